@@ -1,0 +1,1 @@
+"""Generated stubs of the public API, see `protos/mlx_sidecar/v1/sidecar.proto`."""

@@ -1,0 +1,178 @@
+"""Checks of requests that need no model: ranges, sizes, required fields. What is wrong is named by its field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from google.protobuf.message import Message
+
+from daemon.durations import seconds
+from daemon.errors import invalid
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+MAX_REQUEST_BYTES = 8 * 1024 * 1024
+"""Room for a prompt of two million token ids, and for more text than any context holds."""
+
+MAX_NAME_BYTES = 1024
+MAX_REQUEST_ID = 128
+MAX_SALT_BYTES = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_BYTES = 256
+MAX_STOP_IDS = 64
+MAX_LOGIT_BIAS = 1024
+MAX_TOP_LOGPROBS = 20
+MAX_MESSAGES = 10_000
+
+_SAMPLING_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_p": (math.ulp(0.0), 1),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (math.ulp(0.0), 10),
+    "presence_penalty": (-10, 10),
+    "frequency_penalty": (-10, 10),
+}
+
+
+def check_load(request: pb.GetOrLoadRequest) -> None:
+    """
+    Check a GetOrLoadRequest.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT with the field that is wrong.
+    """
+    _check_size(request)
+    _check_name("model", request.model)
+    _check_length("revision", request.revision, MAX_NAME_BYTES)
+    _check_length("adapter", request.adapter, MAX_NAME_BYTES)
+    if request.HasField("ttl") and seconds(request.ttl) < 0:
+        raise invalid("ttl", "must be zero or more")
+    if request.estimate_only and request.HasField("pin"):
+        raise invalid("pin", "cannot be combined with estimate_only, which loads nothing")
+
+
+def check_generate(request: pb.GenerateRequest) -> None:
+    """
+    Check a GenerateRequest as far as that is possible without its model.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT with the field that is wrong.
+    """
+    _check_size(request)
+    _check_name("model", request.model)
+    _check_length("adapter", request.adapter, MAX_NAME_BYTES)
+    _check_prompt(request)
+    if request.HasField("max_tokens") and request.max_tokens < 1:
+        raise invalid("max_tokens", f"is {request.max_tokens}; it must be 1 or more")
+    _check_sampling(request.sampling)
+    _check_stop(request.stop)
+    if request.HasField("top_logprobs"):
+        _check_range("top_logprobs", request.top_logprobs, 0, MAX_TOP_LOGPROBS)
+    if request.cache.mode not in pb.CacheMode.values():
+        raise invalid("cache.mode", f"is {request.cache.mode}, which is no CacheMode")
+    _check_length("cache.salt", request.cache.salt, MAX_SALT_BYTES)
+    _check_request_id(request.request_id)
+
+
+def check_invalidate(request: pb.InvalidateRequest) -> None:
+    """
+    Check an InvalidateRequest.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT with the field that is wrong.
+    """
+    _check_size(request)
+    kind = request.WhichOneof("target")
+    if kind is None:
+        raise invalid("target", "is missing; give model, prefix or all")
+    if kind == "prefix":
+        _check_name("prefix.model", request.prefix.model)
+        _check_length("prefix.salt", request.prefix.salt, MAX_SALT_BYTES)
+        if not (request.prefix.text or request.prefix.tokens.ids):
+            raise invalid("prefix.input", "is empty; give text or tokens")
+        return
+    if kind == "model":
+        _check_name("model.model", request.model.model)
+    target = request.model if kind == "model" else request.all
+    if not (target.weights or target.prefixes):
+        raise invalid(kind, "drops nothing; set weights, prefixes or both")
+
+
+def _check_size(request: Message) -> None:
+    size = request.ByteSize()
+    if size > MAX_REQUEST_BYTES:
+        raise invalid("request", f"has {size} bytes; at most {MAX_REQUEST_BYTES} are allowed")
+
+
+def _check_name(field: str, name: str) -> None:
+    if not name:
+        raise invalid(field, "is missing; give a Hub id (org/name), an absolute directory, or 'embedded'")
+    _check_length(field, name, MAX_NAME_BYTES)
+
+
+def _check_length(field: str, text: str, most: int) -> None:
+    size = len(text.encode())
+    if size > most:
+        raise invalid(field, f"has {size} bytes; at most {most} are allowed")
+
+
+def _check_range(field: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # also false for NaN
+        lower = "above 0" if least == math.ulp(0.0) else f"{least:g}"
+        raise invalid(field, f"is {value:g}; it must be {lower} to {most:g}")
+
+
+def _check_prompt(request: pb.GenerateRequest) -> None:
+    kind = request.WhichOneof("prompt")
+    if kind is None:
+        raise invalid("prompt", "is missing; give text, tokens or chat")
+    if kind == "text" and not request.text:
+        raise invalid("text", "is empty; a prompt needs at least one token")
+    if kind == "tokens" and not request.tokens.ids:
+        raise invalid("tokens.ids", "is empty; a prompt needs at least one token")
+    if kind == "chat":
+        _check_chat(request.chat)
+
+
+def _check_chat(chat: pb.Chat) -> None:
+    if not chat.messages:
+        raise invalid("chat.messages", "is empty; a conversation needs at least one message")
+    if len(chat.messages) > MAX_MESSAGES:
+        raise invalid("chat.messages", f"has {len(chat.messages)} entries; at most {MAX_MESSAGES} are allowed")
+    for index, message in enumerate(chat.messages):
+        if not message.role:
+            raise invalid(f"chat.messages[{index}].role", "is missing")
+    for index, tool in enumerate(chat.tools):
+        if not tool.name:
+            raise invalid(f"chat.tools[{index}].name", "is missing")
+
+
+def _check_sampling(sampling: pb.Sampling) -> None:
+    for name, (least, most) in _SAMPLING_RANGES.items():
+        if sampling.HasField(name):
+            _check_range(f"sampling.{name}", getattr(sampling, name), least, most)
+    _check_count("sampling.logit_bias", list(sampling.logit_bias), MAX_LOGIT_BIAS)
+    for token, bias in sampling.logit_bias.items():
+        _check_range(f"sampling.logit_bias[{token}]", bias, -100, 100)
+
+
+def _check_stop(stop: pb.Stop) -> None:
+    _check_count("stop.strings", stop.strings, MAX_STOP_STRINGS)
+    _check_count("stop.token_ids", stop.token_ids, MAX_STOP_IDS)
+    for index, text in enumerate(stop.strings):
+        if not text:
+            raise invalid(f"stop.strings[{index}]", "is empty")
+        _check_length(f"stop.strings[{index}]", text, MAX_STOP_BYTES)
+
+
+def _check_count(field: str, values: Sequence[object], most: int) -> None:
+    if len(values) > most:
+        raise invalid(field, f"has {len(values)} entries; at most {most} are allowed")
+
+
+def _check_request_id(request_id: str) -> None:
+    if len(request_id) > MAX_REQUEST_ID or not all(" " < character <= "~" for character in request_id):
+        raise invalid("request_id", f"must be at most {MAX_REQUEST_ID} printable ASCII characters without spaces")
+
+
