@@ -1,0 +1,96 @@
+"""The layout of a model's KV cache: which layers can be cached as blocks, and how to build and restore them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
+
+from daemon.kv.adapters import kv_cache
+from daemon.kv.block import BLOCK_TOKENS
+from daemon.kv.extents import Extent, Run
+
+ROOM_STEP = 256
+"""Tokens by which mlx-lm grows a KV cache; capacities are multiples of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """
+    How one model keeps its KV.
+
+    Attributes:
+        signature: Class, shape and dtype of every layer's cache; part of the namespace.
+        groups: Layers that share extents, by equal signature; empty if nothing can be reused.
+        bytes_per_token: KV bytes of one token, all layers.
+        template: A cache that holds one token, for shapes.
+    """
+
+    signature: str
+    groups: tuple[tuple[int, ...], ...]
+    bytes_per_token: int
+    template: tuple[Any, ...]
+
+    @property
+    def reusable(self) -> bool:
+        """Whether prefixes can be reused in blocks."""
+        return bool(self.groups)
+
+    @property
+    def block_bytes(self) -> int:
+        """KV bytes of one block, all layers."""
+        return self.bytes_per_token * BLOCK_TOKENS
+
+    def new_cache(self, model: Any, tokens: int) -> list[Any]:
+        """Return an empty cache with room for `tokens` tokens where the class allows it."""
+        caches = make_prompt_cache(model)
+        if self.reusable:
+            kv_cache.reserve(caches, self.template, capacity_for(tokens))
+        return caches
+
+    def restored_cache(self, model: Any, groups: Sequence[Sequence[Run]], tokens: int) -> list[Any]:
+        """
+        Return a cache that holds the KV of `groups`' runs, with room for `tokens` tokens in all.
+
+        Raises:
+            RuntimeError: If a layer holds another number of tokens than the runs have.
+        """
+        caches = make_prompt_cache(model)
+        for layers, runs in zip(self.groups, groups, strict=True):
+            kv_cache.restore([caches[layer] for layer in layers], runs, capacity_for(tokens))
+        expected = sum(run.stop - run.start for run in groups[0]) * BLOCK_TOKENS
+        if any(cache.offset != expected for cache in caches):
+            raise RuntimeError(f"restored layers do not all hold {expected} tokens")
+        return caches
+
+    def pack(self, caches: Sequence[Any], start: int, stop: int) -> list[Extent]:
+        """Copy blocks `start` to `stop` out of a live cache: one evaluated extent for each group."""
+        return [kv_cache.pack([caches[layer] for layer in layers], start, stop) for layers in self.groups]
+
+
+def capacity_for(tokens: int) -> int:
+    """Return the capacity that a cache for `tokens` tokens gets."""
+    return -(-tokens // ROOM_STEP) * ROOM_STEP
+
+
+def probe(model: Any) -> Layout:
+    """Run one token through a model and return the layout of the cache that it leaves."""
+    caches = make_prompt_cache(model)
+    mx.eval(model(mx.array([[0]]), cache=caches), [cache.state for cache in caches])
+    names = [type(cache).__name__ for cache in caches]
+    if not all(type(cache) is kv_cache.CACHE_CLASS and cache.keys is not None for cache in caches):
+        return Layout("+".join(names), (), _opaque_bytes_per_token(caches), tuple(caches))
+    signatures = [kv_cache.signature(cache) for cache in caches]
+    groups = tuple(
+        tuple(layer for layer, signature in enumerate(signatures) if signature == unique)
+        for unique in dict.fromkeys(signatures)
+    )
+    return Layout(";".join(signatures), groups, sum(map(kv_cache.bytes_per_token, caches)), tuple(caches))
+
+
+def _opaque_bytes_per_token(caches: Sequence[Any]) -> int:
+    """Return an upper bound: what one token took, growth in steps included."""
+    return sum(int(getattr(cache, "nbytes", 0)) for cache in caches) // ROOM_STEP
