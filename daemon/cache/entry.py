@@ -1,0 +1,179 @@
+"""What the model cache hands out: leases on loaded models, and tickets for models that are being loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Generic, Protocol, TypeVar, cast
+
+M = TypeVar("M")
+
+
+class Stage(Enum):
+    """A phase of a load, in order."""
+
+    QUEUED = "queued"
+    DOWNLOADING = "downloading"
+    LOADING = "loading"
+    WARMING_UP = "warming_up"
+
+
+class Outcome(Enum):
+    """How a caller got its model."""
+
+    HIT = "hit"
+    LOADED = "loaded"
+    UNCACHED = "uncached"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a load is: bytes done and to do in its stage (0 if unknown), and which models make room for it."""
+
+    stage: Stage
+    bytes_done: int = 0
+    bytes_total: int = 0
+    evicting: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[M]):
+    """The result of a load: the model and the bytes that it really takes."""
+
+    model: M
+    nbytes: int
+
+
+Load = Generator[Progress, None, Loaded[M]]
+"""A load in slices: it yields after each, may be closed at any yield, and returns the model."""
+
+
+class Source(Protocol):
+    """Where a model comes from. Equal keys are the same model, whatever its name."""
+
+    @property
+    def key(self) -> Hashable:
+        """Identity of the content."""
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that it is expected to take."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry(Generic[M]):
+    """
+    A model in memory. Times are those of the injected clock, in seconds.
+
+    Attributes:
+        leases: Requests that use it now.
+        draining: Whether it was dropped while in use.
+    """
+
+    key: Hashable
+    name: str
+    model: M
+    nbytes: int
+    ttl: float
+    loaded_at: float
+    last_used: float
+    load_time: float
+    use_count: int = 0
+    leases: int = 0
+    pinned: bool = False
+    draining: bool = False
+
+    def forget_model(self) -> None:
+        """Let go of the model, so that its memory returns although somebody still looks at the entry."""
+        self.model = cast("M", None)
+
+    @property
+    def evictable(self) -> bool:
+        """Whether it may be dropped to make room."""
+        return not (self.leases or self.pinned)
+
+    def is_stale(self, now: float) -> bool:
+        """Whether it was idle for its time to live. A zero time to live makes every idle entry stale."""
+        return self.evictable and now - self.last_used >= self.ttl
+
+    def expires_in(self, now: float) -> float | None:
+        """Return the seconds until it is stale; None while it is in use or pinned."""
+        return max(0.0, self.ttl - (now - self.last_used)) if self.evictable else None
+
+
+class Lease(Generic[M]):
+    """
+    Keeps a model usable, also after its eviction, invalidation or expiry. Release it exactly once.
+
+    Attributes:
+        entry: The model in memory.
+    """
+
+    __slots__ = ("_on_release", "_released", "entry")
+
+    def __init__(self, entry: Entry[M], on_release: Callable[[Entry[M]], None]) -> None:
+        self.entry = entry
+        self._on_release = on_release
+        self._released = False
+
+    @property
+    def model(self) -> M:
+        """The model; usable until release."""
+        return self.entry.model
+
+    def release(self) -> None:
+        """
+        End the use; the last release of a dropped model frees its memory.
+
+        Raises:
+            RuntimeError: If it was released before.
+        """
+        if self._released:
+            raise RuntimeError(f"a lease on {self.entry.name} was released twice")
+        self._released = True
+        self._on_release(self.entry)
+
+
+@dataclass(slots=True, eq=False)
+class Ticket(Generic[M]):
+    """
+    One caller's wait for a model. It ends with a lease or an error; `cancel` ends it early.
+
+    Attributes:
+        progress: The latest of the load that it waits for.
+        lease: The model, once it is ready.
+        error: Why there will be none.
+        outcome: How the model was got, once it is ready.
+        evicted: Models that made room for it.
+        pin: Pins or unpins the entry once ready; None leaves it.
+        ttl: Time to live that the entry gets once ready, in seconds; None leaves it.
+    """
+
+    name: str
+    pin: bool | None = None
+    ttl: float | None = None
+    progress: Progress = field(default_factory=lambda: Progress(Stage.QUEUED))
+    lease: Lease[M] | None = None
+    error: Exception | None = None
+    outcome: Outcome | None = None
+    evicted: tuple[str, ...] = ()
+    _abandon: Callable[[Ticket[M]], None] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self.lease is not None or self.error is not None
+
+    def cancel(self) -> None:
+        """Stop waiting, or give the lease back. The last caller that cancels abandons the load. Harmless twice."""
+        if self.lease is not None:
+            lease, self.lease = self.lease, None
+            lease.release()
+        elif self._abandon is not None:
+            self._abandon(self)
+        self._abandon = None

@@ -1,0 +1,95 @@
+"""Models of the Hugging Face Hub: found in the local cache first, fetched only when the caller allows it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from tqdm import tqdm
+
+from daemon.errors import Reason, SidecarError
+
+PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
+"""What mlx-lm reads of a model. Python files are left out: they are never run."""
+
+Report = Callable[[int, int], None]
+"""Called with bytes done and bytes known so far; may raise to abandon the download."""
+
+
+def snapshot(repo: str, revision: str, *, allow_download: bool, report: Report) -> Path:
+    """
+    Return the directory of a model, from the local cache if it is complete there.
+
+    Raises:
+        SidecarError: MODEL_NOT_CACHED, MODEL_NOT_FOUND or MODEL_GATED.
+    """
+    try:
+        return _fetch(repo, revision, local_files_only=True)
+    except LocalEntryNotFoundError as error:
+        if not allow_download:
+            raise _not_cached(repo, "fetch it with: mlx-sidecar load " + repo) from error
+    except HFValidationError as error:
+        raise SidecarError(Reason.MODEL_NOT_FOUND, f"{repo} is no Hub id", field="model") from error
+    return _download(repo, revision, report)
+
+
+def _download(repo: str, revision: str, report: Report) -> Path:
+    try:
+        return _fetch(repo, revision, tqdm_class=_reporting_bar(report))
+    except GatedRepoError as error:
+        raise SidecarError(
+            Reason.MODEL_GATED,
+            f"{repo} is gated: accept its terms on the Hub, then log in with `hf auth login` and restart the daemon",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise SidecarError(Reason.MODEL_NOT_FOUND, f"{repo} has no revision {revision}", field="revision") from error
+    except RepositoryNotFoundError as error:
+        raise SidecarError(
+            Reason.MODEL_NOT_FOUND, f"the Hub has no model {repo}, or it is private", field="model"
+        ) from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise _not_cached(repo, f"and the Hub cannot be reached ({type(error).__name__})") from error
+
+
+def _fetch(repo: str, revision: str, **options: Any) -> Path:
+    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=PATTERNS, **options))
+
+
+def _not_cached(repo: str, why: str) -> SidecarError:
+    return SidecarError(Reason.MODEL_NOT_CACHED, f"{repo} is not in the local Hub cache; {why}")
+
+
+def _reporting_bar(report: Report) -> type[tqdm[Any]]:
+    """
+    Return a progress bar class that reports instead of drawing.
+
+    huggingface_hub makes three bars: bytes received, bytes written, files. Those that count bytes are joined by taking
+    the one that is ahead. Its own bar class turns itself off without a terminal, so that this one builds on tqdm's.
+    """
+    bars: list[tqdm[Any]] = []
+
+    class ReportingBar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False, "mininterval": 0.2})
+            if self.unit == "B":
+                bars.append(self)
+
+        def display(self, *_: Any, **__: Any) -> bool:
+            if bars:
+                report(int(max(bar.n for bar in bars)), int(max(bar.total or 0 for bar in bars)))
+            return True
+
+    return ReportingBar

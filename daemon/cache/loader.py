@@ -1,0 +1,112 @@
+"""Loads a model in slices that fit between engine steps. The only part of the model cache that touches MLX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_adapters, load_model
+
+from daemon.cache.entry import Loaded, Progress, Stage
+from daemon.cache.identity import ModelSource
+from daemon.cache.warmup import WarmUp, warm_up
+from daemon.errors import Reason, SidecarError
+from daemon.kv.layout import Layout, probe
+
+SLICE_BYTES = 1 << 30
+"""Weights evaluated between two engine steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """
+    A model in memory.
+
+    Attributes:
+        source: What was loaded.
+        model: mlx-lm's module. Only the MLX thread may touch it.
+        layout: How it keeps its KV.
+        nbytes: Bytes of its weights.
+        vocab_size: Width of its logits.
+        warmup_time: Seconds that the warm-up took; 0 if there was none.
+    """
+
+    source: ModelSource
+    model: Any
+    layout: Layout
+    nbytes: int
+    vocab_size: int
+    warmup_time: float = 0.0
+
+
+def load(
+    source: ModelSource, warmup_tokens: int, clock: Callable[[], float]
+) -> Generator[Progress, None, Loaded[LoadedModel]]:
+    """
+    Load a model, one slice for each `next`; the generator returns the model. Closing it abandons the load.
+
+    Raises:
+        SidecarError: MODEL_UNSUPPORTED or MODEL_CORRUPT.
+    """
+    model = _build(source)
+    done = 0
+    for piece in _slices(model):
+        mx.eval(piece)
+        done += sum(array.nbytes for array in piece)
+        yield Progress(Stage.LOADING, done, max(done, source.size_bytes))
+    logits, layout = _first_token(source, model)
+    loaded = LoadedModel(source, model, layout, done, logits)
+    if warmup_tokens:
+        warmup = WarmUp(model, layout, warmup_tokens)
+        for _ in warm_up(warmup, clock):
+            yield Progress(Stage.WARMING_UP)
+        loaded = replace(loaded, warmup_time=warmup.seconds)
+    return Loaded(loaded, done)
+
+
+def _build(source: ModelSource) -> Any:
+    """Build the module with lazy weights: headers are read, weights are not."""
+    try:
+        model, _ = load_model(source.path, lazy=True, trust_remote_code=False)
+        if source.adapter_path is not None:
+            model = load_adapters(model, str(source.adapter_path))
+            model.eval()
+    except ValueError as error:
+        supported = "not supported" not in str(error)
+        raise _refusal(source, Reason.MODEL_CORRUPT if supported else Reason.MODEL_UNSUPPORTED, error) from error
+    except (AttributeError, FileNotFoundError, KeyError, RuntimeError, TypeError) as error:
+        raise _refusal(source, Reason.MODEL_CORRUPT, error) from error
+    return model
+
+
+def _first_token(source: ModelSource, model: Any) -> tuple[int, Layout]:
+    """Return the width of the logits and the layout; a model that cannot compute one token is refused."""
+    try:
+        layout = probe(model)
+        logits = model(mx.array([[0]]))
+        mx.eval(logits)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise _refusal(source, Reason.MODEL_CORRUPT, error) from error
+    return int(logits.shape[-1]), layout
+
+
+def _slices(model: Any) -> Iterator[list[mx.array]]:
+    """Group the parameters so that each group is at most a slice, or a single larger array."""
+    piece: list[mx.array] = []
+    size = 0
+    for _, array in tree_flatten(model.parameters()):
+        if piece and size + array.nbytes > SLICE_BYTES:
+            yield piece
+            piece, size = [], 0
+        piece.append(array)
+        size += array.nbytes
+    if piece:
+        yield piece
+
+
+def _refusal(source: ModelSource, reason: Reason, error: Exception) -> SidecarError:
+    what = "is not supported by this mlx-lm" if reason is Reason.MODEL_UNSUPPORTED else "cannot be loaded"
+    return SidecarError(reason, f"{source.name} {what}: {type(error).__name__}: {error}")

@@ -1,0 +1,77 @@
+"""Sizes and sanity of weight files, from their headers alone. Nothing here reads a weight."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from daemon.errors import Reason, SidecarError
+
+_MAX_HEADER_BYTES = 100_000_000
+_WIDTHS = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+
+
+def weight_files(model_dir: Path) -> list[Path]:
+    """Return all safetensors files below a directory, sorted."""
+    return sorted(path for path in model_dir.rglob("*.safetensors") if path.is_file())
+
+
+def estimate_size(model_dir: Path) -> int:
+    """Return the bytes of all safetensors files below a directory: what a model will take, before it is loaded."""
+    return sum(path.stat().st_size for path in weight_files(model_dir))
+
+
+def read_header(path: Path) -> bytes:
+    """
+    Return the JSON header of a safetensors file after checking it against the file's size.
+
+    MLX trusts the header of the files it maps, so that this check is what keeps a damaged file out of the engine.
+
+    Raises:
+        SidecarError: MODEL_CORRUPT if the file is truncated, or its header is no valid description of it.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise _corrupt(path, "is too short to have a header")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(size - 8, _MAX_HEADER_BYTES):
+            raise _corrupt(path, f"claims a header of {length} bytes but has {size} bytes in all")
+        header = file.read(length)
+    try:
+        tensors = json.loads(header)
+        end = max((_tensor_end(tensor) for name, tensor in tensors.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _corrupt(path, "has a header that describes no valid tensors") from error
+    if 8 + length + end > size:
+        raise _corrupt(path, f"is truncated: {8 + length + end} bytes are described, {size} are there")
+    return header
+
+
+def _tensor_end(tensor: dict[str, object]) -> int:
+    """
+    Return the end offset of a tensor.
+
+    Raises:
+        ValueError: If its offsets do not match its shape and type.
+    """
+    start, end = tensor["data_offsets"]  # type: ignore[misc]
+    elements = 1
+    for dimension in tensor["shape"]:  # type: ignore[attr-defined]
+        if not isinstance(dimension, int) or dimension < 0:
+            raise ValueError("a dimension is negative")
+        elements *= dimension
+    width = _WIDTHS[str(tensor["dtype"])]
+    if not (isinstance(start, int) and isinstance(end, int)) or start < 0 or end - start != elements * width:
+        raise ValueError("offsets and shape disagree")
+    return end
+
+
+def _corrupt(path: Path, what: str) -> SidecarError:
+    return SidecarError(Reason.MODEL_CORRUPT, f"{path.name} {what}; download the model again")
