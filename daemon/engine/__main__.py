@@ -1,0 +1,83 @@
+"""
+The engine process: `python -m daemon.engine --fd N --config JSON`. Started by the supervisor, never by hand.
+
+The main thread is the MLX thread. It ends, and the process with status 0, when the parent says so or is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import resource
+import signal
+import socket
+import time
+
+# Before any library reads it: requests are tokenised one at a time, and a fork-happy pool would only compete with MLX.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import mlx.core as mx
+import mlx_lm
+import structlog
+
+from daemon import logs
+from daemon.config import Config
+from daemon.engine.engine import SWEEP_SECONDS, Engine, device_name
+from daemon.engine.link import Link
+from daemon.engine.loop import Loop
+from daemon.v1 import ipc_pb2 as ipc
+
+FLUSH_SECONDS = 1.0
+
+log = structlog.get_logger()
+
+
+def main() -> int:
+    """Serve the parent until it is gone, and return the exit status."""
+    arguments = _arguments()
+    config = Config.from_json(arguments.config)
+    _harden()
+    logs.configure(config.log_level, None)
+    loop = Loop(time.monotonic, SWEEP_SECONDS)
+    link = Link(
+        socket.socket(fileno=arguments.fd),
+        on_command=lambda command: loop.post(lambda: engine.handle(command)),
+        on_end=loop.stop,
+        pulse=lambda: (loop.steps, loop.step_age),
+    )
+    engine = Engine(config, link.send, loop.post, time.monotonic)
+    link.start()
+    link.send(
+        ipc.Event(
+            hello=ipc.Hello(
+                mlx_version=mx.__version__, mlx_lm_version=mlx_lm.__version__, device=device_name()
+            )
+        )
+    )
+    try:
+        loop.run(engine)
+    finally:
+        engine.close()
+        link.flush(FLUSH_SECONDS)
+        # Without this, mlx aborts the process at exit with status 134 (seen with 0.32.4 on Linux).
+        mx.clear_streams()
+    return 0
+
+
+def _harden() -> None:
+    """Leave no core file with prompts in it, show where a crash happened, and let the parent handle Ctrl-C."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mlx-sidecar engine", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="this process's end of the socket pair")
+    parser.add_argument("--config", required=True, help="configuration as JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

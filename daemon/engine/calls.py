@@ -1,0 +1,243 @@
+"""Calls before they run: names become models, prompts become tokens, and both wait for weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from daemon.cache.entry import Progress, Stage, Ticket
+from daemon.cache.identity import ModelSource
+from daemon.cache.loader import LoadedModel
+from daemon.cache.model_cache import ModelCache
+from daemon.cache.resolver import Resolver
+from daemon.durations import duration, seconds
+from daemon.engine import describe
+from daemon.engine.background import Background, as_sidecar_error
+from daemon.engine.ledger import Ledger, kv_need
+from daemon.engine.outbox import Outbox
+from daemon.engine.output import Output
+from daemon.engine.prompts import Prompt, prepare
+from daemon.engine.runner import Runner
+from daemon.engine.sampling import Params
+from daemon.engine.sequence import Sequence, Times
+from daemon.engine.tokenizers import Tokenizer, Tokenizers
+from daemon.errors import Reason, SidecarError
+from daemon.kv.namespace import Namespace
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+Models = ModelCache[ModelSource, LoadedModel]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What calls need; all of it belongs to the MLX thread but for the resolver and the tokenizers."""
+
+    models: Models
+    runner: Runner
+    ledger: Ledger
+    resolver: Resolver
+    tokenizers: Tokenizers
+    background: Background
+    outbox: Outbox
+    clock: Callable[[], float]
+    seen: Callable[[ModelSource], None]
+
+
+class Call(Protocol):
+    """A call that is not running yet."""
+
+    def poll(self) -> bool:
+        """Go on if its model is ready; False once the call is over for this stage."""
+
+    def cancel(self) -> None:
+        """Give back what it holds. Nothing is sent any more."""
+
+
+class LoadCall:
+    """A GetOrLoad call."""
+
+    def __init__(self, services: Services, call_id: int, request: pb.GetOrLoadRequest) -> None:
+        self._services = services
+        self._call_id = call_id
+        self._request = request
+        self._ticket: Ticket[LoadedModel] | None = None
+        self._sent: Progress | None = None
+        self._began = services.clock()
+        self._over = threading.Event()
+        services.background.run(self._resolve, self._resolved, self._fail, slow=request.allow_download)
+
+    def poll(self) -> bool:
+        """Report progress, and end the call once its model is ready."""
+        ticket = self._ticket
+        if self._over.is_set() or ticket is None:
+            return not self._over.is_set()
+        if ticket.error is not None:
+            self._fail(as_sidecar_error(ticket.error))
+        elif ticket.lease is not None:
+            self._ready(ticket)
+        elif ticket.progress != self._sent:
+            self._sent = ticket.progress
+            self._services.outbox.load(self._call_id, describe.progress(ticket.progress))
+        return not self._over.is_set()
+
+    def cancel(self) -> None:
+        """Stop waiting; the last caller of a load abandons it."""
+        self._over.set()
+        if self._ticket is not None:
+            self._ticket.cancel()
+
+    def _resolve(self) -> ModelSource:
+        request = self._request
+        return self._services.resolver.resolve(
+            request.model,
+            revision=request.revision,
+            adapter=request.adapter,
+            allow_download=request.allow_download,
+            report=self._downloading,
+        )
+
+    def _downloading(self, done: int, total: int) -> None:
+        """Runs on a download thread; raising here is what ends a download that nobody waits for."""
+        if self._over.is_set():
+            raise SidecarError(Reason.INTERNAL, "the download was abandoned")
+        self._services.outbox.load(self._call_id, describe.progress(Progress(Stage.DOWNLOADING, done, total)))
+
+    def _resolved(self, source: ModelSource) -> None:
+        if self._over.is_set():
+            return
+        request = self._request
+        if request.estimate_only:
+            self._over.set()
+            self._services.outbox.load(self._call_id, pb.GetOrLoadResponse(ready=describe.estimated(source)))
+            return
+        self._services.seen(source)
+        try:
+            self._ticket = self._services.models.get_or_load(
+                source,
+                pin=request.pin if request.HasField("pin") else None,
+                ttl=seconds(request.ttl) if request.HasField("ttl") else None,
+                options=request.skip_warmup,
+            )
+        except SidecarError as error:
+            self._fail(error)
+
+    def _ready(self, ticket: Ticket[LoadedModel]) -> None:
+        assert ticket.lease is not None
+        info = describe.loaded(ticket.lease.model, self._request.model, ticket.outcome)
+        info.evicted.extend(ticket.evicted)
+        if info.outcome != pb.LOAD_OUTCOME_HIT:
+            info.load_time.CopyFrom(duration(self._services.clock() - self._began))
+            info.warmup_time.CopyFrom(duration(ticket.lease.model.warmup_time))
+        self._over.set()
+        ticket.cancel()
+        self._services.outbox.load(self._call_id, pb.GetOrLoadResponse(ready=info))
+
+    def _fail(self, error: SidecarError) -> None:
+        if not self._over.is_set():
+            self._over.set()
+            self._services.outbox.fail(self._call_id, error)
+
+
+class GenerateCall:
+    """A Generate call until its sequence can run."""
+
+    def __init__(self, services: Services, call_id: int, request: pb.GenerateRequest) -> None:
+        self._services = services
+        self._call_id = call_id
+        self._request = request
+        self._ticket: Ticket[LoadedModel] | None = None
+        self._prepared: tuple[ModelSource, Tokenizer, Prompt] | None = None
+        self._times = Times(services.clock())
+        self._asked = 0.0
+        self._over = False
+        services.background.run(self._prepare, self._ready_to_load, self._fail)
+
+    def poll(self) -> bool:
+        """Hand the sequence to the runner once its model is ready."""
+        ticket = self._ticket
+        if self._over or ticket is None or not ticket.done:
+            return not self._over
+        if ticket.error is not None:
+            self._fail(as_sidecar_error(ticket.error))
+        else:
+            self._start(ticket)
+        return False
+
+    def cancel(self) -> None:
+        """Stop waiting; the last caller of a load abandons it."""
+        self._over = True
+        if self._ticket is not None:
+            self._ticket.cancel()
+
+    def _prepare(self) -> tuple[ModelSource, Tokenizer, Prompt]:
+        services, request = self._services, self._request
+        source = services.resolver.resolve(request.model, adapter=request.adapter)
+        tokenizer = services.tokenizers.get(source)
+        return source, tokenizer, prepare(request, source, tokenizer)
+
+    def _ready_to_load(self, prepared: tuple[ModelSource, Tokenizer, Prompt]) -> None:
+        if self._over:
+            return
+        source, _, prompt = self._prepared = prepared
+        services = self._services
+        services.seen(source)
+        services.outbox.accepted(self._call_id, len(prompt.tokens))
+        self._asked = services.clock()
+        try:
+            if self._request.require_loaded and not services.models.contains(source.key):
+                raise SidecarError(
+                    Reason.MODEL_NOT_CACHED, f"{source.name} is not loaded and require_loaded is set; GetOrLoad it first"
+                )
+            self._ticket = services.models.get_or_load(source)
+        except SidecarError as error:
+            self._fail(error)
+
+    def _start(self, ticket: Ticket[LoadedModel]) -> None:
+        assert ticket.lease is not None
+        self._times.load = self._services.clock() - self._asked
+        loaded = ticket.lease.model
+        assert self._prepared is not None
+        _, _, prompt = self._prepared
+        try:
+            need = kv_need(len(prompt.tokens), prompt.max_tokens, loaded.layout.bytes_per_token)
+            self._services.ledger.refuse_if_never(need, loaded.nbytes)
+        except SidecarError as error:
+            ticket.cancel()
+            self._fail(error)
+            return
+        self._over = True
+        self._services.runner.add(self._sequence(ticket))
+
+    def _sequence(self, ticket: Ticket[LoadedModel]) -> Sequence:
+        assert ticket.lease is not None
+        assert self._prepared is not None
+        source, tokenizer, prompt = self._prepared
+        request = self._request
+        model = ticket.lease.model
+        stop = request.stop
+        mode = request.cache.mode
+        return Sequence(
+            call_id=self._call_id,
+            request_id=request.request_id,
+            model_name=request.model,
+            model=ticket.lease,
+            prompt=prompt.tokens,
+            max_tokens=prompt.max_tokens,
+            params=Params.of(request.sampling),
+            stop_ids=frozenset(stop.token_ids) | (frozenset() if stop.ignore_eos else tokenizer.eos_ids),
+            top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
+            output=Output(tokenizer.decode, tuple(stop.strings)),
+            namespace=Namespace(
+                source.key.weights, source.key.adapter, model.layout.signature, request.cache.salt
+            ).digest(),
+            reads=mode != pb.CACHE_MODE_BYPASS,
+            writes=mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE),
+            times=self._times,
+        )
+
+    def _fail(self, error: SidecarError) -> None:
+        if not self._over:
+            self._over = True
+            self._services.outbox.fail(self._call_id, error)

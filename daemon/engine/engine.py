@@ -1,0 +1,193 @@
+"""The engine: everything that the MLX thread owns, put together, and what it does with each command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import mlx.core as mx
+import structlog
+
+from daemon.cache.entry import Load
+from daemon.cache.identity import ModelSource
+from daemon.cache.loader import LoadedModel, load
+from daemon.cache.model_cache import Limits as ModelLimits
+from daemon.cache.model_cache import ModelCache
+from daemon.cache.resolver import Resolver
+from daemon.config import Config
+from daemon.engine.background import Background
+from daemon.engine.calls import Call, GenerateCall, LoadCall, Services
+from daemon.engine.invalidation import Invalidator
+from daemon.engine.ledger import Ledger, memory_limit
+from daemon.engine.outbox import Outbox
+from daemon.engine.prompts import tokenise
+from daemon.engine.runner import Runner
+from daemon.engine.snapshot import Figures
+from daemon.engine.tokenizers import Tokenizers
+from daemon.kv.namespace import Namespace
+from daemon.kv.prefix_cache import Limits as PrefixLimits
+from daemon.kv.prefix_cache import PrefixCache
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+MIB = 1 << 20
+SWEEP_SECONDS = 1.0
+"""How often idle models are checked and figures are sent when nothing happens."""
+
+log = structlog.get_logger()
+
+
+class Engine:
+    """
+    Loads models and runs requests, in small steps.
+
+    Args:
+        config: The daemon's configuration.
+        send: Queues an event for the parent; never blocks, any thread.
+        post: Runs a function on the MLX thread; any thread.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        send: Callable[[ipc.Event], None],
+        post: Callable[[Callable[[], None]], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._clock = clock
+        self._swept = clock()
+        self._warmup_tokens = config.warmup_tokens
+        ledger = Ledger(memory_limit(_working_set()))
+        mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
+        budget = min(config.model_cache_mb * MIB, ledger.limit)
+        limits = ModelLimits(budget, config.max_models, config.model_ttl, config.evict_on_memory_pressure)
+        self._models: ModelCache[ModelSource, LoadedModel] = ModelCache(limits, self._load, clock, mx.clear_cache)
+        self._prefixes = PrefixCache(
+            PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB), config.min_prefix_len
+        )
+        self._outbox = Outbox(send, lambda: self._figures.snapshot())
+        self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
+        self._figures = Figures(self._models, self._prefixes, self._runner, ledger, clock)
+        self._ledger = ledger
+        self._invalidator = Invalidator(self._models, self._prefixes, self._runner)
+        self._background = Background(post)
+        self._services = Services(
+            self._models,
+            self._runner,
+            ledger,
+            Resolver(config.model_roots),
+            Tokenizers(),
+            self._background,
+            self._outbox,
+            clock,
+            self._invalidator.seen,
+        )
+        self._calls: dict[int, Call] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do at once."""
+        return self._models.busy or self._runner.busy
+
+    def handle(self, command: ipc.Command) -> None:
+        """Begin or end a call."""
+        kind = command.WhichOneof("body")
+        if kind == "load":
+            self._calls[command.call_id] = LoadCall(self._services, command.call_id, command.load)
+        elif kind == "generate":
+            self._calls[command.call_id] = GenerateCall(self._services, command.call_id, command.generate)
+        elif kind == "invalidate":
+            self._invalidate(command.call_id, command.invalidate)
+        elif kind == "cancel":
+            self._cancel(command.call_id)
+
+    def step(self) -> None:
+        """Do one round: calls that can go on, one step of the runner, one slice of a load."""
+        self._poll()
+        if self._runner.busy:
+            self._runner.step()
+        if self._models.busy:
+            self._models.step()
+            self._poll()
+        if self._clock() - self._swept >= SWEEP_SECONDS:
+            self._sweep()
+
+    def close(self) -> None:
+        """Stop background work."""
+        self._background.close()
+
+    def _load(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
+        return load(source, 0 if skip_warmup else self._warmup_tokens, self._clock)
+
+    def _poll(self) -> None:
+        over = [call_id for call_id, call in self._calls.items() if not call.poll()]
+        for call_id in over:
+            del self._calls[call_id]
+
+    def _cancel(self, call_id: int) -> None:
+        call = self._calls.pop(call_id, None)
+        if call is not None:
+            call.cancel()
+        elif self._runner.cancel(call_id):
+            self._outbox.publish()
+
+    def _sweep(self) -> None:
+        self._swept = self._clock()
+        self._models.evict_stale()
+        if not self.busy:
+            mx.clear_cache()
+        self._outbox.publish()
+
+    def _make_room(self, need: int) -> bool:
+        """Free memory for a request: cached prefixes first, then idle models."""
+        shortfall = self._ledger.shortfall(need, self._figures.use())
+        if shortfall:
+            shortfall -= self._prefixes.shed(shortfall)
+        if shortfall > 0:
+            self._models.shed(shortfall)
+        return self._ledger.shortfall(need, self._figures.use()) == 0
+
+    def _invalidate(self, call_id: int, request: pb.InvalidateRequest) -> None:
+        kind = request.WhichOneof("target")
+        if kind == "prefix":
+            self._background.run(
+                partial(self._prefix_tokens, request.prefix),
+                lambda found: self._invalidate_prefix(call_id, request, *found),
+                partial(self._outbox.fail, call_id),
+            )
+        elif kind == "model":
+            self._outbox.invalidated(call_id, self._invalidator.model(request.model, dry_run=request.dry_run))
+        else:
+            self._outbox.invalidated(call_id, self._invalidator.all(request.all, dry_run=request.dry_run))
+
+    def _prefix_tokens(self, target: pb.PrefixTarget) -> tuple[ModelSource, list[int]]:
+        source = self._services.resolver.resolve(target.model)
+        if target.WhichOneof("input") == "tokens":
+            return source, list(target.tokens.ids)
+        tokens = tokenise(pb.GenerateRequest(text=target.text), self._services.tokenizers.get(source))
+        return source, tokens[:-1] or tokens
+
+    def _invalidate_prefix(
+        self, call_id: int, request: pb.InvalidateRequest, source: ModelSource, tokens: list[int]
+    ) -> None:
+        layouts = {entry.model.layout.signature for entry in self._models.entries() if entry.key == source.key}
+        key, salt = source.key, request.prefix.salt
+        names = [Namespace(key.weights, key.adapter, layout, salt).digest() for layout in layouts]
+        self._outbox.invalidated(call_id, self._invalidator.prefix(names, tokens, dry_run=request.dry_run))
+
+
+def _working_set() -> int | None:
+    """Return what Metal recommends to use at most, in bytes; None where there is no Metal."""
+    if not mx.metal.is_available():
+        return None
+    return int(mx.device_info()["max_recommended_working_set_size"])
+
+
+def device_name() -> str:
+    """Return the device that MLX computes on, as Stats shows it."""
+    kind = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+    name = mx.device_info().get("device_name", "") if kind == "gpu" else ""
+    return f"{kind}: {name}" if name else kind
+
+

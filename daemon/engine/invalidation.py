@@ -1,0 +1,96 @@
+"""Invalidation: drops weights and cached prefixes, and keeps running requests from storing what was dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from daemon.cache.entry import Entry
+from daemon.cache.identity import ModelKey, ModelSource
+from daemon.cache.loader import LoadedModel
+from daemon.cache.model_cache import ModelCache
+from daemon.engine.runner import Runner
+from daemon.kv.namespace import model_digest
+from daemon.kv.prefix_cache import Dropped, PrefixCache
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+_NOTHING = Dropped(0, 0, 0)
+
+
+class Invalidator:
+    """
+    Runs on the MLX thread, between two steps, so that it never sees half of anything.
+
+    Args:
+        models: The model cache.
+        prefixes: The prefix cache.
+        runner: The running requests.
+    """
+
+    def __init__(
+        self, models: ModelCache[ModelSource, LoadedModel], prefixes: PrefixCache, runner: Runner
+    ) -> None:
+        self._models = models
+        self._prefixes = prefixes
+        self._runner = runner
+        self._keys: dict[str, set[ModelKey]] = {}
+
+    def seen(self, source: ModelSource) -> None:
+        """Remember which content a name stood for."""
+        self._keys.setdefault(source.name, set()).add(source.key)
+
+    def model(self, target: pb.ModelTarget, *, dry_run: bool) -> pb.InvalidateResponse:
+        """Drop what belongs to a name, under every revision and adapter that it was asked for with."""
+        keys = self._keys.get(target.model, set())
+        entries = [entry for entry in self._models.entries() if entry.key in keys and not entry.draining]
+        digests = tuple(model_digest(key.weights, key.adapter) for key in keys)
+        return self._drop(
+            entries if target.weights else [],
+            (lambda namespace: namespace.startswith(digests)) if target.prefixes else None,
+            dry_run=dry_run,
+        )
+
+    def all(self, target: pb.AllTarget, *, dry_run: bool) -> pb.InvalidateResponse:
+        """Drop everything of the kinds asked for."""
+        entries = [entry for entry in self._models.entries() if not entry.draining]
+        return self._drop(
+            entries if target.weights else [], (lambda _: True) if target.prefixes else None, dry_run=dry_run
+        )
+
+    def prefix(self, namespaces: Iterable[str], tokens: list[int], *, dry_run: bool) -> pb.InvalidateResponse:
+        """Drop the prompts of some namespaces that begin with a prefix."""
+        wanted = set(namespaces)
+        dropped = [self._prefixes.forget_prefix(name, tokens, dry_run=dry_run) for name in sorted(wanted)]
+        if not dry_run:
+            self._stop_storing(lambda namespace: namespace in wanted)
+        return _answer([], dropped)
+
+    def _drop(
+        self, entries: list[Entry[LoadedModel]], accept: Callable[[str], bool] | None, *, dry_run: bool
+    ) -> pb.InvalidateResponse:
+        answer = _answer(entries, [self._prefixes.clear(accept, dry_run=dry_run) if accept else _NOTHING])
+        if not dry_run:
+            dropped = tuple(model_digest(key.weights, key.adapter) for key in self._keys_of(entries))
+            self._stop_storing(lambda name: name.startswith(dropped) or (accept is not None and accept(name)))
+            for entry in entries:
+                self._models.invalidate(entry.key)
+        return answer
+
+    def _keys_of(self, entries: list[Entry[LoadedModel]]) -> list[ModelKey]:
+        return [entry.model.source.key for entry in entries]
+
+    def _stop_storing(self, accept: Callable[[str], bool]) -> None:
+        for sequence in self._runner.sequences():
+            if accept(sequence.namespace):
+                sequence.writes = False
+
+
+def _answer(entries: list[Entry[LoadedModel]], dropped: list[Dropped]) -> pb.InvalidateResponse:
+    """Add up; called before weights are dropped, while their entries still know who uses them."""
+    return pb.InvalidateResponse(
+        models=[entry.name for entry in entries],
+        blocks=sum(part.blocks for part in dropped),
+        bytes_freed=sum(entry.nbytes for entry in entries if not entry.leases)
+        + sum(part.bytes_freed for part in dropped),
+        bytes_in_use=sum(entry.nbytes for entry in entries if entry.leases)
+        + sum(part.bytes_in_use for part in dropped),
+    )

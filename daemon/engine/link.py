@@ -1,0 +1,96 @@
+"""The engine's end of the socket pair: one thread that reads commands, writes events and sends heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Callable
+
+from daemon.durations import duration
+from daemon.ipc import encode_frame, read_frame
+from daemon.v1 import ipc_pb2 as ipc
+
+HEARTBEAT_SECONDS = 1.0
+EXIT_SECONDS = 1.5
+"""After the parent is gone, the MLX thread has this long to end its step before the process ends without it."""
+
+
+class Link:
+    """
+    Carries frames between the parent and the MLX thread.
+
+    Args:
+        sock: This process's end of the socket pair.
+        on_command: Takes a command; runs on the link's thread and must not block.
+        on_end: Called once when the parent is gone or asked for the end.
+        pulse: Returns steps done and the age of the current step in seconds, if any.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_command: Callable[[ipc.Command], None],
+        on_end: Callable[[], None],
+        pulse: Callable[[], tuple[int, float | None]],
+    ) -> None:
+        self._sock = sock
+        self._on_command = on_command
+        self._on_end = on_end
+        self._pulse = pulse
+        self._loop = asyncio.new_event_loop()
+        self._writer: asyncio.StreamWriter | None = None
+        self._connected = threading.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._run()], name="link")
+        self._thread.daemon = True
+
+    def start(self) -> None:
+        """Begin to read and write."""
+        self._thread.start()
+        self._connected.wait()
+
+    def send(self, event: ipc.Event) -> None:
+        """Queue an event; never blocks, any thread, dropped once the parent is gone."""
+        frame = encode_frame(event)
+        try:
+            self._loop.call_soon_threadsafe(self._write, frame)
+        except RuntimeError:
+            return  # the loop is closed: nobody reads any more
+
+    def flush(self, seconds: float) -> None:
+        """Wait until what was sent so far is written, for at most so long."""
+        writer = self._writer
+        if writer is not None and self._thread.is_alive():
+            drained = asyncio.run_coroutine_threadsafe(self._drain(writer), self._loop)
+            drained.exception(timeout=seconds)
+
+    async def _run(self) -> None:
+        reader, self._writer = await asyncio.open_connection(sock=self._sock)
+        self._connected.set()
+        beats = asyncio.create_task(self._beat())
+        while (command := await read_frame(reader, ipc.Command)) is not None:
+            if command.HasField("shutdown"):
+                self._on_end()
+            else:
+                self._on_command(command)
+        beats.cancel()
+        self._on_end()
+        await asyncio.sleep(EXIT_SECONDS)
+        os._exit(0)
+
+    async def _beat(self) -> None:
+        while True:
+            steps, age = self._pulse()
+            beat = ipc.Heartbeat(steps=steps, step_age=None if age is None else duration(age))
+            self._write(encode_frame(ipc.Event(heartbeat=beat)))
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    def _write(self, frame: bytes) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(frame)
+
+    async def _drain(self, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0)
+        writer.transport.set_write_buffer_limits(high=0)
+        await writer.drain()

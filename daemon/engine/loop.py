@@ -1,0 +1,72 @@
+"""The loop of the MLX thread: take what came in, do one step, and know for how long the current step runs."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Steps(Protocol):
+    """What the loop drives."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do at once."""
+
+    def step(self) -> None:
+        """Do one step."""
+
+
+class Loop:
+    """
+    Runs functions that other threads post, and steps while there is work.
+
+    Args:
+        clock: Seconds that never go back.
+        idle_seconds: How long to wait for work before a step is done anyway, for sweeps.
+    """
+
+    def __init__(self, clock: Callable[[], float], idle_seconds: float) -> None:
+        self._clock = clock
+        self._idle_seconds = idle_seconds
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = False
+        self._step_began: float | None = None
+        self.steps = 0
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Run a function on the loop's thread, before its next step; any thread may call this."""
+        self._inbox.put(action)
+
+    def stop(self) -> None:
+        """End `run` after the current step; any thread may call this."""
+        self.post(self._stop)
+
+    @property
+    def step_age(self) -> float | None:
+        """Seconds since the current step began; None when idle. Any thread may ask."""
+        began = self._step_began
+        return None if began is None else max(0.0, self._clock() - began)
+
+    def run(self, engine: Steps) -> None:
+        """Run until `stop`. An exception of a step passes through: state that it left behind cannot be trusted."""
+        while not self._stopping:
+            self._take(wait=not engine.busy)
+            self._step_began = self._clock()
+            engine.step()
+            self.steps += 1
+            self._step_began = None
+
+    def _take(self, *, wait: bool) -> None:
+        try:
+            action = self._inbox.get(timeout=self._idle_seconds) if wait else self._inbox.get_nowait()
+            while True:
+                self._step_began = self._clock()
+                action()
+                action = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _stop(self) -> None:
+        self._stopping = True

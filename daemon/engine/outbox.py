@@ -1,0 +1,59 @@
+"""The outbox: everything that the MLX thread tells the parent, as IPC events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from daemon.durations import duration
+from daemon.errors import SidecarError
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+class Outbox:
+    """
+    Sends events. Figures go out before an event that ends a call, so that whoever saw the end also sees its effect.
+
+    Args:
+        send: Queues a frame for the parent; never blocks, any thread.
+        figures: Returns fresh statistics.
+    """
+
+    def __init__(self, send: Callable[[ipc.Event], None], figures: Callable[[], pb.StatsResponse]) -> None:
+        self._send = send
+        self._figures = figures
+
+    def accepted(self, call_id: int, prompt_tokens: int) -> None:
+        """Tell the size of a prompt."""
+        self._send(ipc.Event(call_id=call_id, accepted=ipc.Accepted(prompt_tokens=prompt_tokens)))
+
+    def load(self, call_id: int, event: pb.GetOrLoadResponse) -> None:
+        """Send an event of a GetOrLoad call; `ready` ends the call."""
+        if event.HasField("ready"):
+            self.publish()
+        self._send(ipc.Event(call_id=call_id, load=event))
+
+    def generate(self, call_id: int, event: pb.GenerateResponse) -> None:
+        """Send an event of a Generate call; `finished` ends the call."""
+        if event.HasField("finished"):
+            self.publish()
+        self._send(ipc.Event(call_id=call_id, generate=event))
+
+    def invalidated(self, call_id: int, answer: pb.InvalidateResponse) -> None:
+        """Answer an Invalidate call."""
+        self.publish()
+        self._send(ipc.Event(call_id=call_id, invalidate=answer))
+
+    def fail(self, call_id: int, error: SidecarError) -> None:
+        """End a call with an error."""
+        failure = ipc.Failure(
+            reason=error.reason, message=error.message, metadata=error.metadata, field=error.field
+        )
+        if error.retry_after is not None:
+            failure.retry_after.CopyFrom(duration(error.retry_after))
+        self.publish()
+        self._send(ipc.Event(call_id=call_id, failure=failure))
+
+    def publish(self) -> None:
+        """Send fresh figures."""
+        self._send(ipc.Event(snapshot=self._figures()))

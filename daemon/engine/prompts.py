@@ -1,0 +1,134 @@
+"""Prompts: from a request to token ids, checked against the model. Runs on the engine's small thread pool."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from daemon.cache.identity import ModelSource
+from daemon.engine.tokenizers import Tokenizer
+from daemon.errors import Reason, SidecarError, invalid
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+DEFAULT_MAX_TOKENS = 2048
+_TEMPLATE_MESSAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that fits its model: its ids, and how many tokens may follow."""
+
+    tokens: list[int]
+    max_tokens: int
+
+
+def prepare(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer) -> Prompt:
+    """
+    Render and tokenise a prompt and check it against the model's vocabulary and context.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT or CONTEXT_LENGTH_EXCEEDED.
+    """
+    tokens = tokenise(request, tokenizer)
+    if not tokens:
+        raise invalid(request.WhichOneof("prompt") or "prompt", "is empty; a prompt needs at least one token")
+    vocab = source.vocab_size or tokenizer.size
+    _check_ids("tokens.ids", tokens, vocab)
+    _check_ids("stop.token_ids", list(request.stop.token_ids), vocab)
+    _check_ids("sampling.logit_bias", list(request.sampling.logit_bias), vocab)
+    return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length))
+
+
+def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer) -> list[int]:
+    """
+    Return the ids of a request's prompt, whichever form it has.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if the chat template is missing or refuses the conversation.
+    """
+    kind = request.WhichOneof("prompt")
+    if kind == "tokens":
+        return list(request.tokens.ids)
+    if kind == "text":
+        return tokenizer.encode_prompt(request.text) if request.text else []
+    return tokenizer.encode(_render(request.chat, tokenizer), special=False)
+
+
+def _render(chat: pb.Chat, tokenizer: Tokenizer) -> str:
+    if not tokenizer.has_chat_template:
+        raise invalid("chat", "needs a chat template and this model has none; send text instead")
+    options: dict[str, Any] = {"add_generation_prompt": True}
+    if chat.HasField("add_generation_prompt"):
+        options["add_generation_prompt"] = chat.add_generation_prompt
+    if chat.HasField("enable_thinking"):
+        options["enable_thinking"] = chat.enable_thinking
+    if chat.tools:
+        options["tools"] = [_tool(index, tool) for index, tool in enumerate(chat.tools)]
+    messages = [_message(index, message) for index, message in enumerate(chat.messages)]
+    try:
+        return tokenizer.render(messages, **options)
+    except jinja2.TemplateError as error:
+        raise invalid("chat", f"is refused by the model's chat template: {str(error)[:_TEMPLATE_MESSAGE]}") from error
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise invalid("chat", f"cannot be rendered by the model's chat template ({type(error).__name__})") from error
+
+
+def _message(index: int, message: pb.ChatMessage) -> dict[str, Any]:
+    """Return a message as templates expect it: optional keys are absent rather than empty."""
+    rendered: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning_content:
+        rendered["reasoning_content"] = message.reasoning_content
+    if message.tool_call_id:
+        rendered["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        rendered["tool_calls"] = [
+            _tool_call(f"chat.messages[{index}].tool_calls[{position}].arguments_json", call)
+            for position, call in enumerate(message.tool_calls)
+        ]
+    return rendered
+
+
+def _tool_call(field: str, call: pb.ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": _json_object(field, call.arguments_json)}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _tool(index: int, tool: pb.Tool) -> dict[str, Any]:
+    parameters = _json_object(f"chat.tools[{index}].parameters_json", tool.parameters_json)
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def _json_object(field: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise invalid(field, "is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise invalid(field, "must be a JSON object")
+    return value
+
+
+def _check_ids(field: str, ids: list[int], vocab: int) -> None:
+    if ids and max(ids) >= vocab:
+        position = next(index for index, token in enumerate(ids) if token >= vocab)
+        raise invalid(field, f"[{position}] is {ids[position]}, but this model has {vocab} token ids")
+
+
+def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
+    """Return how many tokens may follow; a model that states no context has none to exceed."""
+    wanted = request.max_tokens if request.HasField("max_tokens") else None
+    if not context:
+        return wanted or DEFAULT_MAX_TOKENS
+    if prompt + (wanted or 1) > context:
+        asked = f" plus max_tokens {wanted}" if wanted else ""
+        raise SidecarError(
+            Reason.CONTEXT_LENGTH_EXCEEDED,
+            f"the prompt has {prompt} tokens{asked}, but the model's context holds {context}",
+            metadata={"prompt_tokens": str(prompt), "max_tokens": str(wanted or 1), "context_length": str(context)},
+            field="max_tokens" if wanted else request.WhichOneof("prompt") or "prompt",
+        )
+    return wanted or min(DEFAULT_MAX_TOKENS, context - prompt)

@@ -1,0 +1,181 @@
+"""The runner: sequences that have their model, from waiting for a slot to their last event."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+from daemon.cache.identity import ModelKey
+from daemon.engine.decoder import Decoder
+from daemon.engine.ledger import kv_need
+from daemon.engine.output import Token
+from daemon.engine.prefill import Prefill, store
+from daemon.engine.scheduler import ChunkSizer, startable
+from daemon.engine.sequence import Sequence, delta
+from daemon.errors import SidecarError
+from daemon.kv.prefix_cache import PrefixCache
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+class Replies(Protocol):
+    """Where answers go."""
+
+    def generate(self, call_id: int, event: pb.GenerateResponse) -> None:
+        """Send an event of a Generate call; `finished` ends the call."""
+
+    def fail(self, call_id: int, error: SidecarError) -> None:
+        """End a call with an error."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """Tokens since the start."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+class Runner:
+    """
+    Runs sequences: one decode step for each model's running sequences, then one chunk of the oldest prefill.
+
+    Args:
+        prefixes: The prefix cache.
+        max_batch: Most sequences of one model that run at once.
+        make_room: Frees memory for a sequence of so many KV bytes, and tells whether it fits now.
+        replies: Where events go.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        prefixes: PrefixCache,
+        max_batch: int,
+        make_room: Callable[[int], bool],
+        replies: Replies,
+        clock: Callable[[], float],
+    ) -> None:
+        self.totals = Totals()
+        self._prefixes = prefixes
+        self._max_batch = max_batch
+        self._make_room = make_room
+        self._replies = replies
+        self._clock = clock
+        self._sizer = ChunkSizer()
+        self._waiting: deque[Sequence] = deque()
+        self._prefills: deque[Prefill] = deque()
+        self._decoders: dict[ModelKey, Decoder] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def prefilling(self) -> int:
+        """Sequences whose prompt is being computed."""
+        return len(self._prefills)
+
+    @property
+    def decoding(self) -> int:
+        """Sequences that generate."""
+        return sum(len(decoder) for decoder in self._decoders.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._waiting or self._prefills or self._decoders)
+
+    def sequences(self) -> list[Sequence]:
+        """Return all sequences that hold or will hold KV."""
+        running = [prefill.sequence for prefill in self._prefills]
+        decoding = [sequence for decoder in self._decoders.values() for sequence in decoder]
+        return [*self._waiting, *running, *decoding]
+
+    def live_kv_bytes(self) -> int:
+        """Return the KV bytes that running sequences were promised."""
+        return sum(kv_bytes(sequence) for sequence in self.sequences() if sequence.cache is not None)
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a sequence whose model is loaded."""
+        self._waiting.append(sequence)
+
+    def cancel(self, call_id: int) -> bool:
+        """End a sequence at once and tell whether there was one; what it had computed is stored."""
+        for sequence in self.sequences():
+            if sequence.call_id == call_id:
+                self._end(sequence)
+                return True
+        return False
+
+    def step(self) -> None:
+        """Do one round: start what can start, decode each model once, prefill one chunk."""
+        self._start()
+        for decoder in list(self._decoders.values()):
+            self._decode(decoder)
+        if self._prefills:
+            self._prefill(self._prefills[0])
+
+    def _start(self) -> None:
+        def fits(sequence: Sequence) -> bool:
+            return self._make_room(kv_bytes(sequence))
+
+        while (sequence := startable(self._waiting, self._running, self._max_batch, fits)) is not None:
+            self._waiting.remove(sequence)
+            prefill = Prefill(sequence, self._prefixes, self._sizer, self._clock)
+            prefill.begin()
+            self._prefills.append(prefill)
+            self._replies.generate(sequence.call_id, sequence.started())
+
+    def _running(self, model: Hashable) -> int:
+        prefilling = sum(prefill.sequence.model_key == model for prefill in self._prefills)
+        return prefilling + sum(len(decoder) for key, decoder in self._decoders.items() if key == model)
+
+    def _prefill(self, prefill: Prefill) -> None:
+        sequence = prefill.sequence
+        self.totals.prompt_tokens += prefill.step()
+        if prefill.remaining:
+            self._replies.generate(sequence.call_id, sequence.progress(prefill.done))
+            return
+        self._prefills.popleft()
+        self.totals.prompt_tokens += 1
+        self._decoders.setdefault(sequence.model_key, Decoder()).join(sequence)
+
+    def _decode(self, decoder: Decoder) -> None:
+        for sequence, token in decoder.step():
+            if isinstance(token, SidecarError):
+                sequence.writes = False
+                self._end(sequence)
+                self._replies.fail(sequence.call_id, token)
+            else:
+                self._accept(sequence, token)
+
+    def _accept(self, sequence: Sequence, token: Token) -> None:
+        self.totals.generated_tokens += 1
+        piece, reason = sequence.accept(token, self._clock())
+        if piece:
+            event = delta(piece, logprobs=sequence.top_logprobs is not None)
+            self._replies.generate(sequence.call_id, event)
+        if reason is not None:
+            self._end(sequence)
+            self._replies.generate(sequence.call_id, sequence.finished(reason))
+
+    def _end(self, sequence: Sequence) -> None:
+        """Store what a sequence computed, wherever it is, and free what it holds."""
+        store(sequence, self._prefixes)
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        self._prefills = deque(prefill for prefill in self._prefills if prefill.sequence is not sequence)
+        decoder = self._decoders.get(sequence.model_key)
+        if decoder is not None:
+            decoder.leave(sequence)
+            if not len(decoder):
+                del self._decoders[sequence.model_key]
+        sequence.release()
+
+
+def kv_bytes(sequence: Sequence) -> int:
+    """Return the KV bytes that a sequence is billed."""
+    return kv_need(len(sequence.prompt), sequence.max_tokens, sequence.loaded.layout.bytes_per_token)

@@ -1,0 +1,126 @@
+"""Sampling: how one request chooses its next token. Each request has its own key and its own history."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Sampling options with their defaults filled in; see the proto for units and ranges."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def of(cls, sampling: pb.Sampling) -> Params:
+        """Read the options of a request."""
+        names = [name for name in cls.__slots__ if name != "logit_bias" and sampling.HasField(name)]
+        given = {name: getattr(sampling, name) for name in names}
+        return cls(**given, logit_bias=tuple(sorted(sampling.logit_bias.items())))
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the history of the request matters."""
+        return self.repetition_penalty != 1.0 or bool(self.presence_penalty) or bool(self.frequency_penalty)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """
+    A sampled token, still on the device.
+
+    Attributes:
+        token: Its id, shape [1].
+        finite: Whether the logits were numbers, shape [1].
+        logprobs: Log-probabilities of the model, shape [vocab]; None if nobody asked.
+    """
+
+    token: mx.array
+    finite: mx.array
+    logprobs: mx.array | None
+
+    def arrays(self) -> list[mx.array]:
+        """Return what must be evaluated."""
+        return [self.token, self.finite] + ([] if self.logprobs is None else [self.logprobs])
+
+
+class Sampler:
+    """
+    One request's sampler.
+
+    Its randomness comes from the seed and the number of tokens sampled before, so that neither other requests nor the
+    moment change what it draws.
+
+    Args:
+        params: Sampling options.
+        prompt: Ids of the prompt, for the repetition penalty.
+        vocab: Width of the logits.
+        logprobs: Whether log-probabilities are wanted.
+    """
+
+    def __init__(self, params: Params, prompt: Sequence[int], vocab: int, *, logprobs: bool) -> None:
+        self._params = params
+        self._want_logprobs = logprobs
+        self._key = mx.random.key(secrets.randbits(64) if params.seed is None else params.seed)
+        self._bias = _dense_bias(params, vocab) if params.logit_bias else None
+        self._seen = _seen(prompt, vocab) if params.penalises else None
+        self._counts = mx.zeros((vocab,), mx.float32) if params.penalises else None
+
+    def __call__(self, logits: mx.array) -> Sampled:
+        """Sample from logits of shape [1, vocab]."""
+        logits = logits.astype(mx.float32)
+        total = mx.logsumexp(logits, axis=-1, keepdims=True)
+        adjusted = self._adjust(logits)
+        token = self._choose(adjusted)
+        if self._counts is not None and self._seen is not None:
+            self._counts = self._counts.at[token].add(1.0)
+            self._seen = self._seen.at[token].maximum(1.0)
+        return Sampled(token, mx.isfinite(total)[0], (logits - total)[0] if self._want_logprobs else None)
+
+    def _adjust(self, logits: mx.array) -> mx.array:
+        params = self._params
+        if self._bias is not None:
+            logits = logits + self._bias
+        if self._counts is not None and self._seen is not None:
+            penalised = mx.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
+            logits = mx.where(self._seen > 0, penalised, logits)
+            logits = logits - params.presence_penalty * (self._counts > 0) - params.frequency_penalty * self._counts
+        return logits
+
+    def _choose(self, logits: mx.array) -> mx.array:
+        params = self._params
+        if params.temperature == 0:
+            return mx.argmax(logits, axis=-1)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        if params.top_p < 1:
+            logprobs = apply_top_p(logprobs, params.top_p)
+        if params.min_p > 0:
+            logprobs = apply_min_p(logprobs, params.min_p)
+        if 0 < params.top_k < logprobs.shape[-1]:
+            logprobs = apply_top_k(logprobs, params.top_k)
+        self._key, key = mx.random.split(self._key)
+        return mx.random.categorical(logprobs * (1 / params.temperature), key=key)
+
+
+def _dense_bias(params: Params, vocab: int) -> mx.array:
+    ids, values = zip(*params.logit_bias, strict=True)
+    return mx.zeros((vocab,), mx.float32).at[mx.array(ids)].add(mx.array(values, mx.float32))
+
+
+def _seen(prompt: Sequence[int], vocab: int) -> mx.array:
+    return mx.zeros((vocab,), mx.float32).at[mx.array(list(prompt))].maximum(1.0)

@@ -1,0 +1,167 @@
+"""A sequence: one Generate request from its prompt to its last token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from daemon.cache.entry import Lease as ModelLease
+from daemon.cache.identity import ModelKey
+from daemon.cache.loader import LoadedModel
+from daemon.durations import duration
+from daemon.engine.output import Output, Piece, Token
+from daemon.engine.sampling import Params
+from daemon.kv.trie import Lease as PrefixLease
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+@dataclass(slots=True)
+class Times:
+    """Moments and spans of a request, in seconds of the engine's clock."""
+
+    arrived: float
+    load: float = 0.0
+    lookup: float = 0.0
+    restore: float = 0.0
+    prefill: float = 0.0
+    started: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+
+    def message(self) -> pb.Timings:
+        """Return them as the API's Timings."""
+        spans = {
+            "queue": self.started - self.arrived - self.load,
+            "load": self.load,
+            "lookup": self.lookup,
+            "restore": self.restore,
+            "prefill": self.prefill,
+            "decode": self.last_token - self.first_token,
+            "first_token": self.first_token - self.arrived,
+        }
+        return pb.Timings(**{name: duration(max(0.0, seconds)) for name, seconds in spans.items()})
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """
+    One request that has its model.
+
+    Attributes:
+        call_id: The call that it answers.
+        model_name: The name that its model was asked for by.
+        prompt: Ids of the prompt.
+        max_tokens: Most tokens to generate.
+        stop_ids: Ids that end it.
+        top_logprobs: Alternatives wanted for each token; None if no log-probabilities are.
+        namespace: Digest under which its KV may be shared.
+        reads, writes: Whether it may reuse cached prefixes, and store its own.
+        generated: Tokens sampled so far.
+        cached: Prompt tokens whose KV was reused.
+        cache: Its KV, one mlx-lm cache for each layer; None until prefill begins and after the end.
+        prefix: Its hold on the prefix that it reused.
+    """
+
+    call_id: int
+    request_id: str
+    model_name: str
+    model: ModelLease[LoadedModel]
+    prompt: list[int]
+    max_tokens: int
+    params: Params
+    stop_ids: frozenset[int]
+    top_logprobs: int | None
+    output: Output
+    namespace: str
+    reads: bool
+    writes: bool
+    times: Times
+    generated: list[int] = field(default_factory=list)
+    cached: int = 0
+    cache: list[Any] | None = None
+    prefix: PrefixLease | None = None
+
+    @property
+    def model_key(self) -> ModelKey:
+        """Identity of its model."""
+        return self.loaded.source.key
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """Its model."""
+        return self.model.model
+
+    @property
+    def tokens_in_cache(self) -> list[int]:
+        """Exactly the tokens whose KV the cache holds."""
+        if not self.cache:
+            return []
+        return (self.prompt + self.generated)[: self.cache[0].offset]
+
+    def started(self) -> pb.GenerateResponse:
+        """Return its first event."""
+        return pb.GenerateResponse(
+            started=pb.Started(
+                request_id=self.request_id,
+                model=self.model_name,
+                prompt_tokens=len(self.prompt),
+                cached_tokens=self.cached,
+            )
+        )
+
+    def progress(self, done: int) -> pb.GenerateResponse:
+        """Return the event that `done` prompt tokens are in the cache."""
+        return pb.GenerateResponse(prefill=pb.PrefillProgress(done=done, total=len(self.prompt)))
+
+    def accept(self, token: Token, now: float) -> tuple[Piece, pb.FinishReason | None]:
+        """
+        Take a sampled token.
+
+        Returns:
+            What may be sent, and why the sequence has ended, if it has.
+        """
+        self.generated.append(token.id)
+        self.times.last_token = now
+        if len(self.generated) == 1:
+            self.times.first_token = now
+        if token.id in self.stop_ids:
+            return self.output.finish(), pb.FINISH_REASON_STOP
+        piece = self.output.add(token)
+        if self.output.stop_match:
+            return piece, pb.FINISH_REASON_STOP
+        if len(self.generated) < self.max_tokens:
+            return piece, None
+        rest = self.output.finish()
+        reason = pb.FINISH_REASON_STOP if self.output.stop_match else pb.FINISH_REASON_LENGTH
+        return Piece(piece.text + rest.text, piece.tokens + rest.tokens), reason
+
+    def finished(self, reason: pb.FinishReason) -> pb.GenerateResponse:
+        """Return its last event."""
+        usage = pb.Usage(
+            prompt_tokens=len(self.prompt), cached_tokens=self.cached, completion_tokens=len(self.generated)
+        )
+        return pb.GenerateResponse(
+            finished=pb.Finished(
+                reason=reason, stop_match=self.output.stop_match, usage=usage, timings=self.times.message()
+            )
+        )
+
+    def release(self) -> None:
+        """Give its KV, its hold on the prefix cache and its model back; called exactly once."""
+        self.cache = None
+        if self.prefix is not None:
+            self.prefix.release()
+        self.model.release()
+
+
+def delta(piece: Piece, *, logprobs: bool) -> pb.GenerateResponse:
+    """Return the event for a piece of text."""
+    message = pb.Delta(text=piece.text, token_ids=[token.id for token in piece.tokens])
+    if logprobs:
+        message.logprobs.extend(_logprob(token) for token in piece.tokens)
+    return pb.GenerateResponse(delta=message)
+
+
+def _logprob(token: Token) -> pb.TokenLogprob:
+    top = [pb.TopLogprob(token_id=id_, logprob=logprob) for id_, logprob in token.top]
+    return pb.TokenLogprob(token_id=token.id, logprob=token.logprob or 0.0, top=top)
