@@ -174,5 +174,3 @@ def _check_count(field: str, values: Sequence[object], most: int) -> None:
 def _check_request_id(request_id: str) -> None:
     if len(request_id) > MAX_REQUEST_ID or not all(" " < character <= "~" for character in request_id):
         raise invalid("request_id", f"must be at most {MAX_REQUEST_ID} printable ASCII characters without spaces")
-
-

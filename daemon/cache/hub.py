@@ -80,7 +80,7 @@ def _reporting_bar(report: Report) -> type[tqdm[Any]]:
     """
     bars: list[tqdm[Any]] = []
 
-    class ReportingBar(tqdm):  # type: ignore[type-arg]
+    class ReportingBar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False, "mininterval": 0.2})

@@ -154,9 +154,7 @@ def _adapter_files(path: Path) -> list[Path]:
     files = [path / "adapter_config.json", path / "adapters.safetensors"]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise SidecarError(
-            Reason.MODEL_NOT_FOUND, f"adapter {path} has no {' and no '.join(missing)}", field="adapter"
-        )
+        raise SidecarError(Reason.MODEL_NOT_FOUND, f"adapter {path} has no {' and no '.join(missing)}", field="adapter")
     return files
 
 

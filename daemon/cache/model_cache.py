@@ -346,10 +346,7 @@ class ModelCache(Generic[S, M]):
         return victims
 
     def _fits(self, newcomer: int) -> bool:
-        return (
-            len(self._entries) < self.limits.max_models
-            and self.total_bytes + newcomer <= self.limits.budget_bytes
-        )
+        return len(self._entries) < self.limits.max_models and self.total_bytes + newcomer <= self.limits.budget_bytes
 
     def _trim(self) -> None:
         """Weights may take more than their files: make up for it now that the actual bytes are known."""
@@ -382,6 +379,10 @@ class ModelCache(Generic[S, M]):
         return SidecarError(
             Reason.BUDGET_IN_USE,
             f"no room for {source.name} ({source.size_bytes} bytes): in use or pinned are {listing}",
-            metadata={"needed_bytes": str(source.size_bytes), "budget_bytes": str(self.limits.budget_bytes), **holders},
+            metadata={
+                "needed_bytes": str(source.size_bytes),
+                "budget_bytes": str(self.limits.budget_bytes),
+                **holders,
+            },
             retry_after=RETRY_IN_USE,
         )

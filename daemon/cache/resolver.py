@@ -93,7 +93,9 @@ class Resolver:
         path = path.resolve()
         if self._roots and not any(path.is_relative_to(root) for root in self._roots):
             raise SidecarError(
-                Reason.MODEL_NOT_FOUND, f"{name} is outside the directories that model_roots allows", field=field
+                Reason.MODEL_NOT_FOUND,
+                f"{name} is outside the directories that model_roots allows",
+                field=field,
             )
         if not path.is_dir():
             raise SidecarError(Reason.MODEL_NOT_FOUND, f"there is no directory {name}", field=field)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from daemon.errors import Reason, SidecarError
 
@@ -54,23 +56,23 @@ def read_header(path: Path) -> bytes:
     return header
 
 
-def _tensor_end(tensor: dict[str, object]) -> int:
+def _tensor_end(tensor: dict[str, Any]) -> int:
     """
     Return the end offset of a tensor.
 
     Raises:
         ValueError: If its offsets do not match its shape and type.
     """
-    start, end = tensor["data_offsets"]  # type: ignore[misc]
-    elements = 1
-    for dimension in tensor["shape"]:  # type: ignore[attr-defined]
-        if not isinstance(dimension, int) or dimension < 0:
-            raise ValueError("a dimension is negative")
-        elements *= dimension
-    width = _WIDTHS[str(tensor["dtype"])]
-    if not (isinstance(start, int) and isinstance(end, int)) or start < 0 or end - start != elements * width:
+    begin, end = _naturals(tensor["data_offsets"])
+    if end - begin != prod(_naturals(tensor["shape"])) * _WIDTHS[tensor["dtype"]]:
         raise ValueError("offsets and shape disagree")
     return end
+
+
+def _naturals(values: list[Any]) -> list[int]:
+    if not all(isinstance(value, int) and value >= 0 for value in values):
+        raise ValueError("not a list of natural numbers")
+    return values
 
 
 def _corrupt(path: Path, what: str) -> SidecarError:

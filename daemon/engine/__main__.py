@@ -13,12 +13,12 @@ import resource
 import signal
 import socket
 import time
+from importlib.metadata import version
 
 # Before any library reads it: requests are tokenised one at a time, and a fork-happy pool would only compete with MLX.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import mlx.core as mx
-import mlx_lm
 import structlog
 
 from daemon import logs
@@ -49,11 +49,7 @@ def main() -> int:
     engine = Engine(config, link.send, loop.post, time.monotonic)
     link.start()
     link.send(
-        ipc.Event(
-            hello=ipc.Hello(
-                mlx_version=mx.__version__, mlx_lm_version=mlx_lm.__version__, device=device_name()
-            )
-        )
+        ipc.Event(hello=ipc.Hello(mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name()))
     )
     try:
         loop.run(engine)

@@ -188,7 +188,8 @@ class GenerateCall:
         try:
             if self._request.require_loaded and not services.models.contains(source.key):
                 raise SidecarError(
-                    Reason.MODEL_NOT_CACHED, f"{source.name} is not loaded and require_loaded is set; GetOrLoad it first"
+                    Reason.MODEL_NOT_CACHED,
+                    f"{source.name} is not loaded and require_loaded is set; GetOrLoad it first",
                 )
             self._ticket = services.models.get_or_load(source)
         except SidecarError as error:

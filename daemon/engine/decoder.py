@@ -82,12 +82,17 @@ def _read(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:
     mx.eval(sampled.arrays())
     if not sampled.finite.item():
         return SidecarError(
-            Reason.NAN_LOGITS, f"{sequence.loaded.source.name} computed logits that are no numbers; its weights may be bad"
+            Reason.NAN_LOGITS,
+            f"{sequence.loaded.source.name} computed logits that are no numbers; its weights may be bad",
         )
-    token = int(sampled.token.item())
+    token = int(_scalar(sampled.token))
     if sampled.logprobs is None:
         return Token(token)
-    return Token(token, float(sampled.logprobs[token].item()), _top(sampled.logprobs, sequence.top_logprobs or 0))
+    return Token(token, _scalar(sampled.logprobs[token]), _top(sampled.logprobs, sequence.top_logprobs or 0))
+
+
+def _scalar(array: mx.array) -> float:
+    return float(array.item())  # type: ignore[arg-type]
 
 
 def _top(logprobs: mx.array, count: int) -> tuple[tuple[int, float], ...]:

@@ -189,5 +189,3 @@ def device_name() -> str:
     kind = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
     name = mx.device_info().get("device_name", "") if kind == "gpu" else ""
     return f"{kind}: {name}" if name else kind
-
-

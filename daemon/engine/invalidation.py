@@ -26,9 +26,7 @@ class Invalidator:
         runner: The running requests.
     """
 
-    def __init__(
-        self, models: ModelCache[ModelSource, LoadedModel], prefixes: PrefixCache, runner: Runner
-    ) -> None:
+    def __init__(self, models: ModelCache[ModelSource, LoadedModel], prefixes: PrefixCache, runner: Runner) -> None:
         self._models = models
         self._prefixes = prefixes
         self._runner = runner

@@ -46,9 +46,7 @@ class Outbox:
 
     def fail(self, call_id: int, error: SidecarError) -> None:
         """End a call with an error."""
-        failure = ipc.Failure(
-            reason=error.reason, message=error.message, metadata=error.metadata, field=error.field
-        )
+        failure = ipc.Failure(reason=error.reason, message=error.message, metadata=error.metadata, field=error.field)
         if error.retry_after is not None:
             failure.retry_after.CopyFrom(duration(error.retry_after))
         self.publish()

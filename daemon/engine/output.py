@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 
 _REPLACEMENT = "\ufffd"
 _CHARACTER_TOKENS = 3
@@ -44,11 +43,16 @@ class Detokenizer:
 
     def _show(self, ids: int, text: str) -> str:
         """Emit what is new of the text of the first `ids` ids, then keep only those as context for the next."""
-        piece = text[len(commonprefix((text, self._shown))) :]
+        piece = text[_common_length(text, self._shown) :]
         self._ids = self._ids[self._shown_ids :]
         self._shown_ids = ids - self._shown_ids
         self._shown = self._decode(self._ids[: self._shown_ids])
         return piece
+
+
+def _common_length(one: str, other: str) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 @dataclass(frozen=True, slots=True)

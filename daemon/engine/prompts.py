@@ -128,7 +128,11 @@ def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
         raise SidecarError(
             Reason.CONTEXT_LENGTH_EXCEEDED,
             f"the prompt has {prompt} tokens{asked}, but the model's context holds {context}",
-            metadata={"prompt_tokens": str(prompt), "max_tokens": str(wanted or 1), "context_length": str(context)},
+            metadata={
+                "prompt_tokens": str(prompt),
+                "max_tokens": str(wanted or 1),
+                "context_length": str(context),
+            },
             field="max_tokens" if wanted else request.WhichOneof("prompt") or "prompt",
         )
     return wanted or min(DEFAULT_MAX_TOKENS, context - prompt)

@@ -86,5 +86,6 @@ def _load(source: ModelSource) -> Tokenizer:
         return Tokenizer(load_tokenizer(source.path, {"trust_remote_code": False}, eos_token_ids=eos))
     except Exception as error:  # transformers raises anything on a damaged tokenizer
         raise SidecarError(
-            Reason.MODEL_CORRUPT, f"the tokenizer of {source.name} cannot be loaded: {type(error).__name__}: {error}"
+            Reason.MODEL_CORRUPT,
+            f"the tokenizer of {source.name} cannot be loaded: {type(error).__name__}: {error}",
         ) from error

@@ -30,10 +30,10 @@ class Extent:
 
 
 class Slot(NamedTuple):
-    """The place of one block: block `index` of `extent`."""
+    """The place of one block: the block at `position` of `extent`."""
 
     extent: Extent
-    index: int
+    position: int
 
 
 class Run(NamedTuple):
@@ -97,10 +97,10 @@ def runs(slots: list[Slot]) -> list[Run]:
     """Join the slots of consecutive blocks into as few runs as possible, in order."""
     joined: list[Run] = []
     last: Extent | None = None
-    for extent, index in slots:
-        if extent is last and joined[-1].stop == index:
-            joined[-1] = joined[-1]._replace(stop=index + 1)
+    for extent, position in slots:
+        if extent is last and joined[-1].stop == position:
+            joined[-1] = joined[-1]._replace(stop=position + 1)
         else:
-            joined.append(Run(extent.payload, index, index + 1))
+            joined.append(Run(extent.payload, position, position + 1))
         last = extent
     return joined

@@ -46,7 +46,7 @@ class Layout:
 
     def new_cache(self, model: Any, tokens: int) -> list[Any]:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
-        caches = make_prompt_cache(model)
+        caches: list[Any] = make_prompt_cache(model)
         if self.reusable:
             kv_cache.reserve(caches, self.template, capacity_for(tokens))
         return caches
@@ -58,7 +58,7 @@ class Layout:
         Raises:
             RuntimeError: If a layer holds another number of tokens than the runs have.
         """
-        caches = make_prompt_cache(model)
+        caches: list[Any] = make_prompt_cache(model)
         for layers, runs in zip(self.groups, groups, strict=True):
             kv_cache.restore([caches[layer] for layer in layers], runs, capacity_for(tokens))
         expected = sum(run.stop - run.start for run in groups[0]) * BLOCK_TOKENS

@@ -167,7 +167,7 @@ class PrefixCache:
 
     def _insert(self, namespace: str, keys: Sequence[bytes], start: int, extents: Sequence[Extent]) -> int:
         blocks = extents[0].blocks
-        slots = [tuple(Slot(extent, index) for extent in extents) for index in range(blocks)]
+        slots = [tuple(Slot(extent, position) for extent in extents) for position in range(blocks)]
         return self.trie.insert(namespace, keys, start, slots)
 
     def _make_room(self, blocks: int, nbytes: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
@@ -80,7 +80,7 @@ def _alike(keys: mx.array, values: mx.array) -> bool:
 
 
 def _layer(run: Run, layer: int, which: int) -> mx.array:
-    arrays: Any = run.payload
+    arrays = cast("tuple[mx.array, ...]", run.payload)
     source = arrays[0][2 * layer + which] if len(arrays) == 1 else arrays[which][layer]
     return source[None, :, run.start * BLOCK_TOKENS : run.stop * BLOCK_TOKENS]
 

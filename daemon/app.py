@@ -1,0 +1,183 @@
+"""The daemon: wires its parts, serves until told to stop, drains, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+# gRPC's fork handlers can hang a process that starts others; this one never forks.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from daemon import __version__, logs
+from daemon.admission import Admission
+from daemon.config import Config
+from daemon.engine_process import engine_command
+from daemon.interceptors import CallInterceptor
+from daemon.paths import prepare_socket_path
+from daemon.service import SidecarService
+from daemon.singleton import InstanceLock, PublishedSocket, private_umask
+from daemon.stats import Stats
+from daemon.supervisor import State, Supervisor
+from daemon.validation import MAX_REQUEST_BYTES
+from mlx_sidecar.v1 import sidecar_pb2, sidecar_pb2_grpc
+
+SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"].full_name
+ORPHAN_SECONDS = 3.0
+"""An engine whose parent was killed exits within two seconds; a new daemon waits a little longer for it."""
+ENGINE_STOP_SECONDS = 3.0
+SERVER_STOP_SECONDS = 1.0
+SOCKET_CHECK_SECONDS = 10.0
+
+_OPTIONS = [
+    # Four times our own limit: a request that is too large should get our error, not gRPC's bare one.
+    ("grpc.max_receive_message_length", 4 * MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", 4 * MAX_REQUEST_BYTES),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+]
+
+log = structlog.get_logger()
+
+
+def run(config: Config) -> int:
+    """
+    Serve until SIGTERM or SIGINT, and return the exit status.
+
+    Raises:
+        SocketPathError: If the socket cannot be made where it should be.
+        AlreadyRunning: If another daemon serves it.
+    """
+    logs.configure(config.log_level, config.log_file)
+    prepare_socket_path(config.socket)
+    with InstanceLock.acquire(config.socket, ORPHAN_SECONDS) as lock:
+        # The engine inherits this copy, so that the lock lives as long as any process holds the models' memory.
+        inherited = lock.inheritable_copy()
+        try:
+            return asyncio.run(Daemon(config).serve())
+        finally:
+            os.close(inherited)
+
+
+class Daemon:
+    """
+    One daemon on one socket, whose lock the caller holds.
+
+    Args:
+        config: Its configuration.
+        command: Command line of its engine; None for the real one.
+    """
+
+    def __init__(self, config: Config, command: list[str] | None = None) -> None:
+        self._config = config
+        self._idle = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._status = 0
+        self._health = HealthServicer()
+        self._supervisor = Supervisor(command or engine_command(config.to_json()), time.monotonic, self._engine_changed)
+        self._admission = Admission(config.max_queue, self._idle.set)
+        self._stats = Stats(self._supervisor, self._admission, time.monotonic)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> int:
+        """Serve until told to stop, and return the exit status."""
+        self._handle_signals()
+        self._supervisor.start()
+        socket = PublishedSocket(self._config.socket)
+        try:
+            server = await self._start_server(socket)
+            log.info(
+                "serving",
+                socket=str(self._config.socket),
+                version=__version__,
+                pid=os.getpid(),
+                python=sys.version.split()[0],
+            )
+            self._spawn(self._guard(socket))
+            await self._stop.wait()
+            await self._drain()
+            await server.stop(0 if self._stop_now.is_set() else SERVER_STOP_SECONDS)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await self._supervisor.stop(ENGINE_STOP_SECONDS)
+            socket.remove()
+        log.info("stopped", status=self._status)
+        return self._status
+
+    async def _start_server(self, socket: PublishedSocket) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[CallInterceptor(self._cancelled)], options=_OPTIONS)
+        servicer = SidecarService(self._supervisor, self._admission, self._stats)
+        sidecar_pb2_grpc.add_SidecarServiceServicer_to_server(servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+        with private_umask():
+            server.add_insecure_port(f"unix:{socket.private}")
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        await self._health.set(SERVICE, self._service_health())
+        await server.start()
+        socket.publish()
+        return server
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._asked_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, logs.configure, self._config.log_level, self._config.log_file)
+
+    def _asked_to_stop(self) -> None:
+        if self._stop.is_set():
+            log.warning("stopping at once")
+            self._stop_now.set()
+        self._stop.set()
+
+    async def _drain(self) -> None:
+        """Refuse new work and let running calls end, for as long as the configuration allows."""
+        log.info("draining", calls=self._admission.active, limit_s=self._config.drain_timeout)
+        self._stats.draining = True
+        await self._health.enter_graceful_shutdown()
+        self._idle.clear()
+        self._admission.close()
+        if not self._admission.active:
+            return
+        ends = [asyncio.create_task(event.wait()) for event in (self._idle, self._stop_now)]
+        await asyncio.wait(ends, timeout=self._config.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        if self._admission.active:
+            log.warning("calls are cut off", calls=self._admission.active)
+
+    async def _guard(self, socket: PublishedSocket) -> None:
+        """Stop with a failure, for launchd to start afresh, if somebody removed or replaced the socket."""
+        while socket.is_ours():  # noqa: ASYNC110 - a socket that is gone sends no event
+            await asyncio.sleep(SOCKET_CHECK_SECONDS)
+        log.error("the socket was removed or replaced; exiting", socket=str(socket.public))
+        self._status = 1
+        self._stop.set()
+
+    def _engine_changed(self, state: State) -> None:
+        log.info("engine", state=state.value, pid=self._supervisor.pid)
+        if not self._stop.is_set():
+            self._spawn(self._health.set(SERVICE, self._service_health()))
+
+    def _service_health(self) -> health_pb2.HealthCheckResponse.ServingStatus:
+        ready = self._supervisor.state is State.READY
+        return health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+
+    def _cancelled(self) -> None:
+        self._stats.cancelled += 1
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

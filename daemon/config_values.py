@@ -1,0 +1,121 @@
+"""
+Readers of configuration values: each turns what somebody wrote into a checked value.
+
+A reader takes (raw value, whether text stands for other types, home directory) and raises `ValueError` with a
+phrase that says what is allowed, such as "true or false".
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+Reader = Callable[[Any, bool, Path], object]
+
+_MOST = 2**31 - 1
+_MOST_SECONDS = 1e9
+_SPAN = re.compile(r"(?=.)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "dhms"), re.ASCII)
+_UNIT_SECONDS = (86_400, 3_600, 60, 1)
+_WORDS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
+
+
+def parse_duration(text: str) -> float:
+    """
+    Return the seconds that `text` means: a number, or parts such as "90s", "10m", "1h30m", "2d".
+
+    Raises:
+        ValueError: If it is neither, or more than 1e9 seconds; the text says what is allowed.
+    """
+    parts = _SPAN.fullmatch(text.strip())
+    if parts:
+        numbers = parts.groups(default="0")
+        return _checked(sum(float(n) * unit for n, unit in zip(numbers, _UNIT_SECONDS, strict=True)))
+    try:
+        return _checked(float(text))
+    except ValueError:
+        return _checked(math.nan)
+
+
+def _checked(seconds: float) -> float:
+    if 0 <= seconds <= _MOST_SECONDS:
+        return seconds
+    raise ValueError('a number of seconds from 0 to 1e9, or text such as "90s", "10m" or "1h30m"')
+
+
+def read_seconds(raw: Any, text: bool, home: Path) -> float:
+    """Read a number of seconds, or text such as "1h30m" (in every source)."""
+    if isinstance(raw, str):
+        return parse_duration(raw)
+    return _checked(float(raw) if type(raw) in (int, float) else math.nan)
+
+
+def whole(least: int) -> Reader:
+    """Return a reader of whole numbers from `least` to 2**31 - 1."""
+
+    def read(raw: Any, text: bool, home: Path) -> int:
+        if text and isinstance(raw, str) and re.fullmatch(r"[0-9]{1,10}", raw.strip()):
+            raw = int(raw)
+        if type(raw) is int and least <= raw <= _MOST:
+            return raw
+        raise ValueError(f"a whole number from {least} to {_MOST}")
+
+    return read
+
+
+def read_switch(raw: Any, text: bool, home: Path) -> bool:
+    """Read true or false; as text also yes, no, on, off, 1, 0."""
+    if text and isinstance(raw, str):
+        raw = _WORDS.get(raw.strip().lower())
+    if isinstance(raw, bool):
+        return raw
+    raise ValueError("true or false")
+
+
+def read_level(raw: Any, text: bool, home: Path) -> str:
+    """Read the name of a log level, in any case."""
+    if isinstance(raw, str) and raw.lower() in LOG_LEVELS:
+        return raw.lower()
+    raise ValueError("one of " + ", ".join(LOG_LEVELS))
+
+
+def read_path(raw: Any, text: bool, home: Path) -> Path:
+    """Read an absolute path; a leading "~" stands for `home`."""
+    if isinstance(raw, str | Path) and "\0" not in str(raw):
+        path = Path(raw)
+        if path.parts[:1] == ("~",):
+            path = home.joinpath(*path.parts[1:])
+        if path.is_absolute():
+            return path
+    raise ValueError('an absolute path, or one that starts with "~/"')
+
+
+def read_optional_path(raw: Any, text: bool, home: Path) -> Path | None:
+    """Read an absolute path; empty text means none."""
+    return None if raw is None or raw == "" else read_path(raw, text, home)
+
+
+def read_paths(raw: Any, text: bool, home: Path) -> tuple[Path, ...]:
+    """Read a list of absolute paths; as text, `os.pathsep` separates them."""
+    if text and isinstance(raw, str):
+        raw = [part for part in raw.split(os.pathsep) if part]
+    try:
+        if isinstance(raw, list | tuple):
+            return tuple(read_path(part, text, home) for part in raw)
+    except ValueError:
+        pass
+    raise ValueError(f'absolute directories separated by "{os.pathsep}"' if text else "a list of absolute directories")

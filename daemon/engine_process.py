@@ -1,0 +1,149 @@
+"""One run of the engine process: spawned as a fresh interpreter, connected by a socket pair, ended without traces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import structlog
+
+from daemon.ipc import FrameError, encode_frame, read_frame
+from daemon.v1 import ipc_pb2 as ipc
+
+LINE_BYTES = 1 << 20
+REAP_SECONDS = 2.0
+"""An engine that has closed its socket is on its way out; one that takes longer is helped along."""
+
+log = structlog.get_logger()
+
+
+def engine_command(config_json: str) -> list[str]:
+    """Return the command line of the real engine; `--fd N` is added to it."""
+    # -P keeps the working directory off the module path: a folder named "daemon" there must not win.
+    return [sys.executable, "-P", "-m", "daemon.engine", "--config", config_json]
+
+
+class EngineProcess:
+    """
+    A running engine.
+
+    Args:
+        process: The child.
+        reader, writer: The parent's end of the socket pair.
+    """
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._output = asyncio.create_task(self._forward_output())
+
+    @classmethod
+    async def spawn(cls, command: Sequence[str]) -> EngineProcess:
+        """
+        Start an engine.
+
+        Descriptors are inherited by their own flag (`close_fds=False`), which lets Python use posix_spawn: a fork of a
+        process that runs gRPC can hang.
+
+        Raises:
+            OSError: If the process cannot be started.
+        """
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            os.set_inheritable(theirs.fileno(), True)
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                "--fd",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                close_fds=False,
+                limit=LINE_BYTES,
+            )
+            reader, writer = await asyncio.open_connection(sock=ours.dup())
+        return cls(process, reader, writer)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def send(self, command: ipc.Command) -> None:
+        """Queue a command; one for a dead engine is dropped."""
+        if not self._writer.is_closing():
+            self._writer.write(encode_frame(command))
+
+    async def listen(self, on_event: Callable[[ipc.Event], None]) -> None:
+        """Hand over every event until the engine is gone, or is killed because it sends garbage."""
+        try:
+            while (event := await read_frame(self._reader, ipc.Event)) is not None:
+                on_event(event)
+        except FrameError as error:
+            log.error("the engine sent garbage and is killed", error=str(error))
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once. Its memory is only free after `reap`."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def reap(self) -> int:
+        """
+        See an engine off that has closed its end of the socket pair.
+
+        Returns:
+            Its exit status, negative for a signal.
+        """
+        status = await self._wait(REAP_SECONDS)
+        await self._output
+        self._writer.close()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+        return status
+
+    async def stop(self, seconds: float) -> int:
+        """Ask it to end, kill it if it has not after so long, and return its exit status."""
+        self.send(ipc.Command(shutdown=ipc.Shutdown()))
+        return await self._wait(seconds)
+
+    async def _wait(self, seconds: float) -> int:
+        try:
+            return await asyncio.wait_for(self._process.wait(), seconds)
+        except TimeoutError:
+            log.warning("the engine did not end in time and is killed", seconds=seconds)
+            self.kill()
+            return await self._process.wait()
+
+    async def _forward_output(self) -> None:
+        """Repeat its log lines in our log, which alone may write the log file."""
+        assert self._process.stdout is not None
+        while True:
+            try:
+                line = await self._process.stdout.readline()
+            except ValueError:
+                continue  # a line longer than the limit; readline has dropped it
+            if not line:
+                return
+            _repeat(line.decode("utf-8", "replace").rstrip())
+
+
+def _repeat(line: str) -> None:
+    try:
+        record = json.loads(line)
+        level = getattr(log, str(record.pop("level")))
+        event = str(record.pop("event"))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        if line:
+            log.warning("engine output", line=line)
+        return
+    record.pop("timestamp", None)
+    level(event, **{"process": "engine", **record})

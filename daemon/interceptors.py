@@ -1,0 +1,138 @@
+"""The interceptor around every RPC: one canonical log line, and errors as statuses with details."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from structlog.contextvars import bind_contextvars, clear_contextvars
+
+from daemon.durations import duration
+from daemon.errors import DOMAIN, Reason, SidecarError
+
+log = structlog.get_logger()
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_QUIET = ("/grpc.health.v1.Health/", "/grpc.reflection.", "/mlx_sidecar.v1.SidecarService/Stats")
+"""Polled all day; logged at debug level."""
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """
+    Wraps unary and server-streaming handlers.
+
+    Args:
+        on_cancel: Called when a client cancelled its call.
+    """
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        self._on_cancel = on_cancel
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the handler of a call, wrapped."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                self._streaming(details.method, handler.unary_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(details.method, handler.unary_unary),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return handler
+
+    def _streaming(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        # Written rather than yielded: a cancelled call then ends here and now, not when a generator is collected.
+        async def handle(request: Message, context: Context) -> None:
+            async with self._observed(method, context), aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    await context.write(response)
+
+        return handle
+
+    def _unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        async def handle(request: Message, context: Context) -> Any:
+            async with self._observed(method, context):
+                return await behaviour(request, context)
+
+        return handle
+
+    @asynccontextmanager
+    async def _observed(self, method: str, context: Context) -> AsyncIterator[None]:
+        clear_contextvars()
+        bind_contextvars(rpc=method.rpartition("/")[2])
+        began = time.monotonic()
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._on_cancel()
+            remaining = context.time_remaining()
+            late = remaining is not None and remaining <= 0
+            _line(method, began, "DEADLINE_EXCEEDED" if late else "CANCELLED")
+            raise
+        except SidecarError as error:
+            _line(method, began, code_name(error), reason=str(error.reason), error=error.message)
+            await context.abort_with_status(rpc_status.to_status(status(error)))
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            error_id = secrets.token_hex(6)
+            log.exception("unexpected error", error_id=error_id)
+            hidden = SidecarError(
+                Reason.INTERNAL,
+                f"an unexpected error occurred; the daemon's log has it under id {error_id}",
+                metadata={"error_id": error_id, "type": type(error).__name__},
+            )
+            _line(method, began, code_name(hidden), error_id=error_id)
+            await context.abort_with_status(rpc_status.to_status(status(hidden)))
+        else:
+            _line(method, began, "OK")
+
+
+def code_name(error: SidecarError) -> str:
+    """Return the name of an error's gRPC code."""
+    return next(code.name for code in grpc.StatusCode if code.value[0] == error.code)
+
+
+def status(error: SidecarError) -> status_pb2.Status:
+    """Return an error as google.rpc.Status with ErrorInfo and, where they help, BadRequest and RetryInfo."""
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=duration(error.retry_after)))
+    return status_pb2.Status(code=error.code, message=error.message, details=[_any(detail) for detail in details])
+
+
+def _any(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _line(method: str, began: float, code: str, **fields: str) -> None:
+    quiet = code == "OK" and method.startswith(_QUIET)
+    write = log.debug if quiet else log.info
+    write("rpc", code=code, duration_s=round(time.monotonic() - began, 6), **fields)

@@ -1,0 +1,141 @@
+"""
+Logging: structlog and the standard library's loggers end in the same lines.
+
+A terminal gets coloured text, everything else gets one JSON object a line. Prompts are never logged;
+tracebacks carry no local variables, because those could hold prompts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+from contextlib import suppress
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+import structlog
+
+MAX_FILE_BYTES = 10_000_000
+KEPT_FILES = 5
+
+_BRING_HANDLERS = ("asyncio", "grpc", "huggingface_hub", "mlx_lm", "transformers")
+_CHATTY = ("httpcore", "httpx", "urllib3")
+_installed: list[logging.Handler] = []
+_SHARED: list[structlog.typing.Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.PositionalArgumentsFormatter(),
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.StackInfoRenderer(),
+]
+
+
+def configure(level: str, log_file: Path | None) -> None:
+    """
+    Send all logs of this process to stderr, or to `log_file`. A terminal on stderr gets them in any case.
+
+    Only one process may write a given file: two would rotate it under each other. A file that cannot be
+    opened is reported once on stderr, which then gets the logs instead. May be called again; do so after an
+    import of a library that brings handlers of its own.
+
+    Args:
+        level: "debug", "info", "warning" or "error".
+        log_file: File of mode 0600 that is rotated at 10 MB, five old ones kept; None for stderr.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    file = _open_file(log_file) if log_file is not None else None
+    handlers: list[logging.Handler] = [] if file is None else [file]
+    if file is None or sys.stderr.isatty():
+        handlers.append(_stderr_handler())
+    _install(handlers)
+    logging.getLogger().setLevel(number)
+    for name in _BRING_HANDLERS:
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    logging.captureWarnings(True)
+    structlog.configure(
+        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _install(handlers: list[logging.Handler]) -> None:
+    root = logging.getLogger()
+    while _installed:
+        old = _installed.pop()
+        root.removeHandler(old)
+        with suppress(OSError):  # what a full disk did not take
+            old.close()
+    for new in handlers:
+        root.addHandler(new)
+        _installed.append(new)
+
+
+def _stderr_handler() -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_text_formatter() if sys.stderr.isatty() else _json_formatter())
+    return handler
+
+
+def _text_formatter() -> logging.Formatter:
+    # The default traceback of a console is rich's, which prints local variables.
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    return _formatter(plain)
+
+
+def _json_formatter() -> logging.Formatter:
+    return _formatter(structlog.processors.format_exc_info, structlog.processors.JSONRenderer())
+
+
+def _formatter(*last: structlog.typing.Processor) -> logging.Formatter:
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=_SHARED,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+    )
+
+
+class _PrivateFile(RotatingFileHandler):
+    """A rotating file of mode 0600 that says once, on stderr, that it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        self._reported = False
+        super().__init__(path, maxBytes=MAX_FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8")
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding="utf-8", opener=_open_private)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        if not self._reported:
+            self._reported = True
+            _report(Path(self.baseFilename), sys.exc_info()[1])
+
+
+def _open_private(path: str, flags: int) -> int:
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        os.fchmod(fd, 0o600)
+    return fd
+
+
+def _open_file(path: Path) -> logging.Handler | None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = _PrivateFile(path)
+    except OSError as error:
+        _report(path, error)
+        return None
+    handler.setFormatter(_json_formatter())
+    return handler
+
+
+def _report(path: Path, error: BaseException | None) -> None:
+    reason = error.strerror if isinstance(error, OSError) else error
+    sys.stderr.write(f"mlx-sidecar: the log file {path} cannot be written ({reason})\n")

@@ -1,0 +1,115 @@
+"""
+Checks of the place where the socket goes. The directory is what keeps other users out: it is 0700 and ours.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+MAX_SOCKET_BYTES = 103
+"""Longest path of a Unix socket on macOS; Linux allows four bytes more."""
+
+_URI_CHARACTERS = "%#?"
+
+
+class SocketPathError(Exception):
+    """The socket cannot be made there; the text is one sentence that says why and what to do."""
+
+
+def prepare_socket_path(socket: Path) -> None:
+    """
+    Create the socket's directory if it is missing, and make sure that only its owner can reach the socket.
+
+    Raises:
+        SocketPathError: If not. Nothing that exists is ever changed or deleted.
+    """
+    check_name(socket)
+    prepare_directory(socket.parent)
+    check_vacant(socket)
+
+
+def check_name(socket: Path) -> None:
+    """
+    Check what can be known of a path without looking at the disk.
+
+    Raises:
+        SocketPathError: If it is relative, too long, or gRPC would read it as another path.
+    """
+    text = str(socket)
+    if not socket.is_absolute() or not socket.name:
+        raise SocketPathError(f"The socket path {text!r} must be an absolute path of a file; choose another.")
+    if any(one in text for one in _URI_CHARACTERS):
+        # gRPC parses the address as a URI: "%" starts an escape, "#" and "?" end the path.
+        raise SocketPathError(f"The socket path {text!r} must not contain any of % # ?; choose another.")
+    if not text.isprintable():
+        raise SocketPathError(f"The socket path {text!r} must contain printable characters only; choose another.")
+    length = len(os.fsencode(socket))
+    if length > MAX_SOCKET_BYTES:
+        raise SocketPathError(
+            f"The socket path {text!r} has {length} bytes, but at most {MAX_SOCKET_BYTES} work; choose a shorter one."
+        )
+
+
+def prepare_directory(directory: Path) -> None:
+    """
+    Create `directory` with mode 0700 if it is missing; otherwise check that it is private.
+
+    Raises:
+        SocketPathError: If it cannot be created, is not our directory, is a symlink or lets others in.
+    """
+    try:
+        _create_missing(directory)
+        found = directory.lstat()
+    except OSError as error:
+        raise SocketPathError(
+            f"The socket's directory {directory} cannot be used ({error.strerror}); choose another path."
+        ) from None
+    if stat.S_ISLNK(found.st_mode):
+        raise SocketPathError(f"The socket's directory {directory} is a symlink; name the directory it points to.")
+    if not stat.S_ISDIR(found.st_mode):
+        raise SocketPathError(f"The socket's directory {directory} is a file; choose another socket path.")
+    if found.st_uid != os.geteuid():
+        raise SocketPathError(
+            f"The socket's directory {directory} belongs to user id {found.st_uid}, not to {os.geteuid()}; "
+            "choose a directory of your own."
+        )
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & 0o777 != 0o700:
+        raise SocketPathError(
+            f"The socket's directory {directory} has mode {mode:04o}, but must be 0700 to keep others out; "
+            f"run: chmod 700 {directory}"
+        )
+
+
+def _create_missing(directory: Path) -> None:
+    # Not mkdir(parents=True): it would give the parents whatever the umask leaves, 0777 at worst.
+    missing = [one for one in (directory, *directory.parents) if not os.path.lexists(one)]
+    for one in reversed(missing):
+        one.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(one, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(fd, 0o700)  # the umask may have taken our own bits
+        finally:
+            os.close(fd)
+
+
+def check_vacant(socket: Path) -> None:
+    """
+    Check that nothing but a socket, live or stale, is at `socket`.
+
+    Raises:
+        SocketPathError: If something else is there.
+    """
+    try:
+        mode = socket.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SocketPathError(f"The socket path {socket} cannot be used ({error.strerror}); choose another.") from None
+    if not stat.S_ISSOCK(mode):
+        kind = "a symlink" if stat.S_ISLNK(mode) else "a directory" if stat.S_ISDIR(mode) else "a file"
+        raise SocketPathError(
+            f"There is {kind} at the socket path {socket}; move it away or choose another socket path."
+        )
