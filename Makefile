@@ -1,0 +1,53 @@
+# `make demo` and `make test` need only Python >= 3.11, git and make: each creates .venv and what goes into it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROTOS := $(wildcard protos/*/v1/*.proto)
+
+.PHONY: help demo test test-slow lint types fmt gen bench train clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed ## Start a daemon on the embedded model and show cold against warm
+	@$(BIN)/python -m tools.demo
+
+test: lint types $(VENV)/.developed ## Lint, types, generated code, all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.developed ## The tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.developed ## Style of Python and of the protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/buf lint
+
+types: $(VENV)/.developed ## Static types
+	$(BIN)/mypy
+
+fmt: $(VENV)/.developed ## Format, and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+gen: $(VENV)/.developed ## Generate the stubs from protos/
+	$(BIN)/python tools/generate_stubs.py
+
+bench: $(VENV)/.installed ## Time to first token, cold against warm, over the socket
+	$(BIN)/python -m benchmarks
+
+train: $(VENV)/.developed ## Train the embedded model anew (see tools/embedded)
+	$(BIN)/python -m tools.embedded.train
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/node/node_modules
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml
+	tools/make_venv $(PYTHON) $(VENV)
+	touch $@
+
+$(VENV)/.developed: pyproject.toml
+	tools/make_venv $(PYTHON) $(VENV) dev
+	touch $(VENV)/.installed $@

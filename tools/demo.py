@@ -1,0 +1,103 @@
+"""
+The demonstration behind `make demo`: two programs share one daemon, and the second finds everything done.
+
+Starts a daemon of its own in a temporary directory, on the embedded model; leaves no process and no file behind.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mlx_sidecar import Client, Completion, Message
+from tools.embedded import corpus
+
+PREFIX_TOKENS = 1200
+STOP_SECONDS = 30
+
+console = Console(highlight=False)
+
+
+def main() -> int:
+    """Run the demonstration and return its exit status: 1 if the second question reused nothing."""
+    with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder, daemon(Path(folder)) as environ:
+        cli(environ, "load", "embedded")
+        example = next(corpus.held_out(seed=2026, tokens_hint=PREFIX_TOKENS))
+        first, second = example.facts[0], example.facts[1]
+        console.print(f"\nOne prefix: {len(example.facts)} facts, then two questions, asked by two clients.\n")
+        cold = ask(environ, example.context, first)
+        warm = ask(environ, example.context, second)
+        console.print(comparison(cold, warm))
+        console.print(f"  cold: {corpus.question(first)}  [bold]{cold.text}[/]  (right: {corpus.answer(first)})")
+        console.print(f"  warm: {corpus.question(second)}  [bold]{warm.text}[/]  (right: {corpus.answer(second)})\n")
+        cli(environ, "ps")
+        prefix_cache(environ)
+        return 0 if warm.usage.cached_tokens > 0 else 1
+
+
+@contextmanager
+def daemon(folder: Path) -> Iterator[dict[str, str]]:
+    """Run a daemon in a folder, and yield the environment in which programs find it."""
+    environ = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("MLX_SIDECAR_")},
+        "MLX_SIDECAR_SOCKET": str(folder / "run" / "sidecar.sock"),
+        "MLX_SIDECAR_STATE_DIR": str(folder),
+        "MLX_SIDECAR_LOG_FILE": str(folder / "daemon.log"),
+    }
+    process = subprocess.Popen([sys.executable, "-m", "daemon", "serve"], env=environ)
+    try:
+        yield environ
+    finally:
+        process.terminate()
+        status = process.wait(STOP_SECONDS)
+        console.print(f"daemon stopped with exit status {status}")
+
+
+def ask(environ: dict[str, str], context: str, fact: corpus.Fact) -> Completion:
+    """Ask for a fact as a program of its own would: with a new connection."""
+    messages = [Message("system", context), Message("user", corpus.question(fact))]
+    with Client(environ["MLX_SIDECAR_SOCKET"]) as client:
+        return client.complete("embedded", messages, max_tokens=32)
+
+
+def comparison(cold: Completion, warm: Completion) -> Table:
+    """Return the figures of both answers side by side."""
+    table = Table(show_edge=False)
+    for heading in ("", "cold", "warm"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, figure in (
+        ("prompt tokens", lambda c: str(c.usage.prompt_tokens)),
+        ("of them cached", lambda c: str(c.usage.cached_tokens)),
+        ("time to first token", lambda c: f"{1000 * c.timings.first_token:.0f} ms"),
+        ("tokens per second", lambda c: f"{(c.usage.completion_tokens - 1) / max(c.timings.decode, 1e-9):.0f}"),
+    ):
+        table.add_row(name, figure(cold), figure(warm))
+    return table
+
+
+def prefix_cache(environ: dict[str, str]) -> None:
+    """Print what the prefix cache did."""
+    with Client(environ["MLX_SIDECAR_SOCKET"]) as client:
+        stats = client.stats().prefix_cache
+    console.print(
+        f"prefix cache: {stats.blocks} blocks of {stats.block_tokens} tokens in {stats.bytes / 1e6:.1f} MB, "
+        f"{stats.hits} of {stats.lookups} prompts hit, {stats.tokens_reused} of {stats.tokens_looked_up} tokens reused"
+    )
+
+
+def cli(environ: dict[str, str], *arguments: str) -> None:
+    """Run a command as a user would, and show it."""
+    console.print(f"[dim]$ mlx-sidecar {' '.join(arguments)}[/]")
+    subprocess.run([sys.executable, "-m", "daemon", *arguments], env=environ, check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
