@@ -1,0 +1,169 @@
+"""
+Client of mlx-sidecar: language models on this Mac, over a Unix socket.
+
+    >>> from mlx_sidecar import Client
+    >>> with Client() as client:
+    ...     print(client.complete("embedded", "Hello").text)
+
+`AsyncClient` is the same for asyncio. Importing this package loads nothing; grpc comes with the first client.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mlx_sidecar._version import __version__
+
+if TYPE_CHECKING:
+    from mlx_sidecar._address import default_socket_path
+    from mlx_sidecar._aio import AsyncClient
+    from mlx_sidecar._aio_streams import AsyncGenerateStream, AsyncLoadStream
+    from mlx_sidecar._client import Client
+    from mlx_sidecar._exceptions import (
+        BudgetInUse,
+        Cancelled,
+        ContextLengthExceeded,
+        DaemonNotRunning,
+        DeadlineExceeded,
+        EngineRestarted,
+        InternalError,
+        InvalidArgument,
+        ModelCorrupt,
+        ModelExceedsBudget,
+        ModelGated,
+        ModelNotCached,
+        ModelNotFound,
+        ModelQuarantined,
+        ModelUnsupported,
+        NanLogits,
+        ProtocolError,
+        QueueFull,
+        RequestExceedsMemory,
+        RequestQuarantined,
+        ShuttingDown,
+        SidecarError,
+        UntrustedSocket,
+    )
+    from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
+    from mlx_sidecar._options import GenerateOptions, LoadOptions
+    from mlx_sidecar._results import (
+        Completion,
+        Delta,
+        Finished,
+        GenerateEvent,
+        Invalidated,
+        LoadProgress,
+        ModelInfo,
+        PrefillProgress,
+        Started,
+        Timings,
+        TokenLogprob,
+        TopLogprob,
+        Usage,
+    )
+    from mlx_sidecar._stats import (
+        DaemonStats,
+        EngineStats,
+        MemoryStats,
+        ModelCacheStats,
+        ModelStats,
+        PrefixCacheStats,
+        Stats,
+    )
+    from mlx_sidecar._streams import GenerateStream, LoadStream
+
+_HOMES = {
+    "_address": "default_socket_path",
+    "_aio": "AsyncClient",
+    "_aio_streams": "AsyncGenerateStream AsyncLoadStream",
+    "_client": "Client",
+    "_exceptions": (
+        "BudgetInUse Cancelled ContextLengthExceeded DaemonNotRunning DeadlineExceeded EngineRestarted "
+        "InternalError InvalidArgument ModelCorrupt ModelExceedsBudget ModelGated ModelNotCached "
+        "ModelNotFound ModelQuarantined ModelUnsupported NanLogits ProtocolError QueueFull "
+        "RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError UntrustedSocket"
+    ),
+    "_messages": "Message Prompt Tool ToolCall",
+    "_options": "GenerateOptions LoadOptions",
+    "_results": (
+        "Completion Delta Finished GenerateEvent Invalidated LoadProgress ModelInfo PrefillProgress Started "
+        "Timings TokenLogprob TopLogprob Usage"
+    ),
+    "_stats": "DaemonStats EngineStats MemoryStats ModelCacheStats ModelStats PrefixCacheStats Stats",
+    "_streams": "GenerateStream LoadStream",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "AsyncClient",
+    "AsyncGenerateStream",
+    "AsyncLoadStream",
+    "BudgetInUse",
+    "Cancelled",
+    "Client",
+    "Completion",
+    "ContextLengthExceeded",
+    "DaemonNotRunning",
+    "DaemonStats",
+    "DeadlineExceeded",
+    "Delta",
+    "EngineRestarted",
+    "EngineStats",
+    "Finished",
+    "GenerateEvent",
+    "GenerateOptions",
+    "GenerateStream",
+    "InternalError",
+    "InvalidArgument",
+    "Invalidated",
+    "LoadOptions",
+    "LoadProgress",
+    "LoadStream",
+    "MemoryStats",
+    "Message",
+    "ModelCacheStats",
+    "ModelCorrupt",
+    "ModelExceedsBudget",
+    "ModelGated",
+    "ModelInfo",
+    "ModelNotCached",
+    "ModelNotFound",
+    "ModelQuarantined",
+    "ModelStats",
+    "ModelUnsupported",
+    "NanLogits",
+    "PrefillProgress",
+    "PrefixCacheStats",
+    "Prompt",
+    "ProtocolError",
+    "QueueFull",
+    "RequestExceedsMemory",
+    "RequestQuarantined",
+    "ShuttingDown",
+    "SidecarError",
+    "Started",
+    "Stats",
+    "Timings",
+    "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "TopLogprob",
+    "UntrustedSocket",
+    "Usage",
+    "__version__",
+    "default_socket_path",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """List what there is, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,222 @@
+"""The asynchronous client: the surface of `Client`, for asyncio."""
+# ruff: noqa: ASYNC109 - `timeout` becomes the call's deadline, which the daemon has to know
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Unpack
+
+import grpc
+import grpc.aio
+
+from mlx_sidecar import _requests as requests
+from mlx_sidecar._address import resolve, socket_exists, target
+from mlx_sidecar._aio_streams import AsyncGenerateStream, AsyncLoadStream, task_is_cancelled
+from mlx_sidecar._channel import CHANNEL_OPTIONS, CONNECT_TIMEOUT, PING, POLL_INTERVAL, answered, stub
+from mlx_sidecar._decode import decode
+from mlx_sidecar._exceptions import Cancelled, DaemonNotRunning, SidecarError
+from mlx_sidecar._failure import failure, not_running
+from mlx_sidecar._messages import Prompt
+from mlx_sidecar._options import GenerateOptions, LoadOptions
+from mlx_sidecar._results import Completion, Invalidated, ModelInfo
+from mlx_sidecar._stats import Stats
+from mlx_sidecar._transcript import GenerateTranscript, LoadTranscript
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+class AsyncClient:
+    """
+    A connection to the daemon, for one event loop.
+
+    It connects at the first call, over one channel, and waits up to two seconds for a daemon that is just
+    starting. Close it, or use it in an `async with` block. Every method raises `SidecarError` or one of
+    its subclasses when the call fails, and RuntimeError when the client is closed.
+    """
+
+    def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 10.0) -> None:
+        """
+        Remember where the daemon is; nothing is opened yet, and no event loop is needed.
+
+        Args:
+            socket: The daemon's socket. Default: `default_socket_path()`.
+            timeout: Seconds for each call that returns no stream, and for connecting if it is less than 2.
+        """
+        self._socket = resolve(socket)
+        self._timeout = timeout
+        self._lock = asyncio.Lock()
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+        self._connected = False
+        self._closed = False
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's socket."""
+        return self._socket
+
+    def get_or_load(
+        self, model: str, *, timeout: float | None = None, **options: Unpack[LoadOptions]
+    ) -> AsyncLoadStream:
+        """
+        Make a model ready and stream how far it is.
+
+        The call is sent when the stream is entered or first read.
+
+        Args:
+            model: Hub id ("org/name"), absolute directory, or "embedded".
+            timeout: Seconds for the whole call; None waits as long as it takes.
+            options: See `LoadOptions`.
+        """
+        request = requests.load_request(model, **options)
+        return AsyncLoadStream(lambda: self._start("GetOrLoad", request, timeout), LoadTranscript(), self._failed)
+
+    async def load(self, model: str, *, timeout: float | None = None, **options: Unpack[LoadOptions]) -> ModelInfo:
+        """Make a model ready and describe it; the arguments are those of `get_or_load`."""
+        async with self.get_or_load(model, timeout=timeout, **options) as stream:
+            return await stream.result()
+
+    def generate(
+        self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncGenerateStream:
+        """
+        Run a prompt through a model and stream the completion. The model is loaded first if that is needed.
+
+        The call is sent when the stream is entered or first read.
+
+        Args:
+            model: Hub id ("org/name"), absolute directory, or "embedded".
+            prompt: Text, token ids, or the messages of a conversation.
+            timeout: Seconds for the whole call; None waits as long as it takes.
+            options: See `GenerateOptions`.
+        """
+        request = requests.generate_request(model, prompt, **options)
+        return AsyncGenerateStream(
+            lambda: self._start("Generate", request, timeout), GenerateTranscript(), self._failed
+        )
+
+    async def complete(
+        self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Completion:
+        """Run a prompt through a model and return the completion; the arguments are those of `generate`."""
+        async with self.generate(model, prompt, timeout=timeout, **options) as stream:
+            return await stream.result()
+
+    async def invalidate_model(
+        self, model: str, *, weights: bool = True, prefixes: bool = True, dry_run: bool = False
+    ) -> Invalidated:
+        """
+        Drop a model's weights, its cached prefixes, or both, whatever its revision and adapter.
+
+        Args:
+            model: The model's name.
+            weights: Drop its weights, pinned or not.
+            prefixes: Drop its cached prefixes, under every salt.
+            dry_run: Only count what would be dropped.
+        """
+        return await self._invalidate(
+            requests.invalidate_model_request(model, weights=weights, prefixes=prefixes, dry_run=dry_run)
+        )
+
+    async def invalidate_prefix(
+        self, model: str, prefix: str | Sequence[int], *, salt: str = "", dry_run: bool = False
+    ) -> Invalidated:
+        """
+        Drop what is cached of every prompt that begins with a prefix.
+
+        Args:
+            model: The model's name.
+            prefix: Text or token ids, at least one token.
+            salt: The salt under which the prompts were cached.
+            dry_run: Only count what would be dropped.
+        """
+        return await self._invalidate(requests.invalidate_prefix_request(model, prefix, salt=salt, dry_run=dry_run))
+
+    async def invalidate_all(
+        self, *, weights: bool = True, prefixes: bool = True, dry_run: bool = False
+    ) -> Invalidated:
+        """Drop all weights, all cached prefixes, or both; the arguments are those of `invalidate_model`."""
+        return await self._invalidate(
+            requests.invalidate_all_request(weights=weights, prefixes=prefixes, dry_run=dry_run)
+        )
+
+    async def stats(self) -> Stats:
+        """Return the state of the daemon; it answers also while it loads, hangs or restarts its engine."""
+        return decode(Stats, await self._unary("Stats", pb.StatsRequest()))
+
+    async def aclose(self) -> None:
+        """Cancel what still runs and close the channel. Closing twice is no error."""
+        self._closed = True
+        self._connected = False
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def _invalidate(self, request: pb.InvalidateRequest) -> Invalidated:
+        return decode(Invalidated, await self._unary("Invalidate", request))
+
+    async def _unary(self, method: str, request: Any) -> Any:
+        rpc = getattr(await self._connect(), method)
+        try:
+            return await rpc(request, timeout=self._timeout)
+        except grpc.RpcError as error:
+            raise self._failed(error) from error
+        except asyncio.CancelledError:
+            if task_is_cancelled():
+                raise
+            raise Cancelled("the client was closed during the call") from None
+
+    async def _start(self, method: str, request: Any, timeout: float | None) -> Any:
+        return getattr(await self._connect(), method)(request, timeout=timeout)
+
+    async def _connect(self) -> Any:
+        async with self._lock:
+            if self._closed:
+                raise RuntimeError("this client is closed")
+            if not self._connected:
+                await self._open(time.monotonic() + min(self._timeout, CONNECT_TIMEOUT))
+                self._connected = True
+            return self._stub
+
+    async def _open(self, deadline: float) -> None:
+        while not socket_exists(self._socket):
+            if time.monotonic() >= deadline:
+                raise not_running(self._socket, "there is no such socket")
+            await asyncio.sleep(POLL_INTERVAL)
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(target(self._socket), CHANNEL_OPTIONS)
+            self._stub = stub(self._channel)
+        ping: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(PING)
+        try:
+            await ping(b"", timeout=max(0.0, deadline - time.monotonic()), wait_for_ready=True)
+        except grpc.RpcError as error:
+            if not answered(error):
+                raise not_running(self._socket, "nobody answers") from error
+
+    def _failed(self, error: grpc.RpcError) -> SidecarError:
+        problem = failure(error, self._socket)
+        if isinstance(problem, DaemonNotRunning):
+            # The next call waits for the daemon, and looks at its socket, as the first one did.
+            self._connected = False
+        return problem
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        # Without a channel there is nothing to leak; `__init__` may not even have run to its end.
+        if getattr(self, "_channel", None) is not None and not self._closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "connected" if self._connected else "idle"
+        return f"<mlx_sidecar.AsyncClient socket={str(self._socket)!r} {state}>"

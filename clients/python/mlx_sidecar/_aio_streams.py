@@ -1,0 +1,153 @@
+"""Streams of the asynchronous client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from mlx_sidecar._exceptions import Cancelled, SidecarError
+from mlx_sidecar._results import Completion, Delta, GenerateEvent, LoadProgress, ModelInfo
+from mlx_sidecar._transcript import Transcript
+
+EventT = TypeVar("EventT")
+ResultT = TypeVar("ResultT")
+StreamT = TypeVar("StreamT", bound="AsyncStream[Any, Any]")
+
+
+class AsyncStream(Generic[EventT, ResultT]):
+    """
+    A call that yields events and has a result.
+
+    It is sent when the stream is entered or first read. It is cancelled when it is closed, when its
+    `async with` block ends, when the task that reads it is cancelled, and when nobody refers to it any more.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], Awaitable[Any]],
+        transcript: Transcript[EventT, ResultT],
+        failure: Callable[[grpc.RpcError], SidecarError],
+    ) -> None:
+        self._start = start
+        self._transcript = transcript
+        self._failure = failure
+        self._call: Any = None
+        self._messages: AsyncIterator[Any] | None = None
+        self._done = False
+        self._error: SidecarError | None = None
+
+    def __aiter__(self) -> AsyncIterator[EventT]:
+        return self
+
+    async def __anext__(self) -> EventT:
+        """
+        Wait for the next event.
+
+        Raises:
+            SidecarError: If the call failed; see its subclasses.
+        """
+        while not self._done:
+            messages = await self._open()
+            try:
+                message = await anext(messages)
+            except StopAsyncIteration:
+                self._done = True
+                self._transcript.result()
+            except grpc.RpcError as error:
+                raise self._fail(self._failure(error)) from error
+            except asyncio.CancelledError:
+                if task_is_cancelled():
+                    self._fail(Cancelled("the task that read the stream was cancelled"))
+                    raise
+                # grpc.aio raises this also when the call was cancelled, by whichever side, and not the task.
+                raise self._fail(Cancelled("the call was cancelled")) from None
+            else:
+                if (event := self._transcript.add(message)) is not None:
+                    return event
+        raise StopAsyncIteration
+
+    async def result(self) -> ResultT:
+        """
+        Read the stream to its end and return what came out of it, whatever was read of it before.
+
+        Raises:
+            Cancelled: If the stream was closed before its end.
+            SidecarError: If the call failed; see its subclasses.
+        """
+        async for _ in self:
+            pass
+        if self._error is not None:
+            raise self._error
+        return self._transcript.result()
+
+    async def aclose(self) -> None:
+        """Cancel the call if it still runs. Closing twice is no error."""
+        if not self._done:
+            self._fail(Cancelled("the stream was closed before its end"))
+
+    async def _open(self) -> AsyncIterator[Any]:
+        if self._messages is None:
+            self._loop = asyncio.get_running_loop()
+            self._call = await self._start()
+            self._messages = aiter(self._call)
+            if self._done:
+                # It was closed while it waited for the connection.
+                self._call.cancel()
+        return self._messages
+
+    def _fail(self, error: SidecarError) -> SidecarError:
+        self._done = True
+        self._error = error
+        if self._call is not None:
+            self._call.cancel()
+        return error
+
+    async def __aenter__(self: StreamT) -> StreamT:
+        await self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        # grpc.aio keeps a call that nobody reads alive, and the garbage may be collected in any thread.
+        if getattr(self, "_call", None) is not None and not self._done and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._call.cancel)
+
+    def __repr__(self) -> str:
+        state = "ended" if self._done else "running" if self._call is not None else "not sent"
+        return f"<mlx_sidecar.{type(self).__name__} {state}>"
+
+
+def task_is_cancelled() -> bool:
+    """Tell whether asyncio cancels the running task; if not, a CancelledError in it is only grpc.aio's."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class AsyncLoadStream(AsyncStream[LoadProgress, ModelInfo]):
+    """A load; iterates `LoadProgress`, its result is a `ModelInfo`."""
+
+
+class AsyncGenerateStream(AsyncStream[GenerateEvent, Completion]):
+    """A generation; iterates `GenerateEvent`s, its result is a `Completion`."""
+
+    async def text(self) -> AsyncIterator[str]:
+        """
+        Iterate over the text alone. The call is cancelled when this iterator is closed or abandoned.
+
+        Raises:
+            SidecarError: If the call failed; see its subclasses.
+        """
+        try:
+            async for event in self:
+                if isinstance(event, Delta) and event.text:
+                    yield event.text
+        finally:
+            await self.aclose()

@@ -1,0 +1,66 @@
+"""How both clients set up their channel; pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import grpc
+
+from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
+
+CONNECT_TIMEOUT = 2.0
+"""Seconds that a daemon may take to come up before it counts as not running."""
+
+POLL_INTERVAL = 0.02
+"""Seconds between two looks for a socket that is not there yet."""
+
+PING = "/grpc.health.v1.Health/Check"
+"""
+What a client calls first, with an empty message and `wait_for_ready`: any answer shows that it is connected.
+
+`grpc.channel_ready_future` would do as well, but its thread makes closing the channel wait for 0.2 s.
+"""
+
+_MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+
+_RETRY_POLICY = {
+    # gRPC retries only while nothing of the answer has come, so no text is ever delivered twice.
+    "maxAttempts": 5,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "mlx_sidecar.v1.SidecarService", "method": method}],
+            "retryPolicy": _RETRY_POLICY,
+        }
+        for method in ("GetOrLoad", "Generate", "Invalidate", "Stats")
+    ]
+}
+
+CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    # A request that is larger than this is sent, but not kept for a retry; prompts may be long.
+    ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
+    # Otherwise clients of one process share connections, and with them the back-off of each other's failures.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+"""Options of `grpc.insecure_channel` and `grpc.aio.insecure_channel`."""
+
+
+def answered(error: Any) -> bool:
+    """Tell whether a ping that failed was answered; a daemon without the health service is a daemon too."""
+    return error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+
+
+def stub(channel: Any) -> Any:
+    """Return the calls of the API on a channel of either kind."""
+    return SidecarServiceStub(channel)

@@ -1,0 +1,207 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Unpack
+
+import grpc
+
+from mlx_sidecar import _requests as requests
+from mlx_sidecar._address import resolve, socket_exists, target
+from mlx_sidecar._channel import CHANNEL_OPTIONS, CONNECT_TIMEOUT, PING, POLL_INTERVAL, answered, stub
+from mlx_sidecar._decode import decode
+from mlx_sidecar._exceptions import DaemonNotRunning, SidecarError
+from mlx_sidecar._failure import failure, not_running
+from mlx_sidecar._messages import Prompt
+from mlx_sidecar._options import GenerateOptions, LoadOptions
+from mlx_sidecar._results import Completion, Invalidated, ModelInfo
+from mlx_sidecar._stats import Stats
+from mlx_sidecar._streams import GenerateStream, LoadStream
+from mlx_sidecar._transcript import GenerateTranscript, LoadTranscript
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+class Client:
+    """
+    A connection to the daemon.
+
+    It connects at the first call, over one channel, and waits up to two seconds for a daemon that is just
+    starting. It may be used from several threads. Close it, or use it in a `with` block. Every method
+    raises `SidecarError` or one of its subclasses when the call fails, and RuntimeError when the client
+    is closed.
+    """
+
+    def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 10.0) -> None:
+        """
+        Remember where the daemon is; nothing is opened yet.
+
+        Args:
+            socket: The daemon's socket. Default: `default_socket_path()`.
+            timeout: Seconds for each call that returns no stream, and for connecting if it is less than 2.
+        """
+        self._socket = resolve(socket)
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._stub: Any = None
+        self._connected = False
+        self._closed = False
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's socket."""
+        return self._socket
+
+    def get_or_load(self, model: str, *, timeout: float | None = None, **options: Unpack[LoadOptions]) -> LoadStream:
+        """
+        Make a model ready and stream how far it is.
+
+        Args:
+            model: Hub id ("org/name"), absolute directory, or "embedded".
+            timeout: Seconds for the whole call; None waits as long as it takes.
+            options: See `LoadOptions`.
+        """
+        call = self._start("GetOrLoad", requests.load_request(model, **options), timeout)
+        return LoadStream(call, LoadTranscript(), self._failed)
+
+    def load(self, model: str, *, timeout: float | None = None, **options: Unpack[LoadOptions]) -> ModelInfo:
+        """Make a model ready and describe it; the arguments are those of `get_or_load`."""
+        with self.get_or_load(model, timeout=timeout, **options) as stream:
+            return stream.result()
+
+    def generate(
+        self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> GenerateStream:
+        """
+        Run a prompt through a model and stream the completion. The model is loaded first if that is needed.
+
+        Args:
+            model: Hub id ("org/name"), absolute directory, or "embedded".
+            prompt: Text, token ids, or the messages of a conversation.
+            timeout: Seconds for the whole call; None waits as long as it takes.
+            options: See `GenerateOptions`.
+        """
+        call = self._start("Generate", requests.generate_request(model, prompt, **options), timeout)
+        return GenerateStream(call, GenerateTranscript(), self._failed)
+
+    def complete(
+        self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Completion:
+        """Run a prompt through a model and return the completion; the arguments are those of `generate`."""
+        with self.generate(model, prompt, timeout=timeout, **options) as stream:
+            return stream.result()
+
+    def invalidate_model(
+        self, model: str, *, weights: bool = True, prefixes: bool = True, dry_run: bool = False
+    ) -> Invalidated:
+        """
+        Drop a model's weights, its cached prefixes, or both, whatever its revision and adapter.
+
+        Args:
+            model: The model's name.
+            weights: Drop its weights, pinned or not.
+            prefixes: Drop its cached prefixes, under every salt.
+            dry_run: Only count what would be dropped.
+        """
+        return self._invalidate(
+            requests.invalidate_model_request(model, weights=weights, prefixes=prefixes, dry_run=dry_run)
+        )
+
+    def invalidate_prefix(
+        self, model: str, prefix: str | Sequence[int], *, salt: str = "", dry_run: bool = False
+    ) -> Invalidated:
+        """
+        Drop what is cached of every prompt that begins with a prefix.
+
+        Args:
+            model: The model's name.
+            prefix: Text or token ids, at least one token.
+            salt: The salt under which the prompts were cached.
+            dry_run: Only count what would be dropped.
+        """
+        return self._invalidate(requests.invalidate_prefix_request(model, prefix, salt=salt, dry_run=dry_run))
+
+    def invalidate_all(self, *, weights: bool = True, prefixes: bool = True, dry_run: bool = False) -> Invalidated:
+        """Drop all weights, all cached prefixes, or both; the arguments are those of `invalidate_model`."""
+        return self._invalidate(requests.invalidate_all_request(weights=weights, prefixes=prefixes, dry_run=dry_run))
+
+    def stats(self) -> Stats:
+        """Return the state of the daemon; it answers also while it loads, hangs or restarts its engine."""
+        return decode(Stats, self._unary("Stats", pb.StatsRequest()))
+
+    def close(self) -> None:
+        """Cancel what still runs and close the channel. Closing twice is no error."""
+        self._closed = True
+        self._connected = False
+        if self._channel is not None:
+            self._channel.close()
+
+    def _invalidate(self, request: pb.InvalidateRequest) -> Invalidated:
+        return decode(Invalidated, self._unary("Invalidate", request))
+
+    def _unary(self, method: str, request: Any) -> Any:
+        rpc = getattr(self._connect(), method)
+        try:
+            return rpc(request, timeout=self._timeout)
+        except grpc.RpcError as error:
+            raise self._failed(error) from error
+
+    def _start(self, method: str, request: Any, timeout: float | None) -> Any:
+        return getattr(self._connect(), method)(request, timeout=timeout)
+
+    def _connect(self) -> Any:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this client is closed")
+            if not self._connected:
+                self._open(time.monotonic() + min(self._timeout, CONNECT_TIMEOUT))
+                self._connected = True
+            return self._stub
+
+    def _open(self, deadline: float) -> None:
+        while not socket_exists(self._socket):
+            if time.monotonic() >= deadline:
+                raise not_running(self._socket, "there is no such socket")
+            time.sleep(POLL_INTERVAL)
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(target(self._socket), CHANNEL_OPTIONS)
+            self._stub = stub(self._channel)
+        ping: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(PING)
+        try:
+            ping(b"", timeout=max(0.0, deadline - time.monotonic()), wait_for_ready=True)
+        except grpc.RpcError as error:
+            if not answered(error):
+                raise not_running(self._socket, "nobody answers") from error
+
+    def _failed(self, error: grpc.RpcError) -> SidecarError:
+        problem = failure(error, self._socket)
+        if isinstance(problem, DaemonNotRunning):
+            # The next call waits for the daemon, and looks at its socket, as the first one did.
+            self._connected = False
+        return problem
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Without a channel there is nothing to leak; `__init__` may not even have run to its end.
+        if getattr(self, "_channel", None) is not None and not self._closed:
+            text = f"unclosed {self!r}"
+            self.close()
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "connected" if self._connected else "idle"
+        return f"<mlx_sidecar.Client socket={str(self._socket)!r} {state}>"

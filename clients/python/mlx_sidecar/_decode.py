@@ -1,0 +1,61 @@
+"""Messages to results: a dataclass says which fields it wants, the message's descriptor how to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message as Proto
+
+ResultT = TypeVar("ResultT")
+Reader = Callable[[Any], Any]
+
+
+def decode(kind: Callable[..., ResultT], message: Proto) -> ResultT:
+    """
+    Copy a message into a frozen dataclass whose fields have the same names.
+
+    Durations become seconds, or None when they are unset; enums become lower-case names without their prefix,
+    or "unknown" when they are newer than this client; repeated fields become tuples.
+    """
+    readers = _readers(kind, message.DESCRIPTOR)
+    return kind(**{name: read(message) for name, read in readers})
+
+
+@cache
+def _readers(kind: Any, descriptor: Descriptor) -> list[tuple[str, Reader]]:
+    hints = get_type_hints(kind)
+    return [(f.name, _reader(hints[f.name], descriptor.fields_by_name[f.name])) for f in fields(kind)]
+
+
+def _reader(hint: Any, field: FieldDescriptor) -> Reader:
+    name = field.name
+    if get_origin(hint) is tuple:
+        each = _converter(get_args(hint)[0], field)
+        return lambda message: tuple(map(each, getattr(message, name)))
+    if field.message_type is not None and field.message_type.full_name == "google.protobuf.Duration":
+        return lambda message: _seconds(getattr(message, name)) if message.HasField(name) else None
+    convert = _converter(hint, field)
+    return lambda message: convert(getattr(message, name))
+
+
+def _converter(kind: Any, field: FieldDescriptor) -> Reader:
+    if field.message_type is not None:
+        return lambda message: decode(kind, message)
+    if field.enum_type is not None:
+        names = _names(field.enum_type)
+        return lambda number: names.get(number, "unknown")
+    return lambda value: value
+
+
+def _seconds(duration: Any) -> float:
+    return float(duration.seconds + duration.nanos / 1e9)
+
+
+def _names(enum: EnumDescriptor) -> dict[int, str]:
+    # Every enum's zero is PREFIX_UNSPECIFIED.
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return {number: value.name.removeprefix(prefix).lower() for number, value in enum.values_by_number.items()}

@@ -1,0 +1,89 @@
+"""Keyword arguments that several methods share, written down once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypedDict
+
+from mlx_sidecar._messages import Tool
+
+CacheMode: TypeAlias = Literal["read_write", "read_only", "bypass"]
+"""Use cached prefixes and store new ones, use them only, or neither."""
+
+
+class LoadOptions(TypedDict, total=False):
+    """
+    How to load a model and how long to keep it.
+
+    Attributes:
+        revision: Branch, tag or commit of a Hub id. Default: its default branch.
+        adapter: Absolute directory of a LoRA adapter. Default: none.
+        pin: True keeps the model until it is invalidated or unpinned, False unpins it. Default: as it is.
+        ttl: Seconds that the model may be idle before it is stale. Default: as it is, or as configured.
+        skip_warmup: True skips the warm-up after a load. Default False.
+        allow_download: True lets the daemon fetch a Hub model that is not on disk. Default False.
+        estimate_only: True asks for the model's figures without loading it. Default False.
+    """
+
+    revision: str
+    adapter: str
+    pin: bool | None
+    ttl: float | None
+    skip_warmup: bool
+    allow_download: bool
+    estimate_only: bool
+
+
+class GenerateOptions(TypedDict, total=False):
+    """
+    How to continue a prompt. What is None, or not given, has the daemon's default.
+
+    Attributes:
+        adapter: Absolute directory of a LoRA adapter. Default: none.
+        max_tokens: Most tokens to generate, 1 or more. Default 2,048, or what is left of the context.
+        temperature: 0 (greedy) to 100. Default 0.
+        top_p: Keep the most likely tokens whose probabilities sum to this; above 0, up to 1. Default 1 (all).
+        top_k: Keep this many of the most likely tokens; 0 keeps all. Default 0.
+        min_p: Keep tokens at least this likely relative to the most likely one; 0 to 1. Default 0 (all).
+        seed: The same seed and request give the same tokens. Default: random.
+        repetition_penalty: Above 0, up to 10. Default 1 (off).
+        presence_penalty: -10 to 10. Default 0.
+        frequency_penalty: -10 to 10. Default 0.
+        logit_bias: What to add to the logits of these token ids; -100 to 100 each.
+        stop: Text, or several, before which generation stops.
+        stop_token_ids: Token ids at which generation stops.
+        ignore_eos: True goes on past the model's own end-of-sequence tokens. Default False.
+        top_logprobs: 0 asks for the log-probability of each token, 1 to 20 also for those of the likeliest
+            others. Default: none at all.
+        cache_mode: "read_write" (default), "read_only" or "bypass".
+        salt: Cached prefixes are shared only between requests with the same salt.
+        request_id: Name of the request in the daemon's log. Default: one is made.
+        require_loaded: True refuses a model that is not in memory instead of loading it. Default False.
+        tools: Functions that the model may call; chat prompts only.
+        add_generation_prompt: False does not open the assistant's turn; chat prompts only. Default True.
+        enable_thinking: Turns a reasoning model's thinking on or off; chat prompts only. Default: as the
+            template has it.
+    """
+
+    adapter: str
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    seed: int | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    top_logprobs: int | None
+    cache_mode: CacheMode
+    salt: str
+    request_id: str
+    require_loaded: bool
+    tools: Sequence[Tool | Mapping[str, Any]]
+    add_generation_prompt: bool | None
+    enable_thinking: bool | None

@@ -1,0 +1,228 @@
+"""Python values to request messages; pure, for both clients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message as Proto
+
+from mlx_sidecar._exceptions import InvalidArgument
+from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+ProtoT = TypeVar("ProtoT", bound=Proto)
+DataT = TypeVar("DataT")
+
+
+def load_request(
+    model: str,
+    *,
+    revision: str = "",
+    adapter: str = "",
+    pin: bool | None = None,
+    ttl: float | None = None,
+    skip_warmup: bool = False,
+    allow_download: bool = False,
+    estimate_only: bool = False,
+) -> pb.GetOrLoadRequest:
+    """
+    Build a GetOrLoadRequest; the keywords are `LoadOptions`.
+
+    Raises:
+        InvalidArgument: If a value cannot be encoded.
+    """
+    return _build(
+        pb.GetOrLoadRequest,
+        model=model,
+        revision=revision,
+        adapter=adapter,
+        pin=pin,
+        ttl=None if ttl is None else _duration(ttl, "ttl"),
+        skip_warmup=skip_warmup,
+        allow_download=allow_download,
+        estimate_only=estimate_only,
+    )
+
+
+def generate_request(
+    model: str,
+    prompt: Prompt,
+    *,
+    adapter: str = "",
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    seed: int | None = None,
+    repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    stop: str | Sequence[str] | None = None,
+    stop_token_ids: Sequence[int] = (),
+    ignore_eos: bool = False,
+    top_logprobs: int | None = None,
+    cache_mode: str = "read_write",
+    salt: str = "",
+    request_id: str = "",
+    require_loaded: bool = False,
+    tools: Sequence[Tool | Mapping[str, Any]] = (),
+    add_generation_prompt: bool | None = None,
+    enable_thinking: bool | None = None,
+) -> pb.GenerateRequest:
+    """
+    Build a GenerateRequest; the keywords are `GenerateOptions`.
+
+    Raises:
+        InvalidArgument: If a value cannot be encoded, or is for chat prompts and this is none.
+        TypeError: If a value has the wrong type.
+    """
+    chat = {
+        "tools": [_tool(tool) for tool in tools],
+        "add_generation_prompt": add_generation_prompt,
+        "enable_thinking": enable_thinking,
+    }
+    sampling = _build(
+        pb.Sampling,
+        "sampling.",
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=logit_bias,
+    )
+    strings = [stop] if isinstance(stop, str) else stop
+    return _build(
+        pb.GenerateRequest,
+        model=model,
+        adapter=adapter,
+        **_prompt(prompt, chat),
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop=_build(pb.Stop, "stop.", strings=strings, token_ids=stop_token_ids, ignore_eos=ignore_eos),
+        top_logprobs=top_logprobs,
+        cache=_build(pb.CacheOptions, "cache.", mode=_cache_mode(cache_mode), salt=salt),
+        request_id=request_id,
+        require_loaded=require_loaded,
+    )
+
+
+def invalidate_model_request(model: str, *, weights: bool, prefixes: bool, dry_run: bool) -> pb.InvalidateRequest:
+    """
+    Build an InvalidateRequest for one model.
+
+    Raises:
+        InvalidArgument: If the name cannot be encoded.
+    """
+    target = _build(pb.ModelTarget, "model.", model=model, weights=weights, prefixes=prefixes)
+    return pb.InvalidateRequest(model=target, dry_run=dry_run)
+
+
+def invalidate_prefix_request(
+    model: str, prefix: str | Sequence[int], *, salt: str, dry_run: bool
+) -> pb.InvalidateRequest:
+    """
+    Build an InvalidateRequest for the prompts that begin with a text or with token ids.
+
+    Raises:
+        InvalidArgument: If a value cannot be encoded.
+        TypeError: If the prefix is neither.
+    """
+    target = _build(pb.PrefixTarget, "prefix.", model=model, **_text_or_tokens(prefix, "prefix."), salt=salt)
+    return pb.InvalidateRequest(prefix=target, dry_run=dry_run)
+
+
+def invalidate_all_request(*, weights: bool, prefixes: bool, dry_run: bool) -> pb.InvalidateRequest:
+    """Build an InvalidateRequest for everything."""
+    return pb.InvalidateRequest(all=pb.AllTarget(weights=weights, prefixes=prefixes), dry_run=dry_run)
+
+
+def _build(kind: type[ProtoT], path: str = "", /, **fields: Any) -> ProtoT:
+    # One field at a time, because protobuf does not say which one it refuses.
+    message = kind()
+    for name, value in fields.items():
+        try:
+            message.MergeFrom(kind(**{name: value}))
+        except ValueError as error:
+            raise InvalidArgument(f"{path}{name}: {error}", field=path + name) from None
+    return message
+
+
+def _duration(seconds: float, field: str) -> Duration:
+    duration = Duration()
+    try:
+        duration.FromTimedelta(timedelta(seconds=seconds))
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(f"{field}: {error}", field=field) from None
+    return duration
+
+
+def _cache_mode(name: str) -> int:
+    modes = {
+        "read_write": pb.CACHE_MODE_READ_WRITE,
+        "read_only": pb.CACHE_MODE_READ_ONLY,
+        "bypass": pb.CACHE_MODE_BYPASS,
+    }
+    if name not in modes:
+        raise InvalidArgument(f"cache.mode: {name!r} is none of {', '.join(modes)}", field="cache.mode")
+    return modes[name]
+
+
+def _prompt(prompt: Prompt, chat: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(prompt, str | bytes) and len(prompt) and isinstance(prompt[0], Message | Mapping):
+        return {"chat": _build(pb.Chat, "chat.", messages=[_message(turn) for turn in prompt], **chat)}
+    for name, value in chat.items():
+        if value not in (None, []):
+            raise InvalidArgument(f"chat.{name}: only for prompts that are messages", field=f"chat.{name}")
+    return _text_or_tokens(prompt, "")
+
+
+def _text_or_tokens(prompt: Any, path: str) -> dict[str, Any]:
+    if isinstance(prompt, str):
+        return {"text": prompt}
+    # Bytes are a sequence of ints as well, and would silently become token ids.
+    if isinstance(prompt, bytes | bytearray | memoryview):
+        raise TypeError("a prompt is text, token ids or messages, not bytes")
+    return {"tokens": _build(pb.TokenIds, f"{path}tokens.", ids=prompt)}
+
+
+def _message(turn: Any) -> pb.ChatMessage:
+    turn = _data(Message, turn)
+    return _build(
+        pb.ChatMessage,
+        "chat.messages.",
+        role=turn.role,
+        content=turn.content,
+        reasoning_content=turn.reasoning_content,
+        tool_calls=[_tool_call(call) for call in turn.tool_calls],
+        tool_call_id=turn.tool_call_id,
+    )
+
+
+def _tool_call(call: Any) -> pb.ToolCall:
+    call = _data(ToolCall, call)
+    arguments = _json(call.arguments)
+    return _build(pb.ToolCall, "chat.messages.tool_calls.", id=call.id, name=call.name, arguments_json=arguments)
+
+
+def _tool(tool: Any) -> pb.Tool:
+    tool = _data(Tool, tool)
+    schema = _json(tool.parameters)
+    return _build(pb.Tool, "chat.tools.", name=tool.name, description=tool.description, parameters_json=schema)
+
+
+def _data(kind: type[DataT], value: Any) -> DataT:
+    return value if isinstance(value, kind) else kind(**value)
+
+
+def _json(value: Mapping[str, Any] | str) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

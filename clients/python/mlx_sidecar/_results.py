@@ -1,0 +1,246 @@
+"""What calls return: frozen copies of the daemon's answers. Times are seconds, sizes are bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """
+    How far a load is.
+
+    Attributes:
+        stage: "queued", "downloading", "loading" or "warming_up".
+        bytes_done: Bytes done in this stage.
+        bytes_total: Bytes to do in this stage; 0 when that is not known. May grow while downloading.
+        evicting: Models that are dropped to make room for this one.
+    """
+
+    stage: str
+    bytes_done: int
+    bytes_total: int
+    evicting: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """
+    A model.
+
+    Attributes:
+        model: The name it was asked for by.
+        fingerprint: Digest of its content; equal fingerprints mean interchangeable models.
+        architecture: mlx-lm architecture, such as "qwen3".
+        size_bytes: Bytes of its weights; an estimate before a load.
+        num_layers: Number of transformer layers.
+        context_length: Longest prompt plus completion, in tokens; 0 when the model does not say.
+        vocab_size: Number of token ids.
+        kv_bytes_per_token: Bytes of KV cache that one more token needs; an estimate before a load.
+        prefix_reuse: "blocks", "checkpoints", "none", or "unspecified" while it is not known.
+        outcome: "hit", "loaded", "uncached" or "estimated"; "unspecified" in `Stats`.
+        load_time: Seconds that the load took, download and warm-up included; 0 for a hit.
+        evicted: Models that were evicted to make room.
+        warmup_time: Seconds of `load_time` that went into the warm-up.
+    """
+
+    model: str
+    fingerprint: str
+    architecture: str
+    size_bytes: int
+    num_layers: int
+    context_length: int
+    vocab_size: int
+    kv_bytes_per_token: int
+    prefix_reuse: str
+    outcome: str
+    load_time: float | None
+    evicted: tuple[str, ...]
+    warmup_time: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """
+    The first event of a generation.
+
+    Attributes:
+        request_id: The request's name, as given or as made.
+        model: The model that answers.
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: Tokens of the prompt that need not be computed again.
+    """
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """
+    How far the prompt is computed.
+
+    Attributes:
+        done: Prompt tokens that are in the KV cache, reused ones included.
+        total: Tokens of the prompt.
+    """
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """
+    A token that could have been at a position.
+
+    Attributes:
+        token_id: The token.
+        logprob: Its natural log-probability.
+    """
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """
+    How likely a token was under the model, before sampling options.
+
+    Attributes:
+        token_id: The token.
+        logprob: Its natural log-probability.
+        top: The most likely tokens at this position, most likely first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[TopLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """
+    A piece of the completion. All texts together are the whole completion.
+
+    Attributes:
+        text: Text; whole characters only, may be empty.
+        token_ids: Tokens that this piece completes.
+        logprobs: One entry for each of `token_ids`, if `top_logprobs` was given.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """
+    Tokens counted.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: Tokens of the prompt that were not computed again.
+        completion_tokens: Tokens generated, those that ended the generation included.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """
+    Where a request's time went, in seconds; None where the daemon did not say.
+
+    Attributes:
+        queue: Rendering, tokenising and waiting for a slot.
+        load: Waiting for the model.
+        lookup: Looking up the longest cached prefix.
+        restore: Copying the cached prefix.
+        prefill: Computing the rest of the prompt.
+        decode: From the first token to the last.
+        first_token: From arrival to the first token.
+    """
+
+    queue: float | None
+    load: float | None
+    lookup: float | None
+    restore: float | None
+    prefill: float | None
+    decode: float | None
+    first_token: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """
+    The last event of a generation.
+
+    Attributes:
+        reason: "stop" or "length".
+        stop_match: The stop string that matched; empty if none did.
+        usage: Tokens counted.
+        timings: Where the time went.
+    """
+
+    reason: str
+    stop_match: str
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """
+    A whole generation.
+
+    Attributes:
+        text: The text of all deltas.
+        token_ids: The tokens of all deltas.
+        logprobs: One entry for each of `token_ids`, if `top_logprobs` was given.
+        reason: "stop" or "length".
+        stop_match: The stop string that matched; empty if none did.
+        usage: Tokens counted.
+        timings: Where the time went.
+        request_id: The request's name, as given or as made.
+        model: The model that answered.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    reason: str
+    stop_match: str
+    usage: Usage
+    timings: Timings
+    request_id: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidated:
+    """
+    What was dropped, or would have been.
+
+    Attributes:
+        models: Models whose weights were dropped.
+        blocks: Blocks of 16 tokens that were dropped from the prefix cache.
+        bytes_freed: Bytes that are free now.
+        bytes_in_use: Bytes that are freed when their last user ends.
+    """
+
+    models: tuple[str, ...]
+    blocks: int
+    bytes_freed: int
+    bytes_in_use: int
+
+
+GenerateEvent: TypeAlias = Started | PrefillProgress | Delta | Finished
+"""What a `GenerateStream` yields: one `Started`, then the others, one `Finished` at the end."""

@@ -1,0 +1,205 @@
+"""What `stats()` returns: a frozen copy of the daemon's state. Times are seconds or None, sizes are bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_sidecar._results import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStats:
+    """
+    The daemon process.
+
+    Attributes:
+        version: Version of mlx-sidecar.
+        pid: Its process id.
+        uptime: Seconds since it started.
+        draining: Whether it finishes its last streams before it exits.
+        mlx_version: Version of mlx; empty until the engine is up.
+        mlx_lm_version: Version of mlx-lm; empty until the engine is up.
+        device: What MLX computes on, such as "gpu: Apple M4 Max" or "cpu".
+    """
+
+    version: str
+    pid: int
+    uptime: float | None
+    draining: bool
+    mlx_version: str
+    mlx_lm_version: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCacheStats:
+    """
+    The model cache as a whole.
+
+    Attributes:
+        cached_models: Models in memory, those being loaded not included.
+        max_models: Most models kept in memory at once.
+        total_hits: Lookups that found their model loaded.
+        total_misses: Lookups that did not.
+        hit_rate: Share of hits, 0 to 1; 0 before the first lookup.
+        total_memory_bytes: Bytes of all weights in memory, draining ones included.
+        budget_bytes: Most bytes of weights in memory; 0 means that caching is disabled.
+        evictions: Models dropped to make room or because they were idle too long.
+        oldest_entry_age: Seconds; None when the cache is empty.
+    """
+
+    cached_models: int
+    max_models: int
+    total_hits: int
+    total_misses: int
+    hit_rate: float
+    total_memory_bytes: int
+    budget_bytes: int
+    evictions: int
+    oldest_entry_age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """
+    One model in memory.
+
+    Attributes:
+        info: The model.
+        state: "loading", "ready" or "draining".
+        in_use: Requests that use it now.
+        use_count: Times it was asked for since it was loaded.
+        age: Seconds since it was loaded.
+        idle: Seconds since it was last used; 0 while in use.
+        expires_in: Seconds until it is stale; None while pinned or in use.
+        pinned: Whether it is pinned.
+    """
+
+    info: ModelInfo
+    state: str
+    in_use: int
+    use_count: int
+    age: float | None
+    idle: float | None
+    expires_in: float | None
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCacheStats:
+    """
+    The prefix cache.
+
+    Attributes:
+        blocks: Blocks stored.
+        max_blocks: Most blocks stored at once.
+        block_tokens: Tokens of a block.
+        bytes: Bytes of KV stored.
+        budget_bytes: Most bytes of KV stored at once.
+        buffers: Device buffers that hold it.
+        lookups: Prompts looked up.
+        hits: Lookups whose prefix was reused.
+        hit_rate: Share of hits, 0 to 1; 0 before the first lookup.
+        tokens_looked_up: Tokens of all prompts looked up.
+        tokens_reused: Tokens whose KV was reused.
+        inserts: Blocks stored since the start.
+        evictions: Blocks dropped to make room since the start.
+        leases: Requests that hold a cached prefix now.
+        checkpoints: Checkpoints of recurrent or windowed state stored.
+    """
+
+    blocks: int
+    max_blocks: int
+    block_tokens: int
+    bytes: int
+    budget_bytes: int
+    buffers: int
+    lookups: int
+    hits: int
+    hit_rate: float
+    tokens_looked_up: int
+    tokens_reused: int
+    inserts: int
+    evictions: int
+    leases: int
+    checkpoints: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """
+    The engine process and its queue.
+
+    Attributes:
+        state: "starting", "ready", "stalled", "restarting" or "stopped".
+        restarts: Times it was started again since the daemon started.
+        step_age: Seconds since the current step began; 0 when idle.
+        queued: Requests that wait for their model or a slot.
+        prefilling: Requests whose prompt is being computed.
+        decoding: Requests that generate.
+        prompt_tokens: Prompt tokens computed since the engine started, reused ones not included.
+        generated_tokens: Tokens generated since the engine started.
+        rejected: Requests refused because the queue was full or the daemon was draining.
+        cancelled: Requests that their client cancelled.
+        pid: Its process id; 0 while it is not running.
+    """
+
+    state: str
+    restarts: int
+    step_age: float | None
+    queued: int
+    prefilling: int
+    decoding: int
+    prompt_tokens: int
+    generated_tokens: int
+    rejected: int
+    cancelled: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """
+    The engine's memory, unified memory on a Mac.
+
+    Attributes:
+        active_bytes: Bytes in live MLX arrays.
+        cache_bytes: Bytes in MLX's pool of freed buffers.
+        peak_bytes: Most bytes that were in live arrays at once.
+        weights_bytes: Bytes of weights.
+        trie_bytes: Bytes of the prefix cache.
+        live_kv_bytes: Bytes of KV of running requests.
+        headroom_bytes: Bytes that are left below the limit.
+        limit_bytes: Most bytes that weights, prefix cache and running requests may use together.
+    """
+
+    active_bytes: int
+    cache_bytes: int
+    peak_bytes: int
+    weights_bytes: int
+    trie_bytes: int
+    live_kv_bytes: int
+    headroom_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """
+    The state of the daemon, at most about a second old.
+
+    Attributes:
+        daemon: The daemon process.
+        model_cache: The model cache as a whole.
+        models: Each model in memory, most recently used first.
+        prefix_cache: The prefix cache.
+        engine: The engine process and its queue.
+        memory: Memory.
+    """
+
+    daemon: DaemonStats
+    model_cache: ModelCacheStats
+    models: tuple[ModelStats, ...]
+    prefix_cache: PrefixCacheStats
+    engine: EngineStats
+    memory: MemoryStats

@@ -1,0 +1,199 @@
+"""A client connects late, once and only to a daemon that answers, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket as sockets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from mlx_sidecar import Cancelled, Client, DaemonNotRunning
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.client.scripted import HANG, Script, delta, finished, hello, started
+
+STATS = pb.StatsResponse(daemon=pb.DaemonStats(version="1.2"))
+Serve = Callable[[Path], Any]
+
+
+def test_nothing_is_opened_before_the_first_call(socket: Path) -> None:
+    """A client may be made before its daemon, and costs nothing until it is used."""
+    client = Client(socket)
+    assert repr(client) == f"<mlx_sidecar.Client socket='{socket}' idle>"
+    assert client._channel is None
+
+
+def test_all_calls_share_one_channel(client: Client, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many calls there are."""
+    opened: list[str] = []
+    original = grpc.insecure_channel
+
+    def insecure_channel(target: str, options: Any) -> grpc.Channel:
+        opened.append(target)
+        return original(target, options)
+
+    monkeypatch.setattr(grpc, "insecure_channel", insecure_channel)
+    script.answer([STATS])
+    for _ in range(3):
+        client.stats()
+    assert opened == [f"unix:{client.socket}"]
+    assert repr(client) == f"<mlx_sidecar.Client socket='{client.socket}' connected>"
+
+
+def test_a_daemon_that_is_just_starting_is_no_error(
+    serve: Serve, socket: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call waits for the socket to appear."""
+    script.answer([STATS])
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        serve(socket)
+
+    monkeypatch.setattr(time, "sleep", wait)
+    with Client(socket) as client:
+        assert client.stats().daemon.version == "1.2"
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.05])
+def test_no_socket_means_that_no_daemon_runs(socket: Path, timeout: float) -> None:
+    """The message names the socket and says what to do."""
+    with Client(socket, timeout=timeout) as client, pytest.raises(DaemonNotRunning) as caught:
+        client.stats()
+    assert str(socket) in str(caught.value)
+    assert "start it with: mlx-sidecar serve" in str(caught.value)
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_socket_that_nobody_answers_means_that_no_daemon_runs(socket: Path, listening: bool) -> None:
+    """What a killed daemon leaves, or one that accepts and then hangs."""
+    with sockets.socket(sockets.AF_UNIX) as listener, Client(socket, timeout=0.1) as client:
+        listener.bind(str(socket))
+        if listening:
+            listener.listen()
+        with pytest.raises(DaemonNotRunning, match="start it with: mlx-sidecar serve"):
+            client.generate("m", "Hi")
+
+
+def test_a_daemon_that_went_away_and_came_back_is_found_again(serve: Serve, socket: Path, script: Script) -> None:
+    """The same client, over the same channel."""
+    script.answer([STATS])
+    server = serve(socket)
+    with Client(socket, timeout=5) as client:
+        client.stats()
+        server.stop(None).wait()
+        with pytest.raises(DaemonNotRunning, match="the connection failed"):
+            client.stats()
+        assert "idle" in repr(client)
+        serve(socket)
+        assert client.stats().daemon.version == "1.2"
+
+
+def test_a_daemon_that_dies_in_mid_stream_is_reported(serve: Serve, socket: Path, script: Script) -> None:
+    """What it had sent was there, then the exception comes."""
+    script.answer([started(), HANG])
+    server = serve(socket)
+    with Client(socket) as client:
+        stream = client.generate("m", "Hi")
+        next(stream)
+        server.stop(None).wait()
+        with pytest.raises(DaemonNotRunning):
+            next(stream)
+
+
+def test_a_path_with_odd_characters_works(serve: Serve, socket: Path, script: Script) -> None:
+    """A space, and all that has a meaning in a URI."""
+    script.answer([STATS])
+    odd = socket.with_name("a b#c?d%20é.sock")
+    serve(odd)
+    with Client(odd) as client:
+        assert client.stats().daemon.version == "1.2"
+
+
+def test_answers_may_be_larger_than_grpc_allows_by_itself(client: Client, script: Script) -> None:
+    """gRPC's own limit is 4 MiB."""
+    script.answer([started(), delta(1, "x" * 5_000_000), finished(2)])
+    assert len(client.complete("m", "Hi").text) == 5_000_000
+
+
+def test_closing_a_stream_reaches_the_daemon(client: Client, script: Script) -> None:
+    """Over a real connection, while another thread waits for the next event."""
+    script.answer([started(), HANG])
+    stream = client.generate("m", "Hi")
+    next(stream)
+    caught: list[BaseException] = []
+
+    def read() -> None:
+        with pytest.raises(Cancelled) as info:
+            stream.result()
+        caught.append(info.value)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    stream.close()
+    reader.join()
+    assert caught
+    assert script.cancelled.wait(10)
+
+
+def test_an_abandoned_stream_reaches_the_daemon(client: Client, script: Script) -> None:
+    """Without the help of the garbage collector."""
+    script.answer([started(), HANG])
+    gc.disable()
+    try:
+        for _ in client.generate("m", "Hi"):
+            break
+        assert script.cancelled.wait(10)
+    finally:
+        gc.enable()
+
+
+def test_closing_the_client_cancels_its_streams(client: Client, script: Script) -> None:
+    """And no call can be made afterwards."""
+    script.answer([started(), HANG])
+    stream = client.generate("m", "Hi")
+    next(stream)
+    client.close()
+    client.close()
+    with pytest.raises(Cancelled):
+        stream.result()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.stats()
+    assert repr(client).endswith("closed>")
+
+
+def test_a_client_that_is_not_closed_warns(serve: Serve, socket: Path, script: Script) -> None:
+    """It closes its channel all the same."""
+    script.answer([STATS])
+    serve(socket)
+    clients = [Client(socket)]
+    clients[0].stats()
+    with pytest.warns(ResourceWarning, match="unclosed <mlx_sidecar.Client"):
+        clients.clear()
+
+
+def test_a_client_that_was_never_used_need_not_be_closed(socket: Path) -> None:
+    """There is nothing to leak."""
+    client = Client(socket)
+    del client
+    gc.collect()
+
+
+def test_clients_leave_no_file_open(serve: Serve, socket: Path, script: Script) -> None:
+    """Nor do their streams. The daemon's end, which is open in this process too, closes a little later."""
+    serve(socket)
+    counts = []
+    for _ in range(30):
+        script.answer(hello())
+        with Client(socket) as client:
+            client.complete("m", "Hi")
+        counts.append(len(os.listdir("/dev/fd")))
+    assert counts[-1] - counts[0] < 15

@@ -1,0 +1,267 @@
+"""Every parameter reaches the daemon as the field it is meant for, and nothing is dropped on the way."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any, get_type_hints
+
+import grpc
+import pytest
+from google.protobuf.json_format import ParseDict
+
+from mlx_sidecar import GenerateOptions, InvalidArgument, LoadOptions, Message, Tool, ToolCall
+from mlx_sidecar import _requests as requests
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.client.scripted import FakeDaemon, finish
+
+HELLO = Message("user", "Hello")
+
+
+def sent(fake: FakeDaemon, prompt: Any, **options: Any) -> pb.GenerateRequest:
+    """Return the request that a `generate` sends."""
+    stream = fake.client.generate("m", prompt, **options)
+    request, rpc = fake.take_stream("Generate")
+    finish(rpc)
+    stream.close()
+    assert isinstance(request, pb.GenerateRequest)
+    return request
+
+
+def expected(**fields: Any) -> pb.GenerateRequest:
+    """Return a request with the fields that are always there, and these."""
+    base = {"model": "m", "sampling": {}, "stop": {}, "cache": {"mode": "CACHE_MODE_READ_WRITE"}}
+    return ParseDict({**base, **fields}, pb.GenerateRequest())
+
+
+OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"adapter": "/a"}, {"adapter": "/a"}),
+    ({"max_tokens": 0}, {"maxTokens": 0}),
+    ({"max_tokens": 7}, {"maxTokens": 7}),
+    ({"temperature": 0.0}, {"sampling": {"temperature": 0}}),
+    ({"temperature": 0.5}, {"sampling": {"temperature": 0.5}}),
+    ({"top_p": 0.25}, {"sampling": {"topP": 0.25}}),
+    ({"top_k": 0}, {"sampling": {"topK": 0}}),
+    ({"min_p": 0.125}, {"sampling": {"minP": 0.125}}),
+    ({"seed": 2**64 - 1}, {"sampling": {"seed": 2**64 - 1}}),
+    ({"repetition_penalty": 1.5}, {"sampling": {"repetitionPenalty": 1.5}}),
+    ({"presence_penalty": -1}, {"sampling": {"presencePenalty": -1}}),
+    ({"frequency_penalty": 2}, {"sampling": {"frequencyPenalty": 2}}),
+    ({"logit_bias": {5: -100.0}}, {"sampling": {"logitBias": {5: -100.0}}}),
+    ({"stop": "\n"}, {"stop": {"strings": ["\n"]}}),
+    ({"stop": ["a", "b"]}, {"stop": {"strings": ["a", "b"]}}),
+    ({"stop_token_ids": [1, 2]}, {"stop": {"tokenIds": [1, 2]}}),
+    ({"ignore_eos": True}, {"stop": {"ignoreEos": True}}),
+    ({"top_logprobs": 0}, {"topLogprobs": 0}),
+    ({"cache_mode": "read_only"}, {"cache": {"mode": "CACHE_MODE_READ_ONLY"}}),
+    ({"cache_mode": "bypass"}, {"cache": {"mode": "CACHE_MODE_BYPASS"}}),
+    ({"salt": "s"}, {"cache": {"mode": "CACHE_MODE_READ_WRITE", "salt": "s"}}),
+    ({"request_id": "r"}, {"requestId": "r"}),
+    ({"require_loaded": True}, {"requireLoaded": True}),
+]
+
+
+@pytest.mark.parametrize(("options", "fields"), OPTIONS, ids=[str(options) for options, _ in OPTIONS])
+def test_each_option_is_sent_as_its_field(fake: FakeDaemon, options: dict[str, Any], fields: dict[str, Any]) -> None:
+    """An option sets its own field and no other; a zero is sent like any value."""
+    assert sent(fake, "Hi", **options) == expected(text="Hi", **fields)
+
+
+def test_what_is_not_given_is_not_sent(fake: FakeDaemon) -> None:
+    """The daemon's defaults apply to everything that the caller left out."""
+    assert sent(fake, "Hi") == expected(text="Hi")
+
+
+def test_a_sequence_of_ints_is_a_prompt_of_token_ids(fake: FakeDaemon) -> None:
+    """Token ids are sent as they are."""
+    assert sent(fake, (1, 2, 3)) == expected(tokens={"ids": [1, 2, 3]})
+
+
+def test_an_empty_sequence_is_left_for_the_daemon_to_refuse(fake: FakeDaemon) -> None:
+    """The client does not guess what an empty prompt is meant to be."""
+    assert sent(fake, []) == expected(tokens={})
+
+
+def test_messages_are_a_chat_prompt(fake: FakeDaemon) -> None:
+    """Messages, tools and the options of templates are sent with all their parts."""
+    turns = [
+        Message("system", "Be brief."),
+        {"role": "user", "content": "What is the time?"},
+        Message(
+            "assistant",
+            reasoning_content="A clock would help.",
+            tool_calls=[
+                ToolCall("c1", "clock", {"zone": "é"}),
+                {"id": "c2", "name": "now", "arguments": "{}"},
+            ],
+        ),
+        {"role": "tool", "content": "12:00", "tool_call_id": "c1"},
+    ]
+    request = sent(
+        fake,
+        turns,
+        tools=[Tool("clock", "Tells the time", {"type": "object"}), {"name": "now"}],
+        add_generation_prompt=False,
+        enable_thinking=True,
+    )
+    calls = [
+        {"id": "c1", "name": "clock", "argumentsJson": '{"zone": "é"}'},
+        {"id": "c2", "name": "now", "argumentsJson": "{}"},
+    ]
+    chat = {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "What is the time?"},
+            {"role": "assistant", "reasoningContent": "A clock would help.", "toolCalls": calls},
+            {"role": "tool", "content": "12:00", "toolCallId": "c1"},
+        ],
+        "tools": [
+            {"name": "clock", "description": "Tells the time", "parametersJson": '{"type": "object"}'},
+            {"name": "now"},
+        ],
+        "addGenerationPrompt": False,
+        "enableThinking": True,
+    }
+    assert request == expected(chat=chat)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "field"),
+    [
+        ("Hi", {"tools": [Tool("t")]}, "chat.tools"),
+        ("Hi", {"add_generation_prompt": True}, "chat.add_generation_prompt"),
+        ([1], {"enable_thinking": False}, "chat.enable_thinking"),
+        ("Hi", {"cache_mode": "sometimes"}, "cache.mode"),
+        ("Hi", {"max_tokens": 2**40}, "max_tokens"),
+        ("Hi", {"seed": -1}, "sampling.seed"),
+        ("Hi", {"stop_token_ids": [-1]}, "stop.token_ids"),
+        ([1, -1], {}, "tokens.ids"),
+        ("\ud800", {}, "text"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_by_name(
+    fake: FakeDaemon, prompt: Any, options: dict[str, Any], field: str
+) -> None:
+    """A value that the message has no room for never turns into another value, or into none."""
+    with pytest.raises(InvalidArgument) as caught:
+        fake.client.generate("m", prompt, **options)
+    assert (caught.value.field, caught.value.reason) == (field, "INVALID_ARGUMENT")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        (b"Hi", {}),
+        (["Hi"], {}),
+        ([{"role": "user", "text": "Hi"}], {}),
+        ([HELLO, "Hi"], {}),
+        ("Hi", {"temprature": 1}),
+        ("Hi", {"max_tokens": "many"}),
+    ],
+    ids=repr,
+)
+def test_wrong_types_and_names_are_type_errors(fake: FakeDaemon, prompt: Any, options: dict[str, Any]) -> None:
+    """A misspelt option is never ignored, and bytes are never taken for token ids."""
+    with pytest.raises(TypeError):
+        fake.client.generate("m", prompt, **options)
+
+
+def test_a_load_sends_all_its_options(fake: FakeDaemon) -> None:
+    """False and zero are values: `pin=False` unpins, `ttl=0` expires at once."""
+    options: dict[str, Any] = {
+        "revision": "main",
+        "adapter": "/a",
+        "pin": False,
+        "ttl": 0,
+        "skip_warmup": True,
+        "allow_download": True,
+        "estimate_only": True,
+    }
+    stream = fake.client.get_or_load("org/name", **options)
+    request, rpc = fake.take_stream("GetOrLoad")
+    finish(rpc)
+    stream.close()
+    assert request == ParseDict(
+        {
+            "model": "org/name",
+            "revision": "main",
+            "adapter": "/a",
+            "pin": False,
+            "ttl": "0s",
+            "skipWarmup": True,
+            "allowDownload": True,
+            "estimateOnly": True,
+        },
+        pb.GetOrLoadRequest(),
+    )
+
+
+def test_a_load_leaves_pin_and_ttl_as_they_are() -> None:
+    """Unset is not the same as False or zero."""
+    request = requests.load_request("m")
+    assert not request.HasField("pin")
+    assert not request.HasField("ttl")
+
+
+def test_a_ttl_keeps_its_fraction() -> None:
+    """Times are seconds, and need not be whole."""
+    ttl = requests.load_request("m", ttl=90.5).ttl
+    assert (ttl.seconds, ttl.nanos) == (90, 500_000_000)
+
+
+@pytest.mark.parametrize("ttl", [float("nan"), float("inf"), 1e30])
+def test_a_ttl_that_is_no_duration_is_refused(ttl: float) -> None:
+    """Infinity is spelt `pin=True`."""
+    with pytest.raises(InvalidArgument) as caught:
+        requests.load_request("m", ttl=ttl)
+    assert caught.value.field == "ttl"
+
+
+INVALIDATIONS: list[tuple[Callable[[FakeDaemon], Any], dict[str, Any]]] = [
+    (
+        lambda fake: fake.client.invalidate_model("m"),
+        {"model": {"model": "m", "weights": True, "prefixes": True}},
+    ),
+    (
+        lambda fake: fake.client.invalidate_model("m", weights=False, dry_run=True),
+        {"model": {"model": "m", "prefixes": True}, "dryRun": True},
+    ),
+    (
+        lambda fake: fake.client.invalidate_prefix("m", "Once", salt="s"),
+        {"prefix": {"model": "m", "text": "Once", "salt": "s"}},
+    ),
+    (
+        lambda fake: fake.client.invalidate_prefix("m", [1, 2], dry_run=True),
+        {"prefix": {"model": "m", "tokens": {"ids": [1, 2]}}, "dryRun": True},
+    ),
+    (lambda fake: fake.client.invalidate_all(prefixes=False), {"all": {"weights": True}}),
+]
+
+
+@pytest.mark.parametrize(("call", "fields"), INVALIDATIONS)
+def test_each_invalidation_names_its_target(
+    fake: FakeDaemon, call: Callable[[FakeDaemon], Any], fields: dict[str, Any]
+) -> None:
+    """The three methods are the three targets, and the answer comes back as one result."""
+    with futures.ThreadPoolExecutor(1) as pool:
+        result = pool.submit(call, fake)
+        request, rpc = fake.take_unary("Invalidate")
+        response = pb.InvalidateResponse(models=["m"], blocks=3, bytes_freed=2**40, bytes_in_use=1)
+        rpc.terminate(response, (), grpc.StatusCode.OK, "")
+    assert request == ParseDict(fields, pb.InvalidateRequest())
+    invalidated = result.result()
+    assert (invalidated.models, invalidated.blocks) == (("m",), 3)
+    assert (invalidated.bytes_freed, invalidated.bytes_in_use) == (2**40, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "build"),
+    [(LoadOptions, requests.load_request), (GenerateOptions, requests.generate_request)],
+)
+def test_the_documented_options_are_those_that_are_built(options: type, build: Callable[..., Any]) -> None:
+    """What callers see and the builder behind it name the same options, and each one is documented."""
+    parameters = inspect.signature(build).parameters.values()
+    keywords = {each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert keywords == set(get_type_hints(options))
+    assert all(f"{name}: " in str(options.__doc__) for name in keywords)
