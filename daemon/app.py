@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 # gRPC's fork handlers can hang a process that starts others; this one never forks.
@@ -49,21 +49,27 @@ _OPTIONS = [
 log = structlog.get_logger()
 
 
-def run(config: Config) -> int:
+def run(config: Config, engine: Sequence[str] | None = None) -> int:
     """
     Serve until SIGTERM or SIGINT, and return the exit status.
+
+    Args:
+        config: The configuration.
+        engine: Command line of the engine, `--fd N` left out; None for the real one.
 
     Raises:
         SocketPathError: If the socket cannot be made where it should be.
         AlreadyRunning: If another daemon serves it.
     """
-    logs.configure(config.log_level, config.log_file)
+    logs.configure(config.log_level, None)
     prepare_socket_path(config.socket)
     with InstanceLock.acquire(config.socket, ORPHAN_SECONDS) as lock:
         # The engine inherits this copy, so that the lock lives as long as any process holds the models' memory.
         inherited = lock.inheritable_copy()
+        # Only now: a daemon that is refused must not touch the log file of the one that runs.
+        logs.configure(config.log_level, config.log_file)
         try:
-            return asyncio.run(Daemon(config).serve())
+            return asyncio.run(Daemon(config, engine).serve())
         finally:
             os.close(inherited)
 
@@ -74,17 +80,17 @@ class Daemon:
 
     Args:
         config: Its configuration.
-        command: Command line of its engine; None for the real one.
+        engine: Command line of its engine; None for the real one.
     """
 
-    def __init__(self, config: Config, command: list[str] | None = None) -> None:
+    def __init__(self, config: Config, engine: Sequence[str] | None = None) -> None:
         self._config = config
         self._idle = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._status = 0
         self._health = HealthServicer()
-        self._supervisor = Supervisor(command or engine_command(config.to_json()), time.monotonic, self._engine_changed)
+        self._supervisor = Supervisor(engine or engine_command(config.to_json()), time.monotonic, self._engine_changed)
         self._admission = Admission(config.max_queue, self._idle.set)
         self._stats = Stats(self._supervisor, self._admission, time.monotonic)
         self._tasks: set[asyncio.Task[None]] = set()

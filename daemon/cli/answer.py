@@ -1,0 +1,51 @@
+"""An answer as it comes, and what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from daemon.cli.text import printable, stdout_is_terminal
+
+if TYPE_CHECKING:
+    from mlx_sidecar import Completion, GenerateStream
+
+
+def print_answer(stream: GenerateStream) -> None:
+    """
+    Print each delta at once, and a line end after the last. On a terminal, control characters are replaced.
+
+    Raises:
+        SidecarError: If the call fails; what came before is printed by then.
+    """
+    clean: Callable[[str], str] = printable if stdout_is_terminal() else str
+    last = ""
+    try:
+        for text in stream.text():
+            click.echo(clean(text), nl=False)
+            last = text or last
+    finally:
+        if not last.endswith("\n"):
+            click.echo()
+
+
+def print_timings(result: Completion) -> None:
+    """Print tokens and speeds of an answer to stderr."""
+    usage, timings = result.usage, result.timings
+    computed = usage.prompt_tokens - usage.cached_tokens
+    # The first token comes out of prefill, so decoding made one fewer.
+    decoded = max(usage.completion_tokens - 1, 0)
+    lines = [
+        ("prompt", f"{usage.prompt_tokens:,} tokens, {usage.cached_tokens:,} of them cached"),
+        ("first token", "-" if timings.first_token is None else f"{timings.first_token:.3f} s"),
+        ("prefill", _speed(computed, timings.prefill)),
+        ("decode", _speed(decoded, timings.decode)),
+    ]
+    click.echo("\n" + "\n".join(f"{label:<12} {text}" for label, text in lines), err=True)
+
+
+def _speed(tokens: int, seconds: float | None) -> str:
+    speed = f" in {seconds:.3f} s, {tokens / seconds:,.1f} tokens/s" if seconds else ""
+    return f"{tokens:,} tokens{speed}"

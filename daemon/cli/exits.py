@@ -1,0 +1,56 @@
+"""Exit codes of every command, and which error ends in which. They are part of the contract."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from daemon.config import ConfigError
+from daemon.paths import SocketPathError
+from daemon.singleton import AlreadyRunning
+from mlx_sidecar._exceptions import DaemonNotRunning, SidecarError, UntrustedSocket
+
+OK = 0
+REFUSED = 1
+USAGE = 2
+NOT_RUNNING = 3
+INTERRUPTED = 130
+
+MEANINGS = {
+    OK: "done",
+    REFUSED: "refused or failed; the reason is on stderr",
+    USAGE: "wrong usage or configuration",
+    NOT_RUNNING: "the daemon is not running",
+    INTERRUPTED: "interrupted",
+}
+
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in MEANINGS.items())
+"""The end of `mlx-sidecar --help`."""
+
+
+class Answer(NamedTuple):
+    """What to say about an error, and the exit code."""
+
+    text: str
+    code: int
+
+
+def explain(error: Exception) -> Answer | None:
+    """Return what a person is told about `error`; None if it is a bug, whose traceback is worth seeing."""
+    match error:
+        case ConfigError() | SocketPathError() | UntrustedSocket():
+            return Answer(str(error), USAGE)
+        case DaemonNotRunning():
+            return Answer(str(error), NOT_RUNNING)
+        case AlreadyRunning():
+            return Answer(str(error), REFUSED)
+        case SidecarError():
+            return Answer(_refusal(error), REFUSED)
+    return None
+
+
+def _refusal(error: SidecarError) -> str:
+    notes = [error.reason or error.code, f"error id {error.error_id}" if error.error_id else ""]
+    text = f"{error} ({', '.join(note for note in notes if note)})"
+    if error.retry_after is not None:
+        text += f"; try again in {max(error.retry_after, 0.1):.3g} s"
+    return text

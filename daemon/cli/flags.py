@@ -1,0 +1,52 @@
+"""One flag for each configuration key, for the commands that resolve the configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from daemon.config import KEYS, Resolved, load_config
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+def config_flags(function: CommandT) -> CommandT:
+    """Give a command a flag for each key; it gets them as keyword arguments, None where not given."""
+    for key, field in reversed(list(KEYS.items())):
+        function = _flag(key, field)(function)
+    return function
+
+
+def resolve(socket_flag: str | None, flags: Mapping[str, object]) -> Resolved:
+    """
+    Resolve the configuration from a command's flags and the group's `--socket`; the command's own one wins.
+
+    Raises:
+        ConfigError: As `load_config` does.
+    """
+    given = {key: value for key, value in flags.items() if value not in (None, ())}
+    return load_config({"socket": socket_flag} | given, os.environ, Path.home())
+
+
+def _flag(key: str, field: Field[Any]) -> Callable[[CommandT], CommandT]:
+    name = "--" + key.replace("_", "-")
+    about = field.metadata["help"] + _default_note(field)
+    if isinstance(field.default, bool):
+        return click.option(f"{name}/--no-{name[2:]}", key, default=None, help=about)
+    if isinstance(field.default, tuple):
+        return click.option(name, key, multiple=True, metavar="PATH", help=about + " Repeatable.")
+    # Values stay text here: `load_config` checks them as it checks variables, with the same sentences.
+    metavar = {int: "N", float: "DURATION", str: "LEVEL"}.get(type(field.default), "PATH")
+    return click.option(name, key, metavar=metavar, help=about)
+
+
+def _default_note(field: Field[Any]) -> str:
+    if field.default is MISSING or field.default in (None, ()):
+        return "."
+    shown = f"{field.default:g}" if type(field.default) is float else str(field.default).lower()
+    return f" (default {shown})."

@@ -1,0 +1,107 @@
+"""`mlx-sidecar run`: one prompt, or a conversation."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from daemon.cli.answer import print_answer, print_timings
+from daemon.cli.progress import follow
+from daemon.cli.session import Session, absolute_if_directory, pass_session
+from daemon.cli.text import examples, print_json, stdin_is_terminal
+
+if TYPE_CHECKING:
+    from mlx_sidecar import Client, Prompt
+
+
+@click.command(
+    "run",
+    short_help="Run a prompt and stream the answer.",
+    epilog=examples(
+        "mlx-sidecar run embedded 'Say hello'",
+        "git diff | mlx-sidecar run mlx-community/Qwen3-8B-4bit --system 'Review this diff'",
+        "mlx-sidecar run embedded --raw 'Once upon a time' --max-tokens 50 --verbose",
+    ),
+)
+@click.argument("model", callback=absolute_if_directory)
+@click.argument("prompt", required=False)
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
+@click.option("--system", help="System message of the conversation.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens to generate.")
+@click.option("--temperature", type=float, help="0 always takes the likeliest token (default 0).")
+@click.option("--top-p", type=float, help="Choose among the likeliest tokens that sum to this.")
+@click.option("--top-k", type=int, help="Choose among this many of the likeliest tokens.")
+@click.option("--min-p", type=float, help="Choose among tokens at least this likely, relative to the likeliest.")
+@click.option("--seed", type=int, help="Makes the answer repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
+@click.option("--no-cache", is_flag=True, help="Neither use nor store cached prefixes.")
+@click.option("--salt", default="", help="Share cached prefixes only with requests of the same salt.")
+@click.option("--verbose", is_flag=True, help="Print tokens and timings to stderr after the answer.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
+@pass_session
+def command(
+    session: Session,
+    /,
+    model: str,
+    prompt: str | None,
+    raw: bool,
+    system: str | None,
+    stop: tuple[str, ...],
+    no_cache: bool,
+    verbose: bool,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """
+    Run PROMPT, or standard input, through MODEL and stream the answer.
+
+    Without either, on a terminal, hold a conversation. The model is downloaded and loaded if that is needed.
+    """
+    if raw and system is not None:
+        raise click.UsageError("--system needs the chat template, so it cannot go with --raw.")
+    options = {**sampling, "stop": stop or None, "cache_mode": "bypass" if no_cache else "read_write"}
+    talk = prompt is None and stdin_is_terminal()
+    if talk and (raw or as_json):
+        raise click.UsageError("--raw and --json need a PROMPT, as an argument or on standard input.")
+    text = "" if talk else _read(prompt, raw)
+    with session.client() as client:
+        follow(client.get_or_load(model, allow_download=True))
+        if talk:
+            from daemon.cli.chat import hold
+
+            return hold(client, model, system, options, verbose)
+        _answer(client, model, text if raw else _conversation(system, text), options, verbose, as_json)
+    return None
+
+
+def _read(prompt: str | None, raw: bool) -> str:
+    if prompt is None:
+        try:
+            prompt = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError:
+            raise click.UsageError("The prompt on standard input is not UTF-8 text.") from None
+        if not raw:
+            prompt = prompt.rstrip("\n")
+    if not prompt:
+        raise click.UsageError("The prompt is empty.")
+    return prompt
+
+
+def _conversation(system: str | None, text: str) -> Prompt:
+    from mlx_sidecar import Message
+
+    before = [] if system is None else [Message(role="system", content=system)]
+    return [*before, Message(role="user", content=text)]
+
+
+def _answer(client: Client, model: str, prompt: Prompt, options: dict[str, Any], verbose: bool, as_json: bool) -> None:
+    with client.generate(model, prompt, **options) as stream:
+        if not as_json:
+            print_answer(stream)
+        result = stream.result()
+    if as_json:
+        print_json(result)
+    if verbose:
+        print_timings(result)

@@ -1,0 +1,82 @@
+"""How figures, tables and JSON look. Sizes are in powers of 1024, as `model_cache_mb` is."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import click
+
+_UNITS = ("KiB", "MiB", "GiB", "TiB")
+_SPANS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people: "512 B", "1.5 GiB"."""
+    if count < 1024:
+        return f"{count} B"
+    power = 1
+    while count >= 1023.95 * 1024**power and power < len(_UNITS):
+        power += 1
+    return f"{count / 1024**power:.1f} {_UNITS[power - 1]}"
+
+
+def span(seconds: float) -> str:
+    """Return a span of time in its largest unit, rounded: "4 minutes", "1 hour", "0 seconds"."""
+    for length, unit in _SPANS:
+        count = round(seconds / length)
+        if seconds >= length or length == 1:
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    raise AssertionError("the last unit takes all")
+
+
+def percent(share: float) -> str:
+    """Return a share of 1 as "87 %"."""
+    return f"{share:.0%}".replace("%", " %")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns; the header is bold on a terminal."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    for number, row in enumerate([header, *rows]):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        click.echo(click.style(line, bold=True) if number == 0 else line)
+
+
+def print_json(value: Any) -> None:
+    """Print a result object, or plain data, as indented JSON."""
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    click.echo(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
+
+
+def printable(text: str) -> str:
+    """Return a model's text without the control characters that could command a terminal."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if _commands(one) else one for one in text)
+
+
+def _commands(character: str) -> bool:
+    return unicodedata.category(character) == "Cc" and character not in "\n\t"
+
+
+def stdin_is_terminal() -> bool:
+    """Tell whether somebody can be asked."""
+    return sys.stdin.isatty()
+
+
+def stdout_is_terminal() -> bool:
+    """Tell whether somebody reads the output as it comes."""
+    return sys.stdout.isatty()
+
+
+def stderr_is_terminal() -> bool:
+    """Tell whether somebody watches the progress."""
+    return sys.stderr.isatty()
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

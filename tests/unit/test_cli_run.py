@@ -1,0 +1,176 @@
+"""`run`: the prompt goes to the model, the answer to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from daemon.cli import exits
+from daemon.cli.text import printable
+from mlx_sidecar import InternalError, Message
+from tests.unit.cli_fakes import (
+    FakeClient,
+    client_fixture,  # noqa: F401 - pytest finds it by its name
+    pretend_terminal,
+    run_cli,
+)
+
+
+def test_run_loads_with_download_then_streams_the_answer(client: FakeClient) -> None:
+    result = run_cli(client, "run", "org/name", "Hi")
+
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "")
+    assert client.called("get_or_load") == [(("org/name",), {"allow_download": True})]
+    ((args, options),) = client.called("generate")
+    assert args == ("org/name", [Message(role="user", content="Hi")])
+    assert {key: value for key, value in options.items() if value is not None} == {
+        "cache_mode": "read_write",
+        "salt": "",
+    }
+    assert client.streams[0].closed
+
+
+def test_run_hands_every_option_on(client: FakeClient) -> None:
+    args = "--max-tokens 5 --temperature 0.5 --top-p 0.9 --top-k 40 --min-p 0.1 --seed 7 --salt s --no-cache"
+    run_cli(client, "run", "m", "Hi", *args.split(), "--stop", "a", "--stop", "b", "--system", "Be brief")
+
+    ((positional, options),) = client.called("generate")
+    assert positional[1] == [Message(role="system", content="Be brief"), Message(role="user", content="Hi")]
+    assert options == {
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.1,
+        "seed": 7,
+        "salt": "s",
+        "cache_mode": "bypass",
+        "stop": ("a", "b"),
+    }
+
+
+def test_run_reads_standard_input_when_there_is_no_prompt(client: FakeClient) -> None:
+    run_cli(client, "run", "m", stdin="Grüße\n")
+    run_cli(client, "run", "m", "--raw", stdin="Once\n")
+
+    assert [args[1] for args, _ in client.called("generate")] == [
+        [Message(role="user", content="Grüße")],
+        "Once\n",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "sentence"),
+    [
+        (["m", ""], "", "The prompt is empty."),
+        (["m"], "\n", "The prompt is empty."),
+        (["m"], b"\xff", "The prompt on standard input is not UTF-8 text."),
+        (["m", "x", "--raw", "--system", "y"], "", "--system needs the chat template"),
+        (["m", "x", "--max-tokens", "0"], "", "0 is not in the range x>=1"),
+        (["m", "x", "--seed", "y"], "", "'y' is not a valid integer"),
+    ],
+)
+def test_run_refuses_wrong_usage_before_it_calls(
+    client: FakeClient, args: list[str], stdin: str | bytes, sentence: str
+) -> None:
+    result = run_cli(client, "run", *args, stdin=stdin)
+
+    assert result.exit_code == exits.USAGE
+    assert sentence in result.stderr
+    assert client.calls == []
+
+
+def test_run_prints_timings_on_stderr_when_asked(client: FakeClient) -> None:
+    result = run_cli(client, "run", "m", "Hi", "--verbose")
+
+    assert result.stdout == "Hello\n"
+    assert result.stderr.splitlines() == [
+        "",
+        "prompt       1,426 tokens, 1,408 of them cached",
+        "first token  0.100 s",
+        "prefill      18 tokens in 0.090 s, 200.0 tokens/s",
+        "decode       10 tokens in 0.500 s, 20.0 tokens/s",
+    ]
+
+
+def test_run_as_json_prints_one_object(client: FakeClient) -> None:
+    result = run_cli(client, "run", "m", "Hi", "--json")
+
+    tree = json.loads(result.stdout)
+    assert tree["text"] == "Hello"
+    assert tree["usage"] == {"prompt_tokens": 1426, "cached_tokens": 1408, "completion_tokens": 11}
+    assert tree["timings"]["prefill"] == 0.09
+    assert (tree["reason"], tree["model"], tree["request_id"]) == ("stop", "m", "r-1")
+
+
+def test_ctrl_c_cancels_the_call_and_exits_130(client: FakeClient) -> None:
+    client.deltas = ["Hel", KeyboardInterrupt()]
+
+    result = run_cli(client, "run", "m", "Hi")
+
+    assert (result.exit_code, result.stdout) == (exits.INTERRUPTED, "Hel\n")
+    assert client.streams[0].closed
+
+
+def test_an_error_after_some_text_ends_the_line_first(client: FakeClient) -> None:
+    client.deltas = ["Hel", InternalError("a bug")]
+
+    result = run_cli(client, "run", "m", "Hi")
+
+    assert (result.exit_code, result.stdout) == (exits.REFUSED, "Hel\n")
+    assert result.stderr == "mlx-sidecar: a bug (INTERNAL)\n"
+
+
+def test_text_that_ends_its_own_line_gets_no_second_end(client: FakeClient) -> None:
+    client.deltas = ["a\n", ""]
+
+    assert run_cli(client, "run", "m", "Hi").stdout == "a\n"
+
+
+def test_an_answer_cannot_command_the_terminal(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.deltas = ["a\x1b]0;title\x07b\n"]
+    assert "\x1b" in run_cli(client, "run", "m", "Hi", "--raw").stdout
+
+    pretend_terminal(monkeypatch, "stdout")
+
+    assert run_cli(client, "run", "m", "Hi").stdout == "a\ufffd]0;title\ufffdb\n"
+    assert printable("Grüße 世界 👩\u200d🚀\tx\n") == "Grüße 世界 👩\u200d🚀\tx\n"
+
+
+def test_without_a_prompt_a_terminal_gets_a_conversation_that_keeps_its_history(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_terminal(monkeypatch, "stdin")
+
+    result = run_cli(client, "run", "m", "--system", "Be brief", stdin="one\n \ntwo\n")
+
+    assert result.exit_code == 0
+    system, one, two = Message("system", "Be brief"), Message("user", "one"), Message("user", "two")
+    assert [args[1] for args, _ in client.called("generate")] == [
+        [system, one],
+        [system, one, Message("assistant", "Hello"), two],
+    ]
+
+
+def test_ctrl_c_in_a_conversation_takes_only_that_turn_back(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_terminal(monkeypatch, "stdin")
+    client.deltas = ["Hel", KeyboardInterrupt()]
+
+    result = run_cli(client, "run", "m", stdin="one\ntwo\n")
+
+    assert result.exit_code == 0
+    assert [args[1] for args, _ in client.called("generate")] == [
+        [Message("user", "one")],
+        [Message("user", "two")],
+    ]
+    assert all(stream.closed for stream in client.streams)
+
+
+def test_a_conversation_is_neither_raw_nor_json(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_terminal(monkeypatch, "stdin")
+
+    assert run_cli(client, "run", "m", "--raw").exit_code == exits.USAGE
+    assert run_cli(client, "run", "m", "--json").exit_code == exits.USAGE
