@@ -163,14 +163,14 @@ def _digest(root: Path, files: list[Path]) -> str:
     state = hashlib.sha256(b"mlx-sidecar/model/1")
     for file in files:
         stat = file.stat()
-        stamp = f"{file.relative_to(root)}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
+        stamp = f"{file.relative_to(root)}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0"
         state.update(stamp.encode())
-        state.update(_content(file, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        state.update(_content(file, stat.st_ino, stat.st_size, stat.st_ctime_ns))
     return state.hexdigest()
 
 
 @lru_cache(maxsize=4096)
-def _content(file: Path, inode: int, size: int, mtime_ns: int) -> bytes:
+def _content(file: Path, inode: int, size: int, ctime_ns: int) -> bytes:
     """Return the digest of a small file, or of the checked header of a weight file; memoised by its stamp."""
     data = read_header(file) if file.suffix == ".safetensors" else file.read_bytes()
     return hashlib.sha256(data).digest()

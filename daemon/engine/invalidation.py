@@ -41,11 +41,14 @@ class Invalidator:
         keys = self._keys.get(target.model, set())
         entries = [entry for entry in self._models.entries() if entry.key in keys and not entry.draining]
         digests = tuple(model_digest(key.weights, key.adapter) for key in keys)
-        return self._drop(
+        answer = self._drop(
             entries if target.weights else [],
             (lambda namespace: namespace.startswith(digests)) if target.prefixes else None,
             dry_run=dry_run,
         )
+        if answer.models:  # the same content may be in memory under another name
+            answer.models[:] = [target.model]
+        return answer
 
     def all(self, target: pb.AllTarget, *, dry_run: bool) -> pb.InvalidateResponse:
         """Drop everything of the kinds asked for."""

@@ -1,0 +1,55 @@
+"""Fixtures of all tests: short folders, and daemons that end with their test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlx_sidecar import Client
+from tests.running import RunningDaemon
+
+
+@pytest.fixture(name="folder")
+def _folder() -> Iterator[Path]:
+    """Return a directory whose path is short enough for a socket below it."""
+    path = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(name="daemon", scope="session")
+def _daemon() -> Iterator[RunningDaemon]:
+    """Return a daemon with the real engine, shared by all tests. Use a salt of your own where reuse matters."""
+    path = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
+    daemon = RunningDaemon.start(path)
+    yield daemon
+    assert daemon.stop() == 0
+    shutil.rmtree(path)
+
+
+@pytest.fixture(name="client")
+def _client(daemon: RunningDaemon) -> Iterator[Client]:
+    """Return a client of the shared daemon."""
+    with daemon.client() as client:
+        yield client
+
+
+@pytest.fixture(name="start_daemon")
+def _start_daemon(folder: Path) -> Iterator[Callable[..., RunningDaemon]]:
+    """Return a function that starts a daemon of the test's own, with the configuration keys given."""
+    started: list[RunningDaemon] = []
+
+    def start(command: list[str] | None = None, **settings: str) -> RunningDaemon:
+        daemon = RunningDaemon.start(folder, command, **settings)
+        started.append(daemon)
+        return daemon
+
+    yield start
+    for daemon in started:
+        if daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.wait()
