@@ -1,0 +1,1 @@
+"""Builds and measures the embedded model: the small checkpoint that demo and tests use."""
