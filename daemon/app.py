@@ -37,7 +37,7 @@ ORPHAN_SECONDS = 3.0
 """An engine whose parent was killed exits within two seconds; a new daemon waits a little longer for it."""
 ENGINE_STOP_SECONDS = 3.0
 SERVER_STOP_SECONDS = 1.0
-SOCKET_CHECK_SECONDS = 10.0
+SOCKET_CHECK_SECONDS = 2.0
 
 _OPTIONS = [
     # Four times our own limit: a request that is too large should get our error, not gRPC's bare one.

@@ -20,17 +20,21 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 from daemon.durations import duration
 from daemon.errors import DOMAIN, Reason, SidecarError
 
+MAX_MESSAGE = 1500
+"""Characters of a message: gRPC refuses trailers of more than 8 KiB, and the text is in them three times."""
+
 log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_QUIET = ("/grpc.health.v1.Health/", "/grpc.reflection.", "/mlx_sidecar.v1.SidecarService/Stats")
+_OURS = "/mlx_sidecar.v1.SidecarService/"
+_QUIET = _OURS + "Stats"
 """Polled all day; logged at debug level."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """
-    Wraps unary and server-streaming handlers.
+    Wraps the handlers of the service.
 
     Args:
         on_cancel: Called when a client cancelled its call.
@@ -46,8 +50,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Return the handler of a call, wrapped."""
         handler = await continuation(details)
-        if handler is None:
-            return None
+        if handler is None or not details.method.startswith(_OURS):
+            return handler  # health and reflection are polled all day and keep their own ways
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
                 self._streaming(details.method, handler.unary_stream),
@@ -93,7 +97,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
         except SidecarError as error:
             _line(method, began, code_name(error), reason=str(error.reason), error=error.message)
-            await context.abort_with_status(rpc_status.to_status(status(error)))
+            await _abort(context, error)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -105,7 +109,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 metadata={"error_id": error_id, "type": type(error).__name__},
             )
             _line(method, began, code_name(hidden), error_id=error_id)
-            await context.abort_with_status(rpc_status.to_status(status(hidden)))
+            await _abort(context, hidden)
         else:
             _line(method, began, "OK")
 
@@ -117,13 +121,23 @@ def code_name(error: SidecarError) -> str:
 
 def status(error: SidecarError) -> status_pb2.Status:
     """Return an error as google.rpc.Status with ErrorInfo and, where they help, BadRequest and RetryInfo."""
+    message = error.message if len(error.message) <= MAX_MESSAGE else error.message[: MAX_MESSAGE - 1] + "…"
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=duration(error.retry_after)))
-    return status_pb2.Status(code=error.code, message=error.message, details=[_any(detail) for detail in details])
+    return status_pb2.Status(code=error.code, message=message, details=[_any(detail) for detail in details])
+
+
+async def _abort(context: Context, error: SidecarError) -> None:
+    """End a call with an error; clients that retry by themselves learn when to."""
+    answer = rpc_status.to_status(status(error))
+    metadata = list(answer.trailing_metadata)
+    if error.retry_after is not None:
+        metadata.append(("grpc-retry-pushback-ms", str(int(1000 * error.retry_after))))
+    await context.abort(answer.code, answer.details, tuple(metadata))
 
 
 def _any(message: Message) -> any_pb2.Any:
@@ -133,6 +147,6 @@ def _any(message: Message) -> any_pb2.Any:
 
 
 def _line(method: str, began: float, code: str, **fields: str) -> None:
-    quiet = code == "OK" and method.startswith(_QUIET)
+    quiet = code == "OK" and method == _QUIET
     write = log.debug if quiet else log.info
     write("rpc", code=code, duration_s=round(time.monotonic() - began, 6), **fields)

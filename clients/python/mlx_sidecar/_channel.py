@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import grpc
+import grpc.experimental
 
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 
@@ -53,7 +54,15 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
-"""Options of `grpc.insecure_channel` and `grpc.aio.insecure_channel`."""
+"""Options of `grpc.aio.insecure_channel`."""
+
+SYNC_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
+    *CHANNEL_OPTIONS,
+    # Read streams in the caller's thread. With gRPC's own thread, a stream that is being retried when the daemon goes
+    # away never ends, not even at its deadline (grpcio 1.80 to 1.85.1; tests/client/test_client_retries.py shows it).
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
+]
+"""Options of `grpc.insecure_channel`."""
 
 
 def answered(error: Any) -> bool:

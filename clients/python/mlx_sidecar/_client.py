@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import grpc
 
 from mlx_sidecar import _requests as requests
 from mlx_sidecar._address import resolve, socket_exists, target
-from mlx_sidecar._channel import CHANNEL_OPTIONS, CONNECT_TIMEOUT, PING, POLL_INTERVAL, answered, stub
+from mlx_sidecar._channel import SYNC_CHANNEL_OPTIONS, CONNECT_TIMEOUT, PING, POLL_INTERVAL, answered, stub
 from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import DaemonNotRunning, SidecarError
 from mlx_sidecar._failure import failure, not_running
@@ -171,7 +172,7 @@ class Client:
                 raise not_running(self._socket, "there is no such socket")
             time.sleep(POLL_INTERVAL)
         if self._channel is None:
-            self._channel = grpc.insecure_channel(target(self._socket), CHANNEL_OPTIONS)
+            self._channel = grpc.insecure_channel(target(self._socket), SYNC_CHANNEL_OPTIONS)
             self._stub = stub(self._channel)
         ping: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(PING)
         try:
@@ -197,7 +198,8 @@ class Client:
 
     def __del__(self) -> None:
         # Without a channel there is nothing to leak; `__init__` may not even have run to its end.
-        if getattr(self, "_channel", None) is not None and not self._closed:
+        # At the end of the interpreter gRPC's threads are gone, and closing would wait for them for ever.
+        if getattr(self, "_channel", None) is not None and not self._closed and not sys.is_finalizing():
             text = f"unclosed {self!r}"
             self.close()
             warnings.warn(text, ResourceWarning, source=self, stacklevel=2)

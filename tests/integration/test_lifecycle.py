@@ -1,0 +1,299 @@
+"""Starting, stopping, dying: one daemon for each socket, streams that end well, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+import mlx_sidecar
+from mlx_sidecar import Delta, Finished, GenerateEvent
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
+from tests.running import RunningDaemon, alive, wait_until
+from tools.embedded import corpus
+
+PROMPT = next(corpus.held_out(seed=40, tokens_hint=200)).completion()
+FAKE = [sys.executable, "-m", "tests.serve_fake"]
+
+Start = Callable[..., RunningDaemon]
+
+
+def refusal(daemon: RunningDaemon, model: str, on_sent: Callable[[], None] = lambda: None) -> str:
+    """Return the reason for which a request fails with a time to try again; no client retries it here."""
+    with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
+        call = SidecarServiceStub(channel).Generate(pb.GenerateRequest(model=model, text=PROMPT), wait_for_ready=True)
+        on_sent()
+        with pytest.raises(grpc.RpcError):
+            list(call)
+    status = rpc_status.from_call(call)
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    assert status.details[0].Unpack(info)
+    assert status.details[1].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() > 0
+    assert ("grpc-retry-pushback-ms", str(retry.retry_delay.ToMilliseconds())) in call.trailing_metadata()
+    return info.reason
+
+
+def test_a_second_daemon_says_so_and_harms_nothing(start_daemon: Start) -> None:
+    """Not even the log file of the first."""
+    first = start_daemon(FAKE)
+    with first.client() as client:
+        before = client.stats().daemon.pid
+        inode = first.socket.stat().st_ino
+        log = (first.folder / "daemon.log").read_bytes()
+        second = subprocess.run(
+            [sys.executable, "-m", "daemon", "serve"], env=first.environ, capture_output=True, text=True, timeout=60
+        )
+        assert second.returncode == 1
+        assert f"already running (pid {first.process.pid})" in second.stderr
+        assert first.socket.stat().st_ino == inode
+        assert client.stats().daemon.pid == before
+        assert (first.folder / "daemon.log").read_bytes()[: len(log)] == log
+
+
+def test_the_socket_is_private_under_any_umask(start_daemon: Start) -> None:
+    """0600 in a directory of 0700, even if the shell allows everything."""
+    before = os.umask(0)
+    try:
+        daemon = start_daemon(FAKE)
+    finally:
+        os.umask(before)
+    with daemon.client() as client:
+        client.stats()
+    assert stat.S_IMODE(daemon.socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(daemon.socket.parent.stat().st_mode) == 0o700
+
+
+def test_a_stale_socket_does_not_stop_a_start(start_daemon: Start) -> None:
+    """A daemon that was killed leaves its socket; the next one replaces it."""
+    first = start_daemon(FAKE)
+    with first.client() as client:
+        client.stats()
+    first.process.kill()
+    first.wait()
+    assert first.socket.exists()
+    with start_daemon(FAKE).client() as client:
+        assert client.stats().engine.state
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
+def test_what_is_no_socket_is_refused_and_kept(folder: Path, kind: str) -> None:
+    """One sentence, exit status 2, and the thing is still there."""
+    run = folder / "run"
+    run.mkdir(mode=0o700)
+    path = run / "sidecar.sock"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(folder / "elsewhere")
+    daemon = RunningDaemon.start(folder)
+    assert daemon.wait() == 2
+    assert path.is_symlink() or path.exists()
+
+
+def test_sigterm_lets_a_running_stream_end_well(start_daemon: Start) -> None:
+    """All its tokens arrive, new work is refused, the exit status is 0 and the socket is gone."""
+    daemon = start_daemon()
+    with daemon.client() as client, daemon.client() as late:
+        engine = client.load("embedded") and client.stats().engine.pid
+        late.stats()
+        with client.generate("embedded", PROMPT, max_tokens=600, ignore_eos=True) as stream:
+            events: list[GenerateEvent] = []
+            for event in stream:
+                events.append(event)
+                if len(events) == 3:
+                    daemon.signal(signal.SIGTERM)
+                    wait_until(lambda: late.stats().daemon.draining, "the daemon drains")
+                    assert refusal(daemon, "embedded") == "SHUTTING_DOWN"
+    assert isinstance(events[-1], Finished)
+    assert events[-1].usage.completion_tokens == 600
+    assert daemon.wait() == 0
+    assert not daemon.socket.exists()
+    assert not alive(engine)
+
+
+def test_a_second_sigterm_ends_at_once(start_daemon: Start) -> None:
+    """A stream that would go on is cut off; the exit status is still 0."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client, daemon.client() as other:
+        other.stats()
+        with client.generate("hold", "one two three") as stream:
+            events = iter(stream)
+            next(events)
+            daemon.signal(signal.SIGTERM)
+            wait_until(lambda: other.stats().daemon.draining, "the daemon drains")
+            daemon.signal(signal.SIGTERM)
+            with pytest.raises(mlx_sidecar.SidecarError):
+                list(events)
+    assert daemon.wait() == 0
+    assert not daemon.socket.exists()
+
+
+def test_the_drain_limit_ends_streams_that_do_not(start_daemon: Start) -> None:
+    """`drain_timeout` is how long they may go on."""
+    daemon = start_daemon(FAKE, drain_timeout="0.1")
+    with daemon.client() as client, client.generate("hold", "one two three") as stream:
+        events = iter(stream)
+        next(events)
+        daemon.signal(signal.SIGTERM)
+        with pytest.raises(mlx_sidecar.SidecarError):
+            list(events)
+    assert daemon.wait() == 0
+
+
+def test_requests_that_wait_are_dropped_when_the_daemon_drains(start_daemon: Start) -> None:
+    """They get UNAVAILABLE with a time to try again, at once."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client:
+
+        def stop() -> None:
+            wait_until(lambda: client.stats().engine.queued == 1, "the request waits")
+            daemon.signal(signal.SIGTERM)
+
+        assert refusal(daemon, "hold-waiting", on_sent=stop) == "SHUTTING_DOWN"
+    assert daemon.wait() == 0
+
+
+def test_a_killed_engine_fails_its_streams_and_the_next_request_works(start_daemon: Start) -> None:
+    """kill -9 of the real engine in the middle of a stream: the socket stays, the caller knows what happened."""
+    daemon = start_daemon()
+    with daemon.client() as client:
+        first = client.complete("embedded", PROMPT, max_tokens=8)
+        inode = daemon.socket.stat().st_ino
+        engine = client.stats().engine.pid
+        with client.generate("embedded", PROMPT, max_tokens=3000, ignore_eos=True) as stream:
+            events = iter(stream)
+            while not isinstance(next(events), Delta):
+                pass
+            os.kill(engine, signal.SIGKILL)
+            with pytest.raises(mlx_sidecar.EngineRestarted) as caught:
+                list(events)
+        assert caught.value.code == "UNAVAILABLE"
+        assert caught.value.retry_after
+        assert daemon.socket.stat().st_ino == inode
+        again = client.complete("embedded", PROMPT, max_tokens=8)
+        assert (again.text, again.usage.cached_tokens) == (first.text, 0)
+        after = client.stats().engine
+        assert after.restarts == 1
+        assert after.pid != engine
+    assert daemon.stop() == 0
+
+
+def test_stats_and_health_answer_while_the_engine_is_stopped(start_daemon: Start) -> None:
+    """SIGSTOP looks like a hang: it is found, killed and replaced."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client:
+        client.load("ok")
+        engine = client.stats().engine.pid
+        os.kill(engine, signal.SIGSTOP)
+        wait_until(lambda: client.stats().engine.state == "stalled", "the stall is noticed")
+        wait_until(lambda: client.stats().engine.restarts == 1, "the engine is replaced")
+        assert client.load("ok").model == "ok"
+        assert not alive(engine)
+
+
+def test_an_engine_ends_with_its_parent(start_daemon: Start) -> None:
+    """kill -9 of the parent: the engine sees the end of its socket and goes, idle or busy."""
+    daemon = start_daemon()
+    with daemon.client() as client:
+        client.load("embedded")
+        engine = client.stats().engine.pid
+        stream = client.generate("embedded", PROMPT, max_tokens=3000, ignore_eos=True)
+        next(iter(stream))
+        daemon.process.kill()
+        daemon.wait()
+        wait_until(lambda: not alive(engine), "the engine has ended")
+        with pytest.raises(mlx_sidecar.SidecarError):
+            list(stream)
+
+
+def test_a_request_that_kills_the_engine_twice_is_refused(start_daemon: Start) -> None:
+    """And a model that was there at three deaths is quarantined, until somebody invalidates it."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client:
+        for _ in range(2):
+            with pytest.raises(mlx_sidecar.EngineRestarted):
+                client.complete("die", "the same prompt")
+        with pytest.raises(mlx_sidecar.RequestQuarantined):
+            client.complete("die", "the same prompt")
+        with pytest.raises(mlx_sidecar.EngineRestarted):
+            client.complete("die", "another prompt")
+        with pytest.raises(mlx_sidecar.ModelQuarantined, match="mlx-sidecar invalidate die"):
+            client.complete("die", "yet another prompt")
+        assert client.complete("ok", "other models are served").text
+        client.invalidate_model("die")
+        with pytest.raises(mlx_sidecar.EngineRestarted):
+            client.complete("die", "a fourth prompt")
+
+
+def test_an_engine_that_sends_garbage_is_replaced(start_daemon: Start) -> None:
+    """Frames that are none, or announce four gigabytes, end the engine and not the daemon."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client:
+        for model in ("garbage", "huge"):
+            # The client's own retries may be what makes it the second death.
+            with pytest.raises((mlx_sidecar.EngineRestarted, mlx_sidecar.RequestQuarantined)):
+                client.complete(model, "hello")
+        assert client.complete("ok", "hello again").text
+
+
+def test_a_reader_that_lags_gets_fewer_and_larger_deltas(start_daemon: Start) -> None:
+    """Ten thousand deltas at once, read late: all text, in order, in few messages."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client, client.generate("burst", "word") as stream:
+        wait_until(lambda: client.stats().engine.queued == 0, "the burst is over")
+        deltas = [event for event in stream if isinstance(event, Delta)]
+    assert sum(len(delta.token_ids) for delta in deltas) == 10_000
+    assert len(deltas) < 10_000
+
+
+def test_the_queue_is_bounded(start_daemon: Start) -> None:
+    """One more than max_queue is refused with a time to try again, and Stats counts it."""
+    daemon = start_daemon(FAKE, max_queue="2")
+    with daemon.client() as client:
+        waiting = [client.generate("hold-waiting", "wait") for _ in range(2)]
+        wait_until(lambda: client.stats().engine.queued == 2, "two wait")
+        with pytest.raises(mlx_sidecar.QueueFull) as refused:
+            client.complete("ok", "one too many")
+        assert refused.value.retry_after
+        assert client.stats().engine.rejected == 1
+        for stream in waiting:
+            stream.close()
+        wait_until(lambda: client.stats().engine.queued == 0, "nobody waits")
+        assert client.complete("ok", "room again").text
+
+
+def test_a_client_that_says_nothing_is_no_trouble(start_daemon: Start) -> None:
+    """Raw connections and half a preface do not keep others from being served."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client:
+        client.stats()
+        raw = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+        for one in raw:
+            one.connect(str(daemon.socket))
+            one.send(b"PRI * HTT")
+        assert client.complete("ok", "hello").text
+        for one in raw:
+            one.close()
+
+
+def test_a_removed_socket_makes_the_daemon_exit_for_launchd_to_restart_it(start_daemon: Start) -> None:
+    """Nobody could reach it any more."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client:
+        client.stats()
+    daemon.socket.unlink()
+    assert daemon.wait() == 1

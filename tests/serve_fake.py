@@ -1,0 +1,16 @@
+"""A real daemon with a fake engine, as a program: starts at once and does what the model's name says."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from daemon.app import run
+from daemon.config import load_config
+
+ENGINE = Path(__file__).parent / "fake_engine.py"
+
+if __name__ == "__main__":
+    config = load_config({}, os.environ, Path.home()).config
+    sys.exit(run(config, engine=[sys.executable, str(ENGINE), *sys.argv[1:]]))
