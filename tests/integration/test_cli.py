@@ -1,0 +1,101 @@
+"""The command line against a running daemon, as a person types it; the README's commands among them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.running import RunningDaemon, environment
+from tools.embedded import corpus
+
+EXAMPLE = next(corpus.held_out(seed=60, tokens_hint=100))
+
+
+def run(daemon: RunningDaemon, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command against the daemon."""
+    return subprocess.run(
+        [sys.executable, "-m", "daemon", *arguments],
+        env=daemon.environ,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_run_answers_from_the_argument_and_from_standard_input(daemon: RunningDaemon) -> None:
+    """Text on stdout, nothing else there."""
+    question = ["--system", EXAMPLE.context, EXAMPLE.question]
+    asked = run(daemon, "run", "embedded", *question)
+    piped = run(daemon, "run", "embedded", "--system", EXAMPLE.context, stdin=EXAMPLE.question)
+    assert asked.returncode == piped.returncode == 0
+    assert asked.stdout == piped.stdout
+    assert asked.stdout.strip() == EXAMPLE.answer
+
+
+def test_run_shows_timings_on_stderr_and_json_on_stdout(daemon: RunningDaemon) -> None:
+    """`--verbose` and `--json`."""
+    shown = run(daemon, "run", "embedded", "--raw", EXAMPLE.completion(), "--max-tokens", "4", "--verbose", "--json")
+    answer = json.loads(shown.stdout)
+    assert answer["usage"]["completion_tokens"] == 4
+    assert "cached" in shown.stderr
+
+
+def test_load_ps_stats_and_stop_tell_one_story(daemon: RunningDaemon) -> None:
+    """A loaded model shows up everywhere, and is gone after stop; a second stop is no error."""
+    assert run(daemon, "load", "embedded", "--ttl", "10m").returncode == 0
+    assert "in 10 minutes" in run(daemon, "ps").stdout
+    listed = json.loads(run(daemon, "ps", "--json").stdout)
+    stats = json.loads(run(daemon, "stats", "--json").stdout)
+    assert "embedded" in json.dumps(listed)
+    assert "embedded" in [model["info"]["model"] for model in stats["models"]]
+    assert run(daemon, "stop", "embedded").returncode == 0
+    again = run(daemon, "stop", "embedded")
+    assert again.returncode == 0
+    assert "not loaded" in again.stdout + again.stderr
+    assert "embedded" not in run(daemon, "ps").stdout
+
+
+def test_invalidate_counts_first_and_drops_then(daemon: RunningDaemon) -> None:
+    """A dry run changes nothing; `--yes` does it."""
+    run(daemon, "run", "embedded", "--raw", EXAMPLE.completion(), "--salt", "cli")
+    dry = run(daemon, "invalidate", "embedded", "--dry-run", "--json")
+    done = run(daemon, "invalidate", "embedded", "--yes", "--json")
+    assert json.loads(dry.stdout)["blocks"] == json.loads(done.stdout)["blocks"] > 0
+
+
+def test_config_shows_where_each_value_comes_from(daemon: RunningDaemon) -> None:
+    """Here from the environment."""
+    shown = json.loads(run(daemon, "config", "--json").stdout)
+    assert str(daemon.socket) in json.dumps(shown)
+    assert "MLX_SIDECAR_SOCKET" in json.dumps(shown)
+
+
+def test_a_typed_error_is_one_line_and_exit_status_1(daemon: RunningDaemon) -> None:
+    """With its reason."""
+    failed = run(daemon, "run", "/no/such/model", "hello")
+    assert failed.returncode == 1
+    assert "MODEL_NOT_FOUND" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["ps"], ["run", "embedded", "hi"], ["stats"], ["stop", "--all"], ["load", "embedded"]]
+)
+def test_without_a_daemon_each_command_says_how_to_start_it(folder: Path, command: list[str]) -> None:
+    """Exit status 3."""
+    failed = subprocess.run(
+        [sys.executable, "-m", "daemon", *command],
+        env=environment(folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert failed.returncode == 3
+    assert "mlx-sidecar serve" in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1

@@ -1,0 +1,58 @@
+"""Documentation that cannot rot: what exists is documented, and what is documented exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from daemon.cli import COMMANDS
+from daemon.config import KEYS
+from daemon.errors import Reason
+from mlx_sidecar.v1 import sidecar_pb2
+
+ROOT = Path(__file__).resolve().parents[2]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_documented(command: str) -> None:
+    """In the operations page."""
+    assert f"`mlx-sidecar {command}" in OPERATIONS
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_configuration_key_is_documented(key: str) -> None:
+    """In the operations page."""
+    assert f"`{key}`" in OPERATIONS
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_error_reason_is_documented(reason: Reason) -> None:
+    """In the operations page, with what to do."""
+    assert f"`{reason}`" in OPERATIONS
+
+
+def test_every_rpc_is_in_the_request_lifecycle() -> None:
+    """And in the README."""
+    rpcs = [method.name for method in sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"].methods]
+    for page in (ROOT / "README.md", ROOT / "docs" / "request-lifecycle.md"):
+        assert all(rpc in page.read_text() for rpc in rpcs)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    """Relative links only; the web is not asked."""
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_package_has_its_line_in_the_architecture() -> None:
+    """One line for each module of the daemon's top level and for each package."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    names = {path.name for path in (ROOT / "daemon").glob("*.py") if path.name not in ("__init__.py", "__main__.py")}
+    packages = {f"{path.parent.relative_to(ROOT)}/" for path in (ROOT / "daemon").rglob("__init__.py")} - {"daemon/"}
+    missing = sorted(name for name in names | packages if f"`{name}`" not in text)
+    assert not missing

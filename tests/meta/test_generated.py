@@ -1,0 +1,28 @@
+"""Generated code is what its source says, and versions agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import daemon
+import mlx_sidecar._version
+from tools.generate_stubs import ROOT, generate
+
+
+def test_the_committed_stubs_are_what_the_protos_generate(tmp_path: Path) -> None:
+    """Run `make gen` after a change of a proto."""
+    client, private = tmp_path / "client", tmp_path / "daemon"
+    client.mkdir()
+    private.mkdir()
+    generate(client, private)
+    fresh = {path.relative_to(client): path for path in client.rglob("*.py*")}
+    assert fresh
+    for name, path in fresh.items():
+        assert (ROOT / "clients" / "python" / name).read_text() == path.read_text(), f"{name} is stale"
+    for path in private.rglob("*.py*"):
+        assert (ROOT / path.relative_to(private)).read_text() == path.read_text(), f"{path.name} is stale"
+
+
+def test_daemon_and_client_have_one_version() -> None:
+    """They are released together."""
+    assert daemon.__version__ == mlx_sidecar._version.__version__
