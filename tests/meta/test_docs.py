@@ -11,6 +11,7 @@ from daemon.cli import COMMANDS
 from daemon.config import KEYS
 from daemon.errors import Reason
 from mlx_sidecar.v1 import sidecar_pb2
+from tools.readme_figure import filled
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -56,3 +57,9 @@ def test_every_package_has_its_line_in_the_architecture() -> None:
     packages = {f"{path.parent.relative_to(ROOT)}/" for path in (ROOT / "daemon").rglob("__init__.py")} - {"daemon/"}
     missing = sorted(name for name in names | packages if f"`{name}`" not in text)
     assert not missing
+
+
+def test_the_readme_quotes_the_last_benchmark() -> None:
+    """Run `python tools/readme_figure.py` after `make bench`."""
+    text = (ROOT / "README.md").read_text()
+    assert filled(text) == text

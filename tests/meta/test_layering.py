@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mlx_sidecar import Client
+from tests.running import RunningDaemon
+
 ROOT = Path(__file__).resolve().parents[2]
 DAEMON = ROOT / "daemon"
 MLX = {"mlx", "mlx_lm", "transformers"}
@@ -65,15 +68,14 @@ def test_the_parent_never_imports_mlx() -> None:
     assert not loaded & (MLX | {"numpy", "tokenizers", "huggingface_hub"})
 
 
-def test_a_serving_parent_has_no_mlx_mapped(daemon: object) -> None:
-    """Seen from outside, while it serves: no file of mlx is in its memory. The engine's memory has some."""
-    pid = daemon.process.pid  # type: ignore[attr-defined]
-    engine = daemon.engine_pid()  # type: ignore[attr-defined]
-    maps = Path(f"/proc/{pid}/maps")
+def test_a_serving_parent_has_no_mlx_mapped(daemon: RunningDaemon, client: Client) -> None:
+    """Seen from outside, after it has served: no file of mlx is in its memory. The engine's memory has some."""
+    client.load("embedded")
+    maps = Path(f"/proc/{daemon.process.pid}/maps")
     if not maps.exists():
         pytest.skip("there is no /proc on this system")
     assert "/mlx/" not in maps.read_text()
-    assert "/mlx/" in Path(f"/proc/{engine}/maps").read_text()
+    assert "/mlx/" in Path(f"/proc/{daemon.engine_pid()}/maps").read_text()
 
 
 def test_the_engine_never_imports_grpc() -> None:

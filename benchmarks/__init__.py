@@ -1,0 +1,1 @@
+"""Benchmarks: real daemons over real sockets, ratios of one run."""
