@@ -20,7 +20,8 @@ from rich.table import Table
 from mlx_sidecar import Client, Completion, Message
 from tools.embedded import corpus
 
-PREFIX_TOKENS = 1200
+FACTS = 40
+FILLER = 60
 STOP_SECONDS = 30
 
 console = Console(highlight=False)
@@ -30,17 +31,28 @@ def main() -> int:
     """Run the demonstration and return its exit status: 1 if the second question reused nothing."""
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder, daemon(Path(folder)) as environ:
         cli(environ, "load", "embedded")
-        example = next(corpus.held_out(seed=2026, tokens_hint=PREFIX_TOKENS))
-        first, second = example.facts[0], example.facts[1]
-        console.print(f"\nOne prefix: {len(example.facts)} facts, then two questions, asked by two clients.\n")
-        cold = ask(environ, example.context, first)
-        warm = ask(environ, example.context, second)
+        context, first, second = prefix()
+        console.print(f"\nOne prefix: {FACTS} facts among other sentences, then two questions, asked by two clients.\n")
+        cold = ask(environ, context, first)
+        warm = ask(environ, context, second)
         console.print(comparison(cold, warm))
-        console.print(f"  cold: {corpus.question(first)}  [bold]{cold.text}[/]  (right: {corpus.answer(first)})")
-        console.print(f"  warm: {corpus.question(second)}  [bold]{warm.text}[/]  (right: {corpus.answer(second)})\n")
+        console.print(
+            f"  cold: {corpus.question(first)}  [bold]{cold.text}[/]  (right: {corpus.answer(first)})", soft_wrap=True
+        )
+        console.print(
+            f"  warm: {corpus.question(second)}  [bold]{warm.text}[/]  (right: {corpus.answer(second)})\n",
+            soft_wrap=True,
+        )
         cli(environ, "ps")
         prefix_cache(environ)
         return 0 if warm.usage.cached_tokens > 0 else 1
+
+
+def prefix() -> tuple[str, corpus.Fact, corpus.Fact]:
+    """Return a text that the model was not trained on, and two of the facts in it."""
+    rng = corpus.held_out_rng(2026)
+    facts = corpus.facts(rng, FACTS)
+    return corpus.passage(rng, facts, FILLER), facts[0], facts[1]
 
 
 @contextmanager
