@@ -7,6 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes
+
 from daemon.cache.resolver import EMBEDDED_PATH
 
 
@@ -32,4 +36,39 @@ def with_config(folder: Path, text: str) -> Path:
     """Return a model whose config.json is `text`."""
     path = copy_of_embedded(folder, "bad-config")
     (path / "config.json").write_text(text)
+    return path
+
+
+TINY: dict[str, dict[str, Any]] = {
+    "qwen3": {
+        "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 737,
+        "max_position_embeddings": 2048, "rope_theta": 10000.0, "tie_word_embeddings": False,
+    },
+    "gemma3_text": {
+        "model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 128,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 737,
+        "max_position_embeddings": 2048, "sliding_window": 32, "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 16,
+    },
+    "mamba": {
+        "model_type": "mamba", "hidden_size": 32, "intermediate_size": 64, "state_size": 8, "num_hidden_layers": 2,
+        "conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "time_step_rank": 4, "vocab_size": 737,
+    },
+}  # fmt: skip
+"""Configurations of tiny models, one for each kind of cache: full attention, sliding windows, recurrent state."""
+
+
+def random_model(folder: Path, family: str) -> Path:
+    """Write a model of a family with random float32 weights and the embedded model's tokenizer."""
+    path = folder / family
+    path.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(EMBEDDED_PATH / name, path)
+    config = {**TINY[family], "eos_token_id": 2}
+    (path / "config.json").write_text(json.dumps(config))
+    model_class, arguments = _get_classes(config)
+    mx.random.seed(7)
+    weights = dict(tree_flatten(model_class(arguments.from_dict(config)).parameters()))
+    mx.save_safetensors(str(path / "model.safetensors"), weights, {"format": "mlx"})
     return path
