@@ -10,6 +10,9 @@ from daemon.durations import seconds
 from daemon.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
 
+JOIN_TOKENS = 4096
+"""Deltas are joined up to about so many tokens: with all their log-probabilities they still fit in one gRPC message."""
+
 
 class EngineCall:
     """
@@ -21,7 +24,7 @@ class EngineCall:
         on_close: Called once, when the reader is done; tells the engine if the call was not over.
 
     Attributes:
-        over: Whether the last event has come in; it may still be unread.
+        over: Whether the engine has sent its last event; it may still be unread.
     """
 
     def __init__(self, command: ipc.Command, on_close: Callable[[EngineCall], None]) -> None:
@@ -34,18 +37,20 @@ class EngineCall:
 
     def push(self, event: ipc.Event) -> None:
         """Take an event from the engine."""
+        if self.over:
+            return
         if event.HasField("failure"):
             self.fail(_error(event.failure))
+            self.over = True
             return
-        self.over = self.over or _is_last(event)
-        if not (self._events and _join(self._events[-1], event)):
+        self.over = _is_last(event)
+        if self._error is None and not (self._events and _join(self._events[-1], event)):
             self._events.append(event)
         self._arrived.set()
 
     def fail(self, error: SidecarError) -> None:
-        """End the call with an error, after what came before it."""
-        if not self.over:
-            self.over = True
+        """End the call with an error, after what came before it. The engine may still be at work on it."""
+        if not self.over and self._error is None:
             self._error = error
             self._arrived.set()
 
@@ -90,6 +95,8 @@ def _join(last: ipc.Event, event: ipc.Event) -> bool:
     if inner != event.generate.WhichOneof("event"):
         return False
     if inner == "delta":
+        if len(last.generate.delta.token_ids) >= JOIN_TOKENS:
+            return False
         last.generate.delta.text += event.generate.delta.text
         last.generate.delta.token_ids.extend(event.generate.delta.token_ids)
         last.generate.delta.logprobs.extend(event.generate.delta.logprobs)
@@ -101,8 +108,9 @@ def _join(last: ipc.Event, event: ipc.Event) -> bool:
 
 
 def _error(failure: ipc.Failure) -> SidecarError:
+    known = failure.reason in Reason.__members__
     return SidecarError(
-        Reason(failure.reason),
+        Reason(failure.reason) if known else Reason.INTERNAL,
         failure.message,
         metadata=dict(failure.metadata),
         retry_after=seconds(failure.retry_after) if failure.HasField("retry_after") else None,

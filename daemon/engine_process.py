@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import sys
@@ -16,8 +17,12 @@ from daemon.ipc import FrameError, encode_frame, read_frame
 from daemon.v1 import ipc_pb2 as ipc
 
 LINE_BYTES = 1 << 20
+SHOWN_CHARACTERS = 2000
+"""Of output that is no log line, so much is repeated."""
 REAP_SECONDS = 2.0
 """An engine that has closed its socket is on its way out; one that takes longer is helped along."""
+
+_LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
 
 log = structlog.get_logger()
 
@@ -69,7 +74,11 @@ class EngineProcess:
                 close_fds=False,
                 limit=LINE_BYTES,
             )
-            reader, writer = await asyncio.open_connection(sock=ours.dup())
+            try:
+                reader, writer = await asyncio.open_connection(sock=ours.dup())
+            except BaseException:
+                process.kill()
+                raise
         return cls(process, reader, writer)
 
     @property
@@ -104,7 +113,8 @@ class EngineProcess:
             Its exit status, negative for a signal.
         """
         status = await self._wait(REAP_SECONDS)
-        await self._output
+        await asyncio.wait({self._output}, timeout=REAP_SECONDS)
+        self._output.cancel()
         self._writer.close()
         with suppress(OSError):
             await self._writer.wait_closed()
@@ -130,20 +140,20 @@ class EngineProcess:
             try:
                 line = await self._process.stdout.readline()
             except ValueError:
-                continue  # a line longer than the limit; readline has dropped it
+                continue  # a line longer than the limit; readline has dropped what came in of it
             if not line:
                 return
             _repeat(line.decode("utf-8", "replace").rstrip())
 
 
 def _repeat(line: str) -> None:
+    """Log a line of the engine; whatever it is, reading must go on, or the engine blocks on a full pipe."""
     try:
         record = json.loads(line)
-        level = getattr(log, str(record.pop("level")))
+        level = _LEVELS[record.pop("level")]
         event = str(record.pop("event"))
-    except (ValueError, KeyError, AttributeError, TypeError):
+        record.pop("timestamp", None)
+        log.log(level, event, **{"process": "engine", **record})
+    except Exception:
         if line:
-            log.warning("engine output", line=line)
-        return
-    record.pop("timestamp", None)
-    level(event, **{"process": "engine", **record})
+            log.warning("engine output", line=line[:SHOWN_CHARACTERS])

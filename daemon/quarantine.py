@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from daemon.errors import Reason, SidecarError
+from daemon.v1 import ipc_pb2 as ipc
 
 WINDOW_SECONDS = 600.0
 REQUEST_DEATHS = 2
@@ -19,6 +21,16 @@ class Suspect:
 
     model: str
     digest: str
+
+    @classmethod
+    def of(cls, command: ipc.Command, model: str) -> Suspect:
+        """Digest what a call asks for; its ids do not make it another request."""
+        anonymous = ipc.Command()
+        anonymous.CopyFrom(command)
+        anonymous.ClearField("call_id")
+        if anonymous.HasField("generate"):
+            anonymous.generate.ClearField("request_id")
+        return cls(model, hashlib.sha256(anonymous.SerializeToString(deterministic=True)).hexdigest())
 
 
 class Quarantine:
@@ -75,7 +87,7 @@ class Quarantine:
         oldest = self._clock() - WINDOW_SECONDS
         for table in (self._requests, self._models):
             for name, deaths in list(table.items()):
-                while deaths and deaths[0] < oldest:
+                while deaths and deaths[0] <= oldest:
                     deaths.popleft()
                 if not deaths:
                     del table[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
@@ -11,6 +10,7 @@ from itertools import count
 
 import structlog
 
+from daemon.admission import shutting_down
 from daemon.durations import seconds
 from daemon.engine_call import EngineCall
 from daemon.engine_process import EngineProcess
@@ -98,8 +98,9 @@ class Supervisor:
         self._task = asyncio.create_task(self._run(), name="supervisor")
 
     async def stop(self, grace: float) -> None:
-        """End the engine for good; it has `grace` seconds before it is killed."""
+        """End the engine for good; it has `grace` seconds before it is killed. Calls that are open fail."""
         self._set(State.STOPPED)
+        self._fail_open(shutting_down())
         if self._task is None:
             return
         if self._engine is not None:
@@ -118,10 +119,13 @@ class Supervisor:
             model: The model that the call is about, for the quarantine; empty if none is.
 
         Raises:
-            SidecarError: ENGINE_RESTARTED if the engine keeps dying; MODEL_QUARANTINED or REQUEST_QUARANTINED.
+            SidecarError: ENGINE_RESTARTED if the engine keeps dying; MODEL_QUARANTINED or REQUEST_QUARANTINED;
+                SHUTTING_DOWN after `stop`.
         """
+        if self.state is State.STOPPED:
+            raise shutting_down()
         if model:
-            self.quarantine.check(_suspect(command, model))
+            self.quarantine.check(Suspect.of(command, model))
         if (waiting := self._retry_at - self._clock()) > PATIENCE_SECONDS:
             raise _restarted("the engine keeps dying", waiting)
         command.call_id = next(self._ids)
@@ -178,9 +182,13 @@ class Supervisor:
         watch = asyncio.create_task(self._watch(engine), name="engine-watch")
         try:
             await engine.listen(self._on_event)
-            return await engine.reap()
+        except Exception:
+            log.exception("an event of the engine could not be handled; the engine is killed")
+            engine.kill()
         finally:
             watch.cancel()
+        self._set(State.RESTARTING)  # calls that come from here on wait for the next engine
+        return await engine.reap()
 
     async def _watch(self, engine: EngineProcess) -> None:
         while True:
@@ -216,12 +224,19 @@ class Supervisor:
         running = [call for call_id, call in self._calls.items() if call_id not in self._unsent and not call.over]
         log.error("the engine died", status=status, lived_s=round(lived, 3), calls=len(running), retry_in_s=pause)
         self.snapshot = _without_engine_state(self.snapshot)
-        self.quarantine.died(_suspect(call.command, model) for call in running if (model := _model(call.command)))
-        failing = list(self._calls.values()) if pause > PATIENCE_SECONDS else running
-        for call in failing:
-            self._unsent.pop(call.command.call_id, None)
-            call.fail(_restarted("the engine died and is restarted", pause))
+        self.quarantine.died(Suspect.of(call.command, model) for call in running if (model := _model(call.command)))
+        error = _restarted("the engine died and is restarted", pause)
+        if pause > PATIENCE_SECONDS:
+            self._fail_open(error)
+        for call in running:
+            call.fail(error)
         self._calls = dict(self._unsent)
+
+    def _fail_open(self, error: SidecarError) -> None:
+        for call in self._calls.values():
+            call.fail(error)
+        self._calls.clear()
+        self._unsent.clear()
 
     def _set(self, state: State) -> None:
         if state is self.state or self.state is State.STOPPED:
@@ -233,16 +248,6 @@ class Supervisor:
 def _model(command: ipc.Command) -> str:
     kind = command.WhichOneof("body")
     return str(getattr(command, kind).model) if kind in ("load", "generate") else ""
-
-
-def _suspect(command: ipc.Command, model: str) -> Suspect:
-    """Digest what a request asks for; its id does not make it another request."""
-    anonymous = ipc.Command()
-    anonymous.CopyFrom(command)
-    anonymous.ClearField("call_id")
-    if anonymous.HasField("generate"):
-        anonymous.generate.ClearField("request_id")
-    return Suspect(model, hashlib.sha256(anonymous.SerializeToString(deterministic=True)).hexdigest())
 
 
 def _restarted(what: str, retry_after: float) -> SidecarError:

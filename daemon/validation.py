@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from daemon.durations import seconds
 from daemon.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -23,6 +23,8 @@ MAX_STOP_IDS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 10_000
+MAX_DURATION_SECONDS = 315_576_000_000
+"""Ten thousand years: the range that google.protobuf.Duration states for itself."""
 
 _SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 100),
@@ -42,14 +44,15 @@ def check_load(request: pb.GetOrLoadRequest) -> None:
     Raises:
         SidecarError: INVALID_ARGUMENT with the field that is wrong.
     """
-    _check_size(request)
+    _check_whole(request)
     _check_name("model", request.model)
     _check_length("revision", request.revision, MAX_NAME_BYTES)
     _check_length("adapter", request.adapter, MAX_NAME_BYTES)
-    if request.HasField("ttl") and seconds(request.ttl) < 0:
-        raise invalid("ttl", "must be zero or more")
-    if request.estimate_only and request.HasField("pin"):
-        raise invalid("pin", "cannot be combined with estimate_only, which loads nothing")
+    if request.HasField("ttl"):
+        _check_duration("ttl", request.ttl)
+    for field in ("pin", "ttl"):
+        if request.estimate_only and request.HasField(field):
+            raise invalid(field, "cannot be combined with estimate_only, which loads nothing")
 
 
 def check_generate(request: pb.GenerateRequest) -> None:
@@ -59,7 +62,7 @@ def check_generate(request: pb.GenerateRequest) -> None:
     Raises:
         SidecarError: INVALID_ARGUMENT with the field that is wrong.
     """
-    _check_size(request)
+    _check_whole(request)
     _check_name("model", request.model)
     _check_length("adapter", request.adapter, MAX_NAME_BYTES)
     _check_prompt(request)
@@ -82,7 +85,7 @@ def check_invalidate(request: pb.InvalidateRequest) -> None:
     Raises:
         SidecarError: INVALID_ARGUMENT with the field that is wrong.
     """
-    _check_size(request)
+    _check_whole(request)
     kind = request.WhichOneof("target")
     if kind is None:
         raise invalid("target", "is missing; give model, prefix or all")
@@ -99,10 +102,21 @@ def check_invalidate(request: pb.InvalidateRequest) -> None:
         raise invalid(kind, "drops nothing; set weights, prefixes or both")
 
 
-def _check_size(request: Message) -> None:
+def _check_whole(request: Message) -> None:
     size = request.ByteSize()
     if size > MAX_REQUEST_BYTES:
         raise invalid("request", f"has {size} bytes; at most {MAX_REQUEST_BYTES} are allowed")
+    known = type(request)()
+    known.CopyFrom(request)
+    known.DiscardUnknownFields()
+    if known.ByteSize() != size:
+        raise invalid("request", "has fields that this daemon does not know; update the daemon, or leave them unset")
+
+
+def _check_duration(field: str, value: Duration) -> None:
+    """Refuse what is negative, or no valid Duration: such a one cannot be sent on."""
+    if not (0 <= value.seconds <= MAX_DURATION_SECONDS and 0 <= value.nanos < 1_000_000_000):
+        raise invalid(field, "must be zero or more, and at most 10,000 years")
 
 
 def _check_name(field: str, name: str) -> None:

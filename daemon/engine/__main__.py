@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from importlib.metadata import version
 
@@ -47,12 +48,14 @@ def main() -> int:
         pulse=lambda: (loop.steps, loop.step_age),
     )
     engine = Engine(config, link.send, loop.post, time.monotonic)
-    link.start()
-    link.send(
+    link.start(
         ipc.Event(hello=ipc.Hello(mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name()))
     )
     try:
         loop.run(engine)
+    except Exception:
+        log.exception("the engine failed")
+        return 1
     finally:
         engine.close()
         link.flush(FLUSH_SECONDS)
@@ -76,4 +79,6 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # a usual exit would wait for pool threads, such as one in the middle of a download

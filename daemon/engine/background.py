@@ -36,14 +36,20 @@ class Background:
         *,
         slow: bool = False,
     ) -> None:
-        """Run `work` in a pool, then `then` with its result or `failed` with its error on the MLX thread."""
+        """
+        Run `work` in a pool, then `then` with its result on the MLX thread; or `failed` with the error of either, so
+        that nothing but this call suffers from it.
+        """
+
+        def finish(future: Future[T]) -> None:
+            try:
+                then(future.result())
+            except Exception as error:
+                failed(as_sidecar_error(error))
 
         def deliver(future: Future[T]) -> None:
-            error = future.exception()
-            if error is None:
-                self._post(lambda: then(future.result()))
-            else:
-                self._post(lambda: failed(as_sidecar_error(error)))
+            if not future.cancelled():
+                self._post(lambda: finish(future))
 
         (self._long if slow else self._short).submit(work).add_done_callback(deliver)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from daemon.cache.entry import Progress, Stage, Ticket
+from daemon.cache.entry import Outcome, Progress, Stage, Ticket
 from daemon.cache.identity import ModelSource
 from daemon.cache.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
@@ -43,6 +43,7 @@ class Services:
     outbox: Outbox
     clock: Callable[[], float]
     seen: Callable[[ModelSource], None]
+    shares: Callable[[Namespace], None]
 
 
 class Call(Protocol):
@@ -52,7 +53,10 @@ class Call(Protocol):
         """Go on if its model is ready; False once the call is over for this stage."""
 
     def cancel(self) -> None:
-        """Give back what it holds. Nothing is sent any more."""
+        """Give back what it holds. Nothing is sent any more. Harmless twice."""
+
+    def fail(self, error: SidecarError) -> None:
+        """Give back what it holds and end the call with an error; nothing if it was over."""
 
 
 class LoadCall:
@@ -66,7 +70,7 @@ class LoadCall:
         self._sent: Progress | None = None
         self._began = services.clock()
         self._over = threading.Event()
-        services.background.run(self._resolve, self._resolved, self._fail, slow=request.allow_download)
+        services.background.run(self._resolve, self._resolved, self.fail, slow=request.allow_download)
 
     def poll(self) -> bool:
         """Report progress, and end the call once its model is ready."""
@@ -74,7 +78,7 @@ class LoadCall:
         if self._over.is_set() or ticket is None:
             return not self._over.is_set()
         if ticket.error is not None:
-            self._fail(as_sidecar_error(ticket.error))
+            self.fail(as_sidecar_error(ticket.error))
         elif ticket.lease is not None:
             self._ready(ticket)
         elif ticket.progress != self._sent:
@@ -113,15 +117,12 @@ class LoadCall:
             self._services.outbox.load(self._call_id, pb.GetOrLoadResponse(ready=describe.estimated(source)))
             return
         self._services.seen(source)
-        try:
-            self._ticket = self._services.models.get_or_load(
-                source,
-                pin=request.pin if request.HasField("pin") else None,
-                ttl=seconds(request.ttl) if request.HasField("ttl") else None,
-                options=request.skip_warmup,
-            )
-        except SidecarError as error:
-            self._fail(error)
+        self._ticket = self._services.models.get_or_load(
+            source,
+            pin=request.pin if request.HasField("pin") else None,
+            ttl=seconds(request.ttl) if request.HasField("ttl") else None,
+            options=request.skip_warmup,
+        )
 
     def _ready(self, ticket: Ticket[LoadedModel]) -> None:
         assert ticket.lease is not None
@@ -134,9 +135,10 @@ class LoadCall:
         ticket.cancel()
         self._services.outbox.load(self._call_id, pb.GetOrLoadResponse(ready=info))
 
-    def _fail(self, error: SidecarError) -> None:
+    def fail(self, error: SidecarError) -> None:
+        """Give back what it holds and end the call with an error; nothing if it was over."""
         if not self._over.is_set():
-            self._over.set()
+            self.cancel()
             self._services.outbox.fail(self._call_id, error)
 
 
@@ -152,7 +154,7 @@ class GenerateCall:
         self._times = Times(services.clock())
         self._asked = 0.0
         self._over = False
-        services.background.run(self._prepare, self._ready_to_load, self._fail)
+        services.background.run(self._prepare, self._ready_to_load, self.fail)
 
     def poll(self) -> bool:
         """Hand the sequence to the runner once its model is ready."""
@@ -160,7 +162,7 @@ class GenerateCall:
         if self._over or ticket is None or not ticket.done:
             return not self._over
         if ticket.error is not None:
-            self._fail(as_sidecar_error(ticket.error))
+            self.fail(as_sidecar_error(ticket.error))
         else:
             self._start(ticket)
         return False
@@ -185,31 +187,24 @@ class GenerateCall:
         services.seen(source)
         services.outbox.accepted(self._call_id, len(prompt.tokens))
         self._asked = services.clock()
-        try:
-            if self._request.require_loaded and not services.models.contains(source.key):
-                raise SidecarError(
-                    Reason.MODEL_NOT_CACHED,
-                    f"{source.name} is not loaded and require_loaded is set; GetOrLoad it first",
-                )
-            self._ticket = services.models.get_or_load(source)
-        except SidecarError as error:
-            self._fail(error)
+        if self._request.require_loaded and not services.models.contains(source.key):
+            raise SidecarError(
+                Reason.MODEL_NOT_CACHED,
+                f"{source.name} is not loaded and require_loaded is set; GetOrLoad it first",
+            )
+        self._ticket = services.models.get_or_load(source)
 
     def _start(self, ticket: Ticket[LoadedModel]) -> None:
         assert ticket.lease is not None
-        self._times.load = self._services.clock() - self._asked
+        if ticket.outcome is not Outcome.HIT:
+            self._times.load = self._services.clock() - self._asked
         loaded = ticket.lease.model
         assert self._prepared is not None
         _, _, prompt = self._prepared
-        try:
-            need = kv_need(len(prompt.tokens), prompt.max_tokens, loaded.layout.bytes_per_token)
-            self._services.ledger.refuse_if_never(need, loaded.nbytes)
-        except SidecarError as error:
-            ticket.cancel()
-            self._fail(error)
-            return
-        self._over = True
+        need = kv_need(len(prompt.tokens), prompt.max_tokens, loaded.layout.bytes_per_token)
+        self._services.ledger.refuse_if_never(need, loaded.nbytes)
         self._services.runner.add(self._sequence(ticket))
+        self._over = True
 
     def _sequence(self, ticket: Ticket[LoadedModel]) -> Sequence:
         assert ticket.lease is not None
@@ -219,6 +214,8 @@ class GenerateCall:
         model = ticket.lease.model
         stop = request.stop
         mode = request.cache.mode
+        namespace = Namespace(source.key.weights, source.key.adapter, model.layout.signature, request.cache.salt)
+        self._services.shares(namespace)
         return Sequence(
             call_id=self._call_id,
             request_id=request.request_id,
@@ -230,15 +227,14 @@ class GenerateCall:
             stop_ids=frozenset(stop.token_ids) | (frozenset() if stop.ignore_eos else tokenizer.eos_ids),
             top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
             output=Output(tokenizer.decode, tuple(stop.strings)),
-            namespace=Namespace(
-                source.key.weights, source.key.adapter, model.layout.signature, request.cache.salt
-            ).digest(),
+            namespace=namespace.digest(),
             reads=mode != pb.CACHE_MODE_BYPASS,
             writes=mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE),
             times=self._times,
         )
 
-    def _fail(self, error: SidecarError) -> None:
+    def fail(self, error: SidecarError) -> None:
+        """Give back what it holds and end the call with an error; nothing if it was over."""
         if not self._over:
-            self._over = True
+            self.cancel()
             self._services.outbox.fail(self._call_id, error)

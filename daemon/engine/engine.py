@@ -15,7 +15,7 @@ from daemon.cache.model_cache import Limits as ModelLimits
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Resolver
 from daemon.config import Config
-from daemon.engine.background import Background
+from daemon.engine.background import Background, as_sidecar_error
 from daemon.engine.calls import Call, GenerateCall, LoadCall, Services
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.ledger import Ledger, memory_limit
@@ -24,7 +24,7 @@ from daemon.engine.prompts import tokenise
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
 from daemon.engine.tokenizers import Tokenizers
-from daemon.kv.namespace import Namespace
+from daemon.errors import invalid
 from daemon.kv.prefix_cache import Limits as PrefixLimits
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.v1 import ipc_pb2 as ipc
@@ -82,6 +82,7 @@ class Engine:
             self._outbox,
             clock,
             self._invalidator.seen,
+            self._invalidator.shares,
         )
         self._calls: dict[int, Call] = {}
 
@@ -93,14 +94,21 @@ class Engine:
     def handle(self, command: ipc.Command) -> None:
         """Begin or end a call."""
         kind = command.WhichOneof("body")
+        if kind == "cancel":
+            self._cancel(command.call_id)
+            return
+        try:
+            self._begin(command, kind)
+        except Exception as error:
+            self._outbox.fail(command.call_id, as_sidecar_error(error))
+
+    def _begin(self, command: ipc.Command, kind: str | None) -> None:
         if kind == "load":
             self._calls[command.call_id] = LoadCall(self._services, command.call_id, command.load)
         elif kind == "generate":
             self._calls[command.call_id] = GenerateCall(self._services, command.call_id, command.generate)
         elif kind == "invalidate":
             self._invalidate(command.call_id, command.invalidate)
-        elif kind == "cancel":
-            self._cancel(command.call_id)
 
     def step(self) -> None:
         """Do one round: calls that can go on, one step of the runner, one slice of a load."""
@@ -118,12 +126,18 @@ class Engine:
         self._background.close()
 
     def _load(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
+        self._prefixes.shed(self._ledger.shortfall(source.size_bytes, self._figures.use()))
         return load(source, 0 if skip_warmup else self._warmup_tokens, self._clock)
 
     def _poll(self) -> None:
-        over = [call_id for call_id, call in self._calls.items() if not call.poll()]
-        for call_id in over:
-            del self._calls[call_id]
+        for call_id, call in list(self._calls.items()):
+            try:
+                waits = call.poll()
+            except Exception as error:
+                call.fail(as_sidecar_error(error))
+                waits = False
+            if not waits:
+                del self._calls[call_id]
 
     def _cancel(self, call_id: int) -> None:
         call = self._calls.pop(call_id, None)
@@ -166,15 +180,15 @@ class Engine:
         if target.WhichOneof("input") == "tokens":
             return source, list(target.tokens.ids)
         tokens = tokenise(pb.GenerateRequest(text=target.text), self._services.tokenizers.get(source))
+        if not tokens:
+            raise invalid("prefix.text", "has no tokens")
         return source, tokens[:-1] or tokens
 
     def _invalidate_prefix(
         self, call_id: int, request: pb.InvalidateRequest, source: ModelSource, tokens: list[int]
     ) -> None:
-        layouts = {entry.model.layout.signature for entry in self._models.entries() if entry.key == source.key}
-        key, salt = source.key, request.prefix.salt
-        names = [Namespace(key.weights, key.adapter, layout, salt).digest() for layout in layouts]
-        self._outbox.invalidated(call_id, self._invalidator.prefix(names, tokens, dry_run=request.dry_run))
+        answer = self._invalidator.prefix(source, request.prefix.salt, tokens, dry_run=request.dry_run)
+        self._outbox.invalidated(call_id, answer)
 
 
 def _working_set() -> int | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from daemon.cache.entry import Entry
 from daemon.cache.identity import ModelKey, ModelSource
 from daemon.cache.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.engine.runner import Runner
-from daemon.kv.namespace import model_digest
+from daemon.kv.namespace import Namespace, model_digest
 from daemon.kv.prefix_cache import Dropped, PrefixCache
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -31,10 +31,15 @@ class Invalidator:
         self._prefixes = prefixes
         self._runner = runner
         self._keys: dict[str, set[ModelKey]] = {}
+        self._layouts: dict[ModelKey, set[str]] = {}
 
     def seen(self, source: ModelSource) -> None:
         """Remember which content a name stood for."""
         self._keys.setdefault(source.name, set()).add(source.key)
+
+    def shares(self, namespace: Namespace) -> None:
+        """Remember a layout under which prefixes may be stored; they outlive their model's stay in memory."""
+        self._layouts.setdefault(ModelKey(namespace.weights, namespace.adapter), set()).add(namespace.layout)
 
     def model(self, target: pb.ModelTarget, *, dry_run: bool) -> pb.InvalidateResponse:
         """Drop what belongs to a name, under every revision and adapter that it was asked for with."""
@@ -57,9 +62,14 @@ class Invalidator:
             entries if target.weights else [], (lambda _: True) if target.prefixes else None, dry_run=dry_run
         )
 
-    def prefix(self, namespaces: Iterable[str], tokens: list[int], *, dry_run: bool) -> pb.InvalidateResponse:
-        """Drop the prompts of some namespaces that begin with a prefix."""
-        wanted = set(namespaces)
+    def prefix(self, source: ModelSource, salt: str, tokens: list[int], *, dry_run: bool) -> pb.InvalidateResponse:
+        """Drop the prompts that begin with a prefix, with every adapter of the model and every state of its files."""
+        keys = {source.key} | self._keys.get(source.name, set())
+        wanted = {
+            Namespace(key.weights, key.adapter, layout, salt).digest()
+            for key in keys
+            for layout in self._layouts.get(key, ())
+        }
         dropped = [self._prefixes.forget_prefix(name, tokens, dry_run=dry_run) for name in sorted(wanted)]
         if not dry_run:
             self._stop_storing(lambda namespace: namespace in wanted)

@@ -7,14 +7,16 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError
+from contextlib import suppress
 
 from daemon.durations import duration
-from daemon.ipc import encode_frame, read_frame
+from daemon.ipc import FrameError, encode_frame, read_frame
 from daemon.v1 import ipc_pb2 as ipc
 
 HEARTBEAT_SECONDS = 1.0
 EXIT_SECONDS = 1.5
-"""After the parent is gone, the MLX thread has this long to end its step before the process ends without it."""
+"""After the end was called for, the MLX thread has this long to end its step before the process ends without it."""
 
 
 class Link:
@@ -41,12 +43,14 @@ class Link:
         self._pulse = pulse
         self._loop = asyncio.new_event_loop()
         self._writer: asyncio.StreamWriter | None = None
+        self._hello = b""
         self._connected = threading.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._run()], name="link")
         self._thread.daemon = True
 
-    def start(self) -> None:
-        """Begin to read and write."""
+    def start(self, hello: ipc.Event) -> None:
+        """Begin to read and write; `hello` is the first frame."""
+        self._hello = encode_frame(hello)
         self._thread.start()
         self._connected.wait()
 
@@ -63,21 +67,29 @@ class Link:
         writer = self._writer
         if writer is not None and self._thread.is_alive():
             drained = asyncio.run_coroutine_threadsafe(self._drain(writer), self._loop)
-            drained.exception(timeout=seconds)
+            with suppress(TimeoutError, CancelledError):
+                drained.exception(timeout=seconds)
 
     async def _run(self) -> None:
         reader, self._writer = await asyncio.open_connection(sock=self._sock)
+        self._writer.write(self._hello)
         self._connected.set()
         beats = asyncio.create_task(self._beat())
-        while (command := await read_frame(reader, ipc.Command)) is not None:
-            if command.HasField("shutdown"):
-                self._on_end()
-            else:
-                self._on_command(command)
+        status = 0
+        try:
+            await self._listen(reader)
+        except FrameError:
+            status = 1
         beats.cancel()
         self._on_end()
         await asyncio.sleep(EXIT_SECONDS)
-        os._exit(0)
+        os._exit(status)
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        while (command := await read_frame(reader, ipc.Command)) is not None:
+            if command.HasField("shutdown"):
+                return
+            self._on_command(command)
 
     async def _beat(self) -> None:
         while True:

@@ -46,7 +46,9 @@ class Outbox:
 
     def fail(self, call_id: int, error: SidecarError) -> None:
         """End a call with an error."""
-        failure = ipc.Failure(reason=error.reason, message=error.message, metadata=error.metadata, field=error.field)
+        # Names of files may be no text, and a message that cannot be encoded must not take the engine along.
+        message = error.message.encode("utf-8", "replace").decode()
+        failure = ipc.Failure(reason=error.reason, message=message, metadata=error.metadata, field=error.field)
         if error.retry_after is not None:
             failure.retry_after.CopyFrom(duration(error.retry_after))
         self.publish()

@@ -128,9 +128,10 @@ class Output:
 
     def _safe_length(self) -> int:
         """Return how much of the held text may go: up to a stop string, or to what may be the beginning of one."""
-        matches = [(at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        # The first to be complete ends it, however the text was cut into tokens; of two, the longer.
+        matches = [(at + len(stop), at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
         if matches:
-            at, self.stop_match = min(matches, key=lambda match: (match[0], -len(match[1])))
+            _, at, self.stop_match = min(matches)
             return at
         longest = max((len(stop) for stop in self.stops), default=1) - 1
         for size in range(min(longest, len(self._held)), 0, -1):

@@ -14,6 +14,9 @@ from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import EXTENT_BLOCKS
 from daemon.kv.prefix_cache import PrefixCache
 
+LONG_PREFILL = 2048
+"""Tokens after whose computation the buffers that only prefill needs are given back."""
+
 log = structlog.get_logger()
 
 
@@ -59,13 +62,10 @@ class Prefill:
         room = len(sequence.prompt) + min(sequence.max_tokens, DECODE_ROOM)
         began = self._clock()
         sequence.times.started = began
-        lookup_tokens = sequence.prompt if sequence.reads and sequence.loaded.layout.reusable else []
-        if lookup_tokens:
-            sequence.prefix = self._prefixes.lookup(sequence.namespace, lookup_tokens)
-        else:
-            sequence.prefix = self._prefixes.trie.match(sequence.namespace, ())
+        if sequence.reads and sequence.loaded.layout.reusable:
+            self._look_up()
         looked_up = self._clock()
-        if sequence.prefix.tokens:
+        if sequence.prefix is not None and sequence.prefix.tokens:
             self._restore(room)
         if sequence.cache is None:
             sequence.cache = sequence.loaded.layout.new_cache(sequence.loaded.model, room)
@@ -91,7 +91,17 @@ class Prefill:
         if self.remaining == 0 or self._done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
             store(sequence, self._prefixes)
             self._stored = self._done
+        if self.remaining == 0 and self.computed >= LONG_PREFILL:
+            mx.clear_cache()
         return size
+
+    def _look_up(self) -> None:
+        """Lease the longest cached prefix; a fault costs time, never the request."""
+        sequence = self.sequence
+        try:
+            sequence.prefix = self._prefixes.lookup(sequence.namespace, sequence.prompt)
+        except Exception:
+            log.exception("looking a prompt up failed; the request runs cold", request_id=sequence.request_id)
 
     def _restore(self, room: int) -> None:
         """Copy the matched KV; a fault costs time, never the request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +37,10 @@ def prepare(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokeniz
     if not tokens:
         raise invalid(request.WhichOneof("prompt") or "prompt", "is empty; a prompt needs at least one token")
     vocab = source.vocab_size or tokenizer.size
-    _check_ids("tokens.ids", tokens, vocab)
-    _check_ids("stop.token_ids", list(request.stop.token_ids), vocab)
-    _check_ids("sampling.logit_bias", list(request.sampling.logit_bias), vocab)
+    kind = request.WhichOneof("prompt")
+    _check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else f"{kind}", tokens, vocab)
+    _check_ids(lambda index, _: f"stop.token_ids[{index}]", request.stop.token_ids, vocab)
+    _check_ids(lambda _, token: f"sampling.logit_bias[{token}]", list(request.sampling.logit_bias), vocab)
     return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length))
 
 
@@ -72,7 +74,7 @@ def _render(chat: pb.Chat, tokenizer: Tokenizer) -> str:
         return tokenizer.render(messages, **options)
     except jinja2.TemplateError as error:
         raise invalid("chat", f"is refused by the model's chat template: {str(error)[:_TEMPLATE_MESSAGE]}") from error
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a template is a program: it can divide by zero, recurse, call what is not there
         raise invalid("chat", f"cannot be rendered by the model's chat template ({type(error).__name__})") from error
 
 
@@ -105,6 +107,7 @@ def _tool(index: int, tool: pb.Tool) -> dict[str, Any]:
 def _json_object(field: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text or "{}")
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # templates write it, tokenizers read it
     except (ValueError, RecursionError) as error:
         raise invalid(field, "is not valid JSON") from error
     if not isinstance(value, dict):
@@ -112,10 +115,11 @@ def _json_object(field: str, text: str) -> dict[str, Any]:
     return value
 
 
-def _check_ids(field: str, ids: list[int], vocab: int) -> None:
+def _check_ids(field: Callable[[int, int], str], ids: Sequence[int], vocab: int) -> None:
+    """Refuse ids that the model has not; `field` names the one at a position."""
     if ids and max(ids) >= vocab:
-        position = next(index for index, token in enumerate(ids) if token >= vocab)
-        raise invalid(field, f"[{position}] is {ids[position]}, but this model has {vocab} token ids")
+        index, token = next((index, token) for index, token in enumerate(ids) if token >= vocab)
+        raise invalid(field(index, token), f"is token {token}, but this model has {vocab} token ids")
 
 
 def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:

@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from daemon.cache.identity import ModelKey
+from daemon.engine.background import as_sidecar_error
 from daemon.engine.decoder import Decoder
 from daemon.engine.ledger import kv_need
 from daemon.engine.output import Token
 from daemon.engine.prefill import Prefill, store
 from daemon.engine.scheduler import ChunkSizer, startable
 from daemon.engine.sequence import Sequence, delta
-from daemon.errors import SidecarError
+from daemon.errors import Reason, SidecarError
+from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+RETRY_NO_ROOM = 2.0
+"""Seconds after which a caller may ask again for memory that others use."""
 
 
 class Replies(Protocol):
@@ -124,10 +129,32 @@ class Runner:
 
         while (sequence := startable(self._waiting, self._running, self._max_batch, fits)) is not None:
             self._waiting.remove(sequence)
-            prefill = Prefill(sequence, self._prefixes, self._sizer, self._clock)
+            self._begin(sequence)
+        if self._waiting and not (self._prefills or self._decoders):
+            self._refuse(self._waiting[0])
+
+    def _begin(self, sequence: Sequence) -> None:
+        prefill = Prefill(sequence, self._prefixes, self._sizer, self._clock)
+        try:
             prefill.begin()
-            self._prefills.append(prefill)
-            self._replies.generate(sequence.call_id, sequence.started())
+        except Exception as error:
+            self._end(sequence)
+            self._replies.fail(sequence.call_id, as_sidecar_error(error))
+            return
+        self._prefills.append(prefill)
+        self._replies.generate(sequence.call_id, sequence.started())
+
+    def _refuse(self, sequence: Sequence) -> None:
+        """Refuse a sequence for which there is no room although nothing runs: waiting would not make any."""
+        error = SidecarError(
+            Reason.BUDGET_IN_USE,
+            f"the request needs {kv_bytes(sequence)} bytes of KV cache, and models that are in use or pinned leave "
+            "less; try again shortly, or unload a model",
+            metadata={"needed_bytes": str(kv_bytes(sequence))},
+            retry_after=RETRY_NO_ROOM,
+        )
+        self._end(sequence)
+        self._replies.fail(sequence.call_id, error)
 
     def _running(self, model: Hashable) -> int:
         prefilling = sum(prefill.sequence.model_key == model for prefill in self._prefills)
@@ -146,7 +173,7 @@ class Runner:
     def _decode(self, decoder: Decoder) -> None:
         for sequence, token in decoder.step():
             if isinstance(token, SidecarError):
-                sequence.writes = False
+                self._forget(sequence)
                 self._end(sequence)
                 self._replies.fail(sequence.call_id, token)
             else:
@@ -161,6 +188,12 @@ class Runner:
         if reason is not None:
             self._end(sequence)
             self._replies.generate(sequence.call_id, sequence.finished(reason))
+
+    def _forget(self, sequence: Sequence) -> None:
+        """Drop what a sequence stored whose KV, as it turned out, may hold no numbers."""
+        if sequence.writes:
+            sequence.writes = False
+            self._prefixes.forget_prefix(sequence.namespace, sequence.prompt[: sequence.cached + BLOCK_TOKENS])
 
     def _end(self, sequence: Sequence) -> None:
         """Store what a sequence computed, wherever it is, and free what it holds."""
@@ -178,4 +211,5 @@ class Runner:
 
 def kv_bytes(sequence: Sequence) -> int:
     """Return the KV bytes that a sequence is billed."""
-    return kv_need(len(sequence.prompt), sequence.max_tokens, sequence.loaded.layout.bytes_per_token)
+    held = len(sequence.prompt) + len(sequence.generated)
+    return kv_need(held, sequence.max_tokens, sequence.loaded.layout.bytes_per_token)

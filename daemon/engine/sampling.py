@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+LEAST_TEMPERATURE = 1e-6
+"""Anything less is as good as greedy, and its inverse would overflow."""
+LARGEST_LOGIT = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,8 @@ class Sampler:
         if self._bias is not None:
             logits = logits + self._bias
         if self._counts is not None and self._seen is not None:
-            penalised = mx.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
+            raised = mx.minimum(logits / params.repetition_penalty, LARGEST_LOGIT)
+            penalised = mx.where(logits > 0, raised, logits * params.repetition_penalty)
             logits = mx.where(self._seen > 0, penalised, logits)
             logits = logits - params.presence_penalty * (self._counts > 0) - params.frequency_penalty * self._counts
         return logits
@@ -108,13 +113,41 @@ class Sampler:
             return mx.argmax(logits, axis=-1)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         if params.top_p < 1:
-            logprobs = apply_top_p(logprobs, params.top_p)
+            logprobs = _keep_top_p(logprobs, params.top_p)
         if params.min_p > 0:
-            logprobs = apply_min_p(logprobs, params.min_p)
+            logprobs = _keep_min_p(logprobs, params.min_p)
         if 0 < params.top_k < logprobs.shape[-1]:
-            logprobs = apply_top_k(logprobs, params.top_k)
+            logprobs = _keep_top_k(logprobs, params.top_k)
         self._key, key = mx.random.split(self._key)
-        return mx.random.categorical(logprobs * (1 / params.temperature), key=key)
+        return mx.random.categorical(logprobs * (1 / max(params.temperature, LEAST_TEMPERATURE)), key=key)
+
+
+# mlx-lm has these three under mx.compile, which compiles anew for every value that somebody sends: 0.6 s on the CPU, in
+# the middle of everybody's decode step, and the result is kept for ever.
+
+
+def _keep_top_p(logprobs: mx.array, top_p: float) -> mx.array:
+    """Drop what lies below the most likely tokens that sum to `top_p`."""
+    ordered = mx.sort(logprobs, axis=-1)
+    probabilities = mx.exp(ordered)
+    above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
+    dropped = (above >= top_p * mx.sum(probabilities, axis=-1, keepdims=True)).sum(axis=-1, keepdims=True)
+    return _drop_below(logprobs, mx.take_along_axis(ordered, dropped, axis=-1))
+
+
+def _keep_min_p(logprobs: mx.array, min_p: float) -> mx.array:
+    """Drop what is less than `min_p` times as likely as the most likely token."""
+    return _drop_below(logprobs, mx.max(logprobs, axis=-1, keepdims=True) + math.log(min_p))
+
+
+def _keep_top_k(logprobs: mx.array, top_k: int) -> mx.array:
+    """Drop all but the `top_k` most likely tokens."""
+    rest = mx.argpartition(-logprobs, kth=top_k - 1, axis=-1)[..., top_k:]
+    return mx.put_along_axis(logprobs, rest, mx.array(-math.inf, logprobs.dtype), axis=-1)
+
+
+def _drop_below(logprobs: mx.array, least: mx.array) -> mx.array:
+    return mx.where(logprobs < least, -math.inf, logprobs)
 
 
 def _dense_bias(params: Params, vocab: int) -> mx.array:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from mlx_lm.utils import load_tokenizer
+from mlx_lm.utils import load_config, load_tokenizer
 
 from daemon.cache.identity import ModelSource
 from daemon.errors import Reason, SidecarError
@@ -17,7 +18,8 @@ _KEEP = 8
 
 class Tokenizer:
     """
-    A model's tokenizer and chat template. Calls from several threads take turns.
+    A model's tokenizer and chat template. Threads take turns in encoding and rendering, which change its state;
+    decoding goes on meanwhile, because running streams must not wait for somebody's long prompt.
 
     Attributes:
         eos_ids: Ids that end a sequence.
@@ -37,7 +39,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the ids of a text, with the usual special tokens (such as BOS) if `special`."""
-        with self._lock:
+        with self._lock:  # the fast ones panic when two threads change padding or truncation
             return list(self._wrapper.encode(text, add_special_tokens=special))
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -48,12 +50,15 @@ class Tokenizer:
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """Return a conversation as text, by the model's own template; jinja2 errors pass through."""
         with self._lock:
-            return str(self._wrapper.apply_chat_template(messages, tokenize=False, **options))
+            if "enable_thinking" in options or self._wrapper._chat_template is not None:
+                return str(self._wrapper.apply_chat_template(messages, tokenize=False, **options))
+            # mlx-lm's wrapper would switch thinking on, where the template has a default of its own.
+            tokenizer = self._wrapper._tokenizer
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, return_dict=False, **options))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
-        with self._lock:
-            return str(self._wrapper.decode(ids, skip_special_tokens=True))
+        return str(self._wrapper.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 class Tokenizers:
@@ -61,7 +66,7 @@ class Tokenizers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._loaded: OrderedDict[str, Tokenizer] = OrderedDict()
+        self._loaded: OrderedDict[Hashable, Tokenizer] = OrderedDict()
 
     def get(self, source: ModelSource) -> Tokenizer:
         """
@@ -70,20 +75,31 @@ class Tokenizers:
         Raises:
             SidecarError: MODEL_CORRUPT if the model has none that can be loaded.
         """
+        key = (source.key.weights, *_stamps(source.path))
         with self._lock:
-            tokenizer = self._loaded.get(source.key.weights)
+            tokenizer = self._loaded.get(key)
             if tokenizer is None:
-                tokenizer = self._loaded[source.key.weights] = _load(source)
+                tokenizer = self._loaded[key] = _load(source)
                 while len(self._loaded) > _KEEP:
                     self._loaded.popitem(last=False)
-            self._loaded.move_to_end(source.key.weights)
+            self._loaded.move_to_end(key)
             return tokenizer
+
+
+def _stamps(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Tell one state of a model's files from another: a chat template may change while the weights stay."""
+    for file in sorted(path.iterdir()):
+        if file.is_file() and file.suffix != ".safetensors":
+            stat = file.stat()
+            yield file.name, stat.st_size, stat.st_mtime_ns
 
 
 def _load(source: ModelSource) -> Tokenizer:
     try:
-        eos = source.config.get("eos_token_id")
-        return Tokenizer(load_tokenizer(source.path, {"trust_remote_code": False}, eos_token_ids=eos))
+        eos = load_config(source.path).get("eos_token_id")  # with that of generation_config.json, which counts more
+        tokenizer = Tokenizer(load_tokenizer(source.path, {"trust_remote_code": False}, eos_token_ids=eos))
+        tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
+        return tokenizer
     except Exception as error:  # transformers raises anything on a damaged tokenizer
         raise SidecarError(
             Reason.MODEL_CORRUPT,

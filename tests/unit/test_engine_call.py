@@ -1,0 +1,153 @@
+"""A call's buffer: whatever the pace of its reader, it reads all text, all ids, in order, from a few events."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.engine_call import JOIN_TOKENS, EngineCall
+from daemon.errors import Reason, SidecarError
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+def call() -> EngineCall:
+    """Return a call that nobody closes."""
+    return EngineCall(ipc.Command(call_id=1), lambda _: None)
+
+
+def answer(event: pb.GenerateResponse) -> ipc.Event:
+    """Return an event of a Generate call."""
+    return ipc.Event(call_id=1, generate=event)
+
+
+def delta(text: str, *ids: int) -> ipc.Event:
+    """Return a delta with a log-probability for each id."""
+    logprobs = [pb.TokenLogprob(token_id=token, logprob=-1.0) for token in ids]
+    return answer(pb.GenerateResponse(delta=pb.Delta(text=text, token_ids=ids, logprobs=logprobs)))
+
+
+STARTED = answer(pb.GenerateResponse(started=pb.Started(request_id="r")))
+FINISHED = answer(pb.GenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_STOP)))
+FAILURE = ipc.Event(call_id=1, failure=ipc.Failure(reason="NAN_LOGITS", message="no numbers", field="x"))
+
+
+async def read(one: EngineCall) -> list[ipc.Event]:
+    """Return what is left of a call."""
+    async with asyncio.timeout(5):
+        return [event async for event in one.events()]
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), st.lists(st.integers(0, 9), max_size=3)), max_size=30), st.data())
+def test_text_and_ids_are_equal_however_the_reader_lags(
+    pieces: list[tuple[str, list[int]]], data: st.DataObject
+) -> None:
+    """The reader takes what there is at random moments."""
+    pauses = data.draw(st.sets(st.integers(0, len(pieces))))
+
+    async def run() -> list[ipc.Event]:
+        one = call()
+        events = one.events()
+        got = []
+        one.push(STARTED)
+        for number, (text, ids) in enumerate(pieces):
+            one.push(delta(text, *ids))
+            if number in pauses:
+                got.append(await anext(events))
+        one.push(FINISHED)
+        return got + [event async for event in events]
+
+    got = asyncio.run(run())
+    deltas = [event.generate.delta for event in got if event.generate.HasField("delta")]
+    assert "".join(one.text for one in deltas) == "".join(text for text, _ in pieces)
+    assert [token for one in deltas for token in one.token_ids] == [token for _, ids in pieces for token in ids]
+    assert all([p.token_id for p in one.logprobs] == list(one.token_ids) for one in deltas)
+    assert got[0] == STARTED
+    assert got[-1] == FINISHED
+
+
+async def test_a_reader_that_stays_away_finds_a_few_events() -> None:
+    """Progress is replaced, deltas are joined: the buffer does not grow with their number."""
+    one = call()
+    one.push(STARTED)
+    for done in range(1000):
+        one.push(answer(pb.GenerateResponse(prefill=pb.PrefillProgress(done=done, total=1000))))
+    for token in range(1000):
+        one.push(delta("x", token))
+    one.push(FINISHED)
+    got = await read(one)
+    assert [event.generate.WhichOneof("event") for event in got] == ["started", "prefill", "delta", "finished"]
+    assert got[1].generate.prefill.done == 999
+    assert list(got[2].generate.delta.token_ids) == list(range(1000))
+
+
+async def test_joined_deltas_stay_small_enough_for_a_message() -> None:
+    """One message of all that a long completion holds, log-probabilities included, would be refused by gRPC."""
+    one = call()
+    for token in range(2 * JOIN_TOKENS):
+        one.push(delta("x", token))
+    one.push(FINISHED)
+    sizes = [len(event.generate.delta.token_ids) for event in await read(one)]
+    assert sizes == [JOIN_TOKENS, JOIN_TOKENS, 0]
+
+
+async def test_load_progress_is_replaced_by_the_latest() -> None:
+    """And `ready` is never folded into it."""
+    one = call()
+    for done in range(50):
+        progress = pb.LoadProgress(stage=pb.LOAD_STAGE_LOADING, bytes_done=done)
+        one.push(ipc.Event(load=pb.GetOrLoadResponse(progress=progress)))
+    one.push(ipc.Event(load=pb.GetOrLoadResponse(ready=pb.ModelInfo(model="m"))))
+    first, last = await read(one)
+    assert first.load.progress.bytes_done == 49
+    assert last.load.ready.model == "m"
+
+
+async def test_an_error_comes_after_the_data_before_it() -> None:
+    """The reader gets everything that there was, and then the error with all that it says."""
+    one = call()
+    one.push(delta("a", 1))
+    one.push(FAILURE)
+    events = one.events()
+    assert await anext(events) == delta("a", 1)
+    with pytest.raises(SidecarError) as caught:
+        await anext(events)
+    assert (caught.value.reason, caught.value.message, caught.value.field) == (Reason.NAN_LOGITS, "no numbers", "x")
+    assert caught.value.retry_after is None
+    assert one.over
+
+
+async def test_a_reason_that_the_table_does_not_know_is_internal() -> None:
+    """It cannot come from our own engine; it must not end the supervisor all the same."""
+    one = call()
+    one.push(ipc.Event(failure=ipc.Failure(reason="NEW_REASON", message="m")))
+    with pytest.raises(SidecarError) as caught:
+        await read(one)
+    assert caught.value.reason is Reason.INTERNAL
+
+
+async def test_the_first_end_counts() -> None:
+    """Nothing follows a finished call, and a second error does not replace the first."""
+    finished = call()
+    finished.push(FINISHED)
+    finished.fail(SidecarError(Reason.INTERNAL, "too late"))
+    finished.push(delta("late", 1))
+    assert await read(finished) == [FINISHED]
+    failed = call()
+    failed.fail(SidecarError(Reason.QUEUE_FULL, "first"))
+    failed.fail(SidecarError(Reason.INTERNAL, "second"))
+    failed.push(delta("late", 1))
+    assert not failed.over
+    with pytest.raises(SidecarError, match="first"):
+        await read(failed)
+
+
+async def test_close_says_so_once_for_each_call() -> None:
+    """The owner decides what it means."""
+    closed: list[EngineCall] = []
+    one = EngineCall(ipc.Command(), closed.append)
+    one.close()
+    assert closed == [one]

@@ -1,0 +1,218 @@
+"""The interceptor: errors reach callers with their details, what is unexpected does not, and each call is logged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from structlog.testing import capture_logs
+
+from daemon.errors import Reason, SidecarError, invalid
+from daemon.interceptors import MAX_MESSAGE, CallInterceptor, code_name, status
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+METHOD = "/mlx_sidecar.v1.SidecarService/Generate"
+SECRET = "the caller's prompt"
+
+
+class FakeContext:
+    """A call whose writes and abort are kept."""
+
+    def __init__(self, remaining: float | None = None) -> None:
+        self.written: list[Any] = []
+        self.aborted: tuple[Any, str, tuple[tuple[str, Any], ...]] | None = None
+        self._remaining = remaining
+
+    async def write(self, message: Any) -> None:
+        """Keep a response."""
+        self.written.append(message)
+
+    async def abort(self, code: Any, details: str, trailing_metadata: Any = ()) -> None:
+        """End the call."""
+        self.aborted = (code, details, tuple(trailing_metadata))
+        raise grpc.aio.AbortError
+
+    def time_remaining(self) -> float | None:
+        """Return what is left until the deadline."""
+        return self._remaining
+
+    def rich(self) -> status_pb2.Status:
+        """Return the status that a client would see."""
+        assert self.aborted is not None
+        code, details, metadata = self.aborted
+        call = SimpleNamespace(code=lambda: code, details=lambda: details, trailing_metadata=lambda: metadata)
+        rich = rpc_status.from_call(call)
+        assert rich is not None
+        return rich
+
+
+async def serve(
+    behaviour: Callable[..., Any], context: FakeContext, *, streaming: bool = True, method: str = METHOD
+) -> tuple[Any, int]:
+    """Call a handler through the interceptor; return its answer, and how often a cancellation was counted."""
+    cancelled = []
+    make = grpc.unary_stream_rpc_method_handler if streaming else grpc.unary_unary_rpc_method_handler
+
+    async def continuation(_: Any) -> Any:
+        return make(behaviour)
+
+    interceptor = CallInterceptor(lambda: cancelled.append(1))
+    details: Any = SimpleNamespace(method=method, invocation_metadata=())
+    handler: Any = await interceptor.intercept_service(continuation, details)
+    wrapped = handler.unary_stream if streaming else handler.unary_unary
+    answer = None
+    with suppress(grpc.aio.AbortError, asyncio.CancelledError):
+        answer = await wrapped(pb.GenerateRequest(), context)
+    return answer, len(cancelled)
+
+
+def raising(error: BaseException) -> Callable[..., AsyncIterator[str]]:
+    """Return a streaming handler that answers once and then fails."""
+
+    async def behaviour(_request: Any, _context: Any) -> AsyncIterator[str]:
+        yield "first"
+        raise error
+
+    return behaviour
+
+
+def detail(rich: status_pb2.Status, kind: Any) -> Any:
+    """Return a detail of a status."""
+    for packed in rich.details:
+        if packed.Is(kind.DESCRIPTOR):
+            found = kind()
+            packed.Unpack(found)
+            return found
+    return None
+
+
+async def test_a_typed_error_arrives_with_reason_field_and_time_to_come_back() -> None:
+    """After the responses that came before it."""
+    error = SidecarError(
+        Reason.QUEUE_FULL, "come later", metadata={"figure": "7"}, retry_after=1.5, field="sampling.top_p"
+    )
+    context = FakeContext()
+    await serve(raising(error), context)
+    rich = context.rich()
+    assert context.written == ["first"]
+    assert (rich.code, rich.message) == (code_pb2.RESOURCE_EXHAUSTED, "come later")
+    info = detail(rich, error_details_pb2.ErrorInfo)
+    assert (info.reason, info.domain, dict(info.metadata)) == ("QUEUE_FULL", "mlx-sidecar", {"figure": "7"})
+    assert detail(rich, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 1500
+    violation = detail(rich, error_details_pb2.BadRequest).field_violations[0]
+    assert (violation.field, violation.description) == ("sampling.top_p", "come later")
+
+
+def test_details_that_say_nothing_are_left_out() -> None:
+    """No field, no BadRequest; no retry, no RetryInfo."""
+    rich = status(SidecarError(Reason.NAN_LOGITS, "m"))
+    assert [packed.TypeName() for packed in rich.details] == ["google.rpc.ErrorInfo"]
+
+
+def test_every_reason_has_a_grpc_code() -> None:
+    """By its name, too."""
+    for reason in Reason:
+        error = SidecarError(reason, "m")
+        assert status(error).code == error.code
+        assert code_name(error) == code_pb2.Code.Name(error.code)
+
+
+def test_a_long_message_is_cut_to_what_trailers_hold() -> None:
+    """The client would get a transport error instead of ours."""
+    rich = status(invalid("model", "é" * 10_000))
+    assert len(rich.message) == MAX_MESSAGE
+    assert len(rich.SerializeToString()) < 8192
+
+
+async def test_an_unexpected_exception_hides_its_text() -> None:
+    """The caller gets an id, and the log has the rest under it."""
+    context = FakeContext()
+    with capture_logs() as logs:
+        await serve(raising(ValueError(SECRET)), context)
+    rich = context.rich()
+    info = detail(rich, error_details_pb2.ErrorInfo)
+    assert rich.code == code_pb2.INTERNAL
+    assert info.reason == "INTERNAL"
+    assert info.metadata["type"] == "ValueError"
+    assert SECRET not in str(context.aborted)
+    assert info.metadata["error_id"] in rich.message
+    assert [line["event"] for line in logs] == ["unexpected error", "rpc"]
+    assert {line["error_id"] for line in logs} == {info.metadata["error_id"]}
+
+
+async def test_unary_calls_are_wrapped_as_well() -> None:
+    """Answers pass, errors become statuses."""
+
+    async def good(_request: Any, _context: Any) -> str:
+        return "answer"
+
+    async def bad(_request: Any, _context: Any) -> str:
+        raise invalid("target", "is missing")
+
+    assert await serve(good, FakeContext(), streaming=False) == ("answer", 0)
+    context = FakeContext()
+    await serve(bad, context, streaming=False)
+    assert context.rich().code == code_pb2.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(("remaining", "code"), [(None, "CANCELLED"), (3.0, "CANCELLED"), (0.0, "DEADLINE_EXCEEDED")])
+async def test_a_cancelled_call_is_counted_and_closes_its_handler(remaining: float | None, code: str) -> None:
+    """At once, and its line tells a deadline from a client that went away."""
+    closed = []
+
+    async def behaviour(_request: Any, _context: Any) -> AsyncIterator[str]:
+        try:
+            yield "first"
+            raise asyncio.CancelledError
+        finally:
+            closed.append(1)
+
+    with capture_logs() as logs:
+        _, cancelled = await serve(behaviour, FakeContext(remaining))
+    assert (cancelled, closed) == (1, [1])
+    assert [(line["event"], line["code"]) for line in logs] == [("rpc", code)]
+
+
+async def test_every_call_leaves_one_line_and_polls_leave_it_at_debug_level() -> None:
+    """With its code and its time."""
+
+    async def nothing(_request: Any, _context: Any) -> AsyncIterator[str]:
+        return
+        yield
+
+    with capture_logs() as logs:
+        await serve(nothing, FakeContext())
+        await serve(nothing, FakeContext(), method="/mlx_sidecar.v1.SidecarService/Stats")
+    assert [(line["event"], line["log_level"], line["code"]) for line in logs] == [
+        ("rpc", "info", "OK"),
+        ("rpc", "debug", "OK"),
+    ]
+    assert all(line["duration_s"] >= 0 for line in logs)
+
+
+async def test_health_and_reflection_keep_their_own_handlers() -> None:
+    """They are not of this service."""
+    theirs: Any = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+
+    async def continuation(_: Any) -> Any:
+        return theirs
+
+    details: Any = SimpleNamespace(method="/grpc.health.v1.Health/Check", invocation_metadata=())
+    assert await CallInterceptor(lambda: None).intercept_service(continuation, details) is theirs
+
+
+async def test_a_method_that_nobody_serves_stays_unserved() -> None:
+    """gRPC answers UNIMPLEMENTED by itself."""
+
+    async def continuation(_: Any) -> None:
+        return None
+
+    details: Any = SimpleNamespace(method="/x/y", invocation_metadata=())
+    assert await CallInterceptor(lambda: None).intercept_service(continuation, details) is None
