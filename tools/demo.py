@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,12 +85,13 @@ def comparison(cold: Completion, warm: Completion) -> Table:
     table = Table(show_edge=False)
     for heading in ("", "cold", "warm"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name, figure in (
+    figures: list[tuple[str, Callable[[Completion], str]]] = [
         ("prompt tokens", lambda c: str(c.usage.prompt_tokens)),
         ("of them cached", lambda c: str(c.usage.cached_tokens)),
-        ("time to first token", lambda c: f"{1000 * c.timings.first_token:.0f} ms"),
-        ("tokens per second", lambda c: f"{(c.usage.completion_tokens - 1) / max(c.timings.decode, 1e-9):.0f}"),
-    ):
+        ("time to first token", lambda c: f"{1000 * (c.timings.first_token or 0):.0f} ms"),
+        ("tokens per second", lambda c: f"{(c.usage.completion_tokens - 1) / (c.timings.decode or 1):.0f}"),
+    ]
+    for name, figure in figures:
         table.add_row(name, figure(cold), figure(warm))
     return table
 

@@ -1,28 +1,15 @@
-"""Fixtures of the engine's tests: engines in this process that end with their test, and a frozen copy of the model."""
+"""Fixtures of the engine's tests: engines in this process that end with their test, and the model to compare with."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon.cache import resolver
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver
 from daemon.engine.tokenizers import Tokenizer, Tokenizers
 from tests.engine.harness import Harness, Reference
-
-
-@pytest.fixture(name="frozen", scope="session", autouse=True)
-def _frozen_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Let "embedded" stand for a copy: the files of the original may be replaced while tests compare answers."""
-    copy = tmp_path_factory.mktemp("embedded") / "model"
-    shutil.copytree(EMBEDDED_PATH, copy)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resolver, "EMBEDDED_PATH", copy)
-        yield copy
 
 
 @pytest.fixture(name="engine")
@@ -46,12 +33,12 @@ def _harness(engine: Callable[..., Harness]) -> Harness:
 
 
 @pytest.fixture(name="reference", scope="session")
-def _reference(frozen: Path) -> Reference:
+def _reference() -> Reference:
     """Return the model as plain mlx-lm runs it."""
-    return Reference(frozen)
+    return Reference(EMBEDDED_PATH)
 
 
 @pytest.fixture(name="tokenizer", scope="session")
-def _tokenizer(frozen: Path) -> Tokenizer:
+def _tokenizer() -> Tokenizer:
     """Return the model's tokenizer as the engine uses it."""
     return Tokenizers().get(Resolver([]).resolve("embedded"))

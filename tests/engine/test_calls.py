@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from daemon.cache.resolver import EMBEDDED_PATH
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.engine.harness import Answer, Harness, generate
 from tools.embedded import corpus
@@ -153,11 +154,11 @@ def test_times_add_up_and_are_never_negative(harness: Harness) -> None:
         assert spans["first_token"] >= spans["prefill"] + spans.get("load", 0)
 
 
-def test_the_end_of_generation_config_counts(harness: Harness, frozen: Path, tmp_path: Path) -> None:
+def test_the_end_of_generation_config_counts(harness: Harness, tmp_path: Path) -> None:
     """Many models name the token that ends a turn only there."""
     first = harness.run(generate(PROMPT)).ids[0]
     copy = tmp_path / "model"
-    shutil.copytree(frozen, copy)
+    shutil.copytree(EMBEDDED_PATH, copy)
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, first]}))
     answer = harness.run(generate(PROMPT, model=str(copy)))
     assert (answer.text, answer.finished.reason) == ("", pb.FINISH_REASON_STOP)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine import calls as calls_module
 from daemon.engine.prefill import Prefill
 from daemon.engine.runner import Runner
@@ -115,10 +116,10 @@ def test_a_bad_request_fails_and_is_forgotten(
 
 
 @pytest.fixture(name="broken_model")
-def _broken_model(frozen: Path, tmp_path: Path) -> str:
+def _broken_model(tmp_path: Path) -> str:
     """Return a copy of the model one of whose weights are no numbers."""
     copy = tmp_path / "broken"
-    shutil.copytree(frozen, copy)
+    shutil.copytree(EMBEDDED_PATH, copy)
     weights = mx.load(str(copy / "model.safetensors"))
     assert isinstance(weights, dict)
     name = next(name for name in weights if name.endswith("norm.weight"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.cache.identity import ModelSource
-from daemon.cache.resolver import Resolver
+from daemon.cache.resolver import EMBEDDED_PATH, Resolver
 from daemon.engine.prompts import DEFAULT_MAX_TOKENS, prepare
 from daemon.engine.tokenizers import Tokenizer, Tokenizers
 from daemon.errors import Reason, SidecarError
@@ -21,7 +21,7 @@ USER = pb.ChatMessage(role="user", content="What is the code?")
 
 
 @pytest.fixture(name="source", scope="module")
-def _source(frozen: Path) -> ModelSource:
+def _source() -> ModelSource:
     """Return the embedded model."""
     return Resolver([]).resolve("embedded")
 
@@ -176,10 +176,10 @@ def test_the_context_is_the_limit(source: ModelSource, tokenizer: Tokenizer) -> 
     assert prepare(ids(3 * context, max_tokens=10**6), boundless, tokenizer).max_tokens == 10**6
 
 
-def test_a_changed_template_is_read_again(frozen: Path, tmp_path: Path) -> None:
+def test_a_changed_template_is_read_again(tmp_path: Path) -> None:
     """Though the weights stay as they are."""
     copy = tmp_path / "model"
-    shutil.copytree(frozen, copy)
+    shutil.copytree(EMBEDDED_PATH, copy)
     tokenizers, source = Tokenizers(), Resolver([]).resolve(str(copy))
     first = tokenizers.get(source)
     assert tokenizers.get(source) is first

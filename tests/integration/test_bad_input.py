@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -159,10 +160,10 @@ def test_a_damaged_tokenizer_is_corrupt(client: Client, folder: Path) -> None:
 def test_undecodable_bytes_and_unknown_methods_leave_the_daemon_alone(daemon: RunningDaemon) -> None:
     """gRPC answers these itself."""
     with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
-        garbage = channel.unary_unary("/mlx_sidecar.v1.SidecarService/Stats")
+        garbage: Any = channel.unary_unary("/mlx_sidecar.v1.SidecarService/Stats")
         with pytest.raises(grpc.RpcError):
             garbage(b"\xff" * 100)
-        unknown = channel.unary_unary("/mlx_sidecar.v1.SidecarService/Nothing")
+        unknown: Any = channel.unary_unary("/mlx_sidecar.v1.SidecarService/Nothing")
         with pytest.raises(grpc.RpcError) as caught:
             unknown(b"")
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

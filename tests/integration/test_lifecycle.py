@@ -42,7 +42,7 @@ def refusal(daemon: RunningDaemon, model: str, on_sent: Callable[[], None] = lam
     assert status.details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() > 0
     assert ("grpc-retry-pushback-ms", str(retry.retry_delay.ToMilliseconds())) in call.trailing_metadata()
-    return info.reason
+    return str(info.reason)
 
 
 def test_a_second_daemon_says_so_and_harms_nothing(start_daemon: Start) -> None:
@@ -108,8 +108,8 @@ def test_sigterm_lets_a_running_stream_end_well(start_daemon: Start) -> None:
     """All its tokens arrive, new work is refused, the exit status is 0 and the socket is gone."""
     daemon = start_daemon()
     with daemon.client() as client, daemon.client() as late:
-        engine = client.load("embedded") and client.stats().engine.pid
-        late.stats()
+        client.load("embedded")
+        engine = late.stats().engine.pid
         with client.generate("embedded", PROMPT, max_tokens=600, ignore_eos=True) as stream:
             events: list[GenerateEvent] = []
             for event in stream:
