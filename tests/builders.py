@@ -168,3 +168,35 @@ def write_adapter(path: Path) -> Path:
     (path / "adapter_config.json").write_text('{"num_layers": 1}')
     (path / "adapters.safetensors").write_bytes(float_tensors(lora=(2, 2)))
     return path
+
+
+def tiny_llama(path: Path, layers: int = 3, **config: Any) -> Path:
+    """Write a model that mlx-lm loads and runs, and return its directory. Same weights in every run."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.models import llama
+
+    settings = {
+        "model_type": "llama",
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
+    mx.random.seed(1)
+    model = llama.Model(llama.ModelArgs.from_dict(settings))
+    path.mkdir(parents=True)
+    mx.save_safetensors(str(path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (path / "config.json").write_text(json.dumps({**settings, **config}))
+    return path
+
+
+def page_rounding(buffers: int) -> int:
+    """Return the bytes that the allocator may add to so many buffers: Metal rounds large ones up to pages."""
+    import mlx.core as mx
+
+    return buffers * 16_384 if mx.metal.is_available() else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -157,7 +157,7 @@ class Ticket(Generic[M]):
     name: str
     pin: bool | None = None
     ttl: float | None = None
-    progress: Progress = field(default_factory=lambda: Progress(Stage.QUEUED))
+    progress: Progress = Progress(Stage.QUEUED)
     lease: Lease[M] | None = None
     error: Exception | None = None
     outcome: Outcome | None = None
@@ -169,11 +169,23 @@ class Ticket(Generic[M]):
         """Whether it has ended."""
         return self.lease is not None or self.error is not None
 
+    def wait_for(self, abandon: Callable[[Ticket[M]], None]) -> None:
+        """Begin to wait; `abandon` is called if the caller cancels first."""
+        self._abandon = abandon
+
+    def succeed(self, lease: Lease[M], outcome: Outcome) -> None:
+        """End with a model."""
+        self.lease, self.outcome, self._abandon = lease, outcome, None
+
+    def fail(self, error: Exception) -> None:
+        """End with an error."""
+        self.error, self._abandon = error, None
+
     def cancel(self) -> None:
         """Stop waiting, or give the lease back. The last caller that cancels abandons the load. Harmless twice."""
         if self.lease is not None:
             lease, self.lease = self.lease, None
             lease.release()
         elif self._abandon is not None:
-            self._abandon(self)
-        self._abandon = None
+            abandon, self._abandon = self._abandon, None
+            abandon(self)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: httpx's, or its successor's
+    FileMetadataError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -35,14 +37,35 @@ def snapshot(repo: str, revision: str, *, allow_download: bool, report: Report) 
     Raises:
         SidecarError: MODEL_NOT_CACHED, MODEL_NOT_FOUND or MODEL_GATED.
     """
+    cached = _cached(repo, revision)
+    if cached is not None:
+        return cached
+    if not allow_download:
+        raise _not_cached(repo, f"fetch it with: mlx-sidecar load {repo}")
+    return _download(repo, revision, report)
+
+
+def _cached(repo: str, revision: str) -> Path | None:
     try:
-        return _fetch(repo, revision, local_files_only=True)
-    except LocalEntryNotFoundError as error:
-        if not allow_download:
-            raise _not_cached(repo, "fetch it with: mlx-sidecar load " + repo) from error
+        path = _fetch(repo, revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
     except HFValidationError as error:
         raise SidecarError(Reason.MODEL_NOT_FOUND, f"{repo} is no Hub id", field="model") from error
-    return _download(repo, revision, report)
+    return path if _is_complete(path) else None
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a snapshot has its weights. huggingface_hub knows only of interruptions that it has a file list for."""
+    index = path / "model.safetensors.index.json"
+    if not (path / "config.json").is_file():
+        return False
+    if not index.is_file():
+        return any(file.is_file() for file in path.glob("model*.safetensors"))
+    try:
+        return all((path / shard).is_file() for shard in set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def _download(repo: str, revision: str, report: Report) -> Path:
@@ -59,7 +82,7 @@ def _download(repo: str, revision: str, report: Report) -> Path:
         raise SidecarError(
             Reason.MODEL_NOT_FOUND, f"the Hub has no model {repo}, or it is private", field="model"
         ) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError) as error:
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, FileMetadataError, HTTPError) as error:
         raise _not_cached(repo, f"and the Hub cannot be reached ({type(error).__name__})") from error
 
 
@@ -81,6 +104,8 @@ def _reporting_bar(report: Report) -> type[tqdm[Any]]:
     bars: list[tqdm[Any]] = []
 
     class ReportingBar(tqdm):  # type: ignore[misc]
+        monitor_interval = 0  # or each download would leave a thread behind
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False, "mininterval": 0.2})
@@ -91,5 +116,8 @@ def _reporting_bar(report: Report) -> type[tqdm[Any]]:
             if bars:
                 report(int(max(bar.n for bar in bars)), int(max(bar.total or 0 for bar in bars)))
             return True
+
+        def close(self) -> None:
+            self.disable = True  # tqdm would draw once more, even from its destructor, long after the download
 
     return ReportingBar

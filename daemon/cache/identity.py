@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,8 @@ from daemon.errors import Reason, SidecarError
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _MAX_CONFIG_BYTES = 16_000_000
+_MAX_NUMBER = 2**31 - 1
+_MAX_BYTES = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +80,14 @@ class ModelSource:
         kv_heads = self._number("num_key_value_heads") or heads
         hidden = self._number("hidden_size", "n_embd")
         head_dim = self._number("head_dim") or (hidden // heads if heads else 0)
-        return 2 * 2 * self.num_layers * kv_heads * head_dim
+        return min(2 * 2 * self.num_layers * kv_heads * head_dim, _MAX_BYTES)
 
     def _number(self, *names: str) -> int:
         nested = self.config.get("text_config")
         for scope in (self.config, nested if isinstance(nested, dict) else {}):
             for name in names:
                 value = scope.get(name)
-                if isinstance(value, int) and value > 0:
+                if type(value) is int and 0 < value <= _MAX_NUMBER:
                     return value
         return 0
 
@@ -94,14 +97,21 @@ def identify(name: str, path: Path, adapter_path: Path | None = None) -> ModelSo
     Check a model directory and return what it holds.
 
     Raises:
-        SidecarError: MODEL_CORRUPT if a file is missing or damaged; MODEL_UNSUPPORTED if the model brings its own code
-            or has no safetensors weights; MODEL_NOT_FOUND if the adapter is not there.
+        SidecarError: MODEL_CORRUPT if a file is missing, damaged or unreadable; MODEL_UNSUPPORTED if the model brings
+            its own code or has no safetensors weights; MODEL_NOT_FOUND if the adapter is not there.
     """
+    try:
+        return _identify(name, path, adapter_path)
+    except OSError as error:
+        raise SidecarError(Reason.MODEL_CORRUPT, f"a file of {name} cannot be read: {error.strerror}") from error
+
+
+def _identify(name: str, path: Path, adapter_path: Path | None) -> ModelSource:
     config = read_config(name, path)
     files = weight_files(path)
-    if not any(file.parent == path for file in files):
+    if not any(file.parent == path and file.name.startswith("model") for file in files):
         raise SidecarError(
-            Reason.MODEL_UNSUPPORTED, f"{name} has no .safetensors weights; convert it with mlx_lm.convert"
+            Reason.MODEL_UNSUPPORTED, f"{name} has no model*.safetensors weights; convert it with mlx_lm.convert"
         )
     adapter_files: list[Path] = []
     if adapter_path is not None:
@@ -120,12 +130,12 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
         SidecarError: MODEL_CORRUPT if it is missing or no JSON object; MODEL_UNSUPPORTED if it asks to run code.
     """
     file = path / "config.json"
+    if not file.is_file():
+        raise SidecarError(Reason.MODEL_CORRUPT, f"{name} has no config.json; is it a model directory?")
+    if file.stat().st_size > _MAX_CONFIG_BYTES:
+        raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} is larger than 16 MB")
     try:
-        if file.stat().st_size > _MAX_CONFIG_BYTES:
-            raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} is larger than 16 MB")
         config = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise SidecarError(Reason.MODEL_CORRUPT, f"{name} has no config.json; is it a model directory?") from error
     except (ValueError, RecursionError) as error:
         raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -142,12 +152,16 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
 
 def _code_keys(config: object) -> list[str]:
     """Return the keys, however deep, that make a loader run files of the model."""
-    if isinstance(config, list):
-        return sorted({key for item in config for key in _code_keys(item)})
-    if not isinstance(config, dict):
-        return []
-    found = {key for key in ("model_file", "trust_remote_code") if config.get(key)}
-    return sorted(found.union(*(_code_keys(value) for value in config.values())))
+    found: set[str] = set()
+    pending = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            found.update(key for key in ("model_file", "trust_remote_code") if value.get(key))
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+    return sorted(found)
 
 
 def _adapter_files(path: Path) -> list[Path]:
@@ -164,7 +178,7 @@ def _digest(root: Path, files: list[Path]) -> str:
     for file in files:
         stat = file.stat()
         stamp = f"{file.relative_to(root)}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0"
-        state.update(stamp.encode())
+        state.update(os.fsencode(stamp))
         state.update(_content(file, stat.st_ino, stat.st_size, stat.st_ctime_ns))
     return state.hexdigest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_adapters, load_model
 
 from daemon.cache.entry import Loaded, Progress, Stage
-from daemon.cache.identity import ModelSource
+from daemon.cache.identity import ModelSource, identify
 from daemon.cache.warmup import WarmUp, warm_up
 from daemon.errors import Reason, SidecarError
 from daemon.kv.layout import Layout, probe
@@ -51,14 +52,19 @@ def load(
     Raises:
         SidecarError: MODEL_UNSUPPORTED or MODEL_CORRUPT.
     """
-    model = _build(source)
+    with _refusing(source):
+        model = _build(source)
     done = 0
     for piece in _slices(model):
-        mx.eval(piece)
+        with _refusing(source):
+            mx.eval(piece)
         done += sum(array.nbytes for array in piece)
         yield Progress(Stage.LOADING, done, max(done, source.size_bytes))
-    logits, layout = _first_token(source, model)
-    loaded = LoadedModel(source, model, layout, done, logits)
+    _refuse_if_changed(source)
+    with _refusing(source):
+        layout = probe(model)
+        vocab_size = _vocab_size(model, layout)
+    loaded = LoadedModel(source, model, layout, done, vocab_size)
     if warmup_tokens:
         warmup = WarmUp(model, layout, warmup_tokens)
         for _ in warm_up(warmup, clock):
@@ -67,30 +73,38 @@ def load(
     return Loaded(loaded, done)
 
 
+@contextmanager
+def _refusing(source: ModelSource) -> Iterator[None]:
+    """Turn whatever mlx-lm raises into a refusal: what a wrong configuration or file makes it raise can be anything."""
+    try:
+        yield
+    except Exception as error:
+        unsupported = isinstance(error, ValueError) and "not supported" in str(error)
+        reason = Reason.MODEL_UNSUPPORTED if unsupported else Reason.MODEL_CORRUPT
+        what = "is not supported by this mlx-lm" if unsupported else "cannot be loaded"
+        raise SidecarError(reason, f"{source.name} {what}: {type(error).__name__}: {error}") from error
+
+
 def _build(source: ModelSource) -> Any:
     """Build the module with lazy weights: headers are read, weights are not."""
-    try:
-        model, _ = load_model(source.path, lazy=True, trust_remote_code=False)
-        if source.adapter_path is not None:
-            model = load_adapters(model, str(source.adapter_path))
-            model.eval()
-    except ValueError as error:
-        supported = "not supported" not in str(error)
-        raise _refusal(source, Reason.MODEL_CORRUPT if supported else Reason.MODEL_UNSUPPORTED, error) from error
-    except (AttributeError, FileNotFoundError, KeyError, RuntimeError, TypeError) as error:
-        raise _refusal(source, Reason.MODEL_CORRUPT, error) from error
+    model, _ = load_model(source.path, lazy=True, trust_remote_code=False)
+    if source.adapter_path is not None:
+        model = load_adapters(model, str(source.adapter_path))
+        model.eval()
     return model
 
 
-def _first_token(source: ModelSource, model: Any) -> tuple[int, Layout]:
-    """Return the width of the logits and the layout; a model that cannot compute one token is refused."""
-    try:
-        layout = probe(model)
-        logits = model(mx.array([[0]]))
-        mx.eval(logits)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise _refusal(source, Reason.MODEL_CORRUPT, error) from error
-    return int(logits.shape[-1]), layout
+def _refuse_if_changed(source: ModelSource) -> None:
+    """The key must name what was read, or its KV would be used with other weights."""
+    if identify(source.name, source.path, source.adapter_path).key != source.key:
+        raise SidecarError(Reason.MODEL_CORRUPT, f"{source.name} changed on disk while it was loaded; ask again")
+
+
+def _vocab_size(model: Any, layout: Layout) -> int:
+    """Return the width of the logits, computed in the way in which requests compute them."""
+    logits = model(mx.array([[0]]), cache=layout.new_cache(model, 1))
+    mx.eval(logits)
+    return int(logits.shape[-1])
 
 
 def _slices(model: Any) -> Iterator[list[mx.array]]:
@@ -105,8 +119,3 @@ def _slices(model: Any) -> Iterator[list[mx.array]]:
         size += array.nbytes
     if piece:
         yield piece
-
-
-def _refusal(source: ModelSource, reason: Reason, error: Exception) -> SidecarError:
-    what = "is not supported by this mlx-lm" if reason is Reason.MODEL_UNSUPPORTED else "cannot be loaded"
-    return SidecarError(reason, f"{source.name} {what}: {type(error).__name__}: {error}")

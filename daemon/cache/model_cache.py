@@ -7,20 +7,17 @@ the peak stays within the budget, and what is in use or pinned is never a victim
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
 
-from daemon.cache.entry import Entry, Lease, Load, Loaded, Outcome, Progress, Source, Stage, Ticket
-from daemon.errors import Reason, SidecarError
+from daemon.cache.entry import Entry, Lease, Load, Loaded, Outcome, Progress, Source, Ticket
+from daemon.cache.load_queue import Job, LoadQueue
+from daemon.cache.refusals import in_use, oversize
 
 M = TypeVar("M")
 S = TypeVar("S", bound=Source)
-
-RETRY_IN_USE = 2.0
-"""Seconds after which a caller may ask again for room that others use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +53,6 @@ class Counters:
         return self.hits / lookups if lookups else 0.0
 
 
-@dataclass(slots=True, eq=False)
-class _Loading(Generic[S, M]):
-    """A load and those who wait for it."""
-
-    source: S
-    key: Hashable
-    options: object
-    tickets: list[Ticket[M]] = field(default_factory=list)
-    steps: Load[M] | None = None
-    started_at: float = 0.0
-    evicted: tuple[str, ...] = ()
-
-
 class ModelCache(Generic[S, M]):
     """
     Models in memory, least recently used first.
@@ -93,11 +77,10 @@ class ModelCache(Generic[S, M]):
         self._clock = clock
         self._on_free = on_free
         self._entries: dict[Hashable, Entry[M]] = {}
-        self._draining: set[Entry[M]] = set()
-        self._loading: dict[Hashable, _Loading[S, M]] = {}
-        self._queue: deque[_Loading[S, M]] = deque()
-        self._active: _Loading[S, M] | None = None
-        self._uncached = count()
+        """Least recently used first."""
+        self._draining: dict[Entry[M], None] = {}
+        self._loads: LoadQueue[S, M] = LoadQueue(self._begin, self._finish, on_free)
+        self._serial = count()
 
     def get_or_load(
         self, source: S, *, pin: bool | None = None, ttl: float | None = None, options: object = None
@@ -115,24 +98,20 @@ class ModelCache(Generic[S, M]):
             self._grant(ticket, entry, Outcome.HIT)
             return ticket
         self.counters.misses += 1
-        self._refuse_oversize(source)
-        self._join(ticket, source, options)
+        if 0 < self.limits.budget_bytes < source.size_bytes:
+            raise oversize(source, self.limits.budget_bytes)
+        shared = source.key if self.limits.budget_bytes else (source.key, next(self._serial))
+        self._loads.join(shared, ticket, source, options)
         return ticket
 
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return self._active is not None or bool(self._queue)
+        return len(self._loads) > 0
 
     def step(self) -> None:
         """Do one slice of the oldest load."""
-        if self._active is None:
-            if not self._queue:
-                return
-            self._active = self._queue.popleft()
-            self._guard(self._begin, self._active)
-        else:
-            self._guard(self._advance, self._active)
+        self._loads.step()
 
     def contains(self, key: Hashable) -> bool:
         """Whether a model is in memory and not stale."""
@@ -168,27 +147,24 @@ class ModelCache(Generic[S, M]):
             Bytes that became free; 0 if `evict_on_memory_pressure` is off.
         """
         freed = 0
-        while freed < nbytes and self.limits.evict_on_memory_pressure:
-            victim = self._victim()
-            if victim is None:
-                break
-            freed += victim.nbytes
-            self._evict(victim)
+        for entry in list(self._entries.values()) if self.limits.evict_on_memory_pressure else []:
+            if freed < nbytes and entry.evictable:
+                freed += entry.nbytes
+                self._evict(entry)
         return freed
 
     def entries(self) -> list[Entry[M]]:
         """Return all models in memory, draining ones included, most recently used first."""
-        return sorted([*self._entries.values(), *self._draining], key=lambda e: -e.last_used)
+        return sorted([*self._draining, *self._entries.values()], key=lambda entry: entry.last_used)[::-1]
 
     def loading(self) -> list[tuple[S, Progress]]:
         """Return the loads that run or wait, in order."""
-        jobs = [job for job in (self._active, *self._queue) if job is not None]
-        return [(job.source, job.tickets[0].progress) for job in jobs if job.tickets]
+        return self._loads.progress()
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all weights in memory, draining ones included."""
-        return sum(entry.nbytes for entry in (*self._entries.values(), *self._draining))
+        """Bytes of all weights: cached, draining, and expected of the load under way."""
+        return sum(entry.nbytes for entry in (*self._entries.values(), *self._draining)) + self._loads.nbytes
 
     @property
     def oldest_entry_age(self) -> float | None:
@@ -211,16 +187,20 @@ class ModelCache(Generic[S, M]):
         Raises:
             AssertionError: If they disagree.
         """
-        for entry in self._entries.values():
+        for key, entry in self._entries.items():
+            assert entry.key == key, "an entry is cached under another key"
             assert not entry.draining, "a dropped entry is still cached"
             assert entry.leases >= 0, "a lease was released twice"
+            assert entry.model is not None, "a cached entry has lost its model"
         for entry in self._draining:
             assert entry.draining, "a draining entry does not know it"
             assert entry.leases > 0, "an entry drains though nobody uses it"
-        waiting = [job for job in (self._active, *self._queue) if job is not None]
-        assert {id(job) for job in waiting} == {id(job) for job in self._loading.values()}, "a load is lost"
-        assert all(job.tickets for job in waiting), "a load goes on though nobody waits for it"
+        uses = [entry.last_used for entry in self._entries.values()]
+        assert uses == sorted(uses), "entries are not in the order of their last use"
         assert len(self._entries) <= self.limits.max_models, "more models than slots"
+        spare = [entry for entry in self._entries.values() if entry.evictable][:-1]
+        assert not spare or self.total_bytes <= self.limits.budget_bytes, "over budget though idle models could go"
+        self._loads.check_integrity()
 
     def _fresh(self, key: Hashable) -> Entry[M] | None:
         entry = self._entries.get(key)
@@ -229,136 +209,80 @@ class ModelCache(Generic[S, M]):
             return None
         return entry
 
-    def _refuse_oversize(self, source: S) -> None:
-        needed, budget = source.size_bytes, self.limits.budget_bytes
-        if budget and needed > budget:
-            raise SidecarError(
-                Reason.MODEL_EXCEEDS_BUDGET,
-                f"{source.name} needs {needed} bytes but model_cache_mb allows {budget}; "
-                "raise it or use a smaller model",
-                metadata={"needed_bytes": str(needed), "budget_bytes": str(budget)},
-            )
-
-    def _join(self, ticket: Ticket[M], source: S, options: object) -> None:
-        disabled = self.limits.budget_bytes == 0
-        key = (source.key, next(self._uncached)) if disabled else source.key
-        job = self._loading.get(key)
-        if job is None:
-            job = self._loading[key] = _Loading(source, key, options)
-            self._queue.append(job)
-        else:
-            ticket.progress = job.tickets[0].progress
-        job.tickets.append(ticket)
-        ticket._abandon = lambda t: self._leave(job, t)
-
-    def _leave(self, job: _Loading[S, M], ticket: Ticket[M]) -> None:
-        job.tickets.remove(ticket)
-        if job.tickets:
-            return
-        steps, job.steps = job.steps, None
-        self._forget(job)
-        if steps is not None:
-            steps.close()
-            del steps
-            self._on_free()
-
-    def _guard(self, act: Callable[[_Loading[S, M]], None], job: _Loading[S, M]) -> None:
-        try:
-            act(job)
-        except Exception as error:
-            job.steps = None
-            self._forget(job)
-            for ticket in job.tickets:
-                ticket.error, ticket._abandon = error, None
-            self._on_free()
-
-    def _forget(self, job: _Loading[S, M]) -> None:
-        del self._loading[job.key]
-        if self._active is job:
-            self._active = None
-        else:
-            self._queue.remove(job)
-
-    def _begin(self, job: _Loading[S, M]) -> None:
+    def _begin(self, job: Job[S, M]) -> Load[M]:
         job.started_at = self._clock()
         job.evicted = tuple(victim.name for victim in self._make_room(job.source))
-        job.steps = self._loader(job.source, job.options)
-        self._report(job, Progress(Stage.LOADING, 0, job.source.size_bytes))
+        return self._loader(job.source, job.options)
 
-    def _advance(self, job: _Loading[S, M]) -> None:
-        assert job.steps is not None
-        try:
-            self._report(job, next(job.steps))
-        except StopIteration as end:
-            self._finish(job, end.value)
-
-    def _report(self, job: _Loading[S, M], progress: Progress) -> None:
-        progress = replace(progress, evicting=job.evicted)
-        for ticket in job.tickets:
-            ticket.progress = progress
-
-    def _finish(self, job: _Loading[S, M], loaded: Loaded[M]) -> None:
+    def _finish(self, job: Job[S, M], loaded: Loaded[M]) -> None:
         now = self._clock()
         source = job.source
         entry = Entry(
-            job.key, source.name, loaded.model, loaded.nbytes, self.limits.ttl, now, now, now - job.started_at
+            source.key, source.name, loaded.model, loaded.nbytes, self.limits.ttl, now, now, now - job.started_at
         )
-        self._forget(job)
         cached = self.limits.budget_bytes > 0
         if cached:
-            self._entries[job.key] = entry
+            self._entries[entry.key] = entry
         else:
             entry.draining = True
-            self._draining.add(entry)
+            self._draining[entry] = None
         for ticket in job.tickets:
-            ticket.evicted = job.evicted
             self._grant(ticket, entry, Outcome.LOADED if cached else Outcome.UNCACHED)
-        self._trim()
+        evicted = (*job.evicted, *self._trim())
+        for ticket in job.tickets:
+            ticket.evicted = evicted
 
     def _grant(self, ticket: Ticket[M], entry: Entry[M], outcome: Outcome) -> None:
-        entry.last_used = self._clock()
+        self._touch(entry)
         entry.use_count += 1
         entry.leases += 1
         if ticket.pin is not None:
             entry.pinned = ticket.pin
         if ticket.ttl is not None:
             entry.ttl = ticket.ttl
-        ticket.outcome = outcome
-        ticket.lease = Lease(entry, self._release)
+        ticket.succeed(Lease(entry, self._release), outcome)
 
     def _release(self, entry: Entry[M]) -> None:
         entry.leases -= 1
-        entry.last_used = self._clock()
+        self._touch(entry)
         if entry.draining and not entry.leases:
-            self._draining.discard(entry)
+            del self._draining[entry]
             entry.forget_model()
             self._on_free()
+        self._trim()
 
-    def _make_room(self, source: S) -> list[Entry[M]]:
+    def _touch(self, entry: Entry[M]) -> None:
+        entry.last_used = self._clock()
+        if not entry.draining:
+            self._entries[entry.key] = self._entries.pop(entry.key)
+
+    def _make_room(self, newcomer: S) -> list[Entry[M]]:
+        """Evict until the newcomer fits; if it cannot fit now, evict nothing."""
+        idle = (entry for entry in self._entries.values() if entry.evictable)
+        bytes_free = self.limits.budget_bytes - self.total_bytes
+        slots_free = self.limits.max_models - len(self._entries)
         victims: list[Entry[M]] = []
-        budget = self.limits.budget_bytes
-        while budget and not self._fits(source.size_bytes):
-            victim = self._victim()
+        while self.limits.budget_bytes and (bytes_free < newcomer.size_bytes or slots_free < 1):
+            victim = next(idle, None)
             if victim is None:
-                raise self._in_use(source)
-            self._evict(victim)
+                raise in_use(newcomer, self.limits.budget_bytes, [e for e in self.entries() if not e.evictable])
             victims.append(victim)
+            bytes_free += victim.nbytes
+            slots_free += 1
+        for victim in victims:
+            self._evict(victim)
         return victims
 
-    def _fits(self, newcomer: int) -> bool:
-        return len(self._entries) < self.limits.max_models and self.total_bytes + newcomer <= self.limits.budget_bytes
-
-    def _trim(self) -> None:
-        """Weights may take more than their files: make up for it now that the actual bytes are known."""
-        while self.limits.budget_bytes and self.total_bytes > self.limits.budget_bytes:
-            victim = self._victim()
-            if victim is None:
-                return
-            self._evict(victim)
-
-    def _victim(self) -> Entry[M] | None:
-        idle: Iterator[Entry[M]] = (entry for entry in self._entries.values() if entry.evictable)
-        return min(idle, key=lambda entry: entry.last_used, default=None)
+    def _trim(self) -> list[str]:
+        """Weights may take more than their files: make up for it once the actual bytes are known, but keep the last."""
+        trimmed: list[str] = []
+        idle = [entry for entry in self._entries.values() if entry.evictable]
+        for entry in idle if self.limits.budget_bytes else []:
+            last = entry is next(reversed(self._entries.values()))
+            if self.total_bytes > self.limits.budget_bytes and not last:
+                trimmed.append(entry.name)
+                self._evict(entry)
+        return trimmed
 
     def _evict(self, entry: Entry[M]) -> None:
         self.counters.evictions += 1
@@ -368,21 +292,7 @@ class ModelCache(Generic[S, M]):
         del self._entries[entry.key]
         if entry.leases:
             entry.draining = True
-            self._draining.add(entry)
+            self._draining[entry] = None
         else:
             entry.forget_model()
             self._on_free()
-
-    def _in_use(self, source: S) -> SidecarError:
-        holders = {entry.name: str(entry.nbytes) for entry in (*self._entries.values(), *self._draining)}
-        listing = ", ".join(f"{name} ({nbytes} bytes)" for name, nbytes in holders.items())
-        return SidecarError(
-            Reason.BUDGET_IN_USE,
-            f"no room for {source.name} ({source.size_bytes} bytes): in use or pinned are {listing}",
-            metadata={
-                "needed_bytes": str(source.size_bytes),
-                "budget_bytes": str(self.limits.budget_bytes),
-                **holders,
-            },
-            retry_after=RETRY_IN_USE,
-        )

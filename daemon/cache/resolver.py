@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from daemon.cache.hub import Report, snapshot
 from daemon.cache.identity import ModelSource, identify
@@ -15,11 +16,20 @@ EMBEDDED = "embedded"
 EMBEDDED_PATH = Path(__file__).resolve().parent.parent / "embedded"
 """A small model that ships with the daemon, for tests, demonstrations and `doctor`."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
+"""A branch, tag or commit. huggingface_hub makes it part of a path, so that it must not lead out of the cache."""
 
 
 def _ignore(_done: int, _total: int) -> None:
     """Nobody watches."""
+
+
+class _Turn:
+    """Whose turn it is to download one model."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
 
 
 class Resolver:
@@ -35,7 +45,7 @@ class Resolver:
         self._roots = [root.resolve() for root in roots]
         self._fetch = fetch
         self._revisions: dict[str, str] = {}
-        self._downloads: dict[str, threading.Lock] = {}
+        self._turns: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def resolve(
@@ -77,11 +87,16 @@ class Resolver:
         return identify(name, path, adapter_path)
 
     def _hub(self, name: str, revision: str | None, allow_download: bool, report: Report) -> Path:
+        if revision and (not _REVISION.fullmatch(revision) or ".." in revision):
+            raise invalid("revision", "must be a branch, a tag or a commit")
         with self._lock:
             wanted = self._revisions.get(name, "") if revision is None else revision
-            turn = self._downloads.setdefault(name, threading.Lock())
-        with turn:  # callers of one model share one download: the second finds it in the cache
-            path = self._fetch(name, wanted, allow_download=allow_download, report=report)
+            turn = self._turns.setdefault(name, _Turn())
+        if allow_download:
+            with turn.lock:  # callers of one model share one download: the second finds it in the cache
+                path = self._fetch(name, wanted, allow_download=True, report=report)
+        else:  # never waits for a download
+            path = self._fetch(name, wanted, allow_download=False, report=report)
         with self._lock:
             self._revisions[name] = wanted
         return path
@@ -90,13 +105,17 @@ class Resolver:
         path = Path(name)
         if not path.is_absolute() or "\0" in name:
             raise invalid(field, "must be an absolute directory")
-        path = path.resolve()
+        try:
+            path = path.resolve()
+            found = path.is_dir()
+        except (OSError, RuntimeError) as error:  # too long, unreadable, or a loop of symbolic links
+            raise SidecarError(Reason.MODEL_NOT_FOUND, f"{name} cannot be looked at", field=field) from error
         if self._roots and not any(path.is_relative_to(root) for root in self._roots):
             raise SidecarError(
                 Reason.MODEL_NOT_FOUND,
                 f"{name} is outside the directories that model_roots allows",
                 field=field,
             )
-        if not path.is_dir():
+        if not found:
             raise SidecarError(Reason.MODEL_NOT_FOUND, f"there is no directory {name}", field=field)
         return path

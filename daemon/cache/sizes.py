@@ -11,6 +11,8 @@ from typing import Any
 from daemon.errors import Reason, SidecarError
 
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_DIMENSION = 2**31 - 1
+"""MLX keeps dimensions in 32 bits."""
 _WIDTHS = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -64,13 +66,16 @@ def _tensor_end(tensor: dict[str, Any]) -> int:
         ValueError: If its offsets do not match its shape and type.
     """
     begin, end = _naturals(tensor["data_offsets"])
-    if end - begin != prod(_naturals(tensor["shape"])) * _WIDTHS[tensor["dtype"]]:
+    shape = _naturals(tensor["shape"])
+    if any(dimension > _MAX_DIMENSION for dimension in shape):
+        raise ValueError("a dimension is too large")
+    if end - begin != prod(shape) * _WIDTHS[tensor["dtype"]]:
         raise ValueError("offsets and shape disagree")
     return end
 
 
 def _naturals(values: list[Any]) -> list[int]:
-    if not all(isinstance(value, int) and value >= 0 for value in values):
+    if not all(type(value) is int and value >= 0 for value in values):
         raise ValueError("not a list of natural numbers")
     return values
 

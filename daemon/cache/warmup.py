@@ -38,7 +38,7 @@ def warm_up(warmup: WarmUp, clock: Callable[[], float]) -> Iterator[None]:
     started = clock()
     try:
         yield from _generate(warmup)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:
         log.warning("warm-up failed", error=f"{type(error).__name__}: {error}")
     warmup.seconds = clock() - started
 

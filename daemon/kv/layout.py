@@ -26,13 +26,13 @@ class Layout:
         signature: Class, shape and dtype of every layer's cache; part of the namespace.
         groups: Layers that share extents, by equal signature; empty if nothing can be reused.
         bytes_per_token: KV bytes of one token, all layers.
-        template: A cache that holds one token, for shapes.
+        shapes: Those of every layer's cache; empty if nothing can be reused.
     """
 
     signature: str
     groups: tuple[tuple[int, ...], ...]
     bytes_per_token: int
-    template: tuple[Any, ...]
+    shapes: tuple[kv_cache.Shape, ...]
 
     @property
     def reusable(self) -> bool:
@@ -48,7 +48,7 @@ class Layout:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
         caches: list[Any] = make_prompt_cache(model)
         if self.reusable:
-            kv_cache.reserve(caches, self.template, capacity_for(tokens))
+            kv_cache.reserve(caches, self.shapes, capacity_for(tokens))
         return caches
 
     def restored_cache(self, model: Any, groups: Sequence[Sequence[Run]], tokens: int) -> list[Any]:
@@ -56,14 +56,15 @@ class Layout:
         Return a cache that holds the KV of `groups`' runs, with room for `tokens` tokens in all.
 
         Raises:
-            RuntimeError: If a layer holds another number of tokens than the runs have.
+            RuntimeError: If the layers do not all hold the same number of tokens.
+            ValueError: If there is nothing to restore, or it does not fit.
         """
         caches: list[Any] = make_prompt_cache(model)
         for layers, runs in zip(self.groups, groups, strict=True):
             kv_cache.restore([caches[layer] for layer in layers], runs, capacity_for(tokens))
-        expected = sum(run.stop - run.start for run in groups[0]) * BLOCK_TOKENS
-        if any(cache.offset != expected for cache in caches):
-            raise RuntimeError(f"restored layers do not all hold {expected} tokens")
+        lengths = {cache.offset for cache in caches}
+        if len(lengths) != 1:
+            raise RuntimeError(f"restored layers hold different numbers of tokens: {sorted(lengths)}")
         return caches
 
     def pack(self, caches: Sequence[Any], start: int, stop: int) -> list[Extent]:
@@ -80,17 +81,16 @@ def probe(model: Any) -> Layout:
     """Run one token through a model and return the layout of the cache that it leaves."""
     caches = make_prompt_cache(model)
     mx.eval(model(mx.array([[0]]), cache=caches), [cache.state for cache in caches])
-    names = [type(cache).__name__ for cache in caches]
-    if not all(type(cache) is kv_cache.CACHE_CLASS and cache.keys is not None for cache in caches):
-        return Layout("+".join(names), (), _opaque_bytes_per_token(caches), tuple(caches))
-    signatures = [kv_cache.signature(cache) for cache in caches]
+    if not all(type(cache) is kv_cache.CACHE_CLASS and cache.offset == 1 for cache in caches):
+        names = "+".join(type(cache).__name__ for cache in caches)
+        return Layout(names, (), _opaque_bytes_per_token(caches), ())
+    shapes = tuple(kv_cache.Shape.of(cache) for cache in caches)
     groups = tuple(
-        tuple(layer for layer, signature in enumerate(signatures) if signature == unique)
-        for unique in dict.fromkeys(signatures)
+        tuple(layer for layer, shape in enumerate(shapes) if shape == unique) for unique in dict.fromkeys(shapes)
     )
-    return Layout(";".join(signatures), groups, sum(map(kv_cache.bytes_per_token, caches)), tuple(caches))
+    return Layout(";".join(map(str, shapes)), groups, sum(shape.bytes_per_token for shape in shapes), shapes)
 
 
 def _opaque_bytes_per_token(caches: Sequence[Any]) -> int:
     """Return an upper bound: what one token took, growth in steps included."""
-    return sum(int(getattr(cache, "nbytes", 0)) for cache in caches) // ROOM_STEP
+    return -(-sum(int(getattr(cache, "nbytes", 0)) for cache in caches) // ROOM_STEP)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from daemon.kv.block import BLOCK_TOKENS, block_keys, key_starts_with
 from daemon.kv.extents import EXTENT_BLOCKS, Extent, Run, Slot, runs
-from daemon.kv.trie import Lease, Node, PrefixTrie
+from daemon.kv.node import Node
+from daemon.kv.trie import Lease, PrefixTrie
 
 Pack = Callable[[int, int], Sequence[Extent]]
 """Copies blocks `start` to `stop` out of a live KV cache: one evaluated extent for each layer group."""
@@ -49,7 +50,14 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What an invalidation drops: blocks, bytes that are free at once, bytes that leases still hold."""
+    """
+    What an invalidation drops.
+
+    Attributes:
+        blocks: Blocks that no lookup finds any more.
+        bytes_freed: Bytes that are free at once. An extent is freed with the last of its blocks.
+        bytes_in_use: Bytes that are free once the leases on them end.
+    """
 
     blocks: int
     bytes_freed: int
@@ -74,7 +82,7 @@ class PrefixCache:
     @property
     def enabled(self) -> bool:
         """False if a budget of zero turned the cache off."""
-        return self.limits.blocks > 0 and self.limits.nbytes > 0
+        return min(self.limits.blocks, self.limits.nbytes, self.limits.buffers) > 0
 
     def lookup(self, namespace: str, tokens: Sequence[int]) -> Lease:
         """
@@ -102,30 +110,32 @@ class PrefixCache:
 
     def store(self, namespace: str, tokens: Sequence[int], block_bytes: int, pack: Pack) -> int:
         """
-        Store every full block of `tokens` that is not stored yet. `pack` is asked for new blocks only.
+        Store every full block of `tokens` that is not stored yet; nothing if they make less than `min_prefix_len`.
+        `pack` is asked for new blocks only.
 
         Args:
             namespace: Digest of the request's namespace.
             tokens: Exactly the tokens whose KV the live cache holds.
             block_bytes: Bytes of one block, all layers.
-            pack: Copies blocks out of the live cache. An error in it leaves the cache as it was.
+            pack: Copies blocks out of the live cache. An error in it passes through; nothing of it is stored.
 
         Returns:
-            How many blocks were stored; fewer than there are when everything else is leased.
+            How many blocks were stored: the first ones, as far as the budgets and what others lease allow.
+
+        Raises:
+            ValueError: If `pack` returned other blocks than it was asked for.
         """
-        if not self.enabled:
-            return 0
         keys = block_keys(tokens)
+        if not self.enabled or len(keys) * BLOCK_TOKENS < self._min_prefix_len:
+            return 0
         stored = 0
-        with self.trie.match(namespace, keys) as lease:
-            first = len(lease.nodes)
-            for start in range(first, len(keys), EXTENT_BLOCKS):
-                stop = min(start + EXTENT_BLOCKS, len(keys))
-                if not self._make_room(stop - start, block_bytes * (stop - start)):
-                    break
-                stored += self._insert(namespace, keys, start, pack(start, stop))
-        self._count(inserts=stored)
-        self._evict(self._within)
+        try:
+            with self.trie.match(namespace, keys) as lease:
+                while blocks := self._make_room(len(keys) - len(lease.nodes), block_bytes):
+                    stored += self._append(lease, keys, blocks, pack)
+        finally:
+            self._count(inserts=stored)
+            self._evict(self._within_budget)
         return stored
 
     def memory_usage(self) -> int:
@@ -144,13 +154,16 @@ class PrefixCache:
 
     def forget_prefix(self, namespace: str, prefix: Sequence[int], *, dry_run: bool = False) -> Dropped:
         """
-        Forget all prompts that begin with `prefix` (at least one token). Blocks before its end that other prompts
-        share stay.
+        Forget all prompts that begin with `prefix`; the empty prefix begins them all. Blocks before its end that other
+        prompts share stay.
         """
         keys = block_keys(prefix)
-        rest = prefix[len(keys) * BLOCK_TOKENS :]
-        last = partial(key_starts_with, tokens=rest) if rest else keys.pop().__eq__
-        tops = self.trie.with_lone_ancestors(self.trie.below(namespace, keys, last))
+        rest = list(prefix[len(keys) * BLOCK_TOKENS :])
+        if keys and not rest:
+            last = keys.pop()
+            tops = self.trie.branches(namespace, keys, lambda key: key == last)
+        else:
+            tops = self.trie.branches(namespace, keys, lambda key: key_starts_with(key, rest))
         return self._forget(tops, dry_run=dry_run)
 
     def check_integrity(self) -> None:
@@ -165,38 +178,48 @@ class PrefixCache:
         assert self.memory_usage() <= self.limits.nbytes, "more bytes than allowed"
         assert self.trie.ledger.buffers <= self.limits.buffers, "more buffers than allowed"
 
-    def _insert(self, namespace: str, keys: Sequence[bytes], start: int, extents: Sequence[Extent]) -> int:
-        blocks = extents[0].blocks
+    def _append(self, lease: Lease, keys: Sequence[bytes], blocks: int, pack: Pack) -> int:
+        start = len(lease.nodes)
+        stop = start + blocks
+        extents = pack(start, stop)
+        if not extents or any(extent.blocks != blocks for extent in extents):
+            raise ValueError(f"asked for blocks {start} to {stop}, got something else")
         slots = [tuple(Slot(extent, position) for extent in extents) for position in range(blocks)]
-        return self.trie.insert(namespace, keys, start, slots)
+        return self.trie.insert(lease, keys[start:stop], slots)
 
-    def _make_room(self, blocks: int, nbytes: int) -> bool:
-        def fits() -> bool:
-            return self._within(extra_blocks=blocks, extra_bytes=nbytes)
+    def _make_room(self, missing: int, block_bytes: int) -> int:
+        """Evict for the next extent of `missing` blocks, and return how many blocks it may have."""
+        wanted = min(missing, EXTENT_BLOCKS)
+        self._evict(lambda: self._room(block_bytes) >= wanted)
+        return min(wanted, self._room(block_bytes))
 
-        self._evict(fits)
-        return fits()
+    def _room(self, block_bytes: int) -> int:
+        """Return how many blocks fit now."""
+        if self.trie.ledger.buffers >= self.limits.buffers:
+            return 0
+        nbytes = max(0, self.limits.nbytes - self.memory_usage())
+        return min(self.limits.blocks - self.trie.blocks, nbytes // max(1, block_bytes))
 
-    def _within(self, extra_blocks: int = 0, extra_bytes: int = 0) -> bool:
+    def _within_budget(self) -> bool:
         return (
-            self.trie.blocks + extra_blocks <= self.limits.blocks
-            and self.memory_usage() + extra_bytes <= self.limits.nbytes
+            self.trie.blocks <= self.limits.blocks
+            and self.memory_usage() <= self.limits.nbytes
             and self.trie.ledger.buffers <= self.limits.buffers
         )
 
     def _evict(self, fits: Callable[[], bool]) -> None:
         self._count(evictions=self.trie.evict(fits))
 
-    def _forget(self, tops: list[Node], *, dry_run: bool) -> Dropped:
-        nodes = list(self.trie.subtree(tops))
-        leased = {slot.extent for node in nodes if node.locks for slot in node.slots}
-        in_use = sum(extent.nbytes for extent in leased)
-        if dry_run:
-            gone = {slot.extent for node in nodes for slot in node.slots} - leased
-            return Dropped(len(nodes), sum(extent.nbytes for extent in gone), in_use)
-        before = self.memory_usage()
-        self.trie.detach(tops)
-        return Dropped(len(nodes), before - self.memory_usage(), in_use)
+    def _forget(self, tops: Sequence[Node], *, dry_run: bool) -> Dropped:
+        nodes = self.trie.subtree(tops)
+        uses = Counter(slot.extent for node in nodes for slot in node.slots)
+        leased = self.trie.orphan_uses()
+        gone = [extent for extent in uses if uses[extent] + leased[extent] == extent.live]
+        leased.update(slot.extent for node in nodes if node.locks for slot in node.slots)
+        freed = sum(extent.nbytes for extent in gone if not leased[extent])
+        if not dry_run:
+            self.trie.detach(tops)
+        return Dropped(len(nodes), freed, sum(extent.nbytes for extent in gone) - freed)
 
     def _count(self, **deltas: int) -> None:
         self.counters = replace(

@@ -7,40 +7,14 @@ a match compares tokens, never hashes. Nodes are neither split nor merged.
 
 from __future__ import annotations
 
-import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import Extent, ExtentLedger, Slot
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """
-    One block below its prefix. A root stands for the empty prefix of a namespace and has no slots.
-
-    Attributes:
-        key: The block's token ids; the namespace for a root.
-        parent: The node of the prefix before it; None for a root and once it is detached.
-        depth: Blocks from the root.
-        slots: Where its KV is, one for each layer group.
-        locks: Leases that hold it or a node below it.
-        tick: When it was last used; larger is later.
-        queued: Whether the eviction queue knows it.
-        detached: Whether it was forgotten while leased.
-    """
-
-    key: bytes
-    parent: Node | None
-    depth: int
-    slots: tuple[Slot, ...] = ()
-    children: dict[bytes, Node] = field(default_factory=dict)
-    locks: int = 0
-    tick: int = 0
-    queued: bool = False
-    detached: bool = False
+from daemon.kv.leaves import LeafQueue
+from daemon.kv.node import Node
 
 
 class Lease:
@@ -48,12 +22,14 @@ class Lease:
     Holds the nodes of one match against eviction. Release it exactly once, or use it as a context manager.
 
     Attributes:
+        namespace: Where the match is.
         nodes: The matched path, root excluded, shallowest first.
     """
 
-    __slots__ = ("_released", "_trie", "nodes")
+    __slots__ = ("_released", "_trie", "namespace", "nodes")
 
-    def __init__(self, trie: PrefixTrie, nodes: list[Node]) -> None:
+    def __init__(self, trie: PrefixTrie, namespace: str, nodes: list[Node]) -> None:
+        self.namespace = namespace
         self.nodes = nodes
         self._trie = trie
         self._released = False
@@ -83,16 +59,27 @@ class Lease:
 
 
 class PrefixTrie:
-    """Stores and finds prefixes. Lookup and insert cost O(blocks of the prompt); eviction O(log stored blocks)."""
+    """
+    Stores and finds prefixes. Lookup and insert cost O(blocks of the prompt); eviction O(log stored blocks).
+
+    Attributes:
+        ledger: What the stored KV takes.
+        blocks: Blocks that a lookup can find.
+    """
 
     def __init__(self) -> None:
         self.ledger = ExtentLedger()
         self.blocks = 0
-        self.leases = 0
         self._roots: dict[str, Node] = {}
+        self._leases: set[Lease] = set()
+        self._orphans: set[Node] = set()
+        self._leaves = LeafQueue()
         self._ticks = count(1)
-        self._serial = count()
-        self._queue: list[tuple[int, int, int, Node]] = []
+
+    @property
+    def leases(self) -> int:
+        """Leases that are not released."""
+        return len(self._leases)
 
     def match(self, namespace: str, keys: Sequence[bytes]) -> Lease:
         """Lease the longest stored prefix of `keys`, which may be empty, and mark it as used now."""
@@ -101,41 +88,32 @@ class PrefixTrie:
         for node in nodes:
             node.tick = tick
             node.locks += 1
-        self.leases += 1
-        return Lease(self, nodes)
+        lease = Lease(self, namespace, nodes)
+        self._leases.add(lease)
+        return lease
 
-    def stored(self, namespace: str, keys: Sequence[bytes]) -> int:
-        """Return how many blocks of `keys` are stored, counted from the first, without marking them as used."""
-        return sum(1 for _ in self._walk(namespace, keys))
-
-    def insert(self, namespace: str, keys: Sequence[bytes], start: int, slots: Sequence[tuple[Slot, ...]]) -> int:
+    def insert(self, lease: Lease, keys: Sequence[bytes], slots: Sequence[tuple[Slot, ...]]) -> int:
         """
-        Store blocks `start` to `start + len(slots)` of `keys`. Blocks that are stored already keep what they have.
+        Store blocks right after the path of a lease, and lease them too: no prefix has a hole, and none of it is
+        evicted for its own sequel. Blocks that are stored already keep what they have.
 
         Returns:
             How many blocks were new.
 
         Raises:
-            KeyError: If a block before `start` is not stored: a prefix must have no holes.
+            KeyError: If the path was forgotten meanwhile.
         """
-        if self.stored(namespace, keys[:start]) < start:
-            raise KeyError(f"block {start} of a prefix that is not stored")
-        node = self._roots.setdefault(namespace, Node(namespace.encode(), None, 0))
-        for key in keys[:start]:
-            node = node.children[key]
+        node = lease.nodes[-1] if lease.nodes else self._root(lease.namespace)
+        if node.detached:
+            raise KeyError("the path of the lease was forgotten")
         tick = next(self._ticks)
-        added = 0
-        for key, block in zip(keys[start:], slots, strict=False):
-            child = node.children.get(key)
-            if child is None:
-                child = node.children[key] = Node(key, node, node.depth + 1, block)
-                self._account(child)
-                added += 1
-            child.tick = tick
-            node = child
-        if added:
-            self._queue_leaf(node)
-        return added
+        before = self.blocks
+        for key, block in zip(keys, slots, strict=True):
+            node = node.children.get(key) or self._add(node, key, block)
+            node.tick = tick
+            node.locks += 1
+            lease.nodes.append(node)
+        return self.blocks - before
 
     def evict(self, fits: Callable[[], bool]) -> int:
         """
@@ -144,94 +122,99 @@ class PrefixTrie:
         Returns:
             How many blocks were dropped. If `fits()` is still false, everything left is leased.
         """
-        dropped = 0
+        before = self.blocks
         while not fits():
-            victim = self._next_victim()
+            victim = self._leaves.pop()
             if victim is None:
                 break
             parent = victim.parent
-            assert parent is not None
+            assert parent is not None, "a leaf without a parent was queued"
             self._unlink(victim)
             self._free(victim)
-            self._queue_leaf(parent)
+            self._leaves.offer(parent)
             self.blocks -= 1
-            dropped += 1
-        return dropped
+        return before - self.blocks
 
     def tops(self, accept: Callable[[str], bool]) -> list[Node]:
         """Return the topmost blocks of the namespaces that are accepted."""
         roots = [root for namespace, root in self._roots.items() if accept(namespace)]
         return [child for root in roots for child in root.children.values()]
 
-    def below(self, namespace: str, keys: Sequence[bytes], accept: Callable[[bytes], bool]) -> list[Node]:
-        """Return the blocks right after the prefix `keys` whose key is accepted; none if the prefix is not stored."""
-        node = self._roots.get(namespace)
-        for key in keys:
-            if node is None:
-                return []
-            node = node.children.get(key)
-        return [] if node is None else [child for key, child in node.children.items() if accept(key)]
+    def branches(self, namespace: str, keys: Sequence[bytes], accept: Callable[[bytes], bool]) -> list[Node]:
+        """
+        Return the topmost blocks that lead only to prompts which begin with `keys` and then an accepted block.
 
-    def subtree(self, tops: Sequence[Node]) -> Iterator[Node]:
-        """Iterate over nodes and everything below them."""
-        stack = list(tops)
-        while stack:
-            node = stack.pop()
-            yield node
-            stack.extend(node.children.values())
+        A stored path that ends on the way counts too: its prompt may have gone on that way.
+        """
+        path = list(self._walk(namespace, keys))
+        if len(path) == len(keys):
+            last = path[-1] if path else self._roots.get(namespace)
+            found = [child for key, child in last.children.items() if accept(key)] if last is not None else []
+        else:
+            found = []
+        if not found and path and not path[-1].children:
+            found = path[-1:]
+        return _with_lone_ancestors(found)
 
-    def with_lone_ancestors(self, tops: Sequence[Node]) -> list[Node]:
-        """Move each node up to its highest ancestor that leads to nothing else."""
-        chosen = set(tops)
-        result: dict[Node, None] = {}
-        for top in tops:
-            node = top
-            while (up := node.parent) is not None and up.parent is not None and set(up.children.values()) <= chosen:
-                chosen.add(up)
-                node = up
-            result[node] = None
-        return [node for node in result if node.parent not in chosen]
+    def subtree(self, tops: Sequence[Node]) -> list[Node]:
+        """Return nodes and everything below them."""
+        nodes = list(tops)
+        for node in nodes:
+            nodes.extend(node.children.values())
+        return nodes
+
+    def orphan_uses(self) -> Counter[Extent]:
+        """Return how many forgotten blocks, held by leases alone, use each extent."""
+        return _uses(self._orphans)
 
     def detach(self, tops: Sequence[Node]) -> None:
-        """
-        Forget nodes and everything below them at once. What a lease still holds is freed when the lease ends.
-        """
-        nodes = list(self.subtree(tops))
-        self.blocks -= len(nodes)
+        """Forget nodes and everything below them at once. What a lease still holds is freed when the lease ends."""
+        nodes = self.subtree(tops)
+        parents = [top.parent for top in tops if top.parent is not None]
         for top in tops:
-            parent = top.parent
             self._unlink(top)
-            if parent is not None:
-                self._queue_leaf(parent)
         for node in nodes:
-            node.detached = True
-            if not node.locks:
+            node.detached, node.parent = True, None
+            node.children.clear()
+            if node.locks:
+                self._orphans.add(node)
+            else:
                 self._free(node)
+        self.blocks -= len(nodes)
+        self._leaves.prune()
+        for parent in parents:
+            self._leaves.offer(parent)
 
     def check_integrity(self) -> None:
         """
         Recount everything.
 
         Raises:
-            AssertionError: If pointers, counts, locks or bytes disagree.
+            AssertionError: If pointers, counts, locks, the eviction queue or bytes disagree.
         """
-        live: dict[Extent, int] = {}
-        blocks = 0
+        held = Counter(node for lease in self._leases for node in lease.nodes)
+        nodes = self.subtree(self.tops(lambda _: True))
+        for node in nodes:
+            assert node.parent is not None, "a stored block has no parent"
+            assert node.parent.children.get(node.key) is node, "parent and child disagree"
+            assert node.depth == node.parent.depth + 1, "depth is wrong"
+            assert not node.detached, "a detached block is reachable"
+            assert node.locks == held[node], "locks and leases disagree"
+            assert node.slots, "a stored block has no KV"
+            assert node.queued or not node.evictable, "an evictable leaf is not queued"
         for root in self._roots.values():
             assert root.parent is None, "a root has a parent"
-            for node in self.subtree(list(root.children.values())):
-                blocks += 1
-                assert node.parent is not None, "a stored block has no parent"
-                assert node.parent.children.get(node.key) is node, "parent and child disagree"
-                assert node.depth == node.parent.depth + 1, "depth is wrong"
-                assert not node.detached, "a detached block is reachable"
-                assert node.locks >= max((c.locks for c in node.children.values()), default=0), "a lock is missing"
-                assert node.children or node.locks or node.queued, "an evictable leaf is not queued"
-                for slot in node.slots:
-                    live[slot.extent] = live.get(slot.extent, 0) + 1
-        assert blocks == self.blocks, f"{self.blocks} blocks counted, {blocks} stored"
-        if not self.leases:
-            self.ledger.check(live)
+            assert root.children, "an empty root was kept"
+        assert len(nodes) == self.blocks, f"{self.blocks} blocks counted, {len(nodes)} stored"
+        assert self._orphans == {node for node in held if node.detached}, "an orphan is lost"
+        assert all(node.locks == held[node] for node in self._orphans), "locks and leases of an orphan disagree"
+        queue = list(self._leaves)
+        assert len(queue) == len(set(queue)), "a node is queued twice"
+        assert set(queue) == {node for node in nodes if node.queued}, "the eviction queue holds dead nodes"
+        self.ledger.check(_uses(nodes) + self.orphan_uses())
+
+    def _root(self, namespace: str) -> Node:
+        return self._roots.get(namespace) or Node(namespace.encode(), None, 0)
 
     def _walk(self, namespace: str, keys: Sequence[bytes]) -> Iterator[Node]:
         node = self._roots.get(namespace)
@@ -241,18 +224,21 @@ class PrefixTrie:
                 return
             yield node
 
-    def _account(self, node: Node) -> None:
-        self.blocks += 1
-        for slot in node.slots:
+    def _add(self, parent: Node, key: bytes, slots: tuple[Slot, ...]) -> Node:
+        if parent.depth == 0:
+            self._roots[parent.key.decode()] = parent
+        child = parent.children[key] = Node(key, parent, parent.depth + 1, slots)
+        for slot in slots:
             self.ledger.take(slot)
+        self.blocks += 1
+        return child
 
     def _unlink(self, node: Node) -> None:
         parent, node.parent = node.parent, None
-        if parent is None:
-            return
+        assert parent is not None, "a block left the trie twice"
         del parent.children[node.key]
-        if parent.parent is None and not parent.children and not parent.detached:
-            self._roots.pop(parent.key.decode(), None)
+        if parent.depth == 0 and not parent.children:
+            del self._roots[parent.key.decode()]
 
     def _free(self, node: Node) -> None:
         slots, node.slots = node.slots, ()
@@ -260,26 +246,24 @@ class PrefixTrie:
             self.ledger.drop(slot)
 
     def _release(self, lease: Lease) -> None:
-        self.leases -= 1
+        self._leases.remove(lease)
         for node in lease.nodes:
             node.locks -= 1
             if node.detached and not node.locks:
+                self._orphans.remove(node)
                 self._free(node)
         deepest = next((node for node in reversed(lease.nodes) if not node.detached), None)
         if deepest is not None:
-            self._queue_leaf(deepest)
+            self._leaves.offer(deepest)
 
-    def _queue_leaf(self, node: Node) -> None:
-        evictable = not (node.children or node.locks or node.detached or node.queued or node.parent is None)
-        if evictable:
-            node.queued = True
-            heapq.heappush(self._queue, (node.tick, -node.depth, next(self._serial), node))
 
-    def _next_victim(self) -> Node | None:
-        while self._queue:
-            tick, _, _, node = heapq.heappop(self._queue)
-            node.queued = False
-            if node.tick == tick and not (node.children or node.locks or node.parent is None):
-                return node
-            self._queue_leaf(node)
-        return None
+def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:
+    """Move siblings up together to their highest ancestor that leads to nothing else."""
+    chosen = list(tops)
+    while chosen and (up := chosen[0].parent) is not None and up.depth > 0 and len(up.children) == len(chosen):
+        chosen = [up]
+    return chosen
+
+
+def _uses(nodes: Sequence[Node] | set[Node]) -> Counter[Extent]:
+    return Counter(slot.extent for node in nodes for slot in node.slots)

@@ -34,7 +34,7 @@ def _found(lease: Lease) -> Path:
 
 def _places(trie: PrefixTrie) -> set[Place]:
     """Return every stored prefix, by walking all of the trie."""
-    pending = [(name, (), node) for name in ("n", "m") for node in trie.tops(name.__eq__)]
+    pending: list[tuple[str, Path, Node]] = [(name, (), node) for name in ("n", "m") for node in trie.tops(name.__eq__)]
     places: set[Place] = set()
     while pending:
         name, prefix, node = pending.pop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
@@ -15,16 +15,28 @@ CACHE_CLASS = KVCache
 """Adapters match exact classes: a subclass may keep something that this one does not know."""
 
 
-def signature(cache: KVCache) -> str:
-    """Return the shape and dtype of a cache that holds at least one token: layers that agree can share an extent."""
-    _, heads, _, key_width = cache.keys.shape
-    return f"KVCache[{heads}x{key_width}+{cache.values.shape[-1]},{cache.keys.dtype},{cache.values.dtype}]"
+class Shape(NamedTuple):
+    """Shape and type of one layer's KV. Layers that agree in it can share an extent."""
 
+    heads: int
+    key_width: int
+    value_width: int
+    key_dtype: mx.Dtype
+    value_dtype: mx.Dtype
 
-def bytes_per_token(cache: KVCache) -> int:
-    """Return the bytes that one token needs in this layer."""
-    capacity = cache.keys.shape[2]
-    return int((cache.keys.nbytes + cache.values.nbytes) // capacity)
+    @classmethod
+    def of(cls, cache: KVCache) -> Shape:
+        """Return that of a cache that holds at least one token."""
+        keys, values = cache.keys, cache.values
+        return cls(keys.shape[1], keys.shape[3], values.shape[3], keys.dtype, values.dtype)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one token needs in this layer."""
+        return self.heads * (self.key_width * self.key_dtype.size + self.value_width * self.value_dtype.size)
+
+    def __str__(self) -> str:
+        return f"KVCache[{self.heads}x{self.key_width}+{self.value_width},{self.key_dtype},{self.value_dtype}]"
 
 
 def pack(caches: Sequence[KVCache], start: int, stop: int) -> Extent:
@@ -46,7 +58,8 @@ def pack(caches: Sequence[KVCache], start: int, stop: int) -> Extent:
     if _alike(keys[0], values[0]):
         arrays = [mx.stack([array for pair in zip(keys, values, strict=True) for array in pair])]
     else:
-        arrays = [mx.stack(keys), mx.stack(values)]
+        # A stack of one is a view of it: make it a copy, so that it does not keep the live buffer alive.
+        arrays = [mx.contiguous(mx.stack(keys)), mx.contiguous(mx.stack(values))]
     mx.eval(arrays)
     return Extent(tuple(arrays), sum(a.nbytes for a in arrays), len(arrays), stop - start)
 
@@ -56,11 +69,11 @@ def restore(caches: Sequence[KVCache], runs: Sequence[Run], capacity: int) -> No
     Fill empty caches with the KV of `runs`, with room for `capacity` tokens in all. One copy; evaluated.
 
     Raises:
-        ValueError: If a cache is not empty, or the runs do not fit.
+        ValueError: If a cache is not empty, or there are no runs, or they do not fit.
     """
     tokens = sum(run.stop - run.start for run in runs) * BLOCK_TOKENS
-    if tokens > capacity or any(not cache.empty() for cache in caches):
-        raise ValueError("restore needs empty caches with room for the prefix")
+    if not 0 < tokens <= capacity or any(not cache.empty() for cache in caches):
+        raise ValueError("restore needs a prefix, and empty caches with room for it")
     for layer, cache in enumerate(caches):
         cache.keys = _join([_layer(run, layer, 0) for run in runs], capacity - tokens)
         cache.values = _join([_layer(run, layer, 1) for run in runs], capacity - tokens)
@@ -68,11 +81,11 @@ def restore(caches: Sequence[KVCache], runs: Sequence[Run], capacity: int) -> No
     mx.eval([(cache.keys, cache.values) for cache in caches])
 
 
-def reserve(caches: Sequence[KVCache], template: Sequence[KVCache], capacity: int) -> None:
-    """Give empty caches room for `capacity` tokens, in the shapes of `template`, so that prefill never regrows them."""
-    for cache, like in zip(caches, template, strict=True):
-        cache.keys = _zeros(like.keys, capacity)
-        cache.values = _zeros(like.values, capacity)
+def reserve(caches: Sequence[KVCache], shapes: Sequence[Shape], capacity: int) -> None:
+    """Give empty caches room for `capacity` tokens, so that prefill never regrows them."""
+    for cache, shape in zip(caches, shapes, strict=True):
+        cache.keys = mx.zeros((1, shape.heads, capacity, shape.key_width), shape.key_dtype)
+        cache.values = mx.zeros((1, shape.heads, capacity, shape.value_width), shape.value_dtype)
 
 
 def _alike(keys: mx.array, values: mx.array) -> bool:
@@ -86,12 +99,6 @@ def _layer(run: Run, layer: int, which: int) -> mx.array:
 
 
 def _join(parts: list[mx.array], room: int) -> mx.array:
-    heads, width = parts[0].shape[1], parts[0].shape[3]
-    if room:
-        parts = [*parts, mx.zeros((1, heads, room, width), parts[0].dtype)]
-    return mx.concatenate(parts, axis=2)
-
-
-def _zeros(like: mx.array, capacity: int) -> mx.array:
-    _, heads, _, width = like.shape
-    return mx.zeros((1, heads, capacity, width), like.dtype)
+    """Copy parts into one array with room behind them. Even no room is a part: a concatenation of one is a view."""
+    _, heads, _, width = parts[0].shape
+    return mx.concatenate([*parts, mx.zeros((1, heads, room, width), parts[0].dtype)], axis=2)

@@ -1,0 +1,168 @@
+"""The queue of loads: one at a time, oldest first, each shared by all who ask for the same model."""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
+
+from daemon.cache.entry import Load, Loaded, Progress, Source, Stage, Ticket
+
+M = TypeVar("M")
+S = TypeVar("S", bound=Source)
+
+
+@dataclass(slots=True, eq=False)
+class Job(Generic[S, M]):
+    """
+    A load and those who wait for it.
+
+    Attributes:
+        key: What callers share it by.
+        options: Those of its first caller.
+        steps: The load itself, once it has begun.
+        evicted: Models that made room for it.
+    """
+
+    source: S
+    key: Hashable
+    options: object
+    tickets: list[Ticket[M]] = field(default_factory=list)
+    steps: Load[M] | None = None
+    started_at: float = 0.0
+    evicted: tuple[str, ...] = ()
+
+    def report(self, progress: Progress) -> None:
+        """Tell all who wait how far it is."""
+        for ticket in self.tickets:
+            ticket.progress = replace(progress, evicting=self.evicted)
+
+
+class LoadQueue(Generic[S, M]):
+    """
+    Loads that run or wait.
+
+    Args:
+        begin: Makes room for a load and starts it; an error fails it.
+        finish: Takes the model of a load that is done, which nobody can cancel any more.
+        on_free: Called after a load was abandoned or failed, to return its memory.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[Job[S, M]], Load[M]],
+        finish: Callable[[Job[S, M], Loaded[M]], None],
+        on_free: Callable[[], None],
+    ) -> None:
+        self._begin = begin
+        self._finish = finish
+        self._on_free = on_free
+        self._jobs: dict[Hashable, Job[S, M]] = {}
+        self._waiting: deque[Job[S, M]] = deque()
+        self._active: Job[S, M] | None = None
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the load under way is expected to take; room was made for them."""
+        job = self._active
+        return job.source.size_bytes if job is not None and job.steps is not None else 0
+
+    def join(self, key: Hashable, ticket: Ticket[M], source: S, options: object) -> None:
+        """Let a caller wait for the load of a key; the first one starts it."""
+        job = self._jobs.get(key)
+        if job is None:
+            job = self._jobs[key] = Job(source, key, options)
+            self._waiting.append(job)
+        else:
+            ticket.progress = job.tickets[0].progress
+        job.tickets.append(ticket)
+        ticket.wait_for(lambda waiting: self._leave(job, waiting))
+
+    def step(self) -> None:
+        """Do one slice of the oldest load."""
+        if self._active is None and self._waiting:
+            self._active = self._waiting.popleft()
+        job = self._active
+        if job is None:
+            return
+        try:
+            loaded = self._advance(job)
+        except Exception as error:
+            self._fail(job, error)
+            return
+        if loaded is not None:
+            self._forget(job)
+            self._finish(job, loaded)
+
+    def progress(self) -> list[tuple[S, Progress]]:
+        """Return the loads and how far they are, in order."""
+        return [(job.source, job.tickets[0].progress) for job in self._in_order()]
+
+    def check_integrity(self) -> None:
+        """
+        Compare all states with each other.
+
+        Raises:
+            AssertionError: If they disagree.
+        """
+        jobs = self._in_order()
+        assert len(jobs) == len(self._jobs), "a load is lost"
+        assert all(self._jobs.get(job.key) is job for job in jobs), "a load is not found by its key"
+        assert all(job.tickets for job in jobs), "a load goes on though nobody waits for it"
+        assert not any(ticket.done for job in jobs for ticket in job.tickets), "a caller that is done still waits"
+        assert all(job.steps is None for job in self._waiting), "more than one load has begun"
+
+    def _in_order(self) -> list[Job[S, M]]:
+        return [job for job in (self._active, *self._waiting) if job is not None]
+
+    def _advance(self, job: Job[S, M]) -> Loaded[M] | None:
+        if job.steps is None:
+            job.steps = self._begin(job)
+            job.report(Progress(Stage.LOADING, 0, job.source.size_bytes))
+            return None
+        try:
+            job.report(next(job.steps))
+        except StopIteration as end:
+            loaded: Loaded[M] = end.value
+            return loaded
+        return None
+
+    def _leave(self, job: Job[S, M], ticket: Ticket[M]) -> None:
+        job.tickets.remove(ticket)
+        if job.tickets:
+            return
+        self._forget(job)
+        if job.steps is not None:
+            job.steps.close()
+            self._on_free()
+
+    def _fail(self, job: Job[S, M], error: Exception) -> None:
+        self._forget(job)
+        for ticket in job.tickets:
+            ticket.fail(error)
+        _clear_frames(error)
+        self._on_free()
+
+    def _forget(self, job: Job[S, M]) -> None:
+        del self._jobs[job.key]
+        if self._active is job:
+            self._active = None
+        else:
+            self._waiting.remove(job)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Empty the frames that an error and its causes passed through: their locals would keep half a model in memory."""
+    seen: set[BaseException] = set()
+    pending = [error]
+    while pending:
+        error = pending.pop()
+        if error is not None and error not in seen:
+            seen.add(error)
+            traceback.clear_frames(error.__traceback__)
+            pending += [error.__cause__, error.__context__]

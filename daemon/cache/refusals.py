@@ -1,0 +1,41 @@
+"""What a caller is told when there is no room for its model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from daemon.cache.entry import Entry, Source
+from daemon.errors import Reason, SidecarError
+
+RETRY_IN_USE = 2.0
+"""Seconds after which a caller may ask again for room that others use."""
+
+
+def oversize(source: Source, budget: int) -> SidecarError:
+    """Return the refusal of a model that can never fit."""
+    needed = source.size_bytes
+    return SidecarError(
+        Reason.MODEL_EXCEEDS_BUDGET,
+        f"{source.name} needs {needed} bytes but model_cache_mb allows {budget}; raise it or use a smaller model",
+        metadata={"needed_bytes": str(needed), "budget_bytes": str(budget)},
+    )
+
+
+def in_use(source: Source, budget: int, holders: Iterable[Entry[Any]]) -> SidecarError:
+    """Return the refusal of a model that does not fit now, because others are in use or pinned."""
+    held: Counter[str] = Counter()
+    for entry in holders:
+        held[entry.name] += entry.nbytes
+    listing = ", ".join(f"{name} ({nbytes} bytes)" for name, nbytes in held.items())
+    return SidecarError(
+        Reason.BUDGET_IN_USE,
+        f"no room for {source.name} ({source.size_bytes} bytes): in use or pinned are {listing}",
+        metadata={
+            "needed_bytes": str(source.size_bytes),
+            "budget_bytes": str(budget),
+            **{name: str(nbytes) for name, nbytes in held.items()},
+        },
+        retry_after=RETRY_IN_USE,
+    )

@@ -1,0 +1,14 @@
+"""Tests of the prefix cache compute on the CPU, where a warm run promises the bits of a cold one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cpu() -> Iterator[None]:
+    with mx.stream(mx.cpu):
+        yield

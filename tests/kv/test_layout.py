@@ -1,0 +1,123 @@
+"""A layout names exactly how a model keeps its KV; what is not understood exactly is not reused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from daemon.kv.layout import Layout, probe
+from tests.kv.tiny_models import OTHER, REUSABLE, TinyEngine, build, same_bits, tokens
+
+
+@pytest.fixture(name="layouts", scope="module")
+def _layouts() -> dict[str, Layout]:
+    return {name: probe(build(make)) for name, make in REUSABLE.items()}
+
+
+def test_layers_that_agree_in_shape_share_a_group(layouts: dict[str, Layout]) -> None:
+    assert {name: layout.groups for name, layout in layouts.items()} == {
+        "llama with grouped queries": ((0, 1),),
+        "youtu_llm with wide keys and narrow values": ((0, 1),),
+        "youtu_llm of one layer": ((0,),),
+        "deepseek_v3 with latents": ((0, 1),),
+        "afm7 with fewer caches than layers": ((0, 1),),
+        "openelm with layers of two shapes": ((0, 2), (1,)),
+    }
+
+
+def test_signatures_tell_layouts_apart(layouts: dict[str, Layout]) -> None:
+    assert len({layout.signature for layout in layouts.values()}) == len(layouts) - 1  # afm7 is laid out as llama
+    assert layouts["openelm with layers of two shapes"].signature == (
+        "KVCache[2x8+8,mlx.core.float32,mlx.core.float32];"
+        "KVCache[1x8+8,mlx.core.float32,mlx.core.float32];"
+        "KVCache[2x8+8,mlx.core.float32,mlx.core.float32]"
+    )
+
+
+def test_another_dtype_is_another_layout() -> None:
+    model = build(REUSABLE["llama with grouped queries"])
+    wide = probe(model)
+    model.set_dtype(mx.bfloat16)
+    narrow = probe(model)
+
+    assert narrow.signature != wide.signature
+    assert narrow.bytes_per_token * 2 == wide.bytes_per_token == 2 * 2 * (2 * 8) * 4
+
+
+@pytest.mark.parametrize("name", list(REUSABLE))
+def test_bytes_per_token_are_those_of_a_real_cache(layouts: dict[str, Layout], name: str) -> None:
+    caches = layouts[name].new_cache(build(REUSABLE[name]), 256)
+
+    assert sum(cache.nbytes for cache in caches) == 256 * layouts[name].bytes_per_token
+
+
+def test_a_layout_keeps_no_cache_alive() -> None:
+    model = build(REUSABLE["llama with grouped queries"])
+    probe(model)
+    before = mx.get_active_memory()
+
+    layout = probe(model)
+
+    assert layout.reusable
+    assert mx.get_active_memory() == before
+
+
+@pytest.mark.parametrize("name", list(OTHER))
+def test_other_cache_classes_are_not_reused_but_work(name: str) -> None:
+    model = build(OTHER[name])
+    layout = probe(model)
+
+    assert not layout.reusable
+    assert layout.block_bytes > 0
+    caches = layout.new_cache(model, 40)
+    assert [type(cache) for cache in caches] == [type(cache) for cache in make_prompt_cache(model)]
+    engine = TinyEngine(model)
+    assert same_bits(engine.compute(caches, tokens(40)), engine.cold(tokens(40))[1])
+
+
+class _Subclass(KVCache):  # type: ignore[misc]
+    """May keep something that the adapter does not know."""
+
+
+class _Fake:
+    """A model whose caches and their use are chosen."""
+
+    def __init__(self, caches: list[Any], fed: int) -> None:
+        self._caches = caches
+        self._fed = fed
+
+    def make_cache(self) -> list[Any]:
+        return self._caches
+
+    def __call__(self, ids: mx.array, cache: list[Any]) -> mx.array:
+        for one in cache[: self._fed]:
+            one.update_and_fetch(mx.zeros((1, 1, 1, 4)), mx.zeros((1, 1, 1, 4)))
+        return mx.zeros((1, 1, 8))
+
+
+def test_a_subclass_is_not_reused() -> None:
+    assert not probe(_Fake([_Subclass()], fed=1)).reusable
+    assert probe(_Fake([KVCache()], fed=1)).reusable
+
+
+def test_a_model_that_leaves_a_cache_unused_is_not_reused() -> None:
+    assert not probe(_Fake([KVCache(), KVCache()], fed=1)).reusable
+
+
+def test_layers_that_restore_different_lengths_are_refused() -> None:
+    engine = TinyEngine(build(REUSABLE["openelm with layers of two shapes"]))
+    engine.store(tokens(32), engine.cold(tokens(32))[0])
+    with engine.lookup(tokens(33)) as lease:
+        first, second = engine.prefixes.runs(lease)
+
+        with pytest.raises(RuntimeError, match=r"different numbers of tokens: \[16, 32\]"):
+            engine.layout.restored_cache(engine.model, [first, [second[0]._replace(stop=1)]], 64)
+
+
+def test_restoring_an_empty_match_is_refused() -> None:
+    engine = TinyEngine(build(REUSABLE["llama with grouped queries"]))
+    with engine.lookup(tokens(33)) as lease, pytest.raises(ValueError):
+        engine.layout.restored_cache(engine.model, engine.prefixes.runs(lease), 64)
