@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ import grpc
 
 from mlx_sidecar import _requests as requests
 from mlx_sidecar._address import resolve, socket_exists, target
-from mlx_sidecar._channel import SYNC_CHANNEL_OPTIONS, CONNECT_TIMEOUT, PING, POLL_INTERVAL, answered, stub
+from mlx_sidecar._channel import CONNECT_TIMEOUT, PING, POLL_INTERVAL, SYNC_CHANNEL_OPTIONS, answered, stub
 from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import DaemonNotRunning, SidecarError
 from mlx_sidecar._failure import failure, not_running
