@@ -56,13 +56,14 @@ def prefix() -> tuple[str, corpus.Fact, corpus.Fact]:
 
 
 @contextmanager
-def daemon(folder: Path) -> Iterator[dict[str, str]]:
-    """Run a daemon in a folder, and yield the environment in which programs find it."""
+def daemon(folder: Path, **settings: str) -> Iterator[dict[str, str]]:
+    """Run a daemon in a folder, with variables of its own, and yield the environment in which programs find it."""
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith("MLX_SIDECAR_")},
         "MLX_SIDECAR_SOCKET": str(folder / "run" / "sidecar.sock"),
         "MLX_SIDECAR_STATE_DIR": str(folder),
         "MLX_SIDECAR_LOG_FILE": str(folder / "daemon.log"),
+        **settings,
     }
     process = subprocess.Popen([sys.executable, "-m", "daemon", "serve"], env=environ)
     try:

@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import mlx.core as mx
 
+from daemon.engine.batch import Batch, Row, forward
 from daemon.engine.output import Token
 from daemon.engine.sampling import Sampled, Sampler
 from daemon.engine.sequence import Sequence
 from daemon.errors import Reason, SidecarError
 
-EVALUATE_STEPS = 256
-"""Cache fields that no token depends on would grow a lazy chain; evaluating them this often keeps it short."""
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """A running sequence: its sampler, and the token that the device computes now."""
-
-    sequence: Sequence
-    sampler: Sampler
-    pending: Sampled
-    steps: int = 0
-
 
 class Decoder:
-    """The running sequences of one model. While the host handles one token, the device computes the next."""
+    """
+    The running sequences of one model, in batches of similar length.
+
+    While the host handles one token, the device computes the next.
+    """
 
     def __init__(self) -> None:
-        self._rows: dict[Sequence, Row] = {}
+        self._batches: list[Batch] = []
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(len(batch) for batch in self._batches)
 
     def __iter__(self) -> Iterator[Sequence]:
-        return iter(list(self._rows))
+        return iter([row.sequence for batch in self._batches for row in batch.rows])
 
     def join(self, sequence: Sequence) -> None:
         """Start decoding a sequence whose prompt is in its cache but for the last token."""
@@ -44,38 +35,33 @@ class Decoder:
         sampler = Sampler(
             sequence.params, sequence.prompt, loaded.vocab_size, logprobs=sequence.top_logprobs is not None
         )
-        first = _forward(sequence, sampler, mx.array(sequence.prompt[-1:]))
+        assert sequence.cache is not None
+        first = sampler(forward(sequence, mx.array(sequence.prompt[-1:]), sequence.cache))
         mx.async_eval(first.arrays())
-        self._rows[sequence] = Row(sequence, sampler, first)
+        row = Row(sequence, sampler, first)
+        batch = next((batch for batch in self._batches if batch.has_room_for(row)), None)
+        if batch is None:
+            self._batches.append(Batch(row))
+        else:
+            batch.join(row)
 
     def leave(self, sequence: Sequence) -> None:
-        """Stop decoding a sequence; an unknown one is no error."""
-        self._rows.pop(sequence, None)
+        """Stop decoding a sequence, which gets its KV back; an unknown one is no error."""
+        for batch in self._batches:
+            for row in batch.rows:
+                if row.sequence is sequence:
+                    batch.leave(row)
+                    self._batches = [batch for batch in self._batches if len(batch)]
+                    return
 
     def step(self) -> list[tuple[Sequence, Token | SidecarError]]:
-        """
-        Return the next token of each sequence, or why it has none.
-        """
-        rows = list(self._rows.values())
-        current = [row.pending for row in rows]
-        for row in rows:
-            self._schedule(row)
-        return [(row.sequence, _read(row.sequence, sampled)) for row, sampled in zip(rows, current, strict=True)]
-
-    def _schedule(self, row: Row) -> None:
-        sequence = row.sequence
-        if len(sequence.generated) + 1 >= sequence.max_tokens:
-            return
-        row.pending = _forward(sequence, row.sampler, row.pending.token)
-        mx.async_eval(row.pending.arrays())
-        row.steps += 1
-        if row.steps % EVALUATE_STEPS == 0 and sequence.cache is not None:
-            mx.eval([cache.state for cache in sequence.cache])
-
-
-def _forward(sequence: Sequence, sampler: Sampler, token: mx.array) -> Sampled:
-    logits = sequence.loaded.model(token[None], cache=sequence.cache)
-    return sampler(logits[:, -1])
+        """Return the next token of each sequence, or why it has none."""
+        current = [
+            (row.sequence, sampled)
+            for batch in self._batches
+            for row, sampled in zip(batch.rows, batch.advance(), strict=True)
+        ]
+        return [(sequence, _read(sequence, sampled)) for sequence, sampled in current]
 
 
 def _read(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:

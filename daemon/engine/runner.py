@@ -95,13 +95,11 @@ class Runner:
 
     def sequences(self) -> list[Sequence]:
         """Return all sequences that hold or will hold KV."""
-        running = [prefill.sequence for prefill in self._prefills]
-        decoding = [sequence for decoder in self._decoders.values() for sequence in decoder]
-        return [*self._waiting, *running, *decoding]
+        return [*self._waiting, *self._holders()]
 
     def live_kv_bytes(self) -> int:
         """Return the KV bytes that running sequences were promised."""
-        return sum(kv_bytes(sequence) for sequence in self.sequences() if sequence.cache is not None)
+        return sum(map(kv_bytes, self._holders()))
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence whose model is loaded."""
@@ -156,6 +154,10 @@ class Runner:
         self._end(sequence)
         self._replies.fail(sequence.call_id, error)
 
+    def _holders(self) -> list[Sequence]:
+        prefilling = [prefill.sequence for prefill in self._prefills]
+        return [*prefilling, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
+
     def _running(self, model: Hashable) -> int:
         prefilling = sum(prefill.sequence.model_key == model for prefill in self._prefills)
         return prefilling + sum(len(decoder) for key, decoder in self._decoders.items() if key == model)
@@ -197,7 +199,6 @@ class Runner:
 
     def _end(self, sequence: Sequence) -> None:
         """Store what a sequence computed, wherever it is, and free what it holds."""
-        store(sequence, self._prefixes)
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         self._prefills = deque(prefill for prefill in self._prefills if prefill.sequence is not sequence)
@@ -206,6 +207,7 @@ class Runner:
             decoder.leave(sequence)
             if not len(decoder):
                 del self._decoders[sequence.model_key]
+        store(sequence, self._prefixes)
         sequence.release()
 
 

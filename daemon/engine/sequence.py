@@ -58,7 +58,7 @@ class Sequence:
         reads, writes: Whether it may reuse cached prefixes, and store its own.
         generated: Tokens sampled so far.
         cached: Prompt tokens whose KV was reused.
-        cache: Its KV, one mlx-lm cache for each layer; None until prefill begins and after the end.
+        cache: Its KV, one mlx-lm cache for each layer; None until prefill begins, in a batch, and at the end.
         prefix: Its hold on the prefix that it reused.
     """
 
