@@ -127,20 +127,25 @@ class Runner:
 
         while (sequence := startable(self._waiting, self._running, self._max_batch, fits)) is not None:
             self._waiting.remove(sequence)
-            self._begin(sequence)
+            self._prefills.append(Prefill(sequence, self._prefixes, self._sizer, self._clock))
         if self._waiting and not (self._prefills or self._decoders):
             self._refuse(self._waiting[0])
 
-    def _begin(self, sequence: Sequence) -> None:
-        prefill = Prefill(sequence, self._prefixes, self._sizer, self._clock)
+    def _begin(self, prefill: Prefill) -> bool:
+        """
+        Look a prompt up right before its first chunk, and tell whether that went well.
+
+        Not earlier: the prefill before it may just be computing the beginning that both have in common.
+        """
+        sequence = prefill.sequence
         try:
             prefill.begin()
         except Exception as error:
             self._end(sequence)
             self._replies.fail(sequence.call_id, as_sidecar_error(error))
-            return
-        self._prefills.append(prefill)
+            return False
         self._replies.generate(sequence.call_id, sequence.started())
+        return True
 
     def _refuse(self, sequence: Sequence) -> None:
         """Refuse a sequence for which there is no room although nothing runs: waiting would not make any."""
@@ -164,6 +169,8 @@ class Runner:
 
     def _prefill(self, prefill: Prefill) -> None:
         sequence = prefill.sequence
+        if sequence.cache is None and not self._begin(prefill):
+            return
         self.totals.prompt_tokens += prefill.step()
         if prefill.remaining:
             self._replies.generate(sequence.call_id, sequence.progress(prefill.done))
