@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
+import structlog
 from mlx_lm.models.cache import make_prompt_cache
 
 from daemon.kv.adapters import kv_cache
@@ -15,6 +16,9 @@ from daemon.kv.extents import Extent, Run
 
 ROOM_STEP = 256
 """Tokens by which mlx-lm grows a KV cache; capacities are multiples of it."""
+
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,20 @@ def capacity_for(tokens: int) -> int:
 
 
 def probe(model: Any) -> Layout:
-    """Run one token through a model and return the layout of the cache that it leaves."""
+    """
+    Run a few tokens through a model and return the layout of the cache that it leaves.
+
+    Reuse is offered only if it is proven on this model: what a restored cache computes must equal what the cache did
+    that it was packed from. That keeps a cache class or a model that changed under us from ever giving wrong answers.
+    """
+    layout = _describe(model)
+    if not layout.reusable or _reuse_is_exact(model, layout):
+        return layout
+    log.warning("a restored KV cache computes something else; prefixes of this model are not reused")
+    return replace(layout, groups=(), shapes=())
+
+
+def _describe(model: Any) -> Layout:
     caches = make_prompt_cache(model)
     mx.eval(model(mx.array([[0]]), cache=caches), [cache.state for cache in caches])
     if not all(type(cache) is kv_cache.CACHE_CLASS and cache.offset == 1 for cache in caches):
@@ -89,6 +106,22 @@ def probe(model: Any) -> Layout:
         tuple(layer for layer, shape in enumerate(shapes) if shape == unique) for unique in dict.fromkeys(shapes)
     )
     return Layout(";".join(map(str, shapes)), groups, sum(shape.bytes_per_token for shape in shapes), shapes)
+
+
+def _reuse_is_exact(model: Any, layout: Layout) -> bool:
+    """Compare the logits after two blocks, with the cache that computed them and with a restored copy of it."""
+    tokens = mx.array([list(range(1, 2 * BLOCK_TOKENS + 2))])
+    cold = layout.new_cache(model, tokens.shape[1])
+    mx.eval(model(tokens[:, :-1], cache=cold), [cache.state for cache in cold])
+    try:
+        runs = [[Run(extent.payload, 0, extent.blocks)] for extent in layout.pack(cold, 0, 2)]
+        warm = layout.restored_cache(model, runs, tokens.shape[1])
+    except (RuntimeError, ValueError):
+        log.exception("the KV cache of this model cannot be packed and restored")
+        return False
+    expected, got = (model(tokens[:, -1:], cache=cache)[0, -1].astype(mx.float32) for cache in (cold, warm))
+    close = mx.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+    return bool(close.item()) and bool((mx.argmax(got) == mx.argmax(expected)).item())
 
 
 def _opaque_bytes_per_token(caches: Sequence[Any]) -> int:

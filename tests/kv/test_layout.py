@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
+from structlog.testing import capture_logs
 
 from daemon.kv.layout import Layout, probe
 from tests.kv.tiny_models import OTHER, REUSABLE, TinyEngine, build, same_bits, tokens
@@ -100,11 +101,39 @@ class _Fake:
 
 def test_a_subclass_is_not_reused() -> None:
     assert not probe(_Fake([_Subclass()], fed=1)).reusable
-    assert probe(_Fake([KVCache()], fed=1)).reusable
 
 
 def test_a_model_that_leaves_a_cache_unused_is_not_reused() -> None:
     assert not probe(_Fake([KVCache(), KVCache()], fed=1)).reusable
+
+
+class _Forgetful:
+    """A model that keeps something beside its KV cache: what it has seen in all its calls."""
+
+    def __init__(self) -> None:
+        self.layers = [None]
+        self._calls = 0
+        self._model = build(REUSABLE["llama with grouped queries"])
+
+    def make_cache(self) -> list[Any]:
+        """Return plain caches, which do not tell the whole truth."""
+        caches: list[Any] = make_prompt_cache(self._model)
+        return caches
+
+    def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+        self._calls += 1
+        logits: mx.array = self._model(inputs, cache=cache)
+        return logits * (1 + 0.5 * self._calls)
+
+
+def test_reuse_is_offered_only_if_it_proves_exact_on_the_model_itself() -> None:
+    """Caches look plain, but what is restored from them computes something else: no reuse, and a warning."""
+    assert probe(build(REUSABLE["llama with grouped queries"])).reusable
+    with capture_logs() as logs:
+        layout = probe(_Forgetful())
+    assert not layout.reusable
+    assert layout.bytes_per_token > 0
+    assert [line["log_level"] for line in logs] == ["warning"]
 
 
 def test_layers_that_restore_different_lengths_are_refused() -> None:
