@@ -61,7 +61,7 @@ class Batch:
         """Whether a row may join without too much padding. Only plain KV caches can be joined."""
         layout = row.sequence.loaded.layout
         lengths = [other.length for other in (*self.rows, row)]
-        return layout.reusable and max(lengths) * len(lengths) <= MOST_PADDING * sum(lengths)
+        return layout.joinable and max(lengths) * len(lengths) <= MOST_PADDING * sum(lengths)
 
     def join(self, row: Row) -> None:
         """Take a row in. Copies the KV of all rows: they are padded to the same length."""

@@ -10,6 +10,7 @@ import structlog
 from daemon.engine.ledger import DECODE_ROOM
 from daemon.engine.scheduler import ChunkSizer
 from daemon.engine.sequence import Sequence
+from daemon.kv.adapters.kv_cache import NotHeldError
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import EXTENT_BLOCKS
 from daemon.kv.prefix_cache import PrefixCache
@@ -88,7 +89,9 @@ class Prefill:
         elapsed = self._clock() - began
         sequence.times.prefill += elapsed
         self._sizer.measured(model.source.key, size, elapsed)
-        if self.remaining == 0 or self._done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
+        # A window forgets: what is in it now may not be there any more after the next chunk.
+        pause = 1 if model.layout.windowed else EXTENT_BLOCKS * BLOCK_TOKENS
+        if self.remaining == 0 or self._done - self._stored >= pause:
             store(sequence, self._prefixes)
             self._stored = self._done
         if self.remaining == 0 and self.computed >= LONG_PREFILL:
@@ -131,5 +134,7 @@ def store(sequence: Sequence, prefixes: PrefixCache) -> None:
             layout.block_bytes,
             lambda start, stop: layout.pack(caches, start, stop),
         )
+    except NotHeldError:
+        return  # a window that moved on during decode: what was stored before it did is all there is
     except Exception:
         log.exception("storing a prefix failed; the request goes on", request_id=sequence.request_id)

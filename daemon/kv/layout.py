@@ -10,13 +10,15 @@ import mlx.core as mx
 import structlog
 from mlx_lm.models.cache import make_prompt_cache
 
-from daemon.kv.adapters import kv_cache
+from daemon.kv.adapters import kv_cache, rotating
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import Extent, Run
 
 ROOM_STEP = 256
 """Tokens by which mlx-lm grows a KV cache; capacities are multiples of it."""
 
+
+Shape = kv_cache.Shape | rotating.Shape
 
 log = structlog.get_logger()
 
@@ -31,12 +33,19 @@ class Layout:
         groups: Layers that share extents, by equal signature; empty if nothing can be reused.
         bytes_per_token: KV bytes of one token, all layers.
         shapes: Those of every layer's cache; empty if nothing can be reused.
+        joinable: Whether sequences can share a batch: all layers are plain KV caches.
     """
 
     signature: str
     groups: tuple[tuple[int, ...], ...]
     bytes_per_token: int
-    shapes: tuple[kv_cache.Shape, ...]
+    shapes: tuple[Shape, ...]
+    joinable: bool = False
+
+    @property
+    def windowed(self) -> bool:
+        """Whether some layer forgets old tokens, so that blocks must be stored before they leave its window."""
+        return any(isinstance(shape, rotating.Shape) for shape in self.shapes)
 
     @property
     def reusable(self) -> bool:
@@ -51,8 +60,9 @@ class Layout:
     def new_cache(self, model: Any, tokens: int) -> list[Any]:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
         caches: list[Any] = make_prompt_cache(model)
-        if self.reusable:
-            kv_cache.reserve(caches, self.shapes, capacity_for(tokens))
+        for cache, shape in zip(caches, self.shapes, strict=False):
+            if isinstance(shape, kv_cache.Shape):
+                kv_cache.reserve(cache, shape, capacity_for(tokens))
         return caches
 
     def restored_cache(self, model: Any, groups: Sequence[Sequence[Run]], tokens: int) -> list[Any]:
@@ -65,15 +75,26 @@ class Layout:
         """
         caches: list[Any] = make_prompt_cache(model)
         for layers, runs in zip(self.groups, groups, strict=True):
-            kv_cache.restore([caches[layer] for layer in layers], runs, capacity_for(tokens))
+            group = [caches[layer] for layer in layers]
+            if _is_plain(self.shapes[layers[0]]):
+                kv_cache.restore(group, runs, capacity_for(tokens))
+            else:
+                rotating.restore(group, runs)
         lengths = {cache.offset for cache in caches}
         if len(lengths) != 1:
             raise RuntimeError(f"restored layers hold different numbers of tokens: {sorted(lengths)}")
         return caches
 
     def pack(self, caches: Sequence[Any], start: int, stop: int) -> list[Extent]:
-        """Copy blocks `start` to `stop` out of a live cache: one evaluated extent for each group."""
-        return [kv_cache.pack([caches[layer] for layer in layers], start, stop) for layers in self.groups]
+        """
+        Copy blocks `start` to `stop` out of a live cache: one evaluated extent for each group.
+
+        Raises:
+            NotHeldError: If the cache does not hold them (any more).
+        """
+        groups = [[caches[layer] for layer in layers] for layers in self.groups]
+        adapters = [kv_cache if _is_plain(self.shapes[layers[0]]) else rotating for layers in self.groups]
+        return [adapter.pack(group, start, stop) for adapter, group in zip(adapters, groups, strict=True)]
 
 
 def capacity_for(tokens: int) -> int:
@@ -92,20 +113,38 @@ def probe(model: Any) -> Layout:
     if not layout.reusable or _reuse_is_exact(model, layout):
         return layout
     log.warning("a restored KV cache computes something else; prefixes of this model are not reused")
-    return replace(layout, groups=(), shapes=())
+    return replace(layout, groups=(), shapes=(), joinable=False)
 
 
 def _describe(model: Any) -> Layout:
     caches = make_prompt_cache(model)
     mx.eval(model(mx.array([[0]]), cache=caches), [cache.state for cache in caches])
-    if not all(type(cache) is kv_cache.CACHE_CLASS and cache.offset == 1 for cache in caches):
+    found = [_shape(cache) for cache in caches]
+    shapes = tuple(shape for shape in found if shape is not None)
+    if len(shapes) < len(caches):
         names = "+".join(type(cache).__name__ for cache in caches)
         return Layout(names, (), _opaque_bytes_per_token(caches), ())
-    shapes = tuple(kv_cache.Shape.of(cache) for cache in caches)
     groups = tuple(
         tuple(layer for layer, shape in enumerate(shapes) if shape == unique) for unique in dict.fromkeys(shapes)
     )
-    return Layout(";".join(map(str, shapes)), groups, sum(shape.bytes_per_token for shape in shapes), shapes)
+    joinable = all(map(_is_plain, shapes))
+    bytes_per_token = sum(shape.bytes_per_token for shape in shapes)
+    return Layout(";".join(map(str, shapes)), groups, bytes_per_token, shapes, joinable)
+
+
+def _shape(cache: Any) -> Shape | None:
+    """Return the shape of a cache that one token was fed to; None if no adapter understands it exactly."""
+    if getattr(cache, "offset", 0) != 1:
+        return None
+    if type(cache) is kv_cache.CACHE_CLASS:
+        return kv_cache.Shape.of(cache)
+    if type(cache) is rotating.CACHE_CLASS and rotating.understood(cache):
+        return rotating.Shape.of(cache)
+    return None
+
+
+def _is_plain(shape: Shape) -> bool:
+    return isinstance(shape, kv_cache.Shape)
 
 
 def _reuse_is_exact(model: Any, layout: Layout) -> bool:

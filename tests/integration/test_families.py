@@ -28,11 +28,22 @@ def test_each_family_answers_like_mlx_lm_cold_and_warm(client: Client, folder: P
     info = client.load(str(path))
     expected = reference(path, PROMPT, 24)
     reuse = info.prefix_reuse == "blocks"
-    assert reuse == (family == "qwen3")
+    assert reuse == (family != "mamba")
     for cached in (0, 288 if reuse else 0):
         answer = client.complete(str(path), PROMPT, max_tokens=24, ignore_eos=True)
         assert answer.token_ids == expected
         assert answer.usage.cached_tokens == cached
+
+
+def test_a_sliding_window_model_reuses_the_first_turn_in_the_second(client: Client, folder: Path) -> None:
+    """Far beyond its window of 32, and with another ending."""
+    path = str(random_model(folder, "gemma3_text"))
+    first = client.complete(path, PROMPT, max_tokens=20, ignore_eos=True)
+    second = [*PROMPT, *first.token_ids, *PROMPT[:40]]
+    warm = client.complete(path, second, max_tokens=20, ignore_eos=True)
+    assert warm.usage.cached_tokens >= len(PROMPT) // 16 * 16
+    cold = client.complete(path, second, max_tokens=20, ignore_eos=True, cache_mode="bypass")
+    assert warm.token_ids == cold.token_ids
 
 
 def test_two_models_take_turns_without_touching_each_other(client: Client, folder: Path) -> None:

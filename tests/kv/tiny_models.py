@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import mlx.core as mx
-from mlx_lm.models import afm7, deepseek_v3, gemma3_text, llama, mamba, openelm, qwen3_next, youtu_llm
+from mlx_lm.models import afm7, deepseek_v3, gemma3_text, gpt_oss, llama, mamba, openelm, qwen3_next, youtu_llm
 
 from daemon.kv.extents import Extent
 from daemon.kv.layout import Layout, probe
@@ -115,6 +115,24 @@ def _gemma3() -> Any:
     )
 
 
+def _gpt_oss() -> Any:
+    return gpt_oss.Model(
+        gpt_oss.ModelArgs(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            sliding_window=20,
+            num_local_experts=2,
+            num_experts_per_tok=1,
+            rope_scaling=None,
+        )
+    )
+
+
 def _mamba() -> Any:
     return mamba.Model(
         mamba.ModelArgs(
@@ -171,8 +189,11 @@ REUSABLE: dict[str, Callable[[], Any]] = {
     "afm7 with fewer caches than layers": _afm7,
     "openelm with layers of two shapes": _openelm,
 }
+WINDOWED: dict[str, Callable[[], Any]] = {
+    "gemma3_text with windows of 32": _gemma3,
+    "gpt_oss with windows of 20": _gpt_oss,
+}
 OTHER: dict[str, Callable[[], Any]] = {
-    "gemma3_text with sliding windows": _gemma3,
     "mamba with recurrent state": _mamba,
     "qwen3_next with both": _qwen3_next,
 }

@@ -15,6 +15,10 @@ CACHE_CLASS = KVCache
 """Adapters match exact classes: a subclass may keep something that this one does not know."""
 
 
+class NotHeldError(ValueError):
+    """A live cache does not hold the tokens asked for (any more)."""
+
+
 class Shape(NamedTuple):
     """Shape and type of one layer's KV. Layers that agree in it can share an extent."""
 
@@ -48,20 +52,25 @@ def pack(caches: Sequence[KVCache], start: int, stop: int) -> Extent:
     keep the whole live buffer alive and make its next write a copy.
 
     Raises:
-        ValueError: If a layer does not hold these tokens.
+        NotHeldError: If a layer does not hold these tokens.
     """
     first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
     if any(cache.offset < last for cache in caches):
-        raise ValueError(f"a layer holds fewer than {last} tokens")
+        raise NotHeldError(f"a layer holds fewer than {last} tokens")
     keys = [cache.keys[0, :, first:last] for cache in caches]
     values = [cache.values[0, :, first:last] for cache in caches]
+    return packed(keys, values, stop - start)
+
+
+def packed(keys: list[mx.array], values: list[mx.array], blocks: int) -> Extent:
+    """Copy each layer's keys and values, [heads, tokens, width], into one extent of so many blocks."""
     if _alike(keys[0], values[0]):
         arrays = [mx.stack([array for pair in zip(keys, values, strict=True) for array in pair])]
     else:
         # A stack of one is a view of it: make it a copy, so that it does not keep the live buffer alive.
         arrays = [mx.contiguous(mx.stack(keys)), mx.contiguous(mx.stack(values))]
     mx.eval(arrays)
-    return Extent(tuple(arrays), sum(a.nbytes for a in arrays), len(arrays), stop - start)
+    return Extent(tuple(arrays), sum(a.nbytes for a in arrays), len(arrays), blocks)
 
 
 def restore(caches: Sequence[KVCache], runs: Sequence[Run], capacity: int) -> None:
@@ -75,17 +84,21 @@ def restore(caches: Sequence[KVCache], runs: Sequence[Run], capacity: int) -> No
     if not 0 < tokens <= capacity or any(not cache.empty() for cache in caches):
         raise ValueError("restore needs a prefix, and empty caches with room for it")
     for layer, cache in enumerate(caches):
-        cache.keys = _join([_layer(run, layer, 0) for run in runs], capacity - tokens)
-        cache.values = _join([_layer(run, layer, 1) for run in runs], capacity - tokens)
+        cache.keys = _join(layer_parts(runs, layer, 0), capacity - tokens)
+        cache.values = _join(layer_parts(runs, layer, 1), capacity - tokens)
         cache.offset = tokens
     mx.eval([(cache.keys, cache.values) for cache in caches])
 
 
-def reserve(caches: Sequence[KVCache], shapes: Sequence[Shape], capacity: int) -> None:
-    """Give empty caches room for `capacity` tokens, so that prefill never regrows them."""
-    for cache, shape in zip(caches, shapes, strict=True):
-        cache.keys = mx.zeros((1, shape.heads, capacity, shape.key_width), shape.key_dtype)
-        cache.values = mx.zeros((1, shape.heads, capacity, shape.value_width), shape.value_dtype)
+def reserve(cache: KVCache, shape: Shape, capacity: int) -> None:
+    """Give an empty cache room for `capacity` tokens, so that prefill never regrows it."""
+    cache.keys = mx.zeros((1, shape.heads, capacity, shape.key_width), shape.key_dtype)
+    cache.values = mx.zeros((1, shape.heads, capacity, shape.value_width), shape.value_dtype)
+
+
+def layer_parts(runs: Sequence[Run], layer: int, which: int) -> list[mx.array]:
+    """Return views of the keys (`which` 0) or values (1) of one layer of a group, [1, heads, tokens, width] each."""
+    return [_layer(run, layer, which) for run in runs]
 
 
 def _alike(keys: mx.array, values: mx.array) -> bool:
