@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ def copy_of_embedded(folder: Path, name: str = "model", **config: Any) -> Path:
     """Copy the embedded model, with changes to its config.json, and return the directory. Each copy is a new model."""
     path = folder / name
     shutil.copytree(EMBEDDED_PATH, path)
-    if config:
-        file = path / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "copy": uuid.uuid4().hex, **config}))
     return path
 
 
