@@ -25,6 +25,7 @@ from daemon.engine.invalidation import Invalidator
 from daemon.engine.ledger import Ledger, memory_limit
 from daemon.engine.outbox import Outbox
 from daemon.engine.prefix_call import PrefixCall
+from daemon.engine.pressure import Relief, Source, normal
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
 from daemon.engine.tokenizers import Tokenizers
@@ -49,6 +50,7 @@ class Engine:
         send: Queues an event for the parent; never blocks, any thread.
         post: Runs a function on the MLX thread; any thread.
         clock: Seconds that never go back.
+        pressure: Tells whether the system is short of memory; asked once a second, if the configuration allows it.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Engine:
         send: Callable[[ipc.Event], None],
         post: Callable[[Callable[[], None]], None],
         clock: Callable[[], float],
+        pressure: Source = normal,
     ) -> None:
         self._clock = clock
         self._swept = clock()
@@ -73,6 +76,13 @@ class Engine:
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
         self._figures = Figures(self._models, self._prefixes, self._runner, ledger, clock)
         self._ledger = ledger
+        self._relief = Relief(
+            pressure if config.evict_on_memory_pressure else normal,
+            self._prefixes.memory_usage,
+            self._prefixes.shed,
+            self._models.shed,
+            clock,
+        )
         self._invalidator = Invalidator(self._models, self._prefixes, self._runner)
         self._background = Background(post)
         resolver = Resolver(
@@ -159,7 +169,7 @@ class Engine:
     def _sweep(self) -> None:
         self._swept = self._clock()
         self._models.evict_stale()
-        if not self.busy:
+        if self._relief.check() or not self.busy:
             mx.clear_cache()
         self._outbox.publish()
 
