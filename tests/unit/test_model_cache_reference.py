@@ -14,7 +14,7 @@ from daemon.cache.model_cache import Limits
 from daemon.errors import SidecarError
 from tests.builders import FakeModels, FakeSource, Weights
 
-NAMES = st.sampled_from("abcde")
+NAMES = st.sampled_from("abcd")
 
 
 @dataclass(eq=False)
@@ -128,7 +128,9 @@ class ReferenceMachine(RuleBasedStateMachine):
         self.start(250, 3, 10.0)
         self.held: list[tuple[Ticket[Weights], Row]] = []
 
-    @initialize(budget=st.sampled_from([0, 100, 250, 1000]), slots=st.integers(1, 3), ttl=st.sampled_from([0.0, 10.0]))
+    @initialize(
+        budget=st.sampled_from([0, 100, 250, 250]), slots=st.integers(1, 4), ttl=st.sampled_from([0.0, 10.0, 99.0])
+    )
     def start(self, budget: int, slots: int, ttl: float) -> None:
         """Choose the limits."""
         self.models = FakeModels(budget, max_models=slots, ttl=ttl)
@@ -137,11 +139,11 @@ class ReferenceMachine(RuleBasedStateMachine):
 
     @rule(
         name=NAMES,
-        size=st.integers(1, 120),
-        grows=st.sampled_from([0, 0, 40, -1]),
-        fails=st.sampled_from([None, None, None, 1]),
-        pin=st.sampled_from([None, None, True, False]),
-        ttl=st.sampled_from([None, None, 0.0, 5.0]),
+        size=st.sampled_from([10, 60, 90, 120]),
+        grows=st.sampled_from([0, 60, -1]),
+        fails=st.sampled_from([None, None, None, None, 1]),
+        pin=st.sampled_from([None, None, None, None, True, False, False]),
+        ttl=st.sampled_from([None, None, None, 0.0, 5.0]),
     )
     def get(self, name: str, size: int, grows: int, fails: int | None, pin: bool | None, ttl: float | None) -> None:
         """Get or load a model and keep the lease."""
@@ -164,6 +166,14 @@ class ReferenceMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         """End a use."""
         ticket, row = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        self.reference.release(row)
+        ticket.cancel()
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def release_the_oldest(self) -> None:
+        """End the use that has lasted longest."""
+        ticket, row = self.held.pop(0)
         self.reference.release(row)
         ticket.cancel()
 
