@@ -88,12 +88,19 @@ def report(rows: list[Row], rounds: int) -> dict[str, object]:
     return {
         "benchmark": "time to first token, cold against warm, embedded model",
         "rounds": rounds,
+        **machine(),
+        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+    }
+
+
+def machine() -> dict[str, object]:
+    """Return what figures were measured on."""
+    return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("mlx", "mlx-lm", "grpcio", "mlx-sidecar")},
         "blas": "OpenBLAS preloaded" if "openblas" in os.environ.get("LD_PRELOAD", "") else "as shipped with mlx",
         "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
     }
 
 
