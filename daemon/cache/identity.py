@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from daemon.errors import Reason, SidecarError
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
+_LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+_MAX_LAYERS = 10_000
 _MAX_CONFIG_BYTES = 16_000_000
 _MAX_NUMBER = 2**31 - 1
 _MAX_BYTES = 2**63 - 1
@@ -71,7 +74,7 @@ class ModelSource:
     @property
     def num_layers(self) -> int:
         """Number of layers; 0 if the configuration does not say."""
-        return self._number("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+        return self._number(*_LAYER_KEYS)
 
     @property
     def context_length(self) -> int:
@@ -162,7 +165,8 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
     Read and check config.json.
 
     Raises:
-        SidecarError: MODEL_CORRUPT if it is missing or no JSON object; MODEL_UNSUPPORTED if it asks mlx-lm to run code.
+        SidecarError: MODEL_CORRUPT if it is missing, no JSON object or absurd; MODEL_UNSUPPORTED if it asks mlx-lm to
+            run code.
     """
     file = path / "config.json"
     if not file.is_file():
@@ -177,6 +181,8 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
         raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} has no model_type")
     if not _MODEL_TYPE.fullmatch(config["model_type"]):
         raise SidecarError(Reason.MODEL_UNSUPPORTED, f"config.json of {name} has a model_type that is no name")
+    if absurd := _absurd_counts(config):
+        raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} has an absurd {', '.join(absurd)}")
     if code := _code_keys(config):
         raise SidecarError(
             Reason.MODEL_UNSUPPORTED,
@@ -187,16 +193,26 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
 
 def _code_keys(config: object) -> list[str]:
     """Return the keys, however deep, that make a loader run files of the model."""
-    found: set[str] = set()
+    return sorted({key for key, value in _pairs(config) if key in ("model_file", "trust_remote_code") and value})
+
+
+def _absurd_counts(config: object) -> list[str]:
+    """Return the keys, however deep, that would have modules built until memory is full: before any weight is read."""
+    return sorted(
+        {key for key, value in _pairs(config) if key in _LAYER_KEYS and type(value) is int and value > _MAX_LAYERS}
+    )
+
+
+def _pairs(config: object) -> Iterator[tuple[str, object]]:
+    """Walk through all keys and values of a JSON document."""
     pending = [config]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
-            found.update(key for key in ("model_file", "trust_remote_code") if value.get(key))
+            yield from value.items()
             pending.extend(value.values())
         elif isinstance(value, list):
             pending.extend(value)
-    return sorted(found)
 
 
 def _adapter_files(path: Path) -> list[Path]:

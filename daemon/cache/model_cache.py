@@ -106,6 +106,7 @@ class ModelCache(Generic[S, M]):
         if entry is not None:
             self.counters.hits += 1
             self._grant(ticket, entry, Outcome.HIT)
+            ticket.evicted = tuple(self._trim())
             return ticket
         self.counters.misses += 1
         self.limits.refuse_if_never(source.name, source.size_bytes)

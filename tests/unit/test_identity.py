@@ -258,7 +258,7 @@ def test_figures_are_read_under_all_their_names_and_from_nested_text_configs(mod
     assert (nested.num_layers, nested.context_length, nested.vocab_size) == (4, 128, 0)
 
 
-@pytest.mark.parametrize("value", [None, "3", -3, 0, True, 3.5, [3], 10**400])
+@pytest.mark.parametrize("value", [None, "3", -3, 0, True, 3.5, [3]])
 def test_figures_that_are_no_sane_numbers_count_as_unknown(model: Path, value: object) -> None:
     source = _source(model, num_hidden_layers=value, text_config="none")
 
@@ -266,9 +266,20 @@ def test_figures_that_are_no_sane_numbers_count_as_unknown(model: Path, value: o
     assert source.estimated_kv_bytes_per_token == 0
 
 
+@pytest.mark.parametrize("count", [10_001, 10**9, 10**400])
+@pytest.mark.parametrize("nest", [lambda config: config, lambda config: {"text_config": [config]}])
+def test_a_config_that_would_build_modules_without_end_is_corrupt(model: Path, count: int, nest: Any) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", **nest({"num_hidden_layers": count})}))
+
+    error = _refusal(model)
+
+    assert error.reason is Reason.MODEL_CORRUPT
+    assert "absurd num_hidden_layers" in error.message
+
+
 def test_estimated_kv_is_that_of_grouped_queries_and_never_overflows(model: Path) -> None:
     grouped = _source(model, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2, hidden_size=64)
-    absurd = _source(model, num_hidden_layers=2**31 - 1, num_attention_heads=2**31 - 1, head_dim=2**31 - 1)
+    absurd = _source(model, num_hidden_layers=10_000, num_attention_heads=2**31 - 1, head_dim=2**31 - 1)
 
     assert grouped.estimated_kv_bytes_per_token == 2 * 2 * 2 * 2 * 8
     assert absurd.estimated_kv_bytes_per_token == 2**63 - 1
