@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ def copy_of_embedded(folder: Path, name: str = "model", **config: Any) -> Path:
     """Copy the embedded model, with changes to its config.json, and return the directory. Each copy is a new model."""
     path = folder / name
     shutil.copytree(EMBEDDED_PATH, path)
-    if config:
-        file = path / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "copy": uuid.uuid4().hex, **config}))
     return path
 
 
@@ -61,14 +61,23 @@ TINY: dict[str, dict[str, Any]] = {
 
 def random_model(folder: Path, family: str) -> Path:
     """Write a model of a family with random float32 weights and the embedded model's tokenizer."""
-    path = folder / family
+    return _write_random(folder / family, TINY[family], 7)
+
+
+def wide_model(folder: Path, name: str, seed: int, layers: int = 3) -> Path:
+    """Write a model of some 13 MB a layer; another seed is another content."""
+    sizes = {"hidden_size": 512, "num_hidden_layers": layers, "intermediate_size": 2048}
+    return _write_random(folder / name, {**TINY["qwen3"], **sizes}, seed)
+
+
+def _write_random(path: Path, settings: dict[str, Any], seed: int) -> Path:
     path.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(EMBEDDED_PATH / name, path)
-    config = {**TINY[family], "eos_token_id": 2}
+    config = {**settings, "eos_token_id": 2}
     (path / "config.json").write_text(json.dumps(config))
     model_class, arguments = _get_classes(config)
-    mx.random.seed(7)
+    mx.random.seed(seed)
     weights = dict(tree_flatten(model_class(arguments.from_dict(config)).parameters()))
     mx.save_safetensors(str(path / "model.safetensors"), weights, {"format": "mlx"})
     return path

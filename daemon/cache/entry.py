@@ -71,12 +71,13 @@ class Entry(Generic[M]):
     A model in memory. Times are those of the injected clock, in seconds.
 
     Attributes:
+        names: The names that it was asked for by, in order: several names may stand for one content.
         leases: Requests that use it now.
         draining: Whether it was dropped while in use.
     """
 
     key: Hashable
-    name: str
+    names: list[str]
     model: M
     nbytes: int
     ttl: float
@@ -87,6 +88,11 @@ class Entry(Generic[M]):
     leases: int = 0
     pinned: bool = False
     draining: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name that it was loaded by."""
+        return self.names[0]
 
     def forget_model(self) -> None:
         """Let go of the model, so that its memory returns although somebody still looks at the entry."""

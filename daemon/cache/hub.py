@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import DryRunFileInfo, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: httpx's, or its successor's
+    DryRunError,
     FileMetadataError,
     GatedRepoError,
     HFValidationError,
@@ -21,13 +23,11 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 from tqdm import tqdm
 
+from daemon.cache.digests import Report
 from daemon.errors import Reason, SidecarError
 
 PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 """What mlx-lm reads of a model. Python files are left out: they are never run."""
-
-Report = Callable[[int, int], None]
-"""Called with bytes done and bytes known so far; may raise to abandon the download."""
 
 
 def snapshot(repo: str, revision: str, *, allow_download: bool, report: Report) -> Path:
@@ -41,7 +41,7 @@ def snapshot(repo: str, revision: str, *, allow_download: bool, report: Report) 
     if cached is not None:
         return cached
     if not allow_download:
-        raise _not_cached(repo, f"fetch it with: mlx-sidecar load {repo}")
+        raise _not_cached(repo, f"fetch it with: mlx-sidecar pull {repo}")
     return _download(repo, revision, report)
 
 
@@ -68,9 +68,40 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def _download(repo: str, revision: str, report: Report) -> Path:
+def planned_bytes(repo: str, revision: str) -> int:
+    """
+    Return the bytes of a model's weights, those that are in the local cache already included. Downloads nothing.
+
+    Raises:
+        SidecarError: MODEL_NOT_CACHED, MODEL_NOT_FOUND, MODEL_GATED or MODEL_UNSUPPORTED.
+    """
+    with _refusing(repo, revision):
+        files = _list_files(repo, revision)
+    weights = [file.file_size or 0 for file in files if file.filename.endswith(".safetensors")]
+    if not weights:
+        raise SidecarError(
+            Reason.MODEL_UNSUPPORTED, f"{repo} has no model*.safetensors weights; convert it with mlx_lm.convert"
+        )
+    return sum(weights)
+
+
+def _list_files(repo: str, revision: str) -> list[DryRunFileInfo]:
     try:
+        return snapshot_download(repo, revision=revision or None, allow_patterns=PATTERNS, dry_run=True)
+    except DryRunError as error:  # it hides what a download would have raised
+        raise error.__cause__ or OfflineModeIsEnabled("offline") from error
+
+
+def _download(repo: str, revision: str, report: Report) -> Path:
+    with _refusing(repo, revision):
         return _fetch(repo, revision, tqdm_class=_reporting_bar(report))
+
+
+@contextmanager
+def _refusing(repo: str, revision: str) -> Iterator[None]:
+    """Turn the errors of the Hub into refusals."""
+    try:
+        yield
     except GatedRepoError as error:
         raise SidecarError(
             Reason.MODEL_GATED,

@@ -1,4 +1,4 @@
-"""Identity of models: what a directory holds, checked and fingerprinted without reading its weights."""
+"""Identity of models: what a directory holds, checked, and named by its content alone."""
 
 from __future__ import annotations
 
@@ -6,19 +6,30 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from daemon.cache.digests import Digests, Report, Stamp
+from daemon.cache.formats import refuse_other_formats
 from daemon.cache.sizes import read_header, weight_files
 from daemon.errors import Reason, SidecarError
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
+_LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+_MAX_LAYERS = 10_000
 _MAX_CONFIG_BYTES = 16_000_000
 _MAX_NUMBER = 2**31 - 1
 _MAX_BYTES = 2**63 - 1
+_DIGESTS = Digests()
+"""Those of callers that bring none."""
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """Nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class ModelSource:
         size_bytes: Bytes of its weights and its adapter's on disk.
         config: Its config.json.
         adapter_path: Directory of its adapter, if any.
+        stamps: The state of each file that the key was made of; see `changed`.
     """
 
     key: ModelKey
@@ -52,6 +64,7 @@ class ModelSource:
     size_bytes: int
     config: dict[str, Any] = field(compare=False, repr=False)
     adapter_path: Path | None = None
+    stamps: tuple[tuple[str, Stamp], ...] = field(default=(), compare=False, repr=False)
 
     @property
     def architecture(self) -> str:
@@ -61,7 +74,7 @@ class ModelSource:
     @property
     def num_layers(self) -> int:
         """Number of layers; 0 if the configuration does not say."""
-        return self._number("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+        return self._number(*_LAYER_KEYS)
 
     @property
     def context_length(self) -> int:
@@ -92,34 +105,59 @@ class ModelSource:
         return 0
 
 
-def identify(name: str, path: Path, adapter_path: Path | None = None) -> ModelSource:
+def identify(
+    name: str,
+    path: Path,
+    adapter_path: Path | None = None,
+    *,
+    digests: Digests = _DIGESTS,
+    hub: bool = False,
+    report: Report | None = _ignore,
+) -> ModelSource:
     """
     Check a model directory and return what it holds.
+
+    Args:
+        name: The name it was asked for by.
+        path: Its directory.
+        adapter_path: Directory of an adapter, if any.
+        digests: Knows the content of weight files, or reads them.
+        hub: Whether the directory is a snapshot in the Hub's own cache.
+        report: Gets the progress of reading weights that were not seen before; None reads none that take long.
 
     Raises:
         SidecarError: MODEL_CORRUPT if a file is missing, damaged or unreadable; MODEL_UNSUPPORTED if the model brings
             its own code or has no safetensors weights; MODEL_NOT_FOUND if the adapter is not there.
+        TakesLong: If weights have to be read and `report` is None.
     """
     try:
-        return _identify(name, path, adapter_path)
+        return _identify(name, path, adapter_path, digests, hub, report)
     except OSError as error:
         raise SidecarError(Reason.MODEL_CORRUPT, f"a file of {name} cannot be read: {error.strerror}") from error
 
 
-def _identify(name: str, path: Path, adapter_path: Path | None) -> ModelSource:
+def _identify(
+    name: str, path: Path, adapter_path: Path | None, digests: Digests, hub: bool, report: Report | None
+) -> ModelSource:
     config = read_config(name, path)
     files = weight_files(path)
-    if not any(file.parent == path and file.name.startswith("model") for file in files):
-        raise SidecarError(
-            Reason.MODEL_UNSUPPORTED, f"{name} has no model*.safetensors weights; convert it with mlx_lm.convert"
-        )
-    adapter_files: list[Path] = []
-    if adapter_path is not None:
-        adapter_files = _adapter_files(adapter_path)
-    weights = _digest(path, [path / "config.json", *files])
-    adapter = _digest(adapter_path, adapter_files) if adapter_path else ""
+    refuse_other_formats(name, path, files)
+    adapter_files = [] if adapter_path is None else _adapter_files(adapter_path)
+    named = [path / "config.json", *files]
+    stamps = _stamps([*named, *adapter_files])
     size = sum(file.stat().st_size for file in (*files, *adapter_files) if file.suffix == ".safetensors")
-    return ModelSource(ModelKey(weights, adapter), name, path, size, config, adapter_path)
+    weights = _digest(path, named, digests, hub, report)
+    adapter = _digest(adapter_path, adapter_files, digests, False, report) if adapter_path else ""
+    return ModelSource(ModelKey(weights, adapter), name, path, size, config, adapter_path, stamps)
+
+
+def changed(source: ModelSource) -> bool:
+    """Whether a file that the key was made of is not as it was, or another came. Reads none of them."""
+    adapter_files = [] if source.adapter_path is None else _adapter_files(source.adapter_path)
+    try:
+        return _stamps([source.path / "config.json", *weight_files(source.path), *adapter_files]) != source.stamps
+    except OSError:
+        return True
 
 
 def read_config(name: str, path: Path) -> dict[str, Any]:
@@ -127,7 +165,8 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
     Read and check config.json.
 
     Raises:
-        SidecarError: MODEL_CORRUPT if it is missing or no JSON object; MODEL_UNSUPPORTED if it asks to run code.
+        SidecarError: MODEL_CORRUPT if it is missing, no JSON object or absurd; MODEL_UNSUPPORTED if it asks mlx-lm to
+            run code.
     """
     file = path / "config.json"
     if not file.is_file():
@@ -142,6 +181,8 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
         raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} has no model_type")
     if not _MODEL_TYPE.fullmatch(config["model_type"]):
         raise SidecarError(Reason.MODEL_UNSUPPORTED, f"config.json of {name} has a model_type that is no name")
+    if absurd := _absurd_counts(config):
+        raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} has an absurd {', '.join(absurd)}")
     if code := _code_keys(config):
         raise SidecarError(
             Reason.MODEL_UNSUPPORTED,
@@ -152,16 +193,26 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
 
 def _code_keys(config: object) -> list[str]:
     """Return the keys, however deep, that make a loader run files of the model."""
-    found: set[str] = set()
+    return sorted({key for key, value in _pairs(config) if key in ("model_file", "trust_remote_code") and value})
+
+
+def _absurd_counts(config: object) -> list[str]:
+    """Return the keys, however deep, that would have modules built until memory is full: before any weight is read."""
+    return sorted(
+        {key for key, value in _pairs(config) if key in _LAYER_KEYS and type(value) is int and value > _MAX_LAYERS}
+    )
+
+
+def _pairs(config: object) -> Iterator[tuple[str, object]]:
+    """Walk through all keys and values of a JSON document."""
     pending = [config]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
-            found.update(key for key in ("model_file", "trust_remote_code") if value.get(key))
+            yield from value.items()
             pending.extend(value.values())
         elif isinstance(value, list):
             pending.extend(value)
-    return sorted(found)
 
 
 def _adapter_files(path: Path) -> list[Path]:
@@ -172,19 +223,25 @@ def _adapter_files(path: Path) -> list[Path]:
     return files
 
 
-def _digest(root: Path, files: list[Path]) -> str:
-    """Digest names, headers and stamps; a file that was replaced or written to has another stamp."""
-    state = hashlib.sha256(b"mlx-sidecar/model/1")
+def _stamps(files: list[Path]) -> tuple[tuple[str, Stamp], ...]:
+    return tuple((str(file), Stamp.of(file)) for file in files)
+
+
+def _digest(root: Path, files: list[Path], digests: Digests, hub: bool, report: Report | None) -> str:
+    """Digest names and contents, whatever the directory, so that a copy of a model is the same model."""
+    state = hashlib.sha256(b"mlx-sidecar/model/2")
     for file in files:
-        stat = file.stat()
-        stamp = f"{file.relative_to(root)}\0{stat.st_ino}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0"
-        state.update(os.fsencode(stamp))
-        state.update(_content(file, stat.st_ino, stat.st_size, stat.st_ctime_ns))
+        if file.suffix == ".safetensors":
+            _check_header(file, Stamp.of(file))
+            content = bytes.fromhex(digests.digest(file, hub=hub, report=report))
+        else:
+            content = hashlib.sha256(file.read_bytes()).digest()
+        name = os.fsencode(file.relative_to(root))
+        state.update(len(name).to_bytes(8) + name + content)
     return state.hexdigest()
 
 
 @lru_cache(maxsize=4096)
-def _content(file: Path, inode: int, size: int, ctime_ns: int) -> bytes:
-    """Return the digest of a small file, or of the checked header of a weight file; memoised by its stamp."""
-    data = read_header(file) if file.suffix == ".safetensors" else file.read_bytes()
-    return hashlib.sha256(data).digest()
+def _check_header(file: Path, _stamp: Stamp) -> None:
+    """Check the header of a weight file, once for each state of it."""
+    read_header(file)

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_adapters, load_model
 
 from daemon.cache.entry import Loaded, Progress, Stage
-from daemon.cache.identity import ModelSource, identify
+from daemon.cache.identity import ModelSource, changed
 from daemon.cache.warmup import WarmUp, warm_up
 from daemon.errors import Reason, SidecarError
 from daemon.kv.layout import Layout, probe
@@ -96,7 +96,7 @@ def _build(source: ModelSource) -> Any:
 
 def _refuse_if_changed(source: ModelSource) -> None:
     """The key must name what was read, or its KV would be used with other weights."""
-    if identify(source.name, source.path, source.adapter_path).key != source.key:
+    if changed(source):
         raise SidecarError(Reason.MODEL_CORRUPT, f"{source.name} changed on disk while it was loaded; ask again")
 
 

@@ -37,6 +37,16 @@ class Limits:
     ttl: float = 3600.0
     evict_on_memory_pressure: bool = True
 
+    def refuse_if_never(self, name: str, needed: int) -> None:
+        """
+        Refuse a model that does not fit into the budget even alone.
+
+        Raises:
+            SidecarError: MODEL_EXCEEDS_BUDGET with both figures.
+        """
+        if 0 < self.budget_bytes < needed:
+            raise oversize(name, needed, self.budget_bytes)
+
 
 @dataclass(slots=True)
 class Counters:
@@ -96,10 +106,10 @@ class ModelCache(Generic[S, M]):
         if entry is not None:
             self.counters.hits += 1
             self._grant(ticket, entry, Outcome.HIT)
+            ticket.evicted = tuple(self._trim())
             return ticket
         self.counters.misses += 1
-        if 0 < self.limits.budget_bytes < source.size_bytes:
-            raise oversize(source, self.limits.budget_bytes)
+        self.limits.refuse_if_never(source.name, source.size_bytes)
         shared = source.key if self.limits.budget_bytes else (source.key, next(self._serial))
         self._loads.join(shared, ticket, source, options)
         return ticket
@@ -211,14 +221,14 @@ class ModelCache(Generic[S, M]):
 
     def _begin(self, job: Job[S, M]) -> Load[M]:
         job.started_at = self._clock()
-        job.evicted = tuple(victim.name for victim in self._make_room(job.source))
+        job.evicted = tuple(name for victim in self._make_room(job.source) for name in victim.names)
         return self._loader(job.source, job.options)
 
     def _finish(self, job: Job[S, M], loaded: Loaded[M]) -> None:
         now = self._clock()
         source = job.source
         entry = Entry(
-            source.key, source.name, loaded.model, loaded.nbytes, self.limits.ttl, now, now, now - job.started_at
+            source.key, [source.name], loaded.model, loaded.nbytes, self.limits.ttl, now, now, now - job.started_at
         )
         cached = self.limits.budget_bytes > 0
         if cached:
@@ -236,6 +246,8 @@ class ModelCache(Generic[S, M]):
         self._touch(entry)
         entry.use_count += 1
         entry.leases += 1
+        if ticket.name not in entry.names:
+            entry.names.append(ticket.name)
         if ticket.pin is not None:
             entry.pinned = ticket.pin
         if ticket.ttl is not None:
@@ -280,7 +292,7 @@ class ModelCache(Generic[S, M]):
         for entry in idle if self.limits.budget_bytes else []:
             last = entry is next(reversed(self._entries.values()))
             if self.total_bytes > self.limits.budget_bytes and not last:
-                trimmed.append(entry.name)
+                trimmed += entry.names
                 self._evict(entry)
         return trimmed
 

@@ -13,12 +13,11 @@ RETRY_IN_USE = 2.0
 """Seconds after which a caller may ask again for room that others use."""
 
 
-def oversize(source: Source, budget: int) -> SidecarError:
+def oversize(name: str, needed: int, budget: int) -> SidecarError:
     """Return the refusal of a model that can never fit."""
-    needed = source.size_bytes
     return SidecarError(
         Reason.MODEL_EXCEEDS_BUDGET,
-        f"{source.name} needs {needed} bytes but model_cache_mb allows {budget}; raise it or use a smaller model",
+        f"{name} needs {needed} bytes but model_cache_mb allows {budget}; raise it or use a smaller model",
         metadata={"needed_bytes": str(needed), "budget_bytes": str(budget)},
     )
 
@@ -27,7 +26,7 @@ def in_use(source: Source, budget: int, holders: Iterable[Entry[Any]]) -> Sideca
     """Return the refusal of a model that does not fit now, because others are in use or pinned."""
     held: Counter[str] = Counter()
     for entry in holders:
-        held[entry.name] += entry.nbytes
+        held[" = ".join(entry.names)] += entry.nbytes
     listing = ", ".join(f"{name} ({nbytes} bytes)" for name, nbytes in held.items())
     return SidecarError(
         Reason.BUDGET_IN_USE,

@@ -1,14 +1,17 @@
-"""From the name in a request to a checked model on disk. Blocking: runs on the engine's small thread pool."""
+"""From the name in a request to a checked model on disk. Blocking: runs on the engine's small thread pools."""
 
 from __future__ import annotations
 
 import re
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from weakref import WeakValueDictionary
 
-from daemon.cache.hub import Report, snapshot
+from daemon.cache.digests import Digests, TakesLong
+from daemon.cache.hub import planned_bytes, snapshot
 from daemon.cache.identity import ModelSource, identify
 from daemon.errors import Reason, SidecarError, invalid
 
@@ -21,8 +24,38 @@ _REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 """A branch, tag or commit. huggingface_hub makes it part of a path, so that it must not lead out of the cache."""
 
 
-def _ignore(_done: int, _total: int) -> None:
-    """Nobody watches."""
+def _ignore(*_: object) -> None:
+    """Nobody watches, and everything fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """
+    What a request asks for. Equal ones are answered alike, so that they can be looked for together.
+
+    Attributes:
+        name: Hub id, absolute directory, or "embedded".
+        revision: Revision of a Hub id; None means the one that was asked for last, or the default branch.
+        adapter: Absolute directory of an adapter, or empty.
+        allow_download: Whether files may be fetched from the Hub.
+        estimate: Whether sizes that the Hub tells are enough, if the files are not here and may not be fetched.
+    """
+
+    name: str
+    revision: str | None = None
+    adapter: str = ""
+    allow_download: bool = False
+    estimate: bool = False
+
+
+class Watcher(Protocol):
+    """Who waits for work that takes long. Its methods run on the thread that does it and may raise to abandon it."""
+
+    def downloading(self, done: int, total: int) -> None:
+        """Called with the bytes that came and those that are to come."""
+
+    def reading(self, done: int, total: int) -> None:
+        """Called with the bytes of a weight file that were read to name it."""
 
 
 class _Turn:
@@ -34,72 +67,117 @@ class _Turn:
 
 class Resolver:
     """
-    Finds models.
+    Finds models. Any thread.
 
     Args:
         roots: Directories that models may lie below; empty allows any absolute directory.
         fetch: Finds or downloads a Hub model; see `daemon.cache.hub.snapshot`.
+        plan: Tells what a Hub model would take; see `daemon.cache.hub.planned_bytes`.
+        digests: Knows the content of weight files.
+        supported: Whether mlx-lm knows a model_type.
+        afford: Raises if a model of a name and size can never be loaded.
     """
 
-    def __init__(self, roots: Sequence[Path], fetch: Callable[..., Path] = snapshot) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        fetch: Callable[..., Path] = snapshot,
+        plan: Callable[[str, str], int] = planned_bytes,
+        *,
+        digests: Digests | None = None,
+        supported: Callable[[str], bool] = lambda _: True,
+        afford: Callable[[str, int], None] = _ignore,
+    ) -> None:
         self._roots = [root.resolve() for root in roots]
         self._fetch = fetch
+        self._plan = plan
+        self._digests = digests or Digests()
+        self._supported = supported
+        self._afford = afford
         self._revisions: dict[str, str] = {}
         self._turns: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
         self._lock = threading.Lock()
 
-    def resolve(
-        self,
-        name: str,
-        *,
-        revision: str | None = None,
-        adapter: str = "",
-        allow_download: bool = False,
-        report: Report = _ignore,
-    ) -> ModelSource:
+    def resolve(self, wanted: Wanted, watcher: Watcher | None = None) -> ModelSource:
         """
-        Return the model that a name stands for.
+        Return the model that a request asks for.
 
         Args:
-            name: Hub id, absolute directory, or "embedded".
-            revision: Revision of a Hub id; None means the one that was asked for last, or the default branch.
-            adapter: Absolute directory of an adapter, or empty.
-            allow_download: Whether the Hub may be asked.
-            report: Gets the progress of a download.
+            wanted: What it asks for.
+            watcher: Gets the progress of what takes long; None does nothing that does.
 
         Raises:
-            SidecarError: MODEL_NOT_FOUND, MODEL_NOT_CACHED, MODEL_GATED, MODEL_UNSUPPORTED, MODEL_CORRUPT or
-                INVALID_ARGUMENT.
+            SidecarError: MODEL_NOT_FOUND, MODEL_NOT_CACHED, MODEL_GATED, MODEL_UNSUPPORTED, MODEL_CORRUPT,
+                MODEL_EXCEEDS_BUDGET or INVALID_ARGUMENT.
+            TakesLong: If there is something to download or to read, and no watcher.
         """
-        adapter_path = self._directory("adapter", adapter) if adapter else None
-        if name == EMBEDDED or name.startswith("/"):
-            if revision:
+        name = wanted.name
+        adapter = self._directory("adapter", wanted.adapter) if wanted.adapter else None
+        hub = name != EMBEDDED and not name.startswith("/")
+        if not hub:
+            if wanted.revision:
                 raise invalid("revision", "belongs to Hub ids only")
             path = EMBEDDED_PATH if name == EMBEDDED else self._directory("model", name)
         elif _HUB_ID.fullmatch(name) and ".." not in name:
-            path = self._hub(name, revision, allow_download, report)
+            path = self._hub(wanted, watcher)
         else:
             raise SidecarError(
                 Reason.MODEL_NOT_FOUND,
                 f"there is no model {name!r}; give a Hub id (org/name), an absolute directory, or 'embedded'",
                 field="model",
             )
-        return identify(name, path, adapter_path)
+        report = watcher.reading if watcher else None
+        source = identify(name, path, adapter, digests=self._digests, hub=hub, report=report)
+        self._refuse_unsupported(source)
+        return source
 
-    def _hub(self, name: str, revision: str | None, allow_download: bool, report: Report) -> Path:
-        if revision and (not _REVISION.fullmatch(revision) or ".." in revision):
-            raise invalid("revision", "must be a branch, a tag or a commit")
+    def planned_bytes(self, wanted: Wanted) -> int:
+        """
+        Return the bytes of weights of a Hub model that is not on this machine. Asks the Hub.
+
+        Raises:
+            SidecarError: MODEL_NOT_FOUND, MODEL_NOT_CACHED, MODEL_GATED or INVALID_ARGUMENT.
+        """
+        return self._plan(wanted.name, self._revision(wanted))
+
+    def _refuse_unsupported(self, source: ModelSource) -> None:
+        if self._supported(source.architecture):
+            return
+        why = "is not supported by this mlx-lm"
+        if source.config.get("auto_map"):
+            why += ", and its own code (auto_map in config.json) is never run"
+        raise SidecarError(Reason.MODEL_UNSUPPORTED, f"{source.name} {why}: its model_type is {source.architecture}")
+
+    def _hub(self, wanted: Wanted, watcher: Watcher | None) -> Path:
+        name, revision = wanted.name, self._revision(wanted)
+        try:  # never waits for a download
+            path = self._fetch(name, revision, allow_download=False, report=_ignore)
+        except SidecarError as error:
+            if error.reason is not Reason.MODEL_NOT_CACHED or not (wanted.allow_download or wanted.estimate):
+                raise
+            if watcher is None:
+                raise TakesLong from error
+            if not wanted.allow_download:
+                raise
+            path = self._download(name, revision, watcher)
         with self._lock:
-            wanted = self._revisions.get(name, "") if revision is None else revision
-            turn = self._turns.setdefault(name, _Turn())
-        if allow_download:
-            with turn.lock:  # callers of one model share one download: the second finds it in the cache
-                path = self._fetch(name, wanted, allow_download=True, report=report)
-        else:  # never waits for a download
-            path = self._fetch(name, wanted, allow_download=False, report=report)
-        with self._lock:
-            self._revisions[name] = wanted
+            self._revisions[name] = revision
         return path
+
+    def _download(self, name: str, revision: str, watcher: Watcher) -> Path:
+        with self._lock:
+            turn = self._turns.setdefault(name, _Turn())
+        with turn.lock:  # another revision of it, or with another adapter, finds in the cache what they share
+            self._afford(name, self._plan(name, revision))
+            return self._fetch(name, revision, allow_download=True, report=watcher.downloading)
+
+    def _revision(self, wanted: Wanted) -> str:
+        if wanted.revision is None:
+            with self._lock:
+                return self._revisions.get(wanted.name, "")
+        if wanted.revision and (not _REVISION.fullmatch(wanted.revision) or ".." in wanted.revision):
+            raise invalid("revision", "must be a branch, a tag or a commit")
+        return wanted.revision
 
     def _directory(self, field: str, name: str) -> Path:
         path = Path(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -50,17 +51,20 @@ def read_header(path: Path) -> bytes:
         header = file.read(length)
     try:
         tensors = json.loads(header)
-        end = max((_tensor_end(tensor) for name, tensor in tensors.items() if name != "__metadata__"), default=0)
+        spans = sorted(_span(tensor) for name, tensor in tensors.items() if name != "__metadata__")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _corrupt(path, "has a header that describes no valid tensors") from error
+    if any(after[0] < before[1] for before, after in pairwise(spans)):
+        raise _corrupt(path, "has tensors that overlap")
+    end = spans[-1][1] if spans else 0
     if 8 + length + end > size:
         raise _corrupt(path, f"is truncated: {8 + length + end} bytes are described, {size} are there")
     return header
 
 
-def _tensor_end(tensor: dict[str, Any]) -> int:
+def _span(tensor: dict[str, Any]) -> tuple[int, int]:
     """
-    Return the end offset of a tensor.
+    Return the offsets at which a tensor begins and ends.
 
     Raises:
         ValueError: If its offsets do not match its shape and type.
@@ -71,7 +75,7 @@ def _tensor_end(tensor: dict[str, Any]) -> int:
         raise ValueError("a dimension is too large")
     if end - begin != prod(shape) * _WIDTHS[tensor["dtype"]]:
         raise ValueError("offsets and shape disagree")
-    return end
+    return begin, end
 
 
 def _naturals(values: list[Any]) -> list[int]:

@@ -44,7 +44,9 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 def command(session: Session, /, model: str, no_download: bool, as_json: bool, **options: Any) -> None:
     """Load MODEL (a Hub id, a directory or "embedded") and show how far it is."""
     with session.client() as client:
-        info = follow(client.get_or_load(model, allow_download=not no_download, **options))
+        # An estimate needs no download; one that allows it fetches the model, as `pull` does.
+        allow_download = not (no_download or options["estimate_only"])
+        info = follow(client.get_or_load(model, allow_download=allow_download, **options))
     if as_json:
         print_json(info)
     else:
@@ -56,9 +58,11 @@ def _describe(info: ModelInfo) -> str:
     text = {
         "hit": f"{info.model} is ready, it was loaded already ({size(info.size_bytes)}).",
         "uncached": f"{info.model} was loaded in {took} but is not kept, because model_cache_mb is 0.",
-        "estimated": (
-            f"{info.model} would take {size(info.size_bytes)}, "
-            f"and {size(info.kv_bytes_per_token)} for each token of a prompt."
+        "estimated": f"{info.model} would take {size(info.size_bytes)}"
+        + (
+            f", and {size(info.kv_bytes_per_token)} for each token of a prompt."
+            if info.fingerprint
+            else "; it is not on this machine yet."
         ),
     }.get(info.outcome, f"{info.model} is ready: {size(info.size_bytes)}, loaded in {took}.")
     if info.evicted:

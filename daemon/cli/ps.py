@@ -33,7 +33,7 @@ def command(session: Session, /, as_json: bool) -> None:
 
 
 def _row(one: ModelStats) -> list[str]:
-    return [one.info.model, size(one.info.size_bytes), one.state, str(one.in_use), _until(one)]
+    return [" = ".join(one.names) or one.info.model, size(one.info.size_bytes), one.state, str(one.in_use), _until(one)]
 
 
 def _until(one: ModelStats) -> str:

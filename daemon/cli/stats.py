@@ -56,6 +56,8 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
 
 
 def _format(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value) or "-"
     if value is None or value == "":
         return "-"
     if name in _TIMES:

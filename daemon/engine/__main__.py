@@ -27,6 +27,7 @@ from daemon.config import Config
 from daemon.engine.engine import SWEEP_SECONDS, Engine, device_name
 from daemon.engine.link import Link
 from daemon.engine.loop import Loop
+from daemon.engine.pressure import of_this_system
 from daemon.v1 import ipc_pb2 as ipc
 
 FLUSH_SECONDS = 1.0
@@ -47,7 +48,7 @@ def main() -> int:
         on_end=loop.stop,
         pulse=lambda: (loop.steps, loop.step_age),
     )
-    engine = Engine(config, link.send, loop.post, time.monotonic)
+    engine = Engine(config, link.send, loop.post, time.monotonic, of_this_system())
     link.start(
         ipc.Event(hello=ipc.Hello(mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name()))
     )

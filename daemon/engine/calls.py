@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from daemon.cache.entry import Outcome, Progress, Stage, Ticket
+from daemon.cache.entry import Outcome, Progress, Ticket
 from daemon.cache.identity import ModelSource
 from daemon.cache.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
-from daemon.cache.resolver import Resolver
+from daemon.cache.resolver import Wanted
 from daemon.durations import duration, seconds
 from daemon.engine import describe
 from daemon.engine.background import Background, as_sidecar_error
+from daemon.engine.finder import Finder, Found
 from daemon.engine.ledger import Ledger, kv_need
 from daemon.engine.outbox import Outbox
 from daemon.engine.output import Output
@@ -32,12 +34,12 @@ Models = ModelCache[ModelSource, LoadedModel]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What calls need; all of it belongs to the MLX thread but for the resolver and the tokenizers."""
+    """What calls need; all of it belongs to the MLX thread but for the tokenizers."""
 
     models: Models
     runner: Runner
     ledger: Ledger
-    resolver: Resolver
+    finder: Finder
     tokenizers: Tokenizers
     background: Background
     outbox: Outbox
@@ -70,21 +72,29 @@ class LoadCall:
         self._sent: Progress | None = None
         self._began = services.clock()
         self._over = threading.Event()
-        services.background.run(self._resolve, self._resolved, self.fail, slow=request.allow_download)
+        services.finder.find(
+            Wanted(request.model, request.revision, request.adapter, request.allow_download, request.estimate_only),
+            self,
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._over.is_set()
 
     def poll(self) -> bool:
         """Report progress, and end the call once its model is ready."""
         ticket = self._ticket
-        if self._over.is_set() or ticket is None:
-            return not self._over.is_set()
+        if self.over or ticket is None:
+            return not self.over
         if ticket.error is not None:
             self.fail(as_sidecar_error(ticket.error))
         elif ticket.lease is not None:
             self._ready(ticket)
         elif ticket.progress != self._sent:
             self._sent = ticket.progress
-            self._services.outbox.load(self._call_id, describe.progress(ticket.progress))
-        return not self._over.is_set()
+            self.progress(ticket.progress)
+        return not self.over
 
     def cancel(self) -> None:
         """Stop waiting; the last caller of a load abandons it."""
@@ -92,33 +102,24 @@ class LoadCall:
         if self._ticket is not None:
             self._ticket.cancel()
 
-    def _resolve(self) -> ModelSource:
-        request = self._request
-        return self._services.resolver.resolve(
-            request.model,
-            revision=request.revision,
-            adapter=request.adapter,
-            allow_download=request.allow_download,
-            report=self._downloading,
-        )
+    def progress(self, progress: Progress) -> None:
+        """Tell how far it is; any thread."""
+        if not self.over:
+            self._services.outbox.load(self._call_id, describe.progress(progress))
 
-    def _downloading(self, done: int, total: int) -> None:
-        """Runs on a download thread; raising here is what ends a download that nobody waits for."""
-        if self._over.is_set():
-            raise SidecarError(Reason.INTERNAL, "the download was abandoned")
-        self._services.outbox.load(self._call_id, describe.progress(Progress(Stage.DOWNLOADING, done, total)))
-
-    def _resolved(self, source: ModelSource) -> None:
-        if self._over.is_set():
+    def found(self, found: Found) -> None:
+        """Answer with an estimate, or wait for the model's weights."""
+        if self.over:
             return
         request = self._request
-        if request.estimate_only:
+        if request.estimate_only or isinstance(found, int):
             self._over.set()
-            self._services.outbox.load(self._call_id, pb.GetOrLoadResponse(ready=describe.estimated(source)))
+            info = describe.planned(request.model, found) if isinstance(found, int) else describe.estimated(found)
+            self._services.outbox.load(self._call_id, pb.GetOrLoadResponse(ready=info))
             return
-        self._services.seen(source)
+        self._services.seen(found)
         self._ticket = self._services.models.get_or_load(
-            source,
+            found,
             pin=request.pin if request.HasField("pin") else None,
             ttl=seconds(request.ttl) if request.HasField("ttl") else None,
             options=request.skip_warmup,
@@ -154,7 +155,20 @@ class GenerateCall:
         self._times = Times(services.clock())
         self._asked = 0.0
         self._over = False
-        services.background.run(self._prepare, self._ready_to_load, self.fail)
+        services.finder.find(Wanted(request.model, adapter=request.adapter), self)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended or runs."""
+        return self._over
+
+    def progress(self, progress: Progress) -> None:
+        """Generate has no event for a model that is being read; the caller waits."""
+
+    def found(self, found: Found) -> None:
+        """Tokenise the prompt with the model's tokenizer."""
+        assert isinstance(found, ModelSource)
+        self._services.background.run(partial(self._prepare, found), self._ready_to_load, self.fail)
 
     def poll(self) -> bool:
         """Hand the sequence to the runner once its model is ready."""
@@ -173,11 +187,9 @@ class GenerateCall:
         if self._ticket is not None:
             self._ticket.cancel()
 
-    def _prepare(self) -> tuple[ModelSource, Tokenizer, Prompt]:
-        services, request = self._services, self._request
-        source = services.resolver.resolve(request.model, adapter=request.adapter)
-        tokenizer = services.tokenizers.get(source)
-        return source, tokenizer, prepare(request, source, tokenizer)
+    def _prepare(self, source: ModelSource) -> tuple[ModelSource, Tokenizer, Prompt]:
+        tokenizer = self._services.tokenizers.get(source)
+        return source, tokenizer, prepare(self._request, source, tokenizer)
 
     def _ready_to_load(self, prepared: tuple[ModelSource, Tokenizer, Prompt]) -> None:
         if self._over:

@@ -36,6 +36,11 @@ def estimated(source: ModelSource) -> pb.ModelInfo:
     )
 
 
+def planned(name: str, size_bytes: int) -> pb.ModelInfo:
+    """Describe a model that is not on this machine: only its size is known."""
+    return pb.ModelInfo(model=name, size_bytes=size_bytes, outcome=pb.LOAD_OUTCOME_ESTIMATED)
+
+
 def loaded(model: LoadedModel, name: str, outcome: Outcome | None = None) -> pb.ModelInfo:
     """Describe a model in memory by the name that it was asked for by."""
     info = estimated(model.source)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import mlx.core as mx
 import structlog
 
+from daemon.cache.digest_notes import FILE_NAME as DIGESTS
+from daemon.cache.digest_notes import DigestFile
+from daemon.cache.digests import Digests
 from daemon.cache.entry import Load
 from daemon.cache.identity import ModelSource
 from daemon.cache.loader import LoadedModel, load
@@ -15,16 +17,18 @@ from daemon.cache.model_cache import Limits as ModelLimits
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Resolver
 from daemon.config import Config
+from daemon.engine.architectures import supported
 from daemon.engine.background import Background, as_sidecar_error
 from daemon.engine.calls import Call, GenerateCall, LoadCall, Services
+from daemon.engine.finder import Finder
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.ledger import Ledger, memory_limit
 from daemon.engine.outbox import Outbox
-from daemon.engine.prompts import tokenise
+from daemon.engine.prefix_call import PrefixCall
+from daemon.engine.pressure import Relief, Source, normal
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
 from daemon.engine.tokenizers import Tokenizers
-from daemon.errors import invalid
 from daemon.kv.prefix_cache import Limits as PrefixLimits
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.v1 import ipc_pb2 as ipc
@@ -46,6 +50,7 @@ class Engine:
         send: Queues an event for the parent; never blocks, any thread.
         post: Runs a function on the MLX thread; any thread.
         clock: Seconds that never go back.
+        pressure: Tells whether the system is short of memory; asked once a second, if the configuration allows it.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Engine:
         send: Callable[[ipc.Event], None],
         post: Callable[[Callable[[], None]], None],
         clock: Callable[[], float],
+        pressure: Source = normal,
     ) -> None:
         self._clock = clock
         self._swept = clock()
@@ -70,13 +76,27 @@ class Engine:
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
         self._figures = Figures(self._models, self._prefixes, self._runner, ledger, clock)
         self._ledger = ledger
+        self._relief = Relief(
+            pressure if config.evict_on_memory_pressure else normal,
+            self._prefixes.memory_usage,
+            self._prefixes.shed,
+            self._models.shed,
+            clock,
+        )
         self._invalidator = Invalidator(self._models, self._prefixes, self._runner)
         self._background = Background(post)
+        resolver = Resolver(
+            config.model_roots,
+            digests=Digests(DigestFile(config.state_dir / DIGESTS)),
+            supported=supported,
+            afford=limits.refuse_if_never,
+        )
+        self._finder = Finder(resolver, self._background)
         self._services = Services(
             self._models,
             self._runner,
             ledger,
-            Resolver(config.model_roots),
+            self._finder,
             Tokenizers(),
             self._background,
             self._outbox,
@@ -149,7 +169,7 @@ class Engine:
     def _sweep(self) -> None:
         self._swept = self._clock()
         self._models.evict_stale()
-        if not self.busy:
+        if self._relief.check() or not self.busy:
             mx.clear_cache()
         self._outbox.publish()
 
@@ -165,30 +185,11 @@ class Engine:
     def _invalidate(self, call_id: int, request: pb.InvalidateRequest) -> None:
         kind = request.WhichOneof("target")
         if kind == "prefix":
-            self._background.run(
-                partial(self._prefix_tokens, request.prefix),
-                lambda found: self._invalidate_prefix(call_id, request, *found),
-                partial(self._outbox.fail, call_id),
-            )
+            self._calls[call_id] = PrefixCall(self._services, call_id, request, self._invalidator)
         elif kind == "model":
             self._outbox.invalidated(call_id, self._invalidator.model(request.model, dry_run=request.dry_run))
         else:
             self._outbox.invalidated(call_id, self._invalidator.all(request.all, dry_run=request.dry_run))
-
-    def _prefix_tokens(self, target: pb.PrefixTarget) -> tuple[ModelSource, list[int]]:
-        source = self._services.resolver.resolve(target.model)
-        if target.WhichOneof("input") == "tokens":
-            return source, list(target.tokens.ids)
-        tokens = tokenise(pb.GenerateRequest(text=target.text), self._services.tokenizers.get(source))
-        if not tokens:
-            raise invalid("prefix.text", "has no tokens")
-        return source, tokens[:-1] or tokens
-
-    def _invalidate_prefix(
-        self, call_id: int, request: pb.InvalidateRequest, source: ModelSource, tokens: list[int]
-    ) -> None:
-        answer = self._invalidator.prefix(source, request.prefix.salt, tokens, dry_run=request.dry_run)
-        self._outbox.invalidated(call_id, answer)
 
 
 def _working_set() -> int | None:

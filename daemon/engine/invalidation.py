@@ -42,18 +42,18 @@ class Invalidator:
         self._layouts.setdefault(ModelKey(namespace.weights, namespace.adapter), set()).add(namespace.layout)
 
     def model(self, target: pb.ModelTarget, *, dry_run: bool) -> pb.InvalidateResponse:
-        """Drop what belongs to a name, under every revision and adapter that it was asked for with."""
+        """
+        Drop what belongs to a name, under every revision and adapter that it was asked for with; and with it whatever
+        other name stands for the same content.
+        """
         keys = self._keys.get(target.model, set())
         entries = [entry for entry in self._models.entries() if entry.key in keys and not entry.draining]
         digests = tuple(model_digest(key.weights, key.adapter) for key in keys)
-        answer = self._drop(
+        return self._drop(
             entries if target.weights else [],
             (lambda namespace: namespace.startswith(digests)) if target.prefixes else None,
             dry_run=dry_run,
         )
-        if answer.models:  # the same content may be in memory under another name
-            answer.models[:] = [target.model]
-        return answer
 
     def all(self, target: pb.AllTarget, *, dry_run: bool) -> pb.InvalidateResponse:
         """Drop everything of the kinds asked for."""
@@ -98,7 +98,7 @@ class Invalidator:
 def _answer(entries: list[Entry[LoadedModel]], dropped: list[Dropped]) -> pb.InvalidateResponse:
     """Add up; called before weights are dropped, while their entries still know who uses them."""
     return pb.InvalidateResponse(
-        models=[entry.name for entry in entries],
+        models=dict.fromkeys(name for entry in entries for name in entry.names),
         blocks=sum(part.blocks for part in dropped),
         bytes_freed=sum(entry.nbytes for entry in entries if not entry.leases)
         + sum(part.bytes_freed for part in dropped),

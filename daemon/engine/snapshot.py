@@ -94,6 +94,7 @@ class Figures:
             idle=duration(0 if entry.leases else now - entry.last_used),
             expires_in=None if expires_in is None else duration(expires_in),
             pinned=entry.pinned,
+            names=entry.names,
         )
 
     def _prefix_cache(self) -> pb.PrefixCacheStats:
@@ -131,7 +132,7 @@ class Figures:
 
 
 def _loading(load: tuple[ModelSource, object]) -> pb.ModelStats:
-    return pb.ModelStats(info=_without_outcome(load[0]), state=pb.MODEL_STATE_LOADING)
+    return pb.ModelStats(info=_without_outcome(load[0]), state=pb.MODEL_STATE_LOADING, names=[load[0].name])
 
 
 def _without_outcome(source: ModelSource) -> pb.ModelInfo:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlx_lm.utils import load_config, load_tokenizer
 
+from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
 from daemon.errors import Reason, SidecarError
 
@@ -86,12 +87,14 @@ class Tokenizers:
             return tokenizer
 
 
-def _stamps(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Tell one state of a model's files from another: a chat template may change while the weights stay."""
+def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
+    """
+    Tell one state of a model's files from another: a chat template may change while the weights stay, and copies of a
+    model may differ in it.
+    """
     for file in sorted(path.iterdir()):
         if file.is_file() and file.suffix != ".safetensors":
-            stat = file.stat()
-            yield file.name, stat.st_size, stat.st_mtime_ns
+            yield file.name, Stamp.of(file)
 
 
 def _load(source: ModelSource) -> Tokenizer:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from daemon.cache.resolver import EMBEDDED_PATH, Resolver
+from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.engine.tokenizers import Tokenizer, Tokenizers
 from tests.engine.harness import Harness, Reference
 
@@ -41,4 +41,4 @@ def _reference() -> Reference:
 @pytest.fixture(name="tokenizer", scope="session")
 def _tokenizer() -> Tokenizer:
     """Return the model's tokenizer as the engine uses it."""
-    return Tokenizers().get(Resolver([]).resolve("embedded"))
+    return Tokenizers().get(Resolver([]).resolve(Wanted("embedded")))

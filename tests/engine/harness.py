@@ -15,6 +15,7 @@ from mlx_lm.utils import load
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.config import Config
 from daemon.engine.engine import Engine
+from daemon.engine.pressure import Level
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -30,16 +31,18 @@ class Harness:
         engine: The engine.
         events: What it sent, figures left out.
         clock_offset: Seconds that its clock is ahead.
+        pressure: How short of memory the system is said to be.
     """
 
     def __init__(self, **settings: Any) -> None:
         self.events: list[ipc.Event] = []
         self.figures = pb.StatsResponse()
         self.clock_offset = 0.0
+        self.pressure = Level.NORMAL
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._last_id = 0
         config = Config(**{"warmup_tokens": 0, **settings})
-        self.engine = Engine(config, self._sent, self._inbox.put, self.now)
+        self.engine = Engine(config, self._sent, self._inbox.put, self.now, lambda: self.pressure)
 
     def now(self) -> float:
         """Return the engine's time."""

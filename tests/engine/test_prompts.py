@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daemon.cache.identity import ModelSource
-from daemon.cache.resolver import EMBEDDED_PATH, Resolver
+from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.engine.prompts import DEFAULT_MAX_TOKENS, prepare
 from daemon.engine.tokenizers import Tokenizer, Tokenizers
 from daemon.errors import Reason, SidecarError
@@ -23,7 +23,7 @@ USER = pb.ChatMessage(role="user", content="What is the code?")
 @pytest.fixture(name="source", scope="module")
 def _source() -> ModelSource:
     """Return the embedded model."""
-    return Resolver([]).resolve("embedded")
+    return Resolver([]).resolve(Wanted("embedded"))
 
 
 class Wrapper:
@@ -180,7 +180,7 @@ def test_a_changed_template_is_read_again(tmp_path: Path) -> None:
     """Though the weights stay as they are."""
     copy = tmp_path / "model"
     shutil.copytree(EMBEDDED_PATH, copy)
-    tokenizers, source = Tokenizers(), Resolver([]).resolve(str(copy))
+    tokenizers, source = Tokenizers(), Resolver([]).resolve(Wanted(str(copy)))
     first = tokenizers.get(source)
     assert tokenizers.get(source) is first
     (copy / "chat_template.jinja").write_text("{{ messages[0].content }}!")

@@ -108,7 +108,7 @@ def test_an_unknown_model_is_not_found(client: Client, name: str) -> None:
 
 def test_a_hub_model_that_is_not_in_the_cache_is_not_fetched_unasked(client: Client) -> None:
     """And where the Hub cannot be reached, asking does not help, but says why."""
-    with pytest.raises(mlx_sidecar.ModelNotCached, match="mlx-sidecar load"):
+    with pytest.raises(mlx_sidecar.ModelNotCached, match="mlx-sidecar pull"):
         client.complete("nobody/nothing-4bit", "hello")
     with pytest.raises(mlx_sidecar.ModelNotCached, match="cannot be reached"):
         client.load("nobody/nothing-4bit", allow_download=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,16 +60,35 @@ def test_an_estimate_reads_no_weights(client: Client, folder: Path) -> None:
 
 
 def test_weights_that_change_on_disk_are_another_model(client: Client, folder: Path) -> None:
-    """A directory that is written to gets a new fingerprint and shares no prefix with the old one."""
+    """One bit is enough: a new fingerprint, and no prefix is shared with the old one."""
     path = copy_of_embedded(folder)
     first = client.load(str(path))
     client.complete(str(path), PROMPT, max_tokens=1)
     weights = path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes())
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
     second = client.load(str(path))
     assert second.fingerprint != first.fingerprint
     assert second.outcome == "loaded"
     assert client.complete(str(path), PROMPT, max_tokens=1).usage.cached_tokens == 0
+
+
+def test_two_paths_of_one_content_are_one_model(client: Client, folder: Path) -> None:
+    """One load, one set of prefixes, both names in Stats, and either name drops it for both."""
+    path = str(copy_of_embedded(folder))
+    copy = str(Path(shutil.copytree(path, folder / "copy")))
+    first, second = client.load(path), client.load(copy)
+    assert (first.outcome, second.outcome) == ("loaded", "hit")
+    assert (second.model, second.fingerprint) == (copy, first.fingerprint)
+    (entry,) = (model for model in client.stats().models if model.info.fingerprint == first.fingerprint)
+    assert entry.names == (path, copy)
+    client.complete(path, PROMPT, max_tokens=1)
+    assert client.complete(copy, PROMPT, max_tokens=1).usage.cached_tokens > 0
+    dropped = client.invalidate_model(copy)
+    assert dropped.models == (path, copy)
+    assert dropped.blocks > 0
+    assert client.complete(path, PROMPT, max_tokens=1).usage.cached_tokens == 0
 
 
 def test_invalidating_weights_keeps_prefixes_and_the_other_way_round(client: Client, folder: Path) -> None:

@@ -43,6 +43,28 @@ def test_load_hands_every_option_on(client: FakeClient, tmp_path: Path) -> None:
     ]
 
 
+def test_an_estimate_downloads_nothing_and_says_when_there_is_nothing_yet(client: FakeClient) -> None:
+    client.info = replace(INFO, outcome="estimated", fingerprint="")
+
+    result = run_cli(client, "load", "org/name", "--estimate-only")
+
+    assert result.stdout == "org/name would take 3.0 GiB; it is not on this machine yet.\n"
+    assert client.called("get_or_load")[0][1]["allow_download"] is False
+
+
+def test_pull_downloads_and_loads_nothing(client: FakeClient) -> None:
+    result = run_cli(client, "pull", "org/name", "--revision", "v1")
+
+    assert (result.exit_code, result.stdout) == (0, "org/name is on this machine (3.0 GiB).\n")
+    assert client.called("get_or_load") == [
+        (("org/name",), {"revision": "v1", "allow_download": True, "estimate_only": True})
+    ]
+
+
+def test_pull_as_json_is_the_model(client: FakeClient) -> None:
+    assert json.loads(run_cli(client, "pull", "org/name", "--json").stdout)["model"] == "org/name"
+
+
 @pytest.mark.parametrize(("flags", "pin"), [([], None), (["--pin"], True), (["--unpin"], False)])
 def test_a_pin_is_left_as_it_is_unless_asked_for(client: FakeClient, flags: list[str], pin: bool | None) -> None:
     run_cli(client, "load", "m", *flags)

@@ -76,7 +76,15 @@ def test_stats_shows_every_section_and_figure(client: FakeClient) -> None:
         "max blocks 262,144",
         "expires in 4 minutes",
         "state ready",
+        "names -",
     } <= text
+
+
+def test_ps_and_stats_show_every_name_of_a_content(client: FakeClient) -> None:
+    client.state = replace(STATS, models=(replace(STATS.models[0], names=("org/name", "/copy")),))
+
+    assert "org/name = /copy " in run_cli(client, "ps").stdout
+    assert "org/name, /copy" in run_cli(client, "stats").stdout
 
 
 def test_stats_as_json_is_the_whole_tree(client: FakeClient) -> None:

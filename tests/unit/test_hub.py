@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from daemon.cache import hub
-from daemon.cache.hub import snapshot
+from daemon.cache.hub import planned_bytes, snapshot
 from daemon.errors import Reason, SidecarError
 from tests.builders import write_model
 
@@ -61,7 +61,7 @@ def test_a_model_that_is_not_cached_is_refused_with_the_command_that_fetches_it(
     error = _refusal()
 
     assert error.reason is Reason.MODEL_NOT_CACHED
-    assert "mlx-sidecar load org/name" in error.message
+    assert "mlx-sidecar pull org/name" in error.message
 
 
 @pytest.mark.usefixtures("repo")
@@ -248,3 +248,52 @@ def test_a_report_that_raises_abandons_the_download_with_its_own_error(monkeypat
     _online(monkeypatch, download)
 
     assert _refusal(allow_download=True, report=abandon).message == "nobody waits"
+
+
+def _files(**sizes: int | None) -> list[SimpleNamespace]:
+    return [SimpleNamespace(filename=f"{name}.safetensors", file_size=size) for name, size in sizes.items()]
+
+
+def test_sizes_are_known_before_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def fetch(repo: str, **options: Any) -> list[SimpleNamespace]:
+        calls.append({"repo": repo, **options})
+        return [*_files(one=10, two=20, three=None), SimpleNamespace(filename="config.json", file_size=5)]
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+
+    assert planned_bytes("org/name", "v2") == 30
+    assert calls == [{"repo": "org/name", "revision": "v2", "allow_patterns": hub.PATTERNS, "dry_run": True}]
+
+
+def test_a_model_without_weights_that_could_be_read_is_refused_before_its_download(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: _files())
+
+    with pytest.raises(SidecarError) as caught:
+        planned_bytes("org/name", "")
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+@pytest.mark.usefixtures("cache")
+def test_offline_no_size_can_be_told() -> None:
+    with pytest.raises(SidecarError) as caught:
+        planned_bytes("org/name", "")
+    assert caught.value.reason is Reason.MODEL_NOT_CACHED
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(errors.GatedRepoError, Reason.MODEL_GATED), (errors.RepositoryNotFoundError, Reason.MODEL_NOT_FOUND)],
+)
+def test_what_a_dry_run_hides_is_told(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], reason: Reason) -> None:
+    def fetch(*_: object, **__: object) -> None:
+        raise errors.DryRunError("cannot") from _http(kind)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+
+    with pytest.raises(SidecarError) as caught:
+        planned_bytes("org/name", "")
+    assert caught.value.reason is reason

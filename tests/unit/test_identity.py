@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon.cache.identity import ModelKey, ModelSource, identify
+from daemon.cache.identity import ModelKey, ModelSource, changed, identify
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.errors import Reason, SidecarError
 from tests.builders import float_tensors, safetensors, write_adapter, write_model
@@ -57,17 +58,14 @@ def test_the_same_files_by_another_path_are_the_same_model(model: Path, tmp_path
     assert identify("a", model).key == identify("b", tmp_path / "link").key
 
 
-@pytest.mark.parametrize("change", ["replaced", "touched", "config", "more", "renamed"])
-def test_a_change_of_any_weight_file_or_the_config_is_another_model(model: Path, change: str) -> None:
-    before = identify("a", model).key
+@pytest.mark.parametrize("change", ["weights", "config", "more", "renamed"])
+def test_a_change_of_the_content_is_another_model(model: Path, change: str) -> None:
+    before = identify("a", model)
     weights = model / "model.safetensors"
-    if change == "replaced":
-        copy = model / "copy"
-        copy.write_bytes(weights.read_bytes())
-        os.utime(copy, ns=(0, weights.stat().st_mtime_ns))
-        copy.replace(weights)
-    elif change == "touched":
-        os.utime(weights, ns=(0, 1))
+    if change == "weights":
+        stat = weights.stat()
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+        os.utime(weights, ns=(0, stat.st_mtime_ns))
     elif change == "config":
         (model / "config.json").write_text('{"model_type": "llama", "rope_theta": 1}')
     elif change == "more":
@@ -75,7 +73,32 @@ def test_a_change_of_any_weight_file_or_the_config_is_another_model(model: Path,
     else:
         weights.rename(model / "model-1.safetensors")
 
-    assert identify("a", model).key.weights != before.weights
+    assert identify("a", model).key.weights != before.key.weights
+    assert changed(before)
+
+
+@pytest.mark.parametrize("change", ["copied", "replaced", "touched", "template"])
+def test_what_leaves_the_content_as_it_is_leaves_the_model_the_same(model: Path, tmp_path: Path, change: str) -> None:
+    before = identify("a", model)
+    weights, path = model / "model.safetensors", model
+    if change == "copied":
+        path = Path(shutil.copytree(model, tmp_path / "copy"))
+    elif change == "replaced":
+        Path(shutil.copy(weights, model / "copy")).replace(weights)
+    elif change == "touched":
+        os.utime(weights, ns=(0, 1))
+    else:
+        (model / "chat_template.jinja").write_text("{{ messages }}")
+
+    assert identify("b", path).key == before.key
+    assert changed(before) == (change in ("replaced", "touched"))
+
+
+def test_a_source_whose_files_are_gone_has_changed(model: Path) -> None:
+    source = identify("a", model)
+    (model / "config.json").unlink()
+
+    assert changed(source)
 
 
 def test_a_file_that_is_rewritten_is_read_again(model: Path) -> None:
@@ -90,7 +113,10 @@ def test_a_file_that_is_rewritten_is_read_again(model: Path) -> None:
 def test_an_adapter_is_part_of_the_key_and_the_size(model: Path, tmp_path: Path) -> None:
     plain = identify("a", model)
     one = identify("a", model, write_adapter(tmp_path / "one"))
-    two = identify("a", model, write_adapter(tmp_path / "two"))
+    other = write_adapter(tmp_path / "two")
+    assert identify("a", model, other).key == one.key
+    (other / "adapter_config.json").write_text('{"num_layers": 2}')
+    two = identify("a", model, other)
 
     assert one.key.weights == two.key.weights == plain.key.weights
     assert len({plain.key, one.key, two.key}) == 3
@@ -114,15 +140,36 @@ def test_an_adapter_whose_weights_are_damaged_is_refused(model: Path, tmp_path: 
     assert _refusal(model, adapter).reason is Reason.MODEL_CORRUPT
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "sub/model.safetensors", "weights.safetensors"])
-def test_weights_that_mlx_lm_would_not_read_are_unsupported(model: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("pytorch_model.bin", "only .bin weights, which can run code"),
+        ("consolidated.PTH", "only .pth weights, which can run code"),
+        ("weights.npz", "only .npz weights, which can run code"),
+        ("model-q4.gguf", "GGUF"),
+        ("sub/model.safetensors", "no model*.safetensors"),
+        ("weights.safetensors", "no model*.safetensors"),
+    ],
+)
+def test_weights_that_mlx_lm_would_not_read_are_unsupported_and_never_opened(model: Path, name: str, why: str) -> None:
     (model / "sub").mkdir()
-    (model / "model.safetensors").rename(model / name)
+    (model / "model.safetensors").unlink()
+    os.mkfifo(model / name)  # whoever opens it waits for ever
+    if name.endswith(".safetensors"):
+        (model / name).unlink()
+        (model / name).write_bytes(float_tensors(w=(1,)))
 
     error = _refusal(model)
 
     assert error.reason is Reason.MODEL_UNSUPPORTED
+    assert why in error.message
     assert "mlx_lm.convert" in error.message
+
+
+def test_pickles_beside_safetensors_do_no_harm(model: Path) -> None:
+    os.mkfifo(model / "pytorch_model.bin")
+
+    assert identify("a", model).size_bytes > 0
 
 
 def test_one_damaged_shard_condemns_the_model(model: Path) -> None:
@@ -211,7 +258,7 @@ def test_figures_are_read_under_all_their_names_and_from_nested_text_configs(mod
     assert (nested.num_layers, nested.context_length, nested.vocab_size) == (4, 128, 0)
 
 
-@pytest.mark.parametrize("value", [None, "3", -3, 0, True, 3.5, [3], 10**400])
+@pytest.mark.parametrize("value", [None, "3", -3, 0, True, 3.5, [3]])
 def test_figures_that_are_no_sane_numbers_count_as_unknown(model: Path, value: object) -> None:
     source = _source(model, num_hidden_layers=value, text_config="none")
 
@@ -219,9 +266,20 @@ def test_figures_that_are_no_sane_numbers_count_as_unknown(model: Path, value: o
     assert source.estimated_kv_bytes_per_token == 0
 
 
+@pytest.mark.parametrize("count", [10_001, 10**9, 10**400])
+@pytest.mark.parametrize("nest", [lambda config: config, lambda config: {"text_config": [config]}])
+def test_a_config_that_would_build_modules_without_end_is_corrupt(model: Path, count: int, nest: Any) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", **nest({"num_hidden_layers": count})}))
+
+    error = _refusal(model)
+
+    assert error.reason is Reason.MODEL_CORRUPT
+    assert "absurd num_hidden_layers" in error.message
+
+
 def test_estimated_kv_is_that_of_grouped_queries_and_never_overflows(model: Path) -> None:
     grouped = _source(model, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2, hidden_size=64)
-    absurd = _source(model, num_hidden_layers=2**31 - 1, num_attention_heads=2**31 - 1, head_dim=2**31 - 1)
+    absurd = _source(model, num_hidden_layers=10_000, num_attention_heads=2**31 - 1, head_dim=2**31 - 1)
 
     assert grouped.estimated_kv_bytes_per_token == 2 * 2 * 2 * 2 * 8
     assert absurd.estimated_kv_bytes_per_token == 2**63 - 1

@@ -142,6 +142,6 @@ class ModelCacheMachine(RuleBasedStateMachine):
 
 
 ModelCacheMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, print_blob=True, derandomize=False
+    max_examples=200, stateful_step_count=50, deadline=None, print_blob=True, derandomize=False
 )
 TestModelCacheMachine = ModelCacheMachine.TestCase

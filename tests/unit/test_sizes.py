@@ -132,3 +132,13 @@ def test_a_linked_file_counts_with_the_size_of_its_content(tmp_path: Path) -> No
 
 def test_a_directory_that_does_not_exist_has_no_size(tmp_path: Path) -> None:
     assert estimate_size(tmp_path / "nowhere") == 0
+
+
+def test_tensors_that_overlap_are_corrupt(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensor = {"dtype": "U8", "shape": [4]}
+    header = {"a": {**tensor, "data_offsets": [0, 4]}, "b": {**tensor, "data_offsets": [3, 7]}}
+    path.write_bytes(safetensors(header, bytes(7)))
+
+    with pytest.raises(SidecarError, match="overlap"):
+        read_header(path)

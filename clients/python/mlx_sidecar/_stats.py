@@ -73,6 +73,7 @@ class ModelStats:
         idle: Seconds since it was last used; 0 while in use.
         expires_in: Seconds until it is stale; None while pinned or in use.
         pinned: Whether it is pinned.
+        names: The names that it was asked for by; several may stand for the same content.
     """
 
     info: ModelInfo
@@ -83,6 +84,7 @@ class ModelStats:
     idle: float | None
     expires_in: float | None
     pinned: bool
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

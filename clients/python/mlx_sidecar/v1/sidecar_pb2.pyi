@@ -507,7 +507,7 @@ class ModelCacheStats(_message.Message):
     def __init__(self, cached_models: _Optional[int] = ..., max_models: _Optional[int] = ..., total_hits: _Optional[int] = ..., total_misses: _Optional[int] = ..., hit_rate: _Optional[float] = ..., total_memory_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., evictions: _Optional[int] = ..., oldest_entry_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ModelStats(_message.Message):
-    __slots__ = ("info", "state", "in_use", "use_count", "age", "idle", "expires_in", "pinned")
+    __slots__ = ("info", "state", "in_use", "use_count", "age", "idle", "expires_in", "pinned", "names")
     INFO_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     IN_USE_FIELD_NUMBER: _ClassVar[int]
@@ -516,6 +516,7 @@ class ModelStats(_message.Message):
     IDLE_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_IN_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     info: ModelInfo
     state: ModelState
     in_use: int
@@ -524,7 +525,8 @@ class ModelStats(_message.Message):
     idle: _duration_pb2.Duration
     expires_in: _duration_pb2.Duration
     pinned: bool
-    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., in_use: _Optional[int] = ..., use_count: _Optional[int] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., expires_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pinned: bool = ...) -> None: ...
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., in_use: _Optional[int] = ..., use_count: _Optional[int] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., expires_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pinned: bool = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PrefixCacheStats(_message.Message):
     __slots__ = ("blocks", "max_blocks", "block_tokens", "bytes", "budget_bytes", "buffers", "lookups", "hits", "hit_rate", "tokens_looked_up", "tokens_reused", "inserts", "evictions", "leases", "checkpoints")

@@ -1,0 +1,123 @@
+"""
+The model cache over the socket: `python -m benchmarks.models [--rounds N] [--layers N] [--out FILE]`.
+
+Two figures, each a ratio within one run: a GetOrLoad hit against a Stats call, which does nothing but travel; and the
+gaps between a stream's deltas while a large generated model loads, against those before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from benchmarks.__main__ import RESULTS, machine
+from mlx_sidecar import Client
+from tests.models import wide_model
+from tools.demo import daemon
+
+TOKENS = 3500
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """Medians of calls that take turns, in seconds."""
+
+    get_or_load: float
+    stats: float
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """Seconds between two deltas of a stream, alone and while a model loads."""
+
+    model_bytes: int
+    load_seconds: float
+    alone_median: float
+    loading_median: float
+    loading_most: float
+    ratio_of_medians: float
+    ratio_of_most: float
+
+
+def main() -> int:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=500, help="pairs of calls")
+    parser.add_argument("--layers", type=int, default=40, help="layers of the large model, 13 MB each")
+    parser.add_argument("--out", type=Path, default=RESULTS / "models.json", help="where the figures go")
+    arguments = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder,
+        daemon(Path(folder)) as environ,
+        Client(environ["MLX_SIDECAR_SOCKET"]) as client,
+    ):
+        client.load("embedded")
+        hit = measure_hit(client, arguments.rounds)
+        gaps = measure_gaps(client, str(wide_model(Path(folder), "large", 1, arguments.layers)))
+    print(f"GetOrLoad hit {1000 * hit.get_or_load:.2f} ms, Stats {1000 * hit.stats:.2f} ms, {hit.ratio:.1f} x")
+    print(
+        f"stream gap alone {1000 * gaps.alone_median:.1f} ms; while {gaps.model_bytes / 1e6:.0f} MB load in "
+        f"{gaps.load_seconds:.1f} s: median {gaps.ratio_of_medians:.1f} x, longest {gaps.ratio_of_most:.1f} x"
+    )
+    figures = {"hit": asdict(hit), "gaps": asdict(gaps)}
+    arguments.out.write_text(json.dumps({"benchmark": "model cache", **machine(), **figures}, indent=2) + "\n")
+    return 0
+
+
+def measure_hit(client: Client, rounds: int) -> Hit:
+    """Alternate between a hit and a call that only travels."""
+    hits, travels = [], []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        client.load("embedded")
+        between = time.perf_counter()
+        client.stats()
+        hits.append(between - began)
+        travels.append(time.perf_counter() - between)
+    return Hit(median(hits), median(travels), median(hits) / median(travels))
+
+
+def measure_gaps(client: Client, model: str) -> Gaps:
+    """Stream from the small model, load the large one after a while, and look at the deltas before and meanwhile."""
+    times: list[float] = []
+    window: list[float] = []
+    under_way = threading.Event()
+
+    def load() -> None:
+        under_way.wait()
+        window.append(time.perf_counter())
+        client.load(model, skip_warmup=True)
+        window.append(time.perf_counter())
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    with client.generate("embedded", "The", max_tokens=TOKENS, ignore_eos=True) as stream:
+        for _ in stream:
+            times.append(time.perf_counter())
+            if len(times) == 200:
+                under_way.set()
+            if len(window) == 2:
+                break
+    under_way.set()
+    loading.join()
+    began, ended = window
+    alone = [after - before for before, after in pairwise(times) if after < began][20:]
+    meanwhile = [after - before for before, after in pairwise(times) if began <= after and before <= ended]
+    size = next(one.info.size_bytes for one in client.stats().models if one.info.model == model)
+    usual = median(alone)
+    return Gaps(
+        size, ended - began, usual, median(meanwhile), max(meanwhile), median(meanwhile) / usual, max(meanwhile) / usual
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

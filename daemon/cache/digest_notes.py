@@ -1,0 +1,77 @@
+"""A file that remembers the digests of large weight files from one run of the daemon to the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from contextlib import suppress
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from daemon.cache.digests import Stamp
+
+FILE_NAME = "digests.json"
+_VERSION = 1
+_MOST = 4096
+"""Files remembered, those noted last."""
+
+_MAX_BYTES = 16_000_000
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+log = structlog.get_logger()
+
+
+class DigestFile:
+    """
+    A JSON file that is replaced as a whole and readable by its owner only. What is wrong with it costs only time.
+
+    Args:
+        path: The file; its directory is made when something is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, tuple[Stamp, str]]:
+        """Return what was noted, by path; nothing if the file is missing, damaged or of another version."""
+        try:
+            if self._path.stat().st_size > _MAX_BYTES:
+                return {}
+            content = json.loads(self._path.read_bytes())
+            if content["version"] != _VERSION:
+                return {}
+            return {name: _entry(values) for name, values in content["files"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            log.warning("the digests of earlier runs cannot be read", error=f"{type(error).__name__}: {error}")
+            return {}
+
+    def write(self, known: dict[str, tuple[Stamp, str]]) -> None:
+        """Replace what was noted. A failure is logged: the files are read again next time."""
+        newest = list(known.items())[-_MOST:]
+        files = {name: [*astuple(stamp), digest] for name, (stamp, digest) in newest}
+        temporary = ""
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=FILE_NAME, dir=self._path.parent)  # mode 0600
+            with os.fdopen(handle, "w") as file:
+                json.dump({"version": _VERSION, "files": files}, file)
+            Path(temporary).replace(self._path)
+        except OSError as error:
+            log.warning("digests cannot be noted", error=f"{type(error).__name__}: {error}")
+            if temporary:
+                with suppress(OSError):
+                    Path(temporary).unlink()
+
+
+def _entry(values: Any) -> tuple[Stamp, str]:
+    *numbers, digest = values
+    if len(numbers) != 4 or not all(type(number) is int for number in numbers) or not _DIGEST.fullmatch(digest):
+        raise ValueError("not an entry")
+    return Stamp(*numbers), digest

@@ -1,0 +1,149 @@
+"""Digests of weight files: SHA-256 of every byte, computed once for each state of a file and remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+Report = Callable[[int, int], None]
+"""Called with bytes done and bytes to do; may raise to abandon the work."""
+
+QUICK_BYTES = 64 << 20
+"""Hashing this much takes some 50 ms: little enough to do while a request is prepared, and not worth a note."""
+
+SETTLED_NS = 2_000_000_000
+"""A file that was written to this recently may be written to again without a new time stamp: FAT's tick is 2 s."""
+
+_CHUNK = 8 << 20
+_BLOB = re.compile(r"[0-9a-f]{64}")
+
+
+class TakesLong(Exception):  # noqa: N818 - it is no failure: the work belongs on another thread
+    """Weights have to be read from end to end before they can be named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the file system says of a file's state. Writing to a file or replacing it changes its stamp."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, file: Path) -> Stamp:
+        """
+        Return the stamp of a file, links followed.
+
+        Raises:
+            OSError: If it cannot be looked at.
+        """
+        stat = file.stat()
+        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+class Notes(Protocol):
+    """Where digests of large files outlive the process."""
+
+    def read(self) -> dict[str, tuple[Stamp, str]]:
+        """Return what was noted, by path; nothing if that cannot be told."""
+
+    def write(self, known: dict[str, tuple[Stamp, str]]) -> None:
+        """Replace what was noted. A failure is logged and costs only time later."""
+
+
+class _Turn:
+    """Whose turn it is to read one file."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+class Digests:
+    """
+    Digests by file and stamp. Any thread.
+
+    Args:
+        notes: Keeps digests of large files for the next process; None keeps them in memory only.
+        now_ns: The file system's clock.
+    """
+
+    def __init__(self, notes: Notes | None = None, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._notes = notes
+        self._now_ns = now_ns
+        self._known = notes.read() if notes else {}
+        self._turns: WeakValueDictionary[Path, _Turn] = WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def digest(self, file: Path, *, hub: bool = False, report: Report | None = None) -> str:
+        """
+        Return the SHA-256 of a file's content, in hexadecimal.
+
+        Args:
+            file: The file.
+            hub: Whether huggingface_hub put it there. Its large files are named by their SHA-256, which is believed
+                for as long as the file is as it was when it was first seen.
+            report: Gets the progress of reading a large file; None reads none.
+
+        Raises:
+            TakesLong: If a large file has to be read and `report` is None.
+            OSError: If it cannot be read.
+        """
+        path = file.resolve()
+        stamp = Stamp.of(path)
+        found = self._find(path, stamp, hub)
+        if found is not None:
+            return found
+        if report is None and stamp.size > QUICK_BYTES:
+            raise TakesLong
+        with self._lock:
+            turn = self._turns.setdefault(path, _Turn())
+        with turn.lock:  # two callers of one file read it once
+            return self._find(path, stamp, hub) or self._read(path, report)
+
+    def _find(self, path: Path, stamp: Stamp, hub: bool) -> str | None:
+        with self._lock:
+            seen, digest = self._known.get(str(path), (None, ""))
+        if seen == stamp:
+            return digest
+        if seen is None and hub and path.parent.name == "blobs" and _BLOB.fullmatch(path.name):
+            self._remember(path, stamp, path.name)
+            return path.name
+        return None
+
+    def _read(self, path: Path, report: Report | None) -> str:
+        started = self._now_ns()
+        before = Stamp.of(path)
+        digest = _sha256(path, before.size, report)
+        settled = before.ctime_ns + SETTLED_NS < started
+        if settled and Stamp.of(path) == before:
+            self._remember(path, before, digest)
+        return digest
+
+    def _remember(self, path: Path, stamp: Stamp, digest: str) -> None:
+        with self._lock:
+            self._known.pop(str(path), None)
+            self._known[str(path)] = stamp, digest
+            large = {name: one for name, one in self._known.items() if one[0].size > QUICK_BYTES}
+            if self._notes is not None and stamp.size > QUICK_BYTES:
+                self._notes.write(large)
+
+
+def _sha256(path: Path, size: int, report: Report | None) -> str:
+    state = hashlib.sha256()
+    done = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            state.update(chunk)
+            done += len(chunk)
+            if report is not None and size > QUICK_BYTES:
+                report(done, size)
+    return state.hexdigest()

@@ -1,0 +1,146 @@
+"""Finds models off the MLX thread: at once if that is quick, or else in one search for all who ask for the same."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from daemon.cache.digests import TakesLong
+from daemon.cache.entry import Progress, Stage
+from daemon.cache.identity import ModelSource
+from daemon.cache.resolver import Resolver, Wanted
+from daemon.engine.background import Background
+from daemon.errors import Reason, SidecarError
+
+Found = ModelSource | int
+"""A model, or the bytes of weights of one that is not on this machine, for those who asked for an estimate."""
+
+
+class Seeker(Protocol):
+    """Who asks for a model. Called on the MLX thread, but for `over` and `progress`."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it no longer waits."""
+
+    def progress(self, progress: Progress) -> None:
+        """Called while its model is downloaded or read; any thread."""
+
+    def found(self, found: Found) -> None:
+        """Called with its model; an error that it raises is given to `fail`."""
+
+    def fail(self, error: SidecarError) -> None:
+        """Called if there is none."""
+
+
+class Finder:
+    """
+    Runs on the MLX thread; the work does not.
+
+    Args:
+        resolver: Does the work.
+        background: The threads that it is done on.
+    """
+
+    def __init__(self, resolver: Resolver, background: Background) -> None:
+        self._resolver = resolver
+        self._background = background
+        self._searches: dict[Wanted, _Search] = {}
+
+    def find(self, wanted: Wanted, seeker: Seeker) -> None:
+        """Find a model for somebody. When all who ask for it are over, the work is abandoned."""
+
+        def quick() -> ModelSource | None:
+            try:
+                return self._resolver.resolve(wanted)
+            except TakesLong:
+                return None
+
+        def then(source: ModelSource | None) -> None:
+            if source is not None:
+                seeker.found(source)
+            elif not seeker.over:
+                self._join(wanted, seeker)
+
+        self._background.run(quick, then, seeker.fail)
+
+    def _join(self, wanted: Wanted, seeker: Seeker) -> None:
+        search = self._searches.get(wanted)
+        if search is not None and search.join(seeker):
+            return
+        search = self._searches[wanted] = _Search(seeker)
+
+        def found(result: Found) -> None:
+            self._end(wanted, search, lambda one: one.found(result))
+
+        def failed(error: SidecarError) -> None:
+            self._end(wanted, search, lambda one: one.fail(error))
+
+        self._background.run(partial(self._search, wanted, search), found, failed, slow=True)
+
+    def _search(self, wanted: Wanted, search: _Search) -> Found:
+        try:
+            return self._resolver.resolve(wanted, search)
+        except SidecarError as error:
+            if not wanted.estimate or error.reason is not Reason.MODEL_NOT_CACHED:
+                raise
+            return self._resolver.planned_bytes(wanted)
+
+    def _end(self, wanted: Wanted, search: _Search, tell: Callable[[Seeker], None]) -> None:
+        if self._searches.get(wanted) is search:
+            del self._searches[wanted]
+        for seeker in search.end():
+            self._background.guard(partial(tell, seeker), seeker.fail)
+
+
+class _Search:
+    """
+    One search and those who wait for it; what the resolver calls a watcher.
+
+    It is abandoned by raising in the thread that works, at its next report, once nobody waits. From then on nobody can
+    join it any more.
+    """
+
+    def __init__(self, first: Seeker) -> None:
+        self._seekers = [first]
+        self._abandoned = False
+        self._last: Progress | None = None
+        self._lock = threading.Lock()
+
+    def join(self, seeker: Seeker) -> bool:
+        """Let somebody wait too; False if the search was abandoned."""
+        with self._lock:
+            if self._abandoned:
+                return False
+            self._seekers.append(seeker)
+            last = self._last
+        if last is not None:
+            seeker.progress(last)
+        return True
+
+    def end(self) -> list[Seeker]:
+        """Return those who wait."""
+        with self._lock:
+            self._abandoned = True
+            return [seeker for seeker in self._seekers if not seeker.over]
+
+    def downloading(self, done: int, total: int) -> None:
+        """Tell all that a download moved on."""
+        self._report(Progress(Stage.DOWNLOADING, done, total))
+
+    def reading(self, done: int, total: int) -> None:
+        """Tell all that weights are read to name them."""
+        self._report(Progress(Stage.QUEUED, done, total))
+
+    def _report(self, progress: Progress) -> None:
+        with self._lock:
+            self._seekers = [seeker for seeker in self._seekers if not seeker.over]
+            if not self._seekers:
+                self._abandoned = True
+                raise SidecarError(Reason.INTERNAL, "nobody waits for it any more")
+            self._last = progress
+            seekers = list(self._seekers)
+        for seeker in seekers:
+            seeker.progress(progress)

@@ -1,0 +1,71 @@
+"""An Invalidate call that names a prefix: its text becomes tokens off the MLX thread before anything is dropped."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from daemon.cache.entry import Progress
+from daemon.cache.identity import ModelSource
+from daemon.cache.resolver import Wanted
+from daemon.engine.calls import Services
+from daemon.engine.finder import Found
+from daemon.engine.invalidation import Invalidator
+from daemon.engine.prompts import tokenise
+from daemon.errors import SidecarError, invalid
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+class PrefixCall:
+    """Invalidates the prompts that begin with a prefix."""
+
+    def __init__(
+        self, services: Services, call_id: int, request: pb.InvalidateRequest, invalidator: Invalidator
+    ) -> None:
+        self._services = services
+        self._call_id = call_id
+        self._request = request
+        self._invalidator = invalidator
+        self._over = False
+        services.finder.find(Wanted(request.prefix.model), self)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._over
+
+    def poll(self) -> bool:
+        """Nothing is to be done until the tokens are there."""
+        return not self._over
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer; nothing is dropped."""
+        self._over = True
+
+    def progress(self, progress: Progress) -> None:
+        """Invalidate has no such event."""
+
+    def found(self, found: Found) -> None:
+        """Tokenise the prefix."""
+        assert isinstance(found, ModelSource)
+        self._services.background.run(partial(self._tokens, found), partial(self._drop, found), self.fail)
+
+    def _tokens(self, source: ModelSource) -> list[int]:
+        target = self._request.prefix
+        if target.WhichOneof("input") == "tokens":
+            return list(target.tokens.ids)
+        tokens = tokenise(pb.GenerateRequest(text=target.text), self._services.tokenizers.get(source))
+        if not tokens:
+            raise invalid("prefix.text", "has no tokens")
+        return tokens[:-1] or tokens
+
+    def _drop(self, source: ModelSource, tokens: list[int]) -> None:
+        if not self._over:
+            answer = self._invalidator.prefix(source, self._request.prefix.salt, tokens, dry_run=self._request.dry_run)
+            self._over = True
+            self._services.outbox.invalidated(self._call_id, answer)
+
+    def fail(self, error: SidecarError) -> None:
+        """End the call with an error; nothing if it was over."""
+        if not self._over:
+            self._over = True
+            self._services.outbox.fail(self._call_id, error)

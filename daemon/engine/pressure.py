@@ -1,0 +1,151 @@
+"""Memory pressure: what the system says about its memory, and what is freed for it."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+RELIEF_SECONDS = 10.0
+"""Time between two reliefs: what was freed needs a while to show, and Linux tells a ten-second average."""
+
+PSI = Path("/proc/pressure/memory")
+_SYSCTL = b"kern.memorystatus_vm_pressure_level"
+_SOME_STALLED = 20.0
+_ALL_STALLED = 10.0
+
+log = structlog.get_logger()
+
+
+class Level(IntEnum):
+    """How short of memory the system is."""
+
+    NORMAL = 0
+    WARNING = 1
+    CRITICAL = 2
+
+
+class Source(Protocol):
+    """Where a level comes from. Cheap enough to be asked every second."""
+
+    def __call__(self) -> Level:
+        """Return the level now; NORMAL if it cannot be told."""
+
+
+def normal() -> Level:
+    """Where nothing tells."""
+    return Level.NORMAL
+
+
+class LinuxPressure:
+    """
+    The share of the last ten seconds in which tasks waited for memory.
+
+    Args:
+        path: The kernel's file of pressure stall information.
+    """
+
+    def __init__(self, path: Path = PSI) -> None:
+        self._path = path
+
+    def __call__(self) -> Level:
+        """Return the level now."""
+        try:
+            text = self._path.read_text()
+        except OSError:  # a kernel without it
+            return Level.NORMAL
+        shares = {kind: float(share) for kind, share in re.findall(r"^(some|full) avg10=([\d.]+)", text, re.MULTILINE)}
+        if shares.get("full", 0.0) >= _ALL_STALLED:
+            return Level.CRITICAL
+        return Level.WARNING if shares.get("some", 0.0) >= _SOME_STALLED else Level.NORMAL
+
+
+class MacPressure:
+    """
+    The level of the kernel's own memory status: 1 normal, 2 warning, 4 critical.
+
+    Args:
+        read: Returns it; None if it cannot be told.
+    """
+
+    def __init__(self, read: Callable[[], int | None]) -> None:
+        self._read = read
+
+    def __call__(self) -> Level:
+        """Return the level now."""
+        value = self._read() or 0
+        if value >= 4:
+            return Level.CRITICAL
+        return Level.WARNING if value >= 2 else Level.NORMAL
+
+
+def sysctl_level() -> int | None:
+    """Return the kernel's level on a Mac; None where there is no such thing."""
+    value = ctypes.c_int(0)
+    size = ctypes.c_size_t(ctypes.sizeof(value))
+    try:
+        failed = ctypes.CDLL(None).sysctlbyname(_SYSCTL, ctypes.byref(value), ctypes.byref(size), None, 0)
+    except (OSError, AttributeError):
+        return None
+    return None if failed else value.value
+
+
+def of_this_system(platform: str = sys.platform) -> Source:
+    """Return the source that this system has."""
+    if platform == "darwin":
+        return MacPressure(sysctl_level)
+    return LinuxPressure() if platform.startswith("linux") else normal
+
+
+class Relief:
+    """
+    Frees memory while the system is short of it: cached prefixes first, then idle models, least recently used first.
+
+    At WARNING, half of the prefixes, or one model once there are none; at CRITICAL, all prefixes and all idle models.
+
+    Args:
+        source: Tells the level.
+        prefix_bytes: Returns the bytes of cached prefixes.
+        shed_prefixes: Frees so many bytes of them, and returns how many became free.
+        shed_models: Frees at least so many bytes of idle models, and returns how many became free.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prefix_bytes: Callable[[], int],
+        shed_prefixes: Callable[[int], int],
+        shed_models: Callable[[int], int],
+        clock: Callable[[], float],
+    ) -> None:
+        self._source = source
+        self._prefix_bytes = prefix_bytes
+        self._shed_prefixes = shed_prefixes
+        self._shed_models = shed_models
+        self._clock = clock
+        self._next = clock()
+
+    def check(self) -> int:
+        """Free what the level asks for, unless that was done just now, and return the bytes that became free."""
+        level = self._source()
+        if level is Level.NORMAL or self._clock() < self._next:
+            return 0
+        self._next = self._clock() + RELIEF_SECONDS
+        held = self._prefix_bytes()
+        prefixes = self._shed_prefixes(held if level is Level.CRITICAL else (held + 1) // 2) if held else 0
+        models = 0
+        if level is Level.CRITICAL:
+            models = self._shed_models(sys.maxsize)
+        elif not prefixes:
+            models = self._shed_models(1)
+        log.warning(
+            "the system is short of memory", level=level.name.lower(), prefix_bytes=prefixes, model_bytes=models
+        )
+        return prefixes + models

@@ -1,0 +1,98 @@
+"""Three models of known size and a budget for two, over the socket: who goes, who stays, and what memory says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mlx_sidecar
+from mlx_sidecar import Client, Stats
+from tests.models import wide_model
+from tests.running import RunningDaemon
+
+MIB = 1 << 20
+BUDGET_MB = 90
+"""Room for two models of some 40 MB, and not for three."""
+
+
+@pytest.fixture(name="models")
+def _models(folder: Path) -> tuple[str, str, str]:
+    """Return three models of one size and different content."""
+    a, b, c = (str(wide_model(folder, name, seed)) for seed, name in enumerate("abc"))
+    return a, b, c
+
+
+@pytest.fixture(name="small")
+def _small(start_daemon: Callable[..., RunningDaemon]) -> RunningDaemon:
+    """Return a daemon with room for two of them, and hardly any for prefixes."""
+    return start_daemon(model_cache_mb=str(BUDGET_MB), kv_cache_mb="1", warmup_tokens="4")
+
+
+def _names(stats: Stats) -> list[str]:
+    return [model.info.model for model in stats.models]
+
+
+def test_the_least_recently_used_goes_and_the_peak_stays_within_the_budget(
+    small: RunningDaemon, models: tuple[str, str, str]
+) -> None:
+    """A, B, touch A: C evicts B. The engine's own peak, of every instant since its start, is the witness."""
+    a, b, c = models
+    with small.client() as client:
+        sizes = [client.load(model).size_bytes for model in (a, b, a)]
+        assert 2 * sizes[0] < BUDGET_MB * MIB < 3 * sizes[0]
+        ready = client.load(c)
+        assert ready.evicted == (b,)
+        stats = client.stats()
+        assert _names(stats) == [c, a]
+        assert stats.memory.peak_bytes <= 1.02 * BUDGET_MB * MIB
+        assert stats.memory.weights_bytes == 2 * sizes[0]
+
+
+def test_a_model_in_use_is_not_evicted_and_who_has_to_wait_is_told_by_whom(
+    small: RunningDaemon, models: tuple[str, str, str]
+) -> None:
+    """B runs, so that C takes the place of A although A was used later; with both in use there is no room."""
+    a, b, c = models
+    with small.client() as client, client.generate(b, "x", max_tokens=1500, ignore_eos=True) as stream:
+        events = iter(stream)
+        next(events)
+        client.load(a)
+        with client.generate(a, "x", max_tokens=1500, ignore_eos=True) as other:
+            next(iter(other))
+            with pytest.raises(mlx_sidecar.BudgetInUse) as caught:
+                client.load(c)
+            assert (caught.value.retry_after or 0) > 0
+            assert {a, b, "needed_bytes", "budget_bytes"} <= set(caught.value.metadata)
+        assert client.load(c).evicted == (a,)
+        assert set(_names(client.stats())) == {b, c}
+        assert client.stats().memory.peak_bytes <= 1.1 * BUDGET_MB * MIB  # with the KV of two streams
+
+
+def test_memory_really_returns(small: RunningDaemon, models: tuple[str, str, str]) -> None:
+    """After an unload, what MLX holds is what is left, give or take a twentieth."""
+    a, b, _ = models
+    with small.client() as client:
+        left = client.load(a).size_bytes
+        client.load(b)
+        client.invalidate_model(b)
+        memory = client.stats().memory
+        assert memory.weights_bytes == left
+        assert memory.active_bytes + memory.cache_bytes <= 1.05 * left
+        client.invalidate_model(a)
+        memory = client.stats().memory
+        assert memory.active_bytes + memory.cache_bytes <= 0.05 * left
+
+
+def test_two_models_that_take_turns_are_loaded_once_each(small: RunningDaemon, models: tuple[str, str, str]) -> None:
+    """Twenty turns: two misses, and hits from then on."""
+    with small.client() as client:
+        outcomes = [client.load(models[turn % 2]).outcome for turn in range(20)]
+        assert outcomes == ["loaded"] * 2 + ["hit"] * 18
+        assert _counters(client) == (18, 2, 0)
+
+
+def _counters(client: Client) -> tuple[int, int, int]:
+    cache = client.stats().model_cache
+    return cache.total_hits, cache.total_misses, cache.evictions

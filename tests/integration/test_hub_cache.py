@@ -1,0 +1,73 @@
+"""Models in the Hub's local cache are found without a network, are the same as their copies, and pulled only once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mlx_sidecar
+from tests.models import copy_of_embedded
+from tests.running import RunningDaemon
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(name="daemon")
+def _daemon(start_daemon: Callable[..., RunningDaemon], folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunningDaemon:
+    """Return a daemon that is offline and whose Hub cache holds org/name, laid out as huggingface_hub does it."""
+    repo = folder / "hub" / "models--org--name"
+    snapshot = repo / "snapshots" / COMMIT
+    shutil.copytree(copy_of_embedded(folder), snapshot)
+    weights = snapshot / "model.safetensors"
+    blob = repo / "blobs" / hashlib.sha256(weights.read_bytes()).hexdigest()
+    blob.parent.mkdir()
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "hub"))
+    return start_daemon()
+
+
+def test_a_hub_id_and_a_copy_of_it_are_one_model(daemon: RunningDaemon, folder: Path) -> None:
+    """By branch, by commit, and by the path of a copy: one load."""
+    with daemon.client() as client:
+        ready = client.load("org/name", allow_download=True)
+        assert ready.outcome == "loaded"
+        assert client.load("org/name", revision=COMMIT).outcome == "hit"
+        copy = client.load(str(folder / "model"))
+        assert (copy.outcome, copy.fingerprint) == ("hit", ready.fingerprint)
+        assert client.stats().models[0].names == ("org/name", str(folder / "model"))
+        with pytest.raises(mlx_sidecar.ModelNotCached):
+            client.load("org/name", revision="v2")
+
+
+def _cli(daemon: RunningDaemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "daemon", *arguments]
+    return subprocess.run(command, env=daemon.environ, capture_output=True, text=True, timeout=60)
+
+
+def test_pull_of_what_is_here_is_done_at_once_and_loads_nothing(daemon: RunningDaemon) -> None:
+    """Exit status 0; the model is described, and memory is as it was."""
+    with daemon.client() as client:
+        client.stats()  # it listens
+        shown = _cli(daemon, "pull", "org/name", "--json")
+        assert (shown.returncode, json.loads(shown.stdout)["outcome"]) == (0, "estimated")
+        assert client.stats().models == ()
+
+
+@pytest.mark.parametrize("command", [["pull"], ["load", "--estimate-only"], ["load"]])
+def test_offline_a_model_that_is_not_here_is_refused(daemon: RunningDaemon, command: list[str]) -> None:
+    """Exit status 1 and the reason, whether it should be fetched, loaded or only measured."""
+    with daemon.client() as client:
+        client.stats()
+    shown = _cli(daemon, command[0], "org/other", *command[1:])
+    assert shown.returncode == 1
+    assert "org/other is not in the local Hub cache; and the Hub cannot be reached" in shown.stderr

@@ -1,0 +1,233 @@
+"""A weight file is read once for each state of it; no change goes unnoticed, nothing unsure is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from daemon.cache import digests as module
+from daemon.cache.digest_notes import FILE_NAME, DigestFile
+from daemon.cache.digests import SETTLED_NS, Digests, Stamp, TakesLong
+
+CONTENT = b"weights" * 100
+NAME = hashlib.sha256(CONTENT).hexdigest()
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """Nobody watches."""
+
+
+def _later() -> int:
+    """Return a time at which no file of the test was written to just now."""
+    return time.time_ns() + 2 * SETTLED_NS
+
+
+@pytest.fixture(name="file")
+def _file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture(name="reads")
+def _reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return the files that were read, as they are read."""
+    reads: list[Path] = []
+    real = module._sha256
+
+    def noting(path: Path, *rest: Any) -> str:
+        reads.append(path)
+        return real(path, *rest)
+
+    monkeypatch.setattr(module, "_sha256", noting)
+    return reads
+
+
+@pytest.fixture(name="large")
+def _large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every file count as large."""
+    monkeypatch.setattr(module, "QUICK_BYTES", 10)
+    monkeypatch.setattr(module, "_CHUNK", 300)
+
+
+def test_a_file_is_read_once(file: Path, reads: list[Path]) -> None:
+    digests = Digests(now_ns=_later)
+
+    assert [digests.digest(file) for _ in range(3)] == [NAME] * 3
+    assert reads == [file]
+
+
+@pytest.mark.parametrize("change", ["touched", "replaced", "rewritten", "linked elsewhere"])
+def test_a_file_in_another_state_is_read_again(file: Path, reads: list[Path], change: str) -> None:
+    digests = Digests(now_ns=_later)
+    link = file.with_name("link")
+    link.symlink_to(file)
+    digests.digest(link)
+    if change == "touched":
+        os.utime(file, ns=(0, 1))
+    elif change == "rewritten":
+        stat = file.stat()
+        file.write_bytes(CONTENT[::-1])
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    else:
+        other = file.with_name("other")
+        other.write_bytes(CONTENT[::-1])
+        if change == "replaced":
+            other.replace(file)
+        else:
+            link.unlink()
+            link.symlink_to(other)
+
+    assert (digests.digest(link) == NAME) == (change == "touched")
+    assert len(reads) == 2
+
+
+def test_a_file_that_was_written_to_just_now_is_not_taken_for_settled(file: Path, reads: list[Path]) -> None:
+    digests = Digests(now_ns=lambda: file.stat().st_ctime_ns)
+
+    assert digests.digest(file) == digests.digest(file) == NAME
+    assert len(reads) == 2
+
+
+@pytest.mark.usefixtures("large")
+def test_a_large_file_is_not_read_by_those_who_cannot_wait(file: Path, reads: list[Path]) -> None:
+    digests = Digests(now_ns=_later)
+
+    with pytest.raises(TakesLong):
+        digests.digest(file)
+    assert reads == []
+    assert digests.digest(file, report=_ignore) == digests.digest(file) == NAME
+
+
+@pytest.mark.usefixtures("large")
+def test_reading_a_large_file_tells_how_far_it_is_and_can_be_abandoned(file: Path) -> None:
+    reports: list[tuple[int, int]] = []
+
+    def abandon(_done: int, _total: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        Digests(now_ns=_later).digest(file, report=abandon)
+    Digests(now_ns=_later).digest(file, report=lambda done, total: reports.append((done, total)))
+    assert reports == [(300, 700), (600, 700), (700, 700)]
+
+
+@pytest.mark.usefixtures("large")
+def test_two_at_once_read_a_file_once(file: Path, reads: list[Path]) -> None:
+    digests = Digests(now_ns=_later)
+    begun, go_on = threading.Event(), threading.Event()
+    results: list[str] = []
+
+    def wait(_done: int, _total: int) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    threads = [
+        threading.Thread(target=lambda: results.append(digests.digest(file, report=wait)), daemon=True)
+        for _ in range(2)
+    ]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert results == [NAME] * 2
+    assert reads == [file]
+
+
+@pytest.fixture(name="blob")
+def _blob(tmp_path: Path) -> Path:
+    """Return a link of a Hub snapshot, to a blob that is named by another digest than its content has."""
+    blob = tmp_path / "models--org--name" / "blobs" / ("ab" * 32)
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(CONTENT)
+    link = tmp_path / "models--org--name" / "snapshots" / "main" / "model.safetensors"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(blob)
+    return link
+
+
+def test_a_blob_of_the_hub_is_named_without_being_read(blob: Path, reads: list[Path]) -> None:
+    assert Digests().digest(blob, hub=True) == "ab" * 32
+    assert reads == []
+
+
+def test_the_name_of_a_blob_is_believed_only_where_the_hub_put_it(blob: Path) -> None:
+    assert Digests().digest(blob) == NAME
+
+
+def test_a_blob_that_was_written_to_is_read(blob: Path) -> None:
+    digests = Digests(now_ns=_later)
+    digests.digest(blob, hub=True)
+    os.utime(blob, ns=(0, 1))
+
+    assert digests.digest(blob, hub=True) == NAME
+
+
+@pytest.mark.usefixtures("large")
+def test_digests_of_large_files_outlive_the_process(file: Path, tmp_path: Path, reads: list[Path]) -> None:
+    notes = DigestFile(tmp_path / "state" / FILE_NAME)
+    Digests(notes, _later).digest(file, report=_ignore)
+
+    assert Digests(notes, _later).digest(file) == NAME
+    assert len(reads) == 1
+    assert (tmp_path / "state" / FILE_NAME).stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in (tmp_path / "state").iterdir()] == [FILE_NAME]
+
+
+def test_digests_of_small_files_are_not_worth_a_note(file: Path, tmp_path: Path) -> None:
+    Digests(DigestFile(tmp_path / "state" / FILE_NAME), _later).digest(file)
+
+    assert not (tmp_path / "state").exists()
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "another version": lambda notes: {**notes, "version": 2},
+    "a list": lambda notes: [notes],
+    "no files": lambda notes: {"version": 1},
+    "a short entry": lambda notes: {**notes, "files": {"/x": [1, 2, NAME]}},
+    "no digest": lambda notes: {**notes, "files": {"/x": [1, 2, 3, 4, "x"]}},
+    "no numbers": lambda notes: {**notes, "files": {"/x": ["1", 2, 3, 4, NAME]}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_notes_that_are_damaged_cost_time_only(tmp_path: Path, file: Path, damage: str) -> None:
+    notes = DigestFile(tmp_path / FILE_NAME)
+    notes.write({str(file): (Stamp.of(file), NAME)})
+    assert notes.read() == {str(file): (Stamp.of(file), NAME)}
+    content = json.loads((tmp_path / FILE_NAME).read_text())
+    (tmp_path / FILE_NAME).write_text(json.dumps(DAMAGE[damage](content)))
+
+    assert notes.read() == {}
+
+
+def test_notes_that_are_no_json_or_cannot_be_written_are_logged(tmp_path: Path, file: Path) -> None:
+    (tmp_path / FILE_NAME).write_text("{")
+    in_the_way = DigestFile(file / FILE_NAME)
+
+    with capture_logs() as logs:
+        assert DigestFile(tmp_path / FILE_NAME).read() == {}
+        in_the_way.write({"x": (Stamp.of(file), NAME)})
+
+    assert [line["log_level"] for line in logs] == ["warning", "warning"]
+
+
+def test_only_the_newest_notes_are_kept(tmp_path: Path, file: Path) -> None:
+    notes = DigestFile(tmp_path / FILE_NAME)
+    stamp = Stamp.of(file)
+    notes.write({f"/{number}": (replace(stamp, inode=number), NAME) for number in range(5000)})
+
+    assert next(iter(notes.read())) == "/904"
+    assert len(notes.read()) == 4096
