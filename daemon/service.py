@@ -47,6 +47,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         with self._admission.place() as ticket:
             self._admission.began(ticket)
             with closing(self._supervisor.open(ipc.Command(load=request), request.model)) as call:
+                ticket.drop = call.fail
                 async for event in call.events():
                     _note_load(event.load)
                     yield event.load
