@@ -14,7 +14,7 @@ from daemon.errors import Reason, SidecarError, invalid
 
 EMBEDDED = "embedded"
 EMBEDDED_PATH = Path(__file__).resolve().parent.parent / "embedded"
-"""A small model that ships with the daemon, for tests and demonstrations."""
+"""A small model that ships with the daemon, for tests, demonstrations and `doctor`."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
