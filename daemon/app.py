@@ -71,6 +71,7 @@ def run(config: Config, engine: Sequence[str] | None = None) -> int:
         # The engine inherits this copy, so that the lock lives as long as any process holds the models' memory.
         inherited = lock.inheritable_copy()
         _allow_connections()
+        os.chdir("/")  # no later engine could start in a directory that somebody deleted meanwhile
         # Only now: a daemon that is refused must not touch the log file of the one that runs.
         logs.configure(config.log_level, config.log_file)
         try:

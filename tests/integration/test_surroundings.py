@@ -1,4 +1,4 @@
-"""Signals that a terminal sends: to the whole process group at Ctrl-C, and to the daemon when its window closes."""
+"""What a daemon gets from where it was started: signals of its terminal, limits, a directory that may go."""
 
 from __future__ import annotations
 
@@ -8,12 +8,32 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.running import END_SECONDS, RunningDaemon, environment, wait_until
 
+Launch = Callable[..., RunningDaemon]
 FAKE = [sys.executable, "-m", "tests.serve_fake"]
+
+
+@pytest.fixture(name="launch")
+def _launch(folder: Path) -> Iterator[Callable[..., RunningDaemon]]:
+    """Return a function that starts a command as a daemon, with options of Popen."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def launch(command: list[str], **options: Any) -> RunningDaemon:
+        environ = environment(folder)
+        started.append(subprocess.Popen(command, env=environ, **options))
+        return RunningDaemon(folder, environ, started[-1])
+
+    yield launch
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def test_the_engine_ignores_ctrl_c_before_its_slow_imports(tmp_path: Path) -> None:
@@ -32,12 +52,11 @@ def test_the_engine_ignores_ctrl_c_before_its_slow_imports(tmp_path: Path) -> No
     assert ended.stderr == "ignored\n"
 
 
-def test_a_terminal_that_closes_ends_the_daemon(folder: Path) -> None:
+def test_a_terminal_that_closes_ends_the_daemon(launch: Launch) -> None:
     """Or it would go on unseen, and its log would go nowhere."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(FAKE, env=environment(folder), stderr=theirs, start_new_session=True)
+    daemon = launch(FAKE, stderr=theirs, start_new_session=True)
     os.close(theirs)
-    daemon = RunningDaemon(folder, environment(folder), process)
     with daemon.client() as client:
         client.load("ok")
         os.close(ours)
@@ -46,9 +65,9 @@ def test_a_terminal_that_closes_ends_the_daemon(folder: Path) -> None:
     assert not daemon.socket.exists()
 
 
-def test_without_a_terminal_a_hangup_opens_the_log_file_anew(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_without_a_terminal_a_hangup_opens_the_log_file_anew(launch: Launch) -> None:
     """For those who rotate it themselves."""
-    daemon = start_daemon(FAKE)
+    daemon = launch(FAKE, stderr=subprocess.DEVNULL)
     file = daemon.folder / "daemon.log"
     with daemon.client() as client:
         client.load("ok")
@@ -60,18 +79,30 @@ def test_without_a_terminal_a_hangup_opens_the_log_file_anew(start_daemon: Calla
     assert [line["rpc"] for line in daemon.log() if line["event"] == "rpc"] == ["GetOrLoad"]
 
 
-def test_the_daemon_raises_its_limit_of_open_files(folder: Path) -> None:
+def test_the_daemon_raises_its_limit_of_open_files(launch: Launch) -> None:
     """A client beyond the limit would hang without a word, and a shell on macOS allows 256."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
 
-    process = subprocess.Popen(FAKE, env=environment(folder), preexec_fn=few)
-    daemon = RunningDaemon(folder, environment(folder), process)
+    daemon = launch(FAKE, preexec_fn=few)
     clients = [daemon.client() for _ in range(80)]
-    assert [client.stats().daemon.pid for client in clients] == [process.pid] * len(clients)
+    assert [client.stats().daemon.pid for client in clients] == [daemon.process.pid] * len(clients)
     for client in clients:
         client.close()
-    daemon.signal(signal.SIGTERM)
-    assert process.wait(END_SECONDS) == 0
+    assert daemon.stop() == 0
+
+
+def test_a_daemon_outlives_the_directory_that_it_was_started_in(launch: Launch, folder: Path) -> None:
+    """A new engine starts as well: Python cannot, in a directory that is gone."""
+    place = folder / "checkout"
+    place.mkdir()
+    daemon = launch([sys.executable, "-m", "daemon", "serve"], cwd=place)
+    with daemon.client() as client:
+        client.load("embedded")
+        place.rmdir()
+        os.kill(daemon.engine_pid(), signal.SIGKILL)
+        wait_until(lambda: client.stats().engine.restarts == 1, "the engine is started again")
+        assert client.load("embedded").outcome == "loaded"
+    assert daemon.stop() == 0
