@@ -19,7 +19,7 @@ class Ticket:
     One call's place, from its arrival to its end.
 
     Attributes:
-        drop: Ends the call with an error, if the daemon drains before the call began to run.
+        drop: Ends the call with an error, if the daemon ends before the call does.
         waiting: Whether it has not begun to run.
         tokens: Tokens of its prompt, once they are known.
     """
@@ -99,6 +99,11 @@ class Admission:
         """Take nobody in any more, and drop those that wait."""
         self._closed = True
         for ticket in [ticket for ticket in self._tickets if ticket.waiting]:
+            ticket.drop(shutting_down())
+
+    def cut_off(self) -> None:
+        """Drop also those that run, once their time is over."""
+        for ticket in list(self._tickets):
             ticket.drop(shutting_down())
 
 

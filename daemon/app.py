@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import time
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 # gRPC's fork handlers can hang a process that starts others; this one never forks.
@@ -37,7 +39,9 @@ ORPHAN_SECONDS = 3.0
 """An engine whose parent was killed exits within two seconds; a new daemon waits a little longer for it."""
 ENGINE_STOP_SECONDS = 3.0
 SERVER_STOP_SECONDS = 1.0
+"""Calls that were cut off have this long to tell their callers; a caller that does not read gets no reason."""
 SOCKET_CHECK_SECONDS = 2.0
+OPEN_FILES = 8192
 
 _OPTIONS = [
     # Four times our own limit: a request that is too large should get our error, not gRPC's bare one.
@@ -51,7 +55,7 @@ log = structlog.get_logger()
 
 def run(config: Config, engine: Sequence[str] | None = None) -> int:
     """
-    Serve until SIGTERM or SIGINT, and return the exit status.
+    Serve until SIGTERM or SIGINT, and return the exit status. SIGHUP opens the log file anew; on a terminal it ends.
 
     Args:
         config: The configuration.
@@ -66,12 +70,23 @@ def run(config: Config, engine: Sequence[str] | None = None) -> int:
     with InstanceLock.acquire(config.socket, ORPHAN_SECONDS) as lock:
         # The engine inherits this copy, so that the lock lives as long as any process holds the models' memory.
         inherited = lock.inheritable_copy()
+        _allow_connections()
+        os.chdir("/")  # no later engine could start in a directory that somebody deleted meanwhile
         # Only now: a daemon that is refused must not touch the log file of the one that runs.
         logs.configure(config.log_level, config.log_file)
         try:
             return asyncio.run(Daemon(config, engine).serve())
         finally:
             os.close(inherited)
+
+
+def _allow_connections() -> None:
+    """Raise the limit of open files: each client takes one, a shell on macOS allows 256, and one more just hangs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # a kernel may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Daemon:
@@ -112,7 +127,7 @@ class Daemon:
             self._spawn(self._guard(socket))
             await self._stop.wait()
             await self._drain()
-            await server.stop(0 if self._stop_now.is_set() else SERVER_STOP_SECONDS)
+            await server.stop(SERVER_STOP_SECONDS)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -139,7 +154,10 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._asked_to_stop)
-        loop.add_signal_handler(signal.SIGHUP, logs.configure, self._config.log_level, self._config.log_file)
+        if sys.stderr.isatty():
+            loop.add_signal_handler(signal.SIGHUP, self._asked_to_stop)  # the terminal that shows the log was closed
+        else:
+            loop.add_signal_handler(signal.SIGHUP, logs.configure, self._config.log_level, self._config.log_file)
 
     def _asked_to_stop(self) -> None:
         if self._stop.is_set():
@@ -162,6 +180,7 @@ class Daemon:
             end.cancel()
         if self._admission.active:
             log.warning("calls are cut off", calls=self._admission.active)
+            self._admission.cut_off()
 
     async def _guard(self, socket: PublishedSocket) -> None:
         """Stop with a failure, for launchd to start afresh, if somebody removed or replaced the socket."""

@@ -96,7 +96,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             _line(method, began, "DEADLINE_EXCEEDED" if late else "CANCELLED")
             raise
         except SidecarError as error:
-            _line(method, began, code_name(error), reason=str(error.reason), error=error.message)
+            _line(method, began, code_name(error), reason=str(error.reason), error=_loggable(error))
             await _abort(context, error)
         except grpc.aio.AbortError:
             raise
@@ -144,6 +144,11 @@ def _any(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed
+
+
+def _loggable(error: SidecarError) -> str:
+    """Return what the log may show: a chat template chooses its own words, and they may quote the conversation."""
+    return "the chat is refused" if error.field == "chat" else error.message
 
 
 def _line(method: str, began: float, code: str, **fields: str) -> None:

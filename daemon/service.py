@@ -16,7 +16,7 @@ from daemon.durations import seconds
 from daemon.stats import Stats
 from daemon.supervisor import Supervisor
 from daemon.v1 import ipc_pb2 as ipc
-from daemon.validation import check_generate, check_invalidate, check_load
+from daemon.validation import MAX_NAME_BYTES, check_generate, check_invalidate, check_load
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1 import sidecar_pb2_grpc
 
@@ -42,11 +42,12 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         self, request: pb.GetOrLoadRequest, context: Context
     ) -> AsyncIterator[pb.GetOrLoadResponse]:
         """See the proto."""
-        bind_contextvars(model=request.model)
+        bind_contextvars(model=_name(request.model))
         check_load(request)
         with self._admission.place() as ticket:
             self._admission.began(ticket)
             with closing(self._supervisor.open(ipc.Command(load=request), request.model)) as call:
+                ticket.drop = call.fail
                 async for event in call.events():
                     _note_load(event.load)
                     yield event.load
@@ -55,9 +56,10 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """See the proto."""
+        bind_contextvars(model=_name(request.model))
         check_generate(request)
         request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
-        bind_contextvars(request_id=request.request_id, model=request.model)
+        bind_contextvars(request_id=request.request_id)
         with (
             self._admission.place() as ticket,
             closing(self._supervisor.open(ipc.Command(generate=request), request.model)) as call,
@@ -91,6 +93,11 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsResponse:  # noqa: N802
         """See the proto."""
         return self._stats.response()
+
+
+def _name(model: str) -> str:
+    """Return a model's name for the log, also one that will be refused for its length."""
+    return model[:MAX_NAME_BYTES]
 
 
 def _note_load(event: pb.GetOrLoadResponse) -> None:

@@ -201,7 +201,9 @@ class Supervisor:
                 self._set(State.STALLED if stalled else State.READY)
                 stuck = silence > SILENT_SECONDS or self.step_age > STUCK_SECONDS
             if stuck and self.state is not State.STOPPED:
-                log.error("the engine is stuck and is killed", silent_s=silence, step_age_s=self.step_age)
+                log.error(
+                    "the engine is stuck and is killed", silent_s=round(silence, 3), step_age_s=round(self.step_age, 3)
+                )
                 engine.kill()
                 return
 

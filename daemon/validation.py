@@ -133,8 +133,8 @@ def _check_length(field: str, text: str, most: int) -> None:
 
 def _check_range(field: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:  # also false for NaN
-        lower = "above 0" if least == math.ulp(0.0) else f"{least:g}"
-        raise invalid(field, f"is {value:g}; it must be {lower} to {most:g}")
+        lower = "above 0" if least == math.ulp(0.0) else f"{least}"
+        raise invalid(field, f"is {value:g}; it must be {lower} to {most}")
 
 
 def _check_prompt(request: pb.GenerateRequest) -> None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def print_answer(stream: GenerateStream) -> None:
     """
-    Print each delta at once, and a line end after the last. On a terminal, control characters are replaced.
+    Print each delta at once, and a line end after the last; nothing at all for an answer without text. On a terminal,
+    control characters are replaced.
 
     Raises:
         SidecarError: If the call fails; what came before is printed by then.
@@ -27,7 +28,7 @@ def print_answer(stream: GenerateStream) -> None:
             click.echo(clean(text), nl=False)
             last = text or last
     finally:
-        if not last.endswith("\n"):
+        if last and not last.endswith("\n"):
             click.echo()
 
 

@@ -71,11 +71,10 @@ def command(
     if not (yes or dry_run or stdin_is_terminal()):
         raise click.UsageError("There is nobody to ask; give --yes or --dry-run.")
     with session.client() as client:
-        result = target.drop(client, dry_run=True)
-        if not dry_run and not _is_empty(result):
-            if not yes and not _agreed(result):
-                return
-            result = target.drop(client, dry_run=False)
+        if not (yes or dry_run or _agreed(target.drop(client, dry_run=True))):
+            return
+        # Also when there is nothing to drop: it lifts a quarantine.
+        result = target.drop(client, dry_run=dry_run)
     if as_json:
         print_json(asdict(result) | {"dry_run": dry_run})
     else:
@@ -98,6 +97,8 @@ def _check(target: _Target, everything: bool) -> None:
 
 
 def _agreed(planned: Invalidated) -> bool:
+    if _is_empty(planned):
+        return True
     click.echo(_describe(planned, "Would drop"), err=True)
     if click.confirm("Go on?", err=True):
         return True

@@ -16,6 +16,11 @@ import sys
 import time
 from importlib.metadata import version
 
+if __name__ == "__main__":
+    # Before the slow imports: Ctrl-C and a closed terminal reach the whole process group; the parent handles both.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
 # Before any library reads it: requests are tokenised one at a time, and a fork-happy pool would only compete with MLX.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -66,10 +71,9 @@ def main() -> int:
 
 
 def _harden() -> None:
-    """Leave no core file with prompts in it, show where a crash happened, and let the parent handle Ctrl-C."""
+    """Leave no core file with prompts in it, and show where a crash happened."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _arguments() -> argparse.Namespace:

@@ -85,6 +85,7 @@ class Figures:
         expires_in = entry.expires_in(now)
         info = describe.loaded(entry.model, entry.name)
         info.load_time.CopyFrom(duration(entry.load_time))
+        info.warmup_time.CopyFrom(duration(entry.model.warmup_time))
         return pb.ModelStats(
             info=info,
             state=pb.MODEL_STATE_DRAINING if entry.draining else pb.MODEL_STATE_READY,

@@ -41,7 +41,8 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the ids of a text, with the usual special tokens (such as BOS) if `special`."""
         with self._lock:  # the fast ones panic when two threads change padding or truncation
-            return list(self._wrapper.encode(text, add_special_tokens=special))
+            # Not verbose: a long prompt is refused with both numbers, no warning of the library explains it better.
+            return list(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of a plain prompt; a BOS that the text brings along is not doubled."""

@@ -41,7 +41,7 @@ class Wrapper:
     def __len__(self) -> int:
         return 500
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, verbose: bool) -> list[int]:
         """Return a BOS if it is asked for, and a token for each character; a written BOS is one token."""
         ids = [1 if one == "\0" else ord(one) % 500 for one in text.replace(self.bos_token, "\0")]
         return [1, *ids] if add_special_tokens else ids

@@ -126,7 +126,7 @@ def test_sigterm_lets_a_running_stream_end_well(start_daemon: Start) -> None:
 
 
 def test_a_second_sigterm_ends_at_once(start_daemon: Start) -> None:
-    """A stream that would go on is cut off; the exit status is still 0."""
+    """A stream that would go on is cut off and told why; the exit status is still 0."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client, daemon.client() as other:
         other.stats()
@@ -136,22 +136,30 @@ def test_a_second_sigterm_ends_at_once(start_daemon: Start) -> None:
             daemon.signal(signal.SIGTERM)
             wait_until(lambda: other.stats().daemon.draining, "the daemon drains")
             daemon.signal(signal.SIGTERM)
-            with pytest.raises(mlx_sidecar.SidecarError):
+            with pytest.raises(mlx_sidecar.ShuttingDown):
                 list(events)
     assert daemon.wait() == 0
     assert not daemon.socket.exists()
 
 
 def test_the_drain_limit_ends_streams_that_do_not(start_daemon: Start) -> None:
-    """`drain_timeout` is how long they may go on."""
+    """`drain_timeout` is how long they may go on; loads count as well. Callers learn when to come back."""
     daemon = start_daemon(FAKE, drain_timeout="0.1")
-    with daemon.client() as client, client.generate("hold", "one two three") as stream:
-        events = iter(stream)
+    with (
+        daemon.client() as client,
+        client.generate("hold", "one two three") as stream,
+        client.get_or_load("hold") as load,
+    ):
+        events, progress = iter(stream), iter(load)
         next(events)
+        next(progress)
         daemon.signal(signal.SIGTERM)
-        with pytest.raises(mlx_sidecar.SidecarError):
-            list(events)
+        for rest in (events, progress):
+            with pytest.raises(mlx_sidecar.ShuttingDown) as caught:
+                list(rest)
+            assert caught.value.retry_after
     assert daemon.wait() == 0
+    assert [line["code"] for line in daemon.log() if line["event"] == "rpc"].count("CANCELLED") == 0
 
 
 def test_requests_that_wait_are_dropped_when_the_daemon_drains(start_daemon: Start) -> None:

@@ -70,3 +70,17 @@ def test_closing_drops_those_that_wait_and_refuses_newcomers() -> None:
             pass
         assert refused.value.reason is Reason.SHUTTING_DOWN
         assert refused.value.retry_after
+
+
+def test_cutting_off_drops_those_that_run() -> None:
+    """Their time is over; their callers may come back."""
+    admission = Admission(4)
+    dropped: list[SidecarError] = []
+    with admission.place() as running:
+        running.drop = dropped.append
+        admission.began(running)
+        admission.close()
+        assert dropped == []
+        admission.cut_off()
+    assert [error.reason for error in dropped] == [Reason.SHUTTING_DOWN]
+    assert dropped[0].retry_after

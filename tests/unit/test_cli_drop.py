@@ -110,7 +110,6 @@ def test_yes_does_not_ask_and_dry_run_does_not_drop(client: FakeClient) -> None:
     result = run_cli(client, "invalidate", "m", "--prefix", "You are", "--salt", "s", "--yes")
     assert result.exit_code == 0
     assert [call[1:] for call in client.calls] == [
-        (("m", "You are"), {"salt": "s", "dry_run": True}),
         (("m", "You are"), {"salt": "s", "dry_run": False}),
     ]
 
@@ -120,10 +119,14 @@ def test_yes_does_not_ask_and_dry_run_does_not_drop(client: FakeClient) -> None:
     assert client.calls == [("invalidate_all", (), {"weights": False, "prefixes": True, "dry_run": True})]
 
 
-def test_nothing_to_drop_is_not_asked_about(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_drop_is_not_asked_about_but_told_to_the_daemon(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that died holds nothing, and its model's quarantine must be lifted all the same."""
     pretend_terminal(monkeypatch, "stdin")
     client.dropped = NOTHING
 
     result = run_cli(client, "invalidate", "m")
 
-    assert (result.exit_code, result.stdout, len(client.calls)) == (0, "Nothing to drop.\n", 1)
+    assert (result.exit_code, result.stdout) == (0, "Nothing to drop.\n")
+    assert [options["dry_run"] for _, options in client.called("invalidate_model")] == [True, False]

@@ -113,6 +113,12 @@ def test_ctrl_c_cancels_the_call_and_exits_130(client: FakeClient) -> None:
     assert client.streams[0].closed
 
 
+def test_an_error_before_any_text_leaves_stdout_empty(client: FakeClient) -> None:
+    client.deltas = [InternalError("a bug")]
+
+    assert run_cli(client, "run", "m", "Hi").stdout == ""
+
+
 def test_an_error_after_some_text_ends_the_line_first(client: FakeClient) -> None:
     client.deltas = ["Hel", InternalError("a bug")]
 

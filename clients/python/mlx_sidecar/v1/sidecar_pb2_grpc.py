@@ -79,15 +79,17 @@ class SidecarServiceServicer(object):
 
     def Invalidate(self, request, context):
         """Invalidate drops weights, cached prefixes, or both. Work in flight finishes on what it holds. Once the call has
-        returned, no later Generate reuses anything that was invalidated. An absent target is not an error.
+        returned, no later Generate reuses anything that was invalidated. An absent target is not an error, except that
+        the model of a `prefix` must be on disk (MODEL_NOT_FOUND, MODEL_NOT_CACHED). A `model` or `all` target that is no
+        dry run also lifts the quarantine of the model, or of everything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Stats(self, request, context):
-        """Stats reports the state of the daemon. It is answered from a snapshot at most about a second old, also while the
-        engine loads a model, hangs or restarts.
+        """Stats reports the state of the daemon. It is answered at once, from a snapshot that is about a second old at most
+        unless the engine is in the middle of a longer step (see EngineStats.step_age), hangs or restarts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,108 @@
+"""What a daemon gets from where it was started: signals of its terminal, limits, a directory that may go."""
+
+from __future__ import annotations
+
+import os
+import pty
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running import END_SECONDS, RunningDaemon, environment, wait_until
+
+Launch = Callable[..., RunningDaemon]
+FAKE = [sys.executable, "-m", "tests.serve_fake"]
+
+
+@pytest.fixture(name="launch")
+def _launch(folder: Path) -> Iterator[Callable[..., RunningDaemon]]:
+    """Return a function that starts a command as a daemon, with options of Popen."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def launch(command: list[str], **options: Any) -> RunningDaemon:
+        environ = environment(folder)
+        started.append(subprocess.Popen(command, env=environ, **options))
+        return RunningDaemon(folder, environ, started[-1])
+
+    yield launch
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_the_engine_ignores_ctrl_c_before_its_slow_imports(tmp_path: Path) -> None:
+    """It gets the signal as well, and leaves the end to the parent."""
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "__init__.py").touch()
+    (tmp_path / "mlx" / "core.py").write_text(
+        "import signal\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGHUP) is signal.SIG_IGN\n"
+        "raise SystemExit('ignored')\n"
+    )
+    command = [sys.executable, "-m", "daemon.engine", "--fd", "0", "--config", "{}"]
+    ended = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=END_SECONDS
+    )
+    assert ended.stderr == "ignored\n"
+
+
+def test_a_terminal_that_closes_ends_the_daemon(launch: Launch) -> None:
+    """Or it would go on unseen, and its log would go nowhere."""
+    ours, theirs = pty.openpty()
+    daemon = launch(FAKE, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    with daemon.client() as client:
+        client.load("ok")
+        os.close(ours)
+        daemon.signal(signal.SIGHUP)
+        assert daemon.wait() == 0
+    assert not daemon.socket.exists()
+
+
+def test_without_a_terminal_a_hangup_opens_the_log_file_anew(launch: Launch) -> None:
+    """For those who rotate it themselves."""
+    daemon = launch(FAKE, stderr=subprocess.DEVNULL)
+    file = daemon.folder / "daemon.log"
+    with daemon.client() as client:
+        client.load("ok")
+        file.rename(daemon.folder / "old.log")
+        daemon.signal(signal.SIGHUP)
+        wait_until(file.exists, "the log file is opened anew")
+        client.load("ok")
+    assert daemon.stop() == 0
+    assert [line["rpc"] for line in daemon.log() if line["event"] == "rpc"] == ["GetOrLoad"]
+
+
+def test_the_daemon_raises_its_limit_of_open_files(launch: Launch) -> None:
+    """A client beyond the limit would hang without a word, and a shell on macOS allows 256."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+
+    daemon = launch(FAKE, preexec_fn=few)
+    clients = [daemon.client() for _ in range(80)]
+    assert [client.stats().daemon.pid for client in clients] == [daemon.process.pid] * len(clients)
+    for client in clients:
+        client.close()
+    assert daemon.stop() == 0
+
+
+def test_a_daemon_outlives_the_directory_that_it_was_started_in(launch: Launch, folder: Path) -> None:
+    """A new engine starts as well: Python cannot, in a directory that is gone."""
+    place = folder / "checkout"
+    place.mkdir()
+    daemon = launch([sys.executable, "-m", "daemon", "serve"], cwd=place)
+    with daemon.client() as client:
+        client.load("embedded")
+        place.rmdir()
+        os.kill(daemon.engine_pid(), signal.SIGKILL)
+        wait_until(lambda: client.stats().engine.restarts == 1, "the engine is started again")
+        assert client.load("embedded").outcome == "loaded"
+    assert daemon.stop() == 0
