@@ -13,12 +13,13 @@ from mlx_lm.utils import load_adapters, load_model
 
 from daemon.cache.entry import Loaded, Progress, Stage
 from daemon.cache.identity import ModelSource, changed
+from daemon.cache.pace import Pace
 from daemon.cache.warmup import WarmUp, warm_up
 from daemon.errors import Reason, SidecarError
 from daemon.kv.layout import Layout, probe
 
 SLICE_BYTES = 1 << 30
-"""Weights evaluated between two engine steps."""
+"""Most bytes of weights evaluated between two engine steps; see `Pace`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +56,20 @@ def load(
     with _refusing(source):
         model = _build(source)
     done = 0
-    for piece in _slices(model):
+    pace = Pace(SLICE_BYTES)
+    for piece in _slices(model, pace):
+        began = clock()
         with _refusing(source):
             mx.eval(piece)
-        done += sum(array.nbytes for array in piece)
+        nbytes = sum(array.nbytes for array in piece)
+        pace.measured(nbytes, clock() - began)
+        done += nbytes
         yield Progress(Stage.LOADING, done, max(done, source.size_bytes))
     _refuse_if_changed(source)
     with _refusing(source):
         layout = probe(model)
+    yield Progress(Stage.LOADING, done, max(done, source.size_bytes))  # each of the two computes a token
+    with _refusing(source):
         vocab_size = _vocab_size(model, layout)
     loaded = LoadedModel(source, model, layout, done, vocab_size)
     if warmup_tokens:
@@ -107,12 +114,12 @@ def _vocab_size(model: Any, layout: Layout) -> int:
     return int(logits.shape[-1])
 
 
-def _slices(model: Any) -> Iterator[list[mx.array]]:
+def _slices(model: Any, pace: Pace) -> Iterator[list[mx.array]]:
     """Group the parameters so that each group is at most a slice, or a single larger array."""
     piece: list[mx.array] = []
     size = 0
     for _, array in tree_flatten(model.parameters()):
-        if piece and size + array.nbytes > SLICE_BYTES:
+        if piece and size + array.nbytes > pace.nbytes:
             yield piece
             piece, size = [], 0
         piece.append(array)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +14,12 @@ from tests.engine.harness import Harness, Reference
 
 
 @pytest.fixture(name="engine")
-def _engine() -> Iterator[Callable[..., Harness]]:
-    """Return a function that makes an engine with the configuration keys given."""
+def _engine(tmp_path: Path) -> Iterator[Callable[..., Harness]]:
+    """Return a function that makes an engine with the configuration keys given and a state directory of the test's."""
     made: list[Harness] = []
 
     def make(**settings: Any) -> Harness:
-        made.append(Harness(**settings))
+        made.append(Harness(**{"state_dir": tmp_path / "state", **settings}))
         return made[-1]
 
     yield make

@@ -103,7 +103,7 @@ def test_an_array_larger_than_a_slice_is_a_slice_of_its_own(path: Path, monkeypa
 
     progress, loaded = _run(_start(path))
 
-    assert len(progress) == len(tree_flatten(loaded.model.model.parameters()))
+    assert len(progress) == len(tree_flatten(loaded.model.model.parameters())) + 1  # the last one is after a probe
 
 
 def test_each_slice_takes_only_its_own_memory(
