@@ -114,7 +114,7 @@ def _refusing(repo: str, revision: str) -> Iterator[None]:
             Reason.MODEL_NOT_FOUND, f"the Hub has no model {repo}, or it is private", field="model"
         ) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, FileMetadataError, HTTPError) as error:
-        raise _not_cached(repo, f"and the Hub cannot be reached ({type(error).__name__})") from error
+        raise _not_cached(repo, f"the Hub cannot be reached either ({type(error).__name__})") from error
 
 
 def _fetch(repo: str, revision: str, **options: Any) -> Path:

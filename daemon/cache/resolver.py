@@ -17,7 +17,7 @@ from daemon.errors import Reason, SidecarError, invalid
 
 EMBEDDED = "embedded"
 EMBEDDED_PATH = Path(__file__).resolve().parent.parent / "embedded"
-"""A small model that ships with the daemon, for tests, demonstrations and `doctor`."""
+"""A small model that ships with the daemon, for tests and demonstrations."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
@@ -35,7 +35,7 @@ class Wanted:
 
     Attributes:
         name: Hub id, absolute directory, or "embedded".
-        revision: Revision of a Hub id; None means the one that was asked for last, or the default branch.
+        revision: Revision of a Hub id; None means the one that was loaded last, or the default branch.
         adapter: Absolute directory of an adapter, or empty.
         allow_download: Whether files may be fetched from the Hub.
         estimate: Whether sizes that the Hub tells are enough, if the files are not here and may not be fetched.
@@ -160,8 +160,9 @@ class Resolver:
             if not wanted.allow_download:
                 raise
             path = self._download(name, revision, watcher)
-        with self._lock:
-            self._revisions[name] = revision
+        if not wanted.estimate:
+            with self._lock:
+                self._revisions[name] = revision
         return path
 
     def _download(self, name: str, revision: str, watcher: Watcher) -> Path:

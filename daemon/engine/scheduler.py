@@ -37,10 +37,6 @@ class ChunkSizer:
         factor = min(2.0, max(0.5, CHUNK_SECONDS / max(seconds, 1e-9)))
         self._sizes[model] = min(MAX_CHUNK, max(MIN_CHUNK, size * factor))
 
-    def forget(self, model: Hashable) -> None:
-        """Drop what is known of a model."""
-        self._sizes.pop(model, None)
-
 
 class Waiting(Protocol):
     """A request that waits for a slot."""

@@ -60,8 +60,7 @@ def test_a_chunk_that_was_cut_short_teaches_nothing() -> None:
     sizer.measured("m", first - 1, 1e-9)
     sizer.measured("other", first, 1e-9)
     assert sizer.size("m") == first == scheduler._FIRST_CHUNK
-    sizer.forget("other")
-    assert sizer.size("other") == first
+    assert sizer.size("other") > first
 
 
 def test_need_counts_the_prompt_and_the_first_room_to_decode_twice() -> None:

@@ -70,4 +70,4 @@ def test_offline_a_model_that_is_not_here_is_refused(daemon: RunningDaemon, comm
         client.stats()
     shown = _cli(daemon, command[0], "org/other", *command[1:])
     assert shown.returncode == 1
-    assert "org/other is not in the local Hub cache; and the Hub cannot be reached" in shown.stderr
+    assert "org/other is not in the local Hub cache; the Hub cannot be reached either" in shown.stderr

@@ -255,6 +255,14 @@ def test_no_revision_means_the_one_that_was_asked_for_last(resolver: Resolver, h
     assert [revision for _, revision, _ in hub.asked] == ["", "v2", "v2", "", ""]
 
 
+def test_an_estimate_does_not_change_which_revision_answers(resolver: Resolver, hub: FakeHub) -> None:
+    resolver.resolve(Wanted("org/name", revision="v2"))
+    resolver.resolve(Wanted("org/name", revision="main", estimate=True))
+    resolver.resolve(Wanted("org/name"))
+
+    assert [revision for _, revision, _ in hub.asked] == ["v2", "main", "v2"]
+
+
 def test_a_revision_that_was_not_found_is_not_remembered(resolver: Resolver, hub: FakeHub) -> None:
     _refusal(resolver, "org/missing", revision="v2")
     _refusal(resolver, "org/missing")
