@@ -8,9 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mlx_sidecar import Client
 from tests.running import RunningDaemon
+
+# No deadlines: machines are shared. A failure prints what reproduces it.
+settings.register_profile("project", deadline=None, print_blob=True)
+settings.load_profile("project")
 
 
 @pytest.fixture(name="folder")
