@@ -25,7 +25,7 @@ from daemon.engine.runner import Runner
 from daemon.engine.sampling import Params
 from daemon.engine.sequence import Sequence, Times
 from daemon.engine.tokenizers import Tokenizer, Tokenizers
-from daemon.errors import Reason, SidecarError
+from daemon.errors import Reason, SidecarError, invalid
 from daemon.kv.namespace import Namespace
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -117,8 +117,11 @@ class LoadCall:
             info = describe.planned(request.model, found) if isinstance(found, int) else describe.estimated(found)
             self._services.outbox.load(self._call_id, pb.GetOrLoadResponse(ready=info))
             return
+        models = self._services.models
+        if request.pin and not models.limits.budget_bytes:
+            raise invalid("pin", "can keep nothing: model_cache_mb is 0")
         self._services.seen(found)
-        self._ticket = self._services.models.get_or_load(
+        self._ticket = models.get_or_load(
             found,
             pin=request.pin if request.HasField("pin") else None,
             ttl=seconds(request.ttl) if request.HasField("ttl") else None,

@@ -129,6 +129,12 @@ def test_without_a_budget_every_call_loads_and_frees(engine: Callable[..., Harne
     assert harness.figures.model_cache.total_memory_bytes == 0
 
 
+def test_without_a_budget_nothing_can_be_pinned(engine: Callable[..., Harness]) -> None:
+    """A parameter is never ignored: it is refused."""
+    answer = engine(model_cache_mb=0).run(pb.GetOrLoadRequest(model="embedded", pin=True))
+    assert (answer.failure.reason, answer.failure.field) == ("INVALID_ARGUMENT", "pin")
+
+
 def test_an_idle_model_is_swept_after_its_time(harness: Harness) -> None:
     """A pinned one is not."""
     harness.run(pb.GetOrLoadRequest(model="embedded", ttl={"seconds": 60}))
