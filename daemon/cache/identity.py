@@ -14,7 +14,7 @@ from typing import Any
 
 from daemon.cache.digests import Digests, Report, Stamp
 from daemon.cache.formats import refuse_other_formats
-from daemon.cache.sizes import read_header, weight_files
+from daemon.cache.sizes import estimate_size, read_header, weight_files
 from daemon.errors import Reason, SidecarError
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -145,7 +145,7 @@ def _identify(
     adapter_files = [] if adapter_path is None else _adapter_files(adapter_path)
     named = [path / "config.json", *files]
     stamps = _stamps([*named, *adapter_files])
-    size = sum(file.stat().st_size for file in (*files, *adapter_files) if file.suffix == ".safetensors")
+    size = estimate_size(path) + sum(f.stat().st_size for f in adapter_files if f.suffix == ".safetensors")
     weights = _digest(path, named, digests, hub, report)
     adapter = _digest(adapter_path, adapter_files, digests, False, report) if adapter_path else ""
     return ModelSource(ModelKey(weights, adapter), name, path, size, config, adapter_path, stamps)
