@@ -25,11 +25,6 @@ def block_keys(tokens: Sequence[int]) -> list[bytes]:
     return [packed[i * _KEY_BYTES : (i + 1) * _KEY_BYTES] for i in range(full)]
 
 
-def floor_to_block(tokens: int) -> int:
-    """Return the largest multiple of the block size that is not above `tokens`."""
-    return tokens - tokens % BLOCK_TOKENS
-
-
 def key_starts_with(key: bytes, tokens: Sequence[int]) -> bool:
     """Tell whether a block begins with `tokens` (at most a block of them)."""
     return key.startswith(array("I", tokens).tobytes())

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from daemon.kv.block import BLOCK_TOKENS, floor_to_block
+from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.trie import Lease
 from tests.kv.fake_kv import BLOCK_BYTES, GROUPS, FakePrefixes, prompt
 
@@ -137,3 +137,8 @@ PrefixCacheMachine.TestCase.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, print_blob=True, derandomize=False
 )
 TestPrefixCacheMachine = PrefixCacheMachine.TestCase
+
+
+def floor_to_block(tokens: int) -> int:
+    """Return the largest multiple of the block size that is not above `tokens`."""
+    return tokens - tokens % BLOCK_TOKENS
