@@ -55,7 +55,8 @@ def test_the_third_prompt_that_parts_at_the_same_place_goes_on_from_there(
 ) -> None:
     """The second finds nothing to go on from inside the first, and leaves a checkpoint where they part."""
     path = str(random_model(folder, family))
-    prompts = [[*PROMPT[:200], *([first] * 60)] for first in (5, 6, 7)]
+    beginning = [*reversed(PROMPT)][:200]
+    prompts = [[*beginning, *([last] * 60)] for last in (5, 6, 7)]
     cached = []
     for prompt in prompts:
         answer = client.complete(path, prompt, max_tokens=8, ignore_eos=True)
