@@ -10,6 +10,7 @@ from typing import Protocol
 from daemon.cache.identity import ModelKey
 from daemon.engine.background import as_sidecar_error
 from daemon.engine.decoder import Decoder
+from daemon.engine.gauges import Gauges
 from daemon.engine.ledger import kv_need
 from daemon.engine.output import Token
 from daemon.engine.prefill import Prefill, store
@@ -63,6 +64,7 @@ class Runner:
         clock: Callable[[], float],
     ) -> None:
         self.totals = Totals()
+        self.gauges = Gauges()
         self._prefixes = prefixes
         self._max_batch = max_batch
         self._make_room = make_room
@@ -116,8 +118,11 @@ class Runner:
     def step(self) -> None:
         """Do one round: start what can start, decode each model once, prefill one chunk."""
         self._start()
+        began, rows = self._clock(), self.decoding
         for decoder in list(self._decoders.values()):
             self._decode(decoder)
+        if rows:
+            self.gauges.decoded(self._clock() - began, rows)
         if self._prefills:
             self._prefill(self._prefills[0])
 
@@ -190,7 +195,10 @@ class Runner:
 
     def _accept(self, sequence: Sequence, token: Token) -> None:
         self.totals.generated_tokens += 1
-        piece, reason = sequence.accept(token, self._clock())
+        now = self._clock()
+        if sequence.generated:
+            self.gauges.gaps.observe(now - sequence.times.last_token)
+        piece, reason = sequence.accept(token, now)
         if piece:
             event = delta(piece, logprobs=sequence.top_logprobs is not None)
             self._replies.generate(sequence.call_id, event)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from daemon.kv.adapters import kv_cache, rotating
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import Extent, Run
+from daemon.kv.passes import in_pieces
 
 ROOM_STEP = 256
 """Tokens by which mlx-lm grows a KV cache; capacities are multiples of it."""
@@ -103,22 +104,33 @@ def capacity_for(tokens: int) -> int:
 
 
 def probe(model: Any) -> Layout:
+    """Do all of `probing` at once."""
+    work = probing(model)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            layout: Layout = end.value
+            return layout
+
+
+def probing(model: Any) -> Generator[None, None, Layout]:
     """
-    Run a few tokens through a model and return the layout of the cache that it leaves.
+    Run a few tokens through a model, a layer for each `next`, and return the layout of the cache that it leaves.
 
     Reuse is offered only if it is proven on this model: what a restored cache computes must equal what the cache did
     that it was packed from. That keeps a cache class or a model that changed under us from ever giving wrong answers.
     """
-    layout = _describe(model)
-    if not layout.reusable or _reuse_is_exact(model, layout):
+    layout = yield from _describe(model)
+    if not layout.reusable or (yield from _reuse_is_exact(model, layout)):
         return layout
     log.warning("a restored KV cache computes something else; prefixes of this model are not reused")
     return replace(layout, groups=(), shapes=(), joinable=False)
 
 
-def _describe(model: Any) -> Layout:
+def _describe(model: Any) -> Generator[None, None, Layout]:
     caches = make_prompt_cache(model)
-    mx.eval(model(mx.array([[0]]), cache=caches), [cache.state for cache in caches])
+    yield from in_pieces(model, mx.array([[0]]), caches)
     found = [_shape(cache) for cache in caches]
     shapes = tuple(shape for shape in found if shape is not None)
     if len(shapes) < len(caches):
@@ -147,18 +159,23 @@ def _is_plain(shape: Shape) -> bool:
     return isinstance(shape, kv_cache.Shape)
 
 
-def _reuse_is_exact(model: Any, layout: Layout) -> bool:
+def _reuse_is_exact(model: Any, layout: Layout) -> Generator[None, None, bool]:
     """Compare the logits after two blocks, with the cache that computed them and with a restored copy of it."""
     tokens = mx.array([list(range(1, 2 * BLOCK_TOKENS + 2))])
     cold = layout.new_cache(model, tokens.shape[1])
-    mx.eval(model(tokens[:, :-1], cache=cold), [cache.state for cache in cold])
+    for block in (tokens[:, :BLOCK_TOKENS], tokens[:, BLOCK_TOKENS:-1]):
+        yield from in_pieces(model, block, cold)
     try:
         runs = [[Run(extent.payload, 0, extent.blocks)] for extent in layout.pack(cold, 0, 2)]
         warm = layout.restored_cache(model, runs, tokens.shape[1])
     except (RuntimeError, ValueError):
         log.exception("the KV cache of this model cannot be packed and restored")
         return False
-    expected, got = (model(tokens[:, -1:], cache=cache)[0, -1].astype(mx.float32) for cache in (cold, warm))
+    logits = []
+    for caches in (cold, warm):
+        after = yield from in_pieces(model, tokens[:, -1:], caches)
+        logits.append(after[0, -1].astype(mx.float32))
+    expected, got = logits
     close = mx.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
     return bool(close.item()) and bool((mx.argmax(got) == mx.argmax(expected)).item())
 

@@ -129,6 +129,14 @@ def test_without_a_budget_every_call_loads_and_frees(engine: Callable[..., Harne
     assert harness.figures.model_cache.total_memory_bytes == 0
 
 
+def test_without_a_budget_no_model_is_ever_loaded_before_its_call(engine: Callable[..., Harness]) -> None:
+    """The refusal says why, instead of advice that cannot help."""
+    failure = engine(model_cache_mb=0).run(generate("The", require_loaded=True)).failure
+    assert failure.reason == "MODEL_NOT_CACHED"
+    assert "model_cache_mb" in failure.message
+    assert "GetOrLoad" not in failure.message
+
+
 def test_without_a_budget_nothing_can_be_pinned(engine: Callable[..., Harness]) -> None:
     """A parameter is never ignored: it is refused."""
     answer = engine(model_cache_mb=0).run(pb.GetOrLoadRequest(model="embedded", pin=True))

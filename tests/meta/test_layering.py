@@ -17,7 +17,14 @@ DAEMON = ROOT / "daemon"
 MLX = {"mlx", "mlx_lm", "transformers"}
 GRPC = {"grpc", "grpc_status", "grpc_health", "grpc_reflection"}
 GRPC_FILES = {"app.py", "service.py", "interceptors.py"}
-MLX_FILES = {"cache/loader.py", "cache/warmup.py", "kv/layout.py", "kv/adapters/kv_cache.py", "kv/adapters/rotating.py"}
+MLX_FILES = {
+    "cache/loader.py",
+    "cache/warmup.py",
+    "kv/layout.py",
+    "kv/passes.py",
+    "kv/adapters/kv_cache.py",
+    "kv/adapters/rotating.py",
+}
 """Outside `engine/`, what touches MLX: the loader with its warm-up, and the adapters with the layout they make up."""
 
 MOST_LINES = 350
