@@ -147,7 +147,7 @@ def _identify(
     adapter_files = [] if adapter_path is None else _adapter_files(adapter_path)
     named = [path / "config.json", *files]
     stamps = _stamps([*named, *adapter_files])
-    size = estimate_size(path) + sum(f.stat().st_size for f in adapter_files if f.suffix == ".safetensors")
+    size = estimate_size([*files, *adapter_files])
     weights = _digest(path, named, digests, hub, report)
     adapter = _digest(adapter_path, adapter_files, digests, False, report) if adapter_path else ""
     # The Hub's own cache keeps each commit in a directory of its name.

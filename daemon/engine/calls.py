@@ -243,6 +243,7 @@ class GenerateCall:
             reads=mode != pb.CACHE_MODE_BYPASS,
             writes=mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE),
             times=self._times,
+            priority=request.priority,
         )
 
     def fail(self, error: SidecarError) -> None:

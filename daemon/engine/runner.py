@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,7 +13,7 @@ from daemon.engine.gauges import Gauges
 from daemon.engine.ledger import kv_need
 from daemon.engine.output import Token
 from daemon.engine.prefill import Prefill, store
-from daemon.engine.scheduler import ChunkSizer, startable
+from daemon.engine.scheduler import ChunkSizer, Turns, startable
 from daemon.engine.sequence import Sequence, delta
 from daemon.errors import Reason, SidecarError
 from daemon.kv.block import BLOCK_TOKENS
@@ -45,7 +44,7 @@ class Totals:
 
 class Runner:
     """
-    Runs sequences: one decode step for each model's running sequences, then one chunk of the oldest prefill.
+    Runs sequences: one decode step for each model's running sequences, then one chunk of one prefill.
 
     Args:
         prefixes: The prefix cache.
@@ -71,8 +70,10 @@ class Runner:
         self._replies = replies
         self._clock = clock
         self._sizer = ChunkSizer()
-        self._waiting: deque[Sequence] = deque()
-        self._prefills: deque[Prefill] = deque()
+        self._waiting: list[Sequence] = []
+        self._prefills: dict[Sequence, Prefill] = {}
+        self._starts: Turns[Sequence] = Turns()
+        self._chunks: Turns[Sequence] = Turns()
         self._decoders: dict[ModelKey, Decoder] = {}
 
     @property
@@ -123,16 +124,18 @@ class Runner:
             self._decode(decoder)
         if rows:
             self.gauges.decoded(self._clock() - began, rows)
-        if self._prefills:
-            self._prefill(self._prefills[0])
+        prefilling = list(self._prefills)
+        if (sequence := self._chunks.first(prefilling)) is not None:
+            self._chunks.took(sequence, prefilling)
+            self._prefill(self._prefills[sequence])
 
     def _start(self) -> None:
         def fits(sequence: Sequence) -> bool:
             return self._make_room(kv_bytes(sequence))
 
-        while (sequence := startable(self._waiting, self._running, self._max_batch, fits)) is not None:
+        while (sequence := startable(self._waiting, self._running, self._max_batch, fits, self._starts)) is not None:
             self._waiting.remove(sequence)
-            self._prefills.append(Prefill(sequence, self._prefixes, self._sizer, self._clock))
+            self._prefills[sequence] = Prefill(sequence, self._prefixes, self._sizer, self._clock)
         if self._waiting and not (self._prefills or self._decoders):
             self._refuse(self._waiting[0])
 
@@ -165,11 +168,10 @@ class Runner:
         self._replies.fail(sequence.call_id, error)
 
     def _holders(self) -> list[Sequence]:
-        prefilling = [prefill.sequence for prefill in self._prefills]
-        return [*prefilling, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
+        return [*self._prefills, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
 
     def _running(self, model: Hashable) -> int:
-        prefilling = sum(prefill.sequence.model_key == model for prefill in self._prefills)
+        prefilling = sum(sequence.model_key == model for sequence in self._prefills)
         return prefilling + sum(len(decoder) for key, decoder in self._decoders.items() if key == model)
 
     def _prefill(self, prefill: Prefill) -> None:
@@ -180,7 +182,7 @@ class Runner:
         if prefill.remaining:
             self._replies.generate(sequence.call_id, sequence.progress(prefill.done))
             return
-        self._prefills.popleft()
+        del self._prefills[sequence]
         self.totals.prompt_tokens += 1
         self._decoders.setdefault(sequence.model_key, Decoder()).join(sequence)
 
@@ -216,7 +218,7 @@ class Runner:
         """Store what a sequence computed, wherever it is, and free what it holds."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
-        self._prefills = deque(prefill for prefill in self._prefills if prefill.sequence is not sequence)
+        self._prefills.pop(sequence, None)
         decoder = self._decoders.get(sequence.model_key)
         if decoder is not None:
             decoder.leave(sequence)

@@ -55,6 +55,7 @@ class Sequence:
         stop_ids: Ids that end it.
         top_logprobs: Alternatives wanted for each token; None if no log-probabilities are.
         namespace: Digest under which its KV may be shared.
+        priority: Higher starts and prefills first.
         reads, writes: Whether it may reuse cached prefixes, and store its own.
         generated: Tokens sampled so far.
         cached: Prompt tokens whose KV was reused.
@@ -76,6 +77,7 @@ class Sequence:
     reads: bool
     writes: bool
     times: Times
+    priority: int = 0
     generated: list[int] = field(default_factory=list)
     cached: int = 0
     cache: list[Any] | None = None
