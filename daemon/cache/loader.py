@@ -18,6 +18,7 @@ from daemon.cache.warmup import WarmUp, warm_up
 from daemon.errors import Reason, SidecarError
 from daemon.kv.layout import Layout, probing
 from daemon.kv.passes import Pass, in_pieces
+from daemon.kv.rows import proving
 
 SLICE_BYTES = 1 << 30
 """Most bytes of weights evaluated between two engine steps; see `Pace`."""
@@ -34,6 +35,7 @@ class LoadedModel:
         layout: How it keeps its KV.
         nbytes: Bytes of its weights.
         vocab_size: Width of its logits.
+        joinable: Whether its sequences can share a forward pass.
         warmup_time: Seconds that the warm-up took; 0 if there was none.
     """
 
@@ -42,6 +44,7 @@ class LoadedModel:
     layout: Layout
     nbytes: int
     vocab_size: int
+    joinable: bool = False
     warmup_time: float = 0.0
 
 
@@ -83,7 +86,8 @@ def load(
     with _refusing(source):
         layout = yield from paced(probing(model), loaded_all, clock, seconds)
         logits = yield from paced(_a_token(model, layout), loaded_all, clock, seconds)
-    loaded = LoadedModel(source, model, layout, done, int(logits.shape[-1]))
+        joinable = yield from paced(proving(model), loaded_all, clock, seconds)
+    loaded = LoadedModel(source, model, layout, done, int(logits.shape[-1]), joinable)
     if warmup_tokens:
         yield Progress(Stage.WARMING_UP)
         warmup = WarmUp(model, layout, warmup_tokens)

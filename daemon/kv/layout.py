@@ -34,14 +34,12 @@ class Layout:
         groups: Layers that share extents, by equal signature; empty if nothing can be reused.
         bytes_per_token: KV bytes of one token, all layers.
         shapes: Those of every layer's cache; empty if nothing can be reused.
-        joinable: Whether sequences can share a batch: all layers are plain KV caches.
     """
 
     signature: str
     groups: tuple[tuple[int, ...], ...]
     bytes_per_token: int
     shapes: tuple[Shape, ...]
-    joinable: bool = False
 
     @property
     def windowed(self) -> bool:
@@ -125,7 +123,7 @@ def probing(model: Any) -> Generator[None, None, Layout]:
     if not layout.reusable or (yield from _reuse_is_exact(model, layout)):
         return layout
     log.warning("a restored KV cache computes something else; prefixes of this model are not reused")
-    return replace(layout, groups=(), shapes=(), joinable=False)
+    return replace(layout, groups=(), shapes=())
 
 
 def _describe(model: Any) -> Generator[None, None, Layout]:
@@ -139,9 +137,8 @@ def _describe(model: Any) -> Generator[None, None, Layout]:
     groups = tuple(
         tuple(layer for layer, shape in enumerate(shapes) if shape == unique) for unique in dict.fromkeys(shapes)
     )
-    joinable = all(map(_is_plain, shapes))
     bytes_per_token = sum(shape.bytes_per_token for shape in shapes)
-    return Layout(";".join(map(str, shapes)), groups, bytes_per_token, shapes, joinable)
+    return Layout(";".join(map(str, shapes)), groups, bytes_per_token, shapes)
 
 
 def _shape(cache: Any) -> Shape | None:

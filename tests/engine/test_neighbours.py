@@ -21,6 +21,7 @@ SAMPLINGS = (
     pb.Sampling(temperature=0.7, seed=9, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.4),
     pb.Sampling(repetition_penalty=1.5, logit_bias={9: 3.0, 11: -100.0}),
 )
+MODES = (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE, pb.CACHE_MODE_READ_ONLY, pb.CACHE_MODE_BYPASS)
 KINDS = 48
 MOST_AT_ONCE = 5
 EXACT = ("embedded", "qwen3", "mamba")
@@ -56,7 +57,7 @@ def some_request(source: random.Random, models: dict[str, str], family: str) -> 
         stop=pb.Stop(ignore_eos=source.random() < 0.8),
         top_logprobs=source.choice([0, 2]),
         priority=source.choice([-1, 0, 0, 2]),
-        cache=pb.CacheOptions(mode=source.choice([0, 0, 2, 3]), salt=source.choice(["", "", "s"])),
+        cache=pb.CacheOptions(mode=source.choice(MODES), salt=source.choice(["", "", "s"])),
     )
 
 

@@ -22,6 +22,7 @@ MLX_FILES = {
     "cache/warmup.py",
     "kv/layout.py",
     "kv/passes.py",
+    "kv/rows.py",
     "kv/adapters/kv_cache.py",
     "kv/adapters/rotating.py",
 }

@@ -109,7 +109,10 @@ def test_an_array_larger_than_a_slice_is_a_slice_of_its_own(path: Path, monkeypa
 
 
 def test_each_layer_of_a_first_pass_is_a_slice_of_its_own_when_streams_cannot_wait(path: Path) -> None:
-    """Six passes: one to describe the cache, two blocks, the token after them twice, and one for the vocabulary."""
+    """
+    One pass to describe the cache, two blocks, the token after them twice, one for the vocabulary; and ten to prove
+    that rows can share passes.
+    """
     layers = 3
     clock = itertools.count()
     source = identify(str(path), path)
@@ -117,7 +120,7 @@ def test_each_layer_of_a_first_pass_is_a_slice_of_its_own_when_streams_cannot_wa
     progress, loaded = _run(loader.load(source, 2, lambda: float(next(clock)), lambda: 0.5))
 
     passes = [step for step in progress if step.stage is Stage.LOADING and step.bytes_done == loaded.nbytes]
-    assert len(passes) == 1 + 6 * layers
+    assert len(passes) == 1 + (6 + 10) * layers
     warmup = [step for step in progress if step.stage is Stage.WARMING_UP]
     assert len(warmup) == 1 + 2 * (layers + 1)
 
