@@ -74,6 +74,11 @@ class Admission:
         try:
             yield ticket
         finally:
+            self.leave(ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give a place back before the block ends; harmless twice."""
+        if ticket in self._tickets:
             self._tickets.discard(ticket)
             if not self._tickets:
                 self._on_idle()

@@ -118,6 +118,9 @@ class Engine:
         if kind == "cancel":
             self._cancel(command.call_id)
             return
+        if kind == "hold":
+            self._runner.hold(command.call_id, held=command.hold.held)
+            return
         try:
             self._begin(command, kind)
         except Exception as error:

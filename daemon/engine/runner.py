@@ -74,6 +74,8 @@ class Runner:
         self._prefills: dict[Sequence, Prefill] = {}
         self._starts: Turns[Sequence] = Turns()
         self._chunks: Turns[Sequence] = Turns()
+        self._stuck = False
+        """Whether nobody can start before somebody who runs goes on or ends."""
         self._decoders: dict[ModelKey, Decoder] = {}
 
     @property
@@ -93,8 +95,12 @@ class Runner:
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do."""
-        return bool(self._waiting or self._prefills or self._decoders)
+        """Whether `step` has something to do at once: not if those that run are held and those that wait, wait."""
+        return bool(self._prefills or self._active or (self._waiting and not self._stuck))
+
+    @property
+    def _active(self) -> int:
+        return sum(decoder.active for decoder in self._decoders.values())
 
     def sequences(self) -> list[Sequence]:
         """Return all sequences that hold or will hold KV."""
@@ -106,6 +112,7 @@ class Runner:
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence whose model is loaded."""
+        self._stuck = False
         self._waiting.append(sequence)
 
     def cancel(self, call_id: int) -> bool:
@@ -116,10 +123,17 @@ class Runner:
                 return True
         return False
 
+    def hold(self, call_id: int, *, held: bool) -> None:
+        """Give a sequence that generates no more tokens, or let it go on; any other call is no error."""
+        self._stuck = False
+        for decoder in self._decoders.values():
+            for sequence in [sequence for sequence in decoder if sequence.call_id == call_id]:
+                (decoder.hold if held else decoder.go_on)(sequence)
+
     def step(self) -> None:
         """Do one round: start what can start, decode each model once, prefill one chunk."""
         self._start()
-        began, rows = self._clock(), self.decoding
+        began, rows = self._clock(), self._active
         for decoder in list(self._decoders.values()):
             self._decode(decoder)
         if rows:
@@ -138,6 +152,7 @@ class Runner:
             self._prefills[sequence] = Prefill(sequence, self._prefixes, self._sizer, self._clock)
         if self._waiting and not (self._prefills or self._decoders):
             self._refuse(self._waiting[0])
+        self._stuck = not (self._prefills or self._active)
 
     def _begin(self, prefill: Prefill) -> bool:
         """
@@ -216,6 +231,7 @@ class Runner:
 
     def _end(self, sequence: Sequence) -> None:
         """Store what a sequence computed, wherever it is, and free what it holds."""
+        self._stuck = False
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         self._prefills.pop(sequence, None)

@@ -8,6 +8,7 @@ from itertools import islice
 import grpc
 import pytest
 
+import mlx_sidecar
 from mlx_sidecar import Client, Delta, Finished, Message, PrefillProgress, Started
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
@@ -218,3 +219,32 @@ def test_the_finished_event_names_the_end_of_sequence_as_stop(client: Client) ->
         last = list(stream)[-1]
     assert isinstance(last, Finished)
     assert (last.reason, last.stop_match) == ("stop", "")
+
+
+@pytest.mark.slow
+def test_a_client_that_stops_reading_for_a_while_gets_everything_and_others_notice_nothing(
+    daemon: RunningDaemon,
+) -> None:
+    """The engine holds its stream once much waits for it; when it reads again, the text is as it would have been."""
+    with daemon.client() as slow, daemon.client() as other:
+        expected = slow.complete("embedded", "The", max_tokens=3500, ignore_eos=True, top_logprobs=20).text
+        with slow.generate("embedded", "The", max_tokens=3500, ignore_eos=True, top_logprobs=20) as stream:
+            wait_until(lambda: other.stats().engine.decoding == 1, "it runs")
+            generated = -1
+            while (now := other.stats().engine.generated_tokens) != generated:
+                other.complete("embedded", "A man", max_tokens=20, ignore_eos=True)
+                generated = now + 20  # unless the held stream got some as well
+            assert other.stats().engine.decoding == 1
+            assert "".join(event.text for event in stream if isinstance(event, Delta)) == expected
+
+
+@pytest.mark.slow
+def test_a_client_that_never_reads_again_is_ended(daemon: RunningDaemon) -> None:
+    """After half a minute its slot is free; when it comes back it is told."""
+    with daemon.client() as slow, daemon.client() as other:
+        with slow.generate("embedded", "The", max_tokens=3500, ignore_eos=True, top_logprobs=20) as stream:
+            wait_until(lambda: other.stats().engine.decoding == 1, "it runs")
+            wait_until(lambda: other.stats().engine.decoding == 0, "it was ended")
+            with pytest.raises(mlx_sidecar.SlowConsumer):
+                list(stream)
+        assert other.complete("embedded", "A man", max_tokens=2).text

@@ -72,6 +72,16 @@ def test_closing_drops_those_that_wait_and_refuses_newcomers() -> None:
         assert refused.value.retry_after
 
 
+def test_a_place_can_be_given_back_early() -> None:
+    """Once: the end of the block then changes nothing."""
+    idle: list[int] = []
+    admission = Admission(1, lambda: idle.append(1))
+    with admission.place() as ticket:
+        admission.leave(ticket)
+        assert (admission.active, idle) == (0, [1])
+    assert idle == [1]
+
+
 def test_cutting_off_drops_those_that_run() -> None:
     """Their time is over; their callers may come back."""
     admission = Admission(4)
