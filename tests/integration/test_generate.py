@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import grpc
 import pytest
 
-import mlx_sidecar
 from mlx_sidecar import Client, Delta, Finished, Message, PrefillProgress, Started
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.running import RunningDaemon, wait_until
 from tools.embedded import corpus
 
+ENDLESS = pb.Stop(ignore_eos=True)
 PROMPT = next(corpus.held_out(seed=1, tokens_hint=300)).completion()
 
 
@@ -221,30 +224,38 @@ def test_the_finished_event_names_the_end_of_sequence_as_stop(client: Client) ->
     assert (last.reason, last.stop_match) == ("stop", "")
 
 
+@contextmanager
+def unread(daemon: RunningDaemon) -> Iterator[Any]:
+    """Begin a stream of a megabyte that is not read, on a connection that takes in little ahead of its reader."""
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16384)]
+    request = pb.GenerateRequest(model="embedded", text="The", max_tokens=3500, top_logprobs=20, stop=ENDLESS)
+    with grpc.insecure_channel(f"unix:{daemon.socket}", options) as channel:
+        yield SidecarServiceStub(channel).Generate(request, wait_for_ready=True)
+
+
 @pytest.mark.slow
 def test_a_client_that_stops_reading_for_a_while_gets_everything_and_others_notice_nothing(
     daemon: RunningDaemon,
 ) -> None:
     """The engine holds its stream once much waits for it; when it reads again, the text is as it would have been."""
-    with daemon.client() as slow, daemon.client() as other:
-        expected = slow.complete("embedded", "The", max_tokens=3500, ignore_eos=True, top_logprobs=20).text
-        with slow.generate("embedded", "The", max_tokens=3500, ignore_eos=True, top_logprobs=20) as stream:
-            wait_until(lambda: other.stats().engine.decoding == 1, "it runs")
-            generated = -1
-            while (now := other.stats().engine.generated_tokens) != generated:
-                other.complete("embedded", "A man", max_tokens=20, ignore_eos=True)
-                generated = now + 20  # unless the held stream got some as well
-            assert other.stats().engine.decoding == 1
-            assert "".join(event.text for event in stream if isinstance(event, Delta)) == expected
+    with daemon.client() as other, unread(daemon) as stream:
+        wait_until(lambda: other.stats().engine.decoding == 1, "it runs")
+        generated = -1
+        while (now := other.stats().engine.generated_tokens) != generated:
+            other.complete("embedded", "A man", max_tokens=20, ignore_eos=True)
+            generated = now + 20  # unless the held stream got some as well
+        assert other.stats().engine.decoding == 1
+        text = "".join(event.delta.text for event in stream)
+        assert text == other.complete("embedded", "The", max_tokens=3500, ignore_eos=True).text
 
 
 @pytest.mark.slow
 def test_a_client_that_never_reads_again_is_ended(daemon: RunningDaemon) -> None:
     """After half a minute its slot is free; when it comes back it is told."""
-    with daemon.client() as slow, daemon.client() as other:
-        with slow.generate("embedded", "The", max_tokens=3500, ignore_eos=True, top_logprobs=20) as stream:
-            wait_until(lambda: other.stats().engine.decoding == 1, "it runs")
-            wait_until(lambda: other.stats().engine.decoding == 0, "it was ended")
-            with pytest.raises(mlx_sidecar.SlowConsumer):
-                list(stream)
+    with daemon.client() as other, unread(daemon) as stream:
+        wait_until(lambda: other.stats().engine.decoding == 1, "it runs")
+        wait_until(lambda: other.stats().engine.decoding == 0, "it was ended")
+        with pytest.raises(grpc.RpcError, match="nothing was read") as told:
+            list(stream)
+        assert told.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert other.complete("embedded", "A man", max_tokens=2).text
