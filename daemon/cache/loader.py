@@ -16,8 +16,9 @@ from daemon.cache.identity import ModelSource, changed
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
 from daemon.cache.warmup import WarmUp, warm_up
 from daemon.errors import Reason, SidecarError
-from daemon.kv.layout import Layout, probing
+from daemon.kv.layout import Layout
 from daemon.kv.passes import Pass, in_pieces
+from daemon.kv.probe import probing
 from daemon.kv.rows import proving
 
 SLICE_BYTES = 1 << 30

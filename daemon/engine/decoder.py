@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import mlx.core as mx
 
@@ -43,6 +44,7 @@ class Decoder:
         )
         assert sequence.cache is not None
         first = sampler(forward(sequence, mx.array(sequence.prompt[-1:]), sequence.cache))
+        sequence.advanced(1, sequence.cache)
         mx.async_eval(first.arrays())
         self._place(Row(sequence, sampler, first))
 
@@ -62,6 +64,10 @@ class Decoder:
         for row in [row for row in self._held if row.sequence is sequence]:
             self._held.remove(row)
             self._place(row)
+
+    def caches_of(self, sequence: Sequence) -> list[Any]:
+        """Return the KV of a sequence that runs, as it is now."""
+        return next(batch.caches_of(row) for batch in self._batches for row in batch.rows if row.sequence is sequence)
 
     def step(self) -> list[tuple[Sequence, Token | SidecarError]]:
         """Return the next token of each sequence, or why it has none."""

@@ -11,12 +11,12 @@ import pytest
 from mlx_lm.models.cache import ChunkedKVCache, KVCache, RotatingKVCache, make_prompt_cache
 
 from daemon.kv.rows import batched, joinable, proving, unbatched
-from tests.kv.tiny_models import OTHER, REUSABLE, VOCABULARY, WINDOWED, build, same_bits
+from tests.kv.tiny_models import RECURRENT, REUSABLE, VOCABULARY, WINDOWED, build, same_bits
 
 ALONE = "afm7 with fewer caches than layers"
 """Its layers without a cache take positions that hold for one row only (mlx-lm 0.32.2)."""
 
-MODELS = {name: make for name, make in {**REUSABLE, **WINDOWED, **OTHER}.items() if name != ALONE}
+MODELS = {name: make for name, make in {**REUSABLE, **WINDOWED, **RECURRENT}.items() if name != ALONE}
 
 
 def drain(work: Any) -> Any:
