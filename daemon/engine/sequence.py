@@ -25,19 +25,19 @@ class Times:
     load: float = 0.0
     lookup: float = 0.0
     restore: float = 0.0
-    prefill: float = 0.0
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
 
     def message(self) -> pb.Timings:
-        """Return them as the API's Timings."""
+        """Return them as the API's Timings: the spans before the first token add up to it."""
+        restored = self.started + self.lookup + self.restore
         spans = {
             "queue": self.started - self.arrived - self.load,
             "load": self.load,
             "lookup": self.lookup,
             "restore": self.restore,
-            "prefill": self.prefill,
+            "prefill": self.first_token - restored,
             "decode": self.last_token - self.first_token,
             "first_token": self.first_token - self.arrived,
         }
