@@ -213,7 +213,7 @@ class GenerateCall:
         loaded = ticket.lease.model
         assert self._prepared is not None
         _, _, prompt = self._prepared
-        need = kv_need(len(prompt.tokens), prompt.max_tokens, loaded.layout.bytes_per_token)
+        need = kv_need(loaded.layout, len(prompt.tokens), prompt.max_tokens)
         self._services.ledger.refuse_if_never(need, loaded.nbytes)
         self._services.runner.add(self._sequence(ticket))
         self._over = True

@@ -183,6 +183,7 @@ class Engine:
     def _sweep(self) -> None:
         self._swept = self._clock()
         self._models.evict_stale()
+        self._make_room(0)  # for what running requests have grown by
         if self._relief.check() or not self.busy:
             mx.clear_cache()
         self._outbox.publish()

@@ -256,5 +256,5 @@ class Runner:
 
 def kv_bytes(sequence: Sequence) -> int:
     """Return the KV bytes that a sequence is billed."""
-    held = len(sequence.prompt) + len(sequence.generated)
-    return kv_need(held, sequence.max_tokens, sequence.loaded.layout.bytes_per_token)
+    done = len(sequence.generated)
+    return kv_need(sequence.loaded.layout, len(sequence.prompt) + done, sequence.max_tokens - done)

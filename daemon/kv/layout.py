@@ -56,6 +56,28 @@ class Layout:
         """Bytes of the state of recurrent layers, whatever the number of tokens."""
         return sum(shape.nbytes for shape in self.shapes if isinstance(shape, arrays.Shape))
 
+    def live_bytes(self, tokens: int, chunk: int) -> int:
+        """
+        Return the bytes of a sequence's cache with room for so many tokens.
+
+        Full attention grows with them in steps of 256; a window holds what it sees and the chunk that is computed; a
+        recurrent state is always the same; a class that is not known counts as if it never forgot.
+
+        Args:
+            tokens: Tokens of the prompt and those reserved for the answer.
+            chunk: Most tokens computed at a time.
+        """
+        room = capacity_for(tokens)
+        if not self.shapes:
+            return room * self.bytes_per_token
+        held = self.state_bytes
+        for shape in self.shapes:
+            if isinstance(shape, rotating.Shape):
+                held += min(room, shape.window + chunk) * shape.bytes_per_token
+            elif isinstance(shape, kv_cache.Shape):
+                held += room * shape.bytes_per_token
+        return held
+
     def new_cache(self, model: Any, tokens: int) -> list[Any]:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
         caches: list[Any] = make_prompt_cache(model)

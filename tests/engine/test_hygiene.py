@@ -18,7 +18,7 @@ DAEMON = Path(__file__).resolve().parents[2] / "daemon"
 
 @pytest.mark.parametrize(("rounds", "tokens"), [(3, 30), pytest.param(40, 250, marks=pytest.mark.slow)])
 def test_decode_steps_grow_nothing(harness: Harness, rounds: int, tokens: int) -> None:
-    """Neither live arrays nor objects nor figures: after as many steps again, there is as much as before; 20,000 when slow."""
+    """Neither live arrays nor objects nor figures; 20,000 steps when slow."""
     request = generate("The", max_tokens=tokens, stop=ENDLESS)
     request.cache.mode = pb.CACHE_MODE_BYPASS
 

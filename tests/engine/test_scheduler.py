@@ -143,8 +143,14 @@ def test_a_chunk_that_was_cut_short_teaches_nothing() -> None:
 
 def test_need_counts_the_prompt_and_the_first_room_to_decode_twice() -> None:
     """The cache, and the copy while it grows."""
-    assert kv_need(100, 10, 8) == 2 * 8 * 110
-    assert kv_need(100, 10**6, 8) == 2 * 8 * (100 + DECODE_ROOM)
+
+    class Costs:
+        def live_bytes(self, tokens: int, chunk: int) -> int:
+            assert chunk == MAX_CHUNK
+            return 8 * tokens
+
+    assert kv_need(Costs(), 100, 10) == 2 * 8 * 110
+    assert kv_need(Costs(), 100, 10**6) == 2 * 8 * (100 + DECODE_ROOM)
 
 
 def test_the_ledger_adds_up() -> None:

@@ -6,8 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from daemon.admission import MAX_WAITING_TOKENS, Admission
+from daemon.admission import LEAST_RETRY, MAX_WAITING_TOKENS, MOST_RETRY, Admission
 from daemon.errors import Reason, SidecarError
+from tests.builders import Clock
 
 
 def test_a_place_is_given_back_at_the_end() -> None:
@@ -38,6 +39,24 @@ def test_more_calls_than_may_wait_are_refused() -> None:
         admission.began(first)
         stack.enter_context(admission.place())
         assert admission.waiting == 2
+
+
+@pytest.mark.parametrize(("seconds", "retry"), [(5.0, 5.0), (0.01, LEAST_RETRY), (1000.0, MOST_RETRY)])
+def test_who_finds_the_queue_full_is_told_how_fast_it_drains(seconds: float, retry: float) -> None:
+    """As measured over the last that began to run; loads do not count, and the bounds are half a second and a minute."""
+    clock = Clock()
+    admission = Admission(1, clock=clock)
+    for _ in range(40):
+        with admission.place() as ticket:
+            admission.tokenised(ticket, 10)
+            clock.pass_(seconds)
+            admission.began(ticket)
+        with admission.place() as load:
+            admission.began(load)
+    clock.pass_(seconds)
+    with admission.place(), pytest.raises(SidecarError) as refused, admission.place():
+        pass
+    assert refused.value.retry_after == pytest.approx(retry, rel=0.05)
 
 
 def test_more_prompt_tokens_than_may_wait_are_refused() -> None:
