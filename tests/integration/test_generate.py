@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -11,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+import mlx_sidecar
 from mlx_sidecar import Client, Delta, Finished, Message, PrefillProgress, Started
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
@@ -200,6 +203,46 @@ def test_a_deadline_ends_a_request(daemon: RunningDaemon) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             list(stub.Generate(request, timeout=0.3))
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+READER = """
+import sys
+from mlx_sidecar import Client
+with Client(sys.argv[1]) as client:
+    for event in client.generate("embedded", sys.argv[2], max_tokens=3500, ignore_eos=True):
+        print(flush=True)
+"""
+
+
+def test_a_client_that_is_killed_frees_its_slot_and_leaves_what_was_computed(daemon: RunningDaemon) -> None:
+    """kill -9 leaves no time for a cancel; the connection that breaks is enough."""
+    prompt = next(corpus.held_out(seed=9, tokens_hint=300)).completion()
+    command = [sys.executable, "-c", READER, str(daemon.socket), prompt]
+    with daemon.client() as client, subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        for _ in range(3):
+            assert reader.stdout.readline()
+        reader.kill()
+        wait_until(lambda: idle(client), "nothing runs")
+        assert client.complete("embedded", prompt, max_tokens=1).usage.cached_tokens > 0
+        stats = client.stats()
+        assert stats.prefix_cache.leases == 0
+        assert all(model.in_use == 0 for model in stats.models)
+
+
+def test_a_deadline_in_the_queue_ends_a_request_that_never_touched_the_device(
+    start_daemon: Callable[..., RunningDaemon],
+) -> None:
+    """The one that runs goes on, and nothing of the other stays."""
+    daemon = start_daemon(max_batch="1")
+    with daemon.client() as client, client.generate("embedded", "The", max_tokens=3500, ignore_eos=True) as running:
+        events = iter(running)
+        assert any(isinstance(event, Delta) for event in events)
+        with pytest.raises(mlx_sidecar.DeadlineExceeded):
+            client.complete("embedded", PROMPT, max_tokens=1, timeout=0.5)
+        wait_until(lambda: client.stats().engine.queued == 0, "nobody waits")
+        assert any(isinstance(event, Delta) for event in events)
+        assert client.stats().engine.prompt_tokens == 1  # the prompt of the one that runs
 
 
 def test_many_requests_at_once_all_get_their_own_answer(client: Client) -> None:

@@ -43,7 +43,7 @@ def test_more_calls_than_may_wait_are_refused() -> None:
 
 @pytest.mark.parametrize(("seconds", "retry"), [(5.0, 5.0), (0.01, LEAST_RETRY), (1000.0, MOST_RETRY)])
 def test_who_finds_the_queue_full_is_told_how_fast_it_drains(seconds: float, retry: float) -> None:
-    """As measured over the last that began to run; loads do not count, and the bounds are half a second and a minute."""
+    """As measured over the last that began to run, from half a second to a minute; loads do not count."""
     clock = Clock()
     admission = Admission(1, clock=clock)
     for _ in range(40):
