@@ -13,12 +13,15 @@ import grpc
 import structlog
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from daemon.durations import duration
 from daemon.errors import DOMAIN, Reason, SidecarError
+from daemon.wire import parse
+from mlx_sidecar.v1 import sidecar_pb2
 
 MAX_MESSAGE = 1500
 """Characters of a message: gRPC refuses trailers of more than 8 KiB, and the text is in them three times."""
@@ -27,7 +30,9 @@ log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_OURS = "/mlx_sidecar.v1.SidecarService/"
+_SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"]
+_OURS = f"/{_SERVICE.full_name}/"
+_REQUESTS = {f"{_OURS}{method.name}": GetMessageClass(method.input_type) for method in _SERVICE.methods}
 _QUIET = _OURS + "Stats"
 """Polled all day; logged at debug level."""
 
@@ -55,30 +60,33 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
                 self._streaming(details.method, handler.unary_stream),
-                handler.request_deserializer,
+                None,
                 handler.response_serializer,
             )
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(details.method, handler.unary_unary),
-                handler.request_deserializer,
+                None,
                 handler.response_serializer,
             )
         return handler
 
     def _streaming(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         # Written rather than yielded: a cancelled call then ends here and now, not when a generator is collected.
-        async def handle(request: Message, context: Context) -> None:
-            async with self._observed(method, context), aclosing(behaviour(request, context)) as responses:
+        async def handle(data: bytes, context: Context) -> None:
+            async with (
+                self._observed(method, context),
+                aclosing(behaviour(parse(data, _REQUESTS[method]), context)) as responses,
+            ):
                 async for response in responses:
                     await context.write(response)
 
         return handle
 
     def _unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        async def handle(request: Message, context: Context) -> Any:
+        async def handle(data: bytes, context: Context) -> Any:
             async with self._observed(method, context):
-                return await behaviour(request, context)
+                return await behaviour(parse(data, _REQUESTS[method]), context)
 
         return handle
 
