@@ -29,6 +29,7 @@ from daemon.engine.prefix_call import PrefixCall
 from daemon.engine.pressure import Relief, Source, normal
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
+from daemon.engine.templates import Templates
 from daemon.engine.tokenizers import Tokenizers
 from daemon.kv.adapters.kv_cache import copied
 from daemon.kv.budget import Limits as PrefixLimits
@@ -87,6 +88,7 @@ class Engine:
         )
         self._invalidator = Invalidator(self._models, self._prefixes, self._runner)
         self._background = Background(post)
+        self._templates = Templates(clock)
         resolver = Resolver(
             config.model_roots,
             digests=Digests(DigestFile(config.state_dir / DIGESTS)),
@@ -99,7 +101,7 @@ class Engine:
             self._runner,
             ledger,
             self._finder,
-            Tokenizers(),
+            Tokenizers(self._templates),
             self._background,
             self._outbox,
             clock,
@@ -153,6 +155,7 @@ class Engine:
     def close(self) -> None:
         """Stop background work."""
         self._background.close()
+        self._templates.close()
 
     def _load(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
         self._prefixes.shed(self._ledger.shortfall(source.size_bytes, self._figures.use()))
