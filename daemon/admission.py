@@ -36,12 +36,19 @@ class Admission:
     Args:
         max_waiting: Most Generate calls that wait for their model or a slot.
         on_idle: Called whenever the last call has ended.
+        on_busy: Called whenever a first call begins.
     """
 
-    def __init__(self, max_waiting: int, on_idle: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        max_waiting: int,
+        on_idle: Callable[[], None] = lambda: None,
+        on_busy: Callable[[], None] = lambda: None,
+    ) -> None:
         self.rejected = 0
         self._max_waiting = max_waiting
         self._on_idle = on_idle
+        self._on_busy = on_busy
         self._tickets: set[Ticket] = set()
         self._closed = False
 
@@ -70,6 +77,8 @@ class Admission:
             self.rejected += 1
             raise _full(f"{self._max_waiting} requests wait already, the most that max_queue allows")
         ticket = Ticket()
+        if not self._tickets:
+            self._on_busy()
         self._tickets.add(ticket)
         try:
             yield ticket

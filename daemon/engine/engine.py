@@ -51,6 +51,7 @@ class Engine:
         post: Runs a function on the MLX thread; any thread.
         clock: Seconds that never go back.
         pressure: Tells whether the system is short of memory; asked once a second, if the configuration allows it.
+        ttl_clock: Seconds that include the machine's sleep, for how long models were idle; `clock` if None.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Engine:
         post: Callable[[Callable[[], None]], None],
         clock: Callable[[], float],
         pressure: Source = normal,
+        ttl_clock: Callable[[], float] | None = None,
     ) -> None:
+        ttl_clock = ttl_clock or clock
         self._clock = clock
         self._swept = clock()
         self._warmup_tokens = config.warmup_tokens
@@ -68,13 +71,13 @@ class Engine:
         mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
         budget = min(config.model_cache_mb * MIB, ledger.limit)
         limits = ModelLimits(budget, config.max_models, config.model_ttl, config.evict_on_memory_pressure)
-        self._models: ModelCache[ModelSource, LoadedModel] = ModelCache(limits, self._load, clock, mx.clear_cache)
+        self._models: ModelCache[ModelSource, LoadedModel] = ModelCache(limits, self._load, ttl_clock, mx.clear_cache)
         self._prefixes = PrefixCache(
             PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB), config.min_prefix_len
         )
         self._outbox = Outbox(send, lambda: self._figures.snapshot())
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
-        self._figures = Figures(self._models, self._prefixes, self._runner, ledger, clock)
+        self._figures = Figures(self._models, self._prefixes, self._runner, ledger, ttl_clock)
         self._ledger = ledger
         self._relief = Relief(
             pressure if config.evict_on_memory_pressure else normal,
