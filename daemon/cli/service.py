@@ -127,10 +127,10 @@ def logs(following: bool, lines: int, stderr: bool) -> None:
 
 
 def _service(wait: float) -> Service:
-    return Service(Launchctl(), Path.home(), _look, wait)
+    return Service(Launchctl(), Path.home(), look, wait)
 
 
-def _look(socket: Path) -> Serving | None:
+def look(socket: Path) -> Serving | None:
     """Return who serves on a socket."""
     from mlx_sidecar import Client, SidecarError
 

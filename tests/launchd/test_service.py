@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from daemon import __version__
-from daemon.cli.service import _look
+from daemon.cli.service import look
 from daemon.launchd.agent import LABEL, Agent
 from daemon.launchd.errors import AgentError, LaunchctlError, ServiceError
 from daemon.launchd.launchctl import Launchctl
@@ -27,7 +27,7 @@ UID = os.getuid()
 
 @pytest.fixture(name="service")
 def _service(mac: Mac) -> Service:
-    return Service(Launchctl(), mac.home, _look)
+    return Service(Launchctl(), mac.home, look)
 
 
 def agent_of(mac: Mac, **environment: str) -> Make:
