@@ -28,7 +28,8 @@ import structlog
 
 from daemon import clocks, logs
 from daemon.config import Config
-from daemon.engine.engine import SWEEP_SECONDS, Engine, device_name
+from daemon.engine.device import device_name
+from daemon.engine.engine import SWEEP_SECONDS, Engine
 from daemon.engine.link import Link
 from daemon.engine.loop import Loop
 from daemon.engine.pressure import of_this_system

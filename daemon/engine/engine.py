@@ -20,6 +20,7 @@ from daemon.config import Config
 from daemon.engine.architectures import supported
 from daemon.engine.background import Background, as_sidecar_error
 from daemon.engine.calls import Call, GenerateCall, LoadCall, Services
+from daemon.engine.device import working_set
 from daemon.engine.finder import Finder
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.ledger import Ledger, memory_limit
@@ -67,7 +68,7 @@ class Engine:
         self._clock = clock
         self._swept = clock()
         self._warmup_tokens = config.warmup_tokens
-        ledger = Ledger(memory_limit(_working_set()))
+        ledger = Ledger(memory_limit(working_set()))
         mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
         budget = min(config.model_cache_mb * MIB, ledger.limit)
         limits = ModelLimits(budget, config.max_models, config.model_ttl, config.evict_on_memory_pressure)
@@ -193,17 +194,3 @@ class Engine:
             self._outbox.invalidated(call_id, self._invalidator.model(request.model, dry_run=request.dry_run))
         else:
             self._outbox.invalidated(call_id, self._invalidator.all(request.all, dry_run=request.dry_run))
-
-
-def _working_set() -> int | None:
-    """Return what Metal recommends to use at most, in bytes; None where there is no Metal."""
-    if not mx.metal.is_available():
-        return None
-    return int(mx.device_info()["max_recommended_working_set_size"])
-
-
-def device_name() -> str:
-    """Return the device that MLX computes on, as Stats shows it."""
-    kind = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
-    name = mx.device_info().get("device_name", "") if kind == "gpu" else ""
-    return f"{kind}: {name}" if name else kind

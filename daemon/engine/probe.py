@@ -12,7 +12,7 @@ import os
 
 import mlx.core as mx
 
-from daemon.engine.engine import device_name
+from daemon.engine.device import device_name, working_set
 from daemon.engine.pressure import PSI, sysctl_level
 
 
@@ -25,7 +25,7 @@ def probe() -> dict[str, object]:
         "device": device_name(),
         "metal": mx.metal.is_available(),
         "memory_bytes": info.get("memory_size"),
-        "working_set_bytes": info.get("max_recommended_working_set_size"),
+        "working_set_bytes": working_set(),
         "computes": bool(mx.all(product == size).item()),
         "pressure": sysctl_level() if sysctl_level() is not None else ("psi" if PSI.exists() else None),
     }

@@ -111,13 +111,26 @@ def test_without_a_login_at_the_screen_it_lives_in_the_users_own_domain(mac: Mac
     assert service.install(agent_of(mac))
     assert plistlib.loads(mac.plist.read_bytes())["LimitLoadToSessionType"] == "Background"
     assert (service.status().domain, service.status().ready) == (f"user/{UID}", True)
-    service.restart()
-    assert service.stop()
-    assert service.start()
     mac.settings(gui=True)
     assert service.install(agent_of(mac)), "somebody has logged in: it moves over"
     assert service.status().domain == f"gui/{UID}"
     assert service.uninstall()
+
+
+def test_each_verb_may_be_repeated(mac: Mac, service: Service) -> None:
+    """What is done already is no error, and the process stays the same."""
+    assert "The service was not running" in mac.service("stop")
+    assert service.install(agent_of(mac))
+    pid = mac.job().pid
+    assert not service.install(agent_of(mac))
+    assert "Running already" in mac.service("start")
+    assert mac.job().pid == pid
+    assert service.stop()
+    assert not service.stop()
+    assert service.start()
+    assert service.uninstall()
+    assert not service.uninstall()
+    assert "The service was not installed" in mac.service("uninstall")
 
 
 def test_a_bootout_that_is_still_in_progress_is_waited_for(mac: Mac, service: Service) -> None:
