@@ -49,6 +49,8 @@ def install(session: Session, /, wait: float, as_json: bool, **flags: object) ->
 
     These flags and the MLX_SIDECAR_* and Hub variables of this shell are kept; config.toml is read at each start.
     """
+    if user := os.environ.get("SUDO_USER"):
+        raise ServiceError(f"the service belongs to a user, not to root; as {user}, run it without sudo")
     resolved = resolve(session.socket_flag, flags)
 
     def make(background: bool) -> agent.Agent:
@@ -118,6 +120,8 @@ def logs(following: bool, lines: int, stderr: bool) -> None:
     """Print the service's log."""
     found = _service(0).status()
     path = found.stderr if stderr or found.log is None else found.log
+    if not following and not path.exists():
+        raise ServiceError(f"there is no log at {path} yet")
     try:
         last, end = last_lines(path, lines)
         for line in chain(last, follow(path, end) if following else ()):

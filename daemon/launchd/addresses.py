@@ -18,9 +18,11 @@ class Addresses(NamedTuple):
     log: Path | None
 
 
-def addresses(environment: Mapping[str, str], home: Path) -> Addresses:
+def addresses(environment: Mapping[str, str], home: Path, log: Path | None = None) -> Addresses:
     """
     Return the addresses of a daemon with this environment.
+
+    `log` is what an installation would add, if nothing else is said.
 
     A configuration that it would refuse is no obstacle: the daemon says what is wrong with it, and the service can
     still be looked at and stopped.
@@ -29,8 +31,8 @@ def addresses(environment: Mapping[str, str], home: Path) -> Addresses:
     try:
         resolved = load_config({}, environment, home)
     except ConfigError:
-        log = environment.get(_LOG)
-        return Addresses(Path(environment.get(_SOCKET, default)), Path(log) if log else None)
+        said = environment.get(_LOG)
+        return Addresses(Path(environment.get(_SOCKET, default)), Path(said) if said else log)
     # The default of `Config` looks at this process's environment, not at the service's.
     socket = default if resolved.origins["socket"] == "default" else resolved.config.socket
-    return Addresses(socket, resolved.config.log_file)
+    return Addresses(socket, log if resolved.origins["log_file"] == "default" else resolved.config.log_file)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from daemon import __version__
 from daemon.launchd.addresses import addresses
-from daemon.launchd.agent import LABEL, Agent, log_directory, plist_path, read
+from daemon.launchd.agent import LABEL, LOG_NAME, STDERR_NAME, Agent, log_directory, plist_path, read
 from daemon.launchd.errors import LaunchctlError, ServiceError
 from daemon.launchd.job import Job
 from daemon.launchd.launchctl import PATIENCE_SECONDS, Launchctl
@@ -103,7 +103,8 @@ class Service:
         """
         agent = read(self._file.path)
         found = self._launchctl.find(LABEL)
-        socket, log = addresses(agent.environment if agent else {}, self._home)
+        logs = log_directory(self._home)
+        socket, log = addresses(agent.environment, self._home) if agent else addresses({}, self._home, logs / LOG_NAME)
         return Status(
             plist=self._file.path if agent else None,
             domain=found[0] if found else None,
@@ -112,7 +113,7 @@ class Service:
             serving=self._look(socket),
             homebrew=self._launchctl.find(HOMEBREW_LABEL) is not None,
             log=log,
-            stderr=agent.stderr if agent else log_directory(self._home) / "launchd.log",
+            stderr=agent.stderr if agent else logs / STDERR_NAME,
         )
 
     def install(self, make: Callable[[bool], Agent]) -> bool:

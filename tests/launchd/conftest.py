@@ -27,7 +27,7 @@ def _mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mac]:
     for name in ("bin", "home", "launchd"):
         (folder / name).mkdir()
     program = folder / "bin" / "launchctl"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{fake_launchd.__file__}" "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{fake_launchd.__file__}" "$@"\n')
     program.chmod(0o755)
     changed = {
         "HOME": str(folder / "home"),
@@ -37,7 +37,7 @@ def _mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mac]:
         "PYTHONPATH": str(ROOT),
     }
     foreign = [name for name in os.environ if name.startswith("MLX_SIDECAR_")]
-    for name in [*foreign, "XDG_RUNTIME_DIR", *KEPT_VARIABLES]:
+    for name in [*foreign, "XDG_RUNTIME_DIR", "SUDO_USER", *KEPT_VARIABLES]:
         monkeypatch.delenv(name, raising=False)
     for name, value in changed.items():
         monkeypatch.setenv(name, value)

@@ -121,7 +121,7 @@ class Launchd:
             answer(134, "Bootstrap failed: 134: Service cannot load in requested session\n")
         if place.exists() or f"{domain}/{job['Label']}" in self._disabled():
             answer(5, "Bootstrap failed: 5: Input/output error\n")
-        command = [sys.executable, __file__, "keep", str(place), domain, str(plist)]
+        command = [sys.executable, "-IS", __file__, "keep", str(place), domain, str(plist)]
         throttle = str(self.settings.get("throttle", 0.2))
         with (self.folder / "keeper.log").open("ab") as log:
             subprocess.Popen(
@@ -252,7 +252,8 @@ class Keeper:
             os.killpg(self.process.pid, signal.SIGKILL)  # AbandonProcessGroup is not set
         self.process = None
         if status < 0:
-            self.failed(f"last terminating signal = {signal.strsignal(-status)}: {-status}", self.began)
+            words = str(signal.strsignal(-status)).partition(":")[0]  # macOS adds the number itself
+            self.failed(f"last terminating signal = {words}: {-status}", self.began)
         elif status:
             self.failed(f"last exit code = {status}", self.began)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import plistlib
 import subprocess
@@ -17,6 +18,7 @@ from daemon.launchd.agent import LABEL, Agent
 from daemon.launchd.errors import AgentError, LaunchctlError, ServiceError
 from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.service import HOMEBREW_LABEL, Service, Serving
+from mlx_sidecar import Client, ShuttingDown
 from tests.launchd.conftest import ROOT
 from tests.launchd.mac import Mac
 from tests.running import alive, wait_until
@@ -131,6 +133,28 @@ def test_each_verb_may_be_repeated(mac: Mac, service: Service) -> None:
     assert service.uninstall()
     assert not service.uninstall()
     assert "The service was not installed" in mac.service("uninstall")
+
+
+def test_a_stop_lets_streams_end_and_tells_those_that_do_not(mac: Mac, service: Service) -> None:
+    """launchd asks with SIGTERM and waits; what is still running when the drain is over is told why."""
+    service.install(agent_of(mac, MLX_SIDECAR_DRAIN_TIMEOUT="0.5"))
+    with Client(mac.socket) as client, client.generate("hold", "a b") as stream:
+        text = stream.text()
+        assert next(text) == "a "
+        assert service.stop()
+        with pytest.raises(ShuttingDown):
+            next(text)
+    lines = [json.loads(line) for line in (mac.logs / "daemon.log").read_text().splitlines()]
+    assert [line["event"] for line in lines if line["event"] in ("draining", "stopped")] == ["draining", "stopped"]
+    assert lines[-1]["status"] == 0
+
+
+def test_logs_that_are_not_there_yet_and_sudo_are_one_sentence(mac: Mac) -> None:
+    """Neither is a traceback, or silence."""
+    assert f"there is no log at {mac.logs / 'daemon.log'} yet" in mac.service("logs", status=1)
+    assert f"there is no log at {mac.logs / 'launchd.log'} yet" in mac.service("logs", "--stderr", status=1)
+    assert "as ada, run it without sudo" in mac.service("install", status=1, SUDO_USER="ada")
+    assert not mac.calls()
 
 
 def test_a_bootout_that_is_still_in_progress_is_waited_for(mac: Mac, service: Service) -> None:
