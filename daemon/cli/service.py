@@ -18,7 +18,8 @@ from daemon.launchd import agent
 from daemon.launchd.errors import ServiceError
 from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.log_follow import follow, last_lines
-from daemon.launchd.service import Service, Serving, Status
+from daemon.launchd.service import Service
+from daemon.launchd.status import Serving, Status
 
 LOOK_SECONDS = 1.0
 

@@ -12,7 +12,8 @@ from daemon.launchd.agent import RESERVE_SECONDS, read
 from daemon.launchd.errors import ServiceError
 from daemon.launchd.job import Job
 from daemon.launchd.launchctl import PROGRAM
-from daemon.launchd.service import Service, Status
+from daemon.launchd.service import Service
+from daemon.launchd.status import Status
 
 INSTALL = "run: mlx-sidecar service install"
 

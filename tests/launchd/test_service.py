@@ -17,7 +17,8 @@ from daemon.cli.service import look
 from daemon.launchd.agent import LABEL, Agent
 from daemon.launchd.errors import AgentError, LaunchctlError, ServiceError
 from daemon.launchd.launchctl import Launchctl
-from daemon.launchd.service import HOMEBREW_LABEL, Service, Serving
+from daemon.launchd.service import HOMEBREW_LABEL, Service
+from daemon.launchd.status import Serving
 from mlx_sidecar import Client, ShuttingDown
 from tests.launchd.conftest import ROOT
 from tests.launchd.mac import Mac
