@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import plistlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from daemon import __version__
+from daemon.cli.exits import INTERRUPTED
 from daemon.cli.service import look
 from daemon.launchd.agent import LABEL, Agent
 from daemon.launchd.errors import AgentError, LaunchctlError, ServiceError
@@ -22,7 +24,7 @@ from daemon.launchd.status import Serving
 from mlx_sidecar import Client, ShuttingDown
 from tests.launchd.conftest import ROOT
 from tests.launchd.mac import Mac
-from tests.running import alive, wait_until
+from tests.running import END_SECONDS, alive, wait_until
 
 Make = Callable[[bool], Agent]
 UID = os.getuid()
@@ -148,6 +150,22 @@ def test_a_stop_lets_streams_end_and_tells_those_that_do_not(mac: Mac, service: 
     lines = [json.loads(line) for line in (mac.logs / "daemon.log").read_text().splitlines()]
     assert [line["event"] for line in lines if line["event"] in ("draining", "stopped")] == ["draining", "stopped"]
     assert lines[-1]["status"] == 0
+
+
+def test_logs_are_followed_from_where_the_last_lines_end(mac: Mac, service: Service) -> None:
+    """Each line once, as soon as it is there."""
+    service.install(agent_of(mac))
+    command = [sys.executable, "-m", "daemon", "service", "logs", "-f", "-n", "1"]
+    with subprocess.Popen(command, env=mac.environ, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        seen = [json.loads(follower.stdout.readline())["event"]]
+        service.stop()
+        while seen[-1] != "stopped":
+            seen.append(json.loads(follower.stdout.readline())["event"])
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(END_SECONDS) == INTERRUPTED
+    lines = [json.loads(line)["event"] for line in (mac.logs / "daemon.log").read_text().splitlines()]
+    assert seen == lines[-len(seen) :]
 
 
 def test_logs_that_are_not_there_yet_and_sudo_are_one_sentence(mac: Mac) -> None:
