@@ -99,6 +99,7 @@ def test_caffeinate_inherits_no_descriptor(program: Path) -> None:
     """Not even an inheritable one: the lock, or the engine's end of its socket, which would hide the engine's death."""
     ours, theirs = os.pipe()
     os.set_inheritable(theirs, True)
+    os.set_blocking(ours, False)  # a failure should not hang
     lock = Caffeinate(program)
     lock.take()
     os.close(theirs)
