@@ -15,7 +15,9 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 def model(layout: Layout) -> LoadedModel:
     """Return a model with a layout."""
-    return LoadedModel(ModelSource(ModelKey("digest"), "name", Path("/models/name"), 1, {}), None, layout, 5, 7)
+    return LoadedModel(
+        ModelSource(ModelKey("digest"), "name", Path("/models/name"), 1, {"model_type": "llama"}), None, layout, 5, 7
+    )
 
 
 @pytest.mark.parametrize("warning", ["", "prefixes of this model are not reused"])
