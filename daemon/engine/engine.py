@@ -23,12 +23,14 @@ from daemon.engine.calls import Call, GenerateCall, LoadCall, Services
 from daemon.engine.finder import Finder
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.ledger import Ledger, memory_limit
+from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.outbox import Outbox
 from daemon.engine.prefix_call import PrefixCall
 from daemon.engine.pressure import Relief, Source, normal
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
 from daemon.engine.tokenizers import Tokenizers
+from daemon.kv.namespace import Namespace
 from daemon.kv.prefix_cache import Limits as PrefixLimits
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.v1 import ipc_pb2 as ipc
@@ -74,7 +76,8 @@ class Engine:
         )
         self._outbox = Outbox(send, lambda: self._figures.snapshot())
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
-        self._figures = Figures(self._models, self._prefixes, self._runner, ledger, clock)
+        self._namespaces = NamespaceBook(self._prefixes)
+        self._figures = Figures(self._models, self._prefixes, self._namespaces, self._runner, ledger, clock)
         self._ledger = ledger
         self._relief = Relief(
             pressure if config.evict_on_memory_pressure else normal,
@@ -102,7 +105,7 @@ class Engine:
             self._outbox,
             clock,
             self._invalidator.seen,
-            self._invalidator.shares,
+            self._shares,
         )
         self._calls: dict[int, Call] = {}
 
@@ -144,6 +147,10 @@ class Engine:
     def close(self) -> None:
         """Stop background work."""
         self._background.close()
+
+    def _shares(self, namespace: Namespace, source: ModelSource) -> None:
+        self._invalidator.shares(namespace)
+        self._namespaces.note(namespace, source)
 
     def _load(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
         self._prefixes.shed(self._ledger.shortfall(source.size_bytes, self._figures.use()))

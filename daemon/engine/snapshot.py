@@ -13,6 +13,7 @@ from daemon.cache.model_cache import ModelCache
 from daemon.durations import duration
 from daemon.engine import describe
 from daemon.engine.ledger import Ledger, Use
+from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.runner import Runner
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
@@ -26,6 +27,7 @@ class Figures:
     Args:
         models: The model cache.
         prefixes: The prefix cache.
+        namespaces: Who asked for what it stores.
         runner: The running requests.
         ledger: The memory ceiling.
         clock: Seconds that never go back.
@@ -35,12 +37,14 @@ class Figures:
         self,
         models: ModelCache[ModelSource, LoadedModel],
         prefixes: PrefixCache,
+        namespaces: NamespaceBook,
         runner: Runner,
         ledger: Ledger,
         clock: Callable[[], float],
     ) -> None:
         self._models = models
         self._prefixes = prefixes
+        self._namespaces = namespaces
         self._runner = runner
         self._ledger = ledger
         self._clock = clock
@@ -116,6 +120,8 @@ class Figures:
             inserts=counters.inserts,
             evictions=counters.evictions,
             leases=prefixes.trie.leases,
+            namespaces=self._namespaces.stats(),
+            total_namespaces=len(prefixes.trie.tallies()),
         )
 
     def _memory(self) -> pb.MemoryStats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from daemon.kv.extents import Slot
+from daemon.kv.tally import Tally
 
 
 @dataclass(slots=True, eq=False)
@@ -16,6 +17,7 @@ class Node:
         key: The block's token ids; the namespace for a root.
         parent: The node of the prefix before it; None for a root and once it has left the trie.
         depth: Blocks from the root.
+        tally: What its namespace counts, shared by all its nodes.
         slots: Where its KV is, one for each layer group.
         locks: Leases that hold it.
         tick: When it was last used; larger is later.
@@ -26,6 +28,7 @@ class Node:
     key: bytes
     parent: Node | None
     depth: int
+    tally: Tally
     slots: tuple[Slot, ...] = ()
     children: dict[bytes, Node] = field(default_factory=dict)
     locks: int = 0

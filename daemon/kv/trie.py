@@ -15,6 +15,7 @@ from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import Extent, ExtentLedger, Slot
 from daemon.kv.leaves import LeafQueue
 from daemon.kv.node import Node
+from daemon.kv.tally import Tally
 
 
 class Lease:
@@ -81,6 +82,10 @@ class PrefixTrie:
         """Leases that are not released."""
         return len(self._leases)
 
+    def tallies(self) -> dict[str, tuple[Tally, int]]:
+        """Return, for each namespace that stores anything, its tally and how many different first blocks it has."""
+        return {namespace: (root.tally, len(root.children)) for namespace, root in self._roots.items()}
+
     def match(self, namespace: str, keys: Sequence[bytes]) -> Lease:
         """Lease the longest stored prefix of `keys`, which may be empty, and mark it as used now."""
         nodes = list(self._walk(namespace, keys))
@@ -130,9 +135,9 @@ class PrefixTrie:
             parent = victim.parent
             assert parent is not None, "a leaf without a parent was queued"
             self._unlink(victim)
+            self._count(victim, -1)
             self._free(victim)
             self._leaves.offer(parent)
-            self.blocks -= 1
         return before - self.blocks
 
     def tops(self, accept: Callable[[str], bool]) -> list[Node]:
@@ -176,11 +181,11 @@ class PrefixTrie:
         for node in nodes:
             node.detached, node.parent = True, None
             node.children.clear()
+            self._count(node, -1)
             if node.locks:
                 self._orphans.add(node)
             else:
                 self._free(node)
-        self.blocks -= len(nodes)
         self._leaves.prune()
         for parent in parents:
             self._leaves.offer(parent)
@@ -205,6 +210,10 @@ class PrefixTrie:
         for root in self._roots.values():
             assert root.parent is None, "a root has a parent"
             assert root.children, "an empty root was kept"
+            below = self.subtree(list(root.children.values()))
+            assert all(node.tally is root.tally for node in below), "a block is tallied elsewhere"
+            assert root.tally.blocks == len(below), "blocks of a namespace are miscounted"
+            assert root.tally.nbytes == sum(map(_block_bytes, below)), "bytes of a namespace are miscounted"
         assert len(nodes) == self.blocks, f"{self.blocks} blocks counted, {len(nodes)} stored"
         assert self._orphans == {node for node in held if node.detached}, "an orphan is lost"
         assert all(node.locks == held[node] for node in self._orphans), "locks and leases of an orphan disagree"
@@ -214,7 +223,7 @@ class PrefixTrie:
         self.ledger.check(_uses(nodes) + self.orphan_uses())
 
     def _root(self, namespace: str) -> Node:
-        return self._roots.get(namespace) or Node(namespace.encode(), None, 0)
+        return self._roots.get(namespace) or Node(namespace.encode(), None, 0, Tally())
 
     def _walk(self, namespace: str, keys: Sequence[bytes]) -> Iterator[Node]:
         node = self._roots.get(namespace)
@@ -227,10 +236,10 @@ class PrefixTrie:
     def _add(self, parent: Node, key: bytes, slots: tuple[Slot, ...]) -> Node:
         if parent.depth == 0:
             self._roots[parent.key.decode()] = parent
-        child = parent.children[key] = Node(key, parent, parent.depth + 1, slots)
+        child = parent.children[key] = Node(key, parent, parent.depth + 1, parent.tally, slots)
         for slot in slots:
             self.ledger.take(slot)
-        self.blocks += 1
+        self._count(child, 1)
         return child
 
     def _unlink(self, node: Node) -> None:
@@ -239,6 +248,12 @@ class PrefixTrie:
         del parent.children[node.key]
         if parent.depth == 0 and not parent.children:
             del self._roots[parent.key.decode()]
+
+    def _count(self, node: Node, change: int) -> None:
+        """Note that a block came (1) or went (-1); its slots are still there."""
+        self.blocks += change
+        node.tally.blocks += change
+        node.tally.nbytes += change * _block_bytes(node)
 
     def _free(self, node: Node) -> None:
         slots, node.slots = node.slots, ()
@@ -255,6 +270,10 @@ class PrefixTrie:
         deepest = next((node for node in reversed(lease.nodes) if not node.detached), None)
         if deepest is not None:
             self._leaves.offer(deepest)
+
+
+def _block_bytes(node: Node) -> int:
+    return sum(slot.extent.nbytes // slot.extent.blocks for slot in node.slots)
 
 
 def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:
