@@ -81,7 +81,10 @@ def test_what_is_evicted_or_forgotten_is_no_longer_counted() -> None:
     store(prefixes, namespace("b"), 3)
     assert sorted(one.blocks for one in book.stats()) == [1, 3]
     store(prefixes, namespace("c"), 2)
-    assert [one.blocks for one in book.stats()] == [2, 2]  # the least recently used went: "a" altogether, and one of "b"
+    assert [one.blocks for one in book.stats()] == [
+        2,
+        2,
+    ]  # the least recently used went: "a" altogether, and one of "b"
     prefixes.clear(lambda name: name == namespace("b").digest())
     assert [(one.blocks, one.bytes) for one in book.stats()] == [(2, 2 * BLOCK_BYTES)]
     prefixes.check_integrity()
