@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from heapq import nlargest
 from itertools import islice
 
@@ -48,8 +49,8 @@ class NamespaceBook:
     def _describe(self, digest: str, tally: Tally, branches: int) -> pb.NamespaceStats:
         answer = pb.NamespaceStats()
         answer.CopyFrom(self._notes.get(digest, answer))
-        answer.namespace = digest[:_SHOWN_DIGITS]
-        answer.blocks, answer.bytes, answer.branches = tally.blocks, tally.nbytes, branches
+        answer.namespace = hashlib.sha256(digest.encode()).hexdigest()[:_SHOWN_DIGITS]
+        answer.blocks, answer.branches = tally.blocks, branches
         answer.hits, answer.tokens_reused = tally.hits, tally.tokens_reused
         return answer
 

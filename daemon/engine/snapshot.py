@@ -120,8 +120,9 @@ class Figures:
             inserts=counters.inserts,
             evictions=counters.evictions,
             leases=prefixes.trie.leases,
+            checkpoints=prefixes.trie.ledger.checkpoints,
             namespaces=self._namespaces.stats(),
-            total_namespaces=len(prefixes.trie.tallies()),
+            total_namespaces=len(prefixes.trie.namespaces),
         )
 
     def _memory(self) -> pb.MemoryStats:

@@ -12,13 +12,10 @@ class Tally:
 
     Attributes:
         blocks: Blocks that a lookup can find.
-        nbytes: Bytes of KV in these blocks. An extent stays whole until its last block goes, so that all namespaces
-            together may add up to less than the trie's ledger.
         hits: Lookups whose prefix was reused.
         tokens_reused: Tokens whose KV was reused.
     """
 
     blocks: int = 0
-    nbytes: int = 0
     hits: int = 0
     tokens_reused: int = 0

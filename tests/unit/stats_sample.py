@@ -85,24 +85,19 @@ SAMPLE: Stats = replace(
         tokens_looked_up=1_204_332,
         tokens_reused=1_049_104,
         namespaces=(
-            NamespaceStats(
-                "5fe1c0a97be1d2aa", "mlx-community/Qwen3-8B-4bit", "", False, 28_800, 2 * GIB, 12, 903, 811_104
-            ),
-            NamespaceStats(
-                "5fe1c0a97be1d2ab", "mlx-community/Qwen3-8B-4bit", "", True, 7_400, 500 * MIB, 3, 120, 97_000
-            ),
+            NamespaceStats("5fe1c0a97be1d2aa", "mlx-community/Qwen3-8B-4bit", "", False, 28_800, 12, 903, 811_104),
+            NamespaceStats("5fe1c0a97be1d2ab", "mlx-community/Qwen3-8B-4bit", "", True, 7_400, 3, 120, 97_000),
             NamespaceStats(
                 "91aa7780fe2210cd",
                 "mlx-community/gpt-oss-20b-MXFP4-Q4",
                 "/Users/ada/lora",
                 False,
                 5_000,
-                400 * MIB,
                 1,
                 41,
                 141_000,
             ),
-            NamespaceStats("00ff00ff00ff00ff", "<script>alert(1)</script>", "", False, 10, MIB, 1, 0, 0),
+            NamespaceStats("00ff00ff00ff00ff", "<script>alert(1)</script>", "", False, 10, 1, 0, 0),
         ),
         total_namespaces=6,
     ),

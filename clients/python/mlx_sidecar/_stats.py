@@ -93,12 +93,11 @@ class NamespaceStats:
     One namespace of the prefix cache: prompts that may share KV.
 
     Attributes:
-        namespace: First digits of its digest.
+        namespace: Digits that stand for it.
         model: The name by which its model was last asked for.
         adapter: Directory of its adapter; empty if there is none.
         salted: Whether its requests had a salt.
         blocks: Blocks stored.
-        bytes: Bytes of KV in these blocks.
         branches: Different first blocks.
         hits: Lookups whose prefix was reused, since it stores anything.
         tokens_reused: Tokens whose KV was reused, since it stores anything.
@@ -109,7 +108,6 @@ class NamespaceStats:
     adapter: str
     salted: bool
     blocks: int
-    bytes: int
     branches: int
     hits: int
     tokens_reused: int

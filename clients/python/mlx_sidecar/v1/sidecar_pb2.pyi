@@ -573,13 +573,12 @@ class PrefixCacheStats(_message.Message):
     def __init__(self, blocks: _Optional[int] = ..., max_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., buffers: _Optional[int] = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., hit_rate: _Optional[float] = ..., tokens_looked_up: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., inserts: _Optional[int] = ..., evictions: _Optional[int] = ..., leases: _Optional[int] = ..., checkpoints: _Optional[int] = ..., namespaces: _Optional[_Iterable[_Union[NamespaceStats, _Mapping]]] = ..., total_namespaces: _Optional[int] = ...) -> None: ...
 
 class NamespaceStats(_message.Message):
-    __slots__ = ("namespace", "model", "adapter", "salted", "blocks", "bytes", "branches", "hits", "tokens_reused")
+    __slots__ = ("namespace", "model", "adapter", "salted", "blocks", "branches", "hits", "tokens_reused")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     SALTED_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    BYTES_FIELD_NUMBER: _ClassVar[int]
     BRANCHES_FIELD_NUMBER: _ClassVar[int]
     HITS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_REUSED_FIELD_NUMBER: _ClassVar[int]
@@ -588,11 +587,10 @@ class NamespaceStats(_message.Message):
     adapter: str
     salted: bool
     blocks: int
-    bytes: int
     branches: int
     hits: int
     tokens_reused: int
-    def __init__(self, namespace: _Optional[str] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., salted: bool = ..., blocks: _Optional[int] = ..., bytes: _Optional[int] = ..., branches: _Optional[int] = ..., hits: _Optional[int] = ..., tokens_reused: _Optional[int] = ...) -> None: ...
+    def __init__(self, namespace: _Optional[str] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., salted: bool = ..., blocks: _Optional[int] = ..., branches: _Optional[int] = ..., hits: _Optional[int] = ..., tokens_reused: _Optional[int] = ...) -> None: ...
 
 class EngineStats(_message.Message):
     __slots__ = ("state", "restarts", "step_age", "queued", "prefilling", "decoding", "prompt_tokens", "generated_tokens", "rejected", "cancelled", "pid")
