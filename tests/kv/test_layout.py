@@ -10,7 +10,9 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from structlog.testing import capture_logs
 
 from daemon.kv.adapters import rotating
+from daemon.kv.adapters.cache_list import leaves
 from daemon.kv.layout import Layout
+from daemon.kv.live import LiveKV
 from daemon.kv.probe import probe
 from tests.kv.tiny_models import OTHER, RECURRENT, REUSABLE, WINDOWED, TinyEngine, build, same_bits, tokens
 
@@ -180,3 +182,23 @@ def test_parts_say_what_windows_and_recurrent_layers_need() -> None:
     assert not windowed.parts.resumes_anywhere
     assert not hybrid.parts.resumes_anywhere
     assert isinstance(windowed.shapes[0], rotating.Shape)
+
+
+@pytest.mark.parametrize("name", [*WINDOWED, *RECURRENT])
+def test_restored_layers_are_of_the_classes_that_the_model_makes(name: str) -> None:
+    engine = TinyEngine(build((WINDOWED | RECURRENT)[name]))
+    engine.store(tokens(32), engine.cold(tokens(32))[0])
+
+    restored, reused = engine.restored(tokens(33))
+
+    assert reused == 32
+    made = make_prompt_cache(engine.model)
+    assert [type(cache) for cache in leaves(restored)] == [type(cache) for cache in leaves(made)]
+
+
+def test_a_cache_that_holds_another_number_of_tokens_is_no_source() -> None:
+    engine = TinyEngine(build(REUSABLE["llama with grouped queries"]))
+    caches, _ = engine.cold(tokens(33))
+
+    with pytest.raises(RuntimeError, match=r"layers hold \[33\] tokens instead of 32"):
+        LiveKV(engine.layout, caches, 32)
