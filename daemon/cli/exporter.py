@@ -16,7 +16,10 @@ _GAUGES = {
     "daemon": ("uptime", "draining"),
     "model_cache": ("cached_models", "max_models", "total_memory_bytes", "budget_bytes"),
     "prefix_cache": ("blocks", "max_blocks", "bytes", "budget_bytes", "buffers", "leases", "total_namespaces"),
-    "engine": ("queued", "prefilling", "decoding", "step_age"),
+    "engine": (
+        *("queued", "prefilling", "decoding", "step_age", "step_time_p50", "step_time_p99"),
+        *("token_gap_p50", "token_gap_p99", "batch_size_p50", "batch_size_p99"),
+    ),
     "memory": (
         *("active_bytes", "cache_bytes", "peak_bytes", "weights_bytes", "trie_bytes", "live_kv_bytes"),
         *("headroom_bytes", "limit_bytes"),
@@ -27,7 +30,7 @@ _COUNTERS = {
     "prefix_cache": ("lookups", "hits", "tokens_looked_up", "tokens_reused", "inserts", "evictions"),
     "engine": ("restarts", "prompt_tokens", "generated_tokens", "rejected", "cancelled"),
 }
-_SECONDS = {"uptime", "step_age"}
+_SECONDS = {"uptime", "step_age", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99"}
 
 
 class StatsCollector(Collector):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlx_sidecar import LatencyStats, NamespaceStats, Stats
 
 _TIMES = {"uptime", "oldest_entry_age", "age", "idle", "expires_in", "step_age"}
+_SHORT_TIMES = ("step_time", "token_gap")
 
 
 @click.command(
@@ -110,6 +111,8 @@ def _format(name: str, value: Any) -> str:
         return "-"
     if name in _TIMES:
         return span(value)
+    if name.startswith(_SHORT_TIMES):
+        return brief(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if name.endswith("bytes"):
