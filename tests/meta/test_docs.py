@@ -54,7 +54,13 @@ def test_every_exit_code_is_documented() -> None:
 def events() -> Iterator[tuple[str, str]]:
     """Yield module and text of each event that is logged, but for those that the parent hands on."""
     for path in sorted((ROOT / "daemon").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        texts = {
+            one.targets[0].id: one.value
+            for one in tree.body
+            if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name)
+        }
+        for node in ast.walk(tree):
             match node:
                 case ast.Call(func=ast.Attribute(value=ast.Name("log")), args=[first, *_]):
                     pass
@@ -62,6 +68,7 @@ def events() -> Iterator[tuple[str, str]]:
                     pass
                 case _:
                     continue
+            first = texts.get(first.id, first) if isinstance(first, ast.Name) else first
             if isinstance(first, ast.Constant):
                 yield path.name, str(first.value)
             else:
