@@ -31,8 +31,10 @@ fmt: $(VENV)/.developed ## Format, and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-gen: $(VENV)/.developed ## Generate the stubs from protos/
+gen: $(VENV)/.developed ## Generate the stubs and the pages that are made from code
 	$(BIN)/python tools/generate_stubs.py
+	$(BIN)/python -m tools.api_page
+	$(BIN)/python -m tools.configuration_page
 
 bench: $(VENV)/.installed ## Time to first token, cold against warm, over the socket
 	$(BIN)/python -m benchmarks

@@ -25,6 +25,7 @@ from daemon.engine.device import working_set
 from daemon.engine.finder import Finder
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.ledger import Ledger, memory_limit
+from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.outbox import Outbox
 from daemon.engine.prefix_call import PrefixCall
 from daemon.engine.pressure import Relief, Source, normal
@@ -33,6 +34,7 @@ from daemon.engine.snapshot import Figures
 from daemon.engine.tokenizers import Tokenizers
 from daemon.kv.adapters.kv_cache import copied
 from daemon.kv.budget import Limits as PrefixLimits
+from daemon.kv.namespace import Namespace
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -80,7 +82,8 @@ class Engine:
         )
         self._outbox = Outbox(send, lambda: self._figures.snapshot())
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
-        self._figures = Figures(self._models, self._prefixes, self._runner, ledger, ttl_clock)
+        self._namespaces = NamespaceBook(self._prefixes)
+        self._figures = Figures(self._models, self._prefixes, self._namespaces, self._runner, ledger, ttl_clock)
         self._ledger = ledger
         self._relief = Relief(
             pressure if config.evict_on_memory_pressure else normal,
@@ -108,7 +111,7 @@ class Engine:
             self._outbox,
             clock,
             self._invalidator.known.seen,
-            self._invalidator.known.shares,
+            self._shares,
         )
         self._calls: dict[int, Call] = {}
 
@@ -157,6 +160,10 @@ class Engine:
     def close(self) -> None:
         """Stop background work."""
         self._background.close()
+
+    def _shares(self, namespace: Namespace, source: ModelSource) -> None:
+        self._invalidator.known.shares(namespace)
+        self._namespaces.note(namespace, source)
 
     def _load(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
         self._prefixes.shed(self._ledger.shortfall(source.size_bytes, self._figures.use()))
