@@ -74,19 +74,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _streaming(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         # Written rather than yielded: a cancelled call then ends here and now, not when a generator is collected.
         async def handle(data: bytes, context: Context) -> None:
-            async with (
-                self._observed(method, context),
-                aclosing(behaviour(parse(data, _REQUESTS[method]), context)) as responses,
-            ):
-                async for response in responses:
-                    await context.write(response)
+            async with self._observed(method, context):
+                request = await _parsed(data, method)
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
 
         return handle
 
     def _unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         async def handle(data: bytes, context: Context) -> Any:
             async with self._observed(method, context):
-                return await behaviour(parse(data, _REQUESTS[method]), context)
+                return await behaviour(await _parsed(data, method), context)
 
         return handle
 
@@ -120,6 +119,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await _abort(context, hidden)
         else:
             _line(method, began, "OK")
+
+
+async def _parsed(data: bytes, method: str) -> Message:
+    """Return a call's request. A large one takes a moment at each of its stages; between them others get theirs."""
+    request = parse(data, _REQUESTS[method])
+    await asyncio.sleep(0)
+    return request
 
 
 def code_name(error: SidecarError) -> str:

@@ -128,7 +128,7 @@ class Supervisor:
         """
         if self.state is State.STOPPED:
             raise shutting_down()
-        if model:
+        if model and self.quarantine.knows:  # a digest of megabytes takes a while
             self.quarantine.check(Suspect.of(command, model))
         if (waiting := self._retry_at - self._clock()) > PATIENCE_SECONDS:
             raise _restarted("the engine keeps dying", waiting)

@@ -17,10 +17,14 @@ from daemon.errors import invalid
 from daemon.validation import MAX_REQUEST_BYTES
 
 MAX_FIELDS = 32_768
-"""Room for the 10,000 messages that a chat may have. A list of token ids is one field, however long."""
+"""Room for the 10,000 messages that a chat may have, or for a million token ids."""
+PACKED_BYTES = 128
+"""Of a list of numbers count as one field."""
 
 Descriptor = Any
 """Of a message; protobuf has two unrelated classes of them."""
+
+_NUMBERS = object()
 
 T = TypeVar("T", bound=Message)
 
@@ -35,7 +39,7 @@ def parse(data: bytes, kind: type[T]) -> T:
     if len(data) > MAX_REQUEST_BYTES:
         raise invalid("request", f"has {len(data)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
     if has_more_fields(data, kind.DESCRIPTOR, MAX_FIELDS):
-        raise invalid("request", f"has more than {MAX_FIELDS} fields, those of its messages and lists included")
+        raise invalid("request", f"has more than {MAX_FIELDS} parts, all within its messages and lists included")
     try:
         return kind.FromString(data)
     except DecodeError as error:
@@ -44,7 +48,8 @@ def parse(data: bytes, kind: type[T]) -> T:
 
 def has_more_fields(data: bytes, descriptor: Descriptor, most: int) -> bool:
     """
-    Whether an encoded message has more fields than `most`, each element of a list and each field within counted.
+    Whether an encoded message has more fields than `most`, each element of a list and each field within counted, and
+    PACKED_BYTES of numbers as one.
 
     Where the bytes are no message, what comes before is counted.
     """
@@ -60,14 +65,17 @@ def has_more_fields(data: bytes, descriptor: Descriptor, most: int) -> bool:
 def _walk(data: bytes, spans: list[tuple[int, int, Descriptor]], most: int) -> int:
     """Go through one message, leave those within for later, and return how many more fields there may be."""
     at, end, descriptor = spans.pop()
-    within = _messages(descriptor)
+    within = _within(descriptor)
     while at < end and most >= 0:
         most -= 1
         tag, at = _varint(data, at)
         kind = tag & 7
         if kind == 2:
             size, at = _varint(data, at)
-            if size and (inner := within.get(tag >> 3)) is not None:
+            inner = within.get(tag >> 3)
+            if inner is _NUMBERS:
+                most -= size // PACKED_BYTES
+            elif inner is not None and size:
                 spans.append((at, min(at + size, end), inner))
             at += size
         elif kind == 0:
@@ -94,7 +102,12 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 @cache
-def _messages(descriptor: Descriptor) -> dict[int, Descriptor]:
-    """Return the fields of a message that are messages themselves, by number."""
-    fields = descriptor.fields
-    return {field.number: field.message_type for field in fields if field.type == FieldDescriptor.TYPE_MESSAGE}
+def _within(descriptor: Descriptor) -> dict[int, Descriptor]:
+    """Return the fields of a message that are messages themselves, or lists of numbers, by number."""
+    found: dict[int, Descriptor] = {}
+    for field in descriptor.fields:
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            found[field.number] = field.message_type
+        elif field.is_packed:
+            found[field.number] = _NUMBERS
+    return found

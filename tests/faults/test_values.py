@@ -46,7 +46,7 @@ ROWS: list[tuple[int, pb.GenerateRequest, str, str]] = [
     (24, sampling(repetition_penalty=0), INVALID, "sampling.repetition_penalty"),
     (25, tokens(2**32 - 1), INVALID, "tokens.ids[0]"),
     (25, tokens(1, 737), INVALID, "tokens.ids[1]"),
-    (25, tokens(*[1] * 2_000_001), INVALID, "tokens.ids"),
+    (25, tokens(*[1] * 1_000_001), INVALID, "tokens.ids"),
     (26, sampling(logit_bias=dict.fromkeys(range(1025), 1.0)), INVALID, "sampling.logit_bias"),
     (26, sampling(logit_bias=dict.fromkeys(range(100_000), 1.0)), INVALID, "request"),
     (26, sampling(logit_bias={10**6: 1.0}), INVALID, "sampling.logit_bias[1000000]"),

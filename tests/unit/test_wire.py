@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from daemon.errors import SidecarError
 from daemon.validation import MAX_IDS, MAX_MESSAGES, MAX_REQUEST_BYTES
-from daemon.wire import MAX_FIELDS, has_more_fields, parse
+from daemon.wire import MAX_FIELDS, PACKED_BYTES, has_more_fields, parse
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 KIND = pb.GenerateRequest
@@ -46,6 +46,7 @@ def count(message: Any) -> int:
     for field, value in message.ListFields():
         if field.type != FieldDescriptor.TYPE_MESSAGE:
             total += 1 if not field.is_repeated or field.is_packed else len(value)
+            total += sum(len(varint(one)) for one in value) // PACKED_BYTES if field.is_packed else 0
         elif field.message_type.GetOptions().map_entry:
             total += len(value)
             total += 2 * len(value)  # key and value of each entry
@@ -56,6 +57,7 @@ def count(message: Any) -> int:
 
 
 TEXTS = st.text(max_size=8)
+IDS = st.lists(st.integers(0, 2**32 - 1), max_size=200)
 REQUESTS = st.builds(
     pb.GenerateRequest,
     model=TEXTS,
@@ -68,7 +70,9 @@ REQUESTS = st.builds(
         tools=st.lists(st.builds(pb.Tool, name=TEXTS, description=TEXTS), max_size=3),
     ),
     sampling=st.builds(pb.Sampling, logit_bias=st.dictionaries(st.integers(0, 2**31), st.floats(-1, 1), max_size=4)),
-    stop=st.builds(pb.Stop, strings=st.lists(TEXTS, max_size=4), token_ids=st.lists(st.integers(0, 9), max_size=4)),
+    stop=st.builds(
+        pb.Stop, strings=st.lists(TEXTS, max_size=4), token_ids=st.lists(st.integers(0, 2**32 - 1), max_size=200)
+    ),
     max_tokens=st.integers(-(2**31), 2**31 - 1),
 )
 
@@ -108,12 +112,14 @@ def test_any_bytes_are_a_request_or_are_refused(data: bytes) -> None:
         ),
         part(999, b"") * (MAX_FIELDS + 1),
         b"\x5b\x5c" * MAX_FIELDS,
+        part(FIELDS["tokens"], part(1, bytes(8_000_000))),
+        part(FIELDS["tokens"], part(1, bytes(PACKED_BYTES)) * (MAX_FIELDS // 2 + 1)),
     ],
-    ids=["messages", "tools", "stops", "model", "bias", "unknown", "groups"],
+    ids=["messages", "tools", "stops", "model", "bias", "unknown", "groups", "ids", "ids in pieces"],
 )
 def test_a_request_of_countless_parts_is_refused_unbuilt(data: bytes) -> None:
     """Whatever they are."""
-    assert f"more than {MAX_FIELDS} fields" in refusal(data)
+    assert f"more than {MAX_FIELDS} parts" in refusal(data)
 
 
 def test_the_longest_chat_and_the_longest_prompt_pass() -> None:
@@ -121,7 +127,7 @@ def test_the_longest_chat_and_the_longest_prompt_pass() -> None:
     message = pb.ChatMessage(role="user", content="x" * 500)
     for request in (
         pb.GenerateRequest(chat=pb.Chat(messages=[message] * MAX_MESSAGES)),
-        pb.GenerateRequest(tokens=pb.TokenIds(ids=[2**27] * (MAX_IDS // 2))),
+        pb.GenerateRequest(tokens=pb.TokenIds(ids=[2**27] * MAX_IDS)),
     ):
         assert parse(request.SerializeToString(), KIND) == request
 
