@@ -135,7 +135,11 @@ class Supervisor:
         command.call_id = next(self._ids)
         call = self._calls[command.call_id] = EngineCall(command, self._close, self._hold)
         if self._engine is not None and self.state in (State.READY, State.STALLED):
-            self._engine.send(command)
+            try:
+                self._engine.send(command)
+            except BaseException:
+                del self._calls[command.call_id]  # nobody has the call, so that nobody could close it
+                raise
         else:
             self._unsent[command.call_id] = call
         return call

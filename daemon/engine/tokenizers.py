@@ -17,6 +17,8 @@ from daemon.engine.templates import Templates
 from daemon.errors import Reason, SidecarError, invalid
 
 _KEEP = 8
+MAX_FILE_BYTES = 256 << 20
+"""Of each file of a tokenizer; the largest that is known has 40 MB."""
 
 
 class Tokenizer:
@@ -134,7 +136,15 @@ def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
             yield file.name, Stamp.of(file)
 
 
+def _refuse_huge(path: Path) -> None:
+    """A library reads each of these files as a whole."""
+    for file in path.iterdir():
+        if file.suffix in (".json", ".txt", ".jinja", ".model") and (size := file.stat().st_size) > MAX_FILE_BYTES:
+            raise SidecarError(Reason.MODEL_CORRUPT, f"{file.name} has {size} bytes; no tokenizer takes so many")
+
+
 def _load(source: ModelSource, templates: Templates) -> Tokenizer:
+    _refuse_huge(source.path)
     try:
         eos = load_config(source.path).get("eos_token_id")  # with that of generation_config.json, which counts more
         tokenizer = Tokenizer(load_tokenizer(source.path, {"trust_remote_code": False}, eos_token_ids=eos), templates)
