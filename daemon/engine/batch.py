@@ -90,6 +90,8 @@ class Batch:
             return current
         tokens = mx.concatenate([sampled.token for sampled in current])
         logits = forward(self.rows[0].sequence, tokens, self._caches)
+        if any(row.sampler.constrained for row in self.rows):
+            mx.async_eval(logits)  # the device computes while the host finds out which tokens may follow
         for index, row in enumerate(self.rows):
             row.pending = row.sampler(logits[index : index + 1])
         mx.async_eval([array for row in self.rows for array in row.pending.arrays()])
