@@ -34,6 +34,9 @@ _JSON_OPTIONS: Any = {"whitespace_pattern": r" ?|\n[ \t]{0,20}"}
 _JSON_RULES: Any = {"lenient": False}
 """A keyword that the library does not know is an error, whatever the schema's own options say."""
 
+_SAMPLE = 'It is (a) {"b": [1, 2]}\n\té'
+"""Spaces, line ends and bytes are what a tokenizer may write in ways of its own."""
+
 _UNUSED_ATTRIBUTE = re.compile(r"\[[^\]\n]*\btemperature\s*=")
 
 
@@ -46,11 +49,16 @@ def vocabulary(tokenizer: Any, eos_ids: Collection[int]) -> LLTokenizer:
     """
     if not eos_ids:
         raise invalid("response_format", "needs a model with an end-of-sequence token, and this one names none")
+    refusal = invalid("response_format", f"cannot be kept to with the tokenizer of this model ({type(tokenizer)})")
     # mlx-lm has a subclass that changes the text after decoding, which the tokens do not show.
     if type(tokenizer).decode is not PreTrainedTokenizerFast.decode:
-        raise invalid("response_format", f"cannot be kept to with the tokenizer of this model ({type(tokenizer)})")
-    with _translated("response_format"):
-        return from_tokenizer(tokenizer, eos_token=sorted(eos_ids))
+        raise refusal
+    with _translated("response_format", " with the tokenizer of this model"):
+        tokens = from_tokenizer(tokenizer, eos_token=sorted(eos_ids))
+        ids = tokenizer.encode(_SAMPLE, add_special_tokens=False)
+        if tokens.decode_str(ids).strip() != str(tokenizer.decode(ids)).strip():
+            raise refusal
+        return tokens
 
 
 class Form:
@@ -172,7 +180,7 @@ def _multiples(schema: Any) -> Iterator[float]:
 
 
 @contextmanager
-def _translated(field: str) -> Iterator[None]:
+def _translated(field: str, condition: str = "") -> Iterator[None]:
     """Turn what the library raises, its panics included, into an error of this request."""
     try:
         yield
@@ -182,4 +190,4 @@ def _translated(field: str) -> Iterator[None]:
         # A panic of Rust code is no Exception: nobody else would catch it, and the engine would end.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise invalid(field, f"cannot be kept to: {str(error)[:MOST_MESSAGE]}") from error
+        raise invalid(field, f"cannot be kept to{condition}: {str(error)[:MOST_MESSAGE]}") from error

@@ -65,7 +65,8 @@ class Tokenizer:
     @cached_property
     def vocabulary(self) -> LLTokenizer:
         """Its tokens as grammars need them, see `grammar.vocabulary`; made when they are first asked for."""
-        return vocabulary(self._wrapper._tokenizer, self.eos_ids)
+        with self._lock:
+            return vocabulary(self._wrapper._tokenizer, self.eos_ids)
 
     @cached_property
     def notation(self) -> Notation | None:
