@@ -105,7 +105,8 @@ class Channels:
 
     def _end_call(self, parts: Parts, *, mark: str, complete: bool) -> None:
         written = "".join(self._aside)
-        calls = read(written, self._notation.parse, self._tools) if complete else None
+        parse = self._notation.parse
+        calls = read(written, parse, self._tools) if complete and parse is not None else None
         if calls is None:
             self._text(self._notation.call_start + written + mark, parts)
             return

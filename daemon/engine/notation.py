@@ -8,6 +8,7 @@ from typing import Any
 from mlx_lm.generate import make_text_state_machine
 
 from daemon.engine.constraint import Thinking
+from daemon.engine.tool_calls import bound
 
 TEXT, REASONING, CALL = "normal", "reasoning", "tool"
 """What mlx-lm's state machine calls the parts of an answer; other names are of parts that are only about these."""
@@ -28,7 +29,7 @@ class Notation:
         initial: The part that an answer begins with.
         think_start, think_end: Marks of reasoning; empty if the model has none.
         call_start, call_end: Marks of a tool call; empty if there are none. Some calls end with the answer.
-        parse: Reads what is between the marks of a call, given the tools; it may raise anything.
+        parse: Reads what is between the marks of a call, given the tools; it may raise anything. None if nothing does.
     """
 
     def __init__(self, wrapper: Any) -> None:
@@ -39,7 +40,9 @@ class Notation:
         self.think_end = str(wrapper.think_end or "")
         self.call_start = str(wrapper.tool_call_start or "")
         self.call_end = str(wrapper.tool_call_end or "")
-        self.parse: Callable[[str, Any], Any] = wrapper.tool_parser
+        self.parse: Callable[[str, Any], Any] | None = wrapper.tool_parser
+        if self.parse is not None:
+            bound(self.parse)
 
     @property
     def marks(self) -> list[str]:

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import secrets
 import string
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import regex
 import structlog
 
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 MOST_CHARACTERS = 256 * 1024
-"""The parsers are regular expressions on the MLX thread; what is longer is not read."""
+"""What is longer is not read."""
+
+MOST_SECONDS = 0.25
+"""
+For one regular expression of a parser. They run on the MLX thread, and some take time that grows with the cube of the
+text: 5 s for 16,000 characters of a model that repeats itself.
+"""
 
 _ID = string.ascii_letters + string.digits
 _ID_LENGTH = 9
@@ -42,6 +51,25 @@ def read(
     except Exception as error:  # parsers index, unpack and recurse as if models made no mistakes
         log.info("a tool call cannot be read and is passed on as text", error=type(error).__name__)
         return None
+
+
+class BoundedPattern:
+    """A regular expression that gives up with TimeoutError after MOST_SECONDS."""
+
+    def __init__(self, pattern: Any) -> None:
+        self.pattern = pattern
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.pattern, name)
+        return partial(value, timeout=MOST_SECONDS) if callable(value) else value
+
+
+def bound(parse: Callable[[str, Any], Any]) -> None:
+    """Bound the regular expressions of a parser of mlx-lm, which are attributes of its module. Harmless twice."""
+    module = sys.modules[parse.__module__]
+    for name, value in list(vars(module).items()):
+        if isinstance(value, regex.Pattern):
+            setattr(module, name, BoundedPattern(value))
 
 
 def _call(entry: Any, names: set[str]) -> pb.GeneratedToolCall:
