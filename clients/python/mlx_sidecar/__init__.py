@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Completion,
         Delta,
         Finished,
+        GeneratedToolCall,
         GenerateEvent,
         Invalidated,
         LoadProgress,
@@ -87,8 +88,8 @@ _HOMES = {
     "_messages": "Message Prompt Tool ToolCall",
     "_options": "GenerateOptions LoadOptions",
     "_results": (
-        "Completion Delta Finished GenerateEvent Invalidated LoadProgress ModelInfo PrefillProgress Started "
-        "Timings TokenLogprob TopLogprob Usage"
+        "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress ModelInfo PrefillProgress "
+        "Started Timings TokenLogprob TopLogprob Usage"
     ),
     "_stats": "DaemonStats EngineStats MemoryStats ModelCacheStats ModelStats PrefixCacheStats Stats",
     "_streams": "GenerateStream LoadStream",
@@ -114,6 +115,7 @@ __all__ = [
     "GenerateEvent",
     "GenerateOptions",
     "GenerateStream",
+    "GeneratedToolCall",
     "InternalError",
     "InvalidArgument",
     "Invalidated",
