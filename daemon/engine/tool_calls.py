@@ -24,6 +24,9 @@ For one regular expression of a parser. They run on the MLX thread, and some tak
 text: 5 s for 16,000 characters of a model that repeats itself.
 """
 
+_SKIPPED = ("<|open|>call ", "<function=")
+"""How calls begin in notations of which mlx-lm's parsers leave out what they cannot read, or all but the first."""
+
 _ID = string.ascii_letters + string.digits
 _ID_LENGTH = 9
 """Nine letters and digits: Mistral's templates accept no other ids."""
@@ -47,7 +50,8 @@ def read(
     try:
         parsed = parse(written, list(tools))
         names = {tool["function"]["name"] for tool in tools}
-        return [_call(entry, names) for entry in (parsed if isinstance(parsed, list) else [parsed])] or None
+        calls = [_call(entry, names) for entry in (parsed if isinstance(parsed, list) else [parsed])]
+        return calls if len(calls) >= max(1, *(written.count(begin) for begin in _SKIPPED)) else None
     except Exception as error:  # parsers index, unpack and recurse as if models made no mistakes
         log.info("a tool call cannot be read and is passed on as text", error=type(error).__name__)
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,6 +225,27 @@ def test_what_is_no_call_is_passed_on_as_the_model_wrote_it(name: str) -> None:
         assert (taken.text, taken.calls) == (f"So: {BROKEN[name]} and  on.", [WEATHER])
 
 
+def test_of_several_calls_none_is_left_out_because_it_cannot_be_read() -> None:
+    """All of them are text then, for parsers that would skip one."""
+    whole = '<|open|>call tool="search"<|sep|><|close|>call<|sep|>'
+    broken = whole.replace("tool", "fool")
+    tags = RECORDED["tags for everything"][0]
+    answer = f"<|open|>tools<|sep|>{whole}{broken}<|close|>tools<|sep|>"
+    assert take(tags, [answer]).text == answer
+    one = "<function=search>\n</function>"
+    xml = RECORDED["xml parameters"][0]
+    answer = f"<tool_call>\n{one}\n{one}\n</tool_call>"
+    assert take(xml, [answer]).text == answer
+    assert take(xml, [f"<tool_call>\n{one}\n</tool_call>"]).calls == [("search", {})]
+
+
+def test_a_model_that_repeats_itself_within_a_call_does_not_hold_up_the_engine() -> None:
+    """Without a limit, this parser would take minutes."""
+    marks = RECORDED["its own quotes, after a channel of reasoning"][0]
+    answer = f"<|tool_call>{'call:search{x:1,' * 4000}<tool_call|>"
+    assert take(marks, [answer]).text == answer
+
+
 @pytest.mark.parametrize("at", range(len(HERMES_CALL)))
 def test_a_call_that_was_cut_short_is_text(at: int) -> None:
     """By max_tokens or by a stop string, wherever; but a model may also leave out the last mark."""
@@ -306,6 +328,10 @@ def test_any_answer_is_the_same_whole_or_in_pieces_and_only_marks_and_calls_leav
         whole = take(HERMES, [answer], tools, opened=opened, ended=ended)
         cut = take(HERMES, [*pieces, rest], tools, opened=opened, ended=ended)
         assert (cut.text, cut.reasoning, cut.calls) == (whole.text, whole.reasoning, whole.calls)
-        kept = whole.text.replace("<think>", "").replace("</think>", "") + whole.reasoning
         if not whole.calls:
-            assert sorted(kept.replace("<think>", "")) == sorted(answer.replace("<think>", "").replace("</think>", ""))
+            gone = Counter(answer)
+            gone.subtract(whole.text + whole.reasoning)
+            closed = gone["/"]
+            opened_too = gone["<"] - closed
+            assert +gone == Counter("<think>" * opened_too) + Counter("</think>" * closed)
+            assert min(gone.values(), default=0) >= 0
