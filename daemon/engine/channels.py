@@ -1,4 +1,4 @@
-"""Channels: an answer taken apart into text, reasoning and tool calls. Nothing of it is lost but the marks."""
+"""Channels: an answer taken apart into text, reasoning and tool calls. Nothing is lost but marks and headers."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlx_lm.chat_templates import muse_spark
 from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
 
 from daemon.engine.channels import Channels, Parts
@@ -58,12 +60,10 @@ class FakeTokenizer:
         return ""
 
 
-def notation(*words: str, template: str = "", parser: str | None = None) -> Notation:
-    """Return the notation that mlx-lm finds for a model with these marks and this template."""
-    import importlib
-
+def notation(*words: str, template: str = "", parts: dict[str, Any] | None = None) -> Notation:
+    """Return the notation that mlx-lm finds for a model with these marks, this template and these parts of answers."""
     tokenizer = FakeTokenizer(words, template)
-    kind = parser or _infer_tool_parser(tokenizer)
+    kind = _infer_tool_parser(tokenizer)
     if kind is None:
         return Notation(TokenizerWrapper(tokenizer))
     module = importlib.import_module(f"mlx_lm.tool_parsers.{kind}")
@@ -73,6 +73,7 @@ def notation(*words: str, template: str = "", parser: str | None = None) -> Nota
             tool_call_start=module.tool_call_start,
             tool_call_end=module.tool_call_end,
             tool_parser=module.parse_tool_call,
+            response_format=parts,
         )
     )
 
@@ -181,6 +182,16 @@ RECORDED: dict[str, tuple[Notation, str, str, str, list[tuple[str, Any]]]] = {
         '<|sep|>Bergen<|close|>argument<|sep|><|open|>argument key="days" type="number"<|sep|>2<|close|>argument<|sep|>'
         "<|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>"),
         "So", "Hm", [WEATHER],
+    ),
+    "parts with headers": (
+        notation(template="<atem:function_calls>", parts=muse_spark.RESPONSE_FORMAT),
+        ("to=self<|message|>Hm<|eom|>to=user<|message|>So<|eom|><atem:function_calls><atem:invoke name=\"get_weather\">"
+        '<atem:parameter name="city">"Bergen"</atem:parameter><atem:parameter name="days">2</atem:parameter>'
+        "</atem:invoke></atem:function_calls>"),
+        "So", "Hm", [WEATHER],
+    ),
+    "a header that is none": (
+        notation(template="<atem:function_calls>", parts=muse_spark.RESPONSE_FORMAT), "So it is", "So it is", "", [],
     ),
     "tags with attributes": (
         notation(template='<function name=" <param name="'),

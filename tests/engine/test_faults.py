@@ -53,7 +53,7 @@ def test_a_fault_of_the_cache_costs_time_only(
     [
         (Prefill, "begin"),
         (Runner, "add"),
-        (calls_module, "prepare"),
+        (calls_module, "prepared"),
         (calls_module, "kv_need"),
         (calls_module, "Namespace"),
         (calls_module.Models, "get_or_load"),
