@@ -11,7 +11,6 @@ from fractions import Fraction
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from daemon.errors import SidecarError, invalid
@@ -51,11 +50,13 @@ def vocabulary(tokenizer: Any, eos_ids: Collection[int]) -> LLTokenizer:
         raise invalid("response_format", "needs a model with an end-of-sequence token, and this one names none")
     refusal = invalid("response_format", f"cannot be kept to with the tokenizer of this model ({type(tokenizer)})")
     # mlx-lm has a subclass that changes the text after decoding, which the tokens do not show.
-    if type(tokenizer).decode is not PreTrainedTokenizerFast.decode:
+    fast = isinstance(tokenizer, PreTrainedTokenizerFast)
+    if not fast or type(tokenizer).decode is not PreTrainedTokenizerFast.decode:
         raise refusal
     with _translated("response_format", " with the tokenizer of this model"):
-        tokens = from_tokenizer(tokenizer, eos_token=sorted(eos_ids))
         ids = tokenizer.encode(_SAMPLE, add_special_tokens=False)
+        # llguidance.hf copies the tokenizer first, to switch padding and truncation off; encoding just did.
+        tokens = LLTokenizer(tokenizer.backend_tokenizer.to_str(), eos_token=sorted(eos_ids))
         if tokens.decode_str(ids).strip() != str(tokenizer.decode(ids)).strip():
             raise refusal
         return tokens
