@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from transformers import PreTrainedTokenizerFast
@@ -39,7 +39,11 @@ _SAMPLE = 'It is (a) {"b": [1, 2]}\n\té'
 _UNUSED_ATTRIBUTE = re.compile(r"\[[^\]\n]*\btemperature\s*=")
 
 
-def vocabulary(tokenizer: Any, eos_ids: Collection[int]) -> LLTokenizer:
+Vocabulary: TypeAlias = LLTokenizer
+"""A model's tokens, as grammars need them."""
+
+
+def vocabulary(tokenizer: Any, eos_ids: Collection[int]) -> Vocabulary:
     """
     Return the tokens of a Hugging Face tokenizer as grammars need them. Takes up to a second for the largest.
 
@@ -74,11 +78,14 @@ class Form:
         SidecarError: INVALID_ARGUMENT if it cannot be kept to or takes too much work.
     """
 
-    def __init__(self, wanted: pb.ResponseFormat, tokens: LLTokenizer) -> None:
+    def __init__(self, wanted: pb.ResponseFormat, tokens: Vocabulary) -> None:
         kind = wanted.WhichOneof("kind")
         self._field = f"response_format.{kind}"
         with _translated(self._field):
-            self._matcher = LLMatcher(tokens, self._grammar(wanted), log_level=0, limits=LIMITS)
+            grammar = self._grammar(wanted)
+            if any(map(tokens.is_special_token, tokens.tokenize_str(grammar, parse_special=True))):
+                grammar = _unforced(grammar)
+            self._matcher = LLMatcher(tokens, grammar, log_level=0, limits=LIMITS)
             self._check()
             for warning in self._matcher.get_grammar_warnings():
                 raise invalid(self._field, f"cannot be kept to: {warning[:MOST_MESSAGE]}")
@@ -123,6 +130,8 @@ class Form:
             return _json_grammar(schema)
         if wanted.HasField("regex"):
             return LLMatcher.grammar_from_regex(wanted.regex)
+        if wanted.grammar.lstrip().startswith("{"):
+            raise invalid(self._field, "begins with a brace, which no rule does")  # but the library's own JSON does
         for schema in _embedded_schemas(wanted.grammar):
             _check_multiples(self._field, schema)
         if _UNUSED_ATTRIBUTE.search(wanted.grammar):
@@ -132,6 +141,18 @@ class Form:
 
 def _json_grammar(schema: dict[str, Any]) -> str:
     return LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS, overrides=_JSON_RULES)
+
+
+def _unforced(grammar: str) -> str:
+    """
+    Return a grammar under which text without an alternative is not forced into the tokens that the tokenizer would use.
+
+    Of text that is also an added token, the library forces that token and then does not accept it.
+    """
+    if grammar.startswith("{"):
+        (part,) = json.loads(grammar)["grammars"]
+        grammar = part["lark_grammar"] or f"start: %json {json.dumps(part['json_schema'])}"
+    return '%llguidance {"no_forcing": true}\n' + grammar
 
 
 def _parsed(field: str, text: str) -> dict[str, Any]:

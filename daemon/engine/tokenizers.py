@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llguidance import LLTokenizer
 from mlx_lm.utils import load_config, load_tokenizer
 
 from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
-from daemon.engine.grammar import vocabulary
+from daemon.engine.grammar import Vocabulary, vocabulary
 from daemon.engine.notation import Notation
 from daemon.errors import Reason, SidecarError
 
@@ -63,7 +62,7 @@ class Tokenizer:
             return str(tokenizer.apply_chat_template(messages, tokenize=False, return_dict=False, **options))
 
     @cached_property
-    def vocabulary(self) -> LLTokenizer:
+    def vocabulary(self) -> Vocabulary:
         """Its tokens as grammars need them, see `grammar.vocabulary`; made when they are first asked for."""
         with self._lock:
             return vocabulary(self._wrapper._tokenizer, self.eos_ids)

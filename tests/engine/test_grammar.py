@@ -234,6 +234,7 @@ BAD = {
     "no grammar": pb.ResponseFormat(grammar="start: nobody"),
     "rule of itself": pb.ResponseFormat(grammar="start: start"),
     "deep grammar": pb.ResponseFormat(grammar="start: " + "(" * 20_000 + '"a"' + ")" * 20_000),
+    "not in the notation": pb.ResponseFormat(grammar='{"grammars": [{"json_schema": {"multipleOf": 1000003}}]}'),
     "its own temperature": pb.ResponseFormat(grammar='start: a\na[temperature=0.5]: "x"'),
     "multiple in a grammar": pb.ResponseFormat(grammar='start: %json {"multiple\\u004ff": 1000003, "type": "integer"}'),
 }  # fmt: skip
@@ -366,6 +367,23 @@ def test_forms_hold_for_the_text_of_every_kind_of_tokenizer_with_bytes(kind: str
     regex = r"[a-z]{2} the (true|é)\n\{x\}"
     ids = walk(Form(pb.ResponseFormat(regex=regex), vocabulary(tokenizer, [1])), len(tokenizer), 1)
     assert re.fullmatch(regex, tokenizer.decode(ids))
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        (pb.ResponseFormat(regex="a<think>/\\n"), "a<think>/\n"),
+        (pb.ResponseFormat(grammar='start: "a<think>"'), "a<think>"),
+        (schema({"const": "<think>é"}), '"<think>é"'),
+        (schema({"const": "</s>"}), '"</s>"'),
+    ],
+)
+def test_text_that_is_also_an_added_token_can_be_written(form: pb.ResponseFormat, text: str) -> None:
+    """Letter by letter, as text; the token itself is none."""
+    tokenizer = letters_as_bytes()
+    tokenizer.add_tokens(["<think>"])
+    ids = walk(Form(form, vocabulary(tokenizer, [1])), len(tokenizer), 1)
+    assert tokenizer.decode(ids) == text
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
