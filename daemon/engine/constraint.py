@@ -48,7 +48,8 @@ class Constraint:
         self._tail: tuple[int, ...] = ()
         self._not_eos = mx.ones((vocab,), mx.bool_)
         for token in eos_ids:
-            self._not_eos[token] = False
+            if token < vocab:  # some tokenizers name more than their model has
+                self._not_eos[token] = False
 
     def mask(self, last: int | None) -> mx.array:
         """
