@@ -183,6 +183,29 @@ RECORDED: dict[str, tuple[Notation, str, str, str, list[tuple[str, Any]]]] = {
         "<|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>"),
         "So", "Hm", [WEATHER],
     ),
+    "escapes": (
+        notation(template="<start_function_call>"),
+        "<start_function_call>call:get_weather{city:<escape>Bergen<escape>,days:2}<end_function_call> ok",
+        " ok", "", [WEATHER],
+    ),
+    "long keys and values": (
+        notation("<longcat_think>", "</longcat_think>", template="<longcat_tool_call>"),
+        (
+            "<longcat_think>Hm</longcat_think><longcat_tool_call>get_weather\n<longcat_arg_key>city</longcat_arg_key>\n"
+            "<longcat_arg_value>Bergen</longcat_arg_value>\n<longcat_arg_key>days</longcat_arg_key>\n"
+            "<longcat_arg_value>2</longcat_arg_value>\n</longcat_tool_call>"
+        ),
+        "", "Hm", [WEATHER],
+    ),
+    "invocations": (
+        notation(template="<minimax:tool_call>"),
+        (
+            '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Bergen</parameter>\n'
+            '<parameter name="days">2</parameter>\n</invoke>\n<invoke name="search">\n'
+            '<parameter name="query">a {b} "c"</parameter>\n</invoke>\n</minimax:tool_call>'
+        ),
+        "", "", [WEATHER, SEARCH],
+    ),
     "parts with headers": (
         notation(template="<atem:function_calls>", parts=muse_spark.RESPONSE_FORMAT),
         ("to=self<|message|>Hm<|eom|>to=user<|message|>So<|eom|><atem:function_calls><atem:invoke name=\"get_weather\">"
