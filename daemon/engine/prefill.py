@@ -105,7 +105,8 @@ class Prefill:
         size = min(self._sizer.size(self.sequence.loaded.source.key), self.remaining)
         if self._points:
             size = min(size, self._points[0] - self._done)
-            size -= (self._done + size) % BLOCK_TOKENS
+            beyond_block = (self._done + size) % BLOCK_TOKENS
+            size -= beyond_block if beyond_block < size else 0
         return size
 
     def _resume_points(self) -> list[int]:
