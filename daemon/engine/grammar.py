@@ -101,7 +101,7 @@ class Form:
         with _translated(self._field):
             mask = self._matcher.compute_bitmask()
             self._check()
-        if not any(mask):
+        if not mask.strip(b"\0"):
             raise invalid(self._field, "cannot go on: no token of this model's vocabulary keeps to it")
         return mask
 
