@@ -95,7 +95,7 @@ def marked_model(folder: Path, marks: dict[str, bool], template: str = "") -> Pa
         marks: Tokens to add from id 737 on, and whether each is special.
         template: What its chat template adds at the end of a prompt.
     """
-    path = _write_random(folder / "marked", {**TINY["qwen3"], "vocab_size": 752}, 11)
+    path = write_random(folder / "marked", {**TINY["qwen3"], "vocab_size": 752}, 11)
     file = path / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
