@@ -24,6 +24,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 10_000
 MAX_FORM_BYTES = {"json_schema": 64 * 1024, "regex": 8 * 1024, "grammar": 64 * 1024}
+MAX_PRIORITY = 2
 MAX_DURATION_SECONDS = 315_576_000_000
 """Ten thousand years: the range that google.protobuf.Duration states for itself."""
 
@@ -79,6 +80,8 @@ def check_generate(request: pb.GenerateRequest) -> None:
     if request.HasField("response_format"):
         _check_response_format(request)
     _check_request_id(request.request_id)
+    if request.HasField("priority"):
+        _check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
 
 
 def check_invalidate(request: pb.InvalidateRequest) -> None:

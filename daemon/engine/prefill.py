@@ -92,9 +92,7 @@ class Prefill:
             mx.eval([cache.state for cache in sequence.cache])
             self._done += size
             sequence.advanced(size, sequence.cache)
-        elapsed = self._clock() - began
-        sequence.times.prefill += elapsed
-        self._sizer.measured(model.source.key, size, elapsed)
+        self._sizer.measured(model.source.key, size, self._clock() - began)
         self._store()
         if self.remaining == 0 and self.computed >= LONG_PREFILL:
             mx.clear_cache()

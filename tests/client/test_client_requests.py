@@ -64,6 +64,7 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"json_object": True}, {"responseFormat": {"jsonObject": {}}}),
     ({"regex": ""}, {"responseFormat": {"regex": ""}}),
     ({"grammar": "start: A"}, {"responseFormat": {"grammar": "start: A"}}),
+    ({"priority": -1}, {"priority": -1}),
 ]
 
 

@@ -91,8 +91,8 @@ CHECKPOINTS = frozenset(_OTHER)
 
 EXACT = frozenset(_PLAIN) - {"deepseek_v3"} | {"qwen3_next"}
 """
-Those whose warm answers are cold ones bit by bit. Latent attention multiplies in another order when it has one token, so
-that what was decoded is not what prefill computes.
+Those whose warm answers are cold ones bit by bit. Latent attention multiplies in another order when it has one token:
+what was decoded is not what prefill computes.
 """
 
 

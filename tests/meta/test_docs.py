@@ -63,3 +63,11 @@ def test_the_readme_quotes_the_last_benchmark() -> None:
     """Run `python tools/readme_figure.py` after `make bench`."""
     text = (ROOT / "README.md").read_text()
     assert filled(text) == text
+
+
+def test_every_test_that_the_prefix_cache_page_names_exists() -> None:
+    """A promise without its test is none."""
+    defined = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "prefix-cache.md").read_text()))
+    assert len(named) > 30
+    assert not named - defined

@@ -64,6 +64,7 @@ class GenerateOptions(TypedDict, total=False):
         json_object: True: the completion is a JSON object. Default False.
         regex: The completion as a whole matches this regular expression (Rust's syntax).
         grammar: The completion is of this context-free grammar (llguidance's variant of Lark's notation).
+        priority: -2 to 2; a waiting request of higher priority goes first. Default 0.
         tools: Functions that the model may call; chat prompts only.
         add_generation_prompt: False does not open the assistant's turn; chat prompts only. Default True.
         enable_thinking: Turns a reasoning model's thinking on or off; chat prompts only. Default: as the
@@ -93,6 +94,7 @@ class GenerateOptions(TypedDict, total=False):
     json_object: bool
     regex: str | None
     grammar: str | None
+    priority: int | None
     tools: Sequence[Tool | Mapping[str, Any]]
     add_generation_prompt: bool | None
     enable_thinking: bool | None

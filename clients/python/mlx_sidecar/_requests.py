@@ -75,6 +75,7 @@ def generate_request(
     json_object: bool = False,
     regex: str | None = None,
     grammar: str | None = None,
+    priority: int | None = None,
     tools: Sequence[Tool | Mapping[str, Any]] = (),
     add_generation_prompt: bool | None = None,
     enable_thinking: bool | None = None,
@@ -124,6 +125,7 @@ def generate_request(
             regex=regex,
             grammar=grammar,
         ),
+        priority=priority,
     )
 
 
