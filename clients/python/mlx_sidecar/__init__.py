@@ -67,9 +67,13 @@ if TYPE_CHECKING:
     from mlx_sidecar._stats import (
         DaemonStats,
         EngineStats,
+        HistorySample,
+        LatencyHistogram,
+        LatencyStats,
         MemoryStats,
         ModelCacheStats,
         ModelStats,
+        NamespaceStats,
         PrefixCacheStats,
         Stats,
     )
@@ -93,7 +97,10 @@ _HOMES = {
         "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress ModelInfo PrefillProgress "
         "Started Timings TokenLogprob TopLogprob Usage"
     ),
-    "_stats": "DaemonStats EngineStats MemoryStats ModelCacheStats ModelStats PrefixCacheStats Stats",
+    "_stats": (
+        "DaemonStats EngineStats HistorySample LatencyHistogram LatencyStats MemoryStats ModelCacheStats ModelStats "
+        "NamespaceStats PrefixCacheStats Stats"
+    ),
     "_streams": "GenerateStream LoadStream",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -118,9 +125,12 @@ __all__ = [
     "GenerateOptions",
     "GenerateStream",
     "GeneratedToolCall",
+    "HistorySample",
     "InternalError",
     "InvalidArgument",
     "Invalidated",
+    "LatencyHistogram",
+    "LatencyStats",
     "LoadOptions",
     "LoadProgress",
     "LoadStream",
@@ -136,6 +146,7 @@ __all__ = [
     "ModelQuarantined",
     "ModelStats",
     "ModelUnsupported",
+    "NamespaceStats",
     "NanLogits",
     "PrefillProgress",
     "PrefixCacheStats",
