@@ -1,34 +1,50 @@
-"""Put the figures of the last benchmark into the README; a test checks that they are there."""
+"""Quote two figures of the last whole benchmark in the README; a test checks that they are there."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results" / "ttft.json"
+from benchmarks import page
+from benchmarks.figures import FIRST_TOKEN, OURS, Result
+from benchmarks.http_peer import MLX_LM
+from benchmarks.page import number
+from benchmarks.workloads.switching import CASE
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+PREFIX = "small, 2048 tokens"
 _BLOCK = re.compile(r"(<!-- figure: .* -->\n).*?(<!-- end of figure -->)", re.DOTALL)
 
 
 def figure() -> str:
-    """Return the table of the last benchmark as Markdown."""
-    report = json.loads(RESULTS.read_text())
-    lines = ["| prompt | of it cached | first token, cold | first token, warm | |", "|---:|---:|---:|---:|---:|"]
-    lines += [
-        f"| {row['prompt_tokens']} tokens | {row['cached_tokens']} | {1000 * row['cold']:.0f} ms "
-        f"| {1000 * row['warm']:.0f} ms | **{row['ratio']:.0f} x** sooner |"
-        for row in report["rows"]
+    """Return the figures as Markdown."""
+    report, results = page.load()
+    lines = [
+        f"| first token, median | mlx-sidecar | {MLX_LM} |",
+        "|---|---:|---:|",
+        _line("2,048 known tokens of a prompt, 32 new ones", results["warm"], PREFIX),
+        _line("two models, each request for the other one", results["switching"], CASE),
     ]
-    where = f"{report['machine']}, MLX's CPU backend, embedded model, medians of {report['rounds']} pairs in one run"
-    return "\n".join([*lines, "", f"(`make bench`; {where})", ""])
+    where = f"{report['machine']}, MLX's CPU backend, models with random weights"
+    return "\n".join(
+        [*lines, "", f"({where}; [method, all figures, and where others are ahead](docs/benchmarks.md))", ""]
+    )
 
 
 def filled(text: str) -> str:
-    """Return the README's text with the figure in its place."""
+    """Return the README's text with the figures in their place."""
     return _BLOCK.sub(lambda match: match[1] + figure() + match[2], text)
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Put the figures into the README."""
     README.write_text(filled(README.read_text()))
+
+
+def _line(what: str, result: Result, case: str) -> str:
+    rows = [result.find(case, FIRST_TOKEN, system) for system in (OURS, MLX_LM)]
+    return "| " + " | ".join([what, *(f"{number(row.median)} ms" if row else "not measured" for row in rows)]) + " |"
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,110 @@
+"""A run: its models, the systems under test, and the turns that they take."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks import shapes
+from benchmarks.figures import Metric, Row
+from benchmarks.systems import StartsSystem, System
+
+SizeT = TypeVar("SizeT")
+Figures = Mapping[Metric, float]
+"""What one turn of one system gave."""
+
+
+@dataclass
+class Bench:
+    """
+    What workloads need.
+
+    Attributes:
+        folder: Where models and servers have their files.
+        starters: Starts the systems under test, ours first.
+        rounds: Turns of each system that count.
+        quick: Whether this only shows that the harness works: tiny models, one round.
+    """
+
+    folder: Path
+    starters: Sequence[StartsSystem]
+    rounds: int
+    quick: bool = False
+    _models: dict[str, Path] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=count)
+
+    def size(self, full: SizeT, quick: SizeT) -> SizeT:
+        """Return the size of this run."""
+        return quick if self.quick else full
+
+    def model(self, shape: str) -> Path:
+        """Return a model of a shape, written when it is asked for first."""
+        if shape not in self._models:
+            self._models[shape] = shapes.write(self.folder / "models", shape, tiny=self.quick, seed=len(self._models))
+        return self._models[shape]
+
+    @contextmanager
+    def running(self, *models: Path, starters: Sequence[StartsSystem] | None = None) -> Iterator[list[System]]:
+        """
+        Run one of each system. Only the first is sure to be there: a peer that cannot start or serve a model is left
+        out, and said so.
+        """
+        systems: list[System] = []
+        try:
+            for start in starters or self.starters:
+                folder = self.folder / f"{next(self._numbers)}"
+                if not systems:
+                    systems.append(start(folder, models))
+                    continue
+                with suppress_and_tell(f"{start.name} cannot serve {[path.name for path in models]}"):
+                    systems.append(start(folder, models))
+            yield systems
+        finally:
+            for system in systems:
+                system.close()
+
+    def take_turns(
+        self, case: str, sides: Mapping[str, Callable[[str], Figures]], rounds: int | None = None
+    ) -> list[Row]:
+        """
+        Let each side do its turn in each round, A B A B, and return its figures. Round 0 warms up and does not count.
+
+        A turn gets a seed, the same for all sides of a round. A side whose turn fails is out from then on.
+        """
+        rounds = rounds or self.rounds
+        values: dict[tuple[Metric, str], list[float]] = defaultdict(list)
+        playing = dict(sides)
+        for number in range(rounds + 1):
+            for name, turn in list(playing.items()):
+                if name == next(iter(sides)):
+                    figures = turn(f"{case}/{number}")
+                else:
+                    figures = {}
+                    del playing[name]
+                    with suppress_and_tell(f"{name} failed at {case}"):
+                        figures = turn(f"{case}/{number}")
+                        playing[name] = turn
+                for metric, value in figures.items() if number else ():
+                    values[metric, name].append(value)
+                gc.collect()
+        order = {name: position for position, name in enumerate(sides)}
+        rows = [Row(case, metric, name, tuple(got)) for (metric, name), got in values.items() if len(got) == rounds]
+        return sorted(rows, key=lambda row: order[row.system])
+
+
+@contextmanager
+def suppress_and_tell(what: str) -> Iterator[None]:
+    """Go on without a peer, and say why on stderr: its absence is a result."""
+    with suppress(Exception):
+        try:
+            yield
+        except Exception as error:
+            print(f"  {what}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)
+            raise
