@@ -17,6 +17,7 @@ from benchmarks.workloads.second_turn import second_turn
 from benchmarks.workloads.seeded import seeded
 from benchmarks.workloads.startup import startup
 from benchmarks.workloads.switching import switching
+from benchmarks.workloads.trie import trie
 
 WORKLOADS: dict[str, Callable[[Bench], Result]] = {
     "cold": cold,
@@ -31,5 +32,6 @@ WORKLOADS: dict[str, Callable[[Bench], Result]] = {
     "index": index,
     "fairness": fairness,
     "startup": startup,
+    "trie": trie,
 }
 """By the name that the command line and the results give them, in the order of the page."""
