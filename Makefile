@@ -34,8 +34,8 @@ fmt: $(VENV)/.developed ## Format, and mend what can be mended
 gen: $(VENV)/.developed ## Generate the stubs from protos/
 	$(BIN)/python tools/generate_stubs.py
 
-bench: $(VENV)/.installed ## Time to first token, cold against warm, over the socket
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.developed ## Side by side with others; writes docs/benchmarks.md (BENCH="--peer-venv DIR" adds vllm-mlx)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 train: $(VENV)/.developed ## Train the embedded model anew (see tools/embedded)
 	$(BIN)/python -m tools.embedded.train

@@ -42,6 +42,7 @@ def main() -> int:
         "rounds": bench.rounds,
         **machine.describe(),
         "peer_versions": machine.versions_in(arguments.peer_venv) if arguments.peer_venv else {},
+        "left_out": bench.left_out,
         "workloads": {name: result.raw for name, result in results.items()},
     }
     everything = not (arguments.run or arguments.quick or arguments.out)

@@ -6,7 +6,7 @@ import gc
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -31,12 +31,14 @@ class Bench:
         starters: Starts the systems under test, ours first.
         rounds: Turns of each system that count.
         quick: Whether this only shows that the harness works: tiny models, one round.
+        left_out: Peers that could not do a workload, and why: their absence is a result.
     """
 
     folder: Path
     starters: Sequence[StartsSystem]
     rounds: int
     quick: bool = False
+    left_out: list[str] = field(default_factory=list)
     _models: dict[str, Path] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=count)
 
@@ -51,10 +53,19 @@ class Bench:
         return self._models[shape]
 
     @contextmanager
+    def excused(self, what: str) -> Iterator[None]:
+        """Go on without a peer that fails, and note it."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).replace(str(self.folder), "")[:200]
+            self.left_out.append(f"{what}: {type(error).__name__}: {reason}")
+            print(f"  {self.left_out[-1]}", file=sys.stderr)
+
+    @contextmanager
     def running(self, *models: Path, starters: Sequence[StartsSystem] | None = None) -> Iterator[list[System]]:
         """
-        Run one of each system. Only the first is sure to be there: a peer that cannot start or serve a model is left
-        out, and said so.
+        Run one of each system. A peer that cannot start with these models is left out; the first must be there.
         """
         systems: list[System] = []
         try:
@@ -63,7 +74,7 @@ class Bench:
                 if not systems:
                     systems.append(start(folder, models))
                     continue
-                with suppress_and_tell(f"{start.name} cannot serve {[path.name for path in models]}"):
+                with self.excused(f"{start.name} cannot serve {[path.name for path in models]}"):
                     systems.append(start(folder, models))
             yield systems
         finally:
@@ -88,7 +99,7 @@ class Bench:
                 else:
                     figures = {}
                     del playing[name]
-                    with suppress_and_tell(f"{name} failed at {case}"):
+                    with self.excused(f"{name} failed at {case}"):
                         figures = turn(f"{case}/{number}")
                         playing[name] = turn
                 for metric, value in figures.items() if number else ():
@@ -97,14 +108,3 @@ class Bench:
         order = {name: position for position, name in enumerate(sides)}
         rows = [Row(case, metric, name, tuple(got)) for (metric, name), got in values.items() if len(got) == rounds]
         return sorted(rows, key=lambda row: order[row.system])
-
-
-@contextmanager
-def suppress_and_tell(what: str) -> Iterator[None]:
-    """Go on without a peer, and say why on stderr: its absence is a result."""
-    with suppress(Exception):
-        try:
-            yield
-        except Exception as error:
-            print(f"  {what}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)
-            raise

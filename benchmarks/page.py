@@ -101,6 +101,7 @@ def _run(report: dict[str, Any]) -> str:
         f"* Python {report['python']}; {versions}",
         *([f"* the environment of vllm-mlx: {peers}"] if peers else []),
         f"* commit {report['commit']}; {report['rounds']} rounds",
+        *(f"* left out: {what}" for what in report["left_out"]),
         *([f"* **{report['note']}**"] if report["note"] else []),
     ]
     return "\n".join(lines)

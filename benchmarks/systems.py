@@ -111,7 +111,7 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], paus
     deadline = time.monotonic() + START_SECONDS
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{process.args!r} is not ready; exit status {process.poll()}")
+            raise RuntimeError(f"the server is not ready; its exit status is {process.poll()}")
         time.sleep(pause)
 
 
