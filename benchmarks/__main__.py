@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -28,6 +29,8 @@ from tools import readme_figure
 def main() -> int:
     """Measure, show, write."""
     arguments = _parser().parse_args()
+    # A benchmark that is ended ends its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     library = None if arguments.no_openblas else machine.openblas()
     if library:
         # Only a fresh process preloads, and its servers get it from there.

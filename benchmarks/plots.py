@@ -25,10 +25,10 @@ def draw(results: dict[str, Result], folder: Path = FOLDER) -> None:
     folder.mkdir(exist_ok=True)
     # The same figures give the same file: names inside it are not random, and text stays text.
     with mpl.rc_context({"svg.hashsalt": "mlx-sidecar", "svg.fonttype": "none", "font.size": 9}):
-        if "warm" in results:
+        if "prefix" in results:
             axes = _axes("tokens of the prefix", "first token, ms", logarithmic=True)
-            _lines(axes, results["warm"], COLD, "small, ", "cold", "--")
-            _lines(axes, results["warm"], FIRST_TOKEN, "small, ", "warm", "-")
+            _lines(axes, results["prefix"], COLD, "small, ", "cold", "--")
+            _lines(axes, results["prefix"], FIRST_TOKEN, "small, ", "warm", "-")
             _save(axes, folder / "first-token.svg")
         if "decode" in results:
             axes = _axes("clients", "tokens/s of all together")

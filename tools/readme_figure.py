@@ -22,7 +22,7 @@ def figure() -> str:
     lines = [
         f"| first token, median | mlx-sidecar | {MLX_LM} |",
         "|---|---:|---:|",
-        _line("2,048 known tokens of a prompt, 32 new ones", results["warm"], PREFIX),
+        _line("2,048 known tokens of a prompt, 32 new ones", results["prefix"], PREFIX),
         _line("two models, each request for the other one", results["switching"], CASE),
     ]
     where = f"{report['machine']}, MLX's CPU backend, models with random weights"

@@ -12,7 +12,7 @@ from benchmarks.workloads.fairness import fairness
 from benchmarks.workloads.index import index
 from benchmarks.workloads.kv_bytes import kv_bytes
 from benchmarks.workloads.overhead import overhead
-from benchmarks.workloads.prefix import cold, warm
+from benchmarks.workloads.prefix import prefix
 from benchmarks.workloads.second_turn import second_turn
 from benchmarks.workloads.seeded import seeded
 from benchmarks.workloads.startup import startup
@@ -20,8 +20,7 @@ from benchmarks.workloads.switching import switching
 from benchmarks.workloads.trie import trie
 
 WORKLOADS: dict[str, Callable[[Bench], Result]] = {
-    "cold": cold,
-    "warm": warm,
+    "prefix": prefix,
     "agents": agents,
     "decode": decode,
     "switching": switching,

@@ -56,7 +56,7 @@ def agents(bench: Bench) -> Result:
     )
     with bench.running(session.model) as systems:
         sides = {system.name: partial(session.run, system) for system in systems}
-        result.rows = bench.take_turns(CASE, sides, bench.size(2, 1))
+        result.rows = bench.take_turns(CASE, sides, min(bench.rounds, 2))
     result.aim(f"first token: ours / {MLX_LM}", result.ratios(CASE, FIRST_TOKEN, OURS, MLX_LM), 0.5)
     result.aim(f"{WALL.name}: ours / {MLX_LM}", result.ratios(CASE, WALL, OURS, MLX_LM), 0.5)
     return result

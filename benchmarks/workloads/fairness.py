@@ -56,7 +56,7 @@ def fairness(bench: Bench) -> Result:
     result = Result("Fairness: gaps of running streams while a long prompt is computed")
     with bench.running(intrusion.model) as systems:
         sides = {system.name: partial(intrusion.run, system) for system in systems}
-        result.rows = bench.take_turns(case, sides, bench.size(3, 1))
+        result.rows = bench.take_turns(case, sides, min(bench.rounds, 3))
     worst, solo = result.find(case, P99, OURS), result.find(case, SOLO, OURS)
     if worst and solo:
         result.aim("gap p99, ms; at most 3 steps alone and a chunk", worst.values, 3 * solo.median + CHUNK_MS)

@@ -34,7 +34,7 @@ def index(bench: Bench) -> Result:
     result = Result("The index alone: lookup and insert of long prompts")
     for thousands in bench.size((1, 8, 32, 128), (1,)):
         sides = {OURS: partial(_ours, 1024 * thousands), PEER: partial(_theirs, 1024 * thousands)}
-        result.rows += bench.take_turns(f"{thousands} k tokens", sides, bench.size(3, 1))
+        result.rows += bench.take_turns(f"{thousands} k tokens", sides, min(bench.rounds, 3))
     longest = result.rows[-1].case
     found = result.find(longest, LOOKUP, OURS)
     result.aim(f"{longest}: lookup, ms", found.values if found else (), 20)

@@ -19,33 +19,18 @@ LONG = 4096
 """Prefixes above it get two rounds: computing them cold takes most of the time."""
 
 
-def cold(bench: Bench) -> Result:
-    """W1: the real shape of a 0.6 B model, a prompt of its own in each turn."""
-    result = Result("Cold: first token of a new prompt (Qwen3-0.6B's shape)")
-    model = bench.model("0.6b")
-    with bench.running(model) as systems:
-        for tokens in bench.size((128, 512), (64,)):
-            sides = {system.name: partial(_cold, system, model, tokens) for system in systems}
-            result.rows += bench.take_turns(f"{tokens} tokens", sides, bench.size(2, 1))
-    return result
-
-
-def warm(bench: Bench) -> Result:
-    """W2: a prefix, cold; then the same prefix with 32 other tokens behind it."""
-    result = Result(f"Warm: first token of a known prefix and {SUFFIX} new tokens")
-    lengths: dict[str, tuple[int, ...]] = bench.size({"small": (512, 2048, 8192), "0.6b": (512,)}, {"small": (64,)})
+def prefix(bench: Bench) -> Result:
+    """W1 and W2: a prompt that nobody has seen; then the same with 32 other tokens at its end."""
+    result = Result(f"First token, cold; then warm: a known prefix and {SUFFIX} new tokens")
+    lengths: dict[str, tuple[int, ...]] = bench.size({"small": (512, 2048, 8192), "0.6b": (256,)}, {"small": (64,)})
     for shape, prefixes in lengths.items():
         for tokens in prefixes:
-            rounds = bench.size(2 if shape == "0.6b" or tokens > LONG else bench.rounds, 1)
+            rounds = min(bench.rounds, 2) if shape == "0.6b" or tokens > LONG else bench.rounds
             result.rows += _pairs(bench, shape, tokens, rounds)
     for case in dict.fromkeys(row.case for row in result.rows):
         result.aim(f"{case}: ours / {MLX_LM}", result.ratios(case, FIRST_TOKEN, OURS, MLX_LM), 0.8)
         result.aim(f"{case}: ours / floor", result.ratios(case, FIRST_TOKEN, OURS, FLOOR), 1.25)
     return result
-
-
-def _cold(system: System, model: Path, tokens: int, seed: str) -> Figures:
-    return {FIRST_TOKEN: system.ask(Request(model, prompt(seed, tokens), 2)).first_token}
 
 
 def _pairs(bench: Bench, shape: str, tokens: int, rounds: int) -> list[Row]:
@@ -59,8 +44,8 @@ def _pairs(bench: Bench, shape: str, tokens: int, rounds: int) -> list[Row]:
 
 
 def _pair(system: System, model: Path, tokens: int, seed: str) -> Figures:
-    prefix = prompt(seed, tokens)
-    first, second = (system.ask(Request(model, prefix + prompt(seed + end, SUFFIX), 2)) for end in "ab")
+    known = prompt(seed, tokens)
+    first, second = (system.ask(Request(model, known + prompt(seed + end, SUFFIX), 2)) for end in "ab")
     figures = {COLD: first.first_token, FIRST_TOKEN: second.first_token}
     if second.cached_tokens is not None:
         figures[COMPUTED] = second.prompt_tokens - second.cached_tokens

@@ -23,7 +23,7 @@ def second_turn(bench: Bench) -> Result:
         model = bench.model(shape)
         with bench.running(model) as systems:
             sides = {system.name: partial(_two_turns, system, model, tokens) for system in systems}
-            result.rows += bench.take_turns(shape, sides, bench.size(2, 1))
+            result.rows += bench.take_turns(shape, sides, min(bench.rounds, 2))
         computed = result.find(shape, COMPUTED, OURS)
         result.aim(f"{shape}: tokens computed", computed.values if computed else (), NEW_TOKENS + 32)
         result.aim(f"{shape}: ours / {MLX_LM}", result.ratios(shape, FIRST_TOKEN, OURS, MLX_LM), 0.3)

@@ -35,7 +35,7 @@ def trie(bench: Bench) -> Result:
     sizes = bench.size((10_000, 100_000, 1_000_000), (2_000,))
     tokens = bench.size(131_072, 1024)
     for blocks in sizes:
-        result.rows += _index(blocks, tokens, bench.size(3, 1))
+        result.rows += _index(blocks, tokens, min(bench.rounds, 3))
     case = result.rows[-1].case
     for metric, bound in ((LOOKUP, 20), (MEMORY, 400)):
         row = result.find(case, metric, OURS)
