@@ -29,6 +29,9 @@ from tools import readme_figure
 def main() -> int:
     """Measure, show, write."""
     arguments = _parser().parse_args()
+    if arguments.publish:
+        publish()
+        return 0
     # A benchmark that is ended ends its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     library = None if arguments.no_openblas else machine.openblas()
@@ -53,10 +56,15 @@ def main() -> int:
     if out:
         out.write_text(json.dumps(report, indent=1) + "\n")
     if everything:
-        plots.draw(results)
-        page.write()
-        readme_figure.write()
+        publish()
     return 0
+
+
+def publish() -> None:
+    """Make the plots, the page's tables and the README's figures from the last whole run."""
+    plots.draw(page.load()[1])
+    page.write()
+    readme_figure.write()
 
 
 def measure(bench: Bench, names: list[str]) -> dict[str, Result]:
@@ -87,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="tiny models, one round: shows that the harness works")
     parser.add_argument("--no-openblas", action="store_true", help="on Linux, leave the BLAS that mlx brings along")
     parser.add_argument("--note", default="", help="a sentence about this run, for the page")
+    parser.add_argument("--publish", action="store_true", help="only make plots and pages of the last figures again")
     parser.add_argument("--out", type=Path, help="where the figures go; nothing else is written then")
     return parser
 
