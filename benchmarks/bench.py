@@ -89,6 +89,7 @@ class Bench:
 
         A turn gets a seed, the same for all sides of a round. A side whose turn fails is out from then on.
         """
+        print(f"  {case}", file=sys.stderr, flush=True)
         rounds = rounds or self.rounds
         values: dict[tuple[Metric, str], list[float]] = defaultdict(list)
         playing = dict(sides)

@@ -35,7 +35,7 @@ def write() -> None:
 def filled(text: str) -> str:
     """Return the page's text with each block of figures made anew."""
     report, results = load()
-    others = {"run": _run(report), "targets": _targets(results), "ahead": _ahead(results)}
+    others = {"run": _run(report), "targets": _targets(results), "ahead": ahead(results)}
 
     def block(name: str) -> str:
         return others[name] if name in others else _markdown(_table(results[name]))
@@ -118,7 +118,7 @@ def _target(target: Target) -> str:
     return f"{target.text}: {number(target.value)}, wanted {wanted} {number(target.bound)}: {verdict}"
 
 
-def _ahead(results: dict[str, Result]) -> str:
+def ahead(results: dict[str, Result]) -> str:
     """Return every figure in which a peer's median is better than ours."""
     lines = []
     for name, result in results.items():
