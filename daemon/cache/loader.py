@@ -16,7 +16,8 @@ from daemon.cache.identity import ModelSource, changed
 from daemon.cache.pace import Pace
 from daemon.cache.warmup import WarmUp, warm_up
 from daemon.errors import Reason, SidecarError
-from daemon.kv.layout import Layout, probe
+from daemon.kv.layout import Layout
+from daemon.kv.probe import probe
 
 SLICE_BYTES = 1 << 30
 """Most bytes of weights evaluated between two engine steps; see `Pace`."""

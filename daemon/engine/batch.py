@@ -83,6 +83,10 @@ class Batch:
         elif keep:
             self._caches = self._row_cache(keep[0])
 
+    def caches_of(self, row: Row) -> list[Any]:
+        """Return one row's KV as plain caches: views, until they are copied or written to."""
+        return self._row_cache(self.rows.index(row))
+
     def advance(self) -> list[Sampled]:
         """Begin to compute the next token of each row, and return the tokens before it, which may still be computed."""
         current = [row.pending for row in self.rows]
@@ -91,6 +95,7 @@ class Batch:
         tokens = mx.concatenate([sampled.token for sampled in current])
         logits = forward(self.rows[0].sequence, tokens, self._caches)
         for index, row in enumerate(self.rows):
+            row.sequence.advanced(1, self._caches, index)
             row.pending = row.sampler(logits[index : index + 1])
         mx.async_eval([array for row in self.rows for array in row.pending.arrays()])
         self._steps += 1

@@ -240,6 +240,7 @@ class GenerateCall:
             max_tokens=prompt.max_tokens,
             params=Params.of(request.sampling),
             stop_ids=frozenset(stop.token_ids) | (frozenset() if stop.ignore_eos else tokenizer.eos_ids),
+            message_ends=tokenizer.eos_ids,
             top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
             output=Output(tokenizer.decode, tuple(stop.strings)),
             namespace=namespace.digest(),

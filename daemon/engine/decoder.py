@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import mlx.core as mx
 
@@ -37,6 +38,7 @@ class Decoder:
         )
         assert sequence.cache is not None
         first = sampler(forward(sequence, mx.array(sequence.prompt[-1:]), sequence.cache))
+        sequence.advanced(1, sequence.cache)
         mx.async_eval(first.arrays())
         row = Row(sequence, sampler, first)
         batch = next((batch for batch in self._batches if batch.has_room_for(row)), None)
@@ -53,6 +55,10 @@ class Decoder:
                     batch.leave(row)
                     self._batches = [batch for batch in self._batches if len(batch)]
                     return
+
+    def caches_of(self, sequence: Sequence) -> list[Any]:
+        """Return the KV of a sequence that runs, as it is now."""
+        return next(batch.caches_of(row) for batch in self._batches for row in batch.rows if row.sequence is sequence)
 
     def step(self) -> list[tuple[Sequence, Token | SidecarError]]:
         """Return the next token of each sequence, or why it has none."""

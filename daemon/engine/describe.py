@@ -66,4 +66,6 @@ def progress(value: Progress) -> pb.GetOrLoadResponse:
 
 
 def _reuse(layout: Layout) -> pb.PrefixReuse:
-    return pb.PREFIX_REUSE_BLOCKS if layout.reusable else pb.PREFIX_REUSE_NONE
+    if not layout.reusable:
+        return pb.PREFIX_REUSE_NONE
+    return pb.PREFIX_REUSE_BLOCKS if layout.parts.resumes_anywhere else pb.PREFIX_REUSE_CHECKPOINTS

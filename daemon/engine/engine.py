@@ -29,7 +29,8 @@ from daemon.engine.pressure import Relief, Source, normal
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
 from daemon.engine.tokenizers import Tokenizers
-from daemon.kv.prefix_cache import Limits as PrefixLimits
+from daemon.kv.adapters.kv_cache import copied
+from daemon.kv.budget import Limits as PrefixLimits
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -70,7 +71,7 @@ class Engine:
         limits = ModelLimits(budget, config.max_models, config.model_ttl, config.evict_on_memory_pressure)
         self._models: ModelCache[ModelSource, LoadedModel] = ModelCache(limits, self._load, clock, mx.clear_cache)
         self._prefixes = PrefixCache(
-            PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB), config.min_prefix_len
+            PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB), config.min_prefix_len, copy=copied
         )
         self._outbox = Outbox(send, lambda: self._figures.snapshot())
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)

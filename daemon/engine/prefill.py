@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import structlog
@@ -10,10 +11,12 @@ import structlog
 from daemon.engine.ledger import DECODE_ROOM
 from daemon.engine.scheduler import ChunkSizer
 from daemon.engine.sequence import Sequence
-from daemon.kv.adapters.kv_cache import NotHeldError
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import EXTENT_BLOCKS
+from daemon.kv.live import LiveKV
 from daemon.kv.prefix_cache import PrefixCache
+from daemon.kv.resume import resume_points
+from daemon.kv.source import NotHeldError, Resume
 
 LONG_PREFILL = 2048
 """Tokens after whose computation the buffers that only prefill needs are given back."""
@@ -41,6 +44,7 @@ class Prefill:
         self._clock = clock
         self._done = 0
         self._stored = 0
+        self._points: list[int] = []
 
     @property
     def done(self) -> int:
@@ -70,7 +74,8 @@ class Prefill:
             self._restore(room)
         if sequence.cache is None:
             sequence.cache = sequence.loaded.layout.new_cache(sequence.loaded.model, room)
-        self._done = self._stored = sequence.cached
+        self._done = self._stored = sequence.held = sequence.cached
+        self._points = self._resume_points()
         sequence.times.lookup = looked_up - began
         sequence.times.restore = self._clock() - looked_up
 
@@ -78,7 +83,7 @@ class Prefill:
         """Compute one chunk and return how many tokens it had."""
         sequence = self.sequence
         model = sequence.loaded
-        size = min(self._sizer.size(model.source.key), self.remaining)
+        size = self._next_chunk()
         began = self._clock()
         if size:
             chunk = mx.array([sequence.prompt[self._done : self._done + size]])
@@ -86,23 +91,47 @@ class Prefill:
             assert sequence.cache is not None
             mx.eval([cache.state for cache in sequence.cache])
             self._done += size
+            sequence.advanced(size, sequence.cache)
         elapsed = self._clock() - began
         sequence.times.prefill += elapsed
         self._sizer.measured(model.source.key, size, elapsed)
-        # A window forgets: what is in it now may not be there any more after the next chunk.
-        pause = 1 if model.layout.windowed else EXTENT_BLOCKS * BLOCK_TOKENS
-        if self.remaining == 0 or self._done - self._stored >= pause:
-            store(sequence, self._prefixes)
-            self._stored = self._done
+        self._store()
         if self.remaining == 0 and self.computed >= LONG_PREFILL:
             mx.clear_cache()
         return size
+
+    def _next_chunk(self) -> int:
+        """Return how many tokens to compute: up to the next resume point at most, and so that blocks are whole."""
+        size = min(self._sizer.size(self.sequence.loaded.source.key), self.remaining)
+        if self._points:
+            size = min(size, self._points[0] - self._done)
+            size -= (self._done + size) % BLOCK_TOKENS
+        return size
+
+    def _resume_points(self) -> list[int]:
+        """Return where the rest of the prompt is to be made resumable; empty if that is so everywhere."""
+        sequence = self.sequence
+        layout = sequence.loaded.layout
+        if layout.parts.resumes_anywhere or not sequence.writes:
+            return []
+        branch = sequence.prefix.branch if sequence.prefix is not None else 0
+        return resume_points(sequence.prompt, sequence.cached, branch, sequence.message_ends)
+
+    def _store(self) -> None:
+        """Share what was computed: at resume points, in steps of an extent, and at the end."""
+        at_point = bool(self._points) and self._points[0] == self._done
+        if at_point:
+            self._points.pop(0)
+        if at_point or self.remaining == 0 or self._done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
+            store(self.sequence, self._prefixes, Resume.YES if at_point else Resume.NO)
+            self._stored = self._done
 
     def _look_up(self) -> None:
         """Lease the longest cached prefix; a fault costs time, never the request."""
         sequence = self.sequence
         try:
-            sequence.prefix = self._prefixes.lookup(sequence.namespace, sequence.prompt)
+            parts = sequence.loaded.layout.parts
+            sequence.prefix = self._prefixes.lookup(sequence.namespace, sequence.prompt, parts)
         except Exception:
             log.exception("looking a prompt up failed; the request runs cold", request_id=sequence.request_id)
 
@@ -111,9 +140,9 @@ class Prefill:
         sequence = self.sequence
         assert sequence.prefix is not None
         try:
-            layout = sequence.loaded.layout
-            runs = self._prefixes.runs(sequence.prefix)
-            sequence.cache = layout.restored_cache(sequence.loaded.model, runs, room)
+            layout, prefix = sequence.loaded.layout, sequence.prefix
+            runs = self._prefixes.runs(prefix, layout.parts)
+            sequence.cache = layout.restored_cache(sequence.loaded.model, runs, prefix.checkpoint, prefix.tokens, room)
         except Exception:
             log.exception("restoring a cached prefix failed; the request runs cold", request_id=sequence.request_id)
             return
@@ -121,20 +150,24 @@ class Prefill:
         self._prefixes.restored(sequence.prefix)
 
 
-def store(sequence: Sequence, prefixes: PrefixCache) -> None:
-    """Store every full block that the sequence's cache holds and that is not stored yet; a fault is only logged."""
+def store(sequence: Sequence, prefixes: PrefixCache, resume: Resume, caches: list[Any] | None = None) -> None:
+    """
+    Store every full block of a sequence that is not stored yet; a fault is only logged.
+
+    Args:
+        sequence: The request.
+        prefixes: The prefix cache.
+        resume: Whether requests shall be able to go on where it is now.
+        caches: Its KV, if it is in a batch.
+    """
     layout = sequence.loaded.layout
-    caches = sequence.cache
-    if not (sequence.writes and layout.reusable and caches):
+    caches = caches or sequence.cache
+    if not (sequence.writes and layout.reusable and caches and sequence.held):
         return
     try:
-        prefixes.store(
-            sequence.namespace,
-            sequence.tokens_in_cache,
-            layout.block_bytes,
-            lambda start, stop: layout.pack(caches, start, stop),
-        )
+        live = LiveKV(layout, caches, sequence.held, sequence.boundary)
+        prefixes.store(sequence.namespace, sequence.tokens_in_cache, layout.parts, live, resume=resume)
     except NotHeldError:
-        return  # a window that moved on during decode: what was stored before it did is all there is
+        return  # a window moved on: what was stored before it did is all there is
     except Exception:
         log.exception("storing a prefix failed; the request goes on", request_id=sequence.request_id)

@@ -18,6 +18,7 @@ from daemon.engine.sequence import Sequence, delta
 from daemon.errors import Reason, SidecarError
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
+from daemon.kv.source import Resume
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 RETRY_NO_ROOM = 2.0
@@ -194,9 +195,18 @@ class Runner:
         if piece:
             event = delta(piece, logprobs=sequence.top_logprobs is not None)
             self._replies.generate(sequence.call_id, event)
-        if reason is not None:
+        if reason is None:
+            self._keep_windows(sequence)
+        else:
             self._end(sequence)
             self._replies.generate(sequence.call_id, sequence.finished(reason))
+
+    def _keep_windows(self, sequence: Sequence) -> None:
+        """Store what a long answer's windows are about to forget, while they still hold it."""
+        stride = sequence.loaded.layout.parts.stride
+        if stride and sequence.held % stride == 0:
+            caches = self._decoders[sequence.model_key].caches_of(sequence)
+            store(sequence, self._prefixes, Resume.PASSING, caches)
 
     def _forget(self, sequence: Sequence) -> None:
         """Drop what a sequence stored whose KV, as it turned out, may hold no numbers."""
@@ -214,7 +224,7 @@ class Runner:
             decoder.leave(sequence)
             if not len(decoder):
                 del self._decoders[sequence.model_key]
-        store(sequence, self._prefixes)
+        store(sequence, self._prefixes, Resume.YES)
         sequence.release()
 
 

@@ -11,7 +11,9 @@ from daemon.cache.loader import LoadedModel
 from daemon.durations import duration
 from daemon.engine.output import Output, Piece, Token
 from daemon.engine.sampling import Params
-from daemon.kv.trie import Lease as PrefixLease
+from daemon.kv.block import BLOCK_TOKENS
+from daemon.kv.lease import Lease as PrefixLease
+from daemon.kv.live import Boundary
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
@@ -53,12 +55,15 @@ class Sequence:
         prompt: Ids of the prompt.
         max_tokens: Most tokens to generate.
         stop_ids: Ids that end it.
+        message_ends: Ids that end a message of its prompt.
         top_logprobs: Alternatives wanted for each token; None if no log-probabilities are.
         namespace: Digest under which its KV may be shared.
         reads, writes: Whether it may reuse cached prefixes, and store its own.
         generated: Tokens sampled so far.
         cached: Prompt tokens whose KV was reused.
         cache: Its KV, one mlx-lm cache for each layer; None until prefill begins, in a batch, and at the end.
+        held: Tokens whose KV its cache, or its row of a batch, holds.
+        boundary: The state of recurrent layers at the last end of a block.
         prefix: Its hold on the prefix that it reused.
     """
 
@@ -70,6 +75,7 @@ class Sequence:
     max_tokens: int
     params: Params
     stop_ids: frozenset[int]
+    message_ends: frozenset[int]
     top_logprobs: int | None
     output: Output
     namespace: str
@@ -79,6 +85,8 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     cached: int = 0
     cache: list[Any] | None = None
+    held: int = 0
+    boundary: Boundary | None = None
     prefix: PrefixLease | None = None
 
     @property
@@ -93,10 +101,22 @@ class Sequence:
 
     @property
     def tokens_in_cache(self) -> list[int]:
-        """Exactly the tokens whose KV the cache holds."""
-        if not self.cache:
-            return []
-        return (self.prompt + self.generated)[: self.cache[0].offset]
+        """Exactly the tokens whose KV its cache, or its row of a batch, holds."""
+        return (self.prompt + self.generated)[: self.held]
+
+    def advanced(self, tokens: int, caches: list[Any], row: int | None = None) -> None:
+        """
+        Count tokens that were fed to its model, and keep the state of recurrent layers at the end of a block.
+
+        Args:
+            tokens: How many.
+            caches: What the model wrote to.
+            row: Which row of it, if it is that of a batch.
+        """
+        self.held += tokens
+        layout = self.loaded.layout
+        if layout.states and self.writes and self.held % BLOCK_TOKENS == 0:
+            self.boundary = Boundary(self.held, layout.state(caches, row))
 
     def started(self) -> pb.GenerateResponse:
         """Return its first event."""
@@ -148,7 +168,7 @@ class Sequence:
 
     def release(self) -> None:
         """Give its KV, its hold on the prefix cache and its model back; called exactly once."""
-        self.cache = None
+        self.cache = self.boundary = None
         if self.prefix is not None:
             self.prefix.release()
         self.model.release()

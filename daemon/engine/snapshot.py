@@ -116,6 +116,7 @@ class Figures:
             inserts=counters.inserts,
             evictions=counters.evictions,
             leases=prefixes.trie.leases,
+            checkpoints=prefixes.trie.ledger.checkpoints,
         )
 
     def _memory(self) -> pb.MemoryStats:

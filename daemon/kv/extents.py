@@ -1,9 +1,14 @@
-"""Extents: immutable device memory that holds the KV of many consecutive blocks in few buffers."""
+"""Extents and checkpoints: immutable device memory that holds the KV of prefixes, and the ledger that counts it."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from daemon.kv.node import Node
 
 EXTENT_BLOCKS = 64
 """Most blocks of an extent. One buffer for each block and layer would hit Metal's limit of 499,000 buffers."""
@@ -12,32 +17,90 @@ EXTENT_BLOCKS = 64
 @dataclass(slots=True, eq=False)
 class Extent:
     """
-    What one store call produced for one layer group: an opaque payload and who still uses it.
+    Consecutive blocks of one path, for the layers of one group: an opaque payload and who uses it.
 
     Attributes:
         payload: Evaluated, compact arrays; None once no block uses it.
         nbytes: Exact bytes of the payload.
         buffers: Device buffers of the payload.
+        start: Index of its first block in the path that it was copied from.
         blocks: Blocks it was made with.
         live: Blocks that still use it.
+        users: The node of each block; None where there is none (any more).
+        partition: Whose share of the budget it counts against.
     """
 
     payload: object
     nbytes: int
     buffers: int
+    start: int
     blocks: int
     live: int = 0
+    users: list[Node | None] = field(default_factory=list)
+    partition: str = ""
+
+    @property
+    def stop(self) -> int:
+        """Index of the block after its last."""
+        return self.start + self.blocks
+
+    @property
+    def sparse(self) -> bool:
+        """Whether some, but fewer than half, of its blocks are in use."""
+        return 0 < 2 * self.live < self.blocks
+
+    @property
+    def reclaimable(self) -> int:
+        """Bytes that compaction would free, about; 0 unless it is sparse."""
+        return self.nbytes * (self.blocks - self.live) // self.blocks if self.sparse else 0
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Yield the runs of blocks in use, as positions in the extent: first, and the one after the last."""
+        first = None
+        for position, user in enumerate([*self.users, None]):
+            if user is not None and first is None:
+                first = position
+            elif user is None and first is not None:
+                yield first, position
+                first = None
 
 
-class Slot(NamedTuple):
-    """The place of one block: the block at `position` of `extent`."""
+@dataclass(slots=True, eq=False)
+class Checkpoint:
+    """
+    The state of recurrent layers after exactly the tokens of one path: an opaque payload.
 
-    extent: Extent
-    position: int
+    Attributes:
+        payload: Evaluated, compact arrays.
+        nbytes: Exact bytes of the payload.
+        buffers: Device buffers of the payload.
+        node: The node after whose block it was taken; None before it is stored and once it was dropped.
+        tick: When it was last used; larger is later.
+        queued: Whether the eviction queue knows it.
+        partition: Whose share of the budget it counts against.
+    """
+
+    payload: object
+    nbytes: int
+    buffers: int
+    node: Node | None = None
+    tick: int = 0
+    queued: bool = False
+    partition: str = ""
+
+    @property
+    def depth(self) -> int:
+        """Blocks of its prefix; 0 once it was dropped."""
+        return self.node.depth if self.node is not None else 0
+
+    @property
+    def evictable(self) -> bool:
+        """Whether it is stored and no lease holds it."""
+        return self.node is not None and not (self.node.locks or self.node.detached)
 
 
 class Run(NamedTuple):
-    """Consecutive blocks `start` to `stop` (exclusive) of one extent."""
+    """Consecutive blocks `start` to `stop` (exclusive, positions in the extent) of one extent."""
 
     payload: object
     start: int
@@ -47,58 +110,119 @@ class Run(NamedTuple):
 @dataclass(slots=True)
 class ExtentLedger:
     """
-    Counts what extents hold; the only place where their bytes are added and subtracted.
+    Counts what extents and checkpoints hold; the only place where their bytes are added and subtracted.
 
     Attributes:
-        nbytes: Bytes of all extents with a live block.
-        buffers: Device buffers of those extents.
+        nbytes: Bytes of all extents with a live block, and of all checkpoints.
+        buffers: Device buffers of those.
+        checkpoints: Checkpoints that are stored.
+        reclaimable: Bytes that compaction would free, about.
+        sparse: Extents that are worth compacting.
+        shares: Bytes of each partition that has any.
     """
 
     nbytes: int = 0
     buffers: int = 0
-    _extents: set[Extent] = field(default_factory=set)
+    checkpoints: int = 0
+    reclaimable: int = 0
+    sparse: set[Extent] = field(default_factory=set)
+    shares: Counter[str] = field(default_factory=Counter)
 
-    def take(self, slot: Slot) -> None:
-        """Count one more block that uses the slot's extent."""
-        extent = slot.extent
+    def take(self, extent: Extent, node: Node) -> None:
+        """Count a node as a user of the extent's block at its depth."""
+        if not extent.users:
+            extent.users = [None] * extent.blocks
         if extent.live == 0:
-            self._extents.add(extent)
-            self.nbytes += extent.nbytes
-            self.buffers += extent.buffers
-        extent.live += 1
+            self._add(extent, 1)
+        self._change_use(extent, node, node)
 
-    def drop(self, slot: Slot) -> None:
-        """Count one block less; the last one frees the payload."""
-        extent = slot.extent
-        extent.live -= 1
+    def drop(self, extent: Extent, node: Node) -> None:
+        """Count a node as a user no more; with the last one the payload is freed."""
+        self._change_use(extent, node, None)
         if extent.live == 0:
-            self._extents.remove(extent)
-            self.nbytes -= extent.nbytes
-            self.buffers -= extent.buffers
+            self._add(extent, -1)
             extent.payload = None
 
-    def check(self, live: dict[Extent, int]) -> None:
+    def keep(self, checkpoint: Checkpoint, node: Node) -> None:
+        """Count a checkpoint that a node now has."""
+        checkpoint.node = node
+        self.checkpoints += 1
+        self._add(checkpoint, 1)
+
+    def lose(self, checkpoint: Checkpoint) -> None:
+        """Count a checkpoint that its node has no more, and free its payload."""
+        checkpoint.node = None
+        self.checkpoints -= 1
+        self._add(checkpoint, -1)
+        checkpoint.payload = None
+
+    def check(self, nodes: Iterable[Node]) -> None:
         """
-        Compare with a recount.
+        Compare with a recount of what nodes use.
 
         Raises:
-            AssertionError: If `live` (uses of each extent) and the ledger disagree.
+            AssertionError: If they disagree with the ledger or with what the extents say.
         """
-        assert set(live) == self._extents, "extents of the ledger differ from those in use"
-        for extent, count in live.items():
+        uses: Counter[Extent] = Counter()
+        checkpoints = []
+        for node in nodes:
+            for extent in node.extents:
+                if extent is not None:
+                    assert extent.users[node.depth - 1 - extent.start] is node, "a block is not where its extent has it"
+                    uses[extent] += 1
+            if node.checkpoint is not None:
+                assert node.checkpoint.node is node, "a checkpoint belongs to another node"
+                checkpoints.append(node.checkpoint)
+        for extent, count in uses.items():
             assert extent.live == count, f"extent counts {extent.live} blocks, {count} use it"
-            assert extent.payload is not None, "a live extent has no payload"
-            assert count <= extent.blocks, f"{count} blocks use an extent of {extent.blocks}"
-        assert self.nbytes == sum(extent.nbytes for extent in live), "bytes drifted"
-        assert self.buffers == sum(extent.buffers for extent in live), "buffers drifted"
+            assert extent.live == extent.blocks - extent.users.count(None), "an extent has a forgotten user"
+        held: list[Extent | Checkpoint] = [*uses, *checkpoints]
+        assert all(each.payload is not None for each in held), "what is in use has no payload"
+        shares: Counter[str] = Counter()
+        for each in held:
+            shares[each.partition] += each.nbytes
+        assert self.nbytes == sum(each.nbytes for each in held), "bytes drifted"
+        assert self.buffers == sum(each.buffers for each in held), "buffers drifted"
+        assert self.checkpoints == len(checkpoints), "checkpoints drifted"
+        assert self.shares == shares, "shares drifted"
+        assert self.sparse == {extent for extent in uses if extent.sparse}, "sparse extents drifted"
+        assert self.reclaimable == sum(extent.reclaimable for extent in uses), "reclaimable bytes drifted"
+
+    def _change_use(self, extent: Extent, node: Node, user: Node | None) -> None:
+        self.reclaimable -= extent.reclaimable
+        position = node.depth - 1 - extent.start
+        assert (extent.users[position] is None) == (user is not None), "a block is used twice or freed twice"
+        extent.users[position] = user
+        extent.live += 1 if user is not None else -1
+        self.reclaimable += extent.reclaimable
+        if extent.sparse:
+            self.sparse.add(extent)
+        else:
+            self.sparse.discard(extent)
+
+    def _add(self, held: Extent | Checkpoint, sign: int) -> None:
+        self.nbytes += sign * held.nbytes
+        self.buffers += sign * held.buffers
+        self.shares[held.partition] += sign * held.nbytes
+        if not self.shares[held.partition]:
+            del self.shares[held.partition]
 
 
-def runs(slots: list[Slot]) -> list[Run]:
-    """Join the slots of consecutive blocks into as few runs as possible, in order."""
+def runs(nodes: Sequence[Node], group: int) -> list[Run]:
+    """
+    Return where the KV of consecutive blocks is for one layer group: as few runs as possible, in order.
+
+    Raises:
+        ValueError: If a block has none.
+    """
     joined: list[Run] = []
     last: Extent | None = None
-    for extent, position in slots:
-        if extent is last and joined[-1].stop == position:
+    for node in nodes:
+        extent = node.extents[group]
+        if extent is None:
+            raise ValueError(f"block {node.depth} has no KV of layer group {group}")
+        position = node.depth - 1 - extent.start
+        if extent is last:
             joined[-1] = joined[-1]._replace(stop=position + 1)
         else:
             joined.append(Run(extent.payload, position, position + 1))

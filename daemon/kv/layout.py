@@ -1,100 +1,137 @@
-"""The layout of a model's KV cache: which layers can be cached as blocks, and how to build and restore them."""
+"""The layout of a model's KV cache: which of it can be cached, and how to build and restore it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import structlog
 from mlx_lm.models.cache import make_prompt_cache
 
-from daemon.kv.adapters import kv_cache, rotating
+from daemon.kv.adapters import arrays, kv_cache, rotating
+from daemon.kv.adapters.cache_list import leaves
 from daemon.kv.block import BLOCK_TOKENS
-from daemon.kv.extents import Extent, Run
+from daemon.kv.extents import Checkpoint, Extent, Run
+from daemon.kv.parts import Group, Parts
 
 ROOM_STEP = 256
 """Tokens by which mlx-lm grows a KV cache; capacities are multiples of it."""
 
-
-Shape = kv_cache.Shape | rotating.Shape
-
-log = structlog.get_logger()
+Shape = kv_cache.Shape | rotating.Shape | arrays.Shape
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """
-    How one model keeps its KV.
+    How one model keeps its KV. Caches are counted with those of a CacheList one by one.
 
     Attributes:
-        signature: Class, shape and dtype of every layer's cache; part of the namespace.
-        groups: Layers that share extents, by equal signature; empty if nothing can be reused.
-        bytes_per_token: KV bytes of one token, all layers.
-        shapes: Those of every layer's cache; empty if nothing can be reused.
-        joinable: Whether sequences can share a batch: all layers are plain KV caches.
+        signature: Class, shape and dtype of every cache; part of the namespace.
+        bytes_per_token: KV bytes of one token, all layers; a window is counted as if it never forgot.
+        shapes: Those of every cache; empty if nothing can be reused.
+        groups: Caches of equal shape whose KV is kept in blocks; they share extents.
+        states: Caches of recurrent layers, whose state is kept in checkpoints.
+        joinable: Whether sequences can share a batch: all caches are plain KV caches.
     """
 
     signature: str
-    groups: tuple[tuple[int, ...], ...]
     bytes_per_token: int
-    shapes: tuple[Shape, ...]
+    shapes: tuple[Shape, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
+    states: tuple[int, ...] = ()
     joinable: bool = False
 
     @property
-    def windowed(self) -> bool:
-        """Whether some layer forgets old tokens, so that blocks must be stored before they leave its window."""
-        return any(isinstance(shape, rotating.Shape) for shape in self.shapes)
-
-    @property
     def reusable(self) -> bool:
-        """Whether prefixes can be reused in blocks."""
-        return bool(self.groups)
+        """Whether prefixes can be reused."""
+        return bool(self.shapes)
 
     @property
-    def block_bytes(self) -> int:
-        """KV bytes of one block, all layers."""
-        return self.bytes_per_token * BLOCK_TOKENS
+    def parts(self) -> Parts:
+        """What a stored prefix consists of."""
+        return Parts(tuple(self._group(indices) for indices in self.groups), self.state_bytes)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state of recurrent layers, whatever the number of tokens."""
+        return sum(shape.nbytes for shape in self.shapes if isinstance(shape, arrays.Shape))
 
     def new_cache(self, model: Any, tokens: int) -> list[Any]:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
         caches: list[Any] = make_prompt_cache(model)
-        for cache, shape in zip(caches, self.shapes, strict=False):
+        for cache, shape in zip(leaves(caches), self.shapes, strict=False):
             if isinstance(shape, kv_cache.Shape):
                 kv_cache.reserve(cache, shape, capacity_for(tokens))
         return caches
 
-    def restored_cache(self, model: Any, groups: Sequence[Sequence[Run]], tokens: int) -> list[Any]:
+    def restored_cache(
+        self, model: Any, groups: Sequence[Sequence[Run]], checkpoint: Checkpoint | None, prefix: int, tokens: int
+    ) -> list[Any]:
         """
-        Return a cache that holds the KV of `groups`' runs, with room for `tokens` tokens in all.
+        Return a cache that holds `prefix` tokens, with room for `tokens` in all.
+
+        Args:
+            model: The model.
+            groups: Where the KV of each layer group is.
+            checkpoint: The state of recurrent layers; needed if there are any.
+            prefix: Tokens of the match.
+            tokens: Tokens that the cache shall have room for.
 
         Raises:
-            RuntimeError: If the layers do not all hold the same number of tokens.
+            RuntimeError: If the layers do not all hold the prefix.
             ValueError: If there is nothing to restore, or it does not fit.
         """
         caches: list[Any] = make_prompt_cache(model)
-        for layers, runs in zip(self.groups, groups, strict=True):
-            group = [caches[layer] for layer in layers]
-            if _is_plain(self.shapes[layers[0]]):
-                kv_cache.restore(group, runs, capacity_for(tokens))
+        flat = list(leaves(caches))
+        for indices, runs in zip(self.groups, groups, strict=True):
+            group = [flat[index] for index in indices]
+            if isinstance(self.shapes[indices[0]], rotating.Shape):
+                rotating.restore(group, runs, prefix)
             else:
-                rotating.restore(group, runs)
-        lengths = {cache.offset for cache in caches}
-        if len(lengths) != 1:
-            raise RuntimeError(f"restored layers hold different numbers of tokens: {sorted(lengths)}")
+                kv_cache.restore(group, runs, capacity_for(tokens))
+        if self.states:
+            if checkpoint is None:
+                raise ValueError("recurrent layers cannot be restored without a checkpoint")
+            arrays.restore([flat[index] for index in self.states], checkpoint)
+        self.check_length(caches, prefix)
         return caches
 
-    def pack(self, caches: Sequence[Any], start: int, stop: int) -> list[Extent]:
+    def check_length(self, caches: Sequence[Any], tokens: int) -> None:
         """
-        Copy blocks `start` to `stop` out of a live cache: one evaluated extent for each group.
+        Check that every layer that counts its tokens holds as many as it should.
+
+        Raises:
+            RuntimeError: If one does not.
+        """
+        flat = list(leaves(caches))
+        lengths = {flat[index].offset for indices in self.groups for index in indices}
+        if lengths - {tokens}:
+            raise RuntimeError(f"layers hold {sorted(lengths)} tokens instead of {tokens}")
+
+    def pack(self, caches: Sequence[Any], group: int, start: int, stop: int) -> Extent:
+        """
+        Copy blocks `start` to `stop` of a layer group out of a live cache into an evaluated extent.
 
         Raises:
             NotHeldError: If the cache does not hold them (any more).
         """
-        groups = [[caches[layer] for layer in layers] for layers in self.groups]
-        adapters = [kv_cache if _is_plain(self.shapes[layers[0]]) else rotating for layers in self.groups]
-        return [adapter.pack(group, start, stop) for adapter, group in zip(adapters, groups, strict=True)]
+        flat = list(leaves(caches))
+        chosen = [flat[index] for index in self.groups[group]]
+        if isinstance(self.shapes[self.groups[group][0]], rotating.Shape):
+            return rotating.pack(chosen, start, stop)
+        return kv_cache.pack(chosen, start, stop)
+
+    def state(self, caches: Sequence[Any], row: int | None = None) -> arrays.States:
+        """Return the present state of the recurrent layers, of one row of a batch if so asked. No copy."""
+        flat = list(leaves(caches))
+        return arrays.states([flat[index] for index in self.states], row)
+
+    def _group(self, indices: Sequence[int]) -> Group:
+        shape = self.shapes[indices[0]]
+        assert not isinstance(shape, arrays.Shape), "a recurrent layer has no blocks"
+        window = shape.window if isinstance(shape, rotating.Shape) else None
+        return Group(len(indices) * shape.bytes_per_token * BLOCK_TOKENS, window)
 
 
 def capacity_for(tokens: int) -> int:
@@ -102,38 +139,33 @@ def capacity_for(tokens: int) -> int:
     return -(-tokens // ROOM_STEP) * ROOM_STEP
 
 
-def probe(model: Any) -> Layout:
-    """
-    Run a few tokens through a model and return the layout of the cache that it leaves.
-
-    Reuse is offered only if it is proven on this model: what a restored cache computes must equal what the cache did
-    that it was packed from. That keeps a cache class or a model that changed under us from ever giving wrong answers.
-    """
-    layout = _describe(model)
-    if not layout.reusable or _reuse_is_exact(model, layout):
-        return layout
-    log.warning("a restored KV cache computes something else; prefixes of this model are not reused")
-    return replace(layout, groups=(), shapes=(), joinable=False)
-
-
-def _describe(model: Any) -> Layout:
+def describe(model: Any) -> Layout:
+    """Run a token through a model and return the layout of the cache that it leaves."""
     caches = make_prompt_cache(model)
     mx.eval(model(mx.array([[0]]), cache=caches), [cache.state for cache in caches])
-    found = [_shape(cache) for cache in caches]
+    flat = list(leaves(caches))
+    found = [_shape(cache) for cache in flat]
     shapes = tuple(shape for shape in found if shape is not None)
-    if len(shapes) < len(caches):
-        names = "+".join(type(cache).__name__ for cache in caches)
-        return Layout(names, (), _opaque_bytes_per_token(caches), ())
-    groups = tuple(
-        tuple(layer for layer, shape in enumerate(shapes) if shape == unique) for unique in dict.fromkeys(shapes)
+    if len(shapes) < len(flat) or not shapes:
+        names = "+".join(type(cache).__name__ for cache in flat)
+        return Layout(names, _opaque_bytes_per_token(caches))
+    blocks = [shape for shape in shapes if not isinstance(shape, arrays.Shape)]
+    return Layout(
+        signature=";".join(map(str, shapes)),
+        bytes_per_token=sum(shape.bytes_per_token for shape in blocks),
+        shapes=shapes,
+        groups=tuple(
+            tuple(index for index, shape in enumerate(shapes) if shape == unique) for unique in dict.fromkeys(blocks)
+        ),
+        states=tuple(index for index, shape in enumerate(shapes) if isinstance(shape, arrays.Shape)),
+        joinable=all(type(cache) is kv_cache.CACHE_CLASS for cache in caches),
     )
-    joinable = all(map(_is_plain, shapes))
-    bytes_per_token = sum(shape.bytes_per_token for shape in shapes)
-    return Layout(";".join(map(str, shapes)), groups, bytes_per_token, shapes, joinable)
 
 
 def _shape(cache: Any) -> Shape | None:
     """Return the shape of a cache that one token was fed to; None if no adapter understands it exactly."""
+    if type(cache) is arrays.CACHE_CLASS:
+        return arrays.Shape.of(cache) if arrays.understood(cache) else None
     if getattr(cache, "offset", 0) != 1:
         return None
     if type(cache) is kv_cache.CACHE_CLASS:
@@ -141,26 +173,6 @@ def _shape(cache: Any) -> Shape | None:
     if type(cache) is rotating.CACHE_CLASS and rotating.understood(cache):
         return rotating.Shape.of(cache)
     return None
-
-
-def _is_plain(shape: Shape) -> bool:
-    return isinstance(shape, kv_cache.Shape)
-
-
-def _reuse_is_exact(model: Any, layout: Layout) -> bool:
-    """Compare the logits after two blocks, with the cache that computed them and with a restored copy of it."""
-    tokens = mx.array([list(range(1, 2 * BLOCK_TOKENS + 2))])
-    cold = layout.new_cache(model, tokens.shape[1])
-    mx.eval(model(tokens[:, :-1], cache=cold), [cache.state for cache in cold])
-    try:
-        runs = [[Run(extent.payload, 0, extent.blocks)] for extent in layout.pack(cold, 0, 2)]
-        warm = layout.restored_cache(model, runs, tokens.shape[1])
-    except (RuntimeError, ValueError):
-        log.exception("the KV cache of this model cannot be packed and restored")
-        return False
-    expected, got = (model(tokens[:, -1:], cache=cache)[0, -1].astype(mx.float32) for cache in (cold, warm))
-    close = mx.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
-    return bool(close.item()) and bool((mx.argmax(got) == mx.argmax(expected)).item())
 
 
 def _opaque_bytes_per_token(caches: Sequence[Any]) -> int:

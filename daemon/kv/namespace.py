@@ -26,8 +26,8 @@ class Namespace:
     salt: str
 
     def digest(self) -> str:
-        """Return a stable name: the model's digest, then that of the rest."""
-        return model_digest(self.weights, self.adapter) + _digest(layout=self.layout, salt=self.salt)
+        """Return a stable name: the digests of model and layout, and after a slash that of the salt."""
+        return model_digest(self.weights, self.adapter) + _digest(layout=self.layout) + "/" + _digest(salt=self.salt)
 
 
 def model_digest(weights: str, adapter: str) -> str:

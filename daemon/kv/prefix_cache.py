@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from daemon.kv.block import BLOCK_TOKENS, block_keys, key_starts_with
-from daemon.kv.extents import EXTENT_BLOCKS, Extent, Run, Slot, runs
-from daemon.kv.node import Node
-from daemon.kv.trie import Lease, PrefixTrie
-
-Pack = Callable[[int, int], Sequence[Extent]]
-"""Copies blocks `start` to `stop` out of a live KV cache: one evaluated extent for each layer group."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """
-    What the cache may hold.
-
-    Attributes:
-        blocks: Most blocks; 0 disables the cache.
-        nbytes: Most bytes; 0 disables the cache.
-        buffers: Most device buffers. Metal allows 499,000 in the whole process.
-    """
-
-    blocks: int
-    nbytes: int
-    buffers: int = 100_000
+from daemon.kv.budget import Budget, Copy, Limits
+from daemon.kv.extents import EXTENT_BLOCKS, Checkpoint, Extent, Run, runs
+from daemon.kv.lease import Lease
+from daemon.kv.node import Node, partition_of
+from daemon.kv.parts import Group, Parts
+from daemon.kv.source import Resume, Source
+from daemon.kv.trie import PrefixTrie
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,28 +56,38 @@ class PrefixCache:
     Args:
         limits: What it may hold.
         min_prefix_len: Shortest match worth reusing, in tokens.
+        copy: Copies the blocks from one position of an extent to another into a new extent.
     """
 
-    def __init__(self, limits: Limits, min_prefix_len: int = BLOCK_TOKENS) -> None:
-        self.limits = limits
-        self.counters = Counters()
+    def __init__(self, limits: Limits, min_prefix_len: int = BLOCK_TOKENS, *, copy: Copy) -> None:
         self.trie = PrefixTrie()
+        self._counters = Counters()
+        self._budget = Budget(limits, self.trie, copy)
         self._min_prefix_len = min_prefix_len
+
+    @property
+    def limits(self) -> Limits:
+        """What it may hold."""
+        return self._budget.limits
+
+    @property
+    def counters(self) -> Counters:
+        """Totals since the start."""
+        return replace(self._counters, evictions=self._budget.evictions)
 
     @property
     def enabled(self) -> bool:
         """False if a budget of zero turned the cache off."""
         return min(self.limits.blocks, self.limits.nbytes, self.limits.buffers) > 0
 
-    def lookup(self, namespace: str, tokens: Sequence[int]) -> Lease:
+    def lookup(self, namespace: str, tokens: Sequence[int], parts: Parts) -> Lease:
         """
-        Lease the longest cached prefix of a prompt.
+        Lease the longest cached prefix of a prompt that a request can go on from.
 
         At least one token is left to compute, because only a computed token has logits. A match below
         `min_prefix_len` counts as none. The lease may be empty; release it all the same.
         """
-        reusable = block_keys(tokens[:-1])
-        lease = self.trie.match(namespace, reusable)
+        lease = self.trie.match(namespace, block_keys(tokens[:-1]), parts.restorable)
         if 0 < lease.tokens < self._min_prefix_len:
             lease.release()
             lease = self.trie.match(namespace, ())
@@ -103,39 +98,44 @@ class PrefixCache:
         """Count a match as reused; called once its KV really is in the request's cache."""
         self._count(hits=1, tokens_reused=lease.tokens)
 
-    def runs(self, lease: Lease) -> list[list[Run]]:
-        """Return, for each layer group, where the KV of a match is, in order."""
-        groups = zip(*(node.slots for node in lease.nodes), strict=True)
-        return [runs(list(slots)) for slots in groups]
+    def runs(self, lease: Lease, parts: Parts) -> list[list[Run]]:
+        """Return, for each layer group, where the KV of a match is, in order: of a window, the blocks it can see."""
+        blocks = len(lease.nodes)
+        return [runs(lease.nodes[blocks - group.visible(blocks) :], index) for index, group in enumerate(parts.groups)]
 
-    def store(self, namespace: str, tokens: Sequence[int], block_bytes: int, pack: Pack) -> int:
+    def store(self, namespace: str, tokens: Sequence[int], parts: Parts, source: Source, *, resume: Resume) -> int:
         """
         Store every full block of `tokens` that is not stored yet; nothing if they make less than `min_prefix_len`.
-        `pack` is asked for new blocks only.
 
         Args:
             namespace: Digest of the request's namespace.
-            tokens: Exactly the tokens whose KV the live cache holds.
-            block_bytes: Bytes of one block, all layers.
-            pack: Copies blocks out of the live cache. An error in it passes through; nothing of it is stored.
+            tokens: Exactly the tokens whose KV the source holds.
+            parts: What a prefix consists of.
+            source: Copies KV; it is asked for what is missing only. An error in it passes through; nothing of what it
+                was asked for is stored.
+            resume: Whether later requests shall be able to go on after these tokens, if they end with a block.
 
         Returns:
             How many blocks were stored: the first ones, as far as the budgets and what others lease allow.
 
         Raises:
-            ValueError: If `pack` returned other blocks than it was asked for.
+            ValueError: If the source returned other blocks than it was asked for.
         """
         keys = block_keys(tokens)
         if not self.enabled or len(keys) * BLOCK_TOKENS < self._min_prefix_len:
             return 0
-        stored = 0
+        before = self.trie.blocks + self._budget.evictions
+        partition = partition_of(namespace)
         try:
             with self.trie.match(namespace, keys) as lease:
-                while blocks := self._make_room(len(keys) - len(lease.nodes), block_bytes):
-                    stored += self._append(lease, keys, blocks, pack)
+                while blocks := self._budget.make_room(partition, len(keys) - len(lease.nodes), parts.block_bytes):
+                    self._append(lease, keys, blocks, parts, source)
+                if resume is not Resume.NO and len(lease.nodes) == len(keys):
+                    self._make_resumable(lease, parts, source, passing=resume is Resume.PASSING)
         finally:
+            self._budget.enforce()
+            stored = self.trie.blocks + self._budget.evictions - before
             self._count(inserts=stored)
-            self._evict(self._within_budget)
         return stored
 
     def memory_usage(self) -> int:
@@ -144,9 +144,7 @@ class PrefixCache:
 
     def shed(self, nbytes: int) -> int:
         """Evict until `nbytes` are free or all is leased, and return the bytes that became free."""
-        before = self.memory_usage()
-        self._evict(lambda: before - self.memory_usage() >= nbytes)
-        return before - self.memory_usage()
+        return self._budget.shed(nbytes)
 
     def clear(self, accept: Callable[[str], bool] = lambda _: True, *, dry_run: bool = False) -> Dropped:
         """Forget the namespaces that are accepted; without an argument, everything."""
@@ -178,50 +176,93 @@ class PrefixCache:
         assert self.memory_usage() <= self.limits.nbytes, "more bytes than allowed"
         assert self.trie.ledger.buffers <= self.limits.buffers, "more buffers than allowed"
 
-    def _append(self, lease: Lease, keys: Sequence[bytes], blocks: int, pack: Pack) -> int:
+    def _append(self, lease: Lease, keys: Sequence[bytes], blocks: int, parts: Parts, source: Source) -> None:
         start = len(lease.nodes)
         stop = start + blocks
-        extents = pack(start, stop)
-        if not extents or any(extent.blocks != blocks for extent in extents):
-            raise ValueError(f"asked for blocks {start} to {stop}, got something else")
-        slots = [tuple(Slot(extent, position) for extent in extents) for position in range(blocks)]
-        return self.trie.insert(lease, keys[start:stop], slots)
-
-    def _make_room(self, missing: int, block_bytes: int) -> int:
-        """Evict for the next extent of `missing` blocks, and return how many blocks it may have."""
-        wanted = min(missing, EXTENT_BLOCKS)
-        self._evict(lambda: self._room(block_bytes) >= wanted)
-        return min(wanted, self._room(block_bytes))
-
-    def _room(self, block_bytes: int) -> int:
-        """Return how many blocks fit now."""
-        if self.trie.ledger.buffers >= self.limits.buffers:
-            return 0
-        nbytes = max(0, self.limits.nbytes - self.memory_usage())
-        return min(self.limits.blocks - self.trie.blocks, nbytes // max(1, block_bytes))
-
-    def _within_budget(self) -> bool:
-        return (
-            self.trie.blocks <= self.limits.blocks
-            and self.memory_usage() <= self.limits.nbytes
-            and self.trie.ledger.buffers <= self.limits.buffers
+        extents = tuple(
+            _packed(source, index, start, stop) if group.window is None else None
+            for index, group in enumerate(parts.groups)
         )
+        self.trie.insert(lease, keys[start:stop], extents)
 
-    def _evict(self, fits: Callable[[], bool]) -> None:
-        self._count(evictions=self.trie.evict(fits))
+    def _make_resumable(self, lease: Lease, parts: Parts, source: Source, *, passing: bool) -> None:
+        """Store what a request that goes on after a leased path needs of windows and recurrent layers."""
+        for index, group in enumerate(parts.groups):
+            if group.window is not None and not self._fill_window(lease, index, group, source):
+                return
+        if parts.state_bytes and lease.checkpoint is None:
+            partition = partition_of(lease.namespace)
+            room = self._budget.make_room(partition, 1, parts.state_bytes, new_blocks=False)
+            checkpoint = source.checkpoint(lease.tokens) if room else None
+            if checkpoint is not None:
+                self.trie.attach(lease, checkpoint)
+        if parts.windowed and not passing:
+            self._thin_windows(lease, parts)
+
+    def _fill_window(self, lease: Lease, index: int, group: Group, source: Source) -> bool:
+        """Store the blocks that a window sees at the end of a leased path, and tell whether they are all there."""
+        seen = lease.nodes[len(lease.nodes) - group.visible(len(lease.nodes)) :]
+        for first, last in _stretches([node for node in seen if node.extents[index] is None]):
+            room = self._budget.make_room(
+                partition_of(lease.namespace), last - first, group.block_bytes, new_blocks=False
+            )
+            if room < last - first:
+                return False
+            self.trie.fill(lease, index, _packed(source, index, first, last))
+        return True
+
+    def _thin_windows(self, lease: Lease, parts: Parts) -> None:
+        """Drop the KV of windows on the way to a position to go on from, back to the one before it or to a fork."""
+        *way, end = lease.nodes
+        end.resumable = True
+        passed: list[Node] = []
+        for node in reversed(way):
+            if node.resumable or node.degree > 1:
+                break
+            passed.append(node)
+        for index, group in enumerate(parts.groups):
+            if group.window is not None:
+                self.trie.thin([node for node in passed if end.depth - node.depth >= group.visible(end.depth)], index)
 
     def _forget(self, tops: Sequence[Node], *, dry_run: bool) -> Dropped:
         nodes = self.trie.subtree(tops)
-        uses = Counter(slot.extent for node in nodes for slot in node.slots)
-        leased = self.trie.orphan_uses()
-        gone = [extent for extent in uses if uses[extent] + leased[extent] == extent.live]
-        leased.update(slot.extent for node in nodes if node.locks for slot in node.slots)
-        freed = sum(extent.nbytes for extent in gone if not leased[extent])
+        uses = _uses(nodes)
+        leased = _uses(self.trie.orphans())
+        gone = [held for held in uses if uses[held] + leased[held] == _users(held)]
+        leased.update(_uses(node for node in nodes if node.locks))
+        freed = sum(held.nbytes for held in gone if not leased[held])
         if not dry_run:
             self.trie.detach(tops)
-        return Dropped(len(nodes), freed, sum(extent.nbytes for extent in gone) - freed)
+        return Dropped(len(nodes), freed, sum(held.nbytes for held in gone) - freed)
 
     def _count(self, **deltas: int) -> None:
-        self.counters = replace(
-            self.counters, **{name: getattr(self.counters, name) + delta for name, delta in deltas.items()}
+        self._counters = replace(
+            self._counters, **{name: getattr(self._counters, name) + delta for name, delta in deltas.items()}
         )
+
+
+def _packed(source: Source, group: int, start: int, stop: int) -> Extent:
+    extent = source.pack(group, start, stop)
+    if (extent.start, extent.stop) != (start, stop):
+        raise ValueError(f"asked for blocks {start} to {stop}, got {extent.start} to {extent.stop}")
+    return extent
+
+
+def _stretches(nodes: Sequence[Node]) -> Iterator[tuple[int, int]]:
+    """Yield the block indices of consecutive nodes, first and one after the last, in stretches of an extent at most."""
+    first = 0
+    for position in range(1, len(nodes) + 1):
+        full = position - first == EXTENT_BLOCKS
+        if position == len(nodes) or full or nodes[position].depth != nodes[position - 1].depth + 1:
+            yield nodes[first].depth - 1, nodes[position - 1].depth
+            first = position
+
+
+def _uses(nodes: Iterable[Node]) -> Counter[Extent | Checkpoint]:
+    """Return how many of some blocks use each extent and checkpoint."""
+    held = (each for node in nodes for each in (*node.extents, node.checkpoint))
+    return Counter(each for each in held if each is not None)
+
+
+def _users(held: Extent | Checkpoint) -> int:
+    return held.live if isinstance(held, Extent) else 1

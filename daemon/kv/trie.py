@@ -1,61 +1,33 @@
 """
 The index of the prefix cache: an uncompressed trie of 16-token blocks.
 
-Pure policy over opaque slots: no mlx, no clock, one thread. An edge is a block's token ids, so a path is a prefix and
-a match compares tokens, never hashes. Nodes are neither split nor merged.
+Pure policy over opaque payloads: no mlx, no clock, one thread. An edge is a block's token ids, so a path is a prefix
+and a match compares tokens, never hashes. Nodes are neither split nor merged.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from itertools import count
 
+from daemon.kv.ages import AgeQueue
 from daemon.kv.block import BLOCK_TOKENS
-from daemon.kv.extents import Extent, ExtentLedger, Slot
-from daemon.kv.leaves import LeafQueue
-from daemon.kv.node import Node
+from daemon.kv.extents import Checkpoint, Extent, ExtentLedger
+from daemon.kv.lease import Lease
+from daemon.kv.node import Node, partition_of
+
+Restorable = Callable[[Sequence[Node]], int]
+"""Returns after how many blocks of a stored path a request can go on."""
 
 
-class Lease:
-    """
-    Holds the nodes of one match against eviction. Release it exactly once, or use it as a context manager.
+class Lack(Enum):
+    """What there is too little of."""
 
-    Attributes:
-        namespace: Where the match is.
-        nodes: The matched path, root excluded, shallowest first.
-    """
-
-    __slots__ = ("_released", "_trie", "namespace", "nodes")
-
-    def __init__(self, trie: PrefixTrie, namespace: str, nodes: list[Node]) -> None:
-        self.namespace = namespace
-        self.nodes = nodes
-        self._trie = trie
-        self._released = False
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the match."""
-        return len(self.nodes) * BLOCK_TOKENS
-
-    def release(self) -> None:
-        """
-        Let the nodes go.
-
-        Raises:
-            RuntimeError: If it was released before.
-        """
-        if self._released:
-            raise RuntimeError("a lease was released twice")
-        self._released = True
-        self._trie._release(self)
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    NOTHING = auto()
+    BLOCKS = auto()
+    MEMORY = auto()
 
 
 class PrefixTrie:
@@ -65,15 +37,18 @@ class PrefixTrie:
     Attributes:
         ledger: What the stored KV takes.
         blocks: Blocks that a lookup can find.
+        shares: Those of each partition that has any.
     """
 
     def __init__(self) -> None:
         self.ledger = ExtentLedger()
         self.blocks = 0
+        self.shares: Counter[str] = Counter()
         self._roots: dict[str, Node] = {}
         self._leases: set[Lease] = set()
         self._orphans: set[Node] = set()
-        self._leaves = LeafQueue()
+        self._leaves: AgeQueue[Node] = AgeQueue()
+        self._checkpoints: AgeQueue[Checkpoint] = AgeQueue()
         self._ticks = count(1)
 
     @property
@@ -81,21 +56,41 @@ class PrefixTrie:
         """Leases that are not released."""
         return len(self._leases)
 
-    def match(self, namespace: str, keys: Sequence[bytes]) -> Lease:
-        """Lease the longest stored prefix of `keys`, which may be empty, and mark it as used now."""
-        nodes = list(self._walk(namespace, keys))
+    @property
+    def namespaces(self) -> list[str]:
+        """Namespaces that have a block."""
+        return list(self._roots)
+
+    def match(self, namespace: str, keys: Sequence[bytes], restorable: Restorable = len) -> Lease:
+        """
+        Lease the longest stored prefix of `keys` that is restorable, which may be empty.
+
+        All that is stored on the way of `keys` is marked as used now, and so is the checkpoint at the end of the match.
+        """
+        path = self._walk(namespace, keys)
         tick = next(self._ticks)
+        nodes = path[: restorable(path)]
         for node in nodes:
             node.tick = tick
             node.locks += 1
-        lease = Lease(self, namespace, nodes)
+        for node in path[len(nodes) :]:
+            node.tick = tick
+        checkpoint = nodes[-1].checkpoint if nodes else None
+        if checkpoint is not None:
+            checkpoint.tick = tick
+        lease = Lease(namespace, nodes, len(path) * BLOCK_TOKENS, self._release)
         self._leases.add(lease)
         return lease
 
-    def insert(self, lease: Lease, keys: Sequence[bytes], slots: Sequence[tuple[Slot, ...]]) -> int:
+    def insert(self, lease: Lease, keys: Sequence[bytes], extents: tuple[Extent | None, ...]) -> int:
         """
         Store blocks right after the path of a lease, and lease them too: no prefix has a hole, and none of it is
         evicted for its own sequel. Blocks that are stored already keep what they have.
+
+        Args:
+            lease: Holds the path before them.
+            keys: Their tokens.
+            extents: Their KV, one extent for each layer group, whose first block is the first of `keys`.
 
         Returns:
             How many blocks were new.
@@ -106,39 +101,80 @@ class PrefixTrie:
         node = lease.nodes[-1] if lease.nodes else self._root(lease.namespace)
         if node.detached:
             raise KeyError("the path of the lease was forgotten")
-        tick = next(self._ticks)
-        before = self.blocks
-        for key, block in zip(keys, slots, strict=True):
-            node = node.children.get(key) or self._add(node, key, block)
+        partition = partition_of(lease.namespace)
+        for extent in extents:
+            if extent is not None:
+                extent.partition = partition
+        tick, before = next(self._ticks), self.blocks
+        for key in keys:
+            node = node.child(key) or self._add(node, key, extents, partition)
             node.tick = tick
             node.locks += 1
             lease.nodes.append(node)
         return self.blocks - before
 
-    def evict(self, fits: Callable[[], bool]) -> int:
+    def fill(self, lease: Lease, group: int, extent: Extent) -> None:
+        """Give blocks of a leased path, which have none, the KV of one layer group."""
+        extent.partition = partition_of(lease.namespace)
+        self._replace(lease.nodes[extent.start : extent.stop], group, extent)
+
+    def thin(self, nodes: Sequence[Node], group: int) -> None:
+        """Take the KV of one layer group from blocks: its window has moved past them."""
+        self._replace([node for node in nodes if node.extents[group] is not None], group, None)
+
+    def attach(self, lease: Lease, checkpoint: Checkpoint) -> None:
+        """Give the last block of a leased path a checkpoint; it keeps one that it has."""
+        node = lease.nodes[-1]
+        if node.checkpoint is None and not node.detached:
+            checkpoint.tick, checkpoint.partition = next(self._ticks), partition_of(lease.namespace)
+            node.checkpoint = checkpoint
+            self.ledger.keep(checkpoint, node)
+
+    def evict(self, lack: Callable[[], Lack], partition: str | None = None) -> int:
         """
-        Drop unlocked leaves, least recently used first, until `fits()`.
+        Drop what was used longest ago until nothing lacks: unlocked leaves, and checkpoints, which go before leaves of
+        the same age, and stay if only blocks lack.
+
+        Args:
+            lack: Tells what there is too little of.
+            partition: Whose to drop; None for everybody's.
 
         Returns:
-            How many blocks were dropped. If `fits()` is still false, everything left is leased.
+            How many blocks were dropped. If something still lacks, everything left is leased.
         """
         before = self.blocks
-        while not fits():
-            victim = self._leaves.pop()
-            if victim is None:
+        while (lacking := lack()) is not Lack.NOTHING:
+            leaf, checkpoint = self._leaves.peek(partition), self._checkpoints.peek(partition)
+            older = checkpoint is not None and (leaf is None or checkpoint.tick <= leaf.tick)
+            if checkpoint is not None and older and lacking is Lack.MEMORY:
+                self._checkpoints.pop(partition)
+                self._lose_checkpoint(checkpoint)
+            elif leaf is not None:
+                self._drop_leaf(partition)
+            else:
                 break
-            parent = victim.parent
-            assert parent is not None, "a leaf without a parent was queued"
-            self._unlink(victim)
-            self._free(victim)
-            self._leaves.offer(parent)
-            self.blocks -= 1
         return before - self.blocks
+
+    def compact(self, copy: Callable[[Extent, int, int], Extent]) -> None:
+        """
+        Copy what is in use of each sparse extent into new ones, so that the rest of its bytes is freed.
+
+        Args:
+            copy: Returns an extent of the blocks from one position of an extent to another. An error in it passes
+                through; what was copied before it stays.
+        """
+        for extent in list(self.ledger.sparse):
+            for first, last in list(extent.spans()):
+                users = [user for user in extent.users[first:last] if user is not None]
+                group = users[0].extents.index(extent)
+                fresh = copy(extent, first, last)
+                fresh.partition = extent.partition
+                self._replace(users, group, fresh)
 
     def tops(self, accept: Callable[[str], bool]) -> list[Node]:
         """Return the topmost blocks of the namespaces that are accepted."""
         roots = [root for namespace, root in self._roots.items() if accept(namespace)]
-        return [child for root in roots for child in root.children.values()]
+        return [child for root in roots for child in root.children()]
 
     def branches(self, namespace: str, keys: Sequence[bytes], accept: Callable[[bytes], bool]) -> list[Node]:
         """
@@ -146,13 +182,12 @@ class PrefixTrie:
 
         A stored path that ends on the way counts too: its prompt may have gone on that way.
         """
-        path = list(self._walk(namespace, keys))
+        path = self._walk(namespace, keys)
+        found: list[Node] = []
         if len(path) == len(keys):
             last = path[-1] if path else self._roots.get(namespace)
-            found = [child for key, child in last.children.items() if accept(key)] if last is not None else []
-        else:
-            found = []
-        if not found and path and not path[-1].children:
+            found = [child for child in last.children() if accept(child.key)] if last is not None else []
+        if not found and path and not path[-1].degree:
             found = path[-1:]
         return _with_lone_ancestors(found)
 
@@ -160,110 +195,159 @@ class PrefixTrie:
         """Return nodes and everything below them."""
         nodes = list(tops)
         for node in nodes:
-            nodes.extend(node.children.values())
+            nodes.extend(node.children())
         return nodes
 
-    def orphan_uses(self) -> Counter[Extent]:
-        """Return how many forgotten blocks, held by leases alone, use each extent."""
-        return _uses(self._orphans)
+    def orphans(self) -> frozenset[Node]:
+        """Return the forgotten blocks that leases still hold."""
+        return frozenset(self._orphans)
 
     def detach(self, tops: Sequence[Node]) -> None:
         """Forget nodes and everything below them at once. What a lease still holds is freed when the lease ends."""
         nodes = self.subtree(tops)
-        parents = [top.parent for top in tops if top.parent is not None]
+        parents = [(top.parent, top.partition) for top in tops if top.parent is not None]
+        for top, (_, partition) in zip(tops, parents, strict=True):
+            self._count(-len(self.subtree([top])), partition)
         for top in tops:
             self._unlink(top)
         for node in nodes:
             node.detached, node.parent = True, None
-            node.children.clear()
+            node.disown_all()
             if node.locks:
                 self._orphans.add(node)
             else:
                 self._free(node)
-        self.blocks -= len(nodes)
         self._leaves.prune()
-        for parent in parents:
-            self._leaves.offer(parent)
+        self._checkpoints.prune()
+        for parent, partition in parents:
+            self._leaves.offer(parent, partition)
 
     def check_integrity(self) -> None:
         """
         Recount everything.
 
         Raises:
-            AssertionError: If pointers, counts, locks, the eviction queue or bytes disagree.
+            AssertionError: If pointers, counts, locks, the eviction queues or bytes disagree.
         """
         held = Counter(node for lease in self._leases for node in lease.nodes)
         nodes = self.subtree(self.tops(lambda _: True))
         for node in nodes:
             assert node.parent is not None, "a stored block has no parent"
-            assert node.parent.children.get(node.key) is node, "parent and child disagree"
+            assert node.parent.child(node.key) is node, "parent and child disagree"
             assert node.depth == node.parent.depth + 1, "depth is wrong"
             assert not node.detached, "a detached block is reachable"
             assert node.locks == held[node], "locks and leases disagree"
-            assert node.slots, "a stored block has no KV"
             assert node.queued or not node.evictable, "an evictable leaf is not queued"
+            checkpoint = node.checkpoint
+            assert checkpoint is None or checkpoint.queued or not checkpoint.evictable, "a checkpoint is not queued"
         for root in self._roots.values():
             assert root.parent is None, "a root has a parent"
-            assert root.children, "an empty root was kept"
-        assert len(nodes) == self.blocks, f"{self.blocks} blocks counted, {len(nodes)} stored"
+            assert root.degree, "an empty root was kept"
+        assert len(nodes) == self.blocks == self.shares.total(), f"{self.blocks} blocks counted, {len(nodes)} stored"
+        for partition, blocks in Counter(node.partition for node in nodes).items():
+            assert self.shares[partition] == blocks, "shares drifted"
         assert self._orphans == {node for node in held if node.detached}, "an orphan is lost"
         assert all(node.locks == held[node] for node in self._orphans), "locks and leases of an orphan disagree"
         queue = list(self._leaves)
         assert len(queue) == len(set(queue)), "a node is queued twice"
         assert set(queue) == {node for node in nodes if node.queued}, "the eviction queue holds dead nodes"
-        self.ledger.check(_uses(nodes) + self.orphan_uses())
+        checkpoints = list(self._checkpoints)
+        assert len(checkpoints) == len(set(checkpoints)), "a checkpoint is queued twice"
+        self.ledger.check([*nodes, *self._orphans])
 
     def _root(self, namespace: str) -> Node:
         return self._roots.get(namespace) or Node(namespace.encode(), None, 0)
 
-    def _walk(self, namespace: str, keys: Sequence[bytes]) -> Iterator[Node]:
+    def _walk(self, namespace: str, keys: Sequence[bytes]) -> list[Node]:
+        """Return the stored blocks on the way of `keys`."""
+        path: list[Node] = []
         node = self._roots.get(namespace)
-        for key in keys:
-            node = node.children.get(key) if node is not None else None
-            if node is None:
-                return
-            yield node
+        if node is not None:
+            for key in keys:
+                node = node.child(key)
+                if node is None:
+                    break
+                path.append(node)
+        return path
 
-    def _add(self, parent: Node, key: bytes, slots: tuple[Slot, ...]) -> Node:
+    def _add(self, parent: Node, key: bytes, extents: tuple[Extent | None, ...], partition: str) -> Node:
         if parent.depth == 0:
             self._roots[parent.key.decode()] = parent
-        child = parent.children[key] = Node(key, parent, parent.depth + 1, slots)
-        for slot in slots:
-            self.ledger.take(slot)
-        self.blocks += 1
+        child = Node(key, parent, parent.depth + 1, extents)
+        parent.adopt(child)
+        for extent in extents:
+            if extent is not None:
+                self.ledger.take(extent, child)
+        self._count(1, partition)
         return child
+
+    def _replace(self, nodes: Sequence[Node], group: int, extent: Extent | None) -> None:
+        """Change where blocks have the KV of a layer group. Blocks that were stored together go on sharing a tuple."""
+        shared: dict[int, tuple[Extent | None, ...]] = {}
+        for node in nodes:
+            old, before = node.extents[group], node.extents
+            after = shared.get(id(before)) or (*before[:group], extent, *before[group + 1 :])
+            shared[id(before)] = node.extents = after
+            if extent is not None:
+                self.ledger.take(extent, node)
+            if old is not None:
+                self.ledger.drop(old, node)
+
+    def _drop_leaf(self, partition: str | None) -> None:
+        taken = self._leaves.pop(partition)
+        assert taken is not None, "a leaf went between peek and pop"
+        leaf, owner = taken
+        parent = leaf.parent
+        assert parent is not None, "a leaf without a parent was queued"
+        self._unlink(leaf)
+        self._free(leaf)
+        self._leaves.offer(parent, owner)
+        self._count(-1, owner)
+
+    def _count(self, blocks: int, partition: str) -> None:
+        self.blocks += blocks
+        self.shares[partition] += blocks
+        if not self.shares[partition]:
+            del self.shares[partition]
 
     def _unlink(self, node: Node) -> None:
         parent, node.parent = node.parent, None
         assert parent is not None, "a block left the trie twice"
-        del parent.children[node.key]
-        if parent.depth == 0 and not parent.children:
+        parent.disown(node)
+        if parent.depth == 0 and not parent.degree:
             del self._roots[parent.key.decode()]
 
     def _free(self, node: Node) -> None:
-        slots, node.slots = node.slots, ()
-        for slot in slots:
-            self.ledger.drop(slot)
+        extents, node.extents = node.extents, ()
+        for extent in extents:
+            if extent is not None:
+                self.ledger.drop(extent, node)
+        if node.checkpoint is not None:
+            self._lose_checkpoint(node.checkpoint)
+
+    def _lose_checkpoint(self, checkpoint: Checkpoint) -> None:
+        assert checkpoint.node is not None, "a checkpoint was dropped twice"
+        checkpoint.node.checkpoint = None
+        self.ledger.lose(checkpoint)
 
     def _release(self, lease: Lease) -> None:
         self._leases.remove(lease)
+        partition = partition_of(lease.namespace)
         for node in lease.nodes:
             node.locks -= 1
             if node.detached and not node.locks:
                 self._orphans.remove(node)
                 self._free(node)
+            elif node.checkpoint is not None:
+                self._checkpoints.offer(node.checkpoint, partition)
         deepest = next((node for node in reversed(lease.nodes) if not node.detached), None)
         if deepest is not None:
-            self._leaves.offer(deepest)
+            self._leaves.offer(deepest, partition)
 
 
 def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:
     """Move siblings up together to their highest ancestor that leads to nothing else."""
     chosen = list(tops)
-    while chosen and (up := chosen[0].parent) is not None and up.depth > 0 and len(up.children) == len(chosen):
+    while chosen and (up := chosen[0].parent) is not None and up.depth > 0 and up.degree == len(chosen):
         chosen = [up]
     return chosen
-
-
-def _uses(nodes: Sequence[Node] | set[Node]) -> Counter[Extent]:
-    return Counter(slot.extent for node in nodes for slot in node.slots)

@@ -27,23 +27,43 @@ def test_each_family_answers_like_mlx_lm_cold_and_warm(client: Client, folder: P
     path = random_model(folder, family)
     info = client.load(str(path))
     expected = reference(path, PROMPT, 24)
-    reuse = info.prefix_reuse == "blocks"
-    assert reuse == (family != "mamba")
-    for cached in (0, 288 if reuse else 0):
+    assert info.prefix_reuse == ("blocks" if family == "qwen3" else "checkpoints")
+    for cached in (0, 288):
         answer = client.complete(str(path), PROMPT, max_tokens=24, ignore_eos=True)
         assert answer.token_ids == expected
         assert answer.usage.cached_tokens == cached
 
 
-def test_a_sliding_window_model_reuses_the_first_turn_in_the_second(client: Client, folder: Path) -> None:
-    """Far beyond its window of 32, and with another ending."""
-    path = str(random_model(folder, "gemma3_text"))
-    first = client.complete(path, PROMPT, max_tokens=20, ignore_eos=True)
-    second = [*PROMPT, *first.token_ids, *PROMPT[:40]]
-    warm = client.complete(path, second, max_tokens=20, ignore_eos=True)
-    assert warm.usage.cached_tokens >= len(PROMPT) // 16 * 16
-    cold = client.complete(path, second, max_tokens=20, ignore_eos=True, cache_mode="bypass")
-    assert warm.token_ids == cold.token_ids
+@pytest.mark.parametrize("family", ["gemma3_text", "mamba"])
+def test_a_second_turn_computes_only_what_is_new(client: Client, folder: Path, family: str) -> None:
+    """Far beyond a window of 32, and with an answer longer than it: at most a block is computed again."""
+    path = str(random_model(folder, family))
+    turn = PROMPT
+    for _ in range(3):
+        answer = client.complete(path, turn, max_tokens=75, ignore_eos=True)
+        told = len(turn) + 75
+        turn = [*turn, *answer.token_ids, *PROMPT[:40]]
+        warm = client.complete(path, turn, max_tokens=20, ignore_eos=True, cache_mode="read_only")
+        assert warm.usage.cached_tokens >= told - 16
+        cold = client.complete(path, turn, max_tokens=20, ignore_eos=True, cache_mode="bypass")
+        assert warm.token_ids == cold.token_ids
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "mamba"])
+def test_the_third_prompt_that_parts_at_the_same_place_goes_on_from_there(
+    client: Client, folder: Path, family: str
+) -> None:
+    """The second finds nothing to go on from inside the first, and leaves a checkpoint where they part."""
+    path = str(random_model(folder, family))
+    beginning = [*reversed(PROMPT)][:200]
+    prompts = [[*beginning, *([last] * 60)] for last in (5, 6, 7)]
+    cached = []
+    for prompt in prompts:
+        answer = client.complete(path, prompt, max_tokens=8, ignore_eos=True)
+        cached.append(answer.usage.cached_tokens)
+        cold = client.complete(path, prompt, max_tokens=8, ignore_eos=True, cache_mode="bypass")
+        assert answer.token_ids == cold.token_ids
+    assert cached == [0, 0, 192]
 
 
 def test_two_models_take_turns_without_touching_each_other(client: Client, folder: Path) -> None:

@@ -6,62 +6,116 @@ from collections.abc import Sequence
 from typing import cast
 
 from daemon.kv.block import BLOCK_TOKENS
-from daemon.kv.extents import Extent, Run
-from daemon.kv.prefix_cache import Limits, PrefixCache
-from daemon.kv.trie import Lease
+from daemon.kv.budget import Limits
+from daemon.kv.extents import Checkpoint, Extent, Run
+from daemon.kv.lease import Lease
+from daemon.kv.parts import Group, Parts
+from daemon.kv.prefix_cache import PrefixCache
+from daemon.kv.source import NotHeldError, Resume
 
-GROUPS = 2
 GROUP_BLOCK_BYTES = 50
-BLOCK_BYTES = GROUPS * GROUP_BLOCK_BYTES
+STATE_BYTES = 120
+PLAIN = Parts((Group(GROUP_BLOCK_BYTES), Group(GROUP_BLOCK_BYTES)))
+WINDOWED = Parts((Group(GROUP_BLOCK_BYTES), Group(GROUP_BLOCK_BYTES, window=24)))
+"""Its window sees two blocks."""
+HYBRID = Parts((Group(GROUP_BLOCK_BYTES),), STATE_BYTES)
+RECURRENT = Parts((), STATE_BYTES)
+ALL = Parts((Group(GROUP_BLOCK_BYTES), Group(GROUP_BLOCK_BYTES, window=40)), STATE_BYTES)
+BLOCK_BYTES = PLAIN.block_bytes
+
+
+class FakeKV:
+    """
+    The KV of a request that has computed some tokens, as a source.
+
+    Args:
+        tokens: Those.
+        window: How many of them layers with a window still hold; None for all.
+        boundary: Tokens whose recurrent state it kept, beside the present one.
+    """
+
+    def __init__(self, tokens: Sequence[int], window: int | None = None, boundary: int | None = None) -> None:
+        self._tokens = tokens
+        self._window = window
+        self._boundary = boundary
+        self.packed: list[tuple[int, int, int]] = []
+
+    def pack(self, group: int, start: int, stop: int) -> Extent:
+        """Copy blocks, labelled with their group."""
+        first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
+        oldest = len(self._tokens) - self._window if group and self._window is not None else 0
+        if last > len(self._tokens) or first < oldest:
+            raise NotHeldError(f"blocks {start} to {stop} are not held")
+        self.packed.append((group, start, stop))
+        blocks = stop - start
+        return Extent((group, tuple(self._tokens[first:last])), blocks * GROUP_BLOCK_BYTES, 1, start, blocks)
+
+    def checkpoint(self, tokens: int) -> Checkpoint | None:
+        """Return a state that says which tokens it sums up."""
+        held = tokens in (len(self._tokens), self._boundary)
+        return Checkpoint(tuple(self._tokens[:tokens]), STATE_BYTES, 1) if held else None
 
 
 class FakePrefixes:
     """
-    A prefix cache over fake KV with two layer groups.
+    A prefix cache over fake KV.
 
     Attributes:
-        packed: Block ranges that were copied out of live caches.
+        packed: Ranges of blocks that were copied out of live caches for the first layer group.
     """
 
     def __init__(
-        self, blocks: int = 1000, nbytes: int = 1_000_000, buffers: int = 1000, min_prefix_len: int = 16
+        self,
+        blocks: int = 1000,
+        nbytes: int = 1_000_000,
+        buffers: int = 1000,
+        min_prefix_len: int = 16,
+        parts: Parts = PLAIN,
     ) -> None:
-        self.cache = PrefixCache(Limits(blocks, nbytes, buffers), min_prefix_len)
+        self.cache = PrefixCache(Limits(blocks, nbytes, buffers), min_prefix_len, copy=fake_copy)
+        self.parts = parts
         self.packed: list[tuple[int, int]] = []
 
-    def store(self, namespace: str, tokens: Sequence[int]) -> int:
+    def store(
+        self, namespace: str, tokens: Sequence[int], resume: Resume = Resume.YES, source: FakeKV | None = None
+    ) -> int:
         """Store what a live cache holds after these tokens."""
+        live = source or FakeKV(tokens, boundary=len(tokens) // BLOCK_TOKENS * BLOCK_TOKENS)
+        try:
+            return self.cache.store(namespace, tokens, self.parts, live, resume=resume)
+        finally:
+            self.packed += [(start, stop) for group, start, stop in live.packed if group == 0]
 
-        def pack(start: int, stop: int) -> list[Extent]:
-            self.packed.append((start, stop))
-            return fake_extents(tokens, start, stop)
-
-        return self.cache.store(namespace, tokens, BLOCK_BYTES, pack)
+    def lookup(self, namespace: str, tokens: Sequence[int]) -> Lease:
+        """Lease the stored prefix of a prompt."""
+        return self.cache.lookup(namespace, tokens, self.parts)
 
     def reuse(self, namespace: str, tokens: Sequence[int]) -> list[int]:
         """Look a prompt up, restore it, release it, and return the tokens whose KV came back."""
-        lease = self.cache.lookup(namespace, tokens)
-        restored = self.restore(lease)
-        lease.release()
-        return restored
+        with self.lookup(namespace, tokens) as lease:
+            return self.restore(lease)
 
     def restore(self, lease: Lease) -> list[int]:
-        """Return the tokens whose KV a lease restores, having checked that all layer groups agree."""
-        groups = [_tokens(runs, group) for group, runs in enumerate(self.cache.runs(lease))]
-        if not groups:
+        """Return the tokens that a lease restores, having checked that every part is there and of these tokens."""
+        path = [token for node in lease.nodes for token in memoryview(node.key).cast("I")]
+        if not path:
             return []
-        assert groups == [groups[0]] * GROUPS, "layer groups restore different tokens"
-        assert len(groups[0]) == lease.tokens, "a lease restores another number of tokens than it says"
-        if groups[0]:
-            self.cache.restored(lease)
-        return groups[0]
+        for index, (group, runs) in enumerate(zip(self.parts.groups, self.cache.runs(lease, self.parts), strict=True)):
+            seen = group.visible(len(lease.nodes)) * BLOCK_TOKENS
+            assert _tokens(runs, index) == path[-seen:], "a layer group restores other tokens"
+        if self.parts.state_bytes:
+            assert lease.checkpoint is not None
+            assert lease.checkpoint.payload == tuple(path), "a checkpoint sums up other tokens"
+        self.cache.restored(lease)
+        return path
 
 
-def fake_extents(tokens: Sequence[int], start: int, stop: int) -> list[Extent]:
-    """Return what packing blocks `start` to `stop` gives: one extent for each group, labelled with it."""
-    blocks = stop - start
-    copied = tuple(tokens[start * BLOCK_TOKENS : stop * BLOCK_TOKENS])
-    return [Extent((group, copied), blocks * GROUP_BLOCK_BYTES, 1, blocks) for group in range(GROUPS)]
+def fake_copy(extent: Extent, first: int, last: int) -> Extent:
+    """Copy blocks of an extent into one of their own."""
+    group, tokens = cast("tuple[int, tuple[int, ...]]", extent.payload)
+    blocks = last - first
+    payload = (group, tokens[first * BLOCK_TOKENS : last * BLOCK_TOKENS])
+    return Extent(payload, blocks * GROUP_BLOCK_BYTES, 1, extent.start + first, blocks)
 
 
 def prompt(*blocks: int, tail: int = 0) -> list[int]:

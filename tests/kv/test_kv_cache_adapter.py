@@ -133,7 +133,8 @@ def test_stored_kv_is_really_used(llama: TinyEngine) -> None:
     prompt = tokens(40)
     llama.store(prompt, llama.cold(prompt)[0])
     (node,) = llama.prefixes.trie.tops(lambda _: True)
-    extent = node.slots[0].extent
+    extent = node.extents[0]
+    assert extent is not None
     (array,) = cast("tuple[mx.array]", extent.payload)
     extent.payload = (array + 1e-3,)
 
@@ -161,7 +162,7 @@ def test_memory_usage_is_what_the_allocator_says_once_the_live_cache_is_gone(eng
     engine.store(prompt, live)
     del live, logits
 
-    assert engine.prefixes.memory_usage() == 12 * engine.layout.block_bytes
+    assert engine.prefixes.memory_usage() == 12 * engine.layout.parts.block_bytes
     excess = mx.get_active_memory() - before - engine.prefixes.memory_usage()
     assert 0 <= excess <= page_rounding(engine.prefixes.trie.ledger.buffers)
 
@@ -203,7 +204,7 @@ def test_computing_the_rest_of_a_prompt_regrows_no_buffer(engine: TinyEngine, wa
 def test_a_view_of_a_restored_prefix_does_not_keep_the_extent_alive_without_room(llama: TinyEngine) -> None:
     prompt = tokens(256)
     live, _ = llama.cold(prompt)
-    (extent,) = llama.layout.pack(live, 0, 16)
+    extent = llama.layout.pack(live, 0, 0, 16)
     caches = [KVCache() for _ in live]
     kv_cache.restore(caches, [Run(extent.payload, 0, 16)], capacity=256)
     before = mx.get_active_memory()
@@ -218,16 +219,16 @@ def test_packing_tokens_that_are_not_there_is_refused(engine: TinyEngine) -> Non
     caches, _ = engine.cold(tokens(31))
 
     with pytest.raises(ValueError, match="fewer than 32 tokens"):
-        engine.layout.pack(caches, 0, 2)
+        engine.layout.pack(caches, 0, 0, 2)
 
     caches[-1].trim(20)
     with pytest.raises(ValueError, match="fewer than 16 tokens"):
-        engine.layout.pack(caches, 0, 1)
+        engine.layout.pack(caches, 0, 0, 1)
 
 
 def test_restoring_into_a_full_cache_or_too_little_room_or_nothing_at_all_is_refused(llama: TinyEngine) -> None:
     live, _ = llama.cold(tokens(32))
-    (extent,) = llama.layout.pack(live, 0, 2)
+    extent = llama.layout.pack(live, 0, 0, 2)
     run = Run(extent.payload, 0, 2)
     empty: list[Any] = [KVCache() for _ in live]
 

@@ -9,8 +9,10 @@ import pytest
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from structlog.testing import capture_logs
 
-from daemon.kv.layout import Layout, probe
-from tests.kv.tiny_models import OTHER, REUSABLE, TinyEngine, build, same_bits, tokens
+from daemon.kv.adapters import rotating
+from daemon.kv.layout import Layout
+from daemon.kv.probe import probe
+from tests.kv.tiny_models import OTHER, RECURRENT, REUSABLE, WINDOWED, TinyEngine, build, same_bits, tokens
 
 
 @pytest.fixture(name="layouts", scope="module")
@@ -72,7 +74,7 @@ def test_other_cache_classes_are_not_reused_but_work(name: str) -> None:
     layout = probe(model)
 
     assert not layout.reusable
-    assert layout.block_bytes > 0
+    assert layout.bytes_per_token > 0
     caches = layout.new_cache(model, 40)
     assert [type(cache) for cache in caches] == [type(cache) for cache in make_prompt_cache(model)]
     engine = TinyEngine(model)
@@ -140,13 +142,41 @@ def test_layers_that_restore_different_lengths_are_refused() -> None:
     engine = TinyEngine(build(REUSABLE["openelm with layers of two shapes"]))
     engine.store(tokens(32), engine.cold(tokens(32))[0])
     with engine.lookup(tokens(33)) as lease:
-        first, second = engine.prefixes.runs(lease)
+        first, second = engine.prefixes.runs(lease, engine.layout.parts)
 
-        with pytest.raises(RuntimeError, match=r"different numbers of tokens: \[16, 32\]"):
-            engine.layout.restored_cache(engine.model, [first, [second[0]._replace(stop=1)]], 64)
+        with pytest.raises(RuntimeError, match=r"layers hold \[16, 32\] tokens instead of 32"):
+            engine.layout.restored_cache(engine.model, [first, [second[0]._replace(stop=1)]], None, 32, 64)
 
 
 def test_restoring_an_empty_match_is_refused() -> None:
     engine = TinyEngine(build(REUSABLE["llama with grouped queries"]))
     with engine.lookup(tokens(33)) as lease, pytest.raises(ValueError):
-        engine.layout.restored_cache(engine.model, engine.prefixes.runs(lease), 64)
+        engine.restore(lease, 64)
+
+
+def test_recurrent_layers_are_not_restored_without_their_checkpoint() -> None:
+    engine = TinyEngine(build(RECURRENT["qwen3_next with both"]))
+    engine.store(tokens(32), engine.cold(tokens(32))[0])
+    with engine.lookup(tokens(33)) as lease:
+        runs = engine.prefixes.runs(lease, engine.layout.parts)
+
+        with pytest.raises(ValueError, match="without a checkpoint"):
+            engine.layout.restored_cache(engine.model, runs, None, 32, 64)
+
+
+def test_parts_say_what_windows_and_recurrent_layers_need() -> None:
+    windowed = probe(build(WINDOWED["gemma3_text with windows of 32"]))
+    hybrid = probe(build(RECURRENT["qwen3_next with both"]))
+    plain = probe(build(REUSABLE["llama with grouped queries"]))
+
+    assert {group.window for group in windowed.parts.groups} == {32, None}
+    assert windowed.parts.stride == 16
+    assert hybrid.parts.state_bytes == sum(
+        array.nbytes
+        for cache in TinyEngine(build(RECURRENT["qwen3_next with both"])).cold([1])[0][:1]
+        for array in cache.cache
+    )
+    assert plain.parts.resumes_anywhere
+    assert not windowed.parts.resumes_anywhere
+    assert not hybrid.parts.resumes_anywhere
+    assert isinstance(windowed.shapes[0], rotating.Shape)

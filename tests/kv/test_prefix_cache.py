@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.kv.extents import EXTENT_BLOCKS, Extent
-from daemon.kv.prefix_cache import Counters
-from tests.kv.fake_kv import BLOCK_BYTES, FakePrefixes, fake_extents, prompt
+from daemon.kv.prefix_cache import Counters, PrefixCache
+from tests.kv.fake_kv import BLOCK_BYTES, FakeKV, FakePrefixes, prompt
 
 
 def test_a_prompt_gets_back_its_longest_stored_prefix() -> None:
@@ -120,7 +122,7 @@ def test_memory_usage_is_that_of_the_extents_with_a_live_block() -> None:
 
 
 @pytest.mark.parametrize("limit", [{"blocks": 10}, {"nbytes": 10 * BLOCK_BYTES}, {"buffers": 6}])
-def test_every_budget_is_kept_by_forgetting_what_was_used_longest_ago(limit: dict[str, int]) -> None:
+def test_every_budget_is_kept_by_forgetting_what_was_used_longest_ago(limit: Any) -> None:
     prefixes = FakePrefixes(**limit)
     for letter in (10, 20, 30):
         prefixes.store("n", prompt(letter, letter + 1, letter + 2))
@@ -135,7 +137,7 @@ def test_every_budget_is_kept_by_forgetting_what_was_used_longest_ago(limit: dic
 
 
 @pytest.mark.parametrize("limit", [{"blocks": 70}, {"nbytes": 70 * BLOCK_BYTES}])
-def test_of_a_prompt_larger_than_the_budget_the_beginning_is_stored(limit: dict[str, int]) -> None:
+def test_of_a_prompt_larger_than_the_budget_the_beginning_is_stored(limit: Any) -> None:
     prefixes = FakePrefixes(**limit)
     prefixes.store("n", prompt(1000, 1001))
 
@@ -146,7 +148,7 @@ def test_of_a_prompt_larger_than_the_budget_the_beginning_is_stored(limit: dict[
 
 
 @pytest.mark.parametrize("limit", [{"blocks": 0}, {"nbytes": 0}, {"buffers": 0}, {"nbytes": BLOCK_BYTES - 1}])
-def test_a_budget_below_one_block_stores_nothing(limit: dict[str, int]) -> None:
+def test_a_budget_below_one_block_stores_nothing(limit: Any) -> None:
     prefixes = FakePrefixes(**limit)
 
     assert prefixes.store("n", prompt(1)) == 0
@@ -154,12 +156,20 @@ def test_a_budget_below_one_block_stores_nothing(limit: dict[str, int]) -> None:
     assert prefixes.packed == []
 
 
+class _Larger(FakeKV):
+    """Its blocks take twice the bytes that were announced."""
+
+    def pack(self, group: int, start: int, stop: int) -> Extent:
+        extent = super().pack(group, start, stop)
+        extent.nbytes *= 2
+        return extent
+
+
 def test_blocks_that_take_more_than_announced_are_stored_but_the_budget_is_restored() -> None:
     prefixes = FakePrefixes(nbytes=4 * BLOCK_BYTES)
     prefixes.store("n", prompt(1, 2))
-    tokens = prompt(3, 4)
-    prefixes.cache.store("n", tokens, 1, lambda start, stop: fake_extents(tokens, start, stop))
-    prefixes.cache.store("n", prompt(5), 1, lambda start, stop: fake_extents(prompt(5), start, stop))
+    prefixes.store("n", prompt(3, 4), source=_Larger(prompt(3, 4)))
+    prefixes.store("n", prompt(5), source=_Larger(prompt(5)))
 
     prefixes.cache.check_integrity()
     assert prefixes.reuse("n", prompt(5, tail=1)) == prompt(5)
@@ -168,7 +178,7 @@ def test_blocks_that_take_more_than_announced_are_stored_but_the_budget_is_resto
 def test_a_lease_protects_its_prefix_from_any_pressure() -> None:
     prefixes = FakePrefixes(blocks=4)
     prefixes.store("n", prompt(1, 2, 3))
-    lease = prefixes.cache.lookup("n", prompt(1, 2, 9))
+    lease = prefixes.lookup("n", prompt(1, 2, 9))
 
     assert prefixes.store("n", prompt(20, 21, 22, 23)) == 2
     prefixes.cache.shed(10**9)
@@ -197,27 +207,41 @@ def test_shed_returns_the_bytes_that_became_free() -> None:
     assert prefixes.cache.counters.evictions == 2
 
 
-def _fail(start: int, stop: int) -> list[Extent]:
-    raise RuntimeError("out of memory")
+class _Fails(FakeKV):
+    """Runs out of memory at some block."""
+
+    def __init__(self, tokens: Sequence[int], at: int = 0) -> None:
+        super().__init__(tokens)
+        self._at = at
+
+    def pack(self, group: int, start: int, stop: int) -> Extent:
+        if stop > self._at:
+            raise RuntimeError("out of memory")
+        return super().pack(group, start, stop)
 
 
-def _nothing(start: int, stop: int) -> list[Extent]:
-    return []
+class _Short(FakeKV):
+    """Copies fewer blocks than it is asked for."""
+
+    def pack(self, group: int, start: int, stop: int) -> Extent:
+        return super().pack(group, start, stop - 1)
 
 
-def _short(start: int, stop: int) -> list[Extent]:
-    return fake_extents(prompt(1), 0, 1)
+class _Elsewhere(FakeKV):
+    """Copies other blocks than it is asked for."""
+
+    def pack(self, group: int, start: int, stop: int) -> Extent:
+        return super().pack(group, 0, stop - start)
 
 
-@pytest.mark.parametrize("pack", [_fail, _nothing, _short])
-def test_a_pack_that_fails_or_lies_leaves_no_trace(pack: Callable[[int, int], list[Extent]]) -> None:
+@pytest.mark.parametrize("source", [_Fails, _Short, _Elsewhere])
+def test_a_source_that_fails_or_lies_leaves_no_trace(source: type[FakeKV]) -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
     before = (prefixes.cache.trie.blocks, prefixes.cache.memory_usage(), prefixes.cache.counters)
 
-    for namespace in ("n", "another"):
-        with pytest.raises((RuntimeError, ValueError)):
-            prefixes.cache.store(namespace, prompt(1, 2, 3, 4), BLOCK_BYTES, pack)
+    with pytest.raises((RuntimeError, ValueError)):
+        prefixes.store("n", prompt(1, 2, 3, 4), source=source(prompt(1, 2, 3, 4)))
 
     assert (prefixes.cache.trie.blocks, prefixes.cache.memory_usage(), prefixes.cache.counters) == before
     assert prefixes.cache.trie.leases == 0
@@ -229,11 +253,8 @@ def test_what_was_packed_before_a_failure_stays_and_is_counted() -> None:
     prefixes = FakePrefixes()
     tokens = prompt(*range(100))
 
-    def pack(start: int, stop: int) -> list[Extent]:
-        return fake_extents(tokens, start, stop) if start == 0 else _fail(start, stop)
-
     with pytest.raises(RuntimeError, match="out of memory"):
-        prefixes.cache.store("n", tokens, BLOCK_BYTES, pack)
+        prefixes.store("n", tokens, source=_Fails(tokens, at=EXTENT_BLOCKS))
 
     assert prefixes.cache.counters.inserts == prefixes.cache.trie.blocks == EXTENT_BLOCKS
     prefixes.cache.check_integrity()
@@ -245,7 +266,7 @@ def test_counters_tell_lookups_hits_and_tokens_but_count_a_hit_only_once_it_was_
     prefixes.store("n", prompt(1, 2))
     prefixes.reuse("n", prompt(1, tail=4))
     prefixes.reuse("n", prompt(3, tail=4))
-    prefixes.cache.lookup("n", prompt(1, 2, tail=1)).release()
+    prefixes.lookup("n", prompt(1, 2, tail=1)).release()
     prefixes.store("n", prompt(4))
 
     assert prefixes.cache.counters == Counters(
@@ -255,13 +276,76 @@ def test_counters_tell_lookups_hits_and_tokens_but_count_a_hit_only_once_it_was_
 
 
 def test_an_extent_outlives_its_blocks_only_as_long_as_one_of_them_is_stored() -> None:
-    prefixes = FakePrefixes(blocks=3)
-    prefixes.store("n", prompt(1, 2, 3))
-    lease = prefixes.cache.lookup("n", prompt(1, 9))
+    prefixes = FakePrefixes(blocks=4)
+    prefixes.store("n", prompt(1, 2, 3, 4))
+    lease = prefixes.lookup("n", prompt(1, 2, 9))
 
-    prefixes.store("n", prompt(4))
-    assert prefixes.cache.memory_usage() == 4 * BLOCK_BYTES  # block 3 went, but shares its extent with 1 and 2
+    prefixes.store("n", prompt(5))
+    assert prefixes.cache.memory_usage() == 5 * BLOCK_BYTES  # block 4 went, but shares its extent with three others
 
     lease.release()
-    prefixes.cache.shed(3 * BLOCK_BYTES)
+    prefixes.cache.shed(4 * BLOCK_BYTES)
     assert prefixes.cache.memory_usage() == BLOCK_BYTES
+
+
+def test_an_extent_of_which_less_than_half_is_used_is_compacted_when_memory_is_short() -> None:
+    prefixes = FakePrefixes(nbytes=10 * BLOCK_BYTES)
+    prefixes.store("n", prompt(*range(10)))
+    lease = prefixes.lookup("n", prompt(0, 1, 2, 99))
+
+    assert prefixes.store("n", prompt(*range(20, 27))) == 7
+
+    prefixes.cache.check_integrity()
+    assert prefixes.cache.memory_usage() == 10 * BLOCK_BYTES
+    assert prefixes.restore(lease) == prompt(0, 1, 2)
+    lease.release()
+    assert prefixes.reuse("n", prompt(*range(20, 27), tail=1)) == prompt(*range(20, 27))
+
+
+def test_a_compaction_that_fails_costs_blocks_and_nothing_else() -> None:
+    prefixes = FakePrefixes(nbytes=10 * BLOCK_BYTES)
+    prefixes.cache = PrefixCache(prefixes.cache.limits, copy=_no_memory)
+    prefixes.store("n", prompt(*range(10)))
+
+    with capture_logs() as logs:
+        assert prefixes.store("n", prompt(*range(20, 27))) == 7
+
+    assert [line["log_level"] for line in logs] == ["error"]
+    prefixes.cache.check_integrity()
+    assert prefixes.cache.trie.blocks == 7
+
+
+def test_a_salt_cannot_push_all_others_below_half_of_the_budget() -> None:
+    prefixes = FakePrefixes(blocks=20)
+    prefixes.store("m/quiet", prompt(*range(10)))
+
+    for first in range(100, 200, 10):
+        prefixes.store("m/loud", prompt(*range(first, first + 10)))
+        prefixes.store("another model/loud", prompt(*range(first, first + 5)))
+
+    prefixes.cache.check_integrity()
+    assert prefixes.reuse("m/quiet", prompt(*range(10), tail=1)) == prompt(*range(10))
+
+
+def test_a_salt_that_is_alone_may_use_the_whole_budget_and_gives_way_to_the_next() -> None:
+    prefixes = FakePrefixes(blocks=20)
+    prefixes.store("m/first", prompt(*range(20)))
+    assert prefixes.cache.trie.blocks == 20
+
+    assert prefixes.store("m/second", prompt(*range(8))) == 8
+    assert prefixes.reuse("m/second", prompt(*range(8), tail=1)) == prompt(*range(8))
+
+
+def test_a_prebuilt_snapshot_is_stored_like_a_live_cache() -> None:
+    """A source is whatever can hand out blocks: what was copied from one cache can be stored in another."""
+    kept, other = FakePrefixes(), FakePrefixes()
+    kept.store("n", prompt(1, 2, 3))
+    with kept.lookup("n", prompt(1, 2, 3, tail=1)) as lease:
+        tokens = kept.restore(lease)
+
+    assert other.store("n", tokens, source=FakeKV(tokens)) == 3
+    assert other.reuse("n", prompt(1, 2, 3, tail=1)) == prompt(1, 2, 3)
+
+
+def _no_memory(extent: Extent, first: int, last: int) -> Extent:
+    raise RuntimeError("out of memory")

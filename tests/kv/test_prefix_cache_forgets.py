@@ -124,7 +124,7 @@ def test_what_a_lease_holds_is_in_use_until_it_ends_and_found_by_nobody() -> Non
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
     prefixes.store("n", prompt(3))
-    lease = prefixes.cache.lookup("n", prompt(1, 2, tail=1))
+    lease = prefixes.lookup("n", prompt(1, 2, tail=1))
 
     assert _both(prefixes, prefixes.cache.clear) == Dropped(3, BLOCK_BYTES, 2 * BLOCK_BYTES)
 
@@ -140,7 +140,7 @@ def test_an_extent_that_a_forgotten_prompt_still_leases_is_in_use_for_the_next_i
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
     prefixes.store("n", prompt(1, 3))
-    lease = prefixes.cache.lookup("n", prompt(1, 2, tail=1))
+    lease = prefixes.lookup("n", prompt(1, 2, tail=1))
 
     assert _prefix(prefixes, prompt(1, 2)) == Dropped(1, 0, 0)
     assert _both(prefixes, prefixes.cache.clear) == Dropped(2, BLOCK_BYTES, 2 * BLOCK_BYTES)
@@ -152,7 +152,7 @@ def test_an_extent_that_a_forgotten_prompt_still_leases_is_in_use_for_the_next_i
 def test_a_prompt_can_be_stored_again_while_its_forgotten_blocks_are_still_leased() -> None:
     prefixes = FakePrefixes(blocks=2)
     prefixes.store("n", prompt(1, 2))
-    lease = prefixes.cache.lookup("n", prompt(1, 2, tail=1))
+    lease = prefixes.lookup("n", prompt(1, 2, tail=1))
     prefixes.cache.clear()
 
     assert prefixes.store("n", prompt(1, 2)) == 2

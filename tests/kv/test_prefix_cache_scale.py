@@ -51,9 +51,9 @@ def _filled(blocks: int, limit: int) -> FakePrefixes:
 
 def _request(prefixes: FakePrefixes, tokens: list[int]) -> int:
     """Return the lines that a cold request and a warm one of the same prompt run."""
-    cold = _lines_run(lambda: prefixes.cache.lookup("n", tokens).release())
+    cold = _lines_run(lambda: prefixes.lookup("n", tokens).release())
     store = _lines_run(lambda: prefixes.store("n", tokens))
-    warm = _lines_run(lambda: prefixes.cache.runs(prefixes.cache.lookup("n", tokens)))
+    warm = _lines_run(lambda: prefixes.cache.runs(prefixes.lookup("n", tokens), prefixes.parts))
     return cold + store + warm
 
 
@@ -87,8 +87,6 @@ def test_a_32k_prompt_that_diverges_early_costs_no_more_than_its_own_keys(diverg
     diverging = prompt(*range(diverges_at), *range(50_000, 50_000 + LONG - diverges_at))
     unknown = prompt(*range(90_000, 90_000 + LONG))
 
-    extra = _lines_run(lambda: prefixes.cache.lookup("n", diverging)) - _lines_run(
-        lambda: prefixes.cache.lookup("n", unknown)
-    )
+    extra = _lines_run(lambda: prefixes.lookup("n", diverging)) - _lines_run(lambda: prefixes.lookup("n", unknown))
 
     assert extra < 10 * diverges_at

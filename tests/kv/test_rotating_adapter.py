@@ -9,7 +9,7 @@ import pytest
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from daemon.kv.adapters import rotating
-from daemon.kv.adapters.kv_cache import NotHeldError
+from daemon.kv.source import NotHeldError, Resume
 from tests.kv.tiny_models import WINDOWED, TinyEngine, build, tokens
 
 LENGTHS = [16, 17, 19, 20, 21, 31, 32, 33, 47, 48, 49, 64, 100, 255, 256, 257]
@@ -42,7 +42,7 @@ def close(one: mx.array, two: mx.array) -> bool:
 
 def test_both_kinds_of_layers_are_reused_and_rows_do_not_join(engine: TinyEngine) -> None:
     assert engine.layout.reusable
-    assert engine.layout.windowed
+    assert engine.layout.parts.windowed
     assert not engine.layout.joinable
     kinds = {type(cache) for cache in engine.layout.new_cache(engine.model, 40)}
     assert kinds == {KVCache, RotatingKVCache}
@@ -66,10 +66,11 @@ def test_a_warm_answer_is_the_cold_one_and_goes_on_like_it(engine: TinyEngine, l
 @pytest.mark.parametrize("length", LENGTHS)
 def test_exactly_the_tokens_that_the_window_sees_are_restored(engine: TinyEngine, length: int) -> None:
     prompt = tokens(length + 1)
-    engine.store(prompt, engine.cold(prompt)[0])
+    engine.store(prompt[:length], engine.cold(prompt[:length])[0])
 
     caches, reused = engine.restored(prompt)
 
+    assert reused == length - length % 16
     for cache in windows(caches):
         assert cache.offset == reused
         assert cache.keys.shape[2] == cache._idx == min(reused, cache.max_size)
@@ -88,29 +89,63 @@ def test_chunks_stored_one_by_one_are_what_a_whole_prompt_stores(engine: TinyEng
     assert close(engine.compute(warm_cache, prompt[reused:]), engine.cold(prompt)[1][reused:])
 
 
-def test_a_prompt_that_turns_off_inside_a_stored_one_is_exact(engine: TinyEngine) -> None:
+def test_a_prompt_that_turns_off_inside_a_stored_one_lets_the_next_go_on_from_there(engine: TinyEngine) -> None:
+    """Its windows were not kept in the middle of the first: the second learns where they part, the third gains."""
     prompt = tokens(200)
     engine.store(prompt, engine.cold(prompt)[0])
     other = [*prompt[:70], *reversed(prompt[70:])]
+    with engine.lookup(other) as lease:
+        assert (lease.tokens, lease.branch) == (0, 64)
+    caches = engine.cold(other[:64])[0]
+    engine.store(other[:64], caches)
 
-    caches, reused = engine.restored(other)
+    third = [*prompt[:70], *tokens(50)]
+    caches, reused = engine.restored(third)
 
     assert reused == 64
-    assert close(engine.compute(caches, other[reused:]), engine.cold(other)[1][reused:])
+    assert close(engine.compute(caches, third[reused:]), engine.cold(third)[1][reused:])
 
 
 def test_blocks_that_left_the_window_are_not_made_up(engine: TinyEngine) -> None:
-    """After many generated tokens the window holds only the last of them."""
+    """After many generated tokens the window holds only the last of them: the block where it begins is cut."""
     prompt = tokens(20)
     caches, _ = engine.cold(prompt)
-    generated = tokens(60)
+    generated = tokens(65)
     for token in generated:
         engine.compute(caches, [token])
 
     with pytest.raises(NotHeldError):
         engine.store([*prompt, *generated], caches)
 
-    assert engine.prefixes.trie.blocks == 0
+    with engine.lookup([*prompt, *generated, 1]) as lease:
+        assert (lease.tokens, lease.branch) == (0, 80)
+    engine.prefixes.check_integrity()
+
+
+def test_a_long_answer_is_resumable_if_it_is_stored_on_the_way(engine: TinyEngine) -> None:
+    """Only the windows at the two positions to go on from are kept in the end."""
+    prompt = tokens(37)
+    caches, _ = engine.cold(prompt[:32])
+    engine.store(prompt[:32], caches)
+    engine.compute(caches, prompt[32:])
+    whole = list(prompt)
+    for token in tokens(200):
+        engine.compute(caches, [token])
+        whole.append(token)
+        if len(whole) % engine.layout.parts.stride == 0:
+            engine.store(whole, caches, Resume.PASSING)
+    engine.store(whole, caches)
+
+    for end in (37, len(whole)):
+        again = [*whole[:end], 5, 6, 7]
+        warm_cache, reused = engine.restored(again)
+        assert reused == end // 16 * 16
+        assert close(engine.compute(warm_cache, again[reused:]), engine.cold(again)[1][reused:])
+    visible = max(group.visible(100) for group in engine.layout.parts.groups if group.window is not None)
+    with engine.lookup([*whole, 1]) as lease:
+        index = next(i for i, group in enumerate(engine.layout.parts.groups) if group.window is not None)
+        kept = [node.depth for node in lease.nodes if node.extents[index] is not None]
+    assert kept == [1, 2, *range(14 - visible + 1, 15)]
     engine.prefixes.check_integrity()
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from daemon.kv.extents import Extent, Slot
+from daemon.kv.extents import Extent, runs
+from daemon.kv.lease import Lease
 from daemon.kv.node import Node
-from daemon.kv.trie import Lease, PrefixTrie
+from daemon.kv.trie import Lack, PrefixTrie
 
 Path = tuple[bytes, ...]
 Place = tuple[str, Path]
@@ -23,13 +25,13 @@ PATHS = st.lists(st.sampled_from([b"a", b"b"]), max_size=4).map(tuple)
 def _insert(trie: PrefixTrie, namespace: str, path: Path) -> int:
     with trie.match(namespace, path) as lease:
         rest = path[len(lease.nodes) :]
-        extent = Extent(rest, 10 * len(rest), 1, len(rest))
-        return trie.insert(lease, rest, [(Slot(extent, position),) for position in range(len(rest))])
+        extent = Extent(rest, 10 * len(rest), 1, len(lease.nodes), len(rest))
+        return trie.insert(lease, rest, (extent,))
 
 
 def _found(lease: Lease) -> Path:
     """Return the path of a lease as its payload tells it."""
-    return tuple(node.slots[0].extent.payload[node.slots[0].position] for node in lease.nodes)  # type: ignore[index]
+    return tuple(key for run in runs(lease.nodes, 0) for key in cast("Path", run.payload)[run.start : run.stop])
 
 
 def _places(trie: PrefixTrie) -> set[Place]:
@@ -40,7 +42,7 @@ def _places(trie: PrefixTrie) -> set[Place]:
         name, prefix, node = pending.pop()
         path = (*prefix, node.key)
         places.add((name, path))
-        pending += [(name, path, child) for child in node.children.values()]
+        pending += [(name, path, child) for child in node.children()]
     return places
 
 
@@ -120,7 +122,7 @@ class TrieMachine(RuleBasedStateMachine):
             del self.used[leaves[0]]
             expected += 1
         target = self.trie.blocks - wanted
-        assert self.trie.evict(lambda: self.trie.blocks <= target) == expected
+        assert self.trie.evict(lambda: Lack.BLOCKS if self.trie.blocks > target else Lack.NOTHING) == expected
 
     @rule(namespace=NAMESPACES, path=PATHS, letter=st.sampled_from([b"a", b"b"]))
     def forget(self, namespace: str, path: Path, letter: bytes) -> None:
@@ -190,7 +192,7 @@ def test_nothing_is_stored_behind_a_path_that_was_forgotten() -> None:
     trie.detach(trie.tops(lambda _: True))
 
     with pytest.raises(KeyError, match="forgotten"):
-        trie.insert(lease, [b"b"], [(Slot(Extent((b"b",), 10, 1, 1), 0),)])
+        trie.insert(lease, [b"b"], (Extent((b"b",), 10, 1, 1, 1),))
 
     lease.release()
     trie.check_integrity()

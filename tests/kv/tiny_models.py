@@ -7,12 +7,28 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import mlx.core as mx
-from mlx_lm.models import afm7, deepseek_v3, gemma3_text, gpt_oss, llama, mamba, openelm, qwen3_next, youtu_llm
+from mlx_lm.models import (
+    afm7,
+    deepseek_v3,
+    falcon_h1,
+    gemma3_text,
+    gpt_oss,
+    llama,
+    llama4,
+    mamba,
+    openelm,
+    qwen3_next,
+    youtu_llm,
+)
 
-from daemon.kv.extents import Extent
-from daemon.kv.layout import Layout, probe
-from daemon.kv.prefix_cache import Limits, PrefixCache
-from daemon.kv.trie import Lease
+from daemon.kv.adapters.kv_cache import copied
+from daemon.kv.budget import Limits
+from daemon.kv.layout import Layout
+from daemon.kv.lease import Lease
+from daemon.kv.live import LiveKV
+from daemon.kv.prefix_cache import PrefixCache
+from daemon.kv.probe import probe
+from daemon.kv.source import Resume
 
 VOCABULARY = 61
 
@@ -181,6 +197,40 @@ def _qwen3_next() -> Any:
     )
 
 
+def _falcon_h1() -> Any:
+    return falcon_h1.Model(
+        falcon_h1.ModelArgs(
+            head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            hidden_size=32,
+            intermediate_size=48,
+            mamba_d_ssm=32,
+            mamba_d_state=8,
+            mamba_d_head=16,
+            mamba_n_heads=2,
+            num_hidden_layers=2,
+            vocab_size=VOCABULARY,
+        )
+    )
+
+
+def _llama4() -> Any:
+    return llama4.Model(
+        llama4.ModelArgs(
+            model_type="llama4",
+            text_config={
+                "attention_bias": False, "attention_chunk_size": 32, "head_dim": 16, "hidden_size": 32,
+                "interleave_moe_layer_step": 100, "intermediate_size": 48, "intermediate_size_mlp": 48,
+                "max_position_embeddings": 1024, "model_type": "llama4_text", "num_attention_heads": 2,
+                "num_experts_per_tok": 1, "num_hidden_layers": 4, "num_key_value_heads": 1, "num_local_experts": 1,
+                "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 10000.0, "use_qk_norm": False,
+                "vocab_size": VOCABULARY,
+            },
+        )
+    )  # fmt: skip
+
+
 REUSABLE: dict[str, Callable[[], Any]] = {
     "llama with grouped queries": _llama,
     "youtu_llm with wide keys and narrow values": _youtu,
@@ -193,9 +243,13 @@ WINDOWED: dict[str, Callable[[], Any]] = {
     "gemma3_text with windows of 32": _gemma3,
     "gpt_oss with windows of 20": _gpt_oss,
 }
-OTHER: dict[str, Callable[[], Any]] = {
+RECURRENT: dict[str, Callable[[], Any]] = {
     "mamba with recurrent state": _mamba,
     "qwen3_next with both": _qwen3_next,
+    "falcon_h1 with both in each layer": _falcon_h1,
+}
+OTHER: dict[str, Callable[[], Any]] = {
+    "llama4 with chunked attention": _llama4,
 }
 
 
@@ -223,7 +277,7 @@ class TinyEngine:
 
     def __post_init__(self) -> None:
         self.layout = probe(self.model)
-        self.prefixes = PrefixCache(Limits(1000, 10**9))
+        self.prefixes = PrefixCache(Limits(1000, 10**9), copy=copied)
 
     def compute(self, caches: list[Any], ids: Sequence[int]) -> mx.array:
         """Run tokens through the model and return their logits, evaluated, as is the cache."""
@@ -236,31 +290,32 @@ class TinyEngine:
         caches = self.layout.new_cache(self.model, len(ids) + room)
         return caches, self.compute(caches, ids)
 
-    def store(self, ids: Sequence[int], caches: Sequence[Any]) -> int:
+    def store(self, ids: Sequence[int], caches: Sequence[Any], resume: Resume = Resume.YES) -> int:
         """Store what a live cache holds."""
-
-        def pack(start: int, stop: int) -> list[Extent]:
-            return self.layout.pack(caches, start, stop)
-
-        return self.prefixes.store("n", ids, self.layout.block_bytes, pack)
+        live = LiveKV(self.layout, caches, len(ids))
+        return self.prefixes.store("n", ids, self.layout.parts, live, resume=resume)
 
     def lookup(self, ids: Sequence[int]) -> Lease:
         """Lease the stored prefix of a prompt."""
-        return self.prefixes.lookup("n", ids)
+        return self.prefixes.lookup("n", ids, self.layout.parts)
 
     def restored(self, ids: Sequence[int], room: int = 0) -> tuple[list[Any], int]:
         """Restore the stored prefix of a prompt, and return the cache and how many tokens it holds."""
         with self.lookup(ids) as lease:
             if not lease.tokens:
                 return self.layout.new_cache(self.model, len(ids) + room), 0
-            runs = self.prefixes.runs(lease)
-            return self.layout.restored_cache(self.model, runs, len(ids) + room), lease.tokens
+            return self.restore(lease, len(ids) + room), lease.tokens
+
+    def restore(self, lease: Lease, tokens: int) -> list[Any]:
+        """Restore a match into a cache with room for so many tokens."""
+        runs = self.prefixes.runs(lease, self.layout.parts)
+        return self.layout.restored_cache(self.model, runs, lease.checkpoint, lease.tokens, tokens)
 
     def payloads(self) -> list[bytes]:
-        """Return the bytes of all that is stored."""
+        """Return the bytes of all that is stored in blocks."""
         trie = self.prefixes.trie
         nodes = trie.subtree(trie.tops(lambda _: True))
-        extents = dict.fromkeys(slot.extent for node in nodes for slot in node.slots)
+        extents = dict.fromkeys(extent for node in nodes for extent in node.extents if extent is not None)
         return [raw(array) for extent in extents for array in cast("tuple[mx.array, ...]", extent.payload)]
 
 

@@ -10,13 +10,10 @@ from mlx_lm.models.cache import KVCache
 
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import Extent, Run
+from daemon.kv.source import NotHeldError
 
 CACHE_CLASS = KVCache
 """Adapters match exact classes: a subclass may keep something that this one does not know."""
-
-
-class NotHeldError(ValueError):
-    """A live cache does not hold the tokens asked for (any more)."""
 
 
 class Shape(NamedTuple):
@@ -59,18 +56,24 @@ def pack(caches: Sequence[KVCache], start: int, stop: int) -> Extent:
         raise NotHeldError(f"a layer holds fewer than {last} tokens")
     keys = [cache.keys[0, :, first:last] for cache in caches]
     values = [cache.values[0, :, first:last] for cache in caches]
-    return packed(keys, values, stop - start)
+    return packed(keys, values, start, stop)
 
 
-def packed(keys: list[mx.array], values: list[mx.array], blocks: int) -> Extent:
-    """Copy each layer's keys and values, [heads, tokens, width], into one extent of so many blocks."""
+def packed(keys: list[mx.array], values: list[mx.array], start: int, stop: int) -> Extent:
+    """Copy each layer's keys and values, [heads, tokens, width], into one extent of blocks `start` to `stop`."""
     if _alike(keys[0], values[0]):
         arrays = [mx.stack([array for pair in zip(keys, values, strict=True) for array in pair])]
     else:
         # A stack of one is a view of it: make it a copy, so that it does not keep the live buffer alive.
         arrays = [mx.contiguous(mx.stack(keys)), mx.contiguous(mx.stack(values))]
-    mx.eval(arrays)
-    return Extent(tuple(arrays), sum(a.nbytes for a in arrays), len(arrays), blocks)
+    return _extent(arrays, start, stop)
+
+
+def copied(extent: Extent, first: int, last: int) -> Extent:
+    """Copy the blocks from one position of an extent to another into an extent of their own."""
+    tokens = slice(first * BLOCK_TOKENS, last * BLOCK_TOKENS)
+    arrays = [mx.contiguous(array[:, :, tokens]) for array in cast("tuple[mx.array, ...]", extent.payload)]
+    return _extent(arrays, extent.start + first, extent.start + last)
 
 
 def restore(caches: Sequence[KVCache], runs: Sequence[Run], capacity: int) -> None:
@@ -99,6 +102,11 @@ def reserve(cache: KVCache, shape: Shape, capacity: int) -> None:
 def layer_parts(runs: Sequence[Run], layer: int, which: int) -> list[mx.array]:
     """Return views of the keys (`which` 0) or values (1) of one layer of a group, [1, heads, tokens, width] each."""
     return [_layer(run, layer, which) for run in runs]
+
+
+def _extent(arrays: list[mx.array], start: int, stop: int) -> Extent:
+    mx.eval(arrays)
+    return Extent(tuple(arrays), sum(a.nbytes for a in arrays), len(arrays), start, stop - start)
 
 
 def _alike(keys: mx.array, values: mx.array) -> bool:

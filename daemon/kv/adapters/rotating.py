@@ -11,6 +11,7 @@ from mlx_lm.models.cache import RotatingKVCache
 from daemon.kv.adapters import kv_cache
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import Extent, Run
+from daemon.kv.source import NotHeldError
 
 CACHE_CLASS = RotatingKVCache
 
@@ -49,23 +50,26 @@ def pack(caches: Sequence[RotatingKVCache], start: int, stop: int) -> Extent:
     """
     first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
     parts = [_between(cache, first, last) for cache in caches]
-    return kv_cache.packed([keys for keys, _ in parts], [values for _, values in parts], stop - start)
+    return kv_cache.packed([keys for keys, _ in parts], [values for _, values in parts], start, stop)
 
 
-def restore(caches: Sequence[RotatingKVCache], runs: Sequence[Run]) -> None:
+def restore(caches: Sequence[RotatingKVCache], runs: Sequence[Run], tokens: int) -> None:
     """
-    Fill empty caches with the last tokens of `runs` that the window can see. One copy; evaluated.
+    Fill empty caches with the KV of `runs`: the blocks that the window can see after `tokens` tokens. One copy;
+    evaluated.
 
-    mlx-lm wants exactly that many: with fewer it fails, and padding would be attended to.
+    mlx-lm wants exactly the tokens in sight: with fewer it fails, and padding would be attended to.
 
     Raises:
-        ValueError: If a cache is not empty, or there are no runs.
+        ValueError: If a cache is not empty, or there are no runs, or they do not reach back far enough.
     """
-    tokens = sum(run.stop - run.start for run in runs) * BLOCK_TOKENS
-    if not tokens or any(not cache.empty() for cache in caches):
+    held = sum(run.stop - run.start for run in runs) * BLOCK_TOKENS
+    if not held or any(not cache.empty() for cache in caches):
         raise ValueError("restore needs a prefix, and empty caches")
     for layer, cache in enumerate(caches):
         visible = min(tokens, cache.max_size)
+        if held < visible:
+            raise ValueError(f"a window of {visible} tokens cannot be restored from {held}")
         cache.keys = _last(kv_cache.layer_parts(runs, layer, 0), visible)
         cache.values = _last(kv_cache.layer_parts(runs, layer, 1), visible)
         cache.offset, cache._idx = tokens, visible
@@ -76,7 +80,7 @@ def _between(cache: RotatingKVCache, first: int, last: int) -> tuple[mx.array, m
     keys, values = cache._temporal_order(cache.keys), cache._temporal_order(cache.values)
     oldest = cache.offset - keys.shape[2]
     if first < oldest or cache.offset < last:
-        raise kv_cache.NotHeldError(f"a window holds tokens {oldest} to {cache.offset}, not {first} to {last}")
+        raise NotHeldError(f"a window holds tokens {oldest} to {cache.offset}, not {first} to {last}")
     return keys[0, :, first - oldest : last - oldest], values[0, :, first - oldest : last - oldest]
 
 

@@ -1,0 +1,60 @@
+"""Leases: what a request holds of the prefix trie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from daemon.kv.block import BLOCK_TOKENS
+from daemon.kv.extents import Checkpoint
+
+if TYPE_CHECKING:
+    from daemon.kv.node import Node
+
+
+class Lease:
+    """
+    Holds the nodes of one match against eviction. Release it exactly once, or use it as a context manager.
+
+    Attributes:
+        namespace: Where the match is.
+        nodes: The matched path, root excluded, shallowest first.
+        branch: Tokens that are stored on the way of the prompt, of which only those of the match can be gone on from.
+    """
+
+    __slots__ = ("_give_back", "_released", "branch", "namespace", "nodes")
+
+    def __init__(self, namespace: str, nodes: list[Node], branch: int, give_back: Callable[[Lease], None]) -> None:
+        self.namespace = namespace
+        self.nodes = nodes
+        self.branch = branch
+        self._give_back = give_back
+        self._released = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the match."""
+        return len(self.nodes) * BLOCK_TOKENS
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """State of the recurrent layers after the match."""
+        return self.nodes[-1].checkpoint if self.nodes else None
+
+    def release(self) -> None:
+        """
+        Let the nodes go.
+
+        Raises:
+            RuntimeError: If it was released before.
+        """
+        if self._released:
+            raise RuntimeError("a lease was released twice")
+        self._released = True
+        self._give_back(self)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
