@@ -8,10 +8,9 @@ from functools import partial
 from mlx_lm.models.cache import LRUPromptCache
 
 from benchmarks.bench import Bench, Figures
-from benchmarks.blocks import BLOCK_BYTES, fake_extents
+from benchmarks.blocks import Index
 from benchmarks.figures import OURS, Metric, Result
 from benchmarks.floor import timed
-from daemon.kv.prefix_cache import Limits, PrefixCache
 
 LOOKUP, INSERT = Metric("lookup", "ms"), Metric("insert", "ms")
 PEER = "mlx-lm's LRUPromptCache"
@@ -49,14 +48,9 @@ def _prompts(tokens: int, seed: str) -> tuple[list[int], list[int]]:
 
 def _ours(tokens: int, seed: str) -> Figures:
     first, second = _prompts(tokens, seed)
-    cache = PrefixCache(Limits(10**6, 10**12))
-
-    def insert(ids: list[int]) -> None:
-        cache.store("n", ids, BLOCK_BYTES, fake_extents)
-
-    insert(first)
-    lookup = timed(lambda: cache.lookup("n", second).release())
-    return {LOOKUP: lookup, INSERT: timed(lambda: insert(second))}
+    cache = Index(tokens)
+    cache.insert(first)
+    return {LOOKUP: timed(lambda: cache.lookup(second)), INSERT: timed(lambda: cache.insert(second))}
 
 
 def _theirs(tokens: int, seed: str) -> Figures:

@@ -12,21 +12,24 @@ from statistics import median
 import mlx.core as mx
 
 from benchmarks.bench import Bench, Figures
-from benchmarks.blocks import BLOCK_BYTES, fake_extents
+from benchmarks.blocks import Index
 from benchmarks.figures import OURS, Metric, Result, Row
 from benchmarks.floor import Floor, timed
 from benchmarks.machine import resident_bytes
 from benchmarks.words import prompt
+from daemon.kv.adapters import kv_cache
 from daemon.kv.block import BLOCK_TOKENS
-from daemon.kv.extents import EXTENT_BLOCKS, Extent, Run
-from daemon.kv.layout import Layout, probe
-from daemon.kv.prefix_cache import Limits, PrefixCache
+from daemon.kv.budget import Limits
+from daemon.kv.layout import describe
+from daemon.kv.live import LiveKV
+from daemon.kv.prefix_cache import PrefixCache
+from daemon.kv.source import Resume
 
 LOOKUP, INSERT, EVICT = Metric("lookup", "ms"), Metric("insert", "ms"), Metric("evict as much", "ms")
 MEMORY, COLLECT = Metric("memory of a block", "bytes"), Metric("full garbage collection", "ms")
 STORE, RESTORE, COPY = Metric("store", "ms"), Metric("restore", "ms"), "plain copy"
-CONVERSATION_BLOCKS = 512
-"""Blocks of each prompt that fills the index; half of them are shared with the one before."""
+CONVERSATION_TOKENS = 8192
+"""Tokens of each prompt that fills the index; pairs of them share the first half."""
 
 
 def trie(bench: Bench) -> Result:
@@ -51,62 +54,60 @@ def trie(bench: Bench) -> Result:
 def _index(blocks: int, tokens: int, rounds: int) -> list[Row]:
     """Fill an index, then look up, insert and evict prompts of so many tokens."""
     rng = random.Random(blocks)
-    longest = tokens // BLOCK_TOKENS
-    cache = PrefixCache(Limits(blocks + longest, 10**15))
+    index = Index(blocks + tokens // BLOCK_TOKENS)
     gc.collect()
     before = resident_bytes([os.getpid()])
-    _fill(cache, blocks, rng)
-    per_block = (resident_bytes([os.getpid()]) - before) / cache.trie.blocks
+    _fill(index, blocks, rng)
+    per_block = (resident_bytes([os.getpid()]) - before) / index.blocks
     figures: dict[Metric, list[float]] = {LOOKUP: [], INSERT: [], EVICT: [], COLLECT: []}
     for _ in range(rounds):
-        ids = [*_tokens(rng, longest), 0]
-        figures[INSERT].append(timed(partial(cache.store, "n", ids, BLOCK_BYTES, fake_extents)))
-        figures[LOOKUP].append(timed(lambda ids=ids: cache.lookup("n", ids).release()))  # type: ignore[misc]
-        figures[EVICT].append(timed(lambda: cache.shed(longest * BLOCK_BYTES)))
+        ids = [*_tokens(rng, tokens), 0]
+        figures[INSERT].append(timed(partial(index.insert, ids)))
+        figures[LOOKUP].append(timed(partial(index.lookup, ids)))
+        figures[EVICT].append(timed(partial(index.evict, tokens)))
     figures[COLLECT].append(timed(gc.collect))
     case = f"{tokens // 1024} k tokens, {blocks:,} blocks"
     rows = [Row(case, metric, OURS, tuple(values)) for metric, values in figures.items()]
     return [*rows, Row(case, MEMORY, OURS, (per_block,))]
 
 
-def _fill(cache: PrefixCache, blocks: int, rng: random.Random) -> None:
-    shared: list[int] = []
-    while cache.trie.blocks < blocks:
-        ids = shared + _tokens(rng, CONVERSATION_BLOCKS - len(shared) // BLOCK_TOKENS)
-        cache.store("n", ids, BLOCK_BYTES, fake_extents)
-        shared = [] if shared else ids[: len(ids) // 2]
+def _fill(index: Index, blocks: int, rng: random.Random) -> None:
+    """Store prompts in pairs that share their first half."""
+    half = CONVERSATION_TOKENS // 2
+    while index.blocks < blocks:
+        shared = _tokens(rng, half)
+        for _ in range(2):
+            index.insert(shared + _tokens(rng, half))
 
 
-def _tokens(rng: random.Random, blocks: int) -> list[int]:
-    return rng.choices(range(150_000), k=blocks * BLOCK_TOKENS)
+def _tokens(rng: random.Random, count: int) -> list[int]:
+    return rng.choices(range(150_000), k=count)
 
 
 def _copies(floor: Floor, tokens: int) -> dict[str, Callable[[str], Figures]]:
-    layout = probe(floor.model)
-    live = floor.prefilled(prompt("copies", tokens))
-    blocks = tokens // BLOCK_TOKENS
+    """Store and restore the KV of a prompt as the engine does, and copy an array of as many bytes."""
+    layout = describe(floor.model)
+    live = LiveKV(layout, floor.prefilled(prompt("copies", tokens)), tokens)
     plain = mx.zeros(layout.bytes_per_token * tokens // 4, mx.float32)
     mx.eval(plain)
-    stored = zip(*_stored(layout, live, blocks), strict=True)
-    groups = [[Run(extent.payload, 0, extent.blocks) for extent in group] for group in stored]
+    ids = [*range(tokens), 0]
 
     def ours(seed: str) -> Figures:
-        restore = _usual(lambda: layout.restored_cache(floor.model, groups, tokens))
-        return {STORE: _usual(lambda: _stored(layout, live, blocks)), RESTORE: restore}
+        cache = PrefixCache(Limits(tokens, 10**12), copy=kv_cache.copied)
+        store = timed(lambda: cache.store("n", ids[:tokens], layout.parts, live, resume=Resume.YES))
+        with cache.lookup("n", ids, layout.parts) as lease:
+            runs = cache.runs(lease, layout.parts)
+            restore = timed(lambda: layout.restored_cache(floor.model, runs, None, tokens, tokens))
+        return {STORE: store, RESTORE: restore}
 
     def copy(seed: str) -> Figures:
-        once = _usual(lambda: mx.eval(mx.concatenate([*mx.split(plain, 2)])))
+        once = timed(lambda: mx.eval(mx.concatenate([*mx.split(plain, 2)])))
         return {STORE: once, RESTORE: once}
 
-    return {OURS: ours, COPY: copy}
+    return {OURS: partial(_usual, ours), COPY: partial(_usual, copy)}
 
 
-def _usual(work: Callable[[], object]) -> float:
-    """Return the milliseconds that something usually takes: one fresh allocation more or less decides a single copy."""
-    return median(timed(work) for _ in range(5))
-
-
-def _stored(layout: Layout, live: list[object], blocks: int) -> list[list[Extent]]:
-    """Store a live cache's blocks as the prefix cache does: an extent for up to 64 of them."""
-    starts = range(0, blocks, EXTENT_BLOCKS)
-    return [layout.pack(live, start, min(start + EXTENT_BLOCKS, blocks)) for start in starts]
+def _usual(turn: Callable[[str], Figures], seed: str) -> Figures:
+    """Return the medians of a turn that is done nine times: fresh pages more or less decide a single copy."""
+    figures = [turn(seed) for _ in range(9)]
+    return {metric: median(each[metric] for each in figures) for metric in figures[0]}
