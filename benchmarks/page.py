@@ -38,7 +38,9 @@ def filled(text: str) -> str:
     others = {"run": _run(report), "targets": _targets(results), "ahead": ahead(results)}
 
     def block(name: str) -> str:
-        return others[name] if name in others else _markdown(_table(results[name]))
+        if name in others:
+            return others[name]
+        return _markdown(_table(results[name])) if name in results else "*not measured in this run*"
 
     return _BLOCK.sub(lambda match: f"{match[1]}{block(match[2])}\n{match[3]}", text)
 

@@ -22,13 +22,12 @@ def figure() -> str:
     lines = [
         f"| first token, median | mlx-sidecar | {MLX_LM} |",
         "|---|---:|---:|",
-        _line("2,048 known tokens of a prompt, 32 new ones", results["prefix"], PREFIX),
-        _line("two models, each request for the other one", results["switching"], CASE),
+        _line("2,048 known tokens of a prompt, 32 new ones", results.get("prefix"), PREFIX),
+        _line("two models, each request for the other one", results.get("switching"), CASE),
     ]
     where = f"{report['machine']}, MLX's CPU backend, models with random weights"
-    return "\n".join(
-        [*lines, "", f"({where}; [method, all figures, and where others are ahead](docs/benchmarks.md))", ""]
-    )
+    more = "[method, all figures, and where others are ahead](docs/benchmarks.md)"
+    return "\n".join([*lines, "", f"({'; '.join(filter(None, (where, report['note'], more)))})", ""])
 
 
 def filled(text: str) -> str:
@@ -41,8 +40,8 @@ def write() -> None:
     README.write_text(filled(README.read_text()))
 
 
-def _line(what: str, result: Result, case: str) -> str:
-    rows = [result.find(case, FIRST_TOKEN, system) for system in (OURS, MLX_LM)]
+def _line(what: str, result: Result | None, case: str) -> str:
+    rows = [result.find(case, FIRST_TOKEN, system) if result else None for system in (OURS, MLX_LM)]
     return "| " + " | ".join([what, *(f"{number(row.median)} ms" if row else "not measured" for row in rows)]) + " |"
 
 
