@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,10 @@ from daemon.errors import Reason, SidecarError
 
 MAX_WAITING_TOKENS = 2_000_000
 RETRY_QUEUE_FULL = 2.0
+"""Seconds after which a caller may ask again while it is not known how fast the queue drains."""
+
+LEAST_RETRY, MOST_RETRY = 0.5, 60.0
+_RECENT = 32
 RETRY_SHUTTING_DOWN = 2.0
 
 
@@ -36,10 +42,19 @@ class Admission:
     Args:
         max_waiting: Most Generate calls that wait for their model or a slot.
         on_idle: Called whenever the last call has ended.
+        clock: Seconds that never go back.
     """
 
-    def __init__(self, max_waiting: int, on_idle: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        max_waiting: int,
+        on_idle: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.rejected = 0
+        self._clock = clock
+        self._drained: deque[float] = deque(maxlen=_RECENT)
+        """When places in the queue became free last."""
         self._max_waiting = max_waiting
         self._on_idle = on_idle
         self._tickets: set[Ticket] = set()
@@ -68,12 +83,18 @@ class Admission:
             raise shutting_down()
         if self.waiting >= self._max_waiting:
             self.rejected += 1
-            raise _full(f"{self._max_waiting} requests wait already, the most that max_queue allows")
+            raise self._full(f"{self._max_waiting} requests wait already, the most that max_queue allows")
         ticket = Ticket()
         self._tickets.add(ticket)
         try:
             yield ticket
         finally:
+            self.leave(ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give a place back before the block ends; harmless twice."""
+        if ticket in self._tickets:
+            self.began(ticket)
             self._tickets.discard(ticket)
             if not self._tickets:
                 self._on_idle()
@@ -88,12 +109,24 @@ class Admission:
         others = sum(other.tokens for other in self._tickets if other.waiting and other is not ticket)
         if others and others + tokens > MAX_WAITING_TOKENS:
             self.rejected += 1
-            raise _full(f"prompts of {others} tokens wait already; {MAX_WAITING_TOKENS} is the most")
+            raise self._full(f"prompts of {others} tokens wait already; {MAX_WAITING_TOKENS} is the most")
         ticket.tokens = tokens
 
     def began(self, ticket: Ticket) -> None:
-        """Note that a call runs."""
+        """Note that a call waits no longer."""
+        if ticket.waiting and ticket.tokens:  # others, such as loads, do not tell how fast prompts are worked off
+            self._drained.append(self._clock())
         ticket.waiting = False
+
+    def _full(self, why: str) -> SidecarError:
+        return SidecarError(Reason.QUEUE_FULL, f"{why}; try again shortly", retry_after=self._until_a_place())
+
+    def _until_a_place(self) -> float:
+        """Return the seconds in which one more place becomes free, as fast as the last ones did until now."""
+        if len(self._drained) < 2:
+            return RETRY_QUEUE_FULL
+        each = (self._clock() - self._drained[0]) / len(self._drained)
+        return min(MOST_RETRY, max(LEAST_RETRY, each))
 
     def close(self) -> None:
         """Take nobody in any more, and drop those that wait."""
@@ -114,7 +147,3 @@ def shutting_down() -> SidecarError:
         "the daemon is shutting down; try again shortly",
         retry_after=RETRY_SHUTTING_DOWN,
     )
-
-
-def _full(why: str) -> SidecarError:
-    return SidecarError(Reason.QUEUE_FULL, f"{why}; try again shortly", retry_after=RETRY_QUEUE_FULL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -65,6 +66,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
             closing(self._supervisor.open(ipc.Command(generate=request), request.model)) as call,
         ):
             ticket.drop = call.fail
+            call.on_stall = partial(self._admission.leave, ticket)
             seq = count()
             async for event in call.events():
                 if event.HasField("accepted"):

@@ -129,7 +129,7 @@ class Supervisor:
         if (waiting := self._retry_at - self._clock()) > PATIENCE_SECONDS:
             raise _restarted("the engine keeps dying", waiting)
         command.call_id = next(self._ids)
-        call = self._calls[command.call_id] = EngineCall(command, self._close)
+        call = self._calls[command.call_id] = EngineCall(command, self._close, self._hold)
         if self._engine is not None and self.state in (State.READY, State.STALLED):
             self._engine.send(command)
         else:
@@ -142,6 +142,10 @@ class Supervisor:
         known = self._calls.pop(call_id, None)
         if known and not unsent and not call.over and self._engine is not None:
             self._engine.send(ipc.Command(call_id=call_id, cancel=ipc.Cancel()))
+
+    def _hold(self, call: EngineCall, held: bool) -> None:
+        if call.command.call_id in self._calls and self._engine is not None:
+            self._engine.send(ipc.Command(call_id=call.command.call_id, hold=ipc.Hold(held=held)))
 
     def _send_unsent(self) -> None:
         assert self._engine is not None

@@ -23,6 +23,7 @@ MAX_STOP_IDS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 10_000
+MAX_PRIORITY = 2
 MAX_DURATION_SECONDS = 315_576_000_000
 """Ten thousand years: the range that google.protobuf.Duration states for itself."""
 
@@ -76,6 +77,8 @@ def check_generate(request: pb.GenerateRequest) -> None:
         raise invalid("cache.mode", f"is {request.cache.mode}, which is no CacheMode")
     _check_length("cache.salt", request.cache.salt, MAX_SALT_BYTES)
     _check_request_id(request.request_id)
+    if request.HasField("priority"):
+        _check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
 
 
 def check_invalidate(request: pb.InvalidateRequest) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from daemon.cache.entry import Loaded, Progress, Stage, Ticket
-from daemon.cache.model_cache import Limits, ModelCache
+from daemon.cache.limits import Limits
+from daemon.cache.model_cache import ModelCache
 from daemon.errors import Reason, SidecarError
 
 

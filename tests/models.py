@@ -61,16 +61,17 @@ TINY: dict[str, dict[str, Any]] = {
 
 def random_model(folder: Path, family: str) -> Path:
     """Write a model of a family with random float32 weights and the embedded model's tokenizer."""
-    return _write_random(folder / family, TINY[family], 7)
+    return write_random(folder / family, TINY[family], 7)
 
 
 def wide_model(folder: Path, name: str, seed: int, layers: int = 3) -> Path:
     """Write a model of some 13 MB a layer; another seed is another content."""
     sizes = {"hidden_size": 512, "num_hidden_layers": layers, "intermediate_size": 2048}
-    return _write_random(folder / name, {**TINY["qwen3"], **sizes}, seed)
+    return write_random(folder / name, {**TINY["qwen3"], **sizes}, seed)
 
 
-def _write_random(path: Path, settings: dict[str, Any], seed: int) -> Path:
+def write_random(path: Path, settings: dict[str, Any], seed: int, dtype: str = "float32") -> Path:
+    """Write a model with random weights of a type and the embedded model's tokenizer."""
     path.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(EMBEDDED_PATH / name, path)
@@ -78,6 +79,8 @@ def _write_random(path: Path, settings: dict[str, Any], seed: int) -> Path:
     (path / "config.json").write_text(json.dumps(config))
     model_class, arguments = _get_classes(config)
     mx.random.seed(seed)
-    weights = dict(tree_flatten(model_class(arguments.from_dict(config)).parameters()))
+    model = model_class(arguments.from_dict(config))
+    model.set_dtype(getattr(mx, dtype))
+    weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(path / "model.safetensors"), weights, {"format": "mlx"})
     return path

@@ -20,9 +20,9 @@ from benchmarks.words import prompt
 from daemon.kv.adapters import kv_cache
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.budget import Limits
-from daemon.kv.layout import describe
 from daemon.kv.live import LiveKV
 from daemon.kv.prefix_cache import PrefixCache
+from daemon.kv.probe import probe
 from daemon.kv.source import Resume
 
 LOOKUP, INSERT, EVICT = Metric("lookup", "ms"), Metric("insert", "ms"), Metric("evict as much", "ms")
@@ -89,7 +89,7 @@ def _copies(floor: Floor, tokens: int) -> dict[str, Callable[[str], Figures]]:
     Store and restore the KV of a prompt as the engine does, and copy as many bytes in as many arrays: on Linux fresh
     pages cost more than the bytes in them, and how many there are depends on the sizes of arrays.
     """
-    layout = describe(floor.model)
+    layout = probe(floor.model)
     caches = floor.prefilled(prompt("copies", tokens))
     live = LiveKV(layout, caches, tokens)
     plain = [array[..., :tokens, :] + 0 for cache in caches for array in (cache.keys, cache.values)]

@@ -56,6 +56,7 @@ class ModelSource:
         config: Its config.json.
         adapter_path: Directory of its adapter, if any.
         stamps: The state of each file that the key was made of; see `changed`.
+        revision: The commit of the Hub that it is; empty if it does not come from there.
     """
 
     key: ModelKey
@@ -65,6 +66,7 @@ class ModelSource:
     config: dict[str, Any] = field(compare=False, repr=False)
     adapter_path: Path | None = None
     stamps: tuple[tuple[str, Stamp], ...] = field(default=(), compare=False, repr=False)
+    revision: str = field(default="", compare=False)
 
     @property
     def architecture(self) -> str:
@@ -145,10 +147,13 @@ def _identify(
     adapter_files = [] if adapter_path is None else _adapter_files(adapter_path)
     named = [path / "config.json", *files]
     stamps = _stamps([*named, *adapter_files])
-    size = estimate_size(path) + sum(f.stat().st_size for f in adapter_files if f.suffix == ".safetensors")
+    size = estimate_size([*files, *adapter_files])
     weights = _digest(path, named, digests, hub, report)
     adapter = _digest(adapter_path, adapter_files, digests, False, report) if adapter_path else ""
-    return ModelSource(ModelKey(weights, adapter), name, path, size, config, adapter_path, stamps)
+    # The Hub's own cache keeps each commit in a directory of its name.
+    return ModelSource(
+        ModelKey(weights, adapter), name, path, size, config, adapter_path, stamps, path.name if hub else ""
+    )
 
 
 def changed(source: ModelSource) -> bool:

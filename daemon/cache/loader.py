@@ -13,11 +13,13 @@ from mlx_lm.utils import load_adapters, load_model
 
 from daemon.cache.entry import Loaded, Progress, Stage
 from daemon.cache.identity import ModelSource, changed
-from daemon.cache.pace import Pace
+from daemon.cache.pace import SLICE_SECONDS, Pace, paced
 from daemon.cache.warmup import WarmUp, warm_up
 from daemon.errors import Reason, SidecarError
 from daemon.kv.layout import Layout
-from daemon.kv.probe import probe
+from daemon.kv.passes import Pass, in_pieces
+from daemon.kv.probe import probing
+from daemon.kv.rows import proving
 
 SLICE_BYTES = 1 << 30
 """Most bytes of weights evaluated between two engine steps; see `Pace`."""
@@ -34,6 +36,7 @@ class LoadedModel:
         layout: How it keeps its KV.
         nbytes: Bytes of its weights.
         vocab_size: Width of its logits.
+        joinable: Whether its sequences can share a forward pass.
         warmup_time: Seconds that the warm-up took; 0 if there was none.
     """
 
@@ -42,22 +45,35 @@ class LoadedModel:
     layout: Layout
     nbytes: int
     vocab_size: int
+    joinable: bool = False
     warmup_time: float = 0.0
 
 
 def load(
-    source: ModelSource, warmup_tokens: int, clock: Callable[[], float]
+    source: ModelSource,
+    warmup_tokens: int,
+    clock: Callable[[], float],
+    seconds: Callable[[], float] = lambda: SLICE_SECONDS,
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """
     Load a model, one slice for each `next`; the generator returns the model. Closing it abandons the load.
+
+    A slice takes about `seconds()`; no less than one array of weights, or one layer of a forward pass of a block.
+
+    Args:
+        source: What to load.
+        warmup_tokens: Tokens of the warm-up; 0 for none.
+        clock: Seconds that never go back.
+        seconds: Tells how long running streams may wait now.
 
     Raises:
         SidecarError: MODEL_UNSUPPORTED or MODEL_CORRUPT.
     """
     with _refusing(source):
         model = _build(source)
+    yield Progress(Stage.LOADING, 0, source.size_bytes)
     done = 0
-    pace = Pace(SLICE_BYTES)
+    pace = Pace(SLICE_BYTES, seconds)
     for piece in _slices(model, pace):
         began = clock()
         with _refusing(source):
@@ -67,16 +83,16 @@ def load(
         done += nbytes
         yield Progress(Stage.LOADING, done, max(done, source.size_bytes))
     _refuse_if_changed(source)
+    loaded_all = Progress(Stage.LOADING, done, max(done, source.size_bytes))
     with _refusing(source):
-        layout = probe(model)
-    yield Progress(Stage.LOADING, done, max(done, source.size_bytes))  # each of the two computes a token
-    with _refusing(source):
-        vocab_size = _vocab_size(model, layout)
-    loaded = LoadedModel(source, model, layout, done, vocab_size)
+        layout = yield from paced(probing(model), loaded_all, clock, seconds)
+        logits = yield from paced(_a_token(model, layout), loaded_all, clock, seconds)
+        joinable = yield from paced(proving(model), loaded_all, clock, seconds)
+    loaded = LoadedModel(source, model, layout, done, int(logits.shape[-1]), joinable)
     if warmup_tokens:
+        yield Progress(Stage.WARMING_UP)
         warmup = WarmUp(model, layout, warmup_tokens)
-        for _ in warm_up(warmup, clock):
-            yield Progress(Stage.WARMING_UP)
+        yield from paced(warm_up(warmup, clock), Progress(Stage.WARMING_UP), clock, seconds)
         loaded = replace(loaded, warmup_time=warmup.seconds)
     return Loaded(loaded, done)
 
@@ -108,11 +124,9 @@ def _refuse_if_changed(source: ModelSource) -> None:
         raise SidecarError(Reason.MODEL_CORRUPT, f"{source.name} changed on disk while it was loaded; ask again")
 
 
-def _vocab_size(model: Any, layout: Layout) -> int:
-    """Return the width of the logits, computed in the way in which requests compute them."""
-    logits = model(mx.array([[0]]), cache=layout.new_cache(model, 1))
-    mx.eval(logits)
-    return int(logits.shape[-1])
+def _a_token(model: Any, layout: Layout) -> Pass:
+    """Compute logits in the way in which requests compute them: their width is the vocabulary's."""
+    return in_pieces(model, mx.array([[0]]), layout.new_cache(model, 1))
 
 
 def _slices(model: Any, pace: Pace) -> Iterator[list[mx.array]]:

@@ -8,59 +8,17 @@ the peak stays within the budget, and what is in use or pinned is never a victim
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
 
+from daemon.cache.counters import Counters
 from daemon.cache.entry import Entry, Lease, Load, Loaded, Outcome, Progress, Source, Ticket
+from daemon.cache.limits import Limits
 from daemon.cache.load_queue import Job, LoadQueue
-from daemon.cache.refusals import in_use, oversize
+from daemon.cache.refusals import in_use
 
 M = TypeVar("M")
 S = TypeVar("S", bound=Source)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """
-    What the cache may hold.
-
-    Attributes:
-        budget_bytes: Most bytes of weights; 0 disables caching: each call loads, uses and frees its own.
-        max_models: Most models.
-        ttl: Idle time to live of an entry, in seconds.
-        evict_on_memory_pressure: Whether idle models may be dropped when memory is short elsewhere.
-    """
-
-    budget_bytes: int
-    max_models: int = 4
-    ttl: float = 3600.0
-    evict_on_memory_pressure: bool = True
-
-    def refuse_if_never(self, name: str, needed: int) -> None:
-        """
-        Refuse a model that does not fit into the budget even alone.
-
-        Raises:
-            SidecarError: MODEL_EXCEEDS_BUDGET with both figures.
-        """
-        if 0 < self.budget_bytes < needed:
-            raise oversize(name, needed, self.budget_bytes)
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since the start."""
-
-    hits: int = 0
-    misses: int = 0
-    evictions: int = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of lookups that found their model loaded; 0.0 before the first."""
-        lookups = self.hits + self.misses
-        return self.hits / lookups if lookups else 0.0
 
 
 class ModelCache(Generic[S, M]):

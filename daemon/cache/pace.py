@@ -1,27 +1,34 @@
-"""How much of a model to read at a time: as much as running streams hardly notice. Pure; times are passed in."""
+"""How much of a load to do at a time: as much as running streams hardly notice. Pure; the clock is injected."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TypeVar
+
+P = TypeVar("P")
+R = TypeVar("R")
 
 SLICE_SECONDS = 0.02
 """A slice of a load should take no longer, because running streams wait for it: about a token of a mid-sized model."""
 
-LEAST_BYTES = 4 << 20
-_FIRST_BYTES = 32 << 20
+LEAST_BYTES = 1 << 20
+_FIRST_BYTES = 4 << 20
 
 
 @dataclass(slots=True)
 class Pace:
     """
-    Finds the bytes that take about `SLICE_SECONDS` to read. It moves by at most a factor of two at a time.
+    Finds the bytes that take as long to read as streams may wait. It moves by at most a factor of two at a time.
 
     Attributes:
         most: Most bytes of a slice, whatever the disk can do.
+        seconds: Tells how long streams may wait now.
         nbytes: Bytes that the next slice should have; a single array may be larger.
     """
 
     most: int
+    seconds: Callable[[], float] = lambda: SLICE_SECONDS
     nbytes: int = _FIRST_BYTES
 
     def __post_init__(self) -> None:
@@ -30,5 +37,32 @@ class Pace:
     def measured(self, nbytes: int, seconds: float) -> None:
         """Learn from a slice. Those that are much smaller than planned say little and are left out."""
         if 2 * nbytes >= self.nbytes:
-            factor = min(2.0, max(0.5, SLICE_SECONDS / max(seconds, 1e-9)))
+            factor = min(2.0, max(0.5, self.seconds() / max(seconds, 1e-9)))
             self.nbytes = min(self.most, max(LEAST_BYTES, int(self.nbytes * factor)))
+
+
+def paced(
+    work: Generator[None, None, R], report: P, clock: Callable[[], float], seconds: Callable[[], float]
+) -> Generator[P, None, R]:
+    """
+    Join pieces of work into slices: yields `report` when one more piece like the last would make the slice too long.
+
+    Args:
+        work: Yields after each piece; a piece that is longer than a slice is a slice of its own.
+        report: What to yield.
+        clock: Seconds that never go back.
+        seconds: Tells how long a slice may take now.
+    """
+    began = before = clock()
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        now = clock()
+        if now - began + now - before > seconds():
+            yield report
+            began = before = clock()
+        else:
+            before = now

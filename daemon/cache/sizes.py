@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -26,9 +27,9 @@ def weight_files(model_dir: Path) -> list[Path]:
     return sorted(path for path in model_dir.rglob("*.safetensors") if path.is_file())
 
 
-def estimate_size(model_dir: Path) -> int:
-    """Return the bytes of all safetensors files below a directory: what a model will take, before it is loaded."""
-    return sum(path.stat().st_size for path in weight_files(model_dir))
+def estimate_size(files: Iterable[Path]) -> int:
+    """Return the bytes of the safetensors files among some: what a model will take, before it is loaded."""
+    return sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
 
 
 def read_header(path: Path) -> bytes:

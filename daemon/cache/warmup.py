@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import mlx.core as mx
 import structlog
 
 from daemon.kv.layout import Layout
+from daemon.kv.passes import in_pieces
 
 PROMPT = tuple(range(1, 17))
 """Any short prompt does; these ids are valid in every vocabulary worth the name."""
@@ -33,8 +34,8 @@ class WarmUp:
     seconds: float = 0.0
 
 
-def warm_up(warmup: WarmUp, clock: Callable[[], float]) -> Iterator[None]:
-    """Generate the tokens, one for each `next`. A failure is logged and ends the warm-up; it is never raised."""
+def warm_up(warmup: WarmUp, clock: Callable[[], float]) -> Generator[None, None, None]:
+    """Generate the tokens, a layer of one for each `next`. A failure is logged and ends it; none is raised."""
     started = clock()
     try:
         yield from _generate(warmup)
@@ -43,11 +44,10 @@ def warm_up(warmup: WarmUp, clock: Callable[[], float]) -> Iterator[None]:
     warmup.seconds = clock() - started
 
 
-def _generate(warmup: WarmUp) -> Iterator[None]:
+def _generate(warmup: WarmUp) -> Generator[None, None, None]:
     cache = warmup.layout.new_cache(warmup.model, len(PROMPT) + warmup.tokens)
     tokens = mx.array([PROMPT])
     for _ in range(warmup.tokens):
-        logits = warmup.model(tokens, cache=cache)
+        logits = yield from in_pieces(warmup.model, tokens, cache)
         tokens = mx.argmax(logits[:, -1:], axis=-1)
-        mx.eval(tokens)
         yield

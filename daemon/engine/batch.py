@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from daemon.engine.sampling import Sampled, Sampler
 from daemon.engine.sequence import Sequence
+from daemon.kv.rows import batched, unbatched
 
 EVALUATE_STEPS = 256
 """Cache fields that no token depends on would grow a lazy chain; evaluating them this often keeps it short."""
@@ -58,30 +58,29 @@ class Batch:
         return len(self.rows)
 
     def has_room_for(self, row: Row) -> bool:
-        """Whether a row may join without too much padding. Only plain KV caches can be joined."""
-        layout = row.sequence.loaded.layout
+        """Whether a row may join without too much padding, and whether rows of the model can share a pass at all."""
         lengths = [other.length for other in (*self.rows, row)]
-        return layout.joinable and max(lengths) * len(lengths) <= MOST_PADDING * sum(lengths)
+        return row.sequence.loaded.joinable and max(lengths) * len(lengths) <= MOST_PADDING * sum(lengths)
 
     def join(self, row: Row) -> None:
         """Take a row in. Copies the KV of all rows: they are padded to the same length."""
         if len(self.rows) == 1:
-            self._caches = [_batched(cache) for cache in self._caches]
+            self._caches = [batched(cache) for cache in self._caches]
         for cache, other in zip(self._caches, _take_cache(row), strict=True):
-            cache.extend(_batched(other))
+            cache.extend(batched(other))
         self.rows.append(row)
 
     def leave(self, row: Row) -> None:
         """Let a row go and give its KV back to its sequence; the caller drops an empty batch."""
         index = self.rows.index(row)
         row.sequence.cache = self._row_cache(index)
-        del self.rows[index]
-        keep = [position for position in range(len(self.rows) + 1) if position != index]
+        keep = [position for position in range(len(self.rows)) if position != index]
         if len(keep) > 1:
             for cache in self._caches:
                 cache.filter(keep)
         elif keep:
             self._caches = self._row_cache(keep[0])
+        del self.rows[index]
 
     def caches_of(self, row: Row) -> list[Any]:
         """Return one row's KV as plain caches: views, until they are copied or written to."""
@@ -104,11 +103,10 @@ class Batch:
         return current
 
     def _row_cache(self, index: int) -> list[Any]:
-        """Return one row's KV as plain caches: views, until they are copied or written to."""
-        if len(self.rows) == 1 and not isinstance(self._caches[0], BatchKVCache):
+        """Return one row's KV as caches of its own."""
+        if len(self.rows) == 1:
             return self._caches
-        padding = _ints(self._caches[0].left_padding)[index]
-        return [_unbatched(cache, index, padding) for cache in self._caches]
+        return [unbatched(cache, index) for cache in self._caches]
 
 
 def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any]) -> mx.array:
@@ -121,24 +119,3 @@ def _take_cache(row: Row) -> list[Any]:
     caches, row.sequence.cache = row.sequence.cache, None
     assert caches is not None, "a row without KV cannot decode"
     return caches
-
-
-def _batched(cache: KVCache) -> BatchKVCache:
-    """Return a cache of one row as a batch of one, sharing its arrays."""
-    batch = BatchKVCache([0])
-    batch.keys, batch.values = cache.keys, cache.values
-    batch.offset = mx.array([cache.offset])
-    batch._idx = cache.offset
-    return batch
-
-
-def _unbatched(batch: BatchKVCache, index: int, padding: int) -> KVCache:
-    cache = KVCache()
-    cache.keys = batch.keys[index : index + 1, :, padding:]
-    cache.values = batch.values[index : index + 1, :, padding:]
-    cache.offset = batch._idx - padding
-    return cache
-
-
-def _ints(array: mx.array) -> list[int]:
-    return [int(value) for value in array.tolist()]  # type: ignore[union-attr,arg-type]

@@ -203,10 +203,7 @@ class GenerateCall:
         services.outbox.accepted(self._call_id, len(prompt.tokens))
         self._asked = services.clock()
         if self._request.require_loaded and not services.models.contains(source.key):
-            raise SidecarError(
-                Reason.MODEL_NOT_CACHED,
-                f"{source.name} is not loaded and require_loaded is set; GetOrLoad it first",
-            )
+            raise _not_loaded(source.name, kept=services.models.limits.budget_bytes > 0)
         self._ticket = services.models.get_or_load(source)
 
     def _start(self, ticket: Ticket[LoadedModel]) -> None:
@@ -216,7 +213,7 @@ class GenerateCall:
         loaded = ticket.lease.model
         assert self._prepared is not None
         _, _, prompt = self._prepared
-        need = kv_need(len(prompt.tokens), prompt.max_tokens, loaded.layout.bytes_per_token)
+        need = kv_need(loaded.layout, len(prompt.tokens), prompt.max_tokens)
         self._services.ledger.refuse_if_never(need, loaded.nbytes)
         self._services.runner.add(self._sequence(ticket))
         self._over = True
@@ -247,6 +244,7 @@ class GenerateCall:
             reads=mode != pb.CACHE_MODE_BYPASS,
             writes=mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE),
             times=self._times,
+            priority=request.priority,
         )
 
     def fail(self, error: SidecarError) -> None:
@@ -254,3 +252,9 @@ class GenerateCall:
         if not self._over:
             self.cancel()
             self._services.outbox.fail(self._call_id, error)
+
+
+def _not_loaded(name: str, *, kept: bool) -> SidecarError:
+    """Return the refusal of a request that wants a loaded model."""
+    advice = "GetOrLoad it first" if kept else "with model_cache_mb 0 no model stays loaded: unset require_loaded"
+    return SidecarError(Reason.MODEL_NOT_CACHED, f"{name} is not loaded and require_loaded is set; {advice}")

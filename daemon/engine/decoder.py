@@ -23,12 +23,18 @@ class Decoder:
 
     def __init__(self) -> None:
         self._batches: list[Batch] = []
+        self._held: list[Row] = []
 
     def __len__(self) -> int:
-        return sum(len(batch) for batch in self._batches)
+        return len(self._rows()) + len(self._held)
 
     def __iter__(self) -> Iterator[Sequence]:
-        return iter([row.sequence for batch in self._batches for row in batch.rows])
+        return iter([row.sequence for row in (*self._rows(), *self._held)])
+
+    @property
+    def active(self) -> int:
+        """Sequences that the next step gives a token."""
+        return len(self._rows())
 
     def join(self, sequence: Sequence) -> None:
         """Start decoding a sequence whose prompt is in its cache but for the last token."""
@@ -40,21 +46,24 @@ class Decoder:
         first = sampler(forward(sequence, mx.array(sequence.prompt[-1:]), sequence.cache))
         sequence.advanced(1, sequence.cache)
         mx.async_eval(first.arrays())
-        row = Row(sequence, sampler, first)
-        batch = next((batch for batch in self._batches if batch.has_room_for(row)), None)
-        if batch is None:
-            self._batches.append(Batch(row))
-        else:
-            batch.join(row)
+        self._place(Row(sequence, sampler, first))
 
     def leave(self, sequence: Sequence) -> None:
         """Stop decoding a sequence, which gets its KV back; an unknown one is no error."""
-        for batch in self._batches:
-            for row in batch.rows:
-                if row.sequence is sequence:
-                    batch.leave(row)
-                    self._batches = [batch for batch in self._batches if len(batch)]
-                    return
+        self._take_out(sequence)
+        self._held = [row for row in self._held if row.sequence is not sequence]
+
+    def hold(self, sequence: Sequence) -> None:
+        """Let a sequence wait: it keeps its KV and its next token, and gets none until `go_on`. Harmless twice."""
+        row = self._take_out(sequence)
+        if row is not None:
+            self._held.append(row)
+
+    def go_on(self, sequence: Sequence) -> None:
+        """Let a sequence that was held go on; any other is no error."""
+        for row in [row for row in self._held if row.sequence is sequence]:
+            self._held.remove(row)
+            self._place(row)
 
     def caches_of(self, sequence: Sequence) -> list[Any]:
         """Return the KV of a sequence that runs, as it is now."""
@@ -68,6 +77,25 @@ class Decoder:
             for row, sampled in zip(batch.rows, batch.advance(), strict=True)
         ]
         return [(sequence, _read(sequence, sampled)) for sequence, sampled in current]
+
+    def _rows(self) -> list[Row]:
+        return [row for batch in self._batches for row in batch.rows]
+
+    def _place(self, row: Row) -> None:
+        batch = next((batch for batch in self._batches if batch.has_room_for(row)), None)
+        if batch is None:
+            self._batches.append(Batch(row))
+        else:
+            batch.join(row)
+
+    def _take_out(self, sequence: Sequence) -> Row | None:
+        for batch in self._batches:
+            for row in batch.rows:
+                if row.sequence is sequence:
+                    batch.leave(row)
+                    self._batches = [batch for batch in self._batches if len(batch)]
+                    return row
+        return None
 
 
 def _read(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:

@@ -33,6 +33,7 @@ def estimated(source: ModelSource) -> pb.ModelInfo:
         vocab_size=source.vocab_size,
         kv_bytes_per_token=source.estimated_kv_bytes_per_token,
         outcome=pb.LOAD_OUTCOME_ESTIMATED,
+        revision=source.revision,
     )
 
 

@@ -12,9 +12,10 @@ from daemon.cache.digest_notes import DigestFile
 from daemon.cache.digests import Digests
 from daemon.cache.entry import Load
 from daemon.cache.identity import ModelSource
+from daemon.cache.limits import Limits as ModelLimits
 from daemon.cache.loader import LoadedModel, load
-from daemon.cache.model_cache import Limits as ModelLimits
 from daemon.cache.model_cache import ModelCache
+from daemon.cache.pace import SLICE_SECONDS
 from daemon.cache.resolver import Resolver
 from daemon.config import Config
 from daemon.engine.architectures import supported
@@ -102,8 +103,8 @@ class Engine:
             self._background,
             self._outbox,
             clock,
-            self._invalidator.seen,
-            self._invalidator.shares,
+            self._invalidator.known.seen,
+            self._invalidator.known.shares,
         )
         self._calls: dict[int, Call] = {}
 
@@ -117,6 +118,9 @@ class Engine:
         kind = command.WhichOneof("body")
         if kind == "cancel":
             self._cancel(command.call_id)
+            return
+        if kind == "hold":
+            self._runner.hold(command.call_id, held=command.hold.held)
             return
         try:
             self._begin(command, kind)
@@ -133,12 +137,16 @@ class Engine:
 
     def step(self) -> None:
         """Do one round: calls that can go on, one step of the runner, one slice of a load."""
+        began = self._clock()
+        busy = self.busy
         self._poll()
         if self._runner.busy:
             self._runner.step()
         if self._models.busy:
             self._models.step()
             self._poll()
+        if busy:
+            self._runner.gauges.steps.observe(self._clock() - began)
         if self._clock() - self._swept >= SWEEP_SECONDS:
             self._sweep()
 
@@ -148,7 +156,12 @@ class Engine:
 
     def _load(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
         self._prefixes.shed(self._ledger.shortfall(source.size_bytes, self._figures.use()))
-        return load(source, 0 if skip_warmup else self._warmup_tokens, self._clock)
+        return load(source, 0 if skip_warmup else self._warmup_tokens, self._clock, self._load_seconds)
+
+    def _load_seconds(self) -> float:
+        """Return how long a slice of a load may take: running streams may wait for one more of their own steps."""
+        usual = self._runner.gauges.usual_decode
+        return min(SLICE_SECONDS, usual) if self._runner.decoding else SLICE_SECONDS
 
     def _poll(self) -> None:
         for call_id, call in list(self._calls.items()):
@@ -170,6 +183,7 @@ class Engine:
     def _sweep(self) -> None:
         self._swept = self._clock()
         self._models.evict_stale()
+        self._make_room(0)  # for what running requests have grown by
         if self._relief.check() or not self.busy:
             mx.clear_cache()
         self._outbox.publish()

@@ -8,6 +8,7 @@ from daemon.cache.entry import Entry
 from daemon.cache.identity import ModelKey, ModelSource
 from daemon.cache.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
+from daemon.engine.known import Known
 from daemon.engine.runner import Runner
 from daemon.kv.namespace import Namespace, model_digest
 from daemon.kv.prefix_cache import Dropped, PrefixCache
@@ -24,29 +25,31 @@ class Invalidator:
         models: The model cache.
         prefixes: The prefix cache.
         runner: The running requests.
+
+    Attributes:
+        known: What each name stood for.
     """
 
     def __init__(self, models: ModelCache[ModelSource, LoadedModel], prefixes: PrefixCache, runner: Runner) -> None:
         self._models = models
         self._prefixes = prefixes
         self._runner = runner
-        self._keys: dict[str, set[ModelKey]] = {}
-        self._layouts: dict[ModelKey, set[str]] = {}
+        self.known = Known(self._is_kept)
 
-    def seen(self, source: ModelSource) -> None:
-        """Remember which content a name stood for."""
-        self._keys.setdefault(source.name, set()).add(source.key)
-
-    def shares(self, namespace: Namespace) -> None:
-        """Remember a layout under which prefixes may be stored; they outlive their model's stay in memory."""
-        self._layouts.setdefault(ModelKey(namespace.weights, namespace.adapter), set()).add(namespace.layout)
+    def _is_kept(self, key: ModelKey) -> bool:
+        digest = model_digest(key.weights, key.adapter)
+        return (
+            any(entry.key == key for entry in self._models.entries())
+            or any(source.key == key for source, _ in self._models.loading())
+            or bool(self._prefixes.trie.tops(lambda namespace: namespace.startswith(digest)))
+        )
 
     def model(self, target: pb.ModelTarget, *, dry_run: bool) -> pb.InvalidateResponse:
         """
         Drop what belongs to a name, under every revision and adapter that it was asked for with; and with it whatever
         other name stands for the same content.
         """
-        keys = self._keys.get(target.model, set())
+        keys = self.known.keys(target.model)
         entries = [entry for entry in self._models.entries() if entry.key in keys and not entry.draining]
         digests = tuple(model_digest(key.weights, key.adapter) for key in keys)
         return self._drop(
@@ -64,11 +67,11 @@ class Invalidator:
 
     def prefix(self, source: ModelSource, salt: str, tokens: list[int], *, dry_run: bool) -> pb.InvalidateResponse:
         """Drop the prompts that begin with a prefix, with every adapter of the model and every state of its files."""
-        keys = {source.key} | self._keys.get(source.name, set())
+        keys = {source.key} | self.known.keys(source.name)
         wanted = {
             Namespace(key.weights, key.adapter, layout, salt).digest()
             for key in keys
-            for layout in self._layouts.get(key, ())
+            for layout in self.known.layouts(key)
         }
         dropped = [self._prefixes.forget_prefix(name, tokens, dry_run=dry_run) for name in sorted(wanted)]
         if not dry_run:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Protocol
 
+from daemon.engine.scheduler import MAX_CHUNK
 from daemon.errors import Reason, SidecarError
 
 DECODE_ROOM = 256
-"""Tokens of KV that a request gets beyond its prompt at first; it grows by as much when they are used up."""
+"""Tokens of KV that a request gets beyond what it holds; it grows by as much when they are used up."""
 
 _SHARE_OF_WORKING_SET = 0.9
 _SHARE_OF_RAM = 0.7
@@ -26,13 +28,26 @@ def memory_limit(working_set: int | None) -> int:
     return int(_SHARE_OF_RAM * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def kv_need(prompt: int, max_tokens: int, bytes_per_token: int) -> int:
+class Costs(Protocol):
+    """How a model keeps its KV."""
+
+    def live_bytes(self, tokens: int, chunk: int) -> int:
+        """Return the bytes of a cache with room for `tokens`, of which at most `chunk` are computed at a time."""
+
+
+def kv_need(costs: Costs, held: int, left: int) -> int:
     """
     Return the KV bytes that a request needs to run: its own cache, and as much again while it grows or is copied.
 
-    Decode room is billed for its first step only: billing all of `max_tokens` would refuse most requests for nothing.
+    The one formula: by it a request is admitted, running ones are billed, and Stats counts them. Room to decode is
+    reserved in steps: billing all of `max_tokens` would refuse most requests for nothing.
+
+    Args:
+        costs: Those of its model.
+        held: Tokens of the prompt and those generated so far.
+        left: Tokens that may still be generated.
     """
-    return 2 * bytes_per_token * (prompt + min(max_tokens, DECODE_ROOM))
+    return 2 * costs.live_bytes(held + min(left, DECODE_ROOM), MAX_CHUNK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,9 +92,7 @@ class Prefill:
             mx.eval([cache.state for cache in sequence.cache])
             self._done += size
             sequence.advanced(size, sequence.cache)
-        elapsed = self._clock() - began
-        sequence.times.prefill += elapsed
-        self._sizer.measured(model.source.key, size, elapsed)
+        self._sizer.measured(model.source.key, size, self._clock() - began)
         self._store()
         if self.remaining == 0 and self.computed >= LONG_PREFILL:
             mx.clear_cache()
@@ -105,7 +103,8 @@ class Prefill:
         size = min(self._sizer.size(self.sequence.loaded.source.key), self.remaining)
         if self._points:
             size = min(size, self._points[0] - self._done)
-            size -= (self._done + size) % BLOCK_TOKENS
+            beyond_block = (self._done + size) % BLOCK_TOKENS
+            size -= beyond_block if beyond_block < size else 0
         return size
 
     def _resume_points(self) -> list[int]:

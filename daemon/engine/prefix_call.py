@@ -11,8 +11,10 @@ from daemon.engine.calls import Services
 from daemon.engine.finder import Found
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.prompts import tokenise
-from daemon.errors import SidecarError, invalid
+from daemon.errors import Reason, SidecarError, invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+_GONE = (Reason.MODEL_NOT_FOUND, Reason.MODEL_NOT_CACHED, Reason.MODEL_CORRUPT)
 
 
 class PrefixCall:
@@ -26,6 +28,7 @@ class PrefixCall:
         self._request = request
         self._invalidator = invalidator
         self._over = False
+        self._gone: SidecarError | None = None
         services.finder.find(Wanted(request.prefix.model), self)
 
     @property
@@ -53,6 +56,8 @@ class PrefixCall:
         target = self._request.prefix
         if target.WhichOneof("input") == "tokens":
             return list(target.tokens.ids)
+        if self._gone is not None:
+            raise self._gone
         tokens = tokenise(pb.GenerateRequest(text=target.text), self._services.tokenizers.get(source))
         if not tokens:
             raise invalid("prefix.text", "has no tokens")
@@ -65,7 +70,11 @@ class PrefixCall:
             self._services.outbox.invalidated(self._call_id, answer)
 
     def fail(self, error: SidecarError) -> None:
-        """End the call with an error; nothing if it was over."""
-        if not self._over:
+        """End the call with an error; nothing if it was over. Prefixes of a model whose files are gone can go too."""
+        known = self._invalidator.known.latest(self._request.prefix.model)
+        if known is not None and self._gone is None and error.reason in _GONE:
+            self._gone = error
+            self.found(known)
+        elif not self._over:
             self._over = True
             self._services.outbox.fail(self._call_id, error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,10 +9,11 @@ from typing import Protocol
 from daemon.cache.identity import ModelKey
 from daemon.engine.background import as_sidecar_error
 from daemon.engine.decoder import Decoder
+from daemon.engine.gauges import Gauges
 from daemon.engine.ledger import kv_need
 from daemon.engine.output import Token
 from daemon.engine.prefill import Prefill, store
-from daemon.engine.scheduler import ChunkSizer, startable
+from daemon.engine.scheduler import ChunkSizer, Turns, startable
 from daemon.engine.sequence import Sequence, delta
 from daemon.errors import Reason, SidecarError
 from daemon.kv.block import BLOCK_TOKENS
@@ -45,7 +45,7 @@ class Totals:
 
 class Runner:
     """
-    Runs sequences: one decode step for each model's running sequences, then one chunk of the oldest prefill.
+    Runs sequences: one decode step for each model's running sequences, then one chunk of one prefill.
 
     Args:
         prefixes: The prefix cache.
@@ -64,14 +64,19 @@ class Runner:
         clock: Callable[[], float],
     ) -> None:
         self.totals = Totals()
+        self.gauges = Gauges()
         self._prefixes = prefixes
         self._max_batch = max_batch
         self._make_room = make_room
         self._replies = replies
         self._clock = clock
         self._sizer = ChunkSizer()
-        self._waiting: deque[Sequence] = deque()
-        self._prefills: deque[Prefill] = deque()
+        self._waiting: list[Sequence] = []
+        self._prefills: dict[Sequence, Prefill] = {}
+        self._starts: Turns[Sequence] = Turns()
+        self._chunks: Turns[Sequence] = Turns()
+        self._stuck = False
+        """Whether nobody can start before somebody who runs goes on or ends."""
         self._decoders: dict[ModelKey, Decoder] = {}
 
     @property
@@ -91,8 +96,12 @@ class Runner:
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do."""
-        return bool(self._waiting or self._prefills or self._decoders)
+        """Whether `step` has something to do at once: not if those that run are held and those that wait, wait."""
+        return bool(self._prefills or self._active or (self._waiting and not self._stuck))
+
+    @property
+    def _active(self) -> int:
+        return sum(decoder.active for decoder in self._decoders.values())
 
     def sequences(self) -> list[Sequence]:
         """Return all sequences that hold or will hold KV."""
@@ -104,6 +113,7 @@ class Runner:
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence whose model is loaded."""
+        self._stuck = False
         self._waiting.append(sequence)
 
     def cancel(self, call_id: int) -> bool:
@@ -114,23 +124,36 @@ class Runner:
                 return True
         return False
 
+    def hold(self, call_id: int, *, held: bool) -> None:
+        """Give a sequence that generates no more tokens, or let it go on; any other call is no error."""
+        self._stuck = False
+        for decoder in self._decoders.values():
+            for sequence in [sequence for sequence in decoder if sequence.call_id == call_id]:
+                (decoder.hold if held else decoder.go_on)(sequence)
+
     def step(self) -> None:
         """Do one round: start what can start, decode each model once, prefill one chunk."""
         self._start()
+        began, rows = self._clock(), self._active
         for decoder in list(self._decoders.values()):
             self._decode(decoder)
-        if self._prefills:
-            self._prefill(self._prefills[0])
+        if rows:
+            self.gauges.decoded(self._clock() - began, rows)
+        prefilling = list(self._prefills)
+        if (sequence := self._chunks.first(prefilling)) is not None:
+            self._chunks.took(sequence, prefilling)
+            self._prefill(self._prefills[sequence])
 
     def _start(self) -> None:
         def fits(sequence: Sequence) -> bool:
             return self._make_room(kv_bytes(sequence))
 
-        while (sequence := startable(self._waiting, self._running, self._max_batch, fits)) is not None:
+        while (sequence := startable(self._waiting, self._running, self._max_batch, fits, self._starts)) is not None:
             self._waiting.remove(sequence)
-            self._prefills.append(Prefill(sequence, self._prefixes, self._sizer, self._clock))
+            self._prefills[sequence] = Prefill(sequence, self._prefixes, self._sizer, self._clock)
         if self._waiting and not (self._prefills or self._decoders):
             self._refuse(self._waiting[0])
+        self._stuck = not (self._prefills or self._active)
 
     def _begin(self, prefill: Prefill) -> bool:
         """
@@ -161,11 +184,10 @@ class Runner:
         self._replies.fail(sequence.call_id, error)
 
     def _holders(self) -> list[Sequence]:
-        prefilling = [prefill.sequence for prefill in self._prefills]
-        return [*prefilling, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
+        return [*self._prefills, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
 
     def _running(self, model: Hashable) -> int:
-        prefilling = sum(prefill.sequence.model_key == model for prefill in self._prefills)
+        prefilling = sum(sequence.model_key == model for sequence in self._prefills)
         return prefilling + sum(len(decoder) for key, decoder in self._decoders.items() if key == model)
 
     def _prefill(self, prefill: Prefill) -> None:
@@ -176,7 +198,7 @@ class Runner:
         if prefill.remaining:
             self._replies.generate(sequence.call_id, sequence.progress(prefill.done))
             return
-        self._prefills.popleft()
+        del self._prefills[sequence]
         self.totals.prompt_tokens += 1
         self._decoders.setdefault(sequence.model_key, Decoder()).join(sequence)
 
@@ -191,7 +213,10 @@ class Runner:
 
     def _accept(self, sequence: Sequence, token: Token) -> None:
         self.totals.generated_tokens += 1
-        piece, reason = sequence.accept(token, self._clock())
+        now = self._clock()
+        if sequence.generated:
+            self.gauges.gaps.observe(now - sequence.times.last_token)
+        piece, reason = sequence.accept(token, now)
         if piece:
             event = delta(piece, logprobs=sequence.top_logprobs is not None)
             self._replies.generate(sequence.call_id, event)
@@ -216,9 +241,10 @@ class Runner:
 
     def _end(self, sequence: Sequence) -> None:
         """Store what a sequence computed, wherever it is, and free what it holds."""
+        self._stuck = False
         if sequence in self._waiting:
             self._waiting.remove(sequence)
-        self._prefills = deque(prefill for prefill in self._prefills if prefill.sequence is not sequence)
+        self._prefills.pop(sequence, None)
         decoder = self._decoders.get(sequence.model_key)
         if decoder is not None:
             decoder.leave(sequence)
@@ -230,5 +256,5 @@ class Runner:
 
 def kv_bytes(sequence: Sequence) -> int:
     """Return the KV bytes that a sequence is billed."""
-    held = len(sequence.prompt) + len(sequence.generated)
-    return kv_need(held, sequence.max_tokens, sequence.loaded.layout.bytes_per_token)
+    done = len(sequence.generated)
+    return kv_need(sequence.loaded.layout, len(sequence.prompt) + done, sequence.max_tokens - done)

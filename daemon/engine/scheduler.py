@@ -1,10 +1,11 @@
-"""Scheduling decisions: who may start, and how much of a prompt to compute at a time. Pure; times are passed in."""
+"""Scheduling decisions: who may start, whose prompt goes on, and how much of it. Pure; times are passed in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from itertools import count
+from typing import Generic, Protocol, TypeVar
 
 CHUNK_SECONDS = 0.25
 """A chunk of prefill should take no longer, because running streams wait for it."""
@@ -12,6 +13,11 @@ CHUNK_SECONDS = 0.25
 MIN_CHUNK = 16
 MAX_CHUNK = 2048
 _FIRST_CHUNK = 256
+
+MOST_PASSED = 16
+"""Later arrivals, of higher priority or of another namespace, may go before a request so many times."""
+
+_MOST_REMEMBERED = 1024
 
 
 @dataclass(slots=True)
@@ -38,32 +44,77 @@ class ChunkSizer:
         self._sizes[model] = min(MAX_CHUNK, max(MIN_CHUNK, size * factor))
 
 
-class Waiting(Protocol):
-    """A request that waits for a slot."""
+class Request(Protocol):
+    """A request that waits for its turn."""
 
     @property
     def model_key(self) -> Hashable:
-        """The model that it waits for."""
+        """Its model."""
+
+    @property
+    def namespace(self) -> Hashable:
+        """With whom it can share prefixes: model and salt. These take turns."""
+
+    @property
+    def priority(self) -> int:
+        """Higher goes first."""
 
 
-W = TypeVar("W", bound=Waiting)
+R = TypeVar("R", bound=Request)
+
+
+class Turns(Generic[R]):
+    """
+    Whose turn it is. Candidates are given in order of arrival.
+
+    Rules, the first that decides counts: whoever was passed over `MOST_PASSED` times by later arrivals, oldest first,
+    so that nothing starves; the highest priority; the namespace whose last turn is longest ago; the order of arrival.
+    """
+
+    def __init__(self) -> None:
+        self._serial = count(1)
+        self._served: dict[Hashable, int] = {}
+        """When each namespace had its last turn, the one longest ago first."""
+        self._passed: dict[R, int] = {}
+
+    def first(self, candidates: Sequence[R]) -> R | None:
+        """Return whose turn it is; None if there is nobody."""
+        overdue = [one for one in candidates if self._passed.get(one, 0) >= MOST_PASSED]
+        if overdue:
+            return overdue[0]
+        return min(candidates, key=lambda one: (-one.priority, self._served.get(one.namespace, 0)), default=None)
+
+    def took(self, chosen: R, candidates: Sequence[R]) -> None:
+        """Note that one of the candidates had its turn."""
+        self._served.pop(chosen.namespace, None)
+        self._served[chosen.namespace] = next(self._serial)
+        if len(self._served) > _MOST_REMEMBERED:
+            del self._served[next(iter(self._served))]
+        earlier = candidates[: candidates.index(chosen)]
+        self._passed = {one: self._passed.get(one, 0) for one in candidates if one is not chosen}
+        for one in earlier:
+            self._passed[one] += 1
 
 
 def startable(
-    waiting: Iterable[W], running: Callable[[Hashable], int], max_batch: int, fits: Callable[[W], bool]
-) -> W | None:
+    waiting: Iterable[R], running: Callable[[Hashable], int], max_batch: int, fits: Callable[[R], bool], turns: Turns[R]
+) -> R | None:
     """
-    Return the request to start next: the first whose model has a free slot, in order of arrival.
+    Return the request to start next, and note that it had its turn: one whose model has a free slot.
 
-    A request that does not fit in memory now holds up those behind it: letting smaller ones pass would starve it.
+    A request whose turn it is and that does not fit in memory now holds up those behind it: letting smaller ones pass
+    would starve it.
 
     Args:
         waiting: Requests whose model is loaded, oldest first.
         running: Returns how many requests of a model run.
         max_batch: Most that may.
         fits: Whether a request fits in memory now; may make room.
+        turns: Whose turn it is.
     """
-    for request in waiting:
-        if running(request.model_key) < max_batch:
-            return request if fits(request) else None
-    return None
+    candidates = [request for request in waiting if running(request.model_key) < max_batch]
+    first = turns.first(candidates)
+    if first is None or not fits(first):
+        return None
+    turns.took(first, candidates)
+    return first

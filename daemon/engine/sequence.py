@@ -25,19 +25,19 @@ class Times:
     load: float = 0.0
     lookup: float = 0.0
     restore: float = 0.0
-    prefill: float = 0.0
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
 
     def message(self) -> pb.Timings:
-        """Return them as the API's Timings."""
+        """Return them as the API's Timings: the spans before the first token add up to it."""
+        restored = self.started + self.lookup + self.restore
         spans = {
             "queue": self.started - self.arrived - self.load,
             "load": self.load,
             "lookup": self.lookup,
             "restore": self.restore,
-            "prefill": self.prefill,
+            "prefill": self.first_token - restored,
             "decode": self.last_token - self.first_token,
             "first_token": self.first_token - self.arrived,
         }
@@ -58,6 +58,7 @@ class Sequence:
         message_ends: Ids that end a message of its prompt.
         top_logprobs: Alternatives wanted for each token; None if no log-probabilities are.
         namespace: Digest under which its KV may be shared.
+        priority: Higher starts and prefills first.
         reads, writes: Whether it may reuse cached prefixes, and store its own.
         generated: Tokens sampled so far.
         cached: Prompt tokens whose KV was reused.
@@ -82,6 +83,7 @@ class Sequence:
     reads: bool
     writes: bool
     times: Times
+    priority: int = 0
     generated: list[int] = field(default_factory=list)
     cached: int = 0
     cache: list[Any] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 
@@ -12,6 +13,7 @@ from daemon.cache.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.durations import duration
 from daemon.engine import describe
+from daemon.engine.gauges import Gauges
 from daemon.engine.ledger import Ledger, Use
 from daemon.engine.runner import Runner
 from daemon.kv.block import BLOCK_TOKENS
@@ -61,6 +63,7 @@ class Figures:
                 decoding=self._runner.decoding,
                 prompt_tokens=self._runner.totals.prompt_tokens,
                 generated_tokens=self._runner.totals.generated_tokens,
+                **_spread(self._runner.gauges),
             ),
             memory=self._memory(),
         )
@@ -131,6 +134,17 @@ class Figures:
             headroom_bytes=self._ledger.headroom(use),
             limit_bytes=self._ledger.limit,
         )
+
+
+def _spread(gauges: Gauges) -> dict[str, Any]:
+    """Return the fields that tell medians and what is hardly ever exceeded."""
+    fields: dict[str, Any] = {}
+    for suffix, share in (("p50", 0.5), ("p99", 0.99)):
+        for name, times in (("step_time", gauges.steps), ("token_gap", gauges.gaps)):
+            if times.count:
+                fields[f"{name}_{suffix}"] = duration(times.quantile(share))
+        fields[f"batch_size_{suffix}"] = round(gauges.rows.quantile(share))
+    return fields
 
 
 def _loading(load: tuple[ModelSource, object]) -> pb.ModelStats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from daemon.kv.adapters.cache_list import leaves
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import Checkpoint, Extent, Run
 from daemon.kv.parts import Group, Parts
+from daemon.kv.passes import in_pieces
 
 ROOM_STEP = 256
 """Tokens by which mlx-lm grows a KV cache; capacities are multiples of it."""
@@ -32,7 +33,6 @@ class Layout:
         shapes: Those of every cache; empty if nothing can be reused.
         groups: Caches of equal shape whose KV is kept in blocks; they share extents.
         states: Caches of recurrent layers, whose state is kept in checkpoints.
-        joinable: Whether sequences can share a batch: all caches are plain KV caches.
     """
 
     signature: str
@@ -40,7 +40,6 @@ class Layout:
     shapes: tuple[Shape, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     states: tuple[int, ...] = ()
-    joinable: bool = False
 
     @property
     def reusable(self) -> bool:
@@ -56,6 +55,28 @@ class Layout:
     def state_bytes(self) -> int:
         """Bytes of the state of recurrent layers, whatever the number of tokens."""
         return sum(shape.nbytes for shape in self.shapes if isinstance(shape, arrays.Shape))
+
+    def live_bytes(self, tokens: int, chunk: int) -> int:
+        """
+        Return the bytes of a sequence's cache with room for so many tokens.
+
+        Full attention grows with them in steps of 256; a window holds what it sees and the chunk that is computed; a
+        recurrent state is always the same; a class that is not known counts as if it never forgot.
+
+        Args:
+            tokens: Tokens of the prompt and those reserved for the answer.
+            chunk: Most tokens computed at a time.
+        """
+        room = capacity_for(tokens)
+        if not self.shapes:
+            return room * self.bytes_per_token
+        held = self.state_bytes
+        for shape in self.shapes:
+            if isinstance(shape, rotating.Shape):
+                held += min(room, shape.window + chunk) * shape.bytes_per_token
+            elif isinstance(shape, kv_cache.Shape):
+                held += room * shape.bytes_per_token
+        return held
 
     def new_cache(self, model: Any, tokens: int) -> list[Any]:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
@@ -139,10 +160,10 @@ def capacity_for(tokens: int) -> int:
     return -(-tokens // ROOM_STEP) * ROOM_STEP
 
 
-def describe(model: Any) -> Layout:
-    """Run a token through a model and return the layout of the cache that it leaves."""
+def describing(model: Any) -> Generator[None, None, Layout]:
+    """Run a token through a model, a layer for each `next`, and return the layout of the cache that it leaves."""
     caches = make_prompt_cache(model)
-    mx.eval(model(mx.array([[0]]), cache=caches), [cache.state for cache in caches])
+    yield from in_pieces(model, mx.array([[0]]), caches)
     flat = list(leaves(caches))
     found = [_shape(cache) for cache in flat]
     shapes = tuple(shape for shape in found if shape is not None)
@@ -158,7 +179,6 @@ def describe(model: Any) -> Layout:
             tuple(index for index, shape in enumerate(shapes) if shape == unique) for unique in dict.fromkeys(blocks)
         ),
         states=tuple(index for index, shape in enumerate(shapes) if isinstance(shape, arrays.Shape)),
-        joinable=all(type(cache) is kv_cache.CACHE_CLASS for cache in caches),
     )
 
 

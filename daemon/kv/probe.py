@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,9 @@ import structlog
 
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import Run
-from daemon.kv.layout import Layout, describe
+from daemon.kv.layout import Layout, describing
 from daemon.kv.live import LiveKV
+from daemon.kv.passes import in_pieces
 
 _BLOCKS = 2
 
@@ -19,31 +21,47 @@ log = structlog.get_logger()
 
 
 def probe(model: Any) -> Layout:
+    """Do all of `probing` at once."""
+    work = probing(model)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            layout: Layout = end.value
+            return layout
+
+
+def probing(model: Any) -> Generator[None, None, Layout]:
     """
-    Run a few tokens through a model and return the layout of the cache that it leaves.
+    Run a few tokens through a model, a layer for each `next`, and return the layout of the cache that it leaves.
 
     What a restored cache computes must equal what the cache did that it was packed from. That keeps a cache class or a
     model that changed under us from ever giving wrong answers.
     """
-    layout = describe(model)
-    if not layout.reusable or _reuse_is_exact(model, layout):
+    layout = yield from describing(model)
+    if not layout.reusable or (yield from _reuse_is_exact(model, layout)):
         return layout
     log.warning("a restored KV cache computes something else; prefixes of this model are not reused")
-    return replace(layout, shapes=(), groups=(), states=(), joinable=False)
+    return replace(layout, shapes=(), groups=(), states=())
 
 
-def _reuse_is_exact(model: Any, layout: Layout) -> bool:
+def _reuse_is_exact(model: Any, layout: Layout) -> Generator[None, None, bool]:
     """Compare the logits after two blocks, with the cache that computed them and with a restored copy of it."""
     prefix = _BLOCKS * BLOCK_TOKENS
     tokens = mx.array([list(range(1, prefix + 2))])
     cold = layout.new_cache(model, prefix + 1)
-    mx.eval(model(tokens[:, :-1], cache=cold), [cache.state for cache in cold])
+    for start in range(0, prefix, BLOCK_TOKENS):
+        yield from in_pieces(model, tokens[:, start : start + BLOCK_TOKENS], cold)
     try:
         warm = _copy(model, layout, cold, prefix)
     except (RuntimeError, ValueError):
         log.exception("the KV cache of this model cannot be packed and restored")
         return False
-    expected, got = (model(tokens[:, -1:], cache=cache)[0, -1].astype(mx.float32) for cache in (cold, warm))
+    logits = []
+    for caches in (cold, warm):
+        after = yield from in_pieces(model, tokens[:, -1:], caches)
+        logits.append(after[0, -1].astype(mx.float32))
+    expected, got = logits
     close = mx.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
     return bool(close.item()) and bool((mx.argmax(got) == mx.argmax(expected)).item())
 

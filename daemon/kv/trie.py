@@ -17,6 +17,7 @@ from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import Checkpoint, Extent, ExtentLedger
 from daemon.kv.lease import Lease
 from daemon.kv.node import Node, partition_of
+from daemon.kv.tree import Tree
 
 Restorable = Callable[[Sequence[Node]], int]
 """Returns after how many blocks of a stored path a request can go on."""
@@ -30,9 +31,10 @@ class Lack(Enum):
     MEMORY = auto()
 
 
-class PrefixTrie:
+class PrefixTrie(Tree):
     """
-    Stores and finds prefixes. Lookup and insert cost O(blocks of the prompt); eviction O(log stored blocks).
+    A tree that holds KV: stores and finds prefixes. Lookup and insert cost O(blocks of the prompt); eviction
+    O(log stored blocks).
 
     Attributes:
         ledger: What the stored KV takes.
@@ -41,10 +43,10 @@ class PrefixTrie:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.ledger = ExtentLedger()
         self.blocks = 0
         self.shares: Counter[str] = Counter()
-        self._roots: dict[str, Node] = {}
         self._leases: set[Lease] = set()
         self._orphans: set[Node] = set()
         self._leaves: AgeQueue[Node] = AgeQueue()
@@ -56,18 +58,13 @@ class PrefixTrie:
         """Leases that are not released."""
         return len(self._leases)
 
-    @property
-    def namespaces(self) -> list[str]:
-        """Namespaces that have a block."""
-        return list(self._roots)
-
     def match(self, namespace: str, keys: Sequence[bytes], restorable: Restorable = len) -> Lease:
         """
         Lease the longest stored prefix of `keys` that is restorable, which may be empty.
 
         All that is stored on the way of `keys` is marked as used now, and so is the checkpoint at the end of the match.
         """
-        path = self._walk(namespace, keys)
+        path = self.walk(namespace, keys)
         tick = next(self._ticks)
         nodes = path[: restorable(path)]
         for node in nodes:
@@ -98,7 +95,7 @@ class PrefixTrie:
         Raises:
             KeyError: If the path was forgotten meanwhile.
         """
-        node = lease.nodes[-1] if lease.nodes else self._root(lease.namespace)
+        node = lease.nodes[-1] if lease.nodes else self.root(lease.namespace)
         if node.detached:
             raise KeyError("the path of the lease was forgotten")
         partition = partition_of(lease.namespace)
@@ -126,7 +123,7 @@ class PrefixTrie:
         """Give the last block of a leased path a checkpoint; it keeps one that it has."""
         node = lease.nodes[-1]
         if node.checkpoint is None and not node.detached:
-            checkpoint.tick, checkpoint.partition = next(self._ticks), partition_of(lease.namespace)
+            checkpoint.tick, checkpoint.partition = node.tick, partition_of(lease.namespace)
             node.checkpoint = checkpoint
             self.ledger.keep(checkpoint, node)
 
@@ -171,33 +168,6 @@ class PrefixTrie:
                 fresh.partition = extent.partition
                 self._replace(users, group, fresh)
 
-    def tops(self, accept: Callable[[str], bool]) -> list[Node]:
-        """Return the topmost blocks of the namespaces that are accepted."""
-        roots = [root for namespace, root in self._roots.items() if accept(namespace)]
-        return [child for root in roots for child in root.children()]
-
-    def branches(self, namespace: str, keys: Sequence[bytes], accept: Callable[[bytes], bool]) -> list[Node]:
-        """
-        Return the topmost blocks that lead only to prompts which begin with `keys` and then an accepted block.
-
-        A stored path that ends on the way counts too: its prompt may have gone on that way.
-        """
-        path = self._walk(namespace, keys)
-        found: list[Node] = []
-        if len(path) == len(keys):
-            last = path[-1] if path else self._roots.get(namespace)
-            found = [child for child in last.children() if accept(child.key)] if last is not None else []
-        if not found and path and not path[-1].degree:
-            found = path[-1:]
-        return _with_lone_ancestors(found)
-
-    def subtree(self, tops: Sequence[Node]) -> list[Node]:
-        """Return nodes and everything below them."""
-        nodes = list(tops)
-        for node in nodes:
-            nodes.extend(node.children())
-        return nodes
-
     def orphans(self) -> frozenset[Node]:
         """Return the forgotten blocks that leases still hold."""
         return frozenset(self._orphans)
@@ -209,7 +179,7 @@ class PrefixTrie:
         for top, (_, partition) in zip(tops, parents, strict=True):
             self._count(-len(self.subtree([top])), partition)
         for top in tops:
-            self._unlink(top)
+            self.unlink(top)
         for node in nodes:
             node.detached, node.parent = True, None
             node.disown_all()
@@ -231,18 +201,13 @@ class PrefixTrie:
         """
         held = Counter(node for lease in self._leases for node in lease.nodes)
         nodes = self.subtree(self.tops(lambda _: True))
+        self.check_shape(nodes)
         for node in nodes:
-            assert node.parent is not None, "a stored block has no parent"
-            assert node.parent.child(node.key) is node, "parent and child disagree"
-            assert node.depth == node.parent.depth + 1, "depth is wrong"
             assert not node.detached, "a detached block is reachable"
             assert node.locks == held[node], "locks and leases disagree"
             assert node.queued or not node.evictable, "an evictable leaf is not queued"
             checkpoint = node.checkpoint
             assert checkpoint is None or checkpoint.queued or not checkpoint.evictable, "a checkpoint is not queued"
-        for root in self._roots.values():
-            assert root.parent is None, "a root has a parent"
-            assert root.degree, "an empty root was kept"
         assert len(nodes) == self.blocks == self.shares.total(), f"{self.blocks} blocks counted, {len(nodes)} stored"
         for partition, blocks in Counter(node.partition for node in nodes).items():
             assert self.shares[partition] == blocks, "shares drifted"
@@ -255,26 +220,9 @@ class PrefixTrie:
         assert len(checkpoints) == len(set(checkpoints)), "a checkpoint is queued twice"
         self.ledger.check([*nodes, *self._orphans])
 
-    def _root(self, namespace: str) -> Node:
-        return self._roots.get(namespace) or Node(namespace.encode(), None, 0)
-
-    def _walk(self, namespace: str, keys: Sequence[bytes]) -> list[Node]:
-        """Return the stored blocks on the way of `keys`."""
-        path: list[Node] = []
-        node = self._roots.get(namespace)
-        if node is not None:
-            for key in keys:
-                node = node.child(key)
-                if node is None:
-                    break
-                path.append(node)
-        return path
-
     def _add(self, parent: Node, key: bytes, extents: tuple[Extent | None, ...], partition: str) -> Node:
-        if parent.depth == 0:
-            self._roots[parent.key.decode()] = parent
-        child = Node(key, parent, parent.depth + 1, extents)
-        parent.adopt(child)
+        child = self.grow(parent, key)
+        child.extents = extents
         for extent in extents:
             if extent is not None:
                 self.ledger.take(extent, child)
@@ -299,7 +247,7 @@ class PrefixTrie:
         leaf, owner = taken
         parent = leaf.parent
         assert parent is not None, "a leaf without a parent was queued"
-        self._unlink(leaf)
+        self.unlink(leaf)
         self._free(leaf)
         self._leaves.offer(parent, owner)
         self._count(-1, owner)
@@ -309,13 +257,6 @@ class PrefixTrie:
         self.shares[partition] += blocks
         if not self.shares[partition]:
             del self.shares[partition]
-
-    def _unlink(self, node: Node) -> None:
-        parent, node.parent = node.parent, None
-        assert parent is not None, "a block left the trie twice"
-        parent.disown(node)
-        if parent.depth == 0 and not parent.degree:
-            del self._roots[parent.key.decode()]
 
     def _free(self, node: Node) -> None:
         extents, node.extents = node.extents, ()
@@ -343,11 +284,3 @@ class PrefixTrie:
         deepest = next((node for node in reversed(lease.nodes) if not node.detached), None)
         if deepest is not None:
             self._leaves.offer(deepest, partition)
-
-
-def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:
-    """Move siblings up together to their highest ancestor that leads to nothing else."""
-    chosen = list(tops)
-    while chosen and (up := chosen[0].parent) is not None and up.depth > 0 and up.degree == len(chosen):
-        chosen = [up]
-    return chosen

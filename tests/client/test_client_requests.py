@@ -59,6 +59,7 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"salt": "s"}, {"cache": {"mode": "CACHE_MODE_READ_WRITE", "salt": "s"}}),
     ({"request_id": "r"}, {"requestId": "r"}),
     ({"require_loaded": True}, {"requireLoaded": True}),
+    ({"priority": -1}, {"priority": -1}),
 ]
 
 

@@ -141,6 +141,23 @@ def test_logits_that_are_no_numbers_end_the_request_and_store_nothing(
     assert harness.run(generate(PROMPT)).cached > 0
 
 
+def test_logits_that_are_no_numbers_end_one_row_of_a_batch_alone(harness: Harness) -> None:
+    """Its neighbours in the same forward pass give the answers that they give alone."""
+    texts = ["The", "A man", "It was"]
+    expected = [harness.run(generate(text, max_tokens=30, stop=LONG, top_logprobs=1)).content for text in texts]
+    calls = [harness.begin(generate(text, max_tokens=30, stop=LONG, top_logprobs=1)) for text in texts]
+    harness.until(lambda: all(map(harness.decoding, calls)))
+    (decoder,) = harness.engine._runner._decoders.values()
+    rows = {row.sequence.call_id: row for batch in decoder._batches for row in batch.rows}
+    assert len(decoder._batches) == 1
+    sampler = rows[calls[1]].sampler
+    rows[calls[1]].sampler = lambda logits: sampler(logits * mx.nan)  # type: ignore[assignment]
+    assert Answer(harness.finish(calls[1])).failure.reason == "NAN_LOGITS"
+    for which in (0, 2):
+        assert Answer(harness.finish(calls[which])).content == expected[which]
+    harness.settle()
+
+
 def test_a_failure_whose_text_is_no_unicode_is_sent(harness: Harness) -> None:
     """Names of files may be anything."""
     harness.engine._outbox.fail(9, SidecarError(Reason.MODEL_CORRUPT, "bad \udcff name"))

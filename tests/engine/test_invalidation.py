@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.engine.harness import Answer, Harness, generate
+from tests.models import copy_of_embedded
 from tools.embedded import corpus
 
 PROMPT = next(corpus.held_out(seed=20, tokens_hint=300)).completion()
@@ -46,3 +50,22 @@ def test_a_prefix_of_another_salt_or_text_stays(harness: Harness) -> None:
     other = pb.PrefixTarget(model="embedded", text="something else entirely", salt="s")
     assert harness.run(pb.InvalidateRequest(prefix=other)).invalidated.blocks == 0
     assert harness.run(generate(PROMPT, cache=pb.CacheOptions(salt="s"))).cached > 0
+
+
+def test_prefixes_of_a_model_whose_files_are_gone_can_be_dropped(harness: Harness, tmp_path: Path) -> None:
+    """By token ids; a text would need the tokenizer, which is gone too."""
+    path = copy_of_embedded(tmp_path)
+    ids = pb.TokenIds(ids=range(5, 45))
+    request = pb.GenerateRequest(model=str(path), tokens=ids, max_tokens=1)
+    harness.run(request)
+    kept = shutil.copytree(path, tmp_path / "kept")
+    shutil.rmtree(path)
+    text = pb.PrefixTarget(model=str(path), text="The")
+    assert harness.run(pb.InvalidateRequest(prefix=text)).failure.reason == "MODEL_NOT_FOUND"
+    dropped = harness.run(pb.InvalidateRequest(prefix=pb.PrefixTarget(model=str(path), tokens=ids)))
+    assert dropped.invalidated.blocks == 2
+    request.model = str(kept)
+    assert harness.run(request).cached == 0
+    never = pb.PrefixTarget(model="/never/seen", tokens=ids)
+    assert harness.run(pb.InvalidateRequest(prefix=never)).failure.reason == "MODEL_NOT_FOUND"
+    harness.settle()

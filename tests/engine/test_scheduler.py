@@ -10,31 +10,109 @@ from hypothesis import strategies as st
 
 from daemon.engine import scheduler
 from daemon.engine.ledger import DECODE_ROOM, Ledger, Use, kv_need, memory_limit
-from daemon.engine.scheduler import CHUNK_SECONDS, MAX_CHUNK, MIN_CHUNK, ChunkSizer, startable
+from daemon.engine.scheduler import CHUNK_SECONDS, MAX_CHUNK, MIN_CHUNK, MOST_PASSED, ChunkSizer, Turns, startable
 from daemon.errors import Reason, SidecarError
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Request:
     """A request that waits."""
 
     model_key: str
+    salt: str = ""
+    priority: int = 0
     size: int = 1
+    chunks: int = 1
+
+    @property
+    def namespace(self) -> tuple[str, str]:
+        """Model and salt."""
+        return self.model_key, self.salt
+
+
+def starts(waiting: list[Request], running: dict[str, int] | None = None, fits: int = 10) -> Request | None:
+    """Return who starts when two requests of a model may run at once."""
+    return startable(
+        waiting, lambda key: (running or {}).get(str(key), 0), 2, lambda request: request.size <= fits, Turns()
+    )
+
+
+def order(waiting: list[Request]) -> list[Request]:
+    """Return requests in the order of their turns, a chunk at a time, when nobody else comes."""
+    turns: Turns[Request] = Turns()
+    waiting = list(waiting)
+    done: list[Request] = []
+    while (first := turns.first(waiting)) is not None:
+        turns.took(first, waiting)
+        done.append(first)
+        first.chunks -= 1
+        if not first.chunks:
+            waiting.remove(first)
+    return done
 
 
 def test_requests_start_in_order_of_arrival() -> None:
     """One whose model has no free slot lets those of other models pass."""
     a, b, c = Request("full"), Request("free"), Request("free")
-    running = {"full": 2, "free": 1}
-    assert startable([a, b, c], lambda key: running[str(key)], 2, lambda _: True) is b
-    assert startable([a], lambda key: running[str(key)], 2, lambda _: True) is None
-    assert startable([], lambda _: 0, 2, lambda _: True) is None
+    assert starts([a, b, c], {"full": 2, "free": 1}) is b
+    assert starts([a], {"full": 2}) is None
+    assert starts([]) is None
 
 
 def test_one_that_does_not_fit_is_not_overtaken() -> None:
     """Smaller ones would starve it."""
-    big, small = Request("m", 10), Request("m", 1)
-    assert startable([big, small], lambda _: 0, 2, lambda request: request.size < 5) is None
+    big, small = Request("m", size=11), Request("m")
+    assert starts([big, small]) is None
+
+
+def test_within_a_salt_the_first_to_come_is_the_first_to_go() -> None:
+    """To its end: the next may find in the cache what it computed."""
+    requests = [Request("m", chunks=3) for _ in range(3)]
+    assert order(requests) == [request for request in requests for _ in range(3)]
+
+
+def test_salts_and_models_take_turns() -> None:
+    """Whoever sends a hundred requests holds up one of somebody else by one chunk."""
+    flood = [Request("m", "flood", chunks=5) for _ in range(20)]
+    other_salt, other_model = Request("m", "other", chunks=2), Request("n", chunks=2)
+    turns = order([*flood, other_salt, other_model])
+    assert turns[:6] == [flood[0], other_salt, other_model] * 2
+    assert turns[6:] == [flood[0]] * 3 + [request for request in flood[1:] for _ in range(5)]
+
+
+def test_a_higher_priority_goes_first() -> None:
+    """Those of equal priority keep their order."""
+    low, usual, high, higher = (Request("m", priority=priority) for priority in (-1, 0, 1, 2))
+    assert order([low, usual, high, higher]) == [higher, high, usual, low]
+
+
+@given(st.lists(st.tuples(st.integers(-2, 2), st.sampled_from("abcdef")), min_size=60, max_size=200))
+def test_nobody_starves(arrivals: list[tuple[int, str]]) -> None:
+    """However many of whatever priority come later: the last of the first still gets its turn soon."""
+    turns: Turns[Request] = Turns()
+    waiting = [Request("m", "patient", priority=-2) for _ in range(3)]
+    last = waiting[-1]
+    served = 0
+    for priority, salt in arrivals:
+        waiting.append(Request("m", salt, priority))
+        first = turns.first(waiting)
+        assert first is not None
+        turns.took(first, waiting)
+        waiting.remove(first)
+        served += 1
+        if first is last:
+            break
+    assert served <= MOST_PASSED + 3
+
+
+def test_turns_remember_a_bounded_number_of_namespaces() -> None:
+    """A salt for each request is no leak."""
+    turns: Turns[Request] = Turns()
+    for number in range(5000):
+        request = Request("m", str(number))
+        turns.took(request, [request])
+    assert len(turns._served) <= 1024
+    assert not turns._passed
 
 
 @given(st.floats(1e-5, 10), st.integers(1, 30))
@@ -65,8 +143,14 @@ def test_a_chunk_that_was_cut_short_teaches_nothing() -> None:
 
 def test_need_counts_the_prompt_and_the_first_room_to_decode_twice() -> None:
     """The cache, and the copy while it grows."""
-    assert kv_need(100, 10, 8) == 2 * 8 * 110
-    assert kv_need(100, 10**6, 8) == 2 * 8 * (100 + DECODE_ROOM)
+
+    class Costs:
+        def live_bytes(self, tokens: int, chunk: int) -> int:
+            assert chunk == MAX_CHUNK
+            return 8 * tokens
+
+    assert kv_need(Costs(), 100, 10) == 2 * 8 * 110
+    assert kv_need(Costs(), 100, 10**6) == 2 * 8 * (100 + DECODE_ROOM)
 
 
 def test_the_ledger_adds_up() -> None:

@@ -55,6 +55,8 @@ def _client(daemon: RunningDaemon) -> Iterator[Client]:
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"salt": "x" * 129}, "cache.salt"),
         ({"request_id": "two words"}, "request_id"),
+        ({"priority": 3}, "priority"),
+        ({"priority": -3}, "priority"),
         ({"model": ""}, "model"),
         ({"prompt": [Message("", "hello")]}, "chat.messages[0].role"),
     ],

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 import grpc
 import pytest
 
+import mlx_sidecar
 from mlx_sidecar import Client, Delta, Finished, Message, PrefillProgress, Started
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.running import RunningDaemon, wait_until
 from tools.embedded import corpus
 
+ENDLESS = pb.Stop(ignore_eos=True)
 PROMPT = next(corpus.held_out(seed=1, tokens_hint=300)).completion()
 
 
@@ -198,6 +205,46 @@ def test_a_deadline_ends_a_request(daemon: RunningDaemon) -> None:
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+READER = """
+import sys
+from mlx_sidecar import Client
+with Client(sys.argv[1]) as client:
+    for event in client.generate("embedded", sys.argv[2], max_tokens=3500, ignore_eos=True):
+        print(flush=True)
+"""
+
+
+def test_a_client_that_is_killed_frees_its_slot_and_leaves_what_was_computed(daemon: RunningDaemon) -> None:
+    """kill -9 leaves no time for a cancel; the connection that breaks is enough."""
+    prompt = next(corpus.held_out(seed=9, tokens_hint=300)).completion()
+    command = [sys.executable, "-c", READER, str(daemon.socket), prompt]
+    with daemon.client() as client, subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        for _ in range(3):
+            assert reader.stdout.readline()
+        reader.kill()
+        wait_until(lambda: idle(client), "nothing runs")
+        assert client.complete("embedded", prompt, max_tokens=1).usage.cached_tokens > 0
+        stats = client.stats()
+        assert stats.prefix_cache.leases == 0
+        assert all(model.in_use == 0 for model in stats.models)
+
+
+def test_a_deadline_in_the_queue_ends_a_request_that_never_touched_the_device(
+    start_daemon: Callable[..., RunningDaemon],
+) -> None:
+    """The one that runs goes on, and nothing of the other stays."""
+    daemon = start_daemon(max_batch="1")
+    with daemon.client() as client, client.generate("embedded", "The", max_tokens=3500, ignore_eos=True) as running:
+        events = iter(running)
+        assert any(isinstance(event, Delta) for event in events)
+        with pytest.raises(mlx_sidecar.DeadlineExceeded):
+            client.complete("embedded", PROMPT, max_tokens=1, timeout=0.5)
+        wait_until(lambda: client.stats().engine.queued == 0, "nobody waits")
+        assert any(isinstance(event, Delta) for event in events)
+        assert client.stats().engine.prompt_tokens == 1  # the prompt of the one that runs
+
+
 def test_many_requests_at_once_all_get_their_own_answer(client: Client) -> None:
     """Twelve different prompts on eight slots: each answer equals the one it gets alone."""
     prompts = [example.completion() for example in islice(corpus.held_out(seed=9, tokens_hint=120), 12)]
@@ -218,3 +265,40 @@ def test_the_finished_event_names_the_end_of_sequence_as_stop(client: Client) ->
         last = list(stream)[-1]
     assert isinstance(last, Finished)
     assert (last.reason, last.stop_match) == ("stop", "")
+
+
+@contextmanager
+def unread(daemon: RunningDaemon) -> Iterator[Any]:
+    """Begin a stream of a megabyte that is not read, on a connection that takes in little ahead of its reader."""
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16384)]
+    request = pb.GenerateRequest(model="embedded", text="The", max_tokens=3500, top_logprobs=20, stop=ENDLESS)
+    with grpc.insecure_channel(f"unix:{daemon.socket}", options) as channel:
+        yield SidecarServiceStub(channel).Generate(request, wait_for_ready=True)
+
+
+@pytest.mark.slow
+def test_a_client_that_stops_reading_for_a_while_gets_everything_and_others_notice_nothing(
+    daemon: RunningDaemon,
+) -> None:
+    """The engine holds its stream once much waits for it; when it reads again, the text is as it would have been."""
+    with daemon.client() as other, unread(daemon) as stream:
+        wait_until(lambda: other.stats().engine.decoding == 1, "it runs")
+        generated = -1
+        while (now := other.stats().engine.generated_tokens) != generated:
+            other.complete("embedded", "A man", max_tokens=20, ignore_eos=True)
+            generated = now + 20  # unless the held stream got some as well
+        assert other.stats().engine.decoding == 1
+        text = "".join(event.delta.text for event in stream)
+        assert text == other.complete("embedded", "The", max_tokens=3500, ignore_eos=True).text
+
+
+@pytest.mark.slow
+def test_a_client_that_never_reads_again_is_ended(daemon: RunningDaemon) -> None:
+    """After half a minute its slot is free; when it comes back it is told."""
+    with daemon.client() as other, unread(daemon) as stream:
+        wait_until(lambda: other.stats().engine.decoding == 1, "it runs")
+        wait_until(lambda: other.stats().engine.decoding == 0, "it was ended")
+        with pytest.raises(grpc.RpcError, match="nothing was read") as told:
+            list(stream)
+        assert told.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert other.complete("embedded", "A man", max_tokens=2).text

@@ -40,10 +40,11 @@ def test_a_hub_id_and_a_copy_of_it_are_one_model(daemon: RunningDaemon, folder: 
     """By branch, by commit, and by the path of a copy: one load."""
     with daemon.client() as client:
         ready = client.load("org/name", allow_download=True)
-        assert ready.outcome == "loaded"
+        assert (ready.outcome, ready.revision) == ("loaded", COMMIT)
         assert client.load("org/name", revision=COMMIT).outcome == "hit"
         copy = client.load(str(folder / "model"))
         assert (copy.outcome, copy.fingerprint) == ("hit", ready.fingerprint)
+        assert client.stats().models[0].info.revision == COMMIT
         assert client.stats().models[0].names == ("org/name", str(folder / "model"))
         with pytest.raises(mlx_sidecar.ModelNotCached):
             client.load("org/name", revision="v2")

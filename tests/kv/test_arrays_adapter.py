@@ -129,3 +129,29 @@ def test_a_padded_or_an_unfinished_state_is_not_understood() -> None:
     assert arrays.understood(whole)
     assert not arrays.understood(padded)
     assert not arrays.understood(unfinished)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 4])
+def test_a_state_of_any_number_of_arrays_comes_back_as_it_was(slots: int) -> None:
+    live = [ArraysCache(slots) for _ in range(3)]
+    for layer, cache in enumerate(live):
+        for slot in range(slots):
+            dtype = mx.int64 if slot == 3 else mx.float32
+            cache[slot] = mx.random.normal((1, 2 + slot, layer + 1)).astype(dtype)
+
+    fresh = [ArraysCache(slots) for _ in live]
+    arrays.restore(fresh, arrays.pack(arrays.states(live)))
+
+    assert state_of(fresh) == state_of(live)
+    assert [array.dtype for cache in fresh for array in cache.cache] == [a.dtype for cache in live for a in cache.cache]
+
+
+def test_a_row_of_a_batch_is_a_state_of_its_own() -> None:
+    batch = ArraysCache(2)
+    batch[0], batch[1] = mx.arange(6).reshape(3, 2), mx.arange(12).reshape(3, 4)
+    fresh = [ArraysCache(2)]
+
+    arrays.restore(fresh, arrays.pack(arrays.states([batch], row=1)))
+
+    assert fresh[0][0].tolist() == [[2, 3]]
+    assert fresh[0][1].tolist() == [[4, 5, 6, 7]]

@@ -10,7 +10,9 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from structlog.testing import capture_logs
 
 from daemon.kv.adapters import rotating
+from daemon.kv.adapters.cache_list import leaves
 from daemon.kv.layout import Layout
+from daemon.kv.live import LiveKV
 from daemon.kv.probe import probe
 from tests.kv.tiny_models import OTHER, RECURRENT, REUSABLE, WINDOWED, TinyEngine, build, same_bits, tokens
 
@@ -55,6 +57,32 @@ def test_bytes_per_token_are_those_of_a_real_cache(layouts: dict[str, Layout], n
     caches = layouts[name].new_cache(build(REUSABLE[name]), 256)
 
     assert sum(cache.nbytes for cache in caches) == 256 * layouts[name].bytes_per_token
+
+
+@pytest.mark.parametrize("name", [*REUSABLE, *WINDOWED, *RECURRENT])
+@pytest.mark.parametrize("length", [1, 20, 300])
+def test_live_bytes_are_those_of_a_real_cache_and_never_less(name: str, length: int) -> None:
+    """Exact where nothing forgets; a window may hold less than the chunk that it makes room for."""
+    model = build({**REUSABLE, **WINDOWED, **RECURRENT}[name])
+    layout = probe(model)
+    caches = layout.new_cache(model, length)
+    chunk = 7
+    for start in range(0, length, chunk):
+        mx.eval(model(mx.array([tokens(length)[start : start + chunk]]), cache=caches))
+        held = sum(cache.nbytes for cache in leaves(caches))
+        assert held <= layout.live_bytes(length, chunk)
+    if name not in WINDOWED:
+        assert held == layout.live_bytes(length, chunk)
+    assert layout.live_bytes(10_000, chunk) <= layout.bytes_per_token * 10_240 + layout.state_bytes
+
+
+def test_windows_and_recurrent_layers_cost_no_more_for_a_longer_prompt() -> None:
+    """Only full attention does."""
+    mamba = probe(build(RECURRENT["mamba with recurrent state"]))
+    assert mamba.live_bytes(100_000, 16) == mamba.live_bytes(1, 16) == mamba.state_bytes
+    gemma = probe(build(WINDOWED["gemma3_text with windows of 32"]))
+    grown = gemma.live_bytes(2560, 16) - gemma.live_bytes(2304, 16)
+    assert grown == 256 * gemma.bytes_per_token // 3  # one of its three layers sees everything
 
 
 def test_a_layout_keeps_no_cache_alive() -> None:
@@ -180,3 +208,23 @@ def test_parts_say_what_windows_and_recurrent_layers_need() -> None:
     assert not windowed.parts.resumes_anywhere
     assert not hybrid.parts.resumes_anywhere
     assert isinstance(windowed.shapes[0], rotating.Shape)
+
+
+@pytest.mark.parametrize("name", [*WINDOWED, *RECURRENT])
+def test_restored_layers_are_of_the_classes_that_the_model_makes(name: str) -> None:
+    engine = TinyEngine(build((WINDOWED | RECURRENT)[name]))
+    engine.store(tokens(32), engine.cold(tokens(32))[0])
+
+    restored, reused = engine.restored(tokens(33))
+
+    assert reused == 32
+    made = make_prompt_cache(engine.model)
+    assert [type(cache) for cache in leaves(restored)] == [type(cache) for cache in leaves(made)]
+
+
+def test_a_cache_that_holds_another_number_of_tokens_is_no_source() -> None:
+    engine = TinyEngine(build(REUSABLE["llama with grouped queries"]))
+    caches, _ = engine.cold(tokens(33))
+
+    with pytest.raises(RuntimeError, match=r"layers hold \[33\] tokens instead of 32"):
+        LiveKV(engine.layout, caches, 32)

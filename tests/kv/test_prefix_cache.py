@@ -336,6 +336,16 @@ def test_a_salt_that_is_alone_may_use_the_whole_budget_and_gives_way_to_the_next
     assert prefixes.reuse("m/second", prompt(*range(8), tail=1)) == prompt(*range(8))
 
 
+def test_prompts_that_share_a_long_beginning_store_it_once() -> None:
+    """32 conversations over a beginning of 2,048 tokens: the bytes are those of the unique blocks."""
+    prefixes = FakePrefixes()
+    beginning = list(range(1000, 1128))
+    for number in range(32):
+        prefixes.store("n", prompt(*beginning, number, number + 100))
+
+    assert prefixes.cache.memory_usage() == (128 + 32 * 2) * BLOCK_BYTES
+
+
 def test_a_prebuilt_snapshot_is_stored_like_a_live_cache() -> None:
     """A source is whatever can hand out blocks: what was copied from one cache can be stored in another."""
     kept, other = FakePrefixes(), FakePrefixes()

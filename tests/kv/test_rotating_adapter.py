@@ -40,10 +40,9 @@ def close(one: mx.array, two: mx.array) -> bool:
     return bool(same.item()) and bool((mx.abs(one - two).max() <= BOUND).item())
 
 
-def test_both_kinds_of_layers_are_reused_and_rows_do_not_join(engine: TinyEngine) -> None:
+def test_both_kinds_of_layers_are_reused(engine: TinyEngine) -> None:
     assert engine.layout.reusable
     assert engine.layout.parts.windowed
-    assert not engine.layout.joinable
     kinds = {type(cache) for cache in engine.layout.new_cache(engine.model, 40)}
     assert kinds == {KVCache, RotatingKVCache}
 

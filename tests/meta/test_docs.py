@@ -72,3 +72,11 @@ def test_the_benchmark_page_shows_the_raw_figures_and_nothing_else() -> None:
     assert page.filled(text) == text
     _, results = page.load()
     assert all(f"<!-- figures: {name} -->" in text for name in results)
+
+
+def test_every_test_that_the_prefix_cache_page_names_exists() -> None:
+    """A promise without its test is none."""
+    defined = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "prefix-cache.md").read_text()))
+    assert len(named) > 30
+    assert not named - defined

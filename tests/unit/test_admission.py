@@ -6,8 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from daemon.admission import MAX_WAITING_TOKENS, Admission
+from daemon.admission import LEAST_RETRY, MAX_WAITING_TOKENS, MOST_RETRY, Admission
 from daemon.errors import Reason, SidecarError
+from tests.builders import Clock
 
 
 def test_a_place_is_given_back_at_the_end() -> None:
@@ -40,6 +41,24 @@ def test_more_calls_than_may_wait_are_refused() -> None:
         assert admission.waiting == 2
 
 
+@pytest.mark.parametrize(("seconds", "retry"), [(5.0, 5.0), (0.01, LEAST_RETRY), (1000.0, MOST_RETRY)])
+def test_who_finds_the_queue_full_is_told_how_fast_it_drains(seconds: float, retry: float) -> None:
+    """As measured over the last that began to run, from half a second to a minute; loads do not count."""
+    clock = Clock()
+    admission = Admission(1, clock=clock)
+    for _ in range(40):
+        with admission.place() as ticket:
+            admission.tokenised(ticket, 10)
+            clock.pass_(seconds)
+            admission.began(ticket)
+        with admission.place() as load:
+            admission.began(load)
+    clock.pass_(seconds)
+    with admission.place(), pytest.raises(SidecarError) as refused, admission.place():
+        pass
+    assert refused.value.retry_after == pytest.approx(retry, rel=0.05)
+
+
 def test_more_prompt_tokens_than_may_wait_are_refused() -> None:
     """A prompt of any size waits alone; together they have a limit, to the token."""
     admission = Admission(8)
@@ -70,6 +89,16 @@ def test_closing_drops_those_that_wait_and_refuses_newcomers() -> None:
             pass
         assert refused.value.reason is Reason.SHUTTING_DOWN
         assert refused.value.retry_after
+
+
+def test_a_place_can_be_given_back_early() -> None:
+    """Once: the end of the block then changes nothing."""
+    idle: list[int] = []
+    admission = Admission(1, lambda: idle.append(1))
+    with admission.place() as ticket:
+        admission.leave(ticket)
+        assert (admission.active, idle) == (0, [1])
+    assert idle == [1]
 
 
 def test_cutting_off_drops_those_that_run() -> None:

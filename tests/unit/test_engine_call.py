@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.engine_call import JOIN_TOKENS, EngineCall
+from daemon import engine_call
+from daemon.backlog import JOIN_TOKENS
+from daemon.engine_call import FULL_BYTES, EngineCall
 from daemon.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -151,3 +153,69 @@ async def test_close_says_so_once_for_each_call() -> None:
     one = EngineCall(ipc.Command(), closed.append)
     one.close()
     assert closed == [one]
+
+
+def wide(token: int) -> ipc.Event:
+    """Return a delta of about a kilobyte."""
+    return delta("x" * 1000, token)
+
+
+async def test_a_reader_that_lags_far_behind_makes_the_engine_hold_the_call_until_it_has_caught_up() -> None:
+    """At 192 KiB, and at half of that; what arrives meanwhile is kept, and nothing is lost or doubled."""
+    told: list[bool] = []
+    one = EngineCall(ipc.Command(call_id=1), lambda _: None, lambda _, held: told.append(held))
+    sent = 0
+    while not told:
+        one.push(wide(sent))
+        sent += 1
+    assert told == [True]
+    assert 1000 * sent + 5000 >= FULL_BYTES
+    for _ in range(20):  # what was on its way
+        one.push(wide(sent))
+        sent += 1
+    assert one._backlog.nbytes <= 256 * 1024
+    got: list[int] = []
+    async for event in one.events():
+        got.extend(event.generate.delta.token_ids)
+        if len(got) == sent and not one.over:
+            assert told == [True, False]
+            one.push(FINISHED)
+    assert got == list(range(sent))
+    one.close()
+
+
+async def test_a_reader_that_stays_away_is_given_up_and_told_so_when_it_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its slot is free and its backlog is gone at once; whoever reads, however slowly, is not given up."""
+    monkeypatch.setattr(engine_call, "STALL_SECONDS", 0.02)
+    closed: list[EngineCall] = []
+    gone = asyncio.Event()
+    one = EngineCall(ipc.Command(call_id=1), closed.append)
+    one.on_stall = gone.set
+    for token in range(250):
+        one.push(wide(token))
+    async with asyncio.timeout(20):
+        await gone.wait()
+    assert closed == [one]
+    assert one._backlog.nbytes == 0
+    one.push(wide(250))
+    with pytest.raises(SidecarError) as told:
+        await read(one)
+    assert told.value.reason is Reason.SLOW_CONSUMER
+
+
+async def test_a_full_backlog_is_no_offence_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each event that is read gives the reader its time anew; at the end nobody waits for it any more."""
+    monkeypatch.setattr(engine_call, "STALL_SECONDS", 1000)
+    one = call()
+    for token in range(250):
+        one.push(STARTED)  # which nothing is joined to
+        one.push(wide(token))
+    events = one.events()
+    patience = one._patience
+    await anext(events)
+    assert one._patience is not patience
+    one.push(FINISHED)
+    assert len([event async for event in events]) == 2 * 250
+    assert one._patience is None

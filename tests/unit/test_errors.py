@@ -33,6 +33,7 @@ def test_only_retries_that_may_succeed_are_unavailable_or_exhausted() -> None:
     assert {reason for reason in Reason if CODES[reason] in passing} == {
         Reason.BUDGET_IN_USE,
         Reason.QUEUE_FULL,
+        Reason.SLOW_CONSUMER,
         Reason.SHUTTING_DOWN,
         Reason.ENGINE_RESTARTED,
     }

@@ -284,7 +284,7 @@ def test_weights_that_changed_on_disk_are_another_model_and_the_old_one_ages_out
     assert models.names == ["a of today"]
 
 
-def test_shed_drops_idle_models_until_enough_is_free() -> None:
+def test_memory_pressure_drops_idle_models_until_enough_is_free() -> None:
     models = FakeModels()
     leased = models.load("busy")
     for name in ("a", "b", "c"):
@@ -298,7 +298,7 @@ def test_shed_drops_idle_models_until_enough_is_free() -> None:
     leased.cancel()
 
 
-def test_shed_does_nothing_when_it_is_switched_off() -> None:
+def test_memory_pressure_does_nothing_when_it_is_switched_off() -> None:
     models = FakeModels(evict_on_memory_pressure=False)
     models.use("a")
 

@@ -11,7 +11,7 @@ from daemon.cache.entry import Outcome
 from tests.builders import FakeModels
 
 
-def test_a_model_that_is_invalidated_in_use_stays_usable_until_the_last_lease_ends() -> None:
+def test_handles_keep_a_model_that_is_invalidated_in_use_until_the_last_lease_ends() -> None:
     models = FakeModels()
     one, two = models.load("a"), models.load("a")
     assert one.lease is not None
@@ -172,6 +172,34 @@ def test_seed_invalidate_removes_the_key_and_an_absent_key_is_no_error() -> None
     assert models.cache.invalidate("key of a")
     assert models.cache.is_empty
     assert not models.cache.invalidate("key of a")
+
+
+def test_seed_manual_eviction_tells_whether_the_key_was_there() -> None:
+    models = FakeModels()
+    models.use("c")
+    assert models.cache.contains("key of c")
+
+    assert models.cache.invalidate("key of c")
+
+    assert not models.cache.contains("key of c")
+    assert len(models.cache) == 0
+    assert not models.cache.invalidate("no such key")
+
+
+def test_clear_contains_len_and_is_empty_agree() -> None:
+    models = FakeModels()
+    for name in "ab":
+        models.use(name)
+    held = models.load("c")
+    assert (len(models.cache), models.cache.is_empty, models.cache.contains("key of b")) == (3, False, True)
+
+    models.cache.clear()
+
+    assert (len(models.cache), models.cache.is_empty) == (0, True)
+    assert not any(models.cache.contains(f"key of {name}") for name in "abc")
+    assert held.lease is not None
+    assert held.lease.model.name == "c"
+    models.cache.clear()
 
 
 def test_seed_entry_age_starts_at_zero() -> None:

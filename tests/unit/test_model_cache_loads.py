@@ -9,7 +9,8 @@ from collections.abc import Generator
 import pytest
 
 from daemon.cache.entry import Loaded, Outcome, Progress, Stage, Ticket
-from daemon.cache.model_cache import Limits, ModelCache
+from daemon.cache.limits import Limits
+from daemon.cache.model_cache import ModelCache
 from daemon.errors import Reason, SidecarError
 from tests.builders import Clock, FakeModels, FakeSource, Weights
 

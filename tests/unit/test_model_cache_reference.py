@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from daemon.cache.entry import Ticket
-from daemon.cache.model_cache import Limits
+from daemon.cache.limits import Limits
 from daemon.errors import SidecarError
 from tests.builders import FakeModels, FakeSource, Weights
 

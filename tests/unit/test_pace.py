@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from daemon.cache.pace import LEAST_BYTES, SLICE_SECONDS, Pace
+from collections.abc import Generator
+
+import pytest
+
+from daemon.cache.pace import LEAST_BYTES, SLICE_SECONDS, Pace, paced
+from tests.builders import Clock
 
 GIB = 1 << 30
 
@@ -39,3 +44,40 @@ def test_one_odd_slice_does_not_throw_it_off() -> None:
     assert pace.nbytes == before // 2
     pace.measured(pace.nbytes, 0.0)
     assert pace.nbytes == before
+
+
+@pytest.mark.parametrize(
+    ("pieces", "slices"),
+    [
+        ([1, 1, 1, 1, 1, 1], [3, 3]),  # a fourth would make it four seconds
+        ([5, 1, 1, 1, 1], [5, 3]),  # a piece longer than a slice is a slice of its own
+        ([1, 5, 1, 1], [6]),
+    ],
+)
+def test_pieces_are_joined_until_one_more_would_take_too_long(pieces: list[int], slices: list[int]) -> None:
+    clock = Clock()
+
+    def work() -> Generator[None, None, str]:
+        for seconds in pieces:
+            clock.pass_(seconds)
+            yield
+        return "done"
+
+    taken, began = [], clock.now
+    steps = paced(work(), "report", clock, lambda: 3.0)
+    for report in steps:
+        assert report == "report"
+        taken.append(clock.now - began)
+        clock.pass_(100)  # others have their turn
+        began = clock.now
+    assert taken == slices
+
+
+def test_how_long_streams_can_wait_may_change() -> None:
+    waits = 1.0
+    pace = Pace(GIB, lambda: waits)
+    pace.measured(pace.nbytes, 1.0)
+    before = pace.nbytes
+    waits = 0.5
+    pace.measured(pace.nbytes, 1.0)
+    assert pace.nbytes == before // 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.cache.digests import TakesLong
-from daemon.cache.model_cache import Limits
+from daemon.cache.limits import Limits
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.errors import Reason, SidecarError
 from tests.builders import write_adapter, write_model

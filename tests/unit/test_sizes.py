@@ -118,7 +118,7 @@ def test_the_size_of_a_model_is_that_of_all_its_weight_files_however_deep(tmp_pa
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "lost.safetensors").symlink_to(tmp_path / "nowhere")
 
-    assert estimate_size(tmp_path) == 60
+    assert estimate_size(weight_files(tmp_path)) == 60
     assert [path.name for path in weight_files(tmp_path)] == ["a.safetensors", "b.safetensors", "c.safetensors"]
 
 
@@ -127,11 +127,11 @@ def test_a_linked_file_counts_with_the_size_of_its_content(tmp_path: Path) -> No
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").symlink_to(tmp_path / "blob")
 
-    assert estimate_size(tmp_path / "model") == 40
+    assert estimate_size(weight_files(tmp_path / "model")) == 40
 
 
 def test_a_directory_that_does_not_exist_has_no_size(tmp_path: Path) -> None:
-    assert estimate_size(tmp_path / "nowhere") == 0
+    assert estimate_size(weight_files(tmp_path / "nowhere")) == 0
 
 
 def test_tensors_that_overlap_are_corrupt(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ CHECKS: dict[type[Message], Callable[[Any], None]] = {
 CHECKED = {
     "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl"},
     "GenerateRequest": {"model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs"}
-    | {"cache", "request_id"},
+    | {"cache", "request_id", "priority"},
     "TokenIds": {"ids"},
     "Chat": {"messages", "tools"},
     "ChatMessage": {"role"},

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         RequestQuarantined,
         ShuttingDown,
         SidecarError,
+        SlowConsumer,
         UntrustedSocket,
     )
     from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
@@ -82,7 +83,8 @@ _HOMES = {
         "BudgetInUse Cancelled ContextLengthExceeded DaemonNotRunning DeadlineExceeded EngineRestarted "
         "InternalError InvalidArgument ModelCorrupt ModelExceedsBudget ModelGated ModelNotCached "
         "ModelNotFound ModelQuarantined ModelUnsupported NanLogits ProtocolError QueueFull "
-        "RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError UntrustedSocket"
+        "RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError SlowConsumer "
+        "UntrustedSocket"
     ),
     "_messages": "Message Prompt Tool ToolCall",
     "_options": "GenerateOptions LoadOptions",
@@ -142,6 +144,7 @@ __all__ = [
     "RequestQuarantined",
     "ShuttingDown",
     "SidecarError",
+    "SlowConsumer",
     "Started",
     "Stats",
     "Timings",

@@ -15,6 +15,7 @@ Every exception that the client raises on its own account.
     ├── InvalidArgument
     │   └── ContextLengthExceeded
     ├── QueueFull
+    ├── SlowConsumer
     ├── ShuttingDown
     ├── EngineRestarted
     ├── NanLogits
@@ -170,6 +171,13 @@ class QueueFull(SidecarError):
     reason = "QUEUE_FULL"
 
 
+class SlowConsumer(SidecarError):
+    """Nothing was read of a stream for too long while much of it waited; the rest of it was dropped."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "SLOW_CONSUMER"
+
+
 class ShuttingDown(SidecarError):
     """The daemon finishes its last streams and takes no new work; see `retry_after`."""
 
@@ -243,6 +251,7 @@ REASONS: Mapping[str, type[SidecarError]] = MappingProxyType(
             InvalidArgument,
             ContextLengthExceeded,
             QueueFull,
+            SlowConsumer,
             ShuttingDown,
             EngineRestarted,
             NanLogits,

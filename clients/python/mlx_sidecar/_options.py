@@ -59,6 +59,7 @@ class GenerateOptions(TypedDict, total=False):
         salt: Cached prefixes are shared only between requests with the same salt.
         request_id: Name of the request in the daemon's log. Default: one is made.
         require_loaded: True refuses a model that is not in memory instead of loading it. Default False.
+        priority: -2 to 2; a waiting request of higher priority goes first. Default 0.
         tools: Functions that the model may call; chat prompts only.
         add_generation_prompt: False does not open the assistant's turn; chat prompts only. Default True.
         enable_thinking: Turns a reasoning model's thinking on or off; chat prompts only. Default: as the
@@ -84,6 +85,7 @@ class GenerateOptions(TypedDict, total=False):
     salt: str
     request_id: str
     require_loaded: bool
+    priority: int | None
     tools: Sequence[Tool | Mapping[str, Any]]
     add_generation_prompt: bool | None
     enable_thinking: bool | None

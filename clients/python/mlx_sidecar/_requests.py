@@ -71,6 +71,7 @@ def generate_request(
     salt: str = "",
     request_id: str = "",
     require_loaded: bool = False,
+    priority: int | None = None,
     tools: Sequence[Tool | Mapping[str, Any]] = (),
     add_generation_prompt: bool | None = None,
     enable_thinking: bool | None = None,
@@ -113,6 +114,7 @@ def generate_request(
         cache=_build(pb.CacheOptions, "cache.", mode=_cache_mode(cache_mode), salt=salt),
         request_id=request_id,
         require_loaded=require_loaded,
+        priority=priority,
     )
 
 

@@ -43,6 +43,7 @@ class ModelInfo:
         load_time: Seconds that the load took, download and warm-up included; 0 for a hit.
         evicted: Models that were evicted to make room.
         warmup_time: Seconds of `load_time` that went into the warm-up.
+        revision: The commit of the Hub that it is; empty for directories and "embedded".
     """
 
     model: str
@@ -58,6 +59,7 @@ class ModelInfo:
     load_time: float | None
     evicted: tuple[str, ...]
     warmup_time: float | None
+    revision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

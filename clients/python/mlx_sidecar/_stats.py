@@ -144,6 +144,12 @@ class EngineStats:
         rejected: Requests refused because the queue was full or the daemon was draining.
         cancelled: Requests that their client cancelled.
         pid: Its process id; 0 while it is not running.
+        step_time_p50: Seconds that half of its turns with work to do stayed within; None before the first.
+        step_time_p99: Seconds that 99 of 100 turns stayed within.
+        token_gap_p50: Seconds that half of the gaps between two tokens of one request stayed within.
+        token_gap_p99: Seconds that 99 of 100 gaps stayed within.
+        batch_size_p50: Requests that got a token in one turn, or fewer, in half of the turns.
+        batch_size_p99: The same for 99 of 100 turns.
     """
 
     state: str
@@ -157,6 +163,12 @@ class EngineStats:
     rejected: int
     cancelled: int
     pid: int
+    step_time_p50: float | None = None
+    step_time_p99: float | None = None
+    token_gap_p50: float | None = None
+    token_gap_p99: float | None = None
+    batch_size_p50: int = 0
+    batch_size_p99: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ class LoadProgress(_message.Message):
     def __init__(self, stage: _Optional[_Union[LoadStage, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., evicting: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "fingerprint", "architecture", "size_bytes", "num_layers", "context_length", "vocab_size", "kv_bytes_per_token", "prefix_reuse", "outcome", "load_time", "evicted", "warmup_time")
+    __slots__ = ("model", "fingerprint", "architecture", "size_bytes", "num_layers", "context_length", "vocab_size", "kv_bytes_per_token", "prefix_reuse", "outcome", "load_time", "evicted", "warmup_time", "revision")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +148,7 @@ class ModelInfo(_message.Message):
     LOAD_TIME_FIELD_NUMBER: _ClassVar[int]
     EVICTED_FIELD_NUMBER: _ClassVar[int]
     WARMUP_TIME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     model: str
     fingerprint: str
     architecture: str
@@ -161,10 +162,11 @@ class ModelInfo(_message.Message):
     load_time: _duration_pb2.Duration
     evicted: _containers.RepeatedScalarFieldContainer[str]
     warmup_time: _duration_pb2.Duration
-    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., architecture: _Optional[str] = ..., size_bytes: _Optional[int] = ..., num_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., prefix_reuse: _Optional[_Union[PrefixReuse, str]] = ..., outcome: _Optional[_Union[LoadOutcome, str]] = ..., load_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., evicted: _Optional[_Iterable[str]] = ..., warmup_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    revision: str
+    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., architecture: _Optional[str] = ..., size_bytes: _Optional[int] = ..., num_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., prefix_reuse: _Optional[_Union[PrefixReuse, str]] = ..., outcome: _Optional[_Union[LoadOutcome, str]] = ..., load_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., evicted: _Optional[_Iterable[str]] = ..., warmup_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs", "cache", "request_id", "require_loaded")
+    __slots__ = ("model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs", "cache", "request_id", "require_loaded", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +179,7 @@ class GenerateRequest(_message.Message):
     CACHE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REQUIRE_LOADED_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     adapter: str
     text: str
@@ -189,7 +192,8 @@ class GenerateRequest(_message.Message):
     cache: CacheOptions
     request_id: str
     require_loaded: bool
-    def __init__(self, model: _Optional[str] = ..., adapter: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., top_logprobs: _Optional[int] = ..., cache: _Optional[_Union[CacheOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., require_loaded: bool = ...) -> None: ...
+    priority: int
+    def __init__(self, model: _Optional[str] = ..., adapter: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., top_logprobs: _Optional[int] = ..., cache: _Optional[_Union[CacheOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., require_loaded: bool = ..., priority: _Optional[int] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -563,7 +567,7 @@ class PrefixCacheStats(_message.Message):
     def __init__(self, blocks: _Optional[int] = ..., max_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., buffers: _Optional[int] = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., hit_rate: _Optional[float] = ..., tokens_looked_up: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., inserts: _Optional[int] = ..., evictions: _Optional[int] = ..., leases: _Optional[int] = ..., checkpoints: _Optional[int] = ...) -> None: ...
 
 class EngineStats(_message.Message):
-    __slots__ = ("state", "restarts", "step_age", "queued", "prefilling", "decoding", "prompt_tokens", "generated_tokens", "rejected", "cancelled", "pid")
+    __slots__ = ("state", "restarts", "step_age", "queued", "prefilling", "decoding", "prompt_tokens", "generated_tokens", "rejected", "cancelled", "pid", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99", "batch_size_p50", "batch_size_p99")
     STATE_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     STEP_AGE_FIELD_NUMBER: _ClassVar[int]
@@ -575,6 +579,12 @@ class EngineStats(_message.Message):
     REJECTED_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    STEP_TIME_P50_FIELD_NUMBER: _ClassVar[int]
+    STEP_TIME_P99_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_GAP_P50_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_GAP_P99_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_P50_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_P99_FIELD_NUMBER: _ClassVar[int]
     state: EngineState
     restarts: int
     step_age: _duration_pb2.Duration
@@ -586,7 +596,13 @@ class EngineStats(_message.Message):
     rejected: int
     cancelled: int
     pid: int
-    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., restarts: _Optional[int] = ..., step_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queued: _Optional[int] = ..., prefilling: _Optional[int] = ..., decoding: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., rejected: _Optional[int] = ..., cancelled: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+    step_time_p50: _duration_pb2.Duration
+    step_time_p99: _duration_pb2.Duration
+    token_gap_p50: _duration_pb2.Duration
+    token_gap_p99: _duration_pb2.Duration
+    batch_size_p50: int
+    batch_size_p99: int
+    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., restarts: _Optional[int] = ..., step_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queued: _Optional[int] = ..., prefilling: _Optional[int] = ..., decoding: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., rejected: _Optional[int] = ..., cancelled: _Optional[int] = ..., pid: _Optional[int] = ..., step_time_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_time_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_size_p50: _Optional[int] = ..., batch_size_p99: _Optional[int] = ...) -> None: ...
 
 class MemoryStats(_message.Message):
     __slots__ = ("active_bytes", "cache_bytes", "peak_bytes", "weights_bytes", "trie_bytes", "live_kv_bytes", "headroom_bytes", "limit_bytes")

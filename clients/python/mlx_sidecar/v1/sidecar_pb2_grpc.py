@@ -80,7 +80,8 @@ class SidecarServiceServicer(object):
     def Invalidate(self, request, context):
         """Invalidate drops weights, cached prefixes, or both. Work in flight finishes on what it holds. Once the call has
         returned, no later Generate reuses anything that was invalidated. An absent target is not an error, except that
-        the model of a `prefix` must be on disk (MODEL_NOT_FOUND, MODEL_NOT_CACHED). A `model` or `all` target that is no
+        the model of a `prefix` must be on disk (MODEL_NOT_FOUND, MODEL_NOT_CACHED), or have been used since the engine
+        started and the prefix be token ids. A `model` or `all` target that is no
         dry run also lifts the quarantine of the model, or of everything.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

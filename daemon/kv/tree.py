@@ -1,0 +1,101 @@
+"""The shape of the prefix trie: nodes, edges and roots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from daemon.kv.node import Node
+
+
+class Tree:
+    """One root for each namespace that has a block. An edge is a block's token ids, so a path is a prefix."""
+
+    def __init__(self) -> None:
+        self._roots: dict[str, Node] = {}
+
+    @property
+    def namespaces(self) -> list[str]:
+        """Namespaces that have a block."""
+        return list(self._roots)
+
+    def root(self, namespace: str) -> Node:
+        """Return the root of a namespace; it joins the tree with its first block."""
+        return self._roots.get(namespace) or Node(namespace.encode(), None, 0)
+
+    def walk(self, namespace: str, keys: Sequence[bytes]) -> list[Node]:
+        """Return the stored blocks on the way of `keys`."""
+        path: list[Node] = []
+        node = self._roots.get(namespace)
+        if node is not None:
+            for key in keys:
+                node = node.child(key)
+                if node is None:
+                    break
+                path.append(node)
+        return path
+
+    def grow(self, parent: Node, key: bytes) -> Node:
+        """Add a block below a node that has none of this key."""
+        if parent.depth == 0:
+            self._roots[parent.key.decode()] = parent
+        child = Node(key, parent, parent.depth + 1)
+        parent.adopt(child)
+        return child
+
+    def unlink(self, node: Node) -> None:
+        """Take a node, and with it all below it, out of the tree."""
+        parent, node.parent = node.parent, None
+        assert parent is not None, "a block left the trie twice"
+        parent.disown(node)
+        if parent.depth == 0 and not parent.degree:
+            del self._roots[parent.key.decode()]
+
+    def tops(self, accept: Callable[[str], bool]) -> list[Node]:
+        """Return the topmost blocks of the namespaces that are accepted."""
+        roots = [root for namespace, root in self._roots.items() if accept(namespace)]
+        return [child for root in roots for child in root.children()]
+
+    def branches(self, namespace: str, keys: Sequence[bytes], accept: Callable[[bytes], bool]) -> list[Node]:
+        """
+        Return the topmost blocks that lead only to prompts which begin with `keys` and then an accepted block.
+
+        A stored path that ends on the way counts too: its prompt may have gone on that way.
+        """
+        path = self.walk(namespace, keys)
+        found: list[Node] = []
+        if len(path) == len(keys):
+            last = path[-1] if path else self._roots.get(namespace)
+            found = [child for child in last.children() if accept(child.key)] if last is not None else []
+        if not found and path and not path[-1].degree:
+            found = path[-1:]
+        return _with_lone_ancestors(found)
+
+    def subtree(self, tops: Sequence[Node]) -> list[Node]:
+        """Return nodes and everything below them."""
+        nodes = list(tops)
+        for node in nodes:
+            nodes.extend(node.children())
+        return nodes
+
+    def check_shape(self, nodes: Sequence[Node]) -> None:
+        """
+        Check all nodes of the tree, and its roots.
+
+        Raises:
+            AssertionError: If parents and children disagree, or an empty root was kept.
+        """
+        for node in nodes:
+            assert node.parent is not None, "a stored block has no parent"
+            assert node.parent.child(node.key) is node, "parent and child disagree"
+            assert node.depth == node.parent.depth + 1, "depth is wrong"
+        for root in self._roots.values():
+            assert root.parent is None, "a root has a parent"
+            assert root.degree, "an empty root was kept"
+
+
+def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:
+    """Move siblings up together to their highest ancestor that leads to nothing else."""
+    chosen = list(tops)
+    while chosen and (up := chosen[0].parent) is not None and up.depth > 0 and up.degree == len(chosen):
+        chosen = [up]
+    return chosen

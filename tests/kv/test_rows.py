@@ -1,0 +1,115 @@
+"""Rows of a batch compute what their sequences compute alone, for every class of cache that can be batched."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import ChunkedKVCache, KVCache, RotatingKVCache, make_prompt_cache
+
+from daemon.kv.rows import batched, joinable, proving, unbatched
+from tests.kv.tiny_models import RECURRENT, REUSABLE, VOCABULARY, WINDOWED, build, same_bits
+
+ALONE = "afm7 with fewer caches than layers"
+"""Its layers without a cache take positions that hold for one row only (mlx-lm 0.32.2)."""
+
+MODELS = {name: make for name, make in {**REUSABLE, **WINDOWED, **RECURRENT}.items() if name != ALONE}
+
+
+def drain(work: Any) -> Any:
+    """Run a generator to its end and return its result."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+class Twin:
+    """A sequence that is computed twice: alone, and as a row of a batch."""
+
+    def __init__(self, model: Any, prompt: list[int]) -> None:
+        self.alone, self.row = make_prompt_cache(model), make_prompt_cache(model)
+        for caches in (self.alone, self.row):
+            mx.eval(model(mx.array([prompt]), cache=caches))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_that_join_and_leave_compute_what_they_compute_alone(name: str) -> None:
+    """
+    In lengths below, at and beyond the windows. Bit for bit, but where a window turns: there the order in which its
+    tokens are added up differs, so that logits agree within 1e-5.
+    """
+    model = build(MODELS[name])
+    source = random.Random(5)
+    rows: list[Twin] = []
+    caches: list[Any] = []
+    exact = name not in WINDOWED
+    for step in range(60):
+        if len(rows) < 4 and step % 5 == 0:
+            length = source.choice([3, 17, 31, 40, 50])
+            twin = Twin(model, [source.randrange(VOCABULARY) for _ in range(length)])
+            joined = [batched(cache) for cache in twin.row]
+            for cache, other in zip(caches, joined, strict=False):
+                cache.extend(other)
+            caches = caches or joined
+            rows.append(twin)
+        elif len(rows) > 1 and step % 7 == 0:
+            index = source.randrange(len(rows))
+            rows[index].row = [unbatched(cache, index) for cache in caches]
+            leaver = rows.pop(index)
+            for cache in caches:
+                cache.filter([position for position in range(len(rows) + 1) if position != index])
+            token = mx.array([[source.randrange(VOCABULARY)]])
+            got, expected = (model(token, cache=own) for own in (leaver.row, leaver.alone))
+            assert same_bits(got, expected) if exact else mx.allclose(got, expected, atol=1e-5).item()
+        tokens = [source.randrange(VOCABULARY) for _ in rows]
+        together = model(mx.array(tokens)[:, None], cache=caches)
+        for index, (twin, token_id) in enumerate(zip(rows, tokens, strict=True)):
+            expected = model(mx.array([[token_id]]), cache=twin.alone)
+            got = together[index : index + 1]
+            assert same_bits(got, expected) if exact else mx.allclose(got, expected, atol=1e-5).item()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_known_model_may_share_its_passes(name: str) -> None:
+    assert drain(proving(build(MODELS[name]))) is True
+
+
+def test_a_model_of_known_classes_whose_rows_differ_runs_alone() -> None:
+    assert all(map(joinable, make_prompt_cache(build(REUSABLE[ALONE]))))
+    assert drain(proving(build(REUSABLE[ALONE]))) is False
+
+
+def test_classes_that_keep_something_else_run_alone() -> None:
+    class Subclass(KVCache):  # type: ignore[misc]
+        pass
+
+    assert joinable(KVCache())
+    assert not joinable(Subclass())
+    assert not joinable(ChunkedKVCache(16))
+    assert not joinable(RotatingKVCache(16, keep=4))
+
+
+@pytest.mark.parametrize("fault", ["raises", "differs"])
+def test_a_model_that_reckons_with_one_row_runs_alone(fault: str) -> None:
+    """Whether it fails with more of them, or computes something else."""
+
+    class OneRow:
+        """A model whose code takes the first row for all."""
+
+        def __init__(self, model: Any) -> None:
+            self._model = model
+            self.layers = model.layers
+
+        def __call__(self, tokens: mx.array, cache: Any) -> mx.array:
+            if tokens.shape[0] > 1 and fault == "raises":
+                raise ValueError("one row only")
+            logits: mx.array = self._model(tokens, cache=cache)
+            return mx.broadcast_to(logits[:1], logits.shape)
+
+    model: Callable[..., Any] = OneRow(build(REUSABLE["llama with grouped queries"]))
+    assert drain(proving(model)) is False
