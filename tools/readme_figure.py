@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 from benchmarks import page
-from benchmarks.figures import FIRST_TOKEN, OURS, Result
+from benchmarks.figures import FIRST_TOKEN, OURS, Metric, Result
 from benchmarks.http_peer import MLX_LM
 from benchmarks.page import number
+from benchmarks.workloads.kv_bytes import KEPT
 from benchmarks.workloads.switching import CASE
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-PREFIX = "small, 2048 tokens"
 _BLOCK = re.compile(r"(<!-- figure: .* -->\n).*?(<!-- end of figure -->)", re.DOTALL)
 
 
@@ -20,14 +20,17 @@ def figure() -> str:
     """Return the figures as Markdown."""
     report, results = page.load()
     lines = [
-        f"| first token, median | mlx-sidecar | {MLX_LM} |",
+        f"| | mlx-sidecar | {MLX_LM} |",
         "|---|---:|---:|",
-        _line("2,048 known tokens of a prompt, 32 new ones", results.get("prefix"), PREFIX),
-        _line("two models, each request for the other one", results.get("switching"), CASE),
+        _line("32 conversations over 2,048 common tokens: KV kept", results, "kv-bytes", "32 conversations", KEPT),
+        _line("two models in turn: time to first token", results, "switching", CASE, FIRST_TOKEN),
     ]
-    where = f"{report['machine']}, MLX's CPU backend, models with random weights"
-    more = "[method, all figures, and where others are ahead](docs/benchmarks.md)"
-    return "\n".join([*lines, "", f"({'; '.join(filter(None, (where, report['note'], more)))})", ""])
+    about = [
+        f"{report['machine']}, MLX's CPU backend, models with random weights",
+        report["note"],
+        "[method, all figures, and where others are ahead](docs/benchmarks.md)",
+    ]
+    return "\n".join([*lines, "", *(f"{sentence}." for sentence in about if sentence), ""])
 
 
 def filled(text: str) -> str:
@@ -40,9 +43,11 @@ def write() -> None:
     README.write_text(filled(README.read_text()))
 
 
-def _line(what: str, result: Result | None, case: str) -> str:
-    rows = [result.find(case, FIRST_TOKEN, system) if result else None for system in (OURS, MLX_LM)]
-    return "| " + " | ".join([what, *(f"{number(row.median)} ms" if row else "not measured" for row in rows)]) + " |"
+def _line(what: str, results: dict[str, Result], workload: str, case: str, metric: Metric) -> str:
+    result = results.get(workload)
+    rows = [result.find(case, metric, system) if result else None for system in (OURS, MLX_LM)]
+    cells = [f"{number(row.median)} {metric.unit}" if row else "not measured" for row in rows]
+    return "| " + " | ".join([what, *cells]) + " |"
 
 
 if __name__ == "__main__":
