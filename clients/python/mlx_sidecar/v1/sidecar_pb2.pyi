@@ -134,7 +134,7 @@ class LoadProgress(_message.Message):
     def __init__(self, stage: _Optional[_Union[LoadStage, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., evicting: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "fingerprint", "architecture", "size_bytes", "num_layers", "context_length", "vocab_size", "kv_bytes_per_token", "prefix_reuse", "outcome", "load_time", "evicted", "warmup_time", "revision")
+    __slots__ = ("model", "fingerprint", "architecture", "size_bytes", "num_layers", "context_length", "vocab_size", "kv_bytes_per_token", "prefix_reuse", "outcome", "load_time", "evicted", "warmup_time", "revision", "warnings")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +149,7 @@ class ModelInfo(_message.Message):
     EVICTED_FIELD_NUMBER: _ClassVar[int]
     WARMUP_TIME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     model: str
     fingerprint: str
     architecture: str
@@ -163,7 +164,8 @@ class ModelInfo(_message.Message):
     evicted: _containers.RepeatedScalarFieldContainer[str]
     warmup_time: _duration_pb2.Duration
     revision: str
-    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., architecture: _Optional[str] = ..., size_bytes: _Optional[int] = ..., num_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., prefix_reuse: _Optional[_Union[PrefixReuse, str]] = ..., outcome: _Optional[_Union[LoadOutcome, str]] = ..., load_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., evicted: _Optional[_Iterable[str]] = ..., warmup_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[str] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., architecture: _Optional[str] = ..., size_bytes: _Optional[int] = ..., num_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., prefix_reuse: _Optional[_Union[PrefixReuse, str]] = ..., outcome: _Optional[_Union[LoadOutcome, str]] = ..., load_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., evicted: _Optional[_Iterable[str]] = ..., warmup_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs", "cache", "request_id", "require_loaded", "priority")
