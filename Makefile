@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help demo test test-slow lint types fmt gen bench train clean
+.PHONY: help demo test test-slow lint types fmt gen bench train dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,11 @@ bench: $(VENV)/.developed ## Side by side with others; writes docs/benchmarks.md
 
 train: $(VENV)/.developed ## Train the embedded model anew (see tools/embedded)
 	$(BIN)/python -m tools.embedded.train
+
+dist: $(VENV)/.developed ## Both distributions, the same bytes for the same commit, checked
+	rm -rf dist
+	$(BIN)/python -m tools.build_dists dist
+	$(BIN)/twine check --strict dist/*
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/node/node_modules

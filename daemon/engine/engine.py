@@ -21,6 +21,7 @@ from daemon.config import Config
 from daemon.engine.architectures import supported
 from daemon.engine.background import Background, as_sidecar_error
 from daemon.engine.calls import Call, GenerateCall, LoadCall, Services
+from daemon.engine.device import working_set
 from daemon.engine.finder import Finder
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.ledger import Ledger, memory_limit
@@ -53,6 +54,7 @@ class Engine:
         post: Runs a function on the MLX thread; any thread.
         clock: Seconds that never go back.
         pressure: Tells whether the system is short of memory; asked once a second, if the configuration allows it.
+        ttl_clock: Seconds that include the machine's sleep, for how long models were idle; `clock` if None.
     """
 
     def __init__(
@@ -62,21 +64,23 @@ class Engine:
         post: Callable[[Callable[[], None]], None],
         clock: Callable[[], float],
         pressure: Source = normal,
+        ttl_clock: Callable[[], float] | None = None,
     ) -> None:
+        ttl_clock = ttl_clock or clock
         self._clock = clock
         self._swept = clock()
         self._warmup_tokens = config.warmup_tokens
-        ledger = Ledger(memory_limit(_working_set()))
+        ledger = Ledger(memory_limit(working_set()))
         mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
         budget = min(config.model_cache_mb * MIB, ledger.limit)
         limits = ModelLimits(budget, config.max_models, config.model_ttl, config.evict_on_memory_pressure)
-        self._models: ModelCache[ModelSource, LoadedModel] = ModelCache(limits, self._load, clock, mx.clear_cache)
+        self._models: ModelCache[ModelSource, LoadedModel] = ModelCache(limits, self._load, ttl_clock, mx.clear_cache)
         self._prefixes = PrefixCache(
             PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB), config.min_prefix_len, copy=copied
         )
         self._outbox = Outbox(send, lambda: self._figures.snapshot())
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
-        self._figures = Figures(self._models, self._prefixes, self._runner, ledger, clock)
+        self._figures = Figures(self._models, self._prefixes, self._runner, ledger, ttl_clock)
         self._ledger = ledger
         self._relief = Relief(
             pressure if config.evict_on_memory_pressure else normal,
@@ -205,17 +209,3 @@ class Engine:
             self._outbox.invalidated(call_id, self._invalidator.model(request.model, dry_run=request.dry_run))
         else:
             self._outbox.invalidated(call_id, self._invalidator.all(request.all, dry_run=request.dry_run))
-
-
-def _working_set() -> int | None:
-    """Return what Metal recommends to use at most, in bytes; None where there is no Metal."""
-    if not mx.metal.is_available():
-        return None
-    return int(mx.device_info()["max_recommended_working_set_size"])
-
-
-def device_name() -> str:
-    """Return the device that MLX computes on, as Stats shows it."""
-    kind = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
-    name = mx.device_info().get("device_name", "") if kind == "gpu" else ""
-    return f"{kind}: {name}" if name else kind
