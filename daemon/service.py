@@ -77,6 +77,8 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
                     continue
                 self._admission.began(ticket)
                 _note_generate(event.generate)
+                if event.generate.HasField("finished"):
+                    self._stats.latency.finished(event.generate.finished)
                 event.generate.seq = next(seq)
                 yield event.generate
 
@@ -98,7 +100,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
 
     async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsResponse:  # noqa: N802
         """See the proto."""
-        return self._stats.response()
+        return self._stats.response(request)
 
 
 def _name(model: str) -> str:

@@ -56,6 +56,9 @@ class Supervisor:
         command: Command line of the engine, without `--fd`.
         clock: Seconds that never go back.
         on_change: Called when `state` has changed.
+
+    Attributes:
+        on_snapshot: Called with each snapshot that the engine sends; set by whoever keeps them.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Supervisor:
         self.restarts = 0
         self.hello = ipc.Hello()
         self.snapshot = pb.StatsResponse()
+        self.on_snapshot: Callable[[pb.StatsResponse], None] = lambda _: None
         self.quarantine = Quarantine(clock)
         self.keeps = Keeps()
         self._command = command
@@ -225,6 +229,7 @@ class Supervisor:
             self._step_age = seconds(event.heartbeat.step_age) if event.heartbeat.HasField("step_age") else 0.0
         elif kind == "snapshot":
             self.snapshot = event.snapshot
+            self.on_snapshot(event.snapshot)
         elif kind == "hello":
             self.hello = event.hello
             self._set(State.READY)

@@ -46,7 +46,7 @@ class Services:
     outbox: Outbox
     clock: Callable[[], float]
     seen: Callable[[ModelSource], None]
-    shares: Callable[[Namespace], None]
+    shares: Callable[[Namespace, ModelSource], None]
     recalled: Recalled
 
 
@@ -235,7 +235,7 @@ class GenerateCall:
         stop = request.stop
         mode = request.cache.mode
         namespace = Namespace(source.key.weights, source.key.adapter, model.layout.signature, request.cache.salt)
-        self._services.shares(namespace)
+        self._services.shares(namespace, source)
         return Sequence(
             call_id=self._call_id,
             request_id=request.request_id,

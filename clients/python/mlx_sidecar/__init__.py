@@ -66,9 +66,13 @@ if TYPE_CHECKING:
     from mlx_sidecar._stats import (
         DaemonStats,
         EngineStats,
+        HistorySample,
+        LatencyHistogram,
+        LatencyStats,
         MemoryStats,
         ModelCacheStats,
         ModelStats,
+        NamespaceStats,
         PrefixCacheStats,
         Stats,
     )
@@ -92,7 +96,10 @@ _HOMES = {
         "Completion Delta Finished GenerateEvent Invalidated LoadProgress ModelInfo PrefillProgress Started "
         "Timings TokenLogprob TopLogprob Usage"
     ),
-    "_stats": "DaemonStats EngineStats MemoryStats ModelCacheStats ModelStats PrefixCacheStats Stats",
+    "_stats": (
+        "DaemonStats EngineStats HistorySample LatencyHistogram LatencyStats MemoryStats ModelCacheStats ModelStats "
+        "NamespaceStats PrefixCacheStats Stats"
+    ),
     "_streams": "GenerateStream LoadStream",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -116,9 +123,12 @@ __all__ = [
     "GenerateEvent",
     "GenerateOptions",
     "GenerateStream",
+    "HistorySample",
     "InternalError",
     "InvalidArgument",
     "Invalidated",
+    "LatencyHistogram",
+    "LatencyStats",
     "LoadOptions",
     "LoadProgress",
     "LoadStream",
@@ -134,6 +144,7 @@ __all__ = [
     "ModelQuarantined",
     "ModelStats",
     "ModelUnsupported",
+    "NamespaceStats",
     "NanLogits",
     "PrefillProgress",
     "PrefixCacheStats",

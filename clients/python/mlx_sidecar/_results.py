@@ -44,6 +44,7 @@ class ModelInfo:
         evicted: Models that were evicted to make room.
         warmup_time: Seconds of `load_time` that went into the warm-up.
         revision: The commit of the Hub that it is; empty for directories and "embedded".
+        warnings: What its users should know, such as a self-test that failed.
     """
 
     model: str
@@ -60,6 +61,7 @@ class ModelInfo:
     evicted: tuple[str, ...]
     warmup_time: float | None
     revision: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
