@@ -20,6 +20,7 @@ from daemon.engine.finder import Finder, Found
 from daemon.engine.ledger import Ledger, kv_need
 from daemon.engine.outbox import Outbox
 from daemon.engine.prepared import Prepared, prepared
+from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.sampling import Params
 from daemon.engine.sequence import Sequence, Times
@@ -45,6 +46,7 @@ class Services:
     clock: Callable[[], float]
     seen: Callable[[ModelSource], None]
     shares: Callable[[Namespace, ModelSource], None]
+    recalled: Recalled
 
 
 class Call(Protocol):
@@ -119,16 +121,18 @@ class LoadCall:
         models = self._services.models
         if request.pin and not models.limits.budget_bytes:
             raise invalid("pin", "can keep nothing: model_cache_mb is 0")
+        recalled = self._services.recalled
         self._services.seen(found)
         self._ticket = models.get_or_load(
             found,
-            pin=request.pin if request.HasField("pin") else None,
-            ttl=seconds(request.ttl) if request.HasField("ttl") else None,
+            pin=request.pin if request.HasField("pin") else recalled.pin(request.model, request.adapter),
+            ttl=seconds(request.ttl) if request.HasField("ttl") else recalled.ttl(request.model, request.adapter),
             options=request.skip_warmup,
         )
 
     def _ready(self, ticket: Ticket[LoadedModel]) -> None:
         assert ticket.lease is not None
+        self._services.recalled.done(self._request.model, self._request.adapter)
         info = describe.loaded(ticket.lease.model, self._request.model, ticket.outcome)
         info.evicted.extend(ticket.evicted)
         if info.outcome != pb.LOAD_OUTCOME_HIT:
@@ -203,10 +207,14 @@ class GenerateCall:
         self._asked = services.clock()
         if self._request.require_loaded and not services.models.contains(source.key):
             raise _not_loaded(source.name, kept=services.models.limits.budget_bytes > 0)
-        self._ticket = services.models.get_or_load(source)
+        model, adapter = self._request.model, self._request.adapter
+        self._ticket = services.models.get_or_load(
+            source, pin=services.recalled.pin(model, adapter), ttl=services.recalled.ttl(model, adapter)
+        )
 
     def _start(self, ticket: Ticket[LoadedModel]) -> None:
         assert ticket.lease is not None
+        self._services.recalled.done(self._request.model, self._request.adapter)
         if ticket.outcome is not Outcome.HIT:
             self._times.load = self._services.clock() - self._asked
         loaded = ticket.lease.model

@@ -29,6 +29,7 @@ from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.outbox import Outbox
 from daemon.engine.prefix_call import PrefixCall
 from daemon.engine.pressure import Relief, Source, normal
+from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
 from daemon.engine.tokenizers import Tokenizers
@@ -100,7 +101,9 @@ class Engine:
             supported=supported,
             afford=limits.refuse_if_never,
         )
+        self._resolver = resolver
         self._finder = Finder(resolver, self._background)
+        self._recalled = Recalled()
         self._services = Services(
             self._models,
             self._runner,
@@ -112,6 +115,7 @@ class Engine:
             clock,
             self._invalidator.known.seen,
             self._shares,
+            self._recalled,
         )
         self._calls: dict[int, Call] = {}
 
@@ -141,6 +145,13 @@ class Engine:
             self._calls[command.call_id] = GenerateCall(self._services, command.call_id, command.generate)
         elif kind == "invalidate":
             self._invalidate(command.call_id, command.invalidate)
+        elif kind == "recall":
+            self._recall(command.recall)
+
+    def _recall(self, request: pb.GetOrLoadRequest) -> None:
+        """Do with a model, once it is loaded again, what callers asked of the engine before this one."""
+        self._resolver.prefer(request.model, request.revision)
+        self._recalled.keep(request)
 
     def step(self) -> None:
         """Do one round: calls that can go on, one step of the runner, one slice of a load."""
@@ -213,6 +224,10 @@ class Engine:
         if kind == "prefix":
             self._calls[call_id] = PrefixCall(self._services, call_id, request, self._invalidator)
         elif kind == "model":
+            if request.model.weights and not request.dry_run:
+                self._recalled.forget(request.model.model)
             self._outbox.invalidated(call_id, self._invalidator.model(request.model, dry_run=request.dry_run))
         else:
+            if request.all.weights and not request.dry_run:
+                self._recalled.forget()
             self._outbox.invalidated(call_id, self._invalidator.all(request.all, dry_run=request.dry_run))

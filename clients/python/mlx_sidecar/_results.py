@@ -192,7 +192,7 @@ class Timings:
         load: Waiting for the model.
         lookup: Looking up the longest cached prefix.
         restore: Copying the cached prefix.
-        prefill: Computing the rest of the prompt.
+        prefill: Computing the rest of the prompt up to the first token.
         decode: From the first token to the last.
         first_token: From arrival to the first token.
     """
