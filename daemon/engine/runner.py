@@ -204,6 +204,8 @@ class Runner:
 
     def _decode(self, decoder: Decoder) -> None:
         for sequence, token in decoder.step():
+            if sequence.over:
+                continue  # what was guessed beyond its end
             if isinstance(token, SidecarError):
                 if token.reason is Reason.NAN_LOGITS:
                     self._forget(sequence)
@@ -252,10 +254,13 @@ class Runner:
             if not len(decoder):
                 del self._decoders[sequence.model_key]
         store(sequence, self._prefixes, Resume.YES)
+        if sequence.draft is not None:
+            store(sequence.draft.sequence, self._prefixes, Resume.YES)
         sequence.release()
 
 
 def kv_bytes(sequence: Sequence) -> int:
     """Return the KV bytes that a sequence is billed."""
     done = len(sequence.generated)
-    return kv_need(sequence.loaded.layout, len(sequence.prompt) + done, sequence.max_tokens - done)
+    own = kv_need(sequence.loaded.layout, len(sequence.prompt) + done, sequence.max_tokens - done)
+    return own + (kv_bytes(sequence.draft.sequence) if sequence.draft is not None else 0)
