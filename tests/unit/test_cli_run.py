@@ -51,6 +51,17 @@ def test_run_hands_every_option_on(client: FakeClient) -> None:
     }
 
 
+def test_run_asks_for_json(client: FakeClient, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"const": "é"}', encoding="utf-8")
+    run_cli(client, "run", "m", "Hi", "--format", "json")
+    run_cli(client, "run", "m", "Hi", "--schema", str(schema))
+
+    asked = [options for _, options in client.called("generate")]
+    assert [options.get("json_object") for options in asked] == [True, None]
+    assert [options.get("json_schema") for options in asked] == [None, '{"const": "é"}']
+
+
 def test_run_reads_standard_input_when_there_is_no_prompt(client: FakeClient) -> None:
     run_cli(client, "run", "m", stdin="Grüße\n")
     run_cli(client, "run", "m", "--raw", stdin="Once\n")
@@ -68,6 +79,8 @@ def test_run_reads_standard_input_when_there_is_no_prompt(client: FakeClient) ->
         (["m"], "\n", "The prompt is empty."),
         (["m"], b"\xff", "The prompt on standard input is not UTF-8 text."),
         (["m", "x", "--raw", "--system", "y"], "", "--system needs the chat template"),
+        (["m", "x", "--format", "json", "--schema", "-"], "{}", "--format and --schema exclude each other."),
+        (["m", "x", "--schema", "/nowhere"], "", "No such file"),
         (["m", "x", "--max-tokens", "0"], "", "0 is not in the range x>=1"),
         (["m", "x", "--seed", "y"], "", "'y' is not a valid integer"),
     ],
