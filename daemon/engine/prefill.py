@@ -18,6 +18,9 @@ from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.resume import resume_points
 from daemon.kv.source import NotHeldError, Resume
 
+LEAST_SHARE = 1 / 8
+"""Of a chunk's time, for looking a prompt up, restoring it and joining the batch."""
+
 LONG_PREFILL = 2048
 """Tokens after whose computation the buffers that only prefill needs are given back."""
 
@@ -67,6 +70,13 @@ class Prefill:
     @property
     def _left(self) -> int:
         return len(self.sequence.prompt) - 1 - self._done
+
+    @property
+    def share(self) -> float:
+        """How much of a chunk the next step takes, up to 1; what comes with any prompt, however short, counts too."""
+        if self._draft is not None and self._draft.remaining:
+            return self._draft.share
+        return max(LEAST_SHARE, self._next_chunk() / self._sizer.size(self.sequence.loaded.source.key))
 
     def begin(self) -> None:
         """Look the prompt up and restore what is cached."""
