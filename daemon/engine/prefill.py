@@ -18,6 +18,13 @@ from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.resume import resume_points
 from daemon.kv.source import NotHeldError, Resume
 
+LEAST_SHARE = 1 / 8
+"""Of a chunk's time, for looking a prompt up, restoring it and joining the batch."""
+
+TAIL = 64
+"""A last chunk of at most so many tokens takes the prompt's last token along, which saves a forward pass. More would
+compute logits for all of them, a row as wide as the vocabulary each."""
+
 LONG_PREFILL = 2048
 """Tokens after whose computation the buffers that only prefill needs are given back."""
 
@@ -26,17 +33,25 @@ log = structlog.get_logger()
 
 class Prefill:
     """
-    Computes one prompt, all but its last token; that one is the first input of decode.
+    Computes one prompt, all but its last token, or all of it and the logits after it if its last chunk is short.
+    With a draft model it does that for the draft first.
 
     Args:
         sequence: The request.
         prefixes: The prefix cache.
         sizer: Chooses the size of chunks.
         clock: Seconds that never go back.
+        whole: Whether the last token may be computed too.
     """
 
     def __init__(
-        self, sequence: Sequence, prefixes: PrefixCache, sizer: ChunkSizer, clock: Callable[[], float]
+        self,
+        sequence: Sequence,
+        prefixes: PrefixCache,
+        sizer: ChunkSizer,
+        clock: Callable[[], float],
+        *,
+        whole: bool = True,
     ) -> None:
         self.sequence = sequence
         self._prefixes = prefixes
@@ -45,6 +60,9 @@ class Prefill:
         self._done = 0
         self._stored = 0
         self._points: list[int] = []
+        draft = sequence.draft
+        self._draft = Prefill(draft.sequence, prefixes, sizer, clock, whole=False) if draft is not None else None
+        self._whole = whole and draft is None
 
     @property
     def done(self) -> int:
@@ -58,11 +76,24 @@ class Prefill:
 
     @property
     def remaining(self) -> int:
-        """Prompt tokens left before decode can begin."""
-        return len(self.sequence.prompt) - 1 - self._done
+        """Prompt tokens left before decode can begin, those of a draft included."""
+        return self._left + (self._draft.remaining if self._draft is not None else 0)
+
+    @property
+    def _left(self) -> int:
+        return max(0, len(self.sequence.prompt) - 1 - self._done)
+
+    @property
+    def share(self) -> float:
+        """How much of a chunk the next step takes, up to 1; what comes with any prompt, however short, counts too."""
+        if self._draft is not None and self._draft.remaining:
+            return self._draft.share
+        return max(LEAST_SHARE, self._next_chunk() / self._sizer.size(self.sequence.loaded.source.key))
 
     def begin(self) -> None:
         """Look the prompt up and restore what is cached."""
+        if self._draft is not None:
+            self._draft.begin()
         sequence = self.sequence
         room = len(sequence.prompt) + min(sequence.max_tokens, DECODE_ROOM)
         began = self._clock()
@@ -80,27 +111,40 @@ class Prefill:
         sequence.times.restore = self._clock() - looked_up
 
     def step(self) -> int:
-        """Compute one chunk and return how many tokens it had."""
+        """Compute one chunk and return how many of the prompt's tokens it had; none if it was the draft's."""
+        if self._draft is not None and self._draft.remaining:
+            self._draft.step()
+            return 0
         sequence = self.sequence
         model = sequence.loaded
         size = self._next_chunk()
         began = self._clock()
-        if size:
-            chunk = mx.array([sequence.prompt[self._done : self._done + size]])
-            model.model(chunk, cache=sequence.cache)
-            assert sequence.cache is not None
-            mx.eval([cache.state for cache in sequence.cache])
-            self._done += size
-            sequence.advanced(size, sequence.cache)
+        at_point = self._points[:1] == [self._done + size]
+        last = self._whole and size == self._left and size < TAIL and not at_point
+        self._compute(size + last, logits=last)
         self._sizer.measured(model.source.key, size, self._clock() - began)
         self._store()
-        if self.remaining == 0 and self.computed >= LONG_PREFILL:
+        if self._left == 0 and self.computed >= LONG_PREFILL:
             mx.clear_cache()
         return size
 
+    def _compute(self, tokens: int, *, logits: bool) -> None:
+        sequence = self.sequence
+        if not tokens:
+            return
+        assert sequence.cache is not None
+        chunk = mx.array([sequence.prompt[self._done : self._done + tokens]])
+        after = sequence.loaded.model(chunk, cache=sequence.cache)
+        if logits:
+            sequence.logits = after[:, -1]
+            mx.async_eval(sequence.logits)
+        mx.eval([cache.state for cache in sequence.cache])
+        self._done += tokens
+        sequence.advanced(tokens, sequence.cache)
+
     def _next_chunk(self) -> int:
         """Return how many tokens to compute: up to the next resume point at most, and so that blocks are whole."""
-        size = min(self._sizer.size(self.sequence.loaded.source.key), self.remaining)
+        size = min(self._sizer.size(self.sequence.loaded.source.key), self._left)
         if self._points:
             size = min(size, self._points[0] - self._done)
             beyond_block = (self._done + size) % BLOCK_TOKENS
@@ -121,7 +165,7 @@ class Prefill:
         at_point = bool(self._points) and self._points[0] == self._done
         if at_point:
             self._points.pop(0)
-        if at_point or self.remaining == 0 or self._done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
+        if at_point or self._left == 0 or self._done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
             store(self.sequence, self._prefixes, Resume.YES if at_point else Resume.NO)
             self._stored = self._done
 
