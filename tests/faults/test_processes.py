@@ -68,6 +68,19 @@ def test_a_signal_to_end_is_heard_while_a_model_loads(start_daemon: Start, numbe
     assert not alive(engine)
 
 
+def test_a_quit_ends_at_once_and_leaves_no_core_file(start_daemon: Start) -> None:
+    """Row 57: as on any program, but for the core file; the engine goes too, and the next daemon starts."""
+    daemon = start_daemon(FAKE)
+    engine = daemon.engine_pid()
+    daemon.signal(signal.SIGQUIT)
+    assert daemon.wait() == -signal.SIGQUIT
+    assert not list(daemon.folder.rglob("core*"))
+    wait_until(lambda: not alive(engine), "the engine has ended")
+    again = start_daemon(FAKE)
+    assert ask(again).daemon.pid == again.process.pid
+    assert again.stop() == 0
+
+
 def test_a_daemon_serves_though_its_log_cannot_be_written(start_daemon: Start, folder: Path) -> None:
     """Row 58: the directory of the log is a file."""
     (folder / "blocked").write_text("")
