@@ -99,8 +99,16 @@ def _rig(tmp_path: Path) -> Iterator[Rig]:
     rig.harness.close()
 
 
-@pytest.mark.parametrize("targets", [EVALUATIONS, ALLOCATIONS], ids=["evaluation", "allocation"])
-@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+@pytest.mark.parametrize(
+    ("targets", "warm"),
+    [
+        (EVALUATIONS, True),
+        (EVALUATIONS, False),
+        (ALLOCATIONS, False),
+        pytest.param(ALLOCATIONS, True, marks=pytest.mark.slow),
+    ],
+    ids=["warm evaluation", "cold evaluation", "cold allocation", "warm allocation"],
+)
 def test_generate_is_exact_or_fails_and_the_next_one_is_exact(rig: Rig, targets: Targets, warm: bool) -> None:
     """Lookup, restore, prefill, decode, store; cold ones have a salt that nobody used."""
     request = pb.GenerateRequest()
@@ -124,7 +132,7 @@ def test_generate_is_exact_or_fails_and_the_next_one_is_exact(rig: Rig, targets:
 
 @pytest.mark.parametrize(
     ("targets", "error"),
-    [(FILES, disk), (EVALUATIONS, memory), pytest.param(ALLOCATIONS, memory, marks=pytest.mark.slow)],
+    [(FILES, disk), *(pytest.param(targets, memory, marks=pytest.mark.slow) for targets in (EVALUATIONS, ALLOCATIONS))],
     ids=["files", "evaluation", "allocation"],
 )
 def test_a_load_fails_with_nothing_kept_and_can_be_tried_again(

@@ -52,7 +52,7 @@ def failures(client: Client, folder: Path) -> list[str]:
     return told
 
 
-@pytest.mark.parametrize("level", ["debug", "info", "error"])
+@pytest.mark.parametrize("level", ["debug", *(pytest.param(one, marks=pytest.mark.slow) for one in ("info", "error"))])
 def test_a_canary_is_in_no_log_no_error_and_no_file(
     start_daemon: Callable[..., RunningDaemon], folder: Path, level: str
 ) -> None:
