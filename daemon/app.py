@@ -52,6 +52,9 @@ _OPTIONS = [
     ("grpc.max_connection_idle_ms", 600_000),
     # Of one connection. Without it, calls that are opened and reset by the thousand crowd out those of others.
     ("grpc.max_concurrent_streams", 100),
+    # Beyond the first, gRPC cancels some that have just come, whoever sent them; beyond the second, all.
+    ("grpc.server.max_pending_requests", 4_000),
+    ("grpc.server.max_pending_requests_hard_limit", 8_000),
 ]
 
 log = structlog.get_logger()

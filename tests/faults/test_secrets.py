@@ -60,7 +60,6 @@ def test_a_canary_is_in_no_log_no_error_and_no_file(
     daemon = start_daemon(log_level=level)
     models = folder / "models"
     models.mkdir()
-    wait_until(daemon.socket.exists, "the daemon listens")
     with daemon.client() as client:
         client.complete("embedded", TEXT, max_tokens=4, salt=CANARY)
         client.complete("embedded", [Message("system", TEXT), Message("user", TEXT)], max_tokens=4)
