@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from daemon.doctor.finding import Verdict
 from daemon.doctor.system import System
 from daemon.launchd.agent import OPEN_FILES
 from mlx_sidecar import Completion, TokenLogprob
-from tests.unit.cli_fakes import TIMINGS, USAGE
+from tests.unit.cli_fakes import STATS, TIMINGS, USAGE
 
 GIB = 1 << 30
 MAC_PROBE = {
@@ -167,6 +168,33 @@ def test_a_socket_that_cannot_be_or_is_open_to_others_is_told(folder: Path) -> N
     assert places.socket(folder / ("x" * 100)).verdict is Verdict.FAILED
     place.write_text("a file")
     assert places.socket(place).verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "step_age", "verdict", "found"),
+    [
+        ("ready", 0, 0.0, Verdict.OK, "pid 78, ready, never restarted"),
+        ("ready", 1, 0.0, Verdict.WARNING, "pid 78, ready, restarted once"),
+        ("stalled", 0, 0.0, Verdict.FAILED, "pid 78 is stalled: no sign of life; restarted 0 times"),
+        ("stalled", 2, 7.4, Verdict.FAILED, "pid 78 is stalled: a step of 7 s; restarted 2 times"),
+        ("starting", 0, 0.0, Verdict.WARNING, "it is starting; restarted 0 times"),
+        ("restarting", 3, 0.0, Verdict.FAILED, "it is restarting; restarted 3 times"),
+    ],
+)
+def test_an_engine_that_hangs_or_died_is_told(
+    state: str, restarts: int, step_age: float, verdict: Verdict, found: str
+) -> None:
+    """Before the trial waits for it."""
+    finding = trial.engine(replace(STATS.engine, state=state, restarts=restarts, step_age=step_age))
+    assert (finding.verdict, finding.found) == (verdict, found)
+
+
+def test_a_full_disk_under_the_log_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are lost there, and an operator looks for them in vain."""
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=300, f_frsize=4096))
+    finding = places.log_file(tmp_path / "log")
+    assert finding.verdict is Verdict.FAILED
+    assert finding.found.endswith("on a disk with 1.2 MB left; one log file takes 10 MB")
 
 
 def test_a_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
