@@ -36,8 +36,8 @@ gen: $(VENV)/.developed ## Generate the stubs and the pages that are made from c
 	$(BIN)/python -m tools.api_page
 	$(BIN)/python -m tools.configuration_page
 
-bench: $(VENV)/.installed ## Time to first token, cold against warm, over the socket
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.developed ## Side by side with others; writes docs/benchmarks.md (BENCH="--peer-venv DIR" adds vllm-mlx)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 train: $(VENV)/.developed ## Train the embedded model anew (see tools/embedded)
 	$(BIN)/python -m tools.embedded.train

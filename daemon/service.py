@@ -50,6 +50,8 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
             with closing(self._supervisor.open(ipc.Command(load=request), request.model)) as call:
                 ticket.drop = call.fail
                 async for event in call.events():
+                    if event.load.ready.outcome in (pb.LOAD_OUTCOME_HIT, pb.LOAD_OUTCOME_LOADED):
+                        self._supervisor.keeps.note(request)
                     _note_load(event.load)
                     yield event.load
 
@@ -91,6 +93,8 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         with closing(self._supervisor.open(ipc.Command(invalidate=request))) as call:
             async for event in call.events():
                 answer = event.invalidate
+        if not request.dry_run:
+            self._supervisor.keeps.dropped(request, answer.models)
         bind_contextvars(models=list(answer.models), blocks=answer.blocks, bytes_freed=answer.bytes_freed)
         return answer
 

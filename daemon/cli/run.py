@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -51,6 +51,9 @@ _STDIN = Path("-")
 @click.option("--min-p", type=float, help="Choose among tokens at least this likely, relative to the likeliest.")
 @click.option("--seed", type=int, help="Makes the answer repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
+@click.option("--format", "form", type=click.Choice(["json"]), help="Answer with a JSON object.")
+@click.option("--draft-model", default="", help="A smaller model that guesses tokens: same answer, other speed.")
+@click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor store cached prefixes.")
 @click.option("--salt", default="", help="Share cached prefixes only with requests of the same salt.")
 @click.option("--verbose", is_flag=True, help="Print tokens and timings to stderr after the answer.")
@@ -66,6 +69,9 @@ def command(
     raw: bool,
     system: str | None,
     stop: tuple[str, ...],
+    form: str | None,
+    draft_model: str,
+    schema: TextIO | None,
     no_cache: bool,
     verbose: bool,
     no_history: bool,
@@ -80,6 +86,14 @@ def command(
     if raw and system is not None:
         raise click.UsageError("--system needs the chat template, so it cannot go with --raw.")
     options = {**sampling, "stop": stop or None, "cache_mode": "bypass" if no_cache else "read_write"}
+    if form and schema:
+        raise click.UsageError("--format and --schema exclude each other.")
+    if form:
+        options["json_object"] = True
+    if draft_model:
+        options["draft_model"] = draft_model
+    if schema:
+        options["json_schema"] = schema.read()
     talk = prompt is None and not files and stdin_is_terminal() and stdout_is_terminal()
     if talk and (raw or as_json):
         raise click.UsageError("--raw and --json need a PROMPT, as an argument or on standard input.")

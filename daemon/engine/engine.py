@@ -15,7 +15,7 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.limits import Limits as ModelLimits
 from daemon.cache.loader import LoadedModel, load
 from daemon.cache.model_cache import ModelCache
-from daemon.cache.pace import SLICE_SECONDS
+from daemon.cache.pace import SLICE_SECONDS, Share
 from daemon.cache.resolver import Resolver
 from daemon.config import Config
 from daemon.engine.architectures import supported
@@ -29,6 +29,7 @@ from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.outbox import Outbox
 from daemon.engine.prefix_call import PrefixCall
 from daemon.engine.pressure import Relief, Source, normal
+from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
 from daemon.engine.tokenizers import Tokenizers
@@ -72,6 +73,7 @@ class Engine:
         self._clock = clock
         self._swept = clock()
         self._warmup_tokens = config.warmup_tokens
+        self._share = Share()
         ledger = Ledger(memory_limit(working_set()))
         mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
         budget = min(config.model_cache_mb * MIB, ledger.limit)
@@ -100,7 +102,9 @@ class Engine:
             supported=supported,
             afford=limits.refuse_if_never,
         )
+        self._resolver = resolver
         self._finder = Finder(resolver, self._background)
+        self._recalled = Recalled()
         self._services = Services(
             self._models,
             self._runner,
@@ -112,6 +116,7 @@ class Engine:
             clock,
             self._invalidator.known.seen,
             self._shares,
+            self._recalled,
         )
         self._calls: dict[int, Call] = {}
 
@@ -141,6 +146,13 @@ class Engine:
             self._calls[command.call_id] = GenerateCall(self._services, command.call_id, command.generate)
         elif kind == "invalidate":
             self._invalidate(command.call_id, command.invalidate)
+        elif kind == "recall":
+            self._recall(command.recall)
+
+    def _recall(self, request: pb.GetOrLoadRequest) -> None:
+        """Do with a model, once it is loaded again, what callers asked of the engine before this one."""
+        self._resolver.prefer(request.model, request.revision)
+        self._recalled.keep(request)
 
     def step(self) -> None:
         """Do one round: calls that can go on, one step of the runner, one slice of a load."""
@@ -149,8 +161,11 @@ class Engine:
         self._poll()
         if self._runner.busy:
             self._runner.step()
-        if self._models.busy:
+        self._share.served(self._clock() - began)
+        if self._models.busy and (self._share.due or not self._runner.decoding):
+            began_slice = self._clock()
             self._models.step()
+            self._share.loaded(self._clock() - began_slice)
             self._poll()
         if busy:
             self._runner.gauges.steps.observe(self._clock() - began)
@@ -213,6 +228,10 @@ class Engine:
         if kind == "prefix":
             self._calls[call_id] = PrefixCall(self._services, call_id, request, self._invalidator)
         elif kind == "model":
+            if request.model.weights and not request.dry_run:
+                self._recalled.forget(request.model.model)
             self._outbox.invalidated(call_id, self._invalidator.model(request.model, dry_run=request.dry_run))
         else:
+            if request.all.weights and not request.dry_run:
+                self._recalled.forget()
             self._outbox.invalidated(call_id, self._invalidator.all(request.all, dry_run=request.dry_run))

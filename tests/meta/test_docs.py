@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from benchmarks import page
 from daemon.cli import COMMANDS, exits, main
 from daemon.config import ENV_PREFIX, KEYS
 from daemon.errors import Reason
@@ -112,15 +113,15 @@ def test_every_error_reason_is_documented(reason: Reason) -> None:
 def test_every_rpc_is_in_the_request_lifecycle() -> None:
     """And in the README."""
     rpcs = [method.name for method in sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"].methods]
-    for page in (ROOT / "README.md", ROOT / "docs" / "request-lifecycle.md"):
-        assert all(rpc in page.read_text() for rpc in rpcs)
+    for path in (ROOT / "README.md", ROOT / "docs" / "request-lifecycle.md"):
+        assert all(rpc in path.read_text() for rpc in rpcs)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_between_pages_lead_somewhere(path: Path) -> None:
     """Relative links only; the web is not asked."""
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
 def test_every_package_has_its_line_in_the_architecture() -> None:
@@ -133,9 +134,17 @@ def test_every_package_has_its_line_in_the_architecture() -> None:
 
 
 def test_the_readme_quotes_the_last_benchmark() -> None:
-    """Run `python tools/readme_figure.py` after `make bench`."""
+    """`make bench` puts it there; `python -m tools.readme_figure` alone does too."""
     text = (ROOT / "README.md").read_text()
     assert filled(text) == text
+
+
+def test_the_benchmark_page_shows_the_raw_figures_and_nothing_else() -> None:
+    """`make bench` writes both; a table that was edited by hand, or a figure without its table, fails here."""
+    text = page.PAGE.read_text()
+    assert page.filled(text) == text
+    _, results = page.load()
+    assert all(f"<!-- figures: {name} -->" in text for name in results)
 
 
 def test_every_test_that_the_prefix_cache_page_names_exists() -> None:

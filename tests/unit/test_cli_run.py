@@ -9,7 +9,7 @@ import pytest
 
 from daemon.cli import exits
 from daemon.cli.text import printable
-from mlx_sidecar import InternalError, Message
+from mlx_sidecar import Delta, InternalError, Message
 from tests.unit.cli_fakes import (
     FakeClient,
     client_fixture,  # noqa: F401 - pytest finds it by its name
@@ -51,6 +51,17 @@ def test_run_hands_every_option_on(client: FakeClient) -> None:
     }
 
 
+def test_run_asks_for_json(client: FakeClient, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"const": "é"}', encoding="utf-8")
+    run_cli(client, "run", "m", "Hi", "--format", "json")
+    run_cli(client, "run", "m", "Hi", "--schema", str(schema))
+
+    asked = [options for _, options in client.called("generate")]
+    assert [options.get("json_object") for options in asked] == [True, None]
+    assert [options.get("json_schema") for options in asked] == [None, '{"const": "é"}']
+
+
 def test_run_reads_standard_input_when_there_is_no_prompt(client: FakeClient) -> None:
     run_cli(client, "run", "m", stdin="Grüße\n")
     run_cli(client, "run", "m", "--raw", stdin="Once\n")
@@ -68,6 +79,8 @@ def test_run_reads_standard_input_when_there_is_no_prompt(client: FakeClient) ->
         (["m"], "\n", "The prompt is empty."),
         (["m"], b"\xff", "The prompt on standard input is not UTF-8 text."),
         (["m", "x", "--raw", "--system", "y"], "", "--system needs the chat template"),
+        (["m", "x", "--format", "json", "--schema", "-"], "{}", "--format and --schema exclude each other."),
+        (["m", "x", "--schema", "/nowhere"], "", "No such file"),
         (["m", "x", "--max-tokens", "0"], "", "0 is not in the range x>=1"),
         (["m", "x", "--seed", "y"], "", "'y' is not a valid integer"),
     ],
@@ -80,6 +93,14 @@ def test_run_refuses_wrong_usage_before_it_calls(
     assert result.exit_code == exits.USAGE
     assert sentence in result.stderr
     assert client.calls == []
+
+
+def test_run_shows_what_a_model_thinks_on_a_terminal_only(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.deltas = [Delta("", (1,), (), reasoning="Let me"), Delta("", (2,), (), reasoning=" see."), "Hello"]
+    assert run_cli(client, "run", "m", "Hi").stdout == "Hello\n"
+
+    pretend_terminal(monkeypatch, "stdout")
+    assert run_cli(client, "run", "m", "Hi").stdout == "Let me see.\n\nHello\n"
 
 
 def test_run_prints_timings_on_stderr_when_asked(client: FakeClient) -> None:
@@ -100,7 +121,8 @@ def test_run_as_json_prints_one_object(client: FakeClient) -> None:
 
     tree = json.loads(result.stdout)
     assert tree["text"] == "Hello"
-    assert tree["usage"] == {"prompt_tokens": 1426, "cached_tokens": 1408, "completion_tokens": 11}
+    usage = {"prompt_tokens": 1426, "cached_tokens": 1408, "completion_tokens": 11}
+    assert tree["usage"] == usage | {"draft_tokens": 0, "accepted_tokens": 0}
     assert tree["timings"]["prefill"] == 0.09
     assert (tree["reason"], tree["model"], tree["request_id"]) == ("stop", "m", "r-1")
 

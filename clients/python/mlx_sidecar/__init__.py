@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         Completion,
         Delta,
         Finished,
+        GeneratedToolCall,
         GenerateEvent,
         Invalidated,
         LoadProgress,
@@ -93,8 +94,8 @@ _HOMES = {
     "_messages": "Message Prompt Tool ToolCall",
     "_options": "GenerateOptions LoadOptions",
     "_results": (
-        "Completion Delta Finished GenerateEvent Invalidated LoadProgress ModelInfo PrefillProgress Started "
-        "Timings TokenLogprob TopLogprob Usage"
+        "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress ModelInfo PrefillProgress "
+        "Started Timings TokenLogprob TopLogprob Usage"
     ),
     "_stats": (
         "DaemonStats EngineStats HistorySample LatencyHistogram LatencyStats MemoryStats ModelCacheStats ModelStats "
@@ -123,6 +124,7 @@ __all__ = [
     "GenerateEvent",
     "GenerateOptions",
     "GenerateStream",
+    "GeneratedToolCall",
     "HistorySample",
     "InternalError",
     "InvalidArgument",
