@@ -73,8 +73,12 @@ def probe(**changed: Any) -> Recorded:
 
 def test_the_known_versions_are_fine_others_are_worth_a_note_and_missing_ones_are_not() -> None:
     """The note names what was tested."""
-    assert machine.versions(machine.KNOWN_GOOD.__getitem__).verdict is Verdict.OK
-    newer = machine.versions(lambda name: (machine.KNOWN_GOOD | {"mlx": "0.32.9"})[name])
+    for which in (0, -1):
+        good = {name: versions[which] for name, versions in machine.KNOWN_GOOD.items()}
+        known = machine.versions(good.__getitem__)
+        assert known.verdict is Verdict.OK
+        assert f"protobuf {good['protobuf']}" in known.found
+    newer = machine.versions((good | {"mlx": "0.32.9"}).__getitem__)
     assert newer.verdict is Verdict.WARNING
     assert "mlx 0.32.9 (known good: 0.32.4)" in newer.found
 
@@ -87,7 +91,7 @@ def test_the_known_versions_are_fine_others_are_worth_a_note_and_missing_ones_ar
 def test_the_pinned_version_is_the_known_good_one() -> None:
     """It cannot be forgotten when the pin moves."""
     project = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
-    assert f'"mlx-lm=={machine.KNOWN_GOOD["mlx-lm"]}"' in project
+    assert f'"mlx-lm=={machine.KNOWN_GOOD["mlx-lm"][0]}"' in project
 
 
 @pytest.mark.parametrize(
