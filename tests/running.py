@@ -61,7 +61,7 @@ class RunningDaemon:
         return Path(self.environ["MLX_SIDECAR_SOCKET"])
 
     def client(self) -> Client:
-        """Return a new client, as soon as the daemon listens."""
+        """Return a new client, once it listens or has ended: on a busy machine a client would not wait long enough."""
         wait_until(lambda: self.socket.exists() or self.process.poll() is not None, "the daemon listens")
         return Client(self.socket, timeout=END_SECONDS)
 
