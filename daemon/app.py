@@ -25,6 +25,7 @@ from daemon import __version__, logs
 from daemon.admission import Admission
 from daemon.config import Config
 from daemon.engine_process import engine_command
+from daemon.failpoints import failpoint
 from daemon.interceptors import CallInterceptor
 from daemon.paths import prepare_socket_path
 from daemon.service import SidecarService
@@ -70,6 +71,7 @@ def run(config: Config, engine: Sequence[str] | None = None) -> int:
     with InstanceLock.acquire(config.socket, ORPHAN_SECONDS) as lock:
         # The engine inherits this copy, so that the lock lives as long as any process holds the models' memory.
         inherited = lock.inheritable_copy()
+        failpoint("lock.taken")
         _allow_connections()
         os.chdir("/")  # no later engine could start in a directory that somebody deleted meanwhile
         # Only now: a daemon that is refused must not touch the log file of the one that runs.
@@ -147,7 +149,9 @@ class Daemon:
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         await self._health.set(SERVICE, self._service_health())
         await server.start()
+        failpoint("socket.bound")
         socket.publish()
+        failpoint("socket.published")
         return server
 
     def _handle_signals(self) -> None:
@@ -167,6 +171,7 @@ class Daemon:
 
     async def _drain(self) -> None:
         """Refuse new work and let running calls end, for as long as the configuration allows."""
+        failpoint("drain.begun")
         log.info("draining", calls=self._admission.active, limit_s=self._config.drain_timeout)
         self._stats.draining = True
         await self._health.enter_graceful_shutdown()

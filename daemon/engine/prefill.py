@@ -11,6 +11,7 @@ import structlog
 from daemon.engine.ledger import DECODE_ROOM
 from daemon.engine.scheduler import ChunkSizer
 from daemon.engine.sequence import Sequence
+from daemon.failpoints import failpoint
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import EXTENT_BLOCKS
 from daemon.kv.live import LiveKV
@@ -84,6 +85,7 @@ class Prefill:
         sequence = self.sequence
         model = sequence.loaded
         size = self._next_chunk()
+        failpoint("prefill.chunk")
         began = self._clock()
         if size:
             chunk = mx.array([sequence.prompt[self._done : self._done + size]])

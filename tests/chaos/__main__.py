@@ -1,0 +1,28 @@
+"""`python -m tests.chaos --minutes 5 [--seed N]`: see `make chaos`."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+
+from tests.chaos.driver import run
+
+
+def main() -> int:
+    """Run chaos, and return 1 if anything was violated."""
+    parser = argparse.ArgumentParser(prog="chaos")
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
+    arguments = parser.parse_args()
+    sys.stdout.write(f"seed {arguments.seed}\n")
+    sys.stdout.flush()
+    report = run(arguments.seed, 60 * arguments.minutes)
+    sys.stdout.write(f"{report}\n")
+    sys.stdout.writelines(f"VIOLATION {violation}\n" for violation in report.violations)
+    sys.stdout.write(f"{len(report.violations)} violations, seed {arguments.seed}\n")
+    return 1 if report.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
