@@ -112,9 +112,12 @@ def _watch(world: World, stub: SidecarServiceStub, over: threading.Event) -> Non
 
 
 def _disturb(world: World, stub: SidecarServiceStub, seconds: float, over: threading.Event, rng: random.Random) -> None:
+    """Do harm; most times only once the daemon has recovered from what was done before."""
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
-        over.wait(min(left, rng.uniform(0.5, 5)))
+        if rng.random() < 0.7:
+            world.until_ready(stub, left)
+        over.wait(min(left, rng.uniform(0.2, 4)))
         fault = rng.choices(["kill engine", "stop engine", "kill parent", "end parent"], [4, 1, 2, 2])[0]
         world.history.faults.append(fault)
         if fault == "kill engine":

@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,6 +141,15 @@ class World:
         except ProcessLookupError:
             return False
         return True
+
+    def until_ready(self, stub: SidecarServiceStub, seconds: float) -> None:
+        """Wait until the engine is ready, or for so long."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            stats = self.sample(stub)
+            if stats is not None and stats.engine.state == pb.ENGINE_STATE_READY:
+                return
+            time.sleep(0.1)
 
     def finish(self, stub: SidecarServiceStub) -> None:
         """Come to rest, and note whatever is left."""
