@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help demo test test-slow chaos fuzz soak lint types fmt gen bench train clean
+.PHONY: help demo test test-slow chaos fuzz soak lint types fmt gen bench train clean dist
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,14 +40,21 @@ fmt: $(VENV)/.developed ## Format, and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-gen: $(VENV)/.developed ## Generate the stubs from protos/
+gen: $(VENV)/.developed ## Generate the stubs and the pages that are made from code
 	$(BIN)/python tools/generate_stubs.py
+	$(BIN)/python -m tools.api_page
+	$(BIN)/python -m tools.configuration_page
 
-bench: $(VENV)/.installed ## Time to first token, cold against warm, over the socket
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.developed ## Side by side with others; writes docs/benchmarks.md (BENCH="--peer-venv DIR" adds vllm-mlx)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 train: $(VENV)/.developed ## Train the embedded model anew (see tools/embedded)
 	$(BIN)/python -m tools.embedded.train
+
+dist: $(VENV)/.developed ## Both distributions, the same bytes for the same commit, checked
+	rm -rf dist
+	$(BIN)/python -m tools.build_dists dist
+	$(BIN)/twine check --strict dist/*
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/node/node_modules

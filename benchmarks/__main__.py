@@ -1,7 +1,8 @@
 """
-Time to first token, cold against warm, over the socket: `python -m benchmarks [--rounds N] [--out FILE]`.
+mlx-sidecar side by side with what people would use instead, as real servers on the same models.
 
-Cold and warm alternate within one run, on one daemon, for each prefix length; the figure to trust is their ratio.
+Without RUN: everything, into benchmarks/results/bench.json, then the plots and tables of docs/benchmarks.md and the
+figures of the README. With RUN: only these workloads, shown, and written nowhere unless --out says where.
 """
 
 from __future__ import annotations
@@ -9,99 +10,100 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
+import signal
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+import time
 from pathlib import Path
-from statistics import median
 
-from mlx_sidecar import Client
-from tools.demo import daemon
-from tools.embedded import corpus
-
-LENGTHS = (250, 500, 1000, 2000)
-RESULTS = Path(__file__).parent / "results"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Medians of one prefix length. Times are seconds from arrival to first token, as the daemon saw them."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    cold: float
-    warm: float
-    cold_spread: tuple[float, float]
-    warm_spread: tuple[float, float]
-
-    @property
-    def ratio(self) -> float:
-        """How many times sooner the first token of a warm request comes."""
-        return self.cold / self.warm
+from benchmarks import machine, page, plots
+from benchmarks.bench import Bench
+from benchmarks.figures import Result
+from benchmarks.http_peer import MLX_LM, VLLM_MLX, StartsMlxLm, StartsVllmMlx
+from benchmarks.sidecar import StartsSidecar
+from benchmarks.systems import StartsSystem
+from benchmarks.workloads import WORKLOADS
+from tools import readme_figure
 
 
 def main() -> int:
-    """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="pairs of cold and warm for each length")
-    parser.add_argument("--out", type=Path, default=RESULTS / "ttft.json", help="where the figures go")
-    arguments = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder,
-        daemon(Path(folder)) as environ,
-        Client(environ["MLX_SIDECAR_SOCKET"]) as client,
-    ):
-        client.load("embedded")
-        rows = [measure(client, length, arguments.rounds) for length in LENGTHS]
-    for row in rows:
-        print(
-            f"{row.prompt_tokens:5} prompt tokens, {row.cached_tokens:5} of them cached: "
-            f"cold {1000 * row.cold:7.1f} ms, warm {1000 * row.warm:6.1f} ms, {row.ratio:5.1f} x"
-        )
-    arguments.out.write_text(json.dumps(report(rows, arguments.rounds), indent=2) + "\n")
+    """Measure, show, write."""
+    arguments = _parser().parse_args()
+    if arguments.publish:
+        publish()
+        return 0
+    # A benchmark that is ended ends its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    library = None if arguments.no_openblas else machine.openblas()
+    if library:
+        # Only a fresh process preloads, and its servers get it from there.
+        command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "LD_PRELOAD": library})
+    with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder:
+        bench = Bench(Path(folder), _starters(arguments), 1 if arguments.quick else arguments.rounds, arguments.quick)
+        results = measure(bench, arguments.run or list(WORKLOADS))
+    report = {
+        "note": arguments.note,
+        "quick": arguments.quick,
+        "rounds": bench.rounds,
+        **machine.describe(),
+        "peer_versions": machine.versions_in(arguments.peer_venv) if arguments.peer_venv else {},
+        "left_out": bench.left_out,
+        "workloads": {name: result.raw for name, result in results.items()},
+    }
+    everything = not (arguments.run or arguments.quick or arguments.out)
+    out = arguments.out or (page.REPORT if everything else None)
+    if out:
+        out.write_text(json.dumps(report, indent=1) + "\n")
+    if everything:
+        publish()
     return 0
 
 
-def measure(client: Client, length: int, rounds: int) -> Row:
-    """Alternate: a question under a salt of its own, then another question over the same context and salt."""
-    cold, warm, prompt, cached = [], [], 0, 0
-    for number, example in zip(range(rounds + 1), corpus.held_out(seed=length, tokens_hint=length), strict=False):
-        salt = f"{length}-{number}"
-        asked = [corpus.completion_question(corpus.question(fact)) for fact in example.facts[:2]]
-        first = client.complete("embedded", example.context + asked[0], max_tokens=4, salt=salt)
-        second = client.complete("embedded", example.context + asked[1], max_tokens=4, salt=salt)
-        if number == 0:
-            continue  # the first pair pays for the machine's own warm-up
-        assert first.timings.first_token is not None
-        assert second.timings.first_token is not None
-        cold.append(first.timings.first_token)
-        warm.append(second.timings.first_token)
-        prompt, cached = second.usage.prompt_tokens, second.usage.cached_tokens
-    return Row(prompt, cached, median(cold), median(warm), (min(cold), max(cold)), (min(warm), max(warm)))
+def publish() -> None:
+    """Make the plots, the page's tables and the README's figures from the last whole run."""
+    plots.draw(page.load()[1])
+    page.write()
+    readme_figure.write()
 
 
-def report(rows: list[Row], rounds: int) -> dict[str, object]:
-    """Return the figures with what they were measured on."""
-    return {
-        "benchmark": "time to first token, cold against warm, embedded model",
-        "rounds": rounds,
-        **machine(),
-        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
-    }
+def measure(bench: Bench, names: list[str]) -> dict[str, Result]:
+    """Run workloads one after the other and show each one's table when it is done."""
+    results = {}
+    for name in names:
+        began, computed = time.monotonic(), _processor_seconds()
+        results[name] = WORKLOADS[name](bench)
+        took = f"{time.monotonic() - began:.0f} s, {_processor_seconds() - computed:.0f} s of processors"
+        print(f"\n{page.text(results[name])}\n({name}: {took})", flush=True)
+    return results
 
 
-def machine() -> dict[str, object]:
-    """Return what figures were measured on."""
-    return {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("mlx", "mlx-lm", "grpcio", "mlx-sidecar")},
-        "blas": "OpenBLAS preloaded" if "openblas" in os.environ.get("LD_PRELOAD", "") else "as shipped with mlx",
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-    }
+def _processor_seconds() -> float:
+    """Return those of this process and of the servers that have ended: far from the time taken, others were at work."""
+    return sum(os.times()[:4])
+
+
+def _starters(arguments: argparse.Namespace) -> list[StartsSystem]:
+    peers: dict[str, StartsSystem] = {MLX_LM: StartsMlxLm()}
+    if arguments.peer_venv:
+        peers[VLLM_MLX] = StartsVllmMlx(arguments.peer_venv)
+    return [StartsSidecar(), *(peer for name, peer in peers.items() if name in (arguments.peer or peers))]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", nargs="*", metavar="RUN", help=f"workloads: {', '.join(WORKLOADS)}")
+    parser.add_argument("--peer", action="append", choices=(MLX_LM, VLLM_MLX), help="only these peers; may be repeated")
+    parser.add_argument("--peer-venv", type=Path, help="environment that vllm-mlx (and mlx[cpu] on Linux) is in")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each system; long ones take fewer")
+    parser.add_argument("--quick", action="store_true", help="tiny models, one round: shows that the harness works")
+    parser.add_argument("--no-openblas", action="store_true", help="on Linux, leave the BLAS that mlx brings along")
+    parser.add_argument("--note", default="", help="a sentence about this run, for the page")
+    parser.add_argument("--publish", action="store_true", help="only make plots and pages of the last figures again")
+    parser.add_argument("--out", type=Path, help="where the figures go; nothing else is written then")
+    return parser
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-from benchmarks.__main__ import RESULTS, machine
+from benchmarks import machine
+from benchmarks.page import RESULTS
 from mlx_sidecar import Client
 from tools.demo import daemon
 from tools.embedded import corpus
@@ -42,7 +43,7 @@ def main() -> int:
             print(
                 f"{number} clients: {batched:6.0f} tok/s in batches, {single:6.0f} one by one, {batched / single:.2f} x"
             )
-    report = {"benchmark": "decode of several clients, tokens/s", "rounds": ROUNDS, **machine(), "rows": rows}
+    report = {"benchmark": "decode of several clients, tokens/s", "rounds": ROUNDS, **machine.describe(), "rows": rows}
     (RESULTS / "batching.json").write_text(json.dumps(report, indent=2) + "\n")
     return 0
 

@@ -18,7 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from benchmarks.__main__ import RESULTS, machine
+from benchmarks import machine
+from benchmarks.page import RESULTS
 from mlx_sidecar import Client
 from tests.models import wide_model
 from tools.demo import daemon
@@ -69,7 +70,7 @@ def main() -> int:
         f"{gaps.load_seconds:.1f} s: median {gaps.ratio_of_medians:.1f} x, longest {gaps.ratio_of_most:.1f} x"
     )
     figures = {"hit": asdict(hit), "gaps": asdict(gaps)}
-    arguments.out.write_text(json.dumps({"benchmark": "model cache", **machine(), **figures}, indent=2) + "\n")
+    arguments.out.write_text(json.dumps({"benchmark": "model cache", **machine.describe(), **figures}, indent=2) + "\n")
     return 0
 
 

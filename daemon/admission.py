@@ -42,6 +42,7 @@ class Admission:
     Args:
         max_waiting: Most Generate calls that wait for their model or a slot.
         on_idle: Called whenever the last call has ended.
+        on_busy: Called whenever a first call begins.
         clock: Seconds that never go back.
     """
 
@@ -49,6 +50,7 @@ class Admission:
         self,
         max_waiting: int,
         on_idle: Callable[[], None] = lambda: None,
+        on_busy: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rejected = 0
@@ -57,6 +59,7 @@ class Admission:
         """When places in the queue became free last."""
         self._max_waiting = max_waiting
         self._on_idle = on_idle
+        self._on_busy = on_busy
         self._tickets: set[Ticket] = set()
         self._closed = False
 
@@ -85,6 +88,8 @@ class Admission:
             self.rejected += 1
             raise self._full(f"{self._max_waiting} requests wait already, the most that max_queue allows")
         ticket = Ticket()
+        if not self._tickets:
+            self._on_busy()
         self._tickets.add(ticket)
         try:
             yield ticket

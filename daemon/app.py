@@ -7,8 +7,7 @@ import os
 import resource
 import signal
 import sys
-import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,13 +20,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from daemon import __version__, logs
+from daemon import __version__, clocks, logs
 from daemon.admission import Admission
 from daemon.config import Config
 from daemon.engine_process import engine_command
 from daemon.failpoints import failpoint
 from daemon.interceptors import CallInterceptor
 from daemon.paths import prepare_socket_path
+from daemon.power import Wakefulness, WakeLock, of_this_system
 from daemon.service import SidecarService
 from daemon.singleton import InstanceLock, PublishedSocket, private_umask
 from daemon.stats import Stats
@@ -54,13 +54,14 @@ _OPTIONS = [
 log = structlog.get_logger()
 
 
-def run(config: Config, engine: Sequence[str] | None = None) -> int:
+def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock | None = None) -> int:
     """
     Serve until SIGTERM or SIGINT, and return the exit status. SIGHUP opens the log file anew; on a terminal it ends.
 
     Args:
         config: The configuration.
         engine: Command line of the engine, `--fd N` left out; None for the real one.
+        wake_lock: Keeps the machine from sleep while calls run; None for what this system has.
 
     Raises:
         SocketPathError: If the socket cannot be made where it should be.
@@ -77,7 +78,7 @@ def run(config: Config, engine: Sequence[str] | None = None) -> int:
         # Only now: a daemon that is refused must not touch the log file of the one that runs.
         logs.configure(config.log_level, config.log_file)
         try:
-            return asyncio.run(Daemon(config, engine).serve())
+            return asyncio.run(Daemon(config, engine, wake_lock).serve())
         finally:
             os.close(inherited)
 
@@ -91,6 +92,10 @@ def _allow_connections() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def _later(delay: float, action: Callable[[], None]) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(delay, action)
+
+
 class Daemon:
     """
     One daemon on one socket, whose lock the caller holds.
@@ -98,18 +103,20 @@ class Daemon:
     Args:
         config: Its configuration.
         engine: Command line of its engine; None for the real one.
+        wake_lock: Keeps the machine from sleep while calls run; None for what this system has.
     """
 
-    def __init__(self, config: Config, engine: Sequence[str] | None = None) -> None:
+    def __init__(self, config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock | None = None) -> None:
         self._config = config
         self._idle = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._status = 0
         self._health = HealthServicer()
-        self._supervisor = Supervisor(engine or engine_command(config.to_json()), time.monotonic, self._engine_changed)
-        self._admission = Admission(config.max_queue, self._idle.set)
-        self._stats = Stats(self._supervisor, self._admission, time.monotonic)
+        self._supervisor = Supervisor(engine or engine_command(config.to_json()), clocks.awake, self._engine_changed)
+        self._wakefulness = Wakefulness(wake_lock or of_this_system(), _later)
+        self._admission = Admission(config.max_queue, self._became_idle, self._wakefulness.busy)
+        self._stats = Stats(self._supervisor, self._admission, clocks.elapsed)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
@@ -133,6 +140,7 @@ class Daemon:
         finally:
             for task in self._tasks:
                 task.cancel()
+            self._wakefulness.close()
             await self._supervisor.stop(ENGINE_STOP_SECONDS)
             socket.remove()
         log.info("stopped", status=self._status)
@@ -203,6 +211,10 @@ class Daemon:
     def _service_health(self) -> health_pb2.HealthCheckResponse.ServingStatus:
         ready = self._supervisor.state is State.READY
         return health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+
+    def _became_idle(self) -> None:
+        self._idle.set()
+        self._wakefulness.idle()
 
     def _cancelled(self) -> None:
         self._stats.cancelled += 1

@@ -59,6 +59,8 @@ def _join(last: ipc.Event, event: ipc.Event) -> bool:
         last.generate.delta.text += event.generate.delta.text
         last.generate.delta.token_ids.extend(event.generate.delta.token_ids)
         last.generate.delta.logprobs.extend(event.generate.delta.logprobs)
+        last.generate.delta.reasoning += event.generate.delta.reasoning
+        last.generate.delta.tool_calls.extend(event.generate.delta.tool_calls)
         return True
     if inner == "prefill":
         last.generate.prefill.CopyFrom(event.generate.prefill)

@@ -46,8 +46,9 @@ def _default_state_dir() -> Path:
     return Path.home() / ".mlx-sidecar"
 
 
-def _about(text: str, read: Reader) -> dict[str, Any]:
-    return {"help": text, "read": read}
+def _about(text: str, read: Reader, more: str = "") -> dict[str, Any]:
+    """Describe a key: one line for `--help`, and what docs/configuration.md says besides."""
+    return {"help": text, "read": read, "more": more}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +60,45 @@ class Config:
     """
 
     socket: Path = field(
-        default_factory=_default_socket, metadata=_about("Unix socket that clients connect to", read_path)
+        default_factory=_default_socket,
+        metadata=_about(
+            "Unix socket that clients connect to", read_path, "At most 103 bytes; its directory is private."
+        ),
     )
     state_dir: Path = field(
-        default_factory=_default_state_dir, metadata=_about("Directory that holds config.toml", read_path)
+        default_factory=_default_state_dir,
+        metadata=_about(
+            "Directory that holds config.toml",
+            read_path,
+            "Also digests.json (which large weight files were read, so that a restart need not) and run_history (what "
+            "was typed in conversations); both may be deleted. Only a variable or a flag can set it.",
+        ),
     )
     model_cache_mb: int = field(
-        default=24_576, metadata=_about("Most MB of weights kept in memory; 0 keeps none", whole(0))
+        default=24_576,
+        metadata=_about(
+            "Most MB of weights kept in memory; 0 keeps none",
+            whole(0),
+            "Or the memory ceiling, if that is less. With 0 each call loads, runs and frees.",
+        ),
     )
     max_models: int = field(default=4, metadata=_about("Most models kept in memory at once", whole(1)))
     model_ttl: float = field(
         default=3_600.0,
-        metadata=_about("Time until an idle model is stale, in seconds or as 1h30m", read_seconds),
+        metadata=_about(
+            "Time until an idle model is stale, in seconds or as 1h30m",
+            read_seconds,
+            "With 0 it is dropped as soon as it is idle.",
+        ),
     )
     evict_on_memory_pressure: bool = field(
-        default=True, metadata=_about("Whether to free memory when the system runs short of it", read_switch)
+        default=True,
+        metadata=_about(
+            "Whether to free memory when the system runs short of it",
+            read_switch,
+            "Cached prefixes go first, half of them at a time, then idle models. Also: idle models make room for "
+            "requests that need memory.",
+        ),
     )
     kv_cache_mb: int = field(default=4_096, metadata=_about("Most MB of cached prefixes; 0 keeps none", whole(0)))
     max_cache_blocks: int = field(
@@ -96,7 +121,12 @@ class Config:
         default="info", metadata=_about("What to log at least: debug, info, warning or error", read_level)
     )
     log_file: Path | None = field(
-        default=None, metadata=_about("File to log to, rotated; empty logs to stderr", read_optional_path)
+        default=None,
+        metadata=_about(
+            "File to log to, rotated; empty logs to stderr",
+            read_optional_path,
+            "Rotated at 10 MB, five old files are kept, mode 0600; SIGHUP opens it anew.",
+        ),
     )
     model_roots: tuple[Path, ...] = field(
         default=(), metadata=_about("Directories that models may be loaded from; none allows all", read_paths)

@@ -147,8 +147,9 @@ def _any(message: Message) -> any_pb2.Any:
 
 
 def _loggable(error: SidecarError) -> str:
-    """Return what the log may show: a chat template chooses its own words, and they may quote the conversation."""
-    return "the chat is refused" if error.field == "chat" else error.message
+    """Return what the log may show: chat templates and grammars choose their own words, and may quote the request."""
+    quotes = error.field == "chat" or error.field.startswith("response_format")
+    return f"the {error.field} is refused" if quotes else error.message
 
 
 def _line(method: str, began: float, code: str, **fields: str) -> None:

@@ -50,6 +50,8 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
             with closing(self._supervisor.open(ipc.Command(load=request), request.model)) as call:
                 ticket.drop = call.fail
                 async for event in call.events():
+                    if event.load.ready.outcome in (pb.LOAD_OUTCOME_HIT, pb.LOAD_OUTCOME_LOADED):
+                        self._supervisor.keeps.note(request)
                     _note_load(event.load)
                     yield event.load
 
@@ -75,6 +77,8 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
                     continue
                 self._admission.began(ticket)
                 _note_generate(event.generate)
+                if event.generate.HasField("finished"):
+                    self._stats.latency.finished(event.generate.finished)
                 event.generate.seq = next(seq)
                 yield event.generate
 
@@ -89,12 +93,14 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         with closing(self._supervisor.open(ipc.Command(invalidate=request))) as call:
             async for event in call.events():
                 answer = event.invalidate
+        if not request.dry_run:
+            self._supervisor.keeps.dropped(request, answer.models)
         bind_contextvars(models=list(answer.models), blocks=answer.blocks, bytes_freed=answer.bytes_freed)
         return answer
 
     async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsResponse:  # noqa: N802
         """See the proto."""
-        return self._stats.response()
+        return self._stats.response(request)
 
 
 def _name(model: str) -> str:

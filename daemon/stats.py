@@ -8,6 +8,8 @@ from collections.abc import Callable
 from daemon import __version__
 from daemon.admission import Admission
 from daemon.durations import duration
+from daemon.history import History
+from daemon.latency import Latency
 from daemon.supervisor import State, Supervisor
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -32,18 +34,23 @@ class Stats:
     Attributes:
         cancelled: Calls that their client cancelled.
         draining: Whether the daemon finishes its last streams.
+        latency: How long requests took; the servicer adds to it.
+        history: What the figures were; the supervisor's snapshots go into it.
     """
 
     def __init__(self, supervisor: Supervisor, admission: Admission, clock: Callable[[], float]) -> None:
         self.cancelled = 0
         self.draining = False
+        self.latency = Latency()
+        self.history = History(clock)
+        supervisor.on_snapshot = self.history.note
         self._supervisor = supervisor
         self._admission = admission
         self._clock = clock
         self._began = clock()
 
-    def response(self) -> pb.StatsResponse:
-        """Return the state of the daemon now."""
+    def response(self, request: pb.StatsRequest) -> pb.StatsResponse:
+        """Return the state of the daemon now, as far as it was asked for."""
         supervisor = self._supervisor
         answer = pb.StatsResponse()
         answer.CopyFrom(supervisor.snapshot)
@@ -66,4 +73,7 @@ class Stats:
         engine.queued = self._admission.waiting
         engine.rejected = self._admission.rejected
         engine.cancelled = self.cancelled
+        answer.latency.CopyFrom(self.latency.message())
+        if request.include_history:
+            answer.history.extend(self.history.samples())
         return answer

@@ -15,6 +15,7 @@ from daemon.durations import seconds
 from daemon.engine_call import EngineCall
 from daemon.engine_process import EngineProcess
 from daemon.errors import Reason, SidecarError
+from daemon.keeps import Keeps
 from daemon.quarantine import Quarantine, Suspect
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -55,6 +56,9 @@ class Supervisor:
         command: Command line of the engine, without `--fd`.
         clock: Seconds that never go back.
         on_change: Called when `state` has changed.
+
+    Attributes:
+        on_snapshot: Called with each snapshot that the engine sends; set by whoever keeps them.
     """
 
     def __init__(
@@ -67,7 +71,9 @@ class Supervisor:
         self.restarts = 0
         self.hello = ipc.Hello()
         self.snapshot = pb.StatsResponse()
+        self.on_snapshot: Callable[[pb.StatsResponse], None] = lambda _: None
         self.quarantine = Quarantine(clock)
+        self.keeps = Keeps()
         self._command = command
         self._clock = clock
         self._on_change = on_change
@@ -147,6 +153,11 @@ class Supervisor:
         if call.command.call_id in self._calls and self._engine is not None:
             self._engine.send(ipc.Command(call_id=call.command.call_id, hold=ipc.Hold(held=held)))
 
+    def _recall(self) -> None:
+        assert self._engine is not None
+        for request in self.keeps.requests():
+            self._engine.send(ipc.Command(recall=request))
+
     def _send_unsent(self) -> None:
         assert self._engine is not None
         for call in self._unsent.values():
@@ -218,9 +229,11 @@ class Supervisor:
             self._step_age = seconds(event.heartbeat.step_age) if event.heartbeat.HasField("step_age") else 0.0
         elif kind == "snapshot":
             self.snapshot = event.snapshot
+            self.on_snapshot(event.snapshot)
         elif kind == "hello":
             self.hello = event.hello
             self._set(State.READY)
+            self._recall()
             self._send_unsent()
         elif (call := self._calls.get(event.call_id)) is not None:
             call.push(event)

@@ -23,6 +23,7 @@ MAX_STOP_IDS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 10_000
+MAX_FORM_BYTES = {"json_schema": 64 * 1024, "regex": 8 * 1024, "grammar": 64 * 1024}
 MAX_PRIORITY = 2
 MAX_DURATION_SECONDS = 315_576_000_000
 """Ten thousand years: the range that google.protobuf.Duration states for itself."""
@@ -76,6 +77,8 @@ def check_generate(request: pb.GenerateRequest) -> None:
     if request.cache.mode not in pb.CacheMode.values():
         raise invalid("cache.mode", f"is {request.cache.mode}, which is no CacheMode")
     _check_length("cache.salt", request.cache.salt, MAX_SALT_BYTES)
+    if request.HasField("response_format"):
+        _check_response_format(request)
     _check_request_id(request.request_id)
     if request.HasField("priority"):
         _check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
@@ -160,9 +163,29 @@ def _check_chat(chat: pb.Chat) -> None:
     for index, message in enumerate(chat.messages):
         if not message.role:
             raise invalid(f"chat.messages[{index}].role", "is missing")
+    names: set[str] = set()
     for index, tool in enumerate(chat.tools):
         if not tool.name:
             raise invalid(f"chat.tools[{index}].name", "is missing")
+        if tool.name in names:
+            raise invalid(f"chat.tools[{index}].name", "is the name of another tool as well")
+        names.add(tool.name)
+
+
+def _check_response_format(request: pb.GenerateRequest) -> None:
+    form = request.response_format
+    kind = form.WhichOneof("kind")
+    if kind is None:
+        raise invalid("response_format", "is empty; give json_schema, json_object, regex or grammar")
+    if kind in MAX_FORM_BYTES:
+        text = getattr(form, kind)
+        if not text:
+            raise invalid(f"response_format.{kind}", "is empty")
+        _check_length(f"response_format.{kind}", text, MAX_FORM_BYTES[kind])
+    if request.stop.ignore_eos:
+        raise invalid("stop.ignore_eos", "cannot go with response_format, which says where the completion ends")
+    if request.chat.tools:
+        raise invalid("chat.tools", "cannot go with response_format, which leaves no room for calls")
 
 
 def _check_sampling(sampling: pb.Sampling) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,19 @@ settings.register_profile("project", deadline=None, print_blob=True)
 settings.load_profile("project")
 
 
-@pytest.fixture(name="folder")
-def _folder() -> Iterator[Path]:
-    """Return a directory whose path is short enough for a socket below it."""
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """Make a directory whose path is short enough for a socket below it."""
     path = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture(name="folder")
+def _folder() -> Iterator[Path]:
+    """Return a short folder."""
+    with short_folder() as path:
+        yield path
 
 
 @pytest.fixture(name="daemon", scope="session")

@@ -3,7 +3,8 @@ An engine process without MLX, for tests of the parent: `python fake_engine.py -
 
 It speaks the real frames, sends a heartbeat each 0.2 s, and lets the model's name decide what a call does:
 
-* `ok`: a load reports progress and is ready; a completion repeats the prompt word by word.
+* `ok`: a load reports progress and is ready; a completion repeats the prompt word by word. The prompt "hold" is
+  answered with one delta, and then nothing until it is cancelled.
 * `burst`: sends 10,000 deltas as fast as it can.
 * `hold`: starts, sends one delta, and then nothing until it is cancelled; a load stays at its first progress.
 * `hold-waiting`: accepts the prompt and never starts.
@@ -104,7 +105,7 @@ class FakeEngine:
         self._answer(call_id, pb.GenerateResponse(started=started))
         words = [f"{number} " for number in range(BURST)] if request.model == "burst" else prompt
         limit = request.max_tokens if request.HasField("max_tokens") else len(words)
-        only_first = request.model in ("hold", "die")
+        only_first = request.model in ("hold", "die") or prompt == ["hold"]
         for number, word in enumerate(words[: 1 if only_first else limit]):
             self._generated += 1
             self._answer(call_id, pb.GenerateResponse(delta=pb.Delta(text=word, token_ids=[number])))

@@ -84,3 +84,24 @@ def write_random(path: Path, settings: dict[str, Any], seed: int, dtype: str = "
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(path / "model.safetensors"), weights, {"format": "mlx"})
     return path
+
+
+def marked_model(folder: Path, marks: dict[str, bool], template: str = "") -> Path:
+    """
+    Write a random model that knows marks of reasoning and tool calls.
+
+    Args:
+        folder: Where to put it.
+        marks: Tokens to add from id 737 on, and whether each is special.
+        template: What its chat template adds at the end of a prompt.
+    """
+    path = write_random(folder / "marked", {**TINY["qwen3"], "vocab_size": 752}, 11)
+    file = path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    for number, (mark, special) in enumerate(marks.items(), 737):
+        tokenizer["added_tokens"].append({"id": number, "content": mark, **flags, "special": special})
+    file.write_text(json.dumps(tokenizer))
+    with (path / "chat_template.jinja").open("a") as chat:
+        chat.write(template)
+    return path

@@ -8,9 +8,15 @@ from pathlib import Path
 
 from daemon.app import run
 from daemon.config import load_config
+from daemon.power import Caffeinate
+
+CAFFEINATE = "MLX_SIDECAR_TEST_CAFFEINATE"
+"""Names a program that the daemon takes for macOS's caffeinate."""
 
 ENGINE = Path(__file__).parent / "fake_engine.py"
 
 if __name__ == "__main__":
     config = load_config({}, os.environ, Path.home()).config
-    sys.exit(run(config, engine=[sys.executable, str(ENGINE), *sys.argv[1:]]))
+    program = os.environ.get(CAFFEINATE)
+    wake_lock = Caffeinate(Path(program)) if program else None
+    sys.exit(run(config, engine=[sys.executable, str(ENGINE), *sys.argv[1:]], wake_lock=wake_lock))

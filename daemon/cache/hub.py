@@ -52,10 +52,10 @@ def _cached(repo: str, revision: str) -> Path | None:
         return None
     except HFValidationError as error:
         raise SidecarError(Reason.MODEL_NOT_FOUND, f"{repo} is no Hub id", field="model") from error
-    return path if _is_complete(path) else None
+    return path if is_complete(path) else None
 
 
-def _is_complete(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether a snapshot has its weights. huggingface_hub knows only of interruptions that it has a file list for."""
     index = path / "model.safetensors.index.json"
     if not (path / "config.json").is_file():

@@ -140,6 +140,11 @@ class Resolver:
         """
         return self._plan(wanted.name, self._revision(wanted))
 
+    def prefer(self, name: str, revision: str) -> None:
+        """Let a Hub id that comes without a revision mean this one, as if it had been loaded last."""
+        with self._lock:
+            self._revisions[name] = revision
+
     def _refuse_unsupported(self, source: ModelSource) -> None:
         if self._supported(source.architecture):
             return

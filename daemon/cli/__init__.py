@@ -16,7 +16,23 @@ from daemon import __version__
 from daemon.cli.exits import EPILOG, INTERRUPTED, explain
 from daemon.cli.session import Session
 
-COMMANDS = ("serve", "run", "pull", "load", "ps", "stop", "invalidate", "stats", "config")
+COMMANDS = (
+    "serve",
+    "run",
+    "pull",
+    "load",
+    "ls",
+    "ps",
+    "stop",
+    "invalidate",
+    "stats",
+    "top",
+    "metrics",
+    "config",
+    "completion",
+    "service",
+    "doctor",
+)
 
 
 class _LazyGroup(click.Group):

@@ -25,8 +25,8 @@ def print_answer(stream: GenerateStream) -> None:
     last = ""
     try:
         for text in stream.text():
+            last = text or last  # first: Ctrl-C may come right after the text
             click.echo(clean(text), nl=False)
-            last = text or last
     finally:
         if last and not last.endswith("\n"):
             click.echo()

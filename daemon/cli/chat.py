@@ -2,47 +2,93 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from daemon.cli.answer import print_answer, print_timings
-from mlx_sidecar import Client, Message
+from daemon.cli.exits import explain
+from mlx_sidecar import Client, DaemonNotRunning, Message, SidecarError
+
+HELP = """\
+/clear        forget the conversation, keep the system message
+/system TEXT  forget it and take another system message; without TEXT none
+/verbose      print timings after each answer, or no longer
+/help         this list
+/exit         end, as Ctrl-D does
+A line that ends with a backslash goes on in the next one."""
 
 
-def hold(client: Client, model: str, system: str | None, options: dict[str, Any], verbose: bool) -> None:
+class Chat:
     """
-    Read turns until end of file and print the answers. Ctrl-C during an answer takes that turn back.
+    Turns so far, and how the next one is answered.
 
-    Raises:
-        KeyboardInterrupt: On Ctrl-C at the prompt.
-        SidecarError: If a call fails; the conversation ends.
+    Args:
+        client: A client of the daemon.
+        model: The model that answers.
+        system: The system message, if any.
+        options: Options of each Generate call.
+        verbose: Whether timings follow each answer.
     """
-    with suppress(ImportError):
-        import readline  # noqa: F401 - gives input() line editing and a history
 
-    messages = [] if system is None else [Message(role="system", content=system)]
-    click.echo("Ctrl-C interrupts an answer, Ctrl-D ends the conversation.", err=True)
-    while (text := _ask()) is not None:
-        if not text.strip():
-            continue
-        turn = Message(role="user", content=text)
-        with client.generate(model, [*messages, turn], **options) as stream:
-            try:
-                print_answer(stream)
-            except KeyboardInterrupt:
+    def __init__(self, client: Client, model: str, system: str | None, options: dict[str, Any], verbose: bool) -> None:
+        self._client = client
+        self._model = model
+        self._options = options
+        self._verbose = verbose
+        self._begin(system)
+
+    def hold(self, ask: Callable[[], str | None]) -> None:
+        """
+        Answer turns until `ask` returns None. Ctrl-C during an answer takes that turn back, and so does an error.
+
+        Raises:
+            DaemonNotRunning: If the daemon is gone; the conversation would only go on without it.
+        """
+        click.echo("/help lists commands. Ctrl-C interrupts an answer, Ctrl-D ends the conversation.", err=True)
+        while (text := ask()) is not None:
+            if not text.strip():
                 continue
+            if text.startswith("/"):
+                if not self._command(*text[1:].partition(" ")[::2]):
+                    return
+                continue
+            try:
+                self._answer(Message(role="user", content=text))
+            except KeyboardInterrupt:
+                click.echo("Interrupted; this turn is forgotten.", err=True)
+            except DaemonNotRunning:
+                raise
+            except SidecarError as error:
+                answer = explain(error)
+                click.echo(f"{answer.text if answer else error}; this turn is forgotten.", err=True)
+
+    def _begin(self, system: str | None) -> None:
+        self._messages = [] if system is None else [Message(role="system", content=system)]
+
+    def _answer(self, turn: Message) -> None:
+        with self._client.generate(self._model, [*self._messages, turn], **self._options) as stream:
+            print_answer(stream)
             result = stream.result()
-        messages += [turn, Message(role="assistant", content=result.text)]
-        if verbose:
+        self._messages += [turn, Message(role="assistant", content=result.text)]
+        if self._verbose:
             print_timings(result)
 
-
-def _ask() -> str | None:
-    try:
-        return input(">>> ")
-    except EOFError:
-        sys.stdout.write("\n")
-        return None
+    def _command(self, name: str, rest: str) -> bool:
+        """Carry out a command, and tell whether the conversation goes on."""
+        match name:
+            case "exit" | "bye" | "quit":
+                return False
+            case "clear":
+                self._messages = [one for one in self._messages if one.role == "system"]
+            case "system":
+                self._begin(rest.strip() or None)
+            case "verbose":
+                self._verbose = not self._verbose
+                click.echo(f"Timings are {'on' if self._verbose else 'off'}.", err=True)
+            case "help":
+                click.echo(HELP, err=True)
+            case _:
+                click.echo(f"There is no /{name}; /help lists what there is. A space first sends it as text.", err=True)
+        return True

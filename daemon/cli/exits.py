@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from daemon.config import ConfigError
+from daemon.launchd.errors import ServiceError
 from daemon.paths import SocketPathError
 from daemon.singleton import AlreadyRunning
 from mlx_sidecar._exceptions import DaemonNotRunning, SidecarError, UntrustedSocket
@@ -41,7 +42,7 @@ def explain(error: Exception) -> Answer | None:
             return Answer(str(error), USAGE)
         case DaemonNotRunning():
             return Answer(str(error), NOT_RUNNING)
-        case AlreadyRunning():
+        case AlreadyRunning() | ServiceError():
             return Answer(str(error), REFUSED)
         case SidecarError():
             return Answer(_refusal(error), REFUSED)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from daemon.cli.completion import complete_model
 from daemon.cli.session import Session, absolute_if_directory, pass_session
 from daemon.cli.text import examples, print_json, size, stdin_is_terminal
 
@@ -42,7 +43,7 @@ class _Target:
         "mlx-sidecar invalidate --all --no-weights --yes",
     ),
 )
-@click.argument("model", required=False, callback=absolute_if_directory)
+@click.argument("model", required=False, callback=absolute_if_directory, shell_complete=complete_model)
 @click.option("--all", "everything", is_flag=True, help="Drop what belongs to any model.")
 @click.option("--prefix", metavar="TEXT", help="Drop only prompts that begin with this text.")
 @click.option("--salt", default="", help="Salt under which the prompts of --prefix were cached.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from daemon.cli.completion import complete_model
 from daemon.cli.progress import follow
 from daemon.cli.session import Session, absolute_if_directory, pass_session
 from daemon.cli.text import examples, print_json, size
@@ -31,7 +32,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
         "mlx-sidecar load mlx-community/Qwen3-8B-4bit --estimate-only --json",
     ),
 )
-@click.argument("model", callback=absolute_if_directory)
+@click.argument("model", callback=absolute_if_directory, shell_complete=complete_model)
 @click.option("--pin/--unpin", default=None, help="Keep the model until it is stopped, or no longer do so.")
 @click.option("--ttl", metavar="DURATION", callback=_seconds, help="Time until the idle model is stale, such as 10m.")
 @click.option("--revision", default="", help="Branch, tag or commit of a Hub model.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from daemon.cli.completion import complete_model
 from daemon.cli.progress import follow
 from daemon.cli.session import Session, absolute_if_directory, pass_session
 from daemon.cli.text import examples, print_json, size
@@ -16,7 +17,7 @@ from daemon.cli.text import examples, print_json, size
         "mlx-sidecar pull mlx-community/Qwen3-8B-4bit", "mlx-sidecar pull mlx-community/Qwen3-8B-4bit --revision main"
     ),
 )
-@click.argument("model", callback=absolute_if_directory)
+@click.argument("model", callback=absolute_if_directory, shell_complete=complete_model)
 @click.option("--revision", default="", help="Branch, tag or commit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the model as JSON.")
 @pass_session

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from daemon.cli.answer import print_answer, print_timings
+from daemon.cli.completion import complete_model
 from daemon.cli.progress import follow
 from daemon.cli.session import Session, absolute_if_directory, pass_session
-from daemon.cli.text import examples, print_json, stdin_is_terminal
+from daemon.cli.text import examples, print_json, stdin_is_terminal, stdout_is_terminal
 
 if TYPE_CHECKING:
     from mlx_sidecar import Client, Prompt
+
+_STDIN = Path("-")
 
 
 @click.command(
     "run",
     short_help="Run a prompt and stream the answer.",
     epilog=examples(
+        "mlx-sidecar run embedded",
         "mlx-sidecar run embedded 'Say hello'",
-        "git diff | mlx-sidecar run mlx-community/Qwen3-8B-4bit --system 'Review this diff'",
+        "mlx-sidecar run mlx-community/Qwen3-8B-4bit --file notes.md 'Which of these are done?'",
+        "git diff | mlx-sidecar run mlx-community/Qwen3-8B-4bit --file - 'Review this diff'",
         "mlx-sidecar run embedded --raw 'Once upon a time' --max-tokens 50 --verbose",
     ),
 )
-@click.argument("model", callback=absolute_if_directory)
+@click.argument("model", callback=absolute_if_directory, shell_complete=complete_model)
 @click.argument("prompt", required=False)
+@click.option(
+    "--file",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help="Put this file's text before the prompt; - is standard input. Repeatable.",
+)
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("--system", help="System message of the conversation.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens to generate.")
@@ -36,9 +51,12 @@ if TYPE_CHECKING:
 @click.option("--min-p", type=float, help="Choose among tokens at least this likely, relative to the likeliest.")
 @click.option("--seed", type=int, help="Makes the answer repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
+@click.option("--format", "form", type=click.Choice(["json"]), help="Answer with a JSON object.")
+@click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor store cached prefixes.")
 @click.option("--salt", default="", help="Share cached prefixes only with requests of the same salt.")
 @click.option("--verbose", is_flag=True, help="Print tokens and timings to stderr after the answer.")
+@click.option("--no-history", is_flag=True, help="Do not keep what is typed in a conversation for the next one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
 @pass_session
 def command(
@@ -46,11 +64,15 @@ def command(
     /,
     model: str,
     prompt: str | None,
+    files: tuple[Path, ...],
     raw: bool,
     system: str | None,
     stop: tuple[str, ...],
+    form: str | None,
+    schema: TextIO | None,
     no_cache: bool,
     verbose: bool,
+    no_history: bool,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -62,31 +84,50 @@ def command(
     if raw and system is not None:
         raise click.UsageError("--system needs the chat template, so it cannot go with --raw.")
     options = {**sampling, "stop": stop or None, "cache_mode": "bypass" if no_cache else "read_write"}
-    talk = prompt is None and stdin_is_terminal()
+    if form and schema:
+        raise click.UsageError("--format and --schema exclude each other.")
+    if form:
+        options["json_object"] = True
+    if schema:
+        options["json_schema"] = schema.read()
+    talk = prompt is None and not files and stdin_is_terminal() and stdout_is_terminal()
     if talk and (raw or as_json):
         raise click.UsageError("--raw and --json need a PROMPT, as an argument or on standard input.")
-    text = "" if talk else _read(prompt, raw)
+    if no_history and not talk:
+        raise click.UsageError("--no-history is for conversations, which have no PROMPT.")
+    text = "" if talk else _text(prompt, files, raw)
     with session.client() as client:
         follow(client.get_or_load(model, allow_download=True))
         if talk:
-            from daemon.cli.chat import hold
+            from daemon.cli.chat import Chat
+            from daemon.cli.prompt import Terminal
 
-            return hold(client, model, system, options, verbose)
+            history = None if no_history else session.config().state_dir / "run_history"
+            return Chat(client, model, system, options, verbose).hold(Terminal(history).ask)
         _answer(client, model, text if raw else _conversation(system, text), options, verbose, as_json)
     return None
 
 
-def _read(prompt: str | None, raw: bool) -> str:
-    if prompt is None:
-        try:
-            prompt = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError:
-            raise click.UsageError("The prompt on standard input is not UTF-8 text.") from None
-        if not raw:
-            prompt = prompt.rstrip("\n")
-    if not prompt:
+def _text(prompt: str | None, files: Sequence[Path], raw: bool) -> str:
+    """Return the files and then the prompt: questions about the same files then begin alike, and share their KV."""
+    if prompt is None and not files:
+        files = [_STDIN]
+    parts = [_read(file) for file in files]
+    parts = parts if raw else [part.rstrip("\n") for part in parts]
+    text = ("" if raw else "\n\n").join([*parts, *([] if prompt is None else [prompt])])
+    if not text:
         raise click.UsageError("The prompt is empty.")
-    return prompt
+    return text
+
+
+def _read(file: Path) -> str:
+    where = "standard input" if file == _STDIN else str(file)
+    try:
+        return (sys.stdin.buffer.read() if file == _STDIN else file.read_bytes()).decode("utf-8")
+    except UnicodeDecodeError:
+        raise click.UsageError(f"The prompt on {where} is not UTF-8 text.") from None
+    except OSError as error:
+        raise click.FileError(where, error.strerror) from None
 
 
 def _conversation(system: str | None, text: str) -> Prompt:

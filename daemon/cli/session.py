@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.config import load_config
+from daemon.config import Config, load_config
 
 if TYPE_CHECKING:
     from mlx_sidecar import Client
@@ -43,7 +43,16 @@ class Session:
         Raises:
             ConfigError: If the configuration is wrong.
         """
-        return self._connect(load_config({"socket": self.socket_flag}, os.environ, Path.home()).config.socket)
+        return self._connect(self.config().socket)
+
+    def config(self) -> Config:
+        """
+        Return the configuration that this invocation sees; the daemon may have been started with other flags.
+
+        Raises:
+            ConfigError: If it is wrong.
+        """
+        return load_config({"socket": self.socket_flag}, os.environ, Path.home()).config
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from daemon.cli.completion import complete_model
 from daemon.cli.session import Session, absolute_if_directory, pass_session
 from daemon.cli.text import examples, print_json, size
 
@@ -13,7 +14,7 @@ from daemon.cli.text import examples, print_json, size
     short_help="Drop a model's weights.",
     epilog=examples("mlx-sidecar stop mlx-community/Qwen3-8B-4bit", "mlx-sidecar stop --all"),
 )
-@click.argument("model", required=False, callback=absolute_if_directory)
+@click.argument("model", required=False, callback=absolute_if_directory, shell_complete=complete_model)
 @click.option("--all", "everything", is_flag=True, help="Stop every model.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was dropped as JSON.")
 @pass_session

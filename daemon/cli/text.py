@@ -34,6 +34,15 @@ def span(seconds: float) -> str:
     raise AssertionError("the last unit takes all")
 
 
+def brief(seconds: float) -> str:
+    """Return a short span of time: "420 µs", "35 ms", "1.2 s", "95 s"."""
+    if seconds < 0.0095:
+        return f"{1e6 * seconds:.0f} µs" if seconds < 0.00095 else f"{1e3 * seconds:.1f} ms"
+    if seconds < 0.95:
+        return f"{1e3 * seconds:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+
+
 def percent(share: float) -> str:
     """Return a share of 1 as "87 %"."""
     return f"{share:.0%}".replace("%", " %")

@@ -13,7 +13,6 @@ import resource
 import signal
 import socket
 import sys
-import time
 from importlib.metadata import version
 
 if __name__ == "__main__":
@@ -27,9 +26,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import mlx.core as mx
 import structlog
 
-from daemon import logs
+from daemon import clocks, logs
 from daemon.config import Config
-from daemon.engine.engine import SWEEP_SECONDS, Engine, device_name
+from daemon.engine.device import device_name
+from daemon.engine.engine import SWEEP_SECONDS, Engine
 from daemon.engine.link import Link
 from daemon.engine.loop import Loop
 from daemon.engine.pressure import of_this_system
@@ -47,14 +47,14 @@ def main() -> int:
     config = Config.from_json(arguments.config)
     _harden()
     logs.configure(config.log_level, None)
-    loop = Loop(time.monotonic, SWEEP_SECONDS)
+    loop = Loop(clocks.awake, SWEEP_SECONDS)
     link = Link(
         socket.socket(fileno=arguments.fd),
         on_command=lambda command: loop.post(lambda: engine.handle(command)),
         on_end=loop.stop,
         pulse=lambda: (loop.steps, loop.step_age),
     )
-    engine = Engine(config, link.send, loop.post, time.monotonic, of_this_system())
+    engine = Engine(config, link.send, loop.post, clocks.awake, of_this_system(), clocks.elapsed)
     failpoint("engine.hello")
     link.start(
         ipc.Event(hello=ipc.Hello(mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name()))

@@ -93,6 +93,8 @@ class Batch:
             return current
         tokens = mx.concatenate([sampled.token for sampled in current])
         logits = forward(self.rows[0].sequence, tokens, self._caches)
+        if any(row.sampler.constrained for row in self.rows):
+            mx.async_eval(logits)  # the device computes while the host finds out which tokens may follow
         for index, row in enumerate(self.rows):
             row.sequence.advanced(1, self._caches, index)
             row.pending = row.sampler(logits[index : index + 1])

@@ -19,12 +19,12 @@ from daemon.engine.background import Background, as_sidecar_error
 from daemon.engine.finder import Finder, Found
 from daemon.engine.ledger import Ledger, kv_need
 from daemon.engine.outbox import Outbox
-from daemon.engine.output import Output
-from daemon.engine.prompts import Prompt, prepare
+from daemon.engine.prepared import Prepared, prepared
+from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.sampling import Params
 from daemon.engine.sequence import Sequence, Times
-from daemon.engine.tokenizers import Tokenizer, Tokenizers
+from daemon.engine.tokenizers import Tokenizers
 from daemon.errors import Reason, SidecarError, invalid
 from daemon.kv.namespace import Namespace
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -45,7 +45,8 @@ class Services:
     outbox: Outbox
     clock: Callable[[], float]
     seen: Callable[[ModelSource], None]
-    shares: Callable[[Namespace], None]
+    shares: Callable[[Namespace, ModelSource], None]
+    recalled: Recalled
 
 
 class Call(Protocol):
@@ -120,16 +121,18 @@ class LoadCall:
         models = self._services.models
         if request.pin and not models.limits.budget_bytes:
             raise invalid("pin", "can keep nothing: model_cache_mb is 0")
+        recalled = self._services.recalled
         self._services.seen(found)
         self._ticket = models.get_or_load(
             found,
-            pin=request.pin if request.HasField("pin") else None,
-            ttl=seconds(request.ttl) if request.HasField("ttl") else None,
+            pin=request.pin if request.HasField("pin") else recalled.pin(request.model, request.adapter),
+            ttl=seconds(request.ttl) if request.HasField("ttl") else recalled.ttl(request.model, request.adapter),
             options=request.skip_warmup,
         )
 
     def _ready(self, ticket: Ticket[LoadedModel]) -> None:
         assert ticket.lease is not None
+        self._services.recalled.done(self._request.model, self._request.adapter)
         info = describe.loaded(ticket.lease.model, self._request.model, ticket.outcome)
         info.evicted.extend(ticket.evicted)
         if info.outcome != pb.LOAD_OUTCOME_HIT:
@@ -154,7 +157,7 @@ class GenerateCall:
         self._call_id = call_id
         self._request = request
         self._ticket: Ticket[LoadedModel] | None = None
-        self._prepared: tuple[ModelSource, Tokenizer, Prompt] | None = None
+        self._prepared: Prepared | None = None
         self._times = Times(services.clock())
         self._asked = 0.0
         self._over = False
@@ -190,29 +193,33 @@ class GenerateCall:
         if self._ticket is not None:
             self._ticket.cancel()
 
-    def _prepare(self, source: ModelSource) -> tuple[ModelSource, Tokenizer, Prompt]:
-        tokenizer = self._services.tokenizers.get(source)
-        return source, tokenizer, prepare(self._request, source, tokenizer)
+    def _prepare(self, source: ModelSource) -> Prepared:
+        return prepared(self._request, source, self._services.tokenizers.get(source))
 
-    def _ready_to_load(self, prepared: tuple[ModelSource, Tokenizer, Prompt]) -> None:
+    def _ready_to_load(self, ready: Prepared) -> None:
         if self._over:
             return
-        source, _, prompt = self._prepared = prepared
+        self._prepared = ready
+        source, prompt = ready.source, ready.prompt
         services = self._services
         services.seen(source)
         services.outbox.accepted(self._call_id, len(prompt.tokens))
         self._asked = services.clock()
         if self._request.require_loaded and not services.models.contains(source.key):
             raise _not_loaded(source.name, kept=services.models.limits.budget_bytes > 0)
-        self._ticket = services.models.get_or_load(source)
+        model, adapter = self._request.model, self._request.adapter
+        self._ticket = services.models.get_or_load(
+            source, pin=services.recalled.pin(model, adapter), ttl=services.recalled.ttl(model, adapter)
+        )
 
     def _start(self, ticket: Ticket[LoadedModel]) -> None:
         assert ticket.lease is not None
+        self._services.recalled.done(self._request.model, self._request.adapter)
         if ticket.outcome is not Outcome.HIT:
             self._times.load = self._services.clock() - self._asked
         loaded = ticket.lease.model
         assert self._prepared is not None
-        _, _, prompt = self._prepared
+        prompt = self._prepared.prompt
         need = kv_need(loaded.layout, len(prompt.tokens), prompt.max_tokens)
         self._services.ledger.refuse_if_never(need, loaded.nbytes)
         self._services.runner.add(self._sequence(ticket))
@@ -221,13 +228,14 @@ class GenerateCall:
     def _sequence(self, ticket: Ticket[LoadedModel]) -> Sequence:
         assert ticket.lease is not None
         assert self._prepared is not None
-        source, tokenizer, prompt = self._prepared
+        ready = self._prepared
+        source, tokenizer, prompt = ready.source, ready.tokenizer, ready.prompt
         request = self._request
         model = ticket.lease.model
         stop = request.stop
         mode = request.cache.mode
         namespace = Namespace(source.key.weights, source.key.adapter, model.layout.signature, request.cache.salt)
-        self._services.shares(namespace)
+        self._services.shares(namespace, source)
         return Sequence(
             call_id=self._call_id,
             request_id=request.request_id,
@@ -239,12 +247,14 @@ class GenerateCall:
             stop_ids=frozenset(stop.token_ids) | (frozenset() if stop.ignore_eos else tokenizer.eos_ids),
             message_ends=tokenizer.eos_ids,
             top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
-            output=Output(tokenizer.decode, tuple(stop.strings)),
+            output=ready.output,
             namespace=namespace.digest(),
             reads=mode != pb.CACHE_MODE_BYPASS,
             writes=mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE),
             times=self._times,
             priority=request.priority,
+            channels=ready.channels,
+            constraint=ready.constraint(model.vocab_size),
         )
 
     def fail(self, error: SidecarError) -> None:

@@ -40,7 +40,11 @@ class Decoder:
         """Start decoding a sequence whose prompt is in its cache but for the last token."""
         loaded = sequence.loaded
         sampler = Sampler(
-            sequence.params, sequence.prompt, loaded.vocab_size, logprobs=sequence.top_logprobs is not None
+            sequence.params,
+            sequence.prompt,
+            loaded.vocab_size,
+            logprobs=sequence.top_logprobs is not None,
+            constraint=sequence.constraint,
         )
         assert sequence.cache is not None
         first = sampler(forward(sequence, mx.array(sequence.prompt[-1:]), sequence.cache))
@@ -100,6 +104,8 @@ class Decoder:
 
 def _read(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:
     mx.eval(sampled.arrays())
+    if sampled.refusal is not None:
+        return sampled.refusal
     if not sampled.finite.item():
         return SidecarError(
             Reason.NAN_LOGITS,

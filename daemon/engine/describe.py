@@ -50,6 +50,7 @@ def loaded(model: LoadedModel, name: str, outcome: Outcome | None = None) -> pb.
     info.vocab_size = model.vocab_size
     info.kv_bytes_per_token = model.layout.bytes_per_token
     info.prefix_reuse = _reuse(model.layout)
+    info.warnings.extend([model.layout.warning] if model.layout.warning else [])
     info.outcome = _OUTCOMES[outcome] if outcome else pb.LOAD_OUTCOME_UNSPECIFIED
     return info
 

@@ -21,17 +21,21 @@ from daemon.config import Config
 from daemon.engine.architectures import supported
 from daemon.engine.background import Background, as_sidecar_error
 from daemon.engine.calls import Call, GenerateCall, LoadCall, Services
+from daemon.engine.device import working_set
 from daemon.engine.finder import Finder
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.ledger import Ledger, memory_limit
+from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.outbox import Outbox
 from daemon.engine.prefix_call import PrefixCall
 from daemon.engine.pressure import Relief, Source, normal
+from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
 from daemon.engine.tokenizers import Tokenizers
 from daemon.kv.adapters.kv_cache import copied
 from daemon.kv.budget import Limits as PrefixLimits
+from daemon.kv.namespace import Namespace
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -53,6 +57,7 @@ class Engine:
         post: Runs a function on the MLX thread; any thread.
         clock: Seconds that never go back.
         pressure: Tells whether the system is short of memory; asked once a second, if the configuration allows it.
+        ttl_clock: Seconds that include the machine's sleep, for how long models were idle; `clock` if None.
     """
 
     def __init__(
@@ -62,21 +67,24 @@ class Engine:
         post: Callable[[Callable[[], None]], None],
         clock: Callable[[], float],
         pressure: Source = normal,
+        ttl_clock: Callable[[], float] | None = None,
     ) -> None:
+        ttl_clock = ttl_clock or clock
         self._clock = clock
         self._swept = clock()
         self._warmup_tokens = config.warmup_tokens
-        ledger = Ledger(memory_limit(_working_set()))
+        ledger = Ledger(memory_limit(working_set()))
         mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
         budget = min(config.model_cache_mb * MIB, ledger.limit)
         limits = ModelLimits(budget, config.max_models, config.model_ttl, config.evict_on_memory_pressure)
-        self._models: ModelCache[ModelSource, LoadedModel] = ModelCache(limits, self._load, clock, mx.clear_cache)
+        self._models: ModelCache[ModelSource, LoadedModel] = ModelCache(limits, self._load, ttl_clock, mx.clear_cache)
         self._prefixes = PrefixCache(
             PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB), config.min_prefix_len, copy=copied
         )
         self._outbox = Outbox(send, lambda: self._figures.snapshot())
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
-        self._figures = Figures(self._models, self._prefixes, self._runner, ledger, clock)
+        self._namespaces = NamespaceBook(self._prefixes)
+        self._figures = Figures(self._models, self._prefixes, self._namespaces, self._runner, ledger, ttl_clock)
         self._ledger = ledger
         self._relief = Relief(
             pressure if config.evict_on_memory_pressure else normal,
@@ -93,7 +101,9 @@ class Engine:
             supported=supported,
             afford=limits.refuse_if_never,
         )
+        self._resolver = resolver
         self._finder = Finder(resolver, self._background)
+        self._recalled = Recalled()
         self._services = Services(
             self._models,
             self._runner,
@@ -104,7 +114,8 @@ class Engine:
             self._outbox,
             clock,
             self._invalidator.known.seen,
-            self._invalidator.known.shares,
+            self._shares,
+            self._recalled,
         )
         self._calls: dict[int, Call] = {}
 
@@ -134,6 +145,13 @@ class Engine:
             self._calls[command.call_id] = GenerateCall(self._services, command.call_id, command.generate)
         elif kind == "invalidate":
             self._invalidate(command.call_id, command.invalidate)
+        elif kind == "recall":
+            self._recall(command.recall)
+
+    def _recall(self, request: pb.GetOrLoadRequest) -> None:
+        """Do with a model, once it is loaded again, what callers asked of the engine before this one."""
+        self._resolver.prefer(request.model, request.revision)
+        self._recalled.keep(request)
 
     def step(self) -> None:
         """Do one round: calls that can go on, one step of the runner, one slice of a load."""
@@ -153,6 +171,10 @@ class Engine:
     def close(self) -> None:
         """Stop background work."""
         self._background.close()
+
+    def _shares(self, namespace: Namespace, source: ModelSource) -> None:
+        self._invalidator.known.shares(namespace)
+        self._namespaces.note(namespace, source)
 
     def _load(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
         self._prefixes.shed(self._ledger.shortfall(source.size_bytes, self._figures.use()))
@@ -202,20 +224,10 @@ class Engine:
         if kind == "prefix":
             self._calls[call_id] = PrefixCall(self._services, call_id, request, self._invalidator)
         elif kind == "model":
+            if request.model.weights and not request.dry_run:
+                self._recalled.forget(request.model.model)
             self._outbox.invalidated(call_id, self._invalidator.model(request.model, dry_run=request.dry_run))
         else:
+            if request.all.weights and not request.dry_run:
+                self._recalled.forget()
             self._outbox.invalidated(call_id, self._invalidator.all(request.all, dry_run=request.dry_run))
-
-
-def _working_set() -> int | None:
-    """Return what Metal recommends to use at most, in bytes; None where there is no Metal."""
-    if not mx.metal.is_available():
-        return None
-    return int(mx.device_info()["max_recommended_working_set_size"])
-
-
-def device_name() -> str:
-    """Return the device that MLX computes on, as Stats shows it."""
-    kind = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
-    name = mx.device_info().get("device_name", "") if kind == "gpu" else ""
-    return f"{kind}: {name}" if name else kind

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
 _REPLACEMENT = "\ufffd"
 _CHARACTER_TOKENS = 3
 """A UTF-8 character has at most 4 bytes, so that at most the last 3 tokens can be a beginning of one."""
@@ -66,13 +68,15 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that may be sent, and the tokens that it completes."""
+    """Text that may be sent, and the tokens that it completes; of a conversation, also its other channels."""
 
     text: str
     tokens: list[Token]
+    reasoning: str = ""
+    calls: Sequence[pb.GeneratedToolCall] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.tokens)
+        return bool(self.text or self.tokens or self.reasoning or self.calls)
 
 
 @dataclass(slots=True)

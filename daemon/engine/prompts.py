@@ -68,7 +68,7 @@ def _render(chat: pb.Chat, tokenizer: Tokenizer) -> str:
     if chat.HasField("enable_thinking"):
         options["enable_thinking"] = chat.enable_thinking
     if chat.tools:
-        options["tools"] = [_tool(index, tool) for index, tool in enumerate(chat.tools)]
+        options["tools"] = tools_of(chat)
     messages = [_message(index, message) for index, message in enumerate(chat.messages)]
     try:
         return tokenizer.render(messages, **options)
@@ -96,6 +96,16 @@ def _message(index: int, message: pb.ChatMessage) -> dict[str, Any]:
 def _tool_call(field: str, call: pb.ToolCall) -> dict[str, Any]:
     function = {"name": call.name, "arguments": _json_object(field, call.arguments_json)}
     return {"id": call.id, "type": "function", "function": function}
+
+
+def tools_of(chat: pb.Chat) -> list[dict[str, Any]]:
+    """
+    Return the tools of a conversation as chat templates and parsers of calls expect them.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if a schema is no JSON object.
+    """
+    return [_tool(index, tool) for index, tool in enumerate(chat.tools)]
 
 
 def _tool(index: int, tool: pb.Tool) -> dict[str, Any]:

@@ -206,7 +206,8 @@ class Runner:
     def _decode(self, decoder: Decoder) -> None:
         for sequence, token in decoder.step():
             if isinstance(token, SidecarError):
-                self._forget(sequence)
+                if token.reason is Reason.NAN_LOGITS:
+                    self._forget(sequence)
                 self._end(sequence)
                 self._replies.fail(sequence.call_id, token)
             else:

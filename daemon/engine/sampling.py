@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from daemon.engine.constraint import Constraint
+from daemon.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 LEAST_TEMPERATURE = 1e-6
@@ -52,11 +54,13 @@ class Sampled:
         token: Its id, shape [1].
         finite: Whether the logits were numbers, shape [1].
         logprobs: Log-probabilities of the model, shape [vocab]; None if nobody asked.
+        refusal: Why there is no such token; None if there is one.
     """
 
     token: mx.array
     finite: mx.array
     logprobs: mx.array | None
+    refusal: SidecarError | None = None
 
     def arrays(self) -> list[mx.array]:
         """Return what must be evaluated."""
@@ -75,26 +79,49 @@ class Sampler:
         prompt: Ids of the prompt, for the repetition penalty.
         vocab: Width of the logits.
         logprobs: Whether log-probabilities are wanted.
+        constraint: Which tokens may come; None if all may.
     """
 
-    def __init__(self, params: Params, prompt: Sequence[int], vocab: int, *, logprobs: bool) -> None:
+    def __init__(
+        self,
+        params: Params,
+        prompt: Sequence[int],
+        vocab: int,
+        *,
+        logprobs: bool,
+        constraint: Constraint | None = None,
+    ) -> None:
         self._params = params
+        self._constraint = constraint
+        self._last: mx.array | None = None
         self._want_logprobs = logprobs
         self._key = mx.random.key(secrets.randbits(64) if params.seed is None else params.seed)
         self._bias = _dense_bias(params, vocab) if params.logit_bias else None
         self._seen = _seen(prompt, vocab) if params.penalises else None
         self._counts = mx.zeros((vocab,), mx.float32) if params.penalises else None
 
+    @property
+    def constrained(self) -> bool:
+        """Whether it has to know a token before it can sample the next."""
+        return self._constraint is not None
+
     def __call__(self, logits: mx.array) -> Sampled:
         """Sample from logits of shape [1, vocab]."""
         logits = logits.astype(mx.float32)
         total = mx.logsumexp(logits, axis=-1, keepdims=True)
         adjusted = self._adjust(logits)
-        token = self._choose(adjusted)
+        refusal = None
+        if self._constraint is not None:
+            try:
+                mask = self._constraint.mask(None if self._last is None else int(self._last.item()))  # type: ignore[arg-type]
+                adjusted = mx.where(mask, adjusted, -math.inf)
+            except SidecarError as error:
+                refusal = error
+        self._last = token = self._choose(adjusted)
         if self._counts is not None and self._seen is not None:
             self._counts = self._counts.at[token].add(1.0)
             self._seen = self._seen.at[token].maximum(1.0)
-        return Sampled(token, mx.isfinite(total)[0], (logits - total)[0] if self._want_logprobs else None)
+        return Sampled(token, mx.isfinite(total)[0], (logits - total)[0] if self._want_logprobs else None, refusal)
 
     def _adjust(self, logits: mx.array) -> mx.array:
         params = self._params

@@ -9,6 +9,8 @@ from daemon.cache.entry import Lease as ModelLease
 from daemon.cache.identity import ModelKey
 from daemon.cache.loader import LoadedModel
 from daemon.durations import duration
+from daemon.engine.channels import Channels
+from daemon.engine.constraint import Constraint
 from daemon.engine.output import Output, Piece, Token
 from daemon.engine.sampling import Params
 from daemon.kv.block import BLOCK_TOKENS
@@ -63,6 +65,8 @@ class Sequence:
         generated: Tokens sampled so far.
         cached: Prompt tokens whose KV was reused.
         cache: Its KV, one mlx-lm cache for each layer; None until prefill begins, in a batch, and at the end.
+        channels: Takes its answer apart; None if all of it is text.
+        constraint: Which tokens it may sample; None if all.
         held: Tokens whose KV its cache, or its row of a batch, holds.
         boundary: The state of recurrent layers at the last end of a block.
         prefix: Its hold on the prefix that it reused.
@@ -83,6 +87,8 @@ class Sequence:
     reads: bool
     writes: bool
     times: Times
+    channels: Channels | None = None
+    constraint: Constraint | None = None
     priority: int = 0
     generated: list[int] = field(default_factory=list)
     cached: int = 0
@@ -142,6 +148,20 @@ class Sequence:
         Returns:
             What may be sent, and why the sequence has ended, if it has.
         """
+        piece, reason = self._accept(token, now)
+        if self.channels is None:
+            return piece, reason
+        parts = self.channels.add(piece.text)
+        text, reasoning, calls = parts.text, parts.reasoning, parts.calls
+        if reason is not None:
+            ended = reason == pb.FINISH_REASON_STOP and not self.output.stop_match
+            rest = self.channels.finish(ended=ended)
+            text, reasoning, calls = text + rest.text, reasoning + rest.reasoning, calls + rest.calls
+            if ended and self.channels.calls:
+                reason = pb.FINISH_REASON_TOOL_CALLS
+        return Piece(text, piece.tokens, reasoning, calls), reason
+
+    def _accept(self, token: Token, now: float) -> tuple[Piece, pb.FinishReason | None]:
         self.generated.append(token.id)
         self.times.last_token = now
         if len(self.generated) == 1:
@@ -178,7 +198,8 @@ class Sequence:
 
 def delta(piece: Piece, *, logprobs: bool) -> pb.GenerateResponse:
     """Return the event for a piece of text."""
-    message = pb.Delta(text=piece.text, token_ids=[token.id for token in piece.tokens])
+    ids = [token.id for token in piece.tokens]
+    message = pb.Delta(text=piece.text, token_ids=ids, reasoning=piece.reasoning, tool_calls=piece.calls)
     if logprobs:
         message.logprobs.extend(_logprob(token) for token in piece.tokens)
     return pb.GenerateResponse(delta=message)

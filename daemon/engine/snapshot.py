@@ -15,6 +15,7 @@ from daemon.durations import duration
 from daemon.engine import describe
 from daemon.engine.gauges import Gauges
 from daemon.engine.ledger import Ledger, Use
+from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.runner import Runner
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
@@ -28,6 +29,7 @@ class Figures:
     Args:
         models: The model cache.
         prefixes: The prefix cache.
+        namespaces: Who asked for what it stores.
         runner: The running requests.
         ledger: The memory ceiling.
         clock: Seconds that never go back.
@@ -37,12 +39,14 @@ class Figures:
         self,
         models: ModelCache[ModelSource, LoadedModel],
         prefixes: PrefixCache,
+        namespaces: NamespaceBook,
         runner: Runner,
         ledger: Ledger,
         clock: Callable[[], float],
     ) -> None:
         self._models = models
         self._prefixes = prefixes
+        self._namespaces = namespaces
         self._runner = runner
         self._ledger = ledger
         self._clock = clock
@@ -120,6 +124,8 @@ class Figures:
             evictions=counters.evictions,
             leases=prefixes.trie.leases,
             checkpoints=prefixes.trie.ledger.checkpoints,
+            namespaces=self._namespaces.stats(),
+            total_namespaces=len(prefixes.trie.namespaces),
         )
 
     def _memory(self) -> pb.MemoryStats:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from mlx_lm.utils import load_config, load_tokenizer
 
 from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
+from daemon.engine.grammar import Vocabulary, vocabulary
+from daemon.engine.notation import Notation
 from daemon.errors import Reason, SidecarError
 
 _KEEP = 8
@@ -58,9 +61,36 @@ class Tokenizer:
             tokenizer = self._wrapper._tokenizer
             return str(tokenizer.apply_chat_template(messages, tokenize=False, return_dict=False, **options))
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Its tokens as grammars need them, see `grammar.vocabulary`; made when they are first asked for."""
+        with self._lock:
+            return vocabulary(self._wrapper._tokenizer, self.eos_ids)
+
+    @cached_property
+    def notation(self) -> Notation | None:
+        """How its model marks reasoning and tool calls; None if it does not."""
+        marks = self._wrapper.has_thinking or self._wrapper.has_tool_calling or self._wrapper.response_initial_state
+        return Notation(self._wrapper) if marks else None
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens left out."""
         return str(self._wrapper.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def decoder(self, notation: Notation, *, calls: bool) -> Callable[[Sequence[int]], str]:
+        """
+        Return a `decode` that leaves the model's marks in. With `calls`, no special token is left out: the notation of
+        a tool call may need any of them.
+        """
+        kept = notation.marks
+        tokens = self._wrapper.added_tokens_decoder.items()
+        dropped = {id_ for id_, token in tokens if token.special and not any(token.content in mark for mark in kept)}
+
+        def decode(ids: Sequence[int]) -> str:
+            shown = ids if calls else [one for one in ids if one not in dropped]
+            return str(self._wrapper.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+        return decode
 
 
 class Tokenizers:

@@ -33,6 +33,7 @@ class Layout:
         shapes: Those of every cache; empty if nothing can be reused.
         groups: Caches of equal shape whose KV is kept in blocks; they share extents.
         states: Caches of recurrent layers, whose state is kept in checkpoints.
+        warning: Why nothing is reused although all classes are known; empty if that is not so.
     """
 
     signature: str
@@ -40,6 +41,7 @@ class Layout:
     shapes: tuple[Shape, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     states: tuple[int, ...] = ()
+    warning: str = ""
 
     @property
     def reusable(self) -> bool:

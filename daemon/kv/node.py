@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from daemon.kv.extents import Checkpoint, Extent
+from daemon.kv.tally import Tally
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +20,7 @@ class Node:
         key: The block's token ids; the namespace for a root.
         parent: The node of the prefix before it; None for a root and once it has left the trie.
         depth: Blocks from the root.
+        tally: What its namespace counts, shared by all its nodes.
         extents: Where its KV is, one for each layer group; None where a sliding window has moved past the block.
         checkpoint: State of the recurrent layers after it.
         resumable: Whether the windows that end with it were stored to stay.
@@ -31,6 +33,7 @@ class Node:
     key: bytes
     parent: Node | None
     depth: int
+    tally: Tally
     extents: tuple[Extent | None, ...] = ()
     checkpoint: Checkpoint | None = None
     resumable: bool = False

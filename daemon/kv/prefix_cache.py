@@ -98,6 +98,9 @@ class PrefixCache:
     def restored(self, lease: Lease) -> None:
         """Count a match as reused; called once its KV really is in the request's cache."""
         self._count(hits=1, tokens_reused=lease.tokens)
+        if lease.nodes:
+            lease.nodes[0].tally.hits += 1
+            lease.nodes[0].tally.tokens_reused += lease.tokens
 
     def runs(self, lease: Lease, parts: Parts) -> list[list[Run]]:
         """Return, for each layer group, where the KV of a match is, in order: of a window, the blocks it can see."""

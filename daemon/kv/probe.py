@@ -16,6 +16,7 @@ from daemon.kv.live import LiveKV
 from daemon.kv.passes import in_pieces
 
 _BLOCKS = 2
+_WARNING = "a restored KV cache computes something else; prefixes of this model are not reused"
 
 log = structlog.get_logger()
 
@@ -41,8 +42,8 @@ def probing(model: Any) -> Generator[None, None, Layout]:
     layout = yield from describing(model)
     if not layout.reusable or (yield from _reuse_is_exact(model, layout)):
         return layout
-    log.warning("a restored KV cache computes something else; prefixes of this model are not reused")
-    return replace(layout, shapes=(), groups=(), states=())
+    log.warning(_WARNING)
+    return replace(layout, shapes=(), groups=(), states=(), warning=_WARNING)
 
 
 def _reuse_is_exact(model: Any, layout: Layout) -> Generator[None, None, bool]:

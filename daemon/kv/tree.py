@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from daemon.kv.node import Node
+from daemon.kv.tally import Tally
 
 
 class Tree:
@@ -18,9 +19,13 @@ class Tree:
         """Namespaces that have a block."""
         return list(self._roots)
 
+    def tallies(self) -> dict[str, tuple[Tally, int]]:
+        """Return, for each namespace that has a block, its tally and how many different first blocks it has."""
+        return {namespace: (root.tally, root.degree) for namespace, root in self._roots.items()}
+
     def root(self, namespace: str) -> Node:
         """Return the root of a namespace; it joins the tree with its first block."""
-        return self._roots.get(namespace) or Node(namespace.encode(), None, 0)
+        return self._roots.get(namespace) or Node(namespace.encode(), None, 0, Tally())
 
     def walk(self, namespace: str, keys: Sequence[bytes]) -> list[Node]:
         """Return the stored blocks on the way of `keys`."""
@@ -38,8 +43,9 @@ class Tree:
         """Add a block below a node that has none of this key."""
         if parent.depth == 0:
             self._roots[parent.key.decode()] = parent
-        child = Node(key, parent, parent.depth + 1)
+        child = Node(key, parent, parent.depth + 1, parent.tally)
         parent.adopt(child)
+        child.tally.blocks += 1
         return child
 
     def unlink(self, node: Node) -> None:
@@ -91,6 +97,9 @@ class Tree:
         for root in self._roots.values():
             assert root.parent is None, "a root has a parent"
             assert root.degree, "an empty root was kept"
+            below = self.subtree(list(root.children()))
+            assert all(node.tally is root.tally for node in below), "a block is tallied elsewhere"
+            assert root.tally.blocks == len(below), "blocks of a namespace are miscounted"
 
 
 def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:

@@ -183,6 +183,7 @@ class PrefixTrie(Tree):
         for node in nodes:
             node.detached, node.parent = True, None
             node.disown_all()
+            node.tally.blocks -= 1
             if node.locks:
                 self._orphans.add(node)
             else:
@@ -250,6 +251,7 @@ class PrefixTrie(Tree):
         self.unlink(leaf)
         self._free(leaf)
         self._leaves.offer(parent, owner)
+        leaf.tally.blocks -= 1
         self._count(-1, owner)
 
     def _count(self, blocks: int, partition: str) -> None:

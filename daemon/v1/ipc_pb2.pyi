@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Command(_message.Message):
-    __slots__ = ("call_id", "load", "generate", "invalidate", "cancel", "shutdown", "hold")
+    __slots__ = ("call_id", "load", "generate", "invalidate", "cancel", "shutdown", "hold", "recall")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     GENERATE_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class Command(_message.Message):
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     SHUTDOWN_FIELD_NUMBER: _ClassVar[int]
     HOLD_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     load: _sidecar_pb2.GetOrLoadRequest
     generate: _sidecar_pb2.GenerateRequest
@@ -26,7 +27,8 @@ class Command(_message.Message):
     cancel: Cancel
     shutdown: Shutdown
     hold: Hold
-    def __init__(self, call_id: _Optional[int] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadRequest, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateRequest, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateRequest, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ...) -> None: ...
+    recall: _sidecar_pb2.GetOrLoadRequest
+    def __init__(self, call_id: _Optional[int] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadRequest, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateRequest, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateRequest, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ..., recall: _Optional[_Union[_sidecar_pb2.GetOrLoadRequest, _Mapping]] = ...) -> None: ...
 
 class Hold(_message.Message):
     __slots__ = ("held",)

@@ -59,6 +59,11 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"salt": "s"}, {"cache": {"mode": "CACHE_MODE_READ_WRITE", "salt": "s"}}),
     ({"request_id": "r"}, {"requestId": "r"}),
     ({"require_loaded": True}, {"requireLoaded": True}),
+    ({"json_schema": {"const": "é"}}, {"responseFormat": {"jsonSchema": '{"const": "é"}'}}),
+    ({"json_schema": "{}"}, {"responseFormat": {"jsonSchema": "{}"}}),
+    ({"json_object": True}, {"responseFormat": {"jsonObject": {}}}),
+    ({"regex": ""}, {"responseFormat": {"regex": ""}}),
+    ({"grammar": "start: A"}, {"responseFormat": {"grammar": "start: A"}}),
     ({"priority": -1}, {"priority": -1}),
 ]
 
@@ -134,6 +139,8 @@ def test_messages_are_a_chat_prompt(fake: FakeDaemon) -> None:
         ("Hi", {"add_generation_prompt": True}, "chat.add_generation_prompt"),
         ([1], {"enable_thinking": False}, "chat.enable_thinking"),
         ("Hi", {"cache_mode": "sometimes"}, "cache.mode"),
+        ("Hi", {"regex": "a", "json_object": True}, "response_format"),
+        ("Hi", {"regex": "\ud800"}, "response_format.regex"),
         ("Hi", {"max_tokens": 2**40}, "max_tokens"),
         ("Hi", {"seed": -1}, "sampling.seed"),
         ("Hi", {"stop_token_ids": [-1]}, "stop.token_ids"),

@@ -23,6 +23,7 @@ MIRRORS: list[tuple[type[Any], type[Proto]]] = [
     (mlx_sidecar.Delta, pb.Delta),
     (mlx_sidecar.EngineStats, pb.EngineStats),
     (mlx_sidecar.Finished, pb.Finished),
+    (mlx_sidecar.GeneratedToolCall, pb.GeneratedToolCall),
     (mlx_sidecar.Invalidated, pb.InvalidateResponse),
     (mlx_sidecar.LoadProgress, pb.LoadProgress),
     (mlx_sidecar.MemoryStats, pb.MemoryStats),

@@ -10,11 +10,16 @@ from mlx_sidecar import (
     Completion,
     Delta,
     Finished,
+    GeneratedToolCall,
     LoadProgress,
+    Message,
     PrefillProgress,
     ProtocolError,
     Started,
+    Tool,
+    ToolCall,
 )
+from mlx_sidecar._requests import generate_request
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.client.scripted import FakeDaemon, delta, finish, finished, hello, started
 
@@ -41,6 +46,29 @@ def test_an_event_is_there_as_soon_as_it_was_sent(fake: FakeDaemon) -> None:
         assert isinstance(next(stream), Started)
         rpc.send_response(delta(1, "Hello"))
         assert next(stream) == Delta(text="Hello", token_ids=(), logprobs=())
+
+
+def test_reasoning_and_tool_calls_are_apart_and_can_be_sent_back(fake: FakeDaemon) -> None:
+    """An answer is the next message of its conversation."""
+    stream = fake.client.generate("m", [Message("user", "Hi")], tools=[Tool("clock")])
+    _, rpc = fake.take_stream("Generate")
+    rpc.send_response(started(request_id="r1"))
+    call = pb.GeneratedToolCall(index=0, id="c1", name="clock", arguments_json='{"zone": "é"}')
+    pieces = [pb.Delta(reasoning="Hm"), pb.Delta(reasoning=".", text="So"), pb.Delta(tool_calls=[call])]
+    for seq, piece in enumerate(pieces, 1):
+        rpc.send_response(pb.GenerateResponse(seq=seq, delta=piece))
+    last = finished(4)
+    last.finished.reason = pb.FINISH_REASON_TOOL_CALLS
+    rpc.send_response(last)
+    finish(rpc)
+    deltas = [event for event in stream if isinstance(event, Delta)]
+    assert deltas[2].tool_calls == (GeneratedToolCall(0, "c1", "clock", '{"zone": "é"}'),)
+    answer = stream.result()
+    assert (answer.text, answer.reasoning, answer.reason) == ("So", "Hm.", "tool_calls")
+    assert answer.tool_calls == (ToolCall("c1", "clock", '{"zone": "é"}'),)
+    turn = Message("assistant", answer.text, answer.reasoning, answer.tool_calls)
+    request = generate_request("m", [turn])
+    assert request.chat.messages[0].tool_calls[0].arguments_json == '{"zone": "é"}'
 
 
 def test_the_result_is_all_deltas_together(fake: FakeDaemon) -> None:

@@ -30,7 +30,8 @@ class Harness:
     Attributes:
         engine: The engine.
         events: What it sent, figures left out.
-        clock_offset: Seconds that its clock is ahead.
+        clock_offset: Seconds that its clocks are ahead.
+        slept: Seconds that the machine was asleep.
         pressure: How short of memory the system is said to be.
     """
 
@@ -38,15 +39,20 @@ class Harness:
         self.events: list[ipc.Event] = []
         self.figures = pb.StatsResponse()
         self.clock_offset = 0.0
+        self.slept = 0.0
         self.pressure = Level.NORMAL
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._last_id = 0
         config = Config(**{"warmup_tokens": 0, **settings})
-        self.engine = Engine(config, self._sent, self._inbox.put, self.now, lambda: self.pressure)
+        self.engine = Engine(config, self._sent, self._inbox.put, self.now, lambda: self.pressure, self.elapsed)
 
     def now(self) -> float:
         """Return the engine's time."""
         return time.monotonic() + self.clock_offset
+
+    def elapsed(self) -> float:
+        """Return the time that its models' time-to-live is counted in."""
+        return self.now() + self.slept
 
     def _sent(self, event: ipc.Event) -> None:
         if event.HasField("snapshot"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import mlx.core as mx
 import pytest
@@ -53,7 +54,7 @@ def test_a_fault_of_the_cache_costs_time_only(
     [
         (Prefill, "begin"),
         (Runner, "add"),
-        (calls_module, "prepare"),
+        (calls_module, "prepared"),
         (calls_module, "kv_need"),
         (calls_module, "Namespace"),
         (calls_module.Models, "get_or_load"),
@@ -151,7 +152,8 @@ def test_logits_that_are_no_numbers_end_one_row_of_a_batch_alone(harness: Harnes
     rows = {row.sequence.call_id: row for batch in decoder._batches for row in batch.rows}
     assert len(decoder._batches) == 1
     sampler = rows[calls[1]].sampler
-    rows[calls[1]].sampler = lambda logits: sampler(logits * mx.nan)  # type: ignore[assignment]
+    spoiled = Mock(spec=sampler, constrained=False, side_effect=lambda logits: sampler(logits * mx.nan))
+    rows[calls[1]].sampler = spoiled
     assert Answer(harness.finish(calls[1])).failure.reason == "NAN_LOGITS"
     for which in (0, 2):
         assert Answer(harness.finish(calls[which])).content == expected[which]

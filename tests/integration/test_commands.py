@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import RunningDaemon, environment
+from mlx_sidecar import NamespaceStats
+from tests.running import RunningDaemon, environment, wait_until
 from tools.embedded import corpus
 
 EXAMPLE = next(corpus.held_out(seed=60, tokens_hint=100))
@@ -58,6 +59,30 @@ def test_load_ps_stats_and_stop_tell_one_story(daemon: RunningDaemon) -> None:
     assert again.returncode == 0
     assert "not loaded" in again.stdout + again.stderr
     assert "embedded" not in run(daemon, "ps").stdout
+
+
+def test_stats_tell_latency_namespaces_and_history(daemon: RunningDaemon, folder: Path) -> None:
+    """What a request took, where its prompt is stored, and what the figures were; on the page as well."""
+    with daemon.client() as client:
+        before = {one.namespace for one in client.stats().prefix_cache.namespaces}
+
+        def ours() -> list[NamespaceStats]:
+            return [one for one in client.stats().prefix_cache.namespaces if one.namespace not in before]
+
+        for _ in range(2):
+            assert run(daemon, "run", "embedded", "--raw", EXAMPLE.completion(), "--salt", "figures").returncode == 0
+        wait_until(lambda: any(one.hits for one in ours()), "its prefix is reused")
+        stats, (namespace,) = client.stats(history=True), ours()
+    assert stats.latency.first_token.count == stats.latency.total.count >= 2
+    assert (stats.latency.total.quantile(0.5) or 0) > 0
+    assert (namespace.model, namespace.salted) == ("embedded", True)
+    assert namespace.tokens_reused % stats.prefix_cache.block_tokens == 0
+    assert namespace.branches <= namespace.blocks <= stats.prefix_cache.blocks
+    assert stats.history
+    written = run(daemon, "stats", "--html", str(folder / "page.html"))
+    assert written.returncode == 0, written.stderr
+    assert namespace.namespace in (folder / "page.html").read_text()
+    assert "mlx_sidecar_up 1.0" in run(daemon, "metrics").stdout
 
 
 def test_invalidate_counts_first_and_drops_then(daemon: RunningDaemon) -> None:

@@ -197,6 +197,8 @@ def test_a_cancelled_request_frees_its_slot_and_keeps_what_it_computed(daemon: R
 
 def test_a_deadline_ends_a_request(daemon: RunningDaemon) -> None:
     """DEADLINE_EXCEEDED, and the slot is free again."""
+    with daemon.client() as client:
+        client.stats()  # it listens
     request = pb.GenerateRequest(model="embedded", text=PROMPT, max_tokens=3000, stop=pb.Stop(ignore_eos=True))
     with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
         stub = SidecarServiceStub(channel)
@@ -234,15 +236,16 @@ def test_a_deadline_in_the_queue_ends_a_request_that_never_touched_the_device(
     start_daemon: Callable[..., RunningDaemon],
 ) -> None:
     """The one that runs goes on, and nothing of the other stays."""
-    daemon = start_daemon(max_batch="1")
-    with daemon.client() as client, client.generate("embedded", "The", max_tokens=3500, ignore_eos=True) as running:
-        events = iter(running)
-        assert any(isinstance(event, Delta) for event in events)
-        with pytest.raises(mlx_sidecar.DeadlineExceeded):
-            client.complete("embedded", PROMPT, max_tokens=1, timeout=0.5)
-        wait_until(lambda: client.stats().engine.queued == 0, "nobody waits")
-        assert any(isinstance(event, Delta) for event in events)
-        assert client.stats().engine.prompt_tokens == 1  # the prompt of the one that runs
+    with start_daemon(max_batch="1").client() as client:
+        client.stats()  # it listens
+        with client.generate("embedded", "The", max_tokens=3500, ignore_eos=True) as running:
+            events = iter(running)
+            assert any(isinstance(event, Delta) for event in events)
+            with pytest.raises(mlx_sidecar.DeadlineExceeded):
+                client.complete("embedded", PROMPT, max_tokens=1, timeout=0.5)
+            wait_until(lambda: client.stats().engine.queued == 0, "nobody waits")
+            assert any(isinstance(event, Delta) for event in events)
+            assert client.stats().engine.prompt_tokens == 1  # the prompt of the one that runs
 
 
 def test_many_requests_at_once_all_get_their_own_answer(client: Client) -> None:

@@ -200,6 +200,25 @@ def test_a_killed_engine_fails_its_streams_and_the_next_request_works(start_daem
     assert daemon.stop() == 0
 
 
+def test_pins_outlive_the_engine_until_they_are_taken_back(start_daemon: Start) -> None:
+    """The next engine pins a model when it is loaded again; one whose weights were dropped meanwhile is not pinned."""
+    with start_daemon().client() as client:
+        client.stats()  # it listens
+
+        def pinned_after_a_death() -> bool:
+            engine = client.stats().engine
+            os.kill(engine.pid, signal.SIGKILL)
+            wait_until(lambda: client.stats().engine.restarts > engine.restarts, "the engine is replaced")
+            client.complete("embedded", "The", max_tokens=1)
+            (model,) = client.stats().models
+            return model.pinned
+
+        client.load("embedded", pin=True)
+        assert pinned_after_a_death()
+        client.invalidate_model("embedded")
+        assert not pinned_after_a_death()
+
+
 def test_stats_and_health_answer_while_the_engine_is_stopped(start_daemon: Start) -> None:
     """SIGSTOP looks like a hang: it is found, killed and replaced."""
     daemon = start_daemon(FAKE)

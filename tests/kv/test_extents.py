@@ -6,6 +6,7 @@ import pytest
 
 from daemon.kv.extents import Checkpoint, Extent, ExtentLedger, Run, runs
 from daemon.kv.node import Node
+from daemon.kv.tally import Tally
 
 
 def _extent(blocks: int = 4, name: str = "payload", start: int = 0) -> Extent:
@@ -13,7 +14,7 @@ def _extent(blocks: int = 4, name: str = "payload", start: int = 0) -> Extent:
 
 
 def _node(extent: Extent, block: int) -> Node:
-    return Node(b"", None, block + 1, (extent,))
+    return Node(b"", None, block + 1, Tally(), (extent,))
 
 
 def test_an_extent_counts_from_its_first_block_to_its_last() -> None:
@@ -56,7 +57,7 @@ def test_a_block_is_used_by_one_node_at_a_time() -> None:
 
 
 def test_a_checkpoint_counts_while_a_node_has_it() -> None:
-    ledger, checkpoint, node = ExtentLedger(), Checkpoint("state", 70, 3), Node(b"", None, 2)
+    ledger, checkpoint, node = ExtentLedger(), Checkpoint("state", 70, 3), Node(b"", None, 2, Tally())
     ledger.keep(checkpoint, node)
     node.checkpoint = checkpoint
     assert (ledger.nbytes, ledger.buffers, ledger.checkpoints, checkpoint.depth) == (70, 3, 1, 2)
@@ -109,7 +110,7 @@ def test_another_extent_starts_a_new_run() -> None:
 
 def test_a_block_that_a_window_has_forgotten_cannot_be_restored() -> None:
     with pytest.raises(ValueError, match="block 3 has no KV of layer group 0"):
-        runs([Node(b"", None, 3, (None,))], 0)
+        runs([Node(b"", None, 3, Tally(), (None,))], 0)
 
 
 def test_no_blocks_are_no_runs() -> None:

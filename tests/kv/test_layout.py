@@ -164,6 +164,7 @@ def test_reuse_is_offered_only_if_it_proves_exact_on_the_model_itself() -> None:
     assert not layout.reusable
     assert layout.bytes_per_token > 0
     assert [line["log_level"] for line in logs] == ["warning"]
+    assert layout.warning == logs[0]["event"]
 
 
 def test_layers_that_restore_different_lengths_are_refused() -> None:

@@ -164,8 +164,10 @@ TestPrefixCacheMachine = PrefixCacheMachine.TestCase
 
 
 @pytest.mark.slow
-def test_the_same_for_ten_thousand_histories_of_a_hundred_calls() -> None:
+@pytest.mark.parametrize("batch", range(20))
+def test_the_same_for_ten_thousand_histories_of_a_hundred_calls(batch: int) -> None:
+    """In batches, because hypothesis remembers all that it has tried."""
     run_state_machine_as_test(
         PrefixCacheMachine,
-        settings=settings(max_examples=10_000, stateful_step_count=100, deadline=None, print_blob=True),
+        settings=settings(max_examples=500, stateful_step_count=100, deadline=None, print_blob=True, database=None),
     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from daemon.cli import COMMANDS
-from daemon.config import KEYS
+from benchmarks import page
+from daemon.cli import COMMANDS, exits, main
+from daemon.config import ENV_PREFIX, KEYS
 from daemon.errors import Reason
 from mlx_sidecar.v1 import sidecar_pb2
+from tools import api_page, configuration_page
 from tools.readme_figure import filled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,10 +29,79 @@ def test_every_command_is_documented(command: str) -> None:
     assert f"`mlx-sidecar {command}" in OPERATIONS
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_every_command_says_what_it_does(command: str) -> None:
+    """In its help."""
+    found = main.get_command(click.Context(main), command)
+    assert found is not None
+    for one in found.params:
+        assert not isinstance(one, click.Option) or one.help, f"{command} {one.name} has no help"
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_every_configuration_key_is_documented(key: str) -> None:
-    """In the operations page."""
-    assert f"`{key}`" in OPERATIONS
+    """In the page that is made from the keys, with its variable."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert f"## `{key}`" in page
+    assert f"`{ENV_PREFIX}{key.upper()}`" in page
+
+
+def test_every_exit_code_is_documented() -> None:
+    """With the words of `--help`."""
+    for code, meaning in exits.MEANINGS.items():
+        assert f"| {code} | {meaning}" in OPERATIONS
+
+
+def events() -> Iterator[tuple[str, str]]:
+    """Yield module and text of each event that is logged, but for those that the parent hands on."""
+    for path in sorted((ROOT / "daemon").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        texts = {
+            one.targets[0].id: one.value
+            for one in tree.body
+            if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name)
+        }
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name("log")), args=[first, *_]):
+                    pass
+                case ast.Call(func=ast.Name("write"), args=[first, *_]):
+                    pass
+                case _:
+                    continue
+            first = texts.get(first.id, first) if isinstance(first, ast.Name) else first
+            if isinstance(first, ast.Constant):
+                yield path.name, str(first.value)
+            else:
+                assert path.name == "engine_process.py", f"{path.name} logs an event without a fixed name"
+
+
+def test_every_log_event_is_documented() -> None:
+    """An operator who greps for one finds what it means."""
+    found = {event: module for module, event in events()}
+    documented = set(re.findall(r"^\| `([^`]+)` \| (?:info|warning|error)", OPERATIONS, re.MULTILINE))
+    assert len(found) > 20
+    assert {event: module for event, module in found.items() if event not in documented} == {}
+    assert documented <= set(found), "an event is documented that nothing logs"
+
+
+def test_the_api_page_is_what_the_proto_says() -> None:
+    """Run `make gen` after a change of its comments."""
+    assert (ROOT / "docs" / "api.md").read_text() == api_page.page(api_page.compiled())
+
+
+def test_every_element_of_the_api_is_documented() -> None:
+    """Each message, field, enum value and RPC has a comment, which is what docs/api.md is made of."""
+    rows = api_page.page(api_page.compiled()).splitlines()
+    assert not [row for row in rows if row.startswith("| `") and row.rstrip().endswith("|  |")]
+    for name in [*sidecar_pb2.DESCRIPTOR.message_types_by_name, *sidecar_pb2.DESCRIPTOR.enum_types_by_name]:
+        at = rows.index(f"## {name}")
+        assert rows[at + 2], f"{name} has no comment"
+
+
+def test_the_configuration_page_is_what_the_fields_say() -> None:
+    """Run `make gen` after a change of a key."""
+    assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page.page()
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -39,15 +113,15 @@ def test_every_error_reason_is_documented(reason: Reason) -> None:
 def test_every_rpc_is_in_the_request_lifecycle() -> None:
     """And in the README."""
     rpcs = [method.name for method in sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"].methods]
-    for page in (ROOT / "README.md", ROOT / "docs" / "request-lifecycle.md"):
-        assert all(rpc in page.read_text() for rpc in rpcs)
+    for path in (ROOT / "README.md", ROOT / "docs" / "request-lifecycle.md"):
+        assert all(rpc in path.read_text() for rpc in rpcs)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_between_pages_lead_somewhere(path: Path) -> None:
     """Relative links only; the web is not asked."""
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
 def test_every_package_has_its_line_in_the_architecture() -> None:
@@ -60,9 +134,17 @@ def test_every_package_has_its_line_in_the_architecture() -> None:
 
 
 def test_the_readme_quotes_the_last_benchmark() -> None:
-    """Run `python tools/readme_figure.py` after `make bench`."""
+    """`make bench` puts it there; `python -m tools.readme_figure` alone does too."""
     text = (ROOT / "README.md").read_text()
     assert filled(text) == text
+
+
+def test_the_benchmark_page_shows_the_raw_figures_and_nothing_else() -> None:
+    """`make bench` writes both; a table that was edited by hand, or a figure without its table, fails here."""
+    text = page.PAGE.read_text()
+    assert page.filled(text) == text
+    _, results = page.load()
+    assert all(f"<!-- figures: {name} -->" in text for name in results)
 
 
 def test_every_test_that_the_prefix_cache_page_names_exists() -> None:

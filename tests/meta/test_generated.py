@@ -23,6 +23,8 @@ def test_the_committed_stubs_are_what_the_protos_generate(tmp_path: Path) -> Non
         assert (ROOT / path.relative_to(private)).read_text() == path.read_text(), f"{path.name} is stale"
 
 
-def test_daemon_and_client_have_one_version() -> None:
+def test_daemon_and_client_have_one_version_which_is_written_down_once() -> None:
     """They are released together."""
-    assert daemon.__version__ == mlx_sidecar._version.__version__
+    assert daemon.__version__ is mlx_sidecar._version.__version__
+    written = [path for path in (ROOT / "daemon").rglob("*.py") if f'"{daemon.__version__}"' in path.read_text()]
+    assert not written

@@ -142,8 +142,8 @@ class FakeClient:
         self._note("invalidate_all", **options)
         return self.dropped
 
-    def stats(self) -> Stats:
-        self._note("stats")
+    def stats(self, **options: Any) -> Stats:
+        self._note("stats", **options)
         return self.state
 
     def __enter__(self) -> FakeClient:
@@ -176,6 +176,23 @@ def run_cli(client: FakeClient, *args: str, stdin: str | bytes = "") -> Result:
 
 def pretend_terminal(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Make "stdin", "stdout" or "stderr" a terminal in the eyes of the commands."""
-    for module in ("run", "invalidate", "answer", "progress"):
+    for module in ("run", "invalidate", "answer", "progress", "top"):
         for name in names:
             monkeypatch.setattr(f"daemon.cli.{module}.{name}_is_terminal", lambda: True, raising=False)
+
+
+def pretend_typing(monkeypatch: pytest.MonkeyPatch, *lines: str) -> list[Path | None]:
+    """Hold conversations on a terminal where these lines are typed, then Ctrl-D; return where their histories are."""
+    pretend_terminal(monkeypatch, "stdin", "stdout")
+    histories: list[Path | None] = []
+    typed = iter(lines)
+
+    class Typed:
+        def __init__(self, history: Path | None) -> None:
+            histories.append(history)
+
+        def ask(self) -> str | None:
+            return next(typed, None)
+
+    monkeypatch.setattr("daemon.cli.prompt.Terminal", Typed)
+    return histories

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,17 @@ def test_run_hands_every_option_on(client: FakeClient) -> None:
     }
 
 
+def test_run_asks_for_json(client: FakeClient, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"const": "é"}', encoding="utf-8")
+    run_cli(client, "run", "m", "Hi", "--format", "json")
+    run_cli(client, "run", "m", "Hi", "--schema", str(schema))
+
+    asked = [options for _, options in client.called("generate")]
+    assert [options.get("json_object") for options in asked] == [True, None]
+    assert [options.get("json_schema") for options in asked] == [None, '{"const": "é"}']
+
+
 def test_run_reads_standard_input_when_there_is_no_prompt(client: FakeClient) -> None:
     run_cli(client, "run", "m", stdin="Grüße\n")
     run_cli(client, "run", "m", "--raw", stdin="Once\n")
@@ -67,6 +79,8 @@ def test_run_reads_standard_input_when_there_is_no_prompt(client: FakeClient) ->
         (["m"], "\n", "The prompt is empty."),
         (["m"], b"\xff", "The prompt on standard input is not UTF-8 text."),
         (["m", "x", "--raw", "--system", "y"], "", "--system needs the chat template"),
+        (["m", "x", "--format", "json", "--schema", "-"], "{}", "--format and --schema exclude each other."),
+        (["m", "x", "--schema", "/nowhere"], "", "No such file"),
         (["m", "x", "--max-tokens", "0"], "", "0 is not in the range x>=1"),
         (["m", "x", "--seed", "y"], "", "'y' is not a valid integer"),
     ],
@@ -144,39 +158,26 @@ def test_an_answer_cannot_command_the_terminal(client: FakeClient, monkeypatch: 
     assert printable("Grüße 世界 👩\u200d🚀\tx\n") == "Grüße 世界 👩\u200d🚀\tx\n"
 
 
-def test_without_a_prompt_a_terminal_gets_a_conversation_that_keeps_its_history(
-    client: FakeClient, monkeypatch: pytest.MonkeyPatch
+def test_files_come_before_the_prompt_so_that_questions_about_them_share_a_prefix(
+    client: FakeClient, tmp_path: Path
 ) -> None:
-    pretend_terminal(monkeypatch, "stdin")
+    (tmp_path / "a.md").write_text("first\n")
+    run_cli(client, "run", "m", "--file", "a.md", "--file", "-", "What?", stdin="second\n")
+    run_cli(client, "run", "m", "--file", "a.md")
+    run_cli(client, "run", "m", "--raw", "--file", "a.md", "then")
 
-    result = run_cli(client, "run", "m", "--system", "Be brief", stdin="one\n \ntwo\n")
-
-    assert result.exit_code == 0
-    system, one, two = Message("system", "Be brief"), Message("user", "one"), Message("user", "two")
     assert [args[1] for args, _ in client.called("generate")] == [
-        [system, one],
-        [system, one, Message("assistant", "Hello"), two],
+        [Message("user", "first\n\nsecond\n\nWhat?")],
+        [Message("user", "first")],
+        "first\nthen",
     ]
 
 
-def test_ctrl_c_in_a_conversation_takes_only_that_turn_back(
-    client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend_terminal(monkeypatch, "stdin")
-    client.deltas = ["Hel", KeyboardInterrupt()]
+def test_a_file_that_cannot_be_used_is_refused_before_the_model_loads(client: FakeClient, tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"\xff")
+    missing, binary = run_cli(client, "run", "m", "--file", "a"), run_cli(client, "run", "m", "--file", "b")
 
-    result = run_cli(client, "run", "m", stdin="one\ntwo\n")
-
-    assert result.exit_code == 0
-    assert [args[1] for args, _ in client.called("generate")] == [
-        [Message("user", "one")],
-        [Message("user", "two")],
-    ]
-    assert all(stream.closed for stream in client.streams)
-
-
-def test_a_conversation_is_neither_raw_nor_json(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_terminal(monkeypatch, "stdin")
-
-    assert run_cli(client, "run", "m", "--raw").exit_code == exits.USAGE
-    assert run_cli(client, "run", "m", "--json").exit_code == exits.USAGE
+    assert (missing.exit_code, binary.exit_code) == (exits.USAGE, exits.USAGE)
+    assert "'a' does not exist" in missing.stderr
+    assert "The prompt on b is not UTF-8 text." in binary.stderr
+    assert client.calls == []

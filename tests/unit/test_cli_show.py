@@ -64,6 +64,7 @@ def test_stats_shows_every_section_and_figure(client: FakeClient) -> None:
         "prefix cache",
         "engine",
         "memory",
+        "latency",
     ]
     text = {" ".join(line.split()) for line in lines}
     assert {
@@ -90,6 +91,6 @@ def test_ps_and_stats_show_every_name_of_a_content(client: FakeClient) -> None:
 def test_stats_as_json_is_the_whole_tree(client: FakeClient) -> None:
     tree = json.loads(run_cli(client, "stats", "--json").stdout)
 
-    assert list(tree) == ["daemon", "model_cache", "models", "prefix_cache", "engine", "memory"]
+    assert list(tree) == ["daemon", "model_cache", "models", "prefix_cache", "engine", "memory", "latency"]
     assert tree["model_cache"]["oldest_entry_age"] is None
     assert tree["memory"]["limit_bytes"] == 8

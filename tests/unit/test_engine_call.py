@@ -71,6 +71,18 @@ def test_text_and_ids_are_equal_however_the_reader_lags(
     assert got[-1] == FINISHED
 
 
+async def test_joined_deltas_hold_all_reasoning_and_all_tool_calls_in_order() -> None:
+    """Each channel is joined on its own."""
+    one = call()
+    for number, word in enumerate(["a", "b", "c"]):
+        made = pb.GeneratedToolCall(index=number, name=word)
+        one.push(answer(pb.GenerateResponse(delta=pb.Delta(reasoning=word, tool_calls=[made]))))
+    one.push(FINISHED)
+    joined = (await read(one))[0].generate.delta
+    assert joined.reasoning == "abc"
+    assert [(made.index, made.name) for made in joined.tool_calls] == [(0, "a"), (1, "b"), (2, "c")]
+
+
 async def test_a_reader_that_stays_away_finds_a_few_events() -> None:
     """Progress is replaced, deltas are joined: the buffer does not grow with their number."""
     one = call()

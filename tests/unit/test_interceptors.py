@@ -147,11 +147,12 @@ async def test_an_unexpected_exception_hides_its_text() -> None:
     assert {line["error_id"] for line in logs} == {info.metadata["error_id"]}
 
 
-async def test_what_a_chat_template_says_is_told_but_not_logged() -> None:
+@pytest.mark.parametrize("field", ["chat", "response_format.regex"])
+async def test_what_a_chat_template_or_a_grammar_says_is_told_but_not_logged(field: str) -> None:
     """Its words may quote the conversation."""
     context = FakeContext()
     with capture_logs() as lines:
-        await serve(raising(invalid("chat", "is refused by the model's chat template: unlike 'my secret'")), context)
+        await serve(raising(invalid(field, "is refused by the model's chat template: unlike 'my secret'")), context)
     assert "my secret" in context.rich().message
     assert [line["event"] for line in lines] == ["rpc"]
     assert "my secret" not in str(lines)

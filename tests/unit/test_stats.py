@@ -17,7 +17,7 @@ def test_before_the_engine_is_up_there_is_an_answer() -> None:
     supervisor = Supervisor(["engine"], lambda: now)
     stats = Stats(supervisor, Admission(1), lambda: now)
     now = 107.5
-    answer = stats.response()
+    answer = stats.response(pb.StatsRequest())
     assert (answer.daemon.version, answer.daemon.draining, answer.daemon.device) == (__version__, False, "")
     assert seconds(answer.daemon.uptime) == 7.5
     assert (answer.engine.state, answer.engine.pid) == (pb.ENGINE_STATE_STARTING, 0)
@@ -34,7 +34,7 @@ def test_the_parents_figures_are_laid_over_the_engines() -> None:
     stats = Stats(supervisor, admission, lambda: 0.0)
     stats.cancelled, stats.draining, admission.rejected = 5, True, 6
     with admission.place():
-        answer = stats.response()
+        answer = stats.response(pb.StatsRequest())
     engine = answer.engine
     assert (engine.state, engine.restarts, engine.cancelled, engine.rejected) == (pb.ENGINE_STATE_STALLED, 4, 5, 6)
     assert (engine.queued, engine.decoding, engine.generated_tokens) == (1, 3, 9)
@@ -50,7 +50,7 @@ def test_every_state_of_the_supervisor_has_a_name_in_the_api() -> None:
     names = set()
     for state in State:
         supervisor.state = state
-        names.add(stats.response().engine.state)
+        names.add(stats.response(pb.StatsRequest()).engine.state)
     assert names == set(pb.EngineState.values()) - {pb.ENGINE_STATE_UNSPECIFIED}
 
 

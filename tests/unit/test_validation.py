@@ -28,14 +28,15 @@ CHECKS: dict[type[Message], Callable[[Any], None]] = {
 CHECKED = {
     "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl"},
     "GenerateRequest": {"model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs"}
-    | {"cache", "request_id", "priority"},
+    | {"cache", "request_id", "response_format", "priority"},
+    "ResponseFormat": {"json_schema", "json_object", "regex", "grammar"},
     "TokenIds": {"ids"},
     "Chat": {"messages", "tools"},
     "ChatMessage": {"role"},
     "Tool": {"name"},
     "Sampling": {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"}
     | {"frequency_penalty", "logit_bias"},
-    "Stop": {"strings", "token_ids"},
+    "Stop": {"strings", "token_ids", "ignore_eos"},
     "CacheOptions": {"mode", "salt"},
     "InvalidateRequest": {"model", "prefix", "all"},
     "ModelTarget": {"model", "weights", "prefixes"},
@@ -52,7 +53,6 @@ FREE = {
     "ToolCall": {"id", "name", "arguments_json"},
     "Tool": {"description", "parameters_json"},
     "Sampling": {"seed"},
-    "Stop": {"ignore_eos"},
     "InvalidateRequest": {"dry_run"},
 }
 """Fields of which every value is allowed here: switches, seeds, texts that only templates read, JSON that the engine
@@ -77,6 +77,18 @@ def sampling(**fields: Any) -> pb.GenerateRequest:
 def chat(**fields: Any) -> pb.GenerateRequest:
     """Return a request with a conversation."""
     return pb.GenerateRequest(model="embedded", chat=pb.Chat(**{"messages": [pb.ChatMessage(role="user")], **fields}))
+
+
+def form(**fields: Any) -> pb.GenerateRequest:
+    """Return a request with a response format."""
+    return generate(response_format=pb.ResponseFormat(**fields))
+
+
+def chat_in_a_form(**fields: Any) -> pb.GenerateRequest:
+    """Return a request with a conversation and a response format."""
+    request = chat(**fields)
+    request.response_format.regex = "a"
+    return request
 
 
 def prefix(**fields: Any) -> pb.InvalidateRequest:
@@ -118,7 +130,11 @@ GOOD = [
     sampling(logit_bias=dict.fromkeys(range(1024), 0.0)),
     generate(stop=pb.Stop(strings=["x" * 256] * 16, token_ids=[1] * 64)),
     generate(stop=pb.Stop(strings=["é" * 128])),
-    chat(tools=[pb.Tool(name="t")]),
+    chat(tools=[pb.Tool(name="t"), pb.Tool(name="u")]),
+    form(json_schema="x" * 65_536),
+    form(json_object=pb.JsonObject()),
+    form(regex="x" * 8192),
+    form(grammar="x" * 65_536),
     pb.GenerateRequest(model="m", tokens=pb.TokenIds(ids=[2**32 - 1])),
     prefix(salt="s" * 128),
     prefix(tokens=pb.TokenIds(ids=[1])),
@@ -148,6 +164,15 @@ BAD: list[tuple[str, Message]] = [
     ("chat.messages", chat(messages=[pb.ChatMessage(role="user")] * 10_001)),
     ("chat.messages[1].role", chat(messages=[pb.ChatMessage(role="user"), pb.ChatMessage()])),
     ("chat.tools[0].name", chat(tools=[pb.Tool()])),
+    ("chat.tools[2].name", chat(tools=[pb.Tool(name="t"), pb.Tool(name="u"), pb.Tool(name="t")])),
+    ("chat.tools", chat_in_a_form(tools=[pb.Tool(name="t")])),
+    ("stop.ignore_eos", generate(response_format=pb.ResponseFormat(regex="a"), stop=pb.Stop(ignore_eos=True))),
+    ("response_format", form()),
+    ("response_format.json_schema", form(json_schema="")),
+    ("response_format.json_schema", form(json_schema="x" * 65_537)),
+    ("response_format.regex", form(regex="")),
+    ("response_format.regex", form(regex="é" * 4097)),
+    ("response_format.grammar", form(grammar="x" * 65_537)),
     ("max_tokens", generate(max_tokens=0)),
     ("max_tokens", generate(max_tokens=-1)),
     ("sampling.temperature", sampling(temperature=100.001)),

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         Completion,
         Delta,
         Finished,
+        GeneratedToolCall,
         GenerateEvent,
         Invalidated,
         LoadProgress,
@@ -66,9 +67,13 @@ if TYPE_CHECKING:
     from mlx_sidecar._stats import (
         DaemonStats,
         EngineStats,
+        HistorySample,
+        LatencyHistogram,
+        LatencyStats,
         MemoryStats,
         ModelCacheStats,
         ModelStats,
+        NamespaceStats,
         PrefixCacheStats,
         Stats,
     )
@@ -89,10 +94,13 @@ _HOMES = {
     "_messages": "Message Prompt Tool ToolCall",
     "_options": "GenerateOptions LoadOptions",
     "_results": (
-        "Completion Delta Finished GenerateEvent Invalidated LoadProgress ModelInfo PrefillProgress Started "
-        "Timings TokenLogprob TopLogprob Usage"
+        "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress ModelInfo PrefillProgress "
+        "Started Timings TokenLogprob TopLogprob Usage"
     ),
-    "_stats": "DaemonStats EngineStats MemoryStats ModelCacheStats ModelStats PrefixCacheStats Stats",
+    "_stats": (
+        "DaemonStats EngineStats HistorySample LatencyHistogram LatencyStats MemoryStats ModelCacheStats ModelStats "
+        "NamespaceStats PrefixCacheStats Stats"
+    ),
     "_streams": "GenerateStream LoadStream",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -116,9 +124,13 @@ __all__ = [
     "GenerateEvent",
     "GenerateOptions",
     "GenerateStream",
+    "GeneratedToolCall",
+    "HistorySample",
     "InternalError",
     "InvalidArgument",
     "Invalidated",
+    "LatencyHistogram",
+    "LatencyStats",
     "LoadOptions",
     "LoadProgress",
     "LoadStream",
@@ -134,6 +146,7 @@ __all__ = [
     "ModelQuarantined",
     "ModelStats",
     "ModelUnsupported",
+    "NamespaceStats",
     "NanLogits",
     "PrefillProgress",
     "PrefixCacheStats",

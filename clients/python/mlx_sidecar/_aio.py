@@ -145,9 +145,12 @@ class AsyncClient:
             requests.invalidate_all_request(weights=weights, prefixes=prefixes, dry_run=dry_run)
         )
 
-    async def stats(self) -> Stats:
-        """Return the state of the daemon; it answers also while it loads, hangs or restarts its engine."""
-        return decode(Stats, await self._unary("Stats", pb.StatsRequest()))
+    async def stats(self, *, history: bool = False) -> Stats:
+        """
+        Return the state of the daemon, with the figures of the last hour if `history`; it answers also while it loads,
+        hangs or restarts its engine.
+        """
+        return decode(Stats, await self._unary("Stats", pb.StatsRequest(include_history=history)))
 
     async def aclose(self) -> None:
         """Cancel what still runs and close the channel. Closing twice is no error."""

@@ -133,9 +133,12 @@ class Client:
         """Drop all weights, all cached prefixes, or both; the arguments are those of `invalidate_model`."""
         return self._invalidate(requests.invalidate_all_request(weights=weights, prefixes=prefixes, dry_run=dry_run))
 
-    def stats(self) -> Stats:
-        """Return the state of the daemon; it answers also while it loads, hangs or restarts its engine."""
-        return decode(Stats, self._unary("Stats", pb.StatsRequest()))
+    def stats(self, *, history: bool = False) -> Stats:
+        """
+        Return the state of the daemon, with the figures of the last hour if `history`; it answers also while it loads,
+        hangs or restarts its engine.
+        """
+        return decode(Stats, self._unary("Stats", pb.StatsRequest(include_history=history)))
 
     def close(self) -> None:
         """Cancel what still runs and close the channel. Closing twice is no error."""

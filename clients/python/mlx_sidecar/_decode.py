@@ -44,7 +44,7 @@ def _reader(hint: Any, field: FieldDescriptor) -> Reader:
 
 def _converter(kind: Any, field: FieldDescriptor) -> Reader:
     if field.message_type is not None:
-        return lambda message: decode(kind, message)
+        return _seconds if kind is float else lambda message: decode(kind, message)
     if field.enum_type is not None:
         names = _names(field.enum_type)
         return lambda number: names.get(number, "unknown")

@@ -59,6 +59,11 @@ class GenerateOptions(TypedDict, total=False):
         salt: Cached prefixes are shared only between requests with the same salt.
         request_id: Name of the request in the daemon's log. Default: one is made.
         require_loaded: True refuses a model that is not in memory instead of loading it. Default False.
+        json_schema: The completion is JSON that this schema allows, a mapping or text. Of this and the next three, one
+            at most can be given; none of them goes with `tools` or `ignore_eos`. Default: free text.
+        json_object: True: the completion is a JSON object. Default False.
+        regex: The completion as a whole matches this regular expression (Rust's syntax).
+        grammar: The completion is of this context-free grammar (llguidance's variant of Lark's notation).
         priority: -2 to 2; a waiting request of higher priority goes first. Default 0.
         tools: Functions that the model may call; chat prompts only.
         add_generation_prompt: False does not open the assistant's turn; chat prompts only. Default True.
@@ -85,6 +90,10 @@ class GenerateOptions(TypedDict, total=False):
     salt: str
     request_id: str
     require_loaded: bool
+    json_schema: Mapping[str, Any] | str | None
+    json_object: bool
+    regex: str | None
+    grammar: str | None
     priority: int | None
     tools: Sequence[Tool | Mapping[str, Any]]
     add_generation_prompt: bool | None

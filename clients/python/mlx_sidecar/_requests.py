@@ -71,6 +71,10 @@ def generate_request(
     salt: str = "",
     request_id: str = "",
     require_loaded: bool = False,
+    json_schema: Mapping[str, Any] | str | None = None,
+    json_object: bool = False,
+    regex: str | None = None,
+    grammar: str | None = None,
     priority: int | None = None,
     tools: Sequence[Tool | Mapping[str, Any]] = (),
     add_generation_prompt: bool | None = None,
@@ -80,7 +84,8 @@ def generate_request(
     Build a GenerateRequest; the keywords are `GenerateOptions`.
 
     Raises:
-        InvalidArgument: If a value cannot be encoded, or is for chat prompts and this is none.
+        InvalidArgument: If a value cannot be encoded, is for chat prompts and this is none, or if there are several
+            forms of response.
         TypeError: If a value has the wrong type.
     """
     chat = {
@@ -114,6 +119,12 @@ def generate_request(
         cache=_build(pb.CacheOptions, "cache.", mode=_cache_mode(cache_mode), salt=salt),
         request_id=request_id,
         require_loaded=require_loaded,
+        response_format=_response_format(
+            json_schema=None if json_schema is None else _json(json_schema),
+            json_object=pb.JsonObject() if json_object else None,
+            regex=regex,
+            grammar=grammar,
+        ),
         priority=priority,
     )
 
@@ -166,6 +177,14 @@ def _duration(seconds: float, field: str) -> Duration:
     except (ValueError, OverflowError) as error:
         raise InvalidArgument(f"{field}: {error}", field=field) from None
     return duration
+
+
+def _response_format(**kinds: Any) -> pb.ResponseFormat | None:
+    given = {name: value for name, value in kinds.items() if value is not None}
+    if len(given) > 1:
+        names = ", ".join(given)
+        raise InvalidArgument(f"response_format: only one of {names} can be given", field="response_format")
+    return _build(pb.ResponseFormat, "response_format.", **given) if given else None
 
 
 def _cache_mode(name: str) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from mlx_sidecar._messages import ToolCall
+
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
@@ -44,6 +46,7 @@ class ModelInfo:
         evicted: Models that were evicted to make room.
         warmup_time: Seconds of `load_time` that went into the warm-up.
         revision: The commit of the Hub that it is; empty for directories and "embedded".
+        warnings: What its users should know, such as a self-test that failed.
     """
 
     model: str
@@ -60,6 +63,7 @@ class ModelInfo:
     evicted: tuple[str, ...]
     warmup_time: float | None
     revision: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ class TopLogprob:
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """
-    How likely a token was under the model, before sampling options.
+    How likely a token was under the model, before sampling options and the form of the response.
 
     Attributes:
         token_id: The token.
@@ -125,19 +129,41 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class GeneratedToolCall:
+    """
+    A call that the model makes.
+
+    Attributes:
+        index: Position among the calls of this completion, from 0.
+        id: Name of this call.
+        name: Name of the tool; one of the request's.
+        arguments_json: Arguments, a JSON object as text. They need not be what the tool's schema asks for.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments_json: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """
-    A piece of the completion. All texts together are the whole completion.
+    A piece of the completion. All texts together are the whole text, all reasonings the whole reasoning.
 
     Attributes:
         text: Text; whole characters only, may be empty.
-        token_ids: Tokens that this piece completes.
+        token_ids: Tokens that this piece completes, those of reasoning and of tool calls included.
         logprobs: One entry for each of `token_ids`, if `top_logprobs` was given.
+        reasoning: What the model thought before it answered; chat prompts only.
+        tool_calls: Calls that are complete; chat prompts with `tools` only.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
+    reasoning: str = ""
+    tool_calls: tuple[GeneratedToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +192,7 @@ class Timings:
         load: Waiting for the model.
         lookup: Looking up the longest cached prefix.
         restore: Copying the cached prefix.
-        prefill: Computing the rest of the prompt.
+        prefill: Computing the rest of the prompt up to the first token.
         decode: From the first token to the last.
         first_token: From arrival to the first token.
     """
@@ -186,7 +212,7 @@ class Finished:
     The last event of a generation.
 
     Attributes:
-        reason: "stop" or "length".
+        reason: "stop", "length" or "tool_calls".
         stop_match: The stop string that matched; empty if none did.
         usage: Tokens counted.
         timings: Where the time went.
@@ -207,12 +233,14 @@ class Completion:
         text: The text of all deltas.
         token_ids: The tokens of all deltas.
         logprobs: One entry for each of `token_ids`, if `top_logprobs` was given.
-        reason: "stop" or "length".
+        reason: "stop", "length" or "tool_calls".
         stop_match: The stop string that matched; empty if none did.
         usage: Tokens counted.
         timings: Where the time went.
         request_id: The request's name, as given or as made.
         model: The model that answered.
+        reasoning: The reasoning of all deltas.
+        tool_calls: The calls of all deltas, as a `Message` takes them; their arguments are JSON text.
     """
 
     text: str
@@ -224,6 +252,8 @@ class Completion:
     timings: Timings
     request_id: str
     model: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

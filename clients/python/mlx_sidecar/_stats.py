@@ -88,6 +88,32 @@ class ModelStats:
 
 
 @dataclass(frozen=True, slots=True)
+class NamespaceStats:
+    """
+    One namespace of the prefix cache: prompts that may share KV.
+
+    Attributes:
+        namespace: Digits that stand for it.
+        model: The name by which its model was last asked for.
+        adapter: Directory of its adapter; empty if there is none.
+        salted: Whether its requests had a salt.
+        blocks: Blocks stored.
+        branches: Different first blocks.
+        hits: Lookups whose prefix was reused, since it stores anything.
+        tokens_reused: Tokens whose KV was reused, since it stores anything.
+    """
+
+    namespace: str
+    model: str
+    adapter: str
+    salted: bool
+    blocks: int
+    branches: int
+    hits: int
+    tokens_reused: int
+
+
+@dataclass(frozen=True, slots=True)
 class PrefixCacheStats:
     """
     The prefix cache.
@@ -108,6 +134,8 @@ class PrefixCacheStats:
         evictions: Blocks dropped to make room since the start.
         leases: Requests that hold a cached prefix now.
         checkpoints: Checkpoints of recurrent or windowed state stored.
+        namespaces: What each namespace stores, most blocks first; at most 64 of them.
+        total_namespaces: Namespaces that store anything.
     """
 
     blocks: int
@@ -125,6 +153,8 @@ class PrefixCacheStats:
     evictions: int
     leases: int
     checkpoints: int
+    namespaces: tuple[NamespaceStats, ...] = ()
+    total_namespaces: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +228,93 @@ class MemoryStats:
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyHistogram:
+    """
+    Spans of time, counted in buckets.
+
+    Attributes:
+        bounds: Upper bounds of the buckets in seconds, ascending.
+        counts: Spans in each bucket; one more than there are bounds, for what is longer.
+        sum: Seconds of all spans together; None before the first.
+    """
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+    sum: float | None = None
+
+    @property
+    def count(self) -> int:
+        """Spans counted."""
+        return sum(self.counts)
+
+    def quantile(self, share: float) -> float | None:
+        """
+        Return the span in seconds that `share` of all spans (0 to 1) do not exceed, interpolated within its bucket;
+        None before the first. What is longer than the last bound counts as that bound.
+        """
+        rank, below, lower = share * self.count, 0, 0.0
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if count and below + count >= rank:
+                return lower + (bound - lower) * max(rank - below, 0.0) / count
+            below, lower = below + count, bound
+        return lower if self.count else None
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyStats:
+    """
+    How long completed requests took.
+
+    Attributes:
+        queue: Preparing the prompt and waiting for a slot.
+        load: Waiting for a model to load; only requests that did.
+        prefill: Computing what was not cached of the prompt.
+        first_token: From arrival to the first token.
+        per_token: From one token to the next, the mean of each request.
+        total: From arrival to the last token.
+    """
+
+    queue: LatencyHistogram = LatencyHistogram()
+    load: LatencyHistogram = LatencyHistogram()
+    prefill: LatencyHistogram = LatencyHistogram()
+    first_token: LatencyHistogram = LatencyHistogram()
+    per_token: LatencyHistogram = LatencyHistogram()
+    total: LatencyHistogram = LatencyHistogram()
+
+
+@dataclass(frozen=True, slots=True)
+class HistorySample:
+    """
+    Figures at one time. Counters begin anew when the engine does.
+
+    Attributes:
+        age: Seconds ago.
+        lookups: Prompts looked up so far.
+        hits: Lookups so far whose prefix was reused.
+        tokens_looked_up: Tokens so far of all prompts looked up.
+        tokens_reused: Tokens so far whose KV was reused.
+        prompt_tokens: Prompt tokens computed so far.
+        generated_tokens: Tokens generated so far.
+        in_flight: Requests that waited or ran.
+        weights_bytes: Bytes of weights.
+        trie_bytes: Bytes of the prefix cache.
+        live_kv_bytes: Bytes of KV of running requests.
+    """
+
+    age: float | None
+    lookups: int
+    hits: int
+    tokens_looked_up: int
+    tokens_reused: int
+    prompt_tokens: int
+    generated_tokens: int
+    in_flight: int
+    weights_bytes: int
+    trie_bytes: int
+    live_kv_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """
     The state of the daemon, at most about a second old.
@@ -209,6 +326,8 @@ class Stats:
         prefix_cache: The prefix cache.
         engine: The engine process and its queue.
         memory: Memory.
+        latency: How long completed requests took, since the daemon started.
+        history: Figures of the last hour, oldest first; empty unless it was asked for.
     """
 
     daemon: DaemonStats
@@ -217,3 +336,5 @@ class Stats:
     prefix_cache: PrefixCacheStats
     engine: EngineStats
     memory: MemoryStats
+    latency: LatencyStats = LatencyStats()
+    history: tuple[HistorySample, ...] = ()

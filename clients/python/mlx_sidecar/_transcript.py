@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import ProtocolError
+from mlx_sidecar._messages import ToolCall
 from mlx_sidecar._results import (
     Completion,
     Delta,
@@ -77,6 +78,8 @@ class GenerateTranscript:
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._reasoning: list[str] = []
+        self._calls: list[ToolCall] = []
 
     def add(self, message: pb.GenerateResponse) -> GenerateEvent | None:
         """Return the event, or None if it is newer than this client; keep what the completion is made of."""
@@ -87,10 +90,12 @@ class GenerateTranscript:
         match event:
             case Started():
                 self._started = event
-            case Delta(text, token_ids, logprobs):
+            case Delta(text, token_ids, logprobs, reasoning, calls):
                 self._texts.append(text)
                 self._token_ids += token_ids
                 self._logprobs += logprobs
+                self._reasoning.append(reasoning)
+                self._calls += [ToolCall(call.id, call.name, call.arguments_json) for call in calls]
             case Finished():
                 self._finished = event
         return event
@@ -109,4 +114,6 @@ class GenerateTranscript:
             timings=self._finished.timings,
             request_id=self._started.request_id,
             model=self._started.model,
+            reasoning="".join(self._reasoning),
+            tool_calls=tuple(self._calls),
         )

@@ -1,0 +1,85 @@
+"""Floors: the least work that an answer can take, measured in this process with nothing around it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm import load, stream_generate
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from benchmarks.figures import SPEED, Metric
+
+FLOOR = "floor"
+IN_PROCESS = "mlx-lm in process"
+
+
+class Floor:
+    """A model in this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.model: Any
+        self.tokenizer: Any
+        self.model, self.tokenizer = load(str(path))[:2]
+        mx.eval(self.model.parameters())
+
+    def prefilled(self, prompt: str) -> list[Any]:
+        """Return a cache that holds a prompt."""
+        caches: list[Any] = make_prompt_cache(self.model)
+        ids = self.tokenizer.encode(prompt)
+        for start in range(0, len(ids), 2048):
+            self.model(mx.array([ids[start : start + 2048]]), cache=caches)
+            mx.eval([cache.state for cache in caches])
+        return caches
+
+    def warm_first_token(self, caches: list[KVCache], suffix: str) -> float:
+        """Return the milliseconds of one copy of a cache's KV and one forward pass of a suffix, up to its token."""
+        ids = mx.array([self.tokenizer.encode(suffix)])
+        mx.eval(ids)
+        began = time.perf_counter()
+        copies = []
+        for cache in caches:
+            copy = KVCache()
+            rows = [getattr(cache, name)[..., : cache.offset, :] for name in ("keys", "values")]
+            room = [mx.zeros((1, row.shape[1], ids.shape[1], row.shape[3]), row.dtype) for row in rows]
+            copy.keys, copy.values = (mx.concatenate([*pair], axis=2) for pair in zip(rows, room, strict=True))
+            copy.offset = cache.offset
+            copies.append(copy)
+        mx.eval([(copy.keys, copy.values) for copy in copies])
+        mx.argmax(self.model(ids, cache=copies)[0, -1]).item()
+        return 1000 * (time.perf_counter() - began)
+
+    def bare_steps(self, prompt: str, tokens: int, streams: int) -> dict[Metric, float]:
+        """Return the throughput of nothing but the model's greedy step over so many rows, each next one in flight."""
+        caches = make_prompt_cache(self.model)
+        began = time.perf_counter()
+        ids = mx.array([self.tokenizer.encode(prompt)] * streams)
+        for _ in range(tokens):
+            following = mx.argmax(self.model(ids, cache=caches)[:, -1:], axis=-1)
+            mx.async_eval(following)
+            if ids.shape[1] == 1:
+                ids.tolist()
+            ids = following
+        ids.tolist()
+        return {SPEED: streams * tokens / (time.perf_counter() - began)}
+
+    def pieces(self, prompt: str, tokens: int) -> Iterator[str]:
+        """Generate as mlx-lm does in a program of one's own, and yield the text of each token."""
+        for response in stream_generate(self.model, self.tokenizer, prompt, max_tokens=tokens):
+            yield response.text
+
+    def generate(self, prompt: str, tokens: int) -> dict[Metric, float]:
+        """Return the throughput of that."""
+        began = time.perf_counter()
+        assert sum(1 for _ in self.pieces(prompt, tokens)) == tokens, "generation ended early"
+        return {SPEED: tokens / (time.perf_counter() - began)}
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the milliseconds that something takes."""
+    began = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - began)

@@ -1,0 +1,155 @@
+"""Peers that speak OpenAI's HTTP: `mlx_lm.server`, which comes with mlx-lm, and `vllm-mlx` in its own environment."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.systems import Answer, Request, System, closed_on_failure, end, wait_until
+
+MLX_LM = "mlx_lm.server"
+VLLM_MLX = "vllm-mlx"
+
+
+@dataclass
+class HttpPeer:
+    """A server process with completions over HTTP."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    def wait(self) -> None:
+        """Wait until it answers for its health."""
+        wait_until(self._healthy, self.process)
+
+    def ask(self, request: Request) -> Answer:
+        """
+        Stream a completion; see `System.ask`.
+
+        Raises:
+            RuntimeError: If the answer is not 200, or has no text: some faults look like an empty completion.
+        """
+        body: dict[str, Any] = {
+            "model": str(request.model),
+            "prompt": request.prompt,
+            "max_tokens": request.tokens,
+            "temperature": request.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if request.seed is not None:
+            body["seed"] = request.seed
+        arrivals, texts = [], []
+        usage: dict[str, Any] = {}
+        sent = time.perf_counter()
+        for event in self._events(body):
+            text = "".join(choice.get("text", "") for choice in event["choices"])
+            if text:
+                arrivals.append(time.perf_counter())
+                texts.append(text)
+            usage = event.get("usage") or usage
+        if not arrivals or not usage:
+            raise RuntimeError(f"{self.name} ended a stream without text or usage")
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        return Answer(sent, tuple(arrivals), "".join(texts), usage["prompt_tokens"], cached, usage["completion_tokens"])
+
+    def get(self, path: str) -> bytes:
+        """
+        Return what is at a path.
+
+        Raises:
+            RuntimeError: If the answer is not 200.
+        """
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        try:
+            connection.request("GET", path)
+            return _ok(connection.getresponse()).read()
+        finally:
+            connection.close()
+
+    def pids(self) -> list[int]:
+        """Return its process."""
+        return [self.process.pid]
+
+    def close(self) -> None:
+        """End it."""
+        end(self.process)
+
+    def _healthy(self) -> bool:
+        try:
+            self.get("/health")
+        except (OSError, RuntimeError):
+            return False
+        return True
+
+    def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        try:
+            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            for line in _ok(connection.getresponse()):
+                data = line.removeprefix(b"data: ").strip()
+                if line.startswith(b"data: ") and data != b"[DONE]":
+                    yield json.loads(data)
+        finally:
+            connection.close()
+
+
+@dataclass(frozen=True)
+class StartsMlxLm:
+    """Starts mlx-lm's own server, as it comes, or with more flags."""
+
+    name: str = MLX_LM
+    flags: tuple[str, ...] = ()
+
+    def __call__(self, folder: Path, models: Sequence[Path]) -> System:
+        """Start one; it serves the first model, and loads another in its place when that is asked for."""
+        port = _free_port()
+        command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(models[0]), "--port", str(port)]
+        return _started(self.name, [*command, *self.flags], port, folder)
+
+
+@dataclass(frozen=True)
+class StartsVllmMlx:
+    """Starts vllm-mlx from its own environment, with continuous batching, which is off unless asked for."""
+
+    venv: Path
+    name: str = VLLM_MLX
+
+    def __call__(self, folder: Path, models: Sequence[Path]) -> System:
+        """Start one; it serves one model."""
+        port = _free_port()
+        command = [str(self.venv / "bin" / "vllm-mlx"), "serve", str(models[0]), "--port", str(port)]
+        return _started(self.name, [*command, "--host", "127.0.0.1", "--continuous-batching"], port, folder)
+
+
+def _started(name: str, command: list[str], port: int, folder: Path) -> HttpPeer:
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "peer.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    peer = HttpPeer(name, process, port, log)
+    with closed_on_failure(peer):
+        peer.wait()
+    return peer
+
+
+def _ok(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
+    if response.status != http.client.OK:
+        raise RuntimeError(f"HTTP {response.status}: {response.read(300)!r}")
+    return response
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

@@ -1,0 +1,66 @@
+"""What figures were measured on: enough to repeat them, nothing that names a machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+OPENBLAS = (
+    "/usr/lib/x86_64-linux-gnu/openblas-pthread/libopenblas.so.0",
+    "/usr/lib/aarch64-linux-gnu/openblas-pthread/libopenblas.so.0",
+)
+"""Where Debian has it. MLX's Linux wheel brings the reference BLAS, which nobody would serve models with."""
+PACKAGES = ("mlx", "mlx-lm", "transformers", "grpcio", "mlx-sidecar")
+
+
+def describe() -> dict[str, object]:
+    """Return machine, versions, BLAS and commit."""
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "blas": "OpenBLAS, preloaded for every process" if _preloaded() else "as shipped with mlx",
+        "commit": _git("rev-parse", "HEAD") + (" and changes" if _git("status", "--porcelain", "--", "daemon") else ""),
+    }
+
+
+def openblas() -> str | None:
+    """Return the library that every process of a run should preload; None if there is none, or it is there already."""
+    if platform.system() != "Linux" or _preloaded():
+        return None
+    return next((path for path in OPENBLAS if Path(path).exists()), None)
+
+
+def versions_in(venv: Path) -> dict[str, str]:
+    """Return the versions of a peer's environment."""
+    code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+    names = ("vllm-mlx", "mlx-lm", "mlx")
+    shown = subprocess.run([venv / "bin" / "python", "-c", code, *names], capture_output=True, text=True, check=True)
+    return dict(zip(names, shown.stdout.split(), strict=True))
+
+
+def resident_bytes(pids: Iterable[int]) -> int:
+    """Return the memory of processes, shared libraries counted in each."""
+    shown = subprocess.run(["ps", "-o", "rss=", *(f"-p{pid}" for pid in pids)], capture_output=True, text=True)
+    return 1024 * sum(map(int, shown.stdout.split()))
+
+
+def _preloaded() -> bool:
+    return "openblas" in os.environ.get("LD_PRELOAD", "")
+
+
+def _processor() -> str:
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,75 @@
+"""Models with random weights in real shapes, from mlx-lm's own classes: what is measured is work, not what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes
+
+from benchmarks import words
+
+_COMMON: dict[str, Any] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 40960, "tie_word_embeddings": True}
+_QWEN3: dict[str, Any] = {**_COMMON, "model_type": "qwen3", "rope_theta": 1e6}
+_SMALL: dict[str, Any] = {
+    "hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 768, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 8192,
+}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "small": {**_QWEN3, **_SMALL},
+    # Qwen/Qwen3-0.6B, all of it.
+    "0.6b": {
+        **_QWEN3, "hidden_size": 1024, "num_hidden_layers": 28, "intermediate_size": 3072, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    },
+    # Qwen3-Next, narrower, and dense instead of experts: three layers with recurrent state, then one of attention.
+    "hybrid": {
+        **_COMMON, **_SMALL, "model_type": "qwen3_next", "rope_theta": 1e7, "partial_rotary_factor": 0.25,
+        "full_attention_interval": 4, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+        "linear_key_head_dim": 64, "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4, "num_experts": 0,
+        "num_experts_per_tok": 0, "decoder_sparse_step": 1, "shared_expert_intermediate_size": 0,
+        "mlp_only_layers": [], "moe_intermediate_size": 0,
+    },
+    # Gemma 3, narrower: five layers that see 512 tokens, then one that sees all.
+    "window": {
+        **_COMMON, **_SMALL, "model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window": 512,
+        "sliding_window_pattern": 6, "query_pre_attn_scalar": 64,
+    },
+    # A second model, for switching.
+    "other": {**_COMMON, **_SMALL, "model_type": "llama", "rope_theta": 5e5},
+    # Nearly no work, so that what is left is overhead.
+    "trivial": {
+        **_QWEN3, "hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64, "num_attention_heads": 1,
+        "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 512,
+    },
+}  # fmt: skip
+_TINY: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32,
+    "vocab_size": 512,
+}  # fmt: skip
+
+
+def write(folder: Path, shape: str, *, tiny: bool = False, seed: int = 1) -> Path:
+    """Write a model of a shape, float32, and return its directory; `tiny` keeps only what makes the kind."""
+    path = folder / shape
+    path.mkdir(parents=True)
+    config = {**SHAPES[shape], **(_TINY if tiny else {}), "eos_token_id": 0}
+    (path / "config.json").write_text(json.dumps(config))
+    words.train(path / "tokenizer.json", config["vocab_size"])
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": words.EOS, "pad_token": words.EOS}
+    (path / "tokenizer_config.json").write_text(json.dumps({**settings, "clean_up_tokenization_spaces": False}))
+    mx.save_safetensors(str(path / "model.safetensors"), _weights(config, seed), {"format": "mlx"})
+    return path
+
+
+def _weights(config: dict[str, Any], seed: int) -> dict[str, mx.array]:
+    model_class, arguments = _get_classes(config)
+    mx.random.seed(seed)
+    weights = dict(tree_flatten(model_class(arguments.from_dict(config)).parameters()))
+    # No request may end early: the end token's logit is 0, and among so many random ones the largest is above it.
+    embedding = weights["model.embed_tokens.weight"]
+    embedding[0] = 0
+    return weights

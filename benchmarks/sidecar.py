@@ -1,0 +1,101 @@
+"""mlx-sidecar under test: its daemon, through its own client."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from benchmarks.figures import OURS
+from benchmarks.systems import Answer, Request, closed_on_failure, end, wait_until
+from mlx_sidecar import Client, Delta
+
+SERVICE = "mlx_sidecar.v1.SidecarService"
+
+
+@dataclass
+class Sidecar:
+    """A daemon in a folder of its own, with the configuration that it comes with."""
+
+    folder: Path
+    name: str = OURS
+    process: subprocess.Popen[bytes] = field(init=False, repr=False)
+    client: Client = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MLX_SIDECAR_")}
+        own = {
+            "MLX_SIDECAR_SOCKET": str(self.folder / "s.sock"),
+            "MLX_SIDECAR_STATE_DIR": str(self.folder),
+            "MLX_SIDECAR_LOG_FILE": str(self.folder / "sidecar.log"),
+        }
+        self.process = subprocess.Popen([sys.executable, "-m", "daemon", "serve"], env={**clean, **own})
+        self.client = Client(own["MLX_SIDECAR_SOCKET"], timeout=60)
+
+    def wait(self, service: str = SERVICE) -> None:
+        """Wait until health says SERVING for a service; "" is the process itself."""
+        with grpc.insecure_channel(f"unix:{self.client.socket}") as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            request = health_pb2.HealthCheckRequest(service=service)
+
+            def serving() -> bool:
+                try:
+                    answer = check(request, wait_for_ready=False)
+                except grpc.RpcError:
+                    return False
+                return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+            wait_until(self.client.socket.exists, self.process, 0.005)
+            wait_until(serving, self.process, 0.005)
+
+    def ask(self, request: Request) -> Answer:
+        """Stream a completion; see `System.ask`."""
+        arrivals, texts = [], []
+        sent = time.perf_counter()
+        with self.client.generate(
+            str(request.model),
+            request.prompt,
+            max_tokens=request.tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+        ) as stream:
+            for event in stream:
+                if isinstance(event, Delta) and event.text:
+                    arrivals.append(time.perf_counter())
+                    texts.append(event.text)
+            usage = stream.result().usage
+        return Answer(
+            sent, tuple(arrivals), "".join(texts), usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+        )
+
+    def pids(self) -> list[int]:
+        """Return the parent's process and the engine's."""
+        return [self.process.pid, self.client.stats().engine.pid]
+
+    def close(self) -> None:
+        """End it."""
+        self.client.close()
+        end(self.process)
+
+
+class StartsSidecar:
+    """Starts daemons."""
+
+    name = OURS
+
+    def __call__(self, folder: Path, models: Sequence[Path]) -> Sidecar:
+        """Start one and load its models."""
+        sidecar = Sidecar(folder)
+        with closed_on_failure(sidecar):
+            sidecar.wait()
+            for model in models:
+                sidecar.client.load(str(model))
+        return sidecar

@@ -1,0 +1,36 @@
+"""Workloads: each takes a `Bench` and returns a `Result`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.bench import Bench
+from benchmarks.figures import Result
+from benchmarks.workloads.agents import agents
+from benchmarks.workloads.decode import decode
+from benchmarks.workloads.fairness import fairness
+from benchmarks.workloads.index import index
+from benchmarks.workloads.kv_bytes import kv_bytes
+from benchmarks.workloads.overhead import overhead
+from benchmarks.workloads.prefix import prefix
+from benchmarks.workloads.second_turn import second_turn
+from benchmarks.workloads.seeded import seeded
+from benchmarks.workloads.startup import startup
+from benchmarks.workloads.switching import switching
+from benchmarks.workloads.trie import trie
+
+WORKLOADS: dict[str, Callable[[Bench], Result]] = {
+    "prefix": prefix,
+    "agents": agents,
+    "decode": decode,
+    "switching": switching,
+    "kv-bytes": kv_bytes,
+    "overhead": overhead,
+    "second-turn": second_turn,
+    "seeded": seeded,
+    "index": index,
+    "fairness": fairness,
+    "startup": startup,
+    "trie": trie,
+}
+"""By the name that the command line and the results give them, in the order of the page."""

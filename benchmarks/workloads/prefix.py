@@ -1,0 +1,52 @@
+"""Time to first token of a prompt that nobody has seen, and of one whose beginning was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from benchmarks.bench import Bench, Figures
+from benchmarks.figures import COMPUTED, FIRST_TOKEN, OURS, Metric, Result, Row
+from benchmarks.floor import FLOOR, Floor
+from benchmarks.http_peer import MLX_LM
+from benchmarks.systems import Request, System
+from benchmarks.words import prompt
+
+COLD = Metric("first token, cold", "ms")
+SUFFIX = 32
+LONG = 4096
+"""Prefixes above it get two rounds: computing them cold takes most of the time."""
+
+
+def prefix(bench: Bench) -> Result:
+    """W1 and W2: a prompt that nobody has seen; then the same with 32 other tokens at its end."""
+    result = Result(f"First token, cold; then warm: a known prefix and {SUFFIX} new tokens")
+    lengths: dict[str, tuple[int, ...]] = bench.size({"small": (512, 2048, 8192), "0.6b": (256,)}, {"small": (64,)})
+    for shape, prefixes in lengths.items():
+        for tokens in prefixes:
+            rounds = min(bench.rounds, 2) if shape == "0.6b" or tokens > LONG else bench.rounds
+            result.rows += _pairs(bench, shape, tokens, rounds)
+    for case in dict.fromkeys(row.case for row in result.rows):
+        result.aim(f"{case}: ours / {MLX_LM}", result.ratios(case, FIRST_TOKEN, OURS, MLX_LM), 0.8)
+        result.aim(f"{case}: ours / floor", result.ratios(case, FIRST_TOKEN, OURS, FLOOR), 1.25)
+    return result
+
+
+def _pairs(bench: Bench, shape: str, tokens: int, rounds: int) -> list[Row]:
+    model = bench.model(shape)
+    floor = Floor(model)
+    known = floor.prefilled(prompt(shape, tokens))
+    with bench.running(model) as systems:
+        sides: dict[str, Callable[[str], Figures]] = {s.name: partial(_pair, s, model, tokens) for s in systems}
+        sides[FLOOR] = lambda seed: {FIRST_TOKEN: floor.warm_first_token(known, prompt(seed, SUFFIX))}
+        return bench.take_turns(f"{shape}, {tokens} tokens", sides, rounds)
+
+
+def _pair(system: System, model: Path, tokens: int, seed: str) -> Figures:
+    known = prompt(seed, tokens)
+    first, second = (system.ask(Request(model, known + prompt(seed + end, SUFFIX), 2)) for end in "ab")
+    figures = {COLD: first.first_token, FIRST_TOKEN: second.first_token}
+    if second.cached_tokens is not None:
+        figures[COMPUTED] = second.prompt_tokens - second.cached_tokens
+    return figures

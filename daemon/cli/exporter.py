@@ -1,0 +1,131 @@
+"""Stats as Prometheus metrics: fetched when they are asked for, never kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mlx_sidecar import Client, LatencyHistogram, SidecarError, Stats
+
+_GAUGES = {
+    "daemon": ("uptime", "draining"),
+    "model_cache": ("cached_models", "max_models", "total_memory_bytes", "budget_bytes"),
+    "prefix_cache": ("blocks", "max_blocks", "bytes", "budget_bytes", "buffers", "leases", "total_namespaces"),
+    "engine": (
+        *("queued", "prefilling", "decoding", "step_age", "step_time_p50", "step_time_p99"),
+        *("token_gap_p50", "token_gap_p99", "batch_size_p50", "batch_size_p99"),
+    ),
+    "memory": (
+        *("active_bytes", "cache_bytes", "peak_bytes", "weights_bytes", "trie_bytes", "live_kv_bytes"),
+        *("headroom_bytes", "limit_bytes"),
+    ),
+}
+_COUNTERS = {
+    "model_cache": ("total_hits", "total_misses", "evictions"),
+    "prefix_cache": ("lookups", "hits", "tokens_looked_up", "tokens_reused", "inserts", "evictions"),
+    "engine": ("restarts", "prompt_tokens", "generated_tokens", "rejected", "cancelled"),
+}
+_SECONDS = {"uptime", "step_age", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99"}
+
+
+class StatsCollector(Collector):
+    """
+    Turns an answer of Stats into metrics. A daemon that does not answer is `mlx_sidecar_up 0`, not an error.
+
+    Args:
+        ask: Returns the figures, or raises `SidecarError`; called at each scrape.
+    """
+
+    def __init__(self, ask: Callable[[], Stats]) -> None:
+        self._ask = ask
+
+    def collect(self) -> Iterable[Metric]:
+        """Ask the daemon, and return what it says."""
+        up = GaugeMetricFamily("mlx_sidecar_up", "Whether the daemon answers.")
+        try:
+            stats = self._ask()
+        except SidecarError:
+            up.add_metric([], 0)
+            return [up]
+        up.add_metric([], 1)
+        return [up, *_figures(stats), _state(stats), *_models(stats), *_latency(stats)]
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: a registry must not ask the daemon when it is made."""
+        return []
+
+
+def text(client: Client) -> str:
+    """
+    Return the figures in Prometheus's text format.
+
+    Raises:
+        SidecarError: If the daemon does not answer.
+    """
+    stats = client.stats()
+    return generate_latest(_registry(lambda: stats)).decode()
+
+
+@contextmanager
+def serve(client: Client, address: str, port: int) -> Iterator[int]:
+    """Serve the figures over HTTP in threads, and yield the port: a free one if `port` is 0."""
+    server, thread = start_http_server(port, address, _registry(client.stats))
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _registry(ask: Callable[[], Stats]) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(StatsCollector(ask))
+    return registry
+
+
+def _figures(stats: Stats) -> Iterator[Metric]:
+    for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+        for section, names in table.items():
+            for name in names:
+                shown = f"mlx_sidecar_{section}_{name.removeprefix('total_')}"
+                about = f"{section}.{name} of Stats."
+                value = float(getattr(getattr(stats, section), name) or 0)
+                yield kind(shown + ("_seconds" if name in _SECONDS else ""), about, value=value)
+
+
+def _state(stats: Stats) -> Metric:
+    ready = float(stats.engine.state == "ready")
+    return GaugeMetricFamily("mlx_sidecar_engine_ready", "Whether the engine makes progress.", value=ready)
+
+
+def _models(stats: Stats) -> Iterator[Metric]:
+    nbytes = GaugeMetricFamily("mlx_sidecar_model_bytes", "Weights of each model.", labels=["model", "state"])
+    in_use = GaugeMetricFamily("mlx_sidecar_model_in_use", "Requests that use each model.", labels=["model"])
+    for one in stats.models:
+        nbytes.add_metric([one.info.model, one.state], one.info.size_bytes)
+        in_use.add_metric([one.info.model], one.in_use)
+    yield nbytes
+    yield in_use
+
+
+def _latency(stats: Stats) -> Iterator[Metric]:
+    for field in fields(stats.latency):
+        histogram: LatencyHistogram = getattr(stats.latency, field.name)
+        name, about = f"mlx_sidecar_{field.name}_seconds", f"latency.{field.name} of Stats."
+        if histogram.counts:  # an older daemon keeps none
+            yield HistogramMetricFamily(name, about, buckets=_buckets(histogram), sum_value=histogram.sum or 0.0)
+
+
+def _buckets(histogram: LatencyHistogram) -> list[tuple[str, float]]:
+    """Return cumulative counts, as Prometheus has them."""
+    total, buckets = 0, []
+    for bound, count in zip([*map(str, histogram.bounds), "+Inf"], histogram.counts, strict=True):
+        total += count
+        buckets.append((bound, float(total)))
+    return buckets

@@ -1,0 +1,53 @@
+"""Lines as they are typed: editing, history across conversations, pasted text as one turn."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+from prompt_toolkit import PromptSession
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+FIRST, NEXT = ">>> ", "... "
+
+
+class Terminal:
+    """
+    Asks for turns.
+
+    Args:
+        history: File of what was typed before, made with mode 0600; None keeps nothing.
+    """
+
+    def __init__(self, history: Path | None) -> None:
+        self._session: PromptSession[str] = PromptSession(
+            history=InMemoryHistory() if history is None else _private(history),
+            enable_history_search=True,
+        )
+
+    def ask(self) -> str | None:
+        """Return the next turn; None at the end. Ctrl-C throws away what was typed, as in a shell."""
+        lines: list[str] = []
+        while True:
+            try:
+                line = self._session.prompt(NEXT if lines else FIRST)
+            except KeyboardInterrupt:
+                lines = []
+                continue
+            except EOFError:
+                return None
+            if not line.endswith("\\"):
+                return "\n".join([*lines, line])
+            lines.append(line.removesuffix("\\"))
+
+
+def _private(file: Path) -> History:
+    """Return a history in a file that only its owner can read. If it cannot be written, it says so."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        click.echo(f"What you type is not kept for the next time: {file}: {error.strerror}.", err=True)
+        return InMemoryHistory()
+    return FileHistory(str(file))

@@ -1,0 +1,27 @@
+"""All checks in the order of a person who looks for a cause: the machine, the places, the service, a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from daemon.config import Config
+from daemon.doctor import launchd, machine, places
+from daemon.doctor.finding import Finding
+from daemon.doctor.system import System
+from daemon.launchd.service import Service
+
+
+def checkup(config: Config, system: System, service: Service, home: Path) -> Iterator[Finding]:
+    """Yield each finding as soon as it is there; the last ones take some seconds."""
+    from daemon.doctor.trial import trial  # brings grpc: not before the first findings are shown
+
+    yield machine.versions()
+    yield machine.operating_system(system)
+    yield machine.clock(system)
+    yield machine.open_files()
+    yield from machine.device(system, config)
+    yield places.socket(config.socket)
+    yield places.log_file(config.log_file)
+    yield from launchd.service(service, home)
+    yield from trial(config.socket, system)

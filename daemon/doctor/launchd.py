@@ -1,0 +1,68 @@
+"""The service: whether launchd would run it, keep it, and give it the time to drain."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from daemon.config import ConfigError, load_config
+from daemon.doctor.finding import Finding, failed, ok, skipped, warning
+from daemon.launchd.agent import RESERVE_SECONDS, read
+from daemon.launchd.errors import ServiceError
+from daemon.launchd.job import Job
+from daemon.launchd.launchctl import PROGRAM
+from daemon.launchd.service import Service
+from daemon.launchd.status import Status
+
+INSTALL = "run: mlx-sidecar service install"
+
+
+def service(one: Service, home: Path) -> Iterator[Finding]:
+    """Look at the installed service; skipped where there is no launchd, or nothing installed."""
+    if shutil.which(PROGRAM) is None:
+        yield skipped("service", "launchd is a part of macOS")
+        return
+    try:
+        status = one.status()
+    except ServiceError as error:
+        yield failed("service", str(error), INSTALL)
+        return
+    if status.plist is None:
+        yield skipped("service", "not installed; " + INSTALL)
+        return
+    yield _state(status)
+    yield from _program(status.plist)
+    if status.job is not None:
+        yield _exit_timeout(status.plist, status.job, home)
+
+
+def _state(status: Status) -> Finding:
+    job = status.job
+    if job is None:
+        return warning("service", "installed, but not loaded", "run: mlx-sidecar service start")
+    found = f"{status.domain}, {job.state}, pid {job.pid or 'none'}, last exit {job.last_exit or 'none'}"
+    if not status.ready:
+        return failed("service", f"{found}; it does not serve {status.socket}", "see: mlx-sidecar service logs")
+    return ok("service", f"{found}, serves {status.socket}")
+
+
+def _program(plist: Path) -> Iterator[Finding]:
+    agent = read(plist)
+    if agent is not None and not Path(agent.program[0]).exists():
+        yield failed("service program", f"{agent.program[0]} is gone", INSTALL)
+
+
+def _exit_timeout(plist: Path, job: Job, home: Path) -> Finding:
+    agent = read(plist)
+    try:
+        drain = load_config({}, agent.environment if agent else {}, home).config.drain_timeout
+    except ConfigError as error:
+        return failed("exit timeout", f"the service refuses its configuration: {error}", "mend it; launchd tries again")
+    if job.exit_timeout is None:
+        return warning("exit timeout", "launchctl print does not tell it", "report this with your version of macOS")
+    found = f"{job.exit_timeout} s, and a drain takes up to {drain:g} s"
+    if job.exit_timeout < drain + RESERVE_SECONDS:
+        most = max(job.exit_timeout - RESERVE_SECONDS, 0)
+        return failed("exit timeout", found, f"set drain_timeout to at most {most}, or install the service again")
+    return ok("exit timeout", found)

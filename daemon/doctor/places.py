@@ -1,0 +1,48 @@
+"""The places that the daemon needs: the socket and its directory, the log file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from daemon.doctor.finding import Finding, failed, ok, skipped
+from daemon.paths import MAX_SOCKET_BYTES, SocketPathError, check_name, check_vacant, prepare_directory
+
+
+def socket(path: Path) -> Finding:
+    """Check length, directory and modes, and create nothing."""
+    directory = path.parent
+    try:
+        check_name(path)
+        if os.path.lexists(directory):
+            prepare_directory(directory)
+            check_vacant(path)
+    except SocketPathError as error:
+        return failed("socket", str(error), "the sentence says it")
+    found = f"{path}, {len(os.fsencode(path))} of {MAX_SOCKET_BYTES} bytes, directory "
+    if not directory.exists():
+        return ok("socket", found + "not there yet")
+    found += f"mode {_mode(directory):04o}"
+    if not path.exists():
+        return ok("socket", found)
+    if _mode(path) != 0o600:
+        return failed("socket", f"{found}, socket mode {_mode(path):04o}", f"run: chmod 600 {path}")
+    return ok("socket", f"{found}, socket mode 0600")
+
+
+def log_file(path: Path | None) -> Finding:
+    """Check that the daemon can write its log, and write nothing."""
+    if path is None:
+        return skipped("log file", "none is configured: the daemon logs to stderr")
+    place = path
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    good = os.access(place, os.W_OK) and (place == path or place.is_dir())
+    if not good or path.is_dir():
+        return failed("log file", f"{path} cannot be written", f"make {place} writable, or set log_file")
+    return ok("log file", str(path))
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)

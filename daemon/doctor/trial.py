@@ -1,0 +1,154 @@
+"""A trial: the embedded model answers cold and warm, the machine stays awake for it, and the daemon ends well."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from daemon import __version__
+from daemon.config import ENV_PREFIX
+from daemon.doctor.finding import Finding, failed, ok, skipped, warning
+from daemon.doctor.system import System
+from mlx_sidecar import Client, Completion, SidecarError
+
+MODEL = "embedded"
+PROMPT = list(range(5, 5 + 100))
+"""Token ids; that they mean nothing matters nothing."""
+ANSWER_TOKENS = 16
+METAL_BOUND = 1e-2
+"""Largest difference of log-probabilities on a GPU, whose kernels depend on shapes; on a CPU there is none."""
+PATIENCE_SECONDS = 120.0
+
+
+def trial(socket: Path, system: System) -> Iterator[Finding]:
+    """Try the daemon that runs on a socket; if none does, one of its own, started for this and ended again."""
+    if socket.exists() and (version := _version(socket)):
+        yield _same_version(version)
+        yield from _try(socket, system)
+        return
+    with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder, _daemon(Path(folder)) as process:
+        yield skipped("running daemon", f"none at {socket}; the following tries one started for this")
+        yield from _try(Path(folder, "run", "s.sock"), system)
+        process.send_signal(signal.SIGTERM)
+        yield _ended(process)
+
+
+def _version(socket: Path) -> str | None:
+    try:
+        with Client(socket, timeout=PATIENCE_SECONDS) as client:
+            return client.stats().daemon.version
+    except SidecarError:
+        return None
+
+
+def _same_version(version: str) -> Finding:
+    if version != __version__:
+        found = f"version {version}; this is {__version__}"
+        return warning("running daemon", found, "run: mlx-sidecar service restart, or restart `mlx-sidecar serve`")
+    return ok("running daemon", f"version {version}")
+
+
+def _try(socket: Path, system: System) -> Iterator[Finding]:
+    salt = f"doctor-{secrets.token_hex(8)}"
+    try:
+        with Client(socket, timeout=PATIENCE_SECONDS) as client:
+            cold, warm = (
+                client.complete(
+                    MODEL,
+                    PROMPT,
+                    max_tokens=ANSWER_TOKENS,
+                    ignore_eos=True,
+                    top_logprobs=0,
+                    salt=salt,
+                    timeout=PATIENCE_SECONDS,
+                )
+                for _ in range(2)
+            )
+            daemon = client.stats().daemon
+    except SidecarError as error:
+        yield failed("warm equals cold", f"the daemon answers: {error}", "see its log: mlx-sidecar service logs")
+        return
+    yield compare(cold, warm, exact=not daemon.device.startswith("gpu"))
+    yield awake(system, daemon.pid)
+
+
+def compare(cold: Completion, warm: Completion, *, exact: bool) -> Finding:
+    """Compare an answer that was computed with one whose prompt was restored."""
+    if cold.usage.cached_tokens or not warm.usage.cached_tokens:
+        found = f"{cold.usage.cached_tokens} tokens cached in the first run, {warm.usage.cached_tokens} in the second"
+        return failed("warm equals cold", found, "nothing is reused; see kv_cache_mb and the log")
+    pairs = zip(cold.logprobs, warm.logprobs, strict=False)
+    difference = max((abs(one.logprob - two.logprob) for one, two in pairs), default=0.0)
+    found = f"{warm.usage.cached_tokens} of {warm.usage.prompt_tokens} tokens reused, "
+    if cold.token_ids != warm.token_ids or difference > (0 if exact else METAL_BOUND):
+        found += f"but log-probabilities differ by up to {difference:g}"
+        return failed(
+            "warm equals cold", found, "set kv_cache_mb = 0 and report this: restored prefixes are not exact here"
+        )
+    return ok("warm equals cold", found + f"the same tokens, log-probabilities within {difference:g}")
+
+
+def awake(system: System, pid: int) -> Finding:
+    """Check that the daemon, which has just answered, still keeps a Mac from idle sleep, and not its display."""
+    if not system.is_mac:
+        return skipped("sleep", "only a Mac is kept awake")
+    helper = system.run("pgrep", "-P", str(pid), "-x", "caffeinate")
+    if not helper:
+        return failed(
+            "sleep", f"the daemon (pid {pid}) has no caffeinate", "the Mac may sleep during long answers; see the log"
+        )
+    held = re.findall(
+        rf"pid {helper}\(caffeinate\):.*?(\w+Sleep\w*) named", system.run("pmset", "-g", "assertions") or ""
+    )
+    if held != ["PreventUserIdleSystemSleep"]:
+        found = f"caffeinate (pid {helper}) holds {', '.join(held) or 'nothing'}"
+        return failed("sleep", found, "report this with the output of: pmset -g assertions")
+    return ok("sleep", f"caffeinate (pid {helper}) keeps the Mac awake during calls; the display may sleep")
+
+
+@contextmanager
+def _daemon(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a daemon whose files are all below a folder; it is gone after the block."""
+    ours = {"SOCKET": folder / "run" / "s.sock", "STATE_DIR": folder, "LOG_FILE": folder / "daemon.log"}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    environ |= {ENV_PREFIX + name: str(path) for name, path in ours.items()}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "daemon", "serve"],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _await_socket(ours["SOCKET"], process)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def _await_socket(socket: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until it listens, or has ended; the calls that follow tell which."""
+    while process.poll() is None and not socket.exists():
+        try:
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _ended(process: subprocess.Popen[bytes]) -> Finding:
+    try:
+        status = process.wait(PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return failed("end", "the daemon does not end after SIGTERM", "report this with its log")
+    if status:
+        return failed("end", f"the daemon ended with status {status}", "report this with its log")
+    return ok("end", "the daemon drained and ended with status 0")

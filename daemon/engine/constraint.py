@@ -1,0 +1,92 @@
+"""Constraints: which tokens a request may sample next, as a mask on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from daemon.engine.grammar import Form
+
+_WORD = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """
+    How a model reasons before its answer.
+
+    Attributes:
+        start, end: Ids of the marks around the reasoning.
+        opened: Whether the prompt has opened it already; else the model may, with its first token.
+    """
+
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+    opened: bool
+
+
+class Constraint:
+    """
+    Follows one completion. While it reasons, everything is allowed but its end; then what keeps to the form.
+
+    Args:
+        form: The form of the answer.
+        vocab: Width of the logits.
+        eos_ids: Ids that end the sequence.
+        thinking: How the model reasons first; None if it does not, or was told not to.
+    """
+
+    def __init__(self, form: Form, vocab: int, eos_ids: Collection[int], thinking: Thinking | None = None) -> None:
+        self._form = form
+        self._vocab = vocab
+        self._thinking = thinking
+        self._reasons = thinking is not None and thinking.opened
+        self._may_open = thinking is not None and not thinking.opened
+        self._opening: list[int] = []
+        self._tail: tuple[int, ...] = ()
+        self._not_eos = mx.ones((vocab,), mx.bool_)
+        for token in eos_ids:
+            if token < vocab:  # some tokenizers name more than their model has
+                self._not_eos[token] = False
+
+    def mask(self, last: int | None) -> mx.array:
+        """
+        Return what may come after `last`, the token sampled before, None at the beginning: bool, shape [vocab].
+
+        Raises:
+            SidecarError: INVALID_ARGUMENT if the form takes too much work.
+        """
+        if last is not None:
+            self._take(last)
+        if self._reasons:
+            return self._not_eos
+        if self._opening:
+            return mx.arange(self._vocab) == self._opening[0]
+        mask = self._expanded(self._form.allowed())
+        if self._may_open and self._thinking is not None:
+            mask[self._thinking.start[0]] = True
+        return mask
+
+    def _take(self, token: int) -> None:
+        opens, self._may_open = self._may_open, False
+        if self._reasons and self._thinking is not None:
+            end = self._thinking.end
+            self._tail = (*self._tail, token)[-len(end) :]
+            self._reasons = self._tail != end
+        elif self._opening:
+            self._opening.pop(0)
+            self._reasons = not self._opening
+        elif opens and self._thinking is not None and token == self._thinking.start[0]:
+            self._opening = list(self._thinking.start[1:])
+            self._reasons = not self._opening
+        else:
+            self._form.take(token)
+
+    def _expanded(self, bits: bytes) -> mx.array:
+        """Copy a bit for each token to the device and spread them there; logits beyond the vocabulary are no tokens."""
+        size = -(-self._vocab // _WORD) * _WORD // 8
+        words = mx.array(memoryview(bits[:size].ljust(size, b"\0")).cast("I"))  # type: ignore[arg-type]
+        spread = mx.bitwise_and(mx.right_shift(words[:, None], mx.arange(_WORD, dtype=mx.uint32)), 1)
+        return spread.astype(mx.bool_).reshape(-1)[: self._vocab]

@@ -1,0 +1,67 @@
+"""Notation: how a model marks its reasoning and its tool calls, as far as mlx-lm knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlx_lm.generate import make_text_state_machine
+
+from daemon.engine.constraint import Thinking
+from daemon.engine.tool_calls import bound
+
+TEXT, REASONING, CALL = "normal", "reasoning", "tool"
+"""What mlx-lm's state machine calls the parts of an answer; other names are of parts that are only about these."""
+
+_TAIL = 32
+"""Tokens at the end of a prompt among which the mark that it ends with must be."""
+
+
+class Notation:
+    """
+    The marks of one model. Marks are found in text, because a tokenizer may cut them in several ways.
+
+    Args:
+        wrapper: mlx-lm's tokenizer.
+
+    Attributes:
+        machine: Finds marks and takes them out.
+        initial: The part that an answer begins with.
+        think_start, think_end: Marks of reasoning; empty if the model has none.
+        call_start, call_end: Marks of a tool call; empty if there are none. Some calls end with the answer.
+        parse: Reads what is between the marks of a call, given the tools; it may raise anything. None if nothing does.
+    """
+
+    def __init__(self, wrapper: Any) -> None:
+        self._wrapper = wrapper
+        self.machine = make_text_state_machine(wrapper)
+        self.initial = str(wrapper.response_initial_state or TEXT)
+        self.think_start = str(wrapper.think_start or "")
+        self.think_end = str(wrapper.think_end or "")
+        self.call_start = str(wrapper.tool_call_start or "")
+        self.call_end = str(wrapper.tool_call_end or "")
+        self.parse: Callable[[str, Any], Any] | None = wrapper.tool_parser
+        if self.parse is not None:
+            bound(self.parse)
+
+    @property
+    def marks(self) -> list[str]:
+        """All marks but those of tool calls."""
+        edges = [mark for edges in self._wrapper.response_transitions.values() for mark, _ in edges]
+        return [self.think_start, self.think_end, *self._wrapper.structural_markers, *edges]
+
+    def opened(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends within reasoning: some templates open it for the model."""
+        return bool(self.think_start) and self._tail(prompt).endswith(self.think_start)
+
+    def thinking(self, prompt: Sequence[int], *, wanted: bool) -> Thinking | None:
+        """Return how the answer to a prompt begins with reasoning; None if it does not, or if that is not `wanted`."""
+        opened = self.opened(prompt)
+        closed = bool(self.think_end) and self._tail(prompt).endswith(self.think_end)
+        if not self.think_start or closed or not (opened or wanted):
+            return None
+        return Thinking(tuple(self._wrapper.think_start_tokens), tuple(self._wrapper.think_end_tokens), opened)
+
+    def _tail(self, prompt: Sequence[int]) -> str:
+        tail = self._wrapper.decode(prompt[-_TAIL:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(tail).rstrip()

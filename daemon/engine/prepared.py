@@ -1,0 +1,65 @@
+"""Prepared requests: a Generate request with all that can be made of it before its model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from daemon.cache.identity import ModelSource
+from daemon.engine.channels import Channels
+from daemon.engine.constraint import Constraint, Thinking
+from daemon.engine.grammar import Form
+from daemon.engine.output import Output
+from daemon.engine.prompts import Prompt, prepare, tools_of
+from daemon.engine.tokenizers import Tokenizer
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """
+    A request that fits its model.
+
+    Attributes:
+        source: The model.
+        tokenizer: Its tokenizer.
+        prompt: The ids of the prompt.
+        output: Turns generated ids into text.
+        channels: Takes the answer apart; None if all of it is text, as after raw prompts.
+        form: The form of the answer; None if it is free.
+        thinking: How the answer begins with reasoning, to which the form does not apply; None if it does not.
+    """
+
+    source: ModelSource
+    tokenizer: Tokenizer
+    prompt: Prompt
+    output: Output
+    channels: Channels | None
+    form: Form | None
+    thinking: Thinking | None
+
+    def constraint(self, vocab: int) -> Constraint | None:
+        """Return which of `vocab` tokens may be sampled; on the MLX thread."""
+        if self.form is None:
+            return None
+        return Constraint(self.form, vocab, self.tokenizer.eos_ids, self.thinking)
+
+
+def prepared(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer) -> Prepared:
+    """
+    Check a request against its model and make what it needs; off the MLX thread.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT or CONTEXT_LENGTH_EXCEEDED.
+    """
+    prompt = prepare(request, source, tokenizer)
+    form = Form(request.response_format, tokenizer.vocabulary) if request.HasField("response_format") else None
+    stops = tuple(request.stop.strings)
+    notation = tokenizer.notation if request.HasField("chat") else None
+    if notation is None:
+        return Prepared(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
+    tools = tools_of(request.chat) if notation.call_start else []
+    channels = Channels(notation, tools, opened=notation.opened(prompt.tokens))
+    wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
+    thinking = notation.thinking(prompt.tokens, wanted=wanted)
+    output = Output(tokenizer.decoder(notation, calls=bool(tools)), stops)
+    return Prepared(source, tokenizer, prompt, output, channels, form, thinking)

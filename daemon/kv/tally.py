@@ -1,0 +1,21 @@
+"""Tallies: what one namespace of the trie stores, and how often it was of use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, eq=False)
+class Tally:
+    """
+    Running totals of one namespace, from its first block until it stores nothing any more.
+
+    Attributes:
+        blocks: Blocks that a lookup can find.
+        hits: Lookups whose prefix was reused.
+        tokens_reused: Tokens whose KV was reused.
+    """
+
+    blocks: int = 0
+    hits: int = 0
+    tokens_reused: int = 0

@@ -1,0 +1,146 @@
+"""`launchctl`: the few subcommands that a service needs, and its refusals as sentences."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass
+
+from daemon.launchd.agent import EXIT_SECONDS
+from daemon.launchd.errors import LaunchctlError
+from daemon.launchd.job import Job
+
+PROGRAM = "launchctl"
+PATIENCE_SECONDS = EXIT_SECONDS + 30
+"""launchctl may wait for a job to end; it never takes longer than this unless launchd hangs."""
+
+NOT_FOUND = 113
+_GONE = (3, NOT_FOUND)
+"""What `bootout` answers when there is nothing to do: no such process, no such service."""
+_IN_PROGRESS = 36
+
+_HINTS = {
+    5: "this may mean that another version is still loaded, or that the plist is refused; see launchd/README.md",
+    119: "the service is disabled; run: launchctl enable {target}",
+    125: "nobody is logged in at the screen, or background items are switched off in System Settings > Login Items",
+    134: "the plist is for another kind of session; run: mlx-sidecar service install",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    text: str
+
+
+class Launchctl:
+    """
+    Drives launchd for one user.
+
+    Args:
+        uid: The user; the one who runs this by default.
+    """
+
+    def __init__(self, uid: int | None = None) -> None:
+        uid = os.getuid() if uid is None else uid
+        self.gui = f"gui/{uid}"
+        self.user = f"user/{uid}"
+
+    def domain(self) -> str:
+        """
+        Return the domain for a new job: that of the login at the screen, or the user's own where there is none.
+
+        Raises:
+            LaunchctlError: If launchctl is not there.
+        """
+        return self.gui if self._run("print", self.gui).status == 0 else self.user
+
+    def find(self, label: str) -> tuple[str, Job] | None:
+        """
+        Return the domain that a job is loaded in, and the job; None if it is in neither.
+
+        Raises:
+            LaunchctlError: If launchctl is not there.
+        """
+        for domain in (self.gui, self.user):
+            answer = self._run("print", f"{domain}/{label}")
+            if answer.status == 0:
+                return domain, Job.parse(answer.text)
+        return None
+
+    def bootstrap(self, domain: str, plist: str) -> None:
+        """
+        Load a plist, and with `RunAtLoad` start it.
+
+        Raises:
+            LaunchctlError: If launchd refuses it.
+        """
+        self._must("bootstrap", domain, plist)
+
+    def bootout(self, target: str) -> None:
+        """
+        End a job and unload it; one that is not loaded is fine. It may still be ending when this returns.
+
+        Raises:
+            LaunchctlError: If launchd refuses.
+        """
+        self._must("bootout", target, fine=(*_GONE, _IN_PROGRESS))
+
+    def kickstart(self, target: str) -> None:
+        """
+        Start a loaded job at once; one that still runs is killed first.
+
+        Raises:
+            LaunchctlError: If launchd refuses.
+        """
+        self._must("kickstart", "-k", target)
+
+    def enable(self, target: str) -> None:
+        """
+        Lift a `launchctl disable`, which outlives the plist.
+
+        Raises:
+            LaunchctlError: If launchd refuses.
+        """
+        self._must("enable", target)
+
+    def terminate(self, target: str) -> None:
+        """
+        Send SIGTERM to a job's process; one that has none is fine.
+
+        Raises:
+            LaunchctlError: If launchd refuses.
+        """
+        self._must("kill", "SIGTERM", target, fine=_GONE)
+
+    def _must(self, *arguments: str, fine: tuple[int, ...] = ()) -> None:
+        answer = self._run(*arguments)
+        if answer.status == 0 or answer.status in fine:
+            return
+        hint = _HINTS.get(answer.status, "").format(target=arguments[-1])
+        raise LaunchctlError(
+            f"{shlex.join([PROGRAM, *arguments])} failed with status {answer.status}: "
+            f"{' '.join(answer.text.split()) or 'no message'}" + (f" ({hint})" if hint else "")
+        )
+
+    def _run(self, *arguments: str) -> _Answer:
+        try:
+            done = subprocess.run(  # noqa: S603 - a fixed program, no shell
+                [PROGRAM, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=PATIENCE_SECONDS,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise LaunchctlError(
+                "launchctl is not here: the service is for macOS. Elsewhere, let your service manager run: "
+                "mlx-sidecar serve"
+            ) from None
+        except subprocess.TimeoutExpired:
+            raise LaunchctlError(
+                f"{shlex.join([PROGRAM, *arguments])} did not answer within {PATIENCE_SECONDS} s"
+            ) from None
+        return _Answer(done.returncode, done.stdout.decode("utf-8", "replace"))

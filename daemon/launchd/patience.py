@@ -1,0 +1,90 @@
+"""Patience: launchd and the daemon take their time, and a daemon that dies instead is noticed at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from daemon.launchd.agent import LABEL, Agent
+from daemon.launchd.errors import ServiceError
+from daemon.launchd.job import Job
+from daemon.launchd.launchctl import PATIENCE_SECONDS, Launchctl
+from daemon.launchd.log_tail import LogTail
+from daemon.launchd.status import Serving, is_ready
+
+POLL_SECONDS = 0.1
+EX_CONFIG = "78"
+"""What launchd gives as exit status of a program that it could not start."""
+
+
+class Patience:
+    """
+    Waits for the service.
+
+    Args:
+        launchctl: The way to launchd.
+        look: Returns what answers on a socket.
+        wait: Most seconds to wait for a daemon to serve.
+    """
+
+    def __init__(self, launchctl: Launchctl, look: Callable[[Path], Serving | None], wait: float) -> None:
+        self._launchctl = launchctl
+        self._look = look
+        self._wait = wait
+
+    def until(self, condition: Callable[[Job | None], bool], failure: str) -> Job | None:
+        """
+        Wait until launchd's job is as it should be, and return it; None if it is not loaded.
+
+        Raises:
+            ServiceError: If it takes longer than launchd gives a service to exit; the text begins with `failure`.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition(job := self._job()):
+            if time.monotonic() >= deadline:
+                raise ServiceError(f"{failure} within {PATIENCE_SECONDS} s; see: mlx-sidecar service status")
+            time.sleep(POLL_SECONDS)
+        return job
+
+    def until_serving(self, agent: Agent, socket: Path, tail: LogTail, runs: int) -> None:
+        """
+        Wait until the job serves.
+
+        Args:
+            agent: What was started.
+            socket: Where it should serve.
+            tail: Tells what it prints before it has a log.
+            runs: How often launchd had started it before.
+
+        Raises:
+            ServiceError: If it ends instead, or does not serve in time.
+        """
+        deadline = time.monotonic() + self._wait
+        first: int | None = None
+        while True:
+            job = self._job()
+            if job is None:
+                raise ServiceError("launchd has dropped the service; see: mlx-sidecar service logs")
+            first = first or job.pid
+            ended = job.pid is None and job.runs > runs and job.last_exit is not None
+            if ended or (first is not None and job.pid != first):
+                raise ServiceError(_obituary(agent, job, tail))
+            if is_ready(job, self._look(socket)):
+                return
+            if time.monotonic() >= deadline:
+                raise ServiceError(f"it does not serve after {self._wait:g} s; see: mlx-sidecar service logs")
+            time.sleep(POLL_SECONDS)
+
+    def _job(self) -> Job | None:
+        found = self._launchctl.find(LABEL)
+        return found[1] if found else None
+
+
+def _obituary(agent: Agent, job: Job, tail: LogTail) -> str:
+    text = f"the daemon ended as soon as it was started (last exit: {job.last_exit})"
+    if said := tail.read():
+        text += f'; it said: "{said}"'
+    elif (job.last_exit or "").partition(":")[0] == EX_CONFIG:
+        text += f"; launchd could not start {agent.program[0]}, or write {agent.stderr}"
+    return f"{text}. launchd tries again after a while; to end that, run: mlx-sidecar service stop"

@@ -1,0 +1,70 @@
+"""The plist on disk: replaced in one step, and put back if launchd does not take the new one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from daemon.launchd.errors import AgentError
+
+
+class PlistFile:
+    """
+    The file that launchd reads at login.
+
+    Attributes:
+        path: Where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def holds(self, content: bytes) -> bool:
+        """Tell whether it is there and says just this."""
+        return self._read() == content
+
+    def write(self, content: bytes) -> None:
+        """
+        Put it in place, complete or not at all.
+
+        Raises:
+            AgentError: If that fails.
+        """
+        new = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_bytes(content)
+            new.chmod(0o644)  # launchd refuses a plist that others may write to
+            new.replace(self.path)
+        except OSError as error:
+            with suppress(OSError):
+                new.unlink()
+            raise AgentError(f"{self.path} cannot be written ({error.strerror}); make its directory writable") from None
+
+    def remove(self) -> bool:
+        """Remove it, and tell whether it was there."""
+        there = os.path.lexists(self.path)
+        self.path.unlink(missing_ok=True)
+        return there
+
+    @contextmanager
+    def replaced(self, content: bytes) -> Iterator[bytes | None]:
+        """Write it, and give what was there before; that comes back if the block fails."""
+        old = self._read()
+        self.write(content)
+        try:
+            yield old
+        except BaseException:
+            if old is None:
+                self.remove()
+            else:
+                self.write(old)
+            raise
+
+    def _read(self) -> bytes | None:
+        try:
+            return self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None

@@ -1,0 +1,100 @@
+"""The benchmarks work: each workload, on tiny models. Whether its figures are good is not a test's business."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from benchmarks import page, plots
+from benchmarks.bench import Bench
+from benchmarks.figures import OURS, Result
+from benchmarks.http_peer import StartsMlxLm
+from benchmarks.sidecar import StartsSidecar
+from benchmarks.systems import Request, StartsSystem, System
+from benchmarks.words import prompt
+from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads.kv_bytes import KEPT
+from benchmarks.workloads.trie import MEMORY
+from tests.conftest import short_folder
+
+STARTS_ITS_OWN = ("startup",)
+"""Workloads about servers that start; they take longest, and the whole run below has them."""
+
+
+TOO_SMALL = (KEPT, MEMORY)
+"""What tiny models do not show: a peer that rounds to 10 MB, and the growth of this process by a few pages."""
+
+
+@dataclass
+class OneStart(Bench):
+    """A bench whose servers stay for all workloads; each of them loads what it is asked for."""
+
+    systems: list[System] = field(default_factory=list)
+
+    @contextmanager
+    def running(self, *models: Path, starters: Sequence[StartsSystem] | None = None) -> Iterator[list[System]]:
+        """Return the same servers each time."""
+        if not self.systems:
+            self.systems = [start(self.folder / start.name, models) for start in self.starters]
+        yield self.systems
+
+
+@pytest.fixture(name="bench", scope="module")
+def _bench() -> Iterator[OneStart]:
+    """Return a quick bench."""
+    with short_folder() as folder:
+        bench = OneStart(folder, [StartsSidecar(), StartsMlxLm()], rounds=1, quick=True)
+        yield bench
+        for system in bench.systems:
+            system.close()
+
+
+@pytest.fixture(name="results", scope="module")
+def _results() -> dict[str, Result]:
+    """Return a place for what the workloads gave."""
+    return {}
+
+
+@pytest.mark.parametrize("name", [name for name in WORKLOADS if name not in STARTS_ITS_OWN])
+def test_a_workload_measures_every_side(bench: OneStart, results: dict[str, Result], name: str) -> None:
+    """Us and at least one other, all values positive; what is written is what is read."""
+    result = results[name] = WORKLOADS[name](bench)
+    systems = {row.system for row in result.rows}
+    assert OURS in systems
+    assert len(systems) > 1
+    assert all(value > 0 for row in result.rows for value in row.values if row.metric not in TOO_SMALL)
+    assert Result.parse(json.loads(json.dumps(result.raw))) == result
+
+
+def test_all_figures_are_shown_and_drawn(results: dict[str, Result], folder: Path) -> None:
+    """As text with each row's case, and as plots."""
+    for result in results.values():
+        assert all(row.case in page.text(result) for row in result.rows)
+    plots.draw(results, folder)
+    assert {path.stem for path in folder.iterdir()} == {"first-token", "throughput", "kv-bytes"}
+
+
+def test_each_word_of_a_prompt_is_one_token_for_every_system(bench: OneStart) -> None:
+    """So both sides do the same work; and an answer that is sent back is the tokens that it was."""
+    model = bench.model("small")
+    with bench.running(model) as systems:
+        for system in systems:
+            answer = system.ask(Request(model, prompt("words", 50), 7))
+            assert (answer.prompt_tokens, answer.tokens, len(answer.text.split())) == (50, 7, 7)
+            text = prompt("words", 50) + " " + answer.text.strip() + prompt("more", 3)
+            assert system.ask(Request(model, text, 7)).prompt_tokens == 60
+
+
+@pytest.mark.slow
+def test_the_command_measures_everything(folder: Path) -> None:
+    """And leaves only what it was told to write."""
+    out = folder / "quick.json"
+    subprocess.run([sys.executable, "-m", "benchmarks", "--quick", "--out", str(out)], check=True)
+    assert set(json.loads(out.read_text())["workloads"]) == set(WORKLOADS)

@@ -1,0 +1,77 @@
+"""Forms of responses and reasoning over the real socket: what callers of both clients get."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from mlx_sidecar import AsyncClient, Client, Delta, Finished, InvalidArgument, Message
+from tests.models import marked_model
+from tests.running import RunningDaemon
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "blue"]}, "code": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["color", "code"],
+    "additionalProperties": False,
+}
+
+
+async def test_both_clients_get_json_of_a_schema_and_a_seed_repeats_it(daemon: RunningDaemon, client: Client) -> None:
+    """Though the model has never seen JSON."""
+    options = {"json_schema": SCHEMA, "temperature": 2.0, "seed": 9, "max_tokens": 300}
+    answer = client.complete("embedded", "The code of the blue box is 74.", **options)  # type: ignore[arg-type]
+    jsonschema.validate(json.loads(answer.text), SCHEMA)
+    async with AsyncClient(daemon.socket) as other:
+        again = await other.complete("embedded", "The code of the blue box is 74.", **options)  # type: ignore[arg-type]
+    assert (again.text, again.token_ids, again.reason) == (answer.text, answer.token_ids, "stop")
+
+
+def test_requests_with_and_without_forms_run_side_by_side(client: Client) -> None:
+    """Each gets what it gets alone."""
+
+    def ask(number: int) -> str:
+        form = [{}, {"json_schema": SCHEMA}, {"regex": "[a-z]{9}"}, {"json_object": True}][number % 4]
+        text = "The code of the blue box is 74. The"
+        return client.complete("embedded", text, max_tokens=40, temperature=1, seed=number, **form).text  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(ask, range(8)))
+    assert together == [ask(number) for number in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"json_schema": {"not": {}}}, "response_format.json_schema"),
+        ({"regex": "("}, "response_format.regex"),
+        ({"grammar": "start: nobody"}, "response_format.grammar"),
+        ({"regex": "a", "ignore_eos": True}, "stop.ignore_eos"),
+    ],
+)
+def test_a_form_that_cannot_be_kept_to_names_its_field(client: Client, options: dict[str, object], field: str) -> None:
+    """And the daemon serves on."""
+    with pytest.raises(InvalidArgument) as caught:
+        client.complete("embedded", "Hello", **options)  # type: ignore[arg-type]
+    assert caught.value.field == field
+    assert client.complete("embedded", "Hello", max_tokens=1).usage.completion_tokens == 1
+
+
+def test_reasoning_streams_apart_from_an_answer_of_its_form(client: Client, tmp_path: Path) -> None:
+    """And both can be read as they come."""
+    model = str(marked_model(tmp_path, {"<think>": False, "</think>": False}, "{{ '<think>\n' }}"))
+    chat = [Message("user", "Hello")]
+    with client.generate(
+        model, chat, json_schema=SCHEMA, max_tokens=400, temperature=1, seed=3, logit_bias={738: 3.0}
+    ) as stream:
+        events = list(stream)
+    deltas = [event for event in events if isinstance(event, Delta)]
+    answer = stream.result()
+    assert isinstance(events[-1], Finished)
+    assert answer.reason == "stop"
+    assert "".join(delta.reasoning for delta in deltas) == answer.reasoning != ""
+    jsonschema.validate(json.loads("".join(delta.text for delta in deltas)), SCHEMA)

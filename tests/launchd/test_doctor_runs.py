@@ -1,0 +1,88 @@
+"""The doctor on a Mac with a service, and anywhere with and without a daemon."""
+
+from __future__ import annotations
+
+import json
+import plistlib
+import subprocess
+import sys
+from pathlib import Path
+
+from daemon.cli.service import look
+from daemon.doctor.finding import Finding, Verdict
+from daemon.doctor.launchd import service as examine
+from daemon.launchd.launchctl import Launchctl
+from daemon.launchd.service import Service
+from tests.launchd.mac import Mac
+from tests.launchd.test_service import agent_of
+from tests.running import RunningDaemon, environment
+
+
+def findings(mac: Mac) -> dict[str, Finding]:
+    """Return what the doctor finds of the service, by check."""
+    return {one.check: one for one in examine(Service(Launchctl(), mac.home, look), mac.home)}
+
+
+def doctor(environ: dict[str, str]) -> tuple[int, dict[str, dict[str, str]]]:
+    """Run the command; return its exit status and its findings."""
+    done = subprocess.run(
+        [sys.executable, "-m", "daemon", "doctor", "--json"], env=environ, capture_output=True, text=True, timeout=300
+    )
+    answer = json.loads(done.stdout)
+    assert answer["ok"] == (done.returncode == 0), done.stderr
+    return done.returncode, {one["check"]: one for one in answer["findings"]}
+
+
+def test_a_service_is_examined_from_its_installation_to_its_loss(mac: Mac) -> None:
+    """Each state has its finding, and each fault its remedy."""
+    assert findings(mac)["service"].verdict is Verdict.SKIPPED
+    service = Service(Launchctl(), mac.home, look)
+    service.install(agent_of(mac))
+    found = findings(mac)
+    assert {one.verdict for one in found.values()} == {Verdict.OK}
+    assert found["exit timeout"].found == "60 s, and a drain takes up to 30 s"
+
+    tree = plistlib.loads(mac.plist.read_bytes())
+    tree["EnvironmentVariables"]["MLX_SIDECAR_DRAIN_TIMEOUT"] = "55"
+    mac.plist.write_bytes(plistlib.dumps(tree))
+    assert findings(mac)["exit timeout"].fix.startswith("set drain_timeout to at most 50")
+    tree["EnvironmentVariables"]["MLX_SIDECAR_DRAIN_TIMEOUT"] = "soon"
+    mac.plist.write_bytes(plistlib.dumps(tree))
+    assert "MLX_SIDECAR_DRAIN_TIMEOUT is 'soon'" in findings(mac)["exit timeout"].found
+
+    tree["ProgramArguments"][0] = "/gone/python"
+    mac.plist.write_bytes(plistlib.dumps(tree))
+    assert findings(mac)["service program"].found == "/gone/python is gone"
+    service.stop()
+    assert findings(mac)["service"].verdict is Verdict.WARNING
+    mac.plist.write_text("not a plist")
+    assert findings(mac)["service"].verdict is Verdict.FAILED
+
+
+def test_a_service_that_does_not_serve_fails(mac: Mac) -> None:
+    """Although launchd is content with it."""
+    Service(Launchctl(), mac.home, look).install(agent_of(mac))
+    mac.socket.unlink()
+    assert findings(mac)["service"].verdict is Verdict.FAILED
+
+
+def test_the_doctor_asks_a_running_daemon(daemon: RunningDaemon) -> None:
+    """Warm equals cold there, with a salt of its own; exit status 0."""
+    status, found = doctor(daemon.environ)
+    assert status == 0
+    assert found["running daemon"]["verdict"] == "ok"
+    assert found["warm equals cold"]["found"].startswith("96 of 100 tokens reused, the same tokens")
+    assert found["device"]["verdict"] == "ok"
+    assert "end" not in found
+
+
+def test_without_a_daemon_the_doctor_tries_one_of_its_own_and_ends_it(folder: Path) -> None:
+    """And leaves nothing where the daemon would be. What fails makes the exit status 1."""
+    environ = environment(folder)
+    (folder / "run").mkdir(0o755)
+    status, found = doctor(environ)
+    assert (status, found["socket"]["verdict"]) == (1, "failed")
+    assert "chmod 700" in found["socket"]["found"]
+    assert found["end"]["found"] == "the daemon drained and ended with status 0"
+    assert found["warm equals cold"]["verdict"] == "ok"
+    assert not any((folder / "run").iterdir())

@@ -1,0 +1,125 @@
+"""What is published: built twice to the same bytes, and installed as people install it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from daemon import __version__
+from tests.running import RunningDaemon, environment
+from tools.build_dists import ROOT, build
+
+EPOCH = 1_700_000_000
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "node_modules", "dist")
+
+
+@pytest.fixture(name="dists", scope="module")
+def _dists(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the built files by name."""
+    out = tmp_path_factory.mktemp("dists")
+    return {path.name: path for path in build(ROOT, out, EPOCH)}
+
+
+def run(*command: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a program outside of the checkout, without the checkout's environment."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(
+        [str(part) for part in command], cwd="/", env=clean | environ, capture_output=True, text=True, timeout=900
+    )
+
+
+def checked(*command: str | Path, **environ: str) -> str:
+    """Run a program that must succeed, and return what it printed."""
+    done = run(*command, **environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_two_builds_of_one_tree_are_the_same_bytes(dists: dict[str, Path], tmp_path: Path) -> None:
+    """In another directory, on another day, under another umask."""
+    copy = tmp_path / "another place"
+    before = os.umask(0o077)
+    try:
+        shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
+        for path in copy.rglob("*"):
+            os.utime(path, (time.time(), time.time() - 1e6))
+        again = {path.name: path for path in build(copy, tmp_path / "out", EPOCH)}
+    finally:
+        os.umask(before)
+    assert set(again) == set(dists)
+    assert len(again) == 4
+    for name, path in again.items():
+        assert path.read_bytes() == dists[name].read_bytes(), name
+
+
+def test_the_files_have_what_they_need_and_pass_the_index_checks(dists: dict[str, Path]) -> None:
+    """Types, stubs, the embedded model and the licence; and no test in a wheel."""
+    checked(sys.executable, "-m", "twine", "check", "--strict", *dists.values())
+    with zipfile.ZipFile(dists[f"mlx_sidecar-{__version__}-py3-none-any.whl"]) as wheel:
+        names = set(wheel.namelist())
+    assert {"mlx_sidecar/py.typed", "mlx_sidecar/v1/sidecar_pb2.pyi", "daemon/v1/ipc_pb2.py"} <= names
+    assert {"daemon/embedded/model.safetensors", "daemon/embedded/chat_template.jinja"} <= names
+    assert {name.partition("/")[0] for name in names} == {
+        "daemon",
+        "mlx_sidecar",
+        f"mlx_sidecar-{__version__}.dist-info",
+    }
+    with zipfile.ZipFile(dists[f"mlx_sidecar_client-{__version__}-py3-none-any.whl"]) as wheel:
+        assert {name.partition("/")[0] for name in wheel.namelist()} == {
+            "mlx_sidecar",
+            f"mlx_sidecar_client-{__version__}.dist-info",
+        }
+    with tarfile.open(dists[f"mlx_sidecar-{__version__}.tar.gz"]) as sdist:
+        inside = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {"protos/mlx_sidecar/v1/sidecar.proto", "launchd/README.md", "LICENSE", "tests/conftest.py"} <= inside
+
+
+@pytest.mark.slow
+def test_the_client_goes_into_a_users_project_without_mlx(
+    dists: dict[str, Path], daemon: RunningDaemon, tmp_path: Path
+) -> None:
+    """And talks to the daemon from there."""
+    python = tmp_path / "venv" / "bin" / "python"
+    checked(sys.executable, "-m", "venv", tmp_path / "venv")
+    checked(python, "-m", "pip", "install", "--quiet", dists[f"mlx_sidecar_client-{__version__}-py3-none-any.whl"])
+    installed = {one["name"] for one in json.loads(checked(python, "-m", "pip", "list", "--format=json"))}
+    assert "mlx-sidecar-client" in installed
+    assert not {name for name in installed if name.startswith(("mlx-lm", "mlx-cpu", "numpy", "transformers"))}
+    program = (
+        "from mlx_sidecar import Client\nwith Client() as c: print(c.complete('embedded', 'a b', max_tokens=2).usage)"
+    )
+    assert "completion_tokens=2" in checked(python, "-c", program, MLX_SIDECAR_SOCKET=str(daemon.socket))
+
+
+@pytest.mark.slow
+def test_the_daemon_is_a_tool_of_its_own_and_names_what_overwrites_it(dists: dict[str, Path], folder: Path) -> None:
+    """Installed by pipx, it passes its own doctor; with python-daemon beside it, it says so."""
+    home = folder / "pipx"
+    checked(sys.executable, "-m", "venv", folder / "venv")
+    checked(folder / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "pipx")
+    places = {"PIPX_HOME": str(home), "PIPX_BIN_DIR": str(folder / "bin"), "PIPX_MAN_DIR": str(folder / "man")}
+    pipx, program = folder / "venv" / "bin" / "pipx", folder / "bin" / "mlx-sidecar"
+    wheel = dists[f"mlx_sidecar-{__version__}-py3-none-any.whl"]
+    checked(pipx, "install", "--python", sys.executable, wheel, **places)
+    assert __version__ in checked(program, "--version")
+    found = json.loads(checked(program, "doctor", "--json", **environment(folder)))
+    verdicts = {one["check"]: one["verdict"] for one in found["findings"]}
+    assert (verdicts["warm equals cold"], verdicts["end"]) == ("ok", "ok")
+
+    checked(pipx, "inject", "mlx-sidecar", "python-daemon", **places)
+    clash = run(program, "--version")
+    assert clash.returncode == 1
+    assert "(python-daemon has one) has overwritten the package `daemon`" in clash.stderr
+    checked(pipx, "runpip", "mlx-sidecar", "install", "--quiet", "--force-reinstall", "--no-deps", str(wheel), **places)
+    assert __version__ in checked(program, "--version"), (
+        "installed last, ours wins, and python-daemon is there all the same"
+    )

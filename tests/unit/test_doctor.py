@@ -1,0 +1,233 @@
+"""The doctor's findings, from recorded answers of Macs and from machines that are not as they should be."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import app
+from daemon.config import Config
+from daemon.doctor import machine, places, trial
+from daemon.doctor.finding import Verdict
+from daemon.doctor.system import System
+from daemon.launchd.agent import OPEN_FILES
+from mlx_sidecar import Completion, TokenLogprob
+from tests.unit.cli_fakes import TIMINGS, USAGE
+
+GIB = 1 << 30
+MAC_PROBE = {
+    "device": "gpu: Apple M4 Max",
+    "metal": True,
+    "memory_bytes": 64 * GIB,
+    "working_set_bytes": 48 * GIB,
+    "computes": True,
+    "pressure": 1,
+}
+ASSERTIONS = """Assertion status system-wide:
+   PreventUserIdleDisplaySleep    0
+   PreventUserIdleSystemSleep     1
+Listed by owning process:
+   pid 97(powerd): [0x0000000100098001] 01:02:03 PreventUserIdleSystemSleep named: "Powerd - Prevent sleep"
+   pid 412(caffeinate): [0x0000a1b20001a2c3] 00:00:02 PreventUserIdleSystemSleep named: "caffeinate command-line tool"
+\tDetails: caffeinate asserting on behalf of Process ID 4711
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded(System):
+    """A machine that answers commands by their first words."""
+
+    platform: str = "darwin"
+    answers: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *command: str) -> str | None:
+        line = " ".join(command)
+        return next((answer for begin, answer in self.answers.items() if begin in line), None)
+
+
+def mac(**answers: str) -> Recorded:
+    return Recorded(
+        answers={
+            "sw_vers": "26.1",
+            "uname -m": "arm64",
+            "proc_translated": "0",
+            "daemon.engine.probe": json.dumps(MAC_PROBE),
+            "pgrep -P 4711": "412",
+            "pmset": ASSERTIONS,
+            **answers,
+        }
+    )
+
+
+def probe(**changed: Any) -> Recorded:
+    return mac(**{"daemon.engine.probe": json.dumps(MAC_PROBE | changed)})
+
+
+def test_the_known_versions_are_fine_others_are_worth_a_note_and_missing_ones_are_not() -> None:
+    """The note names what was tested."""
+    assert machine.versions(machine.KNOWN_GOOD.__getitem__).verdict is Verdict.OK
+    newer = machine.versions(lambda name: (machine.KNOWN_GOOD | {"mlx": "0.32.9"})[name])
+    assert newer.verdict is Verdict.WARNING
+    assert "mlx 0.32.9 (known good: 0.32.4)" in newer.found
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    assert machine.versions(missing).verdict is Verdict.FAILED
+
+
+def test_the_pinned_version_is_the_known_good_one() -> None:
+    """It cannot be forgotten when the pin moves."""
+    project = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+    assert f'"mlx-lm=={machine.KNOWN_GOOD["mlx-lm"]}"' in project
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict"),
+    [
+        ({}, Verdict.OK),
+        ({"sw_vers": "13.6.1"}, Verdict.FAILED),
+        ({"uname -m": "x86_64"}, Verdict.FAILED),
+        ({"proc_translated": "1"}, Verdict.FAILED),
+    ],
+)
+def test_a_mac_is_apple_silicon_native_and_new_enough(answers: dict[str, str], verdict: Verdict) -> None:
+    """MLX has no wheels for others."""
+    assert machine.operating_system(mac(**answers)).verdict is verdict
+
+
+def test_a_mac_computes_on_metal_within_its_working_set() -> None:
+    """All three findings of the probe, with their figures."""
+    device, memory, pressure = machine.device(mac(), Config())
+    assert (device.verdict, device.found) == (Verdict.OK, "gpu: Apple M4 Max, computes")
+    assert memory.found.startswith(
+        "43.2 GiB for weights, prefixes and requests: 0.9 of the recommended working set, 48.0"
+    )
+    assert pressure.verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        probe(metal=False, device="cpu"),
+        probe(device="cpu"),
+        probe(computes=False),
+        Recorded(answers={}),
+    ],
+    ids=["no Metal", "on the CPU", "wrong sums", "a crash"],
+)
+def test_a_mac_without_a_working_gpu_is_told(system: Recorded) -> None:
+    """It would be slow, wrong or dead, and nobody would know why."""
+    assert next(machine.device(system, Config())).verdict is Verdict.FAILED
+
+
+def test_a_cache_larger_than_the_machine_is_explained() -> None:
+    """Not an error: it gets what there is."""
+    _, memory, _ = machine.device(mac(), Config(model_cache_mb=60 * 1024))
+    assert "together ask for 64.0 GiB, and share what there is" in memory.found
+
+
+def test_a_kernel_that_does_not_tell_its_pressure_is_a_fault_on_a_mac_only() -> None:
+    """Linux kernels may be built without it."""
+    assert list(machine.device(probe(pressure=None), Config()))[2].verdict is Verdict.FAILED
+    linux = replace(probe(pressure=None), platform="linux")
+    assert list(machine.device(linux, Config()))[2].verdict is Verdict.SKIPPED
+
+
+def test_the_clock_of_times_to_live_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name differs, and Python may have been built without it."""
+    assert machine.clock(mac()).verdict is Verdict.OK
+    monkeypatch.delattr(time, "CLOCK_MONOTONIC_RAW")
+    assert machine.clock(mac()).verdict is Verdict.WARNING
+
+
+def test_a_hard_limit_of_open_files_is_told_when_it_is_low() -> None:
+    """The daemon raises the soft one by itself."""
+    assert machine.open_files(lambda _: (256, resource.RLIM_INFINITY)).verdict is Verdict.OK
+    assert machine.open_files(lambda _: (256, 1024)).verdict is Verdict.WARNING
+    assert app.OPEN_FILES == OPEN_FILES
+
+
+def test_a_socket_that_cannot_be_or_is_open_to_others_is_told(folder: Path) -> None:
+    """And nothing is created by looking."""
+    place = folder / "run" / "s.sock"
+    assert places.socket(place).verdict is Verdict.OK
+    assert not place.parent.exists()
+    place.parent.mkdir(0o755)
+    assert f"run: chmod 700 {place.parent}" in places.socket(place).found
+    place.parent.chmod(0o700)
+    assert places.socket(place).found.endswith("directory mode 0700")
+    assert places.socket(folder / ("x" * 100)).verdict is Verdict.FAILED
+    place.write_text("a file")
+    assert places.socket(place).verdict is Verdict.FAILED
+
+
+def test_a_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """Here, because a file is where a directory should be."""
+    assert places.log_file(None).verdict is Verdict.SKIPPED
+    assert places.log_file(tmp_path / "new" / "log").verdict is Verdict.OK
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    assert places.log_file(tmp_path / "file").verdict is Verdict.OK
+    assert places.log_file(tmp_path / "file" / "log").verdict is Verdict.FAILED
+    assert places.log_file(tmp_path).verdict is Verdict.FAILED
+
+
+def answer(*logprobs: float, cached: int = 96, first: int = 1) -> Completion:
+    tokens = tuple(range(first, first + len(logprobs)))
+    pairs = tuple(TokenLogprob(token, logprob, ()) for token, logprob in zip(tokens, logprobs, strict=True))
+    usage = replace(USAGE, prompt_tokens=100, cached_tokens=cached)
+    return Completion("", tokens, pairs, "length", "", usage, TIMINGS, "r", "embedded")
+
+
+COLD = answer(-0.5, -0.25, cached=0)
+
+
+def test_equal_answers_pass_and_tell_how_much_was_reused() -> None:
+    """To the last bit, on a CPU."""
+    found = trial.compare(COLD, answer(-0.5, -0.25), exact=True)
+    assert (found.verdict, found.found[:28]) == (Verdict.OK, "96 of 100 tokens reused, the")
+
+
+@pytest.mark.parametrize(
+    ("cold", "warm", "exact", "verdict"),
+    [
+        (COLD, answer(-0.5, -0.2501), True, Verdict.FAILED),
+        (COLD, answer(-0.5, -0.2501), False, Verdict.OK),
+        (COLD, answer(-0.5, -0.5), False, Verdict.FAILED),
+        (COLD, answer(-0.5, -0.25, first=2), False, Verdict.FAILED),
+        (COLD, answer(-0.5, -0.25, cached=0), True, Verdict.FAILED),
+        (answer(-0.5, -0.25), answer(-0.5, -0.25), True, Verdict.FAILED),
+    ],
+    ids=["last bits, CPU", "last bits, GPU", "more than bits", "other tokens", "nothing reused", "not cold"],
+)
+def test_answers_that_differ_or_prove_nothing_fail(
+    cold: Completion, warm: Completion, exact: bool, verdict: Verdict
+) -> None:
+    """A trial that could not fail would be worth nothing."""
+    assert trial.compare(cold, warm, exact=exact).verdict is verdict
+
+
+def test_a_mac_is_kept_awake_but_not_its_display() -> None:
+    """As pmset lists it, for the daemon's own caffeinate."""
+    assert trial.awake(mac(), 4711).verdict is Verdict.OK
+    assert trial.awake(mac(), 4712).verdict is Verdict.FAILED, "another process's caffeinate does not count"
+    assert trial.awake(mac(pmset="nothing"), 4711).verdict is Verdict.FAILED
+    display = ASSERTIONS.replace("02 PreventUserIdleSystemSleep", "02 PreventUserIdleDisplaySleep")
+    assert trial.awake(mac(pmset=display), 4711).verdict is Verdict.FAILED
+    assert trial.awake(replace(mac(), platform="linux"), 4711).verdict is Verdict.SKIPPED
+
+
+def test_a_command_that_fails_or_is_missing_has_no_answer() -> None:
+    """Whoever asked decides what that means."""
+    system = System()
+    assert system.run("echo", "hello") == "hello"
+    assert system.run("false") is None
+    assert system.run("no-such-program") is None
