@@ -1,10 +1,11 @@
-"""`python -m tests.chaos --minutes 5 [--seed N]`: see `make chaos`."""
+"""`python -m tests.chaos --minutes 5 [--seed N] [--log FILE]`: see `make chaos`."""
 
 from __future__ import annotations
 
 import argparse
 import random
 import sys
+from pathlib import Path
 
 from tests.chaos.driver import run
 
@@ -14,10 +15,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
+    parser.add_argument("--log", type=Path, help="where to keep the daemon's log")
     arguments = parser.parse_args()
     sys.stdout.write(f"seed {arguments.seed}\n")
     sys.stdout.flush()
-    report = run(arguments.seed, 60 * arguments.minutes)
+    report = run(arguments.seed, 60 * arguments.minutes, arguments.log)
     sys.stdout.write(f"{report}\n")
     sys.stdout.writelines(f"VIOLATION {violation}\n" for violation in report.violations)
     sys.stdout.write(f"{len(report.violations)} violations, seed {arguments.seed}\n")

@@ -48,12 +48,14 @@ class Report:
         return "\n".join([f"{sum(self.ends.values())} streams:", *lines, *counted])
 
 
-def run(seed: int, seconds: float) -> Report:
-    """Make a daemon's life hard for so long, and return what went wrong."""
+def run(seed: int, seconds: float, log: Path | None = None) -> Report:
+    """Make a daemon's life hard for so long, and return what went wrong; its log is kept where `log` says."""
     folder = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
     try:
         return _run(folder, random.Random(seed), seconds)
     finally:
+        if log is not None:
+            shutil.copy(folder / "daemon.log", log)
         shutil.rmtree(folder)
 
 

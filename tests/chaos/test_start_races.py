@@ -76,6 +76,7 @@ def _starters(folder: Path) -> Iterator[Starters]:
     starters = Starters(folder)
     yield starters
     starters.close()
+    print((folder / "daemon.log").read_text()[-5000:])  # noqa: T201 - shown with a failure
 
 
 def race(starters: Starters, path: Path, umask: str) -> bool:
