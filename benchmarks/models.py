@@ -24,7 +24,7 @@ from mlx_sidecar import Client
 from tests.models import wide_model
 from tools.demo import daemon
 
-TOKENS = 3500
+TOKENS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ def main() -> int:
     """Measure, print, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
     parser.add_argument("--rounds", type=int, default=500, help="pairs of calls")
-    parser.add_argument("--layers", type=int, default=40, help="layers of the large model, 13 MB each")
+    parser.add_argument("--layers", type=int, default=160, help="layers of the model that is loaded, 13 MB each")
+    parser.add_argument("--stream-layers", type=int, default=20, help="layers of the model that streams meanwhile")
     parser.add_argument("--out", type=Path, default=RESULTS / "models.json", help="where the figures go")
     arguments = parser.parse_args()
     with (
@@ -63,7 +64,9 @@ def main() -> int:
     ):
         client.load("embedded")
         hit = measure_hit(client, arguments.rounds)
-        gaps = measure_gaps(client, str(wide_model(Path(folder), "large", 1, arguments.layers)))
+        streaming = str(wide_model(Path(folder), "streaming", 2, arguments.stream_layers))
+        client.load(streaming)
+        gaps = measure_gaps(client, streaming, str(wide_model(Path(folder), "large", 1, arguments.layers)))
     print(f"GetOrLoad hit {1000 * hit.get_or_load:.2f} ms, Stats {1000 * hit.stats:.2f} ms, {hit.ratio:.1f} x")
     print(
         f"stream gap alone {1000 * gaps.alone_median:.1f} ms; while {gaps.model_bytes / 1e6:.0f} MB load in "
@@ -87,8 +90,8 @@ def measure_hit(client: Client, rounds: int) -> Hit:
     return Hit(median(hits), median(travels), median(hits) / median(travels))
 
 
-def measure_gaps(client: Client, model: str) -> Gaps:
-    """Stream from the small model, load the large one after a while, and look at the deltas before and meanwhile."""
+def measure_gaps(client: Client, streaming: str, model: str) -> Gaps:
+    """Stream from one model, load a large one after a while, and look at the deltas before and meanwhile."""
     times: list[float] = []
     window: list[float] = []
     under_way = threading.Event()
@@ -101,10 +104,10 @@ def measure_gaps(client: Client, model: str) -> Gaps:
 
     loading = threading.Thread(target=load)
     loading.start()
-    with client.generate("embedded", "The", max_tokens=TOKENS, ignore_eos=True) as stream:
+    with client.generate(streaming, "The", max_tokens=TOKENS, ignore_eos=True) as stream:
         for _ in stream:
             times.append(time.perf_counter())
-            if len(times) == 200:
+            if len(times) == 100:
                 under_way.set()
             if len(window) == 2:
                 break

@@ -25,6 +25,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 10_000
 MAX_FORM_BYTES = {"json_schema": 64 * 1024, "regex": 8 * 1024, "grammar": 64 * 1024}
 MAX_PRIORITY = 2
+MAX_DRAFT_TOKENS = 16
 MAX_DURATION_SECONDS = 315_576_000_000
 """Ten thousand years: the range that google.protobuf.Duration states for itself."""
 
@@ -82,6 +83,7 @@ def check_generate(request: pb.GenerateRequest) -> None:
     _check_request_id(request.request_id)
     if request.HasField("priority"):
         _check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    _check_draft(request)
 
 
 def check_invalidate(request: pb.InvalidateRequest) -> None:
@@ -186,6 +188,17 @@ def _check_response_format(request: pb.GenerateRequest) -> None:
         raise invalid("stop.ignore_eos", "cannot go with response_format, which says where the completion ends")
     if request.chat.tools:
         raise invalid("chat.tools", "cannot go with response_format, which leaves no room for calls")
+
+
+def _check_draft(request: pb.GenerateRequest) -> None:
+    if request.draft_model:
+        _check_name("draft_model", request.draft_model)
+        if request.HasField("response_format"):
+            raise invalid("draft_model", "cannot be combined with response_format")
+    if request.HasField("draft_tokens"):
+        if not request.draft_model:
+            raise invalid("draft_tokens", "needs draft_model")
+        _check_range("draft_tokens", request.draft_tokens, 1, MAX_DRAFT_TOKENS)
 
 
 def _check_sampling(sampling: pb.Sampling) -> None:

@@ -66,3 +66,27 @@ def paced(
             began = before = clock()
         else:
             before = now
+
+
+class Share:
+    """
+    Half of the time: while streams run, a load waits after each slice until they had as long as it took.
+
+    A slice cannot always be short (an array, a layer of a forward pass); that way most gaps of a stream are its own.
+    """
+
+    def __init__(self) -> None:
+        self._owed = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the load may go on."""
+        return self._owed <= 0
+
+    def loaded(self, seconds: float) -> None:
+        """Note how long a slice took."""
+        self._owed = seconds
+
+    def served(self, seconds: float) -> None:
+        """Note how long streams were served."""
+        self._owed -= seconds

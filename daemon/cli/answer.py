@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -16,20 +17,37 @@ if TYPE_CHECKING:
 def print_answer(stream: GenerateStream) -> None:
     """
     Print each delta at once, and a line end after the last; nothing at all for an answer without text. On a terminal,
-    control characters are replaced.
+    control characters are replaced, and what the model thinks first is shown, dimmed; a pipe gets the answer alone.
 
     Raises:
         SidecarError: If the call fails; what came before is printed by then.
     """
-    clean: Callable[[str], str] = printable if stdout_is_terminal() else str
-    last = ""
+    terminal = stdout_is_terminal()
+    clean: Callable[[str], str] = printable if terminal else str
+    last, thinks = "", False
     try:
-        for text in stream.text():
-            last = text or last  # first: Ctrl-C may come right after the text
-            click.echo(clean(text), nl=False)
+        for reasoning, text in _parts(stream):
+            if reasoning and terminal:
+                last, thinks = reasoning, True
+                click.secho(clean(reasoning), nl=False, dim=True)
+            if text:
+                if thinks:
+                    click.echo("" if last.endswith("\n") else "\n")
+                last, thinks = text, False  # before it is printed: Ctrl-C may come right after
+                click.echo(clean(text), nl=False)
     finally:
         if last and not last.endswith("\n"):
             click.echo()
+
+
+def _parts(stream: GenerateStream) -> Iterator[tuple[str, str]]:
+    """Yield reasoning and text of each delta; the call is cancelled when this ends early."""
+    from mlx_sidecar import Delta
+
+    with closing(stream):
+        for event in stream:
+            if isinstance(event, Delta):
+                yield event.reasoning, event.text
 
 
 def print_timings(result: Completion) -> None:

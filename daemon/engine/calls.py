@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from daemon.cache.resolver import Wanted
 from daemon.durations import duration, seconds
 from daemon.engine import describe
 from daemon.engine.background import Background, as_sidecar_error
+from daemon.engine.draft_model import DEFAULT_TOKENS, DraftModel
 from daemon.engine.finder import Finder, Found
 from daemon.engine.ledger import Ledger, kv_need
 from daemon.engine.outbox import Outbox
@@ -23,7 +24,7 @@ from daemon.engine.prepared import Prepared, prepared
 from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.sampling import Params
-from daemon.engine.sequence import Sequence, Times
+from daemon.engine.sequence import Draft, Sequence, Times
 from daemon.engine.tokenizers import Tokenizers
 from daemon.errors import Reason, SidecarError, invalid
 from daemon.kv.namespace import Namespace
@@ -158,6 +159,7 @@ class GenerateCall:
         self._request = request
         self._ticket: Ticket[LoadedModel] | None = None
         self._prepared: Prepared | None = None
+        self._draft: DraftModel | None = None
         self._times = Times(services.clock())
         self._asked = 0.0
         self._over = False
@@ -177,21 +179,35 @@ class GenerateCall:
         self._services.background.run(partial(self._prepare, found), self._ready_to_load, self.fail)
 
     def poll(self) -> bool:
-        """Hand the sequence to the runner once its model is ready."""
+        """Hand the sequence to the runner once its model, and its draft model, are ready."""
         ticket = self._ticket
         if self._over or ticket is None or not ticket.done:
             return not self._over
         if ticket.error is not None:
             self.fail(as_sidecar_error(ticket.error))
-        else:
+        elif not self._request.draft_model:
             self._start(ticket)
-        return False
+        else:
+            self._poll_draft(ticket)
+        return not self._over
+
+    def _poll_draft(self, ticket: Ticket[LoadedModel]) -> None:
+        assert self._prepared is not None
+        assert ticket.lease is not None
+        if self._draft is None:
+            self._draft = DraftModel(self._services, self._request, self._prepared.tokenizer, ticket.lease.model)
+        draft = self._draft.ticket
+        if self._draft.error is not None:
+            self.fail(self._draft.error)
+        elif draft is not None:
+            self._start(ticket, draft)
 
     def cancel(self) -> None:
         """Stop waiting; the last caller of a load abandons it."""
         self._over = True
-        if self._ticket is not None:
-            self._ticket.cancel()
+        for one in (self._ticket, self._draft):
+            if one is not None:
+                one.cancel()
 
     def _prepare(self, source: ModelSource) -> Prepared:
         return prepared(self._request, source, self._services.tokenizers.get(source))
@@ -212,7 +228,7 @@ class GenerateCall:
             source, pin=services.recalled.pin(model, adapter), ttl=services.recalled.ttl(model, adapter)
         )
 
-    def _start(self, ticket: Ticket[LoadedModel]) -> None:
+    def _start(self, ticket: Ticket[LoadedModel], draft: Ticket[LoadedModel] | None = None) -> None:
         assert ticket.lease is not None
         self._services.recalled.done(self._request.model, self._request.adapter)
         if ticket.outcome is not Outcome.HIT:
@@ -220,18 +236,21 @@ class GenerateCall:
         loaded = ticket.lease.model
         assert self._prepared is not None
         prompt = self._prepared.prompt
-        need = kv_need(loaded.layout, len(prompt.tokens), prompt.max_tokens)
-        self._services.ledger.refuse_if_never(need, loaded.nbytes)
-        self._services.runner.add(self._sequence(ticket))
+        models = [loaded] if draft is None or draft.lease is None else [loaded, draft.lease.model]
+        need = sum(kv_need(model.layout, len(prompt.tokens), prompt.max_tokens) for model in models)
+        self._services.ledger.refuse_if_never(need, sum(model.nbytes for model in models))
+        sequence = self._sequence(ticket, self._prepared)
+        if draft is not None:
+            guesser = replace(self._sequence(draft, self._prepared), generated=sequence.generated)
+            sequence.draft = Draft(guesser, self._request.draft_tokens or DEFAULT_TOKENS)
+        self._services.runner.add(sequence)
         self._over = True
 
-    def _sequence(self, ticket: Ticket[LoadedModel]) -> Sequence:
+    def _sequence(self, ticket: Ticket[LoadedModel], ready: Prepared) -> Sequence:
         assert ticket.lease is not None
-        assert self._prepared is not None
-        ready = self._prepared
-        source, tokenizer, prompt = ready.source, ready.tokenizer, ready.prompt
+        tokenizer, prompt = ready.tokenizer, ready.prompt
         request = self._request
-        model = ticket.lease.model
+        model, source = ticket.lease.model, ticket.lease.model.source
         stop = request.stop
         mode = request.cache.mode
         namespace = Namespace(source.key.weights, source.key.adapter, model.layout.signature, request.cache.salt)

@@ -11,6 +11,7 @@ from daemon.engine.batch import Batch, Row, forward
 from daemon.engine.output import Token
 from daemon.engine.sampling import Sampled, Sampler
 from daemon.engine.sequence import Sequence
+from daemon.engine.speculation import Speculation
 from daemon.errors import Reason, SidecarError
 
 
@@ -24,17 +25,19 @@ class Decoder:
     def __init__(self) -> None:
         self._batches: list[Batch] = []
         self._held: list[Row] = []
+        self._speculations: list[Speculation] = []
 
     def __len__(self) -> int:
-        return len(self._rows()) + len(self._held)
+        return len(self._rows()) + len(self._held) + len(self._speculations)
 
     def __iter__(self) -> Iterator[Sequence]:
-        return iter([row.sequence for row in (*self._rows(), *self._held)])
+        batched = [row.sequence for row in (*self._rows(), *self._held)]
+        return iter([*batched, *(one.sequence for one in self._speculations)])
 
     @property
     def active(self) -> int:
         """Sequences that the next step gives a token."""
-        return len(self._rows())
+        return len(self._rows()) + sum(not one.held for one in self._speculations)
 
     def join(self, sequence: Sequence) -> None:
         """Start decoding a sequence whose prompt is in its cache but for the last token."""
@@ -46,6 +49,9 @@ class Decoder:
             logprobs=sequence.top_logprobs is not None,
             constraint=sequence.constraint,
         )
+        if sequence.draft is not None:
+            self._speculations.append(Speculation(sequence, sampler))
+            return
         assert sequence.cache is not None
         first = sampler(forward(sequence, mx.array(sequence.prompt[-1:]), sequence.cache))
         sequence.advanced(1, sequence.cache)
@@ -56,30 +62,37 @@ class Decoder:
         """Stop decoding a sequence, which gets its KV back; an unknown one is no error."""
         self._take_out(sequence)
         self._held = [row for row in self._held if row.sequence is not sequence]
+        self._speculations = [one for one in self._speculations if one.sequence is not sequence]
 
     def hold(self, sequence: Sequence) -> None:
         """Let a sequence wait: it keeps its KV and its next token, and gets none until `go_on`. Harmless twice."""
         row = self._take_out(sequence)
         if row is not None:
             self._held.append(row)
+        for one in self._speculations:
+            one.held |= one.sequence is sequence
 
     def go_on(self, sequence: Sequence) -> None:
         """Let a sequence that was held go on; any other is no error."""
         for row in [row for row in self._held if row.sequence is sequence]:
             self._held.remove(row)
             self._place(row)
+        for one in self._speculations:
+            one.held &= one.sequence is not sequence
 
     def caches_of(self, sequence: Sequence) -> list[Any]:
         """Return the KV of a sequence that runs, as it is now."""
         return next(batch.caches_of(row) for batch in self._batches for row in batch.rows if row.sequence is sequence)
 
     def step(self) -> list[tuple[Sequence, Token | SidecarError]]:
-        """Return the next token of each sequence, or why it has none."""
+        """Return the next token of each sequence, or why it has none; of one that speculates, several in a row."""
         current = [
             (row.sequence, sampled)
             for batch in self._batches
             for row, sampled in zip(batch.rows, batch.advance(), strict=True)
         ]
+        guessing = [one for one in self._speculations if not one.held]
+        current += [(one.sequence, sampled) for one in guessing for sampled in one.step()]
         return [(sequence, _read(sequence, sampled)) for sequence, sampled in current]
 
     def _rows(self) -> list[Row]:

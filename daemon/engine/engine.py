@@ -15,7 +15,7 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.limits import Limits as ModelLimits
 from daemon.cache.loader import LoadedModel, load
 from daemon.cache.model_cache import ModelCache
-from daemon.cache.pace import SLICE_SECONDS
+from daemon.cache.pace import SLICE_SECONDS, Share
 from daemon.cache.resolver import Resolver
 from daemon.config import Config
 from daemon.engine.architectures import supported
@@ -73,6 +73,7 @@ class Engine:
         self._clock = clock
         self._swept = clock()
         self._warmup_tokens = config.warmup_tokens
+        self._share = Share()
         ledger = Ledger(memory_limit(working_set()))
         mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
         budget = min(config.model_cache_mb * MIB, ledger.limit)
@@ -160,8 +161,11 @@ class Engine:
         self._poll()
         if self._runner.busy:
             self._runner.step()
-        if self._models.busy:
+        self._share.served(self._clock() - began)
+        if self._models.busy and (self._share.due or not self._runner.decoding):
+            began_slice = self._clock()
             self._models.step()
+            self._share.loaded(self._clock() - began_slice)
             self._poll()
         if busy:
             self._runner.gauges.steps.observe(self._clock() - began)

@@ -96,7 +96,8 @@ class Invalidator:
         return [entry.model.source.key for entry in entries]
 
     def _stop_storing(self, accept: Callable[[str], bool]) -> None:
-        for sequence in self._runner.sequences():
+        running = self._runner.sequences()
+        for sequence in [*running, *(one.draft.sequence for one in running if one.draft is not None)]:
             if accept(sequence.namespace):
                 sequence.writes = False
 

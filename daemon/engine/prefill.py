@@ -19,6 +19,9 @@ from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.resume import resume_points
 from daemon.kv.source import NotHeldError, Resume
 
+LEAST_SHARE = 1 / 8
+"""Of a chunk's time, for looking a prompt up, restoring it and joining the batch."""
+
 LONG_PREFILL = 2048
 """Tokens after whose computation the buffers that only prefill needs are given back."""
 
@@ -27,7 +30,8 @@ log = structlog.get_logger()
 
 class Prefill:
     """
-    Computes one prompt, all but its last token; that one is the first input of decode.
+    Computes one prompt, all but its last token; that one is the first input of decode. With a draft model it does that
+    for the draft first.
 
     Args:
         sequence: The request.
@@ -46,6 +50,8 @@ class Prefill:
         self._done = 0
         self._stored = 0
         self._points: list[int] = []
+        draft = sequence.draft
+        self._draft = Prefill(draft.sequence, prefixes, sizer, clock) if draft is not None else None
 
     @property
     def done(self) -> int:
@@ -59,11 +65,24 @@ class Prefill:
 
     @property
     def remaining(self) -> int:
-        """Prompt tokens left before decode can begin."""
+        """Prompt tokens left before decode can begin, those of a draft included."""
+        return self._left + (self._draft.remaining if self._draft is not None else 0)
+
+    @property
+    def _left(self) -> int:
         return len(self.sequence.prompt) - 1 - self._done
+
+    @property
+    def share(self) -> float:
+        """How much of a chunk the next step takes, up to 1; what comes with any prompt, however short, counts too."""
+        if self._draft is not None and self._draft.remaining:
+            return self._draft.share
+        return max(LEAST_SHARE, self._next_chunk() / self._sizer.size(self.sequence.loaded.source.key))
 
     def begin(self) -> None:
         """Look the prompt up and restore what is cached."""
+        if self._draft is not None:
+            self._draft.begin()
         sequence = self.sequence
         room = len(sequence.prompt) + min(sequence.max_tokens, DECODE_ROOM)
         began = self._clock()
@@ -81,7 +100,10 @@ class Prefill:
         sequence.times.restore = self._clock() - looked_up
 
     def step(self) -> int:
-        """Compute one chunk and return how many tokens it had."""
+        """Compute one chunk and return how many of the prompt's tokens it had; none if it was the draft's."""
+        if self._draft is not None and self._draft.remaining:
+            self._draft.step()
+            return 0
         sequence = self.sequence
         model = sequence.loaded
         size = self._next_chunk()
@@ -96,13 +118,13 @@ class Prefill:
             sequence.advanced(size, sequence.cache)
         self._sizer.measured(model.source.key, size, self._clock() - began)
         self._store()
-        if self.remaining == 0 and self.computed >= LONG_PREFILL:
+        if self._left == 0 and self.computed >= LONG_PREFILL:
             mx.clear_cache()
         return size
 
     def _next_chunk(self) -> int:
         """Return how many tokens to compute: up to the next resume point at most, and so that blocks are whole."""
-        size = min(self._sizer.size(self.sequence.loaded.source.key), self.remaining)
+        size = min(self._sizer.size(self.sequence.loaded.source.key), self._left)
         if self._points:
             size = min(size, self._points[0] - self._done)
             beyond_block = (self._done + size) % BLOCK_TOKENS
@@ -123,7 +145,7 @@ class Prefill:
         at_point = bool(self._points) and self._points[0] == self._done
         if at_point:
             self._points.pop(0)
-        if at_point or self.remaining == 0 or self._done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
+        if at_point or self._left == 0 or self._done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
             store(self.sequence, self._prefixes, Resume.YES if at_point else Resume.NO)
             self._stored = self._done
 

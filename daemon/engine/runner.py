@@ -13,7 +13,7 @@ from daemon.engine.gauges import Gauges
 from daemon.engine.ledger import kv_need
 from daemon.engine.output import Token
 from daemon.engine.prefill import Prefill, store
-from daemon.engine.scheduler import ChunkSizer, Turns, startable
+from daemon.engine.scheduler import CHUNK_SECONDS, ChunkSizer, Turns, startable
 from daemon.engine.sequence import Sequence, delta
 from daemon.errors import Reason, SidecarError
 from daemon.failpoints import failpoint
@@ -133,17 +133,32 @@ class Runner:
                 (decoder.hold if held else decoder.go_on)(sequence)
 
     def step(self) -> None:
-        """Do one round: start what can start, decode each model once, prefill one chunk."""
+        """Do one round: start what can start, decode each model once, prefill a chunk: of one prompt, or short ones."""
         self._start()
         began, rows = self._clock(), self._active
         for decoder in list(self._decoders.values()):
             self._decode(decoder)
         if rows:
             self.gauges.decoded(self._clock() - began, rows)
-        prefilling = list(self._prefills)
-        if (sequence := self._chunks.first(prefilling)) is not None:
+        self._prefill_chunk()
+
+    def _prefill_chunk(self) -> None:
+        """Compute what a chunk has room for: a part of a long prompt, or several short ones, whoever's turn it is."""
+        end, room = self._clock() + CHUNK_SECONDS, 1.0
+        while room > 0 and self._clock() < end:
+            prefilling = list(self._prefills)
+            sequence = self._chunks.first(prefilling)
+            if sequence is None:
+                return
+            prefill = self._prefills[sequence]
+            if sequence.cache is None and not self._begin(prefill):
+                continue
+            share = prefill.share
+            if share > room:
+                return
+            room -= share
             self._chunks.took(sequence, prefilling)
-            self._prefill(self._prefills[sequence])
+            self._prefill(prefill)
 
     def _start(self) -> None:
         def fits(sequence: Sequence) -> bool:
@@ -193,8 +208,6 @@ class Runner:
 
     def _prefill(self, prefill: Prefill) -> None:
         sequence = prefill.sequence
-        if sequence.cache is None and not self._begin(prefill):
-            return
         self.totals.prompt_tokens += prefill.step()
         if prefill.remaining:
             self._replies.generate(sequence.call_id, sequence.progress(prefill.done))
@@ -205,6 +218,8 @@ class Runner:
 
     def _decode(self, decoder: Decoder) -> None:
         for sequence, token in decoder.step():
+            if sequence.over:
+                continue  # what was guessed beyond its end
             if isinstance(token, SidecarError):
                 if token.reason is Reason.NAN_LOGITS:
                     self._forget(sequence)
@@ -255,10 +270,13 @@ class Runner:
             if not len(decoder):
                 del self._decoders[sequence.model_key]
         store(sequence, self._prefixes, Resume.YES)
+        if sequence.draft is not None:
+            store(sequence.draft.sequence, self._prefixes, Resume.YES)
         sequence.release()
 
 
 def kv_bytes(sequence: Sequence) -> int:
     """Return the KV bytes that a sequence is billed."""
     done = len(sequence.generated)
-    return kv_need(sequence.loaded.layout, len(sequence.prompt) + done, sequence.max_tokens - done)
+    own = kv_need(sequence.loaded.layout, len(sequence.prompt) + done, sequence.max_tokens - done)
+    return own + (kv_bytes(sequence.draft.sequence) if sequence.draft is not None else 0)

@@ -70,6 +70,8 @@ class Sequence:
         held: Tokens whose KV its cache, or its row of a batch, holds.
         boundary: The state of recurrent layers at the last end of a block.
         prefix: Its hold on the prefix that it reused.
+        draft: The model that guesses for it; None if none does.
+        over: Whether it has ended and gave back what it held.
     """
 
     call_id: int
@@ -96,6 +98,8 @@ class Sequence:
     held: int = 0
     boundary: Boundary | None = None
     prefix: PrefixLease | None = None
+    draft: Draft | None = None
+    over: bool = False
 
     @property
     def model_key(self) -> ModelKey:
@@ -182,6 +186,8 @@ class Sequence:
         usage = pb.Usage(
             prompt_tokens=len(self.prompt), cached_tokens=self.cached, completion_tokens=len(self.generated)
         )
+        if self.draft is not None:
+            usage.draft_tokens, usage.accepted_tokens = self.draft.proposed, self.draft.accepted
         return pb.GenerateResponse(
             finished=pb.Finished(
                 reason=reason, stop_match=self.output.stop_match, usage=usage, timings=self.times.message()
@@ -190,10 +196,31 @@ class Sequence:
 
     def release(self) -> None:
         """Give its KV, its hold on the prefix cache and its model back; called exactly once."""
+        self.over = True
         self.cache = self.boundary = None
+        if self.draft is not None:
+            self.draft.sequence.release()
         if self.prefix is not None:
             self.prefix.release()
         self.model.release()
+
+
+@dataclass(slots=True)
+class Draft:
+    """
+    A smaller model that guesses for a sequence.
+
+    Attributes:
+        sequence: The same request as a sequence of the smaller model.
+        count: How many tokens it guesses at a time.
+        proposed: Tokens that it guessed.
+        accepted: How many of them were right.
+    """
+
+    sequence: Sequence
+    count: int
+    proposed: int = 0
+    accepted: int = 0
 
 
 def delta(piece: Piece, *, logprobs: bool) -> pb.GenerateResponse:

@@ -36,6 +36,10 @@ class Tokenizer:
         self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
         self.size = len(wrapper)
 
+    def has_ids_of(self, other: Tokenizer) -> bool:
+        """Whether both have the same ids for the same tokens."""
+        return bool(self is other or self._wrapper.get_vocab() == other._wrapper.get_vocab())
+
     @property
     def has_chat_template(self) -> bool:
         """Whether `render` works."""

@@ -67,7 +67,7 @@ def proving(model: Any) -> Generator[None, None, bool]:
 
 
 def _rows_are_exact(model: Any) -> Generator[None, None, bool]:
-    prompts = [list(range(1, 4)), list(range(2, 7))]
+    prompts = [[1, 2], [2, 3, 4]]
     alone = [make_prompt_cache(model) for _ in prompts]
     joined: list[Any] = []
     for prompt, caches in zip(prompts, alone, strict=True):

@@ -65,6 +65,7 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"regex": ""}, {"responseFormat": {"regex": ""}}),
     ({"grammar": "start: A"}, {"responseFormat": {"grammar": "start: A"}}),
     ({"priority": -1}, {"priority": -1}),
+    ({"draft_model": "small", "draft_tokens": 3}, {"draft_model": "small", "draft_tokens": 3}),
 ]
 
 

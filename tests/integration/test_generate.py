@@ -245,6 +245,7 @@ def test_a_deadline_in_the_queue_ends_a_request_that_never_touched_the_device(
                 client.complete("embedded", PROMPT, max_tokens=1, timeout=0.5)
             wait_until(lambda: client.stats().engine.queued == 0, "nobody waits")
             assert any(isinstance(event, Delta) for event in events)
+            wait_until(lambda: client.stats().engine.prompt_tokens > 0, "fresh figures are there")
             assert client.stats().engine.prompt_tokens == 1  # the prompt of the one that runs
 
 

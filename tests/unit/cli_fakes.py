@@ -78,10 +78,8 @@ class FakeStream:
                 raise event
             yield event
 
-    def text(self) -> Iterator[str]:
-        for event in self:
-            if isinstance(event, Delta):
-                yield event.text
+    def close(self) -> None:
+        self.closed = True
 
     def result(self) -> Any:
         for _ in self:
@@ -124,7 +122,7 @@ class FakeClient:
     def generate(self, model: str, prompt: Any, **options: Any) -> FakeStream:
         self._note("generate", model, prompt, **options)
         text = "".join(one for one in self.deltas if isinstance(one, str))
-        events = [one if isinstance(one, BaseException) else Delta(one, (), ()) for one in self.deltas]
+        events = [Delta(one, (), ()) if isinstance(one, str) else one for one in self.deltas]
         begin, end = Started("r-1", model, 1426, 1408), Finished("stop", "", USAGE, TIMINGS)
         result = Completion(text, (1, 2), (), "stop", "", USAGE, TIMINGS, "r-1", model)
         self.streams.append(FakeStream([begin, *events, end], result))

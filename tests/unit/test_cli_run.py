@@ -9,7 +9,7 @@ import pytest
 
 from daemon.cli import exits
 from daemon.cli.text import printable
-from mlx_sidecar import InternalError, Message
+from mlx_sidecar import Delta, InternalError, Message
 from tests.unit.cli_fakes import (
     FakeClient,
     client_fixture,  # noqa: F401 - pytest finds it by its name
@@ -95,6 +95,14 @@ def test_run_refuses_wrong_usage_before_it_calls(
     assert client.calls == []
 
 
+def test_run_shows_what_a_model_thinks_on_a_terminal_only(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.deltas = [Delta("", (1,), (), reasoning="Let me"), Delta("", (2,), (), reasoning=" see."), "Hello"]
+    assert run_cli(client, "run", "m", "Hi").stdout == "Hello\n"
+
+    pretend_terminal(monkeypatch, "stdout")
+    assert run_cli(client, "run", "m", "Hi").stdout == "Let me see.\n\nHello\n"
+
+
 def test_run_prints_timings_on_stderr_when_asked(client: FakeClient) -> None:
     result = run_cli(client, "run", "m", "Hi", "--verbose")
 
@@ -113,7 +121,8 @@ def test_run_as_json_prints_one_object(client: FakeClient) -> None:
 
     tree = json.loads(result.stdout)
     assert tree["text"] == "Hello"
-    assert tree["usage"] == {"prompt_tokens": 1426, "cached_tokens": 1408, "completion_tokens": 11}
+    usage = {"prompt_tokens": 1426, "cached_tokens": 1408, "completion_tokens": 11}
+    assert tree["usage"] == usage | {"draft_tokens": 0, "accepted_tokens": 0}
     assert tree["timings"]["prefill"] == 0.09
     assert (tree["reason"], tree["model"], tree["request_id"]) == ("stop", "m", "r-1")
 

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from daemon.cache.pace import LEAST_BYTES, SLICE_SECONDS, Pace, paced
+from daemon.cache.pace import LEAST_BYTES, SLICE_SECONDS, Pace, Share, paced
 from tests.builders import Clock
 
 GIB = 1 << 30
@@ -81,3 +81,24 @@ def test_how_long_streams_can_wait_may_change() -> None:
     waits = 0.5
     pace.measured(pace.nbytes, 1.0)
     assert pace.nbytes == before // 2
+
+
+def test_while_streams_run_a_load_gets_half_of_the_time() -> None:
+    share = Share()
+    turns = []
+    for _ in range(1000):
+        share.served(0.002)
+        turns.append(share.due)
+        if share.due:
+            share.loaded(0.04)
+
+    assert turns.count(True) == 50
+    assert turns[0]
+
+
+def test_a_slice_as_short_as_a_step_follows_each_step() -> None:
+    share = Share()
+    for _ in range(10):
+        share.served(0.02)
+        assert share.due
+        share.loaded(0.02)

@@ -28,7 +28,7 @@ CHECKS: dict[type[Message], Callable[[Any], None]] = {
 CHECKED = {
     "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl"},
     "GenerateRequest": {"model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs"}
-    | {"cache", "request_id", "response_format", "priority"},
+    | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"},
     "ResponseFormat": {"json_schema", "json_object", "regex", "grammar"},
     "TokenIds": {"ids"},
     "Chat": {"messages", "tools"},

@@ -65,6 +65,9 @@ class GenerateOptions(TypedDict, total=False):
         regex: The completion as a whole matches this regular expression (Rust's syntax).
         grammar: The completion is of this context-free grammar (llguidance's variant of Lark's notation).
         priority: -2 to 2; a waiting request of higher priority goes first. Default 0.
+        draft_model: A smaller model with the same tokenizer that guesses tokens: the same answer, sooner or later.
+            Default: none.
+        draft_tokens: Tokens that it guesses at a time, 1 to 16. Default 4.
         tools: Functions that the model may call; chat prompts only.
         add_generation_prompt: False does not open the assistant's turn; chat prompts only. Default True.
         enable_thinking: Turns a reasoning model's thinking on or off; chat prompts only. Default: as the
@@ -95,6 +98,8 @@ class GenerateOptions(TypedDict, total=False):
     regex: str | None
     grammar: str | None
     priority: int | None
+    draft_model: str
+    draft_tokens: int | None
     tools: Sequence[Tool | Mapping[str, Any]]
     add_generation_prompt: bool | None
     enable_thinking: bool | None

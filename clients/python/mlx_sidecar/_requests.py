@@ -76,6 +76,8 @@ def generate_request(
     regex: str | None = None,
     grammar: str | None = None,
     priority: int | None = None,
+    draft_model: str = "",
+    draft_tokens: int | None = None,
     tools: Sequence[Tool | Mapping[str, Any]] = (),
     add_generation_prompt: bool | None = None,
     enable_thinking: bool | None = None,
@@ -126,6 +128,8 @@ def generate_request(
             grammar=grammar,
         ),
         priority=priority,
+        draft_model=draft_model,
+        draft_tokens=draft_tokens,
     )
 
 

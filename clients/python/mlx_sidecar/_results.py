@@ -175,11 +175,15 @@ class Usage:
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of the prompt that were not computed again.
         completion_tokens: Tokens generated, those that ended the generation included.
+        draft_tokens: Tokens that the draft model guessed.
+        accepted_tokens: How many of its guesses were right.
     """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,109 @@
+"""The draft model of a request: found, compared with its model, and loaded once that is there."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from daemon.cache.entry import Progress, Ticket
+from daemon.cache.identity import ModelSource
+from daemon.cache.loader import LoadedModel
+from daemon.cache.resolver import Wanted
+from daemon.engine.background import as_sidecar_error
+from daemon.engine.finder import Found
+from daemon.engine.tokenizers import Tokenizer
+from daemon.errors import Reason, SidecarError, invalid
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+if TYPE_CHECKING:
+    from daemon.engine.calls import Services
+
+DEFAULT_TOKENS = 4
+"""Tokens guessed at a time."""
+
+
+class DraftModel:
+    """
+    Its steps fail with INVALID_ARGUMENT at `draft_model` if the two cannot work together.
+
+    Args:
+        services: What calls need.
+        request: The Generate request.
+        tokenizer: That of its model.
+        model: Its model, in memory.
+    """
+
+    def __init__(
+        self, services: Services, request: pb.GenerateRequest, tokenizer: Tokenizer, model: LoadedModel
+    ) -> None:
+        self._services = services
+        self._request = request
+        self._tokenizer = tokenizer
+        self._ticket: Ticket[LoadedModel] | None = None
+        self._over = False
+        self.error: SidecarError | None = None
+        _check_cache(model, request.model)
+        services.finder.find(Wanted(request.draft_model), self)
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._over
+
+    @property
+    def ticket(self) -> Ticket[LoadedModel] | None:
+        """Its load, once that has ended well; None before."""
+        ticket = self._ticket
+        if ticket is None or not ticket.done or self.error is not None:
+            return None
+        if ticket.error is not None:
+            self.fail(as_sidecar_error(ticket.error))
+            return None
+        try:
+            assert ticket.lease is not None
+            _check_cache(ticket.lease.model, self._request.draft_model)
+        except SidecarError as error:
+            self.fail(error)
+            return None
+        return ticket
+
+    def progress(self, progress: Progress) -> None:
+        """Generate has no event for it."""
+
+    def found(self, found: Found) -> None:
+        """Compare the tokenizers."""
+        assert isinstance(found, ModelSource)
+        self._services.background.run(partial(self._compare, found), self._load, self.fail)
+
+    def fail(self, error: SidecarError) -> None:
+        """Keep the error for the call that waits, and give back what is held."""
+        if not self._over:
+            self.error = error
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Stop waiting."""
+        self._over = True
+        if self._ticket is not None:
+            self._ticket.cancel()
+
+    def _compare(self, source: ModelSource) -> ModelSource:
+        if not self._services.tokenizers.get(source).has_ids_of(self._tokenizer):
+            raise invalid("draft_model", f"has another tokenizer than {self._request.model}; it needs the same")
+        return source
+
+    def _load(self, source: ModelSource) -> None:
+        if self._over:
+            return
+        self._services.seen(source)
+        if self._request.require_loaded and not self._services.models.contains(source.key):
+            raise SidecarError(
+                Reason.MODEL_NOT_CACHED, f"{source.name} is not loaded and require_loaded is set; GetOrLoad it first"
+            )
+        self._ticket = self._services.models.get_or_load(source)
+
+
+def _check_cache(model: LoadedModel, name: str) -> None:
+    """Refuse a model that cannot take tokens back."""
+    if not (model.layout.reusable and model.layout.parts.resumes_anywhere):
+        raise invalid("draft_model", f"needs models with full attention alone, and {name} is not one")
