@@ -23,6 +23,7 @@ chaos: $(VENV)/.developed ## Random clients against a daemon that is killed all 
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(VENV)/.developed ## Fuzz parsers and checks: MINUTES=10 in all, TARGET= one of them
+	tools/make_venv $(PYTHON) $(VENV) fuzz
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(TARGET)
 
 soak: $(VENV)/.developed ## Load without a fault, and a line through the memory that it takes: MINUTES=30

@@ -13,12 +13,14 @@ from daemon.app import run
 from daemon.config import load_config
 from mlx_sidecar import Client
 from tests.gauge import open_files, threads
+from tests.running import listens, wait_until
 
 ENGINE = Path(__file__).parents[1] / "fake_engine.py"
 
 
 def use(socket: Path) -> None:
     """Have a call answered, and tell the daemon, which is this process, to stop."""
+    wait_until(lambda: listens(socket), "the daemon listens")
     with Client(socket, timeout=60) as client:
         assert client.complete("ok", "one two").text == "one two"
     os.kill(os.getpid(), signal.SIGTERM)

@@ -17,7 +17,7 @@ import pytest
 
 from mlx_sidecar import Client
 from tests.chaos.inotify import DELETE, MOVED_TO, Watch
-from tests.running import END_SECONDS, alive, environment
+from tests.running import END_SECONDS, alive, environment, listens, wait_until
 from tests.scale import often
 
 STARTERS = 8
@@ -85,6 +85,7 @@ def race(starters: Starters, path: Path, umask: str) -> bool:
         starters.start(umask)
         losers = [starters.ended() for _ in range(STARTERS - 1)]
         assert [status for _, status in losers] == [1] * (STARTERS - 1)
+        wait_until(lambda: listens(path), "the one that serves listens")
         with Client(path, timeout=END_SECONDS) as client:
             winner = client.stats().daemon.pid
             inode = path.stat().st_ino
@@ -140,6 +141,7 @@ def test_a_start_that_makes_its_directory_makes_it_private(folder: Path) -> None
     with Watch(folder) as watch:
         command = 'umask 000; exec "$0" -m tests.serve_fake'
         process = subprocess.Popen(["sh", "-c", command, sys.executable], env=environ)
+        wait_until(lambda: listens(Path(environ["MLX_SIDECAR_SOCKET"])), "it listens")
         with Client(Path(environ["MLX_SIDECAR_SOCKET"]), timeout=END_SECONDS) as client:
             client.stats()
         process.terminate()
