@@ -25,11 +25,15 @@ class Loop:
     Args:
         clock: Seconds that never go back.
         idle_seconds: How long to wait for work before a step is done anyway, for sweeps.
+        on_idle: Called when it has waited so long in vain.
     """
 
-    def __init__(self, clock: Callable[[], float], idle_seconds: float) -> None:
+    def __init__(
+        self, clock: Callable[[], float], idle_seconds: float, on_idle: Callable[[], None] = lambda: None
+    ) -> None:
         self._clock = clock
         self._idle_seconds = idle_seconds
+        self._on_idle = on_idle
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
         self._step_began: float | None = None
@@ -66,7 +70,8 @@ class Loop:
                 action()
                 action = self._inbox.get_nowait()
         except queue.Empty:
-            return
+            if wait and self._step_began is None:
+                self._on_idle()
 
     def _stop(self) -> None:
         self._stopping = True

@@ -68,6 +68,18 @@ def test_an_idle_loop_wakes_for_a_posted_action_and_for_sweeps() -> None:
     assert patient.steps == 1
 
 
+def test_an_idle_loop_says_so_and_a_busy_one_does_not() -> None:
+    """When it has waited in vain, not when work or a command came."""
+    idle: list[str] = []
+    loop = Loop(time.monotonic, 0.01, lambda: idle.append("idle"))
+    loop.post(lambda: None)
+    loop.run(Steps(3, loop))
+    assert idle == []
+    waiting = Loop(time.monotonic, 0.01, lambda: idle.append("idle"))
+    waiting.run(Steps(0, waiting))
+    assert idle == ["idle"]
+
+
 def test_the_age_of_a_step_is_known_while_it_runs_and_only_then() -> None:
     """By the injected clock."""
     ticks = iter(range(100))
