@@ -78,7 +78,7 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
         # Only now: a daemon that is refused must not touch the log file of the one that runs.
         logs.configure(config.log_level, config.log_file)
         try:
-            return asyncio.run(Daemon(config, engine, wake_lock).serve())
+            return asyncio.run(Daemon(config, engine, wake_lock, lock.note_engine).serve())
         finally:
             os.close(inherited)
 
@@ -104,16 +104,24 @@ class Daemon:
         config: Its configuration.
         engine: Command line of its engine; None for the real one.
         wake_lock: Keeps the machine from sleep while calls run; None for what this system has.
+        on_spawn: Called with the process id of each new engine.
     """
 
-    def __init__(self, config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: Sequence[str] | None = None,
+        wake_lock: WakeLock | None = None,
+        on_spawn: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._config = config
         self._idle = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._status = 0
         self._health = HealthServicer()
-        self._supervisor = Supervisor(engine or engine_command(config.to_json()), clocks.awake, self._engine_changed)
+        command = engine or engine_command(config.to_json())
+        self._supervisor = Supervisor(command, clocks.awake, self._engine_changed, on_spawn)
         self._wakefulness = Wakefulness(wake_lock or of_this_system(), _later)
         self._admission = Admission(config.max_queue, self._became_idle, self._wakefulness.busy)
         self._stats = Stats(self._supervisor, self._admission, clocks.elapsed)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,22 @@ def killed(folder: Path, times: int, command: list[str], held: str, answered: st
 def test_parents_that_are_killed_anywhere_leave_a_daemon_that_starts(folder: Path) -> None:
     """At each of seven moments: while it starts, serves, streams, loads and drains."""
     killed(folder, len(MOMENTS), FAKE, "hold", "ok")
+
+
+def test_an_engine_that_hangs_does_not_outlive_its_parent_for_long(folder: Path) -> None:
+    """Stopped, it sees no end of its socket and keeps the lock: the next daemon waits for it, kills it and serves."""
+    with ending(started(folder, FAKE)) as daemon, daemon.client() as client:
+        client.load("ok")
+        engine = client.stats().engine.pid
+        os.kill(engine, signal.SIGSTOP)
+        daemon.process.kill()
+        daemon.wait()
+        try:
+            assert alive(engine)
+            serves(folder, FAKE, engine, "ok")
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(engine, signal.SIGKILL)
 
 
 @pytest.mark.slow
