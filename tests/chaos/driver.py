@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from pathlib import Path
 import grpc
 
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
-from tests.chaos.asks import pool, solo_texts
-from tests.chaos.checker import violations
+from tests.chaos.asks import Ask, pool, solo_texts
+from tests.chaos.checker import settle, violations
 from tests.chaos.clients import CHANNEL, Client
 from tests.chaos.history import History
 from tests.chaos.world import World
@@ -70,7 +70,9 @@ def _run(folder: Path, rng: random.Random, seconds: float) -> Report:
             stub = SidecarServiceStub(channel)
             solo = solo_texts(stub, asks)
             clients = [Client(world, history, asks, _split(rng), over) for _ in range(CLIENTS)]
-            with _running(history, over, [*(client.run for client in clients), lambda: _watch(world, stub, over)]):
+            with _running(
+                history, over, [*(client.run for client in clients), lambda: _watch(world, stub, solo, over)]
+            ):
                 _disturb(world, stub, seconds, over, _split(rng))
             world.mend()
             clients[0].read_until_one_is_whole(stub)
@@ -106,11 +108,12 @@ def _running(history: History, over: threading.Event, work: list[Callable[[], No
             thread.join()
 
 
-def _watch(world: World, stub: SidecarServiceStub, over: threading.Event) -> None:
-    """Look at the budgets all the time, and start a daemon when a failpoint has killed it."""
+def _watch(world: World, stub: SidecarServiceStub, solo: Mapping[Ask, str], over: threading.Event) -> None:
+    """Look at the budgets and at what has ended, and start a daemon when a failpoint has killed it."""
     while not over.wait(SAMPLE_SECONDS):
         world.mend()
         world.sample(stub)
+        settle(world.history, solo)
 
 
 def _disturb(world: World, stub: SidecarServiceStub, seconds: float, over: threading.Event, rng: random.Random) -> None:
@@ -137,5 +140,5 @@ def _report(history: History, found: list[str]) -> Report:
         Counter(fault for fault in history.faults if not fault.startswith("start ")),
         sum(stream.cached > 0 for stream in history.streams),
         len(history.invalidations),
-        len(history.samples),
+        history.sampled,
     )

@@ -26,6 +26,8 @@ class Stream:
         events: What came, in order.
         started: When its `started` came; None if it did not.
         ends: Its ends: OK, CUT, or "CODE REASON". Exactly one is right.
+        cached: Tokens that it says it reused.
+        settled: Whether it was checked, and its events forgotten.
     """
 
     ask: Ask
@@ -33,11 +35,14 @@ class Stream:
     events: list[pb.GenerateResponse] = field(default_factory=list)
     started: float | None = None
     ends: list[str] = field(default_factory=list)
+    cached: int = 0
+    settled: bool = False
 
     def add(self, event: pb.GenerateResponse) -> None:
         """Note an event."""
         if event.HasField("started") and self.started is None:
             self.started = time.monotonic()
+            self.cached = event.started.cached_tokens
         self.events.append(event)
 
     def end(self, how: str) -> None:
@@ -48,11 +53,6 @@ class Stream:
     def text(self) -> str:
         """All text that came."""
         return "".join(event.delta.text for event in self.events)
-
-    @property
-    def cached(self) -> int:
-        """Tokens that it says it reused."""
-        return next((event.started.cached_tokens for event in self.events if event.HasField("started")), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,9 @@ class History:
         self.streams: list[Stream] = []
         self.invalidations: list[Invalidation] = []
         self.samples: list[Sample] = []
+        self.sampled = 0
+        self.settled = 0
+        """Streams before this one are settled."""
         self.faults: list[str] = []
         self.notes: list[str] = []
         """Violations that were seen as they happened."""

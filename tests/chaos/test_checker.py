@@ -31,7 +31,9 @@ def finished(seq: int, cached: int = 0) -> pb.GenerateResponse:
 
 def whole(at: float = 1.0, cached: int = 0, ask: Ask = ASK) -> Stream:
     """Return a stream without a fault."""
-    return Stream(ask, at, [started(cached), delta("one ", 1), delta("two", 2), finished(3, cached)], at + 0.5, [OK])
+    return Stream(
+        ask, at, [started(cached), delta("one ", 1), delta("two", 2), finished(3, cached)], at + 0.5, [OK], cached
+    )
 
 
 def found(*streams: Stream, invalidations: tuple[Invalidation, ...] = (), samples: tuple[Sample, ...] = ()) -> str:
@@ -57,7 +59,7 @@ def test_a_history_without_a_fault_passes() -> None:
         ([started(), delta("one two")], [OK], "no finished event"),
         ([started(), delta("one ", 1), delta("two", 2), finished(3)], ["UNAVAILABLE"], "a finished event"),
         ([started(), delta("one ", 1), delta("two", 2), finished(3)], [OK, OK], "has 2 ends"),
-        ([started(), delta("one ")], [], "has 0 ends"),
+        ([started(), delta("one ")], [], "has no end"),
         ([started(), finished(1), delta("one two", 2)], [OK], "events after its end"),
         ([delta("one", 0)], [CUT], "does not begin with started"),
         ([started(), delta("two")], [CUT], "alone it says"),
@@ -69,7 +71,10 @@ def test_a_history_without_a_fault_passes() -> None:
 )
 def test_a_stream_that_is_torn_or_wrong_is_found(events: list[pb.GenerateResponse], ends: list[str], what: str) -> None:
     """By what is wrong with it."""
-    assert what in found(Stream(ASK, 1.0, events, 1.5, ends))
+    stream = Stream(ASK, 1.0, ends=ends)
+    for event in events:
+        stream.add(event)
+    assert what in found(stream)
 
 
 def test_reuse_of_what_was_invalidated_is_found() -> None:
