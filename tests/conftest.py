@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from hypothesis import settings
 
 from mlx_sidecar import Client
 from tests.running import RunningDaemon
+
+# What a shell starts in the background ignores Ctrl-C, and so would every program that a test starts and ends that way.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadlines: machines are shared. A failure prints what reproduces it.
 settings.register_profile("project", deadline=None, print_blob=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ EVALUATE_STEPS = 256
 
 MOST_PADDING = 1.25
 """Rows are padded to the longest of their batch: the padded KV may be this many times the sum of the rows."""
+
+FREE_PADDING = 64
+"""And it may be so many tokens a row more: a cache grows by 256 at a time anyway, and short rows would seldom agree."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +63,7 @@ class Batch:
     def has_room_for(self, row: Row) -> bool:
         """Whether a row may join without too much padding, and whether rows of the model can share a pass at all."""
         lengths = [other.length for other in (*self.rows, row)]
-        return row.sequence.loaded.joinable and max(lengths) * len(lengths) <= MOST_PADDING * sum(lengths)
+        return row.sequence.loaded.joinable and fits(lengths)
 
     def join(self, row: Row) -> None:
         """Take a row in. Copies the KV of all rows: they are padded to the same length."""
@@ -109,6 +112,11 @@ class Batch:
         if len(self.rows) == 1:
             return self._caches
         return [unbatched(cache, index) for cache in self._caches]
+
+
+def fits(lengths: Collection[int]) -> bool:
+    """Whether rows of such lengths may share a batch."""
+    return max(lengths) * len(lengths) <= MOST_PADDING * sum(lengths) + FREE_PADDING * len(lengths)
 
 
 def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any]) -> mx.array:

@@ -40,7 +40,7 @@ class Decoder:
         return len(self._rows()) + sum(not one.held for one in self._speculations)
 
     def join(self, sequence: Sequence) -> None:
-        """Start decoding a sequence whose prompt is in its cache but for the last token."""
+        """Start decoding a sequence whose prompt is in its cache, or all of it but the last token."""
         loaded = sequence.loaded
         sampler = Sampler(
             sequence.params,
@@ -53,8 +53,11 @@ class Decoder:
             self._speculations.append(Speculation(sequence, sampler))
             return
         assert sequence.cache is not None
-        first = sampler(forward(sequence, mx.array(sequence.prompt[-1:]), sequence.cache))
-        sequence.advanced(1, sequence.cache)
+        logits, sequence.logits = sequence.logits, None
+        if logits is None:
+            logits = forward(sequence, mx.array(sequence.prompt[-1:]), sequence.cache)
+            sequence.advanced(1, sequence.cache)
+        first = sampler(logits)
         mx.async_eval(first.arrays())
         self._place(Row(sequence, sampler, first))
 

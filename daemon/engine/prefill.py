@@ -22,6 +22,10 @@ from daemon.kv.source import NotHeldError, Resume
 LEAST_SHARE = 1 / 8
 """Of a chunk's time, for looking a prompt up, restoring it and joining the batch."""
 
+TAIL = 64
+"""A last chunk of at most so many tokens takes the prompt's last token along, which saves a forward pass. More would
+compute logits for all of them, a row as wide as the vocabulary each."""
+
 LONG_PREFILL = 2048
 """Tokens after whose computation the buffers that only prefill needs are given back."""
 
@@ -30,18 +34,25 @@ log = structlog.get_logger()
 
 class Prefill:
     """
-    Computes one prompt, all but its last token; that one is the first input of decode. With a draft model it does that
-    for the draft first.
+    Computes one prompt, all but its last token, or all of it and the logits after it if its last chunk is short.
+    With a draft model it does that for the draft first.
 
     Args:
         sequence: The request.
         prefixes: The prefix cache.
         sizer: Chooses the size of chunks.
         clock: Seconds that never go back.
+        whole: Whether the last token may be computed too.
     """
 
     def __init__(
-        self, sequence: Sequence, prefixes: PrefixCache, sizer: ChunkSizer, clock: Callable[[], float]
+        self,
+        sequence: Sequence,
+        prefixes: PrefixCache,
+        sizer: ChunkSizer,
+        clock: Callable[[], float],
+        *,
+        whole: bool = True,
     ) -> None:
         self.sequence = sequence
         self._prefixes = prefixes
@@ -51,7 +62,8 @@ class Prefill:
         self._stored = 0
         self._points: list[int] = []
         draft = sequence.draft
-        self._draft = Prefill(draft.sequence, prefixes, sizer, clock) if draft is not None else None
+        self._draft = Prefill(draft.sequence, prefixes, sizer, clock, whole=False) if draft is not None else None
+        self._whole = whole and draft is None
 
     @property
     def done(self) -> int:
@@ -70,7 +82,7 @@ class Prefill:
 
     @property
     def _left(self) -> int:
-        return len(self.sequence.prompt) - 1 - self._done
+        return max(0, len(self.sequence.prompt) - 1 - self._done)
 
     @property
     def share(self) -> float:
@@ -109,18 +121,28 @@ class Prefill:
         size = self._next_chunk()
         failpoint("prefill.chunk")
         began = self._clock()
-        if size:
-            chunk = mx.array([sequence.prompt[self._done : self._done + size]])
-            model.model(chunk, cache=sequence.cache)
-            assert sequence.cache is not None
-            mx.eval([cache.state for cache in sequence.cache])
-            self._done += size
-            sequence.advanced(size, sequence.cache)
+        at_point = self._points[:1] == [self._done + size]
+        last = self._whole and size == self._left and size < TAIL and not at_point
+        self._compute(size + last, logits=last)
         self._sizer.measured(model.source.key, size, self._clock() - began)
         self._store()
         if self._left == 0 and self.computed >= LONG_PREFILL:
             mx.clear_cache()
         return size
+
+    def _compute(self, tokens: int, *, logits: bool) -> None:
+        sequence = self.sequence
+        if not tokens:
+            return
+        assert sequence.cache is not None
+        chunk = mx.array([sequence.prompt[self._done : self._done + tokens]])
+        after = sequence.loaded.model(chunk, cache=sequence.cache)
+        if logits:
+            sequence.logits = after[:, -1]
+            mx.async_eval(sequence.logits)
+        mx.eval([cache.state for cache in sequence.cache])
+        self._done += tokens
+        sequence.advanced(tokens, sequence.cache)
 
     def _next_chunk(self) -> int:
         """Return how many tokens to compute: up to the next resume point at most, and so that blocks are whole."""

@@ -67,6 +67,7 @@ class Sequence:
         cache: Its KV, one mlx-lm cache for each layer; None until prefill begins, in a batch, and at the end.
         channels: Takes its answer apart; None if all of it is text.
         constraint: Which tokens it may sample; None if all.
+        logits: Those after its prompt, [1, vocab], until it decodes; None if its last token was not computed yet.
         held: Tokens whose KV its cache, or its row of a batch, holds.
         boundary: The state of recurrent layers at the last end of a block.
         prefix: Its hold on the prefix that it reused.
@@ -95,6 +96,7 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     cached: int = 0
     cache: list[Any] | None = None
+    logits: Any = None
     held: int = 0
     boundary: Boundary | None = None
     prefix: PrefixLease | None = None

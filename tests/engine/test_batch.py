@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daemon.engine import batch
-from daemon.engine.batch import MOST_PADDING
+from daemon.engine.batch import FREE_PADDING, fits
 from daemon.engine.tokenizers import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.engine.harness import Answer, Harness, generate
@@ -52,6 +52,26 @@ def test_requests_of_similar_length_share_their_forward_passes(harness: Harness,
     harness.settle()
 
 
+@pytest.mark.parametrize(
+    ("lengths", "shared"),
+    [
+        ([2, 60, 5], True),
+        ([200] * 7 + [16_000], False),
+        ([1000, 1300], True),
+        ([1000, 2000], False),
+        ([200, 300, 250], True),
+    ],
+)
+def test_rows_share_a_batch_if_padding_costs_little(lengths: list[int], shared: bool) -> None:
+    assert fits(lengths) == shared
+
+
+@given(st.lists(st.integers(1, 40_000), min_size=1, max_size=16))
+def test_padding_is_a_quarter_at_most_and_what_a_cache_grows_by_anyway(lengths: list[int]) -> None:
+    if fits(lengths):
+        assert max(lengths) * len(lengths) <= 1.25 * sum(lengths) + FREE_PADDING * len(lengths)
+
+
 def test_a_long_request_is_not_padded_into_a_batch_of_short_ones(harness: Harness, passes: list[int]) -> None:
     """The padded KV of a batch stays within its bound of the rows' own."""
     long = next(corpus.held_out(seed=81, tokens_hint=900)).completion()
@@ -61,7 +81,7 @@ def test_a_long_request_is_not_padded_into_a_batch_of_short_ones(harness: Harnes
     (decoder,) = harness.engine._runner._decoders.values()
     for group in decoder._batches:
         lengths = [row.length for row in group.rows]
-        assert max(lengths) * len(lengths) <= MOST_PADDING * sum(lengths)
+        assert fits(lengths)
     assert len(decoder._batches) == 2
     for call in calls:
         harness.finish(call)
