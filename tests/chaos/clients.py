@@ -102,7 +102,7 @@ class Client:
         if "QUARANTINED" in end:
             self._invalidate_by(stub, pb.InvalidateRequest(all=pb.AllTarget(weights=True, prefixes=True)))
         else:
-            self.stop.wait(self.rng.random() / 5)
+            self.stop.wait(self.rng.random() * (1.0 if end == "UNAVAILABLE" else 0.2))
 
     def _cancel(self, stub: SidecarServiceStub) -> None:
         self._read(stub, most=self.rng.choice([1, 1, 2, 5, 20]))

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import grpc
 
+from daemon.cache.identity import identify
+from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.engine.tokenizers import Tokenizers
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.chaos.asks import Ask, pool, solo_texts
 from tests.chaos.checker import settle, violations
@@ -62,7 +65,8 @@ def run(seed: int, seconds: float, log: Path | None = None) -> Report:
 def _run(folder: Path, rng: random.Random, seconds: float) -> Report:
     history = History()
     world = World(folder, history, _split(rng))
-    asks = pool(rng, ["embedded", str(copy_of_embedded(folder))])
+    tokenizer = Tokenizers().get(identify("embedded", EMBEDDED_PATH))
+    asks = pool(rng, ["embedded", str(copy_of_embedded(folder))], tokenizer)
     over = threading.Event()
     world.start()
     try:
