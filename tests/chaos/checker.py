@@ -117,7 +117,9 @@ def _over_budget(sample: Sample) -> Iterator[str]:
     """Compare figures with the settings themselves, not with what the daemon says they are."""
     stats, settings = sample.stats, sample.settings
     memory = stats.memory
-    weights = sum(model.info.size_bytes for model in stats.models if model.state != pb.MODEL_STATE_DRAINING)
+    # Dropped while in use: it counts, but its room was given away when it was dropped.
+    draining = sum(model.info.size_bytes for model in stats.models if model.state == pb.MODEL_STATE_DRAINING)
+    weights = stats.model_cache.total_memory_bytes - draining
     in_use = memory.weights_bytes + memory.trie_bytes + memory.live_kv_bytes
     most_rows = len(stats.models) * int(settings["max_batch"])
     limits = [

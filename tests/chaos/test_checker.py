@@ -103,7 +103,7 @@ def test_reuse_of_what_was_stored_after_an_invalidate_is_right() -> None:
         (pb.StatsResponse(prefix_cache=pb.PrefixCacheStats(bytes=65 << 20)), "prefix bytes"),
         (pb.StatsResponse(prefix_cache=pb.PrefixCacheStats(blocks=100_001)), "prefix blocks"),
         (pb.StatsResponse(model_cache=pb.ModelCacheStats(cached_models=5)), "models"),
-        (pb.StatsResponse(models=[pb.ModelStats(info=pb.ModelInfo(size_bytes=65 << 20))]), "weights"),
+        (pb.StatsResponse(model_cache=pb.ModelCacheStats(total_memory_bytes=65 << 20)), "weights"),
         (pb.StatsResponse(engine=pb.EngineStats(queued=65)), "waiting requests"),
         (pb.StatsResponse(engine=pb.EngineStats(decoding=1)), "decoding requests"),
         (pb.StatsResponse(memory=pb.MemoryStats(live_kv_bytes=2 << 30)), "memory in use"),
