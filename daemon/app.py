@@ -7,8 +7,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 # gRPC's fork handlers can hang a process that starts others; this one never forks.
@@ -22,7 +22,8 @@ from grpc_reflection.v1alpha import reflection
 
 from daemon import __version__, clocks, logs
 from daemon.admission import Admission
-from daemon.config import Config
+from daemon.config import Config, ConfigError
+from daemon.ended_call import EndedCall
 from daemon.engine_process import engine_command
 from daemon.failpoints import failpoint
 from daemon.interceptors import CallInterceptor
@@ -66,6 +67,7 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
     Raises:
         SocketPathError: If the socket cannot be made where it should be.
         AlreadyRunning: If another daemon serves it.
+        ConfigError: If spans are asked for that cannot be sent.
     """
     logs.configure(config.log_level, None)
     prepare_socket_path(config.socket)
@@ -78,9 +80,29 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
         # Only now: a daemon that is refused must not touch the log file of the one that runs.
         logs.configure(config.log_level, config.log_file)
         try:
-            return asyncio.run(Daemon(config, engine, wake_lock, lock.note_engine).serve())
+            with _spans(config) as on_end:
+                return asyncio.run(Daemon(config, engine, wake_lock, on_end, lock.note_engine).serve())
         finally:
             os.close(inherited)
+
+
+@contextmanager
+def _spans(config: Config) -> Iterator[Callable[[EndedCall], None]]:
+    """Yield what is told of each call that ends: nothing, or an OpenTelemetry tracer, which is closed after."""
+    if not config.tracing:
+        yield lambda _: None
+        return
+    try:
+        from daemon.tracing import CallTracer
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "tracing is on, but OpenTelemetry is not installed; install mlx-sidecar[otel], or set tracing to false."
+        ) from None
+    tracer = CallTracer.from_environment(os.environ)
+    try:
+        yield tracer.record
+    finally:
+        tracer.close()
 
 
 def _allow_connections() -> None:
@@ -104,6 +126,7 @@ class Daemon:
         config: Its configuration.
         engine: Command line of its engine; None for the real one.
         wake_lock: Keeps the machine from sleep while calls run; None for what this system has.
+        on_end: Told of each call that ends.
         on_spawn: Called with the process id of each new engine.
     """
 
@@ -112,9 +135,11 @@ class Daemon:
         config: Config,
         engine: Sequence[str] | None = None,
         wake_lock: WakeLock | None = None,
+        on_end: Callable[[EndedCall], None] = lambda _: None,
         on_spawn: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._config = config
+        self._on_end = on_end
         self._idle = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -155,7 +180,7 @@ class Daemon:
         return self._status
 
     async def _start_server(self, socket: PublishedSocket) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[CallInterceptor(self._cancelled)], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[CallInterceptor(self._cancelled, self._on_end)], options=_OPTIONS)
         servicer = SidecarService(self._supervisor, self._admission, self._stats)
         sidecar_pb2_grpc.add_SidecarServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -131,6 +131,16 @@ class Config:
     model_roots: tuple[Path, ...] = field(
         default=(), metadata=_about("Directories that models may be loaded from; none allows all", read_paths)
     )
+    tracing: bool = field(
+        default=False,
+        metadata=_about(
+            "Whether to send a span of each call to an OpenTelemetry collector",
+            read_switch,
+            "Needs mlx-sidecar[otel]. Where to and how is said by the standard variables, such as "
+            "OTEL_EXPORTER_OTLP_ENDPOINT (default http://localhost:4317). Spans hold names, figures and times, never a "
+            "prompt.",
+        ),
+    )
 
     def to_json(self) -> str:
         """Return all values as one line of JSON, for `from_json` in another process."""

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -15,9 +16,10 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from structlog.contextvars import bind_contextvars, clear_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
 from daemon.durations import duration
+from daemon.ended_call import EndedCall
 from daemon.errors import DOMAIN, Reason, SidecarError
 
 MAX_MESSAGE = 1500
@@ -38,10 +40,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         on_cancel: Called when a client cancelled its call.
+        on_end: Called at the end of each call, but for a Stats that succeeds.
     """
 
-    def __init__(self, on_cancel: Callable[[], None]) -> None:
+    def __init__(self, on_cancel: Callable[[], None], on_end: Callable[[EndedCall], None] = lambda _: None) -> None:
         self._on_cancel = on_cancel
+        self._on_end = on_end
 
     async def intercept_service(
         self,
@@ -86,17 +90,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _observed(self, method: str, context: Context) -> AsyncIterator[None]:
         clear_contextvars()
         bind_contextvars(rpc=method.rpartition("/")[2])
-        began = time.monotonic()
+        end = partial(self._ended, method, time.monotonic(), context)
         try:
             yield
         except asyncio.CancelledError:
             self._on_cancel()
             remaining = context.time_remaining()
             late = remaining is not None and remaining <= 0
-            _line(method, began, "DEADLINE_EXCEEDED" if late else "CANCELLED")
+            end("DEADLINE_EXCEEDED" if late else "CANCELLED")
             raise
         except SidecarError as error:
-            _line(method, began, code_name(error), reason=str(error.reason), error=_loggable(error))
+            end(code_name(error), reason=str(error.reason), error=_loggable(error))
             await _abort(context, error)
         except grpc.aio.AbortError:
             raise
@@ -108,10 +112,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 f"an unexpected error occurred; the daemon's log has it under id {error_id}",
                 metadata={"error_id": error_id, "type": type(error).__name__},
             )
-            _line(method, began, code_name(hidden), error_id=error_id)
+            end(code_name(hidden), error_id=error_id)
             await _abort(context, hidden)
         else:
-            _line(method, began, "OK")
+            end("OK")
+
+    def _ended(self, method: str, began: float, context: Context, code: str, **fields: str) -> None:
+        duration_s = time.monotonic() - began
+        quiet = code == "OK" and method == _QUIET
+        write = log.debug if quiet else log.info
+        write("rpc", code=code, duration_s=round(duration_s, 6), **fields)
+        if not quiet:
+            headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+            self._on_end(EndedCall(method, code, duration_s, headers, get_contextvars() | fields))
 
 
 def code_name(error: SidecarError) -> str:
@@ -150,9 +163,3 @@ def _loggable(error: SidecarError) -> str:
     """Return what the log may show: chat templates and grammars choose their own words, and may quote the request."""
     quotes = error.field == "chat" or error.field.startswith("response_format")
     return f"the {error.field} is refused" if quotes else error.message
-
-
-def _line(method: str, began: float, code: str, **fields: str) -> None:
-    quiet = code == "OK" and method == _QUIET
-    write = log.debug if quiet else log.info
-    write("rpc", code=code, duration_s=round(time.monotonic() - began, 6), **fields)

@@ -103,18 +103,25 @@ def _formatter(*last: structlog.typing.Processor) -> logging.Formatter:
 
 
 class _PrivateFile(RotatingFileHandler):
-    """A rotating file of mode 0600 that says once, on stderr, that it cannot be written."""
+    """A rotating file of mode 0600 that says on stderr that it cannot be written, once until it can be again."""
 
     def __init__(self, path: Path) -> None:
-        self._reported = False
+        self._lost = 0
+        """Records since the last one that was written."""
         super().__init__(path, maxBytes=MAX_FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8")
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding="utf-8", opener=_open_private)
 
+    def emit(self, record: logging.LogRecord) -> None:
+        before = self._lost
+        super().emit(record)
+        if self._lost == before:
+            self._lost = 0
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
-        if not self._reported:
-            self._reported = True
+        self._lost += 1
+        if self._lost == 1:
             _report(Path(self.baseFilename), sys.exc_info()[1])
 
 

@@ -29,6 +29,9 @@ def command(session: Session, /, as_json: bool) -> None:
     else:
         click.echo("No model is in memory.")
     click.echo(_prefix_line(stats.prefix_cache))
+    if stats.engine.state != "ready":
+        # The table is what the engine last said.
+        click.echo(f"The engine is {stats.engine.state}; see the daemon's log.", err=True)
     return None
 
 

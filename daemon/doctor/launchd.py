@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from daemon.config import ConfigError, load_config
 from daemon.doctor.finding import Finding, failed, ok, skipped, warning
+from daemon.doctor.places import log_file
 from daemon.launchd.agent import RESERVE_SECONDS, read
 from daemon.launchd.errors import ServiceError
 from daemon.launchd.job import Job
@@ -33,6 +35,8 @@ def service(one: Service, home: Path) -> Iterator[Finding]:
         return
     yield _state(status)
     yield from _program(status.plist)
+    if status.log is not None:
+        yield replace(log_file(status.log), check="service log")
     if status.job is not None:
         yield _exit_timeout(status.plist, status.job, home)
 

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from daemon.doctor.finding import Finding, failed, ok, skipped
+from daemon.logs import MAX_FILE_BYTES
 from daemon.paths import MAX_SOCKET_BYTES, SocketPathError, check_name, check_vacant, prepare_directory
 
 
@@ -41,6 +42,11 @@ def log_file(path: Path | None) -> Finding:
     good = os.access(place, os.W_OK) and (place == path or place.is_dir())
     if not good or path.is_dir():
         return failed("log file", f"{path} cannot be written", f"make {place} writable, or set log_file")
+    disk = os.statvfs(place)
+    free = disk.f_bavail * disk.f_frsize
+    if free < MAX_FILE_BYTES:
+        found = f"{path}, on a disk with {free / 1e6:.1f} MB left; one log file takes {MAX_FILE_BYTES / 1e6:g} MB"
+        return failed("log file", found, "make room: log lines that do not fit are lost")
     return ok("log file", str(path))
 
 

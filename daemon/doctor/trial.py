@@ -17,7 +17,7 @@ from daemon import __version__
 from daemon.config import ENV_PREFIX
 from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.doctor.system import System
-from mlx_sidecar import Client, Completion, SidecarError
+from mlx_sidecar import Client, Completion, EngineStats, SidecarError, Stats
 
 MODEL = "embedded"
 PROMPT = list(range(5, 5 + 100))
@@ -30,8 +30,9 @@ PATIENCE_SECONDS = 120.0
 
 def trial(socket: Path, system: System) -> Iterator[Finding]:
     """Try the daemon that runs on a socket; if none does, one of its own, started for this and ended again."""
-    if socket.exists() and (version := _version(socket)):
-        yield _same_version(version)
+    if socket.exists() and (stats := _stats(socket)):
+        yield same_version(stats.daemon.version)
+        yield engine(stats.engine)
         yield from _try(socket, system)
         return
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder, _daemon(Path(folder)) as process:
@@ -41,19 +42,36 @@ def trial(socket: Path, system: System) -> Iterator[Finding]:
         yield _ended(process)
 
 
-def _version(socket: Path) -> str | None:
+def _stats(socket: Path) -> Stats | None:
     try:
         with Client(socket, timeout=PATIENCE_SECONDS) as client:
-            return client.stats().daemon.version
+            return client.stats()
     except SidecarError:
         return None
 
 
-def _same_version(version: str) -> Finding:
+def same_version(version: str) -> Finding:
+    """Compare the version that runs with the one that is installed."""
     if version != __version__:
         found = f"version {version}; this is {__version__}"
         return warning("running daemon", found, "run: mlx-sidecar service restart, or restart `mlx-sidecar serve`")
     return ok("running daemon", f"version {version}")
+
+
+def engine(stats: EngineStats) -> Finding:
+    """Check that the daemon's engine makes progress, and tell how often it had to be started again."""
+    again = f"restarted {stats.restarts} times" if stats.restarts != 1 else "restarted once"
+    if stats.state == "stalled":
+        advice = "the daemon kills and restarts it by itself; see its log for: the engine is stuck and is killed"
+        step = f"a step of {stats.step_age:.0f} s" if stats.step_age else "no sign of life"
+        return failed("engine", f"pid {stats.pid} is stalled: {step}; {again}", advice)
+    if stats.state == "starting":
+        return warning("engine", f"it is starting; {again}", "nothing, unless it goes on for minutes")
+    if stats.state != "ready":
+        return failed("engine", f"it is {stats.state}; {again}", "see the daemon's log for: the engine died")
+    if stats.restarts:
+        return warning("engine", f"pid {stats.pid}, ready, {again}", "see the daemon's log for: the engine died")
+    return ok("engine", f"pid {stats.pid}, ready, never restarted")
 
 
 def _try(socket: Path, system: System) -> Iterator[Finding]:

@@ -17,8 +17,10 @@ import sys
 from importlib.metadata import version
 
 if __name__ == "__main__":
-    # Before the slow imports: Ctrl-C and a closed terminal reach the whole process group; the parent handles both.
+    # Before the slow imports: Ctrl-C, a closed terminal and the stop of a systemd unit reach all processes at once. The
+    # parent handles them; an engine that ended by itself would cut off the streams that may still run.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 # Before any library reads it: requests are tokenised one at a time, and a fork-happy pool would only compete with MLX.

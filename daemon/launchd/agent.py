@@ -33,8 +33,14 @@ KEPT_VARIABLES = (
     "NO_PROXY",
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "OTEL_SERVICE_NAME",
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
 )
-"""Variables of others that decide which models the daemon finds. Never a token: the file is readable."""
+"""Variables of others: which models the daemon finds, where spans go. Never a token: the file is readable."""
 
 
 @dataclass(frozen=True, slots=True)

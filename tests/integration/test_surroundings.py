@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mlx_sidecar import Finished
 from tests.running import END_SECONDS, RunningDaemon, environment, wait_until
 
 Launch = Callable[..., RunningDaemon]
@@ -36,13 +37,14 @@ def _launch(folder: Path) -> Iterator[Callable[..., RunningDaemon]]:
         process.wait()
 
 
-def test_the_engine_ignores_ctrl_c_before_its_slow_imports(tmp_path: Path) -> None:
-    """It gets the signal as well, and leaves the end to the parent."""
+def test_the_engine_ignores_signals_to_all_before_its_slow_imports(tmp_path: Path) -> None:
+    """It gets Ctrl-C, a hangup and a unit's SIGTERM as well, and leaves the end to the parent."""
     (tmp_path / "mlx").mkdir()
     (tmp_path / "mlx" / "__init__.py").touch()
     (tmp_path / "mlx" / "core.py").write_text(
         "import signal\n"
-        "assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGHUP) is signal.SIG_IGN\n"
+        "ignored = {signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}\n"
+        "assert ignored == {signal.SIG_IGN}\n"
         "raise SystemExit('ignored')\n"
     )
     command = [sys.executable, "-m", "daemon.engine", "--fd", "0", "--config", "{}"]
@@ -50,6 +52,20 @@ def test_the_engine_ignores_ctrl_c_before_its_slow_imports(tmp_path: Path) -> No
         command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=END_SECONDS
     )
     assert ended.stderr == "ignored\n"
+
+
+def test_a_sigterm_to_all_processes_lets_a_running_stream_end_well(launch: Launch) -> None:
+    """That is how systemd stops a unit, unless told otherwise."""
+    daemon = launch([sys.executable, "-m", "daemon", "serve"], start_new_session=True)
+    with daemon.client() as client, client.generate("embedded", [5] * 20, max_tokens=400, ignore_eos=True) as stream:
+        events = iter(stream)
+        next(events)
+        os.killpg(daemon.process.pid, signal.SIGTERM)
+        *_, last = events
+    assert isinstance(last, Finished)
+    assert last.usage.completion_tokens == 400
+    assert daemon.wait() == 0
+    assert [line["status"] for line in daemon.log() if line["event"] == "the engine has ended"] == [0]
 
 
 def test_a_terminal_that_closes_ends_the_daemon(launch: Launch) -> None:

@@ -41,6 +41,7 @@ def test_a_service_is_examined_from_its_installation_to_its_loss(mac: Mac) -> No
     found = findings(mac)
     assert {one.verdict for one in found.values()} == {Verdict.OK}
     assert found["exit timeout"].found == "60 s, and a drain takes up to 30 s"
+    assert found["service log"].found == str(mac.logs / "daemon.log")
 
     tree = plistlib.loads(mac.plist.read_bytes())
     tree["EnvironmentVariables"]["MLX_SIDECAR_DRAIN_TIMEOUT"] = "55"

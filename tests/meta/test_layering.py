@@ -67,6 +67,7 @@ def test_the_parent_never_imports_mlx() -> None:
     loaded = set(ast.literal_eval(shown.stdout))
     assert "grpc" in loaded
     assert not loaded & (MLX | {"numpy", "tokenizers", "huggingface_hub"})
+    assert "opentelemetry" not in loaded, "only a daemon whose tracing is on imports it"
 
 
 def test_a_serving_parent_has_no_mlx_mapped(daemon: RunningDaemon, client: Client) -> None:

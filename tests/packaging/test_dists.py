@@ -123,3 +123,24 @@ def test_the_daemon_is_a_tool_of_its_own_and_names_what_overwrites_it(dists: dic
     assert __version__ in checked(program, "--version"), (
         "installed last, ours wins, and python-daemon is there all the same"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
+def test_uv_installs_the_daemon_as_a_tool_with_its_extras(dists: dict[str, Path], folder: Path) -> None:
+    """As the README says; it answers, and has what `metrics` and `tracing` need."""
+    wheel = dists[f"mlx_sidecar-{__version__}-py3-none-any.whl"]
+    places = {"UV_TOOL_DIR": str(folder / "tools"), "UV_TOOL_BIN_DIR": str(folder / "bin")}
+    wanted = f"mlx-sidecar[metrics,otel] @ {wheel.as_uri()}"
+    checked("uv", "tool", "install", "--quiet", "--python", sys.executable, wanted, **places)
+    program = folder / "bin" / "mlx-sidecar"
+    assert __version__ in checked(program, "--version")
+    daemon = RunningDaemon.start(folder, [str(program), "serve"], tracing="true")
+    try:
+        with daemon.client() as client:
+            assert client.load("embedded").outcome == "loaded"
+        assert "mlx_sidecar_up 1" in checked(program, "metrics", **environment(folder))
+    finally:
+        assert daemon.stop() == 0
+    checked("uv", "tool", "uninstall", "mlx-sidecar", **places)
+    assert not program.exists()

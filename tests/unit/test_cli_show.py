@@ -46,6 +46,16 @@ def test_ps_says_so_when_nothing_is_in_memory(client: FakeClient) -> None:
     assert run_cli(client, "ps").stdout.startswith("No model is in memory.\nPrefix cache: ")
 
 
+def test_ps_says_when_its_table_is_old_because_the_engine_does_not_answer(client: FakeClient) -> None:
+    assert not run_cli(client, "ps").stderr
+    client.state = replace(STATS, engine=replace(STATS.engine, state="stalled"))
+
+    result = run_cli(client, "ps")
+
+    assert result.exit_code == 0
+    assert result.stderr == "The engine is stalled; see the daemon's log.\n"
+
+
 def test_ps_as_json_has_models_and_prefix_cache(client: FakeClient) -> None:
     tree = json.loads(run_cli(client, "ps", "--json").stdout)
 

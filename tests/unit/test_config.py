@@ -91,6 +91,7 @@ ALL_GIVEN: dict[str, tuple[Any, Any]] = {
     "log_level": ("debug", "debug"),
     "log_file": ("~/log", lambda home: home / "log"),
     "model_roots": (["/a", "~/b"], lambda home: (Path("/a"), home / "b")),
+    "tracing": (True, True),
 }
 
 

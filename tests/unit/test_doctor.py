@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from daemon.doctor.finding import Verdict
 from daemon.doctor.system import System
 from daemon.launchd.agent import OPEN_FILES
 from mlx_sidecar import Completion, TokenLogprob
-from tests.unit.cli_fakes import TIMINGS, USAGE
+from tests.unit.cli_fakes import STATS, TIMINGS, USAGE
 
 GIB = 1 << 30
 MAC_PROBE = {
@@ -72,8 +73,12 @@ def probe(**changed: Any) -> Recorded:
 
 def test_the_known_versions_are_fine_others_are_worth_a_note_and_missing_ones_are_not() -> None:
     """The note names what was tested."""
-    assert machine.versions(machine.KNOWN_GOOD.__getitem__).verdict is Verdict.OK
-    newer = machine.versions(lambda name: (machine.KNOWN_GOOD | {"mlx": "0.32.9"})[name])
+    for which in (0, -1):
+        good = {name: versions[which] for name, versions in machine.KNOWN_GOOD.items()}
+        known = machine.versions(good.__getitem__)
+        assert known.verdict is Verdict.OK
+        assert f"protobuf {good['protobuf']}" in known.found
+    newer = machine.versions((good | {"mlx": "0.32.9"}).__getitem__)
     assert newer.verdict is Verdict.WARNING
     assert "mlx 0.32.9 (known good: 0.32.4)" in newer.found
 
@@ -86,7 +91,7 @@ def test_the_known_versions_are_fine_others_are_worth_a_note_and_missing_ones_ar
 def test_the_pinned_version_is_the_known_good_one() -> None:
     """It cannot be forgotten when the pin moves."""
     project = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
-    assert f'"mlx-lm=={machine.KNOWN_GOOD["mlx-lm"]}"' in project
+    assert f'"mlx-lm=={machine.KNOWN_GOOD["mlx-lm"][0]}"' in project
 
 
 @pytest.mark.parametrize(
@@ -167,6 +172,33 @@ def test_a_socket_that_cannot_be_or_is_open_to_others_is_told(folder: Path) -> N
     assert places.socket(folder / ("x" * 100)).verdict is Verdict.FAILED
     place.write_text("a file")
     assert places.socket(place).verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "step_age", "verdict", "found"),
+    [
+        ("ready", 0, 0.0, Verdict.OK, "pid 78, ready, never restarted"),
+        ("ready", 1, 0.0, Verdict.WARNING, "pid 78, ready, restarted once"),
+        ("stalled", 0, 0.0, Verdict.FAILED, "pid 78 is stalled: no sign of life; restarted 0 times"),
+        ("stalled", 2, 7.4, Verdict.FAILED, "pid 78 is stalled: a step of 7 s; restarted 2 times"),
+        ("starting", 0, 0.0, Verdict.WARNING, "it is starting; restarted 0 times"),
+        ("restarting", 3, 0.0, Verdict.FAILED, "it is restarting; restarted 3 times"),
+    ],
+)
+def test_an_engine_that_hangs_or_died_is_told(
+    state: str, restarts: int, step_age: float, verdict: Verdict, found: str
+) -> None:
+    """Before the trial waits for it."""
+    finding = trial.engine(replace(STATS.engine, state=state, restarts=restarts, step_age=step_age))
+    assert (finding.verdict, finding.found) == (verdict, found)
+
+
+def test_a_full_disk_under_the_log_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are lost there, and an operator looks for them in vain."""
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=300, f_frsize=4096))
+    finding = places.log_file(tmp_path / "log")
+    assert finding.verdict is Verdict.FAILED
+    assert finding.found.endswith("on a disk with 1.2 MB left; one log file takes 10 MB")
 
 
 def test_a_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
+from daemon.ended_call import EndedCall
 from daemon.errors import Reason, SidecarError, invalid
 from daemon.interceptors import MAX_MESSAGE, CallInterceptor, code_name, status
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 METHOD = "/mlx_sidecar.v1.SidecarService/Generate"
+QUIET = "/mlx_sidecar.v1.SidecarService/Stats"
 SECRET = "the caller's prompt"
 
 
@@ -39,6 +41,10 @@ class FakeContext:
         self.aborted = (code, details, tuple(trailing_metadata))
         raise grpc.aio.AbortError
 
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Return the headers that came with the call."""
+        return (("traceparent", "00-1"), ("some-bin", b"1"))
+
     def time_remaining(self) -> float | None:
         """Return what is left until the deadline."""
         return self._remaining
@@ -54,7 +60,12 @@ class FakeContext:
 
 
 async def serve(
-    behaviour: Callable[..., Any], context: FakeContext, *, streaming: bool = True, method: str = METHOD
+    behaviour: Callable[..., Any],
+    context: FakeContext,
+    *,
+    streaming: bool = True,
+    method: str = METHOD,
+    on_end: Callable[[EndedCall], None] = lambda _: None,
 ) -> tuple[Any, int]:
     """Call a handler through the interceptor; return its answer, and how often a cancellation was counted."""
     cancelled = []
@@ -63,7 +74,7 @@ async def serve(
     async def continuation(_: Any) -> Any:
         return make(behaviour)
 
-    interceptor = CallInterceptor(lambda: cancelled.append(1))
+    interceptor = CallInterceptor(lambda: cancelled.append(1), on_end)
     details: Any = SimpleNamespace(method=method, invocation_metadata=())
     handler: Any = await interceptor.intercept_service(continuation, details)
     wrapped = handler.unary_stream if streaming else handler.unary_unary
@@ -200,12 +211,37 @@ async def test_every_call_leaves_one_line_and_polls_leave_it_at_debug_level() ->
 
     with capture_logs() as logs:
         await serve(nothing, FakeContext())
-        await serve(nothing, FakeContext(), method="/mlx_sidecar.v1.SidecarService/Stats")
+        await serve(nothing, FakeContext(), method=QUIET)
     assert [(line["event"], line["log_level"], line["code"]) for line in logs] == [
         ("rpc", "info", "OK"),
         ("rpc", "debug", "OK"),
     ]
     assert all(line["duration_s"] >= 0 for line in logs)
+
+
+async def test_the_end_of_a_call_is_told_with_its_code_and_headers() -> None:
+    """However it ends; a Stats that succeeds is polled all day and not worth it."""
+    ended: list[EndedCall] = []
+
+    async def cancelled(_request: Any, _context: Any) -> AsyncIterator[str]:
+        yield "first"
+        raise asyncio.CancelledError
+
+    for behaviour in (raising(invalid("model", "is missing")), raising(ValueError(SECRET)), cancelled):
+        await serve(behaviour, FakeContext(), on_end=ended.append)
+    await serve(raising(ValueError(SECRET)), FakeContext(), on_end=ended.append, method=QUIET)
+    assert [call.code for call in ended] == ["INVALID_ARGUMENT", "INTERNAL", "CANCELLED", "INTERNAL"]
+    assert {tuple(call.headers.items()) for call in ended} == {(("traceparent", "00-1"),)}
+    assert [call.fields["rpc"] for call in ended] == ["Generate", "Generate", "Generate", "Stats"]
+    assert ended[0].fields["reason"] == "INVALID_ARGUMENT"
+    assert all(call.duration >= 0 for call in ended)
+
+    async def answer(_request: Any, _context: Any) -> str:
+        return "figures"
+
+    before = len(ended)
+    await serve(answer, FakeContext(), streaming=False, on_end=ended.append, method=QUIET)
+    assert len(ended) == before
 
 
 async def test_health_and_reflection_keep_their_own_handlers() -> None:

@@ -41,8 +41,9 @@ def test_a_rendered_agent_is_read_back(tmp_path: Path) -> None:
 
 
 def test_what_flags_and_variables_say_is_kept_and_the_rest_is_left_to_each_start() -> None:
-    """Variables of the Hub too, tokens never."""
+    """Variables of the Hub and of OpenTelemetry too, tokens never."""
     environ = {"MLX_SIDECAR_MAX_QUEUE": "5", "HF_HOME": "/Volumes/models", "HF_TOKEN": "hf_secret", "LANG": "C"}
+    environ |= {"OTEL_SERVICE_NAME": "mine", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=otel_secret"}
     made = agent(environ, {"model_ttl": "10m", "evict_on_memory_pressure": False, "model_roots": ("/a", "/b")})
     assert made.environment == {
         "MLX_SIDECAR_MAX_QUEUE": "5",
@@ -51,8 +52,9 @@ def test_what_flags_and_variables_say_is_kept_and_the_rest_is_left_to_each_start
         "MLX_SIDECAR_MODEL_ROOTS": "/a:/b",
         "MLX_SIDECAR_LOG_FILE": "/Users/ada/Library/Logs/mlx-sidecar/daemon.log",
         "HF_HOME": "/Volumes/models",
+        "OTEL_SERVICE_NAME": "mine",
     }
-    assert "hf_secret" not in made.render().decode()
+    assert "_secret" not in made.render().decode()
 
 
 def test_a_log_file_of_the_users_own_stays() -> None:

@@ -221,15 +221,23 @@ def test_a_log_file_that_cannot_be_opened_is_reported_once_and_stderr_gets_the_l
     assert [json.loads(line)["event"] for line in lines] == ["one", "two"]
 
 
-def test_a_disk_that_fills_up_is_reported_once_and_stops_nothing(stderr: _Stderr) -> None:
+def test_a_disk_that_fills_up_is_reported_once_each_time_and_stops_nothing(stderr: _Stderr) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")
     handler = logs._open_file(full)
-    assert handler is not None
+    assert isinstance(handler, logging.StreamHandler)
     logs._install([handler])
 
     for _ in range(3):
         logging.getLogger("daemon").warning("lost")
 
-    assert stderr.getvalue() == ("mlx-sidecar: the log file /dev/full cannot be written (No space left on device)\n")
+    report = "mlx-sidecar: the log file /dev/full cannot be written (No space left on device)\n"
+    assert stderr.getvalue() == report
+
+    full_stream, handler.stream = handler.stream, io.StringIO()
+    logging.getLogger("daemon").warning("there is room again")
+    assert "there is room again" in handler.stream.getvalue()
+    handler.stream = full_stream
+    logging.getLogger("daemon").warning("lost once more")
+    assert stderr.getvalue() == 2 * report
