@@ -50,6 +50,13 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", 4 * MAX_REQUEST_BYTES),
     ("grpc.max_send_message_length", 4 * MAX_REQUEST_BYTES),
     ("grpc.server_handshake_timeout_ms", 5_000),
+    # Connections without a call are told to go; clients come back by themselves with their next one.
+    ("grpc.max_connection_idle_ms", 600_000),
+    # Of one connection. Without it, calls that are opened and reset by the thousand crowd out those of others.
+    ("grpc.max_concurrent_streams", 100),
+    # Beyond the first, gRPC cancels some that have just come, whoever sent them; beyond the second, all.
+    ("grpc.server.max_pending_requests", 4_000),
+    ("grpc.server.max_pending_requests_hard_limit", 8_000),
 ]
 
 log = structlog.get_logger()
@@ -76,6 +83,7 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
         inherited = lock.inheritable_copy()
         failpoint("lock.taken")
         _allow_connections()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts; all our processes inherit it
         os.chdir("/")  # no later engine could start in a directory that somebody deleted meanwhile
         # Only now: a daemon that is refused must not touch the log file of the one that runs.
         logs.configure(config.log_level, config.log_file)

@@ -14,6 +14,7 @@ import grpc
 import structlog
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
@@ -21,6 +22,8 @@ from structlog.contextvars import bind_contextvars, clear_contextvars, get_conte
 from daemon.durations import duration
 from daemon.ended_call import EndedCall
 from daemon.errors import DOMAIN, Reason, SidecarError
+from daemon.wire import parse
+from mlx_sidecar.v1 import sidecar_pb2
 
 MAX_MESSAGE = 1500
 """Characters of a message: gRPC refuses trailers of more than 8 KiB, and the text is in them three times."""
@@ -29,7 +32,9 @@ log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_OURS = "/mlx_sidecar.v1.SidecarService/"
+_SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"]
+_OURS = f"/{_SERVICE.full_name}/"
+_REQUESTS = {f"{_OURS}{method.name}": GetMessageClass(method.input_type) for method in _SERVICE.methods}
 _QUIET = _OURS + "Stats"
 """Polled all day; logged at debug level."""
 
@@ -59,30 +64,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
                 self._streaming(details.method, handler.unary_stream),
-                handler.request_deserializer,
+                None,
                 handler.response_serializer,
             )
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(details.method, handler.unary_unary),
-                handler.request_deserializer,
+                None,
                 handler.response_serializer,
             )
         return handler
 
     def _streaming(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         # Written rather than yielded: a cancelled call then ends here and now, not when a generator is collected.
-        async def handle(request: Message, context: Context) -> None:
-            async with self._observed(method, context), aclosing(behaviour(request, context)) as responses:
-                async for response in responses:
-                    await context.write(response)
+        async def handle(data: bytes, context: Context) -> None:
+            async with self._observed(method, context):
+                request = await _parsed(data, method)
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
 
         return handle
 
     def _unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        async def handle(request: Message, context: Context) -> Any:
+        async def handle(data: bytes, context: Context) -> Any:
             async with self._observed(method, context):
-                return await behaviour(request, context)
+                return await behaviour(await _parsed(data, method), context)
 
         return handle
 
@@ -125,6 +132,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if not quiet:
             headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             self._on_end(EndedCall(method, code, duration_s, headers, get_contextvars() | fields))
+
+
+async def _parsed(data: bytes, method: str) -> Message:
+    """Return a call's request. A large one takes a moment at each of its stages; between them others get theirs."""
+    request = parse(data, _REQUESTS[method])
+    await asyncio.sleep(0)
+    return request
 
 
 def code_name(error: SidecarError) -> str:

@@ -55,6 +55,11 @@ class Quarantine:
         for model in {suspect.model for suspect in suspects}:
             self._models.setdefault(model, deque()).append(now)
 
+    @property
+    def knows(self) -> bool:
+        """Whether anything died lately; if not, nobody needs to be checked."""
+        return bool(self._models)
+
     def check(self, suspect: Suspect) -> None:
         """
         Let a call pass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -61,6 +62,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         """See the proto."""
         bind_contextvars(model=_name(request.model))
         check_generate(request)
+        await asyncio.sleep(0)  # see the interceptor
         request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
         bind_contextvars(request_id=request.request_id)
         with (

@@ -133,14 +133,18 @@ class Supervisor:
         """
         if self.state is State.STOPPED:
             raise shutting_down()
-        if model:
+        if model and self.quarantine.knows:  # a digest of megabytes takes a while
             self.quarantine.check(Suspect.of(command, model))
         if (waiting := self._retry_at - self._clock()) > PATIENCE_SECONDS:
             raise _restarted("the engine keeps dying", waiting)
         command.call_id = next(self._ids)
         call = self._calls[command.call_id] = EngineCall(command, self._close, self._hold)
         if self._engine is not None and self.state in (State.READY, State.STALLED):
-            self._engine.send(command)
+            try:
+                self._engine.send(command)
+            except BaseException:
+                del self._calls[command.call_id]  # nobody has the call, so that nobody could close it
+                raise
         else:
             self._unsent[command.call_id] = call
         return call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sized
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -12,8 +12,9 @@ from daemon.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
-"""Room for a prompt of two million token ids, and for more text than any context holds."""
+"""Room for MAX_IDS token ids of any size, and for more text than any context holds."""
 
+MAX_IDS = 1_000_000
 MAX_NAME_BYTES = 1024
 MAX_REQUEST_ID = 128
 MAX_SALT_BYTES = 128
@@ -65,6 +66,7 @@ def check_generate(request: pb.GenerateRequest) -> None:
     Raises:
         SidecarError: INVALID_ARGUMENT with the field that is wrong.
     """
+    _check_count("tokens.ids", request.tokens.ids, MAX_IDS)
     _check_whole(request)
     _check_name("model", request.model)
     _check_length("adapter", request.adapter, MAX_NAME_BYTES)
@@ -93,6 +95,7 @@ def check_invalidate(request: pb.InvalidateRequest) -> None:
     Raises:
         SidecarError: INVALID_ARGUMENT with the field that is wrong.
     """
+    _check_count("prefix.tokens.ids", request.prefix.tokens.ids, MAX_IDS)
     _check_whole(request)
     kind = request.WhichOneof("target")
     if kind is None:
@@ -114,10 +117,8 @@ def _check_whole(request: Message) -> None:
     size = request.ByteSize()
     if size > MAX_REQUEST_BYTES:
         raise invalid("request", f"has {size} bytes; at most {MAX_REQUEST_BYTES} are allowed")
-    known = type(request)()
-    known.CopyFrom(request)
-    known.DiscardUnknownFields()
-    if known.ByteSize() != size:
+    request.DiscardUnknownFields()  # not of a copy: if there are any, nobody reads it any more
+    if request.ByteSize() != size:
         raise invalid("request", "has fields that this daemon does not know; update the daemon, or leave them unset")
 
 
@@ -205,7 +206,7 @@ def _check_sampling(sampling: pb.Sampling) -> None:
     for name, (least, most) in _SAMPLING_RANGES.items():
         if sampling.HasField(name):
             _check_range(f"sampling.{name}", getattr(sampling, name), least, most)
-    _check_count("sampling.logit_bias", list(sampling.logit_bias), MAX_LOGIT_BIAS)
+    _check_count("sampling.logit_bias", sampling.logit_bias, MAX_LOGIT_BIAS)
     for token, bias in sampling.logit_bias.items():
         _check_range(f"sampling.logit_bias[{token}]", bias, -100, 100)
 
@@ -219,7 +220,7 @@ def _check_stop(stop: pb.Stop) -> None:
         _check_length(f"stop.strings[{index}]", text, MAX_STOP_BYTES)
 
 
-def _check_count(field: str, values: Sequence[object], most: int) -> None:
+def _check_count(field: str, values: Sized, most: int) -> None:
     if len(values) > most:
         raise invalid(field, f"has {len(values)} entries; at most {most} are allowed")
 

@@ -47,6 +47,7 @@ log = structlog.get_logger()
 def main() -> int:
     """Serve the parent until it is gone, and return the exit status."""
     arguments = _arguments()
+    os.set_inheritable(arguments.fd, False)  # while a process of ours had it, the parent would not see our end
     config = Config.from_json(arguments.config)
     _harden()
     logs.configure(config.log_level, None)

@@ -32,6 +32,7 @@ from daemon.engine.pressure import Relief, Source, normal
 from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
+from daemon.engine.templates import Templates
 from daemon.engine.tokenizers import Tokenizers
 from daemon.kv.adapters.kv_cache import copied
 from daemon.kv.budget import Limits as PrefixLimits
@@ -96,6 +97,7 @@ class Engine:
         )
         self._invalidator = Invalidator(self._models, self._prefixes, self._runner)
         self._background = Background(post)
+        self._templates = Templates(clock)
         resolver = Resolver(
             config.model_roots,
             digests=Digests(DigestFile(config.state_dir / DIGESTS)),
@@ -110,7 +112,7 @@ class Engine:
             self._runner,
             ledger,
             self._finder,
-            Tokenizers(),
+            Tokenizers(self._templates),
             self._background,
             self._outbox,
             clock,
@@ -175,6 +177,7 @@ class Engine:
     def close(self) -> None:
         """Stop background work."""
         self._background.close()
+        self._templates.close()
 
     def _shares(self, namespace: Namespace, source: ModelSource) -> None:
         self._invalidator.known.shares(namespace)

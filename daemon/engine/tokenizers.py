@@ -10,28 +10,37 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lm.utils import load_config, load_tokenizer
+from transformers import PreTrainedTokenizerBase
 
 from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
 from daemon.engine.grammar import Vocabulary, vocabulary
 from daemon.engine.notation import Notation
-from daemon.errors import Reason, SidecarError
+from daemon.engine.templates import Templates
+from daemon.errors import Reason, SidecarError, invalid
 
 _KEEP = 8
+MAX_FILE_BYTES = 256 << 20
+"""Of each file of a tokenizer; the largest that is known has 40 MB."""
 
 
 class Tokenizer:
     """
-    A model's tokenizer and chat template. Threads take turns in encoding and rendering, which change its state;
-    decoding goes on meanwhile, because running streams must not wait for somebody's long prompt.
+    A model's tokenizer and chat template. Threads take turns in encoding, which changes its state; decoding goes on
+    meanwhile, because running streams must not wait for somebody's long prompt.
+
+    Args:
+        wrapper: The tokenizer as mlx-lm wraps it.
+        templates: Renders its chat template.
 
     Attributes:
         eos_ids: Ids that end a sequence.
         size: Number of ids, added tokens included.
     """
 
-    def __init__(self, wrapper: Any) -> None:
+    def __init__(self, wrapper: Any, templates: Templates) -> None:
         self._wrapper = wrapper
+        self._templates = templates
         self._lock = threading.Lock()
         self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
         self.size = len(wrapper)
@@ -57,13 +66,31 @@ class Tokenizer:
         return self.encode(text, special=bos is None or not text.startswith(bos))
 
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """Return a conversation as text, by the model's own template; jinja2 errors pass through."""
-        with self._lock:
+        """
+        Return a conversation as text, by the model's own template.
+
+        Raises:
+            SidecarError: INVALID_ARGUMENT if the template refuses it, fails, or takes too much.
+        """
+        tokenizer = self._wrapper._tokenizer
+        if self._wrapper._chat_template is not None or not _plain(tokenizer):
+            with self._lock:
+                return self._render_here(messages, options)
+        if "enable_thinking" in options:
+            options[self._wrapper._thinking_kwarg] = options.pop("enable_thinking")
+        template = tokenizer.get_chat_template(None, options.get("tools"))
+        return self._templates.render(template, messages, {**tokenizer.special_tokens_map, **options})
+
+    def _render_here(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+        """Render with code of mlx-lm or transformers that is no template."""
+        try:
             if "enable_thinking" in options or self._wrapper._chat_template is not None:
                 return str(self._wrapper.apply_chat_template(messages, tokenize=False, **options))
-            # mlx-lm's wrapper would switch thinking on, where the template has a default of its own.
+            # mlx-lm's wrapper would switch thinking on, where there is a default already.
             tokenizer = self._wrapper._tokenizer
             return str(tokenizer.apply_chat_template(messages, tokenize=False, return_dict=False, **options))
+        except Exception as error:  # it was written for conversations that make sense
+            raise invalid("chat", f"cannot be rendered for this model ({type(error).__name__})") from error
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -97,10 +124,21 @@ class Tokenizer:
         return decode
 
 
-class Tokenizers:
-    """The tokenizers of the models that were used last."""
+def _plain(tokenizer: Any) -> bool:
+    """Whether a tokenizer renders conversations with a template and nothing else."""
+    return type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
 
-    def __init__(self) -> None:
+
+class Tokenizers:
+    """
+    The tokenizers of the models that were used last.
+
+    Args:
+        templates: Renders their chat templates.
+    """
+
+    def __init__(self, templates: Templates) -> None:
+        self._templates = templates
         self._lock = threading.Lock()
         self._loaded: OrderedDict[Hashable, Tokenizer] = OrderedDict()
 
@@ -115,7 +153,7 @@ class Tokenizers:
         with self._lock:
             tokenizer = self._loaded.get(key)
             if tokenizer is None:
-                tokenizer = self._loaded[key] = _load(source)
+                tokenizer = self._loaded[key] = _load(source, self._templates)
                 while len(self._loaded) > _KEEP:
                     self._loaded.popitem(last=False)
             self._loaded.move_to_end(key)
@@ -132,10 +170,18 @@ def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
             yield file.name, Stamp.of(file)
 
 
-def _load(source: ModelSource) -> Tokenizer:
+def _refuse_huge(path: Path) -> None:
+    """A library reads each of these files as a whole."""
+    for file in path.iterdir():
+        if file.suffix in (".json", ".txt", ".jinja", ".model") and (size := file.stat().st_size) > MAX_FILE_BYTES:
+            raise SidecarError(Reason.MODEL_CORRUPT, f"{file.name} has {size} bytes; no tokenizer takes so many")
+
+
+def _load(source: ModelSource, templates: Templates) -> Tokenizer:
+    _refuse_huge(source.path)
     try:
         eos = load_config(source.path).get("eos_token_id")  # with that of generation_config.json, which counts more
-        tokenizer = Tokenizer(load_tokenizer(source.path, {"trust_remote_code": False}, eos_token_ids=eos))
+        tokenizer = Tokenizer(load_tokenizer(source.path, {"trust_remote_code": False}, eos_token_ids=eos), templates)
         tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
         return tokenizer
     except Exception as error:  # transformers raises anything on a damaged tokenizer

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import grpc
 
 from daemon.cache.identity import identify
 from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.engine.templates import Templates
 from daemon.engine.tokenizers import Tokenizers
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.chaos.asks import Ask, pool, solo_texts
@@ -65,8 +66,9 @@ def run(seed: int, seconds: float, log: Path | None = None) -> Report:
 def _run(folder: Path, rng: random.Random, seconds: float) -> Report:
     history = History()
     world = World(folder, history, _split(rng))
-    tokenizer = Tokenizers().get(identify("embedded", EMBEDDED_PATH))
-    asks = pool(rng, ["embedded", str(copy_of_embedded(folder))], tokenizer)
+    with closing(Templates(time.monotonic)) as templates:
+        tokenizer = Tokenizers(templates).get(identify("embedded", EMBEDDED_PATH))
+        asks = pool(rng, ["embedded", str(copy_of_embedded(folder))], tokenizer)
     over = threading.Event()
     world.start()
     try:

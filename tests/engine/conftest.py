@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
+from daemon.engine.templates import Templates
 from daemon.engine.tokenizers import Tokenizer, Tokenizers
 from tests.engine.harness import Harness, Reference
 
@@ -39,7 +41,15 @@ def _reference() -> Reference:
     return Reference(EMBEDDED_PATH)
 
 
+@pytest.fixture(name="templates", scope="session")
+def _templates() -> Iterator[Templates]:
+    """Return what renders chat templates."""
+    templates = Templates(time.monotonic)
+    yield templates
+    templates.close()
+
+
 @pytest.fixture(name="tokenizer", scope="session")
-def _tokenizer() -> Tokenizer:
+def _tokenizer(templates: Templates) -> Tokenizer:
     """Return the model's tokenizer as the engine uses it."""
-    return Tokenizers().get(Resolver([]).resolve(Wanted("embedded")))
+    return Tokenizers(templates).get(Resolver([]).resolve(Wanted("embedded")))

@@ -293,7 +293,7 @@ def test_large_forms_run(harness: Harness, form: pb.ResponseFormat) -> None:
 
 def test_a_model_that_names_no_end_of_sequence_has_no_forms(tokenizer: Tokenizer) -> None:
     """The end could not be told."""
-    endless = Tokenizer(tokenizer._wrapper)
+    endless = Tokenizer(tokenizer._wrapper, tokenizer._templates)
     endless.eos_ids = frozenset()
     with pytest.raises(SidecarError, match="end-of-sequence"):
         _ = endless.vocabulary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import pytest
 from daemon.cache.identity import ModelSource
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.engine.prompts import DEFAULT_MAX_TOKENS, prepare
+from daemon.engine.templates import Templates
 from daemon.engine.tokenizers import Tokenizer, Tokenizers
 from daemon.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
+UNUSED = Templates(time.monotonic)
+"""Starts its worker with the first template, and these tests have none."""
 USER = pb.ChatMessage(role="user", content="What is the code?")
 
 
@@ -33,6 +37,8 @@ class Wrapper:
     eos_token_ids = frozenset({2})
     has_chat_template = True
     _chat_template = None
+
+    _thinking_kwarg = "enable_thinking"
 
     def __init__(self, template: Any = None) -> None:
         self._tokenizer = self
@@ -76,7 +82,7 @@ def test_the_three_forms_give_ids(source: ModelSource, tokenizer: Tokenizer) -> 
 
 def test_a_bos_is_not_doubled(source: ModelSource) -> None:
     """Neither that of a text that brings its own, nor that of a template."""
-    tokenizer = Tokenizer(Wrapper(lambda messages, options: "<s>hi"))
+    tokenizer = Tokenizer(Wrapper(lambda messages, options: "<s>hi"), UNUSED)
     for request in (pb.GenerateRequest(text="hi"), pb.GenerateRequest(text="<s>hi"), chat()):
         assert prepare(request, source, tokenizer).tokens == [1, ord("h"), ord("i")]
 
@@ -89,7 +95,7 @@ def test_a_template_gets_what_was_sent_and_nothing_else(source: ModelSource) -> 
         seen.append((messages, options))
         return "x"
 
-    tokenizer = Tokenizer(Wrapper(template))
+    tokenizer = Tokenizer(Wrapper(template), UNUSED)
     call = pb.ToolCall(id="c1", name="look", arguments_json='{"at": 1}')
     prepare(chat(USER, pb.ChatMessage(role="assistant", tool_calls=[call])), source, tokenizer)
     messages, options = seen[0]
@@ -123,7 +129,7 @@ def test_a_template_that_fails_is_the_requests_fault(source: ModelSource, error:
     def broken(_messages: Any, _options: Any) -> str:
         raise error
 
-    refused = error_of(chat(), source, Tokenizer(Wrapper(broken)))
+    refused = error_of(chat(), source, Tokenizer(Wrapper(broken), UNUSED))
     assert (refused.reason, refused.field) == (Reason.INVALID_ARGUMENT, "chat")
 
 
@@ -131,12 +137,12 @@ def test_a_model_without_a_template_takes_no_conversation(source: ModelSource) -
     """And says what to send instead."""
     wrapper = Wrapper()
     wrapper.has_chat_template = False
-    assert "send text" in error_of(chat(), source, Tokenizer(wrapper)).message
+    assert "send text" in error_of(chat(), source, Tokenizer(wrapper, UNUSED)).message
 
 
 def test_an_empty_prompt_is_refused(source: ModelSource) -> None:
     """Also if only its tokens are."""
-    tokenizer = Tokenizer(Wrapper(lambda messages, options: ""))
+    tokenizer = Tokenizer(Wrapper(lambda messages, options: ""), UNUSED)
     assert error_of(chat(), source, tokenizer).field == "chat"
     assert error_of(pb.GenerateRequest(text=""), source, tokenizer).field == "text"
 
@@ -176,11 +182,11 @@ def test_the_context_is_the_limit(source: ModelSource, tokenizer: Tokenizer) -> 
     assert prepare(ids(3 * context, max_tokens=10**6), boundless, tokenizer).max_tokens == 10**6
 
 
-def test_a_changed_template_is_read_again(tmp_path: Path) -> None:
+def test_a_changed_template_is_read_again(tmp_path: Path, templates: Templates) -> None:
     """Though the weights stay as they are."""
     copy = tmp_path / "model"
     shutil.copytree(EMBEDDED_PATH, copy)
-    tokenizers, source = Tokenizers(), Resolver([]).resolve(Wanted(str(copy)))
+    tokenizers, source = Tokenizers(templates), Resolver([]).resolve(Wanted(str(copy)))
     first = tokenizers.get(source)
     assert tokenizers.get(source) is first
     (copy / "chat_template.jinja").write_text("{{ messages[0].content }}!")

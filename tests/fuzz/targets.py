@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -18,6 +20,7 @@ from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.cache.sizes import read_header
 from daemon.config import Config, ConfigError, load_config
 from daemon.engine.prompts import prepare
+from daemon.engine.templates import Templates
 from daemon.engine.tokenizers import Tokenizer, Tokenizers
 from daemon.errors import Reason, SidecarError
 from daemon.ipc import FrameError, read_frame
@@ -151,4 +154,6 @@ def _folder() -> Path:
 @cache
 def _embedded() -> tuple[ModelSource, Tokenizer]:
     source = identify("embedded", EMBEDDED_PATH)
-    return source, Tokenizers().get(source)
+    templates = Templates(time.monotonic)
+    atexit.register(templates.close)
+    return source, Tokenizers(templates).get(source)

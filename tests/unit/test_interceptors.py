@@ -17,7 +17,6 @@ from structlog.testing import capture_logs
 from daemon.ended_call import EndedCall
 from daemon.errors import Reason, SidecarError, invalid
 from daemon.interceptors import MAX_MESSAGE, CallInterceptor, code_name, status
-from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 METHOD = "/mlx_sidecar.v1.SidecarService/Generate"
 QUIET = "/mlx_sidecar.v1.SidecarService/Stats"
@@ -80,7 +79,7 @@ async def serve(
     wrapped = handler.unary_stream if streaming else handler.unary_unary
     answer = None
     with suppress(grpc.aio.AbortError, asyncio.CancelledError):
-        answer = await wrapped(pb.GenerateRequest(), context)
+        answer = await wrapped(b"", context)
     return answer, len(cancelled)
 
 

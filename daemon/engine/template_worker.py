@@ -1,0 +1,78 @@
+"""
+The process that renders chat templates: `python -m daemon.engine.template_worker`. Started by `templates.py`.
+
+A template is a program of whoever made the model, and the sandbox that it runs in bounds neither time nor memory. Here
+both are bounded by the kernel. Reads a line of JSON for each conversation and answers with one; ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+CPU_SECONDS = 2
+"""Processor time of one conversation, rounded up to a whole second; a process that takes more is killed (SIGXCPU)."""
+MEMORY_BYTES = 512 << 20
+"""What rendering may take beyond what the process has anyway. Linux only: macOS keeps no such limit."""
+MAX_RENDERED = 16 << 20
+"""Characters: twice the largest request."""
+
+
+def main() -> None:
+    """Render until nobody asks any more."""
+    # Spawned without a fork, so that descriptors of the engine came along: the lock, the line to the parent.
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    import_renderer()
+    _limit_memory()
+    for line in sys.stdin.buffer:
+        _limit_time()
+        sys.stdout.write(json.dumps(_answer(line)) + "\n")
+        sys.stdout.flush()
+
+
+def import_renderer() -> Any:
+    """Return the library's own renderer: templates are written for its extensions and filters."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    return render_jinja_template
+
+
+def _limit_memory() -> None:
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _limit_time() -> None:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    spent = math.ceil(usage.ru_utime + usage.ru_stime)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (spent + CPU_SECONDS, hard))
+
+
+def _answer(line: bytes) -> dict[str, str]:
+    """Return the text of a conversation, or what its template raised: a template can do whatever a program can."""
+    try:
+        wanted = json.loads(line)
+        (text,), _ = import_renderer()(
+            conversations=[wanted["messages"]], chat_template=wanted["template"], **wanted["options"]
+        )
+        if len(text) > MAX_RENDERED:
+            return {"refused": f"it becomes a text of {len(text)} characters; {MAX_RENDERED} is the most"}
+        text.encode()  # half a character could not be tokenised
+    except Exception as error:
+        if type(error).__module__.startswith("jinja2"):
+            return {"refused": str(error)}
+        return {"raised": type(error).__name__}
+    return {"text": text}
+
+
+if __name__ == "__main__":
+    main()

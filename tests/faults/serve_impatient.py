@@ -1,0 +1,17 @@
+"""A daemon with a fake engine that hangs up on idle connections after the milliseconds given."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from daemon import app
+from daemon.config import load_config
+from tests.serve_fake import ENGINE
+
+if __name__ == "__main__":
+    app._OPTIONS = [*(o for o in app._OPTIONS if o[0] != "grpc.max_connection_idle_ms")]
+    app._OPTIONS.append(("grpc.max_connection_idle_ms", int(sys.argv[1])))
+    config = load_config({}, os.environ, Path.home()).config
+    sys.exit(app.run(config, engine=[sys.executable, str(ENGINE)]))

@@ -1,0 +1,192 @@
+"""
+Whatever fails, and whenever: each call is driven with the first, the second, the third … evaluation, allocation, file
+operation or frame failing, until it runs through without.
+
+Three ends are allowed: the exact answer, as a fault of the cache costs time only; a typed error of this call alone; or
+the end of the engine with just that error, when a step of the device failed: the parent replaces it, and what it left
+behind is never trusted. Whenever the engine lives on, a recount agrees with every count, and nothing is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from daemon import engine_process
+from daemon.supervisor import State
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.engine.harness import Answer, Harness, generate
+from tests.faults.nth import Injected, failing
+from tests.models import copy_of_embedded
+from tests.unit.supervised import PATIENCE, supervising
+from tests.unit.supervised import generate as command
+
+PROMPT = "The code of the north is seven and the code of the south is eight. "
+GOES_ON = pb.Stop(ignore_eos=True)
+REQUEST = generate(PROMPT, max_tokens=4, stop=GOES_ON)
+LAST = 400
+"""More calls than any of these takes; a sweep that gets here never ends."""
+
+Targets = list[tuple[Any, str]]
+EVALUATIONS: Targets = [(mx, "eval"), (mx, "async_eval")]
+ALLOCATIONS: Targets = [(mx, name) for name in ("zeros", "concatenate", "stack", "contiguous", "arange", "argmax")]
+FILES: Targets = [(os, "stat"), (builtins, "open"), (mx, "load"), (Path, "open"), (Path, "stat"), (Path, "iterdir")]
+MEMORY = "[metal::malloc] Attempting to allocate more than the limit"
+
+
+class OutOfMemory(Injected, RuntimeError):
+    """What MLX raises when Metal has none."""
+
+
+class Rig:
+    """
+    An engine, and the next one when it has ended.
+
+    Attributes:
+        ends: How the calls ended, by reason; "" for an answer, "engine" for the end of the engine.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.ends: Counter[str] = Counter()
+        self._folder = folder
+        self.harness = self._new()
+
+    def _new(self) -> Harness:
+        return Harness(state_dir=self._folder / "state")
+
+    def run(self, request: Any, targets: Targets, number: int, error: Callable[[], Exception]) -> tuple[Answer, bool]:
+        """Run a call with the Nth of the targets failing; return its events, and whether that was reached."""
+        with failing(targets, number, error) as nth:
+            try:
+                answer = self.harness.run(request)
+            except Injected:
+                self.ends["engine"] += 1
+                answer = Answer(self.harness.events[-1:] or [ipc.Event()])
+                self.harness.close()
+                self.harness = self._new()
+                return answer, True
+        self.harness.settle()
+        self.ends[answer.failure.reason] += 1
+        return answer, nth.reached
+
+
+def memory() -> Exception:
+    """Return what MLX raises."""
+    return OutOfMemory(MEMORY)
+
+
+def disk() -> Exception:
+    """Return what a disk that is going raises."""
+    return OSError(5, "Input/output error")
+
+
+@pytest.fixture(name="rig")
+def _rig(tmp_path: Path) -> Iterator[Rig]:
+    """Return an engine whose calls may fail."""
+    rig = Rig(tmp_path)
+    yield rig
+    rig.harness.close()
+
+
+@pytest.mark.parametrize(
+    ("targets", "warm"),
+    [
+        (EVALUATIONS, True),
+        (EVALUATIONS, False),
+        (ALLOCATIONS, False),
+        pytest.param(ALLOCATIONS, True, marks=pytest.mark.slow),
+    ],
+    ids=["warm evaluation", "cold evaluation", "cold allocation", "warm allocation"],
+)
+def test_generate_is_exact_or_fails_and_the_next_one_is_exact(rig: Rig, targets: Targets, warm: bool) -> None:
+    """Lookup, restore, prefill, decode, store; cold ones have a salt that nobody used."""
+    request = pb.GenerateRequest()
+    request.CopyFrom(REQUEST)
+    expected = rig.harness.run(request).content
+    for number in range(1, LAST):
+        if not warm:
+            request.cache.salt = uuid.uuid4().hex
+        ended = rig.ends["engine"]
+        answer, reached = rig.run(request, targets, number, memory)
+        if rig.ends["engine"] == ended:
+            assert answer.failure.reason == "INTERNAL" or answer.content == expected, number
+            assert MEMORY not in answer.failure.message
+        assert rig.harness.run(request).content == expected, number
+        if not reached:
+            break
+    assert rig.ends[""] >= 1
+    assert number > 5
+    assert rig.ends["INTERNAL"] + rig.ends["engine"] > 0, rig.ends
+
+
+@pytest.mark.parametrize(
+    ("targets", "error"),
+    [(FILES, disk), *(pytest.param(targets, memory, marks=pytest.mark.slow) for targets in (EVALUATIONS, ALLOCATIONS))],
+    ids=["files", "evaluation", "allocation"],
+)
+def test_a_load_fails_with_nothing_kept_and_can_be_tried_again(
+    rig: Rig, tmp_path: Path, targets: Targets, error: Callable[[], Exception]
+) -> None:
+    """Of a model that nobody asked for before, each time."""
+    for number in range(1, LAST):
+        model = copy_of_embedded(tmp_path, f"m{number}")
+        _, reached = rig.run(pb.GetOrLoadRequest(model=str(model)), targets, number, error)
+        assert rig.harness.run(pb.GetOrLoadRequest(model=str(model))).info.size_bytes > 0, number
+        rig.harness.run(pb.InvalidateRequest(all=pb.AllTarget(weights=True)))
+        assert rig.harness.models == 0
+        shutil.rmtree(model)
+        if not reached:
+            break
+    assert number > 3
+    assert set(rig.ends) <= {"", "MODEL_CORRUPT", "MODEL_NOT_FOUND", "MODEL_UNSUPPORTED", "INTERNAL", "engine"}
+    assert len(rig.ends) > 1, "nothing ever failed"
+
+
+@pytest.mark.parametrize("target", ["all", "prefix"])
+def test_invalidate_fails_whole_or_does_it(rig: Rig, target: str) -> None:
+    """What it was to drop is gone after the next one."""
+    request = pb.InvalidateRequest(all=pb.AllTarget(weights=True, prefixes=True))
+    if target == "prefix":
+        request = pb.InvalidateRequest(prefix=pb.PrefixTarget(model="embedded", text=PROMPT))
+    for number in range(1, LAST):
+        rig.harness.run(REQUEST)
+        _, reached = rig.run(request, [*EVALUATIONS, *ALLOCATIONS], number, memory)
+        assert rig.harness.run(request).failure.reason == ""
+        assert rig.harness.run(REQUEST).cached == 0
+        if not reached:
+            break
+    assert set(rig.ends) <= {"", "MODEL_CORRUPT", "MODEL_NOT_FOUND", "INTERNAL", "engine"}
+
+
+async def test_a_frame_that_cannot_be_written_fails_its_call() -> None:
+    """The parent's end of the line: its caller is told, nothing waits for ever, the next one is answered."""
+    async with supervising() as supervisor:
+        for number in range(1, LAST):
+            async with asyncio.timeout(PATIENCE):
+                while supervisor.state is not State.READY:  # noqa: ASYNC110 - it may be so already
+                    await asyncio.sleep(0.01)
+            with failing([(engine_process, "encode_frame")], number) as nth:
+                call = None
+                try:
+                    call = supervisor.open(command("ok"), "ok")
+                    assert [event async for event in call.events()]
+                except Injected:
+                    assert nth.reached
+                finally:
+                    if call is not None:
+                        call.close()
+            assert len(supervisor._calls) == len(supervisor._unsent) == 0, number
+            if not nth.reached:
+                break
+        assert number > 1

@@ -1,0 +1,132 @@
+"""Rows 54 to 63 of the fault table, as far as other tests have not got them: processes, signals, files, clocks."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mlx_sidecar
+from tests.faults.conftest import FAKE
+from tests.faults.watch import answers_in_time, ask
+from tests.running import RunningDaemon, alive, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+Start = Callable[..., RunningDaemon]
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGKILL])
+def test_an_engine_that_dies_of_any_signal_is_replaced(start_daemon: Start, number: signal.Signals) -> None:
+    """Row 54: its call is told, the socket stays, the next one is served, no core file is left."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client, client.generate("hold", "one") as stream:
+        events = iter(stream)
+        next(events)
+        engine = daemon.engine_pid()
+        os.kill(engine, number)
+        with pytest.raises(mlx_sidecar.EngineRestarted) as caught:
+            list(events)
+        assert caught.value.retry_after
+        answers_in_time(daemon)
+        assert client.complete("ok", "two").text == "two"
+    assert not alive(engine)
+    assert not list(daemon.folder.rglob("core*"))
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGPIPE, signal.SIGHUP])
+def test_a_signal_that_means_nothing_here_is_ignored(start_daemon: Start, number: signal.Signals) -> None:
+    """Row 57: a pipe that breaks; a hangup opens the log file anew."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client:
+        client.load("ok")
+        daemon.signal(number)
+        assert client.complete("ok", "one").text == "one"
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_end_is_heard_while_a_model_loads(start_daemon: Start, number: signal.Signals) -> None:
+    """Row 57: once to drain, twice to end at once; nothing is left."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client, client.get_or_load("hold") as load:
+        next(iter(load))
+        engine = daemon.engine_pid()
+        daemon.signal(number)
+        wait_until(lambda: ask(daemon).daemon.draining, "it drains")
+        daemon.signal(number)
+        with pytest.raises(mlx_sidecar.SidecarError):
+            list(load)
+    assert daemon.wait() == 0
+    assert not daemon.socket.exists()
+    assert not alive(engine)
+
+
+def test_a_quit_ends_at_once_and_leaves_no_core_file(start_daemon: Start) -> None:
+    """Row 57: as on any program, but for the core file; the engine goes too, and the next daemon starts."""
+    daemon = start_daemon(FAKE)
+    engine = daemon.engine_pid()
+    daemon.signal(signal.SIGQUIT)
+    assert daemon.wait() == -signal.SIGQUIT
+    assert not list(daemon.folder.rglob("core*"))
+    wait_until(lambda: not alive(engine), "the engine has ended")
+    again = start_daemon(FAKE)
+    assert ask(again).daemon.pid == again.process.pid
+    assert again.stop() == 0
+
+
+def test_a_daemon_serves_though_its_log_cannot_be_written(start_daemon: Start, folder: Path) -> None:
+    """Row 58: the directory of the log is a file."""
+    (folder / "blocked").write_text("")
+    daemon = start_daemon(FAKE, log_file=str(folder / "blocked" / "daemon.log"))
+    with daemon.client() as client:
+        assert client.complete("ok", "one").text == "one"
+    assert daemon.stop() == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_daemon_serves_though_the_disk_of_its_log_is_full(start_daemon: Start) -> None:
+    """Row 58: every line is refused with ENOSPC."""
+    daemon = start_daemon(FAKE, log_file="/dev/full")
+    with daemon.client() as client:
+        assert client.complete("ok", "one").text == "one"
+    assert daemon.stop() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="reads a process's limits from /proc")
+def test_no_process_may_write_a_core_file(start_daemon: Start) -> None:
+    """Neither the parent nor the engine: both hold prompts."""
+    daemon = start_daemon()
+    with daemon.client() as client:
+        client.complete("embedded", "The", max_tokens=1)
+    for pid in (daemon.process.pid, daemon.engine_pid()):
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert re.search(r"Max core file size +0 +0 ", limits)
+    assert daemon.stop() == 0
+
+
+def test_no_part_of_the_daemon_forks() -> None:
+    """Row 63: processes are spawned, with descriptors that are inherited by their own flag, and never forked."""
+    for path in (ROOT / "daemon").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert not names & {"fork", "forkpty", "ProcessPoolExecutor"}, path
+        assert not any(module.startswith("multiprocessing") for module in modules), path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == "preexec_fn":
+                raise AssertionError(f"{path} would fork")
+
+
+def test_the_limit_of_core_files_is_lowered_by_the_daemon_and_not_by_this_machine() -> None:
+    """Or the test above would prove nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    if hard == 0:
+        pytest.skip("this machine allows no core files at all")
+    assert (soft, hard) != (0, 0)
