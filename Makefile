@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help demo test test-slow lint types fmt gen bench train dist clean
+.PHONY: help demo test test-slow chaos fuzz soak lint types fmt gen bench train clean dist
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,16 @@ test: lint types $(VENV)/.developed ## Lint, types, generated code, all tests bu
 
 test-slow: $(VENV)/.developed ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+chaos: $(VENV)/.developed ## Random clients against a daemon that is killed all the time: MINUTES=5, SEED=
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.developed ## Fuzz parsers and checks: MINUTES=10 in all, TARGET= one of them
+	tools/make_venv $(PYTHON) $(VENV) fuzz
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(TARGET)
+
+soak: $(VENV)/.developed ## Load without a fault, and a line through the memory that it takes: MINUTES=30
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
 
 lint: $(VENV)/.developed ## Style of Python and of the protos
 	$(BIN)/ruff check .

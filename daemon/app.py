@@ -25,6 +25,7 @@ from daemon.admission import Admission
 from daemon.config import Config, ConfigError
 from daemon.ended_call import EndedCall
 from daemon.engine_process import engine_command
+from daemon.failpoints import failpoint
 from daemon.interceptors import CallInterceptor
 from daemon.paths import prepare_socket_path
 from daemon.power import Wakefulness, WakeLock, of_this_system
@@ -80,6 +81,7 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
     with InstanceLock.acquire(config.socket, ORPHAN_SECONDS) as lock:
         # The engine inherits this copy, so that the lock lives as long as any process holds the models' memory.
         inherited = lock.inheritable_copy()
+        failpoint("lock.taken")
         _allow_connections()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts; all our processes inherit it
         os.chdir("/")  # no later engine could start in a directory that somebody deleted meanwhile
@@ -87,7 +89,7 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
         logs.configure(config.log_level, config.log_file)
         try:
             with _spans(config) as on_end:
-                return asyncio.run(Daemon(config, engine, wake_lock, on_end).serve())
+                return asyncio.run(Daemon(config, engine, wake_lock, on_end, lock.note_engine).serve())
         finally:
             os.close(inherited)
 
@@ -133,6 +135,7 @@ class Daemon:
         engine: Command line of its engine; None for the real one.
         wake_lock: Keeps the machine from sleep while calls run; None for what this system has.
         on_end: Told of each call that ends.
+        on_spawn: Called with the process id of each new engine.
     """
 
     def __init__(
@@ -141,6 +144,7 @@ class Daemon:
         engine: Sequence[str] | None = None,
         wake_lock: WakeLock | None = None,
         on_end: Callable[[EndedCall], None] = lambda _: None,
+        on_spawn: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._config = config
         self._on_end = on_end
@@ -149,7 +153,8 @@ class Daemon:
         self._stop_now = asyncio.Event()
         self._status = 0
         self._health = HealthServicer()
-        self._supervisor = Supervisor(engine or engine_command(config.to_json()), clocks.awake, self._engine_changed)
+        command = engine or engine_command(config.to_json())
+        self._supervisor = Supervisor(command, clocks.awake, self._engine_changed, on_spawn)
         self._wakefulness = Wakefulness(wake_lock or of_this_system(), _later)
         self._admission = Admission(config.max_queue, self._became_idle, self._wakefulness.busy)
         self._stats = Stats(self._supervisor, self._admission, clocks.elapsed)
@@ -193,7 +198,9 @@ class Daemon:
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         await self._health.set(SERVICE, self._service_health())
         await server.start()
+        failpoint("socket.bound")
         socket.publish()
+        failpoint("socket.published")
         return server
 
     def _handle_signals(self) -> None:
@@ -213,6 +220,7 @@ class Daemon:
 
     async def _drain(self) -> None:
         """Refuse new work and let running calls end, for as long as the configuration allows."""
+        failpoint("drain.begun")
         log.info("draining", calls=self._admission.active, limit_s=self._config.drain_timeout)
         self._stats.draining = True
         await self._health.enter_graceful_shutdown()

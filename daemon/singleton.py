@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import structlog
+
 from daemon.paths import SocketPathError, check_name, check_vacant
 
 _POLL_SECONDS = 0.05
 _PRIVATE_PREFIX = ".s."
+
+log = structlog.get_logger()
 
 
 class AlreadyRunning(Exception):  # noqa: N818 - a state of the world, named as people say it
@@ -44,8 +50,8 @@ class InstanceLock:
         """
         Take the lock `<socket>.lock` and write our pid into it. The directory must exist.
 
-        If the daemon that wrote its pid there is dead, its engine still holds the lock and is about to exit:
-        wait up to `wait` seconds for it. A living daemon is not waited for.
+        If the daemon that wrote its pid there is dead, its engine still holds the lock and is about to exit: wait up
+        to `wait` seconds for it, and as long again after killing it, if it hangs. A living daemon is not waited for.
 
         Raises:
             AlreadyRunning: If another process holds the lock.
@@ -53,9 +59,11 @@ class InstanceLock:
         """
         fd = _open_lock(socket.with_name(socket.name + ".lock"))
         try:
-            _lock(fd, socket, time.monotonic() + wait)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
+            if not _lock(fd, socket, wait):
+                _kill_orphan(fd)
+                if not _lock(fd, socket, wait):
+                    raise AlreadyRunning(_read_pids(fd)[0])
+            _write_pids(fd)
         except BaseException:
             os.close(fd)
             raise
@@ -70,6 +78,10 @@ class InstanceLock:
         copy = os.dup(self._fd)
         os.set_inheritable(copy, True)
         return copy
+
+    def note_engine(self, pid: int) -> None:
+        """Write the engine's process id into the file, for the next daemon, should this one die and the engine hang."""
+        _write_pids(self._fd, pid)
 
     def release(self) -> None:
         """Let go of the lock; it is free once no other process holds a copy. Safe to call twice."""
@@ -97,24 +109,53 @@ def _open_lock(path: Path) -> int:
     return fd
 
 
-def _lock(fd: int, socket: Path, deadline: float) -> None:
+def _lock(fd: int, socket: Path, wait: float) -> bool:
+    """Take the lock, and tell whether that was possible within so long after the death of whoever had it."""
+    deadline = time.monotonic() + wait
     while True:
         try:
-            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = _read_pid(fd)
+            daemon, _ = _read_pids(fd)
         except OSError as error:
             raise SocketPathError(
                 f"The file system of {socket} has no locks ({error.strerror}); choose a path on a local disk."
             ) from None
-        if (pid is not None and _alive(pid)) or time.monotonic() >= deadline:
-            raise AlreadyRunning(pid)
+        else:
+            return True
+        if daemon is not None and _alive(daemon):
+            raise AlreadyRunning(daemon)
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(_POLL_SECONDS)
 
 
-def _read_pid(fd: int) -> int | None:
-    text = os.pread(fd, 32, 0).strip()
-    return int(text) if text.isdigit() else None
+def _kill_orphan(fd: int) -> None:
+    """
+    End the engine of a dead daemon that has not seen the end of its socket: it is stopped, or hangs as a whole.
+
+    Only if the process of that id looks like an engine: ids are used again.
+    """
+    _, engine = _read_pids(fd)
+    if engine is None:
+        return
+    shown = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(engine)], capture_output=True, text=True)  # noqa: S603
+    if "engine" in shown.stdout and " --fd " in shown.stdout:
+        log.warning("the engine of a dead daemon hangs and is killed", pid=engine)
+        with suppress(ProcessLookupError):
+            os.kill(engine, signal.SIGKILL)
+
+
+def _write_pids(fd: int, *engine: int) -> None:
+    text = "".join(f"{pid}\n" for pid in (os.getpid(), *engine)).encode("ascii")
+    os.pwrite(fd, text, 0)
+    os.ftruncate(fd, len(text))
+
+
+def _read_pids(fd: int) -> tuple[int | None, int | None]:
+    """Return the process ids of a daemon and of its engine, as far as they were written."""
+    pids = [int(line) if line.isdigit() else None for line in os.pread(fd, 64, 0).split()]
+    return (*pids, None, None)[0], (*pids, None, None)[1]
 
 
 def _alive(pid: int) -> bool:

@@ -56,6 +56,7 @@ class Supervisor:
         command: Command line of the engine, without `--fd`.
         clock: Seconds that never go back.
         on_change: Called when `state` has changed.
+        on_spawn: Called with the process id of each new engine.
 
     Attributes:
         on_snapshot: Called with each snapshot that the engine sends; set by whoever keeps them.
@@ -66,6 +67,7 @@ class Supervisor:
         command: Sequence[str],
         clock: Callable[[], float],
         on_change: Callable[[State], None] = lambda _: None,
+        on_spawn: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.state = State.STARTING
         self.restarts = 0
@@ -77,6 +79,7 @@ class Supervisor:
         self._command = command
         self._clock = clock
         self._on_change = on_change
+        self._on_spawn = on_spawn
         self._engine: EngineProcess | None = None
         self._calls: dict[int, EngineCall] = {}
         self._unsent: dict[int, EngineCall] = {}
@@ -198,6 +201,7 @@ class Supervisor:
         except OSError as error:
             log.error("the engine cannot be started", error=str(error))
             return None
+        self._on_spawn(engine.pid)
         watch = asyncio.create_task(self._watch(engine), name="engine-watch")
         try:
             await engine.listen(self._on_event)

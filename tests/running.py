@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -61,8 +62,8 @@ class RunningDaemon:
         return Path(self.environ["MLX_SIDECAR_SOCKET"])
 
     def client(self) -> Client:
-        """Return a new client, once it listens or has ended: on a busy machine a client would not wait long enough."""
-        wait_until(lambda: self.socket.exists() or self.process.poll() is not None, "the daemon listens")
+        """Return a new client, as soon as the daemon listens; a stale socket is not one that somebody listens on."""
+        wait_until(lambda: listens(self.socket) or self.process.poll() is not None, "the daemon listens")
         return Client(self.socket, timeout=END_SECONDS)
 
     def engine_pid(self) -> int:
@@ -93,6 +94,16 @@ def alive(pid: int) -> bool:
     """Tell whether a process runs; one that has ended but was not waited for does not."""
     shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
     return bool(shown.stdout.strip()) and not shown.stdout.strip().startswith("Z")
+
+
+def listens(path: Path) -> bool:
+    """Tell whether somebody listens on a socket."""
+    with socket.socket(socket.AF_UNIX) as one:
+        try:
+            one.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -16,6 +16,7 @@ from daemon.cache.identity import ModelSource, changed
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
 from daemon.cache.warmup import WarmUp, warm_up
 from daemon.errors import Reason, SidecarError
+from daemon.failpoints import failpoint
 from daemon.kv.layout import Layout
 from daemon.kv.passes import Pass, in_pieces
 from daemon.kv.probe import probing
@@ -75,6 +76,7 @@ def load(
     done = 0
     pace = Pace(SLICE_BYTES, seconds)
     for piece in _slices(model, pace):
+        failpoint("load.slice")
         began = clock()
         with _refusing(source):
             mx.eval(piece)

@@ -36,6 +36,7 @@ from daemon.engine.engine import SWEEP_SECONDS, Engine
 from daemon.engine.link import Link
 from daemon.engine.loop import Loop
 from daemon.engine.pressure import of_this_system
+from daemon.failpoints import failpoint
 from daemon.v1 import ipc_pb2 as ipc
 
 FLUSH_SECONDS = 1.0
@@ -58,6 +59,7 @@ def main() -> int:
         pulse=lambda: (loop.steps, loop.step_age),
     )
     engine = Engine(config, link.send, loop.post, clocks.awake, of_this_system(), clocks.elapsed)
+    failpoint("engine.hello")
     link.start(
         ipc.Event(hello=ipc.Hello(mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name()))
     )

@@ -10,6 +10,7 @@ from daemon.cache.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.engine.known import Known
 from daemon.engine.runner import Runner
+from daemon.failpoints import failpoint
 from daemon.kv.namespace import Namespace, model_digest
 from daemon.kv.prefix_cache import Dropped, PrefixCache
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -75,6 +76,7 @@ class Invalidator:
         }
         dropped = [self._prefixes.forget_prefix(name, tokens, dry_run=dry_run) for name in sorted(wanted)]
         if not dry_run:
+            failpoint("invalidate.dropped")
             self._stop_storing(lambda namespace: namespace in wanted)
         return _answer([], dropped)
 
@@ -83,6 +85,7 @@ class Invalidator:
     ) -> pb.InvalidateResponse:
         answer = _answer(entries, [self._prefixes.clear(accept, dry_run=dry_run) if accept else _NOTHING])
         if not dry_run:
+            failpoint("invalidate.dropped")
             dropped = tuple(model_digest(key.weights, key.adapter) for key in self._keys_of(entries))
             self._stop_storing(lambda name: name.startswith(dropped) or (accept is not None and accept(name)))
             for entry in entries:

@@ -11,6 +11,7 @@ import structlog
 from daemon.engine.ledger import DECODE_ROOM
 from daemon.engine.scheduler import ChunkSizer
 from daemon.engine.sequence import Sequence
+from daemon.failpoints import failpoint
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import EXTENT_BLOCKS
 from daemon.kv.live import LiveKV
@@ -118,6 +119,7 @@ class Prefill:
         sequence = self.sequence
         model = sequence.loaded
         size = self._next_chunk()
+        failpoint("prefill.chunk")
         began = self._clock()
         at_point = self._points[:1] == [self._done + size]
         last = self._whole and size == self._left and size < TAIL and not at_point

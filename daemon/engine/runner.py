@@ -16,6 +16,7 @@ from daemon.engine.prefill import Prefill, store
 from daemon.engine.scheduler import CHUNK_SECONDS, ChunkSizer, Turns, startable
 from daemon.engine.sequence import Sequence, delta
 from daemon.errors import Reason, SidecarError
+from daemon.failpoints import failpoint
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.source import Resume
@@ -230,7 +231,9 @@ class Runner:
     def _accept(self, sequence: Sequence, token: Token) -> None:
         self.totals.generated_tokens += 1
         now = self._clock()
-        if sequence.generated:
+        if not sequence.generated:
+            failpoint("token.first")
+        else:
             self.gauges.gaps.observe(now - sequence.times.last_token)
         piece, reason = sequence.accept(token, now)
         if piece:

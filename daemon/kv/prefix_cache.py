@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from daemon.failpoints import failpoint
 from daemon.kv.block import BLOCK_TOKENS, block_keys, key_starts_with
 from daemon.kv.budget import Budget, Copy, Limits
 from daemon.kv.extents import EXTENT_BLOCKS, Checkpoint, Extent, Run, runs
@@ -186,6 +187,7 @@ class PrefixCache:
             _packed(source, index, start, stop) if group.window is None else None
             for index, group in enumerate(parts.groups)
         )
+        failpoint("kv.publish")
         self.trie.insert(lease, keys[start:stop], extents)
 
     def _make_resumable(self, lease: Lease, parts: Parts, source: Source, *, passing: bool) -> None:

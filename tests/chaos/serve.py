@@ -1,0 +1,18 @@
+"""A real daemon with its real engine, as a program, whose patience is short: chaos kills it all the time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from daemon import supervisor
+from daemon.app import run
+from daemon.config import load_config
+
+supervisor.FIRST_BACKOFF = 0.05
+supervisor.LAST_BACKOFF = 0.4
+supervisor.START_SECONDS = 40.0
+
+if __name__ == "__main__":
+    sys.exit(run(load_config({}, os.environ, Path.home()).config))

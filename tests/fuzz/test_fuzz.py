@@ -1,0 +1,63 @@
+"""Parsers and checks take any bytes: they answer, or refuse with the error that is meant for that, and do not hang."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.targets import CORPUS, TARGETS
+
+INPUTS = [(path.parent.name, path) for path in sorted(CORPUS.glob("*/*"))]
+
+
+@pytest.mark.parametrize(("target", "path"), INPUTS, ids=lambda value: value if isinstance(value, str) else value.name)
+def test_inputs_of_the_corpus_do_no_harm(target: str, path: Path) -> None:
+    """Good ones, bad ones, and those that broke something once."""
+    TARGETS[target](path.read_bytes())
+
+
+def test_every_target_has_a_corpus() -> None:
+    """A fuzzer that starts from nothing does not come far."""
+    assert {target for target, _ in INPUTS} == set(TARGETS)
+
+
+@st.composite
+def changed(draw: st.DrawFn, inputs: list[bytes]) -> bytes:
+    """Take an input of the corpus, and cut, repeat or overwrite pieces of it."""
+    data = bytearray(draw(st.sampled_from(inputs)))
+    for _ in range(draw(st.integers(0, 4))):
+        at, length = draw(st.integers(0, len(data))), draw(st.integers(0, 12))
+        piece = draw(st.binary(max_size=12) | st.sampled_from(SPICE) | st.just(bytes(data[:length]) * 3))
+        data[at : at + length] = piece
+    return bytes(data)
+
+
+SPICE = [
+    b"\\ud800",
+    b"\xff" * 8,
+    b"null",
+    b"[" * 200,
+    b"1e999",
+    b"-1",
+    b"NaN",
+    struct.pack("<Q", 2**63),
+    b'{"a":',
+    b"\0",
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_any_bytes_are_answered_or_refused(target: str) -> None:
+    """Five hundred inputs each: bytes, and what hypothesis makes of the corpus."""
+    inputs = [path.read_bytes() for name, path in INPUTS if name == target]
+
+    @settings(max_examples=500)
+    @given(st.binary(max_size=300) | changed(inputs))
+    def run(data: bytes) -> None:
+        TARGETS[target](data)
+
+    run()
