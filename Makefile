@@ -14,7 +14,7 @@ demo: $(VENV)/.installed ## Start a daemon on the embedded model and show cold a
 	@$(BIN)/python -m tools.demo
 
 test: lint types $(VENV)/.developed ## Lint, types, generated code, all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.developed ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
