@@ -45,6 +45,9 @@ MIB = 1 << 20
 SWEEP_SECONDS = 1.0
 """How often idle models are checked and figures are sent when nothing happens."""
 
+CLEAR_TURNS = 512
+"""Caches grow by a token a turn and leave buffers of sizes that nobody asks for again: so often they are freed."""
+
 log = structlog.get_logger()
 
 
@@ -75,6 +78,7 @@ class Engine:
         self._swept = clock()
         self._warmup_tokens = config.warmup_tokens
         self._share = Share()
+        self._turns = 0
         ledger = Ledger(memory_limit(working_set()))
         mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
         budget = min(config.model_cache_mb * MIB, ledger.limit)
@@ -171,6 +175,9 @@ class Engine:
             self._poll()
         if busy:
             self._runner.gauges.steps.observe(self._clock() - began)
+            self._turns += 1
+            if self._turns % CLEAR_TURNS == 0:
+                mx.clear_cache()
         if self._clock() - self._swept >= SWEEP_SECONDS:
             self._sweep()
 

@@ -41,6 +41,23 @@ def test_decode_steps_grow_nothing(harness: Harness, rounds: int, tokens: int) -
     assert len(harness.engine._runner.gauges.gaps._buckets) < 500
 
 
+def test_buffers_that_nobody_uses_are_freed_also_while_nothing_is_idle(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a number of turns."""
+    monkeypatch.setattr("daemon.engine.engine.CLEAR_TURNS", 16)
+    call = harness.begin(generate("The", max_tokens=200, stop=ENDLESS))
+    harness.until(lambda: harness.decoding(call))
+    freed = False
+    for _ in range(20):
+        before = mx.get_cache_memory()
+        harness.step()
+        freed |= mx.get_cache_memory() == 0 < before
+    assert freed
+    harness.cancel(call)
+    harness.settle()
+
+
 def test_no_memory_is_ever_wired(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wired limits that change with each request have brought kernels down."""
 
