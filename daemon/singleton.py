@@ -17,14 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import structlog
-
 from daemon.paths import SocketPathError, check_name, check_vacant
 
 _POLL_SECONDS = 0.05
 _PRIVATE_PREFIX = ".s."
-
-log = structlog.get_logger()
 
 
 class AlreadyRunning(Exception):  # noqa: N818 - a state of the world, named as people say it
@@ -141,6 +137,9 @@ def _kill_orphan(fd: int) -> None:
         return
     shown = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(engine)], capture_output=True, text=True)  # noqa: S603
     if "engine" in shown.stdout and " --fd " in shown.stdout:
+        import structlog  # here: every command of the command line knows AlreadyRunning, and none of them logs
+
+        log = structlog.get_logger()
         log.warning("the engine of a dead daemon hangs and is killed", pid=engine)
         with suppress(ProcessLookupError):
             os.kill(engine, signal.SIGKILL)

@@ -15,8 +15,9 @@ from hypothesis import settings
 from mlx_sidecar import Client
 from tests.running import RunningDaemon
 
-# What a shell starts in the background ignores Ctrl-C, and so would every program that a test starts and ends that way.
+# What a shell starts in the background ignores Ctrl-C and quits, and so would every program that a test ends that way.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # No deadlines: machines are shared. A failure prints what reproduces it.
 settings.register_profile("project", deadline=None, print_blob=True)
