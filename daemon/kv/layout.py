@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +23,7 @@ ROOM_STEP = 256
 Shape = kv_cache.Shape | rotating.Shape | arrays.Shape
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """
     How one model keeps its KV. Caches are counted with those of a CacheList one by one.
@@ -48,12 +49,12 @@ class Layout:
         """Whether prefixes can be reused."""
         return bool(self.shapes)
 
-    @property
+    @cached_property
     def parts(self) -> Parts:
-        """What a stored prefix consists of."""
+        """What a stored prefix consists of. Asked for with each token, made once."""
         return Parts(tuple(self._group(indices) for indices in self.groups), self.state_bytes)
 
-    @property
+    @cached_property
     def state_bytes(self) -> int:
         """Bytes of the state of recurrent layers, whatever the number of tokens."""
         return sum(shape.nbytes for shape in self.shapes if isinstance(shape, arrays.Shape))
