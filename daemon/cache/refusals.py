@@ -38,3 +38,9 @@ def in_use(source: Source, budget: int, holders: Iterable[Entry[Any]]) -> Sideca
         },
         retry_after=RETRY_IN_USE,
     )
+
+
+def not_loaded(name: str, *, kept: bool) -> SidecarError:
+    """Return the refusal of a request that wants a loaded model; `kept` tells whether models stay loaded at all."""
+    advice = "GetOrLoad it first" if kept else "with model_cache_mb 0 no model stays loaded: unset require_loaded"
+    return SidecarError(Reason.MODEL_NOT_CACHED, f"{name} is not loaded and require_loaded is set; {advice}")

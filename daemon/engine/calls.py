@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from daemon.cache.entry import Outcome, Progress, Ticket
+from daemon.cache.entry import Lease, Outcome, Progress, Ticket
 from daemon.cache.identity import ModelSource
 from daemon.cache.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
+from daemon.cache.refusals import not_loaded
 from daemon.cache.resolver import Wanted
 from daemon.durations import duration, seconds
 from daemon.engine import describe
 from daemon.engine.background import Background, as_sidecar_error
-from daemon.engine.draft_model import DEFAULT_TOKENS, DraftModel
+from daemon.engine.draft_model import DEFAULT_TOKENS, DraftModel, Guesser
 from daemon.engine.finder import Finder, Found
 from daemon.engine.ledger import Ledger, kv_need
 from daemon.engine.outbox import Outbox
@@ -26,7 +27,7 @@ from daemon.engine.runner import Runner
 from daemon.engine.sampling import Params
 from daemon.engine.sequence import Draft, Sequence, Times
 from daemon.engine.tokenizers import Tokenizers
-from daemon.errors import Reason, SidecarError, invalid
+from daemon.errors import SidecarError, invalid
 from daemon.kv.namespace import Namespace
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -48,6 +49,20 @@ class Services:
     seen: Callable[[ModelSource], None]
     shares: Callable[[Namespace, ModelSource], None]
     recalled: Recalled
+
+    def load(self, source: ModelSource, name: str, adapter: str = "", *, loaded_only: bool) -> Ticket[LoadedModel]:
+        """
+        Wait for a model that a Generate call has asked for by a name, and keep it as earlier callers wanted.
+
+        Raises:
+            SidecarError: MODEL_NOT_CACHED if only a loaded model will do and it is not.
+        """
+        self.seen(source)
+        if loaded_only and not self.models.contains(source.key):
+            raise not_loaded(source.name, kept=self.models.limits.budget_bytes > 0)
+        return self.models.get_or_load(
+            source, pin=self.recalled.pin(name, adapter), ttl=self.recalled.ttl(name, adapter)
+        )
 
 
 class Call(Protocol):
@@ -196,10 +211,8 @@ class GenerateCall:
         assert ticket.lease is not None
         if self._draft is None:
             self._draft = DraftModel(self._services, self._request, self._prepared.tokenizer, ticket.lease.model)
-        draft = self._draft.ticket
-        if self._draft.error is not None:
-            self.fail(self._draft.error)
-        elif draft is not None:
+        draft = self._draft.poll()
+        if draft is not None:
             self._start(ticket, draft)
 
     def cancel(self) -> None:
@@ -216,19 +229,12 @@ class GenerateCall:
         if self._over:
             return
         self._prepared = ready
-        source, prompt = ready.source, ready.prompt
-        services = self._services
-        services.seen(source)
-        services.outbox.accepted(self._call_id, len(prompt.tokens))
+        request, services = self._request, self._services
+        services.outbox.accepted(self._call_id, len(ready.prompt.tokens))
         self._asked = services.clock()
-        if self._request.require_loaded and not services.models.contains(source.key):
-            raise _not_loaded(source.name, kept=services.models.limits.budget_bytes > 0)
-        model, adapter = self._request.model, self._request.adapter
-        self._ticket = services.models.get_or_load(
-            source, pin=services.recalled.pin(model, adapter), ttl=services.recalled.ttl(model, adapter)
-        )
+        self._ticket = services.load(ready.source, request.model, request.adapter, loaded_only=request.require_loaded)
 
-    def _start(self, ticket: Ticket[LoadedModel], draft: Ticket[LoadedModel] | None = None) -> None:
+    def _start(self, ticket: Ticket[LoadedModel], draft: Guesser | None = None) -> None:
         assert ticket.lease is not None
         self._services.recalled.done(self._request.model, self._request.adapter)
         if ticket.outcome is not Outcome.HIT:
@@ -236,21 +242,21 @@ class GenerateCall:
         loaded = ticket.lease.model
         assert self._prepared is not None
         prompt = self._prepared.prompt
-        models = [loaded] if draft is None or draft.lease is None else [loaded, draft.lease.model]
+        models = [loaded] if draft is None else [loaded, draft.lease.model]
         need = sum(kv_need(model.layout, len(prompt.tokens), prompt.max_tokens) for model in models)
         self._services.ledger.refuse_if_never(need, sum(model.nbytes for model in models))
-        sequence = self._sequence(ticket, self._prepared)
+        sequence = self._sequence(ticket.lease, self._prepared.source, self._prepared)
         if draft is not None:
-            guesser = replace(self._sequence(draft, self._prepared), generated=sequence.generated)
+            guesser = self._sequence(draft.lease, draft.source, self._prepared)
+            guesser = replace(guesser, generated=sequence.generated)
             sequence.draft = Draft(guesser, self._request.draft_tokens or DEFAULT_TOKENS)
         self._services.runner.add(sequence)
         self._over = True
 
-    def _sequence(self, ticket: Ticket[LoadedModel], ready: Prepared) -> Sequence:
-        assert ticket.lease is not None
+    def _sequence(self, lease: Lease[LoadedModel], source: ModelSource, ready: Prepared) -> Sequence:
         tokenizer, prompt = ready.tokenizer, ready.prompt
         request = self._request
-        model, source = ticket.lease.model, ticket.lease.model.source
+        model = lease.model
         stop = request.stop
         mode = request.cache.mode
         namespace = Namespace(source.key.weights, source.key.adapter, model.layout.signature, request.cache.salt)
@@ -259,7 +265,7 @@ class GenerateCall:
             call_id=self._call_id,
             request_id=request.request_id,
             model_name=request.model,
-            model=ticket.lease,
+            model=lease,
             prompt=prompt.tokens,
             max_tokens=prompt.max_tokens,
             params=Params.of(request.sampling),
@@ -281,9 +287,3 @@ class GenerateCall:
         if not self._over:
             self.cancel()
             self._services.outbox.fail(self._call_id, error)
-
-
-def _not_loaded(name: str, *, kept: bool) -> SidecarError:
-    """Return the refusal of a request that wants a loaded model."""
-    advice = "GetOrLoad it first" if kept else "with model_cache_mb 0 no model stays loaded: unset require_loaded"
-    return SidecarError(Reason.MODEL_NOT_CACHED, f"{name} is not loaded and require_loaded is set; {advice}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from daemon.cache.entry import Progress, Ticket
+from daemon.cache.entry import Lease, Progress, Ticket
 from daemon.cache.identity import ModelSource
 from daemon.cache.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background import as_sidecar_error
 from daemon.engine.finder import Found
 from daemon.engine.tokenizers import Tokenizer
-from daemon.errors import Reason, SidecarError, invalid
+from daemon.errors import SidecarError, invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 if TYPE_CHECKING:
@@ -22,9 +23,17 @@ DEFAULT_TOKENS = 4
 """Tokens guessed at a time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Guesser:
+    """A draft model in memory: as it was asked for, and the hold on it."""
+
+    source: ModelSource
+    lease: Lease[LoadedModel]
+
+
 class DraftModel:
     """
-    Its steps fail with INVALID_ARGUMENT at `draft_model` if the two cannot work together.
+    Fails with INVALID_ARGUMENT at `draft_model` if the two cannot work together.
 
     Args:
         services: What calls need.
@@ -39,9 +48,10 @@ class DraftModel:
         self._services = services
         self._request = request
         self._tokenizer = tokenizer
+        self._source: ModelSource | None = None
         self._ticket: Ticket[LoadedModel] | None = None
+        self._error: SidecarError | None = None
         self._over = False
-        self.error: SidecarError | None = None
         _check_cache(model, request.model)
         services.finder.find(Wanted(request.draft_model), self)
 
@@ -50,22 +60,25 @@ class DraftModel:
         """Whether nobody waits for it any more."""
         return self._over
 
-    @property
-    def ticket(self) -> Ticket[LoadedModel] | None:
-        """Its load, once that has ended well; None before."""
+    def poll(self) -> Guesser | None:
+        """
+        Return the model once it is ready; None before.
+
+        Raises:
+            SidecarError: Why it will not be.
+        """
+        if self._error is not None:
+            raise self._error
         ticket = self._ticket
-        if ticket is None or not ticket.done or self.error is not None:
+        if ticket is None or not ticket.done:
             return None
         if ticket.error is not None:
-            self.fail(as_sidecar_error(ticket.error))
-            return None
-        try:
-            assert ticket.lease is not None
-            _check_cache(ticket.lease.model, self._request.draft_model)
-        except SidecarError as error:
-            self.fail(error)
-            return None
-        return ticket
+            raise as_sidecar_error(ticket.error)
+        assert ticket.lease is not None
+        assert self._source is not None
+        _check_cache(ticket.lease.model, self._request.draft_model)
+        self._services.recalled.done(self._request.draft_model, "")
+        return Guesser(self._source, ticket.lease)
 
     def progress(self, progress: Progress) -> None:
         """Generate has no event for it."""
@@ -76,10 +89,8 @@ class DraftModel:
         self._services.background.run(partial(self._compare, found), self._load, self.fail)
 
     def fail(self, error: SidecarError) -> None:
-        """Keep the error for the call that waits, and give back what is held."""
-        if not self._over:
-            self.error = error
-            self.cancel()
+        """Keep the error for the call that waits."""
+        self._error = error
 
     def cancel(self) -> None:
         """Stop waiting."""
@@ -93,14 +104,10 @@ class DraftModel:
         return source
 
     def _load(self, source: ModelSource) -> None:
-        if self._over:
-            return
-        self._services.seen(source)
-        if self._request.require_loaded and not self._services.models.contains(source.key):
-            raise SidecarError(
-                Reason.MODEL_NOT_CACHED, f"{source.name} is not loaded and require_loaded is set; GetOrLoad it first"
-            )
-        self._ticket = self._services.models.get_or_load(source)
+        if not self._over:
+            request = self._request
+            self._source = source
+            self._ticket = self._services.load(source, request.draft_model, loaded_only=request.require_loaded)
 
 
 def _check_cache(model: LoadedModel, name: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from daemon.cache.resolver import EMBEDDED_PATH
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.engine.harness import Answer, Harness, generate
+from tests.models import copy_of_embedded
 from tools.embedded import corpus
 
 PROMPT = next(corpus.held_out(seed=20, tokens_hint=300)).completion()
@@ -211,3 +212,15 @@ def test_figures_come_before_the_event_that_they_belong_to(harness: Harness) -> 
     assert figures.engine.decoding == figures.prefix_cache.leases == 0
     assert figures.models[0].in_use == 0
     assert figures.memory.weights_bytes == figures.models[0].info.size_bytes > 0
+
+
+def test_a_namespace_has_the_name_under_which_its_model_was_asked_for_last(harness: Harness, tmp_path: Path) -> None:
+    """Not the one under which its content was loaded first."""
+    first = copy_of_embedded(tmp_path)
+    second = tmp_path / "second"
+    shutil.copytree(first, second)
+    for path in (first, second):
+        harness.run(generate("The code of the black mirror is", model=str(path)))
+    harness.settle()
+    harness.step()
+    assert [one.model for one in harness.figures.prefix_cache.namespaces] == [str(second)]

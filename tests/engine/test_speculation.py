@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.engine.harness import Answer, Harness, generate
 from tests.models import copy_of_embedded, random_model
@@ -126,6 +127,21 @@ def test_models_that_cannot_work_together_are_refused(harness: Harness, tmp_path
     loaded = harness.run(request(text, draft_model=str(copy_of_embedded(tmp_path, "cold")), require_loaded=True))
     assert loaded.failure.reason == "MODEL_NOT_CACHED"
     harness.settle()
+
+
+def test_a_draft_that_was_pinned_before_the_engine_was_started_anew_is_pinned_again(
+    harness: Harness, tmp_path: Path, text: str
+) -> None:
+    """As any other model that comes back because somebody asks for it."""
+    draft = str(copy_of_embedded(tmp_path))
+    harness.engine.handle(ipc.Command(recall=pb.GetOrLoadRequest(model=draft, pin=True)))
+
+    harness.run(request(text, draft_model=draft))
+
+    assert {name: entry.pinned for entry in harness.engine._models.entries() for name in entry.names} == {
+        "embedded": False,
+        draft: True,
+    }
 
 
 def harness_ids(harness: Harness, text: str) -> list[int]:
