@@ -116,16 +116,14 @@ class Prefill:
         if self._draft is not None and self._draft.remaining:
             self._draft.step()
             return 0
-        sequence = self.sequence
-        model = sequence.loaded
         size = self._next_chunk()
         failpoint("prefill.chunk")
         began = self._clock()
         at_point = self._points[:1] == [self._done + size]
         last = self._whole and size == self._left and size < TAIL and not at_point
         self._compute(size + last, logits=last)
-        self._sizer.measured(model.source.key, size, self._clock() - began)
-        self._store()
+        self._sizer.measured(self.sequence.loaded.source.key, size, self._clock() - began)
+        self._store(at_point=at_point)
         if self._left == 0 and self.computed >= LONG_PREFILL:
             mx.clear_cache()
         return size
@@ -162,9 +160,8 @@ class Prefill:
         branch = sequence.prefix.branch if sequence.prefix is not None else 0
         return resume_points(sequence.prompt, sequence.cached, branch, sequence.message_ends)
 
-    def _store(self) -> None:
+    def _store(self, *, at_point: bool) -> None:
         """Share what was computed: at resume points, in steps of an extent, and at the end."""
-        at_point = bool(self._points) and self._points[0] == self._done
         if at_point:
             self._points.pop(0)
         if at_point or self._left == 0 or self._done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
