@@ -22,6 +22,10 @@ class Aged(Protocol):
     def evictable(self) -> bool:
         """Whether it may go now."""
 
+    @property
+    def partition(self) -> str:
+        """Whose it is; the same as long as it is queued."""
+
 
 T = TypeVar("T", bound=Aged)
 _Entry = tuple[int, int, int, T]
@@ -43,29 +47,35 @@ class AgeQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return (entry[3] for heap in self._heaps.values() for entry in heap)
 
-    def offer(self, item: T, partition: str) -> None:
+    def offer(self, item: T) -> None:
         """Queue an item if it is evictable and not queued yet."""
         if item.evictable and not item.queued:
             item.queued = True
-            heap = self._heaps.setdefault(partition, [])
+            heap = self._heaps.setdefault(item.partition, [])
             entry = (item.tick, -item.depth, next(self._serial), item)
             heapq.heappush(heap, entry)
             if heap[0] is entry:
-                heapq.heappush(self._heads, (*entry[:3], partition))
+                heapq.heappush(self._heads, (*entry[:3], item.partition))
 
     def peek(self, partition: str | None = None) -> T | None:
         """Return the item whose turn it is, of one partition or of all; None if none may go."""
-        entry = self._next(partition)
-        return entry[0][3] if entry is not None else None
+        while (owner := self._oldest() if partition is None else partition) is not None:
+            heap = self._heaps.get(owner)
+            if not heap:
+                return None
+            tick, _, _, item = heap[0]
+            if item.evictable and item.tick == tick:
+                return item
+            self._take(owner)
+            self.offer(item)
+        return None
 
-    def pop(self, partition: str | None = None) -> tuple[T, str] | None:
-        """Take the item whose turn it is, with its partition."""
-        entry = self._next(partition)
-        if entry is None:
-            return None
-        (*_, item), owner = entry
-        self._take(owner)
-        return item, owner
+    def pop(self, partition: str | None = None) -> T | None:
+        """Take the item whose turn it is."""
+        item = self.peek(partition)
+        if item is not None:
+            self._take(item.partition)
+        return item
 
     def prune(self) -> None:
         """Drop what may not go now, which would otherwise stay in memory until its turn comes."""
@@ -76,19 +86,6 @@ class AgeQueue(Generic[T]):
             heapq.heapify(keep)
             self._heaps[partition] = keep
             self._show_head(partition)
-
-    def _next(self, partition: str | None) -> tuple[_Entry[T], str] | None:
-        """Return the entry whose turn it is, having sorted out those before it."""
-        while (owner := self._oldest() if partition is None else partition) is not None:
-            heap = self._heaps.get(owner)
-            if not heap:
-                return None
-            tick, _, _, item = heap[0]
-            if item.evictable and item.tick == tick:
-                return heap[0], owner
-            self._take(owner)
-            self.offer(item, owner)
-        return None
 
     def _oldest(self) -> str | None:
         """Return the partition with the oldest entry."""

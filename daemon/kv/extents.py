@@ -133,6 +133,7 @@ class ExtentLedger:
         if not extent.users:
             extent.users = [None] * extent.blocks
         if extent.live == 0:
+            extent.partition = node.partition
             self._add(extent, 1)
         self._change_use(extent, node, node)
 
@@ -145,7 +146,7 @@ class ExtentLedger:
 
     def keep(self, checkpoint: Checkpoint, node: Node) -> None:
         """Count a checkpoint that a node now has."""
-        checkpoint.node = node
+        checkpoint.node, checkpoint.partition = node, node.partition
         self.checkpoints += 1
         self._add(checkpoint, 1)
 

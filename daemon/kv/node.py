@@ -51,10 +51,7 @@ class Node:
     @property
     def partition(self) -> str:
         """Whose share of the budget its namespace counts against."""
-        node = self
-        while node.parent is not None:
-            node = node.parent
-        return partition_of(node.key.decode())
+        return self.tally.partition
 
     def child(self, key: bytes) -> Node | None:
         """Return the child with a key, if there is one."""

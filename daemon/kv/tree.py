@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from daemon.kv.node import Node
+from daemon.kv.node import Node, partition_of
 from daemon.kv.tally import Tally
 
 
@@ -25,7 +25,7 @@ class Tree:
 
     def root(self, namespace: str) -> Node:
         """Return the root of a namespace; it joins the tree with its first block."""
-        return self._roots.get(namespace) or Node(namespace.encode(), None, 0, Tally())
+        return self._roots.get(namespace) or Node(namespace.encode(), None, 0, Tally(partition_of(namespace)))
 
     def walk(self, namespace: str, keys: Sequence[bytes]) -> list[Node]:
         """Return the stored blocks on the way of `keys`."""
@@ -45,7 +45,6 @@ class Tree:
             self._roots[parent.key.decode()] = parent
         child = Node(key, parent, parent.depth + 1, parent.tally)
         parent.adopt(child)
-        child.tally.blocks += 1
         return child
 
     def unlink(self, node: Node) -> None:

@@ -16,7 +16,8 @@ from daemon.kv.ages import AgeQueue
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import Checkpoint, Extent, ExtentLedger
 from daemon.kv.lease import Lease
-from daemon.kv.node import Node, partition_of
+from daemon.kv.node import Node
+from daemon.kv.tally import Tally
 from daemon.kv.tree import Tree
 
 Restorable = Callable[[Sequence[Node]], int]
@@ -98,13 +99,9 @@ class PrefixTrie(Tree):
         node = lease.nodes[-1] if lease.nodes else self.root(lease.namespace)
         if node.detached:
             raise KeyError("the path of the lease was forgotten")
-        partition = partition_of(lease.namespace)
-        for extent in extents:
-            if extent is not None:
-                extent.partition = partition
         tick, before = next(self._ticks), self.blocks
         for key in keys:
-            node = node.child(key) or self._add(node, key, extents, partition)
+            node = node.child(key) or self._add(node, key, extents)
             node.tick = tick
             node.locks += 1
             lease.nodes.append(node)
@@ -112,7 +109,6 @@ class PrefixTrie(Tree):
 
     def fill(self, lease: Lease, group: int, extent: Extent) -> None:
         """Give blocks of a leased path, which have none, the KV of one layer group."""
-        extent.partition = partition_of(lease.namespace)
         self._replace(lease.nodes[extent.start : extent.stop], group, extent)
 
     def thin(self, nodes: Sequence[Node], group: int) -> None:
@@ -123,7 +119,7 @@ class PrefixTrie(Tree):
         """Give the last block of a leased path a checkpoint; it keeps one that it has."""
         node = lease.nodes[-1]
         if node.checkpoint is None and not node.detached:
-            checkpoint.tick, checkpoint.partition = node.tick, partition_of(lease.namespace)
+            checkpoint.tick = node.tick
             node.checkpoint = checkpoint
             self.ledger.keep(checkpoint, node)
 
@@ -164,9 +160,7 @@ class PrefixTrie(Tree):
             for first, last in list(extent.spans()):
                 users = [user for user in extent.users[first:last] if user is not None]
                 group = users[0].extents.index(extent)
-                fresh = copy(extent, first, last)
-                fresh.partition = extent.partition
-                self._replace(users, group, fresh)
+                self._replace(users, group, copy(extent, first, last))
 
     def orphans(self) -> frozenset[Node]:
         """Return the forgotten blocks that leases still hold."""
@@ -175,23 +169,21 @@ class PrefixTrie(Tree):
     def detach(self, tops: Sequence[Node]) -> None:
         """Forget nodes and everything below them at once. What a lease still holds is freed when the lease ends."""
         nodes = self.subtree(tops)
-        parents = [(top.parent, top.partition) for top in tops if top.parent is not None]
-        for top, (_, partition) in zip(tops, parents, strict=True):
-            self._count(-len(self.subtree([top])), partition)
+        parents = [top.parent for top in tops if top.parent is not None]
         for top in tops:
             self.unlink(top)
         for node in nodes:
             node.detached, node.parent = True, None
             node.disown_all()
-            node.tally.blocks -= 1
+            self._count(-1, node.tally)
             if node.locks:
                 self._orphans.add(node)
             else:
                 self._free(node)
         self._leaves.prune()
         self._checkpoints.prune()
-        for parent, partition in parents:
-            self._leaves.offer(parent, partition)
+        for parent in parents:
+            self._leaves.offer(parent)
 
     def check_integrity(self) -> None:
         """
@@ -221,13 +213,13 @@ class PrefixTrie(Tree):
         assert len(checkpoints) == len(set(checkpoints)), "a checkpoint is queued twice"
         self.ledger.check([*nodes, *self._orphans])
 
-    def _add(self, parent: Node, key: bytes, extents: tuple[Extent | None, ...], partition: str) -> Node:
+    def _add(self, parent: Node, key: bytes, extents: tuple[Extent | None, ...]) -> Node:
         child = self.grow(parent, key)
         child.extents = extents
         for extent in extents:
             if extent is not None:
                 self.ledger.take(extent, child)
-        self._count(1, partition)
+        self._count(1, child.tally)
         return child
 
     def _replace(self, nodes: Sequence[Node], group: int, extent: Extent | None) -> None:
@@ -243,22 +235,21 @@ class PrefixTrie(Tree):
                 self.ledger.drop(old, node)
 
     def _drop_leaf(self, partition: str | None) -> None:
-        taken = self._leaves.pop(partition)
-        assert taken is not None, "a leaf went between peek and pop"
-        leaf, owner = taken
+        leaf = self._leaves.pop(partition)
+        assert leaf is not None, "a leaf went between peek and pop"
         parent = leaf.parent
         assert parent is not None, "a leaf without a parent was queued"
         self.unlink(leaf)
         self._free(leaf)
-        self._leaves.offer(parent, owner)
-        leaf.tally.blocks -= 1
-        self._count(-1, owner)
+        self._leaves.offer(parent)
+        self._count(-1, leaf.tally)
 
-    def _count(self, blocks: int, partition: str) -> None:
+    def _count(self, blocks: int, tally: Tally) -> None:
         self.blocks += blocks
-        self.shares[partition] += blocks
-        if not self.shares[partition]:
-            del self.shares[partition]
+        tally.blocks += blocks
+        self.shares[tally.partition] += blocks
+        if not self.shares[tally.partition]:
+            del self.shares[tally.partition]
 
     def _free(self, node: Node) -> None:
         extents, node.extents = node.extents, ()
@@ -275,14 +266,13 @@ class PrefixTrie(Tree):
 
     def _release(self, lease: Lease) -> None:
         self._leases.remove(lease)
-        partition = partition_of(lease.namespace)
         for node in lease.nodes:
             node.locks -= 1
             if node.detached and not node.locks:
                 self._orphans.remove(node)
                 self._free(node)
             elif node.checkpoint is not None:
-                self._checkpoints.offer(node.checkpoint, partition)
+                self._checkpoints.offer(node.checkpoint)
         deepest = next((node for node in reversed(lease.nodes) if not node.detached), None)
         if deepest is not None:
-            self._leaves.offer(deepest, partition)
+            self._leaves.offer(deepest)
