@@ -136,7 +136,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 async def _parsed(data: bytes, method: str) -> Message:
     """Return a call's request. A large one takes a moment at each of its stages; between them others get theirs."""
-    request = parse(data, _REQUESTS[method])
+    request = await parse(data, _REQUESTS[method])
     await asyncio.sleep(0)
     return request
 

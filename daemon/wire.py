@@ -2,11 +2,13 @@
 Requests as they arrive: bytes that are measured before anything is built from them.
 
 Eight megabytes can hold four million empty messages. Building them takes the event loop, which everybody shares, most
-of a second; seeing that there are too many takes a hundredth of that.
+of a second; seeing that there are too many takes a hundredth of that, and is done in steps.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, TypeVar
 
@@ -18,6 +20,8 @@ from daemon.validation import MAX_REQUEST_BYTES
 
 MAX_FIELDS = 32_768
 """Room for the 10,000 messages that a chat may have, or for a million token ids."""
+STEP_FIELDS = 2_048
+"""Are counted without a pause: a few milliseconds on a slow machine."""
 PACKED_BYTES = 128
 """Of a list of numbers count as one field."""
 
@@ -29,60 +33,70 @@ _NUMBERS = object()
 T = TypeVar("T", bound=Message)
 
 
-def parse(data: bytes, kind: type[T]) -> T:
+async def parse(data: bytes, kind: type[T]) -> T:
     """
-    Return a request from its bytes.
+    Return a request from its bytes; between the steps that a large one takes others get their turns of the loop.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if it is too large, has too many parts, or is no such message.
     """
     if len(data) > MAX_REQUEST_BYTES:
         raise invalid("request", f"has {len(data)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
-    if has_more_fields(data, kind.DESCRIPTOR, MAX_FIELDS):
-        raise invalid("request", f"has more than {MAX_FIELDS} parts, all within its messages and lists included")
+    for fields in counted(data, kind.DESCRIPTOR):
+        if fields > MAX_FIELDS:
+            raise invalid("request", f"has more than {MAX_FIELDS} parts, all within its messages and lists included")
+        await asyncio.sleep(0)
     try:
         return kind.FromString(data)
     except DecodeError as error:
         raise invalid("request", f"is no {kind.DESCRIPTOR.full_name}; it cannot be decoded") from error
 
 
-def has_more_fields(data: bytes, descriptor: Descriptor, most: int) -> bool:
+def counted(data: bytes, descriptor: Descriptor) -> Iterator[int]:
     """
-    Whether an encoded message has more fields than `most`, each element of a list and each field within counted, and
-    PACKED_BYTES of numbers as one.
+    Yield the number of fields of an encoded message: so far after each STEP_FIELDS of them, and in all at the end.
 
-    Where the bytes are no message, what comes before is counted.
+    Each element of a list and each field within counts, and PACKED_BYTES of numbers as one field. Where the bytes are
+    no message, what comes before is counted.
     """
-    spans = [(0, len(data), descriptor)]
+    fields, pause, at = 0, STEP_FIELDS, 0
+    within = [(len(data), descriptor)]
     try:
-        while spans and most >= 0:
-            most = _walk(data, spans, most)
+        while within:
+            if at >= within[-1][0]:
+                at = within.pop()[0]
+                continue
+            at, numbers = _field(data, at, within)
+            fields += 1 + numbers // PACKED_BYTES
+            if fields >= pause:
+                yield fields
+                pause = fields + STEP_FIELDS
     except IndexError:
-        return False  # it ends in the middle of a number
-    return most < 0
+        pass  # it ends in the middle of a number
+    yield fields
 
 
-def _walk(data: bytes, spans: list[tuple[int, int, Descriptor]], most: int) -> int:
-    """Go through one message, leave those within for later, and return how many more fields there may be."""
-    at, end, descriptor = spans.pop()
-    within = _within(descriptor)
-    while at < end and most >= 0:
-        most -= 1
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 2:
-            size, at = _varint(data, at)
-            inner = within.get(tag >> 3)
-            if inner is _NUMBERS:
-                most -= size // PACKED_BYTES
-            elif inner is not None and size:
-                spans.append((at, min(at + size, end), inner))
-            at += size
-        elif kind == 0:
-            _, at = _varint(data, at)
-        else:
-            at += (0, 8, 0, 0, 0, 4, 0, 0)[kind]
-    return most
+def _field(data: bytes, at: int, within: list[tuple[int, Descriptor]]) -> tuple[int, int]:
+    """
+    Go to the next field and return where it is, and how many bytes of numbers were passed.
+
+    `within` has the end and the kind of each message that the place is in; a message that begins here is added.
+    """
+    end, descriptor = within[-1]
+    tag, at = _varint(data, at)
+    kind = tag & 7
+    if kind == 2:
+        size, at = _varint(data, at)
+        inner = _within(descriptor).get(tag >> 3)
+        if inner is _NUMBERS:
+            return at + size, size
+        if inner is not None:
+            within.append((min(at + size, end), inner))
+            return at, 0
+        return at + size, 0
+    if kind == 0:
+        return _varint(data, at)[1], 0
+    return at + (0, 8, 0, 0, 0, 4, 0, 0)[kind], 0
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
