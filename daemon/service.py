@@ -62,12 +62,14 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         """See the proto."""
         bind_contextvars(model=_name(request.model))
         check_generate(request)
-        await asyncio.sleep(0)  # see the interceptor
+        await asyncio.sleep(0)  # here and below: see the interceptor
         request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
         bind_contextvars(request_id=request.request_id)
+        command = ipc.Command(generate=request)
+        await asyncio.sleep(0)
         with (
             self._admission.place() as ticket,
-            closing(self._supervisor.open(ipc.Command(generate=request), request.model)) as call,
+            closing(self._supervisor.open(command, request.model)) as call,
         ):
             ticket.drop = call.fail
             call.on_stall = partial(self._admission.leave, ticket)
