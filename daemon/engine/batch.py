@@ -22,13 +22,25 @@ FREE_PADDING = 64
 """And it may be so many tokens a row more: a cache grows by 256 at a time anyway, and short rows would seldom agree."""
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """
+    The last token of a prompt: it is fed like a sampled one, and told to nobody.
+
+    Attributes:
+        token: Its id, shape [1].
+    """
+
+    token: mx.array
+
+
 @dataclass(slots=True, eq=False)
 class Row:
-    """A running sequence: its sampler, and the token that the device computes now."""
+    """A running sequence: its sampler, and the token that is fed next, which the device may still compute."""
 
     sequence: Sequence
     sampler: Sampler
-    pending: Sampled
+    pending: Sampled | Given
 
     @property
     def length(self) -> int:
@@ -38,7 +50,7 @@ class Row:
     @property
     def ends(self) -> bool:
         """Whether the pending token is the last that the sequence may have."""
-        return len(self.sequence.generated) + 1 >= self.sequence.max_tokens
+        return isinstance(self.pending, Sampled) and len(self.sequence.generated) + 1 >= self.sequence.max_tokens
 
 
 class Batch:
@@ -49,29 +61,37 @@ class Batch:
     `leave` gives it back. A single row keeps its own cache, of whatever class.
 
     Args:
-        row: The first row, with its KV in its sequence's cache.
+        rows: The first rows.
+        caches: Their KV: for several rows in batches of caches, for one in plain ones.
     """
 
-    def __init__(self, row: Row) -> None:
-        self.rows = [row]
-        self._caches: list[Any] = _take_cache(row)
+    def __init__(self, rows: list[Row], caches: list[Any]) -> None:
+        self.rows = rows
+        self._caches = caches
         self._steps = 0
+
+    @classmethod
+    def of(cls, row: Row) -> Batch:
+        """Return a batch of one row, whose KV is in its sequence's cache."""
+        caches, row.sequence.cache = row.sequence.cache, None
+        assert caches is not None, "a row without KV cannot decode"
+        return cls([row], caches)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def has_room_for(self, row: Row) -> bool:
-        """Whether a row may join without too much padding, and whether rows of the model can share a pass at all."""
-        lengths = [other.length for other in (*self.rows, row)]
-        return row.sequence.loaded.joinable and fits(lengths)
+    def has_room_for(self, other: Batch) -> bool:
+        """Whether another may join without too much padding, and whether rows of the model can share a pass at all."""
+        lengths = [row.length for row in (*self.rows, *other.rows)]
+        return other.rows[0].sequence.loaded.joinable and fits(lengths)
 
-    def join(self, row: Row) -> None:
-        """Take a row in. Copies the KV of all rows: they are padded to the same length."""
-        if len(self.rows) == 1:
-            self._caches = [batched(cache) for cache in self._caches]
-        for cache, other in zip(self._caches, _take_cache(row), strict=True):
-            cache.extend(batched(other))
-        self.rows.append(row)
+    def join(self, other: Batch) -> None:
+        """Take all rows of another in. Copies the KV of all rows: they are padded to the same length."""
+        ours, theirs = self._joinable_caches(), other._joinable_caches()
+        for cache, more in zip(ours, theirs, strict=True):
+            cache.extend(more)
+        self._caches = ours
+        self.rows += other.rows
 
     def leave(self, row: Row) -> None:
         """Let a row go and give its KV back to its sequence; the caller drops an empty batch."""
@@ -89,7 +109,7 @@ class Batch:
         """Return one row's KV as plain caches: views, until they are copied or written to."""
         return self._row_cache(self.rows.index(row))
 
-    def advance(self) -> list[Sampled]:
+    def advance(self) -> list[Sampled | Given]:
         """Begin to compute the next token of each row, and return the tokens before it, which may still be computed."""
         current = [row.pending for row in self.rows]
         if all(row.ends for row in self.rows):
@@ -98,14 +118,18 @@ class Batch:
         logits = forward(self.rows[0].sequence, tokens, self._caches)
         if any(row.sampler.constrained for row in self.rows):
             mx.async_eval(logits)  # the device computes while the host finds out which tokens may follow
-        for index, row in enumerate(self.rows):
+        following = [row.sampler(logits[index : index + 1]) for index, row in enumerate(self.rows)]
+        for index, (row, sampled) in enumerate(zip(self.rows, following, strict=True)):
             row.sequence.advanced(1, self._caches, index)
-            row.pending = row.sampler(logits[index : index + 1])
-        mx.async_eval([array for row in self.rows for array in row.pending.arrays()])
+            row.pending = sampled
+        mx.async_eval([array for sampled in following for array in sampled.arrays()])
         self._steps += 1
         if self._steps % EVALUATE_STEPS == 0:
             mx.eval([cache.state for cache in self._caches])
         return current
+
+    def _joinable_caches(self) -> list[Any]:
+        return self._caches if len(self.rows) > 1 else [batched(cache) for cache in self._caches]
 
     def _row_cache(self, index: int) -> list[Any]:
         """Return one row's KV as caches of its own."""
@@ -124,8 +148,3 @@ def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any]) -> mx.a
     logits: mx.array = sequence.loaded.model(tokens[:, None], cache=list(caches))
     return logits[:, -1]
 
-
-def _take_cache(row: Row) -> list[Any]:
-    caches, row.sequence.cache = row.sequence.cache, None
-    assert caches is not None, "a row without KV cannot decode"
-    return caches

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from daemon.engine.batch import Batch, Row, forward
+from daemon.engine.batch import Batch, Given, Row
 from daemon.engine.output import Token
 from daemon.engine.sampling import Sampled, Sampler
 from daemon.engine.sequence import Sequence
@@ -41,25 +41,14 @@ class Decoder:
 
     def join(self, sequence: Sequence) -> None:
         """Start decoding a sequence whose prompt is in its cache, or all of it but the last token."""
-        loaded = sequence.loaded
-        sampler = Sampler(
-            sequence.params,
-            sequence.prompt,
-            loaded.vocab_size,
-            logprobs=sequence.top_logprobs is not None,
-            constraint=sequence.constraint,
-        )
         if sequence.draft is not None:
-            self._speculations.append(Speculation(sequence, sampler))
-            return
-        assert sequence.cache is not None
-        logits, sequence.logits = sequence.logits, None
-        if logits is None:
-            logits = forward(sequence, mx.array(sequence.prompt[-1:]), sequence.cache)
-            sequence.advanced(1, sequence.cache)
-        first = sampler(logits)
-        mx.async_eval(first.arrays())
-        self._place(Row(sequence, sampler, first))
+            self._speculations.append(Speculation(sequence, _sampler(sequence)))
+        else:
+            self._place(Batch.of(_first_row(sequence)))
+
+    def join_together(self, sequences: list[Sequence], caches: list[Any]) -> None:
+        """Start decoding several sequences whose prompts, but for their last tokens, are in one batch's caches."""
+        self._place(Batch([_first_row(sequence) for sequence in sequences], caches))
 
     def leave(self, sequence: Sequence) -> None:
         """Stop decoding a sequence, which gets its KV back; an unknown one is no error."""
@@ -79,7 +68,7 @@ class Decoder:
         """Let a sequence that was held go on; any other is no error."""
         for row in [row for row in self._held if row.sequence is sequence]:
             self._held.remove(row)
-            self._place(row)
+            self._place(Batch.of(row))
         for one in self._speculations:
             one.held &= one.sequence is not sequence
 
@@ -93,6 +82,7 @@ class Decoder:
             (row.sequence, sampled)
             for batch in self._batches
             for row, sampled in zip(batch.rows, batch.advance(), strict=True)
+            if isinstance(sampled, Sampled)
         ]
         guessing = [one for one in self._speculations if not one.held]
         current += [(one.sequence, sampled) for one in guessing for sampled in one.step()]
@@ -101,12 +91,12 @@ class Decoder:
     def _rows(self) -> list[Row]:
         return [row for batch in self._batches for row in batch.rows]
 
-    def _place(self, row: Row) -> None:
-        batch = next((batch for batch in self._batches if batch.has_room_for(row)), None)
-        if batch is None:
-            self._batches.append(Batch(row))
+    def _place(self, batch: Batch) -> None:
+        running = next((running for running in self._batches if running.has_room_for(batch)), None)
+        if running is None:
+            self._batches.append(batch)
         else:
-            batch.join(row)
+            running.join(batch)
 
     def _take_out(self, sequence: Sequence) -> Row | None:
         for batch in self._batches:
@@ -116,6 +106,26 @@ class Decoder:
                     self._batches = [batch for batch in self._batches if len(batch)]
                     return row
         return None
+
+
+def _sampler(sequence: Sequence) -> Sampler:
+    return Sampler(
+        sequence.params,
+        sequence.prompt,
+        sequence.loaded.vocab_size,
+        logprobs=sequence.top_logprobs is not None,
+        constraint=sequence.constraint,
+    )
+
+
+def _first_row(sequence: Sequence) -> Row:
+    """Return a row that samples its first token now, if the logits are there, or after its first step."""
+    sampler = _sampler(sequence)
+    if sequence.logits is None:
+        return Row(sequence, sampler, Given(mx.array(sequence.prompt[-1:])))
+    first, sequence.logits = sampler(sequence.logits), None
+    mx.async_eval(first.arrays())
+    return Row(sequence, sampler, first)
 
 
 def _read(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:
