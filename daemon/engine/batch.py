@@ -147,4 +147,3 @@ def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any]) -> mx.a
     """Run one token of each row through the sequence's model; logits of shape [rows, vocab]."""
     logits: mx.array = sequence.loaded.model(tokens[:, None], cache=list(caches))
     return logits[:, -1]
-

@@ -17,6 +17,7 @@ from daemon.kv.extents import EXTENT_BLOCKS
 from daemon.kv.live import LiveKV
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.resume import resume_points
+from daemon.kv.rows import plain
 from daemon.kv.source import NotHeldError, Resume
 
 LEAST_SHARE = 1 / 8
@@ -91,6 +92,19 @@ class Prefill:
             return self._draft.share
         return max(LEAST_SHARE, self._next_chunk() / self._sizer.size(self.sequence.loaded.source.key))
 
+    @property
+    def short(self) -> bool:
+        """Whether the rest can share a pass with that of other prompts; known once it has begun."""
+        sequence = self.sequence
+        return (
+            self._draft is None
+            and not self._points
+            and 0 < self._left <= TAIL
+            and sequence.loaded.joinable
+            and sequence.cache is not None
+            and plain(sequence.cache)
+        )
+
     def begin(self) -> None:
         """Look the prompt up and restore what is cached."""
         if self._draft is not None:
@@ -127,6 +141,13 @@ class Prefill:
         if self._left == 0 and self.computed >= LONG_PREFILL:
             mx.clear_cache()
         return size
+
+    def was_computed(self, caches: list[Any]) -> None:
+        """Take note that the rest of the prompt, all but its last token, was computed elsewhere, and share it."""
+        rest = self._left
+        self._done += rest
+        self.sequence.advanced(rest, caches)
+        store(self.sequence, self._prefixes, Resume.NO, caches)
 
     def _compute(self, tokens: int, *, logits: bool) -> None:
         sequence = self.sequence

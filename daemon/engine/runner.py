@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.background import as_sidecar_error
@@ -12,8 +12,9 @@ from daemon.engine.decoder import Decoder
 from daemon.engine.gauges import Gauges
 from daemon.engine.ledger import kv_need
 from daemon.engine.output import Token
-from daemon.engine.prefill import Prefill, store
-from daemon.engine.scheduler import CHUNK_SECONDS, ChunkSizer, Turns, startable
+from daemon.engine.prefill import store
+from daemon.engine.prefills import Prefills
+from daemon.engine.scheduler import Turns, startable
 from daemon.engine.sequence import Sequence, delta
 from daemon.errors import Reason, SidecarError
 from daemon.failpoints import failpoint
@@ -71,11 +72,9 @@ class Runner:
         self._make_room = make_room
         self._replies = replies
         self._clock = clock
-        self._sizer = ChunkSizer()
         self._waiting: list[Sequence] = []
-        self._prefills: dict[Sequence, Prefill] = {}
+        self._prefills = Prefills(prefixes, self, clock)
         self._starts: Turns[Sequence] = Turns()
-        self._chunks: Turns[Sequence] = Turns()
         self._stuck = False
         """Whether nobody can start before somebody who runs goes on or ends."""
         self._decoders: dict[ModelKey, Decoder] = {}
@@ -98,7 +97,7 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do at once: not if those that run are held and those that wait, wait."""
-        return bool(self._prefills or self._active or (self._waiting and not self._stuck))
+        return bool(len(self._prefills) or self._active or (self._waiting and not self._stuck))
 
     @property
     def _active(self) -> int:
@@ -140,25 +139,7 @@ class Runner:
             self._decode(decoder)
         if rows:
             self.gauges.decoded(self._clock() - began, rows)
-        self._prefill_chunk()
-
-    def _prefill_chunk(self) -> None:
-        """Compute what a chunk has room for: a part of a long prompt, or several short ones, whoever's turn it is."""
-        end, room = self._clock() + CHUNK_SECONDS, 1.0
-        while room > 0 and self._clock() < end:
-            prefilling = list(self._prefills)
-            sequence = self._chunks.first(prefilling)
-            if sequence is None:
-                return
-            prefill = self._prefills[sequence]
-            if sequence.cache is None and not self._begin(prefill):
-                continue
-            share = prefill.share
-            if share > room:
-                return
-            room -= share
-            self._chunks.took(sequence, prefilling)
-            self._prefill(prefill)
+        self._prefills.step(streams=bool(self._active))
 
     def _start(self) -> None:
         def fits(sequence: Sequence) -> bool:
@@ -166,26 +147,34 @@ class Runner:
 
         while (sequence := startable(self._waiting, self._running, self._max_batch, fits, self._starts)) is not None:
             self._waiting.remove(sequence)
-            self._prefills[sequence] = Prefill(sequence, self._prefixes, self._sizer, self._clock)
-        if self._waiting and not (self._prefills or self._decoders):
+            self._prefills.add(sequence)
+        if self._waiting and not (len(self._prefills) or self._decoders):
             self._refuse(self._waiting[0])
-        self._stuck = not (self._prefills or self._active)
+        self._stuck = not (len(self._prefills) or self._active)
 
-    def _begin(self, prefill: Prefill) -> bool:
-        """
-        Look a prompt up right before its first chunk, and tell whether that went well.
-
-        Not earlier: the prefill before it may just be computing the beginning that both have in common.
-        """
-        sequence = prefill.sequence
-        try:
-            prefill.begin()
-        except Exception as error:
-            self._end(sequence)
-            self._replies.fail(sequence.call_id, as_sidecar_error(error))
-            return False
+    def begun(self, sequence: Sequence) -> None:
+        """Tell the caller that its prompt was looked up."""
         self._replies.generate(sequence.call_id, sequence.started())
-        return True
+
+    def failed(self, sequence: Sequence, error: Exception) -> None:
+        """End a sequence whose prompt could not be begun."""
+        self._end(sequence)
+        self._replies.fail(sequence.call_id, as_sidecar_error(error))
+
+    def computed(self, sequence: Sequence, tokens: int, done: int) -> None:
+        """Count tokens of a prompt, and tell the caller if more are to come."""
+        self.totals.prompt_tokens += tokens
+        if done < len(sequence.prompt) - 1:
+            self._replies.generate(sequence.call_id, sequence.progress(done))
+
+    def ready(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
+        """Let sequences decode whose prompts are computed."""
+        self.totals.prompt_tokens += len(sequences)
+        decoder = self._decoders.setdefault(sequences[0].model_key, Decoder())
+        if caches is None:
+            decoder.join(sequences[0])
+        else:
+            decoder.join_together(sequences, caches)
 
     def _refuse(self, sequence: Sequence) -> None:
         """Refuse a sequence for which there is no room although nothing runs: waiting would not make any."""
@@ -203,18 +192,7 @@ class Runner:
         return [*self._prefills, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
 
     def _running(self, model: Hashable) -> int:
-        prefilling = sum(sequence.model_key == model for sequence in self._prefills)
-        return prefilling + sum(len(decoder) for key, decoder in self._decoders.items() if key == model)
-
-    def _prefill(self, prefill: Prefill) -> None:
-        sequence = prefill.sequence
-        self.totals.prompt_tokens += prefill.step()
-        if prefill.remaining:
-            self._replies.generate(sequence.call_id, sequence.progress(prefill.done))
-            return
-        del self._prefills[sequence]
-        self.totals.prompt_tokens += 1
-        self._decoders.setdefault(sequence.model_key, Decoder()).join(sequence)
+        return self._prefills.of(model) + sum(len(decoder) for key, decoder in self._decoders.items() if key == model)
 
     def _decode(self, decoder: Decoder) -> None:
         for sequence, token in decoder.step():
@@ -263,7 +241,7 @@ class Runner:
         self._stuck = False
         if sequence in self._waiting:
             self._waiting.remove(sequence)
-        self._prefills.pop(sequence, None)
+        self._prefills.drop(sequence)
         decoder = self._decoders.get(sequence.model_key)
         if decoder is not None:
             decoder.leave(sequence)

@@ -36,9 +36,9 @@ class ChunkSizer:
         return int(self._sizes.get(model, _FIRST_CHUNK))
 
     def measured(self, model: Hashable, tokens: int, seconds: float) -> None:
-        """Learn from a chunk. Chunks that were cut short by the end of the prompt say little and are left out."""
+        """Learn from a chunk. One that the end of its prompt cut short says little, unless it took too long as well."""
         size = self._sizes.get(model, float(_FIRST_CHUNK))
-        if tokens < int(size):
+        if tokens < int(size) and seconds <= CHUNK_SECONDS:
             return
         factor = min(2.0, max(0.5, CHUNK_SECONDS / max(seconds, 1e-9)))
         self._sizes[model] = min(MAX_CHUNK, max(MIN_CHUNK, size * factor))

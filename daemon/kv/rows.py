@@ -47,12 +47,56 @@ def unbatched(batch: Any, row: int) -> Any:
     return _unbatched_kv(batch, row) if type(batch) is BatchKVCache else batch.extract(row)
 
 
+def plain(caches: Sequence[Any]) -> bool:
+    """Whether caches keep each token for itself, so that `joined` takes them."""
+    return all(type(cache) is KVCache for cache in caches)
+
+
+def joined(rows: Sequence[Sequence[Any]], tokens: Sequence[int], width: int, room: int) -> list[BatchKVCache]:
+    """
+    Return the caches of several sequences as those of one batch, for a pass over the last `width` tokens of each.
+
+    All rows are fed as many tokens, so that none is padded behind: one that lacks fewer computes some of those again
+    that it holds, and one that has fewer in all is padded before.
+
+    Args:
+        rows: The caches of each sequence, which are `plain`; copied.
+        tokens: How many each sequence will hold after the pass.
+        width: How many are fed; no row lacks more.
+        room: Tokens to leave room for.
+    """
+    kept = [max(0, count - width) for count in tokens]
+    longest = max(kept)
+    padding = [longest + width - count for count in tokens]
+    return [_joined(layer, kept, longest, padding, room) for layer in zip(*rows, strict=True)]
+
+
+def _joined(layer: Sequence[KVCache], kept: Sequence[int], longest: int, padding: list[int], room: int) -> BatchKVCache:
+    batch = BatchKVCache(padding)
+    if longest:
+        batch.keys = _right_justified([cache.keys for cache in layer], kept, longest, room)
+        batch.values = _right_justified([cache.values for cache in layer], kept, longest, room)
+        batch.offset = batch.offset + longest
+        batch._idx = longest
+    return batch
+
+
+def _right_justified(arrays: Sequence[mx.array | None], kept: Sequence[int], longest: int, room: int) -> mx.array:
+    """Return the first tokens of arrays of shape [1, heads, tokens, width] as rows of one array that end together."""
+    like = next(array for array in arrays if array is not None)
+    rows = mx.zeros((len(arrays), like.shape[1], longest + room, like.shape[3]), like.dtype)
+    for index, (array, count) in enumerate(zip(arrays, kept, strict=True)):
+        if array is not None and count:
+            rows[index : index + 1, :, longest - count : longest] = array[..., :count, :]
+    return rows
+
+
 def proving(model: Any) -> Generator[None, None, bool]:
     """
     Tell whether sequences of a model may share forward passes; a layer for each `next`.
 
     The classes of its caches must be known, and it is tried: two rows of different length must compute what they
-    compute alone, and so must the one that stays when the other leaves.
+    compute alone, prompts and single tokens, and so must the one that stays when the other leaves.
     """
     if not all(map(joinable, make_prompt_cache(model))):
         return False
@@ -69,24 +113,41 @@ def proving(model: Any) -> Generator[None, None, bool]:
 def _rows_are_exact(model: Any) -> Generator[None, None, bool]:
     prompts = [[1, 2], [2, 3, 4]]
     alone = [make_prompt_cache(model) for _ in prompts]
-    joined: list[Any] = []
-    for prompt, caches in zip(prompts, alone, strict=True):
-        rows = make_prompt_cache(model)
-        for one in (caches, rows):
-            yield from in_pieces(model, mx.array([prompt]), one)
-        rows = list(map(batched, rows))
-        for cache, other in zip(joined, rows, strict=False):
-            cache.extend(other)
-        joined = joined or rows
     expected = []
-    for token in (7, 8):
-        for caches in alone:
-            logits = yield from in_pieces(model, mx.array([[token]]), caches)
+    for prompt, caches in zip(prompts, alone, strict=True):
+        for tokens in (prompt, [7], [8]):
+            logits = yield from in_pieces(model, mx.array([tokens]), caches)
             expected.append(logits[0, -1])
-    together = yield from in_pieces(model, mx.array([[7], [7]]), joined)
-    last = [unbatched(cache, 1) for cache in joined]
+    rows = yield from (_prefilled_together if plain(alone[0]) else _prefilled_one_by_one)(model, prompts)
+    together = yield from in_pieces(model, mx.array([[7], [7]]), rows)
+    last = [unbatched(cache, 1) for cache in rows]
     after = yield from in_pieces(model, mx.array([[8]]), last)
-    return all(map(_close, [together[0, -1], together[1, -1], after[0, -1]], [*expected[:2], expected[3]]))
+    return all(map(_close, [together[0, -1], together[1, -1], after[0, -1]], [expected[1], expected[4], expected[5]]))
+
+
+def _prefilled_one_by_one(model: Any, prompts: list[list[int]]) -> Generator[None, None, list[Any]]:
+    rows: list[Any] = []
+    for prompt in prompts:
+        caches = make_prompt_cache(model)
+        yield from in_pieces(model, mx.array([prompt]), caches)
+        more = list(map(batched, caches))
+        for cache, other in zip(rows, more, strict=False):
+            cache.extend(other)
+        rows = rows or more
+    return rows
+
+
+def _prefilled_together(model: Any, prompts: list[list[int]]) -> Generator[None, None, list[Any]]:
+    """Prefill all but the last tokens in one pass, padded, and then those, each with the one before once more."""
+    caches = [make_prompt_cache(model) for _ in prompts]
+    lengths = [len(prompt) - 1 for prompt in prompts]
+    rows = joined(caches, lengths, max(lengths), 1)
+    fed = [[0] * (max(lengths) - len(prompt) + 1) + prompt[:-1] for prompt in prompts]
+    yield from in_pieces(model, mx.array(fed), rows)
+    caches = [[unbatched(cache, index) for cache in rows] for index in range(len(prompts))]
+    rows = joined(caches, [length + 1 for length in lengths], 2, 2)
+    yield from in_pieces(model, mx.array([prompt[-2:] for prompt in prompts]), rows)
+    return rows
 
 
 def _close(got: mx.array, expected: mx.array) -> bool:

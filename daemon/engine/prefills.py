@@ -1,0 +1,134 @@
+"""The prompts that are being computed: whose turn it is, how much of it, and which are computed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, Protocol
+
+from daemon.engine.prefill import Prefill
+from daemon.engine.scheduler import CHUNK_SECONDS, ChunkSizer, Turns
+from daemon.engine.sequence import Sequence
+from daemon.engine.together import Together
+from daemon.kv.prefix_cache import PrefixCache
+
+IDLE_CHUNKS = 4.0
+"""Chunks' worth of short prompts that are computed together while no stream waits for its next token."""
+
+
+class Listener(Protocol):
+    """Who is told how prompts fare."""
+
+    def begun(self, sequence: Sequence) -> None:
+        """A prompt was looked up in the prefix cache."""
+
+    def failed(self, sequence: Sequence, error: Exception) -> None:
+        """A prompt could not be looked up, or what was found could not be restored."""
+
+    def computed(self, sequence: Sequence, tokens: int, done: int) -> None:
+        """So many tokens of a prompt were computed, and the first `done` of it are there."""
+
+    def ready(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
+        """Sequences can decode: one that holds its own cache, or several that are the rows of a batch's."""
+
+
+class Prefills:
+    """
+    Sequences that have a slot and wait for their prompts to be computed.
+
+    Args:
+        prefixes: The prefix cache.
+        listener: Told how they fare.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, prefixes: PrefixCache, listener: Listener, clock: Callable[[], float]) -> None:
+        self._prefixes = prefixes
+        self._listener = listener
+        self._clock = clock
+        self._sizer = ChunkSizer()
+        self._turns: Turns[Sequence] = Turns()
+        self._prefills: dict[Sequence, Prefill] = {}
+
+    def __len__(self) -> int:
+        return len(self._prefills)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._prefills)
+
+    def of(self, model: Hashable) -> int:
+        """Return how many of them a model has."""
+        return sum(sequence.model_key == model for sequence in self._prefills)
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a sequence that has a slot."""
+        self._prefills[sequence] = Prefill(sequence, self._prefixes, self._sizer, self._clock)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Forget a sequence; an unknown one is no error."""
+        self._prefills.pop(sequence, None)
+
+    def step(self, *, streams: bool) -> None:
+        """
+        Compute what a chunk has room for: a part of a long prompt, or several short ones, whoever's turn it is.
+
+        Args:
+            streams: Whether somebody waits for their next token meanwhile.
+        """
+        end, room = self._clock() + CHUNK_SECONDS, 1.0 if streams else IDLE_CHUNKS
+        together = Together()
+        while room > 0 and self._clock() < end:
+            waiting = [sequence for sequence in self._prefills if sequence not in together]
+            sequence = self._turns.first(waiting)
+            if sequence is None and not together.prefills:
+                return
+            if sequence is None or together.informs(sequence):
+                together = self._compute(together)
+                continue
+            prefill = self._prefills[sequence]
+            if sequence.cache is None and not self._begin(prefill):
+                continue
+            if prefill.share > room:
+                break
+            room -= prefill.share
+            self._turns.took(sequence, waiting)
+            if not together.has_room_for(prefill):
+                together = self._compute(together)
+            together.prefills.append(prefill)
+        self._compute(together)
+
+    def _begin(self, prefill: Prefill) -> bool:
+        """
+        Look a prompt up right before its first chunk, and tell whether that went well.
+
+        Not earlier: the prefill before it may just be computing the beginning that both have in common.
+        """
+        try:
+            prefill.begin()
+        except Exception as error:
+            self._listener.failed(prefill.sequence, error)
+            return False
+        self._listener.begun(prefill.sequence)
+        return True
+
+    def _compute(self, together: Together) -> Together:
+        """Compute a chunk of one prompt, or all of several, and return an empty collection for the next."""
+        prefills = together.prefills
+        if len(prefills) == 1:
+            self._step(prefills[0])
+        elif prefills:
+            began, lacking = self._clock(), [prefill.remaining for prefill in prefills]
+            caches = together.compute()
+            self._sizer.measured(prefills[0].sequence.model_key, sum(lacking), self._clock() - began)
+            for prefill, tokens in zip(prefills, lacking, strict=True):
+                self._listener.computed(prefill.sequence, tokens, prefill.done)
+                self.drop(prefill.sequence)
+            self._listener.ready([prefill.sequence for prefill in prefills], caches)
+        return Together()
+
+    def _step(self, prefill: Prefill) -> None:
+        sequence = prefill.sequence
+        tokens = prefill.step()
+        self._listener.computed(sequence, tokens, prefill.done)
+        if not prefill.remaining:
+            self.drop(sequence)
+            self._listener.ready([sequence], None)

@@ -1,0 +1,81 @@
+"""Prompts computed together: the short ends of several prompts of one model share a forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from daemon.engine.batch import fits
+from daemon.engine.ledger import DECODE_ROOM
+from daemon.engine.prefill import Prefill
+from daemon.engine.sequence import Sequence
+from daemon.kv.block import BLOCK_TOKENS
+from daemon.kv.rows import joined, unbatched
+
+PASS_TOKENS = 32
+"""Reading a model's weights once takes about as long as computing so many tokens: less padding a row than that pays."""
+
+
+class Together:
+    """
+    Prompts whose rest is short, all but their last tokens.
+
+    They become rows of a batch at once: their KV is copied into it before the pass rather than after.
+    """
+
+    def __init__(self) -> None:
+        self.prefills: list[Prefill] = []
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return any(prefill.sequence is sequence for prefill in self.prefills)
+
+    def informs(self, sequence: Sequence) -> bool:
+        """Whether a sequence that was not looked up yet would find more in the prefix cache once these are computed."""
+        return any(_shares_next_block(prefill, sequence) for prefill in self.prefills)
+
+    def has_room_for(self, prefill: Prefill) -> bool:
+        """Whether a prompt can be computed with these, without padding them or it too much."""
+        if not (self.prefills and prefill.short):
+            return not self.prefills
+        rows = [*self.prefills, prefill]
+        lacking = [row.remaining for row in rows]
+        return (
+            all(row.short for row in rows)
+            and rows[0].sequence.model_key == prefill.sequence.model_key
+            and fits([len(row.sequence.prompt) for row in rows])
+            and max(lacking) * len(rows) - sum(lacking) <= PASS_TOKENS * len(rows)
+        )
+
+    def compute(self) -> list[Any]:
+        """Compute all of them in one pass, and return their KV as the caches of a batch with a row for each."""
+        sequences = [prefill.sequence for prefill in self.prefills]
+        width = max(prefill.remaining for prefill in self.prefills)
+        held = [len(sequence.prompt) - 1 for sequence in sequences]
+        room = width + max(min(sequence.max_tokens, DECODE_ROOM) for sequence in sequences)
+        caches = joined([_taken_cache(sequence) for sequence in sequences], held, width, room)
+        fed = [sequence.prompt[max(0, count - width) : count] for sequence, count in zip(sequences, held, strict=True)]
+        sequences[0].loaded.model(mx.array([[0] * (width - len(ids)) + ids for ids in fed]), cache=list(caches))
+        mx.eval([cache.state for cache in caches])
+        for index, prefill in enumerate(self.prefills):
+            prefill.was_computed([unbatched(cache, index) for cache in caches])
+        return caches
+
+
+def _shares_next_block(prefill: Prefill, sequence: Sequence) -> bool:
+    """Whether the next block that a prompt stores is one of a sequence's prompt, too."""
+    leader = prefill.sequence
+    end = (prefill.done // BLOCK_TOKENS + 1) * BLOCK_TOKENS
+    return (
+        leader.writes
+        and sequence.reads
+        and leader.namespace == sequence.namespace
+        and end < min(len(leader.prompt), len(sequence.prompt))
+        and leader.prompt[:end] == sequence.prompt[:end]
+    )
+
+
+def _taken_cache(sequence: Sequence) -> list[Any]:
+    caches, sequence.cache = sequence.cache, None
+    assert caches is not None, "a prompt that was not begun cannot be computed"
+    return caches

@@ -1,0 +1,142 @@
+"""Prompts computed together: one forward pass for the short ends of several, and the same answers as alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.engine.together import Together
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.engine.harness import Answer, Harness
+from tests.models import random_model
+
+STOP = pb.Stop(ignore_eos=True)
+
+
+@pytest.fixture(name="passes")
+def _passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return how many prompts each pass over several had, as they happen."""
+    seen: list[int] = []
+    compute = Together.compute
+
+    def counted(together: Together) -> list[Any]:
+        seen.append(len(together.prefills))
+        return compute(together)
+
+    monkeypatch.setattr(Together, "compute", counted)
+    return seen
+
+
+def ids(count: int, seed: int) -> list[int]:
+    """Return so many tokens; another seed shares none of their blocks."""
+    return [5 + (i * i + 3 * i + i // 7 + 101 * seed) % 700 for i in range(count)]
+
+
+def request(prompt: list[int], **fields: Any) -> pb.GenerateRequest:
+    """Return a request with log-probabilities, so that answers are compared to the last bit."""
+    return pb.GenerateRequest(
+        **{"model": "embedded", "max_tokens": 6, "stop": STOP, "top_logprobs": 2, **fields},
+        tokens=pb.TokenIds(ids=prompt),
+    )
+
+
+def alone(harness: Harness, asked: pb.GenerateRequest) -> Answer:
+    """Return the answer of a request that runs by itself and finds nothing cached."""
+    cold = pb.GenerateRequest()
+    cold.CopyFrom(asked)
+    cold.cache.mode = pb.CACHE_MODE_BYPASS
+    return harness.run(cold)
+
+
+def run(harness: Harness, requests: list[pb.GenerateRequest]) -> list[Answer]:
+    """Run requests that arrive at the same moment."""
+    calls = [harness.begin(one) for one in requests]
+    return [Answer(harness.finish(call)) for call in calls]
+
+
+@pytest.mark.parametrize(
+    "lengths", [[30, 31, 29, 33], [2, 17, 33], [65, 64, 40]], ids=["alike", "unlike", "the longest that are short"]
+)
+def test_short_prompts_that_arrive_together_share_one_pass(
+    harness: Harness, passes: list[int], lengths: list[int]
+) -> None:
+    """And each is answered as it is alone, to the last bit."""
+    harness.run(request([9, 8, 7]))
+    requests = [request(ids(length, seed)) for seed, length in enumerate(lengths)]
+    answers = run(harness, requests)
+    assert passes == [len(lengths)]
+    assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in requests]
+    harness.settle()
+
+
+def test_the_second_turns_of_several_conversations_share_one_pass(harness: Harness, passes: list[int]) -> None:
+    """Each goes on from its own cached beginning; only what is new is computed, counted and stored."""
+    beginnings = [ids(length, seed) for seed, length in enumerate([150, 160, 170])]
+    for beginning in beginnings:
+        harness.run(request(beginning))
+    computed = harness.engine._runner.totals.prompt_tokens
+    requests = [request([*beginning, *ids(20 + 5 * seed, 50 + seed)]) for seed, beginning in enumerate(beginnings)]
+    answers = run(harness, requests)
+    assert passes == [3]
+    assert [answer.cached for answer in answers] == [144, 160, 160]
+    lengths = [len(asked.tokens.ids) - answer.cached for asked, answer in zip(requests, answers, strict=True)]
+    assert harness.engine._runner.totals.prompt_tokens - computed == sum(lengths)
+    assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in requests]
+    again = run(harness, requests)
+    assert all(answer.cached >= answer.started.prompt_tokens - 17 for answer in again)
+    assert [answer.content for answer in again] == [answer.content for answer in answers]
+    harness.settle()
+
+
+def test_a_prompt_waits_for_one_that_computes_what_it_needs(harness: Harness, passes: list[int]) -> None:
+    """Four short prompts with three blocks in common compute these once; what parts them is computed together."""
+    common = ids(48, 1)
+    requests = [request([*common, *ids(9, seed)]) for seed in range(2, 6)]
+    answers = run(harness, requests)
+    assert [answer.cached for answer in answers] == [0, 48, 48, 48]
+    assert passes == [3]
+    assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in requests]
+
+
+def test_prompts_under_different_salts_share_a_pass_and_nothing_else(harness: Harness, passes: list[int]) -> None:
+    """The same prompt under two salts is computed twice, in one pass."""
+    requests = [request(ids(40, 1), cache=pb.CacheOptions(salt=salt)) for salt in ("mine", "yours")]
+    answers = run(harness, requests)
+    assert passes == [2]
+    assert [answer.cached for answer in answers] == [0, 0]
+    assert answers[0].content == answers[1].content
+    again = run(harness, requests)
+    assert [answer.cached for answer in again] == [32, 32]
+
+
+def test_what_cannot_share_a_pass_is_computed_as_before(harness: Harness, passes: list[int], tmp_path: Path) -> None:
+    """A model with windows, a long prompt, one that would be padded too much, another model."""
+    window = str(random_model(tmp_path, "gemma3_text"))
+    other = str(random_model(tmp_path, "qwen3"))
+    requests = [
+        request(ids(20, 1), model=window),
+        request(ids(20, 2), model=window),
+        request(ids(200, 3)),
+        request(ids(20, 4)),
+        request(ids(20, 5), model=other),
+    ]
+    answers = run(harness, requests)
+    assert not passes
+    for asked, answer in zip(requests, answers, strict=True):
+        assert answer.ids == alone(harness, asked).ids
+    harness.settle()
+
+
+def test_a_request_that_is_cancelled_before_its_turn_leaves_the_others_theirs(
+    harness: Harness, passes: list[int]
+) -> None:
+    harness.run(request([9, 8, 7]))
+    requests = [request(ids(30, seed)) for seed in range(3)]
+    calls = [harness.begin(one) for one in requests]
+    harness.cancel(calls[1])
+    answers = [Answer(harness.finish(calls[index])) for index in (0, 2)]
+    assert passes == [2]
+    assert [answer.content for answer in answers] == [alone(harness, requests[index]).content for index in (0, 2)]
+    harness.settle()
