@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from daemon.engine.prefills import Prefills
 from daemon.engine.together import Together
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.engine.harness import Answer, Harness
@@ -50,10 +51,18 @@ def alone(harness: Harness, asked: pb.GenerateRequest) -> Answer:
     return harness.run(cold)
 
 
+def arrive(harness: Harness, requests: list[pb.GenerateRequest]) -> list[int]:
+    """Open calls, and step until all of them have a slot and none has been computed any further."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Prefills, "step", lambda _, *, streams: None)
+        calls = [harness.begin(one) for one in requests]
+        harness.until(lambda: harness.engine._runner.prefilling == len(calls))
+    return calls
+
+
 def run(harness: Harness, requests: list[pb.GenerateRequest]) -> list[Answer]:
     """Run requests that arrive at the same moment."""
-    calls = [harness.begin(one) for one in requests]
-    return [Answer(harness.finish(call)) for call in calls]
+    return [Answer(harness.finish(call)) for call in arrive(harness, requests)]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +72,6 @@ def test_short_prompts_that_arrive_together_share_one_pass(
     harness: Harness, passes: list[int], lengths: list[int]
 ) -> None:
     """And each is answered as it is alone, to the last bit."""
-    harness.run(request([9, 8, 7]))
     requests = [request(ids(length, seed)) for seed, length in enumerate(lengths)]
     answers = run(harness, requests)
     assert passes == [len(lengths)]
@@ -132,9 +140,8 @@ def test_what_cannot_share_a_pass_is_computed_as_before(harness: Harness, passes
 def test_a_request_that_is_cancelled_before_its_turn_leaves_the_others_theirs(
     harness: Harness, passes: list[int]
 ) -> None:
-    harness.run(request([9, 8, 7]))
     requests = [request(ids(30, seed)) for seed in range(3)]
-    calls = [harness.begin(one) for one in requests]
+    calls = arrive(harness, requests)
     harness.cancel(calls[1])
     answers = [Answer(harness.finish(calls[index])) for index in (0, 2)]
     assert passes == [2]
