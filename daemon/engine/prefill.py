@@ -85,12 +85,13 @@ class Prefill:
     def _left(self) -> int:
         return max(0, len(self.sequence.prompt) - 1 - self._done)
 
-    @property
-    def share(self) -> float:
-        """How much of a chunk the next step takes, up to 1; what comes with any prompt, however short, counts too."""
+    def share(self, chunks: float) -> float:
+        """
+        Return how many chunks the next step takes, up to `chunks`; what comes with any prompt, however short, counts.
+        """
         if self._draft is not None and self._draft.remaining:
-            return self._draft.share
-        return max(LEAST_SHARE, self._next_chunk() / self._sizer.size(self.sequence.loaded.source.key))
+            return self._draft.share(chunks)
+        return max(LEAST_SHARE, chunks * self._next_step(chunks) / self._size(chunks))
 
     @property
     def short(self) -> bool:
@@ -125,12 +126,12 @@ class Prefill:
         sequence.times.lookup = looked_up - began
         sequence.times.restore = self._clock() - looked_up
 
-    def step(self) -> int:
-        """Compute one chunk and return how many of the prompt's tokens it had; none if it was the draft's."""
+    def step(self, chunks: float) -> int:
+        """Compute up to so many chunks in one pass, and return how many of the prompt's tokens; none if the draft's."""
         if self._draft is not None and self._draft.remaining:
-            self._draft.step()
+            self._draft.step(chunks)
             return 0
-        size = self._next_chunk()
+        size = self._next_step(chunks)
         failpoint("prefill.chunk")
         began = self._clock()
         at_point = self._points[:1] == [self._done + size]
@@ -163,9 +164,12 @@ class Prefill:
         self._done += tokens
         sequence.advanced(tokens, sequence.cache)
 
-    def _next_chunk(self) -> int:
+    def _size(self, chunks: float) -> int:
+        return self._sizer.size(self.sequence.loaded.source.key, chunks)
+
+    def _next_step(self, chunks: float) -> int:
         """Return how many tokens to compute: up to the next resume point at most, and so that blocks are whole."""
-        size = min(self._sizer.size(self.sequence.loaded.source.key), self._left)
+        size = min(self._size(chunks), self._left)
         if self._points:
             size = min(size, self._points[0] - self._done)
             beyond_block = (self._done + size) % BLOCK_TOKENS

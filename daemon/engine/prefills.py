@@ -6,13 +6,10 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Protocol
 
 from daemon.engine.prefill import Prefill
-from daemon.engine.scheduler import CHUNK_SECONDS, ChunkSizer, Turns
+from daemon.engine.scheduler import CHUNK_SECONDS, IDLE_CHUNKS, ChunkSizer, Turns
 from daemon.engine.sequence import Sequence
 from daemon.engine.together import Together
 from daemon.kv.prefix_cache import PrefixCache
-
-IDLE_CHUNKS = 4.0
-"""Chunks' worth of short prompts that are computed together while no stream waits for its next token."""
 
 
 class Listener(Protocol):
@@ -74,27 +71,28 @@ class Prefills:
         Args:
             streams: Whether somebody waits for their next token meanwhile.
         """
-        end, room = self._clock() + CHUNK_SECONDS, 1.0 if streams else IDLE_CHUNKS
-        together = Together()
+        end, chunks = self._clock() + CHUNK_SECONDS, 1.0 if streams else IDLE_CHUNKS
+        room, together = chunks, Together()
         while room > 0 and self._clock() < end:
             waiting = [sequence for sequence in self._prefills if sequence not in together]
             sequence = self._turns.first(waiting)
             if sequence is None and not together.prefills:
                 return
             if sequence is None or together.informs(sequence):
-                together = self._compute(together)
+                together = self._compute(together, chunks)
                 continue
             prefill = self._prefills[sequence]
             if sequence.cache is None and not self._begin(prefill):
                 continue
-            if prefill.share > room:
+            share = prefill.share(chunks)
+            if share > room:
                 break
-            room -= prefill.share
+            room -= share
             self._turns.took(sequence, waiting)
             if not together.has_room_for(prefill):
-                together = self._compute(together)
+                together = self._compute(together, chunks)
             together.prefills.append(prefill)
-        self._compute(together)
+        self._compute(together, chunks)
 
     def _begin(self, prefill: Prefill) -> bool:
         """
@@ -110,11 +108,11 @@ class Prefills:
         self._listener.begun(prefill.sequence)
         return True
 
-    def _compute(self, together: Together) -> Together:
-        """Compute a chunk of one prompt, or all of several, and return an empty collection for the next."""
+    def _compute(self, together: Together, chunks: float) -> Together:
+        """Compute some chunks' worth of one prompt, or all of several, and return an empty collection for the next."""
         prefills = together.prefills
         if len(prefills) == 1:
-            self._step(prefills[0])
+            self._step(prefills[0], chunks)
         elif prefills:
             began, lacking = self._clock(), [prefill.remaining for prefill in prefills]
             caches = together.compute()
@@ -125,9 +123,9 @@ class Prefills:
             self._listener.ready([prefill.sequence for prefill in prefills], caches)
         return Together()
 
-    def _step(self, prefill: Prefill) -> None:
+    def _step(self, prefill: Prefill, chunks: float) -> None:
         sequence = prefill.sequence
-        tokens = prefill.step()
+        tokens = prefill.step(chunks)
         self._listener.computed(sequence, tokens, prefill.done)
         if not prefill.remaining:
             self.drop(sequence)

@@ -10,6 +10,13 @@ from typing import Generic, Protocol, TypeVar
 CHUNK_SECONDS = 0.25
 """A chunk of prefill should take no longer, because running streams wait for it."""
 
+AIM_SECONDS = 0.2
+"""What chunks are sized for. They vary by a quarter from one to the next, and get slower as a prompt gets longer."""
+
+IDLE_CHUNKS = 4.0
+"""Chunks' worth that a turn has while no stream waits for its next token: a pass over more tokens is more efficient."""
+
+MOST_SHRINKING = 8
 MIN_CHUNK = 16
 MAX_CHUNK = 2048
 _FIRST_CHUNK = 256
@@ -23,25 +30,27 @@ _MOST_REMEMBERED = 1024
 @dataclass(slots=True)
 class ChunkSizer:
     """
-    Finds, for each model, the number of prompt tokens that take about `CHUNK_SECONDS`.
+    Finds, for each model, the number of prompt tokens that take about `AIM_SECONDS`.
 
-    It moves by at most a factor of two at a time, so that one slow chunk (a first use of a kernel, a busy machine)
-    does not throw it off.
+    It grows by at most a factor of two at a time, so that one chunk cannot throw it off, and shrinks faster than that,
+    because a chunk that is too long is felt by all who wait.
     """
 
     _sizes: dict[Hashable, float] = field(default_factory=dict)
 
-    def size(self, model: Hashable) -> int:
-        """Return how many tokens the next chunk should have."""
-        return int(self._sizes.get(model, _FIRST_CHUNK))
+    def size(self, model: Hashable, chunks: float = 1.0) -> int:
+        """Return how many tokens so many chunks have; just a first one of a model that was not measured yet."""
+        known = self._sizes.get(model)
+        return _FIRST_CHUNK if known is None else min(MAX_CHUNK, int(known * chunks))
 
     def measured(self, model: Hashable, tokens: int, seconds: float) -> None:
         """Learn from a chunk. One that the end of its prompt cut short says little, unless it took too long as well."""
         size = self._sizes.get(model, float(_FIRST_CHUNK))
-        if tokens < int(size) and seconds <= CHUNK_SECONDS:
+        if tokens < int(size) and seconds <= AIM_SECONDS:
             return
-        factor = min(2.0, max(0.5, CHUNK_SECONDS / max(seconds, 1e-9)))
-        self._sizes[model] = min(MAX_CHUNK, max(MIN_CHUNK, size * factor))
+        in_time = tokens * AIM_SECONDS / max(seconds, 1e-9)
+        size = min(2 * size, max(size / MOST_SHRINKING, in_time))
+        self._sizes[model] = min(MAX_CHUNK, max(MIN_CHUNK, size))
 
 
 class Request(Protocol):

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from daemon.engine import scheduler
 from daemon.engine.ledger import DECODE_ROOM, Ledger, Use, kv_need, memory_limit
-from daemon.engine.scheduler import CHUNK_SECONDS, MAX_CHUNK, MIN_CHUNK, MOST_PASSED, ChunkSizer, Turns, startable
+from daemon.engine.scheduler import (
+    AIM_SECONDS,
+    IDLE_CHUNKS,
+    MAX_CHUNK,
+    MIN_CHUNK,
+    MOST_PASSED,
+    MOST_SHRINKING,
+    ChunkSizer,
+    Turns,
+    startable,
+)
 from daemon.errors import Reason, SidecarError
 
 
@@ -124,10 +134,10 @@ def test_chunks_settle_at_their_time(seconds_per_token: float, rounds: int) -> N
         sizer.measured("m", last, last * seconds_per_token)
         size = sizer.size("m")
         assert MIN_CHUNK <= size <= MAX_CHUNK
-        assert last // 2 <= size <= 2 * last + 1
+        assert last // MOST_SHRINKING <= size <= 2 * last + 1
         last = size
     if rounds > 12:
-        ideal = min(MAX_CHUNK, max(MIN_CHUNK, CHUNK_SECONDS / seconds_per_token))
+        ideal = min(MAX_CHUNK, max(MIN_CHUNK, AIM_SECONDS / seconds_per_token))
         assert last == pytest.approx(ideal, rel=0.1, abs=1)
 
 
@@ -139,6 +149,26 @@ def test_a_chunk_that_was_cut_short_teaches_nothing() -> None:
     sizer.measured("other", first, 1e-9)
     assert sizer.size("m") == first == scheduler._FIRST_CHUNK
     assert sizer.size("other") > first
+
+
+def test_a_chunk_that_is_too_slow_shrinks_those_after_it_however_short_it_was() -> None:
+    """Down to what fits, or an eighth."""
+    sizer = ChunkSizer()
+    sizer.measured("m", 64, 2 * AIM_SECONDS)
+    assert sizer.size("m") == 32
+    sizer.measured("other", 8, 1.0)
+    assert sizer.size("other") == scheduler._FIRST_CHUNK // MOST_SHRINKING
+
+
+def test_turns_without_streams_have_more_room_once_a_model_was_measured() -> None:
+    """Four times a first chunk of a model that nobody knows could take a minute."""
+    sizer = ChunkSizer()
+    assert sizer.size("m", IDLE_CHUNKS) == scheduler._FIRST_CHUNK
+    sizer.measured("m", 100, 2 * AIM_SECONDS)
+    assert sizer.size("m", IDLE_CHUNKS) == 4 * sizer.size("m") == 200
+    for _ in range(8):
+        sizer.measured("m", MAX_CHUNK, 1e-3)
+    assert sizer.size("m", IDLE_CHUNKS) == MAX_CHUNK
 
 
 def test_need_counts_the_prompt_and_the_first_room_to_decode_twice() -> None:
