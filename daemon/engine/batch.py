@@ -93,17 +93,21 @@ class Batch:
         self._caches = ours
         self.rows += other.rows
 
-    def leave(self, row: Row) -> None:
-        """Let a row go and give its KV back to its sequence; the caller drops an empty batch."""
-        index = self.rows.index(row)
-        row.sequence.cache = self._row_cache(index)
-        keep = [position for position in range(len(self.rows)) if position != index]
+    def leave(self, leaving: Collection[Row]) -> None:
+        """
+        Let rows go and give their KV back to their sequences; the caller drops an empty batch.
+
+        Those that end with the same token go at once: each time, the KV of all that stay is copied.
+        """
+        for row in leaving:
+            row.sequence.cache = self._row_cache(self.rows.index(row))
+        keep = [index for index, row in enumerate(self.rows) if row not in leaving]
         if len(keep) > 1:
             for cache in self._caches:
                 cache.filter(keep)
         elif keep:
             self._caches = self._row_cache(keep[0])
-        del self.rows[index]
+        self.rows = [self.rows[index] for index in keep]
 
     def caches_of(self, row: Row) -> list[Any]:
         """Return one row's KV as plain caches: views, until they are copied or written to."""

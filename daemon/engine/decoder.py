@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -50,17 +50,15 @@ class Decoder:
         """Start decoding several sequences whose prompts, but for their last tokens, are in one batch's caches."""
         self._place(Batch([_first_row(sequence) for sequence in sequences], caches))
 
-    def leave(self, sequence: Sequence) -> None:
-        """Stop decoding a sequence, which gets its KV back; an unknown one is no error."""
-        self._take_out(sequence)
-        self._held = [row for row in self._held if row.sequence is not sequence]
-        self._speculations = [one for one in self._speculations if one.sequence is not sequence]
+    def leave(self, sequences: Collection[Sequence]) -> None:
+        """Stop decoding sequences, which get their KV back; an unknown one is no error."""
+        self._take_out(sequences)
+        self._held = [row for row in self._held if row.sequence not in sequences]
+        self._speculations = [one for one in self._speculations if one.sequence not in sequences]
 
     def hold(self, sequence: Sequence) -> None:
         """Let a sequence wait: it keeps its KV and its next token, and gets none until `go_on`. Harmless twice."""
-        row = self._take_out(sequence)
-        if row is not None:
-            self._held.append(row)
+        self._held += self._take_out([sequence])
         for one in self._speculations:
             one.held |= one.sequence is sequence
 
@@ -98,14 +96,15 @@ class Decoder:
         else:
             running.join(batch)
 
-    def _take_out(self, sequence: Sequence) -> Row | None:
+    def _take_out(self, sequences: Collection[Sequence]) -> list[Row]:
+        taken: list[Row] = []
         for batch in self._batches:
-            for row in batch.rows:
-                if row.sequence is sequence:
-                    batch.leave(row)
-                    self._batches = [batch for batch in self._batches if len(batch)]
-                    return row
-        return None
+            leaving = [row for row in batch.rows if row.sequence in sequences]
+            if leaving:
+                batch.leave(leaving)
+                taken += leaving
+        self._batches = [batch for batch in self._batches if len(batch)]
+        return taken
 
 
 def _sampler(sequence: Sequence) -> Sampler:

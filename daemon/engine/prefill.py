@@ -27,6 +27,10 @@ TAIL = 64
 """A last chunk of at most so many tokens takes the prompt's last token along, which saves a forward pass. More would
 compute logits for all of them, a row as wide as the vocabulary each."""
 
+SHORT = 128
+"""The rest of a prompt that can share a pass with others has at most so many tokens. Longer ones keep a pass busy, and
+are better computed one after the other: the first has its first token sooner."""
+
 LONG_PREFILL = 2048
 """Tokens after whose computation the buffers that only prefill needs are given back."""
 
@@ -100,7 +104,7 @@ class Prefill:
         return (
             self._draft is None
             and not self._points
-            and 0 < self._left <= TAIL
+            and 0 < self._left <= SHORT
             and sequence.loaded.joinable
             and sequence.cache is not None
             and plain(sequence.cache)

@@ -195,18 +195,29 @@ class Runner:
         return self._prefills.of(model) + sum(len(decoder) for key, decoder in self._decoders.items() if key == model)
 
     def _decode(self, decoder: Decoder) -> None:
+        ended: dict[Sequence, pb.FinishReason | SidecarError] = {}
         for sequence, token in decoder.step():
-            if sequence.over:
+            if sequence in ended:
                 continue  # what was guessed beyond its end
-            if isinstance(token, SidecarError):
-                if token.reason is Reason.NAN_LOGITS:
-                    self._forget(sequence)
-                self._end(sequence)
-                self._replies.fail(sequence.call_id, token)
-            else:
-                self._accept(sequence, token)
+            end = token if isinstance(token, SidecarError) else self._accept(sequence, token)
+            if end is not None:
+                ended[sequence] = end
+        decoder.leave(ended)
+        for sequence, end in ended.items():
+            self._finish(sequence, end)
 
-    def _accept(self, sequence: Sequence, token: Token) -> None:
+    def _finish(self, sequence: Sequence, end: pb.FinishReason | SidecarError) -> None:
+        if not isinstance(end, SidecarError):
+            self._end(sequence)
+            self._replies.generate(sequence.call_id, sequence.finished(end))
+            return
+        if end.reason is Reason.NAN_LOGITS:
+            self._forget(sequence)
+        self._end(sequence)
+        self._replies.fail(sequence.call_id, end)
+
+    def _accept(self, sequence: Sequence, token: Token) -> pb.FinishReason | None:
+        """Take a sampled token, tell the caller, and return why the sequence has ended, if it has."""
         self.totals.generated_tokens += 1
         now = self._clock()
         if not sequence.generated:
@@ -219,9 +230,7 @@ class Runner:
             self._replies.generate(sequence.call_id, event)
         if reason is None:
             self._keep_windows(sequence)
-        else:
-            self._end(sequence)
-            self._replies.generate(sequence.call_id, sequence.finished(reason))
+        return reason
 
     def _keep_windows(self, sequence: Sequence) -> None:
         """Store what a long answer's windows are about to forget, while they still hold it."""
@@ -244,7 +253,7 @@ class Runner:
         self._prefills.drop(sequence)
         decoder = self._decoders.get(sequence.model_key)
         if decoder is not None:
-            decoder.leave(sequence)
+            decoder.leave([sequence])
             if not len(decoder):
                 del self._decoders[sequence.model_key]
         store(sequence, self._prefixes, Resume.YES)

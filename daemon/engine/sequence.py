@@ -72,7 +72,6 @@ class Sequence:
         boundary: The state of recurrent layers at the last end of a block.
         prefix: Its hold on the prefix that it reused.
         draft: The model that guesses for it; None if none does.
-        over: Whether it has ended and gave back what it held.
     """
 
     call_id: int
@@ -101,7 +100,6 @@ class Sequence:
     boundary: Boundary | None = None
     prefix: PrefixLease | None = None
     draft: Draft | None = None
-    over: bool = False
 
     @property
     def model_key(self) -> ModelKey:
@@ -198,7 +196,6 @@ class Sequence:
 
     def release(self) -> None:
         """Give its KV, its hold on the prefix cache and its model back; called exactly once."""
-        self.over = True
         self.cache = self.boundary = None
         if self.draft is not None:
             self.draft.sequence.release()

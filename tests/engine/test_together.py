@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx_lm.models.cache import BatchKVCache
 
 from daemon.engine.prefills import Prefills
 from daemon.engine.together import Together
@@ -106,6 +107,26 @@ def test_a_prompt_waits_for_one_that_computes_what_it_needs(harness: Harness, pa
     assert [answer.cached for answer in answers] == [0, 48, 48, 48]
     assert passes == [3]
     assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in requests]
+
+
+def test_rows_that_end_with_the_same_token_leave_without_a_copy_of_the_others(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go at once; one that stays is copied once, and answers on."""
+    filtered: list[list[int]] = []
+    original = BatchKVCache.filter
+
+    def counted(cache: BatchKVCache, keep: list[int]) -> None:
+        filtered.append(keep)
+        original(cache, keep)
+
+    monkeypatch.setattr(BatchKVCache, "filter", counted)
+    run(harness, [request(ids(30, seed)) for seed in range(4)])
+    assert not filtered
+    lasting = [request(ids(30, seed), max_tokens=6 + 6 * (seed < 7)) for seed in range(5, 10)]
+    answers = run(harness, lasting)
+    assert {tuple(keep) for keep in filtered} == {(0, 1)}
+    assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in lasting]
 
 
 def test_prompts_under_different_salts_share_a_pass_and_nothing_else(harness: Harness, passes: list[int]) -> None:
