@@ -13,19 +13,38 @@ from benchmarks.systems import Request, System
 from benchmarks.words import prompt
 
 PROMPT_TOKENS = 128
-CASE = "small and other"
+NEW_TOKENS = 32
+FRESH, GROWING = "small and other", "small and other, each in its conversation"
 
 
 def switching(bench: Bench) -> Result:
-    """W5: each request is for the other model than the one before. vllm-mlx, as it is started here, serves one."""
+    """
+    W5: each request is for the other model than the one before; with a prompt that nobody has seen, and with two
+    conversations that go on. vllm-mlx, as it is started here, serves one model.
+    """
     result = Result("Switching: two models, each request for the other one")
     models = bench.model("small"), bench.model("other")
     with bench.running(*models, starters=[start for start in bench.starters if start.name != VLLM_MLX]) as systems:
-        result.rows = bench.take_turns(CASE, {system.name: partial(_turn, system, models) for system in systems})
-    result.aim(f"ours / {MLX_LM}", result.ratios(CASE, FIRST_TOKEN, OURS, MLX_LM), 0.1)
+        for case, turns in ((FRESH, _fresh), (GROWING, partial(_growing, bench.size(512, 64)))):
+            result.rows += bench.take_turns(case, {system.name: partial(turns, system, models) for system in systems})
+    for case in (FRESH, GROWING):
+        result.aim(f"{case}: ours / {MLX_LM}", result.ratios(case, FIRST_TOKEN, OURS, MLX_LM), 0.1)
     return result
 
 
-def _turn(system: System, models: tuple[Path, ...], seed: str) -> Figures:
+def _fresh(system: System, models: tuple[Path, ...], seed: str) -> Figures:
     asked = [Request(model, prompt(f"{seed}/{n}", PROMPT_TOKENS), 4) for n in range(2) for model in models]
     return {FIRST_TOKEN: median(system.ask(request).first_token for request in asked)}
+
+
+def _growing(tokens: int, system: System, models: tuple[Path, ...], seed: str) -> Figures:
+    """One conversation with each model; the first turns do not count."""
+    texts = {model: prompt(f"{seed}/{model.name}", tokens) for model in models}
+    times: list[float] = []
+    for turn in range(3):
+        for model in models:
+            answer = system.ask(Request(model, texts[model], 4))
+            texts[model] += f" {answer.text.strip()}" + prompt(f"{seed}/{model.name}/{turn}", NEW_TOKENS)
+            if turn:
+                times.append(answer.first_token)
+    return {FIRST_TOKEN: median(times)}
