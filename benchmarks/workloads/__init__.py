@@ -18,6 +18,7 @@ from benchmarks.workloads.seeded import seeded
 from benchmarks.workloads.startup import startup
 from benchmarks.workloads.switching import switching
 from benchmarks.workloads.trie import trie
+from benchmarks.workloads.two_models import two_models
 
 WORKLOADS: dict[str, Callable[[Bench], Result]] = {
     "prefix": prefix,
@@ -30,6 +31,7 @@ WORKLOADS: dict[str, Callable[[Bench], Result]] = {
     "seeded": seeded,
     "index": index,
     "fairness": fairness,
+    "two-models": two_models,
     "startup": startup,
     "trie": trie,
 }
