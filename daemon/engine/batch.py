@@ -36,11 +36,20 @@ class Given:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A running sequence: its sampler, and the token that is fed next, which the device may still compute."""
+    """
+    A running sequence.
+
+    Attributes:
+        sequence: The request.
+        sampler: That of the request.
+        pending: The token that is fed next; the device may still compute it.
+        told: Whether somebody has been told what it is.
+    """
 
     sequence: Sequence
     sampler: Sampler
     pending: Sampled | Given
+    told: bool = False
 
     @property
     def length(self) -> int:
@@ -50,7 +59,13 @@ class Row:
     @property
     def ends(self) -> bool:
         """Whether the pending token is the last that the sequence may have."""
-        return isinstance(self.pending, Sampled) and len(self.sequence.generated) + 1 >= self.sequence.max_tokens
+        untold = self.untold is not None
+        return isinstance(self.pending, Sampled) and len(self.sequence.generated) + untold >= self.sequence.max_tokens
+
+    @property
+    def untold(self) -> Sampled | None:
+        """The pending token, if it was sampled and nobody has been told."""
+        return self.pending if isinstance(self.pending, Sampled) and not self.told else None
 
 
 class Batch:
@@ -113,19 +128,25 @@ class Batch:
         """Return one row's KV as plain caches: views, until they are copied or written to."""
         return self._row_cache(self.rows.index(row))
 
-    def advance(self) -> list[Sampled | Given]:
-        """Begin to compute the next token of each row, and return the tokens before it, which may still be computed."""
-        current = [row.pending for row in self.rows]
-        if all(row.ends for row in self.rows):
+    def firsts(self) -> list[tuple[Sequence, Sampled]]:
+        """Return the first tokens of rows that are not told yet; they count as told now."""
+        firsts = [row for row in self.rows if not row.sequence.generated]
+        return [(row.sequence, sampled) for row in firsts if (sampled := _told(row)) is not None]
+
+    def advance(self) -> list[tuple[Sequence, Sampled]]:
+        """Begin to compute the next token of each row, and return those before it, which may still be computed."""
+        ended, fed = all(row.ends for row in self.rows), [row.pending.token for row in self.rows]
+        current = [(row.sequence, sampled) for row in self.rows if (sampled := _told(row)) is not None]
+        if ended:
             return current
-        tokens = mx.concatenate([sampled.token for sampled in current])
+        tokens = mx.concatenate(fed)
         logits = forward(self.rows[0].sequence, tokens, self._caches)
         if any(row.sampler.constrained for row in self.rows):
             mx.async_eval(logits)  # the device computes while the host finds out which tokens may follow
         following = [row.sampler(logits[index : index + 1]) for index, row in enumerate(self.rows)]
         for index, (row, sampled) in enumerate(zip(self.rows, following, strict=True)):
             row.sequence.advanced(1, self._caches, index)
-            row.pending = sampled
+            row.pending, row.told = sampled, False
         mx.async_eval([array for sampled in following for array in sampled.arrays()])
         self._steps += 1
         if self._steps % EVALUATE_STEPS == 0:
@@ -140,6 +161,12 @@ class Batch:
         if len(self.rows) == 1:
             return self._caches
         return [unbatched(cache, index) for cache in self._caches]
+
+
+def _told(row: Row) -> Sampled | None:
+    """Return a row's untold token, told from now on."""
+    sampled, row.told = row.untold, True
+    return sampled
 
 
 def fits(lengths: Collection[int]) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daemon.engine import batch
+from daemon.engine import batch, decoder
 from daemon.engine.batch import FREE_PADDING, fits
 from daemon.engine.tokenizers import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -50,6 +50,22 @@ def test_requests_of_similar_length_share_their_forward_passes(harness: Harness,
     assert max(passes) == 4
     assert len(passes) < 2 * 40
     harness.settle()
+
+
+def test_a_first_token_is_told_before_the_next_step_is_begun(
+    harness: Harness, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy device can take as long as a step to accept one; later tokens are read while it computes."""
+    begun: list[int] = []
+    original = decoder._read
+
+    def read(sequence: Any, sampled: Any) -> Any:
+        begun.append(len(passes))
+        return original(sequence, sampled)
+
+    monkeypatch.setattr(decoder, "_read", read)
+    harness.run(generate("The", max_tokens=4, stop=STOP))
+    assert begun == [0, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
