@@ -42,20 +42,16 @@ class Background:
         """
 
         def finish(future: Future[T]) -> None:
-            self.guard(lambda: then(future.result()), failed)
+            try:
+                then(future.result())
+            except Exception as error:
+                failed(as_sidecar_error(error))
 
         def deliver(future: Future[T]) -> None:
             if not future.cancelled():
                 self._post(lambda: finish(future))
 
         (self._long if slow else self._short).submit(work).add_done_callback(deliver)
-
-    def guard(self, action: Callable[[], None], failed: Callable[[SidecarError], None]) -> None:
-        """Do something for one call; if that goes wrong, only this call is told."""
-        try:
-            action()
-        except Exception as error:
-            failed(as_sidecar_error(error))
 
     def close(self) -> None:
         """Drop what has not begun; what runs is left to end with the process."""

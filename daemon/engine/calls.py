@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Protocol
 
 from daemon.cache.entry import Lease, Outcome, Progress, Ticket
@@ -124,7 +123,11 @@ class LoadCall:
         if not self.over:
             self._services.outbox.load(self._call_id, describe.progress(progress))
 
-    def found(self, found: Found) -> None:
+    def prepare(self, found: Found) -> Found:
+        """Nothing is to be done off the MLX thread."""
+        return found
+
+    def ready(self, found: Found) -> None:
         """Answer with an estimate, or wait for the model's weights."""
         if self.over:
             return
@@ -188,10 +191,20 @@ class GenerateCall:
     def progress(self, progress: Progress) -> None:
         """Generate has no event for a model that is being read; the caller waits."""
 
-    def found(self, found: Found) -> None:
+    def prepare(self, found: Found) -> Prepared:
         """Tokenise the prompt with the model's tokenizer."""
         assert isinstance(found, ModelSource)
-        self._services.background.run(partial(self._prepare, found), self._ready_to_load, self.fail)
+        return prepared(self._request, found, self._services.tokenizers.get(found))
+
+    def ready(self, result: Prepared) -> None:
+        """Wait for the model's weights."""
+        if self._over:
+            return
+        self._prepared = result
+        request, services = self._request, self._services
+        services.outbox.accepted(self._call_id, len(result.prompt.tokens))
+        self._asked = services.clock()
+        self._ticket = services.load(result.source, request.model, request.adapter, loaded_only=request.require_loaded)
 
     def poll(self) -> bool:
         """Hand the sequence to the runner once its model, and its draft model, are ready."""
@@ -221,18 +234,6 @@ class GenerateCall:
         for one in (self._ticket, self._draft):
             if one is not None:
                 one.cancel()
-
-    def _prepare(self, source: ModelSource) -> Prepared:
-        return prepared(self._request, source, self._services.tokenizers.get(source))
-
-    def _ready_to_load(self, ready: Prepared) -> None:
-        if self._over:
-            return
-        self._prepared = ready
-        request, services = self._request, self._services
-        services.outbox.accepted(self._call_id, len(ready.prompt.tokens))
-        self._asked = services.clock()
-        self._ticket = services.load(ready.source, request.model, request.adapter, loaded_only=request.require_loaded)
 
     def _start(self, ticket: Ticket[LoadedModel], draft: Guesser | None = None) -> None:
         assert ticket.lease is not None

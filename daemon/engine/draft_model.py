@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from daemon.cache.entry import Lease, Progress, Ticket
@@ -83,10 +82,19 @@ class DraftModel:
     def progress(self, progress: Progress) -> None:
         """Generate has no event for it."""
 
-    def found(self, found: Found) -> None:
+    def prepare(self, found: Found) -> ModelSource:
         """Compare the tokenizers."""
         assert isinstance(found, ModelSource)
-        self._services.background.run(partial(self._compare, found), self._load, self.fail)
+        if not self._services.tokenizers.get(found).has_ids_of(self._tokenizer):
+            raise invalid("draft_model", f"has another tokenizer than {self._request.model}; it needs the same")
+        return found
+
+    def ready(self, source: ModelSource) -> None:
+        """Wait for its weights."""
+        if not self._over:
+            request = self._request
+            self._source = source
+            self._ticket = self._services.load(source, request.draft_model, loaded_only=request.require_loaded)
 
     def fail(self, error: SidecarError) -> None:
         """Keep the error for the call that waits."""
@@ -97,17 +105,6 @@ class DraftModel:
         self._over = True
         if self._ticket is not None:
             self._ticket.cancel()
-
-    def _compare(self, source: ModelSource) -> ModelSource:
-        if not self._services.tokenizers.get(source).has_ids_of(self._tokenizer):
-            raise invalid("draft_model", f"has another tokenizer than {self._request.model}; it needs the same")
-        return source
-
-    def _load(self, source: ModelSource) -> None:
-        if not self._over:
-            request = self._request
-            self._source = source
-            self._ticket = self._services.load(source, request.draft_model, loaded_only=request.require_loaded)
 
 
 def _check_cache(model: LoadedModel, name: str) -> None:

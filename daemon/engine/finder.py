@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from daemon.cache.digests import TakesLong
 from daemon.cache.entry import Progress, Stage
@@ -18,8 +18,11 @@ Found = ModelSource | int
 """A model, or the bytes of weights of one that is not on this machine, for those who asked for an estimate."""
 
 
-class Seeker(Protocol):
-    """Who asks for a model. Called on the MLX thread, but for `over` and `progress`."""
+T = TypeVar("T")
+
+
+class Seeker(Protocol[T]):
+    """Who asks for a model. Called on the MLX thread, but for `over`, `progress` and `prepare`."""
 
     @property
     def over(self) -> bool:
@@ -28,8 +31,11 @@ class Seeker(Protocol):
     def progress(self, progress: Progress) -> None:
         """Called while its model is downloaded or read; any thread."""
 
-    def found(self, found: Found) -> None:
-        """Called with its model; an error that it raises is given to `fail`."""
+    def prepare(self, found: Found) -> T:
+        """Do what is to be done with its model off the MLX thread; an error that it raises is given to `fail`."""
+
+    def ready(self, result: T) -> None:
+        """Called with what `prepare` returned; an error that it raises is given to `fail`."""
 
     def fail(self, error: SidecarError) -> None:
         """Called if there is none."""
@@ -49,34 +55,31 @@ class Finder:
         self._background = background
         self._searches: dict[Wanted, _Search] = {}
 
-    def find(self, wanted: Wanted, seeker: Seeker) -> None:
+    def find(self, wanted: Wanted, seeker: Seeker[T]) -> None:
         """Find a model for somebody. When all who ask for it are over, the work is abandoned."""
 
-        def quick() -> ModelSource | None:
+        def quick() -> Callable[[], None]:
             try:
-                return self._resolver.resolve(wanted)
+                source = self._resolver.resolve(wanted)
             except TakesLong:
-                return None
+                return lambda: None if seeker.over else self._join(wanted, seeker)
+            return partial(seeker.ready, seeker.prepare(source))
 
-        def then(source: ModelSource | None) -> None:
-            if source is not None:
-                seeker.found(source)
-            elif not seeker.over:
-                self._join(wanted, seeker)
+        self._background.run(quick, lambda then: then(), seeker.fail)
 
-        self._background.run(quick, then, seeker.fail)
-
-    def _join(self, wanted: Wanted, seeker: Seeker) -> None:
+    def _join(self, wanted: Wanted, seeker: Seeker[Any]) -> None:
         search = self._searches.get(wanted)
         if search is not None and search.join(seeker):
             return
         search = self._searches[wanted] = _Search(seeker)
 
         def found(result: Found) -> None:
-            self._end(wanted, search, lambda one: one.found(result))
+            for one in self._end(wanted, search):
+                self._background.run(partial(one.prepare, result), one.ready, one.fail)
 
         def failed(error: SidecarError) -> None:
-            self._end(wanted, search, lambda one: one.fail(error))
+            for one in self._end(wanted, search):
+                one.fail(error)
 
         self._background.run(partial(self._search, wanted, search), found, failed, slow=True)
 
@@ -88,11 +91,11 @@ class Finder:
                 raise
             return self._resolver.planned_bytes(wanted)
 
-    def _end(self, wanted: Wanted, search: _Search, tell: Callable[[Seeker], None]) -> None:
+    def _end(self, wanted: Wanted, search: _Search) -> list[Seeker[Any]]:
+        """Close a search and return those who wait for it."""
         if self._searches.get(wanted) is search:
             del self._searches[wanted]
-        for seeker in search.end():
-            self._background.guard(partial(tell, seeker), seeker.fail)
+        return search.end()
 
 
 class _Search:
@@ -103,13 +106,13 @@ class _Search:
     join it any more.
     """
 
-    def __init__(self, first: Seeker) -> None:
+    def __init__(self, first: Seeker[Any]) -> None:
         self._seekers = [first]
         self._abandoned = False
         self._last: Progress | None = None
         self._lock = threading.Lock()
 
-    def join(self, seeker: Seeker) -> bool:
+    def join(self, seeker: Seeker[Any]) -> bool:
         """Let somebody wait too; False if the search was abandoned."""
         with self._lock:
             if self._abandoned:
@@ -120,7 +123,7 @@ class _Search:
             seeker.progress(last)
         return True
 
-    def end(self) -> list[Seeker]:
+    def end(self) -> list[Seeker[Any]]:
         """Return those who wait."""
         with self._lock:
             self._abandoned = True

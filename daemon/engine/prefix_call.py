@@ -47,10 +47,18 @@ class PrefixCall:
     def progress(self, progress: Progress) -> None:
         """Invalidate has no such event."""
 
-    def found(self, found: Found) -> None:
+    def prepare(self, found: Found) -> tuple[ModelSource, list[int]]:
         """Tokenise the prefix."""
         assert isinstance(found, ModelSource)
-        self._services.background.run(partial(self._tokens, found), partial(self._drop, found), self.fail)
+        return found, self._tokens(found)
+
+    def ready(self, result: tuple[ModelSource, list[int]]) -> None:
+        """Drop it."""
+        if not self._over:
+            source, tokens = result
+            answer = self._invalidator.prefix(source, self._request.prefix.salt, tokens, dry_run=self._request.dry_run)
+            self._over = True
+            self._services.outbox.invalidated(self._call_id, answer)
 
     def _tokens(self, source: ModelSource) -> list[int]:
         target = self._request.prefix
@@ -63,18 +71,12 @@ class PrefixCall:
             raise invalid("prefix.text", "has no tokens")
         return tokens[:-1] or tokens
 
-    def _drop(self, source: ModelSource, tokens: list[int]) -> None:
-        if not self._over:
-            answer = self._invalidator.prefix(source, self._request.prefix.salt, tokens, dry_run=self._request.dry_run)
-            self._over = True
-            self._services.outbox.invalidated(self._call_id, answer)
-
     def fail(self, error: SidecarError) -> None:
         """End the call with an error; nothing if it was over. Prefixes of a model whose files are gone can go too."""
         known = self._invalidator.known.latest(self._request.prefix.model)
         if known is not None and self._gone is None and error.reason in _GONE:
             self._gone = error
-            self.found(known)
+            self._services.background.run(partial(self.prepare, known), self.ready, self.fail)
         elif not self._over:
             self._over = True
             self._services.outbox.fail(self._call_id, error)
