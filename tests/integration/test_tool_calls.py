@@ -1,0 +1,114 @@
+"""Tool calls over the real socket: a model that calls a tool, and its caller's answer to it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mlx_sidecar import AsyncClient, Client, Delta, Finished, Message, Tool
+from tests.running import RunningDaemon
+from tests.scripted_model import scripted_model
+
+TEMPLATE = """\
+{%- for tool in tools or [] %}
+{{- '<|im_start|>tool ' ~ tool.function.name ~ ' of ' ~ tool.function.parameters.required[0] ~ '<|im_end|>\n' }}
+{%- endfor %}
+{%- for message in messages %}
+{{- '<|im_start|>' ~ message.role ~ '\n' ~ message.content }}
+{%- for tool_call in message.tool_calls or [] %}
+{%- set tool_call = tool_call.function %}
+{{- '<tool_call>' ~ {'name': tool_call.name, 'arguments': tool_call.arguments} | tojson ~ '</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- set last = messages[-1] %}
+{{- '<|im_start|>assistant\n' }}
+{%- if last.role != 'tool' %}
+{{- last.content if tools else 'no tools' }}
+{%- else %}
+{%- for tool_call in messages[-2].tool_calls if tool_call.id == last.tool_call_id %}
+{{- tool_call.function.arguments.city ~ ' is ' ~ last.content }}
+{%- endfor %}
+{%- endif %}
+"""
+"""Of a model that calls tools as Hermes does. The end of a prompt tells what the template was given."""
+
+ANSWERS = {
+    "Does it rain?": [
+        "<think>", "Where? ", "In Bergen.", "</think>", "I ", "look.\n",
+        "<tool", "_call>\n", '{"name": "weather", ', '"arguments": {"city"', ': "Bergen"}}', "\n</tool_", "call>",
+    ],
+    "Oslo too?": [
+        '<tool_call>{"name": "weather", "arguments": {"city": "Bergen"}}</tool_call>\n', "<tool_call>",
+        '{"name": "weather", "arguments": {"city": "Oslo"}}', "</tool_call>",
+    ],
+    "Bergen is wet": ["It ", "rains."],
+    "Break it": ["Well: ", '<tool_call>{"name": "weather", ', '"arguments": ', "oh", "</tool_call> ", "that."],
+    "Another": ["So: ", "<tool_call>\n", '{"name": "hammer"}', "</tool_call>!"],
+    "no tools": ["I cannot ", '<tool_call>{"name": "weather"}</tool_call> look.'],
+}  # fmt: skip
+
+WEATHER = Tool(
+    "weather",
+    "The weather of a city",
+    {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+)
+
+
+@pytest.fixture(name="model", scope="module")
+def _model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a model that calls tools."""
+    return str(scripted_model(tmp_path_factory.mktemp("models") / "calls", ANSWERS, TEMPLATE))
+
+
+def test_a_call_streams_apart_from_reasoning_and_text_and_its_answer_ends_the_turn(client: Client, model: str) -> None:
+    """Marks are found wherever tokens cut them; what a template makes of the second turn shows in the answer."""
+    history = [Message("user", "Does it rain?")]
+    with client.generate(model, history, tools=[WEATHER]) as stream:
+        events = list(stream)
+    deltas = [event for event in events if isinstance(event, Delta)]
+    assert "".join(delta.reasoning for delta in deltas) == "Where? In Bergen."
+    assert "".join(delta.text for delta in deltas) == "I look.\n"
+    (call,) = [call for delta in deltas for call in delta.tool_calls]
+    assert (call.index, call.name, json.loads(call.arguments_json)) == (0, "weather", {"city": "Bergen"})
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason == "tool_calls"
+    asked = stream.result()
+    assert (asked.text, asked.reasoning, asked.reason) == ("I look.\n", "Where? In Bergen.", "tool_calls")
+    assert [called.id for called in asked.tool_calls] == [call.id]
+    assert len(asked.token_ids) == len(ANSWERS["Does it rain?"])
+
+    history.append(Message("assistant", asked.text, reasoning_content=asked.reasoning, tool_calls=asked.tool_calls))
+    history.append(Message("tool", "wet", tool_call_id=call.id))
+    told = client.complete(model, history, tools=[WEATHER])
+    assert (told.text, told.reasoning, told.tool_calls, told.reason) == ("It rains.", "", (), "stop")
+
+
+async def test_several_calls_have_indexes_and_names_of_their_own(daemon: RunningDaemon, model: str) -> None:
+    """The asynchronous client has them as the other does."""
+    async with AsyncClient(daemon.socket) as client:
+        answer = await client.complete(model, [Message("user", "Oslo too?")], tools=[WEATHER])
+    assert [json.loads(str(call.arguments)) for call in answer.tool_calls] == [{"city": "Bergen"}, {"city": "Oslo"}]
+    assert len({call.id for call in answer.tool_calls}) == 2
+    assert (answer.text, answer.reason) == ("\n", "tool_calls")
+
+
+@pytest.mark.parametrize("question", ["Break it", "Another"])
+def test_what_is_no_call_of_a_tool_reaches_the_caller_as_text(client: Client, model: str, question: str) -> None:
+    """Every character, and the completion waits for nothing."""
+    answer = client.complete(model, [Message("user", question)], tools=[WEATHER])
+    assert (answer.text, answer.tool_calls, answer.reason) == ("".join(ANSWERS[question]), (), "stop")
+
+
+def test_a_call_that_is_cut_short_reaches_the_caller_as_text(client: Client, model: str) -> None:
+    """By max_tokens, two tokens before it was complete."""
+    whole = ANSWERS["Does it rain?"]
+    answer = client.complete(model, [Message("user", "Does it rain?")], tools=[WEATHER], max_tokens=len(whole) - 2)
+    assert (answer.text, answer.tool_calls, answer.reason) == ("".join(whole[4:-2]), (), "length")
+
+
+def test_without_tools_the_notation_of_calls_is_text(client: Client, model: str) -> None:
+    """The caller has nothing that could be called."""
+    answer = client.complete(model, [Message("user", "Does it rain?")])
+    assert (answer.text, answer.tool_calls, answer.reason) == ("".join(ANSWERS["no tools"]), (), "stop")
