@@ -25,6 +25,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 10_000
 MAX_FORM_BYTES = {"json_schema": 64 * 1024, "regex": 8 * 1024, "grammar": 64 * 1024}
+MAX_SCHEMAS_BYTES = 256 * 1024
 MAX_PRIORITY = 2
 MAX_DRAFT_TOKENS = 16
 MAX_DURATION_SECONDS = 315_576_000_000
@@ -80,8 +81,7 @@ def check_generate(request: pb.GenerateRequest) -> None:
     if request.cache.mode not in pb.CacheMode.values():
         raise invalid("cache.mode", f"is {request.cache.mode}, which is no CacheMode")
     _check_length("cache.salt", request.cache.salt, MAX_SALT_BYTES)
-    if request.HasField("response_format"):
-        _check_response_format(request)
+    _check_form(request)
     _check_request_id(request.request_id)
     if request.HasField("priority"):
         _check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
@@ -173,6 +173,32 @@ def _check_chat(chat: pb.Chat) -> None:
         if tool.name in names:
             raise invalid(f"chat.tools[{index}].name", "is the name of another tool as well")
         names.add(tool.name)
+    _check_tool_choice(chat, names)
+
+
+def _check_tool_choice(chat: pb.Chat, names: set[str]) -> None:
+    if chat.tool_choice not in pb.ToolChoice.values():
+        raise invalid("chat.tool_choice", f"is {chat.tool_choice}, which is no ToolChoice")
+    required = chat.tool_choice == pb.TOOL_CHOICE_REQUIRED
+    if required and not chat.tools:
+        raise invalid("chat.tool_choice", "cannot be REQUIRED without tools")
+    if chat.required_tool and not required:
+        raise invalid("chat.required_tool", "needs tool_choice REQUIRED")
+    if chat.required_tool and chat.required_tool not in names:
+        raise invalid("chat.required_tool", "is the name of none of the tools")
+    if required:
+        _check_schemas(chat)
+
+
+def _check_schemas(chat: pb.Chat) -> None:
+    """Refuse what would take long to compile."""
+    for index, tool in enumerate(chat.tools):
+        _check_length(f"chat.tools[{index}].parameters_json", tool.parameters_json, MAX_FORM_BYTES["json_schema"])
+    size = sum(len(tool.parameters_json.encode()) for tool in chat.tools)
+    if size > MAX_SCHEMAS_BYTES:
+        raise invalid(
+            "chat.tools", f"have {size} bytes of schemas; calls of at most {MAX_SCHEMAS_BYTES} can be REQUIRED"
+        )
 
 
 def _check_response_format(request: pb.GenerateRequest) -> None:
@@ -185,17 +211,28 @@ def _check_response_format(request: pb.GenerateRequest) -> None:
         if not text:
             raise invalid(f"response_format.{kind}", "is empty")
         _check_length(f"response_format.{kind}", text, MAX_FORM_BYTES[kind])
-    if request.stop.ignore_eos:
-        raise invalid("stop.ignore_eos", "cannot go with response_format, which says where the completion ends")
-    if request.chat.tools:
+    if request.chat.tools and request.chat.tool_choice != pb.TOOL_CHOICE_NONE:
         raise invalid("chat.tools", "cannot go with response_format, which leaves no room for calls")
+
+
+def _check_form(request: pb.GenerateRequest) -> None:
+    """Refuse what cannot go with a form of the completion, whichever field asks for one."""
+    if request.HasField("response_format"):
+        _check_response_format(request)
+        field = "response_format"
+    elif request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        field = "chat.tool_choice REQUIRED"
+    else:
+        return
+    if request.stop.ignore_eos:
+        raise invalid("stop.ignore_eos", f"cannot go with {field}, which says where the completion ends")
+    if request.draft_model:
+        raise invalid("draft_model", f"cannot be combined with {field}")
 
 
 def _check_draft(request: pb.GenerateRequest) -> None:
     if request.draft_model:
         _check_name("draft_model", request.draft_model)
-        if request.HasField("response_format"):
-            raise invalid("draft_model", "cannot be combined with response_format")
     if request.HasField("draft_tokens"):
         if not request.draft_model:
             raise invalid("draft_tokens", "needs draft_model")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from daemon.engine.grammar import Form
+from daemon.engine.form import Form
 
 _WORD = 32
 

@@ -1,26 +1,19 @@
-"""Grammars: the form that a completion must have, and which tokens keep to it. Everything that knows llguidance."""
+"""Grammars: what a completion must be, in llguidance's notation. Everything that knows it."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from transformers import PreTrainedTokenizerFast
+from llguidance import LLMatcher
 
 from daemon.errors import SidecarError, invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-
-LIMITS = LLParserLimits(max_items_in_row=1000, step_max_items=20_000, max_grammar_size=100_000, verbose_errors=False)
-"""
-Counted in work, not in time, so that a form is refused always or never. The most hostile grammar known took 70 ms for
-one token on two cores; about 240 optional properties in one object are the most that fit.
-"""
 
 LARGEST_MULTIPLE = 10_000
 """The library builds a state for each remainder of `multipleOf`, outside of its own limits: a million took 3 s."""
@@ -33,117 +26,68 @@ _JSON_OPTIONS: Any = {"whitespace_pattern": r" ?|\n[ \t]{0,20}"}
 _JSON_RULES: Any = {"lenient": False}
 """A keyword that the library does not know is an error, whatever the schema's own options say."""
 
-_SAMPLE = 'It is (a) {"b": [1, 2]}\n\té'
-"""Spaces, line ends and bytes are what a tokenizer may write in ways of its own."""
-
 _UNUSED_ATTRIBUTE = re.compile(r"\[[^\]\n]*\btemperature\s*=")
 
 
-Vocabulary: TypeAlias = LLTokenizer
-"""A model's tokens, as grammars need them."""
-
-
-def vocabulary(tokenizer: Any, eos_ids: Collection[int]) -> Vocabulary:
+def of_response(wanted: pb.ResponseFormat) -> tuple[str, str]:
     """
-    Return the tokens of a Hugging Face tokenizer as grammars need them. Takes up to a second for the largest.
+    Return the field of a response format and its grammar.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT if the bytes of its tokens cannot be known, or if it has none to end with.
+        SidecarError: INVALID_ARGUMENT if it has none.
     """
-    if not eos_ids:
-        raise invalid("response_format", "needs a model with an end-of-sequence token, and this one names none")
-    refusal = invalid("response_format", f"cannot be kept to with the tokenizer of this model ({type(tokenizer)})")
-    # mlx-lm has a subclass that changes the text after decoding, which the tokens do not show.
-    fast = isinstance(tokenizer, PreTrainedTokenizerFast)
-    if not fast or type(tokenizer).decode is not PreTrainedTokenizerFast.decode:
-        raise refusal
-    with _translated("response_format", " with the tokenizer of this model"):
-        ids = tokenizer.encode(_SAMPLE, add_special_tokens=False)
-        # llguidance.hf copies the tokenizer first, to switch padding and truncation off; encoding just did.
-        tokens = LLTokenizer(tokenizer.backend_tokenizer.to_str(), eos_token=sorted(eos_ids))
-        if tokens.decode_str(ids).strip() != str(tokenizer.decode(ids)).strip():
-            raise refusal
-        return tokens
+    field = f"response_format.{wanted.WhichOneof('kind')}"
+    with translated(field):
+        return field, _of_response(field, wanted)
 
 
-class Form:
+def _of_response(field: str, wanted: pb.ResponseFormat) -> str:
+    if wanted.HasField("json_object"):
+        return _json_grammar({"type": "object"})
+    if wanted.HasField("json_schema"):
+        return _json_grammar(_checked(field, _parsed(field, wanted.json_schema)))
+    if wanted.HasField("regex"):
+        return LLMatcher.grammar_from_regex(wanted.regex)
+    if wanted.grammar.lstrip().startswith("{"):
+        raise invalid(field, "begins with a brace, which no rule does")  # but the library's own JSON does
+    for schema in _embedded_schemas(wanted.grammar):
+        _checked(field, schema)
+    if _UNUSED_ATTRIBUTE.search(wanted.grammar):
+        raise invalid(field, "sets a temperature for a rule; set sampling.temperature for the whole instead")
+    return LLMatcher.grammar_from_lark(wanted.grammar)
+
+
+def json_part(field: str, schema: dict[str, Any]) -> str:
     """
-    The form of one completion and how much of it has been generated.
+    Return the part of a rule that is JSON of a schema.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if the schema cannot be kept to.
+    """
+    with translated(field):
+        (part,) = json.loads(_json_grammar(_checked(field, schema)))["grammars"]
+        return f"%json {json.dumps(part['json_schema'])}"
+
+
+def text_part(text: str, special: Mapping[str, int]) -> str:
+    """
+    Return the part of a rule that is a text.
 
     Args:
-        wanted: What the request asks for.
-        tokens: The model's vocabulary.
-
-    Raises:
-        SidecarError: INVALID_ARGUMENT if it cannot be kept to or takes too much work.
+        text: The text.
+        special: Tokens in it that are no text for the library, and their ids.
     """
-
-    def __init__(self, wanted: pb.ResponseFormat, tokens: Vocabulary) -> None:
-        kind = wanted.WhichOneof("kind")
-        self._field = f"response_format.{kind}"
-        with _translated(self._field):
-            grammar = self._grammar(wanted)
-            if any(map(tokens.is_special_token, tokens.tokenize_str(grammar, parse_special=True))):
-                grammar = _unforced(grammar)
-            self._matcher = LLMatcher(tokens, grammar, log_level=0, limits=LIMITS)
-            self._check()
-            for warning in self._matcher.get_grammar_warnings():
-                raise invalid(self._field, f"cannot be kept to: {warning[:MOST_MESSAGE]}")
-        self.allowed()  # whatever is wrong from the start is found now, and not on the MLX thread
-
-    def allowed(self) -> bytes:
-        """
-        Return which tokens may come next: bit `id % 8` of byte `id // 8`, whole 32-bit words.
-
-        Raises:
-            SidecarError: INVALID_ARGUMENT if that takes too much work, or if no token may.
-        """
-        with _translated(self._field):
-            mask = self._matcher.compute_bitmask()
-            self._check()
-        if not mask.strip(b"\0"):
-            raise invalid(self._field, "cannot go on: no token of this model's vocabulary keeps to it")
-        return mask
-
-    def take(self, token: int) -> None:
-        """
-        Go on after a token, which must have been allowed.
-
-        Raises:
-            SidecarError: INVALID_ARGUMENT if that takes too much work.
-        """
-        with _translated(self._field):
-            self._matcher.consume_token(token)
-            self._check()
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            message = self._matcher.get_error().removesuffix("\n<non-verbose/>")
-            raise invalid(self._field, f"cannot be kept to: {message[:MOST_MESSAGE]}")
-
-    def _grammar(self, wanted: pb.ResponseFormat) -> str:
-        if wanted.HasField("json_object"):
-            return _json_grammar({"type": "object"})
-        if wanted.HasField("json_schema"):
-            schema = _parsed(self._field, wanted.json_schema)
-            _check_multiples(self._field, schema)
-            return _json_grammar(schema)
-        if wanted.HasField("regex"):
-            return LLMatcher.grammar_from_regex(wanted.regex)
-        if wanted.grammar.lstrip().startswith("{"):
-            raise invalid(self._field, "begins with a brace, which no rule does")  # but the library's own JSON does
-        for schema in _embedded_schemas(wanted.grammar):
-            _check_multiples(self._field, schema)
-        if _UNUSED_ATTRIBUTE.search(wanted.grammar):
-            raise invalid(self._field, "sets a temperature for a rule; set sampling.temperature for the whole instead")
-        return LLMatcher.grammar_from_lark(wanted.grammar)
+    marks = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    words = re.split(f"({marks})", text) if marks else [text]
+    parts = (f"<[{special[word]}]>" if word in special else json.dumps(word, ensure_ascii=False) for word in words)
+    return " ".join(part for part in parts if part != '""')
 
 
 def _json_grammar(schema: dict[str, Any]) -> str:
     return LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_OPTIONS, overrides=_JSON_RULES)
 
 
-def _unforced(grammar: str) -> str:
+def unforced(grammar: str) -> str:
     """
     Return a grammar under which text without an alternative is not forced into the tokens that the tokenizer would use.
 
@@ -175,8 +119,8 @@ def _embedded_schemas(grammar: str) -> Iterator[Any]:
             continue
 
 
-def _check_multiples(field: str, schema: Any) -> None:
-    """Refuse multiples that need too many states, each or several of them together."""
+def _checked(field: str, schema: Any) -> Any:
+    """Return a schema; refuse multiples that need too many states, each or several of them together."""
     try:
         values = [abs(Fraction(str(value))) for value in _multiples(schema)]
     except (ValueError, OverflowError) as error:
@@ -185,6 +129,7 @@ def _check_multiples(field: str, schema: Any) -> None:
     sizes = [int(value * scale) for value in values]
     if math.lcm(*sizes) > LARGEST_MULTIPLE or sum(sizes) > LARGEST_MULTIPLE:
         raise invalid(field, f"has values of multipleOf that need more than {LARGEST_MULTIPLE} states together")
+    return schema
 
 
 def _multiples(schema: Any) -> Iterator[float]:
@@ -202,7 +147,7 @@ def _multiples(schema: Any) -> Iterator[float]:
 
 
 @contextmanager
-def _translated(field: str, condition: str = "") -> Iterator[None]:
+def translated(field: str, condition: str = "") -> Iterator[None]:
     """Turn what the library raises, its panics included, into an error of this request."""
     try:
         yield

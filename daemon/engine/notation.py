@@ -7,6 +7,7 @@ from typing import Any
 
 from mlx_lm.generate import make_text_state_machine
 
+from daemon.engine.call_form import CallForm, call_form
 from daemon.engine.constraint import Thinking
 from daemon.engine.tool_calls import bound
 
@@ -30,6 +31,7 @@ class Notation:
         think_start, think_end: Marks of reasoning; empty if the model has none.
         call_start, call_end: Marks of a tool call; empty if there are none. Some calls end with the answer.
         parse: Reads what is between the marks of a call, given the tools; it may raise anything. None if nothing does.
+        call_form: How calls are written; None if that is no JSON between marks.
     """
 
     def __init__(self, wrapper: Any) -> None:
@@ -41,8 +43,10 @@ class Notation:
         self.call_start = str(wrapper.tool_call_start or "")
         self.call_end = str(wrapper.tool_call_end or "")
         self.parse: Callable[[str, Any], Any] | None = wrapper.tool_parser
+        self.call_form: CallForm | None = None
         if self.parse is not None:
             bound(self.parse)
+            self.call_form = call_form(self.parse.__module__, wrapper.get_vocab())
 
     @property
     def marks(self) -> list[str]:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from daemon.cache.identity import ModelSource
 from daemon.engine.channels import Channels
 from daemon.engine.constraint import Constraint, Thinking
-from daemon.engine.grammar import Form
+from daemon.engine.form import Form
+from daemon.engine.grammar import of_response
+from daemon.engine.notation import Notation
 from daemon.engine.output import Output
-from daemon.engine.prompts import Prompt, prepare, tools_of
+from daemon.engine.prompts import Prompt, offered, prepare
+from daemon.engine.required_calls import required_calls
 from daemon.engine.tokenizers import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -52,14 +55,23 @@ def prepared(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokeni
         SidecarError: INVALID_ARGUMENT or CONTEXT_LENGTH_EXCEEDED.
     """
     prompt = prepare(request, source, tokenizer)
-    form = Form(request.response_format, tokenizer.vocabulary) if request.HasField("response_format") else None
-    stops = tuple(request.stop.strings)
     notation = tokenizer.notation if request.HasField("chat") else None
+    form = _form(request, tokenizer, notation)
+    stops = tuple(request.stop.strings)
     if notation is None:
         return Prepared(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
-    tools = tools_of(request.chat) if notation.call_start else []
+    tools = offered(request.chat) if notation.call_start else []
     channels = Channels(notation, tools, opened=notation.opened(prompt.tokens))
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
     thinking = notation.thinking(prompt.tokens, wanted=wanted)
     output = Output(tokenizer.decoder(notation, calls=bool(tools)), stops)
     return Prepared(source, tokenizer, prompt, output, channels, form, thinking)
+
+
+def _form(request: pb.GenerateRequest, tokenizer: Tokenizer, notation: Notation | None) -> Form | None:
+    if request.HasField("response_format"):
+        field, grammar = of_response(request.response_format)
+        return Form(field, grammar, tokenizer.vocabulary("response_format"))
+    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        return required_calls(request.chat, notation, tokenizer)
+    return None

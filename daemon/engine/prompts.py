@@ -64,8 +64,8 @@ def _render(chat: pb.Chat, tokenizer: Tokenizer) -> str:
         options["add_generation_prompt"] = chat.add_generation_prompt
     if chat.HasField("enable_thinking"):
         options["enable_thinking"] = chat.enable_thinking
-    if chat.tools:
-        options["tools"] = tools_of(chat)
+    if tools := offered(chat):
+        options["tools"] = tools
     messages = [_message(index, message) for index, message in enumerate(chat.messages)]
     return tokenizer.render(messages, **options)
 
@@ -90,14 +90,15 @@ def _tool_call(field: str, call: pb.ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def tools_of(chat: pb.Chat) -> list[dict[str, Any]]:
+def offered(chat: pb.Chat) -> list[dict[str, Any]]:
     """
-    Return the tools of a conversation as chat templates and parsers of calls expect them.
+    Return the tools that the model may call, as chat templates and parsers of calls expect them.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if a schema is no JSON object.
     """
-    return [_tool(index, tool) for index, tool in enumerate(chat.tools)]
+    tools = [_tool(index, tool) for index, tool in enumerate(chat.tools)]
+    return [] if chat.tool_choice == pb.TOOL_CHOICE_NONE else tools
 
 
 def _tool(index: int, tool: pb.Tool) -> dict[str, Any]:

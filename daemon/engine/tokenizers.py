@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
-from daemon.engine.grammar import Vocabulary, vocabulary
+from daemon.engine.form import Vocabulary, vocabulary
 from daemon.engine.notation import Notation
 from daemon.engine.templates import Templates
 from daemon.errors import Reason, SidecarError, invalid
@@ -42,6 +42,7 @@ class Tokenizer:
         self._wrapper = wrapper
         self._templates = templates
         self._lock = threading.Lock()
+        self._vocabulary: Vocabulary | None = None
         self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
         self.size = len(wrapper)
 
@@ -92,11 +93,17 @@ class Tokenizer:
         except Exception as error:  # it was written for conversations that make sense
             raise invalid("chat", f"cannot be rendered for this model ({type(error).__name__})") from error
 
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """Its tokens as grammars need them, see `grammar.vocabulary`; made when they are first asked for."""
+    def vocabulary(self, field: str) -> Vocabulary:
+        """
+        Return its tokens as grammars need them, made when they are first asked for.
+
+        Raises:
+            SidecarError: INVALID_ARGUMENT with this field of the request if that cannot be done.
+        """
         with self._lock:
-            return vocabulary(self._wrapper._tokenizer, self.eos_ids)
+            if self._vocabulary is None:
+                self._vocabulary = vocabulary(self._wrapper._tokenizer, self.eos_ids, field)
+            return self._vocabulary
 
     @cached_property
     def notation(self) -> Notation | None:

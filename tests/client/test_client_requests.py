@@ -111,6 +111,8 @@ def test_messages_are_a_chat_prompt(fake: FakeDaemon) -> None:
         tools=[Tool("clock", "Tells the time", {"type": "object"}), {"name": "now"}],
         add_generation_prompt=False,
         enable_thinking=True,
+        tool_choice="required",
+        required_tool="now",
     )
     calls = [
         {"id": "c1", "name": "clock", "argumentsJson": '{"zone": "é"}'},
@@ -129,6 +131,8 @@ def test_messages_are_a_chat_prompt(fake: FakeDaemon) -> None:
         ],
         "addGenerationPrompt": False,
         "enableThinking": True,
+        "toolChoice": "TOOL_CHOICE_REQUIRED",
+        "requiredTool": "now",
     }
     assert request == expected(chat=chat)
 
@@ -139,6 +143,9 @@ def test_messages_are_a_chat_prompt(fake: FakeDaemon) -> None:
         ("Hi", {"tools": [Tool("t")]}, "chat.tools"),
         ("Hi", {"add_generation_prompt": True}, "chat.add_generation_prompt"),
         ([1], {"enable_thinking": False}, "chat.enable_thinking"),
+        ("Hi", {"tool_choice": "none"}, "chat.tool_choice"),
+        ("Hi", {"required_tool": "t"}, "chat.required_tool"),
+        ([{"role": "user"}], {"tool_choice": "t"}, "chat.tool_choice"),
         ("Hi", {"cache_mode": "sometimes"}, "cache.mode"),
         ("Hi", {"regex": "a", "json_object": True}, "response_format"),
         ("Hi", {"regex": "\ud800"}, "response_format.regex"),

@@ -18,11 +18,13 @@ from mlx_lm.tokenizer_utils import NewlineTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from daemon.engine.grammar import Form, vocabulary
+from daemon.engine.form import Form, vocabulary
+from daemon.engine.grammar import of_response
 from daemon.engine.tokenizers import Tokenizer
 from daemon.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.engine.harness import Answer, Harness, Reference, generate
+from tests.engine.schemas import SCHEMAS
 
 PROMPT = "The code of the blue box is 74. The code of the red box is 12. The blue"
 PERSON = {
@@ -48,48 +50,6 @@ def schema(value: Any) -> pb.ResponseFormat:
 def ask(harness: Harness, form: pb.ResponseFormat, **fields: Any) -> Answer:
     """Generate in a form."""
     return harness.run(generate(PROMPT, response_format=form, **{"max_tokens": 600, **fields}))
-
-
-def objects(children: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    """Schemas of objects with up to three properties, some of them required."""
-    names = st.lists(st.sampled_from(["a", "b c", 'd"', "é", "name"]), min_size=1, max_size=3, unique=True)
-    return names.flatmap(
-        lambda keys: st.builds(
-            lambda values, required: {
-                "type": "object",
-                "properties": dict(zip(keys, values, strict=True)),
-                "required": keys[:required],
-                "additionalProperties": False,
-            },
-            st.lists(children, min_size=len(keys), max_size=len(keys)),
-            st.integers(0, len(keys)),
-        )
-    )
-
-
-def arrays(children: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    """Schemas of arrays with up to three items."""
-    return st.builds(
-        lambda items, least: {"type": "array", "items": items, "minItems": least, "maxItems": least + 1},
-        children,
-        st.integers(0, 2),
-    )
-
-
-SCHEMAS = st.recursive(
-    st.one_of(
-        st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"type": "string", "pattern": "^[a-f]{1,3}é?$"}]),
-        st.builds(lambda least, more: {"type": "integer", "minimum": least, "maximum": least + more},
-                  st.integers(-999, 999), st.integers(0, 9999)),
-        st.builds(lambda most: {"type": "string", "maxLength": most}, st.integers(0, 4)),
-        st.builds(lambda values: {"enum": values},
-                  st.lists(st.one_of(st.text(max_size=4), st.integers(-9, 9), st.none()), min_size=1, max_size=3)),
-    ),
-    lambda children: st.one_of(
-        objects(children), arrays(children), st.builds(lambda a, b: {"anyOf": [a, b]}, children, children)
-    ),
-    max_leaves=4,
-)  # fmt: skip
 
 
 @pytest.fixture(name="shared", scope="module")
@@ -244,7 +204,7 @@ BAD = {
 def test_forms_that_cannot_be_kept_to_are_refused_with_their_field(tokenizer: Tokenizer, name: str) -> None:
     """Before anything runs, and not by taking for ever."""
     with pytest.raises(SidecarError) as caught:
-        Form(BAD[name], tokenizer.vocabulary)
+        Form(*of_response(BAD[name]), tokenizer.vocabulary("response_format"))
     assert caught.value.reason == "INVALID_ARGUMENT"
     assert caught.value.field == f"response_format.{BAD[name].WhichOneof('kind')}"
     assert len(caught.value.message) < 500
@@ -296,7 +256,7 @@ def test_a_model_that_names_no_end_of_sequence_has_no_forms(tokenizer: Tokenizer
     endless = Tokenizer(tokenizer._wrapper, tokenizer._templates)
     endless.eos_ids = frozenset()
     with pytest.raises(SidecarError, match="end-of-sequence"):
-        _ = endless.vocabulary
+        endless.vocabulary("response_format")
 
 
 def walk(form: Form, size: int, eos: int) -> list[int]:
@@ -365,7 +325,11 @@ def test_forms_hold_for_the_text_of_every_kind_of_tokenizer_with_bytes(kind: str
     """The text as the tokenizer itself decodes it."""
     tokenizer = KNOWN[kind]()  # type: ignore[no-untyped-call]
     regex = r"[a-z]{2} the (true|é)\n\{x\}"
-    ids = walk(Form(pb.ResponseFormat(regex=regex), vocabulary(tokenizer, [1])), len(tokenizer), 1)
+    ids = walk(
+        Form(*of_response(pb.ResponseFormat(regex=regex)), vocabulary(tokenizer, [1], "response_format")),
+        len(tokenizer),
+        1,
+    )
     assert re.fullmatch(regex, tokenizer.decode(ids))
 
 
@@ -382,7 +346,7 @@ def test_text_that_is_also_an_added_token_can_be_written(form: pb.ResponseFormat
     """Letter by letter, as text; the token itself is none."""
     tokenizer = letters_as_bytes()
     tokenizer.add_tokens(["<think>"])
-    ids = walk(Form(form, vocabulary(tokenizer, [1])), len(tokenizer), 1)
+    ids = walk(Form(*of_response(form), vocabulary(tokenizer, [1], "response_format")), len(tokenizer), 1)
     assert tokenizer.decode(ids) == text
 
 
@@ -390,5 +354,5 @@ def test_text_that_is_also_an_added_token_can_be_written(form: pb.ResponseFormat
 def test_a_tokenizer_whose_bytes_are_not_known_has_no_forms(kind: str) -> None:
     """Rather than a form that its text does not have."""
     with pytest.raises(SidecarError, match="tokenizer") as caught:
-        vocabulary(UNKNOWN[kind](), [1])
+        vocabulary(UNKNOWN[kind](), [1], "response_format")
     assert caught.value.field == "response_format"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
 
-from mlx_sidecar import AsyncClient, Client, Delta, Finished, Message, Tool
+from mlx_sidecar import AsyncClient, Client, Delta, Finished, InvalidArgument, Message, Tool
 from tests.running import RunningDaemon
 from tests.scripted_model import scripted_model
 
@@ -112,3 +113,36 @@ def test_without_tools_the_notation_of_calls_is_text(client: Client, model: str)
     """The caller has nothing that could be called."""
     answer = client.complete(model, [Message("user", "Does it rain?")])
     assert (answer.text, answer.tool_calls, answer.reason) == ("".join(ANSWERS["no tools"]), (), "stop")
+
+
+@pytest.mark.parametrize("required", ["", "weather"])
+@pytest.mark.parametrize(
+    ("question", "thinks", "reasoning"), [("Does it rain?", None, "Where? In Bergen."), ("Break it", False, "")]
+)
+def test_a_model_that_must_call_a_tool_does_so_after_its_reasoning(
+    client: Client, model: str, question: str, thinks: bool | None, reasoning: str, required: str
+) -> None:
+    """Though it was about to say something, or to break its call."""
+    chat = [Message("user", question)]
+    options = {"temperature": 1.0, "seed": 7, "logit_bias": {2: 50.0}, "enable_thinking": thinks, "max_tokens": 200}
+    answer = client.complete(
+        model, chat, tools=[WEATHER], tool_choice="required", required_tool=required, **options  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert (answer.text.strip(), answer.reasoning, answer.reason) == ("", reasoning, "tool_calls")
+    for call in answer.tool_calls:
+        assert call.name == "weather"
+        jsonschema.validate(json.loads(str(call.arguments)), WEATHER.parameters)
+
+
+def test_a_model_that_may_not_call_is_not_told_of_the_tools(client: Client, model: str) -> None:
+    """What it writes like a call is text."""
+    answer = client.complete(model, [Message("user", "Does it rain?")], tools=[WEATHER], tool_choice="none")
+    assert (answer.text, answer.tool_calls, answer.reason) == ("".join(ANSWERS["no tools"]), (), "stop")
+
+
+def test_a_model_whose_notation_is_not_known_cannot_be_required_to_call(client: Client) -> None:
+    """The error names the field, and the daemon serves on."""
+    with pytest.raises(InvalidArgument) as caught:
+        client.complete("embedded", [Message("user", "Hi")], tools=[WEATHER], tool_choice="required")
+    assert caught.value.field == "chat.tool_choice"
+    assert client.complete("embedded", "Hello", max_tokens=1).usage.completion_tokens == 1

@@ -31,9 +31,9 @@ CHECKED = {
     | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"},
     "ResponseFormat": {"json_schema", "json_object", "regex", "grammar"},
     "TokenIds": {"ids"},
-    "Chat": {"messages", "tools"},
+    "Chat": {"messages", "tools", "tool_choice", "required_tool"},
     "ChatMessage": {"role"},
-    "Tool": {"name"},
+    "Tool": {"name", "parameters_json"},
     "Sampling": {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"}
     | {"frequency_penalty", "logit_bias"},
     "Stop": {"strings", "token_ids", "ignore_eos"},
@@ -51,7 +51,7 @@ FREE = {
     "Chat": {"add_generation_prompt", "enable_thinking"},
     "ChatMessage": {"content", "reasoning_content", "tool_calls", "tool_call_id"},
     "ToolCall": {"id", "name", "arguments_json"},
-    "Tool": {"description", "parameters_json"},
+    "Tool": {"description"},
     "Sampling": {"seed"},
     "InvalidateRequest": {"dry_run"},
 }
@@ -88,6 +88,13 @@ def chat_in_a_form(**fields: Any) -> pb.GenerateRequest:
     """Return a request with a conversation and a response format."""
     request = chat(**fields)
     request.response_format.regex = "a"
+    return request
+
+
+def must_call(**fields: Any) -> pb.GenerateRequest:
+    """Return a request that must be answered with tool calls, with some fields changed."""
+    request = chat(tools=[pb.Tool(name="t")], tool_choice=pb.TOOL_CHOICE_REQUIRED)
+    request.MergeFrom(pb.GenerateRequest(**fields))
     return request
 
 
@@ -131,6 +138,11 @@ GOOD = [
     generate(stop=pb.Stop(strings=["x" * 256] * 16, token_ids=[1] * 64)),
     generate(stop=pb.Stop(strings=["é" * 128])),
     chat(tools=[pb.Tool(name="t"), pb.Tool(name="u")]),
+    chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_537)], tool_choice=pb.TOOL_CHOICE_AUTO),
+    chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_536)], tool_choice=pb.TOOL_CHOICE_REQUIRED),
+    chat_in_a_form(tools=[pb.Tool(name="t")], tool_choice=pb.TOOL_CHOICE_NONE),
+    must_call(),
+    must_call(chat=pb.Chat(required_tool="t")),
     form(json_schema="x" * 65_536),
     form(json_object=pb.JsonObject()),
     form(regex="x" * 8192),
@@ -166,6 +178,23 @@ BAD: list[tuple[str, Message]] = [
     ("chat.tools[0].name", chat(tools=[pb.Tool()])),
     ("chat.tools[2].name", chat(tools=[pb.Tool(name="t"), pb.Tool(name="u"), pb.Tool(name="t")])),
     ("chat.tools", chat_in_a_form(tools=[pb.Tool(name="t")])),
+    ("chat.tool_choice", chat(tool_choice=9)),
+    ("chat.tool_choice", chat(tool_choice=pb.TOOL_CHOICE_REQUIRED)),
+    ("chat.required_tool", chat(tools=[pb.Tool(name="t")], required_tool="t")),
+    ("chat.required_tool", chat(tools=[pb.Tool(name="t")], required_tool="u", tool_choice=pb.TOOL_CHOICE_REQUIRED)),
+    (
+        "chat.tools[0].parameters_json",
+        chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_537)], tool_choice=pb.TOOL_CHOICE_REQUIRED),
+    ),
+    (
+        "chat.tools",
+        chat(
+            tools=[pb.Tool(name=f"t{number}", parameters_json="x" * 60_000) for number in range(5)],
+            tool_choice=pb.TOOL_CHOICE_REQUIRED,
+        ),
+    ),
+    ("stop.ignore_eos", must_call(stop=pb.Stop(ignore_eos=True))),
+    ("draft_model", must_call(draft_model="m")),
     ("stop.ignore_eos", generate(response_format=pb.ResponseFormat(regex="a"), stop=pb.Stop(ignore_eos=True))),
     ("response_format", form()),
     ("response_format.json_schema", form(json_schema="")),

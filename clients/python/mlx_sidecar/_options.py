@@ -7,6 +7,9 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 from mlx_sidecar._messages import Tool
 
+ToolChoice: TypeAlias = Literal["auto", "none", "required"]
+"""The model calls tools as it likes, not at all, or does nothing else."""
+
 CacheMode: TypeAlias = Literal["read_write", "read_only", "bypass"]
 """Use cached prefixes and store new ones, use them only, or neither."""
 
@@ -60,7 +63,8 @@ class GenerateOptions(TypedDict, total=False):
         request_id: Name of the request in the daemon's log. Default: one is made.
         require_loaded: True refuses a model that is not in memory instead of loading it. Default False.
         json_schema: The completion is JSON that this schema allows, a mapping or text. Of this and the next three, one
-            at most can be given; none of them goes with `tools` or `ignore_eos`. Default: free text.
+            at most can be given; none of them goes with `ignore_eos`, or with `tools` unless their choice is "none".
+            Default: free text.
         json_object: True: the completion is a JSON object. Default False.
         regex: The completion as a whole matches this regular expression (Rust's syntax).
         grammar: The completion is of this context-free grammar (llguidance's variant of Lark's notation).
@@ -72,6 +76,9 @@ class GenerateOptions(TypedDict, total=False):
         add_generation_prompt: False does not open the assistant's turn; chat prompts only. Default True.
         enable_thinking: Turns a reasoning model's thinking on or off; chat prompts only. Default: as the
             template has it.
+        tool_choice: "auto" (default), "none": the model is not told of the tools, or "required": the answer is calls,
+            with arguments that the tools' schemas allow; chat prompts only.
+        required_tool: The tool that is called, with "required"; chat prompts only. Default: any of them.
     """
 
     adapter: str
@@ -103,3 +110,5 @@ class GenerateOptions(TypedDict, total=False):
     tools: Sequence[Tool | Mapping[str, Any]]
     add_generation_prompt: bool | None
     enable_thinking: bool | None
+    tool_choice: ToolChoice | None
+    required_tool: str

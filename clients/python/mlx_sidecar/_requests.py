@@ -17,6 +17,17 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 ProtoT = TypeVar("ProtoT", bound=Proto)
 DataT = TypeVar("DataT")
 
+_CACHE_MODES = {
+    "read_write": pb.CACHE_MODE_READ_WRITE,
+    "read_only": pb.CACHE_MODE_READ_ONLY,
+    "bypass": pb.CACHE_MODE_BYPASS,
+}
+_TOOL_CHOICES = {
+    "auto": pb.TOOL_CHOICE_AUTO,
+    "none": pb.TOOL_CHOICE_NONE,
+    "required": pb.TOOL_CHOICE_REQUIRED,
+}
+
 
 def load_request(
     model: str,
@@ -81,6 +92,8 @@ def generate_request(
     tools: Sequence[Tool | Mapping[str, Any]] = (),
     add_generation_prompt: bool | None = None,
     enable_thinking: bool | None = None,
+    tool_choice: str | None = None,
+    required_tool: str = "",
 ) -> pb.GenerateRequest:
     """
     Build a GenerateRequest; the keywords are `GenerateOptions`.
@@ -94,6 +107,8 @@ def generate_request(
         "tools": [_tool(tool) for tool in tools],
         "add_generation_prompt": add_generation_prompt,
         "enable_thinking": enable_thinking,
+        "tool_choice": None if tool_choice is None else _choice("chat.tool_choice", _TOOL_CHOICES, tool_choice),
+        "required_tool": required_tool,
     }
     sampling = _build(
         pb.Sampling,
@@ -118,7 +133,7 @@ def generate_request(
         sampling=sampling,
         stop=_build(pb.Stop, "stop.", strings=strings, token_ids=stop_token_ids, ignore_eos=ignore_eos),
         top_logprobs=top_logprobs,
-        cache=_build(pb.CacheOptions, "cache.", mode=_cache_mode(cache_mode), salt=salt),
+        cache=_build(pb.CacheOptions, "cache.", mode=_choice("cache.mode", _CACHE_MODES, cache_mode), salt=salt),
         request_id=request_id,
         require_loaded=require_loaded,
         response_format=_response_format(
@@ -191,22 +206,17 @@ def _response_format(**kinds: Any) -> pb.ResponseFormat | None:
     return _build(pb.ResponseFormat, "response_format.", **given) if given else None
 
 
-def _cache_mode(name: str) -> int:
-    modes = {
-        "read_write": pb.CACHE_MODE_READ_WRITE,
-        "read_only": pb.CACHE_MODE_READ_ONLY,
-        "bypass": pb.CACHE_MODE_BYPASS,
-    }
-    if name not in modes:
-        raise InvalidArgument(f"cache.mode: {name!r} is none of {', '.join(modes)}", field="cache.mode")
-    return modes[name]
+def _choice(field: str, choices: Mapping[str, int], name: str) -> int:
+    if name not in choices:
+        raise InvalidArgument(f"{field}: {name!r} is none of {', '.join(choices)}", field=field)
+    return choices[name]
 
 
 def _prompt(prompt: Prompt, chat: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(prompt, str | bytes) and len(prompt) and isinstance(prompt[0], Message | Mapping):
         return {"chat": _build(pb.Chat, "chat.", messages=[_message(turn) for turn in prompt], **chat)}
     for name, value in chat.items():
-        if value not in (None, []):
+        if value not in (None, [], ""):
             raise InvalidArgument(f"chat.{name}: only for prompts that are messages", field=f"chat.{name}")
     return _text_or_tokens(prompt, "")
 

@@ -1,0 +1,47 @@
+"""Call forms: how notations write calls whose arguments are JSON, for answers that must be calls. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class CallForm:
+    """
+    A call between its marks: `begin`, the tool's name, `named`, the arguments as JSON, `end`.
+
+    Attributes:
+        begin, named, end: Text around name and arguments.
+        between: Text between two calls, each in marks of its own; None if one is all there can be.
+    """
+
+    begin: str
+    named: str
+    end: str
+    between: str | None
+
+    def before(self, name: str) -> str:
+        """Return what stands before the arguments of a call."""
+        return self.begin + json.dumps(name, ensure_ascii=False)[1:-1] + self.named
+
+
+_JSON_IN_TAGS = CallForm('\n{"name": "', '", "arguments": ', "}\n", "\n")
+_HEADERS = CallForm("", "[ARGS]", "", "")
+_JSON_LIST = CallForm('[{"name": "', '", "arguments": ', "}]", None)
+_SECTION = CallForm("<|tool_call_begin|>functions.", ":0<|tool_call_argument_begin|>", "<|tool_call_end|>", None)
+
+
+def call_form(parser: str, words: Container[str]) -> CallForm | None:
+    """
+    Return how calls of a notation are written; None if their arguments are no JSON.
+
+    Args:
+        parser: Name of mlx-lm's module that reads them.
+        words: The model's vocabulary.
+    """
+    if parser.endswith(".mistral"):
+        return _HEADERS if "[ARGS]" in words else _JSON_LIST
+    forms = {"json_tools": _JSON_IN_TAGS, "kimi_k2": _SECTION}
+    return forms.get(parser.rpartition(".")[2])
