@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlx_sidecar._address import default_socket_path
     from mlx_sidecar._aio import AsyncClient
     from mlx_sidecar._aio_streams import AsyncGenerateStream, AsyncLoadStream
+    from mlx_sidecar._cache_stats import ModelCacheStats, ModelStats, NamespaceStats, PrefixCacheStats
     from mlx_sidecar._client import Client
     from mlx_sidecar._exceptions import (
         BudgetInUse,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         SlowConsumer,
         UntrustedSocket,
     )
+    from mlx_sidecar._latency import LatencyHistogram, LatencyStats
     from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
     from mlx_sidecar._options import GenerateOptions, LoadOptions
     from mlx_sidecar._results import (
@@ -64,25 +66,14 @@ if TYPE_CHECKING:
         TopLogprob,
         Usage,
     )
-    from mlx_sidecar._stats import (
-        DaemonStats,
-        EngineStats,
-        HistorySample,
-        LatencyHistogram,
-        LatencyStats,
-        MemoryStats,
-        ModelCacheStats,
-        ModelStats,
-        NamespaceStats,
-        PrefixCacheStats,
-        Stats,
-    )
+    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, MemoryStats, Stats
     from mlx_sidecar._streams import GenerateStream, LoadStream
 
 _HOMES = {
     "_address": "default_socket_path",
     "_aio": "AsyncClient",
     "_aio_streams": "AsyncGenerateStream AsyncLoadStream",
+    "_cache_stats": "ModelCacheStats ModelStats NamespaceStats PrefixCacheStats",
     "_client": "Client",
     "_exceptions": (
         "BudgetInUse Cancelled ContextLengthExceeded DaemonNotRunning DeadlineExceeded EngineRestarted "
@@ -91,16 +82,14 @@ _HOMES = {
         "RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError SlowConsumer "
         "UntrustedSocket"
     ),
+    "_latency": "LatencyHistogram LatencyStats",
     "_messages": "Message Prompt Tool ToolCall",
     "_options": "GenerateOptions LoadOptions",
     "_results": (
         "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress ModelInfo PrefillProgress "
         "Started Timings TokenLogprob TopLogprob Usage"
     ),
-    "_stats": (
-        "DaemonStats EngineStats HistorySample LatencyHistogram LatencyStats MemoryStats ModelCacheStats ModelStats "
-        "NamespaceStats PrefixCacheStats Stats"
-    ),
+    "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats",
     "_streams": "GenerateStream LoadStream",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

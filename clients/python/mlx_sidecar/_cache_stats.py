@@ -1,0 +1,133 @@
+"""What `stats()` tells of models and prefixes in memory. Times are seconds or None, sizes are bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_sidecar._results import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCacheStats:
+    """
+    The model cache as a whole.
+
+    Attributes:
+        cached_models: Models in memory, those being loaded not included.
+        max_models: Most models kept in memory at once.
+        total_hits: Lookups that found their model loaded.
+        total_misses: Lookups that did not.
+        hit_rate: Share of hits, 0 to 1; 0 before the first lookup.
+        total_memory_bytes: Bytes of all weights in memory, draining ones included.
+        budget_bytes: Most bytes of weights in memory; 0 means that caching is disabled.
+        evictions: Models dropped to make room or because they were idle too long.
+        oldest_entry_age: Seconds; None when the cache is empty.
+    """
+
+    cached_models: int
+    max_models: int
+    total_hits: int
+    total_misses: int
+    hit_rate: float
+    total_memory_bytes: int
+    budget_bytes: int
+    evictions: int
+    oldest_entry_age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """
+    One model in memory.
+
+    Attributes:
+        info: The model.
+        state: "loading", "ready" or "draining".
+        in_use: Requests that use it now.
+        use_count: Times it was asked for since it was loaded.
+        age: Seconds since it was loaded.
+        idle: Seconds since it was last used; 0 while in use.
+        expires_in: Seconds until it is stale; None while pinned or in use.
+        pinned: Whether it is pinned.
+        names: The names that it was asked for by; several may stand for the same content.
+    """
+
+    info: ModelInfo
+    state: str
+    in_use: int
+    use_count: int
+    age: float | None
+    idle: float | None
+    expires_in: float | None
+    pinned: bool
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceStats:
+    """
+    One namespace of the prefix cache: prompts that may share KV.
+
+    Attributes:
+        namespace: Digits that stand for it.
+        model: The name by which its model was last asked for.
+        adapter: Directory of its adapter; empty if there is none.
+        salted: Whether its requests had a salt.
+        blocks: Blocks stored.
+        branches: Different first blocks.
+        hits: Lookups whose prefix was reused, since it stores anything.
+        tokens_reused: Tokens whose KV was reused, since it stores anything.
+    """
+
+    namespace: str
+    model: str
+    adapter: str
+    salted: bool
+    blocks: int
+    branches: int
+    hits: int
+    tokens_reused: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCacheStats:
+    """
+    The prefix cache.
+
+    Attributes:
+        blocks: Blocks stored.
+        max_blocks: Most blocks stored at once.
+        block_tokens: Tokens of a block.
+        bytes: Bytes of KV stored.
+        budget_bytes: Most bytes of KV stored at once.
+        buffers: Device buffers that hold it.
+        lookups: Prompts looked up.
+        hits: Lookups whose prefix was reused.
+        hit_rate: Share of hits, 0 to 1; 0 before the first lookup.
+        tokens_looked_up: Tokens of all prompts looked up.
+        tokens_reused: Tokens whose KV was reused.
+        inserts: Blocks stored since the start.
+        evictions: Blocks dropped to make room since the start.
+        leases: Requests that hold a cached prefix now.
+        checkpoints: Checkpoints of recurrent or windowed state stored.
+        namespaces: What each namespace stores, most blocks first; at most 64 of them.
+        total_namespaces: Namespaces that store anything.
+    """
+
+    blocks: int
+    max_blocks: int
+    block_tokens: int
+    bytes: int
+    budget_bytes: int
+    buffers: int
+    lookups: int
+    hits: int
+    hit_rate: float
+    tokens_looked_up: int
+    tokens_reused: int
+    inserts: int
+    evictions: int
+    leases: int
+    checkpoints: int
+    namespaces: tuple[NamespaceStats, ...] = ()
+    total_namespaces: int = 0
