@@ -112,17 +112,17 @@ class Engine:
         self._finder = Finder(resolver, self._background)
         self._recalled = Recalled()
         self._services = Services(
-            self._models,
-            self._runner,
-            ledger,
-            self._finder,
-            Tokenizers(self._templates),
-            self._background,
-            self._outbox,
-            clock,
-            self._invalidator.known.seen,
-            self._shares,
-            self._recalled,
+            models=self._models,
+            runner=self._runner,
+            ledger=ledger,
+            finder=self._finder,
+            tokenizers=Tokenizers(self._templates),
+            background=self._background,
+            outbox=self._outbox,
+            clock=clock,
+            seen=self._invalidator.known.seen,
+            shares=self._shares,
+            recalled=self._recalled,
         )
         self._calls: dict[int, Call] = {}
 
