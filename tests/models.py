@@ -39,24 +39,60 @@ def with_config(folder: Path, text: str) -> Path:
     return path
 
 
-TINY: dict[str, dict[str, Any]] = {
-    "qwen3": {
-        "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 737,
-        "max_position_embeddings": 2048, "rope_theta": 10000.0, "tie_word_embeddings": False,
+_COMMON: dict[str, Any] = {
+    "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 737,
+    "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+
+_CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {},
+    "qwen3_moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "moe_intermediate_size": 32, "norm_topk_prob": True,
+    },
+    "deepseek_v3": {
+        "num_attention_heads": 2, "num_key_value_heads": 2, "kv_lora_rank": 16, "q_lora_rank": 16,
+        "qk_rope_head_dim": 8, "v_head_dim": 12, "qk_nope_head_dim": 8, "moe_intermediate_size": 32,
+        "n_routed_experts": 2, "first_k_dense_replace": 2,
     },
     "gemma3_text": {
-        "model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 128,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 737,
-        "max_position_embeddings": 2048, "sliding_window": 32, "sliding_window_pattern": 2,
-        "query_pre_attn_scalar": 16,
+        "num_hidden_layers": 4, "sliding_window": 32, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16,
+    },
+    "gpt_oss": {
+        "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 20, "rope_scaling": None,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "qwen3_next": {
+        "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32, "linear_conv_kernel_dim": 4, "num_experts": 0, "num_experts_per_tok": 0,
+        "decoder_sparse_step": 1, "shared_expert_intermediate_size": 0, "mlp_only_layers": [],
+        "moe_intermediate_size": 0, "partial_rotary_factor": 0.5, "full_attention_interval": 2,
     },
     "mamba": {
-        "model_type": "mamba", "hidden_size": 32, "intermediate_size": 64, "state_size": 8, "num_hidden_layers": 2,
-        "conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "time_step_rank": 4, "vocab_size": 737,
+        "state_size": 8, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "time_step_rank": 4,
+    },
+    "mamba2": {
+        "num_heads": 4, "head_dim": 32, "intermediate_size": 128, "state_size": 16, "layer_norm_epsilon": 1e-5,
+        "conv_kernel": 4, "n_groups": 1, "use_bias": False, "use_conv_bias": True, "time_step_limit": [0.001, 100.0],
+        "time_step_rank": "auto",
+    },
+    "falcon_h1": {
+        "mamba_d_ssm": 64, "mamba_d_state": 16, "mamba_d_head": 16, "mamba_n_heads": 4, "mamba_chunk_size": 32,
+    },
+    "recurrent_gemma": {
+        "num_hidden_layers": 3, "attention_bias": False, "conv1d_width": 4, "logits_soft_cap": 30.0,
+        "num_key_value_heads": 1, "attention_window_size": 32, "block_types": ["recurrent", "recurrent", "attention"],
+    },
+    "baichuan_m1": {
+        "sliding_window": 32, "sliding_window_layers": [1], "conv_window": 2, "num_swa_attention_heads": 4,
+        "num_swa_key_value_heads": 2,
     },
 }  # fmt: skip
-"""Configurations of tiny models, one for each kind of cache: full attention, sliding windows, recurrent state."""
+
+TINY = {family: {"model_type": family, **_COMMON, **config} for family, config in _CONFIGS.items()}
+"""Configurations of tiny models by family, of every kind of cache."""
 
 
 def random_model(folder: Path, family: str) -> Path:
