@@ -1,44 +1,79 @@
-"""What the README shows works as it is shown; only the model is another one, because tests have no network."""
+"""What the READMEs and the first steps show works as shown; only the model is another one: tests have no network."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.running import RunningDaemon
+from tests.running import RunningDaemon, environment
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+FIRST_STEPS = (ROOT / "docs" / "first-steps.md").read_text()
+CLIENT_README = (ROOT / "clients" / "python" / "README.md").read_text()
 HUB_MODEL = "mlx-community/Qwen3-0.6B-4bit"
+
+RUNNER = """
+import ast, asyncio, inspect, sys
+code = compile(sys.stdin.read(), "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+waiting = eval(code, {})
+if inspect.iscoroutine(waiting):
+    asyncio.run(waiting)
+"""
+"""Runs a snippet as `python -m asyncio` would, which needs a terminal."""
+
+
+def run(command: list[str] | str, environ: dict[str, str], given: str = "", folder: Path = ROOT) -> str:
+    """Run a command, which must succeed, and return what it prints."""
+    done = subprocess.run(
+        command, shell=isinstance(command, str), env=environ, cwd=folder, input=given, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{given}\n{done.stderr}"
+    return done.stdout
+
+
+def snippets(page: str) -> list[str]:
+    """Return the Python of a page, for the embedded model."""
+    return [one.replace(HUB_MODEL, "embedded") for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
 
 
 def test_the_python_example_answers(daemon: RunningDaemon) -> None:
     """It prints an answer and its usage."""
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", example.replace(HUB_MODEL, "embedded")],
-        env=daemon.environ,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Usage(prompt_tokens=" in done.stdout
+    (example,) = snippets(README)
+    assert "Usage(prompt_tokens=" in run([sys.executable, "-c", example], daemon.environ)
 
 
-def test_the_commands_of_the_first_steps_work(daemon: RunningDaemon) -> None:
-    """Those that talk to a daemon, in their order."""
-    shown = re.findall(r"^mlx-sidecar ((?:run|ps|stop).*?)(?: {2,}#.*)?$", README, re.MULTILINE)
-    assert len(shown) == 3
+def test_the_examples_of_the_client_run(start_daemon: Callable[..., RunningDaemon]) -> None:
+    """Each in a program of its own, in their order; they pin and drop, so the daemon is theirs."""
+    daemon = start_daemon()
+    daemon.client().close()
+    examples = snippets(CLIENT_README)
+    assert len(examples) >= 9
+    printed = "\n".join(run([sys.executable, "-c", RUNNER], daemon.environ, example) for example in examples)
+    for expected in (
+        "prompt tokens were known",
+        "bytes of KV for each token",
+        "not on this machine",
+        "of prompts began with",
+    ):
+        assert expected in printed
+
+
+def test_the_commands_of_the_first_steps_work(daemon: RunningDaemon, tmp_path: Path) -> None:
+    """Those that talk to a daemon and end by themselves, in their order."""
+    pages = README + FIRST_STEPS
+    shown = dict.fromkeys(re.findall(r"mlx-sidecar ((?:run|ps|stop|stats)\b[^`\n#]*)", pages))
+    assert len(shown) >= 5
     for line in shown:
-        done = subprocess.run(
-            f"{sys.executable} -m daemon {line.replace(HUB_MODEL, 'embedded')}",
-            shell=True,
-            env=daemon.environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
+        command = f"{sys.executable} -m daemon {line}".replace(HUB_MODEL, "embedded").replace("FILE", "page.html")
+        run(command, {**daemon.environ, "PYTHONPATH": str(ROOT)}, folder=tmp_path)
+    assert (tmp_path / "stats.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_demonstration_shows_what_was_reused(folder: Path) -> None:
+    """What `make demo` does once its packages are there; it leaves nothing running."""
+    assert "reused" in run([sys.executable, "-m", "tools.demo"], environment(folder))

@@ -80,7 +80,9 @@ def events() -> Iterator[tuple[str, str]]:
 def test_every_log_event_is_documented() -> None:
     """An operator who greps for one finds what it means."""
     found = {event: module for module, event in events()}
-    documented = set(re.findall(r"^\| `([^`]+)` \| (?:info|warning|error)", OPERATIONS, re.MULTILINE))
+    rows = re.findall(r"^\| `([^`]+)` \| (?:info|warning|error)", OPERATIONS, re.MULTILINE)
+    documented = set(rows)
+    assert len(rows) == len(documented), "an event is documented twice"
     assert len(found) > 20
     assert {event: module for event, module in found.items() if event not in documented} == {}
     assert documented <= set(found), "an event is documented that nothing logs"
