@@ -144,7 +144,7 @@ def test_each_turn_goes_on_from_the_answer_before(case: Case) -> None:
 def test_a_prompt_computed_in_small_chunks_is_exact(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 16 tokens, the fewest there are, and more; they end before, at and after the ends of blocks and windows."""
     for salt, chunk in enumerate((16, 23, 48)):
-        monkeypatch.setattr(scheduler.ChunkSizer, "size", lambda _self, _model, chunk=chunk: chunk)
+        monkeypatch.setattr(scheduler.ChunkSizer, "size", lambda *_, chunk=chunk: chunk)
         prompt = ids(130, salt)
         first = case.answer(prompt)
         case.assert_same(first, case.answer(prompt, BYPASS))
@@ -153,7 +153,7 @@ def test_a_prompt_computed_in_small_chunks_is_exact(case: Case, monkeypatch: pyt
 
 def test_what_a_cancelled_prefill_left_is_exact(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next goes on from where it was cancelled."""
-    monkeypatch.setattr(scheduler.ChunkSizer, "size", lambda _self, _model: 32)
+    monkeypatch.setattr(scheduler.ChunkSizer, "size", lambda *_: 32)
     prompt = ids(200)
     call = case.begin(prompt)
     case.harness.until(lambda: any(event.generate.prefill.done >= 96 for event in case.harness.of(call)))
