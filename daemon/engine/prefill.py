@@ -9,7 +9,7 @@ import mlx.core as mx
 import structlog
 
 from daemon.engine.ledger import DECODE_ROOM
-from daemon.engine.scheduler import ChunkSizer
+from daemon.engine.scheduler import MIN_CHUNK, ChunkSizer
 from daemon.engine.sequence import Sequence
 from daemon.failpoints import failpoint
 from daemon.kv.block import BLOCK_TOKENS
@@ -95,7 +95,7 @@ class Prefill:
         """
         if self._draft is not None and self._draft.remaining:
             return self._draft.share(chunks)
-        return max(LEAST_SHARE, chunks * self._next_step(chunks) / self._size(chunks))
+        return min(chunks, max(LEAST_SHARE, chunks * self._next_step(chunks) / self._size(chunks)))
 
     @property
     def short(self) -> bool:
@@ -172,8 +172,13 @@ class Prefill:
         return self._sizer.size(self.sequence.loaded.source.key, chunks)
 
     def _next_step(self, chunks: float) -> int:
-        """Return how many tokens to compute: up to the next resume point at most, and so that blocks are whole."""
-        size = min(self._size(chunks), self._left)
+        """
+        Return how many tokens to compute: up to the next resume point at most, and so that blocks are whole.
+
+        What would be left for a pass of fewer than MIN_CHUNK tokens is taken along.
+        """
+        size = self._size(chunks)
+        size = self._left if self._left < size + MIN_CHUNK else size
         if self._points:
             size = min(size, self._points[0] - self._done)
             beyond_block = (self._done + size) % BLOCK_TOKENS
