@@ -185,6 +185,22 @@ def test_a_restored_cache_takes_its_capacity_and_not_a_byte_more(engine: TinyEng
     assert sum(cache.nbytes for cache in restored) == expected
 
 
+@pytest.mark.usefixtures("exact_memory")
+@pytest.mark.parametrize("room", [0, 500])
+def test_restoring_copies_what_is_restored_once(engine: TinyEngine, room: int) -> None:
+    """A copy of a copy takes twice the time, and for a moment the memory of a second prefix that nobody reckoned."""
+    prompt = tokens(257)
+    engine.store(prompt, engine.cold(prompt)[0])
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+
+    restored, _ = engine.restored(prompt, room)
+
+    expected = capacity_for(257 + room) * engine.layout.bytes_per_token
+    zeros = 1000  # one number for each kind of layer
+    assert mx.get_peak_memory() - before <= expected + zeros + page_rounding(2 * len(restored) + 2)
+
+
 @pytest.mark.parametrize("warm", [False, True])
 def test_computing_the_rest_of_a_prompt_regrows_no_buffer(engine: TinyEngine, warm: bool) -> None:
     prompt = tokens(600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import mlx.core as mx
@@ -9,7 +10,9 @@ import pytest
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from daemon.kv.adapters import rotating
+from daemon.kv.extents import Run
 from daemon.kv.source import NotHeldError, Resume
+from tests.builders import page_rounding
 from tests.kv.tiny_models import WINDOWED, TinyEngine, build, tokens
 
 LENGTHS = [16, 17, 19, 20, 21, 31, 32, 33, 47, 48, 49, 64, 100, 255, 256, 257]
@@ -73,6 +76,28 @@ def test_exactly_the_tokens_that_the_window_sees_are_restored(engine: TinyEngine
     for cache in windows(caches):
         assert cache.offset == reused
         assert cache.keys.shape[2] == cache._idx == min(reused, cache.max_size)
+
+
+def test_restoring_a_window_copies_what_it_sees_once() -> None:
+    """Blocks reach back further than the window: what is before it is cut off before it is copied, not after."""
+    blocks, window = 4, 50
+    parts = [mx.random.normal((2, 2, 16 * half, 64)) for half in (blocks // 2, blocks // 2)]
+    mx.eval(parts)
+    runs = [Run((part,), 0, blocks // 2) for part in parts]
+    cache = RotatingKVCache(max_size=window)
+    gc.collect()
+    limit = mx.set_cache_limit(0)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+
+    rotating.restore([cache], runs, tokens=16 * blocks)
+
+    copied = mx.get_peak_memory() - before
+    mx.set_cache_limit(limit)
+    assert cache.nbytes == 2 * 2 * window * 64 * 4
+    assert copied <= cache.nbytes + 1000 + page_rounding(4)
+    whole = mx.concatenate(parts, axis=2)[:, :, -window:]
+    assert mx.array_equal(mx.concatenate([cache.keys, cache.values]), whole).item()
 
 
 def test_chunks_stored_one_by_one_are_what_a_whole_prompt_stores(engine: TinyEngine) -> None:

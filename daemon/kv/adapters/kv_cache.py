@@ -86,9 +86,9 @@ def restore(caches: Sequence[KVCache], runs: Sequence[Run], capacity: int) -> No
     tokens = sum(run.stop - run.start for run in runs) * BLOCK_TOKENS
     if not 0 < tokens <= capacity or any(not cache.empty() for cache in caches):
         raise ValueError("restore needs a prefix, and empty caches with room for it")
+    rooms = [room(layer_parts(runs, 0, which)[0], capacity - tokens) for which in (0, 1)]
     for layer, cache in enumerate(caches):
-        cache.keys = _join(layer_parts(runs, layer, 0), capacity - tokens)
-        cache.values = _join(layer_parts(runs, layer, 1), capacity - tokens)
+        cache.keys, cache.values = (joined(layer_parts(runs, layer, which), rooms[which]) for which in (0, 1))
         cache.offset = tokens
     mx.eval([(cache.keys, cache.values) for cache in caches])
 
@@ -104,6 +104,17 @@ def layer_parts(runs: Sequence[Run], layer: int, which: int) -> list[mx.array]:
     return [_layer(run, layer, which) for run in runs]
 
 
+def room(like: mx.array, tokens: int) -> mx.array:
+    """Return zeros for so many tokens, [1, heads, tokens, width] as in `like`: a view of a single one."""
+    _, heads, _, width = like.shape
+    return mx.broadcast_to(mx.zeros((), like.dtype), (1, heads, tokens, width))
+
+
+def joined(parts: Sequence[mx.array], behind: mx.array) -> mx.array:
+    """Copy parts and the room behind them into one array. Even no room is a part: a concatenation of one is a view."""
+    return mx.concatenate([*parts, behind], axis=2)
+
+
 def _extent(arrays: list[mx.array], start: int, stop: int) -> Extent:
     mx.eval(arrays)
     return Extent(tuple(arrays), sum(a.nbytes for a in arrays), len(arrays), start, stop - start)
@@ -115,11 +126,6 @@ def _alike(keys: mx.array, values: mx.array) -> bool:
 
 def _layer(run: Run, layer: int, which: int) -> mx.array:
     arrays = cast("tuple[mx.array, ...]", run.payload)
-    source = arrays[0][2 * layer + which] if len(arrays) == 1 else arrays[which][layer]
-    return source[None, :, run.start * BLOCK_TOKENS : run.stop * BLOCK_TOKENS]
-
-
-def _join(parts: list[mx.array], room: int) -> mx.array:
-    """Copy parts into one array with room behind them. Even no room is a part: a concatenation of one is a view."""
-    _, heads, _, width = parts[0].shape
-    return mx.concatenate([*parts, mx.zeros((1, heads, room, width), parts[0].dtype)], axis=2)
+    source, index = (arrays[0], 2 * layer + which) if len(arrays) == 1 else (arrays[which], layer)
+    # A slice of one is a view; an index would copy the layer out of the whole extent first.
+    return source[index : index + 1, :, run.start * BLOCK_TOKENS : run.stop * BLOCK_TOKENS]

@@ -85,5 +85,11 @@ def _between(cache: RotatingKVCache, first: int, last: int) -> tuple[mx.array, m
 
 
 def _last(parts: list[mx.array], tokens: int) -> mx.array:
-    whole = mx.concatenate(parts, axis=2)
-    return mx.contiguous(whole[:, :, whole.shape[2] - tokens :])
+    """Copy the last tokens of parts, which hold that many at least, into one array."""
+    surplus = sum(part.shape[2] for part in parts) - tokens
+    visible = []
+    for part in parts:
+        skipped = min(surplus, part.shape[2])
+        surplus -= skipped
+        visible.append(part[:, :, skipped:])
+    return kv_cache.joined(visible, kv_cache.room(parts[0], 0))
