@@ -1,4 +1,7 @@
-"""Loads a model in slices that fit between engine steps. The only part of the model cache that touches MLX."""
+"""
+Loads a model in slices that fit between engine steps. With its assembly and its warm-up, the only part of the model
+cache that touches MLX.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load_adapters, load_model
 
+from daemon.cache.assembly import assembling
 from daemon.cache.entry import Loaded, Progress, Stage
 from daemon.cache.identity import ModelSource, changed
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
@@ -59,7 +62,8 @@ def load(
     """
     Load a model, one slice for each `next`; the generator returns the model. Closing it abandons the load.
 
-    A slice takes about `seconds()`; no less than one array of weights, or one layer of a forward pass of a block.
+    A slice takes about `seconds()`; no less than one array of weights, one layer of a forward pass of a block, or
+    one of the few pieces in which the module is assembled.
 
     Args:
         source: What to load.
@@ -70,9 +74,10 @@ def load(
     Raises:
         SidecarError: MODEL_UNSUPPORTED or MODEL_CORRUPT.
     """
+    begun = Progress(Stage.LOADING, 0, source.size_bytes)
     with _refusing(source):
-        model = _build(source)
-    yield Progress(Stage.LOADING, 0, source.size_bytes)
+        model = yield from paced(assembling(source), begun, clock, seconds)
+    yield begun
     done = 0
     pace = Pace(SLICE_BYTES, seconds)
     for piece in _slices(model, pace):
@@ -109,15 +114,6 @@ def _refusing(source: ModelSource) -> Iterator[None]:
         reason = Reason.MODEL_UNSUPPORTED if unsupported else Reason.MODEL_CORRUPT
         what = "is not supported by this mlx-lm" if unsupported else "cannot be loaded"
         raise SidecarError(reason, f"{source.name} {what}: {type(error).__name__}: {error}") from error
-
-
-def _build(source: ModelSource) -> Any:
-    """Build the module with lazy weights: headers are read, weights are not."""
-    model, _ = load_model(source.path, lazy=True, trust_remote_code=False)
-    if source.adapter_path is not None:
-        model = load_adapters(model, str(source.adapter_path))
-        model.eval()
-    return model
 
 
 def _refuse_if_changed(source: ModelSource) -> None:

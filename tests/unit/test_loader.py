@@ -125,6 +125,16 @@ def test_each_layer_of_a_first_pass_is_a_slice_of_its_own_when_streams_cannot_wa
     assert len(warmup) == 1 + 2 * (layers + 1)
 
 
+def test_a_module_is_assembled_in_slices_when_streams_cannot_wait(path: Path) -> None:
+    """For hundreds of layers each of the three takes as long as some tokens of a stream."""
+    clock = itertools.count()
+
+    progress, _ = _run(loader.load(identify("tiny", path), 0, lambda: float(next(clock)), lambda: 0.5))
+
+    assert [step.bytes_done for step in progress][:4] == [0, 0, 0, progress[3].bytes_done]
+    assert progress[3].bytes_done > 0
+
+
 def test_each_slice_takes_only_its_own_memory(
     path: Path, memory: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
