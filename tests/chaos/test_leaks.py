@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import pytest
 
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
+from tests.counting import counted, held_by
 from tests.gauge import open_files, resident_bytes, threads
 from tests.running import RunningDaemon, environment, listens, wait_until
 from tests.scale import often
@@ -68,16 +68,6 @@ def is_idle(stub: SidecarServiceStub) -> bool:
     return not (engine.queued + engine.prefilling + engine.decoding + held)
 
 
-def held_by(daemon: RunningDaemon, engine: int) -> dict[str, int]:
-    """Return what a server that `counted` runs holds, and what its engine has in memory if it has one."""
-    notes = daemon.folder / "held"
-    before = len(notes.read_text().splitlines()) if notes.exists() else 0
-    daemon.signal(signal.SIGUSR1)
-    wait_until(lambda: notes.exists() and notes.read_text().count("\n") > before, "it has counted")
-    held: dict[str, int] = json.loads(notes.read_text().splitlines()[-1])
-    return held | ({"engine": resident_bytes(engine)} if engine else {})
-
-
 def cost_of(daemon: RunningDaemon, cancel: Cancel, model: str, times: int, warmup: int) -> dict[str, float]:
     """
     Cancel many calls and return what each of them cost that did not come back.
@@ -85,7 +75,7 @@ def cost_of(daemon: RunningDaemon, cancel: Cancel, model: str, times: int, warmu
     Threads and descriptors must be as many as before.
 
     Returns:
-        `bytes` and `blocks` of Python for the server; `engine`: bytes of its engine.
+        `bytes` and Python's `objects` for the server; `engine`: resident bytes of its engine.
     """
     request = pb.GenerateRequest(model=model, text="one two three", max_tokens=3000)
     request.stop.ignore_eos = True
@@ -98,17 +88,12 @@ def cost_of(daemon: RunningDaemon, cancel: Cancel, model: str, times: int, warmu
         for count in (warmup, times):
             cancel(stub, request, count)
             wait_until(lambda: is_idle(stub), "nothing runs, waits or is held")
-            held.append(held_by(daemon, engine))
+            held.append(held_by(daemon) | ({"engine": resident_bytes(engine)} if engine else {}))
             parts.append([(threads(pid), open_files(pid)) for pid in pids])
     assert parts[0] == parts[1]
     cost = {name: (held[1][name] - held[0][name]) / times for name in held[1]}
     print(f"each of {times} calls cancelled {cancel.__name__}: {cost}")  # noqa: T201 - the figure is the point
     return cost
-
-
-def counted(folder: Path, *program: str) -> list[str]:
-    """Return the command line of a server that tells what it holds."""
-    return [sys.executable, "-m", "tests.chaos.counted", str(folder / "held"), *program]
 
 
 def test_five_hundred_cancelled_calls_come_back(start_daemon: Start, folder: Path) -> None:
@@ -118,7 +103,7 @@ def test_five_hundred_cancelled_calls_come_back(start_daemon: Start, folder: Pat
     What a call takes while it runs is some 20 KB, and dozens of objects.
     """
     cost = cost_of(start_daemon(counted(folder, "tests.serve_fake")), at_random, "hold", 500, 300)
-    assert cost["blocks"] < 5
+    assert cost["objects"] < 5
     assert cost["bytes"] < 1000
 
 
@@ -127,7 +112,7 @@ def test_ten_thousand_calls_that_are_cancelled_at_rest_come_back(start_daemon: S
     """Below 64 bytes each, and no object of Python: swallowed cancellations in grpc.aio cost 190."""
     times = often(10_000)
     cost = cost_of(start_daemon(counted(folder, "tests.serve_fake")), at_rest, "hold", times, max(500, times // 5))
-    assert cost["blocks"] < 0.1
+    assert cost["objects"] < 0.1
     assert cost["bytes"] < BOUND
 
 
@@ -137,7 +122,7 @@ def test_ten_thousand_cancelled_answers_come_back(start_daemon: Start, folder: P
     daemon = start_daemon(counted(folder, "daemon", "serve"), kv_cache_mb="1")
     times = often(10_000)
     cost = cost_of(daemon, at_random, "embedded", times, max(500, times // 5))
-    assert cost["blocks"] < 0.1
+    assert cost["objects"] < 0.1
     assert cost["bytes"] < BOUND + GRPC_KEEPS
     assert cost["engine"] < BOUND
 

@@ -1,9 +1,9 @@
 """
-Runs a server that counts what it holds: `python -m tests.chaos.counted FILE MODULE [ARGUMENT ...]`.
+Runs a server that counts what it holds: `python -m tests.counted FILE MODULE [ARGUMENT ...]`.
 
-At each SIGUSR1 it appends a line of JSON to the file: the bytes that malloc has given out (where that is unknown, what
-is resident), and Python's own blocks of memory. Resident pages alone tell too little: they come and go by the megabyte,
-whatever a call costs.
+At each SIGUSR1 it appends a line of JSON to the file: the `bytes` that malloc has given out (where that is unknown,
+what is resident), and the `objects` that Python's collector knows. Resident pages tell too little: they come and go by
+the megabyte, whatever a call costs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import sys
 from pathlib import Path
 
 from tests.gauge import resident_bytes
+
+EXACT = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+"""Variables with which it is started: all of Python's objects count, and nothing that threads have only put aside."""
 
 _FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
@@ -45,10 +48,12 @@ def main() -> None:
 
     def note(*_: object) -> None:
         gc.collect()
-        held = {"bytes": allocated_bytes(), "blocks": sys.getallocatedblocks()}
+        held = {"bytes": allocated_bytes(), "objects": len(gc.get_objects())}
         with notes.open("a") as file:
             file.write(json.dumps(held) + "\n")
 
+    for name in EXACT:
+        os.environ.pop(name, None)  # not for the engine
     signal.signal(signal.SIGUSR1, note)
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
