@@ -109,10 +109,14 @@ def test_five_hundred_cancelled_calls_come_back(start_daemon: Start, folder: Pat
 
 @pytest.mark.slow
 def test_ten_thousand_calls_that_are_cancelled_at_rest_come_back(start_daemon: Start, folder: Path) -> None:
-    """Below 64 bytes each, and no object of Python: swallowed cancellations in grpc.aio cost 190."""
+    """
+    Below 64 bytes each, and no object of Python: swallowed cancellations in grpc.aio cost 190.
+
+    Objects that have nothing to do with calls come and go by the hundred; one of each call would be 1.0.
+    """
     times = often(10_000)
     cost = cost_of(start_daemon(counted(folder, "tests.serve_fake")), at_rest, "hold", times, max(500, times // 5))
-    assert cost["objects"] < 0.1
+    assert cost["objects"] < 0.5
     assert cost["bytes"] < BOUND
 
 
@@ -122,7 +126,7 @@ def test_ten_thousand_cancelled_answers_come_back(start_daemon: Start, folder: P
     daemon = start_daemon(counted(folder, "daemon", "serve"), kv_cache_mb="1")
     times = often(10_000)
     cost = cost_of(daemon, at_random, "embedded", times, max(500, times // 5))
-    assert cost["objects"] < 0.1
+    assert cost["objects"] < 0.5
     assert cost["bytes"] < BOUND + GRPC_KEEPS
     assert cost["engine"] < BOUND
 
