@@ -177,6 +177,8 @@ class Daemon:
             self._spawn(self._guard(socket))
             await self._stop.wait()
             await self._drain()
+            # First, so that whoever calls meanwhile is told when to come back; gRPC's own stop only says CANCELLED.
+            await self._supervisor.stop(ENGINE_STOP_SECONDS)
             await server.stop(SERVER_STOP_SECONDS)
         finally:
             for task in self._tasks:

@@ -22,6 +22,11 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 CHECK_SECONDS = 0.5
 START_SECONDS = 120.0
+"""
+An engine that has said nothing for so long is killed. A heartbeat could not tell sooner which one hangs: while Python
+loads a library no thread of the engine runs, 2.7 s at a stretch with all files in memory, and as long as a cold disk
+takes without.
+"""
 STALLED_SECONDS = 5.0
 """A step, or a silence, of this length makes the engine count as stalled: health says so."""
 SILENT_SECONDS = 10.0

@@ -12,20 +12,29 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mlx_sidecar import Client
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
+from tests.counting import counted, held_by
 from tests.gauge import open_files, resident_bytes, threads
-from tests.running import RunningDaemon, environment, wait_until
+from tests.running import RunningDaemon, environment, listens, wait_until
 from tests.scale import often
 
-FAKE = [sys.executable, "-m", "tests.serve_fake"]
+BOUND = 64
+"""Bytes that a cancelled call may cost: less than the smallest thing that could be forgotten each time."""
+
+GRPC_KEEPS = 384
+"""
+Bytes that grpcio keeps for good of a call that is cancelled while one of its messages is on the way, in or out: the
+array of what it was about to do, and the hull of a message (grpc #43360, seen with grpcio 1.85.1; the message itself is
+freed).
+"""
 
 Start = Callable[..., RunningDaemon]
+Cancel = Callable[[SidecarServiceStub, pb.GenerateRequest, int], None]
 
 
-def cancel(stub: SidecarServiceStub, request: pb.GenerateRequest, times: int) -> None:
-    """Cancel calls after their first or second event, or before any."""
+def at_random(stub: SidecarServiceStub, request: pb.GenerateRequest, times: int) -> None:
+    """Cancel calls after their first or second event, or before any, wherever their messages are."""
     rng = random.Random(1)
     for _ in range(times):
         call = stub.Generate(request, timeout=60)
@@ -34,58 +43,108 @@ def cancel(stub: SidecarServiceStub, request: pb.GenerateRequest, times: int) ->
         call.cancel()
 
 
-def at_rest(client: Client) -> bool:
+def at_once(stub: SidecarServiceStub, request: pb.GenerateRequest, times: int) -> None:
+    """Cancel calls while their requests are on the way, one after the other."""
+    for _ in range(times):
+        stub.Generate(request, timeout=60).cancel()
+        stub.Stats(pb.StatsRequest())
+
+
+def at_rest(stub: SidecarServiceStub, request: pb.GenerateRequest, times: int) -> None:
+    """Cancel calls whose two messages have been received, and whose server has answered another call since."""
+    for _ in range(times):
+        call = stub.Generate(request, timeout=60)
+        next(call)
+        next(call)
+        stub.Stats(pb.StatsRequest())
+        call.cancel()
+
+
+def is_idle(stub: SidecarServiceStub) -> bool:
     """Tell whether nothing runs, waits or is held any more."""
-    stats = client.stats()
+    stats = stub.Stats(pb.StatsRequest())
     engine, memory = stats.engine, stats.memory
     held = stats.prefix_cache.leases + memory.live_kv_bytes + sum(model.in_use for model in stats.models)
     return not (engine.queued + engine.prefilling + engine.decoding + held)
 
 
-def bytes_per_cancel(daemon: RunningDaemon, request: pb.GenerateRequest, warmup: int, times: int) -> dict[str, float]:
+def cost_of(daemon: RunningDaemon, cancel: Cancel, model: str, times: int, warmup: int) -> dict[str, float]:
     """
-    Cancel many calls and return what each cost parent and engine, in bytes that did not come back.
+    Cancel many calls and return what each of them cost that did not come back.
 
     Threads and descriptors must be as many as before.
+
+    Returns:
+        `bytes` and Python's `objects` for the server; `engine`: resident bytes of its engine.
     """
-    channel = grpc.insecure_channel(f"unix:{daemon.socket}")
-    with daemon.client() as client, channel:
+    request = pb.GenerateRequest(model=model, text="one two three", max_tokens=3000)
+    request.stop.ignore_eos = True
+    wait_until(lambda: listens(daemon.socket), "it listens")
+    with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
         stub = SidecarServiceStub(channel)
-        stub.Stats(pb.StatsRequest(), wait_for_ready=True)
-        pids = {"parent": daemon.process.pid, "engine": client.stats().engine.pid}
-        figures = []
+        engine = stub.Stats(pb.StatsRequest(), wait_for_ready=True).engine.pid
+        pids = [pid for pid in (daemon.process.pid, engine) if pid]
+        held, parts = [], []
         for count in (warmup, times):
             cancel(stub, request, count)
-            wait_until(lambda: at_rest(client), "nothing runs, waits or is held")
-            figures.append({name: (resident_bytes(pid), threads(pid), open_files(pid)) for name, pid in pids.items()})
-    before, after = figures
-    assert {name: held[1:] for name, held in after.items()} == {name: held[1:] for name, held in before.items()}
-    cost = {name: (after[name][0] - before[name][0]) / times for name in pids}
-    print(f"bytes per cancel, of {times}: {cost}")  # noqa: T201 - the figure is the point
+            wait_until(lambda: is_idle(stub), "nothing runs, waits or is held")
+            held.append(held_by(daemon) | ({"engine": resident_bytes(engine)} if engine else {}))
+            parts.append([(threads(pid), open_files(pid)) for pid in pids])
+    assert parts[0] == parts[1]
+    cost = {name: (held[1][name] - held[0][name]) / times for name in held[1]}
+    print(f"each of {times} calls cancelled {cancel.__name__}: {cost}")  # noqa: T201 - the figure is the point
     return cost
 
 
-def test_five_hundred_cancelled_calls_come_back(start_daemon: Start) -> None:
+def test_five_hundred_cancelled_calls_come_back(start_daemon: Start, folder: Path) -> None:
     """
-    Threads, descriptors, slots, leases; and the parent's memory: below 1 KB each.
+    Threads, descriptors, slots, leases; Python's objects; and the parent's memory: below 1 KB each.
 
-    What a call takes while it runs is some 20 KB. A finer bound needs more calls: memory is handed out in pages.
+    What a call takes while it runs is some 20 KB, and dozens of objects.
     """
-    daemon = start_daemon(FAKE)
-    request = pb.GenerateRequest(model="hold", text="one two three")
-    assert bytes_per_cancel(daemon, request, 300, 500)["parent"] < 1000
+    cost = cost_of(start_daemon(counted(folder, "tests.serve_fake")), at_random, "hold", 500, 300)
+    assert cost["objects"] < 5
+    assert cost["bytes"] < 1000
 
 
 @pytest.mark.slow
-def test_ten_thousand_cancelled_answers_come_back(start_daemon: Start) -> None:
-    """With the real engine: below 64 bytes each in both processes; swallowed cancellations in grpc.aio cost 190."""
-    daemon = start_daemon(kv_cache_mb="1")
-    request = pb.GenerateRequest(model="embedded", text="one two three", max_tokens=3000)
-    request.stop.ignore_eos = True
+def test_ten_thousand_calls_that_are_cancelled_at_rest_come_back(start_daemon: Start, folder: Path) -> None:
+    """
+    Below 64 bytes each, and no object of Python: swallowed cancellations in grpc.aio cost 190.
+
+    Objects that have nothing to do with calls come and go by the hundred; one of each call would be 1.0.
+    """
     times = often(10_000)
-    cost = bytes_per_cancel(daemon, request, max(500, times // 5), times)
-    assert cost["parent"] < 64
-    assert cost["engine"] < 64
+    cost = cost_of(start_daemon(counted(folder, "tests.serve_fake")), at_rest, "hold", times, max(500, times // 5))
+    assert cost["objects"] < 0.5
+    assert cost["bytes"] < BOUND
+
+
+@pytest.mark.slow
+def test_ten_thousand_cancelled_answers_come_back(start_daemon: Start, folder: Path) -> None:
+    """With the real engine, at any moment: below 64 bytes each in the engine; the parent bears what gRPC keeps."""
+    daemon = start_daemon(counted(folder, "daemon", "serve"), kv_cache_mb="1")
+    times = often(10_000)
+    cost = cost_of(daemon, at_random, "embedded", times, max(500, times // 5))
+    assert cost["objects"] < 0.5
+    assert cost["bytes"] < BOUND + GRPC_KEEPS
+    assert cost["engine"] < BOUND
+
+
+@pytest.mark.slow
+def test_what_grpc_keeps_of_a_cancelled_call(start_daemon: Start, folder: Path) -> None:
+    """
+    A server of twenty lines shows it: nothing of one at rest, 100 to 250 bytes of one whose request is on the way.
+
+    When the second figure is nothing, gRPC has been mended: then the bound above is 64 alone, and this test can go.
+    """
+    (folder / "run").mkdir(mode=0o700)
+    bare = start_daemon(counted(folder, "tests.chaos.bare_server"))
+    times = often(10_000)
+    cost = {cancel: cost_of(bare, cancel, "hold", times, 500)["bytes"] for cancel in (at_rest, at_once, at_random)}
+    assert cost[at_rest] < BOUND
+    assert BOUND < cost[at_once] < GRPC_KEEPS
+    assert cost[at_random] < GRPC_KEEPS
 
 
 def test_twenty_starts_and_stops_in_one_process_hold_nothing(folder: Path) -> None:

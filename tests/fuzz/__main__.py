@@ -2,8 +2,9 @@
 `python -m tests.fuzz --minutes 10 [TARGET ...]`: see `make fuzz`.
 
 Each target runs in a process of its own under atheris (coverage-guided, dependency group `fuzz`), begins with its
-corpus, and ends at the first input that makes it raise, take more than 5 seconds or more than 2 GB; that input is
-written to the current directory, and belongs into the corpus once it is mended.
+corpus, and ends at the first input that makes it raise, take more than 5 seconds (a chat template, whose process may
+have to be started anew: 60) or more than 2 GB; that input is written to the current directory, and belongs into the
+corpus once it is mended.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 from tests.fuzz.targets import CORPUS, TARGETS
 
 HANG_SECONDS = 5
+TEMPLATE_SECONDS = 60
 MOST_MB = 2048
 LONGEST = 20_000
 
@@ -25,7 +27,7 @@ def fuzz(target: str, seconds: int) -> int:
     found = tempfile.mkdtemp(prefix=f"mlxs-corpus-{target}-")  # what is new goes there; the corpus is kept by hand
     flags = [
         f"-max_total_time={seconds}",
-        f"-timeout={HANG_SECONDS}",
+        f"-timeout={TEMPLATE_SECONDS if target == 'templates' else HANG_SECONDS}",
         f"-rss_limit_mb={MOST_MB}",
         f"-max_len={LONGEST}",
     ]

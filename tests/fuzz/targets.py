@@ -20,6 +20,7 @@ from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.cache.sizes import read_header
 from daemon.config import Config, ConfigError, load_config
 from daemon.engine.prompts import prepare
+from daemon.engine.template_worker import MAX_RENDERED
 from daemon.engine.templates import Templates
 from daemon.engine.tokenizers import Tokenizer, Tokenizers
 from daemon.errors import Reason, SidecarError
@@ -29,6 +30,8 @@ from daemon.validation import check_generate, check_invalidate, check_load
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 Target = Callable[[bytes], None]
+
+_MESSAGES = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "é \n <s>"}]
 
 _CHECKS: list[tuple[type[Message], Callable[..., None]]] = [
     (pb.GenerateRequest, check_generate),
@@ -117,8 +120,17 @@ def text(data: bytes) -> None:
     prompts(pb.GenerateRequest(model="embedded", chat=pb.Chat(messages=messages), max_tokens=1).SerializeToString())
 
 
+def templates(data: bytes) -> None:
+    """Render a conversation with any chat template: text, or a refusal, and the next one is rendered as ever."""
+    words = data.decode(errors="surrogateescape")  # half characters too: JSON can write them
+    with _only(Reason.INVALID_ARGUMENT):
+        rendered = _templates().render(words, _MESSAGES, {"add_generation_prompt": True, "bos_token": "<s>"})
+        assert len(rendered.encode()) <= 4 * MAX_RENDERED
+    assert _templates().render("{{ messages[0].content }}", _MESSAGES, {}) == _MESSAGES[0]["content"]
+
+
 TARGETS: Mapping[str, Target] = {
-    target.__name__: target for target in (frames, header, model_config, settings, requests, prompts, text)
+    target.__name__: target for target in (frames, header, model_config, settings, requests, prompts, text, templates)
 }
 """All targets by name."""
 
@@ -154,6 +166,11 @@ def _folder() -> Path:
 @cache
 def _embedded() -> tuple[ModelSource, Tokenizer]:
     source = identify("embedded", EMBEDDED_PATH)
-    templates = Templates(time.monotonic)
-    atexit.register(templates.close)
-    return source, Tokenizers(templates).get(source)
+    return source, Tokenizers(_templates()).get(source)
+
+
+@cache
+def _templates() -> Templates:
+    one = Templates(time.monotonic)
+    atexit.register(one.close)
+    return one

@@ -47,6 +47,9 @@ SPICE = [
     struct.pack("<Q", 2**63),
     b'{"a":',
     b"\0",
+    b"{% for m in messages %}",
+    b"{{ m",
+    b"%}",
 ]
 
 

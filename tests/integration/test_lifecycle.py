@@ -36,7 +36,13 @@ def refusal(daemon: RunningDaemon, model: str, on_sent: Callable[[], None] = lam
         on_sent()
         with pytest.raises(grpc.RpcError):
             list(call)
+    return reason_to_come_back(call)
+
+
+def reason_to_come_back(call: grpc.Call) -> str:
+    """Return the reason with which a call has failed; it must tell when to try again."""
     status = rpc_status.from_call(call)
+    assert status is not None, call.code()
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     assert status.details[0].Unpack(info)
     assert status.details[1].Unpack(retry)
@@ -172,6 +178,26 @@ def test_requests_that_wait_are_dropped_when_the_daemon_drains(start_daemon: Sta
             daemon.signal(signal.SIGTERM)
 
         assert refusal(daemon, "hold-waiting", on_sent=stop) == "SHUTTING_DOWN"
+    assert daemon.wait() == 0
+
+
+def test_whoever_calls_until_the_end_is_told_when_to_come_back(start_daemon: Start) -> None:
+    """While the engine ends, what waits for it fails and what is new is refused; gRPC's stop says CANCELLED only."""
+    daemon = start_daemon(FAKE)
+    with daemon.client() as client, grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
+        client.load("ok")
+        os.kill(daemon.engine_pid(), signal.SIGSTOP)
+        stub = SidecarServiceStub(channel)
+        running = stub.Invalidate.future(pb.InvalidateRequest(all=pb.AllTarget(weights=True)))
+        stub.Stats(pb.StatsRequest())  # what was sent before it is on its way to the engine
+        daemon.signal(signal.SIGTERM)
+        error = running.exception()
+        assert isinstance(error, grpc.Call)
+        assert reason_to_come_back(error) == "SHUTTING_DOWN"
+        late = stub.Generate(pb.GenerateRequest(model="ok", text="one"))
+        with pytest.raises(grpc.RpcError):
+            list(late)
+        assert reason_to_come_back(late) == "SHUTTING_DOWN"
     assert daemon.wait() == 0
 
 
