@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import structlog
 
+from daemon.engine.priority import give_way
 from daemon.errors import Reason, SidecarError
 
 log = structlog.get_logger()
@@ -17,7 +18,8 @@ T = TypeVar("T")
 
 class Background:
     """
-    Two small pools: one for short work, one for downloads and for reading weights, so that neither delays a prompt.
+    Two small pools: one for short work, one for downloads and for reading weights, so that neither delays a prompt. The
+    second gives way to everything else.
 
     Args:
         post: Runs a function on the MLX thread; any thread may call it.
@@ -26,7 +28,7 @@ class Background:
     def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
         self._post = post
         self._short = ThreadPoolExecutor(2, "prepare")
-        self._long = ThreadPoolExecutor(4, "download")
+        self._long = ThreadPoolExecutor(4, "download", initializer=give_way)
 
     def run(
         self,
