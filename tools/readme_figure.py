@@ -10,7 +10,7 @@ from benchmarks.figures import FIRST_TOKEN, OURS, Metric, Result
 from benchmarks.http_peer import MLX_LM
 from benchmarks.page import number
 from benchmarks.workloads.kv_bytes import KEPT
-from benchmarks.workloads.switching import FRESH
+from benchmarks.workloads.switching import GROWING
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 _BLOCK = re.compile(r"(<!-- figure: .* -->\n).*?(<!-- end of figure -->)", re.DOTALL)
@@ -23,7 +23,7 @@ def figure() -> str:
         f"| | mlx-sidecar | {MLX_LM} |",
         "|---|---:|---:|",
         _line("32 conversations over 2,048 common tokens: KV kept", results, "kv-bytes", "32 conversations", KEPT),
-        _line("two models in turn: time to first token", results, "switching", FRESH, FIRST_TOKEN),
+        _line("two conversations, two models in turn: first token", results, "switching", GROWING, FIRST_TOKEN),
     ]
     about = [
         f"{report['machine']}, MLX's CPU backend, models with random weights",

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,11 +75,18 @@ class Digests:
     Args:
         notes: Keeps digests of large files for the next process; None keeps them in memory only.
         now_ns: The file system's clock.
+        aside: Entered while a large file is read, so that those who compute notice little of it.
     """
 
-    def __init__(self, notes: Notes | None = None, now_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        notes: Notes | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._notes = notes
         self._now_ns = now_ns
+        self._aside = aside
         self._known = notes.read() if notes else {}
         self._turns: WeakValueDictionary[Path, _Turn] = WeakValueDictionary()
         self._lock = threading.Lock()
@@ -122,7 +130,8 @@ class Digests:
     def _read(self, path: Path, report: Report | None) -> str:
         started = self._now_ns()
         before = Stamp.of(path)
-        digest = _sha256(path, before.size, report)
+        with self._aside() if before.size > QUICK_BYTES else nullcontext():
+            digest = _sha256(path, before.size, report)
         settled = before.ctime_ns + SETTLED_NS < started
         if settled and Stamp.of(path) == before:
             self._remember(path, before, digest)
@@ -140,10 +149,11 @@ class Digests:
 def _sha256(path: Path, size: int, report: Report | None) -> str:
     state = hashlib.sha256()
     done = 0
+    buffer = memoryview(bytearray(min(_CHUNK, max(1, size))))
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            state.update(chunk)
-            done += len(chunk)
+        while read := file.readinto(buffer):
+            state.update(buffer[:read])
+            done += read
             if report is not None and size > QUICK_BYTES:
                 report(done, size)
     return state.hexdigest()

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import structlog
 
-from daemon.engine.priority import give_way
 from daemon.errors import Reason, SidecarError
 
 log = structlog.get_logger()
@@ -18,8 +17,7 @@ T = TypeVar("T")
 
 class Background:
     """
-    Two small pools: one for short work, one for downloads and for reading weights, so that neither delays a prompt. The
-    second gives way to everything else.
+    Two small pools: one for short work, one for downloads and for reading weights, so that neither delays a prompt.
 
     Args:
         post: Runs a function on the MLX thread; any thread may call it.
@@ -28,7 +26,7 @@ class Background:
     def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
         self._post = post
         self._short = ThreadPoolExecutor(2, "prepare")
-        self._long = ThreadPoolExecutor(4, "download", initializer=give_way)
+        self._long = ThreadPoolExecutor(4, "download")
 
     def run(
         self,

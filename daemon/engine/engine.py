@@ -29,6 +29,7 @@ from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.outbox import Outbox
 from daemon.engine.prefix_call import PrefixCall
 from daemon.engine.pressure import Relief, Source, normal
+from daemon.engine.priority import standing_back
 from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
@@ -104,7 +105,7 @@ class Engine:
         self._templates = Templates(clock)
         resolver = Resolver(
             config.model_roots,
-            digests=Digests(DigestFile(config.state_dir / DIGESTS)),
+            digests=Digests(DigestFile(config.state_dir / DIGESTS), aside=standing_back),
             supported=supported,
             afford=limits.refuse_if_never,
         )

@@ -1,18 +1,20 @@
-"""Threads that read weights from end to end give way to those that compute tokens."""
+"""Threads that read weights from end to end stand back behind those that compute tokens."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.engine.background import Background
-from daemon.engine.priority import NICENESS, QOS_CLASS_UTILITY, give_way
+from daemon.cache import digests
+from daemon.cache.digests import Digests
+from daemon.engine.priority import QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY, standing_back
 
 
 class Libc:
@@ -28,44 +30,53 @@ class Libc:
         return self.status
 
 
-def niceness() -> int:
-    """Return that of the calling thread."""
-    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+@pytest.mark.skipif(sys.platform != "linux", reason="asks for the policy as Linux has it")
+def test_the_calling_thread_alone_stands_back_and_comes_forward_again() -> None:
+    seen: list[int] = []
 
+    def work() -> None:
+        seen.append(os.sched_getscheduler(0))
+        with standing_back():
+            seen.append(os.sched_getscheduler(0))
+        seen.append(os.sched_getscheduler(0))
 
-@pytest.mark.skipif(sys.platform != "linux", reason="niceness is the thread's on Linux only")
-def test_only_threads_for_slow_work_give_way() -> None:
-    """The calling thread, and those that prepare prompts, keep their priority."""
-    usual = niceness()
-    background = Background(lambda action: action())
-    seen: dict[bool, Any] = {}
-    done = threading.Semaphore(0)
-    for slow in (False, True):
-
-        def note(value: int, slow: bool = slow) -> None:
-            seen[slow] = value
-            done.release()
-
-        background.run(niceness, note, lambda _: done.release(), slow=slow)
-    assert all(done.acquire(timeout=20) for _ in range(2))
-    background.close()
-    assert seen == {False: usual, True: min(19, max(usual, NICENESS))}
-    assert niceness() == usual
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [os.SCHED_OTHER, os.SCHED_IDLE, os.SCHED_OTHER]
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def test_on_a_mac_it_is_the_class_of_work_with_progress() -> None:
     libc = Libc(0)
-    give_way("darwin", libc)
-    assert libc.calls == [(QOS_CLASS_UTILITY, 0)]
+    with pytest.raises(KeyError), standing_back("darwin", libc):
+        raise KeyError
+    assert libc.calls == [(QOS_CLASS_UTILITY, 0), (QOS_CLASS_DEFAULT, 0)]
 
 
 def test_a_system_that_refuses_is_noted_and_no_error() -> None:
     with capture_logs() as logs:
-        give_way("darwin", Libc(22))
-        give_way("darwin", object())
-    assert [entry["event"] for entry in logs] == ["a thread keeps its usual priority"] * 2
+        for libc in (Libc(22), object()):
+            with standing_back("darwin", libc):
+                pass
+        with standing_back("sunos5"):
+            pass
+    assert [entry["event"] for entry in logs] == ["a thread keeps its priority"] * 4
 
 
-def test_other_systems_are_left_alone() -> None:
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(give_way, "sunos5").result()
+def test_only_large_weights_are_read_standing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones are read while a request is prepared: their caller waits for nothing else."""
+    monkeypatch.setattr(digests, "QUICK_BYTES", 100)
+    stood: list[str] = []
+
+    @contextmanager
+    def aside() -> Any:
+        stood.append("back")
+        yield
+        stood.append("forward")
+
+    known = Digests(aside=aside)
+    for name, size in (("small", 100), ("large", 101)):
+        (tmp_path / name).write_bytes(bytes(size))
+        assert len(known.digest(tmp_path / name, report=lambda done, total: None)) == 64
+        assert stood == (["back", "forward"] if name == "large" else [])
