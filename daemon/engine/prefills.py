@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Protocol
 
 from daemon.engine.prefill import Prefill
-from daemon.engine.scheduler import CHUNK_SECONDS, IDLE_CHUNKS, ChunkSizer, Turns
+from daemon.engine.scheduler import CHUNK_SECONDS, IDLE_CHUNKS, IDLE_ROOM, ChunkSizer, Turns
 from daemon.engine.sequence import Sequence
 from daemon.engine.together import Together
 from daemon.kv.prefix_cache import PrefixCache
@@ -71,8 +71,8 @@ class Prefills:
         Args:
             streams: Whether somebody waits for their next token meanwhile.
         """
-        end, chunks = self._clock() + CHUNK_SECONDS, 1.0 if streams else IDLE_CHUNKS
-        room, together = chunks, Together()
+        end, together = self._clock() + CHUNK_SECONDS, Together()
+        chunks, room = (1.0, 1.0) if streams else (IDLE_CHUNKS, IDLE_ROOM)
         while room > 0 and self._clock() < end:
             waiting = [sequence for sequence in self._prefills if sequence not in together]
             sequence = self._turns.first(waiting)
@@ -87,7 +87,7 @@ class Prefills:
             share = prefill.share(chunks)
             if share > room:
                 break
-            room -= share
+            room = room - share if share < chunks else 0.0  # whatever fills a step has the rest of the turn
             self._turns.took(sequence, waiting)
             if not together.has_room_for(prefill):
                 together = self._compute(together, chunks)

@@ -13,8 +13,12 @@ CHUNK_SECONDS = 0.25
 AIM_SECONDS = 0.2
 """What chunks are sized for. They vary by a quarter from one to the next, and get slower as a prompt gets longer."""
 
-IDLE_CHUNKS = 4.0
-"""Chunks' worth that a turn has while no stream waits for its next token: a pass over more tokens is more efficient."""
+IDLE_CHUNKS = 2.0
+"""Chunks' worth that a long prompt's turn has while no stream waits for its next token: larger passes are more
+efficient, and whoever comes waits for the rest of one."""
+
+IDLE_ROOM = 4.0
+"""Chunks' worth that several short prompts' turn has then: all of them wait for their first token."""
 
 MOST_SHRINKING = 8
 MIN_CHUNK = 16

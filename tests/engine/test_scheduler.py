@@ -161,11 +161,11 @@ def test_a_chunk_that_is_too_slow_shrinks_those_after_it_however_short_it_was() 
 
 
 def test_turns_without_streams_have_more_room_once_a_model_was_measured() -> None:
-    """Four times a first chunk of a model that nobody knows could take a minute."""
+    """Twice a first chunk of a model that nobody knows could take half a minute."""
     sizer = ChunkSizer()
     assert sizer.size("m", IDLE_CHUNKS) == scheduler._FIRST_CHUNK
     sizer.measured("m", 100, 2 * AIM_SECONDS)
-    assert sizer.size("m", IDLE_CHUNKS) == 4 * sizer.size("m") == 200
+    assert sizer.size("m", IDLE_CHUNKS) == 2 * sizer.size("m") == 100
     for _ in range(8):
         sizer.measured("m", MAX_CHUNK, 1e-3)
     assert sizer.size("m", IDLE_CHUNKS) == MAX_CHUNK
