@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -29,20 +30,34 @@ def standing_back(platform: str = sys.platform, libc: Any = None) -> Iterator[No
         platform: As `sys.platform`: "darwin" or "linux".
         libc: The C library; for tests.
     """
-    libc = libc or (ctypes.CDLL(None) if platform == "darwin" else None)
-    _change(platform, libc, back=True)
+    change, usual, low = _means(platform, libc)
+    _try(change, low)
     try:
         yield
     finally:
-        _change(platform, libc, back=False)
+        _try(change, usual)
 
 
-def _change(platform: str, libc: Any, *, back: bool) -> None:
+def _means(platform: str, libc: Any) -> tuple[Callable[[int], None], int, int]:
+    """Return how a thread changes its class, which it has, and which stands back."""
+    if platform == "darwin":
+        return partial(_set_qos, libc or ctypes.CDLL(None)), QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY
+    if platform == "linux":
+        return _set_policy, os.sched_getscheduler(0), os.SCHED_IDLE
+    return lambda _: None, 0, 0
+
+
+def _set_qos(libc: Any, qos: int) -> None:
+    if failed := libc.pthread_set_qos_class_self_np(qos, 0):
+        raise OSError(failed, os.strerror(failed))
+
+
+def _set_policy(policy: int) -> None:
+    os.sched_setscheduler(0, policy, os.sched_param(0))  # 0 is the calling thread
+
+
+def _try(change: Callable[[int], None], to: int) -> None:
     try:
-        if platform == "darwin":
-            if failed := libc.pthread_set_qos_class_self_np(QOS_CLASS_UTILITY if back else QOS_CLASS_DEFAULT, 0):
-                raise OSError(failed, os.strerror(failed))
-        elif platform == "linux":
-            os.sched_setscheduler(0, os.SCHED_IDLE if back else os.SCHED_OTHER, os.sched_param(0))
+        change(to)
     except (OSError, AttributeError) as error:
         log.warning("a thread keeps its priority", error=str(error))
