@@ -143,8 +143,7 @@ class Prefill:
         self._compute(size + last, logits=last)
         self._sizer.measured(self.sequence.loaded.source.key, size, self._clock() - began)
         self._store(at_point=at_point)
-        if self._left == 0 and self.computed >= LONG_PREFILL:
-            mx.clear_cache()
+        self._clear_up()
         return size
 
     def was_computed(self, caches: list[Any]) -> None:
@@ -153,6 +152,11 @@ class Prefill:
         self._done += rest
         self.sequence.advanced(rest, caches)
         store(self.sequence, self._prefixes, Resume.NO, caches)
+        self._clear_up()
+
+    def _clear_up(self) -> None:
+        if self._left == 0 and self.computed >= LONG_PREFILL:
+            mx.clear_cache()
 
     def _compute(self, tokens: int, *, logits: bool) -> None:
         sequence = self.sequence

@@ -10,6 +10,7 @@ from daemon.engine.batch import fits
 from daemon.engine.ledger import DECODE_ROOM
 from daemon.engine.prefill import Prefill
 from daemon.engine.sequence import Sequence
+from daemon.failpoints import failpoint
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.rows import joined, unbatched
 
@@ -49,6 +50,7 @@ class Together:
 
     def compute(self) -> list[Any]:
         """Compute all of them in one pass, and return their KV as the caches of a batch with a row for each."""
+        failpoint("prefill.chunk")
         sequences = [prefill.sequence for prefill in self.prefills]
         width = max(prefill.remaining for prefill in self.prefills)
         held = [len(sequence.prompt) - 1 for sequence in sequences]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import BatchKVCache
 
+from daemon.engine import prefill
 from daemon.engine.prefills import Prefills
 from daemon.engine.together import Together
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -168,3 +170,16 @@ def test_a_request_that_is_cancelled_before_its_turn_leaves_the_others_theirs(
     assert passes == [2]
     assert [answer.content for answer in answers] == [alone(harness, requests[index]).content for index in (0, 2)]
     harness.settle()
+
+
+def test_what_only_long_prompts_need_is_given_back_wherever_their_ends_were_computed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last pass, whether a prompt had it for itself or shared it."""
+    monkeypatch.setattr(prefill, "LONG_PREFILL", 40)
+    cleared: list[None] = []
+    monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(None))
+    run(harness, [request(ids(60, 1))])
+    assert len(cleared) == 1
+    run(harness, [request(ids(60, 2)), request(ids(60, 3)), request(ids(30, 4))])
+    assert len(cleared) == 3
