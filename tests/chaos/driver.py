@@ -80,7 +80,6 @@ def _run(folder: Path, rng: random.Random, seconds: float) -> Report:
                 history, over, [*(client.run for client in clients), lambda: _watch(world, stub, solo, over)]
             ):
                 _disturb(world, stub, seconds, over, _split(rng))
-            world.mend()
             clients[0].read_until_one_is_whole(stub)
             world.finish(stub)
     finally:
