@@ -100,9 +100,9 @@ def random_model(folder: Path, family: str) -> Path:
     return write_random(folder / family, TINY[family], 7)
 
 
-def wide_model(folder: Path, name: str, seed: int, layers: int = 3) -> Path:
-    """Write a model of some 13 MB a layer; another seed is another content."""
-    sizes = {"hidden_size": 512, "num_hidden_layers": layers, "intermediate_size": 2048}
+def wide_model(folder: Path, name: str, seed: int, layers: int = 3, width: int = 512) -> Path:
+    """Write a model of some 13 MB a layer, or four times that for twice the width; another seed is another content."""
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 4 * width}
     return write_random(folder / name, {**TINY["qwen3"], **sizes}, seed)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from mlx_lm.utils import _get_classes, load_adapters, load_config, load_model
 
 from daemon.cache.identity import ModelSource
+from daemon.pieces import SHORT, Pieces
 
 
-def assembling(source: ModelSource) -> Generator[None, None, Any]:
+def assembling(source: ModelSource) -> Pieces[Any]:
     """
     Do what mlx-lm does to load a model, a piece for each `next`, and return the module with lazy weights.
 
@@ -19,13 +19,13 @@ def assembling(source: ModelSource) -> Generator[None, None, Any]:
     """
     model = yield from _in_pieces(source.path)
     if source.adapter_path is not None:
-        yield
+        yield SHORT
         model = load_adapters(model, str(source.adapter_path))
         model.eval()
     return model
 
 
-def _in_pieces(path: Path) -> Generator[None, None, Any]:
+def _in_pieces(path: Path) -> Pieces[Any]:
     """
     Let `load_model` do it, but for its longest parts: the layers are constructed before it, weights assigned after it.
 
@@ -35,7 +35,7 @@ def _in_pieces(path: Path) -> Generator[None, None, Any]:
     model_class, arguments_class = _get_classes(config)
     expected = arguments_class.from_dict(config)
     constructed = model_class(expected)
-    yield
+    yield SHORT
     assignments: list[Any] = []
 
     def construct(arguments: Any) -> Any:
@@ -47,7 +47,7 @@ def _in_pieces(path: Path) -> Generator[None, None, Any]:
         path, lazy=True, trust_remote_code=False, get_model_classes=lambda config: (construct, arguments_class)
     )
     del model.load_weights
-    yield
+    yield SHORT
     for weights, strict in assignments:
         model.load_weights(weights, strict=strict)
     return model

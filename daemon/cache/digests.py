@@ -16,13 +16,17 @@ from weakref import WeakValueDictionary
 Report = Callable[[int, int], None]
 """Called with bytes done and bytes to do; may raise to abandon the work."""
 
+Rest = Callable[[float], None]
+"""Called after each piece of long work with the processor seconds that it took; sleeps for as long as others need."""
+
 QUICK_BYTES = 64 << 20
 """Hashing this much takes some 50 ms: little enough to do while a request is prepared, and not worth a note."""
 
 SETTLED_NS = 2_000_000_000
 """A file that was written to this recently may be written to again without a new time stamp: FAT's tick is 2 s."""
 
-_CHUNK = 8 << 20
+_PIECE = 1 << 20
+_REPORTED = 8 << 20
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
@@ -75,14 +79,15 @@ class Digests:
     Args:
         notes: Keeps digests of large files for the next process; None keeps them in memory only.
         now_ns: The file system's clock.
-        aside: Entered while a large file is read, so that those who compute notice little of it.
+        aside: Entered while a large file is read, so that those who compute notice little of it; gives the rest that
+            the reader takes between pieces of a mebibyte.
     """
 
     def __init__(
         self,
         notes: Notes | None = None,
         now_ns: Callable[[], int] = time.time_ns,
-        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+        aside: Callable[[], AbstractContextManager[Rest]] = lambda: nullcontext(_none),
     ) -> None:
         self._notes = notes
         self._now_ns = now_ns
@@ -130,8 +135,8 @@ class Digests:
     def _read(self, path: Path, report: Report | None) -> str:
         started = self._now_ns()
         before = Stamp.of(path)
-        with self._aside() if before.size > QUICK_BYTES else nullcontext():
-            digest = _sha256(path, before.size, report)
+        with self._aside() if before.size > QUICK_BYTES else nullcontext(_none) as rest:
+            digest = _sha256(path, before.size, report, rest)
         settled = before.ctime_ns + SETTLED_NS < started
         if settled and Stamp.of(path) == before:
             self._remember(path, before, digest)
@@ -146,14 +151,22 @@ class Digests:
                 self._notes.write(large)
 
 
-def _sha256(path: Path, size: int, report: Report | None) -> str:
+def _sha256(path: Path, size: int, report: Report | None, rest: Rest) -> str:
     state = hashlib.sha256()
-    done = 0
-    buffer = memoryview(bytearray(min(_CHUNK, max(1, size))))
+    done = reported = 0
+    buffer = memoryview(bytearray(min(_PIECE, max(1, size))))
     with path.open("rb", buffering=0) as file:
+        began = time.thread_time()
         while read := file.readinto(buffer):
             state.update(buffer[:read])
             done += read
-            if report is not None and size > QUICK_BYTES:
+            if report is not None and size > QUICK_BYTES and (done - reported >= _REPORTED or done == size):
                 report(done, size)
+                reported = done
+            rest(time.thread_time() - began)
+            began = time.thread_time()
     return state.hexdigest()
+
+
+def _none(seconds: float) -> None:
+    """Take no rest."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from daemon.pieces import Pieces
+
 P = TypeVar("P")
 R = TypeVar("R")
 
@@ -42,13 +44,13 @@ class Pace:
 
 
 def paced(
-    work: Generator[None, None, R], report: P, clock: Callable[[], float], seconds: Callable[[], float]
+    work: Pieces[R], report: P, clock: Callable[[], float], seconds: Callable[[], float]
 ) -> Generator[P, None, R]:
     """
     Join pieces of work into slices: yields `report` when one more piece like the last would make the slice too long.
 
     Args:
-        work: Yields after each piece; a piece that is longer than a slice is a slice of its own.
+        work: The pieces. One that is longer than a slice is a slice of its own, if it was announced.
         report: What to yield.
         clock: Seconds that never go back.
         seconds: Tells how long a slice may take now.
@@ -56,12 +58,12 @@ def paced(
     began = before = clock()
     while True:
         try:
-            next(work)
+            is_long = next(work)
         except StopIteration as end:
             result: R = end.value
             return result
         now = clock()
-        if now - began + now - before > seconds():
+        if is_long or now - began + now - before > seconds():
             yield report
             began = before = clock()
         else:

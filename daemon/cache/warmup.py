@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import structlog
 
 from daemon.kv.layout import Layout
 from daemon.kv.passes import in_pieces
+from daemon.pieces import SHORT, Pieces
 
 PROMPT = tuple(range(1, 17))
 """Any short prompt does; these ids are valid in every vocabulary worth the name."""
@@ -34,7 +35,7 @@ class WarmUp:
     seconds: float = 0.0
 
 
-def warm_up(warmup: WarmUp, clock: Callable[[], float]) -> Generator[None, None, None]:
+def warm_up(warmup: WarmUp, clock: Callable[[], float]) -> Pieces[None]:
     """Generate the tokens, a layer of one for each `next`. A failure is logged and ends it; none is raised."""
     started = clock()
     try:
@@ -44,10 +45,10 @@ def warm_up(warmup: WarmUp, clock: Callable[[], float]) -> Generator[None, None,
     warmup.seconds = clock() - started
 
 
-def _generate(warmup: WarmUp) -> Generator[None, None, None]:
+def _generate(warmup: WarmUp) -> Pieces[None]:
     cache = warmup.layout.new_cache(warmup.model, len(PROMPT) + warmup.tokens)
     tokens = mx.array([PROMPT])
     for _ in range(warmup.tokens):
         logits = yield from in_pieces(warmup.model, tokens, cache)
         tokens = mx.argmax(logits[:, -1:], axis=-1)
-        yield
+        yield SHORT

@@ -29,7 +29,7 @@ from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.outbox import Outbox
 from daemon.engine.prefix_call import PrefixCall
 from daemon.engine.pressure import Relief, Source, normal
-from daemon.engine.priority import standing_back
+from daemon.engine.priority import aside
 from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
@@ -80,6 +80,8 @@ class Engine:
         self._warmup_tokens = config.warmup_tokens
         self._share = Share()
         self._turns = 0
+        self._streaming = False
+        """Whether anybody waited for their next token in the last turn; other threads read it."""
         ledger = Ledger(memory_limit(working_set()))
         mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
         budget = min(config.model_cache_mb * MIB, ledger.limit)
@@ -105,7 +107,7 @@ class Engine:
         self._templates = Templates(clock)
         resolver = Resolver(
             config.model_roots,
-            digests=Digests(DigestFile(config.state_dir / DIGESTS), aside=standing_back),
+            digests=Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(lambda: self._streaming)),
             supported=supported,
             afford=limits.refuse_if_never,
         )
@@ -168,6 +170,7 @@ class Engine:
         self._poll()
         if self._runner.busy:
             self._runner.step()
+        self._streaming = self._runner.decoding > 0
         self._share.served(self._clock() - began)
         if self._models.busy and (self._share.due or not self._runner.decoding):
             began_slice = self._clock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,29 @@ QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY = 0x15, 0x11
 """macOS: what threads have, and what work with progress has that takes seconds or minutes (sys/qos.h)."""
 
 log = structlog.get_logger()
+
+
+@contextmanager
+def aside(
+    streaming: Callable[[], bool], sleep: Callable[[float], None] = time.sleep
+) -> Iterator[Callable[[float], None]]:
+    """
+    Let the calling thread stand back, and give it the rest that it takes between pieces of its work.
+
+    Where cores share a memory, work of the lowest priority still slows down what the others do: while tokens are
+    computed it rests for as long as it works.
+
+    Args:
+        streaming: Whether anybody waits for their next token now.
+        sleep: Sleeps for so many seconds.
+    """
+
+    def rest(seconds: float) -> None:
+        if streaming():
+            sleep(seconds)
+
+    with standing_back():
+        yield rest
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import Checkpoint, Extent, Run
 from daemon.kv.parts import Group, Parts
 from daemon.kv.passes import in_pieces
+from daemon.pieces import Pieces
 
 ROOM_STEP = 256
 """Tokens by which mlx-lm grows a KV cache; capacities are multiples of it."""
@@ -163,7 +164,7 @@ def capacity_for(tokens: int) -> int:
     return -(-tokens // ROOM_STEP) * ROOM_STEP
 
 
-def describing(model: Any) -> Generator[None, None, Layout]:
+def describing(model: Any) -> Pieces[Layout]:
     """Run a token through a model, a layer for each `next`, and return the layout of the cache that it leaves."""
     caches = make_prompt_cache(model)
     yield from in_pieces(model, mx.array([[0]]), caches)

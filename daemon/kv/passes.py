@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
-Pass = Generator[None, None, mx.array]
-"""A forward pass in pieces: it yields after each and returns the logits, [batch, tokens, vocab], evaluated."""
+from daemon.pieces import LONG, SHORT, Pieces
+
+Pass = Pieces[mx.array]
+"""A forward pass in pieces, which returns the logits, [batch, tokens, vocab], evaluated."""
 
 
 def in_pieces(model: Any, tokens: mx.array, caches: Sequence[Any]) -> Pass:
     """
-    Compute the logits of `tokens`, [batch, tokens], in as many pieces as there are caches, and one.
+    Compute the logits of `tokens`, [batch, tokens], in as many pieces as there are caches, and a few.
 
-    The graph is built at once. What a layer leaves in its cache needs all layers before it and none after it, so that
-    evaluating one cache after the other computes the pass in slices. The caches end evaluated.
+    The graph is built in one piece, which for hundreds of layers takes tens of milliseconds. What a layer leaves in its
+    cache needs all layers before it and none after it, so that evaluating one cache after the other computes the pass
+    in slices. The caches end evaluated.
     """
+    yield LONG
     logits: mx.array = model(tokens, cache=list(caches))
+    yield SHORT
     for cache in caches:
         mx.eval(cache.state)
-        yield
+        yield SHORT
     mx.eval(logits)
     return logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from daemon.kv.extents import Run
 from daemon.kv.layout import Layout, describing
 from daemon.kv.live import LiveKV
 from daemon.kv.passes import in_pieces
+from daemon.pieces import Pieces
 
 _BLOCKS = 2
 _WARNING = "a restored KV cache computes something else; prefixes of this model are not reused"
@@ -32,7 +32,7 @@ def probe(model: Any) -> Layout:
             return layout
 
 
-def probing(model: Any) -> Generator[None, None, Layout]:
+def probing(model: Any) -> Pieces[Layout]:
     """
     Run a few tokens through a model, a layer for each `next`, and return the layout of the cache that it leaves.
 
@@ -46,7 +46,7 @@ def probing(model: Any) -> Generator[None, None, Layout]:
     return replace(layout, shapes=(), groups=(), states=(), warning=_WARNING)
 
 
-def _reuse_is_exact(model: Any, layout: Layout) -> Generator[None, None, bool]:
+def _reuse_is_exact(model: Any, layout: Layout) -> Pieces[bool]:
     """Compare the logits after two blocks, with the cache that computed them and with a restored copy of it."""
     prefix = _BLOCKS * BLOCK_TOKENS
     tokens = mx.array([list(range(1, prefix + 2))])

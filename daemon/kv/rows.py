@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +18,7 @@ from mlx_lm.models.cache import (
 )
 
 from daemon.kv.passes import in_pieces
+from daemon.pieces import Pieces
 
 log = structlog.get_logger()
 
@@ -91,7 +92,7 @@ def _right_justified(arrays: Sequence[mx.array | None], kept: Sequence[int], lon
     return rows
 
 
-def proving(model: Any) -> Generator[None, None, bool]:
+def proving(model: Any) -> Pieces[bool]:
     """
     Tell whether sequences of a model may share forward passes; a layer for each `next`.
 
@@ -110,7 +111,7 @@ def proving(model: Any) -> Generator[None, None, bool]:
     return exact
 
 
-def _rows_are_exact(model: Any) -> Generator[None, None, bool]:
+def _rows_are_exact(model: Any) -> Pieces[bool]:
     prompts = [[1, 2], [2, 3, 4]]
     alone = [make_prompt_cache(model) for _ in prompts]
     expected = []
@@ -125,7 +126,7 @@ def _rows_are_exact(model: Any) -> Generator[None, None, bool]:
     return all(map(_close, [together[0, -1], together[1, -1], after[0, -1]], [expected[1], expected[4], expected[5]]))
 
 
-def _prefilled_one_by_one(model: Any, prompts: list[list[int]]) -> Generator[None, None, list[Any]]:
+def _prefilled_one_by_one(model: Any, prompts: list[list[int]]) -> Pieces[list[Any]]:
     rows: list[Any] = []
     for prompt in prompts:
         caches = make_prompt_cache(model)
@@ -137,7 +138,7 @@ def _prefilled_one_by_one(model: Any, prompts: list[list[int]]) -> Generator[Non
     return rows
 
 
-def _prefilled_together(model: Any, prompts: list[list[int]]) -> Generator[None, None, list[Any]]:
+def _prefilled_together(model: Any, prompts: list[list[int]]) -> Pieces[list[Any]]:
     """Prefill all but the last tokens in one pass, padded, and then those, each with the one before once more."""
     caches = [make_prompt_cache(model) for _ in prompts]
     lengths = [len(prompt) - 1 for prompt in prompts]

@@ -57,7 +57,8 @@ def _reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def _large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every file count as large."""
     monkeypatch.setattr(module, "QUICK_BYTES", 10)
-    monkeypatch.setattr(module, "_CHUNK", 300)
+    monkeypatch.setattr(module, "_PIECE", 300)
+    monkeypatch.setattr(module, "_REPORTED", 300)
 
 
 def test_a_file_is_read_once(file: Path, reads: list[Path]) -> None:

@@ -120,9 +120,9 @@ def test_each_layer_of_a_first_pass_is_a_slice_of_its_own_when_streams_cannot_wa
     progress, loaded = _run(loader.load(source, 2, lambda: float(next(clock)), lambda: 0.5))
 
     passes = [step for step in progress if step.stage is Stage.LOADING and step.bytes_done == loaded.nbytes]
-    assert len(passes) == 1 + (6 + 10) * layers
+    assert len(passes) == 1 + (6 + 10) * (layers + 2)  # the graph is a piece, and what comes before it ends a slice
     warmup = [step for step in progress if step.stage is Stage.WARMING_UP]
-    assert len(warmup) == 1 + 2 * (layers + 1)
+    assert len(warmup) == 1 + 2 * (layers + 3)
 
 
 def test_a_module_is_assembled_in_slices_when_streams_cannot_wait(path: Path) -> None:
@@ -334,4 +334,6 @@ def test_seed_warm_up_runs_without_raising_and_tells_its_time(path: Path) -> Non
     for _ in warm_up(warmup, clock):
         clock.pass_(0.25)
 
-    assert warmup.seconds == 0.25 * 4 * (3 + 1)  # the layers and the choice of each token
+    assert warmup.seconds == 0.25 * 4 * (
+        1 + 1 + 3 + 1
+    )  # what comes before, the graph, the layers and the choice of each token

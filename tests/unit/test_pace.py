@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import pytest
 
 from daemon.cache.pace import LEAST_BYTES, SLICE_SECONDS, Pace, Share, paced
+from daemon.pieces import LONG, SHORT, Pieces
 from tests.builders import Clock
 
 GIB = 1 << 30
@@ -57,10 +56,10 @@ def test_one_odd_slice_does_not_throw_it_off() -> None:
 def test_pieces_are_joined_until_one_more_would_take_too_long(pieces: list[int], slices: list[int]) -> None:
     clock = Clock()
 
-    def work() -> Generator[None, None, str]:
+    def work() -> Pieces[str]:
         for seconds in pieces:
             clock.pass_(seconds)
-            yield
+            yield SHORT
         return "done"
 
     taken, began = [], clock.now
@@ -71,6 +70,24 @@ def test_pieces_are_joined_until_one_more_would_take_too_long(pieces: list[int],
         clock.pass_(100)  # others have their turn
         began = clock.now
     assert taken == slices
+
+
+def test_a_piece_that_is_announced_as_long_begins_a_slice() -> None:
+    clock = Clock()
+
+    def work() -> Pieces[str]:
+        clock.pass_(1)
+        yield LONG
+        clock.pass_(5)
+        yield SHORT
+        clock.pass_(1)
+        return "done"
+
+    taken, began = [], clock.now
+    for _ in paced(work(), "report", clock, lambda: 3.0):
+        taken.append(clock.now - began)
+        began = clock.now
+    assert taken == [1, 5]
 
 
 def test_how_long_streams_can_wait_may_change() -> None:

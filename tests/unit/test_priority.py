@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from daemon.cache import digests
 from daemon.cache.digests import Digests
-from daemon.engine.priority import QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY, standing_back
+from daemon.engine.priority import QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY, aside, standing_back
 
 
 class Libc:
@@ -70,13 +70,31 @@ def test_only_large_weights_are_read_standing_back(tmp_path: Path, monkeypatch: 
     stood: list[str] = []
 
     @contextmanager
-    def aside() -> Any:
+    def back() -> Any:
         stood.append("back")
-        yield
+        yield lambda seconds: stood.append("rest")
         stood.append("forward")
 
-    known = Digests(aside=aside)
+    known = Digests(aside=back)
     for name, size in (("small", 100), ("large", 101)):
         (tmp_path / name).write_bytes(bytes(size))
         assert len(known.digest(tmp_path / name, report=lambda done, total: None)) == 64
-        assert stood == (["back", "forward"] if name == "large" else [])
+        assert stood == (["back", "rest", "forward"] if name == "large" else [])
+
+
+def test_whoever_reads_rests_as_long_as_it_read_while_tokens_are_computed() -> None:
+    streams, slept = iter((True, False, True)), list[float]()
+    with aside(lambda: next(streams), slept.append) as rest:
+        for seconds in (0.1, 0.2, 0.3):
+            rest(seconds)
+    assert slept == [0.1, 0.3]
+
+
+def test_a_large_file_is_read_in_pieces_with_a_rest_after_each_and_few_reports(tmp_path: Path) -> None:
+    rests, reports = list[float](), list[int]()
+    file = tmp_path / "weights"
+    with file.open("wb") as weights:
+        weights.truncate(digests.QUICK_BYTES + (3 << 20) + 1)
+    Digests(aside=lambda: nullcontext(rests.append)).digest(file, report=lambda done, total: reports.append(done))
+    assert len(rests) == 68
+    assert reports == [*range(8 << 20, digests.QUICK_BYTES + 1, 8 << 20), file.stat().st_size]
