@@ -32,7 +32,7 @@ import structlog
 from daemon import clocks, logs
 from daemon.config import Config
 from daemon.engine.device import device_name
-from daemon.engine.engine import SWEEP_SECONDS, Engine
+from daemon.engine.engine import Engine
 from daemon.engine.link import Link
 from daemon.engine.loop import Loop
 from daemon.engine.pressure import of_this_system
@@ -51,7 +51,7 @@ def main() -> int:
     config = Config.from_json(arguments.config)
     _harden()
     logs.configure(config.log_level, None)
-    loop = Loop(clocks.awake, SWEEP_SECONDS, _settle)
+    loop = Loop(clocks.awake, _settle)
     link = Link(
         socket.socket(fileno=arguments.fd),
         on_command=lambda command: loop.post(lambda: engine.handle(command)),

@@ -181,6 +181,7 @@ class GenerateCall:
         self._times = Times(services.clock())
         self._asked = 0.0
         self._over = False
+        self._searching = False
         services.finder.find(Wanted(request.model, adapter=request.adapter), self)
 
     @property
@@ -188,8 +189,14 @@ class GenerateCall:
         """Whether it has ended or runs."""
         return self._over
 
+    @property
+    def comes_soon(self) -> bool:
+        """Whether its prompt is being tokenised, and its model did not have to be read or downloaded before that."""
+        return self._ticket is None and not self._over and not self._searching
+
     def progress(self, progress: Progress) -> None:
         """Generate has no event for a model that is being read; the caller waits."""
+        self._searching = True
 
     def prepare(self, found: Found) -> Prepared:
         """Tokenise the prompt with the model's tokenizer."""

@@ -23,6 +23,7 @@ from daemon.engine.background import Background, as_sidecar_error
 from daemon.engine.calls import Call, GenerateCall, LoadCall, Services
 from daemon.engine.device import working_set
 from daemon.engine.finder import Finder
+from daemon.engine.gathering import Gathering
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.ledger import Ledger, memory_limit
 from daemon.engine.namespaces import NamespaceBook
@@ -79,6 +80,7 @@ class Engine:
         self._swept = clock()
         self._warmup_tokens = config.warmup_tokens
         self._share = Share()
+        self._gathering = Gathering(clock)
         self._turns = 0
         self._streaming = False
         """Whether anybody waited for their next token in the last turn; other threads read it."""
@@ -131,8 +133,15 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do at once."""
+        """Whether there is work."""
         return self._models.busy or self._runner.busy
+
+    @property
+    def pause(self) -> float:
+        """Seconds for which `step` can wait for commands; 0 if it has something to do at once."""
+        if not self.busy:
+            return SWEEP_SECONDS
+        return 0.0 if self._models.busy else self._gather()
 
     def handle(self, command: ipc.Command) -> None:
         """Begin or end a call."""
@@ -166,18 +175,19 @@ class Engine:
     def step(self) -> None:
         """Do one round: calls that can go on, one step of the runner, one slice of a load."""
         began = self._clock()
-        busy = self.busy
         self._poll()
-        if self._runner.busy:
+        runs = self._runner.busy and not self._gather()
+        if runs:
             self._runner.step()
         self._streaming = self._runner.decoding > 0
         self._share.served(self._clock() - began)
-        if self._models.busy and (self._share.due or not self._runner.decoding):
+        loads = self._models.busy and (self._share.due or not self._runner.decoding)
+        if loads:
             began_slice = self._clock()
             self._models.step()
             self._share.loaded(self._clock() - began_slice)
             self._poll()
-        if busy:
+        if runs or loads:
             self._runner.gauges.steps.observe(self._clock() - began)
             self._turns += 1
             if self._turns % CLEAR_TURNS == 0:
@@ -212,6 +222,11 @@ class Engine:
                 waits = False
             if not waits:
                 del self._calls[call_id]
+
+    def _gather(self) -> float:
+        """Return for how many seconds requests that could start wait for those that come with them."""
+        coming = sum(isinstance(call, GenerateCall) and call.comes_soon for call in self._calls.values())
+        return self._gathering.left(self._runner.fresh, coming)
 
     def _cancel(self, call_id: int) -> None:
         call = self._calls.pop(call_id, None)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -44,6 +45,9 @@ class Link:
         self._loop = asyncio.new_event_loop()
         self._writer: asyncio.StreamWriter | None = None
         self._hello = b""
+        self._unwritten: deque[bytes] = deque()
+        self._woken = False
+        """Whether the thread will look for what is unwritten. A step sends many frames; one wake-up does for all."""
         self._connected = threading.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._run()], name="link")
         self._thread.daemon = True
@@ -56,11 +60,12 @@ class Link:
 
     def send(self, event: ipc.Event) -> None:
         """Queue an event; never blocks, any thread, dropped once the parent is gone."""
-        frame = encode_frame(event)
-        try:
-            self._loop.call_soon_threadsafe(self._write, frame)
-        except RuntimeError:
-            return  # the loop is closed: nobody reads any more
+        self._unwritten.append(encode_frame(event))
+        if self._woken:
+            return
+        self._woken = True
+        with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            self._loop.call_soon_threadsafe(self._write_all)
 
     def flush(self, seconds: float) -> None:
         """Wait until what was sent so far is written, for at most so long."""
@@ -97,6 +102,11 @@ class Link:
             beat = ipc.Heartbeat(steps=steps, step_age=None if age is None else duration(age))
             self._write(encode_frame(ipc.Event(heartbeat=beat)))
             await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    def _write_all(self) -> None:
+        self._woken = False  # first: what is sent from here on wakes the thread again
+        frames = b"".join(self._unwritten.popleft() for _ in range(len(self._unwritten)))
+        self._write(frames)
 
     def _write(self, frame: bytes) -> None:
         if self._writer is not None and not self._writer.is_closing():

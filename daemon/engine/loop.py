@@ -11,8 +11,12 @@ class Steps(Protocol):
     """What the loop drives."""
 
     @property
+    def pause(self) -> float:
+        """Seconds for which a step can wait for what is posted; 0 if it has something to do at once."""
+
+    @property
     def busy(self) -> bool:
-        """Whether a step has something to do at once."""
+        """Whether there is work, now or after a pause."""
 
     def step(self) -> None:
         """Do one step."""
@@ -24,15 +28,11 @@ class Loop:
 
     Args:
         clock: Seconds that never go back.
-        idle_seconds: How long to wait for work before a step is done anyway, for sweeps.
-        on_idle: Called when it has waited so long in vain.
+        on_idle: Called when it has waited in vain and there is no work.
     """
 
-    def __init__(
-        self, clock: Callable[[], float], idle_seconds: float, on_idle: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, clock: Callable[[], float], on_idle: Callable[[], None] = lambda: None) -> None:
         self._clock = clock
-        self._idle_seconds = idle_seconds
         self._on_idle = on_idle
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
@@ -56,22 +56,23 @@ class Loop:
     def run(self, engine: Steps) -> None:
         """Run until `stop`. An exception of a step passes through: state that it left behind cannot be trusted."""
         while not self._stopping:
-            self._take(wait=not engine.busy)
+            if not self._take(engine.pause) and not engine.busy:
+                self._on_idle()
             self._step_began = self._clock()
             engine.step()
             self.steps += 1
             self._step_began = None
 
-    def _take(self, *, wait: bool) -> None:
+    def _take(self, pause: float) -> bool:
+        """Run what was posted, for which it waits so long, and tell whether there was something or no wait."""
         try:
-            action = self._inbox.get(timeout=self._idle_seconds) if wait else self._inbox.get_nowait()
+            action = self._inbox.get(timeout=pause) if pause else self._inbox.get_nowait()
             while True:
                 self._step_began = self._clock()
                 action()
                 action = self._inbox.get_nowait()
         except queue.Empty:
-            if wait and self._step_began is None:
-                self._on_idle()
+            return not pause or self._step_began is not None
 
     def _stop(self) -> None:
         self._stopping = True

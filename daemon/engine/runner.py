@@ -100,6 +100,11 @@ class Runner:
         return bool(len(self._prefills) or self._active or (self._waiting and not self._stuck))
 
     @property
+    def fresh(self) -> int:
+        """Sequences that wait for a slot while nothing of another one is being computed; 0 if something is."""
+        return 0 if len(self._prefills) or self._active else len(self._waiting)
+
+    @property
     def _active(self) -> int:
         return sum(decoder.active for decoder in self._decoders.values())
 

@@ -108,7 +108,10 @@ class Sampler:
     def __call__(self, logits: mx.array) -> Sampled:
         """Sample from logits of shape [1, vocab]."""
         logits = logits.astype(mx.float32)
-        total = mx.logsumexp(logits, axis=-1, keepdims=True)
+        finite = mx.isfinite(
+            mx.max(logits, axis=-1)
+        )  # of NaN it is NaN; their sum of exponentials takes ten times as long
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True) if self._want_logprobs else None
         adjusted = self._adjust(logits)
         refusal = None
         if self._constraint is not None:
@@ -121,7 +124,7 @@ class Sampler:
         if self._counts is not None and self._seen is not None:
             self._counts = self._counts.at[token].add(1.0)
             self._seen = self._seen.at[token].maximum(1.0)
-        return Sampled(token, mx.isfinite(total)[0], (logits - total)[0] if self._want_logprobs else None, refusal)
+        return Sampled(token, finite, None if logprobs is None else logprobs[0], refusal)
 
     def _adjust(self, logits: mx.array) -> mx.array:
         params = self._params

@@ -17,7 +17,7 @@ IDLE_CHUNKS = 2.0
 """Chunks' worth that a long prompt's turn has while no stream waits for its next token: larger passes are more
 efficient, and whoever comes waits for the rest of one."""
 
-IDLE_ROOM = 4.0
+IDLE_ROOM = 16.0
 """Chunks' worth that several short prompts' turn has then: all of them wait for their first token."""
 
 MOST_SHRINKING = 8

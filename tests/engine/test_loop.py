@@ -24,8 +24,9 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 class Steps:
     """Work that takes a number of steps."""
 
-    def __init__(self, left: int, loop: Loop) -> None:
+    def __init__(self, left: int, loop: Loop, idle_seconds: float = 60.0) -> None:
         self.left = left
+        self.idle_seconds = idle_seconds
         self.done: list[str] = []
         self.loop = loop
         self.ages: list[float | None] = []
@@ -34,6 +35,11 @@ class Steps:
     def busy(self) -> bool:
         """Whether steps are left."""
         return self.left > 0
+
+    @property
+    def pause(self) -> float:
+        """None between two steps; how long it waits after the last is the test's."""
+        return 0.0 if self.busy else self.idle_seconds
 
     def step(self) -> None:
         """Do one; the last one stops the loop."""
@@ -46,7 +52,7 @@ class Steps:
 
 def test_actions_come_before_the_next_step() -> None:
     """In the order in which they were posted, also those that an action posts."""
-    loop = Loop(time.monotonic, 10)
+    loop = Loop(time.monotonic)
     steps = Steps(2, loop)
     loop.post(lambda: steps.done.append("first"))
     loop.post(lambda: loop.post(lambda: steps.done.append("third")))
@@ -58,11 +64,11 @@ def test_actions_come_before_the_next_step() -> None:
 
 def test_an_idle_loop_wakes_for_a_posted_action_and_for_sweeps() -> None:
     """And for nothing else."""
-    loop = Loop(time.monotonic, 0.01)
-    steps = Steps(0, loop)
+    loop = Loop(time.monotonic)
+    steps = Steps(0, loop, 0.01)
     loop.run(steps)
     assert steps.done[0] == "step"
-    patient = Loop(time.monotonic, 60)
+    patient = Loop(time.monotonic)
     threading.Timer(0.05, patient.stop).start()
     patient.run(Steps(0, patient))
     assert patient.steps == 1
@@ -71,19 +77,32 @@ def test_an_idle_loop_wakes_for_a_posted_action_and_for_sweeps() -> None:
 def test_an_idle_loop_says_so_and_a_busy_one_does_not() -> None:
     """When it has waited in vain, not when work or a command came."""
     idle: list[str] = []
-    loop = Loop(time.monotonic, 0.01, lambda: idle.append("idle"))
+    loop = Loop(time.monotonic, lambda: idle.append("idle"))
     loop.post(lambda: None)
     loop.run(Steps(3, loop))
     assert idle == []
-    waiting = Loop(time.monotonic, 0.01, lambda: idle.append("idle"))
-    waiting.run(Steps(0, waiting))
+    waiting = Loop(time.monotonic, lambda: idle.append("idle"))
+    waiting.run(Steps(0, waiting, 0.01))
     assert idle == ["idle"]
+
+
+def test_a_loop_that_has_waited_for_more_work_in_vain_is_not_idle() -> None:
+    idle: list[str] = []
+    loop = Loop(time.monotonic, lambda: idle.append("idle"))
+
+    class Gathering(Steps):
+        pause = 0.01
+
+    steps = Gathering(2, loop)
+    loop.run(steps)
+    assert steps.done[:2] == ["step", "step"]
+    assert idle == []
 
 
 def test_the_age_of_a_step_is_known_while_it_runs_and_only_then() -> None:
     """By the injected clock."""
     ticks = iter(range(100))
-    loop = Loop(lambda: float(next(ticks)), 10)
+    loop = Loop(lambda: float(next(ticks)))
     steps = Steps(1, loop)
     assert loop.step_age is None
     loop.run(steps)
@@ -93,7 +112,7 @@ def test_the_age_of_a_step_is_known_while_it_runs_and_only_then() -> None:
 
 def test_an_exception_of_a_step_passes_through() -> None:
     """State that it left behind cannot be trusted."""
-    loop = Loop(time.monotonic, 10)
+    loop = Loop(time.monotonic)
     loop.post(lambda: [].pop())
     with pytest.raises(IndexError):
         loop.run(Steps(1, loop))

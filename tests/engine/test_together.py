@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import BatchKVCache
 
-from daemon.engine import prefill
+from daemon.engine import calls, prefill
+from daemon.engine.gathering import LINGER_SECONDS, MOST_SECONDS
 from daemon.engine.prefills import Prefills
+from daemon.engine.prepared import prepared
 from daemon.engine.together import Together
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine.harness import Answer, Harness
+from tests.engine.harness import PATIENCE, Answer, Harness
 from tests.models import random_model
 
 STOP = pb.Stop(ignore_eos=True)
@@ -52,6 +55,39 @@ def alone(harness: Harness, asked: pb.GenerateRequest) -> Answer:
     cold.CopyFrom(asked)
     cold.cache.mode = pb.CACHE_MODE_BYPASS
     return harness.run(cold)
+
+
+def test_a_request_waits_for_one_that_is_being_tokenised_to_share_its_pass(
+    harness: Harness, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.run(request(ids(8, 0)))
+    reached, go_on = threading.Event(), threading.Event()
+    slow = ids(40, 2)
+
+    def slowly(asked: pb.GenerateRequest, *rest: Any) -> Any:
+        if list(asked.tokens.ids) == slow:
+            reached.set()
+            go_on.wait(PATIENCE)
+        return prepared(asked, *rest)
+
+    monkeypatch.setattr(calls, "prepared", slowly)
+    now = harness.now()
+    monkeypatch.setattr(harness.engine._gathering, "_clock", lambda: now)
+    second = harness.begin(request(slow))
+    reached.wait(PATIENCE)
+    first = harness.begin(request(ids(40, 1)))
+    harness.until(lambda: harness.engine._runner.waiting == 1)
+    for _ in range(5):
+        harness.step()
+    assert harness.engine._runner.waiting == 1
+    assert harness.engine.pause == pytest.approx(MOST_SECONDS)
+    passes.clear()
+    go_on.set()
+    harness.until(lambda: harness.engine._runner.waiting == 2)
+    now += LINGER_SECONDS
+    for call in (first, second):
+        harness.finish(call)
+    assert passes == [2]
 
 
 def arrive(harness: Harness, requests: list[pb.GenerateRequest]) -> list[int]:
@@ -177,6 +213,7 @@ def test_what_only_long_prompts_need_is_given_back_wherever_their_ends_were_comp
 ) -> None:
     """After the last pass, whether a prompt had it for itself or shared it."""
     monkeypatch.setattr(prefill, "LONG_PREFILL", 40)
+    monkeypatch.setattr(harness.engine, "_sweep", lambda: None)  # which gives back too, once a second
     cleared: list[None] = []
     monkeypatch.setattr(mx, "clear_cache", lambda: cleared.append(None))
     run(harness, [request(ids(60, 1))])

@@ -1,0 +1,49 @@
+"""Gathering: the first of several requests that come at the same time waits a moment for the others. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+LINGER_SECONDS = 0.004
+"""Who comes with others comes this soon after the one before."""
+
+MOST_SECONDS = 0.025
+"""Nobody waits longer, however many come."""
+
+
+class Gathering:
+    """
+    Decides how long requests that could start wait for others. One that is alone never waits.
+
+    Several short prompts take little longer than one, but only if they are computed together. Without it the first is
+    computed alone, and the others, beside its stream, a chunk at a time.
+
+    Args:
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen = 0
+        self._first = self._last = 0.0
+
+    def left(self, waiting: int, coming: int) -> float:
+        """
+        Return for how many more seconds nobody starts.
+
+        Args:
+            waiting: Requests that could start; none as long as anything of another one is being computed.
+            coming: Requests that are being tokenised.
+        """
+        if not waiting:
+            self._seen = 0
+            return 0.0
+        now, seen = self._clock(), waiting + coming
+        if not self._seen:
+            self._first = now
+        if seen > self._seen:
+            self._seen, self._last = seen, now
+        if seen == 1:
+            return 0.0
+        end = self._first + MOST_SECONDS
+        return max(0.0, (end if coming else min(end, self._last + LINGER_SECONDS)) - now)

@@ -1,0 +1,62 @@
+"""Requests that come at the same time are computed together; one that is alone never waits."""
+
+from __future__ import annotations
+
+import pytest
+
+from daemon.engine.gathering import LINGER_SECONDS, MOST_SECONDS, Gathering
+from tests.builders import Clock
+
+
+@pytest.fixture(name="clock")
+def _clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(name="gathering")
+def _gathering(clock: Clock) -> Gathering:
+    return Gathering(clock)
+
+
+def test_one_that_is_alone_does_not_wait(gathering: Gathering) -> None:
+    assert gathering.left(1, 0) == 0
+
+
+def test_nobody_waits_while_others_are_computed(gathering: Gathering) -> None:
+    """Then a chunk is the unit in which they take turns."""
+    assert gathering.left(0, 3) == 0
+
+
+def test_two_wait_a_moment_for_a_third(gathering: Gathering, clock: Clock) -> None:
+    assert gathering.left(2, 0) == pytest.approx(LINGER_SECONDS)
+    clock.pass_(LINGER_SECONDS / 2)
+    assert gathering.left(2, 0) == pytest.approx(LINGER_SECONDS / 2)
+    assert gathering.left(3, 0) == pytest.approx(LINGER_SECONDS)
+    clock.pass_(LINGER_SECONDS)
+    assert gathering.left(3, 0) == 0
+
+
+def test_one_waits_for_another_that_is_being_tokenised_but_not_for_long(gathering: Gathering, clock: Clock) -> None:
+    assert gathering.left(1, 1) == pytest.approx(MOST_SECONDS)
+    clock.pass_(MOST_SECONDS)
+    assert gathering.left(1, 1) == 0
+
+
+def test_nobody_waits_longer_than_the_most_however_many_come(gathering: Gathering, clock: Clock) -> None:
+    waited = 0.0
+    for number in range(2, 1000):
+        left = gathering.left(number, 0)
+        if not left:
+            break
+        step = min(left, LINGER_SECONDS / 2)
+        clock.pass_(step)
+        waited += step
+    assert waited == pytest.approx(MOST_SECONDS)
+
+
+def test_the_next_ones_gather_anew(gathering: Gathering, clock: Clock) -> None:
+    gathering.left(2, 0)
+    clock.pass_(1)
+    assert gathering.left(2, 0) == 0
+    assert gathering.left(0, 0) == 0
+    assert gathering.left(2, 0) == pytest.approx(LINGER_SECONDS)
