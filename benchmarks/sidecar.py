@@ -56,6 +56,10 @@ class Sidecar:
             wait_until(self.client.socket.exists, self.process, 0.005)
             wait_until(serving, self.process, 0.005)
 
+    def wait_until_warm(self) -> None:
+        """Wait until the engine takes calls as they come."""
+        wait_until(lambda: self.client.stats().engine.state == "ready", self.process, 0.005)
+
     def ask(self, request: Request) -> Answer:
         """Stream a completion; see `System.ask`."""
         arrivals, texts = [], []

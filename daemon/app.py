@@ -9,16 +9,9 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# gRPC's fork handlers can hang a process that starts others; this one never forks.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-
-import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 
 from daemon import __version__, clocks, logs
 from daemon.admission import Admission
@@ -26,17 +19,15 @@ from daemon.config import Config, ConfigError
 from daemon.ended_call import EndedCall
 from daemon.engine_process import engine_command
 from daemon.failpoints import failpoint
-from daemon.interceptors import CallInterceptor
 from daemon.paths import prepare_socket_path
 from daemon.power import Wakefulness, WakeLock, of_this_system
-from daemon.service import SidecarService
-from daemon.singleton import InstanceLock, PublishedSocket, private_umask
+from daemon.singleton import InstanceLock, PublishedSocket
 from daemon.stats import Stats
 from daemon.supervisor import State, Supervisor
-from daemon.validation import MAX_REQUEST_BYTES
-from mlx_sidecar.v1 import sidecar_pb2, sidecar_pb2_grpc
 
-SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"].full_name
+if TYPE_CHECKING:
+    from daemon.server import Server
+
 ORPHAN_SECONDS = 3.0
 """An engine whose parent was killed exits within two seconds; a new daemon waits a little longer for it."""
 ENGINE_STOP_SECONDS = 3.0
@@ -44,20 +35,6 @@ SERVER_STOP_SECONDS = 1.0
 """Calls that were cut off have this long to tell their callers; a caller that does not read gets no reason."""
 SOCKET_CHECK_SECONDS = 2.0
 OPEN_FILES = 8192
-
-_OPTIONS = [
-    # Four times our own limit: a request that is too large should get our error, not gRPC's bare one.
-    ("grpc.max_receive_message_length", 4 * MAX_REQUEST_BYTES),
-    ("grpc.max_send_message_length", 4 * MAX_REQUEST_BYTES),
-    ("grpc.server_handshake_timeout_ms", 5_000),
-    # Connections without a call are told to go; clients come back by themselves with their next one.
-    ("grpc.max_connection_idle_ms", 600_000),
-    # Of one connection. Without it, calls that are opened and reset by the thousand crowd out those of others.
-    ("grpc.max_concurrent_streams", 100),
-    # Beyond the first, gRPC cancels some that have just come, whoever sent them; beyond the second, all.
-    ("grpc.server.max_pending_requests", 4_000),
-    ("grpc.server.max_pending_requests_hard_limit", 8_000),
-]
 
 log = structlog.get_logger()
 
@@ -152,12 +129,12 @@ class Daemon:
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._status = 0
-        self._health = HealthServicer()
         command = engine or engine_command(config.to_json())
         self._supervisor = Supervisor(command, clocks.awake, self._engine_changed, on_spawn)
         self._wakefulness = Wakefulness(wake_lock or of_this_system(), _later)
         self._admission = Admission(config.max_queue, self._became_idle, self._wakefulness.busy)
         self._stats = Stats(self._supervisor, self._admission, clocks.elapsed)
+        self._server: Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
@@ -189,17 +166,14 @@ class Daemon:
         log.info("stopped", status=self._status)
         return self._status
 
-    async def _start_server(self, socket: PublishedSocket) -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[CallInterceptor(self._cancelled, self._on_end)], options=_OPTIONS)
-        servicer = SidecarService(self._supervisor, self._admission, self._stats)
-        sidecar_pb2_grpc.add_SidecarServiceServicer_to_server(servicer, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
-        with private_umask():
-            server.add_insecure_port(f"unix:{socket.private}")
-        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        await self._health.set(SERVICE, self._service_health())
-        await server.start()
+    async def _start_server(self, socket: PublishedSocket) -> Server:
+        await self._supervisor.spawned()
+        # Only now: the engine loads its libraries meanwhile, and whoever comes first waits for those.
+        from daemon.server import Server
+
+        server = Server(self._supervisor, self._admission, self._stats, self._cancelled, self._on_end)
+        self._server = server
+        await server.start(socket, serving=self._supervisor.serves)
         failpoint("socket.bound")
         socket.publish()
         failpoint("socket.published")
@@ -225,7 +199,8 @@ class Daemon:
         failpoint("drain.begun")
         log.info("draining", calls=self._admission.active, limit_s=self._config.drain_timeout)
         self._stats.draining = True
-        await self._health.enter_graceful_shutdown()
+        if self._server is not None:
+            await self._server.drain()
         self._idle.clear()
         self._admission.close()
         if not self._admission.active:
@@ -248,12 +223,8 @@ class Daemon:
 
     def _engine_changed(self, state: State) -> None:
         log.info("engine", state=state.value, pid=self._supervisor.pid)
-        if not self._stop.is_set():
-            self._spawn(self._health.set(SERVICE, self._service_health()))
-
-    def _service_health(self) -> health_pb2.HealthCheckResponse.ServingStatus:
-        ready = self._supervisor.state is State.READY
-        return health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        if self._server is not None and not self._stop.is_set():
+            self._spawn(self._server.set_health(serving=self._supervisor.serves))
 
     def _became_idle(self) -> None:
         self._idle.set()

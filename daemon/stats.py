@@ -15,6 +15,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 _STATES = {
     State.STARTING: pb.ENGINE_STATE_STARTING,
+    State.WARMING: pb.ENGINE_STATE_STARTING,
     State.READY: pb.ENGINE_STATE_READY,
     State.STALLED: pb.ENGINE_STATE_STALLED,
     State.RESTARTING: pb.ENGINE_STATE_RESTARTING,

@@ -23,9 +23,9 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 CHECK_SECONDS = 0.5
 START_SECONDS = 120.0
 """
-An engine that has said nothing for so long is killed. A heartbeat could not tell sooner which one hangs: while Python
-loads a library no thread of the engine runs, 2.7 s at a stretch with all files in memory, and as long as a cold disk
-takes without.
+An engine that takes no calls for so long after its start is killed. A heartbeat could not tell sooner which one hangs:
+while Python loads a library no thread of the engine runs, 2.7 s at a stretch with all files in memory, and as long as a
+cold disk takes without.
 """
 STALLED_SECONDS = 5.0
 """A step, or a silence, of this length makes the engine count as stalled: health says so."""
@@ -44,9 +44,10 @@ log = structlog.get_logger()
 
 
 class State(Enum):
-    """State of the engine process."""
+    """State of the engine process. While it is WARMING it loads libraries, for which calls wait a moment."""
 
     STARTING = "starting"
+    WARMING = "warming"
     READY = "ready"
     STALLED = "stalled"
     RESTARTING = "restarting"
@@ -93,7 +94,14 @@ class Supervisor:
         self._retry_at = 0.0
         self._last_sign = 0.0
         self._step_age = 0.0
+        self._began = 0.0
+        self._spawned = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def serves(self) -> bool:
+        """Whether the engine takes work, now or shortly, and makes progress."""
+        return self.state in (State.WARMING, State.READY)
 
     @property
     def pid(self) -> int:
@@ -110,6 +118,10 @@ class Supervisor:
     def start(self) -> None:
         """Begin to keep an engine running."""
         self._task = asyncio.create_task(self._run(), name="supervisor")
+
+    async def spawned(self) -> None:
+        """Wait until the first engine's process has been started, or could not be."""
+        await self._spawned.wait()
 
     async def stop(self, grace: float) -> None:
         """End the engine for good; it has `grace` seconds before it is killed. Calls that are open fail."""
@@ -198,7 +210,7 @@ class Supervisor:
 
     async def _live(self) -> int | None:
         """Run one engine from its start to its end, and return its exit status; None if it could not start."""
-        self._last_sign = self._clock()
+        self._began = self._last_sign = self._clock()
         self._step_age = 0.0
         self._set(State.STARTING)
         try:
@@ -206,6 +218,8 @@ class Supervisor:
         except OSError as error:
             log.error("the engine cannot be started", error=str(error))
             return None
+        finally:
+            self._spawned.set()
         self._on_spawn(engine.pid)
         watch = asyncio.create_task(self._watch(engine), name="engine-watch")
         try:
@@ -221,9 +235,11 @@ class Supervisor:
     async def _watch(self, engine: EngineProcess) -> None:
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            silence = self._clock() - self._last_sign
-            if self.state is State.STARTING:
-                stuck = silence > START_SECONDS
+            silence, lived = self._clock() - self._last_sign, self._clock() - self._began
+            if self.state in (State.STARTING, State.WARMING):
+                if lived > STALLED_SECONDS:
+                    self._set(State.STARTING)  # not shortly, as it turns out
+                stuck = lived > START_SECONDS
             else:
                 stalled = silence > STALLED_SECONDS or self.step_age > STALLED_SECONDS
                 self._set(State.STALLED if stalled else State.READY)
@@ -245,9 +261,10 @@ class Supervisor:
             self.on_snapshot(event.snapshot)
         elif kind == "hello":
             self.hello = event.hello
-            self._set(State.READY)
-            self._recall()
-            self._send_unsent()
+            self._set(State.WARMING if event.hello.warming else State.READY)
+            if not event.hello.warming:
+                self._recall()
+                self._send_unsent()
         elif (call := self._calls.get(event.call_id)) is not None:
             call.push(event)
 

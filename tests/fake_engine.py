@@ -29,6 +29,9 @@ import socket
 import struct
 import sys
 import threading
+import time
+from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from google.protobuf.json_format import MessageToDict
@@ -52,10 +55,12 @@ class FakeEngine:
     Args:
         sock: This process's end of the socket pair.
         stubborn: Whether shutdowns are ignored.
+        warm: A file for which it waits before it takes commands.
     """
 
-    def __init__(self, sock: socket.socket, *, stubborn: bool) -> None:
+    def __init__(self, sock: socket.socket, *, stubborn: bool, warm: Path | None = None) -> None:
         self._sock = sock
+        self._warm = warm
         self._stubborn = stubborn
         self._sending = threading.Lock()
         self._quiet = threading.Event()
@@ -65,8 +70,13 @@ class FakeEngine:
 
     def run(self) -> None:
         """Answer commands until the parent is gone or says so."""
-        self._send(ipc.Event(hello=ipc.Hello(mlx_version="0.0.1", mlx_lm_version="0.0.2", device="fake")))
+        hello = partial(ipc.Hello, mlx_version="0.0.1", mlx_lm_version="0.0.2", device="fake")
+        if self._warm is not None:
+            self._send(ipc.Event(hello=hello(warming=True)))
         threading.Thread(target=self._beat, daemon=True).start()
+        while self._warm is not None and not self._warm.exists():
+            time.sleep(0.005)
+        self._send(ipc.Event(hello=hello()))
         while (command := self._receive()) is not None:
             _write_journal(command)
             kind = command.WhichOneof("body")
@@ -226,6 +236,7 @@ def main() -> None:
     parser.add_argument("--no-hello", action="store_true", help="say nothing at all, until the stream ends")
     parser.add_argument("--exit", type=int, metavar="STATUS", help="exit at once")
     parser.add_argument("--stubborn", action="store_true", help="ignore shutdowns")
+    parser.add_argument("--warm", type=Path, metavar="FILE", help="load libraries until a file is there")
     arguments = parser.parse_args()
     if arguments.exit is not None:
         _end(arguments.exit)
@@ -234,7 +245,7 @@ def main() -> None:
         while sock.recv(1 << 16):
             pass
     else:
-        FakeEngine(sock, stubborn=arguments.stubborn).run()
+        FakeEngine(sock, stubborn=arguments.stubborn, warm=arguments.warm).run()
     _end(0)
 
 

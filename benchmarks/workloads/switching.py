@@ -15,19 +15,21 @@ from benchmarks.words import prompt
 PROMPT_TOKENS = 128
 NEW_TOKENS = 32
 FRESH, GROWING = "small and other", "small and other, each in its conversation"
+KNOWN = "small and other, each asked what it was asked before"
 
 
 def switching(bench: Bench) -> Result:
     """
-    W5: each request is for the other model than the one before; with a prompt that nobody has seen, and with two
-    conversations that go on. vllm-mlx, as it is started here, serves one model.
+    W5: each request is for the other model than the one before; with a prompt that nobody has seen, with two
+    conversations that go on, and with prompts that were asked before: what is left then is the switch. vllm-mlx, as it
+    is started here, serves one model.
     """
     result = Result("Switching: two models, each request for the other one")
     models = bench.model("small"), bench.model("other")
     with bench.running(*models, starters=[start for start in bench.starters if start.name != VLLM_MLX]) as systems:
-        for case, turns in ((FRESH, _fresh), (GROWING, partial(_growing, bench.size(512, 64)))):
+        for case, turns in ((FRESH, _fresh), (GROWING, partial(_growing, bench.size(512, 64))), (KNOWN, _known)):
             result.rows += bench.take_turns(case, {system.name: partial(turns, system, models) for system in systems})
-    for case in (FRESH, GROWING):
+    for case in (FRESH, GROWING, KNOWN):
         result.aim(f"{case}: ours / {MLX_LM}", result.ratios(case, FIRST_TOKEN, OURS, MLX_LM), 0.1)
     return result
 
@@ -35,6 +37,13 @@ def switching(bench: Bench) -> Result:
 def _fresh(system: System, models: tuple[Path, ...], seed: str) -> Figures:
     asked = [Request(model, prompt(f"{seed}/{n}", PROMPT_TOKENS), 4) for n in range(2) for model in models]
     return {FIRST_TOKEN: median(system.ask(request).first_token for request in asked)}
+
+
+def _known(system: System, models: tuple[Path, ...], seed: str) -> Figures:
+    """The first time each is asked does not count."""
+    asked = [Request(model, prompt(seed, PROMPT_TOKENS), 4) for model in models]
+    answers = [system.ask(request) for _ in range(3) for request in asked]
+    return {FIRST_TOKEN: median(answer.first_token for answer in answers[len(asked) :])}
 
 
 def _growing(tokens: int, system: System, models: tuple[Path, ...], seed: str) -> Figures:

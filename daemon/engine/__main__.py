@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+from functools import partial
 from importlib.metadata import version
 
 if __name__ == "__main__":
@@ -32,10 +33,8 @@ import structlog
 from daemon import clocks, logs
 from daemon.config import Config
 from daemon.engine.device import device_name
-from daemon.engine.engine import Engine
 from daemon.engine.link import Link
 from daemon.engine.loop import Loop
-from daemon.engine.pressure import of_this_system
 from daemon.failpoints import failpoint
 from daemon.v1 import ipc_pb2 as ipc
 
@@ -58,11 +57,15 @@ def main() -> int:
         on_end=loop.stop,
         pulse=lambda: (loop.steps, loop.step_age),
     )
-    engine = Engine(config, link.send, loop.post, clocks.awake, of_this_system(), clocks.elapsed)
+    hello = partial(ipc.Hello, mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name())
     failpoint("engine.hello")
-    link.start(
-        ipc.Event(hello=ipc.Hello(mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name()))
-    )
+    link.start(ipc.Event(hello=hello(warming=True)))
+    # Only now: mlx-lm and what it needs take a second, and longer from a cold disk.
+    from daemon.engine.engine import Engine
+    from daemon.engine.pressure import of_this_system
+
+    engine = Engine(config, link.send, loop.post, clocks.awake, of_this_system(), clocks.elapsed)
+    link.send(ipc.Event(hello=hello()))
     try:
         loop.run(engine)
     except Exception:

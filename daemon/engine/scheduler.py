@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 CHUNK_SECONDS = 0.25
 """A chunk of prefill should take no longer, because running streams wait for it."""
 
-AIM_SECONDS = 0.2
+AIM_SECONDS = 0.17
 """What chunks are sized for. They vary by a quarter from one to the next, and get slower as a prompt gets longer."""
 
 IDLE_CHUNKS = 2.0
@@ -18,7 +18,8 @@ IDLE_CHUNKS = 2.0
 efficient, and whoever comes waits for the rest of one."""
 
 IDLE_ROOM = 16.0
-"""Chunks' worth that several short prompts' turn has then: all of them wait for their first token."""
+"""Chunks' worth that several short prompts' turn has then: all of them wait for their first token, and so does whoever
+would come after them anyway. A large model on a slow machine takes 2 s for as many."""
 
 MOST_SHRINKING = 8
 MIN_CHUNK = 16

@@ -18,8 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import mlx_sidecar
 from daemon import supervisor as module
-from daemon.app import SERVICE
 from daemon.errors import Reason
+from daemon.server import SERVICE
 from daemon.supervisor import State
 from mlx_sidecar import Delta
 from tests import fake_engine

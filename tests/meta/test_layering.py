@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DAEMON = ROOT / "daemon"
 MLX = {"mlx", "mlx_lm", "transformers"}
 GRPC = {"grpc", "grpc_status", "grpc_health", "grpc_reflection"}
-GRPC_FILES = {"app.py", "service.py", "interceptors.py"}
+GRPC_FILES = {"server.py", "service.py", "interceptors.py"}
 MLX_FILES = {
     "cache/assembly.py", "cache/loader.py", "cache/warmup.py", "kv/layout.py", "kv/passes.py", "kv/probe.py",
     "kv/rows.py",
@@ -65,7 +65,8 @@ def test_files_stay_small(name: str, path: Path) -> None:
 
 def test_the_parent_never_imports_mlx() -> None:
     """Neither directly nor through anything that the daemon's parent process imports to serve."""
-    code = "import sys, daemon.app, daemon.cli.serve; print(sorted({n.partition('.')[0] for n in sys.modules}))"
+    names = "sorted({n.partition('.')[0] for n in sys.modules})"
+    code = f"import sys, daemon.app, daemon.server, daemon.cli.serve; print({names})"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(ast.literal_eval(shown.stdout))
     assert "grpc" in loaded

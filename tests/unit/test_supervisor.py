@@ -46,6 +46,45 @@ async def test_a_call_that_is_opened_before_the_engine_is_up_is_answered() -> No
         assert (supervisor.hello.mlx_version, supervisor.state) == ("0.0.1", State.READY)
 
 
+async def test_an_engine_that_loads_its_libraries_serves_and_calls_wait_for_it(tmp_path: Path) -> None:
+    warm = tmp_path / "warm"
+    async with supervising("--warm", str(warm)) as supervisor:
+        await supervisor.until(State.WARMING)
+        assert supervisor.serves
+        call = opened(supervisor, "ok")
+        warm.touch()
+        assert text(await events(call)) == "one two three"
+        assert supervisor.states == [State.WARMING, State.READY]
+
+
+async def test_an_engine_that_loads_its_libraries_for_long_serves_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STALLED_SECONDS", 0.1)
+    warm = tmp_path / "warm"
+    async with supervising("--warm", str(warm)) as supervisor:
+        await supervisor.until(State.STARTING)
+        assert not supervisor.serves
+        warm.touch()
+        await supervisor.until(State.READY)
+        assert supervisor.states == [State.WARMING, State.STARTING, State.READY]
+
+
+async def test_a_death_while_libraries_load_is_blamed_on_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were not sent yet wait for the next engine; heartbeats of this one do not save it."""
+    monkeypatch.setattr(module, "START_SECONDS", 0.5)
+    warm = tmp_path / "warm"
+    async with supervising("--warm", str(warm)) as supervisor:
+        await supervisor.until(State.WARMING)
+        call = opened(supervisor, "ok")
+        await supervisor.until(State.RESTARTING)
+        warm.touch()
+        assert text(await events(call)) == "one two three"
+        assert not supervisor.quarantine.knows
+
+
 async def test_stop_ends_a_back_off() -> None:
     """Nothing waits for an engine that is not wanted any more."""
     async with supervising("--exit", "1") as supervisor:
