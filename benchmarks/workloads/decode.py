@@ -17,13 +17,17 @@ PROMPT_TOKENS = 32
 
 
 def decode(bench: Bench) -> Result:
-    """W4: short prompts; the floor is the model's step alone over as many rows."""
+    """
+    W4: short prompts. In process several are mlx-lm's batch generator's; the floor is the model's step alone over as
+    many rows.
+    """
     result = Result("Decode: 1 to 16 clients")
     result.rows += _shape(bench, "small", bench.size((1, 4, 8, 16), (1, 2)), bench.size(96, 6), bench.rounds)
     if not bench.quick:
         result.rows += _shape(bench, "0.6b", (1, 8), 12, min(bench.rounds, 2))
     for case in dict.fromkeys(row.case for row in result.rows):
-        result.aim(f"{case}: ours / {IN_PROCESS}", result.ratios(case, SPEED, OURS, IN_PROCESS), 0.97, MORE)
+        bound = 0.97 if case.endswith(" 1 client") else 0.95
+        result.aim(f"{case}: ours / {IN_PROCESS}", result.ratios(case, SPEED, OURS, IN_PROCESS), bound, MORE)
         if case.endswith(" 8 clients"):
             result.aim(f"{case}: ours / {MLX_LM}", result.ratios(case, SPEED, OURS, MLX_LM), 1.15, MORE)
     return result
@@ -38,11 +42,16 @@ def _shape(bench: Bench, shape: str, numbers: tuple[int, ...], tokens: int, roun
             sides: dict[str, Callable[[str], Figures]] = {
                 system.name: partial(_together, system, model, clients, tokens) for system in systems
             }
-            if clients == 1:
-                sides[IN_PROCESS] = lambda seed: floor.generate(prompt(seed, PROMPT_TOKENS), tokens)
+            sides[IN_PROCESS] = partial(_in_process, floor, clients, tokens)
             sides[FLOOR] = partial(_bare, floor, clients, tokens)
             rows += bench.take_turns(f"{shape}, {clients} client{'s' * (clients > 1)}", sides, rounds)
     return rows
+
+
+def _in_process(floor: Floor, clients: int, tokens: int, seed: str) -> Figures:
+    if clients == 1:
+        return floor.generate(prompt(f"{seed}/0", PROMPT_TOKENS), tokens)
+    return floor.generate_together([prompt(f"{seed}/{client}", PROMPT_TOKENS) for client in range(clients)], tokens)
 
 
 def _together(system: System, model: Path, clients: int, tokens: int, seed: str) -> Figures:
