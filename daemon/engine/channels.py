@@ -33,16 +33,19 @@ class Channels:
         notation: The model's marks.
         tools: The request's tools, as chat templates get them.
         opened: Whether the prompt ends within reasoning.
+        bare: Whether the answer is text from its first token, because it has to be in a form.
 
     Attributes:
         calls: Tool calls so far.
     """
 
-    def __init__(self, notation: Notation, tools: Sequence[dict[str, Any]], *, opened: bool) -> None:
+    def __init__(
+        self, notation: Notation, tools: Sequence[dict[str, Any]], *, opened: bool, bare: bool = False
+    ) -> None:
         self.calls = 0
         self._notation = notation
         self._tools = tools
-        self._at = REASONING if opened else notation.initial
+        self._at = REASONING if opened else TEXT if bare else notation.initial
         self._state = notation.machine.make_state(self._at)
         self._quoted = False
         self._began = False

@@ -61,9 +61,10 @@ def prepared(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokeni
     if notation is None:
         return Prepared(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
     tools = offered(request.chat) if notation.call_start else []
-    channels = Channels(notation, tools, opened=notation.opened(prompt.tokens))
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
     thinking = notation.thinking(prompt.tokens, wanted=wanted)
+    bare = request.HasField("response_format") and thinking is None
+    channels = Channels(notation, tools, opened=notation.opened(prompt.tokens), bare=bare)
     output = Output(tokenizer.decoder(notation, calls=bool(tools)), stops)
     return Prepared(source, tokenizer, prompt, output, channels, form, thinking)
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
 from daemon.engine.form import Vocabulary, vocabulary
+from daemon.engine.harmony import understood
 from daemon.engine.notation import Notation
 from daemon.engine.templates import Templates
 from daemon.errors import Reason, SidecarError, invalid
@@ -188,7 +189,8 @@ def _load(source: ModelSource, templates: Templates) -> Tokenizer:
     _refuse_huge(source.path)
     try:
         eos = load_config(source.path).get("eos_token_id")  # with that of generation_config.json, which counts more
-        tokenizer = Tokenizer(load_tokenizer(source.path, {"trust_remote_code": False}, eos_token_ids=eos), templates)
+        wrapper = load_tokenizer(source.path, {"trust_remote_code": False}, eos_token_ids=eos)
+        tokenizer = Tokenizer(understood(wrapper), templates)
         tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
         return tokenizer
     except Exception as error:  # transformers raises anything on a damaged tokenizer

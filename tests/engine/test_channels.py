@@ -16,6 +16,7 @@ from mlx_lm.chat_templates import muse_spark
 from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
 
 from daemon.engine.channels import Channels, Parts
+from daemon.engine.harmony import MARKS, understood
 from daemon.engine.notation import Notation
 from daemon.engine.tool_calls import MOST_CHARACTERS
 
@@ -78,6 +79,7 @@ def notation(*words: str, template: str = "", parts: dict[str, Any] | None = Non
     )
 
 
+HARMONY = Notation(understood(TokenizerWrapper(FakeTokenizer(MARKS))))
 THINKS = notation("<think>", "</think>")
 HERMES = notation("<think>", "</think>", template="<tool_call>{{ tool_call.name }}")
 
@@ -216,6 +218,23 @@ RECORDED: dict[str, tuple[Notation, str, str, str, list[tuple[str, Any]]]] = {
     "a header that is none": (
         notation(template="<atem:function_calls>", parts=muse_spark.RESPONSE_FORMAT), "So it is", "So it is", "", [],
     ),
+    "messages with headers": (
+        HARMONY,
+        "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>So it <is>",
+        "So it <is>", "Hm", [],
+    ),
+    "messages with headers, a call after what is told the user": (
+        HARMONY,
+        ("<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+        "<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+        '{"city": "Bergen", "days": 2}'),
+        "I look.", "Hm", [WEATHER],
+    ),
+    "messages with headers, the callee before the channel": (
+        HARMONY,
+        '<|start|>assistant to=functions.search<|channel|>commentary json<|message|>{"query": "a {b} \\"c\\""}<|call|>',
+        "", "", [SEARCH],
+    ),
     "tags with attributes": (
         notation(template='<function name=" <param name="'),
         'Go <function name="get_weather"><param name="city">Bergen</param><param name="days">2</param></function>',
@@ -257,6 +276,19 @@ def test_what_is_no_call_is_passed_on_as_the_model_wrote_it(name: str) -> None:
     for pieces in cuts(answer) if len(answer) < 300 else [[answer], [answer[:20], answer[20:]]]:
         taken = take(HERMES, pieces)
         assert (taken.text, taken.calls) == (f"So: {BROKEN[name]} and  on.", [WEATHER])
+
+
+def test_messages_with_headers_that_are_no_calls_are_passed_on() -> None:
+    """What a model calls that is no tool of the request, and a call without its message."""
+    for call in ("to=functions.delete <|constrain|>json<|message|>{}", "to=functions.search json"):
+        for pieces in cuts(f"<|channel|>commentary {call}"):
+            taken = take(HARMONY, pieces)
+            assert (taken.text, taken.calls) == (call, [])
+
+
+def test_an_answer_that_must_be_in_a_form_needs_no_header() -> None:
+    channels = Channels(HARMONY, TOOLS, opened=False, bare=True)
+    assert channels.add('{"a": 1').text == '{"a": 1'
 
 
 def test_of_several_calls_none_is_left_out_because_it_cannot_be_read() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -146,3 +147,25 @@ def test_a_model_whose_notation_is_not_known_cannot_be_required_to_call(client: 
         client.complete("embedded", [Message("user", "Hi")], tools=[WEATHER], tool_choice="required")
     assert caught.value.field == "chat.tool_choice"
     assert client.complete("embedded", "Hello", max_tokens=1).usage.completion_tokens == 1
+
+
+HARMONY = {
+    "Does it rain?": [
+        "<|channel|>analysis", "<|message|>", "Where?", "<|end|><|start|>assistant<|channel|>commentary",
+        " to=functions.weather <|constrain|>json<|message|>", '{"city": "Bergen"}', "<|call|>", "never",
+    ],
+    "Bergen is wet": ["<|channel|>final<|message|>", "It ", "rains.", "<|return|>", "nor that"],
+    "other marks": ["<|start|>", "<|channel|>", "<|end|>", "<|constrain|>"],
+}  # fmt: skip
+
+
+def test_the_messages_of_gpt_oss_are_taken_apart(client: Client, tmp_path: Path) -> None:
+    """A call ends the answer, whether or not the model's configuration says so."""
+    model = str(scripted_model(tmp_path / "harmony", HARMONY, TEMPLATE))
+    asked = client.complete(model, [Message("user", "Does it rain?")], tools=[WEATHER])
+    assert (asked.text, asked.reasoning, asked.reason) == ("", "Where?", "tool_calls")
+    (call,) = asked.tool_calls
+    assert (call.name, call.arguments) == ("weather", '{"city": "Bergen"}')
+    history = [Message("user", "Does it rain?"), Message("assistant", "", tool_calls=asked.tool_calls)]
+    told = client.complete(model, [*history, Message("tool", "wet", tool_call_id=call.id)], tools=[WEATHER])
+    assert (told.text, told.reasoning, told.reason) == ("It rains.", "", "stop")

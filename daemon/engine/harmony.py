@@ -1,0 +1,82 @@
+"""Harmony: the channels and calls of gpt-oss, of which mlx-lm does not know (openai/harmony, docs/format.md)."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|constrain|>", "<|call|>")
+
+_ENDS = [("<|end|>", "header"), ("<|start|>", "header")]
+_RESPONSE = {
+    "initial_state": "header",
+    "transitions": {
+        # The longest mark that ends at a character counts: what follows the header of another channel is text.
+        "header": [("analysis<|message|>", "reasoning"), ("<|message|>", "normal"), ("to=functions.", "tool")],
+        "reasoning": [*_ENDS, ("<|channel|>", "header")],
+        "normal": [*_ENDS, ("<|channel|>", "header")],
+        "tool": [*_ENDS, ("<|call|>", "header")],
+    },
+}
+_NAME = re.compile(r"[^\s<]+")
+
+
+class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no types
+    """A tokenizer whose model writes each part of its answer as a message with a header."""
+
+    def __init__(self, tokenizer: Any, detokenizer_class: Any, eos_token_ids: set[int]) -> None:
+        vocabulary = tokenizer.get_vocab()
+        super().__init__(
+            tokenizer,
+            detokenizer_class,
+            eos_token_ids=eos_token_ids | {vocabulary["<|return|>"], vocabulary["<|call|>"]},
+            tool_call_start="to=functions.",
+            tool_call_end="",
+            tool_parser=parse_tool_call,
+            response_format=_RESPONSE,
+        )
+
+    @property
+    def think_start(self) -> str:
+        """The header of reasoning."""
+        return "<|channel|>analysis<|message|>"
+
+    @property
+    def think_end(self) -> str:
+        """What stands between reasoning and an answer that follows it at once."""
+        return "<|end|><|start|>assistant<|channel|>final<|message|>"
+
+    @property
+    def think_start_tokens(self) -> tuple[int, ...]:
+        """Ids of `think_start`."""
+        return tuple(self._tokenizer.encode(self.think_start, add_special_tokens=False))
+
+    @property
+    def think_end_tokens(self) -> tuple[int, ...]:
+        """Ids of `think_end`."""
+        return tuple(self._tokenizer.encode(self.think_end, add_special_tokens=False))
+
+
+def understood(wrapper: Any) -> Any:
+    """Return a tokenizer as mlx-lm has it, or, if it has the marks of harmony, one that knows what they mean."""
+    vocabulary = wrapper.get_vocab()
+    if not all(mark in vocabulary for mark in MARKS):
+        return wrapper
+    return HarmonyWrapper(wrapper._tokenizer, type(wrapper._detokenizer), set(wrapper.eos_token_ids))
+
+
+def parse_tool_call(text: str, _tools: Any = None) -> dict[str, Any]:
+    """
+    Read a call: the name, the rest of the header, the arguments as JSON.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    header, mark, arguments = text.partition("<|message|>")
+    name = _NAME.match(header)
+    if not mark or name is None:
+        raise ValueError("a call has a name and a message")
+    return {"name": name.group(), "arguments": json.loads(arguments)}
