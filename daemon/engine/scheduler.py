@@ -17,12 +17,15 @@ IDLE_CHUNKS = 2.0
 """Chunks' worth that a long prompt's turn has while no stream waits for its next token: larger passes are more
 efficient, and whoever comes waits for the rest of one."""
 
-IDLE_ROOM = 16.0
+IDLE_ROOM = 8.0
 """Chunks' worth that several short prompts' turn has then: all of them wait for their first token, and so does whoever
-would come after them anyway. A large model on a slow machine takes 2 s for as many."""
+would come after them anyway."""
 
 MOST_SHRINKING = 8
 MIN_CHUNK = 16
+MIN_IDLE_CHUNK = 64
+"""The least then: a large model on a slow machine reads all its weights for each pass, however few tokens it has."""
+
 MAX_CHUNK = 2048
 _FIRST_CHUNK = 256
 
@@ -46,7 +49,10 @@ class ChunkSizer:
     def size(self, model: Hashable, chunks: float = 1.0) -> int:
         """Return how many tokens so many chunks have; just a first one of a model that was not measured yet."""
         known = self._sizes.get(model)
-        return _FIRST_CHUNK if known is None else min(MAX_CHUNK, int(known * chunks))
+        if known is None:
+            return _FIRST_CHUNK
+        least = MIN_CHUNK if chunks <= 1 else MIN_IDLE_CHUNK
+        return min(MAX_CHUNK, max(least, int(known * chunks)))
 
     def measured(self, model: Hashable, tokens: int, seconds: float) -> None:
         """Learn from a chunk. One that the end of its prompt cut short says little, unless it took too long as well."""

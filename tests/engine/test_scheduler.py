@@ -15,6 +15,7 @@ from daemon.engine.scheduler import (
     IDLE_CHUNKS,
     MAX_CHUNK,
     MIN_CHUNK,
+    MIN_IDLE_CHUNK,
     MOST_PASSED,
     MOST_SHRINKING,
     ChunkSizer,
@@ -170,6 +171,9 @@ def test_turns_without_streams_have_more_room_once_a_model_was_measured() -> Non
     for _ in range(8):
         sizer.measured("m", MAX_CHUNK, 1e-3)
     assert sizer.size("m", IDLE_CHUNKS) == MAX_CHUNK
+    for _ in range(8):
+        sizer.measured("m", 32, 10.0)
+    assert (sizer.size("m"), sizer.size("m", IDLE_CHUNKS)) == (MIN_CHUNK, MIN_IDLE_CHUNK)
 
 
 def test_need_counts_the_prompt_and_the_first_room_to_decode_twice() -> None:
