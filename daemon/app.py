@@ -11,6 +11,9 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+# gRPC's fork handlers can hang a process that starts others; this one never forks. Whoever imports gRPC first reads it.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 import structlog
 
 from daemon import __version__, clocks, logs

@@ -261,10 +261,12 @@ class Supervisor:
             self.on_snapshot(event.snapshot)
         elif kind == "hello":
             self.hello = event.hello
-            self._set(State.WARMING if event.hello.warming else State.READY)
             if not event.hello.warming:
+                self._set(State.READY)
                 self._recall()
                 self._send_unsent()
+            elif not self.restarts and self._clock() - self._began <= STALLED_SECONDS:
+                self._set(State.WARMING)  # one that died, or is slow, has to show first that it takes work
         elif (call := self._calls.get(event.call_id)) is not None:
             call.push(event)
 

@@ -49,6 +49,8 @@ class Channels:
         self._state = notation.machine.make_state(self._at)
         self._quoted = False
         self._began = False
+        self._passed = False
+        """Whether a mark has come."""
         self._aside: list[str] = []
 
     def add(self, text: str) -> Parts:
@@ -73,13 +75,20 @@ class Channels:
         self._write(held, parts)
         if self._at == CALL and self._tools:
             self._end_call(parts, mark="", complete=ended or not self._notation.call_end)
-        else:
+        elif not self._in_header:
             self._text("".join(self._aside), parts)
         return parts
+
+    @property
+    def _in_header(self) -> bool:
+        """Whether what is held back is a header, rather than an answer without one."""
+        held = "".join(self._aside).lstrip()
+        return self._passed or any(held.startswith(mark) for mark in self._notation.headers)
 
     def _move(self, at: str, parts: Parts) -> None:
         """Go on after a mark."""
         before, self._at = self._at, at
+        self._passed = True
         if before == CALL:
             if self._tools:
                 self._end_call(parts, mark=self._notation.call_end, complete=True)

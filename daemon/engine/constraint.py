@@ -20,11 +20,13 @@ class Thinking:
     Attributes:
         start, end: Ids of the marks around the reasoning.
         opened: Whether the prompt has opened it already; else the model may, with its first token.
+        header: Ids that the answer begins with after it, before its form.
     """
 
     start: tuple[int, ...]
     end: tuple[int, ...]
     opened: bool
+    header: tuple[int, ...] = ()
 
 
 class Constraint:
@@ -44,7 +46,9 @@ class Constraint:
         self._thinking = thinking
         self._reasons = thinking is not None and thinking.opened
         self._may_open = thinking is not None and not thinking.opened
-        self._opening: list[int] = []
+        self._due: list[int] = []
+        """What has to come next: the rest of the opening mark, or the header of the answer."""
+        self._then_reasons = False
         self._tail: tuple[int, ...] = ()
         self._not_eos = mx.ones((vocab,), mx.bool_)
         for token in eos_ids:
@@ -62,8 +66,8 @@ class Constraint:
             self._take(last)
         if self._reasons:
             return self._not_eos
-        if self._opening:
-            return mx.arange(self._vocab) == self._opening[0]
+        if self._due:
+            return mx.arange(self._vocab) == self._due[0]
         mask = self._expanded(self._form.allowed())
         if self._may_open and self._thinking is not None:
             mask[self._thinking.start[0]] = True
@@ -75,12 +79,15 @@ class Constraint:
             end = self._thinking.end
             self._tail = (*self._tail, token)[-len(end) :]
             self._reasons = self._tail != end
-        elif self._opening:
-            self._opening.pop(0)
-            self._reasons = not self._opening
+            self._due = [] if self._reasons else list(self._thinking.header)
+            self._then_reasons = False
+        elif self._due:
+            self._due.pop(0)
+            self._reasons = self._then_reasons and not self._due
         elif opens and self._thinking is not None and token == self._thinking.start[0]:
-            self._opening = list(self._thinking.start[1:])
-            self._reasons = not self._opening
+            self._due = list(self._thinking.start[1:])
+            self._then_reasons = True
+            self._reasons = not self._due
         else:
             self._form.take(token)
 

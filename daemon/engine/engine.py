@@ -176,7 +176,7 @@ class Engine:
         """Do one round: calls that can go on, one step of the runner, one slice of a load."""
         began = self._clock()
         self._poll()
-        runs = self._runner.busy and not self._gather()
+        runs = not self._gather() and self._runner.busy
         if runs:
             self._runner.step()
         self._streaming = self._runner.decoding > 0

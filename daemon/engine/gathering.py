@@ -13,7 +13,7 @@ MOST_SECONDS = 0.025
 
 class Gathering:
     """
-    Decides how long requests that could start wait for others. One that is alone never waits.
+    Decides how long requests that could start wait for others. One that nobody follows does not wait.
 
     Several short prompts take little longer than one, but only if they are computed together. Without it the first is
     computed alone, and the others, beside its stream, a chunk at a time.

@@ -46,8 +46,8 @@ class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no t
 
     @property
     def think_end(self) -> str:
-        """What stands between reasoning and an answer that follows it at once."""
-        return "<|end|><|start|>assistant<|channel|>final<|message|>"
+        """The end of any message, and so of reasoning."""
+        return "<|end|>"
 
     @property
     def think_start_tokens(self) -> tuple[int, ...]:
@@ -58,6 +58,12 @@ class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no t
     def think_end_tokens(self) -> tuple[int, ...]:
         """Ids of `think_end`."""
         return tuple(self._tokenizer.encode(self.think_end, add_special_tokens=False))
+
+    @property
+    def answer_header_tokens(self) -> tuple[int, ...]:
+        """Ids of what an answer begins with that follows reasoning."""
+        header = "<|start|>assistant<|channel|>final<|message|>"
+        return tuple(self._tokenizer.encode(header, add_special_tokens=False))
 
 
 def understood(wrapper: Any) -> Any:

@@ -114,5 +114,6 @@ class Link:
 
     async def _drain(self, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0)
+        self._write_all()
         writer.transport.set_write_buffer_limits(high=0)
         await writer.drain()

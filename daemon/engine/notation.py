@@ -49,6 +49,12 @@ class Notation:
             self.call_form = call_form(self.parse.__module__, wrapper.get_vocab())
 
     @property
+    def headers(self) -> list[str]:
+        """Marks that end a text and begin a header; empty if the parts of an answer have none."""
+        edges = self._wrapper.response_transitions.get(TEXT, [])
+        return [mark for mark, part in edges if part not in (TEXT, REASONING, CALL)]
+
+    @property
     def marks(self) -> list[str]:
         """All marks but those of tool calls."""
         edges = [mark for edges in self._wrapper.response_transitions.values() for mark, _ in edges]
@@ -64,7 +70,8 @@ class Notation:
         closed = bool(self.think_end) and self._tail(prompt).endswith(self.think_end)
         if not self.think_start or closed or not (opened or wanted):
             return None
-        return Thinking(tuple(self._wrapper.think_start_tokens), tuple(self._wrapper.think_end_tokens), opened)
+        header = getattr(self._wrapper, "answer_header_tokens", ())
+        return Thinking(tuple(self._wrapper.think_start_tokens), tuple(self._wrapper.think_end_tokens), opened, header)
 
     def _tail(self, prompt: Sequence[int]) -> str:
         tail = self._wrapper.decode(prompt[-_TAIL:], skip_special_tokens=False, clean_up_tokenization_spaces=False)

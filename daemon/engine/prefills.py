@@ -73,6 +73,7 @@ class Prefills:
         """
         end, together = self._clock() + CHUNK_SECONDS, Together()
         chunks, room = (1.0, 1.0) if streams else (IDLE_CHUNKS, IDLE_ROOM)
+        most = room
         while room > 0 and self._clock() < end:
             waiting = [sequence for sequence in self._prefills if sequence not in together]
             sequence = self._turns.first(waiting)
@@ -89,7 +90,7 @@ class Prefills:
                 break
             room = room - share if share < chunks else 0.0  # whatever fills a step has the rest of the turn
             self._turns.took(sequence, waiting)
-            if not together.has_room_for(prefill):
+            if not together.has_room_for(prefill, self._sizer.most_together(sequence.model_key, most)):
                 together = self._compute(together, chunks)
             together.prefills.append(prefill)
         self._compute(together, chunks)

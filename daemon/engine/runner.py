@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from daemon.cache.identity import ModelKey
 from daemon.engine.background import as_sidecar_error
 from daemon.engine.decoder import Decoder
+from daemon.engine.gathering import MOST_SECONDS
 from daemon.engine.gauges import Gauges
 from daemon.engine.ledger import kv_need
 from daemon.engine.output import Token
@@ -101,8 +102,11 @@ class Runner:
 
     @property
     def fresh(self) -> int:
-        """Sequences that wait for a slot while nothing of another one is being computed; 0 if something is."""
-        return 0 if len(self._prefills) or self._active else len(self._waiting)
+        """Sequences that came just now, if nothing of another one is being computed and none has waited for long."""
+        if len(self._prefills) or self._active:
+            return 0
+        since = self._clock() - MOST_SECONDS
+        return 0 if any(sequence.times.arrived < since for sequence in self._waiting) else len(self._waiting)
 
     @property
     def _active(self) -> int:

@@ -17,9 +17,9 @@ IDLE_CHUNKS = 2.0
 """Chunks' worth that a long prompt's turn has while no stream waits for its next token: larger passes are more
 efficient, and whoever comes waits for the rest of one."""
 
-IDLE_ROOM = 8.0
-"""Chunks' worth that several short prompts' turn has then: all of them wait for their first token, and so does whoever
-would come after them anyway."""
+IDLE_ROOM = 16.0
+"""Chunks' worth that several short prompts' turn has then, 3 s at most: all of them wait for their first token, and so
+does whoever would come after them anyway."""
 
 MOST_SHRINKING = 8
 MIN_CHUNK = 16
@@ -54,6 +54,11 @@ class ChunkSizer:
         least = MIN_CHUNK if chunks <= 1 else MIN_IDLE_CHUNK
         return min(MAX_CHUNK, max(least, int(known * chunks)))
 
+    def most_together(self, model: Hashable, chunks: float) -> int:
+        """Return how many tokens of short prompts may share a pass that takes so many chunks' time."""
+        known = self._sizes.get(model)
+        return _FIRST_CHUNK if known is None else max(MIN_CHUNK, int(known * chunks))
+
     def measured(self, model: Hashable, tokens: int, seconds: float) -> None:
         """Learn from a chunk. One that the end of its prompt cut short says little, unless it took too long as well."""
         size = self._sizes.get(model, float(_FIRST_CHUNK))
@@ -61,7 +66,7 @@ class ChunkSizer:
             return
         in_time = tokens * AIM_SECONDS / max(seconds, 1e-9)
         size = min(2 * size, max(size / MOST_SHRINKING, in_time))
-        self._sizes[model] = min(MAX_CHUNK, max(MIN_CHUNK, size))
+        self._sizes[model] = min(MAX_CHUNK, size)
 
 
 class Request(Protocol):

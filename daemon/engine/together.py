@@ -35,14 +35,15 @@ class Together:
         """Whether a sequence that was not looked up yet would find more in the prefix cache once these are computed."""
         return any(_shares_next_block(prefill, sequence) for prefill in self.prefills)
 
-    def has_room_for(self, prefill: Prefill) -> bool:
-        """Whether a prompt can be computed with these, without padding them or it too much."""
+    def has_room_for(self, prefill: Prefill, most: int) -> bool:
+        """Whether a prompt can be computed with these, `most` tokens in all, without padding them or it too much."""
         if not (self.prefills and prefill.short):
             return not self.prefills
         rows = [*self.prefills, prefill]
         lacking = [row.remaining for row in rows]
         return (
             all(row.short for row in rows)
+            and sum(lacking) <= most
             and rows[0].sequence.model_key == prefill.sequence.model_key
             and fits([len(row.sequence.prompt) for row in rows])
             and max(lacking) * len(rows) - sum(lacking) <= PASS_TOKENS * len(rows)

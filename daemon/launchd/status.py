@@ -10,7 +10,7 @@ from daemon.launchd.job import Job
 
 
 class Serving(NamedTuple):
-    """What answers on the socket; `ready` as in the health service: the engine runs and takes work."""
+    """What answers on the socket; `ready` as in Stats: the engine has its libraries and takes work."""
 
     pid: int
     version: str

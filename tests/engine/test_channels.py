@@ -286,6 +286,27 @@ def test_messages_with_headers_that_are_no_calls_are_passed_on() -> None:
             assert (taken.text, taken.calls) == (call, [])
 
 
+@pytest.mark.parametrize("header", ["<|channel|>", "<|channel|>analysis", "<|start|>assistant<|channel|>fin"])
+def test_a_header_that_was_cut_short_is_no_text(header: str) -> None:
+    """Whether it is the first, or that of a message after another."""
+    for pieces in cuts(header):
+        assert take(HARMONY, pieces, ended=False).text == ""
+    for pieces in cuts(f"<|channel|>final<|message|>So<|end|>{header}"):
+        assert take(HARMONY, pieces, ended=False).text == "So"
+
+
+def test_an_answer_without_any_header_is_text() -> None:
+    for pieces in cuts("So it is"):
+        assert take(HARMONY, pieces).text == "So it is"
+
+
+def test_reasoning_of_gpt_oss_leads_to_a_form_by_the_header_of_an_answer() -> None:
+    thinking = HARMONY.thinking([], wanted=True)
+    assert thinking is not None
+    marks = ["<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant<|channel|>final<|message|>"]
+    assert [*map(FakeTokenizer().decode, (thinking.start, thinking.end, thinking.header))] == marks
+
+
 def test_an_answer_that_must_be_in_a_form_needs_no_header() -> None:
     channels = Channels(HARMONY, TOOLS, opened=False, bare=True)
     assert channels.add('{"a": 1').text == '{"a": 1'

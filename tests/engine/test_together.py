@@ -11,6 +11,7 @@ import pytest
 from mlx_lm.models.cache import BatchKVCache
 
 from daemon.engine import calls, prefill
+from daemon.engine.engine import Engine
 from daemon.engine.gathering import LINGER_SECONDS, MOST_SECONDS
 from daemon.engine.prefills import Prefills
 from daemon.engine.prepared import prepared
@@ -220,3 +221,25 @@ def test_what_only_long_prompts_need_is_given_back_wherever_their_ends_were_comp
     assert len(cleared) == 1
     run(harness, [request(ids(60, 2)), request(ids(60, 3)), request(ids(30, 4))])
     assert len(cleared) == 3
+
+
+def test_those_who_come_after_a_burst_that_was_cancelled_gather_anew(harness: Harness) -> None:
+    gathering = harness.engine._gathering
+    assert gathering.left(2, 0) == pytest.approx(LINGER_SECONDS, abs=0.001)
+    harness.clock_offset += 1
+    assert gathering.left(2, 0) == 0
+    harness.step()
+    assert gathering.left(2, 0) == pytest.approx(LINGER_SECONDS, abs=0.001)
+
+
+def test_nobody_gathers_behind_those_who_have_waited(harness: Harness) -> None:
+    """A slot that becomes free is filled at once."""
+    harness.run(request(ids(8, 0)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "_gather", lambda _: 1.0)
+        for seed in (1, 2):
+            harness.begin(request(ids(30, seed)))
+        harness.until(lambda: harness.engine._runner.waiting == 2)
+        harness.clock_offset += 2 * MOST_SECONDS
+        assert harness.engine._runner.fresh == 0
+    harness.settle()

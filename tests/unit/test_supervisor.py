@@ -17,6 +17,7 @@ from daemon.supervisor import State
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests import fake_engine
+from tests.builders import Clock
 from tests.running import alive
 from tests.unit.supervised import Watched, error_of, events, generate, opened, supervising, text, until_delta
 
@@ -57,12 +58,11 @@ async def test_an_engine_that_loads_its_libraries_serves_and_calls_wait_for_it(t
         assert supervisor.states == [State.WARMING, State.READY]
 
 
-async def test_an_engine_that_loads_its_libraries_for_long_serves_only_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "STALLED_SECONDS", 0.1)
-    warm = tmp_path / "warm"
-    async with supervising("--warm", str(warm)) as supervisor:
+async def test_an_engine_that_loads_its_libraries_for_long_serves_only_then(tmp_path: Path) -> None:
+    warm, clock = tmp_path / "warm", Clock()
+    async with supervising("--warm", str(warm), clock=clock) as supervisor:
+        await supervisor.until(State.WARMING)
+        clock.pass_(2 * module.STALLED_SECONDS)
         await supervisor.until(State.STARTING)
         assert not supervisor.serves
         warm.touch()
@@ -70,19 +70,21 @@ async def test_an_engine_that_loads_its_libraries_for_long_serves_only_then(
         assert supervisor.states == [State.WARMING, State.STARTING, State.READY]
 
 
-async def test_a_death_while_libraries_load_is_blamed_on_no_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those that were not sent yet wait for the next engine; heartbeats of this one do not save it."""
-    monkeypatch.setattr(module, "START_SECONDS", 0.5)
-    warm = tmp_path / "warm"
-    async with supervising("--warm", str(warm)) as supervisor:
+async def test_a_death_while_libraries_load_is_blamed_on_no_call(tmp_path: Path) -> None:
+    """
+    Those that were not sent yet wait for the next engine, which serves only when it takes them; heartbeats of the first
+    do not save it.
+    """
+    warm, clock = tmp_path / "warm", Clock()
+    async with supervising("--warm", str(warm), clock=clock) as supervisor:
         await supervisor.until(State.WARMING)
         call = opened(supervisor, "ok")
+        clock.pass_(2 * module.START_SECONDS)
         await supervisor.until(State.RESTARTING)
         warm.touch()
         assert text(await events(call)) == "one two three"
         assert not supervisor.quarantine.knows
+        assert supervisor.states.count(State.WARMING) == 1
 
 
 async def test_stop_ends_a_back_off() -> None:
