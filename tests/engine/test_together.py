@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import BatchKVCache
 
-from daemon.engine import calls, prefill
+from daemon.engine import calls, prefill, runner
 from daemon.engine.engine import Engine
 from daemon.engine.gathering import LINGER_SECONDS, MOST_SECONDS
 from daemon.engine.prefills import Prefills
@@ -74,6 +74,7 @@ def test_a_request_waits_for_one_that_is_being_tokenised_to_share_its_pass(
     monkeypatch.setattr(calls, "prepared", slowly)
     now = harness.now()
     monkeypatch.setattr(harness.engine._gathering, "_clock", lambda: now)
+    monkeypatch.setattr(runner, "MOST_SECONDS", PATIENCE)
     second = harness.begin(request(slow))
     reached.wait(PATIENCE)
     first = harness.begin(request(ids(40, 1)))
