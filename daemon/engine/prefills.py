@@ -64,6 +64,10 @@ class Prefills:
         """Forget a sequence; an unknown one is no error."""
         self._prefills.pop(sequence, None)
 
+    def stepped(self, model: Hashable, seconds: float) -> None:
+        """Take note of how long a decode step of a model took."""
+        self._sizer.stepped(model, seconds)
+
     def step(self, *, streams: bool) -> None:
         """
         Compute what a chunk has room for: a part of a long prompt, or several short ones, whoever's turn it is.

@@ -144,8 +144,10 @@ class Runner:
         """Do one round: start what can start, decode each model once, prefill a chunk: of one prompt, or short ones."""
         self._start()
         began, rows = self._clock(), self._active
-        for decoder in list(self._decoders.values()):
+        for model, decoder in list(self._decoders.items()):
+            before = self._clock()
             self._decode(decoder)
+            self._prefills.stepped(model, self._clock() - before)
         if rows:
             self.gauges.decoded(self._clock() - began, rows)
         self._prefills.step(streams=bool(self._active))

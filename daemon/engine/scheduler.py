@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from statistics import median
 from typing import Generic, Protocol, TypeVar
 
 CHUNK_SECONDS = 0.25
@@ -33,6 +35,7 @@ MOST_PASSED = 16
 """Later arrivals, of higher priority or of another namespace, may go before a request so many times."""
 
 _MOST_REMEMBERED = 1024
+_RECENT_STEPS = 16
 
 
 @dataclass(slots=True)
@@ -45,6 +48,10 @@ class ChunkSizer:
     """
 
     _sizes: dict[Hashable, float] = field(default_factory=dict)
+    _last: dict[Hashable, tuple[int, float]] = field(default_factory=dict)
+    """Tokens and seconds of each model's last pass that taught something."""
+    _steps: dict[Hashable, deque[float]] = field(default_factory=dict)
+    """Seconds of each model's last decode steps: what a pass takes for one token, reading all weights included."""
 
     def size(self, model: Hashable, chunks: float = 1.0) -> int:
         """Return how many tokens so many chunks have; just a first one of a model that was not measured yet."""
@@ -55,18 +62,31 @@ class ChunkSizer:
         return min(MAX_CHUNK, max(least, int(known * chunks)))
 
     def most_together(self, model: Hashable, chunks: float) -> int:
-        """Return how many tokens of short prompts may share a pass that takes so many chunks' time."""
-        known = self._sizes.get(model)
-        return _FIRST_CHUNK if known is None else max(MIN_CHUNK, int(known * chunks))
+        """
+        Return how many tokens of short prompts may share a pass that takes so many chunks' time.
+
+        What any pass takes, the last one took as well, but its tokens are not to blame for that: for half of its time
+        at most, in case that those steps had more to do.
+        """
+        if model not in self._last:
+            return _FIRST_CHUNK
+        tokens, seconds = self._last[model]
+        fixed = min(median(self._steps.get(model, (0.0,))), seconds / 2)
+        return max(MIN_CHUNK, int((chunks * AIM_SECONDS - fixed) * tokens / max(seconds - fixed, 1e-9)))
+
+    def stepped(self, model: Hashable, seconds: float) -> None:
+        """Note a decode step of a model."""
+        self._steps.setdefault(model, deque(maxlen=_RECENT_STEPS)).append(seconds)
 
     def measured(self, model: Hashable, tokens: int, seconds: float) -> None:
         """Learn from a chunk. One that the end of its prompt cut short says little, unless it took too long as well."""
         size = self._sizes.get(model, float(_FIRST_CHUNK))
         if tokens < int(size) and seconds <= AIM_SECONDS:
             return
+        self._last[model] = tokens, seconds
         in_time = tokens * AIM_SECONDS / max(seconds, 1e-9)
         size = min(2 * size, max(size / MOST_SHRINKING, in_time))
-        self._sizes[model] = min(MAX_CHUNK, size)
+        self._sizes[model] = min(MAX_CHUNK, max(MIN_CHUNK, size))
 
 
 class Request(Protocol):

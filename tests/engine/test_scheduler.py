@@ -142,6 +142,21 @@ def test_chunks_settle_at_their_time(seconds_per_token: float, rounds: int) -> N
         assert last == pytest.approx(ideal, rel=0.1, abs=1)
 
 
+def test_several_short_prompts_share_a_pass_of_so_much_time_and_reading_the_weights_is_counted_once() -> None:
+    sizer = ChunkSizer()
+    assert sizer.most_together("m", 10) == scheduler._FIRST_CHUNK
+    sizer.measured("m", 32, 2 * AIM_SECONDS)
+    assert sizer.most_together("m", 10) == pytest.approx(160, abs=1)
+    for _ in range(9):
+        sizer.stepped("m", 0.5 * AIM_SECONDS)
+    assert sizer.most_together("m", 10) == pytest.approx(9.5 / 1.5 * 32, abs=1)
+    for _ in range(9):
+        sizer.stepped("m", 100 * AIM_SECONDS)  # of many rows, say
+    assert sizer.most_together("m", 10) == pytest.approx(9 * 32, abs=1)
+    sizer.measured("m", 32, 100.0)
+    assert sizer.most_together("m", 1) == MIN_CHUNK
+
+
 def test_a_chunk_that_was_cut_short_teaches_nothing() -> None:
     """Nor does one model teach another."""
     sizer = ChunkSizer()

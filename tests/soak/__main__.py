@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -72,8 +73,7 @@ def measure(seconds: float, seed: int, *, cancels: bool = True) -> Samples:
             client.load("embedded")
             for thread in clients:
                 thread.start()
-            samples = _sample(client, daemon, seconds)
-        assert all(thread.is_alive() for thread in clients), "a client failed"
+            samples = _sample(client, daemon, seconds, clients)
     finally:
         over.set()
         for thread in clients:
@@ -85,7 +85,7 @@ def measure(seconds: float, seed: int, *, cancels: bool = True) -> Samples:
     return samples
 
 
-def _sample(client: Client, daemon: RunningDaemon, seconds: float) -> Samples:
+def _sample(client: Client, daemon: RunningDaemon, seconds: float, clients: Sequence[threading.Thread]) -> Samples:
     """
     Note memory for so long.
 
@@ -95,6 +95,7 @@ def _sample(client: Client, daemon: RunningDaemon, seconds: float) -> Samples:
     began = time.monotonic()
     samples: Samples = {"parent": [], "engine": []}
     while (now := time.monotonic() - began) < seconds:
+        assert all(thread.is_alive() for thread in clients), "a client failed"
         stats = client.stats()
         samples["parent"].append((now, held_by(daemon)["bytes"]))
         samples["engine"].append((now, resident_bytes(stats.engine.pid) - stats.memory.cache_bytes))
