@@ -108,9 +108,8 @@ class Sampler:
     def __call__(self, logits: mx.array) -> Sampled:
         """Sample from logits of shape [1, vocab]."""
         logits = logits.astype(mx.float32)
-        finite = mx.isfinite(
-            mx.max(logits, axis=-1)
-        )  # of NaN it is NaN; their sum of exponentials takes ten times as long
+        # The maximum of logits with a NaN is one; the sum of exponentials would tell as well, in ten times the time.
+        finite = mx.isfinite(mx.max(logits, axis=-1))
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True) if self._want_logprobs else None
         adjusted = self._adjust(logits)
         refusal = None
