@@ -8,17 +8,21 @@ from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from daemon.engine.notation import CALL, REASONING, TEXT
+
 MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|constrain|>", "<|call|>")
 
-_ENDS = [("<|end|>", "header"), ("<|start|>", "header")]
+_HEADER = "header"
+_CALLEE = "to=functions."
+_ENDS = [("<|end|>", _HEADER), ("<|start|>", _HEADER)]
 _RESPONSE = {
-    "initial_state": "header",
+    "initial_state": _HEADER,
     "transitions": {
         # The longest mark that ends at a character counts: what follows the header of another channel is text.
-        "header": [("analysis<|message|>", "reasoning"), ("<|message|>", "normal"), ("to=functions.", "tool")],
-        "reasoning": [*_ENDS, ("<|channel|>", "header")],
-        "normal": [*_ENDS, ("<|channel|>", "header")],
-        "tool": [*_ENDS, ("<|call|>", "header")],
+        _HEADER: [("analysis<|message|>", REASONING), ("<|message|>", TEXT), (_CALLEE, CALL)],
+        REASONING: [*_ENDS, ("<|channel|>", _HEADER)],
+        TEXT: [*_ENDS, ("<|channel|>", _HEADER)],
+        CALL: [*_ENDS, ("<|call|>", _HEADER)],
     },
 }
 _NAME = re.compile(r"[^\s<]+")
@@ -33,7 +37,7 @@ class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no t
             tokenizer,
             detokenizer_class,
             eos_token_ids=eos_token_ids | {vocabulary["<|return|>"], vocabulary["<|call|>"]},
-            tool_call_start="to=functions.",
+            tool_call_start=_CALLEE,
             tool_call_end="",
             tool_parser=parse_tool_call,
             response_format=_RESPONSE,
