@@ -190,13 +190,12 @@ class Supervisor:
 
     async def _run(self) -> None:
         while True:
-            began = self._clock()
             status = await self._live()
             self._engine = None
             if self.state is State.STOPPED:
                 log.info("the engine has ended", status=status)
                 return
-            await self._back_off(status, lived=self._clock() - began)
+            await self._back_off(status, lived=self._clock() - self._began)
 
     async def _back_off(self, status: int | None, *, lived: float) -> None:
         if lived >= STABLE_SECONDS:
