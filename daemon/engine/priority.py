@@ -13,6 +13,8 @@ from typing import Any
 
 import structlog
 
+from daemon.cache.digests import Rest
+
 QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY = 0x15, 0x11
 """macOS: what threads have, and what work with progress has that takes seconds or minutes (sys/qos.h)."""
 
@@ -20,9 +22,7 @@ log = structlog.get_logger()
 
 
 @contextmanager
-def aside(
-    streaming: Callable[[], bool], sleep: Callable[[float], None] = time.sleep
-) -> Iterator[Callable[[float], None]]:
+def aside(streaming: Callable[[], bool], sleep: Callable[[float], None] = time.sleep) -> Iterator[Rest]:
     """
     Let the calling thread stand back, and give it the rest that it takes between pieces of its work.
 
