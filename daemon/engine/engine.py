@@ -226,7 +226,7 @@ class Engine:
     def _gather(self) -> float:
         """Return for how many seconds requests that could start wait for those that come with them."""
         coming = sum(isinstance(call, GenerateCall) and call.comes_soon for call in self._calls.values())
-        return self._gathering.left(self._runner.fresh, coming)
+        return self._gathering.left(self._runner.fresh, coming, self._runner.waiting_for_step)
 
     def _cancel(self, call_id: int) -> None:
         call = self._calls.pop(call_id, None)

@@ -10,10 +10,14 @@ LINGER_SECONDS = 0.004
 MOST_SECONDS = 0.025
 """Nobody waits longer, however many come."""
 
+LONE_SHARE = 0.05
+"""The share of its model's decode step that one waits whom nobody has followed yet: little, and if it were computed
+alone, those that follow would wait for whole steps."""
+
 
 class Gathering:
     """
-    Decides how long requests that could start wait for others. One that nobody follows does not wait.
+    Decides how long requests that could start wait for others. One that nobody follows hardly waits.
 
     Several short prompts take little longer than one, but only if they are computed together. Without it the first is
     computed alone, and the others, beside its stream, a chunk at a time.
@@ -27,13 +31,14 @@ class Gathering:
         self._seen = 0
         self._first = self._last = 0.0
 
-    def left(self, waiting: int, coming: int) -> float:
+    def left(self, waiting: int, coming: int, step: float = 0.0) -> float:
         """
         Return for how many more seconds nobody starts.
 
         Args:
             waiting: Requests that could start; none as long as anything of another one is being computed.
             coming: Requests that are being tokenised.
+            step: Seconds that a decode step of their models usually takes; 0 if that is not known.
         """
         if not waiting:
             self._seen = 0
@@ -43,7 +48,7 @@ class Gathering:
             self._first = now
         if seen > self._seen:
             self._seen, self._last = seen, now
-        if seen == 1:
-            return 0.0
         end = self._first + MOST_SECONDS
-        return max(0.0, (end if coming else min(end, self._last + LINGER_SECONDS)) - now)
+        if not coming:
+            end = min(end, self._last + (LINGER_SECONDS if seen > 1 else LONE_SHARE * step))
+        return max(0.0, end - now)

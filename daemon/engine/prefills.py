@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Protocol
 
 from daemon.engine.prefill import Prefill
-from daemon.engine.scheduler import CHUNK_SECONDS, IDLE_CHUNKS, IDLE_ROOM, ChunkSizer, Turns
+from daemon.engine.scheduler import CHUNK_SECONDS, ChunkSizer, Turns, turn_of_prefill
 from daemon.engine.sequence import Sequence
 from daemon.engine.together import Together
 from daemon.kv.prefix_cache import PrefixCache
@@ -68,15 +68,19 @@ class Prefills:
         """Take note of how long a decode step of a model took."""
         self._sizer.stepped(model, seconds)
 
-    def step(self, *, streams: bool) -> None:
+    def usual_step(self, model: Hashable) -> float:
+        """Return how many seconds a decode step of a model usually takes; 0 before the first."""
+        return self._sizer.usual_step(model)
+
+    def step(self, decode: float | None) -> None:
         """
         Compute what a chunk has room for: a part of a long prompt, or several short ones, whoever's turn it is.
 
         Args:
-            streams: Whether somebody waits for their next token meanwhile.
+            decode: Seconds that a turn's decode usually takes; None if nobody waits for their next token meanwhile.
         """
         end, together = self._clock() + CHUNK_SECONDS, Together()
-        chunks, room = (1.0, 1.0) if streams else (IDLE_CHUNKS, IDLE_ROOM)
+        chunks, room = turn_of_prefill(decode)
         most = room
         while room > 0 and self._clock() < end:
             waiting = [sequence for sequence in self._prefills if sequence not in together]

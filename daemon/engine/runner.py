@@ -109,6 +109,11 @@ class Runner:
         return 0 if any(sequence.times.arrived < since for sequence in self._waiting) else len(self._waiting)
 
     @property
+    def waiting_for_step(self) -> float:
+        """Seconds that a decode step usually takes of the slowest model that sequences wait for; 0 if not known."""
+        return max((self._prefills.usual_step(sequence.model_key) for sequence in self._waiting), default=0.0)
+
+    @property
     def _active(self) -> int:
         return sum(decoder.active for decoder in self._decoders.values())
 
@@ -150,7 +155,7 @@ class Runner:
             self._prefills.stepped(model, self._clock() - before)
         if rows:
             self.gauges.decoded(self._clock() - began, rows)
-        self._prefills.step(streams=bool(self._active))
+        self._prefills.step(self.gauges.usual_decode if self._active else None)
 
     def _start(self) -> None:
         def fits(sequence: Sequence) -> bool:

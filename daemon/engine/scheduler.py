@@ -23,6 +23,10 @@ IDLE_ROOM = 16.0
 """Chunks' worth that several short prompts' turn has then, 3 s at most: all of them wait for their first token, and so
 does whoever would come after them anyway."""
 
+STEPS_BESIDE = 2.0
+"""Decode steps that a turn of prefill may take beside streams where that is more than a chunk: a slow model's streams
+hardly notice a chunk, and its prompts would take hundreds of them."""
+
 MOST_SHRINKING = 8
 MIN_CHUNK = 16
 MIN_IDLE_CHUNK = 64
@@ -36,6 +40,19 @@ MOST_PASSED = 16
 
 _MOST_REMEMBERED = 1024
 _RECENT_STEPS = 16
+
+
+def turn_of_prefill(decode: float | None) -> tuple[float, float]:
+    """
+    Return how many chunks' worth a turn has for one long prompt, and for several short ones.
+
+    Args:
+        decode: Seconds that a turn's decode usually takes; None if nobody waits for their next token.
+    """
+    if decode is None:
+        return IDLE_CHUNKS, IDLE_ROOM
+    chunks = max(1.0, STEPS_BESIDE * decode / AIM_SECONDS)
+    return chunks, chunks
 
 
 @dataclass(slots=True)
@@ -58,7 +75,7 @@ class ChunkSizer:
         known = self._sizes.get(model)
         if known is None:
             return _FIRST_CHUNK
-        least = MIN_CHUNK if chunks <= 1 else MIN_IDLE_CHUNK
+        least = MIN_CHUNK if chunks < IDLE_CHUNKS else MIN_IDLE_CHUNK
         return min(MAX_CHUNK, max(least, int(known * chunks)))
 
     def most_together(self, model: Hashable, chunks: float) -> int:
@@ -71,12 +88,16 @@ class ChunkSizer:
         if model not in self._last:
             return _FIRST_CHUNK
         tokens, seconds = self._last[model]
-        fixed = min(median(self._steps.get(model, (0.0,))), seconds / 2)
+        fixed = min(self.usual_step(model), seconds / 2)
         return max(MIN_CHUNK, int((chunks * AIM_SECONDS - fixed) * tokens / max(seconds - fixed, 1e-9)))
 
     def stepped(self, model: Hashable, seconds: float) -> None:
         """Note a decode step of a model."""
         self._steps.setdefault(model, deque(maxlen=_RECENT_STEPS)).append(seconds)
+
+    def usual_step(self, model: Hashable) -> float:
+        """Return how many seconds a decode step of a model usually takes; 0 before the first."""
+        return median(self._steps.get(model, (0.0,)))
 
     def measured(self, model: Hashable, tokens: int, seconds: float) -> None:
         """Learn from a chunk. One that the end of its prompt cut short says little, unless it took too long as well."""

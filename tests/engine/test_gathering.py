@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.engine.gathering import LINGER_SECONDS, MOST_SECONDS, Gathering
+from daemon.engine.gathering import LINGER_SECONDS, LONE_SHARE, MOST_SECONDS, Gathering
 from tests.builders import Clock
 
 
@@ -18,8 +18,19 @@ def _gathering(clock: Clock) -> Gathering:
     return Gathering(clock)
 
 
-def test_one_that_is_alone_does_not_wait(gathering: Gathering) -> None:
+def test_one_that_is_alone_does_not_wait_if_its_model_is_fast_or_not_known(gathering: Gathering) -> None:
     assert gathering.left(1, 0) == 0
+
+
+def test_one_that_is_alone_waits_a_small_share_of_a_slow_models_step(gathering: Gathering, clock: Clock) -> None:
+    assert gathering.left(1, 0, 0.2) == pytest.approx(LONE_SHARE * 0.2)
+    clock.pass_(LONE_SHARE * 0.1)
+    assert gathering.left(1, 0, 0.2) == pytest.approx(LONE_SHARE * 0.1)
+    assert gathering.left(2, 0, 0.2) == pytest.approx(LINGER_SECONDS), "one followed"
+
+
+def test_one_that_is_alone_waits_no_longer_than_the_most_however_slow_its_model(gathering: Gathering) -> None:
+    assert gathering.left(1, 0, 60.0) == pytest.approx(MOST_SECONDS)
 
 
 def test_nobody_waits_while_others_are_computed(gathering: Gathering) -> None:

@@ -53,9 +53,7 @@ def test_a_held_sequence_can_be_cancelled_and_keeps_what_it_computed(harness: Ha
     hold(harness, call)
     waiting = harness.begin(request("A man"))
     harness.until(lambda: harness.engine._runner.waiting == 1)
-    for _ in range(3):
-        harness.step()
-    assert not harness.engine.busy  # nobody runs, and nobody can start
+    harness.until(lambda: not harness.engine.busy)  # nobody runs, and nobody can start
     harness.cancel(call)
     assert harness.engine.busy
     harness.finish(waiting)

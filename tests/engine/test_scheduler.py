@@ -21,6 +21,7 @@ from daemon.engine.scheduler import (
     ChunkSizer,
     Turns,
     startable,
+    turn_of_prefill,
 )
 from daemon.errors import Reason, SidecarError
 
@@ -189,6 +190,18 @@ def test_turns_without_streams_have_more_room_once_a_model_was_measured() -> Non
     for _ in range(8):
         sizer.measured("m", 32, 10.0)
     assert (sizer.size("m"), sizer.size("m", IDLE_CHUNKS)) == (MIN_CHUNK, MIN_IDLE_CHUNK)
+
+
+@given(st.floats(0, 60))
+def test_a_turn_of_prefill_beside_streams_takes_a_chunk_or_two_of_their_steps(decode: float) -> None:
+    """So that a stream's gap is at most three of its steps, or one and a chunk."""
+    seconds = AIM_SECONDS * turn_of_prefill(decode)[0]
+    assert seconds == pytest.approx(max(AIM_SECONDS, 2 * decode))
+    assert turn_of_prefill(decode)[1] == turn_of_prefill(decode)[0]
+
+
+def test_a_turn_of_prefill_has_more_room_if_nobody_waits_for_a_token_and_most_for_short_prompts() -> None:
+    assert 1 < turn_of_prefill(None)[0] < turn_of_prefill(None)[1]
 
 
 def test_need_counts_the_prompt_and_the_first_room_to_decode_twice() -> None:
