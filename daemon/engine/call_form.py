@@ -15,12 +15,14 @@ class CallForm:
     Attributes:
         begin, named, end: Text around name and arguments.
         between: Text between two calls, each in marks of its own; None if one is all there can be.
+        opening: Text before the mark of a call; if empty, blank lines may stand before the first.
     """
 
     begin: str
     named: str
     end: str
     between: str | None
+    opening: str = ""
 
     def before(self, name: str) -> str:
         """Return what stands before the arguments of a call."""
@@ -30,6 +32,7 @@ class CallForm:
 _JSON_IN_TAGS = CallForm('\n{"name": "', '", "arguments": ', "}\n", "\n")
 _HEADERS = CallForm("", "[ARGS]", "", "")
 _JSON_LIST = CallForm('[{"name": "', '", "arguments": ', "}]", None)
+_MESSAGE = CallForm("", " <|constrain|>json<|message|>", "", None, "<|channel|>commentary ")
 _SECTION = CallForm("<|tool_call_begin|>functions.", ":0<|tool_call_argument_begin|>", "<|tool_call_end|>", None)
 
 
@@ -38,10 +41,10 @@ def call_form(parser: str, words: Container[str]) -> CallForm | None:
     Return how calls of a notation are written; None if their arguments are no JSON.
 
     Args:
-        parser: Name of mlx-lm's module that reads them.
+        parser: Name of the module that reads them, mlx-lm's or ours.
         words: The model's vocabulary.
     """
     if parser.endswith(".mistral"):
         return _HEADERS if "[ARGS]" in words else _JSON_LIST
-    forms = {"json_tools": _JSON_IN_TAGS, "kimi_k2": _SECTION}
+    forms = {"json_tools": _JSON_IN_TAGS, "kimi_k2": _SECTION, "harmony": _MESSAGE}
     return forms.get(parser.rpartition(".")[2])

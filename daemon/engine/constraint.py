@@ -20,13 +20,13 @@ class Thinking:
     Attributes:
         start, end: Ids of the marks around the reasoning.
         opened: Whether the prompt has opened it already; else the model may, with its first token.
-        header: Ids that the answer begins with after it, before its form.
+        turn: Ids that have to follow it before the answer begins.
     """
 
     start: tuple[int, ...]
     end: tuple[int, ...]
     opened: bool
-    header: tuple[int, ...] = ()
+    turn: tuple[int, ...] = ()
 
 
 class Constraint:
@@ -38,15 +38,24 @@ class Constraint:
         vocab: Width of the logits.
         eos_ids: Ids that end the sequence.
         thinking: How the model reasons first; None if it does not, or was told not to.
+        header: Ids that the answer begins with, before its form.
     """
 
-    def __init__(self, form: Form, vocab: int, eos_ids: Collection[int], thinking: Thinking | None = None) -> None:
+    def __init__(
+        self,
+        form: Form,
+        vocab: int,
+        eos_ids: Collection[int],
+        thinking: Thinking | None = None,
+        header: tuple[int, ...] = (),
+    ) -> None:
         self._form = form
         self._vocab = vocab
         self._thinking = thinking
+        self._header = header
         self._reasons = thinking is not None and thinking.opened
         self._may_open = thinking is not None and not thinking.opened
-        self._due: list[int] = []
+        self._due = list(header)
         """What has to come next: the rest of the opening mark, or the header of the answer."""
         self._then_reasons = False
         self._tail: tuple[int, ...] = ()
@@ -66,9 +75,7 @@ class Constraint:
             self._take(last)
         if self._reasons:
             return self._not_eos
-        if self._due:
-            return mx.arange(self._vocab) == self._due[0]
-        mask = self._expanded(self._form.allowed())
+        mask = mx.arange(self._vocab) == self._due[0] if self._due else self._expanded(self._form.allowed())
         if self._may_open and self._thinking is not None:
             mask[self._thinking.start[0]] = True
         return mask
@@ -79,15 +86,15 @@ class Constraint:
             end = self._thinking.end
             self._tail = (*self._tail, token)[-len(end) :]
             self._reasons = self._tail != end
-            self._due = [] if self._reasons else list(self._thinking.header)
+            self._due = [] if self._reasons else [*self._thinking.turn, *self._header]
             self._then_reasons = False
-        elif self._due:
-            self._due.pop(0)
-            self._reasons = self._then_reasons and not self._due
         elif opens and self._thinking is not None and token == self._thinking.start[0]:
             self._due = list(self._thinking.start[1:])
             self._then_reasons = True
             self._reasons = not self._due
+        elif self._due:
+            self._due.pop(0)
+            self._reasons = self._then_reasons and not self._due
         else:
             self._form.take(token)
 

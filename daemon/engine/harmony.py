@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -64,10 +65,14 @@ class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no t
         return tuple(self._tokenizer.encode(self.think_end, add_special_tokens=False))
 
     @property
+    def turn_tokens(self) -> tuple[int, ...]:
+        """Ids of what each message begins with but the first, whose beginning is in the prompt."""
+        return tuple(self._tokenizer.encode("<|start|>assistant", add_special_tokens=False))
+
+    @property
     def answer_header_tokens(self) -> tuple[int, ...]:
-        """Ids of what an answer begins with that follows reasoning."""
-        header = "<|start|>assistant<|channel|>final<|message|>"
-        return tuple(self._tokenizer.encode(header, add_special_tokens=False))
+        """Ids of what follows that in an answer."""
+        return tuple(self._tokenizer.encode("<|channel|>final<|message|>", add_special_tokens=False))
 
 
 def understood(wrapper: Any) -> Any:
@@ -76,6 +81,18 @@ def understood(wrapper: Any) -> Any:
     if not all(mark in vocabulary for mark in MARKS):
         return wrapper
     return HarmonyWrapper(wrapper._tokenizer, type(wrapper._detokenizer), set(wrapper.eos_token_ids))
+
+
+def with_thinking(message: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return a message as gpt-oss's template reads it: reasoning under another name, and beside a call no other text.
+    """
+    thinking, content = message.get("reasoning_content"), message["content"]
+    if not thinking:
+        return dict(message)
+    if content and message.get("tool_calls"):
+        thinking, content = f"{thinking}\n{content}", ""
+    return {**message, "content": content, "thinking": thinking}
 
 
 def parse_tool_call(text: str, _tools: Any = None) -> dict[str, Any]:

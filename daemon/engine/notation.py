@@ -55,6 +55,11 @@ class Notation:
         return [mark for mark, part in edges if part not in (TEXT, REASONING, CALL)]
 
     @property
+    def answer_header(self) -> tuple[int, ...]:
+        """Ids that a text begins with; none if the parts of an answer have no headers."""
+        return getattr(self._wrapper, "answer_header_tokens", ())
+
+    @property
     def marks(self) -> list[str]:
         """All marks but those of tool calls."""
         edges = [mark for edges in self._wrapper.response_transitions.values() for mark, _ in edges]
@@ -70,8 +75,8 @@ class Notation:
         closed = bool(self.think_end) and self._tail(prompt).endswith(self.think_end)
         if not self.think_start or closed or not (opened or wanted):
             return None
-        header = getattr(self._wrapper, "answer_header_tokens", ())
-        return Thinking(tuple(self._wrapper.think_start_tokens), tuple(self._wrapper.think_end_tokens), opened, header)
+        turn = getattr(self._wrapper, "turn_tokens", ())
+        return Thinking(tuple(self._wrapper.think_start_tokens), tuple(self._wrapper.think_end_tokens), opened, turn)
 
     def _tail(self, prompt: Sequence[int]) -> str:
         tail = self._wrapper.decode(prompt[-_TAIL:], skip_special_tokens=False, clean_up_tokenization_spaces=False)

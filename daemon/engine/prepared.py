@@ -30,6 +30,7 @@ class Prepared:
         channels: Takes the answer apart; None if all of it is text, as after raw prompts.
         form: The form of the answer; None if it is free.
         thinking: How the answer begins with reasoning, to which the form does not apply; None if it does not.
+        header: Ids that the answer begins with, before its form.
     """
 
     source: ModelSource
@@ -39,12 +40,13 @@ class Prepared:
     channels: Channels | None
     form: Form | None
     thinking: Thinking | None
+    header: tuple[int, ...] = ()
 
     def constraint(self, vocab: int) -> Constraint | None:
         """Return which of `vocab` tokens may be sampled; on the MLX thread."""
         if self.form is None:
             return None
-        return Constraint(self.form, vocab, self.tokenizer.eos_ids, self.thinking)
+        return Constraint(self.form, vocab, self.tokenizer.eos_ids, self.thinking, self.header)
 
 
 def prepared(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer) -> Prepared:
@@ -63,10 +65,11 @@ def prepared(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokeni
     tools = offered(request.chat) if notation.call_start else []
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
     thinking = notation.thinking(prompt.tokens, wanted=wanted)
-    bare = request.HasField("response_format") and thinking is None
+    header = notation.answer_header if request.HasField("response_format") else ()
+    bare = request.HasField("response_format") and thinking is None and not header
     channels = Channels(notation, tools, opened=notation.opened(prompt.tokens), bare=bare)
     output = Output(tokenizer.decoder(notation, calls=bool(tools)), stops)
-    return Prepared(source, tokenizer, prompt, output, channels, form, thinking)
+    return Prepared(source, tokenizer, prompt, output, channels, form, thinking, header)
 
 
 def _form(request: pb.GenerateRequest, tokenizer: Tokenizer, notation: Notation | None) -> Form | None:

@@ -16,7 +16,7 @@ from daemon.errors import SidecarError, invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 _FIELD = "chat.tool_choice"
-_LEAD = r"lead: /\n{1,2}/"
+_LEAD = r"/\n{1,2}/? "
 """What models write between their reasoning and a call."""
 
 _NO_PARAMETERS = {"additionalProperties": False}
@@ -38,19 +38,20 @@ def required_calls(chat: pb.Chat, notation: Notation | None, tokenizer: Tokenize
         for index, tool in enumerate(offered(chat))
         if chat.required_tool in ("", tool["function"]["name"])
     }
+    lead = "" if form.opening else _LEAD
     between = None if chat.required_tool else form.between
     try:
-        return Form("chat.tools", _grammar(calls.values(), between), tokens)
+        return Form("chat.tools", _grammar(lead, calls.values(), between), tokens)
     except SidecarError:
         for field, call in calls.items():  # one may be to blame, or all together
-            Form(f"{field}.parameters_json", _grammar([call], between), tokens)
+            Form(f"{field}.parameters_json", _grammar(lead, [call], between), tokens)
         raise
 
 
-def _grammar(calls: Collection[str], between: str | None) -> str:
+def _grammar(lead: str, calls: Collection[str], between: str | None) -> str:
     """Return the grammar of one of some calls; of several if something may stand between them."""
     more = "" if between is None else f" ({text_part(between, {})} call)*"
-    rules = [f"start: lead? call{more}", _LEAD, f"call: {' | '.join(f'call_{index}' for index in range(len(calls)))}"]
+    rules = [f"start: {lead}call{more}", f"call: {' | '.join(f'call_{index}' for index in range(len(calls)))}"]
     return "\n".join(rules + [f"call_{index}: {call}" for index, call in enumerate(calls)])
 
 
@@ -65,7 +66,7 @@ def _call(field: str, tool: dict[str, Any], notation: Notation, form: CallForm, 
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise invalid(f"{field}.parameters_json", "must allow an object, as arguments are one")
-    head, tail = notation.call_start + before, form.end + notation.call_end
+    head, tail = form.opening + notation.call_start + before, form.end + notation.call_end
     special = special_in(head + tail, tokens)
     arguments = json_part(f"{field}.parameters_json", {**schema, "type": "object"})
     return f"{text_part(head, special)} {arguments} {text_part(tail, special)}"

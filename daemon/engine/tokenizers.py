@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
 from daemon.engine.form import Vocabulary, vocabulary
-from daemon.engine.harmony import understood
+from daemon.engine.harmony import HarmonyWrapper, understood, with_thinking
 from daemon.engine.notation import Notation
 from daemon.engine.templates import Templates
 from daemon.errors import Reason, SidecarError, invalid
@@ -75,6 +75,8 @@ class Tokenizer:
             SidecarError: INVALID_ARGUMENT if the template refuses it, fails, or takes too much.
         """
         tokenizer = self._wrapper._tokenizer
+        if isinstance(self._wrapper, HarmonyWrapper):
+            messages = [with_thinking(message) for message in messages]
         if self._wrapper._chat_template is not None or not _plain(tokenizer):
             with self._lock:
                 return self._render_here(messages, options)

@@ -303,8 +303,9 @@ def test_an_answer_without_any_header_is_text() -> None:
 def test_reasoning_of_gpt_oss_leads_to_a_form_by_the_header_of_an_answer() -> None:
     thinking = HARMONY.thinking([], wanted=True)
     assert thinking is not None
-    marks = ["<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant<|channel|>final<|message|>"]
-    assert [*map(FakeTokenizer().decode, (thinking.start, thinking.end, thinking.header))] == marks
+    marks = ["<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant", "<|channel|>final<|message|>"]
+    spans = (thinking.start, thinking.end, thinking.turn, HARMONY.answer_header)
+    assert [*map(FakeTokenizer().decode, spans)] == marks
 
 
 def test_an_answer_that_must_be_in_a_form_needs_no_header() -> None:

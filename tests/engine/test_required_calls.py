@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.cache.resolver import Resolver, Wanted
+from daemon.engine.harmony import MARKS
 from daemon.engine.required_calls import required_calls
 from daemon.engine.templates import Templates
 from daemon.engine.tokenizers import Tokenizers
@@ -39,6 +40,7 @@ NOTATIONS: dict[str, tuple[dict[str, bool], str]] = {
         },
         "<|tool_calls_section_begin|>",
     ),
+    "messages with headers": (dict.fromkeys(MARKS, True), ""),
 }  # fmt: skip
 """Marks of models and what mlx-lm knows their templates by."""
 
@@ -127,6 +129,16 @@ def test_arguments_are_what_any_schema_allows(
     answer = ask(harness, model, tools=tools, required_tool="t", sampling={"temperature": temperature, "seed": seed})
     ((_, arguments),) = calls_of(answer)
     jsonschema.validate(arguments, schema)
+
+
+def test_gpt_oss_reasons_before_it_must_call(harness: Harness, model: Callable[..., str]) -> None:
+    """In a message of its own: the call is one as well."""
+    path = model(*NOTATIONS["messages with headers"])
+    end = 737 + MARKS.index("<|end|>")
+    sampling = {"temperature": 1.0, "seed": 4, "logit_bias": {end: 4.0}}
+    answer = ask(harness, path, enable_thinking=True, sampling=sampling)
+    assert len(calls_of(answer)) == 1
+    assert any(event.generate.delta.reasoning for event in answer.events)
 
 
 def test_a_model_may_reason_before_it_must_call(harness: Harness, model: Callable[..., str]) -> None:

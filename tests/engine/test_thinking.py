@@ -35,9 +35,11 @@ def allowed(constraint: Constraint, last: int | None) -> list[int]:
     return [token for token, may in enumerate(mask.tolist()) if may]  # type: ignore[arg-type]
 
 
-def after(form: Form, thinking: Thinking, tokens: Sequence[int]) -> list[int]:
+def after(
+    form: Form, thinking: Thinking | None, tokens: Sequence[int], header: tuple[int, ...] = (FINAL,)
+) -> list[int]:
     """Return what may follow these tokens."""
-    constraint = Constraint(form, VOCAB, [EOS], thinking)  # type: ignore[arg-type]
+    constraint = Constraint(form, VOCAB, [EOS], thinking, header)  # type: ignore[arg-type]
     may = allowed(constraint, None)
     for token in tokens:
         assert token in may
@@ -46,12 +48,29 @@ def after(form: Form, thinking: Thinking, tokens: Sequence[int]) -> list[int]:
 
 
 FREE = [token for token in range(VOCAB) if token != EOS]
-HEADERS = Thinking((OPEN, ANALYSIS), (END,), opened=False, header=(START, FINAL))
+HEADERS = Thinking((OPEN, ANALYSIS), (END,), opened=False, turn=(START,))
 MARKS = Thinking((OPEN,), (END,), opened=False)
 
 
 def test_an_answer_may_begin_with_reasoning_or_with_its_form() -> None:
-    assert after(Form(), HEADERS, []) == sorted([OPEN, BRACE])
+    assert after(Form(), HEADERS, [], header=()) == sorted([OPEN, BRACE])
+
+
+def test_an_answer_may_begin_with_reasoning_or_with_its_header() -> None:
+    assert after(Form(), HEADERS, []) == sorted([OPEN, FINAL])
+    assert after(Form(), HEADERS, [FINAL]) == [BRACE]
+
+
+def test_an_answer_without_reasoning_begins_with_its_header() -> None:
+    assert after(Form(), None, []) == [FINAL]
+    assert after(Form(), None, [FINAL]) == [BRACE]
+
+
+def test_where_reasoning_and_the_header_begin_alike_the_model_reasons() -> None:
+    header = (OPEN, FINAL)
+    assert after(Form(), HEADERS, [], header) == [OPEN]
+    assert after(Form(), HEADERS, [OPEN], header) == [ANALYSIS]
+    assert after(Form(), HEADERS, [OPEN, ANALYSIS, 30, END, START, OPEN, FINAL], header) == [BRACE]
 
 
 def test_an_opening_of_several_tokens_is_completed() -> None:
@@ -71,7 +90,7 @@ def test_after_the_reasoning_comes_the_header_of_the_answer_whatever_the_model_w
 
 
 def test_without_a_header_the_form_follows_the_mark_at_once() -> None:
-    assert after(Form(), MARKS, [OPEN, 30, END]) == [BRACE]
+    assert after(Form(), MARKS, [OPEN, 30, END], header=()) == [BRACE]
 
 
 def test_the_mask_is_as_wide_as_the_logits() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from transformers import AutoTokenizer
 
 from mlx_sidecar import AsyncClient, Client, Delta, Finished, InvalidArgument, Message, Tool
 from tests.running import RunningDaemon
@@ -159,13 +160,41 @@ HARMONY = {
 }  # fmt: skip
 
 
+HARMONY_TEMPLATE = """\
+{%- for message in messages if message.tool_calls and (not message.thinking or message.content) %}
+{{- raise_exception("where is what it thought before its call?") }}
+{%- endfor %}
+""" + TEMPLATE  # fmt: skip
+"""Like that of gpt-oss it has one place for what came before a call."""
+
+
+THINKS = {
+    "no tools": ["<|channel|>analysis", "<|message|>", "Hm", "<|end|>", "<|channel|>", "commentary", "<|return|>"],
+    "other marks": ["<|start|>", "<|constrain|>", "<|call|>"],
+}
+
+
+@pytest.mark.parametrize(("thinks", "reasoning"), [(True, "Hm"), (False, "")])
+def test_an_answer_of_gpt_oss_in_a_form_begins_with_the_header_of_an_answer(
+    client: Client, tmp_path: Path, thinks: bool, reasoning: str
+) -> None:
+    """After its reasoning, or without any, whatever it was about to write."""
+    model = str(scripted_model(tmp_path / "harmony", THINKS, TEMPLATE))
+    answer = client.complete(model, [Message("user", "Well?")], regex="(Yes|No)", enable_thinking=thinks)
+    assert (answer.text in ("Yes", "No"), answer.reasoning, answer.reason) == (True, reasoning, "stop")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    written = tokenizer.decode(list(answer.token_ids))
+    assert f"<|channel|>final<|message|>{answer.text}" in written
+
+
 def test_the_messages_of_gpt_oss_are_taken_apart(client: Client, tmp_path: Path) -> None:
     """A call ends the answer, whether or not the model's configuration says so."""
-    model = str(scripted_model(tmp_path / "harmony", HARMONY, TEMPLATE))
+    model = str(scripted_model(tmp_path / "harmony", HARMONY, HARMONY_TEMPLATE))
     asked = client.complete(model, [Message("user", "Does it rain?")], tools=[WEATHER])
     assert (asked.text, asked.reasoning, asked.reason) == ("", "Where?", "tool_calls")
     (call,) = asked.tool_calls
     assert (call.name, call.arguments) == ("weather", '{"city": "Bergen"}')
-    history = [Message("user", "Does it rain?"), Message("assistant", "", tool_calls=asked.tool_calls)]
+    turn = Message("assistant", "", reasoning_content=asked.reasoning, tool_calls=asked.tool_calls)
+    history = [Message("user", "Does it rain?"), turn]
     told = client.complete(model, [*history, Message("tool", "wet", tool_call_id=call.id)], tools=[WEATHER])
     assert (told.text, told.reasoning, told.reason) == ("It rains.", "", "stop")
