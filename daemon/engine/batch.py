@@ -8,7 +8,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from daemon.engine.sampling import Sampled, Sampler
+from daemon.engine.sampled import Sampled, arrays, ids
+from daemon.engine.sampling import Sampler, sample
 from daemon.engine.sequence import Sequence
 from daemon.kv.rows import batched, unbatched
 
@@ -135,23 +136,30 @@ class Batch:
 
     def advance(self) -> list[tuple[Sequence, Sampled]]:
         """Begin to compute the next token of each row, and return those before it, which may still be computed."""
-        ended, fed = all(row.ends for row in self.rows), [row.pending.token for row in self.rows]
+        ended, tokens = all(row.ends for row in self.rows), self._fed()
         current = [(row.sequence, sampled) for row in self.rows if (sampled := _told(row)) is not None]
         if ended:
             return current
-        tokens = mx.concatenate(fed)
         logits = forward(self.rows[0].sequence, tokens, self._caches)
         if any(row.sampler.constrained for row in self.rows):
             mx.async_eval(logits)  # the device computes while the host finds out which tokens may follow
-        following = [row.sampler(logits[index : index + 1]) for index, row in enumerate(self.rows)]
+        following = sample([row.sampler for row in self.rows], logits)
         for index, (row, sampled) in enumerate(zip(self.rows, following, strict=True)):
             row.sequence.advanced(1, self._caches, index)
             row.pending, row.told = sampled, False
-        mx.async_eval([array for sampled in following for array in sampled.arrays()])
+        mx.async_eval(arrays(following))
         self._steps += 1
         if self._steps % EVALUATE_STEPS == 0:
             mx.eval([cache.state for cache in self._caches])
         return current
+
+    def _fed(self) -> mx.array:
+        """Return the token of each row that the model has not seen, shape [rows]."""
+        pending = [row.pending for row in self.rows]
+        sampled = [one for one in pending if isinstance(one, Sampled)]
+        if len(sampled) == len(pending):
+            return ids(sampled)
+        return mx.concatenate([one.token for one in pending])
 
     def _joinable_caches(self) -> list[Any]:
         return self._caches if len(self.rows) > 1 else [batched(cache) for cache in self._caches]

@@ -9,7 +9,8 @@ import mlx.core as mx
 
 from daemon.engine.batch import Batch, Given, Row
 from daemon.engine.output import Token
-from daemon.engine.sampling import Sampled, Sampler
+from daemon.engine.sampled import Sampled, arrays
+from daemon.engine.sampling import Sampler
 from daemon.engine.sequence import Sequence
 from daemon.engine.speculation import Speculation
 from daemon.errors import Reason, SidecarError
@@ -126,27 +127,23 @@ def _first_row(sequence: Sequence) -> Row:
     if sequence.logits is None:
         return Row(sequence, sampler, Given(mx.array(sequence.prompt[-1:])))
     first, sequence.logits = sampler(sequence.logits), None
-    mx.async_eval(first.arrays())
+    mx.async_eval(arrays([first]))
     return Row(sequence, sampler, first)
 
 
 def _read(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:
-    mx.eval(sampled.arrays())
     if sampled.refusal is not None:
         return sampled.refusal
-    if not sampled.finite.item():
+    if not sampled.finite:
         return SidecarError(
             Reason.NAN_LOGITS,
             f"{sequence.loaded.source.name} computed logits that are no numbers; its weights may be bad",
         )
-    token = int(_scalar(sampled.token))
+    token = sampled.id
     if sampled.logprobs is None:
         return Token(token)
-    return Token(token, _scalar(sampled.logprobs[token]), _top(sampled.logprobs, sequence.top_logprobs or 0))
-
-
-def _scalar(array: mx.array) -> float:
-    return float(array.item())  # type: ignore[arg-type]
+    logprob = float(sampled.logprobs[token].item())  # type: ignore[arg-type]
+    return Token(token, logprob, _top(sampled.logprobs, sequence.top_logprobs or 0))
 
 
 def _top(logprobs: mx.array, count: int) -> tuple[tuple[int, float], ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from daemon.engine.constraint import Constraint
+from daemon.engine.sampled import Draw, Sampled
 from daemon.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -43,28 +44,6 @@ class Params:
     def penalises(self) -> bool:
         """Whether the history of the request matters."""
         return self.repetition_penalty != 1.0 or bool(self.presence_penalty) or bool(self.frequency_penalty)
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """
-    A sampled token, still on the device.
-
-    Attributes:
-        token: Its id, shape [1].
-        finite: Whether the logits were numbers, shape [1].
-        logprobs: Log-probabilities of the model, shape [vocab]; None if nobody asked.
-        refusal: Why there is no such token; None if there is one.
-    """
-
-    token: mx.array
-    finite: mx.array
-    logprobs: mx.array | None
-    refusal: SidecarError | None = None
-
-    def arrays(self) -> list[mx.array]:
-        """Return what must be evaluated."""
-        return [self.token, self.finite] + ([] if self.logprobs is None else [self.logprobs])
 
 
 class Sampler:
@@ -101,6 +80,12 @@ class Sampler:
         self._counts = mx.zeros((vocab,), mx.float32) if params.penalises else None
 
     @property
+    def likeliest(self) -> bool:
+        """Whether it takes the likeliest token, whatever came before, and tells no more than that."""
+        changes = self._bias is not None or self._counts is not None or self._constraint is not None
+        return self._params.temperature == 0 and not changes and not self._want_logprobs
+
+    @property
     def constrained(self) -> bool:
         """Whether it has to know a token before it can sample the next."""
         return self._constraint is not None
@@ -108,8 +93,6 @@ class Sampler:
     def __call__(self, logits: mx.array) -> Sampled:
         """Sample from logits of shape [1, vocab]."""
         logits = logits.astype(mx.float32)
-        # The maximum of logits with a NaN is one; the sum of exponentials would tell as well, in ten times the time.
-        finite = mx.isfinite(mx.max(logits, axis=-1))
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True) if self._want_logprobs else None
         adjusted = self._adjust(logits)
         refusal = None
@@ -123,7 +106,7 @@ class Sampler:
         if self._counts is not None and self._seen is not None:
             self._counts = self._counts.at[token].add(1.0)
             self._seen = self._seen.at[token].maximum(1.0)
-        return Sampled(token, finite, None if logprobs is None else logprobs[0], refusal)
+        return Sampled(Draw(token, _peaks(logits)), 0, None if logprobs is None else logprobs[0], refusal)
 
     def _adjust(self, logits: mx.array) -> mx.array:
         params = self._params
@@ -149,6 +132,27 @@ class Sampler:
             logprobs = _keep_top_k(logprobs, params.top_k)
         self._key, key = mx.random.split(self._key)
         return mx.random.categorical(logprobs * (1 / max(params.temperature, LEAST_TEMPERATURE)), key=key)
+
+
+def sample(samplers: Sequence[Sampler], logits: mx.array) -> list[Sampled]:
+    """
+    Sample a token from each row of logits, [rows, vocab]: in one go for all rows that just want the likeliest.
+
+    A step over many rows of a small model would take a tenth longer otherwise.
+    """
+    together = sum(sampler.likeliest for sampler in samplers) > 1
+    if not together:
+        return [sampler(logits[row : row + 1]) for row, sampler in enumerate(samplers)]
+    likeliest = Draw(mx.argmax(logits, axis=-1), _peaks(logits))
+    return [
+        Sampled(likeliest, row) if sampler.likeliest else sampler(logits[row : row + 1])
+        for row, sampler in enumerate(samplers)
+    ]
+
+
+def _peaks(logits: mx.array) -> mx.array:
+    # The maximum of logits with a NaN is one; the sum of exponentials would tell as well, in ten times the time.
+    return mx.max(logits, axis=-1).astype(mx.float32)
 
 
 # mlx-lm has these three under mx.compile, which compiles anew for every value that somebody sends: 0.6 s on the CPU, in

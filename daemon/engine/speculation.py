@@ -6,7 +6,8 @@ from copy import copy
 
 import mlx.core as mx
 
-from daemon.engine.sampling import Sampled, Sampler
+from daemon.engine.sampled import Sampled, arrays
+from daemon.engine.sampling import Sampler
 from daemon.engine.sequence import Sequence
 
 
@@ -42,11 +43,11 @@ class Speculation:
         sampled, samplers = self._check(guesses)
         wanted = [int(guess.item()) for guess in guesses]  # type: ignore[arg-type]
         right = 0
-        while right < len(wanted) and sampled[right].token.item() == wanted[right]:
+        while right < len(wanted) and sampled[right].id == wanted[right]:
             right += 1
         self._keep(wanted, right)
         self._sampler = samplers[right]
-        self._last = int(sampled[right].token.item())  # type: ignore[arg-type]
+        self._last = sampled[right].id
         self._draft.proposed += len(wanted)
         self._draft.accepted += right
         return sampled[: right + 1]
@@ -77,7 +78,7 @@ class Speculation:
         for index in range(len(guesses) + 1):
             sampled.append(self._sampler(logits[index : index + 1]))
             samplers.append(copy(self._sampler))
-        mx.eval([array for one in sampled for array in one.arrays()], guesses)
+        mx.eval(arrays(sampled), guesses)
         return sampled, samplers
 
     def _keep(self, guesses: list[int], right: int) -> None:

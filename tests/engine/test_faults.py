@@ -142,17 +142,20 @@ def test_logits_that_are_no_numbers_end_the_request_and_store_nothing(
     assert harness.run(generate(PROMPT)).cached > 0
 
 
-def test_logits_that_are_no_numbers_end_one_row_of_a_batch_alone(harness: Harness) -> None:
+@pytest.mark.parametrize("fields", [{"top_logprobs": 1}, {}], ids=["with log-probabilities", "sampled in one go"])
+def test_logits_that_are_no_numbers_end_one_row_of_a_batch_alone(harness: Harness, fields: dict[str, int]) -> None:
     """Its neighbours in the same forward pass give the answers that they give alone."""
     texts = ["The", "A man", "It was"]
-    expected = [harness.run(generate(text, max_tokens=30, stop=LONG, top_logprobs=1)).content for text in texts]
-    calls = [harness.begin(generate(text, max_tokens=30, stop=LONG, top_logprobs=1)) for text in texts]
+    expected = [harness.run(generate(text, max_tokens=30, stop=LONG, **fields)).content for text in texts]
+    calls = [harness.begin(generate(text, max_tokens=30, stop=LONG, **fields)) for text in texts]
     harness.until(lambda: all(map(harness.decoding, calls)))
     (decoder,) = harness.engine._runner._decoders.values()
     rows = {row.sequence.call_id: row for batch in decoder._batches for row in batch.rows}
     assert len(decoder._batches) == 1
     sampler = rows[calls[1]].sampler
-    spoiled = Mock(spec=sampler, constrained=False, side_effect=lambda logits: sampler(logits * mx.nan))
+    spoiled = Mock(
+        spec=sampler, likeliest=False, constrained=False, side_effect=lambda logits: sampler(logits * mx.nan)
+    )
     rows[calls[1]].sampler = spoiled
     assert Answer(harness.finish(calls[1])).failure.reason == "NAN_LOGITS"
     for which in (0, 2):

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from daemon.engine import sampling
-from daemon.engine.sampling import Params, Sampler
+from daemon.engine.sampled import ids
+from daemon.engine.sampling import Params, Sampler, sample
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 VOCAB = 40
@@ -25,7 +26,7 @@ def sampler(prompt: tuple[int, ...] = (), *, logprobs: bool = False, **options: 
 
 def draw(one: Sampler, count: int = 1, logits: NDArray[np.float32] = LOGITS) -> list[int]:
     """Return so many tokens, all from the same logits."""
-    return [int(one(mx.array(logits)[None]).token.item()) for _ in range(count)]  # type: ignore[arg-type]
+    return [one(mx.array(logits)[None]).id for _ in range(count)]
 
 
 def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -149,8 +150,8 @@ def test_logits_that_are_no_numbers_are_noticed(value: float, finite: bool) -> N
     """One token that is impossible is fine; all of them are not."""
     logits = LOGITS.copy()
     logits[4] = value
-    assert sampler()(mx.array(logits)[None]).finite.item() == finite
-    assert not sampler()(mx.array(np.full(VOCAB, -math.inf, np.float32))[None]).finite.item()
+    assert sampler()(mx.array(logits)[None]).finite == finite
+    assert not sampler()(mx.array(np.full(VOCAB, -math.inf, np.float32))[None]).finite
 
 
 def test_half_precision_is_sampled_in_single() -> None:
@@ -171,3 +172,30 @@ def test_a_new_value_of_an_option_costs_no_compilation(monkeypatch: pytest.Monke
         assert not hasattr(sampling, name)
     for number in range(5):
         draw(sampler(temperature=1, top_p=0.5 + number / 11, min_p=number / 103, top_k=2 + number, seed=1))
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 1.0, "seed": 3},
+    "biased": {"logit_bias": {4: 1e9}},
+    "penalised": {"repetition_penalty": 1.5},
+}
+
+
+@pytest.mark.parametrize("kinds", [["greedy"], ["greedy"] * 3, ["greedy", "sampled", "greedy", "biased", "penalised"]])
+def test_rows_that_are_sampled_together_get_what_each_gets_alone(kinds: list[str]) -> None:
+    """Those that want just the likeliest in one go: it says so to the batch, which feeds them as they come."""
+    random = np.random.default_rng(1)
+    alone, batch = ([sampler((1, 2, 3), **ROWS[kind]) for kind in kinds] for _ in range(2))
+    for _ in range(4):
+        logits = mx.array(random.normal(size=(len(kinds), VOCAB)).astype(np.float32))
+        together = sample(batch, logits)
+        assert [one.id for one in together] == [one(logits[row : row + 1]).id for row, one in enumerate(alone)]
+        assert ids(together).tolist() == [one.id for one in together]
+        assert len({id(one.draw) for one, kind in zip(together, kinds, strict=True) if kind == "greedy"}) == 1
+
+
+def test_of_rows_that_are_sampled_together_the_one_without_numbers_is_told() -> None:
+    logits = np.stack([LOGITS, LOGITS, LOGITS])
+    logits[1, 3] = math.nan
+    assert [one.finite for one in sample([sampler() for _ in range(3)], mx.array(logits))] == [True, False, True]
