@@ -38,7 +38,7 @@ from daemon.engine.loop import Loop
 from daemon.failpoints import failpoint
 from daemon.v1 import ipc_pb2 as ipc
 
-FLUSH_SECONDS = 1.0
+DRAIN_SECONDS = 1.0
 
 log = structlog.get_logger()
 
@@ -64,8 +64,9 @@ def main() -> int:
     from daemon.engine.engine import Engine
     from daemon.engine.pressure import of_this_system
 
-    engine = Engine(config, link.send, loop.post, clocks.awake, of_this_system(), clocks.elapsed)
+    engine = Engine(config, link, loop.post, clocks.awake, of_this_system(), clocks.elapsed)
     link.send(ipc.Event(hello=hello()))
+    link.flush()
     try:
         loop.run(engine)
     except Exception:
@@ -73,7 +74,8 @@ def main() -> int:
         return 1
     finally:
         engine.close()
-        link.flush(FLUSH_SECONDS)
+        link.flush()
+        link.drain(DRAIN_SECONDS)
         # Without this, mlx aborts the process at exit with status 134 (seen with 0.32.4 on Linux).
         mx.clear_streams()
     return 0

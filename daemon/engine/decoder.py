@@ -75,15 +75,22 @@ class Decoder:
         """Return the KV of a sequence that runs, as it is now."""
         return next(batch.caches_of(row) for batch in self._batches for row in batch.rows if row.sequence is sequence)
 
+    def firsts(self) -> Iterator[tuple[Sequence, Token | SidecarError]]:
+        """
+        Iterate over the first tokens of sequences that have not had theirs.
+
+        They come before a step is begun: handing one to a device that is busy can take as long as the step, and
+        somebody is waiting.
+        """
+        for sequence, sampled in [first for batch in self._batches for first in batch.firsts()]:
+            yield sequence, _read(sequence, sampled)
+
     def step(self) -> Iterator[tuple[Sequence, Token | SidecarError]]:
         """
         Iterate over the next token of each sequence, or why it has none; of one that speculates, several in a row.
 
-        A first token comes before anything else is begun: handing a step to a device that is busy can take as long as
-        the step, and somebody is waiting. Later ones come while the device computes those after them.
+        They come while the device computes those after them.
         """
-        for sequence, sampled in [first for batch in self._batches for first in batch.firsts()]:
-            yield sequence, _read(sequence, sampled)
         current = [pair for batch in self._batches for pair in batch.advance()]
         guessing = [one for one in self._speculations if not one.held]
         current += [(one.sequence, sampled) for one in guessing for sampled in one.step()]

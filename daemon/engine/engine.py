@@ -27,7 +27,7 @@ from daemon.engine.gathering import Gathering
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.ledger import Ledger, memory_limit
 from daemon.engine.namespaces import NamespaceBook
-from daemon.engine.outbox import Outbox
+from daemon.engine.outbox import Outbox, Wire
 from daemon.engine.prefix_call import PrefixCall
 from daemon.engine.pressure import Relief, Source, normal
 from daemon.engine.priority import aside
@@ -59,7 +59,7 @@ class Engine:
 
     Args:
         config: The daemon's configuration.
-        send: Queues an event for the parent; never blocks, any thread.
+        wire: Takes events to the parent.
         post: Runs a function on the MLX thread; any thread.
         clock: Seconds that never go back.
         pressure: Tells whether the system is short of memory; asked once a second, if the configuration allows it.
@@ -69,7 +69,7 @@ class Engine:
     def __init__(
         self,
         config: Config,
-        send: Callable[[ipc.Event], None],
+        wire: Wire,
         post: Callable[[Callable[[], None]], None],
         clock: Callable[[], float],
         pressure: Source = normal,
@@ -92,7 +92,7 @@ class Engine:
         self._prefixes = PrefixCache(
             PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB), config.min_prefix_len, copy=copied
         )
-        self._outbox = Outbox(send, lambda: self._figures.snapshot())
+        self._outbox = Outbox(wire, lambda: self._figures.snapshot())
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
         self._namespaces = NamespaceBook(self._prefixes)
         self._figures = Figures(self._models, self._prefixes, self._namespaces, self._runner, ledger, ttl_clock)

@@ -1,4 +1,4 @@
-"""The engine's end of the socket pair: one thread that reads commands, writes events and sends heartbeats."""
+"""The engine's end of the socket pair: a thread reads commands and sends heartbeats, the MLX thread writes events."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import asyncio
 import os
 import socket
 import threading
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError
-from contextlib import suppress
 
 from daemon.durations import duration
+from daemon.engine.frame_writer import FrameWriter
 from daemon.ipc import FrameError, encode_frame, read_frame
 from daemon.v1 import ipc_pb2 as ipc
 
@@ -38,47 +36,40 @@ class Link:
         on_end: Callable[[], None],
         pulse: Callable[[], tuple[int, float | None]],
     ) -> None:
+        sock.setblocking(False)
         self._sock = sock
         self._on_command = on_command
         self._on_end = on_end
         self._pulse = pulse
         self._loop = asyncio.new_event_loop()
-        self._writer: asyncio.StreamWriter | None = None
-        self._hello = b""
-        self._unwritten: deque[bytes] = deque()
-        self._woken = False
-        """Whether the thread will look for what is unwritten. A step sends many frames; one wake-up does for all."""
-        self._connected = threading.Event()
+        self._writer = FrameWriter(sock, self._loop)
+        self._unwritten: list[bytes] = []
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._run()], name="link")
         self._thread.daemon = True
 
     def start(self, hello: ipc.Event) -> None:
         """Begin to read and write; `hello` is the first frame."""
-        self._hello = encode_frame(hello)
+        self._writer.write(encode_frame(hello))
         self._thread.start()
-        self._connected.wait()
 
     def send(self, event: ipc.Event) -> None:
-        """Queue an event; never blocks, any thread, dropped once the parent is gone."""
+        """Queue an event for the next `flush`; on the thread that flushes."""
         self._unwritten.append(encode_frame(event))
-        if self._woken:
-            return
-        self._woken = True
-        with suppress(RuntimeError):  # the loop is closed: nobody reads any more
-            self._loop.call_soon_threadsafe(self._write_all)
 
-    def flush(self, seconds: float) -> None:
-        """Wait until what was sent so far is written, for at most so long."""
-        writer = self._writer
-        if writer is not None and self._thread.is_alive():
-            drained = asyncio.run_coroutine_threadsafe(self._drain(writer), self._loop)
-            with suppress(TimeoutError, CancelledError):
-                drained.exception(timeout=seconds)
+    def flush(self) -> None:
+        """Write what was sent; never blocks."""
+        if self._unwritten:
+            frames = b"".join(self._unwritten)
+            self._unwritten.clear()
+            self._writer.write(frames)
+
+    def drain(self, seconds: float) -> None:
+        """Wait until all that was flushed is written, for at most so long."""
+        if self._thread.is_alive():
+            self._writer.wait(seconds)
 
     async def _run(self) -> None:
-        reader, self._writer = await asyncio.open_connection(sock=self._sock)
-        self._writer.write(self._hello)
-        self._connected.set()
+        reader, _ = await asyncio.open_connection(sock=self._sock)
         beats = asyncio.create_task(self._beat())
         status = 0
         try:
@@ -100,20 +91,5 @@ class Link:
         while True:
             steps, age = self._pulse()
             beat = ipc.Heartbeat(steps=steps, step_age=None if age is None else duration(age))
-            self._write(encode_frame(ipc.Event(heartbeat=beat)))
+            self._writer.write(encode_frame(ipc.Event(heartbeat=beat)))
             await asyncio.sleep(HEARTBEAT_SECONDS)
-
-    def _write_all(self) -> None:
-        self._woken = False  # first: what is sent from here on wakes the thread again
-        frames = b"".join(self._unwritten.popleft() for _ in range(len(self._unwritten)))
-        self._write(frames)
-
-    def _write(self, frame: bytes) -> None:
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(frame)
-
-    async def _drain(self, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0)
-        self._write_all()
-        writer.transport.set_write_buffer_limits(high=0)
-        await writer.drain()

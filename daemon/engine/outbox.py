@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from daemon.durations import duration
 from daemon.errors import SidecarError
@@ -10,39 +11,57 @@ from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
+class Wire(Protocol):
+    """What takes events to the parent."""
+
+    def send(self, event: ipc.Event) -> None:
+        """Queue an event."""
+
+    def flush(self) -> None:
+        """Write what was queued; never blocks."""
+
+
 class Outbox:
     """
     Sends events. Figures go out before an event that ends a call, so that whoever saw the end also sees its effect.
 
+    The deltas of a step are written together, by `flush`; everything else at once, with what came before it.
+
     Args:
-        send: Queues a frame for the parent; never blocks, any thread.
+        wire: Takes them to the parent.
         figures: Returns fresh statistics.
     """
 
-    def __init__(self, send: Callable[[ipc.Event], None], figures: Callable[[], pb.StatsResponse]) -> None:
-        self._send = send
+    def __init__(self, wire: Wire, figures: Callable[[], pb.StatsResponse]) -> None:
+        self._wire = wire
         self._figures = figures
+
+    def flush(self) -> None:
+        """Write the deltas that were sent."""
+        self._wire.flush()
 
     def accepted(self, call_id: int, prompt_tokens: int) -> None:
         """Tell the size of a prompt."""
-        self._send(ipc.Event(call_id=call_id, accepted=ipc.Accepted(prompt_tokens=prompt_tokens)))
+        self._write(ipc.Event(call_id=call_id, accepted=ipc.Accepted(prompt_tokens=prompt_tokens)))
 
     def load(self, call_id: int, event: pb.GetOrLoadResponse) -> None:
         """Send an event of a GetOrLoad call; `ready` ends the call."""
         if event.HasField("ready"):
-            self.publish()
-        self._send(ipc.Event(call_id=call_id, load=event))
+            self._wire.send(self._snapshot())
+        self._write(ipc.Event(call_id=call_id, load=event))
 
     def generate(self, call_id: int, event: pb.GenerateResponse) -> None:
         """Send an event of a Generate call; `finished` ends the call."""
         if event.HasField("finished"):
-            self.publish()
-        self._send(ipc.Event(call_id=call_id, generate=event))
+            self._wire.send(self._snapshot())
+        self._wire.send(ipc.Event(call_id=call_id, generate=event))
+        if not event.HasField("delta"):
+            self.flush()
 
     def invalidated(self, call_id: int, answer: pb.InvalidateResponse) -> None:
         """Answer an Invalidate call."""
-        self.publish()
-        self._send(ipc.Event(call_id=call_id, invalidate=answer))
+        self._wire.send(self._snapshot())
+        self._write(ipc.Event(call_id=call_id, invalidate=answer))
 
     def fail(self, call_id: int, error: SidecarError) -> None:
         """End a call with an error."""
@@ -51,9 +70,16 @@ class Outbox:
         failure = ipc.Failure(reason=error.reason, message=message, metadata=error.metadata, field=error.field)
         if error.retry_after is not None:
             failure.retry_after.CopyFrom(duration(error.retry_after))
-        self.publish()
-        self._send(ipc.Event(call_id=call_id, failure=failure))
+        self._wire.send(self._snapshot())
+        self._write(ipc.Event(call_id=call_id, failure=failure))
 
     def publish(self) -> None:
         """Send fresh figures."""
-        self._send(ipc.Event(snapshot=self._figures()))
+        self._write(self._snapshot())
+
+    def _snapshot(self) -> ipc.Event:
+        return ipc.Event(snapshot=self._figures())
+
+    def _write(self, event: ipc.Event) -> None:
+        self._wire.send(event)
+        self.flush()

@@ -37,6 +37,9 @@ class Replies(Protocol):
     def fail(self, call_id: int, error: SidecarError) -> None:
         """End a call with an error."""
 
+    def flush(self) -> None:
+        """Write deltas that were sent; other events are written at once."""
+
 
 @dataclass(slots=True)
 class Totals:
@@ -212,12 +215,14 @@ class Runner:
 
     def _decode(self, decoder: Decoder) -> None:
         ended: dict[Sequence, pb.FinishReason | SidecarError] = {}
-        for sequence, token in decoder.step():
-            if sequence in ended:
-                continue  # what was guessed beyond its end
-            end = token if isinstance(token, SidecarError) else self._accept(sequence, token)
-            if end is not None:
-                ended[sequence] = end
+        for tokens in (decoder.firsts(), decoder.step()):
+            for sequence, token in tokens:
+                if sequence in ended:
+                    continue  # what was guessed beyond its end
+                end = token if isinstance(token, SidecarError) else self._accept(sequence, token)
+                if end is not None:
+                    ended[sequence] = end
+            self._replies.flush()
         decoder.leave(ended)
         for sequence, end in ended.items():
             self._finish(sequence, end)

@@ -44,7 +44,7 @@ class Harness:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._last_id = 0
         config = Config(**{"warmup_tokens": 0, **settings})
-        self.engine = Engine(config, self._sent, self._inbox.put, self.now, lambda: self.pressure, self.elapsed)
+        self.engine = Engine(config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed)
 
     def now(self) -> float:
         """Return the engine's time."""
@@ -54,11 +54,15 @@ class Harness:
         """Return the time that its models' time-to-live is counted in."""
         return self.now() + self.slept
 
-    def _sent(self, event: ipc.Event) -> None:
+    def send(self, event: ipc.Event) -> None:
+        """Note an event of the engine."""
         if event.HasField("snapshot"):
             self.figures = event.snapshot
         else:
             self.events.append(event)
+
+    def flush(self) -> None:
+        """Do nothing: events are here as soon as they are sent."""
 
     @property
     def models(self) -> int:
