@@ -15,7 +15,7 @@ class CallForm:
     Attributes:
         begin, named, end: Text around name and arguments.
         between: Text between two calls, each in marks of its own; None if one is all there can be.
-        opening: Text before the mark of a call; if empty, blank lines may stand before the first.
+        opening: The header of a message that is a call. If there is none, blank lines may stand before the first call.
     """
 
     begin: str

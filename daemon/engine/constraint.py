@@ -21,17 +21,19 @@ class Thinking:
         start, end: Ids of the marks around the reasoning.
         opened: Whether the prompt has opened it already; else the model may, with its first token.
         turn: Ids that have to follow it before the answer begins.
+        barred: Ids that the reasoning cannot hold, because they would end it in another way.
     """
 
     start: tuple[int, ...]
     end: tuple[int, ...]
     opened: bool
     turn: tuple[int, ...] = ()
+    barred: tuple[int, ...] = ()
 
 
 class Constraint:
     """
-    Follows one completion. While it reasons, everything is allowed but its end; then what keeps to the form.
+    Follows one completion. While it reasons, all that does not end the answer is allowed; then what keeps to the form.
 
     Args:
         form: The form of the answer.
@@ -59,10 +61,10 @@ class Constraint:
         """What has to come next: the rest of the opening mark, or the header of the answer."""
         self._then_reasons = False
         self._tail: tuple[int, ...] = ()
-        self._not_eos = mx.ones((vocab,), mx.bool_)
-        for token in eos_ids:
+        self._thoughts = mx.ones((vocab,), mx.bool_)
+        for token in (*eos_ids, *(thinking.barred if thinking is not None else ())):
             if token < vocab:  # some tokenizers name more than their model has
-                self._not_eos[token] = False
+                self._thoughts[token] = False
 
     def mask(self, last: int | None) -> mx.array:
         """
@@ -74,7 +76,7 @@ class Constraint:
         if last is not None:
             self._take(last)
         if self._reasons:
-            return self._not_eos
+            return self._thoughts
         mask = mx.arange(self._vocab) == self._due[0] if self._due else self._expanded(self._form.allowed())
         if self._may_open and self._thinking is not None:
             mask[self._thinking.start[0]] = True

@@ -23,7 +23,7 @@ from daemon.engine.background import Background, as_sidecar_error
 from daemon.engine.calls import Call, GenerateCall, LoadCall, Services
 from daemon.engine.device import working_set
 from daemon.engine.finder import Finder
-from daemon.engine.gathering import Gathering
+from daemon.engine.gathering import Gathering, most_seconds
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.ledger import Ledger, memory_limit
 from daemon.engine.namespaces import NamespaceBook
@@ -226,7 +226,8 @@ class Engine:
     def _gather(self) -> float:
         """Return for how many seconds requests that could start wait for those that come with them."""
         coming = sum(isinstance(call, GenerateCall) and call.comes_soon for call in self._calls.values())
-        return self._gathering.left(self._runner.fresh, coming, self._runner.waiting_for_step)
+        step = self._runner.usual_step_awaited
+        return self._gathering.left(self._runner.fresh(most_seconds(step)), coming, step)
 
     def _cancel(self, call_id: int) -> None:
         call = self._calls.pop(call_id, None)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
+
+_FULL = (errno.EAGAIN, errno.ENOBUFS)
 
 
 class FrameWriter:
@@ -23,6 +26,8 @@ class FrameWriter:
         self._loop = loop
         self._lock = threading.Lock()
         self._backlog = bytearray()
+        self._gone = False
+        """Whether nobody reads any more; a frame may have been torn."""
         self._empty = threading.Event()
         self._empty.set()
 
@@ -53,9 +58,12 @@ class FrameWriter:
             self._empty.set()
 
     def _sent(self, data: bytes | bytearray) -> int:
+        if self._gone:
+            return len(data)
         try:
             return self._sock.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError:  # nobody reads any more
+        except OSError as error:
+            if error.errno in _FULL:
+                return 0
+            self._gone = True
             return len(data)

@@ -10,9 +10,16 @@ LINGER_SECONDS = 0.004
 MOST_SECONDS = 0.025
 """Nobody waits longer, however many come."""
 
-LONE_SHARE = 0.05
-"""The share of its model's decode step that one waits whom nobody has followed yet: little, and if it were computed
-alone, those that follow would wait for whole steps."""
+SLOW_SHARE = 0.05
+"""
+The share of its model's decode step that one waits in addition, though nobody has followed yet, and twice that at most:
+little, and if it were computed alone, those that follow would wait for whole steps.
+"""
+
+
+def most_seconds(step: float) -> float:
+    """Return for how long anybody waits whose model takes so many seconds for a decode step."""
+    return MOST_SECONDS + 2 * SLOW_SHARE * step
 
 
 class Gathering:
@@ -48,7 +55,7 @@ class Gathering:
             self._first = now
         if seen > self._seen:
             self._seen, self._last = seen, now
-        end = self._first + MOST_SECONDS
+        end = self._first + most_seconds(step)
         if not coming:
-            end = min(end, self._last + (LINGER_SECONDS if seen > 1 else LONE_SHARE * step))
+            end = min(end, self._last + SLOW_SHARE * step + LINGER_SECONDS * (seen > 1))
         return max(0.0, end - now)

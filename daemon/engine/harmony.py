@@ -65,6 +65,16 @@ class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no t
         return tuple(self._tokenizer.encode(self.think_end, add_special_tokens=False))
 
     @property
+    def message_ends(self) -> tuple[str, ...]:
+        """The marks that a message ends with."""
+        return ("<|end|>", "<|return|>", "<|call|>")
+
+    @property
+    def barred_tokens(self) -> tuple[int, ...]:
+        """Ids of the marks that no message can hold: each would begin another part of the answer, or end it."""
+        return tuple(self._tokenizer.get_vocab()[mark] for mark in MARKS if mark != self.think_end)
+
+    @property
     def turn_tokens(self) -> tuple[int, ...]:
         """Ids of what each message begins with but the first, whose beginning is in the prompt."""
         return tuple(self._tokenizer.encode("<|start|>assistant", add_special_tokens=False))

@@ -44,7 +44,8 @@ class Link:
         self._loop = asyncio.new_event_loop()
         self._writer = FrameWriter(sock, self._loop)
         self._unwritten: list[bytes] = []
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._run()], name="link")
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._run()), name="link")
         self._thread.daemon = True
 
     def start(self, hello: ipc.Event) -> None:
@@ -53,15 +54,18 @@ class Link:
         self._thread.start()
 
     def send(self, event: ipc.Event) -> None:
-        """Queue an event for the next `flush`; on the thread that flushes."""
-        self._unwritten.append(encode_frame(event))
+        """Queue an event for the next `flush`; any thread."""
+        frame = encode_frame(event)
+        with self._lock:
+            self._unwritten.append(frame)
 
     def flush(self) -> None:
-        """Write what was sent; never blocks."""
-        if self._unwritten:
+        """Write what was sent, in order; never blocks, any thread."""
+        with self._lock:  # until it is written: what another thread takes afterwards must follow it
             frames = b"".join(self._unwritten)
             self._unwritten.clear()
-            self._writer.write(frames)
+            if frames:
+                self._writer.write(frames)
 
     def drain(self, seconds: float) -> None:
         """Wait until all that was flushed is written, for at most so long."""
@@ -69,7 +73,7 @@ class Link:
             self._writer.wait(seconds)
 
     async def _run(self) -> None:
-        reader, _ = await asyncio.open_connection(sock=self._sock)
+        reader, _kept = await asyncio.open_connection(sock=self._sock)  # collected, it would close the connection
         beats = asyncio.create_task(self._beat())
         status = 0
         try:

@@ -55,11 +55,6 @@ class Notation:
         return [mark for mark, part in edges if part not in (TEXT, REASONING, CALL)]
 
     @property
-    def answer_header(self) -> tuple[int, ...]:
-        """Ids that a text begins with; none if the parts of an answer have no headers."""
-        return getattr(self._wrapper, "answer_header_tokens", ())
-
-    @property
     def marks(self) -> list[str]:
         """All marks but those of tool calls."""
         edges = [mark for edges in self._wrapper.response_transitions.values() for mark, _ in edges]
@@ -72,11 +67,25 @@ class Notation:
     def thinking(self, prompt: Sequence[int], *, wanted: bool) -> Thinking | None:
         """Return how the answer to a prompt begins with reasoning; None if it does not, or if that is not `wanted`."""
         opened = self.opened(prompt)
-        closed = bool(self.think_end) and self._tail(prompt).endswith(self.think_end)
-        if not self.think_start or closed or not (opened or wanted):
+        if not self.think_start or self._closed(prompt) or not (opened or wanted):
             return None
-        turn = getattr(self._wrapper, "turn_tokens", ())
-        return Thinking(tuple(self._wrapper.think_start_tokens), tuple(self._wrapper.think_end_tokens), opened, turn)
+        return Thinking(
+            start=tuple(self._wrapper.think_start_tokens),
+            end=tuple(self._wrapper.think_end_tokens),
+            opened=opened,
+            turn=getattr(self._wrapper, "turn_tokens", ()),
+            barred=getattr(self._wrapper, "barred_tokens", ()),
+        )
+
+    def answer_header(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """
+        Return the ids that an answer begins with; none if there are no headers, or if the prompt ends behind a message.
+        """
+        return () if self._closed(prompt) else getattr(self._wrapper, "answer_header_tokens", ())
+
+    def _closed(self, prompt: Sequence[int]) -> bool:
+        ends = (self.think_end, *getattr(self._wrapper, "message_ends", ()))
+        return bool(self.think_end) and self._tail(prompt).endswith(ends)
 
     def _tail(self, prompt: Sequence[int]) -> str:
         tail = self._wrapper.decode(prompt[-_TAIL:], skip_special_tokens=False, clean_up_tokenization_spaces=False)

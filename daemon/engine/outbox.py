@@ -15,10 +15,10 @@ class Wire(Protocol):
     """What takes events to the parent."""
 
     def send(self, event: ipc.Event) -> None:
-        """Queue an event."""
+        """Queue an event; any thread."""
 
     def flush(self) -> None:
-        """Write what was queued; never blocks."""
+        """Write what was queued; never blocks, any thread."""
 
 
 class Outbox:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import structlog
 
 from daemon.engine.ledger import DECODE_ROOM
-from daemon.engine.scheduler import MIN_CHUNK, ChunkSizer
+from daemon.engine.scheduler import MIN_CHUNK, Allowance, ChunkSizer
 from daemon.engine.sequence import Sequence
 from daemon.failpoints import failpoint
 from daemon.kv.block import BLOCK_TOKENS
@@ -89,13 +89,14 @@ class Prefill:
     def _left(self) -> int:
         return max(0, len(self.sequence.prompt) - 1 - self._done)
 
-    def share(self, chunks: float) -> float:
+    def share(self, allowance: Allowance) -> float:
         """
-        Return how many chunks the next step takes, up to `chunks`; what comes with any prompt, however short, counts.
+        Return how many of its chunks the next step takes; what comes with any prompt, however short, counts.
         """
         if self._draft is not None and self._draft.remaining:
-            return self._draft.share(chunks)
-        return min(chunks, max(LEAST_SHARE, chunks * self._next_step(chunks) / self._size(chunks)))
+            return self._draft.share(allowance)
+        share = self._next_step(allowance) / self._size(allowance)
+        return min(allowance.chunks, max(LEAST_SHARE, allowance.chunks * share))
 
     @property
     def short(self) -> bool:
@@ -130,12 +131,12 @@ class Prefill:
         sequence.times.lookup = looked_up - began
         sequence.times.restore = self._clock() - looked_up
 
-    def step(self, chunks: float) -> int:
-        """Compute up to so many chunks in one pass, and return how many of the prompt's tokens; none if the draft's."""
+    def step(self, allowance: Allowance) -> int:
+        """Compute up to its chunks in one pass, and return how many of the prompt's tokens; none if the draft's."""
         if self._draft is not None and self._draft.remaining:
-            self._draft.step(chunks)
+            self._draft.step(allowance)
             return 0
-        size = self._next_step(chunks)
+        size = self._next_step(allowance)
         failpoint("prefill.chunk")
         began = self._clock()
         at_point = self._points[:1] == [self._done + size]
@@ -172,16 +173,16 @@ class Prefill:
         self._done += tokens
         sequence.advanced(tokens, sequence.cache)
 
-    def _size(self, chunks: float) -> int:
-        return self._sizer.size(self.sequence.loaded.source.key, chunks)
+    def _size(self, allowance: Allowance) -> int:
+        return self._sizer.size(self.sequence.loaded.source.key, allowance.chunks, allowance.least)
 
-    def _next_step(self, chunks: float) -> int:
+    def _next_step(self, allowance: Allowance) -> int:
         """
         Return how many tokens to compute: up to the next resume point at most, and so that blocks are whole.
 
         What would be left for a pass of fewer than MIN_CHUNK tokens is taken along.
         """
-        size = self._size(chunks)
+        size = self._size(allowance)
         size = self._left if self._left < size + MIN_CHUNK else size
         if self._points:
             size = min(size, self._points[0] - self._done)

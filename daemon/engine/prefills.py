@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Protocol
 
 from daemon.engine.prefill import Prefill
-from daemon.engine.scheduler import CHUNK_SECONDS, ChunkSizer, Turns, turn_of_prefill
+from daemon.engine.scheduler import CHUNK_SECONDS, Allowance, ChunkSizer, Turns
 from daemon.engine.sequence import Sequence
 from daemon.engine.together import Together
 from daemon.kv.prefix_cache import PrefixCache
@@ -45,6 +45,8 @@ class Prefills:
         self._sizer = ChunkSizer()
         self._turns: Turns[Sequence] = Turns()
         self._prefills: dict[Sequence, Prefill] = {}
+        self._computed = False
+        """Whether the last step had something to do."""
 
     def __len__(self) -> int:
         return len(self._prefills)
@@ -66,7 +68,7 @@ class Prefills:
 
     def stepped(self, model: Hashable, seconds: float) -> None:
         """Take note of how long a decode step of a model took."""
-        self._sizer.stepped(model, seconds)
+        self._sizer.stepped(model, seconds, after_prefill=self._computed)
 
     def usual_step(self, model: Hashable) -> float:
         """Return how many seconds a decode step of a model usually takes; 0 before the first."""
@@ -79,29 +81,30 @@ class Prefills:
         Args:
             decode: Seconds that a turn's decode usually takes; None if nobody waits for their next token meanwhile.
         """
+        self._computed = bool(self._prefills)
         end, together = self._clock() + CHUNK_SECONDS, Together()
-        chunks, room = turn_of_prefill(decode)
-        most = room
+        allowance = Allowance.beside(decode)
+        chunks, room = allowance.chunks, allowance.room
         while room > 0 and self._clock() < end:
             waiting = [sequence for sequence in self._prefills if sequence not in together]
             sequence = self._turns.first(waiting)
             if sequence is None and not together.prefills:
                 return
             if sequence is None or together.informs(sequence):
-                together = self._compute(together, chunks)
+                together = self._compute(together, allowance)
                 continue
             prefill = self._prefills[sequence]
             if sequence.cache is None and not self._begin(prefill):
                 continue
-            share = prefill.share(chunks)
+            share = prefill.share(allowance)
             if share > room:
                 break
             room = room - share if share < chunks else 0.0  # whatever fills a step has the rest of the turn
             self._turns.took(sequence, waiting)
-            if not together.has_room_for(prefill, self._sizer.most_together(sequence.model_key, most)):
-                together = self._compute(together, chunks)
+            if not together.has_room_for(prefill, self._sizer.most_together(sequence.model_key, allowance.room)):
+                together = self._compute(together, allowance)
             together.prefills.append(prefill)
-        self._compute(together, chunks)
+        self._compute(together, allowance)
 
     def _begin(self, prefill: Prefill) -> bool:
         """
@@ -117,11 +120,11 @@ class Prefills:
         self._listener.begun(prefill.sequence)
         return True
 
-    def _compute(self, together: Together, chunks: float) -> Together:
-        """Compute some chunks' worth of one prompt, or all of several, and return an empty collection for the next."""
+    def _compute(self, together: Together, allowance: Allowance) -> Together:
+        """Compute a part of one prompt, or all of several, and return an empty collection for the next."""
         prefills = together.prefills
         if len(prefills) == 1:
-            self._step(prefills[0], chunks)
+            self._step(prefills[0], allowance)
         elif prefills:
             began, lacking = self._clock(), [prefill.remaining for prefill in prefills]
             caches = together.compute()
@@ -132,9 +135,9 @@ class Prefills:
             self._listener.ready([prefill.sequence for prefill in prefills], caches)
         return Together()
 
-    def _step(self, prefill: Prefill, chunks: float) -> None:
+    def _step(self, prefill: Prefill, allowance: Allowance) -> None:
         sequence = prefill.sequence
-        tokens = prefill.step(chunks)
+        tokens = prefill.step(allowance)
         self._listener.computed(sequence, tokens, prefill.done)
         if not prefill.remaining:
             self.drop(sequence)

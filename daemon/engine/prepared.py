@@ -65,8 +65,9 @@ def prepared(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokeni
     tools = offered(request.chat) if notation.call_start else []
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
     thinking = notation.thinking(prompt.tokens, wanted=wanted)
-    header = notation.answer_header if request.HasField("response_format") else ()
-    bare = request.HasField("response_format") and thinking is None and not header
+    answer = request.HasField("response_format")
+    header = notation.answer_header(prompt.tokens) if answer else ()
+    bare = answer and thinking is None and not header
     channels = Channels(notation, tools, opened=notation.opened(prompt.tokens), bare=bare)
     output = Output(tokenizer.decoder(notation, calls=bool(tools)), stops)
     return Prepared(source, tokenizer, prompt, output, channels, form, thinking, header)

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from daemon.cache.identity import ModelKey
 from daemon.engine.background import as_sidecar_error
 from daemon.engine.decoder import Decoder
-from daemon.engine.gathering import MOST_SECONDS
 from daemon.engine.gauges import Gauges
 from daemon.engine.ledger import kv_need
 from daemon.engine.output import Token
@@ -103,18 +102,18 @@ class Runner:
         """Whether `step` has something to do at once: not if those that run are held and those that wait, wait."""
         return bool(len(self._prefills) or self._active or (self._waiting and not self._stuck))
 
-    @property
-    def fresh(self) -> int:
-        """Sequences that came just now, if nothing of another one is being computed and none has waited for long."""
+    def fresh(self, seconds: float) -> int:
+        """Return how many sequences came just now, if nothing is being computed and none came longer ago than that."""
         if len(self._prefills) or self._active:
             return 0
-        since = self._clock() - MOST_SECONDS
+        since = self._clock() - seconds
         return 0 if any(sequence.times.arrived < since for sequence in self._waiting) else len(self._waiting)
 
     @property
-    def waiting_for_step(self) -> float:
+    def usual_step_awaited(self) -> float:
         """Seconds that a decode step usually takes of the slowest model that sequences wait for; 0 if not known."""
-        return max((self._prefills.usual_step(sequence.model_key) for sequence in self._waiting), default=0.0)
+        models = {sequence.model_key for sequence in self._waiting} if not self._active else ()
+        return max(map(self._prefills.usual_step, models), default=0.0)
 
     @property
     def _active(self) -> int:
@@ -153,12 +152,18 @@ class Runner:
         self._start()
         began, rows = self._clock(), self._active
         for model, decoder in list(self._decoders.items()):
-            before = self._clock()
-            self._decode(decoder)
-            self._prefills.stepped(model, self._clock() - before)
+            self._step(model, decoder)
         if rows:
             self.gauges.decoded(self._clock() - began, rows)
-        self._prefills.step(self.gauges.usual_decode if self._active else None)
+        streaming = [model for model, decoder in self._decoders.items() if decoder.active]
+        self._prefills.step(sum(map(self._prefills.usual_step, streaming)) if streaming else None)
+
+    def _step(self, model: ModelKey, decoder: Decoder) -> None:
+        """Decode a model once, and take note of how long that takes."""
+        began, active = self._clock(), decoder.active
+        self._decode(decoder)
+        if active:
+            self._prefills.stepped(model, self._clock() - began)
 
     def _start(self) -> None:
         def fits(sequence: Sequence) -> bool:

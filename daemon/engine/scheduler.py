@@ -42,17 +42,33 @@ _MOST_REMEMBERED = 1024
 _RECENT_STEPS = 16
 
 
-def turn_of_prefill(decode: float | None) -> tuple[float, float]:
+@dataclass(frozen=True, slots=True)
+class Allowance:
     """
-    Return how many chunks' worth a turn has for one long prompt, and for several short ones.
+    What a turn of prefill may compute.
 
-    Args:
-        decode: Seconds that a turn's decode usually takes; None if nobody waits for their next token.
+    Attributes:
+        chunks: Chunks' worth of one long prompt.
+        room: Chunks' worth of several short ones.
+        least: Tokens of a long prompt, however slow they are.
     """
-    if decode is None:
-        return IDLE_CHUNKS, IDLE_ROOM
-    chunks = max(1.0, STEPS_BESIDE * decode / AIM_SECONDS)
-    return chunks, chunks
+
+    chunks: float
+    room: float
+    least: int
+
+    @classmethod
+    def beside(cls, decode: float | None) -> Allowance:
+        """
+        Return that of the next turn.
+
+        Args:
+            decode: Seconds that a turn's decode usually takes; None if nobody waits for their next token.
+        """
+        if decode is None:
+            return cls(IDLE_CHUNKS, IDLE_ROOM, MIN_IDLE_CHUNK)
+        chunks = max(1.0, STEPS_BESIDE * decode / AIM_SECONDS)
+        return cls(chunks, chunks, MIN_CHUNK)
 
 
 @dataclass(slots=True)
@@ -67,15 +83,17 @@ class ChunkSizer:
     _sizes: dict[Hashable, float] = field(default_factory=dict)
     _last: dict[Hashable, tuple[int, float]] = field(default_factory=dict)
     """Tokens and seconds of each model's last pass that taught something."""
-    _steps: dict[Hashable, deque[float]] = field(default_factory=dict)
-    """Seconds of each model's last decode steps: what a pass takes for one token, reading all weights included."""
+    _steps: dict[tuple[Hashable, bool], deque[float]] = field(default_factory=dict)
+    """
+    Seconds of each model's last decode steps: what a pass takes for one token, reading all weights included. Those
+    after a pass of prefill are kept apart: the device may have done them together with it.
+    """
 
-    def size(self, model: Hashable, chunks: float = 1.0) -> int:
+    def size(self, model: Hashable, chunks: float = 1.0, least: int = MIN_CHUNK) -> int:
         """Return how many tokens so many chunks have; just a first one of a model that was not measured yet."""
         known = self._sizes.get(model)
         if known is None:
             return _FIRST_CHUNK
-        least = MIN_CHUNK if chunks < IDLE_CHUNKS else MIN_IDLE_CHUNK
         return min(MAX_CHUNK, max(least, int(known * chunks)))
 
     def most_together(self, model: Hashable, chunks: float) -> int:
@@ -91,13 +109,13 @@ class ChunkSizer:
         fixed = min(self.usual_step(model), seconds / 2)
         return max(MIN_CHUNK, int((chunks * AIM_SECONDS - fixed) * tokens / max(seconds - fixed, 1e-9)))
 
-    def stepped(self, model: Hashable, seconds: float) -> None:
+    def stepped(self, model: Hashable, seconds: float, *, after_prefill: bool = False) -> None:
         """Note a decode step of a model."""
-        self._steps.setdefault(model, deque(maxlen=_RECENT_STEPS)).append(seconds)
+        self._steps.setdefault((model, after_prefill), deque(maxlen=_RECENT_STEPS)).append(seconds)
 
     def usual_step(self, model: Hashable) -> float:
         """Return how many seconds a decode step of a model usually takes; 0 before the first."""
-        return median(self._steps.get(model, (0.0,)))
+        return max(median(self._steps.get((model, after), (0.0,))) for after in (False, True))
 
     def measured(self, model: Hashable, tokens: int, seconds: float) -> None:
         """Learn from a chunk. One that the end of its prompt cut short says little, unless it took too long as well."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,8 @@ class Harness:
     def __init__(self, **settings: Any) -> None:
         self.events: list[ipc.Event] = []
         self.figures = pb.StatsResponse()
+        self._sent: list[ipc.Event] = []
+        self._lock = threading.Lock()
         self.clock_offset = 0.0
         self.slept = 0.0
         self.pressure = Level.NORMAL
@@ -55,14 +58,19 @@ class Harness:
         return self.now() + self.slept
 
     def send(self, event: ipc.Event) -> None:
-        """Note an event of the engine."""
-        if event.HasField("snapshot"):
-            self.figures = event.snapshot
-        else:
-            self.events.append(event)
+        """Queue an event of the engine."""
+        with self._lock:
+            self._sent.append(event)
 
     def flush(self) -> None:
-        """Do nothing: events are here as soon as they are sent."""
+        """Take what was sent: nobody sees it before."""
+        with self._lock:
+            for event in self._sent:
+                if event.HasField("snapshot"):
+                    self.figures = event.snapshot
+                else:
+                    self.events.append(event)
+            self._sent.clear()
 
     @property
     def models(self) -> int:

@@ -304,8 +304,16 @@ def test_reasoning_of_gpt_oss_leads_to_a_form_by_the_header_of_an_answer() -> No
     thinking = HARMONY.thinking([], wanted=True)
     assert thinking is not None
     marks = ["<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant", "<|channel|>final<|message|>"]
-    spans = (thinking.start, thinking.end, thinking.turn, HARMONY.answer_header)
+    spans = (thinking.start, thinking.end, thinking.turn, HARMONY.answer_header([]))
     assert [*map(FakeTokenizer().decode, spans)] == marks
+
+
+def test_behind_a_message_of_gpt_oss_there_is_neither_reasoning_nor_a_header() -> None:
+    """A prompt that ends there asks to be gone on with, not for an answer."""
+    for end in ("<|end|>", "<|return|>"):
+        prompt = FakeTokenizer().encode(f"<|start|>user<|message|>So{end}")
+        assert HARMONY.thinking(prompt, wanted=True) is None
+        assert HARMONY.answer_header(prompt) == ()
 
 
 def test_an_answer_that_must_be_in_a_form_needs_no_header() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import mlx.core as mx
 import pytest
 from structlog.testing import capture_logs
 
 from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.engine import batch
 from daemon.engine import calls as calls_module
 from daemon.engine.prefill import Prefill
 from daemon.engine.runner import Runner
@@ -143,20 +143,24 @@ def test_logits_that_are_no_numbers_end_the_request_and_store_nothing(
 
 
 @pytest.mark.parametrize("fields", [{"top_logprobs": 1}, {}], ids=["with log-probabilities", "sampled in one go"])
-def test_logits_that_are_no_numbers_end_one_row_of_a_batch_alone(harness: Harness, fields: dict[str, int]) -> None:
+def test_logits_that_are_no_numbers_end_one_row_of_a_batch_alone(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, fields: dict[str, int]
+) -> None:
     """Its neighbours in the same forward pass give the answers that they give alone."""
     texts = ["The", "A man", "It was"]
     expected = [harness.run(generate(text, max_tokens=30, stop=LONG, **fields)).content for text in texts]
     calls = [harness.begin(generate(text, max_tokens=30, stop=LONG, **fields)) for text in texts]
     harness.until(lambda: all(map(harness.decoding, calls)))
     (decoder,) = harness.engine._runner._decoders.values()
-    rows = {row.sequence.call_id: row for batch in decoder._batches for row in batch.rows}
-    assert len(decoder._batches) == 1
-    sampler = rows[calls[1]].sampler
-    spoiled = Mock(
-        spec=sampler, likeliest=False, constrained=False, side_effect=lambda logits: sampler(logits * mx.nan)
-    )
-    rows[calls[1]].sampler = spoiled
+    (together,) = decoder._batches
+    spoiled = mx.array([[row.sequence.call_id == calls[1]] for row in together.rows])
+    forward = batch.forward
+
+    def spoil(*given: Any) -> mx.array:
+        monkeypatch.setattr(batch, "forward", forward)
+        return mx.where(spoiled, mx.nan, forward(*given))
+
+    monkeypatch.setattr(batch, "forward", spoil)
     assert Answer(harness.finish(calls[1])).failure.reason == "NAN_LOGITS"
     for which in (0, 2):
         assert Answer(harness.finish(calls[which])).content == expected[which]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.engine.gathering import LINGER_SECONDS, LONE_SHARE, MOST_SECONDS, Gathering
+from daemon.engine.gathering import LINGER_SECONDS, MOST_SECONDS, SLOW_SHARE, Gathering, most_seconds
 from tests.builders import Clock
 
 
@@ -23,14 +23,28 @@ def test_one_that_is_alone_does_not_wait_if_its_model_is_fast_or_not_known(gathe
 
 
 def test_one_that_is_alone_waits_a_small_share_of_a_slow_models_step(gathering: Gathering, clock: Clock) -> None:
-    assert gathering.left(1, 0, 0.2) == pytest.approx(LONE_SHARE * 0.2)
-    clock.pass_(LONE_SHARE * 0.1)
-    assert gathering.left(1, 0, 0.2) == pytest.approx(LONE_SHARE * 0.1)
-    assert gathering.left(2, 0, 0.2) == pytest.approx(LINGER_SECONDS), "one followed"
+    assert gathering.left(1, 0, 0.2) == pytest.approx(SLOW_SHARE * 0.2)
+    clock.pass_(SLOW_SHARE * 0.1)
+    assert gathering.left(1, 0, 0.2) == pytest.approx(SLOW_SHARE * 0.1)
+    assert gathering.left(2, 0, 0.2) == pytest.approx(LINGER_SECONDS + SLOW_SHARE * 0.2), "one followed"
 
 
-def test_one_that_is_alone_waits_no_longer_than_the_most_however_slow_its_model(gathering: Gathering) -> None:
-    assert gathering.left(1, 0, 60.0) == pytest.approx(MOST_SECONDS)
+@pytest.mark.parametrize("step", [0.0, 0.1, 1.0])
+def test_nobody_waits_longer_than_a_tenth_of_a_step_and_a_moment(
+    gathering: Gathering, clock: Clock, step: float
+) -> None:
+    """Though one after the other comes, or is being tokenised for ever."""
+    for coming in (0, 1):
+        gathering.left(0, 0)
+        waited = 0.0
+        for number in range(1, 1000):
+            left = gathering.left(number + 1, coming, step)
+            if not left:
+                break
+            pause = min(left, LINGER_SECONDS / 2)
+            clock.pass_(pause)
+            waited += pause
+        assert waited == pytest.approx(most_seconds(step)) == pytest.approx(MOST_SECONDS + 0.1 * step)
 
 
 def test_nobody_waits_while_others_are_computed(gathering: Gathering) -> None:
@@ -51,18 +65,6 @@ def test_one_waits_for_another_that_is_being_tokenised_but_not_for_long(gatherin
     assert gathering.left(1, 1) == pytest.approx(MOST_SECONDS)
     clock.pass_(MOST_SECONDS)
     assert gathering.left(1, 1) == 0
-
-
-def test_nobody_waits_longer_than_the_most_however_many_come(gathering: Gathering, clock: Clock) -> None:
-    waited = 0.0
-    for number in range(2, 1000):
-        left = gathering.left(number, 0)
-        if not left:
-            break
-        step = min(left, LINGER_SECONDS / 2)
-        clock.pass_(step)
-        waited += step
-    assert waited == pytest.approx(MOST_SECONDS)
 
 
 def test_the_next_ones_gather_anew(gathering: Gathering, clock: Clock) -> None:

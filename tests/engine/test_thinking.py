@@ -48,7 +48,7 @@ def after(
 
 
 FREE = [token for token in range(VOCAB) if token != EOS]
-HEADERS = Thinking((OPEN, ANALYSIS), (END,), opened=False, turn=(START,))
+HEADERS = Thinking((OPEN, ANALYSIS), (END,), opened=False, turn=(START,), barred=(OPEN, START))
 MARKS = Thinking((OPEN,), (END,), opened=False)
 
 
@@ -75,7 +75,12 @@ def test_where_reasoning_and_the_header_begin_alike_the_model_reasons() -> None:
 
 def test_an_opening_of_several_tokens_is_completed() -> None:
     assert after(Form(), HEADERS, [OPEN]) == [ANALYSIS]
-    assert after(Form(), HEADERS, [OPEN, ANALYSIS]) == FREE
+    assert after(Form(), Thinking((OPEN, ANALYSIS), (END,), opened=False), [OPEN, ANALYSIS]) == FREE
+
+
+def test_reasoning_ends_with_its_mark_alone() -> None:
+    """Another mark would begin a part of the answer, to which the form would not apply."""
+    assert after(Form(), HEADERS, [OPEN, ANALYSIS, 30]) == [token for token in FREE if token not in (OPEN, START)]
 
 
 def test_after_the_reasoning_comes_the_header_of_the_answer_whatever_the_model_would_write() -> None:

@@ -10,9 +10,9 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import BatchKVCache
 
-from daemon.engine import calls, prefill, runner
+from daemon.engine import calls, engine, prefill
 from daemon.engine.engine import Engine
-from daemon.engine.gathering import LINGER_SECONDS, MOST_SECONDS
+from daemon.engine.gathering import LINGER_SECONDS, MOST_SECONDS, most_seconds
 from daemon.engine.prefills import Prefills
 from daemon.engine.prepared import prepared
 from daemon.engine.together import Together
@@ -74,7 +74,7 @@ def test_a_request_waits_for_one_that_is_being_tokenised_to_share_its_pass(
     monkeypatch.setattr(calls, "prepared", slowly)
     now = harness.now()
     monkeypatch.setattr(harness.engine._gathering, "_clock", lambda: now)
-    monkeypatch.setattr(runner, "MOST_SECONDS", PATIENCE)
+    monkeypatch.setattr(engine, "most_seconds", lambda _: PATIENCE)
     second = harness.begin(request(slow))
     reached.wait(PATIENCE)
     first = harness.begin(request(ids(40, 1)))
@@ -82,11 +82,13 @@ def test_a_request_waits_for_one_that_is_being_tokenised_to_share_its_pass(
     for _ in range(5):
         harness.step()
     assert harness.engine._runner.waiting == 1
-    assert harness.engine.pause == pytest.approx(MOST_SECONDS)
+    step = harness.engine._runner.usual_step_awaited
+    assert step > 0
+    assert harness.engine.pause == pytest.approx(most_seconds(step))
     passes.clear()
     go_on.set()
     harness.until(lambda: harness.engine._runner.waiting == 2)
-    now += LINGER_SECONDS
+    now += LINGER_SECONDS + step
     for call in (first, second):
         harness.finish(call)
     assert passes == [2]
@@ -242,5 +244,5 @@ def test_nobody_gathers_behind_those_who_have_waited(harness: Harness) -> None:
             harness.begin(request(ids(30, seed)))
         harness.until(lambda: harness.engine._runner.waiting == 2)
         harness.clock_offset += 2 * MOST_SECONDS
-        assert harness.engine._runner.fresh == 0
+        assert harness.engine._runner.fresh(MOST_SECONDS) == 0
     harness.settle()
