@@ -1,4 +1,4 @@
-"""The outbox: everything that the MLX thread tells the parent, as IPC events."""
+"""The outbox: everything that the engine tells the parent, as IPC events."""
 
 from __future__ import annotations
 
