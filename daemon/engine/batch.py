@@ -136,11 +136,11 @@ class Batch:
 
     def advance(self) -> list[tuple[Sequence, Sampled]]:
         """Begin to compute the next token of each row, and return those before it, which may still be computed."""
-        ended, tokens = all(row.ends for row in self.rows), self._fed()
+        ended = all(row.ends for row in self.rows)
         current = [(row.sequence, sampled) for row in self.rows if (sampled := _told(row)) is not None]
         if ended:
             return current
-        logits = forward(self.rows[0].sequence, tokens, self._caches)
+        logits = forward(self.rows[0].sequence, self._fed(), self._caches)
         if any(row.sampler.constrained for row in self.rows):
             mx.async_eval(logits)  # the device computes while the host finds out which tokens may follow
         following = sample([row.sampler for row in self.rows], logits)
