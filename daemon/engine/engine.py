@@ -210,8 +210,8 @@ class Engine:
 
     def _load_seconds(self) -> float:
         """Return how long a slice of a load may take: running streams may wait for one more of their own steps."""
-        usual = self._runner.gauges.usual_decode
-        return min(SLICE_SECONDS, usual) if self._runner.decoding else SLICE_SECONDS
+        usual = self._runner.usual_decode
+        return SLICE_SECONDS if usual is None else min(SLICE_SECONDS, usual)
 
     def _poll(self) -> None:
         for call_id, call in list(self._calls.items()):

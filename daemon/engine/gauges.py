@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
-from statistics import median
 
-_RECENT = 32
 _GROWTH = math.log(1.05)
 """Buckets of a distribution are five per cent apart."""
 
@@ -48,14 +46,3 @@ class Gauges:
         self.steps = Distribution()
         self.gaps = Distribution()
         self.rows = Distribution()
-        self._recent: deque[float] = deque(maxlen=_RECENT)
-
-    def decoded(self, seconds: float, rows: int) -> None:
-        """Note a turn's decode: how long it took, and how many requests it gave a token."""
-        self.rows.observe(rows)
-        self._recent.append(seconds)
-
-    @property
-    def usual_decode(self) -> float:
-        """The median of the last turns' decodes, in seconds; 0 before the first."""
-        return median(self._recent) if self._recent else 0.0

@@ -90,9 +90,7 @@ class Prefill:
         return max(0, len(self.sequence.prompt) - 1 - self._done)
 
     def share(self, allowance: Allowance) -> float:
-        """
-        Return how many of its chunks the next step takes; what comes with any prompt, however short, counts.
-        """
+        """Return how many of its chunks the next step takes; what comes with any prompt, however short, counts."""
         if self._draft is not None and self._draft.remaining:
             return self._draft.share(allowance)
         share = self._next_step(allowance) / self._size(allowance)

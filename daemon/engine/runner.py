@@ -110,6 +110,12 @@ class Runner:
         return 0 if any(sequence.times.arrived < since for sequence in self._waiting) else len(self._waiting)
 
     @property
+    def usual_decode(self) -> float | None:
+        """Seconds that a turn's decode usually takes, 0 if that is not known; None if nobody waits for a token."""
+        streaming = [model for model, decoder in self._decoders.items() if decoder.active]
+        return sum(map(self._prefills.usual_step, streaming)) if streaming else None
+
+    @property
     def usual_step_awaited(self) -> float:
         """Seconds that a decode step usually takes of the slowest model that sequences wait for; 0 if not known."""
         models = {sequence.model_key for sequence in self._waiting} if not self._active else ()
@@ -150,20 +156,14 @@ class Runner:
     def step(self) -> None:
         """Do one round: start what can start, decode each model once, prefill a chunk: of one prompt, or short ones."""
         self._start()
-        began, rows = self._clock(), self._active
+        if rows := self._active:
+            self.gauges.rows.observe(rows)
         for model, decoder in list(self._decoders.items()):
-            self._step(model, decoder)
-        if rows:
-            self.gauges.decoded(self._clock() - began, rows)
-        streaming = [model for model, decoder in self._decoders.items() if decoder.active]
-        self._prefills.step(sum(map(self._prefills.usual_step, streaming)) if streaming else None)
-
-    def _step(self, model: ModelKey, decoder: Decoder) -> None:
-        """Decode a model once, and take note of how long that takes."""
-        began, active = self._clock(), decoder.active
-        self._decode(decoder)
-        if active:
-            self._prefills.stepped(model, self._clock() - began)
+            began, active = self._clock(), decoder.active
+            self._decode(decoder)
+            if active:
+                self._prefills.stepped(model, self._clock() - began)
+        self._prefills.step(self.usual_decode)
 
     def _start(self) -> None:
         def fits(sequence: Sequence) -> bool:

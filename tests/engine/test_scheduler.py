@@ -204,6 +204,13 @@ def test_steps_after_a_pass_of_prefill_do_not_hide_what_a_step_takes() -> None:
     assert sizer.usual_step("m") == 0.3
 
 
+def test_the_usual_step_is_a_recent_one() -> None:
+    sizer = ChunkSizer()
+    for seconds in (9.0,) * 100 + (0.1,) * 20:
+        sizer.stepped("m", seconds)
+    assert sizer.usual_step("m") == 0.1
+
+
 @given(st.floats(0, 10), st.floats(1e-5, 1e-2))
 def test_a_turn_of_prefill_beside_streams_takes_a_chunk_or_two_of_their_steps(decode: float, token: float) -> None:
     """So that a stream's gap is at most three of its steps, or one and a chunk; of a long prompt and of short ones."""

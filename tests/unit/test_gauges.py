@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.engine.gauges import Distribution, Gauges
+from daemon.engine.gauges import Distribution
 
 
 @given(st.lists(st.floats(1e-5, 1e3), min_size=1, max_size=200), st.sampled_from([0.5, 0.99, 1.0]))
@@ -29,12 +29,3 @@ def test_the_space_is_that_of_the_range_and_not_of_the_count() -> None:
     for number in range(100_000):
         distribution.observe(0.001 + (number % 1000) / 1000)
     assert len(distribution._buckets) < 200
-
-
-def test_the_usual_decode_is_a_recent_one() -> None:
-    gauges = Gauges()
-    assert gauges.usual_decode == 0.0
-    for seconds in (9.0,) * 100 + (0.1,) * 40:
-        gauges.decoded(seconds, 2)
-    assert gauges.usual_decode == 0.1
-    assert gauges.rows.quantile(0.5) == pytest.approx(2, rel=0.03)
