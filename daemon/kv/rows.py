@@ -20,6 +20,12 @@ from mlx_lm.models.cache import (
 from daemon.kv.passes import in_pieces
 from daemon.pieces import Pieces
 
+_NOISE_MARGIN = 4.0
+"""Rows of different length may be so many times as far from exact as equal rows are."""
+
+_MOST_NOISE = 0.05
+"""A share of the range of a row's logits: whatever the noise, a row that is off by more is refused."""
+
 log = structlog.get_logger()
 
 
@@ -113,17 +119,31 @@ def proving(model: Any) -> Pieces[bool]:
 
 def _rows_are_exact(model: Any) -> Pieces[bool]:
     prompts = [[1, 2], [2, 3, 4]]
-    alone = [make_prompt_cache(model) for _ in prompts]
     expected = []
-    for prompt, caches in zip(prompts, alone, strict=True):
-        for tokens in (prompt, [7], [8]):
-            logits = yield from in_pieces(model, mx.array([tokens]), caches)
-            expected.append(logits[0, -1])
-    rows = yield from (_prefilled_together if plain(alone[0]) else _prefilled_one_by_one)(model, prompts)
+    for prompt in prompts:
+        expected += yield from _one_after_the_other(model, [prompt])
+    rows = yield from (_prefilled_together if plain(make_prompt_cache(model)) else _prefilled_one_by_one)(
+        model, prompts
+    )
     together = yield from in_pieces(model, mx.array([[7], [7]]), rows)
     last = [unbatched(cache, 1) for cache in rows]
     after = yield from in_pieces(model, mx.array([[8]]), last)
-    return all(map(_close, [together[0, -1], together[1, -1], after[0, -1]], [expected[1], expected[4], expected[5]]))
+    got = [together[0, -1], together[1, -1], after[0, -1]]
+    pairs = list(zip(got, [expected[1], expected[4], expected[5]], strict=True))
+    if all(_close(one, other, 0.0) for one, other in pairs):
+        return True
+    twice = yield from _one_after_the_other(model, [prompts[1], prompts[1]])
+    noise = max(_apart(one, other) for one, other in zip(twice, expected[3:], strict=True))
+    return all(_close(one, other, noise) for one, other in pairs)
+
+
+def _one_after_the_other(model: Any, prompts: list[list[int]]) -> Pieces[list[mx.array]]:
+    """Feed equally long prompts, then two single tokens, and return the last row's logits after each of the three."""
+    caches, logits = make_prompt_cache(model), []
+    for tokens in (prompts, [[7]] * len(prompts), [[8]] * len(prompts)):
+        after = yield from in_pieces(model, mx.array(tokens), caches)
+        logits.append(after[-1, -1])
+    return logits
 
 
 def _prefilled_one_by_one(model: Any, prompts: list[list[int]]) -> Pieces[list[Any]]:
@@ -151,10 +171,28 @@ def _prefilled_together(model: Any, prompts: list[list[int]]) -> Pieces[list[Any
     return rows
 
 
-def _close(got: mx.array, expected: mx.array) -> bool:
+def _close(got: mx.array, expected: mx.array, noise: float) -> bool:
+    """
+    Tell whether logits are those expected, as far as the device's kernels can.
+
+    On a GPU the kernels of a matrix product depend on its shape, and so do its last bits: `noise` is how far the logits
+    of equal rows, which nothing can confuse, are from those of one row. A row that is confused with another, or that
+    sees another's padding, is off by a good part of the range of its logits.
+    """
     got, expected = got.astype(mx.float32), expected.astype(mx.float32)
-    close = mx.allclose(got, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
-    return bool(close.item()) and bool((mx.argmax(got) == mx.argmax(expected)).item())
+    spread = _number(mx.max(expected) - mx.min(expected))
+    margin = min(_NOISE_MARGIN * noise, _MOST_NOISE * spread)
+    close = mx.allclose(got, expected, rtol=1e-3, atol=1e-3 + margin, equal_nan=True)
+    choice = expected[mx.argmax(got)]
+    return bool(close.item()) and bool((choice >= mx.max(expected) - 2 * margin).item())
+
+
+def _apart(one: mx.array, other: mx.array) -> float:
+    return _number(mx.max(mx.abs(one.astype(mx.float32) - other.astype(mx.float32))))
+
+
+def _number(scalar: mx.array) -> float:
+    return float(scalar.item())  # type: ignore[arg-type]
 
 
 def _batched_kv(cache: KVCache) -> BatchKVCache:

@@ -154,3 +154,41 @@ def test_a_model_that_reckons_with_one_row_runs_alone(fault: str) -> None:
 
     model: Callable[..., Any] = OneRow(build(REUSABLE["llama with grouped queries"]))
     assert drain(proving(model)) is False
+
+
+class Rounding:
+    """A model on a device whose kernels round differently for several rows, by so much of the range of its logits."""
+
+    def __init__(self, model: Any, share: float) -> None:
+        self._model = model
+        self._share = share
+        self.layers = model.layers
+
+    def __call__(self, tokens: mx.array, cache: Any) -> mx.array:
+        logits: mx.array = self._model(tokens, cache=cache)
+        if tokens.shape[0] == 1:
+            return logits
+        noise = mx.sin(1e4 * logits)
+        return logits + self._share * (mx.max(logits) - mx.min(logits)) * noise
+
+
+def test_rows_that_a_device_rounds_otherwise_may_share_passes() -> None:
+    """As GPUs do: equal rows of a batch, too, are as far from one row there."""
+    assert drain(proving(Rounding(build(REUSABLE["llama with grouped queries"]), 0.01))) is True
+
+
+def test_no_rounding_is_an_excuse_for_rows_that_are_far_off() -> None:
+    assert drain(proving(Rounding(build(REUSABLE["llama with grouped queries"]), 0.2))) is False
+
+
+def test_a_row_that_sees_padding_is_no_rounding() -> None:
+    """On a device that rounds, a model that does not mask what is left of a row is refused still."""
+
+    class Padded(Rounding):
+        def __call__(self, tokens: mx.array, cache: Any) -> mx.array:
+            for layer in cache:
+                if hasattr(layer, "left_padding"):
+                    layer.left_padding = mx.zeros_like(layer.left_padding)
+            return super().__call__(tokens, cache)
+
+    assert drain(proving(Padded(build(REUSABLE["llama with grouped queries"]), 0.01))) is False
