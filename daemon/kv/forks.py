@@ -38,8 +38,12 @@ class Beginning:
 
     @cached_property
     def packed(self) -> bytes:
-        """Its blocks, one behind the other; made when it is first compared."""
+        """Its blocks, one behind the other; made when more of it than a block is compared."""
         return array("I", self.tokens[: self.blocks * BLOCK_TOKENS]).tobytes()
+
+    def block(self, index: int) -> Sequence[int]:
+        """Return the tokens of a block."""
+        return self.tokens[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS]
 
     @property
     def blocks(self) -> int:
@@ -78,7 +82,7 @@ def fork(leader: Beginning, follower: Beginning, beyond: int = 0) -> int:
     if leader.namespace != follower.namespace:
         return 0
     most, next_block = min(leader.blocks, follower.blocks), beyond // BLOCK_TOKENS
-    if next_block >= most or not _agree(leader, follower, next_block, next_block + 1):
+    if next_block >= most or leader.block(next_block) != follower.block(next_block):
         return 0
     common = _common_blocks(leader, follower, most) * BLOCK_TOKENS
     return common if common > beyond else 0
