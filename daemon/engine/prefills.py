@@ -128,8 +128,8 @@ class Prefills:
         """
         Return whose turn it is in a prompt's place: one that computes its beginning, as far as both have it in common.
 
-        It has the prompt's turns, of whatever priority, so that nothing is computed twice and nobody waits for a turn
-        that does not come. What is computed already of the prompt's beginning is stored.
+        The prompt's turns are lent to it, so that nothing is computed twice and the prompt never waits for a turn that
+        does not come. What is computed already of the prompt's beginning is stored.
         """
         if prefill.begun:
             return prefill

@@ -8,19 +8,16 @@ clock. Prompts are compared by whole blocks, many at a time, and one block tells
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, TypeVar
 
-from daemon.kv.block import BLOCK_TOKENS
+from daemon.kv.block import BLOCK_TOKENS, KEY_BYTES, block_keys
 
 MOST_FORKS = 8
 """Positions at which one prompt is made resumable for those that wait: each costs a pass, and a window or a state."""
-
-_BLOCK_BYTES = BLOCK_TOKENS * array("I").itemsize
 
 
 @dataclass(eq=False)
@@ -38,8 +35,8 @@ class Beginning:
 
     @cached_property
     def packed(self) -> bytes:
-        """Its blocks, one behind the other; made when more of it than a block is compared."""
-        return array("I", self.tokens[: self.blocks * BLOCK_TOKENS]).tobytes()
+        """The keys of its blocks, one behind the other; made when more of it than a block is compared."""
+        return b"".join(block_keys(self.tokens[: self.blocks * BLOCK_TOKENS]))
 
     def block(self, index: int) -> Sequence[int]:
         """Return the tokens of a block."""
@@ -156,5 +153,5 @@ def _common_blocks(one: Beginning, other: Beginning, most: int) -> int:
 
 
 def _agree(one: Beginning, other: Beginning, start: int, stop: int) -> bool:
-    first, last = start * _BLOCK_BYTES, stop * _BLOCK_BYTES
+    first, last = start * KEY_BYTES, stop * KEY_BYTES
     return one.packed[first:last] == other.packed[first:last]

@@ -1,4 +1,4 @@
-"""Forks: where prompts part, which of these positions are worth a resume point, and who has to go on first."""
+"""Forks: where prompts part, which of these positions are worth a resume point, and which prompt has to go on first."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_prompt_is_made_resumable_where_each_of_those_that_wait_leaves_it() ->
 
 
 def test_of_many_positions_those_stay_that_save_most() -> None:
-    """One that others want or that is far from the one before it stays; whoever loses theirs has the one before it."""
+    """One that others want, or that is far from the one before it, stays."""
     leader = beginning(ids(1600))
     near = [beginning(ids(800 + 16 * index) + ids(30, 5)) for index in range(1, 12)]
     wanted = [beginning(ids(880) + ids(30, 5)) for _ in range(9)]
@@ -114,7 +114,7 @@ def test_positions_are_few_ascending_and_forks(leader: list[int], waiting: list[
     assert set(chosen) <= {by_token(leader, other) for other in waiting} - set(range(beyond + 1))
 
 
-def test_who_computes_more_of_a_prompt_goes_first_the_one_with_most_in_common() -> None:
+def test_the_one_that_will_compute_most_of_a_prompt_goes_first() -> None:
     follower = beginning(ids(300))
     some = Leader(beginning(ids(100) + ids(99, 1)), done=32, stored=32)
     more = Leader(beginning(ids(200) + ids(99, 1)), done=96, stored=96)
@@ -130,12 +130,12 @@ def test_what_is_computed_and_not_stored_is_stored_first() -> None:
     assert needed_first(follower, [past]) == ([], None)
 
 
-def test_nobody_waits_for_less_than_is_worth_sharing() -> None:
+def test_no_prompt_waits_for_less_than_is_worth_sharing() -> None:
     follower, leader = beginning(ids(300)), Leader(beginning(ids(100) + ids(99, 1)))
     assert needed_first(follower, [leader], shortest=97) == ([], None)
     assert needed_first(follower, [leader], shortest=96) == ([], leader)
 
 
-def test_a_prompt_that_nobody_else_computes_waits_for_nobody() -> None:
+def test_a_prompt_that_no_other_one_computes_does_not_wait() -> None:
     leaders = [Leader(beginning(ids(300, 7))), Leader(beginning(ids(300), "model/other"))]
     assert needed_first(beginning(ids(300)), leaders) == ([], None)
