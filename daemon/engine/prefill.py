@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import insort
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from daemon.engine.sequence import Sequence
 from daemon.failpoints import failpoint
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.extents import EXTENT_BLOCKS
+from daemon.kv.forks import MOST_FORKS, Beginning, fork, forks
 from daemon.kv.live import LiveKV
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.resume import resume_points
@@ -48,6 +50,10 @@ class Prefill:
         sizer: Chooses the size of chunks.
         clock: Seconds that never go back.
         whole: Whether the last token may be computed too.
+
+    Attributes:
+        sequence: The request.
+        beginning: What others may share of its prompt.
     """
 
     def __init__(
@@ -66,6 +72,9 @@ class Prefill:
         self._done = 0
         self._stored = 0
         self._points: list[int] = []
+        self._forks: list[int] = []
+        self.beginning = Beginning(sequence.namespace, sequence.prompt)
+        self._shareable = sequence.loaded.layout.reusable and prefixes.enabled
         draft = sequence.draft
         self._draft = Prefill(draft.sequence, prefixes, sizer, clock, whole=False) if draft is not None else None
         self._whole = whole and draft is None
@@ -74,6 +83,31 @@ class Prefill:
     def done(self) -> int:
         """Prompt tokens in the cache."""
         return self._done
+
+    @property
+    def stored(self) -> int:
+        """Prompt tokens that were reused, or handed to the prefix cache since."""
+        return self._stored
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was looked up."""
+        return self.sequence.cache is not None
+
+    @property
+    def reads(self) -> bool:
+        """Whether it reuses what others computed."""
+        return self.sequence.reads and self._shareable
+
+    @property
+    def writes(self) -> bool:
+        """Whether others can reuse what it computes: no more once it was invalidated."""
+        return self.sequence.writes and self._shareable
+
+    @property
+    def parts(self) -> list[Prefill]:
+        """The prompt as its model computes it, and as its draft model does if there is one."""
+        return [self] if self._draft is None else [self._draft, self]
 
     @property
     def computed(self) -> int:
@@ -109,8 +143,13 @@ class Prefill:
             and plain(sequence.cache)
         )
 
-    def begin(self) -> None:
-        """Look the prompt up and restore what is cached."""
+    def begin(self, waiting: Iterable[Beginning] = ()) -> None:
+        """
+        Look the prompt up and restore what is cached.
+
+        Args:
+            waiting: Prompts that were not looked up yet; this one becomes resumable where they part from it.
+        """
         if self._draft is not None:
             self._draft.begin()
         sequence = self.sequence
@@ -125,7 +164,7 @@ class Prefill:
         if sequence.cache is None:
             sequence.cache = sequence.loaded.layout.new_cache(sequence.loaded.model, room)
         self._done = self._stored = sequence.held = sequence.cached
-        self._points = self._resume_points()
+        self._points = self._resume_points(waiting)
         sequence.times.lookup = looked_up - began
         sequence.times.restore = self._clock() - looked_up
 
@@ -144,6 +183,28 @@ class Prefill:
         self._store(at_point=at_point)
         self._clear_up()
         return size
+
+    def store_computed(self) -> None:
+        """Store what was computed and is not stored yet."""
+        store(self.sequence, self._prefixes, Resume.NO)
+        self._stored = self._done
+
+    def prepare_for(self, follower: Beginning) -> None:
+        """
+        Become resumable where a prompt that has come meanwhile parts from this one.
+
+        Ahead of what is computed, prefill stops there. Behind it, windows may still hold what is needed.
+        """
+        sequence = self.sequence
+        if sequence.loaded.layout.parts.resumes_anywhere:
+            return
+        parts_at = fork(self.beginning, follower, self._beyond)
+        if parts_at > self._done:
+            if parts_at not in self._points and sum(point > self._done for point in self._forks) < MOST_FORKS:
+                insort(self._points, parts_at)
+                self._forks.append(parts_at)
+        elif parts_at:
+            store(sequence, self._prefixes, Resume.YES, first=parts_at)
 
     def was_computed(self, caches: list[Any]) -> None:
         """Take note that the rest of the prompt, all but its last token, was computed elsewhere, and share it."""
@@ -188,14 +249,20 @@ class Prefill:
             size -= beyond_block if beyond_block < size else 0
         return size
 
-    def _resume_points(self) -> list[int]:
+    @property
+    def _beyond(self) -> int:
+        """Tokens that other prompts have to share more of for anything to be gained."""
+        return max(self.sequence.cached, self._prefixes.min_prefix_len - 1)
+
+    def _resume_points(self, waiting: Iterable[Beginning]) -> list[int]:
         """Return where the rest of the prompt is to be made resumable; empty if that is so everywhere."""
         sequence = self.sequence
         layout = sequence.loaded.layout
-        if layout.parts.resumes_anywhere or not sequence.writes:
+        if layout.parts.resumes_anywhere or not self.writes:
             return []
         branch = sequence.prefix.branch if sequence.prefix is not None else 0
-        return resume_points(sequence.prompt, sequence.cached, branch, sequence.message_ends)
+        self._forks = forks(self.beginning, waiting, self._beyond)
+        return resume_points(sequence.prompt, sequence.cached, [branch, *self._forks], sequence.message_ends)
 
     def _store(self, *, at_point: bool) -> None:
         """Share what was computed: at resume points, in steps of an extent, and at the end."""
@@ -229,23 +296,33 @@ class Prefill:
         self._prefixes.restored(sequence.prefix)
 
 
-def store(sequence: Sequence, prefixes: PrefixCache, resume: Resume, caches: list[Any] | None = None) -> None:
+def store(
+    sequence: Sequence,
+    prefixes: PrefixCache,
+    resume: Resume,
+    caches: list[Any] | None = None,
+    *,
+    first: int | None = None,
+) -> None:
     """
     Store every full block of a sequence that is not stored yet; a fault is only logged.
 
     Args:
         sequence: The request.
         prefixes: The prefix cache.
-        resume: Whether requests shall be able to go on where it is now.
+        resume: Whether requests shall be able to go on where it is now, or after its `first` tokens.
         caches: Its KV, if it is in a batch.
+        first: How many of its tokens to store; None for all. Nothing if their state is not held any more.
     """
     layout = sequence.loaded.layout
     caches = caches or sequence.cache
     if not (sequence.writes and layout.reusable and caches and sequence.held):
         return
+    if first is not None and layout.states and (sequence.boundary is None or sequence.boundary.tokens != first):
+        return
     try:
         live = LiveKV(layout, caches, sequence.held, sequence.boundary)
-        prefixes.store(sequence.namespace, sequence.tokens_in_cache, layout.parts, live, resume=resume)
+        prefixes.store(sequence.namespace, sequence.tokens_in_cache[:first], layout.parts, live, resume=resume)
     except NotHeldError:
         return  # a window moved on: what was stored before it did is all there is
     except Exception:

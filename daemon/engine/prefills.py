@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from itertools import chain
 from typing import Any, Protocol
 
 from daemon.engine.prefill import Prefill
 from daemon.engine.scheduler import CHUNK_SECONDS, Allowance, ChunkSizer, Turns
 from daemon.engine.sequence import Sequence
 from daemon.engine.together import Together
+from daemon.kv.forks import needed_first
 from daemon.kv.prefix_cache import PrefixCache
 
 
@@ -45,6 +47,8 @@ class Prefills:
         self._sizer = ChunkSizer()
         self._turns: Turns[Sequence] = Turns()
         self._prefills: dict[Sequence, Prefill] = {}
+        self._expected: dict[Sequence, Prefill] = {}
+        """Those that wait for a slot."""
         self._computed = False
         """Whether the last step had something to do."""
 
@@ -58,13 +62,21 @@ class Prefills:
         """Return how many of them a model has."""
         return sum(sequence.model_key == model for sequence in self._prefills)
 
+    def expect(self, sequence: Sequence) -> None:
+        """Take note of a sequence that waits for a slot: running prompts become resumable where it parts from them."""
+        expected = Prefill(sequence, self._prefixes, self._sizer, self._clock)
+        self._expected[sequence] = expected
+        for running in self._shared() if expected.reads else ():
+            running.prepare_for(expected.beginning)
+
     def add(self, sequence: Sequence) -> None:
-        """Take a sequence that has a slot."""
-        self._prefills[sequence] = Prefill(sequence, self._prefixes, self._sizer, self._clock)
+        """Take an expected sequence that has a slot."""
+        self._prefills[sequence] = self._expected.pop(sequence)
 
     def drop(self, sequence: Sequence) -> None:
         """Forget a sequence; an unknown one is no error."""
         self._prefills.pop(sequence, None)
+        self._expected.pop(sequence, None)
 
     def stepped(self, model: Hashable, seconds: float) -> None:
         """Take note of how long a decode step of a model took."""
@@ -87,14 +99,15 @@ class Prefills:
         chunks, room = allowance.chunks, allowance.room
         while room > 0 and self._clock() < end:
             waiting = [sequence for sequence in self._prefills if sequence not in together]
-            sequence = self._turns.first(waiting)
-            if sequence is None and not together.prefills:
+            first = self._turns.first(waiting)
+            if first is None and not together.prefills:
                 return
-            if sequence is None or together.informs(sequence):
+            prefill = self._leader(self._prefills[first]) if first is not None else together.prefills[0]
+            sequence = prefill.sequence
+            if sequence in together:
                 together = self._compute(together, allowance)
                 continue
-            prefill = self._prefills[sequence]
-            if sequence.cache is None and not self._begin(prefill):
+            if not prefill.begun and not self._begin(prefill):
                 continue
             share = prefill.share(allowance)
             if share > room:
@@ -106,14 +119,38 @@ class Prefills:
             together.prefills.append(prefill)
         self._compute(together, allowance)
 
+    def _shared(self) -> list[Prefill]:
+        """Return what is being computed and others can reuse: prompts, and those of their draft models."""
+        begun = (prefill for prefill in self._prefills.values() if prefill.begun)
+        return [part for prefill in begun for part in prefill.parts if part.writes]
+
+    def _leader(self, prefill: Prefill) -> Prefill:
+        """
+        Return whose turn it is in a prompt's place: one that computes its beginning, as far as both have it in common.
+
+        The prompt's turns are lent to it, so that nothing is computed twice and the prompt never waits for a turn that
+        does not come. What is computed already of the prompt's beginning is stored.
+        """
+        if prefill.begun:
+            return prefill
+        for part in (part for part in prefill.parts if part.reads):
+            unstored, ahead = needed_first(part.beginning, self._shared(), self._prefixes.min_prefix_len)
+            for running in unstored:
+                running.store_computed()
+            if ahead is not None:
+                return next(owner for owner in self._prefills.values() if ahead in owner.parts)
+        return prefill
+
     def _begin(self, prefill: Prefill) -> bool:
         """
         Look a prompt up right before its first chunk, and tell whether that went well.
 
         Not earlier: the prefill before it may just be computing the beginning that both have in common.
         """
+        others = chain(self._prefills.values(), self._expected.values())
+        waiting = [one.beginning for one in others if one.reads and one is not prefill and not one.begun]
         try:
-            prefill.begin()
+            prefill.begin(waiting)
         except Exception as error:
             self._listener.failed(prefill.sequence, error)
             return False

@@ -137,6 +137,7 @@ class Runner:
         """Take a sequence whose model is loaded."""
         self._stuck = False
         self._waiting.append(sequence)
+        self._prefills.expect(sequence)
 
     def cancel(self, call_id: int) -> bool:
         """End a sequence at once and tell whether there was one; what it had computed is stored."""

@@ -11,7 +11,6 @@ from daemon.engine.ledger import DECODE_ROOM
 from daemon.engine.prefill import Prefill
 from daemon.engine.sequence import Sequence
 from daemon.failpoints import failpoint
-from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.rows import joined, unbatched
 
 PASS_TOKENS = 32
@@ -30,10 +29,6 @@ class Together:
 
     def __contains__(self, sequence: Sequence) -> bool:
         return any(prefill.sequence is sequence for prefill in self.prefills)
-
-    def informs(self, sequence: Sequence) -> bool:
-        """Whether a sequence that was not looked up yet would find more in the prefix cache once these are computed."""
-        return any(_shares_next_block(prefill, sequence) for prefill in self.prefills)
 
     def has_room_for(self, prefill: Prefill, most: int) -> bool:
         """Whether a prompt can be computed with these, `most` tokens in all, without padding them or it too much."""
@@ -63,19 +58,6 @@ class Together:
         for index, prefill in enumerate(self.prefills):
             prefill.was_computed([unbatched(cache, index) for cache in caches])
         return caches
-
-
-def _shares_next_block(prefill: Prefill, sequence: Sequence) -> bool:
-    """Whether the next block that a prompt stores is one of a sequence's prompt, too."""
-    leader = prefill.sequence
-    end = (prefill.done // BLOCK_TOKENS + 1) * BLOCK_TOKENS
-    return (
-        leader.writes
-        and sequence.reads
-        and leader.namespace == sequence.namespace
-        and end < min(len(leader.prompt), len(sequence.prompt))
-        and leader.prompt[:end] == sequence.prompt[:end]
-    )
 
 
 def _taken_cache(sequence: Sequence) -> list[Any]:

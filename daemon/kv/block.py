@@ -8,7 +8,8 @@ from collections.abc import Sequence
 BLOCK_TOKENS = 16
 """Tokens of a block."""
 
-_KEY_BYTES = BLOCK_TOKENS * array("I").itemsize
+KEY_BYTES = BLOCK_TOKENS * array("I").itemsize
+"""Bytes of a block's key."""
 
 
 def block_keys(tokens: Sequence[int]) -> list[bytes]:
@@ -22,7 +23,7 @@ def block_keys(tokens: Sequence[int]) -> list[bytes]:
     """
     packed = array("I", tokens).tobytes()
     full = len(tokens) // BLOCK_TOKENS
-    return [packed[i * _KEY_BYTES : (i + 1) * _KEY_BYTES] for i in range(full)]
+    return [packed[i * KEY_BYTES : (i + 1) * KEY_BYTES] for i in range(full)]
 
 
 def key_starts_with(key: bytes, tokens: Sequence[int]) -> bool:

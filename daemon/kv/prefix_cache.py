@@ -58,13 +58,17 @@ class PrefixCache:
         limits: What it may hold.
         min_prefix_len: Shortest match worth reusing, in tokens.
         copy: Copies the blocks from one position of an extent to another into a new extent.
+
+    Attributes:
+        trie: The index.
+        min_prefix_len: Shortest match worth reusing, in tokens.
     """
 
     def __init__(self, limits: Limits, min_prefix_len: int = BLOCK_TOKENS, *, copy: Copy) -> None:
         self.trie = PrefixTrie()
         self._counters = Counters()
         self._budget = Budget(limits, self.trie, copy)
-        self._min_prefix_len = min_prefix_len
+        self.min_prefix_len = min_prefix_len
 
     @property
     def limits(self) -> Limits:
@@ -89,7 +93,7 @@ class PrefixCache:
         `min_prefix_len` counts as none. The lease may be empty; release it all the same.
         """
         lease = self.trie.match(namespace, block_keys(tokens[:-1]), parts.restorable)
-        if 0 < lease.tokens < self._min_prefix_len:
+        if 0 < lease.tokens < self.min_prefix_len:
             lease.release()
             lease = self.trie.match(namespace, ())
         self._count(lookups=1, tokens_looked_up=len(tokens))
@@ -126,7 +130,7 @@ class PrefixCache:
             ValueError: If the source returned other blocks than it was asked for.
         """
         keys = block_keys(tokens)
-        if not self.enabled or len(keys) * BLOCK_TOKENS < self._min_prefix_len:
+        if not self.enabled or len(keys) * BLOCK_TOKENS < self.min_prefix_len:
             return 0
         before = self.trie.blocks + self._budget.evictions
         partition = partition_of(namespace)
