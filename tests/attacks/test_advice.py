@@ -1,4 +1,4 @@
-"""Advice that is obeyed harms nothing: no text sends a command at a directory that others use, or at a stranger's code."""
+"""Advice that is obeyed harms nothing: it changes no directory that others use, and installs no stranger's code."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def unpublished() -> list[str]:
 def test_no_text_advises_to_install_a_name_that_is_not_published() -> None:
     """An index gives such a name to the first who asks, and with it our users' machines."""
     names = "|".join(sorted(unpublished(), key=len, reverse=True)).replace("-", "[-_]")
-    verbs = r"(?:pip3?|pipx|uv|uvx|uv tool|uv pip|poetry|conda|brew)\s+(?:\w+\s+)?(?:install|add|run|upgrade|inject|sync)|uvx"
+    verbs = r"(?:pip3?|pipx|uv|poetry|conda|brew) +(?:\w+ +)?(?:install|add|run|upgrade|inject|sync)|uvx"
     by_name = re.compile(rf"\b(?:{verbs})\b[^\n`|#&;]*?[ \"'](?:{names})(?:\[[\w,]*\])?(?![\w.\-/@]| @)")
     extra = re.compile(rf"\binstall\w* [\"'`]?(?:{names})\[")
     seen = 0
