@@ -1,4 +1,4 @@
-"""`mlx-sidecar config`: which value each setting has, and who said so; one value alone, for scripts."""
+"""`mlx-sidecar config`: the value of each setting and where it came from; or one value alone, for scripts."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ CODE = ("daemon", "clients/python/mlx_sidecar", "tools", "benchmarks")
 TEXTS = {".md", ".py", ".rb", ".toml", ".jinja", ".conf", ".plist", ".service", ".yml", ".mjs", ".proto", ".txt", ""}
 SHARED = ("/", "/tmp", "/var/tmp", "/dev/shm", "/run", "/home", "/etc", "/usr", "/opt", "/srv")
 COMMANDS = r"chmod|chown|chgrp|rm|rmdir|mv|kill|pkill|killall|sudo|dd|truncate|umount|launchctl (?!is\b)[a-z]+"
-"""Programs that can take something away from somebody."""
+"""Programs that can take something away."""
 
 HARMLESS = {
     "chmod 700 {shlex.quote(str(socket.parent))}": "said of `own_directory()` alone",
@@ -187,7 +187,7 @@ def unpublished() -> list[str]:
 
 
 def test_no_text_advises_to_install_a_name_that_is_not_published() -> None:
-    """An index gives such a name to the first who asks, and with it our users' machines."""
+    """An index gives such a name to the first account that asks, and with it our users' machines."""
     names = "|".join(sorted(unpublished(), key=len, reverse=True)).replace("-", "[-_]")
     verbs = r"(?:pip3?|pipx|uv|poetry|conda|brew) +(?:\w+ +)?(?:install|add|run|upgrade|inject|sync)|uvx"
     by_name = re.compile(rf"\b(?:{verbs})\b[^\n`|#&;]*?[ \"'](?:{names})(?:\[[\w,]*\])?(?![\w.\-/@]| @)")
@@ -203,7 +203,7 @@ def test_no_text_advises_to_install_a_name_that_is_not_published() -> None:
 
 
 def test_the_release_page_begins_with_the_two_names() -> None:
-    """Until they are ours, anybody can take them."""
+    """Until they are ours, any account can take them."""
     release = (ROOT / "CONTRIBUTING.md").read_text().partition("## Releases")[2]
     first = release[: release.index("[Unreleased]")]
     assert all(f"`{name}`" in first for name in unpublished())

@@ -52,7 +52,7 @@ def test_both_systems_get_the_same_mlx() -> None:
 
 
 def test_the_files_hold_names_and_versions_and_nothing_else() -> None:
-    """No index, no host, no path: an environment is nobody else's business, and an index is chosen by its user."""
+    """No index, no host, no path: where packages come from is each environment's own choice."""
     for path in FILES:
         for line in path.read_text().splitlines():
             assert re.fullmatch(r"#.*|-c \.\./daemon/constraints\.txt|[a-z0-9-]+==[0-9][a-z0-9.]*", line), line
