@@ -11,7 +11,7 @@ import daemon
 
 CLASH = (
     "mlx-sidecar: another distribution (python-daemon has one) has overwritten the package `daemon` in {place}. "
-    "Give mlx-sidecar an environment of its own: uv tool install mlx-sidecar"
+    "Give mlx-sidecar an environment of its own; in a checkout of it, run: uv tool install -c daemon/constraints.txt ."
 )
 
 

@@ -84,7 +84,8 @@ def _spans(config: Config) -> Iterator[Callable[[EndedCall], None]]:
         from daemon.tracing import CallTracer
     except ModuleNotFoundError:
         raise ConfigError(
-            "tracing is on, but OpenTelemetry is not installed; install mlx-sidecar[otel], or set tracing to false."
+            'tracing is on, but OpenTelemetry is not installed; set tracing to false, or install the extra "otel": '
+            "in a checkout, run: uv tool install -c daemon/constraints.txt '.[otel]'"
         ) from None
     tracer = CallTracer.from_environment(os.environ)
     try:

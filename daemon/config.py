@@ -136,7 +136,7 @@ class Config:
         metadata=_about(
             "Whether to send a span of each call to an OpenTelemetry collector",
             read_switch,
-            "Needs mlx-sidecar[otel]. Where to and how is said by the standard variables, such as "
+            "Needs the extra `otel`. Where to and how is said by the standard variables, such as "
             "OTEL_EXPORTER_OTLP_ENDPOINT (default http://localhost:4317). Spans hold names, figures and times, never a "
             "prompt.",
         ),

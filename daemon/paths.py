@@ -8,6 +8,8 @@ import os
 import stat
 from pathlib import Path
 
+from mlx_sidecar._address import place_text, privacy_advice
+
 MAX_SOCKET_BYTES = 103
 """Longest path of a Unix socket on macOS; Linux allows four bytes more."""
 
@@ -26,7 +28,7 @@ def prepare_socket_path(socket: Path) -> None:
         SocketPathError: If not. Nothing that exists is ever changed or deleted.
     """
     check_name(socket)
-    prepare_directory(socket.parent)
+    prepare_directory(socket)
     check_vacant(socket)
 
 
@@ -52,13 +54,15 @@ def check_name(socket: Path) -> None:
         )
 
 
-def prepare_directory(directory: Path) -> None:
+def prepare_directory(socket: Path) -> None:
     """
-    Create `directory` with mode 0700 if it is missing; otherwise check that it is private.
+    Create a socket's directory with mode 0700 if it is missing; otherwise check that it is private.
 
     Raises:
-        SocketPathError: If it cannot be created, is not our directory, is a symlink or lets others in.
+        SocketPathError: If it cannot be created, is not our directory, is a symlink or lets others in. What it advises
+            changes no directory but the one that is the daemon's by its name.
     """
+    directory = socket.parent
     try:
         _create_missing(directory)
         found = directory.lstat()
@@ -73,13 +77,13 @@ def prepare_directory(directory: Path) -> None:
     if found.st_uid != os.geteuid():
         raise SocketPathError(
             f"The socket's directory {directory} belongs to user id {found.st_uid}, not to {os.geteuid()}; "
-            "choose a directory of your own."
+            f"take a directory that the daemon creates: --socket {place_text(socket)}"
         )
     mode = stat.S_IMODE(found.st_mode)
     if mode & 0o777 != 0o700:
         raise SocketPathError(
             f"The socket's directory {directory} has mode {mode:04o}, but must be 0700 to keep others out; "
-            f"run: chmod 700 {directory}"
+            f"{privacy_advice(socket)}"
         )
 
 
@@ -110,6 +114,4 @@ def check_vacant(socket: Path) -> None:
         raise SocketPathError(f"The socket path {socket} cannot be used ({error.strerror}); choose another.") from None
     if not stat.S_ISSOCK(mode):
         kind = "a symlink" if stat.S_ISLNK(mode) else "a directory" if stat.S_ISDIR(mode) else "a file"
-        raise SocketPathError(
-            f"There is {kind} at the socket path {socket}; move it away or choose another socket path."
-        )
+        raise SocketPathError(f"There is {kind} at the socket path {socket}; choose another socket path.")

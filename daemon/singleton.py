@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket as sockets
 import stat
 import subprocess
 import time
@@ -184,10 +185,11 @@ class PublishedSocket:
     The caller holds the `InstanceLock` of the public name throughout.
 
     Raises:
-        SocketPathError: If the private name is too long.
+        SocketPathError: If the private name is too long, or another program listens under the public one.
     """
 
     def __init__(self, public: Path) -> None:
+        _refuse_living(public)
         self.public = public
         self.private = public.with_name(f"{_PRIVATE_PREFIX}{os.getpid()}")
         self._identity: tuple[int, int] | None = None
@@ -219,6 +221,19 @@ class PublishedSocket:
                 self.public.unlink()
         self._identity = None
         _remove_leftovers(self.public.parent)
+
+
+def _refuse_living(path: Path) -> None:
+    """Refuse a socket that is in use. We hold the lock, so it is no daemon's: a desktop's bus, an agent of keys."""
+    with sockets.socket(sockets.AF_UNIX) as caller:
+        caller.setblocking(False)
+        try:
+            caller.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return  # nothing, or what a killed daemon left
+        except OSError:
+            pass  # one of another type, or with a full queue
+    raise SocketPathError(f"Another program listens on {path}; choose another socket path.")
 
 
 def _identify(path: Path) -> tuple[int, int] | None:

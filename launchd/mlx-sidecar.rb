@@ -16,7 +16,8 @@ class MlxSidecar < Formula
   # mlx, grpcio and others come as wheels: building them takes an hour and Xcode.
   def install
     virtualenv_create(libexec, "python3.13")
-    system "python3.13", "-m", "pip", "--python=#{libexec}/bin/python", "install", buildpath
+    system "python3.13", "-m", "pip", "--python=#{libexec}/bin/python", "install",
+           "--constraint", buildpath/"daemon/constraints.txt", buildpath
     bin.install_symlink libexec/"bin/mlx-sidecar"
   end
 

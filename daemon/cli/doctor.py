@@ -31,9 +31,9 @@ _COLOURS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "red
 @pass_session
 def command(session: Session, /, as_json: bool, **flags: object) -> None:
     """
-    Check versions, system, device, memory, socket, log, service, and that the daemon answers warm as it does cold.
+    Check versions, system, device, memory, socket, log, service, and that a daemon answers warm as it does cold.
 
-    Asks the running daemon; if there is none, one of its own for some seconds. Exit status 1 if a check failed.
+    A running daemon is asked for its figures only; the trial has one of its own. Exit status 1 if a check failed.
     """
     config = resolve(session.socket_flag, flags).config
     service = Service(Launchctl(), Path.home(), look)

@@ -48,7 +48,10 @@ def command(session: Session, /, port: int | None, file: Path | None) -> None:
     try:
         from daemon.cli.exporter import text
     except ModuleNotFoundError:
-        raise click.UsageError("metrics needs prometheus-client; install mlx-sidecar[metrics].") from None
+        raise click.UsageError(
+            'metrics needs prometheus-client, which the extra "metrics" brings; in a checkout, run: '
+            "uv tool install -c daemon/constraints.txt '.[metrics]'"
+        ) from None
     with session.client() as client:
         if port is not None:
             return _serve(client, port)

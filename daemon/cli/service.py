@@ -26,7 +26,11 @@ LOOK_SECONDS = 1.0
 
 @click.group("service", epilog=examples("mlx-sidecar service install", "mlx-sidecar service logs -f"))
 def command() -> None:
-    """Run the daemon as a service of macOS: at each login, and again when it crashes."""
+    """
+    Run the daemon as a service of macOS: at each login, and again when it crashes.
+
+    On Linux, a systemd user unit does that: see docs/linux.md of the project.
+    """
 
 
 _wait = click.option(

@@ -8,24 +8,38 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+import daemon
 from daemon.config import Config
 from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.doctor.system import System
 from daemon.engine.ledger import memory_limit
 from daemon.launchd.agent import OPEN_FILES
 
-KNOWN_GOOD = {
-    "mlx": ("0.32.4",),
-    "mlx-lm": ("0.32.2",),
-    "transformers": ("5.23.0",),
-    "tokenizers": ("0.23.3",),
-    "grpcio": ("1.85.1",),
-    "protobuf": ("6.33.6", "7.36.2"),  # grpcio-tools, with which stubs are made, keeps tests at the older one
-    "huggingface-hub": ("2.4.0",),
-}
-"""The versions that tests passed with before the last release."""
+TESTED_FILE = Path(daemon.__file__).with_name("constraints.txt")
+"""The versions of all libraries that the tests ran with; `pip install -c` takes it as well."""
+
+EXAMINED = (
+    "mlx",
+    "mlx-lm",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "llguidance",
+    "jinja2",
+    "regex",
+    "grpcio",
+    "protobuf",
+    "huggingface-hub",
+)
+"""The libraries whose versions decide what is computed, read or sent; others may differ without a word."""
+
+AS_TESTED = (
+    "harmless unless something else is odd; the tested ones come with, in a checkout: "
+    "uv tool install --reinstall -c daemon/constraints.txt ."
+)
 
 OLDEST_MACOS = 14
 MIB = 1 << 20
@@ -34,22 +48,29 @@ GIB = 1 << 30
 
 def versions(installed: Callable[[str], str] = version) -> Finding:
     """Compare what is installed with what was tested."""
-    here, others, missing = [], [], []
-    for name, good in KNOWN_GOOD.items():
+    good, here, others, missing = tested(), [], [], []
+    for name in EXAMINED:
         try:
             found = installed(name)
         except PackageNotFoundError:
             missing.append(name)
             continue
         here.append(f"{name} {found}")
-        if found not in good:
-            others.append(f"{here[-1]} (known good: {', '.join(good)})")
+        if found != good[name]:
+            others.append(f"{here[-1]} (tested: {good[name]})")
     if missing:
         return failed("versions", f"not installed: {', '.join(missing)}", "install mlx-sidecar again")
     python = f"Python {sys.version.split()[0]}"
     if others:
-        return warning("versions", f"{python}, {', '.join(others)}", "mind this when something else is odd")
+        return warning("versions", f"{python}, {', '.join(others)}", AS_TESTED)
     return ok("versions", f"{python}, {', '.join(here)}")
+
+
+def tested() -> dict[str, str]:
+    """Return name and version of each library that the tests ran with."""
+    lines = TESTED_FILE.read_text("ascii").splitlines()
+    pins = (line.partition("==") for line in lines if not line.startswith("#"))
+    return {name: version for name, _, version in pins}
 
 
 def operating_system(system: System) -> Finding:

@@ -17,7 +17,7 @@ def socket(path: Path) -> Finding:
     try:
         check_name(path)
         if os.path.lexists(directory):
-            prepare_directory(directory)
+            prepare_directory(path)
             check_vacant(path)
     except SocketPathError as error:
         return failed("socket", str(error), "the sentence says it")
@@ -28,7 +28,9 @@ def socket(path: Path) -> Finding:
     if not path.exists():
         return ok("socket", found)
     if _mode(path) != 0o600:
-        return failed("socket", f"{found}, socket mode {_mode(path):04o}", f"run: chmod 600 {path}")
+        return failed(
+            "socket", f"{found}, socket mode {_mode(path):04o}", "restart the daemon: it makes its socket anew"
+        )
     return ok("socket", f"{found}, socket mode 0600")
 
 
@@ -41,7 +43,7 @@ def log_file(path: Path | None) -> Finding:
         place = place.parent
     good = os.access(place, os.W_OK) and (place == path or place.is_dir())
     if not good or path.is_dir():
-        return failed("log file", f"{path} cannot be written", f"make {place} writable, or set log_file")
+        return failed("log file", f"{path} cannot be written", "set log_file to a file in a directory of your own")
     disk = os.statvfs(place)
     free = disk.f_bavail * disk.f_frsize
     if free < MAX_FILE_BYTES:

@@ -136,8 +136,8 @@ class Launchctl:
             )
         except FileNotFoundError:
             raise LaunchctlError(
-                "launchctl is not here: the service is for macOS. Elsewhere, let your service manager run: "
-                "mlx-sidecar serve"
+                "launchctl is not here: the service is for macOS. On Linux a systemd user unit takes its place; "
+                "docs/linux.md in the project's checkout says how. Without any, run: mlx-sidecar serve"
             ) from None
         except subprocess.TimeoutExpired:
             raise LaunchctlError(

@@ -217,5 +217,5 @@ def _check_writable(log: Path) -> None:
         os.close(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise ServiceError(
-            f"the log file {log} cannot be written ({error.strerror}); make its directory yours and writable"
+            f"the log file {log} cannot be written ({error.strerror}); it has to be in a directory of your own"
         ) from None

@@ -50,6 +50,24 @@ def test_a_hub_id_and_a_copy_of_it_are_one_model(daemon: RunningDaemon, folder: 
             client.load("org/name", revision="v2")
 
 
+def test_a_cache_that_is_moved_as_a_whole_serves_the_same_models(
+    daemon: RunningDaemon, start_daemon: Callable[..., RunningDaemon], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the page about upkeep says: one `mv`, one variable; the links in it lead to where the blobs are now."""
+    weights = folder / "hub" / "models--org--name" / "snapshots" / COMMIT / "model.safetensors"
+    blob = weights.resolve()
+    weights.unlink()
+    weights.symlink_to(Path("..", "..", "blobs", blob.name))  # relative, as huggingface_hub makes them
+    with daemon.client() as client:
+        before = client.load("org/name")
+    assert daemon.stop() == 0
+    (folder / "hub").rename(folder / "elsewhere")
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder / "elsewhere"))
+    with start_daemon().client() as client:
+        after = client.load("org/name")
+    assert (after.outcome, after.fingerprint, after.revision) == ("loaded", before.fingerprint, COMMIT)
+
+
 def _cli(daemon: RunningDaemon, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "daemon", *arguments]
     return subprocess.run(command, env=daemon.environ, capture_output=True, text=True, timeout=60)

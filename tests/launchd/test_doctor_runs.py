@@ -6,6 +6,8 @@ import json
 import plistlib
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from daemon.cli.service import look
@@ -13,9 +15,13 @@ from daemon.doctor.finding import Finding, Verdict
 from daemon.doctor.launchd import service as examine
 from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.service import Service
+from mlx_sidecar import HistorySample
 from tests.launchd.mac import Mac
 from tests.launchd.test_service import agent_of
-from tests.running import RunningDaemon, environment
+from tests.running import RunningDaemon, environment, wait_until
+
+NOTHING = HistorySample(0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+"""What the history says of a time at which nothing was asked."""
 
 
 def findings(mac: Mac) -> dict[str, Finding]:
@@ -67,14 +73,33 @@ def test_a_service_that_does_not_serve_fails(mac: Mac) -> None:
     assert findings(mac)["service"].verdict is Verdict.FAILED
 
 
-def test_the_doctor_asks_a_running_daemon(daemon: RunningDaemon) -> None:
-    """Warm equals cold there, with a salt of its own; exit status 0."""
+def test_the_doctor_has_nothing_to_say_where_nothing_is_wrong(daemon: RunningDaemon) -> None:
+    """No warning, nothing to do; exit status 0."""
+    with daemon.client() as client:
+        wait_until(lambda: client.stats().engine.state == "ready", "the engine is ready")
     status, found = doctor(daemon.environ)
     assert status == 0
-    assert found["running daemon"]["verdict"] == "ok"
+    assert {one["verdict"] for one in found.values()} <= {"ok", "skipped"}, found
+    assert not [one for one in found.values() if one["fix"]]
+    assert found["running daemon"]["verdict"] == found["engine"]["verdict"] == found["device"]["verdict"] == "ok"
     assert found["warm equals cold"]["found"].startswith("96 of 100 tokens reused, the same tokens")
-    assert found["device"]["verdict"] == "ok"
-    assert "end" not in found
+    assert found["end"]["found"] == "the daemon drained and ended with status 0"
+
+
+def test_the_doctor_leaves_nothing_in_the_daemon_that_it_looks_at(start_daemon: Callable[..., RunningDaemon]) -> None:
+    """No model, no prefix, no counter, no sample: what a user reads there is what users did."""
+    daemon = start_daemon(max_models="1")
+    with daemon.client() as client:
+        wait_until(lambda: client.stats().model_cache.max_models == 1, "the engine has told its figures")
+        before = client.stats(history=True)
+        status, found = doctor(daemon.environ)
+        after = client.stats(history=True)
+    assert (status, found["warm equals cold"]["verdict"]) == (0, "ok")
+    assert after.models == before.models == ()
+    for part in ("model_cache", "prefix_cache", "latency"):
+        assert getattr(after, part) == getattr(before, part), part
+    assert (after.engine.pid, after.engine.prompt_tokens) == (before.engine.pid, 0)
+    assert {replace(sample, age=0.0) for sample in after.history} <= {replace(NOTHING, age=0.0)}
 
 
 def test_without_a_daemon_the_doctor_tries_one_of_its_own_and_ends_it(folder: Path) -> None:
@@ -83,7 +108,7 @@ def test_without_a_daemon_the_doctor_tries_one_of_its_own_and_ends_it(folder: Pa
     (folder / "run").mkdir(0o755)
     status, found = doctor(environ)
     assert (status, found["socket"]["verdict"]) == (1, "failed")
-    assert "chmod 700" in found["socket"]["found"]
+    assert "take a directory that the daemon creates" in found["socket"]["found"]
     assert found["end"]["found"] == "the daemon drained and ended with status 0"
     assert found["warm equals cold"]["verdict"] == "ok"
     assert not any((folder / "run").iterdir())

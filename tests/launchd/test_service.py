@@ -50,7 +50,7 @@ def test_a_log_directory_that_cannot_be_written_is_told_before_launchd_hears_of_
     """launchd itself would say EX_CONFIG and nothing else."""
     mac.logs.parent.mkdir(parents=True)
     mac.logs.write_text("not a directory")
-    with pytest.raises(ServiceError, match=r"launchd\.log cannot be written \(.+\); make its directory yours"):
+    with pytest.raises(ServiceError, match=r"launchd\.log cannot be written \(.+\); it has to be in a directory"):
         service.install(agent_of(mac))
     assert not mac.calls()
     assert not mac.plist.exists()

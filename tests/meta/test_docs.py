@@ -20,7 +20,7 @@ from tools.readme_figure import filled
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-FOLDERS = ("docs", "clients", "launchd", "daemon", "benchmarks", "tools")
+FOLDERS = ("docs", "clients", "launchd", "systemd", "daemon", "benchmarks", "tools")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
 
 

@@ -19,6 +19,7 @@ from tests.running import RunningDaemon, environment
 from tools.build_dists import ROOT, build
 
 EPOCH = 1_700_000_000
+CONSTRAINTS = ROOT / "daemon" / "constraints.txt"
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "node_modules", "dist")
 
 
@@ -68,6 +69,7 @@ def test_the_files_have_what_they_need_and_pass_the_index_checks(dists: dict[str
         names = set(wheel.namelist())
     assert {"mlx_sidecar/py.typed", "mlx_sidecar/v1/sidecar_pb2.pyi", "daemon/v1/ipc_pb2.py"} <= names
     assert {"daemon/embedded/model.safetensors", "daemon/embedded/chat_template.jinja"} <= names
+    assert "daemon/constraints.txt" in names, "the doctor compares with it"
     assert {name.partition("/")[0] for name in names} == {
         "daemon",
         "mlx_sidecar",
@@ -81,6 +83,7 @@ def test_the_files_have_what_they_need_and_pass_the_index_checks(dists: dict[str
     with tarfile.open(dists[f"mlx_sidecar-{__version__}.tar.gz"]) as sdist:
         inside = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"protos/mlx_sidecar/v1/sidecar.proto", "launchd/README.md", "LICENSE", "tests/conftest.py"} <= inside
+    assert {"systemd/mlx-sidecar.service", "tools/constraints.txt", "docs/linux.md"} <= inside
 
 
 @pytest.mark.slow
@@ -109,11 +112,12 @@ def test_the_daemon_is_a_tool_of_its_own_and_names_what_overwrites_it(dists: dic
     places = {"PIPX_HOME": str(home), "PIPX_BIN_DIR": str(folder / "bin"), "PIPX_MAN_DIR": str(folder / "man")}
     pipx, program = folder / "venv" / "bin" / "pipx", folder / "bin" / "mlx-sidecar"
     wheel = dists[f"mlx_sidecar-{__version__}-py3-none-any.whl"]
-    checked(pipx, "install", "--python", sys.executable, wheel, **places)
+    checked(pipx, "install", "--python", sys.executable, f"--pip-args=-c {CONSTRAINTS}", wheel, **places)
     assert __version__ in checked(program, "--version")
     found = json.loads(checked(program, "doctor", "--json", **environment(folder)))
     verdicts = {one["check"]: one["verdict"] for one in found["findings"]}
-    assert (verdicts["warm equals cold"], verdicts["end"]) == ("ok", "ok")
+    assert set(verdicts.values()) <= {"ok", "skipped"}, found
+    assert (verdicts["versions"], verdicts["warm equals cold"], verdicts["end"]) == ("ok", "ok", "ok")
 
     checked(pipx, "inject", "mlx-sidecar", "python-daemon", **places)
     clash = run(program, "--version")
@@ -132,7 +136,7 @@ def test_uv_installs_the_daemon_as_a_tool_with_its_extras(dists: dict[str, Path]
     wheel = dists[f"mlx_sidecar-{__version__}-py3-none-any.whl"]
     places = {"UV_TOOL_DIR": str(folder / "tools"), "UV_TOOL_BIN_DIR": str(folder / "bin")}
     wanted = f"mlx-sidecar[metrics,otel] @ {wheel.as_uri()}"
-    checked("uv", "tool", "install", "--quiet", "--python", sys.executable, wanted, **places)
+    checked("uv", "tool", "install", "--quiet", "--python", sys.executable, "-c", CONSTRAINTS, wanted, **places)
     program = folder / "bin" / "mlx-sidecar"
     assert __version__ in checked(program, "--version")
     daemon = RunningDaemon.start(folder, [str(program), "serve"], tracing="true")

@@ -28,7 +28,7 @@ def test_a_package_that_overwrote_ours_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert f"has overwritten the package `daemon` in {package}." in done.stderr
-    assert "uv tool install mlx-sidecar" in done.stderr
+    assert "in a checkout of it, run: uv tool install " in done.stderr
 
 
 def test_a_folder_named_daemon_in_the_working_directory_does_not_harm_the_engine(tmp_path: Path) -> None:

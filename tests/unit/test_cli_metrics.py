@@ -99,7 +99,7 @@ def test_without_the_extra_it_says_what_to_install(client: FakeClient, monkeypat
     result = run_cli(client, "metrics")
 
     assert result.exit_code == exits.USAGE
-    assert "mlx-sidecar[metrics]" in result.stderr
+    assert "uv tool install -c daemon/constraints.txt '.[metrics]'" in result.stderr
 
 
 def test_port_and_file_exclude_each_other(client: FakeClient) -> None:

@@ -109,3 +109,48 @@ def test_config_as_json_has_the_same(client: FakeClient) -> None:
         "origin": "--model-roots",
         "about": KEYS["model_roots"].metadata["help"],
     }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (["socket"], "{home}/.mlx-sidecar/sidecar.sock\n"),
+        (["socket", "--socket", "/run/a b.sock"], "/run/a b.sock\n"),
+        (["max_batch", "--max-batch", "3"], "3\n"),
+        (["drain_timeout"], "30\n"),
+        (["tracing"], "false\n"),
+        (["log_level"], "info\n"),
+        (["log_file"], "\n"),
+        (["model_roots"], "\n"),
+        (["model_roots", "--model-roots", "/a", "--model-roots", "/b c"], "/a\n/b c\n"),
+        (["model_roots", "--model-roots", "/a", "--json"], '[\n  "/a"\n]\n'),
+        (["max_models", "--json"], "4\n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_config_prints_one_value_alone(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], printed: str
+) -> None:
+    """So that `$(mlx-sidecar config socket)` is the path and nothing else, on every system."""
+    monkeypatch.setattr("sys.platform", "darwin")
+    result = run_cli(client, "config", *arguments)
+    assert (result.exit_code, result.stdout) == (exits.OK, printed.format(home=tmp_path))
+
+
+def test_config_tells_the_socket_of_the_environment(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of Linux's runtime directory, or wherever the variable says."""
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert run_cli(client, "config", "socket").stdout == f"{tmp_path}/mlx-sidecar/sidecar.sock\n"
+    monkeypatch.setenv("MLX_SIDECAR_SOCKET", "/elsewhere/s.sock")
+    assert run_cli(client, "config", "socket").stdout == "/elsewhere/s.sock\n"
+    assert run_cli(client, "--socket", "/flag/s.sock", "config", "socket").stdout == "/flag/s.sock\n"
+
+
+def test_config_names_the_keys_when_one_is_not_known(client: FakeClient) -> None:
+    """On stderr, and nothing that a script could take for a path."""
+    result = run_cli(client, "config", "sockt")
+    assert (result.exit_code, result.stdout) == (exits.USAGE, "")
+    assert all(key in result.stderr.replace("\n", " ") for key in ("sockt", "'socket'"))

@@ -234,6 +234,22 @@ def test_publishing_replaces_a_stale_socket(path: Path) -> None:
         assert _can_connect(path)
 
 
+@pytest.mark.parametrize("kind", [sockets.SOCK_STREAM, sockets.SOCK_DGRAM])
+def test_a_socket_that_another_program_listens_on_is_refused_and_kept(path: Path, kind: sockets.SocketKind) -> None:
+    """In a runtime directory there is a desktop's bus, or an agent of keys: private, ours, and in use."""
+    with sockets.socket(sockets.AF_UNIX, kind) as other:
+        other.bind(str(path))
+        if kind == sockets.SOCK_STREAM:
+            other.listen(0)
+        before = path.lstat()
+        with sockets.socket(sockets.AF_UNIX, kind) as waiting:
+            if sys.platform == "linux":  # elsewhere a full queue looks like a socket that was left over
+                waiting.connect(str(path))
+            with pytest.raises(SocketPathError, match=r"Another program listens on .*; choose another socket path\."):
+                PublishedSocket(path)
+        assert path.lstat().st_ino == before.st_ino
+
+
 def test_publishing_never_replaces_a_file(path: Path) -> None:
     path.write_text("precious")
     published = PublishedSocket(path)

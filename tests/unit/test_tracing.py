@@ -165,7 +165,10 @@ def test_serve_refuses_tracing_without_the_extra_in_one_sentence(monkeypatch: py
         app.run(Config(socket=folder / "run" / "s", state_dir=folder, tracing=True))
     answer = exits.explain(caught.value)
     assert answer == (
-        "tracing is on, but OpenTelemetry is not installed; install mlx-sidecar[otel], or set tracing to false.",
+        (
+            'tracing is on, but OpenTelemetry is not installed; set tracing to false, or install the extra "otel": '
+            "in a checkout, run: uv tool install -c daemon/constraints.txt '.[otel]'"
+        ),
         exits.USAGE,
     )
     assert not (folder / "run" / "s").exists()

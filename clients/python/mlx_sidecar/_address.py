@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import sys
 from pathlib import Path
 from urllib.parse import quote
 
 from mlx_sidecar._exceptions import UntrustedSocket
+
+_ADVISED_BYTES = 90
+"""Longest path that is advised; macOS takes 103 bytes, some of which the daemon needs for a private name."""
 
 
 def default_socket_path() -> Path:
@@ -20,9 +24,47 @@ def default_socket_path() -> Path:
     """
     if override := os.environ.get("MLX_SIDECAR_SOCKET"):
         return Path(override).expanduser()
+    return own_directory() / "sidecar.sock"
+
+
+def own_directory() -> Path:
+    """Return the directory that is the daemon's by its name: nothing else is kept there, and it may be made private."""
     if sys.platform == "linux" and (runtime := os.environ.get("XDG_RUNTIME_DIR")):
-        return Path(runtime, "mlx-sidecar", "sidecar.sock")
-    return Path.home() / ".mlx-sidecar" / "sidecar.sock"
+        return Path(runtime, "mlx-sidecar")
+    return Path.home() / ".mlx-sidecar"
+
+
+def place_of_its_own(socket: Path) -> Path:
+    """
+    Return where a socket may go instead, in a directory that the daemon creates, for advice about an unfit directory.
+
+    That is a directory below the one that was chosen, if it can be made there and nothing can take its place; else the
+    default. No advice ever changes a directory that exists: it may be `/tmp`, and be shared with the whole machine.
+    """
+    directory, uid = socket.parent, os.geteuid()
+    default = own_directory() / "sidecar.sock"
+    try:
+        found = directory.lstat()
+    except OSError:
+        return default
+    shared = bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    if not stat.S_ISDIR(found.st_mode) or (shared and not found.st_mode & stat.S_ISVTX):
+        return default
+    place = directory / (f"mlx-sidecar-{uid}" if shared else "mlx-sidecar") / socket.name
+    fits = len(os.fsencode(place)) <= _ADVISED_BYTES and os.access(directory, os.W_OK | os.X_OK)
+    return place if fits and not os.path.lexists(place.parent) else default
+
+
+def privacy_advice(socket: Path) -> str:
+    """Return what to do about a directory of ours that others can enter, as the end of a sentence."""
+    if socket.parent == own_directory():
+        return f"run: chmod 700 {shlex.quote(str(socket.parent))}"
+    return f"leave it as it is, and take a directory that the daemon creates: --socket {place_text(socket)}"
+
+
+def place_text(socket: Path) -> str:
+    """Return `place_of_its_own` as a shell takes it."""
+    return shlex.quote(str(place_of_its_own(socket)))
 
 
 def resolve(socket: str | os.PathLike[str] | None) -> Path:
@@ -57,7 +99,7 @@ def socket_exists(path: Path) -> bool:
     if directory.st_uid != os.geteuid():
         raise UntrustedSocket(f"{path.parent} belongs to another user")
     if directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UntrustedSocket(f"other users may write to {path.parent}; remove that with: chmod 700 {path.parent}")
+        raise UntrustedSocket(f"other users may write to {path.parent}; {privacy_advice(path)}")
     if not stat.S_ISSOCK(socket.st_mode):
         raise UntrustedSocket(f"{path} is not a socket")
     if socket.st_uid != os.geteuid():
