@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from daemon.cli.parts import memory_parts
-from daemon.cli.text import brief, percent, printable, size, span
+from daemon.cli.text import brief, percent, printable, span
+from daemon.wording import size
 from mlx_sidecar import ModelStats, Stats
 
 _MODEL_COLOURS = ("blue", "magenta", "green", "red", "bright_blue", "bright_magenta", "bright_green", "bright_red")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from daemon.cli import COMMANDS, exits
-from daemon.cli.text import size, span
+from daemon.cli.text import span
+from daemon.wording import size
 from mlx_sidecar import DaemonNotRunning, InternalError, ModelNotFound, QueueFull, UntrustedSocket
 from tests.unit.cli_fakes import (
     GIB,

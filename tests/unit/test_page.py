@@ -15,7 +15,8 @@ from PIL import Image
 from daemon.cli import exits
 from daemon.cli.page import render
 from daemon.cli.parts import memory_parts
-from daemon.cli.text import percent, size
+from daemon.cli.text import percent
+from daemon.wording import size
 from mlx_sidecar import LatencyStats
 from tests.unit.cli_fakes import (
     STATS,
