@@ -75,7 +75,7 @@ class Away:
         self._events = [*client.deltas]
         self.looks = 0
         client.deltas = ["Hel", gone]
-        client.stats = self.stats  # type: ignore[method-assign]
+        client.stats = self.stats  # type: ignore[method-assign,assignment]
 
     def stats(self) -> Stats:
         self.looks += 1
