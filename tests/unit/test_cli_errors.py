@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.unit.cli_fakes import (
     run_cli,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = ["message", "exit_status", "code", "reason", "field", "retry_after", "error_id", "metadata"]
 CALLS = {
     "run": ["m", "Hi"],
@@ -72,6 +74,16 @@ def _broken(client: FakeClient, tmp_path: Path) -> Path:
     file.parent.mkdir()
     file.write_text("max_modles = 3\n")
     return file
+
+
+def test_the_shape_is_the_one_that_is_documented() -> None:
+    """With its example."""
+    (shown,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+    error = QueueFull("64 requests wait already, the most that max_queue allows", retry_after=1.0)
+    answer = exits.explain(error)
+    assert answer is not None
+    assert json.loads(shown) == exits.document(error, answer.text, answer.code)
+    assert list(json.loads(shown)["error"]) == KEYS
 
 
 @pytest.mark.parametrize("words", WITH_JSON)
