@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from daemon.cli.text import stderr_is_terminal, stdin_is_terminal
+from daemon.singleton import holder
 
 if TYPE_CHECKING:
     from daemon.cli.session import Session
@@ -31,6 +32,8 @@ WAIT_SECONDS = 60.0
 """Longest wait for a daemon to serve."""
 _APPEAR_SECONDS = 2.0
 """A daemon may take so long to come up before a person is asked, as long as the client waits for it."""
+_STARTING_SECONDS = 10.0
+"""One that has its lock already, or still, may take so long."""
 _LOSER_SECONDS = 0.5
 """After the end of a daemon that lost a race, the winner has written its process id."""
 _POLL_SECONDS = 0.05
@@ -63,8 +66,10 @@ def ensure(session: Session, path: Path, ask: bool) -> None:
 
 def _appears(path: Path) -> bool:
     """Wait for a daemon that is just starting, and tell whether one listens."""
-    deadline = time.monotonic() + _APPEAR_SECONDS
-    while not (found := listens(path)) and time.monotonic() < deadline:
+    begin = time.monotonic()
+    while not (found := listens(path)):
+        if time.monotonic() - begin >= (_APPEAR_SECONDS if holder(path) is None else _STARTING_SECONDS):
+            break
         time.sleep(_POLL_SECONDS)
     return found
 
@@ -157,8 +162,6 @@ def _detached(command: list[str], words: Path) -> subprocess.Popen[bytes]:
 
 def _comes_to_serve(process: subprocess.Popen[bytes], path: Path) -> bool:
     """Wait until a process listens on the socket: the one that was started, or the one that it lost a race against."""
-    from daemon.singleton import holder
-
     deadline = time.monotonic() + WAIT_SECONDS
     lost = None
     while not listens(path):

@@ -18,8 +18,9 @@ _SPANS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 
 def span(seconds: float) -> str:
     """Return a span of time in its largest unit, rounded: "4 minutes", "1 hour", "0 seconds"."""
-    for length, unit in _SPANS:
-        if seconds >= length or length == 1:
+    for number, (length, unit) in enumerate(_SPANS):
+        finer = _SPANS[number + 1][0] if length > 1 else 0
+        if seconds >= length - finer / 2 or length == 1:
             return count(round(seconds / length), unit)
     raise AssertionError("the last unit takes all")
 

@@ -147,7 +147,7 @@ def test_a_program_is_never_asked(alone: dict[str, str], command: list[str]) -> 
 
 def test_a_conversation_goes_on_when_its_daemon_comes_back(start_daemon: Callable[..., RunningDaemon]) -> None:
     """What was typed meanwhile is answered then; the note says what it waits for."""
-    daemon = start_daemon(FAKE)
+    daemon = start_daemon(FAKE).serving()
     with terminal(daemon.environ, "run", "ok", "--no-history") as shown:
         shown.until(r"^>>>$")
         shown.type("first\r")
@@ -163,7 +163,7 @@ def test_a_conversation_goes_on_when_its_daemon_comes_back(start_daemon: Callabl
 
 def test_an_answer_that_a_killed_daemon_cut_off_is_asked_for_again(start_daemon: Callable[..., RunningDaemon]) -> None:
     """From its beginning: the new daemon knows nothing of it."""
-    daemon = start_daemon(FAKE)
+    daemon = start_daemon(FAKE).serving()
     with terminal(daemon.environ, "run", "ok", "--no-history") as shown:
         shown.until(r"^>>>$")
         shown.type("hold\r")
@@ -183,7 +183,7 @@ def test_ctrl_c_leaves_a_conversation_that_waits_and_what_was_typed_is_kept(
     start_daemon: Callable[..., RunningDaemon], folder: Path
 ) -> None:
     """It is in the history, for the next conversation."""
-    daemon = start_daemon(FAKE)
+    daemon = start_daemon(FAKE).serving()
     with terminal(daemon.environ, "run", "ok") as shown:
         shown.until(r"^>>>$")
         assert daemon.stop() == 0
@@ -210,7 +210,7 @@ def test_a_directory_that_is_not_there_is_named_in_full(
     daemon: RunningDaemon, folder: Path, command: list[str], name: str
 ) -> None:
     """So that a person sees where it was looked for."""
-    failed = run({**daemon.environ, "HOME": str(folder / "home")}, *command, folder=folder)
+    failed = run({**daemon.serving().environ, "HOME": str(folder / "home")}, *command, folder=folder)
 
     assert failed.returncode == exits.REFUSED
     assert f"there is no directory {folder}/{name} (MODEL_NOT_FOUND)" in failed.stderr
@@ -218,7 +218,7 @@ def test_a_directory_that_is_not_there_is_named_in_full(
 
 def test_top_on_a_small_terminal_shows_its_models_whole(daemon: RunningDaemon) -> None:
     """50 columns, 12 lines; `--socket` follows the command."""
-    assert run(daemon.environ, "load", "embedded").returncode == 0
+    assert run(daemon.serving().environ, "load", "embedded").returncode == 0
     nowhere = {**daemon.environ, "MLX_SIDECAR_SOCKET": "/nowhere/s.sock"}
     with terminal(nowhere, "top", "--socket", str(daemon.socket), columns=50, lines=12) as shown:
         for pattern in (r"engine ready", r"^embedded +1\.\d MiB  ready +\d+$", r"decode, \d+ prefill", r"^q quits$"):
