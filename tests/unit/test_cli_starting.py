@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,9 +32,8 @@ class World:
         }
         for name, value in replaced.items():
             monkeypatch.setattr(starting, name, value)
-        monkeypatch.setattr(starting.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(starting.time, "sleep", self._sleep)
-        monkeypatch.setattr(starting.click, "confirm", self._confirm)
+        monkeypatch.setattr(starting, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep))
+        monkeypatch.setattr(starting, "click", SimpleNamespace(confirm=self._confirm))
         self._yes = yes
 
     def _sleep(self, seconds: float) -> None:
