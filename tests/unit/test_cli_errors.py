@@ -264,6 +264,15 @@ def test_the_socket_may_be_named_before_and_after_every_command_that_calls(clien
         assert client.socket == Path(wanted)
 
 
+@pytest.mark.parametrize("name", ["status", "start", "stop", "logs"])
+def test_a_socket_that_the_service_would_ignore_is_refused(client: FakeClient, name: str) -> None:
+    """Only its installation can set it."""
+    result = run_cli(client, "--socket", "/s", "service", name)
+
+    assert result.exit_code == exits.USAGE
+    assert "--socket belongs to service install" in result.stderr
+
+
 def test_every_command_that_calls_the_daemon_has_both_options() -> None:
     """Those that call and those that have the options are the same."""
     assert set(CALLERS) == {*CALLS, "ls", "top", "metrics"}
