@@ -7,9 +7,7 @@ that was given is checked, also one that a later source overrides.
 
 from __future__ import annotations
 
-import difflib
 import json
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
@@ -42,7 +40,8 @@ def _default_socket() -> Path:
     return Path(default_socket_path())
 
 
-def _default_state_dir() -> Path:
+def default_state_dir() -> Path:
+    """Return the directory that holds config.toml unless a variable or a flag names another."""
     return Path.home() / ".mlx-sidecar"
 
 
@@ -66,7 +65,7 @@ class Config:
         ),
     )
     state_dir: Path = field(
-        default_factory=_default_state_dir,
+        default_factory=default_state_dir,
         metadata=_about(
             "Directory that holds config.toml",
             read_path,
@@ -77,7 +76,7 @@ class Config:
     model_cache_mb: int = field(
         default=24_576,
         metadata=_about(
-            "Most MB of weights kept in memory; 0 keeps none",
+            "Most MiB of weights kept in memory; 0 keeps none",
             whole(0),
             "Or the memory ceiling, if that is less. With 0 each call loads, runs and frees.",
         ),
@@ -100,7 +99,7 @@ class Config:
             "requests that need memory.",
         ),
     )
-    kv_cache_mb: int = field(default=4_096, metadata=_about("Most MB of cached prefixes; 0 keeps none", whole(0)))
+    kv_cache_mb: int = field(default=4_096, metadata=_about("Most MiB of cached prefixes; 0 keeps none", whole(0)))
     max_cache_blocks: int = field(
         default=262_144,
         metadata=_about("Most blocks of 16 tokens in the prefix cache; 0 keeps none", whole(0)),
@@ -125,7 +124,7 @@ class Config:
         metadata=_about(
             "File to log to, rotated; empty logs to stderr",
             read_optional_path,
-            "Rotated at 10 MB, five old files are kept, mode 0600; SIGHUP opens it anew.",
+            "Rotated at 10 MiB, five old files are kept, mode 0600; SIGHUP opens it anew.",
         ),
     )
     model_roots: tuple[Path, ...] = field(
@@ -214,7 +213,23 @@ def load_config(flags: Mapping[str, object], environ: Mapping[str, str], home: P
     return Resolved(Config(**values), origins)
 
 
+def given_value(key: str, flag: str | None, environ: Mapping[str, str], home: Path) -> Any:
+    """
+    Return the value that a flag gives a key, or else its variable; None if neither does.
+
+    Nothing else is looked at, so that a mistake in another setting is no obstacle.
+
+    Raises:
+        ConfigError: If the value is wrong.
+    """
+    name = ENV_PREFIX + key.upper()
+    given = [*_from_environment({name: environ[name]} if name in environ else {}), *_from_flags({key: flag})]
+    return given[-1].read(home) if given else None
+
+
 def _from_file(path: Path) -> Iterator[_Given]:
+    import tomllib  # here, as `difflib` below: not every command needs it
+
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -245,6 +260,8 @@ def _from_flags(flags: Mapping[str, object]) -> Iterator[_Given]:
 def _known(name: str, allowed: Mapping[str, str], origin: str) -> str:
     if name in allowed:
         return allowed[name]
+    import difflib
+
     near = difflib.get_close_matches(name, allowed, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(allowed)}."
     raise ConfigError(f"{name} in {origin} is no setting; {hint}")

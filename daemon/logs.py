@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-MAX_FILE_BYTES = 10_000_000
+MAX_FILE_BYTES = 10 << 20
 KEPT_FILES = 5
 
 _BRING_HANDLERS = ("asyncio", "grpc", "huggingface_hub", "mlx_lm", "transformers")
@@ -44,7 +44,7 @@ def configure(level: str, log_file: Path | None) -> None:
 
     Args:
         level: "debug", "info", "warning" or "error".
-        log_file: File of mode 0600 that is rotated at 10 MB, five old ones kept; None for stderr.
+        log_file: File of mode 0600 that is rotated at 10 MiB, five old ones kept; None for stderr.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
     file = _open_file(log_file) if log_file is not None else None

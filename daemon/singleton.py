@@ -54,7 +54,7 @@ class InstanceLock:
             AlreadyRunning: If another process holds the lock.
             SocketPathError: If the lock file is a symlink, is not ours or cannot be locked.
         """
-        fd = _open_lock(socket.with_name(socket.name + ".lock"))
+        fd = _open_lock(_lock_path(socket))
         try:
             if not _lock(fd, socket, wait):
                 _kill_orphan(fd)
@@ -91,6 +91,29 @@ class InstanceLock:
 
     def __exit__(self, *exc: object) -> None:
         self.release()
+
+
+def holder(socket: Path) -> int | None:
+    """
+    Return the process id of the daemon that has the lock of a socket, or is about to have it; None if there is none.
+
+    It reads what the daemon wrote. Trying the lock would get in the way of one that is just starting.
+    """
+    try:
+        fd = os.open(_lock_path(socket), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        pid, _ = _read_pids(fd)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return pid if pid is not None and _alive(pid) else None
+
+
+def _lock_path(socket: Path) -> Path:
+    return socket.with_name(socket.name + ".lock")
 
 
 def _open_lock(path: Path) -> int:

@@ -61,10 +61,14 @@ class RunningDaemon:
         """Where it listens."""
         return Path(self.environ["MLX_SIDECAR_SOCKET"])
 
-    def client(self) -> Client:
-        """Return a new client, as soon as the daemon listens; a stale socket is not one that somebody listens on."""
+    def serving(self) -> RunningDaemon:
+        """Return this daemon as soon as it listens, or has ended; a stale socket is not one that it listens on."""
         wait_until(lambda: listens(self.socket) or self.process.poll() is not None, "the daemon listens")
-        return Client(self.socket, timeout=END_SECONDS)
+        return self
+
+    def client(self) -> Client:
+        """Return a new client, as soon as the daemon listens."""
+        return Client(self.serving().socket, timeout=END_SECONDS)
 
     def engine_pid(self) -> int:
         """Return the process id of its engine."""

@@ -44,12 +44,12 @@ class Terminal:
         screen: What it shows; `buffer` has each character with its colours.
     """
 
-    def __init__(self, arguments: list[str], environ: dict[str, str]) -> None:
-        self.screen = _Screen(COLUMNS, LINES)
+    def __init__(self, arguments: list[str], environ: dict[str, str], columns: int, lines: int) -> None:
+        self.screen = _Screen(columns, lines)
         self.screen.answer = self.type
         self._stream = pyte.ByteStream(self.screen)
         self._fd, program_end = os.openpty()
-        fcntl.ioctl(program_end, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+        fcntl.ioctl(program_end, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         # Not pty.fork: gRPC, which the tests have running, does not survive it.
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, *arguments],
@@ -111,9 +111,11 @@ class Terminal:
 
 
 @contextmanager
-def terminal(environ: dict[str, str], *arguments: str) -> Iterator[Terminal]:
+def terminal(
+    environ: dict[str, str], *arguments: str, columns: int = COLUMNS, lines: int = LINES
+) -> Iterator[Terminal]:
     """Run `mlx-sidecar ARGUMENTS` in a terminal until the block ends."""
-    shown = Terminal(list(arguments), environ)
+    shown = Terminal(list(arguments), environ, columns, lines)
     try:
         yield shown
     finally:

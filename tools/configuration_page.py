@@ -18,7 +18,7 @@ Made from `daemon/config.py` by `make gen`; change its fields, not this page.
 A value comes from the first of these that has one: a flag (`--max-models 2`), a variable
 (`{ENV_PREFIX}MAX_MODELS=2`), the file `~/.mlx-sidecar/config.toml` (`max_models = 2`), the default.
 `mlx-sidecar config` prints each value and where it came from; `serve` has a flag for each key. Durations are seconds,
-or text such as `90s`, `10m`, `1h30m`. Sizes in MB are of 1,048,576 bytes. A wrong or unknown key stops the start with
+or text such as `90s`, `10m`, `1h30m`. Sizes are in MiB, of 1,048,576 bytes. A wrong or unknown key stops the start with
 one sentence that names it. Values are read at the start; `mlx-sidecar serve` has to be started anew after a change.
 
 ```toml

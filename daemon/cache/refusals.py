@@ -8,6 +8,7 @@ from typing import Any
 
 from daemon.cache.entry import Entry, Source
 from daemon.errors import Reason, SidecarError
+from daemon.wording import size, sizes_apart
 
 RETRY_IN_USE = 2.0
 """Seconds after which a caller may ask again for room that others use."""
@@ -15,9 +16,10 @@ RETRY_IN_USE = 2.0
 
 def oversize(name: str, needed: int, budget: int) -> SidecarError:
     """Return the refusal of a model that can never fit."""
+    needs, allowed = sizes_apart(needed, budget)
     return SidecarError(
         Reason.MODEL_EXCEEDS_BUDGET,
-        f"{name} needs {needed} bytes but model_cache_mb allows {budget}; raise it or use a smaller model",
+        f"{name} needs {needs} but model_cache_mb allows {allowed}; raise it or use a smaller model",
         metadata={"needed_bytes": str(needed), "budget_bytes": str(budget)},
     )
 
@@ -27,10 +29,10 @@ def in_use(source: Source, budget: int, holders: Iterable[Entry[Any]]) -> Sideca
     held: Counter[str] = Counter()
     for entry in holders:
         held[" = ".join(entry.names)] += entry.nbytes
-    listing = ", ".join(f"{name} ({nbytes} bytes)" for name, nbytes in held.items())
+    listing = ", ".join(f"{name} ({size(nbytes)})" for name, nbytes in held.items())
     return SidecarError(
         Reason.BUDGET_IN_USE,
-        f"no room for {source.name} ({source.size_bytes} bytes): in use or pinned are {listing}",
+        f"no room for {source.name} ({size(source.size_bytes)}): in use or pinned are {listing}",
         metadata={
             "needed_bytes": str(source.size_bytes),
             "budget_bytes": str(budget),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from daemon.cli.text import printable, stdout_is_terminal
+from daemon.wording import count
 
 if TYPE_CHECKING:
     from mlx_sidecar import Completion, GenerateStream
@@ -57,7 +58,7 @@ def print_timings(result: Completion) -> None:
     # The first token comes out of prefill, so decoding made one fewer.
     decoded = max(usage.completion_tokens - 1, 0)
     lines = [
-        ("prompt", f"{usage.prompt_tokens:,} tokens, {usage.cached_tokens:,} of them cached"),
+        ("prompt", f"{count(usage.prompt_tokens, 'token')}, {usage.cached_tokens:,} of them cached"),
         ("first token", "-" if timings.first_token is None else f"{timings.first_token:.3f} s"),
         ("prefill", _speed(computed, timings.prefill)),
         ("decode", _speed(decoded, timings.decode)),
@@ -67,4 +68,4 @@ def print_timings(result: Completion) -> None:
 
 def _speed(tokens: int, seconds: float | None) -> str:
     speed = f" in {seconds:.3f} s, {tokens / seconds:,.1f} tokens/s" if seconds else ""
-    return f"{tokens:,} tokens{speed}"
+    return count(tokens, "token") + speed

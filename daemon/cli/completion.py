@@ -18,7 +18,6 @@ SHELLS = ("bash", "zsh", "fish")
 
 @click.command(
     "completion",
-    short_help="Print the completion script of a shell.",
     epilog=examples(
         'eval "$(mlx-sidecar completion zsh)"     # in ~/.zshrc, after compinit',
         'eval "$(mlx-sidecar completion bash)"    # in ~/.bashrc; bash 4.4 or newer',

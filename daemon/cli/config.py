@@ -14,7 +14,6 @@ from daemon.config import FILE_NAME, KEYS
 
 @click.command(
     "config",
-    short_help="Show the settings and where they come from.",
     epilog=examples(
         "mlx-sidecar config",
         "mlx-sidecar config --json",

@@ -17,13 +17,13 @@ from daemon.doctor.finding import Finding, Verdict
 from daemon.doctor.system import System
 from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.service import Service
+from daemon.wording import count
 
 _COLOURS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "red", Verdict.SKIPPED: None}
 
 
 @click.command(
     "doctor",
-    short_help="Check what the daemon needs from this machine.",
     epilog=examples("mlx-sidecar doctor", "mlx-sidecar doctor --json"),
 )
 @config_flags
@@ -46,7 +46,7 @@ def command(session: Session, /, as_json: bool, **flags: object) -> None:
     if as_json:
         print_json({"ok": not failures, "findings": [asdict(one) for one in findings]})
     elif failures:
-        click.echo(f"\n{len(failures)} of {len(findings)} checks failed.")
+        click.echo(f"\n{len(failures)} of {count(len(findings), 'check')} failed.")
     if failures:
         raise SystemExit(REFUSED)
 

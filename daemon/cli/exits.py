@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from daemon.config import ConfigError
-from daemon.launchd.errors import ServiceError
-from daemon.paths import SocketPathError
-from daemon.singleton import AlreadyRunning
-from mlx_sidecar._exceptions import DaemonNotRunning, SidecarError, UntrustedSocket
+if TYPE_CHECKING:
+    from mlx_sidecar import SidecarError
 
 OK = 0
 REFUSED = 1
@@ -35,18 +32,52 @@ class Answer(NamedTuple):
     code: int
 
 
-def explain(error: Exception) -> Answer | None:
+def explain(error: BaseException) -> Answer | None:
     """Return what a person is told about `error`; None if it is a bug, whose traceback is worth seeing."""
+    # Imported here: an error may cost some milliseconds, `--help` and `ps` need none of it.
+    from daemon.cli.starting import StartError
+    from daemon.config import ConfigError
+    from daemon.launchd.errors import ServiceError
+    from daemon.paths import SocketPathError
+    from daemon.singleton import AlreadyRunning
+    from mlx_sidecar import DaemonNotRunning, SidecarError, UntrustedSocket
+
     match error:
         case ConfigError() | SocketPathError() | UntrustedSocket():
             return Answer(str(error), USAGE)
-        case DaemonNotRunning():
+        case DaemonNotRunning() | StartError():
             return Answer(str(error), NOT_RUNNING)
         case AlreadyRunning() | ServiceError():
             return Answer(str(error), REFUSED)
         case SidecarError():
             return Answer(_refusal(error), REFUSED)
     return None
+
+
+def document(error: BaseException, text: str, code: int) -> dict[str, dict[str, Any]]:
+    """
+    Return an error as `--json` prints it. Every key is always there.
+
+    Args:
+        error: The error.
+        text: Its sentence, as on standard error.
+        code: The exit status.
+    """
+    from mlx_sidecar import SidecarError
+
+    said = error if isinstance(error, SidecarError) else SidecarError("", code="")
+    return {
+        "error": {
+            "message": text,
+            "exit_status": code,
+            "code": said.code or None,
+            "reason": said.reason or None,
+            "field": said.field,
+            "retry_after": said.retry_after,
+            "error_id": said.error_id,
+            "metadata": said.metadata,
+        }
+    }
 
 
 def _refusal(error: SidecarError) -> str:

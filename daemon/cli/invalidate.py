@@ -9,8 +9,9 @@ import click
 from click.core import ParameterSource
 
 from daemon.cli.completion import complete_model
-from daemon.cli.session import Session, absolute_if_directory, pass_session
-from daemon.cli.text import examples, print_json, size, stdin_is_terminal
+from daemon.cli.session import Session, absolute_if_path, calls_daemon
+from daemon.cli.text import examples, print_json, stdin_is_terminal
+from daemon.wording import count, size
 
 if TYPE_CHECKING:
     from mlx_sidecar import Client, Invalidated
@@ -36,14 +37,13 @@ class _Target:
 
 @click.command(
     "invalidate",
-    short_help="Drop weights and cached prefixes.",
     epilog=examples(
         "mlx-sidecar invalidate mlx-community/Qwen3-8B-4bit",
         "mlx-sidecar invalidate embedded --prefix 'You are a helpful'",
         "mlx-sidecar invalidate --all --no-weights --yes",
     ),
 )
-@click.argument("model", required=False, callback=absolute_if_directory, shell_complete=complete_model)
+@click.argument("model", required=False, callback=absolute_if_path, shell_complete=complete_model)
 @click.option("--all", "everything", is_flag=True, help="Drop what belongs to any model.")
 @click.option("--prefix", metavar="TEXT", help="Drop only prompts that begin with this text.")
 @click.option("--salt", default="", help="Salt under which the prompts of --prefix were cached.")
@@ -52,7 +52,7 @@ class _Target:
 @click.option("--dry-run", is_flag=True, help="Only show what would be dropped.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was dropped as JSON.")
-@pass_session
+@calls_daemon
 def command(
     session: Session,
     /,
@@ -70,16 +70,20 @@ def command(
     target = _Target(model, prefix, salt, weights, prefixes)
     _check(target, everything)
     if not (yes or dry_run or stdin_is_terminal()):
-        raise click.UsageError("There is nobody to ask; give --yes or --dry-run.")
+        raise click.UsageError("Without a terminal it cannot ask; give --yes or --dry-run.")
     with session.client() as client:
-        if not (yes or dry_run or _agreed(target.drop(client, dry_run=True))):
-            return
-        # Also when there is nothing to drop: it lifts a quarantine.
-        result = target.drop(client, dry_run=dry_run)
+        if yes or dry_run or _agreed(target.drop(client, dry_run=True)):
+            # Also when there is nothing to drop: it lifts a quarantine.
+            result = target.drop(client, dry_run=dry_run)
+        elif as_json:
+            return print_json({"models": [], "blocks": 0, "bytes_freed": 0, "bytes_in_use": 0, "dry_run": False})
+        else:
+            return None
     if as_json:
         print_json(asdict(result) | {"dry_run": dry_run})
     else:
         click.echo(_describe(result, "Would drop" if dry_run else "Dropped"))
+    return None
 
 
 def _check(target: _Target, everything: bool) -> None:
@@ -116,7 +120,7 @@ def _describe(result: Invalidated, verb: str) -> str:
         return "Nothing to drop."
     parts = [f"the weights of {', '.join(result.models)}"] if result.models else []
     if result.blocks or not parts:
-        parts.append(f"{result.blocks:,} blocks of cached prefixes")
+        parts.append(f"{count(result.blocks, 'block')} of cached prefixes")
     text = f"{verb} {' and '.join(parts)}; {size(result.bytes_freed)} freed"
     if result.bytes_in_use:
         text += f", {size(result.bytes_in_use)} more when their last user ends"

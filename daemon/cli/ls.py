@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.cli.session import Session, pass_session
-from daemon.cli.text import examples, print_json, size, span, table
+from daemon.cli.session import Session, calls_daemon
+from daemon.cli.text import examples, print_json, span, table
+from daemon.wording import size
 from mlx_sidecar._exceptions import DaemonNotRunning
 
 if TYPE_CHECKING:
@@ -37,11 +38,10 @@ class _Room:
 
 @click.command(
     "ls",
-    short_help="List the models on this machine.",
     epilog=examples("mlx-sidecar ls", "mlx-sidecar ls --json"),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the models as JSON; sizes in bytes.")
-@pass_session
+@calls_daemon
 def command(session: Session, /, as_json: bool) -> None:
     """
     List the models of the local Hub cache, their weights' size, and whether they fit the memory budget.

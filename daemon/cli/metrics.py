@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.cli.session import Session, pass_session
+from daemon.cli.session import Session, calls_daemon
 from daemon.cli.text import examples
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ _ADDRESS = "127.0.0.1"
 
 @click.command(
     "metrics",
-    short_help="Export figures for Prometheus.",
     epilog=examples(
         "mlx-sidecar metrics",
         "mlx-sidecar metrics --port 9464",
@@ -36,7 +35,7 @@ _ADDRESS = "127.0.0.1"
     type=click.Path(dir_okay=False, path_type=Path),
     help="Replace this file with them, for the textfile collector of node_exporter.",
 )
-@pass_session
+@calls_daemon
 def command(session: Session, /, port: int | None, file: Path | None) -> None:
     """
     Print the daemon's figures as Prometheus text, once; or serve them.

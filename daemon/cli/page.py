@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from daemon.cli.charts import HEIGHT, WIDTH, chart
 from daemon.cli.parts import memory_parts
 from daemon.cli.series import rates, shares
-from daemon.cli.text import brief, percent, size, span
+from daemon.cli.text import brief, percent, span
+from daemon.wording import count, size
 from mlx_sidecar import LatencyHistogram, NamespaceStats, Stats
 
 _SPANS = {
@@ -41,7 +42,7 @@ def render(stats: Stats) -> str:
     environment = Environment(
         loader=PackageLoader("daemon.cli", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"size": size, "span": span, "percent": percent}
+    environment.filters |= {"size": size, "span": span, "percent": percent, "count": count}
     return environment.get_template("page.html.jinja").render(
         stats=stats,
         written=datetime.now().astimezone(),
@@ -65,7 +66,7 @@ def _tiles(stats: Stats) -> list[tuple[str, str, str]]:
         (
             "First token, median",
             "-" if median is None else brief(median),
-            f"{stats.latency.first_token.count:,} requests",
+            count(stats.latency.first_token.count, "request"),
         ),
         ("Memory", size(used), f"of {size(memory.limit_bytes)}"),
         (
@@ -76,7 +77,7 @@ def _tiles(stats: Stats) -> list[tuple[str, str, str]]:
         (
             "Tokens generated",
             f"{engine.generated_tokens:,}",
-            f"{engine.restarts} engine restart{'' if engine.restarts == 1 else 's'}",
+            count(engine.restarts, "engine restart"),
         ),
     ]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.cli.text import size, stderr_is_terminal
+from daemon.cli.text import stderr_is_terminal
+from daemon.wording import size
 
 if TYPE_CHECKING:
     from mlx_sidecar import LoadProgress, LoadStream, ModelInfo
@@ -46,27 +47,31 @@ def _lines() -> Iterator[Callable[[LoadProgress], None]]:
 
 
 def _line(event: LoadProgress) -> str:
-    line = event.stage.replace("_", " ")
-    if event.bytes_total:
-        line += f" {size(event.bytes_done)} of {size(event.bytes_total)}"
+    line = f"{event.stage.replace('_', ' ')} {_amount(event)}".rstrip()
     if event.evicting:
         line += f", making room by dropping {', '.join(event.evicting)}"
     return line
 
 
+def _amount(event: LoadProgress) -> str:
+    if event.bytes_total:
+        return f"{size(event.bytes_done)} of {size(event.bytes_total)}"
+    return size(event.bytes_done) if event.bytes_done else ""
+
+
 @contextmanager
 def _bar() -> Iterator[Callable[[LoadProgress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(binary_units=True),
+        TextColumn("{task.fields[amount]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("connecting", total=None)
+        task = progress.add_task("connecting", total=None, amount="")
         stage = ""
 
         def show(event: LoadProgress) -> None:
@@ -78,6 +83,7 @@ def _bar() -> Iterator[Callable[[LoadProgress], None]]:
             if event.evicting:
                 described += f" (dropping {', '.join(event.evicting)})"
             total = event.bytes_total or None
-            progress.update(task, description=described, completed=event.bytes_done, total=total)
+            amount = _amount(event)
+            progress.update(task, description=described, completed=event.bytes_done, total=total, amount=amount)
 
         yield show

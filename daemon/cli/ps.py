@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.cli.session import Session, pass_session
-from daemon.cli.text import examples, percent, print_json, size, span, table
+from daemon.cli.session import Session, calls_daemon
+from daemon.cli.text import examples, percent, print_json, span, table
+from daemon.wording import count, size
 
 if TYPE_CHECKING:
     from mlx_sidecar import ModelStats, PrefixCacheStats
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("ps", epilog=examples("mlx-sidecar ps", "mlx-sidecar ps --json"))
 @click.option("--json", "as_json", is_flag=True, help="Print models and prefix cache as JSON.")
-@pass_session
+@calls_daemon
 def command(session: Session, /, as_json: bool) -> None:
     """List the models in memory."""
     with session.client() as client:
@@ -50,7 +51,7 @@ def _until(one: ModelStats) -> str:
 
 
 def _prefix_line(cache: PrefixCacheStats) -> str:
-    line = f"Prefix cache: {size(cache.bytes)} of {size(cache.budget_bytes)} in {cache.blocks:,} blocks"
+    line = f"Prefix cache: {size(cache.bytes)} of {size(cache.budget_bytes)} in {count(cache.blocks, 'block')}"
     if cache.tokens_looked_up:
         line += f", {percent(cache.tokens_reused / cache.tokens_looked_up)} of prompt tokens reused"
     return line

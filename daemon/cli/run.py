@@ -12,7 +12,7 @@ import click
 from daemon.cli.answer import print_answer, print_timings
 from daemon.cli.completion import complete_model
 from daemon.cli.progress import follow
-from daemon.cli.session import Session, absolute_if_directory, pass_session
+from daemon.cli.session import Session, absolute_if_path, calls_daemon
 from daemon.cli.text import examples, print_json, stdin_is_terminal, stdout_is_terminal
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ _STDIN = Path("-")
 
 @click.command(
     "run",
-    short_help="Run a prompt and stream the answer.",
     epilog=examples(
         "mlx-sidecar run embedded",
         "mlx-sidecar run embedded 'Say hello'",
@@ -32,7 +31,7 @@ _STDIN = Path("-")
         "mlx-sidecar run embedded --raw 'Once upon a time' --max-tokens 50 --verbose",
     ),
 )
-@click.argument("model", callback=absolute_if_directory, shell_complete=complete_model)
+@click.argument("model", callback=absolute_if_path, shell_complete=complete_model)
 @click.argument("prompt", required=False)
 @click.option(
     "--file",
@@ -52,14 +51,20 @@ _STDIN = Path("-")
 @click.option("--seed", type=int, help="Makes the answer repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
 @click.option("--format", "form", type=click.Choice(["json"]), help="Answer with a JSON object.")
-@click.option("--draft-model", default="", help="A smaller model that guesses tokens: same answer, other speed.")
+@click.option(
+    "--draft-model",
+    default="",
+    callback=absolute_if_path,
+    shell_complete=complete_model,
+    help="A smaller model that guesses tokens: same answer, other speed.",
+)
 @click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor store cached prefixes.")
 @click.option("--salt", default="", help="Share cached prefixes only with requests of the same salt.")
 @click.option("--verbose", is_flag=True, help="Print tokens and timings to stderr after the answer.")
 @click.option("--no-history", is_flag=True, help="Do not keep what is typed in a conversation for the next one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
-@pass_session
+@calls_daemon
 def command(
     session: Session,
     /,
@@ -100,14 +105,18 @@ def command(
     if no_history and not talk:
         raise click.UsageError("--no-history is for conversations, which have no PROMPT.")
     text = "" if talk else _text(prompt, files, raw)
-    with session.client() as client:
-        follow(client.get_or_load(model, allow_download=True))
+    with session.client(ask=True) as client:
+
+        def load() -> None:
+            follow(client.get_or_load(model, allow_download=True))
+
+        load()
         if talk:
             from daemon.cli.chat import Chat
             from daemon.cli.prompt import Terminal
 
-            history = None if no_history else session.config().state_dir / "run_history"
-            return Chat(client, model, system, options, verbose).hold(Terminal(history).ask)
+            history = None if no_history else session.state_dir() / "run_history"
+            return Chat(client, model, system, options, verbose, load).hold(Terminal(history).ask)
         _answer(client, model, text if raw else _conversation(system, text), options, verbose, as_json)
     return None
 

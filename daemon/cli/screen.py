@@ -1,31 +1,25 @@
-"""The screen of `top`: what it shows, apart from when and where."""
+"""
+The screen of `top`: what it shows, apart from when and where.
+
+The more room there is the more is shown: frames and a bar for each part of the memory, the same without frames, or one
+line for each of memory, speed and, as far as they go, models. What does not fit is left out as a whole and said.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.layout import Layout
 from rich.panel import Panel
 from rich.segment import Segment
-from rich.table import Table
 from rich.text import Text
 
 from daemon.cli.parts import memory_parts
-from daemon.cli.text import brief, percent, printable, size, span
-from mlx_sidecar import ModelStats, Stats
+from daemon.cli.rows import facts, header, memory_bar, memory_rows, model_rows, speed_row, speeds_row
+from mlx_sidecar import Stats
 
-_MODEL_COLOURS = ("blue", "magenta", "green", "red", "bright_blue", "bright_magenta", "bright_green", "bright_red")
-_COLOURS = {
-    "trie": "cyan",
-    "live": "yellow",
-    "other": "white",
-    "free": "bright_black",
-    **{f"model{number}": colour for number, colour in enumerate(_MODEL_COLOURS)},
-}
-_SPARKS = "▁▂▃▄▅▆▇█"
 _ASCII = str.maketrans("▁▂▃▄▅▆▇█▉▊▋▌▍▎▏▐▕╭╮╰╯─│…", "_.-=+*##########|++++-|~")
 """For terminals that know nothing else."""
 _MOST_SPEEDS = 400
@@ -64,103 +58,77 @@ class Screen:
         self.view = view
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        view, stats = self.view, self.view.stats
-        memory = _panel("memory", _memory(stats))
-        speed = _panel("tokens per second", _speed(view, options.max_width - 4))
+        width, height = options.max_width, options.height or options.max_height
+        top = header(self.view.stats, self.view.trouble, width)
+        blocks = _framed(self.view, width, height - len(top)) or _plain(self.view, width, height - len(top))
+        blocks = blocks or _tight(self.view, width, height - len(top))
         layout = Layout()
-        layout.split_column(
-            Layout(_header(view), size=1),
-            Layout(memory, size=len(memory_parts(stats)) + 2),
-            Layout(_panel("requests", _requests(stats)), size=4),
-            Layout(speed, size=4),
-            Layout(_panel("models", _models(stats.models)), minimum_size=4),
-            Layout(Text("q quits", style="dim"), size=1),
-        )
+        rows = [Layout(Group(*top), size=len(top)), *(Layout(block, size=lines) for block, lines in blocks)]
+        layout.split_column(*rows, Layout(Text(" ")))
         for text, style, control in console.render(layout, options):
             yield Segment(text.translate(_ASCII) if options.ascii_only else text, style, control)
 
 
-def _panel(title: str, content: RenderableType) -> Panel:
-    return Panel(content, title=title, title_align="left")
+_Block = tuple[RenderableType, int]
+"""Something to show, and how many lines it takes."""
 
 
-def _header(view: View) -> Text:
-    daemon, engine = view.stats.daemon, view.stats.engine
-    text = Text(f"mlx-sidecar {daemon.version}", style="bold", no_wrap=True, overflow="ellipsis")
-    if view.trouble:
-        return text.append(f"  {printable(view.trouble)}", style="red")
-    text.append(f"  engine {engine.state}", style="green" if engine.state == "ready" else "red")
-    about = [daemon.device or "-", f"up {span(daemon.uptime or 0)}", f"{engine.restarts} restarts"]
-    return text.append("  " + ", ".join([*about, *(["draining"] if daemon.draining else [])]), style="not bold")
+def _framed(view: View, width: int, height: int) -> list[_Block] | None:
+    """Return all there is in frames, the models with what room is left; None if they do not fit."""
+    inner = width - 4
+    models = model_rows(view.stats.models, inner)
+    blocks = [
+        _panel("memory", [memory_rows(view.stats, inner)], len(memory_parts(view.stats))),
+        _panel("requests", facts(view.stats, inner)),
+        _panel("tokens per second", [speed_row(view.stats, view.speeds, inner), speeds_row(view.speeds, inner)]),
+    ]
+    left = height - sum(lines for _, lines in blocks) - 1
+    if left < len(models) + 2:
+        return None
+    return [*blocks, _panel("models", models, left - 2), (_FOOTER, 1)]
 
 
-def _memory(stats: Stats) -> Table:
-    """Show each part where the one before it ends, so that they read as one bar."""
-    table = _grid(3, 4, 0)
-    begin = 0.0
-    for part in memory_parts(stats):
-        end = begin + max(part.share, 0.0)
-        bar = Bar(1.0, begin, end, color=_COLOURS[part.style])
-        table.add_row(Text(printable(part.name), no_wrap=True, overflow="ellipsis"), bar, _signed(part.nbytes))
-        begin = end
-    return table
+def _plain(view: View, width: int, height: int) -> list[_Block] | None:
+    """Return all there is without frames; None if it does not fit."""
+    models, requests = model_rows(view.stats.models, width), facts(view.stats, width)
+    blocks: list[_Block] = [
+        (memory_rows(view.stats, width), len(memory_parts(view.stats))),
+        (Group(*requests), len(requests)),
+        (speed_row(view.stats, view.speeds, width), 1),
+        (speeds_row(view.speeds, width), 1),
+        (Group(*models), len(models)),
+        (_FOOTER, 1),
+    ]
+    return blocks if sum(lines for _, lines in blocks) <= height else None
 
 
-def _requests(stats: Stats) -> Group:
-    engine, cache = stats.engine, stats.prefix_cache
-    reused = cache.tokens_reused / cache.tokens_looked_up if cache.tokens_looked_up else 0.0
-    now = f"{engine.decoding} decode, {engine.prefilling} prefill, {engine.queued} wait"
-    latency = stats.latency
-    spans = ((name, latency.first_token.quantile(share)) for name, share in (("p50", 0.5), ("p99", 0.99)))
-    first = ", ".join(f"{name} {brief(value)}" for name, value in spans if value is not None)
-    return Group(
-        _line(f"{now}; {engine.rejected:,} rejected, {engine.cancelled:,} cancelled so far"),
-        _line(
-            f"{percent(reused)} of prompt tokens reused, {percent(cache.hit_rate)} of {cache.lookups:,} prompts hit; "
-            f"first token {first or '-'}"
-        ),
-    )
+def _tight(view: View, width: int, height: int) -> list[_Block]:
+    """Return as much as fits: first of all what runs, then the memory, then models, then the rest."""
+    models, requests = model_rows(view.stats.models, width), facts(view.stats, width)
+    rows = {"memory": 1, "requests": len(requests), "speed": 1, "models": len(models), "footer": 1}
+    given = dict.fromkeys(rows, 0)
+    wishes = [("requests", 1), ("memory", 1), ("models", 2), ("speed", 1), ("requests", 2), ("footer", 1)]
+    for name, wish in [*wishes, ("models", height), ("requests", height)]:
+        given[name] += max(0, min(wish, rows[name] - given[name], height - sum(given.values())))
+    return [
+        (memory_bar(view.stats, width), given["memory"]),
+        (Group(*requests[: given["requests"]]), given["requests"]),
+        (speed_row(view.stats, view.speeds, width), given["speed"]),
+        (Group(*_shortened(models, given["models"])), given["models"]),
+        (_FOOTER, given["footer"]),
+    ]
 
 
-def _speed(view: View, width: int) -> Group:
-    now = view.speeds[-1] if view.speeds else 0.0
-    most = max(view.speeds, default=0.0)
-    totals = (
-        f"{view.stats.engine.generated_tokens:,} generated, {view.stats.engine.prompt_tokens:,} prompt tokens computed"
-    )
-    line = sparkline(view.speeds[-max(width, 1) :])
-    return Group(_line(f"{now:,.1f} now, {most:,.1f} at most; {totals}"), Text(line, style="cyan", no_wrap=True))
+def _shortened(models: Sequence[Text], lines: int) -> list[Text]:
+    """Return so many lines; the last one says how many models are left out, if any are."""
+    if len(models) <= lines or lines < 2:
+        return list(models[:lines])
+    return [*models[: lines - 1], Text(f"and {len(models) - lines + 1} more", style="dim")]
 
 
-def _models(models: Sequence[ModelStats]) -> RenderableType:
-    if not models:
-        return Text("No model is in memory.", style="dim")
-    table = _grid(4, 1, 1, 1, 1)
-    table.add_row(*(Text(title, style="bold") for title in ("model", "size", "state", "in use", "asked for")))
-    for one in models:
-        name = Text(printable(" = ".join(one.names) or one.info.model), no_wrap=True, overflow="ellipsis")
-        state = "pinned" if one.pinned else one.state
-        table.add_row(name, size(one.info.size_bytes), state, str(one.in_use), f"{one.use_count:,}")
-    return table
+_FOOTER = Text("q quits", style="dim")
 
 
-def sparkline(values: Iterable[float], steps: str = _SPARKS) -> str:
-    """Return one character for each value; the largest is the highest step, nothing at all the lowest."""
-    shown = list(values)
-    most = max(shown, default=0.0)
-    return "".join(steps[round((len(steps) - 1) * value / most) if most else 0] for value in shown)
-
-
-def _line(text: str) -> Text:
-    return Text(text, no_wrap=True, overflow="ellipsis")
-
-
-def _grid(*ratios: int) -> Table:
-    table = Table.grid(expand=True, padding=(0, 1))
-    for ratio in ratios:
-        table.add_column(ratio=ratio or None, no_wrap=True)
-    return table
-
-
-def _signed(nbytes: int) -> str:
-    return size(nbytes) if nbytes >= 0 else f"{size(-nbytes)} over"
+def _panel(title: str, content: Sequence[RenderableType], lines: int | None = None) -> _Block:
+    """Return a frame around lines; `lines` says how many, if it is not one each."""
+    return Panel(Group(*content), title=title, title_align="left"), (len(content) if lines is None else lines) + 2

@@ -13,7 +13,6 @@ from daemon.cli.text import examples
 
 @click.command(
     "serve",
-    short_help="Run the daemon.",
     epilog=examples("mlx-sidecar serve", "mlx-sidecar serve --model-cache-mb 16384 --model-ttl 30m"),
 )
 @config_flags

@@ -25,12 +25,15 @@ LOOK_SECONDS = 1.0
 
 
 @click.group("service", epilog=examples("mlx-sidecar service install", "mlx-sidecar service logs -f"))
-def command() -> None:
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """
     Run the daemon as a service of macOS: at each login, and again when it crashes.
 
     On Linux, a systemd user unit does that: see docs/linux.md of the project.
     """
+    if ctx.ensure_object(Session).socket_flag is not None and ctx.invoked_subcommand != "install":
+        raise click.UsageError("--socket belongs to service install; the installed service has its own.")
 
 
 _wait = click.option(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon.cli.session import Session, pass_session
-from daemon.cli.text import brief, examples, percent, print_json, size, span
+from daemon.cli.session import Session, calls_daemon
+from daemon.cli.text import brief, examples, percent, print_json, span
+from daemon.wording import count, size
 
 if TYPE_CHECKING:
     from mlx_sidecar import LatencyStats, NamespaceStats, Stats
@@ -21,7 +22,6 @@ _SHORT_TIMES = ("step_time", "token_gap")
 
 @click.command(
     "stats",
-    short_help="Show the state of the daemon.",
     epilog=examples("mlx-sidecar stats", "mlx-sidecar stats --json", "mlx-sidecar stats --html stats.html"),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; times in seconds, sizes in bytes.")
@@ -32,7 +32,7 @@ _SHORT_TIMES = ("step_time", "token_gap")
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write one self-contained page with charts of the last hour.",
 )
-@pass_session
+@calls_daemon
 def command(session: Session, /, as_json: bool, history: bool, html: Path | None) -> None:
     """Show the state of the daemon: caches, models, engine, memory and latencies."""
     if as_json and html is not None:
@@ -101,7 +101,7 @@ def _quantiles(latency: LatencyStats) -> Iterator[tuple[str, str]]:
         histogram = getattr(latency, field.name)
         shares = ((f"p{round(100 * share)}", histogram.quantile(share)) for share in (0.5, 0.9, 0.99))
         parts = [f"{name} {brief(value)}" for name, value in shares if value is not None]
-        yield field.name, ", ".join([*parts, f"{histogram.count:,} requests"]) if parts else "-"
+        yield field.name, ", ".join([*parts, count(histogram.count, "request")]) if parts else "-"
 
 
 def _format(name: str, value: Any) -> str:

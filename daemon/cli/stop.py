@@ -5,19 +5,19 @@ from __future__ import annotations
 import click
 
 from daemon.cli.completion import complete_model
-from daemon.cli.session import Session, absolute_if_directory, pass_session
-from daemon.cli.text import examples, print_json, size
+from daemon.cli.session import Session, absolute_if_path, calls_daemon
+from daemon.cli.text import examples, print_json
+from daemon.wording import size
 
 
 @click.command(
     "stop",
-    short_help="Drop a model's weights.",
     epilog=examples("mlx-sidecar stop mlx-community/Qwen3-8B-4bit", "mlx-sidecar stop --all"),
 )
-@click.argument("model", required=False, callback=absolute_if_directory, shell_complete=complete_model)
+@click.argument("model", required=False, callback=absolute_if_path, shell_complete=complete_model)
 @click.option("--all", "everything", is_flag=True, help="Stop every model.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was dropped as JSON.")
-@pass_session
+@calls_daemon
 def command(session: Session, /, model: str | None, everything: bool, as_json: bool) -> None:
     """Drop the weights of MODEL, pinned or not. Requests that run finish; cached prefixes stay."""
     if (model is not None) == everything:

@@ -1,4 +1,4 @@
-"""How figures, tables and JSON look. Sizes are in powers of 1024, as `model_cache_mb` is."""
+"""How times, shares, tables and JSON look; `daemon.wording` has sizes and counts."""
 
 from __future__ import annotations
 
@@ -11,26 +11,17 @@ from typing import Any
 
 import click
 
-_UNITS = ("KiB", "MiB", "GiB", "TiB")
+from daemon.wording import count
+
 _SPANS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
-
-
-def size(count: int) -> str:
-    """Return a number of bytes for people: "512 B", "1.5 GiB"."""
-    if count < 1024:
-        return f"{count} B"
-    power = 1
-    while count >= 1023.95 * 1024**power and power < len(_UNITS):
-        power += 1
-    return f"{count / 1024**power:.1f} {_UNITS[power - 1]}"
 
 
 def span(seconds: float) -> str:
     """Return a span of time in its largest unit, rounded: "4 minutes", "1 hour", "0 seconds"."""
-    for length, unit in _SPANS:
-        count = round(seconds / length)
-        if seconds >= length or length == 1:
-            return f"{count} {unit}{'' if count == 1 else 's'}"
+    for number, (length, unit) in enumerate(_SPANS):
+        finer = _SPANS[number + 1][0] if length > 1 else 0
+        if seconds >= length - finer / 2 or length == 1:
+            return count(round(seconds / length), unit)
     raise AssertionError("the last unit takes all")
 
 

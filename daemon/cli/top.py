@@ -8,13 +8,12 @@ from dataclasses import replace
 
 import click
 
-from daemon.cli.session import Session, pass_session
+from daemon.cli.session import Session, calls_daemon
 from daemon.cli.text import examples, stdin_is_terminal, stdout_is_terminal
 
 
 @click.command(
     "top",
-    short_help="Watch the daemon.",
     epilog=examples("mlx-sidecar top", "mlx-sidecar top --interval 0.5"),
 )
 @click.option(
@@ -25,7 +24,7 @@ from daemon.cli.text import examples, stdin_is_terminal, stdout_is_terminal
     metavar="SECONDS",
     help="Time between two looks; the engine sends figures once a second.",
 )
-@pass_session
+@calls_daemon
 def command(session: Session, /, interval: float) -> None:
     """Show memory, models, requests and speed on the whole screen until q or Ctrl-C."""
     if not (stdin_is_terminal() and stdout_is_terminal()):

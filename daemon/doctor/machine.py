@@ -17,6 +17,7 @@ from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.doctor.system import System
 from daemon.engine.ledger import memory_limit
 from daemon.launchd.agent import OPEN_FILES
+from daemon.wording import size
 
 TESTED_FILE = Path(daemon.__file__).with_name("constraints.txt")
 """The versions of all libraries that the tests ran with; `pip install -c` takes it as well."""
@@ -43,7 +44,6 @@ AS_TESTED = (
 
 OLDEST_MACOS = 14
 MIB = 1 << 20
-GIB = 1 << 30
 
 
 def versions(installed: Callable[[str], str] = version) -> Finding:
@@ -115,15 +115,14 @@ def _device(system: System, probe: dict[str, Any]) -> Finding:
 
 def _memory(probe: dict[str, Any], config: Config) -> Finding:
     limit = memory_limit(probe["working_set_bytes"])
-    found = f"{limit / GIB:.1f} GiB for weights, prefixes and requests"
+    found = f"{size(limit)} for weights, prefixes and requests"
     if probe["working_set_bytes"]:
         found += (
-            f": 0.9 of the recommended working set, {probe['working_set_bytes'] / GIB:.1f} GiB "
-            f"of {probe['memory_bytes'] / GIB:.1f} GiB"
+            f": 0.9 of the recommended working set, {size(probe['working_set_bytes'])} of {size(probe['memory_bytes'])}"
         )
     asked = (config.model_cache_mb + config.kv_cache_mb) * MIB
     if asked > limit:
-        found += f"; model_cache_mb and kv_cache_mb together ask for {asked / GIB:.1f} GiB, and share what there is"
+        found += f"; model_cache_mb and kv_cache_mb together ask for {size(asked)}, and share what there is"
     return ok("memory", found)
 
 

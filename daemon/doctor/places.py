@@ -9,6 +9,7 @@ from pathlib import Path
 from daemon.doctor.finding import Finding, failed, ok, skipped
 from daemon.logs import MAX_FILE_BYTES
 from daemon.paths import MAX_SOCKET_BYTES, SocketPathError, check_name, check_vacant, prepare_directory
+from daemon.wording import size
 
 
 def socket(path: Path) -> Finding:
@@ -47,7 +48,7 @@ def log_file(path: Path | None) -> Finding:
     disk = os.statvfs(place)
     free = disk.f_bavail * disk.f_frsize
     if free < MAX_FILE_BYTES:
-        found = f"{path}, on a disk with {free / 1e6:.1f} MB left; one log file takes {MAX_FILE_BYTES / 1e6:g} MB"
+        found = f"{path}, on a disk with {size(free)} left; one log file takes {size(MAX_FILE_BYTES)}"
         return failed("log file", found, "make room: log lines that do not fit are lost")
     return ok("log file", str(path))
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from daemon.engine.scheduler import MAX_CHUNK
 from daemon.errors import Reason, SidecarError
+from daemon.wording import sizes_apart
 
 DECODE_ROOM = 256
 """Tokens of KV that a request gets beyond what it holds; it grows by as much when they are used up."""
@@ -92,10 +93,11 @@ class Ledger:
         """
         available = self.limit - weights
         if need > available:
+            needs, free = sizes_apart(need, max(0, available))
             raise SidecarError(
                 Reason.REQUEST_EXCEEDS_MEMORY,
-                f"the request needs {need} bytes of KV cache but at most {max(0, available)} can be free beside its "
-                "model; shorten the prompt or use a smaller model",
+                f"the request needs {needs} of KV cache but at most {free} can be free beside its model; "
+                "shorten the prompt or use a smaller model",
                 metadata={"needed_bytes": str(need), "available_bytes": str(max(0, available))},
             )
 

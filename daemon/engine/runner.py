@@ -21,6 +21,7 @@ from daemon.failpoints import failpoint
 from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.source import Resume
+from daemon.wording import size
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 RETRY_NO_ROOM = 2.0
@@ -205,7 +206,7 @@ class Runner:
         """Refuse a sequence for which there is no room although nothing runs: waiting would not make any."""
         error = SidecarError(
             Reason.BUDGET_IN_USE,
-            f"the request needs {kv_bytes(sequence)} bytes of KV cache, and models that are in use or pinned leave "
+            f"the request needs {size(kv_bytes(sequence))} of KV cache, and models that are in use or pinned leave "
             "less; try again shortly, or unload a model",
             metadata={"needed_bytes": str(kv_bytes(sequence))},
             retry_after=RETRY_NO_ROOM,

@@ -21,7 +21,9 @@ CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 
 def test_a_conversation_answers_and_ends_with_ctrl_d(daemon: RunningDaemon) -> None:
     """The answer stands below the question; the second turn reuses the first."""
-    with terminal(daemon.environ, "run", "embedded", "--system", EXAMPLE.context, "--verbose", "--no-history") as shown:
+    with terminal(
+        daemon.serving().environ, "run", "embedded", "--system", EXAMPLE.context, "--verbose", "--no-history"
+    ) as shown:
         shown.until(r"^>>>$")
         shown.type(f"{EXAMPLE.question}\r")
         shown.until(rf"^{EXAMPLE.answer}$")
@@ -54,7 +56,7 @@ def test_the_arrow_brings_back_what_was_typed_in_the_last_conversation(
     start_daemon: Callable[..., RunningDaemon], folder: Path
 ) -> None:
     """From a private file beside the configuration."""
-    daemon = start_daemon(FAKE)
+    daemon = start_daemon(FAKE).serving()
     for keys in ("as I said\r", UP + "\r"):
         with terminal(daemon.environ, "run", "ok") as shown:
             shown.until(r"^>>>$")

@@ -169,7 +169,7 @@ def run_cli(client: FakeClient, *args: str, stdin: str | bytes = "") -> Result:
         client.socket = socket
         return cast("Client", client)
 
-    return CliRunner().invoke(main, args, input=stdin, obj=Session(connect))
+    return CliRunner().invoke(main, args, input=stdin, obj=Session(connect, lambda session, socket, ask: None))
 
 
 def pretend_terminal(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

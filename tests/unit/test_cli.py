@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from daemon.cli import COMMANDS, exits
-from daemon.cli.text import size, span
+from daemon.cli.text import span
+from daemon.wording import size
 from mlx_sidecar import DaemonNotRunning, InternalError, ModelNotFound, QueueFull, UntrustedSocket
 from tests.unit.cli_fakes import (
     GIB,
@@ -139,12 +140,14 @@ def test_sizes_and_spans_read_well() -> None:
         "5.0 TiB",
         "5120.0 TiB",
     ]
-    assert [span(seconds) for seconds in (0, 1, 59, 60, 240, 3600, 7300, 200000)] == [
+    assert [span(seconds) for seconds in (0, 1, 59, 59.6, 60, 240, 3599.9, 3600, 7300, 200000)] == [
         "0 seconds",
         "1 second",
         "59 seconds",
         "1 minute",
+        "1 minute",
         "4 minutes",
+        "1 hour",
         "1 hour",
         "2 hours",
         "2 days",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from daemon.cli import exits
+from daemon.cli import chat, exits
 from daemon.cli.prompt import Terminal
-from mlx_sidecar import ContextLengthExceeded, DaemonNotRunning, Message
+from mlx_sidecar import ContextLengthExceeded, DaemonNotRunning, Message, ShuttingDown, Stats
 from tests.unit.cli_fakes import (
+    STATS,
     FakeClient,
     client_fixture,  # noqa: F401 - pytest finds it by its name
     pretend_terminal,
@@ -65,11 +67,57 @@ def test_an_error_takes_only_that_turn_back(client: FakeClient, monkeypatch: pyt
     assert "4096 is the most (CONTEXT_LENGTH_EXCEEDED); this turn is forgotten." in result.stderr
 
 
-def test_a_daemon_that_is_gone_ends_it(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_typing(monkeypatch, "one", "two")
-    client.deltas = [DaemonNotRunning("gone")]
+class Away:
+    """A daemon that goes away in the middle of an answer, and answers the third look after it; or Ctrl-C is pressed."""
 
-    assert run_cli(client, "run", "m").exit_code == exits.NOT_RUNNING
+    def __init__(self, client: FakeClient, gone: Exception, patient: bool = True) -> None:
+        self._client, self._gone, self._patient = client, gone, patient
+        self._events = [*client.deltas]
+        self.looks = 0
+        client.deltas = ["Hel", gone]
+        client.stats = self.stats  # type: ignore[method-assign,assignment]
+
+    def stats(self) -> Stats:
+        self.looks += 1
+        self._client.calls.append(("stats", (), {}))
+        if self.looks < 3:
+            raise DaemonNotRunning("gone")
+        if not self._patient:
+            raise KeyboardInterrupt
+        self._client.deltas = self._events
+        return replace(STATS, daemon=replace(STATS.daemon, draining=self.looks == 3))
+
+
+@pytest.mark.parametrize("gone", [DaemonNotRunning("gone"), ShuttingDown("drains")])
+def test_a_daemon_that_goes_away_is_waited_for_and_asked_again(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch, gone: Exception
+) -> None:
+    """The conversation goes on with all its turns; the model is loaded anew; a daemon that drains is no daemon yet."""
+    monkeypatch.setattr(chat, "LOOK_SECONDS", 0.0)
+    pretend_typing(monkeypatch, "one", "/clear", "two", "one")
+    away = Away(client, gone)
+
+    result = run_cli(client, "run", "m", "--system", "Be brief")
+
+    assert result.exit_code == 0
+    assert prompts(client) == [[SYSTEM, ONE], [SYSTEM, ONE], [SYSTEM, TWO], [SYSTEM, TWO, HELLO, ONE]]
+    assert [name for name, _, _ in client.calls] == [
+        *("get_or_load", "generate"), *["stats"] * 4, *("get_or_load", "generate", "generate", "generate"),
+    ]  # fmt: skip
+    assert away.looks == 4
+    assert result.stdout.startswith("Hel\nHello\n")
+    assert result.stderr.count("waiting for it to come back. Ctrl-C leaves.") == 1
+    assert result.stderr.count("The daemon is back") == 1
+    assert "forgotten" not in result.stderr
+
+
+def test_ctrl_c_leaves_a_conversation_whose_daemon_is_away(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the exit status of an interruption."""
+    monkeypatch.setattr(chat, "LOOK_SECONDS", 0.0)
+    pretend_typing(monkeypatch, "one", "two")
+    Away(client, DaemonNotRunning("gone"), patient=False)
+
+    assert run_cli(client, "run", "m").exit_code == exits.INTERRUPTED
     assert prompts(client) == [[ONE]]
 
 

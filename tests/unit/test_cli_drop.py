@@ -59,7 +59,7 @@ def test_stopping_what_is_not_loaded_is_no_error(client: FakeClient) -> None:
         (["invalidate", "m", "--salt", "x"], "--salt belongs to --prefix."),
         (["invalidate", "m", "--prefix", "x", "--weights"], "--prefix drops cached prefixes only"),
         (["invalidate", "m", "--no-weights", "--no-prefixes"], "leave nothing to drop"),
-        (["invalidate", "m"], "There is nobody to ask; give --yes or --dry-run."),
+        (["invalidate", "m"], "Without a terminal it cannot ask; give --yes or --dry-run."),
     ],
 )
 def test_contradictions_are_wrong_usage(client: FakeClient, args: list[str], sentence: str) -> None:

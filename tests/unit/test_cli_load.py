@@ -94,6 +94,23 @@ def test_load_says_how_the_model_was_got(client: FakeClient, outcome: str, text:
     assert run_cli(client, "load", "org/name").stdout == text
 
 
+@pytest.mark.parametrize(
+    ("flag", "outcome", "text"),
+    [
+        ("--pin", "loaded", "org/name is ready: 3.0 GiB, loaded in 2.5 s, pinned until it is stopped.\n"),
+        ("--pin", "hit", "org/name is ready, it was loaded already (3.0 GiB), pinned until it is stopped.\n"),
+        ("--unpin", "hit", "org/name is ready, it was loaded already (3.0 GiB), no longer pinned.\n"),
+        ("--pin", "uncached", "org/name was loaded in 2.5 s but is not kept, because model_cache_mb is 0.\n"),
+        ("--pin", "estimated", "org/name would take 3.0 GiB, and 2.0 KiB for each token of a prompt.\n"),
+    ],
+)
+def test_load_says_that_it_pinned_the_model(client: FakeClient, flag: str, outcome: str, text: str) -> None:
+    """Unless there is nothing that could be."""
+    client.info = replace(INFO, outcome=outcome)
+
+    assert run_cli(client, "load", "org/name", flag).stdout == text
+
+
 def test_load_names_what_it_pushed_out(client: FakeClient) -> None:
     client.info = replace(INFO, evicted=("a", "b"))
 
@@ -133,6 +150,19 @@ def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing_on_stdout(
     result = run_cli(client, "load", "org/name")
 
     assert (result.exit_code, result.stdout) == (0, "org/name is ready: 3.0 GiB, loaded in 2.5 s.\n")
+
+
+@pytest.mark.parametrize("args", [["load"], ["run", "--raw"], ["stop"], ["invalidate", "--yes"]])
+def test_a_path_that_is_none_is_made_absolute_and_a_hub_id_is_not(
+    client: FakeClient, tmp_path: Path, args: list[str]
+) -> None:
+    """So that a refusal names where it was looked for; `stop` finds a model whose directory is gone."""
+    for name in ("./gone", "~/gone", "a/b/gone", "gone/", "org/name", "embedded", "/there"):
+        run_cli(client, *args, name, stdin="Hi")
+
+    models = [call[1][0] for call in client.calls]
+    absolute = [str(tmp_path / name) for name in ("gone", "gone", "a/b/gone", "gone")]
+    assert list(dict.fromkeys(models)) == list(dict.fromkeys([*absolute, "org/name", "embedded", "/there"]))
 
 
 @pytest.mark.parametrize("args", [["load"], ["run", "--raw"], ["stop"], ["invalidate", "--yes"]])

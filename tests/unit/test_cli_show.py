@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from mlx_sidecar import Invalidated
 from tests.unit.cli_fakes import (
     INFO,
     MODEL_STATS,
@@ -38,6 +39,15 @@ def test_ps_lists_models_and_the_prefix_cache(client: FakeClient) -> None:
         "e         3.0 GiB  loading  0       -",
         "Prefix cache: 1.0 GiB of 4.0 GiB in 1,234 blocks, 87 % of prompt tokens reused",
     ]
+
+
+def test_one_block_and_one_token_are_singular(client: FakeClient) -> None:
+    """In every command that counts."""
+    client.state = replace(STATS, prefix_cache=replace(STATS.prefix_cache, blocks=1))
+    client.dropped = Invalidated((), 1, 0, 0)
+
+    assert "in 1 block," in run_cli(client, "ps").stdout
+    assert run_cli(client, "invalidate", "m", "--yes").stdout == "Dropped 1 block of cached prefixes; 0 B freed.\n"
 
 
 def test_ps_says_so_when_nothing_is_in_memory(client: FakeClient) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from daemon.config import KEYS, Config, ConfigError, Resolved, load_config
+from daemon.config import KEYS, Config, ConfigError, Resolved, given_value, load_config
 from daemon.config_values import parse_duration
 from mlx_sidecar._address import default_socket_path
 
@@ -293,3 +293,15 @@ def test_every_key_is_described_in_one_line() -> None:
         assert 10 < len(about) <= 80, key
         assert "\n" not in about
         assert not about.endswith(".")
+
+
+def test_a_single_value_is_read_without_a_look_at_anything_else(home: Path) -> None:
+    """A flag before a variable; what is wrong elsewhere does not matter, what is wrong here is refused by name."""
+    _write_file(home, "no TOML")
+    environ = {"MLX_SIDECAR_SOCKET": "~/v", "MLX_SIDECAR_MAX_BATCH": "none", "MLX_SIDECAR_NO_KEY": "x"}
+
+    assert given_value("socket", "/flag", environ, home) == Path("/flag")
+    assert given_value("socket", None, environ, home) == home / "v"
+    assert given_value("socket", None, {}, home) is None
+    with pytest.raises(ConfigError, match="socket from MLX_SIDECAR_SOCKET is 'v', but must be an absolute path"):
+        given_value("socket", None, {"MLX_SIDECAR_SOCKET": "v"}, home)

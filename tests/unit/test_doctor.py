@@ -198,7 +198,7 @@ def test_a_full_disk_under_the_log_is_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=300, f_frsize=4096))
     finding = places.log_file(tmp_path / "log")
     assert finding.verdict is Verdict.FAILED
-    assert finding.found.endswith("on a disk with 1.2 MB left; one log file takes 10 MB")
+    assert finding.found.endswith("on a disk with 1.2 MiB left; one log file takes 10.0 MiB")
 
 
 def test_a_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_budget_in_use_names_the_holders_and_when_to_try_again() -> None:
 
     assert isinstance(error, SidecarError)
     assert error.metadata == {"needed_bytes": "90", "budget_bytes": "300", "busy": "100", "kept": "120"}
-    assert error.message == ("no room for c (90 bytes): in use or pinned are kept (120 bytes), busy (100 bytes)")
+    assert error.message == ("no room for c (90 B): in use or pinned are kept (120 B), busy (100 B)")
     assert error.retry_after is not None
     leased.cancel()
     models.use("c", size=90)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import shutil
 import subprocess
@@ -15,9 +17,13 @@ from PIL import Image
 from daemon.cli import exits
 from daemon.cli.page import render
 from daemon.cli.parts import memory_parts
-from daemon.cli.text import percent, size
+from daemon.cli.text import percent
+from daemon.wording import size
 from mlx_sidecar import LatencyStats
 from tests.unit.cli_fakes import (
+    INFO,
+    MIB,
+    MODEL_STATS,
     STATS,
     FakeClient,
     client_fixture,  # noqa: F401 - pytest finds it by its name
@@ -154,6 +160,70 @@ def test_a_page_that_cannot_be_written_is_refused(client: FakeClient, args: list
     result = run_cli(client, "stats", *args)
     assert result.exit_code == code
     assert "Error" in result.stderr
+
+
+MANY = replace(
+    SAMPLE,
+    models=(
+        *SAMPLE.models,
+        *(
+            replace(MODEL_STATS, names=(f"org/a{'nameless' * 9}-{n}",), info=replace(INFO, size_bytes=25 * MIB))
+            for n in range(6)
+        ),
+    ),
+)
+"""Besides large models small ones, with names that have no place to break."""
+
+
+def test_a_figure_says_what_it_is_where_a_table_has_no_columns() -> None:
+    """On a phone each row stands alone: its figures carry the words of the header."""
+    structure = Structure(render(MANY))
+    headers = {one.get("class") for one in structure.having("tr")} - {None}
+    labels = [one.get("data-label") for one in structure.having("td") if one.get("class") == "number"]
+    assert headers == {"head"}
+    assert None not in labels
+    assert {"p50", "p90", "p99", "requests", "size", "in use", "asked for", "idle"} == set(labels)
+    (viewport,) = [one["content"] for one in structure.having("meta") if one.get("name") == "viewport"]
+    assert viewport == "width=device-width, initial-scale=1"
+
+
+def test_counts_of_one_are_of_one_thing() -> None:
+    """1 block, 1 hit, 1 request: everywhere."""
+    one = replace(
+        SAMPLE.prefix_cache.namespaces[0], model="org/one", blocks=1, branches=1, hits=1, tokens_reused=1, namespace="n"
+    )
+    text = Structure(
+        render(replace(SAMPLE, prefix_cache=replace(SAMPLE.prefix_cache, blocks=1, namespaces=(one,))))
+    ).text
+    for words in ("1 block of", "1 block, 1 beginning", "1 hit, 1 token reused"):
+        assert words in " ".join(text.split())
+    assert not re.search(r"\b1 (blocks|hits|tokens|beginnings|requests|restarts|engine restarts)\b", text)
+
+
+@pytest.mark.parametrize("width", [360, 320])
+def test_a_phone_shows_the_whole_page_without_scrolling_sideways(tmp_path: Path, width: int) -> None:
+    """Nothing is wider than the screen, no table hides columns, and each part of the memory bar is seen."""
+    program, page, outer = browser(), tmp_path / "page.html", tmp_path / "outer.html"
+    page.write_text(render(MANY))
+    outer.write_text(
+        f"""<iframe id="phone" style="width:{width}px;height:3000px;border:0" srcdoc="{html.escape(page.read_text())}">
+        </iframe><p id="found"></p><script>
+        addEventListener("load", () => {{
+          const page = document.getElementById("phone").contentDocument;
+          const wide = [...page.querySelectorAll("html, .scroll, .card, .bar, td")]
+            .filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth)
+            .map(one => one.className || one.tagName);
+          const bar = page.querySelector(".bar").getBoundingClientRect();
+          const parts = [...page.querySelectorAll(".bar i")].map(one => one.getBoundingClientRect());
+          const seen = parts.every(one => one.width >= 3 && one.right <= bar.right + 1);
+          document.getElementById("found").textContent = JSON.stringify([wide, seen, parts.length]);
+        }});</script>"""
+    )
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run([program, *flags, outer.as_uri()], capture_output=True, text=True, timeout=120)
+    found = re.search(r'<p id="found">(.*?)</p>', done.stdout)
+    assert found, done.stderr
+    assert json.loads(found.group(1)) == [[], True, len([part for part in memory_parts(MANY) if part.nbytes > 0])]
 
 
 def browser() -> str:

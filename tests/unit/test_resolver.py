@@ -124,7 +124,7 @@ def test_a_model_that_can_never_fit_is_refused_before_its_download(hub: FakeHub)
     hub.absent, hub.size = True, 1001
     resolver = Resolver([], hub, hub.plan, afford=Limits(1000).refuse_if_never)
 
-    with pytest.raises(SidecarError, match="needs 1001 bytes but model_cache_mb allows 1000") as caught:
+    with pytest.raises(SidecarError, match="needs 1001 B but model_cache_mb allows 1000 B") as caught:
         resolver.resolve(Wanted("org/name", allow_download=True), Watching())
 
     assert caught.value.reason is Reason.MODEL_EXCEEDS_BUDGET

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from daemon.paths import SocketPathError
-from daemon.singleton import AlreadyRunning, InstanceLock, PublishedSocket, private_umask
+from daemon.singleton import AlreadyRunning, InstanceLock, PublishedSocket, holder, private_umask
 
 HOLD = """
 import sys, time
@@ -285,6 +285,17 @@ def test_nothing_is_ours_before_it_is_published_or_after_it_is_removed(path: Pat
         assert not published.is_ours()
         assert not path.exists()
         published.remove()
+
+
+def test_the_holder_of_a_lock_is_told_without_touching_the_lock(path: Path) -> None:
+    """A look never makes a daemon that is just starting fail; a dead one, or none, holds nothing."""
+    assert holder(path) is None
+    with InstanceLock.acquire(path, wait=0):
+        assert holder(path) == os.getpid()
+    path.with_name(f"{path.name}.lock").write_text(f"{_dead_pid()}\n")
+    assert holder(path) is None
+    path.with_name(f"{path.name}.lock").write_text("garbage\n")
+    assert holder(path) is None
 
 
 def test_private_names_of_dead_daemons_are_removed_and_others_kept(base: Path, path: Path) -> None:

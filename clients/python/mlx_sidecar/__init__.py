@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     )
     from mlx_sidecar._latency import LatencyHistogram, LatencyStats
     from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
+    from mlx_sidecar._model_info import ModelInfo
     from mlx_sidecar._options import GenerateOptions, LoadOptions
     from mlx_sidecar._results import (
         Completion,
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
         GenerateEvent,
         Invalidated,
         LoadProgress,
-        ModelInfo,
         PrefillProgress,
         Started,
         Timings,
@@ -84,9 +84,10 @@ _HOMES = {
     ),
     "_latency": "LatencyHistogram LatencyStats",
     "_messages": "Message Prompt Tool ToolCall",
+    "_model_info": "ModelInfo",
     "_options": "GenerateOptions LoadOptions",
     "_results": (
-        "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress ModelInfo PrefillProgress "
+        "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress PrefillProgress "
         "Started Timings TokenLogprob TopLogprob Usage"
     ),
     "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats",

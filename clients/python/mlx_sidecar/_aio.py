@@ -23,8 +23,9 @@ from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import Cancelled, DaemonNotRunning, SidecarError
 from mlx_sidecar._failure import failure, not_running
 from mlx_sidecar._messages import Prompt
+from mlx_sidecar._model_info import ModelInfo
 from mlx_sidecar._options import GenerateOptions, LoadOptions
-from mlx_sidecar._results import Completion, Invalidated, ModelInfo
+from mlx_sidecar._results import Completion, Invalidated
 from mlx_sidecar._stats import Stats
 from mlx_sidecar._transcript import GenerateTranscript, LoadTranscript
 from mlx_sidecar.v1 import sidecar_pb2 as pb

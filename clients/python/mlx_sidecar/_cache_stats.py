@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlx_sidecar._results import ModelInfo
+from mlx_sidecar._model_info import ModelInfo
 
 
 @dataclass(frozen=True, slots=True)

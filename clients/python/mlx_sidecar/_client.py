@@ -10,23 +10,24 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import grpc
 
-from mlx_sidecar import _requests as requests
 from mlx_sidecar._address import resolve, socket_exists, target
 from mlx_sidecar._channel import CONNECT_TIMEOUT, PING, POLL_INTERVAL, SYNC_CHANNEL_OPTIONS, answered, stub
 from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import DaemonNotRunning, SidecarError
 from mlx_sidecar._failure import failure, not_running
-from mlx_sidecar._messages import Prompt
-from mlx_sidecar._options import GenerateOptions, LoadOptions
-from mlx_sidecar._results import Completion, Invalidated, ModelInfo
 from mlx_sidecar._stats import Stats
-from mlx_sidecar._streams import GenerateStream, LoadStream
-from mlx_sidecar._transcript import GenerateTranscript, LoadTranscript
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+if TYPE_CHECKING:  # `stats` is what short programs call; the rest is imported by the calls that need it
+    from mlx_sidecar._messages import Prompt
+    from mlx_sidecar._model_info import ModelInfo
+    from mlx_sidecar._options import GenerateOptions, LoadOptions
+    from mlx_sidecar._results import Completion, Invalidated
+    from mlx_sidecar._streams import GenerateStream, LoadStream
 
 
 class Client:
@@ -69,6 +70,10 @@ class Client:
             timeout: Seconds for the whole call; None waits as long as it takes.
             options: See `LoadOptions`.
         """
+        from mlx_sidecar import _requests as requests
+        from mlx_sidecar._streams import LoadStream
+        from mlx_sidecar._transcript import LoadTranscript
+
         call = self._start("GetOrLoad", requests.load_request(model, **options), timeout)
         return LoadStream(call, LoadTranscript(), self._failed)
 
@@ -89,6 +94,10 @@ class Client:
             timeout: Seconds for the whole call; None waits as long as it takes.
             options: See `GenerateOptions`.
         """
+        from mlx_sidecar import _requests as requests
+        from mlx_sidecar._streams import GenerateStream
+        from mlx_sidecar._transcript import GenerateTranscript
+
         call = self._start("Generate", requests.generate_request(model, prompt, **options), timeout)
         return GenerateStream(call, GenerateTranscript(), self._failed)
 
@@ -111,6 +120,8 @@ class Client:
             prefixes: Drop its cached prefixes, under every salt.
             dry_run: Only count what would be dropped.
         """
+        from mlx_sidecar import _requests as requests
+
         return self._invalidate(
             requests.invalidate_model_request(model, weights=weights, prefixes=prefixes, dry_run=dry_run)
         )
@@ -127,10 +138,14 @@ class Client:
             salt: The salt under which the prompts were cached.
             dry_run: Only count what would be dropped.
         """
+        from mlx_sidecar import _requests as requests
+
         return self._invalidate(requests.invalidate_prefix_request(model, prefix, salt=salt, dry_run=dry_run))
 
     def invalidate_all(self, *, weights: bool = True, prefixes: bool = True, dry_run: bool = False) -> Invalidated:
         """Drop all weights, all cached prefixes, or both; the arguments are those of `invalidate_model`."""
+        from mlx_sidecar import _requests as requests
+
         return self._invalidate(requests.invalidate_all_request(weights=weights, prefixes=prefixes, dry_run=dry_run))
 
     def stats(self, *, history: bool = False) -> Stats:
@@ -148,6 +163,8 @@ class Client:
             self._channel.close()
 
     def _invalidate(self, request: pb.InvalidateRequest) -> Invalidated:
+        from mlx_sidecar._results import Invalidated
+
         return decode(Invalidated, self._unary("Invalidate", request))
 
     def _unary(self, method: str, request: Any) -> Any:

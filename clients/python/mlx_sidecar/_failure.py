@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message as Proto
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from mlx_sidecar._exceptions import (
     REASONS,
@@ -32,6 +30,8 @@ def not_running(socket: Path, why: str) -> DaemonNotRunning:
 
 def failure(error: grpc.RpcError, socket: Path) -> SidecarError:
     """Return the exception for a failed call; its code and reason decide, never the text of its message."""
+    from google.rpc import error_details_pb2  # here and below: calls that succeed need neither
+
     call: Any = error
     code, text = call.code().name, call.details() or call.code().name
     details = _details(call)
@@ -66,6 +66,8 @@ def _undetailed(code: str, text: str, socket: Path) -> SidecarError:
 
 
 def _details(call: Any) -> list[Any]:
+    from grpc_status import rpc_status
+
     try:
         status = rpc_status.from_call(call)
     except ValueError:

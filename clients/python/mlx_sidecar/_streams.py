@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from mlx_sidecar._exceptions import Cancelled, SidecarError
-from mlx_sidecar._results import Completion, Delta, GenerateEvent, LoadProgress, ModelInfo
+from mlx_sidecar._model_info import ModelInfo
+from mlx_sidecar._results import Completion, Delta, GenerateEvent, LoadProgress
 from mlx_sidecar._transcript import Transcript
 
 EventT = TypeVar("EventT")

@@ -8,13 +8,13 @@ from typing import Any, Protocol, TypeVar
 from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import ProtocolError
 from mlx_sidecar._messages import ToolCall
+from mlx_sidecar._model_info import ModelInfo
 from mlx_sidecar._results import (
     Completion,
     Delta,
     Finished,
     GenerateEvent,
     LoadProgress,
-    ModelInfo,
     PrefillProgress,
     Started,
     TokenLogprob,

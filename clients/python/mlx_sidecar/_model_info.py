@@ -1,0 +1,45 @@
+"""What is known of a model; Stats has it too, and needs nothing else of what calls return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """
+    A model.
+
+    Attributes:
+        model: The name it was asked for by.
+        fingerprint: Digest of its content; equal fingerprints mean interchangeable models.
+        architecture: mlx-lm architecture, such as "qwen3".
+        size_bytes: Bytes of its weights; an estimate before a load.
+        num_layers: Number of transformer layers.
+        context_length: Longest prompt plus completion, in tokens; 0 when the model does not say.
+        vocab_size: Number of token ids.
+        kv_bytes_per_token: Bytes of KV cache that one more token needs; an estimate before a load.
+        prefix_reuse: "blocks", "checkpoints", "none", or "unspecified" while it is not known.
+        outcome: "hit", "loaded", "uncached" or "estimated"; "unspecified" in `Stats`.
+        load_time: Seconds that the load took, download and warm-up included; 0 for a hit.
+        evicted: Models that were evicted to make room.
+        warmup_time: Seconds of `load_time` that went into the warm-up.
+        revision: The commit of the Hub that it is; empty for directories and "embedded".
+        warnings: What its users should know, such as a self-test that failed.
+    """
+
+    model: str
+    fingerprint: str
+    architecture: str
+    size_bytes: int
+    num_layers: int
+    context_length: int
+    vocab_size: int
+    kv_bytes_per_token: int
+    prefix_reuse: str
+    outcome: str
+    load_time: float | None
+    evicted: tuple[str, ...]
+    warmup_time: float | None
+    revision: str = ""
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,107 @@
+"""
+The group that all commands belong to: it imports the one that is used, and turns errors into exit codes.
+
+With `--json`, standard output gets one JSON document whatever happens: the result, or `{"error": {...}}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from daemon.cli.exits import INTERRUPTED, REFUSED, document, explain
+from daemon.cli.session import Session
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+class LazyGroup(click.Group):
+    """
+    A group whose commands are `<package>.<name>.command`.
+
+    Args:
+        package: The package that has a module for each command.
+        table: Each command's name and what it does in one line. Listing them imports none.
+    """
+
+    def __init__(self, *args: Any, package: str, table: Mapping[str, str], **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._package = package
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._table:
+            return None
+        command: click.Command = import_module(f"{self._package}.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self._table.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=about) for name, about in self._table.items() if name.startswith(incomplete)]
+        return [*found, *super(click.Group, self).shell_complete(ctx, incomplete)]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        session = ctx.ensure_object(Session)
+        session.as_json = _wants_json(args)
+        with _in_json(session):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        session = ctx.ensure_object(Session)
+        try:
+            with _in_json(session):
+                return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo(err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as error:
+            if (answer := explain(error)) is None:
+                raise
+            click.echo(f"mlx-sidecar: {answer.text}", err=True)
+            ctx.exit(answer.code)
+
+
+def _wants_json(args: Sequence[str]) -> bool:
+    """Tell whether a command line asks for JSON, also one that cannot be parsed."""
+    options = args[: args.index("--")] if "--" in args else args
+    return "--json" in options
+
+
+@contextmanager
+def _in_json(session: Session) -> Iterator[None]:
+    """Print an error as JSON if that was asked for, and let it go on: its sentence goes to standard error as ever."""
+    try:
+        yield
+    except click.exceptions.Exit:
+        raise
+    except (KeyboardInterrupt, click.Abort) as error:
+        _print(session, error, "interrupted", INTERRUPTED)
+        raise
+    except click.ClickException as error:
+        _print(session, error, error.format_message(), error.exit_code)
+        raise
+    except Exception as error:
+        answer = explain(error)
+        bug = f"a bug: {type(error).__name__}: {error}"
+        _print(session, error, *((answer.text, answer.code) if answer else (bug, REFUSED)))
+        raise
+
+
+def _print(session: Session, error: BaseException, text: str, code: int) -> None:
+    if session.as_json:
+        from daemon.cli.text import print_json
+
+        print_json(document(error, text, code))

@@ -1,0 +1,26 @@
+"""How sizes and counts read, in every command, page and error. Sizes are in powers of 1024, as `model_cache_mb` is."""
+
+from __future__ import annotations
+
+_UNITS = ("KiB", "MiB", "GiB", "TiB")
+
+
+def size(nbytes: int) -> str:
+    """Return a number of bytes for people: "512 B", "1.5 GiB"."""
+    if nbytes < 1024:
+        return f"{nbytes} B"
+    power = 1
+    while nbytes >= 1023.95 * 1024**power and power < len(_UNITS):
+        power += 1
+    return f"{nbytes / 1024**power:.1f} {_UNITS[power - 1]}"
+
+
+def sizes_apart(one: int, other: int) -> tuple[str, str]:
+    """Return two sizes that are compared; to the byte if they would read alike."""
+    shown = size(one), size(other)
+    return (f"{one:,} B", f"{other:,} B") if one != other and shown[0] == shown[1] else shown
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number of things: "1 block", "1,234 blocks"; `plural` is for nouns that take more than an "s"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
