@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Any
 
@@ -14,7 +15,7 @@ from daemon.engine.templates import BAN_SECONDS, STRIKES, Templates
 from daemon.engine.tokenizers import Tokenizer
 from daemon.errors import Reason, SidecarError
 from tests.builders import Clock
-from tests.running import END_SECONDS, alive
+from tests.running import END_SECONDS, alive, wait_until
 
 MESSAGES = [{"role": "user", "content": "one two"}]
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -83,9 +84,9 @@ def test_a_template_that_never_ended_twice_is_not_tried_again_for_a_while(clock:
     templates = Templates(clock, [sys.executable, "-c", dies_of_loops])
     for _ in range(STRIKES):
         assert "too much time" in error_of(templates, "loop").message
-    assert templates._worker is None
+    assert templates.pids == []
     assert "never ended" in error_of(templates, "loop").message
-    assert templates._worker is None
+    assert templates.pids == []
     assert templates.render("others", MESSAGES, {}) == "fine"
     clock.pass_(BAN_SECONDS)
     assert "too much time" in error_of(templates, "loop").message
@@ -124,14 +125,12 @@ def test_a_template_may_refuse_at_any_length(templates: Templates) -> None:
 def test_a_worker_that_was_killed_is_replaced(templates: Templates) -> None:
     """Nobody but the conversation that was there notices."""
     templates.render("x", MESSAGES, {})
-    first = templates._worker
-    assert first is not None
-    first.kill()
-    first.wait()
+    (first,) = templates.pids
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: not alive(first), "it has ended")
     error_of(templates, "killed meanwhile")
     assert templates.render("x", MESSAGES, {}) == "x"
-    assert templates._worker is not None
-    assert templates._worker.pid != first.pid
+    assert first not in templates.pids
 
 
 def test_a_worker_holds_no_file_of_the_engine_and_ends_with_it(clock: Clock) -> None:
@@ -143,12 +142,10 @@ def test_a_worker_holds_no_file_of_the_engine_and_ends_with_it(clock: Clock) -> 
     os.close(writes)
     with open(reads, "rb") as pipe:
         assert pipe.read() == b""
-    worker = templates._worker
-    assert worker is not None
-    assert worker.stdin is not None
-    worker.stdin.close()
-    assert worker.wait(END_SECONDS) == 0
-    worker.stdin = None
+    ((worker, _),) = templates._idle
+    assert worker._process.stdin is not None
+    worker._process.stdin.close()
+    assert worker._process.wait(END_SECONDS) == 0
     templates.close()
 
 
@@ -156,11 +153,10 @@ def test_closing_ends_the_worker_and_renders_nothing_more(clock: Clock) -> None:
     """Twice is harmless, and so is never having begun."""
     templates = Templates(clock)
     templates.render("x", MESSAGES, {})
-    worker = templates._worker
-    assert worker is not None
+    (worker,) = templates.pids
     templates.close()
     templates.close()
-    assert not alive(worker.pid)
+    assert not alive(worker)
     error_of(templates, "x")
     Templates(clock).close()
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ModelGated,
         ModelNotCached,
         ModelNotFound,
+        ModelNotResponding,
         ModelQuarantined,
         ModelUnsupported,
         NanLogits,
@@ -78,7 +79,7 @@ _HOMES = {
     "_exceptions": (
         "BudgetInUse Cancelled ContextLengthExceeded DaemonNotRunning DeadlineExceeded EngineRestarted "
         "InternalError InvalidArgument ModelCorrupt ModelExceedsBudget ModelGated ModelNotCached "
-        "ModelNotFound ModelQuarantined ModelUnsupported NanLogits ProtocolError QueueFull "
+        "ModelNotFound ModelNotResponding ModelQuarantined ModelUnsupported NanLogits ProtocolError QueueFull "
         "RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError SlowConsumer "
         "UntrustedSocket"
     ),
@@ -132,6 +133,7 @@ __all__ = [
     "ModelInfo",
     "ModelNotCached",
     "ModelNotFound",
+    "ModelNotResponding",
     "ModelQuarantined",
     "ModelStats",
     "ModelUnsupported",
