@@ -90,6 +90,8 @@ def _header(view: View) -> Text:
     if view.trouble:
         return text.append(f"  {printable(view.trouble)}", style="red")
     text.append(f"  engine {engine.state}", style="green" if engine.state == "ready" else "red")
+    if engine.stuck:
+        text.append(f"  {len(engine.stuck)} stuck", style="red")
     about = [daemon.device or "-", f"up {span(daemon.uptime or 0)}", f"{engine.restarts} restarts"]
     return text.append("  " + ", ".join([*about, *(["draining"] if daemon.draining else [])]), style="not bold")
 

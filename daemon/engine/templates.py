@@ -17,7 +17,7 @@ from daemon.errors import SidecarError, invalid
 
 WORKERS = 3
 """Templates that are rendered at the same time. Each worker takes 60 MB, and 512 MB more at most while it renders."""
-IDLE_SECONDS = 60.0
+IDLE_SECONDS = 20.0
 """A worker that had nothing to do for so long is ended, but for one: a start takes a second."""
 BAN_SECONDS = 600.0
 STRIKES = 2

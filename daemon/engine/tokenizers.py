@@ -19,6 +19,7 @@ from daemon.engine.harmony import HarmonyWrapper, understood, with_thinking
 from daemon.engine.notation import Notation
 from daemon.engine.templates import Templates
 from daemon.errors import Reason, SidecarError, invalid
+from daemon.failpoints import failpoint
 
 _KEEP = 8
 MAX_FILE_BYTES = 256 << 20
@@ -190,6 +191,7 @@ def _refuse_huge(path: Path) -> None:
 
 
 def _load(source: ModelSource, templates: Templates) -> Tokenizer:
+    failpoint("tokenizer.read")
     _refuse_huge(source.path)
     try:
         eos = load_config(source.path).get("eos_token_id")  # with that of generation_config.json, which counts more

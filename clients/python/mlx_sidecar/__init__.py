@@ -67,7 +67,7 @@ if TYPE_CHECKING:
         TopLogprob,
         Usage,
     )
-    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, MemoryStats, Stats
+    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, MemoryStats, Stats, StuckWork
     from mlx_sidecar._streams import GenerateStream, LoadStream
 
 _HOMES = {
@@ -90,7 +90,7 @@ _HOMES = {
         "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress ModelInfo PrefillProgress "
         "Started Timings TokenLogprob TopLogprob Usage"
     ),
-    "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats",
+    "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -151,6 +151,7 @@ __all__ = [
     "SlowConsumer",
     "Started",
     "Stats",
+    "StuckWork",
     "Timings",
     "TokenLogprob",
     "Tool",
