@@ -81,21 +81,21 @@ class Templates:
         raise invalid("chat", f"cannot be rendered by the model's chat template ({answer['raised']})")
 
     def trim(self) -> None:
-        """End all but one of the workers that had nothing to do for long; to be called now and then."""
+        """End all but one of the workers that had nothing to do for long; to be called now and then, never blocks."""
         with self._lock:
             spare = len(self._idle) + len(self._busy) - 1
             before = self._clock() - IDLE_SECONDS
             ended = [one for one in self._idle[: max(0, spare)] if one[1] <= before]
             self._idle = [one for one in self._idle if one not in ended]
         for worker, _ in ended:
-            worker.close()
+            threading.Thread(target=worker.close, name="trim", daemon=True).start()
 
     def close(self) -> None:
         """End the workers, also in the middle of their work; nothing is rendered any more."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            for worker in self._busy:
+            for worker in (*self._busy, *(one for one, _ in idle)):
                 worker.kill()
         for worker, _ in idle:
             worker.close()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
 from mlx_lm.utils import load_tokenizer
 
 from daemon.cache.resolver import EMBEDDED_PATH
-from daemon.engine.templates import BAN_SECONDS, STRIKES, Templates
+from daemon.engine.templates import BAN_SECONDS, IDLE_SECONDS, STRIKES, Templates
 from daemon.engine.tokenizers import Tokenizer
 from daemon.errors import Reason, SidecarError
 from tests.builders import Clock
@@ -167,3 +169,35 @@ def test_a_worker_that_cannot_be_started_or_says_nothing_sensible_fails_one_requ
     with pytest.raises(ValueError):
         templates.render("x", MESSAGES, {})
     templates.close()
+
+
+def test_workers_are_as_many_as_are_needed_at_once_and_end_when_they_idle(clock: Clock) -> None:
+    """Two templates at a time need two, a third waits; after a while one is left, and it is used."""
+    echo = 'import sys\nfor line in sys.stdin:\n    print(\'{"text": "x"}\', flush=True)'
+    templates = Templates(clock, [sys.executable, "-c", echo], workers=2)
+    with closing(templates):
+        taken = [templates._take(), templates._take()]
+        assert len(set(templates.pids)) == 2
+        for worker in taken:
+            templates._give_back(worker, alive=True)
+        templates.trim()
+        assert len(templates.pids) == 2
+        clock.pass_(IDLE_SECONDS)
+        templates.trim()
+        (left,) = templates.pids
+        (ended,) = {worker.pid for worker in taken} - {left}
+        wait_until(lambda: not alive(ended), "the other has ended")
+        assert templates.render("x", MESSAGES, {}) == "x"
+        clock.pass_(IDLE_SECONDS)
+        templates.trim()
+        assert templates.pids == [left]
+
+
+def test_no_more_templates_are_rendered_at_once_than_there_are_workers(clock: Clock) -> None:
+    """Whoever asks; each has a worker for itself."""
+    answer = 'import sys\nfor line in sys.stdin:\n    print(\'{"text": "x"}\', flush=True)'
+    templates = Templates(clock, [sys.executable, "-c", answer], workers=2)
+    with closing(templates), ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda _: templates.render("x", MESSAGES, {}), range(40)))
+        assert texts == ["x"] * 40
+        assert len(templates.pids) <= 2
