@@ -26,6 +26,7 @@ PLACES: Mapping[str, str] = {
     "socket.published": "parent: right after the rename",
     "drain.begun": "parent: it was told to stop and has refused nothing yet",
     "engine.hello": "engine: before its first frame",
+    "tokenizer.read": "engine: before a tokenizer's files are read, on a thread beside the MLX thread",
     "load.slice": "engine: before a slice of weights",
     "prefill.chunk": "engine: before a chunk of a prompt",
     "token.first": "engine: before the first token of an answer",

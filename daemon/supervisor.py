@@ -33,6 +33,8 @@ SILENT_SECONDS = 10.0
 """After a silence of this length the process is killed: heartbeats come from a thread of their own."""
 STUCK_SECONDS = 120.0
 """After a step of this length it is killed: the longest step, a slice of weights from a slow disk, takes less."""
+MOST_STUCK = 16
+"""An engine with so many threads that hang, on disks that are gone, is killed: only that ends them."""
 FIRST_BACKOFF = 1.0
 LAST_BACKOFF = 60.0
 STABLE_SECONDS = 60.0
@@ -94,6 +96,7 @@ class Supervisor:
         self._retry_at = 0.0
         self._last_sign = 0.0
         self._step_age = 0.0
+        self._stuck = 0
         self._began = 0.0
         self._spawned = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -211,6 +214,7 @@ class Supervisor:
         """Run one engine from its start to its end, and return its exit status; None if it could not start."""
         self._began = self._last_sign = self._clock()
         self._step_age = 0.0
+        self._stuck = 0
         self._set(State.STARTING)
         try:
             engine = self._engine = await EngineProcess.spawn(self._command)
@@ -242,10 +246,13 @@ class Supervisor:
             else:
                 stalled = silence > STALLED_SECONDS or self.step_age > STALLED_SECONDS
                 self._set(State.STALLED if stalled else State.READY)
-                stuck = silence > SILENT_SECONDS or self.step_age > STUCK_SECONDS
+                stuck = silence > SILENT_SECONDS or self.step_age > STUCK_SECONDS or self._stuck >= MOST_STUCK
             if stuck and self.state is not State.STOPPED:
                 log.error(
-                    "the engine is stuck and is killed", silent_s=round(silence, 3), step_age_s=round(self.step_age, 3)
+                    "the engine is stuck and is killed",
+                    silent_s=round(silence, 3),
+                    step_age_s=round(self.step_age, 3),
+                    threads=self._stuck,
                 )
                 engine.kill()
                 return
@@ -255,6 +262,7 @@ class Supervisor:
         kind = event.WhichOneof("body")
         if kind == "heartbeat":
             self._step_age = seconds(event.heartbeat.step_age) if event.heartbeat.HasField("step_age") else 0.0
+            self._stuck = event.heartbeat.stuck
         elif kind == "snapshot":
             self.snapshot = event.snapshot
             self.on_snapshot(event.snapshot)
@@ -274,7 +282,8 @@ class Supervisor:
         running = [call for call_id, call in self._calls.items() if call_id not in self._unsent and not call.over]
         log.error("the engine died", status=status, lived_s=round(lived, 3), calls=len(running), retry_in_s=pause)
         self.snapshot = _without_engine_state(self.snapshot)
-        self.quarantine.died(Suspect.of(call.command, model) for call in running if (model := _model(call.command)))
+        if self._stuck < MOST_STUCK:  # else it was killed for calls that have ended, and those that run are bystanders
+            self.quarantine.died(Suspect.of(call.command, model) for call in running if (model := _model(call.command)))
         error = _restarted("the engine died and is restarted", pause)
         if pause > PATIENCE_SECONDS:
             self._fail_open(error)

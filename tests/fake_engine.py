@@ -11,6 +11,7 @@ It speaks the real frames, sends a heartbeat each 0.2 s, and lets the model's na
 * `die`: exits with status 3 after `started` and one delta; a load after its first progress.
 * `garbage`, `huge`: a frame of random bytes; the header of a frame of 4 GB.
 * `silent`: stops the heartbeats. `stuck`: goes on with them, and tells of a step that began 1,000 s ago.
+* `stuck-threads`: tells of 99 threads that hang.
 * `fail`: fails with NAN_LOGITS. `mute`: does nothing.
 * `log`: writes a log line, some bare text and a line of 3 MB, and then does as `ok`.
 
@@ -65,6 +66,7 @@ class FakeEngine:
         self._sending = threading.Lock()
         self._quiet = threading.Event()
         self._step_age: float | None = None
+        self._stuck = 0
         self._generated = 0
         self._loads = 0
 
@@ -140,6 +142,8 @@ class FakeEngine:
             self._quiet.set()
         elif model == "stuck":
             self._step_age = 1000.0
+        elif model == "stuck-threads":
+            self._stuck = 99
         elif model == "fail":
             self._fail(call_id, "NAN_LOGITS", "fail computed logits that are no numbers")
         elif model == "log":
@@ -168,7 +172,7 @@ class FakeEngine:
         while not self._quiet.wait(HEARTBEAT_SECONDS):
             steps += 1
             age = None if self._step_age is None else duration(self._step_age)
-            self._send(ipc.Event(heartbeat=ipc.Heartbeat(steps=steps, step_age=age)))
+            self._send(ipc.Event(heartbeat=ipc.Heartbeat(steps=steps, step_age=age, stuck=self._stuck)))
 
     def _send(self, event: ipc.Event) -> None:
         self._send_raw(encode_frame(event))

@@ -6,12 +6,14 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakValueDictionary
+
+from daemon import signs
 
 Report = Callable[[int, int], None]
 """Called with bytes done and bytes to do; may raise to abandon the work."""
@@ -24,6 +26,9 @@ QUICK_BYTES = 64 << 20
 
 SETTLED_NS = 2_000_000_000
 """A file that was written to this recently may be written to again without a new time stamp: FAT's tick is 2 s."""
+
+_LOOK_SECONDS = 1.0
+"""How often one that waits for its turn looks whether the one before moves on."""
 
 _PIECE = 1 << 20
 _REPORTED = 8 << 20
@@ -69,7 +74,28 @@ class _Turn:
     """Whose turn it is to read one file."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._signs = 0
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Wait for the turn and have it. Those that wait show signs of life as long as the one that reads does."""
+        seen = self._signs
+        while not self._lock.acquire(timeout=_LOOK_SECONDS):
+            if seen != self._signs:
+                seen = self._signs
+                signs.moved()
+        before = signs.current()
+
+        def sign() -> None:
+            self._signs += 1
+            before()
+
+        try:
+            with signs.watched(sign):
+                yield
+        finally:
+            self._lock.release()
 
 
 class Digests:
@@ -119,7 +145,7 @@ class Digests:
             raise TakesLong
         with self._lock:
             turn = self._turns.setdefault(path, _Turn())
-        with turn.lock:  # two callers of one file read it once
+        with turn.taken():  # two callers of one file read it once
             return self._find(path, stamp, hub) or self._read(path, report)
 
     def _find(self, path: Path, stamp: Stamp, hub: bool) -> str | None:
@@ -159,6 +185,7 @@ def _sha256(path: Path, size: int, report: Report | None, rest: Rest) -> str:
         began = time.thread_time()
         while read := file.readinto(buffer):
             state.update(buffer[:read])
+            signs.moved()
             done += read
             if report is not None and size > QUICK_BYTES and (done - reported >= _REPORTED or done == size):
                 report(done, size)

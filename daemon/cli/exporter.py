@@ -53,7 +53,7 @@ class StatsCollector(Collector):
             up.add_metric([], 0)
             return [up]
         up.add_metric([], 1)
-        return [up, *_figures(stats), _state(stats), *_models(stats), *_latency(stats)]
+        return [up, *_figures(stats), _state(stats), _stuck(stats), *_models(stats), *_latency(stats)]
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: a registry must not ask the daemon when it is made."""
@@ -102,6 +102,11 @@ def _figures(stats: Stats) -> Iterator[Metric]:
 def _state(stats: Stats) -> Metric:
     ready = float(stats.engine.state == "ready")
     return GaugeMetricFamily("mlx_sidecar_engine_ready", "Whether the engine makes progress.", value=ready)
+
+
+def _stuck(stats: Stats) -> Metric:
+    about = "Threads of the engine that hang, on disks that are gone for example."
+    return GaugeMetricFamily("mlx_sidecar_engine_stuck", about, value=float(len(stats.engine.stuck)))
 
 
 def _models(stats: Stats) -> Iterator[Metric]:

@@ -41,6 +41,8 @@ def header(stats: Stats, trouble: str, width: int) -> list[Text]:
         return [begin, *(Text(line, style="red", no_wrap=True) for line in rest)]
     text = Text(name, style="bold", no_wrap=True, overflow="ellipsis")
     text.append(f"  engine {engine.state}", style="green" if engine.state == "ready" else "red")
+    if engine.stuck:
+        text.append(f"  {len(engine.stuck)} stuck", style="red")
     restarts = [count(engine.restarts, "restart")]
     about = [*(["draining"] if daemon.draining else []), *restarts, f"up {span(daemon.uptime or 0)}"]
     for number, fact in enumerate([*about, daemon.device or "-"]):

@@ -92,6 +92,8 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
         if field.name == "info":
             yield "size_bytes", size(value.size_bytes)
             yield "prefix_reuse", value.prefix_reuse
+        elif field.name == "stuck":
+            yield "stuck", "; ".join(f"{one.work} of {one.model}, {span(one.silent or 0)}" for one in value) or "-"
         elif field.name != "namespaces":
             yield field.name, _format(field.name, value)
 

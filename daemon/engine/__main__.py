@@ -51,11 +51,12 @@ def main() -> int:
     _harden()
     logs.configure(config.log_level, None)
     loop = Loop(clocks.awake, _settle)
+    engines: list[Engine] = []  # of one, once it is there: the link is up before
     link = Link(
         socket.socket(fileno=arguments.fd),
         on_command=lambda command: loop.post(lambda: engine.handle(command)),
         on_end=loop.stop,
-        pulse=lambda: (loop.steps, loop.step_age),
+        pulse=lambda: (loop.steps, loop.step_age, sum(one.stuck for one in engines)),
     )
     hello = partial(ipc.Hello, mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name())
     failpoint("engine.hello")
@@ -65,6 +66,7 @@ def main() -> int:
     from daemon.engine.pressure import of_this_system
 
     engine = Engine(config, link, loop.post, clocks.awake, of_this_system(), clocks.elapsed)
+    engines.append(engine)
     link.send(ipc.Event(hello=hello()))
     link.flush()
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 from daemon.cache.entry import Lease, Outcome, Progress, Ticket
 from daemon.cache.identity import ModelSource
@@ -21,16 +22,20 @@ from daemon.engine.finder import Finder, Found
 from daemon.engine.ledger import Ledger, kv_need
 from daemon.engine.outbox import Outbox
 from daemon.engine.prepared import Prepared, prepared
+from daemon.engine.prompts import render
 from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.sampling import Params
 from daemon.engine.sequence import Draft, Sequence, Times
-from daemon.engine.tokenizers import Tokenizers
+from daemon.engine.task import PROMPT, TEMPLATE, TOKENIZER, Task, already
+from daemon.engine.tokenizers import Tokenizer, Tokenizers
 from daemon.errors import SidecarError, invalid
 from daemon.kv.namespace import Namespace
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 Models = ModelCache[ModelSource, LoadedModel]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,14 @@ class Services:
         return self.models.get_or_load(
             source, pin=self.recalled.pin(name, adapter), ttl=self.recalled.ttl(name, adapter)
         )
+
+    def with_tokenizer(self, source: ModelSource, then: Callable[[Tokenizer], T | Task[T]]) -> Task[T]:
+        """
+        Return the task that reads a model's tokenizer and goes on with it.
+
+        Its lane is the directory: copies of a model may lie on a disk that hangs and on one that does not.
+        """
+        return Task(TOKENIZER, source.name, source.path, lambda: then(self.tokenizers.get(source)))
 
 
 class Call(Protocol):
@@ -123,9 +136,9 @@ class LoadCall:
         if not self.over:
             self._services.outbox.load(self._call_id, describe.progress(progress))
 
-    def prepare(self, found: Found) -> Found:
+    def prepare(self, found: Found) -> Task[Found]:
         """Nothing is to be done off the MLX thread."""
-        return found
+        return already(self._request.model, found)
 
     def ready(self, found: Found) -> None:
         """Answer with an estimate, or wait for the model's weights."""
@@ -198,10 +211,24 @@ class GenerateCall:
         """Generate has no event for a model that is being read; the caller waits."""
         self._searching = True
 
-    def prepare(self, found: Found) -> Prepared:
-        """Tokenise the prompt with the model's tokenizer."""
+    def prepare(self, found: Found) -> Task[Prepared]:
+        """Read the model's tokenizer, render the conversation if there is one, and tokenise the prompt."""
         assert isinstance(found, ModelSource)
-        return prepared(self._request, found, self._services.tokenizers.get(found))
+        return self._services.with_tokenizer(found, partial(self._render, found))
+
+    def _render(self, source: ModelSource, tokenizer: Tokenizer) -> Task[Prepared]:
+        request = self._request
+        name, path = source.name, source.path
+        if not request.HasField("chat"):
+            # Encoding takes turns; ids need none, and do not wait for a long text.
+            lane = path, request.WhichOneof("prompt")
+            return Task(PROMPT, name, lane, lambda: prepared(request, source, tokenizer))
+
+        def rendered() -> Task[Prepared]:
+            text = render(request.chat, tokenizer)
+            return Task(PROMPT, name, (path, "text"), lambda: prepared(request, source, tokenizer, text))
+
+        return Task(TEMPLATE, name, path, rendered)
 
     def ready(self, result: Prepared) -> None:
         """Wait for the model's weights."""

@@ -11,6 +11,7 @@ from daemon.cache.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background import as_sidecar_error
 from daemon.engine.finder import Found
+from daemon.engine.task import Task
 from daemon.engine.tokenizers import Tokenizer
 from daemon.errors import SidecarError, invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -82,12 +83,16 @@ class DraftModel:
     def progress(self, progress: Progress) -> None:
         """Generate has no event for it."""
 
-    def prepare(self, found: Found) -> ModelSource:
+    def prepare(self, found: Found) -> Task[ModelSource]:
         """Compare the tokenizers."""
         assert isinstance(found, ModelSource)
-        if not self._services.tokenizers.get(found).has_ids_of(self._tokenizer):
-            raise invalid("draft_model", f"has another tokenizer than {self._request.model}; it needs the same")
-        return found
+
+        def compared(tokenizer: Tokenizer) -> ModelSource:
+            if not tokenizer.has_ids_of(self._tokenizer):
+                raise invalid("draft_model", f"has another tokenizer than {self._request.model}; it needs the same")
+            return found
+
+        return self._services.with_tokenizer(found, compared)
 
     def ready(self, source: ModelSource) -> None:
         """Wait for its weights."""

@@ -34,7 +34,7 @@ from daemon.engine.priority import aside
 from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
-from daemon.engine.templates import Templates
+from daemon.engine.templates import WORKERS, Templates
 from daemon.engine.tokenizers import Tokenizers
 from daemon.kv.adapters.kv_cache import copied
 from daemon.kv.budget import Limits as PrefixLimits
@@ -95,7 +95,6 @@ class Engine:
         self._outbox = Outbox(wire, lambda: self._figures.snapshot())
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
         self._namespaces = NamespaceBook(self._prefixes)
-        self._figures = Figures(self._models, self._prefixes, self._namespaces, self._runner, ledger, ttl_clock)
         self._ledger = ledger
         self._relief = Relief(
             pressure if config.evict_on_memory_pressure else normal,
@@ -105,8 +104,17 @@ class Engine:
             clock,
         )
         self._invalidator = Invalidator(self._models, self._prefixes, self._runner)
-        self._background = Background(post)
+        self._background = Background(post, clock, WORKERS)
         self._templates = Templates(clock)
+        self._figures = Figures(
+            self._models,
+            self._prefixes,
+            self._namespaces,
+            self._runner,
+            ledger,
+            ttl_clock,
+            stuck=self._background.stuck,
+        )
         resolver = Resolver(
             config.model_roots,
             digests=Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(lambda: self._streaming)),
@@ -142,6 +150,11 @@ class Engine:
         if not self.busy:
             return SWEEP_SECONDS
         return 0.0 if self._models.busy else self._gather()
+
+    @property
+    def stuck(self) -> int:
+        """Threads that hang; any thread may ask."""
+        return len(self._background.stuck())
 
     def handle(self, command: ipc.Command) -> None:
         """Begin or end a call."""
@@ -238,6 +251,8 @@ class Engine:
 
     def _sweep(self) -> None:
         self._swept = self._clock()
+        self._background.tick()
+        self._templates.trim()
         self._models.evict_stale()
         self._make_room(0)  # for what running requests have grown by
         if self._relief.check() or not self.busy:

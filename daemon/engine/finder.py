@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
+from daemon import signs
 from daemon.cache.digests import TakesLong
 from daemon.cache.entry import Progress, Stage
 from daemon.cache.identity import ModelSource
-from daemon.cache.resolver import Resolver, Wanted
+from daemon.cache.resolver import EMBEDDED, Resolver, Wanted
 from daemon.engine.background import Background
+from daemon.engine.task import FETCH, LOOKUP, READ, Task
 from daemon.errors import Reason, SidecarError
 
 Found = ModelSource | int
@@ -31,11 +32,11 @@ class Seeker(Protocol[T]):
     def progress(self, progress: Progress) -> None:
         """Called while its model is downloaded or read; any thread."""
 
-    def prepare(self, found: Found) -> T:
-        """Do what is to be done with its model off the MLX thread; an error that it raises is given to `fail`."""
+    def prepare(self, found: Found) -> Task[T]:
+        """Return what is to be done with its model off the MLX thread. Never blocks."""
 
     def ready(self, result: T) -> None:
-        """Called with what `prepare` returned; an error that it raises is given to `fail`."""
+        """Called with the result of what `prepare` returned; an error that it raises is given to `fail`."""
 
     def fail(self, error: SidecarError) -> None:
         """Called if there is none."""
@@ -58,14 +59,21 @@ class Finder:
     def find(self, wanted: Wanted, seeker: Seeker[T]) -> None:
         """Find a model for somebody. When all who ask for it are over, the work is abandoned."""
 
-        def quick() -> Callable[[], None]:
+        def quick() -> T | _Long | Task[T | _Long]:
             try:
                 source = self._resolver.resolve(wanted)
             except TakesLong:
-                return lambda: None if seeker.over else self._join(wanted, seeker)
-            return partial(seeker.ready, seeker.prepare(source))
+                return _Long()
+            return cast("Task[T | _Long]", seeker.prepare(source))
 
-        self._background.run(quick, lambda then: then(), seeker.fail)
+        def then(result: T | _Long) -> None:
+            if not isinstance(result, _Long):
+                seeker.ready(result)
+            elif not seeker.over:
+                self._join(wanted, seeker)
+
+        task: Task[T | _Long] = Task(LOOKUP, wanted.name, wanted.name, quick)
+        self._background.run(task, then, seeker.fail, lambda: seeker.over)
 
     def _join(self, wanted: Wanted, seeker: Seeker[Any]) -> None:
         search = self._searches.get(wanted)
@@ -75,15 +83,22 @@ class Finder:
 
         def found(result: Found) -> None:
             for one in self._end(wanted, search):
-                self._background.run(partial(one.prepare, result), one.ready, one.fail)
+                self._prepare(one, result)
 
         def failed(error: SidecarError) -> None:
             for one in self._end(wanted, search):
                 one.fail(error)
 
-        self._background.run(partial(self._search, wanted, search), found, failed, slow=True)
+        local = wanted.name == EMBEDDED or wanted.name.startswith("/")
+        kind = READ if local else FETCH
+        task: Task[Found] = Task(kind, wanted.name, wanted.name, partial(self._search, wanted, search))
+        self._background.run(task, found, failed)
+
+    def _prepare(self, seeker: Seeker[T], found: Found) -> None:
+        self._background.run(seeker.prepare(found), seeker.ready, seeker.fail, lambda: seeker.over)
 
     def _search(self, wanted: Wanted, search: _Search) -> Found:
+        search.sign = signs.current()
         try:
             return self._resolver.resolve(wanted, search)
         except SidecarError as error:
@@ -98,15 +113,23 @@ class Finder:
         return search.end()
 
 
+class _Long:
+    """Stands for a model that takes long to find."""
+
+
 class _Search:
     """
     One search and those who wait for it; what the resolver calls a watcher.
 
     It is abandoned by raising in the thread that works, at its next report, once nobody waits. From then on nobody can
     join it any more.
+
+    Attributes:
+        sign: Tells that it moves on; the Hub's library reports from threads of its own.
     """
 
     def __init__(self, first: Seeker[Any]) -> None:
+        self.sign: signs.Sign = signs.current()
         self._seekers = [first]
         self._abandoned = False
         self._last: Progress | None = None
@@ -138,6 +161,7 @@ class _Search:
         self._report(Progress(Stage.QUEUED, done, total))
 
     def _report(self, progress: Progress) -> None:
+        self.sign()
         with self._lock:
             self._seekers = [seeker for seeker in self._seekers if not seeker.over]
             if not self._seekers:

@@ -26,7 +26,7 @@ class Link:
         sock: This process's end of the socket pair.
         on_command: Takes a command; runs on the link's thread and must not block.
         on_end: Called once when the parent is gone or asked for the end.
-        pulse: Returns steps done and the age of the current step in seconds, if any.
+        pulse: Returns steps done, the age of the current step in seconds, if any, and how many threads hang.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Link:
         sock: socket.socket,
         on_command: Callable[[ipc.Command], None],
         on_end: Callable[[], None],
-        pulse: Callable[[], tuple[int, float | None]],
+        pulse: Callable[[], tuple[int, float | None, int]],
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -93,7 +93,7 @@ class Link:
 
     async def _beat(self) -> None:
         while True:
-            steps, age = self._pulse()
-            beat = ipc.Heartbeat(steps=steps, step_age=None if age is None else duration(age))
+            steps, age, stuck = self._pulse()
+            beat = ipc.Heartbeat(steps=steps, step_age=None if age is None else duration(age), stuck=stuck)
             self._writer.write(encode_frame(ipc.Event(heartbeat=beat)))
             await asyncio.sleep(HEARTBEAT_SECONDS)

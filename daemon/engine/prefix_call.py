@@ -11,8 +11,13 @@ from daemon.engine.calls import Services
 from daemon.engine.finder import Found
 from daemon.engine.invalidation import Invalidator
 from daemon.engine.prompts import tokenise
+from daemon.engine.task import Task, already
+from daemon.engine.tokenizers import Tokenizer
 from daemon.errors import Reason, SidecarError, invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+_Tokens = tuple[ModelSource, list[int]]
+"""The ids of a prefix, for a model."""
 
 _GONE = (Reason.MODEL_NOT_FOUND, Reason.MODEL_NOT_CACHED, Reason.MODEL_CORRUPT)
 
@@ -28,7 +33,6 @@ class PrefixCall:
         self._request = request
         self._invalidator = invalidator
         self._over = False
-        self._gone: SidecarError | None = None
         services.finder.find(Wanted(request.prefix.model), self)
 
     @property
@@ -47,12 +51,15 @@ class PrefixCall:
     def progress(self, progress: Progress) -> None:
         """Invalidate has no such event."""
 
-    def prepare(self, found: Found) -> tuple[ModelSource, list[int]]:
+    def prepare(self, found: Found) -> Task[_Tokens]:
         """Tokenise the prefix."""
         assert isinstance(found, ModelSource)
-        return found, self._tokens(found)
+        target = self._request.prefix
+        if target.WhichOneof("input") == "tokens":
+            return already(target.model, (found, list(target.tokens.ids)))
+        return self._services.with_tokenizer(found, partial(self._tokens, found))
 
-    def ready(self, result: tuple[ModelSource, list[int]]) -> None:
+    def ready(self, result: _Tokens) -> None:
         """Drop it."""
         if not self._over:
             source, tokens = result
@@ -60,23 +67,18 @@ class PrefixCall:
             self._over = True
             self._services.outbox.invalidated(self._call_id, answer)
 
-    def _tokens(self, source: ModelSource) -> list[int]:
-        target = self._request.prefix
-        if target.WhichOneof("input") == "tokens":
-            return list(target.tokens.ids)
-        if self._gone is not None:
-            raise self._gone
-        tokens = tokenise(pb.GenerateRequest(text=target.text), self._services.tokenizers.get(source))
+    def _tokens(self, source: ModelSource, tokenizer: Tokenizer) -> _Tokens:
+        tokens = tokenise(pb.GenerateRequest(text=self._request.prefix.text), tokenizer)
         if not tokens:
             raise invalid("prefix.text", "has no tokens")
-        return tokens[:-1] or tokens
+        return source, tokens[:-1] or tokens
 
     def fail(self, error: SidecarError) -> None:
         """End the call with an error; nothing if it was over. Prefixes of a model whose files are gone can go too."""
         known = self._invalidator.known.latest(self._request.prefix.model)
-        if known is not None and self._gone is None and error.reason in _GONE:
-            self._gone = error
-            self._services.background.run(partial(self.prepare, known), self.ready, self.fail)
+        tokens = self._request.prefix.WhichOneof("input") == "tokens"
+        if known is not None and tokens and not self._over and error.reason in _GONE:
+            self._services.background.run(self.prepare(known), self.ready, self.fail)
         elif not self._over:
             self._over = True
             self._services.outbox.fail(self._call_id, error)

@@ -49,14 +49,22 @@ class Prepared:
         return Constraint(self.form, vocab, self.tokenizer.eos_ids, self.thinking, self.header)
 
 
-def prepared(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer) -> Prepared:
+def prepared(
+    request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer, rendered: str | None = None
+) -> Prepared:
     """
     Check a request against its model and make what it needs; off the MLX thread.
+
+    Args:
+        request: The request.
+        source: Its model.
+        tokenizer: That of the model.
+        rendered: The text of its conversation; None renders it here.
 
     Raises:
         SidecarError: INVALID_ARGUMENT or CONTEXT_LENGTH_EXCEEDED.
     """
-    prompt = prepare(request, source, tokenizer)
+    prompt = prepare(request, source, tokenizer, rendered)
     notation = tokenizer.notation if request.HasField("chat") else None
     form = _form(request, tokenizer, notation)
     stops = tuple(request.stop.strings)

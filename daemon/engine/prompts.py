@@ -1,4 +1,4 @@
-"""Prompts: from a request to token ids, checked against the model. Runs on the engine's small thread pool."""
+"""Prompts: from a request to token ids, checked against the model. Runs on the engine's pools of threads."""
 
 from __future__ import annotations
 
@@ -24,14 +24,22 @@ class Prompt:
     max_tokens: int
 
 
-def prepare(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer) -> Prompt:
+def prepare(
+    request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer, rendered: str | None = None
+) -> Prompt:
     """
     Render and tokenise a prompt and check it against the model's vocabulary and context.
+
+    Args:
+        request: What is asked for.
+        source: Its model.
+        tokenizer: That of the model.
+        rendered: The text of its conversation; None renders it here.
 
     Raises:
         SidecarError: INVALID_ARGUMENT or CONTEXT_LENGTH_EXCEEDED.
     """
-    tokens = tokenise(request, tokenizer)
+    tokens = tokenise(request, tokenizer, rendered)
     if not tokens:
         raise invalid(request.WhichOneof("prompt") or "prompt", "is empty; a prompt needs at least one token")
     vocab = source.vocab_size or tokenizer.size
@@ -42,9 +50,9 @@ def prepare(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokeniz
     return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length))
 
 
-def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer) -> list[int]:
+def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer, rendered: str | None = None) -> list[int]:
     """
-    Return the ids of a request's prompt, whichever form it has.
+    Return the ids of a request's prompt, whichever form it has; `rendered` as for `prepare`.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if the chat template is missing, refuses the conversation, or takes too much.
@@ -54,10 +62,16 @@ def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer) -> list[int]:
         return list(request.tokens.ids)
     if kind == "text":
         return tokenizer.encode_prompt(request.text) if request.text else []
-    return tokenizer.encode(_render(request.chat, tokenizer), special=False)
+    return tokenizer.encode(render(request.chat, tokenizer) if rendered is None else rendered, special=False)
 
 
-def _render(chat: pb.Chat, tokenizer: Tokenizer) -> str:
+def render(chat: pb.Chat, tokenizer: Tokenizer) -> str:
+    """
+    Return the text of a conversation, by its model's own template. Waits for the process that renders it.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if the template is missing, refuses the conversation, or takes too much.
+    """
     if not tokenizer.has_chat_template:
         raise invalid("chat", "needs a chat template and this model has none; send text instead")
     options: dict[str, Any] = {"add_generation_prompt": True}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +14,7 @@ from daemon.cache.model_cache import ModelCache
 from daemon.durations import duration
 from daemon.engine import describe
 from daemon.engine.gauges import Gauges
+from daemon.engine.lanes import Job
 from daemon.engine.ledger import Ledger, Use
 from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.runner import Runner
@@ -33,6 +34,7 @@ class Figures:
         runner: The running requests.
         ledger: The memory ceiling.
         clock: Seconds that never go back.
+        stuck: Returns the jobs that hang.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Figures:
         runner: Runner,
         ledger: Ledger,
         clock: Callable[[], float],
+        *,
+        stuck: Callable[[], Sequence[Job]] = tuple,
     ) -> None:
         self._models = models
         self._prefixes = prefixes
@@ -50,6 +54,7 @@ class Figures:
         self._runner = runner
         self._ledger = ledger
         self._clock = clock
+        self._stuck = stuck
 
     def use(self) -> Use:
         """Return the bytes in use."""
@@ -67,6 +72,7 @@ class Figures:
                 decoding=self._runner.decoding,
                 prompt_tokens=self._runner.totals.prompt_tokens,
                 generated_tokens=self._runner.totals.generated_tokens,
+                stuck=map(_stuck, self._stuck()),
                 **_spread(self._runner.gauges),
             ),
             memory=self._memory(),
@@ -151,6 +157,10 @@ def _spread(gauges: Gauges) -> dict[str, Any]:
                 fields[f"{name}_{suffix}"] = duration(times.quantile(share))
         fields[f"batch_size_{suffix}"] = round(gauges.rows.quantile(share))
     return fields
+
+
+def _stuck(job: Job) -> pb.StuckWork:
+    return pb.StuckWork(work=job.task.kind.name, model=job.task.model, silent=duration(job.silent))
 
 
 def _loading(load: tuple[ModelSource, object]) -> pb.ModelStats:

@@ -1,10 +1,9 @@
-"""Chat templates: rendered in a process that can be killed, because a thread that never ends cannot."""
+"""Chat templates: rendered in processes that can be killed, because a thread that never ends cannot."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 import threading
 from collections import OrderedDict
@@ -13,10 +12,13 @@ from typing import Any
 
 import structlog
 
+from daemon.engine.renderer import Renderer
 from daemon.errors import SidecarError, invalid
 
-PATIENCE_SECONDS = 60.0
-"""A worker that says nothing for so long is killed, whatever it waits for; its own limit is of processor time."""
+WORKERS = 3
+"""Templates that are rendered at the same time. Each worker takes 60 MB, and 512 MB more at most while it renders."""
+IDLE_SECONDS = 20.0
+"""A worker that had nothing to do for so long is ended, but for one: a start takes a second."""
 BAN_SECONDS = 600.0
 STRIKES = 2
 """A template whose worker died so often within the time above is refused unrendered, until that time is over."""
@@ -29,20 +31,32 @@ log = structlog.get_logger()
 
 class Templates:
     """
-    Renders conversations, one at a time; any thread may ask, and waits. The worker starts with the first.
+    Renders conversations, as many at a time as there may be workers; any thread may ask, and waits.
+
+    Workers start when they are needed. Who is next when all are busy is the caller's business.
 
     Args:
         clock: Seconds that never go back.
-        command: Command line of the worker.
+        command: Command line of the workers.
+        workers: The most of them.
     """
 
-    def __init__(self, clock: Callable[[], float], command: Sequence[str] = _COMMAND) -> None:
+    def __init__(self, clock: Callable[[], float], command: Sequence[str] = _COMMAND, workers: int = WORKERS) -> None:
         self._clock = clock
         self._command = command
         self._lock = threading.Lock()
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._free = threading.Semaphore(workers)
+        self._idle: list[tuple[Renderer, float]] = []
+        """Workers without work, and when they ended their last; the one that is used next comes last."""
+        self._busy: set[Renderer] = set()
         self._strikes: OrderedDict[bytes, list[float]] = OrderedDict()
         self._closed = False
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of its workers."""
+        with self._lock:
+            return [one.pid for one in (*self._busy, *(one for one, _ in self._idle))]
 
     def render(self, template: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
         """
@@ -54,72 +68,77 @@ class Templates:
         wanted = {"template": template, "messages": messages, "options": options}
         line = json.dumps(wanted).encode() + b"\n"
         digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).digest()
-        with self._lock:
-            self._refuse_if_banned(digest)
+        with self._free:
+            with self._lock:
+                self._refuse_if_banned(digest)
             answer = self._ask(line)
-            if answer is None:
-                raise self._killed(digest)
+        if answer is None:
+            raise self._killed(digest)
         if "text" in answer:
             return answer["text"]
         if "refused" in answer:
             raise invalid("chat", f"is refused by the model's chat template: {answer['refused'][:_MESSAGE]}")
         raise invalid("chat", f"cannot be rendered by the model's chat template ({answer['raised']})")
 
-    def close(self) -> None:
-        """End the worker, also in the middle of its work; nothing is rendered any more."""
-        self._closed = True
-        worker = self._worker
-        if worker is not None:
-            worker.kill()
+    def trim(self) -> None:
+        """End all but one of the workers that had nothing to do for long; to be called now and then, never blocks."""
         with self._lock:
-            self._end()
+            spare = len(self._idle) + len(self._busy) - 1
+            before = self._clock() - IDLE_SECONDS
+            ended = [one for one in self._idle[: max(0, spare)] if one[1] <= before]
+            self._idle = [one for one in self._idle if one not in ended]
+        for worker, _ in ended:
+            threading.Thread(target=worker.close, name="trim", daemon=True).start()
+
+    def close(self) -> None:
+        """End the workers, also in the middle of their work; nothing is rendered any more."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            for worker in (*self._busy, *(one for one, _ in idle)):
+                worker.kill()
+        for worker, _ in idle:
+            worker.close()
 
     def _ask(self, line: bytes) -> dict[str, str] | None:
-        """Return the worker's answer; None if it died of the question."""
-        if self._closed:
-            raise invalid("chat", "cannot be rendered: the engine ends")
-        worker = self._worker = self._worker or self._start()
-        timer = threading.Timer(PATIENCE_SECONDS, worker.kill)
-        timer.daemon = True
-        timer.start()
+        """Return a worker's answer; None if it died of the question."""
+        worker = self._take()
+        answer = None
         try:
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            worker.stdin.write(line)
-            worker.stdin.flush()
-            answer = worker.stdout.readline()
-        except BrokenPipeError:
-            answer = b""
+            answer = worker.ask(line)
         finally:
-            timer.cancel()
-        if not answer.endswith(b"\n"):
-            self._end()
-            return None
-        parsed: dict[str, str] = json.loads(answer)
-        return parsed
+            self._give_back(worker, alive=answer is not None)
+        return answer
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        # With close_fds, Python would fork a process that runs Metal. What it says may quote a prompt: nobody listens.
-        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            close_fds=False,
-        )
+    def _take(self) -> Renderer:
+        with self._lock:
+            if self._closed:
+                raise invalid("chat", "cannot be rendered: the engine ends")
+            worker = self._idle.pop()[0] if self._idle else None
+        if worker is None:
+            worker = Renderer(self._command)
+        with self._lock:
+            self._busy.add(worker)
+            if self._closed:  # meanwhile; it answers nothing
+                worker.kill()
+        return worker
 
-    def _end(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.kill()
-            worker.communicate()
+    def _give_back(self, worker: Renderer, *, alive: bool) -> None:
+        with self._lock:
+            self._busy.discard(worker)
+            stays = alive and not self._closed
+            if stays:
+                self._idle.append((worker, self._clock()))
+        if not stays:
+            worker.close()
 
     def _killed(self, digest: bytes) -> SidecarError:
         log.warning("a chat template took too much time or memory; its worker was ended", template=digest.hex()[:16])
-        strikes = self._strikes.setdefault(digest, [])
-        strikes.append(self._clock())
-        while len(self._strikes) > _REMEMBERED:
-            self._strikes.popitem(last=False)
+        with self._lock:
+            strikes = self._strikes.setdefault(digest, [])
+            strikes.append(self._clock())
+            while len(self._strikes) > _REMEMBERED:
+                self._strikes.popitem(last=False)
         return invalid("chat", "takes the model's chat template too much time or memory to render; shorten it")
 
     def _refuse_if_banned(self, digest: bytes) -> None:

@@ -19,6 +19,7 @@ from daemon.engine.harmony import HarmonyWrapper, understood, with_thinking
 from daemon.engine.notation import Notation
 from daemon.engine.templates import Templates
 from daemon.errors import Reason, SidecarError, invalid
+from daemon.failpoints import failpoint
 
 _KEEP = 8
 MAX_FILE_BYTES = 256 << 20
@@ -141,7 +142,7 @@ def _plain(tokenizer: Any) -> bool:
 
 class Tokenizers:
     """
-    The tokenizers of the models that were used last.
+    The tokenizers of the models that were used last. Any thread; each reads for itself, and none waits for another.
 
     Args:
         templates: Renders their chat templates.
@@ -154,7 +155,7 @@ class Tokenizers:
 
     def get(self, source: ModelSource) -> Tokenizer:
         """
-        Return a model's tokenizer; blocks while it loads.
+        Return a model's tokenizer; blocks while it loads. Callers see to it that each is loaded by one at a time.
 
         Raises:
             SidecarError: MODEL_CORRUPT if the model has none that can be loaded.
@@ -162,11 +163,13 @@ class Tokenizers:
         key = (source.key.weights, *_stamps(source.path))
         with self._lock:
             tokenizer = self._loaded.get(key)
-            if tokenizer is None:
-                tokenizer = self._loaded[key] = _load(source, self._templates)
-                while len(self._loaded) > _KEEP:
-                    self._loaded.popitem(last=False)
+        if tokenizer is None:
+            tokenizer = _load(source, self._templates)  # without the lock: a disk that hangs hangs its own models
+        with self._lock:
+            tokenizer = self._loaded.setdefault(key, tokenizer)
             self._loaded.move_to_end(key)
+            while len(self._loaded) > _KEEP:
+                self._loaded.popitem(last=False)
             return tokenizer
 
 
@@ -188,6 +191,7 @@ def _refuse_huge(path: Path) -> None:
 
 
 def _load(source: ModelSource, templates: Templates) -> Tokenizer:
+    failpoint("tokenizer.read")
     _refuse_huge(source.path)
     try:
         eos = load_config(source.path).get("eos_token_id")  # with that of generation_config.json, which counts more

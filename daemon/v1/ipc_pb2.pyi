@@ -79,12 +79,14 @@ class Hello(_message.Message):
     def __init__(self, mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., device: _Optional[str] = ..., warming: bool = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("steps", "step_age")
+    __slots__ = ("steps", "step_age", "stuck")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     STEP_AGE_FIELD_NUMBER: _ClassVar[int]
+    STUCK_FIELD_NUMBER: _ClassVar[int]
     steps: int
     step_age: _duration_pb2.Duration
-    def __init__(self, steps: _Optional[int] = ..., step_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    stuck: int
+    def __init__(self, steps: _Optional[int] = ..., step_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., stuck: _Optional[int] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("prompt_tokens",)

@@ -34,6 +34,7 @@ MIRRORS: list[tuple[type[Any], type[Proto]]] = [
     (mlx_sidecar.PrefixCacheStats, pb.PrefixCacheStats),
     (mlx_sidecar.Started, pb.Started),
     (mlx_sidecar.Stats, pb.StatsResponse),
+    (mlx_sidecar.StuckWork, pb.StuckWork),
     (mlx_sidecar.Timings, pb.Timings),
     (mlx_sidecar.TokenLogprob, pb.TokenLogprob),
     (mlx_sidecar.TopLogprob, pb.TopLogprob),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
 from mlx_lm.utils import load_tokenizer
 
 from daemon.cache.resolver import EMBEDDED_PATH
-from daemon.engine.templates import BAN_SECONDS, STRIKES, Templates
+from daemon.engine.templates import BAN_SECONDS, IDLE_SECONDS, STRIKES, Templates
 from daemon.engine.tokenizers import Tokenizer
 from daemon.errors import Reason, SidecarError
 from tests.builders import Clock
-from tests.running import END_SECONDS, alive
+from tests.running import END_SECONDS, alive, wait_until
 
 MESSAGES = [{"role": "user", "content": "one two"}]
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -83,9 +86,9 @@ def test_a_template_that_never_ended_twice_is_not_tried_again_for_a_while(clock:
     templates = Templates(clock, [sys.executable, "-c", dies_of_loops])
     for _ in range(STRIKES):
         assert "too much time" in error_of(templates, "loop").message
-    assert templates._worker is None
+    assert templates.pids == []
     assert "never ended" in error_of(templates, "loop").message
-    assert templates._worker is None
+    assert templates.pids == []
     assert templates.render("others", MESSAGES, {}) == "fine"
     clock.pass_(BAN_SECONDS)
     assert "too much time" in error_of(templates, "loop").message
@@ -124,14 +127,12 @@ def test_a_template_may_refuse_at_any_length(templates: Templates) -> None:
 def test_a_worker_that_was_killed_is_replaced(templates: Templates) -> None:
     """Nobody but the conversation that was there notices."""
     templates.render("x", MESSAGES, {})
-    first = templates._worker
-    assert first is not None
-    first.kill()
-    first.wait()
+    (first,) = templates.pids
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: not alive(first), "it has ended")
     error_of(templates, "killed meanwhile")
     assert templates.render("x", MESSAGES, {}) == "x"
-    assert templates._worker is not None
-    assert templates._worker.pid != first.pid
+    assert first not in templates.pids
 
 
 def test_a_worker_holds_no_file_of_the_engine_and_ends_with_it(clock: Clock) -> None:
@@ -143,12 +144,10 @@ def test_a_worker_holds_no_file_of_the_engine_and_ends_with_it(clock: Clock) -> 
     os.close(writes)
     with open(reads, "rb") as pipe:
         assert pipe.read() == b""
-    worker = templates._worker
-    assert worker is not None
-    assert worker.stdin is not None
-    worker.stdin.close()
-    assert worker.wait(END_SECONDS) == 0
-    worker.stdin = None
+    ((worker, _),) = templates._idle
+    assert worker._process.stdin is not None
+    worker._process.stdin.close()
+    assert worker._process.wait(END_SECONDS) == 0
     templates.close()
 
 
@@ -156,11 +155,10 @@ def test_closing_ends_the_worker_and_renders_nothing_more(clock: Clock) -> None:
     """Twice is harmless, and so is never having begun."""
     templates = Templates(clock)
     templates.render("x", MESSAGES, {})
-    worker = templates._worker
-    assert worker is not None
+    (worker,) = templates.pids
     templates.close()
     templates.close()
-    assert not alive(worker.pid)
+    assert not alive(worker)
     error_of(templates, "x")
     Templates(clock).close()
 
@@ -171,3 +169,35 @@ def test_a_worker_that_cannot_be_started_or_says_nothing_sensible_fails_one_requ
     with pytest.raises(ValueError):
         templates.render("x", MESSAGES, {})
     templates.close()
+
+
+def test_workers_are_as_many_as_are_needed_at_once_and_end_when_they_idle(clock: Clock) -> None:
+    """Two templates at a time need two, a third waits; after a while one is left, and it is used."""
+    echo = 'import sys\nfor line in sys.stdin:\n    print(\'{"text": "x"}\', flush=True)'
+    templates = Templates(clock, [sys.executable, "-c", echo], workers=2)
+    with closing(templates):
+        taken = [templates._take(), templates._take()]
+        assert len(set(templates.pids)) == 2
+        for worker in taken:
+            templates._give_back(worker, alive=True)
+        templates.trim()
+        assert len(templates.pids) == 2
+        clock.pass_(IDLE_SECONDS)
+        templates.trim()
+        (left,) = templates.pids
+        (ended,) = {worker.pid for worker in taken} - {left}
+        wait_until(lambda: not alive(ended), "the other has ended")
+        assert templates.render("x", MESSAGES, {}) == "x"
+        clock.pass_(IDLE_SECONDS)
+        templates.trim()
+        assert templates.pids == [left]
+
+
+def test_no_more_templates_are_rendered_at_once_than_there_are_workers(clock: Clock) -> None:
+    """Whoever asks; each has a worker for itself."""
+    answer = 'import sys\nfor line in sys.stdin:\n    print(\'{"text": "x"}\', flush=True)'
+    templates = Templates(clock, [sys.executable, "-c", answer], workers=2)
+    with closing(templates), ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda _: templates.render("x", MESSAGES, {}), range(40)))
+        assert texts == ["x"] * 40
+        assert len(templates.pids) <= 2

@@ -17,7 +17,7 @@ from daemon.engine.prefills import Prefills
 from daemon.engine.prepared import prepared
 from daemon.engine.together import Together
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine.harness import PATIENCE, Answer, Harness
+from tests.engine.harness import PATIENCE, Answer, Harness, generate
 from tests.models import random_model
 
 STOP = pb.Stop(ignore_eos=True)
@@ -63,10 +63,9 @@ def test_a_request_waits_for_one_that_is_being_tokenised_to_share_its_pass(
 ) -> None:
     harness.run(request(ids(8, 0)))
     reached, go_on = threading.Event(), threading.Event()
-    slow = ids(40, 2)
 
     def slowly(asked: pb.GenerateRequest, *rest: Any) -> Any:
-        if list(asked.tokens.ids) == slow:
+        if asked.text:
             reached.set()
             go_on.wait(PATIENCE)
         return prepared(asked, *rest)
@@ -75,7 +74,7 @@ def test_a_request_waits_for_one_that_is_being_tokenised_to_share_its_pass(
     now = harness.now()
     monkeypatch.setattr(harness.engine._gathering, "_clock", lambda: now)
     monkeypatch.setattr(engine, "most_seconds", lambda _: PATIENCE)
-    second = harness.begin(request(slow))
+    second = harness.begin(generate("The code of the", max_tokens=6, stop=STOP))
     reached.wait(PATIENCE)
     first = harness.begin(request(ids(40, 1)))
     harness.until(lambda: harness.engine._runner.waiting == 1)

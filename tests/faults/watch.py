@@ -14,8 +14,8 @@ from tests.running import RunningDaemon, wait_until
 
 PROMPT_SECONDS = 0.1
 """Deadline of the Stats call after each fault, kept by gRPC and not by a clock of the tests."""
-ENGINE_THREADS = 14
-"""Most threads of an engine: MLX's own, the link, two that prepare, four that download."""
+ENGINE_THREADS = 19
+"""Most threads of an engine: MLX's, the link, two look up, two tokenise, three render, four read."""
 TRIES = 100
 """On a machine that others use as well, an answer may be late, but not each of so many in a row."""
 

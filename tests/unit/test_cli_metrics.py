@@ -25,7 +25,7 @@ NOT_FIGURES = {
     "daemon": {"version", "pid", "mlx_version", "mlx_lm_version", "device"},
     "model_cache": {"hit_rate", "oldest_entry_age"},
     "prefix_cache": {"hit_rate", "block_tokens", "checkpoints", "namespaces"},
-    "engine": {"state", "pid"},
+    "engine": {"state", "pid", "stuck"},
     "memory": set[str](),
 }
 """What Prometheus works out by itself, has as a label, or has no use for."""
@@ -44,6 +44,7 @@ def test_figures_have_their_values_and_kinds(client: FakeClient) -> None:
 
     seen = samples(text)
     assert seen["mlx_sidecar_up"] == seen["mlx_sidecar_engine_ready"] == 1
+    assert seen["mlx_sidecar_engine_stuck"] == 0
     assert seen["mlx_sidecar_prefix_cache_tokens_reused_total"] == SAMPLE.prefix_cache.tokens_reused
     assert seen["mlx_sidecar_memory_limit_bytes"] == SAMPLE.memory.limit_bytes
     assert seen["mlx_sidecar_daemon_uptime_seconds"] == 7200

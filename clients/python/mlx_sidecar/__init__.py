@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ModelGated,
         ModelNotCached,
         ModelNotFound,
+        ModelNotResponding,
         ModelQuarantined,
         ModelUnsupported,
         NanLogits,
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
         TopLogprob,
         Usage,
     )
-    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, MemoryStats, Stats
+    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, MemoryStats, Stats, StuckWork
     from mlx_sidecar._streams import GenerateStream, LoadStream
 
 _HOMES = {
@@ -78,7 +79,7 @@ _HOMES = {
     "_exceptions": (
         "BudgetInUse Cancelled ContextLengthExceeded DaemonNotRunning DeadlineExceeded EngineRestarted "
         "InternalError InvalidArgument ModelCorrupt ModelExceedsBudget ModelGated ModelNotCached "
-        "ModelNotFound ModelQuarantined ModelUnsupported NanLogits ProtocolError QueueFull "
+        "ModelNotFound ModelNotResponding ModelQuarantined ModelUnsupported NanLogits ProtocolError QueueFull "
         "RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError SlowConsumer "
         "UntrustedSocket"
     ),
@@ -90,7 +91,7 @@ _HOMES = {
         "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress PrefillProgress "
         "Started Timings TokenLogprob TopLogprob Usage"
     ),
-    "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats",
+    "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -133,6 +134,7 @@ __all__ = [
     "ModelInfo",
     "ModelNotCached",
     "ModelNotFound",
+    "ModelNotResponding",
     "ModelQuarantined",
     "ModelStats",
     "ModelUnsupported",
@@ -150,6 +152,7 @@ __all__ = [
     "SlowConsumer",
     "Started",
     "Stats",
+    "StuckWork",
     "Timings",
     "TokenLogprob",
     "Tool",

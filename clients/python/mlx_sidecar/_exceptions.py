@@ -18,6 +18,7 @@ Every exception that the client raises on its own account.
     ├── SlowConsumer
     ├── ShuttingDown
     ├── EngineRestarted
+    ├── ModelNotResponding
     ├── NanLogits
     ├── InternalError
     ├── DaemonNotRunning
@@ -192,6 +193,13 @@ class EngineRestarted(SidecarError):
     reason = "ENGINE_RESTARTED"
 
 
+class ModelNotResponding(SidecarError):
+    """Reading a model's files, or preparing a prompt for it, hangs; its disk may be gone. See `retry_after`."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "MODEL_NOT_RESPONDING"
+
+
 class NanLogits(SidecarError):
     """The model computed something that is not a number; its weights are probably damaged."""
 
@@ -254,6 +262,7 @@ REASONS: Mapping[str, type[SidecarError]] = MappingProxyType(
             SlowConsumer,
             ShuttingDown,
             EngineRestarted,
+            ModelNotResponding,
             NanLogits,
             InternalError,
         )

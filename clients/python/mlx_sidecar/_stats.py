@@ -33,6 +33,22 @@ class DaemonStats:
 
 
 @dataclass(frozen=True, slots=True)
+class StuckWork:
+    """
+    Work for a model that does not move on. Calls that need the same are refused until it comes back.
+
+    Attributes:
+        work: "lookup", "read", "fetch", "tokenizer", "template" or "prompt".
+        model: The model, as its caller called it.
+        silent: Seconds since it last moved on.
+    """
+
+    work: str
+    model: str
+    silent: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """
     The engine process and its queue.
@@ -55,6 +71,7 @@ class EngineStats:
         token_gap_p99: Seconds that 99 of 100 gaps stayed within.
         batch_size_p50: Requests that got a token in one turn, or fewer, in half of the turns.
         batch_size_p99: The same for 99 of 100 turns.
+        stuck: Work beside its turns that hangs, on a network disk that is gone for example; empty if all is well.
     """
 
     state: str
@@ -74,6 +91,7 @@ class EngineStats:
     token_gap_p99: float | None = None
     batch_size_p50: int = 0
     batch_size_p99: int = 0
+    stuck: tuple[StuckWork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

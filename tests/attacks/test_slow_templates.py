@@ -1,0 +1,171 @@
+"""Chat templates that are slow, as programs of strangers may be: they hold up their own model's conversations alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.engine.task import Pool
+from daemon.engine.templates import WORKERS, Templates
+from mlx_sidecar import AsyncClient, Completion, Message
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.engine.harness import Answer, Harness, generate
+from tests.models import copy_of_embedded
+from tests.running import RunningDaemon
+
+SLOW = (
+    "{% for a in range(ROUNDS) %}{% for b in range(1000) %}{% endfor %}{% endfor %}"
+    "{% for message in messages %}{{ message.content }}{% endfor %}"
+)
+"""Takes half a second of a processor: four times as much is refused."""
+ROUNDS = "3000"
+FLOOD = 20
+CHAT = [Message(role="user", content="once upon a time")]
+
+
+def model(folder: Path, name: str, template: str = "") -> str:
+    """Return a model of its own, with a template of its own."""
+    path = copy_of_embedded(folder, name)
+    if template:
+        (path / "chat_template.jinja").write_text(template)
+    return str(path)
+
+
+def chat(name: str, content: str = "once upon a time") -> pb.GenerateRequest:
+    """Return a conversation with a model."""
+    messages = [pb.ChatMessage(role="user", content=content)]
+    return pb.GenerateRequest(model=name, chat=pb.Chat(messages=messages), max_tokens=1)
+
+
+@pytest.fixture(name="harness")
+def _harness(tmp_path: Path) -> Iterator[Harness]:
+    """Return an engine of the test's own."""
+    harness = Harness(state_dir=tmp_path / "state")
+    yield harness
+    harness.close()
+
+
+async def test_twenty_slow_conversations_hold_up_no_other_prompt(
+    start_daemon: Callable[..., RunningDaemon], folder: Path
+) -> None:
+    """
+    A plain prompt of their own model, of another, and another model's conversation are answered while one more of the
+    twenty is rendered, or two.
+    """
+    slow, other = model(folder, "slow", SLOW.replace("ROUNDS", ROUNDS)), model(folder, "other")
+    daemon = start_daemon()
+    with daemon.client():
+        pass
+    async with AsyncClient(daemon.socket) as client:
+
+        async def ask(name: str, prompt: str | list[Message]) -> Completion:
+            return await client.complete(name, prompt, max_tokens=1)
+
+        await asyncio.gather(ask(slow, CHAT), ask(other, CHAT), ask("embedded", "The"))  # all is loaded and started
+        flood = [asyncio.create_task(ask(slow, CHAT)) for _ in range(FLOOD)]
+
+        def rendered() -> int:
+            return sum(one.done() for one in flood)
+
+        await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+        for name, prompt in (("embedded", "The"), (slow, "The"), (other, CHAT), (other, "The"), ("embedded", CHAT)):
+            before = rendered()
+            await ask(name, prompt)
+            assert rendered() - before <= 2, f"{name} waited for others with {prompt}"
+        assert rendered() < FLOOD / 2
+        answers = await asyncio.gather(*flood)
+        assert len({(one.text, one.usage.prompt_tokens) for one in answers}) == 1
+    assert daemon.stop() == 0
+
+
+class Gate:
+    """Lets templates be rendered when a test says so, and knows which are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[str] = []
+        self.active = self.most = 0
+        self.go_on = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        real = Templates.render
+
+        def render(templates: Templates, template: str, messages: Any, options: Any) -> str:
+            with self._lock:
+                self.begun.append(messages[0]["content"])
+                self.active += 1
+                self.most = max(self.most, self.active)
+            assert self.go_on.acquire(timeout=60)
+            with self._lock:
+                self.active -= 1
+            return real(templates, template, messages, options)
+
+        monkeypatch.setattr(Templates, "render", render)
+
+
+@pytest.fixture(name="gate")
+def _gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Return what holds templates."""
+    return Gate(monkeypatch)
+
+
+def test_a_model_has_one_worker_at_most(harness: Harness, gate: Gate) -> None:
+    """However many of its conversations wait; they are rendered in the order in which they came."""
+    calls = [harness.begin(chat("embedded", str(number))) for number in range(8)]
+    harness.until(lambda: gate.active == 1)
+    gate.go_on.release(8)
+    for call in calls:
+        harness.finish(call)
+    assert gate.most == 1
+    assert gate.begun == [str(number) for number in range(8)]
+    assert len(harness.engine._templates.pids) == 1
+
+
+def test_workers_are_few_and_models_take_turns(harness: Harness, gate: Gate, tmp_path: Path) -> None:
+    """Each of six models has its first conversation rendered before any has its second, on all workers there are."""
+    names = [model(tmp_path, letter) for letter in "abcdef"]
+    calls = [harness.begin(chat(name, f"{name[-1]}{number}")) for name in names for number in range(3)]
+    templates = harness.engine._background._threads[Pool.TEMPLATES]._lanes
+    harness.until(lambda: sum(len(lane.waiting) for lane in list(templates._lanes.values())) == len(calls) - WORKERS)
+    assert gate.active == WORKERS
+    gate.go_on.release(len(calls))
+    for call in calls:
+        assert Answer(harness.finish(call)).finished.usage.completion_tokens == 1
+    assert gate.most == WORKERS
+    assert len(harness.engine._templates.pids) <= WORKERS
+    assert sorted(gate.begun[:6]) == [f"{letter}0" for letter in "abcdef"]
+    assert sorted(gate.begun, key=lambda one: one[0]) == [
+        f"{letter}{number}" for letter in "abcdef" for number in range(3)
+    ]
+
+
+def test_plain_prompts_pass_templates_that_wait(harness: Harness, gate: Gate, tmp_path: Path) -> None:
+    """While every worker is busy and conversations of more models wait: text and ids, of those models and of others."""
+    names = [model(tmp_path, letter) for letter in "abcdef"]
+    calls = [harness.begin(chat(name)) for name in names for _ in range(2)]
+    harness.until(lambda: gate.active == WORKERS)
+    for name in (*names, "embedded"):
+        assert harness.run(generate("The", model=name)).finished.usage.completion_tokens > 0
+        ids = pb.GenerateRequest(model=name, tokens=pb.TokenIds(ids=[40, 41]), max_tokens=2)
+        assert harness.run(ids).finished.usage.completion_tokens > 0
+    assert len(gate.begun) == WORKERS
+    gate.go_on.release(len(calls))
+    for call in calls:
+        harness.finish(call)
+    harness.settle()
+
+
+def test_conversations_whose_callers_left_are_not_rendered(harness: Harness, gate: Gate) -> None:
+    """Of twenty only the one that is being rendered costs anything; the next caller comes right after it."""
+    calls = [harness.begin(chat("embedded", str(number))) for number in range(20)]
+    harness.until(lambda: gate.active == 1)
+    for call in calls:
+        harness.cancel(call)
+    last = harness.begin(chat("embedded", "last"))
+    gate.go_on.release(2)
+    assert Answer(harness.finish(last)).finished.usage.completion_tokens == 1
+    assert gate.begun == ["0", "last"]
+    harness.settle()
