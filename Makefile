@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help demo test test-slow chaos fuzz soak lint types fmt gen bench train clean dist
+.PHONY: help demo test test-slow attacks chaos fuzz soak lint types fmt gen bench train clean dist
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ test: lint types $(VENV)/.developed ## Lint, types, generated code, all tests bu
 
 test-slow: $(VENV)/.developed ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+attacks: $(VENV)/.developed ## What an attacker or an unlucky machine does to a daemon, and the answer that each must get
+	$(BIN)/python -m pytest tests/attacks -n 2 --dist loadfile
 
 chaos: $(VENV)/.developed ## Random clients against a daemon that is killed all the time: MINUTES=5, SEED=
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
@@ -61,10 +64,10 @@ clean: ## Remove what the other targets made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml daemon/constraints.txt tools/constraints.txt
 	tools/make_venv $(PYTHON) $(VENV)
 	touch $@
 
-$(VENV)/.developed: pyproject.toml
+$(VENV)/.developed: pyproject.toml daemon/constraints.txt tools/constraints.txt
 	tools/make_venv $(PYTHON) $(VENV) dev
 	touch $(VENV)/.installed $@

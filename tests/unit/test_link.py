@@ -39,7 +39,7 @@ def _hurry() -> Iterator[None]:
 def _link() -> Iterator[Link]:
     """Return a link that was not started: its thread would end this process when the parent is gone."""
     ours, theirs = socket.socketpair()
-    link = Link(ours, lambda _: None, lambda: None, lambda: (0, None))
+    link = Link(ours, lambda _: None, lambda: None, lambda: (0, None, 0))
     yield link
     link._writer.close()
     link._loop.close()
