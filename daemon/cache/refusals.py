@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from daemon.cache.entry import Entry, Source
+from daemon.cache.entry import Entry
 from daemon.errors import Reason, SidecarError
 
 RETRY_IN_USE = 2.0
@@ -22,19 +22,19 @@ def oversize(name: str, needed: int, budget: int) -> SidecarError:
     )
 
 
-def in_use(source: Source, budget: int, holders: Iterable[Entry[Any]]) -> SidecarError:
+def in_use(name: str, needed: int, budget: int, holders: Iterable[Entry[Any]]) -> SidecarError:
     """Return the refusal of a model that does not fit now, because others are in use or pinned."""
     held: Counter[str] = Counter()
     for entry in holders:
         held[" = ".join(entry.names)] += entry.nbytes
-    listing = ", ".join(f"{name} ({nbytes} bytes)" for name, nbytes in held.items())
+    listing = ", ".join(f"{holder} ({nbytes} bytes)" for holder, nbytes in held.items())
     return SidecarError(
         Reason.BUDGET_IN_USE,
-        f"no room for {source.name} ({source.size_bytes} bytes): in use or pinned are {listing}",
+        f"no room for {name} ({needed} bytes): in use or pinned are {listing}",
         metadata={
-            "needed_bytes": str(source.size_bytes),
+            "needed_bytes": str(needed),
             "budget_bytes": str(budget),
-            **{name: str(nbytes) for name, nbytes in held.items()},
+            **{holder: str(nbytes) for holder, nbytes in held.items()},
         },
         retry_after=RETRY_IN_USE,
     )

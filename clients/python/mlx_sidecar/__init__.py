@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         EngineRestarted,
         InternalError,
         InvalidArgument,
+        MachineExhausted,
+        MachineFault,
         ModelCorrupt,
         ModelExceedsBudget,
         ModelGated,
@@ -77,8 +79,8 @@ _HOMES = {
     "_client": "Client",
     "_exceptions": (
         "BudgetInUse Cancelled ContextLengthExceeded DaemonNotRunning DeadlineExceeded EngineRestarted "
-        "InternalError InvalidArgument ModelCorrupt ModelExceedsBudget ModelGated ModelNotCached "
-        "ModelNotFound ModelQuarantined ModelUnsupported NanLogits ProtocolError QueueFull "
+        "InternalError InvalidArgument MachineExhausted MachineFault ModelCorrupt ModelExceedsBudget "
+        "ModelGated ModelNotCached ModelNotFound ModelQuarantined ModelUnsupported NanLogits ProtocolError QueueFull "
         "RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError SlowConsumer "
         "UntrustedSocket"
     ),
@@ -123,6 +125,8 @@ __all__ = [
     "LoadOptions",
     "LoadProgress",
     "LoadStream",
+    "MachineExhausted",
+    "MachineFault",
     "MemoryStats",
     "Message",
     "ModelCacheStats",

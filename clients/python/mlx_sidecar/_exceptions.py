@@ -18,6 +18,8 @@ Every exception that the client raises on its own account.
     ├── SlowConsumer
     ├── ShuttingDown
     ├── EngineRestarted
+    ├── MachineExhausted
+    ├── MachineFault
     ├── NanLogits
     ├── InternalError
     ├── DaemonNotRunning
@@ -192,6 +194,20 @@ class EngineRestarted(SidecarError):
     reason = "ENGINE_RESTARTED"
 
 
+class MachineExhausted(SidecarError):
+    """The daemon's machine ran out of memory, disk space, open files or processes; see `retry_after`."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "MACHINE_EXHAUSTED"
+
+
+class MachineFault(SidecarError):
+    """The daemon's machine cannot do what is needed: a disk fails, or access is denied. The message has the cure."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "MACHINE_FAULT"
+
+
 class NanLogits(SidecarError):
     """The model computed something that is not a number; its weights are probably damaged."""
 
@@ -254,6 +270,8 @@ REASONS: Mapping[str, type[SidecarError]] = MappingProxyType(
             SlowConsumer,
             ShuttingDown,
             EngineRestarted,
+            MachineExhausted,
+            MachineFault,
             NanLogits,
             InternalError,
         )
