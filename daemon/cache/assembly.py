@@ -49,9 +49,7 @@ def refuse_partial_adapter(model: Any, adapter_path: Path) -> None:
     leaves = (name for name, _ in tree_flatten(model.parameters()))
     missing = [name for name in leaves if name.rsplit(".", 1)[-1] in _ADAPTED and name not in there]
     if missing:
-        raise ValueError(
-            f"the adapter lacks {len(missing)} tensors that its configuration has, first {missing[0]}"
-        )
+        raise ValueError(f"the adapter lacks {len(missing)} tensors that its configuration has, first {missing[0]}")
 
 
 def _in_pieces(path: Path) -> Pieces[Any]:

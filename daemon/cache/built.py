@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-MOST_MODULES = 100_000
-"""Of one model. The largest that are known have a few thousand; as many as this cost a few seconds of Python."""
+MOST_MODULES = 50_000
+"""Of one model. The largest that are known have a few thousand; as many as this cost some two seconds of Python."""
 
 
 class TooManyModulesError(ValueError):

@@ -13,11 +13,11 @@ RETRY_IN_USE = 2.0
 """Seconds after which a caller may ask again for room that others use."""
 
 
-def oversize(name: str, needed: int, budget: int) -> SidecarError:
+def oversize(name: str, needed: int, budget: int, allowed_by: str = "model_cache_mb") -> SidecarError:
     """Return the refusal of a model that can never fit."""
     return SidecarError(
         Reason.MODEL_EXCEEDS_BUDGET,
-        f"{name} needs {needed} bytes but model_cache_mb allows {budget}; raise it or use a smaller model",
+        f"{name} needs {needed} bytes but {allowed_by} allows {budget}; raise it or use a smaller model",
         metadata={"needed_bytes": str(needed), "budget_bytes": str(budget)},
     )
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import structlog
 
 from daemon.errors import Reason, SidecarError
+from daemon.machine import machine_fault
 
 log = structlog.get_logger()
 
@@ -63,5 +64,9 @@ def as_sidecar_error(error: BaseException) -> SidecarError:
     """Return an error as the caller may see it. The text of an unexpected one stays in the log."""
     if isinstance(error, SidecarError):
         return error
+    fault = machine_fault(error, "the engine cannot go on with this call")
+    if fault is not None:
+        log.warning("the machine is at fault", error=f"{type(error).__name__}: {error}")
+        return fault
     log.error("unexpected error", exc_info=error)
     return SidecarError(Reason.INTERNAL, f"an unexpected {type(error).__name__} occurred; the daemon's log has more")

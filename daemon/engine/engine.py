@@ -87,7 +87,7 @@ class Engine:
         ledger = Ledger(memory_limit(working_set()))
         mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
         budget = min(config.model_cache_mb * MIB, ledger.limit)
-        limits = ModelLimits(budget, config.max_models, config.model_ttl, config.evict_on_memory_pressure)
+        limits = ModelLimits(budget, config.max_models, config.model_ttl, config.evict_on_memory_pressure, ledger.limit)
         self._models: ModelCache[ModelSource, LoadedModel] = ModelCache(limits, self._load, ttl_clock, mx.clear_cache)
         self._prefixes = PrefixCache(
             PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB), config.min_prefix_len, copy=copied

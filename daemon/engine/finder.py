@@ -12,6 +12,7 @@ from daemon.cache.entry import Progress, Stage
 from daemon.cache.identity import ModelSource
 from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.background import Background
+from daemon.engine.giants import Giants
 from daemon.errors import Reason, SidecarError
 
 Found = ModelSource | int
@@ -54,6 +55,7 @@ class Finder:
         self._resolver = resolver
         self._background = background
         self._searches: dict[Wanted, _Search] = {}
+        self._giants = Giants()
 
     def find(self, wanted: Wanted, seeker: Seeker[T]) -> None:
         """Find a model for somebody. When all who ask for it are over, the work is abandoned."""
@@ -61,27 +63,33 @@ class Finder:
         def quick() -> Callable[[], None]:
             try:
                 source = self._resolver.resolve(wanted)
-            except TakesLong:
-                return lambda: None if seeker.over else self._join(wanted, seeker)
+            except TakesLong as takes:
+                nbytes = takes.nbytes
+                return lambda: None if seeker.over else self._join(wanted, seeker, nbytes)
             return partial(seeker.ready, seeker.prepare(source))
 
         self._background.run(quick, lambda then: then(), seeker.fail)
 
-    def _join(self, wanted: Wanted, seeker: Seeker[Any]) -> None:
+    def _join(self, wanted: Wanted, seeker: Seeker[Any], nbytes: int | None) -> None:
         search = self._searches.get(wanted)
         if search is not None and search.join(seeker):
             return
         search = self._searches[wanted] = _Search(seeker)
 
         def found(result: Found) -> None:
+            end()
             for one in self._end(wanted, search):
                 self._background.run(partial(one.prepare, result), one.ready, one.fail)
 
         def failed(error: SidecarError) -> None:
+            end()
             for one in self._end(wanted, search):
                 one.fail(error)
 
-        self._background.run(partial(self._search, wanted, search), found, failed, slow=True)
+        def start() -> None:
+            self._background.run(partial(self._search, wanted, search), found, failed, slow=True)
+
+        end = self._giants.begin(nbytes, start)
 
     def _search(self, wanted: Wanted, search: _Search) -> Found:
         try:

@@ -14,7 +14,7 @@ from daemon.engine.prompts import tokenise
 from daemon.errors import Reason, SidecarError, invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
-_GONE = (Reason.MODEL_NOT_FOUND, Reason.MODEL_NOT_CACHED, Reason.MODEL_CORRUPT)
+_GONE = (Reason.MODEL_NOT_FOUND, Reason.MODEL_NOT_CACHED, Reason.MODEL_CORRUPT, Reason.MODEL_EXCEEDS_BUDGET)
 
 
 class PrefixCall:

@@ -212,15 +212,20 @@ def test_a_huge_config_is_not_read(model: Path) -> None:
     assert "larger than 16 MB" in _refusal(model).message
 
 
-def test_a_file_that_vanishes_or_cannot_be_read_is_corrupt(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def vanish(*_: object) -> bytes:
-        raise PermissionError(13, "Permission denied")
+def test_a_file_that_vanishes_is_corrupt_and_one_that_cannot_be_read_is_the_machines_fault(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(error: OSError) -> None:
+        def fail(*_: object) -> bytes:
+            raise error
 
-    monkeypatch.setattr("daemon.cache.identity.read_header", vanish)
+        monkeypatch.setattr("daemon.cache.identity.read_header", fail)
 
+    failing(FileNotFoundError(2, "No such file or directory"))
+    assert _refusal(model).reason is Reason.MODEL_CORRUPT
+    failing(PermissionError(13, "Permission denied"))
     error = _refusal(model)
-
-    assert error.reason is Reason.MODEL_CORRUPT
+    assert error.reason is Reason.MACHINE_FAULT
     assert "cannot be read: Permission denied" in error.message
 
 
