@@ -13,7 +13,8 @@ from typing import Any
 
 import structlog
 
-from daemon.errors import SidecarError, invalid
+from daemon.errors import Reason, SidecarError, invalid
+from daemon.machine import machine_fault
 
 PATIENCE_SECONDS = 60.0
 """A worker that says nothing for so long is killed, whatever it waits for; its own limit is of processor time."""
@@ -49,7 +50,8 @@ class Templates:
         Return a conversation as text. `options` are variables of the template, `tools` among them.
 
         Raises:
-            SidecarError: INVALID_ARGUMENT if the template refuses it, fails, or takes too much time or memory.
+            SidecarError: INVALID_ARGUMENT if the template refuses it, fails, or takes too much time or memory;
+                MACHINE_EXHAUSTED or MACHINE_FAULT if the worker cannot be started.
         """
         wanted = {"template": template, "messages": messages, "options": options}
         line = json.dumps(wanted).encode() + b"\n"
@@ -61,6 +63,8 @@ class Templates:
                 raise self._killed(digest)
         if "text" in answer:
             return answer["text"]
+        if "errno" in answer:
+            raise _unstarted(OSError(int(answer["errno"]), "in the worker"))
         if "refused" in answer:
             raise invalid("chat", f"is refused by the model's chat template: {answer['refused'][:_MESSAGE]}")
         raise invalid("chat", f"cannot be rendered by the model's chat template ({answer['raised']})")
@@ -100,13 +104,16 @@ class Templates:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # With close_fds, Python would fork a process that runs Metal. What it says may quote a prompt: nobody listens.
-        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            close_fds=False,
-        )
+        try:
+            return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                close_fds=False,
+            )
+        except OSError as error:
+            raise _unstarted(error) from error
 
     def _end(self) -> None:
         worker, self._worker = self._worker, None
@@ -127,3 +134,8 @@ class Templates:
         recent = [moment for moment in strikes if self._clock() - moment < BAN_SECONDS]
         if len(recent) >= STRIKES:
             raise invalid("chat", "is not rendered: the model's chat template never ended; send text instead")
+
+
+def _unstarted(error: OSError) -> SidecarError:
+    cannot = "the process that renders chat templates cannot be started"
+    return machine_fault(error, cannot) or SidecarError(Reason.MACHINE_FAULT, f"{cannot}: {error.strerror}")
