@@ -184,11 +184,16 @@ def _identify(
 
 
 def changed(source: ModelSource) -> bool:
-    """Whether a file that the key was made of is not as it was, or another came. Reads none of them."""
+    """
+    Whether a file that the key was made of is not as it was, or another came. Reads none of them.
+
+    Raises:
+        OSError: If the machine does not tell.
+    """
     adapter_files = [] if source.adapter_path is None else _adapter_files(source.adapter_path)
     try:
         return _stamps([source.path / "config.json", *weight_files(source.path), *adapter_files]) != source.stamps
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return True
 
 

@@ -124,6 +124,8 @@ def _refusing(source: ModelSource) -> Iterator[None]:
     """Turn whatever mlx-lm raises into a refusal: what a wrong configuration or file makes it raise can be anything."""
     try:
         yield
+    except SidecarError:
+        raise
     except Exception as error:
         raise _refusal(source, error) from error
 
@@ -144,9 +146,9 @@ def _refusal(source: ModelSource, error: Exception) -> SidecarError:
 
 def _unread(source: ModelSource, said: str) -> SidecarError:
     """Tell why a file could not be read: headers and sizes were right, so that the model is not damaged."""
-    if changed(source):
-        return _changed(source)
     try:
+        if changed(source):
+            return _changed(source)
         for file, _ in source.stamps:
             with Path(file).open("rb") as opened:
                 opened.read(1)
@@ -165,8 +167,9 @@ def _shortened(said: str) -> str:
 
 def _refuse_if_changed(source: ModelSource) -> None:
     """The key must name what was read, or its KV would be used with other weights."""
-    if changed(source):
-        raise _changed(source)
+    with _refusing(source):
+        if changed(source):
+            raise _changed(source)
 
 
 def _changed(source: ModelSource) -> SidecarError:
