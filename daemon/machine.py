@@ -63,7 +63,7 @@ def machine_fault(error: BaseException, what: str) -> SidecarError | None:
             return _fault(what, "there is no directory for temporary files", "set TMPDIR to one that can be written to")
         if isinstance(one, RuntimeError) and _NO_COMPILER.match(text):
             return _fault(what, "the C++ compiler failed", "check that it works and that TMPDIR has space")
-        number = _number(one, text)
+        number = _number(one, text) or 0
         if number in _EXHAUSTED:
             return SidecarError(
                 Reason.MACHINE_EXHAUSTED,

@@ -52,9 +52,9 @@ class FakeSource:
     name: str
     size_bytes: int = 100
     actual_bytes: int | None = None
-    needs: int | None = None
     slices: int = 2
     fails_in: int | None = None
+    needs: int | None = None
 
     @property
     def key(self) -> Hashable:

@@ -56,8 +56,8 @@ def bounded_modules(most: int = MOST_MODULES) -> Iterator[None]:
             raise TooManyModulesError(f"its configuration asks for more than {most} modules")
         construct(self)
 
-    nn.Module.__init__ = counted  # type: ignore[method-assign]
+    nn.Module.__init__ = counted
     try:
         yield
     finally:
-        nn.Module.__init__ = construct  # type: ignore[method-assign]
+        nn.Module.__init__ = construct

@@ -7,9 +7,9 @@ from daemon.errors import Reason, SidecarError
 from tests.builders import FakeModels, FakeSource, Weights
 
 
-def _ask(models: FakeModels, name: str, size: int, needs: int, actual: int | None = None) -> Ticket[Weights]:
+def _ask(models: FakeModels, name: str, size: int, needs: int) -> Ticket[Weights]:
     models.clock.pass_(1)
-    return models.cache.get_or_load(FakeSource(name, size, needs if actual is None else actual, needs=needs))
+    return models.cache.get_or_load(FakeSource(name, size, needs, needs=needs))
 
 
 def _refusal(ticket: Ticket[Weights]) -> SidecarError:
