@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from daemon.cache.digests import Digests, Report, Stamp, TakesLong
 from daemon.cache.formats import refuse_other_formats
@@ -21,7 +21,9 @@ from daemon.machine import machine_fault
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
-_MAX_LAYERS = 10_000
+_COUNT = re.compile(r"(^|_)(layers?|loops|experts|heads?|blocks|depth|stages|mult)$")
+"""Keys that say how often something is built or done."""
+_MAX_COUNT = 10_000
 _MAX_CONFIG_BYTES = 16_000_000
 _MAX_NUMBER = 2**31 - 1
 _MAX_BYTES = 2**63 - 1
@@ -234,10 +236,14 @@ def _code_keys(config: object) -> list[str]:
 
 
 def _absurd_counts(config: object) -> list[str]:
-    """Return the keys, however deep, that would have modules built until memory is full: before any weight is read."""
+    """Return the keys, however deep, that would have things built until memory is full: before any weight is read."""
     return sorted(
-        {key for key, value in _pairs(config) if key in _LAYER_KEYS and type(value) is int and value > _MAX_LAYERS}
+        {key for key, value in _pairs(config) if _is_number(value) and value > _MAX_COUNT and _COUNT.search(key)}
     )
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return type(value) in (int, float)
 
 
 def _pairs(config: object) -> Iterator[tuple[str, object]]:

@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +22,14 @@ import mlx.core as mx
 import pytest
 from structlog.testing import capture_logs
 
+import mlx_sidecar
 from daemon.engine import template_worker, tokenizers
 from daemon.engine.templates import Templates
 from daemon.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.engine.harness import Harness
 from tests.models import copy_of_embedded
+from tests.running import RunningDaemon
 
 EXHAUSTED = [errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM]
 NUMBERS = [*EXHAUSTED, errno.EIO, errno.EACCES]
@@ -304,6 +307,21 @@ def test_a_missing_directory_for_temporary_files_is_named(
     assert failure.reason == "MACHINE_FAULT"
     assert "TMPDIR" in failure.message
     assert engine.run(pb.GetOrLoadRequest(model=str(model))).info.size_bytes > 0
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="MLX compiles with the C++ compiler on the CPU backend only")
+def test_a_daemon_whose_tmpdir_is_gone_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way, with the real library: it serves, and the caller learns what to set."""
+    monkeypatch.setenv("TMPDIR", str(folder / "gone"))
+    daemon = RunningDaemon.start(folder)
+    try:
+        with daemon.client() as client, pytest.raises(mlx_sidecar.MachineFault, match="TMPDIR"):
+            client.complete("embedded", "The", max_tokens=2)
+        lines = daemon.log()
+    finally:
+        assert daemon.stop() == 0
+    assert [line["reason"] for line in lines if line.get("rpc") == "Generate"] == ["MACHINE_FAULT"]
+    assert not [line for line in lines if line["level"] == "error" or "exception" in line]
 
 
 def test_memory_that_python_does_not_get_is_the_machines(

@@ -104,9 +104,9 @@ def test_others_make_room_for_what_an_adapter_really_takes(tmp_path: Path) -> No
         {"vocab_size": 2**31 - 1},
         {"hidden_size": 2**30},
         {"intermediate_size": 2**31 - 1},
-        {"num_attention_heads": 2**20, "num_key_value_heads": 2**20},
+        {"num_attention_heads": 8192, "num_key_value_heads": 8192, "head_dim": 2**20},
         {"vocab_size": 2**31 - 1, "hidden_size": 2**30, "intermediate_size": 2**31 - 1},
-        {"model_type": "qwen3_moe", "num_experts": 2**31 - 1, "moe_intermediate_size": 2**20, "num_experts_per_tok": 1,
+        {"model_type": "qwen3_moe", "num_experts": 9_999, "moe_intermediate_size": 2**20, "num_experts_per_tok": 1,
          "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True},
     ],
     ids=lambda config: ",".join(config)[:40],
@@ -138,12 +138,24 @@ def test_tables_that_a_model_computes_for_itself_count_too(small: Harness, tmp_p
     assert int(failure.metadata["needed_bytes"]) >= 1e7 * 16 / 2 * 4
 
 
-@pytest.mark.parametrize("layers", [9_999, 1_000_000, 2**62])
-def test_a_configuration_of_countless_layers_is_refused_after_so_many(
-    small: Harness, tmp_path: Path, layers: int
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_hidden_layers": 9_999},
+        {"num_hidden_layers": 1_000_000},
+        {"num_hidden_layers": 2**62},
+        {"num_hidden_layers": 1e308},
+        {"model_type": "nanbeige", "num_loops": 2**31},
+        {"model_type": "deepseek_v41", "hc_mult": 10**6},
+        {"text_config": {"num_experts": 2**31}},
+    ],
+    ids=str,
+)
+def test_a_configuration_of_countless_parts_is_refused_after_so_many(
+    small: Harness, tmp_path: Path, config: dict[str, Any]
 ) -> None:
     """Each costs Python, before any weight could be compared."""
-    model = copy_of_embedded(tmp_path, num_hidden_layers=layers)
+    model = copy_of_embedded(tmp_path, **config)
 
     failure = small.run(pb.GetOrLoadRequest(model=str(model))).failure
 
