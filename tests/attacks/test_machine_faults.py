@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import mlx_sidecar
+from daemon.cache import loader
 from daemon.engine import template_worker, tokenizers
 from daemon.engine.templates import Templates
 from daemon.errors import Reason, SidecarError
@@ -108,20 +109,17 @@ def opening(model: Path, number: int) -> Iterator[None]:
 
 
 @contextmanager
-def opening_weights_late(model: Path, number: int) -> Iterator[None]:
-    """Let the model be named, and fail when MLX opens its weights."""
-    with pytest.MonkeyPatch.context() as patch:
-        stack = opening(model, number)
-        load = mx.load
+def opening_late(model: Path, number: int) -> Iterator[None]:
+    """Let the model be named, and make it impossible to open its files once its load has begun."""
+    plain = loader.assembling
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
 
-        def loaded(file: Any, *arguments: Any, **options: Any) -> Any:
-            if isinstance(file, str) and _below(model, file):
-                stack.__enter__()
-            return mx.load(file, *arguments, **options) if mx.load is not loaded else load(file, *arguments, **options)
+        def begun(*arguments: Any, **options: Any) -> Any:
+            stack.enter_context(opening(model, number))
+            return plain(*arguments, **options)
 
-        patch.setattr(mx, "load", loaded)
+        patch.setattr(loader, "assembling", begun)
         yield
-        stack.__exit__(None, None, None)
 
 
 @contextmanager
@@ -180,7 +178,7 @@ def worker(_model: Path, number: int) -> Iterator[None]:
 
 
 LOADS: dict[str, Failing] = {
-    "look": looking, "open": opening, "open late": opening_weights_late, "read": reading, "evaluate": evaluating,
+    "look": looking, "open": opening, "open late": opening_late, "read": reading, "evaluate": evaluating,
 }  # fmt: skip
 PROMPTS: dict[str, Failing] = {"tokenizer": tokenizer, "template worker": worker}
 
