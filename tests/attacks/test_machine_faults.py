@@ -23,7 +23,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import mlx_sidecar
-from daemon.cache import loader
+from daemon.cache.assembly import assembling
 from daemon.engine import template_worker, tokenizers
 from daemon.engine.templates import Templates
 from daemon.errors import Reason, SidecarError
@@ -111,14 +111,14 @@ def opening(model: Path, number: int) -> Iterator[None]:
 @contextmanager
 def opening_late(model: Path, number: int) -> Iterator[None]:
     """Let the model be named, and make it impossible to open its files once its load has begun."""
-    plain = loader.assembling
+    plain = assembling
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
 
         def begun(*arguments: Any, **options: Any) -> Any:
             stack.enter_context(opening(model, number))
             return plain(*arguments, **options)
 
-        patch.setattr(loader, "assembling", begun)
+        patch.setattr("daemon.cache.loader.assembling", begun)
         yield
 
 

@@ -40,6 +40,15 @@ def _small(tmp_path: Path) -> Iterator[Harness]:
     harness.close()
 
 
+@pytest.fixture(name="unread")
+def _unread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make reading of weights take for ever, until the test ends."""
+    endless = threading.Event()
+    monkeypatch.setattr("daemon.cache.digests._sha256", lambda *_: endless.wait())
+    yield
+    endless.set()
+
+
 def _adapter(path: Path, rank: int, weights: bytes) -> str:
     path.mkdir()
     lora = {"rank": rank, "scale": 20.0, "dropout": 0.0}
@@ -173,18 +182,16 @@ def test_what_is_weighed_is_what_is_loaded(tmp_path: Path) -> None:
     harness.close()
 
 
+@pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize("estimate", [False, True])
 def test_a_hundred_gigabytes_are_refused_or_estimated_without_being_read(
-    small: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimate: bool
+    small: Harness, tmp_path: Path, estimate: bool
 ) -> None:
     """Sizes come from the file system and the header. Reading takes long; here it would take for ever."""
     model = _sparse(tmp_path / "large", 100 << 30)
-    endless = threading.Event()
-    monkeypatch.setattr("daemon.cache.digests._sha256", lambda *_: endless.wait())
 
     answer = small.run(pb.GetOrLoadRequest(model=model, estimate_only=estimate))
 
-    endless.set()
     if estimate:
         assert answer.info.size_bytes == (Path(model) / "model.safetensors").stat().st_size > 100 << 30
         assert (answer.info.architecture, answer.info.fingerprint) == ("llama", "")
@@ -193,18 +200,16 @@ def test_a_hundred_gigabytes_are_refused_or_estimated_without_being_read(
         assert int(answer.failure.metadata["needed_bytes"]) > 100 << 30
 
 
-def test_a_damaged_header_is_found_before_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("unread")
+def test_a_damaged_header_is_found_before_the_rest_is_read(tmp_path: Path) -> None:
     """In the last of many files, of which the first are whole."""
     harness = Harness(state_dir=tmp_path / "state")
     model = Path(_sparse(tmp_path / "large", 4 << 30))
     (model / "model.safetensors").rename(model / "model-1.safetensors")
     (model / "model-2.safetensors").write_bytes(b"damaged")
-    endless = threading.Event()
-    monkeypatch.setattr("daemon.cache.digests._sha256", lambda *_: endless.wait())
 
     failure = harness.run(pb.GetOrLoadRequest(model=str(model))).failure
 
-    endless.set()
     assert failure.reason == "MODEL_CORRUPT"
     assert "model-2.safetensors" in failure.message
     harness.close()
