@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,16 @@ def _small(tmp_path: Path) -> Iterator[Harness]:
     harness.close()
 
 
-@pytest.fixture(name="unread")
-def _unread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make reading of weights take for ever, until the test ends."""
+@contextmanager
+def _unread() -> Iterator[None]:
+    """Make reading of weights take for ever within the block."""
     endless = threading.Event()
-    monkeypatch.setattr("daemon.cache.digests._sha256", lambda *_: endless.wait())
-    yield
-    endless.set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("daemon.cache.digests._sha256", lambda *_: endless.wait())
+        try:
+            yield
+        finally:
+            endless.set()
 
 
 def _adapter(path: Path, rank: int, weights: bytes) -> str:
@@ -182,7 +186,6 @@ def test_what_is_weighed_is_what_is_loaded(tmp_path: Path) -> None:
     harness.close()
 
 
-@pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize("estimate", [False, True])
 def test_a_hundred_gigabytes_are_refused_or_estimated_without_being_read(
     small: Harness, tmp_path: Path, estimate: bool
@@ -190,7 +193,8 @@ def test_a_hundred_gigabytes_are_refused_or_estimated_without_being_read(
     """Sizes come from the file system and the header. Reading takes long; here it would take for ever."""
     model = _sparse(tmp_path / "large", 100 << 30)
 
-    answer = small.run(pb.GetOrLoadRequest(model=model, estimate_only=estimate))
+    with _unread():
+        answer = small.run(pb.GetOrLoadRequest(model=model, estimate_only=estimate))
 
     if estimate:
         assert answer.info.size_bytes == (Path(model) / "model.safetensors").stat().st_size > 100 << 30
@@ -200,7 +204,6 @@ def test_a_hundred_gigabytes_are_refused_or_estimated_without_being_read(
         assert int(answer.failure.metadata["needed_bytes"]) > 100 << 30
 
 
-@pytest.mark.usefixtures("unread")
 def test_a_damaged_header_is_found_before_the_rest_is_read(tmp_path: Path) -> None:
     """In the last of many files, of which the first are whole."""
     harness = Harness(state_dir=tmp_path / "state")
@@ -208,7 +211,8 @@ def test_a_damaged_header_is_found_before_the_rest_is_read(tmp_path: Path) -> No
     (model / "model.safetensors").rename(model / "model-1.safetensors")
     (model / "model-2.safetensors").write_bytes(b"damaged")
 
-    failure = harness.run(pb.GetOrLoadRequest(model=str(model))).failure
+    with _unread():
+        failure = harness.run(pb.GetOrLoadRequest(model=str(model))).failure
 
     assert failure.reason == "MODEL_CORRUPT"
     assert "model-2.safetensors" in failure.message
