@@ -46,6 +46,7 @@ class FakeSource:
         actual_bytes: Bytes that it really takes; None for what was expected.
         slices: Slices of its load.
         fails_in: Slice in which its load fails, if any.
+        needs: Bytes that its load says it needs, before its first slice; None if it does not say.
     """
 
     name: str
@@ -53,6 +54,7 @@ class FakeSource:
     actual_bytes: int | None = None
     slices: int = 2
     fails_in: int | None = None
+    needs: int | None = None
 
     @property
     def key(self) -> Hashable:
@@ -66,10 +68,12 @@ class FakeLoader:
 
     Attributes:
         begun: Names of models whose load was started, with the options.
+        granted: Names of models whose load went on after it had said what it needs.
         abandoned: Names of models whose load was closed before its end.
     """
 
     def __init__(self) -> None:
+        self.granted: list[str] = []
         self.begun: list[tuple[str, object]] = []
         self.abandoned: list[str] = []
 
@@ -80,6 +84,9 @@ class FakeLoader:
     def _slices(self, source: FakeSource) -> Generator[Progress, None, Loaded[Weights]]:
         weights = Weights(source.name)
         try:
+            if source.needs is not None:
+                yield Progress(Stage.LOADING, 0, source.size_bytes, needs=source.needs)
+                self.granted.append(source.name)
             for number in range(source.slices):
                 if number == source.fails_in:
                     raise SidecarError(Reason.MODEL_CORRUPT, f"{weights.name} is broken")

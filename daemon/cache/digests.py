@@ -36,7 +36,16 @@ _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
 class TakesLong(Exception):  # noqa: N818 - it is no failure: the work belongs on another thread
-    """Weights have to be read from end to end before they can be named."""
+    """
+    Weights have to be read from end to end before they can be named.
+
+    Attributes:
+        nbytes: Bytes of all that is to be read; None if that is not known, as they are to be downloaded.
+    """
+
+    def __init__(self, nbytes: int | None = None) -> None:
+        super().__init__()
+        self.nbytes = nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ class Digests:
         if found is not None:
             return found
         if report is None and stamp.size > QUICK_BYTES:
-            raise TakesLong
+            raise TakesLong(stamp.size)
         with self._lock:
             turn = self._turns.setdefault(path, _Turn())
         with turn.taken():  # two callers of one file read it once

@@ -29,12 +29,21 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a load is: bytes done and to do in its stage (0 if unknown), and which models make room for it."""
+    """
+    How far a load is.
+
+    Attributes:
+        bytes_done: Bytes done in its stage.
+        bytes_total: Bytes to do in its stage; 0 if unknown.
+        evicting: Models that make room for it.
+        needs: Bytes that the model takes, told once, when that is known and before any of them is taken.
+    """
 
     stage: Stage
     bytes_done: int = 0
     bytes_total: int = 0
     evicting: tuple[str, ...] = ()
+    needs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,10 @@ class Loaded(Generic[M]):
 
 
 Load = Generator[Progress, None, Loaded[M]]
-"""A load in slices: it yields after each, may be closed at any yield, and returns the model."""
+"""
+A load in slices: it yields after each, may be closed at any yield, and returns the model. The yield that tells what the
+model needs comes before the first that takes memory: it goes on when there is room.
+"""
 
 
 class Source(Protocol):

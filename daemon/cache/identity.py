@@ -6,21 +6,24 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from daemon.cache.digests import Digests, Report, Stamp
+from daemon.cache.digests import Digests, Report, Stamp, TakesLong
 from daemon.cache.formats import refuse_other_formats
 from daemon.cache.sizes import estimate_size, read_header, weight_files
 from daemon.errors import Reason, SidecarError
+from daemon.machine import machine_fault
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
-_MAX_LAYERS = 10_000
+_COUNT = re.compile(r"(^|_)(layers?|loops|experts|heads?|blocks|depth|stages|mult)$")
+"""Keys that say how often something is built or done."""
+_MAX_COUNT = 10_000
 _MAX_CONFIG_BYTES = 16_000_000
 _MAX_NUMBER = 2**31 - 1
 _MAX_BYTES = 2**63 - 1
@@ -30,6 +33,10 @@ _DIGESTS = Digests()
 
 def _ignore(_done: int, _total: int) -> None:
     """Nobody watches."""
+
+
+def _afford_all(_name: str, _nbytes: int) -> None:
+    """There is room for everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +122,12 @@ def identify(
     digests: Digests = _DIGESTS,
     hub: bool = False,
     report: Report | None = _ignore,
+    afford: Callable[[str, int], None] = _afford_all,
+    estimate: bool = False,
 ) -> ModelSource:
     """
-    Check a model directory and return what it holds.
+    Check a model directory and return what it holds. Sizes and headers come first, so that weights which can never be
+    loaded are not read.
 
     Args:
         name: The name it was asked for by.
@@ -126,20 +136,33 @@ def identify(
         digests: Knows the content of weight files, or reads them.
         hub: Whether the directory is a snapshot in the Hub's own cache.
         report: Gets the progress of reading weights that were not seen before; None reads none that take long.
+        afford: Raises if a model of this name and so many bytes can never be loaded; called before weights are read.
+        estimate: Whether figures are enough: no weights are read that take long, and the key is empty instead.
 
     Raises:
-        SidecarError: MODEL_CORRUPT if a file is missing, damaged or unreadable; MODEL_UNSUPPORTED if the model brings
-            its own code or has no safetensors weights; MODEL_NOT_FOUND if the adapter is not there.
+        SidecarError: MODEL_CORRUPT if a file is missing or damaged; MODEL_UNSUPPORTED if the model brings its own code
+            or has no safetensors weights; MODEL_NOT_FOUND if the adapter is not there; MACHINE_EXHAUSTED or
+            MACHINE_FAULT if the machine cannot read them.
         TakesLong: If weights have to be read and `report` is None.
     """
     try:
-        return _identify(name, path, adapter_path, digests, hub, report)
+        return _identify(name, path, adapter_path, digests, hub, report, afford, estimate)
     except OSError as error:
-        raise SidecarError(Reason.MODEL_CORRUPT, f"a file of {name} cannot be read: {error.strerror}") from error
+        cannot = f"a file of {name} cannot be read"
+        raise machine_fault(error, cannot) or SidecarError(
+            Reason.MODEL_CORRUPT, f"{cannot}: {error.strerror}"
+        ) from error
 
 
 def _identify(
-    name: str, path: Path, adapter_path: Path | None, digests: Digests, hub: bool, report: Report | None
+    name: str,
+    path: Path,
+    adapter_path: Path | None,
+    digests: Digests,
+    hub: bool,
+    report: Report | None,
+    afford: Callable[[str, int], None],
+    estimate: bool,
 ) -> ModelSource:
     config = read_config(name, path)
     files = weight_files(path)
@@ -148,20 +171,31 @@ def _identify(
     named = [path / "config.json", *files]
     stamps = _stamps([*named, *adapter_files])
     size = estimate_size([*files, *adapter_files])
-    weights = _digest(path, named, digests, hub, report)
-    adapter = _digest(adapter_path, adapter_files, digests, False, report) if adapter_path else ""
+    afford(name, size)
+    _check_headers([*named, *adapter_files])
+    try:
+        weights = _digest(path, named, digests, hub, None if estimate else report)
+        adapter = _digest(adapter_path, adapter_files, digests, False, None if estimate else report)
+        key = ModelKey(weights, adapter)
+    except TakesLong as takes:
+        if not estimate:
+            raise TakesLong(size) from takes
+        key = ModelKey("")
     # The Hub's own cache keeps each commit in a directory of its name.
-    return ModelSource(
-        ModelKey(weights, adapter), name, path, size, config, adapter_path, stamps, path.name if hub else ""
-    )
+    return ModelSource(key, name, path, size, config, adapter_path, stamps, path.name if hub else "")
 
 
 def changed(source: ModelSource) -> bool:
-    """Whether a file that the key was made of is not as it was, or another came. Reads none of them."""
+    """
+    Whether a file that the key was made of is not as it was, or another came. Reads none of them.
+
+    Raises:
+        OSError: If the machine does not tell.
+    """
     adapter_files = [] if source.adapter_path is None else _adapter_files(source.adapter_path)
     try:
         return _stamps([source.path / "config.json", *weight_files(source.path), *adapter_files]) != source.stamps
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return True
 
 
@@ -202,10 +236,14 @@ def _code_keys(config: object) -> list[str]:
 
 
 def _absurd_counts(config: object) -> list[str]:
-    """Return the keys, however deep, that would have modules built until memory is full: before any weight is read."""
+    """Return the keys, however deep, that would have things built until memory is full: before any weight is read."""
     return sorted(
-        {key for key, value in _pairs(config) if key in _LAYER_KEYS and type(value) is int and value > _MAX_LAYERS}
+        {key for key, value in _pairs(config) if _is_number(value) and value > _MAX_COUNT and _COUNT.search(key)}
     )
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return type(value) in (int, float)
 
 
 def _pairs(config: object) -> Iterator[tuple[str, object]]:
@@ -232,12 +270,19 @@ def _stamps(files: list[Path]) -> tuple[tuple[str, Stamp], ...]:
     return tuple((str(file), Stamp.of(file)) for file in files)
 
 
-def _digest(root: Path, files: list[Path], digests: Digests, hub: bool, report: Report | None) -> str:
-    """Digest names and contents, whatever the directory, so that a copy of a model is the same model."""
-    state = hashlib.sha256(b"mlx-sidecar/model/2")
+def _check_headers(files: list[Path]) -> None:
     for file in files:
         if file.suffix == ".safetensors":
             _check_header(file, Stamp.of(file))
+
+
+def _digest(root: Path | None, files: list[Path], digests: Digests, hub: bool, report: Report | None) -> str:
+    """Digest names and contents, whatever the directory, so that a copy of a model is the same model."""
+    if root is None:
+        return ""
+    state = hashlib.sha256(b"mlx-sidecar/model/2")
+    for file in files:
+        if file.suffix == ".safetensors":
             content = bytes.fromhex(digests.digest(file, hub=hub, report=report))
         else:
             content = hashlib.sha256(file.read_bytes()).digest()

@@ -23,6 +23,7 @@ class Job(Generic[S, M]):
         key: What callers share it by.
         options: Those of its first caller.
         steps: The load itself, once it has begun.
+        nbytes: Bytes that it is expected to take: those of the files, until those of the model are known.
         evicted: Models that made room for it.
     """
 
@@ -32,7 +33,11 @@ class Job(Generic[S, M]):
     tickets: list[Ticket[M]] = field(default_factory=list)
     steps: Load[M] | None = None
     started_at: float = 0.0
+    nbytes: int = 0
     evicted: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.nbytes = self.source.size_bytes
 
     def report(self, progress: Progress) -> None:
         """Tell all who wait how far it is."""
@@ -46,6 +51,7 @@ class LoadQueue(Generic[S, M]):
 
     Args:
         begin: Makes room for a load and starts it; an error fails it.
+        weigh: Makes room for a load of which the model's bytes are known now; an error fails it.
         finish: Takes the model of a load that is done, which nobody can cancel any more.
         on_free: Called after a load was abandoned or failed, to return its memory.
     """
@@ -53,10 +59,12 @@ class LoadQueue(Generic[S, M]):
     def __init__(
         self,
         begin: Callable[[Job[S, M]], Load[M]],
+        weigh: Callable[[Job[S, M], int], None],
         finish: Callable[[Job[S, M], Loaded[M]], None],
         on_free: Callable[[], None],
     ) -> None:
         self._begin = begin
+        self._weigh = weigh
         self._finish = finish
         self._on_free = on_free
         self._jobs: dict[Hashable, Job[S, M]] = {}
@@ -70,7 +78,7 @@ class LoadQueue(Generic[S, M]):
     def nbytes(self) -> int:
         """Bytes that the load under way is expected to take; room was made for them."""
         job = self._active
-        return job.source.size_bytes if job is not None and job.steps is not None else 0
+        return job.nbytes if job is not None and job.steps is not None else 0
 
     def join(self, key: Hashable, ticket: Ticket[M], source: S, options: object) -> None:
         """Let a caller wait for the load of a key; the first one starts it."""
@@ -126,10 +134,13 @@ class LoadQueue(Generic[S, M]):
             job.report(Progress(Stage.LOADING, 0, job.source.size_bytes))
             return None
         try:
-            job.report(next(job.steps))
+            progress = next(job.steps)
         except StopIteration as end:
             loaded: Loaded[M] = end.value
             return loaded
+        if progress.needs is not None:
+            self._weigh(job, progress.needs)
+        job.report(progress)
         return None
 
     def _leave(self, job: Job[S, M], ticket: Ticket[M]) -> None:
@@ -145,6 +156,8 @@ class LoadQueue(Generic[S, M]):
         self._forget(job)
         for ticket in job.tickets:
             ticket.fail(error)
+        if job.steps is not None:
+            job.steps.close()
         _clear_frames(error)
         self._on_free()
 

@@ -47,7 +47,7 @@ class ModelCache(Generic[S, M]):
         self._entries: dict[Hashable, Entry[M]] = {}
         """Least recently used first."""
         self._draining: dict[Entry[M], None] = {}
-        self._loads: LoadQueue[S, M] = LoadQueue(self._begin, self._finish, on_free)
+        self._loads: LoadQueue[S, M] = LoadQueue(self._begin, self._weigh, self._finish, on_free)
         self._serial = count()
 
     def get_or_load(
@@ -57,7 +57,7 @@ class ModelCache(Generic[S, M]):
         Ask for a model: a ticket that is done at once if the model is loaded, or else joins or starts its load.
 
         Raises:
-            SidecarError: MODEL_EXCEEDS_BUDGET if it can never fit; nothing is read or evicted.
+            SidecarError: MODEL_EXCEEDS_BUDGET if it can never fit by its files; nothing is read or evicted.
         """
         ticket: Ticket[M] = Ticket(source.name, pin, ttl)
         entry = self._fresh(source.key)
@@ -179,8 +179,15 @@ class ModelCache(Generic[S, M]):
 
     def _begin(self, job: Job[S, M]) -> Load[M]:
         job.started_at = self._clock()
-        job.evicted = tuple(name for victim in self._make_room(job.source) for name in victim.names)
+        job.evicted = self._make_room(job.source.name, job.nbytes)
         return self._loader(job.source, job.options)
+
+    def _weigh(self, job: Job[S, M], nbytes: int) -> None:
+        """Files may say little of a model's size: what it really takes gets room, or is refused, before it is taken."""
+        self.limits.refuse_if_never(job.source.name, nbytes)
+        job.nbytes = 0  # its first estimate is part of the total
+        job.evicted += self._make_room(job.source.name, nbytes)
+        job.nbytes = nbytes
 
     def _finish(self, job: Job[S, M], loaded: Loaded[M]) -> None:
         now = self._clock()
@@ -226,22 +233,23 @@ class ModelCache(Generic[S, M]):
         if not entry.draining:
             self._entries[entry.key] = self._entries.pop(entry.key)
 
-    def _make_room(self, newcomer: S) -> list[Entry[M]]:
-        """Evict until the newcomer fits; if it cannot fit now, evict nothing."""
+    def _make_room(self, name: str, nbytes: int) -> tuple[str, ...]:
+        """Evict until a newcomer fits, and return the names of the victims; if it cannot fit now, evict nothing."""
         idle = (entry for entry in self._entries.values() if entry.evictable)
         bytes_free = self.limits.budget_bytes - self.total_bytes
         slots_free = self.limits.max_models - len(self._entries)
         victims: list[Entry[M]] = []
-        while self.limits.budget_bytes and (bytes_free < newcomer.size_bytes or slots_free < 1):
+        while self.limits.budget_bytes and (bytes_free < nbytes or slots_free < 1):
             victim = next(idle, None)
             if victim is None:
-                raise in_use(newcomer, self.limits.budget_bytes, [e for e in self.entries() if not e.evictable])
+                holders = [entry for entry in self.entries() if not entry.evictable]
+                raise in_use(name, nbytes, self.limits.budget_bytes, holders)
             victims.append(victim)
             bytes_free += victim.nbytes
             slots_free += 1
         for victim in victims:
             self._evict(victim)
-        return victims
+        return tuple(name for victim in victims for name in victim.names)
 
     def _trim(self) -> list[str]:
         """Weights may take more than their files: make up for it once the actual bytes are known, but keep the last."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from daemon.cache.entry import Entry, Source
+from daemon.cache.entry import Entry
 from daemon.errors import Reason, SidecarError
 from daemon.wording import size, sizes_apart
 
@@ -14,29 +14,29 @@ RETRY_IN_USE = 2.0
 """Seconds after which a caller may ask again for room that others use."""
 
 
-def oversize(name: str, needed: int, budget: int) -> SidecarError:
+def oversize(name: str, needed: int, budget: int, allowed_by: str = "model_cache_mb") -> SidecarError:
     """Return the refusal of a model that can never fit."""
     needs, allowed = sizes_apart(needed, budget)
     return SidecarError(
         Reason.MODEL_EXCEEDS_BUDGET,
-        f"{name} needs {needs} but model_cache_mb allows {allowed}; raise it or use a smaller model",
+        f"{name} needs {needs} but {allowed_by} allows {allowed}; raise it or use a smaller model",
         metadata={"needed_bytes": str(needed), "budget_bytes": str(budget)},
     )
 
 
-def in_use(source: Source, budget: int, holders: Iterable[Entry[Any]]) -> SidecarError:
+def in_use(name: str, needed: int, budget: int, holders: Iterable[Entry[Any]]) -> SidecarError:
     """Return the refusal of a model that does not fit now, because others are in use or pinned."""
     held: Counter[str] = Counter()
     for entry in holders:
         held[" = ".join(entry.names)] += entry.nbytes
-    listing = ", ".join(f"{name} ({size(nbytes)})" for name, nbytes in held.items())
+    listing = ", ".join(f"{holder} ({size(nbytes)})" for holder, nbytes in held.items())
     return SidecarError(
         Reason.BUDGET_IN_USE,
-        f"no room for {source.name} ({size(source.size_bytes)}): in use or pinned are {listing}",
+        f"no room for {name} ({size(needed)}): in use or pinned are {listing}",
         metadata={
-            "needed_bytes": str(source.size_bytes),
+            "needed_bytes": str(needed),
             "budget_bytes": str(budget),
-            **{name: str(nbytes) for name, nbytes in held.items()},
+            **{holder: str(nbytes) for holder, nbytes in held.items()},
         },
         retry_after=RETRY_IN_USE,
     )

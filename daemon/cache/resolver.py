@@ -14,6 +14,7 @@ from daemon.cache.digests import Digests, TakesLong
 from daemon.cache.hub import planned_bytes, snapshot
 from daemon.cache.identity import ModelSource, identify
 from daemon.errors import Reason, SidecarError, invalid
+from daemon.machine import machine_fault
 
 EMBEDDED = "embedded"
 EMBEDDED_PATH = Path(__file__).resolve().parent.parent / "embedded"
@@ -38,7 +39,8 @@ class Wanted:
         revision: Revision of a Hub id; None means the one that was loaded last, or the default branch.
         adapter: Absolute directory of an adapter, or empty.
         allow_download: Whether files may be fetched from the Hub.
-        estimate: Whether sizes that the Hub tells are enough, if the files are not here and may not be fetched.
+        estimate: Whether figures are enough: weights are not read if that takes long, and what the Hub tells will do if
+            the files are not here and may not be fetched.
     """
 
     name: str
@@ -108,7 +110,7 @@ class Resolver:
 
         Raises:
             SidecarError: MODEL_NOT_FOUND, MODEL_NOT_CACHED, MODEL_GATED, MODEL_UNSUPPORTED, MODEL_CORRUPT,
-                MODEL_EXCEEDS_BUDGET or INVALID_ARGUMENT.
+                MODEL_EXCEEDS_BUDGET, MACHINE_EXHAUSTED, MACHINE_FAULT or INVALID_ARGUMENT.
             TakesLong: If there is something to download or to read, and no watcher.
         """
         name = wanted.name
@@ -126,8 +128,16 @@ class Resolver:
                 f"there is no model {name!r}; give a Hub id (org/name), an absolute directory, or 'embedded'",
                 field="model",
             )
-        report = watcher.reading if watcher else None
-        source = identify(name, path, adapter, digests=self._digests, hub=hub, report=report)
+        source = identify(
+            name,
+            path,
+            adapter,
+            digests=self._digests,
+            hub=hub,
+            report=watcher.reading if watcher else None,
+            afford=_ignore if wanted.estimate else self._afford,
+            estimate=wanted.estimate,
+        )
         self._refuse_unsupported(source)
         return source
 
@@ -193,7 +203,9 @@ class Resolver:
             path = path.resolve()
             found = path.is_dir()
         except (OSError, RuntimeError) as error:  # too long, unreadable, or a loop of symbolic links
-            raise SidecarError(Reason.MODEL_NOT_FOUND, f"{name} cannot be looked at", field=field) from error
+            cannot = f"{name} cannot be looked at"
+            fault = machine_fault(error, cannot)
+            raise fault or SidecarError(Reason.MODEL_NOT_FOUND, cannot, field=field) from error
         if self._roots and not any(path.is_relative_to(root) for root in self._roots):
             raise SidecarError(
                 Reason.MODEL_NOT_FOUND,

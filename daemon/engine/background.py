@@ -11,6 +11,7 @@ from daemon.engine.lanes import Job, Lanes
 from daemon.engine.task import TEMPLATE, Pool, Task
 from daemon.engine.threads import Threads
 from daemon.errors import Reason, SidecarError
+from daemon.machine import machine_fault
 
 LATE_SECONDS = 1.0
 """Work that is silent for so long gives its place to another: it probably waits, and does not compute."""
@@ -113,5 +114,9 @@ def as_sidecar_error(error: BaseException) -> SidecarError:
     """Return an error as the caller may see it. The text of an unexpected one stays in the log."""
     if isinstance(error, SidecarError):
         return error
+    fault = machine_fault(error, "the engine cannot go on with this call")
+    if fault is not None:
+        log.warning("the machine is at fault", error=f"{type(error).__name__}: {error}")
+        return fault
     log.error("unexpected error", exc_info=error)
     return SidecarError(Reason.INTERNAL, f"an unexpected {type(error).__name__} occurred; the daemon's log has more")

@@ -87,7 +87,7 @@ class Engine:
         ledger = Ledger(memory_limit(working_set()))
         mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
         budget = min(config.model_cache_mb * MIB, ledger.limit)
-        limits = ModelLimits(budget, config.max_models, config.model_ttl, config.evict_on_memory_pressure)
+        limits = ModelLimits(budget, config.max_models, config.model_ttl, config.evict_on_memory_pressure, ledger.limit)
         self._models: ModelCache[ModelSource, LoadedModel] = ModelCache(limits, self._load, ttl_clock, mx.clear_cache)
         self._prefixes = PrefixCache(
             PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB), config.min_prefix_len, copy=copied
@@ -218,8 +218,13 @@ class Engine:
         self._namespaces.note(namespace, source)
 
     def _load(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
-        self._prefixes.shed(self._ledger.shortfall(source.size_bytes, self._figures.use()))
-        return load(source, 0 if skip_warmup else self._warmup_tokens, self._clock, self._load_seconds)
+        self._shed_prefixes(source.size_bytes)
+        warmup_tokens = 0 if skip_warmup else self._warmup_tokens
+        return load(source, warmup_tokens, self._clock, self._load_seconds, lambda: self._shed_prefixes(0))
+
+    def _shed_prefixes(self, need: int) -> None:
+        """Let prefixes make room for a model; what the load under way needs is in use already, once it is known."""
+        self._prefixes.shed(self._ledger.shortfall(need, self._figures.use()))
 
     def _load_seconds(self) -> float:
         """Return how long a slice of a load may take: running streams may wait for one more of their own steps."""

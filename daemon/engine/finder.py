@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -12,6 +13,7 @@ from daemon.cache.entry import Progress, Stage
 from daemon.cache.identity import ModelSource
 from daemon.cache.resolver import EMBEDDED, Resolver, Wanted
 from daemon.engine.background import Background
+from daemon.engine.giants import Giants
 from daemon.engine.task import FETCH, LOOKUP, READ, Task
 from daemon.errors import Reason, SidecarError
 
@@ -55,6 +57,7 @@ class Finder:
         self._resolver = resolver
         self._background = background
         self._searches: dict[Wanted, _Search] = {}
+        self._giants = Giants()
 
     def find(self, wanted: Wanted, seeker: Seeker[T]) -> None:
         """Find a model for somebody. When all who ask for it are over, the work is abandoned."""
@@ -62,37 +65,43 @@ class Finder:
         def quick() -> T | _Long | Task[T | _Long]:
             try:
                 source = self._resolver.resolve(wanted)
-            except TakesLong:
-                return _Long()
+            except TakesLong as takes:
+                return _Long(takes.nbytes)
             return cast("Task[T | _Long]", seeker.prepare(source))
 
         def then(result: T | _Long) -> None:
             if not isinstance(result, _Long):
                 seeker.ready(result)
             elif not seeker.over:
-                self._join(wanted, seeker)
+                self._join(wanted, seeker, result.nbytes)
 
         task: Task[T | _Long] = Task(LOOKUP, wanted.name, wanted.name, quick)
         self._background.run(task, then, seeker.fail, lambda: seeker.over)
 
-    def _join(self, wanted: Wanted, seeker: Seeker[Any]) -> None:
+    def _join(self, wanted: Wanted, seeker: Seeker[Any], nbytes: int | None) -> None:
         search = self._searches.get(wanted)
         if search is not None and search.join(seeker):
             return
         search = self._searches[wanted] = _Search(seeker)
 
         def found(result: Found) -> None:
+            end()
             for one in self._end(wanted, search):
                 self._prepare(one, result)
 
         def failed(error: SidecarError) -> None:
+            end()
             for one in self._end(wanted, search):
                 one.fail(error)
 
         local = wanted.name == EMBEDDED or wanted.name.startswith("/")
         kind = READ if local else FETCH
         task: Task[Found] = Task(kind, wanted.name, wanted.name, partial(self._search, wanted, search))
-        self._background.run(task, found, failed)
+
+        def start() -> None:
+            self._background.run(task, found, failed)
+
+        end = self._giants.begin(nbytes, start)
 
     def _prepare(self, seeker: Seeker[T], found: Found) -> None:
         self._background.run(seeker.prepare(found), seeker.ready, seeker.fail, lambda: seeker.over)
@@ -113,8 +122,16 @@ class Finder:
         return search.end()
 
 
+@dataclass(frozen=True, slots=True)
 class _Long:
-    """Stands for a model that takes long to find."""
+    """
+    Stands for a model that takes long to find.
+
+    Attributes:
+        nbytes: How much is to be read or downloaded; None if that is not known.
+    """
+
+    nbytes: int | None
 
 
 class _Search:

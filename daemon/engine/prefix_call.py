@@ -19,7 +19,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 _Tokens = tuple[ModelSource, list[int]]
 """The ids of a prefix, for a model."""
 
-_GONE = (Reason.MODEL_NOT_FOUND, Reason.MODEL_NOT_CACHED, Reason.MODEL_CORRUPT)
+_GONE = (Reason.MODEL_NOT_FOUND, Reason.MODEL_NOT_CACHED, Reason.MODEL_CORRUPT, Reason.MODEL_EXCEEDS_BUDGET)
 
 
 class PrefixCall:

@@ -7,6 +7,7 @@ both are bounded by the kernel. Reads a line of JSON for each conversation and a
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -28,12 +29,24 @@ def main() -> None:
     # Spawned without a fork, so that descriptors of the engine came along: the lock, the line to the parent.
     os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    import_renderer()
-    _limit_memory()
+    fault = _prepare()
     for line in sys.stdin.buffer:
         _limit_time()
-        sys.stdout.write(json.dumps(_answer(line)) + "\n")
+        fault = fault and _prepare()
+        sys.stdout.write(json.dumps(fault or _answer(line)) + "\n")
         sys.stdout.flush()
+
+
+def _prepare() -> dict[str, str]:
+    """Make ready to render; return what the machine refused, if anything, which is tried again with the next line."""
+    try:
+        import_renderer()
+        _limit_memory()
+    except OSError as error:
+        return {"errno": str(error.errno)}
+    except MemoryError:
+        return {"errno": str(errno.ENOMEM)}
+    return {}
 
 
 def import_renderer() -> Any:

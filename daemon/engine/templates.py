@@ -13,7 +13,8 @@ from typing import Any
 import structlog
 
 from daemon.engine.renderer import Renderer
-from daemon.errors import SidecarError, invalid
+from daemon.errors import Reason, SidecarError, invalid
+from daemon.machine import machine_fault
 
 WORKERS = 3
 """Templates that are rendered at the same time. Each worker takes 60 MB, and 512 MB more at most while it renders."""
@@ -63,7 +64,8 @@ class Templates:
         Return a conversation as text. `options` are variables of the template, `tools` among them.
 
         Raises:
-            SidecarError: INVALID_ARGUMENT if the template refuses it, fails, or takes too much time or memory.
+            SidecarError: INVALID_ARGUMENT if the template refuses it, fails, or takes too much time or memory;
+                MACHINE_EXHAUSTED or MACHINE_FAULT if the worker cannot be started.
         """
         wanted = {"template": template, "messages": messages, "options": options}
         line = json.dumps(wanted).encode() + b"\n"
@@ -76,6 +78,8 @@ class Templates:
             raise self._killed(digest)
         if "text" in answer:
             return answer["text"]
+        if "errno" in answer:
+            raise _unstarted(OSError(int(answer["errno"]), "in the worker"))
         if "refused" in answer:
             raise invalid("chat", f"is refused by the model's chat template: {answer['refused'][:_MESSAGE]}")
         raise invalid("chat", f"cannot be rendered by the model's chat template ({answer['raised']})")
@@ -116,7 +120,10 @@ class Templates:
                 raise invalid("chat", "cannot be rendered: the engine ends")
             worker = self._idle.pop()[0] if self._idle else None
         if worker is None:
-            worker = Renderer(self._command)
+            try:
+                worker = Renderer(self._command)
+            except OSError as error:
+                raise _unstarted(error) from error
         with self._lock:
             self._busy.add(worker)
             if self._closed:  # meanwhile; it answers nothing
@@ -146,3 +153,8 @@ class Templates:
         recent = [moment for moment in strikes if self._clock() - moment < BAN_SECONDS]
         if len(recent) >= STRIKES:
             raise invalid("chat", "is not rendered: the model's chat template never ended; send text instead")
+
+
+def _unstarted(error: OSError) -> SidecarError:
+    cannot = "the process that renders chat templates cannot be started"
+    return machine_fault(error, cannot) or SidecarError(Reason.MACHINE_FAULT, f"{cannot}: {error.strerror}")

@@ -20,6 +20,7 @@ from daemon.engine.notation import Notation
 from daemon.engine.templates import Templates
 from daemon.errors import Reason, SidecarError, invalid
 from daemon.failpoints import failpoint
+from daemon.machine import machine_fault
 
 _KEEP = 8
 MAX_FILE_BYTES = 256 << 20
@@ -200,7 +201,6 @@ def _load(source: ModelSource, templates: Templates) -> Tokenizer:
         tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
         return tokenizer
     except Exception as error:  # transformers raises anything on a damaged tokenizer
-        raise SidecarError(
-            Reason.MODEL_CORRUPT,
-            f"the tokenizer of {source.name} cannot be loaded: {type(error).__name__}: {error}",
-        ) from error
+        cannot = f"the tokenizer of {source.name} cannot be loaded"
+        fault = machine_fault(error, cannot)
+        raise fault or SidecarError(Reason.MODEL_CORRUPT, f"{cannot}: {type(error).__name__}: {error}") from error

@@ -13,6 +13,7 @@ from daemon.kv.extents import Run
 from daemon.kv.layout import Layout, describing
 from daemon.kv.live import LiveKV
 from daemon.kv.passes import in_pieces
+from daemon.machine import machine_fault
 from daemon.pieces import Pieces
 
 _BLOCKS = 2
@@ -55,8 +56,11 @@ def _reuse_is_exact(model: Any, layout: Layout) -> Pieces[bool]:
         yield from in_pieces(model, tokens[:, start : start + BLOCK_TOKENS], cold)
     try:
         warm = _copy(model, layout, cold, prefix)
-    except (RuntimeError, ValueError):
-        log.exception("the KV cache of this model cannot be packed and restored")
+    except (RuntimeError, ValueError) as error:
+        if machine_fault(error, "") is not None:
+            raise
+        said = f"{type(error).__name__}: {error}"
+        log.warning("the KV cache of this model cannot be packed and restored", error=said)
         return False
     logits = []
     for caches in (cold, warm):

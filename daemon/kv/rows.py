@@ -18,6 +18,7 @@ from mlx_lm.models.cache import (
 )
 
 from daemon.kv.passes import in_pieces
+from daemon.machine import machine_fault
 from daemon.pieces import Pieces
 
 _NOISE_MARGIN = 4.0
@@ -109,8 +110,11 @@ def proving(model: Any) -> Pieces[bool]:
         return False
     try:
         exact = yield from _rows_are_exact(model)
-    except Exception:  # whatever a model's own code raises that reckons with one row only
-        log.exception("this model cannot compute several rows; its requests do not share forward passes")
+    except Exception as error:  # whatever a model's own code raises that reckons with one row only
+        if machine_fault(error, "") is not None:
+            raise
+        said = f"{type(error).__name__}: {error}"
+        log.warning("this model cannot compute several rows; its requests do not share forward passes", error=said)
         return False
     if not exact:
         log.warning("rows of a batch compute something else; requests of this model do not share forward passes")

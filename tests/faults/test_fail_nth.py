@@ -120,14 +120,14 @@ def test_generate_is_exact_or_fails_and_the_next_one_is_exact(rig: Rig, targets:
         ended = rig.ends["engine"]
         answer, reached = rig.run(request, targets, number, memory)
         if rig.ends["engine"] == ended:
-            assert answer.failure.reason == "INTERNAL" or answer.content == expected, number
+            assert answer.failure.reason in ("INTERNAL", "MACHINE_EXHAUSTED") or answer.content == expected, number
             assert MEMORY not in answer.failure.message
         assert rig.harness.run(request).content == expected, number
         if not reached:
             break
     assert rig.ends[""] >= 1
     assert number > 5
-    assert rig.ends["INTERNAL"] + rig.ends["engine"] > 0, rig.ends
+    assert rig.ends["INTERNAL"] + rig.ends["MACHINE_EXHAUSTED"] + rig.ends["engine"] > 0, rig.ends
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_load_fails_with_nothing_kept_and_can_be_tried_again(
         if not reached:
             break
     assert number > 3
-    assert set(rig.ends) <= {"", "MODEL_CORRUPT", "MODEL_NOT_FOUND", "MODEL_UNSUPPORTED", "INTERNAL", "engine"}
+    assert set(rig.ends) <= {"", "MACHINE_EXHAUSTED", "MACHINE_FAULT", "MODEL_NOT_FOUND", "engine"}, rig.ends
     assert len(rig.ends) > 1, "nothing ever failed"
 
 
@@ -166,7 +166,7 @@ def test_invalidate_fails_whole_or_does_it(rig: Rig, target: str) -> None:
         assert rig.harness.run(REQUEST).cached == 0
         if not reached:
             break
-    assert set(rig.ends) <= {"", "MODEL_CORRUPT", "MODEL_NOT_FOUND", "INTERNAL", "engine"}
+    assert set(rig.ends) <= {"", "MACHINE_EXHAUSTED", "MODEL_NOT_FOUND", "INTERNAL", "engine"}
 
 
 async def test_a_frame_that_cannot_be_written_fails_its_call() -> None:

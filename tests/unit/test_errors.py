@@ -36,6 +36,7 @@ def test_only_retries_that_may_succeed_are_unavailable_or_exhausted() -> None:
         Reason.SLOW_CONSUMER,
         Reason.SHUTTING_DOWN,
         Reason.ENGINE_RESTARTED,
+        Reason.MACHINE_EXHAUSTED,
     }
 
 

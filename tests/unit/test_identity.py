@@ -212,15 +212,20 @@ def test_a_huge_config_is_not_read(model: Path) -> None:
     assert "larger than 16 MB" in _refusal(model).message
 
 
-def test_a_file_that_vanishes_or_cannot_be_read_is_corrupt(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def vanish(*_: object) -> bytes:
-        raise PermissionError(13, "Permission denied")
+def test_a_file_that_vanishes_is_corrupt_and_one_that_cannot_be_read_is_the_machines_fault(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(error: OSError) -> None:
+        def fail(*_: object) -> bytes:
+            raise error
 
-    monkeypatch.setattr("daemon.cache.identity.read_header", vanish)
+        monkeypatch.setattr("daemon.cache.identity.read_header", fail)
 
+    failing(FileNotFoundError(2, "No such file or directory"))
+    assert _refusal(model).reason is Reason.MODEL_CORRUPT
+    failing(PermissionError(13, "Permission denied"))
     error = _refusal(model)
-
-    assert error.reason is Reason.MODEL_CORRUPT
+    assert error.reason is Reason.MACHINE_FAULT
     assert "cannot be read: Permission denied" in error.message
 
 
@@ -268,21 +273,22 @@ def test_figures_that_are_no_sane_numbers_count_as_unknown(model: Path, value: o
 
 @pytest.mark.parametrize("count", [10_001, 10**9, 10**400])
 @pytest.mark.parametrize("nest", [lambda config: config, lambda config: {"text_config": [config]}])
-def test_a_config_that_would_build_modules_without_end_is_corrupt(model: Path, count: int, nest: Any) -> None:
-    (model / "config.json").write_text(json.dumps({"model_type": "llama", **nest({"num_hidden_layers": count})}))
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "num_attention_heads", "num_experts", "num_loops"])
+def test_a_config_that_would_build_modules_without_end_is_corrupt(model: Path, key: str, count: int, nest: Any) -> None:
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", **nest({key: count})}))
 
     error = _refusal(model)
 
     assert error.reason is Reason.MODEL_CORRUPT
-    assert "absurd num_hidden_layers" in error.message
+    assert f"absurd {key}" in error.message
 
 
 def test_estimated_kv_is_that_of_grouped_queries_and_never_overflows(model: Path) -> None:
     grouped = _source(model, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2, hidden_size=64)
-    absurd = _source(model, num_hidden_layers=10_000, num_attention_heads=2**31 - 1, head_dim=2**31 - 1)
+    largest = _source(model, num_hidden_layers=10_000, num_attention_heads=10_000, head_dim=2**31 - 1)
 
     assert grouped.estimated_kv_bytes_per_token == 2 * 2 * 2 * 2 * 8
-    assert absurd.estimated_kv_bytes_per_token == 2**63 - 1
+    assert largest.estimated_kv_bytes_per_token == 2 * 2 * 10_000 * 10_000 * (2**31 - 1) < 2**63
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="file names are text there")

@@ -37,6 +37,7 @@ class ModelCacheMachine(RuleBasedStateMachine):
         excess=st.sampled_from([0, 0, 0, -20, 60]),
         slices=st.integers(0, 3),
         fails_in=st.sampled_from([None, None, None, 0, 1]),
+        told=st.booleans(),
         pin=st.sampled_from([None, None, True, False]),
         ttl=st.sampled_from([None, None, 0.0, 5.0]),
     )
@@ -47,11 +48,13 @@ class ModelCacheMachine(RuleBasedStateMachine):
         excess: int,
         slices: int,
         fails_in: int | None,
+        told: bool,
         pin: bool | None,
         ttl: float | None,
     ) -> None:
         """Ask for a model."""
-        source = FakeSource(name, size, max(0, size + excess), slices, fails_in)
+        actual = max(0, size + excess)
+        source = FakeSource(name, size, actual, slices, fails_in, actual if told else None)
         try:
             self.tickets.append(self.models.cache.get_or_load(source, pin=pin, ttl=ttl))
         except SidecarError:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         EngineRestarted,
         InternalError,
         InvalidArgument,
+        MachineExhausted,
+        MachineFault,
         ModelCorrupt,
         ModelExceedsBudget,
         ModelGated,
@@ -78,9 +80,9 @@ _HOMES = {
     "_client": "Client",
     "_exceptions": (
         "BudgetInUse Cancelled ContextLengthExceeded DaemonNotRunning DeadlineExceeded EngineRestarted "
-        "InternalError InvalidArgument ModelCorrupt ModelExceedsBudget ModelGated ModelNotCached "
-        "ModelNotFound ModelNotResponding ModelQuarantined ModelUnsupported NanLogits ProtocolError QueueFull "
-        "RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError SlowConsumer "
+        "InternalError InvalidArgument MachineExhausted MachineFault ModelCorrupt ModelExceedsBudget ModelGated "
+        "ModelNotCached ModelNotFound ModelNotResponding ModelQuarantined ModelUnsupported NanLogits ProtocolError "
+        "QueueFull RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError SlowConsumer "
         "UntrustedSocket"
     ),
     "_latency": "LatencyHistogram LatencyStats",
@@ -125,6 +127,8 @@ __all__ = [
     "LoadOptions",
     "LoadProgress",
     "LoadStream",
+    "MachineExhausted",
+    "MachineFault",
     "MemoryStats",
     "Message",
     "ModelCacheStats",

@@ -19,6 +19,8 @@ Every exception that the client raises on its own account.
     ├── ShuttingDown
     ├── EngineRestarted
     ├── ModelNotResponding
+    ├── MachineExhausted
+    ├── MachineFault
     ├── NanLogits
     ├── InternalError
     ├── DaemonNotRunning
@@ -200,6 +202,20 @@ class ModelNotResponding(SidecarError):
     reason = "MODEL_NOT_RESPONDING"
 
 
+class MachineExhausted(SidecarError):
+    """The daemon's machine ran out of memory, disk space, open files or processes; see `retry_after`."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "MACHINE_EXHAUSTED"
+
+
+class MachineFault(SidecarError):
+    """The daemon's machine cannot do what is needed: a disk fails, or access is denied. The message has the cure."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "MACHINE_FAULT"
+
+
 class NanLogits(SidecarError):
     """The model computed something that is not a number; its weights are probably damaged."""
 
@@ -263,6 +279,8 @@ REASONS: Mapping[str, type[SidecarError]] = MappingProxyType(
             ShuttingDown,
             EngineRestarted,
             ModelNotResponding,
+            MachineExhausted,
+            MachineFault,
             NanLogits,
             InternalError,
         )

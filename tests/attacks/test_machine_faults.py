@@ -1,0 +1,399 @@
+"""
+The machine fails, and the model is not blamed: each thing that a system may refuse, at each place that it may do so.
+
+After each: nothing is held, nothing is kept of it, the next call works, and the log has no traceback.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from structlog.testing import capture_logs
+
+import mlx_sidecar
+from daemon.cache.assembly import assembling
+from daemon.engine import template_worker, tokenizers
+from daemon.engine.templates import Templates
+from daemon.errors import Reason, SidecarError
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.engine.harness import Harness
+from tests.models import copy_of_embedded
+from tests.running import RunningDaemon
+
+EXHAUSTED = [errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM]
+NUMBERS = [*EXHAUSTED, errno.EIO, errno.EACCES]
+
+Failing = Callable[[Path, int], Any]
+"""Makes one place fail within a block, for the files of a model, with a number of the system."""
+
+
+class _Unreadable(io.FileIO):
+    """A file that can be opened and not be read."""
+
+    number = errno.EIO
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fail."""
+        raise OSError(self.number, os.strerror(self.number))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Fail."""
+        raise OSError(self.number, os.strerror(self.number))
+
+    def readall(self) -> bytes:
+        """Fail."""
+        raise OSError(self.number, os.strerror(self.number))
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def _below(model: Path, file: Any) -> bool:
+    return not isinstance(file, int) and os.fspath(file).startswith(str(model)) and os.fspath(file) != str(model)
+
+
+@contextmanager
+def looking(model: Path, number: int) -> Iterator[None]:
+    """Make it impossible to look at a model's files."""
+    plain = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if _below(model, path):
+            raise _error(number)
+        return plain(path, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        yield
+
+
+@contextmanager
+def opening(model: Path, number: int) -> Iterator[None]:
+    """Make it impossible to open a model's files, from Python and, as far as that can be played, from MLX."""
+    plain, plain_os, load = io.open, os.open, mx.load
+
+    def opened(file: Any, *arguments: Any, **options: Any) -> Any:
+        if _below(model, file):
+            raise _error(number)
+        return plain(file, *arguments, **options)
+
+    def os_opened(path: Any, *arguments: Any, **options: Any) -> int:
+        if _below(model, path):
+            raise _error(number)
+        return plain_os(path, *arguments, **options)
+
+    def loaded(file: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(file, str) and _below(model, file):
+            raise RuntimeError(f"[load_safetensors] Failed to open file {file}")
+        return load(file, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(io, "open", opened)
+        patch.setattr(builtins, "open", opened)
+        patch.setattr(os, "open", os_opened)
+        patch.setattr(mx, "load", loaded)
+        yield
+
+
+@contextmanager
+def opening_late(model: Path, number: int) -> Iterator[None]:
+    """Let the model be named, and make it impossible to open its files once its load has begun."""
+    plain = assembling
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+
+        def begun(*arguments: Any, **options: Any) -> Any:
+            stack.enter_context(opening(model, number))
+            return plain(*arguments, **options)
+
+        patch.setattr("daemon.cache.loader.assembling", begun)
+        yield
+
+
+@contextmanager
+def reading(model: Path, number: int) -> Iterator[None]:
+    """Let a model's files be opened and not be read."""
+    plain = io.open
+
+    def opened(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        real = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) and Path("/proc").exists() else file
+        if "b" not in mode or not _below(model, real):
+            return plain(file, mode, *arguments, **options)
+        raw = type("Unreadable", (_Unreadable,), {"number": number})(file)
+        return raw if options.get("buffering") == 0 or 0 in arguments[:1] else io.BufferedReader(raw)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(io, "open", opened)
+        patch.setattr(builtins, "open", opened)
+        yield
+
+
+@contextmanager
+def evaluating(_model: Path, number: int) -> Iterator[None]:
+    """Make MLX fail while it reads or computes, with the error of the system or with its own words for it."""
+    words = {errno.ENOMEM: "[malloc] Unable to allocate 4096 bytes.", errno.EIO: "[read] Unable to read 4096 bytes"}
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError(words[number]) if number in words else _error(number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mx, "eval", fail)
+        yield
+
+
+@contextmanager
+def tokenizer(_model: Path, number: int) -> Iterator[None]:
+    """Make the library of tokenizers fail, which is written in Rust."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise Exception(f"{os.strerror(number)} (os error {number})")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizers, "load_tokenizer", fail)
+        yield
+
+
+@contextmanager
+def worker(_model: Path, number: int) -> Iterator[None]:
+    """Make it impossible to start the process that renders chat templates."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise _error(number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", fail)
+        yield
+
+
+LOADS: dict[str, Failing] = {
+    "look": looking, "open": opening, "open late": opening_late, "read": reading, "evaluate": evaluating,
+}  # fmt: skip
+PROMPTS: dict[str, Failing] = {"tokenizer": tokenizer, "template worker": worker}
+
+
+@pytest.fixture(name="engine")
+def _engine(tmp_path: Path) -> Iterator[Harness]:
+    """Return an engine, and look it over afterwards."""
+    harness = Harness(state_dir=tmp_path / "state")
+    with capture_logs() as logs:
+        yield harness
+        harness.settle()
+        harness.close()
+    assert [entry for entry in logs if entry["log_level"] == "error" or entry.get("exc_info")] == []
+
+
+def _check(failure: Any, number: int) -> None:
+    """Check that the machine is blamed, in its own words, with a time to come back where that helps."""
+    expected = "MACHINE_EXHAUSTED" if number in EXHAUSTED else "MACHINE_FAULT"
+    assert failure.reason == expected, failure.message
+    assert failure.HasField("retry_after") == (number in EXHAUSTED)
+    assert os.strerror(number) in failure.message or "Unable to read" in failure.message
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=[errno.errorcode[number] for number in NUMBERS])
+@pytest.mark.parametrize("place", LOADS)
+def test_a_load_that_the_machine_refuses_is_not_the_models_fault(
+    engine: Harness, tmp_path: Path, place: str, number: int
+) -> None:
+    """And the same model loads as soon as the machine lets it."""
+    model = copy_of_embedded(tmp_path)
+    request = pb.GetOrLoadRequest(model=str(model))
+
+    with LOADS[place](model, number):
+        failure = engine.run(request).failure
+
+    _check(failure, number)
+    assert engine.models == 0
+    assert engine.run(request).info.outcome == pb.LOAD_OUTCOME_LOADED
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=[errno.errorcode[number] for number in NUMBERS])
+@pytest.mark.parametrize("place", PROMPTS)
+def test_a_prompt_that_the_machine_refuses_is_not_the_models_fault(
+    engine: Harness, tmp_path: Path, place: str, number: int
+) -> None:
+    """Neither the tokenizer is damaged nor the conversation invalid: the next one is answered."""
+    model = str(copy_of_embedded(tmp_path))
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="The")])
+
+    with PROMPTS[place](Path(model), number):
+        failure = engine.run(pb.GenerateRequest(model=model, chat=chat, max_tokens=2)).failure
+
+    _check(failure, number)
+    assert engine.run(pb.GenerateRequest(model=model, text="The", max_tokens=2)).finished.usage.completion_tokens > 0
+
+
+def test_a_worker_that_could_not_be_started_is_started_for_the_next_conversation(
+    engine: Harness, tmp_path: Path
+) -> None:
+    """The template has no strike against it for what the machine refused."""
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="The")])
+    request = pb.GenerateRequest(model=str(copy_of_embedded(tmp_path)), chat=chat, max_tokens=2)
+    with worker(tmp_path, errno.EAGAIN):
+        for _ in range(4):
+            assert engine.run(request).failure.reason == "MACHINE_EXHAUSTED"
+
+    assert engine.run(request).finished.usage.completion_tokens > 0
+
+
+def test_a_worker_that_the_machine_refuses_what_it_needs_says_so_and_tries_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was started and cannot read its libraries: that is no strike against the template either."""
+    refusals: list[Exception] = [_error(errno.EMFILE), MemoryError()]
+
+    def load() -> None:
+        if refusals:
+            raise refusals.pop(0)
+
+    monkeypatch.setattr(template_worker, "import_renderer", load)
+    monkeypatch.setattr(template_worker, "_limit_memory", lambda: None)
+    assert template_worker._prepare() == {"errno": str(errno.EMFILE)}
+    assert template_worker._prepare() == {"errno": str(errno.ENOMEM)}
+    assert template_worker._prepare() == {}
+
+
+def test_what_a_worker_was_refused_is_what_the_caller_is_told() -> None:
+    """A worker that has answered so goes on living, and is asked again."""
+    answer = f'echo \'{{"errno": "{errno.EMFILE}"}}\''
+    templates = Templates(lambda: 0.0, ["sh", "-c", f"while read line; do {answer}; done"])
+    try:
+        for _ in range(3):
+            with pytest.raises(SidecarError) as caught:
+                templates.render("{{ messages }}", [], {})
+            assert caught.value.reason is Reason.MACHINE_EXHAUSTED
+            assert os.strerror(errno.EMFILE) in caught.value.message
+    finally:
+        templates.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp', '/usr/tmp']"),
+        RuntimeError("filesystem error: temp_directory_path: No such file or directory"),
+    ],
+    ids=["Python", "C++"],
+)
+def test_a_missing_directory_for_temporary_files_is_named(
+    engine: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Python wants one for copies, and MLX's compiler for what it compiles."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    model = copy_of_embedded(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "gettempdir", fail)
+        patch.setattr(tempfile, "mkdtemp", fail)
+        patch.setattr(mx, "eval", fail)
+        failure = engine.run(pb.GetOrLoadRequest(model=str(model))).failure
+
+    assert failure.reason == "MACHINE_FAULT"
+    assert "TMPDIR" in failure.message
+    assert engine.run(pb.GetOrLoadRequest(model=str(model))).info.size_bytes > 0
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="MLX compiles with the C++ compiler on the CPU backend only")
+def test_a_daemon_whose_tmpdir_is_gone_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way, with the real library: it serves, and the caller learns what to set."""
+    monkeypatch.setenv("TMPDIR", str(folder / "gone"))
+    daemon = RunningDaemon.start(folder)
+    try:
+        with daemon.client() as client, pytest.raises(mlx_sidecar.MachineFault, match="TMPDIR"):
+            client.complete("embedded", "The", max_tokens=2)
+        lines = daemon.log()
+    finally:
+        assert daemon.stop() == 0
+    assert [line["reason"] for line in lines if line.get("rpc") == "Generate"] == ["MACHINE_FAULT"]
+    assert not [line for line in lines if line["level"] == "error" or "exception" in line]
+
+
+def test_memory_that_python_does_not_get_is_the_machines(
+    engine: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MemoryError has no number."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    model = copy_of_embedded(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("daemon.cache.loader.assembling", fail)
+        failure = engine.run(pb.GetOrLoadRequest(model=str(model))).failure
+
+    _check(failure, errno.ENOMEM)
+
+
+def test_damaged_content_is_still_the_models_fault(engine: Harness, tmp_path: Path) -> None:
+    """Cut off, no header, no JSON, wrong shapes, a tokenizer that is none."""
+    damages: list[Callable[[Path], object]] = [
+        lambda model: os.truncate(model / "model.safetensors", 1000),
+        lambda model: (model / "model.safetensors").write_bytes(b"x" * 100),
+        lambda model: (model / "config.json").write_text("{"),
+        lambda model: (model / "config.json").unlink(),
+        lambda model: (model / "tokenizer.json").write_text("[]"),
+    ]
+    for number, damage in enumerate(damages):
+        model = copy_of_embedded(tmp_path, f"damaged{number}")
+        damage(model)
+        assert engine.run(pb.GenerateRequest(model=str(model), text="The")).failure.reason == "MODEL_CORRUPT"
+
+
+@pytest.mark.parametrize("fails", ["rows", "packing"])
+def test_a_model_that_cannot_do_something_is_told_in_one_line(
+    engine: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """It is used without that. The line says what failed, and has no traceback."""
+    target = {"rows": "daemon.kv.rows._rows_are_exact", "packing": "daemon.kv.probe._copy"}[fails]
+
+    def fail(*_: Any) -> None:
+        raise ValueError("[matmul] shapes do not fit")
+
+    monkeypatch.setattr(target, fail)
+    with capture_logs() as logs:
+        assert engine.run(pb.GetOrLoadRequest(model=str(copy_of_embedded(tmp_path)))).info.size_bytes > 0
+
+    lines = [entry for entry in logs if "error" in entry]
+    assert [(entry["log_level"], entry["error"]) for entry in lines] == [
+        ("warning", "ValueError: [matmul] shapes do not fit")
+    ]
+    assert not any("exc_info" in entry for entry in logs)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "base"},
+        {"model_type": "no_such_thing"},
+        {"model_type": "mamba"},
+        {"num_attention_heads": 3, "num_key_value_heads": 3},
+        {"rope_scaling": {"rope_type": "unheard of"}},
+        {"vocab_size": 50},
+        {"num_hidden_layers": 2},
+    ],
+    ids=str,
+)
+def test_a_model_that_cannot_run_is_told_without_a_traceback(
+    engine: Harness, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    """Its reason is the caller's, and that of the call's one line in the parent's log; the engine adds none."""
+    model = copy_of_embedded(tmp_path, **config)
+    with capture_logs() as logs:
+        failure = engine.run(pb.GetOrLoadRequest(model=str(model))).failure
+
+    assert failure.reason in ("MODEL_UNSUPPORTED", "MODEL_CORRUPT")
+    assert logs == []
