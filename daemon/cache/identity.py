@@ -6,20 +6,24 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from daemon.cache.digests import Digests, Report, Stamp
 from daemon.cache.formats import refuse_other_formats
+from daemon.cache.model_files import Roots, allowed, check, read
 from daemon.cache.sizes import estimate_size, read_header, weight_files
 from daemon.errors import Reason, SidecarError
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+_QUANTIZATION = "hf_quant_config.json"
+"""Tells mlx-lm how to read the weights, where config.json does not."""
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapters.safetensors"
 _MAX_LAYERS = 10_000
 _MAX_CONFIG_BYTES = 16_000_000
 _MAX_NUMBER = 2**31 - 1
@@ -44,6 +48,14 @@ class ModelKey:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A safetensors file that is loaded, and the SHA-256 that it is expected to have, in hexadecimal."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSource:
     """
     A model on disk, ready to be loaded.
@@ -55,7 +67,11 @@ class ModelSource:
         size_bytes: Bytes of its weights and its adapter's on disk.
         config: Its config.json.
         adapter_path: Directory of its adapter, if any.
-        stamps: The state of each file that the key was made of; see `changed`.
+        weights: The files of weights that are loaded.
+        quantization: Its hf_quant_config.json; None if it has none.
+        adapter_config: Its adapter's adapter_config.json.
+        adapter_weights: Its adapter's weights.
+        roots: Where its files may lie, links followed; see `model_files.allowed`.
         revision: The commit of the Hub that it is; empty if it does not come from there.
     """
 
@@ -65,7 +81,11 @@ class ModelSource:
     size_bytes: int
     config: dict[str, Any] = field(compare=False, repr=False)
     adapter_path: Path | None = None
-    stamps: tuple[tuple[str, Stamp], ...] = field(default=(), compare=False, repr=False)
+    weights: tuple[WeightFile, ...] = field(default=(), compare=False, repr=False)
+    quantization: Any = field(default=None, compare=False, repr=False)
+    adapter_config: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    adapter_weights: WeightFile | None = field(default=None, compare=False, repr=False)
+    roots: Roots = field(default=(), compare=False, repr=False)
     revision: str = field(default="", compare=False)
 
     @property
@@ -115,6 +135,7 @@ def identify(
     digests: Digests = _DIGESTS,
     hub: bool = False,
     report: Report | None = _ignore,
+    roots: Roots = (),
 ) -> ModelSource:
     """
     Check a model directory and return what it holds.
@@ -126,63 +147,107 @@ def identify(
         digests: Knows the content of weight files, or reads them.
         hub: Whether the directory is a snapshot in the Hub's own cache.
         report: Gets the progress of reading weights that were not seen before; None reads none that take long.
+        roots: Directories that links may lead into; empty for any.
 
     Raises:
-        SidecarError: MODEL_CORRUPT if a file is missing, damaged or unreadable; MODEL_UNSUPPORTED if the model brings
-            its own code or has no safetensors weights; MODEL_NOT_FOUND if the adapter is not there.
+        SidecarError: MODEL_CORRUPT if a file is missing, damaged, unreadable or no regular file; MODEL_UNSUPPORTED if
+            the model brings its own code or has no safetensors weights; MODEL_NOT_FOUND if the adapter is not there or
+            a link leads elsewhere.
         TakesLong: If weights have to be read and `report` is None.
     """
     try:
-        return _identify(name, path, adapter_path, digests, hub, report)
+        return _identify(name, path, adapter_path, digests, hub, report, roots)
     except OSError as error:
         raise SidecarError(Reason.MODEL_CORRUPT, f"a file of {name} cannot be read: {error.strerror}") from error
 
 
 def _identify(
-    name: str, path: Path, adapter_path: Path | None, digests: Digests, hub: bool, report: Report | None
+    name: str,
+    path: Path,
+    adapter_path: Path | None,
+    digests: Digests,
+    hub: bool,
+    report: Report | None,
+    roots: Roots,
 ) -> ModelSource:
-    config = read_config(name, path)
-    files = weight_files(path)
+    folders = [path] if adapter_path is None else [path, adapter_path]
+    roots = allowed(roots, *folders)
+    documents = {"config.json": _config_bytes(name, path, roots)}
+    config = _checked_config(name, documents["config.json"])
+    quantization = None
+    if (path / _QUANTIZATION).exists() or (path / _QUANTIZATION).is_symlink():
+        documents[_QUANTIZATION] = read(path / _QUANTIZATION, roots, _MAX_CONFIG_BYTES)
+        quantization = _json(name, _QUANTIZATION, documents[_QUANTIZATION])
+    files = _regular(path, roots)
     refuse_other_formats(name, path, files)
-    adapter_files = [] if adapter_path is None else _adapter_files(adapter_path)
-    named = [path / "config.json", *files]
-    stamps = _stamps([*named, *adapter_files])
-    size = estimate_size([*files, *adapter_files])
-    weights = _digest(path, named, digests, hub, report)
-    adapter = _digest(adapter_path, adapter_files, digests, False, report) if adapter_path else ""
-    # The Hub's own cache keeps each commit in a directory of its name.
-    return ModelSource(
-        ModelKey(weights, adapter), name, path, size, config, adapter_path, stamps, path.name if hub else ""
-    )
+    source = ModelSource(
+        ModelKey(""), name, path, estimate_size(files), config, quantization=quantization, roots=roots,
+        revision=path.name if hub else "",  # the Hub's own cache keeps each commit in a directory of its name
+    )  # fmt: skip
+    if adapter_path is not None:
+        source, adapter_document = _with_adapter(source, adapter_path)
+    weights = [_weights(file, digests, hub, report) for file in files]
+    loaded = tuple(one for one in weights if one.path.parent == path and one.path.name.startswith("model"))
+    source = replace(source, key=ModelKey(_digest(path, documents, weights)), weights=loaded)
+    if adapter_path is None:
+        return source
+    adapter_weights = _weights(adapter_path / _ADAPTER_WEIGHTS, digests, False, report)
+    adapter = _digest(adapter_path, {_ADAPTER_CONFIG: adapter_document}, [adapter_weights])
+    return replace(source, key=replace(source.key, adapter=adapter), adapter_weights=adapter_weights)
 
 
-def changed(source: ModelSource) -> bool:
-    """Whether a file that the key was made of is not as it was, or another came. Reads none of them."""
-    adapter_files = [] if source.adapter_path is None else _adapter_files(source.adapter_path)
+def _with_adapter(source: ModelSource, path: Path) -> tuple[ModelSource, bytes]:
+    """Return a model with an adapter that was measured, and the adapter's description."""
+    files = [path / _ADAPTER_CONFIG, path / _ADAPTER_WEIGHTS]
+    missing = [file.name for file in files if not (file.exists() or file.is_symlink())]
+    if missing:
+        raise SidecarError(Reason.MODEL_NOT_FOUND, f"adapter {path} has no {' and no '.join(missing)}", field="adapter")
+    content = read(files[0], source.roots, _MAX_CONFIG_BYTES)
+    config = _json(str(path), _ADAPTER_CONFIG, content)
+    check(files[1], source.roots)
+    size = source.size_bytes + estimate_size(files)
+    return replace(source, adapter_path=path, adapter_config=config, size_bytes=size), content
+
+
+def _regular(path: Path, roots: Roots) -> list[Path]:
+    """Return the safetensors files below a directory; a FIFO of such a name would be waited for by mlx-lm."""
+    for file in sorted(path.rglob("*.safetensors")):
+        check(file, roots)
+    return weight_files(path)
+
+
+def _config_bytes(name: str, path: Path, roots: Roots) -> bytes:
     try:
-        return _stamps([source.path / "config.json", *weight_files(source.path), *adapter_files]) != source.stamps
-    except OSError:
-        return True
+        return read(path / "config.json", roots, _MAX_CONFIG_BYTES)
+    except FileNotFoundError:
+        raise SidecarError(Reason.MODEL_CORRUPT, f"{name} has no config.json; is it a model directory?") from None
 
 
-def read_config(name: str, path: Path) -> dict[str, Any]:
+def _json(name: str, file: str, content: bytes) -> dict[str, Any]:
     """
-    Read and check config.json.
+    Return a JSON object.
 
     Raises:
-        SidecarError: MODEL_CORRUPT if it is missing, no JSON object or absurd; MODEL_UNSUPPORTED if it asks mlx-lm to
-            run code.
+        SidecarError: MODEL_CORRUPT if it is none.
     """
-    file = path / "config.json"
-    if not file.is_file():
-        raise SidecarError(Reason.MODEL_CORRUPT, f"{name} has no config.json; is it a model directory?")
-    if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} is larger than 16 MB")
     try:
-        config = json.loads(file.read_bytes())
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise SidecarError(Reason.MODEL_CORRUPT, f"{file} of {name} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SidecarError(Reason.MODEL_CORRUPT, f"{file} of {name} is no JSON object")
+    return value
+
+
+def _checked_config(name: str, content: bytes) -> dict[str, Any]:
+    """
+    Return the content of config.json.
+
+    Raises:
+        SidecarError: MODEL_CORRUPT if it is no JSON object or absurd; MODEL_UNSUPPORTED if it asks mlx-lm to run code.
+    """
+    config = _json(name, "config.json", content)
+    if not isinstance(config.get("model_type"), str):
         raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} has no model_type")
     if not _MODEL_TYPE.fullmatch(config["model_type"]):
         raise SidecarError(Reason.MODEL_UNSUPPORTED, f"config.json of {name} has a model_type that is no name")
@@ -220,28 +285,17 @@ def _pairs(config: object) -> Iterator[tuple[str, object]]:
             pending.extend(value)
 
 
-def _adapter_files(path: Path) -> list[Path]:
-    files = [path / "adapter_config.json", path / "adapters.safetensors"]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise SidecarError(Reason.MODEL_NOT_FOUND, f"adapter {path} has no {' and no '.join(missing)}", field="adapter")
-    return files
+def _weights(file: Path, digests: Digests, hub: bool, report: Report | None) -> WeightFile:
+    _check_header(file, Stamp.of(file))
+    return WeightFile(file, digests.digest(file, hub=hub, report=report))
 
 
-def _stamps(files: list[Path]) -> tuple[tuple[str, Stamp], ...]:
-    return tuple((str(file), Stamp.of(file)) for file in files)
-
-
-def _digest(root: Path, files: list[Path], digests: Digests, hub: bool, report: Report | None) -> str:
+def _digest(root: Path, documents: dict[str, bytes], weights: Iterable[WeightFile]) -> str:
     """Digest names and contents, whatever the directory, so that a copy of a model is the same model."""
     state = hashlib.sha256(b"mlx-sidecar/model/2")
-    for file in files:
-        if file.suffix == ".safetensors":
-            _check_header(file, Stamp.of(file))
-            content = bytes.fromhex(digests.digest(file, hub=hub, report=report))
-        else:
-            content = hashlib.sha256(file.read_bytes()).digest()
-        name = os.fsencode(file.relative_to(root))
+    parts = [(os.fsencode(name), hashlib.sha256(content).digest()) for name, content in documents.items()]
+    parts += [(os.fsencode(one.path.relative_to(root)), bytes.fromhex(one.digest)) for one in weights]
+    for name, content in parts:
         state.update(len(name).to_bytes(8) + name + content)
     return state.hexdigest()
 

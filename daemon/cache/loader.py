@@ -6,18 +6,22 @@ cache that touches MLX.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import mlx.core as mx
+import structlog
 from mlx.utils import tree_flatten
 
 from daemon.cache.assembly import assembling
+from daemon.cache.digests import SETTLED_NS, Rest, Stamp
 from daemon.cache.entry import Loaded, Progress, Stage
-from daemon.cache.identity import ModelSource, changed
+from daemon.cache.identity import ModelSource
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
 from daemon.cache.warmup import WarmUp, warm_up
+from daemon.cache.weights import Found, Reading
 from daemon.errors import Reason, SidecarError
 from daemon.failpoints import failpoint
 from daemon.kv.layout import Layout
@@ -27,6 +31,35 @@ from daemon.kv.rows import proving
 
 SLICE_BYTES = 1 << 30
 """Most bytes of weights evaluated between two engine steps; see `Pace`."""
+
+
+R = TypeVar("R")
+
+Learn = Callable[[Path, Stamp, str], None]
+"""Called with a file, its state before it was read, and the SHA-256 of what was read; see `Digests.learn`."""
+
+log = structlog.get_logger()
+
+
+def _forget(file: Path, stamp: Stamp, digest: str) -> None:
+    """Keep nothing in mind."""
+
+
+class MisnamedError(SidecarError):
+    """
+    What was loaded is not what the key names. From now on its files are known by what they hold: ask for it again.
+
+    Args:
+        name: The model's name.
+        files: Names of the files.
+    """
+
+    def __init__(self, name: str, files: str) -> None:
+        super().__init__(
+            Reason.MODEL_CORRUPT,
+            f"{files} of {name} changed on disk, or is not the file that its name says; ask again",
+            retry_after=SETTLED_NS / 1e9,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +91,8 @@ def load(
     warmup_tokens: int,
     clock: Callable[[], float],
     seconds: Callable[[], float] = lambda: SLICE_SECONDS,
+    learn: Learn = _forget,
+    rest: Rest | None = None,
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """
     Load a model, one slice for each `next`; the generator returns the model. Closing it abandons the load.
@@ -70,17 +105,33 @@ def load(
         warmup_tokens: Tokens of the warm-up; 0 for none.
         clock: Seconds that never go back.
         seconds: Tells how long running streams may wait now.
+        learn: Told of each file that holds something else than expected; see `Digests.learn`.
+        rest: What the threads take that hash what is read; see `Hashing`.
 
     Raises:
+        MisnamedError: If what was loaded is not what the key names.
         SidecarError: MODEL_UNSUPPORTED or MODEL_CORRUPT.
     """
-    begun = Progress(Stage.LOADING, 0, source.size_bytes)
+    reading = Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)
+    with closing(reading):
+        return (yield from _load(source, reading, warmup_tokens, clock, seconds, learn))
+
+
+def _load(
+    source: ModelSource,
+    reading: Reading,
+    warmup_tokens: int,
+    clock: Callable[[], float],
+    seconds: Callable[[], float],
+    learn: Learn,
+) -> Generator[Progress, None, Loaded[LoadedModel]]:
     with _refusing(source):
-        model = yield from paced(assembling(source), begun, clock, seconds)
-    yield begun
-    done = 0
+        assembled = paced(assembling(source, reading), None, clock, seconds)
+        model, evaluated = yield from _telling(assembled, reading, source.size_bytes)
+    done = sum(array.nbytes for name, array in tree_flatten(model.parameters()) if name in evaluated)
+    yield _progress(reading.done, source.size_bytes)
     pace = Pace(SLICE_BYTES, seconds)
-    for piece in _slices(model, pace):
+    for piece in _slices(model, evaluated, pace):
         failpoint("load.slice")
         began = clock()
         with _refusing(source):
@@ -88,20 +139,42 @@ def load(
         nbytes = sum(array.nbytes for array in piece)
         pace.measured(nbytes, clock() - began)
         done += nbytes
-        yield Progress(Stage.LOADING, done, max(done, source.size_bytes))
-    _refuse_if_changed(source)
-    loaded_all = Progress(Stage.LOADING, done, max(done, source.size_bytes))
+        yield _progress(max(done, reading.done), source.size_bytes)
+    loaded_all = _progress(max(done, reading.done), source.size_bytes)
     with _refusing(source):
         layout = yield from paced(probing(model), loaded_all, clock, seconds)
         logits = yield from paced(_a_token(model, layout), loaded_all, clock, seconds)
         joinable = yield from paced(proving(model), loaded_all, clock, seconds)
     loaded = LoadedModel(source, model, layout, done, int(logits.shape[-1]), joinable)
+    last = loaded_all
     if warmup_tokens:
-        yield Progress(Stage.WARMING_UP)
+        last = Progress(Stage.WARMING_UP)
+        yield last
         warmup = WarmUp(model, layout, warmup_tokens)
-        yield from paced(warm_up(warmup, clock), Progress(Stage.WARMING_UP), clock, seconds)
+        yield from paced(warm_up(warmup, clock), last, clock, seconds)
         loaded = replace(loaded, warmup_time=warmup.seconds)
+    found = yield from paced(reading.found(seconds), last, clock, seconds)
+    _refuse_misnamed(source, found, learn)
     return Loaded(loaded, done)
+
+
+def _progress(done: int, total: int) -> Progress:
+    return Progress(Stage.LOADING, done, max(done, total))
+
+
+def _telling(steps: Generator[None, None, R], reading: Reading, total: int) -> Generator[Progress, None, R]:
+    """Tell after each step how far the reading is."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        try:
+            yield _progress(reading.done, total)
+        except GeneratorExit:
+            steps.close()
+            raise
 
 
 @contextmanager
@@ -109,6 +182,8 @@ def _refusing(source: ModelSource) -> Iterator[None]:
     """Turn whatever mlx-lm raises into a refusal: what a wrong configuration or file makes it raise can be anything."""
     try:
         yield
+    except SidecarError:
+        raise
     except Exception as error:
         unsupported = isinstance(error, ValueError) and "not supported" in str(error)
         reason = Reason.MODEL_UNSUPPORTED if unsupported else Reason.MODEL_CORRUPT
@@ -116,10 +191,15 @@ def _refusing(source: ModelSource) -> Iterator[None]:
         raise SidecarError(reason, f"{source.name} {what}: {type(error).__name__}: {error}") from error
 
 
-def _refuse_if_changed(source: ModelSource) -> None:
+def _refuse_misnamed(source: ModelSource, found: list[Found], learn: Learn) -> None:
     """The key must name what was read, or its KV would be used with other weights."""
-    if changed(source):
-        raise SidecarError(Reason.MODEL_CORRUPT, f"{source.name} changed on disk while it was loaded; ask again")
+    others = [one for one in found if not one.is_expected]
+    for one in others:
+        log.warning("a weight file holds other bytes than it was known by", file=one.expected.path.name)
+        learn(one.expected.path, one.stamp, one.digest)
+    if others:
+        names = ", ".join(one.expected.path.name for one in others)
+        raise MisnamedError(source.name, names)
 
 
 def _a_token(model: Any, layout: Layout) -> Pass:
@@ -127,11 +207,13 @@ def _a_token(model: Any, layout: Layout) -> Pass:
     return in_pieces(model, mx.array([[0]]), layout.new_cache(model, 1))
 
 
-def _slices(model: Any, pace: Pace) -> Iterator[list[mx.array]]:
-    """Group the parameters so that each group is at most a slice, or a single larger array."""
+def _slices(model: Any, evaluated: frozenset[str], pace: Pace) -> Iterator[list[mx.array]]:
+    """Group the other parameters so that each group is at most a slice, or a single larger array."""
     piece: list[mx.array] = []
     size = 0
-    for _, array in tree_flatten(model.parameters()):
+    for name, array in tree_flatten(model.parameters()):
+        if name in evaluated:
+            continue
         if piece and size + array.nbytes > pace.nbytes:
             yield piece
             piece, size = [], 0

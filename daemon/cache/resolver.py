@@ -127,7 +127,8 @@ class Resolver:
                 field="model",
             )
         report = watcher.reading if watcher else None
-        source = identify(name, path, adapter, digests=self._digests, hub=hub, report=report)
+        roots = () if name == EMBEDDED else tuple(self._roots)
+        source = identify(name, path, adapter, digests=self._digests, hub=hub, report=report, roots=roots)
         self._refuse_unsupported(source)
         return source
 

@@ -30,7 +30,7 @@ from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.outbox import Outbox, Wire
 from daemon.engine.prefix_call import PrefixCall
 from daemon.engine.pressure import Relief, Source, normal
-from daemon.engine.priority import aside
+from daemon.engine.priority import aside, resting
 from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
@@ -107,9 +107,10 @@ class Engine:
         self._invalidator = Invalidator(self._models, self._prefixes, self._runner)
         self._background = Background(post)
         self._templates = Templates(clock)
+        self._digests = Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(lambda: self._streaming))
         resolver = Resolver(
             config.model_roots,
-            digests=Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(lambda: self._streaming)),
+            digests=self._digests,
             supported=supported,
             afford=limits.refuse_if_never,
         )
@@ -206,7 +207,14 @@ class Engine:
 
     def _load(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
         self._prefixes.shed(self._ledger.shortfall(source.size_bytes, self._figures.use()))
-        return load(source, 0 if skip_warmup else self._warmup_tokens, self._clock, self._load_seconds)
+        return load(
+            source,
+            0 if skip_warmup else self._warmup_tokens,
+            self._clock,
+            self._load_seconds,
+            self._digests.learn,
+            resting(lambda: self._streaming),
+        )
 
     def _load_seconds(self) -> float:
         """Return how long a slice of a load may take: running streams may wait for one more of their own steps."""
