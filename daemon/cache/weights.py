@@ -31,9 +31,9 @@ from daemon.pieces import LONG, Pieces
 _TYPES = {
     "BOOL": mx.bool_, "U8": mx.uint8, "I8": mx.int8, "F8_E4M3": mx.uint8, "F8_E8M0": mx.uint8,
     "U16": mx.uint16, "I16": mx.int16, "F16": mx.float16, "BF16": mx.bfloat16,
-    "U32": mx.uint32, "I32": mx.int32, "F32": mx.float32, "U64": mx.uint64, "I64": mx.int64, "F64": mx.float64,
+    "U32": mx.uint32, "I32": mx.int32, "F32": mx.float32, "U64": mx.uint64, "I64": mx.int64,
 }  # fmt: skip
-"""As mlx.core.load has them: it knows no eight-bit floats and returns their bits."""
+"""As mlx.core.load has them: of eight-bit floats it returns the bits."""
 
 
 @dataclass(frozen=True, slots=True)
