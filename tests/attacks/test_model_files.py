@@ -213,7 +213,7 @@ def test_libraries_get_a_private_copy_without_code_links_or_weights(
     (model / "additional_chat_templates").mkdir()
     (model / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
     seen: list[tuple[Path, dict[str, int]]] = []
-    real = module.load_tokenizer
+    real = module.load_tokenizer  # type: ignore[attr-defined]
 
     def noting(path: Path, *rest: Any, **options: Any) -> Any:
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
