@@ -169,11 +169,14 @@ def _copy(file: Path, source: FileIO, sink: BinaryIO) -> int:
 
 
 def _pieces(file: Path, source: FileIO, most: int) -> Iterator[bytes]:
-    left = most
+    size = os.fstat(source.fileno()).st_size
+    if size > most:
+        raise _corrupt(file, f"has {size} bytes and so is {_too_large(most)}")
+    left = most  # it may grow, or have said nothing of its size
     while piece := source.read(min(_PIECE, left + 1)):
         left -= len(piece)
         if left < 0:
-            raise _corrupt(file, f"is larger than {most // 1_000_000} MB, which no model needs")
+            raise _corrupt(file, f"is {_too_large(most)}")
         yield piece
 
 
@@ -198,6 +201,10 @@ def _checked(file: Path, roots: Roots) -> Path:
 def _refuse_irregular(file: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise _corrupt(file, f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')} and no regular file")
+
+
+def _too_large(most: int) -> str:
+    return f"larger than {most // 1_000_000} MB, which no model needs"
 
 
 def _corrupt(file: Path, what: str) -> SidecarError:

@@ -141,7 +141,7 @@ def test_no_more_is_read_than_may_be_whatever_the_size_is_said_to_be(tmp_path: P
     file.write_bytes(bytes(1001))
 
     assert read(file, most=1001) == bytes(1001)
-    with pytest.raises(SidecarError, match=r"tokenizer\.json is larger"):
+    with pytest.raises(SidecarError, match=r"tokenizer\.json has 1001 bytes and so is larger"):
         read(file, most=1000)
     status = Path("/proc/self/status")
     if status.exists():
@@ -171,6 +171,9 @@ def test_a_file_that_grows_while_it_is_copied_is_copied_up_to_the_limit(
                     with growing.open("ab") as end:
                         end.write(bytes(1000))
                     return read_piece(size)
+
+                def fileno(self) -> int:
+                    return source.fileno()
 
                 def __enter__(self) -> Growing:
                     return self
