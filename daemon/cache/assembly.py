@@ -21,33 +21,25 @@ _NO_TENSORS = b"\2\0\0\0\0\0\0\0{}"
 """A safetensors file: mlx-lm adds the layers of an adapter, and the weights are not read by it."""
 
 
-def assembling(source: ModelSource, reading: Reading) -> Pieces[tuple[Any, frozenset[str]]]:
+def assembling(source: ModelSource, reading: Reading) -> Pieces[Any]:
     """
-    Do what mlx-lm does to load a model, a piece for each `next`.
+    Do what mlx-lm does to load a model, a piece for each `next`, and return the module with lazy weights.
 
-    mlx-lm is given the descriptions that the model's key was made of, in a directory of our own, and the weights that
-    `reading` reads, after the module was constructed. It opens no file of the model.
-
-    Returns:
-        The module, and the names of its parameters that are evaluated already. The others are lazy.
-
-    Raises:
-        Exception: What mlx-lm raises passes through.
+    mlx-lm is given the descriptions that the model's key was made of, in a directory of our own, and the arrays of
+    `reading`. It opens no file of the model. Headers are read, weights are not. What it raises passes through.
     """
-    model, stored = yield from _in_pieces(source, reading)
+    model = yield from _in_pieces(source, reading)
     if source.adapter_weights is not None:
         yield SHORT
         with private_folder(source.path.name) as folder:
             (folder / "adapter_config.json").write_text(json.dumps(source.adapter_config))
             (folder / "adapters.safetensors").write_bytes(_NO_TENSORS)
             model = load_adapters(model, str(folder))
-        adapter = yield from reading.adapter()
+        adapter = reading.adapter()
         _refuse_other_parameters(model, source.adapter_config, adapter)
         model.load_weights(list(adapter.items()), strict=False)
         model.eval()
-        stored |= {id(array): array for array in adapter.values()}
-    parameters = tree_flatten(model.parameters())
-    return model, frozenset(name for name, array in parameters if stored.get(id(array)) is array)
+    return model
 
 
 @contextmanager
@@ -60,21 +52,19 @@ def _described(source: ModelSource) -> Iterator[Path]:
         yield folder
 
 
-def _in_pieces(source: ModelSource, reading: Reading) -> Pieces[tuple[Any, dict[int, mx.array]]]:
+def _in_pieces(source: ModelSource, reading: Reading) -> Pieces[Any]:
     """
-    Let `load_model` do it, but for its longest parts: the layers are constructed before it, weights read before it and
-    assigned after it. Returns the arrays that were read, by identity, too.
+    Let `load_model` do it, but for its longest parts: the layers are constructed before it, weights assigned after it.
 
-    It constructs the layers itself if it asks for others.
+    It constructs them itself if it asks for others.
     """
     with _described(source) as folder:
         config = load_config(folder)
     model_class, arguments_class = _get_classes(config)
     expected = arguments_class.from_dict(config)
     constructed = model_class(expected)
-    weights = yield from reading.model()
-    stored = {id(array): array for array in weights.values()}
     yield SHORT
+    weights = reading.model()
     assignments: list[Any] = []
 
     def construct(arguments: Any) -> Any:
@@ -95,7 +85,7 @@ def _in_pieces(source: ModelSource, reading: Reading) -> Pieces[tuple[Any, dict[
     yield SHORT
     for assigned in assignments:
         model.load_weights(assigned, strict=True)
-    return model, stored
+    return model
 
 
 def _given(weights: dict[str, mx.array], sanitize: Callable[..., Any] | None) -> Callable[..., Any]:

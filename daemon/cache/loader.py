@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.core as mx
 import structlog
@@ -32,8 +32,6 @@ from daemon.kv.rows import proving
 SLICE_BYTES = 1 << 30
 """Most bytes of weights evaluated between two engine steps; see `Pace`."""
 
-
-R = TypeVar("R")
 
 Learn = Callable[[Path, Stamp, str], None]
 """Called with a file, its state before it was read, and the SHA-256 of what was read; see `Digests.learn`."""
@@ -125,21 +123,27 @@ def _load(
     seconds: Callable[[], float],
     learn: Learn,
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
+    begun = _progress(0, source.size_bytes)
     with _refusing(source):
-        assembled = paced(assembling(source, reading), None, clock, seconds)
-        model, evaluated = yield from _telling(assembled, reading, source.size_bytes)
-    done = sum(array.nbytes for name, array in tree_flatten(model.parameters()) if name in evaluated)
+        model = yield from paced(assembling(source, reading), begun, clock, seconds)
+    yield begun
+    weights = [array for _, array in tree_flatten(model.parameters())]
+    computed = reading.others(weights)
+    done = sum(array.nbytes for array in weights)
+    del weights
+    with _refusing(source):
+        for _ in reading.read():
+            yield _progress(reading.done, source.size_bytes)
     yield _progress(reading.done, source.size_bytes)
     pace = Pace(SLICE_BYTES, seconds)
-    for piece in _slices(model, evaluated, pace):
+    for piece in _slices(computed, pace):
         failpoint("load.slice")
         began = clock()
         with _refusing(source):
             mx.eval(piece)
-        nbytes = sum(array.nbytes for array in piece)
-        pace.measured(nbytes, clock() - began)
-        done += nbytes
-        yield _progress(max(done, reading.done), source.size_bytes)
+        pace.measured(sum(array.nbytes for array in piece), clock() - began)
+        yield _progress(reading.done, source.size_bytes)
+    computed.clear()
     loaded_all = _progress(max(done, reading.done), source.size_bytes)
     with _refusing(source):
         layout = yield from paced(probing(model), loaded_all, clock, seconds)
@@ -160,21 +164,6 @@ def _load(
 
 def _progress(done: int, total: int) -> Progress:
     return Progress(Stage.LOADING, done, max(done, total))
-
-
-def _telling(steps: Generator[None, None, R], reading: Reading, total: int) -> Generator[Progress, None, R]:
-    """Tell after each step how far the reading is."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: R = end.value
-            return result
-        try:
-            yield _progress(reading.done, total)
-        except GeneratorExit:
-            steps.close()
-            raise
 
 
 @contextmanager
@@ -207,13 +196,11 @@ def _a_token(model: Any, layout: Layout) -> Pass:
     return in_pieces(model, mx.array([[0]]), layout.new_cache(model, 1))
 
 
-def _slices(model: Any, evaluated: frozenset[str], pace: Pace) -> Iterator[list[mx.array]]:
-    """Group the other parameters so that each group is at most a slice, or a single larger array."""
+def _slices(arrays: list[mx.array], pace: Pace) -> Iterator[list[mx.array]]:
+    """Group arrays so that each group is at most a slice, or a single larger array."""
     piece: list[mx.array] = []
     size = 0
-    for name, array in tree_flatten(model.parameters()):
-        if name in evaluated:
-            continue
+    for array in arrays:
         if piece and size + array.nbytes > pace.nbytes:
             yield piece
             piece, size = [], 0

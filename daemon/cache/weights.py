@@ -1,5 +1,5 @@
 """
-Weights become arrays: read by our own code, in slices that fit between engine steps, and hashed while they are read.
+Weights become arrays: in slices that fit between engine steps, in the order of their files, and hashed on the way.
 
 What is hashed is the memory of the arrays themselves, so that a digest is that of what is computed with: a file can
 change without a trace while it is read, and before.
@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +33,24 @@ _TYPES = {
     "U32": mx.uint32, "I32": mx.int32, "F32": mx.float32, "U64": mx.uint64, "I64": mx.int64,
 }  # fmt: skip
 """As mlx.core.load has them: of eight-bit floats it returns the bits."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """
+    A file whose header was read.
+
+    Attributes:
+        expected: The file, and what it should hold.
+        stamp: Its state then.
+        head: Its bytes up to the first tensor.
+        tensors: Where each of its arrays begins and ends, from there on, in order, and the array.
+    """
+
+    expected: WeightFile
+    stamp: Stamp
+    head: bytes
+    tensors: list[tuple[int, int, mx.array]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,99 +86,132 @@ class Reading:
         self._pace = pace
         self._clock = clock
         self._hashing = Hashing() if rest is None else Hashing(rest)
-        self._files: list[tuple[WeightFile, Stamp, Stream]] = []
-        self._slice = 0
-        self._began = clock()
+        self._open: list[_Open] = []
+        self._hashed: list[tuple[_Open, Stream]] = []
+        self._begun = False
         self.done = 0
 
-    def model(self) -> Pieces[dict[str, mx.array]]:
+    def model(self) -> dict[str, mx.array]:
         """
-        Return the model's arrays by name, evaluated.
+        Return the model's arrays by name. They are lazy: headers are read, weights are not.
 
         Raises:
-            SidecarError: MODEL_CORRUPT if a file is damaged or ends too early, or has values of an unknown type.
+            SidecarError: MODEL_CORRUPT if a header is damaged or changes while it is read.
             OSError: If a file cannot be read.
+            RuntimeError: If MLX does not know the type of a tensor.
         """
         arrays: dict[str, mx.array] = {}
         for file in self._source.weights:
-            arrays.update((yield from self._read(file)))
+            arrays.update(self._opened(file))
         return arrays
 
-    def adapter(self) -> Pieces[dict[str, mx.array]]:
-        """Return the adapter's arrays by name, evaluated. Raises as `model` does."""
-        file = self._source.adapter_weights
-        assert file is not None
-        return (yield from self._read(file))
+    def adapter(self) -> dict[str, mx.array]:
+        """Return the adapter's arrays by name, lazy. Raises as `model` does."""
+        assert self._source.adapter_weights is not None
+        return self._opened(self._source.adapter_weights)
+
+    def others(self, arrays: Iterable[mx.array]) -> list[mx.array]:
+        """Return those of some arrays that `read` does not evaluate: they are computed from what is read, or new."""
+        own = {id(array) for file in self._open for _, _, array in file.tensors}
+        return [array for array in arrays if id(array) not in own]
+
+    def read(self) -> Pieces[None]:
+        """
+        Evaluate all arrays that were returned, a slice for each `next`, and let go of them.
+
+        Raises:
+            SidecarError: MODEL_CORRUPT if a file has become shorter.
+            OSError: If a file cannot be read.
+            RuntimeError: Likewise, from MLX.
+        """
+        while self._open:
+            yield from self._read(self._open.pop(0))
 
     def found(self, seconds: Callable[[], float]) -> Pieces[list[Found]]:
-        """
-        Return what each file held. Waits for the threads that hash, for `seconds()` at a time.
-        """
+        """Return what each file held. Waits for the threads that hash, for `seconds()` at a time."""
         while not self._hashing.wait(seconds()):
             yield LONG
-        return [Found(file, stamp, stream.digest) for file, stamp, stream in self._files]
+        return [Found(file.expected, file.stamp, stream.digest) for file, stream in self._hashed]
 
     def close(self) -> None:
         """Stop, and let go of the memory."""
         self._hashing.close()
+        self._open.clear()
 
-    def _read(self, weights: WeightFile) -> Pieces[dict[str, mx.array]]:
+    def _opened(self, weights: WeightFile) -> dict[str, mx.array]:
         path = weights.path
         with opened(path, self._source.roots) as file:
-            stream = self._hashing.begin()
-            self._files.append((weights, Stamp.from_status(os.fstat(file.fileno())), stream))
+            stamp = Stamp.from_status(os.fstat(file.fileno()))
             header = header_of(file, path)
-            stream.put(memoryview(struct.pack("<Q", len(header)) + header))
-            yield from self._turn()
-            arrays: dict[str, mx.array] = {}
-            end = 0
-            for name, tensor in _in_order(header):
-                begin, after = tensor["data_offsets"]
-                yield from self._pass(path, file, begin - end, stream)
-                raw = yield from self._raw(path, file, after - begin, stream)
-                arrays[name] = _typed(raw, tensor["dtype"], tensor["shape"])
-                end = after
-            size = os.fstat(file.fileno()).st_size
-            yield from self._pass(path, file, size - file.tell(), stream)
-            stream.end()
-        return arrays
+            # By the descriptor: its name may lead elsewhere by now. MLX keeps one of its own.
+            loaded = mx.load(f"/dev/fd/{file.fileno()}", format="safetensors")
+        assert isinstance(loaded, dict)
+        described = _in_order(header)
+        if loaded.keys() != {name for name, _ in described}:
+            raise _changed(path)
+        tensors = []
+        for name, tensor in described:
+            array = loaded[name]
+            if array.shape != tuple(tensor["shape"]) or array.dtype != _TYPES.get(tensor["dtype"]):
+                raise _changed(path)  # what is hashed must be what MLX has understood
+            tensors.append((*tensor["data_offsets"], array))
+        self._open.append(_Open(weights, stamp, struct.pack("<Q", len(header)) + header, tensors))
+        return loaded
 
-    def _raw(self, path: Path, file: FileIO, nbytes: int, stream: Stream) -> Pieces[mx.array]:
-        """Read the next bytes of a file into an array of bytes."""
-        if self._slice and self._slice + nbytes > self._pace.nbytes:
-            yield from self._turn()
-        raw = mx.zeros((nbytes,), mx.uint8, stream=mx.cpu)
-        mx.eval(raw)
-        view = memoryview(cast("Any", raw))  # keeps the array, and so its memory
-        for start in range(0, nbytes, step := max(LEAST_BYTES, self._pace.nbytes)):
-            if start:
-                yield from self._turn()
-            piece = view[start : start + step]
-            _fill(path, file, piece)
-            stream.put(piece)
-            self._slice += piece.nbytes
-            self.done += piece.nbytes
-        return raw
+    def _read(self, file: _Open) -> Pieces[None]:
+        stream = self._hashing.begin()
+        self._hashed.append((file, stream))
+        stream.put(memoryview(file.head))
+        end, group = 0, list[mx.array]()
+        for begin, after, array in file.tensors:
+            if begin > end or (group and _nbytes(group) + array.nbytes > self._pace.nbytes):
+                yield from self._evaluate(group, stream)
+                yield from self._pass(file, end, begin, stream)
+                group = []
+            group.append(array)
+            end = after
+        file.tensors.clear()
+        yield from self._evaluate(group, stream)
+        yield from self._pass(file, end, file.stamp.size - len(file.head), stream)
+        stream.end()
 
-    def _pass(self, path: Path, file: FileIO, nbytes: int, stream: Stream) -> Pieces[None]:
+    def _evaluate(self, group: list[mx.array], stream: Stream) -> Pieces[None]:
+        """Evaluate a slice of arrays that follow each other."""
+        if not group:
+            return
+        yield from self._turn()
+        failpoint("load.slice")
+        began = self._clock()
+        mx.eval(group)
+        views = [array.reshape(-1).view(mx.uint8) for array in group if array.size]
+        mx.eval(views)  # in the same memory, which a view of them keeps
+        for view in views:
+            stream.put(memoryview(cast("Any", view)))
+        self._pace.measured(_nbytes(group), self._clock() - began)
+        self.done += _nbytes(group)
+
+    def _pass(self, file: _Open, begin: int, end: int, stream: Stream) -> Pieces[None]:
         """Read bytes that belong to no tensor: they are part of the file's digest."""
-        while nbytes > 0:
-            piece = memoryview(bytearray(min(LEAST_BYTES, nbytes)))
-            _fill(path, file, piece)
-            stream.put(piece)
-            nbytes -= piece.nbytes
-            self._slice += piece.nbytes
-            if self._slice > self._pace.nbytes:
+        if begin >= end:
+            return
+        path = file.expected.path
+        with opened(path, self._source.roots) as source:
+            source.seek(len(file.head) + begin)
+            for start in range(begin, end, LEAST_BYTES):
                 yield from self._turn()
+                piece = source.read(min(LEAST_BYTES, end - start))
+                if not piece:
+                    raise _changed(path)
+                stream.put(memoryview(piece))
 
     def _turn(self) -> Pieces[None]:
-        """End a slice and begin the next."""
-        if self._slice:
-            self._pace.measured(self._slice, self._clock() - self._began)
-        yield LONG
-        failpoint("load.slice")
-        self._slice = 0
-        self._began = self._clock()
+        if self._begun:
+            yield LONG
+        self._begun = True
+
+
+def _nbytes(arrays: list[mx.array]) -> int:
+    return sum(array.nbytes for array in arrays)
 
 
 def _in_order(header: bytes) -> list[tuple[str, dict[str, Any]]]:
@@ -171,20 +221,5 @@ def _in_order(header: bytes) -> list[tuple[str, dict[str, Any]]]:
     return sorted(tensors.items(), key=lambda item: item[1]["data_offsets"])
 
 
-def _fill(path: Path, file: FileIO, piece: memoryview) -> None:
-    done = 0
-    while done < piece.nbytes:
-        read = file.readinto(piece[done:])
-        if not read:
-            raise SidecarError(Reason.MODEL_CORRUPT, f"{path.name} was cut off while it was read; ask again")
-        done += read
-
-
-def _typed(raw: mx.array, name: str, shape: list[int]) -> mx.array:
-    """Return bytes as an array of a type and shape, in the same memory."""
-    if name not in _TYPES:
-        raise ValueError(f"values of type {name} are not supported")
-    dtype = _TYPES[name]
-    array = mx.zeros(shape, dtype) if not raw.size else raw.view(dtype).reshape(shape)
-    mx.eval(array)
-    return array
+def _changed(path: Path) -> SidecarError:
+    return SidecarError(Reason.MODEL_CORRUPT, f"{path.name} changed while it was read; ask again")
