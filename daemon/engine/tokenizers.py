@@ -180,17 +180,15 @@ def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
 
 
 def _load(source: ModelSource, templates: Templates) -> Tokenizer:
-    try:
-        with private_copy(source.path, source.roots) as path:  # libraries open no file of the model itself
+    with private_copy(source.path, source.roots) as path:  # libraries open no file of the model itself
+        try:
             eos = load_config(path).get("eos_token_id")  # with that of generation_config.json, which counts more
             wrapper = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=eos)
             tokenizer = Tokenizer(understood(wrapper), templates)
             tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
             return tokenizer
-    except SidecarError:
-        raise
-    except Exception as error:  # transformers raises anything on a damaged tokenizer
-        raise SidecarError(
-            Reason.MODEL_CORRUPT,
-            f"the tokenizer of {source.name} cannot be loaded: {type(error).__name__}: {error}",
-        ) from error
+        except Exception as error:  # transformers raises anything on a damaged tokenizer
+            raise SidecarError(
+                Reason.MODEL_CORRUPT,
+                f"the tokenizer of {source.name} cannot be loaded: {type(error).__name__}: {error}",
+            ) from error
