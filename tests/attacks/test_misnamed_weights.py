@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from daemon.cache.digests import SETTLED_NS, Digests, Stamp
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine.harness import Harness, Reference, generate
+from tests.engine.harness import PATIENCE, Harness, Reference, generate
 from tests.models import copy_of_embedded
 
 PROMPT = "The code of"
@@ -118,6 +118,13 @@ def test_weights_that_were_rewritten_through_a_mapping_poison_no_other_directory
     harness.settle()
 
 
+def _until_waiting(harness: Harness, count: int) -> None:
+    """Let so many calls wait for one load, of which no slice is done meanwhile."""
+    jobs = harness.engine._models._loads._jobs
+    while not any(len(job.tickets) == count for job in jobs.values()):
+        harness._inbox.get(timeout=PATIENCE)()
+
+
 def test_two_who_share_a_load_by_name_do_not_share_its_misnamed_file(
     harness: Harness, pair: tuple[Path, Path], expected: list[int]
 ) -> None:
@@ -127,8 +134,11 @@ def test_two_who_share_a_load_by_name_do_not_share_its_misnamed_file(
         _estimated(harness, path)
     content = _other_weights(rewritten)
     with _silently_rewritten(rewritten / "model.safetensors", content, lambda: _estimated(harness, rewritten)):
+        loads = [harness.begin(pb.GetOrLoadRequest(model=str(rewritten)))]
+        _until_waiting(harness, 1)
+        loads.append(harness.begin(pb.GetOrLoadRequest(model=str(untouched))))
         calls = [harness.begin(generate(PROMPT, model=str(path), max_tokens=12)) for path in (rewritten, untouched)]
-        loads = [harness.begin(pb.GetOrLoadRequest(model=str(path))) for path in (rewritten, untouched)]
+        _until_waiting(harness, 4)
         ends = [harness.finish(call)[-1] for call in (*calls, *loads)]
 
     assert not [end for end in ends if end.HasField("failure")]
