@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from daemon import signs
+from daemon.cache.model_files import opened
 
 Report = Callable[[int, int], None]
 """Called with bytes done and bytes to do; may raise to abandon the work."""
@@ -65,8 +67,12 @@ class Stamp:
         Raises:
             OSError: If it cannot be looked at.
         """
-        stat = file.stat()
-        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        return cls.from_status(file.stat())
+
+    @classmethod
+    def from_status(cls, status: os.stat_result) -> Stamp:
+        """Return the stamp in what the system says of a file."""
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class Notes(Protocol):
@@ -111,6 +117,9 @@ class Digests:
     """
     Digests by file and stamp. Any thread.
 
+    They say what a file is expected to hold. A stamp does not tell everything: writing through a mapping need not move
+    it. What is loaded is hashed while it is loaded, and `learn` is told.
+
     Args:
         notes: Keeps digests of large files for the next process; None keeps them in memory only.
         now_ns: The file system's clock.
@@ -129,7 +138,26 @@ class Digests:
         self._aside = aside
         self._known = notes.read() if notes else {}
         self._turns: WeakValueDictionary[Path, _Turn] = WeakValueDictionary()
+        self._misnamed: set[str] = set()
         self._lock = threading.Lock()
+
+    def learn(self, file: Path, stamp: Stamp, digest: str) -> None:
+        """
+        Correct what was known of a file, because all of it was read and something else was found.
+
+        Args:
+            file: The file.
+            stamp: Its state before it was read.
+            digest: The SHA-256 of what was read, in hexadecimal.
+        """
+        path = file.resolve()
+        with self._lock:
+            self._misnamed.add(str(path))
+            self._known.pop(str(path), None)
+        if stamp.ctime_ns + SETTLED_NS < self._now_ns():
+            self._remember(path, stamp, digest)
+        else:
+            self._write_notes()
 
     def digest(self, file: Path, *, hub: bool = False, report: Report | None = None) -> str:
         """
@@ -137,8 +165,8 @@ class Digests:
 
         Args:
             file: The file.
-            hub: Whether huggingface_hub put it there. Its large files are named by their SHA-256, which is believed
-                for as long as the file is as it was when it was first seen.
+            hub: Whether huggingface_hub put it there. Its large files are named by their SHA-256, which is expected
+                for as long as the file is as it was when it was first seen, and no load found anything else.
             report: Gets the progress of reading a large file; None reads none.
 
         Raises:
@@ -162,7 +190,13 @@ class Digests:
             seen, digest = self._known.get(str(path), (None, ""))
         if seen == stamp:
             return digest
-        if seen is None and hub and path.parent.name == "blobs" and _BLOB.fullmatch(path.name):
+        if (
+            seen is None
+            and hub
+            and str(path) not in self._misnamed
+            and path.parent.name == "blobs"
+            and _BLOB.fullmatch(path.name)
+        ):
             self._remember(path, stamp, path.name)
             return path.name
         return None
@@ -181,8 +215,13 @@ class Digests:
         with self._lock:
             self._known.pop(str(path), None)
             self._known[str(path)] = stamp, digest
-            large = {name: one for name, one in self._known.items() if one[0].size > QUICK_BYTES}
-            if self._notes is not None and stamp.size > QUICK_BYTES:
+        if stamp.size > QUICK_BYTES:
+            self._write_notes()
+
+    def _write_notes(self) -> None:
+        if self._notes is not None:
+            with self._lock:
+                large = {name: one for name, one in self._known.items() if one[0].size > QUICK_BYTES}
                 self._notes.write(large)
 
 
@@ -190,9 +229,9 @@ def _sha256(path: Path, size: int, report: Report | None, rest: Rest) -> str:
     state = hashlib.sha256()
     done = reported = 0
     buffer = memoryview(bytearray(min(_PIECE, max(1, size))))
-    with path.open("rb", buffering=0) as file:
+    with opened(path) as file:
         began = time.thread_time()
-        while read := file.readinto(buffer):
+        while read := file.readinto(buffer[: size - done]):  # no more than it had: it may grow without end
             state.update(buffer[:read])
             signs.moved()
             done += read

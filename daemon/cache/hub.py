@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DryRunFileInfo, snapshot_download
+from huggingface_hub import DryRunFileInfo, constants, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: httpx's, or its successor's
     DryRunError,
     FileMetadataError,
@@ -21,9 +21,11 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from tqdm import tqdm
 
 from daemon.cache.digests import Report
+from daemon.cache.model_files import check, read
 from daemon.errors import Reason, SidecarError
 
 PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
@@ -63,7 +65,7 @@ def is_complete(path: Path) -> bool:
     if not index.is_file():
         return any(file.is_file() for file in path.glob("model*.safetensors"))
     try:
-        return all((path / shard).is_file() for shard in set(json.loads(index.read_bytes())["weight_map"].values()))
+        return all((path / shard).is_file() for shard in set(json.loads(read(index))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
@@ -118,7 +120,16 @@ def _refusing(repo: str, revision: str) -> Iterator[None]:
 
 
 def _fetch(repo: str, revision: str, **options: Any) -> Path:
+    _refuse_irregular(repo, revision)
     return Path(snapshot_download(repo, revision=revision or None, allow_patterns=PATTERNS, **options))
+
+
+def _refuse_irregular(repo: str, revision: str) -> None:
+    """huggingface_hub opens the references and the lists of files in its cache itself, and would wait for a FIFO."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    for file in (folder / "refs" / (revision or constants.DEFAULT_REVISION), *folder.glob("trees/*.json")):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            check(file)
 
 
 def _not_cached(repo: str, why: str) -> SidecarError:

@@ -6,14 +6,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from daemon.cache.digests import Digests, Report, Stamp, TakesLong
 from daemon.cache.formats import refuse_other_formats
+from daemon.cache.model_files import Roots, allowed, check, read
 from daemon.cache.sizes import estimate_size, read_header, weight_files
 from daemon.errors import Reason, SidecarError
 from daemon.machine import machine_fault
@@ -21,6 +22,9 @@ from daemon.machine import machine_fault
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+_QUANTIZATION = "hf_quant_config.json"
+"""Tells mlx-lm how to read the weights, where config.json does not."""
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapters.safetensors"
 _COUNT = re.compile(r"(^|_)(layers?|loops|experts|heads?|blocks|depth|stages|mult)$")
 """Keys that say how often something is built or done."""
 _MAX_COUNT = 10_000
@@ -31,12 +35,12 @@ _DIGESTS = Digests()
 """Those of callers that bring none."""
 
 
-def _ignore(_done: int, _total: int) -> None:
-    """Nobody watches."""
-
-
 def _afford_all(_name: str, _nbytes: int) -> None:
     """There is room for everything."""
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """Nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,14 @@ class ModelKey:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A safetensors file that is loaded, and the SHA-256 that it is expected to have, in hexadecimal."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSource:
     """
     A model on disk, ready to be loaded.
@@ -62,7 +74,11 @@ class ModelSource:
         size_bytes: Bytes of its weights and its adapter's on disk.
         config: Its config.json.
         adapter_path: Directory of its adapter, if any.
-        stamps: The state of each file that the key was made of; see `changed`.
+        weights: The files of weights that are loaded.
+        quantization: Its hf_quant_config.json; None if it has none.
+        adapter_config: Its adapter's adapter_config.json.
+        adapter_weights: Its adapter's weights.
+        roots: Where its files may lie, links followed; see `model_files.allowed`.
         revision: The commit of the Hub that it is; empty if it does not come from there.
     """
 
@@ -72,7 +88,11 @@ class ModelSource:
     size_bytes: int
     config: dict[str, Any] = field(compare=False, repr=False)
     adapter_path: Path | None = None
-    stamps: tuple[tuple[str, Stamp], ...] = field(default=(), compare=False, repr=False)
+    weights: tuple[WeightFile, ...] = field(default=(), compare=False, repr=False)
+    quantization: Any = field(default=None, compare=False, repr=False)
+    adapter_config: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    adapter_weights: WeightFile | None = field(default=None, compare=False, repr=False)
+    roots: Roots = field(default=(), compare=False, repr=False)
     revision: str = field(default="", compare=False)
 
     @property
@@ -122,6 +142,7 @@ def identify(
     digests: Digests = _DIGESTS,
     hub: bool = False,
     report: Report | None = _ignore,
+    roots: Roots = (),
     afford: Callable[[str, int], None] = _afford_all,
     estimate: bool = False,
 ) -> ModelSource:
@@ -136,17 +157,27 @@ def identify(
         digests: Knows the content of weight files, or reads them.
         hub: Whether the directory is a snapshot in the Hub's own cache.
         report: Gets the progress of reading weights that were not seen before; None reads none that take long.
+        roots: Directories that links may lead into; empty for any.
         afford: Raises if a model of this name and so many bytes can never be loaded; called before weights are read.
         estimate: Whether figures are enough: no weights are read that take long, and the key is empty instead.
 
     Raises:
-        SidecarError: MODEL_CORRUPT if a file is missing or damaged; MODEL_UNSUPPORTED if the model brings its own code
-            or has no safetensors weights; MODEL_NOT_FOUND if the adapter is not there; MACHINE_EXHAUSTED or
-            MACHINE_FAULT if the machine cannot read them.
+        SidecarError: MODEL_CORRUPT if a file is missing, damaged or no regular file; MODEL_UNSUPPORTED if the model
+            brings its own code or has no safetensors weights; MODEL_NOT_FOUND if the adapter is not there or a link
+            leads elsewhere; MACHINE_EXHAUSTED or MACHINE_FAULT if the machine cannot read them.
         TakesLong: If weights have to be read and `report` is None.
     """
     try:
-        return _identify(name, path, adapter_path, digests, hub, report, afford, estimate)
+        source, documents, files = _described(name, path, adapter_path, hub, roots)
+        afford(name, source.size_bytes)
+        for file in files:
+            _check_header(file, Stamp.of(file))
+        try:
+            return _with_key(source, documents, files, digests, hub, None if estimate else report)
+        except TakesLong as takes:
+            if not estimate:
+                raise TakesLong(source.size_bytes) from takes
+            return source
     except OSError as error:
         cannot = f"a file of {name} cannot be read"
         raise machine_fault(error, cannot) or SidecarError(
@@ -154,69 +185,102 @@ def identify(
         ) from error
 
 
-def _identify(
-    name: str,
-    path: Path,
-    adapter_path: Path | None,
-    digests: Digests,
-    hub: bool,
-    report: Report | None,
-    afford: Callable[[str, int], None],
-    estimate: bool,
-) -> ModelSource:
-    config = read_config(name, path)
-    files = weight_files(path)
+_Documents = dict[str, bytes]
+"""Small files that are part of a key, by name; those of an adapter too, whose names differ."""
+
+
+def _described(
+    name: str, path: Path, adapter_path: Path | None, hub: bool, roots: Roots
+) -> tuple[ModelSource, _Documents, list[Path]]:
+    """Return a model without its key, its small files, and the files of its weights, an adapter's last."""
+    folders = [path] if adapter_path is None else [path, adapter_path]
+    roots = allowed(roots, *folders)
+    documents = {"config.json": _config_bytes(name, path, roots)}
+    config = _checked_config(name, documents["config.json"])
+    quantization = None
+    if (path / _QUANTIZATION).exists() or (path / _QUANTIZATION).is_symlink():
+        documents[_QUANTIZATION] = read(path / _QUANTIZATION, roots, _MAX_CONFIG_BYTES)
+        quantization = _json(name, _QUANTIZATION, documents[_QUANTIZATION])
+    files = _regular(path, roots)
     refuse_other_formats(name, path, files)
-    adapter_files = [] if adapter_path is None else _adapter_files(adapter_path)
-    named = [path / "config.json", *files]
-    stamps = _stamps([*named, *adapter_files])
-    size = estimate_size([*files, *adapter_files])
-    afford(name, size)
-    _check_headers([*named, *adapter_files])
+    source = ModelSource(
+        ModelKey(""), name, path, estimate_size(files), config, quantization=quantization, roots=roots,
+        revision=path.name if hub else "",  # the Hub's own cache keeps each commit in a directory of its name
+    )  # fmt: skip
+    if adapter_path is not None:
+        source, documents[_ADAPTER_CONFIG] = _with_adapter(source, adapter_path)
+        files = [*files, adapter_path / _ADAPTER_WEIGHTS]
+    return source, documents, files
+
+
+def _with_key(
+    source: ModelSource, documents: _Documents, files: list[Path], digests: Digests, hub: bool, report: Report | None
+) -> ModelSource:
+    """Return a model with the key of its content; reads weights that were not seen before."""
+    adapter_file = None if source.adapter_path is None else files.pop()
+    weights = [WeightFile(file, digests.digest(file, hub=hub, report=report)) for file in files]
+    loaded = tuple(one for one in weights if one.path.parent == source.path and one.path.name.startswith("model"))
+    own = {name: content for name, content in documents.items() if name != _ADAPTER_CONFIG}
+    key = ModelKey(_digest(source.path, own, weights))
+    if source.adapter_path is None or adapter_file is None:
+        return replace(source, key=key, weights=loaded)
+    adapter = WeightFile(adapter_file, digests.digest(adapter_file, hub=False, report=report))
+    added = _digest(source.adapter_path, {_ADAPTER_CONFIG: documents[_ADAPTER_CONFIG]}, [adapter])
+    return replace(source, key=replace(key, adapter=added), weights=loaded, adapter_weights=adapter)
+
+
+def _with_adapter(source: ModelSource, path: Path) -> tuple[ModelSource, bytes]:
+    """Return a model with an adapter that was measured, and the adapter's description."""
+    files = [path / _ADAPTER_CONFIG, path / _ADAPTER_WEIGHTS]
+    missing = [file.name for file in files if not (file.exists() or file.is_symlink())]
+    if missing:
+        raise SidecarError(Reason.MODEL_NOT_FOUND, f"adapter {path} has no {' and no '.join(missing)}", field="adapter")
+    content = read(files[0], source.roots, _MAX_CONFIG_BYTES)
+    config = _json(str(path), _ADAPTER_CONFIG, content)
+    check(files[1], source.roots)
+    size = source.size_bytes + estimate_size(files)
+    return replace(source, adapter_path=path, adapter_config=config, size_bytes=size), content
+
+
+def _regular(path: Path, roots: Roots) -> list[Path]:
+    """Return the safetensors files below a directory; a FIFO of such a name would be waited for by mlx-lm."""
+    for file in sorted(path.rglob("*.safetensors")):
+        check(file, roots)
+    return weight_files(path)
+
+
+def _config_bytes(name: str, path: Path, roots: Roots) -> bytes:
     try:
-        weights = _digest(path, named, digests, hub, None if estimate else report)
-        adapter = _digest(adapter_path, adapter_files, digests, False, None if estimate else report)
-        key = ModelKey(weights, adapter)
-    except TakesLong as takes:
-        if not estimate:
-            raise TakesLong(size) from takes
-        key = ModelKey("")
-    # The Hub's own cache keeps each commit in a directory of its name.
-    return ModelSource(key, name, path, size, config, adapter_path, stamps, path.name if hub else "")
+        return read(path / "config.json", roots, _MAX_CONFIG_BYTES)
+    except FileNotFoundError:
+        raise SidecarError(Reason.MODEL_CORRUPT, f"{name} has no config.json; is it a model directory?") from None
 
 
-def changed(source: ModelSource) -> bool:
+def _json(name: str, file: str, content: bytes) -> dict[str, Any]:
     """
-    Whether a file that the key was made of is not as it was, or another came. Reads none of them.
+    Return a JSON object.
 
     Raises:
-        OSError: If the machine does not tell.
+        SidecarError: MODEL_CORRUPT if it is none.
     """
-    adapter_files = [] if source.adapter_path is None else _adapter_files(source.adapter_path)
     try:
-        return _stamps([source.path / "config.json", *weight_files(source.path), *adapter_files]) != source.stamps
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-
-
-def read_config(name: str, path: Path) -> dict[str, Any]:
-    """
-    Read and check config.json.
-
-    Raises:
-        SidecarError: MODEL_CORRUPT if it is missing, no JSON object or absurd; MODEL_UNSUPPORTED if it asks mlx-lm to
-            run code.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        raise SidecarError(Reason.MODEL_CORRUPT, f"{name} has no config.json; is it a model directory?")
-    if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} is larger than 16 MB")
-    try:
-        config = json.loads(file.read_bytes())
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise SidecarError(Reason.MODEL_CORRUPT, f"{file} of {name} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SidecarError(Reason.MODEL_CORRUPT, f"{file} of {name} is no JSON object")
+    return value
+
+
+def _checked_config(name: str, content: bytes) -> dict[str, Any]:
+    """
+    Return the content of config.json.
+
+    Raises:
+        SidecarError: MODEL_CORRUPT if it is no JSON object or absurd; MODEL_UNSUPPORTED if it asks mlx-lm to run code.
+    """
+    config = _json(name, "config.json", content)
+    if not isinstance(config.get("model_type"), str):
         raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} has no model_type")
     if not _MODEL_TYPE.fullmatch(config["model_type"]):
         raise SidecarError(Reason.MODEL_UNSUPPORTED, f"config.json of {name} has a model_type that is no name")
@@ -258,35 +322,12 @@ def _pairs(config: object) -> Iterator[tuple[str, object]]:
             pending.extend(value)
 
 
-def _adapter_files(path: Path) -> list[Path]:
-    files = [path / "adapter_config.json", path / "adapters.safetensors"]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise SidecarError(Reason.MODEL_NOT_FOUND, f"adapter {path} has no {' and no '.join(missing)}", field="adapter")
-    return files
-
-
-def _stamps(files: list[Path]) -> tuple[tuple[str, Stamp], ...]:
-    return tuple((str(file), Stamp.of(file)) for file in files)
-
-
-def _check_headers(files: list[Path]) -> None:
-    for file in files:
-        if file.suffix == ".safetensors":
-            _check_header(file, Stamp.of(file))
-
-
-def _digest(root: Path | None, files: list[Path], digests: Digests, hub: bool, report: Report | None) -> str:
+def _digest(root: Path, documents: dict[str, bytes], weights: Iterable[WeightFile]) -> str:
     """Digest names and contents, whatever the directory, so that a copy of a model is the same model."""
-    if root is None:
-        return ""
     state = hashlib.sha256(b"mlx-sidecar/model/2")
-    for file in files:
-        if file.suffix == ".safetensors":
-            content = bytes.fromhex(digests.digest(file, hub=hub, report=report))
-        else:
-            content = hashlib.sha256(file.read_bytes()).digest()
-        name = os.fsencode(file.relative_to(root))
+    parts = [(os.fsencode(name), hashlib.sha256(content).digest()) for name, content in documents.items()]
+    parts += [(os.fsencode(one.path.relative_to(root)), bytes.fromhex(one.digest)) for one in weights]
+    for name, content in parts:
         state.update(len(name).to_bytes(8) + name + content)
     return state.hexdigest()
 

@@ -6,19 +6,22 @@ cache that touches MLX.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import structlog
 
 from daemon.cache.assembly import assembling, refuse_partial_adapter
 from daemon.cache.built import arrays, nbytes
+from daemon.cache.digests import SETTLED_NS, Rest, Stamp
 from daemon.cache.entry import Loaded, Progress, Stage
-from daemon.cache.identity import ModelSource, changed
+from daemon.cache.identity import ModelSource
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
 from daemon.cache.warmup import WarmUp, warm_up
+from daemon.cache.weights import Found, Reading
 from daemon.errors import Reason, SidecarError
 from daemon.failpoints import failpoint
 from daemon.kv.layout import Layout
@@ -30,10 +33,37 @@ from daemon.machine import machine_fault
 SLICE_BYTES = 1 << 30
 """Most bytes of weights evaluated between two engine steps; see `Pace`."""
 
+
 _MOST_SAID = 500
 """Characters of what a library says: some list every tensor that is missing."""
 _UNREAD = ("[read] Unable to read", "[load_safetensors] Failed to open")
-"""How MLX begins if a file cannot be read or opened; it does not say why."""
+"""How MLX begins if a file cannot be read or opened; it does not say why. Its header and its size were right."""
+
+Learn = Callable[[Path, Stamp, str], None]
+"""Called with a file, its state before it was read, and the SHA-256 of what was read; see `Digests.learn`."""
+
+log = structlog.get_logger()
+
+
+def _forget(file: Path, stamp: Stamp, digest: str) -> None:
+    """Keep nothing in mind."""
+
+
+class MisnamedError(SidecarError):
+    """
+    What was loaded is not what the key names. From now on its files are known by what they hold: ask for it again.
+
+    Args:
+        name: The model's name.
+        files: Names of the files.
+    """
+
+    def __init__(self, name: str, files: str) -> None:
+        super().__init__(
+            Reason.MODEL_CORRUPT,
+            f"{files} of {name} changed on disk, or is not the file that its name says; ask again",
+            retry_after=SETTLED_NS / 1e9,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,58 +95,88 @@ def load(
     warmup_tokens: int,
     clock: Callable[[], float],
     seconds: Callable[[], float] = lambda: SLICE_SECONDS,
+    learn: Learn = _forget,
+    rest: Rest | None = None,
     room: Callable[[], object] = lambda: None,
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """
     Load a model, one slice for each `next`; the generator returns the model. Closing it abandons the load.
 
     A slice takes about `seconds()`; no less than one array of weights, one layer of a forward pass of a block, or
-    one of the few pieces in which the module is assembled. Until the yield that tells what the model needs, no weight
-    is read and no memory taken.
+    one of the few pieces in which the module is assembled.
 
     Args:
         source: What to load.
         warmup_tokens: Tokens of the warm-up; 0 for none.
         clock: Seconds that never go back.
         seconds: Tells how long running streams may wait now.
+        learn: Told of each file that holds something else than expected; see `Digests.learn`.
+        rest: What the threads take that hash what is read; see `Hashing`.
         room: Called once what the model needs is told and granted, before anything of it takes memory.
 
     Raises:
+        MisnamedError: If what was loaded is not what the key names.
         SidecarError: MODEL_UNSUPPORTED or MODEL_CORRUPT; MACHINE_EXHAUSTED or MACHINE_FAULT if it is not the model.
     """
-    begun = Progress(Stage.LOADING, 0, source.size_bytes)
+    reading = Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)
+    with closing(reading):
+        return (yield from _load(source, reading, warmup_tokens, clock, seconds, learn, room))
+
+
+def _load(
+    source: ModelSource,
+    reading: Reading,
+    warmup_tokens: int,
+    clock: Callable[[], float],
+    seconds: Callable[[], float],
+    learn: Learn,
+    room: Callable[[], object],
+) -> Generator[Progress, None, Loaded[LoadedModel]]:
+    begun = _progress(0, source.size_bytes)
     with _refusing(source):
-        model = yield from paced(assembling(source), begun, clock, seconds)
-    weights = arrays(model)
-    yield replace(begun, needs=nbytes(weights))
+        model = yield from paced(assembling(source, reading), begun, clock, seconds)
+    everything = arrays(model)
+    done = nbytes(everything)
+    yield replace(begun, needs=done)
     room()
+    if source.adapter_weights is not None:
+        with _refusing(source):
+            refuse_partial_adapter(model, source.adapter_config, reading.adapter_names)
+    computed = reading.others(everything)
+    del everything
     with _refusing(source):
-        if source.adapter_path is not None:
-            refuse_partial_adapter(model, source.adapter_path)
-    done = 0
+        for _ in reading.read():
+            yield _progress(reading.done, source.size_bytes)
+    yield _progress(reading.done, source.size_bytes)
     pace = Pace(SLICE_BYTES, seconds)
-    for piece in _slices(weights, pace):
+    for piece in _slices(computed, pace):
         failpoint("load.slice")
         began = clock()
         with _refusing(source):
             mx.eval(piece)
-        size = nbytes(piece)
-        pace.measured(size, clock() - began)
-        done += size
-        yield Progress(Stage.LOADING, done, max(done, source.size_bytes))
-    _refuse_if_changed(source)
-    loaded_all = Progress(Stage.LOADING, done, max(done, source.size_bytes))
+        pace.measured(nbytes(piece), clock() - began)
+        yield _progress(reading.done, source.size_bytes)
+    computed.clear()
+    loaded_all = _progress(max(done, reading.done), source.size_bytes)
     with _refusing(source):
         layout = yield from paced(probing(model), loaded_all, clock, seconds)
         logits = yield from paced(_a_token(model, layout), loaded_all, clock, seconds)
         joinable = yield from paced(proving(model), loaded_all, clock, seconds)
     loaded = LoadedModel(source, model, layout, done, int(logits.shape[-1]), joinable)
+    last = loaded_all
     if warmup_tokens:
-        yield Progress(Stage.WARMING_UP)
+        last = Progress(Stage.WARMING_UP)
+        yield last
         warmup = WarmUp(model, layout, warmup_tokens)
-        yield from paced(warm_up(warmup, clock), Progress(Stage.WARMING_UP), clock, seconds)
+        yield from paced(warm_up(warmup, clock), last, clock, seconds)
         loaded = replace(loaded, warmup_time=warmup.seconds)
+    found = yield from paced(reading.found(seconds), last, clock, seconds)
+    _refuse_misnamed(source, found, learn)
     return Loaded(loaded, done)
+
+
+def _progress(done: int, total: int) -> Progress:
+    return Progress(Stage.LOADING, done, max(done, total))
 
 
 @contextmanager
@@ -137,43 +197,28 @@ def _refusal(source: ModelSource, error: Exception) -> SidecarError:
         return fault
     said = str(error)
     if said.startswith(_UNREAD):
-        return _unread(source, said)
+        return SidecarError(
+            Reason.MACHINE_FAULT, f"{source.name} cannot be read: {_shortened(said)}; check the disk that it is on"
+        )
     unsupported = isinstance(error, ValueError) and "not supported" in said
     reason = Reason.MODEL_UNSUPPORTED if unsupported else Reason.MODEL_CORRUPT
     what = f"{source.name} is not supported by this mlx-lm" if unsupported else cannot
     return SidecarError(reason, f"{what}: {type(error).__name__}: {_shortened(said)}")
 
 
-def _unread(source: ModelSource, said: str) -> SidecarError:
-    """Tell why a file could not be read: headers and sizes were right, so that the model is not damaged."""
-    try:
-        if changed(source):
-            return _changed(source)
-        for file, _ in source.stamps:
-            with Path(file).open("rb") as opened:
-                opened.read(1)
-    except OSError as error:
-        fault = machine_fault(error, f"{source.name} cannot be read")
-        if fault is not None:
-            return fault
-    return SidecarError(
-        Reason.MACHINE_FAULT, f"{source.name} cannot be read: {_shortened(said)}; check the disk that it is on"
-    )
-
-
 def _shortened(said: str) -> str:
     return said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]} …"
 
 
-def _refuse_if_changed(source: ModelSource) -> None:
+def _refuse_misnamed(source: ModelSource, found: list[Found], learn: Learn) -> None:
     """The key must name what was read, or its KV would be used with other weights."""
-    with _refusing(source):
-        if changed(source):
-            raise _changed(source)
-
-
-def _changed(source: ModelSource) -> SidecarError:
-    return SidecarError(Reason.MODEL_CORRUPT, f"{source.name} changed on disk while it was loaded; ask again")
+    others = [one for one in found if not one.is_expected]
+    for one in others:
+        log.warning("a weight file holds other bytes than it was known by", file=one.expected.path.name)
+        learn(one.expected.path, one.stamp, one.digest)
+    if others:
+        names = ", ".join(one.expected.path.name for one in others)
+        raise MisnamedError(source.name, names)
 
 
 def _a_token(model: Any, layout: Layout) -> Pass:

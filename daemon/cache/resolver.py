@@ -135,6 +135,7 @@ class Resolver:
             digests=self._digests,
             hub=hub,
             report=watcher.reading if watcher else None,
+            roots=() if name == EMBEDDED else tuple(self._roots),
             afford=_ignore if wanted.estimate else self._afford,
             estimate=wanted.estimate,
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterable
+from io import FileIO
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from daemon.cache.model_files import opened
 from daemon.errors import Reason, SidecarError
 
 _MAX_HEADER_BYTES = 100_000_000
@@ -41,15 +44,27 @@ def read_header(path: Path) -> bytes:
     Raises:
         SidecarError: MODEL_CORRUPT if the file is truncated, or its header is no valid description of it.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise _corrupt(path, "is too short to have a header")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(size - 8, _MAX_HEADER_BYTES):
-            raise _corrupt(path, f"claims a header of {length} bytes but has {size} bytes in all")
-        header = file.read(length)
+    with opened(path) as file:
+        return header_of(file, path)
+
+
+def header_of(file: FileIO, path: Path) -> bytes:
+    """
+    Return the JSON header of a safetensors file that is open, from its beginning, as `read_header` does.
+
+    Raises:
+        SidecarError: MODEL_CORRUPT if the file is truncated, or its header is no valid description of it.
+    """
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise _corrupt(path, "is too short to have a header")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(size - 8, _MAX_HEADER_BYTES):
+        raise _corrupt(path, f"claims a header of {length} bytes but has {size} bytes in all")
+    header = file.read(length)
+    if len(header) < length:
+        raise _corrupt(path, f"ends within its header of {length} bytes")
     try:
         tensors = json.loads(header)
         spans = sorted(_span(tensor) for name, tensor in tensors.items() if name != "__metadata__")

@@ -26,6 +26,7 @@ from daemon.engine.prompts import render
 from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.sampling import Params
+from daemon.engine.searches import Searches
 from daemon.engine.sequence import Draft, Sequence, Times
 from daemon.engine.task import PROMPT, TEMPLATE, TOKENIZER, Task, already
 from daemon.engine.tokenizers import Tokenizer, Tokenizers
@@ -101,10 +102,9 @@ class LoadCall:
         self._sent: Progress | None = None
         self._began = services.clock()
         self._over = threading.Event()
-        services.finder.find(
-            Wanted(request.model, request.revision, request.adapter, request.allow_download, request.estimate_only),
-            self,
-        )
+        wanted = Wanted(request.model, request.revision, request.adapter, request.allow_download, request.estimate_only)
+        self._searches = Searches(services.finder, wanted)
+        self._searches.begin(self)
 
     @property
     def over(self) -> bool:
@@ -117,7 +117,9 @@ class LoadCall:
         if self.over or ticket is None:
             return not self.over
         if ticket.error is not None:
-            self.fail(as_sidecar_error(ticket.error))
+            self._ticket = None
+            if not self._searches.again(self, ticket.error):
+                self.fail(as_sidecar_error(ticket.error))
         elif ticket.lease is not None:
             self._ready(ticket)
         elif ticket.progress != self._sent:
@@ -195,7 +197,9 @@ class GenerateCall:
         self._asked = 0.0
         self._over = False
         self._searching = False
-        services.finder.find(Wanted(request.model, adapter=request.adapter), self)
+        wanted = Wanted(request.model, adapter=request.adapter)
+        self._searches = Searches(services.finder, wanted)
+        self._searches.begin(self)
 
     @property
     def over(self) -> bool:
@@ -234,10 +238,11 @@ class GenerateCall:
         """Wait for the model's weights."""
         if self._over:
             return
-        self._prepared = result
+        first, self._prepared = self._prepared is None, result
         request, services = self._request, self._services
-        services.outbox.accepted(self._call_id, len(result.prompt.tokens))
-        self._asked = services.clock()
+        if first:
+            services.outbox.accepted(self._call_id, len(result.prompt.tokens))
+            self._asked = services.clock()
         self._ticket = services.load(result.source, request.model, request.adapter, loaded_only=request.require_loaded)
 
     def poll(self) -> bool:
@@ -246,7 +251,9 @@ class GenerateCall:
         if self._over or ticket is None or not ticket.done:
             return not self._over
         if ticket.error is not None:
-            self.fail(as_sidecar_error(ticket.error))
+            self._ticket = None
+            if not self._searches.again(self, ticket.error):
+                self.fail(as_sidecar_error(ticket.error))
         elif not self._request.draft_model:
             self._start(ticket)
         else:

@@ -11,6 +11,7 @@ from daemon.cache.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background import as_sidecar_error
 from daemon.engine.finder import Found
+from daemon.engine.searches import Searches
 from daemon.engine.task import Task
 from daemon.engine.tokenizers import Tokenizer
 from daemon.errors import SidecarError, invalid
@@ -53,7 +54,8 @@ class DraftModel:
         self._error: SidecarError | None = None
         self._over = False
         _check_cache(model, request.model)
-        services.finder.find(Wanted(request.draft_model), self)
+        self._searches = Searches(services.finder, Wanted(request.draft_model))
+        self._searches.begin(self)
 
     @property
     def over(self) -> bool:
@@ -73,6 +75,9 @@ class DraftModel:
         if ticket is None or not ticket.done:
             return None
         if ticket.error is not None:
+            self._ticket = None
+            if self._searches.again(self, ticket.error):
+                return None
             raise as_sidecar_error(ticket.error)
         assert ticket.lease is not None
         assert self._source is not None

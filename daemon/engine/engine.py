@@ -30,7 +30,7 @@ from daemon.engine.namespaces import NamespaceBook
 from daemon.engine.outbox import Outbox, Wire
 from daemon.engine.prefix_call import PrefixCall
 from daemon.engine.pressure import Relief, Source, normal
-from daemon.engine.priority import aside
+from daemon.engine.priority import aside, resting
 from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
@@ -115,9 +115,10 @@ class Engine:
             ttl_clock,
             stuck=self._background.stuck,
         )
+        self._digests = Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(lambda: self._streaming))
         resolver = Resolver(
             config.model_roots,
-            digests=Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(lambda: self._streaming)),
+            digests=self._digests,
             supported=supported,
             afford=limits.refuse_if_never,
         )
@@ -219,8 +220,15 @@ class Engine:
 
     def _load(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
         self._shed_prefixes(source.size_bytes)
-        warmup_tokens = 0 if skip_warmup else self._warmup_tokens
-        return load(source, warmup_tokens, self._clock, self._load_seconds, lambda: self._shed_prefixes(0))
+        return load(
+            source,
+            0 if skip_warmup else self._warmup_tokens,
+            self._clock,
+            self._load_seconds,
+            self._digests.learn,
+            resting(lambda: self._streaming),
+            lambda: self._shed_prefixes(0),
+        )
 
     def _shed_prefixes(self, need: int) -> None:
         """Let prefixes make room for a model; what the load under way needs is in use already, once it is known."""

@@ -34,12 +34,24 @@ def aside(streaming: Callable[[], bool], sleep: Callable[[float], None] = time.s
         sleep: Sleeps for so many seconds.
     """
 
+    with standing_back():
+        yield resting(streaming, sleep)
+
+
+def resting(streaming: Callable[[], bool], sleep: Callable[[float], None] = time.sleep) -> Rest:
+    """
+    Return the rest that a thread takes which others do wait for: as long as it works while tokens are computed.
+
+    Args:
+        streaming: Whether anybody waits for their next token now.
+        sleep: Sleeps for so many seconds.
+    """
+
     def rest(seconds: float) -> None:
         if streaming():
             sleep(seconds)
 
-    with standing_back():
-        yield rest
+    return rest
 
 
 @contextmanager

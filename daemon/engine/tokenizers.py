@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
+from daemon.cache.model_files import private_copy
 from daemon.engine.form import Vocabulary, vocabulary
 from daemon.engine.harmony import HarmonyWrapper, understood, with_thinking
 from daemon.engine.notation import Notation
@@ -23,8 +24,6 @@ from daemon.failpoints import failpoint
 from daemon.machine import machine_fault
 
 _KEEP = 8
-MAX_FILE_BYTES = 256 << 20
-"""Of each file of a tokenizer; the largest that is known has 40 MB."""
 
 
 class Tokenizer:
@@ -184,22 +183,17 @@ def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
             yield file.name, Stamp.of(file)
 
 
-def _refuse_huge(path: Path) -> None:
-    """A library reads each of these files as a whole."""
-    for file in path.iterdir():
-        if file.suffix in (".json", ".txt", ".jinja", ".model") and (size := file.stat().st_size) > MAX_FILE_BYTES:
-            raise SidecarError(Reason.MODEL_CORRUPT, f"{file.name} has {size} bytes; no tokenizer takes so many")
-
-
 def _load(source: ModelSource, templates: Templates) -> Tokenizer:
     failpoint("tokenizer.read")
-    _refuse_huge(source.path)
     try:
-        eos = load_config(source.path).get("eos_token_id")  # with that of generation_config.json, which counts more
-        wrapper = load_tokenizer(source.path, {"trust_remote_code": False}, eos_token_ids=eos)
-        tokenizer = Tokenizer(understood(wrapper), templates)
-        tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
-        return tokenizer
+        with private_copy(source.path, source.roots) as path:  # libraries open no file of the model itself
+            eos = load_config(path).get("eos_token_id")  # with that of generation_config.json, which counts more
+            wrapper = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=eos)
+            tokenizer = Tokenizer(understood(wrapper), templates)
+            tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
+            return tokenizer
+    except SidecarError:
+        raise
     except Exception as error:  # transformers raises anything on a damaged tokenizer
         cannot = f"the tokenizer of {source.name} cannot be loaded"
         fault = machine_fault(error, cannot)

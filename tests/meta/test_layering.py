@@ -18,7 +18,8 @@ MLX = {"mlx", "mlx_lm", "transformers"}
 GRPC = {"grpc", "grpc_status", "grpc_health", "grpc_reflection"}
 GRPC_FILES = {"server.py", "service.py", "interceptors.py"}
 MLX_FILES = {
-    "cache/assembly.py", "cache/built.py", "cache/loader.py", "cache/warmup.py", "kv/layout.py", "kv/passes.py",
+    "cache/assembly.py", "cache/built.py", "cache/loader.py", "cache/warmup.py", "cache/weights.py", "kv/layout.py",
+    "kv/passes.py",
     "kv/probe.py", "kv/rows.py",
 }  # fmt: skip
 MLX_FOLDERS = ("engine/", "kv/adapters/")

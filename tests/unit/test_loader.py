@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import itertools
 import json
 import weakref
@@ -19,7 +20,7 @@ from daemon.cache import loader
 from daemon.cache.entry import Loaded, Progress, Stage
 from daemon.cache.identity import identify
 from daemon.cache.limits import Limits
-from daemon.cache.loader import LoadedModel, load
+from daemon.cache.loader import LoadedModel, MisnamedError, load
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.warmup import WarmUp, warm_up
 from daemon.errors import Reason, SidecarError
@@ -250,15 +251,22 @@ def test_weights_of_something_else_are_corrupt(path: Path) -> None:
     assert _refusal(path).reason is Reason.MODEL_CORRUPT
 
 
-def test_files_that_change_while_they_are_read_are_refused_so_that_no_key_names_the_wrong_weights(path: Path) -> None:
-    steps = _start(path)
+def test_weights_that_change_while_they_are_read_are_refused_so_that_no_key_names_the_wrong_ones(path: Path) -> None:
+    """Whatever the file system says of it; and what the file holds now is learnt, for the next who ask."""
+    source = identify("tiny", path)
+    learnt: list[tuple[Path, str]] = []
+    steps = load(source, 0, Clock(), learn=lambda file, stamp, digest: learnt.append((file, digest)))
     next(steps)
-    _change(path, rope_theta=1)
+    weights = path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
 
-    with pytest.raises(SidecarError, match="changed on disk") as caught:
+    with pytest.raises(MisnamedError, match="ask again") as caught:
         _run(steps)
 
-    assert caught.value.reason is Reason.MODEL_CORRUPT
+    assert (caught.value.reason, caught.value.retry_after) == (Reason.MODEL_CORRUPT, 2.0)
+    assert learnt == [(weights, hashlib.sha256(content).hexdigest())]
 
 
 def test_files_that_are_cut_off_while_they_are_read_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

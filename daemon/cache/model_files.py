@@ -1,0 +1,211 @@
+"""
+The files of a model: opened here or not at all.
+
+Opening a FIFO waits for ever, a link to a device never ends, and a link may lead to files that are no model's. Only
+regular files are opened, without waiting. Only so many bytes are read as are expected, whatever the file system says of
+their number. Libraries get bytes, or a private copy of the small files.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO
+
+from daemon.errors import Reason, SidecarError
+
+Roots = tuple[Path, ...]
+"""Real directories that links may lead into; empty allows any."""
+
+SMALL_BYTES = 256 << 20
+"""Most bytes of a file that a library reads as a whole; the largest that is known has 40 MB."""
+COPIED_BYTES = 512 << 20
+"""Most bytes of all such files of a model."""
+COPIED_FILES = 512
+
+_SUFFIXES = {".json", ".jsonl", ".txt", ".jinja", ".model", ".tiktoken", ".spm", ".codes", ".bpe", ".tokenizer"}
+"""What transformers and mlx-lm read of a model beside its weights. No Python file is among them."""
+_FOLDERS = ("additional_chat_templates",)
+_PIECE = 1 << 20
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def allowed(roots: Roots, *folders: Path) -> Roots:
+    """
+    Return where the files of some directories may lie, links followed; empty for anywhere.
+
+    That is below the directories that the configuration names, below their own, and among the blobs that a snapshot in
+    a cache of the Hub links to.
+    """
+    if not roots:
+        return ()
+    places = [*roots]
+    for folder in folders:
+        own = folder.resolve()
+        places.append(own)
+        if own.parent.name == "snapshots" and own.parent.parent.name.startswith("models--"):
+            places.append(own.parent.parent / "blobs")
+    return tuple(places)
+
+
+def opened(file: Path, roots: Roots = ()) -> FileIO:
+    """
+    Open a file of a model for reading, unbuffered. Never waits for another process.
+
+    Args:
+        file: The file; its directory is that of the model, or of an adapter.
+        roots: Where it may lie, links followed; see `allowed`.
+
+    Raises:
+        SidecarError: MODEL_CORRUPT if it is no regular file or a link to nothing; MODEL_NOT_FOUND if it lies elsewhere.
+        OSError: If there is no such file, or it cannot be opened.
+    """
+    real = _checked(file, roots)
+    opened_file = open(os.open(real, _FLAGS), "rb", buffering=0)  # noqa: SIM115 - the caller closes it
+    assert isinstance(opened_file, FileIO)
+    try:
+        _refuse_irregular(file, os.fstat(opened_file.fileno()))  # another one may be there by now
+    except SidecarError:
+        opened_file.close()
+        raise
+    return opened_file
+
+
+def check(file: Path, roots: Roots = ()) -> None:
+    """
+    Refuse a file that `opened` would refuse, without opening it.
+
+    Raises:
+        SidecarError: As `opened` does.
+        OSError: If there is no such file, or it cannot be looked at.
+    """
+    _checked(file, roots)
+
+
+def read(file: Path, roots: Roots = (), most: int = SMALL_BYTES) -> bytes:
+    """
+    Return the content of a file of a model.
+
+    Args:
+        file: The file.
+        roots: As for `opened`.
+        most: Bytes that it may have. No more are read, whatever its size is said to be.
+
+    Raises:
+        SidecarError: MODEL_CORRUPT if it has more, and as `opened` does.
+        OSError: If it cannot be read.
+    """
+    with opened(file, roots) as source:
+        return b"".join(_pieces(file, source, most))
+
+
+@contextmanager
+def private_copy(path: Path, roots: Roots = ()) -> Iterator[Path]:
+    """
+    Copy the small files of a model into a directory that only this user may enter, and remove it afterwards.
+
+    The copy bears the directory's name. Weights and code are not in it, and nothing in it is a link.
+
+    Args:
+        path: The directory of a model.
+        roots: As for `opened`.
+
+    Raises:
+        SidecarError: MODEL_CORRUPT if one of them is no regular file, or they are too large or too many;
+            MODEL_NOT_FOUND if one lies elsewhere.
+        OSError: If one cannot be read, or the copy cannot be written.
+    """
+    with private_folder(path.name) as copy:
+        left = COPIED_BYTES
+        files = _small_files(path)
+        if len(files) > COPIED_FILES:
+            raise _corrupt(path, f"has {len(files)} files of text; no tokenizer takes more than {COPIED_FILES}")
+        for file in files:
+            target = copy / file.relative_to(path)
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            with opened(file, roots) as source, target.open("xb") as sink:
+                left -= _copy(file, source, sink)
+            if left < 0:
+                raise _corrupt(path, f"has files of more than {COPIED_BYTES} bytes beside its weights")
+        yield copy
+
+
+@contextmanager
+def private_folder(name: str) -> Iterator[Path]:
+    """
+    Make an empty directory of a name that only this user may enter, and remove it afterwards.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlx-sidecar-") as folder:  # mode 0700
+        path = Path(folder) / (name or "model")
+        path.mkdir(mode=0o700)
+        yield path
+
+
+def _small_files(path: Path) -> list[Path]:
+    files = [file for file in path.iterdir() if file.suffix in _SUFFIXES]
+    for folder in _FOLDERS:
+        if (path / folder).is_dir():
+            files += [file for file in (path / folder).iterdir() if file.suffix in _SUFFIXES]
+    return sorted(files)
+
+
+def _copy(file: Path, source: FileIO, sink: BinaryIO) -> int:
+    return sum(sink.write(piece) for piece in _pieces(file, source, SMALL_BYTES))
+
+
+def _pieces(file: Path, source: FileIO, most: int) -> Iterator[bytes]:
+    size = os.fstat(source.fileno()).st_size
+    if size > most:
+        raise _corrupt(file, f"has {size} bytes and so is {_too_large(most)}")
+    left = most  # it may grow, or have said nothing of its size
+    while piece := source.read(min(_PIECE, left + 1)):
+        left -= len(piece)
+        if left < 0:
+            raise _corrupt(file, f"is {_too_large(most)}")
+        yield piece
+
+
+def _checked(file: Path, roots: Roots) -> Path:
+    """Return the real path of a file that is regular and lies where it may."""
+    try:
+        real = file.resolve(strict=True)
+    except RuntimeError as error:  # until Python 3.13 for a loop of links
+        raise _corrupt(file, "is a link that leads to itself") from error
+    except FileNotFoundError:
+        if file.is_symlink():
+            raise _corrupt(file, "is a link to nothing") from None
+        raise
+    _refuse_irregular(file, real.lstat())
+    if roots and not any(real.is_relative_to(root) for root in roots):
+        raise SidecarError(
+            Reason.MODEL_NOT_FOUND, f"{file} is a link that leads out of the directories that model_roots allows"
+        )
+    return real
+
+
+def _refuse_irregular(file: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _corrupt(file, f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')} and no regular file")
+
+
+def _too_large(most: int) -> str:
+    return f"larger than {most // 1_000_000} MB, which no model needs"
+
+
+def _corrupt(file: Path, what: str) -> SidecarError:
+    return SidecarError(Reason.MODEL_CORRUPT, f"{file.name} {what}; put the model's own file there")
