@@ -16,7 +16,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import structlog
 
-from daemon import __version__, clocks, logs
+from daemon import __version__, clocks, logs, watching
 from daemon.admission import Admission
 from daemon.config import Config, ConfigError
 from daemon.ended_call import EndedCall
@@ -209,7 +209,7 @@ class Daemon:
         if not self._admission.active:
             return
         ends = [asyncio.create_task(event.wait()) for event in (self._idle, self._stop_now)]
-        await asyncio.wait(ends, timeout=self._config.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+        await watching.wait(ends, self._config.drain_timeout, asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
         if self._admission.active:

@@ -37,8 +37,11 @@ from daemon.engine.link import Link
 from daemon.engine.loop import Loop
 from daemon.failpoints import failpoint
 from daemon.v1 import ipc_pb2 as ipc
+from daemon.watching import SeenTime
 
 DRAIN_SECONDS = 1.0
+MOST_BETWEEN_BEATS = 3.0
+"""A heartbeat reads the clock each second. When it comes later than so, no thread of this process ran meanwhile."""
 
 log = structlog.get_logger()
 
@@ -50,7 +53,8 @@ def main() -> int:
     config = Config.from_json(arguments.config)
     _harden()
     logs.configure(config.log_level, None)
-    loop = Loop(clocks.awake, _settle)
+    seen = SeenTime(clocks.awake, MOST_BETWEEN_BEATS)
+    loop = Loop(seen, _settle)
     link = Link(
         socket.socket(fileno=arguments.fd),
         on_command=lambda command: loop.post(lambda: engine.handle(command)),
@@ -64,7 +68,7 @@ def main() -> int:
     from daemon.engine.engine import Engine
     from daemon.engine.pressure import of_this_system
 
-    engine = Engine(config, link, loop.post, clocks.awake, of_this_system(), clocks.elapsed)
+    engine = Engine(config, link, loop.post, seen, of_this_system(), clocks.elapsed)
     link.send(ipc.Event(hello=hello()))
     link.flush()
     try:

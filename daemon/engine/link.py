@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 
+from daemon import watching
 from daemon.durations import duration
 from daemon.engine.frame_writer import FrameWriter
 from daemon.ipc import FrameError, encode_frame, read_frame
@@ -82,7 +83,7 @@ class Link:
             status = 1
         beats.cancel()
         self._on_end()
-        await asyncio.sleep(EXIT_SECONDS)
+        await watching.sleep(EXIT_SECONDS)
         os._exit(status)
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:

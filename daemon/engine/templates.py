@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from daemon.errors import SidecarError, invalid
+from daemon.watching import Alarm
 
 PATIENCE_SECONDS = 60.0
 """A worker that says nothing for so long is killed, whatever it waits for; its own limit is of processor time."""
@@ -79,8 +80,7 @@ class Templates:
         if self._closed:
             raise invalid("chat", "cannot be rendered: the engine ends")
         worker = self._worker = self._worker or self._start()
-        timer = threading.Timer(PATIENCE_SECONDS, worker.kill)
-        timer.daemon = True
+        timer = Alarm(PATIENCE_SECONDS, worker.kill)
         timer.start()
         try:
             assert worker.stdin is not None
