@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import mlx.core as mx
 import structlog
@@ -40,6 +42,7 @@ from daemon.kv.adapters.kv_cache import copied
 from daemon.kv.budget import Limits as PrefixLimits
 from daemon.kv.namespace import Namespace
 from daemon.kv.prefix_cache import PrefixCache
+from daemon.names import climbs
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -257,6 +260,9 @@ class Engine:
         kind = request.WhichOneof("target")
         if kind == "prefix":
             self._calls[call_id] = PrefixCall(self._services, call_id, request, self._invalidator)
+        elif kind == "model" and climbs(request.model.model):
+            fail = partial(self._outbox.fail, call_id)
+            self._background.run(partial(_resolved, request), partial(self._invalidate, call_id), fail)
         elif kind == "model":
             if request.model.weights and not request.dry_run:
                 self._recalled.forget(request.model.model)
@@ -265,3 +271,14 @@ class Engine:
             if request.all.weights and not request.dry_run:
                 self._recalled.forget()
             self._outbox.invalidated(call_id, self._invalidator.all(request.all, dry_run=request.dry_run))
+
+
+def _resolved(request: pb.InvalidateRequest) -> pb.InvalidateRequest:
+    """Return a request for a model by the path that its `..` lead to, as a load names it. Asks the file system."""
+    found = pb.InvalidateRequest()
+    found.CopyFrom(request)
+    try:
+        found.model.model = str(Path(request.model.model).resolve())
+    except (OSError, RuntimeError, ValueError):  # no path, or a loop of links: nothing was ever loaded from there
+        found.model.model = "/"
+    return found

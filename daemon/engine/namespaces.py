@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from heapq import nlargest
 from itertools import islice
+from pathlib import Path
 
 from daemon.cache.identity import ModelSource
 from daemon.kv.namespace import Namespace
@@ -35,7 +37,7 @@ class NamespaceBook:
         digest = namespace.digest()
         self._notes.pop(digest, None)
         self._notes[digest] = pb.NamespaceStats(
-            model=source.name, adapter=str(source.adapter_path or ""), salted=bool(namespace.salt)
+            model=source.name, adapter=_text(source.adapter_path), salted=bool(namespace.salt)
         )
         if len(self._notes) > MOST_NOTED:
             self._forget_some()
@@ -60,3 +62,8 @@ class NamespaceBook:
         unstored = [digest for digest in self._notes if digest not in stored]
         for digest in islice(unstored, (len(unstored) + 1) // 2):
             del self._notes[digest]
+
+
+def _text(path: Path | None) -> str:
+    """Return a path as text, for which one of bytes has to be changed."""
+    return "" if path is None else os.fsencode(path).decode("utf-8", "replace")
