@@ -258,7 +258,7 @@ def test_commands_do_their_work_with_standard_streams_closed(launch: Launch, clo
     """No descriptor of gRPC gets a number that text is written to."""
     daemon = launch("@")
     with daemon.client() as client:
-        for arguments in ("ps", "load ok", "stats --json", "config", "invalidate ok"):
+        for arguments in ("ps", "load ok", "stats --json", "config", "invalidate ok --yes"):
             ended = _shell(f"{shlex.join(SIDECAR)} {arguments} {closed}", daemon)
             assert ended.returncode == 0, (arguments, ended.stderr)
         assert client.complete("ok", "one").text == "one"
