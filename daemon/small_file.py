@@ -28,7 +28,7 @@ def read_small(path: Path, most: int) -> bytes:
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):
-            raise NotSmall(errno.EISDIR, "it is a directory")
+            raise NotSmall(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(mode):
             raise NotSmall(errno.EINVAL, "it is no regular file")
         content = bytearray()

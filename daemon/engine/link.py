@@ -68,6 +68,11 @@ class Link:
             if frames:
                 self._writer.write(frames)
 
+    @property
+    def behind(self) -> bool:
+        """Whether the parent does not read what was written; any thread."""
+        return self._writer.behind
+
     def drain(self, seconds: float) -> None:
         """Wait until all that was flushed is written, for at most so long."""
         if self._thread.is_alive():

@@ -208,7 +208,7 @@ def test_what_has_the_name_of_a_configuration_file_is_not_waited_for(folder: Pat
     assert _refusal("@", folder) == f"{file} cannot be read: it is no regular file."
     file.unlink()
     file.mkdir()
-    assert _refusal("@", folder) == f"{file} cannot be read: it is a directory."
+    assert _refusal("@", folder) == f"{file} cannot be read: Is a directory."
     file.rmdir()
     file.symlink_to("/dev/zero")
     assert _refusal("@", folder) == f"{file} cannot be read: it is no regular file."
