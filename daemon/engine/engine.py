@@ -97,7 +97,7 @@ class Engine:
         )
         self._outbox = Outbox(wire, lambda: self._figures.snapshot())
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
-        self._namespaces = NamespaceBook(self._prefixes)
+        self._namespaces = NamespaceBook(self._prefixes, clock)
         self._figures = Figures(self._models, self._prefixes, self._namespaces, self._runner, ledger, ttl_clock)
         self._ledger = ledger
         self._relief = Relief(

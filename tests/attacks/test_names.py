@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from itertools import islice, product
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -15,16 +16,19 @@ from daemon.cache.loader import LoadedModel
 from daemon.cache.resolver import EMBEDDED_PATH, MOST_REVISIONS, Resolver, Wanted
 from daemon.engine import scheduler
 from daemon.engine.known import NAMES, Known
+from daemon.engine.namespaces import CHOICE_SECONDS, MOST_SHOWN, NamespaceBook
 from daemon.engine.scheduler import ChunkSizer
 from daemon.engine.snapshot import MOST_LOADS, MOST_MODELS, Figures
 from daemon.ipc import MAX_FRAME_BYTES, encode_frame
 from daemon.keeps import MOST, Keeps
 from daemon.kv.layout import Layout
+from daemon.kv.namespace import Namespace
+from daemon.kv.tally import Tally
 from daemon.names import climbs, plain
 from daemon.v1 import ipc_pb2 as ipc
 from daemon.validation import MAX_NAME_BYTES, MAX_REQUEST_BYTES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.builders import FakeModels
+from tests.builders import Clock, FakeModels
 from tests.running import RunningDaemon
 
 Start = Callable[..., RunningDaemon]
@@ -211,3 +215,44 @@ def test_the_largest_snapshot_there_can_be_fits_into_a_frame_and_into_a_message(
     stats.prefix_cache.namespaces.extend(namespaces)
     assert len(encode_frame(ipc.Event(snapshot=stats))) < MAX_FRAME_BYTES / 2
     assert stats.ByteSize() < 2 * MAX_REQUEST_BYTES
+
+
+class _Prefixes:
+    """A prefix cache with a namespace for each salt there is, which counts how often all are looked through."""
+
+    def __init__(self) -> None:
+        self.tree = {Namespace("w", "", "KVCache", str(n)).digest(): (Tally("w"), 1) for n in range(EVEN_MORE)}
+        for number, (tally, _) in enumerate(self.tree.values()):
+            tally.blocks = number
+        self.looked = 0
+        self.trie = self
+
+    @property
+    def namespaces(self) -> list[str]:
+        return list(self.tree)
+
+    def tallies(self) -> dict[str, tuple[Tally, int]]:
+        self.looked += 1
+        return self.tree
+
+    def tally(self, namespace: str) -> tuple[Tally, int] | None:
+        return self.tree.get(namespace)
+
+
+def test_many_salts_are_looked_through_now_and_then_and_not_at_each_call() -> None:
+    """What is told of the largest is up to date all the same."""
+    prefixes, clock = _Prefixes(), Clock()
+    book = NamespaceBook(cast("Any", prefixes), clock)
+    for number in range(3000):
+        book.note(Namespace("w", "", "KVCache", str(number)), _source("/models/m"))
+    assert prefixes.looked < 10
+    prefixes.looked = 0
+    for _ in range(100):
+        shown = book.stats()
+    assert prefixes.looked == 1
+    assert [one.blocks for one in shown] == [EVEN_MORE - back for back in range(1, MOST_SHOWN + 1)]
+    last = list(prefixes.tree)[-1]
+    prefixes.tree[last][0].blocks = 7
+    assert book.stats()[0].blocks == 7
+    clock.pass_(CHOICE_SECONDS)
+    assert book.stats()[0].blocks == EVEN_MORE - 2
