@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 # gRPC's fork handlers can hang a process that starts others; this one never forks. Whoever imports gRPC first reads it.
@@ -16,7 +16,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import structlog
 
-from daemon import __version__, clocks, logs
+from daemon import __version__, clocks, logs, surroundings, watching
 from daemon.admission import Admission
 from daemon.config import Config, ConfigError
 from daemon.ended_call import EndedCall
@@ -37,7 +37,6 @@ ENGINE_STOP_SECONDS = 3.0
 SERVER_STOP_SECONDS = 1.0
 """Calls that were cut off have this long to tell their callers; a caller that does not read gets no reason."""
 SOCKET_CHECK_SECONDS = 2.0
-OPEN_FILES = 8192
 
 log = structlog.get_logger()
 
@@ -54,24 +53,34 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
     Raises:
         SocketPathError: If the socket cannot be made where it should be.
         AlreadyRunning: If another daemon serves it.
-        ConfigError: If spans are asked for that cannot be sent.
+        ConfigError: If spans are asked for that cannot be sent, or the limits of this process are too low.
     """
+    _settle()
     logs.configure(config.log_level, None)
     prepare_socket_path(config.socket)
     with InstanceLock.acquire(config.socket, ORPHAN_SECONDS) as lock:
         # The engine inherits this copy, so that the lock lives as long as any process holds the models' memory.
         inherited = lock.inheritable_copy()
         failpoint("lock.taken")
-        _allow_connections()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts; all our processes inherit it
         os.chdir("/")  # no later engine could start in a directory that somebody deleted meanwhile
         # Only now: a daemon that is refused must not touch the log file of the one that runs.
         logs.configure(config.log_level, config.log_file)
+        if (instead := surroundings.settle_temporary_directory()) is not None:
+            log.warning("temporary files go elsewhere: TMPDIR cannot be written to", directory=instead)
         try:
             with _spans(config) as on_end:
                 return asyncio.run(Daemon(config, engine, wake_lock, on_end, lock.note_engine).serve())
         finally:
             os.close(inherited)
+
+
+def _settle() -> None:
+    """Make the best of where the process was started; what it cannot do with is a ConfigError."""
+    surroundings.hold_standard_streams()
+    surroundings.ignore_stray_signals()
+    surroundings.allow_connections()
+    surroundings.check_limits()
 
 
 @contextmanager
@@ -92,15 +101,6 @@ def _spans(config: Config) -> Iterator[Callable[[EndedCall], None]]:
         yield tracer.record
     finally:
         tracer.close()
-
-
-def _allow_connections() -> None:
-    """Raise the limit of open files: each client takes one, a shell on macOS allows 256, and one more just hangs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # a kernel may allow less than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _later(delay: float, action: Callable[[], None]) -> asyncio.TimerHandle:
@@ -210,7 +210,7 @@ class Daemon:
         if not self._admission.active:
             return
         ends = [asyncio.create_task(event.wait()) for event in (self._idle, self._stop_now)]
-        await asyncio.wait(ends, timeout=self._config.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+        await watching.wait(ends, self._config.drain_timeout, asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
         if self._admission.active:

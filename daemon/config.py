@@ -23,8 +23,13 @@ from daemon.config_values import (
     read_switch,
     whole,
 )
+from daemon.small_file import read_small
 
 FILE_NAME = "config.toml"
+MOST_BYTES = 64 * 1024
+MOST_DOTS = 1000
+"""In that file, comments left out."""
+
 ENV_PREFIX = "MLX_SIDECAR_"
 TEST_PREFIX = "MLX_SIDECAR_TEST_"
 """Variables that begin so are left to the tests."""
@@ -231,17 +236,29 @@ def _from_file(path: Path) -> Iterator[_Given]:
     import tomllib  # here, as `difflib` below: not every command needs it
 
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        text = read_small(path, MOST_BYTES).decode("utf-8").replace("\r\n", "\n")
+        if _dots(text) > MOST_DOTS:
+            raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.")
+        content = tomllib.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: byte {error.start} is not UTF-8.") from None
     except ValueError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+        raise ConfigError(f"{path} is not valid TOML: {str(error).partition(';')[0]}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.") from None
     if "state_dir" in content:
         raise ConfigError(f"{path} sets state_dir, which only {ENV_PREFIX}STATE_DIR or --state-dir can set.")
     for name, raw in content.items():
         yield _Given(_known(name, _FILE_NAMES, str(path)), raw, str(path), text=False)
+
+
+def _dots(text: str) -> int:
+    """Count the dots outside of comments: the parser takes time in the square of a key's parts."""
+    return sum(line.count(".") for line in text.splitlines() if not line.lstrip().startswith("#"))
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:

@@ -9,6 +9,7 @@ from daemon.backlog import Backlog
 from daemon.durations import seconds
 from daemon.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
+from daemon.watching import Countdown
 
 FULL_BYTES = 192 * 1024
 """A backlog of so many bytes makes the engine hold the call; what it sends until it hears of it stays below 256 KiB."""
@@ -46,7 +47,7 @@ class EngineCall:
         self._backlog = Backlog()
         self._error: SidecarError | None = None
         self._arrived = asyncio.Event()
-        self._patience: asyncio.TimerHandle | None = None
+        self._patience: Countdown | None = None
         """Runs while the engine holds the call."""
 
     def push(self, event: ipc.Event) -> None:
@@ -105,7 +106,7 @@ class EngineCall:
             self._on_hold(self, False)
 
     def _wait_for_reader(self) -> None:
-        self._patience = asyncio.get_running_loop().call_later(STALL_SECONDS, self._stalled)
+        self._patience = Countdown(STALL_SECONDS, self._stalled)
 
     def _stop_waiting(self) -> None:
         if self._patience is not None:

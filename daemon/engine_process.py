@@ -13,6 +13,7 @@ from contextlib import suppress
 
 import structlog
 
+from daemon import watching
 from daemon.ipc import FrameError, encode_frame, read_frame
 from daemon.v1 import ipc_pb2 as ipc
 
@@ -113,7 +114,7 @@ class EngineProcess:
             Its exit status, negative for a signal.
         """
         status = await self._wait(REAP_SECONDS)
-        await asyncio.wait({self._output}, timeout=REAP_SECONDS)
+        await watching.wait({self._output}, REAP_SECONDS)
         self._output.cancel()
         self._writer.close()
         with suppress(OSError):
@@ -126,12 +127,14 @@ class EngineProcess:
         return await self._wait(seconds)
 
     async def _wait(self, seconds: float) -> int:
+        end = asyncio.ensure_future(self._process.wait())
         try:
-            return await asyncio.wait_for(self._process.wait(), seconds)
-        except TimeoutError:
-            log.warning("the engine did not end in time and is killed", seconds=seconds)
-            self.kill()
-            return await self._process.wait()
+            if not await watching.wait({end}, seconds):
+                log.warning("the engine did not end in time and is killed", seconds=seconds)
+                self.kill()
+            return await end
+        finally:
+            end.cancel()
 
     async def _forward_output(self) -> None:
         """Repeat its log lines in our log, which alone may write the log file."""

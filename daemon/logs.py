@@ -126,7 +126,7 @@ class _PrivateFile(RotatingFileHandler):
 
 
 def _open_private(path: str, flags: int) -> int:
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # a pipe that is not read would be waited for
     if stat.S_ISREG(os.fstat(fd).st_mode):
         os.fchmod(fd, 0o600)
     return fd

@@ -15,6 +15,7 @@ from structlog.contextvars import bind_contextvars
 
 from daemon.admission import Admission
 from daemon.durations import seconds
+from daemon.names import make_plain
 from daemon.stats import Stats
 from daemon.supervisor import Supervisor
 from daemon.v1 import ipc_pb2 as ipc
@@ -46,12 +47,14 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         """See the proto."""
         bind_contextvars(model=_name(request.model))
         check_load(request)
+        make_plain(request)
         with self._admission.place() as ticket:
             self._admission.began(ticket)
             with closing(self._supervisor.open(ipc.Command(load=request), request.model)) as call:
                 ticket.drop = call.fail
                 async for event in call.events():
                     if event.load.ready.outcome in (pb.LOAD_OUTCOME_HIT, pb.LOAD_OUTCOME_LOADED):
+                        request.model = event.load.ready.model or request.model
                         self._supervisor.keeps.note(request)
                     _note_load(event.load)
                     yield event.load
@@ -62,6 +65,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         """See the proto."""
         bind_contextvars(model=_name(request.model))
         check_generate(request)
+        make_plain(request)
         await asyncio.sleep(0)  # here and below: see the interceptor
         request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
         bind_contextvars(request_id=request.request_id)
@@ -89,6 +93,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     async def Invalidate(self, request: pb.InvalidateRequest, context: Context) -> pb.InvalidateResponse:  # noqa: N802
         """See the proto."""
         check_invalidate(request)
+        make_plain(request)
         kind = request.WhichOneof("target")
         bind_contextvars(target=kind, dry_run=request.dry_run)
         if kind != "prefix" and not request.dry_run:

@@ -13,12 +13,12 @@ import signal
 import socket as sockets
 import stat
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from daemon.paths import SocketPathError, check_name, check_vacant
+from daemon.watching import polls
 
 _POLL_SECONDS = 0.05
 _PRIVATE_PREFIX = ".s."
@@ -131,8 +131,7 @@ def _open_lock(path: Path) -> int:
 
 def _lock(fd: int, socket: Path, wait: float) -> bool:
     """Take the lock, and tell whether that was possible within so long after the death of whoever had it."""
-    deadline = time.monotonic() + wait
-    while True:
+    for _ in polls(wait, _POLL_SECONDS):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -145,9 +144,7 @@ def _lock(fd: int, socket: Path, wait: float) -> bool:
             return True
         if daemon is not None and _alive(daemon):
             raise AlreadyRunning(daemon)
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(_POLL_SECONDS)
+    return False
 
 
 def _kill_orphan(fd: int) -> None:

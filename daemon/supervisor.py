@@ -18,9 +18,12 @@ from daemon.errors import Reason, SidecarError
 from daemon.keeps import Keeps
 from daemon.quarantine import Quarantine, Suspect
 from daemon.v1 import ipc_pb2 as ipc
+from daemon.watching import SeenTime
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 CHECK_SECONDS = 0.5
+MOST_BETWEEN_CHECKS = 1.0
+"""A check that comes later than so was not made because the parent did not run; the engine is not to blame for that."""
 START_SECONDS = 120.0
 """
 An engine that takes no calls for so long after its start is killed. A heartbeat could not tell sooner which one hangs:
@@ -86,6 +89,8 @@ class Supervisor:
         self.keeps = Keeps()
         self._command = command
         self._clock = clock
+        self._seen = SeenTime(clock, MOST_BETWEEN_CHECKS)
+        """Judges the engine."""
         self._on_change = on_change
         self._on_spawn = on_spawn
         self._engine: EngineProcess | None = None
@@ -97,7 +102,8 @@ class Supervisor:
         self._last_sign = 0.0
         self._step_age = 0.0
         self._stuck = 0
-        self._began = 0.0
+        self._began = self._spawned_at = 0.0
+        """When the engine was started, as seen and by the clock."""
         self._spawned = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -116,7 +122,7 @@ class Supervisor:
         """Seconds since the engine's current step began, as far as is known; 0 when idle."""
         if not self._step_age:
             return 0.0
-        return self._step_age + self._clock() - self._last_sign
+        return self._step_age + self._seen() - self._last_sign
 
     def start(self) -> None:
         """Begin to keep an engine running."""
@@ -198,7 +204,7 @@ class Supervisor:
             if self.state is State.STOPPED:
                 log.info("the engine has ended", status=status)
                 return
-            await self._back_off(status, lived=self._clock() - self._began)
+            await self._back_off(status, lived=self._clock() - self._spawned_at)
 
     async def _back_off(self, status: int | None, *, lived: float) -> None:
         if lived >= STABLE_SECONDS:
@@ -212,7 +218,8 @@ class Supervisor:
 
     async def _live(self) -> int | None:
         """Run one engine from its start to its end, and return its exit status; None if it could not start."""
-        self._began = self._last_sign = self._clock()
+        self._spawned_at, self._began = self._clock(), self._seen()
+        self._last_sign = self._began
         self._step_age = 0.0
         self._stuck = 0
         self._set(State.STARTING)
@@ -236,9 +243,15 @@ class Supervisor:
         return await engine.reap()
 
     async def _watch(self, engine: EngineProcess) -> None:
+        late = False
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            silence, lived = self._clock() - self._last_sign, self._clock() - self._began
+            if self._seen.late() and not late:
+                late = True  # what has arrived meanwhile is read first
+                continue
+            late = False
+            now = self._seen()
+            silence, lived = now - self._last_sign, now - self._began
             if self.state in (State.STARTING, State.WARMING):
                 if lived > STALLED_SECONDS:
                     self._set(State.STARTING)  # not shortly, as it turns out
@@ -258,7 +271,7 @@ class Supervisor:
                 return
 
     def _on_event(self, event: ipc.Event) -> None:
-        self._last_sign = self._clock()
+        self._last_sign = self._seen()
         kind = event.WhichOneof("body")
         if kind == "heartbeat":
             self._step_age = seconds(event.heartbeat.step_age) if event.heartbeat.HasField("step_age") else 0.0
@@ -272,7 +285,7 @@ class Supervisor:
                 self._set(State.READY)
                 self._recall()
                 self._send_unsent()
-            elif not self.restarts and self._clock() - self._began <= STALLED_SECONDS:
+            elif not self.restarts and self._seen() - self._began <= STALLED_SECONDS:
                 self._set(State.WARMING)  # one that died, or is slow, has to show first that it takes work
         elif (call := self._calls.get(event.call_id)) is not None:
             call.push(event)

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from daemon.cache.digests import Stamp
+from daemon.small_file import read_small
 
 FILE_NAME = "digests.json"
 _VERSION = 1
@@ -40,9 +41,7 @@ class DigestFile:
     def read(self) -> dict[str, tuple[Stamp, str]]:
         """Return what was noted, by path; nothing if the file is missing, damaged or of another version."""
         try:
-            if self._path.stat().st_size > _MAX_BYTES:
-                return {}
-            content = json.loads(self._path.read_bytes())
+            content = json.loads(read_small(self._path, _MAX_BYTES))
             if content["version"] != _VERSION:
                 return {}
             return {name: _entry(values) for name, values in content["files"].items()}

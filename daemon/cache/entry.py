@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Generic, Protocol, TypeVar, cast
 
 M = TypeVar("M")
+
+MOST_NAMES = 16
+"""Names of a model in memory that are remembered and shown: the first, and those that were used last."""
 
 
 class Stage(Enum):
@@ -83,7 +86,7 @@ class Entry(Generic[M]):
     A model in memory. Times are those of the injected clock, in seconds.
 
     Attributes:
-        names: The names that it was asked for by, in order: several names may stand for one content.
+        names: The names that it was asked for by, in order, MOST_NAMES at most: several may stand for one content.
         leases: Requests that use it now.
         draining: Whether it was dropped while in use.
     """
@@ -100,11 +103,24 @@ class Entry(Generic[M]):
     leases: int = 0
     pinned: bool = False
     draining: bool = False
+    _asked: dict[str, int] = field(default_factory=dict, repr=False)
+    """By name, which use of the model was the last one under it."""
 
     @property
     def name(self) -> str:
         """The name that it was loaded by."""
         return self.names[0]
+
+    def used_as(self, name: str) -> None:
+        """Count a use of it under a name. Beyond MOST_NAMES, the one that was not used for longest is forgotten."""
+        self.use_count += 1
+        self._asked[name] = self.use_count
+        if name not in self.names:
+            self.names.append(name)
+        if len(self.names) > MOST_NAMES:
+            oldest = min(self.names[1:], key=lambda one: self._asked.get(one, 0))
+            self.names.remove(oldest)
+            self._asked.pop(oldest, None)
 
     def forget_model(self) -> None:
         """Let go of the model, so that its memory returns although somebody still looks at the entry."""

@@ -209,10 +209,8 @@ class ModelCache(Generic[S, M]):
 
     def _grant(self, ticket: Ticket[M], entry: Entry[M], outcome: Outcome) -> None:
         self._touch(entry)
-        entry.use_count += 1
+        entry.used_as(ticket.name)
         entry.leases += 1
-        if ticket.name not in entry.names:
-            entry.names.append(ticket.name)
         if ticket.pin is not None:
             entry.pinned = ticket.pin
         if ticket.ttl is not None:

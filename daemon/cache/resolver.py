@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,16 @@ from daemon.cache.hub import planned_bytes, snapshot
 from daemon.cache.identity import ModelSource, identify
 from daemon.errors import Reason, SidecarError, invalid
 from daemon.machine import machine_fault
+from daemon.names import climbs, plain
 
 EMBEDDED = "embedded"
 EMBEDDED_PATH = Path(__file__).resolve().parent.parent / "embedded"
 """A small model that ships with the daemon, for tests and demonstrations."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+MOST_REVISIONS = 1024
+"""Hub ids whose last revision is remembered; of others that come without one, the default branch is meant."""
+
 _REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 """A branch, tag or commit. huggingface_hub makes it part of a path, so that it must not lead out of the cache."""
 
@@ -96,7 +101,8 @@ class Resolver:
         self._digests = digests or Digests()
         self._supported = supported
         self._afford = afford
-        self._revisions: dict[str, str] = {}
+        self._revisions: OrderedDict[str, str] = OrderedDict()
+        """Of the Hub ids that were used last."""
         self._turns: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
         self._lock = threading.Lock()
 
@@ -113,13 +119,15 @@ class Resolver:
                 MODEL_EXCEEDS_BUDGET, MACHINE_EXHAUSTED, MACHINE_FAULT or INVALID_ARGUMENT.
             TakesLong: If there is something to download or to read, and no watcher.
         """
-        name = wanted.name
+        name = plain(wanted.name)
         adapter = self._directory("adapter", wanted.adapter) if wanted.adapter else None
         hub = name != EMBEDDED and not name.startswith("/")
         if not hub:
             if wanted.revision:
                 raise invalid("revision", "belongs to Hub ids only")
             path = EMBEDDED_PATH if name == EMBEDDED else self._directory("model", name)
+            if climbs(name) and str(path).isprintable():  # a name is text; not every path is
+                name = str(path)
         elif _HUB_ID.fullmatch(name) and ".." not in name:
             path = self._hub(wanted, watcher)
         else:
@@ -154,7 +162,10 @@ class Resolver:
     def prefer(self, name: str, revision: str) -> None:
         """Let a Hub id that comes without a revision mean this one, as if it had been loaded last."""
         with self._lock:
+            self._revisions.pop(name, None)
             self._revisions[name] = revision
+            if len(self._revisions) > MOST_REVISIONS:  # a file system that ignores case has many spellings of one id
+                self._revisions.popitem(last=False)
 
     def _refuse_unsupported(self, source: ModelSource) -> None:
         if self._supported(source.architecture):
@@ -177,8 +188,7 @@ class Resolver:
                 raise
             path = self._download(name, revision, watcher)
         if not wanted.estimate:
-            with self._lock:
-                self._revisions[name] = revision
+            self.prefer(name, revision)
         return path
 
     def _download(self, name: str, revision: str, watcher: Watcher) -> Path:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from daemon.watching import output_of
+
 COMMAND_SECONDS = 60.0
 
 
@@ -28,14 +30,9 @@ class System:
     def run(self, *command: str) -> str | None:
         """Return what a command printed, its errors left out; None if it failed or is not there."""
         try:
-            done = subprocess.run(  # noqa: S603 - fixed programs, no shell
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=COMMAND_SECONDS,
-                check=True,
-            )
+            done = output_of(command, COMMAND_SECONDS, subprocess.DEVNULL)
         except (OSError, subprocess.SubprocessError):
+            return None
+        if done.returncode:
             return None
         return done.stdout.decode("utf-8", "replace").strip()

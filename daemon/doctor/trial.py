@@ -21,6 +21,7 @@ from daemon import __version__
 from daemon.config import ENV_PREFIX
 from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.doctor.system import System
+from daemon.watching import ended
 from mlx_sidecar import Client, Completion, EngineStats, SidecarError, Stats
 
 MODEL = "embedded"
@@ -164,10 +165,8 @@ def _await_socket(socket: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def _ended(process: subprocess.Popen[bytes]) -> Finding:
-    try:
-        status = process.wait(PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
+    if not ended(process, PATIENCE_SECONDS):
         return failed("end", "the daemon does not end after SIGTERM", "report this with its log")
-    if status:
+    if status := process.returncode:
         return failed("end", f"the daemon ended with status {status}", "report this with its log")
     return ok("end", "the daemon drained and ended with status 0")

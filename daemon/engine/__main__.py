@@ -23,6 +23,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 # Before any library reads it: requests are tokenised one at a time, and a fork-happy pool would only compete with MLX.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -36,9 +38,13 @@ from daemon.engine.device import device_name
 from daemon.engine.link import Link
 from daemon.engine.loop import Loop
 from daemon.failpoints import failpoint
+from daemon.surroundings import limits_kept
 from daemon.v1 import ipc_pb2 as ipc
+from daemon.watching import SeenTime
 
 DRAIN_SECONDS = 1.0
+MOST_BETWEEN_BEATS = 3.0
+"""A heartbeat reads the clock each second. When it comes later than so, no thread of this process ran meanwhile."""
 
 log = structlog.get_logger()
 
@@ -50,7 +56,8 @@ def main() -> int:
     config = Config.from_json(arguments.config)
     _harden()
     logs.configure(config.log_level, None)
-    loop = Loop(clocks.awake, _settle)
+    seen = SeenTime(clocks.awake, MOST_BETWEEN_BEATS)
+    loop = Loop(seen, _settle)
     engines: list[Engine] = []  # of one, once it is there: the link is up before
     link = Link(
         socket.socket(fileno=arguments.fd),
@@ -61,11 +68,11 @@ def main() -> int:
     hello = partial(ipc.Hello, mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name())
     failpoint("engine.hello")
     link.start(ipc.Event(hello=hello(warming=True)))
-    # Only now: mlx-lm and what it needs take a second, and longer from a cold disk.
-    from daemon.engine.engine import Engine
+    with limits_kept():  # only now: mlx-lm and what it needs take a second, and longer from a cold disk
+        from daemon.engine.engine import Engine
     from daemon.engine.pressure import of_this_system
 
-    engine = Engine(config, link, loop.post, clocks.awake, of_this_system(), clocks.elapsed)
+    engine = Engine(config, link, loop.post, seen, of_this_system(), clocks.elapsed)
     engines.append(engine)
     link.send(ipc.Event(hello=hello()))
     link.flush()

@@ -55,9 +55,9 @@ class Services:
     shares: Callable[[Namespace, ModelSource], None]
     recalled: Recalled
 
-    def load(self, source: ModelSource, name: str, adapter: str = "", *, loaded_only: bool) -> Ticket[LoadedModel]:
+    def load(self, source: ModelSource, adapter: str = "", *, loaded_only: bool) -> Ticket[LoadedModel]:
         """
-        Wait for a model that a Generate call has asked for by a name, and keep it as earlier callers wanted.
+        Wait for a model that a Generate call has asked for, and keep it as earlier callers wanted.
 
         Raises:
             SidecarError: MODEL_NOT_CACHED if only a loaded model will do and it is not.
@@ -66,7 +66,7 @@ class Services:
         if loaded_only and not self.models.contains(source.key):
             raise not_loaded(source.name, kept=self.models.limits.budget_bytes > 0)
         return self.models.get_or_load(
-            source, pin=self.recalled.pin(name, adapter), ttl=self.recalled.ttl(name, adapter)
+            source, pin=self.recalled.pin(source.name, adapter), ttl=self.recalled.ttl(source.name, adapter)
         )
 
     def with_tokenizer(self, source: ModelSource, then: Callable[[Tokenizer], T | Task[T]]) -> Task[T]:
@@ -159,15 +159,15 @@ class LoadCall:
         self._services.seen(found)
         self._ticket = models.get_or_load(
             found,
-            pin=request.pin if request.HasField("pin") else recalled.pin(request.model, request.adapter),
-            ttl=seconds(request.ttl) if request.HasField("ttl") else recalled.ttl(request.model, request.adapter),
+            pin=request.pin if request.HasField("pin") else recalled.pin(found.name, request.adapter),
+            ttl=seconds(request.ttl) if request.HasField("ttl") else recalled.ttl(found.name, request.adapter),
             options=request.skip_warmup,
         )
 
     def _ready(self, ticket: Ticket[LoadedModel]) -> None:
         assert ticket.lease is not None
-        self._services.recalled.done(self._request.model, self._request.adapter)
-        info = describe.loaded(ticket.lease.model, self._request.model, ticket.outcome)
+        self._services.recalled.done(ticket.name, self._request.adapter)
+        info = describe.loaded(ticket.lease.model, ticket.name, ticket.outcome)
         info.evicted.extend(ticket.evicted)
         if info.outcome != pb.LOAD_OUTCOME_HIT:
             info.load_time.CopyFrom(duration(self._services.clock() - self._began))
@@ -243,7 +243,7 @@ class GenerateCall:
         if first:
             services.outbox.accepted(self._call_id, len(result.prompt.tokens))
             self._asked = services.clock()
-        self._ticket = services.load(result.source, request.model, request.adapter, loaded_only=request.require_loaded)
+        self._ticket = services.load(result.source, request.adapter, loaded_only=request.require_loaded)
 
     def poll(self) -> bool:
         """Hand the sequence to the runner once its model, and its draft model, are ready."""
@@ -278,7 +278,7 @@ class GenerateCall:
 
     def _start(self, ticket: Ticket[LoadedModel], draft: Guesser | None = None) -> None:
         assert ticket.lease is not None
-        self._services.recalled.done(self._request.model, self._request.adapter)
+        self._services.recalled.done(ticket.name, self._request.adapter)
         if ticket.outcome is not Outcome.HIT:
             self._times.load = self._services.clock() - self._asked
         loaded = ticket.lease.model
@@ -306,7 +306,7 @@ class GenerateCall:
         return Sequence(
             call_id=self._call_id,
             request_id=request.request_id,
-            model_name=request.model,
+            model_name=source.name,
             model=lease,
             prompt=prompt.tokens,
             max_tokens=prompt.max_tokens,

@@ -82,7 +82,7 @@ class DraftModel:
         assert ticket.lease is not None
         assert self._source is not None
         _check_cache(ticket.lease.model, self._request.draft_model)
-        self._services.recalled.done(self._request.draft_model, "")
+        self._services.recalled.done(ticket.name, "")
         return Guesser(self._source, ticket.lease)
 
     def progress(self, progress: Progress) -> None:
@@ -104,7 +104,7 @@ class DraftModel:
         if not self._over:
             request = self._request
             self._source = source
-            self._ticket = self._services.load(source, request.draft_model, loaded_only=request.require_loaded)
+            self._ticket = self._services.load(source, loaded_only=request.require_loaded)
 
     def fail(self, error: SidecarError) -> None:
         """Keep the error for the call that waits."""

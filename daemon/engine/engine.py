@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import mlx.core as mx
 import structlog
@@ -34,12 +36,14 @@ from daemon.engine.priority import aside, resting
 from daemon.engine.recalled import Recalled
 from daemon.engine.runner import Runner
 from daemon.engine.snapshot import Figures
+from daemon.engine.task import LOOKUP, Task
 from daemon.engine.templates import WORKERS, Templates
 from daemon.engine.tokenizers import Tokenizers
 from daemon.kv.adapters.kv_cache import copied
 from daemon.kv.budget import Limits as PrefixLimits
 from daemon.kv.namespace import Namespace
 from daemon.kv.prefix_cache import PrefixCache
+from daemon.names import climbs
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -94,7 +98,7 @@ class Engine:
         )
         self._outbox = Outbox(wire, lambda: self._figures.snapshot())
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
-        self._namespaces = NamespaceBook(self._prefixes)
+        self._namespaces = NamespaceBook(self._prefixes, clock)
         self._ledger = ledger
         self._relief = Relief(
             pressure if config.evict_on_memory_pressure else normal,
@@ -285,6 +289,10 @@ class Engine:
         kind = request.WhichOneof("target")
         if kind == "prefix":
             self._calls[call_id] = PrefixCall(self._services, call_id, request, self._invalidator)
+        elif kind == "model" and climbs(request.model.model):
+            fail = partial(self._outbox.fail, call_id)
+            task = Task(LOOKUP, request.model.model, request.model.model, partial(_resolved, request))
+            self._background.run(task, partial(self._invalidate, call_id), fail)
         elif kind == "model":
             if request.model.weights and not request.dry_run:
                 self._recalled.forget(request.model.model)
@@ -293,3 +301,14 @@ class Engine:
             if request.all.weights and not request.dry_run:
                 self._recalled.forget()
             self._outbox.invalidated(call_id, self._invalidator.all(request.all, dry_run=request.dry_run))
+
+
+def _resolved(request: pb.InvalidateRequest) -> pb.InvalidateRequest:
+    """Return a request for a model by the path that its `..` lead to, as a load names it. Asks the file system."""
+    found = pb.InvalidateRequest()
+    found.CopyFrom(request)
+    try:
+        found.model.model = str(Path(request.model.model).resolve())
+    except (OSError, RuntimeError, ValueError):  # no path, or a loop of links: nothing was ever loaded from there
+        found.model.model = "/"
+    return found

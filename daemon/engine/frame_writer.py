@@ -41,6 +41,11 @@ class FrameWriter:
             self._empty.clear()
         self._loop.call_soon_threadsafe(self._loop.add_writer, self._sock, self._go_on)
 
+    @property
+    def behind(self) -> bool:
+        """Whether frames wait because the other end does not read them; any thread."""
+        return not self._empty.is_set()
+
     def wait(self, seconds: float) -> bool:
         """Wait until nothing is left to write, for at most so long, and tell whether that is so."""
         return self._empty.wait(seconds)

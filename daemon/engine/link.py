@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 
+from daemon import watching
 from daemon.durations import duration
 from daemon.engine.frame_writer import FrameWriter
 from daemon.ipc import FrameError, encode_frame, read_frame
@@ -67,6 +68,11 @@ class Link:
             if frames:
                 self._writer.write(frames)
 
+    @property
+    def behind(self) -> bool:
+        """Whether the parent does not read what was written; any thread."""
+        return self._writer.behind
+
     def drain(self, seconds: float) -> None:
         """Wait until all that was flushed is written, for at most so long."""
         if self._thread.is_alive():
@@ -82,7 +88,7 @@ class Link:
             status = 1
         beats.cancel()
         self._on_end()
-        await asyncio.sleep(EXIT_SECONDS)
+        await watching.sleep(EXIT_SECONDS)
         os._exit(status)
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:

@@ -50,8 +50,8 @@ class Loop:
     @property
     def step_age(self) -> float | None:
         """Seconds since the current step began; None when idle. Any thread may ask."""
-        began = self._step_began
-        return None if began is None else max(0.0, self._clock() - began)
+        began, now = self._step_began, self._clock()  # also when idle: a clock may count only what was read of it
+        return None if began is None else max(0.0, now - began)
 
     def run(self, engine: Steps) -> None:
         """Run until `stop`. An exception of a step passes through: state that it left behind cannot be trusted."""

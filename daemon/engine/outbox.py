@@ -14,6 +14,10 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 class Wire(Protocol):
     """What takes events to the parent."""
 
+    @property
+    def behind(self) -> bool:
+        """Whether the parent does not read what was written."""
+
     def send(self, event: ipc.Event) -> None:
         """Queue an event; any thread."""
 
@@ -74,8 +78,9 @@ class Outbox:
         self._write(ipc.Event(call_id=call_id, failure=failure))
 
     def publish(self) -> None:
-        """Send fresh figures."""
-        self._write(self._snapshot())
+        """Send fresh figures, unless older ones wait to be read: those of a night would fill the memory."""
+        if not self._wire.behind:
+            self._write(self._snapshot())
 
     def _snapshot(self) -> ipc.Event:
         return ipc.Event(snapshot=self._figures())

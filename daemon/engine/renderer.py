@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
+
+from daemon.watching import Alarm, ended
 
 PATIENCE_SECONDS = 60.0
 """A worker that says nothing for so long is killed, whatever it waits for; its own limit is of processor time."""
@@ -50,8 +51,7 @@ class Renderer:
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(PATIENCE_SECONDS, process.kill)
-        timer.daemon = True
+        timer = Alarm(PATIENCE_SECONDS, process.kill)
         timer.start()
         try:
             process.stdin.write(line)
@@ -73,8 +73,7 @@ class Renderer:
     def close(self) -> None:
         """End it and give back what it held. For the thread that asks it, or when none does."""
         self._process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_SECONDS)
+        ended(self._process, END_SECONDS)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(OSError):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 CHUNK_SECONDS = 0.25
 """A chunk of prefill should take no longer, because running streams wait for it."""
@@ -112,6 +112,7 @@ class ChunkSizer:
     def stepped(self, model: Hashable, seconds: float, *, after_prefill: bool = False) -> None:
         """Note a decode step of a model."""
         self._steps.setdefault((model, after_prefill), deque(maxlen=_RECENT_STEPS)).append(seconds)
+        _forget_first(self._steps)
 
     def usual_step(self, model: Hashable) -> float:
         """Return how many seconds a decode step of a model usually takes; 0 before the first."""
@@ -126,6 +127,14 @@ class ChunkSizer:
         in_time = tokens * AIM_SECONDS / max(seconds, 1e-9)
         size = min(2 * size, max(size / MOST_SHRINKING, in_time))
         self._sizes[model] = min(MAX_CHUNK, max(MIN_CHUNK, size))
+        _forget_first(self._sizes)
+        _forget_first(self._last)
+
+
+def _forget_first(table: dict[Any, Any]) -> None:
+    """Keep what was learned of the models that came last; that of another is learned again when it comes again."""
+    if len(table) > _MOST_REMEMBERED:
+        del table[next(iter(table))]
 
 
 class Request(Protocol):

@@ -22,6 +22,13 @@ from daemon.kv.block import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
+MOST_MODELS = 512
+MOST_LOADS = 64
+"""
+Models in memory, the latest, and loads, the next, that a snapshot describes. With the longest names there are, so many
+fit into one frame and into one gRPC message several times over; `cached_models` counts all.
+"""
+
 
 class Figures:
     """
@@ -64,7 +71,10 @@ class Figures:
         """Return everything that the engine knows of."""
         return pb.StatsResponse(
             model_cache=self._model_cache(),
-            models=[*map(self._model, self._models.entries()), *map(_loading, self._models.loading())],
+            models=[
+                *map(self._model, self._models.entries()[:MOST_MODELS]),
+                *map(_loading, self._models.loading()[:MOST_LOADS]),
+            ],
             prefix_cache=self._prefix_cache(),
             engine=pb.EngineStats(
                 queued=self._runner.waiting,

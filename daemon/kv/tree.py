@@ -23,6 +23,11 @@ class Tree:
         """Return, for each namespace that has a block, its tally and how many different first blocks it has."""
         return {namespace: (root.tally, root.degree) for namespace, root in self._roots.items()}
 
+    def tally(self, namespace: str) -> tuple[Tally, int] | None:
+        """Return the same for one namespace; None if it has no block."""
+        root = self._roots.get(namespace)
+        return None if root is None else (root.tally, root.degree)
+
     def root(self, namespace: str) -> Node:
         """Return the root of a namespace; it joins the tree with its first block."""
         return self._roots.get(namespace) or Node(namespace.encode(), None, 0, Tally(partition_of(namespace)))

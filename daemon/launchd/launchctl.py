@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from daemon.launchd.agent import EXIT_SECONDS
 from daemon.launchd.errors import LaunchctlError
 from daemon.launchd.job import Job
+from daemon.watching import output_of
 
 PROGRAM = "launchctl"
 PATIENCE_SECONDS = EXIT_SECONDS + 30
@@ -126,14 +127,7 @@ class Launchctl:
 
     def _run(self, *arguments: str) -> _Answer:
         try:
-            done = subprocess.run(  # noqa: S603 - a fixed program, no shell
-                [PROGRAM, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=PATIENCE_SECONDS,
-                check=False,
-            )
+            done = output_of([PROGRAM, *arguments], PATIENCE_SECONDS, subprocess.STDOUT)
         except FileNotFoundError:
             raise LaunchctlError(
                 "launchctl is not here: the service is for macOS. On Linux a systemd user unit takes its place; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from daemon.launchd.job import Job
 from daemon.launchd.launchctl import PATIENCE_SECONDS, Launchctl
 from daemon.launchd.log_tail import LogTail
 from daemon.launchd.status import Serving, is_ready
+from daemon.watching import polls
 
 POLL_SECONDS = 0.1
 EX_CONFIG = "78"
@@ -40,12 +40,10 @@ class Patience:
         Raises:
             ServiceError: If it takes longer than launchd gives a service to exit; the text begins with `failure`.
         """
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not condition(job := self._job()):
-            if time.monotonic() >= deadline:
-                raise ServiceError(f"{failure} within {PATIENCE_SECONDS} s; see: mlx-sidecar service status")
-            time.sleep(POLL_SECONDS)
-        return job
+        for _ in polls(PATIENCE_SECONDS, POLL_SECONDS):
+            if condition(job := self._job()):
+                return job
+        raise ServiceError(f"{failure} within {PATIENCE_SECONDS} s; see: mlx-sidecar service status")
 
     def until_serving(self, agent: Agent, socket: Path, tail: LogTail, runs: int) -> None:
         """
@@ -60,9 +58,8 @@ class Patience:
         Raises:
             ServiceError: If it ends instead, or does not serve in time.
         """
-        deadline = time.monotonic() + self._wait
         first: int | None = None
-        while True:
+        for _ in polls(self._wait, POLL_SECONDS):
             job = self._job()
             if job is None:
                 raise ServiceError("launchd has dropped the service; see: mlx-sidecar service logs")
@@ -72,9 +69,7 @@ class Patience:
                 raise ServiceError(_obituary(agent, job, tail))
             if is_ready(job, self._look(socket)):
                 return
-            if time.monotonic() >= deadline:
-                raise ServiceError(f"it does not serve after {self._wait:g} s; see: mlx-sidecar service logs")
-            time.sleep(POLL_SECONDS)
+        raise ServiceError(f"it does not serve after {self._wait:g} s; see: mlx-sidecar service logs")
 
     def _job(self) -> Job | None:
         found = self._launchctl.find(LABEL)

@@ -41,6 +41,7 @@ class Harness:
         self.figures = pb.StatsResponse()
         self._sent: list[ipc.Event] = []
         self._lock = threading.Lock()
+        self.behind = False
         self.clock_offset = 0.0
         self.slept = 0.0
         self.pressure = Level.NORMAL

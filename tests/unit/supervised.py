@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,10 +14,11 @@ import pytest
 
 from daemon.engine_call import EngineCall
 from daemon.errors import SidecarError
-from daemon.supervisor import State, Supervisor
+from daemon.supervisor import MOST_BETWEEN_CHECKS, State, Supervisor
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests import fake_engine
+from tests.builders import Clock
 
 PATIENCE = 20.0
 """Seconds after which a test that waits for something has failed."""
@@ -82,6 +84,13 @@ async def until_delta(call: EngineCall) -> None:
         async for event in call.events():
             if event.generate.HasField("delta"):
                 return
+
+
+def passing(supervisor: Supervisor, clock: Clock, seconds: float) -> None:
+    """Let time pass in which the parent runs: bit by bit, and it looks at its clock each time."""
+    for _ in range(math.ceil(seconds / MOST_BETWEEN_CHECKS)):
+        clock.pass_(MOST_BETWEEN_CHECKS)
+        supervisor._seen()
 
 
 def text(of: list[ipc.Event]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from daemon import app
+from daemon import surroundings
 from daemon.config import Config
 from daemon.doctor import machine, places, trial
 from daemon.doctor.finding import Verdict
@@ -157,7 +157,7 @@ def test_a_hard_limit_of_open_files_is_told_when_it_is_low() -> None:
     """The daemon raises the soft one by itself."""
     assert machine.open_files(lambda _: (256, resource.RLIM_INFINITY)).verdict is Verdict.OK
     assert machine.open_files(lambda _: (256, 1024)).verdict is Verdict.WARNING
-    assert app.OPEN_FILES == OPEN_FILES
+    assert surroundings.OPEN_FILES == OPEN_FILES
 
 
 def test_a_socket_that_cannot_be_or_is_open_to_others_is_told(folder: Path) -> None:

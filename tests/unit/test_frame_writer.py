@@ -106,3 +106,14 @@ def test_what_nobody_reads_any_more_is_dropped(pair: tuple[FrameWriter, socket.s
     assert writer.wait(20)
     writer.write(frame(b"more"))
     assert writer.wait(0)
+
+
+def test_a_writer_is_behind_until_all_is_read(pair: tuple[FrameWriter, socket.socket]) -> None:
+    """Who writes figures again and again leaves them out meanwhile."""
+    writer, theirs = pair
+    assert not writer.behind
+    writer.write(frame(b"x" * LARGE))
+    assert writer.behind
+    assert len(read(theirs)) == LARGE
+    assert writer.wait(20)
+    assert not writer.behind

@@ -12,8 +12,10 @@ import pytest
 
 from daemon.engine.frame_writer import FrameWriter
 from daemon.engine.link import Link
+from daemon.engine.outbox import Outbox
 from daemon.ipc import read_frame
 from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 THREADS, EVENTS = 3, 2000
 
@@ -87,3 +89,17 @@ def test_events_wait_for_the_flush_and_are_written_together(link: Link, written:
     link.flush()
     (frames,) = written
     assert [event.call_id for event in asyncio.run(events_in(frames))] == [0, 1, 2]
+
+
+def test_figures_are_left_out_while_older_ones_wait_to_be_read(link: Link, written: list[bytes]) -> None:
+    """A parent that is stopped over night would find those of each second; what calls are told is never left out."""
+    outbox = Outbox(link, pb.StatsResponse)
+    link._writer._empty.clear()
+    for _ in range(100):
+        outbox.publish()
+    assert not written
+    outbox.accepted(1, 7)
+    assert [event.WhichOneof("body") for event in asyncio.run(events_in(b"".join(written)))] == ["accepted"]
+    link._writer._empty.set()
+    outbox.publish()
+    assert len(written) == 2

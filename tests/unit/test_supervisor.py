@@ -19,7 +19,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests import fake_engine
 from tests.builders import Clock
 from tests.running import alive
-from tests.unit.supervised import Watched, error_of, events, generate, opened, supervising, text, until_delta
+from tests.unit.supervised import Watched, error_of, events, generate, opened, passing, supervising, text, until_delta
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ async def test_an_engine_that_loads_its_libraries_for_long_serves_only_then(tmp_
     warm, clock = tmp_path / "warm", Clock()
     async with supervising("--warm", str(warm), clock=clock) as supervisor:
         await supervisor.until(State.WARMING)
-        clock.pass_(2 * module.STALLED_SECONDS)
+        passing(supervisor, clock, 2 * module.STALLED_SECONDS)
         await supervisor.until(State.STARTING)
         assert not supervisor.serves
         warm.touch()
@@ -79,7 +79,7 @@ async def test_a_death_while_libraries_load_is_blamed_on_no_call(tmp_path: Path)
     async with supervising("--warm", str(warm), clock=clock) as supervisor:
         await supervisor.until(State.WARMING)
         call = opened(supervisor, "ok")
-        clock.pass_(2 * module.START_SECONDS)
+        passing(supervisor, clock, 2 * module.START_SECONDS)
         await supervisor.until(State.RESTARTING)
         warm.touch()
         assert text(await events(call)) == "one two three"
