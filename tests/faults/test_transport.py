@@ -61,7 +61,7 @@ def test_a_connection_without_calls_is_hung_up_on(start_daemon: Callable[..., Ru
 
 
 @pytest.mark.parametrize(
-    ("size", "reason"), [(8 * 2**20 + 1, "INVALID_ARGUMENT"), (32 * 2**20 + 1, "")], ids=["ours", "gRPC's"]
+    ("size", "reason"), [(8 * 2**20 + 1, "INVALID_ARGUMENT"), (16 * 2**20 + 1, "")], ids=["ours", "gRPC's"]
 )
 def test_a_request_one_byte_too_large_is_refused(target: RunningDaemon, size: int, reason: str) -> None:
     """Row 4: by our limit with our error, far beyond it by gRPC's, and never with advice to try again."""

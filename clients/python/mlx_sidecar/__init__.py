@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlx_sidecar._exceptions import (
         BudgetInUse,
         Cancelled,
+        ConnectionLost,
         ContextLengthExceeded,
         DaemonNotRunning,
         DeadlineExceeded,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         ShuttingDown,
         SidecarError,
         SlowConsumer,
+        SlowSender,
         UntrustedSocket,
     )
     from mlx_sidecar._latency import LatencyHistogram, LatencyStats
@@ -76,10 +78,10 @@ _HOMES = {
     "_cache_stats": "ModelCacheStats ModelStats NamespaceStats PrefixCacheStats",
     "_client": "Client",
     "_exceptions": (
-        "BudgetInUse Cancelled ContextLengthExceeded DaemonNotRunning DeadlineExceeded EngineRestarted "
-        "InternalError InvalidArgument ModelCorrupt ModelExceedsBudget ModelGated ModelNotCached "
+        "BudgetInUse Cancelled ConnectionLost ContextLengthExceeded DaemonNotRunning DeadlineExceeded "
+        "EngineRestarted InternalError InvalidArgument ModelCorrupt ModelExceedsBudget ModelGated ModelNotCached "
         "ModelNotFound ModelQuarantined ModelUnsupported NanLogits ProtocolError QueueFull "
-        "RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError SlowConsumer "
+        "RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError SlowConsumer SlowSender "
         "UntrustedSocket"
     ),
     "_latency": "LatencyHistogram LatencyStats",
@@ -102,6 +104,7 @@ __all__ = [
     "Cancelled",
     "Client",
     "Completion",
+    "ConnectionLost",
     "ContextLengthExceeded",
     "DaemonNotRunning",
     "DaemonStats",
@@ -147,6 +150,7 @@ __all__ = [
     "ShuttingDown",
     "SidecarError",
     "SlowConsumer",
+    "SlowSender",
     "Started",
     "Stats",
     "Timings",
