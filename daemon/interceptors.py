@@ -25,6 +25,7 @@ from daemon.arrivals import Arrival, Arrivals
 from daemon.durations import duration
 from daemon.ended_call import EndedCall
 from daemon.errors import DOMAIN, Reason, SidecarError, invalid
+from daemon.log_fields import refusal
 from daemon.wire import parse
 from mlx_sidecar.v1 import sidecar_pb2
 
@@ -158,7 +159,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
         except SidecarError as error:
             call.arrived = True  # so much of it that it was refused
-            end(code_name(error), reason=str(error.reason), error=_loggable(error))
+            end(code_name(error), **refusal(error))
             await _abort(call.context, error)
         except grpc.aio.AbortError:
             raise
@@ -176,7 +177,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         else:
             end("OK")
 
-    def _ended(self, call: _Call, began: float, code: str, **fields: str) -> None:
+    def _ended(self, call: _Call, began: float, code: str, **fields: Any) -> None:
         if not call.ours:
             return
         duration_s = time.monotonic() - began
@@ -259,9 +260,3 @@ def _any(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed
-
-
-def _loggable(error: SidecarError) -> str:
-    """Return what the log may show: chat templates and grammars choose their own words, and may quote the request."""
-    quotes = error.field == "chat" or error.field.startswith("response_format")
-    return f"the {error.field} is refused" if quotes else error.message

@@ -50,6 +50,7 @@ def main() -> int:
     config = Config.from_json(arguments.config)
     _harden()
     logs.configure(config.log_level, None)
+    logs.take_over()
     loop = Loop(clocks.awake, _settle)
     link = Link(
         socket.socket(fileno=arguments.fd),

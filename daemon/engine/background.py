@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -60,8 +61,14 @@ class Background:
 
 
 def as_sidecar_error(error: BaseException) -> SidecarError:
-    """Return an error as the caller may see it. The text of an unexpected one stays in the log."""
+    """Return an error as the caller may see it. Where an unexpected one came from stays in the log."""
     if isinstance(error, SidecarError):
         return error
-    log.error("unexpected error", exc_info=error)
-    return SidecarError(Reason.INTERNAL, f"an unexpected {type(error).__name__} occurred; the daemon's log has more")
+    error_id = secrets.token_hex(6)
+    log.error("unexpected error", error_id=error_id, exc_info=error)
+    kind = type(error).__name__
+    return SidecarError(
+        Reason.INTERNAL,
+        f"an unexpected {kind} occurred; the daemon's log has it under id {error_id}",
+        metadata={"error_id": error_id, "type": kind},
+    )

@@ -123,8 +123,9 @@ def test_requests_that_only_ask_have_small_limits(fake: RunningDaemon) -> None:
             health.Check(health_pb2.HealthCheckRequest(service=long))
         assert Refusal(caught.value).code_and_field == ("INVALID_ARGUMENT", "request")
         assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+        stats: Any = channel.unary_unary(SERVICE + "Stats")
         with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary(SERVICE + "Stats")(unknown(long))
+            stats(unknown(long))
         assert Refusal(caught.value).code_and_field == ("INVALID_ARGUMENT", "request")
 
 

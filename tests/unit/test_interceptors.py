@@ -303,7 +303,7 @@ async def test_a_conversation_is_received_request_by_request() -> None:
             seen.append(request)
             yield request
 
-    make = grpc.stream_stream_rpc_method_handler(behaviour, request_deserializer=lambda data: data)
+    make: Any = grpc.stream_stream_rpc_method_handler(behaviour, request_deserializer=lambda data: data)
     lane = Lane(places=1)
     interceptor = CallInterceptor(Arrivals({CHECK: Way(lane, SMALL, 1)}), lambda: None)
 
