@@ -107,8 +107,14 @@ def _number_of(value: object) -> object:
 
 
 _SHOWN = re.compile(
-    r'Traceback \(most recent call last\):|\s+File "[^"]+", line \d+,? in [\w<>.]+|Fatal Python error: [\w ]+'
+    r"Traceback \(most recent call last\):"
+    r'|\s+File "[^"]+", line \d+,? in [\w<>.]+'
+    r"|Fatal Python error: [\w ]+"
+    r"|(Current thread|Thread) 0x[0-9a-f]+ \(most recent call first\):"
+    r"|  <no Python frame>"
+    r"|Extension modules: [\w., ]+\(total: \d+\)"
 )
+"""What Python writes when an exception ends a program, and what it writes at a crash."""
 _RAISED = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Warning))(?::.*)?")
 
 
