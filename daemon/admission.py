@@ -73,6 +73,10 @@ class Admission:
         """Calls that have not begun to run."""
         return sum(ticket.waiting for ticket in self._tickets)
 
+    def refused(self) -> None:
+        """Count a call that was refused before it could ask for a place."""
+        self.rejected += 1
+
     @contextmanager
     def place(self) -> Iterator[Ticket]:
         """

@@ -64,6 +64,7 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
         failpoint("lock.taken")
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts; all our processes inherit it
         os.chdir("/")  # no later engine could start in a directory that somebody deleted meanwhile
+        logs.take_over()
         # Only now: a daemon that is refused must not touch the log file of the one that runs.
         logs.configure(config.log_level, config.log_file)
         if (instead := surroundings.settle_temporary_directory()) is not None:

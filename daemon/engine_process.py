@@ -15,14 +15,19 @@ import structlog
 
 from daemon import watching
 from daemon.ipc import FrameError, encode_frame, read_frame
+from daemon.log_fields import Words, cause
+from daemon.log_frames import output_line
 from daemon.v1 import ipc_pb2 as ipc
 
 LINE_BYTES = 1 << 20
 SHOWN_CHARACTERS = 2000
-"""Of output that is no log line, so much is repeated."""
+"""Of output that is no log line, so much is repeated, as long as the engine knows no request."""
 REAP_SECONDS = 2.0
 """An engine that has closed its socket is on its way out; one that takes longer is helped along."""
 
+_REQUESTS = {"load", "generate", "invalidate"}
+_WORDS = ("error", "exception")
+"""Fields whose texts the engine itself has permitted, before they became JSON."""
 _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
 
 log = structlog.get_logger()
@@ -49,6 +54,8 @@ class EngineProcess:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._knows_requests = False
+        """Whether it was sent a request, so that what it prints could hold a part of one."""
         self._output = asyncio.create_task(self._forward_output())
 
     @classmethod
@@ -89,6 +96,7 @@ class EngineProcess:
 
     def send(self, command: ipc.Command) -> None:
         """Queue a command; one for a dead engine is dropped."""
+        self._knows_requests |= command.WhichOneof("body") in _REQUESTS
         if not self._writer.is_closing():
             self._writer.write(encode_frame(command))
 
@@ -98,7 +106,7 @@ class EngineProcess:
             while (event := await read_frame(self._reader, ipc.Event)) is not None:
                 on_event(event)
         except FrameError as error:
-            log.error("the engine sent garbage and is killed", error=str(error))
+            log.error("the engine sent garbage and is killed", error=cause(error))
             self.kill()
 
     def kill(self) -> None:
@@ -146,17 +154,24 @@ class EngineProcess:
                 continue  # a line longer than the limit; readline has dropped what came in of it
             if not line:
                 return
-            _repeat(line.decode("utf-8", "replace").rstrip())
+            self._repeat(line.decode("utf-8", "replace").rstrip())
+
+    def _repeat(self, line: str) -> None:
+        """Log a line of the engine; whatever it is, reading must go on, or the engine blocks on a full pipe."""
+        if not _repeated(line) and line:
+            shown = output_line(line) if self._knows_requests else Words(line[:SHOWN_CHARACTERS])
+            log.warning("engine output", characters=len(line), **({} if shown is None else {"line": shown}))
 
 
-def _repeat(line: str) -> None:
-    """Log a line of the engine; whatever it is, reading must go on, or the engine blocks on a full pipe."""
+def _repeated(line: str) -> bool:
+    """Tell whether a line was one of the engine's log, and was logged."""
     try:
         record = json.loads(line)
         level = _LEVELS[record.pop("level")]
         event = str(record.pop("event"))
         record.pop("timestamp", None)
-        log.log(level, event, **{"process": "engine", **record})
+        words = {name: Words(record[name]) for name in _WORDS if isinstance(record.get(name), str)}
+        log.log(level, event, **{**record, **words, "process": "engine"})
     except Exception:
-        if line:
-            log.warning("engine output", line=line[:SHOWN_CHARACTERS])
+        return False
+    return True

@@ -7,21 +7,25 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
+from inspect import isawaitable
 from typing import Any
 
 import grpc
 import structlog
 from google.protobuf import any_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
+from daemon.arrivals import Arrival, Arrivals
 from daemon.durations import duration
 from daemon.ended_call import EndedCall
-from daemon.errors import DOMAIN, Reason, SidecarError
+from daemon.errors import DOMAIN, Reason, SidecarError, invalid
+from daemon.log_fields import refusal
 from daemon.wire import parse
 from mlx_sidecar.v1 import sidecar_pb2
 
@@ -38,17 +42,51 @@ _REQUESTS = {f"{_OURS}{method.name}": GetMessageClass(method.input_type) for met
 _QUIET = _OURS + "Stats"
 """Polled all day; logged at debug level."""
 
+END_SECONDS = 0.1
+"""A call without a request that is still there after so long was not taken back; it lacks one."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """
+    One call while it is open.
+
+    Attributes:
+        method: Full name of its RPC.
+        context: gRPC's.
+        arrived: Whether its request is there.
+    """
+
+    method: str
+    context: Context
+    arrived: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is one of our service. Health and reflection are polled all day and leave no lines."""
+        return self.method.startswith(_OURS)
+
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """
-    Wraps the handlers of the service.
+    Wraps the handlers of the service, of health and of reflection.
+
+    gRPC receives a unary request before it calls the handler, however long that takes. So all handlers are registered
+    as handlers of streams of requests, which is the same on the wire, and receive the one request here.
 
     Args:
+        arrivals: Lets requests in.
         on_cancel: Called when a client cancelled its call.
-        on_end: Called at the end of each call, but for a Stats that succeeds.
+        on_end: Called at the end of each call of the service, but for a Stats that succeeds.
     """
 
-    def __init__(self, on_cancel: Callable[[], None], on_end: Callable[[EndedCall], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        arrivals: Arrivals,
+        on_cancel: Callable[[], None],
+        on_end: Callable[[EndedCall], None] = lambda _: None,
+    ) -> None:
+        self._arrivals = arrivals
         self._on_cancel = on_cancel
         self._on_end = on_end
 
@@ -59,56 +97,70 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Return the handler of a call, wrapped."""
         handler = await continuation(details)
-        if handler is None or not details.method.startswith(_OURS):
-            return handler  # health and reflection are polled all day and keep their own ways
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                self._streaming(details.method, handler.unary_stream),
-                None,
-                handler.response_serializer,
-            )
+        if handler is None:
+            return None
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                self._unary(details.method, handler.unary_unary),
-                None,
-                handler.response_serializer,
+            return grpc.stream_unary_rpc_method_handler(
+                self._unary(details.method, handler), None, handler.response_serializer
             )
-        return handler
+        wrapped = self._streaming if handler.unary_stream else self._conversing
+        return grpc.stream_stream_rpc_method_handler(
+            wrapped(details.method, handler), None, handler.response_serializer
+        )
 
-    def _streaming(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        # Written rather than yielded: a cancelled call then ends here and now, not when a generator is collected.
-        async def handle(data: bytes, context: Context) -> None:
-            async with self._observed(method, context):
-                request = await _parsed(data, method)
-                async with aclosing(behaviour(request, context)) as responses:
-                    async for response in responses:
-                        await context.write(response)
+    def _unary(self, method: str, handler: Any) -> Callable[..., Any]:
+        async def handle(_requests: Any, context: Context) -> Any:
+            async with self._open(method, context) as (call, arrival):
+                return await handler.unary_unary(await _request(call, arrival, handler), context)
 
         return handle
 
-    def _unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        async def handle(data: bytes, context: Context) -> Any:
-            async with self._observed(method, context):
-                return await behaviour(await _parsed(data, method), context)
+    def _streaming(self, method: str, handler: Any) -> Callable[..., Any]:
+        async def handle(_requests: Any, context: Context) -> None:
+            async with self._open(method, context) as (call, arrival):
+                request = await _request(call, arrival, handler)
+                await _write(handler.unary_stream(request, context), context)
+
+        return handle
+
+    def _conversing(self, method: str, handler: Any) -> Callable[..., Any]:
+        async def handle(_requests: Any, context: Context) -> None:
+            async with self._open(method, context) as (call, arrival):
+
+                async def requests() -> AsyncIterator[Any]:
+                    while (data := await arrival.receive(context.read)) is not grpc.aio.EOF:
+                        call.arrived = True
+                        yield await _parsed(data, call, arrival, handler)
+
+                await _write(handler.stream_stream(requests(), context), context)
 
         return handle
 
     @asynccontextmanager
-    async def _observed(self, method: str, context: Context) -> AsyncIterator[None]:
+    async def _open(self, method: str, context: Context) -> AsyncIterator[tuple[_Call, Arrival]]:
+        call = _Call(method, context)
+        async with self._observed(call):
+            with self._arrivals.call(method) as arrival:
+                yield call, arrival
+
+    @asynccontextmanager
+    async def _observed(self, call: _Call) -> AsyncIterator[None]:
         clear_contextvars()
-        bind_contextvars(rpc=method.rpartition("/")[2])
-        end = partial(self._ended, method, time.monotonic(), context)
+        bind_contextvars(rpc=call.method.rpartition("/")[2])
+        end = partial(self._ended, call, time.monotonic())
         try:
             yield
         except asyncio.CancelledError:
-            self._on_cancel()
-            remaining = context.time_remaining()
+            remaining = call.context.time_remaining()
             late = remaining is not None and remaining <= 0
+            if call.ours and (call.arrived or late):
+                self._on_cancel()
             end("DEADLINE_EXCEEDED" if late else "CANCELLED")
             raise
         except SidecarError as error:
-            end(code_name(error), reason=str(error.reason), error=_loggable(error))
-            await _abort(context, error)
+            call.arrived = True  # so much of it that it was refused
+            end(code_name(error), **refusal(error))
+            await _abort(call.context, error)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -119,26 +171,63 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 f"an unexpected error occurred; the daemon's log has it under id {error_id}",
                 metadata={"error_id": error_id, "type": type(error).__name__},
             )
+            call.arrived = True
             end(code_name(hidden), error_id=error_id)
-            await _abort(context, hidden)
+            await _abort(call.context, hidden)
         else:
             end("OK")
 
-    def _ended(self, method: str, began: float, context: Context, code: str, **fields: str) -> None:
+    def _ended(self, call: _Call, began: float, code: str, **fields: Any) -> None:
+        if not call.ours:
+            return
         duration_s = time.monotonic() - began
-        quiet = code == "OK" and method == _QUIET
+        # What was taken back before it was there is not worth a line: it can come by the thousand.
+        quiet = (code == "OK" and call.method == _QUIET) or (code == "CANCELLED" and not call.arrived)
         write = log.debug if quiet else log.info
         write("rpc", code=code, duration_s=round(duration_s, 6), **fields)
         if not quiet:
-            headers = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-            self._on_end(EndedCall(method, code, duration_s, headers, get_contextvars() | fields))
+            metadata = call.context.invocation_metadata() or ()
+            headers = {key: value for key, value in metadata if isinstance(value, str)}
+            self._on_end(EndedCall(call.method, code, duration_s, headers, get_contextvars() | fields))
 
 
-async def _parsed(data: bytes, method: str) -> Message:
-    """Return a call's request. A large one takes a moment at each of its stages; between them others get theirs."""
-    request = await parse(data, _REQUESTS[method])
-    await asyncio.sleep(0)
-    return request
+async def _request(call: _Call, arrival: Arrival, handler: Any) -> Any:
+    """Return a call's one request."""
+    data = await arrival.receive(call.context.read)
+    if data is grpc.aio.EOF:
+        await asyncio.sleep(END_SECONDS)  # that the call was taken back is told a moment later
+        raise invalid("request", "is missing")
+    call.arrived = True
+    return await _parsed(data, call, arrival, handler)
+
+
+async def _parsed(data: bytes, call: _Call, arrival: Arrival, handler: Any) -> Any:
+    """Return a request. A large one takes a moment at each of its stages; between them others get theirs."""
+    kind = _REQUESTS.get(call.method)
+    if kind is not None:
+        request = await parse(data, kind, arrival.most_bytes)
+        await asyncio.sleep(0)
+        return request
+    if len(data) > arrival.most_bytes:
+        raise invalid("request", f"has {len(data)} bytes; at most {arrival.most_bytes} are allowed")
+    try:
+        return handler.request_deserializer(data)
+    except DecodeError:
+        raise invalid("request", "cannot be decoded") from None
+
+
+async def _write(responses: Any, context: Context) -> None:
+    """
+    Write what a handler yields; one that returns an awaitable writes by itself.
+
+    Written rather than yielded: a cancelled call then ends here and now, not when a generator is collected.
+    """
+    if isawaitable(responses):
+        await responses
+        return
+    async with aclosing(responses):
+        async for response in responses:
+            await context.write(response)
 
 
 def code_name(error: SidecarError) -> str:
@@ -171,9 +260,3 @@ def _any(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed
-
-
-def _loggable(error: SidecarError) -> str:
-    """Return what the log may show: chat templates and grammars choose their own words, and may quote the request."""
-    quotes = error.field == "chat" or error.field.startswith("response_format")
-    return f"the {error.field} is refused" if quotes else error.message

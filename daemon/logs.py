@@ -1,8 +1,8 @@
 """
 Logging: structlog and the standard library's loggers end in the same lines.
 
-A terminal gets coloured text, everything else gets one JSON object a line. Prompts are never logged;
-tracebacks carry no local variables, because those could hold prompts.
+A terminal gets coloured text, everything else gets one JSON object a line. A line holds what `log_fields.py` permits
+and nothing else; tracebacks tell places and classes, never words or values, because those could be a request's.
 """
 
 from __future__ import annotations
@@ -11,12 +11,18 @@ import logging
 import os
 import stat
 import sys
+import threading
+import warnings
 from contextlib import suppress
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any, TextIO
 
 import structlog
+
+from daemon.log_fields import Words, permitted
+from daemon.log_frames import frames, library_event
 
 MAX_FILE_BYTES = 10 << 20
 KEPT_FILES = 5
@@ -28,10 +34,10 @@ _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
-    structlog.stdlib.PositionalArgumentsFormatter(),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.StackInfoRenderer(),
 ]
+
+log = structlog.get_logger()
 
 
 def configure(level: str, log_file: Path | None) -> None:
@@ -58,13 +64,30 @@ def configure(level: str, log_file: Path | None) -> None:
         logging.getLogger(name).propagate = True
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
-    logging.captureWarnings(True)
+    warnings.showwarning = _show_warning
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def take_over() -> None:
+    """Have exceptions logged that end a thread or can only be ignored; Python would print their words."""
+    threading.excepthook = lambda args: log.error("an exception ended a thread", exc_info=args.exc_value)
+    sys.unraisablehook = lambda args: log.error("an exception was ignored", exc_info=args.exc_value)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    log.warning("a library warns", error=category.__qualname__, source=f"{Path(filename).name}:{lineno}")
 
 
 def _install(handlers: list[logging.Handler]) -> None:
@@ -80,7 +103,7 @@ def _install(handlers: list[logging.Handler]) -> None:
 
 
 def _stderr_handler() -> logging.Handler:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _QuietStream(sys.stderr)
     handler.setFormatter(_text_formatter() if sys.stderr.isatty() else _json_formatter())
     return handler
 
@@ -92,14 +115,46 @@ def _text_formatter() -> logging.Formatter:
 
 
 def _json_formatter() -> logging.Formatter:
-    return _formatter(structlog.processors.format_exc_info, structlog.processors.JSONRenderer())
+    return _formatter(structlog.processors.JSONRenderer())
 
 
 def _formatter(*last: structlog.typing.Processor) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=_SHARED,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        pass_foreign_args=True,
+        processors=[_permitted, *last],
     )
+
+
+def _permitted(_logger: Any, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Return what may be logged of an event, of ours or of a library."""
+    record: logging.LogRecord = fields.pop("_record")
+    if fields.pop("_from_structlog"):
+        fields["event"] = Words(fields["event"])
+    else:
+        fields["event"] = library_event(record, fields.pop("positional_args", ()))
+        fields["source"] = f"{record.module}:{record.lineno}"
+    fields.pop("stack_info", None)
+    error = _exception(fields.pop("exc_info", None))
+    if error is not None:
+        fields["exception"] = frames(error)
+    return permitted(fields)
+
+
+def _exception(given: Any) -> BaseException | None:
+    """Return the exception of `exc_info`, in any of the forms that it may have."""
+    if isinstance(given, BaseException):
+        return given
+    if isinstance(given, tuple):
+        return given[1] if isinstance(given[1], BaseException) else None
+    return sys.exc_info()[1] if given else None
+
+
+class _QuietStream(logging.StreamHandler[TextIO]):
+    """A handler that prints nothing about a line that it cannot write; the library's own prints the line's values."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """Go on."""
 
 
 class _PrivateFile(RotatingFileHandler):

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import structlog
 
+from daemon.log_fields import cause
+
 LINGER_SECONDS = 5.0
 """Kept for so long after the last call: an agent that calls again and again starts one process, not hundreds."""
 
@@ -61,7 +63,7 @@ class Caffeinate:
             self._pid = _spawn(str(self._program), "-i", "-w", str(os.getpid()))
         except OSError as error:
             if not self._told:
-                log.warning("the machine may sleep during long answers", program=str(self._program), error=str(error))
+                log.warning("the machine may sleep during long answers", program=str(self._program), error=cause(error))
             self._told = True
 
     def release(self) -> None:

@@ -16,6 +16,7 @@ from daemon.engine_call import EngineCall
 from daemon.engine_process import EngineProcess
 from daemon.errors import Reason, SidecarError
 from daemon.keeps import Keeps
+from daemon.log_fields import cause
 from daemon.quarantine import Quarantine, Suspect
 from daemon.v1 import ipc_pb2 as ipc
 from daemon.watching import SeenTime
@@ -226,7 +227,7 @@ class Supervisor:
         try:
             engine = self._engine = await EngineProcess.spawn(self._command)
         except OSError as error:
-            log.error("the engine cannot be started", error=str(error))
+            log.error("the engine cannot be started", error=cause(error))
             return None
         finally:
             self._spawned.set()

@@ -23,6 +23,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from daemon import __version__
 from daemon.config import ConfigError
 from daemon.ended_call import EndedCall
+from daemon.log_fields import permitted
 
 CLOSE_SECONDS = 2.0
 """At the daemon's end, spans that wait have this long to reach the collector; launchd does not wait for ever."""
@@ -94,7 +95,8 @@ class CallTracer:
             "rpc.method": method,
             "rpc.grpc.status_code": code_pb2.Code.Value(call.code),
         }
-        attributes |= {f"mlx_sidecar.{name}": call.fields[name] for name in _TOLD if name in call.fields}
+        fields = permitted(call.fields)
+        attributes |= {f"mlx_sidecar.{name}": fields[name] for name in _TOLD if name in fields}
         span = self._tracer.start_span(
             f"{service}/{method}",
             context=extract(call.headers),
@@ -102,10 +104,10 @@ class CallTracer:
             attributes=attributes,
             start_time=begin,
         )
-        for name, at, seconds in _events(call.fields):
+        for name, at, seconds in _events(fields):
             span.add_event(name, {} if seconds is None else {"duration_s": seconds}, begin + _nanoseconds(at))
         if call.code in _FAULTS:
-            span.set_status(Status(StatusCode.ERROR, str(call.fields.get("reason", call.code))))
+            span.set_status(Status(StatusCode.ERROR, str(fields.get("reason", call.code))))
         span.end(end)
 
     def close(self) -> None:

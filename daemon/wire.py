@@ -33,15 +33,15 @@ _NUMBERS = object()
 T = TypeVar("T", bound=Message)
 
 
-async def parse(data: bytes, kind: type[T]) -> T:
+async def parse(data: bytes, kind: type[T], most_bytes: int = MAX_REQUEST_BYTES) -> T:
     """
     Return a request from its bytes; between the steps that a large one takes others get their turns of the loop.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if it is too large, has too many parts, or is no such message.
     """
-    if len(data) > MAX_REQUEST_BYTES:
-        raise invalid("request", f"has {len(data)} bytes; at most {MAX_REQUEST_BYTES} are allowed")
+    if len(data) > most_bytes:
+        raise invalid("request", f"has {len(data)} bytes; at most {most_bytes} are allowed")
     for fields in counted(data, kind.DESCRIPTOR):
         if fields > MAX_FIELDS:
             raise invalid("request", f"has more than {MAX_FIELDS} parts, all within its messages and lists included")

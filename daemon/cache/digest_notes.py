@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from daemon.cache.digests import Stamp
+from daemon.log_fields import cause
 from daemon.small_file import read_small
 
 FILE_NAME = "digests.json"
@@ -48,7 +49,7 @@ class DigestFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.warning("the digests of earlier runs cannot be read", error=f"{type(error).__name__}: {error}")
+            log.warning("the digests of earlier runs cannot be read", error=cause(error))
             return {}
 
     def write(self, known: dict[str, tuple[Stamp, str]]) -> None:
@@ -63,7 +64,7 @@ class DigestFile:
                 json.dump({"version": _VERSION, "files": files}, file)
             Path(temporary).replace(self._path)
         except OSError as error:
-            log.warning("digests cannot be noted", error=f"{type(error).__name__}: {error}")
+            log.warning("digests cannot be noted", error=cause(error))
             if temporary:
                 with suppress(OSError):
                     Path(temporary).unlink()

@@ -11,6 +11,7 @@ import structlog
 
 from daemon.kv.layout import Layout
 from daemon.kv.passes import in_pieces
+from daemon.log_fields import cause
 from daemon.pieces import SHORT, Pieces
 
 PROMPT = tuple(range(1, 17))
@@ -41,7 +42,7 @@ def warm_up(warmup: WarmUp, clock: Callable[[], float]) -> Pieces[None]:
     try:
         yield from _generate(warmup)
     except Exception as error:
-        log.warning("warm-up failed", error=f"{type(error).__name__}: {error}")
+        log.warning("warm-up failed", error=cause(error))
     warmup.seconds = clock() - started
 
 

@@ -56,6 +56,7 @@ def main() -> int:
     config = Config.from_json(arguments.config)
     _harden()
     logs.configure(config.log_level, None)
+    logs.take_over()
     seen = SeenTime(clocks.awake, MOST_BETWEEN_BEATS)
     loop = Loop(seen, _settle)
     engines: list[Engine] = []  # of one, once it is there: the link is up before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from daemon.engine.lanes import Job, Lanes
 from daemon.engine.task import TEMPLATE, Pool, Task
 from daemon.engine.threads import Threads
 from daemon.errors import Reason, SidecarError
+from daemon.log_fields import refusal
 from daemon.machine import machine_fault
 
 LATE_SECONDS = 1.0
@@ -111,12 +113,18 @@ class Background:
 
 
 def as_sidecar_error(error: BaseException) -> SidecarError:
-    """Return an error as the caller may see it. The text of an unexpected one stays in the log."""
+    """Return an error as the caller may see it. Where an unexpected one came from stays in the log."""
     if isinstance(error, SidecarError):
         return error
     fault = machine_fault(error, "the engine cannot go on with this call")
     if fault is not None:
-        log.warning("the machine is at fault", error=f"{type(error).__name__}: {error}")
+        log.warning("the machine is at fault", **refusal(fault))
         return fault
-    log.error("unexpected error", exc_info=error)
-    return SidecarError(Reason.INTERNAL, f"an unexpected {type(error).__name__} occurred; the daemon's log has more")
+    error_id = secrets.token_hex(6)
+    log.error("unexpected error", error_id=error_id, exc_info=error)
+    kind = type(error).__name__
+    return SidecarError(
+        Reason.INTERNAL,
+        f"an unexpected {kind} occurred; the daemon's log has it under id {error_id}",
+        metadata={"error_id": error_id, "type": kind},
+    )

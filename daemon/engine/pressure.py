@@ -146,6 +146,6 @@ class Relief:
         elif not prefixes:
             models = self._shed_models(1)
         log.warning(
-            "the system is short of memory", level=level.name.lower(), prefix_bytes=prefixes, model_bytes=models
+            "the system is short of memory", pressure=level.name.lower(), prefix_bytes=prefixes, model_bytes=models
         )
         return prefixes + models

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from daemon.cache.digests import Rest
+from daemon.log_fields import cause
 
 QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY = 0x15, 0x11
 """macOS: what threads have, and what work with progress has that takes seconds or minutes (sys/qos.h)."""
@@ -96,4 +97,4 @@ def _try(change: Callable[[int], None], to: int) -> None:
     try:
         change(to)
     except (OSError, AttributeError) as error:
-        log.warning("a thread keeps its priority", error=str(error))
+        log.warning("a thread keeps its priority", error=cause(error))

@@ -13,6 +13,7 @@ from typing import Any
 import regex
 import structlog
 
+from daemon.log_fields import cause
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 MOST_CHARACTERS = 256 * 1024
@@ -53,7 +54,7 @@ def read(
         calls = [_call(entry, names) for entry in (parsed if isinstance(parsed, list) else [parsed])]
         return calls if len(calls) >= max(1, *(written.count(begin) for begin in _SKIPPED)) else None
     except Exception as error:  # parsers index, unpack and recurse as if models made no mistakes
-        log.info("a tool call cannot be read and is passed on as text", error=type(error).__name__)
+        log.info("a tool call cannot be read and is passed on as text", error=cause(error))
         return None
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import gc
 import os
 import socket as sockets
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from mlx_sidecar import Cancelled, Client, DaemonNotRunning
+from mlx_sidecar import Cancelled, Client, ConnectionLost, DaemonNotRunning
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.client.scripted import HANG, Script, delta, finished, hello, started
+from tests.client.scripted import HANG, Fail, Script, delta, finished, hello, started
 
 STATS = pb.StatsResponse(daemon=pb.DaemonStats(version="1.2"))
 Serve = Callable[[Path], Any]
@@ -72,15 +74,37 @@ def test_no_socket_means_that_no_daemon_runs(socket: Path, timeout: float) -> No
     assert "start it with: mlx-sidecar serve" in str(caught.value)
 
 
-@pytest.mark.parametrize("listening", [False, True])
-def test_a_socket_that_nobody_answers_means_that_no_daemon_runs(socket: Path, listening: bool) -> None:
-    """What a killed daemon leaves, or one that accepts and then hangs."""
+def test_a_socket_that_nothing_listens_on_means_that_no_daemon_runs(socket: Path) -> None:
+    """What a killed daemon leaves."""
     with sockets.socket(sockets.AF_UNIX) as listener, Client(socket, timeout=0.1) as client:
         listener.bind(str(socket))
-        if listening:
-            listener.listen()
         with pytest.raises(DaemonNotRunning, match="start it with: mlx-sidecar serve"):
             client.generate("m", "Hi")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_daemon_that_listens_and_does_not_answer_is_not_called_absent(socket: Path, full: bool) -> None:
+    """One that is stopped or very busy, also one that has as many connections waiting as its queue holds."""
+    if full and sys.platform != "linux":
+        pytest.skip("elsewhere a queue that is full refuses as if nothing listened")
+    with sockets.socket(sockets.AF_UNIX) as listener, Client(socket, timeout=0.1) as client, ExitStack() as stack:
+        listener.bind(str(socket))
+        listener.listen(0 if full else 8)
+        if full:
+            stack.enter_context(sockets.socket(sockets.AF_UNIX)).connect(str(socket))
+        with pytest.raises(ConnectionLost, match="it does not answer in time; try again") as caught:
+            client.generate("m", "Hi")
+        assert caught.value.retry_after
+
+
+def test_a_call_that_is_refused_without_a_reason_is_told_from_a_daemon_that_is_not_there(
+    serve: Serve, socket: Path, script: Script
+) -> None:
+    """gRPC makes such an UNAVAILABLE by itself; the socket shows that a daemon listens."""
+    script.answer([started(), Fail("UNAVAILABLE", "")])
+    serve(socket)
+    with Client(socket) as client, pytest.raises(ConnectionLost, match="refused or cut off without a reason"):
+        client.complete("m", "Hi")
 
 
 def test_a_daemon_that_went_away_and_came_back_is_found_again(serve: Serve, socket: Path, script: Script) -> None:

@@ -53,7 +53,7 @@ def test_the_tree_is_complete_and_flat() -> None:
         for name, kind in vars(_exceptions).items()
         if isinstance(kind, type) and kind.__module__ == _exceptions.__name__
     }
-    assert len(kinds) == len(REASONS) + 6
+    assert len(kinds) == len(REASONS) + 7
     for name, kind in kinds.items():
         assert issubclass(kind, SidecarError)
         assert name in mlx_sidecar.__all__

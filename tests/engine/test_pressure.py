@@ -142,7 +142,7 @@ def test_the_engine_sheds_prefixes_then_idle_models_and_spares_what_is_in_use(
         harness.step()
     harness.pressure = Level.NORMAL
     (line,) = (line for line in logs if line["event"] == "the system is short of memory")
-    assert line["level"] == "critical"
+    assert line["pressure"] == "critical"
     assert line["model_bytes"] > 0
     assert {model.info.model for model in harness.figures.models} == {"embedded", pinned}
     assert harness.figures.model_cache.evictions == 1

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from structlog.testing import capture_logs
 
 from daemon import supervisor as module
 from daemon.engine_call import EngineCall
+from daemon.engine_process import EngineProcess
 from daemon.errors import Reason, SidecarError
 from daemon.supervisor import State
 from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.running import alive
 from tests.unit.supervised import Watched, error_of, events, opened, supervising, text, until_delta
 
@@ -97,12 +101,46 @@ async def test_an_event_that_cannot_be_handled_does_not_end_the_supervision(monk
 
 
 async def test_the_engines_log_lines_are_forwarded() -> None:
-    """As they were, marked as the engine's; what is no log line is shown cut short, and a huge line harms nobody."""
+    """
+    As they were, marked as the engine's. What is no log line is counted, because it could hold a part of the request;
+    a huge line harms nothing.
+    """
     with capture_logs() as logs:
         async with supervising() as supervisor:
             assert text(await events(opened(supervisor, "log"))) == "one two three"
     lines = [line for line in logs if line["event"] in ("one line", "after a long line", "engine output")]
     assert lines[0] == {"event": "one line", "log_level": "warning", "figure": 7, "process": "engine"}
-    assert lines[1] == {"event": "engine output", "log_level": "warning", "line": "bare text"}
+    assert lines[1] == {"event": "engine output", "log_level": "warning", "characters": 9}
     assert lines[-1] == {"event": "after a long line", "log_level": "info", "process": "engine"}
-    assert all(len(line.get("line", "")) <= 2000 for line in lines)
+    assert not any("line" in line for line in lines)
+
+
+async def test_what_an_engine_prints_before_its_first_call_is_repeated() -> None:
+    """It knows no request yet, and why it cannot start is told nowhere else."""
+    code = "print('ModuleNotFoundError: No module named x'); print('y' * 3000)"
+    with capture_logs() as logs:
+        process = await EngineProcess.spawn([sys.executable, "-c", code])
+        assert await process.reap() == 0
+    assert [line["line"] for line in logs] == ["ModuleNotFoundError: No module named x", "y" * 2000]
+
+
+async def test_what_an_engine_prints_that_knows_requests_is_repeated_only_where_it_tells_places_and_classes() -> None:
+    """The words of an exception may be a request's."""
+    printed = [
+        "Traceback (most recent call last):",
+        '  File "/x/y.py", line 3, in Engine.f',
+        "    the text of a line",
+        "json.decoder.JSONDecodeError: a secret",
+        "Fatal Python error: Segmentation fault",
+        "a secret",
+    ]
+    code = f"import sys, socket; socket.socket(fileno=int(sys.argv[-1])).recv(1); [print(one) for one in {printed!r}]"
+    with capture_logs() as logs:
+        process = await EngineProcess.spawn([sys.executable, "-c", code])
+        process.send(ipc.Command(generate=pb.GenerateRequest()))
+        await process.listen(lambda _: None)
+        assert await process.reap() == 0
+    assert [line.get("line") for line in logs] == [
+        printed[0], printed[1], None, "json.decoder.JSONDecodeError", printed[4], None
+    ]  # fmt: skip
+    assert "secret" not in str(logs)

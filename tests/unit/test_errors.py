@@ -34,6 +34,7 @@ def test_only_retries_that_may_succeed_are_unavailable_or_exhausted() -> None:
         Reason.BUDGET_IN_USE,
         Reason.QUEUE_FULL,
         Reason.SLOW_CONSUMER,
+        Reason.SLOW_SENDER,
         Reason.SHUTTING_DOWN,
         Reason.ENGINE_RESTARTED,
         Reason.MACHINE_EXHAUSTED,

@@ -14,22 +14,33 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
+from daemon.arrivals import Arrivals, Lane, Way
 from daemon.ended_call import EndedCall
 from daemon.errors import Reason, SidecarError, invalid
 from daemon.interceptors import MAX_MESSAGE, CallInterceptor, code_name, status
+from daemon.validation import MAX_REQUEST_BYTES
 
 METHOD = "/mlx_sidecar.v1.SidecarService/Generate"
 QUIET = "/mlx_sidecar.v1.SidecarService/Stats"
+CHECK = "/grpc.health.v1.Health/Check"
+SMALL = 100
 SECRET = "the caller's prompt"
 
 
 class FakeContext:
     """A call whose writes and abort are kept."""
 
-    def __init__(self, remaining: float | None = None) -> None:
+    def __init__(self, remaining: float | None = None, request: Any = b"") -> None:
+        self._request = request
         self.written: list[Any] = []
         self.aborted: tuple[Any, str, tuple[tuple[str, Any], ...]] | None = None
         self._remaining = remaining
+
+    async def read(self) -> Any:
+        """Return a request, or what comes instead."""
+        if isinstance(self._request, BaseException):
+            raise self._request
+        return self._request
 
     async def write(self, message: Any) -> None:
         """Keep a response."""
@@ -71,15 +82,18 @@ async def serve(
     make = grpc.unary_stream_rpc_method_handler if streaming else grpc.unary_unary_rpc_method_handler
 
     async def continuation(_: Any) -> Any:
-        return make(behaviour)
+        return make(behaviour, request_deserializer=lambda data: data)
 
-    interceptor = CallInterceptor(lambda: cancelled.append(1), on_end)
+    lane = Lane(places=1)
+    sizes = {METHOD: MAX_REQUEST_BYTES, QUIET: SMALL, CHECK: SMALL}
+    arrivals = Arrivals({name: Way(lane, size, 1) for name, size in sizes.items()})
+    interceptor = CallInterceptor(arrivals, lambda: cancelled.append(1), on_end)
     details: Any = SimpleNamespace(method=method, invocation_metadata=())
     handler: Any = await interceptor.intercept_service(continuation, details)
-    wrapped = handler.unary_stream if streaming else handler.unary_unary
+    wrapped = handler.stream_stream if streaming else handler.stream_unary
     answer = None
     with suppress(grpc.aio.AbortError, asyncio.CancelledError):
-        answer = await wrapped(b"", context)
+        answer = await wrapped(None, context)
     return answer, len(cancelled)
 
 
@@ -243,15 +257,70 @@ async def test_the_end_of_a_call_is_told_with_its_code_and_headers() -> None:
     assert len(ended) == before
 
 
-async def test_health_and_reflection_keep_their_own_handlers() -> None:
-    """They are not of this service."""
-    theirs: Any = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+async def test_health_leaves_neither_lines_nor_counts() -> None:
+    """It is polled all day; what is refused of it has its reason all the same."""
+
+    async def behaviour(_request: Any, _context: Any) -> str:
+        return "serving"
+
+    async def gone(_request: Any, _context: Any) -> str:
+        raise asyncio.CancelledError
+
+    with capture_logs() as lines:
+        assert await serve(behaviour, FakeContext(), streaming=False, method=CHECK) == ("serving", 0)
+        assert await serve(gone, FakeContext(), streaming=False, method=CHECK) == (None, 0)
+        context = FakeContext(request=b"x" * (SMALL + 1))
+        await serve(behaviour, context, streaming=False, method=CHECK)
+    assert lines == []
+    assert detail(context.rich(), error_details_pb2.BadRequest).field_violations[0].field == "request"
+
+
+async def test_a_call_that_is_taken_back_before_its_request_is_there_leaves_no_line() -> None:
+    """They can come by the thousand; a call without a request that stays is told so."""
+
+    async def never(_request: Any, _context: Any) -> AsyncIterator[str]:
+        raise AssertionError("it has no request")
+        yield
+
+    with capture_logs() as lines:
+        _, cancelled = await serve(never, FakeContext(request=asyncio.CancelledError()))
+        context = FakeContext(request=grpc.aio.EOF)
+        await serve(never, context)
+    assert cancelled == 0
+    assert [(line["log_level"], line["code"]) for line in lines] == [
+        ("debug", "CANCELLED"),
+        ("info", "INVALID_ARGUMENT"),
+    ]
+    assert context.rich().message == "request is missing"
+
+
+async def test_a_conversation_is_received_request_by_request() -> None:
+    """As reflection is."""
+    seen = []
+
+    async def behaviour(requests: Any, _context: Any) -> AsyncIterator[bytes]:
+        async for request in requests:
+            seen.append(request)
+            yield request
+
+    make: Any = grpc.stream_stream_rpc_method_handler(behaviour, request_deserializer=lambda data: data)
+    lane = Lane(places=1)
+    interceptor = CallInterceptor(Arrivals({CHECK: Way(lane, SMALL, 1)}), lambda: None)
 
     async def continuation(_: Any) -> Any:
-        return theirs
+        return make
 
-    details: Any = SimpleNamespace(method="/grpc.health.v1.Health/Check", invocation_metadata=())
-    assert await CallInterceptor(lambda: None).intercept_service(continuation, details) is theirs
+    details: Any = SimpleNamespace(method=CHECK, invocation_metadata=())
+    handler: Any = await interceptor.intercept_service(continuation, details)
+    context = FakeContext()
+    requests = iter([b"one", b"two", grpc.aio.EOF])
+
+    async def read() -> Any:
+        return next(requests)
+
+    context.read = read  # type: ignore[method-assign]
+    await handler.stream_stream(None, context)
+    assert seen == context.written == [b"one", b"two"]
 
 
 async def test_a_method_that_nobody_serves_stays_unserved() -> None:
@@ -261,4 +330,4 @@ async def test_a_method_that_nobody_serves_stays_unserved() -> None:
         return None
 
     details: Any = SimpleNamespace(method="/x/y", invocation_metadata=())
-    assert await CallInterceptor(lambda: None).intercept_service(continuation, details) is None
+    assert await CallInterceptor(Arrivals({}), lambda: None).intercept_service(continuation, details) is None

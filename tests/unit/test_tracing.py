@@ -108,11 +108,11 @@ def test_only_what_is_the_daemons_fault_is_an_error(
     collector: Collector, code: str, number: int, status: StatusCode
 ) -> None:
     """As OpenTelemetry's conventions for servers have it; the code is told in any case."""
-    collector.tracer.record(ended(code, reason="WHY"))
+    collector.tracer.record(ended(code, reason="NAN_LOGITS"))
     span = collector.span()
     assert (span.attributes or {})["rpc.grpc.status_code"] == number
     assert span.status.status_code is status
-    assert span.status.description == ("WHY" if status is StatusCode.ERROR else None)
+    assert span.status.description == ("NAN_LOGITS" if status is StatusCode.ERROR else None)
 
 
 def test_a_span_belongs_to_the_trace_of_its_caller(collector: Collector) -> None:
@@ -155,7 +155,7 @@ def test_an_exporter_that_there_is_not_is_refused(name: str, value: str) -> None
 
 def test_serve_refuses_tracing_without_the_extra_in_one_sentence(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """And leaves neither socket nor log file behind."""
-    monkeypatch.setattr(app, "logs", SimpleNamespace(configure=lambda *_: None))
+    monkeypatch.setattr(app, "logs", SimpleNamespace(configure=lambda *_: None, take_over=lambda: None))
     monkeypatch.setattr("os.chdir", lambda _: None)
     for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"]:
         monkeypatch.delitem(sys.modules, name)

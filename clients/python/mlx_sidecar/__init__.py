@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlx_sidecar._exceptions import (
         BudgetInUse,
         Cancelled,
+        ConnectionLost,
         ContextLengthExceeded,
         DaemonNotRunning,
         DeadlineExceeded,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         ShuttingDown,
         SidecarError,
         SlowConsumer,
+        SlowSender,
         UntrustedSocket,
     )
     from mlx_sidecar._latency import LatencyHistogram, LatencyStats
@@ -79,10 +81,11 @@ _HOMES = {
     "_cache_stats": "ModelCacheStats ModelStats NamespaceStats PrefixCacheStats",
     "_client": "Client",
     "_exceptions": (
-        "BudgetInUse Cancelled ContextLengthExceeded DaemonNotRunning DeadlineExceeded EngineRestarted "
-        "InternalError InvalidArgument MachineExhausted MachineFault ModelCorrupt ModelExceedsBudget ModelGated "
-        "ModelNotCached ModelNotFound ModelNotResponding ModelQuarantined ModelUnsupported NanLogits ProtocolError "
-        "QueueFull RequestExceedsMemory RequestQuarantined ShuttingDown SidecarError SlowConsumer "
+        "BudgetInUse Cancelled ConnectionLost ContextLengthExceeded DaemonNotRunning DeadlineExceeded "
+        "EngineRestarted InternalError InvalidArgument MachineExhausted MachineFault ModelCorrupt "
+        "ModelExceedsBudget ModelGated ModelNotCached ModelNotFound ModelNotResponding ModelQuarantined "
+        "ModelUnsupported NanLogits ProtocolError QueueFull RequestExceedsMemory RequestQuarantined "
+        "ShuttingDown SidecarError SlowConsumer SlowSender "
         "UntrustedSocket"
     ),
     "_latency": "LatencyHistogram LatencyStats",
@@ -106,6 +109,7 @@ __all__ = [
     "Cancelled",
     "Client",
     "Completion",
+    "ConnectionLost",
     "ContextLengthExceeded",
     "DaemonNotRunning",
     "DaemonStats",
@@ -154,6 +158,7 @@ __all__ = [
     "ShuttingDown",
     "SidecarError",
     "SlowConsumer",
+    "SlowSender",
     "Started",
     "Stats",
     "StuckWork",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import stat
 import sys
 from pathlib import Path
@@ -67,15 +68,28 @@ def place_text(socket: Path) -> str:
     return shlex.quote(str(place_of_its_own(socket)))
 
 
-def resolve(socket: str | os.PathLike[str] | None) -> Path:
+def resolve(given: str | os.PathLike[str] | None) -> Path:
     """Return the absolute path that a client was given, or the default; `~` is the home directory."""
-    path = default_socket_path() if socket is None else Path(socket).expanduser()
+    path = default_socket_path() if given is None else Path(given).expanduser()
     return path.absolute()
 
 
 def target(path: Path) -> str:
     """Return the gRPC target of an absolute path. gRPC reads it as a URI, so odd characters are quoted."""
     return "unix:" + quote(os.fsencode(path))
+
+
+def listens(path: Path) -> bool:
+    """Tell whether a process listens on a socket. It never waits; a queue of connections that is full is a listener."""
+    with socket.socket(socket.AF_UNIX) as one:
+        one.setblocking(False)
+        try:
+            one.connect(os.fsencode(path))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def socket_exists(path: Path) -> bool:
@@ -89,7 +103,7 @@ def socket_exists(path: Path) -> bool:
         UntrustedSocket: If the socket or its directory is not ours alone, or something else is in its place.
     """
     try:
-        directory, socket = path.parent.lstat(), path.lstat()
+        directory, found = path.parent.lstat(), path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError:
@@ -100,8 +114,8 @@ def socket_exists(path: Path) -> bool:
         raise UntrustedSocket(f"{path.parent} belongs to another user")
     if directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UntrustedSocket(f"other users may write to {path.parent}; {privacy_advice(path)}")
-    if not stat.S_ISSOCK(socket.st_mode):
+    if not stat.S_ISSOCK(found.st_mode):
         raise UntrustedSocket(f"{path} is not a socket")
-    if socket.st_uid != os.geteuid():
+    if found.st_uid != os.geteuid():
         raise UntrustedSocket(f"{path} belongs to another user")
     return True

@@ -17,8 +17,8 @@ import grpc
 from mlx_sidecar._address import resolve, socket_exists, target
 from mlx_sidecar._channel import CONNECT_TIMEOUT, PING, POLL_INTERVAL, SYNC_CHANNEL_OPTIONS, answered, stub
 from mlx_sidecar._decode import decode
-from mlx_sidecar._exceptions import DaemonNotRunning, SidecarError
-from mlx_sidecar._failure import failure, not_running
+from mlx_sidecar._exceptions import ConnectionLost, DaemonNotRunning, SidecarError
+from mlx_sidecar._failure import failure, not_running, unanswered
 from mlx_sidecar._stats import Stats
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -199,11 +199,11 @@ class Client:
             ping(b"", timeout=max(0.0, deadline - time.monotonic()), wait_for_ready=True)
         except grpc.RpcError as error:
             if not answered(error):
-                raise not_running(self._socket, "nobody answers") from error
+                raise unanswered(self._socket, "nothing listens on it", "it does not answer in time") from error
 
     def _failed(self, error: grpc.RpcError) -> SidecarError:
         problem = failure(error, self._socket)
-        if isinstance(problem, DaemonNotRunning):
+        if isinstance(problem, (DaemonNotRunning, ConnectionLost)):
             # The next call waits for the daemon, and looks at its socket, as the first one did.
             self._connected = False
         return problem

@@ -16,6 +16,7 @@ Every exception that the client raises on its own account.
     │   └── ContextLengthExceeded
     ├── QueueFull
     ├── SlowConsumer
+    ├── SlowSender
     ├── ShuttingDown
     ├── EngineRestarted
     ├── ModelNotResponding
@@ -24,6 +25,7 @@ Every exception that the client raises on its own account.
     ├── NanLogits
     ├── InternalError
     ├── DaemonNotRunning
+    ├── ConnectionLost
     ├── UntrustedSocket
     ├── DeadlineExceeded
     ├── Cancelled
@@ -181,6 +183,13 @@ class SlowConsumer(SidecarError):
     reason = "SLOW_CONSUMER"
 
 
+class SlowSender(SidecarError):
+    """The request took too long to arrive whole; see `retry_after`."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "SLOW_SENDER"
+
+
 class ShuttingDown(SidecarError):
     """The daemon finishes its last streams and takes no new work; see `retry_after`."""
 
@@ -231,7 +240,16 @@ class InternalError(SidecarError):
 
 
 class DaemonNotRunning(SidecarError):
-    """There is no socket, nobody answers on it, or the daemon went away during a call."""
+    """There is no socket, or nothing listens on it; also after a call that the daemon went away from."""
+
+    code = "UNAVAILABLE"
+
+
+class ConnectionLost(SidecarError):
+    """
+    A daemon listens on the socket, but the call was not answered: its connection broke, gRPC refused it without a
+    reason, or connecting took too long. Another try makes sense.
+    """
 
     code = "UNAVAILABLE"
 
@@ -276,6 +294,7 @@ REASONS: Mapping[str, type[SidecarError]] = MappingProxyType(
             ContextLengthExceeded,
             QueueFull,
             SlowConsumer,
+            SlowSender,
             ShuttingDown,
             EngineRestarted,
             ModelNotResponding,

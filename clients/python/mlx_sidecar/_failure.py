@@ -1,4 +1,4 @@
-"""gRPC errors to typed exceptions; pure, for both clients."""
+"""gRPC errors to typed exceptions, for both clients. Only the socket is asked whether a daemon is there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message as Proto
 
+from mlx_sidecar._address import listens
 from mlx_sidecar._exceptions import (
     REASONS,
     Cancelled,
+    ConnectionLost,
     DaemonNotRunning,
     DeadlineExceeded,
     ProtocolError,
@@ -23,9 +25,20 @@ DOMAIN = "mlx-sidecar"
 ProtoT = TypeVar("ProtoT", bound=Proto)
 
 
+RETRY_SECONDS = 1.0
+"""After which another try makes sense where the daemon did not say."""
+
+
 def not_running(socket: Path, why: str) -> DaemonNotRunning:
-    """Return the exception for a daemon that does not answer; `why` is what was seen."""
+    """Return the exception for a daemon that is not there; `why` is what was seen."""
     return DaemonNotRunning(f"no mlx-sidecar answers at {socket} ({why}); start it with: mlx-sidecar serve")
+
+
+def unanswered(socket: Path, why: str, there: str) -> SidecarError:
+    """Return the exception for a call that nothing answered: `why` if nothing listens, `there` if something does."""
+    if not listens(socket):
+        return not_running(socket, why)
+    return ConnectionLost(f"mlx-sidecar listens at {socket}, but {there}; try again", retry_after=RETRY_SECONDS)
 
 
 def failure(error: grpc.RpcError, socket: Path) -> SidecarError:
@@ -57,7 +70,7 @@ def _undetailed(code: str, text: str, socket: Path) -> SidecarError:
     match code:
         case "UNAVAILABLE":
             # gRPC's own text repeats the path, quoted, and more; it stays in the exception's cause.
-            return not_running(socket, "the connection failed")
+            return unanswered(socket, "the connection failed", "the call was refused or cut off without a reason")
         case "DEADLINE_EXCEEDED":
             return DeadlineExceeded(text)
         case "CANCELLED":
