@@ -113,19 +113,21 @@ _IDENTIFIER = _pattern(r"[\w.<>-]{1,200}")
 
 _NUMBERS = """
     blocks bytes_freed cached_tokens calls characters completion_tokens dropped duration_s limit_s lived_s load_s
-    model_bytes pid prefix_bytes prompt_tokens retry_in_s seconds silent_s status step_age_s
+    model_bytes pid prefix_bytes prompt_tokens retry_in_s seconds silent_s status step_age_s stuck threads
     queue_s lookup_s restore_s prefill_s decode_s first_token_s total_s
 """
 
 FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(_NUMBERS.split(), _number),
     "code": _one_of(*code_pb2.Code.keys()),
+    "directory": _PATH,
     "dry_run": _flag,
     "error": _cause,
     "error_id": _pattern(r"[0-9a-f]{12}"),
     "event": _words,
     "exception": _words,
     "field": _request_field,
+    "file": _pattern(r"[^/\x00-\x1f\x7f]{1,255}"),
     "level": _one_of("debug", "info", "warning", "error", "critical"),
     "line": _words,
     "logger": _IDENTIFIER,
@@ -146,6 +148,7 @@ FIELDS: Mapping[str, Kind] = {
     "template": _pattern(r"[0-9a-f]{16}"),
     "timestamp": _pattern(r"[0-9T:.Z-]{10,40}"),
     "version": _pattern(r"[\w.+-]{1,100}"),
+    "work": _one_of("lookup", "read", "fetch", "tokenizer", "template", "prompt"),
 }
 """Each field that may be logged, and whether a value is of its kind. None may stand for any."""
 

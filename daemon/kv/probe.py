@@ -13,6 +13,7 @@ from daemon.kv.extents import Run
 from daemon.kv.layout import Layout, describing
 from daemon.kv.live import LiveKV
 from daemon.kv.passes import in_pieces
+from daemon.log_fields import Words
 from daemon.machine import machine_fault
 from daemon.pieces import Pieces
 
@@ -59,7 +60,7 @@ def _reuse_is_exact(model: Any, layout: Layout) -> Pieces[bool]:
     except (RuntimeError, ValueError) as error:
         if machine_fault(error, "") is not None:
             raise
-        said = f"{type(error).__name__}: {error}"
+        said = Words(f"{type(error).__name__}: {error}")  # of fixed tokens: no request is in it
         log.warning("the KV cache of this model cannot be packed and restored", error=said)
         return False
     logits = []

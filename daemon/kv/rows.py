@@ -18,6 +18,7 @@ from mlx_lm.models.cache import (
 )
 
 from daemon.kv.passes import in_pieces
+from daemon.log_fields import Words
 from daemon.machine import machine_fault
 from daemon.pieces import Pieces
 
@@ -113,7 +114,7 @@ def proving(model: Any) -> Pieces[bool]:
     except Exception as error:  # whatever a model's own code raises that reckons with one row only
         if machine_fault(error, "") is not None:
             raise
-        said = f"{type(error).__name__}: {error}"
+        said = Words(f"{type(error).__name__}: {error}")  # of fixed tokens: no request is in it
         log.warning("this model cannot compute several rows; its requests do not share forward passes", error=said)
         return False
     if not exact:
