@@ -86,7 +86,7 @@ def test_ps_imports_the_client_and_nothing_of_the_daemon(daemon: RunningDaemon) 
     assert commands_in(modules) == {"ps"}
     assert packages(modules) & FOREIGN == {"grpc", "google", "asyncio"}
     ours = {name for name in modules if name.startswith("daemon.") and not name.startswith("daemon.cli")}
-    assert ours <= {"daemon.config", "daemon.config_values", "daemon.wording"}
+    assert ours <= {"daemon.config", "daemon.config_values", "daemon.small_file", "daemon.wording"}
     assert not modules & {f"mlx_sidecar.{name}" for name in ("_requests", "_results", "_streams", "_transcript")}
     assert not modules & {"grpc_status", "google.rpc.error_details_pb2", "difflib", "tomllib", "mlx_sidecar._aio"}
 
