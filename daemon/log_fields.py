@@ -127,7 +127,7 @@ FIELDS: Mapping[str, Kind] = {
     "event": _words,
     "exception": _words,
     "field": _request_field,
-    "file": _pattern(r"[^/\x00-\x1f\x7f]{1,255}"),
+    "file": _pattern(r"[\w.+-]{1,200}\.safetensors"),
     "level": _one_of("debug", "info", "warning", "error", "critical"),
     "line": _words,
     "logger": _IDENTIFIER,
