@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from daemon.kv.block import BLOCK_TOKENS
-from daemon.kv.budget import Limits
-from daemon.kv.extents import Checkpoint, Extent
-from daemon.kv.parts import Group, Parts
+from daemon.kv.evictor import PrefixLimits
+from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.nodes import Checkpoint, Extent
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.source import Resume
+from daemon.kv.spec import LayerGroup, PrefixSpec
 
 _BLOCK_BYTES = 1024
-_PARTS = Parts((Group(_BLOCK_BYTES),))
+_PARTS = PrefixSpec((LayerGroup(_BLOCK_BYTES),))
 
 
 class Index:
@@ -24,7 +24,7 @@ class Index:
     """
 
     def __init__(self, blocks: int) -> None:
-        self._cache = PrefixCache(Limits(blocks, blocks * _BLOCK_BYTES), copy=_packed)
+        self._cache = PrefixCache(PrefixLimits(blocks, blocks * _BLOCK_BYTES), copy=_packed)
 
     @property
     def blocks(self) -> int:

@@ -25,7 +25,7 @@ from benchmarks import machine
 from benchmarks.page import RESULTS
 from daemon.cache.resolver import EMBEDDED_PATH
 from mlx_sidecar import Client
-from tests.models import wide_model
+from tests.support.models import wide_model
 from tools.demo import daemon
 
 TOKENS = 2000

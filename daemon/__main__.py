@@ -21,7 +21,7 @@ def main() -> None:
     """Run the command line, and end the process."""
     if getattr(daemon, "DISTRIBUTION", None) != "mlx-sidecar":
         sys.exit(CLASH.format(place=", ".join(daemon.__path__)))
-    from daemon.surroundings import hold_standard_streams
+    from daemon.shared.process_setup import hold_standard_streams
 
     hold_standard_streams()  # before anything is opened that could get their numbers
     from daemon.cli import main as command_line

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 from mlx_sidecar import Client
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
 
 # What a shell starts in the background ignores Ctrl-C and quits, and so would every program that a test ends that way.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,14 +6,14 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any
 
-from daemon.config import ENV_PREFIX, KEYS
+from daemon.shared.config import ENV_PREFIX, KEYS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
 HEAD = f"""\
 # Configuration
 
-Made from `daemon/config.py` by `make gen`; change its fields, not this page.
+Made from `daemon/shared/config.py` by `make gen`; change its fields, not this page.
 
 A value comes from the first of these that has one: a flag (`--max-models 2`), a variable
 (`{ENV_PREFIX}MAX_MODELS=2`), the file `~/.mlx-sidecar/config.toml` (`max_models = 2`), the default.

@@ -24,7 +24,7 @@ from mlx_lm.utils import load
 from benchmarks import shapes
 from daemon.engine.device import device_name
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine import harness
+from tests.unit.engine import harness
 
 ROWS = (1, 4, 8, 16)
 ANSWER_TOKENS = 64

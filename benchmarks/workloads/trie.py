@@ -18,12 +18,12 @@ from benchmarks.figures import OURS, Metric, Result, Row
 from benchmarks.floor import Floor, timed
 from benchmarks.machine import resident_bytes
 from benchmarks.words import prompt
-from daemon.kv.adapters import kv_cache
-from daemon.kv.block import BLOCK_TOKENS
-from daemon.kv.budget import Limits
-from daemon.kv.live import LiveKV
+from daemon.kv.evictor import PrefixLimits
+from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.mlx.adapters import kv_cache
+from daemon.kv.mlx.request_kv import RequestKV
+from daemon.kv.mlx.self_test import probe
 from daemon.kv.prefix_cache import PrefixCache
-from daemon.kv.probe import probe
 from daemon.kv.source import Resume
 
 LOOKUP, INSERT, EVICT = Metric("lookup", "ms"), Metric("insert", "ms"), Metric("evict as much", "ms")
@@ -108,13 +108,13 @@ def _copies(floor: Floor, tokens: int) -> dict[str, Callable[[str], Figures]]:
     """Store and restore the KV of a prompt as the engine does, and copy as many bytes in as many arrays."""
     layout = probe(floor.model)
     caches = floor.prefilled(prompt("copies", tokens))
-    live = LiveKV(layout, caches, tokens)
+    live = RequestKV(layout, caches, tokens)
     plain = [array[..., :tokens, :] + 0 for cache in caches for array in (cache.keys, cache.values)]
     mx.eval(plain)
     ids = [*range(tokens), 0]
 
     def ours(seed: str) -> Figures:
-        cache = PrefixCache(Limits(tokens, 10**12), copy=kv_cache.copied)
+        cache = PrefixCache(PrefixLimits(tokens, 10**12), copy=kv_cache.copied)
         store = timed(lambda: cache.store("n", ids[:tokens], layout.parts, live, resume=Resume.YES))
         with cache.lookup("n", ids, layout.parts) as lease:
             runs = cache.runs(lease, layout.parts)

@@ -14,8 +14,8 @@ from typing import Any
 import structlog
 
 from daemon.cache.digests import Stamp
-from daemon.log_fields import cause
-from daemon.small_file import read_small
+from daemon.shared.log_fields import cause
+from daemon.shared.small_file import read_small
 
 FILE_NAME = "digests.json"
 _VERSION = 1

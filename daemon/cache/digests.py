@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from daemon import signs
 from daemon.cache.model_files import opened
+from daemon.shared import liveness
 
 Report = Callable[[int, int], None]
 """Called with bytes done and bytes to do; may raise to abandon the work."""
@@ -99,15 +99,15 @@ class _Turn:
         while not self._lock.acquire(timeout=_LOOK_SECONDS):
             if seen != self._signs:
                 seen = self._signs
-                signs.moved()
-        before = signs.current()
+                liveness.moved()
+        before = liveness.current()
 
         def sign() -> None:
             self._signs += 1
             before()
 
         try:
-            with signs.watched(sign):
+            with liveness.watched(sign):
                 yield
         finally:
             self._lock.release()
@@ -233,7 +233,7 @@ def _sha256(path: Path, size: int, report: Report | None, rest: Rest) -> str:
         began = time.thread_time()
         while read := file.readinto(buffer[: size - done]):  # no more than it had: it may grow without end
             state.update(buffer[:read])
-            signs.moved()
+            liveness.moved()
             done += read
             if report is not None and size > QUICK_BYTES and (done - reported >= _REPORTED or done == size):
                 report(done, size)

@@ -140,7 +140,7 @@ class Entry(Generic[M]):
         return max(0.0, self.ttl - (now - self.last_used)) if self.evictable else None
 
 
-class Lease(Generic[M]):
+class ModelLease(Generic[M]):
     """
     Keeps a model usable, also after its eviction, invalidation or expiry. Release it exactly once.
 
@@ -192,7 +192,7 @@ class Ticket(Generic[M]):
     pin: bool | None = None
     ttl: float | None = None
     progress: Progress = Progress(Stage.QUEUED)
-    lease: Lease[M] | None = None
+    lease: ModelLease[M] | None = None
     error: Exception | None = None
     outcome: Outcome | None = None
     evicted: tuple[str, ...] = ()
@@ -207,7 +207,7 @@ class Ticket(Generic[M]):
         """Begin to wait; `abandon` is called if the caller cancels first."""
         self._abandon = abandon
 
-    def succeed(self, lease: Lease[M], outcome: Outcome) -> None:
+    def succeed(self, lease: ModelLease[M], outcome: Outcome) -> None:
         """End with a model."""
         self.lease, self.outcome, self._abandon = lease, outcome, None
 

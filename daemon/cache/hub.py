@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from daemon.cache.digests import Report
 from daemon.cache.model_files import check, read
-from daemon.errors import Reason, SidecarError
+from daemon.shared.errors import Reason, SidecarError
 
 PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 """What mlx-lm reads of a model. Python files are left out: they are never run."""

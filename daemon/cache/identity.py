@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from daemon.cache.digests import Digests, Report, Stamp, TakesLong
-from daemon.cache.formats import refuse_other_formats
 from daemon.cache.model_files import Roots, allowed, check, read
-from daemon.cache.sizes import estimate_size, read_header, weight_files
-from daemon.errors import Reason, SidecarError
-from daemon.machine import machine_fault
+from daemon.cache.weight_files import estimate_size, read_header, refuse_other_formats, weight_files
+from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.machine_faults import machine_fault
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")

@@ -11,11 +11,9 @@ from collections.abc import Callable, Hashable
 from itertools import count
 from typing import Generic, TypeVar
 
-from daemon.cache.counters import Counters
-from daemon.cache.entry import Entry, Lease, Load, Loaded, Outcome, Progress, Source, Ticket
-from daemon.cache.limits import Limits
+from daemon.cache.entry import Entry, Load, Loaded, ModelLease, Outcome, Progress, Source, Ticket
+from daemon.cache.limits import Counters, ModelLimits, in_use
 from daemon.cache.load_queue import Job, LoadQueue
-from daemon.cache.refusals import in_use
 
 M = TypeVar("M")
 S = TypeVar("S", bound=Source)
@@ -34,7 +32,7 @@ class ModelCache(Generic[S, M]):
 
     def __init__(
         self,
-        limits: Limits,
+        limits: ModelLimits,
         loader: Callable[[S, object], Load[M]],
         clock: Callable[[], float],
         on_free: Callable[[], None] = lambda: None,
@@ -215,7 +213,7 @@ class ModelCache(Generic[S, M]):
             entry.pinned = ticket.pin
         if ticket.ttl is not None:
             entry.ttl = ticket.ttl
-        ticket.succeed(Lease(entry, self._release), outcome)
+        ticket.succeed(ModelLease(entry, self._release), outcome)
 
     def _release(self, entry: Entry[M]) -> None:
         entry.leases -= 1

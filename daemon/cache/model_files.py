@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from daemon.errors import Reason, SidecarError
+from daemon.shared.errors import Reason, SidecarError
 
 Roots = tuple[Path, ...]
 """Real directories that links may lead into; empty allows any."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from daemon.pieces import Pieces
+from daemon.shared.slices import Sliced
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -44,7 +44,7 @@ class Pace:
 
 
 def paced(
-    work: Pieces[R], report: P, clock: Callable[[], float], seconds: Callable[[], float]
+    work: Sliced[R], report: P, clock: Callable[[], float], seconds: Callable[[], float]
 ) -> Generator[P, None, R]:
     """
     Join pieces of work into slices: yields `report` when one more piece like the last would make the slice too long.

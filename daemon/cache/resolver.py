@@ -14,9 +14,9 @@ from weakref import WeakValueDictionary
 from daemon.cache.digests import Digests, TakesLong
 from daemon.cache.hub import planned_bytes, snapshot
 from daemon.cache.identity import ModelSource, identify
-from daemon.errors import Reason, SidecarError, invalid
-from daemon.machine import machine_fault
-from daemon.names import climbs, plain
+from daemon.shared.errors import Reason, SidecarError, invalid
+from daemon.shared.machine_faults import machine_fault
+from daemon.shared.model_names import climbs, plain
 
 EMBEDDED = "embedded"
 EMBEDDED_PATH = Path(__file__).resolve().parent.parent / "embedded"

@@ -12,7 +12,7 @@ import os
 import click
 
 from daemon import __version__
-from daemon.cli.exits import EPILOG
+from daemon.cli.exit_codes import EPILOG
 from daemon.cli.group import LazyGroup
 from daemon.cli.session import Session
 
@@ -38,7 +38,7 @@ COMMANDS = {
 
 @click.group(
     cls=LazyGroup,
-    package=__name__,
+    package=f"{__name__}.commands",
     table=COMMANDS,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},

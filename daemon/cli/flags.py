@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from daemon.config import KEYS, Resolved, load_config
+from daemon.shared.config import KEYS, Resolved, load_config
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 

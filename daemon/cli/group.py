@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon.cli.exits import INTERRUPTED, REFUSED, document, explain
+from daemon.cli.exit_codes import INTERRUPTED, REFUSED, document, explain
 from daemon.cli.session import Session
 
 if TYPE_CHECKING:
@@ -102,6 +102,6 @@ def _in_json(session: Session) -> Iterator[None]:
 
 def _print(session: Session, error: BaseException, text: str, code: int) -> None:
     if session.as_json:
-        from daemon.cli.text import print_json
+        from daemon.cli.output.formatting import print_json
 
         print_json(document(error, text, code))

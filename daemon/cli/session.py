@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from daemon.config import Config
+    from daemon.shared.config import Config
     from mlx_sidecar import Client
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
@@ -76,7 +76,7 @@ class Session:
         Raises:
             ConfigError: If that is wrong.
         """
-        from daemon.config import given_value
+        from daemon.shared.config import given_value
 
         given = given_value("socket", self.socket_flag, os.environ, Path.home())
         return self.config().socket if given is None else given
@@ -88,7 +88,7 @@ class Session:
         Raises:
             ConfigError: If the variable that names it is wrong.
         """
-        from daemon.config import default_state_dir, given_value
+        from daemon.shared.config import default_state_dir, given_value
 
         return given_value("state_dir", None, os.environ, Path.home()) or default_state_dir()
 
@@ -99,7 +99,7 @@ class Session:
         Raises:
             ConfigError: If it is wrong.
         """
-        from daemon.config import load_config
+        from daemon.shared.config import load_config
 
         return load_config({"socket": self.socket_flag}, os.environ, Path.home()).config
 

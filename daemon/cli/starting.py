@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.cli.text import stderr_is_terminal, stdin_is_terminal
-from daemon.singleton import holder
+from daemon.cli.output.formatting import stderr_is_terminal, stdin_is_terminal
+from daemon.server.singleton import holder
 
 if TYPE_CHECKING:
     from daemon.cli.session import Session
-    from daemon.config import Config
     from daemon.launchd.service import Service
+    from daemon.shared.config import Config
 
 LOG_NAME, STDERR_NAME = "daemon.log", "daemon.stderr"
 """Files below the state directory: the log, unless one is configured, and what is printed before there is a log."""
@@ -113,7 +113,7 @@ def start(config: Config, path: Path, service: Service | None) -> None:
 def _service() -> Service | None:
     if sys.platform != "darwin":
         return None
-    from daemon.cli.service import look
+    from daemon.cli.commands.service import look
     from daemon.launchd.launchctl import Launchctl
     from daemon.launchd.service import Service
 
@@ -121,7 +121,7 @@ def _service() -> Service | None:
 
 
 def _start_process(config: Config, path: Path) -> None:
-    from daemon.launchd.log_tail import LogTail
+    from daemon.launchd.logs import LogTail
 
     folder, log = config.state_dir, config.log_file
     command = [sys.executable, "-P", "-m", "daemon", "serve", "--socket", str(path)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from daemon.config import Config
 from daemon.doctor import launchd, machine, places
 from daemon.doctor.finding import Finding
 from daemon.doctor.system import System
 from daemon.launchd.service import Service
+from daemon.shared.config import Config
 
 
 def checkup(config: Config, system: System, service: Service, home: Path) -> Iterator[Finding]:

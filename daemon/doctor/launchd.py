@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from daemon.config import ConfigError, load_config
 from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.doctor.places import log_file
 from daemon.launchd.agent import RESERVE_SECONDS, read
 from daemon.launchd.errors import ServiceError
 from daemon.launchd.job import Job
 from daemon.launchd.launchctl import PROGRAM
+from daemon.launchd.readiness import Status
 from daemon.launchd.service import Service
-from daemon.launchd.status import Status
+from daemon.shared.config import ConfigError, load_config
 
 INSTALL = "run: mlx-sidecar service install"
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import daemon
-from daemon.config import Config
 from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.doctor.system import System
-from daemon.engine.ledger import memory_limit
+from daemon.engine.memory.memory_budget import memory_limit
 from daemon.launchd.agent import OPEN_FILES
-from daemon.wording import size
+from daemon.shared.config import Config
+from daemon.shared.wording import size
 
 TESTED_FILE = Path(daemon.__file__).with_name("constraints.txt")
 """The versions of all libraries that the tests ran with; `pip install -c` takes it as well."""
@@ -91,9 +91,9 @@ def operating_system(system: System) -> Finding:
 def device(system: System, config: Config) -> Iterator[Finding]:
     """Let MLX compute something in a process of its own, and compare its memory with the configuration."""
     # -P, as for the engine: a folder named "daemon" in the working directory must not win.
-    answer = system.run(sys.executable, "-P", "-m", "daemon.engine.probe")
+    answer = system.run(sys.executable, "-P", "-m", "daemon.engine.device")
     if answer is None:
-        yield failed("device", "MLX cannot be loaded or crashed", "run: python -m daemon.engine.probe")
+        yield failed("device", "MLX cannot be loaded or crashed", "run: python -m daemon.engine.device")
         return
     probe: dict[str, Any] = json.loads(answer)
     yield _device(system, probe)

@@ -7,9 +7,9 @@ import stat
 from pathlib import Path
 
 from daemon.doctor.finding import Finding, failed, ok, skipped
-from daemon.logs import MAX_FILE_BYTES
-from daemon.paths import MAX_SOCKET_BYTES, SocketPathError, check_name, check_vacant, prepare_directory
-from daemon.wording import size
+from daemon.server.socket_path import MAX_SOCKET_BYTES, SocketPathError, check_name, check_vacant, prepare_directory
+from daemon.shared.logs import MAX_FILE_BYTES
+from daemon.shared.wording import size
 
 
 def socket(path: Path) -> Finding:

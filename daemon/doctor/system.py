@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from daemon.watching import output_of
+from daemon.shared.observed_time import output_of
 
 COMMAND_SECONDS = 60.0
 

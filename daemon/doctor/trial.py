@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from daemon import __version__
-from daemon.config import ENV_PREFIX
 from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.doctor.system import System
-from daemon.watching import ended
+from daemon.shared.config import ENV_PREFIX
+from daemon.shared.observed_time import ended
 from mlx_sidecar import Client, Completion, EngineStats, SidecarError, Stats
 
 MODEL = "embedded"

@@ -32,15 +32,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import mlx.core as mx
 import structlog
 
-from daemon import clocks, logs
-from daemon.config import Config
 from daemon.engine.device import device_name
 from daemon.engine.link import Link
 from daemon.engine.loop import Loop
-from daemon.failpoints import failpoint
-from daemon.surroundings import limits_kept
+from daemon.shared import clocks, logs
+from daemon.shared.config import Config
+from daemon.shared.failpoints import failpoint
+from daemon.shared.observed_time import SeenTime
+from daemon.shared.process_setup import limits_kept
 from daemon.v1 import ipc_pb2 as ipc
-from daemon.watching import SeenTime
 
 DRAIN_SECONDS = 1.0
 MOST_BETWEEN_BEATS = 3.0
@@ -71,7 +71,7 @@ def main() -> int:
     link.start(ipc.Event(hello=hello(warming=True)))
     with limits_kept():  # only now: mlx-lm and what it needs take a second, and longer from a cold disk
         from daemon.engine.engine import Engine
-    from daemon.engine.pressure import of_this_system
+    from daemon.engine.memory.pressure import of_this_system
 
     engine = Engine(config, link, loop.post, seen, of_this_system(), clocks.elapsed)
     engines.append(engine)

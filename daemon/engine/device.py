@@ -1,8 +1,13 @@
-"""The device that MLX computes on."""
+"""The device that MLX computes on; `python -m daemon.engine.device` reports it as a line of JSON."""
 
 from __future__ import annotations
 
+import json
+import os
+
 import mlx.core as mx
+
+from daemon.engine.memory.pressure import PSI, sysctl_level
 
 
 def working_set() -> int | None:
@@ -17,3 +22,25 @@ def device_name() -> str:
     kind = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
     name = mx.device_info().get("device_name", "") if kind == "gpu" else ""
     return f"{kind}: {name}" if name else kind
+
+
+def probe() -> dict[str, object]:
+    """Return the device, its memory in bytes where it tells, whether it computes, and the memory pressure's source."""
+    info = mx.device_info() if mx.metal.is_available() else {}
+    size = 64
+    product = mx.ones((size, size)) @ mx.ones((size, size))
+    return {
+        "device": device_name(),
+        "metal": mx.metal.is_available(),
+        "memory_bytes": info.get("memory_size"),
+        "working_set_bytes": working_set(),
+        "computes": bool(mx.all(product == size).item()),
+        "pressure": sysctl_level() if sysctl_level() is not None else ("psi" if PSI.exists() else None),
+    }
+
+
+if __name__ == "__main__":
+    found = probe()
+    mx.clear_streams()
+    print(json.dumps(found), flush=True)  # noqa: T201 - this is what it is for
+    os._exit(0)  # as the engine does: nothing of mlx's own end is needed

@@ -14,36 +14,34 @@ from daemon.cache.digest_notes import DigestFile
 from daemon.cache.digests import Digests
 from daemon.cache.entry import Load
 from daemon.cache.identity import ModelSource
-from daemon.cache.limits import Limits as ModelLimits
-from daemon.cache.loader import LoadedModel, load
+from daemon.cache.limits import ModelLimits
+from daemon.cache.mlx.loader import LoadedModel, load, supported
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.pace import SLICE_SECONDS, Share
 from daemon.cache.resolver import Resolver
-from daemon.config import Config
-from daemon.engine.architectures import supported
-from daemon.engine.background import Background, as_sidecar_error
-from daemon.engine.calls import Call, GenerateCall, LoadCall, Services
+from daemon.engine.background.background import Background, as_sidecar_error
+from daemon.engine.background.task import LOOKUP, Task
+from daemon.engine.background.thread_priority import aside, resting
+from daemon.engine.calls.generate import Call, GenerateCall, LoadCall, Services
+from daemon.engine.calls.invalidate import Invalidator, PrefixCall
+from daemon.engine.calls.model_lookup import ModelLookup
+from daemon.engine.calls.recalled import Recalled
 from daemon.engine.device import working_set
-from daemon.engine.finder import Finder
-from daemon.engine.gathering import Gathering, most_seconds
-from daemon.engine.invalidation import Invalidator
-from daemon.engine.ledger import Ledger, memory_limit
-from daemon.engine.namespaces import NamespaceBook
+from daemon.engine.execution.runner import Runner
+from daemon.engine.memory.memory_budget import MemoryBudget, memory_limit
+from daemon.engine.memory.pressure import Relief, Source, normal
 from daemon.engine.outbox import Outbox, Wire
-from daemon.engine.prefix_call import PrefixCall
-from daemon.engine.pressure import Relief, Source, normal
-from daemon.engine.priority import aside, resting
-from daemon.engine.recalled import Recalled
-from daemon.engine.runner import Runner
-from daemon.engine.snapshot import Figures
-from daemon.engine.task import LOOKUP, Task
-from daemon.engine.templates import WORKERS, Templates
-from daemon.engine.tokenizers import Tokenizers
-from daemon.kv.adapters.kv_cache import copied
-from daemon.kv.budget import Limits as PrefixLimits
-from daemon.kv.namespace import Namespace
+from daemon.engine.prompt.chat_templates import WORKERS, Templates
+from daemon.engine.prompt.tokenizers import Tokenizers
+from daemon.engine.reporting.model_registry import NamespaceRegistry
+from daemon.engine.reporting.snapshot import StatsCollector
+from daemon.engine.scheduling.batching_window import BatchingWindow, most_seconds
+from daemon.kv.evictor import PrefixLimits
+from daemon.kv.keys import Namespace
+from daemon.kv.mlx.adapters.kv_cache import copied
 from daemon.kv.prefix_cache import PrefixCache
-from daemon.names import climbs
+from daemon.shared.config import Config
+from daemon.shared.model_names import climbs
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -84,11 +82,11 @@ class Engine:
         self._swept = clock()
         self._warmup_tokens = config.warmup_tokens
         self._share = Share()
-        self._gathering = Gathering(clock)
+        self._gathering = BatchingWindow(clock)
         self._turns = 0
         self._streaming = False
         """Whether anybody waited for their next token in the last turn; other threads read it."""
-        ledger = Ledger(memory_limit(working_set()))
+        ledger = MemoryBudget(memory_limit(working_set()))
         mx.set_cache_limit(min(2 << 30, ledger.limit // 20))
         budget = min(config.model_cache_mb * MIB, ledger.limit)
         limits = ModelLimits(budget, config.max_models, config.model_ttl, config.evict_on_memory_pressure, ledger.limit)
@@ -98,7 +96,7 @@ class Engine:
         )
         self._outbox = Outbox(wire, lambda: self._figures.snapshot())
         self._runner = Runner(self._prefixes, config.max_batch, self._make_room, self._outbox, clock)
-        self._namespaces = NamespaceBook(self._prefixes, clock)
+        self._namespaces = NamespaceRegistry(self._prefixes, clock)
         self._ledger = ledger
         self._relief = Relief(
             pressure if config.evict_on_memory_pressure else normal,
@@ -110,7 +108,7 @@ class Engine:
         self._invalidator = Invalidator(self._models, self._prefixes, self._runner)
         self._background = Background(post, clock, WORKERS)
         self._templates = Templates(clock)
-        self._figures = Figures(
+        self._figures = StatsCollector(
             self._models,
             self._prefixes,
             self._namespaces,
@@ -127,7 +125,7 @@ class Engine:
             afford=limits.refuse_if_never,
         )
         self._resolver = resolver
-        self._finder = Finder(resolver, self._background)
+        self._finder = ModelLookup(resolver, self._background)
         self._recalled = Recalled()
         self._services = Services(
             models=self._models,

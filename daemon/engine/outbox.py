@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from daemon.durations import duration
-from daemon.errors import SidecarError
+from daemon.shared.durations import duration
+from daemon.shared.errors import SidecarError
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, TypeVar
 
-from daemon.kv.block import BLOCK_TOKENS, KEY_BYTES, block_keys
+from daemon.kv.keys import BLOCK_TOKENS, KEY_BYTES, block_keys
 
 MOST_FORKS = 8
 """Positions at which one prompt is made resumable for those that wait: each costs a pass, and a window or a state."""

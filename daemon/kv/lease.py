@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from daemon.kv.block import BLOCK_TOKENS
-from daemon.kv.extents import Checkpoint
+from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.nodes import Checkpoint
 
 if TYPE_CHECKING:
-    from daemon.kv.node import Node
+    from daemon.kv.nodes import Node
 
 
-class Lease:
+class PrefixLease:
     """
     Holds the nodes of one match against eviction. Release it exactly once, or use it as a context manager.
 
@@ -24,7 +24,9 @@ class Lease:
 
     __slots__ = ("_give_back", "_released", "branch", "namespace", "nodes")
 
-    def __init__(self, namespace: str, nodes: list[Node], branch: int, give_back: Callable[[Lease], None]) -> None:
+    def __init__(
+        self, namespace: str, nodes: list[Node], branch: int, give_back: Callable[[PrefixLease], None]
+    ) -> None:
         self.namespace = namespace
         self.nodes = nodes
         self.branch = branch
@@ -53,7 +55,7 @@ class Lease:
         self._released = True
         self._give_back(self)
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> PrefixLease:
         return self
 
     def __exit__(self, *_: object) -> None:

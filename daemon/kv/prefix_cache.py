@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from daemon.failpoints import failpoint
-from daemon.kv.block import BLOCK_TOKENS, block_keys, key_starts_with
-from daemon.kv.budget import Budget, Copy, Limits
-from daemon.kv.extents import EXTENT_BLOCKS, Checkpoint, Extent, Run, runs
-from daemon.kv.lease import Lease
-from daemon.kv.node import Node, partition_of
-from daemon.kv.parts import Group, Parts
+from daemon.kv.evictor import Copy, Evictor, PrefixLimits
+from daemon.kv.extent_ledger import EXTENT_BLOCKS, Run, runs
+from daemon.kv.keys import BLOCK_TOKENS, block_keys, key_starts_with, partition_of
+from daemon.kv.lease import PrefixLease
+from daemon.kv.nodes import Checkpoint, Extent, Node
 from daemon.kv.source import Resume, Source
+from daemon.kv.spec import LayerGroup, PrefixSpec
 from daemon.kv.trie import PrefixTrie
+from daemon.shared.failpoints import failpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,14 @@ class PrefixCache:
         min_prefix_len: Shortest match worth reusing, in tokens.
     """
 
-    def __init__(self, limits: Limits, min_prefix_len: int = BLOCK_TOKENS, *, copy: Copy) -> None:
+    def __init__(self, limits: PrefixLimits, min_prefix_len: int = BLOCK_TOKENS, *, copy: Copy) -> None:
         self.trie = PrefixTrie()
         self._counters = Counters()
-        self._budget = Budget(limits, self.trie, copy)
+        self._budget = Evictor(limits, self.trie, copy)
         self.min_prefix_len = min_prefix_len
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> PrefixLimits:
         """What it may hold."""
         return self._budget.limits
 
@@ -85,7 +85,7 @@ class PrefixCache:
         """False if a budget of zero turned the cache off."""
         return min(self.limits.blocks, self.limits.nbytes, self.limits.buffers) > 0
 
-    def lookup(self, namespace: str, tokens: Sequence[int], parts: Parts) -> Lease:
+    def lookup(self, namespace: str, tokens: Sequence[int], parts: PrefixSpec) -> PrefixLease:
         """
         Lease the longest cached prefix of a prompt that a request can go on from.
 
@@ -99,19 +99,19 @@ class PrefixCache:
         self._count(lookups=1, tokens_looked_up=len(tokens))
         return lease
 
-    def restored(self, lease: Lease) -> None:
+    def restored(self, lease: PrefixLease) -> None:
         """Count a match as reused; called once its KV really is in the request's cache."""
         self._count(hits=1, tokens_reused=lease.tokens)
         if lease.nodes:
             lease.nodes[0].tally.hits += 1
             lease.nodes[0].tally.tokens_reused += lease.tokens
 
-    def runs(self, lease: Lease, parts: Parts) -> list[list[Run]]:
+    def runs(self, lease: PrefixLease, parts: PrefixSpec) -> list[list[Run]]:
         """Return, for each layer group, where the KV of a match is, in order: of a window, the blocks it can see."""
         blocks = len(lease.nodes)
         return [runs(lease.nodes[blocks - group.visible(blocks) :], index) for index, group in enumerate(parts.groups)]
 
-    def store(self, namespace: str, tokens: Sequence[int], parts: Parts, source: Source, *, resume: Resume) -> int:
+    def store(self, namespace: str, tokens: Sequence[int], parts: PrefixSpec, source: Source, *, resume: Resume) -> int:
         """
         Store every full block of `tokens` that is not stored yet; nothing if they make less than `min_prefix_len`.
 
@@ -184,7 +184,9 @@ class PrefixCache:
         assert self.memory_usage() <= self.limits.nbytes, "more bytes than allowed"
         assert self.trie.ledger.buffers <= self.limits.buffers, "more buffers than allowed"
 
-    def _append(self, lease: Lease, keys: Sequence[bytes], blocks: int, parts: Parts, source: Source) -> None:
+    def _append(
+        self, lease: PrefixLease, keys: Sequence[bytes], blocks: int, parts: PrefixSpec, source: Source
+    ) -> None:
         start = len(lease.nodes)
         stop = start + blocks
         extents = tuple(
@@ -194,7 +196,7 @@ class PrefixCache:
         failpoint("kv.publish")
         self.trie.insert(lease, keys[start:stop], extents)
 
-    def _make_resumable(self, lease: Lease, parts: Parts, source: Source, *, passing: bool) -> None:
+    def _make_resumable(self, lease: PrefixLease, parts: PrefixSpec, source: Source, *, passing: bool) -> None:
         """Store what a request that goes on after a leased path needs of windows and recurrent layers."""
         for index, group in enumerate(parts.groups):
             if group.window is not None and not self._fill_window(lease, index, group, source):
@@ -208,7 +210,7 @@ class PrefixCache:
         if parts.windowed and not passing:
             self._thin_windows(lease, parts)
 
-    def _fill_window(self, lease: Lease, index: int, group: Group, source: Source) -> bool:
+    def _fill_window(self, lease: PrefixLease, index: int, group: LayerGroup, source: Source) -> bool:
         """Store the blocks that a window sees at the end of a leased path, and tell whether they are all there."""
         seen = lease.nodes[len(lease.nodes) - group.visible(len(lease.nodes)) :]
         for first, last in _stretches([node for node in seen if node.extents[index] is None]):
@@ -220,7 +222,7 @@ class PrefixCache:
             self.trie.fill(lease, index, _packed(source, index, first, last))
         return True
 
-    def _thin_windows(self, lease: Lease, parts: Parts) -> None:
+    def _thin_windows(self, lease: PrefixLease, parts: PrefixSpec) -> None:
         """Drop the KV of windows on the way to a position to go on from, back to the one before it or to a fork."""
         *way, end = lease.nodes
         end.resumable = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from daemon.kv.block import BLOCK_TOKENS
+from daemon.kv.keys import BLOCK_TOKENS
 
 INTERVAL = 2048
 """A prompt is resumable at multiples of this, of which few are chosen: far from its end, fewer and fewer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Protocol
 
-from daemon.kv.extents import Checkpoint, Extent
+from daemon.kv.nodes import Checkpoint, Extent
 
 
 class NotHeldError(ValueError):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from daemon.kv.node import Node, partition_of
-from daemon.kv.tally import Tally
+from daemon.kv.keys import partition_of
+from daemon.kv.nodes import NamespaceCounters, Node
 
 
 class Tree:
@@ -19,18 +19,20 @@ class Tree:
         """Namespaces that have a block."""
         return list(self._roots)
 
-    def tallies(self) -> dict[str, tuple[Tally, int]]:
+    def tallies(self) -> dict[str, tuple[NamespaceCounters, int]]:
         """Return, for each namespace that has a block, its tally and how many different first blocks it has."""
         return {namespace: (root.tally, root.degree) for namespace, root in self._roots.items()}
 
-    def tally(self, namespace: str) -> tuple[Tally, int] | None:
+    def tally(self, namespace: str) -> tuple[NamespaceCounters, int] | None:
         """Return the same for one namespace; None if it has no block."""
         root = self._roots.get(namespace)
         return None if root is None else (root.tally, root.degree)
 
     def root(self, namespace: str) -> Node:
         """Return the root of a namespace; it joins the tree with its first block."""
-        return self._roots.get(namespace) or Node(namespace.encode(), None, 0, Tally(partition_of(namespace)))
+        return self._roots.get(namespace) or Node(
+            namespace.encode(), None, 0, NamespaceCounters(partition_of(namespace))
+        )
 
     def walk(self, namespace: str, keys: Sequence[bytes]) -> list[Node]:
         """Return the stored blocks on the way of `keys`."""

@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from itertools import count
 
-from daemon.kv.ages import AgeQueue
-from daemon.kv.block import BLOCK_TOKENS
-from daemon.kv.extents import Checkpoint, Extent, ExtentLedger
-from daemon.kv.lease import Lease
-from daemon.kv.node import Node
-from daemon.kv.tally import Tally
+from daemon.kv.eviction_queue import EvictionQueue
+from daemon.kv.extent_ledger import ExtentLedger
+from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.lease import PrefixLease
+from daemon.kv.nodes import Checkpoint, Extent, NamespaceCounters, Node
 from daemon.kv.tree import Tree
 
 Restorable = Callable[[Sequence[Node]], int]
@@ -48,10 +47,10 @@ class PrefixTrie(Tree):
         self.ledger = ExtentLedger()
         self.blocks = 0
         self.shares: Counter[str] = Counter()
-        self._leases: set[Lease] = set()
+        self._leases: set[PrefixLease] = set()
         self._orphans: set[Node] = set()
-        self._leaves: AgeQueue[Node] = AgeQueue()
-        self._checkpoints: AgeQueue[Checkpoint] = AgeQueue()
+        self._leaves: EvictionQueue[Node] = EvictionQueue()
+        self._checkpoints: EvictionQueue[Checkpoint] = EvictionQueue()
         self._ticks = count(1)
 
     @property
@@ -59,7 +58,7 @@ class PrefixTrie(Tree):
         """Leases that are not released."""
         return len(self._leases)
 
-    def match(self, namespace: str, keys: Sequence[bytes], restorable: Restorable = len) -> Lease:
+    def match(self, namespace: str, keys: Sequence[bytes], restorable: Restorable = len) -> PrefixLease:
         """
         Lease the longest stored prefix of `keys` that is restorable, which may be empty.
 
@@ -76,11 +75,11 @@ class PrefixTrie(Tree):
         checkpoint = nodes[-1].checkpoint if nodes else None
         if checkpoint is not None:
             checkpoint.tick = tick
-        lease = Lease(namespace, nodes, len(path) * BLOCK_TOKENS, self._release)
+        lease = PrefixLease(namespace, nodes, len(path) * BLOCK_TOKENS, self._release)
         self._leases.add(lease)
         return lease
 
-    def insert(self, lease: Lease, keys: Sequence[bytes], extents: tuple[Extent | None, ...]) -> int:
+    def insert(self, lease: PrefixLease, keys: Sequence[bytes], extents: tuple[Extent | None, ...]) -> int:
         """
         Store blocks right after the path of a lease, and lease them too: no prefix has a hole, and none of it is
         evicted for its own sequel. Blocks that are stored already keep what they have.
@@ -107,7 +106,7 @@ class PrefixTrie(Tree):
             lease.nodes.append(node)
         return self.blocks - before
 
-    def fill(self, lease: Lease, group: int, extent: Extent) -> None:
+    def fill(self, lease: PrefixLease, group: int, extent: Extent) -> None:
         """Give blocks of a leased path, which have none, the KV of one layer group."""
         self._replace(lease.nodes[extent.start : extent.stop], group, extent)
 
@@ -115,7 +114,7 @@ class PrefixTrie(Tree):
         """Take the KV of one layer group from blocks: its window has moved past them."""
         self._replace([node for node in nodes if node.extents[group] is not None], group, None)
 
-    def attach(self, lease: Lease, checkpoint: Checkpoint) -> None:
+    def attach(self, lease: PrefixLease, checkpoint: Checkpoint) -> None:
         """Give the last block of a leased path a checkpoint; it keeps one that it has."""
         node = lease.nodes[-1]
         if node.checkpoint is None and not node.detached:
@@ -244,7 +243,7 @@ class PrefixTrie(Tree):
         self._leaves.offer(parent)
         self._count(-1, leaf.tally)
 
-    def _count(self, blocks: int, tally: Tally) -> None:
+    def _count(self, blocks: int, tally: NamespaceCounters) -> None:
         self.blocks += blocks
         tally.blocks += blocks
         self.shares[tally.partition] += blocks
@@ -264,7 +263,7 @@ class PrefixTrie(Tree):
         checkpoint.node.checkpoint = None
         self.ledger.lose(checkpoint)
 
-    def _release(self, lease: Lease) -> None:
+    def _release(self, lease: PrefixLease) -> None:
         self._leases.remove(lease)
         for node in lease.nodes:
             node.locks -= 1

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from daemon.config import ENV_PREFIX, ConfigError, load_config
+from daemon.shared.config import ENV_PREFIX, ConfigError, load_config
 
 _SOCKET, _LOG = ENV_PREFIX + "SOCKET", ENV_PREFIX + "LOG_FILE"
 

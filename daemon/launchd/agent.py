@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daemon.config import ENV_PREFIX, Resolved
 from daemon.launchd.errors import AgentError
+from daemon.shared.config import ENV_PREFIX, Resolved
 
 LABEL = "com.mlx-sidecar.daemon"
 EXIT_SECONDS = 60

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from daemon.launchd.agent import EXIT_SECONDS
 from daemon.launchd.errors import LaunchctlError
 from daemon.launchd.job import Job
-from daemon.watching import output_of
+from daemon.shared.observed_time import output_of
 
 PROGRAM = "launchctl"
 PATIENCE_SECONDS = EXIT_SECONDS + 30

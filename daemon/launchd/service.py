@@ -12,10 +12,9 @@ from daemon.launchd.agent import LABEL, LOG_NAME, STDERR_NAME, Agent, log_direct
 from daemon.launchd.errors import LaunchctlError, ServiceError
 from daemon.launchd.job import Job
 from daemon.launchd.launchctl import Launchctl
-from daemon.launchd.log_tail import LogTail
-from daemon.launchd.patience import Patience
+from daemon.launchd.logs import LogTail
 from daemon.launchd.plist_file import PlistFile
-from daemon.launchd.status import Serving, Status
+from daemon.launchd.readiness import Patience, Serving, Status
 
 HOMEBREW_LABEL = "homebrew.mxcl.mlx-sidecar"
 

@@ -8,7 +8,7 @@ import threading
 from types import TracebackType
 
 from tests.faults.raw import PREFACE, SETTINGS, connect, frame
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
 
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 8
 _INITIAL_WINDOW = 4

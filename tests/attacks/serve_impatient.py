@@ -13,9 +13,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from daemon.app import run
-from daemon.config import load_config
-from tests.serve_fake import ENGINE
+from daemon.server.app import run
+from daemon.shared.config import load_config
+from tests.support.serve_fake import ENGINE
 
 if __name__ == "__main__":
     for name, value in json.loads(sys.argv[1]).items():

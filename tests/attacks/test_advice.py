@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from daemon.doctor import places
-from daemon.paths import SocketPathError, prepare_directory, prepare_socket_path
+from daemon.server.socket_path import SocketPathError, prepare_directory, prepare_socket_path
 from mlx_sidecar import UntrustedSocket
 from mlx_sidecar._address import own_directory, socket_exists
 

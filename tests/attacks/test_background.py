@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 
 import mlx_sidecar
-from daemon import supervisor as supervisor_module
 from daemon.cache import digests
 from daemon.cache.digests import Digests, Rest
 from daemon.cache.identity import ModelSource
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
-from daemon.engine import tokenizers
-from daemon.engine.background import LATE_SECONDS, TICK_SECONDS
-from daemon.engine.task import LOOKUP, READ, TOKENIZER, Kind
-from daemon.errors import Reason
-from daemon.failpoints import ENV
-from daemon.supervisor import State
+from daemon.engine.background.background import LATE_SECONDS, TICK_SECONDS
+from daemon.engine.background.task import LOOKUP, READ, TOKENIZER, Kind
+from daemon.engine.prompt import tokenizers
+from daemon.server.supervision import supervisor as supervisor_module
+from daemon.server.supervision.supervisor import State
+from daemon.shared.errors import Reason
+from daemon.shared.failpoints import ENV
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine.harness import Answer, Harness, generate, is_last
-from tests.models import copy_of_embedded
-from tests.running import RunningDaemon, alive, wait_until
-from tests.unit.supervised import error_of, events, opened, supervising, text, until_delta
+from tests.support.daemons import RunningDaemon, alive, wait_until
+from tests.support.models import copy_of_embedded
+from tests.unit.engine.harness import Answer, Harness, generate, is_last
+from tests.unit.server.supervised import error_of, events, opened, supervising, text, until_delta
 
 TOKENS = pb.TokenIds(ids=[40, 41, 42])
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from daemon.engine.runner import Runner
-from daemon.engine.scheduler import MIN_CHUNK, ChunkSizer
-from daemon.engine.sequence import Sequence
-from daemon.kv.block import BLOCK_TOKENS
+from daemon.engine.execution.runner import Runner
+from daemon.engine.execution.sequence import Sequence
+from daemon.engine.scheduling.policy import MIN_CHUNK, ChunkSizer
+from daemon.kv.keys import BLOCK_TOKENS
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine.families import CHECKPOINTS, EXACT, Family, write
-from tests.engine.harness import Answer, Harness
+from tests.unit.engine.families import CHECKPOINTS, EXACT, Family, write
+from tests.unit.engine.harness import Answer, Harness
 
 COMMON = 416
 CLOSE = 2e-3

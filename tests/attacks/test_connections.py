@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from daemon.server import MAX_STREAMS
+from daemon.server.grpc_server import MAX_STREAMS
 from mlx_sidecar import AsyncClient, Client, ConnectionLost, Delta, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.faults.conftest import FAKE
 from tests.faults.raw import Refusal
-from tests.running import END_SECONDS, RunningDaemon
+from tests.support.daemons import END_SECONDS, RunningDaemon
 
 CALLS = 300
 QUEUE = 64

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from daemon.cli import exits
-from daemon.singleton import holder
-from tests.running import RunningDaemon, alive, environment, listens, wait_until
-from tests.terminal import terminal
+from daemon.cli import exit_codes
+from daemon.server.singleton import holder
+from tests.support.daemons import RunningDaemon, alive, environment, listens, wait_until
+from tests.support.terminal import terminal
 
-FAKE = [sys.executable, "-m", "tests.serve_fake"]
+FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 CTRL_C, CTRL_D = "\x03", "\x04"
 COMMAND = [sys.executable, "-m", "daemon"]
 
@@ -91,7 +91,7 @@ def test_a_daemon_that_cannot_start_is_told_with_its_own_words(alone: dict[str, 
 
     failed = run(alone, "ps", "--start")
 
-    assert failed.returncode == exits.NOT_RUNNING
+    assert failed.returncode == exit_codes.NOT_RUNNING
     assert len(failed.stderr.splitlines()) == 1
     assert failed.stderr.startswith("mlx-sidecar: the daemon was started and does not serve (mlx-sidecar: The socket's")
     assert "has mode 0755" in failed.stderr
@@ -103,7 +103,7 @@ def test_a_configuration_that_is_wrong_is_told_before_anything_is_started(alone:
 
     failed = run(alone, "ps", "--start")
 
-    assert failed.returncode == exits.USAGE
+    assert failed.returncode == exit_codes.USAGE
     assert failed.stderr == f"mlx-sidecar: max_modles in {folder}/config.toml is no setting; did you mean max_models?\n"
     assert not (folder / "daemon.stderr").exists()
 
@@ -130,7 +130,7 @@ def test_a_no_ends_the_command_as_ever(alone: dict[str, str]) -> None:
     with terminal(alone, "load", "embedded") as shown:
         shown.until(r"Start one\? \[Y/n\]:")
         shown.type("n\r")
-        assert shown.wait() == exits.NOT_RUNNING
+        assert shown.wait() == exit_codes.NOT_RUNNING
         assert "mlx-sidecar serve" in shown.text.replace("\n", "")
     assert not listens(Path(alone["MLX_SIDECAR_SOCKET"]))
 
@@ -140,7 +140,7 @@ def test_a_program_is_never_asked(alone: dict[str, str], command: list[str]) -> 
     """Nothing is started, and standard error has the one sentence."""
     failed = run(alone, *command)
 
-    assert failed.returncode == exits.NOT_RUNNING
+    assert failed.returncode == exit_codes.NOT_RUNNING
     assert "Start one?" not in failed.stderr
     assert len(failed.stderr.splitlines()) == 1
 
@@ -190,7 +190,7 @@ def test_ctrl_c_leaves_a_conversation_that_waits_and_what_was_typed_is_kept(
         shown.type("a long question\r")
         shown.until(r"waiting for it to come back")
         shown.type(CTRL_C)
-        assert shown.wait() == exits.INTERRUPTED
+        assert shown.wait() == exit_codes.INTERRUPTED
     assert "a long question" in (folder / "run_history").read_text()
 
 
@@ -212,7 +212,7 @@ def test_a_directory_that_is_not_there_is_named_in_full(
     """So that a person sees where it was looked for."""
     failed = run({**daemon.serving().environ, "HOME": str(folder / "home")}, *command, folder=folder)
 
-    assert failed.returncode == exits.REFUSED
+    assert failed.returncode == exit_codes.REFUSED
     assert f"there is no directory {folder}/{name} (MODEL_NOT_FOUND)" in failed.stderr
 
 

@@ -26,15 +26,15 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from daemon import logs
-from daemon.engine.runner import Runner
+from daemon.engine.execution.runner import Runner
 from daemon.kv.prefix_cache import PrefixCache
+from daemon.shared import logs
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
-from tests.engine.harness import Harness, generate
 from tests.faults.raw import SERVICE, Refusal
-from tests.models import copy_of_embedded
-from tests.running import RunningDaemon, wait_until
+from tests.support.daemons import RunningDaemon, wait_until
+from tests.support.models import copy_of_embedded
+from tests.unit.engine.harness import Harness, generate
 
 CANARY = "zyxkanarienvogelxyz"
 NUMBER = 1_987_654_321

@@ -23,14 +23,15 @@ import pytest
 from structlog.testing import capture_logs
 
 import mlx_sidecar
-from daemon.cache.assembly import assembling
-from daemon.engine import template_worker, tokenizers
-from daemon.engine.templates import Templates
-from daemon.errors import Reason, SidecarError
+from daemon.cache.mlx.assembly import assembling
+from daemon.engine import template_worker
+from daemon.engine.prompt import tokenizers
+from daemon.engine.prompt.chat_templates import Templates
+from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine.harness import Harness
-from tests.models import copy_of_embedded
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
+from tests.support.models import copy_of_embedded
+from tests.unit.engine.harness import Harness
 
 EXHAUSTED = [errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM]
 NUMBERS = [*EXHAUSTED, errno.EIO, errno.EACCES]
@@ -118,7 +119,7 @@ def opening_late(model: Path, number: int) -> Iterator[None]:
             stack.enter_context(opening(model, number))
             return plain(*arguments, **options)
 
-        patch.setattr("daemon.cache.loader.assembling", begun)
+        patch.setattr("daemon.cache.mlx.loader.assembling", begun)
         yield
 
 
@@ -332,7 +333,7 @@ def test_memory_that_python_does_not_get_is_the_machines(
 
     model = copy_of_embedded(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("daemon.cache.loader.assembling", fail)
+        patch.setattr("daemon.cache.mlx.loader.assembling", fail)
         failure = engine.run(pb.GetOrLoadRequest(model=str(model))).failure
 
     _check(failure, errno.ENOMEM)
@@ -358,7 +359,7 @@ def test_a_model_that_cannot_do_something_is_told_in_one_line(
     engine: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     """It is used without that. The line says what failed, and has no traceback."""
-    target = {"rows": "daemon.kv.rows._rows_are_exact", "packing": "daemon.kv.probe._copy"}[fails]
+    target = {"rows": "daemon.kv.mlx.batch_cache._rows_are_exact", "packing": "daemon.kv.mlx.self_test._copy"}[fails]
 
     def fail(*_: Any) -> None:
         raise ValueError("[matmul] shapes do not fit")

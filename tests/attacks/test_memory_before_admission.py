@@ -16,14 +16,14 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
-from daemon.server import MAX_MESSAGE_BYTES, SMALL_BYTES
+from daemon.server.grpc_server import MAX_MESSAGE_BYTES, SMALL_BYTES
 from mlx_sidecar import Client
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.attacks.half_sent import HalfSent
 from tests.faults.conftest import FAKE
 from tests.faults.raw import SERVICE, Refusal
-from tests.running import RunningDaemon, wait_until
+from tests.support.daemons import RunningDaemon, wait_until
 
 MIB = 2**20
 BOUND = 250 * MIB

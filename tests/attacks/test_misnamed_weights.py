@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 from daemon.cache.digests import SETTLED_NS, Digests, Stamp
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine.harness import PATIENCE, Harness, Reference, generate
-from tests.models import copy_of_embedded
+from tests.support.models import copy_of_embedded
+from tests.unit.engine.harness import PATIENCE, Harness, Reference, generate
 
 PROMPT = "The code of"
 

@@ -17,12 +17,12 @@ from daemon.cache import model_files
 from daemon.cache.identity import identify
 from daemon.cache.model_files import allowed, opened, private_copy, read
 from daemon.cache.resolver import Resolver, Wanted
-from daemon.engine import tokenizers as module
-from daemon.engine.templates import Templates
-from daemon.errors import Reason, SidecarError
+from daemon.engine.prompt import tokenizers as module
+from daemon.engine.prompt.chat_templates import Templates
+from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar import Client
-from tests.builders import write_adapter, write_model
-from tests.models import copy_of_embedded
+from tests.support.builders import write_adapter, write_model
+from tests.support.models import copy_of_embedded
 
 DESCRIPTIONS = ["config.json", "hf_quant_config.json"]
 OF_TOKENIZERS = [

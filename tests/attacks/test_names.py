@@ -12,24 +12,23 @@ import pytest
 
 from daemon.cache.entry import MOST_NAMES, Entry
 from daemon.cache.identity import ModelKey, ModelSource
-from daemon.cache.loader import LoadedModel
+from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import EMBEDDED_PATH, MOST_REVISIONS, Resolver, Wanted
-from daemon.engine import scheduler
-from daemon.engine.known import NAMES, Known
-from daemon.engine.namespaces import CHOICE_SECONDS, MOST_SHOWN, NamespaceBook
-from daemon.engine.scheduler import ChunkSizer
-from daemon.engine.snapshot import MOST_LOADS, MOST_MODELS, Figures
-from daemon.ipc import MAX_FRAME_BYTES, encode_frame
-from daemon.keeps import MOST, Keeps
-from daemon.kv.layout import Layout
-from daemon.kv.namespace import Namespace
-from daemon.kv.tally import Tally
-from daemon.names import climbs, plain
+from daemon.engine.reporting.model_registry import CHOICE_SECONDS, MOST_SHOWN, NAMES, NameRegistry, NamespaceRegistry
+from daemon.engine.reporting.snapshot import MOST_LOADS, MOST_MODELS, StatsCollector
+from daemon.engine.scheduling import policy
+from daemon.engine.scheduling.policy import ChunkSizer
+from daemon.kv.keys import Namespace
+from daemon.kv.mlx.layout import Layout
+from daemon.kv.nodes import NamespaceCounters
+from daemon.server.validation import MAX_NAME_BYTES, MAX_REQUEST_BYTES
+from daemon.shared.frames import MAX_FRAME_BYTES, encode_frame
+from daemon.shared.model_names import climbs, plain
+from daemon.shared.model_overrides import MOST, ModelOverrides
 from daemon.v1 import ipc_pb2 as ipc
-from daemon.validation import MAX_NAME_BYTES, MAX_REQUEST_BYTES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.builders import Clock, FakeModels
-from tests.running import RunningDaemon
+from tests.support.builders import Clock, FakeModels
+from tests.support.daemons import RunningDaemon
 
 Start = Callable[..., RunningDaemon]
 SPELLINGS = 2_000
@@ -133,7 +132,7 @@ def _source(name: str, content: str = "content") -> ModelSource:
 
 def test_what_a_content_was_called_is_remembered_in_part() -> None:
     """Although it is kept: the last names lead to it, the first no longer do."""
-    known = Known(lambda _: True)
+    known = NameRegistry(lambda _: True)
     for number in range(EVEN_MORE):
         known.seen(_source(f"/models/{number}"))
     assert len(known) == NAMES
@@ -151,7 +150,7 @@ def test_many_contents_that_are_kept_are_looked_through_now_and_then() -> None:
         asked += 1
         return True
 
-    known = Known(kept)
+    known = NameRegistry(kept)
     for number in range(10_000):
         known.seen(_source("/models/m", str(number)))
     assert len(known.keys("/models/m")) == 10_000
@@ -190,14 +189,14 @@ def test_revisions_of_hub_ids_are_remembered_in_part() -> None:
 
 
 def test_what_was_asked_of_models_and_learned_of_them_is_bounded() -> None:
-    keeps, sizer = Keeps(), ChunkSizer()
+    keeps, sizer = ModelOverrides(), ChunkSizer()
     for number in range(EVEN_MORE):
         keeps.note(pb.GetOrLoadRequest(model=f"/models/{number}", pin=True))
         sizer.measured(number, 10_000, 10.0)
         sizer.stepped(number, 0.1)
     assert len(keeps.requests()) == MOST
     tables: list[Sized] = [sizer._sizes, sizer._last, sizer._steps]
-    assert [len(table) for table in tables] == [scheduler._MOST_REMEMBERED] * 3
+    assert [len(table) for table in tables] == [policy._MOST_REMEMBERED] * 3
 
 
 def test_the_largest_snapshot_there_can_be_fits_into_a_frame_and_into_a_message() -> None:
@@ -207,7 +206,7 @@ def test_the_largest_snapshot_there_can_be_fits_into_a_frame_and_into_a_message(
     source = ModelSource(ModelKey("w" * 64, "a" * 64), long, Path(long), 2**62, config, Path(long), (), "r" * 64)
     loaded = LoadedModel(source, None, Layout("KVCache", 2**40, warning="w" * 1000), 2**62, 7)
     entry = Entry(source.key, [f"{long}{n}" for n in range(MOST_NAMES)], loaded, 2**62, 1e9, 0.0, 0.0, 0.0)
-    figures = Figures.__new__(Figures)
+    figures = StatsCollector.__new__(StatsCollector)
     figures._clock = lambda: 1e6
     model = figures._model(entry)
     namespaces = [pb.NamespaceStats(namespace="n" * 16, model=long, adapter=long) for _ in range(64)]
@@ -221,7 +220,9 @@ class _Prefixes:
     """A prefix cache with a namespace for each salt there is, which counts how often all are looked through."""
 
     def __init__(self) -> None:
-        self.tree = {Namespace("w", "", "KVCache", str(n)).digest(): (Tally("w"), 1) for n in range(EVEN_MORE)}
+        self.tree = {
+            Namespace("w", "", "KVCache", str(n)).digest(): (NamespaceCounters("w"), 1) for n in range(EVEN_MORE)
+        }
         for number, (tally, _) in enumerate(self.tree.values()):
             tally.blocks = number
         self.looked = 0
@@ -231,18 +232,18 @@ class _Prefixes:
     def namespaces(self) -> list[str]:
         return list(self.tree)
 
-    def tallies(self) -> dict[str, tuple[Tally, int]]:
+    def tallies(self) -> dict[str, tuple[NamespaceCounters, int]]:
         self.looked += 1
         return self.tree
 
-    def tally(self, namespace: str) -> tuple[Tally, int] | None:
+    def tally(self, namespace: str) -> tuple[NamespaceCounters, int] | None:
         return self.tree.get(namespace)
 
 
 def test_many_salts_are_looked_through_now_and_then_and_not_at_each_call() -> None:
     """What is told of the largest is up to date all the same."""
     prefixes, clock = _Prefixes(), Clock()
-    book = NamespaceBook(cast("Any", prefixes), clock)
+    book = NamespaceRegistry(cast("Any", prefixes), clock)
     for number in range(3000):
         book.note(Namespace("w", "", "KVCache", str(number)), _source("/models/m"))
     assert prefixes.looked < 10

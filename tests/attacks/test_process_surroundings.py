@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from daemon import surroundings
 from daemon.cache.digest_notes import DigestFile
-from daemon.config import MOST_BYTES, MOST_DOTS, ConfigError, load_config
-from daemon.small_file import NotSmall, read_small
-from daemon.surroundings import LEAST_OPEN_FILES, hold_standard_streams, limits_kept
-from tests.running import END_SECONDS, RunningDaemon, environment, wait_until
+from daemon.shared import process_setup
+from daemon.shared.config import MOST_BYTES, MOST_DOTS, ConfigError, load_config
+from daemon.shared.process_setup import LEAST_OPEN_FILES, hold_standard_streams, limits_kept
+from daemon.shared.small_file import NotSmall, read_small
+from tests.support.daemons import END_SECONDS, RunningDaemon, environment, wait_until
 
 SIDECAR = [sys.executable, "-m", "daemon"]
-FAKE = [sys.executable, "-m", "tests.serve_fake"]
+FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 USAGE = 2
 Launch = Callable[..., RunningDaemon]
 
@@ -148,7 +148,7 @@ def test_without_any_temporary_directory_the_daemon_says_so(monkeypatch: pytest.
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
     with pytest.raises(ConfigError, match="no directory for temporary files"):
-        surroundings.settle_temporary_directory()
+        process_setup.settle_temporary_directory()
 
 
 @pytest.mark.parametrize("home", ["/nonexistent/home", "", "relative", None])

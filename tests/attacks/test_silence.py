@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlx_sidecar import Finished
 from tests.faults.watch import ask
-from tests.running import RunningDaemon, alive, wait_until
+from tests.support.daemons import RunningDaemon, alive, wait_until
 
 Start = Callable[..., RunningDaemon]
 

@@ -13,16 +13,16 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from daemon.cache import loader
-from daemon.cache.built import MOST_MODULES
 from daemon.cache.digests import TakesLong
 from daemon.cache.identity import ModelKey, ModelSource, identify
+from daemon.cache.mlx import loader
+from daemon.cache.mlx.module_size import MOST_MODULES
 from daemon.cache.resolver import Wanted, Watcher
-from daemon.engine.giants import GIANT_BYTES
+from daemon.engine.calls.giants import GIANT_BYTES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.builders import safetensors
-from tests.engine.harness import Harness
-from tests.models import copy_of_embedded, random_model, wide_model
+from tests.support.builders import safetensors
+from tests.support.models import copy_of_embedded, random_model, wide_model
+from tests.unit.engine.harness import Harness
 
 MIB = 1 << 20
 BUDGET_MB = 64

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from daemon.engine.task import Pool
-from daemon.engine.templates import WORKERS, Templates
+from daemon.engine.background.task import Pool
+from daemon.engine.prompt.chat_templates import WORKERS, Templates
 from mlx_sidecar import AsyncClient, Completion, Message
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine.harness import Answer, Harness, generate
-from tests.models import copy_of_embedded
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
+from tests.support.models import copy_of_embedded
+from tests.unit.engine.harness import Answer, Harness, generate
 
 SLOW = (
     "{% for a in range(ROUNDS) %}{% for b in range(1000) %}{% endfor %}{% endfor %}"

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, replace
 from itertools import cycle
 
-from daemon.engine.prompts import tokenise
-from daemon.engine.tokenizers import Tokenizer
+from daemon.engine.prompt.prompts import tokenise
+from daemon.engine.prompt.tokenizers import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 

@@ -20,7 +20,7 @@ from tests.chaos.asks import Ask
 from tests.chaos.calls import ending
 from tests.chaos.history import CUT, OK, History, Invalidation, Stream
 from tests.chaos.world import World
-from tests.running import wait_until
+from tests.support.daemons import wait_until
 
 SALTS = ["", "a", "b"]
 CALL_SECONDS = 60.0

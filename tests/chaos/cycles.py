@@ -13,13 +13,13 @@ import threading
 import time
 from pathlib import Path
 
-from daemon.app import run
-from daemon.config import load_config
+from daemon.server.app import run
+from daemon.shared.config import load_config
 from mlx_sidecar import Client
-from tests.gauge import open_files, threads
-from tests.running import listens, wait_until
+from tests.support.daemons import listens, wait_until
+from tests.support.process import open_files, threads
 
-ENGINE = Path(__file__).parents[1] / "fake_engine.py"
+ENGINE = Path(__file__).parents[1] / "support" / "fake_engine.py"
 IDLE_SECONDS = 60.0
 """gRPC starts more threads when it was busy, and ends those that had nothing to do for twenty seconds."""
 

@@ -19,15 +19,15 @@ import grpc
 
 from daemon.cache.identity import identify
 from daemon.cache.resolver import EMBEDDED_PATH
-from daemon.engine.templates import Templates
-from daemon.engine.tokenizers import Tokenizers
+from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.tokenizers import Tokenizers
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.chaos.asks import Ask, pool, solo_texts
 from tests.chaos.checker import settle, violations
 from tests.chaos.clients import CHANNEL, Client
 from tests.chaos.history import History
 from tests.chaos.world import World
-from tests.models import copy_of_embedded
+from tests.support.models import copy_of_embedded
 
 CLIENTS = 6
 SAMPLE_SECONDS = 0.1

@@ -6,9 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-from daemon import supervisor
-from daemon.app import run
-from daemon.config import load_config
+from daemon.server.app import run
+from daemon.server.supervision import supervisor
+from daemon.shared.config import load_config
 
 supervisor.FIRST_BACKOFF = 0.05
 supervisor.LAST_BACKOFF = 0.4

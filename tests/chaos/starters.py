@@ -11,11 +11,11 @@ import os
 import sys
 from pathlib import Path
 
-from daemon.app import run
-from daemon.config import load_config
-from daemon.singleton import AlreadyRunning
+from daemon.server.app import run
+from daemon.server.singleton import AlreadyRunning
+from daemon.shared.config import load_config
 
-ENGINE = Path(__file__).parents[1] / "fake_engine.py"
+ENGINE = Path(__file__).parents[1] / "support" / "fake_engine.py"
 
 
 def starter(gate: int) -> int:

@@ -17,17 +17,17 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import mlx_sidecar
-from daemon import supervisor as module
-from daemon.errors import Reason
-from daemon.server import SERVICE
-from daemon.supervisor import State
+from daemon.server.grpc_server import SERVICE
+from daemon.server.supervision import supervisor as module
+from daemon.server.supervision.supervisor import State
+from daemon.shared.errors import Reason
 from mlx_sidecar import Delta
-from tests import fake_engine
-from tests.running import RunningDaemon, alive
-from tests.scale import often
-from tests.unit.supervised import Watched, error_of, events, generate, supervising, text, until_delta
+from tests.support import fake_engine
+from tests.support.daemons import RunningDaemon, alive
+from tests.support.scale import often
+from tests.unit.server.supervised import Watched, error_of, events, generate, supervising, text, until_delta
 
-FAKE = [sys.executable, "-m", "tests.serve_fake"]
+FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 CHAOS = [sys.executable, "-m", "tests.chaos.serve"]
 SIGNALS = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT]
 

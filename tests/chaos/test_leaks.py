@@ -14,10 +14,10 @@ import pytest
 
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
-from tests.counting import counted, held_by
-from tests.gauge import open_files, resident_bytes, threads
-from tests.running import RunningDaemon, environment, listens, wait_until
-from tests.scale import often
+from tests.support.daemons import RunningDaemon, environment, listens, wait_until
+from tests.support.leak_counts import counted, held_by
+from tests.support.process import open_files, resident_bytes, threads
+from tests.support.scale import often
 
 BOUND = 64
 """Bytes that a cancelled call may cost: less than the smallest thing that could be forgotten each time."""
@@ -102,7 +102,7 @@ def test_five_hundred_cancelled_calls_come_back(start_daemon: Start, folder: Pat
 
     What a call takes while it runs is some 20 KB, and dozens of objects.
     """
-    cost = cost_of(start_daemon(counted(folder, "tests.serve_fake")), at_random, "hold", 500, 300)
+    cost = cost_of(start_daemon(counted(folder, "tests.support.serve_fake")), at_random, "hold", 500, 300)
     assert cost["objects"] < 5
     assert cost["bytes"] < 1000
 
@@ -115,7 +115,9 @@ def test_ten_thousand_calls_that_are_cancelled_at_rest_come_back(start_daemon: S
     Objects that have nothing to do with calls come and go by the hundred; one of each call would be 1.0.
     """
     times = often(10_000)
-    cost = cost_of(start_daemon(counted(folder, "tests.serve_fake")), at_rest, "hold", times, max(500, times // 5))
+    cost = cost_of(
+        start_daemon(counted(folder, "tests.support.serve_fake")), at_rest, "hold", times, max(500, times // 5)
+    )
     assert cost["objects"] < 0.5
     assert cost["bytes"] < BOUND
 

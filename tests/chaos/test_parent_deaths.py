@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from daemon.failpoints import ENV
-from tests.running import RunningDaemon, alive, wait_until
-from tests.scale import often
+from daemon.shared.failpoints import ENV
+from tests.support.daemons import RunningDaemon, alive, wait_until
+from tests.support.scale import often
 
-FAKE = [sys.executable, "-m", "tests.serve_fake"]
+FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 CHAOS = [sys.executable, "-m", "tests.chaos.serve"]
 START = ["lock.taken", "socket.bound", "socket.published"]
 MOMENTS = ["serving", "streaming", "loading", "draining", *START]

@@ -17,8 +17,8 @@ import pytest
 
 from mlx_sidecar import Client
 from tests.chaos.inotify import DELETE, MOVED_TO, Watch
-from tests.running import END_SECONDS, alive, environment, listens, wait_until
-from tests.scale import often
+from tests.support.daemons import END_SECONDS, alive, environment, listens, wait_until
+from tests.support.scale import often
 
 STARTERS = 8
 UMASKS = ["000", "022", "077"]
@@ -139,7 +139,7 @@ def test_a_start_that_makes_its_directory_makes_it_private(folder: Path) -> None
     """0700 from the first moment on, although the shell would allow everything."""
     environ = environment(folder)
     with Watch(folder) as watch:
-        command = 'umask 000; exec "$0" -m tests.serve_fake'
+        command = 'umask 000; exec "$0" -m tests.support.serve_fake'
         process = subprocess.Popen(["sh", "-c", command, sys.executable], env=environ)
         wait_until(lambda: listens(Path(environ["MLX_SIDECAR_SOCKET"])), "it listens")
         with Client(Path(environ["MLX_SIDECAR_SOCKET"]), timeout=END_SECONDS) as client:

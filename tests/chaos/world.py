@@ -14,12 +14,12 @@ from pathlib import Path
 
 import grpc
 
-from daemon.config import ENV_PREFIX
-from daemon.failpoints import ENV
+from daemon.shared.config import ENV_PREFIX
+from daemon.shared.failpoints import ENV
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.chaos.history import History, Sample
-from tests.running import RunningDaemon, alive, wait_until
+from tests.support.daemons import RunningDaemon, alive, wait_until
 
 FAILPOINTS = ENV.removeprefix(ENV_PREFIX).lower()
 COMMAND = [sys.executable, "-m", "tests.chaos.serve"]

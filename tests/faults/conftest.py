@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.watch import Held, answers_in_time, back_to
-from tests.running import RunningDaemon, environment
+from tests.support.daemons import RunningDaemon, environment
 
-FAKE = [sys.executable, "-m", "tests.serve_fake"]
+FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 
 
 @pytest.fixture(name="fake", scope="session")

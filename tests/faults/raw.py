@@ -10,7 +10,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
 
 SERVICE = "/mlx_sidecar.v1.SidecarService/"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -6,12 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-from daemon import app, server
-from daemon.config import load_config
-from tests.serve_fake import ENGINE
+from daemon.server import app, grpc_server
+from daemon.shared.config import load_config
+from tests.support.serve_fake import ENGINE
 
 if __name__ == "__main__":
-    server._OPTIONS = [*(o for o in server._OPTIONS if o[0] != "grpc.max_connection_idle_ms")]
-    server._OPTIONS.append(("grpc.max_connection_idle_ms", int(sys.argv[1])))
+    grpc_server._OPTIONS = [*(o for o in grpc_server._OPTIONS if o[0] != "grpc.max_connection_idle_ms")]
+    grpc_server._OPTIONS.append(("grpc.max_connection_idle_ms", int(sys.argv[1])))
     config = load_config({}, os.environ, Path.home()).config
     sys.exit(app.run(config, engine=[sys.executable, str(ENGINE)]))

@@ -14,8 +14,8 @@ from asyncio import events
 from pathlib import Path
 from typing import Any
 
-from daemon.app import run
-from daemon.config import load_config
+from daemon.server.app import run
+from daemon.shared.config import load_config
 
 NOTED_SECONDS = 0.002
 

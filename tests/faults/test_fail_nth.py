@@ -22,15 +22,15 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from daemon import engine_process
-from daemon.supervisor import State
+from daemon.server.supervision import engine_process
+from daemon.server.supervision.supervisor import State
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine.harness import Answer, Harness, generate
 from tests.faults.nth import Injected, failing
-from tests.models import copy_of_embedded
-from tests.unit.supervised import PATIENCE, supervising
-from tests.unit.supervised import generate as command
+from tests.support.models import copy_of_embedded
+from tests.unit.engine.harness import Answer, Harness, generate
+from tests.unit.server.supervised import PATIENCE, supervising
+from tests.unit.server.supervised import generate as command
 
 PROMPT = "The code of the north is seven and the code of the south is eight. "
 GOES_ON = pb.Stop(ignore_eos=True)

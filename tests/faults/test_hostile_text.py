@@ -19,8 +19,8 @@ from mlx_sidecar import Delta, Message
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.faults.raw import call
 from tests.faults.watch import Held, answers_in_time, back_to
-from tests.models import copy_of_embedded
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
+from tests.support.models import copy_of_embedded
 
 STALL_SECONDS = 0.05
 """Longest time that the parent's loop may be busy with one thing."""

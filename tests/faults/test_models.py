@@ -12,10 +12,10 @@ import pytest
 import mlx_sidecar
 from mlx_sidecar import Delta
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine.harness import Harness
 from tests.faults.raw import call
-from tests.models import copy_of_embedded
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
+from tests.support.models import copy_of_embedded
+from tests.unit.engine.harness import Harness
 
 
 @pytest.mark.parametrize(

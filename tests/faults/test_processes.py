@@ -15,7 +15,7 @@ import pytest
 import mlx_sidecar
 from tests.faults.conftest import FAKE
 from tests.faults.watch import answers_in_time, ask
-from tests.running import RunningDaemon, alive, wait_until
+from tests.support.daemons import RunningDaemon, alive, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 Start = Callable[..., RunningDaemon]

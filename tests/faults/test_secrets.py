@@ -13,10 +13,10 @@ import pytest
 import mlx_sidecar
 from mlx_sidecar import Client, Delta, Message
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.engine.harness import Harness, generate
 from tests.faults.nth import Injected
-from tests.models import copy_of_embedded
-from tests.running import RunningDaemon, wait_until
+from tests.support.daemons import RunningDaemon, wait_until
+from tests.support.models import copy_of_embedded
+from tests.unit.engine.harness import Harness, generate
 
 CANARY = "zyxkanarienvogelxyz"
 TEXT = f"The {CANARY} sings. "

@@ -22,7 +22,7 @@ from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.faults.conftest import FAKE
 from tests.faults.raw import PREFACE, SERVICE, SETTINGS, Refusal, call, connect, opened_and_reset, until_closed
 from tests.faults.watch import answers_in_time, ask
-from tests.running import RunningDaemon, wait_until
+from tests.support.daemons import RunningDaemon, wait_until
 
 OK = pb.GenerateRequest(model="ok", text="one")
 SEED = 20261121
@@ -156,7 +156,9 @@ def test_a_daemon_without_descriptors_comes_back_when_there_are_some(
 ) -> None:
     """Row 12: 150 connections, with 64 descriptors in all."""
     limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); "
-    daemon = start_daemon([sys.executable, "-c", limited + "runpy.run_module('tests.serve_fake', run_name='__main__')"])
+    daemon = start_daemon(
+        [sys.executable, "-c", limited + "runpy.run_module('tests.support.serve_fake', run_name='__main__')"]
+    )
     ask(daemon)
     held = []
     for _ in range(150):

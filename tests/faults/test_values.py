@@ -9,7 +9,7 @@ import pytest
 
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.faults.raw import call
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
 
 INVALID = "INVALID_ARGUMENT"
 

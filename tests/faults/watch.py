@@ -10,7 +10,7 @@ import grpc
 
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
-from tests.running import RunningDaemon, wait_until
+from tests.support.daemons import RunningDaemon, wait_until
 
 PROMPT_SECONDS = 0.1
 """Deadline of the Stats call after each fault, kept by gRPC and not by a clock of the tests."""

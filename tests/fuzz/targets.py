@@ -17,16 +17,16 @@ from google.protobuf.message import DecodeError, Message
 
 from daemon.cache.identity import ModelSource, identify
 from daemon.cache.resolver import EMBEDDED_PATH
-from daemon.cache.sizes import read_header
-from daemon.config import Config, ConfigError, load_config
-from daemon.engine.prompts import prepare
+from daemon.cache.weight_files import read_header
+from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.prompts import prepare_prompt
+from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
 from daemon.engine.template_worker import MAX_RENDERED
-from daemon.engine.templates import Templates
-from daemon.engine.tokenizers import Tokenizer, Tokenizers
-from daemon.errors import Reason, SidecarError
-from daemon.ipc import FrameError, read_frame
+from daemon.server.validation import check_generate, check_invalidate, check_load
+from daemon.shared.config import Config, ConfigError, load_config
+from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.frames import FrameError, read_frame
 from daemon.v1 import ipc_pb2 as ipc
-from daemon.validation import check_generate, check_invalidate, check_load
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 Target = Callable[[bytes], None]
@@ -107,7 +107,7 @@ def prompts(data: bytes) -> None:
         request = pb.GenerateRequest.FromString(data)
         check_generate(request)
         source, tokenizer = _embedded()
-        ids = prepare(request, source, tokenizer).tokens
+        ids = prepare_prompt(request, source, tokenizer).tokens
         assert ids
         assert isinstance(tokenizer.decode(ids), str)
 

@@ -16,12 +16,12 @@ from grpc_status import rpc_status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.errors import Reason
+from daemon.shared.errors import Reason
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.fuzz.messages import messages
-from tests.running import RunningDaemon
-from tests.scale import often
+from tests.support.daemons import RunningDaemon
+from tests.support.scale import often
 
 HANG_SECONDS = 5
 MODELS = st.sampled_from(["ok", "ok", "ok", "fail", "log", "", "no such model", "../../etc", "embedded", "x" * 2000])
@@ -37,7 +37,7 @@ REQUESTS = {
 def _served() -> Iterator[tuple[RunningDaemon, SidecarServiceStub]]:
     """Return a daemon with a fake engine; at the end it is the same one, and so is its engine."""
     folder = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
-    daemon = RunningDaemon.start(folder, [sys.executable, "-m", "tests.serve_fake"])
+    daemon = RunningDaemon.start(folder, [sys.executable, "-m", "tests.support.serve_fake"])
     with daemon.client() as client, grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
         client.load("ok")
         before = client.stats().engine

@@ -11,7 +11,7 @@ import pytest
 
 import mlx_sidecar
 from mlx_sidecar import Client
-from tests.models import copy_of_embedded
+from tests.support.models import copy_of_embedded
 from tools.embedded import corpus
 
 PROMPT = next(corpus.held_out(seed=40, tokens_hint=200)).completion()

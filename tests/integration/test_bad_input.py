@@ -16,8 +16,8 @@ import mlx_sidecar
 from mlx_sidecar import Client, Message
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
-from tests.models import copy_of_embedded, truncated, with_config
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
+from tests.support.models import copy_of_embedded, truncated, with_config
 
 
 @pytest.fixture(name="client")

@@ -9,8 +9,8 @@ import pytest
 
 import mlx_sidecar
 from mlx_sidecar import Client, Stats
-from tests.models import wide_model
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
+from tests.support.models import wide_model
 
 MIB = 1 << 20
 BUDGET_MB = 90

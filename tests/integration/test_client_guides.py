@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
 from tools.embedded import corpus
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_sidecar import NamespaceStats
-from tests.running import RunningDaemon, environment, wait_until
+from tests.support.daemons import RunningDaemon, environment, wait_until
 from tools.embedded import corpus
 
 EXAMPLE = next(corpus.held_out(seed=60, tokens_hint=100))

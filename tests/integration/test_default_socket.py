@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlx_sidecar._address import default_socket_path
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = ROOT / "tests" / "node"

@@ -10,7 +10,7 @@ from mlx_lm import load
 from mlx_lm.generate import generate_step
 
 from mlx_sidecar import Client
-from tests.models import random_model
+from tests.support.models import random_model
 
 PROMPT = [(7 * i) % 700 + 3 for i in range(300)]
 

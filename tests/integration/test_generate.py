@@ -18,8 +18,8 @@ import mlx_sidecar
 from mlx_sidecar import Client, Delta, Finished, Message, PrefillProgress, Started
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
-from tests.models import copy_of_embedded
-from tests.running import RunningDaemon, wait_until
+from tests.support.daemons import RunningDaemon, wait_until
+from tests.support.models import copy_of_embedded
 from tools.embedded import corpus
 
 ENDLESS = pb.Stop(ignore_eos=True)

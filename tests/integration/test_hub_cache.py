@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import mlx_sidecar
-from tests.models import copy_of_embedded
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
+from tests.support.models import copy_of_embedded
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

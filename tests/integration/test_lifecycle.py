@@ -20,11 +20,11 @@ import mlx_sidecar
 from mlx_sidecar import Delta, Finished, GenerateEvent
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
-from tests.running import RunningDaemon, alive, wait_until
+from tests.support.daemons import RunningDaemon, alive, wait_until
 from tools.embedded import corpus
 
 PROMPT = next(corpus.held_out(seed=40, tokens_hint=200)).completion()
-FAKE = [sys.executable, "-m", "tests.serve_fake"]
+FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 
 Start = Callable[..., RunningDaemon]
 

@@ -11,8 +11,8 @@ import pytest
 
 import mlx_sidecar
 from mlx_sidecar import Client
-from tests.models import copy_of_embedded
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
+from tests.support.models import copy_of_embedded
 from tools.embedded import corpus
 
 PROMPT = next(corpus.held_out(seed=20, tokens_hint=200)).completion()

@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import mlx_sidecar
 from mlx_sidecar import Client
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
 
 SERVICE = "mlx_sidecar.v1.SidecarService"
 CANARY = "xylophone-zeppelin-canary"

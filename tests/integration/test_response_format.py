@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 
 from mlx_sidecar import AsyncClient, Client, Delta, Finished, InvalidArgument, Message
-from tests.models import marked_model
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
+from tests.support.models import marked_model
 
 SCHEMA = {
     "type": "object",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlx_sidecar import Client, UntrustedSocket
-from tests.running import RunningDaemon
+from tests.support.daemons import RunningDaemon
 
 ASK = """
 import sys

@@ -14,8 +14,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 import mlx_sidecar
-from tests import serve_fake
-from tests.running import END_SECONDS, RunningDaemon
+from tests.support import serve_fake
+from tests.support.daemons import END_SECONDS, RunningDaemon
 
 CANARY = "xylophone-zeppelin-canary"
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from mlx_sidecar import Finished
-from tests.running import END_SECONDS, RunningDaemon, environment, wait_until
+from tests.support.daemons import END_SECONDS, RunningDaemon, environment, wait_until
 
 Launch = Callable[..., RunningDaemon]
-FAKE = [sys.executable, "-m", "tests.serve_fake"]
+FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 
 
 @pytest.fixture(name="launch")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from daemon.cli import exits
+from daemon.cli import exit_codes
 from mlx_sidecar import Client
-from tests.running import RunningDaemon, wait_until
-from tests.terminal import terminal
+from tests.support.daemons import RunningDaemon, wait_until
+from tests.support.terminal import terminal
 from tools.embedded import corpus
 
 EXAMPLE = next(corpus.held_out(seed=61, tokens_hint=100))
-FAKE = [sys.executable, "-m", "tests.serve_fake"]
+FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 
 
@@ -118,7 +118,7 @@ def test_top_outlives_the_daemon_that_it_watches(start_daemon: Callable[..., Run
 def test_top_without_a_daemon_ends_at_once(folder: Path, daemon: RunningDaemon) -> None:
     """As any command does."""
     with terminal({**daemon.environ, "MLX_SIDECAR_SOCKET": str(folder / "no.sock")}, "top") as shown:
-        assert shown.wait() == exits.NOT_RUNNING
+        assert shown.wait() == exit_codes.NOT_RUNNING
         assert "mlx-sidecar serve" in shown.text.replace("\n", "")
 
 

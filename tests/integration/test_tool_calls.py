@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from mlx_sidecar import AsyncClient, Client, Delta, Finished, InvalidArgument, Message, Tool
-from tests.running import RunningDaemon
-from tests.scripted_model import scripted_model
+from tests.support.daemons import RunningDaemon
+from tests.support.scripted_model import scripted_model
 
 TEMPLATE = """\
 {%- for tool in tools or [] %}

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.running import RunningDaemon, alive, wait_until
+from tests.support.daemons import RunningDaemon, alive, wait_until
 
 
 def test_a_running_call_keeps_the_machine_awake_and_the_end_of_the_daemon_does_not(
@@ -17,7 +17,7 @@ def test_a_running_call_keeps_the_machine_awake_and_the_end_of_the_daemon_does_n
     program = folder / "caffeinate"
     program.write_text(f'#!/bin/sh\necho $$ "$@" >> {pids}\nexec sleep 1000\n')
     program.chmod(0o755)
-    daemon = start_daemon([sys.executable, "-m", "tests.serve_fake"], test_caffeinate=str(program))
+    daemon = start_daemon([sys.executable, "-m", "tests.support.serve_fake"], test_caffeinate=str(program))
     with daemon.client() as client:
         client.stats()
         assert not pids.exists()

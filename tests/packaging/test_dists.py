@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from daemon import __version__
-from tests.running import RunningDaemon, environment
+from tests.support.daemons import RunningDaemon, environment
 from tools.build_dists import ROOT, build
 
 EPOCH = 1_700_000_000

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_sidecar import Client
-from tests.counting import counted, held_by
-from tests.gauge import resident_bytes
-from tests.running import RunningDaemon
 from tests.soak.fit import Slope, slope
+from tests.support.daemons import RunningDaemon
+from tests.support.leak_counts import counted, held_by
+from tests.support.process import resident_bytes
 
 CLIENTS = 4
 SAMPLE_SECONDS = 1.0

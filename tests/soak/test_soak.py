@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.scale import often
 from tests.soak.__main__ import measure, slopes
+from tests.support.scale import often
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""The part of the model cache that touches MLX."""

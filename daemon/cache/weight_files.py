@@ -1,0 +1,131 @@
+"""Weight files of a model directory: which formats are read, and what their headers say of sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable
+from io import FileIO
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from daemon.cache.model_files import opened
+from daemon.shared.errors import Reason, SidecarError
+
+_MAX_HEADER_BYTES = 100_000_000
+_MAX_DIMENSION = 2**31 - 1
+"""MLX keeps dimensions in 32 bits."""
+_WIDTHS = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+
+
+def weight_files(model_dir: Path) -> list[Path]:
+    """Return all safetensors files below a directory, sorted."""
+    return sorted(path for path in model_dir.rglob("*.safetensors") if path.is_file())
+
+
+def estimate_size(files: Iterable[Path]) -> int:
+    """Return the bytes of the safetensors files among some: what a model will take, before it is loaded."""
+    return sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
+
+
+def read_header(path: Path) -> bytes:
+    """
+    Return the JSON header of a safetensors file after checking it against the file's size.
+
+    MLX trusts the header of the files it maps, so that this check is what keeps a damaged file out of the engine.
+
+    Raises:
+        SidecarError: MODEL_CORRUPT if the file is truncated, or its header is no valid description of it.
+    """
+    with opened(path) as file:
+        return header_of(file, path)
+
+
+def header_of(file: FileIO, path: Path) -> bytes:
+    """
+    Return the JSON header of a safetensors file that is open, from its beginning, as `read_header` does.
+
+    Raises:
+        SidecarError: MODEL_CORRUPT if the file is truncated, or its header is no valid description of it.
+    """
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise _corrupt(path, "is too short to have a header")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(size - 8, _MAX_HEADER_BYTES):
+        raise _corrupt(path, f"claims a header of {length} bytes but has {size} bytes in all")
+    header = file.read(length)
+    if len(header) < length:
+        raise _corrupt(path, f"ends within its header of {length} bytes")
+    try:
+        tensors = json.loads(header)
+        spans = sorted(_span(tensor) for name, tensor in tensors.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _corrupt(path, "has a header that describes no valid tensors") from error
+    if any(after[0] < before[1] for before, after in pairwise(spans)):
+        raise _corrupt(path, "has tensors that overlap")
+    end = spans[-1][1] if spans else 0
+    if 8 + length + end > size:
+        raise _corrupt(path, f"is truncated: {8 + length + end} bytes are described, {size} are there")
+    return header
+
+
+def _span(tensor: dict[str, Any]) -> tuple[int, int]:
+    """
+    Return the offsets at which a tensor begins and ends.
+
+    Raises:
+        ValueError: If its offsets do not match its shape and type.
+    """
+    begin, end = _naturals(tensor["data_offsets"])
+    shape = _naturals(tensor["shape"])
+    if any(dimension > _MAX_DIMENSION for dimension in shape):
+        raise ValueError("a dimension is too large")
+    if end - begin != prod(shape) * _WIDTHS[tensor["dtype"]]:
+        raise ValueError("offsets and shape disagree")
+    return begin, end
+
+
+def _naturals(values: list[Any]) -> list[int]:
+    if not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError("not a list of natural numbers")
+    return values
+
+
+def _corrupt(path: Path, what: str) -> SidecarError:
+    return SidecarError(Reason.MODEL_CORRUPT, f"{path.name} {what}; download the model again")
+
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".npy"}
+
+
+def refuse_other_formats(name: str, path: Path, weights: list[Path]) -> None:
+    """
+    Refuse a model without weights that mlx-lm would read. No file is opened.
+
+    Args:
+        name: The model's name.
+        path: Its directory.
+        weights: The safetensors files below it.
+
+    Raises:
+        SidecarError: MODEL_UNSUPPORTED.
+    """
+    if any(file.parent == path and file.name.startswith("model") for file in weights):
+        return
+    suffixes = {file.suffix.lower() for file in path.iterdir()}
+    if ".gguf" in suffixes:
+        why = "has GGUF weights, which mlx-sidecar does not read; take the original model and convert it"
+    elif found := sorted(suffixes & _PICKLES):
+        why = f"has only {', '.join(found)} weights, which can run code when they are read and never are; convert it"
+    else:
+        why = "has no model*.safetensors weights; convert it"
+    raise SidecarError(Reason.MODEL_UNSUPPORTED, f"{name} {why} with mlx_lm.convert")

@@ -1,0 +1,46 @@
+"""`mlx-sidecar completion`: what a shell needs to complete commands, options and models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from daemon.cli.output.formatting import examples
+
+PROGRAM = "mlx-sidecar"
+VARIABLE = "_MLX_SIDECAR_COMPLETE"
+"""The shell sets it when it asks the program for completions."""
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command(
+    "completion",
+    epilog=examples(
+        'eval "$(mlx-sidecar completion zsh)"     # in ~/.zshrc, after compinit',
+        'eval "$(mlx-sidecar completion bash)"    # in ~/.bashrc; bash 4.4 or newer',
+        "mlx-sidecar completion fish > ~/.config/fish/completions/mlx-sidecar.fish",
+    ),
+)
+@click.argument("shell", type=click.Choice(SHELLS), required=False)
+@click.pass_context
+def command(ctx: click.Context, shell: str | None) -> None:
+    """Print the script that makes SHELL complete commands, options and models. Without SHELL, the one of $SHELL."""
+    shell = shell or Path(os.environ.get("SHELL", "")).name
+    kind = get_completion_class(shell) if shell in SHELLS else None
+    if kind is None:
+        raise click.UsageError(f"Name a shell: {', '.join(SHELLS)}.")
+    click.echo(kind(ctx.find_root().command, {}, PROGRAM, VARIABLE).source())
+
+
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the models that a name may become: of the Hub cache, the embedded one, or a directory."""
+    if incomplete.startswith(("/", ".", "~")):
+        return [CompletionItem(incomplete, type="dir")]
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE).glob("models--*--*")
+    names = ["embedded", *sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]

@@ -1,0 +1,85 @@
+"""`mlx-sidecar metrics`: the daemon's figures for Prometheus, from a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from daemon.cli.output.formatting import examples
+from daemon.cli.session import Session, calls_daemon
+
+if TYPE_CHECKING:
+    from mlx_sidecar import Client
+
+_ADDRESS = "127.0.0.1"
+
+
+@click.command(
+    "metrics",
+    epilog=examples(
+        "mlx-sidecar metrics",
+        "mlx-sidecar metrics --port 9464",
+        "mlx-sidecar metrics --file /var/lib/node_exporter/mlx_sidecar.prom",
+    ),
+)
+@click.option("--port", type=click.IntRange(0, 65535), help="Serve them on this port of 127.0.0.1 until stopped.")
+@click.option(
+    "--file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Replace this file with them, for the textfile collector of node_exporter.",
+)
+@calls_daemon
+def command(session: Session, /, port: int | None, file: Path | None) -> None:
+    """
+    Print the daemon's figures as Prometheus text, once; or serve them.
+
+    Needs the extra "metrics". The daemon itself never listens on a port.
+    """
+    if port is not None and file is not None:
+        raise click.UsageError("Give --port or --file, not both.")
+    try:
+        from daemon.cli.output.exporter import text
+    except ModuleNotFoundError:
+        raise click.UsageError(
+            'metrics needs prometheus-client, which the extra "metrics" brings; in a checkout, run: '
+            "uv tool install -c daemon/constraints.txt '.[metrics]'"
+        ) from None
+    with session.client() as client:
+        if port is not None:
+            return _serve(client, port)
+        figures = text(client)
+    if file is None:
+        click.echo(figures, nl=False)
+    else:
+        _replace(file, figures)
+    return None
+
+
+def _serve(client: Client, port: int) -> None:
+    """Answer scrapes until SIGTERM or Ctrl-C; while the daemon is away they say so and hold nothing else."""
+    from daemon.cli.output.exporter import serve
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with serve(client, _ADDRESS, port) as actual:
+        click.echo(f"Figures are at http://{_ADDRESS}:{actual}/metrics", err=True)
+        stop.wait()
+
+
+def _replace(file: Path, figures: str) -> None:
+    """Put a whole file in its place at once: a collector may read at any time."""
+    try:
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as temporary:
+            temporary.write(figures)
+        os.chmod(name, 0o644)  # collectors run as other users; there is nothing private in it
+        os.replace(name, file)
+    except OSError as error:
+        raise click.FileError(str(file), error.strerror) from None

@@ -1,0 +1,57 @@
+"""`mlx-sidecar ps`: what is in memory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from daemon.cli.output.formatting import examples, percent, print_json, span, table
+from daemon.cli.session import Session, calls_daemon
+from daemon.shared.wording import count, size
+
+if TYPE_CHECKING:
+    from mlx_sidecar import ModelStats, PrefixCacheStats
+
+
+@click.command("ps", epilog=examples("mlx-sidecar ps", "mlx-sidecar ps --json"))
+@click.option("--json", "as_json", is_flag=True, help="Print models and prefix cache as JSON.")
+@calls_daemon
+def command(session: Session, /, as_json: bool) -> None:
+    """List the models in memory."""
+    with session.client() as client:
+        stats = client.stats()
+    if as_json:
+        models = [asdict(one) for one in stats.models]
+        return print_json({"models": models, "prefix_cache": asdict(stats.prefix_cache)})
+    if stats.models:
+        table(["MODEL", "SIZE", "STATE", "IN USE", "UNTIL"], [_row(one) for one in stats.models])
+    else:
+        click.echo("No model is in memory.")
+    click.echo(_prefix_line(stats.prefix_cache))
+    if stats.engine.state != "ready":
+        # The table is what the engine last said.
+        click.echo(f"The engine is {stats.engine.state}; see the daemon's log.", err=True)
+    return None
+
+
+def _row(one: ModelStats) -> list[str]:
+    return [" = ".join(one.names) or one.info.model, size(one.info.size_bytes), one.state, str(one.in_use), _until(one)]
+
+
+def _until(one: ModelStats) -> str:
+    if one.pinned:
+        return "pinned"
+    if one.in_use:
+        return "in use"
+    if one.expires_in is None:
+        return "-"
+    return f"in {span(one.expires_in)}" if one.expires_in > 0 else "now"
+
+
+def _prefix_line(cache: PrefixCacheStats) -> str:
+    line = f"Prefix cache: {size(cache.bytes)} of {size(cache.budget_bytes)} in {count(cache.blocks, 'block')}"
+    if cache.tokens_looked_up:
+        line += f", {percent(cache.tokens_reused / cache.tokens_looked_up)} of prompt tokens reused"
+    return line

@@ -1,0 +1,31 @@
+"""`mlx-sidecar pull`: fetch a model and load nothing."""
+
+from __future__ import annotations
+
+import click
+
+from daemon.cli.commands.completion import complete_model
+from daemon.cli.output.formatting import examples, print_json
+from daemon.cli.output.progress import follow
+from daemon.cli.session import Session, absolute_if_path, calls_daemon
+from daemon.shared.wording import size
+
+
+@click.command(
+    "pull",
+    epilog=examples(
+        "mlx-sidecar pull mlx-community/Qwen3-8B-4bit", "mlx-sidecar pull mlx-community/Qwen3-8B-4bit --revision main"
+    ),
+)
+@click.argument("model", callback=absolute_if_path, shell_complete=complete_model)
+@click.option("--revision", default="", help="Branch, tag or commit.")
+@click.option("--json", "as_json", is_flag=True, help="Print the model as JSON.")
+@calls_daemon
+def command(session: Session, /, model: str, revision: str, as_json: bool) -> None:
+    """Fetch MODEL (a Hub id) into the local Hub cache and load nothing. What an interrupted pull got is kept."""
+    with session.client(ask=True) as client:
+        info = follow(client.get_or_load(model, revision=revision, allow_download=True, estimate_only=True))
+    if as_json:
+        print_json(info)
+    else:
+        click.echo(f"{info.model} is on this machine ({size(info.size_bytes)}).")

@@ -1,0 +1,161 @@
+"""`mlx-sidecar run`: one prompt, or a conversation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from daemon.cli.commands.completion import complete_model
+from daemon.cli.output.answer import print_answer, print_timings
+from daemon.cli.output.formatting import examples, print_json, stdin_is_terminal, stdout_is_terminal
+from daemon.cli.output.progress import follow
+from daemon.cli.session import Session, absolute_if_path, calls_daemon
+
+if TYPE_CHECKING:
+    from mlx_sidecar import Client, Prompt
+
+_STDIN = Path("-")
+
+
+@click.command(
+    "run",
+    epilog=examples(
+        "mlx-sidecar run embedded",
+        "mlx-sidecar run embedded 'Say hello'",
+        "mlx-sidecar run mlx-community/Qwen3-8B-4bit --file notes.md 'Which of these are done?'",
+        "git diff | mlx-sidecar run mlx-community/Qwen3-8B-4bit --file - 'Review this diff'",
+        "mlx-sidecar run embedded --raw 'Once upon a time' --max-tokens 50 --verbose",
+    ),
+)
+@click.argument("model", callback=absolute_if_path, shell_complete=complete_model)
+@click.argument("prompt", required=False)
+@click.option(
+    "--file",
+    "files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help="Put this file's text before the prompt; - is standard input. Repeatable.",
+)
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
+@click.option("--system", help="System message of the conversation.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens to generate.")
+@click.option("--temperature", type=float, help="0 always takes the likeliest token (default 0).")
+@click.option("--top-p", type=float, help="Choose among the likeliest tokens that sum to this.")
+@click.option("--top-k", type=int, help="Choose among this many of the likeliest tokens.")
+@click.option("--min-p", type=float, help="Choose among tokens at least this likely, relative to the likeliest.")
+@click.option("--seed", type=int, help="Makes the answer repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
+@click.option("--format", "form", type=click.Choice(["json"]), help="Answer with a JSON object.")
+@click.option(
+    "--draft-model",
+    default="",
+    callback=absolute_if_path,
+    shell_complete=complete_model,
+    help="A smaller model that guesses tokens: same answer, other speed.",
+)
+@click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")
+@click.option("--no-cache", is_flag=True, help="Neither use nor store cached prefixes.")
+@click.option("--salt", default="", help="Share cached prefixes only with requests of the same salt.")
+@click.option("--verbose", is_flag=True, help="Print tokens and timings to stderr after the answer.")
+@click.option("--no-history", is_flag=True, help="Do not keep what is typed in a conversation for the next one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
+@calls_daemon
+def command(
+    session: Session,
+    /,
+    model: str,
+    prompt: str | None,
+    files: tuple[Path, ...],
+    raw: bool,
+    system: str | None,
+    stop: tuple[str, ...],
+    form: str | None,
+    draft_model: str,
+    schema: TextIO | None,
+    no_cache: bool,
+    verbose: bool,
+    no_history: bool,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """
+    Run PROMPT, or standard input, through MODEL and stream the answer.
+
+    Without either, on a terminal, hold a conversation. The model is downloaded and loaded if that is needed.
+    """
+    if raw and system is not None:
+        raise click.UsageError("--system needs the chat template, so it cannot go with --raw.")
+    options = {**sampling, "stop": stop or None, "cache_mode": "bypass" if no_cache else "read_write"}
+    if form and schema:
+        raise click.UsageError("--format and --schema exclude each other.")
+    if form:
+        options["json_object"] = True
+    if draft_model:
+        options["draft_model"] = draft_model
+    if schema:
+        options["json_schema"] = schema.read()
+    talk = prompt is None and not files and stdin_is_terminal() and stdout_is_terminal()
+    if talk and (raw or as_json):
+        raise click.UsageError("--raw and --json need a PROMPT, as an argument or on standard input.")
+    if no_history and not talk:
+        raise click.UsageError("--no-history is for conversations, which have no PROMPT.")
+    text = "" if talk else _text(prompt, files, raw)
+    with session.client(ask=True) as client:
+
+        def load() -> None:
+            follow(client.get_or_load(model, allow_download=True))
+
+        load()
+        if talk:
+            from daemon.cli.terminal.chat import Chat
+            from daemon.cli.terminal.prompt import Terminal
+
+            history = None if no_history else session.state_dir() / "run_history"
+            return Chat(client, model, system, options, verbose, load).hold(Terminal(history).ask)
+        _answer(client, model, text if raw else _conversation(system, text), options, verbose, as_json)
+    return None
+
+
+def _text(prompt: str | None, files: Sequence[Path], raw: bool) -> str:
+    """Return the files and then the prompt: questions about the same files then begin alike, and share their KV."""
+    if prompt is None and not files:
+        files = [_STDIN]
+    parts = [_read(file) for file in files]
+    parts = parts if raw else [part.rstrip("\n") for part in parts]
+    text = ("" if raw else "\n\n").join([*parts, *([] if prompt is None else [prompt])])
+    if not text:
+        raise click.UsageError("The prompt is empty.")
+    return text
+
+
+def _read(file: Path) -> str:
+    where = "standard input" if file == _STDIN else str(file)
+    try:
+        return (sys.stdin.buffer.read() if file == _STDIN else file.read_bytes()).decode("utf-8")
+    except UnicodeDecodeError:
+        raise click.UsageError(f"The prompt on {where} is not UTF-8 text.") from None
+    except OSError as error:
+        raise click.FileError(where, error.strerror) from None
+
+
+def _conversation(system: str | None, text: str) -> Prompt:
+    from mlx_sidecar import Message
+
+    before = [] if system is None else [Message(role="system", content=system)]
+    return [*before, Message(role="user", content=text)]
+
+
+def _answer(client: Client, model: str, prompt: Prompt, options: dict[str, Any], verbose: bool, as_json: bool) -> None:
+    with client.generate(model, prompt, **options) as stream:
+        if not as_json:
+            print_answer(stream)
+        result = stream.result()
+    if as_json:
+        print_json(result)
+    if verbose:
+        print_timings(result)

@@ -1,0 +1,29 @@
+"""`mlx-sidecar serve`: run the daemon."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from daemon.cli.flags import config_flags, resolve
+from daemon.cli.output.formatting import examples
+from daemon.cli.session import Session, pass_session
+
+
+@click.command(
+    "serve",
+    epilog=examples("mlx-sidecar serve", "mlx-sidecar serve --model-cache-mb 16384 --model-ttl 30m"),
+)
+@config_flags
+@pass_session
+def command(session: Session, /, **flags: object) -> None:
+    """
+    Run the daemon until it gets SIGTERM or Ctrl-C.
+
+    Values come from the defaults, config.toml, MLX_SIDECAR_* variables and these flags; the last one wins.
+    """
+    config = resolve(session.socket_flag, flags).config
+    from daemon.server.app import run
+
+    sys.exit(run(config))

@@ -1,0 +1,124 @@
+"""`mlx-sidecar stats`: the whole state of the daemon, for people, for programs, or as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from daemon.cli.output.formatting import brief, examples, percent, print_json, span
+from daemon.cli.session import Session, calls_daemon
+from daemon.shared.wording import count, size
+
+if TYPE_CHECKING:
+    from mlx_sidecar import LatencyStats, NamespaceStats, Stats
+
+_TIMES = {"uptime", "oldest_entry_age", "age", "idle", "expires_in", "step_age"}
+_SHORT_TIMES = ("step_time", "token_gap")
+
+
+@click.command(
+    "stats",
+    epilog=examples("mlx-sidecar stats", "mlx-sidecar stats --json", "mlx-sidecar stats --html stats.html"),
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; times in seconds, sizes in bytes.")
+@click.option("--history", is_flag=True, help="Add the figures of the last hour to --json.")
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write one self-contained page with charts of the last hour.",
+)
+@calls_daemon
+def command(session: Session, /, as_json: bool, history: bool, html: Path | None) -> None:
+    """Show the state of the daemon: caches, models, engine, memory and latencies."""
+    if as_json and html is not None:
+        raise click.UsageError("--json and --html are two ways to show the same; give one.")
+    if history and not as_json:
+        raise click.UsageError("--history belongs to --json; --html has it anyway.")
+    with session.client() as client:
+        stats = client.stats(history=history or html is not None)
+    if html is not None:
+        _write(html, stats)
+    elif as_json:
+        tree = asdict(stats)
+        print_json(tree if history else {name: part for name, part in tree.items() if name != "history"})
+    else:
+        _print(stats)
+
+
+def _write(file: Path, stats: Stats) -> None:
+    from daemon.cli.output.page import render  # brings jinja2
+
+    try:
+        file.write_text(render(stats), "utf-8")
+    except OSError as error:
+        raise click.FileError(str(file), error.strerror) from None
+    click.echo(f"Wrote {file}.")
+
+
+def _print(stats: Stats) -> None:
+    _section("daemon", _lines(stats.daemon))
+    _section("model cache", _lines(stats.model_cache))
+    for model in stats.models:
+        _section(f"model {model.info.model}", _lines(model))
+    _section("prefix cache", _lines(stats.prefix_cache))
+    for namespace in stats.prefix_cache.namespaces:
+        _section(_title(namespace), _lines(namespace))
+    _section("engine", _lines(stats.engine))
+    _section("memory", _lines(stats.memory))
+    _section("latency", _quantiles(stats.latency))
+
+
+def _title(namespace: NamespaceStats) -> str:
+    salted = " with a salt" if namespace.salted else ""
+    return f"prefixes of {namespace.model or 'a model of no name'}{salted}"
+
+
+def _section(title: str, lines: Iterator[tuple[str, str]]) -> None:
+    click.echo(click.style(title, bold=True))
+    shown = list(lines)
+    width = max(len(label) for label, _ in shown)
+    for label, text in shown:
+        click.echo(f"  {label.replace('_', ' '):<{width}}  {text}")
+
+
+def _lines(section: Any) -> Iterator[tuple[str, str]]:
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if field.name == "info":
+            yield "size_bytes", size(value.size_bytes)
+            yield "prefix_reuse", value.prefix_reuse
+        elif field.name == "stuck":
+            yield "stuck", "; ".join(f"{one.work} of {one.model}, {span(one.silent or 0)}" for one in value) or "-"
+        elif field.name != "namespaces":
+            yield field.name, _format(field.name, value)
+
+
+def _quantiles(latency: LatencyStats) -> Iterator[tuple[str, str]]:
+    for field in fields(latency):
+        histogram = getattr(latency, field.name)
+        shares = ((f"p{round(100 * share)}", histogram.quantile(share)) for share in (0.5, 0.9, 0.99))
+        parts = [f"{name} {brief(value)}" for name, value in shares if value is not None]
+        yield field.name, ", ".join([*parts, count(histogram.count, "request")]) if parts else "-"
+
+
+def _format(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value) or "-"
+    if value is None or value == "":
+        return "-"
+    if name in _TIMES:
+        return span(value)
+    if name.startswith(_SHORT_TIMES):
+        return brief(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name.endswith("bytes"):
+        return size(value)
+    if name == "pid" or isinstance(value, str):
+        return str(value)
+    return percent(value) if isinstance(value, float) else f"{value:,}"

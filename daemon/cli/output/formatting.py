@@ -1,0 +1,82 @@
+"""How times, shares, tables and JSON look; `daemon.shared.wording` has sizes and counts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import click
+
+from daemon.shared.wording import count
+
+_SPANS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
+
+
+def span(seconds: float) -> str:
+    """Return a span of time in its largest unit, rounded: "4 minutes", "1 hour", "0 seconds"."""
+    for number, (length, unit) in enumerate(_SPANS):
+        finer = _SPANS[number + 1][0] if length > 1 else 0
+        if seconds >= length - finer / 2 or length == 1:
+            return count(round(seconds / length), unit)
+    raise AssertionError("the last unit takes all")
+
+
+def brief(seconds: float) -> str:
+    """Return a short span of time: "420 µs", "35 ms", "1.2 s", "95 s"."""
+    if seconds < 0.0095:
+        return f"{1e6 * seconds:.0f} µs" if seconds < 0.00095 else f"{1e3 * seconds:.1f} ms"
+    if seconds < 0.95:
+        return f"{1e3 * seconds:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+
+
+def percent(share: float) -> str:
+    """Return a share of 1 as "87 %"."""
+    return f"{share:.0%}".replace("%", " %")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print columns; the header is bold on a terminal."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    for number, row in enumerate([header, *rows]):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        click.echo(click.style(line, bold=True) if number == 0 else line)
+
+
+def print_json(value: Any) -> None:
+    """Print a result object, or plain data, as indented JSON."""
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    click.echo(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
+
+
+def printable(text: str) -> str:
+    """Return a model's text without the control characters that could command a terminal."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if _commands(one) else one for one in text)
+
+
+def _commands(character: str) -> bool:
+    return unicodedata.category(character) == "Cc" and character not in "\n\t"
+
+
+def stdin_is_terminal() -> bool:
+    """Tell whether somebody can be asked."""
+    return sys.stdin.isatty()
+
+
+def stdout_is_terminal() -> bool:
+    """Tell whether somebody reads the output as it comes."""
+    return sys.stdout.isatty()
+
+
+def stderr_is_terminal() -> bool:
+    """Tell whether somebody watches the progress."""
+    return sys.stderr.isatty()
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

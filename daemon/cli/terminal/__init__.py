@@ -1,0 +1,1 @@
+"""Interactive parts of the command line."""

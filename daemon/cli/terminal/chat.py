@@ -1,0 +1,136 @@
+"""A conversation on a terminal. Its prompts share their prefix, so each turn computes only what is new."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from daemon.cli.exit_codes import explain
+from daemon.cli.output.answer import print_answer, print_timings
+from mlx_sidecar import Client, DaemonNotRunning, Message, ShuttingDown, SidecarError, UntrustedSocket
+
+HELP = """\
+/clear        forget the conversation, keep the system message
+/system TEXT  forget it and take another system message; without TEXT none
+/verbose      print timings after each answer, or no longer
+/help         this list
+/exit         end, as Ctrl-D does
+A line that ends with a backslash goes on in the next one."""
+
+LOOK_SECONDS = 0.25
+"""Time between two looks for a daemon that is away; each one also waits for its socket, as every first call does."""
+
+
+class Chat:
+    """
+    Turns so far, and how the next one is answered.
+
+    Args:
+        client: A client of the daemon.
+        model: The model that answers.
+        system: The system message, if any.
+        options: Options of each Generate call.
+        verbose: Whether timings follow each answer.
+        load: Loads the model and shows how far it is; called again when the daemon was away.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        model: str,
+        system: str | None,
+        options: dict[str, Any],
+        verbose: bool,
+        load: Callable[[], object],
+    ) -> None:
+        self._client = client
+        self._model = model
+        self._options = options
+        self._verbose = verbose
+        self._load = load
+        self._away = False
+        self._begin(system)
+
+    def hold(self, ask: Callable[[], str | None]) -> None:
+        """
+        Answer turns until `ask` returns None. Ctrl-C during an answer takes that turn back, and so does an error.
+
+        A daemon that goes away is waited for, and asked again then: the turn is not lost.
+
+        Raises:
+            KeyboardInterrupt: At Ctrl-C while it is away.
+            UntrustedSocket: If what is at its socket then could be another user's.
+        """
+        click.echo("/help lists commands. Ctrl-C interrupts an answer, Ctrl-D ends the conversation.", err=True)
+        while (text := ask()) is not None:
+            if not text.strip():
+                continue
+            if text.startswith("/"):
+                if not self._command(*text[1:].partition(" ")[::2]):
+                    return
+                continue
+            while not self._turn(Message(role="user", content=text)):
+                self._wait()
+
+    def _begin(self, system: str | None) -> None:
+        self._messages = [] if system is None else [Message(role="system", content=system)]
+
+    def _turn(self, turn: Message) -> bool:
+        """Answer a turn, and tell whether it is over; it is not if the daemon went away meanwhile."""
+        try:
+            if self._away:
+                self._load()
+                self._away = False
+            self._answer(turn)
+        except KeyboardInterrupt:
+            click.echo("Interrupted; this turn is forgotten.", err=True)
+        except (DaemonNotRunning, ShuttingDown):
+            return False
+        except SidecarError as error:
+            answer = explain(error)
+            click.echo(f"{answer.text if answer else error}; this turn is forgotten.", err=True)
+        return True
+
+    def _wait(self) -> None:
+        """Wait until a daemon answers that takes work."""
+        self._away = True
+        click.echo("The daemon went away; waiting for it to come back. Ctrl-C leaves.", err=True)
+        while True:
+            time.sleep(LOOK_SECONDS)
+            try:
+                if not self._client.stats().daemon.draining:
+                    break
+            except UntrustedSocket:
+                raise
+            except SidecarError:
+                continue
+        click.echo("The daemon is back; asking again.", err=True)
+
+    def _answer(self, turn: Message) -> None:
+        with self._client.generate(self._model, [*self._messages, turn], **self._options) as stream:
+            print_answer(stream)
+            result = stream.result()
+        self._messages += [turn, Message(role="assistant", content=result.text)]
+        if self._verbose:
+            print_timings(result)
+
+    def _command(self, name: str, rest: str) -> bool:
+        """Carry out a command, and tell whether the conversation goes on."""
+        match name:
+            case "exit" | "bye" | "quit":
+                return False
+            case "clear":
+                self._messages = [one for one in self._messages if one.role == "system"]
+            case "system":
+                self._begin(rest.strip() or None)
+            case "verbose":
+                self._verbose = not self._verbose
+                click.echo(f"Timings are {'on' if self._verbose else 'off'}.", err=True)
+            case "help":
+                click.echo(HELP, err=True)
+            case _:
+                click.echo(f"There is no /{name}; /help lists what there is. A space first sends it as text.", err=True)
+        return True

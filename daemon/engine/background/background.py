@@ -1,0 +1,130 @@
+"""Work off the MLX thread: lookups, tokenising, templates, downloads. Results come back to the MLX thread."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from daemon.engine.background.lanes import Job, Lanes
+from daemon.engine.background.task import TEMPLATE, Pool, Task
+from daemon.engine.background.threads import Threads
+from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.log_fields import refusal
+from daemon.shared.machine_faults import machine_fault
+
+LATE_SECONDS = 1.0
+"""Work that is silent for so long gives its place to another: it probably waits, and does not compute."""
+MOST_THREADS = 32
+"""Of one pool, those that hang included; the supervisor restarts an engine with fewer of them in all."""
+TICK_SECONDS = 2.0
+"""Time between two looks counts as no more than this: the process was stopped, or the machine slept."""
+
+_PLACES = {Pool.FILES: 2, Pool.PROMPTS: 2, Pool.LONG: 4}
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+def _never() -> bool:
+    return False
+
+
+class Background:
+    """
+    Pools of threads, so that lookups, prompts, templates and downloads do not wait for each other.
+
+    In each, lanes take turns: a model that is slow, or whose disk hangs, holds up its own calls.
+
+    Args:
+        post: Runs a function on the MLX thread; any thread may call it.
+        clock: Seconds that never go back.
+        renderers: Chat templates that can be rendered at the same time.
+    """
+
+    def __init__(
+        self, post: Callable[[Callable[[], None]], None], clock: Callable[[], float], renderers: int = 1
+    ) -> None:
+        self._post = post
+        self._clock = clock
+        self._ticked = clock()
+        lanes = {pool: Lanes(places, MOST_THREADS, LATE_SECONDS) for pool, places in _PLACES.items()}
+        # A template is silent while it computes, and there is no other process that its place could go to.
+        lanes[Pool.TEMPLATES] = Lanes(renderers, MOST_THREADS, TEMPLATE.limit)
+        keep = {**_PLACES, Pool.TEMPLATES: renderers}
+        self._threads = {pool: Threads(pool.name.lower(), lanes[pool], keep[pool], self._go_on) for pool in Pool}
+
+    def run(
+        self,
+        task: Task[T],
+        then: Callable[[T], None],
+        failed: Callable[[SidecarError], None],
+        over: Callable[[], bool] = _never,
+    ) -> None:
+        """
+        Run a task and those that follow it, then `then` with the result on the MLX thread; or `failed` with the error
+        of either, so that nothing but this call suffers from it. Any thread may call this.
+
+        Args:
+            task: The first task.
+            then: Takes the result.
+            failed: Takes the error; MODEL_NOT_RESPONDING if a task hangs.
+            over: Whether the caller has gone; then what has not begun is left out, and neither of the two is called.
+        """
+
+        def finish(result: T) -> None:
+            try:
+                then(result)
+            except Exception as error:
+                failed(as_sidecar_error(error))
+
+        def done(result: T) -> None:
+            self._post(lambda: finish(result))
+
+        def fail(error: Exception) -> None:
+            self._post(lambda: failed(as_sidecar_error(error)))
+
+        self._add(Job(task, done, fail, over))  # type: ignore[arg-type]  # the result is that of its last task
+
+    def tick(self) -> None:
+        """Look for work that hangs; to be called about once a second."""
+        now = self._clock()
+        passed, self._ticked = min(TICK_SECONDS, now - self._ticked), now
+        for threads in self._threads.values():
+            threads.tick(passed)
+
+    def stuck(self) -> list[Job]:
+        """Return the jobs that were written off and still have a thread."""
+        return [job for threads in self._threads.values() for job in threads.stuck()]
+
+    def close(self) -> None:
+        """Drop what has not begun; what runs is left to end with the process."""
+        for threads in self._threads.values():
+            threads.close()
+
+    def _add(self, job: Job) -> None:
+        self._threads[job.task.kind.pool].add(job)
+
+    def _go_on(self, job: Job, task: Task[object]) -> None:
+        self._add(Job(task, job.done, job.failed, job.over))
+
+
+def as_sidecar_error(error: BaseException) -> SidecarError:
+    """Return an error as the caller may see it. Where an unexpected one came from stays in the log."""
+    if isinstance(error, SidecarError):
+        return error
+    fault = machine_fault(error, "the engine cannot go on with this call")
+    if fault is not None:
+        log.warning("the machine is at fault", **refusal(fault))
+        return fault
+    error_id = secrets.token_hex(6)
+    log.error("unexpected error", error_id=error_id, exc_info=error)
+    kind = type(error).__name__
+    return SidecarError(
+        Reason.INTERNAL,
+        f"an unexpected {kind} occurred; the daemon's log has it under id {error_id}",
+        metadata={"error_id": error_id, "type": kind},
+    )

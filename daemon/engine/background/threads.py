@@ -1,0 +1,152 @@
+"""Threads that run jobs as the lanes say. One that hangs is left behind, and another takes its place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import structlog
+
+from daemon.engine.background.lanes import Job, Lanes
+from daemon.engine.background.task import Task
+from daemon.shared import liveness
+
+log = structlog.get_logger()
+
+_Inbox = SimpleQueue[Job | None]
+
+
+class Threads:
+    """
+    The threads of one pool, started when they are needed. Any thread may call this.
+
+    Args:
+        name: What they are called.
+        lanes: Decides what is next.
+        keep: Threads that stay when there is nothing to do.
+        go_on: Takes a job whose work returned a task that belongs elsewhere.
+    """
+
+    def __init__(self, name: str, lanes: Lanes, keep: int, go_on: Callable[[Job, Task[object]], None]) -> None:
+        self._name = name
+        self._lanes = lanes
+        self._keep = keep
+        self._go_on = go_on
+        self._lock = threading.Lock()
+        self._idle: list[_Inbox] = []
+        self._closed = False
+
+    def add(self, job: Job) -> None:
+        """Run a job when its turn comes; it fails at once if its lane is closed."""
+        with self._lock:
+            if self._closed:
+                return
+            refusal = self._lanes.refusal(job.task.lane)
+            if refusal is None:
+                self._lanes.add(job)
+        if refusal is not None:
+            job.failed(refusal)
+        self._begin()
+
+    def tick(self, seconds: float) -> None:
+        """Let time pass: what hangs for too long is written off, and what is late gives its place to another."""
+        with self._lock:
+            hang = self._lanes.tick(seconds)
+            stuck = len(self._lanes.stuck)
+        for job, behind in hang:
+            task = job.task
+            log.warning(
+                "work hangs and is written off",
+                work=task.kind.name,
+                model=task.model,
+                silent_s=round(job.silent, 3),
+                calls=1 + len(behind),
+                stuck=stuck,
+            )
+            for one in (job, *behind):
+                one.failed(task.stuck())
+        self._begin()
+
+    def stuck(self) -> list[Job]:
+        """Return the jobs that were written off and still have a thread."""
+        with self._lock:
+            return self._lanes.stuck
+
+    def close(self) -> None:
+        """Drop what has not begun; what runs is left to end with the process."""
+        with self._lock:
+            self._closed = True
+            self._lanes.drop()
+            idle, self._idle = self._idle, []
+        for inbox in idle:
+            inbox.put(None)
+
+    def _begin(self) -> None:
+        """Give all jobs that may begin now a thread."""
+        while True:
+            with self._lock:
+                job = self._lanes.next()
+                inbox = self._idle.pop() if job is not None and self._idle else None
+            if job is None:
+                return
+            if inbox is not None:
+                inbox.put(job)
+            else:
+                self._start(job)
+
+    def _start(self, job: Job) -> None:
+        # A thread of a pool of the standard library would be waited for at the end of the process, hung or not.
+        thread = threading.Thread(target=self._run, args=(job,), name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no more
+            self._end(job)
+            job.failed(error)
+
+    def _run(self, job: Job | None) -> None:
+        inbox: _Inbox = SimpleQueue()
+        while job is not None:
+            self._work(job)
+            with self._lock:
+                job = self._lanes.next()
+                if job is None:
+                    if self._closed or len(self._idle) >= self._keep:
+                        return
+                    self._idle.append(inbox)
+            if job is None:
+                job = inbox.get()
+
+    def _work(self, job: Job) -> None:
+        """Do a job: its task, and those that follow in the same lane."""
+        error: Exception | None = None
+        result: object = job.task
+        with liveness.watched(job.sign):
+            while isinstance(result, Task) and _same_place(result, job.task) and not job.written_off:
+                with self._lock:
+                    job.task = result
+                    job.silent = 0.0
+                try:
+                    result = result.work()
+                except Exception as caught:
+                    error, result = caught, None
+        if self._end(job):
+            return
+        if error is not None:
+            job.failed(error)
+        elif isinstance(result, Task):
+            self._go_on(job, result)
+        else:
+            job.done(result)
+
+    def _end(self, job: Job) -> bool:
+        """Free a job's place, and tell whether it was written off: then its callers know its end already."""
+        with self._lock:
+            self._lanes.end(job)
+        if job.written_off:
+            log.info("work that hung has come back", work=job.task.kind.name, model=job.task.model)
+        return job.written_off
+
+
+def _same_place(one: Task[object], other: Task[object]) -> bool:
+    return one.kind.pool is other.kind.pool and one.lane == other.lane

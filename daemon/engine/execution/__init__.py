@@ -1,0 +1,1 @@
+"""Forward passes: prefill, decode, batches, sampling."""

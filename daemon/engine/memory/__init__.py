@@ -1,0 +1,1 @@
+"""The memory budget, and the system's memory pressure."""

@@ -1,0 +1,106 @@
+"""The memory ledger: one formula for what a request needs and one ceiling for what everything may use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+from daemon.engine.scheduling.policy import MAX_CHUNK
+from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.wording import sizes_apart
+
+DECODE_ROOM = 256
+"""Tokens of KV that a request gets beyond what it holds; it grows by as much when they are used up."""
+
+_SHARE_OF_WORKING_SET = 0.9
+_SHARE_OF_RAM = 0.7
+
+
+def memory_limit(working_set: int | None) -> int:
+    """
+    Return the bytes that weights, prefix cache and running requests may use together.
+
+    Args:
+        working_set: What Metal recommends at most; None without Metal, where a share of the RAM counts.
+    """
+    if working_set:
+        return int(_SHARE_OF_WORKING_SET * working_set)
+    return int(_SHARE_OF_RAM * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+class Costs(Protocol):
+    """How a model keeps its KV."""
+
+    def live_bytes(self, tokens: int, chunk: int) -> int:
+        """Return the bytes of a cache with room for `tokens`, of which at most `chunk` are computed at a time."""
+
+
+def kv_need(costs: Costs, held: int, left: int) -> int:
+    """
+    Return the KV bytes that a request needs to run: its own cache, and as much again while it grows or is copied.
+
+    The one formula: by it a request is admitted, running ones are billed, and Stats counts them. Room to decode is
+    reserved in steps: billing all of `max_tokens` would refuse most requests for nothing.
+
+    Args:
+        costs: Those of its model.
+        held: Tokens of the prompt and those generated so far.
+        left: Tokens that may still be generated.
+    """
+    return 2 * costs.live_bytes(held + min(left, DECODE_ROOM), MAX_CHUNK)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Bytes in use: of weights, of the prefix cache, and promised to running requests."""
+
+    weights: int
+    trie: int
+    live_kv: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.trie + self.live_kv
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """
+    Decides whether a request fits.
+
+    Attributes:
+        limit: Most bytes in use.
+    """
+
+    limit: int
+
+    def headroom(self, use: Use) -> int:
+        """Return the bytes that are left; negative when over the limit."""
+        return self.limit - use.total
+
+    def refuse_if_never(self, need: int, weights: int) -> None:
+        """
+        Refuse a request that does not fit even when it runs alone.
+
+        Args:
+            need: KV bytes of the request.
+            weights: Bytes of its model.
+
+        Raises:
+            SidecarError: REQUEST_EXCEEDS_MEMORY with both figures.
+        """
+        available = self.limit - weights
+        if need > available:
+            needs, free = sizes_apart(need, max(0, available))
+            raise SidecarError(
+                Reason.REQUEST_EXCEEDS_MEMORY,
+                f"the request needs {needs} of KV cache but at most {free} can be free beside its model; "
+                "shorten the prompt or use a smaller model",
+                metadata={"needed_bytes": str(need), "available_bytes": str(max(0, available))},
+            )
+
+    def shortfall(self, need: int, use: Use) -> int:
+        """Return the bytes that must be freed before a request fits; 0 if it fits now."""
+        return max(0, need - self.headroom(use))

@@ -1,0 +1,1 @@
+"""Tokens become text, reasoning and tool calls."""

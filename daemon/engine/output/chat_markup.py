@@ -1,0 +1,92 @@
+"""Notation: how a model marks its reasoning and its tool calls, as far as mlx-lm knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlx_lm.generate import make_text_state_machine
+
+from daemon.engine.output.tool_calls import bound
+from daemon.engine.structured_output.call_form import CallForm, call_form
+from daemon.engine.structured_output.token_mask import Thinking
+
+TEXT, REASONING, CALL = "normal", "reasoning", "tool"
+"""What mlx-lm's state machine calls the parts of an answer; other names are of parts that are only about these."""
+
+_TAIL = 32
+"""Tokens at the end of a prompt among which the mark that it ends with must be."""
+
+
+class ChatMarkup:
+    """
+    The marks of one model. Marks are found in text, because a tokenizer may cut them in several ways.
+
+    Args:
+        wrapper: mlx-lm's tokenizer.
+
+    Attributes:
+        machine: Finds marks and takes them out.
+        initial: The part that an answer begins with.
+        think_start, think_end: Marks of reasoning; empty if the model has none.
+        call_start, call_end: Marks of a tool call; empty if there are none. Some calls end with the answer.
+        parse: Reads what is between the marks of a call, given the tools; it may raise anything. None if nothing does.
+        call_form: How calls are written; None if that is no JSON between marks.
+    """
+
+    def __init__(self, wrapper: Any) -> None:
+        self._wrapper = wrapper
+        self.machine = make_text_state_machine(wrapper)
+        self.initial = str(wrapper.response_initial_state or TEXT)
+        self.think_start = str(wrapper.think_start or "")
+        self.think_end = str(wrapper.think_end or "")
+        self.call_start = str(wrapper.tool_call_start or "")
+        self.call_end = str(wrapper.tool_call_end or "")
+        self.parse: Callable[[str, Any], Any] | None = wrapper.tool_parser
+        self.call_form: CallForm | None = None
+        if self.parse is not None:
+            bound(self.parse)
+            self.call_form = call_form(self.parse.__module__, wrapper.get_vocab())
+
+    @property
+    def headers(self) -> list[str]:
+        """Marks that end a text and begin a header; empty if the parts of an answer have none."""
+        edges = self._wrapper.response_transitions.get(TEXT, [])
+        return [mark for mark, part in edges if part not in (TEXT, REASONING, CALL)]
+
+    @property
+    def marks(self) -> list[str]:
+        """All marks but those of tool calls."""
+        edges = [mark for edges in self._wrapper.response_transitions.values() for mark, _ in edges]
+        return [self.think_start, self.think_end, *self._wrapper.structural_markers, *edges]
+
+    def opened(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends within reasoning: some templates open it for the model."""
+        return bool(self.think_start) and self._tail(prompt).endswith(self.think_start)
+
+    def thinking(self, prompt: Sequence[int], *, wanted: bool) -> Thinking | None:
+        """Return how the answer to a prompt begins with reasoning; None if it does not, or if that is not `wanted`."""
+        opened = self.opened(prompt)
+        if not self.think_start or self._closed(prompt) or not (opened or wanted):
+            return None
+        return Thinking(
+            start=tuple(self._wrapper.think_start_tokens),
+            end=tuple(self._wrapper.think_end_tokens),
+            opened=opened,
+            turn=getattr(self._wrapper, "turn_tokens", ()),
+            barred=getattr(self._wrapper, "barred_tokens", ()),
+        )
+
+    def answer_header(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """
+        Return the ids that an answer begins with; none if there are no headers, or if the prompt ends behind a message.
+        """
+        return () if self._closed(prompt) else getattr(self._wrapper, "answer_header_tokens", ())
+
+    def _closed(self, prompt: Sequence[int]) -> bool:
+        ends = (self.think_end, *getattr(self._wrapper, "message_ends", ()))
+        return bool(self.think_end) and self._tail(prompt).endswith(ends)
+
+    def _tail(self, prompt: Sequence[int]) -> str:
+        tail = self._wrapper.decode(prompt[-_TAIL:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(tail).rstrip()

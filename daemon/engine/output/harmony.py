@@ -1,0 +1,119 @@
+"""Harmony: the channels and calls of gpt-oss, of which mlx-lm does not know (openai/harmony, docs/format.md)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from daemon.engine.output.chat_markup import CALL, REASONING, TEXT
+
+MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|constrain|>", "<|call|>")
+
+_HEADER = "header"
+_CALLEE = "to=functions."
+_ENDS = [("<|end|>", _HEADER), ("<|start|>", _HEADER)]
+_RESPONSE = {
+    "initial_state": _HEADER,
+    "transitions": {
+        # The longest mark that ends at a character counts: what follows the header of another channel is text.
+        _HEADER: [("analysis<|message|>", REASONING), ("<|message|>", TEXT), (_CALLEE, CALL)],
+        REASONING: [*_ENDS, ("<|channel|>", _HEADER)],
+        TEXT: [*_ENDS, ("<|channel|>", _HEADER)],
+        CALL: [*_ENDS, ("<|call|>", _HEADER)],
+    },
+}
+_NAME = re.compile(r"[^\s<]+")
+
+
+class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no types
+    """A tokenizer whose model writes each part of its answer as a message with a header."""
+
+    def __init__(self, tokenizer: Any, detokenizer_class: Any, eos_token_ids: set[int]) -> None:
+        vocabulary = tokenizer.get_vocab()
+        super().__init__(
+            tokenizer,
+            detokenizer_class,
+            eos_token_ids=eos_token_ids | {vocabulary["<|return|>"], vocabulary["<|call|>"]},
+            tool_call_start=_CALLEE,
+            tool_call_end="",
+            tool_parser=parse_tool_call,
+            response_format=_RESPONSE,
+        )
+
+    @property
+    def think_start(self) -> str:
+        """The header of reasoning."""
+        return "<|channel|>analysis<|message|>"
+
+    @property
+    def think_end(self) -> str:
+        """The end of any message, and so of reasoning."""
+        return "<|end|>"
+
+    @property
+    def think_start_tokens(self) -> tuple[int, ...]:
+        """Ids of `think_start`."""
+        return tuple(self._tokenizer.encode(self.think_start, add_special_tokens=False))
+
+    @property
+    def think_end_tokens(self) -> tuple[int, ...]:
+        """Ids of `think_end`."""
+        return tuple(self._tokenizer.encode(self.think_end, add_special_tokens=False))
+
+    @property
+    def message_ends(self) -> tuple[str, ...]:
+        """The marks that a message ends with."""
+        return ("<|end|>", "<|return|>", "<|call|>")
+
+    @property
+    def barred_tokens(self) -> tuple[int, ...]:
+        """Ids of the marks that no message can hold: each would begin another part of the answer, or end it."""
+        return tuple(self._tokenizer.get_vocab()[mark] for mark in MARKS if mark != self.think_end)
+
+    @property
+    def turn_tokens(self) -> tuple[int, ...]:
+        """Ids of what each message begins with but the first, whose beginning is in the prompt."""
+        return tuple(self._tokenizer.encode("<|start|>assistant", add_special_tokens=False))
+
+    @property
+    def answer_header_tokens(self) -> tuple[int, ...]:
+        """Ids of what follows that in an answer."""
+        return tuple(self._tokenizer.encode("<|channel|>final<|message|>", add_special_tokens=False))
+
+
+def understood(wrapper: Any) -> Any:
+    """Return a tokenizer as mlx-lm has it, or, if it has the marks of harmony, one that knows what they mean."""
+    vocabulary = wrapper.get_vocab()
+    if not all(mark in vocabulary for mark in MARKS):
+        return wrapper
+    return HarmonyWrapper(wrapper._tokenizer, type(wrapper._detokenizer), set(wrapper.eos_token_ids))
+
+
+def with_thinking(message: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return a message as gpt-oss's template reads it: reasoning under another name, and beside a call no other text.
+    """
+    thinking, content = message.get("reasoning_content"), message["content"]
+    if not thinking:
+        return dict(message)
+    if content and message.get("tool_calls"):
+        thinking, content = f"{thinking}\n{content}", ""
+    return {**message, "content": content, "thinking": thinking}
+
+
+def parse_tool_call(text: str, _tools: Any = None) -> dict[str, Any]:
+    """
+    Read a call: the name, the rest of the header, the arguments as JSON.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    header, mark, arguments = text.partition("<|message|>")
+    name = _NAME.match(header)
+    if not mark or name is None:
+        raise ValueError("a call has a name and a message")
+    return {"name": name.group(), "arguments": json.loads(arguments)}

@@ -1,0 +1,1 @@
+"""Prompts: chat templates, tokenizers, and the preparation of a request."""

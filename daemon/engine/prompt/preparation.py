@@ -1,0 +1,90 @@
+"""Prepared requests: a Generate request with all that can be made of it before its model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from daemon.cache.identity import ModelSource
+from daemon.engine.output.answer_parser import AnswerParser
+from daemon.engine.output.chat_markup import ChatMarkup
+from daemon.engine.output.detokenizer import Output
+from daemon.engine.prompt.prompts import Prompt, offered, prepare_prompt
+from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.structured_output.grammar import of_response
+from daemon.engine.structured_output.matcher import GrammarMatcher
+from daemon.engine.structured_output.required_calls import required_calls
+from daemon.engine.structured_output.token_mask import Thinking, TokenMask
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """
+    A request that fits its model.
+
+    Attributes:
+        source: The model.
+        tokenizer: Its tokenizer.
+        prompt: The ids of the prompt.
+        output: Turns generated ids into text.
+        channels: Takes the answer apart; None if all of it is text, as after raw prompts.
+        form: The form of the answer; None if it is free.
+        thinking: How the answer begins with reasoning, to which the form does not apply; None if it does not.
+        header: Ids that the answer begins with, before its form.
+    """
+
+    source: ModelSource
+    tokenizer: Tokenizer
+    prompt: Prompt
+    output: Output
+    channels: AnswerParser | None
+    form: GrammarMatcher | None
+    thinking: Thinking | None
+    header: tuple[int, ...] = ()
+
+    def constraint(self, vocab: int) -> TokenMask | None:
+        """Return which of `vocab` tokens may be sampled; on the MLX thread."""
+        if self.form is None:
+            return None
+        return TokenMask(self.form, vocab, self.tokenizer.eos_ids, self.thinking, self.header)
+
+
+def prepare_request(
+    request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer, rendered: str | None = None
+) -> PreparedRequest:
+    """
+    Check a request against its model and make what it needs; off the MLX thread.
+
+    Args:
+        request: The request.
+        source: Its model.
+        tokenizer: That of the model.
+        rendered: The text of its conversation; None renders it here.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT or CONTEXT_LENGTH_EXCEEDED.
+    """
+    prompt = prepare_prompt(request, source, tokenizer, rendered)
+    notation = tokenizer.notation if request.HasField("chat") else None
+    form = _form(request, tokenizer, notation)
+    stops = tuple(request.stop.strings)
+    if notation is None:
+        return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
+    tools = offered(request.chat) if notation.call_start else []
+    wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
+    thinking = notation.thinking(prompt.tokens, wanted=wanted)
+    answer = request.HasField("response_format")
+    header = notation.answer_header(prompt.tokens) if answer else ()
+    bare = answer and thinking is None and not header
+    channels = AnswerParser(notation, tools, opened=notation.opened(prompt.tokens), bare=bare)
+    output = Output(tokenizer.decoder(notation, calls=bool(tools)), stops)
+    return PreparedRequest(source, tokenizer, prompt, output, channels, form, thinking, header)
+
+
+def _form(request: pb.GenerateRequest, tokenizer: Tokenizer, notation: ChatMarkup | None) -> GrammarMatcher | None:
+    if request.HasField("response_format"):
+        field, grammar = of_response(request.response_format)
+        return GrammarMatcher(field, grammar, tokenizer.vocabulary("response_format"))
+    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        return required_calls(request.chat, notation, tokenizer)
+    return None

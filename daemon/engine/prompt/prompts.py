@@ -1,0 +1,160 @@
+"""Prompts: from a request to token ids, checked against the model. Runs on the engine's pools of threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.cache.identity import ModelSource
+from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.shared.errors import Reason, SidecarError, invalid
+from daemon.shared.wording import count
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+DEFAULT_MAX_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that fits its model: its ids, and how many tokens may follow."""
+
+    tokens: list[int]
+    max_tokens: int
+
+
+def prepare_prompt(
+    request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer, rendered: str | None = None
+) -> Prompt:
+    """
+    Render and tokenise a prompt and check it against the model's vocabulary and context.
+
+    Args:
+        request: What is asked for.
+        source: Its model.
+        tokenizer: That of the model.
+        rendered: The text of its conversation; None renders it here.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT or CONTEXT_LENGTH_EXCEEDED.
+    """
+    tokens = tokenise(request, tokenizer, rendered)
+    if not tokens:
+        raise invalid(request.WhichOneof("prompt") or "prompt", "is empty; a prompt needs at least one token")
+    vocab = source.vocab_size or tokenizer.size
+    kind = request.WhichOneof("prompt")
+    _check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else f"{kind}", tokens, vocab)
+    _check_ids(lambda index, _: f"stop.token_ids[{index}]", request.stop.token_ids, vocab)
+    _check_ids(lambda _, token: f"sampling.logit_bias[{token}]", list(request.sampling.logit_bias), vocab)
+    return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length))
+
+
+def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer, rendered: str | None = None) -> list[int]:
+    """
+    Return the ids of a request's prompt, whichever form it has; `rendered` as for `prepare`.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if the chat template is missing, refuses the conversation, or takes too much.
+    """
+    kind = request.WhichOneof("prompt")
+    if kind == "tokens":
+        return list(request.tokens.ids)
+    if kind == "text":
+        return tokenizer.encode_prompt(request.text) if request.text else []
+    return tokenizer.encode(render(request.chat, tokenizer) if rendered is None else rendered, special=False)
+
+
+def render(chat: pb.Chat, tokenizer: Tokenizer) -> str:
+    """
+    Return the text of a conversation, by its model's own template. Waits for the process that renders it.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if the template is missing, refuses the conversation, or takes too much.
+    """
+    if not tokenizer.has_chat_template:
+        raise invalid("chat", "needs a chat template and this model has none; send text instead")
+    options: dict[str, Any] = {"add_generation_prompt": True}
+    if chat.HasField("add_generation_prompt"):
+        options["add_generation_prompt"] = chat.add_generation_prompt
+    if chat.HasField("enable_thinking"):
+        options["enable_thinking"] = chat.enable_thinking
+    if tools := offered(chat):
+        options["tools"] = tools
+    messages = [_message(index, message) for index, message in enumerate(chat.messages)]
+    return tokenizer.render(messages, **options)
+
+
+def _message(index: int, message: pb.ChatMessage) -> dict[str, Any]:
+    """Return a message as templates expect it: optional keys are absent rather than empty."""
+    rendered: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning_content:
+        rendered["reasoning_content"] = message.reasoning_content
+    if message.tool_call_id:
+        rendered["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        rendered["tool_calls"] = [
+            _tool_call(f"chat.messages[{index}].tool_calls[{position}].arguments_json", call)
+            for position, call in enumerate(message.tool_calls)
+        ]
+    return rendered
+
+
+def _tool_call(field: str, call: pb.ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": _json_object(field, call.arguments_json)}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def offered(chat: pb.Chat) -> list[dict[str, Any]]:
+    """
+    Return the tools that the model may call, as chat templates and parsers of calls expect them.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if a schema is no JSON object.
+    """
+    tools = [_tool(index, tool) for index, tool in enumerate(chat.tools)]
+    return [] if chat.tool_choice == pb.TOOL_CHOICE_NONE else tools
+
+
+def _tool(index: int, tool: pb.Tool) -> dict[str, Any]:
+    parameters = _json_object(f"chat.tools[{index}].parameters_json", tool.parameters_json)
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def _json_object(field: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # templates write it, tokenizers read it
+    except (ValueError, RecursionError) as error:
+        raise invalid(field, "is not valid JSON") from error
+    if not isinstance(value, dict):
+        raise invalid(field, "must be a JSON object")
+    return value
+
+
+def _check_ids(field: Callable[[int, int], str], ids: Sequence[int], vocab: int) -> None:
+    """Refuse ids that the model has not; `field` names the one at a position."""
+    if ids and max(ids) >= vocab:
+        index, token = next((index, token) for index, token in enumerate(ids) if token >= vocab)
+        raise invalid(field(index, token), f"is token {token}, but this model has {vocab} token ids")
+
+
+def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
+    """Return how many tokens may follow; a model that states no context has none to exceed."""
+    wanted = request.max_tokens if request.HasField("max_tokens") else None
+    if not context:
+        return wanted or DEFAULT_MAX_TOKENS
+    if prompt + (wanted or 1) > context:
+        asked = f" plus max_tokens {wanted}" if wanted else ""
+        raise SidecarError(
+            Reason.CONTEXT_LENGTH_EXCEEDED,
+            f"the prompt has {count(prompt, 'token')}{asked}, but the model's context holds {context}",
+            metadata={
+                "prompt_tokens": str(prompt),
+                "max_tokens": str(wanted or 1),
+                "context_length": str(context),
+            },
+            field="max_tokens" if wanted else request.WhichOneof("prompt") or "prompt",
+        )
+    return wanted or min(DEFAULT_MAX_TOKENS, context - prompt)

@@ -1,0 +1,200 @@
+"""Tokenizers: loaded once for each model, shared by requests, used off the MLX thread."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlx_lm.utils import load_config, load_tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from daemon.cache.digests import Stamp
+from daemon.cache.identity import ModelSource
+from daemon.cache.model_files import private_copy
+from daemon.engine.output.chat_markup import ChatMarkup
+from daemon.engine.output.harmony import HarmonyWrapper, understood, with_thinking
+from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.structured_output.matcher import Vocabulary, vocabulary
+from daemon.shared.errors import Reason, SidecarError, invalid
+from daemon.shared.failpoints import failpoint
+from daemon.shared.machine_faults import machine_fault
+
+_KEEP = 8
+
+
+class Tokenizer:
+    """
+    A model's tokenizer and chat template. Threads take turns in encoding, which changes its state; decoding goes on
+    meanwhile, because running streams must not wait for somebody's long prompt.
+
+    Args:
+        wrapper: The tokenizer as mlx-lm wraps it.
+        templates: Renders its chat template.
+
+    Attributes:
+        eos_ids: Ids that end a sequence.
+        size: Number of ids, added tokens included.
+    """
+
+    def __init__(self, wrapper: Any, templates: Templates) -> None:
+        self._wrapper = wrapper
+        self._templates = templates
+        self._lock = threading.Lock()
+        self._vocabulary: Vocabulary | None = None
+        self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
+        self.size = len(wrapper)
+
+    def has_ids_of(self, other: Tokenizer) -> bool:
+        """Whether both have the same ids for the same tokens."""
+        return bool(self is other or self._wrapper.get_vocab() == other._wrapper.get_vocab())
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `render` works."""
+        return bool(self._wrapper.has_chat_template)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Return the ids of a text, with the usual special tokens (such as BOS) if `special`."""
+        with self._lock:  # the fast ones panic when two threads change padding or truncation
+            # Not verbose: a long prompt is refused with both numbers, no warning of the library explains it better.
+            return list(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a plain prompt; a BOS that the text brings along is not doubled."""
+        bos = self._wrapper.bos_token
+        return self.encode(text, special=bos is None or not text.startswith(bos))
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """
+        Return a conversation as text, by the model's own template.
+
+        Raises:
+            SidecarError: INVALID_ARGUMENT if the template refuses it, fails, or takes too much.
+        """
+        tokenizer = self._wrapper._tokenizer
+        if isinstance(self._wrapper, HarmonyWrapper):
+            messages = [with_thinking(message) for message in messages]
+        if self._wrapper._chat_template is not None or not _plain(tokenizer):
+            with self._lock:
+                return self._render_here(messages, options)
+        if "enable_thinking" in options:
+            options[self._wrapper._thinking_kwarg] = options.pop("enable_thinking")
+        template = tokenizer.get_chat_template(None, options.get("tools"))
+        return self._templates.render(template, messages, {**tokenizer.special_tokens_map, **options})
+
+    def _render_here(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+        """Render with code of mlx-lm or transformers that is no template."""
+        try:
+            if "enable_thinking" in options or self._wrapper._chat_template is not None:
+                return str(self._wrapper.apply_chat_template(messages, tokenize=False, **options))
+            # mlx-lm's wrapper would switch thinking on, where there is a default already.
+            tokenizer = self._wrapper._tokenizer
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, return_dict=False, **options))
+        except Exception as error:  # it was written for conversations that make sense
+            raise invalid("chat", f"cannot be rendered for this model ({type(error).__name__})") from error
+
+    def vocabulary(self, field: str) -> Vocabulary:
+        """
+        Return its tokens as grammars need them, made when they are first asked for.
+
+        Raises:
+            SidecarError: INVALID_ARGUMENT with this field of the request if that cannot be done.
+        """
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = vocabulary(self._wrapper._tokenizer, self.eos_ids, field)
+            return self._vocabulary
+
+    @cached_property
+    def notation(self) -> ChatMarkup | None:
+        """How its model marks reasoning and tool calls; None if it does not."""
+        marks = self._wrapper.has_thinking or self._wrapper.has_tool_calling or self._wrapper.response_initial_state
+        return ChatMarkup(self._wrapper) if marks else None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens left out."""
+        return str(self._wrapper.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def decoder(self, notation: ChatMarkup, *, calls: bool) -> Callable[[Sequence[int]], str]:
+        """
+        Return a `decode` that leaves the model's marks in. With `calls`, no special token is left out: the notation of
+        a tool call may need any of them.
+        """
+        kept = notation.marks
+        tokens = self._wrapper.added_tokens_decoder.items()
+        dropped = {id_ for id_, token in tokens if token.special and not any(token.content in mark for mark in kept)}
+
+        def decode(ids: Sequence[int]) -> str:
+            shown = ids if calls else [one for one in ids if one not in dropped]
+            return str(self._wrapper.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+        return decode
+
+
+def _plain(tokenizer: Any) -> bool:
+    """Whether a tokenizer renders conversations with a template and nothing else."""
+    return type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+
+
+class Tokenizers:
+    """
+    The tokenizers of the models that were used last. Any thread; each reads for itself, and none waits for another.
+
+    Args:
+        templates: Renders their chat templates.
+    """
+
+    def __init__(self, templates: Templates) -> None:
+        self._templates = templates
+        self._lock = threading.Lock()
+        self._loaded: OrderedDict[Hashable, Tokenizer] = OrderedDict()
+
+    def get(self, source: ModelSource) -> Tokenizer:
+        """
+        Return a model's tokenizer; blocks while it loads. Callers see to it that each is loaded by one at a time.
+
+        Raises:
+            SidecarError: MODEL_CORRUPT if the model has none that can be loaded.
+        """
+        key = (source.key.weights, *_stamps(source.path))
+        with self._lock:
+            tokenizer = self._loaded.get(key)
+        if tokenizer is None:
+            tokenizer = _load(source, self._templates)  # without the lock: a disk that hangs hangs its own models
+        with self._lock:
+            tokenizer = self._loaded.setdefault(key, tokenizer)
+            self._loaded.move_to_end(key)
+            while len(self._loaded) > _KEEP:
+                self._loaded.popitem(last=False)
+            return tokenizer
+
+
+def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
+    """
+    Tell one state of a model's files from another: a chat template may change while the weights stay, and copies of a
+    model may differ in it.
+    """
+    for file in sorted(path.iterdir()):
+        if file.is_file() and file.suffix != ".safetensors":
+            yield file.name, Stamp.of(file)
+
+
+def _load(source: ModelSource, templates: Templates) -> Tokenizer:
+    failpoint("tokenizer.read")
+    try:
+        with private_copy(source.path, source.roots) as path:  # libraries open no file of the model itself
+            eos = load_config(path).get("eos_token_id")  # with that of generation_config.json, which counts more
+            wrapper = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=eos)
+            tokenizer = Tokenizer(understood(wrapper), templates)
+            tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
+            return tokenizer
+    except SidecarError:
+        raise
+    except Exception as error:  # transformers raises anything on a damaged tokenizer
+        cannot = f"the tokenizer of {source.name} cannot be loaded"
+        fault = machine_fault(error, cannot)
+        raise fault or SidecarError(Reason.MODEL_CORRUPT, f"{cannot}: {type(error).__name__}: {error}") from error

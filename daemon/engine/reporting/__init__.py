@@ -1,0 +1,1 @@
+"""Figures of the engine, as Stats shows them."""

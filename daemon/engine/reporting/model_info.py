@@ -1,0 +1,73 @@
+"""Descriptions of models and loads, as API messages."""
+
+from __future__ import annotations
+
+from daemon.cache.entry import Outcome, Progress, Stage
+from daemon.cache.identity import ModelSource
+from daemon.cache.mlx.loader import LoadedModel
+from daemon.kv.mlx.layout import Layout
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+_STAGES = {
+    Stage.QUEUED: pb.LOAD_STAGE_QUEUED,
+    Stage.DOWNLOADING: pb.LOAD_STAGE_DOWNLOADING,
+    Stage.LOADING: pb.LOAD_STAGE_LOADING,
+    Stage.WARMING_UP: pb.LOAD_STAGE_WARMING_UP,
+}
+_OUTCOMES = {
+    Outcome.HIT: pb.LOAD_OUTCOME_HIT,
+    Outcome.LOADED: pb.LOAD_OUTCOME_LOADED,
+    Outcome.UNCACHED: pb.LOAD_OUTCOME_UNCACHED,
+}
+
+
+def estimated(source: ModelSource) -> pb.ModelInfo:
+    """Describe a model that was not loaded, from its files alone."""
+    return pb.ModelInfo(
+        model=source.name,
+        fingerprint=str(source.key),
+        architecture=source.architecture,
+        size_bytes=source.size_bytes,
+        num_layers=source.num_layers,
+        context_length=source.context_length,
+        vocab_size=source.vocab_size,
+        kv_bytes_per_token=source.estimated_kv_bytes_per_token,
+        outcome=pb.LOAD_OUTCOME_ESTIMATED,
+        revision=source.revision,
+    )
+
+
+def planned(name: str, size_bytes: int) -> pb.ModelInfo:
+    """Describe a model that is not on this machine: only its size is known."""
+    return pb.ModelInfo(model=name, size_bytes=size_bytes, outcome=pb.LOAD_OUTCOME_ESTIMATED)
+
+
+def loaded(model: LoadedModel, name: str, outcome: Outcome | None = None) -> pb.ModelInfo:
+    """Describe a model in memory by the name that it was asked for by."""
+    info = estimated(model.source)
+    info.model = name
+    info.size_bytes = model.nbytes
+    info.vocab_size = model.vocab_size
+    info.kv_bytes_per_token = model.layout.bytes_per_token
+    info.prefix_reuse = _reuse(model.layout)
+    info.warnings.extend([model.layout.warning] if model.layout.warning else [])
+    info.outcome = _OUTCOMES[outcome] if outcome else pb.LOAD_OUTCOME_UNSPECIFIED
+    return info
+
+
+def progress(value: Progress) -> pb.GetOrLoadResponse:
+    """Return the event that a load moved on."""
+    return pb.GetOrLoadResponse(
+        progress=pb.LoadProgress(
+            stage=_STAGES[value.stage],
+            bytes_done=value.bytes_done,
+            bytes_total=value.bytes_total,
+            evicting=value.evicting,
+        )
+    )
+
+
+def _reuse(layout: Layout) -> pb.PrefixReuse:
+    if not layout.reusable:
+        return pb.PREFIX_REUSE_NONE
+    return pb.PREFIX_REUSE_BLOCKS if layout.parts.resumes_anywhere else pb.PREFIX_REUSE_CHECKPOINTS

@@ -1,0 +1,183 @@
+"""Snapshots: the engine's figures as the API's Stats. The parent adds what only it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from daemon.cache.entry import Entry
+from daemon.cache.identity import ModelSource
+from daemon.cache.mlx.loader import LoadedModel
+from daemon.cache.model_cache import ModelCache
+from daemon.engine.background.lanes import Job
+from daemon.engine.execution.runner import Runner
+from daemon.engine.memory.memory_budget import MemoryBudget, Use
+from daemon.engine.reporting import model_info
+from daemon.engine.reporting.model_registry import NamespaceRegistry
+from daemon.engine.reporting.timings import EngineTimings
+from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.prefix_cache import PrefixCache
+from daemon.shared.durations import duration
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+MOST_MODELS = 512
+MOST_LOADS = 64
+"""
+Models in memory, the latest, and loads, the next, that a snapshot describes. With the longest names there are, so many
+fit into one frame and into one gRPC message several times over; `cached_models` counts all.
+"""
+
+
+class StatsCollector:
+    """
+    Reads the state of the engine. Runs on the MLX thread.
+
+    Args:
+        models: The model cache.
+        prefixes: The prefix cache.
+        namespaces: Who asked for what it stores.
+        runner: The running requests.
+        ledger: The memory ceiling.
+        clock: Seconds that never go back.
+        stuck: Returns the jobs that hang.
+    """
+
+    def __init__(
+        self,
+        models: ModelCache[ModelSource, LoadedModel],
+        prefixes: PrefixCache,
+        namespaces: NamespaceRegistry,
+        runner: Runner,
+        ledger: MemoryBudget,
+        clock: Callable[[], float],
+        *,
+        stuck: Callable[[], Sequence[Job]] = tuple,
+    ) -> None:
+        self._models = models
+        self._prefixes = prefixes
+        self._namespaces = namespaces
+        self._runner = runner
+        self._ledger = ledger
+        self._clock = clock
+        self._stuck = stuck
+
+    def use(self) -> Use:
+        """Return the bytes in use."""
+        return Use(self._models.total_bytes, self._prefixes.memory_usage(), self._runner.live_kv_bytes())
+
+    def snapshot(self) -> pb.StatsResponse:
+        """Return everything that the engine knows of."""
+        return pb.StatsResponse(
+            model_cache=self._model_cache(),
+            models=[
+                *map(self._model, self._models.entries()[:MOST_MODELS]),
+                *map(_loading, self._models.loading()[:MOST_LOADS]),
+            ],
+            prefix_cache=self._prefix_cache(),
+            engine=pb.EngineStats(
+                queued=self._runner.waiting,
+                prefilling=self._runner.prefilling,
+                decoding=self._runner.decoding,
+                prompt_tokens=self._runner.totals.prompt_tokens,
+                generated_tokens=self._runner.totals.generated_tokens,
+                stuck=map(_stuck, self._stuck()),
+                **_spread(self._runner.gauges),
+            ),
+            memory=self._memory(),
+        )
+
+    def _model_cache(self) -> pb.ModelCacheStats:
+        counters, limits = self._models.counters, self._models.limits
+        age = self._models.oldest_entry_age
+        return pb.ModelCacheStats(
+            cached_models=len(self._models),
+            max_models=limits.max_models,
+            total_hits=counters.hits,
+            total_misses=counters.misses,
+            hit_rate=counters.hit_rate,
+            total_memory_bytes=self._models.total_bytes,
+            budget_bytes=limits.budget_bytes,
+            evictions=counters.evictions,
+            oldest_entry_age=None if age is None else duration(age),
+        )
+
+    def _model(self, entry: Entry[LoadedModel]) -> pb.ModelStats:
+        now = self._clock()
+        expires_in = entry.expires_in(now)
+        info = model_info.loaded(entry.model, entry.name)
+        info.load_time.CopyFrom(duration(entry.load_time))
+        info.warmup_time.CopyFrom(duration(entry.model.warmup_time))
+        return pb.ModelStats(
+            info=info,
+            state=pb.MODEL_STATE_DRAINING if entry.draining else pb.MODEL_STATE_READY,
+            in_use=entry.leases,
+            use_count=entry.use_count,
+            age=duration(now - entry.loaded_at),
+            idle=duration(0 if entry.leases else now - entry.last_used),
+            expires_in=None if expires_in is None else duration(expires_in),
+            pinned=entry.pinned,
+            names=entry.names,
+        )
+
+    def _prefix_cache(self) -> pb.PrefixCacheStats:
+        prefixes = self._prefixes
+        counters, limits = prefixes.counters, prefixes.limits
+        return pb.PrefixCacheStats(
+            blocks=prefixes.trie.blocks,
+            max_blocks=limits.blocks,
+            block_tokens=BLOCK_TOKENS,
+            bytes=prefixes.memory_usage(),
+            budget_bytes=limits.nbytes,
+            buffers=prefixes.trie.ledger.buffers,
+            lookups=counters.lookups,
+            hits=counters.hits,
+            hit_rate=counters.hit_rate,
+            tokens_looked_up=counters.tokens_looked_up,
+            tokens_reused=counters.tokens_reused,
+            inserts=counters.inserts,
+            evictions=counters.evictions,
+            leases=prefixes.trie.leases,
+            checkpoints=prefixes.trie.ledger.checkpoints,
+            namespaces=self._namespaces.stats(),
+            total_namespaces=len(prefixes.trie.namespaces),
+        )
+
+    def _memory(self) -> pb.MemoryStats:
+        use = self.use()
+        return pb.MemoryStats(
+            active_bytes=mx.get_active_memory(),
+            cache_bytes=mx.get_cache_memory(),
+            peak_bytes=mx.get_peak_memory(),
+            weights_bytes=use.weights,
+            trie_bytes=use.trie,
+            live_kv_bytes=use.live_kv,
+            headroom_bytes=self._ledger.headroom(use),
+            limit_bytes=self._ledger.limit,
+        )
+
+
+def _spread(gauges: EngineTimings) -> dict[str, Any]:
+    """Return the fields that tell medians and what is hardly ever exceeded."""
+    fields: dict[str, Any] = {}
+    for suffix, share in (("p50", 0.5), ("p99", 0.99)):
+        for name, times in (("step_time", gauges.steps), ("token_gap", gauges.gaps)):
+            if times.count:
+                fields[f"{name}_{suffix}"] = duration(times.quantile(share))
+        fields[f"batch_size_{suffix}"] = round(gauges.rows.quantile(share))
+    return fields
+
+
+def _stuck(job: Job) -> pb.StuckWork:
+    return pb.StuckWork(work=job.task.kind.name, model=job.task.model, silent=duration(job.silent))
+
+
+def _loading(load: tuple[ModelSource, object]) -> pb.ModelStats:
+    return pb.ModelStats(info=_without_outcome(load[0]), state=pb.MODEL_STATE_LOADING, names=[load[0].name])
+
+
+def _without_outcome(source: ModelSource) -> pb.ModelInfo:
+    info = model_info.estimated(source)
+    info.ClearField("outcome")
+    return info

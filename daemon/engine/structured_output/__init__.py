@@ -1,0 +1,1 @@
+"""Grammars that an answer keeps to, as masks of tokens."""

@@ -1,0 +1,149 @@
+"""Extents and checkpoints: immutable device memory that holds the KV of prefixes, and the ledger that counts it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from daemon.kv.nodes import Checkpoint, Extent
+
+if TYPE_CHECKING:
+    from daemon.kv.nodes import Node
+
+
+EXTENT_BLOCKS = 64
+"""Most blocks of an extent. One buffer for each block and layer would hit Metal's limit of 499,000 buffers."""
+
+
+class Run(NamedTuple):
+    """Consecutive blocks `start` to `stop` (exclusive, positions in the extent) of one extent."""
+
+    payload: object
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class ExtentLedger:
+    """
+    Counts what extents and checkpoints hold; the only place where their bytes are added and subtracted.
+
+    Attributes:
+        nbytes: Bytes of all extents with a live block, and of all checkpoints.
+        buffers: Device buffers of those.
+        checkpoints: Checkpoints that are stored.
+        reclaimable: Bytes that compaction would free, about.
+        sparse: Extents that are worth compacting.
+        shares: Bytes of each partition that has any.
+    """
+
+    nbytes: int = 0
+    buffers: int = 0
+    checkpoints: int = 0
+    reclaimable: int = 0
+    sparse: set[Extent] = field(default_factory=set)
+    shares: Counter[str] = field(default_factory=Counter)
+
+    def take(self, extent: Extent, node: Node) -> None:
+        """Count a node as a user of the extent's block at its depth."""
+        if not extent.users:
+            extent.users = [None] * extent.blocks
+        if extent.live == 0:
+            extent.partition = node.partition
+            self._add(extent, 1)
+        self._change_use(extent, node, node)
+
+    def drop(self, extent: Extent, node: Node) -> None:
+        """Count a node as a user no more; with the last one the payload is freed."""
+        self._change_use(extent, node, None)
+        if extent.live == 0:
+            self._add(extent, -1)
+            extent.payload = None
+
+    def keep(self, checkpoint: Checkpoint, node: Node) -> None:
+        """Count a checkpoint that a node now has."""
+        checkpoint.node, checkpoint.partition = node, node.partition
+        self.checkpoints += 1
+        self._add(checkpoint, 1)
+
+    def lose(self, checkpoint: Checkpoint) -> None:
+        """Count a checkpoint that its node has no more, and free its payload."""
+        checkpoint.node = None
+        self.checkpoints -= 1
+        self._add(checkpoint, -1)
+        checkpoint.payload = None
+
+    def check(self, nodes: Iterable[Node]) -> None:
+        """
+        Compare with a recount of what nodes use.
+
+        Raises:
+            AssertionError: If they disagree with the ledger or with what the extents say.
+        """
+        uses: Counter[Extent] = Counter()
+        checkpoints = []
+        for node in nodes:
+            for extent in node.extents:
+                if extent is not None:
+                    assert extent.users[node.depth - 1 - extent.start] is node, "a block is not where its extent has it"
+                    uses[extent] += 1
+            if node.checkpoint is not None:
+                assert node.checkpoint.node is node, "a checkpoint belongs to another node"
+                checkpoints.append(node.checkpoint)
+        for extent, count in uses.items():
+            assert extent.live == count, f"extent counts {extent.live} blocks, {count} use it"
+            assert extent.live == extent.blocks - extent.users.count(None), "an extent has a forgotten user"
+        held: list[Extent | Checkpoint] = [*uses, *checkpoints]
+        assert all(each.payload is not None for each in held), "what is in use has no payload"
+        shares: Counter[str] = Counter()
+        for each in held:
+            shares[each.partition] += each.nbytes
+        assert self.nbytes == sum(each.nbytes for each in held), "bytes drifted"
+        assert self.buffers == sum(each.buffers for each in held), "buffers drifted"
+        assert self.checkpoints == len(checkpoints), "checkpoints drifted"
+        assert self.shares == shares, "shares drifted"
+        assert self.sparse == {extent for extent in uses if extent.sparse}, "sparse extents drifted"
+        assert self.reclaimable == sum(extent.reclaimable for extent in uses), "reclaimable bytes drifted"
+
+    def _change_use(self, extent: Extent, node: Node, user: Node | None) -> None:
+        self.reclaimable -= extent.reclaimable
+        position = node.depth - 1 - extent.start
+        assert (extent.users[position] is None) == (user is not None), "a block is used twice or freed twice"
+        extent.users[position] = user
+        extent.live += 1 if user is not None else -1
+        self.reclaimable += extent.reclaimable
+        if extent.sparse:
+            self.sparse.add(extent)
+        else:
+            self.sparse.discard(extent)
+
+    def _add(self, held: Extent | Checkpoint, sign: int) -> None:
+        self.nbytes += sign * held.nbytes
+        self.buffers += sign * held.buffers
+        self.shares[held.partition] += sign * held.nbytes
+        if not self.shares[held.partition]:
+            del self.shares[held.partition]
+
+
+def runs(nodes: Sequence[Node], group: int) -> list[Run]:
+    """
+    Return where the KV of consecutive blocks is for one layer group: as few runs as possible, in order.
+
+    Raises:
+        ValueError: If a block has none.
+    """
+    joined: list[Run] = []
+    last: Extent | None = None
+    for node in nodes:
+        extent = node.extents[group]
+        if extent is None:
+            raise ValueError(f"block {node.depth} has no KV of layer group {group}")
+        position = node.depth - 1 - extent.start
+        if extent is last:
+            joined[-1] = joined[-1]._replace(stop=position + 1)
+        else:
+            joined.append(Run(extent.payload, position, position + 1))
+        last = extent
+    return joined

@@ -1,0 +1,192 @@
+"""Nodes of the trie with what they hold: counters of their namespace, extents and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """
+    One block below its prefix. A root stands for the empty prefix of a namespace and holds no KV.
+
+    Most nodes have one child, which is kept without a dictionary: an index of a million blocks must stay small.
+
+    Attributes:
+        key: The block's token ids; the namespace for a root.
+        parent: The node of the prefix before it; None for a root and once it has left the trie.
+        depth: Blocks from the root.
+        tally: What its namespace counts, shared by all its nodes.
+        extents: Where its KV is, one for each layer group; None where a sliding window has moved past the block.
+        checkpoint: State of the recurrent layers after it.
+        resumable: Whether the windows that end with it were stored to stay.
+        locks: Leases that hold it.
+        tick: When it was last used; larger is later.
+        queued: Whether the eviction queue knows it.
+        detached: Whether it was forgotten; a lease may still hold its KV.
+    """
+
+    key: bytes
+    parent: Node | None
+    depth: int
+    tally: NamespaceCounters
+    extents: tuple[Extent | None, ...] = ()
+    checkpoint: Checkpoint | None = None
+    resumable: bool = False
+    locks: int = 0
+    tick: int = 0
+    queued: bool = False
+    detached: bool = False
+    _children: Node | dict[bytes, Node] | None = None
+
+    @property
+    def evictable(self) -> bool:
+        """Whether it is an unlocked leaf."""
+        return self.parent is not None and self._children is None and not (self.locks or self.detached)
+
+    @property
+    def partition(self) -> str:
+        """Whose share of the budget its namespace counts against."""
+        return self.tally.partition
+
+    def child(self, key: bytes) -> Node | None:
+        """Return the child with a key, if there is one."""
+        if isinstance(self._children, Node):
+            return self._children if self._children.key == key else None
+        return self._children.get(key) if self._children is not None else None
+
+    def children(self) -> Iterator[Node]:
+        """Yield all children."""
+        if isinstance(self._children, Node):
+            yield self._children
+        elif self._children is not None:
+            yield from self._children.values()
+
+    @property
+    def degree(self) -> int:
+        """How many children it has."""
+        return 1 if isinstance(self._children, Node) else len(self._children or ())
+
+    def adopt(self, child: Node) -> None:
+        """Add a child, whose key no other has."""
+        if self._children is None:
+            self._children = child
+        elif isinstance(self._children, Node):
+            self._children = {self._children.key: self._children, child.key: child}
+        else:
+            self._children[child.key] = child
+
+    def disown(self, child: Node) -> None:
+        """Remove a child."""
+        if isinstance(self._children, dict) and len(self._children) > 1:
+            del self._children[child.key]
+        else:
+            self._children = None
+
+    def disown_all(self) -> None:
+        """Remove all children."""
+        self._children = None
+
+
+@dataclass(slots=True, eq=False)
+class NamespaceCounters:
+    """
+    Running totals of one namespace, from its first block until it stores nothing any more.
+
+    Attributes:
+        partition: Whose share of the budget it counts against.
+        blocks: Blocks that a lookup can find.
+        hits: Lookups whose prefix was reused.
+        tokens_reused: Tokens whose KV was reused.
+    """
+
+    partition: str = ""
+    blocks: int = 0
+    hits: int = 0
+    tokens_reused: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Extent:
+    """
+    Consecutive blocks of one path, for the layers of one group: an opaque payload and who uses it.
+
+    Attributes:
+        payload: Evaluated, compact arrays; None once no block uses it.
+        nbytes: Exact bytes of the payload.
+        buffers: Device buffers of the payload.
+        start: Index of its first block in the path that it was copied from.
+        blocks: Blocks it was made with.
+        live: Blocks that still use it.
+        users: The node of each block; None where there is none (any more).
+        partition: Whose share of the budget it counts against.
+    """
+
+    payload: object
+    nbytes: int
+    buffers: int
+    start: int
+    blocks: int
+    live: int = 0
+    users: list[Node | None] = field(default_factory=list)
+    partition: str = ""
+
+    @property
+    def stop(self) -> int:
+        """Index of the block after its last."""
+        return self.start + self.blocks
+
+    @property
+    def sparse(self) -> bool:
+        """Whether some, but fewer than half, of its blocks are in use."""
+        return 0 < 2 * self.live < self.blocks
+
+    @property
+    def reclaimable(self) -> int:
+        """Bytes that compaction would free, about; 0 unless it is sparse."""
+        return self.nbytes * (self.blocks - self.live) // self.blocks if self.sparse else 0
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Yield the runs of blocks in use, as positions in the extent: first, and the one after the last."""
+        first = None
+        for position, user in enumerate([*self.users, None]):
+            if user is not None and first is None:
+                first = position
+            elif user is None and first is not None:
+                yield first, position
+                first = None
+
+
+@dataclass(slots=True, eq=False)
+class Checkpoint:
+    """
+    The state of recurrent layers after exactly the tokens of one path: an opaque payload.
+
+    Attributes:
+        payload: Evaluated, compact arrays.
+        nbytes: Exact bytes of the payload.
+        buffers: Device buffers of the payload.
+        node: The node after whose block it was taken; None before it is stored and once it was dropped.
+        tick: When it was last used; larger is later.
+        queued: Whether the eviction queue knows it.
+        partition: Whose share of the budget it counts against.
+    """
+
+    payload: object
+    nbytes: int
+    buffers: int
+    node: Node | None = None
+    tick: int = 0
+    queued: bool = False
+    partition: str = ""
+
+    @property
+    def depth(self) -> int:
+        """Blocks of its prefix; 0 once it was dropped."""
+        return self.node.depth if self.node is not None else 0
+
+    @property
+    def evictable(self) -> bool:
+        """Whether it is stored and no lease holds it."""
+        return self.node is not None and not (self.node.locks or self.node.detached)

@@ -1,0 +1,1 @@
+"""The parent process: the gRPC server and everything that it decides; never imports MLX."""

@@ -1,0 +1,158 @@
+"""Admission: how many requests may wait, and none while the daemon drains. Pure; runs on the event loop."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from daemon.shared.errors import Reason, SidecarError
+
+MAX_WAITING_TOKENS = 2_000_000
+RETRY_QUEUE_FULL = 2.0
+"""Seconds after which a caller may ask again while it is not known how fast the queue drains."""
+
+LEAST_RETRY, MOST_RETRY = 0.5, 60.0
+_RECENT = 32
+RETRY_SHUTTING_DOWN = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """
+    One call's place, from its arrival to its end.
+
+    Attributes:
+        drop: Ends the call with an error, if the daemon ends before the call does.
+        waiting: Whether it has not begun to run.
+        tokens: Tokens of its prompt, once they are known.
+    """
+
+    drop: Callable[[SidecarError], None] = lambda _: None
+    waiting: bool = True
+    tokens: int = 0
+
+
+class Admission:
+    """
+    Counts calls.
+
+    Args:
+        max_waiting: Most Generate calls that wait for their model or a slot.
+        on_idle: Called whenever the last call has ended.
+        on_busy: Called whenever a first call begins.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        max_waiting: int,
+        on_idle: Callable[[], None] = lambda: None,
+        on_busy: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.rejected = 0
+        self._clock = clock
+        self._drained: deque[float] = deque(maxlen=_RECENT)
+        """When places in the queue became free last."""
+        self._max_waiting = max_waiting
+        self._on_idle = on_idle
+        self._on_busy = on_busy
+        self._tickets: set[Ticket] = set()
+        self._closed = False
+
+    @property
+    def active(self) -> int:
+        """Calls that have not ended."""
+        return len(self._tickets)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that have not begun to run."""
+        return sum(ticket.waiting for ticket in self._tickets)
+
+    def refused(self) -> None:
+        """Count a call that was refused before it could ask for a place."""
+        self.rejected += 1
+
+    @contextmanager
+    def place(self) -> Iterator[Ticket]:
+        """
+        Give a call a place until the block ends.
+
+        Raises:
+            SidecarError: SHUTTING_DOWN or QUEUE_FULL, both with a time to try again.
+        """
+        if self._closed:
+            self.rejected += 1
+            raise shutting_down()
+        if self.waiting >= self._max_waiting:
+            self.rejected += 1
+            raise self._full(f"{self._max_waiting} requests wait already, the most that max_queue allows")
+        ticket = Ticket()
+        if not self._tickets:
+            self._on_busy()
+        self._tickets.add(ticket)
+        try:
+            yield ticket
+        finally:
+            self.leave(ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give a place back before the block ends; harmless twice."""
+        if ticket in self._tickets:
+            self.began(ticket)
+            self._tickets.discard(ticket)
+            if not self._tickets:
+                self._on_idle()
+
+    def tokenised(self, ticket: Ticket, tokens: int) -> None:
+        """
+        Note the size of a waiting prompt.
+
+        Raises:
+            SidecarError: QUEUE_FULL if too many tokens wait.
+        """
+        others = sum(other.tokens for other in self._tickets if other.waiting and other is not ticket)
+        if others and others + tokens > MAX_WAITING_TOKENS:
+            self.rejected += 1
+            raise self._full(f"prompts of {others} tokens wait already; {MAX_WAITING_TOKENS} is the most")
+        ticket.tokens = tokens
+
+    def began(self, ticket: Ticket) -> None:
+        """Note that a call waits no longer."""
+        if ticket.waiting and ticket.tokens:  # others, such as loads, do not tell how fast prompts are worked off
+            self._drained.append(self._clock())
+        ticket.waiting = False
+
+    def _full(self, why: str) -> SidecarError:
+        return SidecarError(Reason.QUEUE_FULL, f"{why}; try again shortly", retry_after=self._until_a_place())
+
+    def _until_a_place(self) -> float:
+        """Return the seconds in which one more place becomes free, as fast as the last ones did until now."""
+        if len(self._drained) < 2:
+            return RETRY_QUEUE_FULL
+        each = (self._clock() - self._drained[0]) / len(self._drained)
+        return min(MOST_RETRY, max(LEAST_RETRY, each))
+
+    def close(self) -> None:
+        """Take nobody in any more, and drop those that wait."""
+        self._closed = True
+        for ticket in [ticket for ticket in self._tickets if ticket.waiting]:
+            ticket.drop(shutting_down())
+
+    def cut_off(self) -> None:
+        """Drop also those that run, once their time is over."""
+        for ticket in list(self._tickets):
+            ticket.drop(shutting_down())
+
+
+def shutting_down() -> SidecarError:
+    """Return the error of calls that come, or wait, while the daemon drains."""
+    return SidecarError(
+        Reason.SHUTTING_DOWN,
+        "the daemon is shutting down; try again shortly",
+        retry_after=RETRY_SHUTTING_DOWN,
+    )

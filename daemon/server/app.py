@@ -1,0 +1,245 @@
+"""The daemon: wires its parts, serves until told to stop, drains, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+# gRPC's fork handlers can hang a process that starts others; this one never forks. Whoever imports gRPC first reads it.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+import structlog
+
+from daemon import __version__
+from daemon.server.admission import Admission
+from daemon.server.call_record import CallRecord
+from daemon.server.singleton import InstanceLock, PublishedSocket
+from daemon.server.socket_path import prepare_socket_path
+from daemon.server.stats import Stats
+from daemon.server.supervision.engine_process import engine_command
+from daemon.server.supervision.supervisor import State, Supervisor
+from daemon.server.wake_lock import Wakefulness, WakeLock, of_this_system
+from daemon.shared import clocks, logs, observed_time, process_setup
+from daemon.shared.config import Config, ConfigError
+from daemon.shared.failpoints import failpoint
+
+if TYPE_CHECKING:
+    from daemon.server.grpc_server import Server
+
+ORPHAN_SECONDS = 3.0
+"""An engine whose parent was killed exits within two seconds; a new daemon waits a little longer for it."""
+ENGINE_STOP_SECONDS = 3.0
+SERVER_STOP_SECONDS = 1.0
+"""Calls that were cut off have this long to tell their callers; a caller that does not read gets no reason."""
+SOCKET_CHECK_SECONDS = 2.0
+
+log = structlog.get_logger()
+
+
+def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock | None = None) -> int:
+    """
+    Serve until SIGTERM or SIGINT, and return the exit status. SIGHUP opens the log file anew; on a terminal it ends.
+
+    Args:
+        config: The configuration.
+        engine: Command line of the engine, `--fd N` left out; None for the real one.
+        wake_lock: Keeps the machine from sleep while calls run; None for what this system has.
+
+    Raises:
+        SocketPathError: If the socket cannot be made where it should be.
+        AlreadyRunning: If another daemon serves it.
+        ConfigError: If spans are asked for that cannot be sent, or the limits of this process are too low.
+    """
+    _settle()
+    logs.configure(config.log_level, None)
+    prepare_socket_path(config.socket)
+    with InstanceLock.acquire(config.socket, ORPHAN_SECONDS) as lock:
+        # The engine inherits this copy, so that the lock lives as long as any process holds the models' memory.
+        inherited = lock.inheritable_copy()
+        failpoint("lock.taken")
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts; all our processes inherit it
+        os.chdir("/")  # no later engine could start in a directory that somebody deleted meanwhile
+        logs.take_over()
+        # Only now: a daemon that is refused must not touch the log file of the one that runs.
+        logs.configure(config.log_level, config.log_file)
+        if (instead := process_setup.settle_temporary_directory()) is not None:
+            log.warning("temporary files go elsewhere: TMPDIR cannot be written to", directory=instead)
+        try:
+            with _spans(config) as on_end:
+                return asyncio.run(Daemon(config, engine, wake_lock, on_end, lock.note_engine).serve())
+        finally:
+            os.close(inherited)
+
+
+def _settle() -> None:
+    """Make the best of where the process was started; what it cannot do with is a ConfigError."""
+    process_setup.hold_standard_streams()
+    process_setup.ignore_stray_signals()
+    process_setup.allow_connections()
+    process_setup.check_limits()
+
+
+@contextmanager
+def _spans(config: Config) -> Iterator[Callable[[CallRecord], None]]:
+    """Yield what is told of each call that ends: nothing, or an OpenTelemetry tracer, which is closed after."""
+    if not config.tracing:
+        yield lambda _: None
+        return
+    try:
+        from daemon.server.tracing import CallTracer
+    except ModuleNotFoundError:
+        raise ConfigError(
+            'tracing is on, but OpenTelemetry is not installed; set tracing to false, or install the extra "otel": '
+            "in a checkout, run: uv tool install -c daemon/constraints.txt '.[otel]'"
+        ) from None
+    tracer = CallTracer.from_environment(os.environ)
+    try:
+        yield tracer.record
+    finally:
+        tracer.close()
+
+
+def _later(delay: float, action: Callable[[], None]) -> asyncio.TimerHandle:
+    return asyncio.get_running_loop().call_later(delay, action)
+
+
+class Daemon:
+    """
+    One daemon on one socket, whose lock the caller holds.
+
+    Args:
+        config: Its configuration.
+        engine: Command line of its engine; None for the real one.
+        wake_lock: Keeps the machine from sleep while calls run; None for what this system has.
+        on_end: Told of each call that ends.
+        on_spawn: Called with the process id of each new engine.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Sequence[str] | None = None,
+        wake_lock: WakeLock | None = None,
+        on_end: Callable[[CallRecord], None] = lambda _: None,
+        on_spawn: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._config = config
+        self._on_end = on_end
+        self._idle = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._status = 0
+        command = engine or engine_command(config.to_json())
+        self._supervisor = Supervisor(command, clocks.awake, self._engine_changed, on_spawn)
+        self._wakefulness = Wakefulness(wake_lock or of_this_system(), _later)
+        self._admission = Admission(config.max_queue, self._became_idle, self._wakefulness.busy)
+        self._stats = Stats(self._supervisor, self._admission, clocks.elapsed)
+        self._server: Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> int:
+        """Serve until told to stop, and return the exit status."""
+        self._handle_signals()
+        self._supervisor.start()
+        socket = PublishedSocket(self._config.socket)
+        try:
+            server = await self._start_server(socket)
+            log.info(
+                "serving",
+                socket=str(self._config.socket),
+                version=__version__,
+                pid=os.getpid(),
+                python=sys.version.split()[0],
+            )
+            self._spawn(self._guard(socket))
+            await self._stop.wait()
+            await self._drain()
+            # First, so that whoever calls meanwhile is told when to come back; gRPC's own stop only says CANCELLED.
+            await self._supervisor.stop(ENGINE_STOP_SECONDS)
+            await server.stop(SERVER_STOP_SECONDS)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self._wakefulness.close()
+            await self._supervisor.stop(ENGINE_STOP_SECONDS)
+            socket.remove()
+        log.info("stopped", status=self._status)
+        return self._status
+
+    async def _start_server(self, socket: PublishedSocket) -> Server:
+        await self._supervisor.spawned()
+        # Only now: the engine loads its libraries meanwhile, and whoever comes first waits for those.
+        from daemon.server.grpc_server import Server
+
+        server = Server(self._supervisor, self._admission, self._stats, self._cancelled, self._on_end)
+        self._server = server
+        await server.start(socket, serving=self._supervisor.serves)
+        failpoint("socket.bound")
+        socket.publish()
+        failpoint("socket.published")
+        return server
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._asked_to_stop)
+        if sys.stderr.isatty():
+            loop.add_signal_handler(signal.SIGHUP, self._asked_to_stop)  # the terminal that shows the log was closed
+        else:
+            loop.add_signal_handler(signal.SIGHUP, logs.configure, self._config.log_level, self._config.log_file)
+
+    def _asked_to_stop(self) -> None:
+        if self._stop.is_set():
+            log.warning("stopping at once")
+            self._stop_now.set()
+        self._stop.set()
+
+    async def _drain(self) -> None:
+        """Refuse new work and let running calls end, for as long as the configuration allows."""
+        failpoint("drain.begun")
+        log.info("draining", calls=self._admission.active, limit_s=self._config.drain_timeout)
+        self._stats.draining = True
+        if self._server is not None:
+            await self._server.drain()
+        self._idle.clear()
+        self._admission.close()
+        if not self._admission.active:
+            return
+        ends = [asyncio.create_task(event.wait()) for event in (self._idle, self._stop_now)]
+        await observed_time.wait(ends, self._config.drain_timeout, asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        if self._admission.active:
+            log.warning("calls are cut off", calls=self._admission.active)
+            self._admission.cut_off()
+
+    async def _guard(self, socket: PublishedSocket) -> None:
+        """Stop with a failure, for launchd to start afresh, if somebody removed or replaced the socket."""
+        while socket.is_ours():  # noqa: ASYNC110 - a socket that is gone sends no event
+            await asyncio.sleep(SOCKET_CHECK_SECONDS)
+        log.error("the socket was removed or replaced; exiting", socket=str(socket.public))
+        self._status = 1
+        self._stop.set()
+
+    def _engine_changed(self, state: State) -> None:
+        log.info("engine", state=state.value, pid=self._supervisor.pid)
+        if self._server is not None and not self._stop.is_set():
+            self._spawn(self._server.set_health(serving=self._supervisor.serves))
+
+    def _became_idle(self) -> None:
+        self._idle.set()
+        self._wakefulness.idle()
+
+    def _cancelled(self) -> None:
+        self._stats.cancelled += 1
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,262 @@
+"""The interceptor around every RPC: one canonical log line, and errors as statuses with details."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from inspect import isawaitable
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
+
+from daemon.server.arrivals import Arrival, Arrivals
+from daemon.server.call_record import CallRecord
+from daemon.server.request_decoder import parse
+from daemon.shared.durations import duration
+from daemon.shared.errors import DOMAIN, Reason, SidecarError, invalid
+from daemon.shared.log_fields import refusal
+from mlx_sidecar.v1 import sidecar_pb2
+
+MAX_MESSAGE = 1500
+"""Characters of a message: gRPC refuses trailers of more than 8 KiB, and the text is in them three times."""
+
+log = structlog.get_logger()
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"]
+_OURS = f"/{_SERVICE.full_name}/"
+_REQUESTS = {f"{_OURS}{method.name}": GetMessageClass(method.input_type) for method in _SERVICE.methods}
+_QUIET = _OURS + "Stats"
+"""Polled all day; logged at debug level."""
+
+END_SECONDS = 0.1
+"""A call without a request that is still there after so long was not taken back; it lacks one."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """
+    One call while it is open.
+
+    Attributes:
+        method: Full name of its RPC.
+        context: gRPC's.
+        arrived: Whether its request is there.
+    """
+
+    method: str
+    context: Context
+    arrived: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is one of our service. Health and reflection are polled all day and leave no lines."""
+        return self.method.startswith(_OURS)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """
+    Wraps the handlers of the service, of health and of reflection.
+
+    gRPC receives a unary request before it calls the handler, however long that takes. So all handlers are registered
+    as handlers of streams of requests, which is the same on the wire, and receive the one request here.
+
+    Args:
+        arrivals: Lets requests in.
+        on_cancel: Called when a client cancelled its call.
+        on_end: Called at the end of each call of the service, but for a Stats that succeeds.
+    """
+
+    def __init__(
+        self,
+        arrivals: Arrivals,
+        on_cancel: Callable[[], None],
+        on_end: Callable[[CallRecord], None] = lambda _: None,
+    ) -> None:
+        self._arrivals = arrivals
+        self._on_cancel = on_cancel
+        self._on_end = on_end
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Return the handler of a call, wrapped."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        if handler.unary_unary:
+            return grpc.stream_unary_rpc_method_handler(
+                self._unary(details.method, handler), None, handler.response_serializer
+            )
+        wrapped = self._streaming if handler.unary_stream else self._conversing
+        return grpc.stream_stream_rpc_method_handler(
+            wrapped(details.method, handler), None, handler.response_serializer
+        )
+
+    def _unary(self, method: str, handler: Any) -> Callable[..., Any]:
+        async def handle(_requests: Any, context: Context) -> Any:
+            async with self._open(method, context) as (call, arrival):
+                return await handler.unary_unary(await _request(call, arrival, handler), context)
+
+        return handle
+
+    def _streaming(self, method: str, handler: Any) -> Callable[..., Any]:
+        async def handle(_requests: Any, context: Context) -> None:
+            async with self._open(method, context) as (call, arrival):
+                request = await _request(call, arrival, handler)
+                await _write(handler.unary_stream(request, context), context)
+
+        return handle
+
+    def _conversing(self, method: str, handler: Any) -> Callable[..., Any]:
+        async def handle(_requests: Any, context: Context) -> None:
+            async with self._open(method, context) as (call, arrival):
+
+                async def requests() -> AsyncIterator[Any]:
+                    while (data := await arrival.receive(context.read)) is not grpc.aio.EOF:
+                        call.arrived = True
+                        yield await _parsed(data, call, arrival, handler)
+
+                await _write(handler.stream_stream(requests(), context), context)
+
+        return handle
+
+    @asynccontextmanager
+    async def _open(self, method: str, context: Context) -> AsyncIterator[tuple[_Call, Arrival]]:
+        call = _Call(method, context)
+        async with self._observed(call):
+            with self._arrivals.call(method) as arrival:
+                yield call, arrival
+
+    @asynccontextmanager
+    async def _observed(self, call: _Call) -> AsyncIterator[None]:
+        clear_contextvars()
+        bind_contextvars(rpc=call.method.rpartition("/")[2])
+        end = partial(self._ended, call, time.monotonic())
+        try:
+            yield
+        except asyncio.CancelledError:
+            remaining = call.context.time_remaining()
+            late = remaining is not None and remaining <= 0
+            if call.ours and (call.arrived or late):
+                self._on_cancel()
+            end("DEADLINE_EXCEEDED" if late else "CANCELLED")
+            raise
+        except SidecarError as error:
+            call.arrived = True  # so much of it that it was refused
+            end(code_name(error), **refusal(error))
+            await _abort(call.context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            error_id = secrets.token_hex(6)
+            log.exception("unexpected error", error_id=error_id)
+            hidden = SidecarError(
+                Reason.INTERNAL,
+                f"an unexpected error occurred; the daemon's log has it under id {error_id}",
+                metadata={"error_id": error_id, "type": type(error).__name__},
+            )
+            call.arrived = True
+            end(code_name(hidden), error_id=error_id)
+            await _abort(call.context, hidden)
+        else:
+            end("OK")
+
+    def _ended(self, call: _Call, began: float, code: str, **fields: Any) -> None:
+        if not call.ours:
+            return
+        duration_s = time.monotonic() - began
+        # What was taken back before it was there is not worth a line: it can come by the thousand.
+        quiet = (code == "OK" and call.method == _QUIET) or (code == "CANCELLED" and not call.arrived)
+        write = log.debug if quiet else log.info
+        write("rpc", code=code, duration_s=round(duration_s, 6), **fields)
+        if not quiet:
+            metadata = call.context.invocation_metadata() or ()
+            headers = {key: value for key, value in metadata if isinstance(value, str)}
+            self._on_end(CallRecord(call.method, code, duration_s, headers, get_contextvars() | fields))
+
+
+async def _request(call: _Call, arrival: Arrival, handler: Any) -> Any:
+    """Return a call's one request."""
+    data = await arrival.receive(call.context.read)
+    if data is grpc.aio.EOF:
+        await asyncio.sleep(END_SECONDS)  # that the call was taken back is told a moment later
+        raise invalid("request", "is missing")
+    call.arrived = True
+    return await _parsed(data, call, arrival, handler)
+
+
+async def _parsed(data: bytes, call: _Call, arrival: Arrival, handler: Any) -> Any:
+    """Return a request. A large one takes a moment at each of its stages; between them others get theirs."""
+    kind = _REQUESTS.get(call.method)
+    if kind is not None:
+        request = await parse(data, kind, arrival.most_bytes)
+        await asyncio.sleep(0)
+        return request
+    if len(data) > arrival.most_bytes:
+        raise invalid("request", f"has {len(data)} bytes; at most {arrival.most_bytes} are allowed")
+    try:
+        return handler.request_deserializer(data)
+    except DecodeError:
+        raise invalid("request", "cannot be decoded") from None
+
+
+async def _write(responses: Any, context: Context) -> None:
+    """
+    Write what a handler yields; one that returns an awaitable writes by itself.
+
+    Written rather than yielded: a cancelled call then ends here and now, not when a generator is collected.
+    """
+    if isawaitable(responses):
+        await responses
+        return
+    async with aclosing(responses):
+        async for response in responses:
+            await context.write(response)
+
+
+def code_name(error: SidecarError) -> str:
+    """Return the name of an error's gRPC code."""
+    return next(code.name for code in grpc.StatusCode if code.value[0] == error.code)
+
+
+def status(error: SidecarError) -> status_pb2.Status:
+    """Return an error as google.rpc.Status with ErrorInfo and, where they help, BadRequest and RetryInfo."""
+    message = error.message if len(error.message) <= MAX_MESSAGE else error.message[: MAX_MESSAGE - 1] + "…"
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=duration(error.retry_after)))
+    return status_pb2.Status(code=error.code, message=message, details=[_any(detail) for detail in details])
+
+
+async def _abort(context: Context, error: SidecarError) -> None:
+    """End a call with an error; clients that retry by themselves learn when to."""
+    answer = rpc_status.to_status(status(error))
+    metadata = list(answer.trailing_metadata)
+    if error.retry_after is not None:
+        metadata.append(("grpc-retry-pushback-ms", str(int(1000 * error.retry_after))))
+    await context.abort(answer.code, answer.details, tuple(metadata))
+
+
+def _any(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed

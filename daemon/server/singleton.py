@@ -1,0 +1,275 @@
+"""
+One daemon for each socket: a lock, and a socket that appears under its public name complete and private.
+
+gRPC alone would take a live socket over without a word and delete it at exit. So: lock first, bind a private
+name, then rename it to the public one; at exit remove the public name only if it is still ours.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket as sockets
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from daemon.server.socket_path import SocketPathError, check_name, check_vacant
+from daemon.shared.observed_time import polls
+
+_POLL_SECONDS = 0.05
+_PRIVATE_PREFIX = ".s."
+
+
+class AlreadyRunning(Exception):  # noqa: N818 - a state of the world, named as people say it
+    """Another daemon holds the lock; `pid` is its process id, None if it has not written it yet."""
+
+    def __init__(self, pid: int | None) -> None:
+        super().__init__(f"already running (pid {'unknown' if pid is None else pid})")
+        self.pid = pid
+
+
+class InstanceLock:
+    """
+    The right to serve one socket, held as long as any process has a copy of `fileno()`.
+
+    The file is never deleted: a lock on a deleted file would let a second daemon in.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @classmethod
+    def acquire(cls, socket: Path, wait: float) -> InstanceLock:
+        """
+        Take the lock `<socket>.lock` and write our pid into it. The directory must exist.
+
+        If the daemon that wrote its pid there is dead, its engine still holds the lock and is about to exit: wait up
+        to `wait` seconds for it, and as long again after killing it, if it hangs. A living daemon is not waited for.
+
+        Raises:
+            AlreadyRunning: If another process holds the lock.
+            SocketPathError: If the lock file is a symlink, is not ours or cannot be locked.
+        """
+        fd = _open_lock(_lock_path(socket))
+        try:
+            if not _lock(fd, socket, wait):
+                _kill_orphan(fd)
+                if not _lock(fd, socket, wait):
+                    raise AlreadyRunning(_read_pids(fd)[0])
+            _write_pids(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd)
+
+    def fileno(self) -> int:
+        """Return the descriptor. It closes on exec; `subprocess`'s `pass_fds` hands it on all the same."""
+        return self._fd
+
+    def inheritable_copy(self) -> int:
+        """Return a new descriptor that stays open on exec and holds the lock too; the caller closes it."""
+        copy = os.dup(self._fd)
+        os.set_inheritable(copy, True)
+        return copy
+
+    def note_engine(self, pid: int) -> None:
+        """Write the engine's process id into the file, for the next daemon, should this one die and the engine hang."""
+        _write_pids(self._fd, pid)
+
+    def release(self) -> None:
+        """Let go of the lock; it is free once no other process holds a copy. Safe to call twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> InstanceLock:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+def holder(socket: Path) -> int | None:
+    """
+    Return the process id of the daemon that has the lock of a socket, or is about to have it; None if there is none.
+
+    It reads what the daemon wrote. Trying the lock would get in the way of one that is just starting.
+    """
+    try:
+        fd = os.open(_lock_path(socket), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        pid, _ = _read_pids(fd)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return pid if pid is not None and _alive(pid) else None
+
+
+def _lock_path(socket: Path) -> Path:
+    return socket.with_name(socket.name + ".lock")
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        raise SocketPathError(f"The lock file {path} cannot be opened ({error.strerror}); move it away.") from None
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        os.close(fd)
+        raise SocketPathError(f"The lock file {path} is not a regular file of yours; move it away.")
+    os.fchmod(fd, 0o600)
+    return fd
+
+
+def _lock(fd: int, socket: Path, wait: float) -> bool:
+    """Take the lock, and tell whether that was possible within so long after the death of whoever had it."""
+    for _ in polls(wait, _POLL_SECONDS):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            daemon, _ = _read_pids(fd)
+        except OSError as error:
+            raise SocketPathError(
+                f"The file system of {socket} has no locks ({error.strerror}); choose a path on a local disk."
+            ) from None
+        else:
+            return True
+        if daemon is not None and _alive(daemon):
+            raise AlreadyRunning(daemon)
+    return False
+
+
+def _kill_orphan(fd: int) -> None:
+    """
+    End the engine of a dead daemon that has not seen the end of its socket: it is stopped, or hangs as a whole.
+
+    Only if the process of that id looks like an engine: ids are used again.
+    """
+    _, engine = _read_pids(fd)
+    if engine is None:
+        return
+    shown = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(engine)], capture_output=True, text=True)  # noqa: S603
+    if "engine" in shown.stdout and " --fd " in shown.stdout:
+        import structlog  # here: every command of the command line knows AlreadyRunning, and none of them logs
+
+        log = structlog.get_logger()
+        log.warning("the engine of a dead daemon hangs and is killed", pid=engine)
+        with suppress(ProcessLookupError):
+            os.kill(engine, signal.SIGKILL)
+
+
+def _write_pids(fd: int, *engine: int) -> None:
+    text = "".join(f"{pid}\n" for pid in (os.getpid(), *engine)).encode("ascii")
+    os.pwrite(fd, text, 0)
+    os.ftruncate(fd, len(text))
+
+
+def _read_pids(fd: int) -> tuple[int | None, int | None]:
+    """Return the process ids of a daemon and of its engine, as far as they were written."""
+    pids = [int(line) if line.isdigit() else None for line in os.pread(fd, 64, 0).split()]
+    return (*pids, None, None)[0], (*pids, None, None)[1]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@contextmanager
+def private_umask() -> Iterator[None]:
+    """Make new files and sockets 0600. The umask belongs to all threads: for use at start-up."""
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+class PublishedSocket:
+    """
+    The socket's two names: `private`, to bind under `private_umask`, and `public`, which clients use.
+
+    The caller holds the `InstanceLock` of the public name throughout.
+
+    Raises:
+        SocketPathError: If the private name is too long, or another program listens under the public one.
+    """
+
+    def __init__(self, public: Path) -> None:
+        _refuse_living(public)
+        self.public = public
+        self.private = public.with_name(f"{_PRIVATE_PREFIX}{os.getpid()}")
+        self._identity: tuple[int, int] | None = None
+        check_name(self.private)
+        _remove_leftovers(public.parent)
+
+    def publish(self) -> None:
+        """
+        Make the bound socket 0600 and give it its public name, in place of a stale socket.
+
+        Raises:
+            SocketPathError: If something that is not a socket has that name.
+            OSError: If the private name was not bound.
+        """
+        self.private.chmod(0o600)
+        check_vacant(self.public)
+        identity = _identify(self.private)
+        self.private.rename(self.public)
+        self._identity = identity
+
+    def is_ours(self) -> bool:
+        """Tell whether the public name still leads to the socket that was published."""
+        return self._identity is not None and _identify(self.public) == self._identity
+
+    def remove(self) -> None:
+        """Remove the public name if it is still ours, and private names of dead daemons. Never fails."""
+        if self.is_ours():
+            with suppress(OSError):
+                self.public.unlink()
+        self._identity = None
+        _remove_leftovers(self.public.parent)
+
+
+def _refuse_living(path: Path) -> None:
+    """Refuse a socket that is in use. We hold the lock, so it is no daemon's: a desktop's bus, an agent of keys."""
+    with sockets.socket(sockets.AF_UNIX) as caller:
+        caller.setblocking(False)
+        try:
+            caller.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return  # nothing, or what a killed daemon left
+        except OSError:
+            pass  # one of another type, or with a full queue
+    raise SocketPathError(f"Another program listens on {path}; choose another socket path.")
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove sockets `.s.<pid>` of processes that are gone, and of our own pid, which nobody else has."""
+    with suppress(OSError):
+        for one in directory.glob(_PRIVATE_PREFIX + "*"):
+            pid = one.name.removeprefix(_PRIVATE_PREFIX)
+            if not (pid.isascii() and pid.isdigit()) or not _identify(one):
+                continue
+            if int(pid) == os.getpid() or not _alive(int(pid)):
+                one.unlink()

@@ -1,0 +1,177 @@
+"""One run of the engine process: spawned as a fresh interpreter, connected by a socket pair, ended without traces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import structlog
+
+from daemon.shared import observed_time
+from daemon.shared.frames import FrameError, encode_frame, read_frame
+from daemon.shared.log_fields import Words, cause
+from daemon.shared.log_frames import output_line
+from daemon.v1 import ipc_pb2 as ipc
+
+LINE_BYTES = 1 << 20
+SHOWN_CHARACTERS = 2000
+"""Of output that is no log line, so much is repeated, as long as the engine knows no request."""
+REAP_SECONDS = 2.0
+"""An engine that has closed its socket is on its way out; one that takes longer is helped along."""
+
+_REQUESTS = {"load", "generate", "invalidate"}
+_WORDS = ("error", "exception")
+"""Fields whose texts the engine itself has permitted, before they became JSON."""
+_LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
+
+log = structlog.get_logger()
+
+
+def engine_command(config_json: str) -> list[str]:
+    """Return the command line of the real engine; `--fd N` is added to it."""
+    # -P keeps the working directory off the module path: a folder named "daemon" there must not win.
+    return [sys.executable, "-P", "-m", "daemon.engine", "--config", config_json]
+
+
+class EngineProcess:
+    """
+    A running engine.
+
+    Args:
+        process: The child.
+        reader, writer: The parent's end of the socket pair.
+    """
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._knows_requests = False
+        """Whether it was sent a request, so that what it prints could hold a part of one."""
+        self._output = asyncio.create_task(self._forward_output())
+
+    @classmethod
+    async def spawn(cls, command: Sequence[str]) -> EngineProcess:
+        """
+        Start an engine.
+
+        Descriptors are inherited by their own flag (`close_fds=False`), which lets Python use posix_spawn: a fork of a
+        process that runs gRPC can hang.
+
+        Raises:
+            OSError: If the process cannot be started.
+        """
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            os.set_inheritable(theirs.fileno(), True)
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                "--fd",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                close_fds=False,
+                limit=LINE_BYTES,
+            )
+            try:
+                reader, writer = await asyncio.open_connection(sock=ours.dup())
+            except BaseException:
+                process.kill()
+                raise
+        return cls(process, reader, writer)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def send(self, command: ipc.Command) -> None:
+        """Queue a command; one for a dead engine is dropped."""
+        self._knows_requests |= command.WhichOneof("body") in _REQUESTS
+        if not self._writer.is_closing():
+            self._writer.write(encode_frame(command))
+
+    async def listen(self, on_event: Callable[[ipc.Event], None]) -> None:
+        """Hand over every event until the engine is gone, or is killed because it sends garbage."""
+        try:
+            while (event := await read_frame(self._reader, ipc.Event)) is not None:
+                on_event(event)
+        except FrameError as error:
+            log.error("the engine sent garbage and is killed", error=cause(error))
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once. Its memory is only free after `reap`."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def reap(self) -> int:
+        """
+        See an engine off that has closed its end of the socket pair.
+
+        Returns:
+            Its exit status, negative for a signal.
+        """
+        status = await self._wait(REAP_SECONDS)
+        await observed_time.wait({self._output}, REAP_SECONDS)
+        self._output.cancel()
+        self._writer.close()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+        return status
+
+    async def stop(self, seconds: float) -> int:
+        """Ask it to end, kill it if it has not after so long, and return its exit status."""
+        self.send(ipc.Command(shutdown=ipc.Shutdown()))
+        return await self._wait(seconds)
+
+    async def _wait(self, seconds: float) -> int:
+        end = asyncio.ensure_future(self._process.wait())
+        try:
+            if not await observed_time.wait({end}, seconds):
+                log.warning("the engine did not end in time and is killed", seconds=seconds)
+                self.kill()
+            return await end
+        finally:
+            end.cancel()
+
+    async def _forward_output(self) -> None:
+        """Repeat its log lines in our log, which alone may write the log file."""
+        assert self._process.stdout is not None
+        while True:
+            try:
+                line = await self._process.stdout.readline()
+            except ValueError:
+                continue  # a line longer than the limit; readline has dropped what came in of it
+            if not line:
+                return
+            self._repeat(line.decode("utf-8", "replace").rstrip())
+
+    def _repeat(self, line: str) -> None:
+        """Log a line of the engine; whatever it is, reading must go on, or the engine blocks on a full pipe."""
+        if not _repeated(line) and line:
+            shown = output_line(line) if self._knows_requests else Words(line[:SHOWN_CHARACTERS])
+            log.warning("engine output", characters=len(line), **({} if shown is None else {"line": shown}))
+
+
+def _repeated(line: str) -> bool:
+    """Tell whether a line was one of the engine's log, and was logged."""
+    try:
+        record = json.loads(line)
+        level = _LEVELS[record.pop("level")]
+        event = str(record.pop("event"))
+        record.pop("timestamp", None)
+        words = {name: Words(record[name]) for name in _WORDS if isinstance(record.get(name), str)}
+        log.log(level, event, **{**record, **words, "process": "engine"})
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,267 @@
+"""Checks of requests that need no model: ranges, sizes, required fields. What is wrong is named by its field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sized
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from daemon.shared.errors import invalid
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+MAX_REQUEST_BYTES = 8 * 1024 * 1024
+"""Room for MAX_IDS token ids of any size, and for more text than any context holds."""
+
+MAX_IDS = 1_000_000
+MAX_NAME_BYTES = 1024
+MAX_REQUEST_ID = 128
+MAX_SALT_BYTES = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_BYTES = 256
+MAX_STOP_IDS = 64
+MAX_LOGIT_BIAS = 1024
+MAX_TOP_LOGPROBS = 20
+MAX_MESSAGES = 10_000
+MAX_FORM_BYTES = {"json_schema": 64 * 1024, "regex": 8 * 1024, "grammar": 64 * 1024}
+MAX_SCHEMAS_BYTES = 256 * 1024
+MAX_PRIORITY = 2
+MAX_DRAFT_TOKENS = 16
+MAX_DURATION_SECONDS = 315_576_000_000
+"""Ten thousand years: the range that google.protobuf.Duration states for itself."""
+
+_SAMPLING_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_p": (math.ulp(0.0), 1),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (math.ulp(0.0), 10),
+    "presence_penalty": (-10, 10),
+    "frequency_penalty": (-10, 10),
+}
+
+
+def check_load(request: pb.GetOrLoadRequest) -> None:
+    """
+    Check a GetOrLoadRequest.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT with the field that is wrong.
+    """
+    _check_whole(request)
+    _check_name("model", request.model)
+    _check_length("revision", request.revision, MAX_NAME_BYTES)
+    _check_length("adapter", request.adapter, MAX_NAME_BYTES)
+    if request.HasField("ttl"):
+        _check_duration("ttl", request.ttl)
+    for field in ("pin", "ttl"):
+        if request.estimate_only and request.HasField(field):
+            raise invalid(field, "cannot be combined with estimate_only, which loads nothing")
+
+
+def check_generate(request: pb.GenerateRequest) -> None:
+    """
+    Check a GenerateRequest as far as that is possible without its model.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT with the field that is wrong.
+    """
+    _check_count("tokens.ids", request.tokens.ids, MAX_IDS)
+    _check_whole(request)
+    _check_name("model", request.model)
+    _check_length("adapter", request.adapter, MAX_NAME_BYTES)
+    _check_prompt(request)
+    if request.HasField("max_tokens") and request.max_tokens < 1:
+        raise invalid("max_tokens", f"is {request.max_tokens}; it must be 1 or more")
+    _check_sampling(request.sampling)
+    _check_stop(request.stop)
+    if request.HasField("top_logprobs"):
+        _check_range("top_logprobs", request.top_logprobs, 0, MAX_TOP_LOGPROBS)
+    if request.cache.mode not in pb.CacheMode.values():
+        raise invalid("cache.mode", f"is {request.cache.mode}, which is no CacheMode")
+    _check_length("cache.salt", request.cache.salt, MAX_SALT_BYTES)
+    _check_form(request)
+    _check_request_id(request.request_id)
+    if request.HasField("priority"):
+        _check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    _check_draft(request)
+
+
+def check_invalidate(request: pb.InvalidateRequest) -> None:
+    """
+    Check an InvalidateRequest.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT with the field that is wrong.
+    """
+    _check_count("prefix.tokens.ids", request.prefix.tokens.ids, MAX_IDS)
+    _check_whole(request)
+    kind = request.WhichOneof("target")
+    if kind is None:
+        raise invalid("target", "is missing; give model, prefix or all")
+    if kind == "prefix":
+        _check_name("prefix.model", request.prefix.model)
+        _check_length("prefix.salt", request.prefix.salt, MAX_SALT_BYTES)
+        if not (request.prefix.text or request.prefix.tokens.ids):
+            raise invalid("prefix.input", "is empty; give text or tokens")
+        return
+    if kind == "model":
+        _check_name("model.model", request.model.model)
+    target = request.model if kind == "model" else request.all
+    if not (target.weights or target.prefixes):
+        raise invalid(kind, "drops nothing; set weights, prefixes or both")
+
+
+def _check_whole(request: Message) -> None:
+    size = request.ByteSize()
+    if size > MAX_REQUEST_BYTES:
+        raise invalid("request", f"has {size} bytes; at most {MAX_REQUEST_BYTES} are allowed")
+    request.DiscardUnknownFields()  # not of a copy: if there are any, nobody reads it any more
+    if request.ByteSize() != size:
+        raise invalid("request", "has fields that this daemon does not know; update the daemon, or leave them unset")
+
+
+def _check_duration(field: str, value: Duration) -> None:
+    """Refuse what is negative, or no valid Duration: such a one cannot be sent on."""
+    if not (0 <= value.seconds <= MAX_DURATION_SECONDS and 0 <= value.nanos < 1_000_000_000):
+        raise invalid(field, "must be zero or more, and at most 10,000 years")
+
+
+def _check_name(field: str, name: str) -> None:
+    if not name:
+        raise invalid(field, "is missing; give a Hub id (org/name), an absolute directory, or 'embedded'")
+    _check_length(field, name, MAX_NAME_BYTES)
+
+
+def _check_length(field: str, text: str, most: int) -> None:
+    size = len(text.encode())
+    if size > most:
+        raise invalid(field, f"has {size} bytes; at most {most} are allowed")
+
+
+def _check_range(field: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # also false for NaN
+        lower = "above 0" if least == math.ulp(0.0) else f"{least}"
+        raise invalid(field, f"is {value:g}; it must be {lower} to {most}")
+
+
+def _check_prompt(request: pb.GenerateRequest) -> None:
+    kind = request.WhichOneof("prompt")
+    if kind is None:
+        raise invalid("prompt", "is missing; give text, tokens or chat")
+    if kind == "text" and not request.text:
+        raise invalid("text", "is empty; a prompt needs at least one token")
+    if kind == "tokens" and not request.tokens.ids:
+        raise invalid("tokens.ids", "is empty; a prompt needs at least one token")
+    if kind == "chat":
+        _check_chat(request.chat)
+
+
+def _check_chat(chat: pb.Chat) -> None:
+    if not chat.messages:
+        raise invalid("chat.messages", "is empty; a conversation needs at least one message")
+    if len(chat.messages) > MAX_MESSAGES:
+        raise invalid("chat.messages", f"has {len(chat.messages)} entries; at most {MAX_MESSAGES} are allowed")
+    for index, message in enumerate(chat.messages):
+        if not message.role:
+            raise invalid(f"chat.messages[{index}].role", "is missing")
+    names: set[str] = set()
+    for index, tool in enumerate(chat.tools):
+        if not tool.name:
+            raise invalid(f"chat.tools[{index}].name", "is missing")
+        if tool.name in names:
+            raise invalid(f"chat.tools[{index}].name", "is the name of another tool as well")
+        names.add(tool.name)
+    _check_tool_choice(chat, names)
+
+
+def _check_tool_choice(chat: pb.Chat, names: set[str]) -> None:
+    if chat.tool_choice not in pb.ToolChoice.values():
+        raise invalid("chat.tool_choice", f"is {chat.tool_choice}, which is no ToolChoice")
+    required = chat.tool_choice == pb.TOOL_CHOICE_REQUIRED
+    if required and not chat.tools:
+        raise invalid("chat.tool_choice", "cannot be REQUIRED without tools")
+    if chat.required_tool and not required:
+        raise invalid("chat.required_tool", "needs tool_choice REQUIRED")
+    if chat.required_tool and chat.required_tool not in names:
+        raise invalid("chat.required_tool", "is the name of none of the tools")
+    if required:
+        _check_schemas(chat)
+
+
+def _check_schemas(chat: pb.Chat) -> None:
+    """Refuse what would take long to compile."""
+    for index, tool in enumerate(chat.tools):
+        _check_length(f"chat.tools[{index}].parameters_json", tool.parameters_json, MAX_FORM_BYTES["json_schema"])
+    size = sum(len(tool.parameters_json.encode()) for tool in chat.tools)
+    if size > MAX_SCHEMAS_BYTES:
+        raise invalid(
+            "chat.tools", f"have {size} bytes of schemas; calls of at most {MAX_SCHEMAS_BYTES} can be REQUIRED"
+        )
+
+
+def _check_response_format(request: pb.GenerateRequest) -> None:
+    form = request.response_format
+    kind = form.WhichOneof("kind")
+    if kind is None:
+        raise invalid("response_format", "is empty; give json_schema, json_object, regex or grammar")
+    if kind in MAX_FORM_BYTES:
+        text = getattr(form, kind)
+        if not text:
+            raise invalid(f"response_format.{kind}", "is empty")
+        _check_length(f"response_format.{kind}", text, MAX_FORM_BYTES[kind])
+    if request.chat.tools and request.chat.tool_choice != pb.TOOL_CHOICE_NONE:
+        raise invalid("chat.tools", "cannot go with response_format, which leaves no room for calls")
+
+
+def _check_form(request: pb.GenerateRequest) -> None:
+    """Refuse what cannot go with a form of the completion, whichever field asks for one."""
+    if request.HasField("response_format"):
+        _check_response_format(request)
+        field = "response_format"
+    elif request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        field = "chat.tool_choice REQUIRED"
+    else:
+        return
+    if request.stop.ignore_eos:
+        raise invalid("stop.ignore_eos", f"cannot go with {field}, which says where the completion ends")
+    if request.draft_model:
+        raise invalid("draft_model", f"cannot be combined with {field}")
+
+
+def _check_draft(request: pb.GenerateRequest) -> None:
+    if request.draft_model:
+        _check_name("draft_model", request.draft_model)
+    if request.HasField("draft_tokens"):
+        if not request.draft_model:
+            raise invalid("draft_tokens", "needs draft_model")
+        _check_range("draft_tokens", request.draft_tokens, 1, MAX_DRAFT_TOKENS)
+
+
+def _check_sampling(sampling: pb.Sampling) -> None:
+    for name, (least, most) in _SAMPLING_RANGES.items():
+        if sampling.HasField(name):
+            _check_range(f"sampling.{name}", getattr(sampling, name), least, most)
+    _check_count("sampling.logit_bias", sampling.logit_bias, MAX_LOGIT_BIAS)
+    for token, bias in sampling.logit_bias.items():
+        _check_range(f"sampling.logit_bias[{token}]", bias, -100, 100)
+
+
+def _check_stop(stop: pb.Stop) -> None:
+    _check_count("stop.strings", stop.strings, MAX_STOP_STRINGS)
+    _check_count("stop.token_ids", stop.token_ids, MAX_STOP_IDS)
+    for index, text in enumerate(stop.strings):
+        if not text:
+            raise invalid(f"stop.strings[{index}]", "is empty")
+        _check_length(f"stop.strings[{index}]", text, MAX_STOP_BYTES)
+
+
+def _check_count(field: str, values: Sized, most: int) -> None:
+    if len(values) > most:
+        raise invalid(field, f"has {len(values)} entries; at most {most} are allowed")
+
+
+def _check_request_id(request_id: str) -> None:
+    if len(request_id) > MAX_REQUEST_ID or not all(" " < character <= "~" for character in request_id):
+        raise invalid("request_id", f"must be at most {MAX_REQUEST_ID} printable ASCII characters without spaces")

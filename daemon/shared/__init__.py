@@ -1,0 +1,1 @@
+"""What both processes use; imports neither gRPC nor MLX."""

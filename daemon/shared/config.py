@@ -1,0 +1,284 @@
+"""
+The configuration: one frozen object, resolved once, with a note of where each value came from.
+
+Order: defaults, `<state_dir>/config.toml`, `MLX_SIDECAR_*` variables, flags; the last one wins. Every value
+that was given is checked, also one that a later source overrides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from daemon.shared.config_values import (
+    Reader,
+    read_level,
+    read_optional_path,
+    read_path,
+    read_paths,
+    read_seconds,
+    read_switch,
+    whole,
+)
+from daemon.shared.small_file import read_small
+
+FILE_NAME = "config.toml"
+MOST_BYTES = 64 * 1024
+MOST_DOTS = 1000
+"""In that file, comments left out."""
+
+ENV_PREFIX = "MLX_SIDECAR_"
+TEST_PREFIX = "MLX_SIDECAR_TEST_"
+"""Variables that begin so are left to the tests."""
+
+
+class ConfigError(Exception):
+    """A name or value that cannot be used; its text is one sentence: key, origin, value, what is allowed."""
+
+
+def _default_socket() -> Path:
+    from mlx_sidecar._address import default_socket_path
+
+    return Path(default_socket_path())
+
+
+def default_state_dir() -> Path:
+    """Return the directory that holds config.toml unless a variable or a flag names another."""
+    return Path.home() / ".mlx-sidecar"
+
+
+def _about(text: str, read: Reader, more: str = "") -> dict[str, Any]:
+    """Describe a key: one line for `--help`, and what docs/configuration.md says besides."""
+    return {"help": text, "read": read, "more": more}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """
+    Every setting of the daemon. `metadata["help"]` of a field describes it in one line.
+
+    `load_config` makes one with checked values; the constructor checks nothing.
+    """
+
+    socket: Path = field(
+        default_factory=_default_socket,
+        metadata=_about(
+            "Unix socket that clients connect to", read_path, "At most 103 bytes; its directory is private."
+        ),
+    )
+    state_dir: Path = field(
+        default_factory=default_state_dir,
+        metadata=_about(
+            "Directory that holds config.toml",
+            read_path,
+            "Also digests.json (which large weight files were read, so that a restart need not) and run_history (what "
+            "was typed in conversations); both may be deleted. Only a variable or a flag can set it.",
+        ),
+    )
+    model_cache_mb: int = field(
+        default=24_576,
+        metadata=_about(
+            "Most MiB of weights kept in memory; 0 keeps none",
+            whole(0),
+            "Or the memory ceiling, if that is less. With 0 each call loads, runs and frees.",
+        ),
+    )
+    max_models: int = field(default=4, metadata=_about("Most models kept in memory at once", whole(1)))
+    model_ttl: float = field(
+        default=3_600.0,
+        metadata=_about(
+            "Time until an idle model is stale, in seconds or as 1h30m",
+            read_seconds,
+            "With 0 it is dropped as soon as it is idle.",
+        ),
+    )
+    evict_on_memory_pressure: bool = field(
+        default=True,
+        metadata=_about(
+            "Whether to free memory when the system runs short of it",
+            read_switch,
+            "Cached prefixes go first, half of them at a time, then idle models. Also: idle models make room for "
+            "requests that need memory.",
+        ),
+    )
+    kv_cache_mb: int = field(default=4_096, metadata=_about("Most MiB of cached prefixes; 0 keeps none", whole(0)))
+    max_cache_blocks: int = field(
+        default=262_144,
+        metadata=_about("Most blocks of 16 tokens in the prefix cache; 0 keeps none", whole(0)),
+    )
+    min_prefix_len: int = field(
+        default=16, metadata=_about("Fewest tokens of a cached prefix that are worth reusing", whole(1))
+    )
+    warmup_tokens: int = field(
+        default=32, metadata=_about("Tokens to run through a model after its load; 0 runs none", whole(0))
+    )
+    max_queue: int = field(default=64, metadata=_about("Most requests that wait; more are refused", whole(1)))
+    max_batch: int = field(default=16, metadata=_about("Most requests that one model answers at once", whole(1)))
+    drain_timeout: float = field(
+        default=30.0,
+        metadata=_about("Time that streams may go on after SIGTERM, in seconds or as 1m", read_seconds),
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = field(
+        default="info", metadata=_about("What to log at least: debug, info, warning or error", read_level)
+    )
+    log_file: Path | None = field(
+        default=None,
+        metadata=_about(
+            "File to log to, rotated; empty logs to stderr",
+            read_optional_path,
+            "Rotated at 10 MiB, five old files are kept, mode 0600; SIGHUP opens it anew.",
+        ),
+    )
+    model_roots: tuple[Path, ...] = field(
+        default=(), metadata=_about("Directories that models may be loaded from; none allows all", read_paths)
+    )
+    tracing: bool = field(
+        default=False,
+        metadata=_about(
+            "Whether to send a span of each call to an OpenTelemetry collector",
+            read_switch,
+            "Needs the extra `otel`. Where to and how is said by the standard variables, such as "
+            "OTEL_EXPORTER_OTLP_ENDPOINT (default http://localhost:4317). Spans hold names, figures and times, never a "
+            "prompt.",
+        ),
+    )
+
+    def to_json(self) -> str:
+        """Return all values as one line of JSON, for `from_json` in another process."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """
+        Return the configuration that `to_json` wrote.
+
+        Raises:
+            ConfigError: If a key is unknown or a value out of range.
+            ValueError: If `text` is not JSON.
+        """
+        values = json.loads(text)
+        given = (_Given(_known(key, _FILE_NAMES, "JSON"), values[key], "JSON", text=False) for key in values)
+        return cls(**{one.key: one.read(Path.home()) for one in given})
+
+
+KEYS: Mapping[str, Field[Any]] = {one.name: one for one in fields(Config)}
+"""Each key's field, in the order that documentation lists them."""
+
+_FILE_NAMES = {key: key for key in KEYS}
+_VARIABLES = {ENV_PREFIX + key.upper(): key for key in KEYS}
+_FLAGS = {"--" + key.replace("_", "-"): key for key in KEYS}
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A configuration, and for each key "default" or the file, variable or flag that its value came from."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A value as somebody wrote it; `text` is true where numbers have to be written as text."""
+
+    key: str
+    raw: Any
+    origin: str
+    text: bool
+
+    def read(self, home: Path) -> Any:
+        try:
+            return KEYS[self.key].metadata["read"](self.raw, self.text, home)
+        except ValueError as error:
+            shown = repr(self.raw) if len(repr(self.raw)) <= 80 else repr(self.raw)[:77] + "..."
+            raise ConfigError(f"{self.key} from {self.origin} is {shown}, but must be {error}.") from None
+
+
+def load_config(flags: Mapping[str, object], environ: Mapping[str, str], home: Path) -> Resolved:
+    """
+    Resolve the configuration.
+
+    Args:
+        flags: Values by key, typed or as text; None means that the flag was not given.
+        environ: The environment.
+        home: What "~" stands for.
+
+    Raises:
+        ConfigError: For an unknown name, a value of a wrong type or range, or a file that cannot be read.
+    """
+    outer = [*_from_environment(environ), *_from_flags(flags)]
+    values: dict[str, Any] = {"state_dir": home / ".mlx-sidecar"}
+    values |= {one.key: one.read(home) for one in outer}
+    inner = list(_from_file(values["state_dir"] / FILE_NAME))
+    values = {one.key: one.read(home) for one in inner} | values
+    origins = dict.fromkeys(KEYS, "default") | {one.key: one.origin for one in [*inner, *outer]}
+    return Resolved(Config(**values), origins)
+
+
+def given_value(key: str, flag: str | None, environ: Mapping[str, str], home: Path) -> Any:
+    """
+    Return the value that a flag gives a key, or else its variable; None if neither does.
+
+    Nothing else is looked at, so that a mistake in another setting is no obstacle.
+
+    Raises:
+        ConfigError: If the value is wrong.
+    """
+    name = ENV_PREFIX + key.upper()
+    given = [*_from_environment({name: environ[name]} if name in environ else {}), *_from_flags({key: flag})]
+    return given[-1].read(home) if given else None
+
+
+def _from_file(path: Path) -> Iterator[_Given]:
+    import tomllib  # here, as `difflib` below: not every command needs it
+
+    try:
+        text = read_small(path, MOST_BYTES).decode("utf-8").replace("\r\n", "\n")
+        if _dots(text) > MOST_DOTS:
+            raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.")
+        content = tomllib.loads(text)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: byte {error.start} is not UTF-8.") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid TOML: {str(error).partition(';')[0]}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.") from None
+    if "state_dir" in content:
+        raise ConfigError(f"{path} sets state_dir, which only {ENV_PREFIX}STATE_DIR or --state-dir can set.")
+    for name, raw in content.items():
+        yield _Given(_known(name, _FILE_NAMES, str(path)), raw, str(path), text=False)
+
+
+def _dots(text: str) -> int:
+    """Count the dots outside of comments: the parser takes time in the square of a key's parts."""
+    return sum(line.count(".") for line in text.splitlines() if not line.lstrip().startswith("#"))
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
+    for name, raw in sorted(environ.items()):
+        if name.startswith(ENV_PREFIX) and not name.startswith(TEST_PREFIX):
+            yield _Given(_known(name, _VARIABLES, "the environment"), raw, name, text=True)
+
+
+def _from_flags(flags: Mapping[str, object]) -> Iterator[_Given]:
+    for key, raw in flags.items():
+        if raw is not None:
+            flag = "--" + key.replace("_", "-")
+            yield _Given(_known(flag, _FLAGS, "the flags"), raw, flag, text=True)
+
+
+def _known(name: str, allowed: Mapping[str, str], origin: str) -> str:
+    if name in allowed:
+        return allowed[name]
+    import difflib
+
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(allowed)}."
+    raise ConfigError(f"{name} in {origin} is no setting; {hint}")

@@ -1,0 +1,203 @@
+"""
+Logging: structlog and the standard library's loggers end in the same lines.
+
+A terminal gets coloured text, everything else gets one JSON object a line. A line holds what `log_fields.py` permits
+and nothing else; tracebacks tell places and classes, never words or values, because those could be a request's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+import threading
+import warnings
+from contextlib import suppress
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, TextIO
+
+import structlog
+
+from daemon.shared.log_fields import Words, permitted
+from daemon.shared.log_frames import frames, library_event
+
+MAX_FILE_BYTES = 10 << 20
+KEPT_FILES = 5
+
+_BRING_HANDLERS = ("asyncio", "grpc", "huggingface_hub", "mlx_lm", "transformers")
+_CHATTY = ("httpcore", "httpx", "urllib3")
+_installed: list[logging.Handler] = []
+_SHARED: list[structlog.typing.Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+log = structlog.get_logger()
+
+
+def configure(level: str, log_file: Path | None) -> None:
+    """
+    Send all logs of this process to stderr, or to `log_file`. A terminal on stderr gets them in any case.
+
+    Only one process may write a given file: two would rotate it under each other. A file that cannot be
+    opened is reported once on stderr, which then gets the logs instead. May be called again; do so after an
+    import of a library that brings handlers of its own.
+
+    Args:
+        level: "debug", "info", "warning" or "error".
+        log_file: File of mode 0600 that is rotated at 10 MiB, five old ones kept; None for stderr.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    file = _open_file(log_file) if log_file is not None else None
+    handlers: list[logging.Handler] = [] if file is None else [file]
+    if file is None or sys.stderr.isatty():
+        handlers.append(_stderr_handler())
+    _install(handlers)
+    logging.getLogger().setLevel(number)
+    for name in _BRING_HANDLERS:
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    warnings.showwarning = _show_warning
+    structlog.configure(
+        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
+def take_over() -> None:
+    """Have exceptions logged that end a thread or can only be ignored; Python would print their words."""
+    threading.excepthook = lambda args: log.error("an exception ended a thread", exc_info=args.exc_value)
+    sys.unraisablehook = lambda args: log.error("an exception was ignored", exc_info=args.exc_value)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    log.warning("a library warns", error=category.__qualname__, source=f"{Path(filename).name}:{lineno}")
+
+
+def _install(handlers: list[logging.Handler]) -> None:
+    root = logging.getLogger()
+    while _installed:
+        old = _installed.pop()
+        root.removeHandler(old)
+        with suppress(OSError):  # what a full disk did not take
+            old.close()
+    for new in handlers:
+        root.addHandler(new)
+        _installed.append(new)
+
+
+def _stderr_handler() -> logging.Handler:
+    handler = _QuietStream(sys.stderr)
+    handler.setFormatter(_text_formatter() if sys.stderr.isatty() else _json_formatter())
+    return handler
+
+
+def _text_formatter() -> logging.Formatter:
+    # The default traceback of a console is rich's, which prints local variables.
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    return _formatter(plain)
+
+
+def _json_formatter() -> logging.Formatter:
+    return _formatter(structlog.processors.JSONRenderer())
+
+
+def _formatter(*last: structlog.typing.Processor) -> logging.Formatter:
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=_SHARED,
+        pass_foreign_args=True,
+        processors=[_permitted, *last],
+    )
+
+
+def _permitted(_logger: Any, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Return what may be logged of an event, of ours or of a library."""
+    record: logging.LogRecord = fields.pop("_record")
+    if fields.pop("_from_structlog"):
+        fields["event"] = Words(fields["event"])
+    else:
+        fields["event"] = library_event(record, fields.pop("positional_args", ()))
+        fields["source"] = f"{record.module}:{record.lineno}"
+    fields.pop("stack_info", None)
+    error = _exception(fields.pop("exc_info", None))
+    if error is not None:
+        fields["exception"] = frames(error)
+    return permitted(fields)
+
+
+def _exception(given: Any) -> BaseException | None:
+    """Return the exception of `exc_info`, in any of the forms that it may have."""
+    if isinstance(given, BaseException):
+        return given
+    if isinstance(given, tuple):
+        return given[1] if isinstance(given[1], BaseException) else None
+    return sys.exc_info()[1] if given else None
+
+
+class _QuietStream(logging.StreamHandler[TextIO]):
+    """A handler that prints nothing about a line that it cannot write; the library's own prints the line's values."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """Go on."""
+
+
+class _PrivateFile(RotatingFileHandler):
+    """A rotating file of mode 0600 that says on stderr that it cannot be written, once until it can be again."""
+
+    def __init__(self, path: Path) -> None:
+        self._lost = 0
+        """Records since the last one that was written."""
+        super().__init__(path, maxBytes=MAX_FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8")
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding="utf-8", opener=_open_private)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        before = self._lost
+        super().emit(record)
+        if self._lost == before:
+            self._lost = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        self._lost += 1
+        if self._lost == 1:
+            _report(Path(self.baseFilename), sys.exc_info()[1])
+
+
+def _open_private(path: str, flags: int) -> int:
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # a pipe that is not read would be waited for
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        os.fchmod(fd, 0o600)
+    return fd
+
+
+def _open_file(path: Path) -> logging.Handler | None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = _PrivateFile(path)
+    except OSError as error:
+        _report(path, error)
+        return None
+    handler.setFormatter(_json_formatter())
+    return handler
+
+
+def _report(path: Path, error: BaseException | None) -> None:
+    reason = error.strerror if isinstance(error, OSError) else error
+    sys.stderr.write(f"mlx-sidecar: the log file {path} cannot be written ({reason})\n")

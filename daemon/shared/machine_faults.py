@@ -1,0 +1,105 @@
+"""Faults of the machine, told from those of a model: another cure helps, and the same files may load a minute later."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+from daemon.shared.errors import Reason, SidecarError
+
+RETRY_EXHAUSTED = 5.0
+"""Seconds after which memory, disk space or descriptors may be free again."""
+
+_EXHAUSTED: Mapping[int, str] = {
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some disk space",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close files of other processes",
+    errno.ENOMEM: "free some memory",
+    errno.EAGAIN: "end some processes or raise their limit (ulimit -u)",
+    errno.ENOBUFS: "free some memory",
+}
+_FAULTY: Mapping[int, str] = {
+    errno.EIO: "check the disk that it is on",
+    errno.EACCES: "let the daemon's user read it",
+    errno.EPERM: "let the daemon's user do that",
+    errno.EROFS: "make the file system writable",
+    errno.ENXIO: "check the disk that it is on",
+    errno.ENODEV: "check the disk that it is on",
+    errno.ESTALE: "mount the file system again",
+    errno.ETIMEDOUT: "check the file system that it is on",
+    errno.EBUSY: "end what uses it",
+}
+_TEXTS: Mapping[int, str] = {number: os.strerror(number) for number in (*_EXHAUSTED, *_FAULTY)}
+
+_NO_MEMORY = re.compile(r"^\[(metal::)?malloc|std::bad_alloc|Unable to allocate|Insufficient Memory")
+"""MLX and Metal; see the tests for whole texts."""
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
+_NO_COMPILER = re.compile(r"^\[Compile::eval_cpu\] Failed to (compile|load)")
+_NO_TEMPORARY = re.compile(r"temp_directory_path|No usable temporary directory")
+_OF_CPP = "filesystem error: "
+
+
+def machine_fault(error: BaseException, what: str) -> SidecarError | None:
+    """
+    Return the error that a caller is told of if the machine is at fault; None if it is not.
+
+    What an error was raised from counts as well: libraries hide what the system said behind errors of their own.
+
+    Args:
+        error: What was raised.
+        what: What could not be done, such as "model.safetensors cannot be read".
+
+    Returns:
+        MACHINE_EXHAUSTED, with a time to come back, if something ran out; MACHINE_FAULT if something has to be mended.
+    """
+    for one in _chain(error):
+        if isinstance(one, SidecarError):
+            return one if one.reason in (Reason.MACHINE_EXHAUSTED, Reason.MACHINE_FAULT) else None
+        text = str(one)
+        if _NO_TEMPORARY.search(text):
+            return _fault(what, "there is no directory for temporary files", "set TMPDIR to one that can be written to")
+        if isinstance(one, RuntimeError) and _NO_COMPILER.match(text):
+            return _fault(what, "the C++ compiler failed", "check that it works and that TMPDIR has space")
+        number = _number(one, text) or 0
+        if number in _EXHAUSTED:
+            return SidecarError(
+                Reason.MACHINE_EXHAUSTED,
+                f"{what}: {_TEXTS[number]}; {_EXHAUSTED[number]}, then try again",
+                metadata={"errno": errno.errorcode[number]},
+                retry_after=RETRY_EXHAUSTED,
+            )
+        if number in _FAULTY:
+            return _fault(what, _TEXTS[number], _FAULTY[number], errno=errno.errorcode[number])
+    return None
+
+
+def _fault(what: str, why: str, cure: str, **metadata: str) -> SidecarError:
+    return SidecarError(Reason.MACHINE_FAULT, f"{what}: {why}; {cure}", metadata=metadata)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that it was raised from or during, each once."""
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        one = pending.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            pending += [None if one.__suppress_context__ else one.__context__, one.__cause__]
+
+
+def _number(error: BaseException, text: str) -> int | None:
+    """Return the number of what the system said; None if it said nothing."""
+    if isinstance(error, OSError):
+        return error.errno
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+        return errno.ENOMEM
+    if found := _OF_RUST.search(text):
+        return int(found[1])
+    if isinstance(error, RuntimeError) and text.startswith(_OF_CPP):
+        return next((number for number, said in _TEXTS.items() if said in text), None)
+    return None

@@ -1,0 +1,122 @@
+"""What a process gets from where it was started: descriptors, signals, limits, a directory for temporary files."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from daemon.shared.config import ConfigError
+
+OPEN_FILES = 8192
+LEAST_OPEN_FILES = 64
+"""With less, a handful of clients take all there are, and libraries fail to open their own files."""
+LEAST_ADDRESS_SPACE = 4 << 30
+"""Bytes. Libraries alone reserve 2 GiB of addresses, which costs nothing; a model comes on top of that."""
+
+_TEMPORARY = ("TMPDIR", "TEMP", "TMP", "TEMPDIR")
+
+
+def hold_standard_streams() -> None:
+    """
+    Open what is closed of the descriptors 0, 1 and 2, so that no socket or file gets their numbers.
+
+    Whatever writes to standard error would otherwise write into that socket. Does nothing where all are open.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(fd, True)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process lives
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def ignore_stray_signals() -> None:
+    """Ignore the signals that other daemons reload or tell of themselves at; by default they would end this one."""
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def allow_connections() -> None:
+    """Raise the limit of open files: each client takes one, a shell on macOS allows 256, and one more just hangs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # a kernel may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def check_limits() -> None:
+    """
+    Check that the limits of this process leave room for a daemon.
+
+    Raises:
+        ConfigError: If not; the text says which limit, what it is and how to raise it.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= files < LEAST_OPEN_FILES:
+        raise ConfigError(
+            f"The limit of open files is {files}, and the daemon needs at least {LEAST_OPEN_FILES}; raise it with: "
+            f"ulimit -n {OPEN_FILES}"
+        )
+    space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= space < LEAST_ADDRESS_SPACE:
+        raise ConfigError(
+            f"The limit of address space is {space >> 20} MiB, and the daemon needs at least "
+            f"{LEAST_ADDRESS_SPACE >> 20} MiB before any model; lift it with: ulimit -v unlimited"
+        )
+
+
+def settle_temporary_directory() -> str | None:
+    """
+    Make all variables that name a directory for temporary files name one that can be written to.
+
+    Libraries read them for themselves, and one that finds a directory gone fails in the middle of a load. The engine
+    inherits what is set here.
+
+    Returns:
+        The directory that is used instead of the one that was given; None if that can be used.
+
+    Raises:
+        ConfigError: If there is none at all.
+    """
+    given = {name: os.environ[name] for name in _TEMPORARY if name in os.environ}
+    try:
+        usable = tempfile.gettempdir()
+    except FileNotFoundError:
+        raise ConfigError(
+            "There is no directory for temporary files that can be written to; set TMPDIR to one."
+        ) from None
+    for name in given:
+        os.environ[name] = usable
+    return usable if any(os.path.realpath(one) != os.path.realpath(usable) for one in given.values()) else None
+
+
+@contextmanager
+def limits_kept() -> Iterator[None]:
+    """
+    Leave the limit of open files as it is while libraries are imported.
+
+    mlx-lm sets it to 2,048 of at most 4,096 when it is imported: lower than ours, and where less is allowed, an error.
+    """
+    original = resource.setrlimit
+
+    def setrlimit(which: int, limits: tuple[int, int], /) -> None:
+        if which != resource.RLIMIT_NOFILE:
+            original(which, limits)
+
+    resource.setrlimit = setrlimit
+    try:
+        yield
+    finally:
+        resource.setrlimit = original

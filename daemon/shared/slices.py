@@ -1,0 +1,16 @@
+"""Work in pieces, between which others can have their turns."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TypeAlias, TypeVar
+
+R = TypeVar("R")
+
+SHORT, LONG = False, True
+
+Sliced: TypeAlias = Generator[bool, None, R]
+"""
+Work that returns its result, and yields before each further piece whether that is SHORT or LONG, for whoever joins
+short ones to slices: no earlier piece tells how long the next one takes.
+"""

@@ -1,0 +1,135 @@
+"""A module is assembled in pieces, and is what mlx-lm makes of the same files at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+from mlx_lm.utils import load_model
+
+from daemon.cache.identity import identify
+from daemon.cache.mlx.assembly import assembling
+from daemon.cache.mlx.weights import Reading
+from daemon.cache.pace import Pace
+from daemon.shared.slices import Sliced
+from tests.support.builders import tiny_llama
+from tests.support.models import TINY, random_model
+
+
+@pytest.fixture(name="path")
+def _path(tmp_path: Path) -> Path:
+    return tiny_llama(tmp_path / "model")
+
+
+@pytest.fixture(name="constructed")
+def _constructed(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[llama.Model]]:
+    """Return the list of the modules that are constructed, once the model's files are there."""
+    assert path.exists()
+    modules: list[llama.Model] = []
+    construct = llama.Model.__init__
+
+    def noted(self: llama.Model, arguments: llama.ModelArgs) -> None:
+        modules.append(self)
+        construct(self, arguments)
+
+    monkeypatch.setattr(llama.Model, "__init__", noted)
+    yield modules
+    modules.clear()
+
+
+def _assembled(path: Path) -> Any:
+    """Return the module, and do not look between the pieces."""
+    work = _work(path)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+def _work(path: Path) -> Sliced[Any]:
+    source = identify("model", path)
+    with closing(Reading(source, Pace(1 << 30), time.monotonic)) as reading:
+        return (yield from assembling(source, reading))
+
+
+def _stored(path: Path) -> dict[str, mx.array]:
+    return cast("dict[str, mx.array]", mx.load(str(path / "model.safetensors")))
+
+
+def _quantize(path: Path) -> None:
+    model, config = load_model(path)
+    nn.quantize(model, 32, 4)
+    mx.save_safetensors(str(path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (path / "config.json").write_text(json.dumps({**config, "quantization": {"group_size": 32, "bits": 4}}))
+
+
+@pytest.mark.parametrize(("family", "quantized"), [*((family, False) for family in TINY), ("qwen3", True)])
+def test_an_assembled_module_is_what_mlx_lm_loads_at_once(tmp_path: Path, family: str, *, quantized: bool) -> None:
+    path = random_model(tmp_path, family)
+    if quantized:
+        _quantize(path)
+    whole, _ = load_model(path)
+
+    model = _assembled(path)
+
+    assert str(model) == str(whole)  # the kinds of its layers
+    assert not model.training
+    weights, expected = dict(tree_flatten(model.parameters())), dict(tree_flatten(whole.parameters()))
+    assert weights.keys() == expected.keys()
+    assert all(mx.array_equal(weights[name], expected[name]).item() for name in expected)
+    assert mx.array_equal(model(mx.array([[1, 2, 3]])), whole(mx.array([[1, 2, 3]]))).item()
+
+
+def test_constructing_layers_reading_headers_and_assigning_weights_are_pieces(
+    path: Path, constructed: list[llama.Model]
+) -> None:
+    """Each takes long for hundreds of layers, and none is done twice."""
+    stored = _stored(path)["lm_head.weight"]
+    work = _work(path)
+
+    next(work)
+    (model,) = constructed
+    assert model.training
+    next(work)
+    assert not model.training
+    assert not mx.array_equal(model.lm_head.weight, stored).item()
+    with pytest.raises(StopIteration) as end:
+        next(work)
+
+    assert end.value.value is model
+    assert constructed == [model]
+    assert mx.array_equal(model.lm_head.weight, stored).item()
+
+
+def test_the_configuration_that_the_key_was_made_of_is_the_one_that_counts(
+    path: Path, constructed: list[llama.Model]
+) -> None:
+    """Whatever stands in the file by now: another configuration computes something else."""
+    work = _work(path)
+    next(work)
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 0.5}))
+
+    for _ in work:
+        pass
+
+    assert [model.args.rms_norm_eps for model in constructed] == [1e-5]
+
+
+def test_weights_that_do_not_fit_are_refused_as_mlx_lm_does(path: Path) -> None:
+    weights = _stored(path)
+    del weights["lm_head.weight"]
+    mx.save_safetensors(str(path / "model.safetensors"), weights)
+
+    with pytest.raises(ValueError, match="Missing 1 parameters"):
+        _assembled(path)

@@ -1,0 +1,299 @@
+"""Hub models come from the local cache if they are complete there; every error of the Hub has its reason."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import constants, errors
+
+from daemon.cache import hub
+from daemon.cache.hub import planned_bytes, snapshot
+from daemon.shared.errors import Reason, SidecarError
+from tests.support.builders import write_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """Nobody watches."""
+
+
+@pytest.fixture(name="cache")
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty Hub cache, without any network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.fixture(name="repo")
+def _repo(cache: Path) -> Path:
+    """Return the snapshot of org/name in a cache as huggingface_hub lays it out."""
+    folder = cache / "models--org--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    return write_model(folder / "snapshots" / COMMIT)
+
+
+def _refusal(**options: Any) -> SidecarError:
+    settings: dict[str, Any] = {"repo": "org/name", "revision": "", "allow_download": False, "report": _ignore}
+    with pytest.raises(SidecarError) as caught:
+        snapshot(**{**settings, **options})
+    return caught.value
+
+
+def test_a_cached_model_is_found_by_default_branch_by_name_and_by_commit(repo: Path) -> None:
+    for revision in ("", "main", COMMIT):
+        assert snapshot("org/name", revision, allow_download=False, report=_ignore) == repo
+
+
+def test_a_cached_model_is_not_asked_of_the_hub_even_if_it_may_be(repo: Path) -> None:
+    assert snapshot("org/name", "", allow_download=True, report=_ignore) == repo
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_model_that_is_not_cached_is_refused_with_the_command_that_fetches_it() -> None:
+    error = _refusal()
+
+    assert error.reason is Reason.MODEL_NOT_CACHED
+    assert "mlx-sidecar pull org/name" in error.message
+
+
+@pytest.mark.usefixtures("repo")
+def test_a_revision_that_is_not_cached_is_refused() -> None:
+    assert _refusal(revision="v2").reason is Reason.MODEL_NOT_CACHED
+
+
+@pytest.mark.usefixtures("cache")
+def test_offline_even_a_caller_who_may_download_is_told_that_it_is_not_cached() -> None:
+    error = _refusal(allow_download=True)
+
+    assert error.reason is Reason.MODEL_NOT_CACHED
+    assert "cannot be reached" in error.message
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("name", ["org/na--me", "org/name.git", "org/-name", "a/b/c"])
+def test_a_name_that_the_hub_forbids_is_not_found(name: str) -> None:
+    error = _refusal(repo=name)
+
+    assert (error.reason, error.field) == (Reason.MODEL_NOT_FOUND, "model")
+
+
+@pytest.mark.parametrize(
+    ("index", "complete"),
+    [
+        (None, True),
+        ('{"weight_map": {"a": "model.safetensors"}}', True),
+        ('{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}', False),
+        ("{", False),
+        ("[]", False),
+        ('{"weight_map": [1]}', False),
+        ('{"weight_map": {"a": 1}}', False),
+    ],
+)
+def test_a_model_that_an_interrupted_download_left_is_not_taken_for_cached(
+    repo: Path, index: str | None, complete: bool
+) -> None:
+    if index is not None:
+        (repo / "model.safetensors.index.json").write_text(index)
+
+    if complete:
+        assert snapshot("org/name", "", allow_download=False, report=_ignore) == repo
+    else:
+        assert _refusal().reason is Reason.MODEL_NOT_CACHED
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_model_without_config_or_weights_is_not_taken_for_cached(repo: Path, missing: str) -> None:
+    (repo / missing).unlink()
+
+    assert _refusal().reason is Reason.MODEL_NOT_CACHED
+
+
+Fetch = Callable[..., str]
+
+
+def _online(monkeypatch: pytest.MonkeyPatch, download: Fetch) -> list[dict[str, Any]]:
+    """Replace the Hub: nothing is cached, and downloads go to a function. Returns the options of each call."""
+    calls: list[dict[str, Any]] = []
+
+    def fetch(repo: str, **options: Any) -> str:
+        calls.append({"repo": repo, **options})
+        if options.get("local_files_only"):
+            raise errors.LocalEntryNotFoundError("not cached")
+        return download(repo, **options)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    return calls
+
+
+def _http(kind: type[Exception], message: str = "refused") -> Exception:
+    """Return an HTTP error of the Hub."""
+    response = SimpleNamespace(headers={}, request=None, status_code=404)
+    return kind(message, response=response)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "says"),
+    [
+        (_http(errors.GatedRepoError), Reason.MODEL_GATED, "hf auth login"),
+        (_http(errors.RevisionNotFoundError), Reason.MODEL_NOT_FOUND, "no revision v2"),
+        (_http(errors.RepositoryNotFoundError), Reason.MODEL_NOT_FOUND, "private"),
+        (_http(errors.DisabledRepoError), Reason.MODEL_NOT_CACHED, "DisabledRepoError"),
+        (_http(errors.HfHubHTTPError), Reason.MODEL_NOT_CACHED, "cannot be reached"),
+        (errors.OfflineModeIsEnabled("offline"), Reason.MODEL_NOT_CACHED, "OfflineModeIsEnabled"),
+        (errors.LocalEntryNotFoundError("no network"), Reason.MODEL_NOT_CACHED, "cannot be reached"),
+        (errors.FileMetadataError("no etag"), Reason.MODEL_NOT_CACHED, "FileMetadataError"),
+        (errors.HfHubHTTPError.__mro__[1]("connection reset"), Reason.MODEL_NOT_CACHED, "HTTPError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_each_error_of_the_hub_has_its_reason(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: Reason, says: str
+) -> None:
+    def download(repo: str, **_: Any) -> str:
+        raise error
+
+    _online(monkeypatch, download)
+
+    refusal = _refusal(revision="v2", allow_download=True)
+
+    assert refusal.reason is reason
+    assert says in refusal.message
+    assert refusal.__cause__ is error
+
+
+def test_a_download_leaves_out_everything_that_could_be_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = _online(monkeypatch, lambda _repo, **_options: str(tmp_path))
+
+    assert snapshot("org/name", "", allow_download=True, report=_ignore) == tmp_path
+
+    assert [call.get("local_files_only", False) for call in calls] == [True, False]
+    for call in calls:
+        assert call["revision"] is None
+        assert not any(pattern.endswith((".py", ".bin", ".pkl", "*")) for pattern in call["allow_patterns"])
+
+
+def _bars(options: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Return the bars that huggingface_hub makes of the class it is given: received, written, files."""
+    make = options["tqdm_class"]
+    return make(total=0, unit="B"), make(total=0, unit="B", name="hub"), make(total=3, unit="it")
+
+
+def test_progress_is_that_of_the_byte_bar_that_is_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reports: list[tuple[int, int]] = []
+
+    def download(_repo: str, **options: Any) -> str:
+        received, written, files = _bars(options)
+        for bar in (received, written):
+            bar.total = 100
+        received.update(60)
+        received.refresh()
+        written.update(80)
+        written.refresh()
+        files.update(1)
+        files.refresh()
+        return str(tmp_path)
+
+    _online(monkeypatch, download)
+    snapshot("org/name", "", allow_download=True, report=lambda done, total: reports.append((done, total)))
+
+    assert (60, 100) in reports
+    assert reports[-1] == (80, 100)
+    assert [done for done, _ in reports] == sorted(done for done, _ in reports)
+
+
+def test_bars_leave_no_thread_and_say_nothing_after_the_download(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reports: list[tuple[int, int]] = []
+    threads = threading.active_count()
+
+    def download(_repo: str, **options: Any) -> str:
+        for bar in _bars(options):
+            bar.update(1)
+            bar.refresh()
+            seen.append(bar)
+        return str(tmp_path)
+
+    seen: list[Any] = []
+    _online(monkeypatch, download)
+    snapshot("org/name", "", allow_download=True, report=lambda done, total: reports.append((done, total)))
+    count = len(reports)
+    for bar in seen:
+        bar.close()
+
+    assert len(reports) == count
+    assert threading.active_count() == threads
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_report_that_raises_abandons_the_download_with_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(_repo: str, **options: Any) -> str:
+        received, _, _ = _bars(options)
+        received.total = 10
+        received.update(5)
+        received.refresh()
+        raise AssertionError("the download went on")
+
+    def abandon(_done: int, _total: int) -> None:
+        raise SidecarError(Reason.INTERNAL, "nobody waits")
+
+    _online(monkeypatch, download)
+
+    assert _refusal(allow_download=True, report=abandon).message == "nobody waits"
+
+
+def _files(**sizes: int | None) -> list[SimpleNamespace]:
+    return [SimpleNamespace(filename=f"{name}.safetensors", file_size=size) for name, size in sizes.items()]
+
+
+def test_sizes_are_known_before_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def fetch(repo: str, **options: Any) -> list[SimpleNamespace]:
+        calls.append({"repo": repo, **options})
+        return [*_files(one=10, two=20, three=None), SimpleNamespace(filename="config.json", file_size=5)]
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+
+    assert planned_bytes("org/name", "v2") == 30
+    assert calls == [{"repo": "org/name", "revision": "v2", "allow_patterns": hub.PATTERNS, "dry_run": True}]
+
+
+def test_a_model_without_weights_that_could_be_read_is_refused_before_its_download(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: _files())
+
+    with pytest.raises(SidecarError) as caught:
+        planned_bytes("org/name", "")
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+@pytest.mark.usefixtures("cache")
+def test_offline_no_size_can_be_told() -> None:
+    with pytest.raises(SidecarError) as caught:
+        planned_bytes("org/name", "")
+    assert caught.value.reason is Reason.MODEL_NOT_CACHED
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(errors.GatedRepoError, Reason.MODEL_GATED), (errors.RepositoryNotFoundError, Reason.MODEL_NOT_FOUND)],
+)
+def test_what_a_dry_run_hides_is_told(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], reason: Reason) -> None:
+    def fetch(*_: object, **__: object) -> None:
+        raise errors.DryRunError("cannot") from _http(kind)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+
+    with pytest.raises(SidecarError) as caught:
+        planned_bytes("org/name", "")
+    assert caught.value.reason is reason

@@ -1,0 +1,349 @@
+"""A model loads in slices that can be abandoned; what cannot be loaded is refused and leaves no memory."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+import json
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from structlog.testing import capture_logs
+
+from daemon.cache.entry import Loaded, Progress, Stage
+from daemon.cache.identity import identify
+from daemon.cache.limits import ModelLimits
+from daemon.cache.mlx import loader
+from daemon.cache.mlx.loader import LoadedModel, MisnamedError, load
+from daemon.cache.mlx.warm_up import WarmUp, warm_up
+from daemon.cache.model_cache import ModelCache
+from daemon.shared.errors import Reason, SidecarError
+from tests.support.builders import Clock, float_tensors, page_rounding, tiny_llama
+
+
+@pytest.fixture(name="path")
+def _path(tmp_path: Path) -> Path:
+    return tiny_llama(tmp_path / "model")
+
+
+@pytest.fixture(name="memory")
+def _memory(path: Path) -> Iterator[Callable[[], int]]:
+    """Return a function that tells how many bytes are in use more than before the test. Needs the model's files."""
+    gc.collect()
+    limit = mx.set_cache_limit(0)
+    before = mx.get_active_memory()
+
+    def grown() -> int:
+        gc.collect()
+        return mx.get_active_memory() - before
+
+    yield grown
+    mx.set_cache_limit(limit)
+
+
+def _start(
+    path: Path, warmup_tokens: int = 0, adapter: Path | None = None
+) -> Generator[Progress, None, Loaded[LoadedModel]]:
+    ticks = itertools.count()
+    return load(identify("tiny", path, adapter), warmup_tokens, lambda: float(next(ticks)))
+
+
+def _run(steps: Generator[Progress, None, Loaded[LoadedModel]]) -> tuple[list[Progress], Loaded[LoadedModel]]:
+    """Run a load to its end."""
+    progress = []
+    while True:
+        try:
+            progress.append(next(steps))
+        except StopIteration as end:
+            return progress, end.value
+
+
+def _refusal(path: Path, adapter: Path | None = None) -> SidecarError:
+    with pytest.raises(SidecarError) as caught:
+        _run(_start(path, adapter=adapter))
+    return caught.value
+
+
+def _change(path: Path, **config: Any) -> None:
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+
+
+def test_a_model_is_loaded_measured_and_described(path: Path) -> None:
+    _, loaded = _run(_start(path))
+    model = loaded.model
+
+    weights = sum(array.nbytes for _, array in tree_flatten(model.model.parameters()))
+    assert loaded.nbytes == model.nbytes == weights
+    assert model.vocab_size == 61
+    assert model.layout.groups == ((0, 1, 2),)
+    assert model.warmup_time == 0.0
+
+
+def test_weights_come_in_slices_with_progress(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "SLICE_BYTES", 10_000)
+
+    progress, loaded = _run(_start(path))
+
+    done = [step.bytes_done for step in progress]
+    sizes = [after - before for before, after in itertools.pairwise([0, *done])]
+    assert len(done) > 5
+    assert done[-1] == loaded.nbytes
+    assert max(sizes) <= 10_000
+    assert {step.stage for step in progress} == {Stage.LOADING}
+    assert {step.bytes_total for step in progress} == {(path / "model.safetensors").stat().st_size}
+
+
+def test_an_array_larger_than_a_slice_is_a_slice_of_its_own(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "SLICE_BYTES", 1)
+
+    progress, loaded = _run(_start(path))
+
+    sizes = [after.bytes_done - before.bytes_done for before, after in itertools.pairwise(progress)]
+    assert sum(size > 0 for size in sizes) == len(tree_flatten(loaded.model.model.parameters()))
+
+
+def test_each_layer_of_a_first_pass_is_a_slice_of_its_own_when_streams_cannot_wait(path: Path) -> None:
+    """
+    One pass to describe the cache, two blocks, the token after them twice, one for the vocabulary; and ten to prove
+    that rows can share passes.
+    """
+    layers = 3
+    clock = itertools.count()
+    source = identify(str(path), path)
+
+    progress, loaded = _run(loader.load(source, 2, lambda: float(next(clock)), lambda: 0.5))
+
+    passes = [step for step in progress if step.stage is Stage.LOADING and step.bytes_done == loaded.nbytes]
+    assert len(passes) == 1 + (6 + 10) * (layers + 2)  # the graph is a piece, and what comes before it ends a slice
+    warmup = [step for step in progress if step.stage is Stage.WARMING_UP]
+    assert len(warmup) == 1 + 2 * (layers + 3)
+
+
+def test_a_module_is_assembled_in_slices_when_streams_cannot_wait(path: Path) -> None:
+    """For hundreds of layers each of the three takes as long as some tokens of a stream."""
+    clock = itertools.count()
+
+    progress, _ = _run(loader.load(identify("tiny", path), 0, lambda: float(next(clock)), lambda: 0.5))
+
+    assert [step.bytes_done for step in progress][:4] == [0, 0, 0, progress[3].bytes_done]
+    assert progress[3].bytes_done > 0
+
+
+def test_each_slice_takes_only_its_own_memory(
+    path: Path, memory: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "SLICE_BYTES", 10_000)
+    steps = _start(path)
+
+    for _ in range(3):
+        progress = next(steps)
+        assert progress.bytes_done <= memory() <= progress.bytes_done + 1000 + page_rounding(30)
+
+    steps.close()
+
+
+def test_closing_a_load_midway_frees_what_was_read(
+    path: Path, memory: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "SLICE_BYTES", 10_000)
+    steps = _start(path)
+    for _ in range(4):
+        next(steps)
+    assert memory() > 0
+
+    steps.close()
+
+    assert memory() == 0
+
+
+def test_a_model_that_the_cache_evicts_gives_its_memory_back(path: Path, memory: Callable[[], int]) -> None:
+    cache: ModelCache[Any, LoadedModel] = ModelCache(
+        ModelLimits(10**9), lambda source, _: load(source, 2, Clock()), Clock(), mx.clear_cache
+    )
+    ticket = cache.get_or_load(identify("tiny", path))
+    while cache.busy:
+        cache.step()
+    lease = ticket.lease
+    assert lease is not None
+    module = weakref.ref(lease.model.model)
+    assert memory() >= lease.entry.nbytes
+    ticket.cancel()
+
+    cache.clear()
+
+    assert memory() == 0
+    assert module() is None
+    assert lease.entry.name == "tiny"
+
+
+def test_a_load_that_fails_gives_its_memory_back_though_its_error_is_kept(
+    path: Path, memory: Callable[[], int]
+) -> None:
+    _change(path, vocab_size=50)
+    cache: ModelCache[Any, LoadedModel] = ModelCache(
+        ModelLimits(10**9), lambda source, _: load(source, 0, Clock()), Clock()
+    )
+    ticket = cache.get_or_load(identify("tiny", path))
+    while cache.busy:
+        cache.step()
+
+    assert isinstance(ticket.error, SidecarError)
+    assert ticket.error.reason is Reason.MODEL_CORRUPT
+    assert memory() == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"vocab_size": 50},
+        {"hidden_size": 64},
+        {"num_hidden_layers": 4},
+        {"num_hidden_layers": 2},
+        {"num_hidden_layers": -1},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": "4"},
+        {"num_key_value_heads": 3},
+        {"hidden_size": None},
+        {"layer_types": ["full_attention"]},
+        {"layer_types": ["sliding_attention"] * 3},
+        {"rope_scaling": {"type": "unheard of"}},
+        {"quantization": {"bits": 4}},
+        {"quantization": 4},
+        {"quantization_config": {"bits": 4}},
+    ],
+    ids=str,
+)
+def test_a_config_that_does_not_fit_the_weights_is_corrupt(path: Path, config: dict[str, Any]) -> None:
+    _change(path, **config)
+
+    error = _refusal(path)
+
+    assert error.reason is Reason.MODEL_CORRUPT
+    assert error.message.startswith("tiny cannot be loaded: ")
+    assert error.__cause__ is not None
+
+
+@pytest.mark.parametrize("model_type", ["unheard_of", "llama2000", "os.path"])
+def test_an_architecture_that_mlx_lm_does_not_know_is_unsupported(path: Path, model_type: str) -> None:
+    _change(path, model_type=model_type)
+
+    error = _refusal(path)
+
+    assert error.reason is Reason.MODEL_UNSUPPORTED
+    assert "not supported by this mlx-lm" in error.message
+
+
+@pytest.mark.parametrize("model_type", ["base", "cache", "switch_layers"])
+def test_a_module_of_mlx_lm_that_is_no_model_is_refused(path: Path, model_type: str) -> None:
+    _change(path, model_type=model_type)
+
+    assert _refusal(path).reason is Reason.MODEL_CORRUPT
+
+
+def test_weights_of_something_else_are_corrupt(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(float_tensors(weight=(4, 4)))
+
+    assert _refusal(path).reason is Reason.MODEL_CORRUPT
+
+
+def test_weights_that_change_while_they_are_read_are_refused_so_that_no_key_names_the_wrong_ones(path: Path) -> None:
+    """Whatever the file system says of it; and what the file holds now is learnt, for the next who ask."""
+    source = identify("tiny", path)
+    learnt: list[tuple[Path, str]] = []
+    steps = load(source, 0, Clock(), learn=lambda file, stamp, digest: learnt.append((file, digest)))
+    next(steps)
+    weights = path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+    with pytest.raises(MisnamedError, match="ask again") as caught:
+        _run(steps)
+
+    assert (caught.value.reason, caught.value.retry_after) == (Reason.MODEL_CORRUPT, 2.0)
+    assert learnt == [(weights, hashlib.sha256(content).hexdigest())]
+
+
+def test_files_that_are_cut_off_while_they_are_read_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "SLICE_BYTES", 10_000)
+    steps = _start(path)
+    next(steps)
+    with (path / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+
+    with pytest.raises(SidecarError) as caught:
+        _run(steps)
+
+    assert caught.value.reason is Reason.MODEL_CORRUPT
+
+
+def _write_adapter(path: Path, scale: float) -> Path:
+    path.mkdir()
+    lora = {"rank": 2, "scale": scale, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    (path / "adapter_config.json").write_text(json.dumps({"num_layers": 1, "lora_parameters": lora}))
+    arrays = {
+        "model.layers.2.self_attn.q_proj.lora_a": mx.ones((32, 2)),
+        "model.layers.2.self_attn.q_proj.lora_b": mx.ones((2, 32)),
+    }
+    mx.save_safetensors(str(path / "adapters.safetensors"), arrays)
+    return path
+
+
+def test_an_adapter_is_loaded_with_its_model_and_counted(path: Path, tmp_path: Path) -> None:
+    _, plain = _run(_start(path))
+    _, adapted = _run(_start(path, adapter=_write_adapter(tmp_path / "adapter", 20.0)))
+
+    assert adapted.nbytes == plain.nbytes + 2 * 32 * 2 * 4
+    ids = mx.array([[1, 2, 3]])
+    assert not mx.array_equal(plain.model.model(ids), adapted.model.model(ids)).item()
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"num_layers": 1}', '{"num_layers": "x", "lora_parameters": {}}', "[]"])
+def test_an_adapter_that_does_not_describe_itself_is_corrupt(path: Path, tmp_path: Path, text: str) -> None:
+    adapter = _write_adapter(tmp_path / "adapter", 1.0)
+    (adapter / "adapter_config.json").write_text(text)
+
+    assert _refusal(path, adapter).reason is Reason.MODEL_CORRUPT
+
+
+def test_warm_up_generates_in_steps_tells_its_time_and_leaves_nothing_but_the_weights(
+    path: Path, memory: Callable[[], int]
+) -> None:
+    progress, loaded = _run(_start(path, warmup_tokens=5))
+
+    assert [step.stage for step in progress].count(Stage.WARMING_UP) >= 1
+    assert loaded.model.warmup_time > 0
+    assert loaded.nbytes <= memory() <= loaded.nbytes + 1000 + page_rounding(30)
+
+
+def test_warm_up_failure_is_logged_and_not_fatal(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> list[Any]:
+        raise ZeroDivisionError("in some kernel")
+
+    monkeypatch.setattr("daemon.cache.mlx.warm_up._generate", fail)
+    with capture_logs() as logs:
+        _, loaded = _run(_start(path, warmup_tokens=5))
+
+    assert loaded.model.warmup_time > 0
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [("warm-up failed", "warning")]
+    assert "ZeroDivisionError" in logs[0]["error"]
+
+
+def test_seed_warm_up_runs_without_raising_and_tells_its_time(path: Path) -> None:
+    _, loaded = _run(_start(path))
+    clock = Clock()
+    warmup = WarmUp(loaded.model.model, loaded.model.layout, 4)
+
+    for _ in warm_up(warmup, clock):
+        clock.pass_(0.25)
+
+    assert warmup.seconds == 0.25 * 4 * (
+        1 + 1 + 3 + 1
+    )  # what comes before, the graph, the layers and the choice of each token

@@ -1,0 +1,257 @@
+"""A lease keeps its model usable after eviction, invalidation and expiry; memory returns with the last lease."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+
+from daemon.cache.entry import Outcome
+from tests.support.builders import FakeModels
+
+
+def test_handles_keep_a_model_that_is_invalidated_in_use_until_the_last_lease_ends() -> None:
+    models = FakeModels()
+    one, two = models.load("a"), models.load("a")
+    assert one.lease is not None
+    assert two.lease is not None
+    model = weakref.ref(one.lease.model)
+
+    assert models.cache.invalidate("key of a")
+
+    assert models.cache.is_empty
+    assert models.cache.total_bytes == 100
+    one.cancel()
+    assert two.lease.model.name == "a"
+    frees = models.frees
+    two.cancel()
+    gc.collect()
+    assert model() is None
+    assert models.frees == frees + 1
+    assert models.cache.total_bytes == 0
+
+
+def test_a_draining_model_is_shown_and_counted_until_it_is_gone() -> None:
+    models = FakeModels(budget=150)
+    ticket = models.load("a")
+    models.cache.clear()
+
+    assert [(entry.name, entry.draining) for entry in models.cache.entries()] == [("a", True)]
+    assert models.load("b").error is not None
+
+    ticket.cancel()
+    assert models.names == []
+    models.use("b")
+
+
+def test_asking_for_a_draining_model_loads_it_anew() -> None:
+    models = FakeModels()
+    old = models.load("a")
+    models.cache.invalidate("key of a")
+
+    new = models.load("a")
+
+    assert new.outcome is Outcome.LOADED
+    assert new.lease is not None
+    assert old.lease is not None
+    assert new.lease.model is not old.lease.model
+    old.cancel()
+    assert models.cache.contains("key of a")
+    new.cancel()
+
+
+def test_a_pinned_model_goes_when_it_is_invalidated() -> None:
+    models = FakeModels()
+    models.use("a", pin=True)
+    models.clock.pass_(1e9)
+    assert models.cache.evict_stale() == 0
+
+    assert models.cache.invalidate("key of a")
+
+    assert models.cache.is_empty
+
+
+def test_a_lease_cannot_be_released_twice() -> None:
+    models = FakeModels()
+    lease = models.load("a").lease
+    assert lease is not None
+    lease.release()
+
+    with pytest.raises(RuntimeError, match="twice"):
+        lease.release()
+
+    models.cache.check_integrity()
+
+
+def test_an_entry_in_use_never_becomes_stale_even_with_a_zero_ttl() -> None:
+    models = FakeModels(ttl=0.0)
+    ticket = models.load("a")
+    assert models.cache.contains("key of a")
+    assert models.load("a").outcome is Outcome.HIT
+
+    ticket.cancel()
+
+    assert models.cache.contains("key of a")  # the second lease is still open
+
+
+def test_entries_come_most_recently_used_first() -> None:
+    models = FakeModels()
+    for name in ("a", "b", "c", "a"):
+        models.use(name)
+
+    assert models.names == ["a", "c", "b"]
+
+
+def test_counters_and_ages_are_those_of_the_injected_clock() -> None:
+    models = FakeModels()
+    assert models.cache.counters.hit_rate == 0.0
+    assert models.cache.oldest_entry_age is None
+    models.use("a")
+    models.clock.pass_(5)
+    models.use("b")
+    models.use("a")
+    models.use("a")
+
+    counters = models.cache.counters
+    assert (counters.hits, counters.misses, counters.evictions) == (2, 2, 0)
+    assert counters.hit_rate == 0.5
+    assert models.cache.oldest_entry_age == 8.0
+    (newest, _) = models.cache.entries()
+    assert newest.use_count == 3
+    assert len(models.cache) == 2
+
+
+def test_evictions_count_what_had_to_go_but_not_what_was_invalidated() -> None:
+    models = FakeModels(budget=100, ttl=60.0)
+    models.use("a")
+    models.use("b")
+    models.clock.pass_(60)
+    models.cache.evict_stale()
+    models.use("c")
+    models.cache.invalidate("key of c")
+
+    assert models.cache.counters.evictions == 2
+
+
+# What the seeds test of their caches, one by one.
+
+
+def test_seed_cache_hit_returns_the_same_handle() -> None:
+    models = FakeModels(budget=1024)
+    one, two = models.load("a"), models.load("a")
+
+    assert one.lease is not None
+    assert two.lease is not None
+    assert one.lease.model is two.lease.model
+
+
+def test_seed_evicts_lru_when_over_budget() -> None:
+    models = FakeModels(budget=250)
+    for name in ("a", "b", "a", "c"):
+        models.use(name)
+
+    assert (len(models.cache), models.cache.total_bytes, models.cache.limits.budget_bytes) == (2, 200, 250)
+    assert not models.cache.contains("key of b")
+
+
+def test_seed_zero_budget_disables_the_cache_but_returns_a_handle() -> None:
+    models = FakeModels(budget=0)
+    one, two = models.load("a"), models.load("a")
+
+    assert one.lease is not None
+    assert two.lease is not None
+    assert one.lease.model is not two.lease.model
+    assert len(models.loader.begun) == 2
+
+
+def test_seed_invalidate_removes_the_key_and_an_absent_key_is_no_error() -> None:
+    models = FakeModels()
+    models.use("a")
+
+    assert models.cache.invalidate("key of a")
+    assert models.cache.is_empty
+    assert not models.cache.invalidate("key of a")
+
+
+def test_seed_manual_eviction_tells_whether_the_key_was_there() -> None:
+    models = FakeModels()
+    models.use("c")
+    assert models.cache.contains("key of c")
+
+    assert models.cache.invalidate("key of c")
+
+    assert not models.cache.contains("key of c")
+    assert len(models.cache) == 0
+    assert not models.cache.invalidate("no such key")
+
+
+def test_clear_contains_len_and_is_empty_agree() -> None:
+    models = FakeModels()
+    for name in "ab":
+        models.use(name)
+    held = models.load("c")
+    assert (len(models.cache), models.cache.is_empty, models.cache.contains("key of b")) == (3, False, True)
+
+    models.cache.clear()
+
+    assert (len(models.cache), models.cache.is_empty) == (0, True)
+    assert not any(models.cache.contains(f"key of {name}") for name in "abc")
+    assert held.lease is not None
+    assert held.lease.model.name == "c"
+    models.cache.clear()
+
+
+def test_seed_entry_age_starts_at_zero() -> None:
+    models = FakeModels()
+    models.load("a")
+
+    assert models.cache.oldest_entry_age == 0.0
+
+
+def test_seed_entry_is_stale_at_once_with_a_zero_ttl_and_not_within_an_hour() -> None:
+    models = FakeModels(ttl=3600.0)
+    models.use("a")
+    (entry,) = models.cache.entries()
+    assert not entry.is_stale(models.clock())
+
+    models.use("a", ttl=0.0)
+
+    assert entry.is_stale(models.clock())
+
+
+def test_seed_miss_calls_the_loader_and_hit_skips_it() -> None:
+    models = FakeModels()
+    models.use("a")
+    assert (models.cache.counters.misses, models.cache.counters.hits, len(models.cache)) == (1, 0, 1)
+
+    models.use("a")
+
+    assert (models.cache.counters.misses, models.cache.counters.hits) == (1, 1)
+    assert len(models.loader.begun) == 1
+
+
+def test_seed_evict_stale_with_a_zero_ttl_returns_how_many_went() -> None:
+    models = FakeModels(ttl=0.0)
+    models.use("a")
+
+    assert models.cache.evict_stale() == 1
+    assert len(models.cache) == 0
+
+
+def test_seed_hit_rate_is_zero_before_the_first_lookup_and_then_the_share_of_hits() -> None:
+    models = FakeModels()
+    assert models.cache.counters.hit_rate == 0.0
+    for _ in range(3):
+        models.use("a")
+
+    assert models.cache.counters.hit_rate == pytest.approx(2 / 3)
+
+
+def test_seed_stats_snapshot() -> None:
+    models = FakeModels()
+    models.use("a", size=1024 // 2)
+
+    cache = models.cache
+    assert (len(cache), cache.counters.misses, cache.counters.hits, cache.total_bytes) == (1, 1, 0, 512)
+    assert cache.oldest_entry_age is not None

@@ -1,0 +1,274 @@
+"""Loads run one at a time in slices; callers of one model share one load, its progress, its end and its failure."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Generator
+
+import pytest
+
+from daemon.cache.entry import Loaded, Outcome, Progress, Stage, Ticket
+from daemon.cache.limits import ModelLimits
+from daemon.cache.model_cache import ModelCache
+from daemon.shared.errors import Reason, SidecarError
+from tests.support.builders import Clock, FakeModels, FakeSource, Weights
+
+
+def _stages(models: FakeModels, ticket: Ticket[Weights]) -> list[tuple[Stage, int]]:
+    seen = []
+    while not ticket.done:
+        seen.append((ticket.progress.stage, ticket.progress.bytes_done))
+        models.cache.step()
+    return seen
+
+
+def test_single_flight_callers_of_one_model_share_one_load_and_one_model() -> None:
+    models = FakeModels()
+    tickets = [models.ask("a") for _ in range(5)]
+    models.finish()
+
+    assert models.loader.begun == [("a", None)]
+    assert {ticket.outcome for ticket in tickets} == {Outcome.LOADED}
+    assert len({id(ticket.lease.model) for ticket in tickets if ticket.lease}) == 1
+    (entry,) = models.cache.entries()
+    assert (entry.leases, entry.use_count) == (5, 5)
+    assert models.cache.counters.misses == 5
+
+
+def test_single_flight_holds_for_callers_that_come_in_the_middle() -> None:
+    models = FakeModels()
+    early = models.ask("a")
+    models.cache.step()
+    models.cache.step()
+    late = models.ask("a")
+
+    assert late.progress == early.progress
+    assert late.progress.bytes_done == 50
+    models.finish()
+    assert late.done
+    assert len(models.loader.begun) == 1
+
+
+def test_progress_goes_from_queued_over_the_slices_to_the_end() -> None:
+    models = FakeModels()
+    ticket = models.ask("a")
+
+    assert _stages(models, ticket) == [
+        (Stage.QUEUED, 0),
+        (Stage.LOADING, 0),
+        (Stage.LOADING, 50),
+        (Stage.LOADING, 100),
+    ]
+
+
+def test_loads_run_one_at_a_time_in_the_order_asked_for() -> None:
+    models = FakeModels()
+    first, second = models.ask("a"), models.ask("b")
+    models.cache.step()
+
+    assert [(source.name, progress.stage) for source, progress in models.cache.loading()] == [
+        ("a", Stage.LOADING),
+        ("b", Stage.QUEUED),
+    ]
+    while not first.done:
+        models.cache.step()
+    assert [name for name, _ in models.loader.begun] == ["a"]
+    models.finish()
+    assert second.done
+    assert models.cache.loading() == []
+
+
+def test_the_first_callers_options_reach_the_loader() -> None:
+    models = FakeModels()
+    models.ask("a", options="skip warm-up")
+    models.ask("a", options="other")
+    models.finish()
+
+    assert models.loader.begun == [("a", "skip warm-up")]
+
+
+def test_load_time_is_that_of_the_load_without_its_wait() -> None:
+    models = FakeModels()
+    models.ask("a")
+    models.clock.pass_(100)
+    models.cache.step()
+    models.clock.pass_(7)
+    models.finish()
+
+    (entry,) = models.cache.entries()
+    assert entry.load_time == 7.0
+
+
+def test_a_caller_that_cancels_leaves_the_load_to_the_others() -> None:
+    models = FakeModels()
+    patient, hasty = models.ask("a"), models.ask("a")
+    models.cache.step()
+    hasty.cancel()
+    models.finish()
+
+    assert patient.outcome is Outcome.LOADED
+    assert not hasty.done
+    (entry,) = models.cache.entries()
+    assert entry.leases == 1
+
+
+def test_the_last_caller_that_cancels_abandons_the_load_and_frees_its_memory() -> None:
+    models = FakeModels()
+    tickets = [models.ask("a"), models.ask("a")]
+    models.cache.step()
+    models.cache.step()
+    for ticket in tickets:
+        ticket.cancel()
+
+    assert models.loader.abandoned == ["a"]
+    assert models.frees == 1
+    assert not models.cache.busy
+    assert models.cache.total_bytes == 0
+    models.cache.check_integrity()
+
+
+def test_a_load_that_is_cancelled_in_the_queue_never_begins() -> None:
+    models = FakeModels()
+    models.ask("a")
+    models.ask("b").cancel()
+    models.finish()
+
+    assert models.loader.begun == [("a", None)]
+    assert models.frees == 0
+
+
+def test_cancelling_twice_or_after_the_end_is_harmless() -> None:
+    models = FakeModels()
+    waiting = models.ask("a")
+    waiting.cancel()
+    waiting.cancel()
+    ready = models.load("b")
+    ready.cancel()
+    ready.cancel()
+    failed = models.cache.get_or_load(FakeSource("c", fails_in=0))
+    models.finish()
+    failed.cancel()
+
+    assert isinstance(failed.error, SidecarError)
+    models.cache.check_integrity()
+
+
+def test_a_cancelled_model_can_be_asked_for_again() -> None:
+    models = FakeModels()
+    models.ask("a").cancel()
+
+    assert models.load("a").outcome is Outcome.LOADED
+
+
+def test_a_failed_load_caches_nothing_and_tells_all_who_wait_the_same() -> None:
+    models = FakeModels()
+    broken = FakeSource("a", fails_in=1)
+    tickets = [models.cache.get_or_load(broken) for _ in range(3)]
+    models.finish()
+
+    errors = {ticket.error for ticket in tickets}
+    assert len(errors) == 1
+    (error,) = errors
+    assert isinstance(error, SidecarError)
+    assert error.reason is Reason.MODEL_CORRUPT
+    assert models.cache.is_empty
+    assert models.cache.total_bytes == 0
+    assert models.frees == 1
+
+
+def test_after_a_failed_load_the_next_call_tries_again_and_the_queue_goes_on() -> None:
+    models = FakeModels()
+    broken = models.cache.get_or_load(FakeSource("a", fails_in=0))
+    next_one = models.ask("b")
+    models.finish()
+
+    assert broken.error is not None
+    assert next_one.outcome is Outcome.LOADED
+    assert models.use("a").outcome is Outcome.LOADED
+
+
+def test_a_refusal_for_lack_of_room_reaches_the_caller_and_the_queue_goes_on() -> None:
+    models = FakeModels(budget=200)
+    held = models.load("a")
+    refused, small = models.ask("b", size=150), models.ask("c", size=50)
+    models.finish()
+
+    assert isinstance(refused.error, SidecarError)
+    assert refused.error.reason is Reason.BUDGET_IN_USE
+    assert small.outcome is Outcome.LOADED
+    held.cancel()
+
+
+def test_room_is_made_when_the_load_begins_not_when_it_is_asked_for() -> None:
+    models = FakeModels(budget=200)
+    held = models.load("a", size=150)
+    waiting = models.ask("b", size=100)
+    held.cancel()
+    models.finish()
+
+    assert waiting.outcome is Outcome.LOADED
+    assert waiting.evicted == ("a",)
+
+
+class _BrokenLoader:
+    """A load that fails with half a model in its hands, three frames and two causes deep."""
+
+    def __init__(self) -> None:
+        self.models: list[weakref.ref[Weights]] = []
+
+    def __call__(self, source: FakeSource, options: object) -> Generator[Progress, None, Loaded[Weights]]:
+        model = self._build(source)
+        yield Progress(Stage.LOADING)
+        try:
+            self._parse(model)
+        except ValueError as error:
+            raise SidecarError(Reason.MODEL_CORRUPT, "broken") from error
+        return Loaded(model, 1)
+
+    def _build(self, source: FakeSource) -> Weights:
+        model = Weights(source.name)
+        self.models.append(weakref.ref(model))
+        return model
+
+    def _parse(self, model: Weights) -> None:
+        try:
+            raise KeyError(model.name)
+        except KeyError:
+            raise ValueError(model.name) from None
+
+
+def test_a_failed_load_keeps_no_memory_while_its_error_is_still_looked_at() -> None:
+    loader = _BrokenLoader()
+    cache: ModelCache[FakeSource, Weights] = ModelCache(ModelLimits(1000), loader, Clock())
+    ticket = cache.get_or_load(FakeSource("a"))
+    while cache.busy:
+        cache.step()
+
+    gc.collect()
+    assert ticket.error is not None
+    assert ticket.error.__cause__ is not None
+    assert [model() for model in loader.models] == [None]
+
+
+def test_an_abandoned_load_keeps_no_memory() -> None:
+    loader = _BrokenLoader()
+    cache: ModelCache[FakeSource, Weights] = ModelCache(ModelLimits(1000), loader, Clock())
+    ticket = cache.get_or_load(FakeSource("a"))
+    cache.step()
+    cache.step()
+    ticket.cancel()
+
+    assert [model() for model in loader.models] == [None]
+
+
+@pytest.mark.parametrize("pin", [None, True, False])
+def test_pin_and_ttl_given_by_any_caller_of_a_load_hold_for_the_entry(pin: bool | None) -> None:
+    models = FakeModels(ttl=60.0)
+    models.ask("a", pin=pin)
+    models.ask("a", ttl=5.0)
+    models.finish()
+
+    (entry,) = models.cache.entries()
+    assert entry.pinned is bool(pin)
+    assert entry.ttl == 5.0

@@ -1,0 +1,93 @@
+"""What a model really needs is told when it is built: room is made then, or it is refused, before it takes anything."""
+
+from __future__ import annotations
+
+from daemon.cache.entry import Outcome, Ticket
+from daemon.shared.errors import Reason, SidecarError
+from tests.support.builders import FakeModels, FakeSource, Weights
+
+
+def _ask(models: FakeModels, name: str, size: int, needs: int) -> Ticket[Weights]:
+    models.clock.pass_(1)
+    return models.cache.get_or_load(FakeSource(name, size, needs, needs=needs))
+
+
+def _refusal(ticket: Ticket[Weights]) -> SidecarError:
+    assert isinstance(ticket.error, SidecarError)
+    return ticket.error
+
+
+def test_a_model_that_needs_more_than_the_budget_is_refused_before_it_takes_anything() -> None:
+    models = FakeModels(1000)
+    models.use("idle", 400)
+    ticket = _ask(models, "a", 10, 1001)
+    models.finish()
+
+    error = _refusal(ticket)
+    assert error.reason is Reason.MODEL_EXCEEDS_BUDGET
+    assert error.metadata == {"needed_bytes": "1001", "budget_bytes": "1000"}
+    assert models.loader.granted == []
+    assert models.loader.abandoned == ["a"]
+    assert models.names == ["idle"], "nothing was evicted for it"
+    assert models.cache.total_bytes == 400
+
+
+def test_others_are_evicted_for_what_a_model_needs_and_both_times_are_told() -> None:
+    models = FakeModels(1000)
+    for name in "abc":
+        models.use(name, 300)
+    ticket = _ask(models, "large", 200, 900)
+    while not ticket.done:
+        models.cache.step()
+        models.cache.check_integrity()
+        if models.loader.granted:
+            assert models.cache.total_bytes <= 1000
+
+    assert models.names == ["large"]
+    assert ticket.evicted == ("a", "b", "c")
+    assert ticket.outcome is Outcome.LOADED
+
+
+def test_a_model_is_refused_for_now_if_what_it_needs_is_in_use() -> None:
+    models = FakeModels(1000)
+    models.load("used", 500)
+    ticket = _ask(models, "large", 200, 600)
+    models.finish()
+
+    error = _refusal(ticket)
+    assert error.reason is Reason.BUDGET_IN_USE
+    assert error.metadata["needed_bytes"] == "600"
+    assert models.names == ["used"]
+    assert models.loader.abandoned == ["large"]
+
+
+def test_a_model_that_needs_less_than_its_files_counts_with_what_it_needs() -> None:
+    models = FakeModels(1000)
+    _ask(models, "a", 900, 300)
+    models.cache.step()
+    assert models.cache.total_bytes == 900
+    models.cache.step()
+    assert models.cache.total_bytes == 300
+    models.finish()
+    assert models.cache.total_bytes == 300
+
+
+def test_all_who_wait_for_a_refused_load_are_told_and_the_next_load_goes_on() -> None:
+    models = FakeModels(1000)
+    refused = [_ask(models, "a", 10, 5000) for _ in range(3)]
+    following = models.ask("b")
+    models.finish()
+
+    assert [_refusal(ticket).reason for ticket in refused] == [Reason.MODEL_EXCEEDS_BUDGET] * 3
+    assert following.outcome is Outcome.LOADED
+
+
+def test_without_a_budget_memory_is_the_limit() -> None:
+    models = FakeModels(0, memory_bytes=1000)
+    ticket = _ask(models, "a", 10, 1001)
+    fits = _ask(models, "b", 10, 1000)
+    models.finish()
+
+    assert _refusal(ticket).reason is Reason.MODEL_EXCEEDS_BUDGET
+    assert "memory allows 1000" in _refusal(ticket).message
+    assert fits.outcome is Outcome.UNCACHED

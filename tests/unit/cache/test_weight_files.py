@@ -1,0 +1,144 @@
+"""No damaged weight file gets past its header, and sizes come from the file system alone."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from daemon.cache.weight_files import estimate_size, read_header, weight_files
+from daemon.shared.errors import Reason, SidecarError
+from tests.support.builders import float_tensors, safetensors
+
+
+def _tensor(**changes: object) -> dict[str, object]:
+    """Return the header of a file with one tensor of 16 bytes, with changes to it."""
+    return {"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16], **changes}}
+
+
+def _refusal(tmp_path: Path, content: bytes) -> str:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(SidecarError) as caught:
+        read_header(file)
+    assert caught.value.reason is Reason.MODEL_CORRUPT
+    assert "download the model again" in caught.value.message
+    return caught.value.message
+
+
+def test_a_sound_file_gives_its_header(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    header = {"__metadata__": {"format": "mlx"}, **_tensor()}
+    file.write_bytes(safetensors(header, bytes(16)))
+
+    assert b'"shape": [2, 2]' in read_header(file)
+
+
+@pytest.mark.parametrize("content", [float_tensors(), float_tensors(scalar=()), float_tensors(empty=(0, 8))])
+def test_files_without_much_in_them_are_sound(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+
+    read_header(file)
+
+
+def test_a_file_that_lost_its_end_is_refused_with_both_figures(tmp_path: Path) -> None:
+    content = safetensors(_tensor(), bytes(16))
+
+    message = _refusal(tmp_path, content[:-1])
+
+    assert f"{len(content)} bytes are described, {len(content) - 1} are there" in message
+
+
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_a_file_too_short_for_any_header_is_refused(tmp_path: Path, length: int) -> None:
+    assert "too short" in _refusal(tmp_path, bytes(length))
+
+
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 2**31, 100])
+def test_a_header_longer_than_the_file_is_refused_without_reading_it(tmp_path: Path, length: int) -> None:
+    assert f"claims a header of {length} bytes" in _refusal(tmp_path, struct.pack("<Q", length) + b"{}")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        _tensor(data_offsets=[0, 12]),
+        _tensor(data_offsets=[16, 0]),
+        _tensor(data_offsets=[-16, 0]),
+        _tensor(data_offsets=[0]),
+        _tensor(data_offsets=[0, 16, 32]),
+        _tensor(data_offsets="16"),
+        _tensor(data_offsets=[0.0, 16.0]),
+        _tensor(data_offsets=[False, 16]),
+        _tensor(data_offsets=None),
+        _tensor(shape=[-2, -2]),
+        _tensor(shape=[4, True]),
+        _tensor(shape=[2, 2.0]),
+        _tensor(shape=[2**63, 2**63], data_offsets=[0, 0]),
+        _tensor(shape=[0, 2**31], data_offsets=[0, 0]),
+        _tensor(shape={"2": 2}),
+        _tensor(dtype="F7"),
+        _tensor(dtype=["F32"]),
+        _tensor(dtype=None),
+        {"w": []},
+        {"w": 3},
+        [],
+        "text",
+        None,
+        3,
+    ],
+    ids=str,
+)
+def test_a_header_that_describes_no_tensors_is_refused(tmp_path: Path, header: object) -> None:
+    assert "describes no valid tensors" in _refusal(tmp_path, safetensors(header, bytes(16)))
+
+
+def test_a_tensor_beyond_the_end_is_refused(tmp_path: Path) -> None:
+    content = safetensors(_tensor(data_offsets=[2**40, 2**40 + 16]), bytes(16))
+
+    assert "truncated" in _refusal(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"{", b"\xff\xfe\x00", b"not json", b"[" * 100_000, b'{"a":' * 100_000, b'{"w": ' + b"9" * 5000 + b"}"],
+    ids=["empty", "cut", "binary", "words", "brackets", "braces", "digits"],
+)
+def test_a_header_that_is_no_json_is_refused(tmp_path: Path, header: bytes) -> None:
+    assert "describes no valid tensors" in _refusal(tmp_path, safetensors(header))
+
+
+def test_the_size_of_a_model_is_that_of_all_its_weight_files_however_deep(tmp_path: Path) -> None:
+    (tmp_path / "sub" / "deeper").mkdir(parents=True)
+    for name, size in (("a.safetensors", 10), ("sub/b.safetensors", 20), ("sub/deeper/c.safetensors", 30)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "notes.txt").write_bytes(bytes(1000))
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "lost.safetensors").symlink_to(tmp_path / "nowhere")
+
+    assert estimate_size(weight_files(tmp_path)) == 60
+    assert [path.name for path in weight_files(tmp_path)] == ["a.safetensors", "b.safetensors", "c.safetensors"]
+
+
+def test_a_linked_file_counts_with_the_size_of_its_content(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(bytes(40))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").symlink_to(tmp_path / "blob")
+
+    assert estimate_size(weight_files(tmp_path / "model")) == 40
+
+
+def test_a_directory_that_does_not_exist_has_no_size(tmp_path: Path) -> None:
+    assert estimate_size(weight_files(tmp_path / "nowhere")) == 0
+
+
+def test_tensors_that_overlap_are_corrupt(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensor = {"dtype": "U8", "shape": [4]}
+    header = {"a": {**tensor, "data_offsets": [0, 4]}, "b": {**tensor, "data_offsets": [3, 7]}}
+    path.write_bytes(safetensors(header, bytes(7)))
+
+    with pytest.raises(SidecarError, match="overlap"):
+        read_header(path)

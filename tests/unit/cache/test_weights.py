@@ -1,0 +1,200 @@
+"""Weights that are read by our own code are those that mlx reads, and their digest is that of the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from daemon.cache.hashing import Hashing
+from daemon.cache.identity import ModelKey, ModelSource, WeightFile
+from daemon.cache.mlx.weights import Found, Reading
+from daemon.cache.pace import Pace
+from daemon.shared.errors import Reason, SidecarError
+from tests.support.builders import safetensors
+
+WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "U64": 8}
+
+
+def _source(*files: Path) -> ModelSource:
+    weights = tuple(WeightFile(file, "0" * 64) for file in files)
+    return ModelSource(ModelKey("w"), "model", files[0].parent, 1, {}, weights=weights)
+
+
+def _result(pieces: Any) -> Any:
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
+
+
+def _read(*files: Path, slice_bytes: int = 100) -> tuple[dict[str, mx.array], list[Found], int]:
+    with closing(Reading(_source(*files), Pace(slice_bytes), time.monotonic)) as reading:
+        arrays = reading.model()
+        _result(reading.read())
+        return arrays, _result(reading.found(lambda: 60.0)), reading.done
+
+
+@st.composite
+def _files(draw: st.DrawFn) -> bytes:
+    """Return a safetensors file with tensors of any kind, in any order, with or without bytes that belong to none."""
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    tensors = draw(st.lists(st.tuples(st.sampled_from(sorted(WIDTHS)), st.lists(st.integers(0, 5), max_size=3))))
+    names = draw(st.permutations([f"t{number}" for number in range(len(tensors))]))
+    end = 0
+    for name, (kind, shape) in zip(names, tensors, strict=True):
+        begin = end + draw(st.sampled_from([0, 0, 8, 200]))
+        end = begin + prod(shape) * WIDTHS[kind]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    data = draw(st.binary(min_size=end, max_size=end + 300))
+    return safetensors(header, bytes(one & 1 for one in data))  # a bool is one of two
+
+
+@given(content=_files())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_every_tensor_and_every_byte_is_read(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+
+    arrays, (found,), done = _read(file)
+
+    expected = mx.load(str(file))
+    assert isinstance(expected, dict)
+    assert {name: (one.shape, one.dtype) for name, one in arrays.items()} == {
+        name: (one.shape, one.dtype) for name, one in expected.items()
+    }
+    assert all(_bits(arrays[name]) == _bits(one) for name, one in expected.items())
+    assert found.digest == hashlib.sha256(content).hexdigest()
+    assert done == sum(one.nbytes for one in expected.values())
+
+
+def _bits(array: mx.array) -> bytes:
+    return bytes(memoryview(mx.contiguous(array.reshape(-1)).view(mx.uint8))) if array.size else b""  # type: ignore[arg-type]
+
+
+def _write(file: Path, seed: int, count: int = 2000) -> bytes:
+    content = safetensors(
+        {f"{seed}": {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}},
+        bytes((seed + one) % 251 for one in range(count)),
+    )
+    file.write_bytes(content)
+    return content
+
+
+def test_many_files_are_each_hashed(tmp_path: Path) -> None:
+    """More than there are threads."""
+    files = [tmp_path / f"model-{number:02}.safetensors" for number in range(12)]
+    contents = [_write(file, number) for number, file in enumerate(files)]
+
+    _, found, _ = _read(*files)
+
+    assert [one.digest for one in found] == [hashlib.sha256(content).hexdigest() for content in contents]
+    assert [one.expected.path for one in found] == files
+    assert not any(one.is_expected for one in found)
+
+
+def test_nothing_is_read_until_it_is_asked_for_and_then_in_slices(tmp_path: Path) -> None:
+    """So that what a model takes can be weighed first."""
+    file = tmp_path / "model.safetensors"
+    _write_many(file, 10, 1000)
+    with closing(Reading(_source(file), Pace(2500), time.monotonic)) as reading:
+        before = mx.get_active_memory()
+        arrays = reading.model()
+        assert (reading.done, mx.get_active_memory()) == (0, before)
+        assert reading.others([*arrays.values(), other := mx.zeros(1)]) == [other]
+        done = [reading.done for _ in reading.read()]
+
+    assert done == [2000, 4000, 6000, 8000]
+
+
+def _write_many(file: Path, count: int, size: int) -> None:
+    header = {
+        f"t{one}": {"dtype": "U8", "shape": [size], "data_offsets": [one * size, (one + 1) * size]}
+        for one in range(count)
+    }
+    file.write_bytes(safetensors(header, bytes(one % 251 for one in range(count * size))))
+
+
+def test_bytes_that_belong_to_no_tensor_and_are_gone_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    content = safetensors({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}, bytes(3 << 20))
+    file.write_bytes(content)
+    with closing(Reading(_source(file), Pace(1 << 20), time.monotonic)) as reading:
+        reading.model()
+        with file.open("r+b") as opened:
+            opened.truncate(1 << 20)
+
+        with pytest.raises(SidecarError, match="changed while it was read") as caught:
+            _result(reading.read())
+
+    assert caught.value.reason is Reason.MODEL_CORRUPT
+
+
+@pytest.fixture(name="resting")
+def _resting() -> Iterator[tuple[Hashing, threading.Event, threading.Event]]:
+    """Return what hashes, rests after the first piece, and two events: that it does so, and that it may go on."""
+    rests, go_on = threading.Event(), threading.Event()
+
+    def rest(_seconds: float) -> None:
+        rests.set()
+        assert go_on.wait(60)
+
+    hashing = Hashing(rest)
+    yield hashing, rests, go_on
+    go_on.set()
+    hashing.close()
+
+
+def test_hashing_rests_after_each_piece_and_is_waited_for(
+    resting: tuple[Hashing, threading.Event, threading.Event],
+) -> None:
+    hashing, rests, go_on = resting
+    stream = hashing.begin()
+    stream.put(memoryview(bytes(3 << 20)))
+    stream.end()
+
+    assert rests.wait(60)
+    assert not hashing.wait(0)
+    go_on.set()
+    assert hashing.wait(60)
+    assert stream.digest == hashlib.sha256(bytes(3 << 20)).hexdigest()
+
+
+def test_closing_ends_the_threads_in_the_middle_of_a_file() -> None:
+    before = threading.active_count()
+    hashing = Hashing()
+    for _ in range(6):
+        hashing.begin().put(memoryview(bytes(1 << 20)))
+
+    hashing.close()
+
+    assert threading.active_count() == before
+
+
+def test_the_header_is_described_by_the_file_that_is_read_and_not_by_an_earlier_one(tmp_path: Path) -> None:
+    """Its name may lead to another file by now."""
+    file = tmp_path / "model.safetensors"
+    _write(file, 1)
+    source = _source(file)
+    file.unlink()
+    content = _write(file, 2, 500)
+    with closing(Reading(source, Pace(1 << 20), time.monotonic)) as reading:
+        arrays = reading.model()
+        _result(reading.read())
+        (found,) = _result(reading.found(lambda: 60.0))
+
+    assert arrays.keys() == {"2"}
+    assert json.loads(content[8 : 8 + content[0]])["2"]["shape"] == [500]
+    assert found.digest == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,273 @@
+"""With `--json` standard output is one JSON document whatever goes wrong; a broken configuration stops few commands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import Result
+
+from daemon.cli import COMMANDS, exit_codes, main
+from mlx_sidecar import DaemonNotRunning, Invalidated, ModelNotFound, QueueFull
+from tests.unit.cli.cli_fakes import FakeClient, client_fixture, pretend_terminal, pretend_typing, run_cli  # noqa: F401
+
+ROOT = Path(__file__).resolve().parents[3]
+KEYS = ["message", "exit_status", "code", "reason", "field", "retry_after", "error_id", "metadata"]
+CALLS = {
+    "run": ["m", "Hi"],
+    "pull": ["m"],
+    "load": ["m"],
+    "ps": [],
+    "stop": ["m"],
+    "invalidate": ["m", "--yes"],
+    "stats": [],
+}
+"""Commands that call the daemon and have `--json`, with what they need."""
+
+
+def commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield every command and every command of a group, with its words."""
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        yield (name,), command
+        if isinstance(command, click.Group):
+            yield from (((name, one), part) for one, part in command.commands.items())
+
+
+def options(command: click.Command) -> set[str]:
+    """Return the names of a command's options."""
+    return {name for one in command.params for name in one.opts if name.startswith("--")}
+
+
+WITH_JSON = [words for words, command in commands() if "--json" in options(command)]
+WITHOUT_JSON = [words for words, command in commands() if "--json" not in options(command)]
+CALLERS = [words[0] for words, command in commands() if "--start" in options(command)]
+
+
+def told(result: Result) -> dict[str, Any]:
+    """Return the error that standard output has, after checks that hold for every one."""
+    tree = json.loads(result.stdout)
+    assert list(tree) == ["error"]
+    error: dict[str, Any] = tree["error"]
+    assert list(error) == KEYS
+    assert error["exit_status"] == result.exit_code != 0
+    assert error["message"] in result.stderr or result.exit_code == exit_codes.INTERRUPTED
+    return error
+
+
+@pytest.fixture(name="broken")
+def _broken(client: FakeClient, tmp_path: Path) -> Path:
+    """Return a configuration with a typo."""
+    file = tmp_path / ".mlx-sidecar" / "config.toml"
+    file.parent.mkdir()
+    file.write_text("max_modles = 3\n")
+    return file
+
+
+def test_the_shape_is_the_one_that_is_documented() -> None:
+    """With its example."""
+    (shown,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+    error = QueueFull("64 requests wait already, the most that max_queue allows", retry_after=1.0)
+    answer = exit_codes.explain(error)
+    assert answer is not None
+    assert json.loads(shown) == exit_codes.document(error, answer.text, answer.code)
+    assert list(json.loads(shown)["error"]) == KEYS
+
+
+@pytest.mark.parametrize("words", WITH_JSON)
+def test_wrong_usage_is_json_for_every_command_that_has_it(client: FakeClient, words: tuple[str, ...]) -> None:
+    """An option that there is not, so that the command line cannot even be parsed."""
+    error = told(run_cli(client, *words, "--json", "--no-such-option"))
+
+    assert "--no-such-option" in error["message"]
+    assert (error["exit_status"], error["code"], error["reason"]) == (exit_codes.USAGE, None, None)
+    assert client.calls == []
+
+
+@pytest.mark.parametrize("words", [words for words in WITH_JSON if words[0] not in ("service", *CALLS, "ls")])
+def test_a_wrong_configuration_is_json_too(client: FakeClient, broken: Path, words: tuple[str, ...]) -> None:
+    """One sentence that names the file and what was probably meant."""
+    assert (
+        f"max_modles in {broken} is no setting; did you mean max_models?"
+        in told(run_cli(client, *words, "--json"))["message"]
+    )
+
+
+@pytest.mark.parametrize("words", [words for words in WITH_JSON if words[0] == "service"])
+def test_a_service_that_cannot_be_is_json_too(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """A system without launchd."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("SUDO_USER", raising=False)
+
+    assert told(run_cli(client, *words, "--json"))["exit_status"] == exit_codes.REFUSED
+
+
+def test_every_command_that_calls_and_has_json_is_among_those_tested() -> None:
+    assert {words[0] for words in WITH_JSON if words[0] in CALLERS} == {*CALLS, "ls"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_refusal_is_json_with_all_that_the_daemon_said(client: FakeClient, name: str) -> None:
+    """The reason to decide on, the time to wait, the name in the log."""
+    client.error = QueueFull("64 requests wait", retry_after=2.0, metadata={"waiting": "64"}, error_id="e-1")
+
+    assert told(run_cli(client, name, *CALLS[name], "--json")) == {
+        "message": "64 requests wait (QUEUE_FULL, error id e-1); try again in 2 s",
+        "exit_status": exit_codes.REFUSED,
+        "code": "RESOURCE_EXHAUSTED",
+        "reason": "QUEUE_FULL",
+        "field": None,
+        "retry_after": 2.0,
+        "error_id": "e-1",
+        "metadata": {"waiting": "64"},
+    }
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DaemonNotRunning("no mlx-sidecar answers at /s"), exit_codes.NOT_RUNNING),
+        (KeyboardInterrupt(), exit_codes.INTERRUPTED),
+    ],
+)
+def test_an_absent_daemon_and_an_interruption_are_json(
+    client: FakeClient, name: str, error: Exception, code: int
+) -> None:
+    client.error = error
+
+    assert told(run_cli(client, name, *CALLS[name], "--json"))["exit_status"] == code
+
+
+def test_a_bug_is_json_and_a_traceback(client: FakeClient) -> None:
+    """The traceback is what standard error gets."""
+    client.error = ZeroDivisionError("oh")
+
+    result = run_cli(client, "ps", "--json")
+
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert json.loads(result.stdout)["error"]["message"] == "a bug: ZeroDivisionError: oh"
+
+
+def test_an_error_of_an_option_names_it(client: FakeClient) -> None:
+    assert (
+        "'soon' must be a number of seconds" in told(run_cli(client, "load", "m", "--ttl", "soon", "--json"))["message"]
+    )
+
+
+def test_a_declined_question_is_a_result_in_which_nothing_was_dropped(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no error, and standard output is JSON as ever."""
+    pretend_terminal(monkeypatch, "stdin")
+    client.dropped = Invalidated(("m",), 1, 1, 0)
+
+    result = run_cli(client, "invalidate", "m", "--json", stdin="n\n")
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["models"] == []
+    assert [options["dry_run"] for _, options in client.called("invalidate_model")] == [True]
+
+
+@pytest.mark.parametrize("words", WITHOUT_JSON)
+def test_without_json_errors_are_sentences_alone(client: FakeClient, words: tuple[str, ...]) -> None:
+    result = run_cli(client, *words, "--no-such-option")
+
+    assert (result.exit_code, result.stdout) == (exit_codes.USAGE, "")
+
+
+def test_json_that_is_a_prompt_asks_for_nothing(client: FakeClient) -> None:
+    """What follows `--` is no option."""
+    client.error = ModelNotFound("no")
+
+    result = run_cli(client, "run", "m", "--", "--json")
+
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["completion", "bash"], *([one, "--help"] for one in COMMANDS)]
+)
+def test_a_typo_in_the_configuration_stops_nothing_that_needs_none(
+    client: FakeClient, broken: Path, args: list[str]
+) -> None:
+    result = run_cli(client, *args)
+
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", [*CALLS, "metrics"])
+def test_a_typo_in_the_configuration_stops_no_command_that_is_told_the_socket(
+    client: FakeClient, broken: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """By a flag or by the variable."""
+    assert run_cli(client, name, *CALLS.get(name, []), "--socket", "/s").exit_code == 0
+    monkeypatch.setenv("MLX_SIDECAR_SOCKET", "/t")
+    monkeypatch.setenv("MLX_SIDECAR_MAX_BATCH", "none")
+    assert run_cli(client, name, *CALLS.get(name, [])).exit_code == 0
+    assert client.socket == Path("/t")
+
+
+def test_a_typo_in_the_configuration_stops_no_conversation(
+    client: FakeClient, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is typed is kept beside the configuration all the same."""
+    histories = pretend_typing(monkeypatch, "one")
+
+    assert run_cli(client, "run", "m", "--socket", "/s").exit_code == 0
+    assert histories == [broken.parent / "run_history"]
+
+
+@pytest.mark.parametrize("args", [["ps"], ["stats"], ["config"], ["serve"], ["run", "m", "Hi"], ["ls"]])
+def test_a_command_that_needs_the_configuration_says_what_is_wrong_in_one_sentence(
+    client: FakeClient, broken: Path, args: list[str]
+) -> None:
+    result = run_cli(client, *args)
+
+    assert (result.exit_code, result.stdout) == (exit_codes.USAGE, "")
+    assert result.stderr == f"mlx-sidecar: max_modles in {broken} is no setting; did you mean max_models?\n"
+
+
+def test_a_socket_that_is_no_path_is_refused_by_name(client: FakeClient) -> None:
+    result = run_cli(client, "ps", "--socket", "run/s")
+
+    assert result.exit_code == exit_codes.USAGE
+    assert result.stderr == (
+        "mlx-sidecar: socket from --socket is 'run/s', but must be an absolute path, or one that starts with \"~/\".\n"
+    )
+
+
+@pytest.mark.parametrize("name", sorted({*CALLERS} - {"top"}))
+def test_the_socket_may_be_named_before_and_after_every_command_that_calls(client: FakeClient, name: str) -> None:
+    """The later one wins; `top` needs a terminal and is tested in one."""
+    for args, wanted in (
+        (["--socket", "/before", name], "/before"),
+        ([name, "--socket", "/after"], "/after"),
+        (["--socket", "/before", name, "--socket", "/after"], "/after"),
+    ):
+        client.socket = None
+        assert run_cli(client, *args, *CALLS.get(name, [])).exit_code == 0
+        assert client.socket == Path(wanted)
+
+
+@pytest.mark.parametrize("name", ["status", "start", "stop", "logs"])
+def test_a_socket_that_the_service_would_ignore_is_refused(client: FakeClient, name: str) -> None:
+    """Only its installation can set it."""
+    result = run_cli(client, "--socket", "/s", "service", name)
+
+    assert result.exit_code == exit_codes.USAGE
+    assert "--socket belongs to service install" in result.stderr
+
+
+def test_every_command_that_calls_the_daemon_has_both_options() -> None:
+    """Those that call and those that have the options are the same."""
+    assert set(CALLERS) == {*CALLS, "ls", "top", "metrics"}
+    assert all({"--socket", "--start"} <= options(command) for words, command in commands() if words[0] in CALLERS)

@@ -1,0 +1,168 @@
+"""`load`: progress on stderr, the model on stdout."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from daemon.cli import exit_codes
+from mlx_sidecar import LoadProgress
+from tests.unit.cli.cli_fakes import GIB, INFO, MIB, FakeClient, client_fixture, pretend_terminal, run_cli  # noqa: F401
+
+
+def test_load_hands_every_option_on(client: FakeClient, tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    flags = "--pin --ttl 10m --revision v1 --adapter lora --no-download --skip-warmup --estimate-only"
+
+    assert run_cli(client, "load", "org/name", *flags.split()).exit_code == 0
+
+    assert client.called("get_or_load") == [
+        (
+            ("org/name",),
+            {
+                "pin": True,
+                "ttl": 600.0,
+                "revision": "v1",
+                "adapter": str(tmp_path / "lora"),
+                "allow_download": False,
+                "skip_warmup": True,
+                "estimate_only": True,
+            },
+        )
+    ]
+
+
+def test_an_estimate_downloads_nothing_and_says_when_there_is_nothing_yet(client: FakeClient) -> None:
+    client.info = replace(INFO, outcome="estimated", fingerprint="")
+
+    result = run_cli(client, "load", "org/name", "--estimate-only")
+
+    assert result.stdout == "org/name would take 3.0 GiB; it is not on this machine yet.\n"
+    assert client.called("get_or_load")[0][1]["allow_download"] is False
+
+
+def test_pull_downloads_and_loads_nothing(client: FakeClient) -> None:
+    result = run_cli(client, "pull", "org/name", "--revision", "v1")
+
+    assert (result.exit_code, result.stdout) == (0, "org/name is on this machine (3.0 GiB).\n")
+    assert client.called("get_or_load") == [
+        (("org/name",), {"revision": "v1", "allow_download": True, "estimate_only": True})
+    ]
+
+
+def test_pull_as_json_is_the_model(client: FakeClient) -> None:
+    assert json.loads(run_cli(client, "pull", "org/name", "--json").stdout)["model"] == "org/name"
+
+
+@pytest.mark.parametrize(("flags", "pin"), [([], None), (["--pin"], True), (["--unpin"], False)])
+def test_a_pin_is_left_as_it_is_unless_asked_for(client: FakeClient, flags: list[str], pin: bool | None) -> None:
+    run_cli(client, "load", "m", *flags)
+
+    assert client.called("get_or_load")[0][1]["pin"] is pin
+
+
+def test_a_ttl_that_is_no_span_of_time_is_refused(client: FakeClient) -> None:
+    result = run_cli(client, "load", "m", "--ttl", "soon")
+
+    assert result.exit_code == exit_codes.USAGE
+    assert "'soon' must be a number of seconds from 0 to 1e9" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("outcome", "text"),
+    [
+        ("loaded", "org/name is ready: 3.0 GiB, loaded in 2.5 s.\n"),
+        ("hit", "org/name is ready, it was loaded already (3.0 GiB).\n"),
+        ("uncached", "org/name was loaded in 2.5 s but is not kept, because model_cache_mb is 0.\n"),
+        ("estimated", "org/name would take 3.0 GiB, and 2.0 KiB for each token of a prompt.\n"),
+    ],
+)
+def test_load_says_how_the_model_was_got(client: FakeClient, outcome: str, text: str) -> None:
+    client.info = replace(INFO, outcome=outcome)
+
+    assert run_cli(client, "load", "org/name").stdout == text
+
+
+@pytest.mark.parametrize(
+    ("flag", "outcome", "text"),
+    [
+        ("--pin", "loaded", "org/name is ready: 3.0 GiB, loaded in 2.5 s, pinned until it is stopped.\n"),
+        ("--pin", "hit", "org/name is ready, it was loaded already (3.0 GiB), pinned until it is stopped.\n"),
+        ("--unpin", "hit", "org/name is ready, it was loaded already (3.0 GiB), no longer pinned.\n"),
+        ("--pin", "uncached", "org/name was loaded in 2.5 s but is not kept, because model_cache_mb is 0.\n"),
+        ("--pin", "estimated", "org/name would take 3.0 GiB, and 2.0 KiB for each token of a prompt.\n"),
+    ],
+)
+def test_load_says_that_it_pinned_the_model(client: FakeClient, flag: str, outcome: str, text: str) -> None:
+    """Unless there is nothing that could be."""
+    client.info = replace(INFO, outcome=outcome)
+
+    assert run_cli(client, "load", "org/name", flag).stdout == text
+
+
+def test_load_names_what_it_pushed_out(client: FakeClient) -> None:
+    client.info = replace(INFO, evicted=("a", "b"))
+
+    assert run_cli(client, "load", "org/name").stdout.endswith("\nDropped to make room: a, b.\n")
+
+
+def test_progress_in_a_file_is_a_line_for_each_stage_and_tenth(client: FakeClient) -> None:
+    client.progress = [
+        LoadProgress("queued", 0, 0, ("old",)),
+        *(LoadProgress("loading", done * MIB, 100 * MIB, ()) for done in (0, 1, 9, 10, 11, 55, 100)),
+        LoadProgress("warming_up", 0, 0, ()),
+    ]
+
+    result = run_cli(client, "load", "m", "--json")
+
+    assert result.stderr.splitlines() == [
+        "queued, making room by dropping old",
+        "loading 0 B of 100.0 MiB",
+        "loading 10.0 MiB of 100.0 MiB",
+        "loading 55.0 MiB of 100.0 MiB",
+        "loading 100.0 MiB of 100.0 MiB",
+        "warming up",
+    ]
+    assert json.loads(result.stdout)["fingerprint"] == "f" * 64
+
+
+def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing_on_stdout(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_terminal(monkeypatch, "stderr")
+    client.progress = [
+        LoadProgress("downloading", 1, 0, ()),
+        LoadProgress("loading", GIB, 2 * GIB, ("[old]",)),
+        LoadProgress("warming_up", 0, 0, ()),
+    ]
+
+    result = run_cli(client, "load", "org/name")
+
+    assert (result.exit_code, result.stdout) == (0, "org/name is ready: 3.0 GiB, loaded in 2.5 s.\n")
+
+
+@pytest.mark.parametrize("args", [["load"], ["run", "--raw"], ["stop"], ["invalidate", "--yes"]])
+def test_a_path_that_is_none_is_made_absolute_and_a_hub_id_is_not(
+    client: FakeClient, tmp_path: Path, args: list[str]
+) -> None:
+    """So that a refusal names where it was looked for; `stop` finds a model whose directory is gone."""
+    for name in ("./gone", "~/gone", "a/b/gone", "gone/", "org/name", "embedded", "/there"):
+        run_cli(client, *args, name, stdin="Hi")
+
+    models = [call[1][0] for call in client.calls]
+    absolute = [str(tmp_path / name) for name in ("gone", "gone", "a/b/gone", "gone")]
+    assert list(dict.fromkeys(models)) == list(dict.fromkeys([*absolute, "org/name", "embedded", "/there"]))
+
+
+@pytest.mark.parametrize("args", [["load"], ["run", "--raw"], ["stop"], ["invalidate", "--yes"]])
+def test_an_existing_relative_directory_is_made_absolute(client: FakeClient, tmp_path: Path, args: list[str]) -> None:
+    for name in ("model", "embedded"):
+        (tmp_path / name).mkdir()
+    for name in ("./model", "embedded", "org/name"):
+        run_cli(client, *args, name, stdin="Hi")
+
+    models = [call[1][0] for call in client.calls]
+    assert list(dict.fromkeys(models)) == [str(tmp_path / "model"), "embedded", "org/name"]

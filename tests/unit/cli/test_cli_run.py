@@ -1,0 +1,187 @@
+"""`run`: the prompt goes to the model, the answer to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from daemon.cli import exit_codes
+from daemon.cli.output.formatting import printable
+from mlx_sidecar import Delta, InternalError, Message
+from tests.unit.cli.cli_fakes import FakeClient, client_fixture, pretend_terminal, run_cli  # noqa: F401
+
+
+def test_run_loads_with_download_then_streams_the_answer(client: FakeClient) -> None:
+    result = run_cli(client, "run", "org/name", "Hi")
+
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "")
+    assert client.called("get_or_load") == [(("org/name",), {"allow_download": True})]
+    ((args, options),) = client.called("generate")
+    assert args == ("org/name", [Message(role="user", content="Hi")])
+    assert {key: value for key, value in options.items() if value is not None} == {
+        "cache_mode": "read_write",
+        "salt": "",
+    }
+    assert client.streams[0].closed
+
+
+def test_run_hands_every_option_on(client: FakeClient) -> None:
+    args = "--max-tokens 5 --temperature 0.5 --top-p 0.9 --top-k 40 --min-p 0.1 --seed 7 --salt s --no-cache"
+    run_cli(client, "run", "m", "Hi", *args.split(), "--stop", "a", "--stop", "b", "--system", "Be brief")
+
+    ((positional, options),) = client.called("generate")
+    assert positional[1] == [Message(role="system", content="Be brief"), Message(role="user", content="Hi")]
+    assert options == {
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.1,
+        "seed": 7,
+        "salt": "s",
+        "cache_mode": "bypass",
+        "stop": ("a", "b"),
+    }
+
+
+def test_run_asks_for_json(client: FakeClient, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"const": "é"}', encoding="utf-8")
+    run_cli(client, "run", "m", "Hi", "--format", "json")
+    run_cli(client, "run", "m", "Hi", "--schema", str(schema))
+
+    asked = [options for _, options in client.called("generate")]
+    assert [options.get("json_object") for options in asked] == [True, None]
+    assert [options.get("json_schema") for options in asked] == [None, '{"const": "é"}']
+
+
+def test_run_reads_standard_input_when_there_is_no_prompt(client: FakeClient) -> None:
+    run_cli(client, "run", "m", stdin="Grüße\n")
+    run_cli(client, "run", "m", "--raw", stdin="Once\n")
+
+    assert [args[1] for args, _ in client.called("generate")] == [
+        [Message(role="user", content="Grüße")],
+        "Once\n",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "sentence"),
+    [
+        (["m", ""], "", "The prompt is empty."),
+        (["m"], "\n", "The prompt is empty."),
+        (["m"], b"\xff", "The prompt on standard input is not UTF-8 text."),
+        (["m", "x", "--raw", "--system", "y"], "", "--system needs the chat template"),
+        (["m", "x", "--format", "json", "--schema", "-"], "{}", "--format and --schema exclude each other."),
+        (["m", "x", "--schema", "/nowhere"], "", "No such file"),
+        (["m", "x", "--max-tokens", "0"], "", "0 is not in the range x>=1"),
+        (["m", "x", "--seed", "y"], "", "'y' is not a valid integer"),
+    ],
+)
+def test_run_refuses_wrong_usage_before_it_calls(
+    client: FakeClient, args: list[str], stdin: str | bytes, sentence: str
+) -> None:
+    result = run_cli(client, "run", *args, stdin=stdin)
+
+    assert result.exit_code == exit_codes.USAGE
+    assert sentence in result.stderr
+    assert client.calls == []
+
+
+def test_run_shows_what_a_model_thinks_on_a_terminal_only(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.deltas = [Delta("", (1,), (), reasoning="Let me"), Delta("", (2,), (), reasoning=" see."), "Hello"]
+    assert run_cli(client, "run", "m", "Hi").stdout == "Hello\n"
+
+    pretend_terminal(monkeypatch, "stdout")
+    assert run_cli(client, "run", "m", "Hi").stdout == "Let me see.\n\nHello\n"
+
+
+def test_run_prints_timings_on_stderr_when_asked(client: FakeClient) -> None:
+    result = run_cli(client, "run", "m", "Hi", "--verbose")
+
+    assert result.stdout == "Hello\n"
+    assert result.stderr.splitlines() == [
+        "",
+        "prompt       1,426 tokens, 1,408 of them cached",
+        "first token  0.100 s",
+        "prefill      18 tokens in 0.090 s, 200.0 tokens/s",
+        "decode       10 tokens in 0.500 s, 20.0 tokens/s",
+    ]
+
+
+def test_run_as_json_prints_one_object(client: FakeClient) -> None:
+    result = run_cli(client, "run", "m", "Hi", "--json")
+
+    tree = json.loads(result.stdout)
+    assert tree["text"] == "Hello"
+    usage = {"prompt_tokens": 1426, "cached_tokens": 1408, "completion_tokens": 11}
+    assert tree["usage"] == usage | {"draft_tokens": 0, "accepted_tokens": 0}
+    assert tree["timings"]["prefill"] == 0.09
+    assert (tree["reason"], tree["model"], tree["request_id"]) == ("stop", "m", "r-1")
+
+
+def test_ctrl_c_cancels_the_call_and_exits_130(client: FakeClient) -> None:
+    client.deltas = ["Hel", KeyboardInterrupt()]
+
+    result = run_cli(client, "run", "m", "Hi")
+
+    assert (result.exit_code, result.stdout) == (exit_codes.INTERRUPTED, "Hel\n")
+    assert client.streams[0].closed
+
+
+def test_an_error_before_any_text_leaves_stdout_empty(client: FakeClient) -> None:
+    client.deltas = [InternalError("a bug")]
+
+    assert run_cli(client, "run", "m", "Hi").stdout == ""
+
+
+def test_an_error_after_some_text_ends_the_line_first(client: FakeClient) -> None:
+    client.deltas = ["Hel", InternalError("a bug")]
+
+    result = run_cli(client, "run", "m", "Hi")
+
+    assert (result.exit_code, result.stdout) == (exit_codes.REFUSED, "Hel\n")
+    assert result.stderr == "mlx-sidecar: a bug (INTERNAL)\n"
+
+
+def test_text_that_ends_its_own_line_gets_no_second_end(client: FakeClient) -> None:
+    client.deltas = ["a\n", ""]
+
+    assert run_cli(client, "run", "m", "Hi").stdout == "a\n"
+
+
+def test_an_answer_cannot_command_the_terminal(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.deltas = ["a\x1b]0;title\x07b\n"]
+    assert "\x1b" in run_cli(client, "run", "m", "Hi", "--raw").stdout
+
+    pretend_terminal(monkeypatch, "stdout")
+
+    assert run_cli(client, "run", "m", "Hi").stdout == "a\ufffd]0;title\ufffdb\n"
+    assert printable("Grüße 世界 👩\u200d🚀\tx\n") == "Grüße 世界 👩\u200d🚀\tx\n"
+
+
+def test_files_come_before_the_prompt_so_that_questions_about_them_share_a_prefix(
+    client: FakeClient, tmp_path: Path
+) -> None:
+    (tmp_path / "a.md").write_text("first\n")
+    run_cli(client, "run", "m", "--file", "a.md", "--file", "-", "What?", stdin="second\n")
+    run_cli(client, "run", "m", "--file", "a.md")
+    run_cli(client, "run", "m", "--raw", "--file", "a.md", "then")
+
+    assert [args[1] for args, _ in client.called("generate")] == [
+        [Message("user", "first\n\nsecond\n\nWhat?")],
+        [Message("user", "first")],
+        "first\nthen",
+    ]
+
+
+def test_a_file_that_cannot_be_used_is_refused_before_the_model_loads(client: FakeClient, tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"\xff")
+    missing, binary = run_cli(client, "run", "m", "--file", "a"), run_cli(client, "run", "m", "--file", "b")
+
+    assert (missing.exit_code, binary.exit_code) == (exit_codes.USAGE, exit_codes.USAGE)
+    assert "'a' does not exist" in missing.stderr
+    assert "The prompt on b is not UTF-8 text." in binary.stderr
+    assert client.calls == []

@@ -1,0 +1,75 @@
+"""Counters as rates and shares, across gaps and restarts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.cli.output.charts import HEIGHT, WIDTH, chart, nice_ceiling
+from daemon.cli.output.series import MOST_POINTS, Point, rates, shares
+from mlx_sidecar import HistorySample
+
+
+def sample(age: float, generated: int = 0, lookups: int = 0, hits: int = 0) -> HistorySample:
+    """Return a sample with the counters that matter here."""
+    return HistorySample(age, lookups, hits, 0, 0, 0, generated, 0, 0, 0, 0)
+
+
+def test_a_rate_is_growth_by_time() -> None:
+    """At the end of each step; steps need not be equal."""
+    history = [sample(30, 100), sample(20, 150), sample(0, 350)]
+    assert rates(history, "generated_tokens") == [Point(20, 5.0), Point(0, 10.0)]
+
+
+def test_a_counter_that_fell_began_anew() -> None:
+    """What it counts then is all growth; nothing is ever below zero."""
+    assert rates([sample(10, 500), sample(0, 40)], "generated_tokens") == [Point(0, 4.0)]
+
+
+def test_a_share_of_nothing_is_a_gap() -> None:
+    """Not zero: nobody asked."""
+    history = [sample(30), sample(20, lookups=4, hits=3), sample(10, lookups=4, hits=3), sample(0, lookups=6, hits=3)]
+    assert shares(history, "hits", "lookups") == [Point(20, 0.75), Point(10, None), Point(0, 0.0)]
+
+
+@pytest.mark.parametrize("history", [[], [sample(0)], [sample(5), sample(5)]], ids=["none", "one", "at once"])
+def test_too_little_history_has_no_points(history: list[HistorySample]) -> None:
+    """A rate needs two times."""
+    assert rates(history, "generated_tokens") == []
+    assert chart("x", [("y", rates(history, "generated_tokens"))], str).empty
+
+
+@given(st.lists(st.integers(0, 1000), min_size=2, max_size=400))
+def test_joined_steps_lose_no_growth(growths: list[int]) -> None:
+    """However many samples there are: rates times their times are all that was counted."""
+    total, history = 0, [sample(10.0 * len(growths))]
+    for number, growth in enumerate(growths, 1):
+        total += growth
+        history.append(sample(10.0 * (len(growths) - number), total))
+    points = rates(history, "generated_tokens")
+    assert len(points) <= MOST_POINTS
+    starts = [10.0 * len(growths), *(point.age for point in points)]
+    counted = sum((point.value or 0) * (start - point.age) for start, point in zip(starts, points, strict=False))
+    assert counted == pytest.approx(total)
+
+
+def test_lines_lie_within_their_axes_and_break_at_gaps() -> None:
+    """Oldest left, now right, zero at the bottom."""
+    points = [
+        Point(60, 0.0),
+        Point(50, 4.0),
+        Point(40, None),
+        Point(30, 2.0),
+        Point(20, None),
+        Point(10, 1.0),
+        Point(0, 4.0),
+    ]
+    (line,) = chart("x", [("y", points)], str).lines
+    assert line.pieces == (f"0.0,{HEIGHT}.0 {WIDTH / 6:.1f},{HEIGHT * 0.2:.1f}", "466.7,120.0 560.0,30.0")
+    assert line.dots == ((280.0, 90.0),)
+
+
+def test_axes_end_at_round_numbers() -> None:
+    """At or above the largest value."""
+    assert [nice_ceiling(value) for value in (0, 0.3, 1, 7, 21, 60, 1000, 1001)] == [1, 0.5, 1, 10, 25, 100, 1000, 2000]

@@ -1,0 +1,265 @@
+"""The doctor's findings, from recorded answers of Macs and from machines that are not as they should be."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from daemon.doctor import machine, places, trial
+from daemon.doctor.finding import Verdict
+from daemon.doctor.system import System
+from daemon.launchd.agent import OPEN_FILES
+from daemon.shared import process_setup
+from daemon.shared.config import Config
+from mlx_sidecar import Completion, TokenLogprob
+from tests.unit.cli.cli_fakes import STATS, TIMINGS, USAGE
+
+GIB = 1 << 30
+MAC_PROBE = {
+    "device": "gpu: Apple M4 Max",
+    "metal": True,
+    "memory_bytes": 64 * GIB,
+    "working_set_bytes": 48 * GIB,
+    "computes": True,
+    "pressure": 1,
+}
+ASSERTIONS = """Assertion status system-wide:
+   PreventUserIdleDisplaySleep    0
+   PreventUserIdleSystemSleep     1
+Listed by owning process:
+   pid 97(powerd): [0x0000000100098001] 01:02:03 PreventUserIdleSystemSleep named: "Powerd - Prevent sleep"
+   pid 412(caffeinate): [0x0000a1b20001a2c3] 00:00:02 PreventUserIdleSystemSleep named: "caffeinate command-line tool"
+\tDetails: caffeinate asserting on behalf of Process ID 4711
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded(System):
+    """A machine that answers commands by their first words."""
+
+    platform: str = "darwin"
+    answers: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *command: str) -> str | None:
+        line = " ".join(command)
+        return next((answer for begin, answer in self.answers.items() if begin in line), None)
+
+
+def mac(**answers: str) -> Recorded:
+    return Recorded(
+        answers={
+            "sw_vers": "26.1",
+            "uname -m": "arm64",
+            "proc_translated": "0",
+            "daemon.engine.device": json.dumps(MAC_PROBE),
+            "pgrep -P 4711": "412",
+            "pmset": ASSERTIONS,
+            **answers,
+        }
+    )
+
+
+def probe(**changed: Any) -> Recorded:
+    return mac(**{"daemon.engine.device": json.dumps(MAC_PROBE | changed)})
+
+
+def test_the_known_versions_are_fine_others_are_worth_a_note_and_missing_ones_are_not() -> None:
+    """The note names what was tested."""
+    good = machine.tested()
+    known = machine.versions(good.__getitem__)
+    assert (known.verdict, known.fix) == (Verdict.OK, "")
+    assert f"protobuf {good['protobuf']}" in known.found
+    newer = machine.versions((good | {"mlx": "0.32.9"}).__getitem__)
+    assert newer.verdict is Verdict.WARNING
+    assert f"mlx 0.32.9 (tested: {good['mlx']})" in newer.found
+    assert "-c daemon/constraints.txt" in newer.fix
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    assert machine.versions(missing).verdict is Verdict.FAILED
+
+
+def test_the_doctor_has_nothing_to_say_about_the_libraries_that_these_tests_run_with() -> None:
+    """An environment that was made as documented is the tested one; a warning there would be overlooked later."""
+    found = machine.versions()
+    assert (found.verdict, found.fix) == (Verdict.OK, ""), found.found
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict"),
+    [
+        ({}, Verdict.OK),
+        ({"sw_vers": "13.6.1"}, Verdict.FAILED),
+        ({"uname -m": "x86_64"}, Verdict.FAILED),
+        ({"proc_translated": "1"}, Verdict.FAILED),
+    ],
+)
+def test_a_mac_is_apple_silicon_native_and_new_enough(answers: dict[str, str], verdict: Verdict) -> None:
+    """MLX has no wheels for others."""
+    assert machine.operating_system(mac(**answers)).verdict is verdict
+
+
+def test_a_mac_computes_on_metal_within_its_working_set() -> None:
+    """All three findings of the probe, with their figures."""
+    device, memory, pressure = machine.device(mac(), Config())
+    assert (device.verdict, device.found) == (Verdict.OK, "gpu: Apple M4 Max, computes")
+    assert memory.found.startswith(
+        "43.2 GiB for weights, prefixes and requests: 0.9 of the recommended working set, 48.0"
+    )
+    assert pressure.verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        probe(metal=False, device="cpu"),
+        probe(device="cpu"),
+        probe(computes=False),
+        Recorded(answers={}),
+    ],
+    ids=["no Metal", "on the CPU", "wrong sums", "a crash"],
+)
+def test_a_mac_without_a_working_gpu_is_told(system: Recorded) -> None:
+    """It would be slow, wrong or dead, and nobody would know why."""
+    assert next(machine.device(system, Config())).verdict is Verdict.FAILED
+
+
+def test_a_cache_larger_than_the_machine_is_explained() -> None:
+    """Not an error: it gets what there is."""
+    _, memory, _ = machine.device(mac(), Config(model_cache_mb=60 * 1024))
+    assert "together ask for 64.0 GiB, and share what there is" in memory.found
+
+
+def test_a_kernel_that_does_not_tell_its_pressure_is_a_fault_on_a_mac_only() -> None:
+    """Linux kernels may be built without it."""
+    assert list(machine.device(probe(pressure=None), Config()))[2].verdict is Verdict.FAILED
+    linux = replace(probe(pressure=None), platform="linux")
+    assert list(machine.device(linux, Config()))[2].verdict is Verdict.SKIPPED
+
+
+def test_the_clock_of_times_to_live_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name differs, and Python may have been built without it."""
+    assert machine.clock(mac()).verdict is Verdict.OK
+    monkeypatch.delattr(time, "CLOCK_MONOTONIC_RAW")
+    assert machine.clock(mac()).verdict is Verdict.WARNING
+
+
+def test_a_hard_limit_of_open_files_is_told_when_it_is_low() -> None:
+    """The daemon raises the soft one by itself."""
+    assert machine.open_files(lambda _: (256, resource.RLIM_INFINITY)).verdict is Verdict.OK
+    assert machine.open_files(lambda _: (256, 1024)).verdict is Verdict.WARNING
+    assert process_setup.OPEN_FILES == OPEN_FILES
+
+
+def test_a_socket_that_cannot_be_or_is_open_to_others_is_told(folder: Path) -> None:
+    """And nothing is created by looking."""
+    place = folder / "run" / "s.sock"
+    assert places.socket(place).verdict is Verdict.OK
+    assert not place.parent.exists()
+    place.parent.mkdir(0o755)
+    assert f"--socket {place.parent}/mlx-sidecar/s.sock" in places.socket(place).found
+    place.parent.chmod(0o700)
+    assert places.socket(place).found.endswith("directory mode 0700")
+    assert places.socket(folder / ("x" * 100)).verdict is Verdict.FAILED
+    place.write_text("a file")
+    assert places.socket(place).verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "step_age", "verdict", "found"),
+    [
+        ("ready", 0, 0.0, Verdict.OK, "pid 78, ready, never restarted"),
+        ("ready", 1, 0.0, Verdict.WARNING, "pid 78, ready, restarted once"),
+        ("stalled", 0, 0.0, Verdict.FAILED, "pid 78 is stalled: no sign of life; restarted 0 times"),
+        ("stalled", 2, 7.4, Verdict.FAILED, "pid 78 is stalled: a step of 7 s; restarted 2 times"),
+        ("starting", 0, 0.0, Verdict.WARNING, "it is starting; restarted 0 times"),
+        ("restarting", 3, 0.0, Verdict.FAILED, "it is restarting; restarted 3 times"),
+    ],
+)
+def test_an_engine_that_hangs_or_died_is_told(
+    state: str, restarts: int, step_age: float, verdict: Verdict, found: str
+) -> None:
+    """Before the trial waits for it."""
+    finding = trial.engine(replace(STATS.engine, state=state, restarts=restarts, step_age=step_age))
+    assert (finding.verdict, finding.found) == (verdict, found)
+
+
+def test_a_full_disk_under_the_log_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are lost there, and an operator looks for them in vain."""
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=300, f_frsize=4096))
+    finding = places.log_file(tmp_path / "log")
+    assert finding.verdict is Verdict.FAILED
+    assert finding.found.endswith("on a disk with 1.2 MiB left; one log file takes 10.0 MiB")
+
+
+def test_a_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """Here, because a file is where a directory should be."""
+    assert places.log_file(None).verdict is Verdict.SKIPPED
+    assert places.log_file(tmp_path / "new" / "log").verdict is Verdict.OK
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    assert places.log_file(tmp_path / "file").verdict is Verdict.OK
+    assert places.log_file(tmp_path / "file" / "log").verdict is Verdict.FAILED
+    assert places.log_file(tmp_path).verdict is Verdict.FAILED
+
+
+def answer(*logprobs: float, cached: int = 96, first: int = 1) -> Completion:
+    tokens = tuple(range(first, first + len(logprobs)))
+    pairs = tuple(TokenLogprob(token, logprob, ()) for token, logprob in zip(tokens, logprobs, strict=True))
+    usage = replace(USAGE, prompt_tokens=100, cached_tokens=cached)
+    return Completion("", tokens, pairs, "length", "", usage, TIMINGS, "r", "embedded")
+
+
+COLD = answer(-0.5, -0.25, cached=0)
+
+
+def test_equal_answers_pass_and_tell_how_much_was_reused() -> None:
+    """To the last bit, on a CPU."""
+    found = trial.compare(COLD, answer(-0.5, -0.25), exact=True)
+    assert (found.verdict, found.found[:28]) == (Verdict.OK, "96 of 100 tokens reused, the")
+
+
+@pytest.mark.parametrize(
+    ("cold", "warm", "exact", "verdict"),
+    [
+        (COLD, answer(-0.5, -0.2501), True, Verdict.FAILED),
+        (COLD, answer(-0.5, -0.2501), False, Verdict.OK),
+        (COLD, answer(-0.5, -0.5), False, Verdict.FAILED),
+        (COLD, answer(-0.5, -0.25, first=2), False, Verdict.FAILED),
+        (COLD, answer(-0.5, -0.25, cached=0), True, Verdict.FAILED),
+        (answer(-0.5, -0.25), answer(-0.5, -0.25), True, Verdict.FAILED),
+    ],
+    ids=["last bits, CPU", "last bits, GPU", "more than bits", "other tokens", "nothing reused", "not cold"],
+)
+def test_answers_that_differ_or_prove_nothing_fail(
+    cold: Completion, warm: Completion, exact: bool, verdict: Verdict
+) -> None:
+    """A trial that could not fail would be worth nothing."""
+    assert trial.compare(cold, warm, exact=exact).verdict is verdict
+
+
+def test_a_mac_is_kept_awake_but_not_its_display() -> None:
+    """As pmset lists it, for the daemon's own caffeinate."""
+    assert trial.awake(mac(), 4711).verdict is Verdict.OK
+    assert trial.awake(mac(), 4712).verdict is Verdict.FAILED, "another process's caffeinate does not count"
+    assert trial.awake(mac(pmset="nothing"), 4711).verdict is Verdict.FAILED
+    display = ASSERTIONS.replace("02 PreventUserIdleSystemSleep", "02 PreventUserIdleDisplaySleep")
+    assert trial.awake(mac(pmset=display), 4711).verdict is Verdict.FAILED
+    assert trial.awake(replace(mac(), platform="linux"), 4711).verdict is Verdict.SKIPPED
+
+
+def test_a_command_that_fails_or_is_missing_has_no_answer() -> None:
+    """Whoever asked decides what that means."""
+    system = System()
+    assert system.run("echo", "hello") == "hello"
+    assert system.run("false") is None
+    assert system.run("no-such-program") is None

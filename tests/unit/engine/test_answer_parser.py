@@ -1,0 +1,433 @@
+"""Channels: an answer's text, reasoning and tool calls do not depend on how it was cut, and nothing is lost."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlx_lm.chat_templates import muse_spark
+from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
+
+from daemon.engine.output.answer_parser import AnswerParser, Parts
+from daemon.engine.output.chat_markup import ChatMarkup
+from daemon.engine.output.harmony import MARKS, understood
+from daemon.engine.output.tool_calls import MOST_CHARACTERS
+
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": name, "description": "", "parameters": parameters}}
+    for name, parameters in {
+        "get_weather": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+        "search": {"type": "object", "properties": {"query": {"type": "string"}}},
+    }.items()
+]
+
+
+@dataclass
+class FakeTokenizer:
+    """
+    What of a Hugging Face tokenizer tells of its model's notation; each character is a token.
+
+    Attributes:
+        words: Tokens of its vocabulary that are marks.
+        chat_template: What mlx-lm guesses the notation of tool calls from.
+    """
+
+    words: Sequence[str] = ()
+    chat_template: str = ""
+    eos_token_id: int = 0
+    init_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return the marks as tokens."""
+        return {word: number + 0x11_0000 for number, word in enumerate(self.words)}
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        """Return characters as ids."""
+        return [*map(ord, text)]
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        """Return ids as characters."""
+        return "".join(map(chr, ids))
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> str:
+        """Render nothing."""
+        return ""
+
+
+def notation(*words: str, template: str = "", parts: dict[str, Any] | None = None) -> ChatMarkup:
+    """Return the notation that mlx-lm finds for a model with these marks, this template and these parts of answers."""
+    tokenizer = FakeTokenizer(words, template)
+    kind = _infer_tool_parser(tokenizer)
+    if kind is None:
+        return ChatMarkup(TokenizerWrapper(tokenizer))
+    module = importlib.import_module(f"mlx_lm.tool_parsers.{kind}")
+    return ChatMarkup(
+        TokenizerWrapper(
+            tokenizer,
+            tool_call_start=module.tool_call_start,
+            tool_call_end=module.tool_call_end,
+            tool_parser=module.parse_tool_call,
+            response_format=parts,
+        )
+    )
+
+
+HARMONY = ChatMarkup(understood(TokenizerWrapper(FakeTokenizer(MARKS))))
+THINKS = notation("<think>", "</think>")
+HERMES = notation("<think>", "</think>", template="<tool_call>{{ tool_call.name }}")
+
+
+@dataclass
+class Taken:
+    """All channels of an answer, joined."""
+
+    text: str
+    reasoning: str
+    calls: list[tuple[str, Any]]
+    ids: list[str]
+
+
+def take(
+    marks: ChatMarkup, pieces: Sequence[str], tools: Sequence[Any] = TOOLS, *, opened: bool = False, ended: bool = True
+) -> Taken:
+    """Take an answer apart that comes in pieces."""
+    channels = AnswerParser(marks, tools, opened=opened)
+    parts: list[Parts] = [*map(channels.add, pieces), channels.finish(ended=ended)]
+    calls = [call for part in parts for call in part.calls]
+    assert [call.index for call in calls] == list(range(len(calls)))
+    assert channels.calls == len(calls)
+    return Taken(
+        "".join(part.text for part in parts),
+        "".join(part.reasoning for part in parts),
+        [(call.name, json.loads(call.arguments_json)) for call in calls],
+        [call.id for call in calls],
+    )
+
+
+def cuts(text: str) -> Iterator[list[str]]:
+    """Yield a text cut in two at every position, and into single characters."""
+    yield from ([text[:at], text[at:]] for at in range(len(text) + 1))
+    yield list(text)
+
+
+WEATHER = ("get_weather", {"city": "Bergen", "days": 2})
+SEARCH = ("search", {"query": 'a {b} "c"'})
+HERMES_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Bergen", "days": 2}}\n</tool_call>'
+
+RECORDED: dict[str, tuple[ChatMarkup, str, str, str, list[tuple[str, Any]]]] = {
+    "json in tags, after reasoning": (
+        HERMES,
+        "<think>\nRain?\n</think>\n\nI look.\n" + HERMES_CALL,
+        "\n\nI look.\n", "\nRain?\n", [WEATHER],
+    ),
+    "json in tags, two calls": (
+        HERMES,
+        HERMES_CALL + '\n<tool_call>\n{"name": "search", "arguments": {"query": "a {b} \\"c\\""}}\n</tool_call>',
+        "\n", "", [WEATHER, SEARCH],
+    ),
+    "json in tags, arguments as text": (
+        HERMES, '<tool_call>{"name": "search", "arguments": "{\\"query\\": \\"é\\"}"}</tool_call>',
+        "", "", [("search", {"query": "é"})],
+    ),
+    "json in tags, no arguments": (
+        HERMES, '<tool_call>{"name": "search"}</tool_call>.', ".", "", [("search", {})],
+    ),
+    "xml parameters": (
+        notation(template="<tool_call>\n<function="),
+        ("Now.<tool_call>\n<function=get_weather>\n<parameter=city>\nBergen\n</parameter>\n<parameter=days>\n2\n"
+        "</parameter>\n</function>\n</tool_call>"),
+        "Now.", "", [WEATHER],
+    ),
+    "keys and values": (
+        notation(template="<arg_key>"),
+        ("<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Bergen</arg_value>\n<arg_key>days</arg_key>\n"
+        "<arg_value>2</arg_value>\n</tool_call>!"),
+        "!", "", [WEATHER],
+    ),
+    "without an end mark": (
+        notation(template="[TOOL_CALLS]"),
+        'Yes. [TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Bergen", "days": 2}, "id": "abcdefghi"}]',
+        "Yes. ", "", [WEATHER],
+    ),
+    "without an end mark, headers": (
+        notation(template="[TOOL_CALLS]"),
+        '[TOOL_CALLS]get_weather[ARGS]{"city": "Bergen", "days": 2}[TOOL_CALLS]search[ARGS]{"query": "a {b} \\"c\\""}',
+        "", "", [WEATHER, SEARCH],
+    ),
+    "a section of calls": (
+        notation(template="<|tool_calls_section_begin|>"),
+        ("I do.<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+        '{"city": "Bergen", "days": 2}<|tool_call_end|><|tool_calls_section_end|>'),
+        "I do.", "", [WEATHER],
+    ),
+    "python": (
+        notation(template="<|tool_call_start|>"),
+        '<|tool_call_start|>[get_weather(city="Bergen", days=2), search(query="a {b} \\"c\\"")]<|tool_call_end|> ok',
+        " ok", "", [WEATHER, SEARCH],
+    ),
+    "its own quotes, after a channel of reasoning": (
+        notation("<|channel>", "<channel|>", template="<|tool_call> <tool_call|>"),
+        '<|channel>thought\nHm<channel|>So<|tool_call>call:get_weather{city:<|"|>Bergen<|"|>,days:2}<tool_call|>',
+        "So", "\nHm", [WEATHER],
+    ),
+    "tags for everything": (
+        notation("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"),
+        ("<|open|>think<|sep|>Hm<|close|>think<|sep|><|open|>response<|sep|>So<|close|>response<|sep|>"
+        '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|><|open|>argument key="city" type="string"'
+        '<|sep|>Bergen<|close|>argument<|sep|><|open|>argument key="days" type="number"<|sep|>2<|close|>argument<|sep|>'
+        "<|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>"),
+        "So", "Hm", [WEATHER],
+    ),
+    "escapes": (
+        notation(template="<start_function_call>"),
+        "<start_function_call>call:get_weather{city:<escape>Bergen<escape>,days:2}<end_function_call> ok",
+        " ok", "", [WEATHER],
+    ),
+    "long keys and values": (
+        notation("<longcat_think>", "</longcat_think>", template="<longcat_tool_call>"),
+        (
+            "<longcat_think>Hm</longcat_think><longcat_tool_call>get_weather\n<longcat_arg_key>city</longcat_arg_key>\n"
+            "<longcat_arg_value>Bergen</longcat_arg_value>\n<longcat_arg_key>days</longcat_arg_key>\n"
+            "<longcat_arg_value>2</longcat_arg_value>\n</longcat_tool_call>"
+        ),
+        "", "Hm", [WEATHER],
+    ),
+    "invocations": (
+        notation(template="<minimax:tool_call>"),
+        (
+            '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Bergen</parameter>\n'
+            '<parameter name="days">2</parameter>\n</invoke>\n<invoke name="search">\n'
+            '<parameter name="query">a {b} "c"</parameter>\n</invoke>\n</minimax:tool_call>'
+        ),
+        "", "", [WEATHER, SEARCH],
+    ),
+    "parts with headers": (
+        notation(template="<atem:function_calls>", parts=muse_spark.RESPONSE_FORMAT),
+        ("to=self<|message|>Hm<|eom|>to=user<|message|>So<|eom|><atem:function_calls><atem:invoke name=\"get_weather\">"
+        '<atem:parameter name="city">"Bergen"</atem:parameter><atem:parameter name="days">2</atem:parameter>'
+        "</atem:invoke></atem:function_calls>"),
+        "So", "Hm", [WEATHER],
+    ),
+    "a header that is none": (
+        notation(template="<atem:function_calls>", parts=muse_spark.RESPONSE_FORMAT), "So it is", "So it is", "", [],
+    ),
+    "messages with headers": (
+        HARMONY,
+        "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>So it <is>",
+        "So it <is>", "Hm", [],
+    ),
+    "messages with headers, a call after what is told the user": (
+        HARMONY,
+        ("<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+        "<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+        '{"city": "Bergen", "days": 2}'),
+        "I look.", "Hm", [WEATHER],
+    ),
+    "messages with headers, the callee before the channel": (
+        HARMONY,
+        '<|start|>assistant to=functions.search<|channel|>commentary json<|message|>{"query": "a {b} \\"c\\""}<|call|>',
+        "", "", [SEARCH],
+    ),
+    "tags with attributes": (
+        notation(template='<function name=" <param name="'),
+        'Go <function name="get_weather"><param name="city">Bergen</param><param name="days">2</param></function>',
+        "Go ", "", [WEATHER],
+    ),
+}  # fmt: skip
+"""Answers as models write them: the notation, the answer, and its text, reasoning and calls."""
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recorded_answer_is_taken_apart_the_same_however_it_is_cut(name: str) -> None:
+    """At every position, and character by character."""
+    marks, answer, text, reasoning, calls = RECORDED[name]
+    for pieces in cuts(answer):
+        taken = take(marks, pieces)
+        assert (taken.text, taken.reasoning, taken.calls) == (text, reasoning, calls), pieces
+
+
+BROKEN = {
+    "no json": "<tool_call>{name}</tool_call>",
+    "no object": "<tool_call>[1]</tool_call>",
+    "no name": '<tool_call>{"arguments": {}}</tool_call>',
+    "a name that is no text": '<tool_call>{"name": ["search"]}</tool_call>',
+    "no such tool": '<tool_call>{"name": "delete", "arguments": {}}</tool_call>',
+    "arguments that are no object": '<tool_call>{"name": "search", "arguments": [1]}</tool_call>',
+    "a number that is none": '<tool_call>{"name": "search", "arguments": {"a": NaN}}</tool_call>',
+    "half a surrogate pair": '<tool_call>{"name": "search", "arguments": {"a": "\\ud800"}}</tool_call>',
+    "nothing": "<tool_call></tool_call>",
+    "too deep": f"<tool_call>{'[' * 50_000}</tool_call>",
+    "too long": f'<tool_call>{{"name": "search", "arguments": {{"query": "{"a" * MOST_CHARACTERS}"}}}}</tool_call>',
+    "a mark within a mark": "<tool_call><tool_call></tool_call></tool_call>",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_call_is_passed_on_as_the_model_wrote_it(name: str) -> None:
+    """With its marks, between what comes before and after."""
+    answer = f"So: {BROKEN[name]} and {HERMES_CALL} on."
+    for pieces in cuts(answer) if len(answer) < 300 else [[answer], [answer[:20], answer[20:]]]:
+        taken = take(HERMES, pieces)
+        assert (taken.text, taken.calls) == (f"So: {BROKEN[name]} and  on.", [WEATHER])
+
+
+def test_messages_with_headers_that_are_no_calls_are_passed_on() -> None:
+    """What a model calls that is no tool of the request, and a call without its message."""
+    for call in ("to=functions.delete <|constrain|>json<|message|>{}", "to=functions.search json"):
+        for pieces in cuts(f"<|channel|>commentary {call}"):
+            taken = take(HARMONY, pieces)
+            assert (taken.text, taken.calls) == (call, [])
+
+
+@pytest.mark.parametrize("header", ["<|channel|>", "<|channel|>analysis", "<|start|>assistant<|channel|>fin"])
+def test_a_header_that_was_cut_short_is_no_text(header: str) -> None:
+    """Whether it is the first, or that of a message after another."""
+    for pieces in cuts(header):
+        assert take(HARMONY, pieces, ended=False).text == ""
+    for pieces in cuts(f"<|channel|>final<|message|>So<|end|>{header}"):
+        assert take(HARMONY, pieces, ended=False).text == "So"
+
+
+def test_an_answer_without_any_header_is_text() -> None:
+    for pieces in cuts("So it is"):
+        assert take(HARMONY, pieces).text == "So it is"
+
+
+def test_reasoning_of_gpt_oss_leads_to_a_form_by_the_header_of_an_answer() -> None:
+    thinking = HARMONY.thinking([], wanted=True)
+    assert thinking is not None
+    marks = ["<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant", "<|channel|>final<|message|>"]
+    spans = (thinking.start, thinking.end, thinking.turn, HARMONY.answer_header([]))
+    assert [*map(FakeTokenizer().decode, spans)] == marks
+
+
+def test_behind_a_message_of_gpt_oss_there_is_neither_reasoning_nor_a_header() -> None:
+    """A prompt that ends there asks to be gone on with, not for an answer."""
+    for end in ("<|end|>", "<|return|>"):
+        prompt = FakeTokenizer().encode(f"<|start|>user<|message|>So{end}")
+        assert HARMONY.thinking(prompt, wanted=True) is None
+        assert HARMONY.answer_header(prompt) == ()
+
+
+def test_an_answer_that_must_be_in_a_form_needs_no_header() -> None:
+    channels = AnswerParser(HARMONY, TOOLS, opened=False, bare=True)
+    assert channels.add('{"a": 1').text == '{"a": 1'
+
+
+def test_of_several_calls_none_is_left_out_because_it_cannot_be_read() -> None:
+    """All of them are text then, for parsers that would skip one."""
+    whole = '<|open|>call tool="search"<|sep|><|close|>call<|sep|>'
+    broken = whole.replace("tool", "fool")
+    tags = RECORDED["tags for everything"][0]
+    answer = f"<|open|>tools<|sep|>{whole}{broken}<|close|>tools<|sep|>"
+    assert take(tags, [answer]).text == answer
+    one = "<function=search>\n</function>"
+    xml = RECORDED["xml parameters"][0]
+    answer = f"<tool_call>\n{one}\n{one}\n</tool_call>"
+    assert take(xml, [answer]).text == answer
+    assert take(xml, [f"<tool_call>\n{one}\n</tool_call>"]).calls == [("search", {})]
+
+
+def test_a_model_that_repeats_itself_within_a_call_does_not_hold_up_the_engine() -> None:
+    """Without a limit, this parser would take minutes."""
+    marks = RECORDED["its own quotes, after a channel of reasoning"][0]
+    answer = f"<|tool_call>{'call:search{x:1,' * 4000}<tool_call|>"
+    assert take(marks, [answer]).text == answer
+
+
+@pytest.mark.parametrize("at", range(len(HERMES_CALL)))
+def test_a_call_that_was_cut_short_is_text(at: int) -> None:
+    """By max_tokens or by a stop string, wherever; but a model may also leave out the last mark."""
+    cut = "So: " + HERMES_CALL[:at]
+    assert take(HERMES, [cut], ended=False).text == cut
+    assert take(HERMES, [cut], ended=False).calls == []
+    ended = take(HERMES, [cut])
+    assert (ended.text, ended.calls) in [(cut, []), ("So: ", [WEATHER])]
+
+
+def test_a_complete_call_without_its_last_mark_counts_only_if_the_model_ended_there() -> None:
+    """Else more might have come."""
+    open_call = HERMES_CALL.removesuffix("</tool_call>")
+    assert take(HERMES, [open_call]).calls == [WEATHER]
+    assert take(HERMES, [open_call], ended=False).text == open_call
+
+
+def test_without_tools_the_notation_of_calls_is_text() -> None:
+    """And comes at once rather than when the call is complete."""
+    for pieces in cuts(f"So {HERMES_CALL}."):
+        assert take(HERMES, pieces, tools=[]) == Taken(f"So {HERMES_CALL}.", "", [], [])
+    channels = AnswerParser(HERMES, [], opened=False)
+    assert channels.add("<tool_call>abc").text == "<tool_call>abc"
+
+
+def test_a_call_has_the_id_that_the_model_gave_it_or_one_that_is_new() -> None:
+    """Of nine letters and digits, as some templates demand."""
+    marks, answer = RECORDED["without an end mark"][:2]
+    assert take(marks, [answer]).ids == ["abcdefghi"]
+    made = [take(HERMES, [HERMES_CALL]).ids[0] for _ in range(50)]
+    assert len(set(made)) == 50
+    assert all(len(one) == 9 and one.isalnum() for one in made)
+
+
+THOUGHTS = {
+    "opened by the model": ("<think>\na < b\n</think>\n\nSo.", False, "\n\nSo.", "\na < b\n"),
+    "opened by the prompt": ("Hm.\n</think>\n\nSo.", True, "\n\nSo.", "Hm.\n"),
+    "opened by both": ("<think>Hm</think>So", True, "So", "<think>Hm"),
+    "none": ("So </think> it is.", False, "So </think> it is.", ""),
+    "after white space": ("\n <think>Hm</think>So", False, "\n So", "Hm"),
+    "twice": ("<think>a</think>\n<think>b</think>c", False, "\nc", "ab"),
+    "never closed": ("<think>Hm </thin", False, "", "Hm </thin"),
+    "empty": ("<think>\n\n</think>\n\nSo.", False, "\n\nSo.", "\n\n"),
+    "in the middle of text": ("Use <think>x</think> y", False, "Use <think>x</think> y", ""),
+    "in the middle of text, never closed": ("Use <think> and <b>", False, "Use <think> and <b>", ""),
+    "nearly a mark": ("<<think>>", False, "<<think>>", ""),
+}
+
+
+@pytest.mark.parametrize("name", THOUGHTS)
+def test_reasoning_is_split_from_the_text_wherever_pieces_end(name: str) -> None:
+    """Only the marks are taken out, and only before the text."""
+    answer, opened, text, reasoning = THOUGHTS[name]
+    for pieces in cuts(answer):
+        taken = take(THINKS, pieces, opened=opened)
+        assert (taken.text, taken.reasoning) == (text, reasoning), pieces
+
+
+def test_a_call_within_reasoning_is_a_call() -> None:
+    """What follows is text, as mlx-lm reads it."""
+    taken = take(HERMES, [f"<think>I ask {HERMES_CALL} now"])
+    assert (taken.reasoning, taken.calls, taken.text) == ("I ask ", [WEATHER], " now")
+
+
+ALPHABET = st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", "<", "think>", "a ", "\n", "{}",
+                            '{"name": "search"}'])  # fmt: skip
+
+
+@given(st.lists(ALPHABET, max_size=12), st.lists(st.integers(1, 9), max_size=20), st.booleans(), st.booleans())
+def test_any_answer_is_the_same_whole_or_in_pieces_and_only_marks_and_calls_leave_the_text(
+    words: list[str], sizes: list[int], opened: bool, ended: bool
+) -> None:
+    """For every cut; without tools, text and reasoning are the answer but for the marks of reasoning."""
+    answer = "".join(words)
+    pieces, rest = [], answer
+    for size in sizes:
+        pieces.append(rest[:size])
+        rest = rest[size:]
+    for tools in (TOOLS, []):
+        whole = take(HERMES, [answer], tools, opened=opened, ended=ended)
+        cut = take(HERMES, [*pieces, rest], tools, opened=opened, ended=ended)
+        assert (cut.text, cut.reasoning, cut.calls) == (whole.text, whole.reasoning, whole.calls)
+        if not whole.calls:
+            gone = Counter(answer)
+            gone.subtract(whole.text + whole.reasoning)
+            closed = gone["/"]
+            opened_too = gone["<"] - closed
+            assert +gone == Counter("<think>" * opened_too) + Counter("</think>" * closed)
+            assert min(gone.values(), default=0) >= 0

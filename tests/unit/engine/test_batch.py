@@ -1,0 +1,151 @@
+"""Batches change how fast tokens come and nothing else: who shares a forward pass, and that nobody notices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from daemon.engine.execution import batch, decoder
+from daemon.engine.execution.batch import FREE_PADDING, fits
+from daemon.engine.prompt.tokenizers import Tokenizer
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.harness import Answer, Harness, generate
+from tools.embedded import corpus
+
+STOP = pb.Stop(ignore_eos=True)
+PROMPTS = [example.completion() for example in islice(corpus.held_out(seed=80, tokens_hint=100), 6)]
+
+
+@pytest.fixture(name="passes")
+def _passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the numbers of rows of the forward passes of batches, as they happen."""
+    seen: list[int] = []
+    original = batch.forward
+
+    def forward(sequence: Any, tokens: mx.array, caches: Any) -> mx.array:
+        seen.append(tokens.shape[0])
+        return original(sequence, tokens, caches)
+
+    monkeypatch.setattr(batch, "forward", forward)
+    return seen
+
+
+def together(harness: Harness, requests: list[pb.GenerateRequest]) -> list[Answer]:
+    """Run requests at the same time."""
+    calls = [harness.begin(request) for request in requests]
+    return [Answer(harness.finish(call)) for call in calls]
+
+
+def test_requests_of_similar_length_share_their_forward_passes(harness: Harness, passes: list[int]) -> None:
+    """Four requests of forty tokens take far fewer than four times forty passes, and some pass has all four."""
+    requests = [generate(prompt, max_tokens=40, stop=STOP) for prompt in PROMPTS[:4]]
+    answers = together(harness, requests)
+    assert all(len(answer.ids) == 40 for answer in answers)
+    assert max(passes) == 4
+    assert len(passes) < 2 * 40
+    harness.settle()
+
+
+def test_a_first_token_is_told_before_the_next_step_is_begun(
+    harness: Harness, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy device can take as long as a step to accept one; later tokens are read while it computes."""
+    begun: list[int] = []
+    original = decoder._read
+
+    def read(sequence: Any, sampled: Any) -> Any:
+        begun.append(len(passes))
+        return original(sequence, sampled)
+
+    monkeypatch.setattr(decoder, "_read", read)
+    harness.run(generate("The", max_tokens=4, stop=STOP))
+    assert begun == [0, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shared"),
+    [
+        ([2, 60, 5], True),
+        ([200] * 7 + [16_000], False),
+        ([1000, 1300], True),
+        ([1000, 2000], False),
+        ([200, 300, 250], True),
+    ],
+)
+def test_rows_share_a_batch_if_padding_costs_little(lengths: list[int], shared: bool) -> None:
+    assert fits(lengths) == shared
+
+
+@given(st.lists(st.integers(1, 40_000), min_size=1, max_size=16))
+def test_padding_is_a_quarter_at_most_and_what_a_cache_grows_by_anyway(lengths: list[int]) -> None:
+    if fits(lengths):
+        assert max(lengths) * len(lengths) <= 1.25 * sum(lengths) + FREE_PADDING * len(lengths)
+
+
+def test_a_long_request_is_not_padded_into_a_batch_of_short_ones(harness: Harness, passes: list[int]) -> None:
+    """The padded KV of a batch stays within its bound of the rows' own."""
+    long = next(corpus.held_out(seed=81, tokens_hint=900)).completion()
+    requests = [generate(text, max_tokens=30, stop=STOP) for text in (long, *PROMPTS[:3])]
+    calls = [harness.begin(request) for request in requests]
+    harness.until(lambda: harness.figures.engine.decoding == 4 or all(map(harness.decoding, calls)))
+    (decoder,) = harness.engine._runner._decoders.values()
+    for group in decoder._batches:
+        lengths = [row.length for row in group.rows]
+        assert fits(lengths)
+    assert len(decoder._batches) == 2
+    for call in calls:
+        harness.finish(call)
+    assert max(passes) == 3
+
+
+def by_ids(ids: list[int], max_tokens: int) -> pb.GenerateRequest:
+    """Return a request whose prompt is token ids: text might be tokenised otherwise when it comes back."""
+    tokens = pb.TokenIds(ids=ids)
+    return pb.GenerateRequest(model="embedded", tokens=tokens, max_tokens=max_tokens, stop=STOP, top_logprobs=2)
+
+
+def test_what_a_row_of_a_batch_generated_is_reused_exactly(
+    harness: Harness, engine: Callable[..., Harness], tokenizer: Tokenizer
+) -> None:
+    """The KV that a row takes with it is its own, bit for bit."""
+    prompts = [tokenizer.encode_prompt(prompt) for prompt in PROMPTS[:3]]
+    fresh = engine()
+    for prompt, answer in zip(prompts, together(harness, [by_ids(prompt, 60) for prompt in prompts]), strict=True):
+        longer = by_ids(prompt + answer.ids + prompt[:5], 8)
+        warm, cold = harness.run(longer), fresh.run(longer)
+        assert warm.cached >= len(prompt) + 40
+        assert cold.cached == 0
+        assert warm.content == cold.content
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], print_blob=True)
+@given(
+    plan=st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 12), st.integers(1, 30), st.booleans()), min_size=2, max_size=6
+    )
+)
+def test_rows_join_and_leave_at_any_step_without_a_trace(
+    harness: Harness, plan: list[tuple[int, int, int, bool]]
+) -> None:
+    """Random arrivals, lengths and cancels: each answer is the one that its request gets alone."""
+    requests = [generate(PROMPTS[which], max_tokens=length, stop=STOP, top_logprobs=1) for which, _, length, _ in plan]
+    calls = []
+    for request, (_, pause, _, _) in zip(requests, plan, strict=True):
+        calls.append(harness.begin(request))
+        for _ in range(pause):
+            harness.step()
+    for call, (_, _, _, cancelled) in zip(calls, plan, strict=True):
+        if cancelled:
+            harness.cancel(call)
+    for call, request, (_, _, _, cancelled) in zip(calls, requests, plan, strict=True):
+        if not cancelled:
+            answer = Answer(harness.finish(call))
+            request.cache.mode = pb.CACHE_MODE_BYPASS
+            assert answer.content == harness.run(request).content
+    harness.settle()

@@ -1,0 +1,168 @@
+"""Conversations: reasoning and tool calls of a running model reach the caller apart from its text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.models import marked_model
+from tests.unit.engine.harness import Answer, Harness
+
+MARKS = {"<think>": False, "</think>": False, "<tool_call>": False, "</tool_call>": False}
+THINK, END_THINK = 737, 738
+EOS = 2
+HERMES = "{# <tool_call> tool_call.name #}"
+SEARCH = pb.Tool(name="search", parameters_json='{"type": "object"}')
+CALL = '<tool_call>{"name": "search", "arguments": {"query": "a"}}</tool_call>'
+
+
+@pytest.fixture(name="model")
+def _model(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that writes a model."""
+    return lambda marks=MARKS, template=HERMES: str(marked_model(tmp_path, marks, template))
+
+
+def exactly(written: str, marks: Iterable[str]) -> pb.ResponseFormat:
+    """Return the form of one text, in which marks are single tokens; grammars name those by their ids."""
+    ids = {mark: f"<[{number}]>" for number, mark in enumerate(marks, 737)}
+    words = re.split("(" + "|".join(map(re.escape, ids)) + ")", written)
+    return pb.ResponseFormat(grammar="start: " + " ".join(ids.get(word, json.dumps(word)) for word in words if word))
+
+
+def ask(harness: Harness, model: str, written: str = "", **fields: Any) -> Answer:
+    """Ask a model that answers what a test wrote, by a form that allows nothing else; or, without, what it likes."""
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], **fields.pop("chat", {}))
+    if written:
+        fields["response_format"] = exactly(written, MARKS)
+    request = {"model": model, "max_tokens": 200, **fields}
+    return harness.run(pb.GenerateRequest(**request if "text" in request else {**request, "chat": chat}))
+
+
+def channels(answer: Answer) -> tuple[str, str, list[tuple[str, Any]]]:
+    """Return an answer's text, reasoning and calls."""
+    deltas = [event.generate.delta for event in answer.events if event.generate.HasField("delta")]
+    calls = [call for delta in deltas for call in delta.tool_calls]
+    assert [call.index for call in calls] == list(range(len(calls)))
+    named = [(call.name, json.loads(call.arguments_json)) for call in calls]
+    return answer.text, "".join(delta.reasoning for delta in deltas), named
+
+
+QUIET = {"enable_thinking": False}
+"""The form then holds from the first token on, so that it can be all that is written."""
+
+
+def test_reasoning_of_a_chat_comes_apart_from_its_text(harness: Harness, model: Callable[..., str]) -> None:
+    """Every token is listed, those of the marks too."""
+    answer = ask(harness, model(), "<think>\nHm</think>\n\nSo.", chat=QUIET)
+    assert channels(answer) == ("\n\nSo.", "\nHm", [])
+    assert {THINK, END_THINK} <= set(answer.ids)
+    assert len(answer.ids) == answer.finished.usage.completion_tokens - 1
+    assert answer.finished.reason == pb.FINISH_REASON_STOP
+
+
+def test_a_raw_prompt_has_text_only(harness: Harness, model: Callable[..., str]) -> None:
+    """Whatever it looks like."""
+    written = f"<think>Hm</think>{CALL}"
+    answer = ask(harness, model(), written, text="Hello")
+    assert channels(answer) == (written, "", [])
+
+
+def test_a_template_may_open_the_reasoning(harness: Harness, model: Callable[..., str]) -> None:
+    """The mark is then in the prompt, and the answer has only the other one."""
+    path = model(template=HERMES + "{{ '<think>\n' }}")
+    biased = pb.Sampling(logit_bias={END_THINK: 100, EOS: 50})
+    answer = ask(harness, path, "So.", sampling=biased)
+    assert channels(answer) == ("So.", "", [])
+    assert answer.ids[0] == END_THINK
+
+
+def test_a_user_who_writes_of_marks_opens_nothing(harness: Harness, model: Callable[..., str]) -> None:
+    """Only the end of the prompt counts."""
+    path = model()
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="What is <think>")], enable_thinking=False)
+    form = pb.ResponseFormat(regex="A mark")
+    answer = harness.run(pb.GenerateRequest(model=path, chat=chat, max_tokens=50, response_format=form))
+    assert channels(answer) == ("A mark", "", [])
+
+
+def test_a_tool_call_is_sent_as_one_and_ends_the_answer_as_one(harness: Harness, model: Callable[..., str]) -> None:
+    """Its notation is not text, but its tokens are listed."""
+    answer = ask(harness, model(), f"I look.{CALL}", chat={**QUIET, "tools": [SEARCH]})
+    assert channels(answer) == ("I look.", "", [("search", {"query": "a"})])
+    assert answer.finished.reason == pb.FINISH_REASON_TOOL_CALLS
+    assert len(answer.ids) == answer.finished.usage.completion_tokens - 1
+
+
+def test_what_is_no_call_is_text(harness: Harness, model: Callable[..., str]) -> None:
+    """And the answer ended as any does."""
+    written = "<tool_call>search(a)</tool_call>"
+    answer = ask(harness, model(), written, chat={**QUIET, "tools": [SEARCH]})
+    assert channels(answer) == (written, "", [])
+    assert answer.finished.reason == pb.FINISH_REASON_STOP
+
+
+def test_a_call_that_max_tokens_cuts_short_is_text(harness: Harness, model: Callable[..., str]) -> None:
+    """Nothing of it is lost."""
+    path, chat = model(), {**QUIET, "tools": [SEARCH]}
+    whole = ask(harness, path, CALL, chat=chat)
+    cut = ask(harness, path, CALL, chat=chat, max_tokens=len(whole.ids) - 1)
+    assert channels(cut) == (CALL.removesuffix("</tool_call>"), "", [])
+    assert cut.finished.reason == pb.FINISH_REASON_LENGTH
+
+
+def test_a_stop_string_is_found_in_a_call(harness: Harness, model: Callable[..., str]) -> None:
+    """As in all that the model writes."""
+    answer = ask(harness, model(), CALL, chat={**QUIET, "tools": [SEARCH]}, stop=pb.Stop(strings=["arguments"]))
+    assert channels(answer) == ('<tool_call>{"name": "search", "', "", [])
+    assert answer.finished.reason == pb.FINISH_REASON_STOP
+
+
+def test_special_tokens_are_left_out_unless_they_may_be_of_a_call(harness: Harness, model: Callable[..., str]) -> None:
+    """Some notations are made of them."""
+    marks = {"[TOOL_CALLS]": True, "[ARGS]": True, "<think>": True, "</think>": True}
+    path = model(marks, "{# [TOOL_CALLS] #}")
+    form = exactly('<think>Hm</think>So[TOOL_CALLS]search[ARGS]{"query": "a"}', marks)
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], enable_thinking=False)
+    request = pb.GenerateRequest(model=path, chat=chat, max_tokens=50, response_format=form)
+    assert channels(harness.run(request)) == ('Sosearch{"query": "a"}', "Hm", [])
+    request.chat.tools.append(SEARCH)
+    assert channels(harness.run(request)) == ("So", "Hm", [("search", {"query": "a"})])
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_form_holds_for_what_comes_after_the_reasoning(
+    harness: Harness, model: Callable[..., str], opened: bool
+) -> None:
+    """Whether the prompt or the model opens it; the reasoning itself is free."""
+    path = model(template="{{ '<think>\n' }}" if opened else "")
+    bias = {} if opened else {THINK: 6}
+    sampling = pb.Sampling(temperature=1, seed=4, logit_bias={**bias, END_THINK: 4})
+    form = pb.ResponseFormat(json_schema='{"type": "array", "items": {"type": "boolean"}, "maxItems": 3}')
+    answer = ask(harness, path, response_format=form, sampling=sampling, max_tokens=600)
+    text, reasoning, _ = channels(answer)
+    assert answer.finished.reason == pb.FINISH_REASON_STOP
+    assert all(isinstance(item, bool) for item in json.loads(text))
+    assert reasoning
+
+
+def test_an_answer_with_a_form_cannot_end_within_its_reasoning(harness: Harness, model: Callable[..., str]) -> None:
+    """It would not have the form."""
+    bias = pb.Sampling(logit_bias={EOS: 100})
+    form = pb.ResponseFormat(json_object=pb.JsonObject())
+    answer = ask(harness, model(template="{{ '<think>\n' }}"), response_format=form, sampling=bias, max_tokens=30)
+    assert answer.finished.reason == pb.FINISH_REASON_LENGTH
+
+
+def test_a_model_that_may_not_think_keeps_to_the_form_at_once(harness: Harness, model: Callable[..., str]) -> None:
+    """Whether the caller says so, or the template closed the reasoning."""
+    form, bias = pb.ResponseFormat(regex="[ab]{3}"), pb.Sampling(logit_bias={THINK: 100})
+    closed = model(template="{{ '<think>\n\n</think>\n\n' }}")
+    for chat in ({}, QUIET):
+        answer = ask(harness, closed, response_format=form, sampling=bias, chat=chat)
+        assert re.fullmatch("[ab]{3}", answer.text)

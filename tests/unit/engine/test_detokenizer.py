@@ -1,0 +1,153 @@
+"""Output: the pieces are the whole text, never half a character, never a part of a stop string, and every id once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon.engine.output.detokenizer import Detokenizer, Output, Token
+from daemon.engine.prompt.tokenizers import Tokenizer
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.harness import Harness, generate
+
+TEXTS = st.text("ab é漢字🙂👩‍👩‍👧\u0301", max_size=12)
+
+
+def of_bytes(ids: Sequence[int]) -> str:
+    """Decode ids that are bytes, as byte-level tokenizers do: what is no character reads as a replacement."""
+    return bytes(ids).decode("utf-8", "replace")
+
+
+def without_specials(ids: Sequence[int]) -> str:
+    """Decode characters; ids below 32 are special and have no text."""
+    return "".join(chr(one) for one in ids if one >= 32)
+
+
+def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """Return what a detokenizer shows after each id, and at last."""
+    detokenizer = Detokenizer(decode)
+    return [*(detokenizer.add(one) for one in ids), detokenizer.flush()]
+
+
+@given(TEXTS)
+def test_pieces_are_the_whole_text_and_no_piece_ends_in_half_a_character(text: str) -> None:
+    """Though each of its characters comes in up to four tokens."""
+    shown = pieces(text.encode(), of_bytes)
+    assert "".join(shown) == text
+    assert not any("\ufffd" in piece for piece in shown)
+
+
+@given(st.lists(st.one_of(st.integers(0, 255), st.sampled_from([0xE4, 0xBD, 0xA0, 0xF0, 0x9F, 0xFF])), max_size=30))
+def test_bytes_that_are_no_text_are_shown_as_what_they_read(ids: list[int]) -> None:
+    """And held back for three tokens at most once nothing can come of them."""
+    shown = pieces(ids, of_bytes)
+    assert "".join(shown) == of_bytes(ids)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_pieces_of_the_embedded_tokenizer_are_its_whole_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    """For any ids, special ones among them."""
+    ids = data.draw(st.lists(st.integers(0, tokenizer.size - 1), max_size=20))
+    assert "".join(pieces(ids, tokenizer.decode)) == tokenizer.decode(ids)
+
+
+def test_a_long_run_of_garbage_costs_no_more_for_each_token() -> None:
+    """What is settled is not decoded again."""
+    longest = 0
+
+    def watched(ids: Sequence[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return of_bytes(ids)
+
+    pieces([0xE4, 0xBD] * 500, watched)
+    pieces([0xFF] * 500, watched)
+    pieces([0x20] * 500, watched)
+    assert longest < 20
+
+
+def stopped(text: str, stops: Sequence[str]) -> tuple[str, str]:
+    """Return what comes before the stop string that is complete first, the longer of two, and that stop string."""
+    ends = sorted((at + len(stop), at, stop) for stop in stops if (at := text.find(stop)) >= 0)
+    return (text[: ends[0][1]], ends[0][2]) if ends else (text, "")
+
+
+def cut(text: str, sizes: Sequence[int]) -> list[str]:
+    """Cut a text into tokens of given sizes, and the rest."""
+    tokens = []
+    for size in sizes:
+        tokens.append(text[:size])
+        text = text[size:]
+    return [token for token in [*tokens, text] if token]
+
+
+@given(
+    st.text("abc", max_size=20),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(0, 4), max_size=12),
+)
+def test_stop_strings_end_the_text_wherever_tokens_end(text: str, stops: list[str], sizes: list[int]) -> None:
+    """Nothing of a stop string is ever sent, and every id before it is, once, in order, and not too early."""
+    tokens = cut(text, sizes)
+    output = Output(lambda ids: "".join(tokens[one] for one in ids), tuple(stops))
+    sent, ids = "", []
+    for number in range(len(tokens)):
+        piece = output.add(Token(number))
+        sent += piece.text
+        ids += [token.id for token in piece.tokens]
+        assert stopped(text, stops)[0].startswith(sent)
+        assert len("".join(tokens[: len(ids)])) <= len(sent)
+        if output.stop_match:
+            break
+    piece = output.finish()
+    sent += piece.text
+    ids += [token.id for token in piece.tokens]
+    assert (sent, output.stop_match) == stopped(text, stops)
+    assert ids == list(range(len(ids)))
+    whole = [n for n in range(len(tokens)) if len("".join(tokens[: n + 1])) <= len(sent)]
+    assert ids == (whole if output.stop_match else list(range(len(tokens))))
+
+
+def test_text_that_only_begins_a_stop_string_is_sent_at_the_end() -> None:
+    """It was held back for nothing."""
+    output = Output(of_bytes, ("xyz",))
+    assert output.add(Token(ord("a"))).text == "a"
+    assert not output.add(Token(ord("x")))
+    piece = output.finish()
+    assert (piece.text, [token.id for token in piece.tokens]) == ("x", [ord("x")])
+
+
+def test_a_stop_string_that_the_end_completes_is_found() -> None:
+    """The flush of half a character can be what completes it."""
+    output = Output(of_bytes, ("a\ufffd",))
+    assert not output.add(Token(ord("a")))
+    assert not output.add(Token(0xE4))
+    assert not output.finish()
+    assert output.stop_match == "a\ufffd"
+
+
+def test_special_tokens_have_ids_and_no_text() -> None:
+    """They come with the next text, or at the end."""
+    output = Output(without_specials)
+    assert not output.add(Token(1))
+    piece = output.add(Token(ord("a")))
+    assert (piece.text, [token.id for token in piece.tokens]) == ("a", [1, ord("a")])
+    assert not output.add(Token(2))
+    assert [token.id for token in output.finish().tokens] == [2]
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_a_stop_string_in_a_real_answer_ends_it_before(harness: Harness, size: int) -> None:
+    """Also one that the very last token completes."""
+    plain = harness.run(generate("The code of the blue box is 74. The", max_tokens=12, stop=pb.Stop(ignore_eos=True)))
+    stop = plain.text[-size:]
+    answer = harness.run(
+        generate("The code of the blue box is 74. The", max_tokens=12, stop=pb.Stop(strings=[stop], ignore_eos=True))
+    )
+    assert (answer.text, answer.finished.stop_match) == stopped(plain.text, [stop])
+    assert answer.finished.reason == pb.FINISH_REASON_STOP
+    assert answer.ids == plain.ids[: len(answer.ids)]

@@ -1,0 +1,173 @@
+"""Faults: one request at most suffers from one, whether its input, the cache, our code or the weights are at fault."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from structlog.testing import capture_logs
+
+from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.engine.calls import generate as calls_module
+from daemon.engine.execution import batch
+from daemon.engine.execution.prefill import Prefill
+from daemon.engine.execution.runner import Runner
+from daemon.kv.prefix_cache import PrefixCache
+from daemon.shared.errors import Reason, SidecarError
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.harness import Answer, Harness, generate
+from tools.embedded import corpus
+
+PROMPT = next(corpus.held_out(seed=20, tokens_hint=300)).completion()
+LONG = pb.Stop(ignore_eos=True)
+LOAD = pb.GetOrLoadRequest(model="embedded")
+
+
+@pytest.mark.parametrize(
+    ("name", "wording"),
+    [("lookup", "looking a prompt up"), ("runs", "restoring"), ("store", "storing")],
+)
+def test_a_fault_of_the_cache_costs_time_only(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, name: str, wording: str
+) -> None:
+    """The request gives the same answer, cold, and the log tells."""
+    expected = harness.run(generate(PROMPT)).content
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(PrefixCache, name, broken)
+    with capture_logs() as logs:
+        answer = harness.run(generate(PROMPT))
+    assert answer.content == expected
+    assert (answer.cached == 0) == (name != "store")
+    assert any(wording in line["event"] for line in logs)
+    harness.settle()
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (Prefill, "begin"),
+        (Runner, "add"),
+        (calls_module, "prepared"),
+        (calls_module, "kv_need"),
+        (calls_module, "Namespace"),
+        (calls_module.Models, "get_or_load"),
+    ],
+    ids=["begin", "add", "prepare", "need", "sequence", "get_or_load"],
+)
+def test_an_unexpected_exception_fails_one_request(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, target: Any, name: str
+) -> None:
+    """With INTERNAL, without its text; the engine and the other requests go on."""
+    harness.run(LOAD)
+    other = harness.begin(generate(PROMPT, max_tokens=20, stop=LONG))
+    harness.until(lambda: harness.decoding(other))
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a secret")
+
+    owner = getattr(target, "__origin__", target)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        failure = harness.run(generate("The")).failure
+    assert failure.reason == "INTERNAL"
+    assert "a secret" not in failure.message
+    assert Answer(harness.finish(other)).finished.usage.completion_tokens == 20
+    harness.settle()
+
+
+def test_a_command_that_cannot_be_begun_fails_alone(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invalidate, too."""
+    monkeypatch.setattr(harness.engine._invalidator, "all", lambda *_, **__: 1 // 0)
+    assert harness.run(pb.InvalidateRequest(all=pb.AllTarget(weights=True))).failure.reason == "INTERNAL"
+
+
+def test_a_request_for_which_nothing_can_make_room_is_refused(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When nothing runs, waiting would be for ever, at full speed."""
+    harness.run(LOAD)
+    monkeypatch.setattr(harness.engine._runner, "_make_room", lambda _: False)
+    failure = harness.run(generate("The")).failure
+    assert (failure.reason, failure.HasField("retry_after")) == ("BUDGET_IN_USE", True)
+    harness.settle()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "field"),
+    [
+        ({"model": "/nowhere"}, "MODEL_NOT_FOUND", "model"),
+        ({"max_tokens": 5000}, "CONTEXT_LENGTH_EXCEEDED", "max_tokens"),
+        ({"stop": pb.Stop(token_ids=[1, 9999])}, "INVALID_ARGUMENT", "stop.token_ids[1]"),
+    ],
+)
+def test_a_bad_request_fails_and_is_forgotten(
+    harness: Harness, fields: dict[str, Any], reason: str, field: str
+) -> None:
+    """No call stays behind."""
+    failure = harness.run(generate("The", **fields)).failure
+    assert (failure.reason, failure.field) == (reason, field)
+    harness.settle()
+
+
+@pytest.fixture(name="broken_model")
+def _broken_model(tmp_path: Path) -> str:
+    """Return a copy of the model one of whose weights are no numbers."""
+    copy = tmp_path / "broken"
+    shutil.copytree(EMBEDDED_PATH, copy)
+    weights = mx.load(str(copy / "model.safetensors"))
+    assert isinstance(weights, dict)
+    name = next(name for name in weights if name.endswith("norm.weight"))
+    weights[name] = mx.full(weights[name].shape, mx.nan, weights[name].dtype)
+    mx.save_safetensors(str(copy / "model.safetensors"), weights, {"format": "mlx"})
+    return str(copy)
+
+
+@pytest.mark.parametrize("sampling", [pb.Sampling(), pb.Sampling(temperature=1.0)], ids=["greedy", "sampled"])
+def test_logits_that_are_no_numbers_end_the_request_and_store_nothing(
+    harness: Harness, broken_model: str, sampling: pb.Sampling
+) -> None:
+    """Other models go on."""
+    harness.run(generate(PROMPT))
+    blocks = harness.figures.prefix_cache.blocks
+    assert harness.run(generate(PROMPT, model=broken_model, sampling=sampling)).failure.reason == "NAN_LOGITS"
+    harness.settle()
+    assert harness.figures.prefix_cache.blocks == blocks
+    assert harness.run(generate(PROMPT)).cached > 0
+
+
+@pytest.mark.parametrize("fields", [{"top_logprobs": 1}, {}], ids=["with log-probabilities", "sampled in one go"])
+def test_logits_that_are_no_numbers_end_one_row_of_a_batch_alone(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, fields: dict[str, int]
+) -> None:
+    """Its neighbours in the same forward pass give the answers that they give alone."""
+    texts = ["The", "A man", "It was"]
+    expected = [harness.run(generate(text, max_tokens=30, stop=LONG, **fields)).content for text in texts]
+    calls = [harness.begin(generate(text, max_tokens=30, stop=LONG, **fields)) for text in texts]
+    harness.until(lambda: all(map(harness.decoding, calls)))
+    (decoder,) = harness.engine._runner._decoders.values()
+    (together,) = decoder._batches
+    spoiled = mx.array([[row.sequence.call_id == calls[1]] for row in together.rows])
+    forward = batch.forward
+
+    def spoil(*given: Any) -> mx.array:
+        monkeypatch.setattr(batch, "forward", forward)
+        return mx.where(spoiled, mx.nan, forward(*given))
+
+    monkeypatch.setattr(batch, "forward", spoil)
+    assert Answer(harness.finish(calls[1])).failure.reason == "NAN_LOGITS"
+    for which in (0, 2):
+        assert Answer(harness.finish(calls[which])).content == expected[which]
+    harness.settle()
+
+
+def test_a_failure_whose_text_is_no_unicode_is_sent(harness: Harness) -> None:
+    """Names of files may be anything."""
+    harness.engine._outbox.fail(9, SidecarError(Reason.MODEL_CORRUPT, "bad \udcff name"))
+    assert harness.events[-1] == ipc.Event(call_id=9, failure=ipc.Failure(reason="MODEL_CORRUPT", message="bad ? name"))

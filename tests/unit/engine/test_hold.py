@@ -1,0 +1,63 @@
+"""Sequences whose reader lags are held: they wait with all they have, and others do not notice."""
+
+from __future__ import annotations
+
+import pytest
+
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.harness import Answer, Harness, generate
+
+ENDLESS = pb.Stop(ignore_eos=True)
+
+
+def hold(harness: Harness, call: int, held: bool = True) -> None:
+    """Send the command."""
+    harness.engine.handle(ipc.Command(call_id=call, hold=ipc.Hold(held=held)))
+
+
+def request(text: str = "The", **fields: object) -> pb.GenerateRequest:
+    """Return a request that shows if a token was lost, doubled, or drawn anew."""
+    sampling = pb.Sampling(temperature=1.0, seed=5, repetition_penalty=1.2)
+    return generate(text, **{"max_tokens": 40, "stop": ENDLESS, "sampling": sampling, "top_logprobs": 1, **fields})
+
+
+@pytest.mark.parametrize("neighbours", [0, 1, 3])
+def test_a_held_sequence_waits_and_then_goes_on_as_if_nothing_had_been(harness: Harness, neighbours: int) -> None:
+    """Alone, or out of a batch that goes on without it."""
+    texts = ["The", "A man", "One day", "It was"][: neighbours + 1]
+    expected = [harness.run(request(text)).content for text in texts]
+    calls = [harness.begin(request(text)) for text in texts]
+    harness.until(lambda: all(map(harness.decoding, calls)))
+    held, others = calls[0], calls[1:]
+    hold(harness, held)
+    hold(harness, held)
+    sent = len(harness.of(held))
+    for call in others:
+        harness.finish(call)
+    for _ in range(3):
+        harness.step()
+    assert len(harness.of(held)) == sent
+    assert not harness.engine.busy
+    assert harness.engine._runner.decoding == 1
+    hold(harness, held, False)
+    assert [Answer(harness.finish(call)).content for call in calls] == expected
+    harness.settle()
+
+
+def test_a_held_sequence_can_be_cancelled_and_keeps_what_it_computed(harness: Harness) -> None:
+    """Its slot is free at once."""
+    harness.engine._runner._max_batch = 1
+    call = harness.begin(request(max_tokens=200))
+    harness.until(lambda: len(harness.of(call)) > 40)
+    hold(harness, call)
+    waiting = harness.begin(request("A man"))
+    harness.until(lambda: harness.engine._runner.waiting == 1)
+    harness.until(lambda: not harness.engine.busy)  # nobody runs, and nobody can start
+    harness.cancel(call)
+    assert harness.engine.busy
+    harness.finish(waiting)
+    hold(harness, call)
+    hold(harness, call, False)
+    harness.settle()
+    assert harness.figures.prefix_cache.blocks > 0

@@ -1,0 +1,46 @@
+"""A load gives way: between any two of its slices, running streams go on."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from daemon.cache.mlx import loader
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.models import wide_model
+from tests.unit.engine.harness import Harness, generate
+
+LONG = pb.Stop(ignore_eos=True)
+
+
+@pytest.mark.parametrize("layers", [3, pytest.param(160, marks=pytest.mark.slow)])
+def test_a_stream_gets_a_token_between_any_two_slices_of_a_load(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int
+) -> None:
+    """
+    Until the model is ready, first passes included, and each slice is small: bytes of a bound, or one layer of a pass.
+
+    So the longest gap between two tokens is a step of the stream's own and the longest of these pieces, also when
+    2 GB are loaded (160 layers).
+    """
+    path = str(wide_model(tmp_path, "large", 1, layers))
+    monkeypatch.setattr(loader, "SLICE_BYTES", 5 << 20)
+    stream = harness.begin(generate("The", max_tokens=4000, stop=LONG))
+    harness.until(lambda: harness.decoding(stream))
+    monkeypatch.setattr(harness.engine, "_load_seconds", lambda: 0.0)  # the shortest slices that there are
+    load = harness.begin(pb.GetOrLoadRequest(model=path))
+    harness.until(lambda: bool(harness.engine._models.loading()))
+    tokens = [harness.engine._runner.totals.generated_tokens]
+    while harness.engine._models.loading():
+        harness.step()
+        tokens.append(harness.engine._runner.totals.generated_tokens)
+    assert {after - before for before, after in pairwise(tokens)} == {1}
+    progress = [event.load.progress for event in harness.of(load) if event.load.HasField("progress")]
+    slices = [event.bytes_done for event in progress if event.stage == pb.LOAD_STAGE_LOADING]
+    assert max(after - before for before, after in pairwise(slices)) <= 5 << 20
+    arrays, passes = len(slices), 6
+    assert len(tokens) >= arrays + passes * layers
+    harness.cancel(stream)
+    harness.settle()

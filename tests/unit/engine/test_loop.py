@@ -1,0 +1,199 @@
+"""The loop and the process: actions before steps, steps while there is work, and an end within two seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from daemon.engine.loop import Loop
+from daemon.shared.config import Config
+from daemon.shared.frames import encode_frame
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+class Steps:
+    """Work that takes a number of steps."""
+
+    def __init__(self, left: int, loop: Loop, idle_seconds: float = 60.0) -> None:
+        self.left = left
+        self.idle_seconds = idle_seconds
+        self.done: list[str] = []
+        self.loop = loop
+        self.ages: list[float | None] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether steps are left."""
+        return self.left > 0
+
+    @property
+    def pause(self) -> float:
+        """None between two steps; how long it waits after the last is the test's."""
+        return 0.0 if self.busy else self.idle_seconds
+
+    def step(self) -> None:
+        """Do one; the last one stops the loop."""
+        self.left -= 1
+        self.done.append("step")
+        self.ages.append(self.loop.step_age)
+        if self.left <= 0:
+            self.loop.stop()
+
+
+def test_actions_come_before_the_next_step() -> None:
+    """In the order in which they were posted, also those that an action posts."""
+    loop = Loop(time.monotonic)
+    steps = Steps(2, loop)
+    loop.post(lambda: steps.done.append("first"))
+    loop.post(lambda: loop.post(lambda: steps.done.append("third")))
+    loop.post(lambda: steps.done.append("second"))
+    loop.run(steps)
+    assert steps.done[:4] == ["first", "second", "third", "step"]
+    assert loop.steps == len([one for one in steps.done if one == "step"])
+
+
+def test_an_idle_loop_wakes_for_a_posted_action_and_for_sweeps() -> None:
+    """And for nothing else."""
+    loop = Loop(time.monotonic)
+    steps = Steps(0, loop, 0.01)
+    loop.run(steps)
+    assert steps.done[0] == "step"
+    patient = Loop(time.monotonic)
+    threading.Timer(0.05, patient.stop).start()
+    patient.run(Steps(0, patient))
+    assert patient.steps == 1
+
+
+def test_an_idle_loop_says_so_and_a_busy_one_does_not() -> None:
+    """When it has waited in vain, not when work or a command came."""
+    idle: list[str] = []
+    loop = Loop(time.monotonic, lambda: idle.append("idle"))
+    loop.post(lambda: None)
+    loop.run(Steps(3, loop))
+    assert idle == []
+    waiting = Loop(time.monotonic, lambda: idle.append("idle"))
+    waiting.run(Steps(0, waiting, 0.01))
+    assert idle == ["idle"]
+
+
+def test_a_loop_that_has_waited_for_more_work_in_vain_is_not_idle() -> None:
+    idle: list[str] = []
+    loop = Loop(time.monotonic, lambda: idle.append("idle"))
+
+    class Gathering(Steps):
+        pause = 0.01
+
+    steps = Gathering(2, loop)
+    loop.run(steps)
+    assert steps.done[:2] == ["step", "step"]
+    assert idle == []
+
+
+def test_the_age_of_a_step_is_known_while_it_runs_and_only_then() -> None:
+    """By the injected clock."""
+    ticks = iter(range(100))
+    loop = Loop(lambda: float(next(ticks)))
+    steps = Steps(1, loop)
+    assert loop.step_age is None
+    loop.run(steps)
+    assert steps.ages[0] == 1.0
+    assert loop.step_age is None
+
+
+def test_an_exception_of_a_step_passes_through() -> None:
+    """State that it left behind cannot be trusted."""
+    loop = Loop(time.monotonic)
+    loop.post(lambda: [].pop())
+    with pytest.raises(IndexError):
+        loop.run(Steps(1, loop))
+
+
+@contextmanager
+def engine_process() -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+    """Start the real engine and yield it with our end of its socket."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(30)
+    command = [sys.executable, "-P", "-m", "daemon.engine", "--config", Config().to_json(), "--fd"]
+    with ours, theirs:
+        process = subprocess.Popen(
+            [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL
+        )
+        theirs.close()
+        try:
+            yield process, ours
+        finally:
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def received(sock: socket.socket) -> ipc.Event:
+    """Return the next event."""
+    header = _exactly(sock, 4)
+    return ipc.Event.FromString(_exactly(sock, int.from_bytes(header, "big")))
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = sock.recv(size - len(data))
+        assert part, "the engine is gone"
+        data += part
+    return data
+
+
+def until_delta(sock: socket.socket) -> None:
+    """Read until a first delta."""
+    while not received(sock).generate.HasField("delta"):
+        pass
+
+
+def until_warm(sock: socket.socket) -> None:
+    """Read until the engine takes commands."""
+    while not (event := received(sock)).HasField("hello") or event.hello.warming:
+        pass
+
+
+BUSY = pb.GenerateRequest(model="embedded", text="The", max_tokens=3000, stop=pb.Stop(ignore_eos=True))
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("polite", [False, True])
+def test_the_process_ends_within_two_seconds_with_status_zero(busy: bool, polite: bool) -> None:
+    """When its parent says so, and when its parent is gone; idle, and in the middle of a stream."""
+    with engine_process() as (process, sock):
+        until_warm(sock)
+        if busy:
+            sock.sendall(encode_frame(ipc.Command(call_id=1, generate=BUSY)))
+            until_delta(sock)
+        if polite:
+            sock.sendall(encode_frame(ipc.Command(shutdown=ipc.Shutdown())))
+        else:
+            sock.close()
+        assert process.wait(2.0) == 0
+
+
+def test_a_process_that_still_loads_its_libraries_ends_too() -> None:
+    """With what Python loads at that moment: no thread runs until it has."""
+    with engine_process() as (process, sock):
+        assert received(sock).hello.warming  # always the first frame
+        sock.close()
+        assert process.wait(20) == 0
+
+
+def test_a_parent_that_sends_garbage_is_no_parent() -> None:
+    """The process ends rather than guess."""
+    with engine_process() as (process, sock):
+        assert received(sock).HasField("hello")
+        sock.sendall(b"\xff" * 8)
+        assert process.wait(5) is not None

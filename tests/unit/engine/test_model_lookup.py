@@ -1,0 +1,178 @@
+"""Finding models: one search for all who ask for the same, all see how far it is, and the last to go abandons it."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.cache import digests
+from daemon.cache.resolver import EMBEDDED_PATH, Resolver
+from daemon.shared.errors import Reason, SidecarError
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.harness import Harness, generate
+
+DOWNLOAD = pb.GetOrLoadRequest(model="org/name", allow_download=True)
+
+
+class SlowHub:
+    """
+    A Hub whose only model arrives when a test lets it.
+
+    Attributes:
+        here: Whether it is in the local cache.
+        downloads: Downloads so far.
+        abandoned: Whether one ended early.
+    """
+
+    def __init__(self) -> None:
+        self.here = False
+        self.downloads = 0
+        self.abandoned = threading.Event()
+        self.go_on = threading.Semaphore(0)
+
+    def fetch(self, repo: str, _revision: str, *, allow_download: bool, report: Callable[[int, int], None]) -> Path:
+        """Find it, or wait twice for half of it."""
+        if self.here:
+            return EMBEDDED_PATH
+        if not allow_download:
+            raise SidecarError(Reason.MODEL_NOT_CACHED, f"{repo} is not here")
+        self.downloads += 1
+        for part in (1, 2):
+            try:
+                report(50 * part, 100)
+            except SidecarError:
+                self.abandoned.set()
+                raise
+            assert self.go_on.acquire(timeout=60)
+        self.here = True
+        return EMBEDDED_PATH
+
+
+@pytest.fixture(name="hub")
+def _hub(harness: Harness) -> SlowHub:
+    """Return the Hub that the engine asks."""
+    hub = SlowHub()
+    harness.engine._finder._resolver = Resolver([], hub.fetch, lambda *_: 100)
+    return hub
+
+
+def _downloading(harness: Harness, call: int) -> list[int]:
+    events = [event.load.progress for event in harness.of(call)]
+    return [one.bytes_done for one in events if one.stage == pb.LOAD_STAGE_DOWNLOADING]
+
+
+def test_all_callers_share_one_download_and_see_it_however_late_they_come(harness: Harness, hub: SlowHub) -> None:
+    """More callers than there are threads: one download, one load, all get ready, and others are not held up."""
+    calls = [harness.begin(DOWNLOAD) for _ in range(32)]
+    harness.until(lambda: all(_downloading(harness, call) == [50] for call in calls))
+    late = harness.begin(DOWNLOAD)
+    harness.until(lambda: _downloading(harness, late) == [50])
+    assert harness.run(generate("The")).finished.usage.completion_tokens > 0
+    hub.go_on.release(2)
+    for call in [*calls, late]:
+        assert harness.finish(call)[-1].load.ready.model == "org/name"
+        assert _downloading(harness, call) == [50, 100]
+    assert hub.downloads == 1
+    harness.settle()
+
+
+def test_a_download_ends_when_the_last_caller_goes_and_can_be_asked_for_again(harness: Harness, hub: SlowHub) -> None:
+    """One of two may go."""
+    first, second = harness.begin(DOWNLOAD), harness.begin(DOWNLOAD)
+    harness.until(lambda: bool(_downloading(harness, first) and _downloading(harness, second)))
+    harness.cancel(first)
+    harness.cancel(second)
+    hub.go_on.release()
+    assert hub.abandoned.wait(60)
+    hub.go_on.release(2)
+    assert harness.run(DOWNLOAD).info.outcome == pb.LOAD_OUTCOME_LOADED
+    assert hub.downloads == 2
+    harness.settle()
+
+
+def test_a_download_goes_on_for_the_caller_that_stays(harness: Harness, hub: SlowHub) -> None:
+    """And tells only that one."""
+    first, second = harness.begin(DOWNLOAD), harness.begin(DOWNLOAD)
+    harness.until(lambda: bool(_downloading(harness, first) and _downloading(harness, second)))
+    harness.cancel(first)
+    hub.go_on.release(2)
+    harness.finish(second)
+    assert (_downloading(harness, first), hub.downloads) == ([50], 1)
+    harness.settle()
+
+
+def test_an_error_of_a_search_reaches_all_who_wait_and_is_not_remembered(harness: Harness, hub: SlowHub) -> None:
+    """The next call tries again."""
+    real = harness.engine._finder._resolver._plan
+    harness.engine._finder._resolver._plan = _gated
+    for call in [harness.begin(DOWNLOAD) for _ in range(3)]:
+        assert harness.finish(call)[-1].failure.reason == "MODEL_GATED"
+    harness.engine._finder._resolver._plan = real
+    hub.go_on.release(2)
+    assert harness.run(DOWNLOAD).info.outcome == pb.LOAD_OUTCOME_LOADED
+
+
+def _gated(*_: str) -> int:
+    raise SidecarError(Reason.MODEL_GATED, "accept the terms first")
+
+
+def test_an_estimate_of_a_model_that_is_not_here_downloads_nothing(harness: Harness, hub: SlowHub) -> None:
+    """The Hub tells the size, and that is all that is known."""
+    info = harness.run(pb.GetOrLoadRequest(model="org/name", estimate_only=True)).info
+    assert info == pb.ModelInfo(model="org/name", size_bytes=100, outcome=pb.LOAD_OUTCOME_ESTIMATED)
+    assert hub.downloads == 0
+    assert harness.models == 0
+
+
+def test_an_estimate_that_may_download_does_so_and_loads_nothing(harness: Harness, hub: SlowHub) -> None:
+    """This is what `pull` asks for."""
+    hub.go_on.release(2)
+    call = harness.begin(pb.GetOrLoadRequest(model="org/name", estimate_only=True, allow_download=True))
+    info = harness.finish(call)[-1].load.ready
+    assert (info.outcome, info.architecture) == (pb.LOAD_OUTCOME_ESTIMATED, "llama")
+    assert _downloading(harness, call) == [50, 100]
+    assert hub.here
+    assert harness.models == 0
+    assert harness.figures.model_cache.total_misses == 0
+
+
+def _large_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a model that was not seen before and whose weights count as large."""
+    monkeypatch.setattr(digests, "QUICK_BYTES", 1000)
+    path = Path(shutil.copytree(EMBEDDED_PATH, folder / uuid.uuid4().hex))
+    (path / "config.json").write_text((path / "config.json").read_text().replace("{", '{"copy": 1, ', 1))
+    return str(path)
+
+
+def test_weights_that_were_not_seen_before_are_read_once_for_all_with_progress(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile both threads that prepare requests are free."""
+    path = _large_copy(tmp_path, monkeypatch)
+    go_on, reads = threading.Event(), []
+    real = digests._sha256
+
+    def slow(*arguments: Any) -> str:
+        if arguments[0].is_relative_to(path):
+            reads.append(arguments)
+            assert go_on.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(digests, "_sha256", slow)
+    calls = [harness.begin(pb.GetOrLoadRequest(model=path)) for _ in range(8)]
+    other = harness.begin(generate("The", model=path))
+    assert harness.run(generate("The")).finished.usage.completion_tokens > 0
+    go_on.set()
+    for call in calls:
+        events = [event.load.progress for event in harness.finish(call)]
+        size = (Path(path) / "model.safetensors").stat().st_size
+        assert pb.LoadProgress(stage=pb.LOAD_STAGE_QUEUED, bytes_done=size, bytes_total=size) in events
+    harness.finish(other)
+    assert len(reads) <= 2  # one for GetOrLoad, one for Generate, whose search is another
+    harness.settle()

@@ -1,0 +1,112 @@
+"""Neighbours: whatever else runs, each answer is the one that its request gets alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.models import random_model
+from tests.unit.engine.harness import Answer, Harness
+
+FAMILIES = ("embedded", "qwen3", "gemma3_text", "mamba")
+SAMPLINGS = (
+    pb.Sampling(),
+    pb.Sampling(temperature=0.9, seed=7),
+    pb.Sampling(temperature=1.3, seed=8, top_p=0.9, top_k=40, min_p=0.01),
+    pb.Sampling(temperature=0.7, seed=9, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.4),
+    pb.Sampling(repetition_penalty=1.5, logit_bias={9: 3.0, 11: -100.0}),
+)
+MODES = (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE, pb.CACHE_MODE_READ_ONLY, pb.CACHE_MODE_BYPASS)
+KINDS = 48
+MOST_AT_ONCE = 5
+EXACT = ("embedded", "qwen3", "mamba")
+"""Families whose log-probabilities are equal too; a window's differ in their last bits with the split of a prefill."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A request, and what it gets when nothing else runs and nothing is cached."""
+
+    request: pb.GenerateRequest
+    answer: Answer
+    exact: bool
+
+    def equals(self, answer: Answer) -> bool:
+        """Whether an answer is the same."""
+        usage = (answer.finished.reason, answer.finished.usage.completion_tokens)
+        same = usage == (self.answer.finished.reason, self.answer.finished.usage.completion_tokens)
+        if self.exact:
+            return same and answer.content == self.answer.content
+        return same and (answer.text, answer.ids) == (self.answer.text, self.answer.ids)
+
+
+def some_request(source: random.Random, models: dict[str, str], family: str) -> pb.GenerateRequest:
+    """Return a request whose prompt begins like that of others and ends in its own way."""
+    beginning = [5 + (i * i + 3 * i) % 700 for i in range(source.choice([0, 16, 40, 64]))]
+    prompt = beginning + [source.randrange(5, 700) for _ in range(source.randint(1, 30))]
+    return pb.GenerateRequest(
+        model=models[family],
+        tokens=pb.TokenIds(ids=prompt),
+        max_tokens=source.randint(1, 6),
+        sampling=source.choice(SAMPLINGS),
+        stop=pb.Stop(ignore_eos=source.random() < 0.8),
+        top_logprobs=source.choice([0, 2]),
+        priority=source.choice([-1, 0, 0, 2]),
+        cache=pb.CacheOptions(mode=source.choice(MODES), salt=source.choice(["", "", "s"])),
+    )
+
+
+@pytest.fixture(name="kinds")
+def _kinds(engine: Callable[..., Harness], tmp_path: Path) -> list[Alone]:
+    """Return requests of all kinds, each with what it gets alone."""
+    source = random.Random(1)
+    models = {family: str(random_model(tmp_path, family)) for family in FAMILIES[1:]} | {"embedded": "embedded"}
+    solo = engine()
+    kinds = []
+    for number in range(KINDS):
+        family = FAMILIES[number % len(FAMILIES)]
+        request = some_request(source, models, family)
+        cold = pb.GenerateRequest()
+        cold.CopyFrom(request)
+        cold.cache.mode = pb.CACHE_MODE_BYPASS
+        kinds.append(Alone(request, solo.run(cold), family in EXACT))
+    return kinds
+
+
+def run_schedule(harness: Harness, kinds: list[Alone], seed: int) -> None:
+    """Run some requests in a random order of arrival; some are cancelled, and now and then prefixes are dropped."""
+    source = random.Random(seed)
+    running: list[tuple[int, Alone]] = []
+    cancelled: list[int] = []
+    for one in source.choices(kinds, k=source.randint(2, MOST_AT_ONCE)):
+        running.append((harness.begin(one.request), one))
+        for _ in range(source.randint(0, 3)):
+            harness.step()
+        if source.random() < 0.15:
+            call, _ = running.pop(source.randrange(len(running)))
+            harness.cancel(call)
+            cancelled.append(call)
+    if source.random() < 0.02:
+        harness.begin(pb.InvalidateRequest(all=pb.AllTarget(prefixes=True)))
+    for call, one in running:
+        answer = Answer(harness.finish(call))
+        assert one.equals(answer), f"seed {seed}: {one.request}\nalone {one.answer.ids}, beside others {answer.ids}"
+    harness.events.clear()
+
+
+@pytest.mark.parametrize("schedules", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_every_answer_is_the_one_that_its_request_gets_alone(
+    engine: Callable[..., Harness], kinds: list[Alone], schedules: int
+) -> None:
+    """Models, seeds, penalties, prefix hits, priorities, cancels and orders of arrival mixed at random."""
+    first = random.randrange(2**32)
+    harness = engine(max_batch=4)
+    for number in range(schedules):
+        run_schedule(harness, kinds, first + number)
+    harness.settle()
+    assert harness.figures.prefix_cache.tokens_reused > 100 * schedules / 10

@@ -1,0 +1,263 @@
+"""Scheduling and the ledger: who starts, how much is computed at a time, and what fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.engine.memory.memory_budget import DECODE_ROOM, MemoryBudget, Use, kv_need, memory_limit
+from daemon.engine.scheduling import policy
+from daemon.engine.scheduling.policy import (
+    AIM_SECONDS,
+    IDLE_CHUNKS,
+    MAX_CHUNK,
+    MIN_CHUNK,
+    MIN_IDLE_CHUNK,
+    MOST_PASSED,
+    MOST_SHRINKING,
+    Allowance,
+    ChunkSizer,
+    Turns,
+    startable,
+)
+from daemon.shared.errors import Reason, SidecarError
+
+
+@dataclass(eq=False)
+class Request:
+    """A request that waits."""
+
+    model_key: str
+    salt: str = ""
+    priority: int = 0
+    size: int = 1
+    chunks: int = 1
+
+    @property
+    def namespace(self) -> tuple[str, str]:
+        """Model and salt."""
+        return self.model_key, self.salt
+
+
+def starts(waiting: list[Request], running: dict[str, int] | None = None, fits: int = 10) -> Request | None:
+    """Return who starts when two requests of a model may run at once."""
+    return startable(
+        waiting, lambda key: (running or {}).get(str(key), 0), 2, lambda request: request.size <= fits, Turns()
+    )
+
+
+def order(waiting: list[Request]) -> list[Request]:
+    """Return requests in the order of their turns, a chunk at a time, when nobody else comes."""
+    turns: Turns[Request] = Turns()
+    waiting = list(waiting)
+    done: list[Request] = []
+    while (first := turns.first(waiting)) is not None:
+        turns.took(first, waiting)
+        done.append(first)
+        first.chunks -= 1
+        if not first.chunks:
+            waiting.remove(first)
+    return done
+
+
+def test_requests_start_in_order_of_arrival() -> None:
+    """One whose model has no free slot lets those of other models pass."""
+    a, b, c = Request("full"), Request("free"), Request("free")
+    assert starts([a, b, c], {"full": 2, "free": 1}) is b
+    assert starts([a], {"full": 2}) is None
+    assert starts([]) is None
+
+
+def test_one_that_does_not_fit_is_not_overtaken() -> None:
+    """Smaller ones would starve it."""
+    big, small = Request("m", size=11), Request("m")
+    assert starts([big, small]) is None
+
+
+def test_within_a_salt_the_first_to_come_is_the_first_to_go() -> None:
+    """To its end: the next may find in the cache what it computed."""
+    requests = [Request("m", chunks=3) for _ in range(3)]
+    assert order(requests) == [request for request in requests for _ in range(3)]
+
+
+def test_salts_and_models_take_turns() -> None:
+    """Whoever sends a hundred requests holds up one of somebody else by one chunk."""
+    flood = [Request("m", "flood", chunks=5) for _ in range(20)]
+    other_salt, other_model = Request("m", "other", chunks=2), Request("n", chunks=2)
+    turns = order([*flood, other_salt, other_model])
+    assert turns[:6] == [flood[0], other_salt, other_model] * 2
+    assert turns[6:] == [flood[0]] * 3 + [request for request in flood[1:] for _ in range(5)]
+
+
+def test_a_higher_priority_goes_first() -> None:
+    """Those of equal priority keep their order."""
+    low, usual, high, higher = (Request("m", priority=priority) for priority in (-1, 0, 1, 2))
+    assert order([low, usual, high, higher]) == [higher, high, usual, low]
+
+
+@given(st.lists(st.tuples(st.integers(-2, 2), st.sampled_from("abcdef")), min_size=60, max_size=200))
+def test_nobody_starves(arrivals: list[tuple[int, str]]) -> None:
+    """However many of whatever priority come later: the last of the first still gets its turn soon."""
+    turns: Turns[Request] = Turns()
+    waiting = [Request("m", "patient", priority=-2) for _ in range(3)]
+    last = waiting[-1]
+    served = 0
+    for priority, salt in arrivals:
+        waiting.append(Request("m", salt, priority))
+        first = turns.first(waiting)
+        assert first is not None
+        turns.took(first, waiting)
+        waiting.remove(first)
+        served += 1
+        if first is last:
+            break
+    assert served <= MOST_PASSED + 3
+
+
+def test_turns_remember_a_bounded_number_of_namespaces() -> None:
+    """A salt for each request is no leak."""
+    turns: Turns[Request] = Turns()
+    for number in range(5000):
+        request = Request("m", str(number))
+        turns.took(request, [request])
+    assert len(turns._served) <= 1024
+    assert not turns._passed
+
+
+@given(st.floats(1e-5, 10), st.integers(1, 30))
+def test_chunks_settle_at_their_time(seconds_per_token: float, rounds: int) -> None:
+    """Within a factor of two at each step, between the smallest and the largest."""
+    sizer = ChunkSizer()
+    last = sizer.size("m")
+    for _ in range(rounds):
+        sizer.measured("m", last, last * seconds_per_token)
+        size = sizer.size("m")
+        assert MIN_CHUNK <= size <= MAX_CHUNK
+        assert last // MOST_SHRINKING <= size <= 2 * last + 1
+        last = size
+    if rounds > 12:
+        ideal = min(MAX_CHUNK, max(MIN_CHUNK, AIM_SECONDS / seconds_per_token))
+        assert last == pytest.approx(ideal, rel=0.1, abs=1)
+
+
+def test_several_short_prompts_share_a_pass_of_so_much_time_and_reading_the_weights_is_counted_once() -> None:
+    sizer = ChunkSizer()
+    assert sizer.most_together("m", 10) == policy._FIRST_CHUNK
+    sizer.measured("m", 32, 2 * AIM_SECONDS)
+    assert sizer.most_together("m", 10) == pytest.approx(160, abs=1)
+    for _ in range(9):
+        sizer.stepped("m", 0.5 * AIM_SECONDS)
+    assert sizer.most_together("m", 10) == pytest.approx(9.5 / 1.5 * 32, abs=1)
+    for _ in range(9):
+        sizer.stepped("m", 100 * AIM_SECONDS)  # of many rows, say
+    assert sizer.most_together("m", 10) == pytest.approx(9 * 32, abs=1)
+    sizer.measured("m", 32, 100.0)
+    assert sizer.most_together("m", 1) == MIN_CHUNK
+
+
+def test_a_chunk_that_was_cut_short_teaches_nothing() -> None:
+    """Nor does one model teach another."""
+    sizer = ChunkSizer()
+    first = sizer.size("m")
+    sizer.measured("m", first - 1, 1e-9)
+    sizer.measured("other", first, 1e-9)
+    assert sizer.size("m") == first == policy._FIRST_CHUNK
+    assert sizer.size("other") > first
+
+
+def test_a_chunk_that_is_too_slow_shrinks_those_after_it_however_short_it_was() -> None:
+    """Down to what fits, or an eighth."""
+    sizer = ChunkSizer()
+    sizer.measured("m", 64, 2 * AIM_SECONDS)
+    assert sizer.size("m") == 32
+    sizer.measured("other", 8, 1.0)
+    assert sizer.size("other") == policy._FIRST_CHUNK // MOST_SHRINKING
+
+
+def test_turns_without_streams_have_more_room_once_a_model_was_measured() -> None:
+    """Twice a first chunk of a model that nobody knows could take half a minute."""
+    sizer = ChunkSizer()
+    assert sizer.size("m", IDLE_CHUNKS) == policy._FIRST_CHUNK
+    sizer.measured("m", 100, 2 * AIM_SECONDS)
+    assert sizer.size("m") == pytest.approx(50, abs=1)
+    assert sizer.size("m", IDLE_CHUNKS) == pytest.approx(100, abs=1)
+    for _ in range(8):
+        sizer.measured("m", MAX_CHUNK, 1e-3)
+    assert sizer.size("m", IDLE_CHUNKS) == MAX_CHUNK
+    for _ in range(8):
+        sizer.measured("m", 32, 10.0)
+    assert (sizer.size("m"), sizer.size("m", IDLE_CHUNKS, MIN_IDLE_CHUNK)) == (MIN_CHUNK, MIN_IDLE_CHUNK)
+
+
+def test_steps_after_a_pass_of_prefill_do_not_hide_what_a_step_takes() -> None:
+    """On a device that works on by itself they take no time; where there are no others, they are all that is known."""
+    sizer = ChunkSizer()
+    assert sizer.usual_step("m") == 0
+    sizer.stepped("m", 0.2, after_prefill=True)
+    assert sizer.usual_step("m") == 0.2
+    sizer.stepped("m", 0.3)
+    for _ in range(100):
+        sizer.stepped("m", 0.001, after_prefill=True)
+    assert sizer.usual_step("m") == 0.3
+
+
+def test_the_usual_step_is_a_recent_one() -> None:
+    sizer = ChunkSizer()
+    for seconds in (9.0,) * 100 + (0.1,) * 20:
+        sizer.stepped("m", seconds)
+    assert sizer.usual_step("m") == 0.1
+
+
+@given(st.floats(0, 10), st.floats(1e-5, 1e-2))
+def test_a_turn_of_prefill_beside_streams_takes_a_chunk_or_two_of_their_steps(decode: float, token: float) -> None:
+    """So that a stream's gap is at most three of its steps, or one and a chunk; of a long prompt and of short ones."""
+    sizer, allowance = ChunkSizer(), Allowance.beside(decode)
+    for _ in range(12):
+        sizer.measured("m", sizer.size("m"), sizer.size("m") * token)
+    wanted = max(AIM_SECONDS, 2 * decode)
+    assert allowance.chunks * AIM_SECONDS == pytest.approx(wanted)
+    assert allowance.room == allowance.chunks
+    tokens = sizer.size("m", allowance.chunks, allowance.least)
+    assert tokens * token <= 1.1 * wanted or tokens == MIN_CHUNK
+
+
+def test_a_turn_of_prefill_has_more_room_if_nobody_waits_for_a_token_and_most_for_short_prompts() -> None:
+    idle, beside = Allowance.beside(None), Allowance.beside(0.0)
+    assert beside.chunks < idle.chunks < idle.room
+    assert beside.least < idle.least
+
+
+def test_need_counts_the_prompt_and_the_first_room_to_decode_twice() -> None:
+    """The cache, and the copy while it grows."""
+
+    class Costs:
+        def live_bytes(self, tokens: int, chunk: int) -> int:
+            assert chunk == MAX_CHUNK
+            return 8 * tokens
+
+    assert kv_need(Costs(), 100, 10) == 2 * 8 * 110
+    assert kv_need(Costs(), 100, 10**6) == 2 * 8 * (100 + DECODE_ROOM)
+
+
+def test_the_ledger_adds_up() -> None:
+    """What is left, what is missing, and what can never be."""
+    ledger = MemoryBudget(1000)
+    use = Use(weights=500, trie=200, live_kv=100)
+    assert ledger.headroom(use) == 200
+    assert ledger.shortfall(200, use) == 0
+    assert ledger.shortfall(201, use) == 1
+    assert ledger.shortfall(1, Use(900, 200, 0)) == 101
+    ledger.refuse_if_never(500, 500)
+    with pytest.raises(SidecarError) as refused:
+        ledger.refuse_if_never(501, 500)
+    assert refused.value.reason is Reason.REQUEST_EXCEEDS_MEMORY
+    assert refused.value.metadata == {"needed_bytes": "501", "available_bytes": "500"}
+
+
+def test_the_limit_is_a_share_of_what_metal_recommends_or_of_the_ram() -> None:
+    """Never all of it."""
+    assert memory_limit(1000) == 900
+    assert 0 < memory_limit(None) == memory_limit(0)

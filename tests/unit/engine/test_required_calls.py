@@ -1,0 +1,203 @@
+"""Required tool calls: whatever the weights, the answer is calls whose arguments the tools' schemas allow."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon.cache.resolver import Resolver, Wanted
+from daemon.engine.output.harmony import MARKS
+from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.tokenizers import Tokenizers
+from daemon.engine.structured_output.required_calls import required_calls
+from daemon.shared.errors import SidecarError
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.models import marked_model
+from tests.unit.engine.harness import Answer, Harness
+from tests.unit.engine.schemas import SCHEMAS, objects
+
+HERMES = (
+    {"<think>": False, "</think>": False, "<tool_call>": False, "</tool_call>": False},
+    "<tool_call> tool_call.name",
+)
+NOTATIONS: dict[str, tuple[dict[str, bool], str]] = {
+    "json in tags": HERMES,
+    "json in tags that are no tokens": ({}, "<tool_call> tool_call.name"),
+    "headers": ({"[TOOL_CALLS]": True, "[ARGS]": True}, "[TOOL_CALLS]"),
+    "a list": ({"[TOOL_CALLS]": True}, "[TOOL_CALLS]"),
+    "a section": (
+        {
+            "<|tool_calls_section_begin|>": True, "<|tool_calls_section_end|>": True, "<|tool_call_begin|>": True,
+            "<|tool_call_argument_begin|>": True, "<|tool_call_end|>": True,
+        },
+        "<|tool_calls_section_begin|>",
+    ),
+    "messages with headers": (dict.fromkeys(MARKS, True), ""),
+}  # fmt: skip
+"""Marks of models and what mlx-lm knows their templates by."""
+
+PAINT = {
+    "type": ["object", "null"],
+    "properties": {"color": {"enum": ["red", "blue"]}, "coats": {"$ref": "#/$defs/few"}},
+    "required": ["color", "coats"],
+    "additionalProperties": False,
+    "$defs": {"few": {"type": "integer", "minimum": 1, "maximum": 9}},
+}
+TOOLS = [pb.Tool(name="paint", parameters_json=json.dumps(PAINT)), pb.Tool(name="go_home")]
+SCHEMA_OF = {"paint": PAINT, "go_home": {"const": {}}}
+
+
+@pytest.fixture(name="model")
+def _model(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that writes a model of a notation."""
+
+    def write(marks: dict[str, bool], known_by: str, opened: str = "") -> str:
+        return str(marked_model(tmp_path, marks, f"{{# {known_by} #}}{opened}"))
+
+    return write
+
+
+def ask(
+    harness: Harness, model: str, *, sampling: dict[str, Any] | None = None, most: int = 600, **fields: Any
+) -> Answer:
+    """Ask a model for calls."""
+    given = {"tools": TOOLS, "tool_choice": pb.TOOL_CHOICE_REQUIRED, "enable_thinking": False, **fields}
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], **given)
+    return harness.run(
+        pb.GenerateRequest(model=model, chat=chat, max_tokens=600, sampling=pb.Sampling(**sampling or {}))
+    )
+
+
+def calls_of(answer: Answer) -> list[tuple[str, Any]]:
+    """Return the calls of an answer that is nothing else."""
+    assert answer.finished.reason == pb.FINISH_REASON_TOOL_CALLS, (answer.failure, answer.text)
+    assert not answer.text.strip("\n")
+    deltas = [event.generate.delta for event in answer.events if event.generate.HasField("delta")]
+    calls = [(call.name, json.loads(call.arguments_json)) for delta in deltas for call in delta.tool_calls]
+    assert calls
+    return calls
+
+
+@pytest.mark.parametrize("name", NOTATIONS)
+def test_an_answer_that_must_be_calls_is_calls_of_the_tools(
+    harness: Harness, model: Callable[..., str], name: str
+) -> None:
+    """In every notation, for a model that has seen none."""
+    path = model(*NOTATIONS[name])
+    for seed in range(2):
+        for tool, arguments in calls_of(ask(harness, path, sampling={"temperature": 2.0, "seed": seed})):
+            jsonschema.validate(arguments, SCHEMA_OF[tool])
+
+
+@pytest.mark.parametrize("name", NOTATIONS)
+def test_a_required_tool_is_called_once(harness: Harness, model: Callable[..., str], name: str) -> None:
+    """Though another is there, and though the model would rather not stop."""
+    path = model(*NOTATIONS[name])
+    sampling = {"temperature": 2.0, "seed": 1, "logit_bias": {2: -100.0}}
+    ((tool, arguments),) = calls_of(ask(harness, path, required_tool="paint", sampling=sampling))
+    assert tool == "paint"
+    jsonschema.validate(arguments, PAINT)
+
+
+@pytest.fixture(name="shared", scope="module")
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Harness, str]]:
+    """Return one engine and one model for all examples."""
+    marks, known_by = HERMES
+    path = marked_model(tmp_path_factory.mktemp("models"), marks, f"{{# {known_by} #}}")
+    harness = Harness(state_dir=tmp_path_factory.mktemp("state"))
+    yield harness, str(path)
+    harness.close()
+
+
+@settings(max_examples=10)
+@given(objects(SCHEMAS), st.sampled_from([0.0, 1.0, 20.0]), st.integers(0, 2**64 - 1))
+def test_arguments_are_what_any_schema_allows(
+    shared: tuple[Harness, str], schema: dict[str, Any], temperature: float, seed: int
+) -> None:
+    """For any temperature and seed."""
+    harness, model = shared
+    sent = json.dumps({**schema, "x-guidance": {"whitespace_pattern": " ?"}})
+    tools = [pb.Tool(name="t", parameters_json=sent)]
+    answer = ask(harness, model, tools=tools, required_tool="t", sampling={"temperature": temperature, "seed": seed})
+    ((_, arguments),) = calls_of(answer)
+    jsonschema.validate(arguments, schema)
+
+
+def test_gpt_oss_reasons_before_it_must_call(harness: Harness, model: Callable[..., str]) -> None:
+    """In a message of its own: the call is one as well."""
+    path = model(*NOTATIONS["messages with headers"])
+    end = 737 + MARKS.index("<|end|>")
+    sampling = {"temperature": 1.0, "seed": 4, "logit_bias": {end: 4.0}}
+    answer = ask(harness, path, enable_thinking=True, sampling=sampling)
+    assert len(calls_of(answer)) == 1
+    assert any(event.generate.delta.reasoning for event in answer.events)
+
+
+def test_a_model_may_reason_before_it_must_call(harness: Harness, model: Callable[..., str]) -> None:
+    """The reasoning is free and has its own field."""
+    path = model(*HERMES, "{{ '<think>\n' }}")
+    answer = ask(
+        harness, path, enable_thinking=True, sampling={"temperature": 1.0, "seed": 4, "logit_bias": {738: 4.0}}
+    )
+    assert calls_of(answer)
+    assert any(event.generate.delta.reasoning for event in answer.events)
+
+
+MANY = json.dumps({"properties": {f"p{number}": {} for number in range(200)}})
+"""A schema that is not too much alone."""
+
+REFUSED: dict[str, tuple[str, list[pb.Tool]]] = {
+    "a name that its notation cannot hold": ("chat.tools[1].name", [*TOOLS[:1], pb.Tool(name="go home")]),
+    "arguments that are no object": (
+        "chat.tools[1].parameters_json", [*TOOLS[:1], pb.Tool(name="t", parameters_json='{"type": "string"}')]
+    ),
+    "a keyword that cannot be kept to": (
+        "chat.tools[2].parameters_json", [*TOOLS, pb.Tool(name="t", parameters_json='{"not": {"required": ["a"]}}')]
+    ),
+    "a schema that takes too much work": (
+        "chat.tools[0].parameters_json",
+        [pb.Tool(name="t", parameters_json='{"properties": {"a": {"multipleOf": 1000003}}}'), *TOOLS],
+    ),
+    "tools that together take too much work": (
+        "chat.tools", [pb.Tool(name=f"t{number}", parameters_json=MANY) for number in range(80)]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_tools_that_cannot_be_kept_to_are_refused_by_their_field(model: Callable[..., str], name: str) -> None:
+    """Before anything runs."""
+    field, tools = REFUSED[name]
+    source = Resolver([]).resolve(Wanted(model(*NOTATIONS["headers"])))
+    tokenizer = Tokenizers(Templates(time.monotonic)).get(source)  # without a template, its worker is not started
+    with pytest.raises(SidecarError) as caught:
+        required_calls(pb.Chat(tools=tools), tokenizer.notation, tokenizer)
+    assert (caught.value.reason, caught.value.field) == ("INVALID_ARGUMENT", field), caught.value.message
+
+
+@pytest.mark.parametrize("notation", [({}, ""), ({}, "<tool_call>\\n<function=")])
+def test_models_whose_calls_are_not_known_as_json_cannot_be_required_to_call(
+    harness: Harness, model: Callable[..., str], notation: tuple[dict[str, bool], str]
+) -> None:
+    """But they may be asked not to."""
+    path = model(*notation)
+    assert ask(harness, path).failure.field == "chat.tool_choice"
+    assert ask(harness, path, tool_choice=pb.TOOL_CHOICE_NONE, most=2).finished.usage.completion_tokens
+
+
+def test_tools_that_may_not_be_called_are_not_in_the_prompt(harness: Harness) -> None:
+    """So it is the one without tools, whose prefix is shared."""
+
+    def prompt(choice: pb.ToolChoice, tools: list[pb.Tool]) -> int:
+        return ask(harness, "embedded", most=1, tool_choice=choice, tools=tools).finished.usage.prompt_tokens
+
+    without = prompt(pb.TOOL_CHOICE_NONE, [])
+    assert prompt(pb.TOOL_CHOICE_NONE, TOOLS) == without < prompt(pb.TOOL_CHOICE_AUTO, TOOLS)

@@ -1,0 +1,103 @@
+"""A model that reasons before an answer in a form: the reasoning is free, and everything after it keeps to the form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from daemon.engine.structured_output.token_mask import Thinking, TokenMask
+
+VOCAB, EOS = 64, 2
+OPEN, ANALYSIS, END, START, FINAL, BRACE = 10, 11, 12, 13, 14, 20
+
+
+class Form:
+    """A form that allows one token, and notes what it was given."""
+
+    field = "response_format"
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def allowed(self) -> bytes:
+        """Return a bit for each token."""
+        return (1 << BRACE).to_bytes(VOCAB // 8, "little")
+
+    def take(self, token: int) -> None:
+        """Note a token."""
+        self.taken.append(token)
+
+
+def allowed(constraint: TokenMask, last: int | None) -> list[int]:
+    """Return the tokens that may come next."""
+    mask = constraint.mask(last)
+    return [token for token, may in enumerate(mask.tolist()) if may]  # type: ignore[arg-type]
+
+
+def after(
+    form: Form, thinking: Thinking | None, tokens: Sequence[int], header: tuple[int, ...] = (FINAL,)
+) -> list[int]:
+    """Return what may follow these tokens."""
+    constraint = TokenMask(form, VOCAB, [EOS], thinking, header)  # type: ignore[arg-type]
+    may = allowed(constraint, None)
+    for token in tokens:
+        assert token in may
+        may = allowed(constraint, token)
+    return may
+
+
+FREE = [token for token in range(VOCAB) if token != EOS]
+HEADERS = Thinking((OPEN, ANALYSIS), (END,), opened=False, turn=(START,), barred=(OPEN, START))
+MARKS = Thinking((OPEN,), (END,), opened=False)
+
+
+def test_an_answer_may_begin_with_reasoning_or_with_its_form() -> None:
+    assert after(Form(), HEADERS, [], header=()) == sorted([OPEN, BRACE])
+
+
+def test_an_answer_may_begin_with_reasoning_or_with_its_header() -> None:
+    assert after(Form(), HEADERS, []) == sorted([OPEN, FINAL])
+    assert after(Form(), HEADERS, [FINAL]) == [BRACE]
+
+
+def test_an_answer_without_reasoning_begins_with_its_header() -> None:
+    assert after(Form(), None, []) == [FINAL]
+    assert after(Form(), None, [FINAL]) == [BRACE]
+
+
+def test_where_reasoning_and_the_header_begin_alike_the_model_reasons() -> None:
+    header = (OPEN, FINAL)
+    assert after(Form(), HEADERS, [], header) == [OPEN]
+    assert after(Form(), HEADERS, [OPEN], header) == [ANALYSIS]
+    assert after(Form(), HEADERS, [OPEN, ANALYSIS, 30, END, START, OPEN, FINAL], header) == [BRACE]
+
+
+def test_an_opening_of_several_tokens_is_completed() -> None:
+    assert after(Form(), HEADERS, [OPEN]) == [ANALYSIS]
+    assert after(Form(), Thinking((OPEN, ANALYSIS), (END,), opened=False), [OPEN, ANALYSIS]) == FREE
+
+
+def test_reasoning_ends_with_its_mark_alone() -> None:
+    """Another mark would begin a part of the answer, to which the form would not apply."""
+    assert after(Form(), HEADERS, [OPEN, ANALYSIS, 30]) == [token for token in FREE if token not in (OPEN, START)]
+
+
+def test_after_the_reasoning_comes_the_header_of_the_answer_whatever_the_model_would_write() -> None:
+    form = Form()
+    reasoned = [OPEN, ANALYSIS, 30, 31, END]
+    assert after(form, HEADERS, reasoned) == [START]
+    assert after(form, HEADERS, [*reasoned, START]) == [FINAL]
+    assert after(form, HEADERS, [*reasoned, START, FINAL]) == [BRACE]
+    assert form.taken == []
+    after(form, HEADERS, [*reasoned, START, FINAL, BRACE])
+    assert form.taken == [BRACE]
+
+
+def test_without_a_header_the_form_follows_the_mark_at_once() -> None:
+    assert after(Form(), MARKS, [OPEN, 30, END], header=()) == [BRACE]
+
+
+def test_the_mask_is_as_wide_as_the_logits() -> None:
+    assert TokenMask(Form(), VOCAB, [EOS], MARKS).mask(None).shape == (VOCAB,)  # type: ignore[arg-type]
+    assert TokenMask(Form(), VOCAB, [EOS]).mask(None).dtype == mx.bool_  # type: ignore[arg-type]

@@ -1,0 +1,178 @@
+"""Work off the MLX thread, on real threads: each caller hears once, whatever hangs, fails or comes back late."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from daemon.engine.background.background import LATE_SECONDS, Background
+from daemon.engine.background.task import LOOKUP, PROMPT, TEMPLATE, TOKENIZER, Kind, Task
+from daemon.shared import liveness
+from daemon.shared.errors import Reason, SidecarError
+from tests.support.builders import Clock
+
+PATIENCE = 20.0
+
+
+class Bench:
+    """A background whose results a test takes, and its clock."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.background = Background(self.posted.put, self.clock)
+        self.heard: list[Any] = []
+
+    def run(self, task: Task[Any], **options: Any) -> None:
+        """Run a task; its result, or its error, is heard."""
+        self.background.run(task, self.heard.append, self.heard.append, **options)
+
+    def hear(self) -> Any:
+        """Wait for the next that is heard."""
+        self.posted.get(timeout=PATIENCE)()
+        return self.heard[-1]
+
+    def pass_(self, seconds: float) -> None:
+        """Let it look once a second."""
+        for _ in range(int(seconds)):
+            self.clock.pass_(1)
+            self.background.tick()
+
+
+@pytest.fixture(name="bench")
+def _bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.background.close()
+
+
+def task(kind: Kind, lane: str, work: Callable[[], Any]) -> Task[Any]:
+    """Return a task for a model of its lane's name."""
+    return Task(kind, lane, lane, work)
+
+
+def test_tasks_follow_each_other_across_pools(bench: Bench) -> None:
+    """On threads of their kind; in the same lane and pool without another thread."""
+    seen: list[tuple[str, int]] = []
+
+    def note(then: Any) -> Any:
+        thread = threading.current_thread()
+        seen.append((thread.name, thread.native_id or 0))
+        return then
+
+    last = task(PROMPT, "b", lambda: note("done"))
+    fourth = task(TEMPLATE, "b", lambda: note(last))
+    third = task(PROMPT, "a", lambda: note(fourth))
+    second = task(TOKENIZER, "a", lambda: note(third))
+    bench.run(task(LOOKUP, "a", lambda: note(second)))
+    assert bench.hear() == "done"
+    assert [name for name, _ in seen] == ["files", "prompts", "prompts", "templates", "prompts"]
+    assert seen[1] == seen[2]
+
+
+def test_an_error_of_a_later_task_reaches_its_caller_and_frees_its_lane(bench: Bench) -> None:
+    """Ours as it is; any other as INTERNAL, with its text in the log alone."""
+
+    def fail() -> Any:
+        raise ZeroDivisionError("secret")
+
+    with capture_logs() as logs:
+        bench.run(task(LOOKUP, "a", lambda: task(PROMPT, "a", fail)))
+        error = bench.hear()
+    assert (error.reason, "secret" in error.message) == (Reason.INTERNAL, False)
+    assert [line["event"] for line in logs] == ["unexpected error"]
+    bench.run(task(PROMPT, "a", lambda: 1))
+    assert bench.hear() == 1
+
+
+def test_each_caller_hears_once_though_work_that_was_written_off_comes_back(bench: Bench) -> None:
+    """With a result or with an error; those behind it heard as well, and the lane is open afterwards."""
+    for comes_back in (lambda: "late", lambda: 1 // 0):
+        bench.heard.clear()
+        reached, go_on = threading.Event(), threading.Event()
+
+        def hang(reached: Any = reached, go_on: Any = go_on, comes_back: Any = comes_back) -> Any:
+            reached.set()
+            assert go_on.wait(PATIENCE)
+            return comes_back()
+
+        bench.run(task(LOOKUP, "a", hang))
+        assert reached.wait(PATIENCE)
+        bench.run(task(LOOKUP, "a", lambda: "behind"))
+        with capture_logs() as logs:
+            bench.pass_(LOOKUP.limit + 2)
+            assert [line["event"] for line in logs] == ["work hangs and is written off"]
+            assert (logs[0]["calls"], logs[0]["stuck"], logs[0]["work"]) == (2, 1, "lookup")
+        assert {bench.hear().reason, bench.hear().reason} == {Reason.MODEL_NOT_RESPONDING}
+        bench.run(task(LOOKUP, "a", lambda: "refused"))
+        assert bench.hear().reason is Reason.MODEL_NOT_RESPONDING
+        go_on.set()
+        while bench.background.stuck():
+            bench.pass_(1)
+        bench.run(task(LOOKUP, "a", lambda: "again"))
+        assert bench.hear() == "again"
+        assert len(bench.heard) == 4
+
+
+def test_a_sign_of_life_may_come_from_another_thread(bench: Bench) -> None:
+    """Libraries let threads of their own work for them."""
+    signed: list[liveness.Sign] = []
+    reached, go_on = threading.Event(), threading.Event()
+
+    def work() -> str:
+        signed.append(liveness.current())
+        reached.set()
+        assert go_on.wait(PATIENCE)
+        return "done"
+
+    bench.run(task(LOOKUP, "a", work))
+    assert reached.wait(PATIENCE)
+    for _ in range(5):
+        bench.pass_(LOOKUP.limit - 2)
+        signed[0]()
+    assert bench.background.stuck() == []
+    go_on.set()
+    assert bench.hear() == "done"
+    assert liveness.current() is not signed[0]
+
+
+def test_a_system_without_another_thread_fails_the_call_that_needs_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the next, which has one, is answered."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch, capture_logs():
+        patch.setattr(threading.Thread, "start", refuse)
+        bench.run(task(LOOKUP, "a", lambda: 1))
+        assert isinstance(bench.hear(), SidecarError)
+    bench.run(task(LOOKUP, "a", lambda: 1))
+    assert bench.hear() == 1
+
+
+def test_closing_drops_what_waits_and_does_not_wait_for_what_hangs() -> None:
+    """Nothing is heard any more of what had not begun."""
+    bench = Bench()
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        reached.set()
+        go_on.wait(PATIENCE)
+
+    begun: list[int] = []
+    bench.run(task(LOOKUP, "a", hang))
+    bench.run(task(LOOKUP, "a", lambda: begun.append(1)))
+    assert reached.wait(PATIENCE)
+    bench.background.close()
+    bench.run(task(LOOKUP, "b", lambda: begun.append(2)))
+    bench.pass_(2 * LATE_SECONDS)
+    go_on.set()
+    assert bench.hear() is None
+    assert begun == []

@@ -1,0 +1,31 @@
+"""Gauges: quantiles within a few per cent, in a space that does not grow."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.engine.reporting.timings import Histogram
+
+
+@given(st.lists(st.floats(1e-5, 1e3), min_size=1, max_size=200), st.sampled_from([0.5, 0.99, 1.0]))
+def test_a_quantile_is_that_of_the_values(values: list[float], share: float) -> None:
+    """Give or take a bucket."""
+    distribution = Histogram()
+    for value in values:
+        distribution.observe(value)
+    exact = next(v for rank, v in enumerate(sorted(values), 1) if rank >= share * len(values))
+    assert distribution.quantile(share) == pytest.approx(exact, rel=0.03)
+    assert distribution.count == len(values)
+
+
+def test_before_the_first_value_there_is_none() -> None:
+    assert (Histogram().count, Histogram().quantile(0.5)) == (0, 0.0)
+
+
+def test_the_space_is_that_of_the_range_and_not_of_the_count() -> None:
+    distribution = Histogram()
+    for number in range(100_000):
+        distribution.observe(0.001 + (number % 1000) / 1000)
+    assert len(distribution._buckets) < 200

@@ -1,0 +1,118 @@
+"""Vocabularies: forms hold for the text of every kind of tokenizer, or are refused."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tokenizers
+from mlx_lm.tokenizer_utils import NewlineTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
+
+from daemon.engine.structured_output.grammar import of_response
+from daemon.engine.structured_output.matcher import GrammarMatcher, vocabulary
+from daemon.shared.errors import SidecarError
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+def walk(form: GrammarMatcher, size: int, eos: int) -> list[int]:
+    """Return ids that keep to a form, chosen at random, up to its end."""
+    chosen = random.Random(2)
+    ids: list[int] = []
+    while True:
+        mask = form.allowed()
+        token = chosen.choice([one for one in range(size) if mask[one // 8] >> (one % 8) & 1])
+        if token == eos:
+            return ids
+        form.take(token)
+        ids.append(token)
+
+
+CHARACTERS = [chr(code) for code in range(33, 127)]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def fast(model: models.Model, decoder: Any, pre: Any = None) -> PreTrainedTokenizerFast:
+    """Return a tokenizer as checkpoints have it; ids 0 and 1 are special, 1 ends."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
+    tokenizer.decoder = decoder
+    if pre is not None:
+        tokenizer.pre_tokenizer = pre
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+def numbered(words: list[str]) -> dict[str, int]:
+    """Number words as a vocabulary does."""
+    return {word: number for number, word in enumerate(dict.fromkeys(["<unk>", "</s>", *words]))}
+
+
+def bytes_in_pairs(pre: Any, *last: Any) -> PreTrainedTokenizerFast:
+    """Return one that falls back to bytes, with spaces as Sentencepiece writes them."""
+    words = numbered([*BYTES, "▁", *CHARACTERS, "▁the", "▁{", "true", "\n"])
+    model = models.BPE(vocab=words, merges=[], byte_fallback=True, unk_token="<unk>")
+    return fast(model, decoders.Sequence([decoders.ByteFallback(), *last]), pre)
+
+
+def letters_as_bytes() -> PreTrainedTokenizerFast:
+    """Return one whose letters stand for bytes."""
+    words = numbered([*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġthe", "true"])
+    pre = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return fast(models.BPE(vocab=words, merges=[]), decoders.ByteLevel(), pre)
+
+
+KNOWN = {
+    "bytes as letters": letters_as_bytes,
+    "sentencepiece": lambda: bytes_in_pairs(
+        pre_tokenizers.Metaspace(), decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)
+    ),
+}
+UNKNOWN: dict[str, Callable[[], Any]] = {
+    "changes text after decoding": lambda: object.__new__(NewlineTokenizer),
+    "spaces that the library does not see": lambda: bytes_in_pairs(pre_tokenizers.Metaspace(), decoders.Metaspace()),
+    "words": lambda: fast(models.WordLevel(numbered(CHARACTERS), unk_token="<unk>"), decoders.Fuse()),
+    "pieces of words": lambda: fast(models.WordPiece(numbered(CHARACTERS), unk_token="<unk>"), decoders.WordPiece()),
+    "written in python": lambda: object.__new__(PreTrainedTokenizer),
+}
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_forms_hold_for_the_text_of_every_kind_of_tokenizer_with_bytes(kind: str) -> None:
+    """The text as the tokenizer itself decodes it."""
+    tokenizer = KNOWN[kind]()  # type: ignore[no-untyped-call]
+    regex = r"[a-z]{2} the (true|é)\n\{x\}"
+    ids = walk(
+        GrammarMatcher(*of_response(pb.ResponseFormat(regex=regex)), vocabulary(tokenizer, [1], "response_format")),
+        len(tokenizer),
+        1,
+    )
+    assert re.fullmatch(regex, tokenizer.decode(ids))
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        (pb.ResponseFormat(regex="a<think>/\\n"), "a<think>/\n"),
+        (pb.ResponseFormat(grammar='start: "a<think>"'), "a<think>"),
+        (pb.ResponseFormat(json_schema='{"const": "<think>é"}'), '"<think>é"'),
+        (pb.ResponseFormat(json_schema='{"const": "</s>"}'), '"</s>"'),
+    ],
+)
+def test_text_that_is_also_an_added_token_can_be_written(form: pb.ResponseFormat, text: str) -> None:
+    """Letter by letter, as text; the token itself is none."""
+    tokenizer = letters_as_bytes()
+    tokenizer.add_tokens(["<think>"])
+    ids = walk(GrammarMatcher(*of_response(form), vocabulary(tokenizer, [1], "response_format")), len(tokenizer), 1)
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_a_tokenizer_whose_bytes_are_not_known_has_no_forms(kind: str) -> None:
+    """Rather than a form that its text does not have."""
+    with pytest.raises(SidecarError, match="tokenizer") as caught:
+        vocabulary(UNKNOWN[kind](), [1], "response_format")
+    assert caught.value.field == "response_format"

@@ -1,0 +1,99 @@
+"""What was used longest ago is evicted first, of everybody's or of one partition's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.kv.eviction_queue import EvictionQueue
+
+
+@dataclass(eq=False)
+class Item:
+    """Something to evict."""
+
+    tick: int
+    depth: int = 1
+    partition: str = ""
+    evictable: bool = True
+    queued: bool = False
+
+
+def test_the_oldest_goes_first_and_of_one_age_the_deeper() -> None:
+    queue: EvictionQueue[Item] = EvictionQueue()
+    young, old, deep = Item(2), Item(1), Item(1, depth=2)
+    for item in (young, old, deep):
+        queue.offer(item)
+
+    assert [queue.pop(), queue.pop(), queue.pop(), queue.pop()] == [deep, old, young, None]
+
+
+def test_a_partition_can_be_asked_alone() -> None:
+    queue: EvictionQueue[Item] = EvictionQueue()
+    mine, theirs = Item(2, partition="mine"), Item(1, partition="theirs")
+    queue.offer(mine)
+    queue.offer(theirs)
+
+    assert queue.peek("mine") is mine
+    assert queue.peek("nobody's") is None
+    assert queue.peek() is theirs
+    assert queue.pop("mine") is mine
+    assert queue.pop() is theirs
+
+
+def test_what_was_used_again_waits_for_its_new_turn() -> None:
+    queue: EvictionQueue[Item] = EvictionQueue()
+    used, other = Item(1), Item(2)
+    queue.offer(used)
+    queue.offer(other)
+    used.tick = 3
+
+    assert queue.pop() is other
+    assert queue.pop() is used
+
+
+def test_what_may_not_go_is_left_out_until_it_is_offered_again() -> None:
+    queue: EvictionQueue[Item] = EvictionQueue()
+    item = Item(1)
+    queue.offer(item)
+    item.evictable = False
+    assert queue.pop() is None
+    assert not item.queued
+
+    item.evictable = True
+    queue.offer(item)
+    queue.offer(item)
+    assert list(queue) == [item]
+
+
+def test_pruning_drops_at_once_what_may_not_go() -> None:
+    queue: EvictionQueue[Item] = EvictionQueue()
+    gone, stays = Item(1), Item(2)
+    for item in (gone, stays):
+        queue.offer(item)
+    gone.evictable = False
+
+    queue.prune()
+
+    assert list(queue) == [stays]
+    assert queue.pop() is stays
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from("abc"), st.booleans())))
+def test_everything_comes_out_in_order_whatever_happened_since(drawn: list[tuple[int, int, str, bool]]) -> None:
+    queue: EvictionQueue[Item] = EvictionQueue()
+    items = []
+    for before, after, partition, evictable in drawn:
+        item = Item(before, partition=partition)
+        queue.offer(item)
+        items.append(item)
+        item.tick, item.evictable = max(before, after), evictable
+
+    popped = []
+    while (taken := queue.pop()) is not None:
+        popped.append(taken)
+
+    assert [item.tick for item in popped] == sorted(item.tick for item in items if item.evictable)
+    assert not list(queue)

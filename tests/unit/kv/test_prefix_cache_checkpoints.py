@@ -1,0 +1,140 @@
+"""Windows and recurrent layers can only be gone on from where what they need was kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from daemon.kv.source import NotHeldError, Resume
+from tests.unit.kv.fake_kv import (
+    ALL,
+    GROUP_BLOCK_BYTES,
+    HYBRID,
+    RECURRENT,
+    STATE_BYTES,
+    WINDOWED,
+    FakeKV,
+    FakePrefixes,
+    prompt,
+)
+
+
+@pytest.mark.parametrize("parts", [WINDOWED, HYBRID, RECURRENT, ALL], ids=["windows", "hybrid", "recurrent", "all"])
+def test_a_prompt_goes_on_from_where_it_was_made_resumable_and_from_nowhere_else(parts: object) -> None:
+    prefixes = FakePrefixes(parts=parts)  # type: ignore[arg-type]
+    prefixes.store("n", prompt(1, 2, 3, 4, 5))
+    prefixes.store("n", prompt(1, 2, 3, 4, 5, 6, 7, 8, 9), Resume.NO)
+
+    assert prefixes.reuse("n", prompt(1, 2, 3, 4, 5, 6, 7, 8, tail=1)) == prompt(1, 2, 3, 4, 5)
+    with prefixes.lookup("n", prompt(1, 2, 3, 4, 5, 6, 7, 50)) as lease:
+        assert (lease.tokens, lease.branch) == (5 * 16, 7 * 16)
+
+
+def test_of_a_window_only_what_it_sees_at_the_resumable_positions_is_stored() -> None:
+    prefixes = FakePrefixes(parts=WINDOWED)
+    prefixes.store("n", prompt(*range(10)))
+
+    assert prefixes.cache.memory_usage() == (10 + 2) * GROUP_BLOCK_BYTES
+    assert prefixes.reuse("n", prompt(*range(10), tail=1)) == prompt(*range(10))
+
+
+def test_windows_that_were_kept_in_passing_are_dropped_in_the_end() -> None:
+    prefixes = FakePrefixes(parts=WINDOWED)
+    prefixes.store("n", prompt(*range(4)))
+    for blocks in range(5, 9):
+        prefixes.store("n", prompt(*range(blocks)), Resume.PASSING, FakeKV(prompt(*range(blocks)), window=40))
+    prefixes.store("n", prompt(*range(9)), Resume.YES, FakeKV(prompt(*range(9)), window=40))
+
+    prefixes.cache.check_integrity()
+    assert prefixes.cache.memory_usage() == (9 + 2 + 2) * GROUP_BLOCK_BYTES
+    assert prefixes.reuse("n", prompt(*range(9), tail=1)) == prompt(*range(9))
+    assert prefixes.reuse("n", prompt(*range(4), tail=1)) == prompt(*range(4))
+
+
+def test_windows_before_a_fork_are_kept_for_the_other_branch() -> None:
+    prefixes = FakePrefixes(parts=WINDOWED)
+    prefixes.store("n", prompt(1, 2, 3), Resume.PASSING)
+    prefixes.store("n", prompt(1, 2, 3, 4))
+    prefixes.store("n", prompt(1, 2, 3, 50, 51, 52, 53))
+
+    assert prefixes.reuse("n", prompt(1, 2, 3, 4, tail=1)) == prompt(1, 2, 3, 4)
+    assert prefixes.reuse("n", prompt(1, 2, 3, 50, 51, 52, 53, tail=1)) == prompt(1, 2, 3, 50, 51, 52, 53)
+
+
+def test_what_an_earlier_request_left_out_is_filled_in_for_the_next() -> None:
+    """The blocks are there already; only the window and the state at the new position are copied."""
+    prefixes = FakePrefixes(parts=ALL)
+    prefixes.store("n", prompt(*range(10)))
+    source = FakeKV(prompt(*range(6)))
+
+    assert prefixes.store("n", prompt(*range(6)), source=source) == 0
+
+    assert source.packed == [(1, 3, 6)]
+    assert prefixes.reuse("n", prompt(*range(6), 99)) == prompt(*range(6))
+    prefixes.cache.check_integrity()
+
+
+def test_a_window_that_has_moved_on_makes_no_position_resumable() -> None:
+    prefixes = FakePrefixes(parts=WINDOWED)
+    with pytest.raises(NotHeldError):
+        prefixes.store("n", prompt(*range(6)), source=FakeKV(prompt(*range(6)), window=30))
+
+    prefixes.cache.check_integrity()
+    with prefixes.lookup("n", prompt(*range(6), tail=1)) as lease:
+        assert (lease.tokens, lease.branch) == (0, 96)
+
+
+def test_checkpoints_that_were_used_longest_ago_go_before_blocks_of_the_same_age() -> None:
+    prefixes = FakePrefixes(parts=HYBRID, nbytes=6 * GROUP_BLOCK_BYTES + 2 * STATE_BYTES)
+    prefixes.store("n", prompt(1, 2))
+    prefixes.store("n", prompt(1, 2, 3, 4))
+    prefixes.reuse("n", prompt(1, 2, 9))
+
+    prefixes.store("n", prompt(50))
+
+    prefixes.cache.check_integrity()
+    assert prefixes.reuse("n", prompt(50, tail=1)) == prompt(50)
+    assert prefixes.reuse("n", prompt(1, 2, 9)) == prompt(1, 2)
+    with prefixes.lookup("n", prompt(1, 2, 3, 4, tail=1)) as lease:
+        assert (lease.tokens, lease.branch) == (32, 64)
+
+
+def test_a_checkpoint_stays_while_only_blocks_are_short() -> None:
+    prefixes = FakePrefixes(parts=HYBRID, blocks=4)
+    prefixes.store("n", prompt(1, 2))
+    prefixes.store("n", prompt(3, 4))
+    prefixes.store("n", prompt(1, 2, 5), Resume.NO)
+
+    assert prefixes.reuse("n", prompt(1, 2, 9)) == prompt(1, 2)
+    assert prefixes.cache.trie.ledger.checkpoints == 1
+
+
+def test_a_leased_checkpoint_survives_any_pressure_and_an_invalidation() -> None:
+    prefixes = FakePrefixes(parts=HYBRID)
+    prefixes.store("n", prompt(1, 2))
+    lease = prefixes.lookup("n", prompt(1, 2, tail=1))
+
+    prefixes.cache.shed(10**9)
+    assert prefixes.restore(lease) == prompt(1, 2)
+    assert prefixes.cache.clear().bytes_in_use == 2 * GROUP_BLOCK_BYTES + STATE_BYTES
+    assert prefixes.restore(lease) == prompt(1, 2)
+
+    lease.release()
+    assert prefixes.cache.memory_usage() == 0
+    prefixes.cache.check_integrity()
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_stored() -> None:
+    prefixes = FakePrefixes(parts=HYBRID, nbytes=STATE_BYTES - 1)
+
+    assert prefixes.store("n", prompt(1, 2)) == 2
+    assert prefixes.cache.trie.ledger.checkpoints == 0
+    prefixes.cache.check_integrity()
+
+
+def test_what_was_evicted_is_not_found_when_its_memory_is_used_again() -> None:
+    prefixes = FakePrefixes(parts=HYBRID, blocks=2)
+    prefixes.store("n", prompt(1, 2))
+    prefixes.store("n", prompt(3, 4))
+
+    assert prefixes.reuse("n", prompt(1, 2, tail=1)) == []
+    assert prefixes.reuse("n", prompt(3, 4, tail=1)) == prompt(3, 4)

@@ -1,0 +1,173 @@
+"""Whatever the order of calls, the prefix cache restores the right tokens, keeps to its budgets and leaks nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.lease import PrefixLease
+from daemon.kv.source import NotHeldError, Resume
+from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, RECURRENT, WINDOWED, FakeKV, FakePrefixes, prompt
+
+NAMESPACES = st.sampled_from(["n/one", "n/two", "m/one"])
+PROMPTS = st.tuples(st.lists(st.integers(1, 2), max_size=6), st.integers(0, 15)).map(
+    lambda drawn: prompt(*drawn[0], tail=drawn[1])
+)
+
+
+class PrefixCacheMachine(RuleBasedStateMachine):
+    """Random calls against a list of all that was ever stored and not forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prefixes = FakePrefixes()
+        self.least = 16
+        self.stored: list[tuple[str, list[int]]] = []
+        self.resumable: list[tuple[str, list[int]]] = []
+        self.leases: list[tuple[PrefixLease, list[int]]] = []
+
+    @initialize(
+        parts=st.sampled_from([PLAIN, WINDOWED, HYBRID, RECURRENT, ALL]),
+        blocks=st.integers(0, 12) | st.just(1000),
+        room=st.integers(1, 12) | st.just(1000),
+        buffers=st.integers(1, 12) | st.just(1000),
+        least=st.sampled_from([16, 20, 32]),
+    )
+    def start(self, parts: object, blocks: int, room: int, buffers: int, least: int) -> None:
+        """Choose the layout and the limits."""
+        self.prefixes = FakePrefixes(blocks, room * BLOCK_BYTES, buffers, least, parts)  # type: ignore[arg-type]
+        self.least = least
+
+    def longest(self, namespace: str, tokens: list[int], known: list[tuple[str, list[int]]]) -> int:
+        """Return the most tokens of a prompt that are among what is known of its namespace, in full blocks."""
+        return max((_common(tokens[:-1], each) for name, each in known if name == namespace), default=0)
+
+    @property
+    def nothing_was_lost(self) -> bool:
+        """Whether the limits have never been felt."""
+        limits = self.prefixes.cache.limits
+        return min(limits.blocks, limits.nbytes // BLOCK_BYTES, limits.buffers) == 1000
+
+    @rule(namespace=NAMESPACES, tokens=PROMPTS, resume=st.sampled_from(Resume), window=st.sampled_from([None, 40, 56]))
+    def store(self, namespace: str, tokens: list[int], resume: Resume, window: int | None) -> None:
+        """Store a prompt; only blocks that no lookup would find are packed, each once."""
+        boundary = floor_to_block(len(tokens))
+        source = FakeKV(tokens, window, boundary)
+        before = self.prefixes.cache.trie.blocks + self.prefixes.cache.counters.evictions
+        try:
+            count = self.prefixes.store(namespace, tokens, resume, source)
+        except NotHeldError:
+            assert window is not None
+            return
+        finally:
+            self.stored.append((namespace, tokens[:boundary]))
+        assert len(source.packed) == len(set(source.packed))
+        assert count == self.prefixes.cache.trie.blocks + self.prefixes.cache.counters.evictions - before
+        if resume is Resume.YES and boundary >= self.least and self.nothing_was_lost:
+            self.resumable.append((namespace, tokens[:boundary]))
+
+    @rule(namespace=NAMESPACES, tokens=PROMPTS)
+    def lookup(self, namespace: str, tokens: list[int]) -> None:
+        """Look a prompt up and restore it; the lease is kept."""
+        lease = self.prefixes.lookup(namespace, tokens)
+        restored = self.prefixes.restore(lease)
+        assert restored == tokens[: len(restored)]
+        assert len(restored) <= self.longest(namespace, tokens, self.stored)
+        assert len(restored) < max(1, len(tokens))
+        for name, known in self.resumable:
+            if name == namespace and tokens[:-1][: len(known)] == known:
+                assert len(restored) >= len(known)
+        self.leases.append((lease, restored))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        """End a lease; until now it restores the same tokens."""
+        lease, restored = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
+        assert self.prefixes.restore(lease) == restored
+        lease.release()
+
+    @rule(blocks=st.integers(0, 5))
+    def shed(self, blocks: int) -> None:
+        """Be short of memory."""
+        cache = self.prefixes.cache
+        before = cache.memory_usage()
+        freed = cache.shed(blocks * BLOCK_BYTES)
+        assert cache.memory_usage() == before - freed
+        assert freed >= blocks * BLOCK_BYTES or self.leases or not cache.memory_usage()
+        if blocks:
+            self.resumable.clear()
+
+    @rule(namespace=NAMESPACES, tokens=PROMPTS, dry_run=st.booleans())
+    def forget_prefix(self, namespace: str, tokens: list[int], dry_run: bool) -> None:
+        """Forget all prompts that begin with some tokens; a dry run tells the same."""
+        cache = self.prefixes.cache
+        before = cache.memory_usage()
+        expected = cache.forget_prefix(namespace, tokens, dry_run=True)
+        if dry_run:
+            return
+        assert cache.forget_prefix(namespace, tokens) == expected
+        assert cache.memory_usage() == before - expected.bytes_freed
+        if floor_to_block(len(tokens)):
+            assert len(self.prefixes.reuse(namespace, [*tokens, 7])) < max(1, len(tokens))
+        self.resumable = [(name, known) for name, known in self.resumable if name != namespace]
+
+    @rule(namespace=NAMESPACES)
+    def clear(self, namespace: str) -> None:
+        """Forget a namespace."""
+        cache = self.prefixes.cache
+        expected = cache.clear(namespace.__eq__, dry_run=True)
+        assert cache.clear(namespace.__eq__) == expected
+        self.stored = [(name, tokens) for name, tokens in self.stored if name != namespace]
+        self.resumable = [(name, tokens) for name, tokens in self.resumable if name != namespace]
+
+    @invariant()
+    def is_sound(self) -> None:
+        """Recount, and compare with the budgets."""
+        self.prefixes.cache.check_integrity()
+
+    def teardown(self) -> None:
+        """Nothing leaks once all is released and cleared."""
+        for lease, _ in self.leases:
+            lease.release()
+        self.prefixes.cache.clear()
+        self.prefixes.cache.check_integrity()
+        assert self.prefixes.cache.memory_usage() == 0
+        assert self.prefixes.cache.trie.leases == 0
+
+
+def _common(one: list[int], two: list[int]) -> int:
+    """Return the tokens of the full blocks that two prompts begin with."""
+    same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    return floor_to_block(same)
+
+
+def floor_to_block(tokens: int) -> int:
+    """Return the largest multiple of the block size that is not above `tokens`."""
+    return tokens - tokens % BLOCK_TOKENS
+
+
+PrefixCacheMachine.TestCase.settings = settings(
+    max_examples=200, stateful_step_count=50, deadline=None, print_blob=True, derandomize=False
+)
+TestPrefixCacheMachine = PrefixCacheMachine.TestCase
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", range(20))
+def test_the_same_for_ten_thousand_histories_of_a_hundred_calls(batch: int) -> None:
+    """In batches, because hypothesis remembers all that it has tried."""
+    run_state_machine_as_test(
+        PrefixCacheMachine,
+        settings=settings(max_examples=500, stateful_step_count=100, deadline=None, print_blob=True, database=None),
+    )

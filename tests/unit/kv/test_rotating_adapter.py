@@ -1,0 +1,193 @@
+"""Sliding windows restore exactly what the window can see, and a warm answer is the cold one."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import KVCache, RotatingKVCache
+
+from daemon.kv.extent_ledger import Run
+from daemon.kv.mlx.adapters import rotating
+from daemon.kv.source import NotHeldError, Resume
+from tests.support.builders import page_rounding
+from tests.unit.kv.tiny_models import WINDOWED, TinyEngine, build, tokens
+
+LENGTHS = [16, 17, 19, 20, 21, 31, 32, 33, 47, 48, 49, 64, 100, 255, 256, 257]
+"""Around blocks, both windows and the steps in which caches grow."""
+
+BOUND = 1e-4
+"""The window's length changes the shape of matrix products, and with it the last bits of float32 logits."""
+
+
+@pytest.fixture(name="models", scope="module")
+def _models() -> dict[str, Any]:
+    return {name: build(make) for name, make in WINDOWED.items()}
+
+
+@pytest.fixture(name="engine", params=list(WINDOWED))
+def _engine(request: pytest.FixtureRequest, models: dict[str, Any]) -> TinyEngine:
+    return TinyEngine(models[request.param])
+
+
+def windows(caches: list[Any]) -> list[RotatingKVCache]:
+    """Return the caches that are windows."""
+    return [cache for cache in caches if type(cache) is RotatingKVCache]
+
+
+def close(one: mx.array, two: mx.array) -> bool:
+    """Tell whether logits agree within the bound and choose the same tokens."""
+    same = mx.array_equal(mx.argmax(one, axis=-1), mx.argmax(two, axis=-1))
+    return bool(same.item()) and bool((mx.abs(one - two).max() <= BOUND).item())
+
+
+def test_both_kinds_of_layers_are_reused(engine: TinyEngine) -> None:
+    assert engine.layout.reusable
+    assert engine.layout.parts.windowed
+    kinds = {type(cache) for cache in engine.layout.new_cache(engine.model, 40)}
+    assert kinds == {KVCache, RotatingKVCache}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_warm_answer_is_the_cold_one_and_goes_on_like_it(engine: TinyEngine, length: int) -> None:
+    prompt = tokens(length + 9)
+    engine.store(prompt[:length], engine.cold(prompt[:length])[0])
+    cold_cache, cold = engine.cold(prompt)
+
+    warm_cache, reused = engine.restored(prompt)
+    warm = engine.compute(warm_cache, prompt[reused:])
+
+    assert reused == length - length % 16 > 0
+    assert close(warm, cold[reused:])
+    for token in tokens(40):
+        assert close(engine.compute(warm_cache, [token]), engine.compute(cold_cache, [token]))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_exactly_the_tokens_that_the_window_sees_are_restored(engine: TinyEngine, length: int) -> None:
+    prompt = tokens(length + 1)
+    engine.store(prompt[:length], engine.cold(prompt[:length])[0])
+
+    caches, reused = engine.restored(prompt)
+
+    assert reused == length - length % 16
+    for cache in windows(caches):
+        assert cache.offset == reused
+        assert cache.keys.shape[2] == cache._idx == min(reused, cache.max_size)
+
+
+def test_restoring_a_window_copies_what_it_sees_once() -> None:
+    """Blocks reach back further than the window: what is before it is cut off before it is copied, not after."""
+    blocks, window = 4, 50
+    parts = [mx.random.normal((2, 2, 16 * half, 64)) for half in (blocks // 2, blocks // 2)]
+    mx.eval(parts)
+    runs = [Run((part,), 0, blocks // 2) for part in parts]
+    cache = RotatingKVCache(max_size=window)
+    gc.collect()
+    limit = mx.set_cache_limit(0)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+
+    rotating.restore([cache], runs, tokens=16 * blocks)
+
+    copied = mx.get_peak_memory() - before
+    mx.set_cache_limit(limit)
+    assert cache.nbytes == 2 * 2 * window * 64 * 4
+    assert copied <= cache.nbytes + 1000 + page_rounding(4)
+    whole = mx.concatenate(parts, axis=2)[:, :, -window:]
+    assert mx.array_equal(mx.concatenate([cache.keys, cache.values]), whole).item()
+
+
+def test_chunks_stored_one_by_one_are_what_a_whole_prompt_stores(engine: TinyEngine) -> None:
+    prompt = tokens(150)
+    caches = engine.layout.new_cache(engine.model, len(prompt))
+    for start in range(0, len(prompt), 37):
+        engine.compute(caches, prompt[start : start + 37])
+        engine.store(prompt[: start + 37], caches)
+
+    warm_cache, reused = engine.restored(prompt)
+
+    assert reused == 144
+    assert close(engine.compute(warm_cache, prompt[reused:]), engine.cold(prompt)[1][reused:])
+
+
+def test_a_prompt_that_turns_off_inside_a_stored_one_lets_the_next_go_on_from_there(engine: TinyEngine) -> None:
+    """Its windows were not kept in the middle of the first: the second learns where they part, the third gains."""
+    prompt = tokens(200)
+    engine.store(prompt, engine.cold(prompt)[0])
+    other = [*prompt[:70], *reversed(prompt[70:])]
+    with engine.lookup(other) as lease:
+        assert (lease.tokens, lease.branch) == (0, 64)
+    caches = engine.cold(other[:64])[0]
+    engine.store(other[:64], caches)
+
+    third = [*prompt[:70], *tokens(50)]
+    caches, reused = engine.restored(third)
+
+    assert reused == 64
+    assert close(engine.compute(caches, third[reused:]), engine.cold(third)[1][reused:])
+
+
+def test_blocks_that_left_the_window_are_not_made_up(engine: TinyEngine) -> None:
+    """After many generated tokens the window holds only the last of them: the block where it begins is cut."""
+    prompt = tokens(20)
+    caches, _ = engine.cold(prompt)
+    generated = tokens(65)
+    for token in generated:
+        engine.compute(caches, [token])
+
+    with pytest.raises(NotHeldError):
+        engine.store([*prompt, *generated], caches)
+
+    with engine.lookup([*prompt, *generated, 1]) as lease:
+        assert (lease.tokens, lease.branch) == (0, 80)
+    engine.prefixes.check_integrity()
+
+
+def test_a_long_answer_is_resumable_if_it_is_stored_on_the_way(engine: TinyEngine) -> None:
+    """Only the windows at the two positions to go on from are kept in the end."""
+    prompt = tokens(37)
+    caches, _ = engine.cold(prompt[:32])
+    engine.store(prompt[:32], caches)
+    engine.compute(caches, prompt[32:])
+    whole = list(prompt)
+    for token in tokens(200):
+        engine.compute(caches, [token])
+        whole.append(token)
+        if len(whole) % engine.layout.parts.stride == 0:
+            engine.store(whole, caches, Resume.PASSING)
+    engine.store(whole, caches)
+
+    for end in (37, len(whole)):
+        again = [*whole[:end], 5, 6, 7]
+        warm_cache, reused = engine.restored(again)
+        assert reused == end // 16 * 16
+        assert close(engine.compute(warm_cache, again[reused:]), engine.cold(again)[1][reused:])
+    visible = max(group.visible(100) for group in engine.layout.parts.groups if group.window is not None)
+    with engine.lookup([*whole, 1]) as lease:
+        index = next(i for i, group in enumerate(engine.layout.parts.groups) if group.window is not None)
+        kept = [node.depth for node in lease.nodes if node.extents[index] is not None]
+    assert kept == [1, 2, *range(14 - visible + 1, 15)]
+    engine.prefixes.check_integrity()
+
+
+def test_generated_tokens_that_the_window_still_holds_are_stored(engine: TinyEngine) -> None:
+    prompt = tokens(36)
+    caches, _ = engine.cold(prompt)
+    engine.store(prompt, caches)
+    generated = tokens(15)
+    for token in generated:
+        engine.compute(caches, [token])
+
+    whole = [*prompt, *generated]
+    assert engine.store(whole, caches) == 1
+    warm_cache, reused = engine.restored([*whole, 5])
+    assert reused == 48
+    assert close(engine.compute(warm_cache, [*whole, 5][reused:]), engine.cold([*whole, 5])[1][reused:])
+
+
+def test_a_window_that_keeps_its_first_tokens_is_not_understood() -> None:
+    assert rotating.understood(RotatingKVCache(max_size=32))
+    assert not rotating.understood(RotatingKVCache(max_size=32, keep=4))

@@ -1,0 +1,114 @@
+"""The doctor on a Mac with a service, and anywhere with and without a daemon."""
+
+from __future__ import annotations
+
+import json
+import plistlib
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from daemon.cli.commands.service import look
+from daemon.doctor.finding import Finding, Verdict
+from daemon.doctor.launchd import service as examine
+from daemon.launchd.launchctl import Launchctl
+from daemon.launchd.service import Service
+from mlx_sidecar import HistorySample
+from tests.support.daemons import RunningDaemon, environment, wait_until
+from tests.unit.launchd.mac import Mac
+from tests.unit.launchd.test_service import agent_of
+
+NOTHING = HistorySample(0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+"""What the history says of a time at which nothing was asked."""
+
+
+def findings(mac: Mac) -> dict[str, Finding]:
+    """Return what the doctor finds of the service, by check."""
+    return {one.check: one for one in examine(Service(Launchctl(), mac.home, look), mac.home)}
+
+
+def doctor(environ: dict[str, str]) -> tuple[int, dict[str, dict[str, str]]]:
+    """Run the command; return its exit status and its findings."""
+    done = subprocess.run(
+        [sys.executable, "-m", "daemon", "doctor", "--json"], env=environ, capture_output=True, text=True, timeout=300
+    )
+    answer = json.loads(done.stdout)
+    assert answer["ok"] == (done.returncode == 0), done.stderr
+    return done.returncode, {one["check"]: one for one in answer["findings"]}
+
+
+def test_a_service_is_examined_from_its_installation_to_its_loss(mac: Mac) -> None:
+    """Each state has its finding, and each fault its remedy."""
+    assert findings(mac)["service"].verdict is Verdict.SKIPPED
+    service = Service(Launchctl(), mac.home, look)
+    service.install(agent_of(mac))
+    found = findings(mac)
+    assert {one.verdict for one in found.values()} == {Verdict.OK}
+    assert found["exit timeout"].found == "60 s, and a drain takes up to 30 s"
+    assert found["service log"].found == str(mac.logs / "daemon.log")
+
+    tree = plistlib.loads(mac.plist.read_bytes())
+    tree["EnvironmentVariables"]["MLX_SIDECAR_DRAIN_TIMEOUT"] = "55"
+    mac.plist.write_bytes(plistlib.dumps(tree))
+    assert findings(mac)["exit timeout"].fix.startswith("set drain_timeout to at most 50")
+    tree["EnvironmentVariables"]["MLX_SIDECAR_DRAIN_TIMEOUT"] = "soon"
+    mac.plist.write_bytes(plistlib.dumps(tree))
+    assert "MLX_SIDECAR_DRAIN_TIMEOUT is 'soon'" in findings(mac)["exit timeout"].found
+
+    tree["ProgramArguments"][0] = "/gone/python"
+    mac.plist.write_bytes(plistlib.dumps(tree))
+    assert findings(mac)["service program"].found == "/gone/python is gone"
+    service.stop()
+    assert findings(mac)["service"].verdict is Verdict.WARNING
+    mac.plist.write_text("not a plist")
+    assert findings(mac)["service"].verdict is Verdict.FAILED
+
+
+def test_a_service_that_does_not_serve_fails(mac: Mac) -> None:
+    """Although launchd is content with it."""
+    Service(Launchctl(), mac.home, look).install(agent_of(mac))
+    mac.socket.unlink()
+    assert findings(mac)["service"].verdict is Verdict.FAILED
+
+
+def test_the_doctor_has_nothing_to_say_where_nothing_is_wrong(daemon: RunningDaemon) -> None:
+    """No warning, nothing to do; exit status 0."""
+    with daemon.client() as client:
+        wait_until(lambda: client.stats().engine.state == "ready", "the engine is ready")
+    status, found = doctor(daemon.environ)
+    assert status == 0
+    assert {one["verdict"] for one in found.values()} <= {"ok", "skipped"}, found
+    assert not [one for one in found.values() if one["fix"]]
+    assert found["running daemon"]["verdict"] == found["engine"]["verdict"] == found["device"]["verdict"] == "ok"
+    assert found["warm equals cold"]["found"].startswith("96 of 100 tokens reused, the same tokens")
+    assert found["end"]["found"] == "the daemon drained and ended with status 0"
+
+
+def test_the_doctor_leaves_nothing_in_the_daemon_that_it_looks_at(start_daemon: Callable[..., RunningDaemon]) -> None:
+    """No model, no prefix, no counter, no sample: what a user reads there is what users did."""
+    daemon = start_daemon(max_models="1")
+    with daemon.client() as client:
+        wait_until(lambda: client.stats().model_cache.max_models == 1, "the engine has told its figures")
+        before = client.stats(history=True)
+        status, found = doctor(daemon.environ)
+        after = client.stats(history=True)
+    assert (status, found["warm equals cold"]["verdict"]) == (0, "ok")
+    assert after.models == before.models == ()
+    for part in ("model_cache", "prefix_cache", "latency"):
+        assert getattr(after, part) == getattr(before, part), part
+    assert (after.engine.pid, after.engine.prompt_tokens) == (before.engine.pid, 0)
+    assert {replace(sample, age=0.0) for sample in after.history} <= {replace(NOTHING, age=0.0)}
+
+
+def test_without_a_daemon_the_doctor_tries_one_of_its_own_and_ends_it(folder: Path) -> None:
+    """And leaves nothing where the daemon would be. What fails makes the exit status 1."""
+    environ = environment(folder)
+    (folder / "run").mkdir(0o755)
+    status, found = doctor(environ)
+    assert (status, found["socket"]["verdict"]) == (1, "failed")
+    assert "take a directory that the daemon creates" in found["socket"]["found"]
+    assert found["end"]["found"] == "the daemon drained and ended with status 0"
+    assert found["warm equals cold"]["verdict"] == "ok"
+    assert not any((folder / "run").iterdir())

@@ -1,0 +1,72 @@
+"""The launchd of these tests refuses what a real one refuses; a fake that takes anything would prove nothing."""
+
+from __future__ import annotations
+
+import os
+import plistlib
+from typing import Any
+
+import pytest
+
+from daemon.launchd.agent import LABEL
+from tests.unit.launchd.mac import Mac
+from tests.unit.launchd.test_service import agent_of
+
+GUI = f"gui/{os.getuid()}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["load", "-w", "/x.plist"],
+        ["bootstrap", GUI],
+        ["bootstrap", "gui/4711", "/x.plist"],
+        ["bootstrap", f"{GUI}/{LABEL}", "/x.plist"],
+        ["bootout", GUI],
+        ["kickstart", "-f", f"{GUI}/{LABEL}"],
+        ["kill", "TERM", f"{GUI}/{LABEL}"],
+        ["enable", LABEL],
+        ["print", LABEL],
+    ],
+    ids=" ".join,
+)
+def test_calls_that_are_not_in_the_manual_are_a_usage_error(mac: Mac, arguments: list[str]) -> None:
+    """Also `bootout` of a whole domain, which would log the user out."""
+    assert mac.launchctl(*arguments).returncode == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"EnvironmentVars": {}}, 109),
+        ({"ExitTimeOut": "60"}, 109),
+        ({"ProgramArguments": ["python"]}, 109),
+        ({"StandardErrorPath": "~/x.log"}, 109),
+        ({"EnvironmentVariables": {"A": 1}}, 109),
+        ({"LimitLoadToSessionType": "Background"}, 134),
+    ],
+    ids=["unknown key", "type", "program", "path", "value", "session"],
+)
+def test_a_plist_that_launchd_would_not_understand_is_refused(mac: Mac, change: dict[str, Any], status: int) -> None:
+    """Each with launchd's own status."""
+    file = mac.folder / "a.plist"
+    file.write_bytes(plistlib.dumps(agent_of(mac)(False).properties() | change))
+    assert mac.launchctl("bootstrap", GUI, str(file)).returncode == status
+
+
+def test_a_plist_that_others_may_write_to_a_second_load_and_a_missing_job_are_refused(mac: Mac) -> None:
+    """122, 5, 113 and 3, as seen on Macs."""
+    file = mac.folder / "a.plist"
+    file.write_bytes(plistlib.dumps(agent_of(mac)(False).properties() | {"ProgramArguments": ["/bin/sleep", "1000"]}))
+    assert mac.launchctl("print", f"{GUI}/{LABEL}").returncode == 113
+    assert mac.launchctl("bootout", f"{GUI}/{LABEL}").returncode == 3
+    file.chmod(0o664)
+    assert mac.launchctl("bootstrap", GUI, str(file)).returncode == 122
+    file.chmod(0o644)
+    mac.logs.mkdir(parents=True)
+    assert mac.launchctl("bootstrap", GUI, str(file)).returncode == 0
+    assert mac.launchctl("bootstrap", GUI, str(file)).returncode == 5
+    assert mac.launchctl("disable", mac.target).returncode == 0
+    assert mac.launchctl("bootout", mac.target).returncode == 0
+    assert mac.launchctl("bootstrap", GUI, str(file)).returncode == 5, "disabled"

@@ -1,0 +1,117 @@
+"""What launchd is told: the plist, and what is kept of the environment."""
+
+from __future__ import annotations
+
+import os
+import plistlib
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.launchd.agent import LABEL, Agent, as_text, of_this_environment, plist_path, read
+from daemon.launchd.errors import AgentError
+from daemon.shared.config import load_config
+
+HOME = Path("/Users/ada")
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLE = ROOT / "launchd" / f"{LABEL}.plist"
+
+
+def agent(environ: dict[str, str], flags: dict[str, object] | None = None, *, background: bool = False) -> Agent:
+    return of_this_environment(load_config(flags or {}, environ, HOME), environ, HOME, background=background)
+
+
+def test_the_commented_sample_is_what_install_renders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those who read it before they trust the command."""
+    monkeypatch.setattr(sys, "executable", "/Users/ada/.local/share/uv/tools/mlx-sidecar/bin/python")
+    assert plistlib.loads(SAMPLE.read_bytes()) == plistlib.loads(agent({"MLX_SIDECAR_MAX_MODELS": "2"}).render())
+    assert SAMPLE.read_text().count("<!--") >= 10, "each key has its reason"
+
+
+def test_a_rendered_agent_is_read_back(tmp_path: Path) -> None:
+    """With characters that XML would mangle."""
+    made = Agent(("/a b/python", "-m", "daemon"), {"MLX_SIDECAR_SOCKET": "/tmp/<&>\"'é.sock"}, Path("/l/x.log"), True)
+    file = tmp_path / "a.plist"
+    file.write_bytes(made.render())
+    assert read(file) == made
+    assert read(tmp_path / "missing") is None
+
+
+def test_what_flags_and_variables_say_is_kept_and_the_rest_is_left_to_each_start() -> None:
+    """Variables of the Hub and of OpenTelemetry too, tokens never."""
+    environ = {"MLX_SIDECAR_MAX_QUEUE": "5", "HF_HOME": "/Volumes/models", "HF_TOKEN": "hf_secret", "LANG": "C"}
+    environ |= {"OTEL_SERVICE_NAME": "mine", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=otel_secret"}
+    made = agent(environ, {"model_ttl": "10m", "evict_on_memory_pressure": False, "model_roots": ("/a", "/b")})
+    assert made.environment == {
+        "MLX_SIDECAR_MAX_QUEUE": "5",
+        "MLX_SIDECAR_MODEL_TTL": "600.0",
+        "MLX_SIDECAR_EVICT_ON_MEMORY_PRESSURE": "false",
+        "MLX_SIDECAR_MODEL_ROOTS": "/a:/b",
+        "MLX_SIDECAR_LOG_FILE": "/Users/ada/Library/Logs/mlx-sidecar/daemon.log",
+        "HF_HOME": "/Volumes/models",
+        "OTEL_SERVICE_NAME": "mine",
+    }
+    assert "_secret" not in made.render().decode()
+
+
+def test_a_log_file_of_the_users_own_stays() -> None:
+    """Also the wish to have none."""
+    assert agent({"MLX_SIDECAR_LOG_FILE": "/x.log"}).environment["MLX_SIDECAR_LOG_FILE"] == "/x.log"
+    assert agent({"MLX_SIDECAR_LOG_FILE": ""}).environment["MLX_SIDECAR_LOG_FILE"] == ""
+
+
+def test_a_drain_that_launchd_would_cut_short_is_refused() -> None:
+    """With both figures and the name of the setting."""
+    with pytest.raises(AgentError, match=r"drain_timeout from MLX_SIDECAR_DRAIN_TIMEOUT is 51 s, .* at most 50\."):
+        agent({"MLX_SIDECAR_DRAIN_TIMEOUT": "51"})
+    assert agent({"MLX_SIDECAR_DRAIN_TIMEOUT": "50"})
+
+
+def test_the_interpreter_is_absolute_and_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link in a virtual environment is what makes it that environment's interpreter."""
+    monkeypatch.setattr(sys, "executable", "/Users/ada/tools/../venv/bin/python")
+    assert agent({}).program == ("/Users/ada/venv/bin/python", "-P", "-m", "daemon", "serve")
+
+
+def test_a_background_agent_says_so() -> None:
+    """Only that one: with both kinds it would run twice."""
+    assert agent({}, background=True).properties()["LimitLoadToSessionType"] == "Background"
+    assert "LimitLoadToSessionType" not in agent({}).properties()
+    assert plist_path(HOME) == HOME / "Library/LaunchAgents/com.mlx-sidecar.daemon.plist"
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "max_models": st.integers(1, 2**31 - 1),
+            "model_ttl": st.floats(0, 1e9),
+            "evict_on_memory_pressure": st.booleans(),
+            "model_roots": st.lists(st.sampled_from(["/a", "/b c", "/ü"]), max_size=3).map(tuple),
+            "log_file": st.sampled_from(["", "/tmp/x.log"]),
+            "log_level": st.sampled_from(["debug", "error"]),
+        }
+    )
+)
+def test_every_kept_setting_means_the_same_when_it_is_read_again(values: dict[str, object]) -> None:
+    """A float, a list or an empty path goes through text and comes back."""
+    first = load_config(values, {}, HOME).config
+    environ = {f"MLX_SIDECAR_{key.upper()}": as_text(getattr(first, key)) for key in values}
+    second = load_config({}, environ, HOME).config
+    assert {key: getattr(first, key) for key in values} == {key: getattr(second, key) for key in values}
+
+
+@pytest.mark.parametrize("content", [b"", b"text", plistlib.dumps({"Label": LABEL}), plistlib.dumps([1])])
+def test_a_plist_that_is_not_ours_is_named(tmp_path: Path, content: bytes) -> None:
+    """Whatever is wrong with it."""
+    file = tmp_path / "a.plist"
+    file.write_bytes(content)
+    with pytest.raises(AgentError, match=str(file)):
+        read(file)
+
+
+def test_a_pathsep_is_a_colon_where_launchd_is() -> None:
+    """`model_roots` relies on it."""
+    assert os.pathsep == ":"

@@ -1,0 +1,264 @@
+"""The service under a launchd that refuses, dawdles or has others in it; with a daemon whose engine starts at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import plistlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from daemon import __version__
+from daemon.cli.commands.service import look
+from daemon.cli.exit_codes import INTERRUPTED
+from daemon.launchd.agent import LABEL, Agent
+from daemon.launchd.errors import AgentError, LaunchctlError, ServiceError
+from daemon.launchd.launchctl import Launchctl
+from daemon.launchd.readiness import Serving
+from daemon.launchd.service import HOMEBREW_LABEL, Service
+from mlx_sidecar import Client, ShuttingDown
+from tests.support.daemons import END_SECONDS, alive, wait_until
+from tests.unit.launchd.conftest import ROOT
+from tests.unit.launchd.mac import Mac
+
+Make = Callable[[bool], Agent]
+UID = os.getuid()
+
+
+@pytest.fixture(name="service")
+def _service(mac: Mac) -> Service:
+    return Service(Launchctl(), mac.home, look)
+
+
+def agent_of(mac: Mac, **environment: str) -> Make:
+    """Return what makes an agent whose daemon has a fake engine."""
+
+    def make(background: bool) -> Agent:
+        given = {"PYTHONPATH": str(ROOT), "MLX_SIDECAR_LOG_FILE": str(mac.logs / "daemon.log"), **environment}
+        program = (sys.executable, "-m", "tests.support.serve_fake")
+        return Agent(program, given, mac.logs / "launchd.log", background)
+
+    return make
+
+
+def test_a_log_directory_that_cannot_be_written_is_told_before_launchd_hears_of_it(mac: Mac, service: Service) -> None:
+    """launchd itself would say EX_CONFIG and nothing else."""
+    mac.logs.parent.mkdir(parents=True)
+    mac.logs.write_text("not a directory")
+    with pytest.raises(ServiceError, match=r"launchd\.log cannot be written \(.+\); it has to be in a directory"):
+        service.install(agent_of(mac))
+    assert not mac.calls()
+    assert not mac.plist.exists()
+
+
+def test_a_log_directory_that_becomes_unwritable_is_named_at_the_next_start(mac: Mac, service: Service) -> None:
+    """From launchd's bare EX_CONFIG; and the service comes back by itself once it is writable again."""
+    service.install(agent_of(mac))
+    mac.logs.rename(mac.logs.with_name("away"))
+    mac.logs.write_text("in the way")
+    with pytest.raises(ServiceError, match=r"last exit: 78: EX_CONFIG\); launchd could not start .+launchd\.log"):
+        service.restart()
+    mac.logs.unlink()
+    mac.logs.with_name("away").rename(mac.logs)
+    wait_until(lambda: service.status().ready, "launchd has tried again")
+
+
+def test_an_unwritable_launch_agents_folder_is_one_sentence(mac: Mac, service: Service) -> None:
+    """And nothing is loaded."""
+    mac.plist.parent.parent.mkdir(parents=True)
+    mac.plist.parent.write_text("in the way")
+    with pytest.raises(AgentError, match=r"\.plist cannot be written \(.+\); make its directory writable"):
+        service.install(agent_of(mac))
+    assert not mac.calls()
+
+
+def test_launchctls_own_words_reach_the_user_and_nothing_stays_installed(mac: Mac, service: Service) -> None:
+    """A plist left behind would be tried again at each login."""
+    mac.settings(fail={"bootstrap": [125, "Bootstrap failed: 125: Domain does not support specified action\n"]})
+    with pytest.raises(LaunchctlError, match=r"status 125: Bootstrap failed: 125: Domain .+ \(nobody is logged in"):
+        service.install(agent_of(mac))
+    assert not mac.plist.exists()
+
+
+def test_an_upgrade_that_launchd_refuses_leaves_the_old_version_running(mac: Mac, service: Service) -> None:
+    """Its plist is back, and it is loaded from it."""
+    service.install(agent_of(mac))
+    old = mac.plist.read_bytes()
+    agent = agent_of(mac)(False)
+    relative = Agent(("not/absolute",), agent.environment, agent.stderr)
+    with pytest.raises(LaunchctlError, match="unsupported format"):
+        service.install(lambda _: relative)
+    assert mac.plist.read_bytes() == old
+    wait_until(lambda: service.status().ready, "the old version serves again")
+
+
+def test_a_new_version_of_the_code_restarts_a_service_whose_plist_is_the_same(
+    mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `uv tool upgrade`, which changes the code below the same paths."""
+    assert service.install(agent_of(mac))
+    assert not service.install(agent_of(mac))
+    pid = mac.job().pid
+    monkeypatch.setattr("daemon.launchd.service.__version__", "9.9.9")
+    assert service.install(agent_of(mac))
+    assert mac.job().pid != pid
+    assert service.status().serving == Serving(mac.job().pid or 0, __version__, True)
+
+
+def test_without_a_login_at_the_screen_it_lives_in_the_users_own_domain(mac: Mac, service: Service) -> None:
+    """As a background job, or launchd would refuse it; it is found there by everything else."""
+    mac.settings(gui=False)
+    assert service.install(agent_of(mac))
+    assert plistlib.loads(mac.plist.read_bytes())["LimitLoadToSessionType"] == "Background"
+    assert (service.status().domain, service.status().ready) == (f"user/{UID}", True)
+    mac.settings(gui=True)
+    assert service.install(agent_of(mac)), "somebody has logged in: it moves over"
+    assert service.status().domain == f"gui/{UID}"
+    assert service.uninstall()
+
+
+def test_each_verb_may_be_repeated(mac: Mac, service: Service) -> None:
+    """What is done already is no error, and the process stays the same."""
+    assert "The service was not running" in mac.service("stop")
+    assert service.install(agent_of(mac))
+    pid = mac.job().pid
+    assert not service.install(agent_of(mac))
+    assert "Running already" in mac.service("start")
+    assert mac.job().pid == pid
+    assert service.stop()
+    assert not service.stop()
+    assert service.start()
+    assert service.uninstall()
+    assert not service.uninstall()
+    assert "The service was not installed" in mac.service("uninstall")
+
+
+def test_a_stop_lets_streams_end_and_tells_those_that_do_not(mac: Mac, service: Service) -> None:
+    """launchd asks with SIGTERM and waits; what is still running when the drain is over is told why."""
+    service.install(agent_of(mac, MLX_SIDECAR_DRAIN_TIMEOUT="0.5"))
+    with Client(mac.socket) as client, client.generate("hold", "a b") as stream:
+        text = stream.text()
+        assert next(text) == "a "
+        assert service.stop()
+        with pytest.raises(ShuttingDown):
+            next(text)
+    lines = [json.loads(line) for line in (mac.logs / "daemon.log").read_text().splitlines()]
+    assert [line["event"] for line in lines if line["event"] in ("draining", "stopped")] == ["draining", "stopped"]
+    assert lines[-1]["status"] == 0
+
+
+def test_logs_are_followed_from_where_the_last_lines_end(mac: Mac, service: Service) -> None:
+    """Each line once, as soon as it is there."""
+    service.install(agent_of(mac))
+    command = [sys.executable, "-m", "daemon", "service", "logs", "-f", "-n", "1"]
+    with subprocess.Popen(command, env=mac.environ, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        seen = [json.loads(follower.stdout.readline())["event"]]
+        service.stop()
+        while seen[-1] != "stopped":
+            seen.append(json.loads(follower.stdout.readline())["event"])
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(END_SECONDS) == INTERRUPTED
+    lines = [json.loads(line)["event"] for line in (mac.logs / "daemon.log").read_text().splitlines()]
+    assert seen == lines[-len(seen) :]
+
+
+def test_logs_that_are_not_there_yet_and_sudo_are_one_sentence(mac: Mac) -> None:
+    """Neither is a traceback, or silence."""
+    assert f"there is no log at {mac.logs / 'daemon.log'} yet" in mac.service("logs", status=1)
+    assert f"there is no log at {mac.logs / 'launchd.log'} yet" in mac.service("logs", "--stderr", status=1)
+    assert "as ada, run it without sudo" in mac.service("install", status=1, SUDO_USER="ada")
+    assert not mac.calls()
+
+
+def test_a_bootout_that_is_still_in_progress_is_waited_for(mac: Mac, service: Service) -> None:
+    """launchd answers 36 and goes on; a bootstrap right after it would fail."""
+    service.install(agent_of(mac))
+    pid = mac.job().pid
+    mac.settings(lazy_bootout=True)
+    assert service.install(agent_of(mac, MLX_SIDECAR_MAX_QUEUE="3"))
+    assert pid is not None
+    assert not alive(pid)
+    assert service.uninstall()
+
+
+def test_a_disabled_service_is_enabled_by_its_installation(mac: Mac, service: Service) -> None:
+    """`launchctl disable` outlives the plist, and a bootstrap would fail with a bare I/O error."""
+    mac.launchctl("disable", mac.target)
+    assert service.install(agent_of(mac))
+
+
+def test_another_daemon_on_the_socket_is_named_and_left_alone(mac: Mac, service: Service) -> None:
+    """One that somebody started in a shell."""
+    environ = {**mac.environ, **agent_of(mac)(False).environment}
+    with subprocess.Popen([sys.executable, "-m", "tests.support.serve_fake"], env=environ) as other:
+        wait_until(mac.socket.exists, "it listens")
+        with pytest.raises(
+            ServiceError, match=rf"another daemon \(pid {other.pid}\) serves {mac.socket}; end it first"
+        ):
+            service.install(agent_of(mac))
+        assert not mac.plist.exists()
+        shown = mac.service("status", status=3)
+        assert f"another daemon (pid {other.pid}) has the socket" in shown
+        assert other.poll() is None
+        other.terminate()
+
+
+def test_homebrews_service_is_not_doubled(mac: Mac, service: Service) -> None:
+    """Two of them would fight for the socket for ever."""
+    plist = mac.folder / "brew.plist"
+    tree = agent_of(mac)(False).properties() | {"Label": HOMEBREW_LABEL, "ProgramArguments": ["/bin/sleep", "1000"]}
+    tree |= {"StandardOutPath": "/dev/null", "StandardErrorPath": "/dev/null"}
+    plist.write_bytes(plistlib.dumps(tree))
+    mac.launchctl("bootstrap", f"gui/{UID}", str(plist))
+    with pytest.raises(ServiceError, match="brew services stop mlx-sidecar"):
+        service.install(agent_of(mac))
+    assert service.status().homebrew
+    assert "Homebrew has a service of its own" in mac.service("status", status=3)
+    assert mac.launchctl("bootout", f"gui/{UID}/{HOMEBREW_LABEL}").returncode == 0
+
+
+def test_a_daemon_that_never_serves_is_given_up_on(mac: Mac) -> None:
+    """It runs, but nobody answers; nothing is undone, because it may yet come up."""
+    impatient = Service(Launchctl(), mac.home, lambda socket: None, wait=0.0)
+    with pytest.raises(ServiceError, match="does not serve after 0 s; see: mlx-sidecar service logs"):
+        impatient.install(agent_of(mac))
+    assert mac.job().pid is not None
+
+
+def test_a_plist_of_somebody_else_is_not_taken_for_ours(mac: Mac, service: Service) -> None:
+    """Nor overwritten by accident with `start`."""
+    mac.plist.parent.mkdir(parents=True)
+    mac.plist.write_text("something else")
+    with pytest.raises(AgentError, match="is not a plist of this program"):
+        service.start()
+    assert mac.plist.read_text() == "something else"
+
+
+def test_without_launchctl_the_service_says_what_to_do_instead(
+    mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Linux."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    with pytest.raises(LaunchctlError, match="the service is for macOS"):
+        service.status()
+
+
+def test_the_calls_of_launchctl_are_few_and_known(mac: Mac, service: Service) -> None:
+    """Those that docs/mac-checklist.md has lines for."""
+    service.install(agent_of(mac))
+    service.restart()
+    service.uninstall()
+    domain = f"gui/{UID}"
+    assert mac.calls() == [
+        ["enable", f"{domain}/{LABEL}"],
+        ["bootstrap", domain, str(mac.plist)],
+        ["kill", "SIGTERM", f"{domain}/{LABEL}"],
+        ["kickstart", "-k", f"{domain}/{LABEL}"],
+        ["bootout", f"{domain}/{LABEL}"],
+    ]

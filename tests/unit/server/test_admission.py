@@ -1,0 +1,115 @@
+"""Admission: a bounded number of calls and prompt tokens wait, and none once the daemon drains."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from daemon.server.admission import LEAST_RETRY, MAX_WAITING_TOKENS, MOST_RETRY, Admission
+from daemon.shared.errors import Reason, SidecarError
+from tests.support.builders import Clock
+
+
+def test_a_place_is_given_back_at_the_end() -> None:
+    """Also if the call fails; the last one tells."""
+    idle: list[int] = []
+    admission = Admission(2, lambda: idle.append(admission.active))
+    with admission.place() as ticket:
+        assert (admission.active, admission.waiting) == (1, 1)
+        admission.began(ticket)
+        assert (admission.active, admission.waiting) == (1, 0)
+    with pytest.raises(ZeroDivisionError), admission.place():
+        raise ZeroDivisionError
+    assert admission.active == 0
+    assert idle == [0, 0]
+
+
+def test_more_calls_than_may_wait_are_refused() -> None:
+    """With a time to try again; calls that run do not count."""
+    admission = Admission(2)
+    with ExitStack() as stack:
+        first = stack.enter_context(admission.place())
+        stack.enter_context(admission.place())
+        with pytest.raises(SidecarError) as refused, admission.place():
+            pass
+        assert refused.value.reason is Reason.QUEUE_FULL
+        assert refused.value.retry_after
+        assert admission.rejected == 1
+        admission.began(first)
+        stack.enter_context(admission.place())
+        assert admission.waiting == 2
+
+
+@pytest.mark.parametrize(("seconds", "retry"), [(5.0, 5.0), (0.01, LEAST_RETRY), (1000.0, MOST_RETRY)])
+def test_who_finds_the_queue_full_is_told_how_fast_it_drains(seconds: float, retry: float) -> None:
+    """As measured over the last that began to run, from half a second to a minute; loads do not count."""
+    clock = Clock()
+    admission = Admission(1, clock=clock)
+    for _ in range(40):
+        with admission.place() as ticket:
+            admission.tokenised(ticket, 10)
+            clock.pass_(seconds)
+            admission.began(ticket)
+        with admission.place() as load:
+            admission.began(load)
+    clock.pass_(seconds)
+    with admission.place(), pytest.raises(SidecarError) as refused, admission.place():
+        pass
+    assert refused.value.retry_after == pytest.approx(retry, rel=0.05)
+
+
+def test_more_prompt_tokens_than_may_wait_are_refused() -> None:
+    """A prompt of any size waits alone; together they have a limit, to the token."""
+    admission = Admission(8)
+    with admission.place() as first, admission.place() as second, admission.place() as third:
+        admission.tokenised(first, 3 * MAX_WAITING_TOKENS)
+        with pytest.raises(SidecarError) as refused:
+            admission.tokenised(second, 1)
+        assert refused.value.reason is Reason.QUEUE_FULL
+        assert admission.rejected == 1
+        admission.began(first)
+        admission.tokenised(second, MAX_WAITING_TOKENS - 1)
+        admission.tokenised(third, 1)
+        with admission.place() as fourth, pytest.raises(SidecarError):
+            admission.tokenised(fourth, 1)
+
+
+def test_closing_drops_those_that_wait_and_refuses_newcomers() -> None:
+    """Those that run go on."""
+    admission = Admission(4)
+    dropped: list[str] = []
+    with admission.place() as running, admission.place() as waiting:
+        running.drop = lambda error: dropped.append("running")
+        waiting.drop = lambda error: dropped.append(error.reason)
+        admission.began(running)
+        admission.close()
+        assert dropped == [Reason.SHUTTING_DOWN]
+        with pytest.raises(SidecarError) as refused, admission.place():
+            pass
+        assert refused.value.reason is Reason.SHUTTING_DOWN
+        assert refused.value.retry_after
+
+
+def test_a_place_can_be_given_back_early() -> None:
+    """Once: the end of the block then changes nothing."""
+    idle: list[int] = []
+    admission = Admission(1, lambda: idle.append(1))
+    with admission.place() as ticket:
+        admission.leave(ticket)
+        assert (admission.active, idle) == (0, [1])
+    assert idle == [1]
+
+
+def test_cutting_off_drops_those_that_run() -> None:
+    """Their time is over; their callers may come back."""
+    admission = Admission(4)
+    dropped: list[SidecarError] = []
+    with admission.place() as running:
+        running.drop = dropped.append
+        admission.began(running)
+        admission.close()
+        assert dropped == []
+        admission.cut_off()
+    assert [error.reason for error in dropped] == [Reason.SHUTTING_DOWN]
+    assert dropped[0].retry_after

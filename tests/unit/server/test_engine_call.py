@@ -1,0 +1,232 @@
+"""A call's buffer: whatever the pace of its reader, it reads all text, all ids, in order, from a few events."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.server.supervision import engine_call
+from daemon.server.supervision.engine_call import FULL_BYTES, JOIN_TOKENS, EngineCall
+from daemon.shared.errors import Reason, SidecarError
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+def call() -> EngineCall:
+    """Return a call that nobody closes."""
+    return EngineCall(ipc.Command(call_id=1), lambda _: None)
+
+
+def answer(event: pb.GenerateResponse) -> ipc.Event:
+    """Return an event of a Generate call."""
+    return ipc.Event(call_id=1, generate=event)
+
+
+def delta(text: str, *ids: int) -> ipc.Event:
+    """Return a delta with a log-probability for each id."""
+    logprobs = [pb.TokenLogprob(token_id=token, logprob=-1.0) for token in ids]
+    return answer(pb.GenerateResponse(delta=pb.Delta(text=text, token_ids=ids, logprobs=logprobs)))
+
+
+STARTED = answer(pb.GenerateResponse(started=pb.Started(request_id="r")))
+FINISHED = answer(pb.GenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_STOP)))
+FAILURE = ipc.Event(call_id=1, failure=ipc.Failure(reason="NAN_LOGITS", message="no numbers", field="x"))
+
+
+async def read(one: EngineCall) -> list[ipc.Event]:
+    """Return what is left of a call."""
+    async with asyncio.timeout(5):
+        return [event async for event in one.events()]
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), st.lists(st.integers(0, 9), max_size=3)), max_size=30), st.data())
+def test_text_and_ids_are_equal_however_the_reader_lags(
+    pieces: list[tuple[str, list[int]]], data: st.DataObject
+) -> None:
+    """The reader takes what there is at random moments."""
+    pauses = data.draw(st.sets(st.integers(0, len(pieces))))
+
+    async def run() -> list[ipc.Event]:
+        one = call()
+        events = one.events()
+        got = []
+        one.push(STARTED)
+        for number, (text, ids) in enumerate(pieces):
+            one.push(delta(text, *ids))
+            if number in pauses:
+                got.append(await anext(events))
+        one.push(FINISHED)
+        return got + [event async for event in events]
+
+    got = asyncio.run(run())
+    deltas = [event.generate.delta for event in got if event.generate.HasField("delta")]
+    assert "".join(one.text for one in deltas) == "".join(text for text, _ in pieces)
+    assert [token for one in deltas for token in one.token_ids] == [token for _, ids in pieces for token in ids]
+    assert all([p.token_id for p in one.logprobs] == list(one.token_ids) for one in deltas)
+    assert got[0] == STARTED
+    assert got[-1] == FINISHED
+
+
+async def test_joined_deltas_hold_all_reasoning_and_all_tool_calls_in_order() -> None:
+    """Each channel is joined on its own."""
+    one = call()
+    for number, word in enumerate(["a", "b", "c"]):
+        made = pb.GeneratedToolCall(index=number, name=word)
+        one.push(answer(pb.GenerateResponse(delta=pb.Delta(reasoning=word, tool_calls=[made]))))
+    one.push(FINISHED)
+    joined = (await read(one))[0].generate.delta
+    assert joined.reasoning == "abc"
+    assert [(made.index, made.name) for made in joined.tool_calls] == [(0, "a"), (1, "b"), (2, "c")]
+
+
+async def test_a_reader_that_stays_away_finds_a_few_events() -> None:
+    """Progress is replaced, deltas are joined: the buffer does not grow with their number."""
+    one = call()
+    one.push(STARTED)
+    for done in range(1000):
+        one.push(answer(pb.GenerateResponse(prefill=pb.PrefillProgress(done=done, total=1000))))
+    for token in range(1000):
+        one.push(delta("x", token))
+    one.push(FINISHED)
+    got = await read(one)
+    assert [event.generate.WhichOneof("event") for event in got] == ["started", "prefill", "delta", "finished"]
+    assert got[1].generate.prefill.done == 999
+    assert list(got[2].generate.delta.token_ids) == list(range(1000))
+
+
+async def test_joined_deltas_stay_small_enough_for_a_message() -> None:
+    """One message of all that a long completion holds, log-probabilities included, would be refused by gRPC."""
+    one = call()
+    for token in range(2 * JOIN_TOKENS):
+        one.push(delta("x", token))
+    one.push(FINISHED)
+    sizes = [len(event.generate.delta.token_ids) for event in await read(one)]
+    assert sizes == [JOIN_TOKENS, JOIN_TOKENS, 0]
+
+
+async def test_load_progress_is_replaced_by_the_latest() -> None:
+    """And `ready` is never folded into it."""
+    one = call()
+    for done in range(50):
+        progress = pb.LoadProgress(stage=pb.LOAD_STAGE_LOADING, bytes_done=done)
+        one.push(ipc.Event(load=pb.GetOrLoadResponse(progress=progress)))
+    one.push(ipc.Event(load=pb.GetOrLoadResponse(ready=pb.ModelInfo(model="m"))))
+    first, last = await read(one)
+    assert first.load.progress.bytes_done == 49
+    assert last.load.ready.model == "m"
+
+
+async def test_an_error_comes_after_the_data_before_it() -> None:
+    """The reader gets everything that there was, and then the error with all that it says."""
+    one = call()
+    one.push(delta("a", 1))
+    one.push(FAILURE)
+    events = one.events()
+    assert await anext(events) == delta("a", 1)
+    with pytest.raises(SidecarError) as caught:
+        await anext(events)
+    assert (caught.value.reason, caught.value.message, caught.value.field) == (Reason.NAN_LOGITS, "no numbers", "x")
+    assert caught.value.retry_after is None
+    assert one.over
+
+
+async def test_a_reason_that_the_table_does_not_know_is_internal() -> None:
+    """It cannot come from our own engine; it must not end the supervisor all the same."""
+    one = call()
+    one.push(ipc.Event(failure=ipc.Failure(reason="NEW_REASON", message="m")))
+    with pytest.raises(SidecarError) as caught:
+        await read(one)
+    assert caught.value.reason is Reason.INTERNAL
+
+
+async def test_the_first_end_counts() -> None:
+    """Nothing follows a finished call, and a second error does not replace the first."""
+    finished = call()
+    finished.push(FINISHED)
+    finished.fail(SidecarError(Reason.INTERNAL, "too late"))
+    finished.push(delta("late", 1))
+    assert await read(finished) == [FINISHED]
+    failed = call()
+    failed.fail(SidecarError(Reason.QUEUE_FULL, "first"))
+    failed.fail(SidecarError(Reason.INTERNAL, "second"))
+    failed.push(delta("late", 1))
+    assert not failed.over
+    with pytest.raises(SidecarError, match="first"):
+        await read(failed)
+
+
+async def test_close_says_so_once_for_each_call() -> None:
+    """The owner decides what it means."""
+    closed: list[EngineCall] = []
+    one = EngineCall(ipc.Command(), closed.append)
+    one.close()
+    assert closed == [one]
+
+
+def wide(token: int) -> ipc.Event:
+    """Return a delta of about a kilobyte."""
+    return delta("x" * 1000, token)
+
+
+async def test_a_reader_that_lags_far_behind_makes_the_engine_hold_the_call_until_it_has_caught_up() -> None:
+    """At 192 KiB, and at half of that; what arrives meanwhile is kept, and nothing is lost or doubled."""
+    told: list[bool] = []
+    one = EngineCall(ipc.Command(call_id=1), lambda _: None, lambda _, held: told.append(held))
+    sent = 0
+    while not told:
+        one.push(wide(sent))
+        sent += 1
+    assert told == [True]
+    assert 1000 * sent + 5000 >= FULL_BYTES
+    for _ in range(20):  # what was on its way
+        one.push(wide(sent))
+        sent += 1
+    assert one._backlog.nbytes <= 256 * 1024
+    got: list[int] = []
+    async for event in one.events():
+        got.extend(event.generate.delta.token_ids)
+        if len(got) == sent and not one.over:
+            assert told == [True, False]
+            one.push(FINISHED)
+    assert got == list(range(sent))
+    one.close()
+
+
+async def test_a_reader_that_stays_away_is_given_up_and_told_so_when_it_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its slot is free and its backlog is gone at once; whoever reads, however slowly, is not given up."""
+    monkeypatch.setattr(engine_call, "STALL_SECONDS", 0.02)
+    closed: list[EngineCall] = []
+    gone = asyncio.Event()
+    one = EngineCall(ipc.Command(call_id=1), closed.append)
+    one.on_stall = gone.set
+    for token in range(250):
+        one.push(wide(token))
+    async with asyncio.timeout(20):
+        await gone.wait()
+    assert closed == [one]
+    assert one._backlog.nbytes == 0
+    one.push(wide(250))
+    with pytest.raises(SidecarError) as told:
+        await read(one)
+    assert told.value.reason is Reason.SLOW_CONSUMER
+
+
+async def test_a_full_backlog_is_no_offence_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each event that is read gives the reader its time anew; at the end nobody waits for it any more."""
+    monkeypatch.setattr(engine_call, "STALL_SECONDS", 1000)
+    one = call()
+    for token in range(250):
+        one.push(STARTED)  # which nothing is joined to
+        one.push(wide(token))
+    events = one.events()
+    patience = one._patience
+    await anext(events)
+    assert one._patience is not patience
+    one.push(FINISHED)
+    assert len([event async for event in events]) == 2 * 250
+    assert one._patience is None

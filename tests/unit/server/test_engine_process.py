@@ -1,0 +1,146 @@
+"""The engine process: it ends when it should, is ended when it must be, and only what it says well is believed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from structlog.testing import capture_logs
+
+from daemon.server.supervision import supervisor as module
+from daemon.server.supervision.engine_call import EngineCall
+from daemon.server.supervision.engine_process import EngineProcess
+from daemon.server.supervision.supervisor import State
+from daemon.shared.errors import Reason, SidecarError
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.daemons import alive
+from tests.unit.server.supervised import Watched, error_of, events, opened, supervising, text, until_delta
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make back-offs short enough for tests."""
+    monkeypatch.setattr(module, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.02)
+
+
+async def test_stop_gives_status_zero_and_leaves_no_process() -> None:
+    """Also with a call open, which fails rather than waits for ever; later calls are refused."""
+    with capture_logs() as logs:
+        async with supervising() as supervisor:
+            call = opened(supervisor, "hold")
+            await until_delta(call)
+            pid = supervisor.pid
+        assert (await error_of(call)).reason is Reason.SHUTTING_DOWN
+        with pytest.raises(SidecarError, match="shutting down"):
+            opened(supervisor, "ok")
+    assert {"event": "the engine has ended", "status": 0, "log_level": "info"} in logs
+    assert not alive(pid)
+    assert supervisor.pid == 0
+
+
+async def test_an_engine_that_ignores_the_shutdown_is_killed() -> None:
+    """After the grace that stop was given."""
+    supervisor = Watched("--stubborn")
+    supervisor.start()
+    await supervisor.until(State.READY)
+    pid = supervisor.pid
+    await supervisor.stop(0.05)
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize("model", ["garbage", "huge"])
+async def test_an_engine_that_sends_garbage_is_killed_and_replaced(model: str) -> None:
+    """Nothing that it says after that could be believed, and nothing is allocated for what it announces."""
+    async with supervising() as supervisor:
+        assert (await error_of(opened(supervisor, model))).reason is Reason.ENGINE_RESTARTED
+        assert text(await events(opened(supervisor, "ok"))) == "one two three"
+
+
+@pytest.mark.parametrize(
+    ("model", "limits"),
+    [
+        ("silent", {"SILENT_SECONDS": 0.8, "STALLED_SECONDS": 0.5}),
+        ("stuck", {"STUCK_SECONDS": 900.0, "STALLED_SECONDS": 5.0}),
+    ],
+)
+async def test_an_engine_that_makes_no_progress_is_stalled_and_then_killed(
+    model: str, limits: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silence and a step without end are both noticed."""
+    for name, value in limits.items():
+        monkeypatch.setattr(module, name, value)
+    async with supervising() as supervisor:
+        error = await error_of(opened(supervisor, model))
+        assert error.reason is Reason.ENGINE_RESTARTED
+        assert supervisor.states[:3] == [State.READY, State.STALLED, State.RESTARTING]
+
+
+async def test_an_engine_that_never_says_hello_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start has a limit of its own."""
+    monkeypatch.setattr(module, "START_SECONDS", 0.2)
+    async with supervising("--no-hello") as supervisor:
+        await supervisor.until(State.RESTARTING)
+        assert State.READY not in supervisor.states
+
+
+async def test_an_event_that_cannot_be_handled_does_not_end_the_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the engine sends, the parent lives on with a new one."""
+    push = EngineCall.push
+
+    def fragile(call: EngineCall, event: ipc.Event) -> None:
+        if call.command.generate.model == "fail":
+            raise ZeroDivisionError
+        push(call, event)
+
+    monkeypatch.setattr(EngineCall, "push", fragile)
+    async with supervising() as supervisor:
+        assert (await error_of(opened(supervisor, "fail"))).reason is Reason.ENGINE_RESTARTED
+        assert text(await events(opened(supervisor, "ok"))) == "one two three"
+
+
+async def test_the_engines_log_lines_are_forwarded() -> None:
+    """
+    As they were, marked as the engine's. What is no log line is counted, because it could hold a part of the request;
+    a huge line harms nothing.
+    """
+    with capture_logs() as logs:
+        async with supervising() as supervisor:
+            assert text(await events(opened(supervisor, "log"))) == "one two three"
+    lines = [line for line in logs if line["event"] in ("one line", "after a long line", "engine output")]
+    assert lines[0] == {"event": "one line", "log_level": "warning", "figure": 7, "process": "engine"}
+    assert lines[1] == {"event": "engine output", "log_level": "warning", "characters": 9}
+    assert lines[-1] == {"event": "after a long line", "log_level": "info", "process": "engine"}
+    assert not any("line" in line for line in lines)
+
+
+async def test_what_an_engine_prints_before_its_first_call_is_repeated() -> None:
+    """It knows no request yet, and why it cannot start is told nowhere else."""
+    code = "print('ModuleNotFoundError: No module named x'); print('y' * 3000)"
+    with capture_logs() as logs:
+        process = await EngineProcess.spawn([sys.executable, "-c", code])
+        assert await process.reap() == 0
+    assert [line["line"] for line in logs] == ["ModuleNotFoundError: No module named x", "y" * 2000]
+
+
+async def test_what_an_engine_prints_that_knows_requests_is_repeated_only_where_it_tells_places_and_classes() -> None:
+    """The words of an exception may be a request's."""
+    printed = [
+        "Traceback (most recent call last):",
+        '  File "/x/y.py", line 3, in Engine.f',
+        "    the text of a line",
+        "json.decoder.JSONDecodeError: a secret",
+        "Fatal Python error: Segmentation fault",
+        "a secret",
+    ]
+    code = f"import sys, socket; socket.socket(fileno=int(sys.argv[-1])).recv(1); [print(one) for one in {printed!r}]"
+    with capture_logs() as logs:
+        process = await EngineProcess.spawn([sys.executable, "-c", code])
+        process.send(ipc.Command(generate=pb.GenerateRequest()))
+        await process.listen(lambda _: None)
+        assert await process.reap() == 0
+    assert [line.get("line") for line in logs] == [
+        printed[0], printed[1], None, "json.decoder.JSONDecodeError", printed[4], None
+    ]  # fmt: skip
+    assert "secret" not in str(logs)

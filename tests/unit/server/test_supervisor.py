@@ -1,0 +1,252 @@
+"""The supervisor: exactly one engine, whose deaths its callers survive with a typed error; no process is left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from daemon.server.supervision import supervisor as module
+from daemon.server.supervision.supervisor import State
+from daemon.shared.errors import Reason, SidecarError
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support import fake_engine
+from tests.support.builders import Clock
+from tests.support.daemons import alive
+from tests.unit.server.supervised import (
+    Watched,
+    error_of,
+    events,
+    generate,
+    opened,
+    passing,
+    supervising,
+    text,
+    until_delta,
+)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make back-offs short enough for tests."""
+    monkeypatch.setattr(module, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.02)
+
+
+@pytest.fixture(name="journal")
+def _journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
+    """Return a function that returns the commands that engines got so far."""
+    path = tmp_path / "journal"
+    monkeypatch.setenv(fake_engine.JOURNAL, str(path))
+    return lambda: [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def test_a_call_that_is_opened_before_the_engine_is_up_is_answered() -> None:
+    """It is sent after the engine's hello, and the snapshot before its end is there at its end."""
+    async with supervising() as supervisor:
+        answer = await events(opened(supervisor, "ok"))
+        assert text(answer) == "one two three"
+        assert answer[-1].generate.finished.reason == pb.FINISH_REASON_STOP
+        assert supervisor.snapshot.engine.generated_tokens == 3
+        assert (supervisor.hello.mlx_version, supervisor.state) == ("0.0.1", State.READY)
+
+
+async def test_an_engine_that_loads_its_libraries_serves_and_calls_wait_for_it(tmp_path: Path) -> None:
+    warm = tmp_path / "warm"
+    async with supervising("--warm", str(warm)) as supervisor:
+        await supervisor.until(State.WARMING)
+        assert supervisor.serves
+        call = opened(supervisor, "ok")
+        warm.touch()
+        assert text(await events(call)) == "one two three"
+        assert supervisor.states == [State.WARMING, State.READY]
+
+
+async def test_an_engine_that_loads_its_libraries_for_long_serves_only_then(tmp_path: Path) -> None:
+    warm, clock = tmp_path / "warm", Clock()
+    async with supervising("--warm", str(warm), clock=clock) as supervisor:
+        await supervisor.until(State.WARMING)
+        passing(supervisor, clock, 2 * module.STALLED_SECONDS)
+        await supervisor.until(State.STARTING)
+        assert not supervisor.serves
+        warm.touch()
+        await supervisor.until(State.READY)
+        assert supervisor.states == [State.WARMING, State.STARTING, State.READY]
+
+
+async def test_a_death_while_libraries_load_is_blamed_on_no_call(tmp_path: Path) -> None:
+    """
+    Those that were not sent yet wait for the next engine, which serves only when it takes them; heartbeats of the first
+    do not save it.
+    """
+    warm, clock = tmp_path / "warm", Clock()
+    async with supervising("--warm", str(warm), clock=clock) as supervisor:
+        await supervisor.until(State.WARMING)
+        call = opened(supervisor, "ok")
+        passing(supervisor, clock, 2 * module.START_SECONDS)
+        await supervisor.until(State.RESTARTING)
+        warm.touch()
+        assert text(await events(call)) == "one two three"
+        assert not supervisor.quarantine.knows
+        assert supervisor.states.count(State.WARMING) == 1
+
+
+async def test_stop_ends_a_back_off() -> None:
+    """Nothing waits for an engine that is not wanted any more."""
+    async with supervising("--exit", "1") as supervisor:
+        await supervisor.until(State.RESTARTING)
+
+
+async def test_a_death_fails_what_was_running_and_nothing_else() -> None:
+    """What runs elsewhere fails with a time to come back; a new engine answers what comes then."""
+    async with supervising() as supervisor:
+        bystander = opened(supervisor, "hold")
+        await until_delta(bystander)
+        first = supervisor.pid
+        for call in (opened(supervisor, "die"), bystander):
+            error = await error_of(call)
+            assert error.reason is Reason.ENGINE_RESTARTED
+            assert error.retry_after is not None
+        later = opened(supervisor, "ok")
+        assert text(await events(later)) == "one two three"
+        assert supervisor.pid != first
+        assert supervisor.restarts == 1
+        assert not alive(first)
+
+
+async def test_the_events_before_a_death_are_read_before_its_error() -> None:
+    """The caller gets what there was."""
+    async with supervising() as supervisor:
+        call = opened(supervisor, "die")
+        events = call.events()
+        assert (await anext(events)).HasField("accepted")
+        await until_delta(call)
+        with pytest.raises(SidecarError):
+            await anext(events)
+
+
+async def test_figures_of_a_dead_engine_are_forgotten_but_for_its_limits() -> None:
+    """Its memory is gone; its budgets are those of the next one."""
+    async with supervising() as supervisor:
+        await events(supervisor.open(ipc.Command(load=pb.GetOrLoadRequest(model="ok")), "ok"))
+        assert supervisor.snapshot.model_cache.cached_models == 1
+        await error_of(opened(supervisor, "die"))
+        assert supervisor.snapshot.model_cache.cached_models == 0
+        assert supervisor.snapshot.model_cache.max_models == 4
+        assert supervisor.snapshot.memory.headroom_bytes == supervisor.snapshot.memory.limit_bytes > 0
+
+
+async def test_calls_survive_short_back_offs_and_are_told_of_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that cannot start keeps its callers waiting only as long as that may help."""
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.05)
+    async with supervising("--exit", "1") as supervisor:
+        waiting = opened(supervisor, "ok")
+        error = await error_of(waiting)
+        assert error.reason is Reason.ENGINE_RESTARTED
+        assert supervisor.restarts >= 3  # 0.01, 0.02 and 0.04 s were waited through, 0.08 s were not
+        assert error.retry_after == pytest.approx(0.08)
+        with pytest.raises(SidecarError) as refused:
+            opened(supervisor, "ok")
+        assert refused.value.reason is Reason.ENGINE_RESTARTED
+
+
+async def test_a_program_that_cannot_be_started_is_tried_again() -> None:
+    """The supervisor outlives a broken installation."""
+    supervisor = Watched()
+    supervisor._command = ["/nonexistent"]
+    supervisor.start()
+    await supervisor.until(State.RESTARTING, times=2)
+    await supervisor.stop(1)
+
+
+async def test_back_off_doubles_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that die young are started less and less often."""
+    monkeypatch.setattr(module, "LAST_BACKOFF", 0.04)
+    with capture_logs() as logs:
+        async with supervising("--exit", "1") as supervisor:
+            await supervisor.until(State.RESTARTING, times=6)
+    pauses = [line["retry_in_s"] for line in logs if line["event"] == "the engine died"]
+    assert pauses[:5] == [0.01, 0.02, 0.04, 0.04, 0.04]
+
+
+async def test_back_off_starts_again_after_a_stable_life() -> None:
+    """A minute of the clock earns it."""
+    now = 0.0
+    with capture_logs() as logs:
+        async with supervising(clock=lambda: now) as supervisor:
+            for number in range(3):
+                now += 10.0  # past the back-off
+                await supervisor.until(State.READY, times=number + 1)
+                if number == 2:
+                    now += module.STABLE_SECONDS
+                await error_of(opened(supervisor, "die", f"request {number}"))
+    pauses = [line["retry_in_s"] for line in logs if line["event"] == "the engine died"]
+    assert pauses == [0.01, 0.02, 0.01]
+
+
+async def test_only_a_running_call_is_cancelled_and_only_once(journal: Callable[[], list[dict[str, Any]]]) -> None:
+    """Closing twice, closing what is over and closing what was never sent say nothing to the engine."""
+    async with supervising() as supervisor:
+        unsent = opened(supervisor, "hold")
+        unsent.close()
+        over = opened(supervisor, "ok")
+        await events(over)
+        over.close()
+        failed = opened(supervisor, "fail")
+        await error_of(failed)
+        failed.close()
+        held = opened(supervisor, "hold")
+        await until_delta(held)
+        held.close()
+        held.close()
+        await events(opened(supervisor, "ok"))
+        cancelled = [line["call_id"] for line in journal() if "cancel" in line]
+        assert cancelled == [held.command.call_id]
+        assert unsent.command.call_id not in [line["call_id"] for line in journal()]
+
+
+async def test_a_call_that_the_parent_fails_is_cancelled_in_the_engine(
+    journal: Callable[[], list[dict[str, Any]]],
+) -> None:
+    """A call that is dropped while the daemon drains still runs over there."""
+    async with supervising() as supervisor:
+        call = opened(supervisor, "hold-waiting")
+        async for _ in call.events():
+            break
+        call.fail(SidecarError(Reason.SHUTTING_DOWN, "draining"))
+        assert (await error_of(call)).reason is Reason.SHUTTING_DOWN
+        call.close()
+        await events(opened(supervisor, "ok"))
+        assert [line["call_id"] for line in journal() if "cancel" in line] == [call.command.call_id]
+
+
+async def test_a_request_that_was_there_at_two_deaths_is_refused_the_third_time() -> None:
+    """Under whatever id; other requests for the model go on."""
+    async with supervising() as supervisor:
+        for number in range(2):
+            await error_of(supervisor.open(generate("die", request_id=f"r{number}"), "die"))
+        with pytest.raises(SidecarError) as refused:
+            supervisor.open(generate("die", request_id="r2"), "die")
+        assert refused.value.reason is Reason.REQUEST_QUARANTINED
+        await error_of(opened(supervisor, "die", "another"))
+        with pytest.raises(SidecarError) as refused:
+            opened(supervisor, "die", "yet another")
+        assert refused.value.reason is Reason.MODEL_QUARANTINED
+        assert text(await events(opened(supervisor, "ok"))) == "one two three"
+
+
+async def test_many_calls_are_answered_in_order_of_their_events() -> None:
+    """Ten thousand deltas arrive whole, beside other calls."""
+    async with supervising() as supervisor:
+        burst, other = opened(supervisor, "burst"), opened(supervisor, "ok")
+        answer = await events(burst)
+        ids = [token for event in answer for token in event.generate.delta.token_ids]
+        assert ids == list(range(fake_engine.BURST))
+        assert all(a < b for a, b in pairwise(ids))
+        assert text(await events(other)) == "one two three"

@@ -1,0 +1,346 @@
+"""Validation: whatever arrives is refused with the field that is wrong, or passes; and no field is forgotten."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon.server import validation
+from daemon.server.validation import check_generate, check_invalidate, check_load
+from daemon.shared.errors import Reason, SidecarError
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+CHECKS: dict[type[Message], Callable[[Any], None]] = {
+    pb.GetOrLoadRequest: check_load,
+    pb.GenerateRequest: check_generate,
+    pb.InvalidateRequest: check_invalidate,
+}
+
+CHECKED = {
+    "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl"},
+    "GenerateRequest": {"model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs"}
+    | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"},
+    "ResponseFormat": {"json_schema", "json_object", "regex", "grammar"},
+    "TokenIds": {"ids"},
+    "Chat": {"messages", "tools", "tool_choice", "required_tool"},
+    "ChatMessage": {"role"},
+    "Tool": {"name", "parameters_json"},
+    "Sampling": {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"}
+    | {"frequency_penalty", "logit_bias"},
+    "Stop": {"strings", "token_ids", "ignore_eos"},
+    "CacheOptions": {"mode", "salt"},
+    "InvalidateRequest": {"model", "prefix", "all"},
+    "ModelTarget": {"model", "weights", "prefixes"},
+    "PrefixTarget": {"model", "text", "tokens", "salt"},
+    "AllTarget": {"weights", "prefixes"},
+}
+"""Fields that validation looks at, by message."""
+
+FREE = {
+    "GetOrLoadRequest": {"skip_warmup", "allow_download", "estimate_only"},
+    "GenerateRequest": {"require_loaded"},
+    "Chat": {"add_generation_prompt", "enable_thinking"},
+    "ChatMessage": {"content", "reasoning_content", "tool_calls", "tool_call_id"},
+    "ToolCall": {"id", "name", "arguments_json"},
+    "Tool": {"description"},
+    "Sampling": {"seed"},
+    "InvalidateRequest": {"dry_run"},
+}
+"""Fields of which every value is allowed here: switches, seeds, texts that only templates read, JSON that the engine
+parses."""
+
+
+def load(**fields: Any) -> pb.GetOrLoadRequest:
+    """Return a good GetOrLoadRequest with some fields changed."""
+    return pb.GetOrLoadRequest(**{"model": "embedded", **fields})
+
+
+def generate(**fields: Any) -> pb.GenerateRequest:
+    """Return a good GenerateRequest with some fields changed."""
+    return pb.GenerateRequest(**{"model": "embedded", "text": "hello", **fields})
+
+
+def sampling(**fields: Any) -> pb.GenerateRequest:
+    """Return a request with sampling options."""
+    return generate(sampling=pb.Sampling(**fields))
+
+
+def chat(**fields: Any) -> pb.GenerateRequest:
+    """Return a request with a conversation."""
+    return pb.GenerateRequest(model="embedded", chat=pb.Chat(**{"messages": [pb.ChatMessage(role="user")], **fields}))
+
+
+def form(**fields: Any) -> pb.GenerateRequest:
+    """Return a request with a response format."""
+    return generate(response_format=pb.ResponseFormat(**fields))
+
+
+def chat_in_a_form(**fields: Any) -> pb.GenerateRequest:
+    """Return a request with a conversation and a response format."""
+    request = chat(**fields)
+    request.response_format.regex = "a"
+    return request
+
+
+def must_call(**fields: Any) -> pb.GenerateRequest:
+    """Return a request that must be answered with tool calls, with some fields changed."""
+    request = chat(tools=[pb.Tool(name="t")], tool_choice=pb.TOOL_CHOICE_REQUIRED)
+    request.MergeFrom(pb.GenerateRequest(**fields))
+    return request
+
+
+def prefix(**fields: Any) -> pb.InvalidateRequest:
+    """Return a request to drop a prefix."""
+    return pb.InvalidateRequest(prefix=pb.PrefixTarget(**{"model": "embedded", "text": "hello", **fields}))
+
+
+def refused(request: Message) -> str | None:
+    """Return the field that a request is refused for."""
+    error = error_of(request)
+    if error is None:
+        return None
+    assert error.reason is Reason.INVALID_ARGUMENT
+    assert error.field
+    assert error.message.startswith(error.field)
+    return error.field
+
+
+def error_of(request: Message) -> SidecarError | None:
+    """Return the error of a request, if it has one."""
+    try:
+        CHECKS[type(request)](request)
+    except SidecarError as error:
+        return error
+    return None
+
+
+GOOD = [
+    load(),
+    load(revision="main", adapter="/a", pin=True, ttl={"seconds": 0}),
+    load(ttl={"seconds": 315_576_000_000, "nanos": 999_999_999}),
+    load(model="m" * 1024),
+    load(estimate_only=True, skip_warmup=True),
+    generate(max_tokens=1, top_logprobs=0, request_id="a" * 128),
+    generate(max_tokens=2**31 - 1, top_logprobs=20, cache={"mode": pb.CACHE_MODE_BYPASS, "salt": "s" * 128}),
+    sampling(temperature=0, top_p=1e-45, top_k=0, min_p=0, repetition_penalty=1e-45),
+    sampling(temperature=100, top_p=1, top_k=2**31 - 1, min_p=1, repetition_penalty=10, seed=2**64 - 1),
+    sampling(presence_penalty=-10, frequency_penalty=10, logit_bias={7: -100, 8: 100}),
+    sampling(logit_bias=dict.fromkeys(range(1024), 0.0)),
+    generate(stop=pb.Stop(strings=["x" * 256] * 16, token_ids=[1] * 64)),
+    generate(stop=pb.Stop(strings=["é" * 128])),
+    chat(tools=[pb.Tool(name="t"), pb.Tool(name="u")]),
+    chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_537)], tool_choice=pb.TOOL_CHOICE_AUTO),
+    chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_536)], tool_choice=pb.TOOL_CHOICE_REQUIRED),
+    chat_in_a_form(tools=[pb.Tool(name="t")], tool_choice=pb.TOOL_CHOICE_NONE),
+    must_call(),
+    must_call(chat=pb.Chat(required_tool="t")),
+    form(json_schema="x" * 65_536),
+    form(json_object=pb.JsonObject()),
+    form(regex="x" * 8192),
+    form(grammar="x" * 65_536),
+    pb.GenerateRequest(model="m", tokens=pb.TokenIds(ids=[2**32 - 1])),
+    prefix(salt="s" * 128),
+    prefix(tokens=pb.TokenIds(ids=[1])),
+    pb.InvalidateRequest(model=pb.ModelTarget(model="m", weights=True), dry_run=True),
+    pb.InvalidateRequest(all=pb.AllTarget(prefixes=True)),
+]
+
+BAD: list[tuple[str, Message]] = [
+    ("model", load(model="")),
+    ("model", load(model="m" * 1025)),
+    ("model", generate(model="é" * 513)),
+    ("revision", load(revision="r" * 1025)),
+    ("adapter", load(adapter="a" * 1025)),
+    ("adapter", generate(adapter="a" * 1025)),
+    ("ttl", load(ttl={"seconds": -1})),
+    ("ttl", load(ttl={"nanos": -1})),
+    ("ttl", load(ttl={"seconds": 2, "nanos": -1})),
+    ("ttl", load(ttl={"nanos": 1_000_000_000})),
+    ("ttl", load(ttl={"seconds": 315_576_000_001})),
+    ("ttl", load(ttl={"seconds": 2**63 - 1})),
+    ("ttl", load(ttl={"seconds": 1}, estimate_only=True)),
+    ("pin", load(pin=False, estimate_only=True)),
+    ("prompt", pb.GenerateRequest(model="m")),
+    ("text", generate(text="")),
+    ("tokens.ids", pb.GenerateRequest(model="m", tokens=pb.TokenIds())),
+    ("chat.messages", chat(messages=[])),
+    ("chat.messages", chat(messages=[pb.ChatMessage(role="user")] * 10_001)),
+    ("chat.messages[1].role", chat(messages=[pb.ChatMessage(role="user"), pb.ChatMessage()])),
+    ("chat.tools[0].name", chat(tools=[pb.Tool()])),
+    ("chat.tools[2].name", chat(tools=[pb.Tool(name="t"), pb.Tool(name="u"), pb.Tool(name="t")])),
+    ("chat.tools", chat_in_a_form(tools=[pb.Tool(name="t")])),
+    ("chat.tool_choice", chat(tool_choice=9)),
+    ("chat.tool_choice", chat(tool_choice=pb.TOOL_CHOICE_REQUIRED)),
+    ("chat.required_tool", chat(tools=[pb.Tool(name="t")], required_tool="t")),
+    ("chat.required_tool", chat(tools=[pb.Tool(name="t")], required_tool="u", tool_choice=pb.TOOL_CHOICE_REQUIRED)),
+    (
+        "chat.tools[0].parameters_json",
+        chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_537)], tool_choice=pb.TOOL_CHOICE_REQUIRED),
+    ),
+    (
+        "chat.tools",
+        chat(
+            tools=[pb.Tool(name=f"t{number}", parameters_json="x" * 60_000) for number in range(5)],
+            tool_choice=pb.TOOL_CHOICE_REQUIRED,
+        ),
+    ),
+    ("stop.ignore_eos", must_call(stop=pb.Stop(ignore_eos=True))),
+    ("draft_model", must_call(draft_model="m")),
+    ("stop.ignore_eos", generate(response_format=pb.ResponseFormat(regex="a"), stop=pb.Stop(ignore_eos=True))),
+    ("response_format", form()),
+    ("response_format.json_schema", form(json_schema="")),
+    ("response_format.json_schema", form(json_schema="x" * 65_537)),
+    ("response_format.regex", form(regex="")),
+    ("response_format.regex", form(regex="é" * 4097)),
+    ("response_format.grammar", form(grammar="x" * 65_537)),
+    ("max_tokens", generate(max_tokens=0)),
+    ("max_tokens", generate(max_tokens=-1)),
+    ("sampling.temperature", sampling(temperature=100.001)),
+    ("sampling.temperature", sampling(temperature=-1e-45)),
+    ("sampling.top_p", sampling(top_p=0)),
+    ("sampling.top_p", sampling(top_p=1.0000002)),
+    ("sampling.top_k", sampling(top_k=-1)),
+    ("sampling.min_p", sampling(min_p=1.0000002)),
+    ("sampling.repetition_penalty", sampling(repetition_penalty=0)),
+    ("sampling.repetition_penalty", sampling(repetition_penalty=10.00001)),
+    ("sampling.presence_penalty", sampling(presence_penalty=-10.00001)),
+    ("sampling.frequency_penalty", sampling(frequency_penalty=10.00001)),
+    ("sampling.logit_bias[7]", sampling(logit_bias={7: 100.01})),
+    ("sampling.logit_bias[7]", sampling(logit_bias={7: math.nan})),
+    ("sampling.logit_bias", sampling(logit_bias=dict.fromkeys(range(1025), 0.0))),
+    ("stop.strings", generate(stop=pb.Stop(strings=["x"] * 17))),
+    ("stop.strings[1]", generate(stop=pb.Stop(strings=["x", ""]))),
+    ("stop.strings[0]", generate(stop=pb.Stop(strings=["x" * 257]))),
+    ("stop.strings[0]", generate(stop=pb.Stop(strings=["é" * 129]))),
+    ("stop.token_ids", generate(stop=pb.Stop(token_ids=[1] * 65))),
+    ("top_logprobs", generate(top_logprobs=21)),
+    ("top_logprobs", generate(top_logprobs=-1)),
+    ("cache.mode", generate(cache={"mode": 4})),
+    ("cache.salt", generate(cache={"salt": "s" * 129})),
+    ("request_id", generate(request_id="a" * 129)),
+    ("request_id", generate(request_id="a b")),
+    ("request_id", generate(request_id="\n")),
+    ("request_id", generate(request_id="é")),
+    ("target", pb.InvalidateRequest()),
+    ("model.model", pb.InvalidateRequest(model=pb.ModelTarget(weights=True))),
+    ("model", pb.InvalidateRequest(model=pb.ModelTarget(model="m"))),
+    ("all", pb.InvalidateRequest(all=pb.AllTarget())),
+    ("prefix.model", prefix(model="")),
+    ("prefix.input", prefix(text="")),
+    ("prefix.input", pb.InvalidateRequest(prefix=pb.PrefixTarget(model="m"))),
+    ("prefix.salt", prefix(salt="s" * 129)),
+    ("request", generate(text="x" * (8 * 1024 * 1024))),
+]
+
+
+@pytest.mark.parametrize("request_", GOOD, ids=lambda request: re.sub(r"\s+", " ", str(request))[:60])
+def test_a_request_at_its_limits_passes(request_: Message) -> None:
+    """Every bound is one of the values that it allows."""
+    assert refused(request_) is None
+
+
+@pytest.mark.parametrize(("field", "request_"), BAD, ids=[f"{number}-{field}" for number, (field, _) in enumerate(BAD)])
+def test_a_request_beyond_a_limit_is_refused_with_its_field(field: str, request_: Message) -> None:
+    """By one step."""
+    assert refused(request_) == field
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [name for name in validation._SAMPLING_RANGES if name != "top_k"])
+def test_what_is_no_number_is_refused(name: str, value: float) -> None:
+    """Everywhere."""
+    assert refused(sampling(**{name: value})) == f"sampling.{name}"
+
+
+@pytest.mark.parametrize("message", [load(), generate(), chat(), prefix()], ids=["load", "generate", "chat", "prefix"])
+def test_a_field_that_this_daemon_does_not_know_is_refused(message: Message) -> None:
+    """A newer client asks for something that would be ignored; no parameter ever is."""
+    request = type(message).FromString(message.SerializeToString() + b"\xf8\x07\x01")  # field 127, a varint
+    assert refused(request) == "request"
+
+
+def test_a_nested_field_that_this_daemon_does_not_know_is_refused() -> None:
+    """However deep it is."""
+    nested = pb.Sampling.FromString(pb.Sampling(top_k=3).SerializeToString() + b"\xf8\x07\x01")
+    assert refused(generate(sampling=nested)) == "request"
+
+
+def fields_of(descriptor: Any, seen: set[str]) -> Iterator[Any]:
+    """Iterate over all fields of a request, however deep, but for the values of maps and well-known types."""
+    if descriptor.full_name in seen or descriptor.file.package.startswith("google"):
+        return
+    seen.add(descriptor.full_name)
+    for field in descriptor.fields:
+        yield field
+        inner = field.message_type
+        if inner is not None and not inner.GetOptions().map_entry:
+            yield from fields_of(inner, seen)
+
+
+def test_there_is_a_decision_for_every_field() -> None:
+    """A new field of a request fails here until it is checked, or said to need no check."""
+    seen: set[str] = set()
+    fields = [field for kind in CHECKS for field in fields_of(kind.DESCRIPTOR, seen)]
+    for field in fields:
+        message = field.containing_type.name
+        checked, free = field.name in CHECKED.get(message, ()), field.name in FREE.get(message, ())
+        assert checked != free, f"{message}.{field.name} has no decision, or two"
+    known = {(field.containing_type.name, field.name) for field in fields}
+    decided = {(message, name) for table in (CHECKED, FREE) for message, names in table.items() for name in names}
+    assert decided == known
+
+
+def filled(kind: type[Message], rng: random.Random) -> Message:
+    """Return a message with random fields, extreme values among them."""
+    message = kind()
+    for field in kind.DESCRIPTOR.fields:
+        if rng.random() < 0.6:
+            _fill(message, field, rng)
+    return message
+
+
+def _fill(message: Any, field: Any, rng: random.Random) -> None:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        for _ in range(rng.choice([1, 3, 1025])):
+            getattr(message, field.name)[rng.randrange(2**32)] = rng.choice([0.0, math.nan, 100.5, -100.0])
+    elif field.message_type is not None:
+        inner = [filled(field.message_type._concrete_class, rng) for _ in range(rng.randint(1, 2))]
+        if field.is_repeated:
+            getattr(message, field.name).extend(inner)
+        else:
+            getattr(message, field.name).CopyFrom(inner[0])
+    elif field.is_repeated:
+        getattr(message, field.name).extend(_value(field, rng) for _ in range(rng.choice([1, 2, 70])))
+    else:
+        setattr(message, field.name, _value(field, rng))
+
+
+def _value(field: Any, rng: random.Random) -> Any:
+    ints = {"UINT64": 2**64 - 1, "UINT32": 2**32 - 1}
+    kind = {getattr(FieldDescriptor, f"TYPE_{n}"): n for n in ("BOOL", "STRING", "FLOAT", "UINT32", "UINT64", "INT64")}
+    name = kind.get(field.type, "INT32")
+    if name == "BOOL":
+        return rng.random() < 0.5
+    if name == "STRING":
+        return rng.choice(["", "x", "é\0\n", "🙂" * 300, "embedded", "/a/b"])
+    if name == "FLOAT":
+        return rng.choice([0.0, 0.5, 1.0, -1.0, 1e30, math.nan, math.inf, -math.inf])
+    if name in ints:
+        return rng.choice([0, 1, ints[name]])
+    return rng.choice([0, 1, 20, -1, 2**31 - 1, -(2**31)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(CHECKS, key=lambda kind: kind.DESCRIPTOR.name)), st.integers(0, 2**32))
+def test_any_message_passes_or_is_an_invalid_argument(kind: type[Message], seed: int) -> None:
+    """Never anything else."""
+    refused(filled(kind, random.Random(seed)))

@@ -1,0 +1,136 @@
+"""The machine is kept awake while there is work, and no longer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import structlog
+
+from daemon.server.wake_lock import LINGER_SECONDS, Caffeinate, NoWakeLock, Wakefulness, of_this_system
+from tests.support.daemons import alive, wait_until
+
+
+class FakeLock:
+    """Remembers what was asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def take(self) -> None:
+        self.asked.append("take")
+
+    def release(self) -> None:
+        self.asked.append("release")
+
+
+class Timer:
+    """Runs what is due when a test says so."""
+
+    def __init__(self) -> None:
+        self.due: list[tuple[float, Callable[[], None]]] = []
+
+    def later(self, delay: float, action: Callable[[], None]) -> Timer:
+        self.due.append((delay, action))
+        return self
+
+    def cancel(self) -> None:
+        self.due.clear()
+
+    def ring(self) -> None:
+        due, self.due = self.due, []
+        for _, action in due:
+            action()
+
+
+@pytest.fixture(name="program")
+def _program(tmp_path: Path) -> Path:
+    """A caffeinate that writes down its arguments and descriptors, and then waits to be ended."""
+    program = tmp_path / "caffeinate"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\nls /dev/fd > {tmp_path}/open\nexec sleep 1000\n')
+    program.chmod(0o755)
+    return program
+
+
+def test_the_lock_is_held_from_the_first_call_to_a_while_after_the_last() -> None:
+    """Calls in quick succession do not let go of it between them."""
+    lock, timer = FakeLock(), Timer()
+    wakefulness = Wakefulness(lock, timer.later)
+    wakefulness.busy()
+    wakefulness.idle()
+    assert [delay for delay, _ in timer.due] == [LINGER_SECONDS]
+    wakefulness.busy()
+    timer.ring()
+    assert lock.asked == ["take", "take"], "the second call has cancelled the release"
+    wakefulness.idle()
+    timer.ring()
+    assert lock.asked == ["take", "take", "release"]
+
+
+def test_closing_releases_at_once_and_cancels_what_was_due() -> None:
+    """A daemon that ends needs nobody awake."""
+    lock, timer = FakeLock(), Timer()
+    wakefulness = Wakefulness(lock, timer.later)
+    wakefulness.busy()
+    wakefulness.idle()
+    wakefulness.close()
+    timer.ring()
+    assert lock.asked == ["take", "release"]
+
+
+def test_caffeinate_is_started_once_is_tied_to_this_process_and_ends(program: Path) -> None:
+    """`-i`: idle sleep only, not the display's. `-w`: not longer than this process lives."""
+    lock = Caffeinate(program)
+    lock.release()
+    lock.take()
+    lock.take()
+    said = program.with_name("said")
+    wait_until(lambda: said.exists() and said.read_text().endswith("\n"), "it runs")
+    assert said.read_text() == f"-i -w {os.getpid()}\n"
+    pid = lock._pid
+    lock.release()
+    lock.release()
+    assert not alive(pid)
+
+
+def test_caffeinate_inherits_no_descriptor(program: Path) -> None:
+    """Not even an inheritable one: the lock, or the engine's end of its socket, which would hide the engine's death."""
+    ours, theirs = os.pipe()
+    os.set_inheritable(theirs, True)
+    os.set_blocking(ours, False)  # a failure should not hang
+    lock = Caffeinate(program)
+    lock.take()
+    os.close(theirs)
+    assert os.read(ours, 1) == b"", "nobody else holds the other end"
+    lock.release()
+    os.close(ours)
+
+
+def test_a_caffeinate_that_somebody_ended_is_started_again(program: Path) -> None:
+    """By the next call."""
+    lock = Caffeinate(program)
+    lock.take()
+    first = lock._pid
+    os.kill(first, 9)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    lock.take()
+    assert lock._pid not in (0, first)
+    lock.release()
+
+
+def test_a_mac_without_caffeinate_is_told_of_once(tmp_path: Path) -> None:
+    """And answers all the same."""
+    lock = Caffeinate(tmp_path / "missing")
+    with structlog.testing.capture_logs() as logs:
+        lock.take()
+        lock.take()
+        lock.release()
+    assert [line["event"] for line in logs] == ["the machine may sleep during long answers"]
+
+
+def test_only_a_mac_is_kept_awake() -> None:
+    """A server does not doze off."""
+    assert isinstance(of_this_system("darwin"), Caffeinate)
+    assert isinstance(of_this_system("linux"), NoWakeLock)

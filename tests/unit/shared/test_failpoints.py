@@ -1,0 +1,69 @@
+"""Failpoints: they do what they are told where they are told, and nothing at all when nobody tells them."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daemon.shared.failpoints import ENV, PLACES, FailpointError, failpoint, parse
+
+ROOT = Path(__file__).resolve().parents[3]
+HITS = "from daemon.shared.failpoints import failpoint\nfor _ in range(3): failpoint('token.first')"
+
+
+def run(setting: str) -> subprocess.CompletedProcess[str]:
+    """Hit one place three times in a process of its own."""
+    environ = {**os.environ, ENV: setting}
+    return subprocess.run([sys.executable, "-c", HITS], env=environ, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_unset_they_do_nothing() -> None:
+    """Not even look a name up: this is what the daemon runs with."""
+    failpoint("no such place")
+
+
+@pytest.mark.parametrize(
+    ("setting", "status", "shown"),
+    [
+        ("token.first=kill", -signal.SIGKILL, ""),
+        ("token.first=kill@3", -signal.SIGKILL, ""),
+        ("token.first=kill@4", 0, ""),
+        ("kv.publish=kill", 0, ""),
+        ("token.first=sleep:0.001", 0, ""),
+        ("token.first=raise", 1, "the failpoint token.first was told to fail"),
+        ("nowhere=kill", 1, "which is no failpoint; known are lock.taken"),
+        ("token.first=dance", 1, "it can be kill, stop, raise or sleep:SECONDS"),
+    ],
+)
+def test_a_process_does_what_it_is_told(setting: str, status: int, shown: str) -> None:
+    """At the place, and at the hit, that is named; what cannot be understood is refused at the start."""
+    done = run(setting)
+    assert done.returncode == status
+    assert shown in done.stderr
+
+
+def test_a_chance_is_drawn_for_each_hit() -> None:
+    """The draw decides."""
+    point = parse("kv.publish=raise%25")["kv.publish"]
+    point.hit(lambda: 0.25)
+    with pytest.raises(FailpointError):
+        point.hit(lambda: 0.24)
+
+
+def test_every_place_exists_once_in_the_code_and_in_the_documentation() -> None:
+    """A name without its place would be a test that cannot fail."""
+    called = []
+    for path in (ROOT / "daemon").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "failpoint":
+                assert isinstance(node.args[0], ast.Constant)
+                called.append(str(node.args[0].value))
+    assert set(called) == set(PLACES)
+    documented = (ROOT / "CONTRIBUTING.md").read_text()
+    assert all(f"`{place}`" in documented for place in PLACES)

@@ -1,0 +1,235 @@
+"""A field is logged if it is on the list of those that may be, and its value is of its kind; nothing else is."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.engine.memory.pressure import Level
+from daemon.server.supervision.supervisor import State
+from daemon.shared.errors import Reason, SidecarError, invalid
+from daemon.shared.log_fields import FIELDS, Words, cause, permitted, refusal
+from daemon.shared.log_frames import MAX_FRAMES, UNTOLD, frames, library_event, output_line
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+DAEMON = Path(__file__).resolve().parents[3] / "daemon"
+SECRET = "a secret of the caller"
+
+
+def keywords() -> Iterator[tuple[str, str]]:
+    """Yield module and name of each field that a line of the daemon has, or that is bound for later lines."""
+    for path in sorted(DAEMON.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name("log")), keywords=given):
+                    pass
+                case ast.Call(func=ast.Name("write" | "bind_contextvars" | "end"), keywords=given):
+                    pass
+                case _:
+                    continue
+            yield from ((path.name, one.arg) for one in given if one.arg is not None)
+
+
+def test_every_field_that_the_daemon_logs_is_on_the_list() -> None:
+    """One that is not would be dropped; whoever adds one says what its values are."""
+    found = {name: module for module, name in keywords()}
+    assert len(found) > 25
+    known = {*FIELDS, "exc_info"}
+    assert {name: module for name, module in found.items() if name not in known} == {}
+    spans = {f"{field.name}_s" for field in pb.Timings.DESCRIPTOR.fields}
+    assert spans <= set(FIELDS)
+    assert set(refusal(SidecarError(Reason.QUEUE_FULL, "m", field="model", metadata={"error_id": "0" * 12}))) <= set(
+        FIELDS
+    )
+
+
+def test_every_value_of_our_enums_is_permitted() -> None:
+    """The list names them itself, so that it needs nothing of the engine."""
+    assert all(FIELDS["state"](state.value) for state in State)
+    assert all(FIELDS["pressure"](level.name.lower()) for level in Level)
+    assert all(FIELDS["reason"](str(reason)) for reason in Reason)
+    assert all(FIELDS["reason"](name) for name in ("stop", "length", "tool_calls"))
+    assert all(FIELDS["outcome"](name) for name in ("hit", "loaded", "uncached", "estimated"))
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_no_field_takes_a_text_of_a_caller(name: str) -> None:
+    """Names of models and of requests are texts too, without spaces; paths begin with a slash."""
+    assert permitted({name: SECRET}) == {"dropped": 1}
+    assert permitted({name: {"a": SECRET}}) == {"dropped": 1}
+    assert permitted({name: [SECRET]}) == {"dropped": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", "org/name-1.5"),
+        ("model", "/a directory/with spaces"),
+        ("model", None),
+        ("models", ["embedded", "/a b"]),
+        ("field", "chat.tools[3].parameters_json"),
+        ("field", "sampling.logit_bias"),
+        ("field", "request"),
+        ("error", "PermissionError: EACCES"),
+        ("error", Words("the daemon is shutting down")),
+        ("request_id", "req-1"),
+        ("duration_s", 0.5),
+        ("dry_run", True),
+    ],
+)
+def test_what_operators_need_is_permitted(name: str, value: object) -> None:
+    """It passes unchanged."""
+    assert permitted({name: value}) == {name: value}
+
+
+@pytest.mark.parametrize("field", ["chat.secret", "a b", "", "chat..tools", "chat.tools[x]", "sampling.logit_bias[7]"])
+def test_a_path_of_a_field_that_no_request_has_is_dropped(field: str) -> None:
+    """It could be made of a caller's words, such as the key of a map."""
+    assert permitted({"field": field}) == {"dropped": 1}
+
+
+def test_unknown_fields_are_dropped_and_counted() -> None:
+    """Those that a line of the engine counted already included."""
+    assert permitted({"pid": 7, "tools": SECRET, "salt": SECRET}) == {"pid": 7, "dropped": 2}
+    assert permitted({"dropped": 2, "tools": SECRET}) == {"dropped": 3}
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_messages_are_logged_only_where_all_their_words_are_ours(reason: Reason) -> None:
+    """What is refused of a request is told by its field."""
+    told = permitted(refusal(SidecarError(reason, SECRET, field="chat.tools")))
+    quotes = reason in (Reason.INVALID_ARGUMENT, Reason.INTERNAL)
+    assert told.get("error") == (None if quotes else SECRET)
+    assert (told["reason"], told["field"]) == (reason, "chat.tools")
+    assert "dropped" not in told
+
+
+def test_a_key_of_a_map_is_left_out_of_the_path_of_a_field() -> None:
+    """It is a token, and the caller's."""
+    assert refusal(invalid("sampling.logit_bias[777]", "is too much"))["field"] == "sampling.logit_bias"
+
+
+def test_a_cause_is_a_class_and_a_code() -> None:
+    """Of system errors the name of their number."""
+    assert cause(ValueError(SECRET)) == "ValueError"
+    assert cause(FileNotFoundError(2, SECRET)) == "FileNotFoundError: ENOENT"
+    assert cause(OSError(SECRET)) == "OSError"
+    assert cause(invalid("chat", SECRET)) == "SidecarError: INVALID_ARGUMENT"
+    assert cause(json.JSONDecodeError(SECRET, SECRET, 0)) == "JSONDecodeError"
+
+
+def _fail(depth: int = 0) -> None:
+    local = SECRET  # noqa: F841 - what a traceback with values would show
+    if depth:
+        _fail(depth - 1)
+    try:
+        json.loads(SECRET)
+    except ValueError as error:
+        raise KeyError(SECRET) from error
+
+
+def test_a_traceback_tells_places_and_classes_of_all_exceptions_that_led_to_it() -> None:
+    """And no words of any, those of a group or of notes included."""
+    with pytest.raises(KeyError) as caught:
+        _fail()
+    caught.value.add_note(SECRET)
+    shown = frames(caught.value)
+    assert "KeyError\nwhich came of\nTraceback" in shown
+    assert shown.endswith("JSONDecodeError")
+    assert f'File "{__file__}", line ' in shown
+    assert "in _fail" in shown
+    assert SECRET not in shown
+    group = frames(ExceptionGroup(SECRET, [ValueError(SECRET), OSError(13, SECRET)]))
+    assert group.splitlines()[-2:] == ["  of ValueError", "  of PermissionError: EACCES"]
+
+
+def test_an_endless_recursion_has_a_short_traceback() -> None:
+    """Its first and its last frames."""
+    with pytest.raises(KeyError) as caught:
+        _fail(200)
+    shown = frames(caught.value).split("which came of")[0]
+    assert len(shown.splitlines()) == MAX_FRAMES + 3
+    assert "frames" in shown
+
+
+def logged(log: Any) -> str:
+    """Return what may be logged of a library's message."""
+    seen: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(library_event(record, record.args))
+
+    logger = logging.Logger("library")
+    logger.addHandler(Handler())
+    log(logger)
+    return seen[0]
+
+
+def test_of_a_librarys_message_only_constants_and_numbers_are_logged() -> None:
+    """What is put into it, or was put together before, may be a request's."""
+    quoted = f"cannot read {SECRET}"
+    assert logged(lambda logger: logger.warning("slow")) == "slow"
+    assert logged(lambda logger: logger.warning("slow by %d of %.1f ms", 5, 2.5)) == "slow by 5 of 2.5 ms"
+    assert logged(lambda logger: logger.warning("cannot read %s: %r", SECRET, SECRET)) == "cannot read …: …"
+    assert logged(lambda logger: logger.warning("%(n)d of %(text)s", {"n": 1, "text": SECRET})) == "1 of …"
+    assert logged(lambda logger: logger.warning("%d", SECRET)) == "%d"
+    assert logged(lambda logger: logger.warning(quoted)) == UNTOLD
+    assert logged(lambda logger: logger.warning(ValueError(SECRET))) == UNTOLD
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("Traceback (most recent call last):", "Traceback (most recent call last):"),
+        ('  File "/a b/c.py", line 3, in f', '  File "/a b/c.py", line 3, in f'),
+        (f"mlx_lm.errors.OddError: {SECRET}", "mlx_lm.errors.OddError"),
+        ("Thread 0x00007fa7732ff6c0 (most recent call first):", "Thread 0x00007fa7732ff6c0 (most recent call first):"),
+        ('  File "/a/b.py", line 81 in f', '  File "/a/b.py", line 81 in f'),
+        ("", None),
+        (f"    {SECRET}", None),
+        (f"{SECRET}: Error", None),
+        (f"Fatal Python error: x: {SECRET}", None),
+    ],
+)
+def test_of_bare_output_only_places_and_classes_are_logged(line: str, shown: str | None) -> None:
+    """From when its process knows a request."""
+    assert output_line(line) == shown
+
+
+def test_exceptions_that_end_threads_are_logged_like_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python itself would print their words."""
+    from structlog.testing import capture_logs
+
+    from daemon.shared import logs
+
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    logs.take_over()
+
+    class Odd:
+        def __del__(self) -> None:
+            raise ValueError(SECRET)
+
+    def end() -> None:
+        raise ValueError(SECRET)
+
+    with capture_logs() as lines:
+        thread = threading.Thread(target=end)
+        thread.start()
+        thread.join()
+        odd = Odd()
+        del odd
+    assert [line["event"] for line in lines] == ["an exception ended a thread", "an exception was ignored"]
+    assert [type(line["exc_info"]) for line in lines] == [ValueError, ValueError]
+    assert capsys.readouterr().err == ""

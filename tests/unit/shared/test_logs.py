@@ -1,0 +1,243 @@
+"""Logs: one JSON object a line unless a person reads along, whatever library they come from."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import stat
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+
+from daemon.shared import logs
+
+
+class _Stderr(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.getvalue().splitlines()]
+
+
+def _replace_stderr(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> _Stderr:
+    # Not sys.stderr itself: pytest replaces it between the fixtures and the test.
+    stream = _Stderr(terminal)
+    monkeypatch.setattr(logs, "sys", SimpleNamespace(stderr=stream, exc_info=sys.exc_info))
+    return stream
+
+
+@pytest.fixture(name="stderr")
+def _stderr(monkeypatch: pytest.MonkeyPatch) -> _Stderr:
+    return _replace_stderr(monkeypatch, terminal=False)
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    level = logging.getLogger().level
+    shown = warnings.showwarning
+    yield
+    logs._install([])
+    logging.getLogger().setLevel(level)
+    warnings.showwarning = shown
+    structlog.contextvars.clear_contextvars()
+    structlog.reset_defaults()
+
+
+def test_a_line_is_json_with_time_level_logger_and_context(stderr: _Stderr) -> None:
+    logs.configure("info", None)
+    structlog.contextvars.bind_contextvars(request_id="r-1")
+
+    structlog.get_logger("daemon.server.app").info("started", pid=7)
+
+    (line,) = stderr.lines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", line.pop("timestamp"))
+    assert line == {
+        "event": "started",
+        "pid": 7,
+        "level": "info",
+        "logger": "daemon.server.app",
+        "request_id": "r-1",
+    }
+
+
+@pytest.mark.parametrize("name", ["grpc._cython", "huggingface_hub.file_download", "mlx_lm", "asyncio"])
+def test_logs_of_libraries_have_the_same_form(stderr: _Stderr, name: str) -> None:
+    logs.configure("info", None)
+    structlog.contextvars.bind_contextvars(rpc="Stats")
+
+    logging.getLogger(name).warning("slow by %d ms", 5)
+
+    (line,) = stderr.lines()
+    assert line.pop("timestamp")
+    assert re.fullmatch(r"test_logs:\d+", line.pop("source"))
+    assert line == {"event": "slow by 5 ms", "level": "warning", "logger": name, "rpc": "Stats"}
+
+
+def test_handlers_that_a_library_brings_do_not_print_a_line_twice(stderr: _Stderr) -> None:
+    library = logging.getLogger("huggingface_hub")
+    library.addHandler(logging.StreamHandler())
+
+    logs.configure("info", None)
+    library.warning("once")
+
+    assert len(stderr.lines()) == 1
+
+
+def test_lines_below_the_level_are_dropped(stderr: _Stderr) -> None:
+    logs.configure("warning", None)
+
+    structlog.get_logger("daemon").info("no")
+    logging.getLogger("asyncio").info("no")
+    structlog.get_logger("daemon").warning("yes")
+
+    assert [line["event"] for line in stderr.lines()] == ["yes"]
+
+
+def test_debug_shows_our_lines_but_not_the_chatter_of_http_libraries(stderr: _Stderr) -> None:
+    logs.configure("debug", None)
+
+    structlog.get_logger("daemon").debug("ours")
+    logging.getLogger("httpx").info("chatter")
+
+    assert [line["event"] for line in stderr.lines()] == ["ours"]
+
+
+def test_configuring_again_replaces_the_earlier_set_up(stderr: _Stderr) -> None:
+    logs.configure("error", None)
+    logs.configure("info", None)
+
+    structlog.get_logger("daemon").info("once")
+
+    assert len(stderr.lines()) == 1
+
+
+def test_a_terminal_gets_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = _replace_stderr(monkeypatch, terminal=True)
+    logs.configure("info", None)
+
+    structlog.get_logger("daemon").info("started", pid=7)
+
+    assert "started" in stderr.getvalue()
+    assert not stderr.getvalue().startswith("{")
+
+
+def _log_failure_with_a_secret() -> None:
+    secret = "my " + "prompt"
+    try:
+        raise RuntimeError(secret)
+    except RuntimeError:
+        structlog.get_logger("daemon").exception("failed")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_tracebacks_show_neither_words_nor_local_variables(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    stderr = _replace_stderr(monkeypatch, terminal)
+    logs.configure("info", None)
+
+    _log_failure_with_a_secret()
+
+    assert "RuntimeError" in stderr.getvalue()
+    assert "in _log_failure_with_a_secret" in stderr.getvalue()
+    assert "my prompt" not in stderr.getvalue()
+    assert terminal or len(stderr.lines()) == 1
+
+
+def test_warnings_become_lines_without_their_words(stderr: _Stderr) -> None:
+    with warnings.catch_warnings():
+        logs.configure("info", None)
+        warnings.simplefilter("always")
+        warnings.warn("a secret", DeprecationWarning, stacklevel=1)
+
+    (line,) = stderr.lines()
+    assert (line["event"], line["error"]) == ("a library warns", "DeprecationWarning")
+    assert re.fullmatch(r"test_logs\.py:\d+", line["source"])
+    assert "secret" not in stderr.getvalue()
+
+
+def test_a_log_file_is_private_and_stderr_stays_empty(stderr: _Stderr, tmp_path: Path) -> None:
+    file = tmp_path / "logs" / "daemon.log"
+    logs.configure("info", file)
+
+    structlog.get_logger("daemon").info("started")
+
+    assert json.loads(file.read_text())["event"] == "started"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert stderr.getvalue() == ""
+
+
+def test_a_person_at_a_terminal_sees_the_lines_of_the_log_file_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stderr = _replace_stderr(monkeypatch, terminal=True)
+    logs.configure("info", tmp_path / "log")
+
+    structlog.get_logger("daemon").info("started")
+
+    assert "started" in stderr.getvalue()
+    assert json.loads((tmp_path / "log").read_text())["event"] == "started"
+
+
+def test_a_log_file_is_rotated_and_every_part_is_private(
+    stderr: _Stderr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MAX_FILE_BYTES", 300)
+    file = tmp_path / "log"
+    file.touch(mode=0o644)
+    logs.configure("info", file)
+
+    for number in range(30):
+        structlog.get_logger("daemon").info("a line", blocks=number)
+
+    parts = sorted(tmp_path.iterdir())
+    assert [part.name for part in parts] == ["log", "log.1", "log.2", "log.3", "log.4", "log.5"]
+    assert {stat.S_IMODE(part.stat().st_mode) for part in parts} == {0o600}
+
+
+def test_a_log_file_that_cannot_be_opened_is_reported_once_and_stderr_gets_the_lines(
+    stderr: _Stderr, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_text("")
+    logs.configure("info", tmp_path / "f" / "log")
+
+    structlog.get_logger("daemon").info("one")
+    structlog.get_logger("daemon").info("two")
+
+    report, *lines = stderr.getvalue().splitlines()
+    assert report.startswith(f"mlx-sidecar: the log file {tmp_path}/f/log cannot be written (")
+    assert [json.loads(line)["event"] for line in lines] == ["one", "two"]
+
+
+def test_a_disk_that_fills_up_is_reported_once_each_time_and_stops_nothing(stderr: _Stderr) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    handler = logs._open_file(full)
+    assert isinstance(handler, logging.StreamHandler)
+    logs._install([handler])
+
+    for _ in range(3):
+        logging.getLogger("daemon").warning("lost")
+
+    report = "mlx-sidecar: the log file /dev/full cannot be written (No space left on device)\n"
+    assert stderr.getvalue() == report
+
+    full_stream, handler.stream = handler.stream, io.StringIO()
+    logging.getLogger("daemon").warning("there is room again")
+    assert "there is room again" in handler.stream.getvalue()
+    handler.stream = full_stream
+    logging.getLogger("daemon").warning("lost once more")
+    assert stderr.getvalue() == 2 * report

@@ -1,0 +1,96 @@
+"""What the machine refuses is told from what is wrong with a model, in the words of the library that saw it."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.machine_faults import machine_fault
+
+EXHAUSTED = [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN]
+FAULTY = [errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO, errno.ESTALE]
+
+
+def _of(error: BaseException) -> tuple[str, bool] | None:
+    """Return the reason and whether a retry may help; None if the machine is not at fault."""
+    fault = machine_fault(error, "it cannot be loaded")
+    if fault is None:
+        return None
+    assert fault.message.startswith("it cannot be loaded: ")
+    assert "; " in fault.message, "a cure is told"
+    return fault.reason, fault.retry_after is not None
+
+
+@pytest.mark.parametrize("number", EXHAUSTED, ids=os.strerror)
+def test_what_ran_out_may_be_there_again_later(number: int) -> None:
+    assert _of(OSError(number, os.strerror(number))) == ("MACHINE_EXHAUSTED", True)
+
+
+@pytest.mark.parametrize("number", FAULTY, ids=os.strerror)
+def test_what_has_to_be_mended_is_not_worth_a_retry(number: int) -> None:
+    assert _of(OSError(number, os.strerror(number))) == ("MACHINE_FAULT", False)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "MACHINE_EXHAUSTED"),
+        (MemoryError("std::bad_alloc"), "MACHINE_EXHAUSTED"),
+        (RuntimeError("[metal::malloc] Attempting to allocate 99 bytes which is greater than"), "MACHINE_EXHAUSTED"),
+        (RuntimeError("[malloc] Unable to allocate 99 bytes."), "MACHINE_EXHAUSTED"),
+        (
+            RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommand"),
+            "MACHINE_EXHAUSTED",
+        ),
+        (Exception("No space left on device (os error 28)"), "MACHINE_EXHAUSTED"),
+        (Exception("Input/output error (os error 5)"), "MACHINE_FAULT"),
+        (RuntimeError("filesystem error: temp_directory_path: No such file or directory"), "MACHINE_FAULT"),
+        (RuntimeError("filesystem error: cannot create directory: No space left on device [/x]"), "MACHINE_EXHAUSTED"),
+        (RuntimeError("[Compile::eval_cpu] Failed to compile function f with error code 256."), "MACHINE_FAULT"),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/tmp', '/var/tmp']"), "MACHINE_FAULT"),
+    ],
+    ids=str,
+)
+def test_the_words_of_libraries_are_known(error: BaseException, reason: str) -> None:
+    found = _of(error)
+    assert found is not None
+    assert found[0] == reason
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("Missing 3 parameters"),
+        FileNotFoundError(2, "No such file or directory"),
+        IsADirectoryError(21, "Is a directory"),
+        OSError("Can't load tokenizer for 'x'"),
+        RuntimeError("[load_safetensors] Invalid json header length"),
+        ValueError("a tensor named malloc, No space left on device"),
+        Exception("No such file or directory (os error 2)"),
+        SidecarError(Reason.MODEL_CORRUPT, "cut off"),
+    ],
+    ids=repr,
+)
+def test_what_is_wrong_with_a_model_is_not_the_machines(error: BaseException) -> None:
+    assert _of(error) is None
+
+
+def test_what_an_error_was_raised_from_counts() -> None:
+    """Libraries hide it: by `from`, or in the middle of handling it. What is raised `from None` stands alone."""
+    cause = OSError(errno.EMFILE, "Too many open files")
+    by_from, meanwhile, unrelated = ValueError("one"), ValueError("two"), ValueError("three")
+    by_from.__cause__ = cause
+    meanwhile.__context__ = by_from
+    unrelated.__context__, unrelated.__suppress_context__ = cause, True
+
+    assert _of(by_from) == _of(meanwhile) == ("MACHINE_EXHAUSTED", True)
+    assert _of(unrelated) is None
+
+
+def test_an_error_that_causes_itself_ends() -> None:
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert _of(one) is None

@@ -1,0 +1,176 @@
+"""Limits count only what was seen: a clock that jumps, or a process that did not run, breaks none of them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from daemon.engine.loop import Loop
+from daemon.server.supervision import engine_call
+from daemon.server.supervision.engine_call import FULL_BYTES, EngineCall
+from daemon.shared import observed_time
+from daemon.shared.observed_time import Alarm, Countdown, SeenTime, ended, looks, output_of, polls
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.builders import Clock
+
+
+def test_time_that_is_read_often_enough_is_all_seen() -> None:
+    clock = Clock()
+    seen = SeenTime(clock, 1.0)
+    for _ in range(100):
+        clock.pass_(0.7)
+        assert not seen.late()
+    assert seen() == pytest.approx(70)
+
+
+def test_a_jump_counts_as_the_longest_pause_between_two_readings() -> None:
+    """Once: what is read in time after it counts in full."""
+    clock = Clock()
+    seen = SeenTime(clock, 1.0)
+    clock.pass_(3600)
+    assert seen.late()
+    assert not seen.late()
+    clock.pass_(0.5)
+    assert seen() == pytest.approx(1.5)
+
+
+def test_a_clock_that_goes_back_takes_nothing_away() -> None:
+    clock = Clock()
+    seen = SeenTime(clock, 1.0)
+    clock.pass_(0.5)
+    assert seen() == pytest.approx(0.5)
+    clock.pass_(-5)
+    assert seen() == pytest.approx(0.5)
+
+
+def test_a_step_is_as_old_as_its_process_ran() -> None:
+    """The engine was stopped in the middle of a step: it is not one of an hour, which would be its end."""
+    clock = Clock()
+    ages: list[float | None] = []
+
+    class Steps:
+        busy, pause = True, 0.0
+
+        def step(self) -> None:
+            clock.pass_(2.0)
+            ages.append(loop.step_age)
+            clock.pass_(3600.0)  # stopped
+            ages.append(loop.step_age)
+            loop.stop()
+
+    loop = Loop(SeenTime(clock, 4.0))
+    loop.run(Steps())
+    assert ages[:2] == [2.0, 6.0]
+
+
+def test_time_in_which_the_loop_is_idle_is_seen_by_the_heartbeat() -> None:
+    """Else a first step after an hour would count what came before it."""
+    clock = Clock()
+    seen = SeenTime(clock, 4.0)
+    loop = Loop(seen)
+    for _ in range(10):
+        clock.pass_(1.0)
+        assert loop.step_age is None
+    assert seen() == pytest.approx(10)
+
+
+@pytest.mark.parametrize(("seconds", "each"), [(1.0, 0.25), (0.6, 0.25), (0.1, 0.25)])
+def test_looks_make_up_the_limit(seconds: float, each: float) -> None:
+    pauses = list(looks(seconds, each))
+    assert sum(pauses) == pytest.approx(seconds)
+    assert max(pauses) <= each
+    assert list(looks(0)) == []
+
+
+def test_a_poll_that_wakes_late_looks_as_often_as_ever() -> None:
+    """And once before the first pause and after the last."""
+    clock = Clock()
+    assert len(list(polls(1.0, 0.25, sleep=lambda _: clock.pass_(3600)))) == 5
+
+
+async def test_a_countdown_leaves_out_what_its_process_did_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What became possible meanwhile is done before its end."""
+    monkeypatch.setattr(observed_time, "LOOK_SECONDS", 0.05)
+    over = asyncio.Event()
+    countdown = Countdown(0.5, over.set)
+    await asyncio.sleep(0)
+    time.sleep(1.0)  # noqa: ASYNC251 - the process does not run
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not over.is_set()
+    await asyncio.wait_for(over.wait(), 20)
+    countdown.cancel()
+
+
+async def test_a_countdown_that_is_cancelled_calls_nothing() -> None:
+    called: list[int] = []
+    Countdown(0.01, lambda: called.append(1)).cancel()
+    done = asyncio.Event()
+    Countdown(0.05, done.set)
+    await asyncio.wait_for(done.wait(), 20)
+    assert not called
+
+
+async def test_a_reader_is_not_slow_because_the_parent_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads as soon as it can, and its stream goes on."""
+    monkeypatch.setattr(observed_time, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(engine_call, "STALL_SECONDS", 0.5)
+    one = EngineCall(ipc.Command(call_id=1), lambda _: None)
+    one.push(ipc.Event(generate=pb.GenerateResponse(delta=pb.Delta(text="x" * FULL_BYTES))))
+    await asyncio.sleep(0)
+    time.sleep(1.0)  # noqa: ASYNC251 - the process does not run
+    for _ in range(3):
+        await asyncio.sleep(0)  # the reader has its turn a little later
+    events = one.events()
+    assert len((await anext(events)).generate.delta.text) == FULL_BYTES
+    one.push(ipc.Event(generate=pb.GenerateResponse(finished=pb.Finished())))
+    assert (await anext(events)).generate.HasField("finished")
+    one.close()
+
+
+async def test_tasks_that_are_done_meanwhile_are_done_in_time() -> None:
+    """A wait that is over its limit because the process did not run looks again."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    waiting = asyncio.ensure_future(observed_time.wait({done}, 0.5))
+    await asyncio.sleep(0)
+    time.sleep(1.0)  # noqa: ASYNC251 - the process does not run
+    loop.call_soon(lambda: loop.call_soon(done.set_result, None))
+    assert await waiting
+    assert not await observed_time.wait({loop.create_future()}, 0.01)
+
+
+def test_an_alarm_rings_or_is_cancelled() -> None:
+    rang = threading.Event()
+    Alarm(0.01, rang.set).start()
+    assert rang.wait(20)
+    silent = threading.Event()
+    alarm = Alarm(3600, silent.set)
+    alarm.start()
+    alarm.cancel()
+    alarm.join(20)
+    assert not alarm.is_alive()
+    assert not silent.is_set()
+
+
+def test_a_command_is_run_for_what_it_writes_and_killed_when_it_takes_too_long() -> None:
+    """Over several looks nothing of its output is lost."""
+    slow = "import sys,time; print('one', flush=True); time.sleep(0.6); print('two'); sys.exit(3)"
+    done = output_of([sys.executable, "-c", slow], 60, subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (3, b"one\ntwo\n")
+    with pytest.raises(subprocess.TimeoutExpired):
+        output_of([sys.executable, "-c", "import time; time.sleep(600)"], 0.01, subprocess.DEVNULL)
+
+
+def test_the_end_of_a_process_is_waited_for() -> None:
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as short:
+        assert ended(short, 60)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as long:
+        assert not ended(long, 0.01)
+        long.kill()
