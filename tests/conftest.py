@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from daemon.shared.process_setup import limits_kept
 from mlx_sidecar import Client
 from tests.support.daemons import RunningDaemon
+
+with limits_kept():  # processes that tests start inherit the limit of open files, and mlx-lm lowers it for good
+    import mlx_lm.utils  # noqa: F401
 
 # What a shell starts in the background ignores Ctrl-C and quits, and so would every program that a test ends that way.
 signal.signal(signal.SIGINT, signal.default_int_handler)

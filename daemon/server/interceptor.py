@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import isawaitable
+from traceback import clear_frames
 from typing import Any
 
 import grpc
@@ -160,6 +161,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except SidecarError as error:
             call.arrived = True  # so much of it that it was refused
             end(code_name(error), **refusal(error))
+            _let_go(error)
             await _abort(call.context, error)
         except grpc.aio.AbortError:
             raise
@@ -173,6 +175,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
             call.arrived = True
             end(code_name(hidden), error_id=error_id)
+            _let_go(error)
             await _abort(call.context, hidden)
         else:
             end("OK")
@@ -189,6 +192,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             metadata = call.context.invocation_metadata() or ()
             headers = {key: value for key, value in metadata if isinstance(value, str)}
             self._on_end(CallRecord(call.method, code, duration_s, headers, get_contextvars() | fields))
+
+
+def _let_go(error: BaseException | None) -> None:
+    """
+    Clear the frames that an error came through, once it was dealt with.
+
+    They hold the request. gRPC's exceptions and contextlib's frames keep them in a cycle: twenty refused requests of
+    15 MB stayed in memory until the collector went through its oldest generation, which took minutes.
+    """
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 async def _request(call: _Call, arrival: Arrival, handler: Any) -> Any:

@@ -10,6 +10,7 @@ import builtins
 import errno
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -310,10 +311,13 @@ def test_a_missing_directory_for_temporary_files_is_named(
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="MLX compiles with the C++ compiler on the CPU backend only")
 def test_a_daemon_whose_tmpdir_is_gone_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole way, with the real library: it serves, and the caller learns what to set."""
-    monkeypatch.setenv("TMPDIR", str(folder / "gone"))
-    daemon = RunningDaemon.start(folder)
+    """Removed while it runs: the whole way, with the real library. It serves, and the caller learns what to set."""
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    daemon = RunningDaemon.start(folder).serving()
     try:
+        shutil.rmtree(temporary)
         with daemon.client() as client, pytest.raises(mlx_sidecar.MachineFault, match="TMPDIR"):
             client.complete("embedded", "The", max_tokens=2)
         lines = daemon.log()

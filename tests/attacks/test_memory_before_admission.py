@@ -202,3 +202,16 @@ def test_prompts_that_wait_hold_a_bounded_number_of_bytes(start_daemon: Callable
         for stream in held:
             stream.cancel()
     assert daemon.stop() == 0
+
+
+def test_refused_requests_are_let_go_of_at_once(fake: RunningDaemon) -> None:
+    """Five times in a row, and no more stays than after the first time: no reference cycle keeps a request."""
+    request = health_pb2.HealthCheckRequest(service="x" * (15 << 20))
+    apart: list[tuple[str, int]] = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+    before = rss(fake)
+    for _ in range(5):
+        with ExitStack() as stack:
+            channels = [grpc.insecure_channel(f"unix:{fake.socket}", options=apart) for _ in range(20)]
+            watches = [HealthStub(stack.enter_context(channel)).Watch(request, timeout=60) for channel in channels]
+            assert all(refusal(watch).code is not grpc.StatusCode.OK for watch in watches)
+    assert rss(fake) - before < BOUND

@@ -159,5 +159,7 @@ def test_odd_characters_are_answered_and_escaped_in_the_log(watched: Watched) ->
             with suppress(mlx_sidecar.InvalidArgument):  # of no token, if they are
                 assert client.complete("embedded", prompt, max_tokens=1).usage.completion_tokens == 1
     lines = (watched.daemon.folder / "daemon.log").read_bytes().decode().split("\n")
-    assert any(json.loads(line).get("model") == odd for line in lines if line)
+    told = [json.loads(line) for line in lines if line]
+    assert any(line.get("rpc") == "Generate" and line.get("dropped") for line in told), "it is no name of a model"
+    assert odd not in [line.get("model") for line in told]
     assert all(line.isprintable() for line in lines)

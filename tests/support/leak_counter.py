@@ -1,7 +1,7 @@
 """
 Runs a server that counts what it holds: `python -m tests.support.leak_counter FILE MODULE [ARGUMENT ...]`.
 
-At each SIGUSR1 it appends a line of JSON to the file: the `bytes` that malloc has given out (where that is unknown,
+At each SIGURG it appends a line of JSON to the file: the `bytes` that malloc has given out (where that is unknown,
 what is resident), and the `objects` that Python's collector knows. Resident pages tell too little: they come and go by
 the megabyte, whatever a call costs.
 """
@@ -21,6 +21,9 @@ from tests.support.process import resident_bytes
 
 EXACT = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 """Variables with which it is started: all of Python's objects count, and nothing that threads have only put aside."""
+
+SIGNAL = signal.SIGURG
+"""Ends no process that does not handle it, and the daemon does not touch it."""
 
 _FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
@@ -54,7 +57,7 @@ def main() -> None:
 
     for name in EXACT:
         os.environ.pop(name, None)  # not for the engine
-    signal.signal(signal.SIGUSR1, note)
+    signal.signal(SIGNAL, note)
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

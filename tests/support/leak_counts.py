@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 
 from tests.support.daemons import RunningDaemon, wait_until
-from tests.support.leak_counter import EXACT
+from tests.support.leak_counter import EXACT, SIGNAL
 
 NOTES = "held"
 """Name of the file with the counts, in a daemon's own folder."""
@@ -24,7 +23,7 @@ def held_by(daemon: RunningDaemon) -> dict[str, int]:
     """Return the `bytes` and `objects` that a counted server holds now."""
     notes = daemon.folder / NOTES
     before = _lines(notes)
-    daemon.signal(signal.SIGUSR1)
+    daemon.signal(SIGNAL)
     wait_until(lambda: _lines(notes) > before, "it has counted")
     held: dict[str, int] = json.loads(notes.read_text().splitlines()[-1])
     return held

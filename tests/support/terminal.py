@@ -27,6 +27,11 @@ main(prog_name="mlx-sidecar")
 """
 
 
+def _without_size(environ: dict[str, str]) -> dict[str, str]:
+    """Return variables without those that would count more than the size of the terminal itself."""
+    return {name: value for name, value in environ.items() if name not in ("COLUMNS", "LINES")}
+
+
 class _Screen(pyte.Screen):
     """A screen that answers programs which ask where the cursor is."""
 
@@ -53,7 +58,7 @@ class Terminal:
         # Not pty.fork: gRPC, which the tests have running, does not survive it.
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, *arguments],
-            env={**environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"},
+            env={**_without_size(environ), "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"},
             stdin=program_end,
             stdout=program_end,
             stderr=program_end,

@@ -10,7 +10,6 @@ from typing import Any
 from daemon.cache.identity import ModelSource
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.shared.errors import Reason, SidecarError, invalid
-from daemon.shared.wording import count
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 DEFAULT_MAX_TOKENS = 2048
@@ -149,7 +148,7 @@ def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
         asked = f" plus max_tokens {wanted}" if wanted else ""
         raise SidecarError(
             Reason.CONTEXT_LENGTH_EXCEEDED,
-            f"the prompt has {count(prompt, 'token')}{asked}, but the model's context holds {context}",
+            f"the prompt has {prompt} tokens{asked}, but the model's context holds {context}",
             metadata={
                 "prompt_tokens": str(prompt),
                 "max_tokens": str(wanted or 1),
