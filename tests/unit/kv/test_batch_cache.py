@@ -12,6 +12,7 @@ from mlx_lm.models.cache import ChunkedKVCache, KVCache, RotatingKVCache, make_p
 
 from daemon.kv.mlx.batch_cache import joinable, merge_caches, plain, to_batch, to_single
 from daemon.kv.mlx.self_test import proving
+from daemon.shared.slices import drain
 from tests.unit.kv.tiny_models import RECURRENT, REUSABLE, VOCABULARY, WINDOWED, build, same_bits
 
 ALONE = "afm7 with fewer caches than layers"
@@ -21,15 +22,6 @@ ONE_TOKEN_DIFFERS = "deepseek_v3 with latents"
 """It expands its latents for several tokens, and folds its weights into the query for one."""
 
 MODELS = {name: make for name, make in {**REUSABLE, **WINDOWED, **RECURRENT}.items() if name != ALONE}
-
-
-def drain(work: Any) -> Any:
-    """Run a generator to its end and return its result."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
 
 
 class Twin:

@@ -208,7 +208,7 @@ def test_parts_say_what_windows_and_recurrent_layers_need() -> None:
     assert plain.parts.resumes_anywhere
     assert not windowed.parts.resumes_anywhere
     assert not hybrid.parts.resumes_anywhere
-    assert isinstance(windowed.shapes[0], rotating.Shape)
+    assert isinstance(windowed.shapes[0], rotating.WindowShape)
 
 
 @pytest.mark.parametrize("name", [*WINDOWED, *RECURRENT])

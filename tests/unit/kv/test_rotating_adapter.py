@@ -90,7 +90,7 @@ def test_restoring_a_window_copies_what_it_sees_once() -> None:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
 
-    rotating.restore([cache], runs, tokens=16 * blocks)
+    rotating.RotatingAdapter().restore([cache], runs, tokens=16 * blocks, capacity=256)
 
     copied = mx.get_peak_memory() - before
     mx.set_cache_limit(limit)
