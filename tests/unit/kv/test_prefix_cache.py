@@ -8,7 +8,7 @@ import pytest
 
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.nodes import Extent
-from daemon.kv.prefix_cache import Counters
+from daemon.kv.prefix_cache import PrefixCounters
 from tests.unit.kv.fake_kv import BLOCK_BYTES, FakeKV, FakePrefixes, prompt
 
 
@@ -203,7 +203,7 @@ def test_counters_tell_lookups_hits_and_tokens_but_count_a_hit_only_once_it_was_
     prefixes.lookup("n", prompt(1, 2, tail=1)).release()
     prefixes.store("n", prompt(4))
 
-    assert prefixes.cache.counters == Counters(
+    assert prefixes.cache.counters == PrefixCounters(
         lookups=3, hits=1, tokens_looked_up=20 + 20 + 33, tokens_reused=16, inserts=3, evictions=1
     )
     assert prefixes.cache.counters.hit_rate == pytest.approx(1 / 3)
