@@ -1,5 +1,5 @@
 """
-The eviction queue: least recently used first, over all partitions or in one of them.
+A queue of blocks or checkpoints, least recently used first, over all partitions or in one of them.
 
 Every lookup changes the age of all blocks on its path. Updating a queue each time would make lookups expensive, so the
 queue is lazy: an item notes its own age (`tick`), and the queue is corrected only when an item reaches the front.

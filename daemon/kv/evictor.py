@@ -1,5 +1,5 @@
 """
-The evictor: keeps the stored prefixes within limits, by eviction and compaction.
+The policy that keeps stored prefixes within their limits, by eviction and compaction.
 
 Every reason to evict is the same question: what is stored, less what may stay? The three callers differ only in what
 may stay, which is a value of `PrefixLimits`:

@@ -1,4 +1,4 @@
-"""The ledger of stored KV: counts the bytes and buffers of extents and checkpoints, and which blocks use them."""
+"""The count of stored bytes and buffers, and of the blocks that use each extent; the ranges of a match in extents."""
 
 from __future__ import annotations
 

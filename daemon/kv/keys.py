@@ -1,4 +1,4 @@
-"""Keys of the trie: blocks of token ids, and the namespaces within which their KV may be shared."""
+"""The keys of the trie: blocks of token ids, and the namespaces within which their KV may be shared."""
 
 from __future__ import annotations
 

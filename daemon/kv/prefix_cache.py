@@ -1,5 +1,5 @@
 """
-The prefix cache: finds the longest stored prefix of a prompt, stores new KV, and keeps within its limits.
+The interface of the prefix cache: it finds the longest stored prefix of a prompt, stores new KV, and keeps its limits.
 
 A prompt is cut into blocks of 16 tokens. The blocks of all prompts of a namespace form a trie, and each block points to
 the KV of its tokens. What the cache promises:

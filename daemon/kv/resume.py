@@ -1,4 +1,4 @@
-"""Resume points: the positions of a prompt at which windows and recurrent states are stored for later requests."""
+"""The choice of resume points: positions of a prompt at which windows and states are stored for later requests."""
 
 from __future__ import annotations
 

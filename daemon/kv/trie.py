@@ -1,5 +1,5 @@
 """
-The index of the prefix cache: an uncompressed trie of 16-token blocks.
+The index of the prefix cache, an uncompressed trie of 16-token blocks.
 
 Pure policy over opaque payloads: no mlx, no clock, one thread. An edge is a block's token ids, so a path is a prefix
 and a match compares tokens, never hashes. Nodes are neither split nor merged.

@@ -1,4 +1,4 @@
-"""Batched caches: the caches of single sequences become rows of a batch's cache, and rows become caches again."""
+"""Conversion between the caches of single sequences and the rows of a batch's cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: the states of all recurrent layers, packed into few arrays and unpacked into empty caches."""
+"""Packing and restoring of checkpoints: the states of all recurrent layers in a few arrays."""
 
 from __future__ import annotations
 

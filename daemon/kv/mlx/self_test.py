@@ -1,4 +1,4 @@
-"""Self-tests of a loaded model: reuse of prefixes and shared passes are offered only after both proved exact."""
+"""Self-tests of a loaded model, which have to pass before prefixes are reused and forward passes are shared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters: one file for each mlx-lm cache class that the prefix cache can store, restore and batch."""
+"""Adapters, one file for each mlx-lm cache class that the prefix cache can store, restore and batch."""
 
 from __future__ import annotations
 

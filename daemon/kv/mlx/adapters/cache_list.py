@@ -1,4 +1,4 @@
-"""mlx-lm's `CacheList`, a layer with several caches: each of its members has an adapter of its own."""
+"""Walks through mlx-lm's `CacheList`, a layer with several caches, each of which has an adapter of its own."""
 
 from __future__ import annotations
 
