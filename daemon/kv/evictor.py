@@ -154,22 +154,18 @@ class Evictor:
 
     def _evict(self, may_stay: PrefixLimits, partition: str | None = None) -> None:
         """Evict what is stored beyond `may_stay`, of one partition or of all, and compact where that saves blocks."""
-        ledger = self._trie.ledger
-        while shortage := self._shortage(may_stay, ledger.reclaimable):
-            if not self._drop_oldest(shortage, partition):
-                break
-        if self._shortage(may_stay) and ledger.sparse:
+        self._drop(may_stay, partition, compacting=True)
+        if self._shortage(may_stay) and self._trie.ledger.sparse:
             self._compact()
-            while shortage := self._shortage(may_stay):
-                if not self._drop_oldest(shortage, partition):
-                    break
+            self._drop(may_stay, partition, compacting=False)
 
-    def _drop_oldest(self, shortage: Shortage, partition: str | None) -> bool:
-        """Drop one block or checkpoint, and tell whether there was one to drop."""
-        blocks_before = self._trie.blocks
-        dropped = self._trie.drop_oldest(partition, checkpoints=shortage.of_memory)
-        self.evictions += blocks_before - self._trie.blocks
-        return dropped
+    def _drop(self, may_stay: PrefixLimits, partition: str | None, *, compacting: bool) -> None:
+        """Drop the least recently used until there is no shortage; what compaction would free counts if it follows."""
+        trie, blocks_before = self._trie, self._trie.blocks
+        while shortage := self._shortage(may_stay, trie.ledger.reclaimable if compacting else 0):
+            if not trie.drop_oldest(partition, checkpoints=shortage.of_memory):
+                break
+        self.evictions += blocks_before - trie.blocks
 
     def _compact(self) -> None:
         try:
