@@ -67,6 +67,6 @@ def test_an_adapter_and_an_entry_are_all_that_a_cache_class_needs(monkeypatch: p
 
 
 def test_every_adapter_is_found_by_the_classes_that_it_names() -> None:
-    """A table that lacks one, or has it under another class, would lose reuse without a word."""
+    """An adapter that is missing in a table, or stands under another class, would lose reuse without a message."""
     assert all(ADAPTERS[adapter.cache_class] is adapter for adapter in ADAPTERS.values())
     assert all(BATCH_ADAPTERS[adapter.batch_class] is adapter for adapter in ADAPTERS.values())

@@ -59,7 +59,7 @@ def test_state_is_found_only_at_the_position_where_it_was_taken(engine: TinyEngi
 
 
 def test_a_store_beside_the_end_of_a_block_makes_no_checkpoint(engine: TinyEngine) -> None:
-    """A state sums up all tokens so far; there is no taking some of them out again."""
+    """A state sums up all tokens so far, and no token can be removed from it."""
     caches, _ = engine.cold(tokens(70))
     engine.store(tokens(70), caches)
 

@@ -1,4 +1,4 @@
-"""A reused prefix computes bit for bit what a cold run computes, and nobody writes to what is stored."""
+"""A reused prefix computes bit for bit what a cold run computes, and stored KV is never written to."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _llama(models: dict[str, Any]) -> TinyEngine:
 
 @pytest.fixture(name="exact_memory")
 def _exact_memory() -> Iterator[None]:
-    """Let no buffer be reused: the allocator counts a reused one with the size that it was made with."""
+    """Let no buffer be reused: the allocator counts a reused buffer with its original size."""
     gc.collect()
     limit = mx.set_cache_limit(0)
     yield
@@ -188,7 +188,7 @@ def test_a_restored_cache_takes_its_capacity_and_not_a_byte_more(engine: TinyEng
 @pytest.mark.usefixtures("exact_memory")
 @pytest.mark.parametrize("room", [0, 500])
 def test_restoring_copies_what_is_restored_once(engine: TinyEngine, room: int) -> None:
-    """A copy of a copy takes twice the time, and for a moment the memory of a second prefix that nobody reckoned."""
+    """A second copy would take twice the time, and for a moment the memory of a prefix that no budget counts."""
     prompt = tokens(257)
     engine.store(prompt, engine.cold(prompt)[0])
     before = mx.get_active_memory()
