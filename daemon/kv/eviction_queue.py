@@ -14,8 +14,8 @@ States of an item, as far as the queue is concerned:
             at the front and not evictable (locked, has a child, detached): leaves the queue
             at the front, evictable, tick unchanged: pop() returns it, and it is evicted
 
-An item whose lock ends, or whose last child leaves, has to be offered again by its owner. So at any time, every
-evictable item is queued; items that are queued need not be evictable.
+The owner of an item offers it again when its lock ends or its last child leaves. So every evictable item is queued at
+any time; a queued item need not be evictable.
 
 Each partition has a heap of its entries (tick, -depth, serial, item). A second heap holds a copy of the first entry of
 each partition, so that the oldest item of all is found without a look at every partition. Copies are not removed when

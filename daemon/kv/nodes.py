@@ -97,8 +97,8 @@ class NamespaceCounters:
     Attributes:
         partition: Partition of the budget that it counts against.
         blocks: Blocks that a lookup can find.
-        hits: Lookups whose prefix was reused.
-        tokens_reused: Tokens whose KV was reused.
+        hits: Lookups with a reused prefix.
+        tokens_reused: Tokens with reused KV.
     """
 
     partition: str = ""

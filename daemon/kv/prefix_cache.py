@@ -66,7 +66,7 @@ class PrefixCounters:
 
     @property
     def hit_rate(self) -> float:
-        """Share of lookups whose prefix was reused; 0.0 before the first."""
+        """Fraction of lookups with a reused prefix; 0.0 before the first."""
         return self.hits / self.lookups if self.lookups else 0.0
 
 
@@ -161,7 +161,7 @@ class PrefixCache:
 
         Args:
             namespace: Digest of the request's namespace.
-            tokens: Exactly the tokens whose KV the source holds.
+            tokens: Exactly the tokens that the source holds KV of.
             spec: What a prefix consists of.
             source: Copies the KV that is missing. Its errors pass through, and the copy that failed is not stored.
             resume: Whether later requests shall be able to go on after these tokens, if they end with a block.

@@ -33,7 +33,7 @@ class PrefixSpec:
     What a stored prefix of one cache layout consists of.
 
     Attributes:
-        groups: The layers whose KV is stored in blocks.
+        groups: The layers with KV in blocks.
         state_bytes: Bytes of a checkpoint of the recurrent layers; 0 without recurrent layers.
     """
 

@@ -88,7 +88,7 @@ class PrefixTrie(Tree):
         Args:
             lease: Holds the path before them.
             keys: Their tokens.
-            extents: Their KV, one extent for each layer group, whose first block is the first of `keys`.
+            extents: Their KV, one extent for each layer group; its first block is the first of `keys`.
 
         Returns:
             How many blocks were new.

@@ -36,8 +36,8 @@ class Layout:
         signature: Class, shape and dtype of every cache; part of the namespace.
         bytes_per_token: KV bytes of one token, all layers; a window is counted as if it never forgot.
         shapes: Shape of every cache; empty if nothing can be reused.
-        groups: Numbers of the caches of equal shape whose KV is stored in blocks; each group shares extents.
-        states: Numbers of the caches of recurrent layers, whose state is stored in checkpoints.
+        groups: Numbers of the caches of equal shape with KV in blocks; each group shares extents.
+        states: Numbers of the caches of recurrent layers, with a state in checkpoints.
         warning: Why nothing is reused although all classes are known; empty if that is not so.
     """
 

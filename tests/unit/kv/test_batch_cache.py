@@ -36,8 +36,8 @@ class Twin:
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_that_join_and_leave_compute_what_they_compute_alone(name: str) -> None:
     """
-    The lengths are below, at and beyond the windows. Logits agree bit for bit. Only where a window turns, its tokens are
-    added up in another order, so that they agree within 1e-5.
+    The lengths are below, at and beyond the windows. Logits agree bit for bit. Only where a window turns,
+    its tokens are added up in another order, so that they agree within 1e-5.
     """
     model = build(MODELS[name])
     source = random.Random(5)

@@ -1,4 +1,4 @@
-"""After an invalidation lookups miss forgotten blocks, leased blocks are freed with their lease, and dry runs are exact."""
+"""Lookups miss forgotten blocks, leased blocks are freed with their lease, and a dry run is exact."""
 
 from __future__ import annotations
 

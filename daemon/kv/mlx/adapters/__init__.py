@@ -17,10 +17,10 @@ def _by_cache_class(*adapters: A) -> dict[type, A]:
 
 
 BLOCK_ADAPTERS: dict[type, BlockAdapter] = _by_cache_class(KVCacheAdapter(), RotatingAdapter())
-"""Cache classes whose KV is stored in blocks."""
+"""Adapters of classes with KV for each token, stored in blocks; by the class of one sequence's cache."""
 
 STATE_ADAPTERS: dict[type, StateAdapter] = _by_cache_class(ArraysAdapter())
-"""Cache classes whose state is stored in checkpoints."""
+"""Adapters of classes with a state, stored in checkpoints; by the class of one sequence's cache."""
 
 ADAPTERS: dict[type, CacheAdapter] = {**BLOCK_ADAPTERS, **STATE_ADAPTERS}
 """All of them, by the class of one sequence's cache."""
