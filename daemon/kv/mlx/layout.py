@@ -84,7 +84,8 @@ class Layout:
         caches: list[Any] = make_prompt_cache(model)
         # There are no shapes if nothing can be reused; mlx-lm then grows the caches.
         for cache, shape in zip(leaves(caches), self.shapes, strict=False):
-            ADAPTERS[type(cache)].reserve(cache, shape, capacity_for(tokens))
+            if adapter := ADAPTERS.get(type(cache)):
+                adapter.reserve(cache, shape, capacity_for(tokens))
         return caches
 
     def restored_cache(

@@ -61,7 +61,7 @@ def _reuse_is_exact(model: Any, layout: Layout) -> Sliced[bool]:
         yield from forward_layerwise(model, tokens[:, start : start + BLOCK_TOKENS], cold)
     try:
         warm = _copy(model, layout, cold, prefix)
-    except (RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, ValueError) as error:  # KeyError: a class that the model did not use before
         if machine_fault(error, "") is not None:
             raise
         said = Words(f"{type(error).__name__}: {error}")  # of fixed tokens: no request is in it

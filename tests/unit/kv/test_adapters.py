@@ -66,6 +66,25 @@ def test_an_adapter_and_an_entry_are_all_that_a_cache_class_needs(monkeypatch: p
     assert same_bits(engine.compute(warm, prompt[32:]), engine.compute(caches, prompt[32:]))
 
 
+class _Inconstant(_Model):
+    """A model that makes known caches the first time, and caches without an adapter later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made = 0
+
+    def make_cache(self) -> list[Any]:
+        self._made += 1
+        return super().make_cache() if self._made > 1 else [KVCache() for _ in self.layers]
+
+
+def test_a_model_that_changes_its_cache_class_is_not_reused_but_works() -> None:
+    engine = TinyEngine(_Inconstant())
+
+    assert not engine.layout.reusable
+    assert same_bits(engine.cold(tokens(40))[1], TinyEngine(_Model()).cold(tokens(40))[1])
+
+
 def test_every_adapter_is_found_by_the_classes_that_it_names() -> None:
     """An adapter that is missing in a table, or stands under another class, would lose reuse without a message."""
     assert all(ADAPTERS[adapter.cache_class] is adapter for adapter in ADAPTERS.values())
