@@ -1,1 +1,1 @@
-"""The prefix KV cache: an index of 16-token blocks over immutable extents of keys and values."""
+"""The prefix KV cache: a trie of 16-token blocks, and the immutable extents that hold their keys and values."""

@@ -1,4 +1,28 @@
-"""The eviction queue: what was used longest ago leaves first, of everything or of one partition."""
+"""
+A queue of blocks or checkpoints, least recently used first, over all partitions or in one of them.
+
+Every lookup changes the age of all blocks on its path. Updating a queue each time would make lookups expensive, so the
+queue is lazy: an item notes its own age (`tick`), and the queue is corrected only when an item reaches the front.
+
+States of an item, as far as the queue is concerned:
+
+                 offer(), if evictable
+       outside ------------------------> queued ---+
+          ^                                |  ^    | at the front, but used since it was
+          |                                |  +----+ queued: goes back with its new tick
+          +--------------------------------+
+            at the front and not evictable (locked, has a child, detached): leaves the queue
+            at the front, evictable, tick unchanged: pop() returns it, and it is evicted
+
+The owner of an item offers it again when its lock ends or its last child leaves. So every evictable item is queued at
+any time; a queued item need not be evictable.
+
+Each partition has a heap of its entries (tick, -depth, serial, item). A second heap holds a copy of the first entry of
+each partition, so that the oldest item of all is found without a look at every partition. Copies are not removed when
+a heap changes: a copy that differs from the present first entry of its partition is skipped.
+
+Costs: `offer` and `pop` O(log n); locking, using and building upon an item O(1), since the queue is not told.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +33,22 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Aged(Protocol):
-    """Something that can be evicted when its turn comes."""
+    """An item that the queue can order: a node or a checkpoint."""
 
     tick: int
     queued: bool
 
     @property
     def depth(self) -> int:
-        """Of two of the same age, the deeper goes first."""
+        """Distance from the root; of two items of the same age, the deeper goes first."""
 
     @property
     def evictable(self) -> bool:
-        """Whether it may go now."""
+        """Whether it may be evicted now."""
 
     @property
     def partition(self) -> str:
-        """Whose it is; the same as long as it is queued."""
+        """Partition that it counts against; it does not change while the item is queued."""
 
 
 T = TypeVar("T", bound=Aged)
@@ -32,12 +56,7 @@ _Entry = tuple[int, int, int, T]
 
 
 class EvictionQueue(Generic[T]):
-    """
-    Least recently used first; of the same age, the deeper first.
-
-    What is used again, locked or built upon stays where it is and is sorted out when its turn comes, so that only
-    eviction pays: O(log of what is queued). Each item is in it at most once.
-    """
+    """Orders items by their last use; of the same age, the deeper first. Each item is in it at most once."""
 
     def __init__(self) -> None:
         self._heaps: dict[str, list[_Entry[T]]] = {}
@@ -58,7 +77,7 @@ class EvictionQueue(Generic[T]):
                 heapq.heappush(self._heads, (*entry[:3], item.partition))
 
     def peek(self, partition: str | None = None) -> T | None:
-        """Return the item whose turn it is, of one partition or of all; None if none may go."""
+        """Return the item to evict next, of one partition or of all; None if none may be evicted."""
         while (owner := self._oldest() if partition is None else partition) is not None:
             heap = self._heaps.get(owner)
             if not heap:
@@ -67,18 +86,18 @@ class EvictionQueue(Generic[T]):
             if item.evictable and item.tick == tick:
                 return item
             self._take(owner)
-            self.offer(item)
+            self.offer(item)  # used since it was queued: it goes back with its new tick
         return None
 
     def pop(self, partition: str | None = None) -> T | None:
-        """Take the item whose turn it is."""
+        """Remove and return the item to evict next, of one partition or of all; None if none may be evicted."""
         item = self.peek(partition)
         if item is not None:
             self._take(item.partition)
         return item
 
     def prune(self) -> None:
-        """Drop what may not go now, which would otherwise stay in memory until its turn comes."""
+        """Drop all items that are not evictable: forgotten nodes would stay in memory until they reach the front."""
         for partition, heap in list(self._heaps.items()):
             keep = [entry for entry in heap if entry[3].evictable]
             for *_, item in heap:

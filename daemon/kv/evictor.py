@@ -1,15 +1,32 @@
-"""The budget of the prefix cache: makes room for what is to be stored, by eviction and compaction."""
+"""
+The policy that keeps stored prefixes within their limits, by eviction and compaction.
+
+Every reason to evict is the same question: what is stored, less what may stay? The three callers differ only in what
+may stay, which is a value of `PrefixLimits`:
+
+    enforce       the limits themselves
+    make_room     the limits, less the extent that is to be stored next
+    shed          the bytes stored now, less those that shall become free
+
+The difference is a `Shortage`. The evictor drops the least recently used item, computes the shortage again, and so on
+until it is empty or all that is left is leased. Memory of an extent becomes free with the last of its blocks, so the
+first pass counts on compaction: it stops when the bytes that compaction would free cover the shortage. Then sparse
+extents are copied into smaller ones. Compaction can fail or free less than estimated, so a second pass evicts the rest
+without it.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import structlog
 
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.nodes import Extent
-from daemon.kv.trie import Lack, PrefixTrie
+from daemon.kv.trie import PrefixTrie
 
 log = structlog.get_logger()
 
@@ -33,9 +50,35 @@ class PrefixLimits:
     buffers: int = 100_000
 
 
+class Shortage(NamedTuple):
+    """
+    What is stored beyond what may stay. A number that is not positive says how much more could be stored.
+
+    Attributes:
+        nbytes: Bytes.
+        blocks: Blocks.
+        buffers: Device buffers.
+    """
+
+    nbytes: int
+    blocks: int
+    buffers: int
+
+    @property
+    def of_memory(self) -> bool:
+        """Whether dropping a checkpoint would help: it takes bytes and buffers, and is no block."""
+        return self.nbytes > 0 or self.buffers > 0
+
+    def __bool__(self) -> bool:
+        return self.of_memory or self.blocks > 0
+
+
+_UNLIMITED = PrefixLimits(sys.maxsize, sys.maxsize, sys.maxsize)
+
+
 class Evictor:
     """
-    Keeps a trie within its limits, and the share of each partition (salt) of them fair.
+    Keeps a trie within its limits, and what each partition (salt) takes of them fair.
 
     Attributes:
         limits: What the trie may hold.
@@ -50,66 +93,79 @@ class Evictor:
 
     def enforce(self) -> None:
         """Evict what is over a limit."""
-        self._evict(self._over_budget)
+        self._evict(self.limits)
 
     def shed(self, nbytes: int) -> int:
         """Evict until `nbytes` are free or all is leased, and return the bytes that became free."""
-        ledger = self._trie.ledger
-        before = ledger.nbytes
-
-        def lack(reclaimable: int) -> Lack:
-            return Lack.MEMORY if before - ledger.nbytes + reclaimable < nbytes else Lack.NOTHING
-
-        self._evict(lack)
-        return before - ledger.nbytes
+        bytes_before = self._trie.ledger.nbytes
+        self._evict(replace(_UNLIMITED, nbytes=bytes_before - nbytes))
+        return bytes_before - self._trie.ledger.nbytes
 
     def make_room(self, partition: str, missing: int, block_bytes: int, *, new_blocks: bool = True) -> int:
-        """Evict for the next extent of `missing` blocks, and return how many blocks it may have."""
+        """
+        Evict for the next extent of `missing` blocks, and return how many blocks it may have.
+
+        Args:
+            partition: Partition that stores them.
+            missing: Blocks that are still to be stored; an extent takes `EXTENT_BLOCKS` of them at most.
+            block_bytes: Bytes of one of them.
+            new_blocks: Whether they add to the blocks of the trie. KV for blocks that it has already does not.
+        """
         wanted = min(missing, EXTENT_BLOCKS)
         if not wanted:
             return 0
+        limits = self.limits
+        may_stay = PrefixLimits(
+            limits.blocks - wanted if new_blocks else sys.maxsize,
+            limits.nbytes - wanted * max(1, block_bytes),
+            limits.buffers - 1,
+        )
+        own = partition if self._exceeds_half(partition, wanted * block_bytes, wanted * new_blocks) else None
+        self._evict(may_stay, own)
+        room = self._room_in_memory(block_bytes)
+        return min(wanted, room, max(0, limits.blocks - self._trie.blocks)) if new_blocks else min(wanted, room)
 
-        def lack(reclaimable: int) -> Lack:
-            if self._room_in_memory(block_bytes, reclaimable) < wanted:
-                return Lack.MEMORY
-            return Lack.BLOCKS if new_blocks and self.limits.blocks - self._trie.blocks < wanted else Lack.NOTHING
-
-        own = partition if self._over_its_share(partition, wanted * block_bytes, wanted * new_blocks) else None
-        self._evict(lack, own)
-        room = self._room_in_memory(block_bytes, 0)
-        return min(wanted, room, max(0, self.limits.blocks - self._trie.blocks)) if new_blocks else min(wanted, room)
-
-    def _room_in_memory(self, block_bytes: int, reclaimable: int) -> int:
-        """Return for how many blocks there is memory, if so many bytes more are free."""
+    def _room_in_memory(self, block_bytes: int) -> int:
+        """Return for how many blocks there is memory now."""
         ledger = self._trie.ledger
         if ledger.buffers >= self.limits.buffers:
             return 0
-        return max(0, self.limits.nbytes - ledger.nbytes + reclaimable) // max(1, block_bytes)
+        return max(0, self.limits.nbytes - ledger.nbytes) // max(1, block_bytes)
 
-    def _over_its_share(self, partition: str, nbytes: int, blocks: int) -> bool:
+    def _exceeds_half(self, partition: str, nbytes: int, blocks: int) -> bool:
         """
-        Tell whether a partition would take more than half of the budget from others that use it too.
+        Tell whether a partition would take more than half of the budget while others have blocks too.
 
-        It then has to make room among its own: no salt can push all others below half.
+        It then has to make room among its own blocks: no salt can push all others below half.
         """
-        bytes_after = self._trie.ledger.shares[partition] + nbytes
-        blocks_after = self._trie.shares[partition] + blocks
-        alone = self._trie.shares.keys() <= {partition}
+        bytes_after = self._trie.ledger.partition_bytes[partition] + nbytes
+        blocks_after = self._trie.partition_blocks[partition] + blocks
+        alone = self._trie.partition_blocks.keys() <= {partition}
         return not alone and (2 * bytes_after > self.limits.nbytes or 2 * blocks_after > self.limits.blocks)
 
-    def _over_budget(self, reclaimable: int) -> Lack:
+    def _shortage(self, may_stay: PrefixLimits, reclaimable: int = 0) -> Shortage:
+        """Return what is stored beyond `may_stay`, if `reclaimable` of the stored bytes count as free."""
         ledger = self._trie.ledger
-        if ledger.nbytes - reclaimable > self.limits.nbytes or ledger.buffers > self.limits.buffers:
-            return Lack.MEMORY
-        return Lack.BLOCKS if self._trie.blocks > self.limits.blocks else Lack.NOTHING
+        return Shortage(
+            ledger.nbytes - reclaimable - may_stay.nbytes,
+            self._trie.blocks - may_stay.blocks,
+            ledger.buffers - may_stay.buffers,
+        )
 
-    def _evict(self, lack: Callable[[int], Lack], partition: str | None = None) -> None:
-        """Evict until nothing lacks, counting on what compaction frees (`lack` gets those bytes), and compact."""
-        ledger = self._trie.ledger
-        self.evictions += self._trie.evict(lambda: lack(ledger.reclaimable), partition)
-        if lack(0) is not Lack.NOTHING and ledger.sparse:
+    def _evict(self, may_stay: PrefixLimits, partition: str | None = None) -> None:
+        """Evict what is stored beyond `may_stay`, of one partition or of all, and compact where that saves blocks."""
+        self._drop(may_stay, partition, compacting=True)
+        if self._shortage(may_stay) and self._trie.ledger.sparse:
             self._compact()
-            self.evictions += self._trie.evict(lambda: lack(0), partition)
+            self._drop(may_stay, partition, compacting=False)
+
+    def _drop(self, may_stay: PrefixLimits, partition: str | None, *, compacting: bool) -> None:
+        """Drop the least recently used until there is no shortage; what compaction would free counts if it follows."""
+        trie, blocks_before = self._trie, self._trie.blocks
+        while shortage := self._shortage(may_stay, trie.ledger.reclaimable if compacting else 0):
+            if not trie.drop_oldest(partition, checkpoints=shortage.of_memory):
+                break
+        self.evictions += blocks_before - trie.blocks
 
     def _compact(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Extents and checkpoints: immutable device memory that holds the KV of prefixes, and the ledger that counts it."""
+"""The count of stored bytes and buffers, and of the blocks that use each extent; the ranges of a match in extents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 EXTENT_BLOCKS = 64
-"""Most blocks of an extent. One buffer for each block and layer would hit Metal's limit of 499,000 buffers."""
+"""Most blocks of an extent. A buffer for each block and layer would exceed Metal's limit of 499,000 buffers."""
 
 
 class Run(NamedTuple):
@@ -31,12 +31,12 @@ class ExtentLedger:
     Counts what extents and checkpoints hold; the only place where their bytes are added and subtracted.
 
     Attributes:
-        nbytes: Bytes of all extents with a live block, and of all checkpoints.
-        buffers: Device buffers of those.
+        nbytes: Bytes of all extents with a block in use, and of all checkpoints.
+        buffers: Device buffers of the same extents and checkpoints.
         checkpoints: Checkpoints that are stored.
-        reclaimable: Bytes that compaction would free, about.
+        reclaimable: Estimate of the bytes that compaction would free.
         sparse: Extents that are worth compacting.
-        shares: Bytes of each partition that has any.
+        partition_bytes: Bytes of each partition that has any.
     """
 
     nbytes: int = 0
@@ -44,7 +44,7 @@ class ExtentLedger:
     checkpoints: int = 0
     reclaimable: int = 0
     sparse: set[Extent] = field(default_factory=set)
-    shares: Counter[str] = field(default_factory=Counter)
+    partition_bytes: Counter[str] = field(default_factory=Counter)
 
     def take(self, extent: Extent, node: Node) -> None:
         """Count a node as a user of the extent's block at its depth."""
@@ -56,20 +56,20 @@ class ExtentLedger:
         self._change_use(extent, node, node)
 
     def drop(self, extent: Extent, node: Node) -> None:
-        """Count a node as a user no more; with the last one the payload is freed."""
+        """Remove a node from the users of an extent; with the last user the payload is freed."""
         self._change_use(extent, node, None)
         if extent.live == 0:
             self._add(extent, -1)
             extent.payload = None
 
     def keep(self, checkpoint: Checkpoint, node: Node) -> None:
-        """Count a checkpoint that a node now has."""
+        """Count a checkpoint, and attach it to its node."""
         checkpoint.node, checkpoint.partition = node, node.partition
         self.checkpoints += 1
         self._add(checkpoint, 1)
 
     def lose(self, checkpoint: Checkpoint) -> None:
-        """Count a checkpoint that its node has no more, and free its payload."""
+        """Stop counting a checkpoint that its node gave up, and free its payload."""
         checkpoint.node = None
         self.checkpoints -= 1
         self._add(checkpoint, -1)
@@ -97,17 +97,18 @@ class ExtentLedger:
             assert extent.live == extent.blocks - extent.users.count(None), "an extent has a forgotten user"
         held: list[Extent | Checkpoint] = [*uses, *checkpoints]
         assert all(each.payload is not None for each in held), "what is in use has no payload"
-        shares: Counter[str] = Counter()
+        partition_bytes: Counter[str] = Counter()
         for each in held:
-            shares[each.partition] += each.nbytes
+            partition_bytes[each.partition] += each.nbytes
         assert self.nbytes == sum(each.nbytes for each in held), "bytes drifted"
         assert self.buffers == sum(each.buffers for each in held), "buffers drifted"
         assert self.checkpoints == len(checkpoints), "checkpoints drifted"
-        assert self.shares == shares, "shares drifted"
+        assert self.partition_bytes == partition_bytes, "shares drifted"
         assert self.sparse == {extent for extent in uses if extent.sparse}, "sparse extents drifted"
         assert self.reclaimable == sum(extent.reclaimable for extent in uses), "reclaimable bytes drifted"
 
     def _change_use(self, extent: Extent, node: Node, user: Node | None) -> None:
+        """Note the user of the block of `node` in an extent, and with it how much compaction would free."""
         self.reclaimable -= extent.reclaimable
         position = node.depth - 1 - extent.start
         assert (extent.users[position] is None) == (user is not None), "a block is used twice or freed twice"
@@ -122,17 +123,17 @@ class ExtentLedger:
     def _add(self, held: Extent | Checkpoint, sign: int) -> None:
         self.nbytes += sign * held.nbytes
         self.buffers += sign * held.buffers
-        self.shares[held.partition] += sign * held.nbytes
-        if not self.shares[held.partition]:
-            del self.shares[held.partition]
+        self.partition_bytes[held.partition] += sign * held.nbytes
+        if not self.partition_bytes[held.partition]:
+            del self.partition_bytes[held.partition]
 
 
 def runs(nodes: Sequence[Node], group: int) -> list[Run]:
     """
-    Return where the KV of consecutive blocks is for one layer group: as few runs as possible, in order.
+    Return where the KV of consecutive blocks lies for one layer group: as few runs as possible, in order.
 
     Raises:
-        ValueError: If a block has none.
+        ValueError: If a block has no KV of that group.
     """
     joined: list[Run] = []
     last: Extent | None = None

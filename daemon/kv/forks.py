@@ -1,9 +1,11 @@
 """
-Forks: where prompts part that are computed, or wait, at the same time.
+The forks between prompts that are computed, or wait, at the same time: the positions where they diverge.
 
-The prefix cache knows what is stored. This is about what is not stored yet: which running prompt computes the beginning
-of another one, and where a running prompt is left by those that wait. Pure policy: positions in tokens, no mlx, no
-clock. Prompts are compared by whole blocks, many at a time, and one block tells most pairs apart.
+The prefix cache knows what is stored. This module is about KV that is not stored yet. It finds the running prompt that
+computes the beginning of another prompt, and the positions where waiting prompts diverge from a running one.
+
+Pure policy: positions in tokens, no mlx, no clock. Prompts are compared by whole blocks, many of them in one comparison
+of bytes. For most pairs a comparison of a single block is enough.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from typing import Protocol, TypeVar
 from daemon.kv.keys import BLOCK_TOKENS, KEY_BYTES, block_keys
 
 MOST_FORKS = 8
-"""Positions at which one prompt is made resumable for those that wait: each costs a pass, and a window or a state."""
+"""Most positions at which a prompt is made resumable for waiting ones: each costs a pass, and a window or a state."""
 
 
 @dataclass(eq=False)
 class Beginning:
     """
-    The part of a prompt that another one may have in common with it: its whole blocks, the last token left out.
+    The part of a prompt that other prompts can share: its whole blocks, without its last token.
 
     Attributes:
         namespace: Digest under which KV may be shared.
@@ -35,7 +37,7 @@ class Beginning:
 
     @cached_property
     def packed(self) -> bytes:
-        """The keys of its blocks, one behind the other; made when more of it than a block is compared."""
+        """The concatenated keys of its blocks, computed when more than a block of it is first compared."""
         return b"".join(block_keys(self.tokens[: self.blocks * BLOCK_TOKENS]))
 
     def block(self, index: int) -> Sequence[int]:
@@ -44,16 +46,16 @@ class Beginning:
 
     @property
     def blocks(self) -> int:
-        """How many whole blocks it has; the last token of the prompt is never restored."""
+        """Number of its whole blocks; the last token of the prompt is never restored."""
         return max(0, len(self.tokens) - 1) // BLOCK_TOKENS
 
 
 class Running(Protocol):
-    """A prompt that is being computed, and that others may share."""
+    """A prompt that is being computed, and that other prompts may share."""
 
     @property
     def beginning(self) -> Beginning:
-        """What others may share of it."""
+        """The part of it that can be shared."""
 
     @property
     def done(self) -> int:
@@ -69,12 +71,12 @@ R = TypeVar("R", bound=Running)
 
 def fork(leader: Beginning, follower: Beginning, beyond: int = 0) -> int:
     """
-    Return after how many tokens, a multiple of the block size, a follower leaves what a leader computes.
+    Return where a follower diverges from a leader.
 
-    Takes O(1) for those that part before `beyond`, else time for comparing the bytes that they share.
+    Takes O(1) for a pair that diverges before `beyond`, otherwise the time to compare the bytes that they share.
 
     Returns:
-        More than `beyond`; 0 if they have no more than that in common.
+        A number of tokens, a multiple of the block size and more than `beyond`; 0 if they have no more in common.
     """
     if leader.namespace != follower.namespace:
         return 0
@@ -87,14 +89,15 @@ def fork(leader: Beginning, follower: Beginning, beyond: int = 0) -> int:
 
 def forks(leader: Beginning, followers: Iterable[Beginning], beyond: int = 0) -> list[int]:
     """
-    Return where those that wait leave a prompt: the positions at which it is worth being made resumable.
+    Return where waiting prompts diverge from a prompt: the positions at which it is worth making it resumable.
 
-    Of more than `MOST_FORKS` positions those stay that save most: tokens since the position before, for each follower.
+    Of more than `MOST_FORKS` positions, those that save most stay. A position saves each of its followers the tokens
+    since the position before it.
 
     Args:
         leader: The prompt that will be computed.
-        followers: Those that wait and may share it.
-        beyond: Tokens of it that are there already.
+        followers: Waiting prompts that may share it.
+        beyond: Tokens of the leader that are computed already.
 
     Returns:
         Positions in tokens, multiples of the block size, ascending, all above `beyond`.
@@ -103,41 +106,46 @@ def forks(leader: Beginning, followers: Iterable[Beginning], beyond: int = 0) ->
     del wanted[0]
     positions = sorted(wanted)
     while len(positions) > MOST_FORKS:
-        before = dict(zip(positions, [beyond, *positions], strict=False))
-        least = min(positions, key=lambda position: wanted[position] * (position - before[position]))
+        previous = dict(zip(positions, [beyond, *positions], strict=False))
+        least = min(positions, key=lambda position: wanted[position] * (position - previous[position]))
         positions.remove(least)
-        wanted[before[least]] += wanted[least]
+        # Its followers go on from the position before it.
+        wanted[previous[least]] += wanted[least]
     return positions
 
 
 def needed_first(follower: Beginning, running: Iterable[R], shortest: int = BLOCK_TOKENS) -> tuple[list[R], R | None]:
     """
-    Tell what has to happen before a prompt is looked up, so that it finds what others compute.
+    Tell which running prompts have to store or to compute more before a waiting prompt is looked up.
 
     Args:
-        follower: The prompt, which may share what others compute.
-        running: Those that are being computed, and that others may share.
+        follower: The waiting prompt.
+        running: Prompts that are being computed and may be shared.
         shortest: Fewest tokens that are worth sharing.
 
     Returns:
-        Those that hold more of it than they stored, and the one that has to go on first because it will compute more of
-        it, the most of all; None if there is none.
+        The running prompts that hold more of the follower than they have stored, and the running prompt that will
+        compute the longest part of it. The second is None if all that the follower can share is computed.
     """
     unstored: list[R] = []
     ahead: tuple[int, R | None] = 0, None
     for leader in running:
-        parts_at = fork(leader.beginning, follower, max(leader.stored, shortest - 1))
-        if parts_at > leader.done:
-            ahead = max(ahead, (parts_at, leader), key=lambda pair: pair[0])
-        elif parts_at:
+        diverges_at = fork(leader.beginning, follower, max(leader.stored, shortest - 1))
+        if diverges_at > leader.done:
+            ahead = max(ahead, (diverges_at, leader), key=lambda pair: pair[0])
+        elif diverges_at:
             unstored.append(leader)
     return unstored, ahead[1]
 
 
-def _common_blocks(one: Beginning, other: Beginning, most: int) -> int:
-    """Count the equal blocks at the start of two prompts: in steps that double, then within the first that differs."""
+def _common_blocks(leader: Beginning, follower: Beginning, most: int) -> int:
+    """
+    Count the equal blocks at the start of two prompts, at most `most`.
+
+    The compared range doubles until it differs; a binary search then finds the first different block in it.
+    """
     equal, step = 0, 1
-    while _agree(one, other, equal, min(most, equal + step)):
+    while _agree(leader, follower, equal, min(most, equal + step)):
         equal = min(most, equal + step)
         step *= 2
         if equal == most:
@@ -145,13 +153,13 @@ def _common_blocks(one: Beginning, other: Beginning, most: int) -> int:
     most = min(most, equal + step) - 1
     while equal < most:
         middle = (equal + most + 1) // 2
-        if _agree(one, other, equal, middle):
+        if _agree(leader, follower, equal, middle):
             equal = middle
         else:
             most = middle - 1
     return equal
 
 
-def _agree(one: Beginning, other: Beginning, start: int, stop: int) -> bool:
+def _agree(leader: Beginning, follower: Beginning, start: int, stop: int) -> bool:
     first, last = start * KEY_BYTES, stop * KEY_BYTES
-    return one.packed[first:last] == other.packed[first:last]
+    return leader.packed[first:last] == follower.packed[first:last]

@@ -1,4 +1,4 @@
-"""Keys of the trie: blocks of token ids, and the namespace under which their KV may be shared."""
+"""The keys of the trie: blocks of token ids, and the namespaces within which their KV may be shared."""
 
 from __future__ import annotations
 
@@ -34,12 +34,21 @@ def key_starts_with(key: bytes, tokens: Sequence[int]) -> bool:
 
 
 _SCHEMA = "mlx-sidecar/kv/1"
+"""Goes into every digest. Another format of stored KV gets another number, and shares nothing with this one."""
+
+_SALT_MARK = "/"
+"""Ends the digest of the layout. Digests are hexadecimal, so it cannot be a part of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
     """
-    One root of the trie. Every field is part of its identity; a change of any of them shares nothing.
+    One root of the trie. Every field is part of its identity: namespaces that differ in a field share nothing.
+
+    Its name is written by `digest`; this module also holds the only functions that read a part of such a name:
+
+        <model: 64 hex digits><layout: 64 hex digits>/<salt: 64 hex digits>
+        └── model_digest() ──┘                        └─ partition_of() ──┘
 
     Attributes:
         weights: Digest of the model's content.
@@ -54,25 +63,26 @@ class Namespace:
     salt: str
 
     def digest(self) -> str:
-        """Return a stable name: the digests of model and layout, and after a slash that of the salt."""
-        return model_digest(self.weights, self.adapter) + _digest(layout=self.layout) + "/" + _digest(salt=self.salt)
+        """Return the stable name under which its blocks are stored."""
+        model = model_digest(self.weights, self.adapter)
+        return f"{model}{_digest(layout=self.layout)}{_SALT_MARK}{_digest(salt=self.salt)}"
 
 
 def model_digest(weights: str, adapter: str) -> str:
-    """Return what the digests of all namespaces of one model begin with."""
+    """Return the beginning of the names of all namespaces of one model."""
     return _digest(weights=weights, adapter=adapter)
 
 
+def partition_of(namespace: str) -> str:
+    """Return the partition of the budget that a namespace belongs to: all namespaces of one salt share it."""
+    return namespace.partition(_SALT_MARK)[2]
+
+
 def _digest(**fields: str) -> str:
-    """Digest named fields, tagged and length-prefixed, so that no two of them can be confused."""
+    """Digest named fields. Each is tagged and length-prefixed, so that text cannot move from one to the next."""
     state = hashlib.sha256(_SCHEMA.encode())
     for name, value in fields.items():
         data = value.encode()
         state.update(f"{name}:{len(data)}:".encode())
         state.update(data)
     return state.hexdigest()
-
-
-def partition_of(namespace: str) -> str:
-    """Return whose share of the budget a namespace counts against: its part after the slash."""
-    return namespace.partition("/")[2]

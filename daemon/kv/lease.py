@@ -1,4 +1,4 @@
-"""Leases: what a request holds of the prefix trie."""
+"""The lease of one match in the prefix trie: as long as it is held, the match is not evicted."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class PrefixLease:
     Holds the nodes of one match against eviction. Release it exactly once, or use it as a context manager.
 
     Attributes:
-        namespace: Where the match is.
-        nodes: The matched path, root excluded, shallowest first.
-        branch: Tokens that are stored on the way of the prompt, of which only those of the match can be gone on from.
+        namespace: Namespace of the match.
+        nodes: The matched path, shallowest first, without the root.
+        branch: Number of prompt tokens stored in the trie; only the first `tokens` of them can be resumed.
     """
 
     __slots__ = ("_give_back", "_released", "branch", "namespace", "nodes")
@@ -45,10 +45,10 @@ class PrefixLease:
 
     def release(self) -> None:
         """
-        Let the nodes go.
+        Unlock the nodes.
 
         Raises:
-            RuntimeError: If it was released before.
+            RuntimeError: If the lease was released before.
         """
         if self._released:
             raise RuntimeError("a lease was released twice")

@@ -1,4 +1,4 @@
-"""Nodes of the trie with what they hold: counters of their namespace, extents and checkpoints."""
+"""Nodes of the prefix trie, and the extents, checkpoints and namespace counters that they refer to."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dataclasses import dataclass, field
 @dataclass(slots=True, eq=False)
 class Node:
     """
-    One block below its prefix. A root stands for the empty prefix of a namespace and holds no KV.
+    One block after its prefix. A root stands for the empty prefix of a namespace and holds no KV.
 
-    Most nodes have one child, which is kept without a dictionary: an index of a million blocks must stay small.
+    Most nodes have one child. It is kept without a dictionary, because an index of a million blocks must stay small.
 
     Attributes:
-        key: The block's token ids; the namespace for a root.
-        parent: The node of the prefix before it; None for a root and once it has left the trie.
+        key: The block's token ids, see `block_keys`; the namespace for a root.
+        parent: The node of the prefix before it; None for a root and for a node that has left the trie.
         depth: Blocks from the root.
-        tally: What its namespace counts, shared by all its nodes.
-        extents: Where its KV is, one for each layer group; None where a sliding window has moved past the block.
+        counters: Counters of its namespace, the same object in all its nodes.
+        extents: The extent of each layer group that holds its KV; None where no KV of a window is kept.
         checkpoint: State of the recurrent layers after it.
-        resumable: Whether the windows that end with it were stored to stay.
+        resumable: Whether its windows were stored to stay, and not only in passing (`Resume`).
         locks: Leases that hold it.
-        tick: When it was last used; larger is later.
-        queued: Whether the eviction queue knows it.
+        tick: Time of its last use, as a counter; larger is later.
+        queued: Whether it is in the eviction queue.
         detached: Whether it was forgotten; a lease may still hold its KV.
     """
 
     key: bytes
     parent: Node | None
     depth: int
-    tally: NamespaceCounters
+    counters: NamespaceCounters
     extents: tuple[Extent | None, ...] = ()
     checkpoint: Checkpoint | None = None
     resumable: bool = False
@@ -47,8 +47,8 @@ class Node:
 
     @property
     def partition(self) -> str:
-        """Whose share of the budget its namespace counts against."""
-        return self.tally.partition
+        """Partition of the budget that its namespace counts against."""
+        return self.counters.partition
 
     def child(self, key: bytes) -> Node | None:
         """Return the child with a key, if there is one."""
@@ -65,11 +65,11 @@ class Node:
 
     @property
     def degree(self) -> int:
-        """How many children it has."""
+        """Number of its children."""
         return 1 if isinstance(self._children, Node) else len(self._children or ())
 
     def adopt(self, child: Node) -> None:
-        """Add a child, whose key no other has."""
+        """Add a child; no other child has its key."""
         if self._children is None:
             self._children = child
         elif isinstance(self._children, Node):
@@ -92,13 +92,13 @@ class Node:
 @dataclass(slots=True, eq=False)
 class NamespaceCounters:
     """
-    Running totals of one namespace, from its first block until it stores nothing any more.
+    Running totals of one namespace. They begin with its first block, and end when its last block is gone.
 
     Attributes:
-        partition: Whose share of the budget it counts against.
+        partition: Partition of the budget that it counts against.
         blocks: Blocks that a lookup can find.
-        hits: Lookups whose prefix was reused.
-        tokens_reused: Tokens whose KV was reused.
+        hits: Lookups with a reused prefix.
+        tokens_reused: Tokens with reused KV.
     """
 
     partition: str = ""
@@ -110,17 +110,17 @@ class NamespaceCounters:
 @dataclass(slots=True, eq=False)
 class Extent:
     """
-    Consecutive blocks of one path, for the layers of one group: an opaque payload and who uses it.
+    KV of consecutive blocks of one path, for the layers of one group: an opaque, immutable payload and its users.
 
     Attributes:
-        payload: Evaluated, compact arrays; None once no block uses it.
+        payload: Evaluated, compact arrays; None after the last user has gone.
         nbytes: Exact bytes of the payload.
         buffers: Device buffers of the payload.
         start: Index of its first block in the path that it was copied from.
         blocks: Blocks it was made with.
         live: Blocks that still use it.
-        users: The node of each block; None where there is none (any more).
-        partition: Whose share of the budget it counts against.
+        users: The node of each block; None for a block that was evicted.
+        partition: Partition of the budget that it counts against.
     """
 
     payload: object
@@ -144,11 +144,11 @@ class Extent:
 
     @property
     def reclaimable(self) -> int:
-        """Bytes that compaction would free, about; 0 unless it is sparse."""
+        """Estimate of the bytes that compaction would free; 0 unless it is sparse."""
         return self.nbytes * (self.blocks - self.live) // self.blocks if self.sparse else 0
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """Yield the runs of blocks in use, as positions in the extent: first, and the one after the last."""
+        """Yield the runs of blocks in use, as positions in the extent: the first, and one past the last."""
         first = None
         for position, user in enumerate([*self.users, None]):
             if user is not None and first is None:
@@ -167,10 +167,10 @@ class Checkpoint:
         payload: Evaluated, compact arrays.
         nbytes: Exact bytes of the payload.
         buffers: Device buffers of the payload.
-        node: The node after whose block it was taken; None before it is stored and once it was dropped.
-        tick: When it was last used; larger is later.
-        queued: Whether the eviction queue knows it.
-        partition: Whose share of the budget it counts against.
+        node: The last node of its path; None before it is stored and after it was dropped.
+        tick: Time of its last use, as a counter; larger is later.
+        queued: Whether it is in the eviction queue.
+        partition: Partition of the budget that it counts against.
     """
 
     payload: object
@@ -183,7 +183,7 @@ class Checkpoint:
 
     @property
     def depth(self) -> int:
-        """Blocks of its prefix; 0 once it was dropped."""
+        """Blocks of its prefix; 0 after it was dropped."""
         return self.node.depth if self.node is not None else 0
 
     @property

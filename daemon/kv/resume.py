@@ -1,4 +1,4 @@
-"""Resume points: the positions of a prompt at which later requests will want to go on."""
+"""The choice of resume points: positions of a prompt at which windows and states are stored for later requests."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from collections.abc import Collection, Sequence
 from daemon.kv.keys import BLOCK_TOKENS
 
 INTERVAL = 2048
-"""A prompt is resumable at multiples of this, of which few are chosen: far from its end, fewer and fewer."""
+"""A prompt is resumable at some multiples of this, in tokens; the further from its end, the fewer."""
 
 
 def resume_points(prompt: Sequence[int], cached: int, forks: Collection[int], ends: Collection[int]) -> list[int]:
     """
-    Choose where to make a prompt resumable, for layers that cannot go on just anywhere.
+    Choose where to make a prompt resumable, for models with windows or recurrent layers.
 
-    Each point costs a window or a checkpoint, so there are few: the end of the prompt, where its sequel starts; the end
-    of its first message, which other conversations share; of its last one, because templates rewrite what they put
-    behind it; where it parts from what others stored, and those that wait from it; and O(log) more on the way of a long
-    one.
+    Each point costs a window or a checkpoint, so there are few:
+
+    * the end of the prompt: the next turn of the conversation starts there;
+    * the end of its first message, which other conversations share;
+    * the end of its last message, because templates rewrite what they put behind it;
+    * the forks: where it diverges from stored prompts, or waiting prompts diverge from it;
+    * in a long prompt, O(log n) multiples of `INTERVAL`, at distances from its end that double.
 
     Args:
         prompt: Its tokens.
         cached: Tokens that were restored; nothing before them is computed.
-        forks: Tokens after which it parts from others.
+        forks: Positions, in tokens, where it diverges from other prompts.
         ends: Token ids that end a message.
 
     Returns:
@@ -35,5 +38,6 @@ def resume_points(prompt: Sequence[int], cached: int, forks: Collection[int], en
     while back < last:
         points.add((last - back) // INTERVAL * INTERVAL)
         back *= 2
+    # Only the end of a block can be stored.
     floored = {point - point % BLOCK_TOKENS for point in points}
     return sorted(point for point in floored if cached < point <= last)

@@ -1,4 +1,4 @@
-"""Sources: where the prefix cache copies KV from."""
+"""The interface of a KV source: the cache of a running request, from which the prefix cache copies blocks."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from daemon.kv.nodes import Checkpoint, Extent
 
 
 class NotHeldError(ValueError):
-    """A source does not hold the tokens asked for (any more)."""
+    """A source does not hold these tokens, or no longer: a window has moved past them."""
 
 
-class Source(Protocol):
-    """KV that can be copied into the cache: that of a live request, or a snapshot that somebody kept."""
+class KVSource(Protocol):
+    """KV that can be copied into the prefix cache: of a running request, or of a state noted earlier."""
 
     def pack(self, group: int, start: int, stop: int) -> Extent:
         """
         Copy blocks `start` to `stop` of one layer group into an evaluated extent.
 
         Raises:
-            NotHeldError: If it does not hold them (any more).
+            NotHeldError: If it does not hold them, or no longer.
         """
 
     def checkpoint(self, tokens: int) -> Checkpoint | None:
-        """Return the state of the recurrent layers after exactly so many tokens; None if it is not held."""
+        """Return the state of the recurrent layers after exactly `tokens` tokens; None if it is not held."""
 
 
 class Resume(Enum):
     """
-    Whether a store makes the end of its tokens a position that requests can go on from.
+    Whether a store makes the end of its tokens a resume point, after which requests can go on.
 
-    Where every layer looks back at everything, every block is one anyway.
+    With full attention in every layer, the end of every block is a resume point anyway.
     """
 
     NO = auto()
     PASSING = auto()
-    """Until a later store of the same prompt: keeps what a window is about to forget."""
+    """A resume point until a later store of the same prompt; it saves KV that a window is about to forget."""
     YES = auto()

@@ -1,4 +1,4 @@
-"""Parts: what a stored prefix must consist of before a request can go on from it."""
+"""The specification of a stored prefix: the KV and states that a model's layers need to go on after it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from daemon.kv.nodes import Node
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
     """
-    Layers that share extents.
+    Layers of equal shape, which share extents.
 
     Attributes:
-        block_bytes: Bytes of one block, all its layers.
-        window: Tokens that its layers look back at; None if they look back at everything.
+        block_bytes: Bytes of one block, all layers of the group together.
+        window: Tokens that its layers attend to; None for full attention.
     """
 
     block_bytes: int
@@ -30,11 +30,11 @@ class LayerGroup:
 @dataclass(frozen=True, slots=True)
 class PrefixSpec:
     """
-    What a prefix of one cache layout consists of.
+    What a stored prefix of one cache layout consists of.
 
     Attributes:
-        groups: Its layers whose KV is kept in blocks.
-        state_bytes: Bytes of a checkpoint of its recurrent layers; 0 if it has none.
+        groups: The layers with KV in blocks.
+        state_bytes: Bytes of a checkpoint of the recurrent layers; 0 without recurrent layers.
     """
 
     groups: tuple[LayerGroup, ...]
@@ -42,7 +42,7 @@ class PrefixSpec:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block of the layers that look back at everything."""
+        """Bytes of one block of the layers with full attention."""
         return sum(group.block_bytes for group in self.groups if group.window is None)
 
     @property
@@ -53,31 +53,33 @@ class PrefixSpec:
     @property
     def stride(self) -> int:
         """
-        After how many tokens of an answer to store again, so that no window forgets a block before it is stored;
-        0 if there are none.
+        Tokens of an answer after which to store again, so that no window forgets a block before it is stored.
+
+        0 if there are no windows.
         """
         windows = [group.window for group in self.groups if group.window is not None]
         return max(1, min(windows) // 2 // BLOCK_TOKENS) * BLOCK_TOKENS if windows else 0
 
     @property
     def resumes_anywhere(self) -> bool:
-        """Whether every stored block is a position to go on from."""
+        """Whether a request can go on after every stored block."""
         return not (self.windowed or self.state_bytes)
 
     def restorable(self, path: Sequence[Node]) -> int:
-        """Return the most blocks of a stored path, from its root, after which a request can go on."""
+        """Return the largest number of blocks of a stored path, from its root, after which a request can go on."""
         blocks = len(path)
+        # Each round moves back before a gap, which may move a window onto another gap.
         if self.resumes_anywhere:
             return blocks
         while blocks:
-            fewer = self._before_what_is_missing(path, blocks)
+            fewer = self._before_gap(path, blocks)
             if fewer == blocks:
                 break
             blocks = fewer
         return blocks
 
-    def _before_what_is_missing(self, path: Sequence[Node], blocks: int) -> int:
-        """Return how many blocks of a path come before something that is missing to go on after `blocks`, or those."""
+    def _before_gap(self, path: Sequence[Node], blocks: int) -> int:
+        """Return how many blocks come before a part that is missing to go on after `blocks`; `blocks` if none is."""
         if self.state_bytes and path[blocks - 1].checkpoint is None:
             return blocks - 1
         for index, group in enumerate(self.groups):

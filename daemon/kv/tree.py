@@ -1,4 +1,4 @@
-"""The shape of the prefix trie: nodes, edges and roots."""
+"""The nodes, edges and roots of the prefix trie: pointers and keys, without KV, leases or eviction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from daemon.kv.nodes import NamespaceCounters, Node
 
 
 class Tree:
-    """One root for each namespace that has a block. An edge is a block's token ids, so a path is a prefix."""
+    """
+    One root for each namespace that has a block. An edge is a block's token ids, so a path is a prefix.
+
+    It is the base class of `PrefixTrie` and not a part of it, because callers ask a trie for its paths (`tops`,
+    `branches`, `tallies`) as often as for its KV: as a part, each of them would be written twice. `grow` and `unlink`
+    move pointers only; `PrefixTrie` calls them and keeps the counts.
+    """
 
     def __init__(self) -> None:
         self._roots: dict[str, Node] = {}
@@ -20,13 +26,13 @@ class Tree:
         return list(self._roots)
 
     def tallies(self) -> dict[str, tuple[NamespaceCounters, int]]:
-        """Return, for each namespace that has a block, its tally and how many different first blocks it has."""
-        return {namespace: (root.tally, root.degree) for namespace, root in self._roots.items()}
+        """Return, for each namespace that has a block, its counters and its number of different first blocks."""
+        return {namespace: (root.counters, root.degree) for namespace, root in self._roots.items()}
 
     def tally(self, namespace: str) -> tuple[NamespaceCounters, int] | None:
-        """Return the same for one namespace; None if it has no block."""
+        """Return counters and number of first blocks of one namespace; None if it has no block."""
         root = self._roots.get(namespace)
-        return None if root is None else (root.tally, root.degree)
+        return None if root is None else (root.counters, root.degree)
 
     def root(self, namespace: str) -> Node:
         """Return the root of a namespace; it joins the tree with its first block."""
@@ -35,7 +41,7 @@ class Tree:
         )
 
     def walk(self, namespace: str, keys: Sequence[bytes]) -> list[Node]:
-        """Return the stored blocks on the way of `keys`."""
+        """Return the longest stored path along `keys`, which may be empty."""
         path: list[Node] = []
         node = self._roots.get(namespace)
         if node is not None:
@@ -47,10 +53,10 @@ class Tree:
         return path
 
     def grow(self, parent: Node, key: bytes) -> Node:
-        """Add a block below a node that has none of this key."""
+        """Add a block below a node that has no child with this key."""
         if parent.depth == 0:
             self._roots[parent.key.decode()] = parent
-        child = Node(key, parent, parent.depth + 1, parent.tally)
+        child = Node(key, parent, parent.depth + 1, parent.counters)
         parent.adopt(child)
         return child
 
@@ -71,27 +77,29 @@ class Tree:
         """
         Return the topmost blocks that lead only to prompts which begin with `keys` and then an accepted block.
 
-        A stored path that ends on the way counts too: its prompt may have gone on that way.
+        A stored path that ends somewhere along `keys` counts too: the rest of its prompt is not stored, and may have
+        been these blocks.
         """
         path = self.walk(namespace, keys)
-        found: list[Node] = []
+        tops: list[Node] = []
         if len(path) == len(keys):
             last = path[-1] if path else self._roots.get(namespace)
-            found = [child for child in last.children() if accept(child.key)] if last is not None else []
-        if not found and path and not path[-1].degree:
-            found = path[-1:]
-        return _with_lone_ancestors(found)
+            tops = [child for child in last.children() if accept(child.key)] if last is not None else []
+        if not tops and path and not path[-1].degree:
+            tops = path[-1:]
+        return _with_lone_ancestors(tops)
 
     def subtree(self, tops: Sequence[Node]) -> list[Node]:
         """Return nodes and everything below them."""
         nodes = list(tops)
+        # The list grows while it is walked: breadth first, without recursion, however long the prompts are.
         for node in nodes:
             nodes.extend(node.children())
         return nodes
 
     def check_shape(self, nodes: Sequence[Node]) -> None:
         """
-        Check all nodes of the tree, and its roots.
+        Check that `nodes`, all nodes of the tree, and its roots agree.
 
         Raises:
             AssertionError: If parents and children disagree, or an empty root was kept.
@@ -104,8 +112,8 @@ class Tree:
             assert root.parent is None, "a root has a parent"
             assert root.degree, "an empty root was kept"
             below = self.subtree(list(root.children()))
-            assert all(node.tally is root.tally for node in below), "a block is tallied elsewhere"
-            assert root.tally.blocks == len(below), "blocks of a namespace are miscounted"
+            assert all(node.counters is root.counters for node in below), "a block is counted elsewhere"
+            assert root.counters.blocks == len(below), "blocks of a namespace are miscounted"
 
 
 def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:

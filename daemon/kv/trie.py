@@ -1,15 +1,21 @@
 """
-The index of the prefix cache: an uncompressed trie of 16-token blocks.
+The index of the prefix cache, an uncompressed trie of 16-token blocks.
 
 Pure policy over opaque payloads: no mlx, no clock, one thread. An edge is a block's token ids, so a path is a prefix
 and a match compares tokens, never hashes. Nodes are neither split nor merged.
+
+A block moves through these states:
+
+    insert()              stored: lookups find it
+    match(), insert()     locked: a lease holds it, and it is not evicted
+    drop_oldest()         gone: it was an unlocked leaf, least recently used
+    detach()              forgotten: gone at once if unlocked, else an orphan that goes with its last lease
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from enum import Enum, auto
 from itertools import count
 
 from daemon.kv.eviction_queue import EvictionQueue
@@ -20,33 +26,26 @@ from daemon.kv.nodes import Checkpoint, Extent, NamespaceCounters, Node
 from daemon.kv.tree import Tree
 
 Restorable = Callable[[Sequence[Node]], int]
-"""Returns after how many blocks of a stored path a request can go on."""
-
-
-class Lack(Enum):
-    """What there is too little of."""
-
-    NOTHING = auto()
-    BLOCKS = auto()
-    MEMORY = auto()
+"""Returns the number of blocks of a stored path after which a request can go on."""
 
 
 class PrefixTrie(Tree):
     """
-    A tree that holds KV: stores and finds prefixes. Lookup and insert cost O(blocks of the prompt); eviction
-    O(log stored blocks).
+    A tree that holds KV: stores, finds, evicts and forgets prefixes.
+
+    Lookup and insert cost O(blocks of the prompt), eviction of a block O(log stored blocks).
 
     Attributes:
-        ledger: What the stored KV takes.
+        ledger: Bytes and buffers of the stored KV.
         blocks: Blocks that a lookup can find.
-        shares: Those of each partition that has any.
+        partition_blocks: Blocks of each partition that has any.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.ledger = ExtentLedger()
         self.blocks = 0
-        self.shares: Counter[str] = Counter()
+        self.partition_blocks: Counter[str] = Counter()
         self._leases: set[PrefixLease] = set()
         self._orphans: set[Node] = set()
         self._leaves: EvictionQueue[Node] = EvictionQueue()
@@ -62,7 +61,7 @@ class PrefixTrie(Tree):
         """
         Lease the longest stored prefix of `keys` that is restorable, which may be empty.
 
-        All that is stored on the way of `keys` is marked as used now, and so is the checkpoint at the end of the match.
+        The whole stored path along `keys` is marked as used now, and so is the checkpoint at the end of the match.
         """
         path = self.walk(namespace, keys)
         tick = next(self._ticks)
@@ -81,13 +80,15 @@ class PrefixTrie(Tree):
 
     def insert(self, lease: PrefixLease, keys: Sequence[bytes], extents: tuple[Extent | None, ...]) -> int:
         """
-        Store blocks right after the path of a lease, and lease them too: no prefix has a hole, and none of it is
-        evicted for its own sequel. Blocks that are stored already keep what they have.
+        Store blocks right after the path of a lease, and lease them too.
+
+        So no stored prefix has a hole, and no block is evicted to make room for the block after it. Blocks that are
+        stored already keep their KV.
 
         Args:
             lease: Holds the path before them.
             keys: Their tokens.
-            extents: Their KV, one extent for each layer group, whose first block is the first of `keys`.
+            extents: Their KV, one extent for each layer group; its first block is the first of `keys`.
 
         Returns:
             How many blocks were new.
@@ -98,62 +99,59 @@ class PrefixTrie(Tree):
         node = lease.nodes[-1] if lease.nodes else self.root(lease.namespace)
         if node.detached:
             raise KeyError("the path of the lease was forgotten")
-        tick, before = next(self._ticks), self.blocks
+        tick, blocks_before = next(self._ticks), self.blocks
         for key in keys:
             node = node.child(key) or self._add(node, key, extents)
             node.tick = tick
             node.locks += 1
             lease.nodes.append(node)
-        return self.blocks - before
+        return self.blocks - blocks_before
 
     def fill(self, lease: PrefixLease, group: int, extent: Extent) -> None:
-        """Give blocks of a leased path, which have none, the KV of one layer group."""
+        """Give blocks of a leased path that lack the KV of one layer group that KV."""
         self._replace(lease.nodes[extent.start : extent.stop], group, extent)
 
     def thin(self, nodes: Sequence[Node], group: int) -> None:
-        """Take the KV of one layer group from blocks: its window has moved past them."""
+        """Drop the KV of one layer group from blocks: its window has moved past them."""
         self._replace([node for node in nodes if node.extents[group] is not None], group, None)
 
     def attach(self, lease: PrefixLease, checkpoint: Checkpoint) -> None:
-        """Give the last block of a leased path a checkpoint; it keeps one that it has."""
+        """Give the last block of a leased path a checkpoint, unless it has one."""
         node = lease.nodes[-1]
         if node.checkpoint is None and not node.detached:
             checkpoint.tick = node.tick
             node.checkpoint = checkpoint
             self.ledger.keep(checkpoint, node)
 
-    def evict(self, lack: Callable[[], Lack], partition: str | None = None) -> int:
+    def drop_oldest(self, partition: str | None = None, *, checkpoints: bool) -> bool:
         """
-        Drop what was used longest ago until nothing lacks: unlocked leaves, and checkpoints, which go before leaves of
-        the same age, and stay if only blocks lack.
+        Drop what was used longest ago: an unlocked leaf, or a checkpoint, which goes before leaves of the same age.
 
         Args:
-            lack: Tells what there is too little of.
-            partition: Whose to drop; None for everybody's.
+            partition: Partition to drop from; None for all of them.
+            checkpoints: Whether a checkpoint may go. It frees memory but no block.
 
         Returns:
-            How many blocks were dropped. If something still lacks, everything left is leased.
+            Whether anything was dropped. If not, all that is left is leased.
         """
-        before = self.blocks
-        while (lacking := lack()) is not Lack.NOTHING:
-            leaf, checkpoint = self._leaves.peek(partition), self._checkpoints.peek(partition)
-            older = checkpoint is not None and (leaf is None or checkpoint.tick <= leaf.tick)
-            if checkpoint is not None and older and lacking is Lack.MEMORY:
-                self._checkpoints.pop(partition)
-                self._lose_checkpoint(checkpoint)
-            elif leaf is not None:
-                self._drop_leaf(partition)
-            else:
-                break
-        return before - self.blocks
+        leaf, checkpoint = self._leaves.peek(partition), self._checkpoints.peek(partition)
+        older = checkpoint is not None and (leaf is None or checkpoint.tick <= leaf.tick)
+        if checkpoint is not None and older and checkpoints:
+            self._checkpoints.pop(partition)
+            self._lose_checkpoint(checkpoint)
+        elif leaf is not None:
+            self._drop_leaf(partition)
+        else:
+            return False
+        return True
 
     def compact(self, copy: Callable[[Extent, int, int], Extent]) -> None:
         """
-        Copy what is in use of each sparse extent into new ones, so that the rest of its bytes is freed.
+        Copy the blocks in use of each sparse extent into new extents, and free the old ones.
 
         Args:
-            copy: Returns an extent of the blocks from one position of an extent to another. An error in it passes
-                through; what was copied before it stays.
+            copy: Returns an extent of the blocks from one position of an extent to another. Its errors pass through;
+                extents that were copied before stay.
         """
         for extent in list(self.ledger.sparse):
             for first, last in list(extent.spans()):
@@ -166,7 +164,7 @@ class PrefixTrie(Tree):
         return frozenset(self._orphans)
 
     def detach(self, tops: Sequence[Node]) -> None:
-        """Forget nodes and everything below them at once. What a lease still holds is freed when the lease ends."""
+        """Forget nodes and everything below them. KV that a lease still holds is freed when the lease ends."""
         nodes = self.subtree(tops)
         parents = [top.parent for top in tops if top.parent is not None]
         for top in tops:
@@ -174,7 +172,7 @@ class PrefixTrie(Tree):
         for node in nodes:
             node.detached, node.parent = True, None
             node.disown_all()
-            self._count(-1, node.tally)
+            self._count(-1, node.counters)
             if node.locks:
                 self._orphans.add(node)
             else:
@@ -200,9 +198,10 @@ class PrefixTrie(Tree):
             assert node.queued or not node.evictable, "an evictable leaf is not queued"
             checkpoint = node.checkpoint
             assert checkpoint is None or checkpoint.queued or not checkpoint.evictable, "a checkpoint is not queued"
-        assert len(nodes) == self.blocks == self.shares.total(), f"{self.blocks} blocks counted, {len(nodes)} stored"
+        assert len(nodes) == self.blocks, f"{self.blocks} blocks counted, {len(nodes)} stored"
+        assert self.blocks == self.partition_blocks.total(), "shares drifted"
         for partition, blocks in Counter(node.partition for node in nodes).items():
-            assert self.shares[partition] == blocks, "shares drifted"
+            assert self.partition_blocks[partition] == blocks, "shares drifted"
         assert self._orphans == {node for node in held if node.detached}, "an orphan is lost"
         assert all(node.locks == held[node] for node in self._orphans), "locks and leases of an orphan disagree"
         queue = list(self._leaves)
@@ -218,20 +217,21 @@ class PrefixTrie(Tree):
         for extent in extents:
             if extent is not None:
                 self.ledger.take(extent, child)
-        self._count(1, child.tally)
+        self._count(1, child.counters)
         return child
 
     def _replace(self, nodes: Sequence[Node], group: int, extent: Extent | None) -> None:
-        """Change where blocks have the KV of a layer group. Blocks that were stored together go on sharing a tuple."""
+        """Change which extent holds the KV of one layer group of some blocks; None for no KV."""
+        # Blocks that were stored together share one tuple, and go on sharing one: there may be a million of them.
         shared: dict[int, tuple[Extent | None, ...]] = {}
         for node in nodes:
-            old, before = node.extents[group], node.extents
-            after = shared.get(id(before)) or (*before[:group], extent, *before[group + 1 :])
-            shared[id(before)] = node.extents = after
+            old = node.extents
+            new = shared.get(id(old)) or (*old[:group], extent, *old[group + 1 :])
+            shared[id(old)] = node.extents = new
             if extent is not None:
                 self.ledger.take(extent, node)
-            if old is not None:
-                self.ledger.drop(old, node)
+            if (dropped := old[group]) is not None:
+                self.ledger.drop(dropped, node)
 
     def _drop_leaf(self, partition: str | None) -> None:
         leaf = self._leaves.pop(partition)
@@ -241,14 +241,14 @@ class PrefixTrie(Tree):
         self.unlink(leaf)
         self._free(leaf)
         self._leaves.offer(parent)
-        self._count(-1, leaf.tally)
+        self._count(-1, leaf.counters)
 
-    def _count(self, blocks: int, tally: NamespaceCounters) -> None:
+    def _count(self, blocks: int, counters: NamespaceCounters) -> None:
         self.blocks += blocks
-        tally.blocks += blocks
-        self.shares[tally.partition] += blocks
-        if not self.shares[tally.partition]:
-            del self.shares[tally.partition]
+        counters.blocks += blocks
+        self.partition_blocks[counters.partition] += blocks
+        if not self.partition_blocks[counters.partition]:
+            del self.partition_blocks[counters.partition]
 
     def _free(self, node: Node) -> None:
         extents, node.extents = node.extents, ()

@@ -1,4 +1,4 @@
-"""A forward pass layer by layer, for those who must not keep the MLX thread for the whole of one."""
+"""A forward pass in slices, layer by layer, so that it never occupies the MLX thread as a whole."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import mlx.core as mx
 from daemon.shared.slices import LONG, SHORT, Sliced
 
 Pass = Sliced[mx.array]
-"""A forward pass in pieces, which returns the logits, [batch, tokens, vocab], evaluated."""
+"""A sliced forward pass; it returns the logits, [batch, tokens, vocab], evaluated."""
 
 
 def forward_layerwise(model: Any, tokens: mx.array, caches: Sequence[Any]) -> Pass:
     """
-    Compute the logits of `tokens`, [batch, tokens], in as many pieces as there are caches, and a few.
+    Compute the logits of `tokens`, [batch, tokens], in about as many slices as there are caches.
 
-    The graph is built in one piece, which for hundreds of layers takes tens of milliseconds. What a layer leaves in its
-    cache needs all layers before it and none after it, so that evaluating one cache after the other computes the pass
-    in slices. The caches end evaluated.
+    The graph is built in the first slice, which takes tens of milliseconds for hundreds of layers. The KV that a layer
+    writes depends on all layers before it and on none after it. So the caches are evaluated in order, a slice for each.
+    All of them are evaluated at the end.
     """
     yield LONG
     logits: mx.array = model(tokens, cache=list(caches))

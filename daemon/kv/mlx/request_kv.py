@@ -1,4 +1,4 @@
-"""Live KV: the cache of a running request as a source of the prefix cache."""
+"""The KV cache of a running request, as a source that the prefix cache copies from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.kv.mlx.adapters import arrays
+from daemon.kv.mlx import checkpoints
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.nodes import Checkpoint, Extent
 
@@ -14,7 +14,9 @@ from daemon.kv.nodes import Checkpoint, Extent
 @dataclass(frozen=True, slots=True)
 class Boundary:
     """
-    The state of recurrent layers when a sequence last was at the end of a block: there is no way back to it later.
+    The states of recurrent layers at the last end of a block that a sequence passed.
+
+    It is kept because a state cannot go back: it sums up all tokens so far.
 
     Attributes:
         tokens: Tokens that it sums up.
@@ -22,7 +24,7 @@ class Boundary:
     """
 
     tokens: int
-    states: arrays.States
+    states: checkpoints.States
 
 
 class RequestKV:
@@ -30,10 +32,10 @@ class RequestKV:
     Copies KV out of a request's cache.
 
     Args:
-        layout: That of its model.
+        layout: Layout of its model.
         caches: One cache for each layer.
         tokens: How many tokens they hold.
-        boundary: The state at the last end of a block, where the layout has any.
+        boundary: The states at the last end of a block, if the layout has recurrent layers.
 
     Raises:
         RuntimeError: If a layer holds another number of tokens.
@@ -47,13 +49,13 @@ class RequestKV:
         self._boundary = boundary
 
     def pack(self, group: int, start: int, stop: int) -> Extent:
-        """Copy blocks of one layer group; see `Source.pack`."""
+        """Copy blocks of one layer group; see `KVSource.pack`."""
         return self._layout.pack(self._caches, group, start, stop)
 
     def checkpoint(self, tokens: int) -> Checkpoint | None:
-        """Return the state after exactly so many tokens; None if it is not held."""
+        """Return the states after exactly `tokens` tokens; None if they are not held."""
         if tokens == self._tokens:
-            return arrays.pack(self._layout.state(self._caches))
+            return checkpoints.pack(self._layout.state(self._caches))
         if self._boundary is not None and tokens == self._boundary.tokens:
-            return arrays.pack(self._boundary.states)
+            return checkpoints.pack(self._boundary.states)
         return None

@@ -1,4 +1,4 @@
-"""Tests of the prefix cache compute on the CPU, where a warm run promises the bits of a cold one."""
+"""Lets the tests of the prefix cache compute on the CPU, where a warm run must give the bits of a cold run."""
 
 from __future__ import annotations
 

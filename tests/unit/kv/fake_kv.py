@@ -1,4 +1,4 @@
-"""KV whose bytes are the tokens that they stand for: what is restored wrongly shows as wrong tokens."""
+"""Fake KV whose bytes are the tokens that they stand for: KV restored wrongly shows as wrong tokens."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class FakePrefixes:
             return self.restore(lease)
 
     def restore(self, lease: PrefixLease) -> list[int]:
-        """Return the tokens that a lease restores, having checked that every part is there and of these tokens."""
+        """Check that every part of a match is stored and belongs to its tokens, and return these tokens."""
         path = [token for node in lease.nodes for token in memoryview(node.key).cast("I")]
         if not path:
             return []
@@ -112,7 +112,7 @@ class FakePrefixes:
 
 
 def fake_copy(extent: Extent, first: int, last: int) -> Extent:
-    """Copy blocks of an extent into one of their own."""
+    """Copy blocks of an extent into a new extent."""
     group, tokens = cast("tuple[int, tuple[int, ...]]", extent.payload)
     blocks = last - first
     payload = (group, tokens[first * BLOCK_TOKENS : last * BLOCK_TOKENS])

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import ArraysCache
 
+from daemon.kv.mlx import checkpoints
 from daemon.kv.mlx.adapters import arrays
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.request_kv import Boundary, RequestKV
@@ -58,7 +59,7 @@ def test_state_is_found_only_at_the_position_where_it_was_taken(engine: TinyEngi
 
 
 def test_a_store_beside_the_end_of_a_block_makes_no_checkpoint(engine: TinyEngine) -> None:
-    """A state sums up all tokens so far; there is no taking some of them out again."""
+    """A state sums up all tokens so far, and no token can be removed from it."""
     caches, _ = engine.cold(tokens(70))
     engine.store(tokens(70), caches)
 
@@ -110,15 +111,15 @@ def test_a_checkpoint_takes_exactly_its_bytes_in_few_buffers(engine: TinyEngine)
 
 
 def test_a_checkpoint_of_other_layers_is_refused() -> None:
-    checkpoint = arrays.pack([[mx.zeros((1, 2))], [mx.zeros((1, 3))]])
+    checkpoint = checkpoints.pack([[mx.zeros((1, 2))], [mx.zeros((1, 3))]])
 
     for caches in ([ArraysCache(1)], [ArraysCache(2), ArraysCache(1)]):
         with pytest.raises(ValueError, match="other layers"):
-            arrays.restore(caches, checkpoint)
+            checkpoints.restore(caches, checkpoint)
     full = [ArraysCache(1), ArraysCache(1)]
     full[0][0] = mx.zeros((1, 2))
     with pytest.raises(ValueError, match="empty caches"):
-        arrays.restore(full, checkpoint)
+        checkpoints.restore(full, checkpoint)
 
 
 def test_a_padded_or_an_unfinished_state_is_not_understood() -> None:
@@ -140,7 +141,7 @@ def test_a_state_of_any_number_of_arrays_comes_back_as_it_was(slots: int) -> Non
             cache[slot] = mx.random.normal((1, 2 + slot, layer + 1)).astype(dtype)
 
     fresh = [ArraysCache(slots) for _ in live]
-    arrays.restore(fresh, arrays.pack(arrays.states(live)))
+    checkpoints.restore(fresh, checkpoints.pack(checkpoints.states(live)))
 
     assert state_of(fresh) == state_of(live)
     assert [array.dtype for cache in fresh for array in cache.cache] == [a.dtype for cache in live for a in cache.cache]
@@ -151,7 +152,7 @@ def test_a_row_of_a_batch_is_a_state_of_its_own() -> None:
     batch[0], batch[1] = mx.arange(6).reshape(3, 2), mx.arange(12).reshape(3, 4)
     fresh = [ArraysCache(2)]
 
-    arrays.restore(fresh, arrays.pack(arrays.states([batch], row=1)))
+    checkpoints.restore(fresh, checkpoints.pack(checkpoints.states([batch], row=1)))
 
     assert fresh[0][0].tolist() == [[2, 3]]
     assert fresh[0][1].tolist() == [[4, 5, 6, 7]]

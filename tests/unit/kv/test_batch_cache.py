@@ -12,24 +12,16 @@ from mlx_lm.models.cache import ChunkedKVCache, KVCache, RotatingKVCache, make_p
 
 from daemon.kv.mlx.batch_cache import joinable, merge_caches, plain, to_batch, to_single
 from daemon.kv.mlx.self_test import proving
+from daemon.shared.slices import drain
 from tests.unit.kv.tiny_models import RECURRENT, REUSABLE, VOCABULARY, WINDOWED, build, same_bits
 
 ALONE = "afm7 with fewer caches than layers"
-"""Its layers without a cache take positions that hold for one row only (mlx-lm 0.32.2)."""
+"""Its layers without a cache compute positions that are right for a single row only (mlx-lm 0.32.2)."""
 
 ONE_TOKEN_DIFFERS = "deepseek_v3 with latents"
-"""It expands its latents for several tokens, and folds its weights into the query for one."""
+"""It expands its latents for several tokens, but folds its weights into the query for a single token."""
 
 MODELS = {name: make for name, make in {**REUSABLE, **WINDOWED, **RECURRENT}.items() if name != ALONE}
-
-
-def drain(work: Any) -> Any:
-    """Run a generator to its end and return its result."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
 
 
 class Twin:
@@ -44,8 +36,8 @@ class Twin:
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_that_join_and_leave_compute_what_they_compute_alone(name: str) -> None:
     """
-    In lengths below, at and beyond the windows. Bit for bit, but where a window turns: there the order in which its
-    tokens are added up differs, so that logits agree within 1e-5.
+    The lengths are below, at and beyond the windows. Logits agree bit for bit. Only where a window turns,
+    its tokens are added up in another order, so that they agree within 1e-5.
     """
     model = build(MODELS[name])
     source = random.Random(5)
@@ -88,8 +80,8 @@ def test_prompts_whose_rest_is_computed_together_hold_what_they_hold_alone(
     name: str, held: list[int], lacking: list[int]
 ) -> None:
     """
-    Whatever each of them held before; and the next token of each is what it is alone. Bit for bit, but where a model
-    computes one token by another formula than several, so that logits agree within 1e-5.
+    For any number of tokens that each held before, and so does their next token. They agree bit for bit. Only where a
+    model computes a single token by another formula than several, logits agree within 1e-5.
     """
     same = same_bits if name != ONE_TOKEN_DIFFERS else lambda got, expected: mx.allclose(got, expected, atol=1e-5)
     model = build(MODELS[name])
@@ -138,10 +130,10 @@ def test_classes_that_keep_something_else_run_alone() -> None:
 
 @pytest.mark.parametrize("fault", ["raises", "differs"])
 def test_a_model_that_reckons_with_one_row_runs_alone(fault: str) -> None:
-    """Whether it fails with more of them, or computes something else."""
+    """The model either raises for several rows, or computes the first row for all of them."""
 
     class OneRow:
-        """A model whose code takes the first row for all."""
+        """A model with code that takes the first row for all."""
 
         def __init__(self, model: Any) -> None:
             self._model = model
@@ -158,7 +150,7 @@ def test_a_model_that_reckons_with_one_row_runs_alone(fault: str) -> None:
 
 
 class Rounding:
-    """A model on a device whose kernels round differently for several rows, by so much of the range of its logits."""
+    """A model on a device that rounds differently for several rows, by a share of the range of its logits."""
 
     def __init__(self, model: Any, share: float) -> None:
         self._model = model
@@ -174,7 +166,7 @@ class Rounding:
 
 
 def test_rows_that_a_device_rounds_otherwise_may_share_passes() -> None:
-    """As GPUs do: equal rows of a batch, too, are as far from one row there."""
+    """GPUs round so: there, equal rows of a batch differ from a single row by as much."""
     assert drain(proving(Rounding(build(REUSABLE["llama with grouped queries"]), 0.01))) is True
 
 
@@ -183,7 +175,7 @@ def test_no_rounding_is_an_excuse_for_rows_that_are_far_off() -> None:
 
 
 def test_a_row_that_sees_padding_is_no_rounding() -> None:
-    """On a device that rounds, a model that does not mask what is left of a row is refused still."""
+    """A model that does not mask the padding before a row is refused, even on a device that rounds."""
 
     class Padded(Rounding):
         def __call__(self, tokens: mx.array, cache: Any) -> mx.array:

@@ -1,4 +1,4 @@
-"""What was used longest ago is evicted first, of everybody's or of one partition's."""
+"""The least recently used item is evicted first, of all partitions or of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from daemon.kv.eviction_queue import EvictionQueue
 
 @dataclass(eq=False)
 class Item:
-    """Something to evict."""
+    """An item that can be evicted."""
 
     tick: int
     depth: int = 1

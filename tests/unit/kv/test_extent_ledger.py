@@ -1,4 +1,4 @@
-"""Extents are counted once however many blocks use them, and freed with their last block."""
+"""An extent is counted once, for any number of blocks that use it, and freed with its last block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forks: where prompts part, which of these positions are worth a resume point, and which prompt has to go on first."""
+"""Where prompts diverge, which of these positions get a resume point, and which prompt has to be computed first."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ NAMESPACE = "model/salt"
 
 
 def ids(count: int, seed: int = 0) -> list[int]:
-    """Return so many tokens; another seed shares none of their blocks."""
+    """Return `count` tokens; prompts of different seeds share no block."""
     return [1000 * seed + index for index in range(count)]
 
 
 def beginning(tokens: list[int], namespace: str = NAMESPACE) -> Beginning:
-    """Return what others may share of a prompt."""
+    """Return the part of a prompt that other prompts may share."""
     return Beginning(namespace, tokens)
 
 
 def by_token(one: list[int], other: list[int]) -> int:
-    """Return after how many tokens, in whole blocks, two prompts part: the slow way."""
+    """Return where two prompts diverge, in tokens of whole blocks, by comparing token after token."""
     most = min(len(one), len(other)) - 1
     same = next((index for index in range(most) if one[index] != other[index]), max(0, most))
     return same - same % BLOCK_TOKENS
@@ -45,12 +45,12 @@ class Leader:
 prompts = st.builds(
     lambda common, end, seed: ids(common) + ids(end, seed), st.integers(0, 300), st.integers(0, 80), st.integers(1, 3)
 )
-"""Prompts of which some have all of their blocks in common, some have many, and some none."""
+"""Prompts that share all of their blocks, many of them, or none."""
 
 
 @given(one=prompts, other=prompts, beyond=st.integers(0, 320))
 def test_prompts_part_where_their_tokens_do_in_whole_blocks(one: list[int], other: list[int], beyond: int) -> None:
-    """The last token of neither counts, because a token is always computed; what is there already is no news."""
+    """The last token of a prompt does not count, because it is always computed. Neither do tokens before `beyond`."""
     expected = by_token(one, other)
     assert fork(beginning(one), beginning(other), beyond) == (expected if expected > beyond else 0)
 
@@ -60,14 +60,14 @@ def test_prompts_of_other_namespaces_have_nothing_in_common() -> None:
 
 
 def test_prompts_that_agree_again_after_they_part_have_no_more_in_common() -> None:
-    """The block that is looked at first may be equal by chance."""
+    """The block that is compared first may be equal by chance."""
     one, other = ids(100), [9, *ids(100)[1:]]
     assert fork(beginning(one), beginning(other), 32) == 0
 
 
 def test_many_long_prompts_are_told_apart_by_a_block_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    With what is stored in common and nothing more, a pair costs a look at one block, whatever the length. Otherwise the
+    A pair that shares only stored tokens costs a comparison of one block, for prompts of any length. Otherwise the
     cost is a few comparisons, of not much more than what they share.
     """
     compared: list[int] = []
@@ -96,7 +96,7 @@ def test_a_prompt_is_made_resumable_where_each_of_those_that_wait_leaves_it() ->
 
 
 def test_of_many_positions_those_stay_that_save_most() -> None:
-    """One that others want, or that is far from the one before it, stays."""
+    """A fork with more followers, or far from the fork before it, stays."""
     leader = beginning(ids(1600))
     near = [beginning(ids(800 + 16 * index) + ids(30, 5)) for index in range(1, 12)]
     wanted = [beginning(ids(880) + ids(30, 5)) for _ in range(9)]

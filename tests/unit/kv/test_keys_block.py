@@ -1,4 +1,4 @@
-"""A block's key is its token ids and nothing less, so that equal keys mean equal tokens."""
+"""The key of a block is all of its token ids, so that equal keys mean equal tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Namespaces share nothing unless every field is equal, and no field can pass for another."""
+"""Namespaces share KV only if every field is equal, and text cannot move from one field to another."""
 
 from __future__ import annotations
 

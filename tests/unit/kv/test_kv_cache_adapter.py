@@ -1,4 +1,4 @@
-"""A reused prefix computes bit for bit what a cold run computes, and nobody writes to what is stored."""
+"""A reused prefix computes bit for bit what a cold run computes, and stored KV is never written to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from daemon.kv.extent_ledger import Run
-from daemon.kv.mlx.adapters import kv_cache
+from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter
 from daemon.kv.mlx.layout import ROOM_STEP, capacity_for
 from tests.support.builders import page_rounding
 from tests.unit.kv.tiny_models import REUSABLE, TinyEngine, build, raw, same_bits, tokens
@@ -39,7 +39,7 @@ def _llama(models: dict[str, Any]) -> TinyEngine:
 
 @pytest.fixture(name="exact_memory")
 def _exact_memory() -> Iterator[None]:
-    """Let no buffer be reused: the allocator counts a reused one with the size that it was made with."""
+    """Let no buffer be reused: the allocator counts a reused buffer with its original size."""
     gc.collect()
     limit = mx.set_cache_limit(0)
     yield
@@ -188,7 +188,7 @@ def test_a_restored_cache_takes_its_capacity_and_not_a_byte_more(engine: TinyEng
 @pytest.mark.usefixtures("exact_memory")
 @pytest.mark.parametrize("room", [0, 500])
 def test_restoring_copies_what_is_restored_once(engine: TinyEngine, room: int) -> None:
-    """A copy of a copy takes twice the time, and for a moment the memory of a second prefix that nobody reckoned."""
+    """A second copy would take twice the time, and for a moment the memory of a prefix that no budget counts."""
     prompt = tokens(257)
     engine.store(prompt, engine.cold(prompt)[0])
     before = mx.get_active_memory()
@@ -222,7 +222,7 @@ def test_a_view_of_a_restored_prefix_does_not_keep_the_extent_alive_without_room
     live, _ = llama.cold(prompt)
     extent = llama.layout.pack(live, 0, 0, 16)
     caches = [KVCache() for _ in live]
-    kv_cache.restore(caches, [Run(extent.payload, 0, 16)], capacity=256)
+    KVCacheAdapter().restore(caches, [Run(extent.payload, 0, 16)], tokens=256, capacity=256)
     before = mx.get_active_memory()
 
     extent.payload = None
@@ -250,7 +250,7 @@ def test_restoring_into_a_full_cache_or_too_little_room_or_nothing_at_all_is_ref
 
     for caches, runs, capacity in ((live, [run], 256), (empty, [run], 31), (empty, [], 256)):
         with pytest.raises(ValueError, match="restore needs"):
-            kv_cache.restore(caches, runs, capacity)
+            KVCacheAdapter().restore(caches, runs, 32, capacity)
     assert all(cache.empty() for cache in empty)
 
 

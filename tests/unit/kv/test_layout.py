@@ -1,4 +1,4 @@
-"""A layout names exactly how a model keeps its KV; what is not understood exactly is not reused."""
+"""A layout describes exactly how a model keeps its KV; a cache without an exact description is not reused."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_bytes_per_token_are_those_of_a_real_cache(layouts: dict[str, Layout], n
 @pytest.mark.parametrize("name", [*REUSABLE, *WINDOWED, *RECURRENT])
 @pytest.mark.parametrize("length", [1, 20, 300])
 def test_live_bytes_are_those_of_a_real_cache_and_never_less(name: str, length: int) -> None:
-    """Exact where nothing forgets; a window may hold less than the chunk that it makes room for."""
+    """The bytes are exact without windows; a window may hold fewer tokens than it makes room for."""
     model = build({**REUSABLE, **WINDOWED, **RECURRENT}[name])
     layout = probe(model)
     caches = layout.new_cache(model, length)
@@ -77,7 +77,7 @@ def test_live_bytes_are_those_of_a_real_cache_and_never_less(name: str, length: 
 
 
 def test_windows_and_recurrent_layers_cost_no_more_for_a_longer_prompt() -> None:
-    """Only full attention does."""
+    """Only layers with full attention grow with the prompt."""
     mamba = probe(build(RECURRENT["mamba with recurrent state"]))
     assert mamba.live_bytes(100_000, 16) == mamba.live_bytes(1, 16) == mamba.state_bytes
     gemma = probe(build(WINDOWED["gemma3_text with windows of 32"]))
@@ -110,11 +110,11 @@ def test_other_cache_classes_are_not_reused_but_work(name: str) -> None:
 
 
 class _Subclass(KVCache):  # type: ignore[misc]
-    """May keep something that the adapter does not know."""
+    """A cache that may keep something unknown to the adapter of its base class."""
 
 
 class _Fake:
-    """A model whose caches and their use are chosen."""
+    """A model with given caches, of which it feeds the first `fed`."""
 
     def __init__(self, caches: list[Any], fed: int) -> None:
         self._caches = caches
@@ -138,7 +138,7 @@ def test_a_model_that_leaves_a_cache_unused_is_not_reused() -> None:
 
 
 class _Forgetful:
-    """A model that keeps something beside its KV cache: what it has seen in all its calls."""
+    """A model that keeps a count of its calls beside its KV cache, and computes with it."""
 
     def __init__(self) -> None:
         self.layers = [None]
@@ -146,7 +146,7 @@ class _Forgetful:
         self._model = build(REUSABLE["llama with grouped queries"])
 
     def make_cache(self) -> list[Any]:
-        """Return plain caches, which do not tell the whole truth."""
+        """Return plain caches, which do not hold the count."""
         caches: list[Any] = make_prompt_cache(self._model)
         return caches
 
@@ -157,7 +157,7 @@ class _Forgetful:
 
 
 def test_reuse_is_offered_only_if_it_proves_exact_on_the_model_itself() -> None:
-    """Caches look plain, but what is restored from them computes something else: no reuse, and a warning."""
+    """The caches look plain, but a restored copy computes other logits: no reuse, and a warning."""
     assert probe(build(REUSABLE["llama with grouped queries"])).reusable
     with capture_logs() as logs:
         layout = probe(_Forgetful())
@@ -208,7 +208,7 @@ def test_parts_say_what_windows_and_recurrent_layers_need() -> None:
     assert plain.parts.resumes_anywhere
     assert not windowed.parts.resumes_anywhere
     assert not hybrid.parts.resumes_anywhere
-    assert isinstance(windowed.shapes[0], rotating.Shape)
+    assert isinstance(windowed.shapes[0], rotating.WindowShape)
 
 
 @pytest.mark.parametrize("name", [*WINDOWED, *RECURRENT])

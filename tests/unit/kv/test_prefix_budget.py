@@ -1,4 +1,4 @@
-"""The prefix cache keeps to its budgets: it forgets what was used longest ago, compacts, and is fair to every salt."""
+"""The prefix cache keeps its limits: it evicts the least recently used, compacts, and is fair to every salt."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_budget_below_one_block_stores_nothing(limit: Any) -> None:
 
 
 class _Larger(FakeKV):
-    """Its blocks take twice the bytes that were announced."""
+    """A source with blocks of twice the bytes that were announced."""
 
     def pack(self, group: int, start: int, stop: int) -> Extent:
         extent = super().pack(group, start, stop)

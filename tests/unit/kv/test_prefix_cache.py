@@ -1,4 +1,4 @@
-"""The prefix cache gives back exactly the longest stored prefix, copies new blocks only, and keeps to its budgets."""
+"""The prefix cache restores exactly the longest stored prefix, copies new blocks only, and keeps its limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.nodes import Extent
-from daemon.kv.prefix_cache import Counters
+from daemon.kv.prefix_cache import PrefixCounters
 from tests.unit.kv.fake_kv import BLOCK_BYTES, FakeKV, FakePrefixes, prompt
 
 
@@ -142,7 +142,7 @@ def test_storing_behind_a_leased_prefix_never_evicts_that_prefix() -> None:
 
 
 class _Fails(FakeKV):
-    """Runs out of memory at some block."""
+    """A source that runs out of memory at some block."""
 
     def __init__(self, tokens: Sequence[int], at: int = 0) -> None:
         super().__init__(tokens)
@@ -155,14 +155,14 @@ class _Fails(FakeKV):
 
 
 class _Short(FakeKV):
-    """Copies fewer blocks than it is asked for."""
+    """A source that copies fewer blocks than it is asked for."""
 
     def pack(self, group: int, start: int, stop: int) -> Extent:
         return super().pack(group, start, stop - 1)
 
 
 class _Elsewhere(FakeKV):
-    """Copies other blocks than it is asked for."""
+    """A source that copies other blocks than it is asked for."""
 
     def pack(self, group: int, start: int, stop: int) -> Extent:
         return super().pack(group, 0, stop - start)
@@ -203,7 +203,7 @@ def test_counters_tell_lookups_hits_and_tokens_but_count_a_hit_only_once_it_was_
     prefixes.lookup("n", prompt(1, 2, tail=1)).release()
     prefixes.store("n", prompt(4))
 
-    assert prefixes.cache.counters == Counters(
+    assert prefixes.cache.counters == PrefixCounters(
         lookups=3, hits=1, tokens_looked_up=20 + 20 + 33, tokens_reused=16, inserts=3, evictions=1
     )
     assert prefixes.cache.counters.hit_rate == pytest.approx(1 / 3)
@@ -233,7 +233,7 @@ def test_prompts_that_share_a_long_beginning_store_it_once() -> None:
 
 
 def test_a_prebuilt_snapshot_is_stored_like_a_live_cache() -> None:
-    """A source is whatever can hand out blocks: what was copied from one cache can be stored in another."""
+    """A source is any object that packs blocks: blocks of one prefix cache can be stored in another."""
     kept, other = FakePrefixes(), FakePrefixes()
     kept.store("n", prompt(1, 2, 3))
     with kept.lookup("n", prompt(1, 2, 3, tail=1)) as lease:

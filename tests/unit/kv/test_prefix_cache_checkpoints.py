@@ -1,4 +1,4 @@
-"""Windows and recurrent layers can only be gone on from where what they need was kept."""
+"""With windows or recurrent layers, a request goes on only where their KV or state was stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""After an invalidation no lookup finds what was forgotten; what leases hold is freed with them; a dry run is exact."""
+"""Lookups miss forgotten blocks, leased blocks are freed with their lease, and a dry run is exact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Forget = Callable[..., Dropped]
 
 
 def _both(prefixes: FakePrefixes, forget: Forget) -> Dropped:
-    """Forget dry, then really, and return what both told."""
+    """Forget in a dry run, then in earnest, and return the result of both."""
     before = (prefixes.cache.trie.blocks, prefixes.cache.memory_usage())
     dry = forget(dry_run=True)
     assert (prefixes.cache.trie.blocks, prefixes.cache.memory_usage()) == before

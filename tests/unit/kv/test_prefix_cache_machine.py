@@ -1,4 +1,4 @@
-"""Whatever the order of calls, the prefix cache restores the right tokens, keeps to its budgets and leaks nothing."""
+"""In any order of calls, the prefix cache restores the right tokens, keeps its limits and leaks nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPTS = st.tuples(st.lists(st.integers(1, 2), max_size=6), st.integers(0, 15))
 
 
 class PrefixCacheMachine(RuleBasedStateMachine):
-    """Random calls against a list of all that was ever stored and not forgotten."""
+    """Random calls, compared with a list of all prompts that were stored and not forgotten."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         self.least = least
 
     def longest(self, namespace: str, tokens: list[int], known: list[tuple[str, list[int]]]) -> int:
-        """Return the most tokens of a prompt that are among what is known of its namespace, in full blocks."""
+        """Return the longest beginning of a prompt, in tokens of full blocks, that was stored in its namespace."""
         return max((_common(tokens[:-1], each) for name, each in known if name == namespace), default=0)
 
     @property
     def nothing_was_lost(self) -> bool:
-        """Whether the limits have never been felt."""
+        """Whether no limit was ever reached."""
         limits = self.prefixes.cache.limits
         return min(limits.blocks, limits.nbytes // BLOCK_BYTES, limits.buffers) == 1000
 
@@ -99,7 +99,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
 
     @rule(blocks=st.integers(0, 5))
     def shed(self, blocks: int) -> None:
-        """Be short of memory."""
+        """Evict under memory pressure."""
         cache = self.prefixes.cache
         before = cache.memory_usage()
         freed = cache.shed(blocks * BLOCK_BYTES)
@@ -110,7 +110,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
 
     @rule(namespace=NAMESPACES, tokens=PROMPTS, dry_run=st.booleans())
     def forget_prefix(self, namespace: str, tokens: list[int], dry_run: bool) -> None:
-        """Forget all prompts that begin with some tokens; a dry run tells the same."""
+        """Forget all prompts that begin with some tokens; a dry run returns the same result."""
         cache = self.prefixes.cache
         before = cache.memory_usage()
         expected = cache.forget_prefix(namespace, tokens, dry_run=True)
@@ -133,7 +133,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def is_sound(self) -> None:
-        """Recount, and compare with the budgets."""
+        """Recount, and compare with the limits."""
         self.prefixes.cache.check_integrity()
 
     def teardown(self) -> None:
@@ -166,7 +166,7 @@ TestPrefixCacheMachine = PrefixCacheMachine.TestCase
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", range(20))
 def test_the_same_for_ten_thousand_histories_of_a_hundred_calls(batch: int) -> None:
-    """In batches, because hypothesis remembers all that it has tried."""
+    """In batches, because hypothesis keeps all examples that it has tried in memory."""
     run_state_machine_as_test(
         PrefixCacheMachine,
         settings=settings(max_examples=500, stateful_step_count=100, deadline=None, print_blob=True, database=None),

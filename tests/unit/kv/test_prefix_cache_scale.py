@@ -1,4 +1,4 @@
-"""The cost of a request depends on the length of its prompt and on nothing else that is stored."""
+"""The cost of a request depends on the length of its prompt, and not on the number of stored blocks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _lines_run(act: Callable[[], object]) -> int:
 
 
 def _filled(blocks: int, limit: int) -> FakePrefixes:
-    """Return a cache in which other prompts of 64 blocks take so many blocks."""
+    """Return a cache that holds `blocks` blocks of other prompts, 64 blocks each."""
     prefixes = FakePrefixes(blocks=limit, nbytes=10**9, buffers=10**6)
     for first in range(0, blocks, 64):
         prefixes.store("n", prompt(*range(10_000 + first, 10_000 + first + 64)))
@@ -50,7 +50,7 @@ def _filled(blocks: int, limit: int) -> FakePrefixes:
 
 
 def _request(prefixes: FakePrefixes, tokens: list[int]) -> int:
-    """Return the lines that a cold request and a warm one of the same prompt run."""
+    """Return the number of lines run to look up a prompt, to store it, and to find it again."""
     cold = _lines_run(lambda: prefixes.lookup("n", tokens).release())
     store = _lines_run(lambda: prefixes.store("n", tokens))
     warm = _lines_run(lambda: prefixes.cache.runs(prefixes.lookup("n", tokens), prefixes.parts))

@@ -1,4 +1,4 @@
-"""Prompts become resumable where later requests will want to go on, and at few positions only."""
+"""Prompts become resumable at a few positions, chosen for the requests that are likely to follow."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_exactly_the_tokens_that_the_window_sees_are_restored(engine: TinyEngine
 
 
 def test_restoring_a_window_copies_what_it_sees_once() -> None:
-    """Blocks reach back further than the window: what is before it is cut off before it is copied, not after."""
+    """Blocks reach back further than the window: tokens before it are cut off before the copy, not after it."""
     blocks, window = 4, 50
     parts = [mx.random.normal((2, 2, 16 * half, 64)) for half in (blocks // 2, blocks // 2)]
     mx.eval(parts)
@@ -90,7 +90,7 @@ def test_restoring_a_window_copies_what_it_sees_once() -> None:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
 
-    rotating.restore([cache], runs, tokens=16 * blocks)
+    rotating.RotatingAdapter().restore([cache], runs, tokens=16 * blocks, capacity=256)
 
     copied = mx.get_peak_memory() - before
     mx.set_cache_limit(limit)
@@ -114,7 +114,7 @@ def test_chunks_stored_one_by_one_are_what_a_whole_prompt_stores(engine: TinyEng
 
 
 def test_a_prompt_that_turns_off_inside_a_stored_one_lets_the_next_go_on_from_there(engine: TinyEngine) -> None:
-    """Its windows were not kept in the middle of the first: the second learns where they part, the third gains."""
+    """The first prompt stored no window at the fork. The second stores it there, and the third goes on from it."""
     prompt = tokens(200)
     engine.store(prompt, engine.cold(prompt)[0])
     other = [*prompt[:70], *reversed(prompt[70:])]
@@ -147,7 +147,7 @@ def test_blocks_that_left_the_window_are_not_made_up(engine: TinyEngine) -> None
 
 
 def test_a_long_answer_is_resumable_if_it_is_stored_on_the_way(engine: TinyEngine) -> None:
-    """Only the windows at the two positions to go on from are kept in the end."""
+    """In the end, only the windows at the two resume points are stored."""
     prompt = tokens(37)
     caches, _ = engine.cold(prompt[:32])
     engine.store(prompt[:32], caches)

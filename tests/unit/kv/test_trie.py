@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from daemon.kv.extent_ledger import runs
 from daemon.kv.lease import PrefixLease
 from daemon.kv.nodes import Extent, Node
-from daemon.kv.trie import Lack, PrefixTrie
+from daemon.kv.trie import PrefixTrie
 
 Path = tuple[bytes, ...]
 Place = tuple[str, Path]
@@ -30,7 +30,7 @@ def _insert(trie: PrefixTrie, namespace: str, path: Path) -> int:
 
 
 def _found(lease: PrefixLease) -> Path:
-    """Return the path of a lease as its payload tells it."""
+    """Return the path of a lease, read from its payload."""
     return tuple(key for run in runs(lease.nodes, 0) for key in cast("Path", run.payload)[run.start : run.stop])
 
 
@@ -48,7 +48,7 @@ def _places(trie: PrefixTrie) -> set[Place]:
 
 @dataclass
 class Held:
-    """An open lease, the path that it was given, and how many blocks of that were not forgotten since."""
+    """An open lease, its path, and how many blocks of the path are not forgotten."""
 
     lease: PrefixLease
     namespace: str
@@ -56,7 +56,7 @@ class Held:
     alive: int
 
     def forget(self, gone: set[Place]) -> None:
-        """Notice that places were forgotten."""
+        """Update the count after places were forgotten."""
         self.alive = sum((self.namespace, self.path[:n]) not in gone for n in range(1, self.alive + 1))
 
 
@@ -71,7 +71,7 @@ class TrieMachine(RuleBasedStateMachine):
         self.leases: list[Held] = []
 
     def longest(self, namespace: str, path: Path) -> Path:
-        """Return the longest stored prefix, the slow way."""
+        """Return the longest stored prefix, by trying every length."""
         return max((path[:n] for n in range(len(path) + 1) if not n or (namespace, path[:n]) in self.used), key=len)
 
     def touch(self, namespace: str, path: Path) -> None:
@@ -88,7 +88,7 @@ class TrieMachine(RuleBasedStateMachine):
 
     @rule(namespace=NAMESPACES, path=PATHS)
     def insert(self, namespace: str, path: Path) -> None:
-        """Store a prefix; what is stored already is not stored again."""
+        """Store a prefix; blocks that are stored already are not stored again."""
         new = sum((namespace, path[:n]) not in self.used for n in range(1, len(path) + 1))
         known = self.longest(namespace, path)
         assert _insert(self.trie, namespace, path) == new
@@ -109,7 +109,7 @@ class TrieMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        """End a lease; until now it has kept its payload, whatever was evicted or forgotten."""
+        """End a lease; until now it kept its payload, through all evictions and invalidations."""
         held = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
         assert _found(held.lease) == held.path
         held.lease.release()
@@ -122,11 +122,14 @@ class TrieMachine(RuleBasedStateMachine):
             del self.used[leaves[0]]
             expected += 1
         target = self.trie.blocks - wanted
-        assert self.trie.evict(lambda: Lack.BLOCKS if self.trie.blocks > target else Lack.NOTHING) == expected
+        evicted = 0
+        while self.trie.blocks > target and self.trie.drop_oldest(checkpoints=False):
+            evicted += 1
+        assert evicted == expected
 
     @rule(namespace=NAMESPACES, path=PATHS, letter=st.sampled_from([b"a", b"b"]))
     def forget(self, namespace: str, path: Path, letter: bytes) -> None:
-        """Forget what begins with a path; a lease on it stays usable, but nobody finds it any more."""
+        """Forget all prefixes that begin with a path; no lookup finds them, but leases on them stay usable."""
         before = _places(self.trie)
         self.trie.detach(self.trie.branches(namespace, path, letter.__eq__))
         begins = (*path, letter)
@@ -142,7 +145,7 @@ class TrieMachine(RuleBasedStateMachine):
         self.notice(set(self.used))
 
     def notice(self, gone: set[Place]) -> None:
-        """Take over what was forgotten."""
+        """Update the model after places were forgotten."""
         self.used = {place: used for place, used in self.used.items() if place not in gone}
         for held in self.leases:
             held.forget(gone)

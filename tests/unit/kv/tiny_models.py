@@ -1,4 +1,4 @@
-"""Tiny random models of mlx-lm's own classes, in float32, and what a request does with them."""
+"""Tiny random models of mlx-lm's own classes, in float32, and a small engine that uses them as requests do."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ class TinyEngine:
             return self.restore(lease, len(ids) + room), lease.tokens
 
     def restore(self, lease: PrefixLease, tokens: int) -> list[Any]:
-        """Restore a match into a cache with room for so many tokens."""
+        """Restore a match into a cache with room for `tokens` tokens."""
         runs = self.prefixes.runs(lease, self.layout.parts)
         return self.layout.restored_cache(self.model, runs, lease.checkpoint, lease.tokens, tokens)
 

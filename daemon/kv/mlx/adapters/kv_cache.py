@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from daemon.kv.extent_ledger import Run
 from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.mlx.adapters.base import BlockAdapter
 from daemon.kv.nodes import Extent
 from daemon.kv.source import NotHeldError
 
-CACHE_CLASS = KVCache
-"""Adapters match exact classes: a subclass may keep something that this one does not know."""
 
-
-class Shape(NamedTuple):
-    """Shape and type of one layer's KV. Layers that agree in it can share an extent."""
+class KVShape(NamedTuple):
+    """Shape and type of one layer's KV. Layers of equal shape can share an extent."""
 
     heads: int
     key_width: int
@@ -27,8 +25,8 @@ class Shape(NamedTuple):
     value_dtype: mx.Dtype
 
     @classmethod
-    def of(cls, cache: KVCache) -> Shape:
-        """Return that of a cache that holds at least one token."""
+    def of(cls, cache: KVCache) -> KVShape:
+        """Return the shape of a cache that holds at least one token."""
         keys, values = cache.keys, cache.values
         return cls(keys.shape[1], keys.shape[3], values.shape[3], keys.dtype, values.dtype)
 
@@ -37,31 +35,109 @@ class Shape(NamedTuple):
         """Bytes that one token needs in this layer."""
         return self.heads * (self.key_width * self.key_dtype.size + self.value_width * self.value_dtype.size)
 
+    @property
+    def state_bytes(self) -> int:
+        """There is no state beside the KV."""
+        return 0
+
+    @property
+    def window(self) -> int | None:
+        """Full attention looks back at all tokens."""
+        return None
+
+    def live_bytes(self, capacity: int, chunk: int) -> int:
+        """Bytes of the whole capacity: a cache never forgets a token."""
+        return capacity * self.bytes_per_token
+
     def __str__(self) -> str:
         return f"KVCache[{self.heads}x{self.key_width}+{self.value_width},{self.key_dtype},{self.value_dtype}]"
 
 
-def pack(caches: Sequence[KVCache], start: int, stop: int) -> Extent:
-    """
-    Copy blocks `start` to `stop` of layers with equal signature into one extent.
+class KVCacheAdapter(BlockAdapter):
+    """Copies KV of full attention out of live caches and back into empty ones."""
 
-    The payload is one array [2 * layers, heads, tokens, width] with keys and values in turn, or, where keys and values
-    differ in width or dtype, one array [layers, heads, tokens, width] for each. It is evaluated: a lazy slice would
-    keep the whole live buffer alive and make its next write a copy.
+    cache_class = KVCache
+    batch_class = BatchKVCache
+    can_merge = True
 
-    Raises:
-        NotHeldError: If a layer does not hold these tokens.
-    """
-    first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
-    if any(cache.offset < last for cache in caches):
-        raise NotHeldError(f"a layer holds fewer than {last} tokens")
-    keys = [cache.keys[0, :, first:last] for cache in caches]
-    values = [cache.values[0, :, first:last] for cache in caches]
-    return packed(keys, values, start, stop)
+    def describe(self, cache: KVCache) -> KVShape | None:
+        """Return the shape of a cache that holds one token; None if it holds another number of them."""
+        return KVShape.of(cache) if cache.offset == 1 else None
+
+    def reserve(self, cache: KVCache, shape: KVShape, capacity: int) -> None:
+        """Give an empty cache room for `capacity` tokens, so that prefill never regrows it."""
+        cache.keys = mx.zeros((1, shape.heads, capacity, shape.key_width), shape.key_dtype)
+        cache.values = mx.zeros((1, shape.heads, capacity, shape.value_width), shape.value_dtype)
+
+    def pack(self, caches: Sequence[KVCache], start: int, stop: int) -> Extent:
+        """
+        Copy blocks `start` to `stop` of layers of equal shape into one extent, see `packed`.
+
+        Raises:
+            NotHeldError: If a layer does not hold these tokens.
+        """
+        first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
+        if any(cache.offset < last for cache in caches):
+            raise NotHeldError(f"a layer holds fewer than {last} tokens")
+        keys = [cache.keys[0, :, first:last] for cache in caches]
+        values = [cache.values[0, :, first:last] for cache in caches]
+        return packed(keys, values, start, stop)
+
+    def restore(self, caches: Sequence[KVCache], runs: Sequence[Run], tokens: int, capacity: int) -> None:
+        """
+        Fill empty caches with all tokens of `runs`, with room for `capacity` in all. One copy; evaluated.
+
+        The length comes from the runs: the layout then compares it with `tokens`, in all layers at once.
+
+        Raises:
+            ValueError: If a cache is not empty, or there are no runs, or they do not fit.
+        """
+        held = sum(run.stop - run.start for run in runs) * BLOCK_TOKENS
+        if not 0 < held <= capacity or any(not cache.empty() for cache in caches):
+            raise ValueError("restore needs a prefix, and empty caches with room for it")
+        rooms = [empty_room(layer_parts(runs, 0, which)[0], capacity - held) for which in (0, 1)]
+        for layer, cache in enumerate(caches):
+            cache.keys, cache.values = (joined(layer_parts(runs, layer, which), rooms[which]) for which in (0, 1))
+            cache.offset = held
+        mx.eval([(cache.keys, cache.values) for cache in caches])
+
+    def to_batch(self, cache: KVCache) -> BatchKVCache:
+        """Return a batch of one row that shares the arrays of a cache."""
+        batch = BatchKVCache([0])
+        batch.keys, batch.values = cache.keys, cache.values
+        batch.offset = mx.array([cache.offset])
+        batch._idx = cache.offset
+        return batch
+
+    def to_single(self, batch: BatchKVCache, row: int) -> KVCache:
+        """Return one row as a cache of views, without the padding before its first token."""
+        padding = int(batch.left_padding.tolist()[row])
+        cache = KVCache()
+        cache.keys = batch.keys[row : row + 1, :, padding:]
+        cache.values = batch.values[row : row + 1, :, padding:]
+        cache.offset = batch._idx - padding
+        return cache
+
+    def merge(self, caches: Sequence[KVCache], kept: Sequence[int], padding: Sequence[int], room: int) -> BatchKVCache:
+        """Copy the first `kept` tokens of each cache into the rows of one batch, which end together."""
+        batch = BatchKVCache(list(padding))
+        longest = max(kept)
+        if longest:
+            batch.keys = _right_justified([cache.keys for cache in caches], kept, longest, room)
+            batch.values = _right_justified([cache.values for cache in caches], kept, longest, room)
+            batch.offset = batch.offset + longest
+            batch._idx = longest
+        return batch
 
 
 def packed(keys: list[mx.array], values: list[mx.array], start: int, stop: int) -> Extent:
-    """Copy each layer's keys and values, [heads, tokens, width], into one extent of blocks `start` to `stop`."""
+    """
+    Copy each layer's keys and values, [heads, tokens, width], into one extent of blocks `start` to `stop`.
+
+    The payload is one array [2 * layers, heads, tokens, width] with keys and values in turn. Where keys and values
+    differ in width or dtype, it is one array [layers, heads, tokens, width] for each. It is evaluated: a lazy slice
+    would keep the whole live buffer alive and make its next write a copy.
+    """
     if _alike(keys[0], values[0]):
         arrays = [mx.stack([array for pair in zip(keys, values, strict=True) for array in pair])]
     else:
@@ -77,48 +153,36 @@ def copied(extent: Extent, first: int, last: int) -> Extent:
     return _extent(arrays, extent.start + first, extent.start + last)
 
 
-def restore(caches: Sequence[KVCache], runs: Sequence[Run], capacity: int) -> None:
-    """
-    Fill empty caches with the KV of `runs`, with room for `capacity` tokens in all. One copy; evaluated.
-
-    Raises:
-        ValueError: If a cache is not empty, or there are no runs, or they do not fit.
-    """
-    tokens = sum(run.stop - run.start for run in runs) * BLOCK_TOKENS
-    if not 0 < tokens <= capacity or any(not cache.empty() for cache in caches):
-        raise ValueError("restore needs a prefix, and empty caches with room for it")
-    rooms = [room(layer_parts(runs, 0, which)[0], capacity - tokens) for which in (0, 1)]
-    for layer, cache in enumerate(caches):
-        cache.keys, cache.values = (joined(layer_parts(runs, layer, which), rooms[which]) for which in (0, 1))
-        cache.offset = tokens
-    mx.eval([(cache.keys, cache.values) for cache in caches])
-
-
-def reserve(cache: KVCache, shape: Shape, capacity: int) -> None:
-    """Give an empty cache room for `capacity` tokens, so that prefill never regrows it."""
-    cache.keys = mx.zeros((1, shape.heads, capacity, shape.key_width), shape.key_dtype)
-    cache.values = mx.zeros((1, shape.heads, capacity, shape.value_width), shape.value_dtype)
-
-
 def layer_parts(runs: Sequence[Run], layer: int, which: int) -> list[mx.array]:
     """Return views of the keys (`which` 0) or values (1) of one layer of a group, [1, heads, tokens, width] each."""
     return [_layer(run, layer, which) for run in runs]
 
 
-def room(like: mx.array, tokens: int) -> mx.array:
-    """Return zeros for so many tokens, [1, heads, tokens, width] as in `like`: a view of a single one."""
+def empty_room(like: mx.array, tokens: int) -> mx.array:
+    """Return zeros for `tokens` tokens, [1, heads, tokens, width] as in `like`: a view of one zero, without a copy."""
     _, heads, _, width = like.shape
     return mx.broadcast_to(mx.zeros((), like.dtype), (1, heads, tokens, width))
 
 
 def joined(parts: Sequence[mx.array], behind: mx.array) -> mx.array:
-    """Copy parts and the room behind them into one array. Even no room is a part: a concatenation of one is a view."""
+    """Copy parts and the room behind them into one array, [1, heads, tokens, width]."""
+    # Empty room counts as a part: the concatenation of a single array is a view of it.
     return mx.concatenate([*parts, behind], axis=2)
 
 
 def _extent(arrays: list[mx.array], start: int, stop: int) -> Extent:
     mx.eval(arrays)
     return Extent(tuple(arrays), sum(a.nbytes for a in arrays), len(arrays), start, stop - start)
+
+
+def _right_justified(arrays: Sequence[mx.array | None], kept: Sequence[int], longest: int, room: int) -> mx.array:
+    """Return the first tokens of arrays of shape [1, heads, tokens, width] as rows of one array that end together."""
+    like = next(array for array in arrays if array is not None)
+    rows = mx.zeros((len(arrays), like.shape[1], longest + room, like.shape[3]), like.dtype)
+    for index, (array, count) in enumerate(zip(arrays, kept, strict=True)):
+        if array is not None and count:
+            rows[index : index + 1, :, longest - count : longest] = array[..., :count, :]
+    return rows
 
 
 def _alike(keys: mx.array, values: mx.array) -> bool:

@@ -3,81 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx_lm.models.cache import RotatingKVCache
+from mlx_lm.models.cache import BatchRotatingKVCache, RotatingKVCache
 
 from daemon.kv.extent_ledger import Run
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.adapters import kv_cache
+from daemon.kv.mlx.adapters.base import BlockAdapter
 from daemon.kv.nodes import Extent
 from daemon.kv.source import NotHeldError
 
-CACHE_CLASS = RotatingKVCache
 
+class WindowShape(NamedTuple):
+    """Shape and type of one layer's KV, and the tokens of its window. Layers of equal shape can share an extent."""
 
-class Shape(NamedTuple):
-    """Shape and type of one layer's KV, and the tokens of its window. Layers that agree in it can share an extent."""
-
-    kv: kv_cache.Shape
+    kv: kv_cache.KVShape
     window: int
 
     @classmethod
-    def of(cls, cache: RotatingKVCache) -> Shape:
-        """Return that of a cache that holds at least one token."""
-        return cls(kv_cache.Shape.of(cache), cache.max_size)
+    def of(cls, cache: RotatingKVCache) -> WindowShape:
+        """Return the shape of a cache that holds at least one token."""
+        return cls(kv_cache.KVShape.of(cache), cache.max_size)
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one token within the window needs in this layer."""
         return self.kv.bytes_per_token
 
+    @property
+    def state_bytes(self) -> int:
+        """There is no state beside the KV."""
+        return 0
+
+    def live_bytes(self, capacity: int, chunk: int) -> int:
+        """Bytes of the window and of the chunk that is computed behind it."""
+        return min(capacity, self.window + chunk) * self.bytes_per_token
+
     def __str__(self) -> str:
         return f"Rotating{self.kv}/{self.window}"
 
 
-def understood(cache: RotatingKVCache) -> bool:
-    """Whether the cache is a plain window: tokens that are kept for ever (`keep`) are not understood."""
+class RotatingAdapter(BlockAdapter):
+    """Copies the tokens that a window still holds out of live caches and back into empty ones."""
+
+    cache_class = RotatingKVCache
+    batch_class = BatchRotatingKVCache
+
+    def describe(self, cache: RotatingKVCache) -> WindowShape | None:
+        """Return the shape of a cache that holds one token; None for one that keeps its first tokens."""
+        return WindowShape.of(cache) if cache.offset == 1 and understood(cache) else None
+
+    def pack(self, caches: Sequence[RotatingKVCache], start: int, stop: int) -> Extent:
+        """
+        Copy blocks `start` to `stop` of layers of equal shape into one extent, in temporal order.
+
+        Raises:
+            NotHeldError: If a block has left the window.
+        """
+        first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
+        parts = [_between(cache, first, last) for cache in caches]
+        return kv_cache.packed([keys for keys, _ in parts], [values for _, values in parts], start, stop)
+
+    def restore(self, caches: Sequence[RotatingKVCache], runs: Sequence[Run], tokens: int, capacity: int) -> None:
+        """
+        Fill empty caches with the tokens of `runs` that the window sees after `tokens` tokens. One copy; evaluated.
+
+        mlx-lm wants exactly the tokens in sight: with fewer it fails, and padding would be attended to. A window
+        grows by itself, so there is no room to leave for `capacity`.
+
+        Raises:
+            ValueError: If a cache is not empty, or there are no runs, or they do not reach back far enough.
+        """
+        held = sum(run.stop - run.start for run in runs) * BLOCK_TOKENS
+        if not held or any(not cache.empty() for cache in caches):
+            raise ValueError("restore needs a prefix, and empty caches")
+        for layer, cache in enumerate(caches):
+            visible = min(tokens, cache.max_size)
+            if held < visible:
+                raise ValueError(f"a window of {visible} tokens cannot be restored from {held}")
+            cache.keys = _last(kv_cache.layer_parts(runs, layer, 0), visible)
+            cache.values = _last(kv_cache.layer_parts(runs, layer, 1), visible)
+            cache.offset, cache._idx = tokens, visible
+        mx.eval([(cache.keys, cache.values) for cache in caches])
+
+    def can_batch(self, cache: RotatingKVCache) -> bool:
+        """Whether mlx-lm can batch this cache: not if it keeps its first tokens."""
+        return understood(cache)
+
+    def to_batch(self, cache: RotatingKVCache) -> BatchRotatingKVCache:
+        """Return a batch of one row, copied."""
+        return BatchRotatingKVCache.merge([cache])
+
+
+def understood(cache: Any) -> bool:
+    """Whether a `RotatingKVCache` is a plain window: the adapter cannot handle tokens kept for ever (`keep`)."""
     return bool(cache.keep == 0)
 
 
-def pack(caches: Sequence[RotatingKVCache], start: int, stop: int) -> Extent:
-    """
-    Copy blocks `start` to `stop` of layers with equal shape into one extent, in temporal order; see `kv_cache.pack`.
-
-    Raises:
-        NotHeldError: If a block has left the window.
-    """
-    first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
-    parts = [_between(cache, first, last) for cache in caches]
-    return kv_cache.packed([keys for keys, _ in parts], [values for _, values in parts], start, stop)
-
-
-def restore(caches: Sequence[RotatingKVCache], runs: Sequence[Run], tokens: int) -> None:
-    """
-    Fill empty caches with the KV of `runs`: the blocks that the window can see after `tokens` tokens. One copy;
-    evaluated.
-
-    mlx-lm wants exactly the tokens in sight: with fewer it fails, and padding would be attended to.
-
-    Raises:
-        ValueError: If a cache is not empty, or there are no runs, or they do not reach back far enough.
-    """
-    held = sum(run.stop - run.start for run in runs) * BLOCK_TOKENS
-    if not held or any(not cache.empty() for cache in caches):
-        raise ValueError("restore needs a prefix, and empty caches")
-    for layer, cache in enumerate(caches):
-        visible = min(tokens, cache.max_size)
-        if held < visible:
-            raise ValueError(f"a window of {visible} tokens cannot be restored from {held}")
-        cache.keys = _last(kv_cache.layer_parts(runs, layer, 0), visible)
-        cache.values = _last(kv_cache.layer_parts(runs, layer, 1), visible)
-        cache.offset, cache._idx = tokens, visible
-    mx.eval([(cache.keys, cache.values) for cache in caches])
-
-
 def _between(cache: RotatingKVCache, first: int, last: int) -> tuple[mx.array, mx.array]:
+    """Return keys and values of tokens `first` to `last`, [heads, tokens, width] each, in temporal order."""
     keys, values = cache._temporal_order(cache.keys), cache._temporal_order(cache.values)
     oldest = cache.offset - keys.shape[2]
     if first < oldest or cache.offset < last:
@@ -93,4 +119,4 @@ def _last(parts: list[mx.array], tokens: int) -> mx.array:
         skipped = min(surplus, part.shape[2])
         surplus -= skipped
         visible.append(part[:, :, skipped:])
-    return kv_cache.joined(visible, kv_cache.room(parts[0], 0))
+    return kv_cache.joined(visible, kv_cache.empty_room(parts[0], 0))

@@ -1,0 +1,141 @@
+"""The interface between the prefix cache and one mlx-lm cache class: what each adapter provides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from daemon.kv.extent_ledger import Run
+from daemon.kv.nodes import Extent
+
+
+class LayerShape(Protocol):
+    """
+    Everything that two layers must agree in before they can share stored KV. Hashable.
+
+    Its text is a part of the namespace: layouts that differ in it never share a block.
+    """
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's KV; 0 if the layer keeps a state instead."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the layer's state, independent of the number of tokens; 0 if the layer keeps KV."""
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that the layer attends to; None if it attends to all of them."""
+
+    def live_bytes(self, capacity: int, chunk: int) -> int:
+        """
+        Return the bytes of a running request's cache.
+
+        Args:
+            capacity: Tokens that the cache has room for.
+            chunk: Most tokens computed at a time.
+        """
+
+
+class CacheAdapter(ABC):
+    """
+    What every adapter provides: a description of a cache, and its way into a batch and out of it.
+
+    Adapters have no state. They are found by the exact class of a cache: a subclass may keep something that its base
+    class does not, so it has no adapter until it gets its own.
+
+    Attributes:
+        cache_class: The class of one sequence's cache.
+        batch_class: The class that mlx-lm uses for several sequences; the same class if it holds rows itself.
+        can_merge: Whether several caches can become one batch before a prefill pass, see `merge`.
+    """
+
+    cache_class: type
+    batch_class: type
+    can_merge = False
+
+    @abstractmethod
+    def describe(self, cache: Any) -> LayerShape | None:
+        """Return the shape of a cache after exactly one token; None if the adapter cannot handle this cache."""
+
+    def reserve(self, cache: Any, shape: Any, capacity: int) -> None:  # noqa: B027 # a default, not a gap
+        """Give an empty cache room for `capacity` tokens. Does nothing where the class has no room to reserve."""
+
+    def can_batch(self, cache: Any) -> bool:
+        """Whether mlx-lm can batch this cache."""
+        return True
+
+    @abstractmethod
+    def to_batch(self, cache: Any) -> Any:
+        """Return the cache of one sequence as a batch of one row."""
+
+    def to_single(self, batch: Any, row: int) -> Any:
+        """Return one row of a batch as the cache of one sequence; its arrays may be views of the batch."""
+        return batch.extract(row)
+
+    def merge(self, caches: Sequence[Any], kept: Sequence[int], padding: Sequence[int], room: int) -> Any:
+        """
+        Copy the caches of several sequences into one batch whose rows end together.
+
+        Args:
+            caches: One cache for each row; empty ones are allowed.
+            kept: Tokens to copy of each.
+            padding: Positions at the start of each row that hold no token, those of the coming pass included.
+            room: Tokens to leave room for.
+
+        Raises:
+            NotImplementedError: If `can_merge` is false.
+        """
+        raise NotImplementedError(f"{self.cache_class.__name__} cannot be merged")
+
+
+class BlockAdapter(CacheAdapter):
+    """An adapter of layers that keep KV for each token: it is stored in blocks, many of them in one extent."""
+
+    def length(self, cache: Any) -> int:
+        """Return how many tokens a cache has seen."""
+        return int(cache.offset)
+
+    @abstractmethod
+    def pack(self, caches: Sequence[Any], start: int, stop: int) -> Extent:
+        """
+        Copy blocks `start` to `stop` of layers of equal shape into one evaluated extent.
+
+        Raises:
+            NotHeldError: If a layer does not hold these tokens, or no longer.
+        """
+
+    @abstractmethod
+    def restore(self, caches: Sequence[Any], runs: Sequence[Run], tokens: int, capacity: int) -> None:
+        """
+        Fill empty caches of layers of equal shape with stored KV. Evaluated when it returns.
+
+        Args:
+            caches: One for each layer, in the order in which they were packed.
+            runs: Where the blocks are, in order; the last of them ends with the prefix.
+            tokens: Length of the prefix.
+            capacity: Tokens that the caches shall have room for.
+
+        Raises:
+            ValueError: If a cache is not empty, or `runs` are empty or do not fit.
+        """
+
+
+class StateAdapter(CacheAdapter):
+    """An adapter of recurrent layers: a state sums up all tokens so far, and is stored in checkpoints."""
+
+    @abstractmethod
+    def state(self, cache: Any, row: int | None = None) -> list[mx.array]:
+        """Return the arrays of a cache's present state, of one row of a batch if `row` is given. No copy."""
+
+    @abstractmethod
+    def slots(self, cache: Any) -> int:
+        """Return how many arrays the state of a cache has, empty or not."""
+
+    @abstractmethod
+    def load(self, cache: Any, arrays: list[mx.array]) -> None:
+        """Give an empty cache a state; `arrays` belong to it from now on."""
