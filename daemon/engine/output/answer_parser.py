@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
 
 from mlx_lm.generate import TextStateMachine
 
 from daemon.engine.output.chat_markup import CALL, REASONING, TEXT, ChatMarkup
-from daemon.engine.output.tool_calls import read
-from mlx_sidecar.v1 import sidecar_pb2 as pb
+from daemon.engine.output.tool_calls import Tool, ToolCall, read
 
 # The states of the parser
 #
@@ -65,7 +63,7 @@ class Parts:
 
     text: str = ""
     reasoning: str = ""
-    calls: list[pb.GeneratedToolCall] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
 
 
 class AnswerParser:
@@ -74,7 +72,7 @@ class AnswerParser:
 
     Args:
         notation: The model's marks.
-        tools: The request's tools, as chat templates get them.
+        tools: The tools that the model may call.
         opened: Whether the prompt ends within reasoning.
         bare: Whether the answer is text from its first token, because it has to be in a form.
 
@@ -82,9 +80,7 @@ class AnswerParser:
         calls: Number of tool calls so far.
     """
 
-    def __init__(
-        self, notation: ChatMarkup, tools: Sequence[dict[str, Any]], *, opened: bool, bare: bool = False
-    ) -> None:
+    def __init__(self, notation: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False) -> None:
         self.calls = 0
         self._notation = notation
         self._tools = tools
@@ -171,11 +167,9 @@ class AnswerParser:
         """Read the call that was held, or pass it on as text, between its marks, if it cannot be read."""
         written = "".join(self._held)
         parse = self._notation.parse
-        calls = read(written, parse, self._tools) if complete and parse is not None else None
+        calls = read(written, parse, self._tools, self.calls) if complete and parse is not None else None
         if calls is None:
             self._text(self._notation.call_start + written + mark, parts)
             return
-        for call in calls:
-            call.index = self.calls
-            self.calls += 1
-            parts.calls.append(call)
+        self.calls += len(calls)
+        parts.calls += calls

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mlx_lm.generate import make_text_state_machine
 
-from daemon.engine.output.tool_calls import bound
+from daemon.engine.output.tool_calls import Parser, bounded
 from daemon.engine.structured_output.call_form import CallForm, call_form
 from daemon.engine.structured_output.token_mask import Thinking
 
@@ -42,11 +42,12 @@ class ChatMarkup:
         self.think_end = str(wrapper.think_end or "")
         self.call_start = str(wrapper.tool_call_start or "")
         self.call_end = str(wrapper.tool_call_end or "")
-        self.parse: Callable[[str, Any], Any] | None = wrapper.tool_parser
+        self.parse: Parser | None = None
         self.call_form: CallForm | None = None
-        if self.parse is not None:
-            bound(self.parse)
-            self.call_form = call_form(self.parse.__module__, wrapper.get_vocab())
+        parse = wrapper.tool_parser
+        if parse is not None:
+            self.parse = bounded(parse)
+            self.call_form = call_form(parse.__module__, wrapper.get_vocab())
 
     @property
     def headers(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mlx_sidecar.v1 import sidecar_pb2 as pb
+from daemon.engine.output.tool_calls import ToolCall
 
 _REPLACEMENT = "\ufffd"
 _CHARACTER_TOKENS = 3
@@ -73,7 +73,7 @@ class Piece:
     text: str
     tokens: list[Token]
     reasoning: str = ""
-    calls: Sequence[pb.GeneratedToolCall] = ()
+    calls: Sequence[ToolCall] = ()
 
     def __bool__(self) -> bool:
         return bool(self.text or self.tokens or self.reasoning or self.calls)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daemon.cache.identity import ModelSource
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.detokenizer import Output
-from daemon.engine.prompt.prompts import Prompt, offered, prepare_prompt
+from daemon.engine.output.tool_calls import Tool
+from daemon.engine.prompt.prompts import Prompt, offered_tools, prepare_prompt
 from daemon.engine.prompt.tokenizers import Tokenizer
-from daemon.engine.structured_output.grammar import of_response
+from daemon.engine.structured_output.grammar import ResponseFormat, of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.engine.structured_output.required_calls import required_calls
 from daemon.engine.structured_output.token_mask import Thinking, TokenMask
@@ -66,11 +68,13 @@ def prepare_request(
     """
     prompt = prepare_prompt(request, source, tokenizer, rendered)
     notation = tokenizer.notation if request.HasField("chat") else None
-    form = _form(request, tokenizer, notation)
+    tools = offered_tools(request.chat)
+    form = _form(request, tokenizer, notation, tools)
     stops = tuple(request.stop.strings)
     if notation is None:
         return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
-    tools = offered(request.chat) if notation.call_start else []
+    if not notation.call_start:
+        tools = []
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
     thinking = notation.thinking(prompt.tokens, wanted=wanted)
     answer = request.HasField("response_format")
@@ -81,10 +85,20 @@ def prepare_request(
     return PreparedRequest(source, tokenizer, prompt, output, channels, form, thinking, header)
 
 
-def _form(request: pb.GenerateRequest, tokenizer: Tokenizer, notation: ChatMarkup | None) -> GrammarMatcher | None:
+def response_format(wanted: pb.ResponseFormat) -> ResponseFormat:
+    """Return the response format of a request, which has one of its fields."""
+    kind = wanted.WhichOneof("kind")
+    assert kind is not None, "the server refuses a response format without a kind"
+    return ResponseFormat(kind, "" if kind == "json_object" else getattr(wanted, kind))
+
+
+def _form(
+    request: pb.GenerateRequest, tokenizer: Tokenizer, notation: ChatMarkup | None, tools: Sequence[Tool]
+) -> GrammarMatcher | None:
+    """Return the form that the answer has to keep to; None if it is free."""
     if request.HasField("response_format"):
-        field, grammar = of_response(request.response_format)
-        return GrammarMatcher(field, grammar, tokenizer.vocabulary("response_format"))
+        wanted = response_format(request.response_format)
+        return GrammarMatcher(wanted.field, of_response(wanted), tokenizer.vocabulary("response_format"))
     if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        return required_calls(request.chat, notation, tokenizer)
+        return required_calls(tools, notation, tokenizer, request.chat.required_tool)
     return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.cache.identity import ModelSource
+from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.wording import count
@@ -79,8 +80,8 @@ def render(chat: pb.Chat, tokenizer: Tokenizer) -> str:
         options["add_generation_prompt"] = chat.add_generation_prompt
     if chat.HasField("enable_thinking"):
         options["enable_thinking"] = chat.enable_thinking
-    if tools := offered(chat):
-        options["tools"] = tools
+    if tools := offered_tools(chat):
+        options["tools"] = [tool.declaration() for tool in tools]
     messages = [_message(index, message) for index, message in enumerate(chat.messages)]
     return tokenizer.render(messages, **options)
 
@@ -105,21 +106,18 @@ def _tool_call(field: str, call: pb.ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def offered(chat: pb.Chat) -> list[dict[str, Any]]:
+def offered_tools(chat: pb.Chat) -> list[Tool]:
     """
-    Return the tools that the model may call, as chat templates and parsers of calls expect them.
+    Return the tools that the model may call: those of the conversation, or none if `tool_choice` is NONE.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if a schema is no JSON object.
     """
-    tools = [_tool(index, tool) for index, tool in enumerate(chat.tools)]
+    tools = [
+        Tool(tool.name, tool.description, _json_object(f"chat.tools[{index}].parameters_json", tool.parameters_json))
+        for index, tool in enumerate(chat.tools)
+    ]
     return [] if chat.tool_choice == pb.TOOL_CHOICE_NONE else tools
-
-
-def _tool(index: int, tool: pb.Tool) -> dict[str, Any]:
-    parameters = _json_object(f"chat.tools[{index}].parameters_json", tool.parameters_json)
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
-    return {"type": "function", "function": function}
 
 
 def _json_object(field: str, text: str) -> dict[str, Any]:

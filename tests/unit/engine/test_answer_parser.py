@@ -18,10 +18,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
 from daemon.engine.output.answer_parser import AnswerParser, Parts
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.harmony import MARKS, understood
-from daemon.engine.output.tool_calls import MOST_CHARACTERS
+from daemon.engine.output.tool_calls import MOST_CHARACTERS, Tool
 
-TOOLS: list[dict[str, Any]] = [
-    {"type": "function", "function": {"name": name, "description": "", "parameters": parameters}}
+TOOLS = [
+    Tool(name, "", parameters)
     for name, parameters in {
         "get_weather": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
         "search": {"type": "object", "properties": {"query": {"type": "string"}}},

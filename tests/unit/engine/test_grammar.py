@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daemon.engine.prompt.preparation import response_format
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.engine.structured_output.grammar import of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher
@@ -198,8 +199,9 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_forms_that_cannot_be_kept_to_are_refused_with_their_field(tokenizer: Tokenizer, name: str) -> None:
     """Before anything runs, and not by taking for ever."""
+    wanted = response_format(BAD[name])
     with pytest.raises(SidecarError) as caught:
-        GrammarMatcher(*of_response(BAD[name]), tokenizer.vocabulary("response_format"))
+        GrammarMatcher(wanted.field, of_response(wanted), tokenizer.vocabulary("response_format"))
     assert caught.value.reason == "INVALID_ARGUMENT"
     assert caught.value.field == f"response_format.{BAD[name].WhichOneof('kind')}"
     assert len(caught.value.message) < 500

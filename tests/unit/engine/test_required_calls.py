@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.output.harmony import MARKS
 from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.prompts import offered_tools
 from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.structured_output.required_calls import required_calls
 from daemon.shared.errors import SidecarError
@@ -179,7 +180,7 @@ def test_tools_that_cannot_be_kept_to_are_refused_by_their_field(model: Callable
     source = Resolver([]).resolve(Wanted(model(*NOTATIONS["headers"])))
     tokenizer = Tokenizers(Templates(time.monotonic)).get(source)  # without a template, its worker is not started
     with pytest.raises(SidecarError) as caught:
-        required_calls(pb.Chat(tools=tools), tokenizer.notation, tokenizer)
+        required_calls(offered_tools(pb.Chat(tools=tools)), tokenizer.notation, tokenizer)
     assert (caught.value.reason, caught.value.field) == ("INVALID_ARGUMENT", field), caught.value.message
 
 

@@ -13,10 +13,14 @@ from mlx_lm.tokenizer_utils import NewlineTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from daemon.engine.structured_output.grammar import of_response
+from daemon.engine.structured_output.grammar import ResponseFormat, of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher, vocabulary
 from daemon.shared.errors import SidecarError
-from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+def field_and_grammar(wanted: ResponseFormat) -> tuple[str, str]:
+    """Return the field of a request that has this form, and its grammar."""
+    return wanted.field, of_response(wanted)
 
 
 def walk(form: GrammarMatcher, size: int, eos: int) -> list[int]:
@@ -86,7 +90,9 @@ def test_forms_hold_for_the_text_of_every_kind_of_tokenizer_with_bytes(kind: str
     tokenizer = KNOWN[kind]()  # type: ignore[no-untyped-call]
     regex = r"[a-z]{2} the (true|é)\n\{x\}"
     ids = walk(
-        GrammarMatcher(*of_response(pb.ResponseFormat(regex=regex)), vocabulary(tokenizer, [1], "response_format")),
+        GrammarMatcher(
+            *field_and_grammar(ResponseFormat("regex", regex)), vocabulary(tokenizer, [1], "response_format")
+        ),
         len(tokenizer),
         1,
     )
@@ -96,17 +102,19 @@ def test_forms_hold_for_the_text_of_every_kind_of_tokenizer_with_bytes(kind: str
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        (pb.ResponseFormat(regex="a<think>/\\n"), "a<think>/\n"),
-        (pb.ResponseFormat(grammar='start: "a<think>"'), "a<think>"),
-        (pb.ResponseFormat(json_schema='{"const": "<think>é"}'), '"<think>é"'),
-        (pb.ResponseFormat(json_schema='{"const": "</s>"}'), '"</s>"'),
+        (ResponseFormat("regex", "a<think>/\\n"), "a<think>/\n"),
+        (ResponseFormat("grammar", 'start: "a<think>"'), "a<think>"),
+        (ResponseFormat("json_schema", '{"const": "<think>é"}'), '"<think>é"'),
+        (ResponseFormat("json_schema", '{"const": "</s>"}'), '"</s>"'),
     ],
 )
-def test_text_that_is_also_an_added_token_can_be_written(form: pb.ResponseFormat, text: str) -> None:
+def test_text_that_is_also_an_added_token_can_be_written(form: ResponseFormat, text: str) -> None:
     """Letter by letter, as text; the token itself is none."""
     tokenizer = letters_as_bytes()
     tokenizer.add_tokens(["<think>"])
-    ids = walk(GrammarMatcher(*of_response(form), vocabulary(tokenizer, [1], "response_format")), len(tokenizer), 1)
+    ids = walk(
+        GrammarMatcher(*field_and_grammar(form), vocabulary(tokenizer, [1], "response_format")), len(tokenizer), 1
+    )
     assert tokenizer.decode(ids) == text
 
 
