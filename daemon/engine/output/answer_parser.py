@@ -1,4 +1,4 @@
-"""A streaming parser that splits an answer into text, reasoning and tool calls. Only marks and headers are removed."""
+"""A streaming parser that splits an answer into text, reasoning and tool calls, and removes only marks and headers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from daemon.engine.output.tool_calls import Tool, ToolCall, read
 # The states of the parser
 #
 # mlx-lm's TextStateMachine finds the marks of a model in its answer. It names the part that follows each mark:
-# "normal", "reasoning", "tool", or the name of a header. Two facts decide what such a part means here: whether text
-# has come before (a model may write about its marks), and whether the request has tools.
+# "normal", "reasoning", "tool", or the name of a header. Two facts decide what such a part means here. Without tools in
+# the request, calls are text. After text has begun, the model writes about its marks of reasoning, so they are text.
 #
 #                  think_start                 call_start, with tools
 #                <-------------             ------------------------->
@@ -53,8 +53,8 @@ class State(Enum):
     QUOTED_CALL = auto()
 
 
-_HOLDS = {State.ANSWER_START, State.HEADER, State.CALL}
-"""States whose characters can be sent only when their end is known, if at all."""
+_HOLDS = (State.ANSWER_START, State.HEADER, State.CALL)
+"""States that hold their characters until the end of the state is known."""
 
 
 @dataclass(slots=True)
@@ -152,9 +152,10 @@ class AnswerParser:
 
     def _write(self, piece: str, parts: Parts) -> None:
         """Take characters of the current state."""
-        if self._state is State.REASONING:
+        state = self._state
+        if state is State.REASONING:
             parts.reasoning += piece
-        elif self._state in _HOLDS:
+        elif state in _HOLDS:
             self._held.append(piece)
         else:
             self._text(piece, parts)

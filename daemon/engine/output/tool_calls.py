@@ -114,7 +114,7 @@ class BoundedPattern:
 
 def bounded(parse: Parser) -> Parser:
     """
-    Return a copy of a parser whose regular expressions have a time limit.
+    Return a copy of a parser with a time limit for its regular expressions.
 
     mlx-lm's parsers keep their regular expressions as globals of their module. The copy gets a namespace of its own,
     with bounded expressions and copies of the module's other functions. mlx-lm's module stays as it is.

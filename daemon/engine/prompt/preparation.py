@@ -1,4 +1,4 @@
-"""Prepared requests: a Generate request with all that can be made of it before its model is loaded."""
+"""Prepares a Generate request before its model is loaded: prompt, form, parser of the answer."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
     """
-    A request that fits its model.
+    A request that was checked against its model, with everything that generation needs except the weights.
 
     Attributes:
         source: The model.
-        tokenizer: Its tokenizer.
-        prompt: The ids of the prompt.
+        tokenizer: The model's tokenizer.
+        prompt: The prompt.
         output: Turns generated ids into text.
-        channels: Takes the answer apart; None if all of it is text, as after raw prompts.
+        channels: Splits the answer into text, reasoning and calls; None if all of it is text, as after raw prompts.
         form: The form of the answer; None if it is free.
-        thinking: How the answer begins with reasoning, to which the form does not apply; None if it does not.
+        thinking: How the answer begins with reasoning, to which the form does not apply; None if there is no reasoning.
         header: Ids that the answer begins with, before its form.
     """
 
@@ -45,7 +45,7 @@ class PreparedRequest:
     header: tuple[int, ...] = ()
 
     def constraint(self, vocab: int) -> TokenMask | None:
-        """Return which of `vocab` tokens may be sampled; on the MLX thread."""
+        """Return the mask of the tokens that may be sampled, for logits of width `vocab`. For the MLX thread only."""
         if self.form is None:
             return None
         return TokenMask(self.form, vocab, self.tokenizer.eos_ids, self.thinking, self.header)
@@ -55,16 +55,17 @@ def prepare_request(
     request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer, rendered: str | None = None
 ) -> PreparedRequest:
     """
-    Check a request against its model and make what it needs; off the MLX thread.
+    Check a request against its model and prepare it. Blocks, so it runs off the MLX thread.
 
     Args:
         request: The request.
         source: Its model.
-        tokenizer: That of the model.
+        tokenizer: The model's tokenizer.
         rendered: The text of its conversation; None renders it here.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT or CONTEXT_LENGTH_EXCEEDED.
+        SidecarError: INVALID_ARGUMENT if the prompt or the form cannot be used with this model;
+            CONTEXT_LENGTH_EXCEEDED if prompt and completion do not fit its context.
     """
     prompt = prepare_prompt(request, source, tokenizer, rendered)
     notation = tokenizer.notation if request.HasField("chat") else None
@@ -73,7 +74,7 @@ def prepare_request(
     stops = tuple(request.stop.strings)
     if notation is None:
         return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
-    if not notation.call_start:
+    if not notation.call_start:  # the template gets the tools, but no mark tells a call from text
         tools = []
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
     thinking = notation.thinking(prompt.tokens, wanted=wanted)

@@ -54,7 +54,7 @@ def of_response(wanted: ResponseFormat) -> str:
     Return the grammar of a response format.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT if answers cannot be kept to it.
+        SidecarError: INVALID_ARGUMENT if the form cannot be enforced.
     """
     with translated(wanted.field):
         if wanted.kind == "json_object":
@@ -69,11 +69,13 @@ def of_response(wanted: ResponseFormat) -> str:
 def _checked_lark(field: str, grammar: str) -> str:
     """Return a grammar in the notation of Lark. Refuse what the library accepts there and this API does not."""
     if grammar.lstrip().startswith("{"):
-        raise invalid(field, "begins with a brace, which no rule does")  # but the library's own JSON does
+        raise invalid(
+            field, "begins with a brace; write it in the notation of Lark, with a rule `start`"
+        )  # but the library's own JSON does
     for schema in _embedded_schemas(grammar):
         _checked(field, schema)
     if _UNUSED_ATTRIBUTE.search(grammar):
-        raise invalid(field, "sets a temperature for a rule; set sampling.temperature for the whole instead")
+        raise invalid(field, "sets a temperature for a rule; set sampling.temperature for the whole answer")
     return grammar
 
 
@@ -86,7 +88,7 @@ def json_part(field: str, schema: dict[str, Any]) -> str:
         schema: The schema.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT if JSON cannot be kept to the schema.
+        SidecarError: INVALID_ARGUMENT if the schema cannot be enforced.
     """
     with translated(field):
         (part,) = json.loads(_json_grammar(_checked(field, schema)))["grammars"]
@@ -158,7 +160,9 @@ def _checked(field: str, schema: Any) -> Any:
     scale = math.lcm(*(value.denominator for value in values))
     sizes = [int(value * scale) for value in values]
     if math.lcm(*sizes) > LARGEST_MULTIPLE or sum(sizes) > LARGEST_MULTIPLE:
-        raise invalid(field, f"has values of multipleOf that need more than {LARGEST_MULTIPLE} states together")
+        raise invalid(
+            field, f"has values of multipleOf that need more than {LARGEST_MULTIPLE} states; use smaller values"
+        )
     return schema
 
 
@@ -183,7 +187,7 @@ def translated(field: str, condition: str = "") -> Iterator[None]:
 
     Args:
         field: The field of the request that the grammar comes from.
-        condition: Follows "cannot be kept to" in the message.
+        condition: Follows "cannot be enforced" in the message.
 
     Raises:
         SidecarError: INVALID_ARGUMENT for the field.
@@ -196,4 +200,4 @@ def translated(field: str, condition: str = "") -> Iterator[None]:
         # A panic of Rust code is no Exception: without this it would end the engine.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise invalid(field, f"cannot be kept to{condition}: {str(error)[:MOST_MESSAGE]}") from error
+        raise invalid(field, f"cannot be enforced{condition}: {str(error)[:MOST_MESSAGE]}") from error

@@ -38,7 +38,9 @@ def required_calls(
     """
     form = notation.call_form if notation is not None else None
     if notation is None or form is None:
-        raise invalid(_FIELD, "cannot be REQUIRED: how this model writes calls is not known as JSON")
+        raise invalid(
+            _FIELD, "cannot be REQUIRED: this model is not known to write calls with JSON arguments; use AUTO"
+        )
     tokens = tokenizer.vocabulary(_FIELD)
     calls = {
         f"chat.tools[{index}]": _call(f"chat.tools[{index}]", tool, notation, form, tokens)
@@ -81,11 +83,13 @@ def _call(field: str, tool: Tool, notation: ChatMarkup, form: CallForm, tokens: 
     # The parser has to read the name back from what the grammar makes the model write.
     sample = read(before + "{}" + form.end, notation.parse, [tool]) if notation.parse else None
     if not sample or "{}" not in (call.arguments_json for call in sample):
-        raise invalid(f"{field}.name", "is a name that calls of this model cannot hold")
+        raise invalid(f"{field}.name", "is a name that this model's notation of calls cannot hold; rename the tool")
     schema = tool.parameters or _NO_PARAMETERS
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise invalid(f"{field}.parameters_json", "must allow an object, as arguments are one")
+        raise invalid(
+            f"{field}.parameters_json", "must allow an object, because the arguments of a call are a JSON object"
+        )
     head, tail = form.opening + notation.call_start + before, form.end + notation.call_end
     special = special_in(head + tail, tokens)
     arguments = json_part(f"{field}.parameters_json", {**schema, "type": "object"})

@@ -1,4 +1,4 @@
-"""Vocabularies: forms hold for the text of every kind of tokenizer, or are refused."""
+"""Vocabularies: forms work with the text of every kind of tokenizer, or are refused."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def numbered(words: list[str]) -> dict[str, int]:
 
 
 def bytes_in_pairs(pre: Any, *last: Any) -> PreTrainedTokenizerFast:
-    """Return one that falls back to bytes, with spaces as Sentencepiece writes them."""
+    """Return a tokenizer that falls back to bytes, with spaces as Sentencepiece writes them."""
     words = numbered([*BYTES, "▁", *CHARACTERS, "▁the", "▁{", "true", "\n"])
     model = models.BPE(vocab=words, merges=[], byte_fallback=True, unk_token="<unk>")
     return fast(model, decoders.Sequence([decoders.ByteFallback(), *last]), pre)
 
 
 def letters_as_bytes() -> PreTrainedTokenizerFast:
-    """Return one whose letters stand for bytes."""
+    """Return a tokenizer with letters that stand for bytes."""
     words = numbered([*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġthe", "true"])
     pre = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return fast(models.BPE(vocab=words, merges=[]), decoders.ByteLevel(), pre)
@@ -86,7 +86,7 @@ UNKNOWN: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("kind", KNOWN)
 def test_forms_hold_for_the_text_of_every_kind_of_tokenizer_with_bytes(kind: str) -> None:
-    """The text as the tokenizer itself decodes it."""
+    """The text is that which the tokenizer itself decodes."""
     tokenizer = KNOWN[kind]()  # type: ignore[no-untyped-call]
     regex = r"[a-z]{2} the (true|é)\n\{x\}"
     ids = walk(
@@ -109,7 +109,7 @@ def test_forms_hold_for_the_text_of_every_kind_of_tokenizer_with_bytes(kind: str
     ],
 )
 def test_text_that_is_also_an_added_token_can_be_written(form: ResponseFormat, text: str) -> None:
-    """Letter by letter, as text; the token itself is none."""
+    """The text is written letter by letter. The added token is no text for the form."""
     tokenizer = letters_as_bytes()
     tokenizer.add_tokens(["<think>"])
     ids = walk(
@@ -120,7 +120,7 @@ def test_text_that_is_also_an_added_token_can_be_written(form: ResponseFormat, t
 
 @pytest.mark.parametrize("kind", UNKNOWN)
 def test_a_tokenizer_whose_bytes_are_not_known_has_no_forms(kind: str) -> None:
-    """Rather than a form that its text does not have."""
+    """Otherwise, the text might not have the form."""
     with pytest.raises(SidecarError, match="tokenizer") as caught:
         vocabulary(UNKNOWN[kind](), [1], "response_format")
     assert caught.value.field == "response_format"
