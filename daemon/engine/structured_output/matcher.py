@@ -42,7 +42,8 @@ def vocabulary(tokenizer: Any, eos_ids: Collection[int], field: str) -> Vocabula
     if not eos_ids:
         raise invalid(field, "needs a model with an end-of-sequence token; this model names none")
     refusal = invalid(
-        field, f"cannot be enforced with this model: the bytes of its tokens are not known ({type(tokenizer)})"
+        field,
+        f"cannot be enforced with the tokenizer of this model: it hides the bytes of its tokens ({type(tokenizer)})",
     )
     # A subclass in mlx-lm changes the text after decoding; the tokens do not show that.
     fast = isinstance(tokenizer, PreTrainedTokenizerFast)
