@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mlx_lm.generate import make_text_state_machine
 
+from daemon.engine.output.call_form import CallForm, call_form
 from daemon.engine.output.tool_calls import Parser, bounded
-from daemon.engine.structured_output.call_form import CallForm, call_form
-from daemon.engine.structured_output.token_mask import Thinking
 
 TEXT, REASONING, CALL = "normal", "reasoning", "tool"
 """Names of mlx-lm's state machine for the parts of an answer. Any other name is that of a header."""
 
 _TAIL = 32
 """Tokens at the end of a prompt that are searched for a mark."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """
+    How a model reasons before its answer.
+
+    Attributes:
+        start, end: Ids of the marks around the reasoning.
+        opened: Whether the prompt ends with the start mark. If not, the model may write it as its first tokens.
+        turn: Ids that have to follow the reasoning before the answer begins.
+        barred: Ids that the reasoning cannot hold, because they would end it in another way.
+    """
+
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+    opened: bool
+    turn: tuple[int, ...] = ()
+    barred: tuple[int, ...] = ()
 
 
 class ChatMarkup:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from daemon.cache.identity import ModelSource
 from daemon.engine.output.answer_parser import AnswerParser
-from daemon.engine.output.chat_markup import ChatMarkup
+from daemon.engine.output.chat_markup import ChatMarkup, Thinking
 from daemon.engine.output.detokenizer import Output
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.prompts import Prompt, offered_tools, prepare_prompt
@@ -15,7 +15,7 @@ from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.engine.structured_output.grammar import ResponseFormat, of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.engine.structured_output.required_calls import required_calls
-from daemon.engine.structured_output.token_mask import Thinking, TokenMask
+from daemon.engine.structured_output.token_mask import TokenMask
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
@@ -101,5 +101,5 @@ def _form(
         wanted = response_format(request.response_format)
         return GrammarMatcher(wanted.field, of_response(wanted), tokenizer.vocabulary("response_format"))
     if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        return required_calls(tools, notation, tokenizer, request.chat.required_tool)
+        return required_calls(tools, notation, tokenizer.vocabulary, request.chat.required_tool)
     return None

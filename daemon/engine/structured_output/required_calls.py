@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from daemon.engine.output.call_form import CallForm
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.tool_calls import Tool, read
-from daemon.engine.prompt.tokenizers import Tokenizer
-from daemon.engine.structured_output.call_form import CallForm
 from daemon.engine.structured_output.grammar import json_part, text_part
 from daemon.engine.structured_output.matcher import GrammarMatcher, Vocabulary, special_in
 from daemon.shared.errors import SidecarError, invalid
@@ -22,7 +21,7 @@ _NO_PARAMETERS: dict[str, Any] = {"additionalProperties": False}
 
 
 def required_calls(
-    tools: Sequence[Tool], notation: ChatMarkup | None, tokenizer: Tokenizer, only: str = ""
+    tools: Sequence[Tool], notation: ChatMarkup | None, vocabulary: Callable[[str], Vocabulary], only: str = ""
 ) -> GrammarMatcher:
     """
     Return the form of an answer that is one or several calls.
@@ -30,7 +29,7 @@ def required_calls(
     Args:
         tools: The request's tools.
         notation: How the model writes calls; None if that is not known.
-        tokenizer: The model's tokenizer.
+        vocabulary: Returns the model's tokens, given the field of the request that needs them.
         only: Name of the tool that must be called, once; any tools if empty.
 
     Raises:
@@ -41,7 +40,7 @@ def required_calls(
         raise invalid(
             _FIELD, "cannot be REQUIRED: this model is not known to write calls with JSON arguments; use AUTO"
         )
-    tokens = tokenizer.vocabulary(_FIELD)
+    tokens = vocabulary(_FIELD)
     calls = {
         f"chat.tools[{index}]": _call(f"chat.tools[{index}]", tool, notation, form, tokens)
         for index, tool in enumerate(tools)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import Enum, auto
 
 import mlx.core as mx
 
+from daemon.engine.output.chat_markup import Thinking
 from daemon.engine.structured_output.matcher import GrammarMatcher
 
 # The phases of a completion
@@ -49,26 +49,8 @@ _WORD = 32
 """Bits in a word of the grammar's mask."""
 
 
-@dataclass(frozen=True, slots=True)
-class Thinking:
-    """
-    How a model reasons before its answer.
-
-    Attributes:
-        start, end: Ids of the marks around the reasoning.
-        opened: Whether the prompt ends with the start mark. If not, the model may write it as its first tokens.
-        turn: Ids that have to follow the reasoning before the answer begins.
-        barred: Ids that the reasoning cannot hold, because they would end it in another way.
-    """
-
-    start: tuple[int, ...]
-    end: tuple[int, ...]
-    opened: bool
-    turn: tuple[int, ...] = ()
-    barred: tuple[int, ...] = ()
-
-
 _NO_THINKING = Thinking((), (), opened=False)
+"""Stands for a model that does not reason; MAY_OPEN and REASONING are not entered then."""
 
 
 class TokenMask:

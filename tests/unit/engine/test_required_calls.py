@@ -180,7 +180,7 @@ def test_tools_that_cannot_be_kept_to_are_refused_by_their_field(model: Callable
     source = Resolver([]).resolve(Wanted(model(*NOTATIONS["headers"])))
     tokenizer = Tokenizers(Templates(time.monotonic)).get(source)  # without a template, its worker is not started
     with pytest.raises(SidecarError) as caught:
-        required_calls(offered_tools(pb.Chat(tools=tools)), tokenizer.notation, tokenizer)
+        required_calls(offered_tools(pb.Chat(tools=tools)), tokenizer.notation, tokenizer.vocabulary)
     assert (caught.value.reason, caught.value.field) == ("INVALID_ARGUMENT", field), caught.value.message
 
 

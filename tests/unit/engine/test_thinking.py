@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from daemon.engine.structured_output.token_mask import Thinking, TokenMask
+from daemon.engine.output.chat_markup import Thinking
+from daemon.engine.structured_output.token_mask import TokenMask
 
 VOCAB, EOS = 64, 2
 OPEN, ANALYSIS, END, START, FINAL, BRACE = 10, 11, 12, 13, 14, 20
