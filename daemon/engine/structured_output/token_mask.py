@@ -48,7 +48,6 @@ _WRITTEN = {Phase.OPENING: Phase.REASONING, Phase.HEADER: Phase.FORM}
 _WORD = 32
 """Bits in a word of the grammar's mask."""
 
-
 _NO_THINKING = Thinking((), (), opened=False)
 """Stands for a model that does not reason; MAY_OPEN and REASONING are not entered then."""
 
