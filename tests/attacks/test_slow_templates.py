@@ -1,4 +1,4 @@
-"""Chat templates that are slow, as programs of strangers may be: they hold up their own model's conversations alone."""
+"""Slow chat templates, which are untrusted programs, delay only the conversations of their own model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHAT = [Message(role="user", content="once upon a time")]
 
 
 def model(folder: Path, name: str, template: str = "") -> str:
-    """Return a model of its own, with a template of its own."""
+    """Return a new model with its own template."""
     path = copy_of_embedded(folder, name)
     if template:
         (path / "chat_template.jinja").write_text(template)
@@ -44,7 +44,7 @@ def chat(name: str, content: str = "once upon a time") -> pb.GenerateRequest:
 
 @pytest.fixture(name="harness")
 def _harness(tmp_path: Path) -> Iterator[Harness]:
-    """Return an engine of the test's own."""
+    """Return an engine for one test."""
     harness = Harness(state_dir=tmp_path / "state")
     yield harness
     harness.close()
@@ -84,7 +84,7 @@ async def test_twenty_slow_conversations_hold_up_no_other_prompt(
 
 
 class Gate:
-    """Lets templates be rendered when a test says so, and knows which are."""
+    """Holds templates until the test releases them, and records which are being rendered."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[str] = []
@@ -108,12 +108,12 @@ class Gate:
 
 @pytest.fixture(name="gate")
 def _gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    """Return what holds templates."""
+    """Return a gate that holds templates."""
     return Gate(monkeypatch)
 
 
 def test_a_model_has_one_worker_at_most(harness: Harness, gate: Gate) -> None:
-    """However many of its conversations wait; they are rendered in the order in which they came."""
+    """Conversations of a model are rendered in the order of their arrival, one at a time."""
     calls = [harness.begin(chat("embedded", str(number))) for number in range(8)]
     harness.until(lambda: gate.active == 1)
     gate.go_on.release(8)
@@ -125,7 +125,7 @@ def test_a_model_has_one_worker_at_most(harness: Harness, gate: Gate) -> None:
 
 
 def test_workers_are_few_and_models_take_turns(harness: Harness, gate: Gate, tmp_path: Path) -> None:
-    """Each of six models has its first conversation rendered before any has its second, on all workers there are."""
+    """The first conversation of each of six models is rendered before any second one, on all workers."""
     names = [model(tmp_path, letter) for letter in "abcdef"]
     calls = [harness.begin(chat(name, f"{name[-1]}{number}")) for name in names for number in range(3)]
     templates = harness.engine._background._threads[Pool.TEMPLATES]._lanes
@@ -143,7 +143,7 @@ def test_workers_are_few_and_models_take_turns(harness: Harness, gate: Gate, tmp
 
 
 def test_plain_prompts_pass_templates_that_wait(harness: Harness, gate: Gate, tmp_path: Path) -> None:
-    """While every worker is busy and conversations of more models wait: text and ids, of those models and of others."""
+    """Text and ids are prepared while all workers are busy and conversations wait, for any model."""
     names = [model(tmp_path, letter) for letter in "abcdef"]
     calls = [harness.begin(chat(name)) for name in names for _ in range(2)]
     harness.until(lambda: gate.active == WORKERS)
@@ -159,7 +159,7 @@ def test_plain_prompts_pass_templates_that_wait(harness: Harness, gate: Gate, tm
 
 
 def test_conversations_whose_callers_left_are_not_rendered(harness: Harness, gate: Gate) -> None:
-    """Of twenty only the one that is being rendered costs anything; the next caller comes right after it."""
+    """Of twenty cancelled conversations, only the first takes a worker; the next caller follows it."""
     calls = [harness.begin(chat("embedded", str(number))) for number in range(20)]
     harness.until(lambda: gate.active == 1)
     for call in calls:

@@ -225,7 +225,11 @@ class Draft:
 def delta(piece: Piece, *, logprobs: bool) -> pb.GenerateResponse:
     """Return the event for a piece of text."""
     ids = [token.id for token in piece.tokens]
-    message = pb.Delta(text=piece.text, token_ids=ids, reasoning=piece.reasoning, tool_calls=piece.calls)
+    calls = [
+        pb.GeneratedToolCall(index=call.index, id=call.id, name=call.name, arguments_json=call.arguments_json)
+        for call in piece.calls
+    ]
+    message = pb.Delta(text=piece.text, token_ids=ids, reasoning=piece.reasoning, tool_calls=calls)
     if logprobs:
         message.logprobs.extend(_logprob(token) for token in piece.tokens)
     return pb.GenerateResponse(delta=message)

@@ -1,1 +1,1 @@
-"""Tokens become text, reasoning and tool calls."""
+"""Turns generated tokens into text, reasoning and tool calls."""

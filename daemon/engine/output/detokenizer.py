@@ -1,20 +1,23 @@
-"""Output: from generated ids to text deltas. Never half a character, never a part of a stop string."""
+"""Incremental detokenization: ids become text deltas of whole characters, up to the first stop string."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mlx_sidecar.v1 import sidecar_pb2 as pb
+from daemon.engine.output.tool_calls import ToolCall
 
 _REPLACEMENT = "\ufffd"
 _CHARACTER_TOKENS = 3
-"""A UTF-8 character has at most 4 bytes, so that at most the last 3 tokens can be a beginning of one."""
+"""A UTF-8 character has at most 4 bytes, so at most the last 3 tokens can be the beginning of a character."""
 
 
 class Detokenizer:
     """
-    Turns ids into text piece by piece, so that the pieces together are the decoded whole.
+    Turns ids into text piece by piece. The joined pieces equal the text of all ids, decoded at once.
+
+    The text of an id depends on the ids before it. So the ids of the last piece stay as context: a new piece is the
+    difference between the texts with and without the new ids.
 
     Args:
         decode: Returns the text of ids.
@@ -27,12 +30,12 @@ class Detokenizer:
         self._shown = ""
 
     def add(self, token: int) -> str:
-        """Take one id and return the text that is complete now, which may be empty."""
+        """Take an id and return the text that is complete now, which may be empty."""
         self._ids.append(token)
         text = self._decode(self._ids)
         if not text.endswith(_REPLACEMENT):
             return self._show(len(self._ids), text)
-        # Bytes that are no text stay unreadable for ever; only the last few can still become a character.
+        # Bytes that are no text never become readable; only the last few can still become a character.
         for settled in range(len(self._ids) - _CHARACTER_TOKENS, self._shown_ids, -1):
             early = self._decode(self._ids[:settled])
             if early + self._decode(self._ids[settled:]) == text:
@@ -40,11 +43,11 @@ class Detokenizer:
         return ""
 
     def flush(self) -> str:
-        """Return what was held back, as it reads now."""
+        """Return the text that was held back; incomplete characters are replacement characters."""
         return self._show(len(self._ids), self._decode(self._ids)) if self._ids else ""
 
     def _show(self, ids: int, text: str) -> str:
-        """Emit what is new of the text of the first `ids` ids, then keep only those as context for the next."""
+        """Return the new part of `text`, which the first `ids` ids decode to, and keep only its ids as context."""
         piece = text[_common_length(text, self._shown) :]
         self._ids = self._ids[self._shown_ids :]
         self._shown_ids = ids - self._shown_ids
@@ -52,14 +55,22 @@ class Detokenizer:
         return piece
 
 
-def _common_length(one: str, other: str) -> int:
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+def _common_length(left: str, right: str) -> int:
+    """Return the length of the longest common beginning."""
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A generated token and, if asked for, its log-probability and the likeliest alternatives (id, log-probability)."""
+    """
+    A generated token.
+
+    Attributes:
+        id: Its id.
+        logprob: Its log-probability; None if not asked for.
+        top: The likeliest alternatives, as pairs of id and log-probability; empty if not asked for.
+    """
 
     id: int
     logprob: float | None = None
@@ -68,12 +79,20 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that may be sent, and the tokens that it completes; of a conversation, also its other channels."""
+    """
+    Output that may be sent.
+
+    Attributes:
+        text: Text of the answer.
+        tokens: The tokens that are complete with it.
+        reasoning: Text of the reasoning; empty unless the prompt is a conversation.
+        calls: Tool calls; none unless the prompt is a conversation.
+    """
 
     text: str
     tokens: list[Token]
     reasoning: str = ""
-    calls: Sequence[pb.GeneratedToolCall] = ()
+    calls: Sequence[ToolCall] = ()
 
     def __bool__(self) -> bool:
         return bool(self.text or self.tokens or self.reasoning or self.calls)
@@ -82,14 +101,14 @@ class Piece:
 @dataclass(slots=True)
 class Output:
     """
-    One request's completion.
+    The text of a completion, and where a stop string ends it.
 
     Args:
         decode: Returns the text of ids.
-        stops: Stop strings; text that could be the beginning of one is held back.
+        stops: Stop strings. Text that could be the beginning of a stop string is held back.
 
     Attributes:
-        stop_match: The stop string that was met; empty if none was.
+        stop_match: The stop string that ended the text; empty if none did.
     """
 
     decode: Callable[[Sequence[int]], str]
@@ -97,21 +116,26 @@ class Output:
     stop_match: str = ""
     _detokenizer: Detokenizer = field(init=False)
     _held: str = field(default="", init=False)
+    """Decoded text that was not sent yet."""
     _undecoded: list[Token] = field(default_factory=list, init=False)
+    """Tokens without complete text."""
     _waiting: list[tuple[int, Token]] = field(default_factory=list, init=False)
+    """Decoded tokens that were not sent yet, each with the number of characters up to the end of its text."""
     _decoded: int = field(default=0, init=False)
+    """Characters that were decoded."""
     _sent: int = field(default=0, init=False)
+    """Characters that were sent."""
 
     def __post_init__(self) -> None:
         self._detokenizer = Detokenizer(self.decode)
 
     def add(self, token: Token) -> Piece:
-        """Take a token and return what may be sent now. Sets `stop_match` if a stop string is complete."""
+        """Take a token and return the output that may be sent now. Sets `stop_match` if a stop string is complete."""
         self._undecoded.append(token)
         return self._take(self._detokenizer.add(token.id))
 
     def finish(self) -> Piece:
-        """Return what was held back; called once, at the end. Nothing follows a stop string."""
+        """Return the output that was held back. Called once, at the end. Nothing follows a stop string."""
         if self.stop_match:
             return Piece("", [])
         piece = self._take(self._detokenizer.flush())
@@ -131,8 +155,8 @@ class Output:
         return self._send(self._safe_length())
 
     def _safe_length(self) -> int:
-        """Return how much of the held text may go: up to a stop string, or to what may be the beginning of one."""
-        # The first to be complete ends it, however the text was cut into tokens; of two, the longer.
+        """Return how many held characters may be sent: those before a stop string, or before the beginning of one."""
+        # The stop string that is complete first ends the text, however it was cut into tokens; of two, the longer.
         matches = [(at + len(stop), at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
         if matches:
             _, at, self.stop_match = min(matches)
@@ -144,6 +168,7 @@ class Output:
         return len(self._held)
 
     def _send(self, length: int) -> Piece:
+        """Return that many held characters, with the tokens that are complete with them."""
         text, self._held = self._held[:length], self._held[length:]
         self._sent += length
         ready = [token for end, token in self._waiting if end <= self._sent]

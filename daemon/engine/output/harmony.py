@@ -1,4 +1,4 @@
-"""Harmony: the channels and calls of gpt-oss, of which mlx-lm does not know (openai/harmony, docs/format.md)."""
+"""The marks of gpt-oss (the harmony format: openai/harmony, docs/format.md), which mlx-lm does not know."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ _NAME = re.compile(r"[^\s<]+")
 
 
 class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no types
-    """A tokenizer whose model writes each part of its answer as a message with a header."""
+    """
+    The tokenizer of a model that writes each part of its answer as a message with a header.
+
+    Such a message is `<|start|>assistant<|channel|>CHANNEL<|message|>CONTENT<|end|>`. The channel `analysis` is
+    reasoning, other channels are text, and a header with `to=functions.NAME` is a call. The prompt ends with
+    `<|start|>assistant`, so the first message of an answer begins with its channel.
+    """
 
     def __init__(self, tokenizer: Any, detokenizer_class: Any, eos_token_ids: set[int]) -> None:
         vocabulary = tokenizer.get_vocab()
@@ -51,7 +57,7 @@ class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no t
 
     @property
     def think_end(self) -> str:
-        """The end of any message, and so of reasoning."""
+        """The end of any message, so that of reasoning as well."""
         return "<|end|>"
 
     @property
@@ -66,27 +72,27 @@ class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no t
 
     @property
     def message_ends(self) -> tuple[str, ...]:
-        """The marks that a message ends with."""
+        """The marks that end a message."""
         return ("<|end|>", "<|return|>", "<|call|>")
 
     @property
     def barred_tokens(self) -> tuple[int, ...]:
-        """Ids of the marks that no message can hold: each would begin another part of the answer, or end it."""
+        """Ids of the marks that no message can hold: each begins another part of the answer, or ends it."""
         return tuple(self._tokenizer.get_vocab()[mark] for mark in MARKS if mark != self.think_end)
 
     @property
     def turn_tokens(self) -> tuple[int, ...]:
-        """Ids of what each message begins with but the first, whose beginning is in the prompt."""
+        """Ids that begin each message except the first, which begins in the prompt."""
         return tuple(self._tokenizer.encode("<|start|>assistant", add_special_tokens=False))
 
     @property
     def answer_header_tokens(self) -> tuple[int, ...]:
-        """Ids of what follows that in an answer."""
+        """Ids of the header of the final answer, which follow `turn_tokens`."""
         return tuple(self._tokenizer.encode("<|channel|>final<|message|>", add_special_tokens=False))
 
 
 def understood(wrapper: Any) -> Any:
-    """Return a tokenizer as mlx-lm has it, or, if it has the marks of harmony, one that knows what they mean."""
+    """Return a tokenizer that knows the marks of its model: a HarmonyWrapper if the vocabulary has its marks."""
     vocabulary = wrapper.get_vocab()
     if not all(mark in vocabulary for mark in MARKS):
         return wrapper
@@ -95,7 +101,9 @@ def understood(wrapper: Any) -> Any:
 
 def with_thinking(message: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Return a message as gpt-oss's template reads it: reasoning under another name, and beside a call no other text.
+    Return a message of a conversation as the template of gpt-oss reads it.
+
+    The template calls the reasoning `thinking`. It has one text before a call, so reasoning and content are joined.
     """
     thinking, content = message.get("reasoning_content"), message["content"]
     if not thinking:
@@ -107,10 +115,10 @@ def with_thinking(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse_tool_call(text: str, _tools: Any = None) -> dict[str, Any]:
     """
-    Read a call: the name, the rest of the header, the arguments as JSON.
+    Return the call in the text behind `to=functions.`: a name, the rest of the header, the arguments as JSON.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the text is no call.
     """
     header, mark, arguments = text.partition("<|message|>")
     name = _NAME.match(header)

@@ -1,4 +1,4 @@
-"""Tool calls: from what a model wrote between its marks to calls of the request's tools."""
+"""Reads the tool calls that a model writes between its marks, with mlx-lm's parsers under a time limit."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import secrets
 import string
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import FunctionType
+from typing import Any, TypeAlias
 
 import regex
 import structlog
 
 from daemon.shared.log_fields import cause
-from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 MOST_CHARACTERS = 256 * 1024
-"""What is longer is not read."""
+"""A longer call is not read."""
 
 MOST_SECONDS = 0.25
 """
-For one regular expression of a parser. They run on the MLX thread, and some take time that grows with the cube of the
-text: 5 s for 16,000 characters of a model that repeats itself.
+Time limit of one regular expression of a parser. Parsers run on the MLX thread, and the time of some grows with the
+cube of the text: 5 s for 16,000 characters of a model that repeats itself.
 """
 
 _SKIPPED = ("<|open|>call ", "<function=")
@@ -32,26 +33,68 @@ _ID = string.ascii_letters + string.digits
 _ID_LENGTH = 9
 """Nine letters and digits: Mistral's templates accept no other ids."""
 
+Parser: TypeAlias = Callable[[str, Any], Any]
+"""Reads the text between the marks of a call, given the tools: one call or a list of them. It may raise anything."""
+
 log = structlog.get_logger()
 
 
-def read(
-    written: str, parse: Callable[[str, Any], Any], tools: Sequence[dict[str, Any]]
-) -> list[pb.GeneratedToolCall] | None:
+@dataclass(frozen=True, slots=True)
+class Tool:
     """
-    Return the calls in what a model wrote, without their index; None if it is not, as a whole, calls of these tools.
+    A function that a request offers to the model.
+
+    Attributes:
+        name: Its name.
+        description: When to use it; may be empty.
+        parameters: JSON schema of its arguments; empty if the request has none.
+    """
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+    def declaration(self) -> dict[str, Any]:
+        """Return it as chat templates and mlx-lm's parsers expect it."""
+        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """
+    A call that the model made.
+
+    Attributes:
+        index: Its position among the calls of the answer, from 0.
+        id: The model's own name for it, or else 9 random letters and digits.
+        name: Name of the tool.
+        arguments_json: A JSON object as text.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments_json: str
+
+
+def read(written: str, parse: Parser, tools: Sequence[Tool], first: int = 0) -> list[ToolCall] | None:
+    """
+    Return the calls in a text that a model wrote; None if the text is not, as a whole, calls of these tools.
 
     Args:
         written: The text between the marks.
-        parse: mlx-lm's parser of this notation; returns one call or several.
-        tools: The request's tools, as chat templates get them.
+        parse: The parser of this notation.
+        tools: The request's tools.
+        first: Index of the first call.
     """
     if len(written) > MOST_CHARACTERS:
         return None
     try:
-        parsed = parse(written, list(tools))
-        names = {tool["function"]["name"] for tool in tools}
-        calls = [_call(entry, names) for entry in (parsed if isinstance(parsed, list) else [parsed])]
+        parsed = parse(written, [tool.declaration() for tool in tools])
+        names = {tool.name for tool in tools}
+        entries = parsed if isinstance(parsed, list) else [parsed]
+        calls = [_call(entry, names, index) for index, entry in enumerate(entries, first)]
         return calls if len(calls) >= max(1, *(written.count(begin) for begin in _SKIPPED)) else None
     except Exception as error:  # parsers index, unpack and recurse as if models made no mistakes
         log.info("a tool call cannot be read and is passed on as text", error=cause(error))
@@ -59,7 +102,7 @@ def read(
 
 
 class BoundedPattern:
-    """A regular expression that gives up with TimeoutError after MOST_SECONDS."""
+    """A regular expression that raises TimeoutError after MOST_SECONDS."""
 
     def __init__(self, pattern: Any) -> None:
         self.pattern = pattern
@@ -69,15 +112,38 @@ class BoundedPattern:
         return partial(value, timeout=MOST_SECONDS) if callable(value) else value
 
 
-def bound(parse: Callable[[str, Any], Any]) -> None:
-    """Bound the regular expressions of a parser of mlx-lm, which are attributes of its module. Harmless twice."""
-    module = sys.modules[parse.__module__]
-    for name, value in list(vars(module).items()):
+def bounded(parse: Parser) -> Parser:
+    """
+    Return a copy of a parser with a time limit for its regular expressions.
+
+    mlx-lm's parsers keep their regular expressions as globals of their module. The copy gets a namespace of its own,
+    with bounded expressions and copies of the module's other functions. mlx-lm's module stays as it is.
+    """
+    if not isinstance(parse, FunctionType):
+        return parse
+    original = vars(sys.modules[parse.__module__])
+    namespace = dict(original)
+    for name, value in original.items():
         if isinstance(value, regex.Pattern):
-            setattr(module, name, BoundedPattern(value))
+            namespace[name] = BoundedPattern(value)
+        elif isinstance(value, FunctionType) and value.__globals__ is original:
+            namespace[name] = _with_globals(value, namespace)
+    return _with_globals(parse, namespace)
 
 
-def _call(entry: Any, names: set[str]) -> pb.GeneratedToolCall:
+def _with_globals(function: FunctionType, namespace: dict[str, Any]) -> FunctionType:
+    copy = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _call(entry: Any, names: set[str], index: int) -> ToolCall:
+    """
+    Return a call that a parser read.
+
+    Raises:
+        ValueError: If it is no call of one of the tools, or if its arguments cannot be sent.
+    """
     name, arguments = entry["name"], entry.get("arguments") or {}
     if isinstance(arguments, str):
         arguments = json.loads(arguments)
@@ -87,4 +153,4 @@ def _call(entry: Any, names: set[str]) -> pb.GeneratedToolCall:
     text.encode()  # half a surrogate pair is no text, and could not be sent
     given = entry.get("id")
     made = "".join(secrets.choice(_ID) for _ in range(_ID_LENGTH))
-    return pb.GeneratedToolCall(id=given if isinstance(given, str) and given else made, name=name, arguments_json=text)
+    return ToolCall(index, given if isinstance(given, str) and given else made, name, text)

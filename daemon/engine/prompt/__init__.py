@@ -1,1 +1,1 @@
-"""Prompts: chat templates, tokenizers, and the preparation of a request."""
+"""Turns requests into prompts: chat templates, tokenizers, and the checks against the model."""

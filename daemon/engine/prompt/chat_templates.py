@@ -1,4 +1,4 @@
-"""Chat templates: rendered in processes that can be killed, because a thread that never ends cannot."""
+"""Renders chat templates in worker processes, which can be killed when a template never ends; a thread cannot."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.machine_faults import machine_fault
 
 WORKERS = 3
-"""Templates that are rendered at the same time. Each worker takes 60 MB, and 512 MB more at most while it renders."""
+"""Templates that are rendered at the same time. Each worker takes 60 MB, and at most 512 MB more while it renders."""
 IDLE_SECONDS = 20.0
-"""A worker that had nothing to do for so long is ended, but for one: a start takes a second."""
+"""A worker that was idle for so long is ended. The last worker stays, because a start takes a second."""
 BAN_SECONDS = 600.0
 STRIKES = 2
-"""A template whose worker died so often within the time above is refused unrendered, until that time is over."""
+"""A template that killed so many workers within BAN_SECONDS is refused unrendered until that time is over."""
 _MESSAGE = 200
+"""Characters of a template's own message that an error quotes."""
 _REMEMBERED = 64
+"""Templates with strikes that are remembered."""
 _COMMAND = (sys.executable, "-P", "-m", "daemon.engine.template_worker")
 
 log = structlog.get_logger()
@@ -32,14 +34,14 @@ log = structlog.get_logger()
 
 class Templates:
     """
-    Renders conversations, as many at a time as there may be workers; any thread may ask, and waits.
+    Renders conversations in a pool of workers. Any thread may call; it blocks until its answer has come.
 
-    Workers start when they are needed. Who is next when all are busy is the caller's business.
+    Workers start when they are needed. The order of threads that wait for a worker is not defined.
 
     Args:
         clock: Seconds that never go back.
-        command: Command line of the workers.
-        workers: The most of them.
+        command: Command line of a worker.
+        workers: Most workers at a time.
     """
 
     def __init__(self, clock: Callable[[], float], command: Sequence[str] = _COMMAND, workers: int = WORKERS) -> None:
@@ -48,20 +50,25 @@ class Templates:
         self._lock = threading.Lock()
         self._free = threading.Semaphore(workers)
         self._idle: list[tuple[Renderer, float]] = []
-        """Workers without work, and when they ended their last; the one that is used next comes last."""
+        """Idle workers, each with the time since when; the last is used next."""
         self._busy: set[Renderer] = set()
         self._strikes: OrderedDict[bytes, list[float]] = OrderedDict()
         self._closed = False
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of its workers."""
+        """Process ids of the workers."""
         with self._lock:
-            return [one.pid for one in (*self._busy, *(one for one, _ in self._idle))]
+            return [worker.pid for worker in (*self._busy, *(worker for worker, _ in self._idle))]
 
     def render(self, template: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
         """
-        Return a conversation as text. `options` are variables of the template, `tools` among them.
+        Return a conversation as text.
+
+        Args:
+            template: Source of the template.
+            messages: The conversation, as templates expect it.
+            options: Other variables of the template, `tools` among them.
 
         Raises:
             SidecarError: INVALID_ARGUMENT if the template refuses it, fails, or takes too much time or memory;
@@ -85,27 +92,27 @@ class Templates:
         raise invalid("chat", f"cannot be rendered by the model's chat template ({answer['raised']})")
 
     def trim(self) -> None:
-        """End all but one of the workers that had nothing to do for long; to be called now and then, never blocks."""
+        """End the workers that were idle for IDLE_SECONDS, but not the last. To be called regularly; never blocks."""
         with self._lock:
             spare = len(self._idle) + len(self._busy) - 1
-            before = self._clock() - IDLE_SECONDS
-            ended = [one for one in self._idle[: max(0, spare)] if one[1] <= before]
-            self._idle = [one for one in self._idle if one not in ended]
-        for worker, _ in ended:
+            latest = self._clock() - IDLE_SECONDS
+            stale = [entry for entry in self._idle[: max(0, spare)] if entry[1] <= latest]
+            self._idle = [entry for entry in self._idle if entry not in stale]
+        for worker, _ in stale:
             threading.Thread(target=worker.close, name="trim", daemon=True).start()
 
     def close(self) -> None:
-        """End the workers, also in the middle of their work; nothing is rendered any more."""
+        """End the workers, also in the middle of their work. Later calls of `render` are refused."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            for worker in (*self._busy, *(one for one, _ in idle)):
+            for worker in (*self._busy, *(worker for worker, _ in idle)):
                 worker.kill()
         for worker, _ in idle:
             worker.close()
 
     def _ask(self, line: bytes) -> dict[str, str] | None:
-        """Return a worker's answer; None if it died of the question."""
+        """Return a worker's answer; None if the worker died."""
         worker = self._take()
         answer = None
         try:
@@ -115,9 +122,10 @@ class Templates:
         return answer
 
     def _take(self) -> Renderer:
+        """Return a worker that is now busy: the idle worker that was used last, or a new worker."""
         with self._lock:
             if self._closed:
-                raise invalid("chat", "cannot be rendered: the engine ends")
+                raise invalid("chat", "cannot be rendered: the engine is shutting down")
             worker = self._idle.pop()[0] if self._idle else None
         if worker is None:
             try:
@@ -126,11 +134,12 @@ class Templates:
                 raise _unstarted(error) from error
         with self._lock:
             self._busy.add(worker)
-            if self._closed:  # meanwhile; it answers nothing
+            if self._closed:  # `close` was called during the start, and did not see this worker
                 worker.kill()
         return worker
 
     def _give_back(self, worker: Renderer, *, alive: bool) -> None:
+        """Make a worker idle, or end it if it died or the pool is closed."""
         with self._lock:
             self._busy.discard(worker)
             stays = alive and not self._closed
@@ -140,6 +149,7 @@ class Templates:
             worker.close()
 
     def _killed(self, digest: bytes) -> SidecarError:
+        """Count a strike of a template and return the error of the request."""
         log.warning("a chat template took too much time or memory; its worker was ended", template=digest.hex()[:16])
         with self._lock:
             strikes = self._strikes.setdefault(digest, [])

@@ -1,4 +1,4 @@
-"""Prompts: from a request to token ids, checked against the model. Runs on the engine's pools of threads."""
+"""Renders and tokenises the prompt of a request, and checks it against the model's vocabulary and context length."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.cache.identity import ModelSource
+from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.shared.errors import Reason, SidecarError, invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 DEFAULT_MAX_TOKENS = 2048
+"""Most tokens of a completion if the request names no maximum."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that fits its model: its ids, and how many tokens may follow."""
+    """
+    A prompt that fits its model.
+
+    Attributes:
+        tokens: Its ids.
+        max_tokens: Most tokens to generate after it.
+    """
 
     tokens: list[int]
     max_tokens: int
@@ -27,16 +35,17 @@ def prepare_prompt(
     request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer, rendered: str | None = None
 ) -> Prompt:
     """
-    Render and tokenise a prompt and check it against the model's vocabulary and context.
+    Return the prompt of a request, rendered, tokenised and checked. Runs on the engine's pools of threads.
 
     Args:
-        request: What is asked for.
+        request: The request.
         source: Its model.
-        tokenizer: That of the model.
+        tokenizer: The model's tokenizer.
         rendered: The text of its conversation; None renders it here.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT or CONTEXT_LENGTH_EXCEEDED.
+        SidecarError: INVALID_ARGUMENT if the prompt is empty, cannot be rendered or has ids that the model has not;
+            CONTEXT_LENGTH_EXCEEDED if prompt and completion do not fit the model's context.
     """
     tokens = tokenise(request, tokenizer, rendered)
     if not tokens:
@@ -51,10 +60,15 @@ def prepare_prompt(
 
 def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer, rendered: str | None = None) -> list[int]:
     """
-    Return the ids of a request's prompt, whichever form it has; `rendered` as for `prepare`.
+    Return the ids of a request's prompt, which is ids, text or a conversation.
+
+    Args:
+        request: The request.
+        tokenizer: The model's tokenizer.
+        rendered: The text of its conversation; None renders it here.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT if the chat template is missing, refuses the conversation, or takes too much.
+        SidecarError: INVALID_ARGUMENT if the conversation cannot be rendered, as for `render`.
     """
     kind = request.WhichOneof("prompt")
     if kind == "tokens":
@@ -66,10 +80,11 @@ def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer, rendered: str | 
 
 def render(chat: pb.Chat, tokenizer: Tokenizer) -> str:
     """
-    Return the text of a conversation, by its model's own template. Waits for the process that renders it.
+    Return the text of a conversation, by its model's own template. Blocks until another process has rendered it.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT if the template is missing, refuses the conversation, or takes too much.
+        SidecarError: INVALID_ARGUMENT if the template is missing, refuses the conversation, or takes too much time or
+            memory.
     """
     if not tokenizer.has_chat_template:
         raise invalid("chat", "needs a chat template and this model has none; send text instead")
@@ -78,14 +93,14 @@ def render(chat: pb.Chat, tokenizer: Tokenizer) -> str:
         options["add_generation_prompt"] = chat.add_generation_prompt
     if chat.HasField("enable_thinking"):
         options["enable_thinking"] = chat.enable_thinking
-    if tools := offered(chat):
-        options["tools"] = tools
+    if tools := offered_tools(chat):
+        options["tools"] = [tool.declaration() for tool in tools]
     messages = [_message(index, message) for index, message in enumerate(chat.messages)]
     return tokenizer.render(messages, **options)
 
 
 def _message(index: int, message: pb.ChatMessage) -> dict[str, Any]:
-    """Return a message as templates expect it: optional keys are absent rather than empty."""
+    """Return a message as templates expect it, without the keys that would be empty."""
     rendered: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.reasoning_content:
         rendered["reasoning_content"] = message.reasoning_content
@@ -104,24 +119,27 @@ def _tool_call(field: str, call: pb.ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def offered(chat: pb.Chat) -> list[dict[str, Any]]:
+def offered_tools(chat: pb.Chat) -> list[Tool]:
     """
-    Return the tools that the model may call, as chat templates and parsers of calls expect them.
+    Return the tools that the model may call: those of the conversation, or none if `tool_choice` is NONE.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if a schema is no JSON object.
     """
-    tools = [_tool(index, tool) for index, tool in enumerate(chat.tools)]
+    tools = [
+        Tool(tool.name, tool.description, _json_object(f"chat.tools[{index}].parameters_json", tool.parameters_json))
+        for index, tool in enumerate(chat.tools)
+    ]
     return [] if chat.tool_choice == pb.TOOL_CHOICE_NONE else tools
 
 
-def _tool(index: int, tool: pb.Tool) -> dict[str, Any]:
-    parameters = _json_object(f"chat.tools[{index}].parameters_json", tool.parameters_json)
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
-    return {"type": "function", "function": function}
-
-
 def _json_object(field: str, text: str) -> dict[str, Any]:
+    """
+    Return a JSON object; no text is an empty object.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if the text is no JSON object, or cannot be written as UTF-8 again.
+    """
     try:
         value = json.loads(text or "{}")
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # templates write it, tokenizers read it
@@ -133,14 +151,31 @@ def _json_object(field: str, text: str) -> dict[str, Any]:
 
 
 def _check_ids(field: Callable[[int, int], str], ids: Sequence[int], vocab: int) -> None:
-    """Refuse ids that the model has not; `field` names the one at a position."""
+    """
+    Refuse ids that the model has not.
+
+    Args:
+        field: Returns the field of the request that has the id, given its position and the id.
+        ids: The ids.
+        vocab: Number of ids that the model has.
+    """
     if ids and max(ids) >= vocab:
         index, token = next((index, token) for index, token in enumerate(ids) if token >= vocab)
         raise invalid(field(index, token), f"is token {token}, but this model has {vocab} token ids")
 
 
 def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
-    """Return how many tokens may follow; a model that states no context has none to exceed."""
+    """
+    Return the most tokens to generate.
+
+    Args:
+        request: The request.
+        prompt: Tokens of its prompt.
+        context: The model's context length in tokens; 0 if it states none.
+
+    Raises:
+        SidecarError: CONTEXT_LENGTH_EXCEEDED if prompt and completion do not fit the context.
+    """
     wanted = request.max_tokens if request.HasField("max_tokens") else None
     if not context:
         return wanted or DEFAULT_MAX_TOKENS

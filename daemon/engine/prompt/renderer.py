@@ -1,4 +1,4 @@
-"""One process that renders chat templates, as the engine sees it: asked, answered by, killed."""
+"""The engine's end of a worker process that renders chat templates."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from contextlib import suppress
 from daemon.shared.observed_time import Alarm, ended
 
 PATIENCE_SECONDS = 60.0
-"""A worker that says nothing for so long is killed, whatever it waits for; its own limit is of processor time."""
+"""A worker without an answer after this time is killed. Its own limit counts processor time, not waiting."""
 END_SECONDS = 1.0
-"""A worker that was killed is waited for so long; the kernel may be in the middle of something for it."""
+"""Longest wait for a killed worker to end; the kernel may be in the middle of a call for it."""
 
 
 class Renderer:
     """
-    Starts a worker. One thread asks at a time; any may kill.
+    Starts a worker process and sends it work. One thread asks at a time; any thread may kill.
 
     Args:
         command: Command line of the worker.
 
     Raises:
-        OSError: If it cannot be started.
+        OSError: If the worker cannot be started.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        # With close_fds, Python would fork a process that runs Metal. What it says may quote a prompt: nobody listens.
+        # With close_fds, Python would fork a process that runs Metal. Errors of the worker may quote a prompt, so they
+        # go nowhere.
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command,
             stdin=subprocess.PIPE,
@@ -38,15 +39,15 @@ class Renderer:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id of the worker."""
         return self._process.pid
 
     def ask(self, line: bytes) -> dict[str, str] | None:
         """
-        Return the worker's answer to a line; None if it died of it.
+        Return the worker's answer to a line; None if the worker died meanwhile.
 
         Raises:
-            ValueError: If what it says is no answer.
+            ValueError: If the answer is no JSON.
         """
         process = self._process
         assert process.stdin is not None
@@ -67,11 +68,11 @@ class Renderer:
         return parsed
 
     def kill(self) -> None:
-        """End it, also in the middle of its work; the thread that asks it gets no answer."""
+        """End the worker, also in the middle of its work; `ask` then returns None."""
         self._process.kill()
 
     def close(self) -> None:
-        """End it and give back what it held. For the thread that asks it, or when none does."""
+        """End the worker and close its pipes. Only for the thread that asks, or while no thread does."""
         self._process.kill()
         ended(self._process, END_SECONDS)
         for pipe in (self._process.stdin, self._process.stdout):

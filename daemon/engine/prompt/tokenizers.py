@@ -1,4 +1,4 @@
-"""Tokenizers: loaded once for each model, shared by requests, used off the MLX thread."""
+"""Tokenizers of models: loaded once for each model, shared by its requests, used off the MLX thread."""
 
 from __future__ import annotations
 
@@ -24,16 +24,19 @@ from daemon.shared.failpoints import failpoint
 from daemon.shared.machine_faults import machine_fault
 
 _KEEP = 8
+"""Tokenizers that stay in memory."""
 
 
 class Tokenizer:
     """
-    A model's tokenizer and chat template. Threads take turns in encoding, which changes its state; decoding goes on
-    meanwhile, because running streams must not wait for somebody's long prompt.
+    A model's tokenizer and chat template.
+
+    Threads take turns in encoding, which changes the state of a tokenizer. Decoding takes no turn, because running
+    streams must not wait while a long prompt is encoded.
 
     Args:
         wrapper: The tokenizer as mlx-lm wraps it.
-        templates: Renders its chat template.
+        templates: Renders the chat template.
 
     Attributes:
         eos_ids: Ids that end a sequence.
@@ -49,22 +52,22 @@ class Tokenizer:
         self.size = len(wrapper)
 
     def has_ids_of(self, other: Tokenizer) -> bool:
-        """Whether both have the same ids for the same tokens."""
+        """Return whether both tokenizers have the same ids for the same tokens."""
         return bool(self is other or self._wrapper.get_vocab() == other._wrapper.get_vocab())
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `render` works."""
+        """Whether the model has a chat template, which `render` needs."""
         return bool(self._wrapper.has_chat_template)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the ids of a text, with the usual special tokens (such as BOS) if `special`."""
-        with self._lock:  # the fast ones panic when two threads change padding or truncation
-            # Not verbose: a long prompt is refused with both numbers, no warning of the library explains it better.
+        with self._lock:  # fast tokenizers panic when two threads change padding or truncation
+            # Not verbose: the error for a prompt that is too long says more than the library's warning.
             return list(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of a plain prompt; a BOS that the text brings along is not doubled."""
+        """Return the ids of a plain prompt. A BOS at the beginning of the text is not doubled."""
         bos = self._wrapper.bos_token
         return self.encode(text, special=bos is None or not text.startswith(bos))
 
@@ -72,8 +75,13 @@ class Tokenizer:
         """
         Return a conversation as text, by the model's own template.
 
+        Args:
+            messages: The conversation, as templates expect it.
+            options: Other variables of the template.
+
         Raises:
-            SidecarError: INVALID_ARGUMENT if the template refuses it, fails, or takes too much.
+            SidecarError: INVALID_ARGUMENT if the template refuses the conversation, fails, or takes too much time or
+                memory.
         """
         tokenizer = self._wrapper._tokenizer
         if isinstance(self._wrapper, HarmonyWrapper):
@@ -87,22 +95,22 @@ class Tokenizer:
         return self._templates.render(template, messages, {**tokenizer.special_tokens_map, **options})
 
     def _render_here(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
-        """Render with code of mlx-lm or transformers that is no template."""
+        """Render with code of mlx-lm or transformers that is no template, and so cannot run in a worker."""
         try:
             if "enable_thinking" in options or self._wrapper._chat_template is not None:
                 return str(self._wrapper.apply_chat_template(messages, tokenize=False, **options))
-            # mlx-lm's wrapper would switch thinking on, where there is a default already.
+            # mlx-lm's wrapper would switch thinking on, even where the model has another default.
             tokenizer = self._wrapper._tokenizer
             return str(tokenizer.apply_chat_template(messages, tokenize=False, return_dict=False, **options))
-        except Exception as error:  # it was written for conversations that make sense
+        except Exception as error:  # such code may raise anything for conversations that it does not expect
             raise invalid("chat", f"cannot be rendered for this model ({type(error).__name__})") from error
 
     def vocabulary(self, field: str) -> Vocabulary:
         """
-        Return its tokens as grammars need them, made when they are first asked for.
+        Return the tokens as grammars need them. The first call makes them.
 
         Raises:
-            SidecarError: INVALID_ARGUMENT with this field of the request if that cannot be done.
+            SidecarError: INVALID_ARGUMENT for `field` of the request if grammars cannot use this tokenizer.
         """
         with self._lock:
             if self._vocabulary is None:
@@ -111,41 +119,44 @@ class Tokenizer:
 
     @cached_property
     def notation(self) -> ChatMarkup | None:
-        """How its model marks reasoning and tool calls; None if it does not."""
+        """The model's marks of reasoning and tool calls; None if it has none."""
         marks = self._wrapper.has_thinking or self._wrapper.has_tool_calling or self._wrapper.response_initial_state
         return ChatMarkup(self._wrapper) if marks else None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, special tokens left out."""
+        """Return the text of ids, without special tokens."""
         return str(self._wrapper.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def decoder(self, notation: ChatMarkup, *, calls: bool) -> Callable[[Sequence[int]], str]:
         """
-        Return a `decode` that leaves the model's marks in. With `calls`, no special token is left out: the notation of
-        a tool call may need any of them.
+        Return a `decode` that leaves the model's marks in.
+
+        Args:
+            notation: The model's marks.
+            calls: Whether the text may hold tool calls. Then no special token is left out, because a call may need any.
         """
         kept = notation.marks
         tokens = self._wrapper.added_tokens_decoder.items()
         dropped = {id_ for id_, token in tokens if token.special and not any(token.content in mark for mark in kept)}
 
         def decode(ids: Sequence[int]) -> str:
-            shown = ids if calls else [one for one in ids if one not in dropped]
+            shown = ids if calls else [id_ for id_ in ids if id_ not in dropped]
             return str(self._wrapper.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
         return decode
 
 
 def _plain(tokenizer: Any) -> bool:
-    """Whether a tokenizer renders conversations with a template and nothing else."""
+    """Return whether a tokenizer renders conversations with a template and nothing else."""
     return type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
 
 
 class Tokenizers:
     """
-    The tokenizers of the models that were used last. Any thread; each reads for itself, and none waits for another.
+    A cache of the tokenizers that were used last. For any thread; no thread waits while another loads.
 
     Args:
-        templates: Renders their chat templates.
+        templates: Renders chat templates.
     """
 
     def __init__(self, templates: Templates) -> None:
@@ -155,16 +166,17 @@ class Tokenizers:
 
     def get(self, source: ModelSource) -> Tokenizer:
         """
-        Return a model's tokenizer; blocks while it loads. Callers see to it that each is loaded by one at a time.
+        Return a model's tokenizer; blocks while it loads. Callers must not load the same tokenizer twice at a time.
 
         Raises:
-            SidecarError: MODEL_CORRUPT if the model has none that can be loaded.
+            SidecarError: MODEL_CORRUPT if the model has no tokenizer that can be loaded; MACHINE_EXHAUSTED or
+                MACHINE_FAULT if its files cannot be read.
         """
         key = (source.key.weights, *_stamps(source.path))
         with self._lock:
             tokenizer = self._loaded.get(key)
         if tokenizer is None:
-            tokenizer = _load(source, self._templates)  # without the lock: a disk that hangs hangs its own models
+            tokenizer = _load(source, self._templates)  # without the lock: other models do not wait for a slow disk
         with self._lock:
             tokenizer = self._loaded.setdefault(key, tokenizer)
             self._loaded.move_to_end(key)
@@ -175,8 +187,10 @@ class Tokenizers:
 
 def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
     """
-    Tell one state of a model's files from another: a chat template may change while the weights stay, and copies of a
-    model may differ in it.
+    Yield the names and stamps of a model's files, except its weights.
+
+    They belong to the key of the cache: a chat template may change while the weights stay, and copies of a model may
+    have different templates.
     """
     for file in sorted(path.iterdir()):
         if file.is_file() and file.suffix != ".safetensors":
@@ -184,10 +198,16 @@ def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
 
 
 def _load(source: ModelSource, templates: Templates) -> Tokenizer:
+    """
+    Return a model's tokenizer, read from disk.
+
+    Raises:
+        SidecarError: As `Tokenizers.get`.
+    """
     failpoint("tokenizer.read")
     try:
-        with private_copy(source.path, source.roots) as path:  # libraries open no file of the model itself
-            eos = load_config(path).get("eos_token_id")  # with that of generation_config.json, which counts more
+        with private_copy(source.path, source.roots) as path:  # libraries read a copy and never open the model's files
+            eos = load_config(path).get("eos_token_id")  # that of generation_config.json, if it has one
             wrapper = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=eos)
             tokenizer = Tokenizer(understood(wrapper), templates)
             tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes

@@ -1,1 +1,1 @@
-"""Grammars that an answer keeps to, as masks of tokens."""
+"""Keeps answers to grammars by masks of tokens."""

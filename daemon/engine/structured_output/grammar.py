@@ -1,4 +1,4 @@
-"""Grammars: what a completion must be, in llguidance's notation. Everything that knows it."""
+"""Grammars in llguidance's notation, made from response formats, JSON schemas and text. No other module writes them."""
 
 from __future__ import annotations
 
@@ -7,62 +7,88 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from llguidance import LLMatcher
 
 from daemon.shared.errors import SidecarError, invalid
-from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 LARGEST_MULTIPLE = 10_000
 """The library builds a state for each remainder of `multipleOf`, outside of its own limits: a million took 3 s."""
 
 MOST_MESSAGE = 300
+"""Characters of the library's messages that an error quotes."""
 
 _JSON_OPTIONS: Any = {"whitespace_pattern": r" ?|\n[ \t]{0,20}"}
-"""Some white space, as models write it; without a bound a small model may never write anything else."""
+"""White space as models write it. Without a bound, a small model may never write anything else."""
 
 _JSON_RULES: Any = {"lenient": False}
-"""A keyword that the library does not know is an error, whatever the schema's own options say."""
+"""A keyword that the library does not know is an error, even if the schema's own options allow it."""
 
 _UNUSED_ATTRIBUTE = re.compile(r"\[[^\]\n]*\btemperature\s*=")
 
 
-def of_response(wanted: pb.ResponseFormat) -> tuple[str, str]:
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
     """
-    Return the field of a response format and its grammar.
+    The form that a request asks of its answer.
+
+    Attributes:
+        kind: Which form. It is also the name of the field of `response_format` that has it.
+        text: The schema, the expression or the grammar; empty for `json_object`.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "grammar"]
+    text: str = ""
+
+    @property
+    def field(self) -> str:
+        """The field of the request, for errors."""
+        return f"response_format.{self.kind}"
+
+
+def of_response(wanted: ResponseFormat) -> str:
+    """
+    Return the grammar of a response format.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT if it has none.
+        SidecarError: INVALID_ARGUMENT if the form cannot be enforced.
     """
-    field = f"response_format.{wanted.WhichOneof('kind')}"
-    with translated(field):
-        return field, _of_response(field, wanted)
+    with translated(wanted.field):
+        if wanted.kind == "json_object":
+            return _json_grammar({"type": "object"})
+        if wanted.kind == "json_schema":
+            return _json_grammar(_checked(wanted.field, _parsed(wanted.field, wanted.text)))
+        if wanted.kind == "regex":
+            return LLMatcher.grammar_from_regex(wanted.text)
+        return LLMatcher.grammar_from_lark(_checked_lark(wanted.field, wanted.text))
 
 
-def _of_response(field: str, wanted: pb.ResponseFormat) -> str:
-    if wanted.HasField("json_object"):
-        return _json_grammar({"type": "object"})
-    if wanted.HasField("json_schema"):
-        return _json_grammar(_checked(field, _parsed(field, wanted.json_schema)))
-    if wanted.HasField("regex"):
-        return LLMatcher.grammar_from_regex(wanted.regex)
-    if wanted.grammar.lstrip().startswith("{"):
-        raise invalid(field, "begins with a brace, which no rule does")  # but the library's own JSON does
-    for schema in _embedded_schemas(wanted.grammar):
+def _checked_lark(field: str, grammar: str) -> str:
+    """Return a grammar in the notation of Lark. Refuse what the library accepts there and this API does not."""
+    if grammar.lstrip().startswith("{"):
+        raise invalid(
+            field, "begins with a brace; write it in the notation of Lark, with a rule `start`"
+        )  # but the library's own JSON does
+    for schema in _embedded_schemas(grammar):
         _checked(field, schema)
-    if _UNUSED_ATTRIBUTE.search(wanted.grammar):
-        raise invalid(field, "sets a temperature for a rule; set sampling.temperature for the whole instead")
-    return LLMatcher.grammar_from_lark(wanted.grammar)
+    if _UNUSED_ATTRIBUTE.search(grammar):
+        raise invalid(field, "sets a temperature for a rule; set sampling.temperature for the whole answer")
+    return grammar
 
 
 def json_part(field: str, schema: dict[str, Any]) -> str:
     """
     Return the part of a rule that is JSON of a schema.
 
+    Args:
+        field: The field of the request that has the schema, for errors.
+        schema: The schema.
+
     Raises:
-        SidecarError: INVALID_ARGUMENT if the schema cannot be kept to.
+        SidecarError: INVALID_ARGUMENT if the schema cannot be enforced.
     """
     with translated(field):
         (part,) = json.loads(_json_grammar(_checked(field, schema)))["grammars"]
@@ -75,7 +101,7 @@ def text_part(text: str, special: Mapping[str, int]) -> str:
 
     Args:
         text: The text.
-        special: Tokens in it that are no text for the library, and their ids.
+        special: Tokens in the text that the library does not match as text, and their ids.
     """
     marks = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
     words = re.split(f"({marks})", text) if marks else [text]
@@ -89,9 +115,10 @@ def _json_grammar(schema: dict[str, Any]) -> str:
 
 def unforced(grammar: str) -> str:
     """
-    Return a grammar under which text without an alternative is not forced into the tokens that the tokenizer would use.
+    Return a grammar that does not force tokens.
 
-    Of text that is also an added token, the library forces that token and then does not accept it.
+    Where only one text is possible, the library forces the tokens that the tokenizer would use for it. If that text is
+    also an added token, it forces that token and then does not accept it.
     """
     if grammar.startswith("{"):
         (part,) = json.loads(grammar)["grammars"]
@@ -110,7 +137,7 @@ def _parsed(field: str, text: str) -> dict[str, Any]:
 
 
 def _embedded_schemas(grammar: str) -> Iterator[Any]:
-    """Yield the JSON schemas in a grammar; what is no JSON, the library refuses itself."""
+    """Yield the JSON schemas in a grammar. The library itself refuses a schema that is no JSON."""
     decoder = json.JSONDecoder()
     for match in re.finditer(r"%json\s*", grammar):
         try:
@@ -120,7 +147,12 @@ def _embedded_schemas(grammar: str) -> Iterator[Any]:
 
 
 def _checked(field: str, schema: Any) -> Any:
-    """Return a schema; refuse multiples that need too many states, each or several of them together."""
+    """
+    Return a schema.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if its values of `multipleOf` need too many states, alone or together.
+    """
     try:
         values = [abs(Fraction(str(value))) for value in _multiples(schema)]
     except (ValueError, OverflowError) as error:
@@ -128,12 +160,14 @@ def _checked(field: str, schema: Any) -> Any:
     scale = math.lcm(*(value.denominator for value in values))
     sizes = [int(value * scale) for value in values]
     if math.lcm(*sizes) > LARGEST_MULTIPLE or sum(sizes) > LARGEST_MULTIPLE:
-        raise invalid(field, f"has values of multipleOf that need more than {LARGEST_MULTIPLE} states together")
+        raise invalid(
+            field, f"has values of multipleOf that need more than {LARGEST_MULTIPLE} states; use smaller values"
+        )
     return schema
 
 
 def _multiples(schema: Any) -> Iterator[float]:
-    """Yield the numbers of all `multipleOf`, wherever they are."""
+    """Yield the numbers of all `multipleOf` of a schema, at any depth."""
     left = [schema]
     while left:
         item = left.pop()
@@ -148,13 +182,22 @@ def _multiples(schema: Any) -> Iterator[float]:
 
 @contextmanager
 def translated(field: str, condition: str = "") -> Iterator[None]:
-    """Turn what the library raises, its panics included, into an error of this request."""
+    """
+    Turn any error of the library, panics included, into an error of the request.
+
+    Args:
+        field: The field of the request that the grammar comes from.
+        condition: Follows "cannot be enforced" in the message.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT for the field.
+    """
     try:
         yield
     except SidecarError:
         raise
     except BaseException as error:
-        # A panic of Rust code is no Exception: nobody else would catch it, and the engine would end.
+        # A panic of Rust code is no Exception: without this it would end the engine.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise invalid(field, f"cannot be kept to{condition}: {str(error)[:MOST_MESSAGE]}") from error
+        raise invalid(field, f"cannot be enforced{condition}: {str(error)[:MOST_MESSAGE]}") from error

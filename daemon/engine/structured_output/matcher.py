@@ -1,4 +1,4 @@
-"""Form: which tokens keep a completion to a grammar. Everything that knows llguidance's vocabularies and matchers."""
+"""Matches a completion against a grammar, with llguidance: the tokens that may come next."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from daemon.shared.errors import invalid
 
 LIMITS = LLParserLimits(max_items_in_row=1000, step_max_items=20_000, max_grammar_size=100_000, verbose_errors=False)
 """
-Counted in work, not in time, so that a form is refused always or never. The most hostile grammar known took 70 ms for
-one token on two cores; about 240 optional properties in one object are the most that fit.
+The limits count work and not time, so that a form is refused always or never. The most hostile grammar known took 70 ms
+for one token on two cores. About 240 optional properties in one object fit.
 """
 
 _SAMPLE = 'It is (a) {"b": [1, 2]}\n\té'
-"""Spaces, line ends and bytes are what a tokenizer may write in ways of its own."""
+"""Text with spaces, line ends and a character of two bytes, which tokenizers represent in different ways."""
 
 Vocabulary: TypeAlias = LLTokenizer
 """A model's tokens, as grammars need them."""
@@ -26,21 +26,26 @@ Vocabulary: TypeAlias = LLTokenizer
 
 def vocabulary(tokenizer: Any, eos_ids: Collection[int], field: str) -> Vocabulary:
     """
-    Return the tokens of a Hugging Face tokenizer as grammars need them. Takes a second of processor time and more
-    for the largest, during which the library keeps the interpreter lock.
+    Return the tokens of a Hugging Face tokenizer as grammars need them.
+
+    This takes a second of processor time and more for the largest vocabularies. The library keeps the interpreter lock
+    during that time.
 
     Args:
         tokenizer: The tokenizer.
         eos_ids: Ids that end a sequence.
-        field: The field of a request that asks for a form.
+        field: The field of the request that asks for a form, for errors.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT if the bytes of its tokens cannot be known, or if it has none to end with.
+        SidecarError: INVALID_ARGUMENT if the bytes of the tokens are not known, or if no token ends a sequence.
     """
     if not eos_ids:
-        raise invalid(field, "needs a model with an end-of-sequence token, and this one names none")
-    refusal = invalid(field, f"cannot be kept to with the tokenizer of this model ({type(tokenizer)})")
-    # mlx-lm has a subclass that changes the text after decoding, which the tokens do not show.
+        raise invalid(field, "needs a model with an end-of-sequence token; this model names none")
+    refusal = invalid(
+        field,
+        f"cannot be enforced with the tokenizer of this model: it hides the bytes of its tokens ({type(tokenizer)})",
+    )
+    # A subclass in mlx-lm changes the text after decoding; the tokens do not show that.
     fast = isinstance(tokenizer, PreTrainedTokenizerFast)
     if not fast or type(tokenizer).decode is not PreTrainedTokenizerFast.decode:
         raise refusal
@@ -54,22 +59,22 @@ def vocabulary(tokenizer: Any, eos_ids: Collection[int], field: str) -> Vocabula
 
 
 def special_in(text: str, tokens: Vocabulary) -> dict[str, int]:
-    """Return the tokens in a text that are no text for grammars, and their ids."""
+    """Return the special tokens in a text, which grammars do not match as text, and their ids."""
     ids = tokens.tokenize_str(text, parse_special=True)
-    return {tokens.decode_str([one]): one for one in ids if tokens.is_special_token(one)}
+    return {tokens.decode_str([id_]): id_ for id_ in ids if tokens.is_special_token(id_)}
 
 
 class GrammarMatcher:
     """
-    The form of one completion and how much of it has been generated.
+    The form of one completion, and the position of the completion in it.
 
     Args:
-        field: The field of the request that asks for it.
-        grammar: What it must be, as `grammar.py` writes it.
+        field: The field of the request that asks for the form, for errors.
+        grammar: The grammar, as `grammar.py` writes it.
         tokens: The model's vocabulary.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT if it cannot be kept to or takes too much work.
+        SidecarError: INVALID_ARGUMENT if the form cannot be enforced or takes too much work.
     """
 
     def __init__(self, field: str, grammar: str, tokens: Vocabulary) -> None:
@@ -80,26 +85,26 @@ class GrammarMatcher:
             self._matcher = LLMatcher(tokens, grammar, log_level=0, limits=LIMITS)
             self._check()
             for warning in self._matcher.get_grammar_warnings():
-                raise invalid(field, f"cannot be kept to: {warning[:MOST_MESSAGE]}")
-        self.allowed()  # whatever is wrong from the start is found now, and not on the MLX thread
+                raise invalid(field, f"cannot be enforced: {warning[:MOST_MESSAGE]}")
+        self.allowed()  # a form without a first token fails here, and not later on the MLX thread
 
     def allowed(self) -> bytes:
         """
-        Return which tokens may come next: bit `id % 8` of byte `id // 8`, whole 32-bit words.
+        Return the tokens that may come next: bit `id % 8` of byte `id // 8`, in whole 32-bit words.
 
         Raises:
-            SidecarError: INVALID_ARGUMENT if that takes too much work, or if no token may.
+            SidecarError: INVALID_ARGUMENT if that takes too much work, or if no token is possible.
         """
         with translated(self._field):
             mask = self._matcher.compute_bitmask()
             self._check()
         if not mask.strip(b"\0"):
-            raise invalid(self._field, "cannot go on: no token of this model's vocabulary keeps to it")
+            raise invalid(self._field, "cannot go on: the form allows no token of this model's vocabulary")
         return mask
 
     def take(self, token: int) -> None:
         """
-        Go on after a token, which must have been allowed.
+        Advance by a token, which must have been allowed.
 
         Raises:
             SidecarError: INVALID_ARGUMENT if that takes too much work.
@@ -109,6 +114,7 @@ class GrammarMatcher:
             self._check()
 
     def _check(self) -> None:
+        """Raise the error that the library's matcher has stopped with, if it has."""
         if self._matcher.is_error():
             message = self._matcher.get_error().removesuffix("\n<non-verbose/>").partition("\n<backtrace>")[0]
-            raise invalid(self._field, f"cannot be kept to: {message[:MOST_MESSAGE]}")
+            raise invalid(self._field, f"cannot be enforced: {message[:MOST_MESSAGE]}")

@@ -1,39 +1,60 @@
-"""Constraints: which tokens a request may sample next, as a mask on the device."""
+"""Masks of the tokens that a request may sample next: free reasoning first, then an answer that keeps to its form."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from enum import Enum, auto
 
 import mlx.core as mx
 
+from daemon.engine.output.chat_markup import Thinking
 from daemon.engine.structured_output.matcher import GrammarMatcher
 
+# The phases of a completion
+#
+# A completion passes these phases from left to right and never goes back.
+# It starts with MAY_OPEN if the model may reason, with REASONING if the prompt has opened it, else with HEADER.
+#
+#                start[0]             rest of start              end
+#     MAY_OPEN ------------> OPENING ----------------> REASONING -------+
+#         |                                                             |
+#         | any other token: the first of the answer                    v   rest of turn and header
+#         +---------------------------------------------------------> HEADER ---------------------> FORM
+#
+#   phase        the next token                                         leaves the phase
+#   MAY_OPEN     start[0], or the first token of the answer             after one token
+#   OPENING      the next token of `start`, and no other                with the last token of `start`
+#   REASONING    any token but end of sequence and `barred`             when the last tokens are `end`
+#   HEADER       the next token of `turn` and `header`, and no other    with the last token of `header`
+#   FORM         a token that the grammar allows                        never: the grammar decides when it may end
+#
+# OPENING and HEADER write tokens that are known before. If there are none, the phase is skipped.
+# `turn` is written after reasoning only; the prompt has written it for an answer without reasoning.
+
+
+class Phase(Enum):
+    """What part of a completion the next token belongs to."""
+
+    MAY_OPEN = auto()
+    OPENING = auto()
+    REASONING = auto()
+    HEADER = auto()
+    FORM = auto()
+
+
+_WRITTEN = {Phase.OPENING: Phase.REASONING, Phase.HEADER: Phase.FORM}
+"""The phase that follows when all known tokens of a phase are written."""
+
 _WORD = 32
+"""Bits in a word of the grammar's mask."""
 
-
-@dataclass(frozen=True, slots=True)
-class Thinking:
-    """
-    How a model reasons before its answer.
-
-    Attributes:
-        start, end: Ids of the marks around the reasoning.
-        opened: Whether the prompt has opened it already; else the model may, with its first token.
-        turn: Ids that have to follow it before the answer begins.
-        barred: Ids that the reasoning cannot hold, because they would end it in another way.
-    """
-
-    start: tuple[int, ...]
-    end: tuple[int, ...]
-    opened: bool
-    turn: tuple[int, ...] = ()
-    barred: tuple[int, ...] = ()
+_NO_THINKING = Thinking((), (), opened=False)
+"""Stands for a model that does not reason; MAY_OPEN and REASONING are not entered then."""
 
 
 class TokenMask:
     """
-    Follows one completion. While it reasons, all that does not end the answer is allowed; then what keeps to the form.
+    Follows one completion and tells which tokens may come next. `Phase` has the states.
 
     Args:
         form: The form of the answer.
@@ -53,55 +74,73 @@ class TokenMask:
     ) -> None:
         self._form = form
         self._vocab = vocab
-        self._thinking = thinking
+        self._thinking = thinking or _NO_THINKING
         self._header = header
-        self._reasons = thinking is not None and thinking.opened
-        self._may_open = thinking is not None and not thinking.opened
-        self._due = list(header)
-        """What has to come next: the rest of the opening mark, or the header of the answer."""
-        self._then_reasons = False
+        self._known: tuple[int, ...] = ()
+        """Tokens that OPENING or HEADER still has to write; empty in other phases."""
         self._tail: tuple[int, ...] = ()
-        self._thoughts = mx.ones((vocab,), mx.bool_)
-        for token in (*eos_ids, *(thinking.barred if thinking is not None else ())):
+        """The last tokens of the reasoning, at most as many as its end mark has."""
+        self._reasoning_mask = mx.ones((vocab,), mx.bool_)
+        for token in (*eos_ids, *self._thinking.barred):
             if token < vocab:  # some tokenizers name more than their model has
-                self._thoughts[token] = False
+                self._reasoning_mask[token] = False
+        if thinking is None:
+            self._write(Phase.HEADER, header)
+        else:
+            self._phase = Phase.REASONING if thinking.opened else Phase.MAY_OPEN
 
     def mask(self, last: int | None) -> mx.array:
         """
-        Return what may come after `last`, the token sampled before, None at the beginning: bool, shape [vocab].
+        Return the tokens that may follow.
+
+        Args:
+            last: The token that was sampled last; None at the beginning.
+
+        Returns:
+            A bool for each token, shape [vocab].
 
         Raises:
             SidecarError: INVALID_ARGUMENT if the form takes too much work.
         """
         if last is not None:
             self._take(last)
-        if self._reasons:
-            return self._thoughts
-        mask = mx.arange(self._vocab) == self._due[0] if self._due else self._expanded(self._form.allowed())
-        if self._may_open and self._thinking is not None:
+        if self._phase is Phase.REASONING:
+            return self._reasoning_mask
+        known = self._header if self._phase is Phase.MAY_OPEN else self._known
+        mask = mx.arange(self._vocab) == known[0] if known else self._expanded(self._form.allowed())
+        if self._phase is Phase.MAY_OPEN:
             mask[self._thinking.start[0]] = True
         return mask
 
     def _take(self, token: int) -> None:
-        opens, self._may_open = self._may_open, False
-        if self._reasons and self._thinking is not None:
-            end = self._thinking.end
-            self._tail = (*self._tail, token)[-len(end) :]
-            self._reasons = self._tail != end
-            self._due = [] if self._reasons else [*self._thinking.turn, *self._header]
-            self._then_reasons = False
-        elif opens and self._thinking is not None and token == self._thinking.start[0]:
-            self._due = list(self._thinking.start[1:])
-            self._then_reasons = True
-            self._reasons = not self._due
-        elif self._due:
-            self._due.pop(0)
-            self._reasons = self._then_reasons and not self._due
-        else:
+        """Go on to the phase that a sampled token leads to."""
+        thinking = self._thinking
+        if self._phase is Phase.MAY_OPEN:
+            # The start mark wins where the answer could begin with the same token.
+            if token == thinking.start[0]:
+                self._write(Phase.OPENING, thinking.start[1:])
+                return
+            self._write(Phase.HEADER, self._header)
+        if self._phase is Phase.REASONING:
+            self._tail = (*self._tail, token)[-len(thinking.end) :]
+            if self._tail == thinking.end:
+                self._write(Phase.HEADER, (*thinking.turn, *self._header))
+        elif self._phase is Phase.FORM:
             self._form.take(token)
+        else:
+            self._write(self._phase, self._known[1:])
+
+    def _write(self, phase: Phase, known: tuple[int, ...]) -> None:
+        """Enter OPENING or HEADER with the tokens it has left to write, or the phase after it if it has none."""
+        self._known = known
+        self._phase = phase if known else _WRITTEN[phase]
 
     def _expanded(self, bits: bytes) -> mx.array:
-        """Copy a bit for each token to the device and spread them there; logits beyond the vocabulary are no tokens."""
+        """
+        Return the mask of the grammar as an array.
+
+        Only a bit for each token is copied to the device. Logits beyond the vocabulary are no tokens.
+        """
         size = -(-self._vocab // _WORD) * _WORD // 8
         words = mx.array(memoryview(bits[:size].ljust(size, b"\0")).cast("I"))  # type: ignore[arg-type]
         spread = mx.bitwise_and(mx.right_shift(words[:, None], mx.arange(_WORD, dtype=mx.uint32)), 1)

@@ -1,4 +1,4 @@
-"""Channels: an answer's text, reasoning and tool calls do not depend on how it was cut, and nothing is lost."""
+"""The answer parser: text, reasoning and tool calls do not depend on how an answer is cut, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
 from daemon.engine.output.answer_parser import AnswerParser, Parts
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.harmony import MARKS, understood
-from daemon.engine.output.tool_calls import MOST_CHARACTERS
+from daemon.engine.output.tool_calls import MOST_CHARACTERS, Tool
 
-TOOLS: list[dict[str, Any]] = [
-    {"type": "function", "function": {"name": name, "description": "", "parameters": parameters}}
+TOOLS = [
+    Tool(name, "", parameters)
     for name, parameters in {
         "get_weather": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
         "search": {"type": "object", "properties": {"query": {"type": "string"}}},
@@ -32,11 +32,11 @@ TOOLS: list[dict[str, Any]] = [
 @dataclass
 class FakeTokenizer:
     """
-    What of a Hugging Face tokenizer tells of its model's notation; each character is a token.
+    The parts of a Hugging Face tokenizer that mlx-lm reads a notation from. Each character is a token.
 
     Attributes:
         words: Tokens of its vocabulary that are marks.
-        chat_template: What mlx-lm guesses the notation of tool calls from.
+        chat_template: mlx-lm guesses the notation of tool calls from it.
     """
 
     words: Sequence[str] = ()
@@ -86,7 +86,7 @@ HERMES = notation("<think>", "</think>", template="<tool_call>{{ tool_call.name 
 
 @dataclass
 class Taken:
-    """All channels of an answer, joined."""
+    """Text, reasoning and calls of a whole answer."""
 
     text: str
     reasoning: str
@@ -97,7 +97,7 @@ class Taken:
 def take(
     marks: ChatMarkup, pieces: Sequence[str], tools: Sequence[Any] = TOOLS, *, opened: bool = False, ended: bool = True
 ) -> Taken:
-    """Take an answer apart that comes in pieces."""
+    """Parse an answer that comes in pieces."""
     channels = AnswerParser(marks, tools, opened=opened)
     parts: list[Parts] = [*map(channels.add, pieces), channels.finish(ended=ended)]
     calls = [call for part in parts for call in part.calls]
@@ -246,7 +246,7 @@ RECORDED: dict[str, tuple[ChatMarkup, str, str, str, list[tuple[str, Any]]]] = {
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_recorded_answer_is_taken_apart_the_same_however_it_is_cut(name: str) -> None:
-    """At every position, and character by character."""
+    """A cut at every position, and a cut after every character, give the same result."""
     marks, answer, text, reasoning, calls = RECORDED[name]
     for pieces in cuts(answer):
         taken = take(marks, pieces)
@@ -271,7 +271,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_no_call_is_passed_on_as_the_model_wrote_it(name: str) -> None:
-    """With its marks, between what comes before and after."""
+    """A call that cannot be read is text, with its marks, and the call after it is read."""
     answer = f"So: {BROKEN[name]} and {HERMES_CALL} on."
     for pieces in cuts(answer) if len(answer) < 300 else [[answer], [answer[:20], answer[20:]]]:
         taken = take(HERMES, pieces)
@@ -279,7 +279,7 @@ def test_what_is_no_call_is_passed_on_as_the_model_wrote_it(name: str) -> None:
 
 
 def test_messages_with_headers_that_are_no_calls_are_passed_on() -> None:
-    """What a model calls that is no tool of the request, and a call without its message."""
+    """A call of another tool and a call without a message are text."""
     for call in ("to=functions.delete <|constrain|>json<|message|>{}", "to=functions.search json"):
         for pieces in cuts(f"<|channel|>commentary {call}"):
             taken = take(HARMONY, pieces)
@@ -288,7 +288,7 @@ def test_messages_with_headers_that_are_no_calls_are_passed_on() -> None:
 
 @pytest.mark.parametrize("header", ["<|channel|>", "<|channel|>analysis", "<|start|>assistant<|channel|>fin"])
 def test_a_header_that_was_cut_short_is_no_text(header: str) -> None:
-    """Whether it is the first, or that of a message after another."""
+    """This holds for the first header and for that of a later message."""
     for pieces in cuts(header):
         assert take(HARMONY, pieces, ended=False).text == ""
     for pieces in cuts(f"<|channel|>final<|message|>So<|end|>{header}"):
@@ -309,7 +309,7 @@ def test_reasoning_of_gpt_oss_leads_to_a_form_by_the_header_of_an_answer() -> No
 
 
 def test_behind_a_message_of_gpt_oss_there_is_neither_reasoning_nor_a_header() -> None:
-    """A prompt that ends there asks to be gone on with, not for an answer."""
+    """A prompt that ends with a whole message asks for its continuation, not for an answer."""
     for end in ("<|end|>", "<|return|>"):
         prompt = FakeTokenizer().encode(f"<|start|>user<|message|>So{end}")
         assert HARMONY.thinking(prompt, wanted=True) is None
@@ -322,7 +322,7 @@ def test_an_answer_that_must_be_in_a_form_needs_no_header() -> None:
 
 
 def test_of_several_calls_none_is_left_out_because_it_cannot_be_read() -> None:
-    """All of them are text then, for parsers that would skip one."""
+    """If a parser skips a call, all calls between the marks are text."""
     whole = '<|open|>call tool="search"<|sep|><|close|>call<|sep|>'
     broken = whole.replace("tool", "fool")
     tags = RECORDED["tags for everything"][0]
@@ -336,7 +336,7 @@ def test_of_several_calls_none_is_left_out_because_it_cannot_be_read() -> None:
 
 
 def test_a_model_that_repeats_itself_within_a_call_does_not_hold_up_the_engine() -> None:
-    """Without a limit, this parser would take minutes."""
+    """Without a time limit, this parser takes minutes."""
     marks = RECORDED["its own quotes, after a channel of reasoning"][0]
     answer = f"<|tool_call>{'call:search{x:1,' * 4000}<tool_call|>"
     assert take(marks, [answer]).text == answer
@@ -344,7 +344,7 @@ def test_a_model_that_repeats_itself_within_a_call_does_not_hold_up_the_engine()
 
 @pytest.mark.parametrize("at", range(len(HERMES_CALL)))
 def test_a_call_that_was_cut_short_is_text(at: int) -> None:
-    """By max_tokens or by a stop string, wherever; but a model may also leave out the last mark."""
+    """A call that max_tokens or a stop string cuts is text. Only the model itself may leave out the last mark."""
     cut = "So: " + HERMES_CALL[:at]
     assert take(HERMES, [cut], ended=False).text == cut
     assert take(HERMES, [cut], ended=False).calls == []
@@ -353,14 +353,14 @@ def test_a_call_that_was_cut_short_is_text(at: int) -> None:
 
 
 def test_a_complete_call_without_its_last_mark_counts_only_if_the_model_ended_there() -> None:
-    """Else more might have come."""
+    """A call that was cut before its mark may have lost text."""
     open_call = HERMES_CALL.removesuffix("</tool_call>")
     assert take(HERMES, [open_call]).calls == [WEATHER]
     assert take(HERMES, [open_call], ended=False).text == open_call
 
 
 def test_without_tools_the_notation_of_calls_is_text() -> None:
-    """And comes at once rather than when the call is complete."""
+    """The text is not held back until the call is complete."""
     for pieces in cuts(f"So {HERMES_CALL}."):
         assert take(HERMES, pieces, tools=[]) == Taken(f"So {HERMES_CALL}.", "", [], [])
     channels = AnswerParser(HERMES, [], opened=False)
@@ -368,7 +368,7 @@ def test_without_tools_the_notation_of_calls_is_text() -> None:
 
 
 def test_a_call_has_the_id_that_the_model_gave_it_or_one_that_is_new() -> None:
-    """Of nine letters and digits, as some templates demand."""
+    """New ids have nine letters and digits, as some templates require."""
     marks, answer = RECORDED["without an end mark"][:2]
     assert take(marks, [answer]).ids == ["abcdefghi"]
     made = [take(HERMES, [HERMES_CALL]).ids[0] for _ in range(50)]
@@ -393,7 +393,7 @@ THOUGHTS = {
 
 @pytest.mark.parametrize("name", THOUGHTS)
 def test_reasoning_is_split_from_the_text_wherever_pieces_end(name: str) -> None:
-    """Only the marks are taken out, and only before the text."""
+    """Only marks are removed, and only those before the text."""
     answer, opened, text, reasoning = THOUGHTS[name]
     for pieces in cuts(answer):
         taken = take(THINKS, pieces, opened=opened)
@@ -401,7 +401,7 @@ def test_reasoning_is_split_from_the_text_wherever_pieces_end(name: str) -> None
 
 
 def test_a_call_within_reasoning_is_a_call() -> None:
-    """What follows is text, as mlx-lm reads it."""
+    """The characters after such a call are text, as in mlx-lm."""
     taken = take(HERMES, [f"<think>I ask {HERMES_CALL} now"])
     assert (taken.reasoning, taken.calls, taken.text) == ("I ask ", [WEATHER], " now")
 
@@ -414,7 +414,7 @@ ALPHABET = st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>"
 def test_any_answer_is_the_same_whole_or_in_pieces_and_only_marks_and_calls_leave_the_text(
     words: list[str], sizes: list[int], opened: bool, ended: bool
 ) -> None:
-    """For every cut; without tools, text and reasoning are the answer but for the marks of reasoning."""
+    """Without tools, text and reasoning together are the answer without the marks of reasoning."""
     answer = "".join(words)
     pieces, rest = [], answer
     for size in sizes:

@@ -1,4 +1,4 @@
-"""Chat templates are programs of strangers: they run apart, with limits, and what they break is one request."""
+"""Chat templates are untrusted programs: they run in workers with limits, and a failure ends one request only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _clock() -> Clock:
 
 
 def error_of(templates: Templates, template: str, messages: Any = MESSAGES, **options: Any) -> SidecarError:
-    """Return why a template gives no text; it is always the chat that is refused."""
+    """Return the error of a template that gives no text. Its field is always the chat."""
     with pytest.raises(SidecarError) as caught:
         templates.render(template, messages, options)
     assert (caught.value.reason, caught.value.field) == (Reason.INVALID_ARGUMENT, "chat")
@@ -38,7 +38,7 @@ def error_of(templates: Templates, template: str, messages: Any = MESSAGES, **op
 
 
 def test_a_conversation_is_rendered_as_transformers_does_it(tokenizer: Tokenizer) -> None:
-    """The same text as without a process between: options, tools and what the tokenizer adds."""
+    """A worker gives the same text as transformers: options, tools, and variables of the tokenizer."""
     plain = load_tokenizer(EMBEDDED_PATH)._tokenizer
     messages = [*MESSAGES, {"role": "assistant", "content": "é ✓ \u2028"}]
     for options in ({"add_generation_prompt": True}, {"add_generation_prompt": False}, {"tools": [{"name": "x"}]}):
@@ -46,7 +46,7 @@ def test_a_conversation_is_rendered_as_transformers_does_it(tokenizer: Tokenizer
 
 
 def test_a_template_sees_what_the_library_gives_it(templates: Templates) -> None:
-    """Its filters, its functions and the loop controls that templates are written for."""
+    """Templates use filters, functions and loop controls of transformers."""
     template = (
         "{% generation %}{% for m in messages %}{{ m|tojson }}{% break %}{% endfor %}{% endgeneration %}{{ bos_token }}"
     )
@@ -70,13 +70,13 @@ def test_a_template_sees_what_the_library_gives_it(templates: Templates) -> None
 def test_a_template_that_takes_too_much_is_refused_and_the_next_one_is_rendered(
     templates: Templates, template: str
 ) -> None:
-    """Within bounded processor time and memory, whatever it does with them."""
+    """Processor time and memory of a worker are limited."""
     error_of(templates, template)
     assert templates.render("{{ messages[0].content }}", MESSAGES, {}) == "one two"
 
 
 def test_a_template_that_never_ended_twice_is_not_tried_again_for_a_while(clock: Clock) -> None:
-    """It costs nobody anything then; other templates are rendered."""
+    """Such a template takes no worker then, and other templates are rendered."""
     dies_of_loops = (
         "import sys\n"
         "for line in sys.stdin:\n"
@@ -113,19 +113,19 @@ def test_a_template_that_never_ended_twice_is_not_tried_again_for_a_while(clock:
     ],
 )
 def test_a_template_that_wants_out_or_fails_is_refused(templates: Templates, template: str) -> None:
-    """The sandbox keeps it from Python; what it raises, even as text that is none, reaches one caller."""
+    """The sandbox keeps templates from Python. An error reaches one caller, even with a text that is no text."""
     error_of(templates, template)
 
 
 def test_a_template_may_refuse_at_any_length(templates: Templates) -> None:
-    """Its words are told in part."""
+    """The error quotes the beginning of its message."""
     error = error_of(templates, "{{ raise_exception('no' * 1000000) }}")
     assert error.message.startswith("chat is refused by the model's chat template: nono")
     assert len(error.message) < 300
 
 
 def test_a_worker_that_was_killed_is_replaced(templates: Templates) -> None:
-    """Nobody but the conversation that was there notices."""
+    """Only the conversation that was being rendered fails."""
     templates.render("x", MESSAGES, {})
     (first,) = templates.pids
     os.kill(first, signal.SIGKILL)
@@ -136,7 +136,7 @@ def test_a_worker_that_was_killed_is_replaced(templates: Templates) -> None:
 
 
 def test_a_worker_holds_no_file_of_the_engine_and_ends_with_it(clock: Clock) -> None:
-    """Neither the lock nor the line to the parent, which would otherwise outlive the engine."""
+    """A file of the engine, such as its lock, would outlive it in a worker."""
     reads, writes = os.pipe()
     os.set_inheritable(writes, True)
     templates = Templates(clock)
@@ -152,7 +152,7 @@ def test_a_worker_holds_no_file_of_the_engine_and_ends_with_it(clock: Clock) -> 
 
 
 def test_closing_ends_the_worker_and_renders_nothing_more(clock: Clock) -> None:
-    """Twice is harmless, and so is never having begun."""
+    """A pool can be closed twice, and without any worker."""
     templates = Templates(clock)
     templates.render("x", MESSAGES, {})
     (worker,) = templates.pids
@@ -164,7 +164,7 @@ def test_closing_ends_the_worker_and_renders_nothing_more(clock: Clock) -> None:
 
 
 def test_a_worker_that_cannot_be_started_or_says_nothing_sensible_fails_one_request(clock: Clock) -> None:
-    """As one that died."""
+    """The request fails as if the worker had died."""
     templates = Templates(clock, [sys.executable, "-c", "input(); print('no')"])
     with pytest.raises(ValueError):
         templates.render("x", MESSAGES, {})
@@ -172,7 +172,7 @@ def test_a_worker_that_cannot_be_started_or_says_nothing_sensible_fails_one_requ
 
 
 def test_workers_are_as_many_as_are_needed_at_once_and_end_when_they_idle(clock: Clock) -> None:
-    """Two templates at a time need two, a third waits; after a while one is left, and it is used."""
+    """Two templates need two workers, and a third template waits. After the idle time, one worker is left."""
     echo = 'import sys\nfor line in sys.stdin:\n    print(\'{"text": "x"}\', flush=True)'
     templates = Templates(clock, [sys.executable, "-c", echo], workers=2)
     with closing(templates):
@@ -194,7 +194,7 @@ def test_workers_are_as_many_as_are_needed_at_once_and_end_when_they_idle(clock:
 
 
 def test_no_more_templates_are_rendered_at_once_than_there_are_workers(clock: Clock) -> None:
-    """Whoever asks; each has a worker for itself."""
+    """Many threads ask, and each worker has one conversation at a time."""
     answer = 'import sys\nfor line in sys.stdin:\n    print(\'{"text": "x"}\', flush=True)'
     templates = Templates(clock, [sys.executable, "-c", answer], workers=2)
     with closing(templates), ThreadPoolExecutor(8) as pool:

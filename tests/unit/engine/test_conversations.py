@@ -1,4 +1,4 @@
-"""Conversations: reasoning and tool calls of a running model reach the caller apart from its text."""
+"""Conversations: reasoning and tool calls of a running model have fields of their own."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def _model(tmp_path: Path) -> Callable[..., str]:
 
 
 def exactly(written: str, marks: Iterable[str]) -> pb.ResponseFormat:
-    """Return the form of one text, in which marks are single tokens; grammars name those by their ids."""
+    """Return the form of one text. Its marks are single tokens, which grammars name by their ids."""
     ids = {mark: f"<[{number}]>" for number, mark in enumerate(marks, 737)}
     words = re.split("(" + "|".join(map(re.escape, ids)) + ")", written)
     return pb.ResponseFormat(grammar="start: " + " ".join(ids.get(word, json.dumps(word)) for word in words if word))
 
 
 def ask(harness: Harness, model: str, written: str = "", **fields: Any) -> Answer:
-    """Ask a model that answers what a test wrote, by a form that allows nothing else; or, without, what it likes."""
+    """Ask a model. If a text is given, a form makes the model answer with it."""
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], **fields.pop("chat", {}))
     if written:
         fields["response_format"] = exactly(written, MARKS)
@@ -58,7 +58,7 @@ QUIET = {"enable_thinking": False}
 
 
 def test_reasoning_of_a_chat_comes_apart_from_its_text(harness: Harness, model: Callable[..., str]) -> None:
-    """Every token is listed, those of the marks too."""
+    """All tokens are listed, those of marks included."""
     answer = ask(harness, model(), "<think>\nHm</think>\n\nSo.", chat=QUIET)
     assert channels(answer) == ("\n\nSo.", "\nHm", [])
     assert {THINK, END_THINK} <= set(answer.ids)
@@ -67,14 +67,14 @@ def test_reasoning_of_a_chat_comes_apart_from_its_text(harness: Harness, model: 
 
 
 def test_a_raw_prompt_has_text_only(harness: Harness, model: Callable[..., str]) -> None:
-    """Whatever it looks like."""
+    """Marks in such an answer are text."""
     written = f"<think>Hm</think>{CALL}"
     answer = ask(harness, model(), written, text="Hello")
     assert channels(answer) == (written, "", [])
 
 
 def test_a_template_may_open_the_reasoning(harness: Harness, model: Callable[..., str]) -> None:
-    """The mark is then in the prompt, and the answer has only the other one."""
+    """The prompt ends with the start mark, and the answer has the end mark only."""
     path = model(template=HERMES + "{{ '<think>\n' }}")
     biased = pb.Sampling(logit_bias={END_THINK: 100, EOS: 50})
     answer = ask(harness, path, "So.", sampling=biased)
@@ -83,7 +83,7 @@ def test_a_template_may_open_the_reasoning(harness: Harness, model: Callable[...
 
 
 def test_a_user_who_writes_of_marks_opens_nothing(harness: Harness, model: Callable[..., str]) -> None:
-    """Only the end of the prompt counts."""
+    """A mark counts only at the end of the prompt."""
     path = model()
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="What is <think>")], enable_thinking=False)
     form = pb.ResponseFormat(regex="A mark")
@@ -92,7 +92,7 @@ def test_a_user_who_writes_of_marks_opens_nothing(harness: Harness, model: Calla
 
 
 def test_a_tool_call_is_sent_as_one_and_ends_the_answer_as_one(harness: Harness, model: Callable[..., str]) -> None:
-    """Its notation is not text, but its tokens are listed."""
+    """The text of a call is not in the answer, but its tokens are listed."""
     answer = ask(harness, model(), f"I look.{CALL}", chat={**QUIET, "tools": [SEARCH]})
     assert channels(answer) == ("I look.", "", [("search", {"query": "a"})])
     assert answer.finished.reason == pb.FINISH_REASON_TOOL_CALLS
@@ -100,7 +100,7 @@ def test_a_tool_call_is_sent_as_one_and_ends_the_answer_as_one(harness: Harness,
 
 
 def test_what_is_no_call_is_text(harness: Harness, model: Callable[..., str]) -> None:
-    """And the answer ended as any does."""
+    """The reason is that of an answer without calls."""
     written = "<tool_call>search(a)</tool_call>"
     answer = ask(harness, model(), written, chat={**QUIET, "tools": [SEARCH]})
     assert channels(answer) == (written, "", [])
@@ -108,7 +108,7 @@ def test_what_is_no_call_is_text(harness: Harness, model: Callable[..., str]) ->
 
 
 def test_a_call_that_max_tokens_cuts_short_is_text(harness: Harness, model: Callable[..., str]) -> None:
-    """Nothing of it is lost."""
+    """The text has all of the call."""
     path, chat = model(), {**QUIET, "tools": [SEARCH]}
     whole = ask(harness, path, CALL, chat=chat)
     cut = ask(harness, path, CALL, chat=chat, max_tokens=len(whole.ids) - 1)
@@ -117,14 +117,14 @@ def test_a_call_that_max_tokens_cuts_short_is_text(harness: Harness, model: Call
 
 
 def test_a_stop_string_is_found_in_a_call(harness: Harness, model: Callable[..., str]) -> None:
-    """As in all that the model writes."""
+    """Stop strings are looked for in text, reasoning and calls."""
     answer = ask(harness, model(), CALL, chat={**QUIET, "tools": [SEARCH]}, stop=pb.Stop(strings=["arguments"]))
     assert channels(answer) == ('<tool_call>{"name": "search", "', "", [])
     assert answer.finished.reason == pb.FINISH_REASON_STOP
 
 
 def test_special_tokens_are_left_out_unless_they_may_be_of_a_call(harness: Harness, model: Callable[..., str]) -> None:
-    """Some notations are made of them."""
+    """Some notations of calls consist of special tokens."""
     marks = {"[TOOL_CALLS]": True, "[ARGS]": True, "<think>": True, "</think>": True}
     path = model(marks, "{# [TOOL_CALLS] #}")
     form = exactly('<think>Hm</think>So[TOOL_CALLS]search[ARGS]{"query": "a"}', marks)
@@ -139,7 +139,7 @@ def test_special_tokens_are_left_out_unless_they_may_be_of_a_call(harness: Harne
 def test_a_form_holds_for_what_comes_after_the_reasoning(
     harness: Harness, model: Callable[..., str], opened: bool
 ) -> None:
-    """Whether the prompt or the model opens it; the reasoning itself is free."""
+    """Prompt or model may open the reasoning, which has no form."""
     path = model(template="{{ '<think>\n' }}" if opened else "")
     bias = {} if opened else {THINK: 6}
     sampling = pb.Sampling(temperature=1, seed=4, logit_bias={**bias, END_THINK: 4})
@@ -152,7 +152,7 @@ def test_a_form_holds_for_what_comes_after_the_reasoning(
 
 
 def test_an_answer_with_a_form_cannot_end_within_its_reasoning(harness: Harness, model: Callable[..., str]) -> None:
-    """It would not have the form."""
+    """Such an answer would not have the form."""
     bias = pb.Sampling(logit_bias={EOS: 100})
     form = pb.ResponseFormat(json_object=pb.JsonObject())
     answer = ask(harness, model(template="{{ '<think>\n' }}"), response_format=form, sampling=bias, max_tokens=30)
@@ -160,7 +160,7 @@ def test_an_answer_with_a_form_cannot_end_within_its_reasoning(harness: Harness,
 
 
 def test_a_model_that_may_not_think_keeps_to_the_form_at_once(harness: Harness, model: Callable[..., str]) -> None:
-    """Whether the caller says so, or the template closed the reasoning."""
+    """The request can forbid the reasoning, and the template can close it."""
     form, bias = pb.ResponseFormat(regex="[ab]{3}"), pb.Sampling(logit_bias={THINK: 100})
     closed = model(template="{{ '<think>\n\n</think>\n\n' }}")
     for chat in ({}, QUIET):

@@ -1,4 +1,4 @@
-"""Output: the pieces are the whole text, never half a character, never a part of a stop string, and every id once."""
+"""The detokenizer: whole characters, no part of a stop string, every id once; the pieces together are the text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXTS = st.text("ab é漢字🙂👩‍👩‍👧\u0301", max_size=12)
 
 
 def of_bytes(ids: Sequence[int]) -> str:
-    """Decode ids that are bytes, as byte-level tokenizers do: what is no character reads as a replacement."""
+    """Decode ids that are bytes, as byte-level tokenizers do. Other bytes become replacement characters."""
     return bytes(ids).decode("utf-8", "replace")
 
 
@@ -27,14 +27,14 @@ def without_specials(ids: Sequence[int]) -> str:
 
 
 def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """Return what a detokenizer shows after each id, and at last."""
+    """Return the text that a detokenizer shows after each id, and at the end."""
     detokenizer = Detokenizer(decode)
     return [*(detokenizer.add(one) for one in ids), detokenizer.flush()]
 
 
 @given(TEXTS)
 def test_pieces_are_the_whole_text_and_no_piece_ends_in_half_a_character(text: str) -> None:
-    """Though each of its characters comes in up to four tokens."""
+    """A character may come in up to four tokens."""
     shown = pieces(text.encode(), of_bytes)
     assert "".join(shown) == text
     assert not any("\ufffd" in piece for piece in shown)
@@ -42,7 +42,7 @@ def test_pieces_are_the_whole_text_and_no_piece_ends_in_half_a_character(text: s
 
 @given(st.lists(st.one_of(st.integers(0, 255), st.sampled_from([0xE4, 0xBD, 0xA0, 0xF0, 0x9F, 0xFF])), max_size=30))
 def test_bytes_that_are_no_text_are_shown_as_what_they_read(ids: list[int]) -> None:
-    """And held back for three tokens at most once nothing can come of them."""
+    """Such bytes are held back for three tokens at most."""
     shown = pieces(ids, of_bytes)
     assert "".join(shown) == of_bytes(ids)
 
@@ -50,13 +50,13 @@ def test_bytes_that_are_no_text_are_shown_as_what_they_read(ids: list[int]) -> N
 @settings(deadline=None)
 @given(st.data())
 def test_pieces_of_the_embedded_tokenizer_are_its_whole_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    """For any ids, special ones among them."""
+    """The ids are random, and some are special."""
     ids = data.draw(st.lists(st.integers(0, tokenizer.size - 1), max_size=20))
     assert "".join(pieces(ids, tokenizer.decode)) == tokenizer.decode(ids)
 
 
 def test_a_long_run_of_garbage_costs_no_more_for_each_token() -> None:
-    """What is settled is not decoded again."""
+    """Ids of complete text are not decoded again."""
     longest = 0
 
     def watched(ids: Sequence[int]) -> str:
@@ -71,13 +71,13 @@ def test_a_long_run_of_garbage_costs_no_more_for_each_token() -> None:
 
 
 def stopped(text: str, stops: Sequence[str]) -> tuple[str, str]:
-    """Return what comes before the stop string that is complete first, the longer of two, and that stop string."""
+    """Return the text before the stop string that is complete first (of two, the longer), and that string."""
     ends = sorted((at + len(stop), at, stop) for stop in stops if (at := text.find(stop)) >= 0)
     return (text[: ends[0][1]], ends[0][2]) if ends else (text, "")
 
 
 def cut(text: str, sizes: Sequence[int]) -> list[str]:
-    """Cut a text into tokens of given sizes, and the rest."""
+    """Cut a text into tokens of these sizes; the rest is the last token."""
     tokens = []
     for size in sizes:
         tokens.append(text[:size])
@@ -91,7 +91,7 @@ def cut(text: str, sizes: Sequence[int]) -> list[str]:
     st.lists(st.integers(0, 4), max_size=12),
 )
 def test_stop_strings_end_the_text_wherever_tokens_end(text: str, stops: list[str], sizes: list[int]) -> None:
-    """Nothing of a stop string is ever sent, and every id before it is, once, in order, and not too early."""
+    """No part of a stop string is sent. Every id before it is sent once, in order, with its text."""
     tokens = cut(text, sizes)
     output = Output(lambda ids: "".join(tokens[one] for one in ids), tuple(stops))
     sent, ids = "", []
@@ -113,7 +113,7 @@ def test_stop_strings_end_the_text_wherever_tokens_end(text: str, stops: list[st
 
 
 def test_text_that_only_begins_a_stop_string_is_sent_at_the_end() -> None:
-    """It was held back for nothing."""
+    """The beginning of a stop string is sent if the rest never comes."""
     output = Output(of_bytes, ("xyz",))
     assert output.add(Token(ord("a"))).text == "a"
     assert not output.add(Token(ord("x")))
@@ -122,7 +122,7 @@ def test_text_that_only_begins_a_stop_string_is_sent_at_the_end() -> None:
 
 
 def test_a_stop_string_that_the_end_completes_is_found() -> None:
-    """The flush of half a character can be what completes it."""
+    """A replacement character for half a character can complete a stop string."""
     output = Output(of_bytes, ("a\ufffd",))
     assert not output.add(Token(ord("a")))
     assert not output.add(Token(0xE4))
@@ -131,7 +131,7 @@ def test_a_stop_string_that_the_end_completes_is_found() -> None:
 
 
 def test_special_tokens_have_ids_and_no_text() -> None:
-    """They come with the next text, or at the end."""
+    """Ids without text are sent with the next text, or at the end."""
     output = Output(without_specials)
     assert not output.add(Token(1))
     piece = output.add(Token(ord("a")))
@@ -142,7 +142,7 @@ def test_special_tokens_have_ids_and_no_text() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_a_stop_string_in_a_real_answer_ends_it_before(harness: Harness, size: int) -> None:
-    """Also one that the very last token completes."""
+    """The last token can complete a stop string as well."""
     plain = harness.run(generate("The code of the blue box is 74. The", max_tokens=12, stop=pb.Stop(ignore_eos=True)))
     stop = plain.text[-size:]
     answer = harness.run(

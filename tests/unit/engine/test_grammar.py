@@ -1,4 +1,4 @@
-"""Response formats: whatever the weights and the sampling, what comes out has the form that was asked for."""
+"""Response formats: the answer has the form of the request, for any weights and sampling options."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daemon.engine.prompt.preparation import response_format
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.engine.structured_output.grammar import of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher
@@ -43,7 +44,7 @@ def schema(value: Any) -> pb.ResponseFormat:
 
 
 def ask(harness: Harness, form: pb.ResponseFormat, **fields: Any) -> Answer:
-    """Generate in a form."""
+    """Generate an answer in a form."""
     return harness.run(generate(PROMPT, response_format=form, **{"max_tokens": 600, **fields}))
 
 
@@ -58,7 +59,7 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Harness:
 def test_what_is_generated_under_a_schema_is_valid_json_of_that_schema(
     shared: Harness, wanted: dict[str, Any], temperature: float, seed: int
 ) -> None:
-    """For any schema, temperature and seed, if it was not cut short."""
+    """This holds for any schema, temperature and seed, unless max_tokens cuts the answer."""
     form = schema({**wanted, "x-guidance": {"whitespace_pattern": " ?"}})  # or most of it would be white space
     answer = ask(shared, form, max_tokens=400, sampling=pb.Sampling(temperature=temperature, seed=seed))
     assert answer.finished.reason == pb.FINISH_REASON_STOP, answer.failure
@@ -67,20 +68,20 @@ def test_what_is_generated_under_a_schema_is_valid_json_of_that_schema(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_text_under_a_regular_expression_matches_it_as_a_whole(harness: Harness, seed: int) -> None:
-    """And is not only found in it."""
+    """The expression matches the whole text and not a part of it."""
     regex = r"[A-Z][a-z]{2,9}-\d{4}(é|漢)"
     answer = ask(harness, pb.ResponseFormat(regex=regex), sampling=pb.Sampling(temperature=20, seed=seed))
     assert re.fullmatch(regex, answer.text)
 
 
 def test_text_under_a_grammar_is_of_that_grammar(harness: Harness) -> None:
-    """Lark's notation."""
+    """The grammar is in the notation of Lark."""
     grammar = 'start: "(" part ")" | part\npart: NAME ("+" NAME){0,3}\nNAME: /[a-z]{1,3}/'
     assert re.fullmatch(r"\(?[a-z]{1,3}(\+[a-z]{1,3}){0,3}\)?", ask(harness, pb.ResponseFormat(grammar=grammar)).text)
 
 
 def test_any_json_object_is_a_json_object(harness: Harness) -> None:
-    """The start of one, if it was cut short."""
+    """If max_tokens cuts it, the text is the beginning of an object."""
     form = pb.ResponseFormat(json_object=pb.JsonObject())
     whole = [ask(harness, form, sampling=pb.Sampling(temperature=3, seed=seed), max_tokens=80) for seed in range(3)]
     assert all(answer.text.startswith("{") for answer in whole)
@@ -89,7 +90,7 @@ def test_any_json_object_is_a_json_object(harness: Harness) -> None:
 
 
 def test_max_tokens_cuts_a_form_short_and_says_so(harness: Harness) -> None:
-    """What came is its beginning."""
+    """The text is the beginning of the form."""
     whole = ask(harness, schema(PERSON), sampling=WILD)
     cut = ask(harness, schema(PERSON), sampling=WILD, max_tokens=3)
     assert cut.finished.reason == pb.FINISH_REASON_LENGTH
@@ -98,7 +99,7 @@ def test_max_tokens_cuts_a_form_short_and_says_so(harness: Harness) -> None:
 
 
 def test_log_probabilities_are_those_of_the_model_before_the_form(harness: Harness, reference: Reference) -> None:
-    """A token that the model would never have chosen says so."""
+    """A forced token has the low log-probability that the model gives it."""
     answer = ask(harness, pb.ResponseFormat(regex="@+#"), top_logprobs=2, max_tokens=1, sampling=WILD)
     prompt = mx.array([reference.tokenizer.encode(PROMPT)])
     logits = reference.model(prompt)[0, -1].astype(mx.float32)
@@ -120,13 +121,13 @@ def test_log_probabilities_are_those_of_the_model_before_the_form(harness: Harne
     ],
 )
 def test_sampling_options_choose_among_what_the_form_allows(harness: Harness, sampling: pb.Sampling) -> None:
-    """However they push elsewhere, a bias towards the end of the sequence included."""
+    """No option makes a masked token possible, not even a bias towards the end of the sequence."""
     answer = ask(harness, schema(PERSON), sampling=sampling)
     jsonschema.validate(json.loads(answer.text), PERSON)
 
 
 def test_a_stop_string_ends_a_form_before_it_is_complete(harness: Harness) -> None:
-    """As it does any text."""
+    """A stop string works as without a form."""
     answer = ask(harness, schema(PERSON), stop=pb.Stop(strings=['"age"']))
     assert (answer.finished.reason, answer.finished.stop_match) == (pb.FINISH_REASON_STOP, '"age"')
     assert '"age"' not in answer.text
@@ -135,7 +136,7 @@ def test_a_stop_string_ends_a_form_before_it_is_complete(harness: Harness) -> No
 def test_rows_with_and_without_a_form_share_a_batch_and_change_nothing_for_each_other(
     engine: Callable[..., Harness],
 ) -> None:
-    """Bit for bit what each gets alone, log-probabilities included."""
+    """Each row equals its answer alone, bit for bit, log-probabilities included."""
     requests = [
         generate(PROMPT, max_tokens=40, top_logprobs=1, cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS), **fields)
         for fields in (
@@ -163,7 +164,7 @@ def test_rows_with_and_without_a_form_share_a_batch_and_change_nothing_for_each_
 
 
 def test_a_form_can_be_cancelled_at_any_step(harness: Harness) -> None:
-    """Nothing is held afterwards."""
+    """A cancelled request releases everything."""
     call = harness.begin(generate(PROMPT, max_tokens=600, response_format=pb.ResponseFormat(regex="[a-z ]{500,}")))
     harness.until(lambda: harness.decoding(call))
     harness.cancel(call)
@@ -197,9 +198,10 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_forms_that_cannot_be_kept_to_are_refused_with_their_field(tokenizer: Tokenizer, name: str) -> None:
-    """Before anything runs, and not by taking for ever."""
+    """The refusal comes before the model runs, and quickly."""
+    wanted = response_format(BAD[name])
     with pytest.raises(SidecarError) as caught:
-        GrammarMatcher(*of_response(BAD[name]), tokenizer.vocabulary("response_format"))
+        GrammarMatcher(wanted.field, of_response(wanted), tokenizer.vocabulary("response_format"))
     assert caught.value.reason == "INVALID_ARGUMENT"
     assert caught.value.field == f"response_format.{BAD[name].WhichOneof('kind')}"
     assert len(caught.value.message) < 500
@@ -219,7 +221,7 @@ HEAVY = {
 
 @pytest.mark.parametrize("name", HEAVY)
 def test_a_form_that_gets_too_heavy_ends_its_own_call_only(harness: Harness, name: str) -> None:
-    """With its field; who runs beside it goes on."""
+    """The error has the field, and other requests go on."""
     other = harness.begin(generate(PROMPT, max_tokens=150, stop=pb.Stop(ignore_eos=True)))
     harness.until(lambda: harness.decoding(other))
     answer = ask(harness, HEAVY[name], max_tokens=700, sampling=NEVER_ENDING)
@@ -241,13 +243,13 @@ def test_a_form_that_gets_too_heavy_ends_its_own_call_only(harness: Harness, nam
     ],
 )
 def test_large_forms_run(harness: Harness, form: pb.ResponseFormat) -> None:
-    """As long as they are not heavy."""
+    """The size of a form is no problem; the work for it is limited."""
     answer = ask(harness, form, max_tokens=20)
     assert answer.finished.reason in (pb.FINISH_REASON_STOP, pb.FINISH_REASON_LENGTH), answer.failure
 
 
 def test_a_model_that_names_no_end_of_sequence_has_no_forms(tokenizer: Tokenizer) -> None:
-    """The end could not be told."""
+    """Without such a token, a form has no end."""
     endless = Tokenizer(tokenizer._wrapper, tokenizer._templates)
     endless.eos_ids = frozenset()
     with pytest.raises(SidecarError, match="end-of-sequence"):

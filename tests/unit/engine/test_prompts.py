@@ -31,7 +31,7 @@ def _source() -> ModelSource:
 
 
 class Wrapper:
-    """A tokenizer of characters with a BOS and a template that does what a test wants."""
+    """A tokenizer of characters, with a BOS and a template that the test gives."""
 
     bos_token = "<s>"
     eos_token_ids = frozenset({2})
@@ -58,7 +58,7 @@ class Wrapper:
 
 
 def error_of(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer) -> SidecarError:
-    """Return why a request cannot be prepared."""
+    """Return the error of a request that cannot be prepared."""
     with pytest.raises(SidecarError) as caught:
         prepare_prompt(request, source, tokenizer)
     return caught.value
@@ -70,7 +70,7 @@ def chat(*messages: pb.ChatMessage, **fields: Any) -> pb.GenerateRequest:
 
 
 def test_the_three_forms_give_ids(source: ModelSource, tokenizer: Tokenizer) -> None:
-    """Text and conversation by the model's tokenizer, ids as they are."""
+    """The model's tokenizer encodes text and conversations; ids are used as they are."""
     ids = tokenizer.encode("The code", special=True)
     assert prepare_prompt(pb.GenerateRequest(text="The code"), source, tokenizer).tokens == ids
     assert prepare_prompt(pb.GenerateRequest(tokens=pb.TokenIds(ids=[7, 0, 736])), source, tokenizer).tokens == [
@@ -85,14 +85,14 @@ def test_the_three_forms_give_ids(source: ModelSource, tokenizer: Tokenizer) -> 
 
 
 def test_a_bos_is_not_doubled(source: ModelSource) -> None:
-    """Neither that of a text that brings its own, nor that of a template."""
+    """A text or a template may write the BOS itself."""
     tokenizer = Tokenizer(Wrapper(lambda messages, options: "<s>hi"), UNUSED)
     for request in (pb.GenerateRequest(text="hi"), pb.GenerateRequest(text="<s>hi"), chat()):
         assert prepare_prompt(request, source, tokenizer).tokens == [1, ord("h"), ord("i")]
 
 
 def test_a_template_gets_what_was_sent_and_nothing_else(source: ModelSource) -> None:
-    """Unset options are left to its own defaults."""
+    """Options that are not set have the template's own defaults."""
     seen: list[Any] = []
 
     def template(messages: Any, options: Any) -> str:
@@ -115,7 +115,7 @@ def test_a_template_gets_what_was_sent_and_nothing_else(source: ModelSource) -> 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", "null", '{"a": NaN}', '{"a": "\\ud800"}', '{"a":' * 100_000])
 def test_bad_json_is_named_by_its_path(source: ModelSource, tokenizer: Tokenizer, text: str) -> None:
-    """Numbers that are none and half characters are no JSON either."""
+    """NaN and half a surrogate pair are no JSON either."""
     call = pb.ToolCall(name="f", arguments_json=text)
     error = error_of(chat(USER, pb.ChatMessage(role="assistant", tool_calls=[call])), source, tokenizer)
     assert (error.reason, error.field) == (
@@ -128,7 +128,7 @@ def test_bad_json_is_named_by_its_path(source: ModelSource, tokenizer: Tokenizer
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), RecursionError(), IndexError(), OverflowError(), KeyError()])
 def test_a_template_that_fails_is_the_requests_fault(source: ModelSource, error: Exception) -> None:
-    """Whatever it raises; templates are programs."""
+    """Templates are programs and may raise anything."""
 
     def broken(_messages: Any, _options: Any) -> str:
         raise error
@@ -138,14 +138,14 @@ def test_a_template_that_fails_is_the_requests_fault(source: ModelSource, error:
 
 
 def test_a_model_without_a_template_takes_no_conversation(source: ModelSource) -> None:
-    """And says what to send instead."""
+    """The error names the alternative."""
     wrapper = Wrapper()
     wrapper.has_chat_template = False
     assert "send text" in error_of(chat(), source, Tokenizer(wrapper, UNUSED)).message
 
 
 def test_an_empty_prompt_is_refused(source: ModelSource) -> None:
-    """Also if only its tokens are."""
+    """A text without tokens is empty as well."""
     tokenizer = Tokenizer(Wrapper(lambda messages, options: ""), UNUSED)
     assert error_of(chat(), source, tokenizer).field == "chat"
     assert error_of(pb.GenerateRequest(text=""), source, tokenizer).field == "text"
@@ -162,14 +162,14 @@ def test_an_empty_prompt_is_refused(source: ModelSource) -> None:
 def test_an_id_that_the_model_does_not_have_is_named(
     source: ModelSource, tokenizer: Tokenizer, request_: pb.GenerateRequest, field: str
 ) -> None:
-    """By its place."""
+    """The error has the position of the id."""
     source = replace(source, config={**source.config, "vocab_size": 737})
     error = error_of(request_, source, tokenizer)
     assert (error.field, "737" in error.message) == (field, True)
 
 
 def test_the_context_is_the_limit(source: ModelSource, tokenizer: Tokenizer) -> None:
-    """To the token; what is left of it is the default."""
+    """The limit is exact. The default of max_tokens is the rest of the context."""
 
     def ids(count: int, **fields: Any) -> pb.GenerateRequest:
         return pb.GenerateRequest(tokens=pb.TokenIds(ids=[5] * count), **fields)
@@ -187,7 +187,7 @@ def test_the_context_is_the_limit(source: ModelSource, tokenizer: Tokenizer) -> 
 
 
 def test_a_changed_template_is_read_again(tmp_path: Path, templates: Templates) -> None:
-    """Though the weights stay as they are."""
+    """The weights are the same."""
     copy = tmp_path / "model"
     shutil.copytree(EMBEDDED_PATH, copy)
     tokenizers, source = Tokenizers(templates), Resolver([]).resolve(Wanted(str(copy)))
@@ -198,7 +198,7 @@ def test_a_changed_template_is_read_again(tmp_path: Path, templates: Templates) 
 
 
 def test_decoding_does_not_wait_for_a_long_prompt(tokenizer: Tokenizer) -> None:
-    """Streams go on while another request's text is encoded."""
+    """Streams continue while the text of another request is encoded."""
     with tokenizer._lock:
         decoded: list[str] = []
         thread = threading.Thread(target=lambda: decoded.append(tokenizer.decode([40, 41])))

@@ -1,4 +1,4 @@
-"""Required tool calls: whatever the weights, the answer is calls whose arguments the tools' schemas allow."""
+"""Required tool calls: for any weights, the answer is calls with arguments that the schemas of the tools allow."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.output.harmony import MARKS
 from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.prompts import offered_tools
 from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.structured_output.required_calls import required_calls
 from daemon.shared.errors import SidecarError
@@ -42,7 +43,7 @@ NOTATIONS: dict[str, tuple[dict[str, bool], str]] = {
     ),
     "messages with headers": (dict.fromkeys(MARKS, True), ""),
 }  # fmt: skip
-"""Marks of models and what mlx-lm knows their templates by."""
+"""Marks of models, and the text by which mlx-lm recognises their templates."""
 
 PAINT = {
     "type": ["object", "null"],
@@ -77,7 +78,7 @@ def ask(
 
 
 def calls_of(answer: Answer) -> list[tuple[str, Any]]:
-    """Return the calls of an answer that is nothing else."""
+    """Return the calls of an answer; fail if it has other text."""
     assert answer.finished.reason == pb.FINISH_REASON_TOOL_CALLS, (answer.failure, answer.text)
     assert not answer.text.strip("\n")
     deltas = [event.generate.delta for event in answer.events if event.generate.HasField("delta")]
@@ -90,7 +91,7 @@ def calls_of(answer: Answer) -> list[tuple[str, Any]]:
 def test_an_answer_that_must_be_calls_is_calls_of_the_tools(
     harness: Harness, model: Callable[..., str], name: str
 ) -> None:
-    """In every notation, for a model that has seen none."""
+    """This holds in every notation, for a model that was trained with none."""
     path = model(*NOTATIONS[name])
     for seed in range(2):
         for tool, arguments in calls_of(ask(harness, path, sampling={"temperature": 2.0, "seed": seed})):
@@ -99,7 +100,7 @@ def test_an_answer_that_must_be_calls_is_calls_of_the_tools(
 
 @pytest.mark.parametrize("name", NOTATIONS)
 def test_a_required_tool_is_called_once(harness: Harness, model: Callable[..., str], name: str) -> None:
-    """Though another is there, and though the model would rather not stop."""
+    """The request has another tool, and a bias against the end of the sequence."""
     path = model(*NOTATIONS[name])
     sampling = {"temperature": 2.0, "seed": 1, "logit_bias": {2: -100.0}}
     ((tool, arguments),) = calls_of(ask(harness, path, required_tool="paint", sampling=sampling))
@@ -122,7 +123,7 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Harness,
 def test_arguments_are_what_any_schema_allows(
     shared: tuple[Harness, str], schema: dict[str, Any], temperature: float, seed: int
 ) -> None:
-    """For any temperature and seed."""
+    """This holds for any temperature and seed."""
     harness, model = shared
     sent = json.dumps({**schema, "x-guidance": {"whitespace_pattern": " ?"}})
     tools = [pb.Tool(name="t", parameters_json=sent)]
@@ -132,7 +133,7 @@ def test_arguments_are_what_any_schema_allows(
 
 
 def test_gpt_oss_reasons_before_it_must_call(harness: Harness, model: Callable[..., str]) -> None:
-    """In a message of its own: the call is one as well."""
+    """The reasoning is a message, and the call is the next message."""
     path = model(*NOTATIONS["messages with headers"])
     end = 737 + MARKS.index("<|end|>")
     sampling = {"temperature": 1.0, "seed": 4, "logit_bias": {end: 4.0}}
@@ -142,7 +143,7 @@ def test_gpt_oss_reasons_before_it_must_call(harness: Harness, model: Callable[.
 
 
 def test_a_model_may_reason_before_it_must_call(harness: Harness, model: Callable[..., str]) -> None:
-    """The reasoning is free and has its own field."""
+    """The reasoning has no form, and a field of its own."""
     path = model(*HERMES, "{{ '<think>\n' }}")
     answer = ask(
         harness, path, enable_thinking=True, sampling={"temperature": 1.0, "seed": 4, "logit_bias": {738: 4.0}}
@@ -174,12 +175,12 @@ REFUSED: dict[str, tuple[str, list[pb.Tool]]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_tools_that_cannot_be_kept_to_are_refused_by_their_field(model: Callable[..., str], name: str) -> None:
-    """Before anything runs."""
+    """The refusal comes before the model runs."""
     field, tools = REFUSED[name]
     source = Resolver([]).resolve(Wanted(model(*NOTATIONS["headers"])))
     tokenizer = Tokenizers(Templates(time.monotonic)).get(source)  # without a template, its worker is not started
     with pytest.raises(SidecarError) as caught:
-        required_calls(pb.Chat(tools=tools), tokenizer.notation, tokenizer)
+        required_calls(offered_tools(pb.Chat(tools=tools)), tokenizer.notation, tokenizer.vocabulary)
     assert (caught.value.reason, caught.value.field) == ("INVALID_ARGUMENT", field), caught.value.message
 
 
@@ -187,14 +188,14 @@ def test_tools_that_cannot_be_kept_to_are_refused_by_their_field(model: Callable
 def test_models_whose_calls_are_not_known_as_json_cannot_be_required_to_call(
     harness: Harness, model: Callable[..., str], notation: tuple[dict[str, bool], str]
 ) -> None:
-    """But they may be asked not to."""
+    """NONE works with every model."""
     path = model(*notation)
     assert ask(harness, path).failure.field == "chat.tool_choice"
     assert ask(harness, path, tool_choice=pb.TOOL_CHOICE_NONE, most=2).finished.usage.completion_tokens
 
 
 def test_tools_that_may_not_be_called_are_not_in_the_prompt(harness: Harness) -> None:
-    """So it is the one without tools, whose prefix is shared."""
+    """The prompt equals that of a request without tools, so they share a prefix."""
 
     def prompt(choice: pb.ToolChoice, tools: list[pb.Tool]) -> int:
         return ask(harness, "embedded", most=1, tool_choice=choice, tools=tools).finished.usage.prompt_tokens

@@ -1,4 +1,4 @@
-"""A model that reasons before an answer in a form: the reasoning is free, and everything after it keeps to the form."""
+"""The token mask of a model that reasons before an answer in a form: only the answer has the form."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from daemon.engine.structured_output.token_mask import Thinking, TokenMask
+from daemon.engine.output.chat_markup import Thinking
+from daemon.engine.structured_output.token_mask import TokenMask
 
 VOCAB, EOS = 64, 2
 OPEN, ANALYSIS, END, START, FINAL, BRACE = 10, 11, 12, 13, 14, 20
 
 
 class Form:
-    """A form that allows one token, and notes what it was given."""
+    """A form that allows one token, and records the tokens that it was given."""
 
     field = "response_format"
 
@@ -25,7 +26,7 @@ class Form:
         return (1 << BRACE).to_bytes(VOCAB // 8, "little")
 
     def take(self, token: int) -> None:
-        """Note a token."""
+        """Record a token."""
         self.taken.append(token)
 
 
@@ -38,7 +39,7 @@ def allowed(constraint: TokenMask, last: int | None) -> list[int]:
 def after(
     form: Form, thinking: Thinking | None, tokens: Sequence[int], header: tuple[int, ...] = (FINAL,)
 ) -> list[int]:
-    """Return what may follow these tokens."""
+    """Return the tokens that may follow these tokens."""
     constraint = TokenMask(form, VOCAB, [EOS], thinking, header)  # type: ignore[arg-type]
     may = allowed(constraint, None)
     for token in tokens:
@@ -79,7 +80,7 @@ def test_an_opening_of_several_tokens_is_completed() -> None:
 
 
 def test_reasoning_ends_with_its_mark_alone() -> None:
-    """Another mark would begin a part of the answer, to which the form would not apply."""
+    """Another mark would begin a part of the answer without the form."""
     assert after(Form(), HEADERS, [OPEN, ANALYSIS, 30]) == [token for token in FREE if token not in (OPEN, START)]
 
 

@@ -1,4 +1,4 @@
-"""Vocabularies: forms hold for the text of every kind of tokenizer, or are refused."""
+"""Vocabularies: forms work with the text of every kind of tokenizer, or are refused."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from mlx_lm.tokenizer_utils import NewlineTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from daemon.engine.structured_output.grammar import of_response
+from daemon.engine.structured_output.grammar import ResponseFormat, of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher, vocabulary
 from daemon.shared.errors import SidecarError
-from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+def field_and_grammar(wanted: ResponseFormat) -> tuple[str, str]:
+    """Return the field of a request that has this form, and its grammar."""
+    return wanted.field, of_response(wanted)
 
 
 def walk(form: GrammarMatcher, size: int, eos: int) -> list[int]:
@@ -52,14 +56,14 @@ def numbered(words: list[str]) -> dict[str, int]:
 
 
 def bytes_in_pairs(pre: Any, *last: Any) -> PreTrainedTokenizerFast:
-    """Return one that falls back to bytes, with spaces as Sentencepiece writes them."""
+    """Return a tokenizer that falls back to bytes, with spaces as Sentencepiece writes them."""
     words = numbered([*BYTES, "▁", *CHARACTERS, "▁the", "▁{", "true", "\n"])
     model = models.BPE(vocab=words, merges=[], byte_fallback=True, unk_token="<unk>")
     return fast(model, decoders.Sequence([decoders.ByteFallback(), *last]), pre)
 
 
 def letters_as_bytes() -> PreTrainedTokenizerFast:
-    """Return one whose letters stand for bytes."""
+    """Return a tokenizer with letters that stand for bytes."""
     words = numbered([*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġthe", "true"])
     pre = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return fast(models.BPE(vocab=words, merges=[]), decoders.ByteLevel(), pre)
@@ -82,11 +86,13 @@ UNKNOWN: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("kind", KNOWN)
 def test_forms_hold_for_the_text_of_every_kind_of_tokenizer_with_bytes(kind: str) -> None:
-    """The text as the tokenizer itself decodes it."""
+    """The text is that which the tokenizer itself decodes."""
     tokenizer = KNOWN[kind]()  # type: ignore[no-untyped-call]
     regex = r"[a-z]{2} the (true|é)\n\{x\}"
     ids = walk(
-        GrammarMatcher(*of_response(pb.ResponseFormat(regex=regex)), vocabulary(tokenizer, [1], "response_format")),
+        GrammarMatcher(
+            *field_and_grammar(ResponseFormat("regex", regex)), vocabulary(tokenizer, [1], "response_format")
+        ),
         len(tokenizer),
         1,
     )
@@ -96,23 +102,25 @@ def test_forms_hold_for_the_text_of_every_kind_of_tokenizer_with_bytes(kind: str
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        (pb.ResponseFormat(regex="a<think>/\\n"), "a<think>/\n"),
-        (pb.ResponseFormat(grammar='start: "a<think>"'), "a<think>"),
-        (pb.ResponseFormat(json_schema='{"const": "<think>é"}'), '"<think>é"'),
-        (pb.ResponseFormat(json_schema='{"const": "</s>"}'), '"</s>"'),
+        (ResponseFormat("regex", "a<think>/\\n"), "a<think>/\n"),
+        (ResponseFormat("grammar", 'start: "a<think>"'), "a<think>"),
+        (ResponseFormat("json_schema", '{"const": "<think>é"}'), '"<think>é"'),
+        (ResponseFormat("json_schema", '{"const": "</s>"}'), '"</s>"'),
     ],
 )
-def test_text_that_is_also_an_added_token_can_be_written(form: pb.ResponseFormat, text: str) -> None:
-    """Letter by letter, as text; the token itself is none."""
+def test_text_that_is_also_an_added_token_can_be_written(form: ResponseFormat, text: str) -> None:
+    """The text is written letter by letter. The added token is no text for the form."""
     tokenizer = letters_as_bytes()
     tokenizer.add_tokens(["<think>"])
-    ids = walk(GrammarMatcher(*of_response(form), vocabulary(tokenizer, [1], "response_format")), len(tokenizer), 1)
+    ids = walk(
+        GrammarMatcher(*field_and_grammar(form), vocabulary(tokenizer, [1], "response_format")), len(tokenizer), 1
+    )
     assert tokenizer.decode(ids) == text
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
 def test_a_tokenizer_whose_bytes_are_not_known_has_no_forms(kind: str) -> None:
-    """Rather than a form that its text does not have."""
+    """Otherwise, the text might not have the form."""
     with pytest.raises(SidecarError, match="tokenizer") as caught:
         vocabulary(UNKNOWN[kind](), [1], "response_format")
     assert caught.value.field == "response_format"

@@ -1,4 +1,4 @@
-"""Call forms: how notations write calls whose arguments are JSON, for answers that must be calls. Pure."""
+"""The syntax of tool calls with JSON arguments, by notation. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class CallForm:
     """
-    A call between its marks: `begin`, the tool's name, `named`, the arguments as JSON, `end`.
+    The text of a call between its marks: `begin`, the tool's name, `named`, the arguments as JSON, `end`.
 
     Attributes:
-        begin, named, end: Text around name and arguments.
-        between: Text between two calls, each in marks of its own; None if one is all there can be.
-        opening: The header of a message that is a call. If there is none, blank lines may stand before the first call.
+        begin: Text before the tool's name.
+        named: Text between name and arguments.
+        end: Text after the arguments.
+        between: Text between two calls, each in marks of its own; None if an answer has one call only.
+        opening: The header of a message that is a call. Without a header, blank lines may come before the first call.
     """
 
     begin: str
@@ -25,7 +27,7 @@ class CallForm:
     opening: str = ""
 
     def before(self, name: str) -> str:
-        """Return what stands before the arguments of a call."""
+        """Return the text before the arguments of a call."""
         return self.begin + json.dumps(name, ensure_ascii=False)[1:-1] + self.named
 
 
@@ -38,10 +40,10 @@ _SECTION = CallForm("<|tool_call_begin|>functions.", ":0<|tool_call_argument_beg
 
 def call_form(parser: str, words: Container[str]) -> CallForm | None:
     """
-    Return how calls of a notation are written; None if their arguments are no JSON.
+    Return the syntax of calls of a notation; None if their arguments are no JSON.
 
     Args:
-        parser: Name of the module that reads them, mlx-lm's or ours.
+        parser: Name of the module that reads the calls. It identifies the notation.
         words: The model's vocabulary.
     """
     if parser.endswith(".mistral"):

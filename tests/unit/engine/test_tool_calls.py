@@ -1,0 +1,40 @@
+"""The parsers of mlx-lm are used with a time limit, and mlx-lm's own modules stay as they are."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import FunctionType
+
+import pytest
+import regex
+from mlx_lm import tool_parsers
+
+from daemon.engine.output.tool_calls import bounded
+
+NOTATIONS = [module.name for module in pkgutil.iter_modules(tool_parsers.__path__)]
+
+
+@pytest.mark.parametrize("name", NOTATIONS)
+def test_every_pattern_of_a_parser_is_bounded_in_a_copy(name: str) -> None:
+    """Functions that the parser calls use the same copy."""
+    module = importlib.import_module(f"mlx_lm.tool_parsers.{name}")
+    before = dict(vars(module))
+    parse = bounded(module.parse_tool_call)
+    assert isinstance(parse, FunctionType)
+    namespace = parse.__globals__
+    assert not [value for value in namespace.values() if isinstance(value, regex.Pattern)]
+    functions = [value for value in namespace.values() if isinstance(value, FunctionType)]
+    own = [function for function in functions if function.__module__ == parse.__module__]
+    assert own
+    assert all(function.__globals__ is namespace for function in own)
+    assert parse.__module__ == module.parse_tool_call.__module__
+    after = dict(vars(module))
+    assert before.keys() == after.keys()
+    assert all(before[key] is after[key] for key in before)
+
+
+def test_a_parser_that_is_no_plain_function_is_used_as_it_is() -> None:
+    """It has no namespace that could be copied."""
+    parse = print
+    assert bounded(parse) is parse
