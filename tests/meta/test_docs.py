@@ -158,7 +158,7 @@ def test_the_benchmark_page_shows_the_raw_figures_and_nothing_else() -> None:
     assert all(f"<!-- figures: {name} -->" in text for name in results)
 
 
-@pytest.mark.parametrize("page", ["prefix-cache.md", "reliability.md"])
+@pytest.mark.parametrize("page", ["prefix-cache.md", "evidence.md"])
 def test_every_test_that_a_page_of_promises_names_exists(page: str) -> None:
     """A promise without its test is none."""
     defined = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))))
@@ -169,7 +169,7 @@ def test_every_test_that_a_page_of_promises_names_exists(page: str) -> None:
 
 def test_every_row_of_the_fault_table_has_its_tests() -> None:
     """Each fault that Linux can show, in order; the one without needs two processes on Metal."""
-    text = (ROOT / "docs" / "reliability.md").read_text()
+    text = (ROOT / "docs" / "evidence.md").read_text()
     rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", text, re.MULTILINE)
     assert [int(row) for row, _ in rows] == [*range(1, 51), *range(54, 64)]
     assert [row for row, tests in rows if "`test_" not in tests] == ["61"]
@@ -177,7 +177,7 @@ def test_every_row_of_the_fault_table_has_its_tests() -> None:
 
 def test_every_command_of_the_promises_runs_tests_that_exist() -> None:
     """Paths of files and folders below tests."""
-    text = (ROOT / "docs" / "reliability.md").read_text()
+    text = (ROOT / "docs" / "evidence.md").read_text()
     paths = re.findall(r"tests/[\w/.]+", text)
     assert len(paths) > 30
     assert not [path for path in paths if not (ROOT / path).exists()]
