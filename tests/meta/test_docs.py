@@ -138,6 +138,18 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_decisions_have_status_and_date() -> None:
+    """The index has each page with its title and its status."""
+    index = (ROOT / "docs" / "adr" / "README.md").read_text()
+    pages = sorted((ROOT / "docs" / "adr").glob("0*.md"))
+    for path in pages:
+        found = re.match(r"# (\d+)\. (.+)\n\nStatus: (accepted, \d{4}-\d\d-\d\d.*)\.\n", path.read_text())
+        assert found is not None, f"{path.name} has no status"
+        number, title, status = found.groups()
+        assert f"| {number} | [{title}]({path.name}) | {status} |" in index
+    assert index.count("\n| ") == len(pages) + 1
+
+
 @pytest.mark.parametrize("name", DESIGN)
 def test_files_that_a_page_names_exist(name: str) -> None:
     """A path below the repository or below daemon/, or the bare name of a module."""
