@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.figures import LESS, MORE, OURS, Metric, Result, Target
 from benchmarks.floor import FLOOR, IN_PROCESS
+from benchmarks.http_peer import MLX_LM, VLLM_MLX
 from benchmarks.workloads.kv_bytes import UNIQUE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +20,19 @@ REPORT = RESULTS / "bench.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 _BLOCK = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 _NO_PEER = (OURS, FLOOR, IN_PROCESS, UNIQUE)
+_SUMMARY = (
+    ("a cold prompt of 2,048 tokens: first token", "prefix", "small, 2048 tokens", "first token, cold"),
+    ("its 2,048 tokens again, and 32 new ones: first token", "prefix", "small, 2048 tokens", "first token"),
+    ("eight agents, six turns each: all of it", "agents", "all turns", "all of it"),
+    ("two models in turn: first token", "switching", "small and other, each in its conversation", "first token"),
+    ("one client", "decode", "small, 1 client", "throughput"),
+    ("eight clients", "decode", "small, 8 clients", "throughput"),
+    ("eight clients with seeds", "seeded", "8 clients", "throughput"),
+    ("four streams while a long prompt comes: longest gap", "fairness", "4 streams, 4096 tokens come", "gap, longest"),
+    ("32 conversations with a common beginning: KV kept", "kv-bytes", "32 conversations", "KV kept"),
+    ("from the start of the process until it serves", "startup", "no request yet", "serves"),
+)
+"""Rows of the table that the page leads with: text, workload, case, metric."""
 
 
 def load(path: Path = REPORT) -> tuple[dict[str, Any], dict[str, Result]]:
@@ -35,7 +49,12 @@ def write() -> None:
 def filled(text: str) -> str:
     """Return the page's text with each block of figures made anew."""
     report, results = load()
-    others = {"run": _run(report), "targets": _targets(results), "ahead": ahead(results)}
+    others = {
+        "run": _run(report),
+        "summary": _markdown(summary(results)),
+        "targets": _targets(results),
+        "ahead": ahead(results),
+    }
 
     def block(name: str) -> str:
         if name in others:
@@ -58,6 +77,19 @@ def number(value: float) -> str:
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def summary(results: dict[str, Result]) -> list[list[str]]:
+    """Return the figures that the page leads with: medians alone, a line for each that was measured."""
+    systems = (OURS, MLX_LM, VLLM_MLX)
+    table = [["", "", *systems]]
+    for what, workload, case, name in _SUMMARY:
+        measured = results[workload].rows if workload in results else []
+        rows = [row for row in measured if (row.case, row.metric.name) == (case, name)]
+        values = {row.system: number(row.median) for row in rows}
+        if rows:
+            table.append([what, rows[0].metric.unit, *(values.get(system, "") for system in systems)])
+    return table
 
 
 def _table(result: Result) -> list[list[str]]:

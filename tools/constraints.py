@@ -36,7 +36,7 @@ def closure(wanted: Iterable[str]) -> dict[str, str]:
     """
     Return name and version of everything that requirements bring into this environment, as far as it is installed.
 
-    A requirement whose marker speaks of another system is none here.
+    A requirement with a marker for another system is none here.
     """
     found: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()

@@ -27,10 +27,9 @@ def figure() -> str:
     ]
     about = [
         f"{report['machine']}, MLX's CPU backend, models with random weights",
-        report["note"],
         "[method, all figures, and where others are ahead](docs/benchmarks.md)",
     ]
-    return "\n".join([*lines, "", *(f"{sentence}." for sentence in about if sentence), ""])
+    return "\n".join([*lines, "", *(f"{sentence}." for sentence in about), ""])
 
 
 def filled(text: str) -> str:

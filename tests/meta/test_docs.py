@@ -1,4 +1,4 @@
-"""Documentation that cannot rot: what exists is documented, and what is documented exists."""
+"""Documentation agrees with the code: commands, keys, events, tests and files are documented, and those named exist."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from tools.readme_figure import filled
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 FOLDERS = ("docs", "clients", "launchd", "systemd", "daemon", "benchmarks", "tools")
+DESIGN = ("architecture.md", "concepts.md", "engine-loop.md", "how-to-add.md", "request-lifecycle.md")
+"""Pages that name files of the code."""
+
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
 
 
@@ -33,10 +36,10 @@ def test_every_command_is_documented(command: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_of_every_command_says_what_it_does(command: str) -> None:
     """In its help."""
-    found = main.get_command(click.Context(main), command)
-    assert found is not None
-    for one in found.params:
-        assert not isinstance(one, click.Option) or one.help, f"{command} {one.name} has no help"
+    implementation = main.get_command(click.Context(main), command)
+    assert implementation is not None
+    for parameter in implementation.params:
+        assert not isinstance(parameter, click.Option) or parameter.help, f"{command} {parameter.name} has no help"
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -58,9 +61,9 @@ def events() -> Iterator[tuple[str, str]]:
     for path in sorted((ROOT / "daemon").rglob("*.py")):
         tree = ast.parse(path.read_text())
         texts = {
-            one.targets[0].id: one.value
-            for one in tree.body
-            if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name)
+            statement.targets[0].id: statement.value
+            for statement in tree.body
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
         }
         for node in ast.walk(tree):
             match node:
@@ -78,14 +81,14 @@ def events() -> Iterator[tuple[str, str]]:
 
 
 def test_every_log_event_is_documented() -> None:
-    """An operator who greps for one finds what it means."""
-    found = {event: module for module, event in events()}
+    """A search for an event in the operations page finds its meaning."""
+    logged = {event: module for module, event in events()}
     rows = re.findall(r"^\| `([^`]+)` \| (?:info|warning|error)", OPERATIONS, re.MULTILINE)
     documented = set(rows)
     assert len(rows) == len(documented), "an event is documented twice"
-    assert len(found) > 20
-    assert {event: module for event, module in found.items() if event not in documented} == {}
-    assert documented <= set(found), "an event is documented that nothing logs"
+    assert len(logged) > 20
+    assert {event: module for event, module in logged.items() if event not in documented} == {}
+    assert documented <= set(logged), "an event is documented that nothing logs"
 
 
 def test_the_api_page_is_what_the_proto_says() -> None:
@@ -135,6 +138,33 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_decisions_have_status_and_date() -> None:
+    """The index has each page with its title and its status."""
+    index = (ROOT / "docs" / "adr" / "README.md").read_text()
+    pages = sorted((ROOT / "docs" / "adr").glob("0*.md"))
+    for path in pages:
+        found = re.match(r"# (\d+)\. (.+)\n\nStatus: (accepted, \d{4}-\d\d-\d\d.*)\.\n", path.read_text())
+        assert found is not None, f"{path.name} has no status"
+        number, title, status = found.groups()
+        assert f"| {number} | [{title}]({path.name}) | {status} |" in index
+    assert index.count("\n| ") == len(pages) + 1
+
+
+@pytest.mark.parametrize("name", DESIGN)
+def test_files_that_a_page_names_exist(name: str) -> None:
+    """A path below the repository or below daemon/, or the bare name of a module."""
+    modules = {
+        path.name for folder in ("daemon", "tests", "tools", "clients") for path in (ROOT / folder).rglob("*.py")
+    }
+    named = set(re.findall(r"`([\w/]+\.py|daemon/[\w/]+/)`", (ROOT / "docs" / name).read_text()))
+    assert named
+    assert not [path for path in named if path not in modules and not _exists(path)]
+
+
+def _exists(path: str) -> bool:
+    return any((ROOT / base / path).exists() for base in (".", "daemon", "daemon/server", "daemon/engine"))
+
+
 def test_the_code_map_is_what_the_modules_say() -> None:
     """Run `make gen` after a change of a module's docstring. Every module that was written by hand is in it."""
     page = (ROOT / "docs" / "code-map.md").read_text()
@@ -158,7 +188,7 @@ def test_the_benchmark_page_shows_the_raw_figures_and_nothing_else() -> None:
     assert all(f"<!-- figures: {name} -->" in text for name in results)
 
 
-@pytest.mark.parametrize("page", ["prefix-cache.md", "reliability.md"])
+@pytest.mark.parametrize("page", ["prefix-cache.md", "evidence.md"])
 def test_every_test_that_a_page_of_promises_names_exists(page: str) -> None:
     """A promise without its test is none."""
     defined = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))))
@@ -168,8 +198,8 @@ def test_every_test_that_a_page_of_promises_names_exists(page: str) -> None:
 
 
 def test_every_row_of_the_fault_table_has_its_tests() -> None:
-    """Each fault that Linux can show, in order; the one without needs two processes on Metal."""
-    text = (ROOT / "docs" / "reliability.md").read_text()
+    """Each fault that Linux can show, in order; the row without a test needs two processes on Metal."""
+    text = (ROOT / "docs" / "evidence.md").read_text()
     rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", text, re.MULTILINE)
     assert [int(row) for row, _ in rows] == [*range(1, 51), *range(54, 64)]
     assert [row for row, tests in rows if "`test_" not in tests] == ["61"]
@@ -177,7 +207,7 @@ def test_every_row_of_the_fault_table_has_its_tests() -> None:
 
 def test_every_command_of_the_promises_runs_tests_that_exist() -> None:
     """Paths of files and folders below tests."""
-    text = (ROOT / "docs" / "reliability.md").read_text()
+    text = (ROOT / "docs" / "evidence.md").read_text()
     paths = re.findall(r"tests/[\w/.]+", text)
     assert len(paths) > 30
     assert not [path for path in paths if not (ROOT / path).exists()]

@@ -2,7 +2,7 @@
 `python -m tests.soak --minutes 30`: a daemon under a steady, varied load without a fault, and what memory it takes.
 
 Four clients repeat prompts, bring new ones, cancel (unless `--no-cancels`: gRPC keeps something of cancelled calls, see
-docs/reliability.md), and drop prefixes; the prefix cache is small enough to evict all the time. Every second it is
+docs/evidence.md), and drop prefixes; the prefix cache is small enough to evict all the time. Every second it is
 noted what the parent's malloc has given out, and the private memory of the engine. Status 1: a slope after the warm-up
 (see `fit.slope`) is above 1 MB an hour and its 95 % interval does not reach zero. Status 3: too short a run to tell.
 Status 0: neither grows by 1 MB an hour.

@@ -75,7 +75,7 @@ def training_rng(seed: int, step: int) -> random.Random:
 
 
 def held_out_rng(seed: int) -> random.Random:
-    """Return a generator whose contexts are never trained on."""
+    """Return a generator of contexts that are never trained on."""
     return random.Random(f"held-out/{seed}")
 
 
@@ -90,7 +90,7 @@ def statement(fact: Fact) -> str:
 
 
 def question(fact: Fact) -> str:
-    """Return the question whose answer is `answer(fact)`."""
+    """Return the question that `answer(fact)` answers."""
     return f"What is the code of the {fact.colour} {fact.thing}?"
 
 

@@ -32,7 +32,7 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of text whose tokens all have one role.
+    """A run of text with tokens of one role.
 
     It is tokenized alone, so a space between two words must stand at the start of a piece.
     """
@@ -70,7 +70,7 @@ def plain(rng: random.Random, tokens: int, most_facts: int) -> Document:
 
 
 def chat(rng: random.Random, tokens: int, most_facts: int) -> Document:
-    """Yield a conversation whose first message holds the passage."""
+    """Yield a conversation with the passage in its first message."""
     known, count = _plan(rng, tokens, most_facts)
     in_system = rng.random() < 0.5
     yield Piece(f"{START_OF_TURN}{'system' if in_system else 'user'}\n", Role.TEXT)

@@ -1,4 +1,4 @@
-"""The model cache does, step for step, what a short model of the table in the design does."""
+"""The model cache does, step for step, the same as a reference model of sixty lines."""
 
 from __future__ import annotations
 
