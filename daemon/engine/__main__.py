@@ -27,7 +27,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
-# Before any library reads it: requests are tokenised one at a time, and a fork-happy pool would only compete with MLX.
+# Before any library reads it: requests are tokenised one at a time, and the tokenizer's threads would compete with MLX.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import mlx.core as mx
@@ -122,4 +122,4 @@ def _arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    os._exit(status)  # a usual exit would wait for pool threads, such as one in the middle of a download
+    os._exit(status)  # a usual exit would wait for threads of pools, for example until a download ends

@@ -12,9 +12,9 @@ from daemon.cache.mlx.loader import supported
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Resolver
 from daemon.engine.background.background import Background
-from daemon.engine.background.thread_priority import aside
+from daemon.engine.background.thread_priority import Streams, aside
 from daemon.engine.calls.invalidate import Invalidator
-from daemon.engine.calls.model_loading import ModelLoader, Streams
+from daemon.engine.calls.model_loading import ModelLoader
 from daemon.engine.calls.model_lookup import ModelLookup
 from daemon.engine.calls.recalled import Recalled
 from daemon.engine.calls.services import Models, Services
@@ -49,8 +49,8 @@ def build_engine(
     """
     Build the parts of an engine and return the engine that drives them.
 
-    Two pairs need each other: the runner sends events, and figures about it go out with them; the runner and the model
-    cache ask for room in the memory that they use. So `attach` and `watch` name the second of each pair later.
+    Two pairs need each other. The runner sends events, and figures of the runner go out with them. The runner and the
+    model cache ask for room in the memory that they use. So `attach` and `watch` name the second of each pair later.
 
     Args:
         config: The daemon's configuration.
@@ -63,9 +63,8 @@ def build_engine(
     ttl_clock = ttl_clock or clock
     budget = MemoryBudget(memory_limit(working_set()))
     buffers = BufferCache(budget.limit)
-    prefixes = PrefixCache(
-        PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB), config.min_prefix_len, copy=copied
-    )
+    prefix_limits = PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB)
+    prefixes = PrefixCache(prefix_limits, config.min_prefix_len, copy=copied)
     outbox = Outbox(wire)
     memory = EngineMemory(budget, prefixes)
     runner = Runner(prefixes, config.max_batch, memory.make_room, outbox, clock)
@@ -80,7 +79,6 @@ def build_engine(
     background = Background(post, clock, WORKERS)
     resolver = Resolver(config.model_roots, digests=digests, supported=supported, afford=limits.refuse_if_never)
 
-    # Figures.
     invalidator = Invalidator(models, prefixes, runner)
     namespaces = NamespaceRegistry(prefixes, clock)
     figures = StatsCollector(models, prefixes, namespaces, runner, memory, ttl_clock, stuck=background.stuck)
@@ -100,9 +98,8 @@ def build_engine(
         namespaces=namespaces,
         recalled=Recalled(),
     )
-    if not config.evict_on_memory_pressure:
-        pressure = normal
-    relief = Relief(pressure, prefixes.memory_usage, prefixes.shed, models.shed, clock)
+    source = pressure if config.evict_on_memory_pressure else normal
+    relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)
     return Engine(services, prefixes, invalidator, templates, memory, buffers, relief, streams)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from daemon.cache.pace import Share
 from daemon.engine.background.background import as_sidecar_error
+from daemon.engine.background.thread_priority import Streams
 from daemon.engine.calls.driver import CallDriver
 from daemon.engine.calls.generate import generate
 from daemon.engine.calls.invalidate import Invalidator, invalidate
 from daemon.engine.calls.load import load
-from daemon.engine.calls.model_loading import Streams
 from daemon.engine.calls.services import Services
 from daemon.engine.memory.buffers import BufferCache
 from daemon.engine.memory.engine_memory import EngineMemory
@@ -101,7 +101,7 @@ class Engine:
             self._recall(call_id, command.recall)
 
     def _recall(self, call_id: int, request: pb.GetOrLoadRequest) -> None:
-        """Do with a model, once it is loaded again, what callers asked of the engine before this one."""
+        """Keep a pin and a time to live, asked of the engine before this one, for the next load of the model."""
         try:
             self._services.lookup.prefer(request.model, request.revision)
             self._services.recalled.keep(request)
@@ -142,7 +142,7 @@ class Engine:
         self._calls.poll()  # a call whose model is ready now joins the runner in this turn
 
     def _gather(self) -> float:
-        """Return for how many seconds requests that could start wait for those that are being tokenised."""
+        """Return the seconds for which requests that could start wait for others that are being tokenised."""
         step = self._runner.usual_step_awaited
         return self._gathering.left(self._runner.fresh(most_seconds(step)), len(self._services.coming), step)
 

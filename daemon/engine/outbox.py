@@ -39,7 +39,7 @@ class Outbox:
     """
     Sends events. Figures go out before an event that ends a call, so a client that saw the end also sees its effect.
 
-    The deltas of a step are written together, by `flush`; everything else at once, with what came before it.
+    The deltas of a step are written together, by `flush`. Any other event is written at once, after the queued deltas.
 
     Args:
         wire: Takes events to the parent.
@@ -88,7 +88,7 @@ class Outbox:
         self._write(ipc.Event(call_id=call_id, failure=failure))
 
     def publish(self) -> None:
-        """Send fresh figures, unless older ones wait to be read: those of a night would fill the memory."""
+        """Send fresh figures, unless older figures wait to be read: a night of unread figures would fill the memory."""
         if not self._wire.behind:
             self._write(self._snapshot())
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,23 @@ QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY = 0x15, 0x11
 """macOS: the class that threads begin with, and that of work that takes seconds or minutes (sys/qos.h)."""
 
 log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Streams:
+    """
+    The state of streams that other threads may read.
+
+    Attributes:
+        active: Whether a request waited for its next token in the last turn. The MLX thread writes it; other threads
+            read it, and rest meanwhile.
+    """
+
+    active: bool = False
+
+    def are_active(self) -> bool:
+        """Whether a request waited for its next token in the last turn; any thread."""
+        return self.active
 
 
 @contextmanager

@@ -19,7 +19,7 @@ _Inbox = SimpleQueue[Job | None]
 
 class Threads:
     """
-    The threads of one pool, started when they are needed. Any thread may call this.
+    Starts threads when jobs need them, and lets spare threads end. Any thread may call this.
 
     Args:
         name: What they are called.
@@ -118,7 +118,7 @@ class Threads:
                 job = inbox.get()
 
     def _work(self, job: Job) -> None:
-        """Do a job: its task, and those that follow in the same lane."""
+        """Do a job: its task, and the tasks that follow in the same lane."""
         error: Exception | None = None
         result: object = job.task
         with liveness.watched(job.sign):
@@ -148,5 +148,5 @@ class Threads:
         return job.written_off
 
 
-def _same_place(one: Task[object], other: Task[object]) -> bool:
-    return one.kind.pool is other.kind.pool and one.lane == other.lane
+def _same_place(task: Task[object], other: Task[object]) -> bool:
+    return task.kind.pool is other.kind.pool and task.lane == other.lane

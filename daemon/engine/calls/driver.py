@@ -1,5 +1,5 @@
 """
-Drives the calls that wait: each call is a generator on the MLX thread that yields the condition it waits for.
+Drives calls: each is a generator on the MLX thread, which yields the condition that it waits for.
 
     begin ───> runs ───> returns: the call has sent its last event, or its request runs
                 │  ↑ └─> raises: the driver sends the error, which is the last event
@@ -7,8 +7,9 @@ Drives the calls that wait: each call is a generator on the MLX thread that yiel
                 ↓  │
                waits ──> cancelled: the generator is closed at its `yield`, and nothing more is sent
 
-A call gives back what it holds (leases, tickets, its place in a search) in `finally`, so all three ways out do it. A
-call sends the event that ends it as its last act; so exactly one such event is sent.
+A call gives back what it holds (leases, tickets, its place in a search) in `finally`, so each of the three ways out
+does it. The event that ends a call is sent once: by the call as its last act, by the driver after an error, or by the
+runner that has taken over its request.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ T = TypeVar("T")
 M = TypeVar("M")
 
 Condition = Callable[[], bool]
-"""Asked once a turn; cheap."""
+"""Asked on the MLX thread once a turn, so it must be cheap. It reads state that other threads may set."""
 
 Waiting = Generator[Condition, None, T]
 """Part of a call: yields conditions and returns a result."""
@@ -40,11 +41,11 @@ def until(condition: Condition) -> Waiting[None]:
         yield condition
 
 
-def _ignore(progress: Progress) -> None:
-    """The default of `report`: Generate and Invalidate have no event for progress."""
+def no_report(progress: Progress) -> None:
+    """Report no progress: Generate and Invalidate have no event for it."""
 
 
-def leased(ticket: Ticket[M], report: Callable[[Progress], None] = _ignore) -> Waiting[Ticket[M]]:
+def leased(ticket: Ticket[M], report: Callable[[Progress], None] = no_report) -> Waiting[Ticket[M]]:
     """
     Wait for a model's weights, and return the ticket with its lease. The caller cancels it to give the lease back.
 
@@ -68,7 +69,7 @@ def leased(ticket: Ticket[M], report: Callable[[Progress], None] = _ignore) -> W
             report(reported)
             yield from until(moved)
         if ticket.error is not None:
-            raise ticket.error.with_traceback(None)  # all callers of the load get the same one
+            raise ticket.error.with_traceback(None)  # all callers of the load get the same error
         held.pop_all()
     return ticket
 
@@ -123,7 +124,7 @@ class Pending(Generic[T]):
         if error is None:
             return cast("T", self._result)
         try:
-            raise error.with_traceback(None)  # all callers of a search get the same one
+            raise error.with_traceback(None)  # all callers of a search get the same error
         finally:
             del error  # its traceback has this frame: the cycle would keep the request until the next collection
 

@@ -1,4 +1,4 @@
-"""Invalidate calls: drop weights and cached prefixes, and keep running requests from storing them again."""
+"""An Invalidate call: drops weights and cached prefixes, and stops running requests from storing them again."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from daemon.shared.model_names import climbs
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 _Tokens = tuple[ModelSource, list[int]]
-"""The ids of a prefix, for a model."""
+"""A model and the token ids of a prefix."""
 
 _GONE = (Reason.MODEL_NOT_FOUND, Reason.MODEL_NOT_CACHED, Reason.MODEL_CORRUPT, Reason.MODEL_EXCEEDS_BUDGET)
+"""Why a model cannot be found of which prefixes may be stored all the same."""
 
 
 def invalidate(services: Services, invalidator: Invalidator, call_id: int, request: pb.InvalidateRequest) -> Call:
@@ -41,7 +42,7 @@ def invalidate(services: Services, invalidator: Invalidator, call_id: int, reque
     """
     kind = request.WhichOneof("target")
     if kind == "prefix":
-        source, tokens = yield from _find_prefix(services, invalidator.known, request.prefix)
+        source, tokens = yield from _find_prefix(services, request.prefix)
         answer = invalidator.prefix(source, request.prefix.salt, tokens, dry_run=request.dry_run)
     elif kind == "model":
         target = pb.ModelTarget()
@@ -58,13 +59,13 @@ def invalidate(services: Services, invalidator: Invalidator, call_id: int, reque
     services.outbox.invalidated(call_id, answer)
 
 
-def _find_prefix(services: Services, known: NameRegistry, target: pb.PrefixTarget) -> Waiting[_Tokens]:
+def _find_prefix(services: Services, target: pb.PrefixTarget) -> Waiting[_Tokens]:
     """Find the model of a prefix, and tokenise the prefix."""
     try:
         return (yield from services.lookup.find(Wanted(target.model), partial(_tokenising, services, target)))
     except SidecarError as error:
         # Prefixes may outlive the files of their model. With token ids, nothing has to be read to drop them.
-        source = known.latest(target.model)
+        source = services.names.latest(target.model)
         if source is None or target.WhichOneof("input") != "tokens" or error.reason not in _GONE:
             raise
     return source, list(target.tokens.ids)

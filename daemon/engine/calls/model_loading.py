@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from daemon.cache.digests import Digests
 from daemon.cache.entry import Load
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.loader import LoadedModel, load
 from daemon.cache.pace import SLICE_SECONDS
-from daemon.engine.background.thread_priority import resting
+from daemon.engine.background.thread_priority import Streams, resting
 from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.engine_memory import EngineMemory
-
-
-@dataclass(slots=True)
-class Streams:
-    """
-    Attributes:
-        active: Whether a request waited for its next token in the last turn. The MLX thread writes it; other threads
-            read it, and rest meanwhile.
-    """
-
-    active: bool = False
-
-    def are_active(self) -> bool:
-        """Whether a request waited for its next token in the last turn; any thread."""
-        return self.active
 
 
 class ModelLoader:

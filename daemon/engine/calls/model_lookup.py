@@ -14,7 +14,7 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.resolver import EMBEDDED, Resolver, Wanted
 from daemon.engine.background.background import Background
 from daemon.engine.background.task import FETCH, LOOKUP, READ, Task
-from daemon.engine.calls.driver import Pending, Waiting, wait_for
+from daemon.engine.calls.driver import Pending, Waiting, no_report, wait_for
 from daemon.engine.calls.giants import Giants
 from daemon.shared import liveness
 from daemon.shared.errors import Reason, SidecarError
@@ -23,10 +23,6 @@ Found = ModelSource | int
 """A model; or, for a call that asked for an estimate, the bytes of weights of a model that is not on this machine."""
 
 T = TypeVar("T")
-
-
-def _ignore(progress: Progress) -> None:
-    """Generate and Invalidate have no event for progress."""
 
 
 class ModelLookup:
@@ -49,7 +45,7 @@ class ModelLookup:
         self._resolver.prefer(model, revision)
 
     def find(
-        self, wanted: Wanted, prepare: Callable[[Found], Task[T]], progress: Callable[[Progress], None] = _ignore
+        self, wanted: Wanted, prepare: Callable[[Found], Task[T]], progress: Callable[[Progress], None] = no_report
     ) -> Waiting[T]:
         """
         Find a model, and return the result of the task that `prepare` makes of it.

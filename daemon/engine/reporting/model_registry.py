@@ -110,7 +110,7 @@ _SHOWN_DIGITS = 16
 
 class NamespaceRegistry:
     """
-    Maps namespaces to the model names they were used by, and describes for Stats those that store most. MLX thread.
+    Maps namespaces to model names, and describes for Stats the namespaces that store most. Runs on the MLX thread.
 
     Args:
         prefixes: The prefix cache.
@@ -153,7 +153,7 @@ class NamespaceRegistry:
         return answer
 
     def _forget_some(self) -> None:
-        """Forget the older half of those that store nothing: requests of the newer half may be about to store."""
+        """Forget the older half of the empty namespaces: requests of the newer half may be about to store."""
         stored = self._prefixes.trie.tallies()
         unstored = [digest for digest in self._notes if digest not in stored]
         for digest in islice(unstored, (len(unstored) + 1) // 2):
