@@ -2,7 +2,7 @@
 
 import time
 
-from daemon.engine.engine import Engine
+from daemon.engine.composition import build_engine
 from daemon.engine.loop import Loop
 from daemon.shared.config import Config
 from daemon.v1 import ipc_pb2 as ipc
@@ -35,6 +35,6 @@ def begin(call: int) -> None:
 
 
 loop = Loop(time.monotonic)
-engine = Engine(Config(), Wire(), loop.post, time.monotonic)
+engine = build_engine(Config(), Wire(), loop.post, time.monotonic)
 begin(0)
 loop.run(engine)

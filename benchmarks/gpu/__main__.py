@@ -23,6 +23,7 @@ from mlx_lm.utils import load
 
 from benchmarks import shapes
 from daemon.engine.device import device_name
+from daemon.engine.outbox import ends_call
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine import harness
 
@@ -135,7 +136,7 @@ def rate(engine: harness.Harness, model: str, rows: int) -> float:
             else:
                 started |= {event.call_id for event in events if event.generate.HasField("delta")}
                 began = time.perf_counter()
-            ended += sum(map(harness.is_last, events))
+            ended += sum(map(ends_call, events))
         return tokens / (time.perf_counter() - began)
 
     once()

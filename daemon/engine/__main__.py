@@ -1,7 +1,7 @@
 """
 The engine process: `python -m daemon.engine --fd N --config JSON`. Started by the supervisor, never by hand.
 
-The main thread is the MLX thread. It ends, and the process with status 0, when the parent says so or is gone.
+The main thread is the MLX thread. When the parent asks for the end or is gone, it ends, and the process with status 0.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import socket
 import sys
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # Before the slow imports: Ctrl-C, a closed terminal and the stop of a systemd unit reach all processes at once. The
@@ -26,7 +27,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
-# Before any library reads it: requests are tokenised one at a time, and a fork-happy pool would only compete with MLX.
+# Before any library reads it: requests are tokenised one at a time, and the tokenizer's threads would compete with MLX.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import mlx.core as mx
@@ -42,9 +43,12 @@ from daemon.shared.observed_time import SeenTime
 from daemon.shared.process_setup import limits_kept
 from daemon.v1 import ipc_pb2 as ipc
 
+if TYPE_CHECKING:
+    from daemon.engine.engine import Engine
+
 DRAIN_SECONDS = 1.0
 MOST_BETWEEN_BEATS = 3.0
-"""A heartbeat reads the clock each second. When it comes later than so, no thread of this process ran meanwhile."""
+"""Seconds. A heartbeat reads the clock each second; a longer gap means that no thread of this process ran meanwhile."""
 
 log = structlog.get_logger()
 
@@ -52,28 +56,28 @@ log = structlog.get_logger()
 def main() -> int:
     """Serve the parent until it is gone, and return the exit status."""
     arguments = _arguments()
-    os.set_inheritable(arguments.fd, False)  # while a process of ours had it, the parent would not see our end
+    os.set_inheritable(arguments.fd, False)  # a child that inherits it would hide our end from the parent
     config = Config.from_json(arguments.config)
     _harden()
     logs.configure(config.log_level, None)
     logs.take_over()
     seen = SeenTime(clocks.awake, MOST_BETWEEN_BEATS)
     loop = Loop(seen, _settle)
-    engines: list[Engine] = []  # of one, once it is there: the link is up before
+    engines: list[Engine] = []  # gets its one item later: the link is up before the engine is built
     link = Link(
         socket.socket(fileno=arguments.fd),
         on_command=lambda command: loop.post(lambda: engine.handle(command)),
         on_end=loop.stop,
-        pulse=lambda: (loop.steps, loop.step_age, sum(one.stuck for one in engines)),
+        pulse=lambda: (loop.steps, loop.step_age, sum(engine.stuck for engine in engines)),
     )
     hello = partial(ipc.Hello, mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name())
     failpoint("engine.hello")
     link.start(ipc.Event(hello=hello(warming=True)))
-    with limits_kept():  # only now: mlx-lm and what it needs take a second, and longer from a cold disk
-        from daemon.engine.engine import Engine
+    with limits_kept():  # only now: importing mlx-lm takes a second, and longer from a cold disk
+        from daemon.engine.composition import build_engine
     from daemon.engine.memory.pressure import of_this_system
 
-    engine = Engine(config, link, loop.post, seen, of_this_system(), clocks.elapsed)
+    engine = build_engine(config, link, loop.post, seen, of_this_system(), clocks.elapsed)
     engines.append(engine)
     link.send(ipc.Event(hello=hello()))
     link.flush()
@@ -93,10 +97,10 @@ def main() -> int:
 
 def _settle() -> None:
     """
-    Collect garbage while nobody waits, and leave what survived out of later collections.
+    Collect garbage while the engine is idle, and leave the survivors out of later collections.
 
-    Most of it is modules and the index of the prefix cache, which stay; going through them took 50 ms, in the middle of
-    everybody's streams.
+    Most survivors are modules and the index of the prefix cache, which stay. Going through them takes 50 ms; without
+    this, that happens in the middle of streams.
     """
     gc.collect()
     gc.freeze()
@@ -118,4 +122,4 @@ def _arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    os._exit(status)  # a usual exit would wait for pool threads, such as one in the middle of a download
+    os._exit(status)  # a usual exit would wait for threads of pools, for example until a download ends

@@ -11,7 +11,7 @@ from daemon.engine.memory.pressure import PSI, sysctl_level
 
 
 def working_set() -> int | None:
-    """Return what Metal recommends to use at most, in bytes; None where there is no Metal."""
+    """Return the bytes that Metal recommends to use at most; None without Metal."""
     if not mx.metal.is_available():
         return None
     return int(mx.device_info()["max_recommended_working_set_size"])
@@ -25,7 +25,7 @@ def device_name() -> str:
 
 
 def probe() -> dict[str, object]:
-    """Return the device, its memory in bytes where it tells, whether it computes, and the memory pressure's source."""
+    """Return the device, its memory in bytes if known, whether it computes, and the source of the memory pressure."""
     info = mx.device_info() if mx.metal.is_available() else {}
     size = 64
     product = mx.ones((size, size)) @ mx.ones((size, size))
@@ -40,7 +40,7 @@ def probe() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    found = probe()
+    report = probe()
     mx.clear_streams()
-    print(json.dumps(found), flush=True)  # noqa: T201 - this is what it is for
-    os._exit(0)  # as the engine does: nothing of mlx's own end is needed
+    print(json.dumps(report), flush=True)  # noqa: T201 - doctor reads this line
+    os._exit(0)  # as the engine does: the clean-up of mlx can abort a process that ends

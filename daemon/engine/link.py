@@ -26,7 +26,7 @@ class Link:
     Args:
         sock: This process's end of the socket pair.
         on_command: Takes a command; runs on the link's thread and must not block.
-        on_end: Called once when the parent is gone or asked for the end.
+        on_end: Called once, when the parent is gone or has asked for the end.
         pulse: Returns steps done, the age of the current step in seconds, if any, and how many threads hang.
     """
 
@@ -61,8 +61,8 @@ class Link:
             self._unwritten.append(frame)
 
     def flush(self) -> None:
-        """Write what was sent, in order; never blocks, any thread."""
-        with self._lock:  # until it is written: what another thread takes afterwards must follow it
+        """Write the queued frames, in order; never blocks, any thread."""
+        with self._lock:  # held while writing: frames that another thread takes later must follow these
             frames = b"".join(self._unwritten)
             self._unwritten.clear()
             if frames:
@@ -70,16 +70,17 @@ class Link:
 
     @property
     def behind(self) -> bool:
-        """Whether the parent does not read what was written; any thread."""
+        """Whether frames wait because the parent does not read them; any thread."""
         return self._writer.behind
 
     def drain(self, seconds: float) -> None:
-        """Wait until all that was flushed is written, for at most so long."""
+        """Wait until all flushed frames are written, for at most so many seconds."""
         if self._thread.is_alive():
             self._writer.wait(seconds)
 
     async def _run(self) -> None:
-        reader, _kept = await asyncio.open_connection(sock=self._sock)  # collected, it would close the connection
+        # The writer is kept: if it were collected, the connection would close.
+        reader, _writer = await asyncio.open_connection(sock=self._sock)
         beats = asyncio.create_task(self._beat())
         status = 0
         try:
@@ -110,13 +111,14 @@ _FULL = (errno.EAGAIN, errno.ENOBUFS)
 
 class FrameWriter:
     """
-    Writes whole frames in order, from any thread, and never blocks: what the socket does not take waits for the loop.
+    Writes whole frames in order, from any thread, and never blocks. If the socket is full, the rest waits for the loop.
 
-    A thread that only writes would have to be woken for every step, and would take the interpreter lock in its middle.
+    A thread that only writes would have to be woken at every step, and would take the interpreter lock in the middle of
+    it.
 
     Args:
-        sock: A socket that does not block. It is duplicated: asyncio wants a descriptor that it reads for itself.
-        loop: Runs on another thread, and goes on where the socket was full.
+        sock: A socket that does not block. It is duplicated: asyncio needs the descriptor that it reads for itself.
+        loop: Runs on another thread, and writes the rest when the socket was full.
     """
 
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
@@ -125,12 +127,12 @@ class FrameWriter:
         self._lock = threading.Lock()
         self._backlog = bytearray()
         self._gone = False
-        """Whether nobody reads any more; a frame may have been torn."""
+        """Whether the other end is gone; the last frame may have been cut off."""
         self._empty = threading.Event()
         self._empty.set()
 
     def write(self, frames: bytes) -> None:
-        """Write frames, or let them wait for those before them; dropped once the other end is gone."""
+        """Write frames, after those that still wait; they are dropped once the other end is gone."""
         with self._lock:
             waits = bool(self._backlog)
             self._backlog += frames if waits else frames[self._sent(frames) :]
@@ -145,7 +147,7 @@ class FrameWriter:
         return not self._empty.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until nothing is left to write, for at most so long, and tell whether that is so."""
+        """Wait for at most so many seconds until no bytes are left to write, and tell whether none are."""
         return self._empty.wait(seconds)
 
     def close(self) -> None:

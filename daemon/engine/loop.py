@@ -1,4 +1,4 @@
-"""The loop of the MLX thread: take what came in, do one step, and know for how long the current step runs."""
+"""The loop of the MLX thread: runs what other threads posted, then one step, and measures how long a step runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol
 
 
 class Steps(Protocol):
-    """What the loop drives."""
+    """The work that the loop drives, in steps."""
 
     @property
     def pause(self) -> float:
-        """Seconds for which a step can wait for what is posted; 0 if it has something to do at once."""
+        """Seconds for which a step can wait for posted functions; 0 if it has something to do at once."""
 
     @property
     def busy(self) -> bool:
@@ -28,7 +28,10 @@ class Loop:
 
     Args:
         clock: Seconds that never go back.
-        on_idle: Called when it has waited in vain and there is no work.
+        on_idle: Called when no function came during a pause and there is no work.
+
+    Attributes:
+        steps: Steps done so far; the heartbeat shows that it grows.
     """
 
     def __init__(self, clock: Callable[[], float], on_idle: Callable[[], None] = lambda: None) -> None:
@@ -50,11 +53,12 @@ class Loop:
     @property
     def step_age(self) -> float | None:
         """Seconds since the current step began; None when idle. Any thread may ask."""
-        began, now = self._step_began, self._clock()  # also when idle: a clock may count only what was read of it
+        # The clock is read also when idle: `SeenTime` counts only the time between two looks at it.
+        began, now = self._step_began, self._clock()
         return None if began is None else max(0.0, now - began)
 
     def run(self, engine: Steps) -> None:
-        """Run until `stop`. An exception of a step passes through: state that it left behind cannot be trusted."""
+        """Run until `stop`. An exception of a step passes through: its state cannot be trusted."""
         while not self._stopping:
             if not self._take(engine.pause) and not engine.busy:
                 self._on_idle()
@@ -64,11 +68,11 @@ class Loop:
             self._step_began = None
 
     def _take(self, pause: float) -> bool:
-        """Run what was posted, for which it waits so long, and tell whether there was something or no wait."""
+        """Wait up to `pause` seconds for posted functions and run them; False if it waited and none came."""
         try:
             action = self._inbox.get(timeout=pause) if pause else self._inbox.get_nowait()
             while True:
-                self._step_began = self._clock()
+                self._step_began = self._clock()  # a function that hangs counts as a step that hangs
                 action()
                 action = self._inbox.get_nowait()
         except queue.Empty:

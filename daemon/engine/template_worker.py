@@ -1,8 +1,8 @@
 """
-The process that renders chat templates: `python -m daemon.engine.template_worker`. Started by `templates.py`.
+The process that renders chat templates: `python -m daemon.engine.template_worker`. Started by `chat_templates.py`.
 
-A template is a program of whoever made the model, and the sandbox that it runs in bounds neither time nor memory. Here
-both are bounded by the kernel. Reads a line of JSON for each conversation and answers with one; ends with its input.
+A template is a program that comes with the model, and its sandbox bounds neither time nor memory. Here the kernel
+bounds both. The process reads a line of JSON for each conversation, answers with a line, and ends with its input.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 CPU_SECONDS = 2
 """Processor time of one conversation, rounded up to a whole second; a process that takes more is killed (SIGXCPU)."""
 MEMORY_BYTES = 512 << 20
-"""What rendering may take beyond what the process has anyway. Linux only: macOS keeps no such limit."""
+"""Bytes that rendering may take beyond those of the process itself. Linux only: macOS enforces no such limit."""
 MAX_RENDERED = 16 << 20
 """Characters: twice the largest request."""
 
 
 def main() -> None:
-    """Render until nobody asks any more."""
-    # Spawned without a fork, so that descriptors of the engine came along: the lock, the line to the parent.
+    """Render until the input ends."""
+    # Spawned without a fork, so it has descriptors of the engine: the lock, and the socket to the parent.
     os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     fault = _prepare()
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _prepare() -> dict[str, str]:
-    """Make ready to render; return what the machine refused, if anything, which is tried again with the next line."""
+    """Import the renderer and limit the memory; return the machine's refusal, if any. The next line tries again."""
     try:
         import_renderer()
         _limit_memory()
@@ -50,7 +50,7 @@ def _prepare() -> dict[str, str]:
 
 
 def import_renderer() -> Any:
-    """Return the library's own renderer: templates are written for its extensions and filters."""
+    """Return the renderer of transformers: templates are written for its extensions and filters."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     return render_jinja_template
@@ -71,7 +71,7 @@ def _limit_time() -> None:
 
 
 def _answer(line: bytes) -> dict[str, str]:
-    """Return the text of a conversation, or what its template raised: a template can do whatever a program can."""
+    """Return the text of a conversation, or the kind of error: a template can raise anything that a program can."""
     try:
         wanted = json.loads(line)
         (text,), _ = import_renderer()(

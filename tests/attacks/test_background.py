@@ -20,6 +20,7 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.engine.background.background import LATE_SECONDS, TICK_SECONDS
 from daemon.engine.background.task import LOOKUP, READ, TOKENIZER, Kind
+from daemon.engine.outbox import ends_call
 from daemon.engine.prompt import tokenizers
 from daemon.server.supervision import supervisor as supervisor_module
 from daemon.server.supervision.supervisor import State
@@ -29,7 +30,7 @@ from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.daemons import RunningDaemon, alive, wait_until
 from tests.support.models import copy_of_embedded
-from tests.unit.engine.harness import Answer, Harness, generate, is_last
+from tests.unit.engine.harness import Answer, Harness, generate
 from tests.unit.server.supervised import error_of, events, opened, supervising, text, until_delta
 
 TOKENS = pb.TokenIds(ids=[40, 41, 42])
@@ -87,7 +88,7 @@ def pass_(harness: Harness, seconds: float) -> None:
 
 def waits(harness: Harness, call: int) -> bool:
     """Whether a call has no answer yet."""
-    return not any(map(is_last, harness.of(call)))
+    return not any(map(ends_call, harness.of(call)))
 
 
 def refused(harness: Harness, call: int, kind: Kind, name: str) -> None:
@@ -165,7 +166,7 @@ def test_lookups_that_hang_hold_up_their_own_models_alone(harness: Harness, disk
                 disk.read()
             return super().resolve(Wanted("embedded"), *rest)
 
-    harness.engine._finder._resolver = Hanging([])
+    harness.engine._services.lookup._resolver = Hanging([])
     names = [f"/Volumes/nas/{letter}" for letter in "abcd"]
     calls = [harness.begin(generate("The", model=name)) for name in names]
     loads = [harness.begin(pb.GetOrLoadRequest(model=name)) for name in names]
@@ -217,7 +218,7 @@ def _slow(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> SlowDisk:
     while slow.go_on.acquire(blocking=False):
         pass
     slow.pieces = 0
-    harness.engine._finder._resolver = resolver
+    harness.engine._services.lookup._resolver = resolver
     return slow
 
 

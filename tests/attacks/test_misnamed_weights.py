@@ -26,7 +26,7 @@ PROMPT = "The code of"
 def _harness(tmp_path: Path) -> Iterator[Harness]:
     """Return an engine to which no file was written to just now."""
     harness = Harness(state_dir=tmp_path / "state")
-    harness.engine._digests._now_ns = lambda: time.time_ns() + 2 * SETTLED_NS
+    harness.engine._services.lookup._resolver._digests._now_ns = lambda: time.time_ns() + 2 * SETTLED_NS
     yield harness
     harness.close()
 
@@ -123,6 +123,7 @@ def _until_waiting(harness: Harness, count: int) -> None:
     jobs = harness.engine._models._loads._jobs
     while not any(len(job.tickets) == count for job in jobs.values()):
         harness._inbox.get(timeout=PATIENCE)()
+        harness.engine._calls.poll()
 
 
 def test_two_who_share_a_load_by_name_do_not_share_its_misnamed_file(
@@ -178,8 +179,8 @@ def test_a_blob_of_the_hub_whose_content_is_not_its_name_is_another_model(
     blob.write_bytes(_other_weights(sound))
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors").symlink_to(blob)
-    resolver = Resolver([], lambda *_, **__: snapshot, digests=harness.engine._digests)
-    harness.engine._finder._resolver = resolver
+    resolver = Resolver([], lambda *_, **__: snapshot, digests=harness.engine._services.lookup._resolver._digests)
+    harness.engine._services.lookup._resolver = resolver
 
     misnamed = harness.run(generate(PROMPT, model="org/name", max_tokens=12))
     ids = _answer(harness, sound)[1]

@@ -257,7 +257,7 @@ def test_a_small_model_does_not_queue_behind_giants(tmp_path: Path) -> None:
     """However many giants are being read: one thread is left, and all giants have their turn."""
     harness = Harness(state_dir=tmp_path / "state")
     disk = Disk(tmp_path)
-    harness.engine._finder._resolver = disk  # type: ignore[assignment]  # what the finder needs of one
+    harness.engine._services.lookup._resolver = disk  # type: ignore[assignment]  # what the finder needs of one
     giants = [harness.begin(pb.GetOrLoadRequest(model=f"/giant{number}", estimate_only=True)) for number in range(6)]
     harness.until(lambda: disk.reading.acquire(blocking=False))
 
@@ -275,7 +275,7 @@ def test_giants_that_nobody_waits_for_any_more_give_their_place_back(tmp_path: P
     """Those that run and those that have not begun."""
     harness = Harness(state_dir=tmp_path / "state")
     disk = Disk(tmp_path)
-    harness.engine._finder._resolver = disk  # type: ignore[assignment]  # what the finder needs of one
+    harness.engine._services.lookup._resolver = disk  # type: ignore[assignment]  # what the finder needs of one
     for number in range(6):
         harness.cancel(harness.begin(pb.GetOrLoadRequest(model=f"/giant{number}")))
     calls = [harness.begin(pb.GetOrLoadRequest(model=f"/giant{number}", estimate_only=True)) for number in range(6)]

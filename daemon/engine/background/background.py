@@ -1,4 +1,4 @@
-"""Work off the MLX thread: lookups, tokenising, templates, downloads. Results come back to the MLX thread."""
+"""Pools of threads for work off the MLX thread, such as lookups and tokenising; results return to the MLX thread."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from daemon.shared.log_fields import refusal
 from daemon.shared.machine_faults import machine_fault
 
 LATE_SECONDS = 1.0
-"""Work that is silent for so long gives its place to another: it probably waits, and does not compute."""
+"""After so long without a sign of life, a job gives its place to another: it probably waits and does not compute."""
 MOST_THREADS = 32
-"""Of one pool, those that hang included; the supervisor restarts an engine with fewer of them in all."""
+"""Of one pool, hanging threads included. The supervisor restarts an engine whose pools together hang with fewer."""
 TICK_SECONDS = 2.0
-"""Time between two looks counts as no more than this: the process was stopped, or the machine slept."""
+"""Most time that may pass between two ticks: if more did, the process was stopped or the machine slept."""
 
 _PLACES = {Pool.FILES: 2, Pool.PROMPTS: 2, Pool.LONG: 4}
+"""Jobs that run at the same time, by pool; that of templates is the number of worker processes."""
 
 log = structlog.get_logger()
 
@@ -37,22 +38,25 @@ class Background:
     """
     Pools of threads, so that lookups, prompts, templates and downloads do not wait for each other.
 
-    In each, lanes take turns: a model that is slow, or whose disk hangs, holds up its own calls.
+    In each pool, lanes take turns: a model that is slow, or on a disk that hangs, holds up its own calls alone.
 
     Args:
         post: Runs a function on the MLX thread; any thread may call it.
         clock: Seconds that never go back.
         renderers: Chat templates that can be rendered at the same time.
+
+    Attributes:
+        post: Runs a function on the MLX thread; any thread may call it.
     """
 
     def __init__(
         self, post: Callable[[Callable[[], None]], None], clock: Callable[[], float], renderers: int = 1
     ) -> None:
-        self._post = post
+        self.post = post
         self._clock = clock
         self._ticked = clock()
         lanes = {pool: Lanes(places, MOST_THREADS, LATE_SECONDS) for pool, places in _PLACES.items()}
-        # A template is silent while it computes, and there is no other process that its place could go to.
+        # A template gives no sign of life while it computes, and no process is free to take its place.
         lanes[Pool.TEMPLATES] = Lanes(renderers, MOST_THREADS, TEMPLATE.limit)
         keep = {**_PLACES, Pool.TEMPLATES: renderers}
         self._threads = {pool: Threads(pool.name.lower(), lanes[pool], keep[pool], self._go_on) for pool in Pool}
@@ -65,14 +69,16 @@ class Background:
         over: Callable[[], bool] = _never,
     ) -> None:
         """
-        Run a task and those that follow it, then `then` with the result on the MLX thread; or `failed` with the error
-        of either, so that nothing but this call suffers from it. Any thread may call this.
+        Run a task and those that follow it, then `then` with the result on the MLX thread. Any thread may call this.
+
+        If a task or `then` raises, `failed` gets the error, so that it ends this call alone.
 
         Args:
             task: The first task.
             then: Takes the result.
             failed: Takes the error; MODEL_NOT_RESPONDING if a task hangs.
-            over: Whether the caller has gone; then what has not begun is left out, and neither of the two is called.
+            over: Whether the call has ended; then a task that has not begun is left out, and neither of the two is
+                called.
         """
 
         def finish(result: T) -> None:
@@ -82,26 +88,26 @@ class Background:
                 failed(as_sidecar_error(error))
 
         def done(result: T) -> None:
-            self._post(lambda: finish(result))
+            self.post(lambda: finish(result))
 
         def fail(error: Exception) -> None:
-            self._post(lambda: failed(as_sidecar_error(error)))
+            self.post(lambda: failed(as_sidecar_error(error)))
 
         self._add(Job(task, done, fail, over))  # type: ignore[arg-type]  # the result is that of its last task
 
     def tick(self) -> None:
-        """Look for work that hangs; to be called about once a second."""
+        """Write off work that hangs; to be called about once a second."""
         now = self._clock()
         passed, self._ticked = min(TICK_SECONDS, now - self._ticked), now
         for threads in self._threads.values():
             threads.tick(passed)
 
     def stuck(self) -> list[Job]:
-        """Return the jobs that were written off and still have a thread."""
+        """Return the jobs that were written off and still occupy a thread."""
         return [job for threads in self._threads.values() for job in threads.stuck()]
 
     def close(self) -> None:
-        """Drop what has not begun; what runs is left to end with the process."""
+        """Drop jobs that have not begun; running jobs end with the process."""
         for threads in self._threads.values():
             threads.close()
 
@@ -113,7 +119,7 @@ class Background:
 
 
 def as_sidecar_error(error: BaseException) -> SidecarError:
-    """Return an error as the caller may see it. Where an unexpected one came from stays in the log."""
+    """Return an error as the caller may see it. The text and origin of an unexpected error go to the log alone."""
     if isinstance(error, SidecarError):
         return error
     fault = machine_fault(error, "the engine cannot go on with this call")

@@ -1,4 +1,16 @@
-"""Lanes: which of the jobs that wait for a thread is next, and which hang. Pure; its owner has the lock."""
+"""
+Lanes: queues of jobs that share a pool of threads fairly, and detection of jobs that hang. Pure; the owner locks.
+
+A job's states:
+
+    waiting ──next()──> running ──silent for `late` s──> late ──silent for `limit` s──> written off
+       │                   │                               │                                │
+       └── drop(), over    └───────── end(): the lane goes on, or opens again ──────────────┘
+
+A running job has one of `places`. A late job gives its place to another and keeps its thread. A job that is written
+off fails, with all that wait behind it, and its lane is closed until its thread comes back. A sign of life makes a
+late job a running one again.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +29,15 @@ def _never() -> bool:
 @dataclass(slots=True, eq=False)
 class Job:
     """
-    A task that waits or runs, and who waits for it.
+    A task that waits or runs, and the functions that take its end.
 
     Attributes:
-        task: What is done; another one of the same lane and pool may follow in the same job.
+        task: The current task; another of the same lane and pool may follow in the same job.
         done: Takes its result; called at most once, and not after `failed`.
         failed: Takes its error; called at most once, and not after `done`.
-        over: Whether its caller has gone; such a job is not begun.
+        over: Whether its call has ended; such a job is not begun.
         silent: Seconds without a sign of life.
-        written_off: Whether its callers were told that it hangs.
+        written_off: Whether its call has failed because the job hangs.
     """
 
     task: AnyTask
@@ -48,15 +60,13 @@ class _Lane:
 
 class Lanes:
     """
-    Lanes take turns, and each has one job at a time. So what hangs, or is slow, holds up its own lane.
+    Decides which job gets a thread next. Lanes take turns, and each runs one job at a time.
 
-    A job that gives no sign of life for a while is late: its place goes to another, and it has its thread for itself.
-    One that gives none for longer than its kind may is written off: it and those behind it fail. Its lane stays closed,
-    and costs no other thread, until it comes back after all.
+    So a job that hangs, or is slow, holds up its own lane alone, and occupies one thread.
 
     Args:
-        places: Jobs that run at the same time and are not late.
-        most: Jobs that have a thread at all, late and written off ones included.
+        places: Most jobs that run at the same time, late ones not counted.
+        most: Most jobs that have a thread, late and written off ones counted.
         late: Seconds after which a silent job is late.
     """
 
@@ -70,24 +80,23 @@ class Lanes:
 
     @property
     def stuck(self) -> list[Job]:
-        """Jobs that were written off and still have a thread."""
+        """Jobs that were written off and still occupy a thread."""
         return [job for job in self._busy if job.written_off]
 
     def refusal(self, lane: Hashable) -> SidecarError | None:
-        """Return why nothing can be added to a lane: it is closed."""
-        found = self._lanes.get(lane)
-        closed = found is not None and found.running is not None and found.running.written_off
-        return found.running.task.stuck() if closed and found and found.running else None
+        """Return the error for a job that wants to join a closed lane; None if the lane is open."""
+        job = self._lanes[lane].running if lane in self._lanes else None
+        return job.task.stuck() if job is not None and job.written_off else None
 
     def add(self, job: Job) -> None:
-        """Let a job wait; its lane is not closed."""
+        """Let a job wait in its lane, which must be open; see `refusal`."""
         lane = self._lanes.setdefault(job.task.lane, _Lane())
         lane.waiting.append(job)
         if lane.running is None and len(lane.waiting) == 1:
             self._ready.append(job.task.lane)
 
     def next(self) -> Job | None:
-        """Return the job that is begun now, whose lane's last turn is longest ago; None if none may be."""
+        """Return the job to begin now, of the lane whose last turn is longest ago; None if no job may begin."""
         while self._ready and self._free():
             name = self._ready.popleft()
             lane = self._lanes[name]
@@ -101,7 +110,7 @@ class Lanes:
         return None
 
     def end(self, job: Job) -> None:
-        """Note that a job has left its thread; its lane goes on, or is open again."""
+        """Note that a job has left its thread; its lane goes on, or opens again."""
         self._busy.remove(job)
         name = job.task.lane
         lane = self._lanes[name]
@@ -113,20 +122,20 @@ class Lanes:
 
     def tick(self, seconds: float) -> list[tuple[Job, list[Job]]]:
         """
-        Let time pass.
+        Let time pass, and write off the jobs that were silent for too long.
 
         Returns:
-            Jobs that are written off by it, each with those that waited behind it and fail too.
+            Each job written off by this call, with the jobs that waited behind it and fail too.
         """
-        found = []
+        hanging = []
         for job in self._busy:
             job.silent += seconds
             if job.silent >= job.task.kind.limit and not job.written_off:
                 job.written_off = True
                 waiting = self._lanes[job.task.lane].waiting
-                found.append((job, list(waiting)))
+                hanging.append((job, list(waiting)))
                 waiting.clear()
-        return found
+        return hanging
 
     def drop(self) -> None:
         """Forget all jobs that wait."""
@@ -136,5 +145,5 @@ class Lanes:
         self._lanes = {name: lane for name, lane in self._lanes.items() if lane.running is not None}
 
     def _free(self) -> bool:
-        prompt = sum(job.silent < self._late for job in self._busy)
-        return prompt < self._places and len(self._busy) < self._most
+        lively = sum(job.silent < self._late for job in self._busy)
+        return lively < self._places and len(self._busy) < self._most

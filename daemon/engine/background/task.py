@@ -1,4 +1,4 @@
-"""Tasks: work off the MLX thread, cut where it changes what it waits for. Pure."""
+"""Units of work off the MLX thread, each of one kind: its pool of threads, its lane and its time limit. Pure."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, Generic, TypeVar
 from daemon.shared.errors import Reason, SidecarError
 
 RETRY_SECONDS = 30.0
-"""When a call for a model that hangs may be tried again."""
+"""After this many seconds a call for a model that hangs may be tried again."""
 
 T = TypeVar("T")
 
 
 class Pool(Enum):
-    """Threads of their own: what waits for one of them waits for no other."""
+    """A pool of threads. A task waits for threads of its own pool alone."""
 
     FILES = auto()
     """Looking models up: small reads."""
     PROMPTS = auto()
-    """Tokenizers, tokenising, forms of answers."""
+    """Tokenizers, tokenising, grammars of answers."""
     TEMPLATES = auto()
     """Each thread has a worker process that renders chat templates."""
     LONG = auto()
@@ -40,9 +40,9 @@ class Kind:
     Attributes:
         name: Its name in figures and logs; part of the API.
         pool: Where it runs.
-        words: What it does, for the caller; the model's name follows.
+        words: The work in words, for error texts; the model's name follows.
         limit: Seconds without a sign of life after which it is written off.
-        cause: What probably keeps it, and what to do, for the caller.
+        cause: The probable cause and the remedy, for error texts.
     """
 
     name: str
@@ -63,13 +63,13 @@ PROMPT = Kind("prompt", Pool.PROMPTS, "preparing a prompt for", 120.0, _ENDLESS)
 @dataclass(frozen=True, slots=True)
 class Task(Generic[T]):
     """
-    Work of one kind, and what comes after it.
+    Work of one kind. Work that changes kind is cut into tasks that follow each other.
 
     Attributes:
-        kind: What it is.
-        model: The model that it is about, as callers call it.
-        lane: Tasks with the same one run one after the other, so that they hold up each other and nothing else.
-        work: Does it; blocks. Returns the result, or the task that goes on, which may run on other threads.
+        kind: Its kind.
+        model: The name of its model, as in the request.
+        lane: Tasks of the same lane run one after the other, so that they hold up each other alone.
+        work: Does the work; blocks. Returns the result, or the task that follows, which may run in another pool.
     """
 
     kind: Kind
@@ -78,7 +78,7 @@ class Task(Generic[T]):
     work: Callable[[], T | Task[T]] = field(repr=False)
 
     def stuck(self) -> SidecarError:
-        """Return what callers are told when it was written off."""
+        """Return the error of calls that wait for this task when it is written off."""
         kind = self.kind
         return SidecarError(
             Reason.MODEL_NOT_RESPONDING,
@@ -92,5 +92,5 @@ AnyTask = Task[Any]
 
 
 def already(model: str, result: T) -> Task[T]:
-    """Return the task that has this result and nothing to do."""
+    """Return a task that does nothing and has this result."""
     return Task(LOOKUP, model, model, lambda: result)

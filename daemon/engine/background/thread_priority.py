@@ -1,4 +1,4 @@
-"""Priority of threads: long work that nobody waits for token by token stands back behind what computes tokens."""
+"""Lowers the priority of threads that do long work, so that it does not slow down the computation of tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,21 +18,38 @@ from daemon.cache.digests import Rest
 from daemon.shared.log_fields import cause
 
 QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY = 0x15, 0x11
-"""macOS: what threads have, and what work with progress has that takes seconds or minutes (sys/qos.h)."""
+"""macOS: the class that threads begin with, and that of work that takes seconds or minutes (sys/qos.h)."""
 
 log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Streams:
+    """
+    The state of streams that other threads may read.
+
+    Attributes:
+        active: Whether a request waited for its next token in the last turn. The MLX thread writes it; other threads
+            read it, and rest meanwhile.
+    """
+
+    active: bool = False
+
+    def are_active(self) -> bool:
+        """Whether a request waited for its next token in the last turn; any thread."""
+        return self.active
 
 
 @contextmanager
 def aside(streaming: Callable[[], bool], sleep: Callable[[float], None] = time.sleep) -> Iterator[Rest]:
     """
-    Let the calling thread stand back, and give it the rest that it takes between pieces of its work.
+    Give the calling thread the lowest priority, and the pause that it makes between pieces of its work.
 
-    Where cores share a memory, work of the lowest priority still slows down what the others do: while tokens are
-    computed it rests for as long as it works.
+    Cores that share a memory slow each other down whatever their priority. So while tokens are computed, the thread
+    rests for as long as it works.
 
     Args:
-        streaming: Whether anybody waits for their next token now.
+        streaming: Whether a request waits for its next token now.
         sleep: Sleeps for so many seconds.
     """
 
@@ -41,10 +59,10 @@ def aside(streaming: Callable[[], bool], sleep: Callable[[float], None] = time.s
 
 def resting(streaming: Callable[[], bool], sleep: Callable[[float], None] = time.sleep) -> Rest:
     """
-    Return the rest that a thread takes which others do wait for: as long as it works while tokens are computed.
+    Return the pause of a thread that keeps its priority: as long as its work, while tokens are computed.
 
     Args:
-        streaming: Whether anybody waits for their next token now.
+        streaming: Whether a request waits for its next token now.
         sleep: Sleeps for so many seconds.
     """
 
@@ -58,10 +76,10 @@ def resting(streaming: Callable[[], bool], sleep: Callable[[float], None] = time
 @contextmanager
 def standing_back(platform: str = sys.platform, libc: Any = None) -> Iterator[None]:
     """
-    Let the calling thread run where no other wants to. A system that refuses costs nothing but speed of others.
+    Let the calling thread run only on processors that no other thread wants. A system that refuses is ignored.
 
-    On Linux niceness is not enough: a nice thread keeps its processor for some milliseconds when another wakes up, and
-    each multiplication of a forward pass waits for all of its threads.
+    On Linux niceness is not enough: when another thread wakes up, a nice thread keeps its processor for some
+    milliseconds more. Each multiplication of a forward pass waits for the last of its threads.
 
     Args:
         platform: As `sys.platform`: "darwin" or "linux".
@@ -76,7 +94,7 @@ def standing_back(platform: str = sys.platform, libc: Any = None) -> Iterator[No
 
 
 def _means(platform: str, libc: Any) -> tuple[Callable[[int], None], int, int]:
-    """Return how a thread changes its class, which it has, and which stands back."""
+    """Return the function that changes a thread's class, the class it has now, and the low class."""
     if platform == "darwin":
         return partial(_set_qos, libc or ctypes.CDLL(None)), QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY
     if platform == "linux":

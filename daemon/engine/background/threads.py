@@ -1,4 +1,4 @@
-"""Threads that run jobs as the lanes say. One that hangs is left behind, and another takes its place."""
+"""The threads of one pool: they run jobs in the order of the lanes, and a hanging thread is replaced."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _Inbox = SimpleQueue[Job | None]
 
 class Threads:
     """
-    The threads of one pool, started when they are needed. Any thread may call this.
+    Starts threads when jobs need them, and lets spare threads end. Any thread may call this.
 
     Args:
         name: What they are called.
-        lanes: Decides what is next.
-        keep: Threads that stay when there is nothing to do.
-        go_on: Takes a job whose work returned a task that belongs elsewhere.
+        lanes: Decides which job is next.
+        keep: Threads that stay when no job waits.
+        go_on: Takes a job and the task that follows, if that belongs to another pool or lane.
     """
 
     def __init__(self, name: str, lanes: Lanes, keep: int, go_on: Callable[[Job, Task[object]], None]) -> None:
@@ -50,11 +50,11 @@ class Threads:
         self._begin()
 
     def tick(self, seconds: float) -> None:
-        """Let time pass: what hangs for too long is written off, and what is late gives its place to another."""
+        """Let time pass: write off jobs that hang for too long, and begin others in the places of late jobs."""
         with self._lock:
-            hang = self._lanes.tick(seconds)
+            hanging = self._lanes.tick(seconds)
             stuck = len(self._lanes.stuck)
-        for job, behind in hang:
+        for job, behind in hanging:
             task = job.task
             log.warning(
                 "work hangs and is written off",
@@ -64,17 +64,17 @@ class Threads:
                 calls=1 + len(behind),
                 stuck=stuck,
             )
-            for one in (job, *behind):
-                one.failed(task.stuck())
+            for failing in (job, *behind):
+                failing.failed(task.stuck())
         self._begin()
 
     def stuck(self) -> list[Job]:
-        """Return the jobs that were written off and still have a thread."""
+        """Return the jobs that were written off and still occupy a thread."""
         with self._lock:
             return self._lanes.stuck
 
     def close(self) -> None:
-        """Drop what has not begun; what runs is left to end with the process."""
+        """Drop jobs that have not begun; running jobs end with the process."""
         with self._lock:
             self._closed = True
             self._lanes.drop()
@@ -83,7 +83,7 @@ class Threads:
             inbox.put(None)
 
     def _begin(self) -> None:
-        """Give all jobs that may begin now a thread."""
+        """Give a thread to each job that may begin now."""
         while True:
             with self._lock:
                 job = self._lanes.next()
@@ -96,7 +96,7 @@ class Threads:
                 self._start(job)
 
     def _start(self, job: Job) -> None:
-        # A thread of a pool of the standard library would be waited for at the end of the process, hung or not.
+        # Not an executor of the standard library: at its end the process would wait for hanging threads too.
         thread = threading.Thread(target=self._run, args=(job,), name=self._name, daemon=True)
         try:
             thread.start()
@@ -118,7 +118,7 @@ class Threads:
                 job = inbox.get()
 
     def _work(self, job: Job) -> None:
-        """Do a job: its task, and those that follow in the same lane."""
+        """Do a job: its task, and the tasks that follow in the same lane."""
         error: Exception | None = None
         result: object = job.task
         with liveness.watched(job.sign):
@@ -140,7 +140,7 @@ class Threads:
             job.done(result)
 
     def _end(self, job: Job) -> bool:
-        """Free a job's place, and tell whether it was written off: then its callers know its end already."""
+        """Free a job's place, and tell whether it was written off: then its calls have failed already."""
         with self._lock:
             self._lanes.end(job)
         if job.written_off:
@@ -148,5 +148,5 @@ class Threads:
         return job.written_off
 
 
-def _same_place(one: Task[object], other: Task[object]) -> bool:
-    return one.kind.pool is other.kind.pool and one.lane == other.lane
+def _same_place(task: Task[object], other: Task[object]) -> bool:
+    return task.kind.pool is other.kind.pool and task.lane == other.lane

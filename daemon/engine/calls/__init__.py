@@ -1,1 +1,1 @@
-"""Calls before they run: a name becomes a model, a prompt becomes tokens."""
+"""Calls, from a command to a request that runs: names become models, prompts become tokens, weights are loaded."""

@@ -1,24 +1,21 @@
-"""The draft model of a request: found, compared with its model, and loaded once that is there."""
+"""The draft model of a Generate call: found and checked against the call's model, then loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from daemon.cache.entry import ModelLease, Progress, Ticket
+from daemon.cache.entry import ModelLease
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
-from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.background.task import Task
+from daemon.engine.calls.driver import Waiting, leased
 from daemon.engine.calls.model_lookup import Found
-from daemon.engine.calls.model_search import Searches
+from daemon.engine.calls.model_search import searched
+from daemon.engine.calls.services import Services
 from daemon.engine.prompt.tokenizers import Tokenizer
-from daemon.shared.errors import SidecarError, invalid
+from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-
-if TYPE_CHECKING:
-    from daemon.engine.calls.generate import Services
 
 DEFAULT_TOKENS = 4
 """Tokens guessed at a time."""
@@ -26,98 +23,62 @@ DEFAULT_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class Guesser:
-    """A draft model in memory: as it was asked for, and the hold on it."""
+    """
+    A draft model in memory.
+
+    Attributes:
+        source: The model as it was asked for.
+        lease: Keeps it in memory; the caller releases it.
+    """
 
     source: ModelSource
     lease: ModelLease[LoadedModel]
 
 
-class DraftModel:
+def draft_model(
+    services: Services, request: pb.GenerateRequest, tokenizer: Tokenizer, model: LoadedModel
+) -> Waiting[Guesser]:
     """
-    Fails with INVALID_ARGUMENT at `draft_model` if the two cannot work together.
+    Find and load the draft model of a request. Both models must be able to take tokens back.
 
     Args:
-        services: What calls need.
-        request: The Generate request.
+        services: The parts of the engine.
+        request: The request, which names a draft model.
         tokenizer: That of its model.
         model: Its model, in memory.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT at `draft_model` if the two models cannot work together; or why the draft model
+            cannot be had.
     """
+    _check_cache(model, request.model)
+    return (yield from searched(lambda: _find_and_load(services, request, tokenizer)))
 
-    def __init__(
-        self, services: Services, request: pb.GenerateRequest, tokenizer: Tokenizer, model: LoadedModel
-    ) -> None:
-        self._services = services
-        self._request = request
-        self._tokenizer = tokenizer
-        self._source: ModelSource | None = None
-        self._ticket: Ticket[LoadedModel] | None = None
-        self._error: SidecarError | None = None
-        self._over = False
-        _check_cache(model, request.model)
-        self._searches = Searches(services.finder, Wanted(request.draft_model))
-        self._searches.begin(self)
 
-    @property
-    def over(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self._over
-
-    def poll(self) -> Guesser | None:
-        """
-        Return the model once it is ready; None before.
-
-        Raises:
-            SidecarError: Why it will not be.
-        """
-        if self._error is not None:
-            raise self._error
-        ticket = self._ticket
-        if ticket is None or not ticket.done:
-            return None
-        if ticket.error is not None:
-            self._ticket = None
-            if self._searches.again(self, ticket.error):
-                return None
-            raise as_sidecar_error(ticket.error)
-        assert ticket.lease is not None
-        assert self._source is not None
-        _check_cache(ticket.lease.model, self._request.draft_model)
-        self._services.recalled.done(ticket.name, "")
-        return Guesser(self._source, ticket.lease)
-
-    def progress(self, progress: Progress) -> None:
-        """Generate has no event for it."""
-
-    def prepare(self, found: Found) -> Task[ModelSource]:
-        """Compare the tokenizers."""
+def _find_and_load(services: Services, request: pb.GenerateRequest, tokenizer: Tokenizer) -> Waiting[Guesser]:
+    def compare(found: Found) -> Task[ModelSource]:
         assert isinstance(found, ModelSource)
 
-        def compared(tokenizer: Tokenizer) -> ModelSource:
-            if not tokenizer.has_ids_of(self._tokenizer):
-                raise invalid("draft_model", f"has another tokenizer than {self._request.model}; it needs the same")
+        def compared(other: Tokenizer) -> ModelSource:
+            if not other.has_ids_of(tokenizer):
+                raise invalid("draft_model", f"has another tokenizer than {request.model}; it needs the same")
             return found
 
-        return self._services.with_tokenizer(found, compared)
+        return services.with_tokenizer(found, compared)
 
-    def ready(self, source: ModelSource) -> None:
-        """Wait for its weights."""
-        if not self._over:
-            request = self._request
-            self._source = source
-            self._ticket = self._services.load(source, loaded_only=request.require_loaded)
-
-    def fail(self, error: SidecarError) -> None:
-        """Keep the error for the call that waits."""
-        self._error = error
-
-    def cancel(self) -> None:
-        """Stop waiting."""
-        self._over = True
-        if self._ticket is not None:
-            self._ticket.cancel()
+    source = yield from services.lookup.find(Wanted(request.draft_model), compare)
+    ticket = yield from leased(services.load(source, loaded_only=request.require_loaded))
+    assert ticket.lease is not None
+    try:
+        _check_cache(ticket.lease.model, request.draft_model)
+    except BaseException:
+        ticket.cancel()
+        raise
+    services.recalled.done(ticket.name, "")
+    return Guesser(source, ticket.lease)
 
 
 def _check_cache(model: LoadedModel, name: str) -> None:
-    """Refuse a model that cannot take tokens back."""
+    """Refuse a model that cannot take tokens back: a rejected guess has to leave its KV."""
     if not (model.layout.reusable and model.layout.parts.resumes_anywhere):
         raise invalid("draft_model", f"needs models with full attention alone, and {name} is not one")

@@ -1,4 +1,4 @@
-"""Giants: searches that keep a thread for minutes. One thread is always left for the others. Pure, on one thread."""
+"""Limits the searches that occupy a thread for minutes, so that one thread stays free for the others. Pure."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections import deque
 from collections.abc import Callable
 
 GIANT_BYTES = 4 << 30
-"""Weights to read beyond which a search is a giant: some ten seconds. Downloads are giants, whatever their size."""
+"""A search that reads more bytes than this is a giant: it takes some ten seconds or more. Downloads always are."""
 
 MOST_GIANTS = 3
-"""Of the four threads for what takes long."""
+"""Giants that run at the same time, on the four threads for long work."""
 
 
 class Giants:
     """
-    Lets so many giants run at the same time; the others wait, the oldest first.
+    Lets a number of giants run at the same time; the others wait, the oldest first. Used by one thread.
 
     Args:
-        most: How many.
+        most: Giants that run at the same time.
     """
 
     def __init__(self, most: int = MOST_GIANTS) -> None:
@@ -26,14 +26,14 @@ class Giants:
 
     def begin(self, nbytes: int | None, start: Callable[[], None]) -> Callable[[], None]:
         """
-        Start a search, at once or when a giant ends.
+        Start a search: a giant when there is a place for it, any other at once.
 
         Args:
             nbytes: Bytes that it reads; None if it downloads them.
             start: Starts it.
 
         Returns:
-            A function to be called at its end; harmless twice.
+            A function to call at the end of the search, which gives its place back; harmless twice.
         """
         if nbytes is not None and nbytes <= GIANT_BYTES:
             start()
@@ -61,4 +61,4 @@ class Giants:
 
 
 def _nothing() -> None:
-    """A small one has no place to give back."""
+    """Do nothing: a search that is no giant has no place to give back."""

@@ -1,18 +1,20 @@
-"""Invalidate calls: drop weights and cached prefixes, and keep running requests from storing them again."""
+"""An Invalidate call: drops weights and cached prefixes, and stops running requests from storing them again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
-from daemon.cache.entry import Entry, Progress
+from daemon.cache.entry import Entry
 from daemon.cache.identity import ModelKey, ModelSource
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Wanted
-from daemon.engine.background.task import Task, already
-from daemon.engine.calls.generate import Services
+from daemon.engine.background.task import LOOKUP, Task, already
+from daemon.engine.calls.driver import Call, Waiting, wait_for
 from daemon.engine.calls.model_lookup import Found
+from daemon.engine.calls.services import Services
 from daemon.engine.execution.runner import Runner
 from daemon.engine.prompt.prompts import tokenise
 from daemon.engine.prompt.tokenizers import Tokenizer
@@ -21,74 +23,80 @@ from daemon.kv.keys import Namespace, model_digest
 from daemon.kv.prefix_cache import Dropped, PrefixCache
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.failpoints import failpoint
+from daemon.shared.model_names import climbs
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 _Tokens = tuple[ModelSource, list[int]]
-"""The ids of a prefix, for a model."""
+"""A model and the token ids of a prefix."""
 
 _GONE = (Reason.MODEL_NOT_FOUND, Reason.MODEL_NOT_CACHED, Reason.MODEL_CORRUPT, Reason.MODEL_EXCEEDS_BUDGET)
+"""Why a model cannot be found of which prefixes may be stored all the same."""
 
 
-class PrefixCall:
-    """Invalidates the prompts that begin with a prefix."""
+def invalidate(services: Services, invalidator: Invalidator, call_id: int, request: pb.InvalidateRequest) -> Call:
+    """
+    Serve an Invalidate call: one answer.
 
-    def __init__(
-        self, services: Services, call_id: int, request: pb.InvalidateRequest, invalidator: Invalidator
-    ) -> None:
-        self._services = services
-        self._call_id = call_id
-        self._request = request
-        self._invalidator = invalidator
-        self._over = False
-        services.finder.find(Wanted(request.prefix.model), self)
+    Raises:
+        SidecarError: Why the model of a prefix cannot be found, or its text cannot be tokenised.
+    """
+    kind = request.WhichOneof("target")
+    if kind == "prefix":
+        source, tokens = yield from _find_prefix(services, request.prefix)
+        answer = invalidator.prefix(source, request.prefix.salt, tokens, dry_run=request.dry_run)
+    elif kind == "model":
+        target = pb.ModelTarget()
+        target.CopyFrom(request.model)
+        if climbs(target.model):
+            target.model = yield from wait_for(services.background, _resolving(target.model))
+        if target.weights and not request.dry_run:
+            services.recalled.forget(target.model)
+        answer = invalidator.model(target, dry_run=request.dry_run)
+    else:
+        if request.all.weights and not request.dry_run:
+            services.recalled.forget()
+        answer = invalidator.all(request.all, dry_run=request.dry_run)
+    services.outbox.invalidated(call_id, answer)
 
-    @property
-    def over(self) -> bool:
-        """Whether it has ended."""
-        return self._over
 
-    def poll(self) -> bool:
-        """Nothing is to be done until the tokens are there."""
-        return not self._over
+def _find_prefix(services: Services, target: pb.PrefixTarget) -> Waiting[_Tokens]:
+    """Find the model of a prefix, and tokenise the prefix."""
+    try:
+        return (yield from services.lookup.find(Wanted(target.model), partial(_tokenising, services, target)))
+    except SidecarError as error:
+        # Prefixes may outlive the files of their model. With token ids, nothing has to be read to drop them.
+        source = services.names.latest(target.model)
+        if source is None or target.WhichOneof("input") != "tokens" or error.reason not in _GONE:
+            raise
+    return source, list(target.tokens.ids)
 
-    def cancel(self) -> None:
-        """Nobody waits for the answer; nothing is dropped."""
-        self._over = True
 
-    def progress(self, progress: Progress) -> None:
-        """Invalidate has no such event."""
+def _tokenising(services: Services, target: pb.PrefixTarget, found: Found) -> Task[_Tokens]:
+    """Return the task that makes token ids of a prefix."""
+    assert isinstance(found, ModelSource)
+    if target.WhichOneof("input") == "tokens":
+        return already(target.model, (found, list(target.tokens.ids)))
 
-    def prepare(self, found: Found) -> Task[_Tokens]:
-        """Tokenise the prefix."""
-        assert isinstance(found, ModelSource)
-        target = self._request.prefix
-        if target.WhichOneof("input") == "tokens":
-            return already(target.model, (found, list(target.tokens.ids)))
-        return self._services.with_tokenizer(found, partial(self._tokens, found))
-
-    def ready(self, result: _Tokens) -> None:
-        """Drop it."""
-        if not self._over:
-            source, tokens = result
-            answer = self._invalidator.prefix(source, self._request.prefix.salt, tokens, dry_run=self._request.dry_run)
-            self._over = True
-            self._services.outbox.invalidated(self._call_id, answer)
-
-    def _tokens(self, source: ModelSource, tokenizer: Tokenizer) -> _Tokens:
-        tokens = tokenise(pb.GenerateRequest(text=self._request.prefix.text), tokenizer)
+    def tokenised(tokenizer: Tokenizer) -> _Tokens:
+        tokens = tokenise(pb.GenerateRequest(text=target.text), tokenizer)
         if not tokens:
             raise invalid("prefix.text", "has no tokens")
-        return source, tokens[:-1] or tokens
+        # The last token of a text may become another one when the text goes on.
+        return found, tokens[:-1] or tokens
 
-    def fail(self, error: SidecarError) -> None:
-        """End the call with an error; nothing if it was over. Prefixes of a model whose files are gone can go too."""
-        known = self._invalidator.known.latest(self._request.prefix.model)
-        tokens = self._request.prefix.WhichOneof("input") == "tokens"
-        if known is not None and tokens and not self._over and error.reason in _GONE:
-            self._services.background.run(self.prepare(known), self.ready, self.fail)
-        elif not self._over:
-            self._over = True
-            self._services.outbox.fail(self._call_id, error)
+    return services.with_tokenizer(found, tokenised)
+
+
+def _resolving(name: str) -> Task[str]:
+    """Return the task that makes of a path with `..` the one that it leads to, as a load names it."""
+
+    def resolved() -> str:
+        try:
+            return str(Path(name).resolve())
+        except (OSError, RuntimeError, ValueError):  # no path, or a loop of links: no model was ever loaded from there
+            return "/"
+
+    return Task(LOOKUP, name, name, resolved)
 
 
 _NOTHING = Dropped(0, 0, 0)
@@ -96,7 +104,7 @@ _NOTHING = Dropped(0, 0, 0)
 
 class Invalidator:
     """
-    Runs on the MLX thread, between two steps, so that it never sees half of anything.
+    Drops models and prefixes. Runs on the MLX thread, between two steps, so no step sees half of a change.
 
     Args:
         models: The model cache.
@@ -104,7 +112,7 @@ class Invalidator:
         runner: The running requests.
 
     Attributes:
-        known: What each name stood for.
+        known: The contents that each name stood for.
     """
 
     def __init__(self, models: ModelCache[ModelSource, LoadedModel], prefixes: PrefixCache, runner: Runner) -> None:
@@ -123,8 +131,9 @@ class Invalidator:
 
     def model(self, target: pb.ModelTarget, *, dry_run: bool) -> pb.InvalidateResponse:
         """
-        Drop what belongs to a name, under every revision and adapter that it was asked for with; and with it whatever
-        other name stands for the same content.
+        Drop the weights and prefixes of a name, of all revisions and adapters that it was asked for with.
+
+        Other names of the same contents lose theirs with it.
         """
         keys = self.known.keys(target.model)
         entries = [entry for entry in self._models.entries() if entry.key in keys and not entry.draining]
@@ -173,13 +182,13 @@ class Invalidator:
 
     def _stop_storing(self, accept: Callable[[str], bool]) -> None:
         running = self._runner.sequences()
-        for sequence in [*running, *(one.draft.sequence for one in running if one.draft is not None)]:
+        for sequence in [*running, *(target.draft.sequence for target in running if target.draft is not None)]:
             if accept(sequence.namespace):
                 sequence.writes = False
 
 
 def _answer(entries: list[Entry[LoadedModel]], dropped: list[Dropped]) -> pb.InvalidateResponse:
-    """Add up; called before weights are dropped, while their entries still know who uses them."""
+    """Add up; called before weights are dropped, while their entries still count the requests that use them."""
     return pb.InvalidateResponse(
         models=dict.fromkeys(name for entry in entries for name in entry.names),
         blocks=sum(part.blocks for part in dropped),

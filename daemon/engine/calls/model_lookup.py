@@ -1,11 +1,12 @@
-"""Finds models off the MLX thread: at once if that is quick, or else in one search for all who ask for the same."""
+"""Finds models on other threads: at once if that is quick, or in one search for all calls that ask for the same."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 from daemon.cache.digests import TakesLong
 from daemon.cache.entry import Progress, Stage
@@ -13,40 +14,20 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.resolver import EMBEDDED, Resolver, Wanted
 from daemon.engine.background.background import Background
 from daemon.engine.background.task import FETCH, LOOKUP, READ, Task
+from daemon.engine.calls.driver import Pending, Waiting, no_report, wait_for
 from daemon.engine.calls.giants import Giants
 from daemon.shared import liveness
 from daemon.shared.errors import Reason, SidecarError
 
 Found = ModelSource | int
-"""A model, or the bytes of weights of one that is not on this machine, for those who asked for an estimate."""
-
+"""A model; or, for a call that asked for an estimate, the bytes of weights of a model that is not on this machine."""
 
 T = TypeVar("T")
 
 
-class Waiter(Protocol[T]):
-    """Who asks for a model. Called on the MLX thread, but for `over`, `progress` and `prepare`."""
-
-    @property
-    def over(self) -> bool:
-        """Whether it no longer waits."""
-
-    def progress(self, progress: Progress) -> None:
-        """Called while its model is downloaded or read; any thread."""
-
-    def prepare(self, found: Found) -> Task[T]:
-        """Return what is to be done with its model off the MLX thread. Never blocks."""
-
-    def ready(self, result: T) -> None:
-        """Called with the result of what `prepare` returned; an error that it raises is given to `fail`."""
-
-    def fail(self, error: SidecarError) -> None:
-        """Called if there is none."""
-
-
 class ModelLookup:
     """
-    Runs on the MLX thread; the work does not.
+    Finds models by name. Runs on the MLX thread; the work does not.
 
     Args:
         resolver: Does the work.
@@ -59,52 +40,71 @@ class ModelLookup:
         self._searches: dict[Wanted, _Search] = {}
         self._giants = Giants()
 
-    def find(self, wanted: Wanted, seeker: Waiter[T]) -> None:
-        """Find a model for somebody. When all who ask for it are over, the work is abandoned."""
+    def prefer(self, model: str, revision: str) -> None:
+        """Resolve a model of the Hub to this revision from now on, unless a call names another one."""
+        self._resolver.prefer(model, revision)
+
+    def find(
+        self, wanted: Wanted, prepare: Callable[[Found], Task[T]], progress: Callable[[Progress], None] = no_report
+    ) -> Waiting[T]:
+        """
+        Find a model, and return the result of the task that `prepare` makes of it.
+
+        If the call is closed meanwhile, the work is left out or, once no other call waits for it, abandoned.
+
+        Args:
+            wanted: What to find.
+            prepare: Returns what is to be done with the model on other threads. Called on any thread; never blocks.
+            progress: Called on the MLX thread while the model is downloaded or read.
+
+        Raises:
+            SidecarError: Why there is no result.
+        """
 
         def quick() -> T | _Long | Task[T | _Long]:
+            # The task goes on with `prepare` without a way back to the MLX thread, which may be in a long step.
             try:
                 source = self._resolver.resolve(wanted)
             except TakesLong as takes:
                 return _Long(takes.nbytes)
-            return cast("Task[T | _Long]", seeker.prepare(source))
-
-        def then(result: T | _Long) -> None:
-            if not isinstance(result, _Long):
-                seeker.ready(result)
-            elif not seeker.over:
-                self._join(wanted, seeker, result.nbytes)
+            return cast("Task[T | _Long]", prepare(source))
 
         task: Task[T | _Long] = Task(LOOKUP, wanted.name, wanted.name, quick)
-        self._background.run(task, then, seeker.fail, lambda: seeker.over)
+        result = yield from wait_for(self._background, task)
+        if not isinstance(result, _Long):
+            return result
+        found = yield from self._join(wanted, progress, result.nbytes).wait()
+        return (yield from wait_for(self._background, prepare(found)))
 
-    def _join(self, wanted: Wanted, seeker: Waiter[Any], nbytes: int | None) -> None:
+    def _join(self, wanted: Wanted, progress: Callable[[Progress], None], nbytes: int | None) -> _Waiter:
+        """Wait for the search that is under way, or begin a new one."""
+        waiter = _Waiter(progress)
         search = self._searches.get(wanted)
-        if search is not None and search.join(seeker):
-            return
-        search = self._searches[wanted] = _Search(seeker)
+        if search is None or not search.join(waiter):
+            search = self._searches[wanted] = _Search(waiter, self._background.post)
+            self._begin(wanted, search, nbytes)
+        return waiter
 
-        def found(result: Found) -> None:
-            end()
-            for one in self._end(wanted, search):
-                self._prepare(one, result)
-
-        def failed(error: SidecarError) -> None:
-            end()
-            for one in self._end(wanted, search):
-                one.fail(error)
-
+    def _begin(self, wanted: Wanted, search: _Search, nbytes: int | None) -> None:
         local = wanted.name == EMBEDDED or wanted.name.startswith("/")
         kind = READ if local else FETCH
         task: Task[Found] = Task(kind, wanted.name, wanted.name, partial(self._search, wanted, search))
 
+        def end(tell: Callable[[_Waiter], None]) -> None:
+            free()
+            if self._searches.get(wanted) is search:
+                del self._searches[wanted]
+            for waiter in search.end():
+                tell(waiter)
+
         def start() -> None:
-            self._background.run(task, found, failed)
+            self._background.run(
+                task,
+                lambda found: end(lambda waiter: waiter.succeed(found)),
+                lambda error: end(lambda waiter: waiter.fail(error)),
+            )
 
-        end = self._giants.begin(nbytes, start)
-
-    def _prepare(self, seeker: Waiter[T], found: Found) -> None:
-        self._background.run(seeker.prepare(found), seeker.ready, seeker.fail, lambda: seeker.over)
+        free = self._giants.begin(nbytes, start)
 
     def _search(self, wanted: Wanted, search: _Search) -> Found:
         search.sign = liveness.current()
@@ -115,12 +115,6 @@ class ModelLookup:
                 raise
             return self._resolver.planned_bytes(wanted)
 
-    def _end(self, wanted: Wanted, search: _Search) -> list[Waiter[Any]]:
-        """Close a search and return those who wait for it."""
-        if self._searches.get(wanted) is search:
-            del self._searches[wanted]
-        return search.end()
-
 
 @dataclass(frozen=True, slots=True)
 class _Long:
@@ -128,63 +122,81 @@ class _Long:
     Stands for a model that takes long to find.
 
     Attributes:
-        nbytes: How much is to be read or downloaded; None if that is not known.
+        nbytes: Bytes that are to be read or downloaded; None if that is not known.
     """
 
     nbytes: int | None
 
 
+class _Waiter(Pending[Found]):
+    """A call's place in a search."""
+
+    def __init__(self, progress: Callable[[Progress], None]) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def report(self, progress: Progress) -> None:
+        """Tell the call that the search moved on; nothing once it has ended."""
+        if not (self.done or self.abandoned):
+            self._progress(progress)
+
+
 class _Search:
     """
-    One search and those who wait for it; what the resolver calls a watcher.
+    One search and the calls that wait for it; the watcher of the resolver.
 
-    It is abandoned by raising in the thread that works, at its next report, once nobody waits. From then on nobody can
-    join it any more.
+    A search that no call waits for any more is abandoned: its next report raises in the thread that works, and no
+    call can join it from then on.
+
+    Args:
+        first: The call that began it.
+        post: Runs a function on the MLX thread; any thread.
 
     Attributes:
         sign: Tells that it moves on; the Hub's library reports from threads of its own.
     """
 
-    def __init__(self, first: Waiter[Any]) -> None:
+    def __init__(self, first: _Waiter, post: Callable[[Callable[[], None]], None]) -> None:
         self.sign: liveness.Sign = liveness.current()
-        self._seekers = [first]
+        self._post = post
+        self._waiters = [first]
         self._abandoned = False
         self._last: Progress | None = None
         self._lock = threading.Lock()
 
-    def join(self, seeker: Waiter[Any]) -> bool:
-        """Let somebody wait too; False if the search was abandoned."""
+    def join(self, waiter: _Waiter) -> bool:
+        """Add a call, which gets the latest progress at once; False if the search was abandoned."""
         with self._lock:
             if self._abandoned:
                 return False
-            self._seekers.append(seeker)
+            self._waiters.append(waiter)
             last = self._last
         if last is not None:
-            seeker.progress(last)
+            waiter.report(last)
         return True
 
-    def end(self) -> list[Waiter[Any]]:
-        """Return those who wait."""
+    def end(self) -> list[_Waiter]:
+        """Close the search and return the calls that wait for it."""
         with self._lock:
             self._abandoned = True
-            return [seeker for seeker in self._seekers if not seeker.over]
+            return [waiter for waiter in self._waiters if not waiter.abandoned]
 
     def downloading(self, done: int, total: int) -> None:
-        """Tell all that a download moved on."""
+        """Report the bytes of a download; any thread."""
         self._report(Progress(Stage.DOWNLOADING, done, total))
 
     def reading(self, done: int, total: int) -> None:
-        """Tell all that weights are read to name them."""
+        """Report the bytes of weights that were read to name them; any thread."""
         self._report(Progress(Stage.QUEUED, done, total))
 
     def _report(self, progress: Progress) -> None:
         self.sign()
         with self._lock:
-            self._seekers = [seeker for seeker in self._seekers if not seeker.over]
-            if not self._seekers:
+            self._waiters = [waiter for waiter in self._waiters if not waiter.abandoned]
+            if not self._waiters:
                 self._abandoned = True
-                raise SidecarError(Reason.INTERNAL, "nobody waits for it any more")
+                raise SidecarError(Reason.INTERNAL, "no call waits for this search any more")
             self._last = progress
-            seekers = list(self._seekers)
-        for seeker in seekers:
-            seeker.progress(progress)
+            waiters = list(self._waiters)
+        for waiter in waiters:
+            self._post(partial(waiter.report, progress))

@@ -1,42 +1,29 @@
-"""The searches of one call for its model: more than one if files turn out to hold something else than expected."""
+"""Repeats the search and load of a call's model where its files turn out to hold something else than expected."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 from daemon.cache.mlx.loader import MisnamedError
-from daemon.cache.resolver import Wanted
-from daemon.engine.calls.model_lookup import ModelLookup, Waiter
+from daemon.engine.calls.driver import Waiting
 
 _MOST = 3
+"""Searches of one call for one model."""
+
+T = TypeVar("T")
 
 
-class Searches:
+def searched(attempt: Callable[[], Waiting[T]]) -> Waiting[T]:
     """
-    Runs on the MLX thread.
+    Run an attempt to find and load a model; run it again after a MisnamedError, which it raises if that stays.
 
-    Args:
-        finder: Finds models.
-        wanted: What the call asks for.
+    The load that failed has corrected the name of the content, so the next search finds it by its right name. The
+    caller's own copy may even be sound: its load was shared with that of a misnamed copy.
     """
-
-    def __init__(self, finder: ModelLookup, wanted: Wanted) -> None:
-        self._finder = finder
-        self._wanted = wanted
-        self._count = 0
-
-    def begin(self, seeker: Waiter[Any]) -> None:
-        """Look for the model."""
-        self._count += 1
-        self._finder.find(self._wanted, seeker)
-
-    def again(self, seeker: Waiter[Any], error: Exception) -> bool:
-        """
-        Look for it again, under its right name, if a load ended because files were misnamed; tell whether that is so.
-
-        Its caller may have asked for a sound copy, whose load was shared with that of a misnamed one.
-        """
-        if not isinstance(error, MisnamedError) or self._count >= _MOST:
-            return False
-        self.begin(seeker)
-        return True
+    for _ in range(_MOST - 1):
+        try:
+            return (yield from attempt())
+        except MisnamedError:
+            continue
+    return (yield from attempt())

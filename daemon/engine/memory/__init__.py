@@ -1,1 +1,1 @@
-"""The memory budget, and the system's memory pressure."""
+"""The memory budget, room for requests and models, and the system's memory pressure."""

@@ -1,4 +1,4 @@
-"""The memory ledger: one formula for what a request needs and one ceiling for what everything may use."""
+"""The memory budget: one formula for the KV bytes of a request, and one limit for all bytes in use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.wording import sizes_apart
 
 DECODE_ROOM = 256
-"""Tokens of KV that a request gets beyond what it holds; it grows by as much when they are used up."""
+"""Tokens of KV that a request is given beyond those it holds; it grows by as many when they are used up."""
 
 _SHARE_OF_WORKING_SET = 0.9
 _SHARE_OF_RAM = 0.7
@@ -19,10 +19,10 @@ _SHARE_OF_RAM = 0.7
 
 def memory_limit(working_set: int | None) -> int:
     """
-    Return the bytes that weights, prefix cache and running requests may use together.
+    Return the bytes that weights, prefix cache and running requests may use together: a share of the device's memory.
 
     Args:
-        working_set: What Metal recommends at most; None without Metal, where a share of the RAM counts.
+        working_set: Bytes that Metal recommends at most; None without Metal, where the RAM counts instead.
     """
     if working_set:
         return int(_SHARE_OF_WORKING_SET * working_set)
@@ -30,7 +30,7 @@ def memory_limit(working_set: int | None) -> int:
 
 
 class Costs(Protocol):
-    """How a model keeps its KV."""
+    """The memory costs of a model's KV cache."""
 
     def live_bytes(self, tokens: int, chunk: int) -> int:
         """Return the bytes of a cache with room for `tokens`, of which at most `chunk` are computed at a time."""
@@ -40,12 +40,12 @@ def kv_need(costs: Costs, held: int, left: int) -> int:
     """
     Return the KV bytes that a request needs to run: its own cache, and as much again while it grows or is copied.
 
-    The one formula: by it a request is admitted, running ones are billed, and Stats counts them. Room to decode is
-    reserved in steps: billing all of `max_tokens` would refuse most requests for nothing.
+    Admission, the accounts of running requests and Stats all use this formula. Room to decode is reserved in steps of
+    DECODE_ROOM: reserving all of `max_tokens` would refuse most requests for no reason.
 
     Args:
-        costs: Those of its model.
-        held: Tokens of the prompt and those generated so far.
+        costs: The costs of its model.
+        held: Tokens of the prompt and tokens generated so far.
         left: Tokens that may still be generated.
     """
     return 2 * costs.live_bytes(held + min(left, DECODE_ROOM), MAX_CHUNK)
@@ -61,35 +61,35 @@ class Use:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum."""
         return self.weights + self.trie + self.live_kv
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
     """
-    Decides whether a request fits.
+    Compares needs with the limit.
 
     Attributes:
-        limit: Most bytes in use.
+        limit: Most bytes that may be in use.
     """
 
     limit: int
 
     def headroom(self, use: Use) -> int:
-        """Return the bytes that are left; negative when over the limit."""
+        """Return the bytes that are free; negative above the limit."""
         return self.limit - use.total
 
     def refuse_if_never(self, need: int, weights: int) -> None:
         """
-        Refuse a request that does not fit even when it runs alone.
+        Refuse a request that does not fit even when it runs alone, with no other model and no cached prefix.
 
         Args:
             need: KV bytes of the request.
             weights: Bytes of its model.
 
         Raises:
-            SidecarError: REQUEST_EXCEEDS_MEMORY with both figures.
+            SidecarError: REQUEST_EXCEEDS_MEMORY with the bytes needed and available.
         """
         available = self.limit - weights
         if need > available:

@@ -1,4 +1,4 @@
-"""Memory pressure: what the system says about its memory, and what is freed for it."""
+"""Reads the memory pressure of the system, and frees cached prefixes and idle models when it is high."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from typing import Protocol
 import structlog
 
 RELIEF_SECONDS = 10.0
-"""Time between two reliefs: what was freed needs a while to show, and Linux tells a ten-second average."""
+"""Seconds between two reliefs: freed memory takes a while to show, as Linux reports an average of ten seconds."""
 
 PSI = Path("/proc/pressure/memory")
 _SYSCTL = b"kern.memorystatus_vm_pressure_level"
 _SOME_STALLED = 20.0
+"""Percent of the time in which at least one task waited for memory, from which on the level is WARNING."""
 _ALL_STALLED = 10.0
+"""Percent of the time in which all tasks waited for memory, from which on the level is CRITICAL."""
 
 log = structlog.get_logger()
 
@@ -32,14 +34,14 @@ class Level(IntEnum):
 
 
 class Source(Protocol):
-    """Where a level comes from. Cheap enough to be asked every second."""
+    """Reads the level; cheap enough for every second."""
 
     def __call__(self) -> Level:
-        """Return the level now; NORMAL if it cannot be told."""
+        """Return the level now; NORMAL if it is unknown."""
 
 
 def normal() -> Level:
-    """Where nothing tells."""
+    """Return NORMAL: the source of a system that does not report its pressure."""
     return Level.NORMAL
 
 
@@ -71,7 +73,7 @@ class MacPressure:
     The level of the kernel's own memory status: 1 normal, 2 warning, 4 critical.
 
     Args:
-        read: Returns it; None if it cannot be told.
+        read: Returns the kernel's level; None if it is unknown.
     """
 
     def __init__(self, read: Callable[[], int | None]) -> None:
@@ -86,7 +88,7 @@ class MacPressure:
 
 
 def sysctl_level() -> int | None:
-    """Return the kernel's level on a Mac; None where there is no such thing."""
+    """Return the kernel's level on a Mac; None on other systems."""
     value = ctypes.c_int(0)
     size = ctypes.c_size_t(ctypes.sizeof(value))
     try:
@@ -97,7 +99,7 @@ def sysctl_level() -> int | None:
 
 
 def of_this_system(platform: str = sys.platform) -> Source:
-    """Return the source that this system has."""
+    """Return the source of this system."""
     if platform == "darwin":
         return MacPressure(sysctl_level)
     return LinuxPressure() if platform.startswith("linux") else normal
@@ -110,9 +112,9 @@ class Relief:
     At WARNING, half of the prefixes, or one model once there are none; at CRITICAL, all prefixes and all idle models.
 
     Args:
-        source: Tells the level.
+        source: Returns the level.
         prefix_bytes: Returns the bytes of cached prefixes.
-        shed_prefixes: Frees so many bytes of them, and returns how many became free.
+        shed_prefixes: Frees at least so many bytes of prefixes, and returns how many became free.
         shed_models: Frees at least so many bytes of idle models, and returns how many became free.
         clock: Seconds that never go back.
     """
@@ -133,13 +135,13 @@ class Relief:
         self._next = clock()
 
     def check(self) -> int:
-        """Free what the level asks for, unless that was done just now, and return the bytes that became free."""
+        """Free memory as the level demands, at most every RELIEF_SECONDS, and return the bytes that became free."""
         level = self._source()
         if level is Level.NORMAL or self._clock() < self._next:
             return 0
         self._next = self._clock() + RELIEF_SECONDS
-        held = self._prefix_bytes()
-        prefixes = self._shed_prefixes(held if level is Level.CRITICAL else (held + 1) // 2) if held else 0
+        cached = self._prefix_bytes()
+        prefixes = self._shed_prefixes(cached if level is Level.CRITICAL else (cached + 1) // 2) if cached else 0
         models = 0
         if level is Level.CRITICAL:
             models = self._shed_models(sys.maxsize)

@@ -22,7 +22,7 @@ _OUTCOMES = {
 
 
 def estimated(source: ModelSource) -> pb.ModelInfo:
-    """Describe a model that was not loaded, from its files alone."""
+    """Describe a model from its files alone."""
     return pb.ModelInfo(
         model=source.name,
         fingerprint=str(source.key),
@@ -38,12 +38,12 @@ def estimated(source: ModelSource) -> pb.ModelInfo:
 
 
 def planned(name: str, size_bytes: int) -> pb.ModelInfo:
-    """Describe a model that is not on this machine: only its size is known."""
+    """Describe a model that is not on this machine; of such a model only the size is known, in bytes."""
     return pb.ModelInfo(model=name, size_bytes=size_bytes, outcome=pb.LOAD_OUTCOME_ESTIMATED)
 
 
 def loaded(model: LoadedModel, name: str, outcome: Outcome | None = None) -> pb.ModelInfo:
-    """Describe a model in memory by the name that it was asked for by."""
+    """Describe a model in memory under the name that a request used."""
     info = estimated(model.source)
     info.model = name
     info.size_bytes = model.nbytes
@@ -56,7 +56,7 @@ def loaded(model: LoadedModel, name: str, outcome: Outcome | None = None) -> pb.
 
 
 def progress(value: Progress) -> pb.GetOrLoadResponse:
-    """Return the event that a load moved on."""
+    """Return the event that tells how far a load is."""
     return pb.GetOrLoadResponse(
         progress=pb.LoadProgress(
             stage=_STAGES[value.stage],

@@ -1,4 +1,4 @@
-"""Model registry: the contents that each name has stood for, and the models that each namespace belongs to."""
+"""Two registries: the contents that each model name has stood for, and the model that each namespace belongs to."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ from daemon.kv.prefix_cache import PrefixCache
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 MOST = 256
+"""Contents remembered although nothing of them is in memory."""
 NAMES = 64
-"""Names remembered of each content, those that were used last. Links alone can give a directory any number of them."""
+"""Names remembered of each content, the latest. Links alone can give a directory any number of names."""
 
 
 class NameRegistry:
     """
-    Remembers names, contents and layouts for as long as something is kept under them.
+    Maps model names to contents, and contents to cache layouts. Invalidate finds by it what is to be dropped.
+
+    An entry stays for as long as weights or prefixes of its content are in memory. So a name finds everything that was
+    ever stored under it, also after its files changed.
 
     Args:
-        kept: Whether weights or prefixes of a content are in memory, or on their way.
-        most: Contents remembered although nothing is kept of them (any more), the latest; what is kept is never
-            forgotten.
+        kept: Whether weights or prefixes of a content are in memory, or being loaded.
+        most: Contents remembered, the latest, although nothing of them is in memory.
     """
 
     def __init__(self, kept: Callable[[ModelKey], bool], most: int = MOST) -> None:
         self._kept = kept
         self._most = self._room = most
         self._contents: OrderedDict[ModelKey, OrderedDict[str, tuple[int, ModelSource]]] = OrderedDict()
-        """Names by content, each with the moment of its last use; in both, the one used last is the last."""
+        """By content, its names with the moment and source of their last use; both in the order of last use."""
         self._layouts: dict[ModelKey, set[str]] = {}
         self._moments = count()
 
@@ -45,10 +48,10 @@ class NameRegistry:
         return sum(map(len, self._contents.values()))
 
     def seen(self, source: ModelSource) -> None:
-        """Remember which content a name stands for now."""
+        """Remember the content that a name stands for now."""
         names = self._contents.setdefault(source.key, OrderedDict())
         self._contents.move_to_end(source.key)
-        if names:  # the same content has the same configuration, which may be large
+        if names:  # equal contents share one configuration, which may be large
             source = replace(source, config=next(iter(names.values()))[1].config)
         names[source.name] = next(self._moments), source
         names.move_to_end(source.name)
@@ -58,24 +61,29 @@ class NameRegistry:
             self._forget()
 
     def shares(self, namespace: Namespace) -> None:
-        """Remember a layout under which prefixes may be stored; they outlive their model's stay in memory."""
+        """Remember a layout under which prefixes may be stored; prefixes may stay longer in memory than their model."""
         self._layouts.setdefault(ModelKey(namespace.weights, namespace.adapter), set()).add(namespace.layout)
 
     def keys(self, name: str) -> set[ModelKey]:
-        """Return the contents that a name stood for."""
+        """Return the contents that a name has stood for."""
         return {key for key, names in self._contents.items() if name in names}
 
     def latest(self, name: str) -> ModelSource | None:
-        """Return what a name stood for last; its files may be gone."""
-        found = [names[name] for names in self._contents.values() if name in names]
-        return max(found, key=lambda one: one[0])[1] if found else None
+        """Return the model that a name stood for last; its files may be gone. None if the name is unknown."""
+        uses = [names[name] for names in self._contents.values() if name in names]
+        return max(uses, key=lambda use: use[0])[1] if uses else None
 
     def layouts(self, key: ModelKey) -> set[str]:
         """Return the layouts under which prefixes of a content may be stored."""
         return self._layouts.get(key, set())
 
     def _forget(self) -> None:
-        """Forget what nothing is kept of. Where more than `most` is kept, it is looked through only now and then."""
+        """
+        Forget contents of which nothing is in memory, the oldest first.
+
+        If more than `most` are in memory, the next look waits until their number has doubled: a look at each new
+        content would make the total cost quadratic.
+        """
         for key in list(self._contents):
             if len(self._contents) <= self._most:
                 break
@@ -87,13 +95,14 @@ class NameRegistry:
 
 
 MOST_SHOWN = 64
-"""Namespaces that Stats lists: with many salts there may be any number of them."""
+"""Namespaces that Stats lists. There may be any number: each salt makes its own."""
 MOST_NOTED = 1024
+"""Namespaces whose names are remembered although they store nothing."""
 MANY = 1024
 CHOICE_SECONDS = 1.0
 """
-Of more namespaces than MANY, those that store most are looked for so often only: going through 65,000 of them takes
-80 ms, and figures are sent at the end of every call.
+Seconds between two searches for the namespaces that store most, if there are more than MANY. A search through 65,000
+takes 80 ms, and figures are sent at the end of every call.
 """
 
 _SHOWN_DIGITS = 16
@@ -101,7 +110,7 @@ _SHOWN_DIGITS = 16
 
 class NamespaceRegistry:
     """
-    Remembers who asked for a namespace. Runs on the MLX thread.
+    Maps namespaces to model names, and describes for Stats the namespaces that store most. Runs on the MLX thread.
 
     Args:
         prefixes: The prefix cache.
@@ -117,7 +126,7 @@ class NamespaceRegistry:
         self._notes: dict[str, pb.NamespaceStats] = {}
 
     def note(self, namespace: Namespace, source: ModelSource) -> None:
-        """Remember by which names a namespace was asked for last. What stores nothing is forgotten in time."""
+        """Remember the model name that a namespace was last used by; it is forgotten in time if nothing is stored."""
         digest = namespace.digest()
         self._notes.pop(digest, None)
         self._notes[digest] = pb.NamespaceStats(
@@ -127,13 +136,13 @@ class NamespaceRegistry:
             self._forget_some()
 
     def stats(self) -> list[pb.NamespaceStats]:
-        """Describe the namespaces that store most."""
+        """Describe the namespaces that store most, at most MOST_SHOWN."""
         trie, now = self._prefixes.trie, self._clock()
         if now - self._chosen_at >= CHOICE_SECONDS or len(trie.namespaces) <= MANY:
-            most = nlargest(MOST_SHOWN, trie.tallies().items(), key=lambda item: item[1][0].blocks)
-            self._chosen, self._chosen_at = [digest for digest, _ in most], now
-        found = [(digest, trie.tally(digest)) for digest in self._chosen]
-        return [self._describe(digest, *tally) for digest, tally in found if tally is not None]
+            largest = nlargest(MOST_SHOWN, trie.tallies().items(), key=lambda item: item[1][0].blocks)
+            self._chosen, self._chosen_at = [digest for digest, _ in largest], now
+        tallies = [(digest, trie.tally(digest)) for digest in self._chosen]
+        return [self._describe(digest, *tally) for digest, tally in tallies if tally is not None]
 
     def _describe(self, digest: str, tally: NamespaceCounters, branches: int) -> pb.NamespaceStats:
         answer = pb.NamespaceStats()
@@ -144,14 +153,15 @@ class NamespaceRegistry:
         return answer
 
     def _forget_some(self) -> None:
-        """Keep what is stored, and the latest half of the rest: their requests may be about to store."""
+        """Forget the older half of the empty namespaces: requests of the newer half may be about to store."""
         stored = self._prefixes.trie.tallies()
         unstored = [digest for digest in self._notes if digest not in stored]
         for digest in islice(unstored, (len(unstored) + 1) // 2):
             del self._notes[digest]
-        self._room = max(MOST_NOTED, len(self._notes) + MOST_NOTED // 2)  # or each request would look through all
+        # Room for half as many again: otherwise each further request would look through all.
+        self._room = max(MOST_NOTED, len(self._notes) + MOST_NOTED // 2)
 
 
 def _text(path: Path | None) -> str:
-    """Return a path as text, for which one of bytes has to be changed."""
+    """Return a path as text; bytes that are no UTF-8 are replaced."""
     return "" if path is None else os.fsencode(path).decode("utf-8", "replace")

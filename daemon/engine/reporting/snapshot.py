@@ -1,4 +1,4 @@
-"""Snapshots: the engine's figures as the API's Stats. The parent adds what only it knows."""
+"""Collects the engine's part of the Stats answer; the parent adds the figures of requests and of the process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.engine.background.lanes import Job
 from daemon.engine.execution.runner import Runner
-from daemon.engine.memory.memory_budget import MemoryBudget, Use
+from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.reporting import model_info
 from daemon.engine.reporting.model_registry import NamespaceRegistry
 from daemon.engine.reporting.timings import EngineTimings
@@ -25,8 +25,8 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 MOST_MODELS = 512
 MOST_LOADS = 64
 """
-Models in memory, the latest, and loads, the next, that a snapshot describes. With the longest names there are, so many
-fit into one frame and into one gRPC message several times over; `cached_models` counts all.
+Models in memory (the latest) and loads (the next) that a snapshot describes; `cached_models` counts all. With names of
+the greatest length, so many fit into one frame and one gRPC message several times over.
 """
 
 
@@ -37,10 +37,10 @@ class StatsCollector:
     Args:
         models: The model cache.
         prefixes: The prefix cache.
-        namespaces: Who asked for what it stores.
+        namespaces: The model of each namespace of the prefix cache.
         runner: The running requests.
-        ledger: The memory ceiling.
-        clock: Seconds that never go back.
+        memory: The bytes in use, and their limit.
+        clock: Seconds that never go back; the clock of the model cache.
         stuck: Returns the jobs that hang.
     """
 
@@ -50,7 +50,7 @@ class StatsCollector:
         prefixes: PrefixCache,
         namespaces: NamespaceRegistry,
         runner: Runner,
-        ledger: MemoryBudget,
+        memory: EngineMemory,
         clock: Callable[[], float],
         *,
         stuck: Callable[[], Sequence[Job]] = tuple,
@@ -59,16 +59,12 @@ class StatsCollector:
         self._prefixes = prefixes
         self._namespaces = namespaces
         self._runner = runner
-        self._ledger = ledger
+        self._memory = memory
         self._clock = clock
         self._stuck = stuck
 
-    def use(self) -> Use:
-        """Return the bytes in use."""
-        return Use(self._models.total_bytes, self._prefixes.memory_usage(), self._runner.live_kv_bytes())
-
     def snapshot(self) -> pb.StatsResponse:
-        """Return everything that the engine knows of."""
+        """Return the figures of now."""
         return pb.StatsResponse(
             model_cache=self._model_cache(),
             models=[
@@ -85,7 +81,7 @@ class StatsCollector:
                 stuck=map(_stuck, self._stuck()),
                 **_spread(self._runner.gauges),
             ),
-            memory=self._memory(),
+            memory=self._memory_stats(),
         )
 
     def _model_cache(self) -> pb.ModelCacheStats:
@@ -144,8 +140,8 @@ class StatsCollector:
             total_namespaces=len(prefixes.trie.namespaces),
         )
 
-    def _memory(self) -> pb.MemoryStats:
-        use = self.use()
+    def _memory_stats(self) -> pb.MemoryStats:
+        use, budget = self._memory.use(), self._memory.budget
         return pb.MemoryStats(
             active_bytes=mx.get_active_memory(),
             cache_bytes=mx.get_cache_memory(),
@@ -153,13 +149,13 @@ class StatsCollector:
             weights_bytes=use.weights,
             trie_bytes=use.trie,
             live_kv_bytes=use.live_kv,
-            headroom_bytes=self._ledger.headroom(use),
-            limit_bytes=self._ledger.limit,
+            headroom_bytes=budget.headroom(use),
+            limit_bytes=budget.limit,
         )
 
 
 def _spread(gauges: EngineTimings) -> dict[str, Any]:
-    """Return the fields that tell medians and what is hardly ever exceeded."""
+    """Return the fields for medians and 99th percentiles."""
     fields: dict[str, Any] = {}
     for suffix, share in (("p50", 0.5), ("p99", 0.99)):
         for name, times in (("step_time", gauges.steps), ("token_gap", gauges.gaps)):

@@ -1,4 +1,4 @@
-"""Gauges: how long the engine's turns and the gaps between tokens are, and how many share a step. Pure."""
+"""Histograms of the engine's turns, of the gaps between tokens, and of the requests that share a step. Pure."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 _GROWTH = math.log(1.05)
-"""Buckets of a distribution are five per cent apart."""
+"""Natural logarithm of the ratio of neighbouring buckets: they are five per cent apart."""
 
 
 @dataclass(slots=True)
 class Histogram:
-    """Values since the start, kept as counts of buckets: its size is bounded by the range of what was seen."""
+    """Counts of values in logarithmic buckets; the range of the values bounds the number of buckets."""
 
     count: int = 0
     _buckets: Counter[int] = field(default_factory=Counter)
 
     def observe(self, value: float) -> None:
-        """Add a value; those below a millionth count as that."""
+        """Add a value; a value below a millionth counts as a millionth."""
         self.count += 1
         self._buckets[round(math.log(max(value, 1e-6)) / _GROWTH)] += 1
 
     def quantile(self, share: float) -> float:
-        """Return the least value that this share of all is not above, within three per cent; 0 before the first."""
+        """Return the quantile at a share from 0 to 1, within three per cent; 0 before the first value."""
         rank = share * self.count
         for bucket in sorted(self._buckets):
             rank -= self._buckets[bucket]
@@ -34,7 +34,7 @@ class Histogram:
 
 class EngineTimings:
     """
-    What the engine measures of itself.
+    The measurements of an engine since its start.
 
     Attributes:
         steps: Seconds of the loop's turns that had something to do.

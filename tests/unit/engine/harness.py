@@ -14,8 +14,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load
 
 from daemon.cache.resolver import EMBEDDED_PATH
-from daemon.engine.engine import Engine
+from daemon.engine.composition import build_engine
 from daemon.engine.memory.pressure import Level
+from daemon.engine.outbox import ends_call
 from daemon.shared.config import Config
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -48,7 +49,7 @@ class Harness:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._last_id = 0
         config = Config(**{"warmup_tokens": 0, **settings})
-        self.engine = Engine(config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed)
+        self.engine = build_engine(config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed)
 
     def now(self) -> float:
         """Return the engine's time."""
@@ -116,8 +117,8 @@ class Harness:
 
     def finish(self, call_id: int) -> list[ipc.Event]:
         """Step until a call has ended, check the shape of its stream, and return its events."""
-        self.until(lambda: bool(self.of(call_id)) and is_last(self.of(call_id)[-1]))
-        assert sum(map(is_last, self.of(call_id))) == 1
+        self.until(lambda: bool(self.of(call_id)) and ends_call(self.of(call_id)[-1]))
+        assert sum(map(ends_call, self.of(call_id))) == 1
         return self.of(call_id)
 
     def run(self, request: pb.GenerateRequest | pb.GetOrLoadRequest | pb.InvalidateRequest) -> Answer:
@@ -164,16 +165,6 @@ class Answer:
     def content(self) -> tuple[str, list[int], list[pb.TokenLogprob]]:
         """Everything that must not depend on the cache or on neighbours."""
         return self.text, self.ids, self.logprobs
-
-
-def is_last(event: ipc.Event) -> bool:
-    """Whether an event ends its call."""
-    return (
-        event.HasField("failure")
-        or event.HasField("invalidate")
-        or event.generate.HasField("finished")
-        or event.load.HasField("ready")
-    )
 
 
 def generate(text: str, **fields: Any) -> pb.GenerateRequest:

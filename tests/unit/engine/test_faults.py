@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.calls import generate as calls_module
 from daemon.engine.execution import batch
@@ -54,10 +55,10 @@ def test_a_fault_of_the_cache_costs_time_only(
     [
         (Prefill, "begin"),
         (Runner, "add"),
-        (calls_module, "prepared"),
+        (calls_module, "prepare_request"),
         (calls_module, "kv_need"),
         (calls_module, "Namespace"),
-        (calls_module.Models, "get_or_load"),
+        (ModelCache, "get_or_load"),
     ],
     ids=["begin", "add", "prepare", "need", "sequence", "get_or_load"],
 )

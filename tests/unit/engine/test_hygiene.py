@@ -45,7 +45,7 @@ def test_buffers_that_nobody_uses_are_freed_also_while_nothing_is_idle(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a number of turns."""
-    monkeypatch.setattr("daemon.engine.engine.CLEAR_TURNS", 16)
+    monkeypatch.setattr("daemon.engine.memory.buffers.CLEAR_TURNS", 16)
     call = harness.begin(generate("The", max_tokens=200, stop=ENDLESS))
     harness.until(lambda: harness.decoding(call))
     freed = False

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from daemon.cache.mlx import loader
+from daemon.engine.calls.model_loading import ModelLoader
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import wide_model
 from tests.unit.engine.harness import Harness, generate
@@ -29,7 +30,7 @@ def test_a_stream_gets_a_token_between_any_two_slices_of_a_load(
     monkeypatch.setattr(loader, "SLICE_BYTES", 5 << 20)
     stream = harness.begin(generate("The", max_tokens=4000, stop=LONG))
     harness.until(lambda: harness.decoding(stream))
-    monkeypatch.setattr(harness.engine, "_load_seconds", lambda: 0.0)  # the shortest slices that there are
+    monkeypatch.setattr(ModelLoader, "slice_seconds", lambda _: 0.0)  # the shortest slices that there are
     load = harness.begin(pb.GetOrLoadRequest(model=path))
     harness.until(lambda: bool(harness.engine._models.loading()))
     tokens = [harness.engine._runner.totals.generated_tokens]

@@ -58,7 +58,7 @@ class SlowHub:
 def _hub(harness: Harness) -> SlowHub:
     """Return the Hub that the engine asks."""
     hub = SlowHub()
-    harness.engine._finder._resolver = Resolver([], hub.fetch, lambda *_: 100)
+    harness.engine._services.lookup._resolver = Resolver([], hub.fetch, lambda *_: 100)
     return hub
 
 
@@ -109,11 +109,11 @@ def test_a_download_goes_on_for_the_caller_that_stays(harness: Harness, hub: Slo
 
 def test_an_error_of_a_search_reaches_all_who_wait_and_is_not_remembered(harness: Harness, hub: SlowHub) -> None:
     """The next call tries again."""
-    real = harness.engine._finder._resolver._plan
-    harness.engine._finder._resolver._plan = _gated
+    real = harness.engine._services.lookup._resolver._plan
+    harness.engine._services.lookup._resolver._plan = _gated
     for call in [harness.begin(DOWNLOAD) for _ in range(3)]:
         assert harness.finish(call)[-1].failure.reason == "MODEL_GATED"
-    harness.engine._finder._resolver._plan = real
+    harness.engine._services.lookup._resolver._plan = real
     hub.go_on.release(2)
     assert harness.run(DOWNLOAD).info.outcome == pb.LOAD_OUTCOME_LOADED
 

@@ -1,0 +1,81 @@
+"""A GetOrLoad call: finds a model, and describes it from its files or loads its weights."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from daemon.cache.entry import Progress, Ticket
+from daemon.cache.identity import ModelSource
+from daemon.cache.mlx.loader import LoadedModel
+from daemon.cache.resolver import Wanted
+from daemon.engine.background.task import already
+from daemon.engine.calls.driver import Call, Waiting, leased
+from daemon.engine.calls.model_search import searched
+from daemon.engine.calls.services import Services
+from daemon.engine.reporting import model_info
+from daemon.shared.durations import duration, seconds
+from daemon.shared.errors import invalid
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call:
+    """
+    Serve a GetOrLoad call: `progress` events, then `ready`.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT at `pin` if no model stays in memory; or why the model cannot be had.
+    """
+    began = services.clock()
+    result = yield from searched(lambda: _find_and_load(services, call_id, request))
+    if isinstance(result, Ticket):
+        try:
+            services.recalled.done(result.name, request.adapter)
+            info = _describe(result, services.clock() - began)
+        finally:
+            result.cancel()  # before the answer: the figures that go out with it shall not count this use
+    else:
+        info = result
+    services.outbox.load(call_id, pb.GetOrLoadResponse(ready=info))
+
+
+def _find_and_load(
+    services: Services, call_id: int, request: pb.GetOrLoadRequest
+) -> Waiting[Ticket[LoadedModel] | pb.ModelInfo]:
+    """Return the ticket of the model, or its description if that is all that the call asks for."""
+
+    def report(progress: Progress) -> None:
+        services.outbox.load(call_id, model_info.progress(progress))
+
+    wanted = Wanted(request.model, request.revision, request.adapter, request.allow_download, request.estimate_only)
+    found = yield from services.lookup.find(wanted, partial(already, request.model), report)
+    if isinstance(found, int):
+        return model_info.planned(request.model, found)
+    if request.estimate_only:
+        return model_info.estimated(found)
+    return (yield from leased(_begin(services, request, found), report))
+
+
+def _begin(services: Services, request: pb.GetOrLoadRequest, source: ModelSource) -> Ticket[LoadedModel]:
+    """Ask the model cache for the weights."""
+    models, recalled = services.models, services.recalled
+    if request.pin and not models.limits.budget_bytes:
+        raise invalid("pin", "can keep nothing: model_cache_mb is 0")
+    services.names.seen(source)
+    return models.get_or_load(
+        source,
+        pin=request.pin if request.HasField("pin") else recalled.pin(source.name, request.adapter),
+        ttl=seconds(request.ttl) if request.HasField("ttl") else recalled.ttl(source.name, request.adapter),
+        options=request.skip_warmup,
+    )
+
+
+def _describe(ticket: Ticket[LoadedModel], passed: float) -> pb.ModelInfo:
+    """Describe a model that is ready, and unless it was in memory how long that took, in seconds."""
+    assert ticket.lease is not None
+    model = ticket.lease.model
+    info = model_info.loaded(model, ticket.name, ticket.outcome)
+    info.evicted.extend(ticket.evicted)
+    if info.outcome != pb.LOAD_OUTCOME_HIT:
+        info.load_time.CopyFrom(duration(passed))
+        info.warmup_time.CopyFrom(duration(model.warmup_time))
+    return info

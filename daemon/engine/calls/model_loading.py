@@ -1,0 +1,63 @@
+"""Loads models in slices so short that running streams hardly notice, with room made for the weights first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from daemon.cache.digests import Digests
+from daemon.cache.entry import Load
+from daemon.cache.identity import ModelSource
+from daemon.cache.mlx.loader import LoadedModel, load
+from daemon.cache.pace import SLICE_SECONDS
+from daemon.engine.background.thread_priority import Streams, resting
+from daemon.engine.execution.runner import Runner
+from daemon.engine.memory.engine_memory import EngineMemory
+
+
+class ModelLoader:
+    """
+    Begins the loads of the model cache. Runs on the MLX thread.
+
+    Args:
+        memory: Makes room.
+        runner: Tells how long a step of its streams takes.
+        digests: Learns what files hold.
+        streams: Tells whether the threads that hash weights shall rest.
+        clock: Seconds that never go back.
+        warmup_tokens: Tokens of the first pass of a model; 0 for none.
+    """
+
+    def __init__(
+        self,
+        memory: EngineMemory,
+        runner: Runner,
+        digests: Digests,
+        streams: Streams,
+        clock: Callable[[], float],
+        warmup_tokens: int,
+    ) -> None:
+        self._memory = memory
+        self._runner = runner
+        self._digests = digests
+        self._streams = streams
+        self._clock = clock
+        self._warmup_tokens = warmup_tokens
+
+    def begin(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
+        """Free prefixes for a model and return its load, which is driven slice by slice."""
+        self._memory.shed_prefixes(source.size_bytes)
+        return load(
+            source,
+            0 if skip_warmup else self._warmup_tokens,
+            self._clock,
+            self.slice_seconds,
+            self._digests.learn,
+            resting(self._streams.are_active),
+            # By then the real size is known and counts as used, so there is no further need.
+            lambda: self._memory.shed_prefixes(0),
+        )
+
+    def slice_seconds(self) -> float:
+        """Return how long a slice of a load may take: no longer than a step of the streams that wait for it."""
+        usual = self._runner.usual_decode
+        return SLICE_SECONDS if usual is None else min(SLICE_SECONDS, usual)

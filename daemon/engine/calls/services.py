@@ -1,0 +1,82 @@
+"""The parts of the engine that calls use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from daemon.cache.entry import Ticket
+from daemon.cache.identity import ModelSource
+from daemon.cache.limits import not_loaded
+from daemon.cache.mlx.loader import LoadedModel
+from daemon.cache.model_cache import ModelCache
+from daemon.engine.background.background import Background
+from daemon.engine.background.task import TOKENIZER, Task
+from daemon.engine.calls.model_lookup import ModelLookup
+from daemon.engine.calls.recalled import Recalled
+from daemon.engine.execution.runner import Runner
+from daemon.engine.memory.memory_budget import MemoryBudget
+from daemon.engine.outbox import Outbox
+from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
+from daemon.engine.reporting.model_registry import NameRegistry, NamespaceRegistry
+from daemon.kv.keys import Namespace
+
+Models = ModelCache[ModelSource, LoadedModel]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """
+    The parts that calls use. All belong to the MLX thread, except the tokenizers, which the threads of a pool read.
+
+    Attributes:
+        clock: Seconds that never go back.
+        names: The contents that each name stood for; Invalidate needs them.
+        namespaces: The models that each namespace belongs to; Stats shows them.
+        recalled: Pins and times to live that were asked of the engine before this one.
+        coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
+            batching window waits for them.
+    """
+
+    models: Models
+    runner: Runner
+    budget: MemoryBudget
+    lookup: ModelLookup
+    tokenizers: Tokenizers
+    background: Background
+    outbox: Outbox
+    clock: Callable[[], float]
+    names: NameRegistry
+    namespaces: NamespaceRegistry
+    recalled: Recalled
+    coming: set[int] = field(default_factory=set)
+
+    def load(self, source: ModelSource, adapter: str = "", *, loaded_only: bool) -> Ticket[LoadedModel]:
+        """
+        Ask for a model's weights for a Generate call, with the pin and time to live that earlier callers asked for.
+
+        Raises:
+            SidecarError: MODEL_NOT_CACHED if `loaded_only` and the model is not in memory.
+        """
+        self.names.seen(source)
+        if loaded_only and not self.models.contains(source.key):
+            raise not_loaded(source.name, kept=self.models.limits.budget_bytes > 0)
+        return self.models.get_or_load(
+            source, pin=self.recalled.pin(source.name, adapter), ttl=self.recalled.ttl(source.name, adapter)
+        )
+
+    def shares(self, namespace: Namespace, source: ModelSource) -> None:
+        """Remember that a request of a model may store prefixes in a namespace."""
+        self.names.shares(namespace)
+        self.namespaces.note(namespace, source)
+
+    def with_tokenizer(self, source: ModelSource, then: Callable[[Tokenizer], T | Task[T]]) -> Task[T]:
+        """
+        Return the task that reads a model's tokenizer and goes on with `then`.
+
+        Its lane is the directory: of two copies of a model, the disk of one may hang and that of the other may not.
+        """
+        return Task(TOKENIZER, source.name, source.path, lambda: then(self.tokenizers.get(source)))

@@ -1,0 +1,108 @@
+"""Builds the engine: every part that the MLX thread owns, in the order in which the parts need each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from daemon.cache.digest_notes import FILE_NAME as DIGESTS
+from daemon.cache.digest_notes import DigestFile
+from daemon.cache.digests import Digests
+from daemon.cache.limits import ModelLimits
+from daemon.cache.mlx.loader import supported
+from daemon.cache.model_cache import ModelCache
+from daemon.cache.resolver import Resolver
+from daemon.engine.background.background import Background
+from daemon.engine.background.thread_priority import Streams, aside
+from daemon.engine.calls.invalidate import Invalidator
+from daemon.engine.calls.model_loading import ModelLoader
+from daemon.engine.calls.model_lookup import ModelLookup
+from daemon.engine.calls.recalled import Recalled
+from daemon.engine.calls.services import Models, Services
+from daemon.engine.device import working_set
+from daemon.engine.engine import Engine
+from daemon.engine.execution.runner import Runner
+from daemon.engine.memory.buffers import BufferCache
+from daemon.engine.memory.engine_memory import EngineMemory
+from daemon.engine.memory.memory_budget import MemoryBudget, memory_limit
+from daemon.engine.memory.pressure import Relief, Source, normal
+from daemon.engine.outbox import Outbox, Wire
+from daemon.engine.prompt.chat_templates import WORKERS, Templates
+from daemon.engine.prompt.tokenizers import Tokenizers
+from daemon.engine.reporting.model_registry import NamespaceRegistry
+from daemon.engine.reporting.snapshot import StatsCollector
+from daemon.kv.evictor import PrefixLimits
+from daemon.kv.mlx.adapters.kv_cache import copied
+from daemon.kv.prefix_cache import PrefixCache
+from daemon.shared.config import Config
+
+MIB = 1 << 20
+
+
+def build_engine(
+    config: Config,
+    wire: Wire,
+    post: Callable[[Callable[[], None]], None],
+    clock: Callable[[], float],
+    pressure: Source = normal,
+    ttl_clock: Callable[[], float] | None = None,
+) -> Engine:
+    """
+    Build the parts of an engine and return the engine that drives them.
+
+    Two pairs need each other. The runner sends events, and figures of the runner go out with them. The runner and the
+    model cache ask for room in the memory that they use. So `attach` and `watch` name the second of each pair later.
+
+    Args:
+        config: The daemon's configuration.
+        wire: Takes events to the parent.
+        post: Runs a function on the MLX thread; any thread.
+        clock: Seconds that never go back.
+        pressure: Tells whether the system is short of memory; asked once a second, if the configuration allows it.
+        ttl_clock: Seconds that include the machine's sleep, for how long models were idle; `clock` if None.
+    """
+    ttl_clock = ttl_clock or clock
+    budget = MemoryBudget(memory_limit(working_set()))
+    buffers = BufferCache(budget.limit)
+    prefix_limits = PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB)
+    prefixes = PrefixCache(prefix_limits, config.min_prefix_len, copy=copied)
+    outbox = Outbox(wire)
+    memory = EngineMemory(budget, prefixes)
+    runner = Runner(prefixes, config.max_batch, memory.make_room, outbox, clock)
+
+    # Models: found on other threads, loaded by the MLX thread in slices.
+    streams = Streams()
+    digests = Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(streams.are_active))
+    loader = ModelLoader(memory, runner, digests, streams, clock, config.warmup_tokens)
+    limits = _model_limits(config, budget)
+    models: Models = ModelCache(limits, loader.begin, ttl_clock, buffers.clear)
+    memory.watch(models, runner)
+    background = Background(post, clock, WORKERS)
+    resolver = Resolver(config.model_roots, digests=digests, supported=supported, afford=limits.refuse_if_never)
+
+    invalidator = Invalidator(models, prefixes, runner)
+    namespaces = NamespaceRegistry(prefixes, clock)
+    figures = StatsCollector(models, prefixes, namespaces, runner, memory, ttl_clock, stuck=background.stuck)
+    outbox.attach(figures.snapshot)
+
+    templates = Templates(clock)
+    services = Services(
+        models=models,
+        runner=runner,
+        budget=budget,
+        lookup=ModelLookup(resolver, background),
+        tokenizers=Tokenizers(templates),
+        background=background,
+        outbox=outbox,
+        clock=clock,
+        names=invalidator.known,
+        namespaces=namespaces,
+        recalled=Recalled(),
+    )
+    source = pressure if config.evict_on_memory_pressure else normal
+    relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)
+    return Engine(services, prefixes, invalidator, templates, memory, buffers, relief, streams)
+
+
+def _model_limits(config: Config, budget: MemoryBudget) -> ModelLimits:
+    nbytes = min(config.model_cache_mb * MIB, budget.limit)
+    return ModelLimits(nbytes, config.max_models, config.model_ttl, config.evict_on_memory_pressure, budget.limit)

@@ -1,0 +1,51 @@
+"""The engine's memory: the bytes in use, and what is freed when a request or a model needs room."""
+
+from __future__ import annotations
+
+from daemon.cache.identity import ModelSource
+from daemon.cache.mlx.loader import LoadedModel
+from daemon.cache.model_cache import ModelCache
+from daemon.engine.execution.runner import Runner
+from daemon.engine.memory.memory_budget import MemoryBudget, Use
+from daemon.kv.prefix_cache import PrefixCache
+
+
+class EngineMemory:
+    """
+    Adds up the bytes in use, and frees memory for what needs room below the limit. Runs on the MLX thread.
+
+    The model cache and the runner ask for room, and what they hold counts as used. So both are built with this object,
+    and `watch` names them afterwards.
+
+    Args:
+        budget: The limit.
+        prefixes: The prefix cache.
+    """
+
+    def __init__(self, budget: MemoryBudget, prefixes: PrefixCache) -> None:
+        self.budget = budget
+        self._prefixes = prefixes
+        self._models: ModelCache[ModelSource, LoadedModel]
+        self._runner: Runner
+
+    def watch(self, models: ModelCache[ModelSource, LoadedModel], runner: Runner) -> None:
+        """Name the model cache and the runner; called once, before either does anything."""
+        self._models = models
+        self._runner = runner
+
+    def use(self) -> Use:
+        """Return the bytes in use."""
+        return Use(self._models.total_bytes, self._prefixes.memory_usage(), self._runner.live_kv_bytes())
+
+    def shed_prefixes(self, need: int) -> None:
+        """Free cached prefixes until `need` bytes fit, as far as that helps."""
+        self._prefixes.shed(self.budget.shortfall(need, self.use()))
+
+    def make_room(self, need: int) -> bool:
+        """Free cached prefixes, then idle models, until `need` bytes fit; tell whether they do."""
+        shortfall = self.budget.shortfall(need, self.use())
+        if shortfall:
+            shortfall -= self._prefixes.shed(shortfall)
+        if shortfall > 0:
+            self._models.shed(shortfall)
+        return self.budget.shortfall(need, self.use()) == 0

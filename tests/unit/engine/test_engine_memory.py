@@ -1,0 +1,72 @@
+"""The engine's memory: cached prefixes make room before idle models do, and only as much as is needed."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from daemon.engine.memory.engine_memory import EngineMemory
+from daemon.engine.memory.memory_budget import MemoryBudget, Use
+
+LIMIT = 1000
+
+
+class FakeCache:
+    """
+    A cache of some bytes, of which some can be freed.
+
+    Attributes:
+        total_bytes: Bytes in use.
+        asked: Bytes that it was asked to free, each time.
+    """
+
+    def __init__(self, nbytes: int, spare: int) -> None:
+        self.total_bytes = nbytes
+        self.asked: list[int] = []
+        self._spare = spare
+
+    def memory_usage(self) -> int:
+        """Return the bytes in use."""
+        return self.total_bytes
+
+    def live_kv_bytes(self) -> int:
+        """Return the bytes in use."""
+        return self.total_bytes
+
+    def shed(self, nbytes: int) -> int:
+        """Free what can be freed, at most what is asked for."""
+        self.asked.append(nbytes)
+        freed = min(nbytes, self._spare)
+        self._spare -= freed
+        self.total_bytes -= freed
+        return freed
+
+
+class Parts:
+    """The memory of an engine with 400 bytes of weights, 300 of prefixes and 200 of running requests."""
+
+    def __init__(self) -> None:
+        self.models = FakeCache(400, spare=250)
+        self.prefixes = FakeCache(300, spare=200)
+        self.memory = EngineMemory(MemoryBudget(LIMIT), cast("Any", self.prefixes))
+        self.memory.watch(cast("Any", self.models), cast("Any", FakeCache(200, spare=0)))
+
+
+@pytest.mark.parametrize(
+    ("need", "prefixes", "models", "fits"),
+    [(100, [], [], True), (150, [50], [], True), (450, [350], [150], True), (551, [451], [251], False)],
+)
+def test_a_request_gets_room_from_prefixes_first(need: int, prefixes: list[int], models: list[int], fits: bool) -> None:
+    """Nothing is freed that is not needed, and the caller is told if all of it is not enough."""
+    parts = Parts()
+    assert parts.memory.use() == Use(400, 300, 200)
+    assert parts.memory.make_room(need) is fits
+    assert (parts.prefixes.asked, parts.models.asked) == (prefixes, models)
+
+
+def test_a_model_gets_room_from_prefixes_alone() -> None:
+    """The model cache itself evicts models for it."""
+    parts = Parts()
+    parts.memory.shed_prefixes(450)
+    assert (parts.prefixes.asked, parts.models.asked) == ([350], [])
