@@ -10,16 +10,11 @@ import mlx.core as mx
 
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays, ids, sample
 from daemon.engine.execution.sequence import Sequence
+from daemon.engine.scheduling.padding import fits
 from daemon.kv.mlx.batch_cache import to_batch, to_single
 
 EVALUATE_STEPS = 256
 """Cache fields that no token depends on would grow a lazy chain; evaluating them this often keeps it short."""
-
-MOST_PADDING = 1.25
-"""Rows are padded to the longest of their batch: the padded KV may be this many times the sum of the rows."""
-
-FREE_PADDING = 64
-"""And it may be so many tokens a row more: a cache grows by 256 at a time anyway, and short rows would seldom agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +169,6 @@ def _told(row: Row) -> Sampled | None:
     """Return a row's untold token, told from now on."""
     sampled, row.told = row.untold, True
     return sampled
-
-
-def fits(lengths: Collection[int]) -> bool:
-    """Whether rows of such lengths may share a batch."""
-    return max(lengths) * len(lengths) <= MOST_PADDING * sum(lengths) + FREE_PADDING * len(lengths)
 
 
 def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any]) -> mx.array:

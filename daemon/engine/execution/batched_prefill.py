@@ -6,15 +6,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from daemon.engine.execution.batch import fits
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.kv.mlx.batch_cache import merge_caches, to_single
 from daemon.shared.failpoints import failpoint
-
-PASS_TOKENS = 32
-"""Reading a model's weights once takes about as long as computing so many tokens: less padding a row than that pays."""
 
 
 class PrefillBatch:
@@ -22,27 +18,13 @@ class PrefillBatch:
     Prompts whose rest is short, all but their last tokens.
 
     They become rows of a batch at once: their KV is copied into it before the pass rather than after.
+
+    Args:
+        prefills: At least two that may share a pass (`prefill_plan.can_share`).
     """
 
-    def __init__(self) -> None:
-        self.prefills: list[Prefill] = []
-
-    def __contains__(self, sequence: Sequence) -> bool:
-        return any(prefill.sequence is sequence for prefill in self.prefills)
-
-    def has_room_for(self, prefill: Prefill, most: int) -> bool:
-        """Whether a prompt can be computed with these, `most` tokens in all, without padding them or it too much."""
-        if not (self.prefills and prefill.short):
-            return not self.prefills
-        rows = [*self.prefills, prefill]
-        lacking = [row.remaining for row in rows]
-        return (
-            all(row.short for row in rows)
-            and sum(lacking) <= most
-            and rows[0].sequence.model_key == prefill.sequence.model_key
-            and fits([len(row.sequence.prompt) for row in rows])
-            and max(lacking) * len(rows) - sum(lacking) <= PASS_TOKENS * len(rows)
-        )
+    def __init__(self, prefills: list[Prefill]) -> None:
+        self.prefills = prefills
 
     def compute(self) -> list[Any]:
         """Compute all of them in one pass, and return their KV as the caches of a batch with a row for each."""

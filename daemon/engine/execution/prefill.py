@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import structlog
 
+from daemon.cache.identity import ModelKey
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.scheduling.policy import MIN_CHUNK, Allowance, ChunkSizer
@@ -21,9 +22,6 @@ from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.resume import resume_points
 from daemon.kv.source import NotHeldError, Resume
 from daemon.shared.failpoints import failpoint
-
-LEAST_SHARE = 1 / 8
-"""Of a chunk's time, for looking a prompt up, restoring it and joining the batch."""
 
 TAIL = 64
 """A last chunk of at most so many tokens takes the prompt's last token along, which saves a forward pass. More would
@@ -123,12 +121,31 @@ class Prefill:
     def _left(self) -> int:
         return max(0, len(self.sequence.prompt) - 1 - self._done)
 
-    def share(self, allowance: Allowance) -> float:
-        """Return how many of its chunks the next step takes; what comes with any prompt, however short, counts."""
+    @property
+    def model_key(self) -> ModelKey:
+        """Its model."""
+        return self.sequence.model_key
+
+    @property
+    def namespace(self) -> str:
+        """Digest under which its KV may be shared."""
+        return self.sequence.namespace
+
+    @property
+    def priority(self) -> int:
+        """Higher is computed first."""
+        return self.sequence.priority
+
+    @property
+    def length(self) -> int:
+        """Tokens of its prompt."""
+        return len(self.sequence.prompt)
+
+    def cost(self, allowance: Allowance) -> float:
+        """Return the seconds that the next step is billed."""
         if self._draft is not None and self._draft.remaining:
-            return self._draft.share(allowance)
-        share = self._next_step(allowance) / self._size(allowance)
-        return min(allowance.chunks, max(LEAST_SHARE, allowance.chunks * share))
+            return self._draft.cost(allowance)
+        return allowance.cost(self._next_step(allowance), self._size(allowance))
 
     @property
     def short(self) -> bool:
@@ -233,7 +250,7 @@ class Prefill:
         sequence.advanced(tokens, sequence.cache)
 
     def _size(self, allowance: Allowance) -> int:
-        return self._sizer.size(self.sequence.loaded.source.key, allowance.chunks, allowance.least)
+        return self._sizer.size(self.sequence.loaded.source.key, allowance.long, allowance.least)
 
     def _next_step(self, allowance: Allowance) -> int:
         """

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.prefill import store
-from daemon.engine.execution.prefill_queue import PrefillQueue
+from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
 from daemon.engine.execution.sequence import Sequence, delta
 from daemon.engine.memory.memory_budget import kv_need
+from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.reporting.timings import EngineTimings
-from daemon.engine.scheduling.policy import Turns, startable
+from daemon.engine.scheduling.policy import ChunkSizer
+from daemon.engine.scheduling.waiting_list import WaitingList
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.source import Resume
@@ -26,19 +28,6 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 RETRY_NO_ROOM = 2.0
 """Seconds after which a caller may ask again for memory that others use."""
-
-
-class Replies(Protocol):
-    """Where answers go."""
-
-    def generate(self, call_id: int, event: pb.GenerateResponse) -> None:
-        """Send an event of a Generate call; `finished` ends the call."""
-
-    def fail(self, call_id: int, error: SidecarError) -> None:
-        """End a call with an error."""
-
-    def flush(self) -> None:
-        """Write deltas that were sent; other events are written at once."""
 
 
 @dataclass(slots=True)
@@ -66,7 +55,7 @@ class Runner:
         prefixes: PrefixCache,
         max_batch: int,
         make_room: Callable[[int], bool],
-        replies: Replies,
+        replies: Outbox,
         clock: Callable[[], float],
     ) -> None:
         self.totals = Totals()
@@ -76,11 +65,11 @@ class Runner:
         self._make_room = make_room
         self._replies = replies
         self._clock = clock
-        self._waiting: list[Sequence] = []
-        self._prefills = PrefillQueue(prefixes, self, clock)
-        self._starts: Turns[Sequence] = Turns()
-        self._stuck = False
-        """Whether nobody can start before somebody who runs goes on or ends."""
+        self._times = ChunkSizer()
+        self._waiting: WaitingList[Sequence] = WaitingList()
+        self._tried: tuple[list[Sequence], list[Sequence]] | None = None
+        """What waited and what held KV when a start was last tried in vain; None if something is being computed."""
+        self._prefills = PrefillQueue(prefixes, self._times, clock)
         self._decoders: dict[ModelKey, Decoder] = {}
 
     @property
@@ -100,27 +89,31 @@ class Runner:
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do at once: not if those that run are held and those that wait, wait."""
-        return bool(len(self._prefills) or self._active or (self._waiting and not self._stuck))
+        """Whether `step` has something to do at once: not if all that run are held, and none that waits can start."""
+        return bool(len(self._prefills) or self._active or (len(self._waiting) and not self._stuck))
 
     def fresh(self, seconds: float) -> int:
-        """Return how many sequences came just now, if nothing is being computed and none came longer ago than that."""
+        """Return how many sequences wait if nothing is being computed and all came within so many seconds; else 0."""
         if len(self._prefills) or self._active:
             return 0
-        since = self._clock() - seconds
-        return 0 if any(sequence.times.arrived < since for sequence in self._waiting) else len(self._waiting)
+        return self._waiting.arrived_since(self._clock() - seconds)
 
     @property
     def usual_decode(self) -> float | None:
-        """Seconds that a turn's decode usually takes, 0 if that is not known; None if nobody waits for a token."""
+        """Seconds that a turn's decode usually takes, 0 if not known; None if no stream waits for a token."""
         streaming = [model for model, decoder in self._decoders.items() if decoder.active]
-        return sum(map(self._prefills.usual_step, streaming)) if streaming else None
+        return sum(map(self._times.usual_step, streaming)) if streaming else None
 
     @property
     def usual_step_awaited(self) -> float:
         """Seconds that a decode step usually takes of the slowest model that sequences wait for; 0 if not known."""
-        models = {sequence.model_key for sequence in self._waiting} if not self._active else ()
-        return max(map(self._prefills.usual_step, models), default=0.0)
+        models = self._waiting.models if not self._active else ()
+        return max(map(self._times.usual_step, models), default=0.0)
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether nothing has come, gone or gone on since a start was tried in vain: trying again would be in vain."""
+        return self._tried == (list(self._waiting), self._holders())
 
     @property
     def _active(self) -> int:
@@ -136,8 +129,7 @@ class Runner:
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence whose model is loaded."""
-        self._stuck = False
-        self._waiting.append(sequence)
+        self._waiting.add(sequence)
         self._prefills.expect(sequence)
 
     def cancel(self, call_id: int) -> bool:
@@ -150,7 +142,6 @@ class Runner:
 
     def hold(self, call_id: int, *, held: bool) -> None:
         """Give a sequence that generates no more tokens, or let it go on; any other call is no error."""
-        self._stuck = False
         for decoder in self._decoders.values():
             for sequence in [sequence for sequence in decoder if sequence.call_id == call_id]:
                 (decoder.hold if held else decoder.go_on)(sequence)
@@ -164,38 +155,39 @@ class Runner:
             began, active = self._clock(), decoder.active
             self._decode(decoder)
             if active:
-                self._prefills.stepped(model, self._clock() - began)
-        self._prefills.step(self.usual_decode)
+                self._times.stepped(model, self._clock() - began, after_prefill=self._prefills.computed)
+        for outcome in self._prefills.step(self.usual_decode):
+            self._prefilled(outcome)
 
     def _start(self) -> None:
         def fits(sequence: Sequence) -> bool:
             return self._make_room(kv_bytes(sequence))
 
-        while (sequence := startable(self._waiting, self._running, self._max_batch, fits, self._starts)) is not None:
-            self._waiting.remove(sequence)
+        while (sequence := self._waiting.start_next(self._running, self._max_batch, fits)) is not None:
             self._prefills.add(sequence)
-        if self._waiting and not (len(self._prefills) or self._decoders):
-            self._refuse(self._waiting[0])
-        self._stuck = not (len(self._prefills) or self._active)
+        if len(self._waiting) and not (len(self._prefills) or self._decoders):
+            self._refuse(next(iter(self._waiting)))
+        idle = not (len(self._prefills) or self._active)
+        self._tried = (list(self._waiting), self._holders()) if idle else None
 
-    def begun(self, sequence: Sequence) -> None:
-        """Tell the caller that its prompt was looked up."""
-        self._replies.generate(sequence.call_id, sequence.started())
+    def _prefilled(self, outcome: Outcome) -> None:
+        """Act on an outcome of prefill: tell the caller, count tokens, and let sequences decode."""
+        match outcome:
+            case Begun(sequence):
+                self._replies.generate(sequence.call_id, sequence.started())
+            case Failed(sequence, error):
+                self._end(sequence)
+                self._replies.fail(sequence.call_id, as_sidecar_error(error))
+            case Computed(sequence, tokens, done):
+                self.totals.prompt_tokens += tokens
+                if done < len(sequence.prompt) - 1:
+                    self._replies.generate(sequence.call_id, sequence.progress(done))
+            case Ready(sequences, caches):
+                self._decode_from_now(sequences, caches)
 
-    def failed(self, sequence: Sequence, error: Exception) -> None:
-        """End a sequence whose prompt could not be begun."""
-        self._end(sequence)
-        self._replies.fail(sequence.call_id, as_sidecar_error(error))
-
-    def computed(self, sequence: Sequence, tokens: int, done: int) -> None:
-        """Count tokens of a prompt, and tell the caller if more are to come."""
-        self.totals.prompt_tokens += tokens
-        if done < len(sequence.prompt) - 1:
-            self._replies.generate(sequence.call_id, sequence.progress(done))
-
-    def ready(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
+    def _decode_from_now(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
         """Let sequences decode whose prompts are computed."""
-        self.totals.prompt_tokens += len(sequences)
+        self.totals.prompt_tokens += len(sequences)  # their last tokens, which the decoder feeds
         decoder = self._decoders.setdefault(sequences[0].model_key, Decoder())
         if caches is None:
             decoder.join(sequences[0])
@@ -275,9 +267,7 @@ class Runner:
 
     def _end(self, sequence: Sequence) -> None:
         """Store what a sequence computed, wherever it is, and free what it holds."""
-        self._stuck = False
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
+        self._waiting.remove(sequence)
         self._prefills.drop(sequence)
         decoder = self._decoders.get(sequence.model_key)
         if decoder is not None:

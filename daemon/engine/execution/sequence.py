@@ -112,6 +112,11 @@ class Sequence:
         return self.model.model
 
     @property
+    def arrived(self) -> float:
+        """Its arrival, in seconds of the engine's clock."""
+        return self.times.arrived
+
+    @property
     def tokens_in_cache(self) -> list[int]:
         """Exactly the tokens whose KV its cache, or its row of a batch, holds."""
         return (self.prompt + self.generated)[: self.held]
