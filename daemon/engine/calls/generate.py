@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -19,10 +19,11 @@ from daemon.engine.background.task import PROMPT, TEMPLATE, TOKENIZER, Task, alr
 from daemon.engine.calls.draft import DEFAULT_TOKENS, DraftModel, Guesser
 from daemon.engine.calls.model_lookup import Found, ModelLookup
 from daemon.engine.calls.model_search import Searches
+from daemon.engine.calls.options import request_of
 from daemon.engine.calls.recalled import Recalled
 from daemon.engine.execution.runner import Runner
-from daemon.engine.execution.sampling import Params
-from daemon.engine.execution.sequence import Draft, Sequence, Times
+from daemon.engine.execution.sequence import Sequence, Times
+from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.memory.memory_budget import MemoryBudget, kv_need
 from daemon.engine.outbox import Outbox
 from daemon.engine.prompt.preparation import PreparedRequest, prepare_request
@@ -289,40 +290,24 @@ class GenerateCall:
         self._services.ledger.refuse_if_never(need, sum(model.nbytes for model in models))
         sequence = self._sequence(ticket.lease, self._prepared.source, self._prepared)
         if draft is not None:
-            guesser = self._sequence(draft.lease, draft.source, self._prepared)
-            guesser = replace(guesser, generated=sequence.generated)
-            sequence.draft = Draft(guesser, self._request.draft_tokens or DEFAULT_TOKENS)
+            kv = self._kv(draft.lease, draft.source)
+            sequence.draft = DraftKV(kv, self._request.draft_tokens or DEFAULT_TOKENS)
         self._services.runner.add(sequence)
         self._over = True
 
     def _sequence(self, lease: ModelLease[LoadedModel], source: ModelSource, ready: PreparedRequest) -> Sequence:
-        tokenizer, prompt = ready.tokenizer, ready.prompt
-        request = self._request
-        model = lease.model
-        stop = request.stop
-        mode = request.cache.mode
-        namespace = Namespace(source.key.weights, source.key.adapter, model.layout.signature, request.cache.salt)
+        request = request_of(self._call_id, self._request, source.name, ready)
+        kv = self._kv(lease, source)
+        constraint = ready.constraint(lease.model.vocab_size)
+        return Sequence(request, kv, ready.output, self._times, ready.channels, constraint)
+
+    def _kv(self, lease: ModelLease[LoadedModel], source: ModelSource) -> SequenceKV:
+        """Return the KV of the request under a model: nothing is computed yet."""
+        cache = self._request.cache
+        namespace = Namespace(source.key.weights, source.key.adapter, lease.model.layout.signature, cache.salt)
         self._services.shares(namespace, source)
-        return Sequence(
-            call_id=self._call_id,
-            request_id=request.request_id,
-            model_name=source.name,
-            model=lease,
-            prompt=prompt.tokens,
-            max_tokens=prompt.max_tokens,
-            params=Params.of(request.sampling),
-            stop_ids=frozenset(stop.token_ids) | (frozenset() if stop.ignore_eos else tokenizer.eos_ids),
-            message_ends=tokenizer.eos_ids,
-            top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
-            output=ready.output,
-            namespace=namespace.digest(),
-            reads=mode != pb.CACHE_MODE_BYPASS,
-            writes=mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE),
-            times=self._times,
-            priority=request.priority,
-            channels=ready.channels,
-            constraint=ready.constraint(model.vocab_size),
-        )
+        writes = cache.mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
+        return SequenceKV(lease, namespace.digest(), reads=cache.mode != pb.CACHE_MODE_BYPASS, writes=writes)
 
     def fail(self, error: SidecarError) -> None:
         """Give back what it holds and end the call with an error; nothing if it was over."""

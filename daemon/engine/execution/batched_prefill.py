@@ -1,4 +1,9 @@
-"""Prompts computed together: the short ends of several prompts of one model share a forward pass."""
+"""
+Batched prefill: the short ends of several prompts of one model are computed in one forward pass.
+
+Rows are fed the same number of tokens, `width`: the most that any of them lacks. A row that lacks fewer computes some
+cached tokens again, so that no row needs padding on the right; a prompt shorter than `width` is padded on the left.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,6 @@ from typing import Any
 import mlx.core as mx
 
 from daemon.engine.execution.prefill import Prefill
-from daemon.engine.execution.sequence import Sequence
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.kv.mlx.batch_cache import merge_caches, to_single
 from daemon.shared.failpoints import failpoint
@@ -15,9 +19,9 @@ from daemon.shared.failpoints import failpoint
 
 class PrefillBatch:
     """
-    Prompts whose rest is short, all but their last tokens.
+    Prompts whose rest is short. All of it is computed but each prompt's last token, which the decoder feeds.
 
-    They become rows of a batch at once: their KV is copied into it before the pass rather than after.
+    The prompts become rows of a batch before the pass rather than after it, so their KV is copied only once.
 
     Args:
         prefills: At least two that may share a pass (`prefill_plan.can_share`).
@@ -27,22 +31,16 @@ class PrefillBatch:
         self.prefills = prefills
 
     def compute(self) -> list[Any]:
-        """Compute all of them in one pass, and return their KV as the caches of a batch with a row for each."""
+        """Compute all of them in one pass, and return the caches of a batch with a row for each, one for each layer."""
         failpoint("prefill.chunk")
         sequences = [prefill.sequence for prefill in self.prefills]
         width = max(prefill.remaining for prefill in self.prefills)
-        held = [len(sequence.prompt) - 1 for sequence in sequences]
-        room = width + max(min(sequence.max_tokens, DECODE_ROOM) for sequence in sequences)
-        caches = merge_caches([_taken_cache(sequence) for sequence in sequences], held, width, room)
-        fed = [sequence.prompt[max(0, count - width) : count] for sequence, count in zip(sequences, held, strict=True)]
+        ends = [len(sequence.prompt) - 1 for sequence in sequences]
+        room = width + max(min(sequence.request.max_tokens, DECODE_ROOM) for sequence in sequences)
+        caches = merge_caches([sequence.kv.take() for sequence in sequences], ends, width, room)
+        fed = [sequence.prompt[max(0, end - width) : end] for sequence, end in zip(sequences, ends, strict=True)]
         sequences[0].loaded.model(mx.array([[0] * (width - len(ids)) + ids for ids in fed]), cache=list(caches))
         mx.eval([cache.state for cache in caches])
         for index, prefill in enumerate(self.prefills):
             prefill.was_computed([to_single(cache, index) for cache in caches])
         return caches
-
-
-def _taken_cache(sequence: Sequence) -> list[Any]:
-    caches, sequence.cache = sequence.cache, None
-    assert caches is not None, "a prompt that was not begun cannot be computed"
-    return caches

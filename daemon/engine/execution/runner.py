@@ -1,4 +1,13 @@
-"""The runner: sequences that have their model, from waiting for a slot to their last event."""
+"""
+The runner: carries each sequence from its model being loaded to its last event.
+
+    add() -> waiting list -> prefill queue -> decoder of its model -> end
+              (a slot,        (its prompt,      (a token a step)
+               memory)         chunk by chunk)
+
+`step` is one turn: start sequences that have a slot and fit in memory, decode each model once, do one prefill turn. All
+three parts return their outcomes, and the runner alone sends events, counts tokens, and ends sequences.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +18,10 @@ from typing import Any
 from daemon.cache.identity import ModelKey
 from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.execution.decoder import Decoder
+from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill import store
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
-from daemon.engine.execution.sequence import Sequence, delta
+from daemon.engine.execution.sequence import Sequence
 from daemon.engine.memory.memory_budget import kv_need
 from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
@@ -24,7 +34,6 @@ from daemon.kv.source import Resume
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
 from daemon.shared.wording import size
-from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 RETRY_NO_ROOM = 2.0
 """Seconds after which a caller may ask again for memory that others use."""
@@ -40,14 +49,18 @@ class Totals:
 
 class Runner:
     """
-    Runs sequences: one decode step for each model's running sequences, then one chunk of one prefill.
+    Runs sequences in turns.
 
     Args:
         prefixes: The prefix cache.
-        max_batch: Most sequences of one model that run at once.
-        make_room: Frees memory for a sequence of so many KV bytes, and tells whether it fits now.
-        replies: Where events go.
+        max_batch: Slots of each model: most sequences that prefill or decode at once.
+        make_room: Frees memory for a sequence of so many KV bytes, and returns whether it fits now.
+        replies: Takes events to the parent.
         clock: Seconds that never go back.
+
+    Attributes:
+        totals: Tokens since the start.
+        gauges: Times between tokens, and rows of a step.
     """
 
     def __init__(
@@ -89,7 +102,7 @@ class Runner:
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do at once: not if all that run are held, and none that waits can start."""
+        """Whether `step` has work: not if all running sequences are held and no waiting one can start."""
         return bool(len(self._prefills) or self._active or (len(self._waiting) and not self._stuck))
 
     def fresh(self, seconds: float) -> int:
@@ -124,7 +137,7 @@ class Runner:
         return [*self._waiting, *self._holders()]
 
     def live_kv_bytes(self) -> int:
-        """Return the KV bytes that running sequences were promised."""
+        """Return the KV bytes that running sequences are billed."""
         return sum(map(kv_bytes, self._holders()))
 
     def add(self, sequence: Sequence) -> None:
@@ -133,7 +146,7 @@ class Runner:
         self._prefills.expect(sequence)
 
     def cancel(self, call_id: int) -> bool:
-        """End a sequence at once and tell whether there was one; what it had computed is stored."""
+        """End a sequence at once, store its computed tokens, and return whether there was a sequence."""
         for sequence in self.sequences():
             if sequence.call_id == call_id:
                 self._end(sequence)
@@ -141,13 +154,13 @@ class Runner:
         return False
 
     def hold(self, call_id: int, *, held: bool) -> None:
-        """Give a sequence that generates no more tokens, or let it go on; any other call is no error."""
+        """Pause a sequence that decodes, or resume it; a call in any other state is no error."""
         for decoder in self._decoders.values():
             for sequence in [sequence for sequence in decoder if sequence.call_id == call_id]:
                 (decoder.hold if held else decoder.go_on)(sequence)
 
     def step(self) -> None:
-        """Do one round: start what can start, decode each model once, prefill a chunk: of one prompt, or short ones."""
+        """Do one turn: start sequences, decode each model once, and compute a chunk of prefill."""
         self._start()
         if rows := self._active:
             self.gauges.rows.observe(rows)
@@ -195,7 +208,7 @@ class Runner:
             decoder.join_together(sequences, caches)
 
     def _refuse(self, sequence: Sequence) -> None:
-        """Refuse a sequence for which there is no room although nothing runs: waiting would not make any."""
+        """Refuse a sequence that does not fit although nothing runs: waiting would free no memory."""
         error = SidecarError(
             Reason.BUDGET_IN_USE,
             f"the request needs {size(kv_bytes(sequence))} of KV cache, and models that are in use or pinned leave "
@@ -213,20 +226,20 @@ class Runner:
         return self._prefills.of(model) + sum(len(decoder) for key, decoder in self._decoders.items() if key == model)
 
     def _decode(self, decoder: Decoder) -> None:
-        ended: dict[Sequence, pb.FinishReason | SidecarError] = {}
+        ended: dict[Sequence, FinishReason | SidecarError] = {}
         for tokens in (decoder.firsts(), decoder.step()):
             for sequence, token in tokens:
                 if sequence in ended:
-                    continue  # what was guessed beyond its end
+                    continue  # tokens that a draft model guessed beyond the end
                 end = token if isinstance(token, SidecarError) else self._accept(sequence, token)
                 if end is not None:
                     ended[sequence] = end
             self._replies.flush()
-        decoder.leave(ended)
+        decoder.leave(ended)  # in one call: each call copies the KV of the rows that stay
         for sequence, end in ended.items():
             self._finish(sequence, end)
 
-    def _finish(self, sequence: Sequence, end: pb.FinishReason | SidecarError) -> None:
+    def _finish(self, sequence: Sequence, end: FinishReason | SidecarError) -> None:
         if not isinstance(end, SidecarError):
             self._end(sequence)
             self._replies.generate(sequence.call_id, sequence.finished(end))
@@ -236,7 +249,7 @@ class Runner:
         self._end(sequence)
         self._replies.fail(sequence.call_id, end)
 
-    def _accept(self, sequence: Sequence, token: Token) -> pb.FinishReason | None:
+    def _accept(self, sequence: Sequence, token: Token) -> FinishReason | None:
         """Take a sampled token, tell the caller, and return why the sequence has ended, if it has."""
         self.totals.generated_tokens += 1
         now = self._clock()
@@ -246,27 +259,28 @@ class Runner:
             self.gauges.gaps.observe(now - sequence.times.last_token)
         piece, reason = sequence.accept(token, now)
         if piece:
-            event = delta(piece, logprobs=sequence.top_logprobs is not None)
-            self._replies.generate(sequence.call_id, event)
+            logprobs = sequence.request.top_logprobs is not None
+            self._replies.generate(sequence.call_id, Delta(piece, logprobs))
         if reason is None:
             self._keep_windows(sequence)
         return reason
 
     def _keep_windows(self, sequence: Sequence) -> None:
-        """Store what a long answer's windows are about to forget, while they still hold it."""
+        """Store a long answer's blocks while the windows of its layers still hold them."""
         stride = sequence.loaded.layout.parts.stride
-        if stride and sequence.held % stride == 0:
+        if stride and sequence.kv.held % stride == 0:
             caches = self._decoders[sequence.model_key].caches_of(sequence)
-            store(sequence, self._prefixes, Resume.PASSING, caches)
+            store(sequence, sequence.kv, self._prefixes, Resume.PASSING, caches)
 
     def _forget(self, sequence: Sequence) -> None:
-        """Drop what a sequence stored whose KV, as it turned out, may hold no numbers."""
-        if sequence.writes:
-            sequence.writes = False
-            self._prefixes.forget_prefix(sequence.namespace, sequence.prompt[: sequence.cached + BLOCK_TOKENS])
+        """Drop the prefixes that a sequence stored before its logits were found to be no numbers; store no more."""
+        kv = sequence.kv
+        if kv.writes:
+            kv.writes = False
+            self._prefixes.forget_prefix(kv.namespace, sequence.prompt[: kv.cached + BLOCK_TOKENS])
 
     def _end(self, sequence: Sequence) -> None:
-        """Store what a sequence computed, wherever it is, and free what it holds."""
+        """Take a sequence out of every stage, store its computed tokens, and release its memory."""
         self._waiting.remove(sequence)
         self._prefills.drop(sequence)
         decoder = self._decoders.get(sequence.model_key)
@@ -274,14 +288,13 @@ class Runner:
             decoder.leave([sequence])
             if not len(decoder):
                 del self._decoders[sequence.model_key]
-        store(sequence, self._prefixes, Resume.YES)
-        if sequence.draft is not None:
-            store(sequence.draft.sequence, self._prefixes, Resume.YES)
+        for kv in sequence.kvs:
+            store(sequence, kv, self._prefixes, Resume.YES)
         sequence.release()
 
 
 def kv_bytes(sequence: Sequence) -> int:
-    """Return the KV bytes that a sequence is billed."""
+    """Return the KV bytes that a sequence is billed, its draft's included."""
     done = len(sequence.generated)
-    own = kv_need(sequence.loaded.layout, len(sequence.prompt) + done, sequence.max_tokens - done)
-    return own + (kv_bytes(sequence.draft.sequence) if sequence.draft is not None else 0)
+    held, left = len(sequence.prompt) + done, sequence.request.max_tokens - done
+    return sum(kv_need(kv.loaded.layout, held, left) for kv in sequence.kvs)
