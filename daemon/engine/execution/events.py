@@ -1,4 +1,4 @@
-"""Events of a running request, as the engine's own types; the outbox turns them into messages of the API."""
+"""Events of a running request, as types of the engine; the outbox turns them into messages of the API."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ import mlx.core as mx
 import structlog
 
 from daemon.cache.identity import ModelKey
+from daemon.engine.execution.prefix_storage import store
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM
@@ -31,10 +32,9 @@ from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.forks import MOST_FORKS, Beginning, fork, forks
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.batch_cache import plain
-from daemon.kv.mlx.request_kv import RequestKV
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.resume import resume_points
-from daemon.kv.source import NotHeldError, Resume
+from daemon.kv.source import Resume
 from daemon.shared.failpoints import failpoint
 
 TAIL = 64
@@ -207,7 +207,7 @@ class Prefill:
         Compute the next chunk in one pass; the draft's first.
 
         Returns:
-            How many of the prompt's tokens it had; 0 if it was the draft's.
+            The number of the prompt's tokens in it; 0 if the draft computed it.
         """
         if self._draft is not None and self._draft.remaining:
             self._draft.step(allowance)
@@ -331,38 +331,3 @@ class Prefill:
             return
         kv.cached = prefix.tokens
         self._prefixes.restored(prefix)
-
-
-def store(
-    sequence: Sequence,
-    kv: SequenceKV,
-    prefixes: PrefixCache,
-    resume: Resume,
-    caches: list[Any] | None = None,
-    *,
-    first: int | None = None,
-) -> None:
-    """
-    Store every full block of a sequence that is not stored yet; a fault is only logged.
-
-    Args:
-        sequence: The request.
-        kv: The KV that is stored: of its model, or of its draft model.
-        prefixes: The prefix cache.
-        resume: Whether requests shall be able to resume where it is now, or after its `first` tokens.
-        caches: The arrays, if they are in a batch.
-        first: How many of its tokens to store; None for all. Nothing if their state is not held any more.
-    """
-    layout = kv.loaded.layout
-    caches = caches or kv.cache
-    if not (kv.writes and layout.reusable and caches and kv.held):
-        return
-    if first is not None and layout.states and (kv.boundary is None or kv.boundary.tokens != first):
-        return
-    try:
-        live = RequestKV(layout, caches, kv.held, kv.boundary)
-        prefixes.store(kv.namespace, sequence.tokens_in(kv)[:first], layout.parts, live, resume=resume)
-    except NotHeldError:
-        return  # a window moved on: what was stored before it did is all there is
-    except Exception:
-        log.exception("storing a prefix failed; the request goes on", request_id=sequence.request.request_id)

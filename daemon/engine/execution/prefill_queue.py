@@ -1,9 +1,9 @@
 """
-The queue of prefills: searches the prefix cache for prompts and computes them, as the plan of each turn says.
+Looks prompts up in the prefix cache and computes them, in the order and the groups that the plan of a turn decides.
 
 `scheduling/prefill_plan.py` decides which prompt is next, at what cost, and in which group. This half has the effects:
-lookups, forward passes, and the hand-over of beginnings that several prompts have in common (ADR 11). What happens is
-returned as outcomes, in the order in which it happens.
+lookups, forward passes, and the hand-over of beginnings that several prompts have in common (ADR 11). It returns
+outcomes, in the order in which they come about.
 """
 
 from __future__ import annotations

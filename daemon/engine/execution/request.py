@@ -1,4 +1,4 @@
-"""The engine's own form of a Generate request: frozen options, as checked, with their defaults filled in."""
+"""A Generate request as the engine runs it: frozen, checked, with the defaults of its options filled in."""
 
 from __future__ import annotations
 

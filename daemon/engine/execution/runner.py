@@ -19,8 +19,8 @@ from daemon.cache.identity import ModelKey
 from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
-from daemon.engine.execution.prefill import store
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
+from daemon.engine.execution.prefix_storage import store
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.memory.memory_budget import kv_need
 from daemon.engine.outbox import Outbox
@@ -36,7 +36,7 @@ from daemon.shared.failpoints import failpoint
 from daemon.shared.wording import size
 
 RETRY_NO_ROOM = 2.0
-"""Seconds after which a caller may ask again for memory that others use."""
+"""Seconds after which a caller may ask again for memory that other requests use."""
 
 
 @dataclass(slots=True)
@@ -80,8 +80,8 @@ class Runner:
         self._clock = clock
         self._times = ChunkSizer()
         self._waiting: WaitingList[Sequence] = WaitingList()
-        self._tried: tuple[list[Sequence], list[Sequence]] | None = None
-        """What waited and what held KV when a start was last tried in vain; None if something is being computed."""
+        self._tried: list[int] | None = None
+        """The calls that there were when a start was last tried in vain; None if something was being computed."""
         self._prefills = PrefillQueue(prefixes, self._times, clock)
         self._decoders: dict[ModelKey, Decoder] = {}
 
@@ -125,8 +125,8 @@ class Runner:
 
     @property
     def _stuck(self) -> bool:
-        """Whether nothing has come, gone or gone on since a start was tried in vain: trying again would be in vain."""
-        return self._tried == (list(self._waiting), self._holders())
+        """Whether no call has come or gone since a start was tried in vain: another try would be in vain as well."""
+        return self._tried == self._calls()
 
     @property
     def _active(self) -> int:
@@ -178,13 +178,12 @@ class Runner:
 
         while (sequence := self._waiting.start_next(self._running, self._max_batch, fits)) is not None:
             self._prefills.add(sequence)
+        self._tried = None if len(self._prefills) or self._active else self._calls()
         if len(self._waiting) and not (len(self._prefills) or self._decoders):
-            self._refuse(next(iter(self._waiting)))
-        idle = not (len(self._prefills) or self._active)
-        self._tried = (list(self._waiting), self._holders()) if idle else None
+            self._refuse(next(iter(self._waiting)))  # one a turn: the next may be smaller, and fit
 
     def _prefilled(self, outcome: Outcome) -> None:
-        """Act on an outcome of prefill: tell the caller, count tokens, and let sequences decode."""
+        """Act on an outcome of prefill: send its event, count tokens, and let sequences decode."""
         match outcome:
             case Begun(sequence):
                 self._replies.generate(sequence.call_id, sequence.started())
@@ -219,6 +218,10 @@ class Runner:
         self._end(sequence)
         self._replies.fail(sequence.call_id, error)
 
+    def _calls(self) -> list[int]:
+        """Return the calls of all sequences. Ids alone: a sequence would keep its model in memory."""
+        return [sequence.call_id for sequence in self.sequences()]
+
     def _holders(self) -> list[Sequence]:
         return [*self._prefills, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
 
@@ -226,6 +229,7 @@ class Runner:
         return self._prefills.of(model) + sum(len(decoder) for key, decoder in self._decoders.items() if key == model)
 
     def _decode(self, decoder: Decoder) -> None:
+        """Send the next token of each running sequence of a model, and end the sequences that are complete."""
         ended: dict[Sequence, FinishReason | SidecarError] = {}
         for tokens in (decoder.firsts(), decoder.step()):
             for sequence, token in tokens:
@@ -250,7 +254,7 @@ class Runner:
         self._replies.fail(sequence.call_id, end)
 
     def _accept(self, sequence: Sequence, token: Token) -> FinishReason | None:
-        """Take a sampled token, tell the caller, and return why the sequence has ended, if it has."""
+        """Take a sampled token, send its text, and return why the sequence has ended; None if it goes on."""
         self.totals.generated_tokens += 1
         now = self._clock()
         if not sequence.generated:

@@ -1,8 +1,8 @@
 """
-A sequence: a request that has its model, from the waiting list to its last token.
+A request that has its model, from the waiting list to its last token.
 
-Three types share the work: `Request` is what was asked for and never changes, `SequenceKV` is the cache of keys and
-values under one model, and `Sequence` is the progress of the answer. Its events are in `events.py`.
+Three types share the work: `Request` is the frozen input, `SequenceKV` is the cache of keys and values under one model,
+and `Sequence` is the progress of the answer. Its events are in `events.py`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from daemon.kv.mlx.request_kv import Boundary
 @dataclass(slots=True, eq=False)
 class SequenceKV:
     """
-    KV of a sequence, with what it may share.
+    KV of a sequence, and its rights to share it.
 
     Attributes:
         model: The hold on the model that computes it.

@@ -1,8 +1,8 @@
 """
-The batching window: how long requests at an idle engine wait for others, so that they share the first pass. Pure.
+Decides how long requests at an idle engine wait for others, so that they share the first pass. Pure.
 
-Several short prompts take little longer than one, but only in one pass. Without a window the first is computed alone,
-and the others follow beside its stream, a chunk at a time.
+Several short prompts take little longer than a single one, but only in one pass. Without a window the first prompt is
+computed alone, and the others follow beside its stream, a chunk at a time.
 
     first arrival        second          last arrival
         |-- SLOW_SHARE ---->|--- LINGER + SLOW_SHARE --->|--- LINGER + SLOW_SHARE ---> start

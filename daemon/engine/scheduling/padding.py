@@ -1,5 +1,5 @@
 """
-The bound on padding: which lengths may share a batch. Pure.
+Decides which prompt lengths may share a batch, by a bound on padding. Pure.
 
 Rows of a batch are padded to the longest, so a batch of unequal rows reserves KV that holds nothing.
 """

@@ -1,5 +1,5 @@
 """
-Rules of scheduling: which request goes next, how much time a prefill turn has, and how many tokens that is. Pure.
+Decides which request is next, how much time a prefill turn has, and how many tokens fit into that time. Pure.
 
 The engine's loop runs in turns. A turn is one decode step of each model, then one prefill turn. Every stream waits for
 the whole turn, so the time of prefill bounds the gap between two tokens of a stream.
@@ -34,7 +34,7 @@ from typing import Any, Generic, Protocol, TypeVar
 # name                   value   unit      meaning
 AIM_SECONDS = 0.17  #            s         the time that a chunk is sized for; chunks vary by a quarter
 CHUNK_SECONDS = 0.25  #          s         a prefill turn starts no further pass after this time
-LEAST_COST = AIM_SECONDS / 8  #  s         the least cost of a pass: lookup, restore and joining the batch
+LEAST_COST = AIM_SECONDS / 8  #  s         the least cost of a prompt's turn: lookup, restore, joining the batch
 IDLE_CHUNKS = 2.0  #             chunks    a long prompt's turn without streams; larger passes are more efficient
 IDLE_ROOM = 16.0  #              chunks    several short prompts' turn without streams: 3 s at most
 STEPS_BESIDE = 2.0  #            steps     a prefill turn beside streams, where that is more than a chunk

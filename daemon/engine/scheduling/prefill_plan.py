@@ -1,5 +1,5 @@
 """
-The plan of a prefill turn: which prompt is computed next, and which prompts share a forward pass. Pure.
+Plans a prefill turn: picks the prompt that is computed next, and groups prompts that share a forward pass. Pure.
 
 Terms. A *prefill* is a prompt with a slot. It *begins* when the prefix cache is searched for it, which is as late as
 possible: the prefill before it may compute the very tokens that both have in common. Its *leader* is a running prefill
@@ -139,7 +139,7 @@ def can_share(prefills: Sequence[Pending], most: int) -> bool:
     Whether prefills can be computed in one pass; a single one always can.
 
     Args:
-        prefills: Those of the group, and the one that is to join them.
+        prefills: Members of a group; the last of them is to join.
         most: Tokens that the pass may have in all, without padding.
     """
     if len(prefills) == 1:

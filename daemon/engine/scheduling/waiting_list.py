@@ -1,8 +1,8 @@
 """
-The waiting list: requests whose model is loaded, from their arrival until they get a slot. Pure.
+Holds requests whose model is loaded until they get a slot, and decides which of them starts next. Pure.
 
-It decides which request starts next, and it supplies the figures of the batching window: how many requests have just
-arrived, and which models they wait for.
+It also supplies the figures of the batching window: how many requests have just arrived, and which models they wait
+for.
 """
 
 from __future__ import annotations
