@@ -1,5 +1,5 @@
 """
-Batches of sequences of one model that decode in one forward pass.
+Decodes several sequences of one model in one forward pass, a row of the batch each.
 
 Each row has one pending token: it is known to the device, and the model has not seen it. `advance` feeds all pending
 tokens in one pass, samples the tokens that follow, and returns the fed ones. It waits for nothing: the device computes

@@ -1,5 +1,5 @@
 """
-Batched prefill: the short ends of several prompts of one model are computed in one forward pass.
+Computes the short ends of several prompts of one model in one forward pass.
 
 Rows are fed the same number of tokens, `width`: the most that any of them lacks. A row that lacks fewer computes some
 cached tokens again, so that no row needs padding on the right; a prompt shorter than `width` is padded on the left.

@@ -1,4 +1,4 @@
-"""The decoder of one model: each step gives each of its running sequences the next token."""
+"""Decodes the running sequences of one model: each step gives each of them its next token."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Prefill of one prompt: restores its cached prefix, computes the rest chunk by chunk, and stores it for other prompts.
+Prefills one prompt: restores its cached prefix, computes the rest chunk by chunk, and stores it for other prompts.
 
     0            cached                     done                     length - 1    length
     |--restored--|----computed, stored at---|---------remaining----------|-last token-|

@@ -1,5 +1,5 @@
 """
-The runner: carries each sequence from its model being loaded to its last event.
+Runs requests whose model is loaded, from the waiting list to their last event.
 
     add() -> waiting list -> prefill queue -> decoder of its model -> end
               (a slot,        (its prompt,      (a token a step)

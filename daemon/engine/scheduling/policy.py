@@ -217,8 +217,8 @@ def _forget_first(table: dict[Any, Any]) -> None:
         del table[next(iter(table))]
 
 
-class Request(Protocol):
-    """A request that waits for its turn."""
+class Candidate(Protocol):
+    """A request or a prompt that waits for its turn."""
 
     @property
     def model_key(self) -> Hashable:
@@ -233,7 +233,7 @@ class Request(Protocol):
         """Higher goes first."""
 
 
-R = TypeVar("R", bound=Request)
+R = TypeVar("R", bound=Candidate)
 
 
 class Turns(Generic[R]):

@@ -5,18 +5,20 @@ Terms. A *prefill* is a prompt with a slot. It *begins* when the prefix cache is
 possible: the prefill before it may compute the very tokens that both have in common. Its *leader* is a running prefill
 that will compute more of its beginning (`daemon/kv/forks.py`). A *group* is the prefills that will share the next pass.
 
-A turn goes through these states. `PrefillTurn` decides, and `execution/prefill_queue.py` computes.
+A turn goes through these states. `PrefillTurn` decides, and `execution/prefill_queue.py` has the effects.
 
             first()               place()
-    PICK ------------> CANDIDATE ---------> joined the group ----------> PICK
-     |                  |      |                    |
-     | none left        |      | its leader is      | no room in the group: the group is computed first
-     v                  |      | in the group       v
-    FLUSH               |      v                   PICK, with a new group
-     |                  |     FLUSH, then PICK
-     v                  | dearer than what is left of the turn
-    PICK, or the end    v
-    without a group    END: the group is computed
+    PICK ------------> CANDIDATE ---------> PICK ... until the time is spent ... END: the group is computed
+
+    state      event                               effect                                      next
+    PICK       a prefill is left                   its leader, if it has one, takes its place  CANDIDATE
+    PICK       all are in the group                the group is computed                       PICK
+    PICK       no prefill, no group                                                            END
+    CANDIDATE  is in the group (it is a leader)    the group is computed; its follower waits   PICK
+    CANDIDATE  has not begun                       it begins; an error drops it                CANDIDATE, or PICK
+    CANDIDATE  costs more than is left             it keeps its place for the next turn        END
+    CANDIDATE  cannot share the group's pass       the group is computed; it starts a new one  PICK
+    CANDIDATE  can share the pass                  it joins the group                          PICK
 
 Why the group waits. A short prompt reads all weights for a few tokens, so several short prompts are collected and
 computed in one pass. A long prompt fills a pass on its own: it is a group of one, and flushes the group before it.
@@ -31,7 +33,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from daemon.engine.scheduling.padding import fits
-from daemon.engine.scheduling.policy import Allowance, Budget, Turns
+from daemon.engine.scheduling.policy import Allowance, Budget, Candidate, Turns
 
 PASS_TOKENS = 32
 """
@@ -40,20 +42,8 @@ tokens, so less padding than that is cheaper than a pass of its own.
 """
 
 
-class Pending(Protocol):
-    """A prefill, as far as the plan needs to know it. All but the first three are known once it has begun."""
-
-    @property
-    def model_key(self) -> Hashable:
-        """Its model."""
-
-    @property
-    def namespace(self) -> Hashable:
-        """Model and salt. Namespaces take turns."""
-
-    @property
-    def priority(self) -> int:
-        """Higher goes first."""
+class Pending(Candidate, Protocol):
+    """A prefill, as far as the plan needs to know it. `remaining`, `short` and the cost are known once it has begun."""
 
     @property
     def length(self) -> int:

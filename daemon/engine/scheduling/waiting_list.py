@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, Protocol, TypeVar
 
-from daemon.engine.scheduling.policy import Request, Turns, startable
+from daemon.engine.scheduling.policy import Candidate, Turns, startable
 
 
-class Waiting(Request, Protocol):
+class Waiting(Candidate, Protocol):
     """A request that waits for a slot."""
 
     @property
