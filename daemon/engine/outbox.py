@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Protocol
 
+from daemon.engine.execution.events import Delta, Event, Finished, FinishReason, PrefillProgress, Started
+from daemon.engine.output.detokenizer import Token
+from daemon.engine.output.tool_calls import ToolCall
 from daemon.shared.durations import duration
 from daemon.shared.errors import SidecarError
 from daemon.v1 import ipc_pb2 as ipc
@@ -66,12 +70,12 @@ class Outbox:
         """Send an event of a GetOrLoad call."""
         self._write(ipc.Event(call_id=call_id, load=event))
 
-    def generate(self, call_id: int, event: pb.GenerateResponse) -> None:
-        """Send an event of a Generate call; `finished` ends the call."""
-        if event.HasField("finished"):
+    def generate(self, call_id: int, event: Event) -> None:
+        """Send an event of a Generate call; `Finished` ends the call."""
+        if isinstance(event, Finished):
             self._wire.send(self._snapshot())
-        self._wire.send(ipc.Event(call_id=call_id, generate=event))
-        if not event.HasField("delta"):
+        self._wire.send(ipc.Event(call_id=call_id, generate=_response(event)))
+        if not isinstance(event, Delta):
             self.flush()
 
     def invalidated(self, call_id: int, answer: pb.InvalidateResponse) -> None:
@@ -100,3 +104,57 @@ class Outbox:
             self._wire.send(self._snapshot())
         self._wire.send(event)
         self.flush()
+
+
+_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
+}
+
+
+def _response(event: Event) -> pb.GenerateResponse:
+    """Return an event of a Generate call as the API's message."""
+    match event:
+        case Delta():
+            return pb.GenerateResponse(delta=_delta(event))
+        case Started(request_id, model, prompt_tokens, cached_tokens):
+            started = pb.Started(
+                request_id=request_id, model=model, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens
+            )
+            return pb.GenerateResponse(started=started)
+        case PrefillProgress(done, total):
+            return pb.GenerateResponse(prefill=pb.PrefillProgress(done=done, total=total))
+        case Finished():
+            return pb.GenerateResponse(finished=_finished(event))
+
+
+def _delta(event: Delta) -> pb.Delta:
+    piece = event.piece
+    message = pb.Delta(
+        text=piece.text,
+        token_ids=[token.id for token in piece.tokens],
+        reasoning=piece.reasoning,
+        tool_calls=[_tool_call(call) for call in piece.calls],
+    )
+    if event.logprobs:
+        message.logprobs.extend(_logprob(token) for token in piece.tokens)
+    return message
+
+
+def _tool_call(call: ToolCall) -> pb.GeneratedToolCall:
+    return pb.GeneratedToolCall(index=call.index, id=call.id, name=call.name, arguments_json=call.arguments_json)
+
+
+def _logprob(token: Token) -> pb.TokenLogprob:
+    top = [pb.TopLogprob(token_id=token_id, logprob=logprob) for token_id, logprob in token.top]
+    return pb.TokenLogprob(token_id=token.id, logprob=token.logprob or 0.0, top=top)
+
+
+def _finished(event: Finished) -> pb.Finished:
+    return pb.Finished(
+        reason=_REASONS[event.reason],
+        stop_match=event.stop_match,
+        usage=pb.Usage(**asdict(event.usage)),
+        timings=pb.Timings(**{name: duration(seconds) for name, seconds in asdict(event.timings).items()}),
+    )

@@ -10,6 +10,7 @@ import pytest
 
 from daemon.engine.execution.runner import Runner
 from daemon.engine.execution.sequence import Sequence
+from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.scheduling.policy import MIN_CHUNK, ChunkSizer
 from daemon.kv.keys import BLOCK_TOKENS
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -222,12 +223,12 @@ def test_what_draft_models_compute_of_it_is_computed_once_too(
 ) -> None:
     """A draft model computes each prompt for itself, before the model does."""
     chunk[0] = 256
-    drafts: list[Sequence] = []
+    drafts: list[SequenceKV] = []
     add = Runner.add
 
     def noted(runner: Runner, sequence: Sequence) -> None:
         assert sequence.draft is not None
-        drafts.append(sequence.draft.sequence)
+        drafts.append(sequence.draft.kv)
         add(runner, sequence)
 
     monkeypatch.setattr(Runner, "add", noted)
@@ -272,7 +273,7 @@ class Arrivals:
 
     def note(self, sequence: Sequence) -> None:
         """Take note of a request."""
-        self._passed.append([one.held for one in self._seen])
+        self._passed.append([one.kv.held for one in self._seen])
         self._seen.append(sequence)
 
     def bound(self) -> int:
@@ -285,13 +286,13 @@ class Arrivals:
         """
         bound, late = 0, {}
         for index, one in enumerate(self._seen):
-            prompt = one.prompt[: one.held]
-            common = [in_common(prompt, other.prompt[: other.held]) for other in self._seen[:index]]
+            prompt = one.prompt[: one.kv.held]
+            common = [in_common(prompt, other.prompt[: other.kv.held]) for other in self._seen[:index]]
             bound += len(prompt) - max(common, default=0) + BLOCK_TOKENS
             whole = [floor(min(tokens, len(prompt) - 1)) for tokens in common]
             best = max(whole, default=0)
             sharing = [other for other, tokens in enumerate(whole) if tokens == best]
-            passed = (max(self._passed[index][other], self._seen[other].cached) > best for other in sharing)
+            passed = (max(self._passed[index][other], self._seen[other].kv.cached) > best for other in sharing)
             if best > 0 and not self._anywhere and all(passed):
                 late[tuple(prompt[:best])] = best
         return bound + sum(late.values())

@@ -195,8 +195,8 @@ def test_what_was_asked_of_models_and_learned_of_them_is_bounded() -> None:
         sizer.measured(number, 10_000, 10.0)
         sizer.stepped(number, 0.1)
     assert len(keeps.requests()) == MOST
-    tables: list[Sized] = [sizer._sizes, sizer._last, sizer._steps]
-    assert [len(table) for table in tables] == [policy._MOST_REMEMBERED] * 3
+    tables: list[Sized] = [sizer._times]
+    assert [len(table) for table in tables] == [policy._MOST_REMEMBERED]
 
 
 def test_the_largest_snapshot_there_can_be_fits_into_a_frame_and_into_a_message() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from daemon.cache.entry import ModelLease, Outcome, Progress, Ticket
@@ -15,9 +15,10 @@ from daemon.engine.calls.draft import DEFAULT_TOKENS, Guesser, draft_model
 from daemon.engine.calls.driver import Call, Waiting, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
+from daemon.engine.calls.options import request_of
 from daemon.engine.calls.services import Services
-from daemon.engine.execution.sampling import Params
-from daemon.engine.execution.sequence import Draft, Sequence, Times
+from daemon.engine.execution.sequence import Sequence, Times
+from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.memory.memory_budget import kv_need
 from daemon.engine.prompt.preparation import PreparedRequest, prepare_request
 from daemon.engine.prompt.prompts import render
@@ -63,9 +64,8 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest) -> C
         _refuse_if_never(services, prepared, [ticket.lease, *([] if draft is None else [draft.lease])])
         sequence = sequence_of(services, call_id, request, record.times, ticket.lease, prepared.source, prepared)
         if draft is not None:
-            guesser = sequence_of(services, call_id, request, record.times, draft.lease, draft.source, prepared)
-            guesser = replace(guesser, generated=sequence.generated)
-            sequence.draft = Draft(guesser, request.draft_tokens or DEFAULT_TOKENS)
+            kv = kv_of(services, request, draft.lease, draft.source)
+            sequence.draft = DraftKV(kv, request.draft_tokens or DEFAULT_TOKENS)
         services.runner.add(sequence)
         held.pop_all()  # the sequence gives the leases back
 
@@ -127,30 +127,18 @@ def sequence_of(
     source: ModelSource,
     ready: PreparedRequest,
 ) -> Sequence:
-    """Return what the runner computes of a request with a model; the model's namespace is remembered for Stats."""
-    tokenizer, prompt = ready.tokenizer, ready.prompt
-    model = lease.model
-    stop = request.stop
-    mode = request.cache.mode
-    namespace = Namespace(source.key.weights, source.key.adapter, model.layout.signature, request.cache.salt)
+    """Return what the runner computes of a request with a model."""
+    options = request_of(call_id, request, source.name, ready)
+    constraint = ready.constraint(lease.model.vocab_size)
+    return Sequence(options, kv_of(services, request, lease, source), ready.output, times, ready.channels, constraint)
+
+
+def kv_of(
+    services: Services, request: pb.GenerateRequest, lease: ModelLease[LoadedModel], source: ModelSource
+) -> SequenceKV:
+    """Return the KV of a request under a model, with nothing computed; Stats remembers the model's namespace."""
+    namespace = Namespace(source.key.weights, source.key.adapter, lease.model.layout.signature, request.cache.salt)
     services.shares(namespace, source)
-    return Sequence(
-        call_id=call_id,
-        request_id=request.request_id,
-        model_name=source.name,
-        model=lease,
-        prompt=prompt.tokens,
-        max_tokens=prompt.max_tokens,
-        params=Params.of(request.sampling),
-        stop_ids=frozenset(stop.token_ids) | (frozenset() if stop.ignore_eos else tokenizer.eos_ids),
-        message_ends=tokenizer.eos_ids,
-        top_logprobs=request.top_logprobs if request.HasField("top_logprobs") else None,
-        output=ready.output,
-        namespace=namespace.digest(),
-        reads=mode != pb.CACHE_MODE_BYPASS,
-        writes=mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE),
-        times=times,
-        priority=request.priority,
-        channels=ready.channels,
-        constraint=ready.constraint(model.vocab_size),
-    )
+    mode = request.cache.mode
+    writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
+    return SequenceKV(lease, namespace.digest(), reads=mode != pb.CACHE_MODE_BYPASS, writes=writes)

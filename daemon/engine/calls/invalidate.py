@@ -181,10 +181,9 @@ class Invalidator:
         return [entry.model.source.key for entry in entries]
 
     def _stop_storing(self, accept: Callable[[str], bool]) -> None:
-        running = self._runner.sequences()
-        for sequence in [*running, *(target.draft.sequence for target in running if target.draft is not None)]:
-            if accept(sequence.namespace):
-                sequence.writes = False
+        for kv in (kv for sequence in self._runner.sequences() for kv in sequence.kvs):
+            if accept(kv.namespace):
+                kv.writes = False
 
 
 def _answer(entries: list[Entry[LoadedModel]], dropped: list[Dropped]) -> pb.InvalidateResponse:

@@ -1,1 +1,1 @@
-"""Forward passes: prefill, decode, batches, sampling."""
+"""Runs requests on their models: prefill, decode, batches, sampling; every forward pass of a request is made here."""

@@ -1,4 +1,25 @@
-"""Batches: sequences of one model that decode in one forward pass."""
+"""
+Decodes several sequences of one model in one forward pass, a row of the batch each.
+
+Each row has one pending token: it is known to the device, and the model has not seen it. `advance` feeds all pending
+tokens in one pass, samples the tokens that follow, and returns the fed ones. It waits for nothing: the device computes
+token n + 1 while the host reads token n and sends it.
+
+            advance()                        advance()
+    device  | feed n, sample n + 1           | feed n + 1, sample n + 2
+    host    |   read n, send n               |   read n + 1, send n + 1
+
+States of a row's pending token:
+
+    Given ----------- advance() ---------> Sampled, not reported ---- advance() ---> reported, the next one is pending
+      the last token of a prompt             |
+                                             | firsts(): a first token is reported before its pass begins
+                                             v
+                                           Sampled, reported -------- advance() ---> the next one is pending
+
+KV. A batch of one row uses that sequence's own caches. Several rows share batch caches, [rows, heads, tokens, size],
+padded on the left so that all rows end at the same position. Joining and leaving copy the KV of all rows.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +31,17 @@ import mlx.core as mx
 
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays, ids, sample
 from daemon.engine.execution.sequence import Sequence
+from daemon.engine.scheduling.padding import fits
 from daemon.kv.mlx.batch_cache import to_batch, to_single
 
 EVALUATE_STEPS = 256
-"""Cache fields that no token depends on would grow a lazy chain; evaluating them this often keeps it short."""
-
-MOST_PADDING = 1.25
-"""Rows are padded to the longest of their batch: the padded KV may be this many times the sum of the rows."""
-
-FREE_PADDING = 64
-"""And it may be so many tokens a row more: a cache grows by 256 at a time anyway, and short rows would seldom agree."""
+"""Steps between evaluations of the caches. No token depends on some of their fields, so these stay lazy and grow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
     """
-    The last token of a prompt: it is fed like a sampled one, and told to nobody.
+    The last token of a prompt: it is fed like a sampled token, and never reported.
 
     Attributes:
         token: Its id, shape [1].
@@ -41,15 +57,15 @@ class Row:
 
     Attributes:
         sequence: The request.
-        sampler: That of the request.
+        sampler: The request's sampler.
         pending: The token that is fed next; the device may still compute it.
-        told: Whether somebody has been told what it is.
+        reported: Whether `pending` was returned to the decoder.
     """
 
     sequence: Sequence
     sampler: Sampler
     pending: Sampled | Given
-    told: bool = False
+    reported: bool = False
 
     @property
     def length(self) -> int:
@@ -59,25 +75,24 @@ class Row:
     @property
     def ends(self) -> bool:
         """Whether the pending token is the last that the sequence may have."""
-        untold = self.untold is not None
-        return isinstance(self.pending, Sampled) and len(self.sequence.generated) + untold >= self.sequence.max_tokens
+        sampled = len(self.sequence.generated) + (self.unreported is not None)
+        return isinstance(self.pending, Sampled) and sampled >= self.sequence.request.max_tokens
 
     @property
-    def untold(self) -> Sampled | None:
-        """The pending token, if it was sampled and nobody has been told."""
-        return self.pending if isinstance(self.pending, Sampled) and not self.told else None
+    def unreported(self) -> Sampled | None:
+        """The pending token, if it was sampled and not reported."""
+        return self.pending if isinstance(self.pending, Sampled) and not self.reported else None
 
 
 class Batch:
     """
     One or more rows that share each forward pass, left-padded to the longest.
 
-    While several rows are in it, their KV is joined in one cache for each layer, and a sequence's own `cache` is None;
-    `leave` gives it back. A single row keeps its own cache, of whatever class.
+    The batch owns the KV of its rows (`SequenceKV.take`), and `leave` gives it back.
 
     Args:
         rows: The first rows.
-        caches: Their KV: for several rows in batches of caches, for one in plain ones.
+        caches: Their KV, one cache for each layer: batch caches for several rows, the sequence's own for a single row.
     """
 
     def __init__(self, rows: list[Row], caches: list[Any]) -> None:
@@ -88,34 +103,32 @@ class Batch:
     @classmethod
     def of(cls, row: Row) -> Batch:
         """Return a batch of one row, whose KV is in its sequence's cache."""
-        caches, row.sequence.cache = row.sequence.cache, None
-        assert caches is not None, "a row without KV cannot decode"
-        return cls([row], caches)
+        return cls([row], row.sequence.kv.take())
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def has_room_for(self, other: Batch) -> bool:
-        """Whether another may join without too much padding, and whether rows of the model can share a pass at all."""
+        """Whether another batch of the model may join: its caches can be batched, and the padding stays small."""
         lengths = [row.length for row in (*self.rows, *other.rows)]
         return other.rows[0].sequence.loaded.joinable and fits(lengths)
 
     def join(self, other: Batch) -> None:
-        """Take all rows of another in. Copies the KV of all rows: they are padded to the same length."""
-        ours, theirs = self._joinable_caches(), other._joinable_caches()
-        for cache, more in zip(ours, theirs, strict=True):
-            cache.extend(more)
-        self._caches = ours
+        """Take the rows of another batch over. Copies the KV of all rows: they are padded to the same length."""
+        caches = self._joinable_caches()
+        for cache, added in zip(caches, other._joinable_caches(), strict=True):
+            cache.extend(added)
+        self._caches = caches
         self.rows += other.rows
 
     def leave(self, leaving: Collection[Row]) -> None:
         """
-        Let rows go and give their KV back to their sequences; the caller drops an empty batch.
+        Remove rows and give their KV back to their sequences; the caller drops an empty batch.
 
-        Those that end with the same token go at once: each time, the KV of all that stay is copied.
+        Rows that end with the same step leave in one call: each call copies the KV of all rows that stay.
         """
         for row in leaving:
-            row.sequence.cache = self._row_cache(self.rows.index(row))
+            row.sequence.kv.cache = self._row_cache(self.rows.index(row))
         keep = [index for index, row in enumerate(self.rows) if row not in leaving]
         if len(keep) > 1:
             for cache in self._caches:
@@ -125,27 +138,27 @@ class Batch:
         self.rows = [self.rows[index] for index in keep]
 
     def caches_of(self, row: Row) -> list[Any]:
-        """Return one row's KV as plain caches: views, until they are copied or written to."""
+        """Return one row's KV as single caches: views of the batch, until they are copied or written to."""
         return self._row_cache(self.rows.index(row))
 
     def firsts(self) -> list[tuple[Sequence, Sampled]]:
-        """Return the first tokens of rows that are not told yet; they count as told now."""
+        """Return the first tokens of rows that are not reported yet; they are reported now."""
         firsts = [row for row in self.rows if not row.sequence.generated]
-        return [(row.sequence, sampled) for row in firsts if (sampled := _told(row)) is not None]
+        return [(row.sequence, sampled) for row in firsts if (sampled := _reported(row)) is not None]
 
     def advance(self) -> list[tuple[Sequence, Sampled]]:
-        """Begin to compute the next token of each row, and return those before it, which may still be computed."""
+        """Begin to compute the next token of each row, and return the tokens before it; the device may be at them."""
         ended = all(row.ends for row in self.rows)
-        current = [(row.sequence, sampled) for row in self.rows if (sampled := _told(row)) is not None]
+        current = [(row.sequence, sampled) for row in self.rows if (sampled := _reported(row)) is not None]
         if ended:
-            return current
+            return current  # a pass would compute tokens that no row may have
         logits = forward(self.rows[0].sequence, self._fed(), self._caches)
         if any(row.sampler.constrained for row in self.rows):
-            mx.async_eval(logits)  # the device computes while the host finds out which tokens may follow
+            mx.async_eval(logits)  # the device computes while the host makes the token masks
         following = sample([row.sampler for row in self.rows], logits)
         for index, (row, sampled) in enumerate(zip(self.rows, following, strict=True)):
-            row.sequence.advanced(1, self._caches, index)
-            row.pending, row.told = sampled, False
+            row.sequence.kv.advanced(1, self._caches, index)
+            row.pending, row.reported = sampled, False
         mx.async_eval(arrays(following))
         self._steps += 1
         if self._steps % EVALUATE_STEPS == 0:
@@ -153,35 +166,40 @@ class Batch:
         return current
 
     def _fed(self) -> mx.array:
-        """Return the token of each row that the model has not seen, shape [rows]."""
+        """Return the pending token of each row, shape [rows]."""
         pending = [row.pending for row in self.rows]
-        sampled = [one for one in pending if isinstance(one, Sampled)]
+        sampled = [token for token in pending if isinstance(token, Sampled)]
         if len(sampled) == len(pending):
             return ids(sampled)
-        return mx.concatenate([one.token for one in pending])
+        return mx.concatenate([given.token for given in pending])
 
     def _joinable_caches(self) -> list[Any]:
         return self._caches if len(self.rows) > 1 else [to_batch(cache) for cache in self._caches]
 
     def _row_cache(self, index: int) -> list[Any]:
-        """Return one row's KV as caches of its own."""
+        """Return one row's KV as single caches."""
         if len(self.rows) == 1:
             return self._caches
         return [to_single(cache, index) for cache in self._caches]
 
 
-def _told(row: Row) -> Sampled | None:
-    """Return a row's untold token, told from now on."""
-    sampled, row.told = row.untold, True
+def _reported(row: Row) -> Sampled | None:
+    """Return a row's unreported token, which is reported from now on."""
+    sampled, row.reported = row.unreported, True
     return sampled
 
 
-def fits(lengths: Collection[int]) -> bool:
-    """Whether rows of such lengths may share a batch."""
-    return max(lengths) * len(lengths) <= MOST_PADDING * sum(lengths) + FREE_PADDING * len(lengths)
-
-
 def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any]) -> mx.array:
-    """Run one token of each row through the sequence's model; logits of shape [rows, vocab]."""
+    """
+    Run one token of each row through a model.
+
+    Args:
+        sequence: A sequence of the model.
+        tokens: The tokens, shape [rows].
+        caches: One cache for each layer, with a row for each token.
+
+    Returns:
+        The logits after them, shape [rows, vocab].
+    """
     logits: mx.array = sequence.loaded.model(tokens[:, None], cache=list(caches))
     return logits[:, -1]

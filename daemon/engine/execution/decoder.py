@@ -1,4 +1,4 @@
-"""Decode: one step gives each running sequence of a model its next token."""
+"""Decodes the running sequences of one model: each step gives each of them its next token."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from daemon.shared.errors import Reason, SidecarError
 
 class Decoder:
     """
-    The running sequences of one model, in batches of similar length.
+    The running sequences of one model.
 
-    While the host handles one token, the device computes the next.
+    Sequences of similar length share a batch. A held sequence is in none, and a sequence with a draft model decodes in
+    passes of its own (`Speculation`). Each call returns tokens; the caller decides which sequences have ended.
     """
 
     def __init__(self) -> None:
@@ -32,67 +33,67 @@ class Decoder:
 
     def __iter__(self) -> Iterator[Sequence]:
         batched = [row.sequence for row in (*self._rows(), *self._held)]
-        return iter([*batched, *(one.sequence for one in self._speculations)])
+        return iter([*batched, *(speculation.sequence for speculation in self._speculations)])
 
     @property
     def active(self) -> int:
         """Sequences that the next step gives a token."""
-        return len(self._rows()) + sum(not one.held for one in self._speculations)
+        return len(self._rows()) + sum(not speculation.held for speculation in self._speculations)
 
     def join(self, sequence: Sequence) -> None:
-        """Start decoding a sequence whose prompt is in its cache, or all of it but the last token."""
+        """Start decoding a sequence whose prompt is in its own cache, with or without its last token."""
         if sequence.draft is not None:
             self._speculations.append(Speculation(sequence, _sampler(sequence)))
         else:
             self._place(Batch.of(_first_row(sequence)))
 
     def join_together(self, sequences: list[Sequence], caches: list[Any]) -> None:
-        """Start decoding several sequences whose prompts, but for their last tokens, are in one batch's caches."""
+        """Start decoding several sequences whose prompts, without their last tokens, are rows of batch caches."""
         self._place(Batch([_first_row(sequence) for sequence in sequences], caches))
 
     def leave(self, sequences: Collection[Sequence]) -> None:
         """Stop decoding sequences, which get their KV back; an unknown one is no error."""
         self._take_out(sequences)
         self._held = [row for row in self._held if row.sequence not in sequences]
-        self._speculations = [one for one in self._speculations if one.sequence not in sequences]
+        self._speculations = [kept for kept in self._speculations if kept.sequence not in sequences]
 
     def hold(self, sequence: Sequence) -> None:
-        """Let a sequence wait: it keeps its KV and its next token, and gets none until `go_on`. Harmless twice."""
+        """Pause a sequence: it keeps its KV and its pending token until `go_on`. Harmless twice."""
         self._held += self._take_out([sequence])
-        for one in self._speculations:
-            one.held |= one.sequence is sequence
+        for speculation in self._speculations:
+            speculation.held |= speculation.sequence is sequence
 
     def go_on(self, sequence: Sequence) -> None:
-        """Let a sequence that was held go on; any other is no error."""
+        """Resume a sequence that was held; any other is no error."""
         for row in [row for row in self._held if row.sequence is sequence]:
             self._held.remove(row)
             self._place(Batch.of(row))
-        for one in self._speculations:
-            one.held &= one.sequence is not sequence
+        for speculation in self._speculations:
+            speculation.held &= speculation.sequence is not sequence
 
     def caches_of(self, sequence: Sequence) -> list[Any]:
-        """Return the KV of a sequence that runs, as it is now."""
+        """Return the KV of a sequence that is a row of a batch, as it is now."""
         return next(batch.caches_of(row) for batch in self._batches for row in batch.rows if row.sequence is sequence)
 
     def firsts(self) -> Iterator[tuple[Sequence, Token | SidecarError]]:
         """
-        Iterate over the first tokens of sequences that have not had theirs.
+        Iterate over the first tokens of sequences that have reported none.
 
-        They come before a step is begun: handing one to a device that is busy can take as long as the step, and
-        somebody is waiting.
+        Call it before `step`: reading a token from a busy device can take a whole step, and that would be part of the
+        time to first token.
         """
         for sequence, sampled in [first for batch in self._batches for first in batch.firsts()]:
             yield sequence, _read(sequence, sampled)
 
     def step(self) -> Iterator[tuple[Sequence, Token | SidecarError]]:
         """
-        Iterate over the next token of each sequence, or why it has none; of one that speculates, several in a row.
+        Iterate over the next token of each sequence, or the error that ends it; with a draft model, several in a row.
 
-        They come while the device computes those after them.
+        The device computes the following tokens meanwhile.
         """
         current = [pair for batch in self._batches for pair in batch.advance()]
-        guessing = [one for one in self._speculations if not one.held]
-        current += [(one.sequence, sampled) for one in guessing for sampled in one.step()]
+        guessing = [speculation for speculation in self._speculations if not speculation.held]
+        current += [(speculation.sequence, sampled) for speculation in guessing for sampled in speculation.step()]
         for sequence, sampled in current:
             yield sequence, _read(sequence, sampled)
 
@@ -119,16 +120,16 @@ class Decoder:
 
 def _sampler(sequence: Sequence) -> Sampler:
     return Sampler(
-        sequence.params,
+        sequence.request.sampling,
         sequence.prompt,
         sequence.loaded.vocab_size,
-        logprobs=sequence.top_logprobs is not None,
+        logprobs=sequence.request.top_logprobs is not None,
         constraint=sequence.constraint,
     )
 
 
 def _first_row(sequence: Sequence) -> Row:
-    """Return a row that samples its first token now, if the logits are there, or after its first step."""
+    """Return a row that samples its first token now if prefill left its logits, or else after its first step."""
     sampler = _sampler(sequence)
     if sequence.logits is None:
         return Row(sequence, sampler, Given(mx.array(sequence.prompt[-1:])))
@@ -149,7 +150,7 @@ def _read(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:
     if sampled.logprobs is None:
         return Token(token)
     logprob = float(sampled.logprobs[token].item())  # type: ignore[arg-type]
-    return Token(token, logprob, _top(sampled.logprobs, sequence.top_logprobs or 0))
+    return Token(token, logprob, _top(sampled.logprobs, sequence.request.top_logprobs or 0))
 
 
 def _top(logprobs: mx.array, count: int) -> tuple[tuple[int, float], ...]:

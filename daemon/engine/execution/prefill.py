@@ -1,4 +1,17 @@
-"""Prefill: reuses the cached prefix of a prompt, computes the rest chunk by chunk, and shares what it computed."""
+"""
+Prefills one prompt: restores its cached prefix, computes the rest chunk by chunk, and stores it for other prompts.
+
+    0            cached                     done                     length - 1    length
+    |--restored--|----computed, stored at---|---------remaining----------|-last token-|
+                      the marked points
+
+A chunk ends where the allowance of the turn ends, or at a *resume point* before that. Layers with windows or recurrent
+states cannot be resumed just anywhere, so the state at these points is stored: at the ends of messages, where a cached
+prompt branched off, and where waiting prompts diverge from this one (`daemon/kv/forks.py`, ADR 11).
+
+The last token is left to the decoder, so that a prompt can join a batch as a row with a token to feed. A short last
+chunk takes it along, which saves a pass. A draft model's prefill comes first: both have to hold the same tokens.
+"""
 
 from __future__ import annotations
 
@@ -9,51 +22,53 @@ from typing import Any
 import mlx.core as mx
 import structlog
 
+from daemon.cache.identity import ModelKey
+from daemon.engine.execution.prefix_storage import store
 from daemon.engine.execution.sequence import Sequence
+from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.scheduling.policy import MIN_CHUNK, Allowance, ChunkSizer
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.forks import MOST_FORKS, Beginning, fork, forks
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.batch_cache import plain
-from daemon.kv.mlx.request_kv import RequestKV
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.resume import resume_points
-from daemon.kv.source import NotHeldError, Resume
+from daemon.kv.source import Resume
 from daemon.shared.failpoints import failpoint
 
-LEAST_SHARE = 1 / 8
-"""Of a chunk's time, for looking a prompt up, restoring it and joining the batch."""
-
 TAIL = 64
-"""A last chunk of at most so many tokens takes the prompt's last token along, which saves a forward pass. More would
-compute logits for all of them, a row as wide as the vocabulary each."""
+"""
+A last chunk of fewer tokens takes the prompt's last token along, which saves a forward pass. A longer one would compute
+logits for all its tokens, a row of the vocabulary's width each.
+"""
 
 SHORT = 128
-"""The rest of a prompt that can share a pass with others has at most so many tokens. Longer ones keep a pass busy, and
-are better computed one after the other: the first has its first token sooner."""
+"""
+Most remaining tokens of a prompt that shares a pass with others. Longer prompts use a pass well on their own; one after
+the other, the first of them has a shorter time to first token.
+"""
 
 LONG_PREFILL = 2048
-"""Tokens after whose computation the buffers that only prefill needs are given back."""
+"""A prompt with so many computed tokens gives MLX's free buffers back: decode needs none of their sizes."""
 
 log = structlog.get_logger()
 
 
 class Prefill:
     """
-    Computes one prompt, all but its last token, or all of it and the logits after it if its last chunk is short.
-    With a draft model it does that for the draft first.
+    Computes one prompt under one model; with a draft model, under the draft model first.
 
     Args:
         sequence: The request.
         prefixes: The prefix cache.
-        sizer: Chooses the size of chunks.
+        sizer: Chooses the size of chunks, and learns from them.
         clock: Seconds that never go back.
-        whole: Whether the last token may be computed too.
+        kv: The sequence's KV that is computed, that of its draft model; None for the KV of its own model.
 
     Attributes:
         sequence: The request.
-        beginning: What others may share of its prompt.
+        beginning: The part of its prompt that others may share.
     """
 
     def __init__(
@@ -63,26 +78,27 @@ class Prefill:
         sizer: ChunkSizer,
         clock: Callable[[], float],
         *,
-        whole: bool = True,
+        kv: SequenceKV | None = None,
     ) -> None:
         self.sequence = sequence
+        self._kv = kv or sequence.kv
         self._prefixes = prefixes
         self._sizer = sizer
         self._clock = clock
-        self._done = 0
         self._stored = 0
         self._points: list[int] = []
         self._forks: list[int] = []
-        self.beginning = Beginning(sequence.namespace, sequence.prompt)
-        self._shareable = sequence.loaded.layout.reusable and prefixes.enabled
-        draft = sequence.draft
-        self._draft = Prefill(draft.sequence, prefixes, sizer, clock, whole=False) if draft is not None else None
-        self._whole = whole and draft is None
+        self.beginning = Beginning(self._kv.namespace, sequence.prompt)
+        self._shareable = self._kv.loaded.layout.reusable and prefixes.enabled
+        draft = sequence.draft if kv is None else None
+        self._draft = Prefill(sequence, prefixes, sizer, clock, kv=draft.kv) if draft is not None else None
+        self._whole = sequence.draft is None
+        """Whether the last token may be computed too: a draft and its model begin to decode with it."""
 
     @property
     def done(self) -> int:
         """Prompt tokens in the cache."""
-        return self._done
+        return self._kv.held
 
     @property
     def stored(self) -> int:
@@ -92,17 +108,17 @@ class Prefill:
     @property
     def begun(self) -> bool:
         """Whether it was looked up."""
-        return self.sequence.cache is not None
+        return self._kv.cache is not None
 
     @property
     def reads(self) -> bool:
-        """Whether it reuses what others computed."""
-        return self.sequence.reads and self._shareable
+        """Whether it reuses tokens that other prompts computed."""
+        return self._kv.reads and self._shareable
 
     @property
     def writes(self) -> bool:
-        """Whether others can reuse what it computes: no more once it was invalidated."""
-        return self.sequence.writes and self._shareable
+        """Whether others can reuse its tokens: no more once its namespace was invalidated."""
+        return self._kv.writes and self._shareable
 
     @property
     def parts(self) -> list[Prefill]:
@@ -112,7 +128,7 @@ class Prefill:
     @property
     def computed(self) -> int:
         """Prompt tokens that were computed rather than reused."""
-        return self._done - self.sequence.cached
+        return self.done - self._kv.cached
 
     @property
     def remaining(self) -> int:
@@ -121,97 +137,118 @@ class Prefill:
 
     @property
     def _left(self) -> int:
-        return max(0, len(self.sequence.prompt) - 1 - self._done)
+        return max(0, self.length - 1 - self.done)
 
-    def share(self, allowance: Allowance) -> float:
-        """Return how many of its chunks the next step takes; what comes with any prompt, however short, counts."""
+    @property
+    def model_key(self) -> ModelKey:
+        """Its model."""
+        return self._kv.model_key
+
+    @property
+    def namespace(self) -> str:
+        """Digest under which its KV may be shared; namespaces take turns."""
+        return self._kv.namespace
+
+    @property
+    def priority(self) -> int:
+        """Higher is computed first."""
+        return self.sequence.priority
+
+    @property
+    def length(self) -> int:
+        """Tokens of its prompt."""
+        return len(self.sequence.prompt)
+
+    def cost(self, allowance: Allowance) -> float:
+        """Return the seconds that the next step is billed."""
         if self._draft is not None and self._draft.remaining:
-            return self._draft.share(allowance)
-        share = self._next_step(allowance) / self._size(allowance)
-        return min(allowance.chunks, max(LEAST_SHARE, allowance.chunks * share))
+            return self._draft.cost(allowance)
+        return allowance.cost(self._next_step(allowance), self._size(allowance))
 
     @property
     def short(self) -> bool:
         """Whether the rest can share a pass with that of other prompts; known once it has begun."""
-        sequence = self.sequence
+        kv = self._kv
         return (
             self._draft is None
             and not self._points
             and 0 < self._left <= SHORT
-            and sequence.loaded.joinable
-            and sequence.cache is not None
-            and plain(sequence.cache)
+            and kv.loaded.joinable
+            and kv.cache is not None
+            and plain(kv.cache)
         )
 
     def begin(self, waiting: Iterable[Beginning] = ()) -> None:
         """
-        Look the prompt up and restore what is cached.
+        Look the prompt up and restore the longest cached prefix.
 
         Args:
-            waiting: Prompts that were not looked up yet; this one becomes resumable where they part from it.
+            waiting: Prompts that were not looked up yet; this one becomes resumable where they diverge from it.
         """
         if self._draft is not None:
             self._draft.begin()
-        sequence = self.sequence
-        room = len(sequence.prompt) + min(sequence.max_tokens, DECODE_ROOM)
-        began = self._clock()
-        sequence.times.started = began
-        if sequence.reads and sequence.loaded.layout.reusable:
+        kv, times, began = self._kv, self.sequence.times, self._clock()
+        room = self.length + min(self.sequence.request.max_tokens, DECODE_ROOM)
+        times.started = began  # a draft's lookup and restore, before it, count as waiting
+        if kv.reads and kv.loaded.layout.reusable:
             self._look_up()
         looked_up = self._clock()
-        if sequence.prefix is not None and sequence.prefix.tokens:
+        if kv.prefix is not None and kv.prefix.tokens:
             self._restore(room)
-        if sequence.cache is None:
-            sequence.cache = sequence.loaded.layout.new_cache(sequence.loaded.model, room)
-        self._done = self._stored = sequence.held = sequence.cached
+        if kv.cache is None:
+            kv.cache = kv.loaded.layout.new_cache(kv.loaded.model, room)
+        self._stored = kv.held = kv.cached
         self._points = self._resume_points(waiting)
-        sequence.times.lookup = looked_up - began
-        sequence.times.restore = self._clock() - looked_up
+        times.lookup = looked_up - began
+        times.restore = self._clock() - looked_up
 
     def step(self, allowance: Allowance) -> int:
-        """Compute up to its chunks in one pass, and return how many of the prompt's tokens; none if the draft's."""
+        """
+        Compute the next chunk in one pass; the draft's first.
+
+        Returns:
+            The number of the prompt's tokens in it; 0 if the draft computed it.
+        """
         if self._draft is not None and self._draft.remaining:
             self._draft.step(allowance)
             return 0
         size = self._next_step(allowance)
         failpoint("prefill.chunk")
         began = self._clock()
-        at_point = self._points[:1] == [self._done + size]
+        at_point = self._points[:1] == [self.done + size]
         last = self._whole and size == self._left and size < TAIL and not at_point
         self._compute(size + last, logits=last)
-        self._sizer.measured(self.sequence.loaded.source.key, size, self._clock() - began)
+        self._sizer.measured(self.model_key, size, self._clock() - began)
         self._store(at_point=at_point)
         self._clear_up()
         return size
 
     def store_computed(self) -> None:
-        """Store what was computed and is not stored yet."""
-        store(self.sequence, self._prefixes, Resume.NO)
-        self._stored = self._done
+        """Store the blocks that were computed since the last store."""
+        store(self.sequence, self._kv, self._prefixes, Resume.NO)
+        self._stored = self.done
 
     def prepare_for(self, follower: Beginning) -> None:
         """
-        Become resumable where a prompt that has come meanwhile parts from this one.
+        Become resumable where a prompt that has just come diverges from this one.
 
-        Ahead of what is computed, prefill stops there. Behind it, windows may still hold what is needed.
+        If the position is not computed yet, it becomes a resume point. If it is behind, the windows may still hold the
+        tokens before it, and it is stored at once.
         """
-        sequence = self.sequence
-        if sequence.loaded.layout.parts.resumes_anywhere:
+        if self._kv.loaded.layout.parts.resumes_anywhere:
             return
         parts_at = fork(self.beginning, follower, self._beyond)
-        if parts_at > self._done:
-            if parts_at not in self._points and sum(point > self._done for point in self._forks) < MOST_FORKS:
+        if parts_at > self.done:
+            if parts_at not in self._points and sum(point > self.done for point in self._forks) < MOST_FORKS:
                 insort(self._points, parts_at)
                 self._forks.append(parts_at)
         elif parts_at:
-            store(sequence, self._prefixes, Resume.YES, first=parts_at)
+            store(self.sequence, self._kv, self._prefixes, Resume.YES, first=parts_at)
 
     def was_computed(self, caches: list[Any]) -> None:
-        """Take note that the rest of the prompt, all but its last token, was computed elsewhere, and share it."""
-        rest = self._left
-        self._done += rest
-        self.sequence.advanced(rest, caches)
-        store(self.sequence, self._prefixes, Resume.NO, caches)
+        """Take over that a shared pass computed the rest of the prompt, all but its last token, and store it."""
+        self._kv.advanced(self._left, caches)
+        store(self.sequence, self._kv, self._prefixes, Resume.NO, caches)
         self._clear_up()
 
     def _clear_up(self) -> None:
@@ -219,111 +256,78 @@ class Prefill:
             mx.clear_cache()
 
     def _compute(self, tokens: int, *, logits: bool) -> None:
-        sequence = self.sequence
+        """Feed the next tokens of the prompt to the model; keep the logits after the last if they are wanted."""
+        kv, sequence = self._kv, self.sequence
         if not tokens:
             return
-        assert sequence.cache is not None
-        chunk = mx.array([sequence.prompt[self._done : self._done + tokens]])
-        after = sequence.loaded.model(chunk, cache=sequence.cache)
+        assert kv.cache is not None
+        chunk = mx.array([sequence.prompt[self.done : self.done + tokens]])
+        after = kv.loaded.model(chunk, cache=kv.cache)
         if logits:
             sequence.logits = after[:, -1]
             mx.async_eval(sequence.logits)
-        mx.eval([cache.state for cache in sequence.cache])
-        self._done += tokens
-        sequence.advanced(tokens, sequence.cache)
+        mx.eval([cache.state for cache in kv.cache])
+        kv.advanced(tokens, kv.cache)
 
     def _size(self, allowance: Allowance) -> int:
-        return self._sizer.size(self.sequence.loaded.source.key, allowance.chunks, allowance.least)
+        return self._sizer.size(self.model_key, allowance.long, allowance.least)
 
     def _next_step(self, allowance: Allowance) -> int:
         """
-        Return how many tokens to compute: up to the next resume point at most, and so that blocks are whole.
+        Return the number of tokens of the next chunk: up to the next resume point at most.
 
-        What would be left for a pass of fewer than MIN_CHUNK tokens is taken along.
+        Before a resume point it ends with a whole block. A rest of fewer than `MIN_CHUNK` tokens is taken along.
         """
         size = self._size(allowance)
         size = self._left if self._left < size + MIN_CHUNK else size
         if self._points:
-            size = min(size, self._points[0] - self._done)
-            beyond_block = (self._done + size) % BLOCK_TOKENS
+            size = min(size, self._points[0] - self.done)
+            beyond_block = (self.done + size) % BLOCK_TOKENS
             size -= beyond_block if beyond_block < size else 0
         return size
 
     @property
     def _beyond(self) -> int:
-        """Tokens that other prompts have to share more of for anything to be gained."""
-        return max(self.sequence.cached, self._prefixes.min_prefix_len - 1)
+        """Shared tokens up to which a resume point gains nothing: they are cached already, or too few to be reused."""
+        return max(self._kv.cached, self._prefixes.min_prefix_len - 1)
 
     def _resume_points(self, waiting: Iterable[Beginning]) -> list[int]:
-        """Return where the rest of the prompt is to be made resumable; empty if that is so everywhere."""
-        sequence = self.sequence
-        layout = sequence.loaded.layout
-        if layout.parts.resumes_anywhere or not self.writes:
+        """Return the positions at which to store a resumable state; none if every position is resumable."""
+        kv = self._kv
+        if kv.loaded.layout.parts.resumes_anywhere or not self.writes:
             return []
-        branch = sequence.prefix.branch if sequence.prefix is not None else 0
+        branch = kv.prefix.branch if kv.prefix is not None else 0
         self._forks = forks(self.beginning, waiting, self._beyond)
-        return resume_points(sequence.prompt, sequence.cached, [branch, *self._forks], sequence.message_ends)
+        request = self.sequence.request
+        return resume_points(request.prompt, kv.cached, [branch, *self._forks], request.message_ends)
 
     def _store(self, *, at_point: bool) -> None:
-        """Share what was computed: at resume points, in steps of an extent, and at the end."""
+        """Store the blocks computed since the last store: at resume points, a full extent at a time, and at the end."""
         if at_point:
             self._points.pop(0)
-        if at_point or self._left == 0 or self._done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
-            store(self.sequence, self._prefixes, Resume.YES if at_point else Resume.NO)
-            self._stored = self._done
+        if at_point or self._left == 0 or self.done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
+            store(self.sequence, self._kv, self._prefixes, Resume.YES if at_point else Resume.NO)
+            self._stored = self.done
 
     def _look_up(self) -> None:
         """Lease the longest cached prefix; a fault costs time, never the request."""
-        sequence = self.sequence
+        kv, request = self._kv, self.sequence.request
         try:
-            parts = sequence.loaded.layout.parts
-            sequence.prefix = self._prefixes.lookup(sequence.namespace, sequence.prompt, parts)
+            kv.prefix = self._prefixes.lookup(kv.namespace, request.prompt, kv.loaded.layout.parts)
         except Exception:
-            log.exception("looking a prompt up failed; the request runs cold", request_id=sequence.request_id)
+            log.exception("looking a prompt up failed; the request runs cold", request_id=request.request_id)
 
     def _restore(self, room: int) -> None:
         """Copy the matched KV; a fault costs time, never the request."""
-        sequence = self.sequence
-        assert sequence.prefix is not None
+        kv, prefix = self._kv, self._kv.prefix
+        assert prefix is not None
         try:
-            layout, prefix = sequence.loaded.layout, sequence.prefix
+            layout = kv.loaded.layout
             runs = self._prefixes.runs(prefix, layout.parts)
-            sequence.cache = layout.restored_cache(sequence.loaded.model, runs, prefix.checkpoint, prefix.tokens, room)
+            kv.cache = layout.restored_cache(kv.loaded.model, runs, prefix.checkpoint, prefix.tokens, room)
         except Exception:
-            log.exception("restoring a cached prefix failed; the request runs cold", request_id=sequence.request_id)
+            request_id = self.sequence.request.request_id
+            log.exception("restoring a cached prefix failed; the request runs cold", request_id=request_id)
             return
-        sequence.cached = sequence.prefix.tokens
-        self._prefixes.restored(sequence.prefix)
-
-
-def store(
-    sequence: Sequence,
-    prefixes: PrefixCache,
-    resume: Resume,
-    caches: list[Any] | None = None,
-    *,
-    first: int | None = None,
-) -> None:
-    """
-    Store every full block of a sequence that is not stored yet; a fault is only logged.
-
-    Args:
-        sequence: The request.
-        prefixes: The prefix cache.
-        resume: Whether requests shall be able to go on where it is now, or after its `first` tokens.
-        caches: Its KV, if it is in a batch.
-        first: How many of its tokens to store; None for all. Nothing if their state is not held any more.
-    """
-    layout = sequence.loaded.layout
-    caches = caches or sequence.cache
-    if not (sequence.writes and layout.reusable and caches and sequence.held):
-        return
-    if first is not None and layout.states and (sequence.boundary is None or sequence.boundary.tokens != first):
-        return
-    try:
-        live = RequestKV(layout, caches, sequence.held, sequence.boundary)
-        prefixes.store(sequence.namespace, sequence.tokens_in_cache[:first], layout.parts, live, resume=resume)
-    except NotHeldError:
-        return  # a window moved on: what was stored before it did is all there is
-    except Exception:
-        log.exception("storing a prefix failed; the request goes on", request_id=sequence.request_id)
+        kv.cached = prefix.tokens
+        self._prefixes.restored(prefix)

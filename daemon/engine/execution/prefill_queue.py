@@ -1,56 +1,97 @@
-"""The prompts that are being computed: whose turn it is, how much of it, and which are computed together."""
+"""
+Looks prompts up in the prefix cache and computes them, in the order and the groups that the plan of a turn decides.
+
+`scheduling/prefill_plan.py` decides which prompt is next, at what cost, and in which group. This half has the effects:
+lookups, forward passes, and the hand-over of beginnings that several prompts have in common (ADR 11). It returns
+outcomes, in the order in which they come about.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 from daemon.engine.execution.batched_prefill import PrefillBatch
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.scheduling.policy import CHUNK_SECONDS, Allowance, ChunkSizer, Turns
+from daemon.engine.scheduling.prefill_plan import PrefillTurn
 from daemon.kv.forks import needed_first
 from daemon.kv.prefix_cache import PrefixCache
 
 
-class Listener(Protocol):
-    """Who is told how prompts fare."""
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The prefix cache was searched for a prompt, and the match was restored."""
 
-    def begun(self, sequence: Sequence) -> None:
-        """A prompt was looked up in the prefix cache."""
+    sequence: Sequence
 
-    def failed(self, sequence: Sequence, error: Exception) -> None:
-        """A prompt could not be looked up, or what was found could not be restored."""
 
-    def computed(self, sequence: Sequence, tokens: int, done: int) -> None:
-        """So many tokens of a prompt were computed, and the first `done` of it are there."""
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A prompt could not begin."""
 
-    def ready(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
-        """Sequences can decode: one that holds its own cache, or several that are the rows of a batch's."""
+    sequence: Sequence
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """
+    A part of a prompt was computed.
+
+    Attributes:
+        sequence: The sequence.
+        tokens: Tokens of this part; none if it was a part of the draft model's.
+        done: Tokens of the prompt that are in the cache now.
+    """
+
+    sequence: Sequence
+    tokens: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """
+    Sequences can decode.
+
+    Attributes:
+        sequences: One sequence that holds its own cache, or several that are the rows of a batch.
+        caches: The caches of that batch, one for each layer; None for a single sequence.
+    """
+
+    sequences: list[Sequence]
+    caches: list[Any] | None = None
+
+
+Outcome = Begun | Failed | Computed | Ready
 
 
 class PrefillQueue:
     """
-    Sequences that have a slot and wait for their prompts to be computed.
+    The prompts of sequences that have a slot.
 
     Args:
         prefixes: The prefix cache.
-        listener: Told how they fare.
+        sizer: Step times of the models; it learns from each pass.
         clock: Seconds that never go back.
+
+    Attributes:
+        computed: Whether the last turn had a prompt to compute.
     """
 
-    def __init__(self, prefixes: PrefixCache, listener: Listener, clock: Callable[[], float]) -> None:
+    def __init__(self, prefixes: PrefixCache, sizer: ChunkSizer, clock: Callable[[], float]) -> None:
+        self.computed = False
         self._prefixes = prefixes
-        self._listener = listener
+        self._sizer = sizer
         self._clock = clock
-        self._sizer = ChunkSizer()
-        self._turns: Turns[Sequence] = Turns()
+        self._turns: Turns[Prefill] = Turns()
         self._prefills: dict[Sequence, Prefill] = {}
         self._expected: dict[Sequence, Prefill] = {}
-        """Those that wait for a slot."""
-        self._computed = False
-        """Whether the last step had something to do."""
+        """Prefills of sequences that wait for a slot."""
 
     def __len__(self) -> int:
         return len(self._prefills)
@@ -59,18 +100,18 @@ class PrefillQueue:
         return iter(self._prefills)
 
     def of(self, model: Hashable) -> int:
-        """Return how many of them a model has."""
+        """Return the number of prompts of a model."""
         return sum(sequence.model_key == model for sequence in self._prefills)
 
     def expect(self, sequence: Sequence) -> None:
-        """Take note of a sequence that waits for a slot: running prompts become resumable where it parts from them."""
+        """Announce a sequence that waits for a slot: running prompts become resumable where it diverges from them."""
         expected = Prefill(sequence, self._prefixes, self._sizer, self._clock)
         self._expected[sequence] = expected
         for running in self._shared() if expected.reads else ():
             running.prepare_for(expected.beginning)
 
     def add(self, sequence: Sequence) -> None:
-        """Take an expected sequence that has a slot."""
+        """Take an expected sequence that has got a slot."""
         self._prefills[sequence] = self._expected.pop(sequence)
 
     def drop(self, sequence: Sequence) -> None:
@@ -78,58 +119,42 @@ class PrefillQueue:
         self._prefills.pop(sequence, None)
         self._expected.pop(sequence, None)
 
-    def stepped(self, model: Hashable, seconds: float) -> None:
-        """Take note of how long a decode step of a model took."""
-        self._sizer.stepped(model, seconds, after_prefill=self._computed)
-
-    def usual_step(self, model: Hashable) -> float:
-        """Return how many seconds a decode step of a model usually takes; 0 before the first."""
-        return self._sizer.usual_step(model)
-
-    def step(self, decode: float | None) -> None:
+    def step(self, decode: float | None) -> Iterator[Outcome]:
         """
-        Compute what a chunk has room for: a part of a long prompt, or several short ones, whoever's turn it is.
+        Do one turn: compute a part of a long prompt, or several short ones.
+
+        The turn goes on only as its outcomes are consumed. A sequence may be dropped between two of them.
 
         Args:
-            decode: Seconds that a turn's decode usually takes; None if nobody waits for their next token meanwhile.
+            decode: Seconds that a turn's decode usually takes; None if no stream waits for its next token.
         """
-        self._computed = bool(self._prefills)
-        end, together = self._clock() + CHUNK_SECONDS, PrefillBatch()
-        allowance = Allowance.beside(decode)
-        chunks, room = allowance.chunks, allowance.room
-        while room > 0 and self._clock() < end:
-            waiting = [sequence for sequence in self._prefills if sequence not in together]
-            first = self._turns.first(waiting)
-            if first is None and not together.prefills:
-                return
-            prefill = self._leader(self._prefills[first]) if first is not None else together.prefills[0]
-            sequence = prefill.sequence
-            if sequence in together:
-                together = self._compute(together, allowance)
-                continue
-            if not prefill.begun and not self._begin(prefill):
-                continue
-            share = prefill.share(allowance)
-            if share > room:
-                break
-            room = room - share if share < chunks else 0.0  # whatever fills a step has the rest of the turn
-            self._turns.took(sequence, waiting)
-            if not together.has_room_for(prefill, self._sizer.most_together(sequence.model_key, allowance.room)):
-                together = self._compute(together, allowance)
-            together.prefills.append(prefill)
-        self._compute(together, allowance)
+        self.computed = bool(self._prefills)
+        end = self._clock() + CHUNK_SECONDS
+        turn = PrefillTurn(Allowance.beside(decode), self._turns, self._sizer.most_together)
+        while not turn.over and self._clock() < end:
+            first = turn.first(self._prefills.values())
+            prefill = self._leader(first) if first is not None else None
+            if prefill is None or prefill in turn.group:
+                if not turn.group:
+                    return
+                # A leader in the group is computed before its follower is looked up: the follower reuses it.
+                yield from self._compute(turn.flush(), turn.allowance)
+            elif prefill.begun or (yield from self._begin(prefill)):
+                yield from self._compute(turn.place(prefill), turn.allowance)
+        yield from self._compute(turn.flush(), turn.allowance)
 
     def _shared(self) -> list[Prefill]:
-        """Return what is being computed and others can reuse: prompts, and those of their draft models."""
+        """Return the running prefills that others can reuse, those of draft models included."""
         begun = (prefill for prefill in self._prefills.values() if prefill.begun)
         return [part for prefill in begun for part in prefill.parts if part.writes]
 
     def _leader(self, prefill: Prefill) -> Prefill:
         """
-        Return whose turn it is in a prompt's place: one that computes its beginning, as far as both have it in common.
+        Return the prefill that has the turn in this one's place: its leader if it has one, or else itself.
 
-        The prompt's turns are lent to it, so that nothing is computed twice and the prompt never waits for a turn that
-        does not come. What is computed already of the prompt's beginning is stored.
+        A leader computes the beginning that both have in common. The turn is lent to it, so that no token is computed
+        twice, and the follower never waits for a turn that does not come. Running prefills that hold more of the
+        beginning than they stored store it now, so that the lookup after this call finds it.
         """
         if prefill.begun:
             return prefill
@@ -141,41 +166,42 @@ class PrefillQueue:
                 return next(owner for owner in self._prefills.values() if ahead in owner.parts)
         return prefill
 
-    def _begin(self, prefill: Prefill) -> bool:
+    def _begin(self, prefill: Prefill) -> Generator[Outcome, None, bool]:
         """
-        Look a prompt up right before its first chunk, and tell whether that went well.
+        Search the prefix cache for a prompt, right before its first chunk, and return whether that went well.
 
-        Not earlier: the prefill before it may just be computing the beginning that both have in common.
+        Not earlier: the prefill before it may compute the beginning that both have in common.
         """
         others = chain(self._prefills.values(), self._expected.values())
-        waiting = [one.beginning for one in others if one.reads and one is not prefill and not one.begun]
+        waiting = [other.beginning for other in others if other.reads and other is not prefill and not other.begun]
         try:
             prefill.begin(waiting)
         except Exception as error:
-            self._listener.failed(prefill.sequence, error)
+            yield Failed(prefill.sequence, error)
             return False
-        self._listener.begun(prefill.sequence)
+        yield Begun(prefill.sequence)
         return True
 
-    def _compute(self, together: PrefillBatch, allowance: Allowance) -> PrefillBatch:
-        """Compute a part of one prompt, or all of several, and return an empty collection for the next."""
-        prefills = together.prefills
-        if len(prefills) == 1:
-            self._step(prefills[0], allowance)
-        elif prefills:
-            began, lacking = self._clock(), [prefill.remaining for prefill in prefills]
-            caches = together.compute()
-            self._sizer.measured(prefills[0].sequence.model_key, sum(lacking), self._clock() - began)
-            for prefill, tokens in zip(prefills, lacking, strict=True):
-                self._listener.computed(prefill.sequence, tokens, prefill.done)
-                self.drop(prefill.sequence)
-            self._listener.ready([prefill.sequence for prefill in prefills], caches)
-        return PrefillBatch()
+    def _compute(self, group: list[Prefill], allowance: Allowance) -> Iterator[Outcome]:
+        """Compute the next part of a single prompt, or the rest of several in one pass; nothing without any."""
+        if len(group) == 1:
+            yield from self._compute_part(group[0], allowance)
+        elif group:
+            yield from self._compute_together(group)
 
-    def _step(self, prefill: Prefill, allowance: Allowance) -> None:
+    def _compute_part(self, prefill: Prefill, allowance: Allowance) -> Iterator[Outcome]:
         sequence = prefill.sequence
         tokens = prefill.step(allowance)
-        self._listener.computed(sequence, tokens, prefill.done)
+        yield Computed(sequence, tokens, prefill.done)
         if not prefill.remaining:
             self.drop(sequence)
-            self._listener.ready([sequence], None)
+            yield Ready([sequence])
+
+    def _compute_together(self, group: list[Prefill]) -> Iterator[Outcome]:
+        began, remaining = self._clock(), [prefill.remaining for prefill in group]
+        caches = PrefillBatch(group).compute()
+        self._sizer.measured(group[0].model_key, sum(remaining), self._clock() - began)
+        for prefill, tokens in zip(group, remaining, strict=True):
+            yield Computed(prefill.sequence, tokens, prefill.done)
+            self.drop(prefill.sequence)
+        yield Ready([prefill.sequence for prefill in group], caches)

@@ -1,44 +1,42 @@
-"""The runner: sequences that have their model, from waiting for a slot to their last event."""
+"""
+Runs requests whose model is loaded, from the waiting list to their last event.
+
+    add() -> waiting list -> prefill queue -> decoder of its model -> end
+              (a slot,        (its prompt,      (a token a step)
+               memory)         chunk by chunk)
+
+`step` is one turn: start sequences that have a slot and fit in memory, decode each model once, do one prefill turn. All
+three parts return their outcomes, and the runner alone sends events, counts tokens, and ends sequences.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.execution.decoder import Decoder
-from daemon.engine.execution.prefill import store
-from daemon.engine.execution.prefill_queue import PrefillQueue
-from daemon.engine.execution.sequence import Sequence, delta
+from daemon.engine.execution.events import Delta, FinishReason
+from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
+from daemon.engine.execution.prefix_storage import store
+from daemon.engine.execution.sequence import Sequence
 from daemon.engine.memory.memory_budget import kv_need
+from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.reporting.timings import EngineTimings
-from daemon.engine.scheduling.policy import Turns, startable
+from daemon.engine.scheduling.policy import ChunkSizer
+from daemon.engine.scheduling.waiting_list import WaitingList
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.source import Resume
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
 from daemon.shared.wording import size
-from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 RETRY_NO_ROOM = 2.0
-"""Seconds after which a caller may ask again for memory that others use."""
-
-
-class Replies(Protocol):
-    """Where answers go."""
-
-    def generate(self, call_id: int, event: pb.GenerateResponse) -> None:
-        """Send an event of a Generate call; `finished` ends the call."""
-
-    def fail(self, call_id: int, error: SidecarError) -> None:
-        """End a call with an error."""
-
-    def flush(self) -> None:
-        """Write deltas that were sent; other events are written at once."""
+"""Seconds after which a caller may ask again for memory that other requests use."""
 
 
 @dataclass(slots=True)
@@ -51,14 +49,18 @@ class Totals:
 
 class Runner:
     """
-    Runs sequences: one decode step for each model's running sequences, then one chunk of one prefill.
+    Runs sequences in turns.
 
     Args:
         prefixes: The prefix cache.
-        max_batch: Most sequences of one model that run at once.
-        make_room: Frees memory for a sequence of so many KV bytes, and tells whether it fits now.
-        replies: Where events go.
+        max_batch: Slots of each model: most sequences that prefill or decode at once.
+        make_room: Frees memory for a sequence of so many KV bytes, and returns whether it fits now.
+        replies: Takes events to the parent.
         clock: Seconds that never go back.
+
+    Attributes:
+        totals: Tokens since the start.
+        gauges: Times between tokens, and rows of a step.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Runner:
         prefixes: PrefixCache,
         max_batch: int,
         make_room: Callable[[int], bool],
-        replies: Replies,
+        replies: Outbox,
         clock: Callable[[], float],
     ) -> None:
         self.totals = Totals()
@@ -76,11 +78,11 @@ class Runner:
         self._make_room = make_room
         self._replies = replies
         self._clock = clock
-        self._waiting: list[Sequence] = []
-        self._prefills = PrefillQueue(prefixes, self, clock)
-        self._starts: Turns[Sequence] = Turns()
-        self._stuck = False
-        """Whether nobody can start before somebody who runs goes on or ends."""
+        self._times = ChunkSizer()
+        self._waiting: WaitingList[Sequence] = WaitingList()
+        self._tried: list[int] | None = None
+        """The calls that there were when a start was last tried in vain; None if something was being computed."""
+        self._prefills = PrefillQueue(prefixes, self._times, clock)
         self._decoders: dict[ModelKey, Decoder] = {}
 
     @property
@@ -100,27 +102,31 @@ class Runner:
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do at once: not if those that run are held and those that wait, wait."""
-        return bool(len(self._prefills) or self._active or (self._waiting and not self._stuck))
+        """Whether `step` has work: not if all running sequences are held and no waiting one can start."""
+        return bool(len(self._prefills) or self._active or (len(self._waiting) and not self._stuck))
 
     def fresh(self, seconds: float) -> int:
-        """Return how many sequences came just now, if nothing is being computed and none came longer ago than that."""
+        """Return how many sequences wait if nothing is being computed and all came within so many seconds; else 0."""
         if len(self._prefills) or self._active:
             return 0
-        since = self._clock() - seconds
-        return 0 if any(sequence.times.arrived < since for sequence in self._waiting) else len(self._waiting)
+        return self._waiting.arrived_since(self._clock() - seconds)
 
     @property
     def usual_decode(self) -> float | None:
-        """Seconds that a turn's decode usually takes, 0 if that is not known; None if nobody waits for a token."""
+        """Seconds that a turn's decode usually takes, 0 if not known; None if no stream waits for a token."""
         streaming = [model for model, decoder in self._decoders.items() if decoder.active]
-        return sum(map(self._prefills.usual_step, streaming)) if streaming else None
+        return sum(map(self._times.usual_step, streaming)) if streaming else None
 
     @property
     def usual_step_awaited(self) -> float:
         """Seconds that a decode step usually takes of the slowest model that sequences wait for; 0 if not known."""
-        models = {sequence.model_key for sequence in self._waiting} if not self._active else ()
-        return max(map(self._prefills.usual_step, models), default=0.0)
+        models = self._waiting.models if not self._active else ()
+        return max(map(self._times.usual_step, models), default=0.0)
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether no call has come or gone since a start was tried in vain: another try would be in vain as well."""
+        return self._tried == self._calls()
 
     @property
     def _active(self) -> int:
@@ -131,17 +137,16 @@ class Runner:
         return [*self._waiting, *self._holders()]
 
     def live_kv_bytes(self) -> int:
-        """Return the KV bytes that running sequences were promised."""
+        """Return the KV bytes that running sequences are billed."""
         return sum(map(kv_bytes, self._holders()))
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence whose model is loaded."""
-        self._stuck = False
-        self._waiting.append(sequence)
+        self._waiting.add(sequence)
         self._prefills.expect(sequence)
 
     def cancel(self, call_id: int) -> bool:
-        """End a sequence at once and tell whether there was one; what it had computed is stored."""
+        """End a sequence at once, store its computed tokens, and return whether there was a sequence."""
         for sequence in self.sequences():
             if sequence.call_id == call_id:
                 self._end(sequence)
@@ -149,14 +154,13 @@ class Runner:
         return False
 
     def hold(self, call_id: int, *, held: bool) -> None:
-        """Give a sequence that generates no more tokens, or let it go on; any other call is no error."""
-        self._stuck = False
+        """Pause a sequence that decodes, or resume it; a call in any other state is no error."""
         for decoder in self._decoders.values():
             for sequence in [sequence for sequence in decoder if sequence.call_id == call_id]:
                 (decoder.hold if held else decoder.go_on)(sequence)
 
     def step(self) -> None:
-        """Do one round: start what can start, decode each model once, prefill a chunk: of one prompt, or short ones."""
+        """Do one turn: start sequences, decode each model once, and compute a chunk of prefill."""
         self._start()
         if rows := self._active:
             self.gauges.rows.observe(rows)
@@ -164,38 +168,38 @@ class Runner:
             began, active = self._clock(), decoder.active
             self._decode(decoder)
             if active:
-                self._prefills.stepped(model, self._clock() - began)
-        self._prefills.step(self.usual_decode)
+                self._times.stepped(model, self._clock() - began, after_prefill=self._prefills.computed)
+        for outcome in self._prefills.step(self.usual_decode):
+            self._prefilled(outcome)
 
     def _start(self) -> None:
         def fits(sequence: Sequence) -> bool:
             return self._make_room(kv_bytes(sequence))
 
-        while (sequence := startable(self._waiting, self._running, self._max_batch, fits, self._starts)) is not None:
-            self._waiting.remove(sequence)
+        while (sequence := self._waiting.start_next(self._running, self._max_batch, fits)) is not None:
             self._prefills.add(sequence)
-        if self._waiting and not (len(self._prefills) or self._decoders):
-            self._refuse(self._waiting[0])
-        self._stuck = not (len(self._prefills) or self._active)
+        self._tried = None if len(self._prefills) or self._active else self._calls()
+        if len(self._waiting) and not (len(self._prefills) or self._decoders):
+            self._refuse(next(iter(self._waiting)))  # one a turn: the next may be smaller, and fit
 
-    def begun(self, sequence: Sequence) -> None:
-        """Tell the caller that its prompt was looked up."""
-        self._replies.generate(sequence.call_id, sequence.started())
+    def _prefilled(self, outcome: Outcome) -> None:
+        """Act on an outcome of prefill: send its event, count tokens, and let sequences decode."""
+        match outcome:
+            case Begun(sequence):
+                self._replies.generate(sequence.call_id, sequence.started())
+            case Failed(sequence, error):
+                self._end(sequence)
+                self._replies.fail(sequence.call_id, as_sidecar_error(error))
+            case Computed(sequence, tokens, done):
+                self.totals.prompt_tokens += tokens
+                if done < len(sequence.prompt) - 1:
+                    self._replies.generate(sequence.call_id, sequence.progress(done))
+            case Ready(sequences, caches):
+                self._decode_from_now(sequences, caches)
 
-    def failed(self, sequence: Sequence, error: Exception) -> None:
-        """End a sequence whose prompt could not be begun."""
-        self._end(sequence)
-        self._replies.fail(sequence.call_id, as_sidecar_error(error))
-
-    def computed(self, sequence: Sequence, tokens: int, done: int) -> None:
-        """Count tokens of a prompt, and tell the caller if more are to come."""
-        self.totals.prompt_tokens += tokens
-        if done < len(sequence.prompt) - 1:
-            self._replies.generate(sequence.call_id, sequence.progress(done))
-
-    def ready(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
+    def _decode_from_now(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
         """Let sequences decode whose prompts are computed."""
-        self.totals.prompt_tokens += len(sequences)
+        self.totals.prompt_tokens += len(sequences)  # their last tokens, which the decoder feeds
         decoder = self._decoders.setdefault(sequences[0].model_key, Decoder())
         if caches is None:
             decoder.join(sequences[0])
@@ -203,7 +207,7 @@ class Runner:
             decoder.join_together(sequences, caches)
 
     def _refuse(self, sequence: Sequence) -> None:
-        """Refuse a sequence for which there is no room although nothing runs: waiting would not make any."""
+        """Refuse a sequence that does not fit although nothing runs: waiting would free no memory."""
         error = SidecarError(
             Reason.BUDGET_IN_USE,
             f"the request needs {size(kv_bytes(sequence))} of KV cache, and models that are in use or pinned leave "
@@ -214,6 +218,10 @@ class Runner:
         self._end(sequence)
         self._replies.fail(sequence.call_id, error)
 
+    def _calls(self) -> list[int]:
+        """Return the calls of all sequences. Ids alone: a sequence would keep its model in memory."""
+        return [sequence.call_id for sequence in self.sequences()]
+
     def _holders(self) -> list[Sequence]:
         return [*self._prefills, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
 
@@ -221,20 +229,21 @@ class Runner:
         return self._prefills.of(model) + sum(len(decoder) for key, decoder in self._decoders.items() if key == model)
 
     def _decode(self, decoder: Decoder) -> None:
-        ended: dict[Sequence, pb.FinishReason | SidecarError] = {}
+        """Send the next token of each running sequence of a model, and end the sequences that are complete."""
+        ended: dict[Sequence, FinishReason | SidecarError] = {}
         for tokens in (decoder.firsts(), decoder.step()):
             for sequence, token in tokens:
                 if sequence in ended:
-                    continue  # what was guessed beyond its end
+                    continue  # tokens that a draft model guessed beyond the end
                 end = token if isinstance(token, SidecarError) else self._accept(sequence, token)
                 if end is not None:
                     ended[sequence] = end
             self._replies.flush()
-        decoder.leave(ended)
+        decoder.leave(ended)  # in one call: each call copies the KV of the rows that stay
         for sequence, end in ended.items():
             self._finish(sequence, end)
 
-    def _finish(self, sequence: Sequence, end: pb.FinishReason | SidecarError) -> None:
+    def _finish(self, sequence: Sequence, end: FinishReason | SidecarError) -> None:
         if not isinstance(end, SidecarError):
             self._end(sequence)
             self._replies.generate(sequence.call_id, sequence.finished(end))
@@ -244,8 +253,8 @@ class Runner:
         self._end(sequence)
         self._replies.fail(sequence.call_id, end)
 
-    def _accept(self, sequence: Sequence, token: Token) -> pb.FinishReason | None:
-        """Take a sampled token, tell the caller, and return why the sequence has ended, if it has."""
+    def _accept(self, sequence: Sequence, token: Token) -> FinishReason | None:
+        """Take a sampled token, send its text, and return why the sequence has ended; None if it goes on."""
         self.totals.generated_tokens += 1
         now = self._clock()
         if not sequence.generated:
@@ -254,44 +263,42 @@ class Runner:
             self.gauges.gaps.observe(now - sequence.times.last_token)
         piece, reason = sequence.accept(token, now)
         if piece:
-            event = delta(piece, logprobs=sequence.top_logprobs is not None)
-            self._replies.generate(sequence.call_id, event)
+            logprobs = sequence.request.top_logprobs is not None
+            self._replies.generate(sequence.call_id, Delta(piece, logprobs))
         if reason is None:
             self._keep_windows(sequence)
         return reason
 
     def _keep_windows(self, sequence: Sequence) -> None:
-        """Store what a long answer's windows are about to forget, while they still hold it."""
+        """Store a long answer's blocks while the windows of its layers still hold them."""
         stride = sequence.loaded.layout.parts.stride
-        if stride and sequence.held % stride == 0:
+        if stride and sequence.kv.held % stride == 0:
             caches = self._decoders[sequence.model_key].caches_of(sequence)
-            store(sequence, self._prefixes, Resume.PASSING, caches)
+            store(sequence, sequence.kv, self._prefixes, Resume.PASSING, caches)
 
     def _forget(self, sequence: Sequence) -> None:
-        """Drop what a sequence stored whose KV, as it turned out, may hold no numbers."""
-        if sequence.writes:
-            sequence.writes = False
-            self._prefixes.forget_prefix(sequence.namespace, sequence.prompt[: sequence.cached + BLOCK_TOKENS])
+        """Drop the prefixes that a sequence stored before its logits were found to be no numbers; store no more."""
+        kv = sequence.kv
+        if kv.writes:
+            kv.writes = False
+            self._prefixes.forget_prefix(kv.namespace, sequence.prompt[: kv.cached + BLOCK_TOKENS])
 
     def _end(self, sequence: Sequence) -> None:
-        """Store what a sequence computed, wherever it is, and free what it holds."""
-        self._stuck = False
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
+        """Take a sequence out of every stage, store its computed tokens, and release its memory."""
+        self._waiting.remove(sequence)
         self._prefills.drop(sequence)
         decoder = self._decoders.get(sequence.model_key)
         if decoder is not None:
             decoder.leave([sequence])
             if not len(decoder):
                 del self._decoders[sequence.model_key]
-        store(sequence, self._prefixes, Resume.YES)
-        if sequence.draft is not None:
-            store(sequence.draft.sequence, self._prefixes, Resume.YES)
+        for kv in sequence.kvs:
+            store(sequence, kv, self._prefixes, Resume.YES)
         sequence.release()
 
 
 def kv_bytes(sequence: Sequence) -> int:
-    """Return the KV bytes that a sequence is billed."""
+    """Return the KV bytes that a sequence is billed, its draft's included."""
     done = len(sequence.generated)
-    own = kv_need(sequence.loaded.layout, len(sequence.prompt) + done, sequence.max_tokens - done)
-    return own + (kv_bytes(sequence.draft.sequence) if sequence.draft is not None else 0)
+    held, left = len(sequence.prompt) + done, sequence.request.max_tokens - done
+    return sum(kv_need(kv.loaded.layout, held, left) for kv in sequence.kvs)

@@ -1,4 +1,4 @@
-"""Sampling: each request's options and random key, and the tokens drawn for all rows of a batch."""
+"""Samples the next tokens of a batch from its logits, each row with the options and the random key of its request."""
 
 from __future__ import annotations
 
@@ -10,60 +10,33 @@ from typing import cast
 
 import mlx.core as mx
 
+from daemon.engine.execution.request import SamplingParams
 from daemon.engine.structured_output.token_mask import TokenMask
 from daemon.shared.errors import SidecarError
-from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 LEAST_TEMPERATURE = 1e-6
-"""Anything less is as good as greedy, and its inverse would overflow."""
+"""Lower temperatures give the same tokens as greedy sampling, and their inverse would overflow."""
 LARGEST_LOGIT = 1e30
-
-
-@dataclass(frozen=True, slots=True)
-class Params:
-    """Sampling options with their defaults filled in; see the proto for units and ranges."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-
-    @classmethod
-    def of(cls, sampling: pb.Sampling) -> Params:
-        """Read the options of a request."""
-        names = [name for name in cls.__slots__ if name != "logit_bias" and sampling.HasField(name)]
-        given = {name: getattr(sampling, name) for name in names}
-        return cls(**given, logit_bias=tuple(sorted(sampling.logit_bias.items())))
-
-    @property
-    def penalises(self) -> bool:
-        """Whether the history of the request matters."""
-        return self.repetition_penalty != 1.0 or bool(self.presence_penalty) or bool(self.frequency_penalty)
 
 
 class Sampler:
     """
     One request's sampler.
 
-    Its randomness comes from the seed and the number of tokens sampled before, so that neither other requests nor the
-    moment change what it draws.
+    Its randomness comes from the seed and the number of tokens sampled before, so that neither other requests nor time
+    change its tokens.
 
     Args:
         params: Sampling options.
         prompt: Ids of the prompt, for the repetition penalty.
         vocab: Width of the logits.
         logprobs: Whether log-probabilities are wanted.
-        constraint: Which tokens may come; None if all may.
+        constraint: Decides which tokens may come; None if all may.
     """
 
     def __init__(
         self,
-        params: Params,
+        params: SamplingParams,
         prompt: Sequence[int],
         vocab: int,
         *,
@@ -81,13 +54,13 @@ class Sampler:
 
     @property
     def likeliest(self) -> bool:
-        """Whether it takes the likeliest token, whatever came before, and tells no more than that."""
+        """Whether it is greedy without penalties, bias, mask or log-probabilities: it takes the argmax of a row."""
         changes = self._bias is not None or self._counts is not None or self._constraint is not None
         return self._params.temperature == 0 and not changes and not self._want_logprobs
 
     @property
     def constrained(self) -> bool:
-        """Whether it has to know a token before it can sample the next."""
+        """Whether it has to read a token from the device before it can sample the next."""
         return self._constraint is not None
 
     def __call__(self, logits: mx.array) -> Sampled:
@@ -136,9 +109,9 @@ class Sampler:
 
 def sample(samplers: Sequence[Sampler], logits: mx.array) -> list[Sampled]:
     """
-    Sample a token from each row of logits, [rows, vocab]: in one go for all rows that just want the likeliest.
+    Sample a token from each row of logits, [rows, vocab].
 
-    A step over many rows of a small model would take a tenth longer otherwise.
+    All greedy rows share one argmax: with many rows of a small model, a step takes a tenth less time.
     """
     together = sum(sampler.likeliest for sampler in samplers) > 1
     if not together:
@@ -151,16 +124,16 @@ def sample(samplers: Sequence[Sampler], logits: mx.array) -> list[Sampled]:
 
 
 def _peaks(logits: mx.array) -> mx.array:
-    # The maximum of logits with a NaN is one; the sum of exponentials would tell as well, in ten times the time.
+    # The maximum of a row with a NaN is NaN. A sum of exponentials would show it as well, in ten times the time.
     return mx.max(logits, axis=-1).astype(mx.float32)
 
 
-# mlx-lm has these three under mx.compile, which compiles anew for every value that somebody sends: 0.6 s on the CPU, in
-# the middle of everybody's decode step, and the result is kept for ever.
+# mlx-lm has these three under mx.compile, which compiles once more for each new value of an option: 0.6 s on the CPU,
+# within a decode step of all streams, and the compiled function is kept for ever.
 
 
 def _keep_top_p(logprobs: mx.array, top_p: float) -> mx.array:
-    """Drop what lies below the most likely tokens that sum to `top_p`."""
+    """Drop the tokens below the most likely ones that sum to `top_p`."""
     ordered = mx.sort(logprobs, axis=-1)
     probabilities = mx.exp(ordered)
     above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
@@ -169,7 +142,7 @@ def _keep_top_p(logprobs: mx.array, top_p: float) -> mx.array:
 
 
 def _keep_min_p(logprobs: mx.array, min_p: float) -> mx.array:
-    """Drop what is less than `min_p` times as likely as the most likely token."""
+    """Drop the tokens that are less than `min_p` times as likely as the most likely one."""
     return _drop_below(logprobs, mx.max(logprobs, axis=-1, keepdims=True) + math.log(min_p))
 
 
@@ -183,7 +156,7 @@ def _drop_below(logprobs: mx.array, least: mx.array) -> mx.array:
     return mx.where(logprobs < least, -math.inf, logprobs)
 
 
-def _dense_bias(params: Params, vocab: int) -> mx.array:
+def _dense_bias(params: SamplingParams, vocab: int) -> mx.array:
     ids, values = zip(*params.logit_bias, strict=True)
     return mx.zeros((vocab,), mx.float32).at[mx.array(ids)].add(mx.array(values, mx.float32))
 
@@ -194,11 +167,11 @@ def _seen(prompt: Sequence[int], vocab: int) -> mx.array:
 
 class Draw:
     """
-    Tokens that were sampled in one go, one for each row of logits.
+    Tokens that were sampled by one operation, one for each row of logits.
 
     Args:
         tokens: Their ids, shape [rows].
-        peaks: The largest logit of each row, shape [rows]. Where one is no number, neither is this.
+        peaks: The largest logit of each row, shape [rows]; not finite if any logit of the row is no number.
     """
 
     def __init__(self, tokens: mx.array, peaks: mx.array) -> None:
@@ -221,10 +194,10 @@ class Sampled:
     One row's token.
 
     Attributes:
-        draw: With what it was sampled.
-        row: Which row of that it is.
-        logprobs: Log-probabilities of the model, shape [vocab]; None if nobody asked.
-        refusal: Why there is no such token; None if there is one.
+        draw: The tokens that it was sampled with.
+        row: Its row among them.
+        logprobs: Log-probabilities of the model, shape [vocab]; None if the request did not ask for them.
+        refusal: The error that the token mask raised instead; None if the token is valid.
     """
 
     draw: Draw
@@ -244,12 +217,12 @@ class Sampled:
 
     @property
     def finite(self) -> bool:
-        """Whether the logits were numbers; waits for the device."""
+        """Whether all logits were numbers; waits for the device."""
         return self.draw.read(self.row)[1]
 
 
 def arrays(sampled: Iterable[Sampled]) -> list[mx.array]:
-    """Return what must be evaluated of some tokens."""
+    """Return the arrays that have to be evaluated before the tokens can be read."""
     tokens = list(sampled)
     draws = dict.fromkeys(token.draw for token in tokens)
     logprobs = [token.logprobs for token in tokens if token.logprobs is not None]
@@ -257,9 +230,9 @@ def arrays(sampled: Iterable[Sampled]) -> list[mx.array]:
 
 
 def ids(sampled: Sequence[Sampled]) -> mx.array:
-    """Return the ids of several tokens, shape [tokens]; as they are if they are all that was sampled in one go."""
+    """Return the ids of several tokens, shape [tokens]; without a copy if they are one whole draw, in its order."""
     draw = sampled[0].draw
-    alike = all(one.draw is draw and one.row == index for index, one in enumerate(sampled))
+    alike = all(token.draw is draw and token.row == index for index, token in enumerate(sampled))
     if alike and draw.tokens.shape[0] == len(sampled):
         return draw.tokens
-    return mx.concatenate([one.token for one in sampled])
+    return mx.concatenate([token.token for token in sampled])

@@ -1,4 +1,17 @@
-"""Speculation: a small model guesses the next tokens, the large one checks them all in one forward pass."""
+"""
+Speculative decoding: a draft model guesses the next tokens, and the model checks all of them in one forward pass.
+
+One step, with three guesses of which one is right:
+
+    tokens known     ... a b                      `_last` is b; the model has not seen it
+    draft guesses          c d e                  the draft is fed b, c, d: never its own last guess
+    model is fed         b c d e                  and samples a token after each of them:
+    samples                c x . .                c was guessed; x was not, and all behind it is void
+    result                 c x                    two tokens of one pass; x is the new `_last`
+    caches           model drops d, e; draft drops d
+
+If all guesses are right, the draft lacks its last guess: `_unseen` is fed to it at the next step.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +27,15 @@ class Speculation:
     """
     One sequence that decodes with a draft model, in forward passes of its own.
 
-    Exact: a guess is accepted only if it is what the request's own sampler, with its own key and history, draws from
-    the model's logits. Neither the draft nor how often it is right changes the answer, only how soon it comes.
+    Exact: a guess is accepted only if it equals the token that the request's sampler, with its own random key and
+    history, draws from the model's logits. The draft changes the speed of the answer and never the answer.
 
     Args:
         sequence: The request; it and its draft hold their prompt but for the last token.
-        sampler: That of the request.
+        sampler: The request's sampler.
 
     Attributes:
-        held: Whether it waits for its reader.
+        held: Whether it is paused because its reader lags.
     """
 
     def __init__(self, sequence: Sequence, sampler: Sampler) -> None:
@@ -37,7 +50,7 @@ class Speculation:
     def step(self) -> list[Sampled]:
         """Return the next tokens, evaluated: the guesses that were right, and one more."""
         sequence = self.sequence
-        left = sequence.max_tokens - len(sequence.generated)
+        left = sequence.request.max_tokens - len(sequence.generated)
         guesses = self._guess(min(self._draft.count, left - 1))
         sampled, samplers = self._check(guesses)
         wanted = [int(guess.item()) for guess in guesses]  # type: ignore[arg-type]
@@ -53,7 +66,7 @@ class Speculation:
 
     def _guess(self, count: int) -> list[mx.array]:
         """Let the draft continue greedily; tokens of shape [1], not evaluated."""
-        draft, vocab = self._draft.sequence, self.sequence.loaded.vocab_size
+        draft, vocab = self._draft.kv, self.sequence.loaded.vocab_size
         if count <= 0:
             self._unseen.append(self._last)
             return []
@@ -71,8 +84,8 @@ class Speculation:
         """Sample after the last token and after each guess, as if those before it were right."""
         sequence = self.sequence
         tokens = mx.concatenate([mx.array([self._last]), *guesses])
-        logits = sequence.loaded.model(tokens[None], cache=sequence.cache)[0]
-        sequence.held += len(guesses) + 1
+        logits = sequence.loaded.model(tokens[None], cache=sequence.kv.cache)[0]
+        sequence.kv.held += len(guesses) + 1
         sampled, samplers = [], []
         for index in range(len(guesses) + 1):
             sampled.append(self._sampler(logits[index : index + 1]))
@@ -82,15 +95,8 @@ class Speculation:
 
     def _keep(self, guesses: list[int], right: int) -> None:
         """Take wrong guesses out of both caches again. The draft has not seen its own last guess."""
-        _trim(self.sequence, len(guesses) - right)
+        self.sequence.kv.trim(len(guesses) - right)
         if guesses and right == len(guesses):
             self._unseen = guesses[-1:]
         else:
-            _trim(self._draft.sequence, max(0, len(guesses) - 1 - right))
-
-
-def _trim(sequence: Sequence, tokens: int) -> None:
-    assert sequence.cache is not None
-    for cache in sequence.cache:
-        cache.trim(tokens)
-    sequence.held -= tokens
+            self._draft.kv.trim(max(0, len(guesses) - 1 - right))

@@ -1,1 +1,1 @@
-"""Scheduling policy; pure."""
+"""Scheduling policy: which request is next and how much is computed; pure, without arrays and messages."""

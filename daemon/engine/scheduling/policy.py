@@ -1,4 +1,26 @@
-"""Scheduling decisions: who may start, whose prompt goes on, and how much of it. Pure; times are passed in."""
+"""
+Decides which request is next, how much time a prefill turn has, and how many tokens fit into that time. Pure.
+
+The engine's loop runs in turns. A turn is one decode step of each model, then one prefill turn. Every stream waits for
+the whole turn, so the time of prefill bounds the gap between two tokens of a stream.
+
+    | decode, model A | decode, model B | prefill: chunks up to the allowance | decode, model A | ...
+                                        |<----------- Allowance ------------->|
+
+*Who is next* (`Turns`). A starvation bound comes first: a request that was passed over 16 times goes at once. Then the
+highest priority, then the namespace with the oldest last turn, then the order of arrival. The same rule picks the
+request that gets a slot and the prompt that is computed next.
+
+*What a turn may take* (`Allowance`). Beside streams: one chunk of `AIM_SECONDS`, or two decode steps where those take
+longer. Without streams: two chunks of one long prompt, or sixteen chunks' time for several short ones.
+
+*How chunks are sized* (`StepTimes`). A forward pass takes `seconds = fixed + per_token * tokens`: `fixed` reads the
+weights, `per_token` computes. A chunk is the number of tokens that took `AIM_SECONDS` at the last measurement. It at
+most doubles after a fast pass and shrinks by at most eight after a slow one. Short prompts that share a pass pay
+`fixed` once; `fixed` is the time of a decode step, which computes one token.
+
+Times are passed in, and nothing here knows arrays, models or messages.
+"""
 
 from __future__ import annotations
 
@@ -9,136 +31,194 @@ from itertools import count
 from statistics import median
 from typing import Any, Generic, Protocol, TypeVar
 
-CHUNK_SECONDS = 0.25
-"""A chunk of prefill should take no longer, because running streams wait for it."""
+# name                   value   unit      meaning
+AIM_SECONDS = 0.17  #            s         the time that a chunk is sized for; chunks vary by a quarter
+CHUNK_SECONDS = 0.25  #          s         a prefill turn starts no further pass after this time
+LEAST_COST = AIM_SECONDS / 8  #  s         the least cost of a prompt's turn: lookup, restore, joining the batch
+IDLE_CHUNKS = 2.0  #             chunks    a long prompt's turn without streams; larger passes are more efficient
+IDLE_ROOM = 16.0  #              chunks    several short prompts' turn without streams: 3 s at most
+STEPS_BESIDE = 2.0  #            steps     a prefill turn beside streams, where that is more than a chunk
+MIN_CHUNK = 16  #                tokens    the least chunk beside streams
+MIN_IDLE_CHUNK = 64  #           tokens    the least chunk without streams: each pass reads all weights
+MAX_CHUNK = 2048  #              tokens    the largest chunk
+_FIRST_CHUNK = 256  #            tokens    the chunk of a model without measurements
+MOST_SHRINKING = 8  #            ratio     a chunk shrinks by at most this factor at a time
+MOST_PASSED = 16  #              turns     later arrivals may pass a request this often
+_RECENT_STEPS = 16  #            steps     decode steps that the usual one is the median of
+_MOST_REMEMBERED = 1024  #       entries   models and namespaces that are remembered
 
-AIM_SECONDS = 0.17
-"""What chunks are sized for. They vary by a quarter from one to the next, and get slower as a prompt gets longer."""
-
-IDLE_CHUNKS = 2.0
-"""Chunks' worth that a long prompt's turn has while no stream waits for its next token: larger passes are more
-efficient, and whoever comes waits for the rest of one."""
-
-IDLE_ROOM = 16.0
-"""Chunks' worth that several short prompts' turn has then, 3 s at most: all of them wait for their first token, and so
-does whoever would come after them anyway."""
-
-STEPS_BESIDE = 2.0
-"""Decode steps that a turn of prefill may take beside streams where that is more than a chunk: a slow model's streams
-hardly notice a chunk, and its prompts would take hundreds of them."""
-
-MOST_SHRINKING = 8
-MIN_CHUNK = 16
-MIN_IDLE_CHUNK = 64
-"""The least then: a large model on a slow machine reads all its weights for each pass, however few tokens it has."""
-
-MAX_CHUNK = 2048
-_FIRST_CHUNK = 256
-
-MOST_PASSED = 16
-"""Later arrivals, of higher priority or of another namespace, may go before a request so many times."""
-
-_MOST_REMEMBERED = 1024
-_RECENT_STEPS = 16
+_ROUNDING = 1e-9
+"""Seconds within which two sums of costs are equal: eight costs of an eighth are one chunk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
     """
-    What a turn of prefill may compute.
+    The time that a prefill turn may take.
 
     Attributes:
-        chunks: Chunks' worth of one long prompt.
-        room: Chunks' worth of several short ones.
-        least: Tokens of a long prompt, however slow they are.
+        long: Seconds for one long prompt.
+        short: Seconds for several short ones.
+        least: Tokens of a long prompt that a pass has at least, however slow they are.
     """
 
-    chunks: float
-    room: float
+    long: float
+    short: float
     least: int
 
     @classmethod
     def beside(cls, decode: float | None) -> Allowance:
         """
-        Return that of the next turn.
+        Return the allowance of the next turn.
 
         Args:
-            decode: Seconds that a turn's decode usually takes; None if nobody waits for their next token.
+            decode: Seconds that a turn's decode usually takes; None if no stream waits for its next token.
         """
         if decode is None:
-            return cls(IDLE_CHUNKS, IDLE_ROOM, MIN_IDLE_CHUNK)
-        chunks = max(1.0, STEPS_BESIDE * decode / AIM_SECONDS)
-        return cls(chunks, chunks, MIN_CHUNK)
+            return cls(IDLE_CHUNKS * AIM_SECONDS, IDLE_ROOM * AIM_SECONDS, MIN_IDLE_CHUNK)
+        # A slow model's streams hardly notice a chunk, and its prompts would take hundreds of them.
+        seconds = max(AIM_SECONDS, STEPS_BESIDE * decode)
+        return cls(seconds, seconds, MIN_CHUNK)
+
+    def cost(self, tokens: int, size: int) -> float:
+        """
+        Return the seconds that a pass is billed.
+
+        Args:
+            tokens: Tokens of the pass.
+            size: Tokens that take the time of a long prompt's turn.
+        """
+        return min(self.long, max(LEAST_COST, self.long * (tokens / size)))
+
+
+class Budget:
+    """
+    The seconds that are left of one prefill turn.
+
+    Args:
+        allowance: What the turn may take in all.
+    """
+
+    def __init__(self, allowance: Allowance) -> None:
+        self._long = allowance.long
+        self._left = allowance.short
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing is left."""
+        return self._left <= _ROUNDING
+
+    def covers(self, cost: float) -> bool:
+        """Whether a pass of so many seconds fits into the rest of the turn."""
+        return cost <= self._left + _ROUNDING
+
+    def spend(self, cost: float) -> None:
+        """Take the cost of a pass away. A pass that fills a long prompt's turn takes all that is left."""
+        self._left = self._left - cost if cost < self._long else 0.0
 
 
 @dataclass(slots=True)
+class StepTimes:
+    """
+    The time that one model's forward passes take: `seconds = fixed + per_token * tokens`.
+
+    Attributes:
+        chunk: Tokens of prefill that take `AIM_SECONDS`; None before the first measurement.
+    """
+
+    chunk: float | None = None
+    _last: tuple[int, float] | None = None
+    """Tokens and seconds of the last prefill pass that changed the chunk."""
+    _steps: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
+    _steps_after_prefill: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
+    """Decode steps right behind a prefill pass, kept apart: a device may compute them together with that pass."""
+
+    @property
+    def decode(self) -> float:
+        """Seconds that a decode step usually takes; 0 before the first."""
+        return max(median(steps or (0.0,)) for steps in (self._steps, self._steps_after_prefill))
+
+    def stepped(self, seconds: float, *, after_prefill: bool = False) -> None:
+        """Note the time of a decode step."""
+        (self._steps_after_prefill if after_prefill else self._steps).append(seconds)
+
+    def measured(self, tokens: int, seconds: float) -> None:
+        """Learn from a prefill pass. A pass that the end of its prompt cut short counts only if it took too long."""
+        chunk = float(_FIRST_CHUNK) if self.chunk is None else self.chunk
+        if tokens < int(chunk) and seconds <= AIM_SECONDS:
+            return
+        self._last = tokens, seconds
+        in_time = tokens * AIM_SECONDS / max(seconds, 1e-9)
+        # Growth is limited because one measurement may be wrong. Shrinking is faster: all streams feel a long chunk.
+        chunk = min(2 * chunk, max(chunk / MOST_SHRINKING, in_time))
+        self.chunk = min(MAX_CHUNK, max(MIN_CHUNK, chunk))
+
+    def tokens_within(self, seconds: float) -> int:
+        """
+        Return the number of tokens of one pass over several prompts that takes so many seconds.
+
+        It solves `seconds = fixed + per_token * tokens`. `fixed` is one decode step, but at most half of the last
+        measured pass: decode steps of many rows do more than read the weights.
+        """
+        if self._last is None:
+            return _FIRST_CHUNK
+        tokens, measured = self._last
+        fixed = min(self.decode, measured / 2)
+        return max(MIN_CHUNK, int((seconds - fixed) * tokens / max(measured - fixed, 1e-9)))
+
+
 class ChunkSizer:
-    """
-    Finds, for each model, the number of prompt tokens that take about `AIM_SECONDS`.
+    """The step times of all models, and the chunk sizes that follow from them."""
 
-    It grows by at most a factor of two at a time, so that one chunk cannot throw it off, and shrinks faster than that,
-    because a chunk that is too long is felt by all who wait.
-    """
+    def __init__(self) -> None:
+        self._times: dict[Hashable, StepTimes] = {}
 
-    _sizes: dict[Hashable, float] = field(default_factory=dict)
-    _last: dict[Hashable, tuple[int, float]] = field(default_factory=dict)
-    """Tokens and seconds of each model's last pass that taught something."""
-    _steps: dict[tuple[Hashable, bool], deque[float]] = field(default_factory=dict)
-    """
-    Seconds of each model's last decode steps: what a pass takes for one token, reading all weights included. Those
-    after a pass of prefill are kept apart: the device may have done them together with it.
-    """
-
-    def size(self, model: Hashable, chunks: float = 1.0, least: int = MIN_CHUNK) -> int:
-        """Return how many tokens so many chunks have; just a first one of a model that was not measured yet."""
-        known = self._sizes.get(model)
-        if known is None:
-            return _FIRST_CHUNK
-        return min(MAX_CHUNK, max(least, int(known * chunks)))
-
-    def most_together(self, model: Hashable, chunks: float) -> int:
+    def size(self, model: Hashable, seconds: float = AIM_SECONDS, least: int = MIN_CHUNK) -> int:
         """
-        Return how many tokens of short prompts may share a pass that takes so many chunks' time.
+        Return the number of tokens of one prompt that take so many seconds.
 
-        What any pass takes, the last one took as well, but its tokens are not to blame for that: for half of its time
-        at most, in case that those steps had more to do.
+        A model without measurements gets its first chunk, whatever the time: twice as much could take half a minute.
         """
-        if model not in self._last:
+        chunk = self._of(model).chunk
+        if chunk is None:
             return _FIRST_CHUNK
-        tokens, seconds = self._last[model]
-        fixed = min(self.usual_step(model), seconds / 2)
-        return max(MIN_CHUNK, int((chunks * AIM_SECONDS - fixed) * tokens / max(seconds - fixed, 1e-9)))
+        return min(MAX_CHUNK, max(least, int(chunk * (seconds / AIM_SECONDS))))
 
-    def stepped(self, model: Hashable, seconds: float, *, after_prefill: bool = False) -> None:
-        """Note a decode step of a model."""
-        self._steps.setdefault((model, after_prefill), deque(maxlen=_RECENT_STEPS)).append(seconds)
-        _forget_first(self._steps)
+    def most_together(self, model: Hashable, seconds: float) -> int:
+        """Return the most tokens of short prompts that may share a pass of so many seconds."""
+        return self._of(model).tokens_within(seconds)
 
     def usual_step(self, model: Hashable) -> float:
-        """Return how many seconds a decode step of a model usually takes; 0 before the first."""
-        return max(median(self._steps.get((model, after), (0.0,))) for after in (False, True))
+        """Return the seconds that a decode step of a model usually takes; 0 before the first."""
+        return self._of(model).decode
+
+    def stepped(self, model: Hashable, seconds: float, *, after_prefill: bool = False) -> None:
+        """Note the time of a decode step of a model."""
+        self._kept(model).stepped(seconds, after_prefill=after_prefill)
 
     def measured(self, model: Hashable, tokens: int, seconds: float) -> None:
-        """Learn from a chunk. One that the end of its prompt cut short says little, unless it took too long as well."""
-        size = self._sizes.get(model, float(_FIRST_CHUNK))
-        if tokens < int(size) and seconds <= AIM_SECONDS:
-            return
-        self._last[model] = tokens, seconds
-        in_time = tokens * AIM_SECONDS / max(seconds, 1e-9)
-        size = min(2 * size, max(size / MOST_SHRINKING, in_time))
-        self._sizes[model] = min(MAX_CHUNK, max(MIN_CHUNK, size))
-        _forget_first(self._sizes)
-        _forget_first(self._last)
+        """Learn from a prefill pass of a model."""
+        self._kept(model).measured(tokens, seconds)
+
+    def _of(self, model: Hashable) -> StepTimes:
+        return self._times.get(model) or StepTimes()
+
+    def _kept(self, model: Hashable) -> StepTimes:
+        times = self._times.get(model)
+        if times is None:
+            times = self._times[model] = StepTimes()
+            _forget_first(self._times)
+        return times
 
 
 def _forget_first(table: dict[Any, Any]) -> None:
-    """Keep what was learned of the models that came last; that of another is learned again when it comes again."""
+    """Drop the oldest entry of a full table; a model that comes again is measured again."""
     if len(table) > _MOST_REMEMBERED:
         del table[next(iter(table))]
 
 
-class Request(Protocol):
-    """A request that waits for its turn."""
+class Candidate(Protocol):
+    """A request or a prompt that waits for its turn."""
 
     @property
     def model_key(self) -> Hashable:
@@ -146,64 +226,68 @@ class Request(Protocol):
 
     @property
     def namespace(self) -> Hashable:
-        """With whom it can share prefixes: model and salt. These take turns."""
+        """Model and salt: requests of one namespace can share prefixes. Namespaces take turns."""
 
     @property
     def priority(self) -> int:
         """Higher goes first."""
 
 
-R = TypeVar("R", bound=Request)
+R = TypeVar("R", bound=Candidate)
 
 
 class Turns(Generic[R]):
     """
-    Whose turn it is. Candidates are given in order of arrival.
+    The order of turns. Candidates are given in order of arrival.
 
-    Rules, the first that decides counts: whoever was passed over `MOST_PASSED` times by later arrivals, oldest first,
-    so that nothing starves; the highest priority; the namespace whose last turn is longest ago; the order of arrival.
+    The first rule that decides counts:
+
+    1. A request that was passed over `MOST_PASSED` times by later arrivals goes first, the oldest of them, so that no
+       request starves.
+    2. The highest priority.
+    3. The namespace with the oldest last turn.
+    4. The order of arrival.
     """
 
     def __init__(self) -> None:
         self._serial = count(1)
         self._served: dict[Hashable, int] = {}
-        """When each namespace had its last turn, the one longest ago first."""
+        """The serial number of each namespace's last turn, the oldest first."""
         self._passed: dict[R, int] = {}
 
     def first(self, candidates: Sequence[R]) -> R | None:
-        """Return whose turn it is; None if there is nobody."""
-        overdue = [one for one in candidates if self._passed.get(one, 0) >= MOST_PASSED]
+        """Return the candidate that has the next turn; None without candidates."""
+        overdue = [request for request in candidates if self._passed.get(request, 0) >= MOST_PASSED]
         if overdue:
             return overdue[0]
         return min(candidates, key=lambda one: (-one.priority, self._served.get(one.namespace, 0)), default=None)
 
     def took(self, chosen: R, candidates: Sequence[R]) -> None:
-        """Note that one of the candidates had its turn."""
+        """Note that a candidate had its turn."""
+        # Re-inserted, so that the dict stays in the order of last turns and the oldest entry can be dropped.
         self._served.pop(chosen.namespace, None)
         self._served[chosen.namespace] = next(self._serial)
-        if len(self._served) > _MOST_REMEMBERED:
-            del self._served[next(iter(self._served))]
+        _forget_first(self._served)
         earlier = candidates[: candidates.index(chosen)]
-        self._passed = {one: self._passed.get(one, 0) for one in candidates if one is not chosen}
-        for one in earlier:
-            self._passed[one] += 1
+        self._passed = {request: self._passed.get(request, 0) for request in candidates if request is not chosen}
+        for request in earlier:
+            self._passed[request] += 1
 
 
 def startable(
     waiting: Iterable[R], running: Callable[[Hashable], int], max_batch: int, fits: Callable[[R], bool], turns: Turns[R]
 ) -> R | None:
     """
-    Return the request to start next, and note that it had its turn: one whose model has a free slot.
+    Return the waiting request that gets a slot, and note its turn; None if none can start.
 
-    A request whose turn it is and that does not fit in memory now holds up those behind it: letting smaller ones pass
-    would starve it.
+    A request that does not fit in memory now blocks the requests behind it: smaller ones that pass would starve it.
 
     Args:
         waiting: Requests whose model is loaded, oldest first.
-        running: Returns how many requests of a model run.
-        max_batch: Most that may.
-        fits: Whether a request fits in memory now; may make room.
-        turns: Whose turn it is.
+        running: Returns how many requests of a model have a slot.
+        max_batch: Most slots of a model.
+        fits: Whether a request fits in memory now; may free memory.
+        turns: The order of turns.
     """
     candidates = [request for request in waiting if running(request.model_key) < max_batch]
     first = turns.first(candidates)

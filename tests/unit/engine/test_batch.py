@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daemon.engine.execution import batch, decoder
-from daemon.engine.execution.batch import FREE_PADDING, fits
 from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.scheduling.padding import FREE_PADDING, fits
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Answer, Harness, generate
 from tools.embedded import corpus

@@ -98,7 +98,7 @@ def test_a_request_waits_for_one_that_is_being_tokenised_to_share_its_pass(
 def arrive(harness: Harness, requests: list[pb.GenerateRequest]) -> list[int]:
     """Open calls, and step until all of them have a slot and none has been computed any further."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PrefillQueue, "step", lambda _, decode: None)
+        patch.setattr(PrefillQueue, "step", lambda _, decode: ())
         calls = [harness.begin(one) for one in requests]
         harness.until(lambda: harness.engine._runner.prefilling == len(calls))
     return calls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from daemon.engine.execution.runner import Runner
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Answer, Harness, generate
@@ -61,3 +62,18 @@ def test_a_held_sequence_can_be_cancelled_and_keeps_what_it_computed(harness: Ha
     hold(harness, call, False)
     harness.settle()
     assert harness.figures.prefix_cache.blocks > 0
+
+
+def test_requests_that_do_not_fit_are_all_refused_if_nothing_runs(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, and the second does not wait for a third."""
+    harness.run(pb.GetOrLoadRequest(model="embedded"))
+    monkeypatch.setattr(harness.engine._runner, "_make_room", lambda _: False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "step", lambda _: None)
+        calls = [harness.begin(generate("The")) for _ in range(2)]
+        harness.until(lambda: harness.engine._runner.waiting == 2)
+    for call in calls:
+        assert harness.finish(call)[-1].failure.reason == "BUDGET_IN_USE"
+    harness.settle()

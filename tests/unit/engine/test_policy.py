@@ -145,17 +145,17 @@ def test_chunks_settle_at_their_time(seconds_per_token: float, rounds: int) -> N
 
 def test_several_short_prompts_share_a_pass_of_so_much_time_and_reading_the_weights_is_counted_once() -> None:
     sizer = ChunkSizer()
-    assert sizer.most_together("m", 10) == policy._FIRST_CHUNK
+    assert sizer.most_together("m", 10 * AIM_SECONDS) == policy._FIRST_CHUNK
     sizer.measured("m", 32, 2 * AIM_SECONDS)
-    assert sizer.most_together("m", 10) == pytest.approx(160, abs=1)
+    assert sizer.most_together("m", 10 * AIM_SECONDS) == pytest.approx(160, abs=1)
     for _ in range(9):
         sizer.stepped("m", 0.5 * AIM_SECONDS)
-    assert sizer.most_together("m", 10) == pytest.approx(9.5 / 1.5 * 32, abs=1)
+    assert sizer.most_together("m", 10 * AIM_SECONDS) == pytest.approx(9.5 / 1.5 * 32, abs=1)
     for _ in range(9):
         sizer.stepped("m", 100 * AIM_SECONDS)  # of many rows, say
-    assert sizer.most_together("m", 10) == pytest.approx(9 * 32, abs=1)
+    assert sizer.most_together("m", 10 * AIM_SECONDS) == pytest.approx(9 * 32, abs=1)
     sizer.measured("m", 32, 100.0)
-    assert sizer.most_together("m", 1) == MIN_CHUNK
+    assert sizer.most_together("m", AIM_SECONDS) == MIN_CHUNK
 
 
 def test_a_chunk_that_was_cut_short_teaches_nothing() -> None:
@@ -180,16 +180,16 @@ def test_a_chunk_that_is_too_slow_shrinks_those_after_it_however_short_it_was() 
 def test_turns_without_streams_have_more_room_once_a_model_was_measured() -> None:
     """Twice a first chunk of a model that nobody knows could take half a minute."""
     sizer = ChunkSizer()
-    assert sizer.size("m", IDLE_CHUNKS) == policy._FIRST_CHUNK
+    assert sizer.size("m", IDLE_CHUNKS * AIM_SECONDS) == policy._FIRST_CHUNK
     sizer.measured("m", 100, 2 * AIM_SECONDS)
     assert sizer.size("m") == pytest.approx(50, abs=1)
-    assert sizer.size("m", IDLE_CHUNKS) == pytest.approx(100, abs=1)
+    assert sizer.size("m", IDLE_CHUNKS * AIM_SECONDS) == pytest.approx(100, abs=1)
     for _ in range(8):
         sizer.measured("m", MAX_CHUNK, 1e-3)
-    assert sizer.size("m", IDLE_CHUNKS) == MAX_CHUNK
+    assert sizer.size("m", IDLE_CHUNKS * AIM_SECONDS) == MAX_CHUNK
     for _ in range(8):
         sizer.measured("m", 32, 10.0)
-    assert (sizer.size("m"), sizer.size("m", IDLE_CHUNKS, MIN_IDLE_CHUNK)) == (MIN_CHUNK, MIN_IDLE_CHUNK)
+    assert (sizer.size("m"), sizer.size("m", IDLE_CHUNKS * AIM_SECONDS, MIN_IDLE_CHUNK)) == (MIN_CHUNK, MIN_IDLE_CHUNK)
 
 
 def test_steps_after_a_pass_of_prefill_do_not_hide_what_a_step_takes() -> None:
@@ -218,15 +218,15 @@ def test_a_turn_of_prefill_beside_streams_takes_a_chunk_or_two_of_their_steps(de
     for _ in range(12):
         sizer.measured("m", sizer.size("m"), sizer.size("m") * token)
     wanted = max(AIM_SECONDS, 2 * decode)
-    assert allowance.chunks * AIM_SECONDS == pytest.approx(wanted)
-    assert allowance.room == allowance.chunks
-    tokens = sizer.size("m", allowance.chunks, allowance.least)
+    assert allowance.long == pytest.approx(wanted)
+    assert allowance.short == allowance.long
+    tokens = sizer.size("m", allowance.long, allowance.least)
     assert tokens * token <= 1.1 * wanted or tokens == MIN_CHUNK
 
 
 def test_a_turn_of_prefill_has_more_room_if_nobody_waits_for_a_token_and_most_for_short_prompts() -> None:
     idle, beside = Allowance.beside(None), Allowance.beside(0.0)
-    assert beside.chunks < idle.chunks < idle.room
+    assert beside.long < idle.long < idle.short
     assert beside.least < idle.least
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from daemon.engine.calls.options import sampling_params
 from daemon.engine.execution import sampling
-from daemon.engine.execution.sampling import Params, Sampler, ids, sample
+from daemon.engine.execution.sampling import Sampler, ids, sample
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 VOCAB = 40
@@ -20,7 +21,7 @@ LOGITS = np.random.default_rng(1).normal(0, 2, VOCAB).astype(np.float32)
 
 def sampler(prompt: tuple[int, ...] = (), *, logprobs: bool = False, **options: Any) -> Sampler:
     """Return a sampler with some options."""
-    return Sampler(Params.of(pb.Sampling(**options)), prompt, VOCAB, logprobs=logprobs)
+    return Sampler(sampling_params(pb.Sampling(**options)), prompt, VOCAB, logprobs=logprobs)
 
 
 def draw(one: Sampler, count: int = 1, logits: NDArray[np.float32] = LOGITS) -> list[int]:

@@ -1,0 +1,104 @@
+"""Events of a running request, as types of the engine; the outbox turns them into messages of the API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from daemon.engine.output.detokenizer import Piece
+
+
+class FinishReason(Enum):
+    """Why an answer ended."""
+
+    STOP = auto()
+    """A stop id, a stop string, or the model's end of a sequence."""
+    LENGTH = auto()
+    """`max_tokens` were generated."""
+    TOOL_CALLS = auto()
+    """The model ended its answer, and called tools in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """
+    The prompt was looked up in the prefix cache; the first event of a request.
+
+    Attributes:
+        request_id: The id that callers know the request by.
+        model: The name that its model was asked for by.
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: Tokens of it whose KV was reused.
+    """
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """`done` of `total` tokens of the prompt are in the cache."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """
+    The next piece of an answer.
+
+    Attributes:
+        piece: Text, tokens, reasoning and tool calls.
+        logprobs: Whether the tokens' log-probabilities are reported.
+    """
+
+    piece: Piece
+    logprobs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request: of its prompt, reused, generated, guessed by the draft model, and guessed right."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Spans of a request in seconds. The first five add up to the time to the first token, `first_token`."""
+
+    queue: float
+    load: float
+    lookup: float
+    restore: float
+    prefill: float
+    decode: float
+    first_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """
+    The answer is complete; the last event of a request.
+
+    Attributes:
+        reason: Why it ended.
+        stop_match: The stop string that ended it; empty if none did.
+        usage: Its tokens.
+        timings: Its times.
+    """
+
+    reason: FinishReason
+    stop_match: str
+    usage: Usage
+    timings: Timings
+
+
+Event = Started | PrefillProgress | Delta | Finished

@@ -1,0 +1,114 @@
+"""
+The KV cache of one sequence under one model, and its holds on that model and on the prefix it reused.
+
+A sequence has one for its model. With a draft model it has a second one, of the same tokens under the other model.
+
+At each moment one place holds the arrays:
+
+    prefix cache --restore--> `cache` --take()--> rows of a `Batch` --leave--> `cache` --release()--> gone
+
+`cache` is None before prefill begins, while the sequence is a row of a batch, and after `release`. `held` counts tokens
+wherever the arrays are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.cache.entry import ModelLease
+from daemon.cache.identity import ModelKey
+from daemon.cache.mlx.loader import LoadedModel
+from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.lease import PrefixLease
+from daemon.kv.mlx.request_kv import Boundary
+
+
+@dataclass(slots=True, eq=False)
+class SequenceKV:
+    """
+    KV of a sequence, and its rights to share it.
+
+    Attributes:
+        model: The hold on the model that computes it.
+        namespace: Digest under which it may be shared.
+        reads: Whether cached prefixes may be reused.
+        writes: Whether it may be stored for others; no more once its namespace was invalidated.
+        cache: One mlx-lm cache for each layer; None while another place holds the arrays.
+        held: Tokens that the arrays hold.
+        cached: Prompt tokens that were reused.
+        boundary: The state of recurrent layers at the last end of a block.
+        prefix: The hold on the prefix that was reused.
+    """
+
+    model: ModelLease[LoadedModel]
+    namespace: str
+    reads: bool
+    writes: bool
+    cache: list[Any] | None = None
+    held: int = 0
+    cached: int = 0
+    boundary: Boundary | None = None
+    prefix: PrefixLease | None = None
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model that computes it."""
+        return self.model.model
+
+    @property
+    def model_key(self) -> ModelKey:
+        """Identity of that model."""
+        return self.loaded.source.key
+
+    def take(self) -> list[Any]:
+        """Return the caches to a new owner, a batch."""
+        caches, self.cache = self.cache, None
+        assert caches is not None, "the KV of a sequence was taken before it was computed, or twice"
+        return caches
+
+    def advanced(self, tokens: int, caches: list[Any], row: int | None = None) -> None:
+        """
+        Count tokens that were fed to the model, and keep the state of recurrent layers at the end of a block.
+
+        Args:
+            tokens: How many.
+            caches: The caches that the model wrote to.
+            row: The row of them, if they are a batch's.
+        """
+        self.held += tokens
+        layout = self.loaded.layout
+        if layout.states and self.writes and self.held % BLOCK_TOKENS == 0:
+            self.boundary = Boundary(self.held, layout.state(caches, row))
+
+    def trim(self, tokens: int) -> None:
+        """Take the last tokens out again; only models with full attention alone can."""
+        assert self.cache is not None
+        for cache in self.cache:
+            cache.trim(tokens)
+        self.held -= tokens
+
+    def release(self) -> None:
+        """Give KV, prefix and model back; called exactly once."""
+        self.cache = self.boundary = None
+        if self.prefix is not None:
+            self.prefix.release()
+        self.model.release()
+
+
+@dataclass(slots=True)
+class DraftKV:
+    """
+    The KV of a smaller model that guesses for a sequence.
+
+    Attributes:
+        kv: The sequence's tokens under the smaller model.
+        count: Tokens that it guesses at a time.
+        proposed: Tokens that it guessed so far.
+        accepted: Guesses that were right.
+    """
+
+    kv: SequenceKV
+    count: int
+    proposed: int = 0
+    accepted: int = 0

@@ -1,0 +1,145 @@
+"""
+Plans a prefill turn: picks the prompt that is computed next, and groups prompts that share a forward pass. Pure.
+
+Terms. A *prefill* is a prompt with a slot. It *begins* when the prefix cache is searched for it, which is as late as
+possible: the prefill before it may compute the very tokens that both have in common. Its *leader* is a running prefill
+that will compute more of its beginning (`daemon/kv/forks.py`). A *group* is the prefills that will share the next pass.
+
+A turn goes through these states. `PrefillTurn` decides, and `execution/prefill_queue.py` has the effects.
+
+            first()               place()
+    PICK ------------> CANDIDATE ---------> PICK ... until the time is spent ... END: the group is computed
+
+    state      event                               effect                                      next
+    PICK       a prefill is left                   its leader, if it has one, takes its place  CANDIDATE
+    PICK       all are in the group                the group is computed                       PICK
+    PICK       no prefill, no group                                                            END
+    CANDIDATE  is in the group (it is a leader)    the group is computed; its follower waits   PICK
+    CANDIDATE  has not begun                       it begins; an error drops it                CANDIDATE, or PICK
+    CANDIDATE  costs more than is left             it keeps its place for the next turn        END
+    CANDIDATE  cannot share the group's pass       the group is computed; it starts a new one  PICK
+    CANDIDATE  can share the pass                  it joins the group                          PICK
+
+Why the group waits. A short prompt reads all weights for a few tokens, so several short prompts are collected and
+computed in one pass. A long prompt fills a pass on its own: it is a group of one, and flushes the group before it.
+
+Why costs. Each prefill is billed the seconds of its pass before the pass, by the measured speed of its model
+(`Allowance.cost`). The turn ends when the next prefill costs more than is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from daemon.engine.scheduling.padding import fits
+from daemon.engine.scheduling.policy import Allowance, Budget, Candidate, Turns
+
+PASS_TOKENS = 32
+"""
+Tokens of padding a row that a shared pass may have. Reading a model's weights takes about as long as computing so many
+tokens, so less padding than that is cheaper than a pass of its own.
+"""
+
+
+class Pending(Candidate, Protocol):
+    """A prefill, as far as the plan needs to know it. `remaining`, `short` and the cost are known once it has begun."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of its prompt."""
+
+    @property
+    def remaining(self) -> int:
+        """Tokens of its prompt that are left to compute."""
+
+    @property
+    def short(self) -> bool:
+        """Whether the rest of its prompt can share a pass."""
+
+    def cost(self, allowance: Allowance) -> float:
+        """Return the seconds that its next pass is billed."""
+
+
+P = TypeVar("P", bound=Pending)
+
+
+class PrefillTurn(Generic[P]):
+    """
+    One prefill turn.
+
+    Args:
+        allowance: What the turn may take.
+        turns: The order of turns among prefills; lasts longer than this turn.
+        most_together: Returns the most tokens of a model that may share a pass of so many seconds.
+
+    Attributes:
+        allowance: What the turn may take.
+        group: Prefills that will share the next pass.
+    """
+
+    def __init__(self, allowance: Allowance, turns: Turns[P], most_together: Callable[[Hashable, float], int]) -> None:
+        self.allowance = allowance
+        self.group: list[P] = []
+        self._turns = turns
+        self._most_together = most_together
+        self._budget = Budget(allowance)
+        self._candidates: list[P] = []
+        self._over = False
+
+    @property
+    def over(self) -> bool:
+        """Whether no further prefill is taken; the group may still have to be computed."""
+        return self._over or self._budget.spent
+
+    def first(self, prefills: Iterable[P]) -> P | None:
+        """Return the prefill that has the next turn; None if all of them are in the group."""
+        self._candidates = [prefill for prefill in prefills if prefill not in self.group]
+        return self._turns.first(self._candidates)
+
+    def place(self, prefill: P) -> list[P]:
+        """
+        Give a prefill that has begun its turn: it joins the group. The turn is over instead if it costs too much.
+
+        Args:
+            prefill: The prefill that `first` returned, or the leader that computes its beginning.
+
+        Returns:
+            The group before it, which has to be computed now because the two cannot share a pass; often empty.
+        """
+        cost = prefill.cost(self.allowance)
+        if not self._budget.covers(cost):
+            self._over = True
+            return []
+        self._budget.spend(cost)
+        self._turns.took(prefill, self._candidates)
+        most = self._most_together(prefill.model_key, self.allowance.short)
+        before = [] if can_share([*self.group, prefill], most) else self.flush()
+        self.group.append(prefill)
+        return before
+
+    def flush(self) -> list[P]:
+        """Return the group, and begin a new one."""
+        group, self.group = self.group, []
+        return group
+
+
+def can_share(prefills: Sequence[Pending], most: int) -> bool:
+    """
+    Whether prefills can be computed in one pass; a single one always can.
+
+    Args:
+        prefills: Members of a group; the last of them is to join.
+        most: Tokens that the pass may have in all, without padding.
+    """
+    if len(prefills) == 1:
+        return True
+    remaining = [prefill.remaining for prefill in prefills]
+    padding = max(remaining) * len(prefills) - sum(remaining)
+    return (
+        all(prefill.short for prefill in prefills)
+        and sum(remaining) <= most
+        and prefills[0].model_key == prefills[-1].model_key
+        and fits([prefill.length for prefill in prefills])
+        and padding <= PASS_TOKENS * len(prefills)
+    )

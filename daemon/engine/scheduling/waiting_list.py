@@ -1,0 +1,63 @@
+"""
+Holds requests whose model is loaded until they get a slot, and decides which of them starts next. Pure.
+
+It also supplies the figures of the batching window: how many requests have just arrived, and which models they wait
+for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from daemon.engine.scheduling.policy import Candidate, Turns, startable
+
+
+class Waiting(Candidate, Protocol):
+    """A request that waits for a slot."""
+
+    @property
+    def arrived(self) -> float:
+        """Its arrival, in seconds of the engine's clock."""
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+class WaitingList(Generic[W]):
+    """Requests in order of arrival."""
+
+    def __init__(self) -> None:
+        self._requests: list[W] = []
+        self._turns: Turns[W] = Turns()
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[W]:
+        return iter(self._requests)
+
+    @property
+    def models(self) -> set[Hashable]:
+        """The models that requests wait for."""
+        return {request.model_key for request in self._requests}
+
+    def add(self, request: W) -> None:
+        """Append a request."""
+        self._requests.append(request)
+
+    def remove(self, request: W) -> None:
+        """Remove a request; an unknown one is no error."""
+        if request in self._requests:
+            self._requests.remove(request)
+
+    def arrived_since(self, moment: float) -> int:
+        """Return the number of requests if all of them arrived since a moment; 0 if an older one waits."""
+        return 0 if any(request.arrived < moment for request in self._requests) else len(self._requests)
+
+    def start_next(self, running: Callable[[Hashable], int], max_batch: int, fits: Callable[[W], bool]) -> W | None:
+        """Remove and return the request that gets a slot now; None if none can start. See `startable`."""
+        request = startable(self._requests, running, max_batch, fits, self._turns)
+        if request is not None:
+            self._requests.remove(request)
+        return request
