@@ -66,6 +66,12 @@ def test_scheduling_is_pure() -> None:
         assert not packages(SOURCES[name]) & (MLX | GRPC | {"google"}), name
 
 
+def test_the_engine_computes_on_types_of_its_own() -> None:
+    """Requests become dataclasses once, in `calls/` and `prompt/`; events become messages once, in `outbox.py`."""
+    folders = ("engine/scheduling/", "engine/execution/", "engine/output/", "engine/structured_output/")
+    assert not [name for name in within(*folders) if "mlx_sidecar" in packages(SOURCES[name])]
+
+
 def test_what_both_processes_share_knows_neither_of_them() -> None:
     """Nor the policy of the caches."""
     others = ("daemon.server", "daemon.engine", "daemon.cache", "daemon.kv", "daemon.cli")
