@@ -37,7 +37,7 @@ _COMPUTED = {
     "socket": "`~/.mlx-sidecar/sidecar.sock`; Linux: `$XDG_RUNTIME_DIR/mlx-sidecar/sidecar.sock`",
     "state_dir": "`~/.mlx-sidecar`",
 }
-"""Defaults that depend on the user or the machine."""
+"""Defaults that depend on who asks."""
 _KINDS = {"int": "whole number", "float": "duration", "bool": "true or false", "Path": "absolute path"}
 
 

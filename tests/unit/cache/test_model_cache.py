@@ -1,4 +1,4 @@
-"""The model cache keeps to its budget, slots and idle times, and never drops a model in use."""
+"""The model cache keeps to its budget, slots and idle times, and never evicts a model in use."""
 
 from __future__ import annotations
 

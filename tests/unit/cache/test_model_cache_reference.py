@@ -1,4 +1,4 @@
-"""The model cache does, step for step, the same as a reference model of sixty lines."""
+"""The model cache does, step by step, the same as a short reference of its rules."""
 
 from __future__ import annotations
 
