@@ -25,7 +25,6 @@ from daemon.engine.background.thread_priority import aside, resting
 from daemon.engine.calls.generate import Call, GenerateCall, LoadCall, Services
 from daemon.engine.calls.invalidate import Invalidator, PrefixCall
 from daemon.engine.calls.model_lookup import ModelLookup
-from daemon.engine.calls.recalled import Recalled
 from daemon.engine.device import working_set
 from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.memory_budget import MemoryBudget, memory_limit
@@ -42,6 +41,7 @@ from daemon.kv.mlx.adapters.kv_cache import copied
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.config import Config
 from daemon.shared.model_names import climbs
+from daemon.shared.model_overrides import ModelOverrides
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -126,7 +126,7 @@ class Engine:
         )
         self._resolver = resolver
         self._finder = ModelLookup(resolver, self._background)
-        self._recalled = Recalled()
+        self._recalled = ModelOverrides()
         self._services = Services(
             models=self._models,
             runner=self._runner,
@@ -181,12 +181,12 @@ class Engine:
         elif kind == "invalidate":
             self._invalidate(command.call_id, command.invalidate)
         elif kind == "recall":
-            self._recall(command.recall)
+            self._recall(command)
 
-    def _recall(self, request: pb.GetOrLoadRequest) -> None:
-        """Do with a model, once it is loaded again, what callers asked of the engine before this one."""
-        self._resolver.prefer(request.model, request.revision)
-        self._recalled.keep(request)
+    def _recall(self, command: ipc.Command) -> None:
+        """Remember for a model's next load what callers chose while an engine before this one ran."""
+        self._resolver.prefer(command.recall.model, command.recall.revision)
+        self._recalled.apply(command)
 
     def step(self) -> None:
         """Do one round: calls that can go on, one step of the runner, one slice of a load."""
@@ -291,14 +291,13 @@ class Engine:
             fail = partial(self._outbox.fail, call_id)
             task = Task(LOOKUP, request.model.model, request.model.model, partial(_resolved, request))
             self._background.run(task, partial(self._invalidate, call_id), fail)
-        elif kind == "model":
-            if request.model.weights and not request.dry_run:
-                self._recalled.forget(request.model.model)
-            self._outbox.invalidated(call_id, self._invalidator.model(request.model, dry_run=request.dry_run))
         else:
-            if request.all.weights and not request.dry_run:
-                self._recalled.forget()
-            self._outbox.invalidated(call_id, self._invalidator.all(request.all, dry_run=request.dry_run))
+            if kind == "model":
+                answer = self._invalidator.model(request.model, dry_run=request.dry_run)
+            else:
+                answer = self._invalidator.all(request.all, dry_run=request.dry_run)
+            self._recalled.apply(ipc.Command(invalidate=request), answer.models)
+            self._outbox.invalidated(call_id, answer)
 
 
 def _resolved(request: pb.InvalidateRequest) -> pb.InvalidateRequest:

@@ -21,7 +21,8 @@ from daemon.server.admission import Admission
 from daemon.server.call_record import CallRecord
 from daemon.server.singleton import InstanceLock, PublishedSocket
 from daemon.server.socket_path import prepare_socket_path
-from daemon.server.stats import Stats
+from daemon.server.stats import History, Stats
+from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_process import engine_command
 from daemon.server.supervision.supervisor import State, Supervisor
 from daemon.server.wake_lock import Wakefulness, WakeLock, of_this_system
@@ -136,10 +137,12 @@ class Daemon:
         self._stop_now = asyncio.Event()
         self._status = 0
         command = engine or engine_command(config.to_json())
-        self._supervisor = Supervisor(command, clocks.awake, self._engine_changed, on_spawn)
         self._wakefulness = Wakefulness(wake_lock or of_this_system(), _later)
         self._admission = Admission(config.max_queue, self._became_idle, self._wakefulness.busy)
-        self._stats = Stats(self._supervisor, self._admission, clocks.elapsed)
+        history = History(clocks.elapsed, self._admission)
+        self._router = CallRouter(clocks.awake, history.note)
+        self._supervisor = Supervisor(command, clocks.awake, self._router, self._engine_changed, on_spawn)
+        self._stats = Stats(self._supervisor, self._router, self._admission, history, clocks.elapsed)
         self._server: Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -177,7 +180,7 @@ class Daemon:
         # Only now: the engine loads its libraries meanwhile, and whoever comes first waits for those.
         from daemon.server.grpc_server import Server
 
-        server = Server(self._supervisor, self._admission, self._stats, self._cancelled, self._on_end)
+        server = Server(self._router, self._admission, self._stats, self._cancelled, self._on_end)
         self._server = server
         await server.start(socket, serving=self._supervisor.serves)
         failpoint("socket.bound")

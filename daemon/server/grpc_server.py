@@ -16,7 +16,7 @@ from daemon.server.interceptor import CallInterceptor
 from daemon.server.servicer import SidecarService
 from daemon.server.singleton import PublishedSocket, private_umask
 from daemon.server.stats import Stats
-from daemon.server.supervision.supervisor import Supervisor
+from daemon.server.supervision.call_router import CallRouter
 from daemon.server.validation import MAX_REQUEST_BYTES
 from mlx_sidecar.v1 import sidecar_pb2, sidecar_pb2_grpc
 
@@ -69,7 +69,7 @@ class Server:
     Serves one daemon's calls.
 
     Args:
-        supervisor: Has the engine.
+        router: The way to the engine.
         admission: Lets calls in.
         stats: Answers Stats.
         on_cancel: Told of each call that its client cancelled.
@@ -78,7 +78,7 @@ class Server:
 
     def __init__(
         self,
-        supervisor: Supervisor,
+        router: CallRouter,
         admission: Admission,
         stats: Stats,
         on_cancel: Callable[[], None],
@@ -88,7 +88,7 @@ class Server:
         arrivals = Arrivals(_ways(), on_refusal=admission.refused)
         interceptor = CallInterceptor(arrivals, on_cancel, on_end)
         self._server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
-        servicer = SidecarService(supervisor, admission, stats)
+        servicer = SidecarService(router, admission, stats)
         sidecar_pb2_grpc.add_SidecarServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)

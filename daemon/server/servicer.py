@@ -15,7 +15,7 @@ from structlog.contextvars import bind_contextvars
 
 from daemon.server.admission import Admission
 from daemon.server.stats import Stats
-from daemon.server.supervision.supervisor import Supervisor
+from daemon.server.supervision.call_router import CallRouter
 from daemon.server.validation import MAX_NAME_BYTES, check_generate, check_invalidate, check_load
 from daemon.shared.durations import seconds
 from daemon.shared.model_names import make_plain
@@ -31,13 +31,13 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     Serves the four RPCs. Errors leave as `SidecarError`; the interceptor turns them into statuses.
 
     Args:
-        supervisor: The way to the engine.
+        router: The way to the engine.
         admission: Lets calls in.
         stats: Answers Stats.
     """
 
-    def __init__(self, supervisor: Supervisor, admission: Admission, stats: Stats) -> None:
-        self._supervisor = supervisor
+    def __init__(self, router: CallRouter, admission: Admission, stats: Stats) -> None:
+        self._router = router
         self._admission = admission
         self._stats = stats
 
@@ -50,12 +50,9 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         make_plain(request)
         with self._admission.place() as ticket:
             self._admission.began(ticket)
-            with closing(self._supervisor.open(ipc.Command(load=request), request.model)) as call:
+            with closing(self._router.open(ipc.Command(load=request))) as call:
                 ticket.drop = call.fail
                 async for event in call.events():
-                    if event.load.ready.outcome in (pb.LOAD_OUTCOME_HIT, pb.LOAD_OUTCOME_LOADED):
-                        request.model = event.load.ready.model or request.model
-                        self._supervisor.keeps.note(request)
                     _note_load(event.load)
                     yield event.load
 
@@ -71,10 +68,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         bind_contextvars(request_id=request.request_id)
         command = ipc.Command(generate=request)
         await asyncio.sleep(0)
-        with (
-            self._admission.place() as ticket,
-            closing(self._supervisor.open(command, request.model)) as call,
-        ):
+        with self._admission.place() as ticket, closing(self._router.open(command)) as call:
             ticket.drop = call.fail
             call.on_stall = partial(self._admission.leave, ticket)
             seq = count()
@@ -94,16 +88,11 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         """See the proto."""
         check_invalidate(request)
         make_plain(request)
-        kind = request.WhichOneof("target")
-        bind_contextvars(target=kind, dry_run=request.dry_run)
-        if kind != "prefix" and not request.dry_run:
-            self._supervisor.quarantine.lift(request.model.model if kind == "model" else None)
+        bind_contextvars(target=request.WhichOneof("target"), dry_run=request.dry_run)
         answer = pb.InvalidateResponse()
-        with closing(self._supervisor.open(ipc.Command(invalidate=request))) as call:
+        with closing(self._router.open(ipc.Command(invalidate=request))) as call:
             async for event in call.events():
                 answer = event.invalidate
-        if not request.dry_run:
-            self._supervisor.keeps.dropped(request, answer.models)
         bind_contextvars(models=list(answer.models), blocks=answer.blocks, bytes_freed=answer.bytes_freed)
         return answer
 

@@ -295,12 +295,12 @@ async def test_an_engine_with_too_many_threads_that_hang_is_restarted_and_blames
         bystander = opened(supervisor, "hold")
         await until_delta(bystander)
         first = supervisor.pid
-        supervisor.open(ipc.Command(generate=pb.GenerateRequest(model="stuck-threads")))
+        supervisor.router.open(ipc.Command(generate=pb.GenerateRequest(model="stuck-threads")))
         assert (await error_of(bystander)).reason is Reason.ENGINE_RESTARTED
         await supervisor.until(State.READY, times=2)
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
         assert supervisor.pid != first
-        assert not supervisor.quarantine.knows
+        assert not supervisor.router.quarantine.knows
 
 
 def test_a_daemon_with_a_thread_that_hangs_serves_tells_of_health_and_ends(

@@ -24,7 +24,7 @@ from daemon.kv.nodes import NamespaceCounters
 from daemon.server.validation import MAX_NAME_BYTES, MAX_REQUEST_BYTES
 from daemon.shared.frames import MAX_FRAME_BYTES, encode_frame
 from daemon.shared.model_names import climbs, plain
-from daemon.shared.model_overrides import MOST, ModelOverrides
+from daemon.shared.model_overrides import MOST_CHOICES, ModelOverrides
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.builders import Clock, FakeModels
@@ -189,12 +189,12 @@ def test_revisions_of_hub_ids_are_remembered_in_part() -> None:
 
 
 def test_what_was_asked_of_models_and_learned_of_them_is_bounded() -> None:
-    keeps, sizer = ModelOverrides(), ChunkSizer()
+    overrides, sizer = ModelOverrides(), ChunkSizer()
     for number in range(EVEN_MORE):
-        keeps.note(pb.GetOrLoadRequest(model=f"/models/{number}", pin=True))
+        overrides.apply(ipc.Command(load=pb.GetOrLoadRequest(model=f"/models/{number}", pin=True)))
         sizer.measured(number, 10_000, 10.0)
         sizer.stepped(number, 0.1)
-    assert len(keeps.requests()) == MOST
+    assert len(overrides.recalls()) == MOST_CHOICES
     tables: list[Sized] = [sizer._sizes, sizer._last, sizer._steps]
     assert [len(table) for table in tables] == [policy._MOST_REMEMBERED] * 3
 

@@ -179,14 +179,14 @@ async def test_a_frame_that_cannot_be_written_fails_its_call() -> None:
             with failing([(engine_process, "encode_frame")], number) as nth:
                 call = None
                 try:
-                    call = supervisor.open(command("ok"), "ok")
+                    call = supervisor.router.open(command("ok"))
                     assert [event async for event in call.events()]
                 except Injected:
                     assert nth.reached
                 finally:
                     if call is not None:
                         call.close()
-            assert len(supervisor._calls) == len(supervisor._unsent) == 0, number
+            assert len(supervisor.router._calls) == len(supervisor.router._unsent) == 0, number
             if not nth.reached:
                 break
         assert number > 1

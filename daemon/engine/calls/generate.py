@@ -19,7 +19,6 @@ from daemon.engine.background.task import PROMPT, TEMPLATE, TOKENIZER, Task, alr
 from daemon.engine.calls.draft import DEFAULT_TOKENS, DraftModel, Guesser
 from daemon.engine.calls.model_lookup import Found, ModelLookup
 from daemon.engine.calls.model_search import Searches
-from daemon.engine.calls.recalled import Recalled
 from daemon.engine.execution.runner import Runner
 from daemon.engine.execution.sampling import Params
 from daemon.engine.execution.sequence import Draft, Sequence, Times
@@ -32,6 +31,7 @@ from daemon.engine.reporting import model_info
 from daemon.kv.keys import Namespace
 from daemon.shared.durations import duration, seconds
 from daemon.shared.errors import SidecarError, invalid
+from daemon.shared.model_overrides import ModelOverrides
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 Models = ModelCache[ModelSource, LoadedModel]
@@ -53,7 +53,7 @@ class Services:
     clock: Callable[[], float]
     seen: Callable[[ModelSource], None]
     shares: Callable[[Namespace, ModelSource], None]
-    recalled: Recalled
+    recalled: ModelOverrides
 
     def load(self, source: ModelSource, adapter: str = "", *, loaded_only: bool) -> Ticket[LoadedModel]:
         """
