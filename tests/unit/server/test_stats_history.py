@@ -41,6 +41,24 @@ def test_a_sample_has_every_figure() -> None:
     assert (sample.weights_bytes, sample.trie_bytes, sample.live_kv_bytes) == (5, 4, 3)
 
 
+def test_a_request_that_waits_for_its_model_is_in_flight() -> None:
+    """The engine's own queue begins where its model is loaded, so that the parent's counts, there and in `queued`."""
+    now = 0.0
+    admission = Admission(1)
+    history = History(lambda: now, admission)
+    router = CallRouter(lambda: now, history.note)
+    stats = Stats(Supervisor(["engine"], lambda: now, router), router, admission, history, lambda: now)
+    with admission.place() as ticket:
+        router.note_snapshot(pb.StatsResponse())
+        assert stats.response(pb.StatsRequest()).engine.queued == 1
+        admission.began(ticket)
+        now = INTERVAL_SECONDS
+        router.note_snapshot(pb.StatsResponse(engine=pb.EngineStats(decoding=1)))
+    answer = stats.response(pb.StatsRequest(include_history=True))
+    assert answer.engine.queued == 0
+    assert [sample.in_flight for sample in answer.history] == [1, 1]
+
+
 def test_an_hour_is_kept_and_no_more() -> None:
     """In number and in age: a daemon that was silent for long shows nothing old."""
     now = 0.0
