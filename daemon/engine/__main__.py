@@ -71,9 +71,9 @@ def main() -> int:
     link.start(ipc.Event(hello=hello(warming=True)))
     with limits_kept():  # only now: mlx-lm and what it needs take a second, and longer from a cold disk
         from daemon.engine.engine import Engine
-    from daemon.engine.memory.pressure import of_this_system
+    from daemon.engine.memory.pressure import system_pressure
 
-    engine = Engine(config, link, loop.post, seen, of_this_system(), clocks.elapsed)
+    engine = Engine(config, link, loop.post, seen, system_pressure(), clocks.elapsed)
     engines.append(engine)
     link.send(ipc.Event(hello=hello()))
     link.flush()

@@ -25,7 +25,7 @@ from daemon.server.stats import History, Stats
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_process import engine_command
 from daemon.server.supervision.supervisor import State, Supervisor
-from daemon.server.wake_lock import Wakefulness, WakeLock, of_this_system
+from daemon.server.wake_lock import Wakefulness, WakeLock, system_wake_lock
 from daemon.shared import clocks, logs, observed_time, process_setup
 from daemon.shared.config import Config, ConfigError
 from daemon.shared.failpoints import failpoint
@@ -137,7 +137,7 @@ class Daemon:
         self._stop_now = asyncio.Event()
         self._status = 0
         command = engine or engine_command(config.to_json())
-        self._wakefulness = Wakefulness(wake_lock or of_this_system(), _later)
+        self._wakefulness = Wakefulness(wake_lock or system_wake_lock(), _later)
         self._admission = Admission(config.max_queue, self._became_idle, self._wakefulness.busy)
         history = History(clocks.elapsed, self._admission)
         self._router = CallRouter(clocks.awake, history.note)

@@ -79,8 +79,8 @@ class Caffeinate:
         return bool(self._pid)
 
 
-def of_this_system(platform: str = sys.platform) -> WakeLock:
-    """Return the lock that this system has."""
+def system_wake_lock(platform: str = sys.platform) -> WakeLock:
+    """Return the wake lock of this operating system."""
     return Caffeinate() if platform == "darwin" else NoWakeLock()
 
 

@@ -96,7 +96,7 @@ def sysctl_level() -> int | None:
     return None if failed else value.value
 
 
-def of_this_system(platform: str = sys.platform) -> Source:
+def system_pressure(platform: str = sys.platform) -> Source:
     """Return the source that this system has."""
     if platform == "darwin":
         return MacPressure(sysctl_level)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from daemon.server.wake_lock import LINGER_SECONDS, Caffeinate, NoWakeLock, Wakefulness, of_this_system
+from daemon.server.wake_lock import LINGER_SECONDS, Caffeinate, NoWakeLock, Wakefulness, system_wake_lock
 from tests.support.daemons import alive, wait_until
 
 
@@ -132,5 +132,5 @@ def test_a_mac_without_caffeinate_is_told_of_once(tmp_path: Path) -> None:
 
 def test_only_a_mac_is_kept_awake() -> None:
     """A server does not doze off."""
-    assert isinstance(of_this_system("darwin"), Caffeinate)
-    assert isinstance(of_this_system("linux"), NoWakeLock)
+    assert isinstance(system_wake_lock("darwin"), Caffeinate)
+    assert isinstance(system_wake_lock("linux"), NoWakeLock)
