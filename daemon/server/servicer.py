@@ -1,4 +1,4 @@
-"""The servicer: translates between gRPC and the engine's calls. It decides nothing."""
+"""The gRPC servicer: one method for each RPC, which checks, admits and carries one call."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     """
-    Serves the four RPCs. Errors leave as `SidecarError`; the interceptor turns them into statuses.
+    The four RPCs. Errors leave as `SidecarError`; the interceptor turns them into statuses.
 
     Args:
         router: The way to the engine.
-        admission: Lets calls in.
+        admission: Gives places in the queue.
         stats: Answers Stats.
     """
 
@@ -44,12 +44,12 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     async def GetOrLoad(  # noqa: N802
         self, request: pb.GetOrLoadRequest, context: Context
     ) -> AsyncIterator[pb.GetOrLoadResponse]:
-        """See the proto."""
+        """Load a model; see the proto."""
         bind_contextvars(model=_name(request.model))
         check_load(request)
         make_plain(request)
         with self._admission.place() as ticket:
-            self._admission.began(ticket)
+            self._admission.began(ticket)  # a load never counts as waiting: max_queue is about prompts
             with closing(self._router.open(ipc.Command(load=request))) as call:
                 ticket.drop = call.fail
                 async for event in call.events():
@@ -63,7 +63,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         bind_contextvars(model=_name(request.model))
         check_generate(request)
         make_plain(request)
-        await asyncio.sleep(0)  # here and below: see the interceptor
+        await asyncio.sleep(0)  # here and below: other calls get their turn between the stages of a large request
         request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
         bind_contextvars(request_id=request.request_id)
         command = ipc.Command(generate=request)
@@ -102,19 +102,19 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
 
 
 def _name(model: str) -> str:
-    """Return a model's name for the log, also one that will be refused for its length."""
+    """Return a model's name for the log, cut to the longest valid name; it is not checked yet."""
     return model[:MAX_NAME_BYTES]
 
 
 def _note_load(event: pb.GetOrLoadResponse) -> None:
-    """Put what the canonical log line shows into the log context."""
+    """Add the fields of a load to the call's log line."""
     if event.HasField("ready"):
         outcome = pb.LoadOutcome.Name(event.ready.outcome).removeprefix("LOAD_OUTCOME_").lower()
         bind_contextvars(outcome=outcome, load_s=_rounded(seconds(event.ready.load_time)))
 
 
 def _note_generate(event: pb.GenerateResponse) -> None:
-    """Put what the canonical log line shows into the log context."""
+    """Add the fields of an answer to the call's log line."""
     if event.HasField("started"):
         bind_contextvars(prompt_tokens=event.started.prompt_tokens, cached_tokens=event.started.cached_tokens)
     elif event.HasField("finished"):
