@@ -35,7 +35,7 @@ Descriptor = Any
 """Descriptor of a message; protobuf has two unrelated classes of them."""
 
 _NUMBERS = object()
-"""Stands for a packed list of numbers, whose elements need no look."""
+"""Stands for a packed list of numbers. Its elements need no look."""
 
 T = TypeVar("T", bound=Message)
 

@@ -1,8 +1,8 @@
 """
-Answers the Stats RPC from figures that the parent has already: three subjects, each below the next.
+Statistics for the Stats RPC: current figures, an hour of history, and latency histograms.
 
-* `Stats` lays the parent's own figures over the engine's latest snapshot. It never asks the engine, so that a hung
-  engine can be looked at.
+* `Stats` lays the parent's own figures over the engine's latest snapshot. It never asks the engine: a hung engine must
+  not hide its own state.
 * `History` keeps an hour of samples. They are taken as snapshots arrive, so that an idle daemon is not woken for them.
 * `Latency` counts the durations of completed Generate calls in histograms.
 """
@@ -174,7 +174,7 @@ class Latency:
             "first_token": first,
             "total": first + decode,
         }
-        # A request whose model was loaded already has no load, rather than a short one.
+        # Without a load there is no span, rather than a short one.
         if timings.load.ToNanoseconds():
             spans["load"] = seconds(timings.load)
         # The first token comes from prefill, so that decode made one token less.

@@ -22,7 +22,7 @@ from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 MOST_CHOICES = 256
-"""Pairs of model and adapter; the one whose choice is oldest is forgotten first."""
+"""Pairs of model and adapter that are kept; the pair that was chosen for longest ago is forgotten first."""
 
 
 class ModelOverrides:
