@@ -1,4 +1,4 @@
-"""Processes that are stopped and go on: the clock jumped for them, and none of them is to blame for that."""
+"""Stopped processes: when a process goes on after a stop, no limit of time counts the stop against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A supervisor of fake engines, and what tests say to it."""
+"""Helpers for tests of the supervisor and the router, with fake engines."""
 
 from __future__ import annotations
 

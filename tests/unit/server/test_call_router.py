@@ -19,7 +19,7 @@ class Line:
 
     @property
     def kinds(self) -> list[str | None]:
-        """What each command is."""
+        """The kind of each command."""
         return [command.WhichOneof("body") for command in self.commands]
 
 

@@ -1,4 +1,4 @@
-"""One daemon for each socket: at any time at most one holds the lock, and nobody's live socket is touched."""
+"""One daemon for each socket: at most one process holds the lock, and a live socket is never touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stats: the engine's last figures, with what only the parent knows, also while there is no engine."""
+"""Stats: the engine's latest figures with the parent's own, also while there is no engine."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_parents_figures_are_laid_over_the_engines() -> None:
 
 
 def test_every_state_of_the_supervisor_has_a_name_in_the_api() -> None:
-    """None is left out."""
+    """Each state has its own name."""
     rig = Rig()
     names = set()
     for state in State:

@@ -1,4 +1,4 @@
-"""The history: samples of an hour, taken as figures arrive."""
+"""The history: samples of an hour, taken as snapshots arrive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The supervisor: exactly one engine, whose deaths its callers survive with a typed error; no process is left."""
+"""The supervisor: exactly one engine runs, callers get a typed error when it dies, and no process is left."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ async def test_an_engine_that_loads_its_libraries_for_long_serves_only_then(tmp_
 
 async def test_a_death_while_libraries_load_is_blamed_on_no_call(tmp_path: Path) -> None:
     """
-    Those that were not sent yet wait for the next engine, which serves only when it takes them; heartbeats of the first
-    do not save it.
+    Calls that were not sent wait for the next engine, which serves only when it takes them. Heartbeats do not keep the
+    first engine alive.
     """
     warm, clock = tmp_path / "warm", Clock()
     async with supervising("--warm", str(warm), clock=clock) as supervisor:
@@ -105,7 +105,7 @@ async def test_stop_ends_a_back_off() -> None:
 
 
 async def test_a_death_fails_what_was_running_and_nothing_else() -> None:
-    """What runs elsewhere fails with a time to come back; a new engine answers what comes then."""
+    """Running calls fail with a time to retry; a new engine answers the calls after that."""
     async with supervising() as supervisor:
         bystander = opened(supervisor, "hold")
         await until_delta(bystander)
@@ -122,7 +122,7 @@ async def test_a_death_fails_what_was_running_and_nothing_else() -> None:
 
 
 async def test_the_events_before_a_death_are_read_before_its_error() -> None:
-    """The caller gets what there was."""
+    """The caller gets the events that came before."""
     async with supervising() as supervisor:
         call = opened(supervisor, "die")
         events = call.events()
@@ -192,7 +192,7 @@ async def test_back_off_starts_again_after_a_stable_life() -> None:
 
 
 async def test_only_a_running_call_is_cancelled_and_only_once(journal: Callable[[], list[dict[str, Any]]]) -> None:
-    """Closing twice, closing what is over and closing what was never sent say nothing to the engine."""
+    """The engine is not told about a second close, a call that is over, or a call that was never sent."""
     async with supervising() as supervisor:
         unsent = opened(supervisor, "hold")
         unsent.close()

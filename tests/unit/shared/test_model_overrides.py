@@ -28,7 +28,7 @@ def dropped(overrides: ModelOverrides, names: list[str] | None = None, **target:
 
 
 def requests(overrides: ModelOverrides) -> list[pb.GetOrLoadRequest]:
-    """Return what a new engine is told."""
+    """Return the choices that a new engine is told about."""
     return [command.recall for command in overrides.recalls()]
 
 
