@@ -59,7 +59,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        """See the proto."""
+        """Generate a completion; see the proto."""
         bind_contextvars(model=_name(request.model))
         check_generate(request)
         make_plain(request)
@@ -85,7 +85,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
                 yield event.generate
 
     async def Invalidate(self, request: pb.InvalidateRequest, context: Context) -> pb.InvalidateResponse:  # noqa: N802
-        """See the proto."""
+        """Drop weights or prefixes; see the proto."""
         check_invalidate(request)
         make_plain(request)
         bind_contextvars(target=request.WhichOneof("target"), dry_run=request.dry_run)
@@ -97,7 +97,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         return answer
 
     async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsResponse:  # noqa: N802
-        """See the proto."""
+        """Return the state of the daemon; see the proto."""
         return self._stats.response(request)
 
 

@@ -146,6 +146,16 @@ class Config:
         ),
     )
 
+    @property
+    def model_cache_bytes(self) -> int:
+        """Most bytes of weights kept in memory."""
+        return self.model_cache_mb << 20
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Most bytes of cached prefixes."""
+        return self.kv_cache_mb << 20
+
     def to_json(self) -> str:
         """Return all values as one line of JSON, for `from_json` in another process."""
         return json.dumps(asdict(self), default=str)

@@ -87,6 +87,10 @@ class _Vitals:
     Args:
         seen: Seconds that this process saw.
         clock: Seconds that never go back.
+
+    Attributes:
+        last_sign: When its last event came, by `seen`.
+        threads_stuck: Threads that hang, by its last heartbeat.
     """
 
     def __init__(self, seen: SeenTime, clock: Callable[[], float]) -> None:
@@ -94,7 +98,7 @@ class _Vitals:
         self._seen = seen
         self._clock = clock
         self._started = clock()
-        self._started_seen = self._last_sign = seen()
+        self._started_seen = self.last_sign = seen()
         self._step_age_then = 0.0
         """Age of the current step at the last heartbeat; 0 when idle."""
 
@@ -111,7 +115,7 @@ class _Vitals:
     @property
     def silence(self) -> float:
         """Seconds since its last event."""
-        return self._seen() - self._last_sign
+        return self._seen() - self.last_sign
 
     @property
     def step_age(self) -> float:
@@ -127,10 +131,6 @@ class _Vitals:
     def hopeless(self) -> bool:
         """Whether an engine that takes calls has to be killed."""
         return self.silence > SILENT_SECONDS or self.step_age > STUCK_SECONDS or self.threads_stuck >= MOST_STUCK
-
-    def sign(self) -> None:
-        """Note that the engine has sent something."""
-        self._last_sign = self._seen()
 
     def heartbeat(self, beat: ipc.Heartbeat) -> None:
         """Note what a heartbeat tells."""
@@ -288,7 +288,7 @@ class Supervisor:
         return vitals.hopeless
 
     def _on_event(self, event: ipc.Event) -> None:
-        self._vitals.sign()
+        self._vitals.last_sign = self._seen()
         kind = event.WhichOneof("body")
         if kind == "heartbeat":
             self._vitals.heartbeat(event.heartbeat)
