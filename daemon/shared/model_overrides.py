@@ -26,7 +26,7 @@ MOST_CHOICES = 256
 
 
 class ModelOverrides:
-    """What the last callers chose for each model and adapter. Pure."""
+    """The choices of the last callers for each model and adapter. Pure."""
 
     def __init__(self) -> None:
         self._chosen: OrderedDict[tuple[str, str], pb.GetOrLoadRequest] = OrderedDict()

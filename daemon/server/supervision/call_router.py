@@ -12,8 +12,8 @@ Calls are unsent while no engine is connected. `connect` first tells the new eng
 revisions that callers chose, then sends the calls that wait. So a call that waits for a new engine finds its model as
 the callers before it wanted it.
 
-The router knows nothing about processes. The supervisor, which does, tells it when an engine takes calls (`connect`),
-has closed its socket (`disconnect`), is dead (`engine_died`), and that there will be none any more (`close`).
+The router knows nothing about processes. The supervisor tells it when an engine takes calls (`connect`), has closed its
+socket (`disconnect`) or is dead (`engine_died`), and when no engine will come any more (`close`).
 """
 
 from __future__ import annotations

@@ -3,16 +3,15 @@ Keeps exactly one engine process running: starts it, watches it, kills it when i
 
 States of the engine process:
 
-                 hello, warming           hello                 no step or no sign for 5 s
-      STARTING ------------------> WARMING -----> READY <--------------------------------> STALLED
-       ^  ^  |                      |  |            |          both again within 5 s          |
-       |  |  +-- hello -------------|--|--> READY   |                                         |
-       |  +------ after 5 s --------+  |            |                                         |
-       |                               v            v                                         v
-       |    back-off of 1 to 60 s      +------------+------ the process ends, or is killed ---+
-       +------------------------- RESTARTING <------+
+                     hello, warming           hello             5 s without a sign or a step
+         STARTING --------------------> WARMING ----> READY ------------------------------> STALLED
+         ^  ^   |                          |            ^ ^                                    |
+         |  |   +---------- hello ---------|------------+ +---------- progress again ----------+
+         |  +------------ after 5 s -------+
+         |
+         +-- back-off -- RESTARTING <-- the process ends or is killed -- each of these states
 
-      STOPPED follows every state once `stop` was called, and no state follows it.
+         STOPPED <-- stop() -- each state; no state follows it
 
 * STARTING: the process loads libraries. A hang cannot be told from a slow disk yet; it is killed after 120 s.
 * WARMING: STARTING of the first engine, within its first 5 s. Health says SERVING: the wait is short. A later engine
@@ -22,8 +21,8 @@ States of the engine process:
   threads that hang on disks.
 * RESTARTING: there is no process. The back-off doubles with each death, and begins anew after a life of 60 s.
 
-All limits count only the time in which this process ran (`SeenTime`): a parent that was stopped finds old heartbeats.
-The calls themselves are the router's business: it is told when an engine takes calls and when it is dead.
+These limits count only the time in which this process ran (`SeenTime`): a parent that was stopped finds old heartbeats.
+Calls are the router's business: the supervisor tells it when an engine takes calls and when it is dead.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class State(Enum):
 
 class _Vitals:
     """
-    What is known about one engine's progress. A new engine gets new ones.
+    The progress of one engine. A new engine gets a new instance.
 
     Args:
         seen: Seconds that this process saw.
@@ -133,7 +132,7 @@ class _Vitals:
         return self.silence > SILENT_SECONDS or self.step_age > STUCK_SECONDS or self.threads_stuck >= MOST_STUCK
 
     def heartbeat(self, beat: ipc.Heartbeat) -> None:
-        """Note what a heartbeat tells."""
+        """Note the content of a heartbeat."""
         self._step_age_then = seconds(beat.step_age) if beat.HasField("step_age") else 0.0
         self.threads_stuck = beat.stuck
 
