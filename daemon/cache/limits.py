@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.cache.entry import Entry
-from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.errors import RETRY_SECONDS, Reason, SidecarError
 from daemon.shared.wording import size, sizes_apart
 
 
@@ -59,10 +59,6 @@ class Counters:
         return self.hits / lookups if lookups else 0.0
 
 
-RETRY_IN_USE = 2.0
-"""Seconds after which a caller may ask again for room that others use."""
-
-
 def oversize(name: str, needed: int, budget: int, allowed_by: str = "model_cache_mb") -> SidecarError:
     """Return the refusal of a model that can never fit."""
     needs, allowed = sizes_apart(needed, budget)
@@ -87,7 +83,7 @@ def in_use(name: str, needed: int, budget: int, holders: Iterable[Entry[Any]]) -
             "budget_bytes": str(budget),
             **{holder: str(nbytes) for holder, nbytes in held.items()},
         },
-        retry_after=RETRY_IN_USE,
+        retry_after=RETRY_SECONDS,
     )
 
 

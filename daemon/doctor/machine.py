@@ -43,7 +43,6 @@ AS_TESTED = (
 )
 
 OLDEST_MACOS = 14
-MIB = 1 << 20
 
 
 def versions(installed: Callable[[str], str] = version) -> Finding:
@@ -120,7 +119,7 @@ def _memory(probe: dict[str, Any], config: Config) -> Finding:
         found += (
             f": 0.9 of the recommended working set, {size(probe['working_set_bytes'])} of {size(probe['memory_bytes'])}"
         )
-    asked = (config.model_cache_mb + config.kv_cache_mb) * MIB
+    asked = config.model_cache_bytes + config.kv_cache_bytes
     if asked > limit:
         found += f"; model_cache_mb and kv_cache_mb together ask for {size(asked)}, and share what there is"
     return ok("memory", found)

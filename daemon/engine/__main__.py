@@ -75,9 +75,9 @@ def main() -> int:
     link.start(ipc.Event(hello=hello(warming=True)))
     with limits_kept():  # only now: importing mlx-lm takes a second, and longer from a cold disk
         from daemon.engine.composition import build_engine
-    from daemon.engine.memory.pressure import of_this_system
+    from daemon.engine.memory.pressure import system_pressure
 
-    engine = build_engine(config, link, loop.post, seen, of_this_system(), clocks.elapsed)
+    engine = build_engine(config, link, loop.post, seen, system_pressure(), clocks.elapsed)
     engines.append(engine)
     link.send(ipc.Event(hello=hello()))
     link.flush()

@@ -16,7 +16,6 @@ from daemon.engine.background.thread_priority import Streams, aside
 from daemon.engine.calls.invalidate import Invalidator
 from daemon.engine.calls.model_loading import ModelLoader
 from daemon.engine.calls.model_lookup import ModelLookup
-from daemon.engine.calls.recalled import Recalled
 from daemon.engine.calls.services import Models, Services
 from daemon.engine.device import working_set
 from daemon.engine.engine import Engine
@@ -34,8 +33,7 @@ from daemon.kv.evictor import PrefixLimits
 from daemon.kv.mlx.adapters.kv_cache import copied
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.config import Config
-
-MIB = 1 << 20
+from daemon.shared.model_overrides import ModelOverrides
 
 
 def build_engine(
@@ -63,7 +61,7 @@ def build_engine(
     ttl_clock = ttl_clock or clock
     budget = MemoryBudget(memory_limit(working_set()))
     buffers = BufferCache(budget.limit)
-    prefix_limits = PrefixLimits(config.max_cache_blocks, config.kv_cache_mb * MIB)
+    prefix_limits = PrefixLimits(config.max_cache_blocks, config.kv_cache_bytes)
     prefixes = PrefixCache(prefix_limits, config.min_prefix_len, copy=copied)
     outbox = Outbox(wire)
     memory = EngineMemory(budget, prefixes)
@@ -96,7 +94,7 @@ def build_engine(
         clock=clock,
         names=invalidator.known,
         namespaces=namespaces,
-        recalled=Recalled(),
+        overrides=ModelOverrides(),
     )
     source = pressure if config.evict_on_memory_pressure else normal
     relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)
@@ -104,5 +102,5 @@ def build_engine(
 
 
 def _model_limits(config: Config, budget: MemoryBudget) -> ModelLimits:
-    nbytes = min(config.model_cache_mb * MIB, budget.limit)
+    nbytes = min(config.model_cache_bytes, budget.limit)
     return ModelLimits(nbytes, config.max_models, config.model_ttl, config.evict_on_memory_pressure, budget.limit)

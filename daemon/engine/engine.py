@@ -17,7 +17,6 @@ from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.scheduling.batching_window import BatchingWindow, most_seconds
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.v1 import ipc_pb2 as ipc
-from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 SWEEP_SECONDS = 1.0
 """How often idle models are checked and figures are sent when nothing happens."""
@@ -98,13 +97,13 @@ class Engine:
         elif kind == "hold":
             self._runner.hold(call_id, held=command.hold.held)
         elif kind == "recall":
-            self._recall(call_id, command.recall)
+            self._recall(call_id, command)
 
-    def _recall(self, call_id: int, request: pb.GetOrLoadRequest) -> None:
+    def _recall(self, call_id: int, command: ipc.Command) -> None:
         """Keep a pin and a time to live, asked of the engine before this one, for the next load of the model."""
         try:
-            self._services.lookup.prefer(request.model, request.revision)
-            self._services.recalled.keep(request)
+            self._services.lookup.prefer(command.recall.model, command.recall.revision)
+            self._services.overrides.apply(command)
         except Exception as error:
             self._outbox.fail(call_id, as_sidecar_error(error))
 

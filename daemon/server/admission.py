@@ -1,4 +1,9 @@
-"""Admission: how many requests may wait, and none while the daemon drains. Pure; runs on the event loop."""
+"""
+Admission control: limits how many requests wait, and refuses all while the daemon drains. Pure, on the event loop.
+
+A call takes a place when it arrives. It counts as waiting until its first event comes from the engine: `began`. The
+limit is on waiting calls; how many run at a time is the engine's matter.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +13,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.errors import RETRY_SECONDS, Reason, SidecarError
 
 MAX_WAITING_TOKENS = 2_000_000
-RETRY_QUEUE_FULL = 2.0
-"""Seconds after which a caller may ask again while it is not known how fast the queue drains."""
+"""Prompt tokens of all waiting calls. A prompt alone may have more."""
 
-LEAST_RETRY, MOST_RETRY = 0.5, 60.0
+LEAST_RETRY_SECONDS, MOST_RETRY_SECONDS = 0.5, 60.0
+"""Bounds of the time to retry that is computed from the speed of the queue."""
 _RECENT = 32
-RETRY_SHUTTING_DOWN = 2.0
+"""Places that became free last, from which that speed is computed."""
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
     """
-    One call's place, from its arrival to its end.
+    The place of one call, from its arrival to its end.
 
     Attributes:
         drop: Ends the call with an error, if the daemon ends before the call does.
         waiting: Whether it has not begun to run.
-        tokens: Tokens of its prompt, once they are known.
+        tokens: Tokens of its prompt; 0 before the engine has counted them.
     """
 
     drop: Callable[[SidecarError], None] = lambda _: None
@@ -37,12 +42,12 @@ class Ticket:
 
 class Admission:
     """
-    Counts calls.
+    Gives places to calls.
 
     Args:
-        max_waiting: Most Generate calls that wait for their model or a slot.
-        on_idle: Called whenever the last call has ended.
-        on_busy: Called whenever a first call begins.
+        max_waiting: Most calls that wait: for their model, their prompt's tokens or a slot.
+        on_idle: Called when the last open call has ended.
+        on_busy: Called when a call arrives while none is open.
         clock: Seconds that never go back.
     """
 
@@ -56,7 +61,7 @@ class Admission:
         self.rejected = 0
         self._clock = clock
         self._drained: deque[float] = deque(maxlen=_RECENT)
-        """When places in the queue became free last."""
+        """When waiting calls began to run, the last few, oldest first."""
         self._max_waiting = max_waiting
         self._on_idle = on_idle
         self._on_busy = on_busy
@@ -101,7 +106,7 @@ class Admission:
             self.leave(ticket)
 
     def leave(self, ticket: Ticket) -> None:
-        """Give a place back before the block ends; harmless twice."""
+        """Give a place back before its block ends. Harmless twice."""
         if ticket in self._tickets:
             self.began(ticket)
             self._tickets.discard(ticket)
@@ -122,8 +127,8 @@ class Admission:
         ticket.tokens = tokens
 
     def began(self, ticket: Ticket) -> None:
-        """Note that a call waits no longer."""
-        if ticket.waiting and ticket.tokens:  # others, such as loads, do not tell how fast prompts are worked off
+        """Note that a call runs. Harmless twice."""
+        if ticket.waiting and ticket.tokens:  # calls without a prompt do not tell the queue's speed
             self._drained.append(self._clock())
         ticket.waiting = False
 
@@ -131,28 +136,28 @@ class Admission:
         return SidecarError(Reason.QUEUE_FULL, f"{why}; try again shortly", retry_after=self._until_a_place())
 
     def _until_a_place(self) -> float:
-        """Return the seconds in which one more place becomes free, as fast as the last ones did until now."""
+        """Estimate the seconds until a place becomes free, from the mean time between the last few."""
         if len(self._drained) < 2:
-            return RETRY_QUEUE_FULL
+            return RETRY_SECONDS
         each = (self._clock() - self._drained[0]) / len(self._drained)
-        return min(MOST_RETRY, max(LEAST_RETRY, each))
+        return min(MOST_RETRY_SECONDS, max(LEAST_RETRY_SECONDS, each))
 
     def close(self) -> None:
-        """Take nobody in any more, and drop those that wait."""
+        """Refuse calls from now on, and end those that wait."""
         self._closed = True
         for ticket in [ticket for ticket in self._tickets if ticket.waiting]:
             ticket.drop(shutting_down())
 
     def cut_off(self) -> None:
-        """Drop also those that run, once their time is over."""
+        """End also the calls that run, when the time of the drain is over."""
         for ticket in list(self._tickets):
             ticket.drop(shutting_down())
 
 
 def shutting_down() -> SidecarError:
-    """Return the error of calls that come, or wait, while the daemon drains."""
+    """Return the error for calls that arrive or wait while the daemon drains."""
     return SidecarError(
         Reason.SHUTTING_DOWN,
         "the daemon is shutting down; try again shortly",
-        retry_after=RETRY_SHUTTING_DOWN,
+        retry_after=RETRY_SECONDS,
     )

@@ -1,4 +1,4 @@
-"""The daemon: wires its parts, serves until told to stop, drains, and leaves nothing behind."""
+"""The daemon process: puts its parts together, serves until a signal, drains, and cleans up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-# gRPC's fork handlers can hang a process that starts others; this one never forks. Whoever imports gRPC first reads it.
+# gRPC's fork handlers can hang a process that starts others; this process never forks. gRPC reads it when imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import structlog
@@ -21,10 +21,11 @@ from daemon.server.admission import Admission
 from daemon.server.call_record import CallRecord
 from daemon.server.singleton import InstanceLock, PublishedSocket
 from daemon.server.socket_path import prepare_socket_path
-from daemon.server.stats import Stats
+from daemon.server.stats import History, Stats
+from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_process import engine_command
 from daemon.server.supervision.supervisor import State, Supervisor
-from daemon.server.wake_lock import Wakefulness, WakeLock, of_this_system
+from daemon.server.wake_lock import Wakefulness, WakeLock, system_wake_lock
 from daemon.shared import clocks, logs, observed_time, process_setup
 from daemon.shared.config import Config, ConfigError
 from daemon.shared.failpoints import failpoint
@@ -33,28 +34,30 @@ if TYPE_CHECKING:
     from daemon.server.grpc_server import Server
 
 ORPHAN_SECONDS = 3.0
-"""An engine whose parent was killed exits within two seconds; a new daemon waits a little longer for it."""
+"""Wait for the engine of a killed daemon, which exits within two seconds after its parent."""
 ENGINE_STOP_SECONDS = 3.0
+"""Time of the engine to exit; then it is killed."""
 SERVER_STOP_SECONDS = 1.0
-"""Calls that were cut off have this long to tell their callers; a caller that does not read gets no reason."""
+"""Time in which the errors of calls that were cut off reach their clients."""
 SOCKET_CHECK_SECONDS = 2.0
+"""Between two looks whether the socket is still there."""
 
 log = structlog.get_logger()
 
 
 def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock | None = None) -> int:
     """
-    Serve until SIGTERM or SIGINT, and return the exit status. SIGHUP opens the log file anew; on a terminal it ends.
+    Serve until SIGTERM or SIGINT, and return the exit status. SIGHUP reopens the log file; on a terminal it ends.
 
     Args:
         config: The configuration.
-        engine: Command line of the engine, `--fd N` left out; None for the real one.
-        wake_lock: Keeps the machine from sleep while calls run; None for what this system has.
+        engine: Command line of the engine, without `--fd N`; None for the real engine.
+        wake_lock: Keeps the machine awake while calls run; None for the lock of this operating system.
 
     Raises:
         SocketPathError: If the socket cannot be made where it should be.
-        AlreadyRunning: If another daemon serves it.
-        ConfigError: If spans are asked for that cannot be sent, or the limits of this process are too low.
+        AlreadyRunning: If another daemon serves the socket.
+        ConfigError: If tracing is on and spans cannot be sent, or if a limit of this process is too low.
     """
     _settle()
     logs.configure(config.log_level, None)
@@ -64,9 +67,9 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
         inherited = lock.inheritable_copy()
         failpoint("lock.taken")
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts; all our processes inherit it
-        os.chdir("/")  # no later engine could start in a directory that somebody deleted meanwhile
+        os.chdir("/")  # an engine cannot start in a directory that was deleted meanwhile
         logs.take_over()
-        # Only now: a daemon that is refused must not touch the log file of the one that runs.
+        # Only now: a daemon that is refused must not touch the log file of the running daemon.
         logs.configure(config.log_level, config.log_file)
         if (instead := process_setup.settle_temporary_directory()) is not None:
             log.warning("temporary files go elsewhere: TMPDIR cannot be written to", directory=instead)
@@ -78,7 +81,7 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
 
 
 def _settle() -> None:
-    """Make the best of where the process was started; what it cannot do with is a ConfigError."""
+    """Set up descriptors, signals and limits. Raises ConfigError if a limit is too low."""
     process_setup.hold_standard_streams()
     process_setup.ignore_stray_signals()
     process_setup.allow_connections()
@@ -87,7 +90,7 @@ def _settle() -> None:
 
 @contextmanager
 def _spans(config: Config) -> Iterator[Callable[[CallRecord], None]]:
-    """Yield what is told of each call that ends: nothing, or an OpenTelemetry tracer, which is closed after."""
+    """Yield the function that gets each call that ended: an OpenTelemetry tracer, or nothing where tracing is off."""
     if not config.tracing:
         yield lambda _: None
         return
@@ -111,13 +114,13 @@ def _later(delay: float, action: Callable[[], None]) -> asyncio.TimerHandle:
 
 class Daemon:
     """
-    One daemon on one socket, whose lock the caller holds.
+    One daemon on one socket. The caller holds the lock of the socket.
 
     Args:
         config: Its configuration.
-        engine: Command line of its engine; None for the real one.
-        wake_lock: Keeps the machine from sleep while calls run; None for what this system has.
-        on_end: Told of each call that ends.
+        engine: Command line of its engine; None for the real engine.
+        wake_lock: Keeps the machine awake while calls run; None for the lock of this operating system.
+        on_end: Called with each call that ends.
         on_spawn: Called with the process id of each new engine.
     """
 
@@ -136,10 +139,12 @@ class Daemon:
         self._stop_now = asyncio.Event()
         self._status = 0
         command = engine or engine_command(config.to_json())
-        self._supervisor = Supervisor(command, clocks.awake, self._engine_changed, on_spawn)
-        self._wakefulness = Wakefulness(wake_lock or of_this_system(), _later)
+        self._wakefulness = Wakefulness(wake_lock or system_wake_lock(), _later)
         self._admission = Admission(config.max_queue, self._became_idle, self._wakefulness.busy)
-        self._stats = Stats(self._supervisor, self._admission, clocks.elapsed)
+        history = History(clocks.elapsed, self._admission)
+        self._router = CallRouter(clocks.awake, history.note)
+        self._supervisor = Supervisor(command, clocks.awake, self._router, self._engine_changed, on_spawn)
+        self._stats = Stats(self._supervisor, self._router, self._admission, history, clocks.elapsed)
         self._server: Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -160,7 +165,7 @@ class Daemon:
             self._spawn(self._guard(socket))
             await self._stop.wait()
             await self._drain()
-            # First, so that whoever calls meanwhile is told when to come back; gRPC's own stop only says CANCELLED.
+            # First, so that calls that still come get a reason and a time to retry; gRPC's own stop says CANCELLED.
             await self._supervisor.stop(ENGINE_STOP_SECONDS)
             await server.stop(SERVER_STOP_SECONDS)
         finally:
@@ -174,10 +179,10 @@ class Daemon:
 
     async def _start_server(self, socket: PublishedSocket) -> Server:
         await self._supervisor.spawned()
-        # Only now: the engine loads its libraries meanwhile, and whoever comes first waits for those.
+        # Only now: while gRPC is imported, the engine, which takes longer to start, loads its libraries.
         from daemon.server.grpc_server import Server
 
-        server = Server(self._supervisor, self._admission, self._stats, self._cancelled, self._on_end)
+        server = Server(self._router, self._admission, self._stats, self._cancelled, self._on_end)
         self._server = server
         await server.start(socket, serving=self._supervisor.serves)
         failpoint("socket.bound")
@@ -220,7 +225,7 @@ class Daemon:
             self._admission.cut_off()
 
     async def _guard(self, socket: PublishedSocket) -> None:
-        """Stop with a failure, for launchd to start afresh, if somebody removed or replaced the socket."""
+        """Stop with exit status 1 if the socket was removed or replaced, so that launchd starts a new daemon."""
         while socket.is_ours():  # noqa: ASYNC110 - a socket that is gone sends no event
             await asyncio.sleep(SOCKET_CHECK_SECONDS)
         log.error("the socket was removed or replaced; exiting", socket=str(socket.public))

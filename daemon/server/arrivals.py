@@ -1,9 +1,14 @@
 """
-Arrivals: how many requests may be on their way in, how long each may take, and how many bytes all of them may hold.
+Limits on incoming requests: how many are received at a time, for how long, and how many bytes all of them hold.
 
-gRPC assembles a request in memory before any handler sees a byte of it. What it assembles is bounded here: a request is
-only received in a place of its lane, for a limited time. Where no place is free, calls wait with what fits into a
-stream's window. Pure; runs on an event loop.
+gRPC assembles a whole request in memory before a handler sees a byte of it. The memory for that is bounded here:
+
+* A request is received only in a place of its method's lane. A lane has a few places.
+* It has 10 s to arrive whole, or 1 s while other calls wait for a place. A call waits 10 s for a place.
+* Calls without a place hold no more than the window of an HTTP/2 stream.
+* The bytes of all requests that have arrived count until their calls end.
+
+Pure; runs on an event loop.
 """
 
 from __future__ import annotations
@@ -18,24 +23,25 @@ from typing import TypeVar
 from daemon.shared.errors import Reason, SidecarError
 
 MAX_HELD_BYTES = 128 * 1024 * 1024
-"""Of all requests that have arrived and whose calls have not ended: sixteen of the largest."""
+"""Bytes of all requests of open calls: sixteen of the largest."""
 MAX_WAITING = 1_000
-"""Calls that wait for a place of one lane; beyond them, the one that came first is refused."""
-PATIENCE_SECONDS = 10.0
-"""A request has so long to arrive whole, and a call to get a place."""
+"""Calls that wait for a place of a lane. When one more comes, the oldest is refused."""
+ARRIVAL_SECONDS = 10.0
+"""Time of a request to arrive whole, and of a call to get a place."""
 HURRY_SECONDS = 1.0
-"""While others wait for a place, a request has so long. Eight megabytes take a tenth of that on a slow machine."""
-RETRY_SECONDS = 1.0
+"""The same while other calls wait for a place. Eight megabytes take a tenth of that on a slow machine."""
+ARRIVAL_RETRY_SECONDS = 1.0
+"""Time to retry of calls that are refused here."""
 
 T = TypeVar("T")
 
 
 class Lane:
     """
-    Places in which requests are received.
+    The places in which requests of some methods are received.
 
-    The call that came last gets the next place: among calls whose requests never arrive whole, one whose request is
-    there already is answered soonest that way.
+    The call that came last gets the next free place. Where many calls never send their request whole, a call that does
+    is answered soonest that way.
 
     Args:
         places: Requests that are received at a time.
@@ -47,7 +53,7 @@ class Lane:
     def __init__(
         self,
         places: int,
-        patience: float = PATIENCE_SECONDS,
+        patience: float = ARRIVAL_SECONDS,
         hurry: float = HURRY_SECONDS,
         most_waiting: int = MAX_WAITING,
     ) -> None:
@@ -56,14 +62,14 @@ class Lane:
         self._hurry = hurry
         self._most_waiting = most_waiting
         self._receiving: dict[asyncio.Timeout, float] = {}
-        """The limit of each request that is being received, and the loop's time at which that began."""
+        """Time limit of each request that is being received, and the loop's time at which its reception began."""
         self._free = places
         self._waiting: list[asyncio.Future[None]] = []
-        """Calls without a place, the last one at the end."""
+        """Calls without a place, the latest at the end."""
 
     async def receive(self, read: Callable[[], Awaitable[T]]) -> T:
         """
-        Return what `read` returns once a place is free.
+        Await `read` as soon as a place is free, and return its result.
 
         Raises:
             SidecarError: QUEUE_FULL without a place in time; SLOW_SENDER if the request does not arrive in time.
@@ -100,12 +106,13 @@ class Lane:
             if mine in self._waiting:
                 self._waiting.remove(mine)
             elif not mine.cancelled() and mine.exception() is None:
-                self._pass_on()  # the place came in the instant in which its call was given up
+                self._pass_on()  # the place was given in the same turn of the loop in which its call was given up
             if isinstance(error, TimeoutError):
                 raise _full("requests of others arrive too slowly") from None
             raise
 
     def _pass_on(self) -> None:
+        """Give a free place to the latest call that waits, or keep it."""
         while self._waiting:
             waiting = self._waiting.pop()
             if not waiting.done():
@@ -114,7 +121,7 @@ class Lane:
         self._free += 1
 
     def _hurry_up(self) -> None:
-        """Shorten the time of those that receive, because others wait."""
+        """Shorten the time of the requests that are being received, because a call waits for a place."""
         for limit, began in self._receiving.items():
             until = began + self._hurry
             if not limit.expired() and (limit.when() or 0.0) > until:
@@ -124,12 +131,12 @@ class Lane:
 @dataclass(frozen=True, slots=True)
 class Way:
     """
-    How calls of one method come in.
+    The limits of one method.
 
     Attributes:
-        lane: Where their requests are received.
-        most_bytes: Of one request.
-        most_open: Calls that are open at a time.
+        lane: Places in which its requests are received.
+        most_bytes: Most bytes of a request.
+        most_open: Most calls that are open at a time.
     """
 
     lane: Lane
@@ -139,12 +146,15 @@ class Way:
 
 class Arrivals:
     """
-    Counts what has arrived.
+    Applies the limits to all calls.
 
     Args:
-        ways: The way of each method, by its full name.
-        most_held: Bytes that all requests whose calls are open may have together.
+        ways: The limits of each method, by its full name.
+        most_held: Most bytes that the requests of all open calls may have together.
         on_refusal: Called for each call that is refused.
+
+    Attributes:
+        held: Bytes of the requests of all open calls.
     """
 
     def __init__(
@@ -159,11 +169,11 @@ class Arrivals:
     @contextmanager
     def call(self, method: str) -> Iterator[Arrival]:
         """
-        Yield the arrival of one call, which is open until the block ends.
+        Count a call as open until the block ends, and yield the way to its requests.
 
         Raises:
             SidecarError: QUEUE_FULL if too many calls of that method are open.
-            KeyError: If the method has no way.
+            KeyError: If the method is unknown.
         """
         way = self._ways[method]
         if self._open[method] >= way.most_open:
@@ -189,14 +199,15 @@ class Arrivals:
 
 class Arrival:
     """
-    One call's request, or requests.
+    The requests of one call.
 
     Args:
-        way: How it comes in.
-        take: Called with the bytes of each request; raises where that is too much.
+        way: The limits of its method.
+        take: Called with the size of each request; raises SidecarError if all requests are too large together.
 
     Attributes:
-        nbytes: Bytes of what has arrived; None before the first request.
+        nbytes: Bytes of the requests that have arrived; None before the first.
+        most_bytes: Most bytes of a request.
     """
 
     def __init__(self, way: Way, take: Callable[[int], None]) -> None:
@@ -207,25 +218,25 @@ class Arrival:
 
     async def receive(self, read: Callable[[], Awaitable[T]]) -> T:
         """
-        Return what `read` returns, the bytes of a request or what says that there is none.
+        Receive a request: return the result of `read`, which is its bytes, or a mark for the end of the stream.
 
         Raises:
             SidecarError: QUEUE_FULL or SLOW_SENDER, see `Lane.receive`; QUEUE_FULL if too many bytes are held.
         """
         data = await self._lane.receive(read)
-        if isinstance(data, bytes) and len(data) <= self.most_bytes:  # what is larger is refused and not held
+        if isinstance(data, bytes) and len(data) <= self.most_bytes:  # larger ones are refused later and not held
             self._take(len(data))
             self.nbytes = (self.nbytes or 0) + len(data)
         return data
 
 
 def _full(why: str) -> SidecarError:
-    return SidecarError(Reason.QUEUE_FULL, f"{why}; try again shortly", retry_after=RETRY_SECONDS)
+    return SidecarError(Reason.QUEUE_FULL, f"{why}; try again shortly", retry_after=ARRIVAL_RETRY_SECONDS)
 
 
 def _slow() -> SidecarError:
     return SidecarError(
         Reason.SLOW_SENDER,
-        f"the request did not arrive whole within {PATIENCE_SECONDS:g} s, or {HURRY_SECONDS:g} s while others waited",
-        retry_after=RETRY_SECONDS,
+        f"the request did not arrive whole within {ARRIVAL_SECONDS:g} s, or {HURRY_SECONDS:g} s while others waited",
+        retry_after=ARRIVAL_RETRY_SECONDS,
     )

@@ -1,4 +1,4 @@
-"""A call that has ended, as logs and traces tell of it."""
+"""The record of a call that has ended, as the log and the tracer get it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class CallRecord:
     Attributes:
         method: Full name of its RPC, as in "/package.Service/Method".
         code: Name of its gRPC code.
-        duration: Seconds that it took.
-        headers: Metadata that came with it, texts only.
-        fields: What its log line tells besides.
+        duration: Seconds from its arrival to its end.
+        headers: Metadata of the request, only the texts.
+        fields: The other fields of its log line.
     """
 
     method: str

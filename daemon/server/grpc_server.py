@@ -1,4 +1,24 @@
-"""The gRPC server on the private socket: our service, health and reflection."""
+"""
+The gRPC server on the daemon's private socket, with three services: the sidecar's own, health and reflection.
+
+The way of a request through the parent, and what refuses it on its way:
+
+    gRPC              HTTP/2 on the socket; takes 32 KiB of a request before a handler asks for more
+      |
+    interceptor.py    one log line, one span and one status for each call, whatever happens below
+      |  arrivals.py          a place to receive the request, in time   QUEUE_FULL, SLOW_SENDER
+      |  request_decoder.py   bytes become a message                    INVALID_ARGUMENT
+      |
+    servicer.py       one method for each RPC
+      |  validation.py        ranges, sizes, required fields            INVALID_ARGUMENT
+      |  admission.py         a place in the queue                      QUEUE_FULL, SHUTTING_DOWN
+      |
+    supervision/      call_router.py opens the call in the engine       REQUEST_ or MODEL_QUARANTINED, ENGINE_RESTARTED
+
+Each step refuses by `SidecarError`, which only the interceptor turns into a status. Answers go the same way back:
+the router pushes events into an `EngineCall`, the servicer reads them, the interceptor writes them. Stats passes no
+queue and asks no engine: the servicer answers it from `stats.py`.
+"""
 
 from __future__ import annotations
 
@@ -16,43 +36,43 @@ from daemon.server.interceptor import CallInterceptor
 from daemon.server.servicer import SidecarService
 from daemon.server.singleton import PublishedSocket, private_umask
 from daemon.server.stats import Stats
-from daemon.server.supervision.supervisor import Supervisor
+from daemon.server.supervision.call_router import CallRouter
 from daemon.server.validation import MAX_REQUEST_BYTES
 from mlx_sidecar.v1 import sidecar_pb2, sidecar_pb2_grpc
 
 SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"].full_name
 
 MAX_MESSAGE_BYTES = 2 * MAX_REQUEST_BYTES
-"""What gRPC assembles at most: a request that is somewhat too large should get our error, not gRPC's bare one."""
+"""Most bytes that gRPC assembles. A request that is somewhat too large gets our error, not gRPC's bare status."""
 WINDOW_BYTES = 32 * 1024
-"""Of a request that nothing receives yet, so much is taken from its sender."""
+"""Bytes that gRPC takes of a request before a handler receives it."""
 SMALL_BYTES = 4 * 1024
-"""Of a request that only asks: Stats, health, reflection."""
+"""Most bytes of a request without a prompt: Stats, health, reflection."""
 MAX_STREAMS = 500
 """
-Calls of one connection. Without a limit, calls that are opened and reset by the thousand crowd out those of others. A
-client that has just connected does not know the limit yet, and gRPC refuses what is beyond it without a reason.
+Most open calls of one connection. Without a limit, a client that opens and resets calls by the thousand crowds out the
+others. A client that has just connected does not know the limit yet; gRPC refuses its calls beyond it without a reason.
 """
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", 4 * MAX_REQUEST_BYTES),
     ("grpc.server_handshake_timeout_ms", 5_000),
-    # Connections without a call are told to go; clients come back by themselves with their next one.
+    # Idle connections are closed; clients connect again by themselves for their next call.
     ("grpc.max_connection_idle_ms", 600_000),
     ("grpc.max_allowed_incoming_connections", 2_000),
     ("grpc.max_concurrent_streams", MAX_STREAMS),
-    # Windows of 4 MiB that grow to 16, gRPC's own, are for long lines.
+    # gRPC's own windows, of 4 MiB that grow to 16, are for networks with long round trips.
     ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ("grpc.http2.bdp_probe", 0),
-    # Beyond the first, gRPC cancels some that have just come, whichever they are; beyond the second, all.
+    # Beyond the first limit gRPC cancels some new calls at random, beyond the second all of them.
     ("grpc.server.max_pending_requests", 8_000),
     ("grpc.server.max_pending_requests_hard_limit", 16_000),
 ]
 
 
 def _ways() -> dict[str, Way]:
-    """Return how the calls of each method come in: small requests have places that large ones cannot take."""
+    """Return the limits of each method. Small requests have lanes of their own, so that prompts cannot block them."""
     prompts, questions, reflected = Lane(places=6), Lane(places=6), Lane(places=2)
     ours = f"/{SERVICE}/"
     return {
@@ -66,19 +86,19 @@ def _ways() -> dict[str, Way]:
 
 class Server:
     """
-    Serves one daemon's calls.
+    The server of one daemon.
 
     Args:
-        supervisor: Has the engine.
-        admission: Lets calls in.
+        router: The way to the engine.
+        admission: Gives places in the queue.
         stats: Answers Stats.
-        on_cancel: Told of each call that its client cancelled.
-        on_end: Told of each call that ends.
+        on_cancel: Called for each call that its client cancelled.
+        on_end: Called with each call that ended.
     """
 
     def __init__(
         self,
-        supervisor: Supervisor,
+        router: CallRouter,
         admission: Admission,
         stats: Stats,
         on_cancel: Callable[[], None],
@@ -88,14 +108,14 @@ class Server:
         arrivals = Arrivals(_ways(), on_refusal=admission.refused)
         interceptor = CallInterceptor(arrivals, on_cancel, on_end)
         self._server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
-        servicer = SidecarService(supervisor, admission, stats)
+        servicer = SidecarService(router, admission, stats)
         sidecar_pb2_grpc.add_SidecarServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self, socket: PublishedSocket, *, serving: bool) -> None:
-        """Listen on the private name of the socket; `serving` is whether the service is healthy from the start."""
+        """Listen on the private name of the socket. `serving` is the first health of the service."""
         with private_umask():
             self._server.add_insecure_port(f"unix:{socket.private}")
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -103,14 +123,14 @@ class Server:
         await self._server.start()
 
     async def set_health(self, *, serving: bool) -> None:
-        """Tell those who watch whether the service admits work and makes progress."""
+        """Set the health of the service: whether it takes calls and makes progress. Watchers are told."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(SERVICE, status)
 
     async def drain(self) -> None:
-        """Tell those who watch that the end is near, whatever is set from now on."""
+        """Set the health to NOT_SERVING for good. Watchers are told."""
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, seconds: float) -> None:
-        """End; calls that are cut off have so long to tell their callers."""
+        """End the server. Open calls have `seconds` to end before they are cut off."""
         await self._server.stop(seconds)

@@ -1,4 +1,4 @@
-"""The interceptor around every RPC: one canonical log line, and errors as statuses with details."""
+"""The gRPC interceptor around every RPC: receives the request, writes one log line, turns errors into statuses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from daemon.shared.log_fields import refusal
 from mlx_sidecar.v1 import sidecar_pb2
 
 MAX_MESSAGE = 1500
-"""Characters of a message: gRPC refuses trailers of more than 8 KiB, and the text is in them three times."""
+"""Characters of an error message: gRPC refuses trailers above 8 KiB, and the text is in them three times."""
 
 log = structlog.get_logger()
 
@@ -41,10 +41,10 @@ _SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"]
 _OURS = f"/{_SERVICE.full_name}/"
 _REQUESTS = {f"{_OURS}{method.name}": GetMessageClass(method.input_type) for method in _SERVICE.methods}
 _QUIET = _OURS + "Stats"
-"""Polled all day; logged at debug level."""
+"""Logged at debug level, because monitors poll it all day."""
 
 END_SECONDS = 0.1
-"""A call without a request that is still there after so long was not taken back; it lacks one."""
+"""A call that was cancelled before it sent its request ends within this time; any other lacks its request."""
 
 
 @dataclass(slots=True)
@@ -54,8 +54,8 @@ class _Call:
 
     Attributes:
         method: Full name of its RPC.
-        context: gRPC's.
-        arrived: Whether its request is there.
+        context: gRPC's context of the call.
+        arrived: Whether its request is there, or was refused.
     """
 
     method: str
@@ -64,21 +64,21 @@ class _Call:
 
     @property
     def ours(self) -> bool:
-        """Whether it is one of our service. Health and reflection are polled all day and leave no lines."""
+        """Whether it calls our service. Health and reflection are polled all day and leave no log lines."""
         return self.method.startswith(_OURS)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """
-    Wraps the handlers of the service, of health and of reflection.
+    Wraps the handlers of all services.
 
-    gRPC receives a unary request before it calls the handler, however long that takes. So all handlers are registered
-    as handlers of streams of requests, which is the same on the wire, and receive the one request here.
+    gRPC would receive the request of a unary call before it calls the handler, without a limit of time. So all handlers
+    are registered as handlers of request streams, which is the same on the wire, and the request is received here.
 
     Args:
-        arrivals: Lets requests in.
+        arrivals: Receives requests, within limits.
         on_cancel: Called when a client cancelled its call.
-        on_end: Called at the end of each call of the service, but for a Stats that succeeds.
+        on_end: Called at the end of each call of our service, except a Stats call that succeeds.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             end("DEADLINE_EXCEEDED" if late else "CANCELLED")
             raise
         except SidecarError as error:
-            call.arrived = True  # so much of it that it was refused
+            call.arrived = True  # enough of it to be refused
             end(code_name(error), **refusal(error))
             _let_go(error)
             await _abort(call.context, error)
@@ -184,7 +184,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if not call.ours:
             return
         duration_s = time.monotonic() - began
-        # What was taken back before it was there is not worth a line: it can come by the thousand.
+        # A call that was cancelled before its request arrived leaves no line: they can come by the thousand.
         quiet = (code == "OK" and call.method == _QUIET) or (code == "CANCELLED" and not call.arrived)
         write = log.debug if quiet else log.info
         write("rpc", code=code, duration_s=round(duration_s, 6), **fields)
@@ -207,17 +207,17 @@ def _let_go(error: BaseException | None) -> None:
 
 
 async def _request(call: _Call, arrival: Arrival, handler: Any) -> Any:
-    """Return a call's one request."""
+    """Receive and decode the request of a call."""
     data = await arrival.receive(call.context.read)
     if data is grpc.aio.EOF:
-        await asyncio.sleep(END_SECONDS)  # that the call was taken back is told a moment later
+        await asyncio.sleep(END_SECONDS)  # a cancellation is seen a moment after the end of the stream
         raise invalid("request", "is missing")
     call.arrived = True
     return await _parsed(data, call, arrival, handler)
 
 
 async def _parsed(data: bytes, call: _Call, arrival: Arrival, handler: Any) -> Any:
-    """Return a request. A large one takes a moment at each of its stages; between them others get theirs."""
+    """Decode a request. Between the stages of a large request other calls get their turns of the event loop."""
     kind = _REQUESTS.get(call.method)
     if kind is not None:
         request = await parse(data, kind, arrival.most_bytes)
@@ -233,9 +233,9 @@ async def _parsed(data: bytes, call: _Call, arrival: Arrival, handler: Any) -> A
 
 async def _write(responses: Any, context: Context) -> None:
     """
-    Write what a handler yields; one that returns an awaitable writes by itself.
+    Write the responses that a handler yields. A handler that returns an awaitable writes them itself.
 
-    Written rather than yielded: a cancelled call then ends here and now, not when a generator is collected.
+    The interceptor writes, rather than yields: a cancelled call then ends at once, not when its generator is collected.
     """
     if isawaitable(responses):
         await responses
@@ -251,7 +251,7 @@ def code_name(error: SidecarError) -> str:
 
 
 def status(error: SidecarError) -> status_pb2.Status:
-    """Return an error as google.rpc.Status with ErrorInfo and, where they help, BadRequest and RetryInfo."""
+    """Return an error as google.rpc.Status with ErrorInfo, and with BadRequest and RetryInfo where they apply."""
     message = error.message if len(error.message) <= MAX_MESSAGE else error.message[: MAX_MESSAGE - 1] + "…"
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.field:
@@ -263,7 +263,7 @@ def status(error: SidecarError) -> status_pb2.Status:
 
 
 async def _abort(context: Context, error: SidecarError) -> None:
-    """End a call with an error; clients that retry by themselves learn when to."""
+    """End a call with an error. The pushback tells clients with a retry policy when to try again."""
     answer = rpc_status.to_status(status(error))
     metadata = list(answer.trailing_metadata)
     if error.retry_after is not None:

@@ -1,8 +1,8 @@
 """
-Requests as they arrive: bytes that are measured before anything is built from them.
+Decodes requests, after a count of their fields that bounds the time of decoding.
 
-Eight megabytes can hold four million empty messages. Building them takes the event loop, which everybody shares, most
-of a second; seeing that there are too many takes a hundredth of that, and is done in steps.
+Eight megabytes can hold four million empty messages. Building those takes most of a second on the event loop, which all
+calls share. Counting takes a hundredth of that, and is done in steps between which other calls get their turns.
 """
 
 from __future__ import annotations
@@ -21,24 +21,36 @@ from daemon.shared.errors import invalid
 MAX_FIELDS = 32_768
 """Room for the 10,000 messages that a chat may have, or for a million token ids."""
 STEP_FIELDS = 2_048
-"""Are counted without a pause: a few milliseconds on a slow machine."""
+"""Fields that are counted without a pause: a few milliseconds on a slow machine."""
 PACKED_BYTES = 128
-"""Of a list of numbers count as one field."""
+"""Bytes of a list of numbers that count as one field."""
+
+# The wire types of protobuf, in the low three bits of a tag; see https://protobuf.dev/programming-guides/encoding/.
+_TAG_BITS = 3
+_VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
+_FIXED_BYTES = {_I64: 8, _I32: 4}
+"""Bytes of a value that follow the tag. The marks of a group (3 and 4) have no value; 6 and 7 are no wire types."""
 
 Descriptor = Any
-"""Of a message; protobuf has two unrelated classes of them."""
+"""Descriptor of a message; protobuf has two unrelated classes of them."""
 
 _NUMBERS = object()
+"""Stands for a packed list of numbers. Its elements need no look."""
 
 T = TypeVar("T", bound=Message)
 
 
 async def parse(data: bytes, kind: type[T], most_bytes: int = MAX_REQUEST_BYTES) -> T:
     """
-    Return a request from its bytes; between the steps that a large one takes others get their turns of the loop.
+    Decode a request. While a large request is counted, other calls get their turns of the event loop.
+
+    Args:
+        data: The request, as it arrived.
+        kind: Class of the message.
+        most_bytes: Most bytes that the request may have.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT if it is too large, has too many parts, or is no such message.
+        SidecarError: INVALID_ARGUMENT if it is too large, has too many fields, or is no such message.
     """
     if len(data) > most_bytes:
         raise invalid("request", f"has {len(data)} bytes; at most {most_bytes} are allowed")
@@ -54,10 +66,10 @@ async def parse(data: bytes, kind: type[T], most_bytes: int = MAX_REQUEST_BYTES)
 
 def counted(data: bytes, descriptor: Descriptor) -> Iterator[int]:
     """
-    Yield the number of fields of an encoded message: so far after each STEP_FIELDS of them, and in all at the end.
+    Count the fields of an encoded message. Yield the count after each STEP_FIELDS fields, and in all at the end.
 
-    Each element of a list and each field within counts, and PACKED_BYTES of numbers as one field. Where the bytes are
-    no message, what comes before is counted.
+    Each element of a list counts, each field of an inner message, and each PACKED_BYTES of a list of numbers. Where the
+    bytes are no message, the fields before that place are counted.
     """
     fields, pause, at = 0, STEP_FIELDS, 0
     within = [(len(data), descriptor)]
@@ -78,29 +90,44 @@ def counted(data: bytes, descriptor: Descriptor) -> Iterator[int]:
 
 def _field(data: bytes, at: int, within: list[tuple[int, Descriptor]]) -> tuple[int, int]:
     """
-    Go to the next field and return where it is, and how many bytes of numbers were passed.
+    Pass one field.
 
-    `within` has the end and the kind of each message that the place is in; a message that begins here is added.
+    Args:
+        data: The whole request.
+        at: Where the field begins.
+        within: End and descriptor of each message that the place is in, outermost first. A message that begins here is
+            added; its fields come next.
+
+    Returns:
+        Where the next field begins, and how many bytes of packed numbers were passed.
     """
     end, descriptor = within[-1]
     tag, at = _varint(data, at)
     kind = tag & 7
-    if kind == 2:
+    if kind == _LEN:
         size, at = _varint(data, at)
-        inner = _within(descriptor).get(tag >> 3)
+        inner = _within(descriptor).get(tag >> _TAG_BITS)
         if inner is _NUMBERS:
             return at + size, size
         if inner is not None:
             within.append((min(at + size, end), inner))
             return at, 0
         return at + size, 0
-    if kind == 0:
+    if kind == _VARINT:
         return _varint(data, at)[1], 0
-    return at + (0, 8, 0, 0, 0, 4, 0, 0)[kind], 0
+    return at + _FIXED_BYTES.get(kind, 0), 0
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number at a place, and the place after it."""
+    """
+    Decode the number at a place, seven bits a byte, lowest first; the highest bit says that another byte follows.
+
+    Returns:
+        The number, and the place after it.
+
+    Raises:
+        IndexError: If the data ends before the number does.
+    """
     value = data[at]
     if value < 128:
         return value, at + 1
@@ -110,18 +137,18 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         at += 1
         byte = data[at]
         value |= (byte & 127) << shift
-        if byte < 128 or shift > 63:
+        if byte < 128 or shift > 63:  # no number has more than 64 bits; the decoder will refuse it
             return value, at + 1
         shift += 7
 
 
 @cache
 def _within(descriptor: Descriptor) -> dict[int, Descriptor]:
-    """Return the fields of a message that are messages themselves, or lists of numbers, by number."""
-    found: dict[int, Descriptor] = {}
+    """Return the descriptors of a message's inner messages, and _NUMBERS for lists of numbers, by field number."""
+    inner: dict[int, Descriptor] = {}
     for field in descriptor.fields:
         if field.type == FieldDescriptor.TYPE_MESSAGE:
-            found[field.number] = field.message_type
+            inner[field.number] = field.message_type
         elif field.is_packed:
-            found[field.number] = _NUMBERS
-    return found
+            inner[field.number] = _NUMBERS
+    return inner

@@ -1,4 +1,4 @@
-"""The servicer: translates between gRPC and the engine's calls. It decides nothing."""
+"""The gRPC servicer: one method for each RPC, which checks, admits and carries one call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from structlog.contextvars import bind_contextvars
 
 from daemon.server.admission import Admission
 from daemon.server.stats import Stats
-from daemon.server.supervision.supervisor import Supervisor
+from daemon.server.supervision.call_router import CallRouter
 from daemon.server.validation import MAX_NAME_BYTES, check_generate, check_invalidate, check_load
 from daemon.shared.durations import seconds
 from daemon.shared.model_names import make_plain
@@ -28,53 +28,47 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     """
-    Serves the four RPCs. Errors leave as `SidecarError`; the interceptor turns them into statuses.
+    The four RPCs. Errors leave as `SidecarError`; the interceptor turns them into statuses.
 
     Args:
-        supervisor: The way to the engine.
-        admission: Lets calls in.
+        router: The way to the engine.
+        admission: Gives places in the queue.
         stats: Answers Stats.
     """
 
-    def __init__(self, supervisor: Supervisor, admission: Admission, stats: Stats) -> None:
-        self._supervisor = supervisor
+    def __init__(self, router: CallRouter, admission: Admission, stats: Stats) -> None:
+        self._router = router
         self._admission = admission
         self._stats = stats
 
     async def GetOrLoad(  # noqa: N802
         self, request: pb.GetOrLoadRequest, context: Context
     ) -> AsyncIterator[pb.GetOrLoadResponse]:
-        """See the proto."""
+        """Load a model; see the proto."""
         bind_contextvars(model=_name(request.model))
         check_load(request)
         make_plain(request)
         with self._admission.place() as ticket:
-            self._admission.began(ticket)
-            with closing(self._supervisor.open(ipc.Command(load=request), request.model)) as call:
+            self._admission.began(ticket)  # a load never counts as waiting: max_queue is about prompts
+            with closing(self._router.open(ipc.Command(load=request))) as call:
                 ticket.drop = call.fail
                 async for event in call.events():
-                    if event.load.ready.outcome in (pb.LOAD_OUTCOME_HIT, pb.LOAD_OUTCOME_LOADED):
-                        request.model = event.load.ready.model or request.model
-                        self._supervisor.keeps.note(request)
                     _note_load(event.load)
                     yield event.load
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        """See the proto."""
+        """Generate a completion; see the proto."""
         bind_contextvars(model=_name(request.model))
         check_generate(request)
         make_plain(request)
-        await asyncio.sleep(0)  # here and below: see the interceptor
+        await asyncio.sleep(0)  # here and below: other calls get their turn between the stages of a large request
         request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
         bind_contextvars(request_id=request.request_id)
         command = ipc.Command(generate=request)
         await asyncio.sleep(0)
-        with (
-            self._admission.place() as ticket,
-            closing(self._supervisor.open(command, request.model)) as call,
-        ):
+        with self._admission.place() as ticket, closing(self._router.open(command)) as call:
             ticket.drop = call.fail
             call.on_stall = partial(self._admission.leave, ticket)
             seq = count()
@@ -91,41 +85,36 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
                 yield event.generate
 
     async def Invalidate(self, request: pb.InvalidateRequest, context: Context) -> pb.InvalidateResponse:  # noqa: N802
-        """See the proto."""
+        """Drop weights or prefixes; see the proto."""
         check_invalidate(request)
         make_plain(request)
-        kind = request.WhichOneof("target")
-        bind_contextvars(target=kind, dry_run=request.dry_run)
-        if kind != "prefix" and not request.dry_run:
-            self._supervisor.quarantine.lift(request.model.model if kind == "model" else None)
+        bind_contextvars(target=request.WhichOneof("target"), dry_run=request.dry_run)
         answer = pb.InvalidateResponse()
-        with closing(self._supervisor.open(ipc.Command(invalidate=request))) as call:
+        with closing(self._router.open(ipc.Command(invalidate=request))) as call:
             async for event in call.events():
                 answer = event.invalidate
-        if not request.dry_run:
-            self._supervisor.keeps.dropped(request, answer.models)
         bind_contextvars(models=list(answer.models), blocks=answer.blocks, bytes_freed=answer.bytes_freed)
         return answer
 
     async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsResponse:  # noqa: N802
-        """See the proto."""
+        """Return the state of the daemon; see the proto."""
         return self._stats.response(request)
 
 
 def _name(model: str) -> str:
-    """Return a model's name for the log, also one that will be refused for its length."""
+    """Return a model's name for the log, cut to the longest valid name; it is not checked yet."""
     return model[:MAX_NAME_BYTES]
 
 
 def _note_load(event: pb.GetOrLoadResponse) -> None:
-    """Put what the canonical log line shows into the log context."""
+    """Add the fields of a load to the call's log line."""
     if event.HasField("ready"):
         outcome = pb.LoadOutcome.Name(event.ready.outcome).removeprefix("LOAD_OUTCOME_").lower()
         bind_contextvars(outcome=outcome, load_s=_rounded(seconds(event.ready.load_time)))
 
 
 def _note_generate(event: pb.GenerateResponse) -> None:
-    """Put what the canonical log line shows into the log context."""
+    """Add the fields of an answer to the call's log line."""
     if event.HasField("started"):
         bind_contextvars(prompt_tokens=event.started.prompt_tokens, cached_tokens=event.started.cached_tokens)
     elif event.HasField("finished"):

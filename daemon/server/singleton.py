@@ -1,8 +1,12 @@
 """
-One daemon for each socket: a lock, and a socket that appears under its public name complete and private.
+Ensures one daemon for each socket: a lock file, and a socket that is bound privately and then renamed.
 
-gRPC alone would take a live socket over without a word and delete it at exit. So: lock first, bind a private
-name, then rename it to the public one; at exit remove the public name only if it is still ours.
+gRPC alone would take over a live socket without a word, and delete it at exit. Therefore:
+
+1. Take the lock `<socket>.lock`. The engine inherits it: it lasts as long as any process holds the models' memory.
+2. Bind the private name `.s.<pid>`, and make it 0600.
+3. Rename it to the public name. So the public name never leads to a half-made socket.
+4. At exit remove the public name, but only if it still leads to the same socket.
 """
 
 from __future__ import annotations
@@ -24,8 +28,8 @@ _POLL_SECONDS = 0.05
 _PRIVATE_PREFIX = ".s."
 
 
-class AlreadyRunning(Exception):  # noqa: N818 - a state of the world, named as people say it
-    """Another daemon holds the lock; `pid` is its process id, None if it has not written it yet."""
+class AlreadyRunning(Exception):  # noqa: N818 - a state, and no fault of the program
+    """Another daemon holds the lock. `pid` is its process id; None if it has not written it yet."""
 
     def __init__(self, pid: int | None) -> None:
         super().__init__(f"already running (pid {'unknown' if pid is None else pid})")
@@ -34,9 +38,10 @@ class AlreadyRunning(Exception):  # noqa: N818 - a state of the world, named as 
 
 class InstanceLock:
     """
-    The right to serve one socket, held as long as any process has a copy of `fileno()`.
+    The lock of one socket. It is held as long as any process has a copy of its descriptor.
 
-    The file is never deleted: a lock on a deleted file would let a second daemon in.
+    The lock file is never deleted: a lock on a deleted file would let a second daemon in. It holds the process ids of
+    the daemon and of its engine.
     """
 
     def __init__(self, fd: int) -> None:
@@ -45,13 +50,17 @@ class InstanceLock:
     @classmethod
     def acquire(cls, socket: Path, wait: float) -> InstanceLock:
         """
-        Take the lock `<socket>.lock` and write our pid into it. The directory must exist.
+        Take the lock `<socket>.lock` and write our process id into it. The directory must exist.
 
-        If the daemon that wrote its pid there is dead, its engine still holds the lock and is about to exit: wait up
-        to `wait` seconds for it, and as long again after killing it, if it hangs. A living daemon is not waited for.
+        If the daemon that wrote the file is dead but the lock is held, its engine holds it and is about to exit. That
+        is waited for, and again after the engine was killed.
+
+        Args:
+            socket: Public name of the socket.
+            wait: Seconds to wait for the engine of a dead daemon; a living daemon is not waited for.
 
         Raises:
-            AlreadyRunning: If another process holds the lock.
+            AlreadyRunning: If another daemon holds the lock.
             SocketPathError: If the lock file is a symlink, is not ours or cannot be locked.
         """
         fd = _open_lock(_lock_path(socket))
@@ -67,21 +76,21 @@ class InstanceLock:
         return cls(fd)
 
     def fileno(self) -> int:
-        """Return the descriptor. It closes on exec; `subprocess`'s `pass_fds` hands it on all the same."""
+        """Return the descriptor. It closes on exec, unless `subprocess` hands it on by `pass_fds`."""
         return self._fd
 
     def inheritable_copy(self) -> int:
-        """Return a new descriptor that stays open on exec and holds the lock too; the caller closes it."""
+        """Return a new descriptor that stays open on exec and holds the lock too. The caller closes it."""
         copy = os.dup(self._fd)
         os.set_inheritable(copy, True)
         return copy
 
     def note_engine(self, pid: int) -> None:
-        """Write the engine's process id into the file, for the next daemon, should this one die and the engine hang."""
+        """Write the engine's process id into the file, so that the next daemon can kill an engine that hangs."""
         _write_pids(self._fd, pid)
 
     def release(self) -> None:
-        """Let go of the lock; it is free once no other process holds a copy. Safe to call twice."""
+        """Close our descriptor. The lock is free once no other process holds a copy. Harmless twice."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -97,7 +106,7 @@ def holder(socket: Path) -> int | None:
     """
     Return the process id of the daemon that has the lock of a socket, or is about to have it; None if there is none.
 
-    It reads what the daemon wrote. Trying the lock would get in the way of one that is just starting.
+    The lock file is only read. Trying the lock would get in the way of a daemon that is just starting.
     """
     try:
         fd = os.open(_lock_path(socket), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -130,7 +139,7 @@ def _open_lock(path: Path) -> int:
 
 
 def _lock(fd: int, socket: Path, wait: float) -> bool:
-    """Take the lock, and tell whether that was possible within so long after the death of whoever had it."""
+    """Try for `wait` seconds to take the lock of a dead daemon, and return whether it was taken."""
     for _ in polls(wait, _POLL_SECONDS):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,16 +158,16 @@ def _lock(fd: int, socket: Path, wait: float) -> bool:
 
 def _kill_orphan(fd: int) -> None:
     """
-    End the engine of a dead daemon that has not seen the end of its socket: it is stopped, or hangs as a whole.
+    Kill the engine of a dead daemon. It should have exited at the end of its socket; it is stopped, or hangs.
 
-    Only if the process of that id looks like an engine: ids are used again.
+    Process ids are used again: the process is killed only if its command line is an engine's.
     """
     _, engine = _read_pids(fd)
     if engine is None:
         return
     shown = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(engine)], capture_output=True, text=True)  # noqa: S603
     if "engine" in shown.stdout and " --fd " in shown.stdout:
-        import structlog  # here: every command of the command line knows AlreadyRunning, and none of them logs
+        import structlog  # here: the command line imports this module for AlreadyRunning, and does not log
 
         log = structlog.get_logger()
         log.warning("the engine of a dead daemon hangs and is killed", pid=engine)
@@ -173,7 +182,7 @@ def _write_pids(fd: int, *engine: int) -> None:
 
 
 def _read_pids(fd: int) -> tuple[int | None, int | None]:
-    """Return the process ids of a daemon and of its engine, as far as they were written."""
+    """Return the process ids of a daemon and of its engine; None for each that was not written."""
     pids = [int(line) if line.isdigit() else None for line in os.pread(fd, 64, 0).split()]
     return (*pids, None, None)[0], (*pids, None, None)[1]
 
@@ -190,7 +199,7 @@ def _alive(pid: int) -> bool:
 
 @contextmanager
 def private_umask() -> Iterator[None]:
-    """Make new files and sockets 0600. The umask belongs to all threads: for use at start-up."""
+    """Make new files and sockets 0600. The umask belongs to all threads: only for use at start-up."""
     before = os.umask(0o177)
     try:
         yield
@@ -200,7 +209,7 @@ def private_umask() -> Iterator[None]:
 
 class PublishedSocket:
     """
-    The socket's two names: `private`, to bind under `private_umask`, and `public`, which clients use.
+    The two names of the daemon's socket: `private`, to bind under `private_umask`, and `public`, which clients use.
 
     The caller holds the `InstanceLock` of the public name throughout.
 
@@ -218,10 +227,10 @@ class PublishedSocket:
 
     def publish(self) -> None:
         """
-        Make the bound socket 0600 and give it its public name, in place of a stale socket.
+        Make the bound socket 0600 and give it the public name, in place of a stale socket.
 
         Raises:
-            SocketPathError: If something that is not a socket has that name.
+            SocketPathError: If anything but a socket has that name.
             OSError: If the private name was not bound.
         """
         self.private.chmod(0o600)
@@ -231,7 +240,7 @@ class PublishedSocket:
         self._identity = identity
 
     def is_ours(self) -> bool:
-        """Tell whether the public name still leads to the socket that was published."""
+        """Return whether the public name still leads to the socket that was published."""
         return self._identity is not None and _identify(self.public) == self._identity
 
     def remove(self) -> None:
@@ -244,15 +253,15 @@ class PublishedSocket:
 
 
 def _refuse_living(path: Path) -> None:
-    """Refuse a socket that is in use. We hold the lock, so it is no daemon's: a desktop's bus, an agent of keys."""
+    """Refuse a socket that is in use. The lock is ours: it is no daemon's, but a desktop bus or a key agent."""
     with sockets.socket(sockets.AF_UNIX) as caller:
         caller.setblocking(False)
         try:
             caller.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
-            return  # nothing, or what a killed daemon left
+            return  # nothing, or the socket of a killed daemon
         except OSError:
-            pass  # one of another type, or with a full queue
+            pass  # a socket of another type, or with a full queue
     raise SocketPathError(f"Another program listens on {path}; choose another socket path.")
 
 
@@ -265,7 +274,7 @@ def _identify(path: Path) -> tuple[int, int] | None:
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Remove sockets `.s.<pid>` of processes that are gone, and of our own pid, which nobody else has."""
+    """Remove the private sockets `.s.<pid>` of processes that are gone, and of our own process id."""
     with suppress(OSError):
         for one in directory.glob(_PRIVATE_PREFIX + "*"):
             pid = one.name.removeprefix(_PRIVATE_PREFIX)

@@ -1,6 +1,4 @@
-"""
-Checks of the place where the socket goes. The directory is what keeps other users out: it is 0700 and ours.
-"""
+"""Checks of the socket's path and directory. Other users are kept out by the directory: it must be ours, and 0700."""
 
 from __future__ import annotations
 
@@ -17,15 +15,17 @@ _URI_CHARACTERS = "%#?"
 
 
 class SocketPathError(Exception):
-    """The socket cannot be made there; the text is one sentence that says why and what to do."""
+    """The socket cannot be made there. The text is one sentence: why, and what to do."""
 
 
 def prepare_socket_path(socket: Path) -> None:
     """
-    Create the socket's directory if it is missing, and make sure that only its owner can reach the socket.
+    Create the socket's directory if it is missing, and check that only its owner can reach the socket.
+
+    Nothing that exists is changed or deleted.
 
     Raises:
-        SocketPathError: If not. Nothing that exists is ever changed or deleted.
+        SocketPathError: If the path or the directory cannot be used.
     """
     check_name(socket)
     prepare_directory(socket)
@@ -34,7 +34,7 @@ def prepare_socket_path(socket: Path) -> None:
 
 def check_name(socket: Path) -> None:
     """
-    Check what can be known of a path without looking at the disk.
+    Check the text of a socket's path, without a look at the disk.
 
     Raises:
         SocketPathError: If it is relative, too long, or gRPC would read it as another path.
@@ -56,11 +56,11 @@ def check_name(socket: Path) -> None:
 
 def prepare_directory(socket: Path) -> None:
     """
-    Create a socket's directory with mode 0700 if it is missing; otherwise check that it is private.
+    Create a socket's directory with mode 0700 if it is missing. Otherwise check that it is private.
 
     Raises:
-        SocketPathError: If it cannot be created, is not our directory, is a symlink or lets others in. What it advises
-            changes no directory but the one that is the daemon's by its name.
+        SocketPathError: If it cannot be created, is not our directory, is a symlink or lets others in. The advice in
+            its text changes no directory, except one that is the daemon's own by its name.
     """
     directory = socket.parent
     try:
@@ -88,7 +88,7 @@ def prepare_directory(socket: Path) -> None:
 
 
 def _create_missing(directory: Path) -> None:
-    # Not mkdir(parents=True): it would give the parents whatever the umask leaves, 0777 at worst.
+    # Not mkdir(parents=True): the umask would decide the mode of the parents, 0777 at worst.
     missing = [one for one in (directory, *directory.parents) if not os.path.lexists(one)]
     for one in reversed(missing):
         one.mkdir(mode=0o700, exist_ok=True)
@@ -101,10 +101,10 @@ def _create_missing(directory: Path) -> None:
 
 def check_vacant(socket: Path) -> None:
     """
-    Check that nothing but a socket, live or stale, is at `socket`.
+    Check that the path is free, or that a socket has it, live or stale.
 
     Raises:
-        SocketPathError: If something else is there.
+        SocketPathError: If anything else has it.
     """
     try:
         mode = socket.lstat().st_mode

@@ -1,4 +1,11 @@
-"""Statistics: the engine's last snapshot, what the parent adds, an hour of history, and latency histograms."""
+"""
+Statistics for the Stats RPC: current figures, an hour of history, and latency histograms.
+
+* `Stats` lays the parent's own figures over the engine's latest snapshot. It never asks the engine: a hung engine must
+  not hide its own state.
+* `History` keeps an hour of samples. They are taken as snapshots arrive, so that an idle daemon is not woken for them.
+* `Latency` counts the durations of completed Generate calls in histograms.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +16,18 @@ from collections.abc import Callable
 
 from daemon import __version__
 from daemon.server.admission import Admission
+from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.supervisor import State, Supervisor
 from daemon.shared.durations import duration, seconds
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+INTERVAL_SECONDS = 10.0
+"""At least between two samples of the history."""
+SAMPLES = 360
+"""An hour of them."""
+
+BOUNDS = tuple(0.001 * 2 ** (step / 2) for step in range(38))
+"""Upper bounds of the latency buckets in seconds: two for each doubling, from 1 ms to six minutes."""
 
 _STATES = {
     State.STARTING: pb.ENGINE_STATE_STARTING,
@@ -25,83 +41,93 @@ _STATES = {
 
 class Stats:
     """
-    Answers Stats without asking the engine.
+    The state of the daemon, as the API shows it.
 
     Args:
-        supervisor: Knows the engine and its last snapshot.
-        admission: Knows what waits and what was refused.
+        supervisor: Knows the engine process.
+        router: Has the engine's latest snapshot.
+        admission: Knows how many calls wait and were refused.
+        history: Has the samples of the last hour.
         clock: Seconds that never go back.
 
     Attributes:
         cancelled: Calls that their client cancelled.
         draining: Whether the daemon finishes its last streams.
         latency: How long requests took; the servicer adds to it.
-        history: What the figures were; the supervisor's snapshots go into it.
     """
 
-    def __init__(self, supervisor: Supervisor, admission: Admission, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        router: CallRouter,
+        admission: Admission,
+        history: History,
+        clock: Callable[[], float],
+    ) -> None:
         self.cancelled = 0
         self.draining = False
         self.latency = Latency()
-        self.history = History(clock)
-        supervisor.on_snapshot = self.history.note
         self._supervisor = supervisor
+        self._router = router
         self._admission = admission
+        self._history = history
         self._clock = clock
         self._began = clock()
 
     def response(self, request: pb.StatsRequest) -> pb.StatsResponse:
-        """Return the state of the daemon now, as far as it was asked for."""
-        supervisor = self._supervisor
+        """Return the state of the daemon now, with the history if the request asks for it."""
         answer = pb.StatsResponse()
-        answer.CopyFrom(supervisor.snapshot)
-        answer.daemon.CopyFrom(
-            pb.DaemonStats(
-                version=__version__,
-                pid=os.getpid(),
-                uptime=duration(self._clock() - self._began),
-                draining=self.draining,
-                mlx_version=supervisor.hello.mlx_version,
-                mlx_lm_version=supervisor.hello.mlx_lm_version,
-                device=supervisor.hello.device,
-            )
+        answer.CopyFrom(self._router.snapshot)
+        answer.daemon.CopyFrom(self._daemon())
+        self._complete(answer.engine)
+        answer.latency.CopyFrom(self.latency.message())
+        if request.include_history:
+            answer.history.extend(self._history.samples())
+        return answer
+
+    def _daemon(self) -> pb.DaemonStats:
+        hello = self._supervisor.hello
+        return pb.DaemonStats(
+            version=__version__,
+            pid=os.getpid(),
+            uptime=duration(self._clock() - self._began),
+            draining=self.draining,
+            mlx_version=hello.mlx_version,
+            mlx_lm_version=hello.mlx_lm_version,
+            device=hello.device,
         )
-        engine = answer.engine
-        engine.state = _STATES[supervisor.state]
-        engine.pid = supervisor.pid
-        engine.restarts = supervisor.restarts
-        engine.step_age.CopyFrom(duration(supervisor.step_age))
+
+    def _complete(self, engine: pb.EngineStats) -> None:
+        """Fill in the fields that only the parent knows."""
+        engine.state = _STATES[self._supervisor.state]
+        engine.pid = self._supervisor.pid
+        engine.restarts = self._supervisor.restarts
+        engine.step_age.CopyFrom(duration(self._supervisor.step_age))
         engine.queued = self._admission.waiting
         engine.rejected = self._admission.rejected
         engine.cancelled = self.cancelled
-        answer.latency.CopyFrom(self.latency.message())
-        if request.include_history:
-            answer.history.extend(self.history.samples())
-        return answer
-
-
-INTERVAL_SECONDS = 10.0
-SAMPLES = 360
-"""An hour."""
 
 
 class History:
     """
-    Samples the engine's figures as they arrive, so that an idle daemon is not woken for it.
+    Samples of the engine's figures: one in ten seconds at most, for an hour.
 
     Args:
         clock: Seconds that never go back.
+        admission: Knows how many calls wait; the engine does not count those.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], admission: Admission) -> None:
         self._clock = clock
+        self._admission = admission
         self._samples: deque[tuple[float, pb.HistorySample]] = deque(maxlen=SAMPLES)
+        """Each with the time at which it was taken, oldest first."""
 
     def note(self, snapshot: pb.StatsResponse) -> None:
-        """Take a sample, if the last one is old enough."""
+        """Take a sample of the engine's snapshot, if the last sample is old enough."""
         now = self._clock()
         if not self._samples or now - self._samples[-1][0] >= INTERVAL_SECONDS:
-            self._samples.append((now, _sample(snapshot)))
+            self._samples.append((now, _sample(snapshot, self._admission.waiting)))
 
     def samples(self) -> list[pb.HistorySample]:
         """Return the samples of the last hour, oldest first."""
@@ -110,7 +136,7 @@ class History:
         return [_aged(sample, now - taken) for taken, sample in self._samples if taken > oldest]
 
 
-def _sample(snapshot: pb.StatsResponse) -> pb.HistorySample:
+def _sample(snapshot: pb.StatsResponse, queued: int) -> pb.HistorySample:
     cache, engine, memory = snapshot.prefix_cache, snapshot.engine, snapshot.memory
     return pb.HistorySample(
         lookups=cache.lookups,
@@ -119,7 +145,7 @@ def _sample(snapshot: pb.StatsResponse) -> pb.HistorySample:
         tokens_reused=cache.tokens_reused,
         prompt_tokens=engine.prompt_tokens,
         generated_tokens=engine.generated_tokens,
-        in_flight=engine.queued + engine.prefilling + engine.decoding,
+        in_flight=queued + engine.prefilling + engine.decoding,
         weights_bytes=memory.weights_bytes,
         trie_bytes=memory.trie_bytes,
         live_kv_bytes=memory.live_kv_bytes,
@@ -127,17 +153,43 @@ def _sample(snapshot: pb.StatsResponse) -> pb.HistorySample:
 
 
 def _aged(sample: pb.HistorySample, age: float) -> pb.HistorySample:
-    answer = pb.HistorySample(age=duration(age))
-    answer.MergeFrom(sample)
-    return answer
+    aged = pb.HistorySample(age=duration(age))
+    aged.MergeFrom(sample)
+    return aged
 
 
-BOUNDS = tuple(0.001 * 2 ** (step / 2) for step in range(38))
-"""Upper bounds in seconds: two for each doubling, from 1 ms to six minutes."""
+class Latency:
+    """One histogram for each span of a completed Generate call: queue, load, prefill, first token, per token, total."""
+
+    def __init__(self) -> None:
+        self._histograms = {field.name: Histogram() for field in pb.LatencyStats.DESCRIPTOR.fields}
+
+    def finished(self, end: pb.Finished) -> None:
+        """Count a request by the timings in its last event."""
+        timings = end.timings
+        first, decode = seconds(timings.first_token), seconds(timings.decode)
+        spans = {
+            "queue": seconds(timings.queue),
+            "prefill": seconds(timings.prefill),
+            "first_token": first,
+            "total": first + decode,
+        }
+        # Without a load there is no span, rather than a short one.
+        if timings.load.ToNanoseconds():
+            spans["load"] = seconds(timings.load)
+        # The first token comes from prefill, so that decode made one token less.
+        if end.usage.completion_tokens > 1:
+            spans["per_token"] = decode / (end.usage.completion_tokens - 1)
+        for name, span in spans.items():
+            self._histograms[name].add(span)
+
+    def message(self) -> pb.LatencyStats:
+        """Return all histograms as the API shows them."""
+        return pb.LatencyStats(**{name: histogram.message() for name, histogram in self._histograms.items()})
 
 
 class Histogram:
-    """Counts spans of time in buckets."""
+    """Counts spans of time in the buckets of BOUNDS, and one bucket beyond the last bound."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(BOUNDS) + 1)
@@ -151,31 +203,3 @@ class Histogram:
     def message(self) -> pb.LatencyHistogram:
         """Return it as the API shows it."""
         return pb.LatencyHistogram(bounds=map(duration, BOUNDS), counts=self._counts, sum=duration(self._sum))
-
-
-class Latency:
-    """The histograms of completed Generate calls."""
-
-    def __init__(self) -> None:
-        self._histograms = {field.name: Histogram() for field in pb.LatencyStats.DESCRIPTOR.fields}
-
-    def finished(self, end: pb.Finished) -> None:
-        """Count a request by what its last event says."""
-        timings = end.timings
-        first, decode = seconds(timings.first_token), seconds(timings.decode)
-        spans = {
-            "queue": seconds(timings.queue),
-            "prefill": seconds(timings.prefill),
-            "first_token": first,
-            "total": first + decode,
-        }
-        if timings.load.ToNanoseconds():
-            spans["load"] = seconds(timings.load)
-        if end.usage.completion_tokens > 1:
-            spans["per_token"] = decode / (end.usage.completion_tokens - 1)
-        for name, span in spans.items():
-            self._histograms[name].add(span)
-
-    def message(self) -> pb.LatencyStats:
-        """Return all histograms as the API shows them."""
-        return pb.LatencyStats(**{name: histogram.message() for name, histogram in self._histograms.items()})

@@ -1,9 +1,9 @@
 """
-Spans for OpenTelemetry: one for each call that has ended. Imported only if the configuration asks for it.
+OpenTelemetry spans: one for each call that has ended. Imported only if `tracing` is on.
 
-The library's own interceptor for grpc.aio (opentelemetry-instrumentation-grpc 0.66b2) cannot be used: outside of ours
-it iterates over handlers, and ours write; inside of ours it sees an error before it is a status, so that it reports
-failed calls as OK, and records the exception's words, which may quote a prompt.
+The library's own interceptor for grpc.aio (opentelemetry-instrumentation-grpc 0.66b2) cannot be used. Outside of our
+interceptor it iterates over responses, which ours writes. Inside it sees an error before it is a status: it reports
+failed calls as OK, and records the text of the exception, which may quote a prompt.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from daemon.shared.config import ConfigError
 from daemon.shared.log_fields import permitted
 
 CLOSE_SECONDS = 2.0
-"""At the daemon's end, spans that wait have this long to reach the collector; launchd does not wait for ever."""
+"""Time of the last spans to reach the collector when the daemon ends; launchd does not wait for ever."""
 
 _SUPPORTED = {
     "OTEL_TRACES_EXPORTER": "otlp",
     "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",
 }
-"""Variables that choose among exporters, and the one that there is."""
+"""Variables that choose among exporters, and the only value that is supported."""
 
 _TOLD = (
     "request_id",
@@ -47,21 +47,21 @@ _TOLD = (
     "target",
     "dry_run",
 )
-"""What a span tells of a call's log line: names and figures, nothing whose words a prompt could get into."""
+"""Fields of the log line that a span has too: names and figures, no text that could quote a prompt."""
 
 _STAGES = ("queue", "load", "lookup", "restore", "prefill", "decode")
-"""The spans of Timings, in their order; each begins where the one before it has ended."""
+"""Stages of a request, as in the message Timings. Each begins where the stage before it ended."""
 
 _FAULTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-"""Codes that are the server's fault, by OpenTelemetry's conventions; the others leave a span's status unset."""
+"""Codes that OpenTelemetry's conventions count as the server's faults. Other codes leave the span's status unset."""
 
 
 class CallTracer:
     """
-    Makes spans of calls.
+    Makes a span of each call.
 
     Args:
-        provider: Where they go.
+        provider: OpenTelemetry's provider, which sends them.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -71,10 +71,10 @@ class CallTracer:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> CallTracer:
         """
-        Return one that sends spans as the standard OTEL_* variables say.
+        Return a tracer that sends spans as the standard OTEL_* variables say.
 
         Raises:
-            ConfigError: If they ask for an exporter that there is not.
+            ConfigError: If they choose an exporter that is not supported.
         """
         for name, only in _SUPPORTED.items():
             if environ.get(name, only) not in (only, ""):
@@ -85,7 +85,7 @@ class CallTracer:
         return cls(provider)
 
     def record(self, call: CallRecord) -> None:
-        """Make the span of a call that ends now."""
+        """Make the span of a call that has just ended."""
         end = time.time_ns()
         begin = end - _nanoseconds(call.duration)
         service, _, method = call.method.removeprefix("/").partition("/")
@@ -111,14 +111,14 @@ class CallTracer:
         span.end(end)
 
     def close(self) -> None:
-        """Send what waits, for a short time at most; what a collector does not take by then is lost."""
+        """Send the spans that wait. Spans that the collector does not take within two seconds are lost."""
         last = Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
         last.start()
         last.join(CLOSE_SECONDS)
 
 
 def _events(fields: Mapping[str, object]) -> Iterator[tuple[str, float, float | None]]:
-    """Yield name, seconds from the call's begin, and length of what the engine says it did; nothing if it did not."""
+    """Yield name, start in seconds from the begin of the call, and length of each stage that the log line has."""
     at = 0.0
     for stage in _STAGES:
         length = fields.get(f"{stage}_s")

@@ -1,4 +1,4 @@
-"""Checks of requests that need no model: ranges, sizes, required fields. What is wrong is named by its field."""
+"""Checks of requests that need no model: ranges, sizes, required fields. Each error names its field."""
 
 from __future__ import annotations
 
@@ -117,13 +117,13 @@ def _check_whole(request: Message) -> None:
     size = request.ByteSize()
     if size > MAX_REQUEST_BYTES:
         raise invalid("request", f"has {size} bytes; at most {MAX_REQUEST_BYTES} are allowed")
-    request.DiscardUnknownFields()  # not of a copy: if there are any, nobody reads it any more
+    request.DiscardUnknownFields()  # in place, without a copy: a request with unknown fields is refused anyway
     if request.ByteSize() != size:
         raise invalid("request", "has fields that this daemon does not know; update the daemon, or leave them unset")
 
 
 def _check_duration(field: str, value: Duration) -> None:
-    """Refuse what is negative, or no valid Duration: such a one cannot be sent on."""
+    """Refuse a negative or invalid Duration. An invalid Duration could not be converted later."""
     if not (0 <= value.seconds <= MAX_DURATION_SECONDS and 0 <= value.nanos < 1_000_000_000):
         raise invalid(field, "must be zero or more, and at most 10,000 years")
 
@@ -191,7 +191,7 @@ def _check_tool_choice(chat: pb.Chat, names: set[str]) -> None:
 
 
 def _check_schemas(chat: pb.Chat) -> None:
-    """Refuse what would take long to compile."""
+    """Refuse schemas that would take long to compile."""
     for index, tool in enumerate(chat.tools):
         _check_length(f"chat.tools[{index}].parameters_json", tool.parameters_json, MAX_FORM_BYTES["json_schema"])
     size = sum(len(tool.parameters_json.encode()) for tool in chat.tools)
@@ -216,7 +216,7 @@ def _check_response_format(request: pb.GenerateRequest) -> None:
 
 
 def _check_form(request: pb.GenerateRequest) -> None:
-    """Refuse what cannot go with a form of the completion, whichever field asks for one."""
+    """Refuse options that cannot be combined with a form of the completion, which two fields can ask for."""
     if request.HasField("response_format"):
         _check_response_format(request)
         field = "response_format"

@@ -1,4 +1,4 @@
-"""Sleep: a Mac that answers must not doze off in the middle. Held only while there is work; the display may go dark."""
+"""Keeps a Mac awake while calls run, by `caffeinate -i`. The display may still go dark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import structlog
 from daemon.shared.log_fields import cause
 
 LINGER_SECONDS = 5.0
-"""Kept for so long after the last call: an agent that calls again and again starts one process, not hundreds."""
+"""The lock is kept so long after the last call: an agent's many calls start one process, not hundreds."""
 
 CAFFEINATE = Path("/usr/bin/caffeinate")
 
@@ -23,17 +23,17 @@ log = structlog.get_logger()
 
 
 class WakeLock(Protocol):
-    """Keeps the machine from idle sleep. Both methods may be repeated, never raise and never wait."""
+    """A lock that keeps the machine from idle sleep. Both methods may be repeated; they never raise and never wait."""
 
     def take(self) -> None:
-        """Keep it awake from now on."""
+        """Keep the machine awake from now on."""
 
     def release(self) -> None:
-        """Let it sleep again."""
+        """Let the machine sleep again."""
 
 
 class NoWakeLock:
-    """Where nothing has to be done: a server does not doze off."""
+    """A lock that does nothing, for systems that do not sleep by themselves."""
 
     def take(self) -> None:
         """Do nothing."""
@@ -44,10 +44,10 @@ class NoWakeLock:
 
 class Caffeinate:
     """
-    A `caffeinate -i` that is tied to this process: it ends with it, however that ends.
+    A process `caffeinate -i -w <our process id>`, which ends when this process ends, for whatever reason.
 
     Args:
-        program: Where it is.
+        program: Path of caffeinate.
     """
 
     def __init__(self, program: Path = CAFFEINATE) -> None:
@@ -56,7 +56,7 @@ class Caffeinate:
         self._told = False
 
     def take(self) -> None:
-        """Start it, unless it runs. A Mac without it is told of once, and may sleep."""
+        """Start caffeinate, unless it runs. If it cannot be started, that is logged once and the machine may sleep."""
         if self._runs():
             return
         try:
@@ -67,7 +67,7 @@ class Caffeinate:
             self._told = True
 
     def release(self) -> None:
-        """End it. It has nothing to save, and the system drops what it held."""
+        """Kill caffeinate. It has nothing to save, and the system drops its lock."""
         if self._runs():
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
@@ -79,18 +79,18 @@ class Caffeinate:
         return bool(self._pid)
 
 
-def of_this_system(platform: str = sys.platform) -> WakeLock:
-    """Return the lock that this system has."""
+def system_wake_lock(platform: str = sys.platform) -> WakeLock:
+    """Return the wake lock of this operating system."""
     return Caffeinate() if platform == "darwin" else NoWakeLock()
 
 
 class Wakefulness:
     """
-    Holds the lock while there is work, and a little longer.
+    Holds a wake lock while calls run, and LINGER_SECONDS longer.
 
     Args:
-        lock: The lock.
-        later: Runs a function after so many seconds, and returns what has a `cancel`.
+        lock: The wake lock.
+        later: Runs a function after so many seconds, and returns a handle with `cancel`.
     """
 
     def __init__(self, lock: WakeLock, later: Callable[[float, Callable[[], None]], Any]) -> None:
@@ -99,17 +99,17 @@ class Wakefulness:
         self._end: Any = None
 
     def busy(self) -> None:
-        """Work begins."""
+        """Take the lock: a first call began."""
         self._cancel()
         self._lock.take()
 
     def idle(self) -> None:
-        """The last work has ended."""
+        """Release the lock soon: the last call has ended."""
         self._cancel()
         self._end = self._later(LINGER_SECONDS, self._lock.release)
 
     def close(self) -> None:
-        """Release it at once, for good."""
+        """Release the lock at once, for good."""
         self._cancel()
         self._lock.release()
 
@@ -123,8 +123,8 @@ def _spawn(program: str, *arguments: str) -> int:
     """
     Start a program without input and output, and return its process id.
 
-    It inherits no descriptor: one end of the engine's socket in its hands would hide the engine's death from us, and
-    the lock would outlive us. Not `subprocess` with `close_fds`, which forks on macOS, and this process runs gRPC.
+    It inherits no descriptor. A copy of the engine's socket would hide the engine's death from us, and a copy of the
+    instance lock would outlive us. `subprocess` with `close_fds` cannot be used: it forks on macOS, while gRPC runs.
     """
     silent = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
     shut = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()]
@@ -132,9 +132,10 @@ def _spawn(program: str, *arguments: str) -> int:
 
 
 def _inheritable() -> list[int]:
-    found = []
+    """Return the descriptors above 2 that a new process would inherit."""
+    inheritable = []
     for fd in map(int, os.listdir("/dev/fd")):
-        with suppress(OSError):  # the listing's own is gone again
+        with suppress(OSError):  # the descriptor of the listing itself is closed
             if fd > 2 and os.get_inheritable(fd):
-                found.append(fd)
-    return found
+                inheritable.append(fd)
+    return inheritable

@@ -1,1 +1,1 @@
-"""What both processes use; imports neither gRPC nor MLX."""
+"""Modules that both processes use; imports neither gRPC nor MLX."""

@@ -1,8 +1,8 @@
 """
-The configuration: one frozen object, resolved once, with a note of where each value came from.
+The configuration: a frozen dataclass, resolved once from four sources, with the origin of each value.
 
-Order: defaults, `<state_dir>/config.toml`, `MLX_SIDECAR_*` variables, flags; the last one wins. Every value
-that was given is checked, also one that a later source overrides.
+Sources, the last wins: defaults, `<state_dir>/config.toml`, `MLX_SIDECAR_*` variables, flags. Each value is checked,
+also where a later source overrides it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from daemon.shared.small_file import read_small
 FILE_NAME = "config.toml"
 MOST_BYTES = 64 * 1024
 MOST_DOTS = 1000
-"""In that file, comments left out."""
+"""Size of that file, and dots in it outside of comments."""
 
 ENV_PREFIX = "MLX_SIDECAR_"
 TEST_PREFIX = "MLX_SIDECAR_TEST_"
-"""Variables that begin so are left to the tests."""
+"""Prefix of variables for tests, which are not settings."""
 
 
 class ConfigError(Exception):
-    """A name or value that cannot be used; its text is one sentence: key, origin, value, what is allowed."""
+    """An unknown name or a wrong value. The text is one sentence: key, origin, value, and the allowed values."""
 
 
 def _default_socket() -> Path:
@@ -51,16 +51,16 @@ def default_state_dir() -> Path:
 
 
 def _about(text: str, read: Reader, more: str = "") -> dict[str, Any]:
-    """Describe a key: one line for `--help`, and what docs/configuration.md says besides."""
+    """Return the metadata of a key: a line for `--help`, its reader, and more text for docs/configuration.md."""
     return {"help": text, "read": read, "more": more}
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """
-    Every setting of the daemon. `metadata["help"]` of a field describes it in one line.
+    All settings of the daemon. `metadata["help"]` of a field describes it in one line.
 
-    `load_config` makes one with checked values; the constructor checks nothing.
+    `load_config` checks values; the constructor does not.
     """
 
     socket: Path = field(
@@ -146,6 +146,16 @@ class Config:
         ),
     )
 
+    @property
+    def model_cache_bytes(self) -> int:
+        """Most bytes of weights kept in memory."""
+        return self.model_cache_mb << 20
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Most bytes of cached prefixes."""
+        return self.kv_cache_mb << 20
+
     def to_json(self) -> str:
         """Return all values as one line of JSON, for `from_json` in another process."""
         return json.dumps(asdict(self), default=str)
@@ -174,7 +184,7 @@ _FLAGS = {"--" + key.replace("_", "-"): key for key in KEYS}
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A configuration, and for each key "default" or the file, variable or flag that its value came from."""
+    """A configuration, and the origin of each value: "default", or the name of a file, variable or flag."""
 
     config: Config
     origins: dict[str, str]
@@ -182,7 +192,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A value as somebody wrote it; `text` is true where numbers have to be written as text."""
+    """A value as it was written. `text` is true for variables and flags, where numbers are written as text."""
 
     key: str
     raw: Any
@@ -220,9 +230,9 @@ def load_config(flags: Mapping[str, object], environ: Mapping[str, str], home: P
 
 def given_value(key: str, flag: str | None, environ: Mapping[str, str], home: Path) -> Any:
     """
-    Return the value that a flag gives a key, or else its variable; None if neither does.
+    Return the value of one key from its flag, or else from its variable; None if neither is set.
 
-    Nothing else is looked at, so that a mistake in another setting is no obstacle.
+    No other setting is read, so that a mistake there is no obstacle.
 
     Raises:
         ConfigError: If the value is wrong.
@@ -233,7 +243,7 @@ def given_value(key: str, flag: str | None, environ: Mapping[str, str], home: Pa
 
 
 def _from_file(path: Path) -> Iterator[_Given]:
-    import tomllib  # here, as `difflib` below: not every command needs it
+    import tomllib  # here, as `difflib` below: most commands do not need it
 
     try:
         text = read_small(path, MOST_BYTES).decode("utf-8").replace("\r\n", "\n")
@@ -257,7 +267,7 @@ def _from_file(path: Path) -> Iterator[_Given]:
 
 
 def _dots(text: str) -> int:
-    """Count the dots outside of comments: the parser takes time in the square of a key's parts."""
+    """Count the dots outside of comments. The time of the parser grows with the square of a key's parts."""
     return sum(line.count(".") for line in text.splitlines() if not line.lstrip().startswith("#"))
 
 

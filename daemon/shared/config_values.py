@@ -1,8 +1,8 @@
 """
-Readers of configuration values: each turns what somebody wrote into a checked value.
+Readers of configuration values: each turns a raw value into a checked one.
 
-A reader takes (raw value, whether text stands for other types, home directory) and raises `ValueError` with a
-phrase that says what is allowed, such as "true or false".
+A reader takes the raw value, whether text stands for other types, and the home directory. It raises `ValueError` with
+a phrase for the allowed values, such as "true or false".
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _WORDS = {
 
 def parse_duration(text: str) -> float:
     """
-    Return the seconds that `text` means: a number, or parts such as "90s", "10m", "1h30m", "2d".
+    Return the seconds of a duration: a number, or parts such as "90s", "10m", "1h30m", "2d".
 
     Raises:
-        ValueError: If it is neither, or more than 1e9 seconds; the text says what is allowed.
+        ValueError: If it is neither, or more than 1e9 seconds. The text names the allowed values.
     """
     parts = _SPAN.fullmatch(text.strip())
     if parts:

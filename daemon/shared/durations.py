@@ -1,4 +1,4 @@
-"""Seconds to protobuf Durations and back."""
+"""Converts seconds to protobuf Durations and back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from google.protobuf.duration_pb2 import Duration
 
 
 def duration(seconds: float) -> Duration:
-    """Return seconds as a Duration."""
+    """Return seconds as a Duration, cut to nanoseconds."""
     value = Duration()
     value.FromNanoseconds(int(seconds * 1e9))
     return value

@@ -1,5 +1,5 @@
 """
-The one table of errors: a reason that callers can rely on, and the gRPC code that carries it.
+The table of errors: a reason that callers can rely on, and the gRPC code that carries it.
 
 Code raises `SidecarError(Reason.X, "what went wrong and what to do", ...)`. The reason travels unchanged through the
 IPC frames and ends as `google.rpc.ErrorInfo.reason` (domain "mlx-sidecar"); the client mirrors the table with one
@@ -14,6 +14,9 @@ from enum import StrEnum
 from google.rpc import code_pb2
 
 DOMAIN = "mlx-sidecar"
+
+RETRY_SECONDS = 2.0
+"""Time to retry of errors that pass soon, where nothing tells how soon."""
 
 
 class Reason(StrEnum):
@@ -72,12 +75,12 @@ CODES: Mapping[Reason, int] = {
 
 class SidecarError(Exception):
     """
-    An error that the caller is told about.
+    An error that reaches the caller as a gRPC status.
 
     Args:
-        reason: Its place in the table.
-        message: One or two sentences for a person: what is wrong, with figures, and how to mend it. Never prompt text.
-        metadata: Figures that belong to it, for programs.
+        reason: The row of the table.
+        message: One or two sentences: what is wrong, with figures, and how to mend it. Never text of a prompt.
+        metadata: Figures of the error, for programs.
         retry_after: Seconds after which a retry may succeed; None if a retry is pointless.
         field: Path of the request field that is wrong, such as "sampling.top_p".
     """

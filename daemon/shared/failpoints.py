@@ -1,12 +1,12 @@
 """
 Failpoints: named places at which a test makes this process die, stop, wait or fail.
 
-They are set by a variable that parent and engine read at their start, and are an empty function without it:
+Parent and engine read them from a variable at their start. Without it, a failpoint is an empty function:
 
     MLX_SIDECAR_TEST_FAILPOINTS="token.first=kill@3;kv.publish=raise%2;load.slice=sleep:0.2"
 
-`kill` and `stop` send this process SIGKILL and SIGSTOP, `raise` raises `FailpointError`, `sleep:S` waits. `@N` means
-the Nth time only, `%P` each time with a chance of P percent; without either it is every time.
+`kill` and `stop` send this process SIGKILL and SIGSTOP, `raise` raises `FailpointError`, `sleep:S` waits S seconds.
+`@N` means only the Nth time, `%P` each time with a chance of P percent. Without either it is every time.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ PLACES: Mapping[str, str] = {
     "kv.publish": "engine: blocks are evaluated and in no trie yet",
     "invalidate.dropped": "engine: blocks are dropped, and what runs may still store",
 }
-"""Each place, and where that is."""
+"""Each place, and the moment that it stands for."""
 
 
 class FailpointError(Exception):
-    """What `raise` raises."""
+    """The error that `raise` raises."""
 
 
 @dataclass(slots=True)
 class Failpoint:
     """
-    What happens at one place.
+    The fault at one place.
 
     Attributes:
-        action: Does it.
-        only: The one hit at which it is done; 0 for any.
-        chance: Chance of each hit, 0 to 1.
+        action: Makes the fault.
+        only: Number of the hit at which the fault is made; 0 for each.
+        chance: Chance of the fault at a hit, 0 to 1.
         hits: Hits so far.
     """
 
@@ -58,7 +58,7 @@ class Failpoint:
     hits: int = 0
 
     def hit(self, draw: Callable[[], float]) -> None:
-        """Do it, if it is its turn."""
+        """Count a hit, and make the fault if it is due."""
         self.hits += 1
         if self.only in (0, self.hits) and (self.chance >= 1 or draw() < self.chance):
             self.action()
@@ -66,10 +66,10 @@ class Failpoint:
 
 def parse(text: str) -> dict[str, Failpoint]:
     """
-    Return the failpoints that a text sets.
+    Return the failpoints that a text sets, by place.
 
     Raises:
-        ValueError: If a place is unknown, or what is to happen there is.
+        ValueError: If a place or a fault is unknown.
     """
     points = {}
     for setting in filter(None, text.split(";")):
@@ -113,4 +113,4 @@ def _chosen(environ: Mapping[str, str]) -> Callable[[str], None]:
 
 
 failpoint = _chosen(os.environ)
-"""Called at each place with its name."""
+"""Called with the name of a place when the process passes it."""

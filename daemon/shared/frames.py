@@ -1,4 +1,4 @@
-"""Frames between parent and engine: a 4-byte big-endian length, then one protobuf message. Both ends use this file."""
+"""Frames between parent and engine: a 4-byte big-endian length, then a protobuf message."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
-"""Larger frames are no mistake of a client: requests are bounded long before."""
+"""Longest frame. A longer length means that the stream is broken: requests are bounded to far less before."""
 
 _HEADER = struct.Struct(">I")
 
@@ -17,7 +17,7 @@ T = TypeVar("T", bound=Message)
 
 
 class FrameError(Exception):
-    """The other end sent something that is no frame; the connection cannot be used any more."""
+    """The other end sent bytes that are no frame. The connection cannot be used any more."""
 
 
 def encode_frame(message: Message) -> bytes:
@@ -28,10 +28,10 @@ def encode_frame(message: Message) -> bytes:
 
 async def read_frame(reader: asyncio.StreamReader, kind: type[T]) -> T | None:
     """
-    Read one message; None at the end of the stream, a torn frame included.
+    Read a message. Return None at the end of the stream, also within a frame.
 
     Raises:
-        FrameError: If the length is out of range or the body is no such message.
+        FrameError: If the length is above MAX_FRAME_BYTES, or the body is no such message.
     """
     try:
         (length,) = _HEADER.unpack(await reader.readexactly(_HEADER.size))

@@ -1,4 +1,4 @@
-"""Signs of life: long work tells the watchdog of its thread that it moves on. Pure."""
+"""Signs of life: long work on a thread tells its watchdog that it makes progress. Pure."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Sign = Callable[[], None]
-"""Called whenever work has moved on; any thread."""
+"""Called each time the work has made progress; any thread."""
 
 _here = threading.local()
 
 
 def _nothing() -> None:
-    """Tell no watchdog: there is none."""
+    """Do nothing, where there is no watchdog."""
 
 
 def current() -> Sign:
-    """Return the sign of the calling thread's work, for the threads that it lets work for it."""
+    """Return the calling thread's sign, to hand it to other threads that work for it."""
     sign: Sign = getattr(_here, "sign", _nothing)
     return sign
 
 
 def moved() -> None:
-    """Tell the watchdog of the calling thread, if it has one, that its work has moved on."""
+    """Tell the calling thread's watchdog, if there is one, that its work has made progress."""
     current()()
 
 
 @contextmanager
 def watched(sign: Sign) -> Iterator[None]:
-    """Let `moved` call `sign` in this thread for the length of a block."""
-    before = current()
+    """Let `moved` call `sign` in this thread until the block ends."""
+    outer = current()
     _here.sign = sign
     try:
         yield
     finally:
-        _here.sign = before
+        _here.sign = outer

@@ -1,8 +1,8 @@
 """
-What may be logged: names of fields, and for each the kind of value that it may have. Pure.
+The allow list of log fields: each with the kind of value that it may have. Pure.
 
-A log is read by more people than a request is meant for, so nothing gets into it because it was forgotten: a field that
-is not on the list, or whose value is of another kind, is dropped and counted. Spans are made of the same fields.
+More people read a log than may read a request. So a field that is not on the list is dropped and counted, and so is a
+value of another kind: nothing is logged by oversight. Spans are made of the same fields.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 MAX_NAME = 1024
+"""Characters of a model's name."""
 DROPPED = "dropped"
-"""The field that tells how many others were dropped."""
+"""Field with the number of fields that were dropped."""
 
 Kind = Callable[[Any], bool]
 
 
 class Words(str):
-    """Text that may be logged as it is. The place that makes one knows that no part of a request is in it."""
+    """Text that may be logged as it is. Only code that knows that no part of a request is in it may make one."""
 
     __slots__ = ()
 
 
 def _pattern(expression: str) -> Kind:
-    found = re.compile(expression)
-    return lambda value: isinstance(value, str) and found.fullmatch(value) is not None
+    pattern = re.compile(expression)
+    return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 def _one_of(*values: str) -> Kind:
@@ -41,7 +42,7 @@ def _one_of(*values: str) -> Kind:
 
 
 def _names(enum: Any) -> set[str]:
-    """Return what the values of an enum of the API are called in the log."""
+    """Return the names of an API enum's values as the log writes them: lower case, without the prefix."""
     prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", enum.DESCRIPTOR.name).upper() + "_"
     return {name.removeprefix(prefix).lower() for name in enum.DESCRIPTOR.values_by_name}
 
@@ -59,7 +60,7 @@ def _words(value: Any) -> bool:
 
 
 def _model(value: Any) -> bool:
-    """Tell whether a text can be a model's name: an absolute path, or a name without spaces."""
+    """Return whether a text can be a model's name: an absolute path, or a name without spaces."""
     if not isinstance(value, str) or len(value) > MAX_NAME or not value.isprintable():
         return False
     return value.startswith("/") or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value) is not None
@@ -77,7 +78,7 @@ def _cause(value: Any) -> bool:
 
 
 def _field_names() -> tuple[set[str], set[str]]:
-    """Return the names of all fields of requests, and those that errors have besides; and of them, those of maps."""
+    """Return the names of all fields that an error can name, and which of them are maps."""
     names, maps = {"request", "target", "input", "prompt"}, set()
     todo, seen = [method.input_type for method in _SERVICE.methods], set()
     while todo:
@@ -101,7 +102,7 @@ _KEYS = re.compile(rf"\b({'|'.join(_MAPS)})\[[^\]]*\]")
 
 
 def _request_field(value: Any) -> bool:
-    """Tell whether a text is the path of a field, such as "chat.tools[3].name"; a key of a map is a caller's own."""
+    """Return whether a text is the path of a field, such as "chat.tools[3].name". Keys of maps are callers' words."""
     if not isinstance(value, str) or _KEYS.search(value):
         return False
     steps = [_STEP.fullmatch(step) for step in value.split(".")]
@@ -150,11 +151,11 @@ FIELDS: Mapping[str, Kind] = {
     "version": _pattern(r"[\w.+-]{1,100}"),
     "work": _one_of("lookup", "read", "fetch", "tokenizer", "template", "prompt"),
 }
-"""Each field that may be logged, and whether a value is of its kind. None may stand for any."""
+"""Each field that may be logged, with the test of its values. None is a value of each field."""
 
 
 def permitted(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those fields that may be logged, and as `dropped` how many may not."""
+    """Return the fields that may be logged, and in `dropped` the number of the others."""
     kept = {name: value for name, value in fields.items() if name in FIELDS and (value is None or FIELDS[name](value))}
     lost = len(fields) - len(kept)
     if lost:
@@ -163,7 +164,7 @@ def permitted(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cause(error: BaseException) -> str:
-    """Return what the log may say of an exception: its class, and the name of its reason or of the system's error."""
+    """Return an exception for the log: its class, and its reason or the name of the system's error."""
     name = type(error).__qualname__
     if isinstance(error, SidecarError):
         return f"{name}: {error.reason}"
@@ -172,14 +173,14 @@ def cause(error: BaseException) -> str:
 
 
 _OUR_WORDS = frozenset(Reason) - {Reason.INVALID_ARGUMENT, Reason.INTERNAL}
-"""Reasons whose messages are made of our words, names of models, paths and figures."""
+"""Reasons with messages that contain only our words, names of models, paths and figures."""
 
 
 def refusal(error: SidecarError) -> dict[str, Any]:
     """
-    Return the fields that tell of an error.
+    Return the log fields of an error.
 
-    Its message is told only where it is all ours: templates, grammars and schemas choose their own words, or quote.
+    The message is among them only for reasons in _OUR_WORDS. Templates, grammars and schemas quote requests.
     """
     fields: dict[str, Any] = {"reason": str(error.reason)}
     if error.reason in _OUR_WORDS:

@@ -1,8 +1,8 @@
 """
-Exceptions as the log may show them: where they were raised and what their classes are, never what they say.
+Tracebacks and library messages for the log: places, classes and numbers, but no text of an exception.
 
-The words of an exception are chosen by the code that raises it. Parsers of JSON, grammars and templates quote what they
-were given; so do the values of variables, which a traceback of a console shows.
+The code that raises an exception chooses its text. Parsers of JSON, grammars and templates quote their input, which is
+a part of a request. So do the values of variables that a traceback on a console shows.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from typing import Any
 from daemon.shared.log_fields import Words, cause
 
 MAX_FRAMES = 60
-"""Of one exception: the first and the last half of them are shown."""
+"""Frames of an exception that are shown: the first half and the last half."""
 MAX_CHAIN = 10
+"""Exceptions of a chain that are shown."""
 UNTOLD = "a library logs words that may be a request's"
-"""Stands for a message that is not a constant of the library's code."""
+"""Shown instead of a message that is not a constant of the library's code."""
 
 _NAME = re.compile(r"[\w<>.]+")
 
 
 def frames(error: BaseException) -> Words:
-    """Return the traceback of an exception and of those that led to it, without any text of theirs."""
+    """Return the traceback of an exception and of the exceptions that led to it, without their texts."""
     return Words("\n".join(_told(error)))
 
 
@@ -63,11 +64,11 @@ def _name(code: CodeType) -> str:
 
 def library_event(record: LogRecord, args: Any) -> Words:
     """
-    Return what the log may say of a library's message: the constant of its code, with the numbers that go into it.
+    Return a library's message for the log: the constant from its code, with only numbers filled in.
 
     Args:
-        record: The library's record, while its call of the logger is still on this thread's stack.
-        args: What goes into the message.
+        record: The library's record. Its call of the logger must still be on this thread's stack.
+        args: The values that go into the message.
     """
     if not isinstance(record.msg, str) or not _is_constant(record):
         return Words(UNTOLD)
@@ -78,6 +79,7 @@ def library_event(record: LogRecord, args: Any) -> Words:
 
 
 def _is_constant(record: LogRecord) -> bool:
+    """Return whether the message is a constant of the function that logs it; else it was formatted before."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         code = frame.f_code
@@ -88,7 +90,7 @@ def _is_constant(record: LogRecord) -> bool:
 
 
 class _Untold:
-    """Stands in a message for a value that is no number."""
+    """Shown in a message instead of a value that is no number."""
 
     def __str__(self) -> str:
         return "…"
@@ -114,12 +116,12 @@ _SHOWN = re.compile(
     r"|  <no Python frame>"
     r"|Extension modules: [\w., ]+\(total: \d+\)"
 )
-"""What Python writes when an exception ends a program, and what it writes at a crash."""
+"""The lines that Python writes when an exception ends a program, and at a crash."""
 _RAISED = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Warning))(?::.*)?")
 
 
 def output_line(line: str) -> Words | None:
-    """Return what may be logged of a bare line of a process that knows requests: places, classes."""
+    """Return the places and classes of an output line of a process that knows requests; None if there are none."""
     if _SHOWN.fullmatch(line):
         return Words(line)
     raised = _RAISED.fullmatch(line)

@@ -1,8 +1,8 @@
 """
-Logging: structlog and the standard library's loggers end in the same lines.
+Logging set-up: structlog and the standard library's loggers write the same lines.
 
-A terminal gets coloured text, everything else gets one JSON object a line. A line holds what `log_fields.py` permits
-and nothing else; tracebacks tell places and classes, never words or values, because those could be a request's.
+A terminal gets coloured text, a file or a pipe one JSON object a line. A line has only the fields that `log_fields.py`
+permits. Tracebacks have places and classes, no texts or values: those could be a request's.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from daemon.shared.log_frames import frames, library_event
 
 MAX_FILE_BYTES = 10 << 20
 KEPT_FILES = 5
+"""Size at which the log file is rotated, and how many old files are kept."""
 
 _BRING_HANDLERS = ("asyncio", "grpc", "huggingface_hub", "mlx_lm", "transformers")
 _CHATTY = ("httpcore", "httpx", "urllib3")
@@ -44,9 +45,9 @@ def configure(level: str, log_file: Path | None) -> None:
     """
     Send all logs of this process to stderr, or to `log_file`. A terminal on stderr gets them in any case.
 
-    Only one process may write a given file: two would rotate it under each other. A file that cannot be
-    opened is reported once on stderr, which then gets the logs instead. May be called again; do so after an
-    import of a library that brings handlers of its own.
+    Only one process may write a given file: two would rotate it under each other. If the file cannot be opened, that
+    is reported once on stderr, which then gets the logs. May be called again, for example after an import of a library
+    that installs handlers.
 
     Args:
         level: "debug", "info", "warning" or "error".
@@ -74,7 +75,7 @@ def configure(level: str, log_file: Path | None) -> None:
 
 
 def take_over() -> None:
-    """Have exceptions logged that end a thread or can only be ignored; Python would print their words."""
+    """Log the exceptions that end a thread or are ignored by Python, which would print their texts."""
     threading.excepthook = lambda args: log.error("an exception ended a thread", exc_info=args.exc_value)
     sys.unraisablehook = lambda args: log.error("an exception was ignored", exc_info=args.exc_value)
 
@@ -95,7 +96,7 @@ def _install(handlers: list[logging.Handler]) -> None:
     while _installed:
         old = _installed.pop()
         root.removeHandler(old)
-        with suppress(OSError):  # what a full disk did not take
+        with suppress(OSError):  # a full disk did not take the last lines
             old.close()
     for new in handlers:
         root.addHandler(new)
@@ -109,7 +110,7 @@ def _stderr_handler() -> logging.Handler:
 
 
 def _text_formatter() -> logging.Formatter:
-    # The default traceback of a console is rich's, which prints local variables.
+    # The default traceback on a console is rich's, which prints local variables.
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     return _formatter(plain)
 
@@ -127,7 +128,7 @@ def _formatter(*last: structlog.typing.Processor) -> logging.Formatter:
 
 
 def _permitted(_logger: Any, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Return what may be logged of an event, of ours or of a library."""
+    """Return the fields of an event that may be logged, of ours or of a library."""
     record: logging.LogRecord = fields.pop("_record")
     if fields.pop("_from_structlog"):
         fields["event"] = Words(fields["event"])
@@ -142,7 +143,7 @@ def _permitted(_logger: Any, _method: str, fields: structlog.typing.EventDict) -
 
 
 def _exception(given: Any) -> BaseException | None:
-    """Return the exception of `exc_info`, in any of the forms that it may have."""
+    """Return the exception of `exc_info`, which may be an exception, a tuple or a flag."""
     if isinstance(given, BaseException):
         return given
     if isinstance(given, tuple):
@@ -151,27 +152,27 @@ def _exception(given: Any) -> BaseException | None:
 
 
 class _QuietStream(logging.StreamHandler[TextIO]):
-    """A handler that prints nothing about a line that it cannot write; the library's own prints the line's values."""
+    """A handler that drops lines which it cannot write. The standard handler would print their values."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
-        """Go on."""
+        """Do nothing."""
 
 
 class _PrivateFile(RotatingFileHandler):
-    """A rotating file of mode 0600 that says on stderr that it cannot be written, once until it can be again."""
+    """A rotating file of mode 0600. A failure to write it is reported on stderr once, until a write succeeds."""
 
     def __init__(self, path: Path) -> None:
         self._lost = 0
-        """Records since the last one that was written."""
+        """Records that were not written since the last that was."""
         super().__init__(path, maxBytes=MAX_FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8")
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding="utf-8", opener=_open_private)
 
     def emit(self, record: logging.LogRecord) -> None:
-        before = self._lost
+        lost_before = self._lost
         super().emit(record)
-        if self._lost == before:
+        if self._lost == lost_before:
             self._lost = 0
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
@@ -181,7 +182,7 @@ class _PrivateFile(RotatingFileHandler):
 
 
 def _open_private(path: str, flags: int) -> int:
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # a pipe that is not read would be waited for
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # O_NONBLOCK: a pipe without a reader would block
     if stat.S_ISREG(os.fstat(fd).st_mode):
         os.fchmod(fd, 0o600)
     return fd

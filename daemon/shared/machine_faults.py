@@ -1,4 +1,8 @@
-"""Faults of the machine, told from those of a model: another cure helps, and the same files may load a minute later."""
+"""
+Tells faults of the machine (no memory, a full disk) from faults of a model.
+
+The cure is another: the same files may load a minute later.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from daemon.shared.errors import Reason, SidecarError
 
-RETRY_EXHAUSTED = 5.0
+EXHAUSTED_RETRY_SECONDS = 5.0
 """Seconds after which memory, disk space or descriptors may be free again."""
 
 _EXHAUSTED: Mapping[int, str] = {
@@ -35,7 +39,7 @@ _FAULTY: Mapping[int, str] = {
 _TEXTS: Mapping[int, str] = {number: os.strerror(number) for number in (*_EXHAUSTED, *_FAULTY)}
 
 _NO_MEMORY = re.compile(r"^\[(metal::)?malloc|std::bad_alloc|Unable to allocate|Insufficient Memory")
-"""MLX and Metal; see the tests for whole texts."""
+"""How the errors of MLX and Metal begin when memory runs out; the tests have whole texts."""
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 _NO_COMPILER = re.compile(r"^\[Compile::eval_cpu\] Failed to (compile|load)")
 _NO_TEMPORARY = re.compile(r"temp_directory_path|No usable temporary directory")
@@ -44,32 +48,32 @@ _OF_CPP = "filesystem error: "
 
 def machine_fault(error: BaseException, what: str) -> SidecarError | None:
     """
-    Return the error that a caller is told of if the machine is at fault; None if it is not.
+    Return the error for the caller if the machine is at fault; None if it is not.
 
-    What an error was raised from counts as well: libraries hide what the system said behind errors of their own.
+    The errors that led to an error count as well: libraries hide the system's errors behind their own.
 
     Args:
-        error: What was raised.
-        what: What could not be done, such as "model.safetensors cannot be read".
+        error: The error that was raised.
+        what: The step that failed, such as "model.safetensors cannot be read".
 
     Returns:
-        MACHINE_EXHAUSTED, with a time to come back, if something ran out; MACHINE_FAULT if something has to be mended.
+        MACHINE_EXHAUSTED, with a time to retry, if something ran out; MACHINE_FAULT if something has to be mended.
     """
-    for one in _chain(error):
-        if isinstance(one, SidecarError):
-            return one if one.reason in (Reason.MACHINE_EXHAUSTED, Reason.MACHINE_FAULT) else None
-        text = str(one)
+    for link in _chain(error):
+        if isinstance(link, SidecarError):
+            return link if link.reason in (Reason.MACHINE_EXHAUSTED, Reason.MACHINE_FAULT) else None
+        text = str(link)
         if _NO_TEMPORARY.search(text):
             return _fault(what, "there is no directory for temporary files", "set TMPDIR to one that can be written to")
-        if isinstance(one, RuntimeError) and _NO_COMPILER.match(text):
+        if isinstance(link, RuntimeError) and _NO_COMPILER.match(text):
             return _fault(what, "the C++ compiler failed", "check that it works and that TMPDIR has space")
-        number = _number(one, text) or 0
+        number = _number(link, text) or 0
         if number in _EXHAUSTED:
             return SidecarError(
                 Reason.MACHINE_EXHAUSTED,
                 f"{what}: {_TEXTS[number]}; {_EXHAUSTED[number]}, then try again",
                 metadata={"errno": errno.errorcode[number]},
-                retry_after=RETRY_EXHAUSTED,
+                retry_after=EXHAUSTED_RETRY_SECONDS,
             )
         if number in _FAULTY:
             return _fault(what, _TEXTS[number], _FAULTY[number], errno=errno.errorcode[number])
@@ -81,25 +85,25 @@ def _fault(what: str, why: str, cure: str, **metadata: str) -> SidecarError:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all that it was raised from or during, each once."""
+    """Yield an error and the errors that it was raised from or during, each once."""
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
     while pending:
-        one = pending.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            pending += [None if one.__suppress_context__ else one.__context__, one.__cause__]
+        link = pending.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            yield link
+            pending += [None if link.__suppress_context__ else link.__context__, link.__cause__]
 
 
 def _number(error: BaseException, text: str) -> int | None:
-    """Return the number of what the system said; None if it said nothing."""
+    """Return the errno behind an error; None if there is none."""
     if isinstance(error, OSError):
         return error.errno
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
         return errno.ENOMEM
-    if found := _OF_RUST.search(text):
-        return int(found[1])
+    if match := _OF_RUST.search(text):
+        return int(match[1])
     if isinstance(error, RuntimeError) and text.startswith(_OF_CPP):
         return next((number for number, said in _TEXTS.items() if said in text), None)
     return None

@@ -1,4 +1,4 @@
-"""Names of models and adapters: one spelling for each, as far as that can be told without looking at a disk. Pure."""
+"""Normalises names of models and adapters, as far as that is possible without a look at the disk. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 def plain(name: str) -> str:
     """
-    Return a name without what makes no difference in a path: `//`, `/./` and a slash at the end.
+    Return a name in its plain spelling: a path without `//`, `/./` and a slash at its end.
 
-    A `..` stays: behind a symbolic link it leads elsewhere, which only the file system knows. Hub ids stay as they are.
+    A `..` stays: behind a symbolic link it leads elsewhere, and only the file system knows where. Hub ids stay as they
+    are.
     """
     if not name.startswith("/"):
         return name
@@ -17,12 +18,12 @@ def plain(name: str) -> str:
 
 
 def climbs(name: str) -> bool:
-    """Tell whether a name is a path with `..` in it, whose plain spelling has to be asked of the file system."""
+    """Return whether a name is a path with `..`. Only the file system can tell where that leads."""
     return name.startswith("/") and ".." in name.split("/")
 
 
 def make_plain(request: pb.GetOrLoadRequest | pb.GenerateRequest | pb.InvalidateRequest) -> None:
-    """Give every name in a request its plain spelling."""
+    """Replace each name in a request by its plain spelling."""
     if isinstance(request, pb.InvalidateRequest):
         kind = request.WhichOneof("target")
         if kind == "model":

@@ -1,48 +1,86 @@
-"""Keeps: what callers asked GetOrLoad to do with models, so that an engine that is started anew does it too. Pure."""
+"""
+Keeps the pin, time to live (TTL) and revision that GetOrLoad calls chose for a model, so that they outlive an engine.
+
+Both processes hold them and apply the same commands, with the same effect:
+
+    load         sets what the request sets, and the revision; leaves the rest as it was
+    recall       the same: a `load` of earlier callers, sent to a new engine
+    invalidate   with `weights`: clears pin and TTL of its models; their revisions stay
+
+The parent applies each command that an engine answered, and at an engine's start sends all of it as `recall` commands.
+The engine applies those, and the invalidations that come before the model's next load. That load is `done` with them:
+from then on the model cache holds pin and TTL, as long as the model stays in memory.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from daemon.shared.durations import seconds
+from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
-MOST = 256
+MOST_CHOICES = 256
+"""Pairs of model and adapter that are kept; the pair that was chosen for longest ago is forgotten first."""
 
 
 class ModelOverrides:
-    """Pin, time to live and revision of each model and adapter, as the last callers chose them; the latest 256."""
+    """The choices of the last callers for each model and adapter. Pure."""
 
     def __init__(self) -> None:
-        self._asked: OrderedDict[tuple[str, str], pb.GetOrLoadRequest] = OrderedDict()
+        self._chosen: OrderedDict[tuple[str, str], pb.GetOrLoadRequest] = OrderedDict()
+        """By model and adapter; of a request only the names, `pin`, `ttl` and `revision` are set."""
 
-    def note(self, request: pb.GetOrLoadRequest) -> None:
-        """Remember what a call that went well asked for; what it left unset stays as it was."""
-        key = (request.model, request.adapter)
-        kept = self._asked.setdefault(key, pb.GetOrLoadRequest(model=request.model, adapter=request.adapter))
-        kept.revision = request.revision
-        if request.HasField("pin"):
-            kept.pin = request.pin
-        if request.HasField("ttl"):
-            kept.ttl.CopyFrom(request.ttl)
-        self._asked.move_to_end(key)
-        if len(self._asked) > MOST:
-            self._asked.popitem(last=False)
-
-    def dropped(self, request: pb.InvalidateRequest, names: Iterable[str]) -> None:
+    def apply(self, command: ipc.Command, names: Iterable[str] = ()) -> None:
         """
-        Forget pins and times to live of models whose weights were dropped; their revisions stay.
+        Follow a command that went well. Commands of other kinds change nothing.
 
         Args:
-            request: What was to be dropped.
-            names: Every name of the models that were.
+            command: The command.
+            names: Names by which the engine's answer calls the models; for a load the one under which it was loaded.
         """
-        gone = {request.model.model, *names} if request.model.weights else set()
-        for (name, _), kept in self._asked.items():
-            if request.all.weights or name in gone:
-                kept.ClearField("pin")
-                kept.ClearField("ttl")
+        kind = command.WhichOneof("body")
+        if kind == "load":
+            self._choose(command.load, next(iter(names), ""))
+        elif kind == "recall":
+            self._choose(command.recall)
+        elif kind == "invalidate" and not command.invalidate.dry_run:
+            self._clear(command.invalidate, names)
 
-    def requests(self) -> list[pb.GetOrLoadRequest]:
-        """Return one request for each model and adapter, the latest last."""
-        return list(self._asked.values())
+    def pin(self, model: str, adapter: str) -> bool | None:
+        """Return whether a model is to be pinned (True) or unpinned (False); None for neither."""
+        chosen = self._chosen.get((model, adapter))
+        return chosen.pin if chosen is not None and chosen.HasField("pin") else None
+
+    def ttl(self, model: str, adapter: str) -> float | None:
+        """Return the time to live of a model in seconds; None for the configured one."""
+        chosen = self._chosen.get((model, adapter))
+        return seconds(chosen.ttl) if chosen is not None and chosen.HasField("ttl") else None
+
+    def done(self, model: str, adapter: str) -> None:
+        """Forget a model, because its entry in the model cache holds the choices now. Harmless twice."""
+        self._chosen.pop((model, adapter), None)
+
+    def recalls(self) -> list[ipc.Command]:
+        """Return the commands that bring an empty instance to this state, the latest choice last."""
+        return [ipc.Command(recall=request) for request in self._chosen.values()]
+
+    def _choose(self, request: pb.GetOrLoadRequest, name: str = "") -> None:
+        model, adapter = name or request.model, request.adapter
+        chosen = self._chosen.setdefault((model, adapter), pb.GetOrLoadRequest(model=model, adapter=adapter))
+        chosen.revision = request.revision
+        if request.HasField("pin"):
+            chosen.pin = request.pin
+        if request.HasField("ttl"):
+            chosen.ttl.CopyFrom(request.ttl)
+        self._chosen.move_to_end((model, adapter))
+        if len(self._chosen) > MOST_CHOICES:
+            self._chosen.popitem(last=False)
+
+    def _clear(self, request: pb.InvalidateRequest, names: Iterable[str]) -> None:
+        dropped = {request.model.model, *names} if request.model.weights else set()
+        for (model, _), chosen in self._chosen.items():
+            if request.all.weights or model in dropped:
+                chosen.ClearField("pin")
+                chosen.ClearField("ttl")

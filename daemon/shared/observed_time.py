@@ -1,9 +1,9 @@
 """
-Limits of time that count only what this process saw of it.
+Time limits that count only the time in which this process ran.
 
-A process that was stopped (Ctrl-Z, a debugger, a frozen container) or that had no processor finds, when it runs again,
-that the clock has jumped. The clock jumped for those that it watches too, and what they sent meanwhile is still unread.
-So a watch never reads the clock once at the end: it looks often, and a look that comes late counts as one in time.
+A process may be stopped (Ctrl-Z, a debugger, a frozen container) or get no processor. When it runs again, the clock has
+jumped, and the events that came meanwhile are still unread. A limit that reads the clock only at its end would then
+blame an engine that is sound. So a limit here reads the clock often, and a late reading counts as one in time.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 LOOK_SECONDS = 0.25
-"""How often those that wait here look up; so much is lost of a limit at most when the process is stopped once."""
+"""Time between two looks of a wait. A limit is too short by at most so much each time the process is stopped."""
 
 
 class SeenTime:
     """
-    A clock that counts only time in which it was read: between two readings at most so many seconds. Any thread.
+    A clock of which at most `most` seconds count between two readings. Any thread.
 
     Args:
         clock: Seconds that never go back.
-        most: Most seconds that count between two readings; it has to be read more often than that.
+        most: Most seconds that count between two readings. It has to be read more often than that.
     """
 
     def __init__(self, clock: Callable[[], float], most: float) -> None:
@@ -36,13 +36,13 @@ class SeenTime:
         self._lock = threading.Lock()
 
     def __call__(self) -> float:
-        """Return the seconds that were seen so far."""
+        """Return the seconds that have counted so far."""
         with self._lock:
             self._read()
             return self._seen
 
     def late(self) -> bool:
-        """Read the clock, and tell whether that came so late that time was left out."""
+        """Read the clock, and return whether the reading was so late that some time did not count."""
         with self._lock:
             return self._read() > self._most
 
@@ -54,7 +54,7 @@ class SeenTime:
 
 
 def looks(seconds: float, each: float = LOOK_SECONDS) -> Iterator[float]:
-    """Yield the pauses that make up a limit: each counts as it was asked for, however late it ends."""
+    """Yield the pauses that make up a limit. Each counts with its nominal length, however late it ends."""
     left = seconds
     while left > 0:
         pause = min(each, left)
@@ -63,7 +63,7 @@ def looks(seconds: float, each: float = LOOK_SECONDS) -> Iterator[float]:
 
 
 def polls(seconds: float, each: float, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
-    """Yield at once and after each pause until the limit: for a look that blocks. The last look is after the limit."""
+    """Yield at once and after each pause: for a loop that blocks its thread. The last time is after the limit."""
     yield
     for pause in looks(seconds, each):
         sleep(pause)
@@ -73,7 +73,7 @@ def polls(seconds: float, each: float, sleep: Callable[[float], None] = time.sle
 async def wait(
     tasks: Collection[asyncio.Future[Any]], seconds: float, return_when: str = asyncio.ALL_COMPLETED
 ) -> bool:
-    """Wait for tasks on the event loop, for at most so long, and tell whether they are done as `return_when` says."""
+    """Wait for tasks on the event loop for so many seconds, and return whether they are done as `return_when` says."""
     for pause in looks(seconds):
         done, pending = await asyncio.wait(tasks, timeout=pause, return_when=return_when)
         if not pending or (done and return_when == asyncio.FIRST_COMPLETED):
@@ -82,18 +82,18 @@ async def wait(
 
 
 async def sleep(seconds: float) -> None:
-    """Sleep on the event loop for so long as this process runs."""
+    """Sleep on the event loop for so many seconds in which this process runs."""
     for pause in looks(seconds):
         await asyncio.sleep(pause)
 
 
 class Countdown:
     """
-    Calls a function on the event loop after so many seconds, unless it is cancelled.
+    A timer that calls a function on the event loop, unless it is cancelled.
 
     Args:
-        seconds: How long it takes.
-        action: What to call.
+        seconds: Seconds until the call.
+        action: The function.
     """
 
     def __init__(self, seconds: float, action: Callable[[], None]) -> None:
@@ -103,7 +103,7 @@ class Countdown:
         self._next()
 
     def cancel(self) -> None:
-        """Never call it. Harmless twice, and after it was called."""
+        """Do not call the function. Harmless twice, and after the call."""
         if self._handle is not None:
             self._handle.cancel()
 
@@ -117,11 +117,11 @@ class Countdown:
 
 class Alarm(threading.Thread):
     """
-    Calls a function after so many seconds on a thread of its own, unless it is cancelled; what `threading.Timer` is.
+    A timer that calls a function on a thread of its own, unless it is cancelled; like `threading.Timer`.
 
     Args:
-        seconds: How long it takes.
-        action: What to call.
+        seconds: Seconds until the call.
+        action: The function.
     """
 
     def __init__(self, seconds: float, action: Callable[[], None]) -> None:
@@ -131,17 +131,17 @@ class Alarm(threading.Thread):
         self._off = threading.Event()
 
     def cancel(self) -> None:
-        """Never call it. Harmless twice, and after it was called."""
+        """Do not call the function. Harmless twice, and after the call."""
         self._off.set()
 
     def run(self) -> None:
-        """Wait, then call it."""
+        """Wait, then call the function; the thread runs this."""
         if not any(self._off.wait(pause) for pause in looks(self._seconds)):
             self._action()
 
 
 def ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait for the end of a process, for at most so long, and tell whether it has ended."""
+    """Wait for the end of a process for so many seconds, and return whether it has ended."""
     for pause in looks(seconds):
         try:
             process.wait(pause)
@@ -153,11 +153,11 @@ def ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 def output_of(command: Sequence[str], seconds: float, stderr: int) -> subprocess.CompletedProcess[bytes]:
     """
-    Run a command without input, and return what it wrote.
+    Run a command without input, and return its output.
 
     Args:
         command: The program and its arguments.
-        seconds: How long it may take; then it is killed.
+        seconds: Time limit; then it is killed.
         stderr: Where its errors go: `subprocess.STDOUT` or `subprocess.DEVNULL`.
 
     Raises:

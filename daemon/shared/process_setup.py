@@ -1,4 +1,4 @@
-"""What a process gets from where it was started: descriptors, signals, limits, a directory for temporary files."""
+"""Sets up what a process inherits at its start: descriptors, signals, limits, the directory for temporary files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from daemon.shared.config import ConfigError
 
 OPEN_FILES = 8192
+"""Descriptors that are asked for: each client takes one."""
 LEAST_OPEN_FILES = 64
-"""With less, a handful of clients take all there are, and libraries fail to open their own files."""
+"""With fewer descriptors a handful of clients take them all, and libraries fail to open their files."""
 LEAST_ADDRESS_SPACE = 4 << 30
 """Bytes. Libraries alone reserve 2 GiB of addresses, which costs nothing; a model comes on top of that."""
 
@@ -23,9 +24,9 @@ _TEMPORARY = ("TMPDIR", "TEMP", "TMP", "TEMPDIR")
 
 def hold_standard_streams() -> None:
     """
-    Open what is closed of the descriptors 0, 1 and 2, so that no socket or file gets their numbers.
+    Open the descriptors 0, 1 and 2 if they are closed, so that no socket or file gets their numbers.
 
-    Whatever writes to standard error would otherwise write into that socket. Does nothing where all are open.
+    Output to standard error would otherwise go into that socket.
     """
     for fd in range(3):
         try:
@@ -42,13 +43,13 @@ def hold_standard_streams() -> None:
 
 
 def ignore_stray_signals() -> None:
-    """Ignore the signals that other daemons reload or tell of themselves at; by default they would end this one."""
+    """Ignore SIGUSR1 and SIGUSR2, which make other daemons reload or report, and would end this daemon by default."""
     for signum in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
 
 
 def allow_connections() -> None:
-    """Raise the limit of open files: each client takes one, a shell on macOS allows 256, and one more just hangs."""
+    """Raise the limit of open files. A shell on macOS allows 256, and with all in use a new client just hangs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -61,7 +62,7 @@ def check_limits() -> None:
     Check that the limits of this process leave room for a daemon.
 
     Raises:
-        ConfigError: If not; the text says which limit, what it is and how to raise it.
+        ConfigError: If not. The text has the limit, its value, and how to raise it.
     """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= files < LEAST_OPEN_FILES:
@@ -79,16 +80,15 @@ def check_limits() -> None:
 
 def settle_temporary_directory() -> str | None:
     """
-    Make all variables that name a directory for temporary files name one that can be written to.
+    Set all variables for the directory of temporary files to one that can be written to. The engine inherits them.
 
-    Libraries read them for themselves, and one that finds a directory gone fails in the middle of a load. The engine
-    inherits what is set here.
+    Libraries read these variables themselves. If the directory is gone, they fail in the middle of a load.
 
     Returns:
-        The directory that is used instead of the one that was given; None if that can be used.
+        The directory that is used instead of the given one; None if that can be used.
 
     Raises:
-        ConfigError: If there is none at all.
+        ConfigError: If no directory can be written to.
     """
     given = {name: os.environ[name] for name in _TEMPORARY if name in os.environ}
     try:
@@ -99,15 +99,16 @@ def settle_temporary_directory() -> str | None:
         ) from None
     for name in given:
         os.environ[name] = usable
-    return usable if any(os.path.realpath(one) != os.path.realpath(usable) for one in given.values()) else None
+    return usable if any(os.path.realpath(path) != os.path.realpath(usable) for path in given.values()) else None
 
 
 @contextmanager
 def limits_kept() -> Iterator[None]:
     """
-    Leave the limit of open files as it is while libraries are imported.
+    Keep the limit of open files while libraries are imported.
 
-    mlx-lm sets it to 2,048 of at most 4,096 when it is imported: lower than ours, and where less is allowed, an error.
+    mlx-lm sets it to 2,048 of at most 4,096 when it is imported. That is lower than ours, and an error where the system
+    allows less.
     """
     original = resource.setrlimit
 

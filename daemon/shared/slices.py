@@ -1,4 +1,4 @@
-"""Work in pieces, between which others can have their turns."""
+"""Cooperative work: a generator that yields between its units, so that other work can run there."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ SHORT, LONG = False, True
 
 Sliced: TypeAlias = Generator[bool, None, R]
 """
-Work that returns its result, and yields before each further piece whether that is SHORT or LONG, for whoever joins
-short ones to slices: no earlier piece tells how long the next one takes.
+A generator that yields before each unit of work but the first: LONG if the unit needs a slice of its own, SHORT if it
+can share a slice with others. Its return value is the result.
 """
 
 

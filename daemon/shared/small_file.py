@@ -1,4 +1,4 @@
-"""Small files of the daemon's own: read as a whole, if they are files and small."""
+"""Reads small files of the daemon's own as a whole, and refuses anything else under their names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 class NotSmall(OSError):  # noqa: N818 - its text says what it is
-    """What has the name of a small file is none; `strerror` says why."""
+    """The path leads to no small regular file; `strerror` says why."""
 
 
 def read_small(path: Path, most: int) -> bytes:
     """
-    Return what a regular file holds, links followed. Nothing else is opened for long: a pipe would be waited for.
+    Return the content of a regular file; links are followed. A pipe is not read: that would block.
 
     Args:
         path: The file.
@@ -34,7 +34,7 @@ def read_small(path: Path, most: int) -> bytes:
         content = bytearray()
         while piece := os.read(fd, most + 1 - len(content)):
             content += piece
-            if len(content) > most:  # of what is read and not of what the file system says: it may grow meanwhile
+            if len(content) > most:  # counted here: a file may grow after its size was read
                 raise NotSmall(errno.EFBIG, f"it has more than {most} bytes")
         return bytes(content)
     finally:

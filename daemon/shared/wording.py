@@ -1,4 +1,4 @@
-"""How sizes and counts read, in every command, page and error. Sizes are in powers of 1024, as `model_cache_mb` is."""
+"""Formats sizes and counts for commands, pages and errors. Sizes are in powers of 1024, as `model_cache_mb` is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
 def size(nbytes: int) -> str:
-    """Return a number of bytes for people: "512 B", "1.5 GiB"."""
+    """Return a number of bytes as text: "512 B", "1.5 GiB"."""
     if nbytes < 1024:
         return f"{nbytes} B"
     power = 1
@@ -16,7 +16,7 @@ def size(nbytes: int) -> str:
 
 
 def sizes_apart(one: int, other: int) -> tuple[str, str]:
-    """Return two sizes that are compared; to the byte if they would read alike."""
+    """Return two sizes to be compared as text; to the byte if they would read alike."""
     shown = size(one), size(other)
     return (f"{one:,} B", f"{other:,} B") if one != other and shown[0] == shown[1] else shown
 

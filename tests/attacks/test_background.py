@@ -1,4 +1,4 @@
-"""Disks that hang: what waits for one has a thread that nothing can end, and no other model's prompt waits for it."""
+"""Disks that hang: a read on one blocks a thread for good, and prompts of other models do not wait for it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def waits(harness: Harness, call: int) -> bool:
 
 
 def refused(harness: Harness, call: int, kind: Kind, name: str) -> None:
-    """Check that a call was told what hangs."""
+    """Check that the error of a call names the work that hangs."""
     failure = Answer(harness.finish(call)).failure
     assert (failure.reason, failure.metadata["work"]) == ("MODEL_NOT_RESPONDING", kind.name)
     assert f"{kind.words} {name} has not moved on for {kind.limit:.0f} s" in failure.message
@@ -101,7 +101,7 @@ def refused(harness: Harness, call: int, kind: Kind, name: str) -> None:
 
 @pytest.fixture(name="hung")
 def _hung(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return models whose tokenizers hang when they are read, more than there are places."""
+    """Return models with tokenizers that hang when they are read, more than there are places."""
     paths = [str(copy_of_embedded(tmp_path, f"hung-{number}")) for number in range(5)]
     real = tokenizers._load
 
@@ -158,7 +158,7 @@ def test_a_copy_on_another_disk_is_not_held_up(harness: Harness, hung: list[str]
 
 
 def test_lookups_that_hang_hold_up_their_own_models_alone(harness: Harness, disk: Disk) -> None:
-    """Whatever asks for the model; a name that is spelled in another way is another lookup."""
+    """For each kind of call; another spelling of the name is another lookup."""
 
     class Hanging(Resolver):
         def resolve(self, wanted: Wanted, *rest: Any) -> ModelSource:
@@ -195,7 +195,7 @@ class SlowDisk:
         self.go_on = threading.Semaphore(0)
 
     def aside(self) -> AbstractContextManager[Rest]:
-        """Return what is done between two pieces: it waits."""
+        """Return the function that runs between two pieces: it waits."""
 
         def rest(_: float) -> None:
             self.pieces += 1
@@ -237,7 +237,7 @@ class _Watcher:
 def test_weights_are_read_for_as_long_as_they_come_and_no_longer(
     harness: Harness, slow: SlowDisk, tmp_path: Path
 ) -> None:
-    """Each piece takes almost as long as may be; when none comes, those that wait learn it, by whatever name."""
+    """Each piece takes almost the longest time; when no piece comes, all waiting calls get the error, by any name."""
     path = copy_of_embedded(tmp_path, "large")
     link = tmp_path / "link"
     link.symlink_to(path)
@@ -289,19 +289,19 @@ def test_a_call_that_left_does_not_open_the_way_for_the_next(harness: Harness, h
 async def test_an_engine_with_too_many_threads_that_hang_is_restarted_and_blames_no_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Only its end ends them; those that run meanwhile had no part in it, and are not quarantined."""
+    """Only the engine's end frees them; calls that run meanwhile are not to blame, and are not quarantined."""
     monkeypatch.setattr(supervisor_module, "FIRST_BACKOFF", 0.01)
     monkeypatch.setattr(supervisor_module, "CHECK_SECONDS", 0.02)
     async with supervising() as supervisor:
         bystander = opened(supervisor, "hold")
         await until_delta(bystander)
         first = supervisor.pid
-        supervisor.open(ipc.Command(generate=pb.GenerateRequest(model="stuck-threads")))
+        supervisor.router.open(ipc.Command(generate=pb.GenerateRequest(model="stuck-threads")))
         assert (await error_of(bystander)).reason is Reason.ENGINE_RESTARTED
         await supervisor.until(State.READY, times=2)
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
         assert supervisor.pid != first
-        assert not supervisor.quarantine.knows
+        assert not supervisor.router.quarantine.knows
 
 
 def test_a_daemon_with_a_thread_that_hangs_serves_tells_of_health_and_ends(

@@ -1,4 +1,4 @@
-"""Any number of calls may share a connection: they run, wait, or are told to come back."""
+"""Any number of calls may share a connection: each runs, waits, or gets an error with a time to retry."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HELD = pb.GenerateRequest(model="hold", text="x")
 
 @pytest.fixture(name="daemon")
 def _daemon(start_daemon: Callable[..., RunningDaemon]) -> Iterator[RunningDaemon]:
-    """Return a daemon with a fake engine, in whose queue a few wait, and end it."""
+    """Return a daemon with a fake engine and a short queue, and end it."""
     daemon = start_daemon(FAKE, max_queue=str(QUEUE))
     with daemon.client() as client:
         client.complete("ok", "one")
@@ -37,7 +37,7 @@ def _daemon(start_daemon: Callable[..., RunningDaemon]) -> Iterator[RunningDaemo
 
 
 def outcome(call: Callable[[], object]) -> str:
-    """Return what became of a call: "ok", or the reason or class of its error."""
+    """Return the outcome of a call: "ok", or the reason or class of its error."""
     try:
         call()
     except SidecarError as error:
@@ -49,7 +49,7 @@ def outcome(call: Callable[[], object]) -> str:
 
 
 def all_at_once(calls: list[Callable[[], object]]) -> Counter[str]:
-    """Make calls in a thread each, and count what became of them."""
+    """Make calls in a thread each, and count their outcomes."""
     outcomes: Counter[str] = Counter()
     lock, start = threading.Lock(), threading.Barrier(len(calls))
 
@@ -80,7 +80,7 @@ def test_three_hundred_calls_of_one_new_channel_all_run(daemon: RunningDaemon) -
 
 
 def test_calls_beyond_the_queue_are_told_when_to_come_back(daemon: RunningDaemon) -> None:
-    """None is left with gRPC's bare UNAVAILABLE."""
+    """No call gets gRPC's bare UNAVAILABLE."""
     request = pb.GenerateRequest(model="hold-waiting", text="x")
     with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
         stub = SidecarServiceStub(channel)
@@ -102,7 +102,7 @@ def test_calls_beyond_the_queue_are_told_when_to_come_back(daemon: RunningDaemon
 
 @pytest.mark.parametrize("calls", [CALLS, MAX_STREAMS + 100])
 def test_the_client_carries_any_number_of_calls(daemon: RunningDaemon, calls: int) -> None:
-    """The first ones of a new client too; beyond what one connection carries, they wait."""
+    """The first calls of a new client too; calls beyond the limit of a connection wait."""
     with Client(daemon.socket) as client:
         assert all_at_once([lambda: client.complete("ok", "one two")] * calls).keys() <= {"ok", "QUEUE_FULL"}
         assert client.stats().daemon.pid == daemon.process.pid
@@ -110,7 +110,7 @@ def test_the_client_carries_any_number_of_calls(daemon: RunningDaemon, calls: in
 
 @pytest.mark.parametrize("calls", [CALLS, MAX_STREAMS + 100])
 async def test_the_asynchronous_client_carries_any_number_of_calls(daemon: RunningDaemon, calls: int) -> None:
-    """As the other one does."""
+    """As the synchronous client does."""
     async with AsyncClient(daemon.socket) as client:
         ends = await asyncio.gather(*(client.complete("ok", "one two") for _ in range(calls)), return_exceptions=True)
         kinds = Counter(getattr(end, "reason", type(end).__name__) for end in ends if isinstance(end, BaseException))
@@ -134,7 +134,7 @@ def test_a_daemon_that_came_back_carries_the_calls_of_the_same_client(
 
 
 def test_a_daemon_that_is_stopped_by_a_debugger_is_not_called_absent(daemon: RunningDaemon) -> None:
-    """Not by a new client, nor by one whose call is open."""
+    """Neither a new client nor a client with an open call says so."""
     with Client(daemon.socket, timeout=0.3) as known, Client(daemon.socket, timeout=0.3) as new:
         stream = known.generate("hold", "x")
         while not isinstance(next(stream), Delta):

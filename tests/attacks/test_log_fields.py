@@ -1,4 +1,4 @@
-"""What a caller sends is in no log, span or file, and in no answer to another, in whichever field and failure."""
+"""No text of a request is in a log, a span, a file or another caller's answer, for each field and failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CANARY = "zyxkanarienvogelxyz"
 NUMBER = 1_987_654_321
 """A token id that no model has; it tells as much as a word."""
 NAMES = {"model", "adapter", "revision", "request_id", "draft_model"}
-"""Fields whose texts are names, which logs tell; the API says so."""
+"""Fields with names, which may be logged; the API says so."""
 PATIENCE = 120.0
 
 Path_ = tuple[FieldDescriptor, ...]
@@ -65,7 +65,7 @@ SHAPES = (
 
 
 def paths(kind: Any, before: Path_ = ()) -> Iterator[Path_]:
-    """Yield the way to each field of a message that can hold what a caller wrote: texts, bytes, token ids."""
+    """Yield the path to each field of a message that can hold a caller's content: texts, bytes, token ids."""
     for field in kind.fields:
         if field in before:
             continue
@@ -145,7 +145,7 @@ def attempts(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def test_the_walk_finds_every_text_of_every_request() -> None:
-    """Those of lists, of maps and of messages in messages; whatever is added to the API is walked too."""
+    """Also in lists, in maps and in inner messages; new fields of the API are found too."""
     found = {".".join(field.name for field in path) for path in paths(pb.GenerateRequest.DESCRIPTOR)}
     assert {
         "text",
@@ -313,7 +313,7 @@ def _log(tmp_path: Path) -> Iterator[Path]:
 
 
 def quote(*_: object, **__: object) -> None:
-    """Fail as a parser does that quotes what it was given."""
+    """Fail as a parser does that quotes its input."""
     json.loads(f'{{"{CANARY}')
     raise ValueError(CANARY)
 
@@ -329,7 +329,7 @@ def quote(*_: object, **__: object) -> None:
 def test_a_fault_of_the_engine_that_quotes_is_logged_by_its_place_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Path, place: Any, name: str, event: str
 ) -> None:
-    """Its class and its frames are there; neither its words nor those of what led to it."""
+    """Its class and its frames are there; no texts of it or of the exceptions that led to it."""
 
     def fails(*_: object, **__: object) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What calls hold before they are admitted is bounded for all of them together, and none stays halfway for ever."""
+"""Memory before admission: it is bounded for all calls together, and each incomplete request ends in time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _fake(start_daemon: Callable[..., RunningDaemon]) -> Iterator[RunningDaemon]
 
 @pytest.mark.parametrize("path", [SERVICE + "Generate", WATCH])
 def test_requests_that_stay_halfway_hold_little_and_are_ended(fake: RunningDaemon, path: str) -> None:
-    """Thirty-two of 16 MiB would be 512 MiB. Stats and health are answered beside those that send prompts."""
+    """Thirty-two of 16 MiB would be 512 MiB. Stats and health are answered beside calls that send prompts."""
     before = rss(fake)
     most = before
     done = threading.Event()
@@ -108,7 +108,7 @@ def refusal(call: Any) -> Refusal:
 
 
 def test_requests_that_only_ask_have_small_limits(fake: RunningDaemon) -> None:
-    """Stats, health and reflection; those that fit are answered."""
+    """Stats, health and reflection; requests within the limit are answered."""
     long = "x" * SMALL_BYTES
     with grpc.insecure_channel(f"unix:{fake.socket}") as channel:
         health, reflection = HealthStub(channel), ServerReflectionStub(channel)

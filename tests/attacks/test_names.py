@@ -1,4 +1,4 @@
-"""Names without end: whatever a model is called, what is remembered and sent of its names stays small."""
+"""Endless names: the memory and the messages for names of models stay small."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from daemon.kv.nodes import NamespaceCounters
 from daemon.server.validation import MAX_NAME_BYTES, MAX_REQUEST_BYTES
 from daemon.shared.frames import MAX_FRAME_BYTES, encode_frame
 from daemon.shared.model_names import climbs, plain
-from daemon.shared.model_overrides import MOST, ModelOverrides
+from daemon.shared.model_overrides import MOST_CHOICES, ModelOverrides
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.builders import Clock, FakeModels
@@ -45,7 +45,7 @@ def _models(folder: Path) -> Path:
 
 
 def _by_slashes(models: Path) -> Iterator[str]:
-    """Yield spellings that differ in nothing but what a path may have too much of."""
+    """Yield spellings of a path that differ only in redundant slashes and dots."""
     for parts in product(["/", "//", "/./", "/m/../", "/a/../models/"], repeat=6):
         yield str(models) + "".join(parts) + "m" + "/" * len(parts[0])
 
@@ -88,7 +88,7 @@ def test_thousands_of_names_of_one_model_are_remembered_in_part(start_daemon: St
 
 
 def test_a_way_up_through_a_link_leads_where_the_file_system_says(start_daemon: Start, models: Path) -> None:
-    """What is left of a link is not what is left of its name: `..` behind it goes up from where it leads."""
+    """A `..` behind a link goes up from the link's target, not from its name."""
     elsewhere = models.parent / "elsewhere" / "deep"
     elsewhere.mkdir(parents=True)
     (models / "out").symlink_to(elsewhere)
@@ -189,18 +189,18 @@ def test_revisions_of_hub_ids_are_remembered_in_part() -> None:
 
 
 def test_what_was_asked_of_models_and_learned_of_them_is_bounded() -> None:
-    keeps, sizer = ModelOverrides(), ChunkSizer()
+    overrides, sizer = ModelOverrides(), ChunkSizer()
     for number in range(EVEN_MORE):
-        keeps.note(pb.GetOrLoadRequest(model=f"/models/{number}", pin=True))
+        overrides.apply(ipc.Command(load=pb.GetOrLoadRequest(model=f"/models/{number}", pin=True)))
         sizer.measured(number, 10_000, 10.0)
         sizer.stepped(number, 0.1)
-    assert len(keeps.requests()) == MOST
+    assert len(overrides.recalls()) == MOST_CHOICES
     tables: list[Sized] = [sizer._times]
     assert [len(table) for table in tables] == [policy._MOST_REMEMBERED]
 
 
 def test_the_largest_snapshot_there_can_be_fits_into_a_frame_and_into_a_message() -> None:
-    """As many models as are told of, each with as many names as are kept, as long as they may be."""
+    """The most models, each with the most names, each of the greatest length."""
     long = "/" + "m" * (MAX_NAME_BYTES - 1)
     config = {"model_type": "l" * 64}
     source = ModelSource(ModelKey("w" * 64, "a" * 64), long, Path(long), 2**62, config, Path(long), (), "r" * 64)
@@ -241,7 +241,7 @@ class _Prefixes:
 
 
 def test_many_salts_are_looked_through_now_and_then_and_not_at_each_call() -> None:
-    """What is told of the largest is up to date all the same."""
+    """The figures of the largest namespaces are up to date in any case."""
     prefixes, clock = _Prefixes(), Clock()
     book = NamespaceRegistry(cast("Any", prefixes), clock)
     for number in range(3000):

@@ -1,4 +1,4 @@
-"""What a process may find where it is started: it serves, or one sentence says why not, with the right exit code."""
+"""Odd surroundings at the start of a process: it serves, or exits with one sentence and the right exit code."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _refusal(line: str, folder: Path, **environ: str) -> str:
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_a_daemon_serves_with_standard_streams_closed(launch: Launch, closed: str) -> None:
-    """And no socket or file of it has their numbers: what is written to standard error goes nowhere."""
+    """No socket or file of it gets their numbers: output to standard error goes nowhere."""
     daemon = launch(f"@ {closed}")
     if Path("/proc").exists():
         wait_until(daemon.socket.exists, "the daemon listens")
@@ -153,7 +153,7 @@ def test_without_any_temporary_directory_the_daemon_says_so(monkeypatch: pytest.
 
 @pytest.mark.parametrize("home", ["/nonexistent/home", "", "relative", None])
 def test_a_daemon_serves_without_a_home(launch: Launch, home: str | None) -> None:
-    """As long as socket and state have places elsewhere."""
+    """If the socket and the state directory are elsewhere."""
     _serves(launch("@", HOME=home))
 
 

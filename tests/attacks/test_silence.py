@@ -1,4 +1,4 @@
-"""Processes that are stopped and go on: the clock jumped for them, and none of them is to blame for that."""
+"""Stopped processes: when a process goes on after a stop, no limit of time counts the stop against it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from tests.support.daemons import RunningDaemon, alive, wait_until
 
 Start = Callable[..., RunningDaemon]
 
-LIMITS = {"supervisor.SILENT_SECONDS": 3.0, "supervisor.STALLED_SECONDS": 2.0, "supervisor.STUCK_SECONDS": 4.0}
+LIMITS = {"SILENT_SECONDS": 3.0, "STALLED_SECONDS": 2.0, "STUCK_SECONDS": 4.0}
+"""Of the supervisor, by the names of its constants."""
 STOPPED_SECONDS = 6.0
 """Longer than each of the limits above; what is waited for here is time itself."""
 
 
 def _command(*more: str, **limits: float) -> list[str]:
-    given = {name.replace("__", "."): value for name, value in limits.items()}
-    return [sys.executable, "-m", "tests.attacks.serve_impatient", json.dumps(LIMITS | given), *more]
+    given = {f"server.supervision.supervisor.{name}": value for name, value in (LIMITS | limits).items()}
+    return [sys.executable, "-m", "tests.attacks.serve_impatient", json.dumps(given), *more]
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def test_an_engine_that_hangs_is_still_killed(start_daemon: Start) -> None:
 def test_an_engine_is_not_killed_for_a_stop_while_it_starts(start_daemon: Start, folder: Path) -> None:
     """The limit of its start is time that the parent watched, too."""
     warm = folder / "warm"
-    daemon = start_daemon(_command("fake", "--warm", str(warm), supervisor__START_SECONDS=5.0))
+    daemon = start_daemon(_command("fake", "--warm", str(warm), START_SECONDS=5.0))
     wait_until(daemon.socket.exists, "the daemon listens")
     engine = ask(daemon).engine.pid
     with _stopped(daemon.process.pid):

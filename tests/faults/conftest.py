@@ -1,4 +1,4 @@
-"""Fixtures of the fault table: daemons that are looked over after every fault."""
+"""Fixtures of the fault table: daemons that are checked after each fault."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 
 @pytest.fixture(name="fake", scope="session")
 def _fake() -> Iterator[RunningDaemon]:
-    """Return a daemon whose engine does what the model's name says, shared by the faults that leave it alive."""
+    """Return a daemon with a fake engine, which acts by the model's name; shared by the faults that leave it alive."""
     folder = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
     daemon = RunningDaemon.start(folder, FAKE, test_journal=str(folder / "journal"))
     yield daemon

@@ -1,4 +1,4 @@
-"""One place where calls of a kind can be made to fail: the Nth of them, or none while they are only counted."""
+"""Makes the Nth call of some functions fail, or only counts the calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 class Injected(Exception):
-    """Stands for what the operating system or MLX would raise."""
+    """Stands for an error of the operating system or of MLX."""
 
 
 class Nth:
@@ -18,8 +18,8 @@ class Nth:
     Counts calls, and makes one of them fail.
 
     Args:
-        fails: Which; 0 for none.
-        error: Makes what it raises.
+        fails: Number of the call that fails; 0 for none.
+        error: Makes the error that it raises.
     """
 
     def __init__(self, fails: int, error: Callable[[], Exception]) -> None:

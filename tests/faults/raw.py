@@ -1,4 +1,4 @@
-"""Calls as bytes, for what no client library would send."""
+"""Sends calls as raw bytes that no client library would send."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Refusal:
 
     @property
     def code_and_field(self) -> tuple[str, str]:
-        """What most faults are about."""
+        """The code and the field of the error."""
         return self.code.name, self.field
 
 

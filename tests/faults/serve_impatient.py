@@ -1,4 +1,4 @@
-"""A daemon with a fake engine that hangs up on idle connections after the milliseconds given."""
+"""A daemon with a fake engine that closes idle connections after a number of milliseconds."""
 
 from __future__ import annotations
 

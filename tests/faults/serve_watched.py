@@ -1,8 +1,8 @@
 """
-A daemon whose event loop is watched: it appends what it did without a pause, if that took long, to the file given.
+A daemon with a watched event loop: each callback that takes long is appended to a file.
 
-What counts is the processor time of the loop's thread within one callback: for so long nobody else was served, however
-busy the machine is with other things.
+The processor time of the loop's thread within one callback counts. For so long no other call was served, however busy
+the machine is with other things.
 """
 
 from __future__ import annotations

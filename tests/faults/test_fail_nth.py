@@ -1,10 +1,9 @@
 """
-Whatever fails, and whenever: each call is driven with the first, the second, the third … evaluation, allocation, file
-operation or frame failing, until it runs through without.
+The Nth evaluation, allocation, file operation or frame of a call fails, for N = 1, 2, 3 … until none fails.
 
-Three ends are allowed: the exact answer, as a fault of the cache costs time only; a typed error of this call alone; or
-the end of the engine with just that error, when a step of the device failed: the parent replaces it, and what it left
-behind is never trusted. Whenever the engine lives on, a recount agrees with every count, and nothing is held.
+Three ends are allowed. The answer is exact, because a fault of the cache costs only time. The call alone gets a typed
+error. Or a step of the device failed, and the engine ends with that error; the parent replaces it. Where the engine
+lives on, a recount agrees with every count, and nothing is held.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ MEMORY = "[metal::malloc] Attempting to allocate more than the limit"
 
 
 class OutOfMemory(Injected, RuntimeError):
-    """What MLX raises when Metal has none."""
+    """The error that MLX raises when Metal has no memory."""
 
 
 class Rig:
@@ -82,18 +81,18 @@ class Rig:
 
 
 def memory() -> Exception:
-    """Return what MLX raises."""
+    """Return the error that MLX raises."""
     return OutOfMemory(MEMORY)
 
 
 def disk() -> Exception:
-    """Return what a disk that is going raises."""
+    """Return the error of a failing disk."""
     return OSError(5, "Input/output error")
 
 
 @pytest.fixture(name="rig")
 def _rig(tmp_path: Path) -> Iterator[Rig]:
-    """Return an engine whose calls may fail."""
+    """Return an engine with calls that may fail."""
     rig = Rig(tmp_path)
     yield rig
     rig.harness.close()
@@ -110,7 +109,7 @@ def _rig(tmp_path: Path) -> Iterator[Rig]:
     ids=["warm evaluation", "cold evaluation", "cold allocation", "warm allocation"],
 )
 def test_generate_is_exact_or_fails_and_the_next_one_is_exact(rig: Rig, targets: Targets, warm: bool) -> None:
-    """Lookup, restore, prefill, decode, store; cold ones have a salt that nobody used."""
+    """Lookup, restore, prefill, decode, store; a cold request has a salt that is new."""
     request = pb.GenerateRequest()
     request.CopyFrom(REQUEST)
     expected = rig.harness.run(request).content
@@ -138,7 +137,7 @@ def test_generate_is_exact_or_fails_and_the_next_one_is_exact(rig: Rig, targets:
 def test_a_load_fails_with_nothing_kept_and_can_be_tried_again(
     rig: Rig, tmp_path: Path, targets: Targets, error: Callable[[], Exception]
 ) -> None:
-    """Of a model that nobody asked for before, each time."""
+    """Each time with a model that no call has used before."""
     for number in range(1, LAST):
         model = copy_of_embedded(tmp_path, f"m{number}")
         _, reached = rig.run(pb.GetOrLoadRequest(model=str(model)), targets, number, error)
@@ -155,7 +154,7 @@ def test_a_load_fails_with_nothing_kept_and_can_be_tried_again(
 
 @pytest.mark.parametrize("target", ["all", "prefix"])
 def test_invalidate_fails_whole_or_does_it(rig: Rig, target: str) -> None:
-    """What it was to drop is gone after the next one."""
+    """After a failed call the next one drops the rest."""
     request = pb.InvalidateRequest(all=pb.AllTarget(weights=True, prefixes=True))
     if target == "prefix":
         request = pb.InvalidateRequest(prefix=pb.PrefixTarget(model="embedded", text=PROMPT))
@@ -179,14 +178,14 @@ async def test_a_frame_that_cannot_be_written_fails_its_call() -> None:
             with failing([(engine_process, "encode_frame")], number) as nth:
                 call = None
                 try:
-                    call = supervisor.open(command("ok"), "ok")
+                    call = supervisor.router.open(command("ok"))
                     assert [event async for event in call.events()]
                 except Injected:
                     assert nth.reached
                 finally:
                     if call is not None:
                         call.close()
-            assert len(supervisor._calls) == len(supervisor._unsent) == 0, number
+            assert len(supervisor.router._calls) == len(supervisor.router._unsent) == 0, number
             if not nth.reached:
                 break
         assert number > 1

@@ -1,4 +1,4 @@
-"""Texts that are meant to stop the daemon: none keeps its event loop, or its engine, from the others."""
+"""Hostile texts: none blocks the event loop or the engine for other calls."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ HOSTILE: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_request_keeps_the_event_loop(watched: Watched, name: str) -> None:
-    """What it asks for is refused as the caller's fault, or done; no callback of the parent takes 50 ms for it."""
+    """The request is refused as the caller's fault, or done; no callback of the parent takes 50 ms for it."""
     before, held = watched.noted, Held.by(watched.daemon)
     ended = call(watched.daemon, "Generate", HOSTILE[name])
     assert ended.code in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)

@@ -1,4 +1,4 @@
-"""Rows 37 to 50 of the fault table, as far as other tests have not got them: models and their files."""
+"""Rows 37 to 50 of the fault table that other tests do not cover: models and their files."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_caller_of_a_load_that_stalls_gets_its_deadline(target: RunningDaemon)
 
 
 def test_thirty_two_callers_of_one_model_and_of_eight_others_all_get_theirs(folder: Path) -> None:
-    """Row 48: one load for each content, however many ask, and nobody is evicted in use."""
+    """Row 48: one load for each content, for any number of callers, and no model in use is evicted."""
     models = [str(copy_of_embedded(folder, f"m{number}")) for number in range(8)]
     for model in models:
         config = Path(model, "config.json")

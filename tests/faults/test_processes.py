@@ -1,4 +1,4 @@
-"""Rows 54 to 63 of the fault table, as far as other tests have not got them: processes, signals, files, clocks."""
+"""Rows 54 to 63 of the fault table that other tests do not cover: processes, signals, files, clocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prompt is its caller's own: it is in no log, no error, no file, whatever goes wrong; and caches tell no tales."""
+"""Secrecy of prompts: none is in a log, an error or a file after any failure, and cache hits do not reveal one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT = f"The {CANARY} sings. "
 
 
 def failures(client: Client, folder: Path) -> list[str]:
-    """Send the canary wherever a caller can put text, in requests that fail, and return what callers are told."""
+    """Send the canary in each text field, in requests that fail, and return the errors."""
     quotes = copy_of_embedded(folder, "quotes")
     (quotes / "chat_template.jinja").write_text("{{ raise_exception('sorry: ' ~ messages[0].role) }}")
     crashes = copy_of_embedded(folder, "crashes")
@@ -102,7 +102,7 @@ def test_an_exception_that_quotes_the_prompt_is_told_and_logged_without_it(
 
 
 def test_a_hit_of_another_salt_looks_like_a_miss(tmp_path: Path) -> None:
-    """By all that a caller sees: what was reused, how much was computed, in how many steps, and every counter."""
+    """In all that a caller sees: reused tokens, computed tokens, steps, and each counter."""
     harness = Harness(state_dir=tmp_path / "state")
     harness.run(pb.GetOrLoadRequest(model="embedded"))
     prompt = "The code of the north is seven and the code of the south is eight. " * 4

@@ -1,4 +1,4 @@
-"""Rows 1 to 16 of the fault table: what comes over the socket, down to its bytes."""
+"""Rows 1 to 16 of the fault table: connections, streams and bytes on the socket."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_half_a_preface_and_then_silence_is_hung_up_on(target: RunningDaemon) ->
 
 
 def test_a_connection_without_calls_is_hung_up_on(start_daemon: Callable[..., RunningDaemon]) -> None:
-    """Row 3: after ten minutes, or what a test puts in their place."""
+    """Row 3: after ten minutes, or the shorter time that a test sets."""
     daemon = start_daemon([sys.executable, "-m", "tests.faults.serve_impatient", "1000"])
     ask(daemon)
     raw = connect(daemon)
@@ -135,7 +135,7 @@ def test_stats_are_answered_beside_two_hundred_open_streams(target: RunningDaemo
 
 
 def test_twenty_thousand_calls_that_are_taken_back_at_once_reach_no_engine(target: RunningDaemon) -> None:
-    """Row 11: what a rapid reset does (CVE-2023-44487); the connection may be closed over it."""
+    """Row 11: a rapid reset (CVE-2023-44487); the connection may be closed for it."""
     journal = target.folder / "journal"
     before = len(journal.read_text().splitlines())
     for _ in range(20):

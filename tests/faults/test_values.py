@@ -1,4 +1,4 @@
-"""Rows 19 to 36 of the fault table: what requests say. The values themselves; `test_hostile_text.py` has the texts."""
+"""Rows 19 to 36 of the fault table: values of request fields. `test_hostile_text.py` has the texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must be as before when a fault is over: counters, threads, descriptors; and an answer within its deadline."""
+"""Checks a daemon after a fault: counters, threads and descriptors are as before, and it answers in time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRIES = 100
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a daemon holds for others at a moment; each may be less afterwards, and none may be more."""
+    """Resources that a daemon holds for its callers. After a fault none may be more than before."""
 
     leases: int
     models_in_use: int
@@ -52,7 +52,7 @@ class Held:
         )
 
     def more_than(self, other: Held) -> list[str]:
-        """Return the names of what there is more of; the engine's pools may fill up to their size."""
+        """Return the names of the resources that grew; the engine's pools may fill up to their size."""
         grown = [name for name in self.__slots__ if getattr(self, name) > getattr(other, name)]
         return [name for name in grown if name != "engine_threads" or self.engine_threads > ENGINE_THREADS]
 

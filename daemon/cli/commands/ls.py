@@ -17,8 +17,6 @@ from mlx_sidecar._exceptions import DaemonNotRunning
 if TYPE_CHECKING:
     from daemon.cli.hub_cache import CachedModel
 
-_MIB = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class _Room:
@@ -80,7 +78,7 @@ def _room(session: Session) -> _Room:
 
 
 def _configured(session: Session) -> _Room:
-    return _Room(session.config().model_cache_mb * _MIB, "configuration", frozenset())
+    return _Room(session.config().model_cache_bytes, "configuration", frozenset())
 
 
 def _fits(one: CachedModel, room: _Room) -> bool | None:

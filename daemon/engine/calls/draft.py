@@ -74,7 +74,7 @@ def _find_and_load(services: Services, request: pb.GenerateRequest, tokenizer: T
     except BaseException:
         ticket.cancel()
         raise
-    services.recalled.done(ticket.name, "")
+    services.overrides.done(ticket.name, "")
     return Guesser(source, ticket.lease)
 
 

@@ -58,7 +58,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest) -> C
         if request.draft_model:
             draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model)
             held.callback(draft.lease.release)
-        services.recalled.done(ticket.name, request.adapter)
+        services.overrides.done(ticket.name, request.adapter)
         if ticket.outcome is not Outcome.HIT:
             record.times.load = services.clock() - record.asked
         _refuse_if_never(services, prepared, [ticket.lease, *([] if draft is None else [draft.lease])])

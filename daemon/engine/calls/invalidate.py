@@ -24,6 +24,7 @@ from daemon.kv.prefix_cache import Dropped, PrefixCache
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.failpoints import failpoint
 from daemon.shared.model_names import climbs
+from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 _Tokens = tuple[ModelSource, list[int]]
@@ -45,18 +46,21 @@ def invalidate(services: Services, invalidator: Invalidator, call_id: int, reque
         source, tokens = yield from _find_prefix(services, request.prefix)
         answer = invalidator.prefix(source, request.prefix.salt, tokens, dry_run=request.dry_run)
     elif kind == "model":
-        target = pb.ModelTarget()
-        target.CopyFrom(request.model)
-        if climbs(target.model):
-            target.model = yield from wait_for(services.background, _resolving(target.model))
-        if target.weights and not request.dry_run:
-            services.recalled.forget(target.model)
-        answer = invalidator.model(target, dry_run=request.dry_run)
+        if climbs(request.model.model):
+            model = yield from wait_for(services.background, _resolving(request.model.model))
+            request = _renamed(request, model)
+        answer = invalidator.model(request.model, dry_run=request.dry_run)
     else:
-        if request.all.weights and not request.dry_run:
-            services.recalled.forget()
         answer = invalidator.all(request.all, dry_run=request.dry_run)
+    services.overrides.apply(ipc.Command(invalidate=request), answer.models)
     services.outbox.invalidated(call_id, answer)
+
+
+def _renamed(request: pb.InvalidateRequest, model: str) -> pb.InvalidateRequest:
+    renamed = pb.InvalidateRequest()
+    renamed.CopyFrom(request)
+    renamed.model.model = model
+    return renamed
 
 
 def _find_prefix(services: Services, target: pb.PrefixTarget) -> Waiting[_Tokens]:

@@ -29,7 +29,7 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
     result = yield from searched(lambda: _find_and_load(services, call_id, request))
     if isinstance(result, Ticket):
         try:
-            services.recalled.done(result.name, request.adapter)
+            services.overrides.done(result.name, request.adapter)
             info = _describe(result, services.clock() - began)
         finally:
             result.cancel()  # before the answer: the figures that go out with it shall not count this use
@@ -57,14 +57,14 @@ def _find_and_load(
 
 def _begin(services: Services, request: pb.GetOrLoadRequest, source: ModelSource) -> Ticket[LoadedModel]:
     """Ask the model cache for the weights."""
-    models, recalled = services.models, services.recalled
+    models, overrides = services.models, services.overrides
     if request.pin and not models.limits.budget_bytes:
         raise invalid("pin", "can keep nothing: model_cache_mb is 0")
     services.names.seen(source)
     return models.get_or_load(
         source,
-        pin=request.pin if request.HasField("pin") else recalled.pin(source.name, request.adapter),
-        ttl=seconds(request.ttl) if request.HasField("ttl") else recalled.ttl(source.name, request.adapter),
+        pin=request.pin if request.HasField("pin") else overrides.pin(source.name, request.adapter),
+        ttl=seconds(request.ttl) if request.HasField("ttl") else overrides.ttl(source.name, request.adapter),
         options=request.skip_warmup,
     )
 

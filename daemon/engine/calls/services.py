@@ -14,13 +14,13 @@ from daemon.cache.model_cache import ModelCache
 from daemon.engine.background.background import Background
 from daemon.engine.background.task import TOKENIZER, Task
 from daemon.engine.calls.model_lookup import ModelLookup
-from daemon.engine.calls.recalled import Recalled
 from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.memory_budget import MemoryBudget
 from daemon.engine.outbox import Outbox
 from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
 from daemon.engine.reporting.model_registry import NameRegistry, NamespaceRegistry
 from daemon.kv.keys import Namespace
+from daemon.shared.model_overrides import ModelOverrides
 
 Models = ModelCache[ModelSource, LoadedModel]
 
@@ -36,7 +36,7 @@ class Services:
         clock: Seconds that never go back.
         names: The contents that each name stood for; Invalidate needs them.
         namespaces: The models that each namespace belongs to; Stats shows them.
-        recalled: Pins and times to live that were asked of the engine before this one.
+        overrides: Pins and times to live that were asked of the engine before this one.
         coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
             batching window waits for them.
     """
@@ -51,7 +51,7 @@ class Services:
     clock: Callable[[], float]
     names: NameRegistry
     namespaces: NamespaceRegistry
-    recalled: Recalled
+    overrides: ModelOverrides
     coming: set[int] = field(default_factory=set)
 
     def load(self, source: ModelSource, adapter: str = "", *, loaded_only: bool) -> Ticket[LoadedModel]:
@@ -65,7 +65,7 @@ class Services:
         if loaded_only and not self.models.contains(source.key):
             raise not_loaded(source.name, kept=self.models.limits.budget_bytes > 0)
         return self.models.get_or_load(
-            source, pin=self.recalled.pin(source.name, adapter), ttl=self.recalled.ttl(source.name, adapter)
+            source, pin=self.overrides.pin(source.name, adapter), ttl=self.overrides.ttl(source.name, adapter)
         )
 
     def shares(self, namespace: Namespace, source: ModelSource) -> None:

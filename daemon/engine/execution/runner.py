@@ -31,12 +31,9 @@ from daemon.engine.scheduling.waiting_list import WaitingList
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.source import Resume
-from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.errors import RETRY_SECONDS, Reason, SidecarError
 from daemon.shared.failpoints import failpoint
 from daemon.shared.wording import size
-
-RETRY_NO_ROOM = 2.0
-"""Seconds after which a caller may ask again for memory that other requests use."""
 
 
 @dataclass(slots=True)
@@ -213,7 +210,7 @@ class Runner:
             f"the request needs {size(kv_bytes(sequence))} of KV cache, and models that are in use or pinned leave "
             "less; try again shortly, or unload a model",
             metadata={"needed_bytes": str(kv_bytes(sequence))},
-            retry_after=RETRY_NO_ROOM,
+            retry_after=RETRY_SECONDS,
         )
         self._end(sequence)
         self._replies.fail(sequence.call_id, error)

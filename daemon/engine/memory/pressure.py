@@ -98,7 +98,7 @@ def sysctl_level() -> int | None:
     return None if failed else value.value
 
 
-def of_this_system(platform: str = sys.platform) -> Source:
+def system_pressure(platform: str = sys.platform) -> Source:
     """Return the source of this system."""
     if platform == "darwin":
         return MacPressure(sysctl_level)

@@ -73,7 +73,6 @@ class StatsCollector:
             ],
             prefix_cache=self._prefix_cache(),
             engine=pb.EngineStats(
-                queued=self._runner.waiting,
                 prefilling=self._runner.prefilling,
                 decoding=self._runner.decoding,
                 prompt_tokens=self._runner.totals.prompt_tokens,

@@ -1,4 +1,22 @@
-"""One call's events on their way to its reader: queued, joined while the reader lags, held back, or ended."""
+"""
+One call to the engine as the parent sees it: a queue of its events, with flow control for a reader that lags.
+
+An engine generates faster than some clients read. What happens to the events of one call then depends on the bytes
+that wait in its backlog:
+
+                  192 KiB wait                    30 s without a read
+      FLOWING ------------------> HELD BY THE ENGINE ------------------> ENDED, SLOW_CONSUMER
+         ^                               |
+         +-------------------------------+
+                 half of it was read
+
+While a call flows, each event that waits is joined with the next one where nothing is lost by that. So a backlog is a
+few events, and only their deltas grow.
+
+A call ends in one of two ways, in either order: the engine sends its last event (`over`), or the parent gives the call
+an error (`fail`). The reader gets the events that came before, and then the first error. The engine is told to cancel
+a call that is closed before it is over.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +30,24 @@ from daemon.shared.observed_time import Countdown
 from daemon.v1 import ipc_pb2 as ipc
 
 FULL_BYTES = 192 * 1024
-"""A backlog of so many bytes makes the engine hold the call; what it sends until it hears of it stays below 256 KiB."""
+"""Bytes of a backlog at which the engine is told to hold the call. With what it sends meanwhile: below 256 KiB."""
 
 STALL_SECONDS = 30.0
-"""A call whose backlog is full and of which nothing is read for so long is ended."""
+"""Seconds without a read after which a call that is held is ended."""
 
 
 class EngineCall:
     """
-    Events of one call, in order. A reader that lags finds them joined; one that lags far behind makes the engine hold
-    the call until it has caught up by half; and one that stays away is told so when it comes back.
+    The events of one call, in order.
 
     Args:
-        command: What opened the call.
-        on_close: Called when the reader is done, or is given up; tells the engine if the call was not over.
+        command: The command that opened the call.
+        on_close: Called when the reader is done, or is given up. It tells the engine, if the call is not over.
         on_hold: Called when the engine is to hold the call (True), or to go on (False).
 
     Attributes:
-        over: Whether the engine has sent its last event; it may still be unread.
-        on_stall: Called once if the call is ended because nothing was read of it.
+        over: Whether the engine has sent its last event. That event may still be unread.
+        on_stall: Called once if the call is ended because its reader stays away.
     """
 
     def __init__(
@@ -48,17 +65,16 @@ class EngineCall:
         self._error: SidecarError | None = None
         self._arrived = asyncio.Event()
         self._patience: Countdown | None = None
-        """Runs while the engine holds the call."""
+        """Runs while the engine holds the call; ends it."""
 
     def push(self, event: ipc.Event) -> None:
-        """Take an event from the engine."""
+        """Take an event from the engine. Events after the last one are dropped."""
         if self.over:
             return
+        self.over = ends_call(event)
         if event.HasField("failure"):
-            self.fail(_error(event.failure))
-            self.over = True
+            self._end_with(_error(event.failure))
             return
-        self.over = _is_last(event)
         if self._error is None:
             self._backlog.push(event)
             if self._backlog.nbytes >= FULL_BYTES and self._patience is None and not self.over:
@@ -67,17 +83,22 @@ class EngineCall:
         self._arrived.set()
 
     def fail(self, error: SidecarError) -> None:
-        """End the call with an error, after what came before it. The engine may still be at work on it."""
-        if not self.over and self._error is None:
+        """End the call with an error, unless it is over. The engine may still compute for it until it is closed."""
+        if not self.over:
+            self._end_with(error)
+
+    def _end_with(self, error: SidecarError) -> None:
+        """Give the reader an error after the events that wait. The first error counts."""
+        if self._error is None:
             self._error = error
             self._arrived.set()
 
     async def events(self) -> AsyncIterator[ipc.Event]:
         """
-        Iterate until the last event.
+        Iterate over the events until the last one.
 
         Raises:
-            SidecarError: If the call failed.
+            SidecarError: After the events that came before, if the call failed.
         """
         while True:
             await self._arrived.wait()
@@ -92,7 +113,7 @@ class EngineCall:
                 return
 
     def close(self) -> None:
-        """Stop reading; a call that has not ended is cancelled."""
+        """Stop reading. A call that is not over is cancelled in the engine."""
         self._stop_waiting()
         self._on_close(self)
 
@@ -114,7 +135,7 @@ class EngineCall:
             self._patience = None
 
     def _stalled(self) -> None:
-        """End the call: its slot and what waited for the reader are free now, whenever the reader comes back."""
+        """End the call. Its slot and its backlog are free at once; the reader finds the error when it comes back."""
         self._patience = None
         self._backlog.clear()
         self.fail(
@@ -128,11 +149,14 @@ class EngineCall:
         self.on_stall()
 
 
-def _is_last(event: ipc.Event) -> bool:
+def ends_call(event: ipc.Event) -> bool:
+    """Return whether an event is the last one of its call. The engine sends nothing for the call after it."""
     kind = event.WhichOneof("body")
     if kind == "generate":
         return event.generate.HasField("finished")
-    return kind == "invalidate" or (kind == "load" and event.load.HasField("ready"))
+    if kind == "load":
+        return event.load.HasField("ready")
+    return kind in ("invalidate", "failure")
 
 
 def _error(failure: ipc.Failure) -> SidecarError:
@@ -147,27 +171,27 @@ def _error(failure: ipc.Failure) -> SidecarError:
 
 
 JOIN_TOKENS = 4096
-"""Deltas are joined up to about so many tokens: with all their log-probabilities they still fit in one gRPC message."""
+"""Tokens at which a joined delta grows no more. With all their log-probabilities they fit into one gRPC message."""
 
 
 class Backlog:
-    """Events in order. However long the reader stays away, it is a few events; only their deltas grow."""
+    """A queue of events that joins an event with the last one, where nothing is lost by that."""
 
     def __init__(self) -> None:
         self.nbytes = 0
-        """Bytes of all events, as they came."""
+        """Bytes of the events that wait, as they came."""
         self._events: deque[tuple[ipc.Event, int]] = deque()
 
     def __len__(self) -> int:
         return len(self._events)
 
     def push(self, event: ipc.Event) -> None:
-        """Add an event, or fold it into the last one."""
+        """Add an event, or join it with the last one."""
         size = event.ByteSize()
         self.nbytes += size
         if self._events and _join(self._events[-1][0], event):
-            last, before = self._events.pop()
-            event, size = last, before + size
+            event, joined_size = self._events.pop()
+            size += joined_size
         self._events.append((event, size))
 
     def pop(self) -> ipc.Event:
@@ -183,8 +207,9 @@ class Backlog:
 
 
 def _join(last: ipc.Event, event: ipc.Event) -> bool:
-    """Fold an event into the one before it, if that loses nothing, and tell whether it was done."""
+    """Join an event with the one before it if that loses nothing. Return whether it was joined."""
     kinds = (last.WhichOneof("body"), event.WhichOneof("body"))
+    # Of progress only the latest counts; of deltas all.
     if kinds == ("load", "load") and last.load.HasField("progress") and event.load.HasField("progress"):
         last.load.CopyFrom(event.load)
         return True

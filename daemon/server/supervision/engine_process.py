@@ -1,4 +1,4 @@
-"""One run of the engine process: spawned as a fresh interpreter, connected by a socket pair, ended without traces."""
+"""One engine process: spawned as a fresh interpreter, connected by a socket pair, killed or stopped, and reaped."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from daemon.shared.log_frames import output_line
 from daemon.v1 import ipc_pb2 as ipc
 
 LINE_BYTES = 1 << 20
+"""Longest line of its output; a longer line is dropped."""
 SHOWN_CHARACTERS = 2000
-"""Of output that is no log line, so much is repeated, as long as the engine knows no request."""
+"""Characters of an output line that is no log line, shown only while the engine has got no request."""
 REAP_SECONDS = 2.0
-"""An engine that has closed its socket is on its way out; one that takes longer is helped along."""
+"""Time of an engine that has closed its socket to exit; then it is killed."""
 
 _REQUESTS = {"load", "generate", "invalidate"}
 _WORDS = ("error", "exception")
-"""Fields whose texts the engine itself has permitted, before they became JSON."""
+"""Fields with free text. The engine has checked them before they became JSON."""
 _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
 
 log = structlog.get_logger()
@@ -44,7 +45,7 @@ class EngineProcess:
     A running engine.
 
     Args:
-        process: The child.
+        process: The child process.
         reader, writer: The parent's end of the socket pair.
     """
 
@@ -55,7 +56,7 @@ class EngineProcess:
         self._reader = reader
         self._writer = writer
         self._knows_requests = False
-        """Whether it was sent a request, so that what it prints could hold a part of one."""
+        """Whether it was sent a request. From then on its output may quote a prompt."""
         self._output = asyncio.create_task(self._forward_output())
 
     @classmethod
@@ -63,7 +64,7 @@ class EngineProcess:
         """
         Start an engine.
 
-        Descriptors are inherited by their own flag (`close_fds=False`), which lets Python use posix_spawn: a fork of a
+        Descriptors are inherited by their own flag (`close_fds=False`). That lets Python use posix_spawn; a fork of a
         process that runs gRPC can hang.
 
         Raises:
@@ -95,13 +96,13 @@ class EngineProcess:
         return self._process.pid
 
     def send(self, command: ipc.Command) -> None:
-        """Queue a command; one for a dead engine is dropped."""
+        """Queue a command. A command for a dead engine is dropped."""
         self._knows_requests |= command.WhichOneof("body") in _REQUESTS
         if not self._writer.is_closing():
             self._writer.write(encode_frame(command))
 
     async def listen(self, on_event: Callable[[ipc.Event], None]) -> None:
-        """Hand over every event until the engine is gone, or is killed because it sends garbage."""
+        """Call `on_event` with each event until the engine closes its socket. Garbage gets the engine killed."""
         try:
             while (event := await read_frame(self._reader, ipc.Event)) is not None:
                 on_event(event)
@@ -110,13 +111,13 @@ class EngineProcess:
             self.kill()
 
     def kill(self) -> None:
-        """End it at once. Its memory is only free after `reap`."""
+        """Kill it. Its memory is free only after `reap`."""
         with suppress(ProcessLookupError):
             self._process.kill()
 
     async def reap(self) -> int:
         """
-        See an engine off that has closed its end of the socket pair.
+        Wait for the end of an engine that has closed its socket, and free what belongs to it.
 
         Returns:
             Its exit status, negative for a signal.
@@ -130,7 +131,7 @@ class EngineProcess:
         return status
 
     async def stop(self, seconds: float) -> int:
-        """Ask it to end, kill it if it has not after so long, and return its exit status."""
+        """Ask it to exit, kill it after so many seconds, and return its exit status."""
         self.send(ipc.Command(shutdown=ipc.Shutdown()))
         return await self._wait(seconds)
 
@@ -145,26 +146,26 @@ class EngineProcess:
             end.cancel()
 
     async def _forward_output(self) -> None:
-        """Repeat its log lines in our log, which alone may write the log file."""
+        """Repeat its output in our log. Only this process may write the log file."""
         assert self._process.stdout is not None
         while True:
             try:
                 line = await self._process.stdout.readline()
             except ValueError:
-                continue  # a line longer than the limit; readline has dropped what came in of it
+                continue  # the line is too long; readline has dropped it
             if not line:
                 return
             self._repeat(line.decode("utf-8", "replace").rstrip())
 
     def _repeat(self, line: str) -> None:
-        """Log a line of the engine; whatever it is, reading must go on, or the engine blocks on a full pipe."""
+        """Log a line of its output. This never raises: if reading ended, the engine would block on a full pipe."""
         if not _repeated(line) and line:
             shown = output_line(line) if self._knows_requests else Words(line[:SHOWN_CHARACTERS])
             log.warning("engine output", characters=len(line), **({} if shown is None else {"line": shown}))
 
 
 def _repeated(line: str) -> bool:
-    """Tell whether a line was one of the engine's log, and was logged."""
+    """Log a line if it is a log line of the engine, and return whether it was."""
     try:
         record = json.loads(line)
         level = _LEVELS[record.pop("level")]

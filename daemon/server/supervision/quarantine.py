@@ -1,4 +1,9 @@
-"""Quarantine: requests and models that were running when the engine died too often. Pure; the clock is injected."""
+"""
+Quarantine: refuses requests and models that were running at several deaths of the engine. Pure; the clock is injected.
+
+A request is refused after two deaths, a model after three, both for ten minutes after the first of them. A request is
+known by a digest of its content, so that the same request under another id counts as the same.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +16,22 @@ from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
 
 WINDOW_SECONDS = 600.0
+"""A death counts for so long."""
 REQUEST_DEATHS = 2
 MODEL_DEATHS = 3
+"""Deaths within that time after which a request, or a model, is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A call that was running when the engine died: its model's name, and a digest of the request."""
+    """A call, as the quarantine knows it: the name of its model, and a digest of its request."""
 
     model: str
     digest: str
 
     @classmethod
     def of(cls, command: ipc.Command, model: str) -> Suspect:
-        """Digest what a call asks for; its ids do not make it another request."""
+        """Return the suspect for a call. Its ids do not count: they do not make it another request."""
         anonymous = ipc.Command()
         anonymous.CopyFrom(command)
         anonymous.ClearField("call_id")
@@ -35,7 +42,7 @@ class Suspect:
 
 class Quarantine:
     """
-    Remembers deaths for ten minutes.
+    Counts deaths by request and by model.
 
     Args:
         clock: Seconds that never go back.
@@ -47,7 +54,7 @@ class Quarantine:
         self._models: dict[str, deque[float]] = {}
 
     def died(self, running: Iterable[Suspect]) -> None:
-        """Note a death of the engine and what was running."""
+        """Count a death of the engine for the calls that were running; once for each model and each request."""
         suspects = set(running)
         now = self._clock()
         for digest in {suspect.digest for suspect in suspects}:
@@ -57,12 +64,12 @@ class Quarantine:
 
     @property
     def knows(self) -> bool:
-        """Whether anything died lately; if not, nobody needs to be checked."""
+        """Whether any death counts; if not, no call needs a check."""
         return bool(self._models)
 
     def check(self, suspect: Suspect) -> None:
         """
-        Let a call pass.
+        Check that a call may run.
 
         Raises:
             SidecarError: MODEL_QUARANTINED or REQUEST_QUARANTINED.

@@ -1,4 +1,29 @@
-"""The supervisor: keeps exactly one engine running, carries calls to it, and fails them when it dies."""
+"""
+Keeps exactly one engine process running: starts it, watches it, kills it when it hangs, and starts the next one.
+
+States of the engine process:
+
+                     hello, warming           hello             5 s without a sign or a step
+         STARTING --------------------> WARMING ----> READY ------------------------------> STALLED
+         ^  ^   |                          |            ^ ^                                    |
+         |  |   +---------- hello ---------|------------+ +---------- progress again ----------+
+         |  +------------ after 5 s -------+
+         |
+         +-- back-off -- RESTARTING <-- the process ends or is killed -- each of these states
+
+         STOPPED <-- stop() -- each state; no state follows it
+
+* STARTING: the process loads libraries. A hang cannot be told from a slow disk yet; it is killed after 120 s.
+* WARMING: STARTING of the first engine, within its first 5 s. Health says SERVING: the wait is short. A later engine
+  skips it, because the one before has died: it has to show first that it takes calls.
+* READY: it takes calls. Each heartbeat and each other event is a sign of life and tells how long its step takes.
+* STALLED: still takes calls, but health says NOT_SERVING. Killed after 10 s without a sign, a step of 120 s, or with 16
+  threads that hang on disks.
+* RESTARTING: there is no process. The back-off doubles with each death, and begins anew after a life of 60 s.
+
+These limits count only the time in which this process ran (`SeenTime`): a parent that was stopped finds old heartbeats.
+Calls are the router's business: the supervisor tells it when an engine takes calls and when it is dead.
+"""
 
 from __future__ import annotations
 
@@ -6,51 +31,45 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
-from itertools import count
 
 import structlog
 
-from daemon.server.admission import shutting_down
-from daemon.server.supervision.engine_call import EngineCall
+from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_process import EngineProcess
-from daemon.server.supervision.quarantine import Quarantine, Suspect
 from daemon.shared.durations import seconds
-from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.log_fields import cause
-from daemon.shared.model_overrides import ModelOverrides
 from daemon.shared.observed_time import SeenTime
 from daemon.v1 import ipc_pb2 as ipc
-from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 CHECK_SECONDS = 0.5
+"""Between two looks at a running engine."""
 MOST_BETWEEN_CHECKS = 1.0
-"""A check that comes later than so was not made because the parent did not run; the engine is not to blame for that."""
+"""Time beyond this between two looks does not count against the engine: the parent did not run."""
 START_SECONDS = 120.0
 """
-An engine that takes no calls for so long after its start is killed. A heartbeat could not tell sooner which one hangs:
-while Python loads a library no thread of the engine runs, 2.7 s at a stretch with all files in memory, and as long as a
-cold disk takes without.
+An engine that takes no calls for so long after its start is killed. A heartbeat could not tell sooner: while Python
+loads a library no thread of the engine runs, 2.7 s at a stretch with all files in memory, and much longer on a cold
+disk.
 """
 STALLED_SECONDS = 5.0
-"""A step, or a silence, of this length makes the engine count as stalled: health says so."""
+"""A step, or a silence, of this length makes the engine STALLED."""
 SILENT_SECONDS = 10.0
-"""After a silence of this length the process is killed: heartbeats come from a thread of their own."""
+"""After a silence of this length the engine is killed: its heartbeats come from a thread of their own."""
 STUCK_SECONDS = 120.0
-"""After a step of this length it is killed: the longest step, a slice of weights from a slow disk, takes less."""
+"""After a step of this length it is killed. The longest step, a slice of weights from a slow disk, takes less."""
 MOST_STUCK = 16
-"""An engine with so many threads that hang, on disks that are gone, is killed: only that ends them."""
+"""Threads that hang on disks that are gone; with so many the engine is killed, because only its end frees them."""
 FIRST_BACKOFF = 1.0
 LAST_BACKOFF = 60.0
+"""Seconds between a death and the next start: the first, doubled with each death up to the last."""
 STABLE_SECONDS = 60.0
-"""An engine that lived this long has earned a new first back-off."""
-PATIENCE_SECONDS = 5.0
-"""Calls wait through a back-off of at most this length; when it takes longer, callers are told to come back."""
+"""After a life of this length the back-off begins at the first again."""
 
 log = structlog.get_logger()
 
 
 class State(Enum):
-    """State of the engine process. While it is WARMING it loads libraries, for which calls wait a moment."""
+    """State of the engine process; see above."""
 
     STARTING = "starting"
     WARMING = "warming"
@@ -60,6 +79,64 @@ class State(Enum):
     STOPPED = "stopped"
 
 
+class _Vitals:
+    """
+    The progress of one engine. A new engine gets a new instance.
+
+    Args:
+        seen: Seconds that this process saw.
+        clock: Seconds that never go back.
+
+    Attributes:
+        last_sign: When its last event came, by `seen`.
+        threads_stuck: Threads that hang, by its last heartbeat.
+    """
+
+    def __init__(self, seen: SeenTime, clock: Callable[[], float]) -> None:
+        self.threads_stuck = 0
+        self._seen = seen
+        self._clock = clock
+        self._started = clock()
+        self._started_seen = self.last_sign = seen()
+        self._step_age_then = 0.0
+        """Age of the current step at the last heartbeat; 0 when idle."""
+
+    @property
+    def lived(self) -> float:
+        """Seconds since its start, by the clock."""
+        return self._clock() - self._started
+
+    @property
+    def lived_seen(self) -> float:
+        """Seconds since its start that this process saw."""
+        return self._seen() - self._started_seen
+
+    @property
+    def silence(self) -> float:
+        """Seconds since its last event."""
+        return self._seen() - self.last_sign
+
+    @property
+    def step_age(self) -> float:
+        """Seconds since its current step began, as far as is known; 0 when idle."""
+        return self._step_age_then + self.silence if self._step_age_then else 0.0
+
+    @property
+    def stalled(self) -> bool:
+        """Whether an engine that takes calls makes no progress."""
+        return self.silence > STALLED_SECONDS or self.step_age > STALLED_SECONDS
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether an engine that takes calls has to be killed."""
+        return self.silence > SILENT_SECONDS or self.step_age > STUCK_SECONDS or self.threads_stuck >= MOST_STUCK
+
+    def heartbeat(self, beat: ipc.Heartbeat) -> None:
+        """Note the content of a heartbeat."""
+        self._step_age_then = seconds(beat.step_age) if beat.HasField("step_age") else 0.0
+        self.threads_stuck = beat.stuck
+
+
 class Supervisor:
     """
     Owns the engine process. All methods run on the event loop.
@@ -67,50 +144,41 @@ class Supervisor:
     Args:
         command: Command line of the engine, without `--fd`.
         clock: Seconds that never go back.
+        router: Carries calls; it is told about each engine's readiness and death, and gets its events.
         on_change: Called when `state` has changed.
         on_spawn: Called with the process id of each new engine.
 
     Attributes:
-        on_snapshot: Called with each snapshot that the engine sends; set by whoever keeps them.
+        restarts: Engines that were started after the first.
+        hello: Versions and device of the latest engine.
     """
 
     def __init__(
         self,
         command: Sequence[str],
         clock: Callable[[], float],
+        router: CallRouter,
         on_change: Callable[[State], None] = lambda _: None,
         on_spawn: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.state = State.STARTING
         self.restarts = 0
         self.hello = ipc.Hello()
-        self.snapshot = pb.StatsResponse()
-        self.on_snapshot: Callable[[pb.StatsResponse], None] = lambda _: None
-        self.quarantine = Quarantine(clock)
-        self.keeps = ModelOverrides()
         self._command = command
         self._clock = clock
-        self._seen = SeenTime(clock, MOST_BETWEEN_CHECKS)
-        """Judges the engine."""
+        self._router = router
         self._on_change = on_change
         self._on_spawn = on_spawn
+        self._seen = SeenTime(clock, MOST_BETWEEN_CHECKS)
+        self._vitals = _Vitals(self._seen, clock)
         self._engine: EngineProcess | None = None
-        self._calls: dict[int, EngineCall] = {}
-        self._unsent: dict[int, EngineCall] = {}
-        self._ids = count(1)
         self._backoff = FIRST_BACKOFF
-        self._retry_at = 0.0
-        self._last_sign = 0.0
-        self._step_age = 0.0
-        self._stuck = 0
-        self._began = self._spawned_at = 0.0
-        """When the engine was started, as seen and by the clock."""
         self._spawned = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def serves(self) -> bool:
-        """Whether the engine takes work, now or shortly, and makes progress."""
+        """Whether the engine takes calls, now or shortly, and makes progress."""
         return self.state in (State.WARMING, State.READY)
 
     @property
@@ -121,9 +189,7 @@ class Supervisor:
     @property
     def step_age(self) -> float:
         """Seconds since the engine's current step began, as far as is known; 0 when idle."""
-        if not self._step_age:
-            return 0.0
-        return self._step_age + self._seen() - self._last_sign
+        return self._vitals.step_age
 
     def start(self) -> None:
         """Begin to keep an engine running."""
@@ -134,69 +200,17 @@ class Supervisor:
         await self._spawned.wait()
 
     async def stop(self, grace: float) -> None:
-        """End the engine for good; it has `grace` seconds before it is killed. Calls that are open fail."""
+        """End the engine for good; it has `grace` seconds before it is killed. Open calls fail. Harmless twice."""
         self._set(State.STOPPED)
-        self._fail_open(shutting_down())
+        self._router.close()
         if self._task is None:
             return
         if self._engine is not None:
             await self._engine.stop(grace)
         else:
-            self._task.cancel()
+            self._task.cancel()  # it sleeps through a back-off, or starts a process
         with suppress(asyncio.CancelledError):
             await self._task
-
-    def open(self, command: ipc.Command, model: str = "") -> EngineCall:
-        """
-        Open a call; it is sent as soon as the engine is up. Close it when done.
-
-        Args:
-            command: What to do; `call_id` is filled in.
-            model: The model that the call is about, for the quarantine; empty if none is.
-
-        Raises:
-            SidecarError: ENGINE_RESTARTED if the engine keeps dying; MODEL_QUARANTINED or REQUEST_QUARANTINED;
-                SHUTTING_DOWN after `stop`.
-        """
-        if self.state is State.STOPPED:
-            raise shutting_down()
-        if model and self.quarantine.knows:  # a digest of megabytes takes a while
-            self.quarantine.check(Suspect.of(command, model))
-        if (waiting := self._retry_at - self._clock()) > PATIENCE_SECONDS:
-            raise _restarted("the engine keeps dying", waiting)
-        command.call_id = next(self._ids)
-        call = self._calls[command.call_id] = EngineCall(command, self._close, self._hold)
-        if self._engine is not None and self.state in (State.READY, State.STALLED):
-            try:
-                self._engine.send(command)
-            except BaseException:
-                del self._calls[command.call_id]  # nobody has the call, so that nobody could close it
-                raise
-        else:
-            self._unsent[command.call_id] = call
-        return call
-
-    def _close(self, call: EngineCall) -> None:
-        call_id = call.command.call_id
-        unsent = self._unsent.pop(call_id, None)
-        known = self._calls.pop(call_id, None)
-        if known and not unsent and not call.over and self._engine is not None:
-            self._engine.send(ipc.Command(call_id=call_id, cancel=ipc.Cancel()))
-
-    def _hold(self, call: EngineCall, held: bool) -> None:
-        if call.command.call_id in self._calls and self._engine is not None:
-            self._engine.send(ipc.Command(call_id=call.command.call_id, hold=ipc.Hold(held=held)))
-
-    def _recall(self) -> None:
-        assert self._engine is not None
-        for request in self.keeps.requests():
-            self._engine.send(ipc.Command(recall=request))
-
-    def _send_unsent(self) -> None:
-        assert self._engine is not None
-        for call in self._unsent.values():
-            self._engine.send(call.command)
-        self._unsent.clear()
 
     async def _run(self) -> None:
         while True:
@@ -205,24 +219,22 @@ class Supervisor:
             if self.state is State.STOPPED:
                 log.info("the engine has ended", status=status)
                 return
-            await self._back_off(status, lived=self._clock() - self._spawned_at)
+            await self._back_off(status, lived=self._vitals.lived)
 
     async def _back_off(self, status: int | None, *, lived: float) -> None:
         if lived >= STABLE_SECONDS:
             self._backoff = FIRST_BACKOFF
         pause, self._backoff = self._backoff, min(LAST_BACKOFF, 2 * self._backoff)
         self._set(State.RESTARTING)
-        self._retry_at = self._clock() + pause
-        self._fail_calls(status, lived, pause)
+        # An engine that was killed for its stuck threads died of calls that have ended; those that run are bystanders.
+        calls = self._router.engine_died(pause, blame_calls=self._vitals.threads_stuck < MOST_STUCK)
+        log.error("the engine died", status=status, lived_s=round(lived, 3), calls=calls, retry_in_s=pause)
         await asyncio.sleep(pause)
         self.restarts += 1
 
     async def _live(self) -> int | None:
         """Run one engine from its start to its end, and return its exit status; None if it could not start."""
-        self._spawned_at, self._began = self._clock(), self._seen()
-        self._last_sign = self._began
-        self._step_age = 0.0
-        self._stuck = 0
+        self._vitals = _Vitals(self._seen, self._clock)
         self._set(State.STARTING)
         try:
             engine = self._engine = await EngineProcess.spawn(self._command)
@@ -240,101 +252,63 @@ class Supervisor:
             engine.kill()
         finally:
             watch.cancel()
-        self._set(State.RESTARTING)  # calls that come from here on wait for the next engine
+        # Calls that come from here on wait for the next engine.
+        self._router.disconnect()
+        self._set(State.RESTARTING)
         return await engine.reap()
 
     async def _watch(self, engine: EngineProcess) -> None:
+        """Look at an engine until it has to be killed."""
         late = False
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            if self._seen.late() and not late:
-                late = True  # what has arrived meanwhile is read first
+            # After a late look the events that have arrived meanwhile are read first, but only once in a row.
+            late = self._seen.late() and not late
+            if late:
                 continue
-            late = False
-            now = self._seen()
-            silence, lived = now - self._last_sign, now - self._began
-            if self.state in (State.STARTING, State.WARMING):
-                if lived > STALLED_SECONDS:
-                    self._set(State.STARTING)  # not shortly, as it turns out
-                stuck = lived > START_SECONDS
-            else:
-                stalled = silence > STALLED_SECONDS or self.step_age > STALLED_SECONDS
-                self._set(State.STALLED if stalled else State.READY)
-                stuck = silence > SILENT_SECONDS or self.step_age > STUCK_SECONDS or self._stuck >= MOST_STUCK
-            if stuck and self.state is not State.STOPPED:
+            if self._judge() and self.state is not State.STOPPED:
                 log.error(
                     "the engine is stuck and is killed",
-                    silent_s=round(silence, 3),
-                    step_age_s=round(self.step_age, 3),
-                    threads=self._stuck,
+                    silent_s=round(self._vitals.silence, 3),
+                    step_age_s=round(self._vitals.step_age, 3),
+                    threads=self._vitals.threads_stuck,
                 )
                 engine.kill()
                 return
 
+    def _judge(self) -> bool:
+        """Set the state that the engine's progress deserves, and return whether it has to be killed."""
+        vitals = self._vitals
+        if self.state in (State.STARTING, State.WARMING):
+            if vitals.lived_seen > STALLED_SECONDS:
+                self._set(State.STARTING)  # the wait is not short, as it turns out
+            return vitals.lived_seen > START_SECONDS
+        self._set(State.STALLED if vitals.stalled else State.READY)
+        return vitals.hopeless
+
     def _on_event(self, event: ipc.Event) -> None:
-        self._last_sign = self._seen()
+        self._vitals.last_sign = self._seen()
         kind = event.WhichOneof("body")
         if kind == "heartbeat":
-            self._step_age = seconds(event.heartbeat.step_age) if event.heartbeat.HasField("step_age") else 0.0
-            self._stuck = event.heartbeat.stuck
-        elif kind == "snapshot":
-            self.snapshot = event.snapshot
-            self.on_snapshot(event.snapshot)
+            self._vitals.heartbeat(event.heartbeat)
         elif kind == "hello":
-            self.hello = event.hello
-            if not event.hello.warming:
-                self._set(State.READY)
-                self._recall()
-                self._send_unsent()
-            elif not self.restarts and self._seen() - self._began <= STALLED_SECONDS:
-                self._set(State.WARMING)  # one that died, or is slow, has to show first that it takes work
-        elif (call := self._calls.get(event.call_id)) is not None:
-            call.push(event)
+            self._on_hello(event.hello)
+        elif kind == "snapshot":
+            self._router.note_snapshot(event.snapshot)
+        else:
+            self._router.deliver(event)
 
-    def _fail_calls(self, status: int | None, lived: float, pause: float) -> None:
-        """Fail what was running. What was not sent yet waits for the next engine, unless that will take long."""
-        running = [call for call_id, call in self._calls.items() if call_id not in self._unsent and not call.over]
-        log.error("the engine died", status=status, lived_s=round(lived, 3), calls=len(running), retry_in_s=pause)
-        self.snapshot = _without_engine_state(self.snapshot)
-        if self._stuck < MOST_STUCK:  # else it was killed for calls that have ended, and those that run are bystanders
-            self.quarantine.died(Suspect.of(call.command, model) for call in running if (model := _model(call.command)))
-        error = _restarted("the engine died and is restarted", pause)
-        if pause > PATIENCE_SECONDS:
-            self._fail_open(error)
-        for call in running:
-            call.fail(error)
-        self._calls = dict(self._unsent)
-
-    def _fail_open(self, error: SidecarError) -> None:
-        for call in self._calls.values():
-            call.fail(error)
-        self._calls.clear()
-        self._unsent.clear()
+    def _on_hello(self, hello: ipc.Hello) -> None:
+        self.hello = hello
+        if not hello.warming:
+            assert self._engine is not None
+            self._set(State.READY)
+            self._router.connect(self._engine.send)
+        elif not self.restarts and self._vitals.lived_seen <= STALLED_SECONDS:
+            self._set(State.WARMING)
 
     def _set(self, state: State) -> None:
         if state is self.state or self.state is State.STOPPED:
             return
         self.state = state
         self._on_change(state)
-
-
-def _model(command: ipc.Command) -> str:
-    kind = command.WhichOneof("body")
-    return str(getattr(command, kind).model) if kind in ("load", "generate") else ""
-
-
-def _restarted(what: str, retry_after: float) -> SidecarError:
-    return SidecarError(Reason.ENGINE_RESTARTED, f"{what}; try again shortly", retry_after=retry_after)
-
-
-def _without_engine_state(snapshot: pb.StatsResponse) -> pb.StatsResponse:
-    """Return the figures that outlive an engine: budgets. What was in its memory is gone."""
-    kept = pb.StatsResponse()
-    kept.model_cache.max_models = snapshot.model_cache.max_models
-    kept.model_cache.budget_bytes = snapshot.model_cache.budget_bytes
-    kept.prefix_cache.max_blocks = snapshot.prefix_cache.max_blocks
-    kept.prefix_cache.block_tokens = snapshot.prefix_cache.block_tokens
-    kept.prefix_cache.budget_bytes = snapshot.prefix_cache.budget_bytes
-    kept.memory.limit_bytes = snapshot.memory.limit_bytes
-    kept.memory.headroom_bytes = snapshot.memory.limit_bytes
-    return kept

@@ -15,8 +15,8 @@ from daemon.engine.memory.pressure import (
     MacPressure,
     Relief,
     normal,
-    of_this_system,
     sysctl_level,
+    system_pressure,
 )
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.builders import Clock
@@ -65,10 +65,10 @@ def test_a_mac_tells_by_its_kernels_level(value: int | None, level: int) -> None
 
 def test_each_system_has_its_source() -> None:
     """And asking it never fails, wherever the tests run."""
-    assert isinstance(of_this_system("darwin"), MacPressure)
-    assert isinstance(of_this_system("linux"), LinuxPressure)
-    assert of_this_system("freebsd14") is normal
-    assert of_this_system()() in Level
+    assert isinstance(system_pressure("darwin"), MacPressure)
+    assert isinstance(system_pressure("linux"), LinuxPressure)
+    assert system_pressure("freebsd14") is normal
+    assert system_pressure()() in Level
     assert normal() is Level.NORMAL
     assert sysctl_level() in (None, 0, 1, 2, 4)
 

@@ -1,4 +1,4 @@
-"""A busy hour of a daemon, made up: three models, four namespaces, an engine that died once, a silent stretch."""
+"""Made-up statistics of a busy hour: three models, four namespaces, one death of the engine, a silent stretch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A supervisor of fake engines, and what tests say to it."""
+"""Helpers for tests of the supervisor and the router, with fake engines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_call import EngineCall
 from daemon.server.supervision.supervisor import MOST_BETWEEN_CHECKS, State, Supervisor
 from daemon.shared.errors import SidecarError
@@ -25,12 +26,13 @@ PATIENCE = 20.0
 
 
 class Watched(Supervisor):
-    """A supervisor of a fake engine that notes its states and can be waited for."""
+    """A supervisor of a fake engine, with its router, that notes its states and can be waited for."""
 
     def __init__(self, *options: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.states: list[State] = []
         self._changed = asyncio.Event()
-        super().__init__([sys.executable, fake_engine.__file__, *options], clock, self._note)
+        self.router = CallRouter(clock)
+        super().__init__([sys.executable, fake_engine.__file__, *options], clock, self.router, self._note)
 
     def _note(self, state: State) -> None:
         self.states.append(state)
@@ -60,9 +62,9 @@ def generate(model: str, text: str = "one two three", **fields: Any) -> ipc.Comm
     return ipc.Command(generate=pb.GenerateRequest(model=model, text=text, **fields))
 
 
-def opened(supervisor: Supervisor, model: str, text: str = "one two three") -> EngineCall:
+def opened(supervisor: Watched, model: str, text: str = "one two three") -> EngineCall:
     """Open a Generate call."""
-    return supervisor.open(generate(model, text), model)
+    return supervisor.router.open(generate(model, text))
 
 
 async def events(call: EngineCall) -> list[ipc.Event]:

@@ -1,4 +1,4 @@
-"""Admission: a bounded number of calls and prompt tokens wait, and none once the daemon drains."""
+"""Admission: the number of waiting calls and prompt tokens is bounded, and no call waits once the daemon drains."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from daemon.server.admission import LEAST_RETRY, MAX_WAITING_TOKENS, MOST_RETRY, Admission
+from daemon.server.admission import LEAST_RETRY_SECONDS, MAX_WAITING_TOKENS, MOST_RETRY_SECONDS, Admission
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import Clock
 
@@ -41,9 +41,9 @@ def test_more_calls_than_may_wait_are_refused() -> None:
         assert admission.waiting == 2
 
 
-@pytest.mark.parametrize(("seconds", "retry"), [(5.0, 5.0), (0.01, LEAST_RETRY), (1000.0, MOST_RETRY)])
+@pytest.mark.parametrize(("seconds", "retry"), [(5.0, 5.0), (0.01, LEAST_RETRY_SECONDS), (1000.0, MOST_RETRY_SECONDS)])
 def test_who_finds_the_queue_full_is_told_how_fast_it_drains(seconds: float, retry: float) -> None:
-    """As measured over the last that began to run, from half a second to a minute; loads do not count."""
+    """Measured over the last calls that began to run; from half a second to a minute; loads do not count."""
     clock = Clock()
     admission = Admission(1, clock=clock)
     for _ in range(40):
@@ -76,7 +76,7 @@ def test_more_prompt_tokens_than_may_wait_are_refused() -> None:
 
 
 def test_closing_drops_those_that_wait_and_refuses_newcomers() -> None:
-    """Those that run go on."""
+    """Running calls go on."""
     admission = Admission(4)
     dropped: list[str] = []
     with admission.place() as running, admission.place() as waiting:

@@ -1,4 +1,4 @@
-"""Arrivals: a bounded number of requests is on its way in, for a bounded time, and what has arrived is bounded too."""
+"""Arrivals: the number, the time and the bytes of incoming requests are bounded."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ async def test_all_requests_together_hold_a_bounded_number_of_bytes() -> None:
 
 
 def test_no_more_calls_of_a_method_are_open_than_its_way_allows() -> None:
-    """Those of another are not in their way."""
+    """Calls of another method do not count."""
     refused: list[int] = []
     way = Way(Lane(places=1), 100, 1)
     arrivals = Arrivals({METHOD: way, "/other": way}, on_refusal=lambda: refused.append(1))

@@ -1,4 +1,4 @@
-"""A call's buffer: whatever the pace of its reader, it reads all text, all ids, in order, from a few events."""
+"""An engine call: a reader of any pace gets all text and all ids, in order, from a few events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
 def call() -> EngineCall:
-    """Return a call that nobody closes."""
+    """Return a call that stays open."""
     return EngineCall(ipc.Command(call_id=1), lambda _: None)
 
 
@@ -37,7 +37,7 @@ FAILURE = ipc.Event(call_id=1, failure=ipc.Failure(reason="NAN_LOGITS", message=
 
 
 async def read(one: EngineCall) -> list[ipc.Event]:
-    """Return what is left of a call."""
+    """Return the remaining events of a call."""
     async with asyncio.timeout(5):
         return [event async for event in one.events()]
 
@@ -46,7 +46,7 @@ async def read(one: EngineCall) -> list[ipc.Event]:
 def test_text_and_ids_are_equal_however_the_reader_lags(
     pieces: list[tuple[str, list[int]]], data: st.DataObject
 ) -> None:
-    """The reader takes what there is at random moments."""
+    """The reader takes the events that wait at random moments."""
     pauses = data.draw(st.sets(st.integers(0, len(pieces))))
 
     async def run() -> list[ipc.Event]:
@@ -98,7 +98,7 @@ async def test_a_reader_that_stays_away_finds_a_few_events() -> None:
 
 
 async def test_joined_deltas_stay_small_enough_for_a_message() -> None:
-    """One message of all that a long completion holds, log-probabilities included, would be refused by gRPC."""
+    """gRPC would refuse one message with a whole long completion and its log-probabilities."""
     one = call()
     for token in range(2 * JOIN_TOKENS):
         one.push(delta("x", token))
@@ -108,7 +108,7 @@ async def test_joined_deltas_stay_small_enough_for_a_message() -> None:
 
 
 async def test_load_progress_is_replaced_by_the_latest() -> None:
-    """And `ready` is never folded into it."""
+    """The event `ready` is never joined with progress."""
     one = call()
     for done in range(50):
         progress = pb.LoadProgress(stage=pb.LOAD_STAGE_LOADING, bytes_done=done)
@@ -159,7 +159,7 @@ async def test_the_first_end_counts() -> None:
 
 
 async def test_close_says_so_once_for_each_call() -> None:
-    """The owner decides what it means."""
+    """The router decides whether the engine is told."""
     closed: list[EngineCall] = []
     one = EngineCall(ipc.Command(), closed.append)
     one.close()
@@ -172,7 +172,7 @@ def wide(token: int) -> ipc.Event:
 
 
 async def test_a_reader_that_lags_far_behind_makes_the_engine_hold_the_call_until_it_has_caught_up() -> None:
-    """At 192 KiB, and at half of that; what arrives meanwhile is kept, and nothing is lost or doubled."""
+    """Held at 192 KiB, let go at half of that; events that arrive meanwhile are kept, each once."""
     told: list[bool] = []
     one = EngineCall(ipc.Command(call_id=1), lambda _: None, lambda _, held: told.append(held))
     sent = 0
@@ -198,7 +198,7 @@ async def test_a_reader_that_lags_far_behind_makes_the_engine_hold_the_call_unti
 async def test_a_reader_that_stays_away_is_given_up_and_told_so_when_it_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its slot is free and its backlog is gone at once; whoever reads, however slowly, is not given up."""
+    """Its slot and its backlog are free at once. A reader that reads, however slowly, is not given up."""
     monkeypatch.setattr(engine_call, "STALL_SECONDS", 0.02)
     closed: list[EngineCall] = []
     gone = asyncio.Event()
@@ -217,7 +217,7 @@ async def test_a_reader_that_stays_away_is_given_up_and_told_so_when_it_comes_ba
 
 
 async def test_a_full_backlog_is_no_offence_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each event that is read gives the reader its time anew; at the end nobody waits for it any more."""
+    """Each event that is read starts the reader's time again; after the last event no timer runs."""
     monkeypatch.setattr(engine_call, "STALL_SECONDS", 1000)
     one = call()
     for token in range(250):

@@ -1,4 +1,4 @@
-"""The engine process: it ends when it should, is ended when it must be, and only what it says well is believed."""
+"""The engine process: it exits when asked, is killed when it hangs, and invalid output gets it replaced."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_an_engine_that_ignores_the_shutdown_is_killed() -> None:
 
 @pytest.mark.parametrize("model", ["garbage", "huge"])
 async def test_an_engine_that_sends_garbage_is_killed_and_replaced(model: str) -> None:
-    """Nothing that it says after that could be believed, and nothing is allocated for what it announces."""
+    """Its later frames cannot be trusted, and no memory is allocated for the length that it announces."""
     async with supervising() as supervisor:
         assert (await error_of(opened(supervisor, model))).reason is Reason.ENGINE_RESTARTED
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
@@ -86,7 +86,7 @@ async def test_an_engine_that_never_says_hello_is_killed(monkeypatch: pytest.Mon
 
 
 async def test_an_event_that_cannot_be_handled_does_not_end_the_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the engine sends, the parent lives on with a new one."""
+    """The parent goes on with a new engine."""
     push = EngineCall.push
 
     def fragile(call: EngineCall, event: ipc.Event) -> None:

@@ -1,4 +1,4 @@
-"""The interceptor: errors reach callers with their details, what is unexpected does not, and each call is logged."""
+"""The interceptor: errors reach callers with details, unexpected exceptions do not, and each call is logged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECRET = "the caller's prompt"
 
 
 class FakeContext:
-    """A call whose writes and abort are kept."""
+    """A gRPC context that records writes and the abort."""
 
     def __init__(self, remaining: float | None = None, request: Any = b"") -> None:
         self._request = request
@@ -37,7 +37,7 @@ class FakeContext:
         self._remaining = remaining
 
     async def read(self) -> Any:
-        """Return a request, or what comes instead."""
+        """Return a request, raise its error, or return the end of the stream."""
         if isinstance(self._request, BaseException):
             raise self._request
         return self._request
@@ -56,7 +56,7 @@ class FakeContext:
         return (("traceparent", "00-1"), ("some-bin", b"1"))
 
     def time_remaining(self) -> float | None:
-        """Return what is left until the deadline."""
+        """Return the seconds until the deadline."""
         return self._remaining
 
     def rich(self) -> status_pb2.Status:
@@ -258,7 +258,7 @@ async def test_the_end_of_a_call_is_told_with_its_code_and_headers() -> None:
 
 
 async def test_health_leaves_neither_lines_nor_counts() -> None:
-    """It is polled all day; what is refused of it has its reason all the same."""
+    """It is polled all day; a refused call of it still gets its reason."""
 
     async def behaviour(_request: Any, _context: Any) -> str:
         return "serving"
@@ -295,7 +295,7 @@ async def test_a_call_that_is_taken_back_before_its_request_is_there_leaves_no_l
 
 
 async def test_a_conversation_is_received_request_by_request() -> None:
-    """As reflection is."""
+    """Reflection is such a service."""
     seen = []
 
     async def behaviour(requests: Any, _context: Any) -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""Quarantine: what was there at too many deaths is refused for ten minutes, and nothing else is."""
+"""Quarantine: requests and models of too many deaths are refused for ten minutes, and no others are."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_request_is_refused_after_two_deaths(quarantine: Quarantine) -> None:
 
 
 def test_a_model_is_refused_after_three_deaths(quarantine: Quarantine) -> None:
-    """Whatever the requests were; other models are not."""
+    """For any requests; other models are not refused."""
     for digest in "abc":
         quarantine.died([Suspect("model", digest)])
     assert refused(quarantine, Suspect("model", "d")) is Reason.MODEL_QUARANTINED

@@ -1,4 +1,4 @@
-"""Requests are measured as bytes, before the event loop pays for what they would become."""
+"""The request decoder: fields are counted in the bytes of a request, before messages are built from them."""
 
 from __future__ import annotations
 
@@ -123,12 +123,12 @@ def test_any_bytes_are_a_request_or_are_refused(data: bytes) -> None:
     ids=["messages", "tools", "stops", "model", "bias", "unknown", "groups", "ids", "ids in pieces"],
 )
 def test_a_request_of_countless_parts_is_refused_unbuilt(data: bytes) -> None:
-    """Whatever they are."""
+    """Parts of each kind count."""
     assert f"more than {MAX_FIELDS} parts" in refusal(data)
 
 
 def test_counting_stops_after_each_few_thousand_parts() -> None:
-    """Whatever a message holds, the loop that counts it has other things to do in between."""
+    """For each kind of message, the event loop can do other work between the steps."""
     deep = part(FIELDS["chat"], part(CHAT["tools"], part(1, b"a")) * 3 * STEP_FIELDS)
     wide = part(FIELDS["model"], b"") * 3 * STEP_FIELDS
     for data in (deep, wide):
@@ -138,7 +138,7 @@ def test_counting_stops_after_each_few_thousand_parts() -> None:
 
 
 def test_the_longest_chat_and_the_longest_prompt_pass() -> None:
-    """What validation allows has room."""
+    """All requests that validation allows have room."""
     message = pb.ChatMessage(role="user", content="x" * 500)
     for request in (
         pb.GenerateRequest(chat=pb.Chat(messages=[message] * MAX_MESSAGES)),

@@ -1,4 +1,4 @@
-"""One daemon for each socket: at any time at most one holds the lock, and nobody's live socket is touched."""
+"""One daemon for each socket: at most one process holds the lock, and a live socket is never touched."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from daemon.server.socket_path import SocketPathError
 HOLD = """
 import sys, time
 from pathlib import Path
-from daemon.singleton import InstanceLock
+from daemon.server.singleton import InstanceLock
 lock = InstanceLock.acquire(Path(sys.argv[1]), wait=0)
 print("held", flush=True)
 sys.stdin.read()
@@ -30,7 +30,7 @@ sys.stdin.read()
 HOLD_WITH_ENGINE = """
 import subprocess, sys
 from pathlib import Path
-from daemon.singleton import InstanceLock
+from daemon.server.singleton import InstanceLock
 lock = InstanceLock.acquire(Path(sys.argv[1]), wait=0)
 engine = subprocess.Popen(
     ["sh", "-c", "read line"],
@@ -321,7 +321,7 @@ def test_a_killed_daemon_leaves_a_stale_socket_that_the_next_one_replaces(path: 
     code = """
 import socket, sys
 from pathlib import Path
-from daemon.singleton import InstanceLock, PublishedSocket, private_umask
+from daemon.server.singleton import InstanceLock, PublishedSocket, private_umask
 lock = InstanceLock.acquire(Path(sys.argv[1]), wait=0)
 published = PublishedSocket(Path(sys.argv[1]))
 server = socket.socket(socket.AF_UNIX)

@@ -1,4 +1,4 @@
-"""The socket's place: private and ours, or refused with a sentence; nothing that exists is changed."""
+"""The socket's path: its directory is private and ours, or it is refused; nothing that exists is changed."""
 
 from __future__ import annotations
 

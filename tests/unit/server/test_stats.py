@@ -1,21 +1,33 @@
-"""Stats: the engine's last figures, with what only the parent knows, also while there is no engine."""
+"""Stats: the engine's latest figures with the parent's own, also while there is no engine."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from daemon import __version__
 from daemon.server.admission import Admission
-from daemon.server.stats import Stats
+from daemon.server.stats import History, Stats
+from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.supervisor import State, Supervisor
 from daemon.shared.durations import duration, seconds
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
+class Rig:
+    """Statistics of a daemon without an engine, and all that they are read from."""
+
+    def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
+        self.admission = Admission(1)
+        self.router = CallRouter(clock)
+        self.supervisor = Supervisor(["engine"], clock, self.router)
+        self.stats = Stats(self.supervisor, self.router, self.admission, History(clock, self.admission), clock)
+
+
 def test_before_the_engine_is_up_there_is_an_answer() -> None:
     """Of zeros, and of the parent's own figures."""
     now = 100.0
-    supervisor = Supervisor(["engine"], lambda: now)
-    stats = Stats(supervisor, Admission(1), lambda: now)
+    stats = Rig(lambda: now).stats
     now = 107.5
     answer = stats.response(pb.StatsRequest())
     assert (answer.daemon.version, answer.daemon.draining, answer.daemon.device) == (__version__, False, "")
@@ -26,12 +38,11 @@ def test_before_the_engine_is_up_there_is_an_answer() -> None:
 
 def test_the_parents_figures_are_laid_over_the_engines() -> None:
     """The snapshot itself stays as it came."""
-    supervisor = Supervisor(["engine"], lambda: 0.0)
-    supervisor.snapshot = pb.StatsResponse(engine=pb.EngineStats(decoding=3, generated_tokens=9, queued=99))
+    rig = Rig()
+    stats, supervisor, admission = rig.stats, rig.supervisor, rig.admission
+    rig.router.snapshot = pb.StatsResponse(engine=pb.EngineStats(decoding=3, generated_tokens=9, queued=99))
     supervisor.hello = ipc.Hello(mlx_version="1", mlx_lm_version="2", device="cpu")
     supervisor.state, supervisor.restarts = State.STALLED, 4
-    admission = Admission(1)
-    stats = Stats(supervisor, admission, lambda: 0.0)
     stats.cancelled, stats.draining, admission.rejected = 5, True, 6
     with admission.place():
         answer = stats.response(pb.StatsRequest())
@@ -40,17 +51,16 @@ def test_the_parents_figures_are_laid_over_the_engines() -> None:
     assert (engine.queued, engine.decoding, engine.generated_tokens) == (1, 3, 9)
     assert (answer.daemon.mlx_version, answer.daemon.mlx_lm_version, answer.daemon.device) == ("1", "2", "cpu")
     assert answer.daemon.draining
-    assert supervisor.snapshot.engine.queued == 99
+    assert rig.router.snapshot.engine.queued == 99
 
 
 def test_every_state_of_the_supervisor_has_a_name_in_the_api() -> None:
-    """None is left out."""
-    supervisor = Supervisor(["engine"], lambda: 0.0)
-    stats = Stats(supervisor, Admission(1), lambda: 0.0)
+    """Each state has its own name."""
+    rig = Rig()
     names = set()
     for state in State:
-        supervisor.state = state
-        names.add(stats.response(pb.StatsRequest()).engine.state)
+        rig.supervisor.state = state
+        names.add(rig.stats.response(pb.StatsRequest()).engine.state)
     assert names == set(pb.EngineState.values()) - {pb.ENGINE_STATE_UNSPECIFIED}
 
 

@@ -1,4 +1,4 @@
-"""Latency histograms: what a finished request counts, and what a client reads from it."""
+"""Latency histograms: the spans of a finished request, and the quantiles that a client reads."""
 
 from __future__ import annotations
 

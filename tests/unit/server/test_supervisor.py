@@ -1,4 +1,4 @@
-"""The supervisor: exactly one engine, whose deaths its callers survive with a typed error; no process is left."""
+"""The supervisor: exactly one engine runs, callers get a typed error when it dies, and no process is left."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.server.supervision import call_router
 from daemon.server.supervision import supervisor as module
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason, SidecarError
@@ -53,7 +54,7 @@ async def test_a_call_that_is_opened_before_the_engine_is_up_is_answered() -> No
         answer = await events(opened(supervisor, "ok"))
         assert text(answer) == "one two three"
         assert answer[-1].generate.finished.reason == pb.FINISH_REASON_STOP
-        assert supervisor.snapshot.engine.generated_tokens == 3
+        assert supervisor.router.snapshot.engine.generated_tokens == 3
         assert (supervisor.hello.mlx_version, supervisor.state) == ("0.0.1", State.READY)
 
 
@@ -82,8 +83,8 @@ async def test_an_engine_that_loads_its_libraries_for_long_serves_only_then(tmp_
 
 async def test_a_death_while_libraries_load_is_blamed_on_no_call(tmp_path: Path) -> None:
     """
-    Those that were not sent yet wait for the next engine, which serves only when it takes them; heartbeats of the first
-    do not save it.
+    Calls that were not sent wait for the next engine, which serves only when it takes them. Heartbeats do not keep the
+    first engine alive.
     """
     warm, clock = tmp_path / "warm", Clock()
     async with supervising("--warm", str(warm), clock=clock) as supervisor:
@@ -93,7 +94,7 @@ async def test_a_death_while_libraries_load_is_blamed_on_no_call(tmp_path: Path)
         await supervisor.until(State.RESTARTING)
         warm.touch()
         assert text(await events(call)) == "one two three"
-        assert not supervisor.quarantine.knows
+        assert not supervisor.router.quarantine.knows
         assert supervisor.states.count(State.WARMING) == 1
 
 
@@ -104,7 +105,7 @@ async def test_stop_ends_a_back_off() -> None:
 
 
 async def test_a_death_fails_what_was_running_and_nothing_else() -> None:
-    """What runs elsewhere fails with a time to come back; a new engine answers what comes then."""
+    """Running calls fail with a time to retry; a new engine answers the calls after that."""
     async with supervising() as supervisor:
         bystander = opened(supervisor, "hold")
         await until_delta(bystander)
@@ -121,7 +122,7 @@ async def test_a_death_fails_what_was_running_and_nothing_else() -> None:
 
 
 async def test_the_events_before_a_death_are_read_before_its_error() -> None:
-    """The caller gets what there was."""
+    """The caller gets the events that came before."""
     async with supervising() as supervisor:
         call = opened(supervisor, "die")
         events = call.events()
@@ -134,17 +135,17 @@ async def test_the_events_before_a_death_are_read_before_its_error() -> None:
 async def test_figures_of_a_dead_engine_are_forgotten_but_for_its_limits() -> None:
     """Its memory is gone; its budgets are those of the next one."""
     async with supervising() as supervisor:
-        await events(supervisor.open(ipc.Command(load=pb.GetOrLoadRequest(model="ok")), "ok"))
-        assert supervisor.snapshot.model_cache.cached_models == 1
+        await events(supervisor.router.open(ipc.Command(load=pb.GetOrLoadRequest(model="ok"))))
+        assert supervisor.router.snapshot.model_cache.cached_models == 1
         await error_of(opened(supervisor, "die"))
-        assert supervisor.snapshot.model_cache.cached_models == 0
-        assert supervisor.snapshot.model_cache.max_models == 4
-        assert supervisor.snapshot.memory.headroom_bytes == supervisor.snapshot.memory.limit_bytes > 0
+        assert supervisor.router.snapshot.model_cache.cached_models == 0
+        assert supervisor.router.snapshot.model_cache.max_models == 4
+        assert supervisor.router.snapshot.memory.headroom_bytes == supervisor.router.snapshot.memory.limit_bytes > 0
 
 
 async def test_calls_survive_short_back_offs_and_are_told_of_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that cannot start keeps its callers waiting only as long as that may help."""
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(call_router, "LONGEST_WAIT_SECONDS", 0.05)
     async with supervising("--exit", "1") as supervisor:
         waiting = opened(supervisor, "ok")
         error = await error_of(waiting)
@@ -191,7 +192,7 @@ async def test_back_off_starts_again_after_a_stable_life() -> None:
 
 
 async def test_only_a_running_call_is_cancelled_and_only_once(journal: Callable[[], list[dict[str, Any]]]) -> None:
-    """Closing twice, closing what is over and closing what was never sent say nothing to the engine."""
+    """The engine is not told about a second close, a call that is over, or a call that was never sent."""
     async with supervising() as supervisor:
         unsent = opened(supervisor, "hold")
         unsent.close()
@@ -230,9 +231,9 @@ async def test_a_request_that_was_there_at_two_deaths_is_refused_the_third_time(
     """Under whatever id; other requests for the model go on."""
     async with supervising() as supervisor:
         for number in range(2):
-            await error_of(supervisor.open(generate("die", request_id=f"r{number}"), "die"))
+            await error_of(supervisor.router.open(generate("die", request_id=f"r{number}")))
         with pytest.raises(SidecarError) as refused:
-            supervisor.open(generate("die", request_id="r2"), "die")
+            supervisor.router.open(generate("die", request_id="r2"))
         assert refused.value.reason is Reason.REQUEST_QUARANTINED
         await error_of(opened(supervisor, "die", "another"))
         with pytest.raises(SidecarError) as refused:

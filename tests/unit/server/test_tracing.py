@@ -1,4 +1,4 @@
-"""Spans of calls: what they say, and what they never say."""
+"""Spans of calls: their fields, and the texts that they never have."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_stages_are_events_one_after_the_other(collector: Collector) -> None:
 def test_only_what_is_the_daemons_fault_is_an_error(
     collector: Collector, code: str, number: int, status: StatusCode
 ) -> None:
-    """As OpenTelemetry's conventions for servers have it; the code is told in any case."""
+    """As OpenTelemetry's conventions for servers say; the span has the code in any case."""
     collector.tracer.record(ended(code, reason="NAN_LOGITS"))
     span = collector.span()
     assert (span.attributes or {})["rpc.grpc.status_code"] == number
@@ -154,7 +154,7 @@ def test_an_exporter_that_there_is_not_is_refused(name: str, value: str) -> None
 
 
 def test_serve_refuses_tracing_without_the_extra_in_one_sentence(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """And leaves neither socket nor log file behind."""
+    """Neither a socket nor a log file is left."""
     monkeypatch.setattr(app, "logs", SimpleNamespace(configure=lambda *_: None, take_over=lambda: None))
     monkeypatch.setattr("os.chdir", lambda _: None)
     for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"]:

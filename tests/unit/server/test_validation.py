@@ -1,4 +1,4 @@
-"""Validation: whatever arrives is refused with the field that is wrong, or passes; and no field is forgotten."""
+"""Validation: a wrong request is refused with the name of its field, and no field is forgotten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine is kept awake while there is work, and no longer."""
+"""The wake lock: the machine is kept awake while calls run, and no longer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import structlog
 
-from daemon.server.wake_lock import LINGER_SECONDS, Caffeinate, NoWakeLock, Wakefulness, of_this_system
+from daemon.server.wake_lock import LINGER_SECONDS, Caffeinate, NoWakeLock, Wakefulness, system_wake_lock
 from tests.support.daemons import alive, wait_until
 
 
 class FakeLock:
-    """Remembers what was asked of it."""
+    """Records the calls of its methods."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -27,7 +27,7 @@ class FakeLock:
 
 
 class Timer:
-    """Runs what is due when a test says so."""
+    """Runs the functions that are due when a test says so."""
 
     def __init__(self) -> None:
         self.due: list[tuple[float, Callable[[], None]]] = []
@@ -70,7 +70,7 @@ def test_the_lock_is_held_from_the_first_call_to_a_while_after_the_last() -> Non
 
 
 def test_closing_releases_at_once_and_cancels_what_was_due() -> None:
-    """A daemon that ends needs nobody awake."""
+    """When the daemon ends, the machine may sleep."""
     lock, timer = FakeLock(), Timer()
     wakefulness = Wakefulness(lock, timer.later)
     wakefulness.busy()
@@ -121,7 +121,7 @@ def test_a_caffeinate_that_somebody_ended_is_started_again(program: Path) -> Non
 
 
 def test_a_mac_without_caffeinate_is_told_of_once(tmp_path: Path) -> None:
-    """And answers all the same."""
+    """Calls are answered."""
     lock = Caffeinate(tmp_path / "missing")
     with structlog.testing.capture_logs() as logs:
         lock.take()
@@ -132,5 +132,5 @@ def test_a_mac_without_caffeinate_is_told_of_once(tmp_path: Path) -> None:
 
 def test_only_a_mac_is_kept_awake() -> None:
     """A server does not doze off."""
-    assert isinstance(of_this_system("darwin"), Caffeinate)
-    assert isinstance(of_this_system("linux"), NoWakeLock)
+    assert isinstance(system_wake_lock("darwin"), Caffeinate)
+    assert isinstance(system_wake_lock("linux"), NoWakeLock)

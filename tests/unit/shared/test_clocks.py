@@ -1,4 +1,4 @@
-"""Which clock stands still while the machine sleeps, and who uses which."""
+"""Clocks: which of them stands still while the machine sleeps, and where each is used."""
 
 from __future__ import annotations
 

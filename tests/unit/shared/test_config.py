@@ -1,4 +1,4 @@
-"""The configuration: later sources win, everything is checked, and refusals say what to do."""
+"""The configuration: later sources win, each value is checked, and each error has its cure."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def test_every_key_is_described_in_one_line() -> None:
 
 
 def test_a_single_value_is_read_without_a_look_at_anything_else(home: Path) -> None:
-    """A flag before a variable; what is wrong elsewhere does not matter, what is wrong here is refused by name."""
+    """A flag wins over a variable. Only a mistake in this setting matters; it is refused by name."""
     _write_file(home, "no TOML")
     environ = {"MLX_SIDECAR_SOCKET": "~/v", "MLX_SIDECAR_MAX_BATCH": "none", "MLX_SIDECAR_NO_KEY": "x"}
 

@@ -50,7 +50,7 @@ def test_an_invalid_field_is_named() -> None:
 
 
 def test_metadata_is_a_copy() -> None:
-    """What the raiser does later to its own mapping changes nothing."""
+    """Later changes of the caller's mapping do not change the error."""
     figures = {"needed_bytes": "1"}
     error = SidecarError(Reason.REQUEST_EXCEEDS_MEMORY, "too much", metadata=figures)
     figures.clear()

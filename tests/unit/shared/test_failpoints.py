@@ -1,4 +1,4 @@
-"""Failpoints: they do what they are told where they are told, and nothing at all when nobody tells them."""
+"""Failpoints: each makes its fault at its place, and without the variable they do nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(setting: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_unset_they_do_nothing() -> None:
-    """Not even look a name up: this is what the daemon runs with."""
+    """They do not even look up a name: the daemon runs with this function."""
     failpoint("no such place")
 
 
@@ -42,7 +42,7 @@ def test_unset_they_do_nothing() -> None:
     ],
 )
 def test_a_process_does_what_it_is_told(setting: str, status: int, shown: str) -> None:
-    """At the place, and at the hit, that is named; what cannot be understood is refused at the start."""
+    """At the named place and hit; an unknown fault is refused at the start."""
     done = run(setting)
     assert done.returncode == status
     assert shown in done.stderr

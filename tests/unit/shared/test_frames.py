@@ -1,4 +1,4 @@
-"""Frames: what goes in comes out, and what is no frame never comes out as one."""
+"""Frames: a message survives encoding and reading, and invalid bytes are never read as a frame."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_frames_come_out_as_they_went_in(commands: list[ipc.Command], cuts: list
 
 @given(COMMANDS, st.data())
 def test_a_torn_frame_is_the_end_of_the_stream(command: ipc.Command, data: st.DataObject) -> None:
-    """The process at the other end died; what it had begun to say is nothing."""
+    """The process at the other end died; its incomplete frame is dropped."""
     frame = encode_frame(command)
     cut = data.draw(st.integers(0, len(frame) - 1))
     assert decode(encode_frame(command), frame[:cut]) == [command]
@@ -74,6 +74,6 @@ def test_garbage_is_refused_or_means_something(body: bytes) -> None:
 
 
 def test_a_body_that_is_no_message_is_refused() -> None:
-    """With the name of what was expected."""
+    """The error names the expected message."""
     with pytest.raises(FrameError, match="Command"):
         decode(struct.pack(">I", 3) + b"\xff\xff\xff")

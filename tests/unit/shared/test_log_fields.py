@@ -1,4 +1,4 @@
-"""A field is logged if it is on the list of those that may be, and its value is of its kind; nothing else is."""
+"""Log fields: only fields on the allow list, with values of their kind, are logged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def keywords() -> Iterator[tuple[str, str]]:
 
 
 def test_every_field_that_the_daemon_logs_is_on_the_list() -> None:
-    """One that is not would be dropped; whoever adds one says what its values are."""
+    """A field that is not on the list would be dropped; a new field needs a kind."""
     found = {name: module for module, name in keywords()}
     assert len(found) > 25
     known = {*FIELDS, "exc_info"}
@@ -97,14 +97,14 @@ def test_a_path_of_a_field_that_no_request_has_is_dropped(field: str) -> None:
 
 
 def test_unknown_fields_are_dropped_and_counted() -> None:
-    """Those that a line of the engine counted already included."""
+    """The count of the engine's own line is added."""
     assert permitted({"pid": 7, "tools": SECRET, "salt": SECRET}) == {"pid": 7, "dropped": 2}
     assert permitted({"dropped": 2, "tools": SECRET}) == {"dropped": 3}
 
 
 @pytest.mark.parametrize("reason", Reason)
 def test_messages_are_logged_only_where_all_their_words_are_ours(reason: Reason) -> None:
-    """What is refused of a request is told by its field."""
+    """A refused request is logged by its field."""
     told = permitted(refusal(SidecarError(reason, SECRET, field="chat.tools")))
     quotes = reason in (Reason.INVALID_ARGUMENT, Reason.INTERNAL)
     assert told.get("error") == (None if quotes else SECRET)
@@ -137,7 +137,7 @@ def _fail(depth: int = 0) -> None:
 
 
 def test_a_traceback_tells_places_and_classes_of_all_exceptions_that_led_to_it() -> None:
-    """And no words of any, those of a group or of notes included."""
+    """It has no texts of exceptions, groups or notes."""
     with pytest.raises(KeyError) as caught:
         _fail()
     caught.value.add_note(SECRET)
@@ -161,7 +161,7 @@ def test_an_endless_recursion_has_a_short_traceback() -> None:
 
 
 def logged(log: Any) -> str:
-    """Return what may be logged of a library's message."""
+    """Return the log text of a library's message."""
     seen: list[str] = []
 
     class Handler(logging.Handler):
@@ -175,7 +175,7 @@ def logged(log: Any) -> str:
 
 
 def test_of_a_librarys_message_only_constants_and_numbers_are_logged() -> None:
-    """What is put into it, or was put together before, may be a request's."""
+    """Values, and messages that were formatted before the call, may come from a request."""
     quoted = f"cannot read {SECRET}"
     assert logged(lambda logger: logger.warning("slow")) == "slow"
     assert logged(lambda logger: logger.warning("slow by %d of %.1f ms", 5, 2.5)) == "slow by 5 of 2.5 ms"

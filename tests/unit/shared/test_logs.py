@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line unless a person reads along, whatever library they come from."""
+"""Logs: one JSON object a line, or text on a terminal, for our events and for those of libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine refuses is told from what is wrong with a model, in the words of the library that saw it."""
+"""Faults of the machine are told from faults of a model, for the error texts of each library."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Keeps: what callers asked for outlives an engine, until it is taken back."""
+"""Pins, times to live and revisions that callers chose outlive an engine, until they are taken back."""
 
 from __future__ import annotations
 
-from daemon.engine.calls.recalled import Recalled
-from daemon.shared.model_overrides import MOST, ModelOverrides
+from daemon.shared.model_overrides import MOST_CHOICES, ModelOverrides
+from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
@@ -12,42 +12,85 @@ def load(model: str = "a", **fields: object) -> pb.GetOrLoadRequest:
     return pb.GetOrLoadRequest(model=model, **fields)  # type: ignore[arg-type]
 
 
+def loaded(overrides: ModelOverrides, request: pb.GetOrLoadRequest) -> None:
+    """Apply a GetOrLoad call that went well."""
+    overrides.apply(ipc.Command(load=request))
+
+
+def recalled(overrides: ModelOverrides, request: pb.GetOrLoadRequest) -> None:
+    """Apply a choice that was made while an earlier engine ran."""
+    overrides.apply(ipc.Command(recall=request))
+
+
+def dropped(overrides: ModelOverrides, names: list[str] | None = None, **target: object) -> None:
+    """Apply an Invalidate call that went well."""
+    overrides.apply(ipc.Command(invalidate=pb.InvalidateRequest(**target)), names or [])  # type: ignore[arg-type]
+
+
+def requests(overrides: ModelOverrides) -> list[pb.GetOrLoadRequest]:
+    """Return the choices that a new engine is told about."""
+    return [command.recall for command in overrides.recalls()]
+
+
 def test_what_a_call_leaves_unset_stays_as_it_was() -> None:
-    keeps = ModelOverrides()
-    keeps.note(load(pin=True, revision="v1"))
-    keeps.note(load(ttl={"seconds": 5}, skip_warmup=True, allow_download=True))
-    keeps.note(load(adapter="/x", pin=False))
-    assert keeps.requests() == [load(pin=True, ttl={"seconds": 5}), load(adapter="/x", pin=False)]
+    overrides = ModelOverrides()
+    loaded(overrides, load(pin=True, revision="v1"))
+    loaded(overrides, load(ttl={"seconds": 5}, skip_warmup=True, allow_download=True))
+    loaded(overrides, load(adapter="/x", pin=False))
+    assert requests(overrides) == [load(pin=True, ttl={"seconds": 5}), load(adapter="/x", pin=False)]
+
+
+def test_a_choice_counts_for_the_name_under_which_the_model_was_loaded() -> None:
+    """That is how the next engine will know it; the name that was asked for may be another form of it."""
+    overrides = ModelOverrides()
+    overrides.apply(ipc.Command(load=load("./a", pin=True)), ["/models/a"])
+    assert requests(overrides) == [load("/models/a", pin=True)]
 
 
 def test_dropped_weights_are_pinned_no_more_under_any_name() -> None:
-    keeps = ModelOverrides()
+    overrides = ModelOverrides()
     for name in ("a", "copy", "other"):
-        keeps.note(load(name, pin=True, revision="v1"))
-    keeps.dropped(pb.InvalidateRequest(model=pb.ModelTarget(model="a", prefixes=True)), [])
-    assert all(request.pin for request in keeps.requests())
-    keeps.dropped(pb.InvalidateRequest(model=pb.ModelTarget(model="a", weights=True)), ["a", "copy"])
-    assert [request.pin for request in keeps.requests()] == [False, False, True]
-    keeps.dropped(pb.InvalidateRequest(all=pb.AllTarget(weights=True)), [])
-    assert [(request.pin, request.revision) for request in keeps.requests()] == [(False, "v1")] * 3
+        loaded(overrides, load(name, pin=True, revision="v1"))
+    dropped(overrides, model=pb.ModelTarget(model="a", prefixes=True))
+    dropped(overrides, model=pb.ModelTarget(model="a", weights=True), dry_run=True)
+    dropped(overrides, ["a"], prefix=pb.PrefixTarget(model="a"))
+    assert all(request.pin for request in requests(overrides))
+    dropped(overrides, ["a", "copy"], model=pb.ModelTarget(model="a", weights=True))
+    assert [request.pin for request in requests(overrides)] == [False, False, True]
+    dropped(overrides, all=pb.AllTarget(weights=True))
+    assert [(request.pin, request.revision) for request in requests(overrides)] == [(False, "v1")] * 3
 
 
 def test_only_the_latest_are_kept() -> None:
-    keeps = ModelOverrides()
-    for number in range(MOST + 10):
-        keeps.note(load(str(number)))
-    assert [request.model for request in keeps.requests()] == [str(number) for number in range(10, MOST + 10)]
+    overrides = ModelOverrides()
+    for number in range(MOST_CHOICES + 10):
+        loaded(overrides, load(str(number)))
+    names = [request.model for request in requests(overrides)]
+    assert names == [str(number) for number in range(10, MOST_CHOICES + 10)]
 
 
 def test_what_is_recalled_holds_until_it_was_done_or_its_model_dropped() -> None:
-    recalled = Recalled()
-    recalled.keep(load(pin=True, ttl={"seconds": 5}))
-    recalled.keep(load("b", adapter="/x", pin=False))
-    assert (recalled.pin("a", ""), recalled.ttl("a", "")) == (True, 5.0)
-    assert (recalled.pin("b", "/x"), recalled.ttl("b", "/x"), recalled.pin("b", "")) == (False, None, None)
-    recalled.done("a", "")
-    recalled.forget("b")
-    assert (recalled.pin("a", ""), recalled.pin("b", "/x")) == (None, None)
-    recalled.keep(load(pin=True))
-    recalled.forget()
-    assert recalled.pin("a", "") is None
+    overrides = ModelOverrides()
+    recalled(overrides, load(pin=True, ttl={"seconds": 5}))
+    recalled(overrides, load("b", adapter="/x", pin=False))
+    assert (overrides.pin("a", ""), overrides.ttl("a", "")) == (True, 5.0)
+    assert (overrides.pin("b", "/x"), overrides.ttl("b", "/x"), overrides.pin("b", "")) == (False, None, None)
+    overrides.done("a", "")
+    dropped(overrides, model=pb.ModelTarget(model="b", weights=True))
+    assert (overrides.pin("a", ""), overrides.pin("b", "/x")) == (None, None)
+    recalled(overrides, load(pin=True))
+    dropped(overrides, all=pb.AllTarget(weights=True))
+    assert overrides.pin("a", "") is None
+
+
+def test_both_processes_come_to_the_same_by_the_same_commands() -> None:
+    """An engine that is told everything anew chooses as one that saw every call."""
+    parent, engine = ModelOverrides(), ModelOverrides()
+    for number, pin in enumerate((True, False, True)):
+        loaded(parent, load(str(number), pin=pin, ttl={"seconds": number}))
+    for command in parent.recalls():
+        engine.apply(command)
+    for overrides in (parent, engine):
+        dropped(overrides, model=pb.ModelTarget(model="0", weights=True))
+    assert parent.recalls() == engine.recalls()
+    assert [engine.pin(str(number), "") for number in range(3)] == [None, False, True]

@@ -1,4 +1,4 @@
-"""Limits count only what was seen: a clock that jumps, or a process that did not run, breaks none of them."""
+"""Time limits count only the time in which the process ran: a jump of the clock breaks none of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_time_that_is_read_often_enough_is_all_seen() -> None:
 
 
 def test_a_jump_counts_as_the_longest_pause_between_two_readings() -> None:
-    """Once: what is read in time after it counts in full."""
+    """Only once: readings in time after the jump count in full."""
     clock = Clock()
     seen = SeenTime(clock, 1.0)
     clock.pass_(3600)
@@ -70,7 +70,7 @@ def test_a_step_is_as_old_as_its_process_ran() -> None:
 
 
 def test_time_in_which_the_loop_is_idle_is_seen_by_the_heartbeat() -> None:
-    """Else a first step after an hour would count what came before it."""
+    """Otherwise a first step after an hour would count the hour."""
     clock = Clock()
     seen = SeenTime(clock, 4.0)
     loop = Loop(seen)
@@ -89,13 +89,13 @@ def test_looks_make_up_the_limit(seconds: float, each: float) -> None:
 
 
 def test_a_poll_that_wakes_late_looks_as_often_as_ever() -> None:
-    """And once before the first pause and after the last."""
+    """It looks once before the first pause and once after the last."""
     clock = Clock()
     assert len(list(polls(1.0, 0.25, sleep=lambda _: clock.pass_(3600)))) == 5
 
 
 async def test_a_countdown_leaves_out_what_its_process_did_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What became possible meanwhile is done before its end."""
+    """Work that became possible during the stop is done before the countdown ends."""
     monkeypatch.setattr(observed_time, "LOOK_SECONDS", 0.05)
     over = asyncio.Event()
     countdown = Countdown(0.5, over.set)

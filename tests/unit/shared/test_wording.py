@@ -1,4 +1,4 @@
-"""One way to write a size and a count: every command, page and error uses these."""
+"""Sizes and counts are formatted in one way in each command, page and error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_sizes_that_are_compared_never_read_alike() -> None:
 
 
 def texts(path: Path) -> list[str]:
-    """Return the texts of a module that are no docstrings; `{}` stands for what is filled in."""
+    """Return the texts of a module, without docstrings; `{}` stands for each value in an f-string."""
     tree = ast.parse(path.read_text())
     silent = {
         id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
