@@ -8,14 +8,10 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 
-from daemon.cache.digests import Rest
+from daemon.cache.callbacks import Rest, ignore
 
 _PIECE = 1 << 20
 _THREADS = 4
-
-
-def _no_rest(seconds: float) -> None:
-    """Take none."""
 
 
 class Hashing:
@@ -26,7 +22,7 @@ class Hashing:
         rest: Called after each mebibyte with the processor seconds that it took; sleeps for as long as others need.
     """
 
-    def __init__(self, rest: Rest = _no_rest) -> None:
+    def __init__(self, rest: Rest = ignore) -> None:
         self._rest = rest
         self._stopped = False
         self._streams: list[Stream] = []

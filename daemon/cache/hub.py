@@ -24,7 +24,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 from huggingface_hub.file_download import repo_folder_name
 from tqdm import tqdm
 
-from daemon.cache.digests import Report
+from daemon.cache.callbacks import Report
 from daemon.cache.model_files import check, read
 from daemon.shared.errors import Reason, SidecarError
 

@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from daemon.cache.digests import Digests, Report, Stamp, TakesLong
+from daemon.cache.callbacks import Report, ignore
+from daemon.cache.digests import Digests, Stamp, TakesLong
 from daemon.cache.model_files import Roots, allowed, check, read
 from daemon.cache.weight_files import estimate_size, read_header, refuse_other_formats, weight_files
 from daemon.shared.errors import Reason, SidecarError
@@ -32,14 +33,6 @@ _MAX_NUMBER = 2**31 - 1
 _MAX_BYTES = 2**63 - 1
 _DIGESTS = Digests()
 """Those of callers that bring none."""
-
-
-def _afford_all(_name: str, _nbytes: int) -> None:
-    """There is room for everything."""
-
-
-def _ignore(_done: int, _total: int) -> None:
-    """Nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +133,9 @@ def identify(
     *,
     digests: Digests = _DIGESTS,
     hub: bool = False,
-    report: Report | None = _ignore,
+    report: Report | None = ignore,
     roots: Roots = (),
-    afford: Callable[[str, int], None] = _afford_all,
+    afford: Callable[[str, int], None] = ignore,
     estimate: bool = False,
 ) -> ModelSource:
     """

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from weakref import WeakValueDictionary
 
+from daemon.cache.callbacks import ignore
 from daemon.cache.digests import Digests, TakesLong
 from daemon.cache.hub import planned_bytes, snapshot
 from daemon.cache.identity import ModelSource, identify
+from daemon.cache.keyed_lock import KeyedLock
+from daemon.cache.lru_dict import LruDict
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.machine_faults import machine_fault
 from daemon.shared.model_names import climbs, plain
@@ -24,14 +25,13 @@ EMBEDDED_PATH = Path(__file__).resolve().parent.parent / "embedded"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 MOST_REVISIONS = 1024
-"""Hub ids whose last revision is remembered; of others that come without one, the default branch is meant."""
+"""
+Hub ids for which the revision that was used last is remembered; the others stand for their default branch. There is a
+bound because a file system that ignores case has many spellings of the same id.
+"""
 
 _REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 """A branch, tag or commit. huggingface_hub makes it part of a path, so that it must not lead out of the cache."""
-
-
-def _ignore(*_: object) -> None:
-    """Nobody watches, and everything fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +65,6 @@ class Watcher(Protocol):
         """Called with the bytes of a weight file that were read to name it."""
 
 
-class _Turn:
-    """Whose turn it is to download one model."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-
-
 class Resolver:
     """
     Finds models. Any thread.
@@ -93,7 +86,7 @@ class Resolver:
         *,
         digests: Digests | None = None,
         supported: Callable[[str], bool] = lambda _: True,
-        afford: Callable[[str, int], None] = _ignore,
+        afford: Callable[[str, int], None] = ignore,
     ) -> None:
         self._roots = [root.resolve() for root in roots]
         self._fetch = fetch
@@ -101,10 +94,10 @@ class Resolver:
         self._digests = digests or Digests()
         self._supported = supported
         self._afford = afford
-        self._revisions: OrderedDict[str, str] = OrderedDict()
-        """Of the Hub ids that were used last."""
-        self._turns: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
+        self._revisions = LruDict[str, str](MOST_REVISIONS)
+        """By Hub id, the revision that it stands for if a request names none."""
         self._lock = threading.Lock()
+        self._downloads = KeyedLock[str]()
 
     def resolve(self, wanted: Wanted, watcher: Watcher | None = None) -> ModelSource:
         """
@@ -144,7 +137,7 @@ class Resolver:
             hub=hub,
             report=watcher.reading if watcher else None,
             roots=() if name == EMBEDDED else tuple(self._roots),
-            afford=_ignore if wanted.estimate else self._afford,
+            afford=ignore if wanted.estimate else self._afford,
             estimate=wanted.estimate,
         )
         self._refuse_unsupported(source)
@@ -162,10 +155,7 @@ class Resolver:
     def prefer(self, name: str, revision: str) -> None:
         """Let a Hub id that comes without a revision mean this one, as if it had been loaded last."""
         with self._lock:
-            self._revisions.pop(name, None)
-            self._revisions[name] = revision
-            if len(self._revisions) > MOST_REVISIONS:  # a file system that ignores case has many spellings of one id
-                self._revisions.popitem(last=False)
+            self._revisions.put(name, revision)
 
     def _refuse_unsupported(self, source: ModelSource) -> None:
         if self._supported(source.architecture):
@@ -178,7 +168,7 @@ class Resolver:
     def _hub(self, wanted: Wanted, watcher: Watcher | None) -> Path:
         name, revision = wanted.name, self._revision(wanted)
         try:  # never waits for a download
-            path = self._fetch(name, revision, allow_download=False, report=_ignore)
+            path = self._fetch(name, revision, allow_download=False, report=ignore)
         except SidecarError as error:
             if error.reason is not Reason.MODEL_NOT_CACHED or not (wanted.allow_download or wanted.estimate):
                 raise
@@ -192,16 +182,14 @@ class Resolver:
         return path
 
     def _download(self, name: str, revision: str, watcher: Watcher) -> Path:
-        with self._lock:
-            turn = self._turns.setdefault(name, _Turn())
-        with turn.lock:  # another revision of it, or with another adapter, finds in the cache what they share
+        with self._downloads.locked(name):  # revisions share files: the later download finds them in the cache
             self._afford(name, self._plan(name, revision))
             return self._fetch(name, revision, allow_download=True, report=watcher.downloading)
 
     def _revision(self, wanted: Wanted) -> str:
         if wanted.revision is None:
             with self._lock:
-                return self._revisions.get(wanted.name, "")
+                return self._revisions.get(wanted.name) or ""
         if wanted.revision and (not _REVISION.fullmatch(wanted.revision) or ".." in wanted.revision):
             raise invalid("revision", "must be a branch, a tag or a commit")
         return wanted.revision

@@ -17,7 +17,8 @@ import structlog
 from mlx_lm import models
 from mlx_lm.utils import MODEL_REMAPPING
 
-from daemon.cache.digests import SETTLED_NS, Rest, Stamp
+from daemon.cache.callbacks import Rest, ignore
+from daemon.cache.digests import SETTLED_NS, Stamp
 from daemon.cache.entry import Loaded, Progress, Stage
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
@@ -45,10 +46,6 @@ _UNREAD = ("[read] Unable to read", "[load_safetensors] Failed to open")
 
 Learn = Callable[[Path, Stamp, str], None]
 """Called with a file, its state before it was read, and the SHA-256 of what was read; see `Digests.learn`."""
-
-
-def _forget(file: Path, stamp: Stamp, digest: str) -> None:
-    """Keep nothing in mind."""
 
 
 class MisnamedError(SidecarError):
@@ -97,8 +94,8 @@ def load(
     warmup_tokens: int,
     clock: Callable[[], float],
     seconds: Callable[[], float] = lambda: SLICE_SECONDS,
-    learn: Learn = _forget,
-    rest: Rest | None = None,
+    learn: Learn = ignore,
+    rest: Rest = ignore,
     room: Callable[[], object] = lambda: None,
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """

@@ -17,7 +17,8 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from daemon.cache.digests import Rest, Stamp
+from daemon.cache.callbacks import Rest, ignore
+from daemon.cache.digests import Stamp
 from daemon.cache.hashing import Hashing, Stream
 from daemon.cache.identity import ModelSource, WeightFile
 from daemon.cache.model_files import opened
@@ -82,11 +83,11 @@ class Reading:
         adapter_names: Names of the adapter's arrays, once they were returned.
     """
 
-    def __init__(self, source: ModelSource, pace: Pace, clock: Callable[[], float], rest: Rest | None = None) -> None:
+    def __init__(self, source: ModelSource, pace: Pace, clock: Callable[[], float], rest: Rest = ignore) -> None:
         self._source = source
         self._pace = pace
         self._clock = clock
-        self._hashing = Hashing() if rest is None else Hashing(rest)
+        self._hashing = Hashing(rest)
         self._open: list[_Open] = []
         self._hashed: list[tuple[_Open, Stream]] = []
         self._begun = False
