@@ -30,12 +30,13 @@ from collections.abc import Callable, Hashable
 from itertools import count
 from typing import Generic, TypeVar
 
-from daemon.cache.entry import Entry, Load, Loaded, ModelLease, Outcome, Progress, Source, Ticket
-from daemon.cache.limits import Counters, ModelLimits, in_use
-from daemon.cache.load_queue import Job, LoadQueue
+from daemon.cache.entry import Entry, ModelLease
+from daemon.cache.limits import ModelCounters, ModelLimits, in_use
+from daemon.cache.load import Load, Loadable, Loaded, Outcome, Progress, Ticket
+from daemon.cache.load_queue import LoadJob, LoadQueue
 
 M = TypeVar("M")
-S = TypeVar("S", bound=Source)
+S = TypeVar("S", bound=Loadable)
 
 
 class ModelCache(Generic[S, M]):
@@ -57,7 +58,7 @@ class ModelCache(Generic[S, M]):
         on_free: Callable[[], None] = lambda: None,
     ) -> None:
         self.limits = limits
-        self.counters = Counters()
+        self.counters = ModelCounters()
         self._loader = loader
         self._clock = clock
         self._on_free = on_free
@@ -175,7 +176,7 @@ class ModelCache(Generic[S, M]):
 
     def check_integrity(self) -> None:
         """
-        Compare all states with each other.
+        Check that the entries, their order and the limits agree.
 
         Raises:
             AssertionError: If they disagree.
@@ -187,7 +188,7 @@ class ModelCache(Generic[S, M]):
             assert entry.model is not None, "a cached entry has lost its model"
         for entry in self._draining:
             assert entry.draining, "a draining entry does not know it"
-            assert entry.leases > 0, "an entry drains though nobody uses it"
+            assert entry.leases > 0, "an entry without leases drains"
         uses = [entry.last_used for entry in self._entries.values()]
         assert uses == sorted(uses), "entries are not in the order of their last use"
         assert len(self._entries) <= self.limits.max_models, "more models than slots"
@@ -202,19 +203,19 @@ class ModelCache(Generic[S, M]):
             return None
         return entry
 
-    def _begin(self, job: Job[S, M]) -> Load[M]:
+    def _begin(self, job: LoadJob[S, M]) -> Load[M]:
         job.started_at = self._clock()
         job.evicted = self._make_room(job.source.name, job.nbytes)
         return self._loader(job.source, job.options)
 
-    def _weigh(self, job: Job[S, M], nbytes: int) -> None:
+    def _weigh(self, job: LoadJob[S, M], nbytes: int) -> None:
         """Make room for the bytes that a model really takes: a configuration can ask for more than its files have."""
         self.limits.refuse_if_never(job.source.name, nbytes)
         job.nbytes = 0  # or the estimate would count in `total_bytes` beside the real size
         job.evicted += self._make_room(job.source.name, nbytes)
         job.nbytes = nbytes
 
-    def _finish(self, job: Job[S, M], loaded: Loaded[M]) -> None:
+    def _finish(self, job: LoadJob[S, M], loaded: Loaded[M]) -> None:
         now = self._clock()
         source = job.source
         entry = Entry(

@@ -12,9 +12,9 @@ import structlog
 from daemon.cache.digest_notes import FILE_NAME as DIGESTS
 from daemon.cache.digest_notes import DigestFile
 from daemon.cache.digests import Digests
-from daemon.cache.entry import Load
 from daemon.cache.identity import ModelSource
 from daemon.cache.limits import ModelLimits
+from daemon.cache.load import Load
 from daemon.cache.mlx.loader import LoadedModel, load, supported
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.pace import SLICE_SECONDS, Share

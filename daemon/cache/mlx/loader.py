@@ -19,8 +19,8 @@ from mlx_lm.utils import MODEL_REMAPPING
 
 from daemon.cache.callbacks import Rest, ignore
 from daemon.cache.digests import SETTLED_NS, Stamp
-from daemon.cache.entry import Loaded, Progress, Stage
 from daemon.cache.identity import ModelSource
+from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
 from daemon.cache.mlx.module_size import arrays, nbytes
 from daemon.cache.mlx.warm_up import WarmUp, warm_up

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from daemon.cache.entry import ModelLease, Progress, Ticket
+from daemon.cache.entry import ModelLease
 from daemon.cache.identity import ModelSource
+from daemon.cache.load import Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.background import as_sidecar_error

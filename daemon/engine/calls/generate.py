@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
-from daemon.cache.entry import ModelLease, Outcome, Progress, Ticket
+from daemon.cache.entry import ModelLease
 from daemon.cache.identity import ModelSource
 from daemon.cache.limits import not_loaded
+from daemon.cache.load import Outcome, Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Wanted

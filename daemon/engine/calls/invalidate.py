@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from daemon.cache.entry import Entry, Progress
+from daemon.cache.entry import Entry
 from daemon.cache.identity import ModelKey, ModelSource
+from daemon.cache.load import Progress
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Wanted

@@ -16,9 +16,9 @@ import pytest
 from mlx.utils import tree_flatten
 from structlog.testing import capture_logs
 
-from daemon.cache.entry import Loaded, Progress, Stage
 from daemon.cache.identity import identify
 from daemon.cache.limits import ModelLimits
+from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx import loader
 from daemon.cache.mlx.loader import LoadedModel, MisnamedError, load
 from daemon.cache.mlx.warm_up import WarmUp, warm_up

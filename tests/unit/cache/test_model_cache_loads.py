@@ -8,8 +8,8 @@ from collections.abc import Generator
 
 import pytest
 
-from daemon.cache.entry import Loaded, Outcome, Progress, Stage, Ticket
 from daemon.cache.limits import ModelLimits
+from daemon.cache.load import Loaded, Outcome, Progress, Stage, Ticket
 from daemon.cache.model_cache import ModelCache
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import Clock, FakeModels, FakeSource, Weights

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from daemon.cache.entry import Ticket
+from daemon.cache.load import Ticket
 from daemon.shared.errors import SidecarError
 from tests.support.builders import FakeModels, FakeSource, Weights
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemon.cache.entry import Outcome, Ticket
+from daemon.cache.load import Outcome, Ticket
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import FakeModels, FakeSource, Weights
 
