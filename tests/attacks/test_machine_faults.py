@@ -359,7 +359,7 @@ def test_a_model_that_cannot_do_something_is_told_in_one_line(
     engine: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     """It is used without that. The line says what failed, and has no traceback."""
-    target = {"rows": "daemon.kv.mlx.batch_cache._rows_are_exact", "packing": "daemon.kv.mlx.self_test._copy"}[fails]
+    target = {"rows": "daemon.kv.mlx.self_test._rows_are_exact", "packing": "daemon.kv.mlx.self_test._copy"}[fails]
 
     def fail(*_: Any) -> None:
         raise ValueError("[matmul] shapes do not fit")
