@@ -39,7 +39,7 @@ from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
 from daemon.cache.mlx.load_errors import load_errors
 from daemon.cache.mlx.module_size import arrays, nbytes
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
-from daemon.cache.mlx.weights import Found, Reading
+from daemon.cache.mlx.weights import FileDigest, Reading
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
 from daemon.kv.mlx.layerwise import Pass, forward_layerwise
 from daemon.kv.mlx.layout import Layout
@@ -173,8 +173,8 @@ def load(
             yield progress
             loaded = yield from _warmed_up(loaded, warmup_tokens, progress, slicer)
         # Last: the threads that hash have had the time of the self-tests and of the warm-up.
-        found = yield from slicer.run(reading.found(seconds), progress)
-        _refuse_misnamed(source, found, learn)
+        digests = yield from slicer.run(reading.digests(seconds), progress)
+        _refuse_misnamed(source, digests, learn)
         return Loaded(loaded, needed)
 
 
@@ -241,14 +241,14 @@ def _warmed_up(loaded: LoadedModel, tokens: int, progress: Progress, slicer: _Sl
     return replace(loaded, warmup_time=warmup.seconds)
 
 
-def _refuse_misnamed(source: ModelSource, found: list[Found], learn: Learn) -> None:
+def _refuse_misnamed(source: ModelSource, digests: list[FileDigest], learn: Learn) -> None:
     """
     Compare what was read with what the key names.
 
     Raises:
         MisnamedError: If a file differs. Its KV would be stored under the key of other weights.
     """
-    misnamed = [file for file in found if not file.is_expected]
+    misnamed = [file for file in digests if not file.is_expected]
     for file in misnamed:
         log.warning("a weight file holds other bytes than it was known by", file=file.expected.path.name)
         learn(file.expected.path, file.stamp, file.digest)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from daemon.cache.hashing import Hashing
 from daemon.cache.identity import ModelKey, ModelSource, WeightFile
-from daemon.cache.mlx.weights import Found, Reading
+from daemon.cache.mlx.weights import FileDigest, Reading
 from daemon.cache.pace import Pace
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import safetensors
@@ -40,11 +40,11 @@ def _result(pieces: Any) -> Any:
             return end.value
 
 
-def _read(*files: Path, slice_bytes: int = 100) -> tuple[dict[str, mx.array], list[Found], int]:
+def _read(*files: Path, slice_bytes: int = 100) -> tuple[dict[str, mx.array], list[FileDigest], int]:
     with closing(Reading(_source(*files), Pace(slice_bytes), time.monotonic)) as reading:
         arrays = reading.model()
         _result(reading.read())
-        return arrays, _result(reading.found(lambda: 60.0)), reading.done
+        return arrays, _result(reading.digests(lambda: 60.0)), reading.done
 
 
 @st.composite
@@ -193,7 +193,7 @@ def test_the_header_is_described_by_the_file_that_is_read_and_not_by_an_earlier_
     with closing(Reading(source, Pace(1 << 20), time.monotonic)) as reading:
         arrays = reading.model()
         _result(reading.read())
-        (found,) = _result(reading.found(lambda: 60.0))
+        (found,) = _result(reading.digests(lambda: 60.0))
 
     assert arrays.keys() == {"2"}
     assert json.loads(content[8 : 8 + content[0]])["2"]["shape"] == [500]
