@@ -1,4 +1,8 @@
-"""From the name in a request to a checked model on disk. Blocking: runs on the engine's small thread pools."""
+"""
+Finds the model that a request names: a directory or a Hub id becomes a checked model on disk, with its key.
+
+All of it blocks, on disks or on the network. It runs on the engine's background threads, never on the MLX thread.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +35,21 @@ bound because a file system that ignores case has many spellings of the same id.
 """
 
 _REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
-"""A branch, tag or commit. huggingface_hub makes it part of a path, so that it must not lead out of the cache."""
+"""A branch, tag or commit. huggingface_hub makes it part of a path: it must not lead out of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """
-    What a request asks for. Equal ones are answered alike, so that they can be looked for together.
+    The model that a request asks for. Equal values get the same answer, so that requests can share a lookup.
 
     Attributes:
         name: Hub id, absolute directory, or "embedded".
-        revision: Revision of a Hub id; None means the one that was loaded last, or the default branch.
+        revision: Revision of a Hub id; None for the revision that was loaded last, or the default branch.
         adapter: Absolute directory of an adapter, or empty.
         allow_download: Whether files may be fetched from the Hub.
-        estimate: Whether figures are enough: weights are not read if that takes long, and what the Hub tells will do if
-            the files are not here and may not be fetched.
+        estimate: Whether figures are enough. Large weights are not read then, and the Hub's figures do if the files
+            are not here and may not be fetched.
     """
 
     name: str
@@ -56,13 +60,13 @@ class Wanted:
 
 
 class Watcher(Protocol):
-    """Who waits for work that takes long. Its methods run on the thread that does it and may raise to abandon it."""
+    """Gets the progress of long work, on the thread that does it. Its methods may raise to abandon the work."""
 
     def downloading(self, done: int, total: int) -> None:
-        """Called with the bytes that came and those that are to come."""
+        """Note the bytes that a download has received, and those that it will."""
 
     def reading(self, done: int, total: int) -> None:
-        """Called with the bytes of a weight file that were read to name it."""
+        """Note the bytes of a weight file that were hashed, and those that it has."""
 
 
 class Resolver:
@@ -72,9 +76,9 @@ class Resolver:
     Args:
         roots: Directories that models may lie below; empty allows any absolute directory.
         fetch: Finds or downloads a Hub model; see `daemon.cache.hub.snapshot`.
-        plan: Tells what a Hub model would take; see `daemon.cache.hub.planned_bytes`.
-        digests: Knows the content of weight files.
-        supported: Whether mlx-lm knows a model_type.
+        plan: Returns the bytes of a Hub model; see `daemon.cache.hub.planned_bytes`.
+        digests: Looks digests of weight files up, or computes them.
+        supported: Returns whether mlx-lm knows a model_type.
         afford: Raises if a model of a name and size can never be loaded.
     """
 
@@ -105,12 +109,12 @@ class Resolver:
 
         Args:
             wanted: What it asks for.
-            watcher: Gets the progress of what takes long; None does nothing that does.
+            watcher: Gets the progress of downloading and reading; None if neither may be done.
 
         Raises:
             SidecarError: MODEL_NOT_FOUND, MODEL_NOT_CACHED, MODEL_GATED, MODEL_UNSUPPORTED, MODEL_CORRUPT,
                 MODEL_EXCEEDS_BUDGET, MACHINE_EXHAUSTED, MACHINE_FAULT or INVALID_ARGUMENT.
-            TakesLong: If there is something to download or to read, and no watcher.
+            TakesLong: If files have to be downloaded or large ones to be read, and there is no watcher.
         """
         name = plain(wanted.name)
         adapter = self._directory("adapter", wanted.adapter) if wanted.adapter else None
@@ -119,7 +123,8 @@ class Resolver:
             if wanted.revision:
                 raise invalid("revision", "belongs to Hub ids only")
             path = EMBEDDED_PATH if name == EMBEDDED else self._directory("model", name)
-            if climbs(name) and str(path).isprintable():  # a name is text; not every path is
+            # Each directory has a single name, whatever `..` it was asked for with. A name is printable text.
+            if climbs(name) and str(path).isprintable():
                 name = str(path)
         elif _HUB_ID.fullmatch(name) and ".." not in name:
             path = self._hub(wanted, watcher)
@@ -145,7 +150,7 @@ class Resolver:
 
     def planned_bytes(self, wanted: Wanted) -> int:
         """
-        Return the bytes of weights of a Hub model that is not on this machine. Asks the Hub.
+        Return the bytes of the weights of a Hub model. Asks the Hub.
 
         Raises:
             SidecarError: MODEL_NOT_FOUND, MODEL_NOT_CACHED, MODEL_GATED or INVALID_ARGUMENT.
@@ -153,7 +158,7 @@ class Resolver:
         return self._plan(wanted.name, self._revision(wanted))
 
     def prefer(self, name: str, revision: str) -> None:
-        """Let a Hub id that comes without a revision mean this one, as if it had been loaded last."""
+        """Set the revision that a Hub id stands for if a request names none."""
         with self._lock:
             self._revisions.put(name, revision)
 
@@ -167,7 +172,7 @@ class Resolver:
 
     def _hub(self, wanted: Wanted, watcher: Watcher | None) -> Path:
         name, revision = wanted.name, self._revision(wanted)
-        try:  # never waits for a download
+        try:  # without the lock: a cached model does not wait for a download of another revision
             path = self._fetch(name, revision, allow_download=False, report=ignore)
         except SidecarError as error:
             if error.reason is not Reason.MODEL_NOT_CACHED or not (wanted.allow_download or wanted.estimate):
@@ -200,7 +205,7 @@ class Resolver:
             raise invalid(field, "must be an absolute directory")
         try:
             path = path.resolve()
-            found = path.is_dir()
+            exists = path.is_dir()
         except (OSError, RuntimeError) as error:  # too long, unreadable, or a loop of symbolic links
             cannot = f"{name} cannot be looked at"
             fault = machine_fault(error, cannot)
@@ -211,6 +216,6 @@ class Resolver:
                 f"{name} is outside the directories that model_roots allows",
                 field=field,
             )
-        if not found:
+        if not exists:
             raise SidecarError(Reason.MODEL_NOT_FOUND, f"there is no directory {name}", field=field)
         return path
