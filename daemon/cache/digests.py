@@ -36,7 +36,7 @@ SETTLED_NS = 2_000_000_000
 """A file that was written to this recently may be written to again without a new time stamp: FAT's tick is 2 s."""
 
 MOST_FILES = 4096
-"""Large files whose digests are remembered, and as many small ones: more than the models of a machine have."""
+"""Digests of large files that are remembered, and as many of small files: more than the models of a machine have."""
 
 _PIECE = 1 << 20
 """Bytes hashed between two looks at the rest that the thread should take."""

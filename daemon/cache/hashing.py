@@ -1,8 +1,8 @@
 """
 SHA-256 of files while another thread reads them: the memory that a file was read into is hashed.
 
-The reading thread puts pieces of memory into a queue for each file (`Stream`), and a thread of a small pool takes them
-out and hashes them. SHA-256 cannot be split: a file is hashed by a single thread. It costs about 0.5 s of processor
+The reading thread puts pieces of memory into a queue for each file (`Stream`). A thread of a small pool takes them out
+and hashes them. SHA-256 cannot be split: a file is hashed by a single thread. It costs about 0.5 s of processor
 time for each GB where the processor has instructions for it, whatever the size of the pieces.
 """
 

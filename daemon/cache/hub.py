@@ -71,8 +71,7 @@ def is_complete(path: Path) -> bool:
     """
     Return whether a snapshot has its configuration and all its weights.
 
-    huggingface_hub returns a snapshot of an interrupted download as if it were complete, unless it has a list of the
-    model's files.
+    After an interrupted download, huggingface_hub returns an incomplete snapshot, unless it has a list of its files.
     """
     index = path / "model.safetensors.index.json"
     if not (path / "config.json").is_file():

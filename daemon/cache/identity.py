@@ -1,5 +1,5 @@
 """
-The identity of a model: a key made of its content, so that a copy or a second name of a model is the same model.
+The identity of a model: a key made of its content, so that a copy of a model is the same model.
 
 From a directory to a key, cheapest step first, so that a model which can never be loaded costs little:
 
@@ -36,7 +36,7 @@ _DIGESTS = Digests()
 """Those of callers that bring none."""
 
 _Documents = dict[str, bytes]
-"""By name, the small files that are part of a key; those of an adapter too, whose names differ."""
+"""By name, the small files that are part of a key. An adapter's are among them; their names differ."""
 
 
 @dataclass(frozen=True, slots=True)

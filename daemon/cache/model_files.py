@@ -49,8 +49,8 @@ def allowed(roots: Roots, *folders: Path) -> Roots:
     """
     Return the directories that the files of some model directories may lie in, links followed; empty for any.
 
-    Those are the configured directories, the model directories themselves, and the blobs of the Hub's cache if a model
-    directory is a snapshot there: its files are links to them.
+    The configured directories and the model directories themselves are allowed. If a model directory is a snapshot in
+    the Hub's cache, so are the blobs there: its files are links to them.
     """
     if not roots:
         return ()

@@ -1,8 +1,8 @@
 """
 How large the slices of a load are, and how often they come, so that running streams hardly notice. Pure policy.
 
-Three parts keep the gaps between the tokens of a stream short: `Pace` finds how many bytes fit a slice, `paced` joins
-short pieces of other work into slices, and `Share` makes the load wait after each slice.
+Three parts keep the gaps between the tokens of a stream short. `Pace` finds how many bytes fit a slice. `paced` joins
+short pieces of other work into slices. `Share` makes the load wait after each slice.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def paced(
     """
     Join pieces of work into slices, and yield after each slice.
 
-    A slice ends when one more piece as long as the last would make it too long, or before a piece that was announced as
-    LONG (`slices.py`).
+    A slice ends if one more piece as long as the last would make it too long. It also ends before a piece that was
+    announced as LONG (`slices.py`).
 
     Args:
         work: The pieces.

@@ -1,10 +1,10 @@
 """
 Assembles a model's module in a few pieces: mlx-lm does it, with arrays that the daemon has opened itself.
 
-mlx-lm's `load_model` reads a directory: it constructs the module, adapts the weights to it (`sanitize`), quantises the
-layers whose weights are quantised, and assigns the weights. Two things it cannot do. It opens the weight files by name,
-so that what it reads need not be what was checked and hashed. And it does all of that at once, which is some tenths of
-a second of Python for hundreds of layers, while running streams wait.
+The function `load_model` of mlx-lm reads a directory. It constructs the module, adapts the weights to it (`sanitize`),
+quantises layers with quantised weights, and assigns the weights. It has two faults for a daemon. It opens the weight
+files by name, and may get other files than those that were checked. And it does everything at once: for hundreds of
+layers that is some tenths of a second of Python, while running streams wait.
 
 A copy of its code would have to follow each of its releases. So `load_model` is called with a private directory, which
 has the model's descriptions and no weights, and with a constructor of our own. That changes what happens at three
@@ -15,8 +15,8 @@ points::
     model.sanitize(its weights)    `sanitize` gets the arrays of `Reading` instead
     model.load_weights(weights)    they are noted only, and assigned afterwards, in a piece of their own
 
-`sanitize` and `load_weights` are replaced on that instance, and only during the call. A subclass with these methods
-would stay the module's class, and mlx-lm's own is what its modules name and compare.
+The methods `sanitize` and `load_weights` are replaced on that instance, and only during the call. A subclass with
+these methods would change the class of the module for good.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def assembling(source: ModelSource, reading: Reading) -> Sliced[Any]:
     """
     Assemble a model's module with its adapter, a piece for each `next`, and return it.
 
-    Its arrays are lazy: headers are read, weights are not. mlx-lm opens no file of the model: it gets the descriptions
-    that the model's key was made of, in a private directory, and the arrays of `reading`. Its exceptions pass through.
+    Its arrays are lazy: headers are read, weights are not. No file of the model is opened by mlx-lm. It gets a private
+    directory with the descriptions that the model's key was made of, and the arrays of `reading`. Its exceptions pass
+    through.
 
     Raises:
         TooManyModulesError: If the configuration asks for more modules than any model has.

@@ -83,7 +83,7 @@ class LoadedModel:
     A model in memory.
 
     Attributes:
-        source: What was loaded.
+        source: The model on disk that was loaded.
         model: mlx-lm's module. Only the MLX thread may touch it.
         layout: How it keeps its KV.
         nbytes: Bytes of its weights.
@@ -145,8 +145,8 @@ def load(
     """
     Load a model, a slice for each `next`; the generator returns the model. Closing it abandons the load.
 
-    A slice takes about `seconds()`; no less than an array of weights, a layer of a forward pass of a block, or one of
-    the few pieces in which the module is assembled.
+    A slice takes about `seconds()`. It cannot be less than an array of weights, a layer of a forward pass over a block,
+    or a piece of the module's assembly.
 
     Args:
         source: The model on disk.
@@ -221,7 +221,7 @@ def _pieces(computed: list[mx.array], pace: Pace) -> Iterator[list[mx.array]]:
 
 
 def _tested(source: ModelSource, model: Any, needed: int, progress: Progress, slicer: _Slicer) -> _Slices[LoadedModel]:
-    """Run the self-tests of a module whose arrays are evaluated, and return the model."""
+    """Run the self-tests of a module with evaluated arrays, and return the model."""
     with load_errors(source):
         layout = yield from slicer.run(probing(model), progress)
         logits = yield from slicer.run(_a_token(model, layout), progress)

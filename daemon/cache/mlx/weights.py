@@ -9,8 +9,8 @@ slice, a few arrays that follow each other are evaluated, which reads them::
     hashed:   ------------------- in this order ------------------------>
 
 The threads of `Hashing` get the memory of the arrays themselves. So a digest is that of the bytes that requests are
-computed with, even if the file changes while it is read, or changed before without a trace. Bytes that belong to no
-array are read for the digest alone: it is the digest of the whole file.
+computed with. That holds even if the file changes while it is read, or changed before without a trace. Bytes that
+belong to no array are read for the digest alone: it is the digest of the whole file.
 """
 
 from __future__ import annotations

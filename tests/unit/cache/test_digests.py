@@ -1,4 +1,4 @@
-"""A weight file is read once for each state of it; no change goes unnoticed, nothing unsure is kept."""
+"""A weight file is hashed once for each of its states, and a digest of an unsettled file is not kept."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ NAME = hashlib.sha256(CONTENT).hexdigest()
 
 
 def _ignore(_done: int, _total: int) -> None:
-    """Nobody watches."""
+    """Ignore the progress."""
 
 
 def _later() -> int:
-    """Return a time at which no file of the test was written to just now."""
+    """Return a time long after the files of the test were written."""
     return time.time_ns() + 2 * SETTLED_NS
 
 
@@ -42,7 +42,7 @@ def _file(tmp_path: Path) -> Path:
 
 @pytest.fixture(name="reads")
 def _reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Return the files that were read, as they are read."""
+    """Return a list that each file is added to when it is read."""
     reads: list[Path] = []
     real = module._sha256
 
@@ -150,7 +150,7 @@ def test_two_at_once_read_a_file_once(file: Path, reads: list[Path]) -> None:
 
 @pytest.fixture(name="blob")
 def _blob(tmp_path: Path) -> Path:
-    """Return a link of a Hub snapshot, to a blob that is named by another digest than its content has."""
+    """Return a link of a Hub snapshot to a blob with another digest than its name says."""
     blob = tmp_path / "models--org--name" / "blobs" / ("ab" * 32)
     blob.parent.mkdir(parents=True)
     blob.write_bytes(CONTENT)

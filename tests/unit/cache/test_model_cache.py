@@ -1,4 +1,4 @@
-"""The model cache keeps to its budget, slots and idle times, and never drops what somebody uses: design, section 4."""
+"""The model cache keeps to its budget, slots and idle times, and never evicts a model in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that are read by our own code are those that mlx reads, and their digest is that of the file."""
+"""The arrays of `Reading` equal those of `mx.load`, and their digest is that of the file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _files(draw: st.DrawFn) -> bytes:
         end = begin + prod(shape) * WIDTHS[kind]
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
     data = draw(st.binary(min_size=end, max_size=end + 300))
-    return safetensors(header, bytes(one & 1 for one in data))  # a bool is one of two
+    return safetensors(header, bytes(one & 1 for one in data))  # a bool is 0 or 1
 
 
 @given(content=_files())
@@ -106,7 +106,7 @@ def test_many_files_are_each_hashed(tmp_path: Path) -> None:
 
 
 def test_nothing_is_read_until_it_is_asked_for_and_then_in_slices(tmp_path: Path) -> None:
-    """So that what a model takes can be weighed first."""
+    """The size of the model must be known before it is read."""
     file = tmp_path / "model.safetensors"
     _write_many(file, 10, 1000)
     with closing(Reading(_source(file), Pace(2500), time.monotonic)) as reading:
@@ -144,7 +144,7 @@ def test_bytes_that_belong_to_no_tensor_and_are_gone_are_told(tmp_path: Path) ->
 
 @pytest.fixture(name="resting")
 def _resting() -> Iterator[tuple[Hashing, threading.Event, threading.Event]]:
-    """Return what hashes, rests after the first piece, and two events: that it does so, and that it may go on."""
+    """Return a Hashing that rests after its first piece, the event of that rest, and the event that ends it."""
     rests, go_on = threading.Event(), threading.Event()
 
     def rest(_seconds: float) -> None:
