@@ -116,30 +116,14 @@ class Resolver:
                 MODEL_EXCEEDS_BUDGET, MACHINE_EXHAUSTED, MACHINE_FAULT or INVALID_ARGUMENT.
             TakesLong: If files have to be downloaded or large ones to be read, and there is no watcher.
         """
-        name = plain(wanted.name)
         adapter = self._directory("adapter", wanted.adapter) if wanted.adapter else None
-        hub = name != EMBEDDED and not name.startswith("/")
-        if not hub:
-            if wanted.revision:
-                raise invalid("revision", "belongs to Hub ids only")
-            path = EMBEDDED_PATH if name == EMBEDDED else self._directory("model", name)
-            # Each directory has a single name, whatever `..` it was asked for with. A name is printable text.
-            if climbs(name) and str(path).isprintable():
-                name = str(path)
-        elif _HUB_ID.fullmatch(name) and ".." not in name:
-            path = self._hub(wanted, watcher)
-        else:
-            raise SidecarError(
-                Reason.MODEL_NOT_FOUND,
-                f"there is no model {name!r}; give a Hub id (org/name), an absolute directory, or 'embedded'",
-                field="model",
-            )
+        name, path, is_hub = self._located(wanted, watcher)
         source = identify(
             name,
             path,
             adapter,
             digests=self._digests,
-            hub=hub,
+            hub=is_hub,
             report=watcher.reading if watcher else None,
             roots=() if name == EMBEDDED else tuple(self._roots),
             afford=ignore if wanted.estimate else self._afford,
@@ -162,16 +146,29 @@ class Resolver:
         with self._lock:
             self._revisions.put(name, revision)
 
-    def _refuse_unsupported(self, source: ModelSource) -> None:
-        if self._supported(source.architecture):
-            return
-        why = "is not supported by this mlx-lm"
-        if source.config.get("auto_map"):
-            why += ", and its own code (auto_map in config.json) is never run"
-        raise SidecarError(Reason.MODEL_UNSUPPORTED, f"{source.name} {why}: its model_type is {source.architecture}")
+    def _located(self, wanted: Wanted, watcher: Watcher | None) -> tuple[str, Path, bool]:
+        """Return the name that a model is known by, its directory, and whether that is a snapshot of the Hub."""
+        name = plain(wanted.name)
+        if name != EMBEDDED and not name.startswith("/"):
+            return name, self._hub(wanted, watcher), True
+        if wanted.revision:
+            raise invalid("revision", "belongs to Hub ids only")
+        path = EMBEDDED_PATH if name == EMBEDDED else self._directory("model", name)
+        # Each directory has a single name, whatever `..` it was asked for with. A name is printable text.
+        if climbs(name) and str(path).isprintable():
+            name = str(path)
+        return name, path, False
 
     def _hub(self, wanted: Wanted, watcher: Watcher | None) -> Path:
-        name, revision = wanted.name, self._revision(wanted)
+        """Return the snapshot of a Hub id; downloads it if the call allows that and there is a watcher."""
+        name = wanted.name
+        if not _HUB_ID.fullmatch(name) or ".." in name:
+            raise SidecarError(
+                Reason.MODEL_NOT_FOUND,
+                f"there is no model {name!r}; give a Hub id (org/name), an absolute directory, or 'embedded'",
+                field="model",
+            )
+        revision = self._revision(wanted)
         try:  # without the lock: a cached model does not wait for a download of another revision
             path = self._fetch(name, revision, allow_download=False, report=ignore)
         except SidecarError as error:
@@ -219,3 +216,11 @@ class Resolver:
         if not exists:
             raise SidecarError(Reason.MODEL_NOT_FOUND, f"there is no directory {name}", field=field)
         return path
+
+    def _refuse_unsupported(self, source: ModelSource) -> None:
+        if self._supported(source.architecture):
+            return
+        why = "is not supported by this mlx-lm"
+        if source.config.get("auto_map"):
+            why += ", and its own code (auto_map in config.json) is never run"
+        raise SidecarError(Reason.MODEL_UNSUPPORTED, f"{source.name} {why}: its model_type is {source.architecture}")

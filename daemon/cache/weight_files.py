@@ -134,8 +134,8 @@ def refuse_other_formats(name: str, path: Path, weights: list[Path]) -> None:
     suffixes = {file.suffix.lower() for file in path.iterdir()}
     if ".gguf" in suffixes:
         why = "has GGUF weights, which mlx-sidecar does not read; take the original model and convert it"
-    elif found := sorted(suffixes & _PICKLES):
-        why = f"has only {', '.join(found)} weights, which can run code when they are read and never are; convert it"
+    elif pickles := sorted(suffixes & _PICKLES):
+        why = f"has only {', '.join(pickles)} weights, which can run code when they are read and never are; convert it"
     else:
         why = "has no model*.safetensors weights; convert it"
     raise SidecarError(Reason.MODEL_UNSUPPORTED, f"{name} {why} with mlx_lm.convert")
