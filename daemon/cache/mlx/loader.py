@@ -163,9 +163,9 @@ def load(
     """
     slicer = _Slicer(clock, seconds)
     with closing(Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)) as reading:
-        model, needed = yield from _weighed(source, reading, slicer)
+        model, needed, computed = yield from _weighed(source, reading, slicer)
         room()
-        yield from _evaluate(source, model, reading, slicer)
+        yield from _evaluate(source, model, computed, reading, slicer)
         progress = _loading(max(needed, reading.done), source.size_bytes)
         loaded = yield from _tested(source, model, needed, progress, slicer)
         if warmup_tokens:
@@ -178,22 +178,29 @@ def load(
         return Loaded(loaded, needed)
 
 
-def _weighed(source: ModelSource, reading: Reading, slicer: _Slicer) -> _Slices[tuple[Any, int]]:
-    """Assemble the module, report the bytes that it needs, and return both."""
+def _weighed(source: ModelSource, reading: Reading, slicer: _Slicer) -> _Slices[tuple[Any, int, list[mx.array]]]:
+    """
+    Assemble the module, and report the bytes that it needs.
+
+    Returns:
+        The module, these bytes, and those of its arrays that are not read from files.
+    """
     progress = _loading(0, source.size_bytes)
     with load_errors(source):
         model = yield from slicer.run(assembling(source, reading), progress)
-    needed = nbytes(arrays(model))
+    everything = arrays(model)
+    needed = nbytes(everything)
     yield replace(progress, needs=needed)
-    return model, needed
+    return model, needed, reading.others(everything)
 
 
-def _evaluate(source: ModelSource, model: Any, reading: Reading, slicer: _Slicer) -> _Slices[None]:
-    """Read the weights, and compute what depends on them, in slices."""
+def _evaluate(
+    source: ModelSource, model: Any, computed: list[mx.array], reading: Reading, slicer: _Slicer
+) -> _Slices[None]:
+    """Read the weights, and compute the other arrays, in slices. Empties `computed`."""
     with load_errors(source):
         if source.adapter_weights is not None:
             refuse_partial_adapter(model, source.adapter_config, reading.adapter_names)
-        computed = reading.others(arrays(model))
         for _ in reading.read():
             yield _loading(reading.done, source.size_bytes)
         yield _loading(reading.done, source.size_bytes)
@@ -204,6 +211,7 @@ def _evaluate(source: ModelSource, model: Any, reading: Reading, slicer: _Slicer
             mx.eval(piece)
             pace.measured(nbytes(piece), slicer.clock() - began)
             yield _loading(reading.done, source.size_bytes)
+        computed.clear()
 
 
 def _pieces(computed: list[mx.array], pace: Pace) -> Iterator[list[mx.array]]:
