@@ -1,1 +1,1 @@
-"""The model cache: which models are in memory, who uses them, and who makes room for whom."""
+"""The model cache: which models are in memory, their leases, their loads and their eviction."""

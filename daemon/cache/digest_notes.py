@@ -1,4 +1,4 @@
-"""A file that remembers the digests of large weight files from one run of the daemon to the next."""
+"""The file that keeps digests of large weight files from one run of the daemon to the next."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from typing import Any
 
 import structlog
 
-from daemon.cache.digests import Stamp
+from daemon.cache.digests import MOST_FILES, Stamp
 from daemon.shared.log_fields import cause
 from daemon.shared.small_file import read_small
 
 FILE_NAME = "digests.json"
 _VERSION = 1
-_MOST = 4096
-"""Files remembered, those noted last."""
-
 _MAX_BYTES = 16_000_000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -30,17 +27,19 @@ log = structlog.get_logger()
 
 class DigestFile:
     """
-    A JSON file that is replaced as a whole and readable by its owner only. What is wrong with it costs only time.
+    A JSON file that is replaced as a whole and readable by its owner only.
+
+    A fault of it costs only time: the weight files are hashed again. Writing may hang with the disk.
 
     Args:
-        path: The file; its directory is made when something is written.
+        path: The file; its directory is made by the first write.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> dict[str, tuple[Stamp, str]]:
-        """Return what was noted, by path; nothing if the file is missing, damaged or of another version."""
+        """Return stamps and digests by path; nothing if the file is missing, damaged or of another version."""
         try:
             content = json.loads(read_small(self._path, _MAX_BYTES))
             if content["version"] != _VERSION:
@@ -53,8 +52,8 @@ class DigestFile:
             return {}
 
     def write(self, known: dict[str, tuple[Stamp, str]]) -> None:
-        """Replace what was noted. A failure is logged: the files are read again next time."""
-        newest = list(known.items())[-_MOST:]
+        """Replace the content by the last MOST_FILES of some stamps and digests. A failure is logged."""
+        newest = list(known.items())[-MOST_FILES:]
         files = {name: [*astuple(stamp), digest] for name, (stamp, digest) in newest}
         temporary = ""
         try:

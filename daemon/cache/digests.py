@@ -1,4 +1,13 @@
-"""Digests of weight files: SHA-256 of every byte, computed once for each state of a file and remembered."""
+"""
+SHA-256 digests of weight files, computed once for each state of a file and remembered.
+
+A state of a file is its stamp: inode, size, mtime and ctime. A digest is looked for in this order:
+
+1. the file was read before in the same state, by this process or, if large, by an earlier one (`digest_notes.py`);
+2. huggingface_hub put it into its cache, where large files are named by their digest;
+3. it is read from end to end, by a single thread (`keyed_lock.py`). A large file takes long: only callers that can wait
+   have it read.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +16,18 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from weakref import WeakValueDictionary
 
+from daemon.cache.background_save import BackgroundSave
+from daemon.cache.callbacks import Report, Rest, ignore
+from daemon.cache.keyed_lock import KeyedLock
+from daemon.cache.lru_dict import LruDict
 from daemon.cache.model_files import opened
 from daemon.shared import liveness
-
-Report = Callable[[int, int], None]
-"""Called with bytes done and bytes to do; may raise to abandon the work."""
-
-Rest = Callable[[float], None]
-"""Called after each piece of long work with the processor seconds that it took; sleeps for as long as others need."""
 
 QUICK_BYTES = 64 << 20
 """Hashing this much takes some 50 ms: little enough to do while a request is prepared, and not worth a note."""
@@ -29,20 +35,21 @@ QUICK_BYTES = 64 << 20
 SETTLED_NS = 2_000_000_000
 """A file that was written to this recently may be written to again without a new time stamp: FAT's tick is 2 s."""
 
-_LOOK_SECONDS = 1.0
-"""How often one that waits for its turn looks whether the one before moves on."""
+MOST_FILES = 4096
+"""Digests of large files that are remembered, and as many of small files: more than the models of a machine have."""
 
 _PIECE = 1 << 20
+"""Bytes hashed between two looks at the rest that the thread should take."""
 _REPORTED = 8 << 20
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
 class TakesLong(Exception):  # noqa: N818 - it is no failure: the work belongs on another thread
     """
-    Weights have to be read from end to end before they can be named.
+    Weights must be read from end to end before their digests are known.
 
     Attributes:
-        nbytes: Bytes of all that is to be read; None if that is not known, as they are to be downloaded.
+        nbytes: Bytes to read; None if they are not known because the files must be downloaded first.
     """
 
     def __init__(self, nbytes: int | None = None) -> None:
@@ -52,7 +59,7 @@ class TakesLong(Exception):  # noqa: N818 - it is no failure: the work belongs o
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What the file system says of a file's state. Writing to a file or replacing it changes its stamp."""
+    """The state of a file as the file system knows it. Writing to a file or replacing it changes its stamp."""
 
     inode: int
     size: int
@@ -65,99 +72,56 @@ class Stamp:
         Return the stamp of a file, links followed.
 
         Raises:
-            OSError: If it cannot be looked at.
+            OSError: If the file system cannot tell.
         """
         return cls.from_status(file.stat())
 
     @classmethod
     def from_status(cls, status: os.stat_result) -> Stamp:
-        """Return the stamp in what the system says of a file."""
+        """Return the stamp that a result of `os.stat` has."""
         return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class Notes(Protocol):
-    """Where digests of large files outlive the process."""
+    """A store of digests that outlives the process."""
 
     def read(self) -> dict[str, tuple[Stamp, str]]:
-        """Return what was noted, by path; nothing if that cannot be told."""
+        """Return stamps and digests by path; nothing if they cannot be read."""
 
     def write(self, known: dict[str, tuple[Stamp, str]]) -> None:
-        """Replace what was noted. A failure is logged and costs only time later."""
-
-
-class _Turn:
-    """Whose turn it is to read one file."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._signs = 0
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Wait for the turn and have it. Those that wait show signs of life as long as the one that reads does."""
-        seen = self._signs
-        while not self._lock.acquire(timeout=_LOOK_SECONDS):
-            if seen != self._signs:
-                seen = self._signs
-                liveness.moved()
-        before = liveness.current()
-
-        def sign() -> None:
-            self._signs += 1
-            before()
-
-        try:
-            with liveness.watched(sign):
-                yield
-        finally:
-            self._lock.release()
+        """Replace all of them. A failure is logged; it costs only time later."""
 
 
 class Digests:
     """
     Digests by file and stamp. Any thread.
 
-    They say what a file is expected to hold. A stamp does not tell everything: writing through a mapping need not move
-    it. What is loaded is hashed while it is loaded, and `learn` is told.
+    They are what files are expected to hold. A stamp is no proof: a write through a memory mapping need not change it.
+    So what is loaded is hashed while it is loaded (`hashing.py`), and `learn` gets the digests that differ.
 
     Args:
         notes: Keeps digests of large files for the next process; None keeps them in memory only.
-        now_ns: The file system's clock.
-        aside: Entered while a large file is read, so that those who compute notice little of it; gives the rest that
-            the reader takes between pieces of a mebibyte.
+        now_ns: Returns the time by the file system's clock, in nanoseconds.
+        aside: A context entered while a large file is read, so that running streams notice little of it. Its value is
+            called after each mebibyte.
     """
 
     def __init__(
         self,
         notes: Notes | None = None,
         now_ns: Callable[[], int] = time.time_ns,
-        aside: Callable[[], AbstractContextManager[Rest]] = lambda: nullcontext(_none),
+        aside: Callable[[], AbstractContextManager[Rest]] = lambda: nullcontext(ignore),
     ) -> None:
-        self._notes = notes
         self._now_ns = now_ns
         self._aside = aside
-        self._known = notes.read() if notes else {}
-        self._turns: WeakValueDictionary[Path, _Turn] = WeakValueDictionary()
-        self._misnamed: set[str] = set()
+        # Apart, so that a folder with thousands of small files does not push out digests that take minutes to compute.
+        self._large = LruDict[str, tuple[Stamp, str]](MOST_FILES, notes.read().items() if notes else ())
+        self._small = LruDict[str, tuple[Stamp, str]](MOST_FILES)
+        self._misnamed = LruDict[str, None](MOST_FILES)
+        """Paths of which a load found that the file is not what its name says."""
         self._lock = threading.Lock()
-
-    def learn(self, file: Path, stamp: Stamp, digest: str) -> None:
-        """
-        Correct what was known of a file, because all of it was read and something else was found.
-
-        Args:
-            file: The file.
-            stamp: Its state before it was read.
-            digest: The SHA-256 of what was read, in hexadecimal.
-        """
-        path = file.resolve()
-        with self._lock:
-            self._misnamed.add(str(path))
-            self._known.pop(str(path), None)
-        if stamp.ctime_ns + SETTLED_NS < self._now_ns():
-            self._remember(path, stamp, digest)
-        else:
-            self._write_notes()
+        self._readers = KeyedLock[Path]()
+        self._save = BackgroundSave(lambda: notes.write(self._noted())).request if notes else ignore
 
     def digest(self, file: Path, *, hub: bool = False, report: Report | None = None) -> str:
         """
@@ -165,9 +129,9 @@ class Digests:
 
         Args:
             file: The file.
-            hub: Whether huggingface_hub put it there. Its large files are named by their SHA-256, which is expected
-                for as long as the file is as it was when it was first seen, and no load found anything else.
-            report: Gets the progress of reading a large file; None reads none.
+            hub: Whether huggingface_hub put it there. Its large files are named by their SHA-256. That name counts as
+                long as the file is in the state in which it was first seen, and no load found another digest.
+            report: Gets the progress of reading a large file; None reads no large file.
 
         Raises:
             TakesLong: If a large file has to be read and `report` is None.
@@ -175,54 +139,69 @@ class Digests:
         """
         path = file.resolve()
         stamp = Stamp.of(path)
-        found = self._find(path, stamp, hub)
-        if found is not None:
-            return found
+        known = self._find(path, stamp, hub)
+        if known is not None:
+            return known
         if report is None and stamp.size > QUICK_BYTES:
             raise TakesLong(stamp.size)
-        with self._lock:
-            turn = self._turns.setdefault(path, _Turn())
-        with turn.taken():  # two callers of one file read it once
+        with self._readers.locked(path):  # two callers of one file read it once
             return self._find(path, stamp, hub) or self._read(path, report)
 
-    def _find(self, path: Path, stamp: Stamp, hub: bool) -> str | None:
+    def learn(self, file: Path, stamp: Stamp, digest: str) -> None:
+        """
+        Correct the digest of a file, because a load read all of it and found another one.
+
+        Args:
+            file: The file.
+            stamp: Its stamp before it was read.
+            digest: The SHA-256 of the bytes that were read, in hexadecimal.
+        """
+        path = file.resolve()
         with self._lock:
-            seen, digest = self._known.get(str(path), (None, ""))
-        if seen == stamp:
-            return digest
-        if (
-            seen is None
-            and hub
-            and str(path) not in self._misnamed
-            and path.parent.name == "blobs"
-            and _BLOB.fullmatch(path.name)
-        ):
+            self._misnamed.put(str(path), None)
+            self._large.discard(str(path))
+            self._small.discard(str(path))
+        if stamp.ctime_ns + SETTLED_NS < self._now_ns():
+            self._remember(path, stamp, digest)
+        else:
+            self._save()
+
+    def _find(self, path: Path, stamp: Stamp, hub: bool) -> str | None:
+        """Return the digest of a file in a state, if that is known without reading it."""
+        with self._lock:
+            known = self._large.get(str(path)) or self._small.get(str(path))
+            is_misnamed = str(path) in self._misnamed
+        if known is not None:
+            known_stamp, digest = known
+            return digest if known_stamp == stamp else None
+        if hub and not is_misnamed and path.parent.name == "blobs" and _BLOB.fullmatch(path.name):
             self._remember(path, stamp, path.name)
             return path.name
         return None
 
     def _read(self, path: Path, report: Report | None) -> str:
         started = self._now_ns()
-        before = Stamp.of(path)
-        with self._aside() if before.size > QUICK_BYTES else nullcontext(_none) as rest:
-            digest = _sha256(path, before.size, report, rest)
-        settled = before.ctime_ns + SETTLED_NS < started
-        if settled and Stamp.of(path) == before:
-            self._remember(path, before, digest)
+        stamp = Stamp.of(path)
+        with self._aside() if stamp.size > QUICK_BYTES else nullcontext(ignore) as rest:
+            digest = _sha256(path, stamp.size, report, rest)
+        is_settled = stamp.ctime_ns + SETTLED_NS < started
+        if is_settled and Stamp.of(path) == stamp:
+            self._remember(path, stamp, digest)
         return digest
 
     def _remember(self, path: Path, stamp: Stamp, digest: str) -> None:
+        is_large = stamp.size > QUICK_BYTES
+        remembered, other = (self._large, self._small) if is_large else (self._small, self._large)
         with self._lock:
-            self._known.pop(str(path), None)
-            self._known[str(path)] = stamp, digest
-        if stamp.size > QUICK_BYTES:
-            self._write_notes()
+            other.discard(str(path))
+            remembered.put(str(path), (stamp, digest))
+        if is_large:
+            self._save()
 
-    def _write_notes(self) -> None:
-        if self._notes is not None:
-            with self._lock:
-                large = {name: one for name, one in self._known.items() if one[0].size > QUICK_BYTES}
-                self._notes.write(large)
+    def _noted(self) -> dict[str, tuple[Stamp, str]]:
+        """Return what the notes should hold: digests that take long to compute."""
+        with self._lock:
+            return self._large.copy()
 
 
 def _sha256(path: Path, size: int, report: Report | None, rest: Rest) -> str:
@@ -231,7 +210,7 @@ def _sha256(path: Path, size: int, report: Report | None, rest: Rest) -> str:
     buffer = memoryview(bytearray(min(_PIECE, max(1, size))))
     with opened(path) as file:
         began = time.thread_time()
-        while read := file.readinto(buffer[: size - done]):  # no more than it had: it may grow without end
+        while read := file.readinto(buffer[: size - done]):  # no more than `size`: the file may grow without end
             state.update(buffer[:read])
             liveness.moved()
             done += read
@@ -241,7 +220,3 @@ def _sha256(path: Path, size: int, report: Report | None, rest: Rest) -> str:
             rest(time.thread_time() - began)
             began = time.thread_time()
     return state.hexdigest()
-
-
-def _none(seconds: float) -> None:
-    """Take no rest."""

@@ -1,4 +1,8 @@
-"""Models of the Hugging Face Hub: found in the local cache first, fetched only when the caller allows it."""
+"""
+Finds models of the Hugging Face Hub in its local cache, and downloads them if the call allows it.
+
+All access to the Hub and its cache is here, through huggingface_hub. Its errors become errors of ours.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +28,23 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 from huggingface_hub.file_download import repo_folder_name
 from tqdm import tqdm
 
-from daemon.cache.digests import Report
+from daemon.cache.callbacks import Report
 from daemon.cache.model_files import check, read
 from daemon.shared.errors import Reason, SidecarError
 
 PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
-"""What mlx-lm reads of a model. Python files are left out: they are never run."""
+"""Files that mlx-lm reads of a model. Python files are left out: they are never run."""
 
 
 def snapshot(repo: str, revision: str, *, allow_download: bool, report: Report) -> Path:
     """
     Return the directory of a model, from the local cache if it is complete there.
+
+    Args:
+        repo: The Hub id.
+        revision: A branch, tag or commit; empty for the default branch.
+        allow_download: Whether missing files may be downloaded.
+        report: Gets the bytes of a download; may raise to abandon it.
 
     Raises:
         SidecarError: MODEL_NOT_CACHED, MODEL_NOT_FOUND or MODEL_GATED.
@@ -58,7 +68,11 @@ def _cached(repo: str, revision: str) -> Path | None:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a snapshot has its weights. huggingface_hub knows only of interruptions that it has a file list for."""
+    """
+    Return whether a snapshot has its configuration and all its weights.
+
+    After an interrupted download, huggingface_hub returns an incomplete snapshot, unless it has a list of its files.
+    """
     index = path / "model.safetensors.index.json"
     if not (path / "config.json").is_file():
         return False
@@ -72,7 +86,7 @@ def is_complete(path: Path) -> bool:
 
 def planned_bytes(repo: str, revision: str) -> int:
     """
-    Return the bytes of a model's weights, those that are in the local cache already included. Downloads nothing.
+    Return the bytes of a model's weights, whether they are in the local cache or not. Asks the Hub.
 
     Raises:
         SidecarError: MODEL_NOT_CACHED, MODEL_NOT_FOUND, MODEL_GATED or MODEL_UNSUPPORTED.
@@ -90,7 +104,7 @@ def planned_bytes(repo: str, revision: str) -> int:
 def _list_files(repo: str, revision: str) -> list[DryRunFileInfo]:
     try:
         return snapshot_download(repo, revision=revision or None, allow_patterns=PATTERNS, dry_run=True)
-    except DryRunError as error:  # it hides what a download would have raised
+    except DryRunError as error:  # its cause is the error that a download would have raised
         raise error.__cause__ or OfflineModeIsEnabled("offline") from error
 
 
@@ -101,7 +115,7 @@ def _download(repo: str, revision: str, report: Report) -> Path:
 
 @contextmanager
 def _refusing(repo: str, revision: str) -> Iterator[None]:
-    """Turn the errors of the Hub into refusals."""
+    """Turn errors of huggingface_hub in a block into SidecarErrors."""
     try:
         yield
     except GatedRepoError as error:
@@ -125,7 +139,7 @@ def _fetch(repo: str, revision: str, **options: Any) -> Path:
 
 
 def _refuse_irregular(repo: str, revision: str) -> None:
-    """huggingface_hub opens the references and the lists of files in its cache itself, and would wait for a FIFO."""
+    """Refuse FIFOs among the references and file lists of the cache: huggingface_hub opens them, and would wait."""
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
     for file in (folder / "refs" / (revision or constants.DEFAULT_REVISION), *folder.glob("trees/*.json")):
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -140,13 +154,13 @@ def _reporting_bar(report: Report) -> type[tqdm[Any]]:
     """
     Return a progress bar class that reports instead of drawing.
 
-    huggingface_hub makes three bars: bytes received, bytes written, files. Those that count bytes are joined by taking
-    the one that is ahead. Its own bar class turns itself off without a terminal, so that this one builds on tqdm's.
+    huggingface_hub makes three bars: bytes received, bytes written, files. The report is that of the byte bar that is
+    ahead. The class derives from tqdm's, because huggingface_hub's own turns itself off without a terminal.
     """
     bars: list[tqdm[Any]] = []
 
     class ReportingBar(tqdm):  # type: ignore[misc]
-        monitor_interval = 0  # or each download would leave a thread behind
+        monitor_interval = 0  # or tqdm would start a thread that outlives the download
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
@@ -160,6 +174,6 @@ def _reporting_bar(report: Report) -> type[tqdm[Any]]:
             return True
 
         def close(self) -> None:
-            self.disable = True  # tqdm would draw once more, even from its destructor, long after the download
+            self.disable = True  # or tqdm would draw once more from its destructor, long after the download
 
     return ReportingBar

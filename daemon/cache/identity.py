@@ -1,45 +1,42 @@
-"""Identity of models: what a directory holds, checked, and named by its content alone."""
+"""
+The identity of a model: a key made of its content, so that a copy of a model is the same model.
+
+From a directory to a key, cheapest step first, so that a model which can never be loaded costs little:
+
+1. the small files are read and judged (`model_config.py`);
+2. the sizes of the weight files are added, and a model that can never fit is refused;
+3. the headers of the weight files are checked (`weight_files.py`);
+4. the digests of the weight files are looked up, or computed (`digests.py`);
+5. the key is the digest of the names and digests of all these files.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from daemon.cache.digests import Digests, Report, Stamp, TakesLong
+from daemon.cache import model_config
+from daemon.cache.callbacks import Report, ignore
+from daemon.cache.digests import Digests, Stamp, TakesLong
+from daemon.cache.model_config import MAX_CONFIG_BYTES, checked_config, json_object
 from daemon.cache.model_files import Roots, allowed, check, read
 from daemon.cache.weight_files import estimate_size, read_header, refuse_other_formats, weight_files
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.machine_faults import machine_fault
 
-_MODEL_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
-_LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _QUANTIZATION = "hf_quant_config.json"
 """Tells mlx-lm how to read the weights, where config.json does not."""
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapters.safetensors"
-_COUNT = re.compile(r"(^|_)(layers?|loops|experts|heads?|blocks|depth|stages|mult)$")
-"""Keys that say how often something is built or done."""
-_MAX_COUNT = 10_000
-_MAX_CONFIG_BYTES = 16_000_000
-_MAX_NUMBER = 2**31 - 1
-_MAX_BYTES = 2**63 - 1
 _DIGESTS = Digests()
 """Those of callers that bring none."""
 
-
-def _afford_all(_name: str, _nbytes: int) -> None:
-    """There is room for everything."""
-
-
-def _ignore(_done: int, _total: int) -> None:
-    """Nobody watches."""
+_Documents = dict[str, bytes]
+"""By name, the small files that are part of a key. An adapter's are among them; their names differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,35 +99,22 @@ class ModelSource:
     @property
     def num_layers(self) -> int:
         """Number of layers; 0 if the configuration does not say."""
-        return self._number(*_LAYER_KEYS)
+        return model_config.num_layers(self.config)
 
     @property
     def context_length(self) -> int:
         """Longest prompt plus completion in tokens; 0 if the configuration does not say."""
-        return self._number(*_CONTEXT_KEYS)
+        return model_config.context_length(self.config)
 
     @property
     def vocab_size(self) -> int:
         """Number of token ids; 0 if the configuration does not say."""
-        return self._number("vocab_size")
+        return model_config.vocab_size(self.config)
 
     @property
     def estimated_kv_bytes_per_token(self) -> int:
-        """Bytes of KV of one token if every layer is plain attention with 16-bit values; 0 if unknown."""
-        heads = self._number("num_attention_heads", "n_head")
-        kv_heads = self._number("num_key_value_heads") or heads
-        hidden = self._number("hidden_size", "n_embd")
-        head_dim = self._number("head_dim") or (hidden // heads if heads else 0)
-        return min(2 * 2 * self.num_layers * kv_heads * head_dim, _MAX_BYTES)
-
-    def _number(self, *names: str) -> int:
-        nested = self.config.get("text_config")
-        for scope in (self.config, nested if isinstance(nested, dict) else {}):
-            for name in names:
-                value = scope.get(name)
-                if type(value) is int and 0 < value <= _MAX_NUMBER:
-                    return value
-        return 0
+        """Bytes of KV of a token if every layer is plain attention with 16-bit values; 0 if unknown."""
+        return model_config.estimated_kv_bytes_per_token(self.config)
 
 
 def identify(
@@ -140,42 +124,41 @@ def identify(
     *,
     digests: Digests = _DIGESTS,
     hub: bool = False,
-    report: Report | None = _ignore,
+    report: Report | None = ignore,
     roots: Roots = (),
-    afford: Callable[[str, int], None] = _afford_all,
+    afford: Callable[[str, int], None] = ignore,
     estimate: bool = False,
 ) -> ModelSource:
     """
-    Check a model directory and return what it holds. Sizes and headers come first, so that weights which can never be
-    loaded are not read.
+    Check a model directory and return the model with its key.
 
     Args:
         name: The name it was asked for by.
         path: Its directory.
         adapter_path: Directory of an adapter, if any.
-        digests: Knows the content of weight files, or reads them.
+        digests: Looks digests of weight files up, or computes them.
         hub: Whether the directory is a snapshot in the Hub's own cache.
-        report: Gets the progress of reading weights that were not seen before; None reads none that take long.
+        report: Gets the progress of reading weights that were not seen before; None reads no large file.
         roots: Directories that links may lead into; empty for any.
         afford: Raises if a model of this name and so many bytes can never be loaded; called before weights are read.
-        estimate: Whether figures are enough: no weights are read that take long, and the key is empty instead.
+        estimate: Whether figures are enough: no large weights are read, and the key is empty instead.
 
     Raises:
         SidecarError: MODEL_CORRUPT if a file is missing, damaged or no regular file; MODEL_UNSUPPORTED if the model
             brings its own code or has no safetensors weights; MODEL_NOT_FOUND if the adapter is not there or a link
             leads elsewhere; MACHINE_EXHAUSTED or MACHINE_FAULT if the machine cannot read them.
-        TakesLong: If weights have to be read and `report` is None.
+        TakesLong: If large weights have to be read and `report` is None.
     """
     try:
         source, documents, files = _described(name, path, adapter_path, hub, roots)
         afford(name, source.size_bytes)
-        for file in files:
+        for file in [*files, *_adapter_weights(source)]:
             _check_header(file, Stamp.of(file))
         try:
             return _with_key(source, documents, files, digests, hub, None if estimate else report)
-        except TakesLong as takes:
+        except TakesLong as takes_long:
             if not estimate:
-                raise TakesLong(source.size_bytes) from takes
+                raise TakesLong(source.size_bytes) from takes_long
             return source
     except OSError as error:
         cannot = f"a file of {name} cannot be read"
@@ -184,23 +167,19 @@ def identify(
         ) from error
 
 
-_Documents = dict[str, bytes]
-"""Small files that are part of a key, by name; those of an adapter too, whose names differ."""
-
-
 def _described(
     name: str, path: Path, adapter_path: Path | None, hub: bool, roots: Roots
 ) -> tuple[ModelSource, _Documents, list[Path]]:
-    """Return a model without its key, its small files, and the files of its weights, an adapter's last."""
+    """Return a model without its key, its small files, and its weight files without its adapter's."""
     folders = [path] if adapter_path is None else [path, adapter_path]
     roots = allowed(roots, *folders)
     documents = {"config.json": _config_bytes(name, path, roots)}
-    config = _checked_config(name, documents["config.json"])
+    config = checked_config(name, documents["config.json"])
     quantization = None
-    if (path / _QUANTIZATION).exists() or (path / _QUANTIZATION).is_symlink():
-        documents[_QUANTIZATION] = read(path / _QUANTIZATION, roots, _MAX_CONFIG_BYTES)
-        quantization = _json(name, _QUANTIZATION, documents[_QUANTIZATION])
-    files = _regular(path, roots)
+    if _is_present(path / _QUANTIZATION):
+        documents[_QUANTIZATION] = read(path / _QUANTIZATION, roots, MAX_CONFIG_BYTES)
+        quantization = json_object(name, _QUANTIZATION, documents[_QUANTIZATION])
+    files = _regular_weight_files(path, roots)
     refuse_other_formats(name, path, files)
     source = ModelSource(
         ModelKey(""), name, path, estimate_size(files), config, quantization=quantization, roots=roots,
@@ -208,130 +187,74 @@ def _described(
     )  # fmt: skip
     if adapter_path is not None:
         source, documents[_ADAPTER_CONFIG] = _with_adapter(source, adapter_path)
-        files = [*files, adapter_path / _ADAPTER_WEIGHTS]
     return source, documents, files
 
 
-def _with_key(
-    source: ModelSource, documents: _Documents, files: list[Path], digests: Digests, hub: bool, report: Report | None
-) -> ModelSource:
-    """Return a model with the key of its content; reads weights that were not seen before."""
-    adapter_file = None if source.adapter_path is None else files.pop()
-    weights = [WeightFile(file, digests.digest(file, hub=hub, report=report)) for file in files]
-    loaded = tuple(one for one in weights if one.path.parent == source.path and one.path.name.startswith("model"))
-    own = {name: content for name, content in documents.items() if name != _ADAPTER_CONFIG}
-    key = ModelKey(_digest(source.path, own, weights))
-    if source.adapter_path is None or adapter_file is None:
-        return replace(source, key=key, weights=loaded)
-    adapter = WeightFile(adapter_file, digests.digest(adapter_file, hub=False, report=report))
-    added = _digest(source.adapter_path, {_ADAPTER_CONFIG: documents[_ADAPTER_CONFIG]}, [adapter])
-    return replace(source, key=replace(key, adapter=added), weights=loaded, adapter_weights=adapter)
+def _config_bytes(name: str, path: Path, roots: Roots) -> bytes:
+    try:
+        return read(path / "config.json", roots, MAX_CONFIG_BYTES)
+    except FileNotFoundError:
+        raise SidecarError(Reason.MODEL_CORRUPT, f"{name} has no config.json; is it a model directory?") from None
 
 
-def _with_adapter(source: ModelSource, path: Path) -> tuple[ModelSource, bytes]:
-    """Return a model with an adapter that was measured, and the adapter's description."""
-    files = [path / _ADAPTER_CONFIG, path / _ADAPTER_WEIGHTS]
-    missing = [file.name for file in files if not (file.exists() or file.is_symlink())]
-    if missing:
-        raise SidecarError(Reason.MODEL_NOT_FOUND, f"adapter {path} has no {' and no '.join(missing)}", field="adapter")
-    content = read(files[0], source.roots, _MAX_CONFIG_BYTES)
-    config = _json(str(path), _ADAPTER_CONFIG, content)
-    check(files[1], source.roots)
-    size = source.size_bytes + estimate_size(files)
-    return replace(source, adapter_path=path, adapter_config=config, size_bytes=size), content
-
-
-def _regular(path: Path, roots: Roots) -> list[Path]:
-    """Return the safetensors files below a directory; a FIFO of such a name would be waited for by mlx-lm."""
+def _regular_weight_files(path: Path, roots: Roots) -> list[Path]:
+    """Return the safetensors files below a directory. A FIFO of such a name is refused: mlx-lm would wait for it."""
     for file in sorted(path.rglob("*.safetensors")):
         check(file, roots)
     return weight_files(path)
 
 
-def _config_bytes(name: str, path: Path, roots: Roots) -> bytes:
-    try:
-        return read(path / "config.json", roots, _MAX_CONFIG_BYTES)
-    except FileNotFoundError:
-        raise SidecarError(Reason.MODEL_CORRUPT, f"{name} has no config.json; is it a model directory?") from None
+def _with_adapter(source: ModelSource, path: Path) -> tuple[ModelSource, bytes]:
+    """Return a model with an adapter and its size, and the adapter's adapter_config.json."""
+    files = [path / _ADAPTER_CONFIG, path / _ADAPTER_WEIGHTS]
+    missing = [file.name for file in files if not _is_present(file)]
+    if missing:
+        raise SidecarError(Reason.MODEL_NOT_FOUND, f"adapter {path} has no {' and no '.join(missing)}", field="adapter")
+    content = read(files[0], source.roots, MAX_CONFIG_BYTES)
+    config = json_object(str(path), _ADAPTER_CONFIG, content)
+    check(files[1], source.roots)
+    size = source.size_bytes + estimate_size(files)
+    return replace(source, adapter_path=path, adapter_config=config, size_bytes=size), content
 
 
-def _json(name: str, file: str, content: bytes) -> dict[str, Any]:
-    """
-    Return a JSON object.
-
-    Raises:
-        SidecarError: MODEL_CORRUPT if it is none.
-    """
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise SidecarError(Reason.MODEL_CORRUPT, f"{file} of {name} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise SidecarError(Reason.MODEL_CORRUPT, f"{file} of {name} is no JSON object")
-    return value
+def _is_present(file: Path) -> bool:
+    """Return whether there is a file, or a link to nothing, which is refused when it is opened."""
+    return file.exists() or file.is_symlink()
 
 
-def _checked_config(name: str, content: bytes) -> dict[str, Any]:
-    """
-    Return the content of config.json.
-
-    Raises:
-        SidecarError: MODEL_CORRUPT if it is no JSON object or absurd; MODEL_UNSUPPORTED if it asks mlx-lm to run code.
-    """
-    config = _json(name, "config.json", content)
-    if not isinstance(config.get("model_type"), str):
-        raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} has no model_type")
-    if not _MODEL_TYPE.fullmatch(config["model_type"]):
-        raise SidecarError(Reason.MODEL_UNSUPPORTED, f"config.json of {name} has a model_type that is no name")
-    if absurd := _absurd_counts(config):
-        raise SidecarError(Reason.MODEL_CORRUPT, f"config.json of {name} has an absurd {', '.join(absurd)}")
-    if code := _code_keys(config):
-        raise SidecarError(
-            Reason.MODEL_UNSUPPORTED,
-            f"{name} wants to run its own code ({', '.join(code)}); mlx-sidecar never does that",
-        )
-    return config
-
-
-def _code_keys(config: object) -> list[str]:
-    """Return the keys, however deep, that make a loader run files of the model."""
-    return sorted({key for key, value in _pairs(config) if key in ("model_file", "trust_remote_code") and value})
-
-
-def _absurd_counts(config: object) -> list[str]:
-    """Return the keys, however deep, that would have things built until memory is full: before any weight is read."""
-    return sorted(
-        {key for key, value in _pairs(config) if _is_number(value) and value > _MAX_COUNT and _COUNT.search(key)}
-    )
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return type(value) in (int, float)
-
-
-def _pairs(config: object) -> Iterator[tuple[str, object]]:
-    """Walk through all keys and values of a JSON document."""
-    pending = [config]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            yield from value.items()
-            pending.extend(value.values())
-        elif isinstance(value, list):
-            pending.extend(value)
-
-
-def _digest(root: Path, documents: dict[str, bytes], weights: Iterable[WeightFile]) -> str:
-    """Digest names and contents, whatever the directory, so that a copy of a model is the same model."""
-    state = hashlib.sha256(b"mlx-sidecar/model/2")
-    parts = [(os.fsencode(name), hashlib.sha256(content).digest()) for name, content in documents.items()]
-    parts += [(os.fsencode(one.path.relative_to(root)), bytes.fromhex(one.digest)) for one in weights]
-    for name, content in parts:
-        state.update(len(name).to_bytes(8) + name + content)
-    return state.hexdigest()
+def _adapter_weights(source: ModelSource) -> list[Path]:
+    return [] if source.adapter_path is None else [source.adapter_path / _ADAPTER_WEIGHTS]
 
 
 @lru_cache(maxsize=4096)
 def _check_header(file: Path, _stamp: Stamp) -> None:
-    """Check the header of a weight file, once for each state of it."""
+    """Check the header of a weight file, once for each state of the file."""
     read_header(file)
+
+
+def _with_key(
+    source: ModelSource, documents: _Documents, files: list[Path], digests: Digests, hub: bool, report: Report | None
+) -> ModelSource:
+    """Return a model with the key of its content. Reads weights that were not seen before."""
+    own_documents = {name: content for name, content in documents.items() if name != _ADAPTER_CONFIG}
+    weights = [WeightFile(file, digests.digest(file, hub=hub, report=report)) for file in files]
+    # mlx-lm loads these files only. The others are part of the key, because the model's directory is one thing.
+    loaded = tuple(file for file in weights if file.path.parent == source.path and file.path.name.startswith("model"))
+    source = replace(source, key=ModelKey(_digest(source.path, own_documents, weights)), weights=loaded)
+    if source.adapter_path is None:
+        return source
+    (path,) = _adapter_weights(source)
+    adapter = WeightFile(path, digests.digest(path, hub=False, report=report))
+    adapter_key = _digest(source.adapter_path, {_ADAPTER_CONFIG: documents[_ADAPTER_CONFIG]}, [adapter])
+    return replace(source, key=replace(source.key, adapter=adapter_key), adapter_weights=adapter)
+
+
+def _digest(root: Path, documents: dict[str, bytes], weights: Iterable[WeightFile]) -> str:
+    """Digest names and contents. Names are relative to the directory, so that a copy of a model has the same digest."""
+    state = hashlib.sha256(b"mlx-sidecar/model/2")
+    parts = [(os.fsencode(name), hashlib.sha256(content).digest()) for name, content in documents.items()]
+    parts += [(os.fsencode(file.path.relative_to(root)), bytes.fromhex(file.digest)) for file in weights]
+    for name, content in parts:
+        # The length before each name keeps two lists of files from having the same bytes.
+        state.update(len(name).to_bytes(8) + name + content)
+    return state.hexdigest()

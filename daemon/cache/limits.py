@@ -1,4 +1,4 @@
-"""Limits of the model cache, the refusals that follow from them, and its counters."""
+"""Limits of the model cache, the errors that follow from them, and its counters."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from daemon.shared.wording import size, sizes_apart
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
     """
-    What the cache may hold.
+    Limits of the model cache.
 
     Attributes:
-        budget_bytes: Most bytes of weights; 0 disables caching: each call loads, uses and frees its own.
+        budget_bytes: Most bytes of weights; 0 disables caching: each call loads, uses and frees a model of its own.
         max_models: Most models.
-        ttl: Idle time to live of an entry, in seconds.
+        ttl: Idle time after which a model is dropped, in seconds.
         evict_on_memory_pressure: Whether idle models may be dropped when memory is short elsewhere.
         memory_bytes: Most bytes of a model if the budget is 0; 0 for no limit.
     """
@@ -45,7 +45,7 @@ class ModelLimits:
 
 
 @dataclass(slots=True)
-class Counters:
+class ModelCounters:
     """Totals since the start."""
 
     hits: int = 0
@@ -60,7 +60,7 @@ class Counters:
 
 
 def oversize(name: str, needed: int, budget: int, allowed_by: str = "model_cache_mb") -> SidecarError:
-    """Return the refusal of a model that can never fit."""
+    """Return the error for a model that can never fit."""
     needs, allowed = sizes_apart(needed, budget)
     return SidecarError(
         Reason.MODEL_EXCEEDS_BUDGET,
@@ -70,24 +70,24 @@ def oversize(name: str, needed: int, budget: int, allowed_by: str = "model_cache
 
 
 def in_use(name: str, needed: int, budget: int, holders: Iterable[Entry[Any]]) -> SidecarError:
-    """Return the refusal of a model that does not fit now, because others are in use or pinned."""
-    held: Counter[str] = Counter()
+    """Return the error for a model that does not fit now, because others are in use or pinned."""
+    bytes_by_names: Counter[str] = Counter()  # a draining model and a new copy of it have the same names
     for entry in holders:
-        held[" = ".join(entry.names)] += entry.nbytes
-    listing = ", ".join(f"{holder} ({size(nbytes)})" for holder, nbytes in held.items())
+        bytes_by_names[" = ".join(entry.names)] += entry.nbytes
+    listing = ", ".join(f"{names} ({size(nbytes)})" for names, nbytes in bytes_by_names.items())
     return SidecarError(
         Reason.BUDGET_IN_USE,
         f"no room for {name} ({size(needed)}): in use or pinned are {listing}",
         metadata={
             "needed_bytes": str(needed),
             "budget_bytes": str(budget),
-            **{holder: str(nbytes) for holder, nbytes in held.items()},
+            **{names: str(nbytes) for names, nbytes in bytes_by_names.items()},
         },
         retry_after=RETRY_SECONDS,
     )
 
 
 def not_loaded(name: str, *, kept: bool) -> SidecarError:
-    """Return the refusal of a request that wants a loaded model; `kept` tells whether models stay loaded at all."""
+    """Return the error for a request that wants a loaded model; `kept` is whether models stay loaded at all."""
     advice = "GetOrLoad it first" if kept else "with model_cache_mb 0 no model stays loaded: unset require_loaded"
     return SidecarError(Reason.MODEL_NOT_CACHED, f"{name} is not loaded and require_loaded is set; {advice}")

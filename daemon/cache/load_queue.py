@@ -1,4 +1,15 @@
-"""The queue of loads: one at a time, oldest first, each shared by all who ask for the same model."""
+"""
+The queue of loads: a single load runs at a time, oldest first, and calls for the same model share it.
+
+A load passes through these states; each `step` does one transition or one slice::
+
+    waiting --> begun ---------> weighed -----------> finished: its tickets get a lease
+                room for the     room for the bytes
+                files' bytes     that it really takes
+
+A load ends early in any state: with an error, which all its tickets get, or when its last ticket is cancelled. Its
+generator is closed then, which lets go of the weights that it has read.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +19,26 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from daemon.cache.entry import Load, Loaded, Progress, Source, Stage, Ticket
+from daemon.cache.load import Load, Loadable, Loaded, Progress, Stage, Ticket
 
 M = TypeVar("M")
-S = TypeVar("S", bound=Source)
+S = TypeVar("S", bound=Loadable)
 
 
 @dataclass(slots=True, eq=False)
-class Job(Generic[S, M]):
+class LoadJob(Generic[S, M]):
     """
-    A load and those who wait for it.
+    A load and the tickets that wait for it.
 
     Attributes:
-        key: What callers share it by.
-        options: Those of its first caller.
-        steps: The load itself, once it has begun.
+        source: The model.
+        key: Calls with the same key share the load.
+        options: The loader's options, from the first call.
+        tickets: The calls that wait; the first one started the load.
+        steps: The generator, once it has begun.
+        started_at: When it began, by the cache's clock.
         nbytes: Bytes that it is expected to take: those of the files, until those of the model are known.
-        evicted: Models that made room for it.
+        evicted: Names of models that made room for it.
     """
 
     source: S
@@ -40,51 +54,51 @@ class Job(Generic[S, M]):
         self.nbytes = self.source.size_bytes
 
     def report(self, progress: Progress) -> None:
-        """Tell all who wait how far it is."""
+        """Set the progress of all tickets."""
         for ticket in self.tickets:
             ticket.progress = replace(progress, evicting=self.evicted)
 
 
 class LoadQueue(Generic[S, M]):
     """
-    Loads that run or wait.
+    Loads that run or wait. One thread.
 
     Args:
-        begin: Makes room for a load and starts it; an error fails it.
-        weigh: Makes room for a load of which the model's bytes are known now; an error fails it.
-        finish: Takes the model of a load that is done, which nobody can cancel any more.
+        begin: Makes room for the files' bytes and starts a load; an error fails it.
+        weigh: Makes room for the bytes that the model really takes; an error fails the load.
+        finish: Gets the loaded model. The load has left the queue by then and cannot be cancelled.
         on_free: Called after a load was abandoned or failed, to return its memory.
     """
 
     def __init__(
         self,
-        begin: Callable[[Job[S, M]], Load[M]],
-        weigh: Callable[[Job[S, M], int], None],
-        finish: Callable[[Job[S, M], Loaded[M]], None],
+        begin: Callable[[LoadJob[S, M]], Load[M]],
+        weigh: Callable[[LoadJob[S, M], int], None],
+        finish: Callable[[LoadJob[S, M], Loaded[M]], None],
         on_free: Callable[[], None],
     ) -> None:
         self._begin = begin
         self._weigh = weigh
         self._finish = finish
         self._on_free = on_free
-        self._jobs: dict[Hashable, Job[S, M]] = {}
-        self._waiting: deque[Job[S, M]] = deque()
-        self._active: Job[S, M] | None = None
+        self._jobs: dict[Hashable, LoadJob[S, M]] = {}
+        self._waiting: deque[LoadJob[S, M]] = deque()
+        self._active: LoadJob[S, M] | None = None
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the load under way is expected to take; room was made for them."""
+        """Bytes that the running load is expected to take. Room was made for them."""
         job = self._active
         return job.nbytes if job is not None and job.steps is not None else 0
 
     def join(self, key: Hashable, ticket: Ticket[M], source: S, options: object) -> None:
-        """Let a caller wait for the load of a key; the first one starts it."""
+        """Let a ticket wait for the load of a key. The first ticket puts the load into the queue."""
         job = self._jobs.get(key)
         if job is None:
-            job = self._jobs[key] = Job(source, key, options)
+            job = self._jobs[key] = LoadJob(source, key, options)
             self._waiting.append(job)
         else:
             ticket.progress = job.tickets[0].progress
@@ -108,12 +122,12 @@ class LoadQueue(Generic[S, M]):
             self._finish(job, loaded)
 
     def progress(self) -> list[tuple[S, Progress]]:
-        """Return the loads and how far they are, in order."""
+        """Return the loads and their progress, oldest first."""
         return [(job.source, job.tickets[0].progress) for job in self._in_order()]
 
     def check_integrity(self) -> None:
         """
-        Compare all states with each other.
+        Check that the running and the waiting loads are those that calls find by their keys.
 
         Raises:
             AssertionError: If they disagree.
@@ -121,14 +135,14 @@ class LoadQueue(Generic[S, M]):
         jobs = self._in_order()
         assert len(jobs) == len(self._jobs), "a load is lost"
         assert all(self._jobs.get(job.key) is job for job in jobs), "a load is not found by its key"
-        assert all(job.tickets for job in jobs), "a load goes on though nobody waits for it"
-        assert not any(ticket.done for job in jobs for ticket in job.tickets), "a caller that is done still waits"
+        assert all(job.tickets for job in jobs), "a load without tickets goes on"
+        assert not any(ticket.done for job in jobs for ticket in job.tickets), "a ticket that has ended still waits"
         assert all(job.steps is None for job in self._waiting), "more than one load has begun"
 
-    def _in_order(self) -> list[Job[S, M]]:
+    def _in_order(self) -> list[LoadJob[S, M]]:
         return [job for job in (self._active, *self._waiting) if job is not None]
 
-    def _advance(self, job: Job[S, M]) -> Loaded[M] | None:
+    def _advance(self, job: LoadJob[S, M]) -> Loaded[M] | None:
         if job.steps is None:
             job.steps = self._begin(job)
             job.report(Progress(Stage.LOADING, 0, job.source.size_bytes))
@@ -143,7 +157,7 @@ class LoadQueue(Generic[S, M]):
         job.report(progress)
         return None
 
-    def _leave(self, job: Job[S, M], ticket: Ticket[M]) -> None:
+    def _leave(self, job: LoadJob[S, M], ticket: Ticket[M]) -> None:
         job.tickets.remove(ticket)
         if job.tickets:
             return
@@ -152,7 +166,7 @@ class LoadQueue(Generic[S, M]):
             job.steps.close()
             self._on_free()
 
-    def _fail(self, job: Job[S, M], error: Exception) -> None:
+    def _fail(self, job: LoadJob[S, M], error: Exception) -> None:
         self._forget(job)
         for ticket in job.tickets:
             ticket.fail(error)
@@ -161,7 +175,7 @@ class LoadQueue(Generic[S, M]):
         _clear_frames(error)
         self._on_free()
 
-    def _forget(self, job: Job[S, M]) -> None:
+    def _forget(self, job: LoadJob[S, M]) -> None:
         del self._jobs[job.key]
         if self._active is job:
             self._active = None
@@ -170,7 +184,7 @@ class LoadQueue(Generic[S, M]):
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Empty the frames that an error and its causes passed through: their locals would keep half a model in memory."""
+    """Clear the frames that an error and its causes passed through. Their locals would keep half a model in memory."""
     seen: set[BaseException] = set()
     pending = [error]
     while pending:

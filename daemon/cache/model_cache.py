@@ -1,8 +1,27 @@
 """
-The model cache: a byte budget, slots and idle times over loaded models; one load at a time, shared by all who ask.
+The model cache: loaded models, shared by all callers and bounded by bytes, number and idle time.
 
-Pure policy: no mlx, no grpc, one thread, clock and loader injected. Victims go before the newcomer is read, so that
-the peak stays within the budget, and what is in use or pinned is never a victim.
+It is pure policy: no MLX, no gRPC, a single thread; the clock and the loader are injected. Requests share a load of the
+same content, and at most a single load runs at a time (`load_queue.py`).
+
+A model in memory is leased by requests, pinned, or idle. Eight events drop models:
+
+    event                        method        drops                     until
+    1 a load begins              _begin        idle models, LRU first    the bytes of its files and a slot are free
+    2 its real size is known     _weigh        idle models, LRU first    these bytes and a slot are free
+    3 a load or a use ends       _trim         idle models, LRU first    the cache is within its budget
+    4 a request needs KV memory  shed          idle models, LRU first    so many bytes are free
+    5 the system lacks memory    shed          idle models, LRU first    so many bytes are free
+    6 an idle time ends          evict_stale   each model of that age
+    7 a stale model is wanted    _fresh        that model; it is loaded anew
+    8 Invalidate                 invalidate    that model, even if it is leased or pinned
+
+Events 1 and 2 drop nothing if even all idle models would not make enough room: the load fails with BUDGET_IN_USE.
+Room is made before weights are read, so that the peak stays within the budget. Event 3 matters if a model takes more
+than it said, or if leases kept room from being made. It spares the model that was used last: the next request would
+only load it again. Events 4 and 5 drop cached prefixes first (`engine/engine.py`, `engine/memory/pressure.py`), and no
+models if `evict_on_memory_pressure` is off. A leased model that Invalidate drops is *draining*: no request finds it any
+more, and its memory is freed when its last lease ends. With a budget of 0 each model drains from its load on.
 """
 
 from __future__ import annotations
@@ -11,12 +30,13 @@ from collections.abc import Callable, Hashable
 from itertools import count
 from typing import Generic, TypeVar
 
-from daemon.cache.entry import Entry, Load, Loaded, ModelLease, Outcome, Progress, Source, Ticket
-from daemon.cache.limits import Counters, ModelLimits, in_use
-from daemon.cache.load_queue import Job, LoadQueue
+from daemon.cache.entry import Entry, ModelLease
+from daemon.cache.limits import ModelCounters, ModelLimits, in_use
+from daemon.cache.load import Load, Loadable, Loaded, Outcome, Progress, Ticket
+from daemon.cache.load_queue import LoadJob, LoadQueue
 
 M = TypeVar("M")
-S = TypeVar("S", bound=Source)
+S = TypeVar("S", bound=Loadable)
 
 
 class ModelCache(Generic[S, M]):
@@ -24,9 +44,9 @@ class ModelCache(Generic[S, M]):
     Models in memory, least recently used first.
 
     Args:
-        limits: What it may hold.
+        limits: Bytes, number and idle time of the models.
         loader: Starts a load in slices; gets the source and the options of the first caller.
-        clock: Seconds that never go back.
+        clock: Returns seconds that never go back.
         on_free: Called after a model was dropped for good, to return its memory.
     """
 
@@ -38,7 +58,7 @@ class ModelCache(Generic[S, M]):
         on_free: Callable[[], None] = lambda: None,
     ) -> None:
         self.limits = limits
-        self.counters = Counters()
+        self.counters = ModelCounters()
         self._loader = loader
         self._clock = clock
         self._on_free = on_free
@@ -52,22 +72,32 @@ class ModelCache(Generic[S, M]):
         self, source: S, *, pin: bool | None = None, ttl: float | None = None, options: object = None
     ) -> Ticket[M]:
         """
-        Ask for a model: a ticket that is done at once if the model is loaded, or else joins or starts its load.
+        Ask for a model.
+
+        Args:
+            source: The model.
+            pin: Pins or unpins it once it is loaded; None leaves that as it is.
+            ttl: Seconds of idle time after which it is dropped; None leaves that as it is.
+            options: Passed to the loader if this call starts the load.
+
+        Returns:
+            A ticket, done at once if the model is in memory. Else it waits for a load, which this call joins or starts.
 
         Raises:
-            SidecarError: MODEL_EXCEEDS_BUDGET if it can never fit by its files; nothing is read or evicted.
+            SidecarError: MODEL_EXCEEDS_BUDGET if its files alone exceed the budget; nothing is read or evicted.
         """
         ticket: Ticket[M] = Ticket(source.name, pin, ttl)
         entry = self._fresh(source.key)
         if entry is not None:
             self.counters.hits += 1
             self._grant(ticket, entry, Outcome.HIT)
-            ticket.evicted = tuple(self._trim())
+            ticket.evicted = self._trim()
             return ticket
         self.counters.misses += 1
         self.limits.refuse_if_never(source.name, source.size_bytes)
-        shared = source.key if self.limits.budget_bytes else (source.key, next(self._serial))
-        self._loads.join(shared, ticket, source, options)
+        # Without a budget each call has a model of its own, so that no two calls share a load.
+        load_key = source.key if self.limits.budget_bytes else (source.key, next(self._serial))
+        self._loads.join(load_key, ticket, source, options)
         return ticket
 
     @property
@@ -85,7 +115,7 @@ class ModelCache(Generic[S, M]):
         return entry is not None and not entry.is_stale(self._clock())
 
     def invalidate(self, key: Hashable) -> bool:
-        """Drop a model, pinned or not, and tell whether it was there. Its leases stay usable."""
+        """Drop a model, pinned or not, and return whether it was in memory. Its leases stay usable."""
         entry = self._entries.get(key)
         if entry is None:
             return False
@@ -98,7 +128,7 @@ class ModelCache(Generic[S, M]):
             self._drop(entry)
 
     def evict_stale(self) -> int:
-        """Drop the entries that were idle for their time to live, and return how many there were."""
+        """Drop the models that were idle for their time to live, and return how many there were."""
         now = self._clock()
         stale = [entry for entry in self._entries.values() if entry.is_stale(now)]
         for entry in stale:
@@ -107,17 +137,15 @@ class ModelCache(Generic[S, M]):
 
     def shed(self, nbytes: int) -> int:
         """
-        Drop idle models until `nbytes` are free, least recently used first, because memory is short elsewhere.
+        Drop idle models until `nbytes` are free, because another part of the engine or of the system needs memory.
 
         Returns:
             Bytes that became free; 0 if `evict_on_memory_pressure` is off.
         """
-        freed = 0
-        for entry in list(self._entries.values()) if self.limits.evict_on_memory_pressure else []:
-            if freed < nbytes and entry.evictable:
-                freed += entry.nbytes
-                self._evict(entry)
-        return freed
+        if not self.limits.evict_on_memory_pressure:
+            return 0
+        victims = self._evict_until(lambda freed, _: freed >= nbytes)
+        return sum(entry.nbytes for entry in victims)
 
     def entries(self) -> list[Entry[M]]:
         """Return all models in memory, draining ones included, most recently used first."""
@@ -148,7 +176,7 @@ class ModelCache(Generic[S, M]):
 
     def check_integrity(self) -> None:
         """
-        Compare all states with each other.
+        Check that the entries, their order and the limits agree.
 
         Raises:
             AssertionError: If they disagree.
@@ -160,7 +188,7 @@ class ModelCache(Generic[S, M]):
             assert entry.model is not None, "a cached entry has lost its model"
         for entry in self._draining:
             assert entry.draining, "a draining entry does not know it"
-            assert entry.leases > 0, "an entry drains though nobody uses it"
+            assert entry.leases > 0, "an entry without leases drains"
         uses = [entry.last_used for entry in self._entries.values()]
         assert uses == sorted(uses), "entries are not in the order of their last use"
         assert len(self._entries) <= self.limits.max_models, "more models than slots"
@@ -175,19 +203,19 @@ class ModelCache(Generic[S, M]):
             return None
         return entry
 
-    def _begin(self, job: Job[S, M]) -> Load[M]:
+    def _begin(self, job: LoadJob[S, M]) -> Load[M]:
         job.started_at = self._clock()
         job.evicted = self._make_room(job.source.name, job.nbytes)
         return self._loader(job.source, job.options)
 
-    def _weigh(self, job: Job[S, M], nbytes: int) -> None:
-        """Files may say little of a model's size: what it really takes gets room, or is refused, before it is taken."""
+    def _weigh(self, job: LoadJob[S, M], nbytes: int) -> None:
+        """Make room for the bytes that a model really takes: a configuration can ask for more than its files have."""
         self.limits.refuse_if_never(job.source.name, nbytes)
-        job.nbytes = 0  # its first estimate is part of the total
+        job.nbytes = 0  # or the estimate would count in `total_bytes` beside the real size
         job.evicted += self._make_room(job.source.name, nbytes)
         job.nbytes = nbytes
 
-    def _finish(self, job: Job[S, M], loaded: Loaded[M]) -> None:
+    def _finish(self, job: LoadJob[S, M], loaded: Loaded[M]) -> None:
         now = self._clock()
         source = job.source
         entry = Entry(
@@ -201,7 +229,7 @@ class ModelCache(Generic[S, M]):
             self._draining[entry] = None
         for ticket in job.tickets:
             self._grant(ticket, entry, Outcome.LOADED if cached else Outcome.UNCACHED)
-        evicted = (*job.evicted, *self._trim())
+        evicted = job.evicted + self._trim()
         for ticket in job.tickets:
             ticket.evicted = evicted
 
@@ -230,33 +258,59 @@ class ModelCache(Generic[S, M]):
             self._entries[entry.key] = self._entries.pop(entry.key)
 
     def _make_room(self, name: str, nbytes: int) -> tuple[str, ...]:
-        """Evict until a newcomer fits, and return the names of the victims; if it cannot fit now, evict nothing."""
-        idle = (entry for entry in self._entries.values() if entry.evictable)
+        """
+        Evict until a model fits, and return the names of the evicted models.
+
+        Raises:
+            SidecarError: BUDGET_IN_USE if it does not fit now. Nothing was evicted then.
+        """
+        if not self.limits.budget_bytes:
+            return ()
         bytes_free = self.limits.budget_bytes - self.total_bytes
         slots_free = self.limits.max_models - len(self._entries)
-        victims: list[Entry[M]] = []
-        while self.limits.budget_bytes and (bytes_free < nbytes or slots_free < 1):
-            victim = next(idle, None)
-            if victim is None:
-                holders = [entry for entry in self.entries() if not entry.evictable]
-                raise in_use(name, nbytes, self.limits.budget_bytes, holders)
-            victims.append(victim)
-            bytes_free += victim.nbytes
-            slots_free += 1
-        for victim in victims:
-            self._evict(victim)
-        return tuple(name for victim in victims for name in victim.names)
 
-    def _trim(self) -> list[str]:
-        """Weights may take more than their files: make up for it once the actual bytes are known, but keep the last."""
-        trimmed: list[str] = []
-        idle = [entry for entry in self._entries.values() if entry.evictable]
-        for entry in idle if self.limits.budget_bytes else []:
-            last = entry is next(reversed(self._entries.values()))
-            if self.total_bytes > self.limits.budget_bytes and not last:
-                trimmed += entry.names
+        def fits(freed_bytes: int, freed_slots: int) -> bool:
+            return bytes_free + freed_bytes >= nbytes and slots_free + freed_slots >= 1
+
+        idle = self._idle()
+        if not fits(sum(entry.nbytes for entry in idle), len(idle)):
+            holders = [entry for entry in self.entries() if not entry.evictable]
+            raise in_use(name, nbytes, self.limits.budget_bytes, holders)
+        return _names(self._evict_until(fits))
+
+    def _trim(self) -> tuple[str, ...]:
+        """Evict until the cache is within its budget, and return the names. The model that was used last stays."""
+        excess = self.total_bytes - self.limits.budget_bytes
+        if excess <= 0 or not self._entries:
+            return ()
+        last_used = next(reversed(self._entries.values()))
+        return _names(self._evict_until(lambda freed, _: freed >= excess, spare=last_used))
+
+    def _evict_until(self, is_enough: Callable[[int, int], bool], spare: Entry[M] | None = None) -> list[Entry[M]]:
+        """
+        Evict idle models, least recently used first, until enough is free or none is left.
+
+        Args:
+            is_enough: Gets the bytes and the number of the models evicted so far.
+            spare: A model that stays.
+
+        Returns:
+            The evicted models.
+        """
+        victims: list[Entry[M]] = []
+        freed = 0
+        for entry in self._idle():
+            if is_enough(freed, len(victims)):
+                break
+            if entry is not spare:
                 self._evict(entry)
-        return trimmed
+                victims.append(entry)
+                freed += entry.nbytes
+        return victims
+
+    def _idle(self) -> list[Entry[M]]:
+        """Return the models that may be evicted, least recently used first."""
+        return [entry for entry in self._entries.values() if entry.evictable]
 
     def _evict(self, entry: Entry[M]) -> None:
         self.counters.evictions += 1
@@ -270,3 +324,7 @@ class ModelCache(Generic[S, M]):
         else:
             entry.forget_model()
             self._on_free()
+
+
+def _names(entries: list[Entry[M]]) -> tuple[str, ...]:
+    return tuple(name for entry in entries for name in entry.names)

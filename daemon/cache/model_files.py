@@ -1,9 +1,10 @@
 """
-The files of a model: opened here or not at all.
+Opens the files of a model safely; no other module of the daemon opens them.
 
-Opening a FIFO waits for ever, a link to a device never ends, and a link may lead to files that are no model's. Only
-regular files are opened, without waiting. Only so many bytes are read as are expected, whatever the file system says of
-their number. Libraries get bytes, or a private copy of the small files.
+A model directory may hold anything. To open a FIFO waits for ever, to read a device never ends, and a link may lead to
+another user's files. Only regular files below the allowed directories are opened, without waiting. No more bytes are
+read than expected, whatever the file system says of their number. Libraries get bytes, or a private copy of the small
+files.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ from typing import BinaryIO
 from daemon.shared.errors import Reason, SidecarError
 
 Roots = tuple[Path, ...]
-"""Real directories that links may lead into; empty allows any."""
+"""Directories, without links, that links may lead into; empty allows any."""
 
 SMALL_BYTES = 256 << 20
-"""Most bytes of a file that a library reads as a whole; the largest that is known has 40 MB."""
+"""Most bytes of a file that a library reads as a whole; the largest known file has 40 MB."""
 COPIED_BYTES = 512 << 20
 """Most bytes of all such files of a model."""
 COPIED_FILES = 512
+"""Most of such files of a model."""
 
 _SUFFIXES = {".json", ".jsonl", ".txt", ".jinja", ".model", ".tiktoken", ".spm", ".codes", ".bpe", ".tokenizer"}
-"""What transformers and mlx-lm read of a model beside its weights. No Python file is among them."""
+"""Files that transformers and mlx-lm read of a model beside its weights. No Python file is among them."""
 _FOLDERS = ("additional_chat_templates",)
 _PIECE = 1 << 20
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+"""Without waiting for the writer of a FIFO; without following a link that took the place of the checked file."""
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFDIR: "a directory",
@@ -44,10 +47,10 @@ _KINDS = {
 
 def allowed(roots: Roots, *folders: Path) -> Roots:
     """
-    Return where the files of some directories may lie, links followed; empty for anywhere.
+    Return the directories that the files of some model directories may lie in, links followed; empty for any.
 
-    That is below the directories that the configuration names, below their own, and among the blobs that a snapshot in
-    a cache of the Hub links to.
+    The configured directories and the model directories themselves are allowed. If a model directory is a snapshot in
+    the Hub's cache, so are the blobs there: its files are links to them.
     """
     if not roots:
         return ()
@@ -76,7 +79,7 @@ def opened(file: Path, roots: Roots = ()) -> FileIO:
     opened_file = open(os.open(real, _FLAGS), "rb", buffering=0)  # noqa: SIM115 - the caller closes it
     assert isinstance(opened_file, FileIO)
     try:
-        _refuse_irregular(file, os.fstat(opened_file.fileno()))  # another one may be there by now
+        _refuse_irregular(file, os.fstat(opened_file.fileno()))  # another file may have taken its place
     except SidecarError:
         opened_file.close()
         raise
@@ -89,7 +92,7 @@ def check(file: Path, roots: Roots = ()) -> None:
 
     Raises:
         SidecarError: As `opened` does.
-        OSError: If there is no such file, or it cannot be looked at.
+        OSError: If there is no such file, or the file system cannot tell.
     """
     _checked(file, roots)
 
@@ -101,7 +104,7 @@ def read(file: Path, roots: Roots = (), most: int = SMALL_BYTES) -> bytes:
     Args:
         file: The file.
         roots: As for `opened`.
-        most: Bytes that it may have. No more are read, whatever its size is said to be.
+        most: Bytes that it may have. No more are read, whatever size the file system gives.
 
     Raises:
         SidecarError: MODEL_CORRUPT if it has more, and as `opened` does.
@@ -172,7 +175,7 @@ def _pieces(file: Path, source: FileIO, most: int) -> Iterator[bytes]:
     size = os.fstat(source.fileno()).st_size
     if size > most:
         raise _corrupt(file, f"has {size} bytes and so is {_too_large(most)}")
-    left = most  # it may grow, or have said nothing of its size
+    left = most  # the file may grow, and the size of some special files is 0
     while piece := source.read(min(_PIECE, left + 1)):
         left -= len(piece)
         if left < 0:
@@ -184,7 +187,7 @@ def _checked(file: Path, roots: Roots) -> Path:
     """Return the real path of a file that is regular and lies where it may."""
     try:
         real = file.resolve(strict=True)
-    except RuntimeError as error:  # until Python 3.13 for a loop of links
+    except RuntimeError as error:  # a loop of links, before Python 3.13
         raise _corrupt(file, "is a link that leads to itself") from error
     except FileNotFoundError:
         if file.is_symlink():

@@ -1,19 +1,24 @@
-"""From the name in a request to a checked model on disk. Blocking: runs on the engine's small thread pools."""
+"""
+Finds the model that a request names: a directory or a Hub id becomes a checked model on disk, with its key.
+
+All of it blocks, on disks or on the network. It runs on the engine's background threads, never on the MLX thread.
+"""
 
 from __future__ import annotations
 
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from weakref import WeakValueDictionary
 
+from daemon.cache.callbacks import ignore
 from daemon.cache.digests import Digests, TakesLong
 from daemon.cache.hub import planned_bytes, snapshot
 from daemon.cache.identity import ModelSource, identify
+from daemon.cache.keyed_lock import KeyedLock
+from daemon.cache.lru_dict import LruDict
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.machine_faults import machine_fault
 from daemon.shared.model_names import climbs, plain
@@ -24,28 +29,27 @@ EMBEDDED_PATH = Path(__file__).resolve().parent.parent / "embedded"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 MOST_REVISIONS = 1024
-"""Hub ids whose last revision is remembered; of others that come without one, the default branch is meant."""
+"""
+Hub ids for which the revision that was used last is remembered; the others stand for their default branch. There is a
+bound because a file system that ignores case has many spellings of the same id.
+"""
 
 _REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
-"""A branch, tag or commit. huggingface_hub makes it part of a path, so that it must not lead out of the cache."""
-
-
-def _ignore(*_: object) -> None:
-    """Nobody watches, and everything fits."""
+"""A branch, tag or commit. huggingface_hub makes it part of a path: it must not lead out of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """
-    What a request asks for. Equal ones are answered alike, so that they can be looked for together.
+    The model that a request asks for. Equal values get the same answer, so that requests can share a lookup.
 
     Attributes:
         name: Hub id, absolute directory, or "embedded".
-        revision: Revision of a Hub id; None means the one that was loaded last, or the default branch.
+        revision: Revision of a Hub id; None for the revision that was loaded last, or the default branch.
         adapter: Absolute directory of an adapter, or empty.
         allow_download: Whether files may be fetched from the Hub.
-        estimate: Whether figures are enough: weights are not read if that takes long, and what the Hub tells will do if
-            the files are not here and may not be fetched.
+        estimate: Whether figures are enough. Large weights are not read then, and the Hub's figures do if the files
+            are not here and may not be fetched.
     """
 
     name: str
@@ -56,20 +60,13 @@ class Wanted:
 
 
 class Watcher(Protocol):
-    """Who waits for work that takes long. Its methods run on the thread that does it and may raise to abandon it."""
+    """Gets the progress of long work, on the thread that does it. Its methods may raise to abandon the work."""
 
     def downloading(self, done: int, total: int) -> None:
-        """Called with the bytes that came and those that are to come."""
+        """Note the bytes that a download has received, and those that it will."""
 
     def reading(self, done: int, total: int) -> None:
-        """Called with the bytes of a weight file that were read to name it."""
-
-
-class _Turn:
-    """Whose turn it is to download one model."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+        """Note the bytes of a weight file that were hashed, and those that it has."""
 
 
 class Resolver:
@@ -79,9 +76,9 @@ class Resolver:
     Args:
         roots: Directories that models may lie below; empty allows any absolute directory.
         fetch: Finds or downloads a Hub model; see `daemon.cache.hub.snapshot`.
-        plan: Tells what a Hub model would take; see `daemon.cache.hub.planned_bytes`.
-        digests: Knows the content of weight files.
-        supported: Whether mlx-lm knows a model_type.
+        plan: Returns the bytes of a Hub model; see `daemon.cache.hub.planned_bytes`.
+        digests: Looks digests of weight files up, or computes them.
+        supported: Returns whether mlx-lm knows a model_type.
         afford: Raises if a model of a name and size can never be loaded.
     """
 
@@ -93,7 +90,7 @@ class Resolver:
         *,
         digests: Digests | None = None,
         supported: Callable[[str], bool] = lambda _: True,
-        afford: Callable[[str, int], None] = _ignore,
+        afford: Callable[[str, int], None] = ignore,
     ) -> None:
         self._roots = [root.resolve() for root in roots]
         self._fetch = fetch
@@ -101,10 +98,10 @@ class Resolver:
         self._digests = digests or Digests()
         self._supported = supported
         self._afford = afford
-        self._revisions: OrderedDict[str, str] = OrderedDict()
-        """Of the Hub ids that were used last."""
-        self._turns: WeakValueDictionary[str, _Turn] = WeakValueDictionary()
+        self._revisions = LruDict[str, str](MOST_REVISIONS)
+        """By Hub id, the revision that it stands for if a request names none."""
         self._lock = threading.Lock()
+        self._downloads = KeyedLock[str]()
 
     def resolve(self, wanted: Wanted, watcher: Watcher | None = None) -> ModelSource:
         """
@@ -112,39 +109,24 @@ class Resolver:
 
         Args:
             wanted: What it asks for.
-            watcher: Gets the progress of what takes long; None does nothing that does.
+            watcher: Gets the progress of downloading and reading; None if neither may be done.
 
         Raises:
             SidecarError: MODEL_NOT_FOUND, MODEL_NOT_CACHED, MODEL_GATED, MODEL_UNSUPPORTED, MODEL_CORRUPT,
                 MODEL_EXCEEDS_BUDGET, MACHINE_EXHAUSTED, MACHINE_FAULT or INVALID_ARGUMENT.
-            TakesLong: If there is something to download or to read, and no watcher.
+            TakesLong: If files have to be downloaded or large ones to be read, and there is no watcher.
         """
-        name = plain(wanted.name)
         adapter = self._directory("adapter", wanted.adapter) if wanted.adapter else None
-        hub = name != EMBEDDED and not name.startswith("/")
-        if not hub:
-            if wanted.revision:
-                raise invalid("revision", "belongs to Hub ids only")
-            path = EMBEDDED_PATH if name == EMBEDDED else self._directory("model", name)
-            if climbs(name) and str(path).isprintable():  # a name is text; not every path is
-                name = str(path)
-        elif _HUB_ID.fullmatch(name) and ".." not in name:
-            path = self._hub(wanted, watcher)
-        else:
-            raise SidecarError(
-                Reason.MODEL_NOT_FOUND,
-                f"there is no model {name!r}; give a Hub id (org/name), an absolute directory, or 'embedded'",
-                field="model",
-            )
+        name, path, is_hub = self._located(wanted, watcher)
         source = identify(
             name,
             path,
             adapter,
             digests=self._digests,
-            hub=hub,
+            hub=is_hub,
             report=watcher.reading if watcher else None,
             roots=() if name == EMBEDDED else tuple(self._roots),
-            afford=_ignore if wanted.estimate else self._afford,
+            afford=ignore if wanted.estimate else self._afford,
             estimate=wanted.estimate,
         )
         self._refuse_unsupported(source)
@@ -152,7 +134,7 @@ class Resolver:
 
     def planned_bytes(self, wanted: Wanted) -> int:
         """
-        Return the bytes of weights of a Hub model that is not on this machine. Asks the Hub.
+        Return the bytes of the weights of a Hub model. Asks the Hub.
 
         Raises:
             SidecarError: MODEL_NOT_FOUND, MODEL_NOT_CACHED, MODEL_GATED or INVALID_ARGUMENT.
@@ -160,25 +142,35 @@ class Resolver:
         return self._plan(wanted.name, self._revision(wanted))
 
     def prefer(self, name: str, revision: str) -> None:
-        """Let a Hub id that comes without a revision mean this one, as if it had been loaded last."""
+        """Set the revision that a Hub id stands for if a request names none."""
         with self._lock:
-            self._revisions.pop(name, None)
-            self._revisions[name] = revision
-            if len(self._revisions) > MOST_REVISIONS:  # a file system that ignores case has many spellings of one id
-                self._revisions.popitem(last=False)
+            self._revisions.put(name, revision)
 
-    def _refuse_unsupported(self, source: ModelSource) -> None:
-        if self._supported(source.architecture):
-            return
-        why = "is not supported by this mlx-lm"
-        if source.config.get("auto_map"):
-            why += ", and its own code (auto_map in config.json) is never run"
-        raise SidecarError(Reason.MODEL_UNSUPPORTED, f"{source.name} {why}: its model_type is {source.architecture}")
+    def _located(self, wanted: Wanted, watcher: Watcher | None) -> tuple[str, Path, bool]:
+        """Return the name that a model is known by, its directory, and whether that is a snapshot of the Hub."""
+        name = plain(wanted.name)
+        if name != EMBEDDED and not name.startswith("/"):
+            return name, self._hub(wanted, watcher), True
+        if wanted.revision:
+            raise invalid("revision", "belongs to Hub ids only")
+        path = EMBEDDED_PATH if name == EMBEDDED else self._directory("model", name)
+        # Each directory has a single name, whatever `..` it was asked for with. A name is printable text.
+        if climbs(name) and str(path).isprintable():
+            name = str(path)
+        return name, path, False
 
     def _hub(self, wanted: Wanted, watcher: Watcher | None) -> Path:
-        name, revision = wanted.name, self._revision(wanted)
-        try:  # never waits for a download
-            path = self._fetch(name, revision, allow_download=False, report=_ignore)
+        """Return the snapshot of a Hub id; downloads it if the call allows that and there is a watcher."""
+        name = wanted.name
+        if not _HUB_ID.fullmatch(name) or ".." in name:
+            raise SidecarError(
+                Reason.MODEL_NOT_FOUND,
+                f"there is no model {name!r}; give a Hub id (org/name), an absolute directory, or 'embedded'",
+                field="model",
+            )
+        revision = self._revision(wanted)
+        try:  # without the lock: a cached model does not wait for a download of another revision
+            path = self._fetch(name, revision, allow_download=False, report=ignore)
         except SidecarError as error:
             if error.reason is not Reason.MODEL_NOT_CACHED or not (wanted.allow_download or wanted.estimate):
                 raise
@@ -192,16 +184,14 @@ class Resolver:
         return path
 
     def _download(self, name: str, revision: str, watcher: Watcher) -> Path:
-        with self._lock:
-            turn = self._turns.setdefault(name, _Turn())
-        with turn.lock:  # another revision of it, or with another adapter, finds in the cache what they share
+        with self._downloads.locked(name):  # revisions share files: the later download finds them in the cache
             self._afford(name, self._plan(name, revision))
             return self._fetch(name, revision, allow_download=True, report=watcher.downloading)
 
     def _revision(self, wanted: Wanted) -> str:
         if wanted.revision is None:
             with self._lock:
-                return self._revisions.get(wanted.name, "")
+                return self._revisions.get(wanted.name) or ""
         if wanted.revision and (not _REVISION.fullmatch(wanted.revision) or ".." in wanted.revision):
             raise invalid("revision", "must be a branch, a tag or a commit")
         return wanted.revision
@@ -212,7 +202,7 @@ class Resolver:
             raise invalid(field, "must be an absolute directory")
         try:
             path = path.resolve()
-            found = path.is_dir()
+            exists = path.is_dir()
         except (OSError, RuntimeError) as error:  # too long, unreadable, or a loop of symbolic links
             cannot = f"{name} cannot be looked at"
             fault = machine_fault(error, cannot)
@@ -223,6 +213,14 @@ class Resolver:
                 f"{name} is outside the directories that model_roots allows",
                 field=field,
             )
-        if not found:
+        if not exists:
             raise SidecarError(Reason.MODEL_NOT_FOUND, f"there is no directory {name}", field=field)
         return path
+
+    def _refuse_unsupported(self, source: ModelSource) -> None:
+        if self._supported(source.architecture):
+            return
+        why = "is not supported by this mlx-lm"
+        if source.config.get("auto_map"):
+            why += ", and its own code (auto_map in config.json) is never run"
+        raise SidecarError(Reason.MODEL_UNSUPPORTED, f"{source.name} {why}: its model_type is {source.architecture}")

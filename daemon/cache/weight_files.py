@@ -1,4 +1,9 @@
-"""Weight files of a model directory: which formats are read, and what their headers say of sizes."""
+"""
+Finds the weight files of a model directory and checks their headers before a library opens them.
+
+A safetensors file is 8 bytes with the length of its header, the header in JSON, and the data of the tensors. The header
+gives a type, a shape, and two offsets into the data for each tensor. MLX trusts it.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +21,10 @@ from daemon.cache.model_files import opened
 from daemon.shared.errors import Reason, SidecarError
 
 _MAX_HEADER_BYTES = 100_000_000
+"""The same bound as that of the safetensors library."""
 _MAX_DIMENSION = 2**31 - 1
 """MLX keeps dimensions in 32 bits."""
-_WIDTHS = {
+_TYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -31,7 +37,7 @@ def weight_files(model_dir: Path) -> list[Path]:
 
 
 def estimate_size(files: Iterable[Path]) -> int:
-    """Return the bytes of the safetensors files among some: what a model will take, before it is loaded."""
+    """Return the bytes of the safetensors files among some files: about what a model will take in memory."""
     return sum(path.stat().st_size for path in files if path.suffix == ".safetensors")
 
 
@@ -39,10 +45,10 @@ def read_header(path: Path) -> bytes:
     """
     Return the JSON header of a safetensors file after checking it against the file's size.
 
-    MLX trusts the header of the files it maps, so that this check is what keeps a damaged file out of the engine.
+    This check keeps damaged files out of the engine, because MLX reads wherever the header says.
 
     Raises:
-        SidecarError: MODEL_CORRUPT if the file is truncated, or its header is no valid description of it.
+        SidecarError: MODEL_CORRUPT if the file is truncated, or its header does not describe it.
     """
     with opened(path) as file:
         return header_of(file, path)
@@ -50,10 +56,14 @@ def read_header(path: Path) -> bytes:
 
 def header_of(file: FileIO, path: Path) -> bytes:
     """
-    Return the JSON header of a safetensors file that is open, from its beginning, as `read_header` does.
+    Return the JSON header of an open safetensors file after the checks of `read_header`.
+
+    Args:
+        file: The file, at its beginning. It is at its data afterwards.
+        path: Its path, for errors.
 
     Raises:
-        SidecarError: MODEL_CORRUPT if the file is truncated, or its header is no valid description of it.
+        SidecarError: MODEL_CORRUPT if the file is truncated, or its header does not describe it.
     """
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(8)
@@ -70,26 +80,26 @@ def header_of(file: FileIO, path: Path) -> bytes:
         spans = sorted(_span(tensor) for name, tensor in tensors.items() if name != "__metadata__")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _corrupt(path, "has a header that describes no valid tensors") from error
-    if any(after[0] < before[1] for before, after in pairwise(spans)):
+    if any(next_begin < end for (_, end), (next_begin, _) in pairwise(spans)):
         raise _corrupt(path, "has tensors that overlap")
-    end = spans[-1][1] if spans else 0
-    if 8 + length + end > size:
-        raise _corrupt(path, f"is truncated: {8 + length + end} bytes are described, {size} are there")
+    described = 8 + length + (spans[-1][1] if spans else 0)
+    if described > size:
+        raise _corrupt(path, f"is truncated: {described} bytes are described, {size} are there")
     return header
 
 
 def _span(tensor: dict[str, Any]) -> tuple[int, int]:
     """
-    Return the offsets at which a tensor begins and ends.
+    Return the offsets into the data at which a tensor begins and ends.
 
     Raises:
-        ValueError: If its offsets do not match its shape and type.
+        ValueError: If they do not match its shape and type.
     """
     begin, end = _naturals(tensor["data_offsets"])
     shape = _naturals(tensor["shape"])
     if any(dimension > _MAX_DIMENSION for dimension in shape):
         raise ValueError("a dimension is too large")
-    if end - begin != prod(shape) * _WIDTHS[tensor["dtype"]]:
+    if end - begin != prod(shape) * _TYPE_BYTES[tensor["dtype"]]:
         raise ValueError("offsets and shape disagree")
     return begin, end
 
@@ -109,7 +119,7 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".npy"}
 
 def refuse_other_formats(name: str, path: Path, weights: list[Path]) -> None:
     """
-    Refuse a model without weights that mlx-lm would read. No file is opened.
+    Refuse a model without weights that mlx-lm would read. The error names the format that it has. Opens no file.
 
     Args:
         name: The model's name.
@@ -124,8 +134,8 @@ def refuse_other_formats(name: str, path: Path, weights: list[Path]) -> None:
     suffixes = {file.suffix.lower() for file in path.iterdir()}
     if ".gguf" in suffixes:
         why = "has GGUF weights, which mlx-sidecar does not read; take the original model and convert it"
-    elif found := sorted(suffixes & _PICKLES):
-        why = f"has only {', '.join(found)} weights, which can run code when they are read and never are; convert it"
+    elif pickles := sorted(suffixes & _PICKLES):
+        why = f"has only {', '.join(pickles)} weights, which can run code when they are read and never are; convert it"
     else:
         why = "has no model*.safetensors weights; convert it"
     raise SidecarError(Reason.MODEL_UNSUPPORTED, f"{name} {why} with mlx_lm.convert")

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import mlx_sidecar
-from daemon.cache import digests
-from daemon.cache.digests import Digests, Rest
+from daemon.cache import digests, keyed_lock
+from daemon.cache.callbacks import Rest
+from daemon.cache.digests import Digests
 from daemon.cache.identity import ModelSource
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.engine.background.background import LATE_SECONDS, TICK_SECONDS
@@ -210,7 +211,7 @@ def _slow(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> SlowDisk:
     slow = SlowDisk()
     monkeypatch.setattr(digests, "QUICK_BYTES", 1000)
     monkeypatch.setattr(digests, "_PIECE", (EMBEDDED_PATH / "model.safetensors").stat().st_size // 5)
-    monkeypatch.setattr(digests, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(keyed_lock, "_LOOK_SECONDS", 0.01)
     known = Digests(aside=slow.aside)
     slow.go_on.release(100)
     resolver = Resolver([], digests=known)

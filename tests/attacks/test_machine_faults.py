@@ -1,7 +1,7 @@
 """
-The machine fails, and the model is not blamed: each thing that a system may refuse, at each place that it may do so.
+The machine fails and the model is not blamed: each call of the system that may fail, at each place of the engine.
 
-After each: nothing is held, nothing is kept of it, the next call works, and the log has no traceback.
+After each failure no lease or file is held, the next call works, and the log has no traceback.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ EXHAUSTED = [errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM]
 NUMBERS = [*EXHAUSTED, errno.EIO, errno.EACCES]
 
 Failing = Callable[[Path, int], Any]
-"""Makes one place fail within a block, for the files of a model, with a number of the system."""
+"""Makes a call of the system fail in a block, for the files of a model, with an error number."""
 
 
 class _Unreadable(io.FileIO):
-    """A file that can be opened and not be read."""
+    """A file that can be opened but not read."""
 
     number = errno.EIO
 
@@ -69,7 +69,7 @@ def _below(model: Path, file: Any) -> bool:
 
 @contextmanager
 def looking(model: Path, number: int) -> Iterator[None]:
-    """Make it impossible to look at a model's files."""
+    """Let `stat` of a model's files fail."""
     plain = os.stat
 
     def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
@@ -84,7 +84,7 @@ def looking(model: Path, number: int) -> Iterator[None]:
 
 @contextmanager
 def opening(model: Path, number: int) -> Iterator[None]:
-    """Make it impossible to open a model's files, from Python and, as far as that can be played, from MLX."""
+    """Let opening of a model's files fail: in Python, and in MLX as far as a test can do that."""
     plain, plain_os, load = io.open, os.open, mx.load
 
     def opened(file: Any, *arguments: Any, **options: Any) -> Any:
@@ -112,7 +112,7 @@ def opening(model: Path, number: int) -> Iterator[None]:
 
 @contextmanager
 def opening_late(model: Path, number: int) -> Iterator[None]:
-    """Let the model be named, and make it impossible to open its files once its load has begun."""
+    """Let the model's key be computed, and opening of its files fail once its load has begun."""
     plain = assembling
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
 
@@ -126,7 +126,7 @@ def opening_late(model: Path, number: int) -> Iterator[None]:
 
 @contextmanager
 def reading(model: Path, number: int) -> Iterator[None]:
-    """Let a model's files be opened and not be read."""
+    """Let a model's files be opened but not read."""
     plain = io.open
 
     def opened(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
@@ -144,7 +144,7 @@ def reading(model: Path, number: int) -> Iterator[None]:
 
 @contextmanager
 def evaluating(_model: Path, number: int) -> Iterator[None]:
-    """Make MLX fail while it reads or computes, with the error of the system or with its own words for it."""
+    """Let MLX fail while it reads or computes, with the system's error or with a message of its own."""
     words = {errno.ENOMEM: "[malloc] Unable to allocate 4096 bytes.", errno.EIO: "[read] Unable to read 4096 bytes"}
 
     def fail(*_: Any) -> None:
@@ -157,7 +157,7 @@ def evaluating(_model: Path, number: int) -> Iterator[None]:
 
 @contextmanager
 def tokenizer(_model: Path, number: int) -> Iterator[None]:
-    """Make the library of tokenizers fail, which is written in Rust."""
+    """Let the tokenizers library, which is written in Rust, fail."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise Exception(f"{os.strerror(number)} (os error {number})")
@@ -169,7 +169,7 @@ def tokenizer(_model: Path, number: int) -> Iterator[None]:
 
 @contextmanager
 def worker(_model: Path, number: int) -> Iterator[None]:
-    """Make it impossible to start the process that renders chat templates."""
+    """Let the start of the process that renders chat templates fail."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise _error(number)
@@ -187,7 +187,7 @@ PROMPTS: dict[str, Failing] = {"tokenizer": tokenizer, "template worker": worker
 
 @pytest.fixture(name="engine")
 def _engine(tmp_path: Path) -> Iterator[Harness]:
-    """Return an engine, and look it over afterwards."""
+    """Return an engine. Check afterwards that nothing is in use."""
     harness = Harness(state_dir=tmp_path / "state")
     with capture_logs() as logs:
         yield harness
@@ -197,7 +197,7 @@ def _engine(tmp_path: Path) -> Iterator[Harness]:
 
 
 def _check(failure: Any, number: int) -> None:
-    """Check that the machine is blamed, in its own words, with a time to come back where that helps."""
+    """Check that the error blames the machine, has its message, and says when to try again if that helps."""
     expected = "MACHINE_EXHAUSTED" if number in EXHAUSTED else "MACHINE_FAULT"
     assert failure.reason == expected, failure.message
     assert failure.HasField("retry_after") == (number in EXHAUSTED)
@@ -209,7 +209,7 @@ def _check(failure: Any, number: int) -> None:
 def test_a_load_that_the_machine_refuses_is_not_the_models_fault(
     engine: Harness, tmp_path: Path, place: str, number: int
 ) -> None:
-    """And the same model loads as soon as the machine lets it."""
+    """The same model loads as soon as the machine allows it."""
     model = copy_of_embedded(tmp_path)
     request = pb.GetOrLoadRequest(model=str(model))
 
@@ -226,7 +226,7 @@ def test_a_load_that_the_machine_refuses_is_not_the_models_fault(
 def test_a_prompt_that_the_machine_refuses_is_not_the_models_fault(
     engine: Harness, tmp_path: Path, place: str, number: int
 ) -> None:
-    """Neither the tokenizer is damaged nor the conversation invalid: the next one is answered."""
+    """The tokenizer is not damaged and the conversation is valid: the next call is answered."""
     model = str(copy_of_embedded(tmp_path))
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="The")])
 
@@ -240,7 +240,7 @@ def test_a_prompt_that_the_machine_refuses_is_not_the_models_fault(
 def test_a_worker_that_could_not_be_started_is_started_for_the_next_conversation(
     engine: Harness, tmp_path: Path
 ) -> None:
-    """The template has no strike against it for what the machine refused."""
+    """A fault of the machine is no strike against the template."""
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="The")])
     request = pb.GenerateRequest(model=str(copy_of_embedded(tmp_path)), chat=chat, max_tokens=2)
     with worker(tmp_path, errno.EAGAIN):
@@ -253,7 +253,7 @@ def test_a_worker_that_could_not_be_started_is_started_for_the_next_conversation
 def test_a_worker_that_the_machine_refuses_what_it_needs_says_so_and_tries_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It was started and cannot read its libraries: that is no strike against the template either."""
+    """The worker was started and cannot read its libraries: that is no strike against the template either."""
     refusals: list[Exception] = [_error(errno.EMFILE), MemoryError()]
 
     def load() -> None:
@@ -268,7 +268,7 @@ def test_a_worker_that_the_machine_refuses_what_it_needs_says_so_and_tries_again
 
 
 def test_what_a_worker_was_refused_is_what_the_caller_is_told() -> None:
-    """A worker that has answered so goes on living, and is asked again."""
+    """A worker with such an answer lives on and is used again."""
     answer = f'echo \'{{"errno": "{errno.EMFILE}"}}\''
     templates = Templates(lambda: 0.0, ["sh", "-c", f"while read line; do {answer}; done"])
     try:
@@ -292,7 +292,7 @@ def test_what_a_worker_was_refused_is_what_the_caller_is_told() -> None:
 def test_a_missing_directory_for_temporary_files_is_named(
     engine: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Python wants one for copies, and MLX's compiler for what it compiles."""
+    """Python needs the directory for copies, and MLX's compiler for compiled kernels."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise error
@@ -330,7 +330,7 @@ def test_a_daemon_whose_tmpdir_is_gone_says_so(folder: Path, monkeypatch: pytest
 def test_memory_that_python_does_not_get_is_the_machines(
     engine: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MemoryError has no number."""
+    """MemoryError has no error number."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
@@ -344,7 +344,7 @@ def test_memory_that_python_does_not_get_is_the_machines(
 
 
 def test_damaged_content_is_still_the_models_fault(engine: Harness, tmp_path: Path) -> None:
-    """Cut off, no header, no JSON, wrong shapes, a tokenizer that is none."""
+    """Files cut off, without a header, without JSON, with wrong shapes; a tokenizer file that is no tokenizer."""
     damages: list[Callable[[Path], object]] = [
         lambda model: os.truncate(model / "model.safetensors", 1000),
         lambda model: (model / "model.safetensors").write_bytes(b"x" * 100),
@@ -362,7 +362,7 @@ def test_damaged_content_is_still_the_models_fault(engine: Harness, tmp_path: Pa
 def test_a_model_that_cannot_do_something_is_told_in_one_line(
     engine: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    """It is used without that. The line says what failed, and has no traceback."""
+    """The model is used without that feature. The log line says what failed, and has no traceback."""
     target = {"rows": "daemon.kv.mlx.self_test._rows_are_exact", "packing": "daemon.kv.mlx.self_test._copy"}[fails]
 
     def fail(*_: Any) -> None:
@@ -395,7 +395,7 @@ def test_a_model_that_cannot_do_something_is_told_in_one_line(
 def test_a_model_that_cannot_run_is_told_without_a_traceback(
     engine: Harness, tmp_path: Path, config: dict[str, Any]
 ) -> None:
-    """Its reason is the caller's, and that of the call's one line in the parent's log; the engine adds none."""
+    """The caller and the call's line in the parent's log get the reason. The engine adds no line of its own."""
     model = copy_of_embedded(tmp_path, **config)
     with capture_logs() as logs:
         failure = engine.run(pb.GetOrLoadRequest(model=str(model))).failure

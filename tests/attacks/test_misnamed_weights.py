@@ -1,4 +1,4 @@
-"""A model is known by the bytes that were loaded, whatever its file's stamp or name says."""
+"""The key of a model is that of the loaded bytes, even if the stamp or the name of its file says otherwise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPT = "The code of"
 
 @pytest.fixture(name="harness")
 def _harness(tmp_path: Path) -> Iterator[Harness]:
-    """Return an engine to which no file was written to just now."""
+    """Return an engine with a clock that is long after all files were written."""
     harness = Harness(state_dir=tmp_path / "state")
     harness.engine._services.lookup._resolver._digests._now_ns = lambda: time.time_ns() + 2 * SETTLED_NS
     yield harness
@@ -39,7 +39,7 @@ def _pair(folder: Path) -> tuple[Path, Path]:
 
 
 def _other_weights(path: Path) -> bytes:
-    """Return a file with the same header and other values: all of them are moved by some."""
+    """Return a file with the same header and other values: each value takes the place of another."""
     content = (path / "model.safetensors").read_bytes()
     begin = 8 + int.from_bytes(content[:8], "little")
     return content[:begin] + content[begin + 1000 :] + content[begin : begin + 1000]
@@ -48,7 +48,7 @@ def _other_weights(path: Path) -> bytes:
 @contextmanager
 def _mapped(file: Path) -> Iterator[Callable[[bytes], None]]:
     """
-    Map a file whose pages are dirty, and give a function that rewrites it through that mapping.
+    Map a file, dirty its pages, and yield a function that rewrites the file through the mapping.
 
     The system notes the time of the first write to a clean page only, so that the stamp does not tell of later ones.
     """
@@ -63,7 +63,7 @@ def _mapped(file: Path) -> Iterator[Callable[[bytes], None]]:
 
 @contextmanager
 def _silently_rewritten(file: Path, content: bytes, known: Callable[[], object]) -> Iterator[None]:
-    """Let a file be known, and rewrite it so that its stamp does not tell."""
+    """Let the engine hash a file, and rewrite it without a change of its stamp."""
     with _mapped(file) as write:
         known()
         before = Stamp.of(file)
@@ -86,7 +86,7 @@ def _answer(harness: Harness, path: Path, **fields: object) -> tuple[str, list[i
 
 @pytest.fixture(name="expected")
 def _expected() -> list[int]:
-    """Return what plain mlx-lm answers with the sound weights."""
+    """Return the answer of plain mlx-lm with the sound weights."""
     reference = Reference(EMBEDDED_PATH)
     return reference.greedy(reference.tokenizer.encode(PROMPT), 12)[0]
 
@@ -95,7 +95,7 @@ def _expected() -> list[int]:
 def test_weights_that_were_rewritten_through_a_mapping_poison_no_other_directory(
     harness: Harness, pair: tuple[Path, Path], expected: list[int], mode: pb.CacheMode
 ) -> None:
-    """They are loaded first, under the name that their file was known by; the untouched copy answers as ever."""
+    """They are loaded first, under the old key of their file. The untouched copy still gives its own answers."""
     rewritten, untouched = pair
     cache = pb.CacheOptions(mode=mode)
     names: list[str] = []
@@ -119,7 +119,7 @@ def test_weights_that_were_rewritten_through_a_mapping_poison_no_other_directory
 
 
 def _until_waiting(harness: Harness, count: int) -> None:
-    """Let so many calls wait for one load, of which no slice is done meanwhile."""
+    """Let so many calls wait for the same load, without a slice of it."""
     jobs = harness.engine._models._loads._jobs
     while not any(len(job.tickets) == count for job in jobs.values()):
         harness._inbox.get(timeout=PATIENCE)()
@@ -129,7 +129,7 @@ def _until_waiting(harness: Harness, count: int) -> None:
 def test_two_who_share_a_load_by_name_do_not_share_its_misnamed_file(
     harness: Harness, pair: tuple[Path, Path], expected: list[int]
 ) -> None:
-    """The load of the rewritten one is begun for both; each gets its own answer, and neither an error."""
+    """Both wait for the load of the rewritten copy. Each call gets the answer of its own copy, and no error."""
     rewritten, untouched = pair
     for path in pair:
         _estimated(harness, path)
@@ -153,7 +153,7 @@ def test_two_who_share_a_load_by_name_do_not_share_its_misnamed_file(
 def test_a_draft_model_that_was_rewritten_is_looked_for_again(
     harness: Harness, folder: Path, expected: list[int]
 ) -> None:
-    """The call goes on; the draft guesses worse, and the answer is the model's own."""
+    """The call goes on. The draft guesses worse, and the answer is that of the model."""
     draft = copy_of_embedded(folder)
     names: list[str] = []
     weights, content = draft / "model.safetensors", _other_weights(draft)
@@ -169,7 +169,7 @@ def test_a_draft_model_that_was_rewritten_is_looked_for_again(
 def test_a_blob_of_the_hub_whose_content_is_not_its_name_is_another_model(
     harness: Harness, folder: Path, expected: list[int]
 ) -> None:
-    """It bears the name of the sound weights, and is loaded before those are."""
+    """It has the name of the sound weights, and is loaded before them."""
     sound = copy_of_embedded(folder, "sound")
     snapshot = folder / "models--org--name" / "snapshots" / ("a" * 40)
     shutil.copytree(sound, snapshot)
@@ -201,7 +201,7 @@ def test_two_directories_of_the_same_content_are_still_one_model(harness: Harnes
 
 
 def test_what_was_learnt_of_a_file_outlives_its_wrong_name(tmp_path: Path) -> None:
-    """Also if it was written to just now: then nothing is remembered, and neither is the name believed again."""
+    """A file that was written just now is no exception: its digest is not kept, and its name is not trusted again."""
     blob = tmp_path / "blobs" / ("ab" * 32)
     blob.parent.mkdir()
     blob.write_bytes(b"other")

@@ -1,4 +1,4 @@
-"""Files of a model that are no files: the call ends with an error that names the file, and other models go on."""
+"""A model directory with FIFOs, devices and links: the call fails with the name of the file, and other models go on."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _put(folder: Path, name: str, kind: Callable[[Path], None]) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_fifo_in_one_model_is_refused_by_name_and_other_models_go_on(client: Client, folder: Path, name: str) -> None:
-    """It would have been waited for by a library: with a lock held, on a thread of a pool, or on that of MLX."""
+    """A library would have waited for it: with a lock held, on a thread of a pool, or on the MLX thread."""
     model = copy_of_embedded(folder)
     _put(model, name, _fifo)
 
@@ -100,7 +100,7 @@ def test_a_fifo_in_one_model_is_refused_by_name_and_other_models_go_on(client: C
 def test_what_is_no_regular_file_is_no_tokenizer_and_other_models_go_on(
     client: Client, folder: Path, says: str
 ) -> None:
-    """Whatever it is; a link to /dev/zero would have filled the memory."""
+    """A link to /dev/zero would have filled the memory."""
     model = copy_of_embedded(folder)
     _put(model, "tokenizer.json", KINDS[says])
 
@@ -136,7 +136,7 @@ def test_what_is_no_regular_file_is_no_model(tmp_path: Path, name: str, says: st
 
 
 def test_no_more_is_read_than_may_be_whatever_the_size_is_said_to_be(tmp_path: Path) -> None:
-    """The kernel's own files say that they are empty, and hold something."""
+    """The size of the kernel's own files is 0, and they have content."""
     file = tmp_path / "tokenizer.json"
     file.write_bytes(bytes(1001))
 
@@ -153,7 +153,7 @@ def test_no_more_is_read_than_may_be_whatever_the_size_is_said_to_be(tmp_path: P
 def test_a_file_that_grows_while_it_is_copied_is_copied_up_to_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one does that something appends to as fast as it is read."""
+    """A process may append to a file as fast as it is read."""
     monkeypatch.setattr(model_files, "SMALL_BYTES", 10_000)
     monkeypatch.setattr(model_files, "_PIECE", 100)
     model = write_model(tmp_path / "model")
@@ -208,7 +208,7 @@ def test_a_model_of_endless_small_files_is_not_copied(
 def test_libraries_get_a_private_copy_without_code_links_or_weights(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is gone once they have read it."""
+    """The copy is removed when they have read it."""
     model = copy_of_embedded(folder)
     (model / "tokenization_evil.py").write_text("raise SystemExit")
     (model / "vocab.txt").symlink_to(model / "config.json")
@@ -236,7 +236,7 @@ def test_libraries_get_a_private_copy_without_code_links_or_weights(
 
 @pytest.mark.parametrize("name", [*FILES, *ADAPTER_FILES])
 def test_a_link_that_leads_out_of_model_roots_is_refused_for_every_file(folder: Path, name: str) -> None:
-    """A link within them is not."""
+    """A link within the roots is not refused."""
     roots, outside = folder / "roots", folder / "outside"
     for place in (roots, outside):
         place.mkdir()
@@ -300,7 +300,7 @@ def test_links_of_a_hub_snapshot_into_its_blobs_are_legal_and_others_are_not(tmp
 def test_a_fifo_in_the_cache_of_the_hub_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """huggingface_hub opens these itself."""
+    """huggingface_hub opens these files itself."""
     from huggingface_hub import constants
 
     from daemon.cache.hub import snapshot

@@ -1,4 +1,4 @@
-"""Models that say one size and take another, and models too large to be read at all."""
+"""Models with another size in memory than on disk, and models that are too large to be read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BUDGET_MB = 64
 
 @pytest.fixture(name="small")
 def _small(tmp_path: Path) -> Iterator[Harness]:
-    """Return an engine with a small budget, and check afterwards that nothing is held and memory kept to it."""
+    """Return an engine with a small budget. Check afterwards that it kept the budget and has nothing in use."""
     harness = Harness(state_dir=tmp_path / "state", model_cache_mb=BUDGET_MB)
     harness.run(pb.GetOrLoadRequest(model="embedded"))
     mx.reset_peak_memory()
@@ -43,7 +43,7 @@ def _small(tmp_path: Path) -> Iterator[Harness]:
 
 @contextmanager
 def _unread() -> Iterator[None]:
-    """Make reading of weights take for ever within the block."""
+    """Let reading of weights take for ever in a block."""
     endless = threading.Event()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("daemon.cache.digests._sha256", lambda *_: endless.wait())
@@ -62,7 +62,7 @@ def _adapter(path: Path, rank: int, weights: bytes) -> str:
 
 
 def _sparse(path: Path, nbytes: int) -> str:
-    """Write a model whose weights are one tensor of zeros that take no place on the disk."""
+    """Write a model with a single tensor of zeros, which take no place on the disk."""
     copy_of_embedded(path.parent, path.name)
     header = safetensors({"weight": {"dtype": "U8", "shape": [nbytes >> 20, MIB], "data_offsets": [0, nbytes]}})
     (path / "model.safetensors").write_bytes(header)
@@ -72,7 +72,7 @@ def _sparse(path: Path, nbytes: int) -> str:
 
 @pytest.mark.parametrize("rank", [150_000, 2**31 - 1])
 def test_an_adapter_of_ten_bytes_takes_no_gigabytes(small: Harness, tmp_path: Path, rank: int) -> None:
-    """Its rank makes it 2.3 GB, or more than 64 bits can count. Weighed when it is built, refused before it is made."""
+    """Its rank makes it 2.3 GB, or more than 64 bits can count. It is weighed before it takes memory."""
     empty = safetensors({})
     assert len(empty) == 10
     adapter = _adapter(tmp_path / "adapter", rank, empty)
@@ -85,7 +85,7 @@ def test_an_adapter_of_ten_bytes_takes_no_gigabytes(small: Harness, tmp_path: Pa
 
 
 def test_an_adapter_without_its_tensors_is_corrupt_and_not_random(small: Harness, tmp_path: Path) -> None:
-    """mlx-lm would leave random numbers in their place, and each load would answer something else."""
+    """mlx-lm would leave random numbers in their place, and each load would give another answer."""
     adapter = _adapter(tmp_path / "adapter", 4, safetensors({}))
 
     failure = small.run(pb.GetOrLoadRequest(model="embedded", adapter=adapter)).failure
@@ -95,7 +95,7 @@ def test_an_adapter_without_its_tensors_is_corrupt_and_not_random(small: Harness
 
 
 def test_others_make_room_for_what_an_adapter_really_takes(tmp_path: Path) -> None:
-    """Most of it is built and in no file: the victim goes before that, so that the peak is within the budget."""
+    """Most of it is built, and not in a file. The victim is evicted before, so that the peak is within the budget."""
     harness = Harness(state_dir=tmp_path / "state", model_cache_mb=90)
     idle = str(wide_model(tmp_path, "idle", 1))
     assert harness.run(pb.GetOrLoadRequest(model=idle)).info.size_bytes > 30 * MIB
@@ -104,7 +104,7 @@ def test_others_make_room_for_what_an_adapter_really_takes(tmp_path: Path) -> No
 
     failure = harness.run(pb.GetOrLoadRequest(model="embedded", adapter=adapter)).failure
 
-    assert failure.reason == "MODEL_CORRUPT", failure  # its tensors are not there, which is looked at with room for it
+    assert failure.reason == "MODEL_CORRUPT", failure  # its tensors are missing: found once there is room for it
     assert harness.models == 0
     assert mx.get_peak_memory() < 90 * MIB
     harness.settle()
@@ -127,7 +127,7 @@ def test_others_make_room_for_what_an_adapter_really_takes(tmp_path: Path) -> No
 def test_a_configuration_of_a_giant_over_small_files_takes_no_memory(
     small: Harness, tmp_path: Path, config: dict[str, Any]
 ) -> None:
-    """Its layers are promises until they are evaluated, and files that do not fit are found before."""
+    """Its layers take no memory until they are evaluated. Files that do not fit are found before."""
     model = copy_of_embedded(tmp_path, **config)
 
     failure = small.run(pb.GetOrLoadRequest(model=str(model))).failure
@@ -137,7 +137,7 @@ def test_a_configuration_of_a_giant_over_small_files_takes_no_memory(
 
 
 def test_tables_that_a_model_computes_for_itself_count_too(small: Harness, tmp_path: Path) -> None:
-    """They are in no file: here the frequencies of a rotation over more dimensions than a head has."""
+    """They are not in a file: here, the frequencies of a rotation over more dimensions than a head has."""
     model = random_model(tmp_path, "qwen3_next")
     config = json.loads((model / "config.json").read_text())
     config["rope_scaling"] = {"rope_type": "llama3", "factor": 8.0}
@@ -167,7 +167,7 @@ def test_tables_that_a_model_computes_for_itself_count_too(small: Harness, tmp_p
 def test_a_configuration_of_countless_parts_is_refused_after_so_many(
     small: Harness, tmp_path: Path, config: dict[str, Any]
 ) -> None:
-    """Each costs Python, before any weight could be compared."""
+    """Each layer costs time in Python, before any weight could be compared."""
     model = copy_of_embedded(tmp_path, **config)
 
     failure = small.run(pb.GetOrLoadRequest(model=str(model))).failure
@@ -177,7 +177,7 @@ def test_a_configuration_of_countless_parts_is_refused_after_so_many(
 
 
 def test_what_is_weighed_is_what_is_loaded(tmp_path: Path) -> None:
-    """For a model whose files are what it takes, to the byte."""
+    """The files of this model have exactly the bytes that it takes."""
     harness = Harness(state_dir=tmp_path / "state")
     model = str(wide_model(tmp_path, "m", 1))
     (weighed,) = [step.needs for step in loader.load(identify("m", Path(model)), 0, lambda: 0.0) if step.needs]
@@ -190,7 +190,7 @@ def test_what_is_weighed_is_what_is_loaded(tmp_path: Path) -> None:
 def test_a_hundred_gigabytes_are_refused_or_estimated_without_being_read(
     small: Harness, tmp_path: Path, estimate: bool
 ) -> None:
-    """Sizes come from the file system and the header. Reading takes long; here it would take for ever."""
+    """Sizes come from the file system and the header. Reading would take for ever here."""
     model = _sparse(tmp_path / "large", 100 << 30)
 
     with _unread():
@@ -205,7 +205,7 @@ def test_a_hundred_gigabytes_are_refused_or_estimated_without_being_read(
 
 
 def test_a_damaged_header_is_found_before_the_rest_is_read(tmp_path: Path) -> None:
-    """In the last of many files, of which the first are whole."""
+    """The last of many files is damaged, and the first are whole."""
     harness = Harness(state_dir=tmp_path / "state")
     model = Path(_sparse(tmp_path / "large", 4 << 30))
     (model / "model.safetensors").rename(model / "model-1.safetensors")
@@ -221,10 +221,10 @@ def test_a_damaged_header_is_found_before_the_rest_is_read(tmp_path: Path) -> No
 
 class Disk:
     """
-    Models that have to be read to be named: giants until a test lets them go, the small one at once.
+    A disk with giant models, which are read until the test lets them end, and a small model.
 
     Attributes:
-        reading: Released for each giant that is being read.
+        reading: Released for each giant that begins to be read.
         go_on: Lets the giants end.
     """
 
@@ -237,7 +237,7 @@ class Disk:
         self._small = identify("small", copy_of_embedded(folder))
 
     def resolve(self, wanted: Wanted, watcher: Watcher | None = None) -> ModelSource:
-        """Find a model, which takes long."""
+        """Find a model. A giant takes until the test lets it end."""
         giant = wanted.name.startswith("/giant")
         if watcher is None:
             raise TakesLong(GIANT_BYTES + 1 if giant else 1 << 30)
@@ -254,7 +254,7 @@ class Disk:
 
 
 def test_a_small_model_does_not_queue_behind_giants(tmp_path: Path) -> None:
-    """However many giants are being read: one thread is left, and all giants have their turn."""
+    """A thread is left for it, however many giants are read. Each giant gets its turn."""
     harness = Harness(state_dir=tmp_path / "state")
     disk = Disk(tmp_path)
     harness.engine._services.lookup._resolver = disk  # type: ignore[assignment]  # what the finder needs of one
@@ -272,7 +272,7 @@ def test_a_small_model_does_not_queue_behind_giants(tmp_path: Path) -> None:
 
 
 def test_giants_that_nobody_waits_for_any_more_give_their_place_back(tmp_path: Path) -> None:
-    """Those that run and those that have not begun."""
+    """Both running lookups and waiting ones end."""
     harness = Harness(state_dir=tmp_path / "state")
     disk = Disk(tmp_path)
     harness.engine._services.lookup._resolver = disk  # type: ignore[assignment]  # what the finder needs of one

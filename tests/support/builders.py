@@ -10,8 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from daemon.cache.entry import Loaded, Progress, Stage, Ticket
 from daemon.cache.limits import ModelLimits
+from daemon.cache.load import Loaded, Progress, Stage, Ticket
 from daemon.cache.model_cache import ModelCache
 from daemon.shared.errors import Reason, SidecarError
 

@@ -1,4 +1,23 @@
-"""A model's module, assembled in a few pieces: Python alone, which for hundreds of layers takes tenths of a second."""
+"""
+Assembles a model's module in a few pieces: mlx-lm does it, with arrays that the daemon has opened itself.
+
+The function `load_model` of mlx-lm reads a directory. It constructs the module, adapts the weights to it (`sanitize`),
+quantises layers with quantised weights, and assigns the weights. It has two faults for a daemon. It opens the weight
+files by name, and may get other files than those that were checked. And it does everything at once: for hundreds of
+layers that is some tenths of a second of Python, while running streams wait.
+
+A copy of its code would have to follow each of its releases. So `load_model` is called with a private directory, which
+has the model's descriptions and no weights, and with a constructor of our own. That changes what happens at three
+points::
+
+    load_model                     here
+    constructs the module          the module was constructed before, in a piece of its own
+    model.sanitize(its weights)    `sanitize` gets the arrays of `Reading` instead
+    model.load_weights(weights)    they are noted only, and assigned afterwards, in a piece of their own
+
+The methods `sanitize` and `load_weights` are replaced on that instance, and only during the call. A subclass with
+these methods would change the class of the module for good.
+"""
 
 from __future__ import annotations
 
@@ -19,52 +38,65 @@ from daemon.cache.model_files import private_folder
 from daemon.shared.slices import SHORT, Sliced
 
 _NO_TENSORS = b"\2\0\0\0\0\0\0\0{}"
-"""A safetensors file: mlx-lm adds the layers of an adapter, and the weights are not read by it."""
+"""A safetensors file without tensors: mlx-lm adds the layers of an adapter only if it finds its file."""
+
+_ADAPTER_PARAMETERS = {"lora_a", "lora_b", "m"}
+"""Parameters that an adapter adds to a layer, by the ends of their names."""
+
+Weights = dict[str, mx.array]
+"""Arrays by name."""
 
 
 def assembling(source: ModelSource, reading: Reading) -> Sliced[Any]:
     """
-    Do what mlx-lm does to load a model, a piece for each `next`, and return the module with lazy weights.
+    Assemble a model's module with its adapter, a piece for each `next`, and return it.
 
-    mlx-lm is given the descriptions that the model's key was made of, in a directory of our own, and the arrays of
-    `reading`. It opens no file of the model. Headers are read, weights are not. What it raises passes through.
+    Its arrays are lazy: headers are read, weights are not. No file of the model is opened by mlx-lm. It gets a private
+    directory with the descriptions that the model's key was made of, and the arrays of `reading`. Its exceptions pass
+    through.
 
     Raises:
         TooManyModulesError: If the configuration asks for more modules than any model has.
     """
-    model = yield from _in_pieces(source, reading)
+    model = yield from _base_model(source, reading)
     if source.adapter_weights is not None:
         yield SHORT
-        with private_folder(source.path.name) as folder:
-            (folder / "adapter_config.json").write_text(json.dumps(source.adapter_config))
-            (folder / "adapters.safetensors").write_bytes(_NO_TENSORS)
-            with bounded_modules():
-                model = load_adapters(model, str(folder))
-        adapter = reading.adapter()
-        _refuse_other_parameters(model, source.adapter_config, adapter)
-        model.load_weights(list(adapter.items()), strict=False)
-        model.eval()
+        model = _with_adapter(model, source, reading)
     return model
 
 
-def refuse_partial_adapter(model: Any, config: dict[str, Any], names: Collection[str]) -> None:
-    """
-    Refuse an adapter without some of the tensors that its configuration asks for: mlx-lm leaves random numbers there.
+def _base_model(source: ModelSource, reading: Reading) -> Sliced[Any]:
+    """Construct the module, have `load_model` make the rest of it, and assign the weights: a piece each."""
+    with _described(source) as folder:
+        config = load_config(folder)
+    model_class, arguments_class = _get_classes(config)
+    expected_arguments = arguments_class.from_dict(config)
+    with bounded_modules():
+        constructed = model_class(expected_arguments)
+    yield SHORT
+    weights = reading.model()
+    assignments: list[Any] = []
 
-    Args:
-        model: The module, with the adapter's layers.
-        config: The adapter's adapter_config.json.
-        names: Names of the tensors that the adapter has.
+    def construct(arguments: Any) -> Any:
+        # `load_model` may complete the configuration: then the module must be constructed anew.
+        model = constructed if arguments == expected_arguments else model_class(arguments)
+        model.sanitize = _sanitizing(weights, getattr(model, "sanitize", None))
+        model.load_weights = lambda weights, strict: assignments.append(weights)
+        return model
 
-    Raises:
-        ValueError: With the number of those that are missing, and the first.
-    """
-    if config.get("fine_tune_type") == "full":
-        return
-    leaves = (name for name, _ in tree_flatten(model.parameters()))
-    missing = [name for name in leaves if name.rpartition(".")[2] in _ADAPTED and name not in names]
-    if missing:
-        raise ValueError(f"the adapter lacks {len(missing)} tensors that its configuration has, first {missing[0]}")
+    with _described(source) as folder, bounded_modules():
+        model, _ = load_model(
+            folder,
+            lazy=True,
+            strict=False,  # the directory has no weights
+            trust_remote_code=False,
+            get_model_classes=lambda config: (construct, arguments_class),
+        )
+    del model.load_weights, model.sanitize
+    yield SHORT
+    for assigned in assignments:
+        model.load_weights(assigned, strict=True)
+    return model
 
 
 @contextmanager
@@ -77,64 +109,41 @@ def _described(source: ModelSource) -> Iterator[Path]:
         yield folder
 
 
-def _in_pieces(source: ModelSource, reading: Reading) -> Sliced[Any]:
-    """
-    Let `load_model` do it, but for its longest parts: the layers are constructed before it, weights assigned after it.
+def _sanitizing(weights: Weights, sanitize: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return a `sanitize` for `load_model` that adapts `weights` instead of the weights that it gets."""
 
-    It constructs them itself if it asks for others.
-    """
-    with _described(source) as folder:
-        config = load_config(folder)
-    model_class, arguments_class = _get_classes(config)
-    expected = arguments_class.from_dict(config)
-    with bounded_modules():
-        constructed = model_class(expected)
-    yield SHORT
-    weights = reading.model()
-    assignments: list[Any] = []
-
-    def construct(arguments: Any) -> Any:
-        model = constructed if arguments == expected else model_class(arguments)
-        model.sanitize = _given(weights, getattr(model, "sanitize", None))
-        model.load_weights = lambda weights, strict: assignments.append(weights)
-        return model
-
-    with _described(source) as folder, bounded_modules():
-        model, _ = load_model(
-            folder,
-            lazy=True,
-            strict=False,  # there are no weights in it
-            trust_remote_code=False,
-            get_model_classes=lambda config: (construct, arguments_class),
-        )
-    del model.load_weights, model.sanitize
-    yield SHORT
-    for assigned in assignments:
-        model.load_weights(assigned, strict=True)
-    return model
-
-
-def _given(weights: dict[str, mx.array], sanitize: Callable[..., Any] | None) -> Callable[..., Any]:
-    """Return what `load_model` calls to adapt the weights that it has read: it gets those that were read for it."""
-
-    def sanitized(_: dict[str, mx.array]) -> Any:
+    def sanitized(_: Weights) -> Any:
         given = dict(weights)
-        weights.clear()  # what it leaves out is let go of
+        weights.clear()  # arrays that `sanitize` leaves out are not kept in memory by this dictionary
         return given if sanitize is None else sanitize(given)
 
     return sanitized
 
 
-def _refuse_other_parameters(model: Any, config: dict[str, Any], weights: dict[str, mx.array]) -> None:
+def _with_adapter(model: Any, source: ModelSource, reading: Reading) -> Any:
+    """Add the layers of an adapter to a model, and assign their weights."""
+    with private_folder(source.path.name) as folder:
+        (folder / "adapter_config.json").write_text(json.dumps(source.adapter_config))
+        (folder / "adapters.safetensors").write_bytes(_NO_TENSORS)
+        with bounded_modules():
+            model = load_adapters(model, str(folder))
+    weights = reading.adapter()
+    _refuse_other_parameters(model, source.adapter_config, weights)
+    model.load_weights(list(weights.items()), strict=False)
+    model.eval()
+    return model
+
+
+def _refuse_other_parameters(model: Any, config: dict[str, Any], weights: Weights) -> None:
     """
-    Refuse weights of an adapter that are none of its layers, as mlx-lm does for files that it reads itself.
+    Refuse weights of an adapter that do not belong to its layers, as mlx-lm does for files that it reads itself.
 
     Raises:
         ValueError: With their names.
     """
     parameters = dict(tree_flatten(model.parameters()))
     if config.get("fine_tune_type", "lora") != "full":
-        parameters = {name: one for name, one in parameters.items() if name.rpartition(".")[2] in _ADAPTED}
+        parameters = {name: array for name, array in parameters.items() if _is_of_adapter(name)}
     errors = [
         f"{name} {array.shape}" for name, array in weights.items()
         if name not in parameters or array.shape != parameters[name].shape
@@ -143,5 +152,25 @@ def _refuse_other_parameters(model: Any, config: dict[str, Any], weights: dict[s
         raise ValueError(f"the adapter has tensors that do not fit its layers: {', '.join(errors)}")
 
 
-_ADAPTED = {"lora_a", "lora_b", "m"}
-"""Parameters that an adapter brings along, by the ends of their names."""
+def refuse_partial_adapter(model: Any, config: dict[str, Any], names: Collection[str]) -> None:
+    """
+    Refuse an adapter without some of the tensors that its configuration asks for: mlx-lm leaves random numbers there.
+
+    Args:
+        model: The module, with the adapter's layers.
+        config: The adapter's adapter_config.json.
+        names: Names of the tensors that the adapter has.
+
+    Raises:
+        ValueError: With the number of missing tensors, and the first of them.
+    """
+    if config.get("fine_tune_type") == "full":
+        return
+    parameters = (name for name, _ in tree_flatten(model.parameters()))
+    missing = [name for name in parameters if _is_of_adapter(name) and name not in names]
+    if missing:
+        raise ValueError(f"the adapter lacks {len(missing)} tensors that its configuration has, first {missing[0]}")
+
+
+def _is_of_adapter(name: str) -> bool:
+    return name.rpartition(".")[2] in _ADAPTER_PARAMETERS

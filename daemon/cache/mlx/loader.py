@@ -1,59 +1,68 @@
 """
-Loads a model in slices that fit between engine steps. With its assembly and its warm-up, the only part of the model
-cache that touches MLX.
+Loads a model in slices that fit between engine steps.
+
+From a checked model on disk to a model that requests can use:
+
+1. **Assemble** (`assembly.py`): mlx-lm constructs the module. Its arrays are promises: headers were read, weights not.
+2. **Weigh** (`module_size.py`): the module's shapes give the bytes that it needs. The load pauses until there is room.
+3. **Read** (`weights.py`): the arrays are evaluated in the order of their files, a slice at a time. Threads hash the
+   memory that was read into (`hashing.py`).
+4. **Compute**: arrays that mlx-lm derives from weights, or adds, are evaluated in slices too.
+5. **Self-test**: a first forward pass finds the layout of the KV cache. It is proven that a restored cache and a
+   batch compute the same tokens, or the model gets neither reuse nor batches. Hashing goes on meanwhile.
+6. **Warm up** (`warm_up.py`), if that is configured.
+7. **Compare** the digests with those that the model's key was made of. If a file differs, the load fails, and the
+   file is known by its new digest from then on: KV must never be stored under the key of other weights.
+
+The load is a generator on the MLX thread. To close it, or an error, drops all arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import structlog
 from mlx_lm import models
 from mlx_lm.utils import MODEL_REMAPPING
 
-from daemon.cache.digests import SETTLED_NS, Rest, Stamp
-from daemon.cache.entry import Loaded, Progress, Stage
+from daemon.cache.callbacks import Rest, ignore
+from daemon.cache.digests import SETTLED_NS, Stamp
 from daemon.cache.identity import ModelSource
+from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
+from daemon.cache.mlx.load_errors import load_errors
 from daemon.cache.mlx.module_size import arrays, nbytes
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
-from daemon.cache.mlx.weights import Found, Reading
+from daemon.cache.mlx.weights import FileDigest, Reading
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
 from daemon.kv.mlx.layerwise import Pass, forward_layerwise
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.self_test import probing, proving
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
-from daemon.shared.machine_faults import machine_fault
+from daemon.shared.slices import Sliced
+
+R = TypeVar("R")
 
 log = structlog.get_logger()
 
 SLICE_BYTES = 1 << 30
-"""Most bytes of weights evaluated between two engine steps; see `Pace`."""
-
-
-_MOST_SAID = 500
-"""Characters of what a library says: some list every tensor that is missing."""
-_UNREAD = ("[read] Unable to read", "[load_safetensors] Failed to open")
-"""How MLX begins if a file cannot be read or opened; it does not say why. Its header and its size were right."""
+"""Most bytes of weights evaluated between two engine steps, whatever the disk can do; see `Pace`."""
 
 Learn = Callable[[Path, Stamp, str], None]
-"""Called with a file, its state before it was read, and the SHA-256 of what was read; see `Digests.learn`."""
-
-
-def _forget(file: Path, stamp: Stamp, digest: str) -> None:
-    """Keep nothing in mind."""
+"""Gets a file, its stamp before it was read, and the SHA-256 of the bytes that were read; see `Digests.learn`."""
 
 
 class MisnamedError(SidecarError):
     """
-    What was loaded is not what the key names. From now on its files are known by what they hold: ask for it again.
+    The weights that were loaded are not those that the key names. Their files are known by their content from now on:
+    look the model up again.
 
     Args:
         name: The model's name.
@@ -74,7 +83,7 @@ class LoadedModel:
     A model in memory.
 
     Attributes:
-        source: What was loaded.
+        source: The model on disk that was loaded.
         model: mlx-lm's module. Only the MLX thread may touch it.
         layout: How it keeps its KV.
         nbytes: Bytes of its weights.
@@ -92,147 +101,124 @@ class LoadedModel:
     warmup_time: float = 0.0
 
 
+_Slices = Generator[Progress, None, R]
+"""Work that reports its progress after each slice, and returns a result."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Slicer:
+    """
+    Cuts work into slices.
+
+    Attributes:
+        clock: Returns seconds that never go back.
+        seconds: Returns how long a slice may take now.
+    """
+
+    clock: Callable[[], float]
+    seconds: Callable[[], float]
+
+    def run(self, work: Sliced[R], progress: Progress) -> _Slices[R]:
+        """Do work in slices, reporting the same progress after each."""
+        return paced(work, progress, self.clock, self.seconds)
+
+
+def supported(model_type: str) -> bool:
+    """Return whether mlx-lm has a module for a model_type. Not every module is a model: building it may still fail."""
+    return MODEL_REMAPPING.get(model_type, model_type) in _module_names()
+
+
+@cache
+def _module_names() -> frozenset[str]:
+    return frozenset(file.stem for folder in models.__path__ for file in Path(folder).glob("*.py"))
+
+
 def load(
     source: ModelSource,
     warmup_tokens: int,
     clock: Callable[[], float],
     seconds: Callable[[], float] = lambda: SLICE_SECONDS,
-    learn: Learn = _forget,
-    rest: Rest | None = None,
+    learn: Learn = ignore,
+    rest: Rest = ignore,
     room: Callable[[], object] = lambda: None,
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """
-    Load a model, one slice for each `next`; the generator returns the model. Closing it abandons the load.
+    Load a model, a slice for each `next`; the generator returns the model. Closing it abandons the load.
 
-    A slice takes about `seconds()`; no less than one array of weights, one layer of a forward pass of a block, or
-    one of the few pieces in which the module is assembled.
+    A slice takes about `seconds()`. It cannot be less than an array of weights, a layer of a forward pass over a block,
+    or a piece of the module's assembly.
 
     Args:
-        source: What to load.
+        source: The model on disk.
         warmup_tokens: Tokens of the warm-up; 0 for none.
-        clock: Seconds that never go back.
-        seconds: Tells how long running streams may wait now.
-        learn: Told of each file that holds something else than expected; see `Digests.learn`.
-        rest: What the threads take that hash what is read; see `Hashing`.
-        room: Called once what the model needs is told and granted, before anything of it takes memory.
+        clock: Returns seconds that never go back.
+        seconds: Returns how long running streams may wait now.
+        learn: Gets each file with another content than expected; see `Digests.learn`.
+        rest: Called by the threads that hash; see `Hashing`.
+        room: Called when the bytes that the model needs were reported and granted, before any of them is taken.
 
     Raises:
-        MisnamedError: If what was loaded is not what the key names.
+        MisnamedError: If the weights are not those that the key names.
         SidecarError: MODEL_UNSUPPORTED or MODEL_CORRUPT; MACHINE_EXHAUSTED or MACHINE_FAULT if it is not the model.
     """
-    reading = Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)
-    with closing(reading):
-        return (yield from _load(source, reading, warmup_tokens, clock, seconds, learn, room))
+    slicer = _Slicer(clock, seconds)
+    with closing(Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)) as reading:
+        model, needed, computed = yield from _weighed(source, reading, slicer)
+        room()
+        yield from _evaluate(source, model, computed, reading, slicer)
+        progress = _loading(max(needed, reading.done), source.size_bytes)
+        loaded = yield from _tested(source, model, needed, progress, slicer)
+        if warmup_tokens:
+            progress = Progress(Stage.WARMING_UP)
+            yield progress
+            loaded = yield from _warmed_up(loaded, warmup_tokens, progress, slicer)
+        # Last: the threads that hash have had the time of the self-tests and of the warm-up.
+        digests = yield from slicer.run(reading.digests(seconds), progress)
+        _refuse_misnamed(source, digests, learn)
+        return Loaded(loaded, needed)
 
 
-def _load(
-    source: ModelSource,
-    reading: Reading,
-    warmup_tokens: int,
-    clock: Callable[[], float],
-    seconds: Callable[[], float],
-    learn: Learn,
-    room: Callable[[], object],
-) -> Generator[Progress, None, Loaded[LoadedModel]]:
-    begun = _progress(0, source.size_bytes)
-    with _refusing(source):
-        model = yield from paced(assembling(source, reading), begun, clock, seconds)
+def _weighed(source: ModelSource, reading: Reading, slicer: _Slicer) -> _Slices[tuple[Any, int, list[mx.array]]]:
+    """
+    Assemble the module, and report the bytes that it needs.
+
+    Returns:
+        The module, these bytes, and those of its arrays that are not read from files.
+    """
+    progress = _loading(0, source.size_bytes)
+    with load_errors(source):
+        model = yield from slicer.run(assembling(source, reading), progress)
     everything = arrays(model)
-    done = nbytes(everything)
-    yield replace(begun, needs=done)
-    room()
-    if source.adapter_weights is not None:
-        with _refusing(source):
+    needed = nbytes(everything)
+    yield replace(progress, needs=needed)
+    return model, needed, reading.others(everything)
+
+
+def _evaluate(
+    source: ModelSource, model: Any, computed: list[mx.array], reading: Reading, slicer: _Slicer
+) -> _Slices[None]:
+    """Read the weights, and compute the other arrays, in slices. Empties `computed`."""
+    with load_errors(source):
+        if source.adapter_weights is not None:
             refuse_partial_adapter(model, source.adapter_config, reading.adapter_names)
-    computed = reading.others(everything)
-    del everything
-    with _refusing(source):
         for _ in reading.read():
-            yield _progress(reading.done, source.size_bytes)
-    yield _progress(reading.done, source.size_bytes)
-    pace = Pace(SLICE_BYTES, seconds)
-    for piece in _slices(computed, pace):
-        failpoint("load.slice")
-        began = clock()
-        with _refusing(source):
+            yield _loading(reading.done, source.size_bytes)
+        yield _loading(reading.done, source.size_bytes)
+        pace = Pace(SLICE_BYTES, slicer.seconds)
+        for piece in _pieces(computed, pace):
+            failpoint("load.slice")
+            began = slicer.clock()
             mx.eval(piece)
-        pace.measured(nbytes(piece), clock() - began)
-        yield _progress(reading.done, source.size_bytes)
-    computed.clear()
-    loaded_all = _progress(max(done, reading.done), source.size_bytes)
-    with _refusing(source):
-        layout = yield from paced(probing(model), loaded_all, clock, seconds)
-        logits = yield from paced(_a_token(model, layout), loaded_all, clock, seconds)
-        joinable = yield from paced(proving(model), loaded_all, clock, seconds)
-    loaded = LoadedModel(source, model, layout, done, int(logits.shape[-1]), joinable)
-    last = loaded_all
-    if warmup_tokens:
-        last = Progress(Stage.WARMING_UP)
-        yield last
-        warmup = WarmUp(model, layout, warmup_tokens)
-        yield from paced(warm_up(warmup, clock), last, clock, seconds)
-        loaded = replace(loaded, warmup_time=warmup.seconds)
-    found = yield from paced(reading.found(seconds), last, clock, seconds)
-    _refuse_misnamed(source, found, learn)
-    return Loaded(loaded, done)
+            pace.measured(nbytes(piece), slicer.clock() - began)
+            yield _loading(reading.done, source.size_bytes)
+        computed.clear()
 
 
-def _progress(done: int, total: int) -> Progress:
-    return Progress(Stage.LOADING, done, max(done, total))
-
-
-@contextmanager
-def _refusing(source: ModelSource) -> Iterator[None]:
-    """Turn whatever mlx-lm raises into a refusal: what a wrong configuration or file makes it raise can be anything."""
-    try:
-        yield
-    except SidecarError:
-        raise
-    except Exception as error:
-        raise _refusal(source, error) from error
-
-
-def _refusal(source: ModelSource, error: Exception) -> SidecarError:
-    cannot = f"{source.name} cannot be loaded"
-    fault = machine_fault(error, cannot)
-    if fault is not None:
-        return fault
-    said = str(error)
-    if said.startswith(_UNREAD):
-        return SidecarError(
-            Reason.MACHINE_FAULT, f"{source.name} cannot be read: {_shortened(said)}; check the disk that it is on"
-        )
-    unsupported = isinstance(error, ValueError) and "not supported" in said
-    reason = Reason.MODEL_UNSUPPORTED if unsupported else Reason.MODEL_CORRUPT
-    what = f"{source.name} is not supported by this mlx-lm" if unsupported else cannot
-    return SidecarError(reason, f"{what}: {type(error).__name__}: {_shortened(said)}")
-
-
-def _shortened(said: str) -> str:
-    return said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]} …"
-
-
-def _refuse_misnamed(source: ModelSource, found: list[Found], learn: Learn) -> None:
-    """The key must name what was read, or its KV would be used with other weights."""
-    others = [one for one in found if not one.is_expected]
-    for one in others:
-        log.warning("a weight file holds other bytes than it was known by", file=one.expected.path.name)
-        learn(one.expected.path, one.stamp, one.digest)
-    if others:
-        names = ", ".join(one.expected.path.name for one in others)
-        raise MisnamedError(source.name, names)
-
-
-def _a_token(model: Any, layout: Layout) -> Pass:
-    """Compute logits in the way in which requests compute them: their width is the vocabulary's."""
-    return forward_layerwise(model, mx.array([[0]]), layout.new_cache(model, 1))
-
-
-def _slices(weights: list[mx.array], pace: Pace) -> Iterator[list[mx.array]]:
+def _pieces(computed: list[mx.array], pace: Pace) -> Iterator[list[mx.array]]:
     """Group arrays so that each group is at most a slice, or a single larger array."""
     piece: list[mx.array] = []
     size = 0
-    for array in weights:
+    for array in computed:
         if piece and size + array.nbytes > pace.nbytes:
             yield piece
             piece, size = [], 0
@@ -242,11 +228,41 @@ def _slices(weights: list[mx.array], pace: Pace) -> Iterator[list[mx.array]]:
         yield piece
 
 
-def supported(model_type: str) -> bool:
-    """Whether mlx-lm has a module for a model_type. Not every module is a model: building it may still fail."""
-    return MODEL_REMAPPING.get(model_type, model_type) in _modules()
+def _tested(source: ModelSource, model: Any, needed: int, progress: Progress, slicer: _Slicer) -> _Slices[LoadedModel]:
+    """Run the self-tests of a module with evaluated arrays, and return the model."""
+    with load_errors(source):
+        layout = yield from slicer.run(probing(model), progress)
+        logits = yield from slicer.run(_a_token(model, layout), progress)
+        joinable = yield from slicer.run(proving(model), progress)
+    return LoadedModel(source, model, layout, needed, int(logits.shape[-1]), joinable)
 
 
-@cache
-def _modules() -> frozenset[str]:
-    return frozenset(file.stem for folder in models.__path__ for file in Path(folder).glob("*.py"))
+def _a_token(model: Any, layout: Layout) -> Pass:
+    """Compute logits in the way in which requests compute them: their width is the vocabulary's."""
+    return forward_layerwise(model, mx.array([[0]]), layout.new_cache(model, 1))
+
+
+def _warmed_up(loaded: LoadedModel, tokens: int, progress: Progress, slicer: _Slicer) -> _Slices[LoadedModel]:
+    """Warm a model up, and return it with the time that this took."""
+    warmup = WarmUp(loaded.model, loaded.layout, tokens)
+    yield from slicer.run(warm_up(warmup, slicer.clock), progress)
+    return replace(loaded, warmup_time=warmup.seconds)
+
+
+def _refuse_misnamed(source: ModelSource, digests: list[FileDigest], learn: Learn) -> None:
+    """
+    Compare what was read with what the key names.
+
+    Raises:
+        MisnamedError: If a file differs. Its KV would be stored under the key of other weights.
+    """
+    misnamed = [file for file in digests if not file.is_expected]
+    for file in misnamed:
+        log.warning("a weight file holds other bytes than it was known by", file=file.expected.path.name)
+        learn(file.expected.path, file.stamp, file.digest)
+    if misnamed:
+        raise MisnamedError(source.name, ", ".join(file.expected.path.name for file in misnamed))
+
+
+def _loading(done: int, total: int) -> Progress:
+    return Progress(Stage.LOADING, done, max(done, total))  # arrays may take more than the files

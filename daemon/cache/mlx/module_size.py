@@ -1,4 +1,4 @@
-"""What a module is made of, told before any of it is evaluated: MLX's arrays are promises until then."""
+"""The size of a module before it takes memory: how many modules it has, which arrays, and how many bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 MOST_MODULES = 50_000
-"""Of one model. The largest that are known have a few thousand; as many as this cost some two seconds of Python."""
+"""Modules of a model. The largest known models have a few thousand; so many cost some two seconds of Python."""
 
 
 class TooManyModulesError(ValueError):
@@ -19,32 +19,41 @@ class TooManyModulesError(ValueError):
 
 
 def arrays(module: nn.Module) -> list[mx.array]:
-    """Return all arrays of a module, each once: its parameters, and what it computes for itself, such as tables."""
-    found: dict[int, mx.array] = {}
+    """
+    Return all arrays of a module, each once: its parameters, and arrays that it computes itself, such as tables.
+
+    A module is a dictionary of arrays, modules, lists and dictionaries. It is walked without recursion, because a
+    configuration says how deep it is.
+    """
+    by_id: dict[int, mx.array] = {}
     seen: set[int] = set()
     pending: list[Any] = [module]
     while pending:
         value = pending.pop()
         if isinstance(value, mx.array):
-            found.setdefault(id(value), value)
+            by_id.setdefault(id(value), value)
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             pending.extend(reversed(list(value.values() if isinstance(value, dict) else value)))
-    return list(found.values())
+    return list(by_id.values())
 
 
 def nbytes(of: Iterable[mx.array]) -> int:
-    """Return the bytes that arrays will take. What MLX itself says of large ones has overflown 64 bits."""
+    """Return the bytes that arrays will take. Not `array.nbytes`, which overflows for shapes beyond 64 bits."""
     return sum(prod(array.shape) * array.itemsize for array in of)
 
 
 @contextmanager
 def bounded_modules(most: int = MOST_MODULES) -> Iterator[None]:
     """
-    Let no more modules be constructed within the block. Only the MLX thread constructs any.
+    Bound the number of modules that are constructed in a block.
+
+    A configuration gives the number of layers in many places and nestings, and mlx-lm has a class for each
+    architecture. All their modules pass `nn.Module.__init__`, and MLX has no hook for it: so it is replaced for the
+    length of the block. The change is global, but only the MLX thread constructs modules.
 
     Raises:
-        TooManyModulesError: At the first one too many.
+        TooManyModulesError: At the first module too many.
     """
     construct = nn.Module.__init__
     left = most

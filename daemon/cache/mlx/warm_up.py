@@ -1,4 +1,4 @@
-"""Warm-up: a few discarded tokens after a load, so that the first request pays for no kernel or allocator start-up."""
+"""Warm-up: a few discarded tokens after a load, so that the first request does not pay for kernels and buffers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from daemon.shared.log_fields import cause
 from daemon.shared.slices import SHORT, Sliced
 
 PROMPT = tuple(range(1, 17))
-"""Any short prompt does; these ids are valid in every vocabulary worth the name."""
+"""Any short prompt does. These ids are valid in every vocabulary of a real model."""
 
 log = structlog.get_logger()
 
@@ -23,9 +23,11 @@ log = structlog.get_logger()
 @dataclass(slots=True)
 class WarmUp:
     """
-    One warm-up.
+    The state of a warm-up.
 
     Attributes:
+        model: mlx-lm's module.
+        layout: How it keeps its KV.
         tokens: Tokens to generate and discard.
         seconds: Time it took; set at its end.
     """
@@ -37,7 +39,7 @@ class WarmUp:
 
 
 def warm_up(warmup: WarmUp, clock: Callable[[], float]) -> Sliced[None]:
-    """Generate the tokens, a layer of one for each `next`. A failure is logged and ends it; none is raised."""
+    """Generate the tokens, a layer of a forward pass for each `next`. A failure is logged, and ends the warm-up."""
     started = clock()
     try:
         yield from _generate(warmup)

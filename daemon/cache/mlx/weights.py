@@ -1,8 +1,16 @@
 """
-Weights become arrays: in slices that fit between engine steps, in the order of their files, and hashed on the way.
+Reads weight files into arrays: in slices that fit between engine steps, in the order of the file, hashed on the way.
 
-What is hashed is the memory of the arrays themselves, so that a digest is that of what is computed with: a file can
-change without a trace while it is read, and before.
+A file is opened once and its header is read. `mx.load` gets the same descriptor and returns lazy arrays. Then, slice by
+slice, a few arrays that follow each other are evaluated, which reads them::
+
+    file:     | header | array | array | (gap) | array | array | (rest) |
+    read by:     here     MLX     MLX     here     MLX     MLX     here
+    hashed:   ------------------- in this order ------------------------>
+
+The threads of `Hashing` get the memory of the arrays themselves. So a digest is that of the bytes that requests are
+computed with. That holds even if the file changes while it is read, or changed before without a trace. Bytes that
+belong to no array are read for the digest alone: it is the digest of the whole file.
 """
 
 from __future__ import annotations
@@ -17,7 +25,8 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from daemon.cache.digests import Rest, Stamp
+from daemon.cache.callbacks import Rest, ignore
+from daemon.cache.digests import Stamp
 from daemon.cache.hashing import Hashing, Stream
 from daemon.cache.identity import ModelSource, WeightFile
 from daemon.cache.model_files import opened
@@ -32,19 +41,19 @@ _TYPES = {
     "U16": mx.uint16, "I16": mx.int16, "F16": mx.float16, "BF16": mx.bfloat16,
     "U32": mx.uint32, "I32": mx.int32, "F32": mx.float32, "U64": mx.uint64, "I64": mx.int64,
 }  # fmt: skip
-"""As mlx.core.load has them: of eight-bit floats it returns the bits."""
+"""Types of safetensors files and the types of the arrays that `mx.load` makes: it returns 8-bit floats as bits."""
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenedFile:
     """
-    A file whose header was read.
+    A file of which the header was read.
 
     Attributes:
-        expected: The file, and what it should hold.
-        stamp: Its state then.
-        head: Its bytes up to the first tensor.
-        tensors: Where each of its arrays begins and ends, from there on, in order, and the array.
+        expected: The file, and the digest that it should have.
+        stamp: Its stamp when it was opened.
+        head: Its bytes up to the data of the arrays.
+        tensors: Begin and end of each array, from there on, and the lazy array; in the order of the file.
     """
 
     expected: WeightFile
@@ -54,8 +63,15 @@ class _Open:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a file held: what was expected, its state before it was read, and the SHA-256 of what was read."""
+class FileDigest:
+    """
+    The digest of a file that was read.
+
+    Attributes:
+        expected: The file, and the digest that it should have.
+        stamp: Its stamp before it was read.
+        digest: The SHA-256 of the bytes that were read, in hexadecimal.
+    """
 
     expected: WeightFile
     stamp: Stamp
@@ -63,33 +79,34 @@ class Found:
 
     @property
     def is_expected(self) -> bool:
-        """Whether it is the content that its model is known by."""
+        """Whether the file has the content that the model's key was made of."""
         return self.digest == self.expected.digest
 
 
 class Reading:
     """
-    Reads the weights of one model. Close it.
+    Reads the weights of a model: `model` and `adapter` return lazy arrays, `read` evaluates them, `digests` waits for
+    their digests. Close it; the arrays stay usable.
 
     Args:
         source: The model.
-        pace: How many bytes make a slice.
-        clock: Seconds that never go back.
-        rest: What the threads that hash take; see `Hashing`.
+        pace: Says how many bytes a slice should have, and learns from each slice.
+        clock: Returns seconds that never go back.
+        rest: Called by the threads that hash; see `Hashing`.
 
     Attributes:
-        done: Bytes of weights that were read.
-        adapter_names: Names of the adapter's arrays, once they were returned.
+        done: Bytes of arrays that were read.
+        adapter_names: Names of the adapter's arrays; empty before `adapter` was called.
     """
 
-    def __init__(self, source: ModelSource, pace: Pace, clock: Callable[[], float], rest: Rest | None = None) -> None:
+    def __init__(self, source: ModelSource, pace: Pace, clock: Callable[[], float], rest: Rest = ignore) -> None:
         self._source = source
         self._pace = pace
         self._clock = clock
-        self._hashing = Hashing() if rest is None else Hashing(rest)
-        self._open: list[_Open] = []
-        self._hashed: list[tuple[_Open, Stream]] = []
-        self._begun = False
+        self._hashing = Hashing(rest)
+        self._unread: list[_OpenedFile] = []
+        self._hashed: list[tuple[_OpenedFile, Stream]] = []
+        self._has_begun = False
         self.done = 0
         self.adapter_names: frozenset[str] = frozenset()
 
@@ -115,39 +132,39 @@ class Reading:
         return tensors
 
     def others(self, arrays: Iterable[mx.array]) -> list[mx.array]:
-        """Return those of some arrays that `read` does not evaluate: they are computed from what is read, or new."""
-        own = {id(array) for file in self._open for _, _, array in file.tensors}
+        """Return those of some arrays that `read` does not evaluate, because they are computed from others, or new."""
+        own = {id(array) for file in self._unread for _, _, array in file.tensors}
         return [array for array in arrays if id(array) not in own]
 
     def read(self) -> Sliced[None]:
         """
-        Evaluate all arrays that were returned, a slice for each `next`, and let go of them.
+        Evaluate all arrays that `model` and `adapter` returned, a slice for each `next`, and drop the references.
 
         Raises:
             SidecarError: MODEL_CORRUPT if a file has become shorter.
             OSError: If a file cannot be read.
             RuntimeError: Likewise, from MLX.
         """
-        while self._open:
-            yield from self._read(self._open.pop(0))
+        while self._unread:
+            yield from self._read(self._unread.pop(0))
 
-    def found(self, seconds: Callable[[], float]) -> Sliced[list[Found]]:
-        """Return what each file held. Waits for the threads that hash, for `seconds()` at a time."""
+    def digests(self, seconds: Callable[[], float]) -> Sliced[list[FileDigest]]:
+        """Return the digests of all files. Waits for the threads that hash, for `seconds()` at a time."""
         while not self._hashing.wait(seconds()):
             yield LONG
-        return [Found(file.expected, file.stamp, stream.digest) for file, stream in self._hashed]
+        return [FileDigest(file.expected, file.stamp, stream.digest) for file, stream in self._hashed]
 
     def close(self) -> None:
-        """Stop, and let go of the memory."""
+        """Stop hashing, and drop the references to arrays and files."""
         self._hashing.close()
-        self._open.clear()
+        self._unread.clear()
 
     def _opened(self, weights: WeightFile) -> dict[str, mx.array]:
         path = weights.path
         with opened(path, self._source.roots) as file:
             stamp = Stamp.from_status(os.fstat(file.fileno()))
             header = header_of(file, path)
-            # By the descriptor: its name may lead elsewhere by now. MLX keeps one of its own.
+            # By the descriptor, because the name may lead to another file by now. MLX opens a descriptor of its own.
             loaded = mx.load(f"/dev/fd/{file.fileno()}", format="safetensors")
         assert isinstance(loaded, dict)
         described = _in_order(header)
@@ -157,61 +174,63 @@ class Reading:
         for name, tensor in described:
             array = loaded[name]
             if array.shape != tuple(tensor["shape"]) or array.dtype != _TYPES.get(tensor["dtype"]):
-                raise _changed(path)  # what is hashed must be what MLX has understood
+                raise _changed(path)  # or bytes that are hashed would not be those of the array that MLX has made
             tensors.append((*tensor["data_offsets"], array))
-        self._open.append(_Open(weights, stamp, struct.pack("<Q", len(header)) + header, tensors))
+        self._unread.append(_OpenedFile(weights, stamp, struct.pack("<Q", len(header)) + header, tensors))
         return loaded
 
-    def _read(self, file: _Open) -> Sliced[None]:
+    def _read(self, file: _OpenedFile) -> Sliced[None]:
         stream = self._hashing.begin()
         self._hashed.append((file, stream))
         stream.put(memoryview(file.head))
-        end, group = 0, list[mx.array]()
-        for begin, after, array in file.tensors:
-            if begin > end or (group and _nbytes(group) + array.nbytes > self._pace.nbytes):
+        position, group = 0, list[mx.array]()
+        for begin, end, array in file.tensors:
+            # Before a gap the group must be hashed, and so read: the bytes of the file are hashed in order.
+            if begin > position or (group and _nbytes(group) + array.nbytes > self._pace.nbytes):
                 yield from self._evaluate(group, stream)
-                yield from self._pass(file, end, begin, stream)
+                yield from self._read_gap(file, position, begin, stream)
                 group = []
             group.append(array)
-            end = after
-        file.tensors.clear()
+            position = end
+        file.tensors.clear()  # the arrays belong to the module now
         yield from self._evaluate(group, stream)
-        yield from self._pass(file, end, file.stamp.size - len(file.head), stream)
+        yield from self._read_gap(file, position, file.stamp.size - len(file.head), stream)
         stream.end()
 
     def _evaluate(self, group: list[mx.array], stream: Stream) -> Sliced[None]:
-        """Evaluate a slice of arrays that follow each other."""
+        """Evaluate a slice of arrays that follow each other in the file."""
         if not group:
             return
-        yield from self._turn()
+        yield from self._next_slice()
         failpoint("load.slice")
         began = self._clock()
         mx.eval(group)
         views = [array.reshape(-1).view(mx.uint8) for array in group if array.size]
-        mx.eval(views)  # in the same memory, which a view of them keeps
+        mx.eval(views)  # no copy: a view shares the memory of its array, and a memoryview keeps it
         for view in views:
             stream.put(memoryview(cast("Any", view)))
         self._pace.measured(_nbytes(group), self._clock() - began)
         self.done += _nbytes(group)
 
-    def _pass(self, file: _Open, begin: int, end: int, stream: Stream) -> Sliced[None]:
-        """Read bytes that belong to no tensor: they are part of the file's digest."""
+    def _read_gap(self, file: _OpenedFile, begin: int, end: int, stream: Stream) -> Sliced[None]:
+        """Read bytes that belong to no array, for the file's digest."""
         if begin >= end:
             return
         path = file.expected.path
         with opened(path, self._source.roots) as source:
             source.seek(len(file.head) + begin)
             for start in range(begin, end, LEAST_BYTES):
-                yield from self._turn()
+                yield from self._next_slice()
                 piece = source.read(min(LEAST_BYTES, end - start))
                 if not piece:
                     raise _changed(path)
                 stream.put(memoryview(piece))
 
-    def _turn(self) -> Sliced[None]:
-        if self._begun:
+    def _next_slice(self) -> Sliced[None]:
+        """Yield before each slice but the first, which the caller has asked for already."""
+        if self._has_begun:
             yield LONG
-        self._begun = True
+        self._has_begun = True
 
 
 def _nbytes(arrays: list[mx.array]) -> int:
@@ -219,7 +238,7 @@ def _nbytes(arrays: list[mx.array]) -> int:
 
 
 def _in_order(header: bytes) -> list[tuple[str, dict[str, Any]]]:
-    """Return names and descriptions of tensors as they lie in the file, which was checked."""
+    """Return names and descriptions of the tensors of a checked header, in the order of the file."""
     tensors: dict[str, Any] = json.loads(header)
     tensors.pop("__metadata__", None)
     return sorted(tensors.items(), key=lambda item: item[1]["data_offsets"])

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from daemon.cache.digests import Rest
+from daemon.cache.callbacks import Rest
 from daemon.shared.log_fields import cause
 
 QOS_CLASS_DEFAULT, QOS_CLASS_UTILITY = 0x15, 0x11

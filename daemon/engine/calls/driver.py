@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from typing import Generic, TypeVar, cast
 
-from daemon.cache.entry import Progress, Ticket
+from daemon.cache.load import Progress, Ticket
 from daemon.engine.background.background import Background, as_sidecar_error
 from daemon.engine.background.task import Task
 from daemon.shared.errors import SidecarError

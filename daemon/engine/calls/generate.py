@@ -6,8 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from daemon.cache.entry import ModelLease, Outcome, Progress, Ticket
+from daemon.cache.entry import ModelLease
 from daemon.cache.identity import ModelSource
+from daemon.cache.load import Outcome, Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import PROMPT, TEMPLATE, Task

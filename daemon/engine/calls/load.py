@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from daemon.cache.entry import Progress, Ticket
 from daemon.cache.identity import ModelSource
+from daemon.cache.load import Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import already

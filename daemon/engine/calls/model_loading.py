@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from daemon.cache.digests import Digests
-from daemon.cache.entry import Load
 from daemon.cache.identity import ModelSource
+from daemon.cache.load import Load
 from daemon.cache.mlx.loader import LoadedModel, load
 from daemon.cache.pace import SLICE_SECONDS
 from daemon.engine.background.thread_priority import Streams, resting

@@ -9,8 +9,8 @@ from functools import partial
 from typing import TypeVar, cast
 
 from daemon.cache.digests import TakesLong
-from daemon.cache.entry import Progress, Stage
 from daemon.cache.identity import ModelSource
+from daemon.cache.load import Progress, Stage
 from daemon.cache.resolver import EMBEDDED, Resolver, Wanted
 from daemon.engine.background.background import Background
 from daemon.engine.background.task import FETCH, LOOKUP, READ, Task

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from daemon.cache.entry import Ticket
 from daemon.cache.identity import ModelSource
 from daemon.cache.limits import not_loaded
+from daemon.cache.load import Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.engine.background.background import Background

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from daemon.cache.entry import Outcome, Progress, Stage
 from daemon.cache.identity import ModelSource
+from daemon.cache.load import Outcome, Progress, Stage
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.kv.mlx.layout import Layout
 from mlx_sidecar.v1 import sidecar_pb2 as pb

@@ -1,4 +1,4 @@
-"""A module is assembled in pieces, and is what mlx-lm makes of the same files at once."""
+"""A module that is assembled in pieces equals the module that mlx-lm loads from the same files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _path(tmp_path: Path) -> Path:
 
 @pytest.fixture(name="constructed")
 def _constructed(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[llama.Model]]:
-    """Return the list of the modules that are constructed, once the model's files are there."""
+    """Return a list that each constructed module is added to. Needs the model's files."""
     assert path.exists()
     modules: list[llama.Model] = []
     construct = llama.Model.__init__
@@ -47,7 +47,7 @@ def _constructed(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[l
 
 
 def _assembled(path: Path) -> Any:
-    """Return the module, and do not look between the pieces."""
+    """Assemble a module and return it."""
     work = _work(path)
     while True:
         try:
@@ -82,7 +82,7 @@ def test_an_assembled_module_is_what_mlx_lm_loads_at_once(tmp_path: Path, family
 
     model = _assembled(path)
 
-    assert str(model) == str(whole)  # the kinds of its layers
+    assert str(model) == str(whole)  # the classes of its layers
     assert not model.training
     weights, expected = dict(tree_flatten(model.parameters())), dict(tree_flatten(whole.parameters()))
     assert weights.keys() == expected.keys()
@@ -93,7 +93,7 @@ def test_an_assembled_module_is_what_mlx_lm_loads_at_once(tmp_path: Path, family
 def test_constructing_layers_reading_headers_and_assigning_weights_are_pieces(
     path: Path, constructed: list[llama.Model]
 ) -> None:
-    """Each takes long for hundreds of layers, and none is done twice."""
+    """Each takes long for hundreds of layers, and is done once."""
     stored = _stored(path)["lm_head.weight"]
     work = _work(path)
 
@@ -114,7 +114,7 @@ def test_constructing_layers_reading_headers_and_assigning_weights_are_pieces(
 def test_the_configuration_that_the_key_was_made_of_is_the_one_that_counts(
     path: Path, constructed: list[llama.Model]
 ) -> None:
-    """Whatever stands in the file by now: another configuration computes something else."""
+    """The file may have another configuration by now, which would compute something else."""
     work = _work(path)
     next(work)
     file = path / "config.json"

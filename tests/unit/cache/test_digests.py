@@ -1,4 +1,4 @@
-"""A weight file is read once for each state of it; no change goes unnoticed, nothing unsure is kept."""
+"""A weight file is hashed once for each of its states, and a digest of an unsettled file is not kept."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.cache import background_save
 from daemon.cache import digests as module
 from daemon.cache.digest_notes import FILE_NAME, DigestFile
 from daemon.cache.digests import SETTLED_NS, Digests, Stamp, TakesLong
@@ -24,11 +25,11 @@ NAME = hashlib.sha256(CONTENT).hexdigest()
 
 
 def _ignore(_done: int, _total: int) -> None:
-    """Nobody watches."""
+    """Ignore the progress."""
 
 
 def _later() -> int:
-    """Return a time at which no file of the test was written to just now."""
+    """Return a time long after the files of the test were written."""
     return time.time_ns() + 2 * SETTLED_NS
 
 
@@ -41,7 +42,7 @@ def _file(tmp_path: Path) -> Path:
 
 @pytest.fixture(name="reads")
 def _reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Return the files that were read, as they are read."""
+    """Return a list that each file is added to when it is read."""
     reads: list[Path] = []
     real = module._sha256
 
@@ -149,7 +150,7 @@ def test_two_at_once_read_a_file_once(file: Path, reads: list[Path]) -> None:
 
 @pytest.fixture(name="blob")
 def _blob(tmp_path: Path) -> Path:
-    """Return a link of a Hub snapshot, to a blob that is named by another digest than its content has."""
+    """Return a link of a Hub snapshot to a blob with another digest than its name says."""
     blob = tmp_path / "models--org--name" / "blobs" / ("ab" * 32)
     blob.parent.mkdir(parents=True)
     blob.write_bytes(CONTENT)
@@ -223,6 +224,80 @@ def test_notes_that_are_no_json_or_cannot_be_written_are_logged(tmp_path: Path, 
         in_the_way.write({"x": (Stamp.of(file), NAME)})
 
     assert [line["log_level"] for line in logs] == ["warning", "warning"]
+
+
+class HangingNotes:
+    """Notes in a state directory that hangs until the test lets it go."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.written: list[dict[str, tuple[Stamp, str]]] = []
+
+    def read(self) -> dict[str, tuple[Stamp, str]]:
+        """Return nothing: it is the first run."""
+        return {}
+
+    def write(self, known: dict[str, tuple[Stamp, str]]) -> None:
+        """Hang, then note."""
+        assert self.go_on.wait(60)
+        self.written.append(known)
+
+
+@pytest.mark.usefixtures("large")
+def test_a_state_directory_that_hangs_holds_up_no_digest(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the caller that notes a digest nor callers after it wait; the last state is noted in the end."""
+    monkeypatch.setattr(background_save, "WAIT_SECONDS", 0.01)
+    other = file.with_name("other")
+    other.write_bytes(CONTENT)
+    notes = HangingNotes()
+    digests = Digests(notes, _later)
+
+    assert digests.digest(file, report=_ignore) == digests.digest(other, report=_ignore) == NAME
+    digests.learn(other, Stamp.of(other), "ab" * 32)
+    assert digests.digest(other) == "ab" * 32
+
+    notes.go_on.set()
+    for thread in threading.enumerate():
+        if thread.name == "save":
+            thread.join(60)
+    assert {name: digest for name, (_, digest) in notes.written[-1].items()} == {str(file): NAME, str(other): "ab" * 32}
+
+
+def test_digests_of_so_many_files_are_remembered_and_no_more(
+    tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that was asked for longest ago is forgotten, and read again."""
+    monkeypatch.setattr(module, "MOST_FILES", 2)
+    digests = Digests(now_ns=_later)
+    a, b, c = (tmp_path / name for name in "abc")
+    for path in (a, b, c):
+        path.write_bytes(CONTENT)
+
+    for path in (a, b, a, c):
+        digests.digest(path)
+    assert reads == [a, b, c]
+
+    for path in (a, c, b):
+        digests.digest(path)
+    assert reads == [a, b, c, b]
+
+
+def test_small_files_do_not_push_out_digests_of_large_files(
+    tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_FILES", 2)
+    monkeypatch.setattr(module, "QUICK_BYTES", len(CONTENT))
+    digests = Digests(now_ns=_later)
+    large = tmp_path / "large"
+    large.write_bytes(CONTENT + CONTENT)
+    digests.digest(large, report=_ignore)
+    for name in "abc":
+        (tmp_path / name).write_bytes(CONTENT)
+        digests.digest(tmp_path / name)
+
+    digests.digest(large)
+
+    assert reads.count(large) == 1
 
 
 def test_only_the_newest_notes_are_kept(tmp_path: Path, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hub models come from the local cache if they are complete there; every error of the Hub has its reason."""
+"""Hub models come from the local cache if they are complete there. Each error of the Hub has a reason."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def _ignore(_done: int, _total: int) -> None:
-    """Nobody watches."""
+    """Ignore the progress."""
 
 
 @pytest.fixture(name="cache")
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty Hub cache, without any network."""
+    """Return an empty Hub cache, offline."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
@@ -33,7 +33,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(name="repo")
 def _repo(cache: Path) -> Path:
-    """Return the snapshot of org/name in a cache as huggingface_hub lays it out."""
+    """Return the snapshot of org/name in a cache with the folders of huggingface_hub."""
     folder = cache / "models--org--name"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(COMMIT)
@@ -120,7 +120,7 @@ Fetch = Callable[..., str]
 
 
 def _online(monkeypatch: pytest.MonkeyPatch, download: Fetch) -> list[dict[str, Any]]:
-    """Replace the Hub: nothing is cached, and downloads go to a function. Returns the options of each call."""
+    """Replace the Hub: nothing is cached, and `download` stands for downloads. Return the options of each call."""
     calls: list[dict[str, Any]] = []
 
     def fetch(repo: str, **options: Any) -> str:
@@ -181,7 +181,7 @@ def test_a_download_leaves_out_everything_that_could_be_run(monkeypatch: pytest.
 
 
 def _bars(options: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Return the bars that huggingface_hub makes of the class it is given: received, written, files."""
+    """Return the bars that huggingface_hub makes of a class: bytes received, bytes written, files."""
     make = options["tqdm_class"]
     return make(total=0, unit="B"), make(total=0, unit="B", name="hub"), make(total=3, unit="it")
 

@@ -1,4 +1,4 @@
-"""A model is known by its content: any change of a file makes another model, and a damaged one is refused unread."""
+"""The key of a model is its content: a changed file is another model, and a damaged file is refused unread."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_an_adapter_whose_weights_are_damaged_is_refused(model: Path, tmp_path: 
 def test_weights_that_mlx_lm_would_not_read_are_unsupported_and_never_opened(model: Path, name: str, why: str) -> None:
     (model / "sub").mkdir()
     (model / "model.safetensors").unlink()
-    os.mkfifo(model / name)  # whoever opens it waits for ever
+    os.mkfifo(model / name)  # to open it would wait for ever
     if name.endswith(".safetensors"):
         (model / name).unlink()
         (model / name).write_bytes(float_tensors(w=(1,)))

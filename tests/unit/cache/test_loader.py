@@ -1,4 +1,4 @@
-"""A model loads in slices that can be abandoned; what cannot be loaded is refused and leaves no memory."""
+"""A model loads in slices and can be abandoned after each; a model that cannot be loaded leaves no memory in use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 from mlx.utils import tree_flatten
 from structlog.testing import capture_logs
 
-from daemon.cache.entry import Loaded, Progress, Stage
 from daemon.cache.identity import identify
 from daemon.cache.limits import ModelLimits
+from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx import loader
 from daemon.cache.mlx.loader import LoadedModel, MisnamedError, load
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
@@ -34,7 +34,7 @@ def _path(tmp_path: Path) -> Path:
 
 @pytest.fixture(name="memory")
 def _memory(path: Path) -> Iterator[Callable[[], int]]:
-    """Return a function that tells how many bytes are in use more than before the test. Needs the model's files."""
+    """Return a function for the bytes in use that were not before the test. Needs the model's files."""
     gc.collect()
     limit = mx.set_cache_limit(0)
     before = mx.get_active_memory()
@@ -111,8 +111,9 @@ def test_an_array_larger_than_a_slice_is_a_slice_of_its_own(path: Path, monkeypa
 
 def test_each_layer_of_a_first_pass_is_a_slice_of_its_own_when_streams_cannot_wait(path: Path) -> None:
     """
-    One pass to describe the cache, two blocks, the token after them twice, one for the vocabulary; and ten to prove
-    that rows can share passes.
+    The self-tests take sixteen passes: six of the cache's layout and of the vocabulary, ten of rows that share a pass.
+
+    The six are a pass for the layout, two blocks, the token after them twice, and a token for the vocabulary.
     """
     layers = 3
     clock = itertools.count()
@@ -121,13 +122,13 @@ def test_each_layer_of_a_first_pass_is_a_slice_of_its_own_when_streams_cannot_wa
     progress, loaded = _run(loader.load(source, 2, lambda: float(next(clock)), lambda: 0.5))
 
     passes = [step for step in progress if step.stage is Stage.LOADING and step.bytes_done == loaded.nbytes]
-    assert len(passes) == 1 + (6 + 10) * (layers + 2)  # the graph is a piece, and what comes before it ends a slice
+    assert len(passes) == 1 + (6 + 10) * (layers + 2)  # the graph is a piece, and the work before it ends a slice
     warmup = [step for step in progress if step.stage is Stage.WARMING_UP]
     assert len(warmup) == 1 + 2 * (layers + 3)
 
 
 def test_a_module_is_assembled_in_slices_when_streams_cannot_wait(path: Path) -> None:
-    """For hundreds of layers each of the three takes as long as some tokens of a stream."""
+    """For hundreds of layers each of the three slices takes as long as some tokens of a stream."""
     clock = itertools.count()
 
     progress, _ = _run(loader.load(identify("tiny", path), 0, lambda: float(next(clock)), lambda: 0.5))
@@ -254,7 +255,7 @@ def test_weights_of_something_else_are_corrupt(path: Path) -> None:
 
 
 def test_weights_that_change_while_they_are_read_are_refused_so_that_no_key_names_the_wrong_ones(path: Path) -> None:
-    """Whatever the file system says of it; and what the file holds now is learnt, for the next who ask."""
+    """The stamp of the file need not tell. The new digest is learned, so that the next lookup finds the right key."""
     source = identify("tiny", path)
     learnt: list[tuple[Path, str]] = []
     steps = load(source, 0, Clock(), learn=lambda file, stamp, digest: learnt.append((file, digest)))
@@ -346,4 +347,4 @@ def test_seed_warm_up_runs_without_raising_and_tells_its_time(path: Path) -> Non
 
     assert warmup.seconds == 0.25 * 4 * (
         1 + 1 + 3 + 1
-    )  # what comes before, the graph, the layers and the choice of each token
+    )  # the work before, the graph, the layers and the choice of each token

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from daemon.cache.entry import Outcome
+from daemon.cache.load import Outcome
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import FakeModels, FakeSource
 

@@ -1,4 +1,4 @@
-"""A lease keeps its model usable after eviction, invalidation and expiry; memory returns with the last lease."""
+"""A lease keeps its model usable after eviction, invalidation and expiry. Its memory is freed with the last lease."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from daemon.cache.entry import Outcome
+from daemon.cache.load import Outcome
 from tests.support.builders import FakeModels
 
 
@@ -134,7 +134,7 @@ def test_evictions_count_what_had_to_go_but_not_what_was_invalidated() -> None:
     assert models.cache.counters.evictions == 2
 
 
-# What the seeds test of their caches, one by one.
+# The cases of the seed caches, each a test.
 
 
 def test_seed_cache_hit_returns_the_same_handle() -> None:

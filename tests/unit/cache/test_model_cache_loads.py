@@ -1,4 +1,4 @@
-"""Loads run one at a time in slices; callers of one model share one load, its progress, its end and its failure."""
+"""A single load runs at a time, in slices. Calls for the same model share its progress, its end and its failure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Generator
 
 import pytest
 
-from daemon.cache.entry import Loaded, Outcome, Progress, Stage, Ticket
 from daemon.cache.limits import ModelLimits
+from daemon.cache.load import Loaded, Outcome, Progress, Stage, Ticket
 from daemon.cache.model_cache import ModelCache
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import Clock, FakeModels, FakeSource, Weights
@@ -212,7 +212,7 @@ def test_room_is_made_when_the_load_begins_not_when_it_is_asked_for() -> None:
 
 
 class _BrokenLoader:
-    """A load that fails with half a model in its hands, three frames and two causes deep."""
+    """A load that fails with half a model in its local variables, three frames and two causes deep."""
 
     def __init__(self) -> None:
         self.models: list[weakref.ref[Weights]] = []

@@ -1,4 +1,4 @@
-"""Whatever the order of calls, the model cache agrees with itself and with a simple model of it."""
+"""In any order of calls, the model cache agrees with itself and with a simple model of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from daemon.cache.entry import Ticket
+from daemon.cache.load import Ticket
 from daemon.shared.errors import SidecarError
 from tests.support.builders import FakeModels, FakeSource, Weights
 
@@ -14,7 +14,7 @@ NAMES = st.sampled_from("abcdef")
 
 
 class ModelCacheMachine(RuleBasedStateMachine):
-    """Random calls; each ticket is kept until it is cancelled, and each lease must show its own model."""
+    """Random calls. Each ticket is kept until it is cancelled, and each lease must have its own model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class ModelCacheMachine(RuleBasedStateMachine):
 
     @rule(steps=st.integers(1, 6))
     def step(self, steps: int) -> None:
-        """Load on."""
+        """Do slices of a load."""
         for _ in range(steps):
             self.models.cache.step()
 
@@ -94,14 +94,14 @@ class ModelCacheMachine(RuleBasedStateMachine):
 
     @rule()
     def evict_stale(self) -> None:
-        """Drop what was idle too long."""
+        """Drop stale models."""
         before = len(self.models.cache)
         gone = self.models.cache.evict_stale()
         assert len(self.models.cache) == before - gone
 
     @rule(nbytes=st.integers(0, 300))
     def shed(self, nbytes: int) -> None:
-        """Be short of memory."""
+        """Free memory for another part of the engine."""
         cache = self.models.cache
         before = cache.total_bytes
         freed = cache.shed(nbytes)
@@ -118,24 +118,24 @@ class ModelCacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def is_sound(self) -> None:
-        """Recount."""
+        """Check all counts."""
         self.models.cache.check_integrity()
 
     @invariant()
     def leases_show_their_model(self) -> None:
-        """No lease lost its model, and entries count exactly the leases that are open."""
+        """Each lease has its model, and each entry counts its open leases."""
         open_leases = [ticket.lease for ticket in self.tickets if ticket.lease is not None]
         assert all(lease.model.name == lease.entry.name for lease in open_leases)
         assert sum(entry.leases for entry in self.models.cache.entries()) == len(open_leases)
 
     @invariant()
     def every_caller_waits_or_is_done(self) -> None:
-        """Nobody waits for a load that does not exist."""
+        """Each waiting ticket has a load."""
         loading = {source.name for source, _ in self.models.cache.loading()}
         assert {ticket.name for ticket in self.tickets if not ticket.done} == loading
 
     def teardown(self) -> None:
-        """In the end nothing is left."""
+        """End all uses and loads: no memory is left in use."""
         for ticket in self.tickets:
             ticket.cancel()
         self.models.cache.clear()

@@ -1,8 +1,8 @@
-"""What a model really needs is told when it is built: room is made then, or it is refused, before it takes anything."""
+"""The real size of a model is known when its module is built: room is made then, or the load fails."""
 
 from __future__ import annotations
 
-from daemon.cache.entry import Outcome, Ticket
+from daemon.cache.load import Outcome, Ticket
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import FakeModels, FakeSource, Weights
 

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from daemon.cache.entry import Ticket
 from daemon.cache.limits import ModelLimits
+from daemon.cache.load import Ticket
 from daemon.shared.errors import SidecarError
 from tests.support.builders import FakeModels, FakeSource, Weights
 
@@ -19,7 +19,7 @@ NAMES = st.sampled_from("abcd")
 
 @dataclass(eq=False)
 class Row:
-    """A model in memory, as the reference knows it."""
+    """A model in memory."""
 
     name: str
     size: int
@@ -30,12 +30,12 @@ class Row:
 
     @property
     def idle(self) -> bool:
-        """Whether it may go."""
+        """Whether it may be evicted."""
         return not self.leases and not self.pinned
 
 
 class Reference:
-    """The rules, written down without a thought for speed. `rows` are in order of use, the oldest first."""
+    """The rules of the cache, written for clarity. `rows` are in the order of their last use, the oldest first."""
 
     def __init__(self, limits: ModelLimits) -> None:
         self.limits = limits
@@ -46,11 +46,11 @@ class Reference:
 
     @property
     def total(self) -> int:
-        """Bytes in memory; what was dropped in use counts until its last lease ends."""
+        """Bytes in memory. A model that was dropped in use counts until its last lease ends."""
         return sum(row.size for row in (*self.rows, *self.dropped))
 
     def get(self, source: FakeSource, pin: bool | None, ttl: float | None) -> Row | str:
-        """Get or load, at once; the answer is a leased row, or why there is none."""
+        """Get or load a model at once, and return the leased row or the reason of the refusal."""
         row = next((row for row in self.rows if row.name == source.name), None)
         if row is not None and row.idle and self.now - row.used >= row.ttl:
             self.evict(row)
@@ -114,14 +114,14 @@ class Reference:
         self.drop(row)
 
     def drop(self, row: Row) -> None:
-        """Drop; who uses it keeps it."""
+        """Drop a model; it drains if it is in use."""
         self.rows.remove(row)
         if row.leases:
             self.dropped.append(row)
 
 
 class ReferenceMachine(RuleBasedStateMachine):
-    """The same calls to both."""
+    """The same calls to the cache and to the reference."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class ReferenceMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        """Drop what is stale."""
+        """Drop stale models."""
         now = self.reference.now
         stale = [row for row in self.reference.rows if row.idle and now - row.used >= row.ttl]
         for row in stale:
@@ -212,7 +212,7 @@ class ReferenceMachine(RuleBasedStateMachine):
 
     @invariant()
     def both_agree(self) -> None:
-        """On models, order, bytes, uses and counters."""
+        """The cache and the reference agree on models, order, bytes, uses and counters."""
         cache, reference = self.models.cache, self.reference
         cache.check_integrity()
         kept = [entry for entry in cache.entries() if not entry.draining]
@@ -226,7 +226,7 @@ class ReferenceMachine(RuleBasedStateMachine):
 
 
 class TestReference(ReferenceMachine.TestCase):  # type: ignore[misc, valid-type]
-    """What every run of the tests does."""
+    """The length of every test run."""
 
     settings = settings(max_examples=200, stateful_step_count=50, deadline=None, print_blob=True)
 

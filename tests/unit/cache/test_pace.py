@@ -1,4 +1,4 @@
-"""Slices of a load grow and shrink until one takes as long as a stream can wait."""
+"""The slices of a load grow and shrink until a slice takes as long as a stream can wait."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_pieces_are_joined_until_one_more_would_take_too_long(pieces: list[int],
     for report in steps:
         assert report == "report"
         taken.append(clock.now - began)
-        clock.pass_(100)  # others have their turn
+        clock.pass_(100)  # the engine does other work meanwhile
         began = clock.now
     assert taken == slices
 

@@ -1,4 +1,4 @@
-"""Names become checked directories, nothing leads out of the allowed roots, and nobody waits for another's download."""
+"""Names become checked directories below the allowed roots, and a cached model waits for no download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.builders import write_adapter, write_model
 
 
 class Watching:
-    """Someone who waits, and notes what is told."""
+    """A watcher that notes the progress it gets."""
 
     def __init__(self) -> None:
         self.downloads: list[tuple[int, int]] = []
@@ -33,7 +33,7 @@ class Watching:
 
 class FakeHub:
     """
-    Finds each repository below a folder, and keeps a diary.
+    A Hub with each repository in a folder. It notes the calls.
 
     Attributes:
         asked: Repository, revision and whether it might be downloaded, of each call.
@@ -57,7 +57,7 @@ class FakeHub:
         return path
 
     def plan(self, _repo: str, _revision: str) -> int:
-        """Tell the size of a model."""
+        """Return the size of a model."""
         return self.size
 
 
@@ -290,7 +290,7 @@ def test_a_revision_that_could_lead_out_of_the_hub_cache_is_invalid(
 
 
 class SlowHub(FakeHub):
-    """A hub whose downloads take until they are let go."""
+    """A Hub with downloads that take until the test lets them end."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

@@ -1,4 +1,4 @@
-"""No damaged weight file gets past its header, and sizes come from the file system alone."""
+"""The check of the header refuses each damaged weight file, and sizes come from the file system alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that are read by our own code are those that mlx reads, and their digest is that of the file."""
+"""The arrays of `Reading` equal those of `mx.load`, and their digest is that of the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from daemon.cache.hashing import Hashing
 from daemon.cache.identity import ModelKey, ModelSource, WeightFile
-from daemon.cache.mlx.weights import Found, Reading
+from daemon.cache.mlx.weights import FileDigest, Reading
 from daemon.cache.pace import Pace
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import safetensors
@@ -40,11 +40,11 @@ def _result(pieces: Any) -> Any:
             return end.value
 
 
-def _read(*files: Path, slice_bytes: int = 100) -> tuple[dict[str, mx.array], list[Found], int]:
+def _read(*files: Path, slice_bytes: int = 100) -> tuple[dict[str, mx.array], list[FileDigest], int]:
     with closing(Reading(_source(*files), Pace(slice_bytes), time.monotonic)) as reading:
         arrays = reading.model()
         _result(reading.read())
-        return arrays, _result(reading.found(lambda: 60.0)), reading.done
+        return arrays, _result(reading.digests(lambda: 60.0)), reading.done
 
 
 @st.composite
@@ -59,7 +59,7 @@ def _files(draw: st.DrawFn) -> bytes:
         end = begin + prod(shape) * WIDTHS[kind]
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
     data = draw(st.binary(min_size=end, max_size=end + 300))
-    return safetensors(header, bytes(one & 1 for one in data))  # a bool is one of two
+    return safetensors(header, bytes(one & 1 for one in data))  # a bool is 0 or 1
 
 
 @given(content=_files())
@@ -106,7 +106,7 @@ def test_many_files_are_each_hashed(tmp_path: Path) -> None:
 
 
 def test_nothing_is_read_until_it_is_asked_for_and_then_in_slices(tmp_path: Path) -> None:
-    """So that what a model takes can be weighed first."""
+    """The size of the model must be known before it is read."""
     file = tmp_path / "model.safetensors"
     _write_many(file, 10, 1000)
     with closing(Reading(_source(file), Pace(2500), time.monotonic)) as reading:
@@ -144,7 +144,7 @@ def test_bytes_that_belong_to_no_tensor_and_are_gone_are_told(tmp_path: Path) ->
 
 @pytest.fixture(name="resting")
 def _resting() -> Iterator[tuple[Hashing, threading.Event, threading.Event]]:
-    """Return what hashes, rests after the first piece, and two events: that it does so, and that it may go on."""
+    """Return a Hashing that rests after its first piece, the event of that rest, and the event that ends it."""
     rests, go_on = threading.Event(), threading.Event()
 
     def rest(_seconds: float) -> None:
@@ -193,7 +193,7 @@ def test_the_header_is_described_by_the_file_that_is_read_and_not_by_an_earlier_
     with closing(Reading(source, Pace(1 << 20), time.monotonic)) as reading:
         arrays = reading.model()
         _result(reading.read())
-        (found,) = _result(reading.found(lambda: 60.0))
+        (found,) = _result(reading.digests(lambda: 60.0))
 
     assert arrays.keys() == {"2"}
     assert json.loads(content[8 : 8 + content[0]])["2"]["shape"] == [500]

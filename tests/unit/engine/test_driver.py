@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daemon.cache.entry import Progress, Stage, Ticket
+from daemon.cache.load import Progress, Stage, Ticket
 from daemon.engine.calls.driver import Call, CallDriver, Pending, Waiting, leased, until
 from daemon.shared.errors import Reason, SidecarError
 
