@@ -40,7 +40,7 @@ KEPT_VARIABLES = (
     "OTEL_TRACES_SAMPLER",
     "OTEL_TRACES_SAMPLER_ARG",
 )
-"""Variables of libraries that the plist keeps: paths of models, targets of spans. Never a token: other users can read it."""
+"""Library variables that the plist keeps: model paths, trace targets. Never a token: other users can read the plist."""
 
 
 @dataclass(frozen=True, slots=True)
