@@ -24,7 +24,7 @@ from daemon.shared.errors import Reason
 from mlx_sidecar import Delta
 from tests.support import fake_engine
 from tests.support.daemons import RunningDaemon, alive
-from tests.support.scale import often
+from tests.support.repetitions import scaled
 from tests.unit.server.supervised import Watched, error_of, events, generate, supervising, text, until_delta
 
 FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
@@ -90,7 +90,7 @@ async def test_twenty_dead_engines_cost_twenty_typed_errors_and_nothing_else() -
 @pytest.mark.slow
 async def test_a_thousand_dead_engines_leave_nothing_behind() -> None:
     """No call, no process and no open file more than before."""
-    await killed(often(1000))
+    await killed(scaled(1000))
 
 
 async def stopped(times: int) -> None:
@@ -121,7 +121,7 @@ async def test_a_stopped_engine_is_no_longer_ready_within_ten_seconds_and_is_rep
 @pytest.mark.slow
 async def test_fifty_stopped_engines_are_found_and_replaced() -> None:
     """As one."""
-    await stopped(often(50))
+    await stopped(scaled(50))
 
 
 async def test_an_engine_that_cannot_be_started_is_tried_until_it_can(tmp_path: Path) -> None:
@@ -185,4 +185,4 @@ def killed_really(start_daemon: Start, times: int) -> None:
 @pytest.mark.slow
 def test_forty_deaths_of_the_real_engine_change_no_answer(start_daemon: Start) -> None:
     """The socket is the same one throughout."""
-    killed_really(start_daemon, often(40))
+    killed_really(start_daemon, scaled(40))

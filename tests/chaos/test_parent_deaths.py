@@ -14,7 +14,7 @@ import pytest
 
 from daemon.shared.failpoints import ENV
 from tests.support.daemons import RunningDaemon, alive, wait_until
-from tests.support.scale import often
+from tests.support.repetitions import scaled
 
 FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 CHAOS = [sys.executable, "-m", "tests.chaos.serve"]
@@ -110,10 +110,10 @@ def test_an_engine_that_hangs_does_not_outlive_its_parent_for_long(folder: Path)
 @pytest.mark.slow
 def test_five_hundred_killed_parents_leave_nothing_behind(folder: Path) -> None:
     """No orphan, no stale file, no start that fails."""
-    killed(folder, often(500), FAKE, "hold", "ok")
+    killed(folder, scaled(500), FAKE, "hold", "ok")
 
 
 @pytest.mark.slow
 def test_thirty_killed_parents_of_the_real_engine_leave_nothing_behind(folder: Path) -> None:
     """It ends also in the middle of a load and of an answer."""
-    killed(folder, often(30), CHAOS, "embedded", "embedded")
+    killed(folder, scaled(30), CHAOS, "embedded", "embedded")

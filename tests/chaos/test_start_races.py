@@ -18,7 +18,7 @@ import pytest
 from mlx_sidecar import Client
 from tests.chaos.inotify import DELETE, MOVED_TO, Watch
 from tests.support.daemons import END_SECONDS, alive, environment, listens, wait_until
-from tests.support.scale import often
+from tests.support.repetitions import scaled
 
 STARTERS = 8
 UMASKS = ["000", "022", "077"]
@@ -118,7 +118,7 @@ def test_of_eight_daemons_that_start_at_once_one_serves(starters: Starters, fold
 @pytest.mark.slow
 def test_of_eight_daemons_that_start_at_once_one_serves_two_hundred_times(starters: Starters, folder: Path) -> None:
     """As ten times."""
-    races(starters, folder, often(200))
+    races(starters, folder, scaled(200))
 
 
 def test_the_watch_sees_a_socket_that_is_made_private_too_late(folder: Path) -> None:

@@ -21,7 +21,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.fuzz.messages import messages
 from tests.support.daemons import RunningDaemon
-from tests.support.scale import often
+from tests.support.repetitions import scaled
 
 HANG_SECONDS = 5
 MODELS = st.sampled_from(["ok", "ok", "ok", "fail", "log", "", "no such model", "../../etc", "embedded", "x" * 2000])
@@ -96,4 +96,4 @@ def test_thousands_of_requests_are_answered_or_refused(
     served: tuple[RunningDaemon, SidecarServiceStub], rpc: str
 ) -> None:
     """As sixty."""
-    requests_of(served[1], rpc, often(20_000))
+    requests_of(served[1], rpc, scaled(20_000))
