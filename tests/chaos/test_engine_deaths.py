@@ -83,13 +83,13 @@ async def killed(times: int) -> None:
 
 
 async def test_twenty_dead_engines_cost_twenty_typed_errors_and_nothing_else() -> None:
-    """By SIGKILL, SIGSEGV or SIGABRT, in a stream or not."""
+    """The engine dies by SIGKILL, SIGSEGV or SIGABRT, with and without a stream."""
     await killed(20)
 
 
 @pytest.mark.slow
 async def test_a_thousand_dead_engines_leave_nothing_behind() -> None:
-    """No call, no process and no open file more than before."""
+    """No call, process or open file remains after the engine's deaths."""
     await killed(scaled(1000))
 
 
@@ -114,18 +114,18 @@ async def stopped(times: int) -> None:
 
 
 async def test_a_stopped_engine_is_no_longer_ready_within_ten_seconds_and_is_replaced() -> None:
-    """What was sent to it fails; it is killed although it cannot answer."""
+    """Calls of the stopped engine fail, and SIGKILL ends it although it cannot answer."""
     await stopped(2)
 
 
 @pytest.mark.slow
 async def test_fifty_stopped_engines_are_found_and_replaced() -> None:
-    """As one."""
+    """Fifty engines are stopped one after the other; the test above stops one."""
     await stopped(scaled(50))
 
 
 async def test_an_engine_that_cannot_be_started_is_tried_until_it_can(tmp_path: Path) -> None:
-    """An installation that is being replaced: calls wait for it, and are answered."""
+    """The engine's program is missing for a while, as during an upgrade; calls wait for it and are answered."""
     program = tmp_path / "engine"
     supervisor = Watched()
     supervisor._command = [str(program)]
@@ -143,7 +143,7 @@ async def test_an_engine_that_cannot_be_started_is_tried_until_it_can(tmp_path: 
 
 
 def test_health_follows_the_progress_of_the_engine(start_daemon: Start) -> None:
-    """A step that does not end makes the service NOT_SERVING, the process stays SERVING, and it comes back."""
+    """An endless step makes the service NOT_SERVING, the process stays SERVING, and the service recovers."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client, grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
         client.load("ok")
@@ -184,5 +184,5 @@ def killed_really(start_daemon: Start, times: int) -> None:
 
 @pytest.mark.slow
 def test_forty_deaths_of_the_real_engine_change_no_answer(start_daemon: Start) -> None:
-    """The socket is the same one throughout."""
+    """The daemon's socket stays the same through all deaths of the engine."""
     killed_really(start_daemon, scaled(40))

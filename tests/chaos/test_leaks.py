@@ -150,7 +150,9 @@ def test_what_grpc_keeps_of_a_cancelled_call(start_daemon: Start, folder: Path) 
 
 
 def test_twenty_starts_and_stops_in_one_process_hold_nothing(folder: Path) -> None:
-    """Descriptors and threads are as many after the last as after the second; of the files only the lock is left."""
+    """
+    After the last stop there are as many descriptors and threads as after the second, and only the lock file remains.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos.cycles", "20"],
         env=environment(folder),

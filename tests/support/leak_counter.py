@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 
 from tests.support.daemons import RunningDaemon, wait_until
-from tests.support.leak_counter_process import EXACT
+from tests.support.leak_counter_process import COUNT_SIGNAL, EXACT
 
 COUNTS_FILE = "counts.jsonl"
 """Name of the file with the counts, in a daemon's own folder."""
@@ -31,7 +30,7 @@ def counts_of(daemon: RunningDaemon) -> dict[str, int]:
     """Return the `bytes` and `objects` that a server started by `counting_command` holds now."""
     file = daemon.folder / COUNTS_FILE
     lines_before = _lines(file)
-    daemon.signal(signal.SIGUSR1)
+    daemon.signal(COUNT_SIGNAL)
     wait_until(lambda: _lines(file) > lines_before, "the server has counted")
     counts: dict[str, int] = json.loads(file.read_text().splitlines()[-1])
     return counts

@@ -3,7 +3,7 @@ Program that runs a server and counts its memory, for leak tests.
 
 Usage: `python -m tests.support.leak_counter_process FILE MODULE [ARGUMENT ...]`
 
-At each SIGUSR1 it appends a line of JSON to the file. `bytes` are those that malloc has allocated, or the resident
+At each SIGWINCH it appends a line of JSON to the file. `bytes` are those that malloc has allocated, or the resident
 bytes where malloc has no such figure. `objects` are those of Python's garbage collector. Resident pages alone are too
 coarse: they change by megabytes, while the leak of one call has a few bytes.
 """
@@ -23,6 +23,9 @@ from tests.support.process_usage import resident_bytes
 
 EXACT = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 """Environment that makes `bytes` exact: Python allocates each object by malloc, and threads cache no free memory."""
+
+COUNT_SIGNAL = signal.SIGWINCH
+"""The daemon changes the handlers of SIGUSR1, SIGUSR2 and of all signals that end it; this one stays the counter's."""
 
 _FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
@@ -45,7 +48,7 @@ def allocated_bytes() -> int:
 
 
 def main() -> None:
-    """Run the module as a program, and count at each SIGUSR1."""
+    """Run the module as a program, and count at each COUNT_SIGNAL."""
     counts_file = Path(sys.argv[1])
 
     def count(*_: object) -> None:
@@ -56,7 +59,7 @@ def main() -> None:
 
     for name in EXACT:
         os.environ.pop(name, None)  # the engine, a child process, must not inherit them
-    signal.signal(signal.SIGUSR1, count)
+    signal.signal(COUNT_SIGNAL, count)
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
