@@ -1,5 +1,5 @@
 """
-`python -m tests.soak --minutes 30`: a daemon under a steady, varied load without a fault, and what memory it takes.
+Measures a daemon's memory under a steady, varied load without faults: `python -m tests.soak --minutes 30`.
 
 Four clients repeat prompts, bring new ones, cancel (unless `--no-cancels`: gRPC keeps something of cancelled calls, see
 docs/reliability.md), and drop prefixes; the prefix cache is small enough to evict all the time. Every second it is
