@@ -1,1 +1,1 @@
-"""Benchmarks: real daemons over real sockets, ratios of one run."""
+"""Benchmarks of the daemon and of peer servers, as ratios measured within one run."""

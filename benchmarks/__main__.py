@@ -1,8 +1,9 @@
 """
-mlx-sidecar side by side with what people would use instead, as real servers on the same models.
+Runs mlx-sidecar and peer servers side by side, on the same models and prompts.
 
-Without RUN: everything, into benchmarks/results/bench.json, then the plots and tables of docs/benchmarks.md and the
-figures of the README. With RUN: only these workloads, shown, and written nowhere unless --out says where.
+Without RUN, all workloads run. The figures go to benchmarks/results/bench.json, then into the plots and tables of
+docs/benchmarks.md and the README. With RUN, only these workloads run; their figures are printed, and written only to
+--out.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from tools import readme_figure
 
 
 def main() -> int:
-    """Measure, show, write."""
+    """Run the command line."""
     arguments = _parser().parse_args()
     if arguments.publish:
         publish()
         return 0
-    # A benchmark that is ended ends its servers.
+    # As an exception, SIGTERM runs the blocks that end the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     library = None if arguments.no_openblas else machine.openblas()
     if library:
-        # Only a fresh process preloads, and its servers get it from there.
+        # A library is preloaded only at the start of a process; the servers inherit the variable.
         command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, "LD_PRELOAD": library})
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder:
@@ -61,14 +62,14 @@ def main() -> int:
 
 
 def publish() -> None:
-    """Make the plots, the page's tables and the README's figures from the last whole run."""
+    """Write the plots, the page's tables and the README's figures from the last complete run."""
     plots.draw(page.load()[1])
     page.write()
     readme_figure.write()
 
 
 def measure(bench: Bench, names: list[str]) -> dict[str, Result]:
-    """Run workloads one after the other and show each one's table when it is done."""
+    """Run workloads one after the other, and print the table of each."""
     results = {}
     for name in names:
         began, computed = time.monotonic(), _processor_seconds()
@@ -79,7 +80,11 @@ def measure(bench: Bench, names: list[str]) -> dict[str, Result]:
 
 
 def _processor_seconds() -> float:
-    """Return those of this process and of the servers that have ended: far from the time taken, others were at work."""
+    """
+    Return the processor seconds of this process and of the servers that have ended.
+
+    If they are far below the elapsed time, other programs used the processors.
+    """
     return sum(os.times()[:4])
 
 

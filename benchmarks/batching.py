@@ -1,5 +1,5 @@
 """
-Tokens per second of several clients at once, in batches against one after the other: `python -m benchmarks.batching`.
+Throughput of concurrent clients with and without batches: `python -m benchmarks.batching`.
 
 Two daemons on the same model, one with `max_batch` 8 and one with 1, are driven in turn within one run.
 """
@@ -28,7 +28,7 @@ ROUNDS = 5
 
 
 def main() -> int:
-    """Measure, print a table, write JSON."""
+    """Measure, print a table, and write JSON."""
     prompts = [example.completion() for example in islice(corpus.held_out(seed=8, tokens_hint=200), max(CLIENTS))]
     rows = []
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A run: its models, the systems under test, and the turns that they take."""
+"""One benchmark run: its models, the systems under test, and the alternation of their turns."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from benchmarks.systems import StartsSystem, System
 
 SizeT = TypeVar("SizeT")
 Figures = Mapping[Metric, float]
-"""What one turn of one system gave."""
+"""The measurements of one turn of one system."""
 
 
 @dataclass
 class Bench:
     """
-    What workloads need.
+    The context of all workloads of a run.
 
     Attributes:
-        folder: Where models and servers have their files.
-        starters: Starts the systems under test, ours first.
-        rounds: Turns of each system that count.
-        quick: Whether this only shows that the harness works: tiny models, one round.
-        left_out: Peers that could not do a workload, and why: their absence is a result.
+        folder: Folder of the files of models and servers.
+        starters: Start functions of the systems under test, mlx-sidecar first.
+        rounds: Measured turns of each system.
+        quick: Whether this is only a test of the harness, with tiny models and one round.
+        left_out: Peers that failed at a workload, with the reason. The report shows them.
     """
 
     folder: Path
@@ -43,18 +43,18 @@ class Bench:
     _numbers: Iterator[int] = field(default_factory=count)
 
     def size(self, full: SizeT, quick: SizeT) -> SizeT:
-        """Return the size of this run."""
+        """Return `quick` in a quick run, else `full`."""
         return quick if self.quick else full
 
     def model(self, shape: str) -> Path:
-        """Return a model of a shape, written when it is asked for first."""
+        """Return the directory of a model of a shape, which is written at the first call."""
         if shape not in self._models:
             self._models[shape] = shapes.write(self.folder / "models", shape, tiny=self.quick, seed=len(self._models))
         return self._models[shape]
 
     @contextmanager
     def excused(self, what: str) -> Iterator[None]:
-        """Go on without a peer that fails, and note it."""
+        """Continue without a peer that fails, and record the failure of `what` in `left_out`."""
         try:
             yield
         except Exception as error:
@@ -65,7 +65,9 @@ class Bench:
     @contextmanager
     def running(self, *models: Path, starters: Sequence[StartsSystem] | None = None) -> Iterator[list[System]]:
         """
-        Run one of each system. A peer that cannot start with these models is left out; the first must be there.
+        Start one server of each system, and end them after the block.
+
+        A peer that cannot start with these models is left out. The first system must start.
         """
         systems: list[System] = []
         try:
@@ -85,9 +87,14 @@ class Bench:
         self, case: str, sides: Mapping[str, Callable[[str], Figures]], rounds: int | None = None
     ) -> list[Row]:
         """
-        Let each side do its turn in each round, A B A B, and return its figures. Round 0 warms up and does not count.
+        Measure all sides alternately (A B A B), and return their figures. Round 0 is a warm-up and is not counted.
 
-        A turn gets a seed, the same for all sides of a round. A side whose turn fails is out from then on.
+        In a round, all sides get the same seed, so the same prompts. A side that fails is left out of all later rounds.
+
+        Args:
+            case: Name of the case, in the table.
+            sides: For each system, the function that runs one turn with a seed.
+            rounds: Number of rounds; by default that of the run.
         """
         print(f"  {case}", file=sys.stderr, flush=True)
         rounds = rounds or self.rounds

@@ -1,4 +1,4 @@
-"""The prefix cache without KV: what is left is its index."""
+"""The prefix cache with empty KV, to measure its index alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PARTS = PrefixSpec((LayerGroup(_BLOCK_BYTES),))
 
 class Index:
     """
-    An index for at most so many blocks of a model of plain attention.
+    The index of a prefix cache, for a model with full attention only.
 
     Args:
         blocks: Most blocks.
@@ -28,7 +28,7 @@ class Index:
 
     @property
     def blocks(self) -> int:
-        """Blocks that it has."""
+        """Number of stored blocks."""
         return self._cache.trie.blocks
 
     def insert(self, tokens: Sequence[int]) -> None:
@@ -36,12 +36,12 @@ class Index:
         self._cache.store("n", tokens, _PARTS, _NoKV(), resume=Resume.YES)
 
     def lookup(self, tokens: Sequence[int]) -> int:
-        """Look a prompt up and return how many of its tokens are stored."""
+        """Return the number of stored tokens of a prompt."""
         with self._cache.lookup("n", tokens, _PARTS) as lease:
             return lease.tokens
 
     def evict(self, tokens: int) -> None:
-        """Evict as many blocks as a prompt of so many tokens has."""
+        """Evict the number of blocks that a prompt of `tokens` tokens has."""
         self._cache.shed(tokens // BLOCK_TOKENS * _BLOCK_BYTES)
 
 
@@ -53,7 +53,7 @@ class _NoKV:
         return Extent((), (stop - start) * _BLOCK_BYTES, 1, start, stop - start)
 
     def checkpoint(self, tokens: int) -> Checkpoint | None:
-        """Plain attention has no state."""
+        """Return None: full attention has no state beside its KV."""
         return None
 
 

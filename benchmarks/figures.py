@@ -1,4 +1,4 @@
-"""Figures: what was measured, as medians, spreads and ratios of one run."""
+"""Data types of benchmark results: metrics, rows of values, ratios and targets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LESS, MORE = "less", "more"
 
 
 class Metric(NamedTuple):
-    """What a number means; `better` is LESS, MORE, or empty where neither is."""
+    """A measured quantity. `better` is LESS, MORE, or empty if neither is better."""
 
     name: str
     unit: str
@@ -31,10 +31,10 @@ class Row:
     One figure of one system.
 
     Attributes:
-        case: What was asked, such as "2048 tokens".
-        metric: What was measured.
-        system: Who was asked.
-        values: One value for each round, in the order of the rounds; systems took turns within each.
+        case: The measured case, such as "2048 tokens".
+        metric: The metric.
+        system: Name of the system.
+        values: One value for each round, in the order of the rounds. Within a round, systems were measured in turn.
     """
 
     case: str
@@ -44,18 +44,18 @@ class Row:
 
     @property
     def median(self) -> float:
-        """The middle value."""
+        """Median of the values."""
         return median(self.values)
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> Row:
-        """Read what `Result.raw` wrote."""
+        """Parse a row of `Result.raw`."""
         return cls(raw["case"], Metric(*raw["metric"]), raw["system"], tuple(raw["values"]))
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the project wants of a figure; `value` is what this run gave."""
+    """A bound that the project sets for a figure; `value` is the figure of this run."""
 
     text: str
     value: float
@@ -70,31 +70,31 @@ class Target:
 
 @dataclass(slots=True)
 class Result:
-    """What one workload gave."""
+    """The result of one workload."""
 
     title: str
     rows: list[Row] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
 
     def find(self, case: str, metric: Metric, system: str) -> Row | None:
-        """Return one row, if that was measured."""
+        """Return one row; None if it was not measured."""
         return next((row for row in self.rows if (row.case, row.metric, row.system) == (case, metric, system)), None)
 
     def ratios(self, case: str, metric: Metric, system: str, to: str) -> list[float]:
-        """Return one ratio for each round, `system` to the system `to`; empty if one of them was not measured."""
+        """Return for each round the ratio of `system` to the system `to`; empty if one of them was not measured."""
         one, other = self.find(case, metric, system), self.find(case, metric, to)
         if one is None or other is None:
             return []
         return [a / b for a, b in zip(one.values, other.values, strict=False) if b]
 
     def aim(self, text: str, values: Iterable[float], bound: float, better: str = LESS) -> None:
-        """Set a target for the median of figures; nothing if there are none, because a system was left out."""
+        """Add a target for the median of values; none if there are no values, because a system was left out."""
         if values := list(values):
             self.targets.append(Target(text, median(values), bound, better))
 
     @property
     def raw(self) -> dict[str, Any]:
-        """As JSON wants it."""
+        """The result as plain data for JSON."""
         return {
             "title": self.title,
             "rows": [asdict(row) for row in self.rows],
@@ -103,6 +103,6 @@ class Result:
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> Result:
-        """Read what `raw` wrote."""
+        """Parse the data of `raw`."""
         targets = [Target(t["text"], t["value"], t["bound"], t["better"]) for t in raw["targets"]]
         return cls(raw["title"], [Row.parse(row) for row in raw["rows"]], targets)

@@ -1,4 +1,4 @@
-"""Floors: the least work that an answer can take, measured in this process with nothing around it."""
+"""Lower bounds: the same computation in this process with mlx-lm alone, without any server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IN_PROCESS = "mlx-lm in process"
 
 
 class Floor:
-    """A model in this process."""
+    """A model loaded in this process."""
 
     def __init__(self, path: Path) -> None:
         self.model: Any
@@ -36,7 +36,7 @@ class Floor:
         return caches
 
     def warm_first_token(self, caches: list[KVCache], suffix: str) -> float:
-        """Return the milliseconds of one copy of a cache's KV and one forward pass of a suffix, up to its token."""
+        """Return the milliseconds of one copy of a KV cache and one forward pass of a suffix, up to its first token."""
         ids = mx.array([self.tokenizer.encode(suffix)])
         mx.eval(ids)
         began = time.perf_counter()
@@ -53,7 +53,11 @@ class Floor:
         return 1000 * (time.perf_counter() - began)
 
     def bare_steps(self, prompt: str, tokens: int, streams: int) -> dict[Metric, float]:
-        """Return the throughput of nothing but the model's greedy step over so many rows, each next one in flight."""
+        """
+        Return the throughput of the model's greedy step alone, over `streams` rows.
+
+        Each step is submitted before the token of the step before is read.
+        """
         caches = make_prompt_cache(self.model)
         began = time.perf_counter()
         ids = mx.array([self.tokenizer.encode(prompt)] * streams)
@@ -67,18 +71,18 @@ class Floor:
         return {SPEED: streams * tokens / (time.perf_counter() - began)}
 
     def pieces(self, prompt: str, tokens: int) -> Iterator[str]:
-        """Generate as mlx-lm does in a program of one's own, and yield the text of each token."""
+        """Generate with `mlx_lm.stream_generate`, and yield the text of each token."""
         for response in stream_generate(self.model, self.tokenizer, prompt, max_tokens=tokens):
             yield response.text
 
     def generate(self, prompt: str, tokens: int) -> dict[Metric, float]:
-        """Return the throughput of that."""
+        """Return the throughput of `pieces`."""
         began = time.perf_counter()
         assert sum(1 for _ in self.pieces(prompt, tokens)) == tokens, "generation ended early"
         return {SPEED: tokens / (time.perf_counter() - began)}
 
     def generate_together(self, prompts: Sequence[str], tokens: int) -> dict[Metric, float]:
-        """Return the throughput of mlx-lm's batch generator, which gets all prompts at once."""
+        """Return the throughput of `mlx_lm.batch_generate` with all prompts at once."""
         ids = [self.tokenizer.encode(prompt) for prompt in prompts]
         began = time.perf_counter()
         made = batch_generate(self.model, self.tokenizer, ids, max_tokens=tokens, return_token_ids=True)
@@ -88,7 +92,7 @@ class Floor:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Return the milliseconds that something takes."""
+    """Return the duration of a call in milliseconds."""
     began = time.perf_counter()
     work()
     return 1000 * (time.perf_counter() - began)

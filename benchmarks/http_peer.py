@@ -1,4 +1,4 @@
-"""Peers that speak OpenAI's HTTP: `mlx_lm.server`, which comes with mlx-lm, and `vllm-mlx` in its own environment."""
+"""Peers with OpenAI's HTTP API: `mlx_lm.server`, a part of mlx-lm, and `vllm-mlx` from its own environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VLLM_MLX = "vllm-mlx"
 
 @dataclass
 class HttpPeer:
-    """A server process with completions over HTTP."""
+    """A server process that offers completions over HTTP."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -29,7 +29,7 @@ class HttpPeer:
     log: Path
 
     def wait(self) -> None:
-        """Wait until it answers for its health."""
+        """Wait until its health check succeeds."""
         wait_until(self._healthy, self.process)
 
     def ask(self, request: Request) -> Answer:
@@ -37,7 +37,7 @@ class HttpPeer:
         Stream a completion; see `System.ask`.
 
         Raises:
-            RuntimeError: If the answer is not 200, or has no text: some faults look like an empty completion.
+            RuntimeError: If the status is not 200, or the answer has no text: a fault can look like an empty answer.
         """
         body: dict[str, Any] = {
             "model": str(request.model),
@@ -65,10 +65,10 @@ class HttpPeer:
 
     def get(self, path: str) -> bytes:
         """
-        Return what is at a path.
+        Return the body of a GET.
 
         Raises:
-            RuntimeError: If the answer is not 200.
+            RuntimeError: If the status is not 200.
         """
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
         try:
@@ -78,11 +78,11 @@ class HttpPeer:
             connection.close()
 
     def pids(self) -> list[int]:
-        """Return its process."""
+        """Return the id of its process."""
         return [self.process.pid]
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         end(self.process)
 
     def _healthy(self) -> bool:
@@ -106,13 +106,13 @@ class HttpPeer:
 
 @dataclass(frozen=True)
 class StartsMlxLm:
-    """Starts mlx-lm's own server, as it comes, or with more flags."""
+    """Starts `mlx_lm.server` with its defaults and optional flags."""
 
     name: str = MLX_LM
     flags: tuple[str, ...] = ()
 
     def __call__(self, folder: Path, models: Sequence[Path]) -> System:
-        """Start one; it serves the first model, and loads another in its place when that is asked for."""
+        """Start a server with the first model. A request for another model replaces it."""
         port = _free_port()
         command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(models[0]), "--port", str(port)]
         return _started(self.name, [*command, *self.flags], port, folder)
@@ -120,13 +120,13 @@ class StartsMlxLm:
 
 @dataclass(frozen=True)
 class StartsVllmMlx:
-    """Starts vllm-mlx from its own environment, with continuous batching, which is off unless asked for."""
+    """Starts vllm-mlx from its own environment, with continuous batching, which is off by default."""
 
     venv: Path
     name: str = VLLM_MLX
 
     def __call__(self, folder: Path, models: Sequence[Path]) -> System:
-        """Start one; it serves one model."""
+        """Start a server with the first model; it serves no other."""
         port = _free_port()
         command = [str(self.venv / "bin" / "vllm-mlx"), "serve", str(models[0]), "--port", str(port)]
         return _started(self.name, [*command, "--host", "127.0.0.1", "--continuous-batching"], port, folder)
@@ -150,6 +150,6 @@ def _ok(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What figures were measured on: enough to repeat them, nothing that names a machine."""
+"""Description of the machine, libraries and commit of a run, without a name of the machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPENBLAS = (
     "/usr/lib/x86_64-linux-gnu/openblas-pthread/libopenblas.so.0",
     "/usr/lib/aarch64-linux-gnu/openblas-pthread/libopenblas.so.0",
 )
-"""Where Debian has it. MLX's Linux wheel brings the reference BLAS, which nobody would serve models with."""
+"""Debian's paths of OpenBLAS. The Linux wheel of MLX has the reference BLAS, which is too slow to serve models."""
 PACKAGES = ("mlx", "mlx-lm", "transformers", "grpcio", "mlx-sidecar")
 
 
@@ -30,14 +30,14 @@ def describe() -> dict[str, object]:
 
 
 def openblas() -> str | None:
-    """Return the library that every process of a run should preload; None if there is none, or it is there already."""
+    """Return the library that every process of a run should preload; None if it is absent or preloaded already."""
     if platform.system() != "Linux" or _preloaded():
         return None
     return next((path for path in OPENBLAS if Path(path).exists()), None)
 
 
 def versions_in(venv: Path) -> dict[str, str]:
-    """Return the versions of a peer's environment."""
+    """Return the versions of vllm-mlx, mlx-lm and mlx in a peer's environment."""
     code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
     names = ("vllm-mlx", "mlx-lm", "mlx")
     shown = subprocess.run([venv / "bin" / "python", "-c", code, *names], capture_output=True, text=True, check=True)
@@ -45,7 +45,7 @@ def versions_in(venv: Path) -> dict[str, str]:
 
 
 def resident_bytes(pids: Iterable[int]) -> int:
-    """Return the memory of processes, shared libraries counted in each."""
+    """Return the sum of resident bytes of processes. Shared libraries count once for each process."""
     shown = subprocess.run(["ps", "-o", "rss=", *(f"-p{pid}" for pid in pids)], capture_output=True, text=True)
     return 1024 * sum(map(int, shown.stdout.split()))
 

@@ -1,8 +1,8 @@
 """
-The model cache over the socket: `python -m benchmarks.models [--rounds N] [--layers N] [--out FILE]`.
+Benchmark of the model cache over the socket: `python -m benchmarks.models [--rounds N] [--layers N] [--out FILE]`.
 
-Two figures, each a ratio within one run: a GetOrLoad hit against a Stats call, which does nothing but travel; and the
-gaps between a stream's deltas while a large generated model loads, against those before it.
+It measures two ratios within one run. The first is a GetOrLoad hit to a Stats call, which has almost no work. The
+second is the gap between a stream's deltas during the load of a large generated model to the gap before the load.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tools.demo import daemon
 
 TOKENS = 2000
 EMBEDDED = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
-"""What the generated models have, too."""
+"""Tokenizer of the embedded model; the generated models have the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """Medians of calls that take turns, in seconds."""
+    """Medians of alternating calls in seconds."""
 
     get_or_load: float
     stats: float
@@ -44,7 +44,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Gaps:
-    """Seconds between two tokens of a stream, alone and while a model is named and loads."""
+    """Seconds between two tokens of a stream, alone and during the digest and load of a model."""
 
     model_bytes: int
     load_seconds: float
@@ -57,7 +57,7 @@ class Gaps:
 
 
 def main() -> int:
-    """Measure, print, write JSON."""
+    """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
     parser.add_argument("--rounds", type=int, default=500, help="pairs of calls")
     parser.add_argument("--layers", type=int, default=40, help="layers of the model that is loaded, 52 MB each")
@@ -74,7 +74,7 @@ def main() -> int:
         streaming = str(wide_model(Path(folder), "streaming", 2, arguments.stream_layers))
         client.load(streaming)
         large = wide_model(Path(folder), "large", 1, arguments.layers, width=1024)
-        os.sync()  # a user's model was not written a moment ago, and writing 2 GB to a disk disturbs everybody
+        os.sync()  # a user's model was written long ago; without this, the write of 2 GB would slow the load
         gaps = measure_gaps(client, streaming, str(large))
     print(f"GetOrLoad hit {1000 * hit.get_or_load:.2f} ms, Stats {1000 * hit.stats:.2f} ms, {hit.ratio:.1f} x")
     print(
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def measure_hit(client: Client, rounds: int) -> Hit:
-    """Alternate between a hit and a call that only travels."""
+    """Alternate between a GetOrLoad hit and Stats."""
     hits, travels = [], []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -101,7 +101,7 @@ def measure_hit(client: Client, rounds: int) -> Hit:
 
 
 def measure_gaps(client: Client, streaming: str, model: str) -> Gaps:
-    """Stream from one model, load a large one after a while, and look at the deltas before and meanwhile."""
+    """Stream from one model, load a large model meanwhile, and compare the gaps between deltas before and during it."""
     times: list[float] = []
     window: list[float] = []
     under_way = threading.Event()
@@ -114,7 +114,7 @@ def measure_gaps(client: Client, streaming: str, model: str) -> Gaps:
 
     loading = threading.Thread(target=load)
     loading.start()
-    # A letter each: random tokens are parts of characters as well, whose deltas wait for the whole of one.
+    # All tokens are one letter. Random tokens can be parts of a character, whose delta waits for the whole character.
     letter = {EMBEDDED.encode("a").ids[-1]: 100.0}
     with client.generate(streaming, "The", max_tokens=TOKENS, ignore_eos=True, logit_bias=letter) as stream:
         for _ in stream:
@@ -128,7 +128,7 @@ def measure_gaps(client: Client, streaming: str, model: str) -> Gaps:
     began, ended = window
     alone = [after - before for before, after in pairwise(times) if after < began][20:]
     meanwhile = [after - before for before, after in pairwise(times) if began <= after and before <= ended]
-    size = next(one.info.size_bytes for one in client.stats().models if one.info.model == model)
+    size = next(loaded.info.size_bytes for loaded in client.stats().models if loaded.info.model == model)
     usual = median(alone)
     return Gaps(
         model_bytes=size,

@@ -1,4 +1,4 @@
-"""Tables of the results, for a terminal and for docs/benchmarks.md, made from the raw figures and nothing else."""
+"""Formats results as tables, for the terminal and for docs/benchmarks.md, from the raw figures only."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ _SUMMARY = (
 
 
 def load(path: Path = REPORT) -> tuple[dict[str, Any], dict[str, Result]]:
-    """Return a report as it was written, and its results."""
+    """Return a report as plain data, and its results by workload."""
     report = json.loads(path.read_text())
     return report, {name: Result.parse(raw) for name, raw in report["workloads"].items()}
 
 
 def write() -> None:
-    """Put the figures of the last whole run into the page."""
+    """Write the figures of the last complete run into the page."""
     PAGE.write_text(filled(PAGE.read_text()))
 
 
 def filled(text: str) -> str:
-    """Return the page's text with each block of figures made anew."""
+    """Return the page's text with each block of figures replaced."""
     report, results = load()
     others = {
         "run": _run(report),
@@ -65,7 +65,7 @@ def filled(text: str) -> str:
 
 
 def text(result: Result) -> str:
-    """Return a result for a terminal."""
+    """Return a result as text for a terminal."""
     table = _table(result)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
@@ -73,7 +73,7 @@ def text(result: Result) -> str:
 
 
 def number(value: float) -> str:
-    """Return a figure with three digits that mean something."""
+    """Return a figure with three significant digits."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
@@ -93,7 +93,7 @@ def summary(results: dict[str, Result]) -> list[list[str]]:
 
 
 def _table(result: Result) -> list[list[str]]:
-    """Return a line for each case and metric: every system's median and range, then ours divided by each other's."""
+    """Return a line for each case and metric: median and range of each system, then our ratio to each other system."""
     systems = list(dict.fromkeys(row.system for row in result.rows))
     others = [system for system in systems if system != OURS]
     table = [["", "", *systems, *(f"ours / {system}" for system in others)]]
@@ -153,7 +153,7 @@ def _target(target: Target) -> str:
 
 
 def ahead(results: dict[str, Result]) -> str:
-    """Return every figure in which a peer's median is better than ours."""
+    """Return one line for each figure in which a peer's median is better than ours."""
     lines = []
     for name, result in results.items():
         for row in result.rows:

@@ -1,4 +1,4 @@
-"""The plots of docs/benchmarks.md."""
+"""Draws the plots of docs/benchmarks.md as SVG."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ OTHER = "#737373"
 
 
 def draw(results: dict[str, Result], folder: Path = FOLDER) -> None:
-    """Draw what these results have figures for."""
+    """Draw each plot whose workload is among the results."""
     folder.mkdir(exist_ok=True)
-    # The same figures give the same file: names inside it are not random, and text stays text.
+    # The same figures give the same file: a fixed salt for ids, and text as text instead of paths.
     with mpl.rc_context({"svg.hashsalt": "mlx-sidecar", "svg.fonttype": "none", "font.size": 9}):
         if "prefix" in results:
             axes = _axes("tokens of the prefix", "first token, ms", logarithmic=True)
@@ -41,7 +41,7 @@ def draw(results: dict[str, Result], folder: Path = FOLDER) -> None:
 
 
 def _lines(axes: Axes, result: Result, metric: Metric, prefix: str, label: str, style: str) -> None:
-    """Draw a line for each system through the cases that begin with `prefix` and then a number."""
+    """Draw a line for each system through the cases named by `prefix` and a number."""
     for system in dict.fromkeys(row.system for row in result.rows):
         points = [
             (int(found[1]), row.median, min(row.values), max(row.values))

@@ -1,4 +1,4 @@
-"""Models with random weights in real shapes, from mlx-lm's own classes: what is measured is work, not what it says."""
+"""Writes models with random weights in real shapes, built by mlx-lm's classes. Benchmarks measure work, not answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SMALL: dict[str, Any] = {
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {**_QWEN3, **_SMALL},
-    # Qwen/Qwen3-0.6B, all of it.
+    # The shape of Qwen/Qwen3-0.6B, unchanged.
     "0.6b": {
         **_QWEN3, "hidden_size": 1024, "num_hidden_layers": 28, "intermediate_size": 3072, "num_attention_heads": 16,
         "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     # A second model, for switching.
     "other": {**_COMMON, **_SMALL, "model_type": "llama", "rope_theta": 5e5},
-    # Nearly no work, so that what is left is overhead.
+    # Almost no work, so that the overhead remains.
     "trivial": {
         **_QWEN3, "hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64, "num_attention_heads": 1,
         "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 512,
@@ -53,7 +53,7 @@ _TINY: dict[str, Any] = {
 
 
 def write(folder: Path, shape: str, *, tiny: bool = False, seed: int = 1) -> Path:
-    """Write a model of a shape, float32, and return its directory; `tiny` keeps only what makes the kind."""
+    """Write a model of a shape in float32, and return its directory. `tiny` reduces it to the smallest of its kind."""
     path = folder / shape
     path.mkdir(parents=True)
     config = {**SHAPES[shape], **(_TINY if tiny else {}), "eos_token_id": 0}
@@ -69,7 +69,7 @@ def _weights(config: dict[str, Any], seed: int) -> dict[str, mx.array]:
     model_class, arguments = _get_classes(config)
     mx.random.seed(seed)
     weights = dict(tree_flatten(model_class(arguments.from_dict(config)).parameters()))
-    # No request may end early: the end token's logit is 0, and among so many random ones the largest is above it.
+    # No answer may end early. With a zero embedding the end token's logit is 0, and the largest random logit is above.
     embedding = weights["model.embed_tokens.weight"]
     embedding[0] = 0
     return weights

@@ -1,4 +1,4 @@
-"""mlx-sidecar under test: its daemon, through its own client."""
+"""mlx-sidecar as a system under test: its daemon, called through its Python client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SERVICE = "mlx_sidecar.v1.SidecarService"
 
 @dataclass
 class Sidecar:
-    """A daemon in a folder of its own, with the configuration that it comes with."""
+    """A daemon with the default configuration and all its files in one folder."""
 
     folder: Path
     name: str = OURS
@@ -41,7 +41,7 @@ class Sidecar:
         self.client = Client(own["MLX_SIDECAR_SOCKET"], timeout=60)
 
     def wait(self, service: str = SERVICE) -> None:
-        """Wait until health says SERVING for a service; "" is the process itself."""
+        """Wait until a service is SERVING in the health service; "" is the process itself."""
         with grpc.insecure_channel(f"unix:{self.client.socket}") as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
             request = health_pb2.HealthCheckRequest(service=service)
@@ -57,7 +57,7 @@ class Sidecar:
             wait_until(serving, self.process, 0.005)
 
     def wait_until_warm(self) -> None:
-        """Wait until the engine takes calls as they come."""
+        """Wait until the engine has imported its libraries."""
         wait_until(lambda: self.client.stats().engine.state == "ready", self.process, 0.005)
 
     def ask(self, request: Request) -> Answer:
@@ -81,11 +81,11 @@ class Sidecar:
         )
 
     def pids(self) -> list[int]:
-        """Return the parent's process and the engine's."""
+        """Return the ids of the parent and of the engine."""
         return [self.process.pid, self.client.stats().engine.pid]
 
     def close(self) -> None:
-        """End it."""
+        """End the daemon."""
         self.client.close()
         end(self.process)
 
@@ -96,7 +96,7 @@ class StartsSidecar:
     name = OURS
 
     def __call__(self, folder: Path, models: Sequence[Path]) -> Sidecar:
-        """Start one and load its models."""
+        """Start a daemon and load the models."""
         sidecar = Sidecar(folder)
         with closed_on_failure(sidecar):
             sidecar.wait()

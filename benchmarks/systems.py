@@ -1,4 +1,4 @@
-"""Systems under test: real server processes on the same model, asked with the same text."""
+"""The interface of a system under test, its requests and answers, and helpers for server processes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 START_SECONDS = 300
-"""Longest wait for a server; only a broken one takes it."""
+"""Longest wait for a server; only a broken server reaches it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A completion to ask for. Greedy unless it has a seed; then sampled at temperature 1."""
+    """A completion request: greedy without a seed, sampled at temperature 1 with a seed."""
 
     model: Path
     prompt: str
@@ -27,22 +27,22 @@ class Request:
 
     @property
     def temperature(self) -> float:
-        """0 is greedy."""
+        """Temperature of the request; 0 is greedy."""
         return 0.0 if self.seed is None else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """
-    A completion as its client saw it.
+    A completion, measured at its client.
 
     Attributes:
-        sent: When the request was sent, in seconds of `time.perf_counter`.
-        arrivals: When each piece of text came.
-        text: All of it.
-        prompt_tokens: Tokens of the prompt, as the server counted them.
-        cached_tokens: How many of them it did not compute; None if it does not say.
-        tokens: Tokens of the answer, as the server counted them.
+        sent: Time of sending, in seconds of `time.perf_counter`.
+        arrivals: Time of arrival of each piece of text.
+        text: The whole text.
+        prompt_tokens: Tokens of the prompt, as the server reports them.
+        cached_tokens: Prompt tokens that were not computed; None if the server does not report them.
+        tokens: Tokens of the answer, as the server reports them.
     """
 
     sent: float
@@ -64,49 +64,49 @@ class Answer:
 
 
 class System(Protocol):
-    """A running server. `name` is what tables call it."""
+    """A running server. `name` is its name in tables."""
 
     name: str
 
     def ask(self, request: Request) -> Answer:
-        """Ask for a completion and read it as it streams. May be called from several threads at once."""
+        """Stream a completion to its end. May be called from several threads at once."""
 
     def pids(self) -> list[int]:
-        """Return its processes."""
+        """Return the ids of its processes."""
 
     def close(self) -> None:
         """End it."""
 
 
 class StartsSystem(Protocol):
-    """Starts a system in a folder of its own, ready to answer for the first of its models."""
+    """Starts a system with its own folder, ready to answer for its first model."""
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Name of the system in tables."""
 
     def __call__(self, folder: Path, models: Sequence[Path]) -> System:
-        """Start it."""
+        """Start the system, and return it once it is ready."""
 
 
 def ask_all(system: System, requests: Sequence[Request]) -> list[Answer]:
-    """Ask for several completions at once."""
+    """Send several requests at once, and return all answers."""
     with ThreadPoolExecutor(len(requests)) as pool:
         return list(pool.map(system.ask, requests))
 
 
 def throughput(answers: Sequence[Answer]) -> float:
-    """Return the tokens per second of completions that were asked for together, prompts included in the time."""
+    """Return the tokens per second of concurrent completions. The time includes the prompts."""
     began = min(answer.sent for answer in answers)
     return sum(answer.tokens for answer in answers) / (max(answer.arrivals[-1] for answer in answers) - began)
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], pause: float = 0.02) -> None:
     """
-    Ask a server again and again until it is ready.
+    Poll a server until it is ready.
 
     Raises:
-        RuntimeError: If its process ended, or it took too long.
+        RuntimeError: If its process ends, or after START_SECONDS.
     """
     deadline = time.monotonic() + START_SECONDS
     while not ready():
@@ -117,7 +117,7 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], paus
 
 @contextmanager
 def closed_on_failure(system: System) -> Iterator[None]:
-    """Leave no server behind that never became ready."""
+    """Close a server if the block fails, so that no server is left behind."""
     try:
         yield
     except BaseException:
@@ -126,7 +126,7 @@ def closed_on_failure(system: System) -> Iterator[None]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a server, by force if it does not listen."""
+    """End a server by SIGTERM, and by SIGKILL after 30 seconds."""
     process.terminate()
     try:
         process.wait(30)

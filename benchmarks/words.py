@@ -1,4 +1,4 @@
-"""Prompts whose tokens are known: one word is one token, in every model that `shapes` makes."""
+"""Prompts with a known number of tokens: one word is one token, in every model written by `shapes`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 EOS, UNKNOWN = "<|end|>", "<|unknown|>"
 PROMPT_WORDS = 400
-"""Words that prompts are made of; every vocabulary has them."""
+"""Number of different words in prompts; every vocabulary contains them."""
 _WORDS = [*islice(("".join(letters) for letters in product(string.ascii_lowercase, repeat=2)), PROMPT_WORDS)]
 
 
 def prompt(seed: str, tokens: int) -> str:
-    """Return a text of exactly so many tokens, the same for the same seed and hardly twice for two."""
-    # Not for secrets, and the same in every run.
+    """Return a text of exactly `tokens` tokens. Equal seeds give equal texts."""
+    # `random` with a seed gives the same text in every run.
     return "".join(" " + word for word in random.Random(seed).choices(_WORDS, k=tokens))
 
 
@@ -25,8 +25,8 @@ def train(path: Path, vocabulary: int) -> None:
     """
     Train a tokenizer of exactly `vocabulary` ids and write it.
 
-    Byte-level like those of Qwen and Llama, so that each side decodes with the code that it has for them; but with
-    whole words for tokens, so that text can be cut and joined anywhere without its tokens changing.
+    It is byte-level like those of Qwen and Llama, so that each system decodes it with its usual code. Its tokens are
+    whole words, so that text can be cut and joined between words without a change of tokens.
     """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,7 +35,7 @@ def train(path: Path, vocabulary: int) -> None:
     trainer = trainers.WordLevelTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
     others = ("".join(letters) for size in (3, 4) for letters in product(string.ascii_lowercase, repeat=size))
     words = [*_WORDS, *islice(others, vocabulary - len(_WORDS) - len(special))]
-    # More often means first: prompts must keep their words when the vocabulary is cut.
+    # Frequent words get the first ids, so that a small vocabulary still contains all words of prompts.
     tokenizer.train_from_iterator([" " + word for word in words + _WORDS], trainer)
     assert tokenizer.get_vocab_size() == vocabulary, "the tokenizer has other ids than the model"
     tokenizer.save(str(path))

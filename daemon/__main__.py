@@ -1,8 +1,9 @@
 """
-`python -m daemon` is `mlx-sidecar`.
+Entry point of the command line: `python -m daemon` is `mlx-sidecar`.
 
-python-daemon has a package of this name too. Installed into the same environment after us, it overwrites our
-`__init__.py` and leaves the rest; then nothing works, and no error that follows would say why.
+The distribution python-daemon has a package `daemon` too. Installed later into the same environment, it overwrites
+`daemon/__init__.py` and leaves the other files. Imports then fail without a hint at the cause, so `main` checks for it
+first.
 """
 
 import os
@@ -23,7 +24,7 @@ def main() -> None:
         sys.exit(CLASH.format(place=", ".join(daemon.__path__)))
     from daemon.shared.process_setup import hold_standard_streams
 
-    hold_standard_streams()  # before anything is opened that could get their numbers
+    hold_standard_streams()  # first: a file opened before could get the descriptor of a closed standard stream
     from daemon.cli import main as command_line
 
     try:
@@ -31,13 +32,13 @@ def main() -> None:
     except OSError as error:
         if not _was_printing(error):
             raise
-        # What could not be written would be tried again at the end of the interpreter.
+        # The interpreter flushes standard output at its end, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(f"mlx-sidecar: standard output: {error.strerror}")
 
 
 def _was_printing(error: OSError) -> bool:
-    """Tell whether an error is that of standard output: the disk that it goes to is full, or its reader is broken."""
+    """Tell whether an error was raised while printing: standard output goes to a full disk or a broken reader."""
     return any(frame.f_globals.get("__name__") == "click.utils" for frame, _ in walk_tb(error.__traceback__))
 
 

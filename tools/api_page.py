@@ -51,7 +51,7 @@ class Proto:
 
 
 def compiled() -> Proto:
-    """Return the public proto, read anew."""
+    """Compile the public proto and return it."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "set.pb"
         flags = [f"-I{ROOT / 'protos'}", "--include_source_info", f"--descriptor_set_out={out}"]
@@ -60,7 +60,7 @@ def compiled() -> Proto:
 
 
 def page(proto: Proto) -> str:
-    """Return the page."""
+    """Return the page as Markdown."""
     parts = [HEAD + proto.opening(), *_service(proto)]
     parts += [_message(proto, index, one) for index, one in enumerate(proto.file.message_type)]
     parts += [_enum(proto, index, one) for index, one in enumerate(proto.file.enum_type)]

@@ -39,7 +39,7 @@ def build(root: Path, out: Path, epoch: int) -> list[Path]:
 
 
 def commit_epoch() -> int:
-    """Return the time of the last commit, or what SOURCE_DATE_EPOCH says."""
+    """Return SOURCE_DATE_EPOCH, or the time of the last commit."""
     if given := os.environ.get("SOURCE_DATE_EPOCH"):
         return int(given)
     shown = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=True)

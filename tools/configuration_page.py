@@ -37,12 +37,12 @@ _COMPUTED = {
     "socket": "`~/.mlx-sidecar/sidecar.sock`; Linux: `$XDG_RUNTIME_DIR/mlx-sidecar/sidecar.sock`",
     "state_dir": "`~/.mlx-sidecar`",
 }
-"""Defaults that depend on who asks."""
+"""Defaults that depend on the user or the system."""
 _KINDS = {"int": "whole number", "float": "duration", "bool": "true or false", "Path": "absolute path"}
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the page as Markdown."""
     return HEAD + "\n\n".join(_entry(key, field) for key, field in KEYS.items()) + "\n"
 
 

@@ -1,5 +1,5 @@
 """
-Write down the libraries of this environment as the tested ones: `python -m tools.constraints`.
+Write the library versions of this environment as the tested versions: `python -m tools.constraints`.
 
 `daemon/constraints.txt` has what the daemon runs with, its extras included; `tools/constraints.txt` adds what
 development needs. Only names and versions: what an environment was installed from is of no interest to another one.

@@ -1,5 +1,5 @@
 """
-The demonstration behind `make demo`: two programs share one daemon, and the second finds everything done.
+The demonstration of `make demo`: two programs share one daemon, and the second program reuses the first one's prefix.
 
 Starts a daemon of its own in a temporary directory, on the embedded model; leaves no process and no file behind.
 """

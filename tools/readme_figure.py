@@ -38,7 +38,7 @@ def filled(text: str) -> str:
 
 
 def write() -> None:
-    """Put the figures into the README."""
+    """Write the figures into the README."""
     README.write_text(filled(README.read_text()))
 
 

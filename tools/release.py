@@ -1,5 +1,5 @@
 """
-What a release needs, besides green tests: `python -m tools.release TAG [SDIST URL HOMEPAGE]`.
+Check a release and write its Homebrew formula: `python -m tools.release TAG [SDIST URL HOMEPAGE]`.
 
 Checks that the tag, the version and the changelog agree, and prints that version's changes. With a source distribution,
 fills in the Homebrew formula and writes it beside that file.

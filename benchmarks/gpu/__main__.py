@@ -1,9 +1,9 @@
 """
-The engine on this machine's GPU, in one process: `python -m benchmarks.gpu [--shape NAME] [--out FILE]`.
+Exactness and throughput of the engine in one process: `python -m benchmarks.gpu [--shape NAME] [--out FILE]`.
 
-Random weights in a real shape. For each dtype: the same prompt without the prefix cache (twice), with an empty one and
-with a full one; tokens and log-probabilities are compared. Then tokens per second of 1 to 16 requests at once, and of
-mlx-lm's own loop with one. Metal, CUDA or CPU: whatever MLX's default device is.
+The model has random weights in a real shape, and runs on MLX's default device. For each dtype, the same prompt runs
+twice without the prefix cache, then with an empty and with a filled cache, and tokens and log-probabilities are
+compared. Then the throughput of 1 to 16 concurrent requests is measured, and that of mlx-lm's own loop.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ANSWER_TOKENS = 64
 RATE_TOKENS = 256
 SHORT_PROMPT = 64
 LARGEST_ID = 500
-"""Ids of prompts; every shape has as many."""
+"""Largest token id in prompts; every shape's vocabulary has it."""
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
 
@@ -44,8 +44,8 @@ class Exactness:
     Attributes:
         cached: Prompt tokens that the warm run reused.
         same_cold: Whether two cold runs gave the same tokens.
-        same_warm: Whether the warm run gave the tokens of the cold one.
-        most_apart: The largest difference between log-probabilities, cold to warm, while tokens are equal.
+        same_warm: Whether the warm run gave the tokens of the cold run.
+        most_apart: The largest difference between cold and warm log-probabilities of equal tokens.
         cold_seconds, warm_seconds: Time to the first token.
     """
 
@@ -58,7 +58,7 @@ class Exactness:
 
 
 def main() -> int:
-    """Measure, print, write JSON."""
+    """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--shape", default="0.6b", choices=shapes.SHAPES, help="which model")
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="of the weights; may be repeated")
@@ -91,7 +91,7 @@ def measured(model: Path, prompt_tokens: int) -> dict[str, object]:
 
 
 def exactness(engine: harness.Harness, model: str, prompt_tokens: int) -> Exactness:
-    """Ask the same prompt cold and warm."""
+    """Compare cold and warm answers to the same prompt."""
 
     def ask(mode: pb.CacheMode) -> tuple[harness.Answer, float]:
         request = pb.GenerateRequest(
@@ -108,9 +108,9 @@ def exactness(engine: harness.Harness, model: str, prompt_tokens: int) -> Exactn
     ask(pb.CACHE_MODE_READ_WRITE)
     warm, warm_seconds = ask(pb.CACHE_MODE_READ_WRITE)
     apart = [
-        abs(one.logprob - other.logprob)
-        for one, other in zip(cold.logprobs, warm.logprobs, strict=True)
-        if one.token_id == other.token_id
+        abs(before.logprob - after.logprob)
+        for before, after in zip(cold.logprobs, warm.logprobs, strict=True)
+        if before.token_id == after.token_id
     ]
     return Exactness(
         warm.cached, cold.ids == again.ids, cold.ids == warm.ids, max(apart, default=0.0), cold_seconds, warm_seconds
@@ -118,7 +118,7 @@ def exactness(engine: harness.Harness, model: str, prompt_tokens: int) -> Exactn
 
 
 def rate(engine: harness.Harness, model: str, rows: int) -> float:
-    """Return the tokens per second of some requests at once, from the first token of the last to the end."""
+    """Return the throughput of concurrent requests in tokens per second, from the last request's first token on."""
 
     def once() -> float:
         engine.events.clear()
@@ -144,7 +144,7 @@ def rate(engine: harness.Harness, model: str, rows: int) -> float:
 
 
 def plain_rate(path: Path) -> float:
-    """Return the tokens per second of mlx-lm's model in a loop that samples the likeliest token."""
+    """Return the tokens per second of mlx-lm's model in a greedy loop."""
     model, _ = load(str(path))
     cache = make_prompt_cache(model)
     token = mx.argmax(model(mx.array([list(_prompt(0, SHORT_PROMPT).ids)]), cache=cache)[:, -1], axis=-1)

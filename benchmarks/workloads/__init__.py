@@ -1,4 +1,4 @@
-"""Workloads: each takes a `Bench` and returns a `Result`."""
+"""The workloads of `python -m benchmarks`: functions from a `Bench` to a `Result`."""
 
 from __future__ import annotations
 
@@ -35,4 +35,4 @@ WORKLOADS: dict[str, Callable[[Bench], Result]] = {
     "startup": startup,
     "trie": trie,
 }
-"""By the name that the command line and the results give them, in the order of the page."""
+"""Workloads by their name on the command line and in the results, in the order of the page."""

@@ -1,4 +1,4 @@
-"""Agents: conversations that branch from one system prompt and grow."""
+"""Workload "agents": concurrent conversations that share a system prompt and grow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CASE = "all turns"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Clients that work at the same time; each asks as soon as it has its answer, and its question then includes it."""
+    """Concurrent clients. Each sends its next turn as soon as it has an answer, with that answer in its prompt."""
 
     model: Path
     clients: int
@@ -29,7 +29,7 @@ class Session:
     shared: int
 
     def run(self, system: System, seed: str) -> Figures:
-        """Run it once."""
+        """Run all turns of all clients once."""
         answers: list[Answer] = []
 
         def agent(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Decode: the throughput of clients that stream at once."""
+"""Workload "decode": throughput of concurrent streams."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ PROMPT_TOKENS = 32
 
 def decode(bench: Bench) -> Result:
     """
-    W4: short prompts. In process several are mlx-lm's batch generator's; the floor is the model's step alone over as
-    many rows.
+    W4: 1 to 16 clients with short prompts.
+
+    In process, mlx-lm's batch generator runs several prompts. The floor is the model's step alone over as many rows.
     """
     result = Result("Decode: 1 to 16 clients")
     result.rows += _shape(bench, "small", bench.size((1, 4, 8, 16), (1, 2)), bench.size(96, 6), bench.rounds)

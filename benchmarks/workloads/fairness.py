@@ -1,4 +1,4 @@
-"""Fairness: what running streams notice of somebody's long prompt."""
+"""Workload "fairness": gaps between tokens of running streams during the prefill of a long prompt."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from benchmarks.words import prompt
 P50, P99, SOLO = Metric("gap, p50", "ms"), Metric("gap, p99", "ms"), Metric("gap alone, p50", "ms")
 LONGEST = Metric("gap, longest", "ms")
 CHUNK_MS = 250
-"""What the daemon promises as the longest chunk of a prefill."""
+"""Longest prefill chunk that the daemon promises."""
 
 
 @dataclass(frozen=True, slots=True)
 class Intrusion:
-    """Streams that run, and a long prompt that comes when they are under way."""
+    """Running streams, and a long prompt that arrives while they decode."""
 
     model: Path
     streams: int
@@ -31,11 +31,11 @@ class Intrusion:
     long: int
 
     def run(self, system: System, seed: str) -> Figures:
-        """Run it once. Gaps are those that overlap the time from the long prompt's sending to its first token."""
+        """Run it once. Gaps count if they overlap the time from the long prompt's sending to its first token."""
         solo = system.ask(self._stream(seed, 0, self.tokens // 4)).gaps
         with ThreadPoolExecutor(self.streams) as pool:
             running = [pool.submit(system.ask, self._stream(seed, n + 1, self.tokens)) for n in range(self.streams)]
-            # Long enough that all of them are decoding, short enough that none has ended.
+            # Long enough that all streams decode, short enough that none has ended.
             threading.Event().wait(median(solo) * self.streams * self.tokens / 8 / 1000)
             intruder = system.ask(Request(self.model, prompt(seed + "/long", self.long), 2))
             answers = [future.result() for future in running]
@@ -50,7 +50,7 @@ class Intrusion:
 
 
 def fairness(bench: Bench) -> Result:
-    """W11: 4 streams and a prompt of 4 k tokens."""
+    """W11: 4 streams and a prompt of 4,096 tokens."""
     intrusion = Intrusion(bench.model("small"), *bench.size((4, 400, 4096), (2, 60, 64)))
     case = f"{intrusion.streams} streams, {intrusion.long} tokens come"
     result = Result("Fairness: gaps of running streams while a long prompt is computed")

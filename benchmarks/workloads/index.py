@@ -1,4 +1,4 @@
-"""The index alone: looking prompts up and inserting them, against the one that mlx-lm's server uses."""
+"""Workload "index": lookup and insert of the prefix index without KV, against the index of mlx-lm's server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PEER = "mlx-lm's LRUPromptCache"
 
 
 class _NoKV:
-    """Stands for a KV cache without any; a lookup copies it in no time."""
+    """A KV cache without content, which a lookup copies in no time."""
 
     nbytes = 1
 
@@ -29,7 +29,7 @@ class _NoKV:
 
 
 def index(bench: Bench) -> Result:
-    """W10: in this process, without any KV: prompts that share their first half with one that is stored."""
+    """W10: prompts that share their first half with a stored prompt, in this process, without KV."""
     result = Result("The index alone: lookup and insert of long prompts")
     for thousands in bench.size((1, 8, 32, 128), (1,)):
         sides = {OURS: partial(_ours, 1024 * thousands), PEER: partial(_theirs, 1024 * thousands)}

@@ -1,4 +1,4 @@
-"""Memory: what the KV of conversations with one prefix takes."""
+"""Workload "kv-bytes": bytes of stored KV for conversations that share a prefix."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SUFFIX = 64
 
 
 def kv_bytes(bench: Bench) -> Result:
-    """W6: conversations over one prefix, against the bytes of their tokens without repetition."""
+    """W6: 1 to 32 conversations over one prefix, against the KV bytes of their distinct tokens."""
     most, shared = bench.size((32, 2048), (2, 64))
     result = Result(f"KV bytes: 1 to {most} conversations over one prefix of {shared} tokens")
     model = bench.model("small")
-    # Its default keeps 10; all that are counted here are to be kept.
+    # The peer stores 10 conversations by default; here it must store all of them.
     starters: list[StartsSystem] = [StartsSidecar(), StartsMlxLm(flags=("--prompt-cache-size", str(2 * most)))]
     with bench.running(model, starters=starters) as systems:
         for number in range(1, most + 1):
@@ -42,14 +42,14 @@ def _case(number: int) -> str:
 
 def _token_megabytes(systems: list[System]) -> float:
     sidecar = next(system for system in systems if isinstance(system, Sidecar))
-    return next(one.info.kv_bytes_per_token for one in sidecar.client.stats().models) / 1e6
+    return next(model.info.kv_bytes_per_token for model in sidecar.client.stats().models) / 1e6
 
 
 def _kept(system: System, last: Request) -> float:
-    """Return the MB of KV that a system says it keeps; mlx_lm.server says so in its log, before its next request."""
+    """Return the MB of KV that a system reports. mlx_lm.server reports it in its log, at the next request."""
     if isinstance(system, Sidecar):
         return system.client.stats().prefix_cache.bytes / 1e6
     assert isinstance(system, HttpPeer)
     system.ask(last)
-    said = re.findall(r"Prompt Cache: \d+ sequences, ([\d.]+) GB", system.log.read_text())
-    return 1000 * float(said[-1])
+    gigabytes = re.findall(r"Prompt Cache: \d+ sequences, ([\d.]+) GB", system.log.read_text())
+    return 1000 * float(gigabytes[-1])

@@ -1,4 +1,4 @@
-"""Overhead: what a call costs when there is nearly nothing to do."""
+"""Workload "overhead": cost of a call and of a token with almost no work for the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HIT, TRAVEL, STREAM = "a loaded model is asked for", "a call that only travels",
 
 
 def overhead(bench: Bench) -> Result:
-    """W7: GetOrLoad of a loaded model beside Stats and GET /v1/models; then a stream of a model of one small layer."""
+    """W7: GetOrLoad of a loaded model, Stats or GET /v1/models, and a stream of a model with one small layer."""
     result = Result("Overhead of a call and of a token")
     calls, tokens = bench.size((100, 400), (3, 6))
     model = bench.model("trivial")

@@ -1,4 +1,4 @@
-"""Time to first token of a prompt that nobody has seen, and of one whose beginning was seen."""
+"""Workload "prefix": time to first token of a new prompt, and of a prompt with a cached prefix."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benchmarks.words import prompt
 COLD = Metric("first token, cold", "ms")
 SUFFIX = 32
 LONG = 4096
-"""Prefixes above it get two rounds: computing them cold takes most of the time."""
+"""Longer prefixes get two rounds, because their cold prefill takes most of the run."""
 
 
 def prefix(bench: Bench) -> Result:
-    """W1 and W2: a prompt that nobody has seen; then the same with 32 other tokens at its end."""
+    """W1 and W2: a new prompt, then the same prompt with 32 other tokens at its end."""
     result = Result(f"First token, cold; then warm: a known prefix and {SUFFIX} new tokens")
     lengths: dict[str, tuple[int, ...]] = bench.size({"small": (512, 2048, 8192), "0.6b": (256,)}, {"small": (64,)})
     for shape, prefixes in lengths.items():

@@ -1,4 +1,4 @@
-"""The second turn of a conversation with models that are not plain attention."""
+"""Workload "second-turn": reuse in conversations with recurrent and sliding-window models."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ NEW_TOKENS, REPLY_TOKENS = 64, 32
 COLD = Metric("first token, first turn", "ms")
 WHOLE, PART, BRANCH = "the answer comes back", "its thoughts are left out", "the third branch"
 KEPT_WORDS = {WHOLE: REPLY_TOKENS, PART: 8}
-"""How many of the last words of an answer the next prompt has: programs do not send back what a model thought."""
+"""Number of the answer's last words in the next prompt: clients do not send a model's reasoning back."""
 
 
 def second_turn(bench: Bench) -> Result:
     """
-    W8: hybrid of recurrent layers and attention, and sliding windows; what was said before is in the prompt.
+    W8: a hybrid of recurrent and attention layers, and a model with sliding windows.
 
-    Either the conversation goes on, or its last question is asked in another way for the third time.
+    In the first cases a conversation has a second turn. In the last case three prompts diverge after the same prefix.
     """
     tokens = bench.size(1024, 64)
     result = Result(f"Second turn, {tokens} tokens in the first, on models that are not plain attention")
@@ -52,7 +52,7 @@ def _two_turns(system: System, model: Path, tokens: int, words: int, seed: str) 
 
 
 def _branches(system: System, model: Path, tokens: int, seed: str) -> Figures:
-    """Three prompts that begin alike and part at the same place; the last one counts."""
+    """Measure the last of three prompts that diverge at the same place."""
     text = prompt(seed, tokens)
     asked = [Request(model, text + prompt(f"{seed}/{n}", NEW_TOKENS), 2) for n in range(3)]
     return _figures([system.ask(request) for request in asked][-1])

@@ -1,4 +1,4 @@
-"""Seeded clients: each wants its own reproducible answer, all at the same time."""
+"""Workload "seeded": throughput of concurrent clients with different seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.words import prompt
 
 
 def seeded(bench: Bench) -> Result:
-    """W9: sampled at temperature 1, a seed for each client. vllm-mlx has no seeds."""
+    """W9: sampling at temperature 1 with one seed for each client. vllm-mlx has no seeds."""
     clients, tokens = bench.size((8, 64), (2, 6))
     case = f"{clients} clients"
     result = Result("Seeded clients, temperature 1")

@@ -1,4 +1,4 @@
-"""Start: how soon a daemon serves, and what it takes while nobody asks anything."""
+"""Workload "startup": time until a daemon serves, and its memory before the first request."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ CASE = "no request yet"
 
 def startup(bench: Bench) -> Result:
     """
-    W12: from the start of the process. Ours serves before its libraries are loaded: calls wait for that. mlx_lm.server
-    has a trivial model by then, which it cannot do without.
+    W12: times from the start of the process.
+
+    Our daemon serves before its engine has imported its libraries, and calls wait for these. mlx_lm.server cannot start
+    without a model, and gets a trivial one.
     """
     result = Result("Start, and memory before the first request")
     sides: dict[str, Callable[[str], Figures]] = {OURS: partial(_ours, bench)}

@@ -1,4 +1,4 @@
-"""Switching: two models, asked in turn."""
+"""Workload "switching": requests that alternate between two models."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ KNOWN = "small and other, each asked what it was asked before"
 
 def switching(bench: Bench) -> Result:
     """
-    W5: each request is for the other model than the one before; with a prompt that nobody has seen, with two
-    conversations that go on, and with prompts that were asked before: what is left then is the switch. vllm-mlx, as it
-    is started here, serves one model.
+    W5: each request is for another model than the request before.
+
+    The prompts are new, or belong to two growing conversations, or were sent before. In the last case, only the cost of
+    the switch remains. vllm-mlx is left out, because it serves one model.
     """
     result = Result("Switching: two models, each request for the other one")
     models = bench.model("small"), bench.model("other")
@@ -40,14 +41,14 @@ def _fresh(system: System, models: tuple[Path, ...], seed: str) -> Figures:
 
 
 def _known(system: System, models: tuple[Path, ...], seed: str) -> Figures:
-    """The first time each is asked does not count."""
+    """Send the same prompts three times; the first time is not measured."""
     asked = [Request(model, prompt(seed, PROMPT_TOKENS), 4) for model in models]
     answers = [system.ask(request) for _ in range(3) for request in asked]
     return {FIRST_TOKEN: median(answer.first_token for answer in answers[len(asked) :])}
 
 
 def _growing(tokens: int, system: System, models: tuple[Path, ...], seed: str) -> Figures:
-    """One conversation with each model; the first turns do not count."""
+    """Hold one conversation with each model; the first turns are not measured."""
     texts = {model: prompt(f"{seed}/{model.name}", tokens) for model in models}
     times: list[float] = []
     for turn in range(3):

@@ -1,4 +1,4 @@
-"""The prefix cache alone: its index up to a million blocks, and its copies against a plain copy of the same bytes."""
+"""Workload "trie": the prefix index with up to a million blocks, and KV copies against a plain copy."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LOOKUP, INSERT, EVICT = Metric("lookup", "ms"), Metric("insert", "ms"), Metric("
 MEMORY, COLLECT = Metric("memory of a block", "bytes"), Metric("full garbage collection", "ms")
 STORE, RESTORE, COPY = Metric("store", "ms"), Metric("restore", "ms"), "plain copy"
 RECYCLED_BYTES = 1 << 30
-"""Freed buffers that mlx keeps for the next to ask, as in the engine; by default it is 32 MB on Linux."""
+"""Limit of MLX's pool of freed buffers, as in the engine. The default on Linux is 32 MB."""
 
 CONVERSATION_TOKENS = 8192
-"""Tokens of each prompt that fills the index; pairs of them share the first half."""
+"""Length of the prompts that fill the index; pairs of them share the first half."""
 
 
 def trie(bench: Bench) -> Result:
-    """Beside the workloads: the targets are 20 ms, 400 bytes a block, and 1.5 times the plain copy."""
+    """Measure index and copies. The targets are 20 ms a lookup, 400 bytes a block, and 1.5 times the plain copy."""
     result = Result("The prefix cache alone")
     sizes = bench.size((10_000, 100_000, 1_000_000), (2_000,))
     tokens = bench.size(131_072, 1024)
@@ -59,9 +59,9 @@ def trie(bench: Bench) -> Result:
 @contextmanager
 def _recycling() -> Iterator[None]:
     """
-    Let both sides write to buffers that they have freed before.
+    Make both sides write to recycled buffers.
 
-    On Linux fresh pages cost more than the bytes in them, and which side got some was up to malloc.
+    On Linux a fresh page costs more than the copy of its bytes, and malloc alone decides which side gets fresh pages.
     """
     limit = mx.set_cache_limit(RECYCLED_BYTES)
     try:
@@ -72,7 +72,7 @@ def _recycling() -> Iterator[None]:
 
 
 def _index(blocks: int, tokens: int, rounds: int) -> list[Row]:
-    """Fill an index, then look up, insert and evict prompts of so many tokens."""
+    """Fill an index, then measure lookup, insertion and eviction of prompts of `tokens` tokens."""
     rng = random.Random(blocks)
     index = Index(blocks + tokens // BLOCK_TOKENS)
     gc.collect()
@@ -105,7 +105,7 @@ def _tokens(rng: random.Random, count: int) -> list[int]:
 
 
 def _copies(floor: Floor, tokens: int) -> dict[str, Callable[[str], Figures]]:
-    """Store and restore the KV of a prompt as the engine does, and copy as many bytes in as many arrays."""
+    """Return two sides: store and restore of a prompt's KV as in the engine, and a plain copy of as many arrays."""
     layout = probe(floor.model)
     caches = floor.prefilled(prompt("copies", tokens))
     live = RequestKV(layout, caches, tokens)
@@ -129,6 +129,6 @@ def _copies(floor: Floor, tokens: int) -> dict[str, Callable[[str], Figures]]:
 
 
 def _usual(turn: Callable[[str], Figures], seed: str) -> Figures:
-    """Return the medians of a turn that is done nine times: the first ones have fresh pages, which decide a copy."""
+    """Return the medians of nine runs of a turn. The first runs use fresh pages, which dominate a copy."""
     figures = [turn(seed) for _ in range(9)]
     return {metric: median(each[metric] for each in figures) for metric in figures[0]}

@@ -1,4 +1,4 @@
-"""Two models at once: how much of its speed alone each keeps while the other generates as well."""
+"""Workload "two-models": the speed of each of two streams on different models, relative to its speed alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEPT = {name: Metric(f"speed kept by {name}", "of that alone", MORE) for name in
 
 
 def two_models(bench: Bench) -> Result:
-    """A stream of each, alone and at the same time. The peers hold one model at a time, so that only we are asked."""
+    """Measure a stream of each model alone and concurrently. Peers hold one model at a time, so they are left out."""
     result = Result("Two models at once: what a stream keeps of its speed alone")
     models = {name: bench.model(name) for name in KEPT}
     ours = [start for start in bench.starters if start.name == OURS]
@@ -32,7 +32,7 @@ def two_models(bench: Bench) -> Result:
 def _turn(system: System, seed: str, *, models: dict[str, Path], tokens: int) -> Figures:
     asked = [Request(model, prompt(f"{seed}/{name}", PROMPT_TOKENS), tokens) for name, model in models.items()]
     for request in asked:
-        system.ask(request)  # both are loaded, and their prompts known: what is left is decode
+        system.ask(request)  # both models are loaded and both prompts cached, so that only decode is measured
     alone = [_speed(system.ask(request)) for request in asked]
     together = [_speed(answer) for answer in ask_all(system, asked)]
     return {metric: at_once / single for metric, at_once, single in zip(KEPT.values(), together, alone, strict=True)}

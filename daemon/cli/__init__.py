@@ -1,8 +1,8 @@
 """
-The command line. Each command is a module, imported when it is used: `ps` does not wait for `serve`, and neither does
-the list of commands.
+The command line: the group of all commands, and the table that `--help` prints.
 
-Nothing here imports mlx.
+Each command is a module that is imported when it runs, so `ps` and `--help` do not pay for the imports of `serve`. No
+module of this package imports mlx.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COMMANDS = {
     "service": "Run the daemon as a service of macOS.",
     "doctor": "Check what the daemon needs from this machine.",
 }
-"""Every command, and the line that `--help` has for it."""
+"""Every command, with its line in `--help`."""
 
 
 @click.group(

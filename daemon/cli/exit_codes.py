@@ -1,4 +1,4 @@
-"""Exit codes of every command, and which error ends in which. They are part of the contract."""
+"""The exit codes of every command, which are part of the public interface, and the error that leads to each."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, mean
 
 
 class Answer(NamedTuple):
-    """What to say about an error, and the exit code."""
+    """The text that a command prints for an error, and its exit code."""
 
     text: str
     code: int
 
 
 def explain(error: BaseException) -> Answer | None:
-    """Return what a person is told about `error`; None if it is a bug, whose traceback is worth seeing."""
-    # Imported here: an error may cost some milliseconds, `--help` and `ps` need none of it.
+    """Return the text and the exit code of an expected error; None for a bug, which is shown with its traceback."""
+    # Imported here: only an error needs these modules, and `--help` and `ps` must start fast.
     from daemon.cli.starting import StartError
     from daemon.launchd.errors import ServiceError
     from daemon.server.singleton import AlreadyRunning
@@ -56,26 +56,26 @@ def explain(error: BaseException) -> Answer | None:
 
 def document(error: BaseException, text: str, code: int) -> dict[str, dict[str, Any]]:
     """
-    Return an error as `--json` prints it. Every key is always there.
+    Return an error as `--json` prints it. All keys are always present.
 
     Args:
         error: The error.
-        text: Its sentence, as on standard error.
-        code: The exit status.
+        text: Its text, as on standard error.
+        code: The exit code.
     """
     from mlx_sidecar import SidecarError
 
-    said = error if isinstance(error, SidecarError) else SidecarError("", code="")
+    fields = error if isinstance(error, SidecarError) else SidecarError("", code="")
     return {
         "error": {
             "message": text,
             "exit_status": code,
-            "code": said.code or None,
-            "reason": said.reason or None,
-            "field": said.field,
-            "retry_after": said.retry_after,
-            "error_id": said.error_id,
-            "metadata": said.metadata,
+            "code": fields.code or None,
+            "reason": fields.reason or None,
+            "field": fields.field,
+            "retry_after": fields.retry_after,
+            "error_id": fields.error_id,
+            "metadata": fields.metadata,
         }
     }
 

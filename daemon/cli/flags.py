@@ -1,4 +1,4 @@
-"""One flag for each configuration key, for the commands that resolve the configuration."""
+"""Command-line flags for all configuration keys, generated from the fields of `Config`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 
 def config_flags(function: CommandT) -> CommandT:
-    """Give a command a flag for each key; it gets them as keyword arguments, None where not given."""
+    """Decorate a command with a flag for each key. It gets their values as keyword arguments; None if not given."""
     for key, field in reversed(list(KEYS.items())):
         function = _flag(key, field)(function)
     return function
@@ -24,7 +24,7 @@ def config_flags(function: CommandT) -> CommandT:
 
 def resolve(socket_flag: str | None, flags: Mapping[str, object]) -> Resolved:
     """
-    Resolve the configuration from a command's flags and the group's `--socket`; the command's own one wins.
+    Resolve the configuration from a command's flags and the group's `--socket`. The command's own `--socket` wins.
 
     Raises:
         ConfigError: As `load_config` does.
@@ -40,7 +40,7 @@ def _flag(key: str, field: Field[Any]) -> Callable[[CommandT], CommandT]:
         return click.option(f"{name}/--no-{name[2:]}", key, default=None, help=about)
     if isinstance(field.default, tuple):
         return click.option(name, key, multiple=True, metavar="PATH", help=about + " Repeatable.")
-    # Values stay text here: `load_config` checks them as it checks variables, with the same sentences.
+    # Values stay text here: `load_config` checks them like variables, with the same error texts.
     metavar = {int: "N", float: "DURATION", str: "LEVEL"}.get(type(field.default), "PATH")
     return click.option(name, key, metavar=metavar, help=about)
 

@@ -1,7 +1,7 @@
 """
-The group that all commands belong to: it imports the one that is used, and turns errors into exit codes.
+The click group of all commands: it imports a command when it runs, and maps exceptions to exit codes.
 
-With `--json`, standard output gets one JSON document whatever happens: the result, or `{"error": {...}}`.
+With `--json`, standard output is exactly one JSON document: the result, or `{"error": {...}}`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class LazyGroup(click.Group):
     A group whose commands are `<package>.<name>.command`.
 
     Args:
-        package: The package that has a module for each command.
-        table: Each command's name and what it does in one line. Listing them imports none.
+        package: The package with a module for each command.
+        table: Name and one-line help of each command. `--help` prints it and imports no command.
     """
 
     def __init__(self, *args: Any, package: str, table: Mapping[str, str], **attributes: Any) -> None:
@@ -50,8 +50,9 @@ class LazyGroup(click.Group):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        found = [CompletionItem(name, help=about) for name, about in self._table.items() if name.startswith(incomplete)]
-        return [*found, *super(click.Group, self).shell_complete(ctx, incomplete)]
+        names = [CompletionItem(name, help=about) for name, about in self._table.items() if name.startswith(incomplete)]
+        # The base of click.Group: Group's own method would import every command for its help.
+        return [*names, *super(click.Group, self).shell_complete(ctx, incomplete)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         session = ctx.ensure_object(Session)
@@ -75,14 +76,14 @@ class LazyGroup(click.Group):
 
 
 def _wants_json(args: Sequence[str]) -> bool:
-    """Tell whether a command line asks for JSON, also one that cannot be parsed."""
+    """Tell whether a command line has `--json`, even if it cannot be parsed."""
     options = args[: args.index("--")] if "--" in args else args
     return "--json" in options
 
 
 @contextmanager
 def _in_json(session: Session) -> Iterator[None]:
-    """Print an error as JSON if that was asked for, and let it go on: its sentence goes to standard error as ever."""
+    """With `--json`, print an exception as JSON, and raise it again: its text still goes to standard error."""
     try:
         yield
     except click.exceptions.Exit:

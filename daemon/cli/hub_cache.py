@@ -1,4 +1,4 @@
-"""What is in the local Hub cache, and how large it is."""
+"""Lists the models of the local Hub cache with their sizes, for `ls`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class CachedModel:
 
     Attributes:
         model: Its Hub id.
-        revision: Commit that the default branch had when it was fetched; else the commit fetched last.
-        size_bytes: Bytes of its weights (`model*.safetensors`) in that revision.
-        disk_bytes: Bytes that all its revisions take on the disk.
-        complete: Whether all weights of that revision are there.
-        last_used: When a file of it was last read, as far as the file system tells.
+        revision: Commit of the default branch when it was fetched; without that, the commit fetched last.
+        size_bytes: Bytes of the weights (`model*.safetensors`) of that revision.
+        disk_bytes: Bytes of all its revisions on the disk.
+        complete: Whether all weights of that revision are on the disk.
+        last_used: Last access to a file of it, as the file system records it.
     """
 
     model: str
@@ -36,18 +36,18 @@ class CachedModel:
 
 
 def cached_models(folder: Path) -> list[CachedModel]:
-    """Return the models of a Hub cache by name; none if there is no such directory."""
+    """Return the models of a Hub cache, sorted by name; none if there is no such directory."""
     try:
         repos = scan_cache_dir(folder).repos
     except CacheNotFound:
         return []
-    found = [_model(repo) for repo in repos if repo.repo_type == "model" and repo.revisions]
-    return sorted(found, key=lambda one: one.model.lower())
+    models = [_model(repo) for repo in repos if repo.repo_type == "model" and repo.revisions]
+    return sorted(models, key=lambda model: model.model.lower())
 
 
 def _model(repo: CachedRepoInfo) -> CachedModel:
-    default = [one for one in repo.revisions if _DEFAULT_BRANCH in one.refs]
-    revision = default[0] if default else max(repo.revisions, key=lambda one: one.last_modified)
+    default = [revision for revision in repo.revisions if _DEFAULT_BRANCH in revision.refs]
+    revision = default[0] if default else max(repo.revisions, key=lambda revision: revision.last_modified)
     return CachedModel(
         model=repo.repo_id,
         revision=revision.commit_hash,

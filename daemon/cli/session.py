@@ -1,4 +1,4 @@
-"""What the commands of one invocation share: how to reach the daemon."""
+"""The state of one invocation of the command line: global options, and access to the daemon."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 EMBEDDED = "embedded"
-"""The model that the daemon brings along."""
+"""Name of the model that is part of the daemon's package."""
 
 
 def _connect(socket: Path) -> Client:
-    from mlx_sidecar import Client  # brings grpc: not for commands that do not call
+    from mlx_sidecar import Client  # imports grpc, which commands without a call do not need
 
     return Client(socket)
 
@@ -33,12 +33,16 @@ def _ensure(session: Session, socket: Path, ask: bool) -> None:
 
 class Session:
     """
-    One invocation. Tests give it a `connect` that returns a fake client, and an `ensure` that starts nothing.
+    One invocation of the command line.
+
+    Args:
+        connect: Returns a client of a socket. Tests pass a fake client.
+        ensure: Starts a daemon if that is requested. Tests pass a function that starts none.
 
     Attributes:
         socket_flag: `--socket`, before or after the command, as written; None if it was not given.
         as_json: Whether `--json` was given.
-        start: Whether `--start` was given: a daemon that does not run is started.
+        start: Whether `--start` was given, which starts a daemon if none runs.
     """
 
     def __init__(
@@ -57,12 +61,12 @@ class Session:
         Return a client of the daemon's socket; the caller closes it.
 
         Args:
-            ask: Whether the command is of use to a daemon that was only just started. If none runs, a person at a
-                terminal is asked then whether to start one.
+            ask: Whether to ask, on a terminal, to start a daemon if none runs. Only for commands that are useful with
+                a daemon that has just started.
 
         Raises:
-            ConfigError: If the configuration has to tell the socket and is wrong.
-            StartError: If a daemon was to be started and does not serve.
+            ConfigError: If the configuration is wrong, and only it names the socket.
+            StartError: If a daemon was started and does not serve.
         """
         socket = self.socket()
         if self.start or ask:
@@ -71,10 +75,13 @@ class Session:
 
     def socket(self) -> Path:
         """
-        Return the socket that a flag, the variable or the configuration names; the first one that is there is enough.
+        Return the socket of a flag, of the variable or of the configuration, in this order.
+
+        The configuration is read only if neither of the others names a socket: a mistake in config.toml stops no
+        command that has a socket already.
 
         Raises:
-            ConfigError: If that is wrong.
+            ConfigError: If the value is wrong.
         """
         from daemon.shared.config import given_value
 
@@ -83,10 +90,10 @@ class Session:
 
     def state_dir(self) -> Path:
         """
-        Return the directory of config.toml, which that file cannot move.
+        Return the directory of config.toml, which the file itself cannot change.
 
         Raises:
-            ConfigError: If the variable that names it is wrong.
+            ConfigError: If its variable has a wrong value.
         """
         from daemon.shared.config import default_state_dir, given_value
 
@@ -94,7 +101,7 @@ class Session:
 
     def config(self) -> Config:
         """
-        Return the configuration that this invocation sees; the daemon may have been started with other flags.
+        Return the configuration of this shell. A running daemon can have another, from flags at its start.
 
         Raises:
             ConfigError: If it is wrong.
@@ -105,11 +112,11 @@ class Session:
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)
-"""Gives a command its `Session` as the first argument."""
+"""Decorator: passes the `Session` as the first argument."""
 
 
 def calls_daemon(function: CommandT) -> CommandT:
-    """Give a command that calls the daemon its `Session` as the first argument, `--socket` and `--start`."""
+    """Decorate a command that calls the daemon: `Session` as its first argument, and `--socket` and `--start`."""
     passed: Any = pass_session(function)
     for option in (_start_option, _socket_option):
         passed = option(passed)
@@ -142,16 +149,16 @@ _start_option = click.option(
 
 
 def absolute(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Option callback: make a directory absolute, because the daemon works in another one."""
+    """Option callback: make a directory absolute, because the daemon has another working directory."""
     return str(Path(value).expanduser().absolute()) if value else value
 
 
 def absolute_if_path(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """
-    Option callback: make a model absolute that is a path.
+    Option callback: make a model's path absolute, and leave a Hub id as it is.
 
-    A path is what exists as a directory, and what cannot be a Hub id: "./name", "../name", "~/name", "a/b/c". One that
-    does not exist is made absolute too, so that the refusal says where it was looked for.
+    A path is a name of an existing directory, or a name that cannot be a Hub id: "./name", "../name", "~/name",
+    "a/b/c". A path that does not exist is made absolute too, so that the refusal shows where the daemon looked.
     """
     if not value or value == EMBEDDED:
         return value

@@ -1,7 +1,8 @@
 """
-Starting a daemon for a command that needs one: the installed service of a Mac, or a process in the background.
+Starts a daemon for a command that needs it: the installed service of a Mac, or a background process.
 
-Two that start at the same time do no harm: the daemon's lock lets one of them serve, and both commands use that one.
+Two commands may start a daemon at the same time: the daemon's lock lets only one process serve, and both commands use
+it.
 """
 
 from __future__ import annotations
@@ -25,35 +26,35 @@ if TYPE_CHECKING:
     from daemon.shared.config import Config
 
 LOG_NAME, STDERR_NAME = "daemon.log", "daemon.stderr"
-"""Files below the state directory: the log, unless one is configured, and what is printed before there is a log."""
+"""Files in the state directory: the log if none is configured, and output from before the daemon has a log."""
 
 QUESTION = "No daemon is running. Start one?"
 WAIT_SECONDS = 60.0
-"""Longest wait for a daemon to serve."""
+"""Longest wait until a daemon serves."""
 _APPEAR_SECONDS = 2.0
-"""A daemon may take so long to come up before a person is asked, as long as the client waits for it."""
+"""Wait for a socket before the question, as long as the client's own wait for a daemon that is starting."""
 _STARTING_SECONDS = 10.0
-"""One that has its lock already, or still, may take so long."""
+"""The same wait if a process holds the daemon's lock: it is starting or ending."""
 _LOSER_SECONDS = 0.5
-"""After the end of a daemon that lost a race, the winner has written its process id."""
+"""Time after the end of a daemon that lost a race in which the winner writes its process id."""
 _POLL_SECONDS = 0.05
 _CONNECT_SECONDS = 1.0
 
 
 class StartError(Exception):
-    """The daemon was to be started and does not serve; the text is a sentence with its own last words."""
+    """A daemon was started and does not serve. The text quotes its last output."""
 
 
 def ensure(session: Session, path: Path, ask: bool) -> None:
     """
-    Start a daemon for a socket where none listens, if `--start` says so or a person at a terminal agrees.
+    Start a daemon for a socket without a listener, after `--start` or a confirmation on the terminal.
 
-    Otherwise nothing happens, and the call that follows says that no daemon runs. A program is never asked: neither
-    without a terminal on standard input and standard error, nor with `--json`.
+    Without either nothing happens, and the call that follows fails because no daemon runs. Scripts are never asked:
+    the question needs a terminal on standard input and standard error, and no `--json`.
 
     Raises:
         ConfigError: If the configuration is wrong, so that a daemon would refuse to start.
-        StartError, ServiceError: If it does not come to serve.
+        StartError, ServiceError: If the daemon does not serve in time.
     """
     may_ask = ask and not session.as_json and stdin_is_terminal() and stderr_is_terminal()
     if session.start:
@@ -65,22 +66,22 @@ def ensure(session: Session, path: Path, ask: bool) -> None:
 
 
 def _appears(path: Path) -> bool:
-    """Wait for a daemon that is just starting, and tell whether one listens."""
+    """Wait for a daemon that is just starting, and tell whether a daemon listens."""
     begin = time.monotonic()
-    while not (found := listens(path)):
+    while not (is_up := listens(path)):
         if time.monotonic() - begin >= (_APPEAR_SECONDS if holder(path) is None else _STARTING_SECONDS):
             break
         time.sleep(_POLL_SECONDS)
-    return found
+    return is_up
 
 
 def listens(path: Path) -> bool:
-    """Tell whether a process listens on a socket; a daemon that is busy or stopped does."""
-    with sockets.socket(sockets.AF_UNIX) as one:
-        one.settimeout(_CONNECT_SECONDS)
+    """Tell whether a process listens on a socket. A busy or stopped daemon still listens."""
+    with sockets.socket(sockets.AF_UNIX) as connection:
+        connection.settimeout(_CONNECT_SECONDS)
         try:
-            one.connect(str(path))
-        except (BlockingIOError, TimeoutError):  # its queue is full
+            connection.connect(str(path))
+        except (BlockingIOError, TimeoutError):  # its queue of connections is full
             return True
         except OSError:
             return False
@@ -89,17 +90,16 @@ def listens(path: Path) -> bool:
 
 def start(config: Config, path: Path, service: Service | None) -> None:
     """
-    Start a daemon, wait until it serves, and say on standard error which one it is.
+    Start a daemon, wait until it serves, and report it on standard error.
 
     Args:
-        config: The configuration that it will have, but for the socket.
+        config: Its configuration, except for the socket.
         path: The socket.
-        service: The service of this user; None if the system has none. It is started if it is installed and serves
-            this socket.
+        service: The service of this user; None if the system has none. It is used if it is installed for this socket.
 
     Raises:
-        StartError: If a process of our own does not come to serve.
-        ServiceError: If the service does not.
+        StartError: If a background process does not serve in time.
+        ServiceError: If the service does not serve in time.
     """
     if service is not None:
         status = service.status()
@@ -128,15 +128,15 @@ def _start_process(config: Config, path: Path) -> None:
     if log is None:
         log = folder / LOG_NAME
         command += ["--log-file", str(log)]
-    words = folder / STDERR_NAME
-    tail = LogTail(words)
-    process = _detached(command, words)
+    stderr = folder / STDERR_NAME
+    tail = LogTail(stderr)
+    process = _detached(command, stderr)
     if not _comes_to_serve(process, path):
-        said = tail.read()
+        output = tail.read()
         raise StartError(
-            f"the daemon was started and does not serve{f' ({said})' if said else ''}; see {words} and {log}"
+            f"the daemon was started and does not serve{f' ({output})' if output else ''}; see {stderr} and {log}"
         )
-    ours = process.poll() is None
+    ours = process.poll() is None  # else it lost a race, and another daemon serves
     click.echo(
         f"Started the daemon (pid {process.pid}); it runs until it gets SIGTERM, and logs to {log}."
         if ours
@@ -145,13 +145,13 @@ def _start_process(config: Config, path: Path) -> None:
     )
 
 
-def _detached(command: list[str], words: Path) -> subprocess.Popen[bytes]:
-    """Start a process with a session of its own: neither Ctrl-C here nor the end of this terminal reaches it."""
+def _detached(command: list[str], stderr: Path) -> subprocess.Popen[bytes]:
+    """Start a process in its own session, so that neither Ctrl-C nor the end of this terminal reaches it."""
     try:
-        words.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(words, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        stderr.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise StartError(f"the daemon cannot be started: {words} cannot be written ({error.strerror})") from None
+        raise StartError(f"the daemon cannot be started: {stderr} cannot be written ({error.strerror})") from None
     try:
         return subprocess.Popen(  # noqa: S603 - our own program
             command, stdin=subprocess.DEVNULL, stdout=fd, stderr=fd, start_new_session=True, cwd="/"
@@ -161,14 +161,14 @@ def _detached(command: list[str], words: Path) -> subprocess.Popen[bytes]:
 
 
 def _comes_to_serve(process: subprocess.Popen[bytes], path: Path) -> bool:
-    """Wait until a process listens on the socket: the one that was started, or the one that it lost a race against."""
+    """Wait until a process listens on the socket: the started process, or the winner of a race against it."""
     deadline = time.monotonic() + WAIT_SECONDS
-    lost = None
+    give_up_at = None
     while not listens(path):
         now = time.monotonic()
         if process.poll() is not None:
-            lost = lost or now + _LOSER_SECONDS
-            if now >= lost and holder(path) is None:
+            give_up_at = give_up_at or now + _LOSER_SECONDS
+            if now >= give_up_at and holder(path) is None:
                 return False
         if now >= deadline:
             return False

@@ -1,1 +1,1 @@
-"""The doctor: what has to be so for the daemon to work well on this machine, looked at. Neither gRPC nor MLX."""
+"""Checks of `mlx-sidecar doctor`: the machine, the daemon's files, the service, and a trial daemon."""

@@ -1,4 +1,4 @@
-"""All checks in the order of a person who looks for a cause: the machine, the places, the service, a trial."""
+"""Runs all checks in order of cause: the machine, the daemon's files, the service, a trial daemon."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from daemon.shared.config import Config
 
 
 def checkup(config: Config, system: System, service: Service, home: Path) -> Iterator[Finding]:
-    """Yield each finding as soon as it is there; the last ones take some seconds."""
-    from daemon.doctor.trial import trial  # brings grpc: not before the first findings are shown
+    """Yield each finding as soon as it is known; the last checks take some seconds."""
+    from daemon.doctor.trial import trial  # imports grpc, so not before the first findings are shown
 
     yield machine.versions()
     yield machine.operating_system(system)

@@ -1,4 +1,4 @@
-"""One thing that was looked at, and what was found."""
+"""The result of one check: its verdict, its details and its fix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """What a finding means."""
+    """The verdict of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -21,10 +21,10 @@ class Finding:
     The result of one check.
 
     Attributes:
-        check: What was looked at.
-        verdict: What it means.
-        found: What there is, with its figures.
-        fix: What to do about it; empty if nothing has to be done.
+        check: Name of the check.
+        verdict: Its verdict.
+        found: What it found, with figures.
+        fix: What to do; empty if nothing has to be done.
     """
 
     check: str
@@ -34,20 +34,20 @@ class Finding:
 
 
 def ok(check: str, found: str) -> Finding:
-    """Return a finding that is as it should be."""
+    """Return the finding of a check that passed."""
     return Finding(check, Verdict.OK, found)
 
 
 def warning(check: str, found: str, fix: str) -> Finding:
-    """Return a finding that works, but not as well as it could."""
+    """Return a finding that does not stop the daemon, but limits it."""
     return Finding(check, Verdict.WARNING, found, fix)
 
 
 def failed(check: str, found: str, fix: str) -> Finding:
-    """Return a finding that has to be mended."""
+    """Return a finding that has to be fixed."""
     return Finding(check, Verdict.FAILED, found, fix)
 
 
 def skipped(check: str, why: str) -> Finding:
-    """Return a finding of something that there is nothing to look at."""
+    """Return the finding of a check that does not apply here."""
     return Finding(check, Verdict.SKIPPED, why)

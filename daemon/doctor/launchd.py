@@ -1,4 +1,4 @@
-"""The service: whether launchd would run it, keep it, and give it the time to drain."""
+"""Checks of the installed service: its state, its program, its log, and the exit timeout against the drain."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from daemon.shared.config import ConfigError, load_config
 INSTALL = "run: mlx-sidecar service install"
 
 
-def service(one: Service, home: Path) -> Iterator[Finding]:
-    """Look at the installed service; skipped where there is no launchd, or nothing installed."""
+def service(installed: Service, home: Path) -> Iterator[Finding]:
+    """Check the installed service; skipped without launchd, or if none is installed."""
     if shutil.which(PROGRAM) is None:
         yield skipped("service", "launchd is a part of macOS")
         return
     try:
-        status = one.status()
+        status = installed.status()
     except ServiceError as error:
         yield failed("service", str(error), INSTALL)
         return

@@ -1,4 +1,4 @@
-"""The machine: versions, system, device, memory, clock, open files."""
+"""Checks of the machine: library versions, operating system, device, memory, clock and open files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from daemon.shared.config import Config
 from daemon.shared.wording import size
 
 TESTED_FILE = Path(daemon.__file__).with_name("constraints.txt")
-"""The versions of all libraries that the tests ran with; `pip install -c` takes it as well."""
+"""Constraints file with the tested version of every library, in the format of `pip install -c`."""
 
 EXAMINED = (
     "mlx",
@@ -35,7 +35,7 @@ EXAMINED = (
     "protobuf",
     "huggingface-hub",
 )
-"""The libraries whose versions decide what is computed, read or sent; others may differ without a word."""
+"""Libraries whose versions affect what is computed, read or sent. Other versions are not checked."""
 
 AS_TESTED = (
     "harmless unless something else is odd; the tested ones come with, in a checkout: "
@@ -46,27 +46,27 @@ OLDEST_MACOS = 14
 
 
 def versions(installed: Callable[[str], str] = version) -> Finding:
-    """Compare what is installed with what was tested."""
-    good, here, others, missing = tested(), [], [], []
+    """Compare the installed libraries with the tested versions."""
+    pins, present, untested, missing = tested(), [], [], []
     for name in EXAMINED:
         try:
             found = installed(name)
         except PackageNotFoundError:
             missing.append(name)
             continue
-        here.append(f"{name} {found}")
-        if found != good[name]:
-            others.append(f"{here[-1]} (tested: {good[name]})")
+        present.append(f"{name} {found}")
+        if found != pins[name]:
+            untested.append(f"{present[-1]} (tested: {pins[name]})")
     if missing:
         return failed("versions", f"not installed: {', '.join(missing)}", "install mlx-sidecar again")
     python = f"Python {sys.version.split()[0]}"
-    if others:
-        return warning("versions", f"{python}, {', '.join(others)}", AS_TESTED)
-    return ok("versions", f"{python}, {', '.join(here)}")
+    if untested:
+        return warning("versions", f"{python}, {', '.join(untested)}", AS_TESTED)
+    return ok("versions", f"{python}, {', '.join(present)}")
 
 
 def tested() -> dict[str, str]:
-    """Return name and version of each library that the tests ran with."""
+    """Return name and version of each library in the constraints file."""
     lines = TESTED_FILE.read_text("ascii").splitlines()
     pins = (line.partition("==") for line in lines if not line.startswith("#"))
     return {name: version for name, _, version in pins}
@@ -88,13 +88,13 @@ def operating_system(system: System) -> Finding:
 
 
 def device(system: System, config: Config) -> Iterator[Finding]:
-    """Let MLX compute something in a process of its own, and compare its memory with the configuration."""
-    # -P, as for the engine: a folder named "daemon" in the working directory must not win.
-    answer = system.run(sys.executable, "-P", "-m", "daemon.engine.device")
-    if answer is None:
+    """Run a computation of MLX in a process of its own, and compare the memory with the configuration."""
+    # -P, as for the engine: a folder named "daemon" in the working directory must not shadow this package.
+    report = system.run(sys.executable, "-P", "-m", "daemon.engine.device")
+    if report is None:
         yield failed("device", "MLX cannot be loaded or crashed", "run: python -m daemon.engine.device")
         return
-    probe: dict[str, Any] = json.loads(answer)
+    probe: dict[str, Any] = json.loads(report)
     yield _device(system, probe)
     yield _memory(probe, config)
     yield _pressure(system, probe)
@@ -139,7 +139,7 @@ def _pressure(system: System, probe: dict[str, Any]) -> Finding:
 
 
 def clock(system: System) -> Finding:
-    """Check that there is a clock that goes on during sleep."""
+    """Check that the system has a clock that continues during sleep."""
     name = "CLOCK_MONOTONIC_RAW" if system.is_mac else "CLOCK_BOOTTIME"
     if not hasattr(time, name):
         return warning("clock", f"no {name}", "times-to-live stand still while the machine sleeps")
@@ -148,7 +148,7 @@ def clock(system: System) -> Finding:
 
 
 def open_files(limit: Callable[[int], tuple[int, int]] = resource.getrlimit) -> Finding:
-    """Check how many clients there may be."""
+    """Check that the limit of open files allows enough clients."""
     soft, hard = limit(resource.RLIMIT_NOFILE)
     infinite = hard == resource.RLIM_INFINITY
     found = f"soft limit {soft}, hard limit {'none' if infinite else hard}; the daemon raises its own to {OPEN_FILES}"

@@ -1,4 +1,4 @@
-"""The places that the daemon needs: the socket and its directory, the log file."""
+"""Checks of the daemon's files: the socket with its directory, and the log file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from daemon.shared.wording import size
 
 
 def socket(path: Path) -> Finding:
-    """Check length, directory and modes, and create nothing."""
+    """Check the path's length, its directory and their modes. Creates nothing."""
     directory = path.parent
     try:
         check_name(path)
@@ -36,7 +36,7 @@ def socket(path: Path) -> Finding:
 
 
 def log_file(path: Path | None) -> Finding:
-    """Check that the daemon can write its log, and write nothing."""
+    """Check that the daemon can write its log, and that the disk has room for a log file. Writes nothing."""
     if path is None:
         return skipped("log file", "none is configured: the daemon logs to stderr")
     place = path

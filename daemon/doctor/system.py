@@ -1,4 +1,4 @@
-"""The machine, as far as commands of its own tell about it. Tests put recorded answers in its place."""
+"""Runs the system's commands for the checks. Tests replace it with recorded output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class System:
         return self.platform == "darwin"
 
     def run(self, *command: str) -> str | None:
-        """Return what a command printed, its errors left out; None if it failed or is not there."""
+        """Return the standard output of a command; None if it failed or does not exist."""
         try:
             done = output_of(command, COMMAND_SECONDS, subprocess.DEVNULL)
         except (OSError, subprocess.SubprocessError):

@@ -1,8 +1,8 @@
 """
-A trial: the embedded model answers cold and warm, the machine stays awake for it, and the daemon ends well.
+The trial: a separate daemon answers a prompt cold and warm, keeps the machine awake, and ends after SIGTERM.
 
-It is done with a daemon of the doctor's own. A load and two calls would stand in the Stats and the history of the one
-that runs, could push a model of its user out, and would leave a prefix behind; that one is asked for its Stats alone.
+The running daemon is only asked for its Stats. A trial there would add a load and two calls to its figures, could
+evict a model in use, and would leave a prefix behind.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from mlx_sidecar import Client, Completion, EngineStats, SidecarError, Stats
 
 MODEL = "embedded"
 PROMPT = list(range(5, 5 + 100))
-"""Token ids; that they mean nothing matters nothing."""
+"""Token ids. Their meaning is irrelevant: only the two answers are compared."""
 ANSWER_TOKENS = 16
 METAL_BOUND = 1e-2
-"""Largest difference of log-probabilities on a GPU, whose kernels depend on shapes; on a CPU there is none."""
-PATIENCE_SECONDS = 120.0
+"""Bound of the difference of log-probabilities on a GPU, whose kernels depend on shapes. On a CPU it is zero."""
+TIMEOUT_SECONDS = 120.0
 
 
 def trial(socket: Path, system: System) -> Iterator[Finding]:
-    """Look at the daemon that runs on a socket, if one does; then try one that is started for this and ended again."""
+    """Check the running daemon, if there is one; then start a separate daemon, try it and end it."""
     if socket.exists() and (stats := _stats(socket)):
         yield same_version(stats.daemon.version)
         yield engine(stats.engine)
@@ -48,14 +48,14 @@ def trial(socket: Path, system: System) -> Iterator[Finding]:
 
 def _stats(socket: Path) -> Stats | None:
     try:
-        with Client(socket, timeout=PATIENCE_SECONDS) as client:
+        with Client(socket, timeout=TIMEOUT_SECONDS) as client:
             return client.stats()
     except SidecarError:
         return None
 
 
 def same_version(version: str) -> Finding:
-    """Compare the version that runs with the one that is installed."""
+    """Compare the running version with the installed version."""
     if version != __version__:
         found = f"version {version}; this is {__version__}"
         return warning("running daemon", found, "run: mlx-sidecar service restart, or restart `mlx-sidecar serve`")
@@ -63,7 +63,7 @@ def same_version(version: str) -> Finding:
 
 
 def engine(stats: EngineStats) -> Finding:
-    """Check that the daemon's engine makes progress, and tell how often it had to be started again."""
+    """Check that the running daemon's engine makes progress, and report its restarts."""
     again = f"restarted {stats.restarts} times" if stats.restarts != 1 else "restarted once"
     if stats.state == "stalled":
         advice = "the daemon kills and restarts it by itself; see its log for: the engine is stuck and is killed"
@@ -80,7 +80,7 @@ def engine(stats: EngineStats) -> Finding:
 
 def _try(socket: Path, system: System) -> Iterator[Finding]:
     try:
-        with Client(socket, timeout=PATIENCE_SECONDS) as client:
+        with Client(socket, timeout=TIMEOUT_SECONDS) as client:
             cold, warm = (
                 client.complete(
                     MODEL,
@@ -88,7 +88,7 @@ def _try(socket: Path, system: System) -> Iterator[Finding]:
                     max_tokens=ANSWER_TOKENS,
                     ignore_eos=True,
                     top_logprobs=0,
-                    timeout=PATIENCE_SECONDS,
+                    timeout=TIMEOUT_SECONDS,
                 )
                 for _ in range(2)
             )
@@ -101,12 +101,12 @@ def _try(socket: Path, system: System) -> Iterator[Finding]:
 
 
 def compare(cold: Completion, warm: Completion, *, exact: bool) -> Finding:
-    """Compare an answer that was computed with one whose prompt was restored."""
+    """Compare the answer of a computed prompt with the answer of a restored prompt."""
     if cold.usage.cached_tokens or not warm.usage.cached_tokens:
         found = f"{cold.usage.cached_tokens} tokens cached in the first run, {warm.usage.cached_tokens} in the second"
         return failed("warm equals cold", found, "nothing is reused; see kv_cache_mb and the log")
     pairs = zip(cold.logprobs, warm.logprobs, strict=False)
-    difference = max((abs(one.logprob - two.logprob) for one, two in pairs), default=0.0)
+    difference = max((abs(computed.logprob - restored.logprob) for computed, restored in pairs), default=0.0)
     found = f"{warm.usage.cached_tokens} of {warm.usage.prompt_tokens} tokens reused, "
     if cold.token_ids != warm.token_ids or difference > (0 if exact else METAL_BOUND):
         found += f"but log-probabilities differ by up to {difference:g}"
@@ -117,7 +117,7 @@ def compare(cold: Completion, warm: Completion, *, exact: bool) -> Finding:
 
 
 def awake(system: System, pid: int) -> Finding:
-    """Check that the daemon, which has just answered, still keeps a Mac from idle sleep, and not its display."""
+    """Check that the daemon, right after an answer, keeps a Mac from idle sleep but lets its display sleep."""
     if not system.is_mac:
         return skipped("sleep", "only a Mac is kept awake")
     helper = system.run("pgrep", "-P", str(pid), "-x", "caffeinate")
@@ -136,10 +136,10 @@ def awake(system: System, pid: int) -> Finding:
 
 @contextmanager
 def _daemon(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a daemon whose files are all below a folder; it is gone after the block."""
-    ours = {"SOCKET": folder / "run" / "s.sock", "STATE_DIR": folder, "LOG_FILE": folder / "daemon.log"}
+    """Run a daemon whose files are all in a folder; it is ended after the block."""
+    paths = {"SOCKET": folder / "run" / "s.sock", "STATE_DIR": folder, "LOG_FILE": folder / "daemon.log"}
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-    environ |= {ENV_PREFIX + name: str(path) for name, path in ours.items()}
+    environ |= {ENV_PREFIX + name: str(path) for name, path in paths.items()}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "daemon", "serve"],
         env=environ,
@@ -147,7 +147,7 @@ def _daemon(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        _await_socket(ours["SOCKET"], process)
+        _await_socket(paths["SOCKET"], process)
         yield process
     finally:
         if process.poll() is None:
@@ -156,7 +156,7 @@ def _daemon(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _await_socket(socket: Path, process: subprocess.Popen[bytes]) -> None:
-    """Wait until it listens, or has ended; the calls that follow tell which."""
+    """Wait until the socket exists or the process has ended. The next call fails if it has ended."""
     while process.poll() is None and not socket.exists():
         try:
             process.wait(0.05)
@@ -165,7 +165,7 @@ def _await_socket(socket: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def _ended(process: subprocess.Popen[bytes]) -> Finding:
-    if not ended(process, PATIENCE_SECONDS):
+    if not ended(process, TIMEOUT_SECONDS):
         return failed("end", "the daemon does not end after SIGTERM", "report this with its log")
     if status := process.returncode:
         return failed("end", f"the daemon ended with status {status}", "report this with its log")

@@ -1,1 +1,1 @@
-"""The service of macOS: a LaunchAgent, and `launchctl`, which drives it. Neither gRPC nor MLX."""
+"""The daemon as a service of macOS: its LaunchAgent, and `launchctl`. Imports neither gRPC nor MLX."""

@@ -1,4 +1,4 @@
-"""The LaunchAgent: what launchd is told about the daemon, and what is kept of the environment it was installed from."""
+"""The LaunchAgent's plist: the daemon's command line, environment and limits, written from a shell's settings."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from daemon.shared.config import ENV_PREFIX, Resolved
 
 LABEL = "com.mlx-sidecar.daemon"
 EXIT_SECONDS = 60
-"""Seconds from SIGTERM to SIGKILL. launchd gives a user's agents no more, and only 5 if their plist says nothing."""
+"""Seconds from SIGTERM to SIGKILL: the most that launchd grants a user's agent. Without this key it grants 5."""
 RESERVE_SECONDS = 10
-"""Of that time, so much is for what follows the drain: the engine's end, the last answers, the socket."""
+"""The part of EXIT_SECONDS for the work after the drain: the engine's end, the last answers, the socket."""
 THROTTLE_SECONDS = 10
 OPEN_FILES = 8192
 LOG_NAME = "daemon.log"
@@ -40,7 +40,7 @@ KEPT_VARIABLES = (
     "OTEL_TRACES_SAMPLER",
     "OTEL_TRACES_SAMPLER_ARG",
 )
-"""Variables of others: which models the daemon finds, where spans go. Never a token: the file is readable."""
+"""Library variables that the plist keeps: model paths, trace targets. Never a token: other users can read the plist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,10 @@ class Agent:
     One LaunchAgent.
 
     Attributes:
-        program: Command line; absolute paths, because launchd knows no shell.
-        environment: Variables that the daemon gets on top of launchd's own few.
-        stderr: File that gets what is printed before there is a log: tracebacks, refusals to start.
-        background: Whether it runs without anybody logged in at the screen (a Mac that is reached by ssh).
+        program: Command line; absolute paths, because launchd runs no shell.
+        environment: Variables of the daemon, in addition to launchd's own few.
+        stderr: File for output from before the daemon has a log: tracebacks, refusals to start.
+        background: Whether it runs without a graphical login, on a Mac that is reached by ssh.
     """
 
     program: tuple[str, ...]
@@ -61,7 +61,7 @@ class Agent:
     background: bool = False
 
     def properties(self) -> dict[str, Any]:
-        """Return the property list, in the order in which a reader wants it."""
+        """Return the property list, in reading order."""
         tree: dict[str, Any] = {
             "Label": LABEL,
             "ProgramArguments": list(self.program),
@@ -77,7 +77,7 @@ class Agent:
             "StandardErrorPath": str(self.stderr),
         }
         if self.background:
-            # Without it an agent belongs to a login at the screen, and launchd refuses it elsewhere (134).
+            # Without this key an agent belongs to a graphical login; launchd refuses it in other sessions (134).
             tree["LimitLoadToSessionType"] = "Background"
         return tree
 
@@ -87,12 +87,12 @@ class Agent:
 
 
 def plist_path(home: Path) -> Path:
-    """Return where launchd looks for it at login."""
+    """Return the path where launchd looks for the plist at login."""
     return home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
 
 
 def log_directory(home: Path) -> Path:
-    """Return where its logs go unless the configuration says otherwise."""
+    """Return the directory of the service's logs, if the configuration names none."""
     return home / "Library" / "Logs" / "mlx-sidecar"
 
 
@@ -102,10 +102,11 @@ def of_this_environment(
     """
     Return the agent that runs this installation with the settings of this shell.
 
-    What variables and flags say is kept as variables; config.toml and the defaults are read anew at each start.
+    Values of variables and flags are stored in the plist as variables. Values of config.toml and defaults are not: the
+    daemon reads them at each start.
 
     Raises:
-        AgentError: If a drain could outlast the time that launchd gives.
+        AgentError: If `drain_timeout` is longer than the time that launchd grants.
     """
     longest = EXIT_SECONDS - RESERVE_SECONDS
     if resolved.config.drain_timeout > longest:
@@ -128,7 +129,7 @@ def of_this_environment(
 
 
 def as_text(value: object) -> str:
-    """Return a configuration value as the text that its variable would hold."""
+    """Return a configuration value as the text of its environment variable."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -143,7 +144,7 @@ def read(plist: Path) -> Agent | None:
     Return the agent of an installed plist; None if there is no such file.
 
     Raises:
-        AgentError: If it is not one of ours.
+        AgentError: If the file is not a plist of this program.
     """
     try:
         tree = plistlib.loads(plist.read_bytes())

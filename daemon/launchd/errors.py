@@ -1,15 +1,15 @@
-"""What can go wrong with the service. Each text is a sentence for the person who asked: why, and what to do."""
+"""Exceptions of the service. Each text is a sentence for the user: the reason, and the fix."""
 
 from __future__ import annotations
 
 
 class ServiceError(Exception):
-    """The service is not as it was asked to be."""
+    """The service did not reach the requested state."""
 
 
 class AgentError(ServiceError):
-    """It cannot be installed like that, or what is installed is not ours."""
+    """The service cannot be installed with these settings, or the installed plist is not that of this program."""
 
 
 class LaunchctlError(ServiceError):
-    """launchctl refused, with its own words, or is not there."""
+    """launchctl refused, or does not exist; the text quotes its output."""

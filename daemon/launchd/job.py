@@ -1,4 +1,4 @@
-"""A job as `launchctl print` describes it. The format is not a promise of Apple's; see docs/mac-checklist.md."""
+"""Parser of `launchctl print`, for one job. Apple does not promise the format; see docs/mac-checklist.md."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import re
 from dataclasses import dataclass
 
 _FIELD = re.compile(r"\t([a-z ]+) = (.+)")
-"""The job's own fields stand behind one tab; those of its coalitions, some of the same name, behind more."""
+"""The job's own fields are indented by one tab. Fields of its coalitions, some with the same names, by more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """
-    What launchd knows of a job that it has loaded.
+    launchd's record of a loaded job.
 
     Attributes:
         state: launchd's word: "running", "not running", "spawn scheduled", "waiting" or another.
         pid: Its process; None while it has none.
         runs: How often it was started since it was loaded.
-        last_exit: How the last run ended, in launchd's words: "0", "78: EX_CONFIG", "Killed: 9"; None before that.
-        exit_timeout: Seconds from SIGTERM to SIGKILL, as launchd will do it; None if it does not tell.
+        last_exit: How the last run ended, in launchd's words: "0", "78: EX_CONFIG", "Killed: 9"; None before an end.
+        exit_timeout: Seconds from SIGTERM to SIGKILL; None if launchd does not print it.
         plist: File that it was loaded from.
     """
 

@@ -1,4 +1,4 @@
-"""`launchctl`: the few subcommands that a service needs, and its refusals as sentences."""
+"""Driver of `launchctl`: the subcommands that the service needs, with refusals as exceptions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from daemon.launchd.job import Job
 from daemon.shared.observed_time import output_of
 
 PROGRAM = "launchctl"
-PATIENCE_SECONDS = EXIT_SECONDS + 30
-"""launchctl may wait for a job to end; it never takes longer than this unless launchd hangs."""
+LAUNCHCTL_TIMEOUT_SECONDS = EXIT_SECONDS + 30
+"""launchctl can wait for a job to end. It takes longer than this only if launchd hangs."""
 
 NOT_FOUND = 113
 _GONE = (3, NOT_FOUND)
-"""What `bootout` answers when there is nothing to do: no such process, no such service."""
+"""Exit statuses of `bootout` if there is nothing to do: no such process, no such service."""
 _IN_PROGRESS = 36
 
 _HINTS = {
@@ -31,6 +31,8 @@ _HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
+    """Exit status and output of one `launchctl` command."""
+
     status: int
     text: str
 
@@ -40,7 +42,7 @@ class Launchctl:
     Drives launchd for one user.
 
     Args:
-        uid: The user; the one who runs this by default.
+        uid: The user; by default that of this process.
     """
 
     def __init__(self, uid: int | None = None) -> None:
@@ -50,19 +52,19 @@ class Launchctl:
 
     def domain(self) -> str:
         """
-        Return the domain for a new job: that of the login at the screen, or the user's own where there is none.
+        Return the domain for a new job: that of the graphical login, or the user's own without such a login.
 
         Raises:
-            LaunchctlError: If launchctl is not there.
+            LaunchctlError: If launchctl does not exist.
         """
         return self.gui if self._run("print", self.gui).status == 0 else self.user
 
     def find(self, label: str) -> tuple[str, Job] | None:
         """
-        Return the domain that a job is loaded in, and the job; None if it is in neither.
+        Return the domain that a job is loaded in, and the job; None if neither domain has it.
 
         Raises:
-            LaunchctlError: If launchctl is not there.
+            LaunchctlError: If launchctl does not exist.
         """
         for domain in (self.gui, self.user):
             answer = self._run("print", f"{domain}/{label}")
@@ -72,7 +74,7 @@ class Launchctl:
 
     def bootstrap(self, domain: str, plist: str) -> None:
         """
-        Load a plist, and with `RunAtLoad` start it.
+        Load a plist; with `RunAtLoad` this starts the job.
 
         Raises:
             LaunchctlError: If launchd refuses it.
@@ -81,7 +83,7 @@ class Launchctl:
 
     def bootout(self, target: str) -> None:
         """
-        End a job and unload it; one that is not loaded is fine. It may still be ending when this returns.
+        End a job and unload it. A job that is not loaded is no error; a loaded job can still run when this returns.
 
         Raises:
             LaunchctlError: If launchd refuses.
@@ -90,7 +92,7 @@ class Launchctl:
 
     def kickstart(self, target: str) -> None:
         """
-        Start a loaded job at once; one that still runs is killed first.
+        Start a loaded job at once. A job that still runs is killed first.
 
         Raises:
             LaunchctlError: If launchd refuses.
@@ -99,7 +101,7 @@ class Launchctl:
 
     def enable(self, target: str) -> None:
         """
-        Lift a `launchctl disable`, which outlives the plist.
+        Undo a `launchctl disable`, which stays in force when the plist is removed.
 
         Raises:
             LaunchctlError: If launchd refuses.
@@ -108,7 +110,7 @@ class Launchctl:
 
     def terminate(self, target: str) -> None:
         """
-        Send SIGTERM to a job's process; one that has none is fine.
+        Send SIGTERM to a job's process. A job without a process is no error.
 
         Raises:
             LaunchctlError: If launchd refuses.
@@ -127,7 +129,7 @@ class Launchctl:
 
     def _run(self, *arguments: str) -> _Answer:
         try:
-            done = output_of([PROGRAM, *arguments], PATIENCE_SECONDS, subprocess.STDOUT)
+            done = output_of([PROGRAM, *arguments], LAUNCHCTL_TIMEOUT_SECONDS, subprocess.STDOUT)
         except FileNotFoundError:
             raise LaunchctlError(
                 "launchctl is not here: the service is for macOS. On Linux a systemd user unit takes its place; "
@@ -135,6 +137,6 @@ class Launchctl:
             ) from None
         except subprocess.TimeoutExpired:
             raise LaunchctlError(
-                f"{shlex.join([PROGRAM, *arguments])} did not answer within {PATIENCE_SECONDS} s"
+                f"{shlex.join([PROGRAM, *arguments])} did not answer within {LAUNCHCTL_TIMEOUT_SECONDS} s"
             ) from None
         return _Answer(done.returncode, done.stdout.decode("utf-8", "replace"))

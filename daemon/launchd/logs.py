@@ -1,4 +1,4 @@
-"""The service's log files: their last lines, what is appended to them, and files that are replaced."""
+"""Reading the service's log files: the last lines, new lines as they are written, and files that are rotated."""
 
 from __future__ import annotations
 
@@ -10,32 +10,37 @@ from pathlib import Path
 from typing import BinaryIO
 
 POLL_SECONDS = 0.2
+TAIL_LINES = 3
+TAIL_BYTES = 2000
 
 
 def last_lines(path: Path, count: int) -> tuple[list[str], int]:
     """
-    Return the last whole lines of a file, without their ends, and where `follow` goes on; no lines if there is no file.
+    Return the last `count` whole lines of a file without their ends, and the position behind them for `follow`.
+
+    A file that does not exist has no lines and the position 0.
 
     Raises:
         OSError: If it cannot be read.
     """
     try:
         with path.open("rb") as file:
-            kept: deque[bytes] = deque(maxlen=count)
+            lines: deque[bytes] = deque(maxlen=count)
             end = 0
             for line in file:
                 if line.endswith(b"\n"):
-                    kept.append(line)
+                    lines.append(line)
                     end += len(line)
     except FileNotFoundError:
         return [], 0
-    return [_text(line) for line in kept], end
+    return [_text(line) for line in lines], end
 
 
 def follow(path: Path, position: int, pause: Callable[[float], None] = time.sleep) -> Iterator[str]:
     """
-    Yield each line that is written to a file after a position, for ever. The file may come later, be renamed and begun
-    anew, or be emptied.
+    Yield each line that is written to a file behind a position, for ever.
+
+    The file may appear later, be renamed and replaced, or be truncated.
 
     Raises:
         OSError: If it cannot be read.
@@ -55,7 +60,8 @@ def follow(path: Path, position: int, pause: Callable[[float], None] = time.slee
 def _until_replaced(file: BinaryIO, path: Path, pause: Callable[[float], None]) -> Iterator[str]:
     part = b""
     while True:
-        replaced = not _is_still(file, path)  # before the reading, which takes what came up to the replacement
+        # Tested before the read: lines written between this test and the replacement are still read below.
+        replaced = not _is_current(file, path)
         while line := file.readline():
             part += line
             if part.endswith(b"\n"):
@@ -66,11 +72,11 @@ def _until_replaced(file: BinaryIO, path: Path, pause: Callable[[float], None]) 
         pause(POLL_SECONDS)
 
 
-def _is_still(file: BinaryIO, path: Path) -> bool:
-    """Tell whether a path still leads to an open file that has not shrunk."""
-    now = os.fstat(file.fileno())
+def _is_current(file: BinaryIO, path: Path) -> bool:
+    """Tell whether a path still leads to an open file, and the file was not truncated."""
+    status = os.fstat(file.fileno())
     try:
-        return os.path.samestat(now, path.stat()) and now.st_size >= file.tell()
+        return os.path.samestat(status, path.stat()) and status.st_size >= file.tell()
     except FileNotFoundError:
         return False
 
@@ -79,13 +85,9 @@ def _text(line: bytes) -> str:
     return line.decode("utf-8", "replace").rstrip("\n")
 
 
-SHOWN_LINES = 3
-SHOWN_BYTES = 2000
-
-
 class LogTail:
     """
-    Remembers how long a file is now; `read` gives what came after that.
+    Remembers the length of a file at its construction; `read` returns the end of the text written since.
 
     Args:
         path: The file; it need not exist.
@@ -93,16 +95,18 @@ class LogTail:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._from = path.stat().st_size if path.is_file() else 0
+        self._start = path.stat().st_size if path.is_file() else 0
 
     def read(self) -> str:
-        """Return the last lines that came, joined; empty if none did, or if the file cannot be read."""
+        """Return the last new lines, joined by slashes; empty if there are none, or the file cannot be read."""
         try:
             with self._path.open("rb") as file:
-                end = file.seek(0, 2)
-                file.seek(max(self._from if end >= self._from else 0, end - SHOWN_BYTES))
+                end = file.seek(0, os.SEEK_END)
+                # A file shorter than before was replaced, so all of it is new.
+                start = self._start if end >= self._start else 0
+                file.seek(max(start, end - TAIL_BYTES))
                 text = file.read().decode("utf-8", "replace")
         except OSError:
             return ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return " / ".join(lines[-SHOWN_LINES:])
+        return " / ".join(lines[-TAIL_LINES:])

@@ -1,4 +1,4 @@
-"""The plist on disk: replaced in one step, and put back if launchd does not take the new one."""
+"""The installed plist file: replaced atomically, and restored if launchd refuses the new content."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class PlistFile:
         self.path = path
 
     def holds(self, content: bytes) -> bool:
-        """Tell whether it is there and says just this."""
+        """Tell whether the file exists with exactly this content."""
         return self._read() == content
 
     def write(self, content: bytes) -> None:
         """
-        Put it in place, complete or not at all.
+        Replace the content atomically; directories are created.
 
         Raises:
-            AgentError: If that fails.
+            AgentError: If the file cannot be written.
         """
         new = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
@@ -44,14 +44,14 @@ class PlistFile:
             raise AgentError(f"{self.path} cannot be written ({error.strerror}); make its directory writable") from None
 
     def remove(self) -> bool:
-        """Remove it, and tell whether it was there."""
-        there = os.path.lexists(self.path)
+        """Remove the file, and tell whether it existed."""
+        existed = os.path.lexists(self.path)
         self.path.unlink(missing_ok=True)
-        return there
+        return existed
 
     @contextmanager
     def replaced(self, content: bytes) -> Iterator[bytes | None]:
-        """Write it, and give what was there before; that comes back if the block fails."""
+        """Write new content and yield the old, or None. The old content is restored if the block fails."""
         old = self._read()
         self.write(content)
         try:

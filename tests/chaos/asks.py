@@ -1,4 +1,4 @@
-"""What chaos clients ask for: few prompts with common beginnings, so that they meet in the cache."""
+"""The requests of chaos clients: few prompts with common prefixes, so that they share cached blocks."""
 
 from __future__ import annotations
 

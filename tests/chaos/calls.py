@@ -1,4 +1,4 @@
-"""What a call's status says."""
+"""Formats the status of a failed call for the history of a chaos run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks the history of a chaos run. Pure: each check returns a sentence for each violation."""
+"""Checks the history of a chaos run: each check returns one sentence for each violation."""
 
 from __future__ import annotations
 

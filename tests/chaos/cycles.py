@@ -17,7 +17,7 @@ from daemon.server.app import run
 from daemon.shared.config import load_config
 from mlx_sidecar import Client
 from tests.support.daemons import listens, wait_until
-from tests.support.process import open_files, threads
+from tests.support.process_usage import open_files, threads
 
 ENGINE = Path(__file__).parents[1] / "support" / "fake_engine.py"
 IDLE_SECONDS = 60.0

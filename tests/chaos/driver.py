@@ -1,4 +1,4 @@
-"""The driver: clients on one side, faults on the other, a checker at the end."""
+"""Drives a chaos run: starts clients and injects faults, then runs the checker over the history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The history of a chaos run: what was asked and what came of it, as the callers saw it. Any thread may add to it."""
+"""The history of a chaos run: requests and their outcomes, as the clients saw them; thread-safe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.chaos.asks import Ask
 
 OK = "OK"
 CUT = "cut off by its client"
-"""End of a stream whose client cancelled it or died."""
+"""End of a stream after its client cancelled it or died."""
 
 
 @dataclass(slots=True, eq=False)

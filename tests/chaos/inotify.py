@@ -1,4 +1,4 @@
-"""Watches a directory through Linux's inotify: what is made in it, with which mode, and what gets which name."""
+"""Watches a directory with Linux's inotify, and records the modes and names of new files."""
 
 from __future__ import annotations
 

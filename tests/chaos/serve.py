@@ -1,4 +1,4 @@
-"""A real daemon with its real engine, as a program, whose patience is short: chaos kills it all the time."""
+"""Program that runs a daemon with the real engine and short timeouts, for chaos runs that kill it often."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def found(*streams: Stream, invalidations: tuple[Invalidation, ...] = (), sample
 
 
 def test_a_history_without_a_fault_passes() -> None:
-    """Whole streams, cut ones, refused ones, and one that reuses what another stored."""
+    """The history has whole streams, cut streams, refused calls, and a stream that reuses another call's prefix."""
     cut = Stream(ASK, 1.0, [started(), delta("on")], 1.1, [CUT])
     refused = Stream(ASK, 1.0, [], None, ["RESOURCE_EXHAUSTED QUEUE_FULL"])
     assert found(whole(), whole(2.0, cached=32), cut, refused) == ""
@@ -70,7 +70,7 @@ def test_a_history_without_a_fault_passes() -> None:
     ],
 )
 def test_a_stream_that_is_torn_or_wrong_is_found(events: list[pb.GenerateResponse], ends: list[str], what: str) -> None:
-    """By what is wrong with it."""
+    """Each fault of a stream is reported under its own name."""
     stream = Stream(ASK, 1.0, ends=ends)
     for event in events:
         stream.add(event)
@@ -78,7 +78,7 @@ def test_a_stream_that_is_torn_or_wrong_is_found(events: list[pb.GenerateRespons
 
 
 def test_reuse_of_what_was_invalidated_is_found() -> None:
-    """The one who stored it began before the Invalidate; by model, by prefix, and if it is all."""
+    """The call that stored the prefix began before the Invalidate, which names a model, a prefix or everything."""
     everything = Invalidation(called=3.0, returned=3.1)
     of_model = replace(everything, model="embedded")
     of_prefix = replace(of_model, salt="a", prefix=ASK.prompt[:8])
@@ -87,7 +87,7 @@ def test_reuse_of_what_was_invalidated_is_found() -> None:
 
 
 def test_reuse_of_what_was_stored_after_an_invalidate_is_right() -> None:
-    """So is reuse in another namespace, of what the prefix does not cover, and before the answer was there."""
+    """Reuse is also right in another namespace, for tokens outside the prefix, and before the Invalidate's answer."""
     everything = Invalidation(called=3.0, returned=3.1)
     other = replace(everything, model="embedded", salt="b")
     assert found(whole(1.0), whole(3.5), whole(4.0, cached=32), invalidations=(everything,)) == ""
@@ -110,6 +110,6 @@ def test_reuse_of_what_was_stored_after_an_invalidate_is_right() -> None:
     ],
 )
 def test_figures_beyond_a_budget_are_found(figures: pb.StatsResponse, what: str) -> None:
-    """Compared with the settings that the daemon was started with."""
+    """Stats are compared with the settings of the daemon's start."""
     figures.memory.limit_bytes = 1 << 30
     assert f"{what}: " in found(samples=(Sample(QUIET, figures),))

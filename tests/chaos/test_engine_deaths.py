@@ -24,7 +24,7 @@ from daemon.shared.errors import Reason
 from mlx_sidecar import Delta
 from tests.support import fake_engine
 from tests.support.daemons import RunningDaemon, alive
-from tests.support.scale import often
+from tests.support.repetitions import scaled
 from tests.unit.server.supervised import Watched, error_of, events, generate, supervising, text, until_delta
 
 FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
@@ -84,14 +84,14 @@ async def killed(times: int) -> None:
 
 
 async def test_twenty_dead_engines_cost_twenty_typed_errors_and_nothing_else() -> None:
-    """By SIGKILL, SIGSEGV or SIGABRT, in a stream or not."""
+    """The engine dies by SIGKILL, SIGSEGV or SIGABRT, with and without a stream."""
     await killed(20)
 
 
 @pytest.mark.slow
 async def test_a_thousand_dead_engines_leave_nothing_behind() -> None:
-    """No call, no process and no open file more than before."""
-    await killed(often(1000))
+    """No call, process or open file remains after the engine's deaths."""
+    await killed(scaled(1000))
 
 
 async def stopped(times: int) -> None:
@@ -118,18 +118,18 @@ async def stopped(times: int) -> None:
 
 
 async def test_a_stopped_engine_is_no_longer_ready_within_ten_seconds_and_is_replaced() -> None:
-    """What was sent to it fails; it is killed although it cannot answer."""
+    """Calls of the stopped engine fail, and SIGKILL ends it although it cannot answer."""
     await stopped(2)
 
 
 @pytest.mark.slow
 async def test_fifty_stopped_engines_are_found_and_replaced() -> None:
-    """As one."""
-    await stopped(often(50))
+    """Fifty engines are stopped one after the other; the test above stops one."""
+    await stopped(scaled(50))
 
 
 async def test_an_engine_that_cannot_be_started_is_tried_until_it_can(tmp_path: Path) -> None:
-    """An installation that is being replaced: calls wait for it, and are answered."""
+    """The engine's program is missing for a while, as during an upgrade; calls wait for it and are answered."""
     program = tmp_path / "engine"
     supervisor = Watched()
     supervisor._command = [str(program)]
@@ -147,7 +147,7 @@ async def test_an_engine_that_cannot_be_started_is_tried_until_it_can(tmp_path: 
 
 
 def test_health_follows_the_progress_of_the_engine(start_daemon: Start) -> None:
-    """A step that does not end makes the service NOT_SERVING, the process stays SERVING, and it comes back."""
+    """An endless step makes the service NOT_SERVING, the process stays SERVING, and the service recovers."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client, grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
         client.load("ok")
@@ -188,5 +188,5 @@ def killed_really(start_daemon: Start, times: int) -> None:
 
 @pytest.mark.slow
 def test_forty_deaths_of_the_real_engine_change_no_answer(start_daemon: Start) -> None:
-    """The socket is the same one throughout."""
-    killed_really(start_daemon, often(40))
+    """The daemon's socket stays the same through all deaths of the engine."""
+    killed_really(start_daemon, scaled(40))

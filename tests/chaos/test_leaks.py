@@ -15,9 +15,9 @@ import pytest
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.support.daemons import RunningDaemon, environment, listens, wait_until
-from tests.support.leak_counts import counted, held_by
-from tests.support.process import open_files, resident_bytes, threads
-from tests.support.scale import often
+from tests.support.leak_counter import counting_command, counts_of
+from tests.support.process_usage import open_files, resident_bytes, threads
+from tests.support.repetitions import scaled
 
 BOUND = 64
 """Bytes that a cancelled call may cost: less than the smallest thing that could be forgotten each time."""
@@ -88,7 +88,7 @@ def cost_of(daemon: RunningDaemon, cancel: Cancel, model: str, times: int, warmu
         for count in (warmup, times):
             cancel(stub, request, count)
             wait_until(lambda: is_idle(stub), "nothing runs, waits or is held")
-            held.append(held_by(daemon) | ({"engine": resident_bytes(engine)} if engine else {}))
+            held.append(counts_of(daemon) | ({"engine": resident_bytes(engine)} if engine else {}))
             parts.append([(threads(pid), open_files(pid)) for pid in pids])
     assert parts[0] == parts[1]
     cost = {name: (held[1][name] - held[0][name]) / times for name in held[1]}
@@ -102,7 +102,7 @@ def test_five_hundred_cancelled_calls_come_back(start_daemon: Start, folder: Pat
 
     What a call takes while it runs is some 20 KB, and dozens of objects.
     """
-    cost = cost_of(start_daemon(counted(folder, "tests.support.serve_fake")), at_random, "hold", 500, 300)
+    cost = cost_of(start_daemon(counting_command(folder, "tests.support.serve_fake")), at_random, "hold", 500, 300)
     assert cost["objects"] < 5
     assert cost["bytes"] < 1000
 
@@ -114,9 +114,9 @@ def test_ten_thousand_calls_that_are_cancelled_at_rest_come_back(start_daemon: S
 
     Objects that have nothing to do with calls come and go by the hundred; one of each call would be 1.0.
     """
-    times = often(10_000)
+    times = scaled(10_000)
     cost = cost_of(
-        start_daemon(counted(folder, "tests.support.serve_fake")), at_rest, "hold", times, max(500, times // 5)
+        start_daemon(counting_command(folder, "tests.support.serve_fake")), at_rest, "hold", times, max(500, times // 5)
     )
     assert cost["objects"] < 0.5
     assert cost["bytes"] < BOUND
@@ -125,8 +125,8 @@ def test_ten_thousand_calls_that_are_cancelled_at_rest_come_back(start_daemon: S
 @pytest.mark.slow
 def test_ten_thousand_cancelled_answers_come_back(start_daemon: Start, folder: Path) -> None:
     """With the real engine, at any moment: below 64 bytes each in the engine; the parent bears what gRPC keeps."""
-    daemon = start_daemon(counted(folder, "daemon", "serve"), kv_cache_mb="1")
-    times = often(10_000)
+    daemon = start_daemon(counting_command(folder, "daemon", "serve"), kv_cache_mb="1")
+    times = scaled(10_000)
     cost = cost_of(daemon, at_random, "embedded", times, max(500, times // 5))
     assert cost["objects"] < 0.5
     assert cost["bytes"] < BOUND + GRPC_KEEPS
@@ -141,8 +141,8 @@ def test_what_grpc_keeps_of_a_cancelled_call(start_daemon: Start, folder: Path) 
     When the second figure is nothing, gRPC has been mended: then the bound above is 64 alone, and this test can go.
     """
     (folder / "run").mkdir(mode=0o700)
-    bare = start_daemon(counted(folder, "tests.chaos.bare_server"))
-    times = often(10_000)
+    bare = start_daemon(counting_command(folder, "tests.chaos.bare_server"))
+    times = scaled(10_000)
     cost = {cancel: cost_of(bare, cancel, "hold", times, 500)["bytes"] for cancel in (at_rest, at_once, at_random)}
     assert cost[at_rest] < BOUND
     assert BOUND < cost[at_once] < GRPC_KEEPS
@@ -150,7 +150,9 @@ def test_what_grpc_keeps_of_a_cancelled_call(start_daemon: Start, folder: Path) 
 
 
 def test_twenty_starts_and_stops_in_one_process_hold_nothing(folder: Path) -> None:
-    """Descriptors and threads are as many after the last as after the second; of the files only the lock is left."""
+    """
+    After the last stop there are as many descriptors and threads as after the second, and only the lock file remains.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos.cycles", "20"],
         env=environment(folder),

@@ -14,7 +14,7 @@ import pytest
 
 from daemon.shared.failpoints import ENV
 from tests.support.daemons import RunningDaemon, alive, wait_until
-from tests.support.scale import often
+from tests.support.repetitions import scaled
 
 FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 CHAOS = [sys.executable, "-m", "tests.chaos.serve"]
@@ -87,12 +87,12 @@ def killed(folder: Path, times: int, command: list[str], held: str, answered: st
 
 
 def test_parents_that_are_killed_anywhere_leave_a_daemon_that_starts(folder: Path) -> None:
-    """At each of seven moments: while it starts, serves, streams, loads and drains."""
+    """The parent is killed at each of seven moments: while it starts, serves, streams, loads and drains."""
     killed(folder, len(MOMENTS), FAKE, "hold", "ok")
 
 
 def test_an_engine_that_hangs_does_not_outlive_its_parent_for_long(folder: Path) -> None:
-    """Stopped, it sees no end of its socket and keeps the lock: the next daemon waits for it, kills it and serves."""
+    """A stopped engine does not see the end of its socket and holds the lock; the next daemon kills it and serves."""
     with ending(started(folder, FAKE)) as daemon, daemon.client() as client:
         client.load("ok")
         engine = client.stats().engine.pid
@@ -109,11 +109,11 @@ def test_an_engine_that_hangs_does_not_outlive_its_parent_for_long(folder: Path)
 
 @pytest.mark.slow
 def test_five_hundred_killed_parents_leave_nothing_behind(folder: Path) -> None:
-    """No orphan, no stale file, no start that fails."""
-    killed(folder, often(500), FAKE, "hold", "ok")
+    """No orphaned engine, no stale file and no failed start remains."""
+    killed(folder, scaled(500), FAKE, "hold", "ok")
 
 
 @pytest.mark.slow
 def test_thirty_killed_parents_of_the_real_engine_leave_nothing_behind(folder: Path) -> None:
-    """It ends also in the middle of a load and of an answer."""
-    killed(folder, often(30), CHAOS, "embedded", "embedded")
+    """The real engine also ends with its parent during a load and during an answer."""
+    killed(folder, scaled(30), CHAOS, "embedded", "embedded")

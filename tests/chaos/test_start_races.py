@@ -18,7 +18,7 @@ import pytest
 from mlx_sidecar import Client
 from tests.chaos.inotify import DELETE, MOVED_TO, Watch
 from tests.support.daemons import END_SECONDS, alive, environment, listens, wait_until
-from tests.support.scale import often
+from tests.support.repetitions import scaled
 
 STARTERS = 8
 UMASKS = ["000", "022", "077"]
@@ -111,18 +111,18 @@ def races(starters: Starters, folder: Path, times: int) -> None:
 
 
 def test_of_eight_daemons_that_start_at_once_one_serves(starters: Starters, folder: Path) -> None:
-    """Ten times; under any umask no file of theirs has, at any moment, a mode wider than 0600."""
+    """In ten races, under any umask, no file of the daemons ever has a mode wider than 0600."""
     races(starters, folder, 10)
 
 
 @pytest.mark.slow
 def test_of_eight_daemons_that_start_at_once_one_serves_two_hundred_times(starters: Starters, folder: Path) -> None:
-    """As ten times."""
-    races(starters, folder, often(200))
+    """Two hundred races of eight starts; the test above runs ten."""
+    races(starters, folder, scaled(200))
 
 
 def test_the_watch_sees_a_socket_that_is_made_private_too_late(folder: Path) -> None:
-    """Bound under umask 0 and changed after some milliseconds: the test above would fail."""
+    """A socket that is bound under umask 0 and made private later is detected, so the race test can fail."""
     before = os.umask(0)
     try:
         with Watch(folder) as watch, socket.socket(socket.AF_UNIX) as one:
@@ -136,7 +136,7 @@ def test_the_watch_sees_a_socket_that_is_made_private_too_late(folder: Path) -> 
 
 
 def test_a_start_that_makes_its_directory_makes_it_private(folder: Path) -> None:
-    """0700 from the first moment on, although the shell would allow everything."""
+    """The directory has mode 0700 from its creation, although the shell's umask allows everything."""
     environ = environment(folder)
     with Watch(folder) as watch:
         command = 'umask 000; exec "$0" -m tests.support.serve_fake'

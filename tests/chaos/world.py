@@ -1,4 +1,4 @@
-"""The daemon under chaos: started, killed, stopped and started anew, and what it must leave behind: nothing."""
+"""The daemon of a chaos run: starts, kills and stops it, and checks that it leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -53,6 +53,17 @@ def test_the_exported_names_are_sorted_and_there() -> None:
     assert set(names) <= set(dir(mlx_sidecar))
 
 
+def test_type_checkers_see_the_exported_names() -> None:
+    """The imports under TYPE_CHECKING name the same names and the same modules as the table of the interpreter."""
+    tree = ast.parse(Path(mlx_sidecar.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    assert len(imports) == len(block.body)
+    homes = {alias.name: str(node.module).removeprefix("mlx_sidecar.") for node in imports for alias in node.names}
+    assert homes == mlx_sidecar._HOME
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     """As for any module."""
     with pytest.raises(AttributeError, match="no attribute 'Cleint'"):

@@ -1,4 +1,4 @@
-"""One target under atheris: `fuzzer.py TARGET` and libFuzzer's own flags."""
+"""Program that fuzzes one target with atheris: `fuzzer.py TARGET`, followed by flags of libFuzzer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any message of a type: a hypothesis strategy from its descriptor."""
+"""Hypothesis strategies for any protobuf message, built from its descriptor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: functions that take bytes, and raise only if something raised what it should not."""
+"""The fuzz targets: functions that take bytes, and raise only for an unexpected exception."""
 
 from __future__ import annotations
 

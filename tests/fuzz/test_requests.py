@@ -21,7 +21,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.fuzz.messages import messages
 from tests.support.daemons import RunningDaemon
-from tests.support.scale import often
+from tests.support.repetitions import scaled
 
 HANG_SECONDS = 5
 MODELS = st.sampled_from(["ok", "ok", "ok", "fail", "log", "", "no such model", "../../etc", "embedded", "x" * 2000])
@@ -86,7 +86,7 @@ def requests_of(stub: SidecarServiceStub, rpc: str, times: int) -> None:
 
 @pytest.mark.parametrize("rpc", REQUESTS)
 def test_any_request_is_answered_or_refused(served: tuple[RunningDaemon, SidecarServiceStub], rpc: str) -> None:
-    """Sixty of each kind, against the real validator and an engine that answers everything it is sent."""
+    """Sixty requests of each kind go to the real validator and an engine that answers everything."""
     requests_of(served[1], rpc, 60)
 
 
@@ -95,5 +95,5 @@ def test_any_request_is_answered_or_refused(served: tuple[RunningDaemon, Sidecar
 def test_thousands_of_requests_are_answered_or_refused(
     served: tuple[RunningDaemon, SidecarServiceStub], rpc: str
 ) -> None:
-    """As sixty."""
-    requests_of(served[1], rpc, often(20_000))
+    """The same as the test above, with 20,000 requests of each kind."""
+    requests_of(served[1], rpc, scaled(20_000))

@@ -32,7 +32,7 @@ def _adapter(path: Path, scale: float = 20.0, seed: int = 3) -> str:
 
 
 def test_an_adapter_changes_the_answer_and_shares_no_prefix_with_the_base(client: Client, folder: Path) -> None:
-    """Neither the first time nor warm; a copy of the adapter is the same adapter."""
+    """Answers with an adapter differ cold and warm; a copy of the adapter is the same adapter."""
     model, adapter = str(copy_of_embedded(folder)), _adapter(folder / "lora")
     base = client.complete(model, PROMPT, max_tokens=12, ignore_eos=True)
     cold = client.complete(model, PROMPT, max_tokens=12, ignore_eos=True, adapter=adapter)
@@ -47,7 +47,7 @@ def test_an_adapter_changes_the_answer_and_shares_no_prefix_with_the_base(client
 
 
 def test_base_weights_count_once_for_each_adapter(client: Client, folder: Path) -> None:
-    """Each has an entry and a fingerprint of its own, and the name drops them all."""
+    """Each adapter has its own entry and fingerprint, and the base model's name drops them all."""
     model = str(copy_of_embedded(folder))
     adapters = ["", _adapter(folder / "one"), _adapter(folder / "two", seed=4)]
     client.invalidate_all(weights=True, prefixes=False)
@@ -61,7 +61,7 @@ def test_base_weights_count_once_for_each_adapter(client: Client, folder: Path) 
 
 
 def test_an_adapter_that_is_written_anew_is_another_one(client: Client, folder: Path) -> None:
-    """The next request notices."""
+    """The next request detects the rewritten adapter."""
     model, adapter = str(copy_of_embedded(folder)), _adapter(folder / "lora")
     first = client.complete(model, PROMPT, max_tokens=12, ignore_eos=True, adapter=adapter)
     shutil.rmtree(adapter)
@@ -74,7 +74,7 @@ def test_an_adapter_that_is_written_anew_is_another_one(client: Client, folder: 
 
 @pytest.mark.parametrize("damage", ["cut", "another model's", "no config", "bad config", "not there"])
 def test_a_damaged_adapter_is_a_typed_error_and_its_base_goes_on(client: Client, folder: Path, damage: str) -> None:
-    """The message says what is wrong."""
+    """The error's message says what is wrong with the adapter."""
     model, adapter = str(copy_of_embedded(folder)), Path(_adapter(folder / "lora"))
     weights, config = adapter / "adapters.safetensors", adapter / "adapter_config.json"
     if damage == "cut":

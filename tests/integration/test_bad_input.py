@@ -66,7 +66,7 @@ def _client(daemon: RunningDaemon) -> Iterator[Client]:
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_field(client: Client, options: dict[str, object], field: str) -> None:
-    """INVALID_ARGUMENT, and the path of the field."""
+    """A value out of range is INVALID_ARGUMENT with the path of its field."""
     request = {"model": "embedded", "prompt": "hello", **options}
     with pytest.raises(mlx_sidecar.InvalidArgument) as caught:
         client.complete(request.pop("model"), request.pop("prompt"), **request)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def test_a_value_out_of_range_is_refused_with_its_field(client: Client, options:
 
 
 def test_a_missing_prompt_is_refused(daemon: RunningDaemon) -> None:
-    """No form of the prompt is set."""
+    """A request without any form of prompt is refused."""
     with grpc.insecure_channel(f"unix:{daemon.socket}") as channel, pytest.raises(grpc.RpcError) as caught:
         list(SidecarServiceStub(channel).Generate(pb.GenerateRequest(model="embedded")))
     status = rpc_status.from_call(caught.value)
@@ -88,7 +88,7 @@ def test_a_missing_prompt_is_refused(daemon: RunningDaemon) -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(client: Client) -> None:
-    """So is a prompt that leaves no room for max_tokens."""
+    """A prompt that leaves no room for max_tokens is refused as well."""
     with pytest.raises(mlx_sidecar.ContextLengthExceeded, match=r"5000.*4096"):
         client.complete("embedded", [7] * 5000)
     with pytest.raises(mlx_sidecar.ContextLengthExceeded) as caught:
@@ -97,7 +97,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(client: C
 
 
 def test_a_request_of_ten_megabytes_is_refused(client: Client) -> None:
-    """By our own limit, with our own error, before anything is tokenised."""
+    """The daemon's own limit refuses a large request with its own error, before anything is tokenized."""
     with pytest.raises(mlx_sidecar.InvalidArgument) as caught:
         client.complete("embedded", "x" * 10_000_000)
     assert caught.value.field == "request"
@@ -105,7 +105,7 @@ def test_a_request_of_ten_megabytes_is_refused(client: Client) -> None:
 
 @pytest.mark.parametrize("name", ["nobody", "../../etc", "org/name/more", "/no/such/directory", "a/..", "file:///x"])
 def test_an_unknown_model_is_not_found(client: Client, name: str) -> None:
-    """NOT_FOUND, for Generate and for GetOrLoad."""
+    """Generate and GetOrLoad both answer NOT_FOUND."""
     with pytest.raises(mlx_sidecar.ModelNotFound):
         client.complete(name, "hello")
     with pytest.raises(mlx_sidecar.ModelNotFound):
@@ -113,7 +113,7 @@ def test_an_unknown_model_is_not_found(client: Client, name: str) -> None:
 
 
 def test_a_hub_model_that_is_not_in_the_cache_is_not_fetched_unasked(client: Client) -> None:
-    """And where the Hub cannot be reached, asking does not help, but says why."""
+    """If the Hub cannot be reached, a permitted download fails with that reason."""
     with pytest.raises(mlx_sidecar.ModelNotCached, match="mlx-sidecar pull"):
         client.complete("nobody/nothing-4bit", "hello")
     with pytest.raises(mlx_sidecar.ModelNotCached, match="cannot be reached"):
@@ -122,31 +122,31 @@ def test_a_hub_model_that_is_not_in_the_cache_is_not_fetched_unasked(client: Cli
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model_type": 7}', '{"model_type": "llama"}', "[" * 100_000])
 def test_a_broken_config_is_corrupt(client: Client, folder: Path, text: str) -> None:
-    """Whatever is wrong with it, the engine survives."""
+    """The engine survives any broken config.json."""
     with pytest.raises(mlx_sidecar.ModelCorrupt):
         client.load(str(with_config(folder, text)))
 
 
 def test_truncated_weights_are_corrupt(client: Client, folder: Path) -> None:
-    """Found from the header, before MLX maps the file."""
+    """Truncation is found in the header, before MLX maps the file."""
     with pytest.raises(mlx_sidecar.ModelCorrupt, match="truncated"):
         client.load(str(truncated(folder)))
 
 
 def test_weights_that_do_not_fit_the_config_are_corrupt(client: Client, folder: Path) -> None:
-    """Shapes are checked against the architecture."""
+    """The shapes of weights are checked against the architecture."""
     with pytest.raises(mlx_sidecar.ModelCorrupt):
         client.load(str(copy_of_embedded(folder, hidden_size=64)))
 
 
 def test_an_unknown_architecture_is_unsupported(client: Client, folder: Path) -> None:
-    """With the name that mlx-lm does not know."""
+    """The error names the architecture that mlx-lm does not know."""
     with pytest.raises(mlx_sidecar.ModelUnsupported, match="never_heard_of"):
         client.load(str(copy_of_embedded(folder, model_type="never_heard_of")))
 
 
 def test_a_model_that_brings_code_is_unsupported_and_its_code_never_runs(client: Client, folder: Path) -> None:
-    """`model_file` is how a downloaded model could run Python."""
+    """`model_file` in config.json would let a downloaded model run Python; it is refused."""
     path = copy_of_embedded(folder, model_file="evil.py")
     proof = folder / "ran"
     (path / "evil.py").write_text(f"open({str(proof)!r}, 'w')")
@@ -156,7 +156,7 @@ def test_a_model_that_brings_code_is_unsupported_and_its_code_never_runs(client:
 
 
 def test_a_damaged_tokenizer_is_corrupt(client: Client, folder: Path) -> None:
-    """It is loaded in the engine, and only when a prompt needs it."""
+    """The tokenizer is loaded in the engine, at the first prompt that needs it."""
     path = copy_of_embedded(folder)
     (path / "tokenizer.json").write_text("{}")
     with pytest.raises(mlx_sidecar.ModelCorrupt, match="tokenizer"):
@@ -164,7 +164,7 @@ def test_a_damaged_tokenizer_is_corrupt(client: Client, folder: Path) -> None:
 
 
 def test_undecodable_bytes_and_unknown_methods_leave_the_daemon_alone(daemon: RunningDaemon) -> None:
-    """gRPC answers these itself."""
+    """gRPC itself answers undecodable bytes and unknown methods."""
     with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
         garbage: Any = channel.unary_unary("/mlx_sidecar.v1.SidecarService/Stats")
         with pytest.raises(grpc.RpcError):

@@ -64,7 +64,7 @@ def _results() -> dict[str, Result]:
 
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name not in STARTS_ITS_OWN])
 def test_a_workload_measures_every_side(bench: OneStart, results: dict[str, Result], name: str) -> None:
-    """Us and at least one other, all values positive; what is written is what is read."""
+    """A workload has positive figures for mlx-sidecar and at least one peer, and its JSON can be read back."""
     result = results[name] = WORKLOADS[name](bench)
     systems = {row.system for row in result.rows}
     assert OURS in systems
@@ -74,7 +74,7 @@ def test_a_workload_measures_every_side(bench: OneStart, results: dict[str, Resu
 
 
 def test_all_figures_are_shown_and_drawn(results: dict[str, Result], folder: Path) -> None:
-    """As text with each row's case, and as plots."""
+    """Every figure appears in the text with its case, and in the plots."""
     for result in results.values():
         assert all(row.case in page.text(result) for row in result.rows)
     plots.draw(results, folder)
@@ -82,7 +82,7 @@ def test_all_figures_are_shown_and_drawn(results: dict[str, Result], folder: Pat
 
 
 def test_each_word_of_a_prompt_is_one_token_for_every_system(bench: OneStart) -> None:
-    """So both sides do the same work; and an answer that is sent back is the tokens that it was."""
+    """All systems count the same tokens, also in an answer that is sent back."""
     model = bench.model("small")
     with bench.running(model) as systems:
         for system in systems:
@@ -94,7 +94,7 @@ def test_each_word_of_a_prompt_is_one_token_for_every_system(bench: OneStart) ->
 
 @pytest.mark.slow
 def test_the_command_measures_everything(folder: Path) -> None:
-    """And leaves only what it was told to write."""
+    """The command writes only the files that it was told to write."""
     out = folder / "quick.json"
     subprocess.run([sys.executable, "-m", "benchmarks", "--quick", "--out", str(out)], check=True)
     assert set(json.loads(out.read_text())["workloads"]) == set(WORKLOADS)

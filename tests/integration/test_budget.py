@@ -56,7 +56,7 @@ def test_the_least_recently_used_goes_and_the_peak_stays_within_the_budget(
 def test_a_model_in_use_is_not_evicted_and_who_has_to_wait_is_told_by_whom(
     small: RunningDaemon, models: tuple[str, str, str]
 ) -> None:
-    """B runs, so that C takes the place of A although A was used later; with both in use there is no room."""
+    """Model B is in use, so model C replaces A, although A was used later. With both in use there is no room."""
     a, b, c = models
     with small.client() as client, client.generate(b, "x", max_tokens=1500, ignore_eos=True) as stream:
         events = iter(stream)
@@ -74,7 +74,7 @@ def test_a_model_in_use_is_not_evicted_and_who_has_to_wait_is_told_by_whom(
 
 
 def test_memory_really_returns(small: RunningDaemon, models: tuple[str, str, str]) -> None:
-    """After an unload, what MLX holds is what is left, give or take a twentieth."""
+    """After an unload, MLX's memory is that of the remaining models, within 5 %."""
     a, b, _ = models
     with small.client() as client:
         left = client.load(a).size_bytes
@@ -89,7 +89,7 @@ def test_memory_really_returns(small: RunningDaemon, models: tuple[str, str, str
 
 
 def test_two_models_that_take_turns_are_loaded_once_each(small: RunningDaemon, models: tuple[str, str, str]) -> None:
-    """Twenty turns: two misses, and hits from then on."""
+    """Twenty alternating requests have two misses; all others are hits."""
     with small.client() as client:
         outcomes = [client.load(models[turn % 2]).outcome for turn in range(20)]
         assert outcomes == ["loaded"] * 2 + ["hit"] * 18

@@ -34,7 +34,7 @@ def run(command: list[str], daemon: RunningDaemon, folder: Path) -> subprocess.C
 
 
 def test_the_python_program_answers(daemon: RunningDaemon, tmp_path: Path) -> None:
-    """And ends with a status of its own where it cannot."""
+    """The guide's program exits with its own status if it cannot answer."""
     (tmp_path / "ask.py").write_text(program("python", "python"))
     ask = [sys.executable, "ask.py"]
     done = run([*ask, "embedded", QUESTION], daemon, tmp_path)
@@ -46,7 +46,7 @@ def test_the_python_program_answers(daemon: RunningDaemon, tmp_path: Path) -> No
 
 
 def test_the_node_program_answers(daemon: RunningDaemon, tmp_path: Path) -> None:
-    """With stock gRPC and the proto alone."""
+    """The guide's program needs only stock gRPC and the proto file."""
     if "CI" not in os.environ and not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node or npm is not installed")
     (tmp_path / "ask.mjs").write_text(program("node", "js"))

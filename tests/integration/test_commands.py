@@ -29,7 +29,7 @@ def run(daemon: RunningDaemon, *arguments: str, stdin: str = "") -> subprocess.C
 
 
 def test_run_answers_from_the_argument_and_from_standard_input(daemon: RunningDaemon) -> None:
-    """Text on stdout, nothing else there."""
+    """`run` prints only the answer on stdout."""
     question = ["--system", EXAMPLE.context, EXAMPLE.question]
     asked = run(daemon, "run", "embedded", *question)
     piped = run(daemon, "run", "embedded", "--system", EXAMPLE.context, stdin=EXAMPLE.question)
@@ -39,7 +39,7 @@ def test_run_answers_from_the_argument_and_from_standard_input(daemon: RunningDa
 
 
 def test_run_shows_timings_on_stderr_and_json_on_stdout(daemon: RunningDaemon) -> None:
-    """`--verbose` and `--json`."""
+    """`run --verbose` prints timings on stderr, and `run --json` prints JSON on stdout."""
     shown = run(daemon, "run", "embedded", "--raw", EXAMPLE.completion(), "--max-tokens", "4", "--verbose", "--json")
     answer = json.loads(shown.stdout)
     assert answer["usage"]["completion_tokens"] == 4
@@ -47,7 +47,7 @@ def test_run_shows_timings_on_stderr_and_json_on_stdout(daemon: RunningDaemon) -
 
 
 def test_load_ps_stats_and_stop_tell_one_story(daemon: RunningDaemon) -> None:
-    """A loaded model shows up everywhere, and is gone after stop; a second stop is no error."""
+    """A loaded model is listed by all commands and gone after `stop`; a second `stop` is no error."""
     assert run(daemon, "load", "embedded", "--ttl", "10m").returncode == 0
     assert "in 10 minutes" in run(daemon, "ps").stdout
     listed = json.loads(run(daemon, "ps", "--json").stdout)
@@ -62,7 +62,7 @@ def test_load_ps_stats_and_stop_tell_one_story(daemon: RunningDaemon) -> None:
 
 
 def test_stats_tell_latency_namespaces_and_history(daemon: RunningDaemon, folder: Path) -> None:
-    """What a request took, where its prompt is stored, and what the figures were; on the page as well."""
+    """`stats` and its page show latencies, namespaces and the history after a request."""
     with daemon.client() as client:
         before = {one.namespace for one in client.stats().prefix_cache.namespaces}
 
@@ -86,7 +86,7 @@ def test_stats_tell_latency_namespaces_and_history(daemon: RunningDaemon, folder
 
 
 def test_invalidate_counts_first_and_drops_then(daemon: RunningDaemon) -> None:
-    """A dry run changes nothing; `--yes` does it."""
+    """A dry run drops nothing, and `--yes` drops without a question."""
     run(daemon, "run", "embedded", "--raw", EXAMPLE.completion(), "--salt", "cli")
     dry = run(daemon, "invalidate", "embedded", "--dry-run", "--json")
     done = run(daemon, "invalidate", "embedded", "--yes", "--json")
@@ -94,14 +94,14 @@ def test_invalidate_counts_first_and_drops_then(daemon: RunningDaemon) -> None:
 
 
 def test_config_shows_where_each_value_comes_from(daemon: RunningDaemon) -> None:
-    """Here from the environment."""
+    """A value from the environment has the variable as its origin."""
     shown = json.loads(run(daemon, "config", "--json").stdout)
     assert str(daemon.socket) in json.dumps(shown)
     assert "MLX_SIDECAR_SOCKET" in json.dumps(shown)
 
 
 def test_a_typed_error_is_one_line_and_exit_status_1(daemon: RunningDaemon) -> None:
-    """With its reason."""
+    """The line contains the error's reason."""
     failed = run(daemon, "run", "/no/such/model", "hello")
     assert failed.returncode == 1
     assert "MODEL_NOT_FOUND" in failed.stderr
@@ -112,7 +112,7 @@ def test_a_typed_error_is_one_line_and_exit_status_1(daemon: RunningDaemon) -> N
     "command", [["ps"], ["run", "embedded", "hi"], ["stats"], ["stop", "--all"], ["load", "embedded"]]
 )
 def test_without_a_daemon_each_command_says_how_to_start_it(folder: Path, command: list[str]) -> None:
-    """Exit status 3."""
+    """Without a daemon each command exits with status 3."""
     failed = subprocess.run(
         [sys.executable, "-m", "daemon", *command],
         env=environment(folder),

@@ -92,13 +92,13 @@ def program(page: Path, fence: str) -> str:
 
 
 def test_the_node_snippet_of_the_readme_answers(found: dict[str, str], node: Path) -> None:
-    """As it stands, and it ends by itself."""
+    """The README's snippet runs unchanged and ends by itself."""
     (node / "snippet.mjs").write_text(program(ROOT / "README.md", "js"))
     assert run(["node", "snippet.mjs"], found, node).strip()
 
 
 def test_the_node_guide_finds_the_daemon(found: dict[str, str], node: Path) -> None:
-    """Also if the variable is there and empty, as some programs leave it."""
+    """The guide also works if XDG_RUNTIME_DIR is set but empty."""
     (node / "ask.mjs").write_text(program(GUIDES / "node.md", "js"))
     for environ in (found, found | {"MLX_SIDECAR_SOCKET": ""}):
         answer = run(["node", "ask.mjs", str(ROOT / "protos"), "embedded", "Hello."], environ, node)
@@ -106,7 +106,7 @@ def test_the_node_guide_finds_the_daemon(found: dict[str, str], node: Path) -> N
 
 
 def test_the_python_guide_finds_the_daemon(found: dict[str, str], tmp_path: Path) -> None:
-    """The client knows the rule."""
+    """The Python client knows the rule for the default socket."""
     (tmp_path / "ask.py").write_text(program(GUIDES / "python.md", "python"))
     answer = run([sys.executable, "ask.py", "embedded", "Hello."], found, tmp_path)
     assert "prompt tokens were cached" in answer

@@ -44,7 +44,7 @@ def idle(client: Client) -> bool:
 
 
 def test_a_stream_is_started_then_deltas_then_finished_with_gapless_seq(daemon: RunningDaemon) -> None:
-    """The shape of every stream."""
+    """Every stream has `started`, deltas and `finished`, with consecutive sequence numbers."""
     events = raw(daemon, pb.GenerateRequest(model="embedded", text=PROMPT, max_tokens=12))
     kinds = [event.WhichOneof("event") for event in events]
     assert [event.seq for event in events] == list(range(len(events)))
@@ -198,7 +198,7 @@ def test_a_cancelled_request_frees_its_slot_and_keeps_what_it_computed(daemon: R
 
 
 def test_a_deadline_ends_a_request(daemon: RunningDaemon) -> None:
-    """DEADLINE_EXCEEDED, and the slot is free again."""
+    """The call ends with DEADLINE_EXCEEDED, and its slot is free again."""
     with daemon.client() as client:
         client.stats()  # it listens
     request = pb.GenerateRequest(model="embedded", text=PROMPT, max_tokens=3000, stop=pb.Stop(ignore_eos=True))
@@ -237,7 +237,7 @@ def test_a_client_that_is_killed_frees_its_slot_and_leaves_what_was_computed(dae
 def test_a_deadline_in_the_queue_ends_a_request_that_never_touched_the_device(
     start_daemon: Callable[..., RunningDaemon],
 ) -> None:
-    """The one that runs goes on, and nothing of the other stays."""
+    """The running request continues, and nothing of the waiting request remains."""
     with start_daemon(max_batch="1").client() as client:
         client.stats()  # it listens
         with client.generate("embedded", "The", max_tokens=3500, ignore_eos=True) as running:
@@ -265,7 +265,7 @@ def test_many_requests_at_once_all_get_their_own_answer(client: Client) -> None:
 
 
 def test_the_finished_event_names_the_end_of_sequence_as_stop(client: Client) -> None:
-    """A chat answer ends by itself."""
+    """A chat answer that ends with the end-of-sequence token finishes with "stop"."""
     example = next(corpus.held_out(seed=10, tokens_hint=100))
     with client.generate("embedded", conversation(example), max_tokens=64) as stream:
         last = list(stream)[-1]

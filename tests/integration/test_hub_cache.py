@@ -37,7 +37,7 @@ def _daemon(start_daemon: Callable[..., RunningDaemon], folder: Path, monkeypatc
 
 
 def test_a_hub_id_and_a_copy_of_it_are_one_model(daemon: RunningDaemon, folder: Path) -> None:
-    """By branch, by commit, and by the path of a copy: one load."""
+    """Branch, commit and the path of a copy name the same model, which is loaded once."""
     with daemon.client() as client:
         ready = client.load("org/name", allow_download=True)
         assert (ready.outcome, ready.revision) == ("loaded", COMMIT)
@@ -74,7 +74,7 @@ def _cli(daemon: RunningDaemon, *arguments: str) -> subprocess.CompletedProcess[
 
 
 def test_pull_of_what_is_here_is_done_at_once_and_loads_nothing(daemon: RunningDaemon) -> None:
-    """Exit status 0; the model is described, and memory is as it was."""
+    """`pull` exits with status 0, describes the model, and leaves memory unchanged."""
     with daemon.client() as client:
         client.stats()  # it listens
         shown = _cli(daemon, "pull", "org/name", "--json")
@@ -84,7 +84,7 @@ def test_pull_of_what_is_here_is_done_at_once_and_loads_nothing(daemon: RunningD
 
 @pytest.mark.parametrize("command", [["pull"], ["load", "--estimate-only"], ["load"]])
 def test_offline_a_model_that_is_not_here_is_refused(daemon: RunningDaemon, command: list[str]) -> None:
-    """Exit status 1 and the reason, whether it should be fetched, loaded or only measured."""
+    """The command exits with status 1 and the reason, for a download, a load and an estimate."""
     with daemon.client() as client:
         client.stats()
     shown = _cli(daemon, command[0], "org/other", *command[1:])

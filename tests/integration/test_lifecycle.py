@@ -52,7 +52,7 @@ def reason_to_come_back(call: grpc.Call) -> str:
 
 
 def test_a_second_daemon_says_so_and_harms_nothing(start_daemon: Start) -> None:
-    """Not even the log file of the first."""
+    """The second daemon does not even touch the log file of the first."""
     first = start_daemon(FAKE)
     with first.client() as client:
         before = client.stats().daemon.pid
@@ -95,7 +95,7 @@ def test_a_stale_socket_does_not_stop_a_start(start_daemon: Start) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
 def test_what_is_no_socket_is_refused_and_kept(folder: Path, kind: str) -> None:
-    """One sentence, exit status 2, and the thing is still there."""
+    """The daemon exits with status 2 and one sentence, and the file at the path is kept."""
     run = folder / "run"
     run.mkdir(mode=0o700)
     path = run / "sidecar.sock"
@@ -169,7 +169,7 @@ def test_the_drain_limit_ends_streams_that_do_not(start_daemon: Start) -> None:
 
 
 def test_requests_that_wait_are_dropped_when_the_daemon_drains(start_daemon: Start) -> None:
-    """They get UNAVAILABLE with a time to try again, at once."""
+    """Waiting requests fail at once with UNAVAILABLE and a retry delay."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client:
 
@@ -274,7 +274,7 @@ def test_an_engine_ends_with_its_parent(start_daemon: Start) -> None:
 
 
 def test_a_request_that_kills_the_engine_twice_is_refused(start_daemon: Start) -> None:
-    """And a model that was there at three deaths is quarantined, until somebody invalidates it."""
+    """A model with three engine deaths is quarantined until an Invalidate."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client:
         for _ in range(2):
@@ -344,7 +344,7 @@ def test_a_client_that_says_nothing_is_no_trouble(start_daemon: Start) -> None:
 
 
 def test_a_removed_socket_makes_the_daemon_exit_for_launchd_to_restart_it(start_daemon: Start) -> None:
-    """Nobody could reach it any more."""
+    """Without its socket file, no client can reach the daemon."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client:
         client.stats()

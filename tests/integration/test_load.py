@@ -107,7 +107,7 @@ def test_invalidating_weights_keeps_prefixes_and_the_other_way_round(client: Cli
 
 
 def test_a_prefix_can_be_forgotten_alone(client: Client) -> None:
-    """Prompts that begin otherwise keep what they have."""
+    """Prompts with another beginning keep their cached prefix."""
     one, two = (next(corpus.held_out(seed=seed, tokens_hint=200)).completion() for seed in (21, 22))
     for prompt in (one, two):
         client.complete("embedded", prompt, max_tokens=1, salt="forget")
@@ -118,7 +118,7 @@ def test_a_prefix_can_be_forgotten_alone(client: Client) -> None:
 
 
 def test_invalidating_what_is_not_there_is_no_error(client: Client) -> None:
-    """The answer is empty."""
+    """Invalidating an unknown model returns an empty result."""
     answer = client.invalidate_model("nobody/nothing")
     assert (answer.models, answer.blocks, answer.bytes_freed) == ((), 0, 0)
 
@@ -141,7 +141,7 @@ def test_a_model_in_use_survives_its_invalidation(client: Client, folder: Path) 
 def test_a_model_larger_than_the_budget_is_refused_with_both_figures(
     start_daemon: Callable[..., RunningDaemon],
 ) -> None:
-    """Before anything is read or evicted."""
+    """A model above the budget is refused before anything is read or evicted."""
     with start_daemon(model_cache_mb="1").client() as client:
         with pytest.raises(mlx_sidecar.ModelExceedsBudget) as caught:
             client.load("embedded")

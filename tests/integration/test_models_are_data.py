@@ -41,7 +41,7 @@ def _change(file: Path, **values: Any) -> None:
 
 
 def test_auto_map_of_a_known_architecture_is_ignored_and_nothing_of_it_runs(client: Client, folder: Path) -> None:
-    """In config.json; the answers are those of the model without it."""
+    """`auto_map` in config.json changes no answer of a known architecture."""
     auto_map = {"AutoConfig": "configuration_evil.Evil", "AutoModelForCausalLM": "modeling_evil.Evil"}
     model, trace = _booby_trapped(folder, auto_map=auto_map)
     answer = client.complete(str(model), "The code of", max_tokens=8)
@@ -50,7 +50,7 @@ def test_auto_map_of_a_known_architecture_is_ignored_and_nothing_of_it_runs(clie
 
 
 def test_auto_map_of_a_tokenizer_never_runs(client: Client, folder: Path) -> None:
-    """In tokenizer_config.json, with and without a class of its own."""
+    """`auto_map` in tokenizer_config.json never runs, with and without a tokenizer class."""
     model, trace = _booby_trapped(folder)
     settings = model / "tokenizer_config.json"
     _change(settings, auto_map={"AutoTokenizer": ["tokenization_evil.Evil", "tokenization_evil.Evil"]})
@@ -77,7 +77,7 @@ def test_auto_map_of_a_tokenizer_never_runs(client: Client, folder: Path) -> Non
 def test_a_model_that_only_its_own_code_could_build_is_refused(
     client: Client, folder: Path, config: dict[str, Any], says: str
 ) -> None:
-    """With the key that says so, and without a trace; nothing makes room for it."""
+    """The error names the key that requires custom code; nothing is loaded or evicted."""
     model, trace = _booby_trapped(folder, **config)
     evictions = client.stats().model_cache.evictions
     with pytest.raises(mlx_sidecar.ModelUnsupported, match=says):
@@ -87,7 +87,7 @@ def test_a_model_that_only_its_own_code_could_build_is_refused(
 
 
 def test_pickles_alone_are_refused_unread(client: Client, folder: Path) -> None:
-    """Reading one is running it."""
+    """Reading a pickle would run its code, so weights as pickles are refused."""
     model, trace = _booby_trapped(folder)
     (model / "model.safetensors").unlink()
     with pytest.raises(mlx_sidecar.ModelUnsupported, match="can run code"):
@@ -96,7 +96,7 @@ def test_pickles_alone_are_refused_unread(client: Client, folder: Path) -> None:
 
 
 def test_gguf_is_refused_by_its_name(client: Client, folder: Path) -> None:
-    """With what to do instead."""
+    """The error for GGUF files says what to use instead."""
     model = copy_of_embedded(folder)
     (model / "model.safetensors").rename(model / "model-q4.gguf")
     with pytest.raises(mlx_sidecar.ModelUnsupported, match=r"GGUF.*mlx_lm\.convert"):

@@ -47,7 +47,7 @@ def events(stream: dict[str, Any], kind: str) -> list[Any]:
 
 
 def test_a_load_ends_with_the_model(seen: dict[str, Any]) -> None:
-    """Progress, if there is any, then `ready` with what the model is."""
+    """The stream may have progress events, and ends with `ready` and the model's description."""
     load = seen["load"]
     assert load["error"] is None
     kinds = [message["event"] for message in load["messages"]]
@@ -61,7 +61,7 @@ def test_a_load_ends_with_the_model(seen: dict[str, Any]) -> None:
 
 
 def test_a_chat_is_answered_in_order(seen: dict[str, Any]) -> None:
-    """`started` first, `finished` last, text in between, and no message missing."""
+    """The stream begins with `started`, ends with `finished`, and misses no message."""
     generate = seen["generate"]
     assert generate["error"] is None
     messages = generate["messages"]
@@ -73,7 +73,7 @@ def test_a_chat_is_answered_in_order(seen: dict[str, Any]) -> None:
 
 
 def test_a_chat_is_answered_with_text(seen: dict[str, Any]) -> None:
-    """What was counted is what was sent."""
+    """The token counts match the tokens that were sent."""
     (started,) = events(seen["generate"], "started")
     (finished,) = events(seen["generate"], "finished")
     deltas = events(seen["generate"], "delta")
@@ -88,7 +88,7 @@ def test_a_chat_is_answered_with_text(seen: dict[str, Any]) -> None:
 
 
 def test_a_call_can_be_cancelled(seen: dict[str, Any]) -> None:
-    """It ends as cancelled, and never finishes."""
+    """A cancelled call ends as cancelled and never finishes."""
     assert seen["cancelled"]["error"]["code"] == "CANCELLED"
     assert events(seen["cancelled"], "finished") == []
 
@@ -104,7 +104,7 @@ def test_an_error_says_why(seen: dict[str, Any]) -> None:
 
 
 def test_stats_know_of_the_model(seen: dict[str, Any]) -> None:
-    """Every part is there."""
+    """Every section of Stats is present."""
     stats = seen["stats"]
     assert MODEL in [model["info"]["model"] for model in stats["models"]]
     assert stats["daemon"]["pid"] > 0
@@ -115,6 +115,6 @@ def test_stats_know_of_the_model(seen: dict[str, Any]) -> None:
 
 
 def test_prefixes_can_be_dropped(seen: dict[str, Any]) -> None:
-    """Without the weights."""
+    """Prefixes are dropped and weights stay."""
     assert seen["invalidated"]["models"] == []
     assert seen["invalidated"]["blocks"] >= 0

@@ -42,13 +42,13 @@ def snippets(page: str) -> list[str]:
 
 
 def test_the_python_example_answers(daemon: RunningDaemon) -> None:
-    """It prints an answer and its usage."""
+    """The README's example prints an answer and its usage."""
     (example,) = snippets(README)
     assert "Usage(prompt_tokens=" in run([sys.executable, "-c", example], daemon.environ)
 
 
 def test_the_examples_of_the_client_run(start_daemon: Callable[..., RunningDaemon]) -> None:
-    """Each in a program of its own, in their order; they pin and drop, so the daemon is theirs."""
+    """Each example runs in its own process, in order, against a daemon of this test."""
     daemon = start_daemon()
     daemon.client().close()
     examples = snippets(CLIENT_README)
@@ -64,7 +64,7 @@ def test_the_examples_of_the_client_run(start_daemon: Callable[..., RunningDaemo
 
 
 def test_the_commands_of_the_first_steps_work(daemon: RunningDaemon, tmp_path: Path) -> None:
-    """Those that talk to a daemon and end by themselves, in their order."""
+    """The commands that call the daemon and end by themselves run in order."""
     pages = README + FIRST_STEPS
     shown = dict.fromkeys(re.findall(r"mlx-sidecar ((?:run|ps|stop|stats)\b[^`\n#]*)", pages))
     assert len(shown) >= 5
@@ -75,5 +75,5 @@ def test_the_commands_of_the_first_steps_work(daemon: RunningDaemon, tmp_path: P
 
 
 def test_the_demonstration_shows_what_was_reused(folder: Path) -> None:
-    """What `make demo` does once its packages are there; it leaves nothing running."""
+    """`make demo` runs this program; it leaves no process running."""
     assert "reused" in run([sys.executable, "-m", "tools.demo"], environment(folder))

@@ -22,7 +22,7 @@ SCHEMA = {
 
 
 async def test_both_clients_get_json_of_a_schema_and_a_seed_repeats_it(daemon: RunningDaemon, client: Client) -> None:
-    """Though the model has never seen JSON."""
+    """The model was never trained on JSON, and its answer still matches the schema."""
     options = {"json_schema": SCHEMA, "temperature": 2.0, "seed": 9, "max_tokens": 300}
     answer = client.complete("embedded", "The code of the blue box is 74.", **options)  # type: ignore[arg-type]
     jsonschema.validate(json.loads(answer.text), SCHEMA)
@@ -32,7 +32,7 @@ async def test_both_clients_get_json_of_a_schema_and_a_seed_repeats_it(daemon: R
 
 
 def test_requests_with_and_without_forms_run_side_by_side(client: Client) -> None:
-    """Each gets what it gets alone."""
+    """Concurrent requests with and without a response format get the same answers as alone."""
 
     def ask(number: int) -> str:
         form = [{}, {"json_schema": SCHEMA}, {"regex": "[a-z]{9}"}, {"json_object": True}][number % 4]
@@ -54,7 +54,7 @@ def test_requests_with_and_without_forms_run_side_by_side(client: Client) -> Non
     ],
 )
 def test_a_form_that_cannot_be_kept_to_names_its_field(client: Client, options: dict[str, object], field: str) -> None:
-    """And the daemon serves on."""
+    """The daemon still serves after an unsupported response format."""
     with pytest.raises(InvalidArgument) as caught:
         client.complete("embedded", "Hello", **options)  # type: ignore[arg-type]
     assert caught.value.field == field
@@ -62,7 +62,7 @@ def test_a_form_that_cannot_be_kept_to_names_its_field(client: Client, options: 
 
 
 def test_reasoning_streams_apart_from_an_answer_of_its_form(client: Client, tmp_path: Path) -> None:
-    """And both can be read as they come."""
+    """Reasoning and the structured answer are both streamed while they are generated."""
     model = str(marked_model(tmp_path, {"<think>": False, "</think>": False}, "{{ '<think>\n' }}"))
     chat = [Message("user", "Hello")]
     with client.generate(

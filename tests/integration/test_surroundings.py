@@ -55,7 +55,7 @@ def test_the_engine_ignores_signals_to_all_before_its_slow_imports(tmp_path: Pat
 
 
 def test_a_sigterm_to_all_processes_lets_a_running_stream_end_well(launch: Launch) -> None:
-    """That is how systemd stops a unit, unless told otherwise."""
+    """systemd stops a unit by a SIGTERM to all its processes; a running stream still ends well."""
     daemon = launch([sys.executable, "-m", "daemon", "serve"], start_new_session=True)
     with daemon.client() as client, client.generate("embedded", [5] * 20, max_tokens=400, ignore_eos=True) as stream:
         events = iter(stream)
@@ -69,7 +69,7 @@ def test_a_sigterm_to_all_processes_lets_a_running_stream_end_well(launch: Launc
 
 
 def test_a_terminal_that_closes_ends_the_daemon(launch: Launch) -> None:
-    """Or it would go on unseen, and its log would go nowhere."""
+    """The daemon ends with its terminal; otherwise it would run unnoticed, with no log output."""
     ours, theirs = pty.openpty()
     daemon = launch(FAKE, stderr=theirs, start_new_session=True)
     os.close(theirs)
@@ -82,7 +82,7 @@ def test_a_terminal_that_closes_ends_the_daemon(launch: Launch) -> None:
 
 
 def test_without_a_terminal_a_hangup_opens_the_log_file_anew(launch: Launch) -> None:
-    """For those who rotate it themselves."""
+    """SIGHUP reopens the log, for external log rotation."""
     daemon = launch(FAKE, stderr=subprocess.DEVNULL)
     file = daemon.folder / "daemon.log"
     with daemon.client() as client:
@@ -111,7 +111,7 @@ def test_the_daemon_raises_its_limit_of_open_files(launch: Launch) -> None:
 
 
 def test_a_daemon_outlives_the_directory_that_it_was_started_in(launch: Launch, folder: Path) -> None:
-    """A new engine starts as well: Python cannot, in a directory that is gone."""
+    """A new engine can start although the daemon's working directory was deleted."""
     place = folder / "checkout"
     place.mkdir()
     daemon = launch([sys.executable, "-m", "daemon", "serve"], cwd=place)

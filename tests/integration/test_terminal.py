@@ -55,7 +55,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(start_daemon: Callable[.
 def test_the_arrow_brings_back_what_was_typed_in_the_last_conversation(
     start_daemon: Callable[..., RunningDaemon], folder: Path
 ) -> None:
-    """From a private file beside the configuration."""
+    """The history is a private file beside the configuration."""
     daemon = start_daemon(FAKE).serving()
     for keys in ("as I said\r", UP + "\r"):
         with terminal(daemon.environ, "run", "ok") as shown:
@@ -70,7 +70,7 @@ def test_the_arrow_brings_back_what_was_typed_in_the_last_conversation(
 
 
 def test_top_shows_the_daemon_and_q_leaves_the_terminal_as_it_was(daemon: RunningDaemon, client: Client) -> None:
-    """Memory, model, requests and speed, in colour, on a screen of its own."""
+    """`top` shows memory, models, requests and speed in colour on the alternate screen."""
     client.load("embedded")
     with terminal(daemon.environ, "top", "--interval", "0.1") as shown:
         shown.until("q quits")
@@ -92,7 +92,7 @@ def test_top_shows_the_daemon_and_q_leaves_the_terminal_as_it_was(daemon: Runnin
 
 
 def test_ctrl_c_ends_top_as_well(daemon: RunningDaemon) -> None:
-    """With success: it is how most people leave."""
+    """Ctrl-C ends `top` with status 0."""
     with terminal(daemon.environ, "top") as shown:
         shown.until("q quits")
         shown.type(CTRL_C)
@@ -100,7 +100,7 @@ def test_ctrl_c_ends_top_as_well(daemon: RunningDaemon) -> None:
 
 
 def test_top_outlives_the_daemon_that_it_watches(start_daemon: Callable[..., RunningDaemon]) -> None:
-    """It says that nobody answers, keeps the last figures, and goes on when somebody does."""
+    """`top` reports the missing daemon, keeps the last figures, and continues when a daemon answers."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client:
         client.stats()
@@ -116,7 +116,7 @@ def test_top_outlives_the_daemon_that_it_watches(start_daemon: Callable[..., Run
 
 
 def test_top_without_a_daemon_ends_at_once(folder: Path, daemon: RunningDaemon) -> None:
-    """As any command does."""
+    """`top` exits with status 3 without a daemon, like any command."""
     with terminal({**daemon.environ, "MLX_SIDECAR_SOCKET": str(folder / "no.sock")}, "top") as shown:
         assert shown.wait() == exit_codes.NOT_RUNNING
         assert "mlx-sidecar serve" in shown.text.replace("\n", "")
@@ -124,7 +124,7 @@ def test_top_without_a_daemon_ends_at_once(folder: Path, daemon: RunningDaemon) 
 
 @pytest.mark.parametrize("command", ["stats", "ps", "top"])
 def test_no_color_is_obeyed(daemon: RunningDaemon, command: str) -> None:
-    """On a terminal that has colours."""
+    """NO_COLOR turns colours off on a terminal that supports them."""
     with terminal({**daemon.environ, "NO_COLOR": "1"}, command) as shown:
         if command == "top":
             shown.until("q quits")

@@ -89,7 +89,7 @@ def test_a_call_streams_apart_from_reasoning_and_text_and_its_answer_ends_the_tu
 
 
 async def test_several_calls_have_indexes_and_names_of_their_own(daemon: RunningDaemon, model: str) -> None:
-    """The asynchronous client has them as the other does."""
+    """The asynchronous client gives tool calls the same indexes and names."""
     async with AsyncClient(daemon.socket) as client:
         answer = await client.complete(model, [Message("user", "Oslo too?")], tools=[WEATHER])
     assert [json.loads(str(call.arguments)) for call in answer.tool_calls] == [{"city": "Bergen"}, {"city": "Oslo"}]
@@ -99,20 +99,20 @@ async def test_several_calls_have_indexes_and_names_of_their_own(daemon: Running
 
 @pytest.mark.parametrize("question", ["Break it", "Another"])
 def test_what_is_no_call_of_a_tool_reaches_the_caller_as_text(client: Client, model: str, question: str) -> None:
-    """Every character, and the completion waits for nothing."""
+    """Every character arrives, and the completion does not wait for a call to end."""
     answer = client.complete(model, [Message("user", question)], tools=[WEATHER])
     assert (answer.text, answer.tool_calls, answer.reason) == ("".join(ANSWERS[question]), (), "stop")
 
 
 def test_a_call_that_is_cut_short_reaches_the_caller_as_text(client: Client, model: str) -> None:
-    """By max_tokens, two tokens before it was complete."""
+    """max_tokens cuts the tool call two tokens before its end."""
     whole = ANSWERS["Does it rain?"]
     answer = client.complete(model, [Message("user", "Does it rain?")], tools=[WEATHER], max_tokens=len(whole) - 2)
     assert (answer.text, answer.tool_calls, answer.reason) == ("".join(whole[4:-2]), (), "length")
 
 
 def test_without_tools_the_notation_of_calls_is_text(client: Client, model: str) -> None:
-    """The caller has nothing that could be called."""
+    """Without tools, call markup is text, because the caller can call nothing."""
     answer = client.complete(model, [Message("user", "Does it rain?")])
     assert (answer.text, answer.tool_calls, answer.reason) == ("".join(ANSWERS["no tools"]), (), "stop")
 
@@ -124,7 +124,7 @@ def test_without_tools_the_notation_of_calls_is_text(client: Client, model: str)
 def test_a_model_that_must_call_a_tool_does_so_after_its_reasoning(
     client: Client, model: str, question: str, thinks: bool | None, reasoning: str, required: str
 ) -> None:
-    """Though it was about to say something, or to break its call."""
+    """The scripted model would write text or a broken call; the token mask forces a valid call."""
     chat = [Message("user", question)]
     options = {"temperature": 1.0, "seed": 7, "logit_bias": {2: 50.0}, "enable_thinking": thinks, "max_tokens": 200}
     answer = client.complete(
@@ -137,13 +137,13 @@ def test_a_model_that_must_call_a_tool_does_so_after_its_reasoning(
 
 
 def test_a_model_that_may_not_call_is_not_told_of_the_tools(client: Client, model: str) -> None:
-    """What it writes like a call is text."""
+    """Call markup is text if the tool choice is "none"."""
     answer = client.complete(model, [Message("user", "Does it rain?")], tools=[WEATHER], tool_choice="none")
     assert (answer.text, answer.tool_calls, answer.reason) == ("".join(ANSWERS["no tools"]), (), "stop")
 
 
 def test_a_model_whose_notation_is_not_known_cannot_be_required_to_call(client: Client) -> None:
-    """The error names the field, and the daemon serves on."""
+    """The error names the field, and the daemon still serves."""
     with pytest.raises(InvalidArgument) as caught:
         client.complete("embedded", [Message("user", "Hi")], tools=[WEATHER], tool_choice="required")
     assert caught.value.field == "chat.tool_choice"
@@ -178,7 +178,7 @@ THINKS = {
 def test_an_answer_of_gpt_oss_in_a_form_begins_with_the_header_of_an_answer(
     client: Client, tmp_path: Path, thinks: bool, reasoning: str
 ) -> None:
-    """After its reasoning, or without any, whatever it was about to write."""
+    """The header is forced after reasoning or without reasoning, whatever the model would write."""
     model = str(scripted_model(tmp_path / "harmony", THINKS, TEMPLATE))
     answer = client.complete(model, [Message("user", "Well?")], regex="(Yes|No)", enable_thinking=thinks)
     assert (answer.text in ("Yes", "No"), answer.reasoning, answer.reason) == (True, reasoning, "stop")
@@ -188,7 +188,7 @@ def test_an_answer_of_gpt_oss_in_a_form_begins_with_the_header_of_an_answer(
 
 
 def test_the_messages_of_gpt_oss_are_taken_apart(client: Client, tmp_path: Path) -> None:
-    """A call ends the answer, whether or not the model's configuration says so."""
+    """A tool call ends the answer, even if the model's configuration does not say so."""
     model = str(scripted_model(tmp_path / "harmony", HARMONY, HARMONY_TEMPLATE))
     asked = client.complete(model, [Message("user", "Does it rain?")], tools=[WEATHER])
     assert (asked.text, asked.reasoning, asked.reason) == ("", "Where?", "tool_calls")

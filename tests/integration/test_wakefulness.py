@@ -12,7 +12,7 @@ from tests.support.daemons import RunningDaemon, alive, wait_until
 def test_a_running_call_keeps_the_machine_awake_and_the_end_of_the_daemon_does_not(
     start_daemon: Callable[..., RunningDaemon], folder: Path
 ) -> None:
-    """From the first call on; Stats is no reason to stay awake."""
+    """The first call takes the wake lock; Stats takes none."""
     pids = folder / "pids"
     program = folder / "caffeinate"
     program.write_text(f'#!/bin/sh\necho $$ "$@" >> {pids}\nexec sleep 1000\n')

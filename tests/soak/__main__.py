@@ -1,5 +1,5 @@
 """
-`python -m tests.soak --minutes 30`: a daemon under a steady, varied load without a fault, and what memory it takes.
+Measures a daemon's memory under a steady, varied load without faults: `python -m tests.soak --minutes 30`.
 
 Four clients repeat prompts, bring new ones, cancel (unless `--no-cancels`: gRPC keeps something of cancelled calls, see
 docs/evidence.md), and drop prefixes; the prefix cache is small enough to evict all the time. Every second it is
@@ -26,8 +26,8 @@ from typing import Any
 from mlx_sidecar import Client
 from tests.soak.fit import Slope, slope
 from tests.support.daemons import RunningDaemon
-from tests.support.leak_counts import counted, held_by
-from tests.support.process import resident_bytes
+from tests.support.leak_counter import counting_command, counts_of
+from tests.support.process_usage import resident_bytes
 
 CLIENTS = 4
 SAMPLE_SECONDS = 1.0
@@ -64,7 +64,9 @@ def _use_once(client: Client, rng: random.Random, *, cancels: bool) -> None:
 def measure(seconds: float, seed: int, *, cancels: bool = True) -> Samples:
     """Run the load for so long and return what was sampled."""
     folder = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
-    daemon = RunningDaemon.start(folder, counted(folder, "daemon", "serve"), kv_cache_mb="8", log_level="warning")
+    daemon = RunningDaemon.start(
+        folder, counting_command(folder, "daemon", "serve"), kv_cache_mb="8", log_level="warning"
+    )
     over = threading.Event()
     behave = partial(use, daemon, over=over, cancels=cancels)
     clients = [threading.Thread(target=behave, args=[seed + number]) for number in range(CLIENTS)]
@@ -97,7 +99,7 @@ def _sample(client: Client, daemon: RunningDaemon, seconds: float, clients: Sequ
     while (now := time.monotonic() - began) < seconds:
         assert all(thread.is_alive() for thread in clients), "a client failed"
         stats = client.stats()
-        samples["parent"].append((now, held_by(daemon)["bytes"]))
+        samples["parent"].append((now, counts_of(daemon)["bytes"]))
         samples["engine"].append((now, resident_bytes(stats.engine.pid) - stats.memory.cache_bytes))
         time.sleep(min(SAMPLE_SECONDS, seconds / 200))
     return samples

@@ -1,4 +1,4 @@
-"""The line through the memory of a process, and how sure its slope is. Pure."""
+"""Fits a line to the memory of a process over time, with a confidence interval of its slope."""
 
 from __future__ import annotations
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.soak.__main__ import measure, slopes
-from tests.support.scale import often
+from tests.support.repetitions import scaled
 
 
 @pytest.mark.slow
 def test_five_minutes_of_load_do_not_leak() -> None:
     """A slope whose interval lies above zero and above 1 MB an hour; `make soak` looks for longer, and closer."""
-    found = slopes(measure(often(300), seed=2))
+    found = slopes(measure(scaled(300), seed=2))
     assert not any(growth.leaks for growth in found.values()), {name: str(growth) for name, growth in found.items()}

@@ -1,4 +1,4 @@
-"""Builders of tests: a clock that is set by hand, a model cache on fake loads, and models on disk."""
+"""Builders for tests: a manual clock, a model cache with fake loads, and model directories on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from daemon.shared.errors import Reason, SidecarError
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that advances only when a test calls `pass_`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -26,12 +26,12 @@ class Clock:
         return self.now
 
     def pass_(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self.now += seconds
 
 
 class Weights:
-    """What a fake load makes; unlike an int, it can be watched by a weak reference."""
+    """The result of a fake load. Unlike an int, it supports weak references."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -67,9 +67,9 @@ class FakeLoader:
     Loads fake models in slices, and keeps a diary.
 
     Attributes:
-        begun: Names of models whose load was started, with the options.
-        granted: Names of models whose load went on after it had said what it needs.
-        abandoned: Names of models whose load was closed before its end.
+        begun: Names of models with a started load, with the options.
+        granted: Names of models with a load that continued after it had reported its need.
+        abandoned: Names of models with a load that was closed before its end.
     """
 
     def __init__(self) -> None:
@@ -114,25 +114,25 @@ class FakeModels:
         )
 
     def ask(self, name: str, size: int = 100, **options: Any) -> Ticket[Weights]:
-        """Ask for a model; time passes, so that no two uses are at the same moment."""
+        """Request a model. The clock advances, so that no two uses have the same time."""
         self.clock.pass_(1)
         return self.cache.get_or_load(FakeSource(name, size), **options)
 
     def load(self, name: str, size: int = 100, **options: Any) -> Ticket[Weights]:
-        """Ask for a model and wait for it; the caller holds the lease."""
+        """Request a model and wait for it; the caller holds the lease."""
         ticket = self.ask(name, size, **options)
         self.finish()
         return ticket
 
     def use(self, name: str, size: int = 100, **options: Any) -> Ticket[Weights]:
-        """Ask for a model, wait for it and release it; the ticket tells how it was got."""
+        """Request a model, wait for it and release it; the ticket has the outcome."""
         ticket = self.load(name, size, **options)
         assert ticket.error is None
         ticket.cancel()
         return ticket
 
     def finish(self) -> None:
-        """Let all loads end."""
+        """Run all loads to their end."""
         while self.cache.busy:
             self.cache.step()
             self.cache.check_integrity()
@@ -147,7 +147,7 @@ class FakeModels:
 
 
 def safetensors(header: object, data: bytes = b"") -> bytes:
-    """Return the bytes of a safetensors file; a header of bytes is taken as it is."""
+    """Return the bytes of a safetensors file; a header given as bytes is used unchanged."""
     encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(encoded)) + encoded + data
 
@@ -163,7 +163,7 @@ def float_tensors(**shapes: tuple[int, ...]) -> bytes:
 
 
 def write_model(path: Path, **config: Any) -> Path:
-    """Write a directory that passes for a model as long as nobody computes with it, and return it."""
+    """Write a directory that passes the checks of a model but cannot be loaded, and return it."""
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
     (path / "model.safetensors").write_bytes(float_tensors(weight=(4, 4)))
@@ -171,7 +171,7 @@ def write_model(path: Path, **config: Any) -> Path:
 
 
 def write_adapter(path: Path) -> Path:
-    """Write a directory that passes for an adapter, and return it."""
+    """Write a directory that passes the checks of an adapter, and return it."""
     path.mkdir(parents=True)
     (path / "adapter_config.json").write_text('{"num_layers": 1}')
     (path / "adapters.safetensors").write_bytes(float_tensors(lora=(2, 2)))
@@ -179,7 +179,7 @@ def write_adapter(path: Path) -> Path:
 
 
 def tiny_llama(path: Path, layers: int = 3, **config: Any) -> Path:
-    """Write a model that mlx-lm loads and runs, and return its directory. Same weights in every run."""
+    """Write a model that mlx-lm loads and runs, with the same weights in every run, and return its directory."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.models import llama
@@ -204,7 +204,7 @@ def tiny_llama(path: Path, layers: int = 3, **config: Any) -> Path:
 
 
 def page_rounding(buffers: int) -> int:
-    """Return the bytes that the allocator may add to so many buffers: Metal rounds large ones up to pages."""
+    """Return the bytes that the allocator may add to `buffers` buffers: Metal rounds large buffers up to pages."""
     import mlx.core as mx
 
     return buffers * 16_384 if mx.metal.is_available() else 0

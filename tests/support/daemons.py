@@ -1,4 +1,4 @@
-"""A daemon in a process of its own, as tests start, watch and end it."""
+"""Starts, watches and ends daemons as separate processes, and waits for conditions."""
 
 from __future__ import annotations
 
@@ -18,31 +18,38 @@ from typing import Any
 from mlx_sidecar import Client
 
 END_SECONDS = 60
-"""Longest wait for an end that must come; only a broken daemon takes it."""
+"""Longest wait for an event that must happen; only a broken daemon reaches it."""
 
 
 def environment(folder: Path, **settings: str) -> dict[str, str]:
-    """Return the environment of a daemon, or of a program that calls it, with all state below a short folder."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLX_SIDECAR_")}
-    given = {f"MLX_SIDECAR_{name.upper()}": value for name, value in settings.items()}
+    """
+    Return the environment of a daemon, or of a program that calls it.
+
+    Args:
+        folder: Folder of all its files. Its path must be short, because a socket's path has at most 103 bytes.
+        settings: Configuration keys.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLX_SIDECAR_")}
+    variables = {f"MLX_SIDECAR_{name.upper()}": value for name, value in settings.items()}
     return {
-        **clean,
+        **inherited,
         "HF_HUB_OFFLINE": "1",
         "MLX_SIDECAR_SOCKET": str(folder / "run" / "sidecar.sock"),
         "MLX_SIDECAR_STATE_DIR": str(folder),
         "MLX_SIDECAR_LOG_FILE": str(folder / "daemon.log"),
-        **given,
+        **variables,
     }
 
 
 @dataclass(slots=True)
 class RunningDaemon:
     """
-    A daemon that was started by a test.
+    A daemon process that a test started.
 
     Attributes:
         folder: Its own directory.
         environ: Environment in which programs find it.
+        process: The parent process.
     """
 
     folder: Path
@@ -51,7 +58,7 @@ class RunningDaemon:
 
     @classmethod
     def start(cls, folder: Path, command: list[str] | None = None, **settings: str) -> RunningDaemon:
-        """Start one; `settings` are configuration keys."""
+        """Start a daemon; `settings` are configuration keys."""
         environ = environment(folder, **settings)
         command = command or [sys.executable, "-m", "daemon", "serve"]
         return cls(folder, environ, subprocess.Popen(command, env=environ))
@@ -62,12 +69,12 @@ class RunningDaemon:
         return Path(self.environ["MLX_SIDECAR_SOCKET"])
 
     def serving(self) -> RunningDaemon:
-        """Return this daemon as soon as it listens, or has ended; a stale socket is not one that it listens on."""
+        """Wait until the daemon listens or has ended, and return it. A stale socket file does not count."""
         wait_until(lambda: listens(self.socket) or self.process.poll() is not None, "the daemon listens")
         return self
 
     def client(self) -> Client:
-        """Return a new client, as soon as the daemon listens."""
+        """Wait until the daemon listens, and return a new client."""
         return Client(self.serving().socket, timeout=END_SECONDS)
 
     def engine_pid(self) -> int:
@@ -80,11 +87,11 @@ class RunningDaemon:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Return its exit status once it has ended."""
+        """Wait for its end, and return its exit status."""
         return self.process.wait(END_SECONDS)
 
     def stop(self) -> int:
-        """End it, unless it has ended, and return its exit status."""
+        """Send SIGTERM if it still runs, wait for its end, and return its exit status."""
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
         return self.wait()
@@ -95,23 +102,23 @@ class RunningDaemon:
 
 
 def alive(pid: int) -> bool:
-    """Tell whether a process runs; one that has ended but was not waited for does not."""
-    shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
-    return bool(shown.stdout.strip()) and not shown.stdout.strip().startswith("Z")
+    """Tell whether a process runs. A zombie does not."""
+    output = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return bool(output.stdout.strip()) and not output.stdout.strip().startswith("Z")
 
 
 def listens(path: Path) -> bool:
-    """Tell whether somebody listens on a socket."""
-    with socket.socket(socket.AF_UNIX) as one:
+    """Tell whether a process listens on a socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
         try:
-            one.connect(str(path))
+            connection.connect(str(path))
         except OSError:
             return False
     return True
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Ask again and again until it is so; fail after a time that only a broken daemon takes."""
+    """Poll a condition until it holds; fail after END_SECONDS with `what` in the text."""
     deadline = time.monotonic() + END_SECONDS
     pause = threading.Event()
     while not condition():

@@ -15,7 +15,7 @@ It speaks the real frames, sends a heartbeat each 0.2 s, and lets the model's na
 * `fail`: fails with NAN_LOGITS. `mute`: does nothing.
 * `log`: writes a log line, some bare text and a line of 3 MB, and then does as `ok`.
 
-Anything else is MODEL_NOT_FOUND. Fresh figures go out before the end of each call. Each command is appended as a line
+Any other name is MODEL_NOT_FOUND. A snapshot is sent before the end of each call. Each command is appended as a line
 of JSON (`pid` and the message) to the file that MLX_SIDECAR_TEST_JOURNAL names. It exits with status 0 at the end of
 the stream or at a shutdown, unless `--stubborn` makes it ignore the latter.
 """

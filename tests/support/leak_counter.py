@@ -1,66 +1,40 @@
-"""
-Runs a server that counts what it holds: `python -m tests.support.leak_counter FILE MODULE [ARGUMENT ...]`.
-
-At each SIGURG it appends a line of JSON to the file: the `bytes` that malloc has given out (where that is unknown,
-what is resident), and the `objects` that Python's collector knows. Resident pages tell too little: they come and go by
-the megabyte, whatever a call costs.
-"""
+"""Starts servers that count their own memory and objects, and reads the counts; see `leak_counter_process.py`."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import os
-import runpy
-import signal
 import sys
 from pathlib import Path
 
-from tests.support.process import resident_bytes
+from tests.support.daemons import RunningDaemon, wait_until
+from tests.support.leak_counter_process import COUNT_SIGNAL, EXACT
 
-EXACT = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
-"""Variables with which it is started: all of Python's objects count, and nothing that threads have only put aside."""
-
-SIGNAL = signal.SIGURG
-"""Ends no process that does not handle it, and the daemon does not touch it."""
-
-_FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+COUNTS_FILE = "counts.jsonl"
+"""Name of the file with the counts, in a daemon's own folder."""
 
 
-class _MallInfo(ctypes.Structure):
-    """`struct mallinfo2` of glibc."""
+def counting_command(folder: Path, *program: str) -> list[str]:
+    """
+    Return the command line of a server that counts what it holds.
 
-    _fields_ = [(name, ctypes.c_size_t) for name in _FIELDS.split()]
-
-
-def allocated_bytes() -> int:
-    """Return the bytes that malloc has given out and not got back."""
-    try:
-        function = ctypes.CDLL(None).mallinfo2
-    except AttributeError:
-        return resident_bytes(os.getpid())
-    function.restype = _MallInfo
-    info = function()
-    return int(info.uordblks + info.hblkhd)
+    Args:
+        folder: The daemon's own folder, which gets the file with the counts.
+        program: The server's module and its arguments.
+    """
+    variables = [f"{name}={value}" for name, value in EXACT.items()]
+    counter = [sys.executable, "-m", "tests.support.leak_counter_process", str(folder / COUNTS_FILE)]
+    return ["env", *variables, *counter, *program]
 
 
-def main() -> None:
-    """Run the module as a program of its own."""
-    notes = Path(sys.argv[1])
-
-    def note(*_: object) -> None:
-        gc.collect()
-        held = {"bytes": allocated_bytes(), "objects": len(gc.get_objects())}
-        with notes.open("a") as file:
-            file.write(json.dumps(held) + "\n")
-
-    for name in EXACT:
-        os.environ.pop(name, None)  # not for the engine
-    signal.signal(SIGNAL, note)
-    sys.argv = sys.argv[2:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+def counts_of(daemon: RunningDaemon) -> dict[str, int]:
+    """Return the `bytes` and `objects` that a server started by `counting_command` holds now."""
+    file = daemon.folder / COUNTS_FILE
+    lines_before = _lines(file)
+    daemon.signal(COUNT_SIGNAL)
+    wait_until(lambda: _lines(file) > lines_before, "the server has counted")
+    counts: dict[str, int] = json.loads(file.read_text().splitlines()[-1])
+    return counts
 
 
-if __name__ == "__main__":
-    main()
+def _lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0

@@ -1,4 +1,4 @@
-"""Model directories for tests: copies of the embedded model, whole or broken on purpose."""
+"""Writes model directories for tests: copies of the embedded model, intact or damaged, and tiny random models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def copy_of_embedded(folder: Path, name: str = "model", **config: Any) -> Path:
 
 
 def truncated(folder: Path) -> Path:
-    """Return a model whose weight file lost its second half."""
+    """Return a model with only the first half of its weight file."""
     path = copy_of_embedded(folder, "truncated")
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
@@ -33,7 +33,7 @@ def truncated(folder: Path) -> Path:
 
 
 def with_config(folder: Path, text: str) -> Path:
-    """Return a model whose config.json is `text`."""
+    """Return a model with `text` as its config.json."""
     path = copy_of_embedded(folder, "bad-config")
     (path / "config.json").write_text(text)
     return path
@@ -101,7 +101,7 @@ def random_model(folder: Path, family: str) -> Path:
 
 
 def wide_model(folder: Path, name: str, seed: int, layers: int = 3, width: int = 512) -> Path:
-    """Write a model of some 13 MB a layer, or four times that for twice the width; another seed is another content."""
+    """Write a model of about 13 MB a layer, four times that for twice the width. Each seed is another model."""
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 4 * width}
     return write_random(folder / name, {**TINY["qwen3"], **sizes}, seed)
 

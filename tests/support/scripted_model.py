@@ -1,4 +1,6 @@
-"""A model that says what a test wrote: real for the engine, with weights that make each token follow one other."""
+"""
+Models with scripted answers: real weights for the engine, in which each token has exactly one likely successor.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,19 @@ from tests.support.models import TINY, write_random
 _FIRST = 737
 _EOS = 2
 _SURE = 100.0
-"""How much more likely than any other token the right one is, about, in logits."""
+"""Lead of the scripted token over any other token, in logits, approximately."""
 
 
 def scripted_model(path: Path, answers: Mapping[str, Sequence[str]], template: str) -> Path:
     """
-    Write a model that gives each prompt the answer of the last words in it.
+    Write a model that answers a prompt by the last words of the prompt, and return its directory.
 
-    Nothing of a prompt but its last token counts. So each of the words, and each piece of an answer, is a token of its
-    own, and none may be there twice.
+    The model sees only the last token. So each text that ends a prompt, and each piece of an answer, becomes one token,
+    and none of them may occur twice.
 
     Args:
-        path: Where to put it.
-        answers: For what a prompt may end with, the pieces of the answer.
+        path: The new directory.
+        answers: For each text that ends a prompt, the pieces of its answer.
         template: Its chat template.
     """
     words = [word for prompt, answer in answers.items() for word in (prompt, *answer)]
@@ -41,8 +43,8 @@ def scripted_model(path: Path, answers: Mapping[str, Sequence[str]], template: s
     embedded = weights["model.embed_tokens.weight"]
     head = weights["lm_head.weight"]
     for prompt, answer in answers.items():
-        said = [ids[word] for word in (prompt, *answer)]
-        for before, after in zip(said, [*said[1:], _EOS], strict=True):
+        chain = [ids[word] for word in (prompt, *answer)]
+        for before, after in zip(chain, [*chain[1:], _EOS], strict=True):
             head[after] += _SURE * embedded[before] / mx.linalg.norm(embedded[before])
     mx.eval(weights)
     mx.save_safetensors(str(file), weights, {"format": "mlx"})
@@ -50,7 +52,7 @@ def scripted_model(path: Path, answers: Mapping[str, Sequence[str]], template: s
 
 
 def _is_kept(name: str) -> bool:
-    """Layers that write nothing leave a token's embedding as it is."""
+    """Tell which weights stay: with the others zero, no layer changes a token's embedding."""
     return not name.startswith("lm_head") and not name.endswith(("o_proj.weight", "down_proj.weight"))
 
 

@@ -1,4 +1,4 @@
-"""A real daemon with a fake engine, as a program: starts at once and does what the model's name says."""
+"""Program that runs a real daemon with the fake engine, which starts at once and needs no model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from daemon.server.wake_lock import Caffeinate
 from daemon.shared.config import load_config
 
 CAFFEINATE = "MLX_SIDECAR_TEST_CAFFEINATE"
-"""Names a program that the daemon takes for macOS's caffeinate."""
+"""Environment variable with the path of a program that replaces caffeinate of macOS."""
 
 ENGINE = Path(__file__).parent / "fake_engine.py"
 

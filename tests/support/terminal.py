@@ -1,4 +1,4 @@
-"""The program in a real terminal, as a person sees it: a pseudo-terminal, and an emulator that keeps the screen."""
+"""Runs `mlx-sidecar` in a pseudo-terminal, with an emulator that keeps its screen."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _without_size(environ: dict[str, str]) -> dict[str, str]:
 
 
 class _Screen(pyte.Screen):
-    """A screen that answers programs which ask where the cursor is."""
+    """A screen that answers queries of the cursor's position."""
 
     answer: Callable[[str], None]
 
@@ -72,18 +72,18 @@ class Terminal:
         return "\n".join(line.rstrip() for line in self.screen.display)
 
     def type(self, keys: str) -> None:
-        """Press keys."""
+        """Type keys."""
         os.write(self._fd, keys.encode())
 
     def until(self, pattern: str) -> None:
-        """Wait until the screen has a pattern; fail if it ends before, or takes longer than a sound one could."""
+        """Wait until the screen matches a pattern; fail if the program ends first, or after a timeout."""
         deadline = time.monotonic() + END_SECONDS
         while not re.search(pattern, self.text, re.MULTILINE):
             assert time.monotonic() < deadline, f"waited in vain for {pattern!r}:\n{self.text}"
             assert self._show(), f"it ended without {pattern!r}:\n{self.text}"
 
     def wait(self) -> int:
-        """Return the program's exit status once it has ended by itself."""
+        """Wait for the program's end, and return its exit status."""
         deadline = time.monotonic() + END_SECONDS
         while self._show():
             assert time.monotonic() < deadline, f"waited in vain for its end:\n{self.text}"
@@ -91,12 +91,12 @@ class Terminal:
 
     @property
     def as_it_was(self) -> bool:
-        """Whether the program left the cursor, and the way that lines are typed, as it found them."""
+        """Whether the program restored the cursor and the line settings of the terminal."""
         echoes = termios.ECHO | termios.ICANON
         return not self.screen.cursor.hidden and termios.tcgetattr(self._fd)[3] & echoes == echoes
 
     def colours(self) -> set[str]:
-        """Return the colours that the screen has."""
+        """Return the colours on the screen."""
         return {character.fg for line in self.screen.buffer.values() for character in line.values()}
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class Terminal:
         os.close(self._fd)
 
     def _show(self) -> bool:
-        """Show what the program writes next, and tell whether it still runs."""
+        """Feed the program's next output to the screen, and tell whether the program still runs."""
         if select.select([self._fd], [], [], 0.1)[0]:
             try:
                 self._stream.feed(os.read(self._fd, 65536))

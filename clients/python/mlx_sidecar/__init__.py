@@ -1,11 +1,16 @@
 """
-Client of mlx-sidecar: language models on this Mac, over a Unix socket.
+Client of mlx-sidecar: calls language models of the local daemon over a Unix socket.
 
     >>> from mlx_sidecar import Client
     >>> with Client() as client:
     ...     print(client.complete("embedded", "Hello").text)
 
-`AsyncClient` is the same for asyncio. Importing this package loads nothing; grpc comes with the first client.
+`AsyncClient` is the same for asyncio. Importing this package imports no submodule: each exported name is imported at
+its first use (PEP 562), and grpc with the first client.
+
+The exported names are listed three times: the `TYPE_CHECKING` imports for type checkers, `_HOMES` for the interpreter,
+`__all__` for both. Type checkers run no code, so no list can be computed from another. A test in
+tests/client/test_client_imports.py fails if the lists differ.
 """
 
 from __future__ import annotations
@@ -99,7 +104,9 @@ _HOMES = {
     "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
 }
+"""The names that each submodule defines."""
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+"""The submodule of each name."""
 
 __all__ = [
     "AsyncClient",
@@ -175,7 +182,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for (PEP 562)."""
+    """Import an exported name at its first use."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
@@ -183,5 +190,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List what there is, imported or not."""
+    """List all exported names, imported or not."""
     return sorted({*globals(), *__all__})

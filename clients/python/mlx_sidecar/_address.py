@@ -1,4 +1,4 @@
-"""Where the daemon's socket is, and whether it can be trusted. The daemon imports it too; no grpc here."""
+"""The path of the daemon's socket, and the check of its owner and modes. The daemon imports it too, so no grpc here."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from urllib.parse import quote
 from mlx_sidecar._exceptions import UntrustedSocket
 
 _ADVISED_BYTES = 90
-"""Longest path that is advised; macOS takes 103 bytes, some of which the daemon needs for a private name."""
+"""Longest path in an advice. macOS allows 103 bytes, and the daemon needs some of them for a private name."""
 
 
 def default_socket_path() -> Path:
     """
-    Return where the daemon listens unless it is told otherwise.
+    Return the default path of the daemon's socket.
 
-    That is `MLX_SIDECAR_SOCKET` if it is set; on Linux `$XDG_RUNTIME_DIR/mlx-sidecar/sidecar.sock` if that
-    variable is set; else `~/.mlx-sidecar/sidecar.sock`.
+    It is `MLX_SIDECAR_SOCKET` if that is set; on Linux `$XDG_RUNTIME_DIR/mlx-sidecar/sidecar.sock` if that variable is
+    set; else `~/.mlx-sidecar/sidecar.sock`.
     """
     if override := os.environ.get("MLX_SIDECAR_SOCKET"):
         return Path(override).expanduser()
@@ -29,7 +29,7 @@ def default_socket_path() -> Path:
 
 
 def own_directory() -> Path:
-    """Return the directory that is the daemon's by its name: nothing else is kept there, and it may be made private."""
+    """Return the directory that holds only files of the daemon, so that it may be made private."""
     if sys.platform == "linux" and (runtime := os.environ.get("XDG_RUNTIME_DIR")):
         return Path(runtime, "mlx-sidecar")
     return Path.home() / ".mlx-sidecar"
@@ -37,19 +37,20 @@ def own_directory() -> Path:
 
 def place_of_its_own(socket: Path) -> Path:
     """
-    Return where a socket may go instead, in a directory that the daemon creates, for advice about an unfit directory.
+    Return another path for a socket whose directory is unfit, in a directory that the daemon creates.
 
-    That is a directory below the one that was chosen, if it can be made there and nothing can take its place; else the
-    default. No advice ever changes a directory that exists: it may be `/tmp`, and be shared with the whole machine.
+    It is a new directory below the chosen directory, if that can be created and other users cannot replace it; else the
+    default. No advice ever changes an existing directory: it can be `/tmp`, which the whole machine shares.
     """
     directory, uid = socket.parent, os.geteuid()
     default = own_directory() / "sidecar.sock"
     try:
-        found = directory.lstat()
+        mode = directory.lstat().st_mode
     except OSError:
         return default
-    shared = bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-    if not stat.S_ISDIR(found.st_mode) or (shared and not found.st_mode & stat.S_ISVTX):
+    shared = bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
+    # In a shared directory without the sticky bit, other users may rename the new directory.
+    if not stat.S_ISDIR(mode) or (shared and not mode & stat.S_ISVTX):
         return default
     place = directory / (f"mlx-sidecar-{uid}" if shared else "mlx-sidecar") / socket.name
     fits = len(os.fsencode(place)) <= _ADVISED_BYTES and os.access(directory, os.W_OK | os.X_OK)
@@ -57,35 +58,35 @@ def place_of_its_own(socket: Path) -> Path:
 
 
 def privacy_advice(socket: Path) -> str:
-    """Return what to do about a directory of ours that others can enter, as the end of a sentence."""
+    """Return the end of an error text: how to fix a directory of this user that other users can enter."""
     if socket.parent == own_directory():
         return f"run: chmod 700 {shlex.quote(str(socket.parent))}"
     return f"leave it as it is, and take a directory that the daemon creates: --socket {place_text(socket)}"
 
 
 def place_text(socket: Path) -> str:
-    """Return `place_of_its_own` as a shell takes it."""
+    """Return `place_of_its_own`, quoted for a shell."""
     return shlex.quote(str(place_of_its_own(socket)))
 
 
 def resolve(given: str | os.PathLike[str] | None) -> Path:
-    """Return the absolute path that a client was given, or the default; `~` is the home directory."""
+    """Return a client's socket path, or the default, as an absolute path; `~` is the home directory."""
     path = default_socket_path() if given is None else Path(given).expanduser()
     return path.absolute()
 
 
 def target(path: Path) -> str:
-    """Return the gRPC target of an absolute path. gRPC reads it as a URI, so odd characters are quoted."""
+    """Return the gRPC target of an absolute path. It is a URI, so special characters are quoted."""
     return "unix:" + quote(os.fsencode(path))
 
 
 def listens(path: Path) -> bool:
-    """Tell whether a process listens on a socket. It never waits; a queue of connections that is full is a listener."""
-    with socket.socket(socket.AF_UNIX) as one:
-        one.setblocking(False)
+    """Tell whether a process listens on a socket, without waiting."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.setblocking(False)
         try:
-            one.connect(os.fsencode(path))
-        except BlockingIOError:
+            connection.connect(os.fsencode(path))
+        except BlockingIOError:  # the listener's queue of connections is full
             return True
         except OSError:
             return False
@@ -94,16 +95,16 @@ def listens(path: Path) -> bool:
 
 def socket_exists(path: Path) -> bool:
     """
-    Tell whether there is a socket at a path, and refuse one that another user could have made.
+    Tell whether a socket exists at a path, and refuse a socket that another user can have created.
 
-    Whoever owns the directory, or may write to it, can put a socket of theirs in the daemon's place and read
-    every prompt; so the directory is checked as well.
+    A user that owns the directory, or may write to it, can replace the daemon's socket and read every prompt. So the
+    directory is checked as well.
 
     Raises:
-        UntrustedSocket: If the socket or its directory is not ours alone, or something else is in its place.
+        UntrustedSocket: If other users can write to the socket or its directory, or the path is no socket.
     """
     try:
-        directory, found = path.parent.lstat(), path.lstat()
+        directory, entry = path.parent.lstat(), path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError:
@@ -114,8 +115,8 @@ def socket_exists(path: Path) -> bool:
         raise UntrustedSocket(f"{path.parent} belongs to another user")
     if directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UntrustedSocket(f"other users may write to {path.parent}; {privacy_advice(path)}")
-    if not stat.S_ISSOCK(found.st_mode):
+    if not stat.S_ISSOCK(entry.st_mode):
         raise UntrustedSocket(f"{path} is not a socket")
-    if found.st_uid != os.geteuid():
+    if entry.st_uid != os.geteuid():
         raise UntrustedSocket(f"{path} belongs to another user")
     return True

@@ -1,4 +1,4 @@
-"""The asynchronous client: the surface of `Client`, for asyncio."""
+"""`AsyncClient`, the client for asyncio, with the same methods as `Client`."""
 # ruff: noqa: ASYNC109 - `timeout` becomes the call's deadline, which the daemon has to know
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class AsyncClient:
     """
     A connection to the daemon, for one event loop.
 
-    It connects at the first call, over one channel, and waits up to two seconds for a daemon that is just
+    It connects at the first call, over one channel, and waits up to two seconds for a daemon that is
     starting. Close it, or use it in an `async with` block. Every method raises `SidecarError` or one of
     its subclasses when the call fails, and RuntimeError when the client is closed.
     """
 
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 10.0) -> None:
         """
-        Remember where the daemon is; nothing is opened yet, and no event loop is needed.
+        Store the socket path. Nothing is opened yet, and no event loop is needed.
 
         Args:
             socket: The daemon's socket. Default: `default_socket_path()`.
@@ -65,7 +65,7 @@ class AsyncClient:
         self, model: str, *, timeout: float | None = None, **options: Unpack[LoadOptions]
     ) -> AsyncLoadStream:
         """
-        Make a model ready and stream how far it is.
+        Load a model, if it is not in memory yet, and stream the progress.
 
         The call is sent when the stream is entered or first read.
 
@@ -78,7 +78,7 @@ class AsyncClient:
         return AsyncLoadStream(lambda: self._start("GetOrLoad", request, timeout), LoadTranscript(), self._failed)
 
     async def load(self, model: str, *, timeout: float | None = None, **options: Unpack[LoadOptions]) -> ModelInfo:
-        """Make a model ready and describe it; the arguments are those of `get_or_load`."""
+        """Load a model and return its description; the arguments are those of `get_or_load`."""
         async with self.get_or_load(model, timeout=timeout, **options) as stream:
             return await stream.result()
 
@@ -86,7 +86,7 @@ class AsyncClient:
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncGenerateStream:
         """
-        Run a prompt through a model and stream the completion. The model is loaded first if that is needed.
+        Run a prompt through a model and stream the completion. A model that is not in memory is loaded first.
 
         The call is sent when the stream is entered or first read.
 
@@ -112,7 +112,7 @@ class AsyncClient:
         self, model: str, *, weights: bool = True, prefixes: bool = True, dry_run: bool = False
     ) -> Invalidated:
         """
-        Drop a model's weights, its cached prefixes, or both, whatever its revision and adapter.
+        Drop a model's weights, its cached prefixes, or both, for all its revisions and adapters.
 
         Args:
             model: The model's name.
@@ -128,7 +128,7 @@ class AsyncClient:
         self, model: str, prefix: str | Sequence[int], *, salt: str = "", dry_run: bool = False
     ) -> Invalidated:
         """
-        Drop what is cached of every prompt that begins with a prefix.
+        Drop the cached blocks of all prompts that begin with a prefix.
 
         Args:
             model: The model's name.
@@ -148,13 +148,15 @@ class AsyncClient:
 
     async def stats(self, *, history: bool = False) -> Stats:
         """
-        Return the state of the daemon, with the figures of the last hour if `history`; it answers also while it loads,
-        hangs or restarts its engine.
+        Return the state of the daemon. It also answers while its engine loads a model, hangs or restarts.
+
+        Args:
+            history: Include the figures of the last hour.
         """
         return decode(Stats, await self._unary("Stats", pb.StatsRequest(include_history=history)))
 
     async def aclose(self) -> None:
-        """Cancel what still runs and close the channel. Closing twice is no error."""
+        """Cancel the running calls and close the channel. Closing twice is no error."""
         self._closed = True
         self._connected = False
         if self._channel is not None:
@@ -204,7 +206,7 @@ class AsyncClient:
     def _failed(self, error: grpc.RpcError) -> SidecarError:
         problem = failure(error, self._socket)
         if isinstance(problem, (DaemonNotRunning, ConnectionLost)):
-            # The next call waits for the daemon, and looks at its socket, as the first one did.
+            # The next call checks the socket and waits for the daemon again, as the first call did.
             self._connected = False
         return problem
 
@@ -217,7 +219,7 @@ class AsyncClient:
         await self.aclose()
 
     def __del__(self) -> None:
-        # Without a channel there is nothing to leak; `__init__` may not even have run to its end.
+        # Without a channel there is nothing to leak. `__init__` can have failed before it set the attribute.
         if getattr(self, "_channel", None) is not None and not self._closed:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 

@@ -1,4 +1,4 @@
-"""Streams of the asynchronous client."""
+"""Streams of the asynchronous client: asynchronous iterators of events with a final result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AsyncStream(Generic[EventT, ResultT]):
     A call that yields events and has a result.
 
     It is sent when the stream is entered or first read. It is cancelled when it is closed, when its
-    `async with` block ends, when the task that reads it is cancelled, and when nobody refers to it any more.
+    `async with` block ends, when the task that reads it is cancelled, and when it is garbage-collected.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class AsyncStream(Generic[EventT, ResultT]):
                 if task_is_cancelled():
                     self._fail(Cancelled("the task that read the stream was cancelled"))
                     raise
-                # grpc.aio raises this also when the call was cancelled, by whichever side, and not the task.
+                # grpc.aio also raises this if the call was cancelled, by either side, and not the task.
                 raise self._fail(Cancelled("the call was cancelled")) from None
             else:
                 if (event := self._transcript.add(message)) is not None:
@@ -73,7 +73,7 @@ class AsyncStream(Generic[EventT, ResultT]):
 
     async def result(self) -> ResultT:
         """
-        Read the stream to its end and return what came out of it, whatever was read of it before.
+        Read the stream to its end and return its result, which includes the events read before.
 
         Raises:
             Cancelled: If the stream was closed before its end.
@@ -96,7 +96,7 @@ class AsyncStream(Generic[EventT, ResultT]):
             self._call = await self._start()
             self._messages = aiter(self._call)
             if self._done:
-                # It was closed while it waited for the connection.
+                # The stream was closed while it waited for the connection.
                 self._call.cancel()
         return self._messages
 
@@ -117,7 +117,7 @@ class AsyncStream(Generic[EventT, ResultT]):
         await self.aclose()
 
     def __del__(self) -> None:
-        # grpc.aio keeps a call that nobody reads alive, and the garbage may be collected in any thread.
+        # grpc.aio keeps an unread call alive. Garbage collection can run in any thread, hence the thread-safe call.
         if getattr(self, "_call", None) is not None and not self._done and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._call.cancel)
 

@@ -1,4 +1,4 @@
-"""What `stats()` tells of models and prefixes in memory. Times are seconds or None, sizes are bytes."""
+"""Results of `stats()` for the model cache and the prefix cache. Times are seconds or None, sizes are bytes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class ModelCacheStats:
     The model cache as a whole.
 
     Attributes:
-        cached_models: Models in memory, those being loaded not included.
+        cached_models: Models in memory, without models that are being loaded.
         max_models: Most models kept in memory at once.
         total_hits: Lookups that found their model loaded.
-        total_misses: Lookups that did not.
+        total_misses: Lookups that found it not loaded.
         hit_rate: Share of hits, 0 to 1; 0 before the first lookup.
-        total_memory_bytes: Bytes of all weights in memory, draining ones included.
+        total_memory_bytes: Bytes of all weights in memory, with draining models.
         budget_bytes: Most bytes of weights in memory; 0 means that caching is disabled.
         evictions: Models dropped to make room or because they were idle too long.
         oldest_entry_age: Seconds; None when the cache is empty.
@@ -49,7 +49,7 @@ class ModelStats:
         idle: Seconds since it was last used; 0 while in use.
         expires_in: Seconds until it is stale; None while pinned or in use.
         pinned: Whether it is pinned.
-        names: The names that it was asked for by; several may stand for the same content.
+        names: The names under which it was requested; several names can stand for the same content.
     """
 
     info: ModelInfo
@@ -66,17 +66,17 @@ class ModelStats:
 @dataclass(frozen=True, slots=True)
 class NamespaceStats:
     """
-    One namespace of the prefix cache: prompts that may share KV.
+    One namespace of the prefix cache. Prompts of the same namespace may share KV.
 
     Attributes:
-        namespace: Digits that stand for it.
-        model: The name by which its model was last asked for.
+        namespace: Its id of 16 digits. It does not reveal the salt.
+        model: The name under which its model was last requested.
         adapter: Directory of its adapter; empty if there is none.
         salted: Whether its requests had a salt.
         blocks: Blocks stored.
         branches: Different first blocks.
-        hits: Lookups whose prefix was reused, since it stores anything.
-        tokens_reused: Tokens whose KV was reused, since it stores anything.
+        hits: Lookups with a reused prefix, counted from its first stored block.
+        tokens_reused: Tokens with reused KV, counted from its first stored block.
     """
 
     namespace: str
@@ -102,16 +102,16 @@ class PrefixCacheStats:
         budget_bytes: Most bytes of KV stored at once.
         buffers: Device buffers that hold it.
         lookups: Prompts looked up.
-        hits: Lookups whose prefix was reused.
+        hits: Lookups with a reused prefix.
         hit_rate: Share of hits, 0 to 1; 0 before the first lookup.
         tokens_looked_up: Tokens of all prompts looked up.
-        tokens_reused: Tokens whose KV was reused.
+        tokens_reused: Tokens with reused KV.
         inserts: Blocks stored since the start.
         evictions: Blocks dropped to make room since the start.
         leases: Requests that hold a cached prefix now.
         checkpoints: Checkpoints of recurrent or windowed state stored.
-        namespaces: What each namespace stores, most blocks first; at most 64 of them.
-        total_namespaces: Namespaces that store anything.
+        namespaces: The namespaces with the most blocks, at most 64.
+        total_namespaces: Number of namespaces with stored blocks.
     """
 
     blocks: int

@@ -1,4 +1,4 @@
-"""How both clients set up their channel; pure."""
+"""gRPC channel options, retry policy and timeouts of both clients."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import grpc.experimental
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 
 CONNECT_TIMEOUT = 2.0
-"""Seconds that a daemon may take to come up before it counts as not running."""
+"""Longest wait for a daemon that is starting; after it the daemon counts as not running."""
 
 POLL_INTERVAL = 0.02
-"""Seconds between two looks for a socket that is not there yet."""
+"""Seconds between two checks for a socket that does not exist yet."""
 
 PING = "/grpc.health.v1.Health/Check"
 """
-What a client calls first, with an empty message and `wait_for_ready`: any answer shows that it is connected.
+The first call of a client, with an empty message and `wait_for_ready`. Any answer shows that it is connected.
 
-`grpc.channel_ready_future` would do as well, but its thread makes closing the channel wait for 0.2 s.
+`grpc.channel_ready_future` would do the same, but its thread delays the close of the channel by 0.2 s.
 """
 
 _MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 
 _RETRY_POLICY = {
-    # gRPC retries only while nothing of the answer has come, so no text is ever delivered twice.
+    # gRPC retries only before the first message of the answer, so no text is ever delivered twice.
     "maxAttempts": 5,
     "initialBackoff": "0.1s",
     "maxBackoff": "1s",
@@ -47,9 +47,9 @@ _SERVICE_CONFIG = {
 CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-    # A request that is larger than this is sent, but not kept for a retry; prompts may be long.
+    # A larger request is sent, but not buffered for a retry; prompts can be long.
     ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
-    # Otherwise clients of one process share connections, and with them the back-off of each other's failures.
+    # Otherwise all clients of a process share connections, and also the back-off after a failure.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -66,10 +66,10 @@ SYNC_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
 
 
 def answered(error: Any) -> bool:
-    """Tell whether a ping that failed was answered; a daemon without the health service is a daemon too."""
+    """Tell whether a failed ping was answered. An error such as UNIMPLEMENTED also shows a daemon."""
     return error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
 
 
 def stub(channel: Any) -> Any:
-    """Return the calls of the API on a channel of either kind."""
+    """Return the API's stub on a synchronous or asynchronous channel."""
     return SidecarServiceStub(channel)

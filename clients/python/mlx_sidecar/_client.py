@@ -1,4 +1,4 @@
-"""The synchronous client."""
+"""`Client`, the synchronous client: one method for each call of the API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlx_sidecar._failure import failure, not_running, unanswered
 from mlx_sidecar._stats import Stats
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
-if TYPE_CHECKING:  # `stats` is what short programs call; the rest is imported by the calls that need it
+if TYPE_CHECKING:  # short programs call `stats`; other methods import what they need
     from mlx_sidecar._messages import Prompt
     from mlx_sidecar._model_info import ModelInfo
     from mlx_sidecar._options import GenerateOptions, LoadOptions
@@ -34,7 +34,7 @@ class Client:
     """
     A connection to the daemon.
 
-    It connects at the first call, over one channel, and waits up to two seconds for a daemon that is just
+    It connects at the first call, over one channel, and waits up to two seconds for a daemon that is
     starting. It may be used from several threads. Close it, or use it in a `with` block. Every method
     raises `SidecarError` or one of its subclasses when the call fails, and RuntimeError when the client
     is closed.
@@ -42,7 +42,7 @@ class Client:
 
     def __init__(self, socket: str | os.PathLike[str] | None = None, *, timeout: float = 10.0) -> None:
         """
-        Remember where the daemon is; nothing is opened yet.
+        Store the socket path. Nothing is opened yet.
 
         Args:
             socket: The daemon's socket. Default: `default_socket_path()`.
@@ -63,7 +63,7 @@ class Client:
 
     def get_or_load(self, model: str, *, timeout: float | None = None, **options: Unpack[LoadOptions]) -> LoadStream:
         """
-        Make a model ready and stream how far it is.
+        Load a model, if it is not in memory yet, and stream the progress.
 
         Args:
             model: Hub id ("org/name"), absolute directory, or "embedded".
@@ -78,7 +78,7 @@ class Client:
         return LoadStream(call, LoadTranscript(), self._failed)
 
     def load(self, model: str, *, timeout: float | None = None, **options: Unpack[LoadOptions]) -> ModelInfo:
-        """Make a model ready and describe it; the arguments are those of `get_or_load`."""
+        """Load a model and return its description; the arguments are those of `get_or_load`."""
         with self.get_or_load(model, timeout=timeout, **options) as stream:
             return stream.result()
 
@@ -86,7 +86,7 @@ class Client:
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> GenerateStream:
         """
-        Run a prompt through a model and stream the completion. The model is loaded first if that is needed.
+        Run a prompt through a model and stream the completion. A model that is not in memory is loaded first.
 
         Args:
             model: Hub id ("org/name"), absolute directory, or "embedded".
@@ -112,7 +112,7 @@ class Client:
         self, model: str, *, weights: bool = True, prefixes: bool = True, dry_run: bool = False
     ) -> Invalidated:
         """
-        Drop a model's weights, its cached prefixes, or both, whatever its revision and adapter.
+        Drop a model's weights, its cached prefixes, or both, for all its revisions and adapters.
 
         Args:
             model: The model's name.
@@ -130,7 +130,7 @@ class Client:
         self, model: str, prefix: str | Sequence[int], *, salt: str = "", dry_run: bool = False
     ) -> Invalidated:
         """
-        Drop what is cached of every prompt that begins with a prefix.
+        Drop the cached blocks of all prompts that begin with a prefix.
 
         Args:
             model: The model's name.
@@ -150,13 +150,15 @@ class Client:
 
     def stats(self, *, history: bool = False) -> Stats:
         """
-        Return the state of the daemon, with the figures of the last hour if `history`; it answers also while it loads,
-        hangs or restarts its engine.
+        Return the state of the daemon. It also answers while its engine loads a model, hangs or restarts.
+
+        Args:
+            history: Include the figures of the last hour.
         """
         return decode(Stats, self._unary("Stats", pb.StatsRequest(include_history=history)))
 
     def close(self) -> None:
-        """Cancel what still runs and close the channel. Closing twice is no error."""
+        """Cancel the running calls and close the channel. Closing twice is no error."""
         self._closed = True
         self._connected = False
         if self._channel is not None:
@@ -204,7 +206,7 @@ class Client:
     def _failed(self, error: grpc.RpcError) -> SidecarError:
         problem = failure(error, self._socket)
         if isinstance(problem, (DaemonNotRunning, ConnectionLost)):
-            # The next call waits for the daemon, and looks at its socket, as the first one did.
+            # The next call checks the socket and waits for the daemon again, as the first call did.
             self._connected = False
         return problem
 
@@ -217,8 +219,8 @@ class Client:
         self.close()
 
     def __del__(self) -> None:
-        # Without a channel there is nothing to leak; `__init__` may not even have run to its end.
-        # At the end of the interpreter gRPC's threads are gone, and closing would wait for them for ever.
+        # Without a channel there is nothing to leak. `__init__` can have failed before it set the attribute.
+        # At interpreter exit gRPC's threads are gone, and closing would wait for them for ever.
         if getattr(self, "_channel", None) is not None and not self._closed and not sys.is_finalizing():
             text = f"unclosed {self!r}"
             self.close()

@@ -1,4 +1,9 @@
-"""Messages to results: a dataclass says which fields it wants, the message's descriptor how to read them."""
+"""
+Conversion of protobuf messages to result dataclasses.
+
+The dataclass names the fields, and the message's descriptor says how to convert each of them. The converters of a pair
+are built once.
+"""
 
 from __future__ import annotations
 

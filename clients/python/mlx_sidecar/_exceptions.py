@@ -1,5 +1,5 @@
 """
-Every exception that the client raises on its own account.
+The exceptions of the client, one class for each reason of the API and for each failure of the connection.
 
     SidecarError
     ├── ModelNotFound
@@ -46,13 +46,13 @@ class SidecarError(Exception):
     Root of all exceptions of this package.
 
     Attributes:
-        code: Name of the gRPC status, such as "NOT_FOUND". Exceptions that the client raises without asking
-            the daemon have the code that the daemon would have used.
-        reason: Stable name of the error, such as "MODEL_NOT_FOUND"; empty if the daemon did not say.
-        metadata: What else the daemon said, such as sizes in bytes; both sides are text.
-        retry_after: Seconds after which another try makes sense; None if it does not or nobody knows.
-        field: Path of the request field that was refused, such as "sampling.top_p"; None if it is none.
-        error_id: Name under which the daemon's log has the whole story; None if there is none.
+        code: Name of the gRPC status, such as "NOT_FOUND". Exceptions that the client raises without a call have the
+            code that the daemon would have used.
+        reason: Stable name of the error, such as "MODEL_NOT_FOUND"; empty if the daemon sent none.
+        metadata: Further details, such as sizes in bytes; keys and values are text.
+        retry_after: Seconds after which a retry is useful; None if it is not, or unknown.
+        field: Path of the refused request field, such as "sampling.top_p"; None if no field is wrong.
+        error_id: Id of the error's entry in the daemon's log; None if there is none.
     """
 
     code: str = "UNKNOWN"
@@ -94,7 +94,7 @@ class ModelGated(SidecarError):
 
 class ModelNotCached(SidecarError):
     """
-    The model would have to be fetched or loaded, and the request does not allow that.
+    The model is not on disk or not in memory, and the request allows no download or load.
 
     Raised by loads without `allow_download` and by generations with `require_loaded`.
     """
@@ -104,7 +104,7 @@ class ModelNotCached(SidecarError):
 
 
 class ModelUnsupported(SidecarError):
-    """The model's architecture or configuration is not one that the daemon can run."""
+    """The daemon cannot run the model's architecture or configuration."""
 
     code = "FAILED_PRECONDITION"
     reason = "MODEL_UNSUPPORTED"

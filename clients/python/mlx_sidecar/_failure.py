@@ -1,4 +1,9 @@
-"""gRPC errors to typed exceptions, for both clients. Only the socket is asked whether a daemon is there."""
+"""
+Conversion of gRPC errors to typed exceptions, for both clients.
+
+A status without the daemon's details can come from gRPC itself. Then a connection to the socket decides whether a
+daemon runs.
+"""
 
 from __future__ import annotations
 
@@ -26,24 +31,24 @@ ProtoT = TypeVar("ProtoT", bound=Proto)
 
 
 RETRY_SECONDS = 1.0
-"""After which another try makes sense where the daemon did not say."""
+"""Default of `retry_after` if the daemon sent none."""
 
 
 def not_running(socket: Path, why: str) -> DaemonNotRunning:
-    """Return the exception for a daemon that is not there; `why` is what was seen."""
+    """Return the exception for a daemon that does not run; `why` is the evidence."""
     return DaemonNotRunning(f"no mlx-sidecar answers at {socket} ({why}); start it with: mlx-sidecar serve")
 
 
 def unanswered(socket: Path, why: str, there: str) -> SidecarError:
-    """Return the exception for a call that nothing answered: `why` if nothing listens, `there` if something does."""
+    """Return the exception for an unanswered call, with the text `why` without a listener, `there` with a listener."""
     if not listens(socket):
         return not_running(socket, why)
     return ConnectionLost(f"mlx-sidecar listens at {socket}, but {there}; try again", retry_after=RETRY_SECONDS)
 
 
 def failure(error: grpc.RpcError, socket: Path) -> SidecarError:
-    """Return the exception for a failed call; its code and reason decide, never the text of its message."""
-    from google.rpc import error_details_pb2  # here and below: calls that succeed need neither
+    """Return the exception for a failed call. Its class depends on code and reason, never on the message's text."""
+    from google.rpc import error_details_pb2  # imported here and below: only failed calls need it
 
     call: Any = error
     code, text = call.code().name, call.details() or call.code().name
@@ -66,10 +71,10 @@ def failure(error: grpc.RpcError, socket: Path) -> SidecarError:
 
 
 def _undetailed(code: str, text: str, socket: Path) -> SidecarError:
-    """Return the exception for a status that gRPC itself made, on this side or on the other."""
+    """Return the exception for a status without the daemon's details, which gRPC made on either side."""
     match code:
         case "UNAVAILABLE":
-            # gRPC's own text repeats the path, quoted, and more; it stays in the exception's cause.
+            # gRPC's own text repeats the quoted path. It stays available as the exception's cause.
             return unanswered(socket, "the connection failed", "the call was refused or cut off without a reason")
         case "DEADLINE_EXCEEDED":
             return DeadlineExceeded(text)
@@ -84,14 +89,14 @@ def _details(call: Any) -> list[Any]:
     try:
         status = rpc_status.from_call(call)
     except ValueError:
-        # The details contradict the status; the status is what gRPC acts on.
+        # The details contradict the status. gRPC acts on the status.
         return []
     return [] if status is None else list(status.details)
 
 
 def _find(details: list[Any], kind: type[ProtoT]) -> ProtoT | None:
     for detail in details:
-        found = kind()
-        if detail.Is(kind.DESCRIPTOR) and detail.Unpack(found):
-            return found
+        message = kind()
+        if detail.Is(kind.DESCRIPTOR) and detail.Unpack(message):
+            return message
     return None

@@ -1,4 +1,4 @@
-"""What `stats()` tells of how long requests took: histograms, in seconds."""
+"""Results of `stats()` for latencies: histograms in seconds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class LatencyHistogram:
     """
-    Spans of time, counted in buckets.
+    A histogram of durations.
 
     Attributes:
         bounds: Upper bounds of the buckets in seconds, ascending.
-        counts: Spans in each bucket; one more than there are bounds, for what is longer.
-        sum: Seconds of all spans together; None before the first.
+        counts: Durations in each bucket. The last of them, one more than there are bounds, has no upper bound.
+        sum: Sum of all durations in seconds; None before the first.
     """
 
     bounds: tuple[float, ...] = ()
@@ -22,13 +22,17 @@ class LatencyHistogram:
 
     @property
     def count(self) -> int:
-        """Spans counted."""
+        """Number of durations."""
         return sum(self.counts)
 
     def quantile(self, share: float) -> float | None:
         """
-        Return the span in seconds that `share` of all spans (0 to 1) do not exceed, interpolated within its bucket;
-        None before the first. What is longer than the last bound counts as that bound.
+        Return a quantile in seconds, interpolated within its bucket; None without durations.
+
+        A duration above the last bound counts as that bound.
+
+        Args:
+            share: The fraction of all durations, 0 to 1, that do not exceed the result.
         """
         rank, below, lower = share * self.count, 0, 0.0
         for bound, count in zip(self.bounds, self.counts, strict=False):
@@ -41,12 +45,12 @@ class LatencyHistogram:
 @dataclass(frozen=True, slots=True)
 class LatencyStats:
     """
-    How long completed requests took.
+    Durations of completed requests.
 
     Attributes:
         queue: Preparing the prompt and waiting for a slot.
-        load: Waiting for a model to load; only requests that did.
-        prefill: Computing what was not cached of the prompt.
+        load: Waiting for a model to load; only of requests that waited.
+        prefill: Computing the part of the prompt that was not cached.
         first_token: From arrival to the first token.
         per_token: From one token to the next, the mean of each request.
         total: From arrival to the last token.

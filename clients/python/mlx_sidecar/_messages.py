@@ -1,4 +1,4 @@
-"""What a chat prompt is made of."""
+"""Types of a chat prompt: messages, tools and tool calls."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Message:
         role: "system", "user", "assistant", "tool", or another role that the model's template knows.
         content: Text of the turn.
         reasoning_content: Reasoning that came before the content of an assistant turn.
-        tool_calls: Calls that an assistant turn made; a mapping with the same names will do for each.
+        tool_calls: Calls that an assistant turn made; each can also be a mapping with the same keys.
         tool_call_id: The call that a "tool" turn answers.
     """
 
@@ -60,4 +60,4 @@ class Tool:
 
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message | Mapping[str, Any]]
-"""Text, token ids, or the turns of a conversation; a mapping like a `Message` will do for each turn."""
+"""Text, token ids, or the turns of a conversation. A turn can also be a mapping with the keys of `Message`."""

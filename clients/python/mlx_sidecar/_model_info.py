@@ -1,4 +1,4 @@
-"""What is known of a model; Stats has it too, and needs nothing else of what calls return."""
+"""`ModelInfo`, the description of a model; a module of its own, so that `stats()` imports no other results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ModelInfo:
     A model.
 
     Attributes:
-        model: The name it was asked for by.
+        model: The name under which it was requested.
         fingerprint: Digest of its content; equal fingerprints mean interchangeable models.
         architecture: mlx-lm architecture, such as "qwen3".
         size_bytes: Bytes of its weights; an estimate before a load.
@@ -24,8 +24,8 @@ class ModelInfo:
         load_time: Seconds that the load took, download and warm-up included; 0 for a hit.
         evicted: Models that were evicted to make room.
         warmup_time: Seconds of `load_time` that went into the warm-up.
-        revision: The commit of the Hub that it is; empty for directories and "embedded".
-        warnings: What its users should know, such as a self-test that failed.
+        revision: Its commit on the Hub; empty for directories and "embedded".
+        warnings: Limits of this model, such as a failed self-test.
     """
 
     model: str

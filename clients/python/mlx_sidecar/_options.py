@@ -1,4 +1,4 @@
-"""Keyword arguments that several methods share, written down once."""
+"""Keyword arguments of loads and generations, as `TypedDict`s that both clients share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LoadOptions(TypedDict, total=False):
 
 class GenerateOptions(TypedDict, total=False):
     """
-    How to continue a prompt. What is None, or not given, has the daemon's default.
+    How to continue a prompt. An option that is None, or not given, has the daemon's default.
 
     Attributes:
         adapter: Absolute directory of a LoRA adapter. Default: none.

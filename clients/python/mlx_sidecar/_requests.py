@@ -1,4 +1,4 @@
-"""Python values to request messages; pure, for both clients."""
+"""Builds the request messages of both clients from Python values."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def generate_request(
     Build a GenerateRequest; the keywords are `GenerateOptions`.
 
     Raises:
-        InvalidArgument: If a value cannot be encoded, is for chat prompts and this is none, or if there are several
-            forms of response.
+        InvalidArgument: If a value cannot be encoded, an option for chat prompts is given without messages, or several
+            response formats are given.
         TypeError: If a value has the wrong type.
     """
     chat = {
@@ -179,7 +179,7 @@ def invalidate_all_request(*, weights: bool, prefixes: bool, dry_run: bool) -> p
 
 
 def _build(kind: type[ProtoT], path: str = "", /, **fields: Any) -> ProtoT:
-    # One field at a time, because protobuf does not say which one it refuses.
+    # One field at a time, because protobuf does not name the field that it refuses.
     message = kind()
     for name, value in fields.items():
         try:
@@ -224,7 +224,7 @@ def _prompt(prompt: Prompt, chat: dict[str, Any]) -> dict[str, Any]:
 def _text_or_tokens(prompt: Any, path: str) -> dict[str, Any]:
     if isinstance(prompt, str):
         return {"text": prompt}
-    # Bytes are a sequence of ints as well, and would silently become token ids.
+    # Bytes are a sequence of ints too, and would silently become token ids.
     if isinstance(prompt, bytes | bytearray | memoryview):
         raise TypeError("a prompt is text, token ids or messages, not bytes")
     return {"tokens": _build(pb.TokenIds, f"{path}tokens.", ids=prompt)}

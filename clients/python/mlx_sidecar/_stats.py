@@ -1,4 +1,4 @@
-"""What `stats()` returns: a frozen copy of the daemon's state. Times are seconds or None, sizes are bytes."""
+"""The result of `stats()`: a frozen copy of the daemon's state. Times are seconds or None, sizes are bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DaemonStats:
         draining: Whether it finishes its last streams before it exits.
         mlx_version: Version of mlx; empty until the engine is up.
         mlx_lm_version: Version of mlx-lm; empty until the engine is up.
-        device: What MLX computes on, such as "gpu: Apple M4 Max" or "cpu".
+        device: Device of MLX, such as "gpu: Apple M4 Max" or "cpu".
     """
 
     version: str
@@ -35,12 +35,12 @@ class DaemonStats:
 @dataclass(frozen=True, slots=True)
 class StuckWork:
     """
-    Work for a model that does not move on. Calls that need the same are refused until it comes back.
+    Background work for a model that hangs. Calls that need the same work are refused until it progresses.
 
     Attributes:
         work: "lookup", "read", "fetch", "tokenizer", "template" or "prompt".
-        model: The model, as its caller called it.
-        silent: Seconds since it last moved on.
+        model: The model, under its requested name.
+        silent: Seconds since its last progress.
     """
 
     work: str
@@ -55,23 +55,23 @@ class EngineStats:
 
     Attributes:
         state: "starting", "ready", "stalled", "restarting" or "stopped".
-        restarts: Times it was started again since the daemon started.
+        restarts: Its restarts since the daemon started.
         step_age: Seconds since the current step began; 0 when idle.
         queued: Requests that wait for their model or a slot.
-        prefilling: Requests whose prompt is being computed.
-        decoding: Requests that generate.
-        prompt_tokens: Prompt tokens computed since the engine started, reused ones not included.
+        prefilling: Requests in prefill.
+        decoding: Requests in decode.
+        prompt_tokens: Prompt tokens computed since the engine started, without reused tokens.
         generated_tokens: Tokens generated since the engine started.
         rejected: Requests refused because the queue was full or the daemon was draining.
         cancelled: Requests that their client cancelled.
         pid: Its process id; 0 while it is not running.
-        step_time_p50: Seconds that half of its turns with work to do stayed within; None before the first.
-        step_time_p99: Seconds that 99 of 100 turns stayed within.
-        token_gap_p50: Seconds that half of the gaps between two tokens of one request stayed within.
-        token_gap_p99: Seconds that 99 of 100 gaps stayed within.
-        batch_size_p50: Requests that got a token in one turn, or fewer, in half of the turns.
-        batch_size_p99: The same for 99 of 100 turns.
-        stuck: Work beside its turns that hangs, on a network disk that is gone for example; empty if all is well.
+        step_time_p50: Median duration of a turn with work in seconds; None before the first.
+        step_time_p99: 99th percentile of the same.
+        token_gap_p50: Median time between two tokens of one request in seconds.
+        token_gap_p99: 99th percentile of the same.
+        batch_size_p50: Median number of requests with a token in one turn.
+        batch_size_p99: 99th percentile of the same.
+        stuck: Background work that hangs, for example on a lost network disk; empty if none does.
     """
 
     state: str
@@ -106,8 +106,8 @@ class MemoryStats:
         weights_bytes: Bytes of weights.
         trie_bytes: Bytes of the prefix cache.
         live_kv_bytes: Bytes of KV of running requests.
-        headroom_bytes: Bytes that are left below the limit.
-        limit_bytes: Most bytes that weights, prefix cache and running requests may use together.
+        headroom_bytes: Free bytes below the limit.
+        limit_bytes: Limit of the sum of weights, prefix cache and KV of running requests.
     """
 
     active_bytes: int
@@ -123,14 +123,14 @@ class MemoryStats:
 @dataclass(frozen=True, slots=True)
 class HistorySample:
     """
-    Figures at one time. Counters begin anew when the engine does.
+    A sample of the history. Counters start at zero after a restart of the engine.
 
     Attributes:
         age: Seconds ago.
         lookups: Prompts looked up so far.
-        hits: Lookups so far whose prefix was reused.
+        hits: Lookups so far with a reused prefix.
         tokens_looked_up: Tokens so far of all prompts looked up.
-        tokens_reused: Tokens so far whose KV was reused.
+        tokens_reused: Tokens so far with reused KV.
         prompt_tokens: Prompt tokens computed so far.
         generated_tokens: Tokens generated so far.
         in_flight: Requests that waited or ran.
@@ -164,8 +164,8 @@ class Stats:
         prefix_cache: The prefix cache.
         engine: The engine process and its queue.
         memory: Memory.
-        latency: How long completed requests took, since the daemon started.
-        history: Figures of the last hour, oldest first; empty unless it was asked for.
+        latency: Durations of completed requests since the daemon started.
+        history: Samples of the last hour, oldest first; empty unless requested.
     """
 
     daemon: DaemonStats

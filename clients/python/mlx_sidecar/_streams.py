@@ -1,4 +1,4 @@
-"""Streams of the synchronous client."""
+"""Streams of the synchronous client: iterators of events with a final result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stream(Generic[EventT, ResultT]):
     """
     A running call that yields events and has a result.
 
-    It is cancelled when it is closed, when its `with` block ends, and when nobody refers to it any more.
+    It is cancelled when it is closed, when its `with` block ends, and when it is garbage-collected.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Stream(Generic[EventT, ResultT]):
 
     def result(self) -> ResultT:
         """
-        Read the stream to its end and return what came out of it, whatever was read of it before.
+        Read the stream to its end and return its result, which includes the events read before.
 
         Raises:
             Cancelled: If the stream was closed before its end.

@@ -1,4 +1,4 @@
-"""What has been seen of a stream so far; pure, for both clients."""
+"""Collects the messages of a stream into events and a final result, for both clients."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _KINDS: dict[str | None, Callable[..., GenerateEvent]] = {
 
 
 class Transcript(Protocol[EventT_co, ResultT_co]):
-    """Turns a stream's messages into events, and all of them together into a result."""
+    """Converts each message of a stream to an event, and all messages to a result."""
 
     def add(self, message: Any) -> EventT_co | None:
-        """Take the next message; return its event, or None if it is not one for the caller."""
+        """Add the next message, and return its event; None if the caller gets none."""
 
     def result(self) -> ResultT_co:
         """
         Return the result of a stream that has ended.
 
         Raises:
-            ProtocolError: If its last message never came.
+            ProtocolError: If its last message is missing.
         """
 
 
@@ -54,7 +54,7 @@ class LoadTranscript:
         self._info: ModelInfo | None = None
 
     def add(self, message: pb.GetOrLoadResponse) -> LoadProgress | None:
-        """Return progress; keep what is ready."""
+        """Return progress, and store the model of `ready`."""
         match message.WhichOneof("event"):
             case "progress":
                 return decode(LoadProgress, message.progress)
@@ -82,7 +82,7 @@ class GenerateTranscript:
         self._calls: list[ToolCall] = []
 
     def add(self, message: pb.GenerateResponse) -> GenerateEvent | None:
-        """Return the event, or None if it is newer than this client; keep what the completion is made of."""
+        """Return the event, and add it to the completion; None for a kind of event that this client does not know."""
         name = message.WhichOneof("event")
         if (kind := _KINDS.get(name)) is None:
             return None

@@ -1,1 +1,1 @@
-"""One file for each command."""
+"""The commands, one module each; `daemon.cli.COMMANDS` lists them."""

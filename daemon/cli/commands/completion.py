@@ -1,4 +1,4 @@
-"""`mlx-sidecar completion`: what a shell needs to complete commands, options and models."""
+"""`mlx-sidecar completion`: prints the script with which a shell completes commands, options and models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from daemon.cli.output.formatting import examples
 
 PROGRAM = "mlx-sidecar"
 VARIABLE = "_MLX_SIDECAR_COMPLETE"
-"""The shell sets it when it asks the program for completions."""
+"""Environment variable that the shell sets to request completions."""
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -36,7 +36,7 @@ def command(ctx: click.Context, shell: str | None) -> None:
 
 
 def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the models that a name may become: of the Hub cache, the embedded one, or a directory."""
+    """Return the completions of a model's name: the embedded model, models of the Hub cache, or directories."""
     if incomplete.startswith(("/", ".", "~")):
         return [CompletionItem(incomplete, type="dir")]
     from huggingface_hub import constants

@@ -1,4 +1,4 @@
-"""`mlx-sidecar config`: the value of each setting and where it came from; or one value alone, for scripts."""
+"""`mlx-sidecar config`: prints each setting with its value and origin, or a single value for scripts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def command(session: Session, /, key: str | None, as_json: bool, **flags: object
 
 
 def _plain(value: object) -> str:
-    """Return a value as scripts want it: as the variable of that key takes it, but a list one a line."""
+    """Return a value for scripts: as its environment variable holds it, but a list with one item a line."""
     match value:
         case None:
             return ""
@@ -60,5 +60,5 @@ def _plain(value: object) -> str:
 
 
 def _show(value: object) -> str:
-    """Return a value as the table shows it, on one line."""
+    """Return a value on one line, for the table."""
     return ", ".join(_plain(value).splitlines()) or "-"

@@ -1,4 +1,4 @@
-"""`mlx-sidecar doctor`: look at everything that the daemon needs from this machine."""
+"""`mlx-sidecar doctor`: prints the result of every check of this machine, and the fix of each failure."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def command(session: Session, /, as_json: bool, **flags: object) -> None:
         findings.append(finding)
         if not as_json:
             _show(finding)
-    failures = [one for one in findings if one.verdict is Verdict.FAILED]
+    failures = [finding for finding in findings if finding.verdict is Verdict.FAILED]
     if as_json:
-        print_json({"ok": not failures, "findings": [asdict(one) for one in findings]})
+        print_json({"ok": not failures, "findings": [asdict(finding) for finding in findings]})
     elif failures:
         click.echo(f"\n{len(failures)} of {count(len(findings), 'check')} failed.")
     if failures:

@@ -1,4 +1,4 @@
-"""`mlx-sidecar invalidate`: drop weights and cached prefixes, after a look at what that would be."""
+"""`mlx-sidecar invalidate`: drops weights and cached prefixes, after a dry run and a question."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Target:
-    """What to drop; `model` None means all, `prefix` None means the whole model."""
+    """The target of an Invalidate: `model` None means all models, `prefix` None means the whole model."""
 
     model: str | None
     prefix: str | None
@@ -73,7 +73,7 @@ def command(
         raise click.UsageError("Without a terminal it cannot ask; give --yes or --dry-run.")
     with session.client() as client:
         if yes or dry_run or _agreed(target.drop(client, dry_run=True)):
-            # Also when there is nothing to drop: it lifts a quarantine.
+            # Called even if there is nothing to drop, because an Invalidate also lifts a quarantine.
             result = target.drop(client, dry_run=dry_run)
         elif as_json:
             return print_json({"models": [], "blocks": 0, "bytes_freed": 0, "bytes_in_use": 0, "dry_run": False})

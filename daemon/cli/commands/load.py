@@ -1,4 +1,4 @@
-"""`mlx-sidecar load`: make a model ready."""
+"""`mlx-sidecar load`: load a model with progress, pin it, or estimate its memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 def command(session: Session, /, model: str, no_download: bool, as_json: bool, **options: Any) -> None:
     """Load MODEL (a Hub id, a directory or "embedded") and show how far it is."""
     with session.client(ask=True) as client:
-        # An estimate needs no download; one that allows it fetches the model, as `pull` does.
+        # With a download allowed, an estimate would fetch the model, as `pull` does.
         allow_download = not (no_download or options["estimate_only"])
         info = follow(client.get_or_load(model, allow_download=allow_download, **options))
     if as_json:

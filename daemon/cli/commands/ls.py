@@ -1,4 +1,4 @@
-"""`mlx-sidecar ls`: what is on this machine, and whether it fits."""
+"""`mlx-sidecar ls`: the models of the local Hub cache, their sizes, and whether they fit in memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class _Room:
     """
-    What weights are compared with.
+    The room for weights.
 
     Attributes:
-        nbytes: Most bytes that a model may have.
-        source: Where the figure comes from: "daemon" or "configuration".
+        nbytes: Most bytes of one model's weights.
+        source: Origin of the figure: "daemon" or "configuration".
         loaded: Names of the models in memory.
     """
 
@@ -53,25 +53,25 @@ def command(session: Session, /, as_json: bool) -> None:
     folder = Path(constants.HF_HUB_CACHE)
     models, room = cached_models(folder), _room(session)
     if as_json:
-        return print_json([_tree(one, room) for one in models])
+        return print_json([_tree(model, room) for model in models])
     if not models:
         click.echo(f"No model is in {folder}. Fetch one with: mlx-sidecar pull ORG/NAME")
         return None
-    table(["MODEL", "WEIGHTS", "ON DISK", "FITS", "LAST READ"], [_row(one, room) for one in models])
+    table(["MODEL", "WEIGHTS", "ON DISK", "FITS", "LAST READ"], [_row(model, room) for model in models])
     click.echo(_compared(room))
     return None
 
 
 def _room(session: Session) -> _Room:
-    """Return what the daemon says; before its engine is up, or without it, what the configuration says."""
+    """Return the daemon's figures. Without a daemon, or before its engine is up, return those of the configuration."""
     try:
         with session.client() as client:
             stats = client.stats()
     except DaemonNotRunning:
         return _configured(session)
-    loaded = frozenset(name for one in stats.models for name in (*one.names, one.info.model))
+    loaded = frozenset(name for model in stats.models for name in (*model.names, model.info.model))
     limit = stats.memory.limit_bytes
-    # A budget of zero keeps nothing, but still loads whatever the memory allows.
+    # With a budget of zero no model stays in memory, but each call still loads its model up to the memory limit.
     return (
         _Room(min(stats.model_cache.budget_bytes or limit, limit), "daemon", loaded) if limit else _configured(session)
     )
@@ -81,24 +81,24 @@ def _configured(session: Session) -> _Room:
     return _Room(session.config().model_cache_bytes, "configuration", frozenset())
 
 
-def _fits(one: CachedModel, room: _Room) -> bool | None:
-    """Tell whether a model fits once others made room; None if its weights are not all there."""
-    return one.size_bytes <= room.nbytes if one.complete else None
+def _fits(model: CachedModel, room: _Room) -> bool | None:
+    """Tell whether a model fits after evictions of idle models; None if its weights are incomplete."""
+    return model.size_bytes <= room.nbytes if model.complete else None
 
 
-def _tree(one: CachedModel, room: _Room) -> dict[str, object]:
-    facts = {"fits": _fits(one, room), "loaded": one.model in room.loaded, "last_used": one.last_used.isoformat()}
-    return asdict(one) | facts
+def _tree(model: CachedModel, room: _Room) -> dict[str, object]:
+    loaded = model.model in room.loaded
+    return asdict(model) | {"fits": _fits(model, room), "loaded": loaded, "last_used": model.last_used.isoformat()}
 
 
-def _row(one: CachedModel, room: _Room) -> list[str]:
-    fits = {True: "yes", False: "no", None: "incomplete" if one.size_bytes else "no weights"}[_fits(one, room)]
-    idle = (datetime.now(UTC) - one.last_used).total_seconds()
+def _row(model: CachedModel, room: _Room) -> list[str]:
+    fits = {True: "yes", False: "no", None: "incomplete" if model.size_bytes else "no weights"}[_fits(model, room)]
+    idle = (datetime.now(UTC) - model.last_used).total_seconds()
     return [
-        one.model,
-        size(one.size_bytes),
-        size(one.disk_bytes),
-        "loaded" if one.model in room.loaded else fits,
+        model.model,
+        size(model.size_bytes),
+        size(model.disk_bytes),
+        "loaded" if model.model in room.loaded else fits,
         f"{span(max(idle, 0))} ago",
     ]
 

@@ -1,4 +1,4 @@
-"""`mlx-sidecar metrics`: the daemon's figures for Prometheus, from a process of its own."""
+"""`mlx-sidecar metrics`: exports Stats to Prometheus, as text, as a file, or over HTTP from its own process."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def command(session: Session, /, port: int | None, file: Path | None) -> None:
 
 
 def _serve(client: Client, port: int) -> None:
-    """Answer scrapes until SIGTERM or Ctrl-C; while the daemon is away they say so and hold nothing else."""
+    """Answer scrapes until SIGTERM or Ctrl-C. Without a daemon a scrape has `mlx_sidecar_up 0` only."""
     from daemon.cli.output.exporter import serve
 
     stop = threading.Event()
@@ -74,12 +74,12 @@ def _serve(client: Client, port: int) -> None:
 
 
 def _replace(file: Path, figures: str) -> None:
-    """Put a whole file in its place at once: a collector may read at any time."""
+    """Replace a file atomically, because a collector can read it at any time."""
     try:
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
         with os.fdopen(handle, "w", encoding="utf-8") as temporary:
             temporary.write(figures)
-        os.chmod(name, 0o644)  # collectors run as other users; there is nothing private in it
+        os.chmod(name, 0o644)  # collectors run as other users, and figures are not private
         os.replace(name, file)
     except OSError as error:
         raise click.FileError(str(file), error.strerror) from None

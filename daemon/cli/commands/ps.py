@@ -1,4 +1,4 @@
-"""`mlx-sidecar ps`: what is in memory."""
+"""`mlx-sidecar ps`: the models in memory, and the size of the prefix cache."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ def command(session: Session, /, as_json: bool) -> None:
     with session.client() as client:
         stats = client.stats()
     if as_json:
-        models = [asdict(one) for one in stats.models]
+        models = [asdict(model) for model in stats.models]
         return print_json({"models": models, "prefix_cache": asdict(stats.prefix_cache)})
     if stats.models:
-        table(["MODEL", "SIZE", "STATE", "IN USE", "UNTIL"], [_row(one) for one in stats.models])
+        table(["MODEL", "SIZE", "STATE", "IN USE", "UNTIL"], [_row(model) for model in stats.models])
     else:
         click.echo("No model is in memory.")
     click.echo(_prefix_line(stats.prefix_cache))
     if stats.engine.state != "ready":
-        # The table is what the engine last said.
+        # The table then holds the engine's last report, which can be old.
         click.echo(f"The engine is {stats.engine.state}; see the daemon's log.", err=True)
     return None
 
 
-def _row(one: ModelStats) -> list[str]:
-    return [" = ".join(one.names) or one.info.model, size(one.info.size_bytes), one.state, str(one.in_use), _until(one)]
+def _row(model: ModelStats) -> list[str]:
+    names = " = ".join(model.names) or model.info.model
+    return [names, size(model.info.size_bytes), model.state, str(model.in_use), _until(model)]
 
 
-def _until(one: ModelStats) -> str:
-    if one.pinned:
+def _until(model: ModelStats) -> str:
+    if model.pinned:
         return "pinned"
-    if one.in_use:
+    if model.in_use:
         return "in use"
-    if one.expires_in is None:
+    if model.expires_in is None:
         return "-"
-    return f"in {span(one.expires_in)}" if one.expires_in > 0 else "now"
+    return f"in {span(model.expires_in)}" if model.expires_in > 0 else "now"
 
 
 def _prefix_line(cache: PrefixCacheStats) -> str:

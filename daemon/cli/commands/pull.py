@@ -1,4 +1,4 @@
-"""`mlx-sidecar pull`: fetch a model and load nothing."""
+"""`mlx-sidecar pull`: download a model into the Hub cache without loading it."""
 
 from __future__ import annotations
 

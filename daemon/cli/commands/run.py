@@ -1,4 +1,4 @@
-"""`mlx-sidecar run`: one prompt, or a conversation."""
+"""`mlx-sidecar run`: streams the answer to a prompt, or holds a conversation on the terminal."""
 
 from __future__ import annotations
 
@@ -122,7 +122,11 @@ def command(
 
 
 def _text(prompt: str | None, files: Sequence[Path], raw: bool) -> str:
-    """Return the files and then the prompt: questions about the same files then begin alike, and share their KV."""
+    """
+    Return the text of the files, then the prompt.
+
+    In this order, several questions about the same files share a prefix, and with it the KV cache.
+    """
     if prompt is None and not files:
         files = [_STDIN]
     parts = [_read(file) for file in files]

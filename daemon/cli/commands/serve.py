@@ -1,4 +1,4 @@
-"""`mlx-sidecar serve`: run the daemon."""
+"""`mlx-sidecar serve`: runs the daemon in the foreground."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def command(session: Session, /, **flags: object) -> None:
     Values come from the defaults, config.toml, MLX_SIDECAR_* variables and these flags; the last one wins.
     """
     config = resolve(session.socket_flag, flags).config
-    from daemon.server.app import run
+    from daemon.server.app import run  # after the configuration, which is refused without these imports
 
     sys.exit(run(config))

@@ -1,4 +1,4 @@
-"""`mlx-sidecar service`: the daemon as a service of macOS, kept alive by launchd."""
+"""`mlx-sidecar service`: installs, controls and shows the daemon as a service of macOS under launchd."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ def restart(wait: float, as_json: bool) -> None:
 @_json
 def status(as_json: bool) -> None:
     """Show what launchd knows of the service and whether it serves. Exit status 3 if it does not."""
-    found = _service(0).status()
+    state = _service(0).status()
     if as_json:
-        print_json(_plain(found))
+        print_json(_plain(state))
     else:
-        click.echo(_shown(found))
-    if not found.ready:
+        click.echo(_shown(state))
+    if not state.ready:
         raise SystemExit(NOT_RUNNING)
 
 
@@ -126,8 +126,8 @@ def status(as_json: bool) -> None:
 @click.option("--stderr", is_flag=True, help="Show what was printed before there was a log: tracebacks, refusals.")
 def logs(following: bool, lines: int, stderr: bool) -> None:
     """Print the service's log."""
-    found = _service(0).status()
-    path = found.stderr if stderr or found.log is None else found.log
+    state = _service(0).status()
+    path = state.stderr if stderr or state.log is None else state.log
     if not following and not path.exists():
         raise ServiceError(f"there is no log at {path} yet")
     try:
@@ -143,7 +143,7 @@ def _service(wait: float) -> Service:
 
 
 def look(socket: Path) -> Serving | None:
-    """Return who serves on a socket."""
+    """Return the daemon that serves on a socket; None if none answers within a second."""
     from mlx_sidecar import Client, SidecarError
 
     if not socket.exists():
@@ -157,35 +157,35 @@ def look(socket: Path) -> Serving | None:
 
 
 def _tell(service: Service, done: str, as_json: bool) -> None:
-    found = service.status()
+    state = service.status()
     if as_json:
-        print_json(_plain(found))
-    elif found.serving:
-        click.echo(f"{done}: version {found.serving.version} serves on {found.socket} (pid {found.serving.pid}).")
+        print_json(_plain(state))
+    elif state.serving:
+        click.echo(f"{done}: version {state.serving.version} serves on {state.socket} (pid {state.serving.pid}).")
 
 
-def _plain(found: Status) -> dict[str, Any]:
-    serving = found.serving._asdict() if found.serving else None
-    return asdict(found) | {"serving": serving, "ready": found.ready}
+def _plain(state: Status) -> dict[str, Any]:
+    serving = state.serving._asdict() if state.serving else None
+    return asdict(state) | {"serving": serving, "ready": state.ready}
 
 
-def _shown(found: Status) -> str:
-    job, serving = found.job, found.serving
+def _shown(state: Status) -> str:
+    job, serving = state.job, state.serving
     rows = [
-        ("installed", str(found.plist or "no; run: mlx-sidecar service install")),
-        ("loaded", f"{found.domain}/{agent.LABEL}, {job.state}" if job else "no; run: mlx-sidecar service start"),
+        ("installed", str(state.plist or "no; run: mlx-sidecar service install")),
+        ("loaded", f"{state.domain}/{agent.LABEL}, {job.state}" if job else "no; run: mlx-sidecar service start"),
         ("process", str(job.pid or "none") if job else "none"),
         ("last exit", (job.last_exit or "none since it was loaded") if job else "unknown"),
         ("exit timeout", f"{job.exit_timeout} s" if job and job.exit_timeout is not None else "unknown"),
-        ("socket", str(found.socket)),
+        ("socket", str(state.socket)),
         ("serving", f"version {serving.version}, pid {serving.pid}" if serving else "no"),
-        ("log", str(found.log or "none: it logs to stderr")),
-        ("stderr", str(found.stderr)),
+        ("log", str(state.log or "none: it logs to stderr")),
+        ("stderr", str(state.stderr)),
     ]
     if serving and not serving.ready:
         rows.append(("note", "its engine is not ready; see: mlx-sidecar stats"))
     if serving and (not job or serving.pid != job.pid):
         rows.append(("note", f"another daemon (pid {serving.pid}) has the socket, not the service"))
-    if found.homebrew:
+    if state.homebrew:
         rows.append(("note", "Homebrew has a service of its own: brew services info mlx-sidecar"))
     return "\n".join(f"{label:<13} {text}" for label, text in rows)

@@ -1,4 +1,4 @@
-"""`mlx-sidecar stats`: the whole state of the daemon, for people, for programs, or as a page."""
+"""`mlx-sidecar stats`: prints the whole state of the daemon, as text, as JSON, or as an HTML page."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
             yield "size_bytes", size(value.size_bytes)
             yield "prefix_reuse", value.prefix_reuse
         elif field.name == "stuck":
-            yield "stuck", "; ".join(f"{one.work} of {one.model}, {span(one.silent or 0)}" for one in value) or "-"
+            yield "stuck", "; ".join(f"{work.work} of {work.model}, {span(work.silent or 0)}" for work in value) or "-"
         elif field.name != "namespaces":
             yield field.name, _format(field.name, value)
 
@@ -101,8 +101,8 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
 def _quantiles(latency: LatencyStats) -> Iterator[tuple[str, str]]:
     for field in fields(latency):
         histogram = getattr(latency, field.name)
-        shares = ((f"p{round(100 * share)}", histogram.quantile(share)) for share in (0.5, 0.9, 0.99))
-        parts = [f"{name} {brief(value)}" for name, value in shares if value is not None]
+        quantiles = ((f"p{round(100 * share)}", histogram.quantile(share)) for share in (0.5, 0.9, 0.99))
+        parts = [f"{name} {brief(value)}" for name, value in quantiles if value is not None]
         yield field.name, ", ".join([*parts, count(histogram.count, "request")]) if parts else "-"
 
 

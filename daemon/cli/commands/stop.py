@@ -1,4 +1,4 @@
-"""`mlx-sidecar stop`: drop weights, keep prefixes."""
+"""`mlx-sidecar stop`: drops the weights of one model or of all, and keeps cached prefixes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mlx-sidecar top`: the daemon, live."""
+"""`mlx-sidecar top`: a full screen with the daemon's state, refreshed every second."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def command(session: Session, /, interval: float) -> None:
     from mlx_sidecar import SidecarError
 
     with session.client() as client:
-        view = View(client.stats(), time.monotonic())  # an error of the first look ends the command
+        view = View(client.stats(), time.monotonic())  # an error of the first call ends the command
         screen = Screen(view)
         with (
             suppress(KeyboardInterrupt),

@@ -1,1 +1,1 @@
-"""What commands print and write."""
+"""Output of commands: answers, progress, tables, the `top` rows, the `stats` page and Prometheus metrics."""

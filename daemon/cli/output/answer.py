@@ -1,4 +1,4 @@
-"""An answer as it comes, and what it took."""
+"""Prints an answer while it streams, and its timings."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ if TYPE_CHECKING:
 
 def print_answer(stream: GenerateStream) -> None:
     """
-    Print each delta at once, and a line end after the last; nothing at all for an answer without text. On a terminal,
-    control characters are replaced, and what the model thinks first is shown, dimmed; a pipe gets the answer alone.
+    Print each delta at once, and a line end after the last. An answer without text prints nothing.
+
+    On a terminal, control characters are replaced, and the model's reasoning is shown first, dimmed. A pipe gets the
+    text only.
 
     Raises:
-        SidecarError: If the call fails; what came before is printed by then.
+        SidecarError: If the call fails; the text before the failure is printed by then.
     """
     terminal = stdout_is_terminal()
     clean: Callable[[str], str] = printable if terminal else str
-    last, thinks = "", False
+    last, reasons = "", False
     try:
         for reasoning, text in _parts(stream):
             if reasoning and terminal:
-                last, thinks = reasoning, True
+                last, reasons = reasoning, True
                 click.secho(clean(reasoning), nl=False, dim=True)
             if text:
-                if thinks:
+                if reasons:
                     click.echo("" if last.endswith("\n") else "\n")
-                last, thinks = text, False  # before it is printed: Ctrl-C may come right after
+                last, reasons = text, False  # before the print, because Ctrl-C can interrupt right after it
                 click.echo(clean(text), nl=False)
     finally:
         if last and not last.endswith("\n"):
@@ -42,7 +44,7 @@ def print_answer(stream: GenerateStream) -> None:
 
 
 def _parts(stream: GenerateStream) -> Iterator[tuple[str, str]]:
-    """Yield reasoning and text of each delta; the call is cancelled when this ends early."""
+    """Yield reasoning and text of each delta. Closing this generator early cancels the call."""
     from mlx_sidecar import Delta
 
     with closing(stream):
@@ -55,7 +57,7 @@ def print_timings(result: Completion) -> None:
     """Print tokens and speeds of an answer to stderr."""
     usage, timings = result.usage, result.timings
     computed = usage.prompt_tokens - usage.cached_tokens
-    # The first token comes out of prefill, so decoding made one fewer.
+    # Prefill produces the first token, so decode produced one fewer.
     decoded = max(usage.completion_tokens - 1, 0)
     lines = [
         ("prompt", f"{count(usage.prompt_tokens, 'token')}, {usage.cached_tokens:,} of them cached"),

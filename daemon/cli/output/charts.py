@@ -1,4 +1,4 @@
-"""Charts as coordinates: the page's template draws them as SVG."""
+"""Line charts of the `stats` page as coordinates, which its template draws as SVG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAST_SECONDS = (60, 120, 300, 600, 1200, 1800, 3600)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: its name, its colour's number, and its pieces as SVG `points`."""
+    """One line of a chart: name, number of its colour, pieces as SVG `points`, and single points as dots."""
 
     name: str
     colour: int
@@ -29,10 +29,10 @@ class Chart:
     Lines over the last minutes.
 
     Attributes:
-        title: What it shows.
+        title: Its title.
         lines: The lines.
         rows: Height and text of each horizontal rule.
-        columns: Place and text of each time.
+        columns: Position and text of each time on the axis.
     """
 
     title: str
@@ -50,13 +50,13 @@ def chart(
     title: str, lines: Iterable[tuple[str, Sequence[Point]]], show: Callable[[float], str], top: float | None = None
 ) -> Chart:
     """
-    Lay lines out on common axes. Time ends now, at the right.
+    Lay lines out on common axes. The right end of the time axis is now.
 
     Args:
-        title: What it shows.
+        title: The title.
         lines: Name and points of each line.
-        show: A value as text.
-        top: Highest value of the axis; None for what the lines need.
+        show: Formats a value of the vertical axis.
+        top: Highest value of the axis; None for the next round number above the lines.
     """
     given = list(lines)
     known = [point for _, points in given for point in points if point.value is not None]
@@ -86,7 +86,7 @@ def nice_ceiling(value: float) -> float:
 
 
 def _runs(points: Sequence[Point]) -> list[list[Point]]:
-    """Return the stretches without a gap."""
+    """Return the runs of points between gaps."""
     runs: list[list[Point]] = [[]]
     for point in points:
         if point.value is None:

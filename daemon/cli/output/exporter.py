@@ -1,4 +1,4 @@
-"""Stats as Prometheus metrics: fetched when they are asked for, never kept."""
+"""Prometheus metrics from Stats, fetched at each scrape and never stored."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ _SECONDS = {"uptime", "step_age", "step_time_p50", "step_time_p99", "token_gap_p
 
 class StatsCollector(Collector):
     """
-    Turns an answer of Stats into metrics. A daemon that does not answer is `mlx_sidecar_up 0`, not an error.
+    Converts Stats into metrics. A daemon that does not answer gives `mlx_sidecar_up 0`, not an error.
 
     Args:
-        ask: Returns the figures, or raises `SidecarError`; called at each scrape.
+        ask: Returns Stats, or raises `SidecarError`; called at each scrape.
     """
 
     def __init__(self, ask: Callable[[], Stats]) -> None:
         self._ask = ask
 
     def collect(self) -> Iterable[Metric]:
-        """Ask the daemon, and return what it says."""
+        """Fetch Stats, and return it as metrics."""
         up = GaugeMetricFamily("mlx_sidecar_up", "Whether the daemon answers.")
         try:
             stats = self._ask()
@@ -56,13 +56,13 @@ class StatsCollector(Collector):
         return [up, *_figures(stats), _state(stats), _stuck(stats), *_models(stats), *_latency(stats)]
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: a registry must not ask the daemon when it is made."""
+        """Return nothing, so that creating a registry does not call the daemon."""
         return []
 
 
 def text(client: Client) -> str:
     """
-    Return the figures in Prometheus's text format.
+    Return the metrics in Prometheus's text format.
 
     Raises:
         SidecarError: If the daemon does not answer.
@@ -73,7 +73,7 @@ def text(client: Client) -> str:
 
 @contextmanager
 def serve(client: Client, address: str, port: int) -> Iterator[int]:
-    """Serve the figures over HTTP in threads, and yield the port: a free one if `port` is 0."""
+    """Serve the metrics over HTTP in threads, and yield the port. Port 0 takes a free port."""
     server, thread = start_http_server(port, address, _registry(client.stats))
     try:
         yield server.server_port
@@ -112,9 +112,9 @@ def _stuck(stats: Stats) -> Metric:
 def _models(stats: Stats) -> Iterator[Metric]:
     nbytes = GaugeMetricFamily("mlx_sidecar_model_bytes", "Weights of each model.", labels=["model", "state"])
     in_use = GaugeMetricFamily("mlx_sidecar_model_in_use", "Requests that use each model.", labels=["model"])
-    for one in stats.models:
-        nbytes.add_metric([one.info.model, one.state], one.info.size_bytes)
-        in_use.add_metric([one.info.model], one.in_use)
+    for model in stats.models:
+        nbytes.add_metric([model.info.model, model.state], model.info.size_bytes)
+        in_use.add_metric([model.info.model], model.in_use)
     yield nbytes
     yield in_use
 
@@ -123,12 +123,12 @@ def _latency(stats: Stats) -> Iterator[Metric]:
     for field in fields(stats.latency):
         histogram: LatencyHistogram = getattr(stats.latency, field.name)
         name, about = f"mlx_sidecar_{field.name}_seconds", f"latency.{field.name} of Stats."
-        if histogram.counts:  # an older daemon keeps none
+        if histogram.counts:  # an older daemon sends none
             yield HistogramMetricFamily(name, about, buckets=_buckets(histogram), sum_value=histogram.sum or 0.0)
 
 
 def _buckets(histogram: LatencyHistogram) -> list[tuple[str, float]]:
-    """Return cumulative counts, as Prometheus has them."""
+    """Return cumulative counts by upper bound, as Prometheus defines a histogram."""
     total, buckets = 0, []
     for bound, count in zip([*map(str, histogram.bounds), "+Inf"], histogram.counts, strict=True):
         total += count

@@ -1,4 +1,4 @@
-"""How times, shares, tables and JSON look; `daemon.shared.wording` has sizes and counts."""
+"""Formatting of times, percentages, tables and JSON for all commands; sizes and counts are in `shared/wording.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SPANS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 
 
 def span(seconds: float) -> str:
-    """Return a span of time in its largest unit, rounded: "4 minutes", "1 hour", "0 seconds"."""
+    """Return a duration in its largest unit, rounded: "4 minutes", "1 hour", "0 seconds"."""
     for number, (length, unit) in enumerate(_SPANS):
         finer = _SPANS[number + 1][0] if length > 1 else 0
         if seconds >= length - finer / 2 or length == 1:
@@ -26,7 +26,7 @@ def span(seconds: float) -> str:
 
 
 def brief(seconds: float) -> str:
-    """Return a short span of time: "420 µs", "35 ms", "1.2 s", "95 s"."""
+    """Return a short duration: "420 µs", "35 ms", "1.2 s", "95 s"."""
     if seconds < 0.0095:
         return f"{1e6 * seconds:.0f} µs" if seconds < 0.00095 else f"{1e3 * seconds:.1f} ms"
     if seconds < 0.95:
@@ -35,12 +35,12 @@ def brief(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share of 1 as "87 %"."""
+    """Return a fraction as a percentage: "87 %"."""
     return f"{share:.0%}".replace("%", " %")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns; the header is bold on a terminal."""
+    """Print aligned columns; the header is bold on a terminal."""
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     for number, row in enumerate([header, *rows]):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -54,29 +54,29 @@ def print_json(value: Any) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a model's text without the control characters that could command a terminal."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if _commands(one) else one for one in text)
+    """Return text with control characters replaced, because these can command a terminal."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if _is_control(character) else character for character in text)
 
 
-def _commands(character: str) -> bool:
+def _is_control(character: str) -> bool:
     return unicodedata.category(character) == "Cc" and character not in "\n\t"
 
 
 def stdin_is_terminal() -> bool:
-    """Tell whether somebody can be asked."""
+    """Tell whether a question can be answered."""
     return sys.stdin.isatty()
 
 
 def stdout_is_terminal() -> bool:
-    """Tell whether somebody reads the output as it comes."""
+    """Tell whether output is shown while it is printed."""
     return sys.stdout.isatty()
 
 
 def stderr_is_terminal() -> bool:
-    """Tell whether somebody watches the progress."""
+    """Tell whether progress is shown as a moving bar."""
     return sys.stderr.isatty()
 
 
 def examples(*lines: str) -> str:
-    """Return the end of a command's help."""
+    """Return the examples at the end of a command's help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

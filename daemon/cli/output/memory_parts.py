@@ -1,4 +1,4 @@
-"""What memory is used for, part by part."""
+"""The parts of the memory bar of `top` and `stats --html`: each model, the prefix cache, running requests, free."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from mlx_sidecar import Stats
 
 COLOURS = 8
-"""So many models have a colour of their own; then they repeat."""
+"""Number of distinct colours for models; further models repeat them."""
 
 
 class Part(NamedTuple):
     """
-    One part of the memory.
+    One part of the bar.
 
     Attributes:
         style: "model0" to "model7", "other", "trie", "live" or "free".
-        name: What a person calls it.
-        nbytes: Its bytes; below zero only for "free", when more is used than allowed.
-        share: Its part of all, 0 to 1.
+        name: Its label.
+        nbytes: Its bytes; below zero only for "free", when more is used than the limit.
+        share: Its fraction of the whole bar, 0 to 1.
     """
 
     style: str
@@ -30,11 +30,11 @@ class Part(NamedTuple):
 
 
 def memory_parts(stats: Stats) -> list[Part]:
-    """Return the parts of the memory below the limit, in the order that a bar shows them; together they are all."""
+    """Return the parts in the bar's order. They sum to the memory limit."""
     parts = list(_used(stats))
     used = sum(nbytes for _, _, nbytes in parts)
     free = stats.memory.limit_bytes - used
-    whole = max(stats.memory.limit_bytes, used, 1)
+    whole = max(stats.memory.limit_bytes, used, 1)  # above the limit, the used parts fill the bar
     return [Part(*part, part[2] / whole) for part in [*parts, ("free", "Free below the limit", free)]]
 
 

@@ -1,4 +1,4 @@
-"""The page of `stats --html`: one file, no script, nothing fetched; its own policy forbids both."""
+"""The page of `stats --html`: one self-contained file. Its content security policy forbids scripts and fetches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Row:
 
 
 def render(stats: Stats) -> str:
-    """Return the page. Names of models are escaped; they may be anything."""
+    """Return the page as HTML. All text is escaped, because a model's name can hold any characters."""
     environment = Environment(
         loader=PackageLoader("daemon.cli.output", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -123,7 +123,7 @@ def _row(title: str, histogram: LatencyHistogram) -> Row:
 
 def _trie(namespaces: tuple[NamespaceStats, ...]) -> list[tuple[str, int, list[NamespaceStats]]]:
     """Return for each model its blocks and its namespaces, most blocks first."""
-    by_model = sorted(namespaces, key=lambda one: one.model)
-    groups = [(model, list(members)) for model, members in groupby(by_model, lambda one: one.model)]
-    counted = [(model, sum(one.blocks for one in members), members) for model, members in groups]
+    by_model = sorted(namespaces, key=lambda namespace: namespace.model)
+    groups = [(model, list(members)) for model, members in groupby(by_model, lambda namespace: namespace.model)]
+    counted = [(model, sum(namespace.blocks for namespace in members), members) for model, members in groups]
     return sorted(counted, key=lambda group: -group[1])

@@ -1,4 +1,4 @@
-"""Progress of a load on stderr: a bar for people, lines for files."""
+"""Shows the progress of a load on stderr: a bar on a terminal, lines in a file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _STEP_PERCENT = 10
 
 def follow(load: LoadStream) -> ModelInfo:
     """
-    Show a load until it ends, and return the model. The load is cancelled if this is interrupted.
+    Show a load until it ends, and return the model. An interruption cancels the load.
 
     Raises:
-        SidecarError: If it failed.
+        SidecarError: If the load fails.
     """
     with load, _bar() if stderr_is_terminal() else _lines() as show:
         for event in load:
@@ -32,7 +32,7 @@ def follow(load: LoadStream) -> ModelInfo:
 
 @contextmanager
 def _lines() -> Iterator[Callable[[LoadProgress], None]]:
-    """Print a line for each stage and each tenth of it."""
+    """Yield a function that prints a line for each stage and each tenth of it."""
     last: tuple[str, int] | None = None
 
     def show(event: LoadProgress) -> None:
@@ -78,7 +78,7 @@ def _bar() -> Iterator[Callable[[LoadProgress], None]]:
             nonlocal stage
             if event.stage != stage:
                 stage = event.stage
-                progress.reset(task)  # so that the speed is that of this stage
+                progress.reset(task)  # so that the speed and the remaining time are those of this stage
             described = stage.replace("_", " ")
             if event.evicting:
                 described += f" (dropping {', '.join(event.evicting)})"

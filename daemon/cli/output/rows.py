@@ -1,4 +1,8 @@
-"""Rows of the screen of `top`, each made for a width. No figure is cut: what does not fit goes below or is left out."""
+"""
+Rows of the `top` screen, each laid out for a width in columns.
+
+No value is ever cut. A value that does not fit moves to the next line or is left out; only names are shortened.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,13 @@ _COLOURS = {
 }
 _SPARKS = "▁▂▃▄▅▆▇█"
 _WIDE = 66
-"""So many columns have room for a figure that is nice to know."""
+"""Width from which the table of models has its optional column."""
 _LEAST_BAR = 8
 _TROUBLE_LINES = 3
 
 
 def header(stats: Stats, trouble: str, width: int) -> list[Text]:
-    """Return what the daemon is and how it does; or `trouble`, which takes more than one line where it has to."""
+    """Return version, engine state and uptime of the daemon; or `trouble`, an error text that can take three lines."""
     daemon, engine = stats.daemon, stats.engine
     name = f"mlx-sidecar {daemon.version}"
     if trouble:
@@ -54,7 +58,7 @@ def header(stats: Stats, trouble: str, width: int) -> list[Text]:
 
 
 def memory_rows(stats: Stats, width: int) -> Table:
-    """Return a row for each part, each bar where the one before it ends, so that they read as one bar."""
+    """Return a row for each memory part. Each bar begins where the previous bar ends, so the rows form one bar."""
     parts = memory_parts(stats)
     sizes = [_signed(part.nbytes) for part in parts]
     figures = max(map(len, sizes))
@@ -66,7 +70,7 @@ def memory_rows(stats: Stats, width: int) -> Table:
     begin = 0.0
     for part, nbytes in zip(parts, sizes, strict=True):
         end = begin + max(part.share, 0.0)
-        # A part that is there is seen, however small: it has a cell at least.
+        # A small part still gets one cell, so that every part is visible.
         first = min(begin, 1 - 1 / cells)
         last = max(end, first + 1 / cells) if part.nbytes > 0 else end
         bar = Bar(1.0, first, last, color=_COLOURS[part.style])
@@ -76,7 +80,7 @@ def memory_rows(stats: Stats, width: int) -> Table:
 
 
 def memory_bar(stats: Stats, width: int) -> Text:
-    """Return the whole memory as one line: what is used, and a bar of its parts."""
+    """Return the memory as one line: used bytes, limit, and a bar of the parts if there is room."""
     parts = memory_parts(stats)
     used = sum(part.nbytes for part in parts if part.style != "free")
     text = Text(f"{size(used)} of {size(stats.memory.limit_bytes)} used", no_wrap=True, overflow="ellipsis")
@@ -93,49 +97,49 @@ def memory_bar(stats: Stats, width: int) -> Text:
 
 
 def facts(stats: Stats, width: int) -> list[Text]:
-    """Return what runs, how much is reused and how fast the first token comes; the most important first."""
+    """Return lines with requests, reuse and time to first token, the most important first."""
     engine, cache, latency = stats.engine, stats.prefix_cache, stats.latency
     reused = cache.tokens_reused / cache.tokens_looked_up if cache.tokens_looked_up else 0.0
     spans = ((name, latency.first_token.quantile(share)) for name, share in (("p50", 0.5), ("p99", 0.99)))
     first = ", ".join(f"{name} {brief(value)}" for name, value in spans if value is not None)
-    told = [
+    lines = [
         f"{engine.decoding} decode, {engine.prefilling} prefill, {engine.queued} wait",
         f"{percent(reused)} of prompt tokens reused",
         f"first token {first or '-'}",
         f"{engine.rejected:,} rejected, {engine.cancelled:,} cancelled so far",
         f"{percent(cache.hit_rate)} of {count(cache.lookups, 'prompt')} hit",
     ]
-    return [_line(line) for line in _packed(told, width)]
+    return [_line(line) for line in _packed(lines, width)]
 
 
 def speed_row(stats: Stats, speeds: Sequence[float], width: int) -> Text:
-    """Return tokens generated each second, now and at most, and as many totals as fit."""
+    """Return the current and the highest speed in tokens per second, and as many totals as fit."""
     now, most = (speeds[-1] if speeds else 0.0), max(speeds, default=0.0)
-    told = [
+    totals = [
         f"{now:,.1f} tokens/s now, {most:,.1f} at most",
         f"{stats.engine.generated_tokens:,} generated",
         f"{count(stats.engine.prompt_tokens, 'prompt token')} computed",
     ]
-    return _line(_packed(told, width)[0])
+    return _line(_packed(totals, width)[0])
 
 
 def speeds_row(speeds: Sequence[float], width: int) -> Text:
-    """Return the last speeds as a line of steps."""
+    """Return the last `width` speeds as a sparkline."""
     return Text(sparkline(speeds[-max(width, 1) :]), style="cyan", no_wrap=True)
 
 
 def model_rows(models: Sequence[ModelStats], width: int) -> list[Text]:
-    """Return a header and a line for each model; names give way to figures, and keep their ends."""
+    """Return a header and a line for each model. Names are shortened at their beginning, values never."""
     if not models:
         return [Text("No model is in memory.", style="dim")]
-    columns = [["size", *(size(one.info.size_bytes) for one in models)]]
-    columns.append(["state", *("pinned" if one.pinned else one.state for one in models)])
-    columns.append(["in use", *(str(one.in_use) for one in models)])
+    columns = [["size", *(size(model.info.size_bytes) for model in models)]]
+    columns.append(["state", *("pinned" if model.pinned else model.state for model in models)])
+    columns.append(["in use", *(str(model.in_use) for model in models)])
     if width >= _WIDE:
-        columns.append(["asked for", *(f"{one.use_count:,}" for one in models)])
+        columns.append(["asked for", *(f"{model.use_count:,}" for model in models)])
     widths = [max(map(len, column)) for column in columns]
     room = max(width - sum(widths) - 2 * len(widths), 1)
-    names = ["model", *(_named(one, room) for one in models)]
+    names = ["model", *(_named(model, room) for model in models)]
     return [
         Text("  ".join([set_cell_size(name, room), *_justified(figures, widths)]), style=style, no_wrap=True)
         for name, style, *figures in zip(names, ["bold", *[""] * len(models)], *columns, strict=True)
@@ -143,20 +147,22 @@ def model_rows(models: Sequence[ModelStats], width: int) -> list[Text]:
 
 
 def sparkline(values: Iterable[float], steps: str = _SPARKS) -> str:
-    """Return one character for each value; the largest is the highest step, nothing at all the lowest."""
+    """Return one character for each value: the lowest step for zero, the highest for the largest value."""
     shown = list(values)
     most = max(shown, default=0.0)
     return "".join(steps[round((len(steps) - 1) * value / most) if most else 0] for value in shown)
 
 
-def _named(one: ModelStats, room: int) -> str:
+def _named(model: ModelStats, room: int) -> str:
     """Return all names of a model if they fit, else the first."""
-    everything = printable(" = ".join(one.names) or one.info.model)
-    return everything if cell_len(everything) <= room else _fitted(one.names[0] if one.names else one.info.model, room)
+    all_names = printable(" = ".join(model.names) or model.info.model)
+    if cell_len(all_names) <= room:
+        return all_names
+    return _fitted(model.names[0] if model.names else model.info.model, room)
 
 
 def _fitted(name: str, room: int) -> str:
-    """Return a name without its beginning if it is too long: models of one family differ at the end."""
+    """Return a name that fits. Its beginning is cut, because models of one family differ at the end."""
     name = printable(name)
     if cell_len(name) <= room:
         return name
@@ -170,15 +176,15 @@ def _justified(figures: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
         yield text.ljust(width) if number == 1 else text.rjust(width)
 
 
-def _packed(told: Sequence[str], width: int) -> list[str]:
-    """Return lines of facts, none of which is broken."""
-    lines = [told[0]]
-    for fact in told[1:]:
-        longer = f"{lines[-1]}; {fact}"
+def _packed(texts: Sequence[str], width: int) -> list[str]:
+    """Join texts to lines that fit a width. No text is broken across lines."""
+    lines = [texts[0]]
+    for text in texts[1:]:
+        longer = f"{lines[-1]}; {text}"
         if cell_len(longer) <= width:
             lines[-1] = longer
         else:
-            lines.append(fact)
+            lines.append(text)
     return lines
 
 

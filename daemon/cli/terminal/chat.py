@@ -1,4 +1,8 @@
-"""A conversation on a terminal. Its prompts share their prefix, so each turn computes only what is new."""
+"""
+The conversation of `run` on a terminal.
+
+Each turn sends all messages so far. Their KV is in the prefix cache, so a turn prefills only its new tokens.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +25,12 @@ HELP = """\
 A line that ends with a backslash goes on in the next one."""
 
 LOOK_SECONDS = 0.25
-"""Time between two looks for a daemon that is away; each one also waits for its socket, as every first call does."""
+"""Pause between two calls to an absent daemon. Each call also waits for its socket, as every first call does."""
 
 
 class Chat:
     """
-    Turns so far, and how the next one is answered.
+    One conversation: its messages so far, and the loop that answers the next turn.
 
     Args:
         client: A client of the daemon.
@@ -34,7 +38,7 @@ class Chat:
         system: The system message, if any.
         options: Options of each Generate call.
         verbose: Whether timings follow each answer.
-        load: Loads the model and shows how far it is; called again when the daemon was away.
+        load: Loads the model and shows its progress; called again after the daemon was away.
     """
 
     def __init__(
@@ -56,13 +60,13 @@ class Chat:
 
     def hold(self, ask: Callable[[], str | None]) -> None:
         """
-        Answer turns until `ask` returns None. Ctrl-C during an answer takes that turn back, and so does an error.
+        Answer turns until `ask` returns None. Ctrl-C during an answer, or an error, removes that turn.
 
-        A daemon that goes away is waited for, and asked again then: the turn is not lost.
+        If the daemon goes away, the turn is kept, and is sent again when a daemon answers.
 
         Raises:
-            KeyboardInterrupt: At Ctrl-C while it is away.
-            UntrustedSocket: If what is at its socket then could be another user's.
+            KeyboardInterrupt: At Ctrl-C while the daemon is away.
+            UntrustedSocket: If the socket of the new daemon can be that of another user.
         """
         click.echo("/help lists commands. Ctrl-C interrupts an answer, Ctrl-D ends the conversation.", err=True)
         while (text := ask()) is not None:
@@ -79,7 +83,7 @@ class Chat:
         self._messages = [] if system is None else [Message(role="system", content=system)]
 
     def _turn(self, turn: Message) -> bool:
-        """Answer a turn, and tell whether it is over; it is not if the daemon went away meanwhile."""
+        """Answer a turn, and tell whether it is done: answered or given up. It is not if the daemon went away."""
         try:
             if self._away:
                 self._load()
@@ -95,7 +99,7 @@ class Chat:
         return True
 
     def _wait(self) -> None:
-        """Wait until a daemon answers that takes work."""
+        """Wait until a daemon answers and is not draining."""
         self._away = True
         click.echo("The daemon went away; waiting for it to come back. Ctrl-C leaves.", err=True)
         while True:
@@ -118,12 +122,12 @@ class Chat:
             print_timings(result)
 
     def _command(self, name: str, rest: str) -> bool:
-        """Carry out a command, and tell whether the conversation goes on."""
+        """Run a slash command, and tell whether the conversation continues."""
         match name:
             case "exit" | "bye" | "quit":
                 return False
             case "clear":
-                self._messages = [one for one in self._messages if one.role == "system"]
+                self._messages = [message for message in self._messages if message.role == "system"]
             case "system":
                 self._begin(rest.strip() or None)
             case "verbose":

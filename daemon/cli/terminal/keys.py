@@ -1,4 +1,4 @@
-"""Keys as they are pressed, for a full screen."""
+"""Unbuffered keyboard input for the full screen of `top`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from contextlib import contextmanager
 _QUIT = {"q", "Q", "\x04"}
 
 Wait = Callable[[float], bool]
-"""Waits so many seconds, or until a key is pressed, and tells whether to quit."""
+"""Waits for a number of seconds or the next key, and tells whether to quit."""
 
 
 @contextmanager
 def quit_key() -> Iterator[Wait]:
-    """Read keys of the terminal on standard input without echo, and leave it as it was."""
+    """Read keys from standard input without echo; the terminal's settings are restored after the block."""
     fd = sys.stdin.fileno()
-    before = termios.tcgetattr(fd)
+    settings = termios.tcgetattr(fd)
     tty.setcbreak(fd)
     try:
         yield lambda seconds: _pressed(fd, seconds)
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        termios.tcsetattr(fd, termios.TCSADRAIN, settings)
 
 
 def _pressed(fd: int, seconds: float) -> bool:

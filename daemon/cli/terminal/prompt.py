@@ -1,4 +1,4 @@
-"""Lines as they are typed: editing, history across conversations, pasted text as one turn."""
+"""Line input of a conversation: editing, history across conversations, and pasted text as one turn."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FIRST, NEXT = ">>> ", "... "
 
 class Terminal:
     """
-    Asks for turns.
+    Reads turns from the terminal.
 
     Args:
-        history: File of what was typed before, made with mode 0600; None keeps nothing.
+        history: File of earlier lines, created with mode 0600; None stores no history.
     """
 
     def __init__(self, history: Path | None) -> None:
@@ -27,7 +27,7 @@ class Terminal:
         )
 
     def ask(self) -> str | None:
-        """Return the next turn; None at the end. Ctrl-C throws away what was typed, as in a shell."""
+        """Return the next turn; None at Ctrl-D. Ctrl-C discards the typed lines, as in a shell."""
         lines: list[str] = []
         while True:
             try:
@@ -43,7 +43,7 @@ class Terminal:
 
 
 def _private(file: Path) -> History:
-    """Return a history in a file that only its owner can read. If it cannot be written, it says so."""
+    """Return a history in a file of mode 0600. If it cannot be written, print why and keep the history in memory."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600))

@@ -1,8 +1,13 @@
 """
-The screen of `top`: what it shows, apart from when and where.
+The `top` screen: chooses a layout for the size of the terminal.
 
-The more room there is the more is shown: frames and a bar for each part of the memory, the same without frames, or one
-line for each of memory, speed and, as far as they go, models. What does not fit is left out as a whole and said.
+There are three layouts, from large to small terminals:
+
+    framed   panels, with one bar for each part of the memory
+    plain    the same without panels
+    tight    one line each for memory and speed; requests and models get the remaining lines
+
+A line that does not fit is left out as a whole; the number of models left out is shown.
 """
 
 from __future__ import annotations
@@ -21,20 +26,20 @@ from daemon.cli.output.rows import facts, header, memory_bar, memory_rows, model
 from mlx_sidecar import Stats
 
 _ASCII = str.maketrans("▁▂▃▄▅▆▇█▉▊▋▌▍▎▏▐▕╭╮╰╯─│…", "_.-=+*##########|++++-|~")
-"""For terminals that know nothing else."""
+"""Replacements for terminals without Unicode."""
 _MOST_SPEEDS = 400
 
 
 @dataclass(frozen=True)
 class View:
     """
-    What is shown at one time.
+    The data of one refresh.
 
     Attributes:
-        stats: The figures.
-        at: When they came, on a clock that never goes back.
-        speeds: Tokens generated each second, since the first look, oldest first.
-        trouble: Why the last look failed; empty if it did not. The figures are then those of the look before.
+        stats: The last Stats.
+        at: Time of their arrival, on a monotonic clock.
+        speeds: Tokens generated per second between refreshes, oldest first.
+        trouble: Error of the last call; empty if it succeeded. After an error, `stats` are those of the call before.
     """
 
     stats: Stats
@@ -43,16 +48,16 @@ class View:
     trouble: str = ""
 
     def next(self, stats: Stats, at: float) -> View:
-        """Return the view after another look."""
-        grown = stats.engine.generated_tokens - self.stats.engine.generated_tokens
-        if grown < 0:  # another engine, which began anew
-            grown = stats.engine.generated_tokens
-        speed = grown / max(at - self.at, 1e-3)
+        """Return the view after another call of Stats."""
+        growth = stats.engine.generated_tokens - self.stats.engine.generated_tokens
+        if growth < 0:  # the engine was restarted, and its counters began at zero
+            growth = stats.engine.generated_tokens
+        speed = growth / max(at - self.at, 1e-3)
         return View(stats, at, (*self.speeds, speed)[-_MOST_SPEEDS:])
 
 
 class Screen:
-    """Draws a view on whatever room there is."""
+    """Draws a view in the size of the terminal."""
 
     def __init__(self, view: View) -> None:
         self.view = view
@@ -70,11 +75,11 @@ class Screen:
 
 
 _Block = tuple[RenderableType, int]
-"""Something to show, and how many lines it takes."""
+"""A part of the screen, and its number of lines."""
 
 
 def _framed(view: View, width: int, height: int) -> list[_Block] | None:
-    """Return all there is in frames, the models with what room is left; None if they do not fit."""
+    """Return all parts in panels, and models in the remaining lines; None if they do not fit."""
     inner = width - 4
     models = model_rows(view.stats.models, inner)
     blocks = [
@@ -89,7 +94,7 @@ def _framed(view: View, width: int, height: int) -> list[_Block] | None:
 
 
 def _plain(view: View, width: int, height: int) -> list[_Block] | None:
-    """Return all there is without frames; None if it does not fit."""
+    """Return all parts without panels; None if they do not fit."""
     models, requests = model_rows(view.stats.models, width), facts(view.stats, width)
     blocks: list[_Block] = [
         (memory_rows(view.stats, width), len(memory_parts(view.stats))),
@@ -103,7 +108,7 @@ def _plain(view: View, width: int, height: int) -> list[_Block] | None:
 
 
 def _tight(view: View, width: int, height: int) -> list[_Block]:
-    """Return as much as fits: first of all what runs, then the memory, then models, then the rest."""
+    """Return as many lines as fit: first requests, then memory, models, speed, and the rest."""
     models, requests = model_rows(view.stats.models, width), facts(view.stats, width)
     rows = {"memory": 1, "requests": len(requests), "speed": 1, "models": len(models), "footer": 1}
     given = dict.fromkeys(rows, 0)
@@ -120,7 +125,7 @@ def _tight(view: View, width: int, height: int) -> list[_Block]:
 
 
 def _shortened(models: Sequence[Text], lines: int) -> list[Text]:
-    """Return so many lines; the last one says how many models are left out, if any are."""
+    """Return at most `lines` lines. If models are left out, the last line says how many."""
     if len(models) <= lines or lines < 2:
         return list(models[:lines])
     return [*models[: lines - 1], Text(f"and {len(models) - lines + 1} more", style="dim")]
@@ -130,5 +135,5 @@ _FOOTER = Text("q quits", style="dim")
 
 
 def _panel(title: str, content: Sequence[RenderableType], lines: int | None = None) -> _Block:
-    """Return a frame around lines; `lines` says how many, if it is not one each."""
+    """Return a panel around content. `lines` is the height of the content, by default one line each."""
     return Panel(Group(*content), title=title, title_align="left"), (len(content) if lines is None else lines) + 2

@@ -106,7 +106,7 @@ def test_a_daemon_that_goes_away_is_waited_for_and_asked_again(
 
 
 def test_ctrl_c_leaves_a_conversation_whose_daemon_is_away(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the exit status of an interruption."""
+    """The chat exits with the status of an interruption."""
     monkeypatch.setattr(chat, "LOOK_SECONDS", 0.0)
     pretend_typing(monkeypatch, "one", "two")
     Away(client, DaemonNotRunning("gone"), patient=False)

@@ -71,7 +71,7 @@ def _broken(client: FakeClient, tmp_path: Path) -> Path:
 
 
 def test_the_shape_is_the_one_that_is_documented() -> None:
-    """With its example."""
+    """The documented example has the same keys as a real error."""
     (shown,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
     error = QueueFull("64 requests wait already, the most that max_queue allows", retry_after=1.0)
     answer = exit_codes.explain(error)
@@ -82,7 +82,7 @@ def test_the_shape_is_the_one_that_is_documented() -> None:
 
 @pytest.mark.parametrize("words", WITH_JSON)
 def test_wrong_usage_is_json_for_every_command_that_has_it(client: FakeClient, words: tuple[str, ...]) -> None:
-    """An option that there is not, so that the command line cannot even be parsed."""
+    """The unknown option makes the command line unparsable, and the error is still JSON."""
     error = told(run_cli(client, *words, "--json", "--no-such-option"))
 
     assert "--no-such-option" in error["message"]
@@ -92,7 +92,7 @@ def test_wrong_usage_is_json_for_every_command_that_has_it(client: FakeClient, w
 
 @pytest.mark.parametrize("words", [words for words in WITH_JSON if words[0] not in ("service", *CALLS, "ls")])
 def test_a_wrong_configuration_is_json_too(client: FakeClient, broken: Path, words: tuple[str, ...]) -> None:
-    """One sentence that names the file and what was probably meant."""
+    """The message names the file and the probable key in one sentence."""
     assert (
         f"max_modles in {broken} is no setting; did you mean max_models?"
         in told(run_cli(client, *words, "--json"))["message"]
@@ -103,7 +103,7 @@ def test_a_wrong_configuration_is_json_too(client: FakeClient, broken: Path, wor
 def test_a_service_that_cannot_be_is_json_too(
     client: FakeClient, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
-    """A system without launchd."""
+    """On a system without launchd, the error of `service` is JSON."""
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("SUDO_USER", raising=False)
 
@@ -116,7 +116,7 @@ def test_every_command_that_calls_and_has_json_is_among_those_tested() -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_refusal_is_json_with_all_that_the_daemon_said(client: FakeClient, name: str) -> None:
-    """The reason to decide on, the time to wait, the name in the log."""
+    """The JSON error has the reason, the retry delay and the error id."""
     client.error = QueueFull("64 requests wait", retry_after=2.0, metadata={"waiting": "64"}, error_id="e-1")
 
     assert told(run_cli(client, name, *CALLS[name], "--json")) == {
@@ -148,7 +148,7 @@ def test_an_absent_daemon_and_an_interruption_are_json(
 
 
 def test_a_bug_is_json_and_a_traceback(client: FakeClient) -> None:
-    """The traceback is what standard error gets."""
+    """Standard error gets the traceback, standard output the JSON error."""
     client.error = ZeroDivisionError("oh")
 
     result = run_cli(client, "ps", "--json")
@@ -166,7 +166,7 @@ def test_an_error_of_an_option_names_it(client: FakeClient) -> None:
 def test_a_declined_question_is_a_result_in_which_nothing_was_dropped(
     client: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no error, and standard output is JSON as ever."""
+    """A declined question is no error, and standard output is JSON."""
     pretend_terminal(monkeypatch, "stdin")
     client.dropped = Invalidated(("m",), 1, 1, 0)
 
@@ -185,7 +185,7 @@ def test_without_json_errors_are_sentences_alone(client: FakeClient, words: tupl
 
 
 def test_json_that_is_a_prompt_asks_for_nothing(client: FakeClient) -> None:
-    """What follows `--` is no option."""
+    """Words after `--` are no options, so `-- --json` is a prompt."""
     client.error = ModelNotFound("no")
 
     result = run_cli(client, "run", "m", "--", "--json")
@@ -208,7 +208,7 @@ def test_a_typo_in_the_configuration_stops_nothing_that_needs_none(
 def test_a_typo_in_the_configuration_stops_no_command_that_is_told_the_socket(
     client: FakeClient, broken: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """By a flag or by the variable."""
+    """The socket comes from the flag or from the variable."""
     assert run_cli(client, name, *CALLS.get(name, []), "--socket", "/s").exit_code == 0
     monkeypatch.setenv("MLX_SIDECAR_SOCKET", "/t")
     monkeypatch.setenv("MLX_SIDECAR_MAX_BATCH", "none")
@@ -219,7 +219,7 @@ def test_a_typo_in_the_configuration_stops_no_command_that_is_told_the_socket(
 def test_a_typo_in_the_configuration_stops_no_conversation(
     client: FakeClient, broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is typed is kept beside the configuration all the same."""
+    """The chat's history is still written beside the configuration."""
     histories = pretend_typing(monkeypatch, "one")
 
     assert run_cli(client, "run", "m", "--socket", "/s").exit_code == 0
@@ -247,7 +247,7 @@ def test_a_socket_that_is_no_path_is_refused_by_name(client: FakeClient) -> None
 
 @pytest.mark.parametrize("name", sorted({*CALLERS} - {"top"}))
 def test_the_socket_may_be_named_before_and_after_every_command_that_calls(client: FakeClient, name: str) -> None:
-    """The later one wins; `top` needs a terminal and is tested in one."""
+    """If the option is given twice, the later value wins."""
     for args, wanted in (
         (["--socket", "/before", name], "/before"),
         ([name, "--socket", "/after"], "/after"),
@@ -260,7 +260,7 @@ def test_the_socket_may_be_named_before_and_after_every_command_that_calls(clien
 
 @pytest.mark.parametrize("name", ["status", "start", "stop", "logs"])
 def test_a_socket_that_the_service_would_ignore_is_refused(client: FakeClient, name: str) -> None:
-    """Only its installation can set it."""
+    """Only `service install` can set the socket of the service."""
     result = run_cli(client, "--socket", "/s", "service", name)
 
     assert result.exit_code == exit_codes.USAGE
@@ -268,6 +268,6 @@ def test_a_socket_that_the_service_would_ignore_is_refused(client: FakeClient, n
 
 
 def test_every_command_that_calls_the_daemon_has_both_options() -> None:
-    """Those that call and those that have the options are the same."""
+    """The commands that call the daemon are exactly the commands with both options."""
     assert set(CALLERS) == {*CALLS, "ls", "top", "metrics"}
     assert all({"--socket", "--start"} <= options(command) for words, command in commands() if words[0] in CALLERS)

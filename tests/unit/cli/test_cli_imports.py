@@ -81,7 +81,7 @@ def test_the_help_of_a_command_imports_that_command_and_no_other(name: str) -> N
 
 
 def test_ps_imports_the_client_and_nothing_of_the_daemon(daemon: RunningDaemon) -> None:
-    """Not what a failed call needs either; asyncio comes with grpc."""
+    """`ps` does not import the modules of failed calls either; asyncio comes with grpc."""
     modules = loaded("ps", environ=daemon.environ)
     assert commands_in(modules) == {"ps"}
     assert packages(modules) & FOREIGN == {"grpc", "google", "asyncio"}
@@ -98,7 +98,7 @@ def test_ps_imports_the_client_and_nothing_of_the_daemon(daemon: RunningDaemon) 
 
 
 def test_serve_imports_what_it_did_and_nothing_of_other_commands() -> None:
-    """Its start is not slower for what the commands have learnt."""
+    """The start of `serve` is not slowed by imports of other commands."""
     code = (
         "import json, sys, daemon.cli.commands.serve, daemon.server.app\n"
         "print(json.dumps(sorted(name for name in sys.modules if name.startswith('daemon.cli.'))))"

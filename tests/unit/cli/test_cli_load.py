@@ -97,7 +97,7 @@ def test_load_says_how_the_model_was_got(client: FakeClient, outcome: str, text:
     ],
 )
 def test_load_says_that_it_pinned_the_model(client: FakeClient, flag: str, outcome: str, text: str) -> None:
-    """Unless there is nothing that could be."""
+    """An estimate or an uncached load pins nothing and does not say so."""
     client.info = replace(INFO, outcome=outcome)
 
     assert run_cli(client, "load", "org/name", flag).stdout == text
@@ -148,7 +148,7 @@ def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing_on_stdout(
 def test_a_path_that_is_none_is_made_absolute_and_a_hub_id_is_not(
     client: FakeClient, tmp_path: Path, args: list[str]
 ) -> None:
-    """So that a refusal names where it was looked for; `stop` finds a model whose directory is gone."""
+    """A refusal then names the absolute path, and `stop` finds a model whose directory was deleted."""
     for name in ("./gone", "~/gone", "a/b/gone", "gone/", "org/name", "embedded", "/there"):
         run_cli(client, *args, name, stdin="Hi")
 

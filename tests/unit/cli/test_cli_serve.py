@@ -127,7 +127,7 @@ def test_config_as_json_has_the_same(client: FakeClient) -> None:
 def test_config_prints_one_value_alone(
     client: FakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], printed: str
 ) -> None:
-    """So that `$(mlx-sidecar config socket)` is the path and nothing else, on every system."""
+    """`$(mlx-sidecar config socket)` is the path and nothing else, on every system."""
     monkeypatch.setattr("sys.platform", "darwin")
     result = run_cli(client, "config", *arguments)
     assert (result.exit_code, result.stdout) == (exit_codes.OK, printed.format(home=tmp_path))
@@ -136,7 +136,7 @@ def test_config_prints_one_value_alone(
 def test_config_tells_the_socket_of_the_environment(
     client: FakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of Linux's runtime directory, or wherever the variable says."""
+    """The default socket is in Linux's runtime directory, or where the variable says."""
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert run_cli(client, "config", "socket").stdout == f"{tmp_path}/mlx-sidecar/sidecar.sock\n"
@@ -146,7 +146,7 @@ def test_config_tells_the_socket_of_the_environment(
 
 
 def test_config_names_the_keys_when_one_is_not_known(client: FakeClient) -> None:
-    """On stderr, and nothing that a script could take for a path."""
+    """The keys are listed on stderr, and stdout stays empty for scripts."""
     result = run_cli(client, "config", "sockt")
     assert (result.exit_code, result.stdout) == (exit_codes.USAGE, "")
     assert all(key in result.stderr.replace("\n", " ") for key in ("sockt", "'socket'"))

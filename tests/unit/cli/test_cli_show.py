@@ -35,7 +35,7 @@ def test_ps_lists_models_and_the_prefix_cache(client: FakeClient) -> None:
 
 
 def test_one_block_and_one_token_are_singular(client: FakeClient) -> None:
-    """In every command that counts."""
+    """Every command that prints a count uses the singular for one."""
     client.state = replace(STATS, prefix_cache=replace(STATS.prefix_cache, blocks=1))
     client.dropped = Invalidated((), 1, 0, 0)
 

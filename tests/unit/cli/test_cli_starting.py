@@ -58,7 +58,7 @@ class World:
 def test_a_person_is_asked_once_nothing_came_up(
     monkeypatch: pytest.MonkeyPatch, listens_at: float, locked: bool, asked_after: float | None, started: bool
 ) -> None:
-    """As long as the client would wait; longer for a daemon that is at work already."""
+    """The question comes after the client's own wait; a daemon that holds the lock is waited for longer."""
     world = World(monkeypatch, listens_at, locked, terminal=True, yes=True)
 
     starting.ensure(Session(), SOCKET, ask=True)
@@ -73,7 +73,7 @@ def test_a_person_is_asked_once_nothing_came_up(
 def test_without_a_terminal_with_json_and_for_commands_that_only_look_there_is_no_question(
     monkeypatch: pytest.MonkeyPatch, ask: bool, terminal: bool, as_json: bool
 ) -> None:
-    """And no wait: the call that follows has its own."""
+    """Without a question there is no wait either: the call that follows has its own."""
     world = World(monkeypatch, 99.0, locked=False, terminal=terminal, yes=True)
     session = Session()
     session.as_json = as_json

@@ -66,7 +66,7 @@ class Structure(HTMLParser):
 
 
 def test_the_page_needs_nothing_from_outside() -> None:
-    """No script, no link, no address; and its own policy would not let a browser fetch one."""
+    """The page has no script, link or address, and its content security policy forbids fetches."""
     page = render(SAMPLE)
     structure = Structure(page)
     assert {tag for tag, _ in structure.tags}.isdisjoint({"script", "link", "img", "iframe", "object", "embed", "base"})
@@ -77,7 +77,7 @@ def test_the_page_needs_nothing_from_outside() -> None:
 
 
 def test_the_page_shows_every_model_namespace_and_span() -> None:
-    """Their names as text, however they look."""
+    """Names are escaped text, whatever characters they have."""
     text = " ".join(Structure(render(SAMPLE)).text.split())
     for model in SAMPLE.models:
         assert model.info.model in text
@@ -96,7 +96,7 @@ def test_the_page_shows_every_model_namespace_and_span() -> None:
 
 
 def test_the_bar_is_the_whole_memory() -> None:
-    """Its parts add up to the limit, and so do their widths."""
+    """The parts sum to the limit, and their widths to the whole bar."""
     parts = memory_parts(SAMPLE)
     assert sum(part.nbytes for part in parts) == SAMPLE.memory.limit_bytes
     widths = re.findall(r'<i class="[a-z0-9]+" style="width: ([\d.]+)%" title', render(SAMPLE))
@@ -105,21 +105,21 @@ def test_the_bar_is_the_whole_memory() -> None:
 
 
 def test_memory_above_the_limit_still_makes_a_page() -> None:
-    """It says by how much."""
+    """The page says by how much the limit is exceeded."""
     over = replace(SAMPLE, memory=replace(SAMPLE.memory, limit_bytes=SAMPLE.memory.weights_bytes))
     assert memory_parts(over)[-1].nbytes < 0
     assert "over by" in Structure(render(over)).text
 
 
 def test_both_charts_are_drawn_with_a_gap_where_nothing_happened() -> None:
-    """The hit rate has no value then; the speed is zero."""
+    """Without lookups the hit rate has a gap, and the speed is zero."""
     reuse, speed = re.findall(r"<svg.*?</svg>", render(SAMPLE), re.DOTALL)
     assert reuse.count("<polyline") >= 4
     assert speed.count("<polyline") == 3
 
 
 def test_a_daemon_that_has_done_nothing_has_a_page_too() -> None:
-    """Which says that there is nothing yet."""
+    """The page says that there are no figures yet."""
     idle = replace(
         STATS, models=(), latency=LatencyStats(), prefix_cache=replace(STATS.prefix_cache, tokens_looked_up=0)
     )
@@ -129,7 +129,7 @@ def test_a_daemon_that_has_done_nothing_has_a_page_too() -> None:
 
 
 def test_the_command_writes_the_page_and_asks_for_history(client: FakeClient, tmp_path: Path) -> None:
-    """One file."""
+    """The command writes one file."""
     client.state = SAMPLE
 
     result = run_cli(client, "stats", "--html", "page.html")
@@ -148,7 +148,7 @@ def test_the_command_writes_the_page_and_asks_for_history(client: FakeClient, tm
     ],
 )
 def test_a_page_that_cannot_be_written_is_refused(client: FakeClient, args: list[str], code: int) -> None:
-    """In one sentence."""
+    """An unwritable path is refused in one sentence."""
     result = run_cli(client, "stats", *args)
     assert result.exit_code == code
     assert "Error" in result.stderr
@@ -180,7 +180,7 @@ def test_a_figure_says_what_it_is_where_a_table_has_no_columns() -> None:
 
 
 def test_counts_of_one_are_of_one_thing() -> None:
-    """1 block, 1 hit, 1 request: everywhere."""
+    """Every count of one has a singular: 1 block, 1 hit, 1 request."""
     one = replace(
         SAMPLE.prefix_cache.namespaces[0], model="org/one", blocks=1, branches=1, hits=1, tokens_reused=1, namespace="n"
     )

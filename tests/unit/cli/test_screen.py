@@ -26,7 +26,7 @@ def drawn(view: View, width: int = 100, encoding: str = "utf-8", height: int = 3
 
 
 def test_everything_is_on_one_screen() -> None:
-    """Models, memory, requests in flight, hit rate, latency."""
+    """One screen has models, memory, requests in flight, hit rate and latency."""
     screen = drawn(View(SAMPLE, 0.0), width=140)
     for text in (
         "mlx-community/Qwen3-8B-4bit",
@@ -43,7 +43,7 @@ def test_everything_is_on_one_screen() -> None:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    """However narrow it is."""
+    """No line is wider than the terminal, however narrow it is."""
     lines = drawn(View(SAMPLE, 0.0), width=width).splitlines()
     assert len(lines) == 34
     assert max(map(len, lines)) == width
@@ -80,7 +80,7 @@ def test_a_small_terminal_shows_what_matters_and_cuts_none_of_it() -> None:
 
 
 def test_models_that_do_not_fit_are_counted() -> None:
-    """The last line of the table says how many; each name keeps the end that tells it apart."""
+    """The last line says how many models are left out; shortened names keep their distinct end."""
     lines = drawn(View(SMALL, 0.0), width=50, height=12).splitlines()
 
     shown = [line for line in lines if "25.0 MiB" in line]
@@ -100,21 +100,21 @@ def test_the_screen_has_the_size_of_the_terminal_whatever_is_in_memory(width: in
 
 
 def test_a_model_of_25_mib_has_its_place_in_the_bar() -> None:
-    """However little of the memory it is."""
+    """A small model still gets one cell of the memory bar."""
     rows = [line for line in drawn(View(SMALL, 0.0), width=110, height=40).splitlines() if "25.0 MiB" in line]
     assert len(rows) == 16
     assert all(set("▏▎▍▌▋▊▉█▐") & set(line) for line in rows[:8])
 
 
 def test_trouble_is_told_whole_on_a_small_terminal() -> None:
-    """With what to do about it."""
+    """The whole error text is shown, with its fix."""
     trouble = "no mlx-sidecar answers at /Users/ada/.mlx-sidecar/sidecar.sock (nobody answers); start it with: serve"
     screen = drawn(View(SAMPLE, 0.0, trouble=trouble), width=50, height=12)
     assert trouble in " ".join(screen.split())
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:
-    """Nothing is lost but looks."""
+    """Without Unicode, only the characters of bars and frames change."""
     screen = drawn(View(SAMPLE, 0.0, speeds=(1.0, 5.0)), encoding="ascii")
     assert screen.isascii()
     assert "5.0 at most" in screen
@@ -127,7 +127,7 @@ def after(stats: Stats, tokens: int) -> Stats:
 
 
 def test_speed_is_what_was_generated_between_two_looks() -> None:
-    """By the clock of the looks; another engine counts from zero."""
+    """Speed is measured by the clock of the refreshes; a restarted engine counts from zero."""
     view = View(after(STATS, 100), at=10.0)
     view = view.next(after(STATS, 150), at=12.0)
     view = view.next(after(STATS, 30), at=13.0)
@@ -135,7 +135,7 @@ def test_speed_is_what_was_generated_between_two_looks() -> None:
 
 
 def test_trouble_is_shown_over_the_last_figures() -> None:
-    """And goes with the next look that succeeds."""
+    """The error disappears with the next successful call."""
     view = replace(View(SAMPLE, 0.0), trouble="no daemon answers\x1b[2J")
     assert "no daemon answers\N{REPLACEMENT CHARACTER}[2J" in drawn(view)
     assert "Prefix cache" in drawn(view)
@@ -143,14 +143,14 @@ def test_trouble_is_shown_over_the_last_figures() -> None:
 
 
 def test_a_sparkline_has_a_step_for_each_value() -> None:
-    """The largest is the highest."""
+    """The largest value has the highest step."""
     assert sparkline([0, 1, 2, 7], "01234567") == "0127"
     assert sparkline([0, 0], "01") == "00"
     assert sparkline([]) == ""
 
 
 def test_top_needs_a_terminal(client: FakeClient) -> None:
-    """And says what to use instead."""
+    """The error names `mlx-sidecar stats` as the alternative."""
     result = run_cli(client, "top")
     assert result.exit_code == exit_codes.USAGE
     assert "mlx-sidecar stats" in result.stderr

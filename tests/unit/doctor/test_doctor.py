@@ -72,7 +72,7 @@ def probe(**changed: Any) -> Recorded:
 
 
 def test_the_known_versions_are_fine_others_are_worth_a_note_and_missing_ones_are_not() -> None:
-    """The note names what was tested."""
+    """The warning names the tested versions."""
     good = machine.tested()
     known = machine.versions(good.__getitem__)
     assert (known.verdict, known.fix) == (Verdict.OK, "")
@@ -89,7 +89,7 @@ def test_the_known_versions_are_fine_others_are_worth_a_note_and_missing_ones_ar
 
 
 def test_the_doctor_has_nothing_to_say_about_the_libraries_that_these_tests_run_with() -> None:
-    """An environment that was made as documented is the tested one; a warning there would be overlooked later."""
+    """An environment made as documented gives no warning; a constant warning would be ignored."""
     found = machine.versions()
     assert (found.verdict, found.fix) == (Verdict.OK, ""), found.found
 
@@ -104,12 +104,12 @@ def test_the_doctor_has_nothing_to_say_about_the_libraries_that_these_tests_run_
     ],
 )
 def test_a_mac_is_apple_silicon_native_and_new_enough(answers: dict[str, str], verdict: Verdict) -> None:
-    """MLX has no wheels for others."""
+    """MLX has no wheels for Intel Macs and older systems."""
     assert machine.operating_system(mac(**answers)).verdict is verdict
 
 
 def test_a_mac_computes_on_metal_within_its_working_set() -> None:
-    """All three findings of the probe, with their figures."""
+    """All three findings about the device have their figures."""
     device, memory, pressure = machine.device(mac(), Config())
     assert (device.verdict, device.found) == (Verdict.OK, "gpu: Apple M4 Max, computes")
     assert memory.found.startswith(
@@ -129,39 +129,39 @@ def test_a_mac_computes_on_metal_within_its_working_set() -> None:
     ids=["no Metal", "on the CPU", "wrong sums", "a crash"],
 )
 def test_a_mac_without_a_working_gpu_is_told(system: Recorded) -> None:
-    """It would be slow, wrong or dead, and nobody would know why."""
+    """A Mac without a working GPU would be slow or wrong without a visible reason."""
     assert next(machine.device(system, Config())).verdict is Verdict.FAILED
 
 
 def test_a_cache_larger_than_the_machine_is_explained() -> None:
-    """Not an error: it gets what there is."""
+    """Budgets above the memory are no error: the caches get the memory that there is."""
     _, memory, _ = machine.device(mac(), Config(model_cache_mb=60 * 1024))
     assert "together ask for 64.0 GiB, and share what there is" in memory.found
 
 
 def test_a_kernel_that_does_not_tell_its_pressure_is_a_fault_on_a_mac_only() -> None:
-    """Linux kernels may be built without it."""
+    """A Linux kernel can be built without pressure figures, a Mac's kernel always has them."""
     assert list(machine.device(probe(pressure=None), Config()))[2].verdict is Verdict.FAILED
     linux = replace(probe(pressure=None), platform="linux")
     assert list(machine.device(linux, Config()))[2].verdict is Verdict.SKIPPED
 
 
 def test_the_clock_of_times_to_live_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name differs, and Python may have been built without it."""
+    """The clock's name differs by system, and a build of Python can lack it."""
     assert machine.clock(mac()).verdict is Verdict.OK
     monkeypatch.delattr(time, "CLOCK_MONOTONIC_RAW")
     assert machine.clock(mac()).verdict is Verdict.WARNING
 
 
 def test_a_hard_limit_of_open_files_is_told_when_it_is_low() -> None:
-    """The daemon raises the soft one by itself."""
+    """The daemon raises the soft limit by itself, so only a low hard limit is reported."""
     assert machine.open_files(lambda _: (256, resource.RLIM_INFINITY)).verdict is Verdict.OK
     assert machine.open_files(lambda _: (256, 1024)).verdict is Verdict.WARNING
     assert process_setup.OPEN_FILES == OPEN_FILES
 
 
 def test_a_socket_that_cannot_be_or_is_open_to_others_is_told(folder: Path) -> None:
-    """And nothing is created by looking."""
+    """The check creates no directory or file."""
     place = folder / "run" / "s.sock"
     assert places.socket(place).verdict is Verdict.OK
     assert not place.parent.exists()
@@ -188,13 +188,13 @@ def test_a_socket_that_cannot_be_or_is_open_to_others_is_told(folder: Path) -> N
 def test_an_engine_that_hangs_or_died_is_told(
     state: str, restarts: int, step_age: float, verdict: Verdict, found: str
 ) -> None:
-    """Before the trial waits for it."""
+    """A hanging or dead engine is reported before the trial starts."""
     finding = trial.engine(replace(STATS.engine, state=state, restarts=restarts, step_age=step_age))
     assert (finding.verdict, finding.found) == (verdict, found)
 
 
 def test_a_full_disk_under_the_log_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines are lost there, and an operator looks for them in vain."""
+    """A full disk under the log is reported, because log lines would be lost."""
     monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=300, f_frsize=4096))
     finding = places.log_file(tmp_path / "log")
     assert finding.verdict is Verdict.FAILED
@@ -202,7 +202,7 @@ def test_a_full_disk_under_the_log_is_told(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    """Here, because a file is where a directory should be."""
+    """The log cannot be written because a file is in place of its directory."""
     assert places.log_file(None).verdict is Verdict.SKIPPED
     assert places.log_file(tmp_path / "new" / "log").verdict is Verdict.OK
     assert not (tmp_path / "new").exists()
@@ -223,7 +223,7 @@ COLD = answer(-0.5, -0.25, cached=0)
 
 
 def test_equal_answers_pass_and_tell_how_much_was_reused() -> None:
-    """To the last bit, on a CPU."""
+    """On a CPU, cold and warm answers are equal to the last bit."""
     found = trial.compare(COLD, answer(-0.5, -0.25), exact=True)
     assert (found.verdict, found.found[:28]) == (Verdict.OK, "96 of 100 tokens reused, the")
 
@@ -243,12 +243,12 @@ def test_equal_answers_pass_and_tell_how_much_was_reused() -> None:
 def test_answers_that_differ_or_prove_nothing_fail(
     cold: Completion, warm: Completion, exact: bool, verdict: Verdict
 ) -> None:
-    """A trial that could not fail would be worth nothing."""
+    """The trial fails without reuse, because it would prove nothing."""
     assert trial.compare(cold, warm, exact=exact).verdict is verdict
 
 
 def test_a_mac_is_kept_awake_but_not_its_display() -> None:
-    """As pmset lists it, for the daemon's own caffeinate."""
+    """The check reads pmset's list for the daemon's own caffeinate."""
     assert trial.awake(mac(), 4711).verdict is Verdict.OK
     assert trial.awake(mac(), 4712).verdict is Verdict.FAILED, "another process's caffeinate does not count"
     assert trial.awake(mac(pmset="nothing"), 4711).verdict is Verdict.FAILED
@@ -258,7 +258,7 @@ def test_a_mac_is_kept_awake_but_not_its_display() -> None:
 
 
 def test_a_command_that_fails_or_is_missing_has_no_answer() -> None:
-    """Whoever asked decides what that means."""
+    """The result is None, and each check decides what that means."""
     system = System()
     assert system.run("echo", "hello") == "hello"
     assert system.run("false") is None

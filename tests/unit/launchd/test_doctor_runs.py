@@ -67,14 +67,14 @@ def test_a_service_is_examined_from_its_installation_to_its_loss(mac: Mac) -> No
 
 
 def test_a_service_that_does_not_serve_fails(mac: Mac) -> None:
-    """Although launchd is content with it."""
+    """The doctor fails a service that does not serve, although launchd reports it as running."""
     Service(Launchctl(), mac.home, look).install(agent_of(mac))
     mac.socket.unlink()
     assert findings(mac)["service"].verdict is Verdict.FAILED
 
 
 def test_the_doctor_has_nothing_to_say_where_nothing_is_wrong(daemon: RunningDaemon) -> None:
-    """No warning, nothing to do; exit status 0."""
+    """On a healthy machine there is no warning, and the exit status is 0."""
     with daemon.client() as client:
         wait_until(lambda: client.stats().engine.state == "ready", "the engine is ready")
     status, found = doctor(daemon.environ)
@@ -87,7 +87,7 @@ def test_the_doctor_has_nothing_to_say_where_nothing_is_wrong(daemon: RunningDae
 
 
 def test_the_doctor_leaves_nothing_in_the_daemon_that_it_looks_at(start_daemon: Callable[..., RunningDaemon]) -> None:
-    """No model, no prefix, no counter, no sample: what a user reads there is what users did."""
+    """The running daemon has no new model, prefix, count or sample after a check."""
     daemon = start_daemon(max_models="1")
     with daemon.client() as client:
         wait_until(lambda: client.stats().model_cache.max_models == 1, "the engine has told its figures")
@@ -103,7 +103,7 @@ def test_the_doctor_leaves_nothing_in_the_daemon_that_it_looks_at(start_daemon: 
 
 
 def test_without_a_daemon_the_doctor_tries_one_of_its_own_and_ends_it(folder: Path) -> None:
-    """And leaves nothing where the daemon would be. What fails makes the exit status 1."""
+    """The doctor's own daemon leaves no file behind, and a failed check makes the exit status 1."""
     environ = environment(folder)
     (folder / "run").mkdir(0o755)
     status, found = doctor(environ)

@@ -32,7 +32,7 @@ GUI = f"gui/{os.getuid()}"
     ids=" ".join,
 )
 def test_calls_that_are_not_in_the_manual_are_a_usage_error(mac: Mac, arguments: list[str]) -> None:
-    """Also `bootout` of a whole domain, which would log the user out."""
+    """`bootout` of a whole domain, which would log the user out, is refused too."""
     assert mac.launchctl(*arguments).returncode == 64
 
 
@@ -49,14 +49,14 @@ def test_calls_that_are_not_in_the_manual_are_a_usage_error(mac: Mac, arguments:
     ids=["unknown key", "type", "program", "path", "value", "session"],
 )
 def test_a_plist_that_launchd_would_not_understand_is_refused(mac: Mac, change: dict[str, Any], status: int) -> None:
-    """Each with launchd's own status."""
+    """Each fault has launchd's own exit status."""
     file = mac.folder / "a.plist"
     file.write_bytes(plistlib.dumps(agent_of(mac)(False).properties() | change))
     assert mac.launchctl("bootstrap", GUI, str(file)).returncode == status
 
 
 def test_a_plist_that_others_may_write_to_a_second_load_and_a_missing_job_are_refused(mac: Mac) -> None:
-    """122, 5, 113 and 3, as seen on Macs."""
+    """The exit statuses are 122, 5, 113 and 3, as observed on Macs."""
     file = mac.folder / "a.plist"
     file.write_bytes(plistlib.dumps(agent_of(mac)(False).properties() | {"ProgramArguments": ["/bin/sleep", "1000"]}))
     assert mac.launchctl("print", f"{GUI}/{LABEL}").returncode == 113

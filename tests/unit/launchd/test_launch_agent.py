@@ -25,14 +25,14 @@ def agent(environ: dict[str, str], flags: dict[str, object] | None = None, *, ba
 
 
 def test_the_commented_sample_is_what_install_renders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For those who read it before they trust the command."""
+    """The sample shows users the plist before they run the command."""
     monkeypatch.setattr(sys, "executable", "/Users/ada/.local/share/uv/tools/mlx-sidecar/bin/python")
     assert plistlib.loads(SAMPLE.read_bytes()) == plistlib.loads(agent({"MLX_SIDECAR_MAX_MODELS": "2"}).render())
     assert SAMPLE.read_text().count("<!--") >= 10, "each key has its reason"
 
 
 def test_a_rendered_agent_is_read_back(tmp_path: Path) -> None:
-    """With characters that XML would mangle."""
+    """Values with characters that are special in XML round-trip."""
     made = Agent(("/a b/python", "-m", "daemon"), {"MLX_SIDECAR_SOCKET": "/tmp/<&>\"'é.sock"}, Path("/l/x.log"), True)
     file = tmp_path / "a.plist"
     file.write_bytes(made.render())
@@ -41,7 +41,7 @@ def test_a_rendered_agent_is_read_back(tmp_path: Path) -> None:
 
 
 def test_what_flags_and_variables_say_is_kept_and_the_rest_is_left_to_each_start() -> None:
-    """Variables of the Hub and of OpenTelemetry too, tokens never."""
+    """Variables of the Hub and of OpenTelemetry are kept, tokens never."""
     environ = {"MLX_SIDECAR_MAX_QUEUE": "5", "HF_HOME": "/Volumes/models", "HF_TOKEN": "hf_secret", "LANG": "C"}
     environ |= {"OTEL_SERVICE_NAME": "mine", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=otel_secret"}
     made = agent(environ, {"model_ttl": "10m", "evict_on_memory_pressure": False, "model_roots": ("/a", "/b")})
@@ -58,13 +58,13 @@ def test_what_flags_and_variables_say_is_kept_and_the_rest_is_left_to_each_start
 
 
 def test_a_log_file_of_the_users_own_stays() -> None:
-    """Also the wish to have none."""
+    """An empty log file, which turns the log file off, is kept as well."""
     assert agent({"MLX_SIDECAR_LOG_FILE": "/x.log"}).environment["MLX_SIDECAR_LOG_FILE"] == "/x.log"
     assert agent({"MLX_SIDECAR_LOG_FILE": ""}).environment["MLX_SIDECAR_LOG_FILE"] == ""
 
 
 def test_a_drain_that_launchd_would_cut_short_is_refused() -> None:
-    """With both figures and the name of the setting."""
+    """The error names the setting and both durations."""
     with pytest.raises(AgentError, match=r"drain_timeout from MLX_SIDECAR_DRAIN_TIMEOUT is 51 s, .* at most 50\."):
         agent({"MLX_SIDECAR_DRAIN_TIMEOUT": "51"})
     assert agent({"MLX_SIDECAR_DRAIN_TIMEOUT": "50"})
@@ -77,7 +77,7 @@ def test_the_interpreter_is_absolute_and_not_resolved(monkeypatch: pytest.Monkey
 
 
 def test_a_background_agent_says_so() -> None:
-    """Only that one: with both kinds it would run twice."""
+    """A background agent has only the background session type; with both it would run twice."""
     assert agent({}, background=True).properties()["LimitLoadToSessionType"] == "Background"
     assert "LimitLoadToSessionType" not in agent({}).properties()
     assert plist_path(HOME) == HOME / "Library/LaunchAgents/com.mlx-sidecar.daemon.plist"
@@ -105,7 +105,7 @@ def test_every_kept_setting_means_the_same_when_it_is_read_again(values: dict[st
 
 @pytest.mark.parametrize("content", [b"", b"text", plistlib.dumps({"Label": LABEL}), plistlib.dumps([1])])
 def test_a_plist_that_is_not_ours_is_named(tmp_path: Path, content: bytes) -> None:
-    """Whatever is wrong with it."""
+    """A foreign or damaged plist is named, whatever is wrong with it."""
     file = tmp_path / "a.plist"
     file.write_bytes(content)
     with pytest.raises(AgentError, match=str(file)):
@@ -113,5 +113,5 @@ def test_a_plist_that_is_not_ours_is_named(tmp_path: Path, content: bytes) -> No
 
 
 def test_a_pathsep_is_a_colon_where_launchd_is() -> None:
-    """`model_roots` relies on it."""
+    """The stored `model_roots` are separated by `os.pathsep`."""
     assert os.pathsep == ":"

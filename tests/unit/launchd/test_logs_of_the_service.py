@@ -12,7 +12,7 @@ from daemon.launchd.logs import LogTail, follow, last_lines
 
 
 def test_the_last_lines_are_whole_lines(tmp_path: Path) -> None:
-    """A line that is being written is left to `follow`."""
+    """A line that is still being written is left to `follow`."""
     log = tmp_path / "log"
     log.write_bytes(b"one\ntwo\nthr\xc3\xa9e\nfou")
     assert last_lines(log, 2) == (["two", "thrée"], 15)
@@ -21,7 +21,7 @@ def test_the_last_lines_are_whole_lines(tmp_path: Path) -> None:
 
 
 def test_following_goes_on_where_the_last_lines_ended_and_through_a_rotation(tmp_path: Path) -> None:
-    """Nothing twice, nothing lost: neither the rest of a line nor what was written just before the rotation."""
+    """No line is lost or repeated, neither an incomplete line nor lines just before a rotation."""
     log = tmp_path / "log"
     log.write_text("old\nhal")
 
@@ -48,7 +48,7 @@ def test_following_goes_on_where_the_last_lines_ended_and_through_a_rotation(tmp
 
 
 def test_a_tail_tells_only_what_came_since(tmp_path: Path) -> None:
-    """The last three lines of it, also when the file was begun anew."""
+    """The tail has at most three lines, also after the file was replaced."""
     log = tmp_path / "log"
     assert LogTail(log).read() == ""
     log.write_text("before\n")
@@ -62,6 +62,6 @@ def test_a_tail_tells_only_what_came_since(tmp_path: Path) -> None:
 
 
 def test_a_log_that_cannot_be_read_says_so(tmp_path: Path) -> None:
-    """To the caller, who names it."""
+    """The caller gets the OSError and names the file."""
     with pytest.raises(OSError, match=r"."):
         last_lines(tmp_path, 1)

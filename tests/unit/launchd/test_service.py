@@ -47,7 +47,7 @@ def agent_of(mac: Mac, **environment: str) -> Make:
 
 
 def test_a_log_directory_that_cannot_be_written_is_told_before_launchd_hears_of_it(mac: Mac, service: Service) -> None:
-    """launchd itself would say EX_CONFIG and nothing else."""
+    """Without this check, launchd would report only EX_CONFIG."""
     mac.logs.parent.mkdir(parents=True)
     mac.logs.write_text("not a directory")
     with pytest.raises(ServiceError, match=r"launchd\.log cannot be written \(.+\); it has to be in a directory"):
@@ -57,7 +57,7 @@ def test_a_log_directory_that_cannot_be_written_is_told_before_launchd_hears_of_
 
 
 def test_a_log_directory_that_becomes_unwritable_is_named_at_the_next_start(mac: Mac, service: Service) -> None:
-    """From launchd's bare EX_CONFIG; and the service comes back by itself once it is writable again."""
+    """launchd reports only EX_CONFIG; the service starts by itself once the directory is writable again."""
     service.install(agent_of(mac))
     mac.logs.rename(mac.logs.with_name("away"))
     mac.logs.write_text("in the way")
@@ -69,7 +69,7 @@ def test_a_log_directory_that_becomes_unwritable_is_named_at_the_next_start(mac:
 
 
 def test_an_unwritable_launch_agents_folder_is_one_sentence(mac: Mac, service: Service) -> None:
-    """And nothing is loaded."""
+    """The error is one sentence, and no job is loaded."""
     mac.plist.parent.parent.mkdir(parents=True)
     mac.plist.parent.write_text("in the way")
     with pytest.raises(AgentError, match=r"\.plist cannot be written \(.+\); make its directory writable"):
@@ -78,7 +78,7 @@ def test_an_unwritable_launch_agents_folder_is_one_sentence(mac: Mac, service: S
 
 
 def test_launchctls_own_words_reach_the_user_and_nothing_stays_installed(mac: Mac, service: Service) -> None:
-    """A plist left behind would be tried again at each login."""
+    """The plist is removed again, because launchd would retry it at each login."""
     mac.settings(fail={"bootstrap": [125, "Bootstrap failed: 125: Domain does not support specified action\n"]})
     with pytest.raises(LaunchctlError, match=r"status 125: Bootstrap failed: 125: Domain .+ \(nobody is logged in"):
         service.install(agent_of(mac))
@@ -86,7 +86,7 @@ def test_launchctls_own_words_reach_the_user_and_nothing_stays_installed(mac: Ma
 
 
 def test_an_upgrade_that_launchd_refuses_leaves_the_old_version_running(mac: Mac, service: Service) -> None:
-    """Its plist is back, and it is loaded from it."""
+    """The old plist is restored and loaded."""
     service.install(agent_of(mac))
     old = mac.plist.read_bytes()
     agent = agent_of(mac)(False)
@@ -100,7 +100,7 @@ def test_an_upgrade_that_launchd_refuses_leaves_the_old_version_running(mac: Mac
 def test_a_new_version_of_the_code_restarts_a_service_whose_plist_is_the_same(
     mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after `uv tool upgrade`, which changes the code below the same paths."""
+    """`uv tool upgrade` changes the code below the same paths, so the plist stays equal."""
     assert service.install(agent_of(mac))
     assert not service.install(agent_of(mac))
     pid = mac.job().pid
@@ -111,7 +111,7 @@ def test_a_new_version_of_the_code_restarts_a_service_whose_plist_is_the_same(
 
 
 def test_without_a_login_at_the_screen_it_lives_in_the_users_own_domain(mac: Mac, service: Service) -> None:
-    """As a background job, or launchd would refuse it; it is found there by everything else."""
+    """The job is a background job in the user's domain; other commands find it there."""
     mac.settings(gui=False)
     assert service.install(agent_of(mac))
     assert plistlib.loads(mac.plist.read_bytes())["LimitLoadToSessionType"] == "Background"
@@ -123,7 +123,7 @@ def test_without_a_login_at_the_screen_it_lives_in_the_users_own_domain(mac: Mac
 
 
 def test_each_verb_may_be_repeated(mac: Mac, service: Service) -> None:
-    """What is done already is no error, and the process stays the same."""
+    """An operation that has nothing to do is no error, and the process stays the same."""
     assert "The service was not running" in mac.service("stop")
     assert service.install(agent_of(mac))
     pid = mac.job().pid
@@ -153,7 +153,7 @@ def test_a_stop_lets_streams_end_and_tells_those_that_do_not(mac: Mac, service: 
 
 
 def test_logs_are_followed_from_where_the_last_lines_end(mac: Mac, service: Service) -> None:
-    """Each line once, as soon as it is there."""
+    """Each line is printed once, as soon as it is written."""
     service.install(agent_of(mac))
     command = [sys.executable, "-m", "daemon", "service", "logs", "-f", "-n", "1"]
     with subprocess.Popen(command, env=mac.environ, stdout=subprocess.PIPE, text=True) as follower:
@@ -169,7 +169,7 @@ def test_logs_are_followed_from_where_the_last_lines_end(mac: Mac, service: Serv
 
 
 def test_logs_that_are_not_there_yet_and_sudo_are_one_sentence(mac: Mac) -> None:
-    """Neither is a traceback, or silence."""
+    """Missing logs and sudo give an error of one sentence, not a traceback."""
     assert f"there is no log at {mac.logs / 'daemon.log'} yet" in mac.service("logs", status=1)
     assert f"there is no log at {mac.logs / 'launchd.log'} yet" in mac.service("logs", "--stderr", status=1)
     assert "as ada, run it without sudo" in mac.service("install", status=1, SUDO_USER="ada")
@@ -177,7 +177,7 @@ def test_logs_that_are_not_there_yet_and_sudo_are_one_sentence(mac: Mac) -> None
 
 
 def test_a_bootout_that_is_still_in_progress_is_waited_for(mac: Mac, service: Service) -> None:
-    """launchd answers 36 and goes on; a bootstrap right after it would fail."""
+    """launchd answers 36 while it ends a job; a bootstrap right after it would fail."""
     service.install(agent_of(mac))
     pid = mac.job().pid
     mac.settings(lazy_bootout=True)
@@ -194,7 +194,7 @@ def test_a_disabled_service_is_enabled_by_its_installation(mac: Mac, service: Se
 
 
 def test_another_daemon_on_the_socket_is_named_and_left_alone(mac: Mac, service: Service) -> None:
-    """One that somebody started in a shell."""
+    """The daemon on the socket was started in a shell."""
     environ = {**mac.environ, **agent_of(mac)(False).environment}
     with subprocess.Popen([sys.executable, "-m", "tests.support.serve_fake"], env=environ) as other:
         wait_until(mac.socket.exists, "it listens")
@@ -210,7 +210,7 @@ def test_another_daemon_on_the_socket_is_named_and_left_alone(mac: Mac, service:
 
 
 def test_homebrews_service_is_not_doubled(mac: Mac, service: Service) -> None:
-    """Two of them would fight for the socket for ever."""
+    """Two services would compete for the socket."""
     plist = mac.folder / "brew.plist"
     tree = agent_of(mac)(False).properties() | {"Label": HOMEBREW_LABEL, "ProgramArguments": ["/bin/sleep", "1000"]}
     tree |= {"StandardOutPath": "/dev/null", "StandardErrorPath": "/dev/null"}
@@ -224,7 +224,7 @@ def test_homebrews_service_is_not_doubled(mac: Mac, service: Service) -> None:
 
 
 def test_a_daemon_that_never_serves_is_given_up_on(mac: Mac) -> None:
-    """It runs, but nobody answers; nothing is undone, because it may yet come up."""
+    """The daemon runs but never answers. Nothing is undone, because it can still come up."""
     impatient = Service(Launchctl(), mac.home, lambda socket: None, wait=0.0)
     with pytest.raises(ServiceError, match="does not serve after 0 s; see: mlx-sidecar service logs"):
         impatient.install(agent_of(mac))
@@ -232,7 +232,7 @@ def test_a_daemon_that_never_serves_is_given_up_on(mac: Mac) -> None:
 
 
 def test_a_plist_of_somebody_else_is_not_taken_for_ours(mac: Mac, service: Service) -> None:
-    """Nor overwritten by accident with `start`."""
+    """`start` does not overwrite a foreign plist either."""
     mac.plist.parent.mkdir(parents=True)
     mac.plist.write_text("something else")
     with pytest.raises(AgentError, match="is not a plist of this program"):
@@ -243,14 +243,14 @@ def test_a_plist_of_somebody_else_is_not_taken_for_ours(mac: Mac, service: Servi
 def test_without_launchctl_the_service_says_what_to_do_instead(
     mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On Linux."""
+    """On Linux, the error names the systemd unit and `serve`."""
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     with pytest.raises(LaunchctlError, match="the service is for macOS"):
         service.status()
 
 
 def test_the_calls_of_launchctl_are_few_and_known(mac: Mac, service: Service) -> None:
-    """Those that docs/mac-checklist.md has lines for."""
+    """docs/mac-checklist.md has a line for each subcommand of launchctl that is used."""
     service.install(agent_of(mac))
     service.restart()
     service.uninstall()

@@ -30,7 +30,7 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_the_installed_service_is_what_is_started(
     mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It serves when the command goes on; launchd knows its process."""
+    """The service serves when the command continues, and launchd knows its process."""
     mac.service("install")
     mac.service("stop")
     processes = spawned(monkeypatch)
@@ -46,7 +46,7 @@ def test_the_installed_service_is_what_is_started(
 def test_another_socket_and_a_mac_without_the_service_get_a_process(
     mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The service would not serve there."""
+    """The installed service would not serve on another socket, so a process is started."""
     processes = spawned(monkeypatch)
     starting.start(Config(), mac.socket, service)
     mac.service("install")
