@@ -30,8 +30,9 @@ QUESTIONS = {
         server/servicer.py:SidecarService.Generate
         server/validation.py:check_generate
         server/admission.py:Admission.place
-        server/supervision/supervisor.py:Supervisor.open
+        server/supervision/call_router.py:CallRouter.open
         server/supervision/engine_call.py:EngineCall
+        -- the send function that the supervisor connected
         server/supervision/engine_process.py:EngineProcess.send
         shared/frames.py:encode_frame
         -- socket
@@ -44,60 +45,52 @@ QUESTIONS = {
         engine/loop.py:Loop._take
         -- posted by main
         engine/engine.py:Engine.handle
-        engine/engine.py:Engine._begin
-        engine/calls/generate.py:GenerateCall.__init__
-        engine/calls/model_search.py:Searches.begin
+        engine/calls/driver.py:CallDriver.begin
+        engine/calls/generate.py:generate
+        engine/calls/generate.py:_prepare_and_load
         engine/calls/model_lookup.py:ModelLookup.find
         cache/resolver.py:Resolver.resolve
         cache/identity.py:identify
         cache/identity.py:_with_key
         cache/digests.py:Digests.digest
+        engine/calls/driver.py:wait_for
         engine/background/background.py:Background.run
-        -- pool of threads
-        engine/calls/generate.py:GenerateCall.prepare
-        engine/calls/generate.py:GenerateCall._render
+        engine/calls/generate.py:_prepare
+        engine/calls/generate.py:_render
         engine/prompt/preparation.py:prepare_request
         engine/prompt/prompts.py:prepare_prompt
         engine/prompt/prompts.py:tokenise
+        engine/prompt/tokenizers.py:Tokenizer.encode
         engine/prompt/prompts.py:render
         engine/prompt/tokenizers.py:Tokenizer.render
         engine/prompt/chat_templates.py:Templates.render
-        engine/prompt/tokenizers.py:Tokenizer.encode
-        -- queue of the MLX thread
-        engine/calls/generate.py:GenerateCall.ready
-        engine/calls/generate.py:Services.load
+        engine/calls/services.py:Services.load
         cache/model_cache.py:ModelCache.get_or_load
-        cache/entry.py:Ticket
-        -- turn
-        engine/engine.py:Engine.step
-        engine/engine.py:Engine._poll
-        engine/calls/generate.py:GenerateCall.poll
-        engine/calls/generate.py:GenerateCall._start
-        engine/memory/memory_budget.py:kv_need
-        engine/calls/generate.py:GenerateCall._sequence
+        cache/load.py:Ticket
         engine/execution/sequence.py:Sequence
         engine/execution/runner.py:Runner.add
+        -- turn
+        engine/engine.py:Engine.step
         engine/execution/runner.py:Runner.step
         engine/execution/runner.py:Runner._start
+        engine/scheduling/waiting_list.py:WaitingList.start_next
         engine/scheduling/policy.py:startable
-        engine/scheduling/policy.py:Turns.first
-        engine/execution/prefill_queue.py:PrefillQueue.add
         engine/execution/prefill_queue.py:PrefillQueue.step
+        engine/scheduling/prefill_plan.py:PrefillTurn.place
         engine/execution/prefill_queue.py:PrefillQueue._begin
         engine/execution/prefill.py:Prefill.begin
         engine/execution/prefill_queue.py:PrefillQueue._compute
-        engine/execution/batched_prefill.py:PrefillBatch
-        engine/execution/prefill_queue.py:PrefillQueue._step
+        engine/execution/prefill_queue.py:PrefillQueue._compute_part
         engine/execution/prefill.py:Prefill.step
         engine/execution/prefill.py:Prefill._compute
         """,
     "how a prefix block is stored and restored (full attention)": """
         engine/execution/prefill.py:Prefill._store
-        engine/execution/prefill.py:store
-        engine/execution/sequence.py:Sequence
+        engine/execution/prefix_storage.py:store
+        engine/execution/sequence_kv.py:SequenceKV
         kv/mlx/request_kv.py:RequestKV
         kv/prefix_cache.py:PrefixCache.store
-        kv/source.py:Source
+        kv/source.py:KVSource
         kv/spec.py:PrefixSpec
         kv/keys.py:block_keys
         kv/trie.py:PrefixTrie.match
@@ -106,14 +99,15 @@ QUESTIONS = {
         kv/lease.py:PrefixLease
         kv/evictor.py:Evictor.make_room
         kv/evictor.py:Evictor._evict
-        kv/trie.py:PrefixTrie.evict
+        kv/evictor.py:Evictor._drop
+        kv/trie.py:PrefixTrie.drop_oldest
         kv/trie.py:PrefixTrie._drop_leaf
         kv/eviction_queue.py:EvictionQueue.pop
         kv/prefix_cache.py:PrefixCache._append
         kv/prefix_cache.py:_packed
         kv/mlx/request_kv.py:RequestKV.pack
         kv/mlx/layout.py:Layout.pack
-        kv/mlx/adapters/kv_cache.py:pack
+        kv/mlx/adapters/kv_cache.py:KVCacheAdapter.pack
         kv/trie.py:PrefixTrie.insert
         kv/trie.py:PrefixTrie._add
         kv/tree.py:Tree.grow
@@ -126,10 +120,9 @@ QUESTIONS = {
         kv/prefix_cache.py:PrefixCache.runs
         kv/extent_ledger.py:runs
         kv/mlx/layout.py:Layout.restored_cache
-        kv/mlx/adapters/kv_cache.py:restore
+        kv/mlx/adapters/kv_cache.py:KVCacheAdapter.restore
         -- the end of the request
-        engine/execution/runner.py:Runner._end
-        engine/execution/sequence.py:Sequence.release
+        engine/execution/sequence_kv.py:SequenceKV.release
         kv/lease.py:PrefixLease.release
         -- callback of the lease
         kv/trie.py:PrefixTrie._release
@@ -141,12 +134,10 @@ QUESTIONS = {
         cache/model_cache.py:ModelCache._evict
         cache/model_cache.py:ModelCache._drop
         engine/memory/pressure.py:Relief.check
-        -- a request needs room for its KV
-        engine/execution/runner.py:Runner._start
-        engine/engine.py:Engine._make_room
-        engine/reporting/snapshot.py:StatsCollector.use
+        engine/memory/engine_memory.py:EngineMemory.make_room
         engine/memory/memory_budget.py:MemoryBudget.shortfall
         cache/model_cache.py:ModelCache.shed
+        cache/model_cache.py:ModelCache._evict_until
         -- a model is asked for
         cache/model_cache.py:ModelCache.get_or_load
         cache/model_cache.py:ModelCache._fresh
@@ -155,6 +146,7 @@ QUESTIONS = {
         -- its load begins
         cache/load_queue.py:LoadQueue.step
         cache/load_queue.py:LoadQueue._advance
+        -- callback of the load queue
         cache/model_cache.py:ModelCache._begin
         cache/model_cache.py:ModelCache._make_room
         cache/limits.py:in_use
