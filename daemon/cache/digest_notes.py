@@ -48,7 +48,7 @@ class DigestFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.warning("the digests of earlier runs cannot be read", error=cause(error))
+            log.warning("digest_notes_read_failed", error=cause(error))
             return {}
 
     def write(self, known: dict[str, tuple[Stamp, str]]) -> None:
@@ -63,7 +63,7 @@ class DigestFile:
                 json.dump({"version": _VERSION, "files": files}, file)
             Path(temporary).replace(self._path)
         except OSError as error:
-            log.warning("digests cannot be noted", error=cause(error))
+            log.warning("digest_notes_write_failed", error=cause(error))
             if temporary:
                 with suppress(OSError):
                     Path(temporary).unlink()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 class LazyGroup(click.Group):
     """
-    A group whose commands are `<package>.<name>.command`.
+    A group of the commands `<package>.<name>.command`.
 
     Args:
         package: The package with a module for each command.

@@ -35,7 +35,7 @@ EXAMINED = (
     "protobuf",
     "huggingface-hub",
 )
-"""Libraries whose versions affect what is computed, read or sent. Other versions are not checked."""
+"""Libraries that affect what is computed, read or sent. Versions of other libraries are not checked."""
 
 AS_TESTED = (
     "harmless unless something else is odd; the tested ones come with, in a checkout: "

@@ -29,7 +29,7 @@ PROMPT = list(range(5, 5 + 100))
 """Token ids. Their meaning is irrelevant: only the two answers are compared."""
 ANSWER_TOKENS = 16
 METAL_BOUND = 1e-2
-"""Bound of the difference of log-probabilities on a GPU, whose kernels depend on shapes. On a CPU it is zero."""
+"""Bound of the difference of log-probabilities on a GPU: its kernels depend on shapes. On a CPU it is zero."""
 TIMEOUT_SECONDS = 120.0
 
 
@@ -72,9 +72,9 @@ def engine(stats: EngineStats) -> Finding:
     if stats.state == "starting":
         return warning("engine", f"it is starting; {again}", "nothing, unless it goes on for minutes")
     if stats.state != "ready":
-        return failed("engine", f"it is {stats.state}; {again}", "see the daemon's log for: the engine died")
+        return failed("engine", f"it is {stats.state}; {again}", "see the daemon's log for: engine_died")
     if stats.restarts:
-        return warning("engine", f"pid {stats.pid}, ready, {again}", "see the daemon's log for: the engine died")
+        return warning("engine", f"pid {stats.pid}, ready, {again}", "see the daemon's log for: engine_died")
     return ok("engine", f"pid {stats.pid}, ready, never restarted")
 
 
@@ -136,7 +136,7 @@ def awake(system: System, pid: int) -> Finding:
 
 @contextmanager
 def _daemon(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a daemon whose files are all in a folder; it is ended after the block."""
+    """Run a daemon with all of its files in a folder; it is ended after the block."""
     paths = {"SOCKET": folder / "run" / "s.sock", "STATE_DIR": folder, "LOG_FILE": folder / "daemon.log"}
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     environ |= {ENV_PREFIX + name: str(path) for name, path in paths.items()}

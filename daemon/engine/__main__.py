@@ -84,7 +84,7 @@ def main() -> int:
     try:
         loop.run(engine)
     except Exception:
-        log.exception("the engine failed")
+        log.exception("engine_loop_failed")
         return 1
     finally:
         engine.close()

@@ -138,7 +138,7 @@ class Engine:
         began = self._clock()
         self._models.step()
         self._share.loaded(self._clock() - began)
-        self._calls.poll()  # a call whose model is ready now joins the runner in this turn
+        self._calls.poll()  # a call that has its model now joins the runner in this turn
 
     def _gather(self) -> float:
         """Return the seconds for which requests that could start wait for others that are being tokenised."""

@@ -171,4 +171,4 @@ class Evictor:
         try:
             self._trie.compact(self._copy)
         except Exception:
-            log.exception("compacting stored prefixes failed; more of them are evicted instead")
+            log.exception("prefix_compaction_failed")

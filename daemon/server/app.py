@@ -72,7 +72,7 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
         # Only now: a daemon that is refused must not touch the log file of the running daemon.
         logs.configure(config.log_level, config.log_file)
         if (instead := process_setup.settle_temporary_directory()) is not None:
-            log.warning("temporary files go elsewhere: TMPDIR cannot be written to", directory=instead)
+            log.warning("tmpdir_replaced", directory=instead)
         try:
             with _spans(config) as on_end:
                 return asyncio.run(Daemon(config, engine, wake_lock, on_end, lock.note_engine).serve())
@@ -201,7 +201,7 @@ class Daemon:
 
     def _asked_to_stop(self) -> None:
         if self._stop.is_set():
-            log.warning("stopping at once")
+            log.warning("drain_skipped")
             self._stop_now.set()
         self._stop.set()
 
@@ -221,19 +221,19 @@ class Daemon:
         for end in ends:
             end.cancel()
         if self._admission.active:
-            log.warning("calls are cut off", calls=self._admission.active)
+            log.warning("drain_limit_reached", calls=self._admission.active)
             self._admission.cut_off()
 
     async def _guard(self, socket: PublishedSocket) -> None:
         """Stop with exit status 1 if the socket was removed or replaced, so that launchd starts a new daemon."""
         while socket.is_ours():  # noqa: ASYNC110 - a socket that is gone sends no event
             await asyncio.sleep(SOCKET_CHECK_SECONDS)
-        log.error("the socket was removed or replaced; exiting", socket=str(socket.public))
+        log.error("socket_lost", socket=str(socket.public))
         self._status = 1
         self._stop.set()
 
     def _engine_changed(self, state: State) -> None:
-        log.info("engine", state=state.value, pid=self._supervisor.pid)
+        log.info("engine_state_changed", state=state.value, pid=self._supervisor.pid)
         if self._server is not None and not self._stop.is_set():
             self._spawn(self._server.set_health(serving=self._supervisor.serves))
 

@@ -167,7 +167,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise
         except Exception as error:
             error_id = secrets.token_hex(6)
-            log.exception("unexpected error", error_id=error_id)
+            log.exception("unexpected_error", error_id=error_id)
             hidden = SidecarError(
                 Reason.INTERNAL,
                 f"an unexpected error occurred; the daemon's log has it under id {error_id}",

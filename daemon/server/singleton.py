@@ -170,7 +170,7 @@ def _kill_orphan(fd: int) -> None:
         import structlog  # here: the command line imports this module for AlreadyRunning, and does not log
 
         log = structlog.get_logger()
-        log.warning("the engine of a dead daemon hangs and is killed", pid=engine)
+        log.warning("orphaned_engine_killed", pid=engine)
         with suppress(ProcessLookupError):
             os.kill(engine, signal.SIGKILL)
 

@@ -63,7 +63,7 @@ class Caffeinate:
             self._pid = _spawn(str(self._program), "-i", "-w", str(os.getpid()))
         except OSError as error:
             if not self._told:
-                log.warning("the machine may sleep during long answers", program=str(self._program), error=cause(error))
+                log.warning("wake_lock_unavailable", program=str(self._program), error=cause(error))
             self._told = True
 
     def release(self) -> None:

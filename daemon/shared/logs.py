@@ -76,8 +76,8 @@ def configure(level: str, log_file: Path | None) -> None:
 
 def take_over() -> None:
     """Log the exceptions that end a thread or are ignored by Python, which would print their texts."""
-    threading.excepthook = lambda args: log.error("an exception ended a thread", exc_info=args.exc_value)
-    sys.unraisablehook = lambda args: log.error("an exception was ignored", exc_info=args.exc_value)
+    threading.excepthook = lambda args: log.error("thread_crashed", exc_info=args.exc_value)
+    sys.unraisablehook = lambda args: log.error("exception_ignored", exc_info=args.exc_value)
 
 
 def _show_warning(
@@ -88,7 +88,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    log.warning("a library warns", error=category.__qualname__, source=f"{Path(filename).name}:{lineno}")
+    log.warning("library_warning", error=category.__qualname__, source=f"{Path(filename).name}:{lineno}")
 
 
 def _install(handlers: list[logging.Handler]) -> None:

@@ -84,9 +84,7 @@ def _home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("directory", SHARED)
-def test_a_socket_in_a_directory_of_the_machine_is_refused_without_harm(
-    directory: str, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_socket_in_a_system_directory_is_refused(directory: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the user owns it, as root does, or not: the advice names a directory that is not there yet."""
     if not Path(directory).is_dir() or Path(directory).is_symlink():
         pytest.skip("this machine has no such directory")
@@ -107,7 +105,7 @@ def test_a_socket_in_a_directory_of_the_machine_is_refused_without_harm(
 
 @pytest.mark.parametrize("mode", [0o1777, 0o777, 0o775, 0o755, 0o711, 0o500])
 @pytest.mark.parametrize("name", ["d", "a 'quoted' $name"])
-def test_what_is_advised_works_and_leaves_what_exists_as_it_is(home: Path, mode: int, name: str) -> None:
+def test_advised_command_works_and_touches_nothing(home: Path, mode: int, name: str) -> None:
     """The directory that is in the way is not touched; a second refusal would be no advice."""
     directory = home.parent / name
     directory.mkdir()
@@ -121,7 +119,7 @@ def test_what_is_advised_works_and_leaves_what_exists_as_it_is(home: Path, mode:
     directory.chmod(0o700)
 
 
-def test_where_others_could_take_its_place_the_default_is_advised(home: Path) -> None:
+def test_default_path_is_advised_in_unsafe_directory(home: Path) -> None:
     """In a directory without the sticky bit, others may rename what is ours; one that exists may be theirs."""
     directory = home.parent / "d"
     for mode in (0o777, 0o1777):
@@ -135,7 +133,7 @@ def test_where_others_could_take_its_place_the_default_is_advised(home: Path) ->
         directory.rmdir()
 
 
-def test_the_daemons_own_directory_is_made_private_and_no_other(home: Path) -> None:
+def test_only_the_daemons_own_directory_is_chmodded(home: Path) -> None:
     """It is common to make it by hand, for config.toml; nothing else is kept there."""
     own = own_directory()
     own.mkdir()
@@ -144,9 +142,7 @@ def test_the_daemons_own_directory_is_made_private_and_no_other(home: Path) -> N
         prepare_socket_path(own / "sidecar.sock")
 
 
-def test_the_client_does_not_advise_to_close_the_machines_directory(
-    folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_client_never_advises_chmod_of_system_path(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As root, to whom `/tmp` belongs; a socket lies there already."""
     directory = folder / "d"
     directory.mkdir()
@@ -158,7 +154,7 @@ def test_the_client_does_not_advise_to_close_the_machines_directory(
     assert obey(str(refused.value)) == directory / f"mlx-sidecar-{os.geteuid()}" / "s.sock"
 
 
-def test_every_command_that_a_text_of_the_code_advises_is_known_to_be_harmless() -> None:
+def test_advised_commands_are_known_to_be_harmless() -> None:
     """A new one has to be looked at: what it does when root obeys it, with any path in it."""
     advised: set[str] = set()
     for folder in CODE:
@@ -169,7 +165,7 @@ def test_every_command_that_a_text_of_the_code_advises_is_known_to_be_harmless()
     assert {one for one in advised if not any(one.startswith(good) for good in HARMLESS)} == set()
 
 
-def test_no_page_advises_a_command_against_a_directory_of_the_machine() -> None:
+def test_no_page_advises_commands_on_system_paths() -> None:
     """Examples of destructive commands name our own places, or a placeholder for a process."""
     own = r"~/\.mlx-sidecar|~/Library/Logs/mlx-sidecar|~/\.config/systemd/user/mlx-sidecar|\$|~/\.cache/huggingface"
     for path, text in texts():
@@ -186,7 +182,7 @@ def unpublished() -> list[str]:
     return [tomllib.loads(file.read_text())["project"]["name"] for file in files]
 
 
-def test_no_text_advises_to_install_a_name_that_is_not_published() -> None:
+def test_no_text_advises_unpublished_package_names() -> None:
     """An index gives such a name to the first account that asks, and with it our users' machines."""
     names = "|".join(sorted(unpublished(), key=len, reverse=True)).replace("-", "[-_]")
     verbs = r"(?:pip3?|pipx|uv|poetry|conda|brew) +(?:\w+ +)?(?:install|add|run|upgrade|inject|sync)|uvx"
@@ -202,7 +198,7 @@ def test_no_text_advises_to_install_a_name_that_is_not_published() -> None:
     assert seen >= 4
 
 
-def test_the_release_page_begins_with_the_two_names() -> None:
+def test_release_page_begins_with_package_names() -> None:
     """Until they are ours, any account can take them."""
     release = (ROOT / "CONTRIBUTING.md").read_text().partition("## Releases")[2]
     first = release[: release.index("[Unreleased]")]

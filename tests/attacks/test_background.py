@@ -115,7 +115,7 @@ def _hung(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> list[s
     return paths
 
 
-def test_tokenizers_that_hang_hold_up_their_own_models_alone(
+def test_hanging_tokenizer_delays_only_its_own_model(
     harness: Harness, hung: list[str], disk: Disk, tmp_path: Path
 ) -> None:
     """Five of them, with four calls each: others are answered, and one that was never seen is as well."""
@@ -147,7 +147,9 @@ def test_tokenizers_that_hang_hold_up_their_own_models_alone(
     harness.settle()
 
 
-def test_a_copy_on_another_disk_is_not_held_up(harness: Harness, hung: list[str], disk: Disk, tmp_path: Path) -> None:
+def test_model_copy_on_another_disk_is_not_delayed(
+    harness: Harness, hung: list[str], disk: Disk, tmp_path: Path
+) -> None:
     """Though it is the same model by its content."""
     same = Path(shutil.copytree(hung[0], tmp_path / "same"))
     call = harness.begin(generate("The", model=hung[0]))
@@ -158,7 +160,7 @@ def test_a_copy_on_another_disk_is_not_held_up(harness: Harness, hung: list[str]
     harness.finish(call)
 
 
-def test_lookups_that_hang_hold_up_their_own_models_alone(harness: Harness, disk: Disk) -> None:
+def test_hanging_lookup_delays_only_its_own_model(harness: Harness, disk: Disk) -> None:
     """For each kind of call; another spelling of the name is another lookup."""
 
     class Hanging(Resolver):
@@ -235,9 +237,7 @@ class _Watcher:
         """Weights are."""
 
 
-def test_weights_are_read_for_as_long_as_they_come_and_no_longer(
-    harness: Harness, slow: SlowDisk, tmp_path: Path
-) -> None:
+def test_weight_read_lasts_while_bytes_still_arrive(harness: Harness, slow: SlowDisk, tmp_path: Path) -> None:
     """Each piece takes almost the longest time; when no piece comes, all waiting calls get the error, by any name."""
     path = copy_of_embedded(tmp_path, "large")
     link = tmp_path / "link"
@@ -260,7 +260,7 @@ def test_weights_are_read_for_as_long_as_they_come_and_no_longer(
     harness.settle()
 
 
-def test_a_machine_that_slept_writes_nothing_off(harness: Harness, hung: list[str], disk: Disk) -> None:
+def test_machine_sleep_abandons_no_background_work(harness: Harness, hung: list[str], disk: Disk) -> None:
     """The clock jumped for the reader and for its watchdog alike; a jump counts as one look."""
     call = harness.begin(generate("The", model=hung[0]))
     harness.until(lambda: disk.readers == 1)
@@ -273,7 +273,7 @@ def test_a_machine_that_slept_writes_nothing_off(harness: Harness, hung: list[st
     assert Answer(harness.finish(call)).finished.usage.completion_tokens > 0
 
 
-def test_a_call_that_left_does_not_open_the_way_for_the_next(harness: Harness, hung: list[str], disk: Disk) -> None:
+def test_cancelled_calls_do_not_add_hanging_threads(harness: Harness, hung: list[str], disk: Disk) -> None:
     """Callers that give up and come again cost one thread, however often they do."""
     for _ in range(20):
         call = harness.begin(generate("The", model=hung[0]))
@@ -287,7 +287,7 @@ def test_a_call_that_left_does_not_open_the_way_for_the_next(harness: Harness, h
     harness.settle()
 
 
-async def test_an_engine_with_too_many_threads_that_hang_is_restarted_and_blames_no_call(
+async def test_engine_with_hanging_threads_is_restarted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only the engine's end frees them; calls that run meanwhile are not to blame, and are not quarantined."""
@@ -305,7 +305,7 @@ async def test_an_engine_with_too_many_threads_that_hang_is_restarted_and_blames
         assert not supervisor.router.quarantine.knows
 
 
-def test_a_daemon_with_a_thread_that_hangs_serves_tells_of_health_and_ends(
+def test_daemon_with_hanging_thread_serves_and_exits(
     start_daemon: Callable[..., RunningDaemon], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine does not wait for it, neither when it is told to end nor when its parent is gone."""
@@ -322,11 +322,11 @@ def test_a_daemon_with_a_thread_that_hangs_serves_tells_of_health_and_ends(
             assert (engine.state, engine.stuck) == ("ready", ())
         if end == "drained":
             assert daemon.stop() == 0
-            assert "the engine did not end in time and is killed" not in [line["event"] for line in daemon.log()]
+            assert "engine_shutdown_timeout" not in [line["event"] for line in daemon.log()]
         else:
             daemon.process.kill()
             daemon.wait()
-        wait_until(partial(_gone, engine.pid), "the engine has ended")
+        wait_until(partial(_gone, engine.pid), "engine_stopped")
         hung.join()
 
 

@@ -118,7 +118,7 @@ def _chunk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("tokens", [256, 1024], ids=lambda tokens: f"chunks of {tokens}")
-def test_six_cold_clients_compute_their_common_prompt_once(case: Case, chunk: list[int], tokens: int) -> None:
+def test_six_cold_clients_prefill_common_prefix_once(case: Case, chunk: list[int], tokens: int) -> None:
     """
     All but the first find all of it, and answer as they do alone.
 
@@ -134,7 +134,7 @@ def test_six_cold_clients_compute_their_common_prompt_once(case: Case, chunk: li
     case.harness.settle()
 
 
-def test_two_beginnings_one_within_the_other_are_each_computed_once(case: Case, chunk: list[int]) -> None:
+def test_two_nested_prefixes_are_each_prefilled_once(case: Case, chunk: list[int]) -> None:
     """And a third one beside them: three leaders, at most four of nine requests have a slot."""
     short = ids(208, 1)
     beginnings = [short, [*short, *ids(160, 2)], ids(304, 3)]
@@ -146,7 +146,7 @@ def test_two_beginnings_one_within_the_other_are_each_computed_once(case: Case, 
         case.assert_as_alone(asked, answer)
 
 
-def test_a_leader_that_is_cancelled_leaves_its_part_and_the_others_go_on_at_once(case: Case, chunk: list[int]) -> None:
+def test_cancelled_leader_leaves_its_computed_prefix(case: Case, chunk: list[int]) -> None:
     """What it had computed is not computed again, and the next one is resumable for those behind it."""
     chunk[0] = 128
     requests = [case.request([*ids(COMMON, 1), *ids(170, 50 + seed)]) for seed in range(4)]
@@ -165,9 +165,7 @@ def test_a_leader_that_is_cancelled_leaves_its_part_and_the_others_go_on_at_once
     case.harness.settle()
 
 
-def test_one_that_is_more_urgent_lends_its_turn_to_the_one_that_computes_its_beginning(
-    case: Case, chunk: list[int]
-) -> None:
+def test_urgent_request_lends_priority_to_its_leader(case: Case, chunk: list[int]) -> None:
     """It is answered first nevertheless, after no more work than alone and one chunk, and nothing is computed twice."""
     chunk[0] = 64
     (slow,) = case.arrive(case.request([*ids(COMMON, 1), *ids(1500, 2)]))
@@ -182,7 +180,7 @@ def test_one_that_is_more_urgent_lends_its_turn_to_the_one_that_computes_its_beg
     assert case.computed == COMMON + 100 + 1500
 
 
-def test_one_that_comes_when_its_beginning_is_computed_finds_it(case: Case, chunk: list[int]) -> None:
+def test_late_request_finds_prefix_being_prefilled(case: Case, chunk: list[int]) -> None:
     """
     It is stored for one that may go first; without a resume point there, it is computed once more and never again.
 
@@ -202,7 +200,7 @@ def test_one_that_comes_when_its_beginning_is_computed_finds_it(case: Case, chun
         case.assert_as_alone(asked, answer)
 
 
-def test_one_does_not_wait_for_what_was_invalidated(case: Case, chunk: list[int]) -> None:
+def test_request_does_not_wait_for_invalidated_prefix(case: Case, chunk: list[int]) -> None:
     """A running prompt that may not be stored any more leads no other one: a later one computes everything at once."""
     chunk[0] = 64
     (slow,) = case.arrive(case.request([*ids(COMMON, 1), *ids(800, 2)]))
@@ -218,7 +216,7 @@ def test_one_does_not_wait_for_what_was_invalidated(case: Case, chunk: list[int]
     case.harness.settle()
 
 
-def test_what_draft_models_compute_of_it_is_computed_once_too(
+def test_draft_model_prefills_common_prefix_once(
     tmp_path: Path, chunk: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A draft model computes each prompt for itself, before the model does."""
@@ -246,7 +244,7 @@ def test_what_draft_models_compute_of_it_is_computed_once_too(
     harness.close()
 
 
-def test_no_request_waits_for_what_the_cache_has_no_room_for(tmp_path: Path, chunk: list[int]) -> None:
+def test_no_request_waits_for_prefix_without_room(tmp_path: Path, chunk: list[int]) -> None:
     """With room for eight blocks, and with none, each computes what the others could not store."""
     chunk[0] = 128
     path = write(tmp_path, Family("llama"))
@@ -341,9 +339,7 @@ def _round(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("rounds", [6, pytest.param(60, marks=pytest.mark.slow)])
-def test_whatever_comes_in_whatever_order_the_common_part_is_computed_once(
-    case: Case, monkeypatch: pytest.MonkeyPatch, rounds: int
-) -> None:
+def test_random_arrivals_prefill_common_prefix_once(case: Case, monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
     """Chunks, beginnings within each other, ends, arrivals, urgency and cancels at random, in four slots."""
     first = random.randrange(1 << 30)
     for seed in range(first, first + rounds):

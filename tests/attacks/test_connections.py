@@ -67,7 +67,7 @@ def all_at_once(calls: list[Callable[[], object]]) -> Counter[str]:
     return outcomes
 
 
-def test_three_hundred_calls_of_one_new_channel_all_run(daemon: RunningDaemon) -> None:
+def test_three_hundred_calls_of_a_new_channel_all_run(daemon: RunningDaemon) -> None:
     """All are open at the same time; the channel has not heard of any limit when it sends them."""
     with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
         stub = SidecarServiceStub(channel)
@@ -79,7 +79,7 @@ def test_three_hundred_calls_of_one_new_channel_all_run(daemon: RunningDaemon) -
     assert seen["ok"] >= QUEUE
 
 
-def test_calls_beyond_the_queue_are_told_when_to_come_back(daemon: RunningDaemon) -> None:
+def test_calls_beyond_the_queue_get_a_retry_delay(daemon: RunningDaemon) -> None:
     """No call gets gRPC's bare UNAVAILABLE."""
     request = pb.GenerateRequest(model="hold-waiting", text="x")
     with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
@@ -109,7 +109,7 @@ def test_the_client_carries_any_number_of_calls(daemon: RunningDaemon, calls: in
 
 
 @pytest.mark.parametrize("calls", [CALLS, MAX_STREAMS + 100])
-async def test_the_asynchronous_client_carries_any_number_of_calls(daemon: RunningDaemon, calls: int) -> None:
+async def test_async_client_carries_any_number_of_calls(daemon: RunningDaemon, calls: int) -> None:
     """As the synchronous client does."""
     async with AsyncClient(daemon.socket) as client:
         ends = await asyncio.gather(*(client.complete("ok", "one two") for _ in range(calls)), return_exceptions=True)
@@ -118,7 +118,7 @@ async def test_the_asynchronous_client_carries_any_number_of_calls(daemon: Runni
         assert (await client.stats()).daemon.pid == daemon.process.pid
 
 
-def test_a_daemon_that_came_back_carries_the_calls_of_the_same_client(
+def test_client_reuses_its_channel_after_a_restart(
     daemon: RunningDaemon, start_daemon: Callable[..., RunningDaemon]
 ) -> None:
     """Its channel connects anew, and knows no limit again."""
@@ -133,7 +133,7 @@ def test_a_daemon_that_came_back_carries_the_calls_of_the_same_client(
         assert again.stop() == 0
 
 
-def test_a_daemon_that_is_stopped_by_a_debugger_is_not_called_absent(daemon: RunningDaemon) -> None:
+def test_daemon_stopped_by_debugger_is_not_absent(daemon: RunningDaemon) -> None:
     """Neither a new client nor a client with an open call says so."""
     with Client(daemon.socket, timeout=0.3) as known, Client(daemon.socket, timeout=0.3) as new:
         stream = known.generate("hold", "x")

@@ -46,7 +46,7 @@ def _alone(folder: Path) -> Iterator[dict[str, str]]:
         wait_until(lambda: not alive(pid), "the daemon that was started ends")
 
 
-def test_start_starts_a_daemon_that_outlives_the_command(alone: dict[str, str], folder: Path) -> None:
+def test_start_flag_daemon_outlives_its_command(alone: dict[str, str], folder: Path) -> None:
     """It has a session of its own, logs to a private file, and the next command finds it."""
     first = run(alone, "run", "embedded", "--raw", "Hello", "--max-tokens", "1", "--start", "--json")
     assert first.returncode == 0, first.stderr
@@ -65,7 +65,7 @@ def test_start_starts_a_daemon_that_outlives_the_command(alone: dict[str, str], 
     assert (json.loads(second.stdout)["daemon"]["pid"], second.stderr) == (pid, "")
 
 
-def test_commands_that_start_a_daemon_at_the_same_time_share_one(alone: dict[str, str]) -> None:
+def test_concurrent_start_flags_share_one_daemon(alone: dict[str, str]) -> None:
     """The lock lets one of them serve; the others wait for it and use it."""
     commands = [
         subprocess.Popen(
@@ -84,7 +84,7 @@ def test_commands_that_start_a_daemon_at_the_same_time_share_one(alone: dict[str
     assert {json.loads(out)["daemon"]["pid"] for out, _, _ in done} == {holder(Path(alone["MLX_SIDECAR_SOCKET"]))}
 
 
-def test_a_daemon_that_cannot_start_is_told_with_its_own_words(alone: dict[str, str], folder: Path) -> None:
+def test_start_flag_reports_why_the_daemon_failed(alone: dict[str, str], folder: Path) -> None:
     """One sentence, and at once; here its socket's directory lets others in."""
     (folder / "run").mkdir()
     (folder / "run").chmod(0o755)
@@ -98,7 +98,7 @@ def test_a_daemon_that_cannot_start_is_told_with_its_own_words(alone: dict[str, 
     assert f"see {folder}/daemon.stderr and {folder}/daemon.log" in failed.stderr
 
 
-def test_a_configuration_that_is_wrong_is_told_before_anything_is_started(alone: dict[str, str], folder: Path) -> None:
+def test_wrong_config_is_reported_before_any_start(alone: dict[str, str], folder: Path) -> None:
     (folder / "config.toml").write_text("max_modles = 3\n")
 
     failed = run(alone, "ps", "--start")
@@ -108,7 +108,7 @@ def test_a_configuration_that_is_wrong_is_told_before_anything_is_started(alone:
     assert not (folder / "daemon.stderr").exists()
 
 
-def test_a_person_is_asked_once_and_a_yes_starts_it(alone: dict[str, str]) -> None:
+def test_run_asks_once_before_it_starts_a_daemon(alone: dict[str, str]) -> None:
     """The conversation follows at once; neither its Ctrl-C nor its end reaches the daemon."""
     with terminal(alone, "run", "embedded", "--no-history") as shown:
         shown.until(r"No daemon is running\. Start one\? \[Y/n\]:")
@@ -125,7 +125,7 @@ def test_a_person_is_asked_once_and_a_yes_starts_it(alone: dict[str, str]) -> No
     assert run(alone, "ps").returncode == 0
 
 
-def test_a_no_ends_the_command_as_ever(alone: dict[str, str]) -> None:
+def test_declined_start_ends_the_command(alone: dict[str, str]) -> None:
     """With the exit status and the sentence of a daemon that does not run."""
     with terminal(alone, "load", "embedded") as shown:
         shown.until(r"Start one\? \[Y/n\]:")
@@ -136,7 +136,7 @@ def test_a_no_ends_the_command_as_ever(alone: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("command", [["run", "embedded", "hi"], ["load", "embedded"], ["pull", "org/name"]])
-def test_a_program_is_never_asked(alone: dict[str, str], command: list[str]) -> None:
+def test_start_question_is_never_asked_without_tty(alone: dict[str, str], command: list[str]) -> None:
     """Nothing is started, and standard error has the one sentence."""
     failed = run(alone, *command)
 
@@ -145,7 +145,7 @@ def test_a_program_is_never_asked(alone: dict[str, str], command: list[str]) -> 
     assert len(failed.stderr.splitlines()) == 1
 
 
-def test_a_conversation_goes_on_when_its_daemon_comes_back(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_chat_continues_after_its_daemon_restarts(start_daemon: Callable[..., RunningDaemon]) -> None:
     """What was typed meanwhile is answered then; the note says what it waits for."""
     daemon = start_daemon(FAKE).serving()
     with terminal(daemon.environ, "run", "ok", "--no-history") as shown:
@@ -161,7 +161,7 @@ def test_a_conversation_goes_on_when_its_daemon_comes_back(start_daemon: Callabl
         assert shown.wait() == 0
 
 
-def test_an_answer_that_a_killed_daemon_cut_off_is_asked_for_again(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_chat_asks_again_after_a_killed_daemon(start_daemon: Callable[..., RunningDaemon]) -> None:
     """From its beginning: the new daemon knows nothing of it."""
     daemon = start_daemon(FAKE).serving()
     with terminal(daemon.environ, "run", "ok", "--no-history") as shown:
@@ -179,9 +179,7 @@ def test_an_answer_that_a_killed_daemon_cut_off_is_asked_for_again(start_daemon:
         assert shown.wait() == 0
 
 
-def test_ctrl_c_leaves_a_conversation_that_waits_and_what_was_typed_is_kept(
-    start_daemon: Callable[..., RunningDaemon], folder: Path
-) -> None:
+def test_ctrl_c_leaves_waiting_chat_and_keeps_history(start_daemon: Callable[..., RunningDaemon], folder: Path) -> None:
     """It is in the history, for the next conversation."""
     daemon = start_daemon(FAKE).serving()
     with terminal(daemon.environ, "run", "ok") as shown:
@@ -206,7 +204,7 @@ def test_ctrl_c_leaves_a_conversation_that_waits_and_what_was_typed_is_kept(
         (["load", "embedded", "--adapter", "nope"], "nope"),
     ],
 )
-def test_a_directory_that_is_not_there_is_named_in_full(
+def test_missing_model_directory_is_named_in_full(
     daemon: RunningDaemon, folder: Path, command: list[str], name: str
 ) -> None:
     """So that a person sees where it was looked for."""
@@ -216,7 +214,7 @@ def test_a_directory_that_is_not_there_is_named_in_full(
     assert f"there is no directory {folder}/{name} (MODEL_NOT_FOUND)" in failed.stderr
 
 
-def test_top_on_a_small_terminal_shows_its_models_whole(daemon: RunningDaemon) -> None:
+def test_top_shows_models_whole_on_a_small_terminal(daemon: RunningDaemon) -> None:
     """50 columns, 12 lines; `--socket` follows the command."""
     assert run(daemon.serving().environ, "load", "embedded").returncode == 0
     nowhere = {**daemon.environ, "MLX_SIDECAR_SOCKET": "/nowhere/s.sock"}

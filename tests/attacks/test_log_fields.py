@@ -144,7 +144,7 @@ def attempts(folder: Path) -> Iterator[tuple[str, bytes]]:
                     yield method, request.SerializeToString()
 
 
-def test_the_walk_finds_every_text_of_every_request() -> None:
+def test_walk_finds_every_text_field_of_a_request() -> None:
     """Also in lists, in maps and in inner messages; new fields of the API are found too."""
     found = {".".join(field.name for field in path) for path in paths(pb.GenerateRequest.DESCRIPTOR)}
     assert {
@@ -249,7 +249,7 @@ def die_with_a_call(daemon: RunningDaemon) -> None:
 
 
 @pytest.mark.parametrize("level", ["debug", *(pytest.param(one, marks=pytest.mark.slow) for one in ("info", "error"))])
-def test_no_text_of_a_request_is_logged_or_traced_or_kept(
+def test_no_request_text_is_logged_traced_or_kept(
     start_daemon: Callable[..., RunningDaemon],
     folder: Path,
     collector: Collector,
@@ -281,7 +281,7 @@ def test_no_text_of_a_request_is_logged_or_traced_or_kept(
     assert b"Generate" in spans
     assert not has_canary(spans)
     lines = daemon.log()
-    bare = [line for line in lines if line["event"] == "engine output"]
+    bare = [line for line in lines if line["event"] == "engine_output"]
     assert bare[0]["line"] == "Fatal Python error: Segmentation fault", "what it writes when it crashes"
     assert all("line" in line for line in bare)
     if level != "error":
@@ -321,12 +321,12 @@ def quote(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("place", "name", "event"),
     [
-        (PrefixCache, "lookup", "looking a prompt up failed; the request runs cold"),
-        (PrefixCache, "store", "storing a prefix failed; the request goes on"),
-        (Runner, "add", "unexpected error"),
+        (PrefixCache, "lookup", "prefix_lookup_failed"),
+        (PrefixCache, "store", "prefix_store_failed"),
+        (Runner, "add", "unexpected_error"),
     ],
 )
-def test_a_fault_of_the_engine_that_quotes_is_logged_by_its_place_alone(
+def test_engine_fault_is_logged_without_its_message(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Path, place: Any, name: str, event: str
 ) -> None:
     """Its class and its frames are there; no texts of it or of the exceptions that led to it."""
@@ -346,14 +346,14 @@ def test_a_fault_of_the_engine_that_quotes_is_logged_by_its_place_alone(
     assert "RuntimeError\nwhich came of\nTraceback" in line["exception"]
     assert line["exception"].endswith("JSONDecodeError")
     assert "in quote" in line["exception"]
-    if event == "unexpected error":
+    if event == "unexpected_error":
         assert answer.failure.metadata["error_id"] == line["error_id"]
         assert line["error_id"] in answer.failure.message
         assert CANARY not in answer.failure.message
     assert CANARY not in log.read_text()
 
 
-def test_what_asyncio_says_of_a_task_that_failed_has_no_words_of_it(log: Path) -> None:
+def test_asyncio_task_errors_are_logged_without_text(log: Path) -> None:
     """Its message has the task's exception in it."""
 
     async def main() -> None:

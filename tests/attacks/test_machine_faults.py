@@ -206,9 +206,7 @@ def _check(failure: Any, number: int) -> None:
 
 @pytest.mark.parametrize("number", NUMBERS, ids=[errno.errorcode[number] for number in NUMBERS])
 @pytest.mark.parametrize("place", LOADS)
-def test_a_load_that_the_machine_refuses_is_not_the_models_fault(
-    engine: Harness, tmp_path: Path, place: str, number: int
-) -> None:
+def test_load_refused_by_machine_is_a_machine_fault(engine: Harness, tmp_path: Path, place: str, number: int) -> None:
     """The same model loads as soon as the machine allows it."""
     model = copy_of_embedded(tmp_path)
     request = pb.GetOrLoadRequest(model=str(model))
@@ -223,7 +221,7 @@ def test_a_load_that_the_machine_refuses_is_not_the_models_fault(
 
 @pytest.mark.parametrize("number", NUMBERS, ids=[errno.errorcode[number] for number in NUMBERS])
 @pytest.mark.parametrize("place", PROMPTS)
-def test_a_prompt_that_the_machine_refuses_is_not_the_models_fault(
+def test_prefill_refused_by_machine_is_a_machine_fault(
     engine: Harness, tmp_path: Path, place: str, number: int
 ) -> None:
     """The tokenizer is not damaged and the conversation is valid: the next call is answered."""
@@ -237,9 +235,7 @@ def test_a_prompt_that_the_machine_refuses_is_not_the_models_fault(
     assert engine.run(pb.GenerateRequest(model=model, text="The", max_tokens=2)).finished.usage.completion_tokens > 0
 
 
-def test_a_worker_that_could_not_be_started_is_started_for_the_next_conversation(
-    engine: Harness, tmp_path: Path
-) -> None:
+def test_template_worker_start_is_retried_next_call(engine: Harness, tmp_path: Path) -> None:
     """A fault of the machine is no strike against the template."""
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="The")])
     request = pb.GenerateRequest(model=str(copy_of_embedded(tmp_path)), chat=chat, max_tokens=2)
@@ -250,7 +246,7 @@ def test_a_worker_that_could_not_be_started_is_started_for_the_next_conversation
     assert engine.run(request).finished.usage.completion_tokens > 0
 
 
-def test_a_worker_that_the_machine_refuses_what_it_needs_says_so_and_tries_again(
+def test_template_worker_import_failure_is_retried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The worker was started and cannot read its libraries: that is no strike against the template either."""
@@ -267,7 +263,7 @@ def test_a_worker_that_the_machine_refuses_what_it_needs_says_so_and_tries_again
     assert template_worker._prepare() == {}
 
 
-def test_what_a_worker_was_refused_is_what_the_caller_is_told() -> None:
+def test_template_worker_fault_reaches_the_caller() -> None:
     """A worker with such an answer lives on and is used again."""
     answer = f'echo \'{{"errno": "{errno.EMFILE}"}}\''
     templates = Templates(lambda: 0.0, ["sh", "-c", f"while read line; do {answer}; done"])
@@ -289,7 +285,7 @@ def test_what_a_worker_was_refused_is_what_the_caller_is_told() -> None:
     ],
     ids=["Python", "C++"],
 )
-def test_a_missing_directory_for_temporary_files_is_named(
+def test_missing_temporary_directory_is_named(
     engine: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Python needs the directory for copies, and MLX's compiler for compiled kernels."""
@@ -310,7 +306,7 @@ def test_a_missing_directory_for_temporary_files_is_named(
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="MLX compiles with the C++ compiler on the CPU backend only")
-def test_a_daemon_whose_tmpdir_is_gone_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_daemon_with_deleted_tmpdir_names_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Removed while it runs: the whole way, with the real library. It serves, and the caller learns what to set."""
     temporary = folder / "tmp"
     temporary.mkdir()
@@ -327,7 +323,7 @@ def test_a_daemon_whose_tmpdir_is_gone_says_so(folder: Path, monkeypatch: pytest
     assert not [line for line in lines if line["level"] == "error" or "exception" in line]
 
 
-def test_memory_that_python_does_not_get_is_the_machines(
+def test_python_memory_error_is_a_machine_fault(
     engine: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MemoryError has no error number."""
@@ -343,7 +339,7 @@ def test_memory_that_python_does_not_get_is_the_machines(
     _check(failure, errno.ENOMEM)
 
 
-def test_damaged_content_is_still_the_models_fault(engine: Harness, tmp_path: Path) -> None:
+def test_damaged_model_content_is_a_model_fault(engine: Harness, tmp_path: Path) -> None:
     """Files cut off, without a header, without JSON, with wrong shapes; a tokenizer file that is no tokenizer."""
     damages: list[Callable[[Path], object]] = [
         lambda model: os.truncate(model / "model.safetensors", 1000),
@@ -359,7 +355,7 @@ def test_damaged_content_is_still_the_models_fault(engine: Harness, tmp_path: Pa
 
 
 @pytest.mark.parametrize("fails", ["rows", "packing"])
-def test_a_model_that_cannot_do_something_is_told_in_one_line(
+def test_missing_model_ability_is_one_log_line(
     engine: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     """The model is used without that feature. The log line says what failed, and has no traceback."""
@@ -392,9 +388,7 @@ def test_a_model_that_cannot_do_something_is_told_in_one_line(
     ],
     ids=str,
 )
-def test_a_model_that_cannot_run_is_told_without_a_traceback(
-    engine: Harness, tmp_path: Path, config: dict[str, Any]
-) -> None:
+def test_unusable_model_is_logged_without_traceback(engine: Harness, tmp_path: Path, config: dict[str, Any]) -> None:
     """The caller and the call's line in the parent's log get the reason. The engine adds no line of its own."""
     model = copy_of_embedded(tmp_path, **config)
     with capture_logs() as logs:

@@ -51,7 +51,7 @@ def _fake(start_daemon: Callable[..., RunningDaemon]) -> Iterator[RunningDaemon]
 
 
 @pytest.mark.parametrize("path", [SERVICE + "Generate", WATCH])
-def test_requests_that_stay_halfway_hold_little_and_are_ended(fake: RunningDaemon, path: str) -> None:
+def test_half_sent_requests_are_bounded_and_ended(fake: RunningDaemon, path: str) -> None:
     """Thirty-two of 16 MiB would be 512 MiB. Stats and health are answered beside calls that send prompts."""
     before = rss(fake)
     most = before
@@ -82,7 +82,7 @@ def test_requests_that_stay_halfway_hold_little_and_are_ended(fake: RunningDaemo
 
 
 @pytest.mark.parametrize("size", [SMALL_BYTES + 1, 15 * MIB, 31 * MIB])
-def test_those_who_watch_health_hold_no_long_names(fake: RunningDaemon, size: int) -> None:
+def test_health_watch_with_a_long_name_is_refused(fake: RunningDaemon, size: int) -> None:
     """Twenty at once; each is refused, whether by its length in bytes or as more than gRPC takes."""
     before = rss(fake)
     request = health_pb2.HealthCheckRequest(service="x" * size)
@@ -107,7 +107,7 @@ def refusal(call: Any) -> Refusal:
     return Refusal(caught.value)
 
 
-def test_requests_that_only_ask_have_small_limits(fake: RunningDaemon) -> None:
+def test_control_requests_have_small_size_limits(fake: RunningDaemon) -> None:
     """Stats, health and reflection; requests within the limit are answered."""
     long = "x" * SMALL_BYTES
     with grpc.insecure_channel(f"unix:{fake.socket}") as channel:
@@ -135,7 +135,7 @@ def unknown(text: str) -> bytes:
     return request.SerializeToString() + b"\xfa\x01" + bytes([128 + len(text) % 128, len(text) // 128]) + text.encode()
 
 
-def test_no_more_than_so_many_watch_and_others_are_served_beside_them(fake: RunningDaemon) -> None:
+def test_health_watches_are_limited_in_number(fake: RunningDaemon) -> None:
     """The one beyond is told so, with a time to come back."""
     with grpc.insecure_channel(f"unix:{fake.socket}") as channel:
         health = HealthStub(channel)
@@ -166,7 +166,7 @@ def answered(health: HealthStub) -> bool:
     return True
 
 
-def test_prompts_that_wait_hold_a_bounded_number_of_bytes(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_waiting_prompts_hold_bounded_bytes(start_daemon: Callable[..., RunningDaemon]) -> None:
     """Sixty of 7 MB with room in the queue: those beyond 128 MiB are refused, and come in when others have ended."""
     daemon = start_daemon(FAKE, max_queue="1000")
     with daemon.client() as client:

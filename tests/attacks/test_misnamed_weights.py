@@ -92,7 +92,7 @@ def _expected() -> list[int]:
 
 
 @pytest.mark.parametrize("mode", [pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_BYPASS])
-def test_weights_that_were_rewritten_through_a_mapping_poison_no_other_directory(
+def test_rewritten_weights_do_not_poison_other_copies(
     harness: Harness, pair: tuple[Path, Path], expected: list[int], mode: pb.CacheMode
 ) -> None:
     """They are loaded first, under the old key of their file. The untouched copy still gives its own answers."""
@@ -126,7 +126,7 @@ def _until_waiting(harness: Harness, count: int) -> None:
         harness.engine._calls.poll()
 
 
-def test_two_who_share_a_load_by_name_do_not_share_its_misnamed_file(
+def test_shared_load_does_not_share_a_misnamed_file(
     harness: Harness, pair: tuple[Path, Path], expected: list[int]
 ) -> None:
     """Both wait for the load of the rewritten copy. Each call gets the answer of its own copy, and no error."""
@@ -150,9 +150,7 @@ def test_two_who_share_a_load_by_name_do_not_share_its_misnamed_file(
     harness.settle()
 
 
-def test_a_draft_model_that_was_rewritten_is_looked_for_again(
-    harness: Harness, folder: Path, expected: list[int]
-) -> None:
+def test_rewritten_draft_model_is_looked_up_again(harness: Harness, folder: Path, expected: list[int]) -> None:
     """The call goes on. The draft guesses worse, and the answer is that of the model."""
     draft = copy_of_embedded(folder)
     names: list[str] = []
@@ -166,9 +164,7 @@ def test_a_draft_model_that_was_rewritten_is_looked_for_again(
     harness.settle()
 
 
-def test_a_blob_of_the_hub_whose_content_is_not_its_name_is_another_model(
-    harness: Harness, folder: Path, expected: list[int]
-) -> None:
+def test_hub_blob_with_wrong_content_is_another_model(harness: Harness, folder: Path, expected: list[int]) -> None:
     """It has the name of the sound weights, and is loaded before them."""
     sound = copy_of_embedded(folder, "sound")
     snapshot = folder / "models--org--name" / "snapshots" / ("a" * 40)
@@ -193,14 +189,14 @@ def test_a_blob_of_the_hub_whose_content_is_not_its_name_is_another_model(
     assert again.info.outcome == pb.LOAD_OUTCOME_HIT
 
 
-def test_two_directories_of_the_same_content_are_still_one_model(harness: Harness, pair: tuple[Path, Path]) -> None:
+def test_directories_of_equal_content_are_one_model(harness: Harness, pair: tuple[Path, Path]) -> None:
     one, two = (harness.run(pb.GetOrLoadRequest(model=str(path))) for path in pair)
 
     assert (one.info.outcome, two.info.outcome) == (pb.LOAD_OUTCOME_LOADED, pb.LOAD_OUTCOME_HIT)
     assert one.info.fingerprint == two.info.fingerprint
 
 
-def test_what_was_learnt_of_a_file_outlives_its_wrong_name(tmp_path: Path) -> None:
+def test_learned_weight_digest_outlives_a_wrong_name(tmp_path: Path) -> None:
     """A file that was written just now is no exception: its digest is not kept, and its name is not trusted again."""
     blob = tmp_path / "blobs" / ("ab" * 32)
     blob.parent.mkdir()

@@ -85,7 +85,7 @@ def _put(folder: Path, name: str, kind: Callable[[Path], None]) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_fifo_in_one_model_is_refused_by_name_and_other_models_go_on(client: Client, folder: Path, name: str) -> None:
+def test_fifo_in_a_model_is_refused_and_others_serve(client: Client, folder: Path, name: str) -> None:
     """A library would have waited for it: with a lock held, on a thread of a pool, or on the MLX thread."""
     model = copy_of_embedded(folder)
     _put(model, name, _fifo)
@@ -97,9 +97,7 @@ def test_a_fifo_in_one_model_is_refused_by_name_and_other_models_go_on(client: C
 
 
 @pytest.mark.parametrize("says", KINDS)
-def test_what_is_no_regular_file_is_no_tokenizer_and_other_models_go_on(
-    client: Client, folder: Path, says: str
-) -> None:
+def test_non_regular_tokenizer_file_is_refused(client: Client, folder: Path, says: str) -> None:
     """A link to /dev/zero would have filled the memory."""
     model = copy_of_embedded(folder)
     _put(model, "tokenizer.json", KINDS[says])
@@ -113,7 +111,7 @@ def test_what_is_no_regular_file_is_no_tokenizer_and_other_models_go_on(
 
 @pytest.mark.parametrize("name", ADAPTER_FILES)
 @pytest.mark.parametrize("says", KINDS)
-def test_what_is_no_regular_file_is_no_adapter(tmp_path: Path, name: str, says: str) -> None:
+def test_non_regular_adapter_file_is_refused(tmp_path: Path, name: str, says: str) -> None:
     model, adapter = write_model(tmp_path / "model"), write_adapter(tmp_path / "adapter")
     _put(adapter, name, KINDS[says])
 
@@ -125,7 +123,7 @@ def test_what_is_no_regular_file_is_no_adapter(tmp_path: Path, name: str, says: 
 
 @pytest.mark.parametrize("name", [*DESCRIPTIONS, "model.safetensors", "model-2.safetensors"])
 @pytest.mark.parametrize("says", KINDS)
-def test_what_is_no_regular_file_is_no_model(tmp_path: Path, name: str, says: str) -> None:
+def test_non_regular_model_file_is_refused(tmp_path: Path, name: str, says: str) -> None:
     model = write_model(tmp_path / "model")
     _put(model, name, KINDS[says])
 
@@ -135,7 +133,7 @@ def test_what_is_no_regular_file_is_no_model(tmp_path: Path, name: str, says: st
     assert caught.value.reason is Reason.MODEL_CORRUPT
 
 
-def test_no_more_is_read_than_may_be_whatever_the_size_is_said_to_be(tmp_path: Path) -> None:
+def test_file_read_is_bounded_whatever_stat_reports(tmp_path: Path) -> None:
     """The size of the kernel's own files is 0, and they have content."""
     file = tmp_path / "tokenizer.json"
     file.write_bytes(bytes(1001))
@@ -150,9 +148,7 @@ def test_no_more_is_read_than_may_be_whatever_the_size_is_said_to_be(tmp_path: P
             read(status, most=100)
 
 
-def test_a_file_that_grows_while_it_is_copied_is_copied_up_to_the_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_growing_file_is_copied_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process may append to a file as fast as it is read."""
     monkeypatch.setattr(model_files, "SMALL_BYTES", 10_000)
     monkeypatch.setattr(model_files, "_PIECE", 100)
@@ -191,7 +187,7 @@ def test_a_file_that_grows_while_it_is_copied_is_copied_up_to_the_limit(
 
 
 @pytest.mark.parametrize("limit", ["COPIED_BYTES", "COPIED_FILES"])
-def test_a_model_of_endless_small_files_is_not_copied(
+def test_model_of_countless_small_files_is_not_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setattr(model_files, limit, 10)
@@ -205,9 +201,7 @@ def test_a_model_of_endless_small_files_is_not_copied(
     assert caught.value.reason is Reason.MODEL_CORRUPT
 
 
-def test_libraries_get_a_private_copy_without_code_links_or_weights(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_libraries_get_a_copy_without_code_or_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The copy is removed when they have read it."""
     model = copy_of_embedded(folder)
     (model / "tokenization_evil.py").write_text("raise SystemExit")
@@ -235,7 +229,7 @@ def test_libraries_get_a_private_copy_without_code_links_or_weights(
 
 
 @pytest.mark.parametrize("name", [*FILES, *ADAPTER_FILES])
-def test_a_link_that_leads_out_of_model_roots_is_refused_for_every_file(folder: Path, name: str) -> None:
+def test_symlink_out_of_model_roots_is_refused(folder: Path, name: str) -> None:
     """A link within the roots is not refused."""
     roots, outside = folder / "roots", folder / "outside"
     for place in (roots, outside):
@@ -264,7 +258,7 @@ def test_a_link_that_leads_out_of_model_roots_is_refused_for_every_file(folder: 
         use()
 
 
-def test_a_folder_of_templates_that_leads_out_of_model_roots_is_refused(folder: Path) -> None:
+def test_template_folder_out_of_roots_is_refused(folder: Path) -> None:
     roots, outside = folder / "roots", folder / "outside"
     for place in (roots, outside):
         place.mkdir()
@@ -277,7 +271,7 @@ def test_a_folder_of_templates_that_leads_out_of_model_roots_is_refused(folder: 
         raise AssertionError("it was copied")
 
 
-def test_links_of_a_hub_snapshot_into_its_blobs_are_legal_and_others_are_not(tmp_path: Path) -> None:
+def test_hub_snapshot_may_link_only_into_its_blobs(tmp_path: Path) -> None:
     repo = tmp_path / "hub" / "models--org--name"
     snapshot = write_model(repo / "snapshots" / "main")
     (repo / "blobs").mkdir()
@@ -297,9 +291,7 @@ def test_links_of_a_hub_snapshot_into_its_blobs_are_legal_and_others_are_not(tmp
 
 
 @pytest.mark.parametrize("name", ["refs/main", "trees/x.json"])
-def test_a_fifo_in_the_cache_of_the_hub_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_fifo_in_the_hub_cache_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """huggingface_hub opens these files itself."""
     from huggingface_hub import constants
 

@@ -56,7 +56,7 @@ def _by_links(models: Path) -> Iterator[str]:
         yield str(models.joinpath(*parts, "m"))
 
 
-def test_thousands_of_spellings_of_one_path_are_one_name(start_daemon: Start, models: Path) -> None:
+def test_spellings_of_one_path_are_one_model_name(start_daemon: Start, models: Path) -> None:
     """A slash too much, a dot, a way up: Stats is as small as ever, and the name is the plain one."""
     daemon = start_daemon(warmup_tokens="0")
     with daemon.client() as client:
@@ -71,7 +71,7 @@ def test_thousands_of_spellings_of_one_path_are_one_name(start_daemon: Start, mo
     assert daemon.stop() == 0
 
 
-def test_thousands_of_names_of_one_model_are_remembered_in_part(start_daemon: Start, models: Path) -> None:
+def test_model_registry_bounds_names_of_one_model(start_daemon: Start, models: Path) -> None:
     """Names through links stay apart, because links change. The latest are known, and drop the model when asked."""
     daemon = start_daemon(warmup_tokens="0")
     names = list(islice(_by_links(models), SPELLINGS))
@@ -87,7 +87,7 @@ def test_thousands_of_names_of_one_model_are_remembered_in_part(start_daemon: St
     assert daemon.stop() == 0
 
 
-def test_a_way_up_through_a_link_leads_where_the_file_system_says(start_daemon: Start, models: Path) -> None:
+def test_dotdot_after_a_symlink_follows_its_target(start_daemon: Start, models: Path) -> None:
     """A `..` behind a link goes up from the link's target, not from its name."""
     elsewhere = models.parent / "elsewhere" / "deep"
     elsewhere.mkdir(parents=True)
@@ -120,7 +120,7 @@ def test_a_way_up_through_a_link_leads_where_the_file_system_says(start_daemon: 
         ("./m", "./m"),
     ],
 )
-def test_a_plain_name_has_nothing_too_much(name: str, wanted: str) -> None:
+def test_plain_model_name_is_left_unchanged(name: str, wanted: str) -> None:
     """Only of a path, and without asking the file system."""
     assert plain(name) == wanted
     assert climbs(name) == (".." in wanted.split("/"))
@@ -130,7 +130,7 @@ def _source(name: str, content: str = "content") -> ModelSource:
     return ModelSource(ModelKey(content), name, Path("/models"), 1, {"model_type": "llama"})
 
 
-def test_what_a_content_was_called_is_remembered_in_part() -> None:
+def test_model_registry_bounds_names_of_one_content() -> None:
     """Although it is kept: the last names lead to it, the first no longer do."""
     known = NameRegistry(lambda _: True)
     for number in range(EVEN_MORE):
@@ -141,7 +141,7 @@ def test_what_a_content_was_called_is_remembered_in_part() -> None:
     assert known.keys(f"/models/{EVEN_MORE - NAMES - 1}") == set()
 
 
-def test_many_contents_that_are_kept_are_looked_through_now_and_then() -> None:
+def test_model_registry_is_swept_only_now_and_then() -> None:
     """Not at each request: with more of them than are remembered anyway, that would be their square."""
     asked = 0
 
@@ -157,7 +157,7 @@ def test_many_contents_that_are_kept_are_looked_through_now_and_then() -> None:
     assert asked < 30_000
 
 
-def test_a_model_in_memory_keeps_its_first_name_and_the_last_ones() -> None:
+def test_loaded_model_keeps_its_first_and_latest_names() -> None:
     models = FakeModels()
     for number in range(EVEN_MORE // 10):
         entry = models.load("first").lease
@@ -170,7 +170,7 @@ def test_a_model_in_memory_keeps_its_first_name_and_the_last_ones() -> None:
     models.cache.check_integrity()
 
 
-def test_a_name_that_is_used_again_stays() -> None:
+def test_model_name_in_use_stays_registered() -> None:
     entry = Entry("key", ["first"], None, 1, 1.0, 0.0, 0.0, 0.0)
     for number in range(1000):
         entry.used_as("favourite")
@@ -179,7 +179,7 @@ def test_a_name_that_is_used_again_stays() -> None:
     assert len(entry.names) == MOST_NAMES
 
 
-def test_revisions_of_hub_ids_are_remembered_in_part() -> None:
+def test_hub_revisions_remembered_are_bounded() -> None:
     """A file system that ignores case finds one model under any number of ids."""
     resolver = Resolver((), fetch=lambda *_, **__: Path("/"), plan=lambda *_: 0)
     for number in range(EVEN_MORE):
@@ -188,7 +188,7 @@ def test_revisions_of_hub_ids_are_remembered_in_part() -> None:
     assert resolver._revision(Wanted(f"org/{EVEN_MORE - 1}")) == "main"
 
 
-def test_what_was_asked_of_models_and_learned_of_them_is_bounded() -> None:
+def test_model_overrides_remembered_are_bounded() -> None:
     overrides, sizer = ModelOverrides(), ChunkSizer()
     for number in range(EVEN_MORE):
         overrides.apply(ipc.Command(load=pb.GetOrLoadRequest(model=f"/models/{number}", pin=True)))
@@ -199,7 +199,7 @@ def test_what_was_asked_of_models_and_learned_of_them_is_bounded() -> None:
     assert [len(table) for table in tables] == [policy._MOST_REMEMBERED]
 
 
-def test_the_largest_snapshot_there_can_be_fits_into_a_frame_and_into_a_message() -> None:
+def test_largest_snapshot_fits_a_frame_and_a_message() -> None:
     """The most models, each with the most names, each of the greatest length."""
     long = "/" + "m" * (MAX_NAME_BYTES - 1)
     config = {"model_type": "l" * 64}
@@ -240,7 +240,7 @@ class _Prefixes:
         return self.tree.get(namespace)
 
 
-def test_many_salts_are_looked_through_now_and_then_and_not_at_each_call() -> None:
+def test_cache_salts_are_swept_only_now_and_then() -> None:
     """The figures of the largest namespaces are up to date in any case."""
     prefixes, clock = _Prefixes(), Clock()
     book = NamespaceRegistry(cast("Any", prefixes), clock)

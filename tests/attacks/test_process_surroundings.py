@@ -82,7 +82,7 @@ def test_a_daemon_serves_with_standard_streams_closed(launch: Launch, closed: st
     _serves(daemon)
 
 
-def test_a_daemon_without_a_log_file_serves_with_standard_streams_closed(launch: Launch) -> None:
+def test_daemon_without_log_serves_with_closed_streams(launch: Launch) -> None:
     """Its log is lost, and nothing else."""
     daemon = launch("@ 0<&- 1>&- 2>&-", MLX_SIDECAR_LOG_FILE="")
     with daemon.client() as client:
@@ -91,9 +91,7 @@ def test_a_daemon_without_a_log_file_serves_with_standard_streams_closed(launch:
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
-def test_signals_that_mean_something_to_other_daemons_end_neither_process(
-    launch: Launch, number: signal.Signals
-) -> None:
+def test_foreign_signals_end_neither_process(launch: Launch, number: signal.Signals) -> None:
     daemon = launch("@", [*SIDECAR, "serve"])
     with daemon.client() as client:
         engine = client.stats().engine.pid
@@ -111,20 +109,20 @@ def test_a_hard_limit_of_64_open_files_is_enough(launch: Launch) -> None:
     _serves(daemon, "embedded")
 
 
-def test_fewer_open_files_are_told_of(folder: Path) -> None:
+def test_too_few_open_files_are_reported(folder: Path) -> None:
     said = _refusal(f"ulimit -n {LEAST_OPEN_FILES - 1}; @", folder)
     assert said == "The limit of open files is 63, and the daemon needs at least 64; raise it with: ulimit -n 8192"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS keeps no such limit")
-def test_too_small_an_address_space_is_told_of(folder: Path) -> None:
+def test_too_small_an_address_space_is_reported(folder: Path) -> None:
     """MLX could not be imported, and the engine would end again and again."""
     said = _refusal("ulimit -v 2000000; @", folder)
     assert said.startswith("The limit of address space is 1953 MiB, and the daemon needs at least")
     assert said.endswith("lift it with: ulimit -v unlimited")
 
 
-def test_libraries_do_not_change_the_limit_of_open_files() -> None:
+def test_libraries_keep_the_open_file_limit() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     original = resource.setrlimit
     with limits_kept():
@@ -135,14 +133,14 @@ def test_libraries_do_not_change_the_limit_of_open_files() -> None:
 
 
 @pytest.mark.parametrize("place", ["/nonexistent/tmp", "/etc/passwd", "/proc"])
-def test_a_daemon_without_its_temporary_directory_uses_another(launch: Launch, place: str) -> None:
+def test_missing_tmpdir_is_replaced_by_another(launch: Launch, place: str) -> None:
     """MLX compiles there. It is told in one line of the log."""
     daemon = launch("@", [*SIDECAR, "serve"], TMPDIR=place)
     _serves(daemon, "embedded")
-    assert "temporary files go elsewhere: TMPDIR cannot be written to" in [line["event"] for line in daemon.log()]
+    assert "tmpdir_replaced" in [line["event"] for line in daemon.log()]
 
 
-def test_without_any_temporary_directory_the_daemon_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_daemon_without_any_tmpdir_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> str:
         raise FileNotFoundError
 
@@ -157,7 +155,7 @@ def test_a_daemon_serves_without_a_home(launch: Launch, home: str | None) -> Non
     _serves(launch("@", HOME=home))
 
 
-def test_a_daemon_without_a_home_and_a_place_for_its_socket_says_so(folder: Path) -> None:
+def test_daemon_without_home_and_socket_path_says_so(folder: Path) -> None:
     environ = {name: value for name, value in environment(folder).items() if not name.startswith("MLX_SIDECAR")}
     environ.pop("XDG_RUNTIME_DIR", None)
     ended = subprocess.run(
@@ -190,7 +188,7 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_configuration_file_that_is_none_is_refused_in_a_sentence(tmp_path: Path, kind: str) -> None:
+def test_unreadable_config_is_refused_in_a_sentence(tmp_path: Path, kind: str) -> None:
     """At once: a parser that needs the square of a file's length is not asked."""
     content, said = CONFIGS[kind]
     (tmp_path / "config.toml").write_bytes(content)
@@ -202,7 +200,7 @@ def test_a_configuration_file_that_is_none_is_refused_in_a_sentence(tmp_path: Pa
     assert len(str(caught.value)) < 400
 
 
-def test_what_has_the_name_of_a_configuration_file_is_not_waited_for(folder: Path) -> None:
+def test_config_path_that_blocks_is_not_waited_for(folder: Path) -> None:
     """A pipe, a directory, a device, a gigabyte: the daemon and the commands end with a sentence."""
     file = folder / "config.toml"
     os.mkfifo(file)
@@ -219,7 +217,7 @@ def test_what_has_the_name_of_a_configuration_file_is_not_waited_for(folder: Pat
     assert _refusal("@", folder) == f"{file} cannot be read: it has more than 65536 bytes."
 
 
-def test_a_configuration_with_as_much_as_may_be_in_it_is_read(tmp_path: Path) -> None:
+def test_largest_legal_config_file_is_read(tmp_path: Path) -> None:
     """Comments have as many dots as they like; lines may end as on Windows; links lead to it."""
     real = tmp_path / "real.toml"
     real.write_bytes(b"# ...\r\n" * 5000 + b"max_models = 7\r\n" + b"model_roots = ['/a.b.c']\r\n")
@@ -229,13 +227,13 @@ def test_a_configuration_with_as_much_as_may_be_in_it_is_read(tmp_path: Path) ->
     assert load_config({"state_dir": str(tmp_path)}, {}, tmp_path).config.max_models == 7
 
 
-def test_notes_of_digests_that_are_no_file_cost_only_time(tmp_path: Path) -> None:
+def test_unusable_digest_notes_cost_only_time(tmp_path: Path) -> None:
     """They are read when the engine starts, which must not wait for a pipe."""
     os.mkfifo(tmp_path / "digests.json")
     assert DigestFile(tmp_path / "digests.json").read() == {}
 
 
-def test_a_log_file_that_is_a_pipe_is_not_waited_for(launch: Launch, folder: Path) -> None:
+def test_log_file_that_is_a_pipe_is_not_waited_for(launch: Launch, folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     daemon = launch("@ 2>/dev/null", MLX_SIDECAR_LOG_FILE=str(folder / "pipe"))
     _serves(daemon)
@@ -255,7 +253,7 @@ def test_small_files_are_read_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", ["1>&-", "0<&- 1>&- 2>&-"])
-def test_commands_do_their_work_with_standard_streams_closed(launch: Launch, closed: str) -> None:
+def test_commands_work_with_standard_streams_closed(launch: Launch, closed: str) -> None:
     """No descriptor of gRPC gets a number that text is written to."""
     daemon = launch("@")
     with daemon.client() as client:
@@ -267,7 +265,7 @@ def test_commands_do_their_work_with_standard_streams_closed(launch: Launch, clo
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_command_whose_output_cannot_be_written_says_so(launch: Launch) -> None:
+def test_command_with_unwritable_output_says_so(launch: Launch) -> None:
     """With a sentence, and not with success."""
     daemon = launch("@")
     with daemon.client() as client:
@@ -284,7 +282,7 @@ def _shell(line: str, daemon: RunningDaemon) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_streams_that_are_open_are_left_alone() -> None:
+def test_open_standard_streams_are_left_alone() -> None:
     before = [os.fstat(fd) for fd in range(3)], sys.stdin, sys.stdout, sys.stderr
     hold_standard_streams()
     assert ([os.fstat(fd) for fd in range(3)], sys.stdin, sys.stdout, sys.stderr) == before

@@ -47,10 +47,10 @@ def _survives(daemon: RunningDaemon, engine: int) -> None:
         time.sleep(0.7)
         stats = ask(daemon).engine
         assert (stats.pid, stats.restarts) == (engine, 0)
-    assert not [line for line in daemon.log() if line["event"] == "the engine is stuck and is killed"]
+    assert not [line for line in daemon.log() if line["event"] == "engine_stuck_killed"]
 
 
-def test_a_parent_that_was_stopped_keeps_its_healthy_engine(start_daemon: Start) -> None:
+def test_stopped_parent_keeps_its_healthy_engine(start_daemon: Start) -> None:
     """Its heartbeats lie in the socket, unread; a stream that was open goes on."""
     daemon = start_daemon(_command("fake"))
     with daemon.client() as client, client.generate("hold", "one two") as stream:
@@ -64,7 +64,7 @@ def test_a_parent_that_was_stopped_keeps_its_healthy_engine(start_daemon: Start)
     assert daemon.stop() == 0
 
 
-def test_a_stream_goes_on_after_its_parent_was_stopped(start_daemon: Start) -> None:
+def test_stream_continues_after_its_parent_was_stopped(start_daemon: Start) -> None:
     """With the real engine, which generated meanwhile: every token arrives."""
     daemon = start_daemon(_command())
     with daemon.client() as client, client.generate("embedded", [5] * 20, max_tokens=600, ignore_eos=True) as stream:
@@ -80,7 +80,7 @@ def test_a_stream_goes_on_after_its_parent_was_stopped(start_daemon: Start) -> N
     assert daemon.stop() == 0
 
 
-def test_a_daemon_whose_processes_were_all_stopped_goes_on(start_daemon: Start) -> None:
+def test_daemon_continues_after_all_processes_stopped(start_daemon: Start) -> None:
     """That is Ctrl-Z and fg: neither the silence nor the step in which the engine was stopped counts."""
     daemon = start_daemon(_command())
     with daemon.client() as client, client.generate("embedded", [5] * 20, max_tokens=600, ignore_eos=True) as stream:
@@ -109,7 +109,7 @@ def test_an_engine_that_hangs_is_still_killed(start_daemon: Start) -> None:
     assert daemon.stop() == 0
 
 
-def test_an_engine_is_not_killed_for_a_stop_while_it_starts(start_daemon: Start, folder: Path) -> None:
+def test_stopped_engine_start_is_not_killed(start_daemon: Start, folder: Path) -> None:
     """The limit of its start is time that the parent watched, too."""
     warm = folder / "warm"
     daemon = start_daemon(_command("fake", "--warm", str(warm), START_SECONDS=5.0))
@@ -124,7 +124,7 @@ def test_an_engine_is_not_killed_for_a_stop_while_it_starts(start_daemon: Start,
     assert daemon.stop() == 0
 
 
-def test_a_drain_lasts_as_long_as_it_runs(start_daemon: Start) -> None:
+def test_drain_time_excludes_a_stopped_parent(start_daemon: Start) -> None:
     """A stream that ended while the parent was stopped is delivered, and not cut off."""
     daemon = start_daemon(_command(), drain_timeout="3")
     with daemon.client() as client, client.generate("embedded", [5] * 20, max_tokens=600, ignore_eos=True) as stream:
@@ -137,4 +137,4 @@ def test_a_drain_lasts_as_long_as_it_runs(start_daemon: Start) -> None:
         *_, last = events
         assert isinstance(last, Finished)
     assert daemon.wait() == 0
-    assert [line["status"] for line in daemon.log() if line["event"] == "the engine has ended"] == [0]
+    assert [line["status"] for line in daemon.log() if line["event"] == "engine_stopped"] == [0]

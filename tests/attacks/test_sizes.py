@@ -71,7 +71,7 @@ def _sparse(path: Path, nbytes: int) -> str:
 
 
 @pytest.mark.parametrize("rank", [150_000, 2**31 - 1])
-def test_an_adapter_of_ten_bytes_takes_no_gigabytes(small: Harness, tmp_path: Path, rank: int) -> None:
+def test_tiny_adapter_file_allocates_no_gigabytes(small: Harness, tmp_path: Path, rank: int) -> None:
     """Its rank makes it 2.3 GB, or more than 64 bits can count. It is weighed before it takes memory."""
     empty = safetensors({})
     assert len(empty) == 10
@@ -84,7 +84,7 @@ def test_an_adapter_of_ten_bytes_takes_no_gigabytes(small: Harness, tmp_path: Pa
     assert int(failure.metadata["budget_bytes"]) == BUDGET_MB * MIB
 
 
-def test_an_adapter_without_its_tensors_is_corrupt_and_not_random(small: Harness, tmp_path: Path) -> None:
+def test_adapter_without_tensors_is_corrupt(small: Harness, tmp_path: Path) -> None:
     """mlx-lm would leave random numbers in their place, and each load would give another answer."""
     adapter = _adapter(tmp_path / "adapter", 4, safetensors({}))
 
@@ -94,7 +94,7 @@ def test_an_adapter_without_its_tensors_is_corrupt_and_not_random(small: Harness
     assert "lacks" in failure.message
 
 
-def test_others_make_room_for_what_an_adapter_really_takes(tmp_path: Path) -> None:
+def test_eviction_makes_room_for_an_adapters_real_size(tmp_path: Path) -> None:
     """Most of it is built, and not in a file. The victim is evicted before, so that the peak is within the budget."""
     harness = Harness(state_dir=tmp_path / "state", model_cache_mb=90)
     idle = str(wide_model(tmp_path, "idle", 1))
@@ -124,9 +124,7 @@ def test_others_make_room_for_what_an_adapter_really_takes(tmp_path: Path) -> No
     ],
     ids=lambda config: ",".join(config)[:40],
 )  # fmt: skip
-def test_a_configuration_of_a_giant_over_small_files_takes_no_memory(
-    small: Harness, tmp_path: Path, config: dict[str, Any]
-) -> None:
+def test_giant_config_allocates_no_memory(small: Harness, tmp_path: Path, config: dict[str, Any]) -> None:
     """Its layers take no memory until they are evaluated. Files that do not fit are found before."""
     model = copy_of_embedded(tmp_path, **config)
 
@@ -136,7 +134,7 @@ def test_a_configuration_of_a_giant_over_small_files_takes_no_memory(
     assert len(failure.message) < 1000
 
 
-def test_tables_that_a_model_computes_for_itself_count_too(small: Harness, tmp_path: Path) -> None:
+def test_computed_tables_count_toward_a_models_size(small: Harness, tmp_path: Path) -> None:
     """They are not in a file: here, the frequencies of a rotation over more dimensions than a head has."""
     model = random_model(tmp_path, "qwen3_next")
     config = json.loads((model / "config.json").read_text())
@@ -164,9 +162,7 @@ def test_tables_that_a_model_computes_for_itself_count_too(small: Harness, tmp_p
     ],
     ids=str,
 )
-def test_a_configuration_of_countless_parts_is_refused_after_so_many(
-    small: Harness, tmp_path: Path, config: dict[str, Any]
-) -> None:
+def test_config_of_countless_modules_is_refused(small: Harness, tmp_path: Path, config: dict[str, Any]) -> None:
     """Each layer costs time in Python, before any weight could be compared."""
     model = copy_of_embedded(tmp_path, **config)
 
@@ -176,7 +172,7 @@ def test_a_configuration_of_countless_parts_is_refused_after_so_many(
     assert "absurd" in failure.message or f"more than {MOST_MODULES} modules" in failure.message
 
 
-def test_what_is_weighed_is_what_is_loaded(tmp_path: Path) -> None:
+def test_estimated_model_size_is_the_loaded_size(tmp_path: Path) -> None:
     """The files of this model have exactly the bytes that it takes."""
     harness = Harness(state_dir=tmp_path / "state")
     model = str(wide_model(tmp_path, "m", 1))
@@ -187,9 +183,7 @@ def test_what_is_weighed_is_what_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("estimate", [False, True])
-def test_a_hundred_gigabytes_are_refused_or_estimated_without_being_read(
-    small: Harness, tmp_path: Path, estimate: bool
-) -> None:
+def test_huge_weight_files_are_estimated_unread(small: Harness, tmp_path: Path, estimate: bool) -> None:
     """Sizes come from the file system and the header. Reading would take for ever here."""
     model = _sparse(tmp_path / "large", 100 << 30)
 
@@ -204,7 +198,7 @@ def test_a_hundred_gigabytes_are_refused_or_estimated_without_being_read(
         assert int(answer.failure.metadata["needed_bytes"]) > 100 << 30
 
 
-def test_a_damaged_header_is_found_before_the_rest_is_read(tmp_path: Path) -> None:
+def test_damaged_weight_header_stops_the_read_early(tmp_path: Path) -> None:
     """The last of many files is damaged, and the first are whole."""
     harness = Harness(state_dir=tmp_path / "state")
     model = Path(_sparse(tmp_path / "large", 4 << 30))
@@ -253,7 +247,7 @@ class Disk:
         return ModelSource(ModelKey(wanted.name), wanted.name, self._small.path, 1, self._small.config)
 
 
-def test_a_small_model_does_not_queue_behind_giants(tmp_path: Path) -> None:
+def test_small_model_load_does_not_queue_behind_giants(tmp_path: Path) -> None:
     """A thread is left for it, however many giants are read. Each giant gets its turn."""
     harness = Harness(state_dir=tmp_path / "state")
     disk = Disk(tmp_path)
@@ -271,7 +265,7 @@ def test_a_small_model_does_not_queue_behind_giants(tmp_path: Path) -> None:
     harness.close()
 
 
-def test_giants_that_nobody_waits_for_any_more_give_their_place_back(tmp_path: Path) -> None:
+def test_abandoned_giant_loads_give_back_their_place(tmp_path: Path) -> None:
     """Both running lookups and waiting ones end."""
     harness = Harness(state_dir=tmp_path / "state")
     disk = Disk(tmp_path)

@@ -50,9 +50,7 @@ def _harness(tmp_path: Path) -> Iterator[Harness]:
     harness.close()
 
 
-async def test_twenty_slow_conversations_hold_up_no_other_prompt(
-    start_daemon: Callable[..., RunningDaemon], folder: Path
-) -> None:
+async def test_slow_templates_hold_up_no_other_prompt(start_daemon: Callable[..., RunningDaemon], folder: Path) -> None:
     """
     A plain prompt of their own model, of another, and another model's conversation are answered while one more of the
     twenty is rendered, or two.
@@ -112,7 +110,7 @@ def _gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     return Gate(monkeypatch)
 
 
-def test_a_model_has_one_worker_at_most(harness: Harness, gate: Gate) -> None:
+def test_one_model_has_at_most_one_template_worker(harness: Harness, gate: Gate) -> None:
     """Conversations of a model are rendered in the order of their arrival, one at a time."""
     calls = [harness.begin(chat("embedded", str(number))) for number in range(8)]
     harness.until(lambda: gate.active == 1)
@@ -124,7 +122,7 @@ def test_a_model_has_one_worker_at_most(harness: Harness, gate: Gate) -> None:
     assert len(harness.engine._templates.pids) == 1
 
 
-def test_workers_are_few_and_models_take_turns(harness: Harness, gate: Gate, tmp_path: Path) -> None:
+def test_template_workers_are_few_and_models_alternate(harness: Harness, gate: Gate, tmp_path: Path) -> None:
     """The first conversation of each of six models is rendered before any second one, on all workers."""
     names = [model(tmp_path, letter) for letter in "abcdef"]
     calls = [harness.begin(chat(name, f"{name[-1]}{number}")) for name in names for number in range(3)]
@@ -142,7 +140,7 @@ def test_workers_are_few_and_models_take_turns(harness: Harness, gate: Gate, tmp
     ]
 
 
-def test_plain_prompts_pass_templates_that_wait(harness: Harness, gate: Gate, tmp_path: Path) -> None:
+def test_plain_prompts_pass_waiting_templates(harness: Harness, gate: Gate, tmp_path: Path) -> None:
     """Text and ids are prepared while all workers are busy and conversations wait, for any model."""
     names = [model(tmp_path, letter) for letter in "abcdef"]
     calls = [harness.begin(chat(name)) for name in names for _ in range(2)]
@@ -158,7 +156,7 @@ def test_plain_prompts_pass_templates_that_wait(harness: Harness, gate: Gate, tm
     harness.settle()
 
 
-def test_conversations_whose_callers_left_are_not_rendered(harness: Harness, gate: Gate) -> None:
+def test_cancelled_conversations_are_not_rendered(harness: Harness, gate: Gate) -> None:
     """Of twenty cancelled conversations, only the first takes a worker; the next caller follows it."""
     calls = [harness.begin(chat("embedded", str(number))) for number in range(20)]
     harness.until(lambda: gate.active == 1)

@@ -22,13 +22,13 @@ def survived(seconds: float) -> Report:
     return report
 
 
-def test_twenty_seconds_of_chaos_leave_every_stream_whole_or_ended_with_a_reason() -> None:
+def test_twenty_seconds_of_chaos_tear_no_stream() -> None:
     """The driver of `tests/chaos/driver.py` runs for 20 seconds; `make chaos MINUTES=60` runs it longer."""
     survived(20)
 
 
 @pytest.mark.slow
-def test_ten_minutes_of_chaos_leave_every_stream_whole_or_ended_with_a_reason() -> None:
+def test_ten_minutes_of_chaos_tear_no_stream() -> None:
     """Ten minutes are long enough that prefixes are reused and dropped between deaths of the engine."""
     report = survived(600)
     assert report.reused

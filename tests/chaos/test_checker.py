@@ -44,7 +44,7 @@ def found(*streams: Stream, invalidations: tuple[Invalidation, ...] = (), sample
     return "\n".join(violations(history, SOLO))
 
 
-def test_a_history_without_a_fault_passes() -> None:
+def test_checker_passes_a_history_without_a_fault() -> None:
     """The history has whole streams, cut streams, refused calls, and a stream that reuses another call's prefix."""
     cut = Stream(ASK, 1.0, [started(), delta("on")], 1.1, [CUT])
     refused = Stream(ASK, 1.0, [], None, ["RESOURCE_EXHAUSTED QUEUE_FULL"])
@@ -69,7 +69,7 @@ def test_a_history_without_a_fault_passes() -> None:
         ([], ["UNKNOWN 'oh'"], "ended with UNKNOWN"),
     ],
 )
-def test_a_stream_that_is_torn_or_wrong_is_found(events: list[pb.GenerateResponse], ends: list[str], what: str) -> None:
+def test_checker_finds_a_torn_or_wrong_stream(events: list[pb.GenerateResponse], ends: list[str], what: str) -> None:
     """Each fault of a stream is reported under its own name."""
     stream = Stream(ASK, 1.0, ends=ends)
     for event in events:
@@ -77,7 +77,7 @@ def test_a_stream_that_is_torn_or_wrong_is_found(events: list[pb.GenerateRespons
     assert what in found(stream)
 
 
-def test_reuse_of_what_was_invalidated_is_found() -> None:
+def test_checker_finds_reuse_of_an_invalidated_prefix() -> None:
     """The call that stored the prefix began before the Invalidate, which names a model, a prefix or everything."""
     everything = Invalidation(called=3.0, returned=3.1)
     of_model = replace(everything, model="embedded")
@@ -86,7 +86,7 @@ def test_reuse_of_what_was_invalidated_is_found() -> None:
         assert "were invalidated" in found(whole(1.0), whole(4.0, cached=32), invalidations=(invalidation,))
 
 
-def test_reuse_of_what_was_stored_after_an_invalidate_is_right() -> None:
+def test_checker_allows_reuse_stored_after_invalidate() -> None:
     """Reuse is also right in another namespace, for tokens outside the prefix, and before the Invalidate's answer."""
     everything = Invalidation(called=3.0, returned=3.1)
     other = replace(everything, model="embedded", salt="b")
@@ -109,7 +109,7 @@ def test_reuse_of_what_was_stored_after_an_invalidate_is_right() -> None:
         (pb.StatsResponse(memory=pb.MemoryStats(live_kv_bytes=2 << 30)), "memory in use"),
     ],
 )
-def test_figures_beyond_a_budget_are_found(figures: pb.StatsResponse, what: str) -> None:
+def test_checker_finds_stats_beyond_a_budget(figures: pb.StatsResponse, what: str) -> None:
     """Stats are compared with the settings of the daemon's start."""
     figures.memory.limit_bytes = 1 << 30
     assert f"{what}: " in found(samples=(Sample(QUIET, figures),))

@@ -83,13 +83,13 @@ async def killed(times: int) -> None:
         assert not any(map(alive, pids))
 
 
-async def test_twenty_dead_engines_cost_twenty_typed_errors_and_nothing_else() -> None:
+async def test_twenty_engine_deaths_cost_only_typed_errors() -> None:
     """The engine dies by SIGKILL, SIGSEGV or SIGABRT, with and without a stream."""
     await killed(20)
 
 
 @pytest.mark.slow
-async def test_a_thousand_dead_engines_leave_nothing_behind() -> None:
+async def test_thousand_engine_deaths_leave_nothing_behind() -> None:
     """No call, process or open file remains after the engine's deaths."""
     await killed(scaled(1000))
 
@@ -117,7 +117,7 @@ async def stopped(times: int) -> None:
             assert not alive(victim)
 
 
-async def test_a_stopped_engine_is_no_longer_ready_within_ten_seconds_and_is_replaced() -> None:
+async def test_stopped_engine_turns_unready_and_is_replaced() -> None:
     """Calls of the stopped engine fail, and SIGKILL ends it although it cannot answer."""
     await stopped(2)
 
@@ -128,7 +128,7 @@ async def test_fifty_stopped_engines_are_found_and_replaced() -> None:
     await stopped(scaled(50))
 
 
-async def test_an_engine_that_cannot_be_started_is_tried_until_it_can(tmp_path: Path) -> None:
+async def test_engine_start_is_retried_until_it_succeeds(tmp_path: Path) -> None:
     """The engine's program is missing for a while, as during an upgrade; calls wait for it and are answered."""
     program = tmp_path / "engine"
     supervisor = Watched()
@@ -187,6 +187,6 @@ def killed_really(start_daemon: Start, times: int) -> None:
 
 
 @pytest.mark.slow
-def test_forty_deaths_of_the_real_engine_change_no_answer(start_daemon: Start) -> None:
+def test_forty_real_engine_deaths_change_no_answer(start_daemon: Start) -> None:
     """The daemon's socket stays the same through all deaths of the engine."""
     killed_really(start_daemon, scaled(40))

@@ -96,7 +96,7 @@ def cost_of(daemon: RunningDaemon, cancel: Cancel, model: str, times: int, warmu
     return cost
 
 
-def test_five_hundred_cancelled_calls_come_back(start_daemon: Start, folder: Path) -> None:
+def test_five_hundred_cancelled_calls_leak_nothing(start_daemon: Start, folder: Path) -> None:
     """
     Threads, descriptors, slots, leases; Python's objects; and the parent's memory: below 1 KB each.
 
@@ -108,7 +108,7 @@ def test_five_hundred_cancelled_calls_come_back(start_daemon: Start, folder: Pat
 
 
 @pytest.mark.slow
-def test_ten_thousand_calls_that_are_cancelled_at_rest_come_back(start_daemon: Start, folder: Path) -> None:
+def test_ten_thousand_cancels_at_rest_leak_nothing(start_daemon: Start, folder: Path) -> None:
     """
     Below 64 bytes each, and no object of Python: swallowed cancellations in grpc.aio cost 190.
 
@@ -123,7 +123,7 @@ def test_ten_thousand_calls_that_are_cancelled_at_rest_come_back(start_daemon: S
 
 
 @pytest.mark.slow
-def test_ten_thousand_cancelled_answers_come_back(start_daemon: Start, folder: Path) -> None:
+def test_ten_thousand_cancelled_answers_leak_nothing(start_daemon: Start, folder: Path) -> None:
     """With the real engine, at any moment: below 64 bytes each in the engine; the parent bears what gRPC keeps."""
     daemon = start_daemon(counting_command(folder, "daemon", "serve"), kv_cache_mb="1")
     times = scaled(10_000)
@@ -134,7 +134,7 @@ def test_ten_thousand_cancelled_answers_come_back(start_daemon: Start, folder: P
 
 
 @pytest.mark.slow
-def test_what_grpc_keeps_of_a_cancelled_call(start_daemon: Start, folder: Path) -> None:
+def test_grpc_memory_of_a_cancelled_call_is_bounded(start_daemon: Start, folder: Path) -> None:
     """
     A server of twenty lines shows it: nothing of one at rest, 100 to 250 bytes of one whose request is on the way.
 
@@ -149,7 +149,7 @@ def test_what_grpc_keeps_of_a_cancelled_call(start_daemon: Start, folder: Path) 
     assert cost[at_random] < GRPC_KEEPS
 
 
-def test_twenty_starts_and_stops_in_one_process_hold_nothing(folder: Path) -> None:
+def test_twenty_starts_in_one_process_leak_nothing(folder: Path) -> None:
     """
     After the last stop there are as many descriptors and threads as after the second, and only the lock file remains.
     """

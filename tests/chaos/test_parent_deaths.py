@@ -86,12 +86,12 @@ def killed(folder: Path, times: int, command: list[str], held: str, answered: st
         serves(folder, command, die(folder, command, moment, held), answered)
 
 
-def test_parents_that_are_killed_anywhere_leave_a_daemon_that_starts(folder: Path) -> None:
+def test_killed_parent_leaves_a_startable_daemon(folder: Path) -> None:
     """The parent is killed at each of seven moments: while it starts, serves, streams, loads and drains."""
     killed(folder, len(MOMENTS), FAKE, "hold", "ok")
 
 
-def test_an_engine_that_hangs_does_not_outlive_its_parent_for_long(folder: Path) -> None:
+def test_hanging_engine_soon_follows_its_dead_parent(folder: Path) -> None:
     """A stopped engine does not see the end of its socket and holds the lock; the next daemon kills it and serves."""
     with ending(started(folder, FAKE)) as daemon, daemon.client() as client:
         client.load("ok")
@@ -108,12 +108,12 @@ def test_an_engine_that_hangs_does_not_outlive_its_parent_for_long(folder: Path)
 
 
 @pytest.mark.slow
-def test_five_hundred_killed_parents_leave_nothing_behind(folder: Path) -> None:
+def test_five_hundred_killed_parents_leave_no_trace(folder: Path) -> None:
     """No orphaned engine, no stale file and no failed start remains."""
     killed(folder, scaled(500), FAKE, "hold", "ok")
 
 
 @pytest.mark.slow
-def test_thirty_killed_parents_of_the_real_engine_leave_nothing_behind(folder: Path) -> None:
+def test_thirty_killed_real_parents_leave_no_trace(folder: Path) -> None:
     """The real engine also ends with its parent during a load and during an answer."""
     killed(folder, scaled(30), CHAOS, "embedded", "embedded")

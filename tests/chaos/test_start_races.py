@@ -110,18 +110,18 @@ def races(starters: Starters, folder: Path, times: int) -> None:
     assert seen > times / 2, "the watch was too slow to see anything"
 
 
-def test_of_eight_daemons_that_start_at_once_one_serves(starters: Starters, folder: Path) -> None:
+def test_eight_concurrent_daemon_starts_serve_one(starters: Starters, folder: Path) -> None:
     """In ten races, under any umask, no file of the daemons ever has a mode wider than 0600."""
     races(starters, folder, 10)
 
 
 @pytest.mark.slow
-def test_of_eight_daemons_that_start_at_once_one_serves_two_hundred_times(starters: Starters, folder: Path) -> None:
+def test_eight_concurrent_starts_serve_one_200_times(starters: Starters, folder: Path) -> None:
     """Two hundred races of eight starts; the test above runs ten."""
     races(starters, folder, scaled(200))
 
 
-def test_the_watch_sees_a_socket_that_is_made_private_too_late(folder: Path) -> None:
+def test_watch_detects_a_socket_made_private_too_late(folder: Path) -> None:
     """A socket that is bound under umask 0 and made private later is detected, so the race test can fail."""
     before = os.umask(0)
     try:
@@ -135,7 +135,7 @@ def test_the_watch_sees_a_socket_that_is_made_private_too_late(folder: Path) -> 
     assert watch.modes["s"] == {0o777, 0o600}
 
 
-def test_a_start_that_makes_its_directory_makes_it_private(folder: Path) -> None:
+def test_start_creates_its_directory_private(folder: Path) -> None:
     """The directory has mode 0700 from its creation, although the shell's umask allows everything."""
     environ = environment(folder)
     with Watch(folder) as watch:

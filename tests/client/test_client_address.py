@@ -54,23 +54,23 @@ def test_a_relative_path_is_made_absolute() -> None:
     assert resolve("s.sock") == Path.cwd() / "s.sock"
 
 
-def test_odd_characters_survive_grpc() -> None:
+def test_socket_path_characters_survive_grpc() -> None:
     """gRPC reads its target as a URI."""
     assert target(Path("/a b/c#d?e%20.sock")) == "unix:/a%20b/c%23d%3Fe%2520.sock"
 
 
-def test_a_socket_of_ours_is_trusted(bound: Path) -> None:
+def test_socket_of_the_same_user_is_trusted(bound: Path) -> None:
     """In a directory that only we can write to."""
     assert socket_exists(bound)
 
 
 @pytest.mark.parametrize("path", ["missing.sock", "missing/sidecar.sock", "sidecar.sock/below"])
-def test_no_socket_is_no_error(bound: Path, path: str) -> None:
+def test_missing_socket_is_no_address_error(bound: Path, path: str) -> None:
     """The daemon may be about to make it, and its directory."""
     assert not socket_exists(bound.parent / path)
 
 
-def test_somebody_elses_socket_is_refused(bound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socket_of_another_user_is_refused(bound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every prompt would go to whoever made it."""
     uid = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
@@ -79,7 +79,7 @@ def test_somebody_elses_socket_is_refused(bound: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o702])
-def test_a_directory_that_others_may_write_to_is_refused(bound: Path, mode: int) -> None:
+def test_shared_socket_directory_is_refused(bound: Path, mode: int) -> None:
     """They could put a socket of theirs in the place of ours."""
     bound.parent.chmod(mode)
     with pytest.raises(UntrustedSocket, match="take a directory that the daemon creates"):

@@ -62,7 +62,7 @@ def test_both_clients_are_made_alike() -> None:
     assert inspect.signature(Client) == inspect.signature(AsyncClient)
 
 
-async def test_events_and_result_are_those_of_the_daemon(aio_daemon: Path, script: Script) -> None:
+async def test_async_events_and_result_match_the_daemon(aio_daemon: Path, script: Script) -> None:
     """In order, and the result has all of it."""
     script.answer(hello())
     async with AsyncClient(aio_daemon) as client:
@@ -75,14 +75,14 @@ async def test_events_and_result_are_those_of_the_daemon(aio_daemon: Path, scrip
     assert (list(request.tokens.ids), request.sampling.seed) == ([1, 2], 3)
 
 
-async def test_text_alone_can_be_read(aio_daemon: Path, script: Script) -> None:
+async def test_async_text_alone_can_be_read(aio_daemon: Path, script: Script) -> None:
     """Empty pieces are not yielded."""
     script.answer(hello())
     async with AsyncClient(aio_daemon) as client:
         assert [text async for text in client.generate("m", "Hi").text()] == ["Hello", " there"]
 
 
-async def test_every_call_has_its_twin(aio_daemon: Path, script: Script) -> None:
+async def test_every_sync_call_has_an_async_twin(aio_daemon: Path, script: Script) -> None:
     """One of each."""
     ready = pb.GetOrLoadResponse(ready=pb.ModelInfo(model="m", outcome=pb.LOAD_OUTCOME_LOADED))
     progress = pb.GetOrLoadResponse(progress=pb.LoadProgress(stage=pb.LOAD_STAGE_LOADING, bytes_done=1))
@@ -126,7 +126,7 @@ async def test_a_unary_failure_is_typed(aio_daemon: Path, script: Script) -> Non
             await client.stats()
 
 
-async def test_a_crash_before_the_first_message_is_tried_again(aio_daemon: Path, script: Script) -> None:
+async def test_crash_before_first_message_is_retried(aio_daemon: Path, script: Script) -> None:
     """And none after it."""
     crash = Fail("UNAVAILABLE", "ENGINE_RESTARTED")
     script.answer([crash], hello(), [started(), crash])
@@ -146,7 +146,7 @@ async def test_a_deadline_that_passes_is_typed(aio_daemon: Path, script: Script)
     assert await cancelled(script)
 
 
-async def test_a_call_that_the_daemon_cancels_does_not_cancel_the_task(aio_daemon: Path, script: Script) -> None:
+async def test_call_cancelled_by_daemon_spares_the_task(aio_daemon: Path, script: Script) -> None:
     """grpc.aio raises asyncio's own exception here, which would end the caller's task without a trace."""
     script.answer([Fail("CANCELLED")])
     async with AsyncClient(aio_daemon) as client:
@@ -156,7 +156,7 @@ async def test_a_call_that_the_daemon_cancels_does_not_cancel_the_task(aio_daemo
             await client.stats()
 
 
-async def test_a_truncated_answer_is_no_completion(aio_daemon: Path, script: Script) -> None:
+async def test_truncated_answer_is_no_completion(aio_daemon: Path, script: Script) -> None:
     """However it is read."""
     script.answer([started()])
     async with AsyncClient(aio_daemon) as client:
@@ -185,7 +185,7 @@ async def test_an_abandoned_stream_cancels_the_call(aio_daemon: Path, script: Sc
         assert await cancelled(script)
 
 
-async def test_an_abandoned_text_iterator_cancels_the_call(aio_daemon: Path, script: Script) -> None:
+async def test_abandoned_text_iterator_cancels_the_call(aio_daemon: Path, script: Script) -> None:
     """The same for text."""
     script.answer([started(), delta(1, "Hello"), HANG])
     async with AsyncClient(aio_daemon) as client:
@@ -239,7 +239,7 @@ async def test_closing_the_client_cancels_its_streams(aio_daemon: Path, script: 
     assert repr(client).endswith("closed>")
 
 
-async def test_closing_the_client_wakes_those_who_wait(aio_daemon: Path, script: Script) -> None:
+async def test_closing_the_async_client_wakes_waiting_tasks(aio_daemon: Path, script: Script) -> None:
     """Their tasks go on; they were not the ones that were cancelled."""
     script.answer([HANG])
     async with AsyncClient(aio_daemon) as client:
@@ -249,7 +249,7 @@ async def test_closing_the_client_wakes_those_who_wait(aio_daemon: Path, script:
         await waiter
 
 
-async def test_a_stream_that_is_closed_while_it_connects_is_not_sent(socket: Path) -> None:
+async def test_stream_closed_while_connecting_is_not_sent(socket: Path) -> None:
     """Its reader learns of it as soon as the connection is there, or is known not to be."""
     async with AsyncClient(socket, timeout=0.05) as client:
         stream = client.generate("m", "Hi")
@@ -285,7 +285,7 @@ async def test_no_socket_means_that_no_daemon_runs(socket: Path) -> None:
     assert str(socket) in str(caught.value)
 
 
-async def test_a_daemon_that_listens_and_does_not_answer_is_not_called_absent(socket: Path) -> None:
+async def test_silent_daemon_is_not_reported_as_absent(socket: Path) -> None:
     """One that is stopped, or very busy."""
     with sockets.socket(sockets.AF_UNIX) as listener:
         listener.bind(str(socket))
@@ -295,7 +295,7 @@ async def test_a_daemon_that_listens_and_does_not_answer_is_not_called_absent(so
                 await anext(client.generate("m", "Hi"))
 
 
-def test_a_client_needs_no_event_loop_until_it_is_used(socket: Path) -> None:
+def test_async_client_needs_no_event_loop_until_used(socket: Path) -> None:
     """It can be made at import time; its stream says what became of it."""
     client = AsyncClient(socket)
     assert repr(client) == f"<mlx_sidecar.AsyncClient socket='{socket}' idle>"

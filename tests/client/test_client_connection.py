@@ -48,7 +48,7 @@ def test_all_calls_share_one_channel(client: Client, script: Script, monkeypatch
     assert repr(client) == f"<mlx_sidecar.Client socket='{client.socket}' connected>"
 
 
-def test_a_daemon_that_is_just_starting_is_no_error(
+def test_starting_daemon_is_waited_for(
     serve: Serve, socket: Path, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first call waits for the socket to appear."""
@@ -74,7 +74,7 @@ def test_no_socket_means_that_no_daemon_runs(socket: Path, timeout: float) -> No
     assert "start it with: mlx-sidecar serve" in str(caught.value)
 
 
-def test_a_socket_that_nothing_listens_on_means_that_no_daemon_runs(socket: Path) -> None:
+def test_dead_socket_means_that_no_daemon_runs(socket: Path) -> None:
     """What a killed daemon leaves."""
     with sockets.socket(sockets.AF_UNIX) as listener, Client(socket, timeout=0.1) as client:
         listener.bind(str(socket))
@@ -83,7 +83,7 @@ def test_a_socket_that_nothing_listens_on_means_that_no_daemon_runs(socket: Path
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_daemon_that_listens_and_does_not_answer_is_not_called_absent(socket: Path, full: bool) -> None:
+def test_silent_daemon_is_not_reported_as_absent(socket: Path, full: bool) -> None:
     """One that is stopped or very busy, also one that has as many connections waiting as its queue holds."""
     if full and sys.platform != "linux":
         pytest.skip("elsewhere a queue that is full refuses as if nothing listened")
@@ -97,9 +97,7 @@ def test_a_daemon_that_listens_and_does_not_answer_is_not_called_absent(socket: 
         assert caught.value.retry_after
 
 
-def test_a_call_that_is_refused_without_a_reason_is_told_from_a_daemon_that_is_not_there(
-    serve: Serve, socket: Path, script: Script
-) -> None:
+def test_bare_unavailable_is_not_reported_as_absent(serve: Serve, socket: Path, script: Script) -> None:
     """gRPC makes such an UNAVAILABLE by itself; the socket shows that a daemon listens."""
     script.answer([started(), Fail("UNAVAILABLE", "")])
     serve(socket)
@@ -107,7 +105,7 @@ def test_a_call_that_is_refused_without_a_reason_is_told_from_a_daemon_that_is_n
         client.complete("m", "Hi")
 
 
-def test_a_daemon_that_went_away_and_came_back_is_found_again(serve: Serve, socket: Path, script: Script) -> None:
+def test_client_finds_a_daemon_that_came_back(serve: Serve, socket: Path, script: Script) -> None:
     """The same client, over the same channel."""
     script.answer([STATS])
     server = serve(socket)
@@ -121,7 +119,7 @@ def test_a_daemon_that_went_away_and_came_back_is_found_again(serve: Serve, sock
         assert client.stats().daemon.version == "1.2"
 
 
-def test_a_daemon_that_dies_in_mid_stream_is_reported(serve: Serve, socket: Path, script: Script) -> None:
+def test_daemon_death_in_mid_stream_is_reported(serve: Serve, socket: Path, script: Script) -> None:
     """What it had sent was there, then the exception comes."""
     script.answer([started(), HANG])
     server = serve(socket)
@@ -133,7 +131,7 @@ def test_a_daemon_that_dies_in_mid_stream_is_reported(serve: Serve, socket: Path
             next(stream)
 
 
-def test_a_path_with_odd_characters_works(serve: Serve, socket: Path, script: Script) -> None:
+def test_socket_path_with_uri_characters_works(serve: Serve, socket: Path, script: Script) -> None:
     """A space, and all that has a meaning in a URI."""
     script.answer([STATS])
     odd = socket.with_name("a b#c?d%20é.sock")
@@ -142,7 +140,7 @@ def test_a_path_with_odd_characters_works(serve: Serve, socket: Path, script: Sc
         assert client.stats().daemon.version == "1.2"
 
 
-def test_answers_may_be_larger_than_grpc_allows_by_itself(client: Client, script: Script) -> None:
+def test_answers_may_exceed_grpcs_default_size(client: Client, script: Script) -> None:
     """gRPC's own limit is 4 MiB."""
     script.answer([started(), delta(1, "x" * 5_000_000), finished(2)])
     assert len(client.complete("m", "Hi").text) == 5_000_000
@@ -204,7 +202,7 @@ def test_a_client_that_is_not_closed_warns(serve: Serve, socket: Path, script: S
         clients.clear()
 
 
-def test_a_client_that_was_never_used_need_not_be_closed(socket: Path) -> None:
+def test_unused_client_need_not_be_closed(socket: Path) -> None:
     """There is nothing to leak."""
     client = Client(socket)
     del client

@@ -45,7 +45,7 @@ def test_each_reason_has_its_exception(client: Client, script: Script, reason: s
     assert (error.retry_after, error.field, error.error_id) == (None, None, None)
 
 
-def test_the_tree_is_complete_and_flat() -> None:
+def test_exception_tree_is_complete_and_flat() -> None:
     """Every exception is exported, is a `SidecarError`, says when it happens, and is drawn in the tree."""
     tree = str(_exceptions.__doc__)
     kinds = {
@@ -62,7 +62,7 @@ def test_the_tree_is_complete_and_flat() -> None:
     assert issubclass(ContextLengthExceeded, InvalidArgument)
 
 
-def test_advice_to_try_again_is_seconds(client: Client, script: Script) -> None:
+def test_retry_delay_is_in_seconds(client: Client, script: Script) -> None:
     """From RetryInfo."""
     advice = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000))
     script.answer([Fail("RESOURCE_EXHAUSTED", "QUEUE_FULL", details=[advice])])
@@ -72,7 +72,7 @@ def test_advice_to_try_again_is_seconds(client: Client, script: Script) -> None:
     assert len(script.requests) == 1
 
 
-def test_a_refused_field_is_named(client: Client, script: Script) -> None:
+def test_refused_field_is_named(client: Client, script: Script) -> None:
     """From BadRequest."""
     bad = error_details_pb2.BadRequest(field_violations=[{"field": "sampling.top_p"}, {"field": "seed"}])
     script.answer([Fail("INVALID_ARGUMENT", "INVALID_ARGUMENT", details=[bad])])
@@ -81,7 +81,7 @@ def test_a_refused_field_is_named(client: Client, script: Script) -> None:
     assert caught.value.field == "sampling.top_p"
 
 
-def test_an_internal_error_has_the_id_of_its_log_entry(client: Client, script: Script) -> None:
+def test_internal_error_has_the_id_of_its_log_entry(client: Client, script: Script) -> None:
     """From ErrorInfo's metadata; unary calls are decoded like streams."""
     script.answer([Fail("INTERNAL", "INTERNAL", metadata={"error_id": "e42"})])
     with pytest.raises(InternalError) as caught:
@@ -93,7 +93,7 @@ def test_an_internal_error_has_the_id_of_its_log_entry(client: Client, script: S
     "fail",
     [Fail("FAILED_PRECONDITION", "NOT_INVENTED_YET"), Fail("INTERNAL", "INTERNAL", domain="example.com")],
 )
-def test_what_this_client_does_not_know_is_a_protocol_error(client: Client, script: Script, fail: Fail) -> None:
+def test_unknown_reason_is_a_protocol_error(client: Client, script: Script, fail: Fail) -> None:
     """A reason of a newer daemon, or of somebody else's, keeps its code and its message."""
     script.answer([fail])
     with pytest.raises(ProtocolError, match="it failed") as caught:
@@ -109,7 +109,7 @@ def test_a_deadline_that_passes_is_typed(client: Client, script: Script) -> None
     assert script.cancelled.wait(10)
 
 
-def test_a_unary_call_has_the_timeout_of_its_client(serve: Callable[[Path], Any], socket: Path, script: Script) -> None:
+def test_unary_call_has_the_timeout_of_its_client(serve: Callable[[Path], Any], socket: Path, script: Script) -> None:
     """So that a daemon that hangs does not hang its clients."""
     serve(socket)
     script.answer([HANG])
@@ -128,7 +128,7 @@ def test_a_unary_call_has_the_timeout_of_its_client(serve: Callable[[Path], Any]
         (grpc.StatusCode.UNKNOWN, ProtocolError),
     ],
 )
-def test_a_status_without_details_is_mapped_by_its_code(
+def test_status_without_details_is_mapped_by_code(
     fake: FakeDaemon, code: grpc.StatusCode, kind: type[SidecarError]
 ) -> None:
     """gRPC itself makes such errors, on both sides."""
@@ -142,14 +142,14 @@ def test_a_status_without_details_is_mapped_by_its_code(
     assert isinstance(caught.value.__cause__, grpc.RpcError)
 
 
-def test_a_crash_before_the_first_message_is_tried_again(client: Client, script: Script) -> None:
+def test_crash_before_first_message_is_retried(client: Client, script: Script) -> None:
     """gRPC repeats the call by itself, and the caller sees only the answer."""
     script.answer([Fail("UNAVAILABLE", "ENGINE_RESTARTED")], hello())
     assert client.complete("m", "Hi").text == "Hello there"
     assert len(script.requests) == 2
 
 
-def test_a_crash_after_the_first_message_is_not_tried_again(client: Client, script: Script) -> None:
+def test_crash_after_first_message_is_not_retried(client: Client, script: Script) -> None:
     """No text is ever delivered twice."""
     script.answer([started(), Fail("UNAVAILABLE", "ENGINE_RESTARTED")], hello())
     with pytest.raises(mlx_sidecar.EngineRestarted):
@@ -157,7 +157,7 @@ def test_a_crash_after_the_first_message_is_not_tried_again(client: Client, scri
     assert len(script.requests) == 1
 
 
-def test_an_exception_survives_a_process_boundary() -> None:
+def test_exception_survives_pickling() -> None:
     """Worker pools pickle exceptions."""
     error = QueueFull("full", retry_after=2.0, metadata={"queued": "64"})
     copy = pickle.loads(pickle.dumps(error))

@@ -39,12 +39,12 @@ def test_a_client_needs_no_mlx() -> None:
         "from mlx_sidecar import Message, SidecarError, Stats",
     ],
 )
-def test_messages_addresses_and_exceptions_need_no_grpc(statement: str) -> None:
+def test_results_and_errors_import_no_grpc(statement: str) -> None:
     """The daemon's engine imports the messages, and the daemon's settings import the address."""
     assert not imported_by(statement) & {*HEAVY, "grpc", "asyncio"}
 
 
-def test_the_exported_names_are_sorted_and_there() -> None:
+def test_exported_names_are_sorted_and_exist() -> None:
     """Everything that is promised can be imported, and everything that can be imported is promised."""
     names = mlx_sidecar.__all__
     assert names == sorted(names, key=lambda name: (name[0].islower() or name[0] == "_", name))
@@ -78,7 +78,7 @@ def test_every_exported_name_is_documented() -> None:
         assert not member.__doc__.startswith(f"{name}("), name
 
 
-def test_the_readmes_snippets_are_code_that_exists() -> None:
+def test_readme_snippets_use_names_that_exist() -> None:
     """Every Python block compiles, and what it imports from the package is exported."""
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     assert len(snippets) >= 5

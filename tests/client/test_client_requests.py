@@ -75,17 +75,17 @@ def test_each_option_is_sent_as_its_field(fake: FakeDaemon, options: dict[str, A
     assert sent(fake, "Hi", **options) == expected(text="Hi", **fields)
 
 
-def test_what_is_not_given_is_not_sent(fake: FakeDaemon) -> None:
+def test_unset_options_are_not_sent(fake: FakeDaemon) -> None:
     """The daemon's defaults apply to everything that the caller left out."""
     assert sent(fake, "Hi") == expected(text="Hi")
 
 
-def test_a_sequence_of_ints_is_a_prompt_of_token_ids(fake: FakeDaemon) -> None:
+def test_int_sequence_is_a_prompt_of_token_ids(fake: FakeDaemon) -> None:
     """Token ids are sent as they are."""
     assert sent(fake, (1, 2, 3)) == expected(tokens={"ids": [1, 2, 3]})
 
 
-def test_an_empty_sequence_is_left_for_the_daemon_to_refuse(fake: FakeDaemon) -> None:
+def test_empty_token_sequence_is_sent_to_the_daemon(fake: FakeDaemon) -> None:
     """The client does not guess what an empty prompt is meant to be."""
     assert sent(fake, []) == expected(tokens={})
 
@@ -156,7 +156,7 @@ def test_messages_are_a_chat_prompt(fake: FakeDaemon) -> None:
         ("\ud800", {}, "text"),
     ],
 )
-def test_what_cannot_be_sent_is_refused_by_name(
+def test_unsendable_option_is_refused_by_name(
     fake: FakeDaemon, prompt: Any, options: dict[str, Any], field: str
 ) -> None:
     """A value that the message has no room for never turns into another value, or into none."""
@@ -213,7 +213,7 @@ def test_a_load_sends_all_its_options(fake: FakeDaemon) -> None:
     )
 
 
-def test_a_load_leaves_pin_and_ttl_as_they_are() -> None:
+def test_load_leaves_pin_and_ttl_unset() -> None:
     """Unset is not the same as False or zero."""
     request = requests.load_request("m")
     assert not request.HasField("pin")
@@ -275,7 +275,7 @@ def test_each_invalidation_names_its_target(
     ("options", "build"),
     [(LoadOptions, requests.load_request), (GenerateOptions, requests.generate_request)],
 )
-def test_the_documented_options_are_those_that_are_built(options: type, build: Callable[..., Any]) -> None:
+def test_documented_options_are_those_that_are_built(options: type, build: Callable[..., Any]) -> None:
     """What callers see and the builder behind it name the same options, and each one is documented."""
     parameters = inspect.signature(build).parameters.values()
     keywords = {each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}

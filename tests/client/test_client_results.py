@@ -96,7 +96,7 @@ def test_stats_come_back_as_a_tree(fake: FakeDaemon) -> None:
     assert stats.memory.limit_bytes == 9
 
 
-def test_results_can_be_compared_hashed_and_turned_into_dictionaries() -> None:
+def test_results_compare_hash_and_convert_to_dicts() -> None:
     """They are values."""
     one, other = (decode(Stats, pb.StatsResponse(engine={"queued": 3})) for _ in range(2))
     assert one == other

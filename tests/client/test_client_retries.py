@@ -30,7 +30,7 @@ class _Leaving(SidecarServiceServicer):
         yield
 
 
-def test_a_stream_ends_when_the_daemon_goes_away_between_two_retries(socket: Path) -> None:
+def test_closed_daemon_ends_a_stream_between_retries(socket: Path) -> None:
     """With gRPC's default way to read streams it waits for ever, whatever its deadline (grpcio 1.80 to 1.85.1)."""
     servicer = _Leaving()
     with futures.ThreadPoolExecutor(2) as pool:

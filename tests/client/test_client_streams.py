@@ -38,7 +38,7 @@ def test_events_come_in_the_order_of_the_daemon(fake: FakeDaemon) -> None:
     assert events[2] == Delta(text="Hello", token_ids=(7,), logprobs=())
 
 
-def test_an_event_is_there_as_soon_as_it_was_sent(fake: FakeDaemon) -> None:
+def test_stream_event_is_delivered_at_once(fake: FakeDaemon) -> None:
     """Nothing is held back until the call ends."""
     with fake.client.generate("m", "Hi") as stream:
         _, rpc = fake.take_stream("Generate")
@@ -48,7 +48,7 @@ def test_an_event_is_there_as_soon_as_it_was_sent(fake: FakeDaemon) -> None:
         assert next(stream) == Delta(text="Hello", token_ids=(), logprobs=())
 
 
-def test_reasoning_and_tool_calls_are_apart_and_can_be_sent_back(fake: FakeDaemon) -> None:
+def test_reasoning_and_tool_calls_are_separate_fields(fake: FakeDaemon) -> None:
     """An answer is the next message of its conversation."""
     stream = fake.client.generate("m", [Message("user", "Hi")], tools=[Tool("clock")])
     _, rpc = fake.take_stream("Generate")
@@ -71,7 +71,7 @@ def test_reasoning_and_tool_calls_are_apart_and_can_be_sent_back(fake: FakeDaemo
     assert request.chat.messages[0].tool_calls[0].arguments_json == '{"zone": "é"}'
 
 
-def test_the_result_is_all_deltas_together(fake: FakeDaemon) -> None:
+def test_result_joins_all_deltas(fake: FakeDaemon) -> None:
     """A completion has the whole text and every token, and the figures of the last event."""
     stream = fake.client.generate("m", "Hi", top_logprobs=1)
     _, rpc = fake.take_stream("Generate")
@@ -94,7 +94,7 @@ def test_the_result_is_all_deltas_together(fake: FakeDaemon) -> None:
     assert (completion.request_id, completion.model) == ("r1", "m")
 
 
-def test_the_result_includes_what_was_read_before(fake: FakeDaemon) -> None:
+def test_result_includes_events_read_before(fake: FakeDaemon) -> None:
     """Asking for the result after a few events, or twice, loses nothing."""
     stream = fake.client.generate("m", "Hi")
     _, rpc = fake.take_stream("Generate")
@@ -107,7 +107,7 @@ def test_the_result_includes_what_was_read_before(fake: FakeDaemon) -> None:
     assert stream.result().text == "Hello there"
 
 
-def test_text_alone_skips_what_has_none(fake: FakeDaemon) -> None:
+def test_text_iterator_skips_events_without_text(fake: FakeDaemon) -> None:
     """Empty pieces are not yielded, and the result is still to be had afterwards."""
     stream = fake.client.generate("m", "Hi")
     _, rpc = fake.take_stream("Generate")
@@ -118,7 +118,7 @@ def test_text_alone_skips_what_has_none(fake: FakeDaemon) -> None:
     assert stream.result().usage.completion_tokens == 5
 
 
-def test_a_load_yields_its_progress_and_results_in_a_model(fake: FakeDaemon) -> None:
+def test_load_yields_progress_and_returns_a_model(fake: FakeDaemon) -> None:
     """`ready` is the result and no event."""
     stream = fake.client.get_or_load("m")
     _, rpc = fake.take_stream("GetOrLoad")
@@ -148,7 +148,7 @@ def test_events_of_a_newer_daemon_are_skipped(fake: FakeDaemon) -> None:
 
 
 @pytest.mark.parametrize("messages", [[], [started()], [finished(0)]])
-def test_a_generation_without_its_end_is_no_completion(fake: FakeDaemon, messages: list[pb.GenerateResponse]) -> None:
+def test_generation_without_its_end_is_no_completion(fake: FakeDaemon, messages: list[pb.GenerateResponse]) -> None:
     """A truncated answer must not look like a whole one, however it is read."""
     stream = fake.client.generate("m", "Hi")
     _, rpc = fake.take_stream("Generate")
@@ -216,7 +216,7 @@ def test_closing_the_text_iterator_cancels_the_call(fake: FakeDaemon) -> None:
         stream.result()
 
 
-def test_closing_a_stream_that_has_ended_changes_nothing(fake: FakeDaemon) -> None:
+def test_closing_an_ended_stream_keeps_its_result(fake: FakeDaemon) -> None:
     """The result stays."""
     with fake.client.generate("m", "Hi") as stream:
         _, rpc = fake.take_stream("Generate")
@@ -227,7 +227,7 @@ def test_closing_a_stream_that_has_ended_changes_nothing(fake: FakeDaemon) -> No
     assert stream.result().text == "Hello there"
 
 
-def test_a_failure_ends_the_stream_and_stays_its_result(fake: FakeDaemon) -> None:
+def test_failure_ends_the_stream_and_stays_its_result(fake: FakeDaemon) -> None:
     """What came before the failure was yielded; the failure is raised once, and again by `result`."""
     stream = fake.client.generate("m", "Hi")
     _, rpc = fake.take_stream("Generate")

@@ -108,7 +108,7 @@ def _rig(tmp_path: Path) -> Iterator[Rig]:
     ],
     ids=["warm evaluation", "cold evaluation", "cold allocation", "warm allocation"],
 )
-def test_generate_is_exact_or_fails_and_the_next_one_is_exact(rig: Rig, targets: Targets, warm: bool) -> None:
+def test_failed_generate_leaves_the_next_one_exact(rig: Rig, targets: Targets, warm: bool) -> None:
     """Lookup, restore, prefill, decode, store; a cold request has a salt that is new."""
     request = pb.GenerateRequest()
     request.CopyFrom(REQUEST)
@@ -134,7 +134,7 @@ def test_generate_is_exact_or_fails_and_the_next_one_is_exact(rig: Rig, targets:
     [(FILES, disk), *(pytest.param(targets, memory, marks=pytest.mark.slow) for targets in (EVALUATIONS, ALLOCATIONS))],
     ids=["files", "evaluation", "allocation"],
 )
-def test_a_load_fails_with_nothing_kept_and_can_be_tried_again(
+def test_failed_load_keeps_nothing_and_can_be_retried(
     rig: Rig, tmp_path: Path, targets: Targets, error: Callable[[], Exception]
 ) -> None:
     """Each time with a model that no call has used before."""
@@ -153,7 +153,7 @@ def test_a_load_fails_with_nothing_kept_and_can_be_tried_again(
 
 
 @pytest.mark.parametrize("target", ["all", "prefix"])
-def test_invalidate_fails_whole_or_does_it(rig: Rig, target: str) -> None:
+def test_invalidate_is_atomic_under_faults(rig: Rig, target: str) -> None:
     """After a failed call the next one drops the rest."""
     request = pb.InvalidateRequest(all=pb.AllTarget(weights=True, prefixes=True))
     if target == "prefix":
@@ -168,7 +168,7 @@ def test_invalidate_fails_whole_or_does_it(rig: Rig, target: str) -> None:
     assert set(rig.ends) <= {"", "MACHINE_EXHAUSTED", "MODEL_NOT_FOUND", "INTERNAL", "engine"}
 
 
-async def test_a_frame_that_cannot_be_written_fails_its_call() -> None:
+async def test_frame_write_failure_fails_its_call() -> None:
     """The parent's end of the line: its caller is told, nothing waits for ever, the next one is answered."""
     async with supervising() as supervisor:
         for number in range(1, LAST):

@@ -104,7 +104,7 @@ HOSTILE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_no_request_keeps_the_event_loop(watched: Watched, name: str) -> None:
+def test_no_request_blocks_the_event_loop(watched: Watched, name: str) -> None:
     """The request is refused as the caller's fault, or done; no callback of the parent takes 50 ms for it."""
     before, held = watched.noted, Held.by(watched.daemon)
     ended = call(watched.daemon, "Generate", HOSTILE[name])
@@ -115,7 +115,7 @@ def test_no_request_keeps_the_event_loop(watched: Watched, name: str) -> None:
     back_to(held, watched.daemon)
 
 
-def test_the_watch_sees_a_stall(watched: Watched) -> None:
+def test_event_loop_watch_detects_a_stall(watched: Watched) -> None:
     """Eight megabytes take the loop a moment, and it is noted: a watch that sees nothing would prove nothing."""
     before = watched.noted
     call(watched.daemon, "Generate", HOSTILE["as many ids as there may be"])
@@ -125,9 +125,7 @@ def test_the_watch_sees_a_stall(watched: Watched) -> None:
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
-def test_a_template_that_never_ends_stops_neither_streams_nor_other_conversations(
-    watched: Watched, folder: Path
-) -> None:
+def test_endless_template_stops_no_other_request(watched: Watched, folder: Path) -> None:
     """Row 44: its worker is killed, its caller told, and a stream that runs gets all its tokens."""
     model = copy_of_embedded(folder)
     (model / "chat_template.jinja").write_text(ENDLESS)
@@ -149,7 +147,7 @@ def test_a_template_that_never_ends_stops_neither_streams_nor_other_conversation
     assert watched.longest(before) < STALL_SECONDS
 
 
-def test_odd_characters_are_answered_and_escaped_in_the_log(watched: Watched) -> None:
+def test_control_characters_are_escaped_in_the_log(watched: Watched) -> None:
     """Row 31: each line of the log is one line, whatever a caller sends as a name."""
     odd = "no\nbody\x1b[31m\u202e\u2028\x00"
     with watched.daemon.client() as client:

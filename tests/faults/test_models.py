@@ -21,7 +21,7 @@ from tests.unit.engine.harness import Harness
 @pytest.mark.parametrize(
     "name", ["../../etc", "~", "~/models", "/etc/passwd", "a" * 1024, "org/\udcff", "org/name\n", "-", "org//name"]
 )
-def test_a_name_that_leads_elsewhere_is_no_model(real: RunningDaemon, name: str) -> None:
+def test_model_name_that_escapes_its_root_is_refused(real: RunningDaemon, name: str) -> None:
     """Row 37: NOT_FOUND, or the caller's fault; nothing is opened."""
     data = pb.GetOrLoadRequest(model="x").SerializeToString()[:0] + _named(name)
     refusal = call(real, "GetOrLoad", data)
@@ -46,7 +46,7 @@ def _named(name: str) -> bytes:
     ],
     ids=["deep", "list", "no vocab", "infinite", "bad regex", "zeros"],
 )
-def test_a_tokenizer_that_is_none_is_corrupt(real: RunningDaemon, folder: Path, text: str) -> None:
+def test_invalid_tokenizer_file_is_corrupt(real: RunningDaemon, folder: Path, text: str) -> None:
     """Row 43: found where it is loaded, off the MLX thread; the parent never reads it."""
     model = copy_of_embedded(folder)
     (model / "tokenizer.json").write_text(text)
@@ -55,7 +55,7 @@ def test_a_tokenizer_that_is_none_is_corrupt(real: RunningDaemon, folder: Path, 
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.txt"])
-def test_a_tokenizer_too_large_to_be_one_is_not_read(real: RunningDaemon, folder: Path, name: str) -> None:
+def test_oversized_tokenizer_file_is_not_read(real: RunningDaemon, folder: Path, name: str) -> None:
     """Row 43: two gigabytes, of which none is on the disk."""
     model = copy_of_embedded(folder)
     with (model / name).open("ab") as file:
@@ -64,7 +64,7 @@ def test_a_tokenizer_too_large_to_be_one_is_not_read(real: RunningDaemon, folder
         client.complete(str(model), "hello")
 
 
-def test_weights_that_are_cut_off_while_they_are_in_use_harm_nobody(real: RunningDaemon, folder: Path) -> None:
+def test_truncating_loaded_weights_harms_no_stream(real: RunningDaemon, folder: Path) -> None:
     """Row 45: the loaded copy goes on, the file is another model now, and a damaged one."""
     model = copy_of_embedded(folder)
     with real.client() as client:
@@ -81,13 +81,13 @@ def test_weights_that_are_cut_off_while_they_are_in_use_harm_nobody(real: Runnin
             client.complete(str(model), "The code of", max_tokens=1)
 
 
-def test_a_caller_of_a_load_that_stalls_gets_its_deadline(target: RunningDaemon) -> None:
+def test_caller_of_a_stalled_load_gets_its_deadline(target: RunningDaemon) -> None:
     """Row 47: and the load is given up."""
     data = pb.GetOrLoadRequest(model="hold").SerializeToString()
     assert call(target, "GetOrLoad", data, timeout=0.5).code.name == "DEADLINE_EXCEEDED"
 
 
-def test_thirty_two_callers_of_one_model_and_of_eight_others_all_get_theirs(folder: Path) -> None:
+def test_concurrent_callers_of_nine_models_all_get_one(folder: Path) -> None:
     """Row 48: one load for each content, for any number of callers, and no model in use is evicted."""
     models = [str(copy_of_embedded(folder, f"m{number}")) for number in range(8)]
     for model in models:
@@ -105,7 +105,7 @@ def test_thirty_two_callers_of_one_model_and_of_eight_others_all_get_theirs(fold
     harness.close()
 
 
-def test_everything_may_be_invalidated_while_it_is_used(real: RunningDaemon, folder: Path) -> None:
+def test_invalidating_everything_spares_active_streams(real: RunningDaemon, folder: Path) -> None:
     """Row 49: eight streams go on to their end, whatever is dropped under them."""
     model = str(copy_of_embedded(folder))
 

@@ -22,7 +22,7 @@ Start = Callable[..., RunningDaemon]
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGKILL])
-def test_an_engine_that_dies_of_any_signal_is_replaced(start_daemon: Start, number: signal.Signals) -> None:
+def test_engine_killed_by_any_signal_is_replaced(start_daemon: Start, number: signal.Signals) -> None:
     """Row 54: its call is told, the socket stays, the next one is served, no core file is left."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client, client.generate("hold", "one") as stream:
@@ -41,7 +41,7 @@ def test_an_engine_that_dies_of_any_signal_is_replaced(start_daemon: Start, numb
 
 
 @pytest.mark.parametrize("number", [signal.SIGPIPE, signal.SIGHUP])
-def test_a_signal_that_means_nothing_here_is_ignored(start_daemon: Start, number: signal.Signals) -> None:
+def test_unrelated_signals_are_ignored(start_daemon: Start, number: signal.Signals) -> None:
     """Row 57: a pipe that breaks; a hangup opens the log file anew."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client:
@@ -52,7 +52,7 @@ def test_a_signal_that_means_nothing_here_is_ignored(start_daemon: Start, number
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_end_is_heard_while_a_model_loads(start_daemon: Start, number: signal.Signals) -> None:
+def test_sigterm_is_heard_while_a_model_loads(start_daemon: Start, number: signal.Signals) -> None:
     """Row 57: once to drain, twice to end at once; nothing is left."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client, client.get_or_load("hold") as load:
@@ -68,20 +68,20 @@ def test_a_signal_to_end_is_heard_while_a_model_loads(start_daemon: Start, numbe
     assert not alive(engine)
 
 
-def test_a_quit_ends_at_once_and_leaves_no_core_file(start_daemon: Start) -> None:
+def test_sigquit_ends_at_once_without_a_core_file(start_daemon: Start) -> None:
     """Row 57: as on any program, but for the core file; the engine goes too, and the next daemon starts."""
     daemon = start_daemon(FAKE)
     engine = daemon.engine_pid()
     daemon.signal(signal.SIGQUIT)
     assert daemon.wait() == -signal.SIGQUIT
     assert not list(daemon.folder.rglob("core*"))
-    wait_until(lambda: not alive(engine), "the engine has ended")
+    wait_until(lambda: not alive(engine), "engine_stopped")
     again = start_daemon(FAKE)
     assert ask(again).daemon.pid == again.process.pid
     assert again.stop() == 0
 
 
-def test_a_daemon_serves_though_its_log_cannot_be_written(start_daemon: Start, folder: Path) -> None:
+def test_daemon_serves_without_a_writable_log(start_daemon: Start, folder: Path) -> None:
     """Row 58: the directory of the log is a file."""
     (folder / "blocked").write_text("")
     daemon = start_daemon(FAKE, log_file=str(folder / "blocked" / "daemon.log"))
@@ -91,7 +91,7 @@ def test_a_daemon_serves_though_its_log_cannot_be_written(start_daemon: Start, f
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_daemon_serves_though_the_disk_of_its_log_is_full(start_daemon: Start) -> None:
+def test_daemon_serves_with_a_full_log_disk(start_daemon: Start) -> None:
     """Row 58: every line is refused with ENOSPC."""
     daemon = start_daemon(FAKE, log_file="/dev/full")
     with daemon.client() as client:
@@ -124,7 +124,7 @@ def test_no_part_of_the_daemon_forks() -> None:
                 raise AssertionError(f"{path} would fork")
 
 
-def test_the_limit_of_core_files_is_lowered_by_the_daemon_and_not_by_this_machine() -> None:
+def test_daemon_itself_lowers_the_core_file_limit() -> None:
     """Or the test above would prove nothing."""
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     if hard == 0:

@@ -53,7 +53,7 @@ def failures(client: Client, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("level", ["debug", *(pytest.param(one, marks=pytest.mark.slow) for one in ("info", "error"))])
-def test_a_canary_is_in_no_log_no_error_and_no_file(
+def test_prompt_canary_is_in_no_log_error_or_file(
     start_daemon: Callable[..., RunningDaemon], folder: Path, level: str
 ) -> None:
     """At every level; in requests that succeed, fail, are cancelled, and are running when the engine dies."""
@@ -84,9 +84,7 @@ def test_a_canary_is_in_no_log_no_error_and_no_file(
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
-def test_an_exception_that_quotes_the_prompt_is_told_and_logged_without_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_exception_quoting_a_prompt_is_redacted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its type reaches the caller; its traceback in the log has no values of variables."""
     harness = Harness(state_dir=tmp_path / "state")
 
@@ -101,7 +99,7 @@ def test_an_exception_that_quotes_the_prompt_is_told_and_logged_without_it(
     harness.close()
 
 
-def test_a_hit_of_another_salt_looks_like_a_miss(tmp_path: Path) -> None:
+def test_prefix_hit_of_another_salt_looks_like_a_miss(tmp_path: Path) -> None:
     """In all that a caller sees: reused tokens, computed tokens, steps, and each counter."""
     harness = Harness(state_dir=tmp_path / "state")
     harness.run(pb.GetOrLoadRequest(model="embedded"))

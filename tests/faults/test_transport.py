@@ -28,14 +28,14 @@ OK = pb.GenerateRequest(model="ok", text="one")
 SEED = 20261121
 
 
-def test_another_protocol_is_hung_up_on(target: RunningDaemon) -> None:
+def test_other_protocols_are_disconnected(target: RunningDaemon) -> None:
     """Row 1: HTTP/1.1."""
     raw = connect(target)
     raw.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     until_closed(raw)
 
 
-def test_ten_megabytes_of_noise_are_hung_up_on(target: RunningDaemon) -> None:
+def test_ten_megabytes_of_noise_are_disconnected(target: RunningDaemon) -> None:
     """Row 2."""
     raw = connect(target)
     noise = random.Random(SEED).randbytes(10_000_000)
@@ -44,14 +44,14 @@ def test_ten_megabytes_of_noise_are_hung_up_on(target: RunningDaemon) -> None:
     until_closed(raw)
 
 
-def test_half_a_preface_and_then_silence_is_hung_up_on(target: RunningDaemon) -> None:
+def test_half_an_http2_preface_is_disconnected(target: RunningDaemon) -> None:
     """Row 2: by the handshake's own time-out."""
     raw = connect(target)
     raw.sendall(PREFACE[:9])
     until_closed(raw)
 
 
-def test_a_connection_without_calls_is_hung_up_on(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_connection_without_calls_is_disconnected(start_daemon: Callable[..., RunningDaemon]) -> None:
     """Row 3: after ten minutes, or the shorter time that a test sets."""
     daemon = start_daemon([sys.executable, "-m", "tests.faults.serve_impatient", "1000"])
     ask(daemon)
@@ -64,7 +64,7 @@ def test_a_connection_without_calls_is_hung_up_on(start_daemon: Callable[..., Ru
 @pytest.mark.parametrize(
     ("size", "reason"), [(8 * 2**20 + 1, "INVALID_ARGUMENT"), (16 * 2**20 + 1, "")], ids=["ours", "gRPC's"]
 )
-def test_a_request_one_byte_too_large_is_refused(target: RunningDaemon, size: int, reason: str) -> None:
+def test_request_one_byte_too_large_is_refused(target: RunningDaemon, size: int, reason: str) -> None:
     """Row 4: by our limit with our error, far beyond it by gRPC's, and never with advice to try again."""
     request = pb.GenerateRequest(model="ok", text="x")
     request.text = "x" * (size - request.ByteSize() + 1 - 3)
@@ -76,13 +76,13 @@ def test_a_request_one_byte_too_large_is_refused(target: RunningDaemon, size: in
 
 @pytest.mark.parametrize("method", ["Generate", "GetOrLoad", "Invalidate", "Stats"])
 @pytest.mark.parametrize("data", [b"\xff" * 100, b"\x0a\x7f", b"\x5b" * 20_000], ids=["noise", "torn", "nested"])
-def test_what_is_no_message_is_an_invalid_argument(target: RunningDaemon, method: str, data: bytes) -> None:
+def test_undecodable_message_is_an_invalid_argument(target: RunningDaemon, method: str, data: bytes) -> None:
     """Rows 5 and 6: not INTERNAL, as gRPC has it, and no stack overflows."""
     refusal = call(target, method, data)
     assert (refusal.reason, refusal.field) == ("INVALID_ARGUMENT", "request")
 
 
-def test_messages_are_parsed_in_c() -> None:
+def test_protobuf_messages_are_parsed_in_c() -> None:
     """Row 6: the parser in Python recursed without a bound (CVE-2025-4565)."""
     assert api_implementation.Type() == "upb"
 
@@ -98,27 +98,25 @@ def test_messages_are_parsed_in_c() -> None:
     ],
     ids=["unknown field", "unknown enum value", "oneof twice", "no UTF-8", "max_tokens of 2^63-1"],
 )
-def test_odd_messages_are_taken_or_refused_by_their_field(
-    target: RunningDaemon, data: bytes, code: str, field: str
-) -> None:
+def test_unusual_messages_pass_or_name_their_field(target: RunningDaemon, data: bytes, code: str, field: str) -> None:
     """Row 7, and the largest number of row 20: never UNKNOWN."""
     assert call(target, "Generate", data).code_and_field == (code, field)
 
 
 @pytest.mark.parametrize("size", [20_000, 100_000])
-def test_metadata_beyond_all_measure_is_refused(target: RunningDaemon, size: int) -> None:
+def test_oversized_metadata_is_refused(target: RunningDaemon, size: int) -> None:
     """Row 8: by gRPC."""
     refusal = call(target, "Generate", OK.SerializeToString(), metadata=[("x", "y" * size)])
     assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize("method", [SERVICE + "Nothing", "/mlx_sidecar.v2.SidecarService/Stats", "/x/y"])
-def test_what_nobody_serves_is_unimplemented(target: RunningDaemon, method: str) -> None:
+def test_unknown_method_is_unimplemented(target: RunningDaemon, method: str) -> None:
     """Row 9."""
     assert call(target, method, b"").code is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_stats_are_answered_beside_two_hundred_open_streams(target: RunningDaemon) -> None:
+def test_stats_answer_beside_two_hundred_open_streams(target: RunningDaemon) -> None:
     """Row 10. They are opened a few at a time, because no more than `max_queue` may wait until they have begun."""
     apart = [("grpc.use_local_subchannel_pool", 1)]
     with ExitStack() as stack:
@@ -134,7 +132,7 @@ def test_stats_are_answered_beside_two_hundred_open_streams(target: RunningDaemo
             stream.cancel()
 
 
-def test_twenty_thousand_calls_that_are_taken_back_at_once_reach_no_engine(target: RunningDaemon) -> None:
+def test_immediately_cancelled_calls_reach_no_engine(target: RunningDaemon) -> None:
     """Row 11: a rapid reset (CVE-2023-44487); the connection may be closed for it."""
     journal = target.folder / "journal"
     before = len(journal.read_text().splitlines())
@@ -151,9 +149,7 @@ def test_twenty_thousand_calls_that_are_taken_back_at_once_reach_no_engine(targe
     assert len(journal.read_text().splitlines()) == before
 
 
-def test_a_daemon_without_descriptors_comes_back_when_there_are_some(
-    start_daemon: Callable[..., RunningDaemon], folder: Path
-) -> None:
+def test_daemon_recovers_from_descriptor_exhaustion(start_daemon: Callable[..., RunningDaemon], folder: Path) -> None:
     """Row 12: 150 connections, with 64 descriptors in all."""
     limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); "
     daemon = start_daemon(
@@ -177,7 +173,7 @@ def test_a_daemon_without_descriptors_comes_back_when_there_are_some(
     ("seconds", "code"),
     [(-1.0, "DEADLINE_EXCEEDED"), (0.001, "DEADLINE_EXCEEDED"), (3e9, "CANCELLED"), (None, "CANCELLED")],
 )
-def test_a_deadline_is_kept_however_odd_it_is(target: RunningDaemon, seconds: float | None, code: str) -> None:
+def test_extreme_deadlines_are_kept(target: RunningDaemon, seconds: float | None, code: str) -> None:
     """Row 13: passed already, at once, in a hundred years, never. The last two end with their caller."""
     with grpc.insecure_channel(f"unix:{target.socket}") as channel:
         stream = SidecarServiceStub(channel).Generate(pb.GenerateRequest(model="hold", text="x"), timeout=seconds)
@@ -200,7 +196,7 @@ with Client({socket!r}) as client:
 
 
 @pytest.mark.parametrize("model", ["hold", "hold-waiting", "load"], ids=["decoding", "queued", "loading"])
-def test_a_caller_that_is_killed_leaves_nothing_behind(target: RunningDaemon, model: str) -> None:
+def test_killed_caller_leaves_no_call_behind(target: RunningDaemon, model: str) -> None:
     """Row 15: its call is cancelled in the engine, whatever it waits for."""
     journal = target.folder / "journal"
 
@@ -217,9 +213,7 @@ def test_a_caller_that_is_killed_leaves_nothing_behind(target: RunningDaemon, mo
     assert lines()[-1]["call_id"] == opened["call_id"]
 
 
-def test_a_daemon_at_a_link_to_a_live_socket_is_refused(
-    target: RunningDaemon, folder: Path, surroundings: dict[str, str]
-) -> None:
+def test_symlink_to_a_live_socket_is_refused(target: RunningDaemon, folder: Path, surroundings: dict[str, str]) -> None:
     """Row 16: gRPC alone would replace both."""
     run = folder / "run"
     run.mkdir(mode=0o700)
@@ -230,7 +224,7 @@ def test_a_daemon_at_a_link_to_a_live_socket_is_refused(
     assert ask(target).daemon.pid == target.process.pid
 
 
-def test_a_thousand_stats_calls_ask_no_engine(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_thousand_stats_calls_ask_no_engine(start_daemon: Callable[..., RunningDaemon]) -> None:
     """Row 62: each is answered, also while the engine is stopped."""
     daemon = start_daemon(FAKE)
     wait_until(lambda: ask(daemon).engine.state == pb.ENGINE_STATE_READY, "the engine is up")

@@ -66,7 +66,7 @@ ROWS: list[tuple[int, pb.GenerateRequest, str, str]] = [
 
 
 @pytest.mark.parametrize(("row", "request_", "code", "field"), ROWS, ids=[f"{row[0]}-{row[3]}" for row in ROWS])
-def test_a_value_is_taken_or_refused_by_its_field(
+def test_boundary_value_passes_or_names_its_field(
     real: RunningDaemon, row: int, request_: pb.GenerateRequest, code: str, field: str
 ) -> None:
     """With the status of the table, and the same engine afterwards."""
@@ -74,7 +74,7 @@ def test_a_value_is_taken_or_refused_by_its_field(
 
 
 @pytest.mark.parametrize("name", ["n", "best_of", "chat_template", "chat_template_kwargs", "keep", "offset"])
-def test_what_others_offer_and_pay_for_is_not_offered(name: str) -> None:
+def test_unsupported_vendor_options_are_not_offered(name: str) -> None:
     """Rows 22, 29, 34 and 35: a number of answers, templates and free-form options of the caller, offsets."""
     messages = [value for value in vars(pb).values() if isinstance(value, type) and hasattr(value, "DESCRIPTOR")]
     assert len(messages) > 30

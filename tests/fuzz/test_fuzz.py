@@ -15,12 +15,12 @@ INPUTS = [(path.parent.name, path) for path in sorted(CORPUS.glob("*/*"))]
 
 
 @pytest.mark.parametrize(("target", "path"), INPUTS, ids=lambda value: value if isinstance(value, str) else value.name)
-def test_inputs_of_the_corpus_do_no_harm(target: str, path: Path) -> None:
+def test_corpus_inputs_crash_no_fuzz_target(target: str, path: Path) -> None:
     """The corpus has valid inputs, invalid inputs, and inputs that once broke a parser."""
     TARGETS[target](path.read_bytes())
 
 
-def test_every_target_has_a_corpus() -> None:
+def test_every_fuzz_target_has_a_corpus() -> None:
     """Every fuzz target has seeds, because a fuzzer without any finds little."""
     assert {target for target, _ in INPUTS} == set(TARGETS)
 
@@ -54,7 +54,7 @@ SPICE = [
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_any_bytes_are_answered_or_refused(target: str) -> None:
+def test_fuzz_target_answers_or_refuses_any_bytes(target: str) -> None:
     """Each target gets five hundred inputs: random bytes, and mutations of its corpus."""
     inputs = [path.read_bytes() for name, path in INPUTS if name == target]
 

@@ -45,7 +45,7 @@ def _served() -> Iterator[tuple[RunningDaemon, SidecarServiceStub]]:
         after = client.stats().engine
         assert (after.pid, after.restarts, after.queued) == (before.pid, 0, 0)
     assert daemon.stop() == 0
-    assert not [line for line in daemon.log() if line["event"] == "unexpected error"]
+    assert not [line for line in daemon.log() if line["event"] == "unexpected_error"]
     shutil.rmtree(folder)
 
 
@@ -85,15 +85,13 @@ def requests_of(stub: SidecarServiceStub, rpc: str, times: int) -> None:
 
 
 @pytest.mark.parametrize("rpc", REQUESTS)
-def test_any_request_is_answered_or_refused(served: tuple[RunningDaemon, SidecarServiceStub], rpc: str) -> None:
+def test_random_request_is_answered_or_refused(served: tuple[RunningDaemon, SidecarServiceStub], rpc: str) -> None:
     """Sixty requests of each kind go to the real validator and an engine that answers everything."""
     requests_of(served[1], rpc, 60)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rpc", ["Generate", "GetOrLoad", "Invalidate"])
-def test_thousands_of_requests_are_answered_or_refused(
-    served: tuple[RunningDaemon, SidecarServiceStub], rpc: str
-) -> None:
+def test_thousands_of_random_requests_are_answered(served: tuple[RunningDaemon, SidecarServiceStub], rpc: str) -> None:
     """The same as the test above, with 20,000 requests of each kind."""
     requests_of(served[1], rpc, scaled(20_000))

@@ -31,7 +31,7 @@ def _adapter(path: Path, scale: float = 20.0, seed: int = 3) -> str:
     return str(path)
 
 
-def test_an_adapter_changes_the_answer_and_shares_no_prefix_with_the_base(client: Client, folder: Path) -> None:
+def test_adapter_shares_no_prefix_with_its_base_model(client: Client, folder: Path) -> None:
     """Answers with an adapter differ cold and warm; a copy of the adapter is the same adapter."""
     model, adapter = str(copy_of_embedded(folder)), _adapter(folder / "lora")
     base = client.complete(model, PROMPT, max_tokens=12, ignore_eos=True)
@@ -60,7 +60,7 @@ def test_base_weights_count_once_for_each_adapter(client: Client, folder: Path) 
     assert client.stats().model_cache.total_memory_bytes == before
 
 
-def test_an_adapter_that_is_written_anew_is_another_one(client: Client, folder: Path) -> None:
+def test_rewritten_adapter_is_another_model(client: Client, folder: Path) -> None:
     """The next request detects the rewritten adapter."""
     model, adapter = str(copy_of_embedded(folder)), _adapter(folder / "lora")
     first = client.complete(model, PROMPT, max_tokens=12, ignore_eos=True, adapter=adapter)
@@ -73,7 +73,7 @@ def test_an_adapter_that_is_written_anew_is_another_one(client: Client, folder: 
 
 
 @pytest.mark.parametrize("damage", ["cut", "another model's", "no config", "bad config", "not there"])
-def test_a_damaged_adapter_is_a_typed_error_and_its_base_goes_on(client: Client, folder: Path, damage: str) -> None:
+def test_damaged_adapter_fails_and_its_base_serves(client: Client, folder: Path, damage: str) -> None:
     """The error's message says what is wrong with the adapter."""
     model, adapter = str(copy_of_embedded(folder)), Path(_adapter(folder / "lora"))
     weights, config = adapter / "adapters.safetensors", adapter / "adapter_config.json"

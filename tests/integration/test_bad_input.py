@@ -65,7 +65,7 @@ def _client(daemon: RunningDaemon) -> Iterator[Client]:
         ({"prompt": [Message("", "hello")]}, "chat.messages[0].role"),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_its_field(client: Client, options: dict[str, object], field: str) -> None:
+def test_out_of_range_value_is_refused_with_its_field(client: Client, options: dict[str, object], field: str) -> None:
     """A value out of range is INVALID_ARGUMENT with the path of its field."""
     request = {"model": "embedded", "prompt": "hello", **options}
     with pytest.raises(mlx_sidecar.InvalidArgument) as caught:
@@ -87,7 +87,7 @@ def test_a_missing_prompt_is_refused(daemon: RunningDaemon) -> None:
     assert violation.field_violations[0].field == "prompt"
 
 
-def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(client: Client) -> None:
+def test_too_long_prompt_is_refused_with_both_lengths(client: Client) -> None:
     """A prompt that leaves no room for max_tokens is refused as well."""
     with pytest.raises(mlx_sidecar.ContextLengthExceeded, match=r"5000.*4096"):
         client.complete("embedded", [7] * 5000)
@@ -112,7 +112,7 @@ def test_an_unknown_model_is_not_found(client: Client, name: str) -> None:
         client.load(name)
 
 
-def test_a_hub_model_that_is_not_in_the_cache_is_not_fetched_unasked(client: Client) -> None:
+def test_uncached_hub_model_is_not_downloaded_unasked(client: Client) -> None:
     """If the Hub cannot be reached, a permitted download fails with that reason."""
     with pytest.raises(mlx_sidecar.ModelNotCached, match="mlx-sidecar pull"):
         client.complete("nobody/nothing-4bit", "hello")
@@ -133,7 +133,7 @@ def test_truncated_weights_are_corrupt(client: Client, folder: Path) -> None:
         client.load(str(truncated(folder)))
 
 
-def test_weights_that_do_not_fit_the_config_are_corrupt(client: Client, folder: Path) -> None:
+def test_weights_that_contradict_config_are_corrupt(client: Client, folder: Path) -> None:
     """The shapes of weights are checked against the architecture."""
     with pytest.raises(mlx_sidecar.ModelCorrupt):
         client.load(str(copy_of_embedded(folder, hidden_size=64)))
@@ -145,7 +145,7 @@ def test_an_unknown_architecture_is_unsupported(client: Client, folder: Path) ->
         client.load(str(copy_of_embedded(folder, model_type="never_heard_of")))
 
 
-def test_a_model_that_brings_code_is_unsupported_and_its_code_never_runs(client: Client, folder: Path) -> None:
+def test_model_with_custom_code_is_refused_unexecuted(client: Client, folder: Path) -> None:
     """`model_file` in config.json would let a downloaded model run Python; it is refused."""
     path = copy_of_embedded(folder, model_file="evil.py")
     proof = folder / "ran"
@@ -163,7 +163,7 @@ def test_a_damaged_tokenizer_is_corrupt(client: Client, folder: Path) -> None:
         client.complete(str(path), "hello")
 
 
-def test_undecodable_bytes_and_unknown_methods_leave_the_daemon_alone(daemon: RunningDaemon) -> None:
+def test_undecodable_calls_leave_the_daemon_serving(daemon: RunningDaemon) -> None:
     """gRPC itself answers undecodable bytes and unknown methods."""
     with grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
         garbage: Any = channel.unary_unary("/mlx_sidecar.v1.SidecarService/Stats")

@@ -63,7 +63,7 @@ def _results() -> dict[str, Result]:
 
 
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name not in STARTS_ITS_OWN])
-def test_a_workload_measures_every_side(bench: OneStart, results: dict[str, Result], name: str) -> None:
+def test_benchmark_workload_measures_every_system(bench: OneStart, results: dict[str, Result], name: str) -> None:
     """A workload has positive figures for mlx-sidecar and at least one peer, and its JSON can be read back."""
     result = results[name] = WORKLOADS[name](bench)
     systems = {row.system for row in result.rows}
@@ -73,7 +73,7 @@ def test_a_workload_measures_every_side(bench: OneStart, results: dict[str, Resu
     assert Result.parse(json.loads(json.dumps(result.raw))) == result
 
 
-def test_all_figures_are_shown_and_drawn(results: dict[str, Result], folder: Path) -> None:
+def test_benchmark_figures_are_all_shown_and_plotted(results: dict[str, Result], folder: Path) -> None:
     """Every figure appears in the text with its case, and in the plots."""
     for result in results.values():
         assert all(row.case in page.text(result) for row in result.rows)
@@ -81,7 +81,7 @@ def test_all_figures_are_shown_and_drawn(results: dict[str, Result], folder: Pat
     assert {path.stem for path in folder.iterdir()} == {"first-token", "throughput", "kv-bytes"}
 
 
-def test_each_word_of_a_prompt_is_one_token_for_every_system(bench: OneStart) -> None:
+def test_each_benchmark_word_is_one_token(bench: OneStart) -> None:
     """All systems count the same tokens, also in an answer that is sent back."""
     model = bench.model("small")
     with bench.running(model) as systems:
@@ -93,7 +93,7 @@ def test_each_word_of_a_prompt_is_one_token_for_every_system(bench: OneStart) ->
 
 
 @pytest.mark.slow
-def test_the_command_measures_everything(folder: Path) -> None:
+def test_benchmark_command_measures_everything(folder: Path) -> None:
     """The command writes only the files that it was told to write."""
     out = folder / "quick.json"
     subprocess.run([sys.executable, "-m", "benchmarks", "--quick", "--out", str(out)], check=True)

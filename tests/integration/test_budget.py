@@ -34,9 +34,7 @@ def _names(stats: Stats) -> list[str]:
     return [model.info.model for model in stats.models]
 
 
-def test_the_least_recently_used_goes_and_the_peak_stays_within_the_budget(
-    small: RunningDaemon, models: tuple[str, str, str]
-) -> None:
+def test_lru_model_eviction_keeps_the_peak_in_budget(small: RunningDaemon, models: tuple[str, str, str]) -> None:
     """
     A, B, touch A: C evicts B. The engine's own peak is the witness: of every instant since its start, finer than any
     sampling, and within the budget and two per cent, without even a slice on top.
@@ -53,9 +51,7 @@ def test_the_least_recently_used_goes_and_the_peak_stays_within_the_budget(
         assert stats.memory.weights_bytes == 2 * sizes[0]
 
 
-def test_a_model_in_use_is_not_evicted_and_who_has_to_wait_is_told_by_whom(
-    small: RunningDaemon, models: tuple[str, str, str]
-) -> None:
+def test_model_in_use_is_not_evicted(small: RunningDaemon, models: tuple[str, str, str]) -> None:
     """Model B is in use, so model C replaces A, although A was used later. With both in use there is no room."""
     a, b, c = models
     with small.client() as client, client.generate(b, "x", max_tokens=1500, ignore_eos=True) as stream:
@@ -73,7 +69,7 @@ def test_a_model_in_use_is_not_evicted_and_who_has_to_wait_is_told_by_whom(
         assert client.stats().memory.peak_bytes <= 1.1 * BUDGET_MB * MIB  # with the KV of two streams
 
 
-def test_memory_really_returns(small: RunningDaemon, models: tuple[str, str, str]) -> None:
+def test_evicted_model_memory_is_returned(small: RunningDaemon, models: tuple[str, str, str]) -> None:
     """After an unload, MLX's memory is that of the remaining models, within 5 %."""
     a, b, _ = models
     with small.client() as client:
@@ -88,7 +84,7 @@ def test_memory_really_returns(small: RunningDaemon, models: tuple[str, str, str
         assert memory.active_bytes + memory.cache_bytes <= 0.05 * left
 
 
-def test_two_models_that_take_turns_are_loaded_once_each(small: RunningDaemon, models: tuple[str, str, str]) -> None:
+def test_alternating_models_are_loaded_once_each(small: RunningDaemon, models: tuple[str, str, str]) -> None:
     """Twenty alternating requests have two misses; all others are hits."""
     with small.client() as client:
         outcomes = [client.load(models[turn % 2]).outcome for turn in range(20)]

@@ -33,7 +33,7 @@ def run(command: list[str], daemon: RunningDaemon, folder: Path) -> subprocess.C
     return subprocess.run(command, cwd=folder, env=daemon.environ, capture_output=True, text=True, timeout=300)
 
 
-def test_the_python_program_answers(daemon: RunningDaemon, tmp_path: Path) -> None:
+def test_python_guide_program_answers(daemon: RunningDaemon, tmp_path: Path) -> None:
     """The guide's program exits with its own status if it cannot answer."""
     (tmp_path / "ask.py").write_text(program("python", "python"))
     ask = [sys.executable, "ask.py"]
@@ -45,7 +45,7 @@ def test_the_python_program_answers(daemon: RunningDaemon, tmp_path: Path) -> No
     assert refused.stderr.startswith("MODEL_NOT_FOUND: ")
 
 
-def test_the_node_program_answers(daemon: RunningDaemon, tmp_path: Path) -> None:
+def test_node_guide_program_answers(daemon: RunningDaemon, tmp_path: Path) -> None:
     """The guide's program needs only stock gRPC and the proto file."""
     if "CI" not in os.environ and not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node or npm is not installed")

@@ -28,7 +28,7 @@ def run(daemon: RunningDaemon, *arguments: str, stdin: str = "") -> subprocess.C
     )
 
 
-def test_run_answers_from_the_argument_and_from_standard_input(daemon: RunningDaemon) -> None:
+def test_run_reads_its_prompt_from_argument_or_stdin(daemon: RunningDaemon) -> None:
     """`run` prints only the answer on stdout."""
     question = ["--system", EXAMPLE.context, EXAMPLE.question]
     asked = run(daemon, "run", "embedded", *question)
@@ -38,7 +38,7 @@ def test_run_answers_from_the_argument_and_from_standard_input(daemon: RunningDa
     assert asked.stdout.strip() == EXAMPLE.answer
 
 
-def test_run_shows_timings_on_stderr_and_json_on_stdout(daemon: RunningDaemon) -> None:
+def test_run_timings_go_to_stderr_and_json_to_stdout(daemon: RunningDaemon) -> None:
     """`run --verbose` prints timings on stderr, and `run --json` prints JSON on stdout."""
     shown = run(daemon, "run", "embedded", "--raw", EXAMPLE.completion(), "--max-tokens", "4", "--verbose", "--json")
     answer = json.loads(shown.stdout)
@@ -46,7 +46,7 @@ def test_run_shows_timings_on_stderr_and_json_on_stdout(daemon: RunningDaemon) -
     assert "cached" in shown.stderr
 
 
-def test_load_ps_stats_and_stop_tell_one_story(daemon: RunningDaemon) -> None:
+def test_load_ps_stats_and_stop_agree(daemon: RunningDaemon) -> None:
     """A loaded model is listed by all commands and gone after `stop`; a second `stop` is no error."""
     assert run(daemon, "load", "embedded", "--ttl", "10m").returncode == 0
     assert "in 10 minutes" in run(daemon, "ps").stdout
@@ -61,7 +61,7 @@ def test_load_ps_stats_and_stop_tell_one_story(daemon: RunningDaemon) -> None:
     assert "embedded" not in run(daemon, "ps").stdout
 
 
-def test_stats_tell_latency_namespaces_and_history(daemon: RunningDaemon, folder: Path) -> None:
+def test_stats_show_latency_namespaces_and_history(daemon: RunningDaemon, folder: Path) -> None:
     """`stats` and its page show latencies, namespaces and the history after a request."""
     with daemon.client() as client:
         before = {one.namespace for one in client.stats().prefix_cache.namespaces}
@@ -85,7 +85,7 @@ def test_stats_tell_latency_namespaces_and_history(daemon: RunningDaemon, folder
     assert "mlx_sidecar_up 1.0" in run(daemon, "metrics").stdout
 
 
-def test_invalidate_counts_first_and_drops_then(daemon: RunningDaemon) -> None:
+def test_invalidate_previews_before_it_drops(daemon: RunningDaemon) -> None:
     """A dry run drops nothing, and `--yes` drops without a question."""
     run(daemon, "run", "embedded", "--raw", EXAMPLE.completion(), "--salt", "cli")
     dry = run(daemon, "invalidate", "embedded", "--dry-run", "--json")
@@ -93,14 +93,14 @@ def test_invalidate_counts_first_and_drops_then(daemon: RunningDaemon) -> None:
     assert json.loads(dry.stdout)["blocks"] == json.loads(done.stdout)["blocks"] > 0
 
 
-def test_config_shows_where_each_value_comes_from(daemon: RunningDaemon) -> None:
+def test_config_shows_the_origin_of_each_value(daemon: RunningDaemon) -> None:
     """A value from the environment has the variable as its origin."""
     shown = json.loads(run(daemon, "config", "--json").stdout)
     assert str(daemon.socket) in json.dumps(shown)
     assert "MLX_SIDECAR_SOCKET" in json.dumps(shown)
 
 
-def test_a_typed_error_is_one_line_and_exit_status_1(daemon: RunningDaemon) -> None:
+def test_typed_error_is_one_line_and_exit_status_1(daemon: RunningDaemon) -> None:
     """The line contains the error's reason."""
     failed = run(daemon, "run", "/no/such/model", "hello")
     assert failed.returncode == 1
@@ -111,7 +111,7 @@ def test_a_typed_error_is_one_line_and_exit_status_1(daemon: RunningDaemon) -> N
 @pytest.mark.parametrize(
     "command", [["ps"], ["run", "embedded", "hi"], ["stats"], ["stop", "--all"], ["load", "embedded"]]
 )
-def test_without_a_daemon_each_command_says_how_to_start_it(folder: Path, command: list[str]) -> None:
+def test_commands_without_daemon_say_how_to_start_it(folder: Path, command: list[str]) -> None:
     """Without a daemon each command exits with status 3."""
     failed = subprocess.run(
         [sys.executable, "-m", "daemon", *command],

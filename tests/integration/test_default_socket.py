@@ -91,7 +91,7 @@ def program(page: Path, fence: str) -> str:
     return str(one)
 
 
-def test_the_node_snippet_of_the_readme_answers(found: dict[str, str], node: Path) -> None:
+def test_readme_node_snippet_finds_the_default_socket(found: dict[str, str], node: Path) -> None:
     """The README's snippet runs unchanged and ends by itself."""
     (node / "snippet.mjs").write_text(program(ROOT / "README.md", "js"))
     assert run(["node", "snippet.mjs"], found, node).strip()
@@ -112,7 +112,7 @@ def test_the_python_guide_finds_the_daemon(found: dict[str, str], tmp_path: Path
     assert "prompt tokens were cached" in answer
 
 
-def test_the_line_for_grpcurl_lists_the_services(found: dict[str, str], tmp_path: Path) -> None:
+def test_grpcurl_example_lists_the_services(found: dict[str, str], tmp_path: Path) -> None:
     """With a stand-in that takes no other arguments; each page that shows it shows the same."""
     lines = {
         line
@@ -124,7 +124,7 @@ def test_the_line_for_grpcurl_lists_the_services(found: dict[str, str], tmp_path
         assert "mlx_sidecar.v1.SidecarService" in run(line, found, tmp_path).splitlines()
 
 
-def test_no_page_takes_a_path_for_granted() -> None:
+def test_no_page_hard_codes_the_socket_path() -> None:
     """Each program of a page asks `config socket` or the client, or knows all three rules of the default."""
     for page in [ROOT / "README.md", ROOT / "clients" / "python" / "README.md", *sorted(GUIDES.glob("*.md"))]:
         for fence, code in re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.DOTALL):
@@ -136,7 +136,7 @@ def test_no_page_takes_a_path_for_granted() -> None:
             assert '"$(mlx-sidecar config socket)"' in line
 
 
-def test_the_go_guide_is_compiled_and_finds_the_daemon(found: dict[str, str], tmp_path: Path) -> None:
+def test_go_guide_compiles_and_finds_the_daemon(found: dict[str, str], tmp_path: Path) -> None:
     """Where Go is, with a module cache or a proxy that has grpc-go; `protoc` is the one that made our stubs."""
     tools = ("go", "protoc-gen-go", "protoc-gen-go-grpc")
     if not all(shutil.which(tool) for tool in tools):

@@ -22,7 +22,7 @@ def reference(path: Path, prompt: list[int], tokens: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "mamba"])
-def test_each_family_answers_like_mlx_lm_cold_and_warm(client: Client, folder: Path, family: str) -> None:
+def test_model_families_match_mlx_lm_cold_and_warm(client: Client, folder: Path, family: str) -> None:
     """Token for token; `prefix_reuse` says what to expect, and `cached_tokens` keeps to it."""
     path = random_model(folder, family)
     info = client.load(str(path))
@@ -35,7 +35,7 @@ def test_each_family_answers_like_mlx_lm_cold_and_warm(client: Client, folder: P
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "mamba"])
-def test_a_second_turn_computes_only_what_is_new(client: Client, folder: Path, family: str) -> None:
+def test_second_turn_prefills_only_new_tokens(client: Client, folder: Path, family: str) -> None:
     """Far beyond a window of 32, and with an answer longer than it: at most a block is computed again."""
     path = str(random_model(folder, family))
     turn = PROMPT
@@ -50,9 +50,7 @@ def test_a_second_turn_computes_only_what_is_new(client: Client, folder: Path, f
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "mamba"])
-def test_the_third_prompt_that_parts_at_the_same_place_goes_on_from_there(
-    client: Client, folder: Path, family: str
-) -> None:
+def test_third_diverging_prompt_resumes_at_the_fork(client: Client, folder: Path, family: str) -> None:
     """The second finds nothing to go on from inside the first, and leaves a checkpoint where they part."""
     path = str(random_model(folder, family))
     beginning = [*reversed(PROMPT)][:200]
@@ -66,7 +64,7 @@ def test_the_third_prompt_that_parts_at_the_same_place_goes_on_from_there(
     assert cached == [0, 0, 192]
 
 
-def test_two_models_take_turns_without_touching_each_other(client: Client, folder: Path) -> None:
+def test_interleaved_models_do_not_affect_each_other(client: Client, folder: Path) -> None:
     """Interleaved streams of two models: each is what it would be alone."""
     one, two = (random_model(folder, family) for family in ("qwen3", "gemma3_text"))
     alone = [client.complete(str(path), PROMPT, max_tokens=40, ignore_eos=True).token_ids for path in (one, two)]

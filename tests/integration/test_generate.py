@@ -43,7 +43,7 @@ def idle(client: Client) -> bool:
     return engine.decoding == engine.prefilling == engine.queued == 0
 
 
-def test_a_stream_is_started_then_deltas_then_finished_with_gapless_seq(daemon: RunningDaemon) -> None:
+def test_generate_events_are_ordered_and_gapless(daemon: RunningDaemon) -> None:
     """Every stream has `started`, deltas and `finished`, with consecutive sequence numbers."""
     events = raw(daemon, pb.GenerateRequest(model="embedded", text=PROMPT, max_tokens=12))
     kinds = [event.WhichOneof("event") for event in events]
@@ -54,7 +54,7 @@ def test_a_stream_is_started_then_deltas_then_finished_with_gapless_seq(daemon: 
     assert "delta" in kinds
 
 
-def test_the_second_request_reuses_the_prefix_and_answers_the_same(client: Client) -> None:
+def test_second_request_reuses_prefix_and_answers_same(client: Client) -> None:
     """Warm equals cold, and `cached_tokens` proves that reuse really happened."""
     for number, example in enumerate(islice(corpus.held_out(seed=2, tokens_hint=400), 4)):
         salt = f"warm-{number}"
@@ -65,7 +65,7 @@ def test_the_second_request_reuses_the_prefix_and_answers_the_same(client: Clien
         assert (warm.text, warm.token_ids, warm.logprobs) == (cold.text, cold.token_ids, cold.logprobs)
 
 
-def test_answers_come_from_the_prompt_of_the_request_and_no_other(client: Client) -> None:
+def test_similar_prompts_get_their_own_answers(client: Client) -> None:
     """Contexts that differ in one code share most of their prefix, and each gets its own answer."""
     rng = corpus.held_out_rng(3)
     right = 0
@@ -78,7 +78,7 @@ def test_answers_come_from_the_prompt_of_the_request_and_no_other(client: Client
     assert right >= 8, f"{right} of 10 held-out answers are right"
 
 
-def test_the_second_turn_of_a_chat_reuses_the_first(client: Client) -> None:
+def test_second_chat_turn_reuses_the_first(client: Client) -> None:
     """History that is sent again is not computed again, the generated answer included."""
     example = next(corpus.held_out(seed=4, tokens_hint=300))
     history = conversation(example)
@@ -89,7 +89,7 @@ def test_the_second_turn_of_a_chat_reuses_the_first(client: Client) -> None:
     assert second.text == client.complete("embedded", history, max_tokens=32, cache_mode="bypass").text
 
 
-def test_salts_and_modes_keep_requests_apart(client: Client) -> None:
+def test_cache_salts_and_modes_keep_requests_apart(client: Client) -> None:
     """Another salt shares nothing; BYPASS neither reads nor writes; READ_ONLY writes nothing."""
     example = next(corpus.held_out(seed=5, tokens_hint=200)).completion()
 
@@ -104,7 +104,7 @@ def test_salts_and_modes_keep_requests_apart(client: Client) -> None:
     assert cached(salt="b") == 0
 
 
-def test_deltas_together_are_the_completion_in_whole_characters(client: Client) -> None:
+def test_joined_deltas_are_whole_characters(client: Client) -> None:
     """Random bytes of a byte-level vocabulary make many broken characters; no delta ends inside a whole one."""
     with client.generate("embedded", PROMPT, max_tokens=150, temperature=3.0, seed=7, ignore_eos=True) as stream:
         events = list(stream)
@@ -117,7 +117,7 @@ def test_deltas_together_are_the_completion_in_whole_characters(client: Client) 
         assert delta.text.encode("utf-8").decode("utf-8") == delta.text
 
 
-def test_nothing_of_a_stop_string_is_sent(client: Client) -> None:
+def test_stop_string_itself_is_never_sent(client: Client) -> None:
     """A stop string that spans several tokens ends the completion right before it."""
     plain = client.complete("embedded", PROMPT, max_tokens=10).text
     assert len(plain) > 12
@@ -137,7 +137,7 @@ def test_stop_ids_and_max_tokens_end_a_completion(client: Client) -> None:
     assert cut.token_ids == plain.token_ids[: plain.token_ids.index(plain.token_ids[3])]
 
 
-def test_a_seed_repeats_a_completion_whatever_else_runs(client: Client) -> None:
+def test_seed_repeats_a_completion_beside_others(client: Client) -> None:
     """Seeded requests give the same alone and beside others; another seed gives something else."""
 
     def sample(seed: int) -> tuple[int, ...]:
@@ -164,7 +164,7 @@ def test_log_probabilities_belong_to_the_tokens(client: Client) -> None:
     assert [entry.top for entry in bare.logprobs] == [()] * 5
 
 
-def test_usage_and_timings_add_up(client: Client) -> None:
+def test_usage_and_timings_sum_up(client: Client) -> None:
     """Token counts match what was sent, and no time is negative or longer than the whole."""
     answer = client.complete("embedded", PROMPT, max_tokens=8, ignore_eos=True, salt="usage")
     assert answer.usage.completion_tokens == len(answer.token_ids) == 8
@@ -186,7 +186,7 @@ def test_a_long_prompt_reports_prefill_progress(client: Client, tmp_path: Path) 
     assert done[-1] < events[0].prompt_tokens
 
 
-def test_a_cancelled_request_frees_its_slot_and_keeps_what_it_computed(daemon: RunningDaemon) -> None:
+def test_cancelled_request_frees_slot_and_keeps_prefix(daemon: RunningDaemon) -> None:
     """After a cancel nothing runs, and a retry finds the prefix."""
     prompt = next(corpus.held_out(seed=8, tokens_hint=600)).completion()
     with daemon.client() as client:
@@ -218,7 +218,7 @@ with Client(sys.argv[1]) as client:
 """
 
 
-def test_a_client_that_is_killed_frees_its_slot_and_leaves_what_was_computed(daemon: RunningDaemon) -> None:
+def test_killed_client_frees_slot_and_keeps_prefix(daemon: RunningDaemon) -> None:
     """kill -9 leaves no time for a cancel; the connection that breaks is enough."""
     prompt = next(corpus.held_out(seed=9, tokens_hint=300)).completion()
     command = [sys.executable, "-c", READER, str(daemon.socket), prompt]
@@ -234,7 +234,7 @@ def test_a_client_that_is_killed_frees_its_slot_and_leaves_what_was_computed(dae
         assert all(model.in_use == 0 for model in stats.models)
 
 
-def test_a_deadline_in_the_queue_ends_a_request_that_never_touched_the_device(
+def test_deadline_in_the_queue_computes_nothing(
     start_daemon: Callable[..., RunningDaemon],
 ) -> None:
     """The running request continues, and nothing of the waiting request remains."""
@@ -251,7 +251,7 @@ def test_a_deadline_in_the_queue_ends_a_request_that_never_touched_the_device(
             assert client.stats().engine.prompt_tokens == 1  # the prompt of the one that runs
 
 
-def test_many_requests_at_once_all_get_their_own_answer(client: Client) -> None:
+def test_concurrent_requests_get_their_own_answers(client: Client) -> None:
     """Twelve different prompts on eight slots: each answer equals the one it gets alone."""
     prompts = [example.completion() for example in islice(corpus.held_out(seed=9, tokens_hint=120), 12)]
 
@@ -264,7 +264,7 @@ def test_many_requests_at_once_all_get_their_own_answer(client: Client) -> None:
     assert together == alone
 
 
-def test_the_finished_event_names_the_end_of_sequence_as_stop(client: Client) -> None:
+def test_end_of_sequence_is_reported_as_stop(client: Client) -> None:
     """A chat answer that ends with the end-of-sequence token finishes with "stop"."""
     example = next(corpus.held_out(seed=10, tokens_hint=100))
     with client.generate("embedded", conversation(example), max_tokens=64) as stream:
@@ -283,7 +283,7 @@ def unread(daemon: RunningDaemon) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_a_client_that_stops_reading_for_a_while_gets_everything_and_others_notice_nothing(
+def test_paused_client_gets_all_text_afterwards(
     daemon: RunningDaemon,
 ) -> None:
     """The engine holds its stream once much waits for it; when it reads again, the text is as it would have been."""
@@ -299,7 +299,7 @@ def test_a_client_that_stops_reading_for_a_while_gets_everything_and_others_noti
 
 
 @pytest.mark.slow
-def test_a_client_that_never_reads_again_is_ended(daemon: RunningDaemon) -> None:
+def test_client_that_never_reads_again_is_ended(daemon: RunningDaemon) -> None:
     """After half a minute its slot is free; when it comes back it is told."""
     with daemon.client() as other, unread(daemon) as stream:
         wait_until(lambda: other.stats().engine.decoding == 1, "it runs")

@@ -36,7 +36,7 @@ def _daemon(start_daemon: Callable[..., RunningDaemon], folder: Path, monkeypatc
     return start_daemon()
 
 
-def test_a_hub_id_and_a_copy_of_it_are_one_model(daemon: RunningDaemon, folder: Path) -> None:
+def test_hub_id_and_a_copied_directory_are_one_model(daemon: RunningDaemon, folder: Path) -> None:
     """Branch, commit and the path of a copy name the same model, which is loaded once."""
     with daemon.client() as client:
         ready = client.load("org/name", allow_download=True)
@@ -50,7 +50,7 @@ def test_a_hub_id_and_a_copy_of_it_are_one_model(daemon: RunningDaemon, folder: 
             client.load("org/name", revision="v2")
 
 
-def test_a_cache_that_is_moved_as_a_whole_serves_the_same_models(
+def test_moved_hub_cache_serves_the_same_models(
     daemon: RunningDaemon, start_daemon: Callable[..., RunningDaemon], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the page about upkeep says: one `mv`, one variable; the links in it lead to where the blobs are now."""
@@ -73,7 +73,7 @@ def _cli(daemon: RunningDaemon, *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=daemon.environ, capture_output=True, text=True, timeout=60)
 
 
-def test_pull_of_what_is_here_is_done_at_once_and_loads_nothing(daemon: RunningDaemon) -> None:
+def test_pull_of_a_cached_model_loads_nothing(daemon: RunningDaemon) -> None:
     """`pull` exits with status 0, describes the model, and leaves memory unchanged."""
     with daemon.client() as client:
         client.stats()  # it listens
@@ -83,7 +83,7 @@ def test_pull_of_what_is_here_is_done_at_once_and_loads_nothing(daemon: RunningD
 
 
 @pytest.mark.parametrize("command", [["pull"], ["load", "--estimate-only"], ["load"]])
-def test_offline_a_model_that_is_not_here_is_refused(daemon: RunningDaemon, command: list[str]) -> None:
+def test_offline_uncached_model_is_refused(daemon: RunningDaemon, command: list[str]) -> None:
     """The command exits with status 1 and the reason, for a download, a load and an estimate."""
     with daemon.client() as client:
         client.stats()

@@ -51,7 +51,7 @@ def reason_to_come_back(call: grpc.Call) -> str:
     return str(info.reason)
 
 
-def test_a_second_daemon_says_so_and_harms_nothing(start_daemon: Start) -> None:
+def test_second_daemon_is_refused_and_changes_nothing(start_daemon: Start) -> None:
     """The second daemon does not even touch the log file of the first."""
     first = start_daemon(FAKE)
     with first.client() as client:
@@ -94,7 +94,7 @@ def test_a_stale_socket_does_not_stop_a_start(start_daemon: Start) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
-def test_what_is_no_socket_is_refused_and_kept(folder: Path, kind: str) -> None:
+def test_non_socket_file_at_the_path_is_kept(folder: Path, kind: str) -> None:
     """The daemon exits with status 2 and one sentence, and the file at the path is kept."""
     run = folder / "run"
     run.mkdir(mode=0o700)
@@ -110,7 +110,7 @@ def test_what_is_no_socket_is_refused_and_kept(folder: Path, kind: str) -> None:
     assert path.is_symlink() or path.exists()
 
 
-def test_sigterm_lets_a_running_stream_end_well(start_daemon: Start) -> None:
+def test_sigterm_lets_a_running_stream_finish(start_daemon: Start) -> None:
     """All its tokens arrive, new work is refused, the exit status is 0 and the socket is gone."""
     daemon = start_daemon()
     with daemon.client() as client, daemon.client() as late:
@@ -131,7 +131,7 @@ def test_sigterm_lets_a_running_stream_end_well(start_daemon: Start) -> None:
     assert not alive(engine)
 
 
-def test_a_second_sigterm_ends_at_once(start_daemon: Start) -> None:
+def test_second_sigterm_stops_the_daemon_at_once(start_daemon: Start) -> None:
     """A stream that would go on is cut off and told why; the exit status is still 0."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client, daemon.client() as other:
@@ -148,7 +148,7 @@ def test_a_second_sigterm_ends_at_once(start_daemon: Start) -> None:
     assert not daemon.socket.exists()
 
 
-def test_the_drain_limit_ends_streams_that_do_not(start_daemon: Start) -> None:
+def test_drain_limit_cuts_off_running_streams(start_daemon: Start) -> None:
     """`drain_timeout` is how long they may go on; loads count as well. Callers learn when to come back."""
     daemon = start_daemon(FAKE, drain_timeout="0.1")
     with (
@@ -168,7 +168,7 @@ def test_the_drain_limit_ends_streams_that_do_not(start_daemon: Start) -> None:
     assert [line["code"] for line in daemon.log() if line["event"] == "rpc"].count("CANCELLED") == 0
 
 
-def test_requests_that_wait_are_dropped_when_the_daemon_drains(start_daemon: Start) -> None:
+def test_drain_drops_waiting_requests(start_daemon: Start) -> None:
     """Waiting requests fail at once with UNAVAILABLE and a retry delay."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client:
@@ -181,7 +181,7 @@ def test_requests_that_wait_are_dropped_when_the_daemon_drains(start_daemon: Sta
     assert daemon.wait() == 0
 
 
-def test_whoever_calls_until_the_end_is_told_when_to_come_back(start_daemon: Start) -> None:
+def test_drain_gives_every_caller_a_retry_delay(start_daemon: Start) -> None:
     """While the engine ends, what waits for it fails and what is new is refused; gRPC's stop says CANCELLED only."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client, grpc.insecure_channel(f"unix:{daemon.socket}") as channel:
@@ -201,7 +201,7 @@ def test_whoever_calls_until_the_end_is_told_when_to_come_back(start_daemon: Sta
     assert daemon.wait() == 0
 
 
-def test_a_killed_engine_fails_its_streams_and_the_next_request_works(start_daemon: Start) -> None:
+def test_killed_engine_fails_its_streams_and_recovers(start_daemon: Start) -> None:
     """kill -9 of the real engine in the middle of a stream: the socket stays, the caller knows what happened."""
     daemon = start_daemon()
     with daemon.client() as client:
@@ -226,7 +226,7 @@ def test_a_killed_engine_fails_its_streams_and_the_next_request_works(start_daem
     assert daemon.stop() == 0
 
 
-def test_pins_outlive_the_engine_until_they_are_taken_back(start_daemon: Start) -> None:
+def test_pins_outlive_an_engine_restart(start_daemon: Start) -> None:
     """The next engine pins a model when it is loaded again; one whose weights were dropped meanwhile is not pinned."""
     with start_daemon().client() as client:
         client.stats()  # it listens
@@ -245,7 +245,7 @@ def test_pins_outlive_the_engine_until_they_are_taken_back(start_daemon: Start) 
         assert not pinned_after_a_death()
 
 
-def test_stats_and_health_answer_while_the_engine_is_stopped(start_daemon: Start) -> None:
+def test_stats_and_health_answer_with_a_stopped_engine(start_daemon: Start) -> None:
     """SIGSTOP looks like a hang: it is found, killed and replaced."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client:
@@ -268,12 +268,12 @@ def test_an_engine_ends_with_its_parent(start_daemon: Start) -> None:
         next(iter(stream))
         daemon.process.kill()
         daemon.wait()
-        wait_until(lambda: not alive(engine), "the engine has ended")
+        wait_until(lambda: not alive(engine), "engine_stopped")
         with pytest.raises(mlx_sidecar.SidecarError):
             list(stream)
 
 
-def test_a_request_that_kills_the_engine_twice_is_refused(start_daemon: Start) -> None:
+def test_request_that_kills_two_engines_is_refused(start_daemon: Start) -> None:
     """A model with three engine deaths is quarantined until an Invalidate."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client:
@@ -292,7 +292,7 @@ def test_a_request_that_kills_the_engine_twice_is_refused(start_daemon: Start) -
             client.complete("die", "a fourth prompt")
 
 
-def test_an_engine_that_sends_garbage_is_replaced(start_daemon: Start) -> None:
+def test_engine_that_sends_garbage_is_restarted(start_daemon: Start) -> None:
     """Frames that are none, or announce four gigabytes, end the engine and not the daemon."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client:
@@ -303,7 +303,7 @@ def test_an_engine_that_sends_garbage_is_replaced(start_daemon: Start) -> None:
         assert client.complete("ok", "hello again").text
 
 
-def test_a_reader_that_lags_gets_fewer_and_larger_deltas(start_daemon: Start) -> None:
+def test_slow_reader_gets_fewer_and_larger_deltas(start_daemon: Start) -> None:
     """Ten thousand deltas at once, read late: all text, in order, in few messages."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client, client.generate("burst", "word") as stream:
@@ -313,7 +313,7 @@ def test_a_reader_that_lags_gets_fewer_and_larger_deltas(start_daemon: Start) ->
     assert len(deltas) < 10_000
 
 
-def test_the_queue_is_bounded(start_daemon: Start) -> None:
+def test_request_queue_is_bounded(start_daemon: Start) -> None:
     """One more than max_queue is refused with a time to try again, and Stats counts it."""
     daemon = start_daemon(FAKE, max_queue="2")
     with daemon.client() as client:
@@ -329,7 +329,7 @@ def test_the_queue_is_bounded(start_daemon: Start) -> None:
         assert client.complete("ok", "room again").text
 
 
-def test_a_client_that_says_nothing_is_no_trouble(start_daemon: Start) -> None:
+def test_silent_connections_do_not_block_others(start_daemon: Start) -> None:
     """Raw connections and half a preface do not keep others from being served."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client:
@@ -343,7 +343,7 @@ def test_a_client_that_says_nothing_is_no_trouble(start_daemon: Start) -> None:
             one.close()
 
 
-def test_a_removed_socket_makes_the_daemon_exit_for_launchd_to_restart_it(start_daemon: Start) -> None:
+def test_removed_socket_makes_the_daemon_exit(start_daemon: Start) -> None:
     """Without its socket file, no client can reach the daemon."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client:

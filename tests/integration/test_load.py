@@ -18,7 +18,7 @@ from tools.embedded import corpus
 PROMPT = next(corpus.held_out(seed=20, tokens_hint=200)).completion()
 
 
-def test_a_load_streams_progress_and_ends_with_what_the_model_is(client: Client, folder: Path) -> None:
+def test_load_streams_progress_and_returns_the_model(client: Client, folder: Path) -> None:
     """Bytes grow to the total; the second call is a hit."""
     path = str(copy_of_embedded(folder))
     with client.get_or_load(path) as stream:
@@ -37,7 +37,7 @@ def test_a_load_streams_progress_and_ends_with_what_the_model_is(client: Client,
     assert (again.outcome, again.fingerprint) == ("hit", ready.fingerprint)
 
 
-def test_callers_of_one_model_share_one_load(client: Client, folder: Path) -> None:
+def test_concurrent_callers_share_one_model_load(client: Client, folder: Path) -> None:
     """Sixteen calls at once: one miss that loads, and all get the same model."""
     path = str(copy_of_embedded(folder))
     with ThreadPoolExecutor(16) as pool:
@@ -49,7 +49,7 @@ def test_callers_of_one_model_share_one_load(client: Client, folder: Path) -> No
     assert client.invalidate_model(path).models == (path,)
 
 
-def test_an_estimate_reads_no_weights(client: Client, folder: Path) -> None:
+def test_load_estimate_reads_no_weights(client: Client, folder: Path) -> None:
     """Figures come from the files; the cache is not touched."""
     path = str(copy_of_embedded(folder))
     before = client.stats().model_cache
@@ -74,7 +74,7 @@ def test_weights_that_change_on_disk_are_another_model(client: Client, folder: P
     assert client.complete(str(path), PROMPT, max_tokens=1).usage.cached_tokens == 0
 
 
-def test_two_paths_of_one_content_are_one_model(client: Client, folder: Path) -> None:
+def test_paths_of_equal_content_are_one_model(client: Client, folder: Path) -> None:
     """One load, one set of prefixes, both names in Stats, and either name drops it for both."""
     path = str(copy_of_embedded(folder))
     copy = str(Path(shutil.copytree(path, folder / "copy")))
@@ -91,7 +91,7 @@ def test_two_paths_of_one_content_are_one_model(client: Client, folder: Path) ->
     assert client.complete(path, PROMPT, max_tokens=1).usage.cached_tokens == 0
 
 
-def test_invalidating_weights_keeps_prefixes_and_the_other_way_round(client: Client, folder: Path) -> None:
+def test_weights_and_prefixes_are_dropped_separately(client: Client, folder: Path) -> None:
     """What is dropped is exactly what was asked for, and a dry run only counts it."""
     path = str(copy_of_embedded(folder))
     client.complete(path, PROMPT, max_tokens=1)
@@ -106,7 +106,7 @@ def test_invalidating_weights_keeps_prefixes_and_the_other_way_round(client: Cli
     assert client.complete(path, PROMPT, max_tokens=1).usage.cached_tokens == 0
 
 
-def test_a_prefix_can_be_forgotten_alone(client: Client) -> None:
+def test_single_prefix_can_be_invalidated(client: Client) -> None:
     """Prompts with another beginning keep their cached prefix."""
     one, two = (next(corpus.held_out(seed=seed, tokens_hint=200)).completion() for seed in (21, 22))
     for prompt in (one, two):
@@ -117,7 +117,7 @@ def test_a_prefix_can_be_forgotten_alone(client: Client) -> None:
     assert client.complete("embedded", two, max_tokens=1, salt="forget").usage.cached_tokens > 0
 
 
-def test_invalidating_what_is_not_there_is_no_error(client: Client) -> None:
+def test_invalidating_an_absent_model_is_no_error(client: Client) -> None:
     """Invalidating an unknown model returns an empty result."""
     answer = client.invalidate_model("nobody/nothing")
     assert (answer.models, answer.blocks, answer.bytes_freed) == ((), 0, 0)
@@ -138,7 +138,7 @@ def test_a_model_in_use_survives_its_invalidation(client: Client, folder: Path) 
     assert path not in {model.info.model for model in client.stats().models}
 
 
-def test_a_model_larger_than_the_budget_is_refused_with_both_figures(
+def test_model_above_the_budget_is_refused_with_sizes(
     start_daemon: Callable[..., RunningDaemon],
 ) -> None:
     """A model above the budget is refused before anything is read or evicted."""
@@ -159,9 +159,7 @@ def test_a_budget_of_zero_keeps_nothing(start_daemon: Callable[..., RunningDaemo
         assert (stats.model_cache.cached_models, stats.model_cache.total_memory_bytes, stats.models) == (0, 0, ())
 
 
-def test_pinned_models_stay_and_unpinned_ones_make_room(
-    start_daemon: Callable[..., RunningDaemon], folder: Path
-) -> None:
+def test_pinned_models_stay_and_unpinned_are_evicted(start_daemon: Callable[..., RunningDaemon], folder: Path) -> None:
     """With one slot, a pin keeps others out until it is lifted."""
     with start_daemon(max_models="1").client() as client:
         assert client.load("embedded", pin=True).outcome == "loaded"

@@ -40,7 +40,7 @@ def _change(file: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-def test_auto_map_of_a_known_architecture_is_ignored_and_nothing_of_it_runs(client: Client, folder: Path) -> None:
+def test_auto_map_of_known_architecture_never_runs(client: Client, folder: Path) -> None:
     """`auto_map` in config.json changes no answer of a known architecture."""
     auto_map = {"AutoConfig": "configuration_evil.Evil", "AutoModelForCausalLM": "modeling_evil.Evil"}
     model, trace = _booby_trapped(folder, auto_map=auto_map)
@@ -74,7 +74,7 @@ def test_auto_map_of_a_tokenizer_never_runs(client: Client, folder: Path) -> Non
         ({"vision_config": {"trust_remote_code": True}}, "trust_remote_code"),
     ],
 )
-def test_a_model_that_only_its_own_code_could_build_is_refused(
+def test_model_that_needs_its_own_code_is_refused(
     client: Client, folder: Path, config: dict[str, Any], says: str
 ) -> None:
     """The error names the key that requires custom code; nothing is loaded or evicted."""
@@ -86,7 +86,7 @@ def test_a_model_that_only_its_own_code_could_build_is_refused(
     assert not trace.exists()
 
 
-def test_pickles_alone_are_refused_unread(client: Client, folder: Path) -> None:
+def test_pickle_weights_are_refused_unread(client: Client, folder: Path) -> None:
     """Reading a pickle would run its code, so weights as pickles are refused."""
     model, trace = _booby_trapped(folder)
     (model / "model.safetensors").unlink()

@@ -46,7 +46,7 @@ def events(stream: dict[str, Any], kind: str) -> list[Any]:
     return [message[kind] for message in stream["messages"] if message["event"] == kind]
 
 
-def test_a_load_ends_with_the_model(seen: dict[str, Any]) -> None:
+def test_node_client_load_ends_with_the_model(seen: dict[str, Any]) -> None:
     """The stream may have progress events, and ends with `ready` and the model's description."""
     load = seen["load"]
     assert load["error"] is None
@@ -60,7 +60,7 @@ def test_a_load_ends_with_the_model(seen: dict[str, Any]) -> None:
     assert min(ready["size_bytes"], ready["num_layers"], ready["vocab_size"]) > 0
 
 
-def test_a_chat_is_answered_in_order(seen: dict[str, Any]) -> None:
+def test_node_client_chat_events_are_ordered(seen: dict[str, Any]) -> None:
     """The stream begins with `started`, ends with `finished`, and misses no message."""
     generate = seen["generate"]
     assert generate["error"] is None
@@ -72,7 +72,7 @@ def test_a_chat_is_answered_in_order(seen: dict[str, Any]) -> None:
     assert "prefill" not in kinds[kinds.index("delta") :]
 
 
-def test_a_chat_is_answered_with_text(seen: dict[str, Any]) -> None:
+def test_node_client_chat_returns_text(seen: dict[str, Any]) -> None:
     """The token counts match the tokens that were sent."""
     (started,) = events(seen["generate"], "started")
     (finished,) = events(seen["generate"], "finished")
@@ -87,13 +87,13 @@ def test_a_chat_is_answered_with_text(seen: dict[str, Any]) -> None:
     assert finished["timings"]["first_token"] is not None
 
 
-def test_a_call_can_be_cancelled(seen: dict[str, Any]) -> None:
+def test_node_client_cancels_a_call(seen: dict[str, Any]) -> None:
     """A cancelled call ends as cancelled and never finishes."""
     assert seen["cancelled"]["error"]["code"] == "CANCELLED"
     assert events(seen["cancelled"], "finished") == []
 
 
-def test_an_error_says_why(seen: dict[str, Any]) -> None:
+def test_node_client_error_has_a_reason(seen: dict[str, Any]) -> None:
     """The reason and the field are in `grpc-status-details-bin`, as for any gRPC client."""
     error = seen["refused"]["error"]
     assert seen["refused"]["messages"] == []
@@ -103,7 +103,7 @@ def test_an_error_says_why(seen: dict[str, Any]) -> None:
     assert error["BadRequest"]["field_violations"][0]["field"] == "sampling.temperature"
 
 
-def test_stats_know_of_the_model(seen: dict[str, Any]) -> None:
+def test_node_client_stats_list_the_model(seen: dict[str, Any]) -> None:
     """Every section of Stats is present."""
     stats = seen["stats"]
     assert MODEL in [model["info"]["model"] for model in stats["models"]]
@@ -114,7 +114,7 @@ def test_stats_know_of_the_model(seen: dict[str, Any]) -> None:
     assert stats["memory"]["limit_bytes"] > 0
 
 
-def test_prefixes_can_be_dropped(seen: dict[str, Any]) -> None:
+def test_node_client_invalidates_prefixes(seen: dict[str, Any]) -> None:
     """Prefixes are dropped and weights stay."""
     assert seen["invalidated"]["models"] == []
     assert seen["invalidated"]["blocks"] >= 0

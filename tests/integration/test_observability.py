@@ -29,7 +29,7 @@ def test_health_knows_the_process_and_the_service(daemon: RunningDaemon, client:
             health.Check(health_pb2.HealthCheckRequest(service="nobody"))
 
 
-def test_health_says_not_serving_until_the_engine_is_up(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_health_is_not_serving_until_the_engine_is_up(start_daemon: Callable[..., RunningDaemon]) -> None:
     """The process answers at once; the service follows the engine."""
     daemon = start_daemon()
     with daemon.client() as client:
@@ -54,7 +54,7 @@ def test_reflection_lists_the_service(daemon: RunningDaemon) -> None:
     assert SERVICE in {service.name for service in answer.list_services_response.service}
 
 
-def test_each_call_leaves_one_line_and_no_prompt(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_each_call_logs_one_line_without_its_prompt(start_daemon: Callable[..., RunningDaemon]) -> None:
     """Request id, model, tokens, timings and status; neither prompt nor answer, also when a call fails."""
     daemon = start_daemon(log_level="debug")
     with daemon.client() as client:

@@ -41,13 +41,13 @@ def snippets(page: str) -> list[str]:
     return [one.replace(HUB_MODEL, "embedded") for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
 
 
-def test_the_python_example_answers(daemon: RunningDaemon) -> None:
+def test_readme_python_example_answers(daemon: RunningDaemon) -> None:
     """The README's example prints an answer and its usage."""
     (example,) = snippets(README)
     assert "Usage(prompt_tokens=" in run([sys.executable, "-c", example], daemon.environ)
 
 
-def test_the_examples_of_the_client_run(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_client_readme_examples_run(start_daemon: Callable[..., RunningDaemon]) -> None:
     """Each example runs in its own process, in order, against a daemon of this test."""
     daemon = start_daemon()
     daemon.client().close()
@@ -63,7 +63,7 @@ def test_the_examples_of_the_client_run(start_daemon: Callable[..., RunningDaemo
         assert expected in printed
 
 
-def test_the_commands_of_the_first_steps_work(daemon: RunningDaemon, tmp_path: Path) -> None:
+def test_readme_first_steps_commands_work(daemon: RunningDaemon, tmp_path: Path) -> None:
     """The commands that call the daemon and end by themselves run in order."""
     pages = README + FIRST_STEPS
     shown = dict.fromkeys(re.findall(r"mlx-sidecar ((?:run|ps|stop|stats)\b[^`\n#]*)", pages))
@@ -74,6 +74,6 @@ def test_the_commands_of_the_first_steps_work(daemon: RunningDaemon, tmp_path: P
     assert (tmp_path / "stats.html").read_text().startswith("<!doctype html>")
 
 
-def test_the_demonstration_shows_what_was_reused(folder: Path) -> None:
+def test_demo_shows_reused_prefix_tokens(folder: Path) -> None:
     """`make demo` runs this program; it leaves no process running."""
     assert "reused" in run([sys.executable, "-m", "tools.demo"], environment(folder))

@@ -21,7 +21,7 @@ SCHEMA = {
 }
 
 
-async def test_both_clients_get_json_of_a_schema_and_a_seed_repeats_it(daemon: RunningDaemon, client: Client) -> None:
+async def test_clients_get_schema_json_and_seed_repeats_it(daemon: RunningDaemon, client: Client) -> None:
     """The model was never trained on JSON, and its answer still matches the schema."""
     options = {"json_schema": SCHEMA, "temperature": 2.0, "seed": 9, "max_tokens": 300}
     answer = client.complete("embedded", "The code of the blue box is 74.", **options)  # type: ignore[arg-type]
@@ -31,7 +31,7 @@ async def test_both_clients_get_json_of_a_schema_and_a_seed_repeats_it(daemon: R
     assert (again.text, again.token_ids, again.reason) == (answer.text, answer.token_ids, "stop")
 
 
-def test_requests_with_and_without_forms_run_side_by_side(client: Client) -> None:
+def test_structured_and_free_requests_run_together(client: Client) -> None:
     """Concurrent requests with and without a response format get the same answers as alone."""
 
     def ask(number: int) -> str:
@@ -53,7 +53,7 @@ def test_requests_with_and_without_forms_run_side_by_side(client: Client) -> Non
         ({"regex": "a", "ignore_eos": True}, "stop.ignore_eos"),
     ],
 )
-def test_a_form_that_cannot_be_kept_to_names_its_field(client: Client, options: dict[str, object], field: str) -> None:
+def test_unsupported_response_format_names_its_field(client: Client, options: dict[str, object], field: str) -> None:
     """The daemon still serves after an unsupported response format."""
     with pytest.raises(InvalidArgument) as caught:
         client.complete("embedded", "Hello", **options)  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def test_a_form_that_cannot_be_kept_to_names_its_field(client: Client, options: 
     assert client.complete("embedded", "Hello", max_tokens=1).usage.completion_tokens == 1
 
 
-def test_reasoning_streams_apart_from_an_answer_of_its_form(client: Client, tmp_path: Path) -> None:
+def test_reasoning_streams_apart_from_json(client: Client, tmp_path: Path) -> None:
     """Reasoning and the structured answer are both streamed while they are generated."""
     model = str(marked_model(tmp_path, {"<think>": False, "</think>": False}, "{{ '<think>\n' }}"))
     chat = [Message("user", "Hello")]

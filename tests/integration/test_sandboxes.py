@@ -70,7 +70,7 @@ def _start_container() -> object:
         one.end()
 
 
-def test_a_directory_that_is_mounted_for_reading_is_all_that_a_container_needs(
+def test_read_only_mount_is_enough_for_a_container(
     start_daemon: Callable[..., RunningDaemon], start_container: Callable[[str, str, str], Container], folder: Path
 ) -> None:
     """It also finds the socket of the next daemon there; a mount of the socket alone leads to the one that is gone."""
@@ -96,7 +96,7 @@ def test_a_directory_that_is_mounted_for_reading_is_all_that_a_container_needs(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_another_user_gets_in_neither_by_the_kernel_nor_by_the_client(daemon: RunningDaemon) -> None:
+def test_socket_refuses_another_user_on_both_sides(daemon: RunningDaemon) -> None:
     """A container whose users are mapped to others; the mode is not to be widened for it."""
     daemon.client().close()
     other = f"""
@@ -111,9 +111,7 @@ except PermissionError:
     assert done.stdout == "refused\n", done.stderr
 
 
-def test_root_of_a_container_that_is_not_the_daemons_user_is_refused_by_the_client(
-    daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_client_refuses_a_socket_of_a_container_user(daemon: RunningDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although the kernel would let it in: what root finds at a path of another user may be put there for it."""
     daemon.client().close()
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)

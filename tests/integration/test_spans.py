@@ -49,7 +49,7 @@ def fake() -> list[str]:
     return [sys.executable, "-m", serve_fake.__name__]
 
 
-def test_spans_arrive_at_a_collector_and_hold_no_prompt(
+def test_trace_spans_are_exported_without_a_prompt(
     start_daemon: Callable[..., RunningDaemon], collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of calls that ended just before the daemon did as well; answers, which repeat the prompt here, neither."""
@@ -78,7 +78,7 @@ def test_spans_arrive_at_a_collector_and_hold_no_prompt(
     assert [one["mlx_sidecar.model"].string_value for one in told] == ["ok", "ok", "fail"]
 
 
-def test_a_collector_that_is_away_costs_nobody_anything(
+def test_absent_trace_collector_delays_no_call(
     start_daemon: Callable[..., RunningDaemon], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls are answered, the daemon ends as ever, and the log has the exporter's complaint."""

@@ -37,7 +37,7 @@ def _launch(folder: Path) -> Iterator[Callable[..., RunningDaemon]]:
         process.wait()
 
 
-def test_the_engine_ignores_signals_to_all_before_its_slow_imports(tmp_path: Path) -> None:
+def test_engine_ignores_group_signals_before_imports(tmp_path: Path) -> None:
     """It gets Ctrl-C, a hangup and a unit's SIGTERM as well, and leaves the end to the parent."""
     (tmp_path / "mlx").mkdir()
     (tmp_path / "mlx" / "__init__.py").touch()
@@ -54,7 +54,7 @@ def test_the_engine_ignores_signals_to_all_before_its_slow_imports(tmp_path: Pat
     assert ended.stderr == "ignored\n"
 
 
-def test_a_sigterm_to_all_processes_lets_a_running_stream_end_well(launch: Launch) -> None:
+def test_sigterm_to_the_process_group_drains_a_stream(launch: Launch) -> None:
     """systemd stops a unit by a SIGTERM to all its processes; a running stream still ends well."""
     daemon = launch([sys.executable, "-m", "daemon", "serve"], start_new_session=True)
     with daemon.client() as client, client.generate("embedded", [5] * 20, max_tokens=400, ignore_eos=True) as stream:
@@ -65,7 +65,7 @@ def test_a_sigterm_to_all_processes_lets_a_running_stream_end_well(launch: Launc
     assert isinstance(last, Finished)
     assert last.usage.completion_tokens == 400
     assert daemon.wait() == 0
-    assert [line["status"] for line in daemon.log() if line["event"] == "the engine has ended"] == [0]
+    assert [line["status"] for line in daemon.log() if line["event"] == "engine_stopped"] == [0]
 
 
 def test_a_terminal_that_closes_ends_the_daemon(launch: Launch) -> None:
@@ -81,7 +81,7 @@ def test_a_terminal_that_closes_ends_the_daemon(launch: Launch) -> None:
     assert not daemon.socket.exists()
 
 
-def test_without_a_terminal_a_hangup_opens_the_log_file_anew(launch: Launch) -> None:
+def test_hangup_without_terminal_reopens_the_log(launch: Launch) -> None:
     """SIGHUP reopens the log, for external log rotation."""
     daemon = launch(FAKE, stderr=subprocess.DEVNULL)
     file = daemon.folder / "daemon.log"
@@ -95,7 +95,7 @@ def test_without_a_terminal_a_hangup_opens_the_log_file_anew(launch: Launch) -> 
     assert [line["rpc"] for line in daemon.log() if line["event"] == "rpc"] == ["GetOrLoad"]
 
 
-def test_the_daemon_raises_its_limit_of_open_files(launch: Launch) -> None:
+def test_daemon_raises_its_open_file_limit(launch: Launch) -> None:
     """A client beyond the limit would hang without a word, and a shell on macOS allows 256."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -110,7 +110,7 @@ def test_the_daemon_raises_its_limit_of_open_files(launch: Launch) -> None:
     assert daemon.stop() == 0
 
 
-def test_a_daemon_outlives_the_directory_that_it_was_started_in(launch: Launch, folder: Path) -> None:
+def test_daemon_outlives_its_working_directory(launch: Launch, folder: Path) -> None:
     """A new engine can start although the daemon's working directory was deleted."""
     place = folder / "checkout"
     place.mkdir()

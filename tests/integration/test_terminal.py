@@ -19,7 +19,7 @@ FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 
 
-def test_a_conversation_answers_and_ends_with_ctrl_d(daemon: RunningDaemon) -> None:
+def test_chat_answers_and_ends_with_ctrl_d(daemon: RunningDaemon) -> None:
     """The answer stands below the question; the second turn reuses the first."""
     with terminal(
         daemon.serving().environ, "run", "embedded", "--system", EXAMPLE.context, "--verbose", "--no-history"
@@ -34,7 +34,7 @@ def test_a_conversation_answers_and_ends_with_ctrl_d(daemon: RunningDaemon) -> N
         assert shown.wait() == 0
 
 
-def test_ctrl_c_ends_an_answer_and_not_the_conversation(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_ctrl_c_ends_an_answer_and_not_the_chat(start_daemon: Callable[..., RunningDaemon]) -> None:
     """The engine is told, and the next turn is answered as if nothing had been; at the prompt it clears the line."""
     daemon = start_daemon(FAKE)
     with daemon.client() as client, terminal(daemon.environ, "run", "ok", "--no-history") as shown:
@@ -52,9 +52,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(start_daemon: Callable[.
         assert shown.wait() == 0
 
 
-def test_the_arrow_brings_back_what_was_typed_in_the_last_conversation(
-    start_daemon: Callable[..., RunningDaemon], folder: Path
-) -> None:
+def test_arrow_key_recalls_history_of_the_last_chat(start_daemon: Callable[..., RunningDaemon], folder: Path) -> None:
     """The history is a private file beside the configuration."""
     daemon = start_daemon(FAKE).serving()
     for keys in ("as I said\r", UP + "\r"):
@@ -69,7 +67,7 @@ def test_the_arrow_brings_back_what_was_typed_in_the_last_conversation(
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_top_shows_the_daemon_and_q_leaves_the_terminal_as_it_was(daemon: RunningDaemon, client: Client) -> None:
+def test_top_shows_stats_and_q_restores_the_terminal(daemon: RunningDaemon, client: Client) -> None:
     """`top` shows memory, models, requests and speed in colour on the alternate screen."""
     client.load("embedded")
     with terminal(daemon.environ, "top", "--interval", "0.1") as shown:
@@ -123,7 +121,7 @@ def test_top_without_a_daemon_ends_at_once(folder: Path, daemon: RunningDaemon) 
 
 
 @pytest.mark.parametrize("command", ["stats", "ps", "top"])
-def test_no_color_is_obeyed(daemon: RunningDaemon, command: str) -> None:
+def test_no_color_variable_is_obeyed(daemon: RunningDaemon, command: str) -> None:
     """NO_COLOR turns colours off on a terminal that supports them."""
     with terminal({**daemon.environ, "NO_COLOR": "1"}, command) as shown:
         if command == "top":

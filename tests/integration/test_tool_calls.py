@@ -65,7 +65,7 @@ def _model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(scripted_model(tmp_path_factory.mktemp("models") / "calls", ANSWERS, TEMPLATE))
 
 
-def test_a_call_streams_apart_from_reasoning_and_text_and_its_answer_ends_the_turn(client: Client, model: str) -> None:
+def test_streamed_tool_call_and_its_result_round_trip(client: Client, model: str) -> None:
     """Marks are found wherever tokens cut them; what a template makes of the second turn shows in the answer."""
     history = [Message("user", "Does it rain?")]
     with client.generate(model, history, tools=[WEATHER]) as stream:
@@ -88,7 +88,7 @@ def test_a_call_streams_apart_from_reasoning_and_text_and_its_answer_ends_the_tu
     assert (told.text, told.reasoning, told.tool_calls, told.reason) == ("It rains.", "", (), "stop")
 
 
-async def test_several_calls_have_indexes_and_names_of_their_own(daemon: RunningDaemon, model: str) -> None:
+async def test_parallel_tool_calls_have_own_indexes(daemon: RunningDaemon, model: str) -> None:
     """The asynchronous client gives tool calls the same indexes and names."""
     async with AsyncClient(daemon.socket) as client:
         answer = await client.complete(model, [Message("user", "Oslo too?")], tools=[WEATHER])
@@ -98,20 +98,20 @@ async def test_several_calls_have_indexes_and_names_of_their_own(daemon: Running
 
 
 @pytest.mark.parametrize("question", ["Break it", "Another"])
-def test_what_is_no_call_of_a_tool_reaches_the_caller_as_text(client: Client, model: str, question: str) -> None:
+def test_text_that_is_no_tool_call_reaches_the_caller(client: Client, model: str, question: str) -> None:
     """Every character arrives, and the completion does not wait for a call to end."""
     answer = client.complete(model, [Message("user", question)], tools=[WEATHER])
     assert (answer.text, answer.tool_calls, answer.reason) == ("".join(ANSWERS[question]), (), "stop")
 
 
-def test_a_call_that_is_cut_short_reaches_the_caller_as_text(client: Client, model: str) -> None:
+def test_truncated_tool_call_arrives_as_text(client: Client, model: str) -> None:
     """max_tokens cuts the tool call two tokens before its end."""
     whole = ANSWERS["Does it rain?"]
     answer = client.complete(model, [Message("user", "Does it rain?")], tools=[WEATHER], max_tokens=len(whole) - 2)
     assert (answer.text, answer.tool_calls, answer.reason) == ("".join(whole[4:-2]), (), "length")
 
 
-def test_without_tools_the_notation_of_calls_is_text(client: Client, model: str) -> None:
+def test_without_tools_call_markup_is_text(client: Client, model: str) -> None:
     """Without tools, call markup is text, because the caller can call nothing."""
     answer = client.complete(model, [Message("user", "Does it rain?")])
     assert (answer.text, answer.tool_calls, answer.reason) == ("".join(ANSWERS["no tools"]), (), "stop")
@@ -121,7 +121,7 @@ def test_without_tools_the_notation_of_calls_is_text(client: Client, model: str)
 @pytest.mark.parametrize(
     ("question", "thinks", "reasoning"), [("Does it rain?", None, "Where? In Bergen."), ("Break it", False, "")]
 )
-def test_a_model_that_must_call_a_tool_does_so_after_its_reasoning(
+def test_required_tool_call_follows_the_reasoning(
     client: Client, model: str, question: str, thinks: bool | None, reasoning: str, required: str
 ) -> None:
     """The scripted model would write text or a broken call; the token mask forces a valid call."""
@@ -136,13 +136,13 @@ def test_a_model_that_must_call_a_tool_does_so_after_its_reasoning(
         jsonschema.validate(json.loads(str(call.arguments)), WEATHER.parameters)
 
 
-def test_a_model_that_may_not_call_is_not_told_of_the_tools(client: Client, model: str) -> None:
+def test_tool_choice_none_hides_tools_from_the_model(client: Client, model: str) -> None:
     """Call markup is text if the tool choice is "none"."""
     answer = client.complete(model, [Message("user", "Does it rain?")], tools=[WEATHER], tool_choice="none")
     assert (answer.text, answer.tool_calls, answer.reason) == ("".join(ANSWERS["no tools"]), (), "stop")
 
 
-def test_a_model_whose_notation_is_not_known_cannot_be_required_to_call(client: Client) -> None:
+def test_required_call_needs_a_known_call_notation(client: Client) -> None:
     """The error names the field, and the daemon still serves."""
     with pytest.raises(InvalidArgument) as caught:
         client.complete("embedded", [Message("user", "Hi")], tools=[WEATHER], tool_choice="required")
@@ -175,9 +175,7 @@ THINKS = {
 
 
 @pytest.mark.parametrize(("thinks", "reasoning"), [(True, "Hm"), (False, "")])
-def test_an_answer_of_gpt_oss_in_a_form_begins_with_the_header_of_an_answer(
-    client: Client, tmp_path: Path, thinks: bool, reasoning: str
-) -> None:
+def test_gpt_oss_structured_answer_has_its_header(client: Client, tmp_path: Path, thinks: bool, reasoning: str) -> None:
     """The header is forced after reasoning or without reasoning, whatever the model would write."""
     model = str(scripted_model(tmp_path / "harmony", THINKS, TEMPLATE))
     answer = client.complete(model, [Message("user", "Well?")], regex="(Yes|No)", enable_thinking=thinks)
@@ -187,7 +185,7 @@ def test_an_answer_of_gpt_oss_in_a_form_begins_with_the_header_of_an_answer(
     assert f"<|channel|>final<|message|>{answer.text}" in written
 
 
-def test_the_messages_of_gpt_oss_are_taken_apart(client: Client, tmp_path: Path) -> None:
+def test_gpt_oss_messages_are_parsed(client: Client, tmp_path: Path) -> None:
     """A tool call ends the answer, even if the model's configuration does not say so."""
     model = str(scripted_model(tmp_path / "harmony", HARMONY, HARMONY_TEMPLATE))
     asked = client.complete(model, [Message("user", "Does it rain?")], tools=[WEATHER])

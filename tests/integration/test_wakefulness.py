@@ -9,9 +9,7 @@ from pathlib import Path
 from tests.support.daemons import RunningDaemon, alive, wait_until
 
 
-def test_a_running_call_keeps_the_machine_awake_and_the_end_of_the_daemon_does_not(
-    start_daemon: Callable[..., RunningDaemon], folder: Path
-) -> None:
+def test_running_call_holds_the_wake_lock(start_daemon: Callable[..., RunningDaemon], folder: Path) -> None:
     """The first call takes the wake lock; Stats takes none."""
     pids = folder / "pids"
     program = folder / "caffeinate"

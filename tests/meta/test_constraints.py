@@ -26,7 +26,7 @@ def named() -> list[Requirement]:
     return [Requirement(one) for one in [*asked, *(one for extra in extras for one in extra)]]
 
 
-def test_these_tests_run_with_the_libraries_that_are_written_down() -> None:
+def test_installed_libraries_match_the_pinned_versions() -> None:
     """Otherwise the files would tell of another environment. `python -m tools.constraints` writes them."""
     others = {}
     for name, pin in PINS.items():
@@ -41,7 +41,7 @@ def test_these_tests_run_with_the_libraries_that_are_written_down() -> None:
 
 
 @pytest.mark.parametrize("requirement", named(), ids=str)
-def test_everything_that_is_asked_for_has_a_tested_version_that_fits(requirement: Requirement) -> None:
+def test_every_dependency_has_a_tested_version(requirement: Requirement) -> None:
     """A bound of pyproject.toml that was moved without the file would make an installation impossible."""
     assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)])
 
@@ -51,7 +51,7 @@ def test_both_systems_get_the_same_mlx() -> None:
     assert len({PINS[name] for name in ("mlx", "mlx-cpu", "mlx-metal")}) == 1
 
 
-def test_the_files_hold_names_and_versions_and_nothing_else() -> None:
+def test_constraint_files_hold_only_names_and_versions() -> None:
     """No index, no host, no path: where packages come from is each environment's own choice."""
     for path in FILES:
         for line in path.read_text().splitlines():
@@ -59,7 +59,7 @@ def test_the_files_hold_names_and_versions_and_nothing_else() -> None:
         assert "://" not in path.read_text()
 
 
-def test_what_reads_a_pin_refuses_anything_else() -> None:
+def test_malformed_pin_is_refused() -> None:
     """A line that was mended by hand is no reason to test with something unknown."""
     assert constraints.pins("# about\n-c other.txt\na-b==1.0\n") == {"a-b": "1.0"}
     with pytest.raises(ValueError, match="is not name==version"):
@@ -67,7 +67,7 @@ def test_what_reads_a_pin_refuses_anything_else() -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "launchd/README.md", "docs/linux.md", "docs/upkeep.md"])
-def test_every_documented_installation_takes_the_tested_libraries(page: str) -> None:
+def test_documented_installs_use_the_tested_libraries(page: str) -> None:
     """So that the doctor is silent after it."""
     text = (ROOT / page).read_text()
     lines = re.findall(r"^.*\b(?:uv tool|pipx) install\b.*$", text, re.MULTILINE)
@@ -75,7 +75,7 @@ def test_every_documented_installation_takes_the_tested_libraries(page: str) -> 
     assert not [line for line in lines if "daemon/constraints.txt" not in line]
 
 
-def test_the_environment_of_development_and_the_formula_take_them_too() -> None:
+def test_make_and_the_formula_use_the_tested_libraries() -> None:
     """CI runs `make test`, which makes its environment with make_venv."""
     make_venv = (ROOT / "tools" / "make_venv").read_text()
     installs = re.findall(r"^.*pip install\b.*--editable|^.*pip install\b.*\\\n.*--editable", make_venv, re.MULTILINE)

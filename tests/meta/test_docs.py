@@ -34,7 +34,7 @@ def test_every_command_is_documented(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_of_every_command_says_what_it_does(command: str) -> None:
+def test_every_command_option_has_help(command: str) -> None:
     """In its help."""
     implementation = main.get_command(click.Context(main), command)
     assert implementation is not None
@@ -91,12 +91,12 @@ def test_every_log_event_is_documented() -> None:
     assert documented <= set(logged), "an event is documented that nothing logs"
 
 
-def test_the_api_page_is_what_the_proto_says() -> None:
+def test_api_page_matches_the_proto() -> None:
     """Run `make gen` after a change of its comments."""
     assert (ROOT / "docs" / "api.md").read_text() == api_page.page(api_page.compiled())
 
 
-def test_every_element_of_the_api_is_documented() -> None:
+def test_every_api_element_is_documented() -> None:
     """Each message, field, enum value and RPC has a comment, which is what docs/api.md is made of."""
     rows = api_page.page(api_page.compiled()).splitlines()
     assert not [row for row in rows if row.startswith("| `") and row.rstrip().endswith("|  |")]
@@ -105,7 +105,7 @@ def test_every_element_of_the_api_is_documented() -> None:
         assert rows[at + 2], f"{name} has no comment"
 
 
-def test_the_configuration_page_is_what_the_fields_say() -> None:
+def test_configuration_page_matches_the_fields() -> None:
     """Run `make gen` after a change of a key."""
     assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page.page()
 
@@ -124,7 +124,7 @@ def test_every_rpc_is_in_the_request_lifecycle() -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_links_between_pages_lead_somewhere(path: Path) -> None:
+def test_links_between_pages_resolve(path: Path) -> None:
     """Relative links only, to headings as well; the web is not asked."""
     for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", path.read_text()):
         there = path.parent / target if target else path
@@ -165,7 +165,7 @@ def _exists(path: str) -> bool:
     return any((ROOT / base / path).exists() for base in (".", "daemon", "daemon/server", "daemon/engine"))
 
 
-def test_the_code_map_is_what_the_modules_say() -> None:
+def test_code_map_matches_module_docstrings() -> None:
     """Run `make gen` after a change of a module's docstring. Every module that was written by hand is in it."""
     page = (ROOT / "docs" / "code-map.md").read_text()
     assert page == code_map.page()
@@ -174,13 +174,13 @@ def test_the_code_map_is_what_the_modules_say() -> None:
     assert folders - mapped <= {ROOT / "daemon" / "v1"}
 
 
-def test_the_readme_quotes_the_last_benchmark() -> None:
+def test_readme_quotes_the_latest_benchmark() -> None:
     """`make bench` puts it there; `python -m tools.readme_figure` alone does too."""
     text = (ROOT / "README.md").read_text()
     assert filled(text) == text
 
 
-def test_the_benchmark_page_shows_the_raw_figures_and_nothing_else() -> None:
+def test_benchmark_page_matches_the_raw_figures() -> None:
     """`make bench` writes both; a table that was edited by hand, or a figure without its table, fails here."""
     text = page.PAGE.read_text()
     assert page.filled(text) == text
@@ -189,7 +189,7 @@ def test_the_benchmark_page_shows_the_raw_figures_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("page", ["prefix-cache.md", "evidence.md"])
-def test_every_test_that_a_page_of_promises_names_exists(page: str) -> None:
+def test_every_test_that_the_docs_name_exists(page: str) -> None:
     """A promise without its test is none."""
     defined = set(re.findall(r"def (test_\w+)", "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))))
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text()))
@@ -197,7 +197,7 @@ def test_every_test_that_a_page_of_promises_names_exists(page: str) -> None:
     assert not named - defined
 
 
-def test_every_row_of_the_fault_table_has_its_tests() -> None:
+def test_every_fault_table_row_has_its_tests() -> None:
     """Each fault that Linux can show, in order; the row without a test needs two processes on Metal."""
     text = (ROOT / "docs" / "evidence.md").read_text()
     rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", text, re.MULTILINE)
@@ -205,7 +205,7 @@ def test_every_row_of_the_fault_table_has_its_tests() -> None:
     assert [row for row, tests in rows if "`test_" not in tests] == ["61"]
 
 
-def test_every_command_of_the_promises_runs_tests_that_exist() -> None:
+def test_documented_pytest_commands_select_tests() -> None:
     """Paths of files and folders below tests."""
     text = (ROOT / "docs" / "evidence.md").read_text()
     paths = re.findall(r"tests/[\w/.]+", text)

@@ -9,7 +9,7 @@ import mlx_sidecar._version
 from tools.generate_stubs import ROOT, generate
 
 
-def test_the_committed_stubs_are_what_the_protos_generate(tmp_path: Path) -> None:
+def test_committed_stubs_match_the_protos(tmp_path: Path) -> None:
     """Run `make gen` after a change of a proto."""
     client, private = tmp_path / "client", tmp_path / "daemon"
     client.mkdir()
@@ -23,7 +23,7 @@ def test_the_committed_stubs_are_what_the_protos_generate(tmp_path: Path) -> Non
         assert (ROOT / path.relative_to(private)).read_text() == path.read_text(), f"{path.name} is stale"
 
 
-def test_daemon_and_client_have_one_version_which_is_written_down_once() -> None:
+def test_daemon_and_client_share_one_version() -> None:
     """They are released together."""
     assert daemon.__version__ is mlx_sidecar._version.__version__
     written = [path for path in (ROOT / "daemon").rglob("*.py") if f'"{daemon.__version__}"' in path.read_text()]

@@ -52,13 +52,13 @@ def test_only_the_server_imports_grpc() -> None:
     assert [name for name in SOURCES if packages(SOURCES[name]) & GRPC and not name.startswith("server/")] == []
 
 
-def test_mlx_is_imported_where_arrays_are_computed_and_nowhere_else() -> None:
+def test_only_array_modules_import_mlx() -> None:
     """By the engine, and by the folders `mlx` of the model cache and of the prefix cache."""
     allowed = ("engine/", "cache/mlx/", "kv/mlx/")
     assert [name for name in SOURCES if packages(SOURCES[name]) & MLX and not name.startswith(allowed)] == []
 
 
-def test_scheduling_is_pure() -> None:
+def test_scheduling_imports_no_other_part() -> None:
     """It knows neither arrays nor messages, and of this project only itself."""
     for name in within("engine/scheduling/"):
         known = {module for module in imported(SOURCES[name]) if module.startswith(("daemon", "mlx_sidecar"))}
@@ -72,13 +72,13 @@ def test_the_engine_computes_on_types_of_its_own() -> None:
     assert not [name for name in within(*folders) if "mlx_sidecar" in packages(SOURCES[name])]
 
 
-def test_what_both_processes_share_knows_neither_of_them() -> None:
+def test_shared_imports_neither_process() -> None:
     """Nor the policy of the caches."""
     others = ("daemon.server", "daemon.engine", "daemon.cache", "daemon.kv", "daemon.cli")
     assert not [name for name in within("shared/") if any(one.startswith(others) for one in imported(SOURCES[name]))]
 
 
-def test_the_server_and_the_engine_do_not_import_each_other() -> None:
+def test_server_and_engine_do_not_import_each_other() -> None:
     """They are two processes."""
     assert not [
         name for name in within("server/") if any(one.startswith("daemon.engine") for one in imported(SOURCES[name]))
@@ -88,7 +88,7 @@ def test_the_server_and_the_engine_do_not_import_each_other() -> None:
     ]
 
 
-def test_the_caches_do_not_know_the_engine() -> None:
+def test_caches_do_not_import_the_engine() -> None:
     """It uses them; the prefix cache does not know the model cache either."""
     assert not [
         name

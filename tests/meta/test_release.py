@@ -17,7 +17,7 @@ CHANGELOG = (
 )
 
 
-def test_the_changes_of_a_version_are_its_section() -> None:
+def test_release_notes_are_the_changelog_section() -> None:
     """Up to the next one, or the end."""
     assert changes(TAG, CHANGELOG) == "### Added\n\n- All."
     assert changes(TAG, CHANGELOG.partition("\n## [0.0.1]")[0]) == "### Added\n\n- All."
@@ -32,7 +32,7 @@ def test_the_changes_of_a_version_are_its_section() -> None:
         (TAG, CHANGELOG.replace("### Added\n\n- All.", ""), "has no section"),
     ],
 )
-def test_a_release_that_is_not_ready_is_refused(tag: str, changelog: str, why: str) -> None:
+def test_unready_release_is_refused(tag: str, changelog: str, why: str) -> None:
     """Another tag, no section, no date, no words."""
     with pytest.raises(ValueError, match=why):
         changes(tag, changelog)

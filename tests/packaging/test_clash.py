@@ -10,7 +10,7 @@ from pathlib import Path
 import daemon
 
 
-def test_a_package_that_overwrote_ours_is_named(tmp_path: Path) -> None:
+def test_clashing_package_named_daemon_is_reported(tmp_path: Path) -> None:
     """With what to do; a traceback about a missing name would help nobody."""
     package = tmp_path / "daemon"
     package.mkdir()
@@ -31,7 +31,7 @@ def test_a_package_that_overwrote_ours_is_named(tmp_path: Path) -> None:
     assert "in a checkout of it, run: uv tool install " in done.stderr
 
 
-def test_a_folder_named_daemon_in_the_working_directory_does_not_harm_the_engine(tmp_path: Path) -> None:
+def test_local_folder_named_daemon_spares_the_engine(tmp_path: Path) -> None:
     """The engine, the service and the doctor start with -P, which keeps it off the module path."""
     (tmp_path / "daemon").mkdir()
     (tmp_path / "daemon" / "__init__.py").write_text("raise SystemExit('not ours')\n")

@@ -45,7 +45,7 @@ def checked(*command: str | Path, **environ: str) -> str:
     return done.stdout
 
 
-def test_two_builds_of_one_tree_are_the_same_bytes(dists: dict[str, Path], tmp_path: Path) -> None:
+def test_builds_of_one_tree_are_byte_identical(dists: dict[str, Path], tmp_path: Path) -> None:
     """In another directory, on another day, under another umask."""
     copy = tmp_path / "another place"
     before = os.umask(0o077)
@@ -62,7 +62,7 @@ def test_two_builds_of_one_tree_are_the_same_bytes(dists: dict[str, Path], tmp_p
         assert path.read_bytes() == dists[name].read_bytes(), name
 
 
-def test_the_files_have_what_they_need_and_pass_the_index_checks(dists: dict[str, Path]) -> None:
+def test_dists_are_complete_and_pass_index_checks(dists: dict[str, Path]) -> None:
     """Types, stubs, the embedded model and the licence; and no test in a wheel."""
     checked(sys.executable, "-m", "twine", "check", "--strict", *dists.values())
     with zipfile.ZipFile(dists[f"mlx_sidecar-{__version__}-py3-none-any.whl"]) as wheel:
@@ -87,9 +87,7 @@ def test_the_files_have_what_they_need_and_pass_the_index_checks(dists: dict[str
 
 
 @pytest.mark.slow
-def test_the_client_goes_into_a_users_project_without_mlx(
-    dists: dict[str, Path], daemon: RunningDaemon, tmp_path: Path
-) -> None:
+def test_client_wheel_installs_without_mlx(dists: dict[str, Path], daemon: RunningDaemon, tmp_path: Path) -> None:
     """And talks to the daemon from there."""
     python = tmp_path / "venv" / "bin" / "python"
     checked(sys.executable, "-m", "venv", tmp_path / "venv")
@@ -104,7 +102,7 @@ def test_the_client_goes_into_a_users_project_without_mlx(
 
 
 @pytest.mark.slow
-def test_the_daemon_is_a_tool_of_its_own_and_names_what_overwrites_it(dists: dict[str, Path], folder: Path) -> None:
+def test_pipx_daemon_names_a_clashing_package(dists: dict[str, Path], folder: Path) -> None:
     """Installed by pipx, it passes its own doctor; with python-daemon beside it, it says so."""
     home = folder / "pipx"
     checked(sys.executable, "-m", "venv", folder / "venv")
@@ -131,7 +129,7 @@ def test_the_daemon_is_a_tool_of_its_own_and_names_what_overwrites_it(dists: dic
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
-def test_uv_installs_the_daemon_as_a_tool_with_its_extras(dists: dict[str, Path], folder: Path) -> None:
+def test_uv_installs_the_daemon_with_its_extras(dists: dict[str, Path], folder: Path) -> None:
     """As the README says; it answers, and has what `metrics` and `tracing` need."""
     wheel = dists[f"mlx_sidecar-{__version__}-py3-none-any.whl"]
     places = {"UV_TOOL_DIR": str(folder / "tools"), "UV_TOOL_BIN_DIR": str(folder / "bin")}

@@ -32,7 +32,7 @@ def _unit() -> configparser.ConfigParser:
     return unit
 
 
-def test_it_starts_a_command_that_exists(unit: configparser.ConfigParser) -> None:
+def test_systemd_unit_starts_an_existing_command(unit: configparser.ConfigParser) -> None:
     """From where uv and pipx put the program, with options that it knows."""
     program, command, *options = shlex.split(unit["Service"]["ExecStart"])
     assert program == "%h/.local/bin/mlx-sidecar"
@@ -43,13 +43,13 @@ def test_it_starts_a_command_that_exists(unit: configparser.ConfigParser) -> Non
     serve.make_context(command, options, resilient_parsing=False).close()
 
 
-def test_it_gives_the_daemon_the_time_to_drain(unit: configparser.ConfigParser) -> None:
+def test_systemd_unit_allows_the_drain_timeout(unit: configparser.ConfigParser) -> None:
     """As launchd does: the default drain, and what follows it."""
     assert int(unit["Service"]["TimeoutStopSec"]) >= Config().drain_timeout + RESERVE_SECONDS
     assert unit["Service"]["KillMode"] == "mixed", "the parent ends its engine after the last stream"
 
 
-def test_it_comes_back_after_a_crash_and_not_after_a_refusal(unit: configparser.ConfigParser) -> None:
+def test_systemd_unit_restarts_after_crashes_only(unit: configparser.ConfigParser) -> None:
     """A configuration that is wrong stays wrong; an engine that the kernel killed is the parent's own business."""
     service = unit["Service"]
     assert service["Restart"] == "on-failure"
@@ -60,7 +60,7 @@ def test_it_comes_back_after_a_crash_and_not_after_a_refusal(unit: configparser.
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_has_nothing_to_say_about_it(folder: Path) -> None:
+def test_systemd_analyze_finds_no_fault_in_the_unit(folder: Path) -> None:
     """It names keys that it does not know, and programs that are missing."""
     program = folder / ".local" / "bin" / "mlx-sidecar"
     program.parent.mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_systemd_has_nothing_to_say_about_it(folder: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_the_page_installs_this_file_under_the_name_that_its_commands_use() -> None:
+def test_systemd_page_installs_this_unit_file() -> None:
     """And the page about upkeep removes the same."""
     source, target = re.findall(r"install -D -m 644 (\S+) (\S+)", PAGE)[0]
     assert ROOT / source == UNIT
@@ -82,7 +82,7 @@ def test_the_page_installs_this_file_under_the_name_that_its_commands_use() -> N
     assert used == {"mlx-sidecar"}
 
 
-def test_the_service_of_macos_says_on_linux_where_its_counterpart_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_on_linux_names_the_systemd_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that exists."""
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(LaunchctlError, match="systemd user unit") as refused:

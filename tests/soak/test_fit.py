@@ -24,7 +24,7 @@ def run(growth: float, noise: float, minutes: float = 60, warm_up: float = 0.0) 
 
 
 @pytest.mark.parametrize("growth", [1.2 * MB, 5 * MB])
-def test_a_leak_is_found_in_noise(growth: float) -> None:
+def test_leak_is_found_in_noise(growth: float) -> None:
     """The true slope lies in the fitted interval."""
     found = slope(run(growth, noise=0.3 * MB))
     assert found.leaks
@@ -32,27 +32,27 @@ def test_a_leak_is_found_in_noise(growth: float) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.01 * MB, 0.3 * MB])
-def test_noise_is_no_leak(noise: float) -> None:
+def test_noise_alone_is_no_leak(noise: float) -> None:
     """Neither noise nor the growth of a warm-up counts as a leak."""
     found = slope(run(0, noise, warm_up=20 * MB))
     assert not found.leaks
     assert found.conclusive
 
 
-def test_a_run_that_is_too_short_for_its_noise_is_not_conclusive() -> None:
+def test_leak_verdict_needs_enough_samples() -> None:
     """A run that is too short neither passes nor fails."""
     found = slope(run(0, noise=2 * MB, minutes=1))
     assert not found.leaks
     assert not found.conclusive
 
 
-def test_a_step_is_not_mistaken_for_certainty() -> None:
+def test_single_memory_step_is_not_a_certain_leak() -> None:
     """A single allocation that stays widens the interval of the slope."""
     samples = [(when, size + (MB if when > 2500 else 0)) for when, size in run(0, noise=0.01 * MB)]
     assert slope(samples).margin > 0.2 * MB
 
 
-def test_too_few_samples_are_refused() -> None:
+def test_leak_fit_refuses_too_few_samples() -> None:
     """A line cannot be fitted through too few points."""
     with pytest.raises(ValueError, match="too few"):
         slope(run(0, 1)[:10])

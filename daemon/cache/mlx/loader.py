@@ -258,7 +258,7 @@ def _refuse_misnamed(source: ModelSource, digests: list[FileDigest], learn: Lear
     """
     misnamed = [file for file in digests if not file.is_expected]
     for file in misnamed:
-        log.warning("a weight file holds other bytes than it was known by", file=file.expected.path.name)
+        log.warning("weight_file_changed", file=file.expected.path.name)
         learn(file.expected.path, file.stamp, file.digest)
     if misnamed:
         raise MisnamedError(source.name, ", ".join(file.expected.path.name for file in misnamed))

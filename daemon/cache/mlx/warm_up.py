@@ -44,7 +44,7 @@ def warm_up(warmup: WarmUp, clock: Callable[[], float]) -> Sliced[None]:
     try:
         yield from _generate(warmup)
     except Exception as error:
-        log.warning("warm-up failed", error=cause(error))
+        log.warning("warm_up_failed", error=cause(error))
     warmup.seconds = clock() - started
 
 

@@ -124,10 +124,10 @@ def as_sidecar_error(error: BaseException) -> SidecarError:
         return error
     fault = machine_fault(error, "the engine cannot go on with this call")
     if fault is not None:
-        log.warning("the machine is at fault", **refusal(fault))
+        log.warning("machine_fault", **refusal(fault))
         return fault
     error_id = secrets.token_hex(6)
-    log.error("unexpected error", error_id=error_id, exc_info=error)
+    log.error("unexpected_error", error_id=error_id, exc_info=error)
     kind = type(error).__name__
     return SidecarError(
         Reason.INTERNAL,

@@ -96,7 +96,7 @@ class Lanes:
             self._ready.append(job.task.lane)
 
     def next(self) -> Job | None:
-        """Return the job to begin now, of the lane whose last turn is longest ago; None if no job may begin."""
+        """Return the job to begin now, of the lane that had its last turn longest ago; None if no job may begin."""
         while self._ready and self._free():
             name = self._ready.popleft()
             lane = self._lanes[name]

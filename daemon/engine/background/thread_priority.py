@@ -115,4 +115,4 @@ def _try(change: Callable[[int], None], to: int) -> None:
     try:
         change(to)
     except (OSError, AttributeError) as error:
-        log.warning("a thread keeps its priority", error=cause(error))
+        log.warning("thread_priority_unchanged", error=cause(error))

@@ -57,7 +57,7 @@ class Threads:
         for job, behind in hanging:
             task = job.task
             log.warning(
-                "work hangs and is written off",
+                "background_work_abandoned",
                 work=task.kind.name,
                 model=task.model,
                 silent_s=round(job.silent, 3),
@@ -144,7 +144,7 @@ class Threads:
         with self._lock:
             self._lanes.end(job)
         if job.written_off:
-            log.info("work that hung has come back", work=job.task.kind.name, model=job.task.model)
+            log.info("background_work_recovered", work=job.task.kind.name, model=job.task.model)
         return job.written_off
 
 

@@ -149,7 +149,7 @@ class CallDriver:
         self._resume(call_id, call)
 
     def poll(self) -> None:
-        """Resume each call whose condition holds now, in the order in which the calls came."""
+        """Resume each call that need not wait any longer, in order of arrival."""
         for call_id, (call, condition) in list(self._waiting.items()):
             if condition():
                 self._resume(call_id, call)

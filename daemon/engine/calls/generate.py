@@ -113,7 +113,7 @@ def _render(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokeniz
 
 
 def _refuse_if_never(services: Services, prepared: PreparedRequest, leases: list[ModelLease[LoadedModel]]) -> None:
-    """Refuse a request whose KV can never fit beside its models."""
+    """Refuse a request if its KV can never fit beside its models."""
     prompt, models = prepared.prompt, [lease.model for lease in leases]
     need = sum(kv_need(model.layout, len(prompt.tokens), prompt.max_tokens) for model in models)
     services.budget.refuse_if_never(need, sum(model.nbytes for model in models))

@@ -102,7 +102,7 @@ class Batch:
 
     @classmethod
     def of(cls, row: Row) -> Batch:
-        """Return a batch of one row, whose KV is in its sequence's cache."""
+        """Return a batch of one row; its KV is in its sequence's cache."""
         return cls([row], row.sequence.kv.take())
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ from daemon.shared.failpoints import failpoint
 
 class PrefillBatch:
     """
-    Prompts whose rest is short. All of it is computed but each prompt's last token, which the decoder feeds.
+    Prompts with a short rest. All of it is computed but each prompt's last token, which the decoder feeds.
 
     The prompts become rows of a batch before the pass rather than after it, so their KV is copied only once.
 

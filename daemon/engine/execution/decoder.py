@@ -41,14 +41,14 @@ class Decoder:
         return len(self._rows()) + sum(not speculation.held for speculation in self._speculations)
 
     def join(self, sequence: Sequence) -> None:
-        """Start decoding a sequence whose prompt is in its own cache, with or without its last token."""
+        """Start decoding a sequence that has its prompt in its own cache, with or without its last token."""
         if sequence.draft is not None:
             self._speculations.append(Speculation(sequence, _sampler(sequence)))
         else:
             self._place(Batch.of(_first_row(sequence)))
 
     def join_together(self, sequences: list[Sequence], caches: list[Any]) -> None:
-        """Start decoding several sequences whose prompts, without their last tokens, are rows of batch caches."""
+        """Start decoding several sequences that have their prompts, without the last tokens, as rows of batch caches."""
         self._place(Batch([_first_row(sequence) for sequence in sequences], caches))
 
     def leave(self, sequences: Collection[Sequence]) -> None:

@@ -28,7 +28,7 @@ class Started:
         request_id: The id that callers know the request by.
         model: The name that its model was asked for by.
         prompt_tokens: Tokens of the prompt.
-        cached_tokens: Tokens of it whose KV was reused.
+        cached_tokens: Tokens of it with reused KV.
     """
 
     request_id: str

@@ -315,7 +315,7 @@ class Prefill:
         try:
             kv.prefix = self._prefixes.lookup(kv.namespace, request.prompt, kv.loaded.layout.parts)
         except Exception:
-            log.exception("looking a prompt up failed; the request runs cold", request_id=request.request_id)
+            log.exception("prefix_lookup_failed", request_id=request.request_id)
 
     def _restore(self, room: int) -> None:
         """Copy the matched KV; a fault costs time, never the request."""
@@ -327,7 +327,7 @@ class Prefill:
             kv.cache = layout.restored_cache(kv.loaded.model, runs, prefix.checkpoint, prefix.tokens, room)
         except Exception:
             request_id = self.sequence.request.request_id
-            log.exception("restoring a cached prefix failed; the request runs cold", request_id=request_id)
+            log.exception("prefix_restore_failed", request_id=request_id)
             return
         kv.cached = prefix.tokens
         self._prefixes.restored(prefix)

@@ -47,4 +47,4 @@ def store(
     except NotHeldError:
         return  # a window has passed these tokens; the blocks that were stored before it did remain
     except Exception:
-        log.exception("storing a prefix failed; the request goes on", request_id=sequence.request.request_id)
+        log.exception("prefix_store_failed", request_id=sequence.request.request_id)

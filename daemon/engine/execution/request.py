@@ -32,7 +32,7 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class Request:
     """
-    A Generate request whose prompt is tokenised.
+    A Generate request with the token ids of its prompt.
 
     Attributes:
         call_id: The call that it came with; events go there.

@@ -1,5 +1,5 @@
 """
-Runs requests whose model is loaded, from the waiting list to their last event.
+Runs requests with a loaded model, from the waiting list to their last event.
 
     add() -> waiting list -> prefill queue -> decoder of its model -> end
               (a slot,        (its prompt,      (a token a step)
@@ -89,7 +89,7 @@ class Runner:
 
     @property
     def prefilling(self) -> int:
-        """Sequences whose prompt is being computed."""
+        """Sequences in prefill."""
         return len(self._prefills)
 
     @property
@@ -138,7 +138,7 @@ class Runner:
         return sum(map(kv_bytes, self._holders()))
 
     def add(self, sequence: Sequence) -> None:
-        """Take a sequence whose model is loaded."""
+        """Take a sequence with a loaded model."""
         self._waiting.add(sequence)
         self._prefills.expect(sequence)
 
@@ -195,7 +195,7 @@ class Runner:
                 self._decode_from_now(sequences, caches)
 
     def _decode_from_now(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
-        """Let sequences decode whose prompts are computed."""
+        """Let sequences decode: their prompts are computed."""
         self.totals.prompt_tokens += len(sequences)  # their last tokens, which the decoder feeds
         decoder = self._decoders.setdefault(sequences[0].model_key, Decoder())
         if caches is None:

@@ -147,7 +147,5 @@ class Relief:
             models = self._shed_models(sys.maxsize)
         elif not prefixes:
             models = self._shed_models(1)
-        log.warning(
-            "the system is short of memory", pressure=level.name.lower(), prefix_bytes=prefixes, model_bytes=models
-        )
+        log.warning("memory_pressure", pressure=level.name.lower(), prefix_bytes=prefixes, model_bytes=models)
         return prefixes + models

@@ -97,7 +97,7 @@ def read(written: str, parse: Parser, tools: Sequence[Tool], first: int = 0) -> 
         calls = [_call(entry, names, index) for index, entry in enumerate(entries, first)]
         return calls if len(calls) >= max(1, *(written.count(begin) for begin in _SKIPPED)) else None
     except Exception as error:  # parsers index, unpack and recurse as if models made no mistakes
-        log.info("a tool call cannot be read and is passed on as text", error=cause(error))
+        log.info("tool_call_unparsed", error=cause(error))
         return None
 
 

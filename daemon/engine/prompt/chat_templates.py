@@ -150,7 +150,7 @@ class Templates:
 
     def _killed(self, digest: bytes) -> SidecarError:
         """Count a strike of a template and return the error of the request."""
-        log.warning("a chat template took too much time or memory; its worker was ended", template=digest.hex()[:16])
+        log.warning("template_worker_killed", template=digest.hex()[:16])
         with self._lock:
             strikes = self._strikes.setdefault(digest, [])
             strikes.append(self._clock())

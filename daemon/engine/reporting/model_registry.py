@@ -97,7 +97,7 @@ class NameRegistry:
 MOST_SHOWN = 64
 """Namespaces that Stats lists. There may be any number: each salt makes its own."""
 MOST_NOTED = 1024
-"""Namespaces whose names are remembered although they store nothing."""
+"""Namespaces that are remembered by name although they store nothing."""
 MANY = 1024
 CHOICE_SECONDS = 1.0
 """

@@ -31,7 +31,7 @@ model's requests that come just behind it would wait for whole steps.
 
 
 def most_seconds(step: float) -> float:
-    """Return the longest window, in seconds, of a model whose decode step takes so many seconds."""
+    """Return the longest window, in seconds, of a model with a decode step of so many seconds."""
     return MOST_SECONDS + 2 * SLOW_SHARE * step
 
 

@@ -7,7 +7,7 @@ the whole turn, so the time of prefill bounds the gap between two tokens of a st
     | decode, model A | decode, model B | prefill: chunks up to the allowance | decode, model A | ...
                                         |<----------- Allowance ------------->|
 
-*Who is next* (`Turns`). A starvation bound comes first: a request that was passed over 16 times goes at once. Then the
+*Which request is next* (`Turns`). A starvation bound comes first: a request that was passed over 16 times goes at once. Then the
 highest priority, then the namespace with the oldest last turn, then the order of arrival. The same rule picks the
 request that gets a slot and the prompt that is computed next.
 
@@ -283,7 +283,7 @@ def startable(
     A request that does not fit in memory now blocks the requests behind it: smaller ones that pass would starve it.
 
     Args:
-        waiting: Requests whose model is loaded, oldest first.
+        waiting: Requests with a loaded model, oldest first.
         running: Returns how many requests of a model have a slot.
         max_batch: Most slots of a model.
         fits: Whether a request fits in memory now; may free memory.

@@ -1,5 +1,5 @@
 """
-Holds requests whose model is loaded until they get a slot, and decides which of them starts next. Pure.
+Holds requests with a loaded model until they get a slot, and decides which of them starts next. Pure.
 
 It also supplies the figures of the batching window: how many requests have just arrived, and which models they wait
 for.

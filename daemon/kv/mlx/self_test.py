@@ -30,7 +30,7 @@ _NOISE_MARGIN = 4.0
 _MOST_NOISE = 0.05
 """A share of the range of a row's logits. A row that is off by more is refused, however large the noise."""
 
-_WARNING = "a restored KV cache computes something else; prefixes of this model are not reused"
+_WARNING = "prefix_reuse_disabled"
 
 
 def probe(model: Any) -> Layout:
@@ -65,7 +65,7 @@ def _reuse_is_exact(model: Any, layout: Layout) -> Sliced[bool]:
         if machine_fault(error, "") is not None:
             raise
         said = Words(f"{type(error).__name__}: {error}")  # of fixed tokens: no request is in it
-        log.warning("the KV cache of this model cannot be packed and restored", error=said)
+        log.warning("prefix_self_test_failed", error=said)
         return False
     logits = []
     for caches in (cold, warm):
@@ -101,10 +101,10 @@ def proving(model: Any) -> Sliced[bool]:
         if machine_fault(error, "") is not None:
             raise
         said = Words(f"{type(error).__name__}: {error}")  # of fixed tokens: no request is in it
-        log.warning("this model cannot compute several rows; its requests do not share forward passes", error=said)
+        log.warning("batching_self_test_failed", error=said)
         return False
     if not exact:
-        log.warning("rows of a batch compute something else; requests of this model do not share forward passes")
+        log.warning("batching_disabled")
     return exact
 
 

@@ -107,7 +107,7 @@ class EngineProcess:
             while (event := await read_frame(self._reader, ipc.Event)) is not None:
                 on_event(event)
         except FrameError as error:
-            log.error("the engine sent garbage and is killed", error=cause(error))
+            log.error("engine_frame_invalid", error=cause(error))
             self.kill()
 
     def kill(self) -> None:
@@ -139,7 +139,7 @@ class EngineProcess:
         end = asyncio.ensure_future(self._process.wait())
         try:
             if not await observed_time.wait({end}, seconds):
-                log.warning("the engine did not end in time and is killed", seconds=seconds)
+                log.warning("engine_shutdown_timeout", seconds=seconds)
                 self.kill()
             return await end
         finally:
@@ -161,7 +161,7 @@ class EngineProcess:
         """Log a line of its output. This never raises: if reading ended, the engine would block on a full pipe."""
         if not _repeated(line) and line:
             shown = output_line(line) if self._knows_requests else Words(line[:SHOWN_CHARACTERS])
-            log.warning("engine output", characters=len(line), **({} if shown is None else {"line": shown}))
+            log.warning("engine_output", characters=len(line), **({} if shown is None else {"line": shown}))
 
 
 def _repeated(line: str) -> bool:

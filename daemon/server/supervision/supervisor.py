@@ -217,7 +217,7 @@ class Supervisor:
             status = await self._live()
             self._engine = None
             if self.state is State.STOPPED:
-                log.info("the engine has ended", status=status)
+                log.info("engine_stopped", status=status)
                 return
             await self._back_off(status, lived=self._vitals.lived)
 
@@ -228,7 +228,7 @@ class Supervisor:
         self._set(State.RESTARTING)
         # An engine that was killed for its stuck threads died of calls that have ended; those that run are bystanders.
         calls = self._router.engine_died(pause, blame_calls=self._vitals.threads_stuck < MOST_STUCK)
-        log.error("the engine died", status=status, lived_s=round(lived, 3), calls=calls, retry_in_s=pause)
+        log.error("engine_died", status=status, lived_s=round(lived, 3), calls=calls, retry_in_s=pause)
         await asyncio.sleep(pause)
         self.restarts += 1
 
@@ -239,7 +239,7 @@ class Supervisor:
         try:
             engine = self._engine = await EngineProcess.spawn(self._command)
         except OSError as error:
-            log.error("the engine cannot be started", error=cause(error))
+            log.error("engine_start_failed", error=cause(error))
             return None
         finally:
             self._spawned.set()
@@ -248,7 +248,7 @@ class Supervisor:
         try:
             await engine.listen(self._on_event)
         except Exception:
-            log.exception("an event of the engine could not be handled; the engine is killed")
+            log.exception("engine_event_unhandled")
             engine.kill()
         finally:
             watch.cancel()
@@ -268,7 +268,7 @@ class Supervisor:
                 continue
             if self._judge() and self.state is not State.STOPPED:
                 log.error(
-                    "the engine is stuck and is killed",
+                    "engine_stuck_killed",
                     silent_s=round(self._vitals.silence, 3),
                     step_age_s=round(self._vitals.step_age, 3),
                     threads=self._vitals.threads_stuck,

@@ -74,7 +74,7 @@ def _quantize(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "quantized"), [*((family, False) for family in TINY), ("qwen3", True)])
-def test_an_assembled_module_is_what_mlx_lm_loads_at_once(tmp_path: Path, family: str, *, quantized: bool) -> None:
+def test_sliced_module_assembly_equals_mlx_lm_load(tmp_path: Path, family: str, *, quantized: bool) -> None:
     path = random_model(tmp_path, family)
     if quantized:
         _quantize(path)
@@ -90,9 +90,7 @@ def test_an_assembled_module_is_what_mlx_lm_loads_at_once(tmp_path: Path, family
     assert mx.array_equal(model(mx.array([[1, 2, 3]])), whole(mx.array([[1, 2, 3]]))).item()
 
 
-def test_constructing_layers_reading_headers_and_assigning_weights_are_pieces(
-    path: Path, constructed: list[llama.Model]
-) -> None:
+def test_model_assembly_is_sliced_into_units(path: Path, constructed: list[llama.Model]) -> None:
     """Each takes long for hundreds of layers, and is done once."""
     stored = _stored(path)["lm_head.weight"]
     work = _work(path)
@@ -111,9 +109,7 @@ def test_constructing_layers_reading_headers_and_assigning_weights_are_pieces(
     assert mx.array_equal(model.lm_head.weight, stored).item()
 
 
-def test_the_configuration_that_the_key_was_made_of_is_the_one_that_counts(
-    path: Path, constructed: list[llama.Model]
-) -> None:
+def test_loaded_config_is_the_one_of_the_model_key(path: Path, constructed: list[llama.Model]) -> None:
     """The file may have another configuration by now, which would compute something else."""
     work = _work(path)
     next(work)
@@ -126,7 +122,7 @@ def test_the_configuration_that_the_key_was_made_of_is_the_one_that_counts(
     assert [model.args.rms_norm_eps for model in constructed] == [1e-5]
 
 
-def test_weights_that_do_not_fit_are_refused_as_mlx_lm_does(path: Path) -> None:
+def test_ill_fitting_weights_are_refused_like_mlx_lm(path: Path) -> None:
     weights = _stored(path)
     del weights["lm_head.weight"]
     mx.save_safetensors(str(path / "model.safetensors"), weights)

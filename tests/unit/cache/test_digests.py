@@ -62,7 +62,7 @@ def _large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REPORTED", 300)
 
 
-def test_a_file_is_read_once(file: Path, reads: list[Path]) -> None:
+def test_unchanged_file_is_digested_once(file: Path, reads: list[Path]) -> None:
     digests = Digests(now_ns=_later)
 
     assert [digests.digest(file) for _ in range(3)] == [NAME] * 3
@@ -70,7 +70,7 @@ def test_a_file_is_read_once(file: Path, reads: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("change", ["touched", "replaced", "rewritten", "linked elsewhere"])
-def test_a_file_in_another_state_is_read_again(file: Path, reads: list[Path], change: str) -> None:
+def test_changed_file_is_digested_again(file: Path, reads: list[Path], change: str) -> None:
     digests = Digests(now_ns=_later)
     link = file.with_name("link")
     link.symlink_to(file)
@@ -94,7 +94,7 @@ def test_a_file_in_another_state_is_read_again(file: Path, reads: list[Path], ch
     assert len(reads) == 2
 
 
-def test_a_file_that_was_written_to_just_now_is_not_taken_for_settled(file: Path, reads: list[Path]) -> None:
+def test_recently_written_file_is_not_remembered(file: Path, reads: list[Path]) -> None:
     digests = Digests(now_ns=lambda: file.stat().st_ctime_ns)
 
     assert digests.digest(file) == digests.digest(file) == NAME
@@ -102,7 +102,7 @@ def test_a_file_that_was_written_to_just_now_is_not_taken_for_settled(file: Path
 
 
 @pytest.mark.usefixtures("large")
-def test_a_large_file_is_not_read_by_those_who_cannot_wait(file: Path, reads: list[Path]) -> None:
+def test_fast_path_digests_no_large_weight_file(file: Path, reads: list[Path]) -> None:
     digests = Digests(now_ns=_later)
 
     with pytest.raises(TakesLong):
@@ -112,7 +112,7 @@ def test_a_large_file_is_not_read_by_those_who_cannot_wait(file: Path, reads: li
 
 
 @pytest.mark.usefixtures("large")
-def test_reading_a_large_file_tells_how_far_it_is_and_can_be_abandoned(file: Path) -> None:
+def test_large_file_digest_reports_progress_and_aborts(file: Path) -> None:
     reports: list[tuple[int, int]] = []
 
     def abandon(_done: int, _total: int) -> None:
@@ -125,7 +125,7 @@ def test_reading_a_large_file_tells_how_far_it_is_and_can_be_abandoned(file: Pat
 
 
 @pytest.mark.usefixtures("large")
-def test_two_at_once_read_a_file_once(file: Path, reads: list[Path]) -> None:
+def test_concurrent_digests_read_a_file_once(file: Path, reads: list[Path]) -> None:
     digests = Digests(now_ns=_later)
     begun, go_on = threading.Event(), threading.Event()
     results: list[str] = []
@@ -160,16 +160,16 @@ def _blob(tmp_path: Path) -> Path:
     return link
 
 
-def test_a_blob_of_the_hub_is_named_without_being_read(blob: Path, reads: list[Path]) -> None:
+def test_hub_blob_digest_comes_from_its_name(blob: Path, reads: list[Path]) -> None:
     assert Digests().digest(blob, hub=True) == "ab" * 32
     assert reads == []
 
 
-def test_the_name_of_a_blob_is_believed_only_where_the_hub_put_it(blob: Path) -> None:
+def test_hub_blob_name_is_trusted_in_the_hub_cache(blob: Path) -> None:
     assert Digests().digest(blob) == NAME
 
 
-def test_a_blob_that_was_written_to_is_read(blob: Path) -> None:
+def test_rewritten_hub_blob_is_digested(blob: Path) -> None:
     digests = Digests(now_ns=_later)
     digests.digest(blob, hub=True)
     os.utime(blob, ns=(0, 1))
@@ -178,7 +178,7 @@ def test_a_blob_that_was_written_to_is_read(blob: Path) -> None:
 
 
 @pytest.mark.usefixtures("large")
-def test_digests_of_large_files_outlive_the_process(file: Path, tmp_path: Path, reads: list[Path]) -> None:
+def test_large_file_digests_outlive_the_process(file: Path, tmp_path: Path, reads: list[Path]) -> None:
     notes = DigestFile(tmp_path / "state" / FILE_NAME)
     Digests(notes, _later).digest(file, report=_ignore)
 
@@ -188,7 +188,7 @@ def test_digests_of_large_files_outlive_the_process(file: Path, tmp_path: Path, 
     assert [one.name for one in (tmp_path / "state").iterdir()] == [FILE_NAME]
 
 
-def test_digests_of_small_files_are_not_worth_a_note(file: Path, tmp_path: Path) -> None:
+def test_small_file_digests_are_not_saved(file: Path, tmp_path: Path) -> None:
     Digests(DigestFile(tmp_path / "state" / FILE_NAME), _later).digest(file)
 
     assert not (tmp_path / "state").exists()
@@ -205,7 +205,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_notes_that_are_damaged_cost_time_only(tmp_path: Path, file: Path, damage: str) -> None:
+def test_damaged_digest_notes_cost_only_time(tmp_path: Path, file: Path, damage: str) -> None:
     notes = DigestFile(tmp_path / FILE_NAME)
     notes.write({str(file): (Stamp.of(file), NAME)})
     assert notes.read() == {str(file): (Stamp.of(file), NAME)}
@@ -215,7 +215,7 @@ def test_notes_that_are_damaged_cost_time_only(tmp_path: Path, file: Path, damag
     assert notes.read() == {}
 
 
-def test_notes_that_are_no_json_or_cannot_be_written_are_logged(tmp_path: Path, file: Path) -> None:
+def test_unusable_digest_notes_are_logged(tmp_path: Path, file: Path) -> None:
     (tmp_path / FILE_NAME).write_text("{")
     in_the_way = DigestFile(file / FILE_NAME)
 
@@ -300,7 +300,7 @@ def test_small_files_do_not_push_out_digests_of_large_files(
     assert reads.count(large) == 1
 
 
-def test_only_the_newest_notes_are_kept(tmp_path: Path, file: Path) -> None:
+def test_only_the_newest_digest_notes_are_kept(tmp_path: Path, file: Path) -> None:
     notes = DigestFile(tmp_path / FILE_NAME)
     stamp = Stamp.of(file)
     notes.write({f"/{number}": (replace(stamp, inode=number), NAME) for number in range(5000)})

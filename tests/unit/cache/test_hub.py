@@ -47,17 +47,17 @@ def _refusal(**options: Any) -> SidecarError:
     return caught.value
 
 
-def test_a_cached_model_is_found_by_default_branch_by_name_and_by_commit(repo: Path) -> None:
+def test_cached_model_is_found_by_branch_or_commit(repo: Path) -> None:
     for revision in ("", "main", COMMIT):
         assert snapshot("org/name", revision, allow_download=False, report=_ignore) == repo
 
 
-def test_a_cached_model_is_not_asked_of_the_hub_even_if_it_may_be(repo: Path) -> None:
+def test_cached_model_is_not_requested_from_the_hub(repo: Path) -> None:
     assert snapshot("org/name", "", allow_download=True, report=_ignore) == repo
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_model_that_is_not_cached_is_refused_with_the_command_that_fetches_it() -> None:
+def test_uncached_model_error_names_the_pull_command() -> None:
     error = _refusal()
 
     assert error.reason is Reason.MODEL_NOT_CACHED
@@ -70,7 +70,7 @@ def test_a_revision_that_is_not_cached_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("cache")
-def test_offline_even_a_caller_who_may_download_is_told_that_it_is_not_cached() -> None:
+def test_offline_download_reports_model_not_cached() -> None:
     error = _refusal(allow_download=True)
 
     assert error.reason is Reason.MODEL_NOT_CACHED
@@ -79,7 +79,7 @@ def test_offline_even_a_caller_who_may_download_is_told_that_it_is_not_cached() 
 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("name", ["org/na--me", "org/name.git", "org/-name", "a/b/c"])
-def test_a_name_that_the_hub_forbids_is_not_found(name: str) -> None:
+def test_invalid_hub_name_is_not_found(name: str) -> None:
     error = _refusal(repo=name)
 
     assert (error.reason, error.field) == (Reason.MODEL_NOT_FOUND, "model")
@@ -97,9 +97,7 @@ def test_a_name_that_the_hub_forbids_is_not_found(name: str) -> None:
         ('{"weight_map": {"a": 1}}', False),
     ],
 )
-def test_a_model_that_an_interrupted_download_left_is_not_taken_for_cached(
-    repo: Path, index: str | None, complete: bool
-) -> None:
+def test_interrupted_download_is_not_a_cached_model(repo: Path, index: str | None, complete: bool) -> None:
     if index is not None:
         (repo / "model.safetensors.index.json").write_text(index)
 
@@ -110,7 +108,7 @@ def test_a_model_that_an_interrupted_download_left_is_not_taken_for_cached(
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_a_model_without_config_or_weights_is_not_taken_for_cached(repo: Path, missing: str) -> None:
+def test_incomplete_snapshot_is_not_a_cached_model(repo: Path, missing: str) -> None:
     (repo / missing).unlink()
 
     assert _refusal().reason is Reason.MODEL_NOT_CACHED
@@ -169,7 +167,7 @@ def test_each_error_of_the_hub_has_its_reason(
     assert refusal.__cause__ is error
 
 
-def test_a_download_leaves_out_everything_that_could_be_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_download_leaves_out_executable_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = _online(monkeypatch, lambda _repo, **_options: str(tmp_path))
 
     assert snapshot("org/name", "", allow_download=True, report=_ignore) == tmp_path
@@ -186,7 +184,7 @@ def _bars(options: dict[str, Any]) -> tuple[Any, Any, Any]:
     return make(total=0, unit="B"), make(total=0, unit="B", name="hub"), make(total=3, unit="it")
 
 
-def test_progress_is_that_of_the_byte_bar_that_is_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_download_progress_follows_the_leading_bar(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     reports: list[tuple[int, int]] = []
 
     def download(_repo: str, **options: Any) -> str:
@@ -209,7 +207,7 @@ def test_progress_is_that_of_the_byte_bar_that_is_ahead(monkeypatch: pytest.Monk
     assert [done for done, _ in reports] == sorted(done for done, _ in reports)
 
 
-def test_bars_leave_no_thread_and_say_nothing_after_the_download(
+def test_progress_bars_leave_no_thread_or_output(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reports: list[tuple[int, int]] = []
@@ -234,7 +232,7 @@ def test_bars_leave_no_thread_and_say_nothing_after_the_download(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_report_that_raises_abandons_the_download_with_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_progress_report_aborts_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
     def download(_repo: str, **options: Any) -> str:
         received, _, _ = _bars(options)
         received.total = 10
@@ -267,7 +265,7 @@ def test_sizes_are_known_before_a_download(monkeypatch: pytest.MonkeyPatch) -> N
     assert calls == [{"repo": "org/name", "revision": "v2", "allow_patterns": hub.PATTERNS, "dry_run": True}]
 
 
-def test_a_model_without_weights_that_could_be_read_is_refused_before_its_download(
+def test_repo_without_weights_is_not_downloaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: _files())
@@ -278,7 +276,7 @@ def test_a_model_without_weights_that_could_be_read_is_refused_before_its_downlo
 
 
 @pytest.mark.usefixtures("cache")
-def test_offline_no_size_can_be_told() -> None:
+def test_offline_download_size_is_unknown() -> None:
     with pytest.raises(SidecarError) as caught:
         planned_bytes("org/name", "")
     assert caught.value.reason is Reason.MODEL_NOT_CACHED
@@ -288,7 +286,9 @@ def test_offline_no_size_can_be_told() -> None:
     ("kind", "reason"),
     [(errors.GatedRepoError, Reason.MODEL_GATED), (errors.RepositoryNotFoundError, Reason.MODEL_NOT_FOUND)],
 )
-def test_what_a_dry_run_hides_is_told(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], reason: Reason) -> None:
+def test_files_hidden_by_a_dry_run_are_reported(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], reason: Reason
+) -> None:
     def fetch(*_: object, **__: object) -> None:
         raise errors.DryRunError("cannot") from _http(kind)
 

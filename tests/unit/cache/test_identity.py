@@ -33,7 +33,7 @@ def _source(path: Path, **config: Any) -> ModelSource:
     return identify("org/name", path)
 
 
-def test_a_model_is_named_measured_and_keyed(model: Path) -> None:
+def test_model_identity_has_name_size_and_key(model: Path) -> None:
     source = identify("org/name", model)
 
     assert (source.name, source.path, source.architecture) == ("org/name", model, "llama")
@@ -52,7 +52,7 @@ def test_the_embedded_model_is_sound() -> None:
     assert source.estimated_kv_bytes_per_token > 0
 
 
-def test_the_same_files_by_another_path_are_the_same_model(model: Path, tmp_path: Path) -> None:
+def test_same_files_by_another_path_are_the_same_model(model: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(model)
 
     assert identify("a", model).key == identify("b", tmp_path / "link").key
@@ -77,7 +77,7 @@ def test_a_change_of_the_content_is_another_model(model: Path, change: str) -> N
 
 
 @pytest.mark.parametrize("change", ["copied", "replaced", "touched", "template"])
-def test_what_leaves_the_content_as_it_is_leaves_the_model_the_same(model: Path, tmp_path: Path, change: str) -> None:
+def test_irrelevant_files_keep_the_model_key(model: Path, tmp_path: Path, change: str) -> None:
     before = identify("a", model)
     weights, path = model / "model.safetensors", model
     if change == "copied":
@@ -124,7 +124,7 @@ def test_an_adapter_that_lacks_files_is_not_found(model: Path, tmp_path: Path) -
     assert "no adapter_config.json and no adapters.safetensors" in error.message
 
 
-def test_an_adapter_whose_weights_are_damaged_is_refused(model: Path, tmp_path: Path) -> None:
+def test_adapter_with_damaged_weights_is_corrupt(model: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter")
     (adapter / "adapters.safetensors").write_bytes(b"short")
 
@@ -142,7 +142,7 @@ def test_an_adapter_whose_weights_are_damaged_is_refused(model: Path, tmp_path: 
         ("weights.safetensors", "no model*.safetensors"),
     ],
 )
-def test_weights_that_mlx_lm_would_not_read_are_unsupported_and_never_opened(model: Path, name: str, why: str) -> None:
+def test_unreadable_weight_formats_are_never_opened(model: Path, name: str, why: str) -> None:
     (model / "sub").mkdir()
     (model / "model.safetensors").unlink()
     os.mkfifo(model / name)  # to open it would wait for ever
@@ -157,7 +157,7 @@ def test_weights_that_mlx_lm_would_not_read_are_unsupported_and_never_opened(mod
     assert "mlx_lm.convert" in error.message
 
 
-def test_pickles_beside_safetensors_do_no_harm(model: Path) -> None:
+def test_pickles_beside_safetensors_are_ignored(model: Path) -> None:
     os.mkfifo(model / "pytorch_model.bin")
 
     assert identify("a", model).size_bytes > 0
@@ -177,7 +177,7 @@ def test_one_damaged_shard_condemns_the_model(model: Path) -> None:
     ["", "{", "[]", "null", "3", "{}", '{"model_type": 3}', "[" * 100_000, '{"a":' * 100_000, "\x00"],
     ids=["empty", "cut", "list", "null", "number", "untyped", "mistyped", "brackets", "braces", "zero"],
 )
-def test_a_config_that_is_no_description_is_corrupt(model: Path, text: str) -> None:
+def test_invalid_config_json_is_corrupt(model: Path, text: str) -> None:
     (model / "config.json").write_text(text)
 
     assert _refusal(model).reason is Reason.MODEL_CORRUPT
@@ -189,7 +189,7 @@ def test_a_missing_config_is_explained(model: Path) -> None:
     assert "is it a model directory?" in _refusal(model).message
 
 
-def test_a_config_that_is_no_file_is_not_waited_for(model: Path) -> None:
+def test_config_that_is_a_pipe_is_not_waited_for(model: Path) -> None:
     (model / "config.json").unlink()
     os.mkfifo(model / "config.json")
 
@@ -203,9 +203,7 @@ def test_a_huge_config_is_not_read(model: Path) -> None:
     assert "larger than 16 MB" in _refusal(model).message
 
 
-def test_a_file_that_vanishes_is_corrupt_and_one_that_cannot_be_read_is_the_machines_fault(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vanished_file_is_corrupt_unreadable_a_fault(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(error: OSError) -> None:
         def fail(*_: object) -> bytes:
             raise error
@@ -221,7 +219,7 @@ def test_a_file_that_vanishes_is_corrupt_and_one_that_cannot_be_read_is_the_mach
 
 
 @pytest.mark.parametrize("key", ["model_file", "trust_remote_code"])
-def test_a_model_that_wants_to_run_its_code_is_unsupported_however_deep_it_asks(model: Path, key: str) -> None:
+def test_nested_custom_code_request_is_unsupported(model: Path, key: str) -> None:
     nested = {"text_config": {"parts": [[{key: "evil.py"}]]}}
     (model / "config.json").write_text(json.dumps({"model_type": "llama", **nested}))
 
@@ -232,7 +230,7 @@ def test_a_model_that_wants_to_run_its_code_is_unsupported_however_deep_it_asks(
 
 
 @pytest.mark.parametrize("depth", [100, 500, 900])
-def test_the_search_for_code_goes_as_deep_as_the_config_does(model: Path, depth: int) -> None:
+def test_custom_code_search_covers_nested_configs(model: Path, depth: int) -> None:
     deep = '{"a":' * depth + '{"model_file": "evil.py"}' + "}" * depth
     (model / "config.json").write_text('{"model_type": "llama", "deep": ' + deep + "}")
 
@@ -240,13 +238,13 @@ def test_the_search_for_code_goes_as_deep_as_the_config_does(model: Path, depth:
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", "x" * 65, "a b", "ä"])
-def test_a_model_type_that_is_no_name_is_unsupported(model: Path, name: str) -> None:
+def test_invalid_model_type_is_unsupported(model: Path, name: str) -> None:
     (model / "config.json").write_text(json.dumps({"model_type": name}))
 
     assert _refusal(model).reason is Reason.MODEL_UNSUPPORTED
 
 
-def test_figures_are_read_under_all_their_names_and_from_nested_text_configs(model: Path) -> None:
+def test_config_figures_are_read_under_all_names(model: Path) -> None:
     flat = _source(model, n_layer=3, n_positions=64, vocab_size=7)
     nested = _source(model, text_config={"num_hidden_layers": 4, "max_position_embeddings": 128})
 
@@ -255,7 +253,7 @@ def test_figures_are_read_under_all_their_names_and_from_nested_text_configs(mod
 
 
 @pytest.mark.parametrize("value", [None, "3", -3, 0, True, 3.5, [3]])
-def test_figures_that_are_no_sane_numbers_count_as_unknown(model: Path, value: object) -> None:
+def test_implausible_config_figures_count_as_unknown(model: Path, value: object) -> None:
     source = _source(model, num_hidden_layers=value, text_config="none")
 
     assert source.num_layers == 0
@@ -265,7 +263,7 @@ def test_figures_that_are_no_sane_numbers_count_as_unknown(model: Path, value: o
 @pytest.mark.parametrize("count", [10_001, 10**9, 10**400])
 @pytest.mark.parametrize("nest", [lambda config: config, lambda config: {"text_config": [config]}])
 @pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "num_attention_heads", "num_experts", "num_loops"])
-def test_a_config_that_would_build_modules_without_end_is_corrupt(model: Path, key: str, count: int, nest: Any) -> None:
+def test_config_of_endless_modules_is_corrupt(model: Path, key: str, count: int, nest: Any) -> None:
     (model / "config.json").write_text(json.dumps({"model_type": "llama", **nest({key: count})}))
 
     error = _refusal(model)
@@ -274,7 +272,7 @@ def test_a_config_that_would_build_modules_without_end_is_corrupt(model: Path, k
     assert f"absurd {key}" in error.message
 
 
-def test_estimated_kv_is_that_of_grouped_queries_and_never_overflows(model: Path) -> None:
+def test_kv_estimate_uses_grouped_queries(model: Path) -> None:
     grouped = _source(model, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2, hidden_size=64)
     largest = _source(model, num_hidden_layers=10_000, num_attention_heads=10_000, head_dim=2**31 - 1)
 
@@ -283,7 +281,7 @@ def test_estimated_kv_is_that_of_grouped_queries_and_never_overflows(model: Path
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="file names are text there")
-def test_a_file_name_that_is_no_text_is_digested_all_the_same(model: Path) -> None:
+def test_undecodable_file_name_is_digested(model: Path) -> None:
     (model / os.fsdecode(b"model-\xff.safetensors")).write_bytes(float_tensors(w=(1,)))
 
     assert isinstance(identify("a", model).key, ModelKey)

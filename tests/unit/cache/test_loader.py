@@ -100,7 +100,7 @@ def test_weights_come_in_slices_with_progress(path: Path, monkeypatch: pytest.Mo
     assert {step.bytes_total for step in progress} == {(path / "model.safetensors").stat().st_size}
 
 
-def test_an_array_larger_than_a_slice_is_a_slice_of_its_own(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_array_is_one_load_slice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "SLICE_BYTES", 1)
 
     progress, loaded = _run(_start(path))
@@ -109,7 +109,7 @@ def test_an_array_larger_than_a_slice_is_a_slice_of_its_own(path: Path, monkeypa
     assert sum(size > 0 for size in sizes) == len(tree_flatten(loaded.model.model.parameters()))
 
 
-def test_each_layer_of_a_first_pass_is_a_slice_of_its_own_when_streams_cannot_wait(path: Path) -> None:
+def test_first_pass_is_sliced_by_layer_beside_streams(path: Path) -> None:
     """
     The self-tests take sixteen passes: six of the cache's layout and of the vocabulary, ten of rows that share a pass.
 
@@ -127,7 +127,7 @@ def test_each_layer_of_a_first_pass_is_a_slice_of_its_own_when_streams_cannot_wa
     assert len(warmup) == 1 + 2 * (layers + 3)
 
 
-def test_a_module_is_assembled_in_slices_when_streams_cannot_wait(path: Path) -> None:
+def test_module_assembly_is_sliced_beside_streams(path: Path) -> None:
     """For hundreds of layers each of the three slices takes as long as some tokens of a stream."""
     clock = itertools.count()
 
@@ -137,7 +137,7 @@ def test_a_module_is_assembled_in_slices_when_streams_cannot_wait(path: Path) ->
     assert progress[3].bytes_done > 0
 
 
-def test_each_slice_takes_only_its_own_memory(
+def test_load_slice_holds_only_its_own_memory(
     path: Path, memory: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "SLICE_BYTES", 10_000)
@@ -150,7 +150,7 @@ def test_each_slice_takes_only_its_own_memory(
     steps.close()
 
 
-def test_closing_a_load_midway_frees_what_was_read(
+def test_closing_a_load_frees_what_was_read(
     path: Path, memory: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "SLICE_BYTES", 10_000)
@@ -164,7 +164,7 @@ def test_closing_a_load_midway_frees_what_was_read(
     assert memory() == 0
 
 
-def test_a_model_that_the_cache_evicts_gives_its_memory_back(path: Path, memory: Callable[[], int]) -> None:
+def test_evicted_model_returns_its_memory(path: Path, memory: Callable[[], int]) -> None:
     cache: ModelCache[Any, LoadedModel] = ModelCache(
         ModelLimits(10**9), lambda source, _: load(source, 2, Clock()), Clock(), mx.clear_cache
     )
@@ -184,9 +184,7 @@ def test_a_model_that_the_cache_evicts_gives_its_memory_back(path: Path, memory:
     assert lease.entry.name == "tiny"
 
 
-def test_a_load_that_fails_gives_its_memory_back_though_its_error_is_kept(
-    path: Path, memory: Callable[[], int]
-) -> None:
+def test_failed_load_returns_its_memory(path: Path, memory: Callable[[], int]) -> None:
     _change(path, vocab_size=50)
     cache: ModelCache[Any, LoadedModel] = ModelCache(
         ModelLimits(10**9), lambda source, _: load(source, 0, Clock()), Clock()
@@ -221,7 +219,7 @@ def test_a_load_that_fails_gives_its_memory_back_though_its_error_is_kept(
     ],
     ids=str,
 )
-def test_a_config_that_does_not_fit_the_weights_is_corrupt(path: Path, config: dict[str, Any]) -> None:
+def test_config_that_contradicts_weights_is_corrupt(path: Path, config: dict[str, Any]) -> None:
     _change(path, **config)
 
     error = _refusal(path)
@@ -232,7 +230,7 @@ def test_a_config_that_does_not_fit_the_weights_is_corrupt(path: Path, config: d
 
 
 @pytest.mark.parametrize("model_type", ["unheard_of", "llama2000", "os.path"])
-def test_an_architecture_that_mlx_lm_does_not_know_is_unsupported(path: Path, model_type: str) -> None:
+def test_unknown_architecture_is_unsupported(path: Path, model_type: str) -> None:
     _change(path, model_type=model_type)
 
     error = _refusal(path)
@@ -242,19 +240,19 @@ def test_an_architecture_that_mlx_lm_does_not_know_is_unsupported(path: Path, mo
 
 
 @pytest.mark.parametrize("model_type", ["base", "cache", "switch_layers"])
-def test_a_module_of_mlx_lm_that_is_no_model_is_refused(path: Path, model_type: str) -> None:
+def test_mlx_lm_module_that_is_no_model_is_refused(path: Path, model_type: str) -> None:
     _change(path, model_type=model_type)
 
     assert _refusal(path).reason is Reason.MODEL_CORRUPT
 
 
-def test_weights_of_something_else_are_corrupt(path: Path) -> None:
+def test_weights_of_another_model_are_corrupt(path: Path) -> None:
     (path / "model.safetensors").write_bytes(float_tensors(weight=(4, 4)))
 
     assert _refusal(path).reason is Reason.MODEL_CORRUPT
 
 
-def test_weights_that_change_while_they_are_read_are_refused_so_that_no_key_names_the_wrong_ones(path: Path) -> None:
+def test_weights_changed_during_a_load_are_refused(path: Path) -> None:
     """The stamp of the file need not tell. The new digest is learned, so that the next lookup finds the right key."""
     source = identify("tiny", path)
     learnt: list[tuple[Path, str]] = []
@@ -272,7 +270,7 @@ def test_weights_that_change_while_they_are_read_are_refused_so_that_no_key_name
     assert learnt == [(weights, hashlib.sha256(content).hexdigest())]
 
 
-def test_files_that_are_cut_off_while_they_are_read_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_truncated_during_a_load_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "SLICE_BYTES", 10_000)
     steps = _start(path)
     next(steps)
@@ -297,7 +295,7 @@ def _write_adapter(path: Path, scale: float) -> Path:
     return path
 
 
-def test_an_adapter_is_loaded_with_its_model_and_counted(path: Path, tmp_path: Path) -> None:
+def test_adapter_is_loaded_and_counted_with_its_model(path: Path, tmp_path: Path) -> None:
     _, plain = _run(_start(path))
     _, adapted = _run(_start(path, adapter=_write_adapter(tmp_path / "adapter", 20.0)))
 
@@ -307,16 +305,14 @@ def test_an_adapter_is_loaded_with_its_model_and_counted(path: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"num_layers": 1}', '{"num_layers": "x", "lora_parameters": {}}', "[]"])
-def test_an_adapter_that_does_not_describe_itself_is_corrupt(path: Path, tmp_path: Path, text: str) -> None:
+def test_adapter_without_config_is_corrupt(path: Path, tmp_path: Path, text: str) -> None:
     adapter = _write_adapter(tmp_path / "adapter", 1.0)
     (adapter / "adapter_config.json").write_text(text)
 
     assert _refusal(path, adapter).reason is Reason.MODEL_CORRUPT
 
 
-def test_warm_up_generates_in_steps_tells_its_time_and_leaves_nothing_but_the_weights(
-    path: Path, memory: Callable[[], int]
-) -> None:
+def test_warm_up_is_timed_and_leaves_only_weights(path: Path, memory: Callable[[], int]) -> None:
     progress, loaded = _run(_start(path, warmup_tokens=5))
 
     assert [step.stage for step in progress].count(Stage.WARMING_UP) >= 1
@@ -333,11 +329,11 @@ def test_warm_up_failure_is_logged_and_not_fatal(path: Path, monkeypatch: pytest
         _, loaded = _run(_start(path, warmup_tokens=5))
 
     assert loaded.model.warmup_time > 0
-    assert [(entry["event"], entry["log_level"]) for entry in logs] == [("warm-up failed", "warning")]
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [("warm_up_failed", "warning")]
     assert "ZeroDivisionError" in logs[0]["error"]
 
 
-def test_seed_warm_up_runs_without_raising_and_tells_its_time(path: Path) -> None:
+def test_seed_warm_up_runs_and_is_timed(path: Path) -> None:
     _, loaded = _run(_start(path))
     clock = Clock()
     warmup = WarmUp(loaded.model.model, loaded.model.layout, 4)

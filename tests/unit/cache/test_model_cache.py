@@ -21,7 +21,7 @@ def test_get_or_load_runs_the_loader_on_a_miss_only() -> None:
     assert models.loader.begun == [("a", None)]
 
 
-def test_budget_is_kept_by_evicting_the_least_recently_used() -> None:
+def test_budget_is_kept_by_lru_eviction() -> None:
     models = FakeModels(budget=250)
     for name in ("a", "b", "a", "c"):
         models.use(name)
@@ -30,7 +30,7 @@ def test_budget_is_kept_by_evicting_the_least_recently_used() -> None:
     assert models.cache.total_bytes == 200
 
 
-def test_zero_budget_loads_uses_and_frees_on_every_call() -> None:
+def test_zero_budget_loads_and_frees_on_every_call() -> None:
     models = FakeModels(budget=0)
 
     ticket = models.load("a")
@@ -45,7 +45,7 @@ def test_zero_budget_loads_uses_and_frees_on_every_call() -> None:
     assert models.names == []
 
 
-def test_zero_budget_shares_nothing_even_between_concurrent_callers() -> None:
+def test_zero_budget_shares_no_load_between_callers() -> None:
     models = FakeModels(budget=0)
     one, two = models.ask("a"), models.ask("a")
     models.finish()
@@ -56,7 +56,7 @@ def test_zero_budget_shares_nothing_even_between_concurrent_callers() -> None:
     assert [entry.key for entry in models.cache.entries()] == ["key of a"] * 2
 
 
-def test_size_is_the_expected_one_before_the_load_and_the_actual_one_after_it() -> None:
+def test_model_size_turns_from_estimate_to_actual() -> None:
     models = FakeModels()
     ticket = models.cache.get_or_load(FakeSource("a", 100, actual_bytes=70))
     models.cache.step()
@@ -68,7 +68,7 @@ def test_size_is_the_expected_one_before_the_load_and_the_actual_one_after_it() 
     ticket.cancel()
 
 
-def test_weights_that_take_more_than_their_files_push_others_out_but_never_the_newcomer() -> None:
+def test_underestimated_model_evicts_others_not_itself() -> None:
     models = FakeModels(budget=200)
     models.use("a")
     big = models.cache.get_or_load(FakeSource("b", 100, actual_bytes=300))
@@ -81,7 +81,7 @@ def test_weights_that_take_more_than_their_files_push_others_out_but_never_the_n
     assert models.names == ["b"]
 
 
-def test_budget_that_leases_kept_from_being_restored_is_restored_when_they_end() -> None:
+def test_budget_is_restored_when_leases_end() -> None:
     models = FakeModels(budget=200)
     first = models.load("a")
     second = models.cache.get_or_load(FakeSource("b", 100, actual_bytes=150))
@@ -95,7 +95,7 @@ def test_budget_that_leases_kept_from_being_restored_is_restored_when_they_end()
     models.cache.check_integrity()
 
 
-def test_slots_are_limited_whatever_the_sizes() -> None:
+def test_model_slots_are_limited_whatever_the_sizes() -> None:
     models = FakeModels(max_models=2)
     for name in ("a", "b", "c"):
         models.use(name, size=1)
@@ -103,7 +103,7 @@ def test_slots_are_limited_whatever_the_sizes() -> None:
     assert models.names == ["c", "b"]
 
 
-def test_ttl_makes_an_idle_entry_stale_and_asking_for_it_reloads_it() -> None:
+def test_expired_ttl_makes_an_idle_model_reload() -> None:
     models = FakeModels(ttl=60.0)
     models.use("a")
     models.clock.pass_(60)
@@ -126,7 +126,7 @@ def test_ttl_counts_from_the_end_of_the_last_use() -> None:
     assert models.cache.contains("key of a")
 
 
-def test_ttl_of_its_own_outranks_the_default_and_stays_until_another_is_given() -> None:
+def test_own_ttl_outranks_the_default() -> None:
     models = FakeModels(ttl=60.0)
     models.use("a", ttl=600.0)
     models.use("a")
@@ -139,7 +139,7 @@ def test_ttl_of_its_own_outranks_the_default_and_stays_until_another_is_given() 
     assert not models.cache.contains("key of a")
 
 
-def test_expires_in_is_what_is_left_and_unknown_while_in_use_or_pinned() -> None:
+def test_expires_in_is_unknown_while_leased_or_pinned() -> None:
     models = FakeModels(ttl=60.0)
     lease = models.load("a")
     (entry,) = models.cache.entries()
@@ -153,7 +153,7 @@ def test_expires_in_is_what_is_left_and_unknown_while_in_use_or_pinned() -> None
     assert entry.expires_in(models.clock()) is None
 
 
-def test_eviction_makes_room_before_the_newcomer_is_read() -> None:
+def test_eviction_precedes_the_read_of_a_new_model() -> None:
     models = FakeModels(budget=250)
     models.use("a")
     models.use("b")
@@ -169,7 +169,7 @@ def test_eviction_makes_room_before_the_newcomer_is_read() -> None:
     newcomer.cancel()
 
 
-def test_eviction_takes_as_few_as_it_needs() -> None:
+def test_eviction_takes_as_few_models_as_needed() -> None:
     models = FakeModels(budget=300)
     for name in ("a", "b", "c"):
         models.use(name)
@@ -179,7 +179,7 @@ def test_eviction_takes_as_few_as_it_needs() -> None:
     assert models.names == ["d", "c"]
 
 
-def test_eviction_spares_what_is_in_use_or_pinned() -> None:
+def test_eviction_spares_leased_and_pinned_models() -> None:
     models = FakeModels(budget=300)
     leased = models.load("a")
     models.use("b", pin=True)
@@ -191,7 +191,7 @@ def test_eviction_spares_what_is_in_use_or_pinned() -> None:
     leased.cancel()
 
 
-def test_eviction_follows_the_order_of_use_even_when_the_clock_stands_still() -> None:
+def test_eviction_is_lru_even_with_a_stopped_clock() -> None:
     models = FakeModels(budget=200)
     for name in ("a", "b", "a", "c"):
         ticket = models.cache.get_or_load(FakeSource(name))
@@ -201,7 +201,7 @@ def test_eviction_follows_the_order_of_use_even_when_the_clock_stands_still() ->
     assert models.names == ["c", "a"]
 
 
-def test_nothing_is_evicted_for_a_newcomer_that_does_not_fit_anyway() -> None:
+def test_impossible_load_evicts_nothing() -> None:
     models = FakeModels(budget=300)
     models.use("idle")
     leased = models.load("busy", size=150)
@@ -214,7 +214,7 @@ def test_nothing_is_evicted_for_a_newcomer_that_does_not_fit_anyway() -> None:
     leased.cancel()
 
 
-def test_budget_in_use_names_the_holders_and_when_to_try_again() -> None:
+def test_budget_in_use_names_holders_and_retry_delay() -> None:
     models = FakeModels(budget=300)
     models.use("idle", size=50)
     leased = models.load("busy")
@@ -230,7 +230,7 @@ def test_budget_in_use_names_the_holders_and_when_to_try_again() -> None:
     models.use("c", size=90)
 
 
-def test_a_slot_held_by_a_user_refuses_too() -> None:
+def test_leased_model_slot_refuses_a_new_load() -> None:
     models = FakeModels(max_models=1)
     leased = models.load("busy", size=1)
 
@@ -241,7 +241,7 @@ def test_a_slot_held_by_a_user_refuses_too() -> None:
     leased.cancel()
 
 
-def test_oversize_is_refused_at_once_and_costs_nobody_anything() -> None:
+def test_oversized_model_is_refused_without_eviction() -> None:
     models = FakeModels(budget=300)
     models.use("a")
 
@@ -262,7 +262,7 @@ def test_a_model_as_large_as_the_budget_fits() -> None:
     assert models.names == ["b"]
 
 
-def test_unpinning_gives_an_entry_back_to_eviction() -> None:
+def test_unpinned_model_can_be_evicted() -> None:
     models = FakeModels(budget=100)
     models.use("a", pin=True)
     models.use("a")
@@ -273,7 +273,7 @@ def test_unpinning_gives_an_entry_back_to_eviction() -> None:
     assert models.use("b").outcome is Outcome.LOADED
 
 
-def test_weights_that_changed_on_disk_are_another_model_and_the_old_one_ages_out() -> None:
+def test_changed_weights_are_a_new_model_in_the_cache() -> None:
     models = FakeModels(ttl=60.0)
     models.use("a of yesterday")
     models.clock.pass_(30)
@@ -284,7 +284,7 @@ def test_weights_that_changed_on_disk_are_another_model_and_the_old_one_ages_out
     assert models.names == ["a of today"]
 
 
-def test_memory_pressure_drops_idle_models_until_enough_is_free() -> None:
+def test_memory_pressure_evicts_enough_idle_models() -> None:
     models = FakeModels()
     leased = models.load("busy")
     for name in ("a", "b", "c"):
@@ -298,7 +298,7 @@ def test_memory_pressure_drops_idle_models_until_enough_is_free() -> None:
     leased.cancel()
 
 
-def test_memory_pressure_does_nothing_when_it_is_switched_off() -> None:
+def test_memory_pressure_is_ignored_when_disabled() -> None:
     models = FakeModels(evict_on_memory_pressure=False)
     models.use("a")
 
@@ -307,7 +307,7 @@ def test_memory_pressure_does_nothing_when_it_is_switched_off() -> None:
 
 
 @pytest.mark.parametrize("drop", ["evict", "invalidate", "clear", "expire", "shed"])
-def test_a_dropped_model_is_really_freed_though_its_ticket_and_lease_are_still_looked_at(drop: str) -> None:
+def test_dropped_model_is_freed_despite_old_references(drop: str) -> None:
     models = FakeModels(budget=100, ttl=60.0)
     ticket = models.load("a")
     lease = ticket.lease

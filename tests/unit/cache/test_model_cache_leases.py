@@ -11,7 +11,7 @@ from daemon.cache.load import Outcome
 from tests.support.builders import FakeModels
 
 
-def test_handles_keep_a_model_that_is_invalidated_in_use_until_the_last_lease_ends() -> None:
+def test_invalidated_model_lives_until_its_last_lease() -> None:
     models = FakeModels()
     one, two = models.load("a"), models.load("a")
     assert one.lease is not None
@@ -32,7 +32,7 @@ def test_handles_keep_a_model_that_is_invalidated_in_use_until_the_last_lease_en
     assert models.cache.total_bytes == 0
 
 
-def test_a_draining_model_is_shown_and_counted_until_it_is_gone() -> None:
+def test_draining_model_is_listed_until_it_is_gone() -> None:
     models = FakeModels(budget=150)
     ticket = models.load("a")
     models.cache.clear()
@@ -45,7 +45,7 @@ def test_a_draining_model_is_shown_and_counted_until_it_is_gone() -> None:
     models.use("b")
 
 
-def test_asking_for_a_draining_model_loads_it_anew() -> None:
+def test_draining_model_is_loaded_anew_on_request() -> None:
     models = FakeModels()
     old = models.load("a")
     models.cache.invalidate("key of a")
@@ -61,7 +61,7 @@ def test_asking_for_a_draining_model_loads_it_anew() -> None:
     new.cancel()
 
 
-def test_a_pinned_model_goes_when_it_is_invalidated() -> None:
+def test_invalidation_removes_a_pinned_model() -> None:
     models = FakeModels()
     models.use("a", pin=True)
     models.clock.pass_(1e9)
@@ -84,7 +84,7 @@ def test_a_lease_cannot_be_released_twice() -> None:
     models.cache.check_integrity()
 
 
-def test_an_entry_in_use_never_becomes_stale_even_with_a_zero_ttl() -> None:
+def test_leased_model_never_expires_with_zero_ttl() -> None:
     models = FakeModels(ttl=0.0)
     ticket = models.load("a")
     assert models.cache.contains("key of a")
@@ -95,7 +95,7 @@ def test_an_entry_in_use_never_becomes_stale_even_with_a_zero_ttl() -> None:
     assert models.cache.contains("key of a")  # the second lease is still open
 
 
-def test_entries_come_most_recently_used_first() -> None:
+def test_models_are_listed_most_recently_used_first() -> None:
     models = FakeModels()
     for name in ("a", "b", "c", "a"):
         models.use(name)
@@ -103,7 +103,7 @@ def test_entries_come_most_recently_used_first() -> None:
     assert models.names == ["a", "c", "b"]
 
 
-def test_counters_and_ages_are_those_of_the_injected_clock() -> None:
+def test_cache_counters_use_the_injected_clock() -> None:
     models = FakeModels()
     assert models.cache.counters.hit_rate == 0.0
     assert models.cache.oldest_entry_age is None
@@ -122,7 +122,7 @@ def test_counters_and_ages_are_those_of_the_injected_clock() -> None:
     assert len(models.cache) == 2
 
 
-def test_evictions_count_what_had_to_go_but_not_what_was_invalidated() -> None:
+def test_eviction_counter_excludes_invalidations() -> None:
     models = FakeModels(budget=100, ttl=60.0)
     models.use("a")
     models.use("b")
@@ -155,7 +155,7 @@ def test_seed_evicts_lru_when_over_budget() -> None:
     assert not models.cache.contains("key of b")
 
 
-def test_seed_zero_budget_disables_the_cache_but_returns_a_handle() -> None:
+def test_seed_zero_budget_disables_cache_with_a_handle() -> None:
     models = FakeModels(budget=0)
     one, two = models.load("a"), models.load("a")
 
@@ -165,7 +165,7 @@ def test_seed_zero_budget_disables_the_cache_but_returns_a_handle() -> None:
     assert len(models.loader.begun) == 2
 
 
-def test_seed_invalidate_removes_the_key_and_an_absent_key_is_no_error() -> None:
+def test_seed_invalidate_removes_key_or_does_nothing() -> None:
     models = FakeModels()
     models.use("a")
 
@@ -174,7 +174,7 @@ def test_seed_invalidate_removes_the_key_and_an_absent_key_is_no_error() -> None
     assert not models.cache.invalidate("key of a")
 
 
-def test_seed_manual_eviction_tells_whether_the_key_was_there() -> None:
+def test_seed_manual_eviction_reports_a_known_key() -> None:
     models = FakeModels()
     models.use("c")
     assert models.cache.contains("key of c")
@@ -209,7 +209,7 @@ def test_seed_entry_age_starts_at_zero() -> None:
     assert models.cache.oldest_entry_age == 0.0
 
 
-def test_seed_entry_is_stale_at_once_with_a_zero_ttl_and_not_within_an_hour() -> None:
+def test_seed_entry_is_stale_at_once_with_a_zero_ttl() -> None:
     models = FakeModels(ttl=3600.0)
     models.use("a")
     (entry,) = models.cache.entries()
@@ -231,7 +231,7 @@ def test_seed_miss_calls_the_loader_and_hit_skips_it() -> None:
     assert len(models.loader.begun) == 1
 
 
-def test_seed_evict_stale_with_a_zero_ttl_returns_how_many_went() -> None:
+def test_seed_evict_stale_returns_the_evicted_count() -> None:
     models = FakeModels(ttl=0.0)
     models.use("a")
 
@@ -239,7 +239,7 @@ def test_seed_evict_stale_with_a_zero_ttl_returns_how_many_went() -> None:
     assert len(models.cache) == 0
 
 
-def test_seed_hit_rate_is_zero_before_the_first_lookup_and_then_the_share_of_hits() -> None:
+def test_seed_hit_rate_is_the_share_of_hits() -> None:
     models = FakeModels()
     assert models.cache.counters.hit_rate == 0.0
     for _ in range(3):

@@ -23,7 +23,7 @@ def _stages(models: FakeModels, ticket: Ticket[Weights]) -> list[tuple[Stage, in
     return seen
 
 
-def test_single_flight_callers_of_one_model_share_one_load_and_one_model() -> None:
+def test_single_flight_callers_share_one_load() -> None:
     models = FakeModels()
     tickets = [models.ask("a") for _ in range(5)]
     models.finish()
@@ -36,7 +36,7 @@ def test_single_flight_callers_of_one_model_share_one_load_and_one_model() -> No
     assert models.cache.counters.misses == 5
 
 
-def test_single_flight_holds_for_callers_that_come_in_the_middle() -> None:
+def test_single_flight_admits_callers_during_a_load() -> None:
     models = FakeModels()
     early = models.ask("a")
     models.cache.step()
@@ -50,7 +50,7 @@ def test_single_flight_holds_for_callers_that_come_in_the_middle() -> None:
     assert len(models.loader.begun) == 1
 
 
-def test_progress_goes_from_queued_over_the_slices_to_the_end() -> None:
+def test_load_progress_runs_from_queued_to_loaded() -> None:
     models = FakeModels()
     ticket = models.ask("a")
 
@@ -62,7 +62,7 @@ def test_progress_goes_from_queued_over_the_slices_to_the_end() -> None:
     ]
 
 
-def test_loads_run_one_at_a_time_in_the_order_asked_for() -> None:
+def test_loads_run_one_at_a_time_in_request_order() -> None:
     models = FakeModels()
     first, second = models.ask("a"), models.ask("b")
     models.cache.step()
@@ -79,7 +79,7 @@ def test_loads_run_one_at_a_time_in_the_order_asked_for() -> None:
     assert models.cache.loading() == []
 
 
-def test_the_first_callers_options_reach_the_loader() -> None:
+def test_first_callers_options_reach_the_loader() -> None:
     models = FakeModels()
     models.ask("a", options="skip warm-up")
     models.ask("a", options="other")
@@ -88,7 +88,7 @@ def test_the_first_callers_options_reach_the_loader() -> None:
     assert models.loader.begun == [("a", "skip warm-up")]
 
 
-def test_load_time_is_that_of_the_load_without_its_wait() -> None:
+def test_load_time_excludes_the_queue() -> None:
     models = FakeModels()
     models.ask("a")
     models.clock.pass_(100)
@@ -100,7 +100,7 @@ def test_load_time_is_that_of_the_load_without_its_wait() -> None:
     assert entry.load_time == 7.0
 
 
-def test_a_caller_that_cancels_leaves_the_load_to_the_others() -> None:
+def test_cancelled_caller_leaves_the_load_to_others() -> None:
     models = FakeModels()
     patient, hasty = models.ask("a"), models.ask("a")
     models.cache.step()
@@ -113,7 +113,7 @@ def test_a_caller_that_cancels_leaves_the_load_to_the_others() -> None:
     assert entry.leases == 1
 
 
-def test_the_last_caller_that_cancels_abandons_the_load_and_frees_its_memory() -> None:
+def test_last_cancelled_caller_aborts_the_load() -> None:
     models = FakeModels()
     tickets = [models.ask("a"), models.ask("a")]
     models.cache.step()
@@ -128,7 +128,7 @@ def test_the_last_caller_that_cancels_abandons_the_load_and_frees_its_memory() -
     models.cache.check_integrity()
 
 
-def test_a_load_that_is_cancelled_in_the_queue_never_begins() -> None:
+def test_queued_load_that_is_cancelled_never_begins() -> None:
     models = FakeModels()
     models.ask("a")
     models.ask("b").cancel()
@@ -138,7 +138,7 @@ def test_a_load_that_is_cancelled_in_the_queue_never_begins() -> None:
     assert models.frees == 0
 
 
-def test_cancelling_twice_or_after_the_end_is_harmless() -> None:
+def test_cancelling_a_load_twice_is_harmless() -> None:
     models = FakeModels()
     waiting = models.ask("a")
     waiting.cancel()
@@ -161,7 +161,7 @@ def test_a_cancelled_model_can_be_asked_for_again() -> None:
     assert models.load("a").outcome is Outcome.LOADED
 
 
-def test_a_failed_load_caches_nothing_and_tells_all_who_wait_the_same() -> None:
+def test_failed_load_is_not_cached_and_reaches_callers() -> None:
     models = FakeModels()
     broken = FakeSource("a", fails_in=1)
     tickets = [models.cache.get_or_load(broken) for _ in range(3)]
@@ -177,7 +177,7 @@ def test_a_failed_load_caches_nothing_and_tells_all_who_wait_the_same() -> None:
     assert models.frees == 1
 
 
-def test_after_a_failed_load_the_next_call_tries_again_and_the_queue_goes_on() -> None:
+def test_load_is_retried_after_a_failure() -> None:
     models = FakeModels()
     broken = models.cache.get_or_load(FakeSource("a", fails_in=0))
     next_one = models.ask("b")
@@ -188,7 +188,7 @@ def test_after_a_failed_load_the_next_call_tries_again_and_the_queue_goes_on() -
     assert models.use("a").outcome is Outcome.LOADED
 
 
-def test_a_refusal_for_lack_of_room_reaches_the_caller_and_the_queue_goes_on() -> None:
+def test_load_without_room_spares_the_load_queue() -> None:
     models = FakeModels(budget=200)
     held = models.load("a")
     refused, small = models.ask("b", size=150), models.ask("c", size=50)
@@ -200,7 +200,7 @@ def test_a_refusal_for_lack_of_room_reaches_the_caller_and_the_queue_goes_on() -
     held.cancel()
 
 
-def test_room_is_made_when_the_load_begins_not_when_it_is_asked_for() -> None:
+def test_eviction_happens_when_a_load_begins() -> None:
     models = FakeModels(budget=200)
     held = models.load("a", size=150)
     waiting = models.ask("b", size=100)
@@ -238,7 +238,7 @@ class _BrokenLoader:
             raise ValueError(model.name) from None
 
 
-def test_a_failed_load_keeps_no_memory_while_its_error_is_still_looked_at() -> None:
+def test_failed_load_frees_memory_before_its_error() -> None:
     loader = _BrokenLoader()
     cache: ModelCache[FakeSource, Weights] = ModelCache(ModelLimits(1000), loader, Clock())
     ticket = cache.get_or_load(FakeSource("a"))
@@ -263,7 +263,7 @@ def test_an_abandoned_load_keeps_no_memory() -> None:
 
 
 @pytest.mark.parametrize("pin", [None, True, False])
-def test_pin_and_ttl_given_by_any_caller_of_a_load_hold_for_the_entry(pin: bool | None) -> None:
+def test_pin_and_ttl_of_any_caller_apply_to_the_model(pin: bool | None) -> None:
     models = FakeModels(ttl=60.0)
     models.ask("a", pin=pin)
     models.ask("a", ttl=5.0)

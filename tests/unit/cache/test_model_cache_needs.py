@@ -17,7 +17,7 @@ def _refusal(ticket: Ticket[Weights]) -> SidecarError:
     return ticket.error
 
 
-def test_a_model_that_needs_more_than_the_budget_is_refused_before_it_takes_anything() -> None:
+def test_model_that_needs_too_much_memory_is_refused() -> None:
     models = FakeModels(1000)
     models.use("idle", 400)
     ticket = _ask(models, "a", 10, 1001)
@@ -32,7 +32,7 @@ def test_a_model_that_needs_more_than_the_budget_is_refused_before_it_takes_anyt
     assert models.cache.total_bytes == 400
 
 
-def test_others_are_evicted_for_what_a_model_needs_and_both_times_are_told() -> None:
+def test_eviction_covers_estimated_then_real_needs() -> None:
     models = FakeModels(1000)
     for name in "abc":
         models.use(name, 300)
@@ -48,7 +48,7 @@ def test_others_are_evicted_for_what_a_model_needs_and_both_times_are_told() -> 
     assert ticket.outcome is Outcome.LOADED
 
 
-def test_a_model_is_refused_for_now_if_what_it_needs_is_in_use() -> None:
+def test_model_is_refused_while_memory_is_leased() -> None:
     models = FakeModels(1000)
     models.load("used", 500)
     ticket = _ask(models, "large", 200, 600)
@@ -61,7 +61,7 @@ def test_a_model_is_refused_for_now_if_what_it_needs_is_in_use() -> None:
     assert models.loader.abandoned == ["large"]
 
 
-def test_a_model_that_needs_less_than_its_files_counts_with_what_it_needs() -> None:
+def test_model_counts_with_its_need_not_its_file_size() -> None:
     models = FakeModels(1000)
     _ask(models, "a", 900, 300)
     models.cache.step()
@@ -72,7 +72,7 @@ def test_a_model_that_needs_less_than_its_files_counts_with_what_it_needs() -> N
     assert models.cache.total_bytes == 300
 
 
-def test_all_who_wait_for_a_refused_load_are_told_and_the_next_load_goes_on() -> None:
+def test_refused_load_reaches_all_callers_of_the_queue() -> None:
     models = FakeModels(1000)
     refused = [_ask(models, "a", 10, 5000) for _ in range(3)]
     following = models.ask("b")
@@ -82,7 +82,7 @@ def test_all_who_wait_for_a_refused_load_are_told_and_the_next_load_goes_on() ->
     assert following.outcome is Outcome.LOADED
 
 
-def test_without_a_budget_memory_is_the_limit() -> None:
+def test_without_a_budget_memory_limits_the_models() -> None:
     models = FakeModels(0, memory_bytes=1000)
     ticket = _ask(models, "a", 10, 1001)
     fits = _ask(models, "b", 10, 1000)

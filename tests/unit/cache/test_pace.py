@@ -18,25 +18,25 @@ def _settled(bytes_per_second: float) -> int:
     return pace.nbytes
 
 
-def test_a_disk_gets_slices_of_the_time_that_streams_can_wait() -> None:
+def test_load_slice_fits_the_time_streams_can_wait() -> None:
     for speed in (0.5 * GIB, 2 * GIB, 8 * GIB):
         assert 0.9 < _settled(speed) / (speed * SLICE_SECONDS) < 1.1
 
 
-def test_slices_have_a_least_and_a_most() -> None:
+def test_load_slice_size_has_a_minimum_and_maximum() -> None:
     assert _settled(1e6) == LEAST_BYTES
     assert _settled(1e15) == GIB
     assert Pace(1000).nbytes == 1000
 
 
-def test_a_slice_that_is_much_smaller_than_planned_teaches_nothing() -> None:
+def test_short_load_slice_keeps_the_estimate() -> None:
     pace = Pace(GIB)
     before = pace.nbytes
     pace.measured(before // 4, 9.0)
     assert pace.nbytes == before
 
 
-def test_one_odd_slice_does_not_throw_it_off() -> None:
+def test_outlier_load_slice_keeps_the_estimate() -> None:
     pace = Pace(GIB)
     before = pace.nbytes
     pace.measured(before, 60.0)
@@ -53,7 +53,7 @@ def test_one_odd_slice_does_not_throw_it_off() -> None:
         ([1, 5, 1, 1], [6]),
     ],
 )
-def test_pieces_are_joined_until_one_more_would_take_too_long(pieces: list[int], slices: list[int]) -> None:
+def test_load_units_are_joined_up_to_the_time_limit(pieces: list[int], slices: list[int]) -> None:
     clock = Clock()
 
     def work() -> Sliced[str]:
@@ -72,7 +72,7 @@ def test_pieces_are_joined_until_one_more_would_take_too_long(pieces: list[int],
     assert taken == slices
 
 
-def test_a_piece_that_is_announced_as_long_begins_a_slice() -> None:
+def test_long_load_unit_begins_its_own_slice() -> None:
     clock = Clock()
 
     def work() -> Sliced[str]:
@@ -90,7 +90,7 @@ def test_a_piece_that_is_announced_as_long_begins_a_slice() -> None:
     assert taken == [1, 5]
 
 
-def test_how_long_streams_can_wait_may_change() -> None:
+def test_time_that_streams_can_wait_may_change() -> None:
     waits = 1.0
     pace = Pace(GIB, lambda: waits)
     pace.measured(pace.nbytes, 1.0)
@@ -100,7 +100,7 @@ def test_how_long_streams_can_wait_may_change() -> None:
     assert pace.nbytes == before // 2
 
 
-def test_while_streams_run_a_load_gets_half_of_the_time() -> None:
+def test_load_gets_half_of_the_time_beside_streams() -> None:
     share = Share()
     turns = []
     for _ in range(1000):
@@ -113,7 +113,7 @@ def test_while_streams_run_a_load_gets_half_of_the_time() -> None:
     assert turns[0]
 
 
-def test_a_slice_as_short_as_a_step_follows_each_step() -> None:
+def test_short_load_slice_follows_each_decode_step() -> None:
     share = Share()
     for _ in range(10):
         share.served(0.02)

@@ -78,7 +78,7 @@ def _refusal(resolver: Resolver, name: str, **options: Any) -> SidecarError:
     return caught.value
 
 
-def test_embedded_is_the_model_that_ships_with_the_daemon_whatever_the_roots(tmp_path: Path) -> None:
+def test_embedded_model_ignores_model_roots(tmp_path: Path) -> None:
     source = Resolver([tmp_path]).resolve(Wanted("embedded"))
 
     assert (source.name, source.path) == ("embedded", EMBEDDED_PATH)
@@ -91,14 +91,12 @@ def test_an_absolute_directory_is_a_model(resolver: Resolver, tmp_path: Path) ->
     assert resolver.resolve(Wanted(f"{path}/../model/")).path == path
 
 
-def test_a_hub_id_that_is_cached_is_found_without_a_download_even_if_one_is_allowed(
-    resolver: Resolver, hub: FakeHub
-) -> None:
+def test_cached_hub_id_resolves_without_a_download(resolver: Resolver, hub: FakeHub) -> None:
     assert resolver.resolve(Wanted("org/name", allow_download=True)).name == "org/name"
     assert hub.asked == [("org/name", "", False)]
 
 
-def test_a_hub_id_that_is_not_cached_is_fetched_with_progress(resolver: Resolver, hub: FakeHub) -> None:
+def test_uncached_hub_id_downloads_with_progress(resolver: Resolver, hub: FakeHub) -> None:
     hub.absent = True
     watcher = Watching()
 
@@ -110,9 +108,7 @@ def test_a_hub_id_that_is_not_cached_is_fetched_with_progress(resolver: Resolver
 
 
 @pytest.mark.parametrize("wanted", [Wanted("org/name", allow_download=True), Wanted("org/name", estimate=True)])
-def test_without_a_watcher_nothing_is_fetched_and_nothing_asked_of_the_hub(
-    resolver: Resolver, hub: FakeHub, wanted: Wanted
-) -> None:
+def test_hub_is_not_contacted_without_a_watcher(resolver: Resolver, hub: FakeHub, wanted: Wanted) -> None:
     hub.absent = True
 
     with pytest.raises(TakesLong):
@@ -120,7 +116,7 @@ def test_without_a_watcher_nothing_is_fetched_and_nothing_asked_of_the_hub(
     assert hub.asked == [("org/name", "", False)]
 
 
-def test_a_model_that_can_never_fit_is_refused_before_its_download(hub: FakeHub) -> None:
+def test_model_that_cannot_fit_is_not_downloaded(hub: FakeHub) -> None:
     hub.absent, hub.size = True, 1001
     resolver = Resolver([], hub, hub.plan, afford=ModelLimits(1000).refuse_if_never)
 
@@ -131,14 +127,14 @@ def test_a_model_that_can_never_fit_is_refused_before_its_download(hub: FakeHub)
     assert hub.asked == [("org/name", "", False)]
 
 
-def test_an_estimate_of_what_is_not_here_is_the_size_that_the_hub_tells(resolver: Resolver, hub: FakeHub) -> None:
+def test_estimate_of_an_uncached_model_asks_the_hub(resolver: Resolver, hub: FakeHub) -> None:
     assert resolver.planned_bytes(Wanted("org/other", estimate=True)) == 100
     with pytest.raises(SidecarError):
         resolver.planned_bytes(Wanted("org/other", revision="../x"))
     assert hub.asked == []
 
 
-def test_an_architecture_that_mlx_lm_does_not_know_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+def test_unknown_architecture_is_refused_unread(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model", model_type="brand_new")
     error = _refusal(Resolver([], supported=lambda _: False), str(path))
 
@@ -147,7 +143,7 @@ def test_an_architecture_that_mlx_lm_does_not_know_is_refused_before_its_weights
     assert "auto_map" not in error.message
 
 
-def test_auto_map_is_named_where_only_the_code_of_the_model_could_build_it(tmp_path: Path) -> None:
+def test_auto_map_is_named_when_its_code_is_needed(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model", auto_map={"AutoModel": "modeling_evil.Model"})
     known = Resolver([], supported=lambda _: True)
     unknown = Resolver([], supported=lambda _: False)
@@ -162,7 +158,7 @@ name|a/b/c|./model|../model|~/model|org/..|a..b/c|org/na me|-org/name|Embedded|o
 
 
 @pytest.mark.parametrize("name", ["", "org/name\n", "org/" + "x" * 97, *BAD_NAMES.strip().split("|")])
-def test_what_is_no_name_is_not_found_and_the_hub_is_not_asked(resolver: Resolver, hub: FakeHub, name: str) -> None:
+def test_invalid_model_name_does_not_ask_the_hub(resolver: Resolver, hub: FakeHub, name: str) -> None:
     error = _refusal(resolver, name)
 
     assert (error.reason, error.field) == (Reason.MODEL_NOT_FOUND, "model")
@@ -176,19 +172,19 @@ def test_a_directory_that_is_not_there_is_not_found(resolver: Resolver, name: st
     assert (error.reason, error.field) == (Reason.MODEL_NOT_FOUND, "model")
 
 
-def test_a_name_with_a_zero_in_it_is_invalid(resolver: Resolver) -> None:
+def test_model_name_with_a_null_byte_is_invalid(resolver: Resolver) -> None:
     assert _refusal(resolver, "/model\0").reason is Reason.INVALID_ARGUMENT
     assert _refusal(resolver, "embedded", adapter="relative").reason is Reason.INVALID_ARGUMENT
 
 
-def test_a_loop_of_links_is_not_found(resolver: Resolver, tmp_path: Path) -> None:
+def test_symlink_loop_is_not_found(resolver: Resolver, tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to(tmp_path / "two")
     (tmp_path / "two").symlink_to(tmp_path / "one")
 
     assert _refusal(resolver, str(tmp_path / "one")).reason is Reason.MODEL_NOT_FOUND
 
 
-def test_roots_allow_what_lies_below_them(tmp_path: Path) -> None:
+def test_model_roots_allow_their_subdirectories(tmp_path: Path) -> None:
     inside = write_model(tmp_path / "models" / "a")
     resolver = Resolver([tmp_path / "other", tmp_path / "models"])
 
@@ -196,7 +192,7 @@ def test_roots_allow_what_lies_below_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["beside", "traversal", "link", "same beginning"])
-def test_roots_refuse_every_way_out(tmp_path: Path, way: str) -> None:
+def test_model_roots_refuse_every_escape(tmp_path: Path, way: str) -> None:
     outside = write_model(tmp_path / "secret")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "link").symlink_to(outside)
@@ -213,14 +209,14 @@ def test_roots_refuse_every_way_out(tmp_path: Path, way: str) -> None:
     assert "model_roots" in error.message
 
 
-def test_roots_that_are_links_allow_what_they_lead_to(tmp_path: Path) -> None:
+def test_symlinked_model_roots_allow_their_targets(tmp_path: Path) -> None:
     path = write_model(tmp_path / "disk" / "a")
     (tmp_path / "models").symlink_to(tmp_path / "disk")
 
     assert Resolver([tmp_path / "models"]).resolve(Wanted(str(tmp_path / "models" / "a"))).path == path
 
 
-def test_a_missing_directory_outside_the_roots_is_told_no_differently(tmp_path: Path) -> None:
+def test_missing_directory_outside_roots_is_indistinct(tmp_path: Path) -> None:
     write_model(tmp_path / "secret")
     resolver = Resolver([tmp_path / "models"])
 
@@ -229,7 +225,7 @@ def test_a_missing_directory_outside_the_roots_is_told_no_differently(tmp_path: 
     assert there.message.replace("secret", "") == not_there.message.replace("nothing", "")
 
 
-def test_adapters_obey_the_roots_too(tmp_path: Path) -> None:
+def test_model_roots_apply_to_adapters(tmp_path: Path) -> None:
     model = write_model(tmp_path / "models" / "a")
     inside, outside = write_adapter(tmp_path / "models" / "adapter"), write_adapter(tmp_path / "adapter")
     resolver = Resolver([tmp_path / "models"])
@@ -248,14 +244,14 @@ def test_a_revision_is_for_hub_ids_only(resolver: Resolver, tmp_path: Path) -> N
     assert resolver.resolve(Wanted(str(path), revision="")).path == path
 
 
-def test_no_revision_means_the_one_that_was_asked_for_last(resolver: Resolver, hub: FakeHub) -> None:
+def test_default_revision_is_the_last_requested(resolver: Resolver, hub: FakeHub) -> None:
     for revision in (None, "v2", None, "", None):
         resolver.resolve(Wanted("org/name", revision=revision))
 
     assert [revision for _, revision, _ in hub.asked] == ["", "v2", "v2", "", ""]
 
 
-def test_an_estimate_does_not_change_which_revision_answers(resolver: Resolver, hub: FakeHub) -> None:
+def test_estimate_keeps_the_remembered_revision(resolver: Resolver, hub: FakeHub) -> None:
     resolver.resolve(Wanted("org/name", revision="v2"))
     resolver.resolve(Wanted("org/name", revision="main", estimate=True))
     resolver.resolve(Wanted("org/name"))
@@ -263,7 +259,7 @@ def test_an_estimate_does_not_change_which_revision_answers(resolver: Resolver, 
     assert [revision for _, revision, _ in hub.asked] == ["v2", "main", "v2"]
 
 
-def test_a_revision_that_was_not_found_is_not_remembered(resolver: Resolver, hub: FakeHub) -> None:
+def test_unknown_revision_is_not_remembered(resolver: Resolver, hub: FakeHub) -> None:
     _refusal(resolver, "org/missing", revision="v2")
     _refusal(resolver, "org/missing")
 
@@ -280,9 +276,7 @@ def test_branches_tags_and_commits_are_revisions(resolver: Resolver, hub: FakeHu
 @pytest.mark.parametrize(
     "revision", ["..", "../../../etc", "/etc", "a/../b", "a//b", "a/", ".git", "a b", "a\0", "a\n"]
 )
-def test_a_revision_that_could_lead_out_of_the_hub_cache_is_invalid(
-    resolver: Resolver, hub: FakeHub, revision: str
-) -> None:
+def test_revision_escaping_the_hub_cache_is_invalid(resolver: Resolver, hub: FakeHub, revision: str) -> None:
     error = _refusal(resolver, "org/name", revision=revision)
 
     assert (error.reason, error.field) == (Reason.INVALID_ARGUMENT, "revision")
@@ -312,7 +306,7 @@ class SlowHub(FakeHub):
         return super().__call__(repo, revision, allow_download=True, report=report)
 
 
-def test_downloads_of_one_model_take_turns_and_nobody_else_waits_for_them(tmp_path: Path) -> None:
+def test_downloads_of_one_model_run_one_at_a_time(tmp_path: Path) -> None:
     for name in ("slow", "name", "other"):
         write_model(tmp_path / f"org--{name}")
     hub = SlowHub(tmp_path)

@@ -27,7 +27,7 @@ def _refusal(tmp_path: Path, content: bytes) -> str:
     return caught.value.message
 
 
-def test_a_sound_file_gives_its_header(tmp_path: Path) -> None:
+def test_valid_weight_file_returns_its_header(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     header = {"__metadata__": {"format": "mlx"}, **_tensor()}
     file.write_bytes(safetensors(header, bytes(16)))
@@ -36,14 +36,14 @@ def test_a_sound_file_gives_its_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [float_tensors(), float_tensors(scalar=()), float_tensors(empty=(0, 8))])
-def test_files_without_much_in_them_are_sound(tmp_path: Path, content: bytes) -> None:
+def test_nearly_empty_weight_files_are_valid(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
 
     read_header(file)
 
 
-def test_a_file_that_lost_its_end_is_refused_with_both_figures(tmp_path: Path) -> None:
+def test_truncated_weight_file_is_refused_with_sizes(tmp_path: Path) -> None:
     content = safetensors(_tensor(), bytes(16))
 
     message = _refusal(tmp_path, content[:-1])
@@ -57,7 +57,7 @@ def test_a_file_too_short_for_any_header_is_refused(tmp_path: Path, length: int)
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 2**31, 100])
-def test_a_header_longer_than_the_file_is_refused_without_reading_it(tmp_path: Path, length: int) -> None:
+def test_header_longer_than_the_file_is_not_read(tmp_path: Path, length: int) -> None:
     assert f"claims a header of {length} bytes" in _refusal(tmp_path, struct.pack("<Q", length) + b"{}")
 
 
@@ -91,11 +91,11 @@ def test_a_header_longer_than_the_file_is_refused_without_reading_it(tmp_path: P
     ],
     ids=str,
 )
-def test_a_header_that_describes_no_tensors_is_refused(tmp_path: Path, header: object) -> None:
+def test_header_without_tensors_is_refused(tmp_path: Path, header: object) -> None:
     assert "describes no valid tensors" in _refusal(tmp_path, safetensors(header, bytes(16)))
 
 
-def test_a_tensor_beyond_the_end_is_refused(tmp_path: Path) -> None:
+def test_tensor_beyond_the_file_end_is_refused(tmp_path: Path) -> None:
     content = safetensors(_tensor(data_offsets=[2**40, 2**40 + 16]), bytes(16))
 
     assert "truncated" in _refusal(tmp_path, content)
@@ -110,7 +110,7 @@ def test_a_header_that_is_no_json_is_refused(tmp_path: Path, header: bytes) -> N
     assert "describes no valid tensors" in _refusal(tmp_path, safetensors(header))
 
 
-def test_the_size_of_a_model_is_that_of_all_its_weight_files_however_deep(tmp_path: Path) -> None:
+def test_model_size_sums_all_nested_weight_files(tmp_path: Path) -> None:
     (tmp_path / "sub" / "deeper").mkdir(parents=True)
     for name, size in (("a.safetensors", 10), ("sub/b.safetensors", 20), ("sub/deeper/c.safetensors", 30)):
         (tmp_path / name).write_bytes(bytes(size))
@@ -122,7 +122,7 @@ def test_the_size_of_a_model_is_that_of_all_its_weight_files_however_deep(tmp_pa
     assert [path.name for path in weight_files(tmp_path)] == ["a.safetensors", "b.safetensors", "c.safetensors"]
 
 
-def test_a_linked_file_counts_with_the_size_of_its_content(tmp_path: Path) -> None:
+def test_symlinked_weight_file_counts_its_target(tmp_path: Path) -> None:
     (tmp_path / "blob").write_bytes(bytes(40))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").symlink_to(tmp_path / "blob")
@@ -130,11 +130,11 @@ def test_a_linked_file_counts_with_the_size_of_its_content(tmp_path: Path) -> No
     assert estimate_size(weight_files(tmp_path / "model")) == 40
 
 
-def test_a_directory_that_does_not_exist_has_no_size(tmp_path: Path) -> None:
+def test_missing_directory_has_no_model_size(tmp_path: Path) -> None:
     assert estimate_size(weight_files(tmp_path / "nowhere")) == 0
 
 
-def test_tensors_that_overlap_are_corrupt(tmp_path: Path) -> None:
+def test_overlapping_tensors_are_corrupt(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tensor = {"dtype": "U8", "shape": [4]}
     header = {"a": {**tensor, "data_offsets": [0, 4]}, "b": {**tensor, "data_offsets": [3, 7]}}

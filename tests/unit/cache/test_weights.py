@@ -64,7 +64,7 @@ def _files(draw: st.DrawFn) -> bytes:
 
 @given(content=_files())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-def test_every_tensor_and_every_byte_is_read(tmp_path: Path, content: bytes) -> None:
+def test_every_tensor_and_byte_of_weights_is_read(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
 
@@ -93,7 +93,7 @@ def _write(file: Path, seed: int, count: int = 2000) -> bytes:
     return content
 
 
-def test_many_files_are_each_hashed(tmp_path: Path) -> None:
+def test_each_of_many_weight_files_is_hashed(tmp_path: Path) -> None:
     """More than there are threads."""
     files = [tmp_path / f"model-{number:02}.safetensors" for number in range(12)]
     contents = [_write(file, number) for number, file in enumerate(files)]
@@ -105,7 +105,7 @@ def test_many_files_are_each_hashed(tmp_path: Path) -> None:
     assert not any(one.is_expected for one in found)
 
 
-def test_nothing_is_read_until_it_is_asked_for_and_then_in_slices(tmp_path: Path) -> None:
+def test_weights_are_read_lazily_and_in_slices(tmp_path: Path) -> None:
     """The size of the model must be known before it is read."""
     file = tmp_path / "model.safetensors"
     _write_many(file, 10, 1000)
@@ -127,7 +127,7 @@ def _write_many(file: Path, count: int, size: int) -> None:
     file.write_bytes(safetensors(header, bytes(one % 251 for one in range(count * size))))
 
 
-def test_bytes_that_belong_to_no_tensor_and_are_gone_are_told(tmp_path: Path) -> None:
+def test_truncation_during_a_weight_read_is_corrupt(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     content = safetensors({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}, bytes(3 << 20))
     file.write_bytes(content)
@@ -157,7 +157,7 @@ def _resting() -> Iterator[tuple[Hashing, threading.Event, threading.Event]]:
     hashing.close()
 
 
-def test_hashing_rests_after_each_piece_and_is_waited_for(
+def test_weight_hashing_yields_between_reads(
     resting: tuple[Hashing, threading.Event, threading.Event],
 ) -> None:
     hashing, rests, go_on = resting
@@ -172,7 +172,7 @@ def test_hashing_rests_after_each_piece_and_is_waited_for(
     assert stream.digest == hashlib.sha256(bytes(3 << 20)).hexdigest()
 
 
-def test_closing_ends_the_threads_in_the_middle_of_a_file() -> None:
+def test_closing_stops_the_weight_reader_threads() -> None:
     before = threading.active_count()
     hashing = Hashing()
     for _ in range(6):
@@ -183,7 +183,7 @@ def test_closing_ends_the_threads_in_the_middle_of_a_file() -> None:
     assert threading.active_count() == before
 
 
-def test_the_header_is_described_by_the_file_that_is_read_and_not_by_an_earlier_one(tmp_path: Path) -> None:
+def test_weight_header_comes_from_the_file_being_read(tmp_path: Path) -> None:
     """Its name may lead to another file by now."""
     file = tmp_path / "model.safetensors"
     _write(file, 1)

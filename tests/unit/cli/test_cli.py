@@ -41,7 +41,7 @@ def test_an_unknown_command_is_wrong_usage(client: FakeClient) -> None:
     assert run_cli(client, "fly").exit_code == exit_codes.USAGE
 
 
-def test_a_daemon_that_is_not_running_exits_3_with_one_sentence(client: FakeClient) -> None:
+def test_daemon_not_running_exits_3_with_one_sentence(client: FakeClient) -> None:
     client.error = DaemonNotRunning("no mlx-sidecar answers at /s; start it with: mlx-sidecar serve")
 
     result = run_cli(client, "ps")
@@ -67,19 +67,19 @@ def test_a_refusal_exits_1_with_its_reason(client: FakeClient, error: Exception,
     assert (result.exit_code, result.stderr) == (exit_codes.REFUSED, f"mlx-sidecar: {line}\n")
 
 
-def test_a_socket_of_somebody_else_is_a_matter_of_configuration(client: FakeClient) -> None:
+def test_foreign_socket_is_a_configuration_error(client: FakeClient) -> None:
     client.error = UntrustedSocket("/s belongs to another user")
 
     assert run_cli(client, "stats").exit_code == exit_codes.USAGE
 
 
-def test_a_bug_is_not_hidden(client: FakeClient) -> None:
+def test_unexpected_exception_keeps_its_traceback(client: FakeClient) -> None:
     client.error = ZeroDivisionError("a bug")
 
     assert isinstance(run_cli(client, "ps").exception, ZeroDivisionError)
 
 
-def test_the_socket_comes_from_the_flag_or_the_configuration(
+def test_socket_comes_from_the_flag_or_the_config(
     client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".mlx-sidecar").mkdir()
@@ -95,7 +95,7 @@ def test_the_socket_comes_from_the_flag_or_the_configuration(
     assert client.socket == Path("/from/flag")
 
 
-def test_a_wrong_configuration_exits_2_with_one_sentence(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_configuration_exits_2_with_one_sentence(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_SIDECAR_MAX_MODELS", "none")
 
     result = run_cli(client, "ps")
@@ -107,7 +107,7 @@ def test_a_wrong_configuration_exits_2_with_one_sentence(client: FakeClient, mon
     )
 
 
-def test_commands_that_call_load_neither_mlx_nor_what_serve_needs() -> None:
+def test_client_commands_import_no_mlx_or_server() -> None:
     code = (
         "import sys; from daemon.cli import main\n"
         "for name in ('run', 'load', 'ps', 'stop', 'invalidate', 'stats'): main.get_command(None, name)\n"
@@ -123,7 +123,7 @@ def test_python_m_daemon_is_the_same_program() -> None:
     assert done.stdout.startswith("mlx-sidecar, version ")
 
 
-def test_sizes_and_spans_read_well() -> None:
+def test_sizes_and_durations_are_readable() -> None:
     sizes = [0, 1023, 1024, 1536, 1024**2 - 1, 3 * GIB, 5 * 1024**4, 5 * 1024**5]
     assert [size(count) for count in sizes] == [
         "0 B",

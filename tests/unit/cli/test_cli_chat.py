@@ -29,7 +29,7 @@ def prompts(client: FakeClient) -> list[list[Message]]:
     return [args[1] for args, _ in client.called("generate")]
 
 
-def test_each_turn_has_the_ones_before_it(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_turn_includes_the_earlier_turns(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_typing(monkeypatch, "one", " ", "two")
 
     result = run_cli(client, "run", "m", "--system", "Be brief")
@@ -38,7 +38,7 @@ def test_each_turn_has_the_ones_before_it(client: FakeClient, monkeypatch: pytes
     assert prompts(client) == [[SYSTEM, ONE], [SYSTEM, ONE, HELLO, TWO]]
 
 
-def test_ctrl_c_takes_only_that_turn_back(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_drops_only_the_current_chat_turn(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_typing(monkeypatch, "one", "two")
     client.deltas = ["Hel", KeyboardInterrupt()]
 
@@ -50,7 +50,7 @@ def test_ctrl_c_takes_only_that_turn_back(client: FakeClient, monkeypatch: pytes
     assert "Interrupted" in result.stderr
 
 
-def test_an_error_takes_only_that_turn_back(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_drops_only_the_current_chat_turn(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_typing(monkeypatch, "one", "two")
     client.deltas = [ContextLengthExceeded("5000 tokens, 4096 is the most")]
 
@@ -83,7 +83,7 @@ class Away:
 
 
 @pytest.mark.parametrize("gone", [DaemonNotRunning("gone"), ShuttingDown("drains")])
-def test_a_daemon_that_goes_away_is_waited_for_and_asked_again(
+def test_chat_waits_for_its_daemon_and_asks_again(
     client: FakeClient, monkeypatch: pytest.MonkeyPatch, gone: Exception
 ) -> None:
     """The conversation goes on with all its turns; the model is loaded anew; a daemon that drains is no daemon yet."""
@@ -105,7 +105,7 @@ def test_a_daemon_that_goes_away_is_waited_for_and_asked_again(
     assert "forgotten" not in result.stderr
 
 
-def test_ctrl_c_leaves_a_conversation_whose_daemon_is_away(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_a_chat_without_a_daemon(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """The chat exits with the status of an interruption."""
     monkeypatch.setattr(chat, "LOOK_SECONDS", 0.0)
     pretend_typing(monkeypatch, "one", "two")
@@ -115,9 +115,7 @@ def test_ctrl_c_leaves_a_conversation_whose_daemon_is_away(client: FakeClient, m
     assert prompts(client) == [[ONE]]
 
 
-def test_clear_forgets_the_turns_and_keeps_the_system_message(
-    client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clear_keeps_the_system_message(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_typing(monkeypatch, "one", "/clear", "two", "/system", "one")
 
     run_cli(client, "run", "m", "--system", "Be brief")
@@ -125,7 +123,7 @@ def test_clear_forgets_the_turns_and_keeps_the_system_message(
     assert prompts(client) == [[SYSTEM, ONE], [SYSTEM, TWO], [ONE]]
 
 
-def test_system_begins_anew_under_another_message(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_command_restarts_the_chat(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_typing(monkeypatch, "one", "/system Be brief", "two")
 
     run_cli(client, "run", "m")
@@ -133,7 +131,7 @@ def test_system_begins_anew_under_another_message(client: FakeClient, monkeypatc
     assert prompts(client) == [[ONE], [SYSTEM, TWO]]
 
 
-def test_verbose_is_switched_and_help_lists_every_command(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verbose_toggles_and_help_lists_commands(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_typing(monkeypatch, "/help", "one", "/verbose", "two", "/exit", "never")
 
     result = run_cli(client, "run", "m")
@@ -143,9 +141,7 @@ def test_verbose_is_switched_and_help_lists_every_command(client: FakeClient, mo
     assert all(f"/{name}" in result.stderr for name in ("clear", "system", "verbose", "help", "exit"))
 
 
-def test_an_unknown_command_is_not_sent_but_a_space_sends_it(
-    client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_chat_command_is_not_sent(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_typing(monkeypatch, "/etc/passwd is a file", " /etc is a directory")
 
     result = run_cli(client, "run", "m")
@@ -154,14 +150,14 @@ def test_an_unknown_command_is_not_sent_but_a_space_sends_it(
     assert prompts(client) == [[Message("user", " /etc is a directory")]]
 
 
-def test_it_is_neither_raw_nor_json(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_refuses_raw_and_json(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_terminal(monkeypatch, "stdin", "stdout")
 
     assert run_cli(client, "run", "m", "--raw").exit_code == exit_codes.USAGE
     assert run_cli(client, "run", "m", "--json").exit_code == exit_codes.USAGE
 
 
-def test_what_is_typed_is_kept_beside_the_configuration_unless_it_should_not_be(
+def test_chat_history_is_saved_beside_the_config(
     client: FakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     histories = pretend_typing(monkeypatch)
@@ -180,20 +176,20 @@ def asked(keys: str, history: Path | None, times: int = 1) -> list[str | None]:
         return [terminal.ask() for _ in range(times)]
 
 
-def test_a_line_is_a_turn_and_ctrl_d_the_end() -> None:
+def test_chat_line_is_a_turn_and_ctrl_d_ends() -> None:
     assert asked("Grüße\r\x04", None, times=2) == ["Grüße", None]
 
 
-def test_a_backslash_goes_on_and_so_does_a_paste() -> None:
+def test_backslash_and_paste_continue_a_chat_line() -> None:
     assert asked("one\\\rtwo\r", None) == ["one\ntwo"]
     assert asked("\x1b[200~pasted\nlines\x1b[201~\r", None) == ["pasted\nlines"]
 
 
-def test_ctrl_c_throws_away_what_was_typed_and_asks_again() -> None:
+def test_ctrl_c_discards_the_typed_chat_line() -> None:
     assert asked("oops\x03right\r", None) == ["right"]
 
 
-def test_the_next_conversation_has_the_lines_of_the_last_one(folder: Path) -> None:
+def test_chat_history_is_loaded_in_the_next_session(folder: Path) -> None:
     file = folder / "state" / "run_history"
     asked("first\r", file)
 
@@ -201,9 +197,7 @@ def test_the_next_conversation_has_the_lines_of_the_last_one(folder: Path) -> No
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_history_that_cannot_be_written_is_said_and_not_kept(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unwritable_chat_history_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "state").write_text("a file where a directory should be")
 
     assert asked("first\r", folder / "state" / "run_history") == ["first"]

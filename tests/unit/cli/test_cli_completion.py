@@ -39,21 +39,21 @@ def completed(environ: dict[str, str], line: str) -> list[str]:
     return [item.partition(",")[2] for item in done.stdout.splitlines()]
 
 
-def test_commands_options_and_models_are_offered(environ: dict[str, str]) -> None:
+def test_completion_offers_commands_options_and_models(environ: dict[str, str]) -> None:
     assert completed(environ, "mlx-sidecar ") == list(COMMANDS)
     assert completed(environ, "mlx-sidecar stats --h") == ["--history", "--html", "--help"]
     assert completed(environ, "mlx-sidecar run ") == ["embedded", "org/one", "org/two"]
     assert completed(environ, "mlx-sidecar stop org/t") == ["org/two"]
 
 
-def test_a_path_is_completed_by_the_shell(environ: dict[str, str]) -> None:
+def test_path_completion_is_left_to_the_shell(environ: dict[str, str]) -> None:
     words = {"COMP_WORDS": "mlx-sidecar load ./", "COMP_CWORD": "2", "_MLX_SIDECAR_COMPLETE": "bash_complete"}
     done = subprocess.run([BIN / "mlx-sidecar"], env={**environ, **words}, capture_output=True, text=True, check=True)
     assert done.stdout == "dir,./\n"
 
 
 @pytest.mark.parametrize("shell", ASK)
-def test_a_shell_completes_a_model(environ: dict[str, str], shell: str) -> None:
+def test_shell_completes_a_model_name(environ: dict[str, str], shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     ask = ASK[shell].format(words="mlx-sidecar run org/t", last=2, line="mlx-sidecar run org/t")
@@ -61,7 +61,7 @@ def test_a_shell_completes_a_model(environ: dict[str, str], shell: str) -> None:
     assert done.stdout.split() == ["org/two"], done.stderr
 
 
-def test_zsh_takes_its_script(environ: dict[str, str], client: FakeClient) -> None:
+def test_zsh_completion_script_is_accepted(environ: dict[str, str], client: FakeClient) -> None:
     if shutil.which("zsh") is None:
         pytest.skip("zsh is not installed")
     ask = 'autoload -U compinit; compinit -D; eval "$(mlx-sidecar completion zsh)"; print $_comps[mlx-sidecar]'
@@ -70,9 +70,7 @@ def test_zsh_takes_its_script(environ: dict[str, str], client: FakeClient) -> No
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_shell_may_be_named_or_be_the_one_in_use(
-    client: FakeClient, monkeypatch: pytest.MonkeyPatch, shell: str
-) -> None:
+def test_completion_shell_is_named_or_detected(client: FakeClient, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
     monkeypatch.setenv("SHELL", f"/bin/{shell}")
 
     named, used = run_cli(client, "completion", shell), run_cli(client, "completion")
@@ -82,7 +80,7 @@ def test_the_shell_may_be_named_or_be_the_one_in_use(
     assert f"{shell}_complete" in named.stdout
 
 
-def test_a_shell_that_is_not_known_is_refused(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_for_an_unknown_shell_is_refused(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHELL", "/bin/tcsh")
 
     assert run_cli(client, "completion").exit_code == exit_codes.USAGE

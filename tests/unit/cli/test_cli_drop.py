@@ -25,7 +25,7 @@ def test_stop_all_drops_all_weights(client: FakeClient) -> None:
     assert client.calls == [("invalidate_all", (), {"weights": True, "prefixes": False})]
 
 
-def test_stop_says_what_is_still_in_use(client: FakeClient) -> None:
+def test_stop_reports_models_that_are_still_in_use(client: FakeClient) -> None:
     client.dropped = Invalidated(("org/name",), 0, 0, GIB)
 
     assert run_cli(client, "stop", "org/name").stdout == (
@@ -33,7 +33,7 @@ def test_stop_says_what_is_still_in_use(client: FakeClient) -> None:
     )
 
 
-def test_stopping_what_is_not_loaded_is_no_error(client: FakeClient) -> None:
+def test_stopping_an_unloaded_model_is_no_error(client: FakeClient) -> None:
     client.dropped = NOTHING
 
     result = run_cli(client, "stop", "org/name")
@@ -55,7 +55,7 @@ def test_stopping_what_is_not_loaded_is_no_error(client: FakeClient) -> None:
         (["invalidate", "m"], "Without a terminal it cannot ask; give --yes or --dry-run."),
     ],
 )
-def test_contradictions_are_wrong_usage(client: FakeClient, args: list[str], sentence: str) -> None:
+def test_contradictory_options_are_wrong_usage(client: FakeClient, args: list[str], sentence: str) -> None:
     result = run_cli(client, *args)
 
     assert result.exit_code == exit_codes.USAGE
@@ -63,7 +63,7 @@ def test_contradictions_are_wrong_usage(client: FakeClient, args: list[str], sen
     assert client.calls == []
 
 
-def test_invalidate_shows_a_dry_run_and_asks_first(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalidate_previews_and_asks_first(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_terminal(monkeypatch, "stdin")
 
     result = run_cli(client, "invalidate", "org/name", stdin="y\n")
@@ -75,7 +75,7 @@ def test_invalidate_shows_a_dry_run_and_asks_first(client: FakeClient, monkeypat
     assert [options["dry_run"] for _, options in client.called("invalidate_model")] == [True, False]
 
 
-def test_a_no_drops_nothing(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_declined_invalidate_drops_nothing(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_terminal(monkeypatch, "stdin")
 
     result = run_cli(client, "invalidate", "--all", stdin="n\n")
@@ -85,9 +85,7 @@ def test_a_no_drops_nothing(client: FakeClient, monkeypatch: pytest.MonkeyPatch)
     assert [options["dry_run"] for _, options in client.called("invalidate_all")] == [True]
 
 
-def test_ctrl_c_at_the_question_drops_nothing_and_exits_130(
-    client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_at_the_invalidate_prompt_exits_130(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_terminal(monkeypatch, "stdin")
 
     def interrupt(*args: object, **options: object) -> bool:
@@ -99,7 +97,7 @@ def test_ctrl_c_at_the_question_drops_nothing_and_exits_130(
     assert len(client.calls) == 1
 
 
-def test_yes_does_not_ask_and_dry_run_does_not_drop(client: FakeClient) -> None:
+def test_yes_flag_skips_the_question_and_dry_run_drops(client: FakeClient) -> None:
     result = run_cli(client, "invalidate", "m", "--prefix", "You are", "--salt", "s", "--yes")
     assert result.exit_code == 0
     assert [call[1:] for call in client.calls] == [
@@ -112,9 +110,7 @@ def test_yes_does_not_ask_and_dry_run_does_not_drop(client: FakeClient) -> None:
     assert client.calls == [("invalidate_all", (), {"weights": False, "prefixes": True, "dry_run": True})]
 
 
-def test_nothing_to_drop_is_not_asked_about_but_told_to_the_daemon(
-    client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_empty_invalidate_still_reaches_the_daemon(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that died holds nothing, and its model's quarantine must be lifted all the same."""
     pretend_terminal(monkeypatch, "stdin")
     client.dropped = NOTHING

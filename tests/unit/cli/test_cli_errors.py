@@ -70,7 +70,7 @@ def _broken(client: FakeClient, tmp_path: Path) -> Path:
     return file
 
 
-def test_the_shape_is_the_one_that_is_documented() -> None:
+def test_json_error_has_the_documented_shape() -> None:
     """The documented example has the same keys as a real error."""
     (shown,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
     error = QueueFull("64 requests wait already, the most that max_queue allows", retry_after=1.0)
@@ -81,7 +81,7 @@ def test_the_shape_is_the_one_that_is_documented() -> None:
 
 
 @pytest.mark.parametrize("words", WITH_JSON)
-def test_wrong_usage_is_json_for_every_command_that_has_it(client: FakeClient, words: tuple[str, ...]) -> None:
+def test_wrong_usage_is_json_for_commands_with_json(client: FakeClient, words: tuple[str, ...]) -> None:
     """The unknown option makes the command line unparsable, and the error is still JSON."""
     error = told(run_cli(client, *words, "--json", "--no-such-option"))
 
@@ -91,7 +91,7 @@ def test_wrong_usage_is_json_for_every_command_that_has_it(client: FakeClient, w
 
 
 @pytest.mark.parametrize("words", [words for words in WITH_JSON if words[0] not in ("service", *CALLS, "ls")])
-def test_a_wrong_configuration_is_json_too(client: FakeClient, broken: Path, words: tuple[str, ...]) -> None:
+def test_wrong_configuration_is_a_json_error(client: FakeClient, broken: Path, words: tuple[str, ...]) -> None:
     """The message names the file and the probable key in one sentence."""
     assert (
         f"max_modles in {broken} is no setting; did you mean max_models?"
@@ -100,7 +100,7 @@ def test_a_wrong_configuration_is_json_too(client: FakeClient, broken: Path, wor
 
 
 @pytest.mark.parametrize("words", [words for words in WITH_JSON if words[0] == "service"])
-def test_a_service_that_cannot_be_is_json_too(
+def test_impossible_service_command_is_a_json_error(
     client: FakeClient, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     """On a system without launchd, the error of `service` is JSON."""
@@ -110,12 +110,12 @@ def test_a_service_that_cannot_be_is_json_too(
     assert told(run_cli(client, *words, "--json"))["exit_status"] == exit_codes.REFUSED
 
 
-def test_every_command_that_calls_and_has_json_is_among_those_tested() -> None:
+def test_json_error_tests_cover_every_calling_command() -> None:
     assert {words[0] for words in WITH_JSON if words[0] in CALLERS} == {*CALLS, "ls"}
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_refusal_is_json_with_all_that_the_daemon_said(client: FakeClient, name: str) -> None:
+def test_refusal_is_json_with_all_error_details(client: FakeClient, name: str) -> None:
     """The JSON error has the reason, the retry delay and the error id."""
     client.error = QueueFull("64 requests wait", retry_after=2.0, metadata={"waiting": "64"}, error_id="e-1")
 
@@ -139,7 +139,7 @@ def test_a_refusal_is_json_with_all_that_the_daemon_said(client: FakeClient, nam
         (KeyboardInterrupt(), exit_codes.INTERRUPTED),
     ],
 )
-def test_an_absent_daemon_and_an_interruption_are_json(
+def test_absent_daemon_and_interrupt_are_json_errors(
     client: FakeClient, name: str, error: Exception, code: int
 ) -> None:
     client.error = error
@@ -147,7 +147,7 @@ def test_an_absent_daemon_and_an_interruption_are_json(
     assert told(run_cli(client, name, *CALLS[name], "--json"))["exit_status"] == code
 
 
-def test_a_bug_is_json_and_a_traceback(client: FakeClient) -> None:
+def test_unexpected_exception_is_json_and_a_traceback(client: FakeClient) -> None:
     """Standard error gets the traceback, standard output the JSON error."""
     client.error = ZeroDivisionError("oh")
 
@@ -157,15 +157,13 @@ def test_a_bug_is_json_and_a_traceback(client: FakeClient) -> None:
     assert json.loads(result.stdout)["error"]["message"] == "a bug: ZeroDivisionError: oh"
 
 
-def test_an_error_of_an_option_names_it(client: FakeClient) -> None:
+def test_json_usage_error_names_its_option(client: FakeClient) -> None:
     assert (
         "'soon' must be a number of seconds" in told(run_cli(client, "load", "m", "--ttl", "soon", "--json"))["message"]
     )
 
 
-def test_a_declined_question_is_a_result_in_which_nothing_was_dropped(
-    client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_declined_question_is_a_json_result(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A declined question is no error, and standard output is JSON."""
     pretend_terminal(monkeypatch, "stdin")
     client.dropped = Invalidated(("m",), 1, 1, 0)
@@ -178,13 +176,13 @@ def test_a_declined_question_is_a_result_in_which_nothing_was_dropped(
 
 
 @pytest.mark.parametrize("words", WITHOUT_JSON)
-def test_without_json_errors_are_sentences_alone(client: FakeClient, words: tuple[str, ...]) -> None:
+def test_without_json_flag_errors_are_only_sentences(client: FakeClient, words: tuple[str, ...]) -> None:
     result = run_cli(client, *words, "--no-such-option")
 
     assert (result.exit_code, result.stdout) == (exit_codes.USAGE, "")
 
 
-def test_json_that_is_a_prompt_asks_for_nothing(client: FakeClient) -> None:
+def test_prompt_text_json_is_no_flag(client: FakeClient) -> None:
     """Words after `--` are no options, so `-- --json` is a prompt."""
     client.error = ModelNotFound("no")
 
@@ -196,16 +194,14 @@ def test_json_that_is_a_prompt_asks_for_nothing(client: FakeClient) -> None:
 @pytest.mark.parametrize(
     "args", [["--help"], ["--version"], ["completion", "bash"], *([one, "--help"] for one in COMMANDS)]
 )
-def test_a_typo_in_the_configuration_stops_nothing_that_needs_none(
-    client: FakeClient, broken: Path, args: list[str]
-) -> None:
+def test_config_typo_stops_no_command_without_config(client: FakeClient, broken: Path, args: list[str]) -> None:
     result = run_cli(client, *args)
 
     assert (result.exit_code, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", [*CALLS, "metrics"])
-def test_a_typo_in_the_configuration_stops_no_command_that_is_told_the_socket(
+def test_config_typo_stops_no_command_with_a_socket(
     client: FakeClient, broken: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The socket comes from the flag or from the variable."""
@@ -216,9 +212,7 @@ def test_a_typo_in_the_configuration_stops_no_command_that_is_told_the_socket(
     assert client.socket == Path("/t")
 
 
-def test_a_typo_in_the_configuration_stops_no_conversation(
-    client: FakeClient, broken: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_config_typo_stops_no_chat(client: FakeClient, broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The chat's history is still written beside the configuration."""
     histories = pretend_typing(monkeypatch, "one")
 
@@ -227,16 +221,14 @@ def test_a_typo_in_the_configuration_stops_no_conversation(
 
 
 @pytest.mark.parametrize("args", [["ps"], ["stats"], ["config"], ["serve"], ["run", "m", "Hi"], ["ls"]])
-def test_a_command_that_needs_the_configuration_says_what_is_wrong_in_one_sentence(
-    client: FakeClient, broken: Path, args: list[str]
-) -> None:
+def test_config_typo_is_reported_in_one_sentence(client: FakeClient, broken: Path, args: list[str]) -> None:
     result = run_cli(client, *args)
 
     assert (result.exit_code, result.stdout) == (exit_codes.USAGE, "")
     assert result.stderr == f"mlx-sidecar: max_modles in {broken} is no setting; did you mean max_models?\n"
 
 
-def test_a_socket_that_is_no_path_is_refused_by_name(client: FakeClient) -> None:
+def test_invalid_socket_option_is_refused_by_name(client: FakeClient) -> None:
     result = run_cli(client, "ps", "--socket", "run/s")
 
     assert result.exit_code == exit_codes.USAGE
@@ -246,7 +238,7 @@ def test_a_socket_that_is_no_path_is_refused_by_name(client: FakeClient) -> None
 
 
 @pytest.mark.parametrize("name", sorted({*CALLERS} - {"top"}))
-def test_the_socket_may_be_named_before_and_after_every_command_that_calls(client: FakeClient, name: str) -> None:
+def test_socket_option_works_after_a_command_too(client: FakeClient, name: str) -> None:
     """If the option is given twice, the later value wins."""
     for args, wanted in (
         (["--socket", "/before", name], "/before"),
@@ -259,7 +251,7 @@ def test_the_socket_may_be_named_before_and_after_every_command_that_calls(clien
 
 
 @pytest.mark.parametrize("name", ["status", "start", "stop", "logs"])
-def test_a_socket_that_the_service_would_ignore_is_refused(client: FakeClient, name: str) -> None:
+def test_socket_option_is_refused_for_service(client: FakeClient, name: str) -> None:
     """Only `service install` can set the socket of the service."""
     result = run_cli(client, "--socket", "/s", "service", name)
 
@@ -267,7 +259,7 @@ def test_a_socket_that_the_service_would_ignore_is_refused(client: FakeClient, n
     assert "--socket belongs to service install" in result.stderr
 
 
-def test_every_command_that_calls_the_daemon_has_both_options() -> None:
+def test_every_calling_command_has_socket_and_start() -> None:
     """The commands that call the daemon are exactly the commands with both options."""
     assert set(CALLERS) == {*CALLS, "ls", "top", "metrics"}
     assert all({"--socket", "--start"} <= options(command) for words, command in commands() if words[0] in CALLERS)

@@ -58,7 +58,7 @@ def commands_in(modules: set[str]) -> set[str]:
     return {name for name in COMMANDS if f"daemon.cli.commands.{name}" in modules}
 
 
-def test_help_imports_no_command_and_hardly_more_than_version(version: set[str]) -> None:
+def test_help_imports_no_command_module(version: set[str]) -> None:
     """What wraps paragraphs, and no more; it is counted, because time is not the same on any two machines."""
     more = loaded("--help") - version
     assert not commands_in(version | more)
@@ -66,12 +66,12 @@ def test_help_imports_no_command_and_hardly_more_than_version(version: set[str])
     assert len(more) <= 12, sorted(more)
 
 
-def test_an_unknown_command_imports_none() -> None:
+def test_unknown_command_imports_no_command_module() -> None:
     assert not commands_in(loaded("fly"))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_a_command_imports_that_command_and_no_other(name: str) -> None:
+def test_command_help_imports_only_its_command(name: str) -> None:
     """`doctor` looks at the service, which is why it may have that one."""
     modules = loaded(name, "--help")
     assert commands_in(modules) == {name} | ({"service"} if name == "doctor" else set()) | (
@@ -80,7 +80,7 @@ def test_the_help_of_a_command_imports_that_command_and_no_other(name: str) -> N
     assert not packages(modules) & {"mlx", "numpy", "transformers", "jinja2", "prompt_toolkit", "huggingface_hub"}
 
 
-def test_ps_imports_the_client_and_nothing_of_the_daemon(daemon: RunningDaemon) -> None:
+def test_ps_imports_the_client_but_not_the_daemon(daemon: RunningDaemon) -> None:
     """`ps` does not import the modules of failed calls either; asyncio comes with grpc."""
     modules = loaded("ps", environ=daemon.environ)
     assert commands_in(modules) == {"ps"}
@@ -97,7 +97,7 @@ def test_ps_imports_the_client_and_nothing_of_the_daemon(daemon: RunningDaemon) 
     assert not modules & {"grpc_status", "google.rpc.error_details_pb2", "difflib", "tomllib", "mlx_sidecar._aio"}
 
 
-def test_serve_imports_what_it_did_and_nothing_of_other_commands() -> None:
+def test_serve_imports_no_other_command() -> None:
     """The start of `serve` is not slowed by imports of other commands."""
     code = (
         "import json, sys, daemon.cli.commands.serve, daemon.server.app\n"
@@ -116,7 +116,7 @@ def test_serve_imports_what_it_did_and_nothing_of_other_commands() -> None:
     ]
 
 
-def test_the_table_and_the_modules_are_the_same_commands() -> None:
+def test_command_table_matches_the_modules() -> None:
     """The line in `--help` is the only place where a command is described in one line."""
     for name, about in COMMANDS.items():
         command = main.get_command(click.Context(main), name)

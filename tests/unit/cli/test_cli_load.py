@@ -13,7 +13,7 @@ from mlx_sidecar import LoadProgress
 from tests.unit.cli.cli_fakes import GIB, INFO, MIB, FakeClient, client_fixture, pretend_terminal, run_cli  # noqa: F401
 
 
-def test_load_hands_every_option_on(client: FakeClient, tmp_path: Path) -> None:
+def test_load_sends_every_option(client: FakeClient, tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
     flags = "--pin --ttl 10m --revision v1 --adapter lora --no-download --skip-warmup --estimate-only"
 
@@ -35,7 +35,7 @@ def test_load_hands_every_option_on(client: FakeClient, tmp_path: Path) -> None:
     ]
 
 
-def test_an_estimate_downloads_nothing_and_says_when_there_is_nothing_yet(client: FakeClient) -> None:
+def test_load_estimate_downloads_nothing(client: FakeClient) -> None:
     client.info = replace(INFO, outcome="estimated", fingerprint="")
 
     result = run_cli(client, "load", "org/name", "--estimate-only")
@@ -53,18 +53,18 @@ def test_pull_downloads_and_loads_nothing(client: FakeClient) -> None:
     ]
 
 
-def test_pull_as_json_is_the_model(client: FakeClient) -> None:
+def test_pull_json_is_the_model(client: FakeClient) -> None:
     assert json.loads(run_cli(client, "pull", "org/name", "--json").stdout)["model"] == "org/name"
 
 
 @pytest.mark.parametrize(("flags", "pin"), [([], None), (["--pin"], True), (["--unpin"], False)])
-def test_a_pin_is_left_as_it_is_unless_asked_for(client: FakeClient, flags: list[str], pin: bool | None) -> None:
+def test_load_leaves_the_pin_unset_by_default(client: FakeClient, flags: list[str], pin: bool | None) -> None:
     run_cli(client, "load", "m", *flags)
 
     assert client.called("get_or_load")[0][1]["pin"] is pin
 
 
-def test_a_ttl_that_is_no_span_of_time_is_refused(client: FakeClient) -> None:
+def test_invalid_ttl_option_is_refused(client: FakeClient) -> None:
     result = run_cli(client, "load", "m", "--ttl", "soon")
 
     assert result.exit_code == exit_codes.USAGE
@@ -80,7 +80,7 @@ def test_a_ttl_that_is_no_span_of_time_is_refused(client: FakeClient) -> None:
         ("estimated", "org/name would take 3.0 GiB, and 2.0 KiB for each token of a prompt.\n"),
     ],
 )
-def test_load_says_how_the_model_was_got(client: FakeClient, outcome: str, text: str) -> None:
+def test_load_reports_hit_or_miss(client: FakeClient, outcome: str, text: str) -> None:
     client.info = replace(INFO, outcome=outcome)
 
     assert run_cli(client, "load", "org/name").stdout == text
@@ -96,20 +96,20 @@ def test_load_says_how_the_model_was_got(client: FakeClient, outcome: str, text:
         ("--pin", "estimated", "org/name would take 3.0 GiB, and 2.0 KiB for each token of a prompt.\n"),
     ],
 )
-def test_load_says_that_it_pinned_the_model(client: FakeClient, flag: str, outcome: str, text: str) -> None:
+def test_load_reports_the_pin(client: FakeClient, flag: str, outcome: str, text: str) -> None:
     """An estimate or an uncached load pins nothing and does not say so."""
     client.info = replace(INFO, outcome=outcome)
 
     assert run_cli(client, "load", "org/name", flag).stdout == text
 
 
-def test_load_names_what_it_pushed_out(client: FakeClient) -> None:
+def test_load_names_the_models_it_evicted(client: FakeClient) -> None:
     client.info = replace(INFO, evicted=("a", "b"))
 
     assert run_cli(client, "load", "org/name").stdout.endswith("\nDropped to make room: a, b.\n")
 
 
-def test_progress_in_a_file_is_a_line_for_each_stage_and_tenth(client: FakeClient) -> None:
+def test_progress_in_a_file_is_one_line_per_stage(client: FakeClient) -> None:
     client.progress = [
         LoadProgress("queued", 0, 0, ("old",)),
         *(LoadProgress("loading", done * MIB, 100 * MIB, ()) for done in (0, 1, 9, 10, 11, 55, 100)),
@@ -129,9 +129,7 @@ def test_progress_in_a_file_is_a_line_for_each_stage_and_tenth(client: FakeClien
     assert json.loads(result.stdout)["fingerprint"] == "f" * 64
 
 
-def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing_on_stdout(
-    client: FakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_on_a_terminal_is_a_bar_on_stderr(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_terminal(monkeypatch, "stderr")
     client.progress = [
         LoadProgress("downloading", 1, 0, ()),
@@ -145,9 +143,7 @@ def test_progress_on_a_terminal_is_a_bar_that_leaves_nothing_on_stdout(
 
 
 @pytest.mark.parametrize("args", [["load"], ["run", "--raw"], ["stop"], ["invalidate", "--yes"]])
-def test_a_path_that_is_none_is_made_absolute_and_a_hub_id_is_not(
-    client: FakeClient, tmp_path: Path, args: list[str]
-) -> None:
+def test_missing_path_is_absolute_and_hub_id_is_kept(client: FakeClient, tmp_path: Path, args: list[str]) -> None:
     """A refusal then names the absolute path, and `stop` finds a model whose directory was deleted."""
     for name in ("./gone", "~/gone", "a/b/gone", "gone/", "org/name", "embedded", "/there"):
         run_cli(client, *args, name, stdin="Hi")
@@ -158,7 +154,7 @@ def test_a_path_that_is_none_is_made_absolute_and_a_hub_id_is_not(
 
 
 @pytest.mark.parametrize("args", [["load"], ["run", "--raw"], ["stop"], ["invalidate", "--yes"]])
-def test_an_existing_relative_directory_is_made_absolute(client: FakeClient, tmp_path: Path, args: list[str]) -> None:
+def test_existing_relative_directory_is_made_absolute(client: FakeClient, tmp_path: Path, args: list[str]) -> None:
     for name in ("model", "embedded"):
         (tmp_path / name).mkdir()
     for name in ("./model", "embedded", "org/name"):

@@ -46,7 +46,7 @@ def budget(client: FakeClient, nbytes: int, limit: int = 64 * GIB) -> None:
     )
 
 
-def test_each_model_is_shown_with_its_size_and_whether_it_fits(client: FakeClient, hub: Path) -> None:
+def test_ls_shows_size_and_fit_of_each_model(client: FakeClient, hub: Path) -> None:
     fetched(hub, "org/small", 1000)
     fetched(hub, "org/large", 3000)
     fetched(hub, "org/loaded", 10)
@@ -67,7 +67,7 @@ def test_each_model_is_shown_with_its_size_and_whether_it_fits(client: FakeClien
     assert lines[-1] == "Weights may take 2.0 KiB; what is idle makes room."
 
 
-def test_an_interrupted_download_is_incomplete(client: FakeClient, hub: Path) -> None:
+def test_ls_marks_an_interrupted_download_incomplete(client: FakeClient, hub: Path) -> None:
     fetched(hub, "org/half", 10, name="model-00001-of-00002.safetensors")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     snapshot = hub / "models--org--half" / "snapshots" / COMMIT
@@ -77,7 +77,7 @@ def test_an_interrupted_download_is_incomplete(client: FakeClient, hub: Path) ->
     assert json.loads(run_cli(client, "ls", "--json").stdout)[0]["fits"] is None
 
 
-def test_the_revision_of_the_default_branch_counts_and_the_disk_holds_all(client: FakeClient, hub: Path) -> None:
+def test_ls_shows_the_default_branch_and_total_size(client: FakeClient, hub: Path) -> None:
     fetched(hub, "org/name", 5000, revision="a" * 40)
     fetched(hub, "org/name", 700, revision="b" * 40)
     budget(client, 2000)
@@ -89,7 +89,7 @@ def test_the_revision_of_the_default_branch_counts_and_the_disk_holds_all(client
     assert (model["fits"], model["loaded"], model["complete"]) == (True, False, True)
 
 
-def test_without_a_daemon_the_configuration_says_what_fits(
+def test_ls_without_daemon_uses_the_configured_budget(
     client: FakeClient, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched(hub, "org/name", 3 << 20)
@@ -103,14 +103,14 @@ def test_without_a_daemon_the_configuration_says_what_fits(
     assert "2.0 MiB (model_cache_mb)" in result.stdout
 
 
-def test_a_budget_of_zero_is_no_limit_of_its_own(client: FakeClient, hub: Path) -> None:
+def test_ls_treats_a_zero_budget_as_no_limit(client: FakeClient, hub: Path) -> None:
     fetched(hub, "org/name", 3000)
     budget(client, 0, limit=4000)
 
     assert json.loads(run_cli(client, "ls", "--json").stdout)[0]["fits"] is True
 
 
-def test_an_empty_or_missing_cache_says_how_to_fill_it(client: FakeClient, hub: Path) -> None:
+def test_ls_of_an_empty_cache_says_how_to_fill_it(client: FakeClient, hub: Path) -> None:
     missing = run_cli(client, "ls")
     hub.mkdir()
 

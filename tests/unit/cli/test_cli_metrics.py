@@ -33,7 +33,7 @@ def samples(text: str) -> dict[str, float]:
     return {one.name: one.value for family in families for one in family.samples if not one.labels}
 
 
-def test_figures_have_their_values_and_kinds(client: FakeClient) -> None:
+def test_exported_metrics_have_values_and_kinds(client: FakeClient) -> None:
     client.state = SAMPLE
 
     text = run_cli(client, "metrics").stdout
@@ -51,7 +51,7 @@ def test_figures_have_their_values_and_kinds(client: FakeClient) -> None:
     assert 'mlx_sidecar_model_bytes{model="<script>alert(1)</script>",state="ready"}' in text
 
 
-def test_every_figure_of_stats_is_exported_or_left_out_on_purpose() -> None:
+def test_every_stats_field_is_exported_or_excluded() -> None:
     for section in fields(Stats):
         if section.name in ("models", "latency", "history"):
             continue
@@ -60,7 +60,7 @@ def test_every_figure_of_stats_is_exported_or_left_out_on_purpose() -> None:
         assert names == exported | NOT_FIGURES[section.name], section.name
 
 
-def test_a_file_is_replaced_as_a_whole(client: FakeClient, tmp_path: Path) -> None:
+def test_metrics_file_is_replaced_atomically(client: FakeClient, tmp_path: Path) -> None:
     (tmp_path / "x.prom").write_text("old")
 
     assert run_cli(client, "metrics", "--file", "x.prom").exit_code == 0
@@ -69,7 +69,7 @@ def test_a_file_is_replaced_as_a_whole(client: FakeClient, tmp_path: Path) -> No
     assert run_cli(client, "metrics", "--file", "no/such/x.prom").exit_code == exit_codes.REFUSED
 
 
-def test_a_scrape_asks_the_daemon_and_a_daemon_that_is_away_is_a_figure(client: FakeClient) -> None:
+def test_metrics_scrape_reports_an_absent_daemon(client: FakeClient) -> None:
     def scrape(port: int) -> dict[str, float]:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             return samples(answer.read().decode())
@@ -83,13 +83,13 @@ def test_a_scrape_asks_the_daemon_and_a_daemon_that_is_away_is_a_figure(client: 
     assert away == {"mlx_sidecar_up": 0}
 
 
-def test_printing_without_a_daemon_is_an_error_as_for_any_command(client: FakeClient) -> None:
+def test_metrics_without_daemon_is_an_error(client: FakeClient) -> None:
     client.error = DaemonNotRunning("gone")
 
     assert run_cli(client, "metrics").exit_code == exit_codes.NOT_RUNNING
 
 
-def test_without_the_extra_it_says_what_to_install(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_without_the_extra_names_it(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "daemon.cli.output.exporter")
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
 
@@ -99,5 +99,5 @@ def test_without_the_extra_it_says_what_to_install(client: FakeClient, monkeypat
     assert "uv tool install -c daemon/constraints.txt '.[metrics]'" in result.stderr
 
 
-def test_port_and_file_exclude_each_other(client: FakeClient) -> None:
+def test_metrics_port_and_file_exclude_each_other(client: FakeClient) -> None:
     assert run_cli(client, "metrics", "--port", "0", "--file", "x").exit_code == exit_codes.USAGE

@@ -13,7 +13,7 @@ from mlx_sidecar import Delta, InternalError, Message
 from tests.unit.cli.cli_fakes import FakeClient, client_fixture, pretend_terminal, run_cli  # noqa: F401
 
 
-def test_run_loads_with_download_then_streams_the_answer(client: FakeClient) -> None:
+def test_run_downloads_loads_and_streams_the_answer(client: FakeClient) -> None:
     result = run_cli(client, "run", "org/name", "Hi")
 
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "")
@@ -27,7 +27,7 @@ def test_run_loads_with_download_then_streams_the_answer(client: FakeClient) -> 
     assert client.streams[0].closed
 
 
-def test_run_hands_every_option_on(client: FakeClient) -> None:
+def test_run_sends_every_option(client: FakeClient) -> None:
     args = "--max-tokens 5 --temperature 0.5 --top-p 0.9 --top-k 40 --min-p 0.1 --seed 7 --salt s --no-cache"
     run_cli(client, "run", "m", "Hi", *args.split(), "--stop", "a", "--stop", "b", "--system", "Be brief")
 
@@ -46,7 +46,7 @@ def test_run_hands_every_option_on(client: FakeClient) -> None:
     }
 
 
-def test_run_asks_for_json(client: FakeClient, tmp_path: Path) -> None:
+def test_run_sends_the_json_response_format(client: FakeClient, tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"const": "é"}', encoding="utf-8")
     run_cli(client, "run", "m", "Hi", "--format", "json")
@@ -57,7 +57,7 @@ def test_run_asks_for_json(client: FakeClient, tmp_path: Path) -> None:
     assert [options.get("json_schema") for options in asked] == [None, '{"const": "é"}']
 
 
-def test_run_reads_standard_input_when_there_is_no_prompt(client: FakeClient) -> None:
+def test_run_reads_stdin_without_a_prompt(client: FakeClient) -> None:
     run_cli(client, "run", "m", stdin="Grüße\n")
     run_cli(client, "run", "m", "--raw", stdin="Once\n")
 
@@ -90,7 +90,7 @@ def test_run_refuses_wrong_usage_before_it_calls(
     assert client.calls == []
 
 
-def test_run_shows_what_a_model_thinks_on_a_terminal_only(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_shows_reasoning_on_a_terminal_only(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     client.deltas = [Delta("", (1,), (), reasoning="Let me"), Delta("", (2,), (), reasoning=" see."), "Hello"]
     assert run_cli(client, "run", "m", "Hi").stdout == "Hello\n"
 
@@ -111,7 +111,7 @@ def test_run_prints_timings_on_stderr_when_asked(client: FakeClient) -> None:
     ]
 
 
-def test_run_as_json_prints_one_object(client: FakeClient) -> None:
+def test_run_json_prints_one_object(client: FakeClient) -> None:
     result = run_cli(client, "run", "m", "Hi", "--json")
 
     tree = json.loads(result.stdout)
@@ -131,13 +131,13 @@ def test_ctrl_c_cancels_the_call_and_exits_130(client: FakeClient) -> None:
     assert client.streams[0].closed
 
 
-def test_an_error_before_any_text_leaves_stdout_empty(client: FakeClient) -> None:
+def test_run_error_before_text_leaves_stdout_empty(client: FakeClient) -> None:
     client.deltas = [InternalError("a bug")]
 
     assert run_cli(client, "run", "m", "Hi").stdout == ""
 
 
-def test_an_error_after_some_text_ends_the_line_first(client: FakeClient) -> None:
+def test_run_error_after_text_ends_the_line_first(client: FakeClient) -> None:
     client.deltas = ["Hel", InternalError("a bug")]
 
     result = run_cli(client, "run", "m", "Hi")
@@ -146,13 +146,13 @@ def test_an_error_after_some_text_ends_the_line_first(client: FakeClient) -> Non
     assert result.stderr == "mlx-sidecar: a bug (INTERNAL)\n"
 
 
-def test_text_that_ends_its_own_line_gets_no_second_end(client: FakeClient) -> None:
+def test_run_adds_no_second_final_newline(client: FakeClient) -> None:
     client.deltas = ["a\n", ""]
 
     assert run_cli(client, "run", "m", "Hi").stdout == "a\n"
 
 
-def test_an_answer_cannot_command_the_terminal(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_escapes_terminal_control_sequences(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     client.deltas = ["a\x1b]0;title\x07b\n"]
     assert "\x1b" in run_cli(client, "run", "m", "Hi", "--raw").stdout
 
@@ -162,9 +162,7 @@ def test_an_answer_cannot_command_the_terminal(client: FakeClient, monkeypatch: 
     assert printable("Grüße 世界 👩\u200d🚀\tx\n") == "Grüße 世界 👩\u200d🚀\tx\n"
 
 
-def test_files_come_before_the_prompt_so_that_questions_about_them_share_a_prefix(
-    client: FakeClient, tmp_path: Path
-) -> None:
+def test_run_puts_files_before_the_prompt(client: FakeClient, tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("first\n")
     run_cli(client, "run", "m", "--file", "a.md", "--file", "-", "What?", stdin="second\n")
     run_cli(client, "run", "m", "--file", "a.md")
@@ -177,7 +175,7 @@ def test_files_come_before_the_prompt_so_that_questions_about_them_share_a_prefi
     ]
 
 
-def test_a_file_that_cannot_be_used_is_refused_before_the_model_loads(client: FakeClient, tmp_path: Path) -> None:
+def test_run_refuses_an_unusable_file_before_loading(client: FakeClient, tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"\xff")
     missing, binary = run_cli(client, "run", "m", "--file", "a"), run_cli(client, "run", "m", "--file", "b")
 

@@ -34,7 +34,7 @@ def _served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return served
 
 
-def test_serve_runs_the_daemon_with_its_flags_and_exits_with_its_status(client: FakeClient, served: list[Any]) -> None:
+def test_serve_passes_flags_and_exit_status(client: FakeClient, served: list[Any]) -> None:
     args = ["--max-models", "2", "--no-evict-on-memory-pressure", "--model-roots", "/a", "--model-roots", "/b"]
     result = run_cli(client, "--socket", "/run/s", "serve", *args, "--model-ttl", "10m")
 
@@ -45,7 +45,7 @@ def test_serve_runs_the_daemon_with_its_flags_and_exits_with_its_status(client: 
     assert config.socket == Path("/run/s")
 
 
-def test_the_own_socket_flag_of_serve_wins(client: FakeClient, served: list[Any]) -> None:
+def test_serve_socket_flag_outranks_the_global_one(client: FakeClient, served: list[Any]) -> None:
     run_cli(client, "--socket", "/outer", "serve", "--socket", "/inner")
 
     assert served[0].socket == Path("/inner")
@@ -96,7 +96,7 @@ def test_config_lists_every_key_with_value_and_origin(
     assert result.stdout.endswith(f"{tmp_path}/.mlx-sidecar/config.toml does not exist.\n")
 
 
-def test_config_as_json_has_the_same(client: FakeClient) -> None:
+def test_config_json_has_every_key_and_origin(client: FakeClient) -> None:
     tree = json.loads(run_cli(client, "config", "--json", "--model-roots", "/a").stdout)
 
     assert list(tree) == list(KEYS)
@@ -133,7 +133,7 @@ def test_config_prints_one_value_alone(
     assert (result.exit_code, result.stdout) == (exit_codes.OK, printed.format(home=tmp_path))
 
 
-def test_config_tells_the_socket_of_the_environment(
+def test_config_shows_the_environment_socket(
     client: FakeClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The default socket is in Linux's runtime directory, or where the variable says."""
@@ -145,7 +145,7 @@ def test_config_tells_the_socket_of_the_environment(
     assert run_cli(client, "--socket", "/flag/s.sock", "config", "socket").stdout == "/flag/s.sock\n"
 
 
-def test_config_names_the_keys_when_one_is_not_known(client: FakeClient) -> None:
+def test_config_lists_keys_for_an_unknown_key(client: FakeClient) -> None:
     """The keys are listed on stderr, and stdout stays empty for scripts."""
     result = run_cli(client, "config", "sockt")
     assert (result.exit_code, result.stdout) == (exit_codes.USAGE, "")

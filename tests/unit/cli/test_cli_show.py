@@ -34,7 +34,7 @@ def test_ps_lists_models_and_the_prefix_cache(client: FakeClient) -> None:
     ]
 
 
-def test_one_block_and_one_token_are_singular(client: FakeClient) -> None:
+def test_block_and_token_counts_have_a_singular(client: FakeClient) -> None:
     """Every command that prints a count uses the singular for one."""
     client.state = replace(STATS, prefix_cache=replace(STATS.prefix_cache, blocks=1))
     client.dropped = Invalidated((), 1, 0, 0)
@@ -43,13 +43,13 @@ def test_one_block_and_one_token_are_singular(client: FakeClient) -> None:
     assert run_cli(client, "invalidate", "m", "--yes").stdout == "Dropped 1 block of cached prefixes; 0 B freed.\n"
 
 
-def test_ps_says_so_when_nothing_is_in_memory(client: FakeClient) -> None:
+def test_ps_says_when_nothing_is_loaded(client: FakeClient) -> None:
     client.state = replace(STATS, models=())
 
     assert run_cli(client, "ps").stdout.startswith("No model is in memory.\nPrefix cache: ")
 
 
-def test_ps_says_when_its_table_is_old_because_the_engine_does_not_answer(client: FakeClient) -> None:
+def test_ps_says_when_its_data_is_stale(client: FakeClient) -> None:
     assert not run_cli(client, "ps").stderr
     client.state = replace(STATS, engine=replace(STATS.engine, state="stalled"))
 
@@ -59,7 +59,7 @@ def test_ps_says_when_its_table_is_old_because_the_engine_does_not_answer(client
     assert result.stderr == "The engine is stalled; see the daemon's log.\n"
 
 
-def test_ps_as_json_has_models_and_prefix_cache(client: FakeClient) -> None:
+def test_ps_json_has_models_and_prefix_cache(client: FakeClient) -> None:
     tree = json.loads(run_cli(client, "ps", "--json").stdout)
 
     assert tree["models"][0]["info"]["model"] == "org/name"
@@ -94,14 +94,14 @@ def test_stats_shows_every_section_and_figure(client: FakeClient) -> None:
     } <= text
 
 
-def test_ps_and_stats_show_every_name_of_a_content(client: FakeClient) -> None:
+def test_ps_and_stats_show_all_names_of_a_model(client: FakeClient) -> None:
     client.state = replace(STATS, models=(replace(STATS.models[0], names=("org/name", "/copy")),))
 
     assert "org/name = /copy " in run_cli(client, "ps").stdout
     assert "org/name, /copy" in run_cli(client, "stats").stdout
 
 
-def test_stats_as_json_is_the_whole_tree(client: FakeClient) -> None:
+def test_stats_json_is_the_whole_tree(client: FakeClient) -> None:
     tree = json.loads(run_cli(client, "stats", "--json").stdout)
 
     assert list(tree) == ["daemon", "model_cache", "models", "prefix_cache", "engine", "memory", "latency"]

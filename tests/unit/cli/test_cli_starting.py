@@ -55,7 +55,7 @@ class World:
         (99.0, True, 10.0, True),  # it has its lock and hangs
     ],
 )
-def test_a_person_is_asked_once_nothing_came_up(
+def test_start_question_comes_after_the_wait(
     monkeypatch: pytest.MonkeyPatch, listens_at: float, locked: bool, asked_after: float | None, started: bool
 ) -> None:
     """The question comes after the client's own wait; a daemon that holds the lock is waited for longer."""
@@ -70,7 +70,7 @@ def test_a_person_is_asked_once_nothing_came_up(
 @pytest.mark.parametrize(
     ("ask", "terminal", "as_json"), [(False, True, False), (True, False, False), (True, True, True)]
 )
-def test_without_a_terminal_with_json_and_for_commands_that_only_look_there_is_no_question(
+def test_start_question_needs_a_terminal_and_a_run(
     monkeypatch: pytest.MonkeyPatch, ask: bool, terminal: bool, as_json: bool
 ) -> None:
     """Without a question there is no wait either: the call that follows has its own."""
@@ -84,7 +84,7 @@ def test_without_a_terminal_with_json_and_for_commands_that_only_look_there_is_n
 
 
 @pytest.mark.parametrize("running", [False, True])
-def test_the_flag_starts_without_a_question_what_does_not_run(monkeypatch: pytest.MonkeyPatch, running: bool) -> None:
+def test_start_flag_starts_a_daemon_without_a_question(monkeypatch: pytest.MonkeyPatch, running: bool) -> None:
     world = World(monkeypatch, 0.0 if running else 99.0, locked=False, terminal=True, yes=False)
     session = Session()
     session.start = True
@@ -94,7 +94,7 @@ def test_the_flag_starts_without_a_question_what_does_not_run(monkeypatch: pytes
     assert (world.asked_at, world.started) == ([], [] if running else [SOCKET])
 
 
-def test_a_no_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_declined_start_question_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, 99.0, locked=False, terminal=True, yes=False)
 
     starting.ensure(Session(), SOCKET, ask=True)

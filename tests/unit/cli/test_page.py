@@ -65,7 +65,7 @@ class Structure(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def test_the_page_needs_nothing_from_outside() -> None:
+def test_stats_page_loads_nothing_external() -> None:
     """The page has no script, link or address, and its content security policy forbids fetches."""
     page = render(SAMPLE)
     structure = Structure(page)
@@ -76,7 +76,7 @@ def test_the_page_needs_nothing_from_outside() -> None:
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def test_the_page_shows_every_model_namespace_and_span() -> None:
+def test_stats_page_shows_models_namespaces_and_spans() -> None:
     """Names are escaped text, whatever characters they have."""
     text = " ".join(Structure(render(SAMPLE)).text.split())
     for model in SAMPLE.models:
@@ -95,7 +95,7 @@ def test_the_page_shows_every_model_namespace_and_span() -> None:
         assert title in text
 
 
-def test_the_bar_is_the_whole_memory() -> None:
+def test_stats_page_bar_shows_the_whole_memory() -> None:
     """The parts sum to the limit, and their widths to the whole bar."""
     parts = memory_parts(SAMPLE)
     assert sum(part.nbytes for part in parts) == SAMPLE.memory.limit_bytes
@@ -104,21 +104,21 @@ def test_the_bar_is_the_whole_memory() -> None:
     assert sum(map(float, widths)) == pytest.approx(100, abs=0.1)
 
 
-def test_memory_above_the_limit_still_makes_a_page() -> None:
+def test_stats_page_renders_memory_above_the_limit() -> None:
     """The page says by how much the limit is exceeded."""
     over = replace(SAMPLE, memory=replace(SAMPLE.memory, limit_bytes=SAMPLE.memory.weights_bytes))
     assert memory_parts(over)[-1].nbytes < 0
     assert "over by" in Structure(render(over)).text
 
 
-def test_both_charts_are_drawn_with_a_gap_where_nothing_happened() -> None:
+def test_stats_page_charts_leave_gaps_without_samples() -> None:
     """Without lookups the hit rate has a gap, and the speed is zero."""
     reuse, speed = re.findall(r"<svg.*?</svg>", render(SAMPLE), re.DOTALL)
     assert reuse.count("<polyline") >= 4
     assert speed.count("<polyline") == 3
 
 
-def test_a_daemon_that_has_done_nothing_has_a_page_too() -> None:
+def test_stats_page_of_a_fresh_daemon_renders() -> None:
     """The page says that there are no figures yet."""
     idle = replace(
         STATS, models=(), latency=LatencyStats(), prefix_cache=replace(STATS.prefix_cache, tokens_looked_up=0)
@@ -128,7 +128,7 @@ def test_a_daemon_that_has_done_nothing_has_a_page_too() -> None:
         assert sentence in text
 
 
-def test_the_command_writes_the_page_and_asks_for_history(client: FakeClient, tmp_path: Path) -> None:
+def test_stats_html_writes_the_page_with_history(client: FakeClient, tmp_path: Path) -> None:
     """The command writes one file."""
     client.state = SAMPLE
 
@@ -147,7 +147,7 @@ def test_the_command_writes_the_page_and_asks_for_history(client: FakeClient, tm
         (["--history"], exit_codes.USAGE),
     ],
 )
-def test_a_page_that_cannot_be_written_is_refused(client: FakeClient, args: list[str], code: int) -> None:
+def test_unwritable_stats_page_is_refused(client: FakeClient, args: list[str], code: int) -> None:
     """An unwritable path is refused in one sentence."""
     result = run_cli(client, "stats", *args)
     assert result.exit_code == code
@@ -167,7 +167,7 @@ MANY = replace(
 """Besides large models small ones, with names that have no place to break."""
 
 
-def test_a_figure_says_what_it_is_where_a_table_has_no_columns() -> None:
+def test_stats_page_figures_are_labelled_on_a_phone() -> None:
     """On a phone each row stands alone: its figures carry the words of the header."""
     structure = Structure(render(MANY))
     headers = {one.get("class") for one in structure.having("tr")} - {None}
@@ -179,7 +179,7 @@ def test_a_figure_says_what_it_is_where_a_table_has_no_columns() -> None:
     assert viewport == "width=device-width, initial-scale=1"
 
 
-def test_counts_of_one_are_of_one_thing() -> None:
+def test_stats_page_counts_have_a_singular() -> None:
     """Every count of one has a singular: 1 block, 1 hit, 1 request."""
     one = replace(
         SAMPLE.prefix_cache.namespaces[0], model="org/one", blocks=1, branches=1, hits=1, tokens_reused=1, namespace="n"
@@ -193,7 +193,7 @@ def test_counts_of_one_are_of_one_thing() -> None:
 
 
 @pytest.mark.parametrize("width", [360, 320])
-def test_a_phone_shows_the_whole_page_without_scrolling_sideways(tmp_path: Path, width: int) -> None:
+def test_stats_page_fits_the_width_of_a_phone(tmp_path: Path, width: int) -> None:
     """Nothing is wider than the screen, no table hides columns, and each part of the memory bar is seen."""
     program, page, outer = browser(), tmp_path / "page.html", tmp_path / "outer.html"
     page.write_text(render(MANY))
@@ -226,7 +226,7 @@ def browser() -> str:
     return found
 
 
-def test_a_browser_draws_every_part_in_its_colour(tmp_path: Path) -> None:
+def test_stats_page_bar_has_its_colours_in_a_browser(tmp_path: Path) -> None:
     """A screenshot has the colour of each part of the memory bar and of each line, in about the bar's proportions."""
     program, page, picture = browser(), tmp_path / "page.html", tmp_path / "page.png"
     page.write_text(render(SAMPLE))

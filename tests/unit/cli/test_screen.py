@@ -25,7 +25,7 @@ def drawn(view: View, width: int = 100, encoding: str = "utf-8", height: int = 3
     return file.read()
 
 
-def test_everything_is_on_one_screen() -> None:
+def test_top_screen_shows_every_section() -> None:
     """One screen has models, memory, requests in flight, hit rate and latency."""
     screen = drawn(View(SAMPLE, 0.0), width=140)
     for text in (
@@ -42,7 +42,7 @@ def test_everything_is_on_one_screen() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+def test_top_screen_line_fits_the_terminal_width(width: int) -> None:
     """No line is wider than the terminal, however narrow it is."""
     lines = drawn(View(SAMPLE, 0.0), width=width).splitlines()
     assert len(lines) == 34
@@ -60,7 +60,7 @@ SMALL = replace(
 """Many models of 25 MiB below a limit of 28 GiB."""
 
 
-def test_a_small_terminal_shows_what_matters_and_cuts_none_of_it() -> None:
+def test_top_screen_cuts_no_value_on_a_small_terminal() -> None:
     """50 x 12: state, memory, what runs, reuse, latency, speed, and models whose sizes and states are whole."""
     lines = drawn(View(SAMPLE, 0.0, speeds=(1.0, 20.0, 3.0)), width=50, height=12).splitlines()
 
@@ -79,7 +79,7 @@ def test_a_small_terminal_shows_what_matters_and_cuts_none_of_it() -> None:
         assert any(text in line for line in lines), text
 
 
-def test_models_that_do_not_fit_are_counted() -> None:
+def test_top_screen_counts_the_models_left_out() -> None:
     """The last line says how many models are left out; shortened names keep their distinct end."""
     lines = drawn(View(SMALL, 0.0), width=50, height=12).splitlines()
 
@@ -91,7 +91,7 @@ def test_models_that_do_not_fit_are_counted() -> None:
 @pytest.mark.parametrize(
     ("width", "height"), [(50, 12), (60, 20), (80, 24), (80, 30), (110, 40), (30, 8), (20, 5), (1, 1)]
 )
-def test_the_screen_has_the_size_of_the_terminal_whatever_is_in_memory(width: int, height: int) -> None:
+def test_top_screen_has_the_size_of_the_terminal(width: int, height: int) -> None:
     """Neither many small models nor few columns break its lines."""
     for stats in (SAMPLE, SMALL, STATS, replace(STATS, models=())):
         for trouble in ("", "no daemon answers at /a/long/path/to/a/socket; start it with: mlx-sidecar serve"):
@@ -99,21 +99,21 @@ def test_the_screen_has_the_size_of_the_terminal_whatever_is_in_memory(width: in
             assert [len(line) for line in lines] == [width] * height
 
 
-def test_a_model_of_25_mib_has_its_place_in_the_bar() -> None:
+def test_top_screen_bar_shows_a_25_mib_model() -> None:
     """A small model still gets one cell of the memory bar."""
     rows = [line for line in drawn(View(SMALL, 0.0), width=110, height=40).splitlines() if "25.0 MiB" in line]
     assert len(rows) == 16
     assert all(set("▏▎▍▌▋▊▉█▐") & set(line) for line in rows[:8])
 
 
-def test_trouble_is_told_whole_on_a_small_terminal() -> None:
+def test_top_screen_error_is_whole_on_a_small_terminal() -> None:
     """The whole error text is shown, with its fix."""
     trouble = "no mlx-sidecar answers at /Users/ada/.mlx-sidecar/sidecar.sock (nobody answers); start it with: serve"
     screen = drawn(View(SAMPLE, 0.0, trouble=trouble), width=50, height=12)
     assert trouble in " ".join(screen.split())
 
 
-def test_a_terminal_without_unicode_gets_ascii() -> None:
+def test_top_screen_without_unicode_is_ascii() -> None:
     """Without Unicode, only the characters of bars and frames change."""
     screen = drawn(View(SAMPLE, 0.0, speeds=(1.0, 5.0)), encoding="ascii")
     assert screen.isascii()
@@ -126,7 +126,7 @@ def after(stats: Stats, tokens: int) -> Stats:
     return replace(stats, engine=replace(stats.engine, generated_tokens=tokens))
 
 
-def test_speed_is_what_was_generated_between_two_looks() -> None:
+def test_top_screen_speed_is_tokens_between_refreshes() -> None:
     """Speed is measured by the clock of the refreshes; a restarted engine counts from zero."""
     view = View(after(STATS, 100), at=10.0)
     view = view.next(after(STATS, 150), at=12.0)
@@ -134,7 +134,7 @@ def test_speed_is_what_was_generated_between_two_looks() -> None:
     assert view.speeds == (25.0, 30.0)
 
 
-def test_trouble_is_shown_over_the_last_figures() -> None:
+def test_top_screen_error_keeps_the_last_values() -> None:
     """The error disappears with the next successful call."""
     view = replace(View(SAMPLE, 0.0), trouble="no daemon answers\x1b[2J")
     assert "no daemon answers\N{REPLACEMENT CHARACTER}[2J" in drawn(view)
@@ -142,7 +142,7 @@ def test_trouble_is_shown_over_the_last_figures() -> None:
     assert view.next(SAMPLE, 1.0).trouble == ""
 
 
-def test_a_sparkline_has_a_step_for_each_value() -> None:
+def test_sparkline_has_a_step_for_each_value() -> None:
     """The largest value has the highest step."""
     assert sparkline([0, 1, 2, 7], "01234567") == "0127"
     assert sparkline([0, 0], "01") == "00"

@@ -16,32 +16,32 @@ def sample(age: float, generated: int = 0, lookups: int = 0, hits: int = 0) -> H
     return HistorySample(age, lookups, hits, 0, 0, 0, generated, 0, 0, 0, 0)
 
 
-def test_a_rate_is_growth_by_time() -> None:
+def test_rate_is_counter_growth_per_second() -> None:
     """A rate belongs to the end of its step; steps may have different lengths."""
     history = [sample(30, 100), sample(20, 150), sample(0, 350)]
     assert rates(history, "generated_tokens") == [Point(20, 5.0), Point(0, 10.0)]
 
 
-def test_a_counter_that_fell_began_anew() -> None:
+def test_counter_that_fell_was_reset() -> None:
     """The value after a reset counts as growth, so no rate is negative."""
     assert rates([sample(10, 500), sample(0, 40)], "generated_tokens") == [Point(0, 4.0)]
 
 
-def test_a_share_of_nothing_is_a_gap() -> None:
+def test_ratio_without_a_denominator_is_a_gap() -> None:
     """A ratio without lookups is a gap and not zero."""
     history = [sample(30), sample(20, lookups=4, hits=3), sample(10, lookups=4, hits=3), sample(0, lookups=6, hits=3)]
     assert shares(history, "hits", "lookups") == [Point(20, 0.75), Point(10, None), Point(0, 0.0)]
 
 
 @pytest.mark.parametrize("history", [[], [sample(0)], [sample(5), sample(5)]], ids=["none", "one", "at once"])
-def test_too_little_history_has_no_points(history: list[HistorySample]) -> None:
+def test_short_history_has_no_points(history: list[HistorySample]) -> None:
     """A rate needs two samples."""
     assert rates(history, "generated_tokens") == []
     assert chart("x", [("y", rates(history, "generated_tokens"))], str).empty
 
 
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=400))
-def test_joined_steps_lose_no_growth(growths: list[int]) -> None:
+def test_joined_samples_keep_the_total_growth(growths: list[int]) -> None:
     """The sum of rates times their durations is the total growth, for any number of samples."""
     total, history = 0, [sample(10.0 * len(growths))]
     for number, growth in enumerate(growths, 1):
@@ -54,7 +54,7 @@ def test_joined_steps_lose_no_growth(growths: list[int]) -> None:
     assert counted == pytest.approx(total)
 
 
-def test_lines_lie_within_their_axes_and_break_at_gaps() -> None:
+def test_chart_lines_stay_in_their_axes_and_show_gaps() -> None:
     """The oldest point is left, now is right, zero is at the bottom."""
     points = [
         Point(60, 0.0),
@@ -70,6 +70,6 @@ def test_lines_lie_within_their_axes_and_break_at_gaps() -> None:
     assert line.dots == ((280.0, 90.0),)
 
 
-def test_axes_end_at_round_numbers() -> None:
+def test_chart_axes_end_at_round_numbers() -> None:
     """The axis ends at a round number at or above the largest value."""
     assert [nice_ceiling(value) for value in (0, 0.3, 1, 7, 21, 60, 1000, 1001)] == [1, 0.5, 1, 10, 25, 100, 1000, 2000]

@@ -71,7 +71,7 @@ def probe(**changed: Any) -> Recorded:
     return mac(**{"daemon.engine.device": json.dumps(MAC_PROBE | changed)})
 
 
-def test_the_known_versions_are_fine_others_are_worth_a_note_and_missing_ones_are_not() -> None:
+def test_doctor_warns_of_untested_library_versions() -> None:
     """The warning names the tested versions."""
     good = machine.tested()
     known = machine.versions(good.__getitem__)
@@ -88,7 +88,7 @@ def test_the_known_versions_are_fine_others_are_worth_a_note_and_missing_ones_ar
     assert machine.versions(missing).verdict is Verdict.FAILED
 
 
-def test_the_doctor_has_nothing_to_say_about_the_libraries_that_these_tests_run_with() -> None:
+def test_doctor_accepts_the_tested_libraries() -> None:
     """An environment made as documented gives no warning; a constant warning would be ignored."""
     found = machine.versions()
     assert (found.verdict, found.fix) == (Verdict.OK, ""), found.found
@@ -103,12 +103,12 @@ def test_the_doctor_has_nothing_to_say_about_the_libraries_that_these_tests_run_
         ({"proc_translated": "1"}, Verdict.FAILED),
     ],
 )
-def test_a_mac_is_apple_silicon_native_and_new_enough(answers: dict[str, str], verdict: Verdict) -> None:
+def test_doctor_checks_mac_cpu_and_macos_version(answers: dict[str, str], verdict: Verdict) -> None:
     """MLX has no wheels for Intel Macs and older systems."""
     assert machine.operating_system(mac(**answers)).verdict is verdict
 
 
-def test_a_mac_computes_on_metal_within_its_working_set() -> None:
+def test_doctor_checks_metal_working_set() -> None:
     """All three findings about the device have their figures."""
     device, memory, pressure = machine.device(mac(), Config())
     assert (device.verdict, device.found) == (Verdict.OK, "gpu: Apple M4 Max, computes")
@@ -128,39 +128,39 @@ def test_a_mac_computes_on_metal_within_its_working_set() -> None:
     ],
     ids=["no Metal", "on the CPU", "wrong sums", "a crash"],
 )
-def test_a_mac_without_a_working_gpu_is_told(system: Recorded) -> None:
+def test_doctor_reports_a_mac_without_a_gpu(system: Recorded) -> None:
     """A Mac without a working GPU would be slow or wrong without a visible reason."""
     assert next(machine.device(system, Config())).verdict is Verdict.FAILED
 
 
-def test_a_cache_larger_than_the_machine_is_explained() -> None:
+def test_doctor_explains_a_cache_above_the_memory() -> None:
     """Budgets above the memory are no error: the caches get the memory that there is."""
     _, memory, _ = machine.device(mac(), Config(model_cache_mb=60 * 1024))
     assert "together ask for 64.0 GiB, and share what there is" in memory.found
 
 
-def test_a_kernel_that_does_not_tell_its_pressure_is_a_fault_on_a_mac_only() -> None:
+def test_doctor_needs_the_pressure_level_on_macs() -> None:
     """A Linux kernel can be built without pressure figures, a Mac's kernel always has them."""
     assert list(machine.device(probe(pressure=None), Config()))[2].verdict is Verdict.FAILED
     linux = replace(probe(pressure=None), platform="linux")
     assert list(machine.device(linux, Config()))[2].verdict is Verdict.SKIPPED
 
 
-def test_the_clock_of_times_to_live_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_checks_the_ttl_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock's name differs by system, and a build of Python can lack it."""
     assert machine.clock(mac()).verdict is Verdict.OK
     monkeypatch.delattr(time, "CLOCK_MONOTONIC_RAW")
     assert machine.clock(mac()).verdict is Verdict.WARNING
 
 
-def test_a_hard_limit_of_open_files_is_told_when_it_is_low() -> None:
+def test_doctor_reports_a_low_hard_file_limit() -> None:
     """The daemon raises the soft limit by itself, so only a low hard limit is reported."""
     assert machine.open_files(lambda _: (256, resource.RLIM_INFINITY)).verdict is Verdict.OK
     assert machine.open_files(lambda _: (256, 1024)).verdict is Verdict.WARNING
     assert process_setup.OPEN_FILES == OPEN_FILES
 
 
-def test_a_socket_that_cannot_be_or_is_open_to_others_is_told(folder: Path) -> None:
+def test_doctor_reports_an_unsafe_socket_path(folder: Path) -> None:
     """The check creates no directory or file."""
     place = folder / "run" / "s.sock"
     assert places.socket(place).verdict is Verdict.OK
@@ -185,7 +185,7 @@ def test_a_socket_that_cannot_be_or_is_open_to_others_is_told(folder: Path) -> N
         ("restarting", 3, 0.0, Verdict.FAILED, "it is restarting; restarted 3 times"),
     ],
 )
-def test_an_engine_that_hangs_or_died_is_told(
+def test_doctor_reports_a_hanging_or_dead_engine(
     state: str, restarts: int, step_age: float, verdict: Verdict, found: str
 ) -> None:
     """A hanging or dead engine is reported before the trial starts."""
@@ -193,7 +193,7 @@ def test_an_engine_that_hangs_or_died_is_told(
     assert (finding.verdict, finding.found) == (verdict, found)
 
 
-def test_a_full_disk_under_the_log_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_full_log_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk under the log is reported, because log lines would be lost."""
     monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=300, f_frsize=4096))
     finding = places.log_file(tmp_path / "log")
@@ -201,7 +201,7 @@ def test_a_full_disk_under_the_log_is_told(tmp_path: Path, monkeypatch: pytest.M
     assert finding.found.endswith("on a disk with 1.2 MiB left; one log file takes 10.0 MiB")
 
 
-def test_a_log_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_doctor_reports_an_unwritable_log_file(tmp_path: Path) -> None:
     """The log cannot be written because a file is in place of its directory."""
     assert places.log_file(None).verdict is Verdict.SKIPPED
     assert places.log_file(tmp_path / "new" / "log").verdict is Verdict.OK
@@ -222,7 +222,7 @@ def answer(*logprobs: float, cached: int = 96, first: int = 1) -> Completion:
 COLD = answer(-0.5, -0.25, cached=0)
 
 
-def test_equal_answers_pass_and_tell_how_much_was_reused() -> None:
+def test_doctor_trial_passes_equal_answers_with_reuse() -> None:
     """On a CPU, cold and warm answers are equal to the last bit."""
     found = trial.compare(COLD, answer(-0.5, -0.25), exact=True)
     assert (found.verdict, found.found[:28]) == (Verdict.OK, "96 of 100 tokens reused, the")
@@ -240,14 +240,14 @@ def test_equal_answers_pass_and_tell_how_much_was_reused() -> None:
     ],
     ids=["last bits, CPU", "last bits, GPU", "more than bits", "other tokens", "nothing reused", "not cold"],
 )
-def test_answers_that_differ_or_prove_nothing_fail(
+def test_doctor_trial_fails_without_equal_reuse(
     cold: Completion, warm: Completion, exact: bool, verdict: Verdict
 ) -> None:
     """The trial fails without reuse, because it would prove nothing."""
     assert trial.compare(cold, warm, exact=exact).verdict is verdict
 
 
-def test_a_mac_is_kept_awake_but_not_its_display() -> None:
+def test_doctor_checks_the_wake_lock_of_a_mac() -> None:
     """The check reads pmset's list for the daemon's own caffeinate."""
     assert trial.awake(mac(), 4711).verdict is Verdict.OK
     assert trial.awake(mac(), 4712).verdict is Verdict.FAILED, "another process's caffeinate does not count"
@@ -257,7 +257,7 @@ def test_a_mac_is_kept_awake_but_not_its_display() -> None:
     assert trial.awake(replace(mac(), platform="linux"), 4711).verdict is Verdict.SKIPPED
 
 
-def test_a_command_that_fails_or_is_missing_has_no_answer() -> None:
+def test_doctor_command_that_fails_has_no_output() -> None:
     """The result is None, and each check decides what that means."""
     system = System()
     assert system.run("echo", "hello") == "hello"

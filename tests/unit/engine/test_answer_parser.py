@@ -245,7 +245,7 @@ RECORDED: dict[str, tuple[ChatMarkup, str, str, str, list[tuple[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_a_recorded_answer_is_taken_apart_the_same_however_it_is_cut(name: str) -> None:
+def test_recorded_answer_parses_alike_at_any_cut(name: str) -> None:
     """A cut at every position, and a cut after every character, give the same result."""
     marks, answer, text, reasoning, calls = RECORDED[name]
     for pieces in cuts(answer):
@@ -270,7 +270,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_no_call_is_passed_on_as_the_model_wrote_it(name: str) -> None:
+def test_text_that_is_no_tool_call_is_passed_on(name: str) -> None:
     """A call that cannot be read is text, with its marks, and the call after it is read."""
     answer = f"So: {BROKEN[name]} and {HERMES_CALL} on."
     for pieces in cuts(answer) if len(answer) < 300 else [[answer], [answer[:20], answer[20:]]]:
@@ -278,7 +278,7 @@ def test_what_is_no_call_is_passed_on_as_the_model_wrote_it(name: str) -> None:
         assert (taken.text, taken.calls) == (f"So: {BROKEN[name]} and  on.", [WEATHER])
 
 
-def test_messages_with_headers_that_are_no_calls_are_passed_on() -> None:
+def test_harmony_messages_without_calls_are_passed_on() -> None:
     """A call of another tool and a call without a message are text."""
     for call in ("to=functions.delete <|constrain|>json<|message|>{}", "to=functions.search json"):
         for pieces in cuts(f"<|channel|>commentary {call}"):
@@ -287,7 +287,7 @@ def test_messages_with_headers_that_are_no_calls_are_passed_on() -> None:
 
 
 @pytest.mark.parametrize("header", ["<|channel|>", "<|channel|>analysis", "<|start|>assistant<|channel|>fin"])
-def test_a_header_that_was_cut_short_is_no_text(header: str) -> None:
+def test_truncated_harmony_header_is_no_text(header: str) -> None:
     """This holds for the first header and for that of a later message."""
     for pieces in cuts(header):
         assert take(HARMONY, pieces, ended=False).text == ""
@@ -295,12 +295,12 @@ def test_a_header_that_was_cut_short_is_no_text(header: str) -> None:
         assert take(HARMONY, pieces, ended=False).text == "So"
 
 
-def test_an_answer_without_any_header_is_text() -> None:
+def test_answer_without_a_harmony_header_is_text() -> None:
     for pieces in cuts("So it is"):
         assert take(HARMONY, pieces).text == "So it is"
 
 
-def test_reasoning_of_gpt_oss_leads_to_a_form_by_the_header_of_an_answer() -> None:
+def test_gpt_oss_reasoning_leads_to_the_answer_header() -> None:
     thinking = HARMONY.thinking([], wanted=True)
     assert thinking is not None
     marks = ["<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant", "<|channel|>final<|message|>"]
@@ -308,7 +308,7 @@ def test_reasoning_of_gpt_oss_leads_to_a_form_by_the_header_of_an_answer() -> No
     assert [*map(FakeTokenizer().decode, spans)] == marks
 
 
-def test_behind_a_message_of_gpt_oss_there_is_neither_reasoning_nor_a_header() -> None:
+def test_gpt_oss_answer_is_followed_by_no_reasoning() -> None:
     """A prompt that ends with a whole message asks for its continuation, not for an answer."""
     for end in ("<|end|>", "<|return|>"):
         prompt = FakeTokenizer().encode(f"<|start|>user<|message|>So{end}")
@@ -316,12 +316,12 @@ def test_behind_a_message_of_gpt_oss_there_is_neither_reasoning_nor_a_header() -
         assert HARMONY.answer_header(prompt) == ()
 
 
-def test_an_answer_that_must_be_in_a_form_needs_no_header() -> None:
+def test_structured_answer_needs_no_harmony_header() -> None:
     channels = AnswerParser(HARMONY, TOOLS, opened=False, bare=True)
     assert channels.add('{"a": 1').text == '{"a": 1'
 
 
-def test_of_several_calls_none_is_left_out_because_it_cannot_be_read() -> None:
+def test_unparsable_tool_call_makes_all_calls_text() -> None:
     """If a parser skips a call, all calls between the marks are text."""
     whole = '<|open|>call tool="search"<|sep|><|close|>call<|sep|>'
     broken = whole.replace("tool", "fool")
@@ -335,7 +335,7 @@ def test_of_several_calls_none_is_left_out_because_it_cannot_be_read() -> None:
     assert take(xml, [f"<tool_call>\n{one}\n</tool_call>"]).calls == [("search", {})]
 
 
-def test_a_model_that_repeats_itself_within_a_call_does_not_hold_up_the_engine() -> None:
+def test_repetition_within_a_tool_call_stays_linear() -> None:
     """Without a time limit, this parser takes minutes."""
     marks = RECORDED["its own quotes, after a channel of reasoning"][0]
     answer = f"<|tool_call>{'call:search{x:1,' * 4000}<tool_call|>"
@@ -343,7 +343,7 @@ def test_a_model_that_repeats_itself_within_a_call_does_not_hold_up_the_engine()
 
 
 @pytest.mark.parametrize("at", range(len(HERMES_CALL)))
-def test_a_call_that_was_cut_short_is_text(at: int) -> None:
+def test_truncated_tool_call_is_text(at: int) -> None:
     """A call that max_tokens or a stop string cuts is text. Only the model itself may leave out the last mark."""
     cut = "So: " + HERMES_CALL[:at]
     assert take(HERMES, [cut], ended=False).text == cut
@@ -352,14 +352,14 @@ def test_a_call_that_was_cut_short_is_text(at: int) -> None:
     assert (ended.text, ended.calls) in [(cut, []), ("So: ", [WEATHER])]
 
 
-def test_a_complete_call_without_its_last_mark_counts_only_if_the_model_ended_there() -> None:
+def test_tool_call_without_end_mark_needs_eos() -> None:
     """A call that was cut before its mark may have lost text."""
     open_call = HERMES_CALL.removesuffix("</tool_call>")
     assert take(HERMES, [open_call]).calls == [WEATHER]
     assert take(HERMES, [open_call], ended=False).text == open_call
 
 
-def test_without_tools_the_notation_of_calls_is_text() -> None:
+def test_without_tools_call_markup_is_text() -> None:
     """The text is not held back until the call is complete."""
     for pieces in cuts(f"So {HERMES_CALL}."):
         assert take(HERMES, pieces, tools=[]) == Taken(f"So {HERMES_CALL}.", "", [], [])
@@ -367,7 +367,7 @@ def test_without_tools_the_notation_of_calls_is_text() -> None:
     assert channels.add("<tool_call>abc").text == "<tool_call>abc"
 
 
-def test_a_call_has_the_id_that_the_model_gave_it_or_one_that_is_new() -> None:
+def test_tool_call_keeps_its_id_or_gets_a_new_one() -> None:
     """New ids have nine letters and digits, as some templates require."""
     marks, answer = RECORDED["without an end mark"][:2]
     assert take(marks, [answer]).ids == ["abcdefghi"]
@@ -392,7 +392,7 @@ THOUGHTS = {
 
 
 @pytest.mark.parametrize("name", THOUGHTS)
-def test_reasoning_is_split_from_the_text_wherever_pieces_end(name: str) -> None:
+def test_reasoning_is_split_from_text_at_any_cut(name: str) -> None:
     """Only marks are removed, and only those before the text."""
     answer, opened, text, reasoning = THOUGHTS[name]
     for pieces in cuts(answer):
@@ -400,7 +400,7 @@ def test_reasoning_is_split_from_the_text_wherever_pieces_end(name: str) -> None
         assert (taken.text, taken.reasoning) == (text, reasoning), pieces
 
 
-def test_a_call_within_reasoning_is_a_call() -> None:
+def test_tool_call_within_reasoning_is_a_call() -> None:
     """The characters after such a call are text, as in mlx-lm."""
     taken = take(HERMES, [f"<think>I ask {HERMES_CALL} now"])
     assert (taken.reasoning, taken.calls, taken.text) == ("I ask ", [WEATHER], " now")
@@ -411,7 +411,7 @@ ALPHABET = st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>"
 
 
 @given(st.lists(ALPHABET, max_size=12), st.lists(st.integers(1, 9), max_size=20), st.booleans(), st.booleans())
-def test_any_answer_is_the_same_whole_or_in_pieces_and_only_marks_and_calls_leave_the_text(
+def test_any_answer_parses_alike_whole_or_in_pieces(
     words: list[str], sizes: list[int], opened: bool, ended: bool
 ) -> None:
     """Without tools, text and reasoning together are the answer without the marks of reasoning."""

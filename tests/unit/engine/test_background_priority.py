@@ -31,7 +31,7 @@ class Libc:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks for the policy as Linux has it")
-def test_the_calling_thread_alone_stands_back_and_comes_forward_again() -> None:
+def test_lower_priority_applies_to_the_calling_thread() -> None:
     seen: list[int] = []
 
     def work() -> None:
@@ -47,24 +47,24 @@ def test_the_calling_thread_alone_stands_back_and_comes_forward_again() -> None:
     assert seen == [usual, os.SCHED_IDLE, usual]
 
 
-def test_on_a_mac_it_is_the_class_of_work_with_progress() -> None:
+def test_mac_thread_priority_is_the_utility_class() -> None:
     libc = Libc(0)
     with pytest.raises(KeyError), standing_back("darwin", libc):
         raise KeyError
     assert libc.calls == [(QOS_CLASS_UTILITY, 0), (QOS_CLASS_DEFAULT, 0)]
 
 
-def test_a_system_that_refuses_is_noted_and_no_error() -> None:
+def test_refused_thread_priority_is_logged() -> None:
     with capture_logs() as logs:
         for libc in (Libc(22), object()):
             with standing_back("darwin", libc):
                 pass
         with standing_back("sunos5"):
             pass
-    assert [entry["event"] for entry in logs] == ["a thread keeps its priority"] * 4
+    assert [entry["event"] for entry in logs] == ["thread_priority_unchanged"] * 4
 
 
-def test_only_large_weights_are_read_standing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_large_weights_are_read_at_low_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones are read while a request is prepared: their caller waits for nothing else."""
     monkeypatch.setattr(digests, "QUICK_BYTES", 100)
     stood: list[str] = []
@@ -82,7 +82,7 @@ def test_only_large_weights_are_read_standing_back(tmp_path: Path, monkeypatch: 
         assert stood == (["back", "rest", "forward"] if name == "large" else [])
 
 
-def test_whoever_reads_rests_as_long_as_it_read_while_tokens_are_computed() -> None:
+def test_weight_reader_rests_while_tokens_are_decoded() -> None:
     streams, slept = iter((True, False, True)), list[float]()
     with aside(lambda: next(streams), slept.append) as rest:
         for seconds in (0.1, 0.2, 0.3):
@@ -90,7 +90,7 @@ def test_whoever_reads_rests_as_long_as_it_read_while_tokens_are_computed() -> N
     assert slept == [0.1, 0.3]
 
 
-def test_a_large_file_is_read_in_pieces_with_a_rest_after_each_and_few_reports(tmp_path: Path) -> None:
+def test_large_weight_file_is_read_with_rests(tmp_path: Path) -> None:
     rests, reports = list[float](), list[int]()
     file = tmp_path / "weights"
     with file.open("wb") as weights:

@@ -42,7 +42,7 @@ def together(harness: Harness, requests: list[pb.GenerateRequest]) -> list[Answe
     return [Answer(harness.finish(call)) for call in calls]
 
 
-def test_requests_of_similar_length_share_their_forward_passes(harness: Harness, passes: list[int]) -> None:
+def test_requests_of_similar_length_share_a_batch(harness: Harness, passes: list[int]) -> None:
     """Four requests of forty tokens take far fewer than four times forty passes, and some pass has all four."""
     requests = [generate(prompt, max_tokens=40, stop=STOP) for prompt in PROMPTS[:4]]
     answers = together(harness, requests)
@@ -52,7 +52,7 @@ def test_requests_of_similar_length_share_their_forward_passes(harness: Harness,
     harness.settle()
 
 
-def test_a_first_token_is_told_before_the_next_step_is_begun(
+def test_first_token_is_sent_before_the_next_step(
     harness: Harness, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A busy device can take as long as a step to accept one; later tokens are read while it computes."""
@@ -83,12 +83,12 @@ def test_rows_share_a_batch_if_padding_costs_little(lengths: list[int], shared: 
 
 
 @given(st.lists(st.integers(1, 40_000), min_size=1, max_size=16))
-def test_padding_is_a_quarter_at_most_and_what_a_cache_grows_by_anyway(lengths: list[int]) -> None:
+def test_batch_padding_is_a_quarter_at_most(lengths: list[int]) -> None:
     if fits(lengths):
         assert max(lengths) * len(lengths) <= 1.25 * sum(lengths) + FREE_PADDING * len(lengths)
 
 
-def test_a_long_request_is_not_padded_into_a_batch_of_short_ones(harness: Harness, passes: list[int]) -> None:
+def test_long_request_is_not_padded_into_a_short_batch(harness: Harness, passes: list[int]) -> None:
     """The padded KV of a batch stays within its bound of the rows' own."""
     long = next(corpus.held_out(seed=81, tokens_hint=900)).completion()
     requests = [generate(text, max_tokens=30, stop=STOP) for text in (long, *PROMPTS[:3])]
@@ -110,7 +110,7 @@ def by_ids(ids: list[int], max_tokens: int) -> pb.GenerateRequest:
     return pb.GenerateRequest(model="embedded", tokens=tokens, max_tokens=max_tokens, stop=STOP, top_logprobs=2)
 
 
-def test_what_a_row_of_a_batch_generated_is_reused_exactly(
+def test_generated_tokens_of_a_batch_row_are_reused(
     harness: Harness, engine: Callable[..., Harness], tokenizer: Tokenizer
 ) -> None:
     """The KV that a row takes with it is its own, bit for bit."""
@@ -130,9 +130,7 @@ def test_what_a_row_of_a_batch_generated_is_reused_exactly(
         st.tuples(st.integers(0, 5), st.integers(0, 12), st.integers(1, 30), st.booleans()), min_size=2, max_size=6
     )
 )
-def test_rows_join_and_leave_at_any_step_without_a_trace(
-    harness: Harness, plan: list[tuple[int, int, int, bool]]
-) -> None:
+def test_batch_rows_join_and_leave_without_a_trace(harness: Harness, plan: list[tuple[int, int, int, bool]]) -> None:
     """Random arrivals, lengths and cancels: each answer is the one that its request gets alone."""
     requests = [generate(PROMPTS[which], max_tokens=length, stop=STOP, top_logprobs=1) for which, _, length, _ in plan]
     calls = []

@@ -60,7 +60,7 @@ def alone(harness: Harness, asked: pb.GenerateRequest) -> Answer:
     return harness.run(cold)
 
 
-def test_a_request_waits_for_one_that_is_being_tokenised_to_share_its_pass(
+def test_prefill_waits_for_a_prompt_being_tokenized(
     harness: Harness, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness.run(request(ids(8, 0)))
@@ -112,9 +112,7 @@ def run(harness: Harness, requests: list[pb.GenerateRequest]) -> list[Answer]:
 @pytest.mark.parametrize(
     "lengths", [[30, 31, 29, 33], [2, 17, 33], [65, 64, 40]], ids=["alike", "unlike", "the longest that are short"]
 )
-def test_short_prompts_that_arrive_together_share_one_pass(
-    harness: Harness, passes: list[int], lengths: list[int]
-) -> None:
+def test_short_prompts_share_one_prefill_pass(harness: Harness, passes: list[int], lengths: list[int]) -> None:
     """And each is answered as it is alone, to the last bit."""
     requests = [request(ids(length, seed)) for seed, length in enumerate(lengths)]
     answers = run(harness, requests)
@@ -123,7 +121,7 @@ def test_short_prompts_that_arrive_together_share_one_pass(
     harness.settle()
 
 
-def test_the_second_turns_of_several_conversations_share_one_pass(harness: Harness, passes: list[int]) -> None:
+def test_second_turns_share_one_prefill_pass(harness: Harness, passes: list[int]) -> None:
     """Each goes on from its own cached beginning; only what is new is computed, counted and stored."""
     beginnings = [ids(length, seed) for seed, length in enumerate([150, 160, 170])]
     for beginning in beginnings:
@@ -142,7 +140,7 @@ def test_the_second_turns_of_several_conversations_share_one_pass(harness: Harne
     harness.settle()
 
 
-def test_a_prompt_waits_for_one_that_computes_what_it_needs(harness: Harness, passes: list[int]) -> None:
+def test_prefill_waits_for_the_one_with_its_prefix(harness: Harness, passes: list[int]) -> None:
     """Four short prompts with three blocks in common compute these once; what parts them is computed together."""
     common = ids(48, 1)
     requests = [request([*common, *ids(9, seed)]) for seed in range(2, 6)]
@@ -152,9 +150,7 @@ def test_a_prompt_waits_for_one_that_computes_what_it_needs(harness: Harness, pa
     assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in requests]
 
 
-def test_rows_that_end_with_the_same_token_leave_without_a_copy_of_the_others(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_ending_together_leave_without_a_copy(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """They go at once; one that stays is copied once, and answers on."""
     filtered: list[list[int]] = []
     original = BatchKVCache.filter
@@ -172,7 +168,7 @@ def test_rows_that_end_with_the_same_token_leave_without_a_copy_of_the_others(
     assert [answer.content for answer in answers] == [alone(harness, asked).content for asked in lasting]
 
 
-def test_prompts_under_different_salts_share_a_pass_and_nothing_else(harness: Harness, passes: list[int]) -> None:
+def test_salted_prompts_share_a_pass_but_no_prefix(harness: Harness, passes: list[int]) -> None:
     """The same prompt under two salts is computed twice, in one pass."""
     requests = [request(ids(40, 1), cache=pb.CacheOptions(salt=salt)) for salt in ("mine", "yours")]
     answers = run(harness, requests)
@@ -183,7 +179,7 @@ def test_prompts_under_different_salts_share_a_pass_and_nothing_else(harness: Ha
     assert [answer.cached for answer in again] == [32, 32]
 
 
-def test_what_cannot_share_a_pass_is_computed_as_before(harness: Harness, passes: list[int], tmp_path: Path) -> None:
+def test_unbatchable_prompts_are_prefilled_alone(harness: Harness, passes: list[int], tmp_path: Path) -> None:
     """A model with windows, a long prompt, one that would be padded too much, another model."""
     window = str(random_model(tmp_path, "gemma3_text"))
     other = str(random_model(tmp_path, "qwen3"))
@@ -201,9 +197,7 @@ def test_what_cannot_share_a_pass_is_computed_as_before(harness: Harness, passes
     harness.settle()
 
 
-def test_a_request_that_is_cancelled_before_its_turn_leaves_the_others_theirs(
-    harness: Harness, passes: list[int]
-) -> None:
+def test_cancelled_prefill_leaves_its_batch_intact(harness: Harness, passes: list[int]) -> None:
     requests = [request(ids(30, seed)) for seed in range(3)]
     calls = arrive(harness, requests)
     harness.cancel(calls[1])
@@ -213,9 +207,7 @@ def test_a_request_that_is_cancelled_before_its_turn_leaves_the_others_theirs(
     harness.settle()
 
 
-def test_what_only_long_prompts_need_is_given_back_wherever_their_ends_were_computed(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_prefill_buffers_are_freed_after_the_pass(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the last pass, whether a prompt had it for itself or shared it."""
     monkeypatch.setattr(prefill, "LONG_PREFILL", 40)
     monkeypatch.setattr(harness.engine, "_sweep", lambda: None)  # which gives back too, once a second
@@ -227,7 +219,7 @@ def test_what_only_long_prompts_need_is_given_back_wherever_their_ends_were_comp
     assert len(cleared) == 3
 
 
-def test_those_who_come_after_a_burst_that_was_cancelled_gather_anew(harness: Harness) -> None:
+def test_batching_window_restarts_after_a_cancel(harness: Harness) -> None:
     gathering = harness.engine._gathering
     assert gathering.left(2, 0) == pytest.approx(LINGER_SECONDS, abs=0.001)
     harness.clock_offset += 1
@@ -236,7 +228,7 @@ def test_those_who_come_after_a_burst_that_was_cancelled_gather_anew(harness: Ha
     assert gathering.left(2, 0) == pytest.approx(LINGER_SECONDS, abs=0.001)
 
 
-def test_nobody_gathers_behind_those_who_have_waited(harness: Harness) -> None:
+def test_waiting_requests_open_no_batching_window(harness: Harness) -> None:
     """A slot that becomes free is filled at once."""
     harness.run(request(ids(8, 0)))
     with pytest.MonkeyPatch.context() as patch:

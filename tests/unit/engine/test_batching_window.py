@@ -24,11 +24,11 @@ def _gathering(clock: Clock) -> BatchingWindow:
     return BatchingWindow(clock)
 
 
-def test_one_that_is_alone_does_not_wait_if_its_model_is_fast_or_not_known(gathering: BatchingWindow) -> None:
+def test_batching_window_is_zero_for_a_fast_model(gathering: BatchingWindow) -> None:
     assert gathering.left(1, 0) == 0
 
 
-def test_one_that_is_alone_waits_a_small_share_of_a_slow_models_step(gathering: BatchingWindow, clock: Clock) -> None:
+def test_batching_window_is_short_for_a_slow_model(gathering: BatchingWindow, clock: Clock) -> None:
     assert gathering.left(1, 0, 0.2) == pytest.approx(SLOW_SHARE * 0.2)
     clock.pass_(SLOW_SHARE * 0.1)
     assert gathering.left(1, 0, 0.2) == pytest.approx(SLOW_SHARE * 0.1)
@@ -36,9 +36,7 @@ def test_one_that_is_alone_waits_a_small_share_of_a_slow_models_step(gathering: 
 
 
 @pytest.mark.parametrize("step", [0.0, 0.1, 1.0])
-def test_nobody_waits_longer_than_a_tenth_of_a_step_and_a_moment(
-    gathering: BatchingWindow, clock: Clock, step: float
-) -> None:
+def test_batching_window_is_at_most_a_tenth_of_a_step(gathering: BatchingWindow, clock: Clock, step: float) -> None:
     """Though one after the other comes, or is being tokenised for ever."""
     for coming in (0, 1):
         gathering.left(0, 0)
@@ -53,12 +51,12 @@ def test_nobody_waits_longer_than_a_tenth_of_a_step_and_a_moment(
         assert waited == pytest.approx(most_seconds(step)) == pytest.approx(MOST_SECONDS + 0.1 * step)
 
 
-def test_nobody_waits_while_others_are_computed(gathering: BatchingWindow) -> None:
+def test_batching_window_is_zero_while_others_prefill(gathering: BatchingWindow) -> None:
     """Then a chunk is the unit in which they take turns."""
     assert gathering.left(0, 3) == 0
 
 
-def test_two_wait_a_moment_for_a_third(gathering: BatchingWindow, clock: Clock) -> None:
+def test_second_request_extends_the_batching_window(gathering: BatchingWindow, clock: Clock) -> None:
     assert gathering.left(2, 0) == pytest.approx(LINGER_SECONDS)
     clock.pass_(LINGER_SECONDS / 2)
     assert gathering.left(2, 0) == pytest.approx(LINGER_SECONDS / 2)
@@ -67,15 +65,13 @@ def test_two_wait_a_moment_for_a_third(gathering: BatchingWindow, clock: Clock) 
     assert gathering.left(3, 0) == 0
 
 
-def test_one_waits_for_another_that_is_being_tokenised_but_not_for_long(
-    gathering: BatchingWindow, clock: Clock
-) -> None:
+def test_batching_window_waits_for_tokenizing_briefly(gathering: BatchingWindow, clock: Clock) -> None:
     assert gathering.left(1, 1) == pytest.approx(MOST_SECONDS)
     clock.pass_(MOST_SECONDS)
     assert gathering.left(1, 1) == 0
 
 
-def test_the_next_ones_gather_anew(gathering: BatchingWindow, clock: Clock) -> None:
+def test_batching_window_restarts_for_the_next_burst(gathering: BatchingWindow, clock: Clock) -> None:
     gathering.left(2, 0)
     clock.pass_(1)
     assert gathering.left(2, 0) == 0

@@ -31,7 +31,7 @@ PHASES: dict[str, Callable[[Harness, int], bool]] = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_cancelled_call_frees_everything(engine: Callable[..., Harness], phase: str) -> None:
+def test_cancelled_call_frees_everything(engine: Callable[..., Harness], phase: str) -> None:
     """In whatever phase it is; nothing is sent after it, and what it had computed is reused."""
     harness = engine(max_batch=1)
     blocker = None
@@ -55,7 +55,7 @@ def test_a_cancelled_call_frees_everything(engine: Callable[..., Harness], phase
     harness.settle()
 
 
-def test_a_load_that_all_callers_cancel_is_abandoned(harness: Harness) -> None:
+def test_load_that_all_callers_cancel_is_aborted(harness: Harness) -> None:
     """One of two may go; when both are gone, so is the load."""
     harness.engine._models.step = lambda: None  # type: ignore[method-assign] # nothing is read until both wait
     first, second = harness.begin(LOAD), harness.begin(LOAD)
@@ -70,7 +70,7 @@ def test_a_load_that_all_callers_cancel_is_abandoned(harness: Harness) -> None:
     assert harness.run(LOAD).info.outcome == pb.LOAD_OUTCOME_HIT
 
 
-def test_cache_modes_and_salts_are_kept_apart(harness: Harness) -> None:
+def test_cache_modes_and_salts_share_no_prefix(harness: Harness) -> None:
     """READ_ONLY stores nothing, BYPASS neither reads nor stores, a salt shares with itself alone."""
 
     def cached(mode: Any = pb.CACHE_MODE_UNSPECIFIED, salt: str = "") -> int:
@@ -88,7 +88,7 @@ def test_cache_modes_and_salts_are_kept_apart(harness: Harness) -> None:
     harness.settle()
 
 
-def test_no_more_than_max_batch_run_at_once(engine: Callable[..., Harness]) -> None:
+def test_at_most_max_batch_requests_run_at_once(engine: Callable[..., Harness]) -> None:
     """The others wait their turn, in order."""
     harness = engine(max_batch=2)
     calls = [harness.begin(generate(f"The code {n}", max_tokens=6, stop=LONG)) for n in range(5)]
@@ -117,7 +117,7 @@ def test_require_loaded_refuses_instead_of_loading(harness: Harness) -> None:
     harness.settle()
 
 
-def test_without_a_budget_every_call_loads_and_frees(engine: Callable[..., Harness]) -> None:
+def test_without_a_budget_every_call_loads_a_model(engine: Callable[..., Harness]) -> None:
     """Two calls at once have a model each, and nothing stays."""
     harness = engine(model_cache_mb=0)
     assert harness.run(LOAD).info.outcome == pb.LOAD_OUTCOME_UNCACHED
@@ -130,7 +130,7 @@ def test_without_a_budget_every_call_loads_and_frees(engine: Callable[..., Harne
     assert harness.figures.model_cache.total_memory_bytes == 0
 
 
-def test_without_a_budget_no_model_is_ever_loaded_before_its_call(engine: Callable[..., Harness]) -> None:
+def test_without_a_budget_no_model_is_preloaded(engine: Callable[..., Harness]) -> None:
     """The refusal says why, instead of advice that cannot help."""
     failure = engine(model_cache_mb=0).run(generate("The", require_loaded=True)).failure
     assert failure.reason == "MODEL_NOT_CACHED"
@@ -138,13 +138,13 @@ def test_without_a_budget_no_model_is_ever_loaded_before_its_call(engine: Callab
     assert "GetOrLoad" not in failure.message
 
 
-def test_without_a_budget_nothing_can_be_pinned(engine: Callable[..., Harness]) -> None:
+def test_without_a_budget_pinning_is_refused(engine: Callable[..., Harness]) -> None:
     """A parameter is never ignored: it is refused."""
     answer = engine(model_cache_mb=0).run(pb.GetOrLoadRequest(model="embedded", pin=True))
     assert (answer.failure.reason, answer.failure.field) == ("INVALID_ARGUMENT", "pin")
 
 
-def test_an_idle_model_is_swept_after_its_time(harness: Harness) -> None:
+def test_idle_model_is_evicted_after_its_ttl(harness: Harness) -> None:
     """A pinned one is not."""
     harness.run(pb.GetOrLoadRequest(model="embedded", ttl={"seconds": 60}))
     harness.clock_offset += 59
@@ -159,7 +159,7 @@ def test_an_idle_model_is_swept_after_its_time(harness: Harness) -> None:
     assert harness.models == 1
 
 
-def test_times_add_up_and_are_never_negative(harness: Harness) -> None:
+def test_request_timings_sum_up_and_are_not_negative(harness: Harness) -> None:
     """A model that was there took no time to load."""
     for warm in (False, True):
         timings = harness.run(generate(PROMPT)).finished.timings
@@ -170,7 +170,7 @@ def test_times_add_up_and_are_never_negative(harness: Harness) -> None:
         assert abs(spans["first_token"] - parts) < 10_000  # nanoseconds: each span is rounded
 
 
-def test_times_add_up_for_requests_that_wait_for_each_other(harness: Harness) -> None:
+def test_timings_of_waiting_requests_sum_up(harness: Harness) -> None:
     """Wherever the time went, none of it is counted twice or lost."""
     prompts = [next(corpus.held_out(seed=seed, tokens_hint=400)).completion() for seed in range(60, 63)]
     calls = [harness.begin(generate(prompt, cache=pb.CacheOptions(salt=prompt[:9]))) for prompt in prompts]
@@ -181,7 +181,7 @@ def test_times_add_up_for_requests_that_wait_for_each_other(harness: Harness) ->
         assert abs(spans["first_token"] - parts) < 10_000
 
 
-def test_stats_tell_turns_gaps_and_batch_sizes(harness: Harness) -> None:
+def test_stats_report_steps_gaps_and_batch_sizes(harness: Harness) -> None:
     """Of two requests that run together, most turns give both a token."""
     assert not harness.figures.engine.HasField("token_gap_p50")
     calls = [harness.begin(generate("The", max_tokens=30, stop=LONG)) for _ in range(2)]
@@ -193,7 +193,7 @@ def test_stats_tell_turns_gaps_and_batch_sizes(harness: Harness) -> None:
     assert 0 < engine.step_time_p50.ToNanoseconds() <= engine.step_time_p99.ToNanoseconds()
 
 
-def test_the_end_of_generation_config_counts(harness: Harness, tmp_path: Path) -> None:
+def test_generation_config_eos_ends_an_answer(harness: Harness, tmp_path: Path) -> None:
     """Many models name the token that ends a turn only there."""
     first = harness.run(generate(PROMPT)).ids[0]
     copy = tmp_path / "model"
@@ -204,7 +204,7 @@ def test_the_end_of_generation_config_counts(harness: Harness, tmp_path: Path) -
     assert answer.finished.usage.completion_tokens == 1
 
 
-def test_figures_come_before_the_event_that_they_belong_to(harness: Harness) -> None:
+def test_stats_are_sent_before_the_event_they_count(harness: Harness) -> None:
     """Who saw the end sees its effect."""
     harness.run(generate(PROMPT))
     figures = harness.figures
@@ -214,7 +214,7 @@ def test_figures_come_before_the_event_that_they_belong_to(harness: Harness) -> 
     assert figures.memory.weights_bytes == figures.models[0].info.size_bytes > 0
 
 
-def test_a_namespace_has_the_name_under_which_its_model_was_asked_for_last(harness: Harness, tmp_path: Path) -> None:
+def test_namespace_shows_the_last_requested_model_name(harness: Harness, tmp_path: Path) -> None:
     """Not the one under which its content was loaded first."""
     first = copy_of_embedded(tmp_path)
     second = tmp_path / "second"

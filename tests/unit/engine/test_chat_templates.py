@@ -37,7 +37,7 @@ def error_of(templates: Templates, template: str, messages: Any = MESSAGES, **op
     return caught.value
 
 
-def test_a_conversation_is_rendered_as_transformers_does_it(tokenizer: Tokenizer) -> None:
+def test_chat_template_renders_like_transformers(tokenizer: Tokenizer) -> None:
     """A worker gives the same text as transformers: options, tools, and variables of the tokenizer."""
     plain = load_tokenizer(EMBEDDED_PATH)._tokenizer
     messages = [*MESSAGES, {"role": "assistant", "content": "é ✓ \u2028"}]
@@ -45,7 +45,7 @@ def test_a_conversation_is_rendered_as_transformers_does_it(tokenizer: Tokenizer
         assert tokenizer.render(messages, **options) == plain.apply_chat_template(messages, tokenize=False, **options)
 
 
-def test_a_template_sees_what_the_library_gives_it(templates: Templates) -> None:
+def test_chat_template_has_the_usual_filters(templates: Templates) -> None:
     """Templates use filters, functions and loop controls of transformers."""
     template = (
         "{% generation %}{% for m in messages %}{{ m|tojson }}{% break %}{% endfor %}{% endgeneration %}{{ bos_token }}"
@@ -67,15 +67,13 @@ def test_a_template_sees_what_the_library_gives_it(templates: Templates) -> None
     ],
     ids=["loops", "power", "doubling", "string", "format", "recursion", "list", "output"],
 )
-def test_a_template_that_takes_too_much_is_refused_and_the_next_one_is_rendered(
-    templates: Templates, template: str
-) -> None:
+def test_expensive_chat_template_is_refused(templates: Templates, template: str) -> None:
     """Processor time and memory of a worker are limited."""
     error_of(templates, template)
     assert templates.render("{{ messages[0].content }}", MESSAGES, {}) == "one two"
 
 
-def test_a_template_that_never_ended_twice_is_not_tried_again_for_a_while(clock: Clock) -> None:
+def test_endless_chat_template_is_refused_for_a_while(clock: Clock) -> None:
     """Such a template takes no worker then, and other templates are rendered."""
     dies_of_loops = (
         "import sys\n"
@@ -112,19 +110,19 @@ def test_a_template_that_never_ended_twice_is_not_tried_again_for_a_while(clock:
         "{% endfor %}",
     ],
 )
-def test_a_template_that_wants_out_or_fails_is_refused(templates: Templates, template: str) -> None:
+def test_failing_or_escaping_template_is_refused(templates: Templates, template: str) -> None:
     """The sandbox keeps templates from Python. An error reaches one caller, even with a text that is no text."""
     error_of(templates, template)
 
 
-def test_a_template_may_refuse_at_any_length(templates: Templates) -> None:
+def test_chat_template_error_may_have_any_length(templates: Templates) -> None:
     """The error quotes the beginning of its message."""
     error = error_of(templates, "{{ raise_exception('no' * 1000000) }}")
     assert error.message.startswith("chat is refused by the model's chat template: nono")
     assert len(error.message) < 300
 
 
-def test_a_worker_that_was_killed_is_replaced(templates: Templates) -> None:
+def test_killed_template_worker_is_replaced(templates: Templates) -> None:
     """Only the conversation that was being rendered fails."""
     templates.render("x", MESSAGES, {})
     (first,) = templates.pids
@@ -135,7 +133,7 @@ def test_a_worker_that_was_killed_is_replaced(templates: Templates) -> None:
     assert first not in templates.pids
 
 
-def test_a_worker_holds_no_file_of_the_engine_and_ends_with_it(clock: Clock) -> None:
+def test_template_worker_holds_no_engine_descriptor(clock: Clock) -> None:
     """A file of the engine, such as its lock, would outlive it in a worker."""
     reads, writes = os.pipe()
     os.set_inheritable(writes, True)
@@ -151,7 +149,7 @@ def test_a_worker_holds_no_file_of_the_engine_and_ends_with_it(clock: Clock) -> 
     templates.close()
 
 
-def test_closing_ends_the_worker_and_renders_nothing_more(clock: Clock) -> None:
+def test_closing_ends_the_template_workers(clock: Clock) -> None:
     """A pool can be closed twice, and without any worker."""
     templates = Templates(clock)
     templates.render("x", MESSAGES, {})
@@ -163,7 +161,7 @@ def test_closing_ends_the_worker_and_renders_nothing_more(clock: Clock) -> None:
     Templates(clock).close()
 
 
-def test_a_worker_that_cannot_be_started_or_says_nothing_sensible_fails_one_request(clock: Clock) -> None:
+def test_broken_template_worker_fails_one_request(clock: Clock) -> None:
     """The request fails as if the worker had died."""
     templates = Templates(clock, [sys.executable, "-c", "input(); print('no')"])
     with pytest.raises(ValueError):
@@ -171,7 +169,7 @@ def test_a_worker_that_cannot_be_started_or_says_nothing_sensible_fails_one_requ
     templates.close()
 
 
-def test_workers_are_as_many_as_are_needed_at_once_and_end_when_they_idle(clock: Clock) -> None:
+def test_template_workers_grow_on_demand_and_idle_out(clock: Clock) -> None:
     """Two templates need two workers, and a third template waits. After the idle time, one worker is left."""
     echo = 'import sys\nfor line in sys.stdin:\n    print(\'{"text": "x"}\', flush=True)'
     templates = Templates(clock, [sys.executable, "-c", echo], workers=2)
@@ -193,7 +191,7 @@ def test_workers_are_as_many_as_are_needed_at_once_and_end_when_they_idle(clock:
         assert templates.pids == [left]
 
 
-def test_no_more_templates_are_rendered_at_once_than_there_are_workers(clock: Clock) -> None:
+def test_concurrent_templates_are_limited_by_workers(clock: Clock) -> None:
     """Many threads ask, and each worker has one conversation at a time."""
     answer = 'import sys\nfor line in sys.stdin:\n    print(\'{"text": "x"}\', flush=True)'
     templates = Templates(clock, [sys.executable, "-c", answer], workers=2)

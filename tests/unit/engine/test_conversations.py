@@ -57,7 +57,7 @@ QUIET = {"enable_thinking": False}
 """The form then holds from the first token on, so that it can be all that is written."""
 
 
-def test_reasoning_of_a_chat_comes_apart_from_its_text(harness: Harness, model: Callable[..., str]) -> None:
+def test_chat_reasoning_is_separate_from_text(harness: Harness, model: Callable[..., str]) -> None:
     """All tokens are listed, those of marks included."""
     answer = ask(harness, model(), "<think>\nHm</think>\n\nSo.", chat=QUIET)
     assert channels(answer) == ("\n\nSo.", "\nHm", [])
@@ -66,14 +66,14 @@ def test_reasoning_of_a_chat_comes_apart_from_its_text(harness: Harness, model: 
     assert answer.finished.reason == pb.FINISH_REASON_STOP
 
 
-def test_a_raw_prompt_has_text_only(harness: Harness, model: Callable[..., str]) -> None:
+def test_raw_prompt_gets_text_only(harness: Harness, model: Callable[..., str]) -> None:
     """Marks in such an answer are text."""
     written = f"<think>Hm</think>{CALL}"
     answer = ask(harness, model(), written, text="Hello")
     assert channels(answer) == (written, "", [])
 
 
-def test_a_template_may_open_the_reasoning(harness: Harness, model: Callable[..., str]) -> None:
+def test_chat_template_may_open_the_reasoning(harness: Harness, model: Callable[..., str]) -> None:
     """The prompt ends with the start mark, and the answer has the end mark only."""
     path = model(template=HERMES + "{{ '<think>\n' }}")
     biased = pb.Sampling(logit_bias={END_THINK: 100, EOS: 50})
@@ -82,7 +82,7 @@ def test_a_template_may_open_the_reasoning(harness: Harness, model: Callable[...
     assert answer.ids[0] == END_THINK
 
 
-def test_a_user_who_writes_of_marks_opens_nothing(harness: Harness, model: Callable[..., str]) -> None:
+def test_reasoning_mark_in_user_text_opens_nothing(harness: Harness, model: Callable[..., str]) -> None:
     """A mark counts only at the end of the prompt."""
     path = model()
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="What is <think>")], enable_thinking=False)
@@ -91,7 +91,7 @@ def test_a_user_who_writes_of_marks_opens_nothing(harness: Harness, model: Calla
     assert channels(answer) == ("A mark", "", [])
 
 
-def test_a_tool_call_is_sent_as_one_and_ends_the_answer_as_one(harness: Harness, model: Callable[..., str]) -> None:
+def test_tool_call_is_sent_and_ends_the_answer(harness: Harness, model: Callable[..., str]) -> None:
     """The text of a call is not in the answer, but its tokens are listed."""
     answer = ask(harness, model(), f"I look.{CALL}", chat={**QUIET, "tools": [SEARCH]})
     assert channels(answer) == ("I look.", "", [("search", {"query": "a"})])
@@ -99,7 +99,7 @@ def test_a_tool_call_is_sent_as_one_and_ends_the_answer_as_one(harness: Harness,
     assert len(answer.ids) == answer.finished.usage.completion_tokens - 1
 
 
-def test_what_is_no_call_is_text(harness: Harness, model: Callable[..., str]) -> None:
+def test_call_like_text_is_sent_as_text(harness: Harness, model: Callable[..., str]) -> None:
     """The reason is that of an answer without calls."""
     written = "<tool_call>search(a)</tool_call>"
     answer = ask(harness, model(), written, chat={**QUIET, "tools": [SEARCH]})
@@ -107,7 +107,7 @@ def test_what_is_no_call_is_text(harness: Harness, model: Callable[..., str]) ->
     assert answer.finished.reason == pb.FINISH_REASON_STOP
 
 
-def test_a_call_that_max_tokens_cuts_short_is_text(harness: Harness, model: Callable[..., str]) -> None:
+def test_tool_call_cut_by_max_tokens_is_text(harness: Harness, model: Callable[..., str]) -> None:
     """The text has all of the call."""
     path, chat = model(), {**QUIET, "tools": [SEARCH]}
     whole = ask(harness, path, CALL, chat=chat)
@@ -116,14 +116,14 @@ def test_a_call_that_max_tokens_cuts_short_is_text(harness: Harness, model: Call
     assert cut.finished.reason == pb.FINISH_REASON_LENGTH
 
 
-def test_a_stop_string_is_found_in_a_call(harness: Harness, model: Callable[..., str]) -> None:
+def test_stop_string_is_found_in_a_tool_call(harness: Harness, model: Callable[..., str]) -> None:
     """Stop strings are looked for in text, reasoning and calls."""
     answer = ask(harness, model(), CALL, chat={**QUIET, "tools": [SEARCH]}, stop=pb.Stop(strings=["arguments"]))
     assert channels(answer) == ('<tool_call>{"name": "search", "', "", [])
     assert answer.finished.reason == pb.FINISH_REASON_STOP
 
 
-def test_special_tokens_are_left_out_unless_they_may_be_of_a_call(harness: Harness, model: Callable[..., str]) -> None:
+def test_special_tokens_are_kept_only_for_tool_calls(harness: Harness, model: Callable[..., str]) -> None:
     """Some notations of calls consist of special tokens."""
     marks = {"[TOOL_CALLS]": True, "[ARGS]": True, "<think>": True, "</think>": True}
     path = model(marks, "{# [TOOL_CALLS] #}")
@@ -136,9 +136,7 @@ def test_special_tokens_are_left_out_unless_they_may_be_of_a_call(harness: Harne
 
 
 @pytest.mark.parametrize("opened", [True, False])
-def test_a_form_holds_for_what_comes_after_the_reasoning(
-    harness: Harness, model: Callable[..., str], opened: bool
-) -> None:
+def test_grammar_applies_after_the_reasoning(harness: Harness, model: Callable[..., str], opened: bool) -> None:
     """Prompt or model may open the reasoning, which has no form."""
     path = model(template="{{ '<think>\n' }}" if opened else "")
     bias = {} if opened else {THINK: 6}
@@ -151,7 +149,7 @@ def test_a_form_holds_for_what_comes_after_the_reasoning(
     assert reasoning
 
 
-def test_an_answer_with_a_form_cannot_end_within_its_reasoning(harness: Harness, model: Callable[..., str]) -> None:
+def test_structured_answer_cannot_end_in_reasoning(harness: Harness, model: Callable[..., str]) -> None:
     """Such an answer would not have the form."""
     bias = pb.Sampling(logit_bias={EOS: 100})
     form = pb.ResponseFormat(json_object=pb.JsonObject())
@@ -159,7 +157,7 @@ def test_an_answer_with_a_form_cannot_end_within_its_reasoning(harness: Harness,
     assert answer.finished.reason == pb.FINISH_REASON_LENGTH
 
 
-def test_a_model_that_may_not_think_keeps_to_the_form_at_once(harness: Harness, model: Callable[..., str]) -> None:
+def test_grammar_applies_at_once_without_reasoning(harness: Harness, model: Callable[..., str]) -> None:
     """The request can forbid the reasoning, and the template can close it."""
     form, bias = pb.ResponseFormat(regex="[ab]{3}"), pb.Sampling(logit_bias={THINK: 100})
     closed = model(template="{{ '<think>\n\n</think>\n\n' }}")

@@ -33,7 +33,7 @@ def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[s
 
 
 @given(TEXTS)
-def test_pieces_are_the_whole_text_and_no_piece_ends_in_half_a_character(text: str) -> None:
+def test_detokenizer_never_splits_a_character(text: str) -> None:
     """A character may come in up to four tokens."""
     shown = pieces(text.encode(), of_bytes)
     assert "".join(shown) == text
@@ -41,7 +41,7 @@ def test_pieces_are_the_whole_text_and_no_piece_ends_in_half_a_character(text: s
 
 
 @given(st.lists(st.one_of(st.integers(0, 255), st.sampled_from([0xE4, 0xBD, 0xA0, 0xF0, 0x9F, 0xFF])), max_size=30))
-def test_bytes_that_are_no_text_are_shown_as_what_they_read(ids: list[int]) -> None:
+def test_undecodable_bytes_become_replacement_text(ids: list[int]) -> None:
     """Such bytes are held back for three tokens at most."""
     shown = pieces(ids, of_bytes)
     assert "".join(shown) == of_bytes(ids)
@@ -49,13 +49,13 @@ def test_bytes_that_are_no_text_are_shown_as_what_they_read(ids: list[int]) -> N
 
 @settings(deadline=None)
 @given(st.data())
-def test_pieces_of_the_embedded_tokenizer_are_its_whole_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
+def test_embedded_tokenizer_pieces_join_to_its_text(tokenizer: Tokenizer, data: st.DataObject) -> None:
     """The ids are random, and some are special."""
     ids = data.draw(st.lists(st.integers(0, tokenizer.size - 1), max_size=20))
     assert "".join(pieces(ids, tokenizer.decode)) == tokenizer.decode(ids)
 
 
-def test_a_long_run_of_garbage_costs_no_more_for_each_token() -> None:
+def test_invalid_bytes_cost_constant_time_per_token() -> None:
     """Ids of complete text are not decoded again."""
     longest = 0
 
@@ -90,7 +90,7 @@ def cut(text: str, sizes: Sequence[int]) -> list[str]:
     st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
     st.lists(st.integers(0, 4), max_size=12),
 )
-def test_stop_strings_end_the_text_wherever_tokens_end(text: str, stops: list[str], sizes: list[int]) -> None:
+def test_stop_string_ends_text_across_tokens(text: str, stops: list[str], sizes: list[int]) -> None:
     """No part of a stop string is sent. Every id before it is sent once, in order, with its text."""
     tokens = cut(text, sizes)
     output = Output(lambda ids: "".join(tokens[one] for one in ids), tuple(stops))
@@ -112,7 +112,7 @@ def test_stop_strings_end_the_text_wherever_tokens_end(text: str, stops: list[st
     assert ids == (whole if output.stop_match else list(range(len(tokens))))
 
 
-def test_text_that_only_begins_a_stop_string_is_sent_at_the_end() -> None:
+def test_partial_stop_string_is_sent_at_the_end() -> None:
     """The beginning of a stop string is sent if the rest never comes."""
     output = Output(of_bytes, ("xyz",))
     assert output.add(Token(ord("a"))).text == "a"
@@ -121,7 +121,7 @@ def test_text_that_only_begins_a_stop_string_is_sent_at_the_end() -> None:
     assert (piece.text, [token.id for token in piece.tokens]) == ("x", [ord("x")])
 
 
-def test_a_stop_string_that_the_end_completes_is_found() -> None:
+def test_stop_string_completed_by_the_end_is_found() -> None:
     """A replacement character for half a character can complete a stop string."""
     output = Output(of_bytes, ("a\ufffd",))
     assert not output.add(Token(ord("a")))
@@ -141,7 +141,7 @@ def test_special_tokens_have_ids_and_no_text() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_a_stop_string_in_a_real_answer_ends_it_before(harness: Harness, size: int) -> None:
+def test_stop_string_in_a_real_answer_is_not_sent(harness: Harness, size: int) -> None:
     """The last token can complete a stop string as well."""
     plain = harness.run(generate("The code of the blue box is 74. The", max_tokens=12, stop=pb.Stop(ignore_eos=True)))
     stop = plain.text[-size:]

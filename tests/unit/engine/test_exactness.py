@@ -23,7 +23,7 @@ def assert_is(answer: Answer, reference: Reference, prompt: list[int], count: in
 
 
 @pytest.mark.parametrize("tokens", [40, 150, 700])
-def test_cold_and_warm_text_answers_are_those_of_mlx_lm(harness: Harness, reference: Reference, tokens: int) -> None:
+def test_cold_and_warm_answers_match_mlx_lm(harness: Harness, reference: Reference, tokens: int) -> None:
     """At several lengths, to the last bit of the log-probabilities."""
     example = next(corpus.held_out(seed=5, tokens_hint=tokens))
     request = generate(example.completion(), top_logprobs=3)
@@ -36,7 +36,7 @@ def test_cold_and_warm_text_answers_are_those_of_mlx_lm(harness: Harness, refere
     harness.settle()
 
 
-def test_every_prefix_length_is_exact(harness: Harness, reference: Reference) -> None:
+def test_reuse_is_exact_at_every_prefix_length(harness: Harness, reference: Reference) -> None:
     """A prompt that parts from the cached one anywhere reuses what is equal and no more."""
     base = reference.tokenizer.encode(next(corpus.held_out(seed=6, tokens_hint=120)).completion())
     harness.run(pb.GenerateRequest(model="embedded", tokens=pb.TokenIds(ids=base), max_tokens=1))
@@ -52,7 +52,7 @@ def test_every_prefix_length_is_exact(harness: Harness, reference: Reference) ->
             assert answer.cached == (length - 1) // 16 * 16
 
 
-def test_a_conversation_is_exact_and_each_turn_reuses_the_turns_before(harness: Harness, reference: Reference) -> None:
+def test_chat_turns_reuse_earlier_turns_exactly(harness: Harness, reference: Reference) -> None:
     """Prompts are rendered by the model's own template."""
     example = next(corpus.held_out(seed=7, tokens_hint=100))
     before = 0
@@ -67,7 +67,7 @@ def test_a_conversation_is_exact_and_each_turn_reuses_the_turns_before(harness: 
         before = len(reference.tokenizer.apply_chat_template(messages[:-1]))  # the last question comes later next time
 
 
-def test_what_was_generated_is_reused(harness: Harness, reference: Reference) -> None:
+def test_generated_tokens_are_reused_exactly(harness: Harness, reference: Reference) -> None:
     """A prompt that goes on where an answer ended finds the answer's KV, and is exact all the same."""
     prompt = reference.tokenizer.encode(next(corpus.held_out(seed=8, tokens_hint=60)).completion())
     stop = pb.Stop(ignore_eos=True)
@@ -96,7 +96,9 @@ def test_answers_follow_their_own_prompt(harness: Harness, reference: Reference)
 
 
 @pytest.mark.parametrize("sampling", [pb.Sampling(), SAMPLED], ids=["greedy", "seeded"])
-def test_neighbours_change_nothing(harness: Harness, engine: Callable[..., Harness], sampling: pb.Sampling) -> None:
+def test_answers_are_unchanged_in_a_batch(
+    harness: Harness, engine: Callable[..., Harness], sampling: pb.Sampling
+) -> None:
     """A batch of requests, some of which share a prefix, gives each the answer that it has alone."""
     examples = list(islice(corpus.held_out(seed=10, tokens_hint=100), 2))
     prompts = [one.completion() for one in examples] + [one.context + " The" for one in examples]
@@ -108,7 +110,7 @@ def test_neighbours_change_nothing(harness: Harness, engine: Callable[..., Harne
     harness.settle()
 
 
-def test_other_seeds_give_other_answers_and_no_seed_gives_any(harness: Harness) -> None:
+def test_answers_differ_by_seed_and_without_a_seed(harness: Harness) -> None:
     """Sampling is random unless it is asked not to be."""
     hot = [pb.Sampling(temperature=3.0, seed=seed) for seed in (1, 1, 2)] + [pb.Sampling(temperature=3.0)] * 2
     stop = pb.Stop(ignore_eos=True)
@@ -117,7 +119,7 @@ def test_other_seeds_give_other_answers_and_no_seed_gives_any(harness: Harness) 
     assert len({tuple(one) for one in ids}) == 4
 
 
-def test_a_joining_and_a_leaving_neighbour_change_nothing(harness: Harness, engine: Callable[..., Harness]) -> None:
+def test_answers_are_unchanged_when_rows_join_or_leave(harness: Harness, engine: Callable[..., Harness]) -> None:
     """Sequences come and go at any step."""
     example = next(corpus.held_out(seed=11, tokens_hint=100))
     request = generate(example.completion(), sampling=SAMPLED, max_tokens=30, stop=pb.Stop(ignore_eos=True))

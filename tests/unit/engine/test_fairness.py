@@ -37,7 +37,7 @@ def _long_context(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("length", [2000, pytest.param(8000, marks=pytest.mark.slow)])
-def test_running_streams_get_a_token_for_each_chunk_of_a_long_prompt(
+def test_streams_get_a_token_per_chunk_of_long_prefill(
     harness: Harness, long_context: str, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     """Streams of the same model and of another."""
@@ -65,7 +65,7 @@ def test_running_streams_get_a_token_for_each_chunk_of_a_long_prompt(
 
 
 @pytest.mark.parametrize("other", ["model", "salt"])
-def test_a_short_prompt_does_not_wait_for_a_long_one_of_another_model_or_salt(
+def test_short_prompt_does_not_wait_for_a_long_one(
     harness: Harness, long_context: str, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     """They take turns, chunk by chunk: its first token comes while most of the long prompt is still to be computed."""
@@ -85,7 +85,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one_of_another_model_or_salt(
     harness.settle()
 
 
-def test_a_request_for_another_model_does_not_stop_the_resident_one(harness: Harness, tmp_path: Path) -> None:
+def test_request_for_another_model_stops_no_stream(harness: Harness, tmp_path: Path) -> None:
     """It gets a token in each turn of the loop while the other model is found, loaded, warmed up and run."""
     stream = harness.begin(generate("The", max_tokens=3000, stop=ENDLESS))
     harness.until(lambda: harness.decoding(stream))
@@ -100,7 +100,7 @@ def test_a_request_for_another_model_does_not_stop_the_resident_one(harness: Har
     harness.settle()
 
 
-def test_two_models_generate_at_the_same_time_each_in_every_turn(harness: Harness, tmp_path: Path) -> None:
+def test_two_models_decode_in_every_turn(harness: Harness, tmp_path: Path) -> None:
     """Alone, a model gets a token in each turn; beside another it still does, so that neither waits for the other."""
     models = ["embedded", str(random_model(tmp_path, "qwen3"))]
     for model in models:
@@ -116,7 +116,7 @@ def test_two_models_generate_at_the_same_time_each_in_every_turn(harness: Harnes
         harness.finish(call)
 
 
-def test_a_higher_priority_starts_first(harness: Harness) -> None:
+def test_high_priority_request_starts_first(harness: Harness) -> None:
     """Of three that wait for the one slot, the one that came last."""
     harness.engine._runner._max_batch = 1
     blocker = harness.begin(generate("The", max_tokens=1000, stop=ENDLESS))
@@ -130,7 +130,7 @@ def test_a_higher_priority_starts_first(harness: Harness) -> None:
     assert ends == calls[::-1]
 
 
-def test_six_clients_with_one_cold_beginning_compute_it_once(harness: Harness) -> None:
+def test_six_clients_compute_a_cold_prefix_once(harness: Harness) -> None:
     """In all, no more prompt tokens than the beginning, the ends, and a block for each."""
     shared, ends = list(ids(1400).ids), [list(ids(30, seed).ids) for seed in range(1, 7)]
     harness.run(pb.GetOrLoadRequest(model="embedded"))

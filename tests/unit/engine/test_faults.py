@@ -32,7 +32,7 @@ LOAD = pb.GetOrLoadRequest(model="embedded")
     ("name", "wording"),
     [("lookup", "looking a prompt up"), ("runs", "restoring"), ("store", "storing")],
 )
-def test_a_fault_of_the_cache_costs_time_only(
+def test_prefix_cache_fault_costs_only_time(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, name: str, wording: str
 ) -> None:
     """The request gives the same answer, cold, and the log tells."""
@@ -62,7 +62,7 @@ def test_a_fault_of_the_cache_costs_time_only(
     ],
     ids=["begin", "add", "prepare", "need", "sequence", "get_or_load"],
 )
-def test_an_unexpected_exception_fails_one_request(
+def test_unexpected_exception_fails_one_request(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, target: Any, name: str
 ) -> None:
     """With INTERNAL, without its text; the engine and the other requests go on."""
@@ -83,15 +83,13 @@ def test_an_unexpected_exception_fails_one_request(
     harness.settle()
 
 
-def test_a_command_that_cannot_be_begun_fails_alone(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_that_cannot_begin_fails_alone(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invalidate, too."""
     monkeypatch.setattr(harness.engine._invalidator, "all", lambda *_, **__: 1 // 0)
     assert harness.run(pb.InvalidateRequest(all=pb.AllTarget(weights=True))).failure.reason == "INTERNAL"
 
 
-def test_a_request_for_which_nothing_can_make_room_is_refused(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_request_that_can_never_fit_is_refused(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """When nothing runs, waiting would be for ever, at full speed."""
     harness.run(LOAD)
     monkeypatch.setattr(harness.engine._runner, "_make_room", lambda _: False)
@@ -108,9 +106,7 @@ def test_a_request_for_which_nothing_can_make_room_is_refused(
         ({"stop": pb.Stop(token_ids=[1, 9999])}, "INVALID_ARGUMENT", "stop.token_ids[1]"),
     ],
 )
-def test_a_bad_request_fails_and_is_forgotten(
-    harness: Harness, fields: dict[str, Any], reason: str, field: str
-) -> None:
+def test_bad_request_fails_and_is_released(harness: Harness, fields: dict[str, Any], reason: str, field: str) -> None:
     """No call stays behind."""
     failure = harness.run(generate("The", **fields)).failure
     assert (failure.reason, failure.field) == (reason, field)
@@ -131,7 +127,7 @@ def _broken_model(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("sampling", [pb.Sampling(), pb.Sampling(temperature=1.0)], ids=["greedy", "sampled"])
-def test_logits_that_are_no_numbers_end_the_request_and_store_nothing(
+def test_nan_logits_end_the_request_and_store_nothing(
     harness: Harness, broken_model: str, sampling: pb.Sampling
 ) -> None:
     """Other models go on."""
@@ -144,7 +140,7 @@ def test_logits_that_are_no_numbers_end_the_request_and_store_nothing(
 
 
 @pytest.mark.parametrize("fields", [{"top_logprobs": 1}, {}], ids=["with log-probabilities", "sampled in one go"])
-def test_logits_that_are_no_numbers_end_one_row_of_a_batch_alone(
+def test_nan_logits_end_one_row_of_a_batch(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, fields: dict[str, int]
 ) -> None:
     """Its neighbours in the same forward pass give the answers that they give alone."""
@@ -168,7 +164,7 @@ def test_logits_that_are_no_numbers_end_one_row_of_a_batch_alone(
     harness.settle()
 
 
-def test_a_failure_whose_text_is_no_unicode_is_sent(harness: Harness) -> None:
+def test_failure_text_without_unicode_is_sent(harness: Harness) -> None:
     """Names of files may be anything."""
     harness.engine._outbox.fail(9, SidecarError(Reason.MODEL_CORRUPT, "bad \udcff name"))
     assert harness.events[-1] == ipc.Event(call_id=9, failure=ipc.Failure(reason="MODEL_CORRUPT", message="bad ? name"))

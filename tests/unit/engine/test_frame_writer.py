@@ -54,7 +54,7 @@ def read(sock: socket.socket) -> bytes:
     return exactly(length)
 
 
-def test_what_the_socket_takes_is_written_at_once(pair: tuple[FrameWriter, socket.socket]) -> None:
+def test_frame_is_written_at_once_if_possible(pair: tuple[FrameWriter, socket.socket]) -> None:
     """By the thread that writes: there is nothing to wait for."""
     writer, reader = pair
     writer.write(frame(b"one") + frame(b"two"))
@@ -63,7 +63,7 @@ def test_what_the_socket_takes_is_written_at_once(pair: tuple[FrameWriter, socke
     assert writer.wait(0)
 
 
-def test_what_the_socket_does_not_take_follows_in_order(pair: tuple[FrameWriter, socket.socket]) -> None:
+def test_deferred_frames_follow_in_order(pair: tuple[FrameWriter, socket.socket]) -> None:
     writer, reader = pair
     bodies = [bytes([number]) * LARGE for number in range(3)] + [b"last"]
     for body in bodies:
@@ -97,7 +97,7 @@ def test_frames_of_several_threads_stay_whole(pair: tuple[FrameWriter, socket.so
     assert came == {letter: list(range(count)) for letter in range(4)}
 
 
-def test_what_nobody_reads_any_more_is_dropped(pair: tuple[FrameWriter, socket.socket]) -> None:
+def test_frames_for_a_closed_socket_are_dropped(pair: tuple[FrameWriter, socket.socket]) -> None:
     """Whether it was waiting or comes afterwards."""
     writer, reader = pair
     writer.write(frame(bytes(LARGE)))
@@ -108,7 +108,7 @@ def test_what_nobody_reads_any_more_is_dropped(pair: tuple[FrameWriter, socket.s
     assert writer.wait(0)
 
 
-def test_a_writer_is_behind_until_all_is_read(pair: tuple[FrameWriter, socket.socket]) -> None:
+def test_frame_writer_is_behind_until_all_is_read(pair: tuple[FrameWriter, socket.socket]) -> None:
     """Who writes figures again and again leaves them out meanwhile."""
     writer, theirs = pair
     assert not writer.behind

@@ -11,7 +11,7 @@ def _begin(giants: Giants, started: list[str], name: str, nbytes: int | None) ->
     return giants.begin(nbytes, lambda: started.append(name))
 
 
-def test_only_so_many_giants_run_and_the_oldest_is_next() -> None:
+def test_giant_reads_are_limited_and_oldest_is_next() -> None:
     giants, started = Giants(2), list[str]()
     ends = [_begin(giants, started, name, GIANT_BYTES + 1) for name in "abcd"]
     assert started == ["a", "b"]
@@ -22,7 +22,7 @@ def test_only_so_many_giants_run_and_the_oldest_is_next() -> None:
     assert started == ["a", "b", "c", "d"]
 
 
-def test_small_ones_never_wait_and_downloads_are_giants() -> None:
+def test_small_reads_never_wait_behind_giants() -> None:
     giants, started = Giants(1), list[str]()
     for name, nbytes in (("download", None), ("giant", GIANT_BYTES + 1), ("small", GIANT_BYTES), ("other", 1)):
         _begin(giants, started, name, nbytes)
@@ -30,7 +30,7 @@ def test_small_ones_never_wait_and_downloads_are_giants() -> None:
     assert started == ["download", "small", "other"]
 
 
-def test_an_end_counts_once_and_that_of_a_small_one_frees_nothing() -> None:
+def test_giant_read_end_counts_once() -> None:
     giants, started = Giants(1), list[str]()
     end = _begin(giants, started, "a", None)
     for name in "bc":

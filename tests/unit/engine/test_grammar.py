@@ -56,7 +56,7 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Harness:
 
 @settings(deadline=None, max_examples=30)
 @given(SCHEMAS, st.sampled_from([0.0, 1.0, 20.0]), st.integers(0, 2**64 - 1))
-def test_what_is_generated_under_a_schema_is_valid_json_of_that_schema(
+def test_answer_under_a_schema_is_valid_json(
     shared: Harness, wanted: dict[str, Any], temperature: float, seed: int
 ) -> None:
     """This holds for any schema, temperature and seed, unless max_tokens cuts the answer."""
@@ -67,20 +67,20 @@ def test_what_is_generated_under_a_schema_is_valid_json_of_that_schema(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_text_under_a_regular_expression_matches_it_as_a_whole(harness: Harness, seed: int) -> None:
+def test_answer_matches_its_regular_expression(harness: Harness, seed: int) -> None:
     """The expression matches the whole text and not a part of it."""
     regex = r"[A-Z][a-z]{2,9}-\d{4}(é|漢)"
     answer = ask(harness, pb.ResponseFormat(regex=regex), sampling=pb.Sampling(temperature=20, seed=seed))
     assert re.fullmatch(regex, answer.text)
 
 
-def test_text_under_a_grammar_is_of_that_grammar(harness: Harness) -> None:
+def test_answer_matches_its_grammar(harness: Harness) -> None:
     """The grammar is in the notation of Lark."""
     grammar = 'start: "(" part ")" | part\npart: NAME ("+" NAME){0,3}\nNAME: /[a-z]{1,3}/'
     assert re.fullmatch(r"\(?[a-z]{1,3}(\+[a-z]{1,3}){0,3}\)?", ask(harness, pb.ResponseFormat(grammar=grammar)).text)
 
 
-def test_any_json_object_is_a_json_object(harness: Harness) -> None:
+def test_json_object_format_gives_a_json_object(harness: Harness) -> None:
     """If max_tokens cuts it, the text is the beginning of an object."""
     form = pb.ResponseFormat(json_object=pb.JsonObject())
     whole = [ask(harness, form, sampling=pb.Sampling(temperature=3, seed=seed), max_tokens=80) for seed in range(3)]
@@ -89,7 +89,7 @@ def test_any_json_object_is_a_json_object(harness: Harness) -> None:
     assert all(isinstance(value, dict) for value in ended)
 
 
-def test_max_tokens_cuts_a_form_short_and_says_so(harness: Harness) -> None:
+def test_max_tokens_cuts_a_structured_answer_short(harness: Harness) -> None:
     """The text is the beginning of the form."""
     whole = ask(harness, schema(PERSON), sampling=WILD)
     cut = ask(harness, schema(PERSON), sampling=WILD, max_tokens=3)
@@ -98,7 +98,7 @@ def test_max_tokens_cuts_a_form_short_and_says_so(harness: Harness) -> None:
     assert whole.text.startswith(cut.text)
 
 
-def test_log_probabilities_are_those_of_the_model_before_the_form(harness: Harness, reference: Reference) -> None:
+def test_logprobs_are_those_before_the_token_mask(harness: Harness, reference: Reference) -> None:
     """A forced token has the low log-probability that the model gives it."""
     answer = ask(harness, pb.ResponseFormat(regex="@+#"), top_logprobs=2, max_tokens=1, sampling=WILD)
     prompt = mx.array([reference.tokenizer.encode(PROMPT)])
@@ -120,20 +120,20 @@ def test_log_probabilities_are_those_of_the_model_before_the_form(harness: Harne
         pb.Sampling(logit_bias={2: 100}),
     ],
 )
-def test_sampling_options_choose_among_what_the_form_allows(harness: Harness, sampling: pb.Sampling) -> None:
+def test_sampling_options_act_within_the_grammar(harness: Harness, sampling: pb.Sampling) -> None:
     """No option makes a masked token possible, not even a bias towards the end of the sequence."""
     answer = ask(harness, schema(PERSON), sampling=sampling)
     jsonschema.validate(json.loads(answer.text), PERSON)
 
 
-def test_a_stop_string_ends_a_form_before_it_is_complete(harness: Harness) -> None:
+def test_stop_string_ends_a_structured_answer(harness: Harness) -> None:
     """A stop string works as without a form."""
     answer = ask(harness, schema(PERSON), stop=pb.Stop(strings=['"age"']))
     assert (answer.finished.reason, answer.finished.stop_match) == (pb.FINISH_REASON_STOP, '"age"')
     assert '"age"' not in answer.text
 
 
-def test_rows_with_and_without_a_form_share_a_batch_and_change_nothing_for_each_other(
+def test_grammar_rows_share_a_batch_with_free_rows(
     engine: Callable[..., Harness],
 ) -> None:
     """Each row equals its answer alone, bit for bit, log-probabilities included."""
@@ -163,7 +163,7 @@ def test_rows_with_and_without_a_form_share_a_batch_and_change_nothing_for_each_
     assert [Answer(harness.of(call)).content for call in calls] == alone
 
 
-def test_a_form_can_be_cancelled_at_any_step(harness: Harness) -> None:
+def test_structured_answer_can_be_cancelled(harness: Harness) -> None:
     """A cancelled request releases everything."""
     call = harness.begin(generate(PROMPT, max_tokens=600, response_format=pb.ResponseFormat(regex="[a-z ]{500,}")))
     harness.until(lambda: harness.decoding(call))
@@ -197,7 +197,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_forms_that_cannot_be_kept_to_are_refused_with_their_field(tokenizer: Tokenizer, name: str) -> None:
+def test_unsupported_grammar_is_refused_with_its_field(tokenizer: Tokenizer, name: str) -> None:
     """The refusal comes before the model runs, and quickly."""
     wanted = response_format(BAD[name])
     with pytest.raises(SidecarError) as caught:
@@ -220,7 +220,7 @@ HEAVY = {
 
 
 @pytest.mark.parametrize("name", HEAVY)
-def test_a_form_that_gets_too_heavy_ends_its_own_call_only(harness: Harness, name: str) -> None:
+def test_too_complex_grammar_fails_its_own_call_only(harness: Harness, name: str) -> None:
     """The error has the field, and other requests go on."""
     other = harness.begin(generate(PROMPT, max_tokens=150, stop=pb.Stop(ignore_eos=True)))
     harness.until(lambda: harness.decoding(other))
@@ -242,13 +242,13 @@ def test_a_form_that_gets_too_heavy_ends_its_own_call_only(harness: Harness, nam
         pb.ResponseFormat(grammar='start: s\ns: s s | "a" | '),
     ],
 )
-def test_large_forms_run(harness: Harness, form: pb.ResponseFormat) -> None:
+def test_large_grammars_run(harness: Harness, form: pb.ResponseFormat) -> None:
     """The size of a form is no problem; the work for it is limited."""
     answer = ask(harness, form, max_tokens=20)
     assert answer.finished.reason in (pb.FINISH_REASON_STOP, pb.FINISH_REASON_LENGTH), answer.failure
 
 
-def test_a_model_that_names_no_end_of_sequence_has_no_forms(tokenizer: Tokenizer) -> None:
+def test_model_without_eos_supports_no_grammar(tokenizer: Tokenizer) -> None:
     """Without such a token, a form has no end."""
     endless = Tokenizer(tokenizer._wrapper, tokenizer._templates)
     endless.eos_ids = frozenset()

@@ -24,7 +24,7 @@ def request(text: str = "The", **fields: object) -> pb.GenerateRequest:
 
 
 @pytest.mark.parametrize("neighbours", [0, 1, 3])
-def test_a_held_sequence_waits_and_then_goes_on_as_if_nothing_had_been(harness: Harness, neighbours: int) -> None:
+def test_held_sequence_resumes_without_a_trace(harness: Harness, neighbours: int) -> None:
     """Alone, or out of a batch that goes on without it."""
     texts = ["The", "A man", "One day", "It was"][: neighbours + 1]
     expected = [harness.run(request(text)).content for text in texts]
@@ -46,7 +46,7 @@ def test_a_held_sequence_waits_and_then_goes_on_as_if_nothing_had_been(harness: 
     harness.settle()
 
 
-def test_a_held_sequence_can_be_cancelled_and_keeps_what_it_computed(harness: Harness) -> None:
+def test_cancelled_held_sequence_keeps_its_prefix(harness: Harness) -> None:
     """Its slot is free at once."""
     harness.engine._runner._max_batch = 1
     call = harness.begin(request(max_tokens=200))

@@ -17,7 +17,7 @@ DAEMON = Path(__file__).resolve().parents[3] / "daemon"
 
 
 @pytest.mark.parametrize(("rounds", "tokens"), [(3, 30), pytest.param(40, 250, marks=pytest.mark.slow)])
-def test_decode_steps_grow_nothing(harness: Harness, rounds: int, tokens: int) -> None:
+def test_decode_steps_leak_no_memory(harness: Harness, rounds: int, tokens: int) -> None:
     """Neither live arrays nor objects nor figures; 20,000 steps when slow."""
     request = generate("The", max_tokens=tokens, stop=ENDLESS)
     request.cache.mode = pb.CACHE_MODE_BYPASS
@@ -41,9 +41,7 @@ def test_decode_steps_grow_nothing(harness: Harness, rounds: int, tokens: int) -
     assert len(harness.engine._runner.gauges.gaps._buckets) < 500
 
 
-def test_buffers_that_nobody_uses_are_freed_also_while_nothing_is_idle(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unused_mlx_buffers_are_freed_under_load(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a number of turns."""
     monkeypatch.setattr("daemon.engine.memory.buffers.CLEAR_TURNS", 16)
     call = harness.begin(generate("The", max_tokens=200, stop=ENDLESS))
@@ -58,7 +56,7 @@ def test_buffers_that_nobody_uses_are_freed_also_while_nothing_is_idle(
     harness.settle()
 
 
-def test_no_memory_is_ever_wired(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_mlx_memory_is_wired(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wired limits that change with each request have brought kernels down."""
 
     def refuse(*_: object) -> int:

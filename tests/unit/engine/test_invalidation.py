@@ -20,7 +20,7 @@ PREFIX = pb.InvalidateRequest(prefix=pb.PrefixTarget(model="embedded", text=PROM
 
 
 @pytest.mark.parametrize("request_", [ALL, MODEL, PREFIX], ids=["all", "model", "prefix"])
-def test_a_stream_outlives_an_invalidation_and_stores_nothing(harness: Harness, request_: pb.InvalidateRequest) -> None:
+def test_stream_survives_its_models_invalidation(harness: Harness, request_: pb.InvalidateRequest) -> None:
     """It gives the answer that it would have given; a later request finds nothing."""
     expected = harness.run(generate(PROMPT, max_tokens=40, stop=LONG)).content
     call = harness.begin(generate(PROMPT, max_tokens=40, stop=LONG))
@@ -33,7 +33,7 @@ def test_a_stream_outlives_an_invalidation_and_stores_nothing(harness: Harness, 
     harness.settle()
 
 
-def test_a_prefix_is_dropped_although_its_model_is_not_in_memory(harness: Harness) -> None:
+def test_prefix_of_an_unloaded_model_can_be_dropped(harness: Harness) -> None:
     """Prefixes outlive their model's stay in memory; the model may come back, what was dropped may not."""
     harness.run(generate(PROMPT))
     harness.run(pb.InvalidateRequest(model=pb.ModelTarget(model="embedded", weights=True)))
@@ -43,7 +43,7 @@ def test_a_prefix_is_dropped_although_its_model_is_not_in_memory(harness: Harnes
     assert harness.run(generate(PROMPT)).cached == 0
 
 
-def test_a_prefix_of_another_salt_or_text_stays(harness: Harness) -> None:
+def test_prefix_of_another_salt_or_text_stays(harness: Harness) -> None:
     """Only what begins with the prefix, under the salt that was named."""
     harness.run(generate(PROMPT, cache=pb.CacheOptions(salt="s")))
     assert harness.run(PREFIX).invalidated.blocks == 0
@@ -52,7 +52,7 @@ def test_a_prefix_of_another_salt_or_text_stays(harness: Harness) -> None:
     assert harness.run(generate(PROMPT, cache=pb.CacheOptions(salt="s"))).cached > 0
 
 
-def test_prefixes_of_a_model_whose_files_are_gone_can_be_dropped(harness: Harness, tmp_path: Path) -> None:
+def test_prefixes_of_a_deleted_model_can_be_dropped(harness: Harness, tmp_path: Path) -> None:
     """By token ids; a text would need the tokenizer, which is gone too."""
     path = copy_of_embedded(tmp_path)
     ids = pb.TokenIds(ids=range(5, 45))

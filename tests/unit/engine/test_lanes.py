@@ -33,7 +33,7 @@ def begun(one: Lanes) -> list[str]:
     return [found.task.model for found in iter(one.next, None)]
 
 
-def test_a_lane_has_one_job_at_a_time() -> None:
+def test_lane_runs_one_job_at_a_time() -> None:
     """Twenty slow ones of a model leave every other place to others, whenever they come."""
     one = lanes()
     slow = [job("slow") for _ in range(20)]
@@ -44,7 +44,7 @@ def test_a_lane_has_one_job_at_a_time() -> None:
     assert begun(one) == ["other"]
 
 
-def test_lanes_take_turns() -> None:
+def test_lanes_alternate() -> None:
     """A model with twenty prompts and one that comes then get one each; within a lane, the oldest is first."""
     one = lanes(places=1)
     jobs = [job("many") for _ in range(20)]
@@ -65,14 +65,14 @@ def test_lanes_take_turns() -> None:
     assert order == [few[0], jobs[1], few[1], jobs[2], jobs[3], jobs[4]]
 
 
-def test_a_job_whose_caller_has_gone_is_not_begun() -> None:
+def test_job_of_a_cancelled_caller_is_not_begun() -> None:
     one = lanes(places=1)
     for each in (job("a", over=True), job("a", over=True), job("b")):
         one.add(each)
     assert begun(one) == ["b"]
 
 
-def test_what_is_late_gives_its_place_to_another() -> None:
+def test_late_job_gives_its_place_to_another_lane() -> None:
     """Three disks that hang do not fill two places; a sign of life takes the place again."""
     one = lanes()
     for name in "abcd":
@@ -90,7 +90,7 @@ def test_what_is_late_gives_its_place_to_another() -> None:
     assert begun(one) == ["e"]
 
 
-def test_threads_are_bounded_however_much_hangs() -> None:
+def test_thread_count_is_bounded_whatever_hangs() -> None:
     one = lanes(places=2, most=8)
     for number in range(100):
         one.add(job(str(number)))
@@ -101,7 +101,7 @@ def test_threads_are_bounded_however_much_hangs() -> None:
     assert names == [str(number) for number in range(8)]
 
 
-def test_what_is_silent_for_too_long_is_written_off_with_those_behind_it() -> None:
+def test_silent_lane_is_abandoned_with_its_queue() -> None:
     """They are told once; the lane is closed, and only that one, until it comes back."""
     one = lanes()
     first, behind, other = job("a"), job("a"), job("b")
@@ -126,7 +126,7 @@ def test_what_is_silent_for_too_long_is_written_off_with_those_behind_it() -> No
     assert begun(one) == ["a"]
 
 
-def test_progress_counts_and_not_time() -> None:
+def test_lane_progress_counts_and_not_time() -> None:
     """A hundred gigabytes take hours to read, with a sign each mebibyte."""
     one = lanes()
     long = job("a")
@@ -138,7 +138,7 @@ def test_progress_counts_and_not_time() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_each_of_many_models_gets_its_turn_within_one_of_each_other(seed: int) -> None:
+def test_lanes_of_many_models_share_turns_evenly(seed: int) -> None:
     """Random floods, one place: between two turns of a lane that waits, no other lane has two."""
     rng = random.Random(seed)
     one, order = lanes(places=1), []

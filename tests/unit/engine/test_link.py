@@ -59,7 +59,7 @@ async def events_in(frames: bytes) -> list[ipc.Event]:
     return events
 
 
-def test_no_event_is_lost_doubled_or_overtaken(link: Link, written: list[bytes]) -> None:
+def test_no_engine_event_is_lost_doubled_or_reordered(link: Link, written: list[bytes]) -> None:
     """Pool threads tell of downloads while the MLX thread sends deltas."""
 
     def send(call: int) -> None:
@@ -80,7 +80,7 @@ def test_no_event_is_lost_doubled_or_overtaken(link: Link, written: list[bytes])
     assert came == {call: list(range(EVENTS)) for call in range(1, THREADS + 1)}
 
 
-def test_events_wait_for_the_flush_and_are_written_together(link: Link, written: list[bytes]) -> None:
+def test_engine_events_are_written_together_on_flush(link: Link, written: list[bytes]) -> None:
     for number in range(3):
         link.send(ipc.Event(call_id=number))
     assert not written
@@ -90,7 +90,7 @@ def test_events_wait_for_the_flush_and_are_written_together(link: Link, written:
     assert [event.call_id for event in asyncio.run(events_in(frames))] == [0, 1, 2]
 
 
-def test_figures_are_left_out_while_older_ones_wait_to_be_read(link: Link, written: list[bytes]) -> None:
+def test_stats_are_skipped_while_older_ones_are_unread(link: Link, written: list[bytes]) -> None:
     """A parent that is stopped over night would find those of each second; what calls are told is never left out."""
     outbox = Outbox(link, pb.StatsResponse)
     link._writer._empty.clear()

@@ -17,7 +17,7 @@ LONG = pb.Stop(ignore_eos=True)
 
 
 @pytest.mark.parametrize("layers", [3, pytest.param(160, marks=pytest.mark.slow)])
-def test_a_stream_gets_a_token_between_any_two_slices_of_a_load(
+def test_stream_gets_a_token_between_load_slices(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int
 ) -> None:
     """

@@ -50,7 +50,7 @@ class Steps:
             self.loop.stop()
 
 
-def test_actions_come_before_the_next_step() -> None:
+def test_posted_actions_run_before_the_next_step() -> None:
     """In the order in which they were posted, also those that an action posts."""
     loop = Loop(time.monotonic)
     steps = Steps(2, loop)
@@ -62,7 +62,7 @@ def test_actions_come_before_the_next_step() -> None:
     assert loop.steps == len([one for one in steps.done if one == "step"])
 
 
-def test_an_idle_loop_wakes_for_a_posted_action_and_for_sweeps() -> None:
+def test_idle_engine_loop_wakes_for_actions_and_sweeps() -> None:
     """And for nothing else."""
     loop = Loop(time.monotonic)
     steps = Steps(0, loop, 0.01)
@@ -74,7 +74,7 @@ def test_an_idle_loop_wakes_for_a_posted_action_and_for_sweeps() -> None:
     assert patient.steps == 1
 
 
-def test_an_idle_loop_says_so_and_a_busy_one_does_not() -> None:
+def test_engine_loop_reports_when_it_is_idle() -> None:
     """When it has waited in vain, not when work or a command came."""
     idle: list[str] = []
     loop = Loop(time.monotonic, lambda: idle.append("idle"))
@@ -86,7 +86,7 @@ def test_an_idle_loop_says_so_and_a_busy_one_does_not() -> None:
     assert idle == ["idle"]
 
 
-def test_a_loop_that_has_waited_for_more_work_in_vain_is_not_idle() -> None:
+def test_loop_that_waited_for_a_batch_is_not_idle() -> None:
     idle: list[str] = []
     loop = Loop(time.monotonic, lambda: idle.append("idle"))
 
@@ -99,7 +99,7 @@ def test_a_loop_that_has_waited_for_more_work_in_vain_is_not_idle() -> None:
     assert idle == []
 
 
-def test_the_age_of_a_step_is_known_while_it_runs_and_only_then() -> None:
+def test_step_age_is_known_only_during_a_step() -> None:
     """By the injected clock."""
     ticks = iter(range(100))
     loop = Loop(lambda: float(next(ticks)))
@@ -110,7 +110,7 @@ def test_the_age_of_a_step_is_known_while_it_runs_and_only_then() -> None:
     assert loop.step_age is None
 
 
-def test_an_exception_of_a_step_passes_through() -> None:
+def test_exception_of_a_step_ends_the_loop() -> None:
     """State that it left behind cannot be trusted."""
     loop = Loop(time.monotonic)
     loop.post(lambda: [].pop())
@@ -169,7 +169,7 @@ BUSY = pb.GenerateRequest(model="embedded", text="The", max_tokens=3000, stop=pb
 
 @pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize("polite", [False, True])
-def test_the_process_ends_within_two_seconds_with_status_zero(busy: bool, polite: bool) -> None:
+def test_engine_process_exits_within_two_seconds(busy: bool, polite: bool) -> None:
     """When its parent says so, and when its parent is gone; idle, and in the middle of a stream."""
     with engine_process() as (process, sock):
         until_warm(sock)
@@ -183,7 +183,7 @@ def test_the_process_ends_within_two_seconds_with_status_zero(busy: bool, polite
         assert process.wait(2.0) == 0
 
 
-def test_a_process_that_still_loads_its_libraries_ends_too() -> None:
+def test_engine_process_exits_while_importing() -> None:
     """With what Python loads at that moment: no thread runs until it has."""
     with engine_process() as (process, sock):
         assert received(sock).hello.warming  # always the first frame
@@ -191,7 +191,7 @@ def test_a_process_that_still_loads_its_libraries_ends_too() -> None:
         assert process.wait(20) == 0
 
 
-def test_a_parent_that_sends_garbage_is_no_parent() -> None:
+def test_engine_exits_when_its_parent_sends_garbage() -> None:
     """The process ends rather than guess."""
     with engine_process() as (process, sock):
         assert received(sock).HasField("hello")

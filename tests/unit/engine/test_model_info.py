@@ -21,7 +21,7 @@ def model(layout: Layout) -> LoadedModel:
 
 
 @pytest.mark.parametrize("warning", ["", "prefixes of this model are not reused"])
-def test_a_self_test_that_failed_is_a_warning_for_everybody_to_see(warning: str) -> None:
+def test_failed_self_test_is_a_model_warning(warning: str) -> None:
     info = model_info.loaded(model(Layout("KVCache", 100, warning=warning)), "alias")
 
     assert info.model == "alias"

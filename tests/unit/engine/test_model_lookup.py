@@ -67,7 +67,7 @@ def _downloading(harness: Harness, call: int) -> list[int]:
     return [one.bytes_done for one in events if one.stage == pb.LOAD_STAGE_DOWNLOADING]
 
 
-def test_all_callers_share_one_download_and_see_it_however_late_they_come(harness: Harness, hub: SlowHub) -> None:
+def test_model_lookup_callers_share_one_download(harness: Harness, hub: SlowHub) -> None:
     """More callers than there are threads: one download, one load, all get ready, and others are not held up."""
     calls = [harness.begin(DOWNLOAD) for _ in range(32)]
     harness.until(lambda: all(_downloading(harness, call) == [50] for call in calls))
@@ -82,7 +82,7 @@ def test_all_callers_share_one_download_and_see_it_however_late_they_come(harnes
     harness.settle()
 
 
-def test_a_download_ends_when_the_last_caller_goes_and_can_be_asked_for_again(harness: Harness, hub: SlowHub) -> None:
+def test_download_ends_with_its_last_caller(harness: Harness, hub: SlowHub) -> None:
     """One of two may go."""
     first, second = harness.begin(DOWNLOAD), harness.begin(DOWNLOAD)
     harness.until(lambda: bool(_downloading(harness, first) and _downloading(harness, second)))
@@ -96,7 +96,7 @@ def test_a_download_ends_when_the_last_caller_goes_and_can_be_asked_for_again(ha
     harness.settle()
 
 
-def test_a_download_goes_on_for_the_caller_that_stays(harness: Harness, hub: SlowHub) -> None:
+def test_download_continues_for_the_remaining_caller(harness: Harness, hub: SlowHub) -> None:
     """And tells only that one."""
     first, second = harness.begin(DOWNLOAD), harness.begin(DOWNLOAD)
     harness.until(lambda: bool(_downloading(harness, first) and _downloading(harness, second)))
@@ -107,7 +107,7 @@ def test_a_download_goes_on_for_the_caller_that_stays(harness: Harness, hub: Slo
     harness.settle()
 
 
-def test_an_error_of_a_search_reaches_all_who_wait_and_is_not_remembered(harness: Harness, hub: SlowHub) -> None:
+def test_model_lookup_error_is_shared_and_forgotten(harness: Harness, hub: SlowHub) -> None:
     """The next call tries again."""
     real = harness.engine._services.lookup._resolver._plan
     harness.engine._services.lookup._resolver._plan = _gated
@@ -122,7 +122,7 @@ def _gated(*_: str) -> int:
     raise SidecarError(Reason.MODEL_GATED, "accept the terms first")
 
 
-def test_an_estimate_of_a_model_that_is_not_here_downloads_nothing(harness: Harness, hub: SlowHub) -> None:
+def test_estimate_of_uncached_model_downloads_nothing(harness: Harness, hub: SlowHub) -> None:
     """The Hub tells the size, and that is all that is known."""
     info = harness.run(pb.GetOrLoadRequest(model="org/name", estimate_only=True)).info
     assert info == pb.ModelInfo(model="org/name", size_bytes=100, outcome=pb.LOAD_OUTCOME_ESTIMATED)
@@ -130,7 +130,7 @@ def test_an_estimate_of_a_model_that_is_not_here_downloads_nothing(harness: Harn
     assert harness.models == 0
 
 
-def test_an_estimate_that_may_download_does_so_and_loads_nothing(harness: Harness, hub: SlowHub) -> None:
+def test_estimate_with_download_loads_nothing(harness: Harness, hub: SlowHub) -> None:
     """This is what `pull` asks for."""
     hub.go_on.release(2)
     call = harness.begin(pb.GetOrLoadRequest(model="org/name", estimate_only=True, allow_download=True))
@@ -150,7 +150,7 @@ def _large_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(path)
 
 
-def test_weights_that_were_not_seen_before_are_read_once_for_all_with_progress(
+def test_unknown_weights_are_digested_once_for_all(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Meanwhile both threads that prepare requests are free."""

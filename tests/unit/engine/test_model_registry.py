@@ -13,7 +13,7 @@ def _source(name: str, content: str) -> ModelSource:
     return ModelSource(ModelKey(content), name, Path("/models") / name, 1, {})
 
 
-def test_a_name_stands_for_all_its_contents_and_last_for_the_latest() -> None:
+def test_model_name_maps_to_all_its_contents() -> None:
     known = NameRegistry(lambda _: True)
     for content in ("one", "two", "one"):
         known.seen(_source("a", content))
@@ -23,7 +23,7 @@ def test_a_name_stands_for_all_its_contents_and_last_for_the_latest() -> None:
     assert (known.keys("c"), known.latest("c")) == (set(), None)
 
 
-def test_layouts_are_those_of_a_content() -> None:
+def test_cache_layouts_belong_to_a_model_content() -> None:
     known = NameRegistry(lambda _: True)
     for layout in ("plain", "windowed", "plain"):
         known.shares(Namespace("one", "", layout, "salt"))
@@ -31,7 +31,7 @@ def test_layouts_are_those_of_a_content() -> None:
     assert known.layouts(ModelKey("two")) == set()
 
 
-def test_what_is_kept_is_never_forgotten_and_the_rest_is_bounded() -> None:
+def test_registry_keeps_used_models_and_is_bounded() -> None:
     kept = ModelKey("kept")
     known = NameRegistry(lambda key: key == kept, most=10)
     known.seen(_source("old", "kept"))

@@ -27,7 +27,7 @@ def store(prefixes: FakePrefixes, where: Namespace, blocks: int, first: int = 1)
     return tokens
 
 
-def test_a_namespace_tells_what_it_stores_under_the_name_it_was_asked_for_by() -> None:
+def test_namespace_stats_have_the_requested_name() -> None:
     """The salt itself is not shown."""
     prefixes = FakePrefixes()
     book = NamespaceRegistry(prefixes.cache)
@@ -46,7 +46,7 @@ def test_a_namespace_tells_what_it_stores_under_the_name_it_was_asked_for_by() -
     assert "secret" not in str(two)
 
 
-def test_reuse_is_counted_where_it_happened() -> None:
+def test_reuse_is_counted_in_its_namespace() -> None:
     """A namespace next to it stays at zero."""
     prefixes = FakePrefixes()
     book = NamespaceRegistry(prefixes.cache)
@@ -58,7 +58,7 @@ def test_reuse_is_counted_where_it_happened() -> None:
     assert (unused.hits, unused.tokens_reused) == (0, 0)
 
 
-def test_what_is_evicted_or_forgotten_is_no_longer_counted() -> None:
+def test_evicted_blocks_leave_the_namespace_stats() -> None:
     """A namespace that stores nothing is not listed."""
     prefixes = FakePrefixes(blocks=4)
     book = NamespaceRegistry(prefixes.cache)
@@ -74,7 +74,7 @@ def test_what_is_evicted_or_forgotten_is_no_longer_counted() -> None:
     assert book.stats() == []
 
 
-def test_any_number_of_salts_makes_a_short_list_and_few_notes() -> None:
+def test_namespace_list_is_bounded_for_many_salts() -> None:
     """The largest are listed; names of what is stored are kept however many others there were."""
     prefixes = FakePrefixes()
     book = NamespaceRegistry(prefixes.cache)

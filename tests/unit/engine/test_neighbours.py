@@ -100,7 +100,7 @@ def run_schedule(harness: Harness, kinds: list[Alone], seed: int) -> None:
 
 
 @pytest.mark.parametrize("schedules", [500, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_every_answer_is_the_one_that_its_request_gets_alone(
+def test_answer_beside_others_equals_the_answer_alone(
     engine: Callable[..., Harness], kinds: list[Alone], schedules: int
 ) -> None:
     """Models, seeds, penalties, prefix hits, priorities, cancels and orders of arrival mixed at random."""

@@ -71,19 +71,19 @@ def test_requests_start_in_order_of_arrival() -> None:
     assert starts([]) is None
 
 
-def test_one_that_does_not_fit_is_not_overtaken() -> None:
+def test_waiting_request_is_not_overtaken_for_its_size() -> None:
     """Smaller ones would starve it."""
     big, small = Request("m", size=11), Request("m")
     assert starts([big, small]) is None
 
 
-def test_within_a_salt_the_first_to_come_is_the_first_to_go() -> None:
+def test_requests_of_one_salt_start_in_order() -> None:
     """To its end: the next may find in the cache what it computed."""
     requests = [Request("m", chunks=3) for _ in range(3)]
     assert order(requests) == [request for request in requests for _ in range(3)]
 
 
-def test_salts_and_models_take_turns() -> None:
+def test_salts_and_models_start_in_turn() -> None:
     """Whoever sends a hundred requests holds up one of somebody else by one chunk."""
     flood = [Request("m", "flood", chunks=5) for _ in range(20)]
     other_salt, other_model = Request("m", "other", chunks=2), Request("n", chunks=2)
@@ -92,14 +92,14 @@ def test_salts_and_models_take_turns() -> None:
     assert turns[6:] == [flood[0]] * 3 + [request for request in flood[1:] for _ in range(5)]
 
 
-def test_a_higher_priority_goes_first() -> None:
+def test_higher_priority_request_starts_first() -> None:
     """Those of equal priority keep their order."""
     low, usual, high, higher = (Request("m", priority=priority) for priority in (-1, 0, 1, 2))
     assert order([low, usual, high, higher]) == [higher, high, usual, low]
 
 
 @given(st.lists(st.tuples(st.integers(-2, 2), st.sampled_from("abcdef")), min_size=60, max_size=200))
-def test_nobody_starves(arrivals: list[tuple[int, str]]) -> None:
+def test_low_priority_request_does_not_starve(arrivals: list[tuple[int, str]]) -> None:
     """However many of whatever priority come later: the last of the first still gets its turn soon."""
     turns: Turns[Request] = Turns()
     waiting = [Request("m", "patient", priority=-2) for _ in range(3)]
@@ -117,7 +117,7 @@ def test_nobody_starves(arrivals: list[tuple[int, str]]) -> None:
     assert served <= MOST_PASSED + 3
 
 
-def test_turns_remember_a_bounded_number_of_namespaces() -> None:
+def test_scheduler_remembers_bounded_namespaces() -> None:
     """A salt for each request is no leak."""
     turns: Turns[Request] = Turns()
     for number in range(5000):
@@ -128,7 +128,7 @@ def test_turns_remember_a_bounded_number_of_namespaces() -> None:
 
 
 @given(st.floats(1e-5, 10), st.integers(1, 30))
-def test_chunks_settle_at_their_time(seconds_per_token: float, rounds: int) -> None:
+def test_prefill_chunk_size_settles_at_its_time(seconds_per_token: float, rounds: int) -> None:
     """Within a factor of two at each step, between the smallest and the largest."""
     sizer = ChunkSizer()
     last = sizer.size("m")
@@ -143,7 +143,7 @@ def test_chunks_settle_at_their_time(seconds_per_token: float, rounds: int) -> N
         assert last == pytest.approx(ideal, rel=0.1, abs=1)
 
 
-def test_several_short_prompts_share_a_pass_of_so_much_time_and_reading_the_weights_is_counted_once() -> None:
+def test_short_prompts_share_a_pass_within_its_time() -> None:
     sizer = ChunkSizer()
     assert sizer.most_together("m", 10 * AIM_SECONDS) == policy._FIRST_CHUNK
     sizer.measured("m", 32, 2 * AIM_SECONDS)
@@ -158,7 +158,7 @@ def test_several_short_prompts_share_a_pass_of_so_much_time_and_reading_the_weig
     assert sizer.most_together("m", AIM_SECONDS) == MIN_CHUNK
 
 
-def test_a_chunk_that_was_cut_short_teaches_nothing() -> None:
+def test_partial_prefill_chunk_keeps_the_size() -> None:
     """Nor does one model teach another."""
     sizer = ChunkSizer()
     first = sizer.size("m")
@@ -168,7 +168,7 @@ def test_a_chunk_that_was_cut_short_teaches_nothing() -> None:
     assert sizer.size("other") > first
 
 
-def test_a_chunk_that_is_too_slow_shrinks_those_after_it_however_short_it_was() -> None:
+def test_slow_prefill_chunk_shrinks_the_next() -> None:
     """Down to what fits, or an eighth."""
     sizer = ChunkSizer()
     sizer.measured("m", 64, 2 * AIM_SECONDS)
@@ -177,7 +177,7 @@ def test_a_chunk_that_is_too_slow_shrinks_those_after_it_however_short_it_was() 
     assert sizer.size("other") == policy._FIRST_CHUNK // MOST_SHRINKING
 
 
-def test_turns_without_streams_have_more_room_once_a_model_was_measured() -> None:
+def test_prefill_allowance_is_larger_without_streams() -> None:
     """Twice a first chunk of a model that nobody knows could take half a minute."""
     sizer = ChunkSizer()
     assert sizer.size("m", IDLE_CHUNKS * AIM_SECONDS) == policy._FIRST_CHUNK
@@ -192,7 +192,7 @@ def test_turns_without_streams_have_more_room_once_a_model_was_measured() -> Non
     assert (sizer.size("m"), sizer.size("m", IDLE_CHUNKS * AIM_SECONDS, MIN_IDLE_CHUNK)) == (MIN_CHUNK, MIN_IDLE_CHUNK)
 
 
-def test_steps_after_a_pass_of_prefill_do_not_hide_what_a_step_takes() -> None:
+def test_decode_step_time_is_known_beside_prefill() -> None:
     """On a device that works on by itself they take no time; where there are no others, they are all that is known."""
     sizer = ChunkSizer()
     assert sizer.usual_step("m") == 0
@@ -204,7 +204,7 @@ def test_steps_after_a_pass_of_prefill_do_not_hide_what_a_step_takes() -> None:
     assert sizer.usual_step("m") == 0.3
 
 
-def test_the_usual_step_is_a_recent_one() -> None:
+def test_usual_step_time_is_a_recent_one() -> None:
     sizer = ChunkSizer()
     for seconds in (9.0,) * 100 + (0.1,) * 20:
         sizer.stepped("m", seconds)
@@ -212,7 +212,7 @@ def test_the_usual_step_is_a_recent_one() -> None:
 
 
 @given(st.floats(0, 10), st.floats(1e-5, 1e-2))
-def test_a_turn_of_prefill_beside_streams_takes_a_chunk_or_two_of_their_steps(decode: float, token: float) -> None:
+def test_prefill_beside_streams_takes_a_chunk_or_two(decode: float, token: float) -> None:
     """So that a stream's gap is at most three of its steps, or one and a chunk; of a long prompt and of short ones."""
     sizer, allowance = ChunkSizer(), Allowance.beside(decode)
     for _ in range(12):
@@ -224,13 +224,13 @@ def test_a_turn_of_prefill_beside_streams_takes_a_chunk_or_two_of_their_steps(de
     assert tokens * token <= 1.1 * wanted or tokens == MIN_CHUNK
 
 
-def test_a_turn_of_prefill_has_more_room_if_nobody_waits_for_a_token_and_most_for_short_prompts() -> None:
+def test_prefill_allowance_grows_when_no_token_is_due() -> None:
     idle, beside = Allowance.beside(None), Allowance.beside(0.0)
     assert beside.long < idle.long < idle.short
     assert beside.least < idle.least
 
 
-def test_need_counts_the_prompt_and_the_first_room_to_decode_twice() -> None:
+def test_kv_need_counts_prompt_and_decode_room() -> None:
     """The cache, and the copy while it grows."""
 
     class Costs:
@@ -242,7 +242,7 @@ def test_need_counts_the_prompt_and_the_first_room_to_decode_twice() -> None:
     assert kv_need(Costs(), 100, 10**6) == 2 * 8 * (100 + DECODE_ROOM)
 
 
-def test_the_ledger_adds_up() -> None:
+def test_memory_budget_sums_up() -> None:
     """What is left, what is missing, and what can never be."""
     ledger = MemoryBudget(1000)
     use = Use(weights=500, trie=200, live_kv=100)
@@ -257,7 +257,7 @@ def test_the_ledger_adds_up() -> None:
     assert refused.value.metadata == {"needed_bytes": "501", "available_bytes": "500"}
 
 
-def test_the_limit_is_a_share_of_what_metal_recommends_or_of_the_ram() -> None:
+def test_memory_limit_is_a_share_of_metal_or_ram() -> None:
     """Never all of it."""
     assert memory_limit(1000) == 900
     assert 0 < memory_limit(None) == memory_limit(0)

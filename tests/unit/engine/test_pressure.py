@@ -43,13 +43,13 @@ def _psi(some: float, full: float) -> str:
         ("nonsense\n", Level.NORMAL),
     ],
 )
-def test_linux_tells_by_the_time_that_tasks_wait(tmp_path: Path, text: str, level: Level) -> None:
+def test_linux_memory_pressure_is_the_stall_time(tmp_path: Path, text: str, level: Level) -> None:
     """Only the last ten seconds count."""
     (tmp_path / "memory").write_text(text)
     assert LinuxPressure(tmp_path / "memory")() is level
 
 
-def test_a_kernel_without_the_file_tells_nothing(tmp_path: Path) -> None:
+def test_linux_without_psi_reports_no_pressure(tmp_path: Path) -> None:
     """As in many containers."""
     assert LinuxPressure(tmp_path / "memory")() is Level.NORMAL
 
@@ -58,12 +58,12 @@ def test_a_kernel_without_the_file_tells_nothing(tmp_path: Path) -> None:
     ("value", "level"),
     [(None, 0), (0, 0), (1, 0), (2, 1), (4, 2)],
 )
-def test_a_mac_tells_by_its_kernels_level(value: int | None, level: int) -> None:
+def test_mac_memory_pressure_is_the_kernel_level(value: int | None, level: int) -> None:
     """1, 2 and 4 are its values."""
     assert MacPressure(lambda: value)() == level
 
 
-def test_each_system_has_its_source() -> None:
+def test_memory_pressure_source_depends_on_the_system() -> None:
     """And asking it never fails, wherever the tests run."""
     assert isinstance(system_pressure("darwin"), MacPressure)
     assert isinstance(system_pressure("linux"), LinuxPressure)
@@ -99,7 +99,7 @@ class Memory:
         return self.prefixes, self.models
 
 
-def test_at_warning_prefixes_go_by_halves_and_then_models_one_by_one() -> None:
+def test_warning_pressure_sheds_prefixes_then_models() -> None:
     """Nothing is freed that need not be."""
     memory = Memory(3, 2)
     assert memory.check() == (3, 2)
@@ -107,14 +107,14 @@ def test_at_warning_prefixes_go_by_halves_and_then_models_one_by_one() -> None:
     assert [memory.check() for _ in range(5)] == [(1, 2), (0, 2), (0, 1), (0, 0), (0, 0)]
 
 
-def test_at_critical_everything_idle_goes_at_once() -> None:
+def test_critical_pressure_sheds_everything_idle() -> None:
     """Both kinds."""
     memory = Memory(3, 2)
     memory.level = Level.CRITICAL
     assert memory.check() == (0, 0)
 
 
-def test_what_was_freed_gets_time_to_show() -> None:
+def test_memory_shedding_pauses_after_each_step() -> None:
     """Or a short peak would cost everything."""
     memory = Memory(8, 2)
     memory.level = Level.WARNING
@@ -125,9 +125,7 @@ def test_what_was_freed_gets_time_to_show() -> None:
     assert memory.relief.check() == 2
 
 
-def test_the_engine_sheds_prefixes_then_idle_models_and_spares_what_is_in_use(
-    engine: Callable[..., Harness], tmp_path: Path
-) -> None:
+def test_memory_pressure_spares_what_is_in_use(engine: Callable[..., Harness], tmp_path: Path) -> None:
     """The stream gives the same answer as ever; pinned models stay too."""
     harness = engine()
     expected = harness.run(generate(PROMPT, max_tokens=200)).text
@@ -141,7 +139,7 @@ def test_the_engine_sheds_prefixes_then_idle_models_and_spares_what_is_in_use(
         harness.clock_offset += 2 * RELIEF_SECONDS
         harness.step()
     harness.pressure = Level.NORMAL
-    (line,) = (line for line in logs if line["event"] == "the system is short of memory")
+    (line,) = (line for line in logs if line["event"] == "memory_pressure")
     assert line["pressure"] == "critical"
     assert line["model_bytes"] > 0
     assert {model.info.model for model in harness.figures.models} == {"embedded", pinned}
@@ -152,7 +150,7 @@ def test_the_engine_sheds_prefixes_then_idle_models_and_spares_what_is_in_use(
     harness.settle()
 
 
-def test_whoever_does_not_want_it_keeps_everything(engine: Callable[..., Harness]) -> None:
+def test_disabled_memory_pressure_eviction_keeps_all(engine: Callable[..., Harness]) -> None:
     """`evict_on_memory_pressure` off."""
     harness = engine(evict_on_memory_pressure=False)
     harness.run(generate(PROMPT))

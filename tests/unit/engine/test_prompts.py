@@ -69,7 +69,7 @@ def chat(*messages: pb.ChatMessage, **fields: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(chat=pb.Chat(messages=messages or [USER], **fields))
 
 
-def test_the_three_forms_give_ids(source: ModelSource, tokenizer: Tokenizer) -> None:
+def test_prompt_text_ids_and_messages_give_token_ids(source: ModelSource, tokenizer: Tokenizer) -> None:
     """The model's tokenizer encodes text and conversations; ids are used as they are."""
     ids = tokenizer.encode("The code", special=True)
     assert prepare_prompt(pb.GenerateRequest(text="The code"), source, tokenizer).tokens == ids
@@ -91,7 +91,7 @@ def test_a_bos_is_not_doubled(source: ModelSource) -> None:
         assert prepare_prompt(request, source, tokenizer).tokens == [1, ord("h"), ord("i")]
 
 
-def test_a_template_gets_what_was_sent_and_nothing_else(source: ModelSource) -> None:
+def test_chat_template_gets_the_request_options(source: ModelSource) -> None:
     """Options that are not set have the template's own defaults."""
     seen: list[Any] = []
 
@@ -114,7 +114,7 @@ def test_a_template_gets_what_was_sent_and_nothing_else(source: ModelSource) -> 
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", "null", '{"a": NaN}', '{"a": "\\ud800"}', '{"a":' * 100_000])
-def test_bad_json_is_named_by_its_path(source: ModelSource, tokenizer: Tokenizer, text: str) -> None:
+def test_invalid_json_argument_is_named_by_its_path(source: ModelSource, tokenizer: Tokenizer, text: str) -> None:
     """NaN and half a surrogate pair are no JSON either."""
     call = pb.ToolCall(name="f", arguments_json=text)
     error = error_of(chat(USER, pb.ChatMessage(role="assistant", tool_calls=[call])), source, tokenizer)
@@ -127,7 +127,7 @@ def test_bad_json_is_named_by_its_path(source: ModelSource, tokenizer: Tokenizer
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), RecursionError(), IndexError(), OverflowError(), KeyError()])
-def test_a_template_that_fails_is_the_requests_fault(source: ModelSource, error: Exception) -> None:
+def test_failing_chat_template_is_a_request_error(source: ModelSource, error: Exception) -> None:
     """Templates are programs and may raise anything."""
 
     def broken(_messages: Any, _options: Any) -> str:
@@ -137,7 +137,7 @@ def test_a_template_that_fails_is_the_requests_fault(source: ModelSource, error:
     assert (refused.reason, refused.field) == (Reason.INVALID_ARGUMENT, "chat")
 
 
-def test_a_model_without_a_template_takes_no_conversation(source: ModelSource) -> None:
+def test_model_without_chat_template_refuses_messages(source: ModelSource) -> None:
     """The error names the alternative."""
     wrapper = Wrapper()
     wrapper.has_chat_template = False
@@ -159,7 +159,7 @@ def test_an_empty_prompt_is_refused(source: ModelSource) -> None:
         (pb.GenerateRequest(text="The", sampling=pb.Sampling(logit_bias={737: 1})), "sampling.logit_bias[737]"),
     ],
 )
-def test_an_id_that_the_model_does_not_have_is_named(
+def test_unknown_token_id_is_named(
     source: ModelSource, tokenizer: Tokenizer, request_: pb.GenerateRequest, field: str
 ) -> None:
     """The error has the position of the id."""
@@ -168,7 +168,7 @@ def test_an_id_that_the_model_does_not_have_is_named(
     assert (error.field, "737" in error.message) == (field, True)
 
 
-def test_the_context_is_the_limit(source: ModelSource, tokenizer: Tokenizer) -> None:
+def test_prompt_length_is_limited_by_the_context(source: ModelSource, tokenizer: Tokenizer) -> None:
     """The limit is exact. The default of max_tokens is the rest of the context."""
 
     def ids(count: int, **fields: Any) -> pb.GenerateRequest:
@@ -186,7 +186,7 @@ def test_the_context_is_the_limit(source: ModelSource, tokenizer: Tokenizer) -> 
     assert prepare_prompt(ids(3 * context, max_tokens=10**6), boundless, tokenizer).max_tokens == 10**6
 
 
-def test_a_changed_template_is_read_again(tmp_path: Path, templates: Templates) -> None:
+def test_changed_chat_template_is_reloaded(tmp_path: Path, templates: Templates) -> None:
     """The weights are the same."""
     copy = tmp_path / "model"
     shutil.copytree(EMBEDDED_PATH, copy)
@@ -197,7 +197,7 @@ def test_a_changed_template_is_read_again(tmp_path: Path, templates: Templates) 
     assert tokenizers.get(source).render([{"role": "user", "content": "hi"}]) == "hi!"
 
 
-def test_decoding_does_not_wait_for_a_long_prompt(tokenizer: Tokenizer) -> None:
+def test_decoding_does_not_wait_for_tokenizing(tokenizer: Tokenizer) -> None:
     """Streams continue while the text of another request is encoded."""
     with tokenizer._lock:
         decoded: list[str] = []

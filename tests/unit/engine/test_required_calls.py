@@ -88,9 +88,7 @@ def calls_of(answer: Answer) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NOTATIONS)
-def test_an_answer_that_must_be_calls_is_calls_of_the_tools(
-    harness: Harness, model: Callable[..., str], name: str
-) -> None:
+def test_required_tool_answer_is_only_tool_calls(harness: Harness, model: Callable[..., str], name: str) -> None:
     """This holds in every notation, for a model that was trained with none."""
     path = model(*NOTATIONS[name])
     for seed in range(2):
@@ -120,7 +118,7 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Harness,
 
 @settings(max_examples=10)
 @given(objects(SCHEMAS), st.sampled_from([0.0, 1.0, 20.0]), st.integers(0, 2**64 - 1))
-def test_arguments_are_what_any_schema_allows(
+def test_required_call_arguments_match_any_schema(
     shared: tuple[Harness, str], schema: dict[str, Any], temperature: float, seed: int
 ) -> None:
     """This holds for any temperature and seed."""
@@ -132,7 +130,7 @@ def test_arguments_are_what_any_schema_allows(
     jsonschema.validate(arguments, schema)
 
 
-def test_gpt_oss_reasons_before_it_must_call(harness: Harness, model: Callable[..., str]) -> None:
+def test_gpt_oss_reasons_before_a_required_call(harness: Harness, model: Callable[..., str]) -> None:
     """The reasoning is a message, and the call is the next message."""
     path = model(*NOTATIONS["messages with headers"])
     end = 737 + MARKS.index("<|end|>")
@@ -142,7 +140,7 @@ def test_gpt_oss_reasons_before_it_must_call(harness: Harness, model: Callable[.
     assert any(event.generate.delta.reasoning for event in answer.events)
 
 
-def test_a_model_may_reason_before_it_must_call(harness: Harness, model: Callable[..., str]) -> None:
+def test_model_may_reason_before_a_required_call(harness: Harness, model: Callable[..., str]) -> None:
     """The reasoning has no form, and a field of its own."""
     path = model(*HERMES, "{{ '<think>\n' }}")
     answer = ask(
@@ -174,7 +172,7 @@ REFUSED: dict[str, tuple[str, list[pb.Tool]]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_tools_that_cannot_be_kept_to_are_refused_by_their_field(model: Callable[..., str], name: str) -> None:
+def test_unsupported_tool_schema_names_its_field(model: Callable[..., str], name: str) -> None:
     """The refusal comes before the model runs."""
     field, tools = REFUSED[name]
     source = Resolver([]).resolve(Wanted(model(*NOTATIONS["headers"])))
@@ -185,7 +183,7 @@ def test_tools_that_cannot_be_kept_to_are_refused_by_their_field(model: Callable
 
 
 @pytest.mark.parametrize("notation", [({}, ""), ({}, "<tool_call>\\n<function=")])
-def test_models_whose_calls_are_not_known_as_json_cannot_be_required_to_call(
+def test_required_call_needs_a_json_notation(
     harness: Harness, model: Callable[..., str], notation: tuple[dict[str, bool], str]
 ) -> None:
     """NONE works with every model."""
@@ -194,7 +192,7 @@ def test_models_whose_calls_are_not_known_as_json_cannot_be_required_to_call(
     assert ask(harness, path, tool_choice=pb.TOOL_CHOICE_NONE, most=2).finished.usage.completion_tokens
 
 
-def test_tools_that_may_not_be_called_are_not_in_the_prompt(harness: Harness) -> None:
+def test_forbidden_tools_are_not_in_the_prompt(harness: Harness) -> None:
     """The prompt equals that of a request without tools, so they share a prefix."""
 
     def prompt(choice: pb.ToolChoice, tools: list[pb.Tool]) -> int:

@@ -102,7 +102,7 @@ def floor(tokens: int) -> int:
     return tokens - tokens % BLOCK_TOKENS
 
 
-def test_a_prompt_of_any_length_is_answered_warm_as_cold(case: Case) -> None:
+def test_reuse_is_exact_for_any_prompt_length(case: Case) -> None:
     """Its own prefix, up to its last full block, is reused."""
     for salt, length in enumerate(EDGES):
         prompt = ids(length, salt)
@@ -111,7 +111,7 @@ def test_a_prompt_of_any_length_is_answered_warm_as_cold(case: Case) -> None:
         case.assert_warm_is_cold([*prompt[: floor(length - 1)], 9, 8, 7], floor(length - 1))
 
 
-def test_prompts_that_part_anywhere_are_exact(case: Case) -> None:
+def test_reuse_is_exact_wherever_prompts_diverge(case: Case) -> None:
     """The second leaves a checkpoint where they part, where one is needed; the third goes on from there."""
     base = ids(150)
     case.answer(base)
@@ -123,7 +123,7 @@ def test_prompts_that_part_anywhere_are_exact(case: Case) -> None:
         case.assert_warm_is_cold(third, floor(parts_at))
 
 
-def test_a_short_prompt_after_a_long_one_is_exact(case: Case) -> None:
+def test_short_prompt_reuses_a_long_one_exactly(case: Case) -> None:
     """A beginning of what is stored."""
     case.answer(ids(200))
     for length in (120, 97):
@@ -131,7 +131,7 @@ def test_a_short_prompt_after_a_long_one_is_exact(case: Case) -> None:
         case.assert_warm_is_cold(ids(length), floor(length - 1))
 
 
-def test_each_turn_goes_on_from_the_answer_before(case: Case) -> None:
+def test_chat_turn_resumes_from_the_last_answer(case: Case) -> None:
     """What was generated is reused, however long it was; at most a block is computed again."""
     turn = ids(45)
     for salt in range(3):
@@ -141,7 +141,7 @@ def test_each_turn_goes_on_from_the_answer_before(case: Case) -> None:
         case.assert_warm_is_cold(turn, floor(told))
 
 
-def test_a_prompt_computed_in_small_chunks_is_exact(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reuse_is_exact_after_small_prefill_chunks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 16 tokens, the fewest there are, and more; they end before, at and after the ends of blocks and windows."""
     for salt, chunk in enumerate((16, 23, 48)):
         monkeypatch.setattr(policy.ChunkSizer, "size", lambda *_, chunk=chunk: chunk)
@@ -151,7 +151,7 @@ def test_a_prompt_computed_in_small_chunks_is_exact(case: Case, monkeypatch: pyt
         case.assert_warm_is_cold(prompt, 128)
 
 
-def test_what_a_cancelled_prefill_left_is_exact(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reuse_of_a_cancelled_prefill_is_exact(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next goes on from where it was cancelled."""
     monkeypatch.setattr(policy.ChunkSizer, "size", lambda *_: 32)
     prompt = ids(200)
@@ -164,7 +164,7 @@ def test_what_a_cancelled_prefill_left_is_exact(case: Case, monkeypatch: pytest.
     case.harness.settle()
 
 
-def test_after_an_eviction_of_the_tail_the_rest_is_exact(case: Case) -> None:
+def test_reuse_is_exact_after_an_eviction_of_the_tail(case: Case) -> None:
     """What is left is reused or not, but never wrong; stored again, it is whole again."""
     prompt = ids(300)
     case.answer(prompt)
@@ -178,7 +178,7 @@ def test_after_an_eviction_of_the_tail_the_rest_is_exact(case: Case) -> None:
     case.assert_warm_is_cold(prompt, 288)
 
 
-def test_the_comparison_notices_a_single_wrong_value(case: Case) -> None:
+def test_reuse_comparison_detects_one_wrong_value(case: Case) -> None:
     """Poison: what is restored is really what the answer is computed from."""
     prompt = ids(100)
     case.answer(prompt)

@@ -45,7 +45,7 @@ def allowed(top_p: float = 1, top_k: int = 0, min_p: float = 0) -> set[int]:
     return kept & {int(token) for token in order[: top_k or VOCAB]}
 
 
-def test_the_default_is_greedy() -> None:
+def test_default_sampling_is_greedy() -> None:
     """Whatever the seed."""
     assert draw(sampler()) == draw(sampler(seed=3)) == draw(sampler(temperature=0, top_k=5)) == [int(LOGITS.argmax())]
 
@@ -60,13 +60,13 @@ def test_the_default_is_greedy() -> None:
     ],
     ids=str,
 )
-def test_only_and_all_allowed_tokens_are_drawn(options: dict[str, Any]) -> None:
+def test_sampling_draws_exactly_the_allowed_tokens(options: dict[str, Any]) -> None:
     """Very hot, so that each of them comes up."""
     one = sampler(temperature=100, seed=1, **options)
     assert set(draw(one, 400)) == allowed(**options)
 
 
-def test_a_temperature_flattens_the_distribution() -> None:
+def test_temperature_flattens_the_distribution() -> None:
     """Frequencies are those of the scaled softmax."""
     drawn = draw(sampler(temperature=1.5, seed=5), 3000)
     expected = probabilities(LOGITS / np.float32(1.5))
@@ -81,7 +81,7 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63, 2**64 - 1])
-def test_a_seed_repeats_itself(seed: int) -> None:
+def test_seed_repeats_its_samples(seed: int) -> None:
     """Whatever other samplers and MLX's own generator do between."""
     first, second = sampler(temperature=2, seed=seed), sampler(temperature=2, seed=seed)
     one = draw(first, 20)
@@ -94,7 +94,7 @@ def test_a_seed_repeats_itself(seed: int) -> None:
     assert one != draw(sampler(temperature=2, seed=seed + 1 if seed < 2**64 - 1 else 3), 20)
 
 
-def test_without_a_seed_draws_differ() -> None:
+def test_samples_differ_without_a_seed() -> None:
     """Each request has a key of its own."""
     assert draw(sampler(temperature=5), 20) != draw(sampler(temperature=5), 20)
 
@@ -146,7 +146,7 @@ def test_logprobs_are_those_of_the_model() -> None:
 
 
 @pytest.mark.parametrize(("value", "finite"), [(math.nan, False), (math.inf, False), (-math.inf, True)])
-def test_logits_that_are_no_numbers_are_noticed(value: float, finite: bool) -> None:
+def test_nan_logits_are_detected(value: float, finite: bool) -> None:
     """One token that is impossible is fine; all of them are not."""
     logits = LOGITS.copy()
     logits[4] = value
@@ -154,14 +154,14 @@ def test_logits_that_are_no_numbers_are_noticed(value: float, finite: bool) -> N
     assert not sampler()(mx.array(np.full(VOCAB, -math.inf, np.float32))[None]).finite
 
 
-def test_half_precision_is_sampled_in_single() -> None:
+def test_half_precision_logits_are_sampled_in_single() -> None:
     """Ties that rounding makes do not count."""
     one = sampler(logprobs=True)(mx.array(LOGITS)[None].astype(mx.float16))
     assert one.logprobs is not None
     assert one.logprobs.dtype == mx.float32
 
 
-def test_a_new_value_of_an_option_costs_no_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_option_value_causes_no_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     """mlx-lm's own filters are compiled for each value, more than half a second in the middle of everybody's step."""
 
     def compiled(*_: Any, **__: Any) -> None:
@@ -183,7 +183,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kinds", [["greedy"], ["greedy"] * 3, ["greedy", "sampled", "greedy", "biased", "penalised"]])
-def test_rows_that_are_sampled_together_get_what_each_gets_alone(kinds: list[str]) -> None:
+def test_batched_sampling_equals_sampling_alone(kinds: list[str]) -> None:
     """Those that want just the likeliest in one go: it says so to the batch, which feeds them as they come."""
     random = np.random.default_rng(1)
     alone, batch = ([sampler((1, 2, 3), **ROWS[kind]) for kind in kinds] for _ in range(2))
@@ -195,7 +195,7 @@ def test_rows_that_are_sampled_together_get_what_each_gets_alone(kinds: list[str
         assert len({id(one.draw) for one, kind in zip(together, kinds, strict=True) if kind == "greedy"}) == 1
 
 
-def test_of_rows_that_are_sampled_together_the_one_without_numbers_is_told() -> None:
+def test_batched_sampling_reports_the_nan_row() -> None:
     logits = np.stack([LOGITS, LOGITS, LOGITS])
     logits[1, 3] = math.nan
     assert [one.finite for one in sample([sampler() for _ in range(3)], mx.array(logits))] == [True, False, True]

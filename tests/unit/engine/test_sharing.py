@@ -7,7 +7,7 @@ from tests.unit.engine.harness import Answer, Harness, generate
 from tools.embedded import corpus
 
 
-def test_prompts_that_arrive_together_compute_their_common_beginning_once(harness: Harness) -> None:
+def test_concurrent_prompts_prefill_common_prefix_once(harness: Harness) -> None:
     """Six requests over one cold context: the first computes it, the others find it."""
     example = next(corpus.held_out(seed=82, tokens_hint=400))
     questions = [corpus.completion_question(corpus.question(fact)) for fact in example.facts[:6]]
@@ -21,7 +21,7 @@ def test_prompts_that_arrive_together_compute_their_common_beginning_once(harnes
         assert harness.run(alone).ids == answer.ids
 
 
-def test_a_leader_that_is_cancelled_leaves_what_it_computed_to_the_next(harness: Harness) -> None:
+def test_cancelled_prefill_leaves_its_prefix(harness: Harness) -> None:
     """The follower goes on from there."""
     text = next(corpus.held_out(seed=83, tokens_hint=1500)).completion()
     leader, follower = (harness.begin(generate(text, max_tokens=4)) for _ in range(2))

@@ -8,7 +8,7 @@ from tests.unit.engine.harness import Harness, generate
 TTL = 60
 
 
-def test_an_idle_model_expires_by_all_the_time_that_passed(harness: Harness) -> None:
+def test_model_ttl_counts_time_asleep(harness: Harness) -> None:
     """Most of it in sleep; Stats counts the same way."""
     harness.run(pb.GetOrLoadRequest(model="embedded", ttl={"seconds": TTL}))
     harness.slept += TTL - 10
@@ -23,7 +23,7 @@ def test_an_idle_model_expires_by_all_the_time_that_passed(harness: Harness) -> 
     assert harness.models == 0
 
 
-def test_the_timings_of_a_request_do_not_count_sleep(harness: Harness) -> None:
+def test_request_timings_exclude_time_asleep(harness: Harness) -> None:
     """They are about work, and the sizes of its next chunks follow from them."""
     call = harness.begin(generate("a b c"))
     harness.until(lambda: harness.decoding(call))

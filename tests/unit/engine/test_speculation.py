@@ -40,7 +40,7 @@ def _drafts(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED, PENALISED, HOT], ids=["greedy", "seeded", "penalised", "hot"])
 @pytest.mark.parametrize("count", [1, 4, 16])
-def test_the_answer_is_the_one_without_a_draft(
+def test_speculative_answer_equals_the_plain_answer(
     harness: Harness, text: str, drafts: str, sampling: pb.Sampling, count: int
 ) -> None:
     """Token for token and bit for bit, cold and warm, however good the draft is."""
@@ -52,7 +52,7 @@ def test_the_answer_is_the_one_without_a_draft(
     harness.settle()
 
 
-def test_right_guesses_are_counted_and_come_several_at_a_time(harness: Harness, tmp_path: Path, text: str) -> None:
+def test_accepted_draft_tokens_are_counted_and_batched(harness: Harness, tmp_path: Path, text: str) -> None:
     draft = str(copy_of_embedded(tmp_path))
 
     answer = harness.run(request(text, draft_model=draft))
@@ -63,7 +63,7 @@ def test_right_guesses_are_counted_and_come_several_at_a_time(harness: Harness, 
     assert harness.run(request(text)).finished.usage.draft_tokens == 0
 
 
-def test_what_was_generated_is_reused_by_both_models(harness: Harness, drafts: str, text: str) -> None:
+def test_draft_and_main_model_reuse_generated_tokens(harness: Harness, drafts: str, text: str) -> None:
     """The next turn restores the answer, without what was guessed wrongly."""
     first = harness.run(request(text, draft_model=drafts))
     ids = [*harness_ids(harness, text), *first.ids, 50, 51]
@@ -82,9 +82,7 @@ def test_what_was_generated_is_reused_by_both_models(harness: Harness, drafts: s
     harness.settle()
 
 
-def test_a_stop_in_the_middle_of_right_guesses_ends_the_answer_there(
-    harness: Harness, tmp_path: Path, text: str
-) -> None:
+def test_stop_within_accepted_draft_tokens_ends_there(harness: Harness, tmp_path: Path, text: str) -> None:
     draft = str(copy_of_embedded(tmp_path))
     plain = request(text, stop=pb.Stop())
     guessed = request(text, stop=pb.Stop(), draft_model=draft, draft_tokens=16)
@@ -96,7 +94,7 @@ def test_a_stop_in_the_middle_of_right_guesses_ends_the_answer_there(
     harness.settle()
 
 
-def test_it_runs_beside_others_and_is_cancelled_like_them(
+def test_speculation_runs_beside_others_and_cancels(
     harness: Harness, engine: Callable[..., Harness], drafts: str, text: str
 ) -> None:
     """Neighbours that come, stay and go change nothing; what it had computed is stored."""
@@ -111,7 +109,7 @@ def test_it_runs_beside_others_and_is_cancelled_like_them(
     harness.settle()
 
 
-def test_models_that_cannot_work_together_are_refused(harness: Harness, tmp_path: Path, text: str) -> None:
+def test_incompatible_draft_model_is_refused(harness: Harness, tmp_path: Path, text: str) -> None:
     other = copy_of_embedded(tmp_path, "other-tokens")
     tokenizer = other / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"<|im_end|>"', '"<|end|>"'))
@@ -129,9 +127,7 @@ def test_models_that_cannot_work_together_are_refused(harness: Harness, tmp_path
     harness.settle()
 
 
-def test_a_draft_that_was_pinned_before_the_engine_was_started_anew_is_pinned_again(
-    harness: Harness, tmp_path: Path, text: str
-) -> None:
+def test_draft_model_pin_survives_an_engine_restart(harness: Harness, tmp_path: Path, text: str) -> None:
     """As any other model that comes back because somebody asks for it."""
     draft = str(copy_of_embedded(tmp_path))
     harness.engine.handle(ipc.Command(recall=pb.GetOrLoadRequest(model=draft, pin=True)))

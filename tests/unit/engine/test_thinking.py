@@ -53,38 +53,38 @@ HEADERS = Thinking((OPEN, ANALYSIS), (END,), opened=False, turn=(START,), barred
 MARKS = Thinking((OPEN,), (END,), opened=False)
 
 
-def test_an_answer_may_begin_with_reasoning_or_with_its_form() -> None:
+def test_answer_may_open_with_reasoning_or_grammar() -> None:
     assert after(Form(), HEADERS, [], header=()) == sorted([OPEN, BRACE])
 
 
-def test_an_answer_may_begin_with_reasoning_or_with_its_header() -> None:
+def test_answer_may_open_with_reasoning_or_header() -> None:
     assert after(Form(), HEADERS, []) == sorted([OPEN, FINAL])
     assert after(Form(), HEADERS, [FINAL]) == [BRACE]
 
 
-def test_an_answer_without_reasoning_begins_with_its_header() -> None:
+def test_answer_without_reasoning_opens_by_header() -> None:
     assert after(Form(), None, []) == [FINAL]
     assert after(Form(), None, [FINAL]) == [BRACE]
 
 
-def test_where_reasoning_and_the_header_begin_alike_the_model_reasons() -> None:
+def test_reasoning_wins_where_both_openings_agree() -> None:
     header = (OPEN, FINAL)
     assert after(Form(), HEADERS, [], header) == [OPEN]
     assert after(Form(), HEADERS, [OPEN], header) == [ANALYSIS]
     assert after(Form(), HEADERS, [OPEN, ANALYSIS, 30, END, START, OPEN, FINAL], header) == [BRACE]
 
 
-def test_an_opening_of_several_tokens_is_completed() -> None:
+def test_multi_token_reasoning_opening_is_completed() -> None:
     assert after(Form(), HEADERS, [OPEN]) == [ANALYSIS]
     assert after(Form(), Thinking((OPEN, ANALYSIS), (END,), opened=False), [OPEN, ANALYSIS]) == FREE
 
 
-def test_reasoning_ends_with_its_mark_alone() -> None:
+def test_reasoning_ends_only_with_its_end_mark() -> None:
     """Another mark would begin a part of the answer without the form."""
     assert after(Form(), HEADERS, [OPEN, ANALYSIS, 30]) == [token for token in FREE if token not in (OPEN, START)]
 
 
-def test_after_the_reasoning_comes_the_header_of_the_answer_whatever_the_model_would_write() -> None:
+def test_answer_header_is_forced_after_reasoning() -> None:
     form = Form()
     reasoned = [OPEN, ANALYSIS, 30, 31, END]
     assert after(form, HEADERS, reasoned) == [START]
@@ -95,10 +95,10 @@ def test_after_the_reasoning_comes_the_header_of_the_answer_whatever_the_model_w
     assert form.taken == [BRACE]
 
 
-def test_without_a_header_the_form_follows_the_mark_at_once() -> None:
+def test_grammar_follows_reasoning_without_a_header() -> None:
     assert after(Form(), MARKS, [OPEN, 30, END], header=()) == [BRACE]
 
 
-def test_the_mask_is_as_wide_as_the_logits() -> None:
+def test_token_mask_is_as_wide_as_the_logits() -> None:
     assert TokenMask(Form(), VOCAB, [EOS], MARKS).mask(None).shape == (VOCAB,)  # type: ignore[arg-type]
     assert TokenMask(Form(), VOCAB, [EOS]).mask(None).dtype == mx.bool_  # type: ignore[arg-type]

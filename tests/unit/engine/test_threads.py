@@ -56,7 +56,7 @@ def task(kind: Kind, lane: str, work: Callable[[], Any]) -> Task[Any]:
     return Task(kind, lane, lane, work)
 
 
-def test_tasks_follow_each_other_across_pools(bench: Bench) -> None:
+def test_background_tasks_continue_across_pools(bench: Bench) -> None:
     """On threads of their kind; in the same lane and pool without another thread."""
     seen: list[tuple[str, int]] = []
 
@@ -75,7 +75,7 @@ def test_tasks_follow_each_other_across_pools(bench: Bench) -> None:
     assert seen[1] == seen[2]
 
 
-def test_an_error_of_a_later_task_reaches_its_caller_and_frees_its_lane(bench: Bench) -> None:
+def test_error_of_a_later_task_frees_its_lane(bench: Bench) -> None:
     """Ours as it is; any other as INTERNAL, with its text in the log alone."""
 
     def fail() -> Any:
@@ -85,12 +85,12 @@ def test_an_error_of_a_later_task_reaches_its_caller_and_frees_its_lane(bench: B
         bench.run(task(LOOKUP, "a", lambda: task(PROMPT, "a", fail)))
         error = bench.hear()
     assert (error.reason, "secret" in error.message) == (Reason.INTERNAL, False)
-    assert [line["event"] for line in logs] == ["unexpected error"]
+    assert [line["event"] for line in logs] == ["unexpected_error"]
     bench.run(task(PROMPT, "a", lambda: 1))
     assert bench.hear() == 1
 
 
-def test_each_caller_hears_once_though_work_that_was_written_off_comes_back(bench: Bench) -> None:
+def test_abandoned_work_answers_each_caller_once(bench: Bench) -> None:
     """With a result or with an error; those behind it heard as well, and the lane is open afterwards."""
     for comes_back in (lambda: "late", lambda: 1 // 0):
         bench.heard.clear()
@@ -106,7 +106,7 @@ def test_each_caller_hears_once_though_work_that_was_written_off_comes_back(benc
         bench.run(task(LOOKUP, "a", lambda: "behind"))
         with capture_logs() as logs:
             bench.pass_(LOOKUP.limit + 2)
-            assert [line["event"] for line in logs] == ["work hangs and is written off"]
+            assert [line["event"] for line in logs] == ["background_work_abandoned"]
             assert (logs[0]["calls"], logs[0]["stuck"], logs[0]["work"]) == (2, 1, "lookup")
         assert {bench.hear().reason, bench.hear().reason} == {Reason.MODEL_NOT_RESPONDING}
         bench.run(task(LOOKUP, "a", lambda: "refused"))
@@ -119,7 +119,7 @@ def test_each_caller_hears_once_though_work_that_was_written_off_comes_back(benc
         assert len(bench.heard) == 4
 
 
-def test_a_sign_of_life_may_come_from_another_thread(bench: Bench) -> None:
+def test_progress_may_come_from_another_thread(bench: Bench) -> None:
     """Libraries let threads of their own work for them."""
     signed: list[liveness.Sign] = []
     reached, go_on = threading.Event(), threading.Event()
@@ -141,9 +141,7 @@ def test_a_sign_of_life_may_come_from_another_thread(bench: Bench) -> None:
     assert liveness.current() is not signed[0]
 
 
-def test_a_system_without_another_thread_fails_the_call_that_needs_it(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_thread_start_fails_only_its_call(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the next, which has one, is answered."""
 
     def refuse(_: threading.Thread) -> None:
@@ -157,7 +155,7 @@ def test_a_system_without_another_thread_fails_the_call_that_needs_it(
     assert bench.hear() == 1
 
 
-def test_closing_drops_what_waits_and_does_not_wait_for_what_hangs() -> None:
+def test_closing_drops_waiting_and_hanging_work() -> None:
     """Nothing is heard any more of what had not begun."""
     bench = Bench()
     reached, go_on = threading.Event(), threading.Event()

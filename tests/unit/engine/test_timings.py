@@ -10,7 +10,7 @@ from daemon.engine.reporting.timings import Histogram
 
 
 @given(st.lists(st.floats(1e-5, 1e3), min_size=1, max_size=200), st.sampled_from([0.5, 0.99, 1.0]))
-def test_a_quantile_is_that_of_the_values(values: list[float], share: float) -> None:
+def test_histogram_quantile_is_that_of_its_values(values: list[float], share: float) -> None:
     """Give or take a bucket."""
     distribution = Histogram()
     for value in values:
@@ -20,11 +20,11 @@ def test_a_quantile_is_that_of_the_values(values: list[float], share: float) -> 
     assert distribution.count == len(values)
 
 
-def test_before_the_first_value_there_is_none() -> None:
+def test_empty_timing_histogram_has_no_quantile() -> None:
     assert (Histogram().count, Histogram().quantile(0.5)) == (0, 0.0)
 
 
-def test_the_space_is_that_of_the_range_and_not_of_the_count() -> None:
+def test_histogram_memory_depends_on_its_range() -> None:
     distribution = Histogram()
     for number in range(100_000):
         distribution.observe(0.001 + (number % 1000) / 1000)

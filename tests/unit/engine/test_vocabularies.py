@@ -85,7 +85,7 @@ UNKNOWN: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("kind", KNOWN)
-def test_forms_hold_for_the_text_of_every_kind_of_tokenizer_with_bytes(kind: str) -> None:
+def test_grammar_holds_for_every_byte_tokenizer(kind: str) -> None:
     """The text is that which the tokenizer itself decodes."""
     tokenizer = KNOWN[kind]()  # type: ignore[no-untyped-call]
     regex = r"[a-z]{2} the (true|é)\n\{x\}"
@@ -108,7 +108,7 @@ def test_forms_hold_for_the_text_of_every_kind_of_tokenizer_with_bytes(kind: str
         (ResponseFormat("json_schema", '{"const": "</s>"}'), '"</s>"'),
     ],
 )
-def test_text_that_is_also_an_added_token_can_be_written(form: ResponseFormat, text: str) -> None:
+def test_grammar_can_write_text_of_an_added_token(form: ResponseFormat, text: str) -> None:
     """The text is written letter by letter. The added token is no text for the form."""
     tokenizer = letters_as_bytes()
     tokenizer.add_tokens(["<think>"])
@@ -119,7 +119,7 @@ def test_text_that_is_also_an_added_token_can_be_written(form: ResponseFormat, t
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_a_tokenizer_whose_bytes_are_not_known_has_no_forms(kind: str) -> None:
+def test_tokenizer_without_known_bytes_has_no_grammar(kind: str) -> None:
     """Otherwise, the text might not have the form."""
     with pytest.raises(SidecarError, match="tokenizer") as caught:
         vocabulary(UNKNOWN[kind](), [1], "response_format")

@@ -35,7 +35,7 @@ def state_of(caches: list[Any]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_warm_answer_is_the_cold_one_computed_in_the_same_pieces(engine: TinyEngine, length: int) -> None:
+def test_warm_state_answer_equals_the_cold_one(engine: TinyEngine, length: int) -> None:
     prompt = tokens(length + 9)
     cold_cache, _ = engine.cold(prompt[:length])
     engine.store(prompt[:length], cold_cache)
@@ -48,7 +48,7 @@ def test_a_warm_answer_is_the_cold_one_computed_in_the_same_pieces(engine: TinyE
         assert same_bits(engine.compute(warm_cache, [token]), engine.compute(cold_cache, [token]))
 
 
-def test_state_is_found_only_at_the_position_where_it_was_taken(engine: TinyEngine) -> None:
+def test_recurrent_state_is_found_only_at_its_position(engine: TinyEngine) -> None:
     prompt = tokens(100)
     caches, _ = engine.cold(prompt[:64])
     engine.store(prompt[:64], caches)
@@ -58,7 +58,7 @@ def test_state_is_found_only_at_the_position_where_it_was_taken(engine: TinyEngi
             assert (lease.tokens, lease.branch) == (reused, branch)
 
 
-def test_a_store_beside_the_end_of_a_block_makes_no_checkpoint(engine: TinyEngine) -> None:
+def test_store_off_a_block_end_makes_no_checkpoint(engine: TinyEngine) -> None:
     """A state sums up all tokens so far, and no token can be removed from it."""
     caches, _ = engine.cold(tokens(70))
     engine.store(tokens(70), caches)
@@ -68,7 +68,7 @@ def test_a_store_beside_the_end_of_a_block_makes_no_checkpoint(engine: TinyEngin
         assert (lease.tokens, lease.branch) == (0, 64)
 
 
-def test_the_state_at_the_last_end_of_a_block_is_stored_if_it_was_kept(engine: TinyEngine) -> None:
+def test_kept_state_at_the_last_block_end_is_stored(engine: TinyEngine) -> None:
     prompt = tokens(75)
     caches, _ = engine.cold(prompt[:64])
     boundary = Boundary(64, engine.layout.state(caches))
@@ -83,7 +83,7 @@ def test_the_state_at_the_last_end_of_a_block_is_stored_if_it_was_kept(engine: T
     assert state_of(warm_cache) == expected
 
 
-def test_going_on_after_a_store_or_a_restore_does_not_change_a_checkpoint(engine: TinyEngine) -> None:
+def test_checkpoint_is_unchanged_by_later_decoding(engine: TinyEngine) -> None:
     prompt = tokens(48)
     live, _ = engine.cold(prompt)
     engine.store(prompt, live)
@@ -100,7 +100,7 @@ def test_going_on_after_a_store_or_a_restore_does_not_change_a_checkpoint(engine
     assert [raw(stack) for stack in stacks] == before
 
 
-def test_a_checkpoint_takes_exactly_its_bytes_in_few_buffers(engine: TinyEngine) -> None:
+def test_checkpoint_takes_its_bytes_in_few_buffers(engine: TinyEngine) -> None:
     engine.store(tokens(32), engine.cold(tokens(32))[0])
     engine.store(tokens(64), engine.cold(tokens(64))[0])
     ledger, parts = engine.prefixes.trie.ledger, engine.layout.parts
@@ -110,7 +110,7 @@ def test_a_checkpoint_takes_exactly_its_bytes_in_few_buffers(engine: TinyEngine)
     assert ledger.buffers <= 2 * (2 + len(parts.groups)) + 2
 
 
-def test_a_checkpoint_of_other_layers_is_refused() -> None:
+def test_checkpoint_of_other_layers_is_refused() -> None:
     checkpoint = checkpoints.pack([[mx.zeros((1, 2))], [mx.zeros((1, 3))]])
 
     for caches in ([ArraysCache(1)], [ArraysCache(2), ArraysCache(1)]):
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_other_layers_is_refused() -> None:
         checkpoints.restore(full, checkpoint)
 
 
-def test_a_padded_or_an_unfinished_state_is_not_understood() -> None:
+def test_padded_or_unfinished_state_is_refused() -> None:
     whole, padded, unfinished = ArraysCache(1), ArraysCache(1, left_padding=[1]), ArraysCache(2)
     for cache in (whole, padded, unfinished):
         cache[0] = mx.zeros((1, 2))
@@ -133,7 +133,7 @@ def test_a_padded_or_an_unfinished_state_is_not_understood() -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 4])
-def test_a_state_of_any_number_of_arrays_comes_back_as_it_was(slots: int) -> None:
+def test_state_of_any_arrays_round_trips(slots: int) -> None:
     live = [ArraysCache(slots) for _ in range(3)]
     for layer, cache in enumerate(live):
         for slot in range(slots):
@@ -147,7 +147,7 @@ def test_a_state_of_any_number_of_arrays_comes_back_as_it_was(slots: int) -> Non
     assert [array.dtype for cache in fresh for array in cache.cache] == [a.dtype for cache in live for a in cache.cache]
 
 
-def test_a_row_of_a_batch_is_a_state_of_its_own() -> None:
+def test_batch_row_has_its_own_state() -> None:
     batch = ArraysCache(2)
     batch[0], batch[1] = mx.arange(6).reshape(3, 2), mx.arange(12).reshape(3, 4)
     fresh = [ArraysCache(2)]

@@ -34,7 +34,7 @@ class Twin:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_rows_that_join_and_leave_compute_what_they_compute_alone(name: str) -> None:
+def test_batch_rows_compute_what_they_compute_alone(name: str) -> None:
     """
     The lengths are below, at and beyond the windows. Logits agree bit for bit. Only where a window turns,
     its tokens are added up in another order, so that they agree within 1e-5.
@@ -76,9 +76,7 @@ def test_rows_that_join_and_leave_compute_what_they_compute_alone(name: str) -> 
     [([0, 0, 0], [3, 17, 16]), ([48, 0, 16], [1, 16, 5]), ([32, 160, 16], [40, 1, 16]), ([0, 16], [1, 1])],
     ids=["cold", "one cold", "warm", "one token each"],
 )
-def test_prompts_whose_rest_is_computed_together_hold_what_they_hold_alone(
-    name: str, held: list[int], lacking: list[int]
-) -> None:
+def test_batched_prefill_rows_hold_their_own_kv(name: str, held: list[int], lacking: list[int]) -> None:
     """
     For any number of tokens that each held before, and so does their next token. They agree bit for bit. Only where a
     model computes a single token by another formula than several, logits agree within 1e-5.
@@ -109,16 +107,16 @@ def test_prompts_whose_rest_is_computed_together_hold_what_they_hold_alone(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_known_model_may_share_its_passes(name: str) -> None:
+def test_every_known_model_may_be_batched(name: str) -> None:
     assert drain(proving(build(MODELS[name]))) is True
 
 
-def test_a_model_of_known_classes_whose_rows_differ_runs_alone() -> None:
+def test_model_with_differing_rows_is_not_batched() -> None:
     assert all(map(joinable, make_prompt_cache(build(REUSABLE[ALONE]))))
     assert drain(proving(build(REUSABLE[ALONE]))) is False
 
 
-def test_classes_that_keep_something_else_run_alone() -> None:
+def test_unknown_cache_classes_are_not_batched() -> None:
     class Subclass(KVCache):  # type: ignore[misc]
         pass
 
@@ -129,7 +127,7 @@ def test_classes_that_keep_something_else_run_alone() -> None:
 
 
 @pytest.mark.parametrize("fault", ["raises", "differs"])
-def test_a_model_that_reckons_with_one_row_runs_alone(fault: str) -> None:
+def test_model_built_for_one_row_is_not_batched(fault: str) -> None:
     """The model either raises for several rows, or computes the first row for all of them."""
 
     class OneRow:
@@ -165,16 +163,16 @@ class Rounding:
         return logits + self._share * (mx.max(logits) - mx.min(logits)) * noise
 
 
-def test_rows_that_a_device_rounds_otherwise_may_share_passes() -> None:
+def test_rounding_differences_do_not_prevent_batching() -> None:
     """GPUs round so: there, equal rows of a batch differ from a single row by as much."""
     assert drain(proving(Rounding(build(REUSABLE["llama with grouped queries"]), 0.01))) is True
 
 
-def test_no_rounding_is_an_excuse_for_rows_that_are_far_off() -> None:
+def test_large_differences_prevent_batching() -> None:
     assert drain(proving(Rounding(build(REUSABLE["llama with grouped queries"]), 0.2))) is False
 
 
-def test_a_row_that_sees_padding_is_no_rounding() -> None:
+def test_visible_padding_prevents_batching() -> None:
     """A model that does not mask the padding before a row is refused, even on a device that rounds."""
 
     class Padded(Rounding):

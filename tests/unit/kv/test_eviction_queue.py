@@ -21,7 +21,7 @@ class Item:
     queued: bool = False
 
 
-def test_the_oldest_goes_first_and_of_one_age_the_deeper() -> None:
+def test_eviction_takes_oldest_then_deepest_first() -> None:
     queue: EvictionQueue[Item] = EvictionQueue()
     young, old, deep = Item(2), Item(1), Item(1, depth=2)
     for item in (young, old, deep):
@@ -30,7 +30,7 @@ def test_the_oldest_goes_first_and_of_one_age_the_deeper() -> None:
     assert [queue.pop(), queue.pop(), queue.pop(), queue.pop()] == [deep, old, young, None]
 
 
-def test_a_partition_can_be_asked_alone() -> None:
+def test_eviction_queue_can_pop_one_partition() -> None:
     queue: EvictionQueue[Item] = EvictionQueue()
     mine, theirs = Item(2, partition="mine"), Item(1, partition="theirs")
     queue.offer(mine)
@@ -43,7 +43,7 @@ def test_a_partition_can_be_asked_alone() -> None:
     assert queue.pop() is theirs
 
 
-def test_what_was_used_again_waits_for_its_new_turn() -> None:
+def test_reused_item_moves_back_in_the_eviction_queue() -> None:
     queue: EvictionQueue[Item] = EvictionQueue()
     used, other = Item(1), Item(2)
     queue.offer(used)
@@ -54,7 +54,7 @@ def test_what_was_used_again_waits_for_its_new_turn() -> None:
     assert queue.pop() is used
 
 
-def test_what_may_not_go_is_left_out_until_it_is_offered_again() -> None:
+def test_unevictable_item_is_skipped_until_offered() -> None:
     queue: EvictionQueue[Item] = EvictionQueue()
     item = Item(1)
     queue.offer(item)
@@ -68,7 +68,7 @@ def test_what_may_not_go_is_left_out_until_it_is_offered_again() -> None:
     assert list(queue) == [item]
 
 
-def test_pruning_drops_at_once_what_may_not_go() -> None:
+def test_pruning_drops_unevictable_items_at_once() -> None:
     queue: EvictionQueue[Item] = EvictionQueue()
     gone, stays = Item(1), Item(2)
     for item in (gone, stays):
@@ -82,7 +82,7 @@ def test_pruning_drops_at_once_what_may_not_go() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from("abc"), st.booleans())))
-def test_everything_comes_out_in_order_whatever_happened_since(drawn: list[tuple[int, int, str, bool]]) -> None:
+def test_eviction_order_holds_for_random_histories(drawn: list[tuple[int, int, str, bool]]) -> None:
     queue: EvictionQueue[Item] = EvictionQueue()
     items = []
     for before, after, partition, evictable in drawn:

@@ -16,7 +16,7 @@ def _node(extent: Extent, block: int) -> Node:
     return Node(b"", None, block + 1, NamespaceCounters(), (extent,))
 
 
-def test_an_extent_counts_from_its_first_block_to_its_last() -> None:
+def test_extent_counts_from_first_to_last_live_block() -> None:
     ledger, extent = ExtentLedger(), _extent(start=3)
     nodes = [_node(extent, block) for block in range(3, 7)]
     for node in nodes:
@@ -31,7 +31,7 @@ def test_an_extent_counts_from_its_first_block_to_its_last() -> None:
     assert (ledger.nbytes, ledger.buffers, extent.payload) == (0, 0, None)
 
 
-def test_an_extent_of_which_less_than_half_is_used_is_worth_compacting() -> None:
+def test_half_empty_extent_is_worth_compacting() -> None:
     ledger, extent = ExtentLedger(), _extent()
     nodes = [_node(extent, block) for block in range(4)]
     for node in nodes:
@@ -47,7 +47,7 @@ def test_an_extent_of_which_less_than_half_is_used_is_worth_compacting() -> None
     ledger.check([nodes[3]])
 
 
-def test_a_block_is_used_by_one_node_at_a_time() -> None:
+def test_extent_block_belongs_to_one_node() -> None:
     ledger, extent = ExtentLedger(), _extent()
     ledger.take(extent, _node(extent, 1))
 
@@ -55,7 +55,7 @@ def test_a_block_is_used_by_one_node_at_a_time() -> None:
         ledger.take(extent, _node(extent, 1))
 
 
-def test_a_checkpoint_counts_while_a_node_has_it() -> None:
+def test_checkpoint_counts_while_a_node_holds_it() -> None:
     ledger, checkpoint, node = ExtentLedger(), Checkpoint("state", 70, 3), Node(b"", None, 2, NamespaceCounters())
     ledger.keep(checkpoint, node)
     node.checkpoint = checkpoint
@@ -66,7 +66,7 @@ def test_a_checkpoint_counts_while_a_node_has_it() -> None:
     assert (ledger.nbytes, ledger.buffers, ledger.checkpoints, checkpoint.payload) == (0, 0, 0, None)
 
 
-def test_check_finds_every_kind_of_drift() -> None:
+def test_ledger_check_finds_every_drift() -> None:
     ledger, extent = ExtentLedger(), _extent()
     node = _node(extent, 0)
     ledger.take(extent, node)
@@ -83,7 +83,7 @@ def test_check_finds_every_kind_of_drift() -> None:
     ledger.check([node])
 
 
-def test_check_finds_a_payload_that_was_freed_too_early() -> None:
+def test_ledger_check_finds_an_early_free() -> None:
     ledger, extent = ExtentLedger(), _extent()
     node = _node(extent, 0)
     ledger.take(extent, node)
@@ -93,7 +93,7 @@ def test_check_finds_a_payload_that_was_freed_too_early() -> None:
         ledger.check([node])
 
 
-def test_consecutive_blocks_of_one_extent_are_one_run() -> None:
+def test_consecutive_extent_blocks_are_one_run() -> None:
     extent = _extent(start=5)
 
     assert runs([_node(extent, block) for block in (5, 6, 7)], 0) == [Run("payload", 0, 3)]
@@ -107,10 +107,10 @@ def test_another_extent_starts_a_new_run() -> None:
     assert runs(nodes, 0) == [Run("one", 0, 2), Run("two", 0, 3)]
 
 
-def test_a_block_that_a_window_has_forgotten_cannot_be_restored() -> None:
+def test_block_without_its_window_cannot_be_restored() -> None:
     with pytest.raises(ValueError, match="block 3 has no KV of layer group 0"):
         runs([Node(b"", None, 3, NamespaceCounters(), (None,))], 0)
 
 
-def test_no_blocks_are_no_runs() -> None:
+def test_no_extent_blocks_give_no_runs() -> None:
     assert runs([], 0) == []

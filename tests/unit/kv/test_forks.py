@@ -49,23 +49,23 @@ prompts = st.builds(
 
 
 @given(one=prompts, other=prompts, beyond=st.integers(0, 320))
-def test_prompts_part_where_their_tokens_do_in_whole_blocks(one: list[int], other: list[int], beyond: int) -> None:
+def test_prompts_fork_at_whole_blocks(one: list[int], other: list[int], beyond: int) -> None:
     """The last token of a prompt does not count, because it is always computed. Neither do tokens before `beyond`."""
     expected = by_token(one, other)
     assert fork(beginning(one), beginning(other), beyond) == (expected if expected > beyond else 0)
 
 
-def test_prompts_of_other_namespaces_have_nothing_in_common() -> None:
+def test_prompts_of_other_namespaces_have_no_fork() -> None:
     assert fork(beginning(ids(100)), beginning(ids(100), "model/other")) == 0
 
 
-def test_prompts_that_agree_again_after_they_part_have_no_more_in_common() -> None:
+def test_fork_is_the_first_divergence_only() -> None:
     """The block that is compared first may be equal by chance."""
     one, other = ids(100), [9, *ids(100)[1:]]
     assert fork(beginning(one), beginning(other), 32) == 0
 
 
-def test_many_long_prompts_are_told_apart_by_a_block_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fork_search_looks_at_one_block_per_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A pair that shares only stored tokens costs a comparison of one block, for prompts of any length. Otherwise the
     cost is a few comparisons, of not much more than what they share.
@@ -88,14 +88,14 @@ def test_many_long_prompts_are_told_apart_by_a_block_each(monkeypatch: pytest.Mo
     assert sum(compared) <= 3 * len(waiting) * (64_000 // BLOCK_TOKENS)
 
 
-def test_a_prompt_is_made_resumable_where_each_of_those_that_wait_leaves_it() -> None:
+def test_prompt_is_resumable_at_each_waiting_fork() -> None:
     leader = beginning(ids(200))
     waiting = [beginning(ids(count) + ids(30, 5)) for count in (70, 70, 130, 5)]
     assert forks(leader, waiting) == [64, 128]
     assert forks(leader, waiting, beyond=64) == [128]
 
 
-def test_of_many_positions_those_stay_that_save_most() -> None:
+def test_resume_points_that_save_most_are_kept() -> None:
     """A fork with more followers, or far from the fork before it, stays."""
     leader = beginning(ids(1600))
     near = [beginning(ids(800 + 16 * index) + ids(30, 5)) for index in range(1, 12)]
@@ -107,14 +107,14 @@ def test_of_many_positions_those_stay_that_save_most() -> None:
 
 
 @given(leader=prompts, waiting=st.lists(prompts, max_size=20), beyond=st.integers(0, 20))
-def test_positions_are_few_ascending_and_forks(leader: list[int], waiting: list[list[int]], beyond: int) -> None:
+def test_resume_points_are_few_ascending_forks(leader: list[int], waiting: list[list[int]], beyond: int) -> None:
     chosen = forks(beginning(leader), map(beginning, waiting), beyond)
     assert len(chosen) <= MOST_FORKS
     assert all(one < other for one, other in pairwise(chosen))
     assert set(chosen) <= {by_token(leader, other) for other in waiting} - set(range(beyond + 1))
 
 
-def test_the_one_that_will_compute_most_of_a_prompt_goes_first() -> None:
+def test_prompt_with_the_longest_prefill_leads() -> None:
     follower = beginning(ids(300))
     some = Leader(beginning(ids(100) + ids(99, 1)), done=32, stored=32)
     more = Leader(beginning(ids(200) + ids(99, 1)), done=96, stored=96)
@@ -122,7 +122,7 @@ def test_the_one_that_will_compute_most_of_a_prompt_goes_first() -> None:
     assert needed_first(follower, [more, some]) == ([], more)
 
 
-def test_what_is_computed_and_not_stored_is_stored_first() -> None:
+def test_unstored_computed_prefix_is_stored_first() -> None:
     follower = beginning(ids(300))
     past = Leader(beginning(ids(100) + ids(400, 1)), done=256, stored=0)
     assert needed_first(follower, [past]) == ([past], None)
@@ -130,12 +130,12 @@ def test_what_is_computed_and_not_stored_is_stored_first() -> None:
     assert needed_first(follower, [past]) == ([], None)
 
 
-def test_no_prompt_waits_for_less_than_is_worth_sharing() -> None:
+def test_no_prompt_waits_for_a_small_shared_prefix() -> None:
     follower, leader = beginning(ids(300)), Leader(beginning(ids(100) + ids(99, 1)))
     assert needed_first(follower, [leader], shortest=97) == ([], None)
     assert needed_first(follower, [leader], shortest=96) == ([], leader)
 
 
-def test_a_prompt_that_no_other_one_computes_does_not_wait() -> None:
+def test_prompt_without_a_leader_does_not_wait() -> None:
     leaders = [Leader(beginning(ids(300, 7))), Leader(beginning(ids(300), "model/other"))]
     assert needed_first(beginning(ids(300)), leaders) == ([], None)

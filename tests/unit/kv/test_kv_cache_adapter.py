@@ -47,7 +47,7 @@ def _exact_memory() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_warm_logits_are_bit_equal_to_cold_ones(engine: TinyEngine, length: int) -> None:
+def test_warm_logits_equal_cold_logits_bit_for_bit(engine: TinyEngine, length: int) -> None:
     prompt = tokens(length + 7)
     engine.store(prompt[:length], engine.cold(prompt[:length])[0])
     cold_cache, cold = engine.cold(prompt)
@@ -61,7 +61,7 @@ def test_warm_logits_are_bit_equal_to_cold_ones(engine: TinyEngine, length: int)
         assert same_bits(engine.compute(warm_cache, [token]), engine.compute(cold_cache, [token]))
 
 
-def test_a_cut_inside_an_extent_restores_just_that_much(engine: TinyEngine) -> None:
+def test_match_inside_an_extent_restores_part_of_it(engine: TinyEngine) -> None:
     prompt = tokens(100)
     engine.store(prompt, engine.cold(prompt)[0])
     other = [*prompt[:40], *reversed(prompt[40:])]
@@ -72,7 +72,7 @@ def test_a_cut_inside_an_extent_restores_just_that_much(engine: TinyEngine) -> N
     assert same_bits(engine.compute(caches, other[32:]), engine.cold(other)[1][32:])
 
 
-def test_a_prefix_stored_in_many_pieces_restores_as_one(engine: TinyEngine) -> None:
+def test_prefix_stored_in_pieces_restores_as_one(engine: TinyEngine) -> None:
     prompt = tokens(130)
     caches = engine.layout.new_cache(engine.model, len(prompt))
     for start in range(0, len(prompt), 26):
@@ -85,7 +85,7 @@ def test_a_prefix_stored_in_many_pieces_restores_as_one(engine: TinyEngine) -> N
     assert same_bits(engine.compute(restored, prompt[128:]), engine.cold(prompt)[1][128:])
 
 
-def test_restored_kv_is_that_of_the_live_cache_bit_for_bit_and_nothing_behind_it(engine: TinyEngine) -> None:
+def test_restored_kv_equals_the_live_cache_exactly(engine: TinyEngine) -> None:
     prompt = tokens(49)
     live, _ = engine.cold(prompt)
     engine.store(prompt, live)
@@ -100,7 +100,7 @@ def test_restored_kv_is_that_of_the_live_cache_bit_for_bit_and_nothing_behind_it
         assert not mx.any(one.values[..., 48:, :]).item()
 
 
-def test_going_on_after_a_store_or_a_restore_does_not_change_what_is_stored(engine: TinyEngine) -> None:
+def test_stored_kv_is_unchanged_by_later_decoding(engine: TinyEngine) -> None:
     prompt = tokens(40)
     live, _ = engine.cold(prompt)
     engine.store(prompt, live)
@@ -118,7 +118,7 @@ def test_going_on_after_a_store_or_a_restore_does_not_change_what_is_stored(engi
     assert engine.payloads() == before
 
 
-def test_two_restores_do_not_see_each_other(engine: TinyEngine) -> None:
+def test_two_restores_are_independent(engine: TinyEngine) -> None:
     prompt = tokens(40)
     engine.store(prompt, engine.cold(prompt)[0])
     one, reused = engine.restored(prompt)
@@ -129,7 +129,7 @@ def test_two_restores_do_not_see_each_other(engine: TinyEngine) -> None:
     assert same_bits(engine.compute(two, prompt[reused:]), engine.cold(prompt)[1][reused:])
 
 
-def test_stored_kv_is_really_used(llama: TinyEngine) -> None:
+def test_stored_kv_affects_the_logits(llama: TinyEngine) -> None:
     prompt = tokens(40)
     llama.store(prompt, llama.cold(prompt)[0])
     (node,) = llama.prefixes.trie.tops(lambda _: True)
@@ -155,7 +155,7 @@ def test_stored_kv_can_be_read_on_another_thread(engine: TinyEngine) -> None:
 
 
 @pytest.mark.usefixtures("exact_memory")
-def test_memory_usage_is_what_the_allocator_says_once_the_live_cache_is_gone(engine: TinyEngine) -> None:
+def test_memory_usage_matches_the_allocator(engine: TinyEngine) -> None:
     prompt = tokens(200)
     before = mx.get_active_memory()
     live, logits = engine.cold(prompt, room=1000)
@@ -172,7 +172,7 @@ def test_memory_usage_is_what_the_allocator_says_once_the_live_cache_is_gone(eng
 
 @pytest.mark.usefixtures("exact_memory")
 @pytest.mark.parametrize("room", [0, 1, 500])
-def test_a_restored_cache_takes_its_capacity_and_not_a_byte_more(engine: TinyEngine, room: int) -> None:
+def test_restored_cache_takes_exactly_its_capacity(engine: TinyEngine, room: int) -> None:
     prompt = tokens(257)
     engine.store(prompt, engine.cold(prompt)[0])
     before = mx.get_active_memory()
@@ -187,7 +187,7 @@ def test_a_restored_cache_takes_its_capacity_and_not_a_byte_more(engine: TinyEng
 
 @pytest.mark.usefixtures("exact_memory")
 @pytest.mark.parametrize("room", [0, 500])
-def test_restoring_copies_what_is_restored_once(engine: TinyEngine, room: int) -> None:
+def test_restoring_copies_the_prefix_once(engine: TinyEngine, room: int) -> None:
     """A second copy would take twice the time, and for a moment the memory of a prefix that no budget counts."""
     prompt = tokens(257)
     engine.store(prompt, engine.cold(prompt)[0])
@@ -202,7 +202,7 @@ def test_restoring_copies_what_is_restored_once(engine: TinyEngine, room: int) -
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_computing_the_rest_of_a_prompt_regrows_no_buffer(engine: TinyEngine, warm: bool) -> None:
+def test_prefill_after_restore_regrows_no_buffer(engine: TinyEngine, warm: bool) -> None:
     prompt = tokens(600)
     if warm:
         engine.store(prompt[:64], engine.cold(prompt[:64])[0])
@@ -217,7 +217,7 @@ def test_computing_the_rest_of_a_prompt_regrows_no_buffer(engine: TinyEngine, wa
 
 
 @pytest.mark.usefixtures("exact_memory")
-def test_a_view_of_a_restored_prefix_does_not_keep_the_extent_alive_without_room(llama: TinyEngine) -> None:
+def test_restored_view_does_not_keep_its_extent_alive(llama: TinyEngine) -> None:
     prompt = tokens(256)
     live, _ = llama.cold(prompt)
     extent = llama.layout.pack(live, 0, 0, 16)
@@ -231,7 +231,7 @@ def test_a_view_of_a_restored_prefix_does_not_keep_the_extent_alive_without_room
     assert raw(mx.contiguous(caches[0].keys)) == raw(mx.contiguous(live[0].keys[..., :256, :]))
 
 
-def test_packing_tokens_that_are_not_there_is_refused(engine: TinyEngine) -> None:
+def test_packing_absent_tokens_is_refused(engine: TinyEngine) -> None:
     caches, _ = engine.cold(tokens(31))
 
     with pytest.raises(ValueError, match="fewer than 32 tokens"):
@@ -242,7 +242,7 @@ def test_packing_tokens_that_are_not_there_is_refused(engine: TinyEngine) -> Non
         engine.layout.pack(caches, 0, 0, 1)
 
 
-def test_restoring_into_a_full_cache_or_too_little_room_or_nothing_at_all_is_refused(llama: TinyEngine) -> None:
+def test_restoring_into_an_unfit_cache_is_refused(llama: TinyEngine) -> None:
     live, _ = llama.cold(tokens(32))
     extent = llama.layout.pack(live, 0, 0, 2)
     run = Run(extent.payload, 0, 2)
@@ -254,7 +254,7 @@ def test_restoring_into_a_full_cache_or_too_little_room_or_nothing_at_all_is_ref
     assert all(cache.empty() for cache in empty)
 
 
-def test_a_cache_with_room_for_nothing_still_works(engine: TinyEngine) -> None:
+def test_cache_with_zero_capacity_works(engine: TinyEngine) -> None:
     caches = engine.layout.new_cache(engine.model, 0)
 
     assert same_bits(engine.compute(caches, tokens(20)), engine.cold(tokens(20))[1])

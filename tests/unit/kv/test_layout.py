@@ -22,7 +22,7 @@ def _layouts() -> dict[str, Layout]:
     return {name: probe(build(make)) for name, make in REUSABLE.items()}
 
 
-def test_layers_that_agree_in_shape_share_a_group(layouts: dict[str, Layout]) -> None:
+def test_layers_of_equal_shape_share_a_group(layouts: dict[str, Layout]) -> None:
     assert {name: layout.groups for name, layout in layouts.items()} == {
         "llama with grouped queries": ((0, 1),),
         "youtu_llm with wide keys and narrow values": ((0, 1),),
@@ -33,7 +33,7 @@ def test_layers_that_agree_in_shape_share_a_group(layouts: dict[str, Layout]) ->
     }
 
 
-def test_signatures_tell_layouts_apart(layouts: dict[str, Layout]) -> None:
+def test_layout_signatures_are_distinct(layouts: dict[str, Layout]) -> None:
     assert len({layout.signature for layout in layouts.values()}) == len(layouts) - 1  # afm7 is laid out as llama
     assert layouts["openelm with layers of two shapes"].signature == (
         "KVCache[2x8+8,mlx.core.float32,mlx.core.float32];"
@@ -53,7 +53,7 @@ def test_another_dtype_is_another_layout() -> None:
 
 
 @pytest.mark.parametrize("name", list(REUSABLE))
-def test_bytes_per_token_are_those_of_a_real_cache(layouts: dict[str, Layout], name: str) -> None:
+def test_bytes_per_token_match_a_real_cache(layouts: dict[str, Layout], name: str) -> None:
     caches = layouts[name].new_cache(build(REUSABLE[name]), 256)
 
     assert sum(cache.nbytes for cache in caches) == 256 * layouts[name].bytes_per_token
@@ -61,7 +61,7 @@ def test_bytes_per_token_are_those_of_a_real_cache(layouts: dict[str, Layout], n
 
 @pytest.mark.parametrize("name", [*REUSABLE, *WINDOWED, *RECURRENT])
 @pytest.mark.parametrize("length", [1, 20, 300])
-def test_live_bytes_are_those_of_a_real_cache_and_never_less(name: str, length: int) -> None:
+def test_live_bytes_bound_those_of_a_real_cache(name: str, length: int) -> None:
     """The bytes are exact without windows; a window may hold fewer tokens than it makes room for."""
     model = build({**REUSABLE, **WINDOWED, **RECURRENT}[name])
     layout = probe(model)
@@ -76,7 +76,7 @@ def test_live_bytes_are_those_of_a_real_cache_and_never_less(name: str, length: 
     assert layout.live_bytes(10_000, chunk) <= layout.bytes_per_token * 10_240 + layout.state_bytes
 
 
-def test_windows_and_recurrent_layers_cost_no_more_for_a_longer_prompt() -> None:
+def test_window_and_state_cost_is_constant_in_length() -> None:
     """Only layers with full attention grow with the prompt."""
     mamba = probe(build(RECURRENT["mamba with recurrent state"]))
     assert mamba.live_bytes(100_000, 16) == mamba.live_bytes(1, 16) == mamba.state_bytes
@@ -85,7 +85,7 @@ def test_windows_and_recurrent_layers_cost_no_more_for_a_longer_prompt() -> None
     assert grown == 256 * gemma.bytes_per_token // 3  # one of its three layers sees everything
 
 
-def test_a_layout_keeps_no_cache_alive() -> None:
+def test_layout_keeps_no_cache_alive() -> None:
     model = build(REUSABLE["llama with grouped queries"])
     probe(model)
     before = mx.get_active_memory()
@@ -97,7 +97,7 @@ def test_a_layout_keeps_no_cache_alive() -> None:
 
 
 @pytest.mark.parametrize("name", list(OTHER))
-def test_other_cache_classes_are_not_reused_but_work(name: str) -> None:
+def test_unknown_cache_classes_work_without_reuse(name: str) -> None:
     model = build(OTHER[name])
     layout = probe(model)
 
@@ -129,11 +129,11 @@ class _Fake:
         return mx.zeros((1, 1, 8))
 
 
-def test_a_subclass_is_not_reused() -> None:
+def test_cache_subclass_is_not_reused() -> None:
     assert not probe(_Fake([_Subclass()], fed=1)).reusable
 
 
-def test_a_model_that_leaves_a_cache_unused_is_not_reused() -> None:
+def test_model_with_an_unused_cache_is_not_reused() -> None:
     assert not probe(_Fake([KVCache(), KVCache()], fed=1)).reusable
 
 
@@ -156,7 +156,7 @@ class _Forgetful:
         return logits * (1 + 0.5 * self._calls)
 
 
-def test_reuse_is_offered_only_if_it_proves_exact_on_the_model_itself() -> None:
+def test_reuse_requires_an_exact_self_test() -> None:
     """The caches look plain, but a restored copy computes other logits: no reuse, and a warning."""
     assert probe(build(REUSABLE["llama with grouped queries"])).reusable
     with capture_logs() as logs:
@@ -167,7 +167,7 @@ def test_reuse_is_offered_only_if_it_proves_exact_on_the_model_itself() -> None:
     assert layout.warning == logs[0]["event"]
 
 
-def test_layers_that_restore_different_lengths_are_refused() -> None:
+def test_layers_of_unequal_length_are_refused() -> None:
     engine = TinyEngine(build(REUSABLE["openelm with layers of two shapes"]))
     engine.store(tokens(32), engine.cold(tokens(32))[0])
     with engine.lookup(tokens(33)) as lease:
@@ -183,7 +183,7 @@ def test_restoring_an_empty_match_is_refused() -> None:
         engine.restore(lease, 64)
 
 
-def test_recurrent_layers_are_not_restored_without_their_checkpoint() -> None:
+def test_recurrent_layers_need_their_checkpoint() -> None:
     engine = TinyEngine(build(RECURRENT["qwen3_next with both"]))
     engine.store(tokens(32), engine.cold(tokens(32))[0])
     with engine.lookup(tokens(33)) as lease:
@@ -193,7 +193,7 @@ def test_recurrent_layers_are_not_restored_without_their_checkpoint() -> None:
             engine.layout.restored_cache(engine.model, runs, None, 32, 64)
 
 
-def test_parts_say_what_windows_and_recurrent_layers_need() -> None:
+def test_spec_names_windows_and_recurrent_layers() -> None:
     windowed = probe(build(WINDOWED["gemma3_text with windows of 32"]))
     hybrid = probe(build(RECURRENT["qwen3_next with both"]))
     plain = probe(build(REUSABLE["llama with grouped queries"]))
@@ -212,7 +212,7 @@ def test_parts_say_what_windows_and_recurrent_layers_need() -> None:
 
 
 @pytest.mark.parametrize("name", [*WINDOWED, *RECURRENT])
-def test_restored_layers_are_of_the_classes_that_the_model_makes(name: str) -> None:
+def test_restored_layers_have_the_models_classes(name: str) -> None:
     engine = TinyEngine(build((WINDOWED | RECURRENT)[name]))
     engine.store(tokens(32), engine.cold(tokens(32))[0])
 
@@ -223,7 +223,7 @@ def test_restored_layers_are_of_the_classes_that_the_model_makes(name: str) -> N
     assert [type(cache) for cache in leaves(restored)] == [type(cache) for cache in leaves(made)]
 
 
-def test_a_cache_that_holds_another_number_of_tokens_is_no_source() -> None:
+def test_cache_of_another_length_is_refused_as_source() -> None:
     engine = TinyEngine(build(REUSABLE["llama with grouped queries"]))
     caches, _ = engine.cold(tokens(33))
 

@@ -13,7 +13,7 @@ from tests.unit.kv.fake_kv import BLOCK_BYTES, FakeKV, FakePrefixes, prompt
 
 
 @pytest.mark.parametrize("limit", [{"blocks": 10}, {"nbytes": 10 * BLOCK_BYTES}, {"buffers": 6}])
-def test_every_budget_is_kept_by_forgetting_what_was_used_longest_ago(limit: Any) -> None:
+def test_prefix_budgets_are_kept_by_lru_eviction(limit: Any) -> None:
     prefixes = FakePrefixes(**limit)
     for letter in (10, 20, 30):
         prefixes.store("n", prompt(letter, letter + 1, letter + 2))
@@ -28,7 +28,7 @@ def test_every_budget_is_kept_by_forgetting_what_was_used_longest_ago(limit: Any
 
 
 @pytest.mark.parametrize("limit", [{"blocks": 70}, {"nbytes": 70 * BLOCK_BYTES}])
-def test_of_a_prompt_larger_than_the_budget_the_beginning_is_stored(limit: Any) -> None:
+def test_oversized_prompt_stores_its_beginning(limit: Any) -> None:
     prefixes = FakePrefixes(**limit)
     prefixes.store("n", prompt(1000, 1001))
 
@@ -39,7 +39,7 @@ def test_of_a_prompt_larger_than_the_budget_the_beginning_is_stored(limit: Any) 
 
 
 @pytest.mark.parametrize("limit", [{"blocks": 0}, {"nbytes": 0}, {"buffers": 0}, {"nbytes": BLOCK_BYTES - 1}])
-def test_a_budget_below_one_block_stores_nothing(limit: Any) -> None:
+def test_budget_below_one_block_stores_nothing(limit: Any) -> None:
     prefixes = FakePrefixes(**limit)
 
     assert prefixes.store("n", prompt(1)) == 0
@@ -56,7 +56,7 @@ class _Larger(FakeKV):
         return extent
 
 
-def test_blocks_that_take_more_than_announced_are_stored_but_the_budget_is_restored() -> None:
+def test_budget_is_restored_after_oversized_blocks() -> None:
     prefixes = FakePrefixes(nbytes=4 * BLOCK_BYTES)
     prefixes.store("n", prompt(1, 2))
     prefixes.store("n", prompt(3, 4), source=_Larger(prompt(3, 4)))
@@ -66,7 +66,7 @@ def test_blocks_that_take_more_than_announced_are_stored_but_the_budget_is_resto
     assert prefixes.reuse("n", prompt(5, tail=1)) == prompt(5)
 
 
-def test_shed_returns_the_bytes_that_became_free() -> None:
+def test_shed_returns_the_freed_bytes() -> None:
     prefixes = FakePrefixes()
     for letter in range(5):
         prefixes.store("n", prompt(letter))
@@ -77,7 +77,7 @@ def test_shed_returns_the_bytes_that_became_free() -> None:
     assert prefixes.cache.counters.evictions == 2
 
 
-def test_an_extent_of_which_less_than_half_is_used_is_compacted_when_memory_is_short() -> None:
+def test_half_empty_extent_is_compacted_under_pressure() -> None:
     prefixes = FakePrefixes(nbytes=10 * BLOCK_BYTES)
     prefixes.store("n", prompt(*range(10)))
     lease = prefixes.lookup("n", prompt(0, 1, 2, 99))
@@ -91,7 +91,7 @@ def test_an_extent_of_which_less_than_half_is_used_is_compacted_when_memory_is_s
     assert prefixes.reuse("n", prompt(*range(20, 27), tail=1)) == prompt(*range(20, 27))
 
 
-def test_a_compaction_that_fails_costs_blocks_and_nothing_else() -> None:
+def test_failed_compaction_costs_only_blocks() -> None:
     prefixes = FakePrefixes(nbytes=10 * BLOCK_BYTES)
     prefixes.cache = PrefixCache(prefixes.cache.limits, copy=_no_memory)
     prefixes.store("n", prompt(*range(10)))
@@ -104,7 +104,7 @@ def test_a_compaction_that_fails_costs_blocks_and_nothing_else() -> None:
     assert prefixes.cache.trie.blocks == 7
 
 
-def test_a_salt_cannot_push_all_others_below_half_of_the_budget() -> None:
+def test_salt_leaves_others_half_of_the_budget() -> None:
     prefixes = FakePrefixes(blocks=20)
     prefixes.store("m/quiet", prompt(*range(10)))
 
@@ -116,7 +116,7 @@ def test_a_salt_cannot_push_all_others_below_half_of_the_budget() -> None:
     assert prefixes.reuse("m/quiet", prompt(*range(10), tail=1)) == prompt(*range(10))
 
 
-def test_a_salt_that_is_alone_may_use_the_whole_budget_and_gives_way_to_the_next() -> None:
+def test_lone_salt_may_use_the_whole_budget() -> None:
     prefixes = FakePrefixes(blocks=20)
     prefixes.store("m/first", prompt(*range(20)))
     assert prefixes.cache.trie.blocks == 20

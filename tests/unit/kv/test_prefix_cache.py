@@ -12,7 +12,7 @@ from daemon.kv.prefix_cache import PrefixCounters
 from tests.unit.kv.fake_kv import BLOCK_BYTES, FakeKV, FakePrefixes, prompt
 
 
-def test_a_prompt_gets_back_its_longest_stored_prefix() -> None:
+def test_lookup_returns_the_longest_stored_prefix() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2, 3))
     prefixes.store("n", prompt(1, 2, 4, 5))
@@ -22,7 +22,7 @@ def test_a_prompt_gets_back_its_longest_stored_prefix() -> None:
     assert prefixes.reuse("n", prompt(2, 3, tail=1)) == []
 
 
-def test_the_same_blocks_after_another_beginning_are_not_reused() -> None:
+def test_blocks_after_another_beginning_do_not_match() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
 
@@ -31,7 +31,7 @@ def test_the_same_blocks_after_another_beginning_are_not_reused() -> None:
 
 
 @pytest.mark.parametrize(("tail", "reused"), [(0, prompt(1)), (1, prompt(1, 2)), (15, prompt(1, 2))])
-def test_at_least_one_token_is_left_to_compute(tail: int, reused: list[int]) -> None:
+def test_match_leaves_one_token_to_compute(tail: int, reused: list[int]) -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2, 3))
 
@@ -39,7 +39,7 @@ def test_at_least_one_token_is_left_to_compute(tail: int, reused: list[int]) -> 
 
 
 @pytest.mark.parametrize("tokens", [[], [1], [1] * 15, [1] * 16])
-def test_a_prompt_of_at_most_one_block_reuses_nothing(tokens: list[int]) -> None:
+def test_prompt_of_one_block_reuses_nothing(tokens: list[int]) -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", [1] * 16)
 
@@ -47,7 +47,7 @@ def test_a_prompt_of_at_most_one_block_reuses_nothing(tokens: list[int]) -> None
 
 
 @pytest.mark.parametrize(("least", "reused"), [(16, 32), (32, 32), (33, 0), (48, 0)])
-def test_a_match_shorter_than_min_prefix_len_counts_as_none(least: int, reused: int) -> None:
+def test_match_below_min_prefix_len_is_a_miss(least: int, reused: int) -> None:
     prefixes = FakePrefixes(min_prefix_len=least)
     prefixes.store("n", prompt(1, 2, 3))
 
@@ -56,14 +56,14 @@ def test_a_match_shorter_than_min_prefix_len_counts_as_none(least: int, reused: 
     prefixes.cache.check_integrity()
 
 
-def test_a_prompt_shorter_than_min_prefix_len_is_not_stored() -> None:
+def test_prompt_below_min_prefix_len_is_not_stored() -> None:
     prefixes = FakePrefixes(min_prefix_len=48)
 
     assert prefixes.store("n", prompt(1, 2)) == 0
     assert prefixes.store("n", prompt(1, 2, 3)) == 3
 
 
-def test_namespaces_share_nothing() -> None:
+def test_prefix_namespaces_share_nothing() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
 
@@ -71,7 +71,7 @@ def test_namespaces_share_nothing() -> None:
     assert prefixes.store("m", prompt(1, 2)) == 2
 
 
-def test_only_full_blocks_that_are_new_are_packed() -> None:
+def test_only_new_full_blocks_are_packed() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2, tail=9))
     prefixes.store("n", prompt(1, 2, 3, 4))
@@ -80,7 +80,7 @@ def test_only_full_blocks_that_are_new_are_packed() -> None:
     assert prefixes.packed == [(0, 2), (2, 4), (1, 2)]
 
 
-def test_storing_again_or_storing_a_prefix_changes_nothing() -> None:
+def test_storing_a_known_prefix_changes_nothing() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2, 3))
 
@@ -89,7 +89,7 @@ def test_storing_again_or_storing_a_prefix_changes_nothing() -> None:
     assert prefixes.cache.trie.blocks == 3
 
 
-def test_a_long_prompt_is_packed_into_extents_of_limited_size() -> None:
+def test_long_prompt_is_packed_into_limited_extents() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(*range(2 * EXTENT_BLOCKS + 3)))
 
@@ -98,7 +98,7 @@ def test_a_long_prompt_is_packed_into_extents_of_limited_size() -> None:
     assert prefixes.reuse("n", prompt(*range(100), tail=1)) == prompt(*range(100))
 
 
-def test_after_a_partial_eviction_only_the_hole_is_filled() -> None:
+def test_partly_evicted_prefix_is_refilled() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
     prefixes.store("n", prompt(1, 2, 3, 4))
@@ -111,7 +111,7 @@ def test_after_a_partial_eviction_only_the_hole_is_filled() -> None:
     assert prefixes.reuse("n", prompt(1, 2, 3, 4, tail=1)) == prompt(1, 2, 3, 4)
 
 
-def test_memory_usage_is_that_of_the_extents_with_a_live_block() -> None:
+def test_memory_usage_counts_extents_with_live_blocks() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2, 3))
     assert prefixes.cache.memory_usage() == 3 * BLOCK_BYTES
@@ -120,7 +120,7 @@ def test_memory_usage_is_that_of_the_extents_with_a_live_block() -> None:
     assert prefixes.cache.memory_usage() == 4 * BLOCK_BYTES
 
 
-def test_a_lease_protects_its_prefix_from_any_pressure() -> None:
+def test_lease_protects_its_prefix_from_eviction() -> None:
     prefixes = FakePrefixes(blocks=4)
     prefixes.store("n", prompt(1, 2, 3))
     lease = prefixes.lookup("n", prompt(1, 2, 9))
@@ -133,7 +133,7 @@ def test_a_lease_protects_its_prefix_from_any_pressure() -> None:
     prefixes.cache.check_integrity()
 
 
-def test_storing_behind_a_leased_prefix_never_evicts_that_prefix() -> None:
+def test_store_never_evicts_the_leased_prefix() -> None:
     prefixes = FakePrefixes(blocks=3)
     prefixes.store("n", prompt(1, 2))
 
@@ -169,7 +169,7 @@ class _Elsewhere(FakeKV):
 
 
 @pytest.mark.parametrize("source", [_Fails, _Short, _Elsewhere])
-def test_a_source_that_fails_or_lies_leaves_no_trace(source: type[FakeKV]) -> None:
+def test_failing_kv_source_leaves_no_trace(source: type[FakeKV]) -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
     before = (prefixes.cache.trie.blocks, prefixes.cache.memory_usage(), prefixes.cache.counters)
@@ -183,7 +183,7 @@ def test_a_source_that_fails_or_lies_leaves_no_trace(source: type[FakeKV]) -> No
     assert prefixes.store("n", prompt(1, 2, 3, 4)) == 2
 
 
-def test_what_was_packed_before_a_failure_stays_and_is_counted() -> None:
+def test_blocks_packed_before_a_failure_stay() -> None:
     prefixes = FakePrefixes()
     tokens = prompt(*range(100))
 
@@ -194,7 +194,7 @@ def test_what_was_packed_before_a_failure_stays_and_is_counted() -> None:
     prefixes.cache.check_integrity()
 
 
-def test_counters_tell_lookups_hits_and_tokens_but_count_a_hit_only_once_it_was_restored() -> None:
+def test_hit_counter_counts_only_restored_prefixes() -> None:
     prefixes = FakePrefixes(blocks=2)
     assert prefixes.cache.counters.hit_rate == 0.0
     prefixes.store("n", prompt(1, 2))
@@ -209,7 +209,7 @@ def test_counters_tell_lookups_hits_and_tokens_but_count_a_hit_only_once_it_was_
     assert prefixes.cache.counters.hit_rate == pytest.approx(1 / 3)
 
 
-def test_an_extent_outlives_its_blocks_only_as_long_as_one_of_them_is_stored() -> None:
+def test_extent_lives_while_one_block_is_stored() -> None:
     prefixes = FakePrefixes(blocks=4)
     prefixes.store("n", prompt(1, 2, 3, 4))
     lease = prefixes.lookup("n", prompt(1, 2, 9))
@@ -222,7 +222,7 @@ def test_an_extent_outlives_its_blocks_only_as_long_as_one_of_them_is_stored() -
     assert prefixes.cache.memory_usage() == BLOCK_BYTES
 
 
-def test_prompts_that_share_a_long_beginning_store_it_once() -> None:
+def test_shared_beginning_is_stored_once() -> None:
     """32 conversations over a beginning of 2,048 tokens: the bytes are those of the unique blocks."""
     prefixes = FakePrefixes()
     beginning = list(range(1000, 1128))
@@ -232,7 +232,7 @@ def test_prompts_that_share_a_long_beginning_store_it_once() -> None:
     assert prefixes.cache.memory_usage() == (128 + 32 * 2) * BLOCK_BYTES
 
 
-def test_a_prebuilt_snapshot_is_stored_like_a_live_cache() -> None:
+def test_prebuilt_snapshot_is_stored_like_a_live_cache() -> None:
     """A source is any object that packs blocks: blocks of one prefix cache can be stored in another."""
     kept, other = FakePrefixes(), FakePrefixes()
     kept.store("n", prompt(1, 2, 3))

@@ -19,7 +19,7 @@ from tests.unit.kv.fake_kv import (
 
 
 @pytest.mark.parametrize("parts", [WINDOWED, HYBRID, RECURRENT, ALL], ids=["windows", "hybrid", "recurrent", "all"])
-def test_a_prompt_goes_on_from_where_it_was_made_resumable_and_from_nowhere_else(parts: object) -> None:
+def test_prompt_resumes_only_at_its_resume_points(parts: object) -> None:
     prefixes = FakePrefixes(parts=parts)  # type: ignore[arg-type]
     prefixes.store("n", prompt(1, 2, 3, 4, 5))
     prefixes.store("n", prompt(1, 2, 3, 4, 5, 6, 7, 8, 9), Resume.NO)
@@ -29,7 +29,7 @@ def test_a_prompt_goes_on_from_where_it_was_made_resumable_and_from_nowhere_else
         assert (lease.tokens, lease.branch) == (5 * 16, 7 * 16)
 
 
-def test_of_a_window_only_what_it_sees_at_the_resumable_positions_is_stored() -> None:
+def test_window_is_stored_only_at_resume_points() -> None:
     prefixes = FakePrefixes(parts=WINDOWED)
     prefixes.store("n", prompt(*range(10)))
 
@@ -37,7 +37,7 @@ def test_of_a_window_only_what_it_sees_at_the_resumable_positions_is_stored() ->
     assert prefixes.reuse("n", prompt(*range(10), tail=1)) == prompt(*range(10))
 
 
-def test_windows_that_were_kept_in_passing_are_dropped_in_the_end() -> None:
+def test_interim_windows_are_dropped_at_the_end() -> None:
     prefixes = FakePrefixes(parts=WINDOWED)
     prefixes.store("n", prompt(*range(4)))
     for blocks in range(5, 9):
@@ -50,7 +50,7 @@ def test_windows_that_were_kept_in_passing_are_dropped_in_the_end() -> None:
     assert prefixes.reuse("n", prompt(*range(4), tail=1)) == prompt(*range(4))
 
 
-def test_windows_before_a_fork_are_kept_for_the_other_branch() -> None:
+def test_window_before_a_fork_is_kept() -> None:
     prefixes = FakePrefixes(parts=WINDOWED)
     prefixes.store("n", prompt(1, 2, 3), Resume.PASSING)
     prefixes.store("n", prompt(1, 2, 3, 4))
@@ -60,7 +60,7 @@ def test_windows_before_a_fork_are_kept_for_the_other_branch() -> None:
     assert prefixes.reuse("n", prompt(1, 2, 3, 50, 51, 52, 53, tail=1)) == prompt(1, 2, 3, 50, 51, 52, 53)
 
 
-def test_what_an_earlier_request_left_out_is_filled_in_for_the_next() -> None:
+def test_missing_checkpoint_is_filled_in_later() -> None:
     """The blocks are there already; only the window and the state at the new position are copied."""
     prefixes = FakePrefixes(parts=ALL)
     prefixes.store("n", prompt(*range(10)))
@@ -73,7 +73,7 @@ def test_what_an_earlier_request_left_out_is_filled_in_for_the_next() -> None:
     prefixes.cache.check_integrity()
 
 
-def test_a_window_that_has_moved_on_makes_no_position_resumable() -> None:
+def test_window_that_moved_on_adds_no_resume_point() -> None:
     prefixes = FakePrefixes(parts=WINDOWED)
     with pytest.raises(NotHeldError):
         prefixes.store("n", prompt(*range(6)), source=FakeKV(prompt(*range(6)), window=30))
@@ -83,7 +83,7 @@ def test_a_window_that_has_moved_on_makes_no_position_resumable() -> None:
         assert (lease.tokens, lease.branch) == (0, 96)
 
 
-def test_checkpoints_that_were_used_longest_ago_go_before_blocks_of_the_same_age() -> None:
+def test_old_checkpoints_are_evicted_before_blocks() -> None:
     prefixes = FakePrefixes(parts=HYBRID, nbytes=6 * GROUP_BLOCK_BYTES + 2 * STATE_BYTES)
     prefixes.store("n", prompt(1, 2))
     prefixes.store("n", prompt(1, 2, 3, 4))
@@ -98,7 +98,7 @@ def test_checkpoints_that_were_used_longest_ago_go_before_blocks_of_the_same_age
         assert (lease.tokens, lease.branch) == (32, 64)
 
 
-def test_a_checkpoint_stays_while_only_blocks_are_short() -> None:
+def test_checkpoint_stays_while_only_blocks_are_short() -> None:
     prefixes = FakePrefixes(parts=HYBRID, blocks=4)
     prefixes.store("n", prompt(1, 2))
     prefixes.store("n", prompt(3, 4))
@@ -108,7 +108,7 @@ def test_a_checkpoint_stays_while_only_blocks_are_short() -> None:
     assert prefixes.cache.trie.ledger.checkpoints == 1
 
 
-def test_a_leased_checkpoint_survives_any_pressure_and_an_invalidation() -> None:
+def test_leased_checkpoint_survives_eviction() -> None:
     prefixes = FakePrefixes(parts=HYBRID)
     prefixes.store("n", prompt(1, 2))
     lease = prefixes.lookup("n", prompt(1, 2, tail=1))
@@ -123,7 +123,7 @@ def test_a_leased_checkpoint_survives_any_pressure_and_an_invalidation() -> None
     prefixes.cache.check_integrity()
 
 
-def test_a_checkpoint_that_does_not_fit_is_not_stored() -> None:
+def test_oversized_checkpoint_is_not_stored() -> None:
     prefixes = FakePrefixes(parts=HYBRID, nbytes=STATE_BYTES - 1)
 
     assert prefixes.store("n", prompt(1, 2)) == 2
@@ -131,7 +131,7 @@ def test_a_checkpoint_that_does_not_fit_is_not_stored() -> None:
     prefixes.cache.check_integrity()
 
 
-def test_what_was_evicted_is_not_found_when_its_memory_is_used_again() -> None:
+def test_evicted_checkpoint_is_never_found_again() -> None:
     prefixes = FakePrefixes(parts=HYBRID, blocks=2)
     prefixes.store("n", prompt(1, 2))
     prefixes.store("n", prompt(3, 4))

@@ -27,7 +27,7 @@ def _prefix(prefixes: FakePrefixes, tokens: list[int]) -> Dropped:
     return _both(prefixes, lambda **options: prefixes.cache.forget_prefix("n", tokens, **options))
 
 
-def test_clear_forgets_everything_and_leaks_nothing() -> None:
+def test_clear_drops_all_prefixes_and_leaks_nothing() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
     prefixes.store("m", prompt(1, 3))
@@ -39,7 +39,7 @@ def test_clear_forgets_everything_and_leaks_nothing() -> None:
     assert prefixes.cache.clear() == Dropped(0, 0, 0)
 
 
-def test_a_namespace_is_forgotten_alone() -> None:
+def test_single_namespace_can_be_dropped() -> None:
     prefixes = FakePrefixes()
     prefixes.store("model-1 salt", prompt(1, 2))
     prefixes.store("model-2 salt", prompt(1, 2))
@@ -51,7 +51,7 @@ def test_a_namespace_is_forgotten_alone() -> None:
     assert prefixes.reuse("model-2 salt", prompt(1, 2, tail=1)) == prompt(1, 2)
 
 
-def test_a_prefix_takes_all_its_sequels_and_its_own_blocks_but_none_that_others_share() -> None:
+def test_dropped_prefix_spares_blocks_of_others() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2, 3, 4))
     prefixes.store("n", prompt(1, 2, 3, 5))
@@ -63,7 +63,7 @@ def test_a_prefix_takes_all_its_sequels_and_its_own_blocks_but_none_that_others_
     assert prefixes.reuse("n", prompt(1, 6, tail=1)) == prompt(1, 6)
 
 
-def test_a_prefix_that_ends_inside_a_block_takes_the_blocks_that_begin_so() -> None:
+def test_drop_inside_a_block_takes_matching_blocks() -> None:
     prefixes = FakePrefixes()
     other = prompt(1, 2)
     other[20] = 99
@@ -76,7 +76,7 @@ def test_a_prefix_that_ends_inside_a_block_takes_the_blocks_that_begin_so() -> N
     assert prefixes.reuse("n", [*other, 1]) == other
 
 
-def test_a_prefix_shorter_than_a_block_takes_every_prompt_that_begins_so() -> None:
+def test_drop_below_a_block_takes_matching_prompts() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
     prefixes.store("n", prompt(3, 4))
@@ -85,7 +85,7 @@ def test_a_prefix_shorter_than_a_block_takes_every_prompt_that_begins_so() -> No
     assert prefixes.reuse("n", prompt(3, 4, tail=1)) == prompt(3, 4)
 
 
-def test_the_empty_prefix_begins_every_prompt_of_its_namespace() -> None:
+def test_empty_prefix_drops_its_whole_namespace() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
     prefixes.store("m", prompt(1))
@@ -95,7 +95,7 @@ def test_the_empty_prefix_begins_every_prompt_of_its_namespace() -> None:
 
 
 @pytest.mark.parametrize("tokens", [prompt(9), prompt(1, 9), prompt(1, 2, 3)[:40], [5]])
-def test_a_prefix_that_no_prompt_begins_with_takes_nothing_others_need(tokens: list[int]) -> None:
+def test_unmatched_prefix_drops_nothing(tokens: list[int]) -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2, 4))
     prefixes.store("n", prompt(1, 5))
@@ -104,14 +104,14 @@ def test_a_prefix_that_no_prompt_begins_with_takes_nothing_others_need(tokens: l
     assert prefixes.cache.forget_prefix("unknown", tokens) == Dropped(0, 0, 0)
 
 
-def test_a_prompt_whose_last_block_was_not_full_or_was_evicted_is_forgotten_too() -> None:
+def test_partly_stored_prompt_is_dropped_too() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2, tail=9))
 
     assert _prefix(prefixes, prompt(1, 2, tail=5)).blocks == 2
 
 
-def test_bytes_of_an_extent_that_other_blocks_still_use_are_not_freed() -> None:
+def test_dropped_bytes_exclude_shared_extents() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2, 3))
     prefixes.store("n", prompt(1, 4))
@@ -120,7 +120,7 @@ def test_bytes_of_an_extent_that_other_blocks_still_use_are_not_freed() -> None:
     assert _prefix(prefixes, prompt(1)) == Dropped(2, 4 * BLOCK_BYTES, 0)
 
 
-def test_what_a_lease_holds_is_in_use_until_it_ends_and_found_by_nobody() -> None:
+def test_leased_dropped_prefix_is_in_use_and_not_found() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
     prefixes.store("n", prompt(3))
@@ -136,7 +136,7 @@ def test_what_a_lease_holds_is_in_use_until_it_ends_and_found_by_nobody() -> Non
     prefixes.cache.check_integrity()
 
 
-def test_an_extent_that_a_forgotten_prompt_still_leases_is_in_use_for_the_next_invalidation() -> None:
+def test_leased_extent_counts_for_the_next_drop() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2))
     prefixes.store("n", prompt(1, 3))
@@ -149,7 +149,7 @@ def test_an_extent_that_a_forgotten_prompt_still_leases_is_in_use_for_the_next_i
     assert prefixes.cache.memory_usage() == 0
 
 
-def test_a_prompt_can_be_stored_again_while_its_forgotten_blocks_are_still_leased() -> None:
+def test_dropped_prompt_can_be_stored_while_leased() -> None:
     prefixes = FakePrefixes(blocks=2)
     prefixes.store("n", prompt(1, 2))
     lease = prefixes.lookup("n", prompt(1, 2, tail=1))

@@ -165,7 +165,7 @@ TestPrefixCacheMachine = PrefixCacheMachine.TestCase
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", range(20))
-def test_the_same_for_ten_thousand_histories_of_a_hundred_calls(batch: int) -> None:
+def test_prefix_cache_matches_its_model_at_random(batch: int) -> None:
     """In batches, because hypothesis keeps all examples that it has tried in memory."""
     run_state_machine_as_test(
         PrefixCacheMachine,

@@ -57,7 +57,7 @@ def _request(prefixes: FakePrefixes, tokens: list[int]) -> int:
     return cold + store + warm
 
 
-def test_a_32k_request_costs_the_same_however_many_blocks_are_stored() -> None:
+def test_lookup_cost_is_independent_of_stored_blocks() -> None:
     tokens = prompt(*range(LONG))
 
     few, many = (_request(_filled(blocks, 10**6), tokens) for blocks in (0, 16_384))
@@ -65,7 +65,7 @@ def test_a_32k_request_costs_the_same_however_many_blocks_are_stored() -> None:
     assert few == pytest.approx(many, rel=0.001)
 
 
-def test_a_32k_request_that_must_evict_costs_the_same_however_many_blocks_are_stored() -> None:
+def test_eviction_cost_is_independent_of_stored_blocks() -> None:
     tokens = prompt(*range(LONG))
 
     few, many = (_request(_filled(blocks, blocks), tokens) for blocks in (4_096, 16_384))
@@ -73,7 +73,7 @@ def test_a_32k_request_that_must_evict_costs_the_same_however_many_blocks_are_st
     assert few == pytest.approx(many, rel=0.001)
 
 
-def test_the_cost_of_a_request_grows_in_proportion_to_its_length() -> None:
+def test_request_cost_is_linear_in_its_length() -> None:
     short = _request(_filled(0, 10**6), prompt(*range(LONG // 8)))
     long = _request(_filled(0, 10**6), prompt(*range(LONG)))
 
@@ -81,7 +81,7 @@ def test_the_cost_of_a_request_grows_in_proportion_to_its_length() -> None:
 
 
 @pytest.mark.parametrize("diverges_at", [1, 64, 1024])
-def test_a_32k_prompt_that_diverges_early_costs_no_more_than_its_own_keys(diverges_at: int) -> None:
+def test_early_divergence_costs_only_the_prompts_keys(diverges_at: int) -> None:
     prefixes = _filled(0, 10**6)
     prefixes.store("n", prompt(*range(LONG)))
     diverging = prompt(*range(diverges_at), *range(50_000, 50_000 + LONG - diverges_at))

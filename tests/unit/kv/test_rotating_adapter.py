@@ -43,7 +43,7 @@ def close(one: mx.array, two: mx.array) -> bool:
     return bool(same.item()) and bool((mx.abs(one - two).max() <= BOUND).item())
 
 
-def test_both_kinds_of_layers_are_reused(engine: TinyEngine) -> None:
+def test_full_and_window_layers_are_reused(engine: TinyEngine) -> None:
     assert engine.layout.reusable
     assert engine.layout.parts.windowed
     kinds = {type(cache) for cache in engine.layout.new_cache(engine.model, 40)}
@@ -51,7 +51,7 @@ def test_both_kinds_of_layers_are_reused(engine: TinyEngine) -> None:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_warm_answer_is_the_cold_one_and_goes_on_like_it(engine: TinyEngine, length: int) -> None:
+def test_warm_window_answer_equals_the_cold_one(engine: TinyEngine, length: int) -> None:
     prompt = tokens(length + 9)
     engine.store(prompt[:length], engine.cold(prompt[:length])[0])
     cold_cache, cold = engine.cold(prompt)
@@ -66,7 +66,7 @@ def test_a_warm_answer_is_the_cold_one_and_goes_on_like_it(engine: TinyEngine, l
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_exactly_the_tokens_that_the_window_sees_are_restored(engine: TinyEngine, length: int) -> None:
+def test_exactly_the_window_tokens_are_restored(engine: TinyEngine, length: int) -> None:
     prompt = tokens(length + 1)
     engine.store(prompt[:length], engine.cold(prompt[:length])[0])
 
@@ -78,7 +78,7 @@ def test_exactly_the_tokens_that_the_window_sees_are_restored(engine: TinyEngine
         assert cache.keys.shape[2] == cache._idx == min(reused, cache.max_size)
 
 
-def test_restoring_a_window_copies_what_it_sees_once() -> None:
+def test_restoring_a_window_copies_it_once() -> None:
     """Blocks reach back further than the window: tokens before it are cut off before the copy, not after it."""
     blocks, window = 4, 50
     parts = [mx.random.normal((2, 2, 16 * half, 64)) for half in (blocks // 2, blocks // 2)]
@@ -100,7 +100,7 @@ def test_restoring_a_window_copies_what_it_sees_once() -> None:
     assert mx.array_equal(mx.concatenate([cache.keys, cache.values]), whole).item()
 
 
-def test_chunks_stored_one_by_one_are_what_a_whole_prompt_stores(engine: TinyEngine) -> None:
+def test_window_chunks_store_like_a_whole_prompt(engine: TinyEngine) -> None:
     prompt = tokens(150)
     caches = engine.layout.new_cache(engine.model, len(prompt))
     for start in range(0, len(prompt), 37):
@@ -113,7 +113,7 @@ def test_chunks_stored_one_by_one_are_what_a_whole_prompt_stores(engine: TinyEng
     assert close(engine.compute(warm_cache, prompt[reused:]), engine.cold(prompt)[1][reused:])
 
 
-def test_a_prompt_that_turns_off_inside_a_stored_one_lets_the_next_go_on_from_there(engine: TinyEngine) -> None:
+def test_third_prompt_resumes_at_a_learned_window_fork(engine: TinyEngine) -> None:
     """The first prompt stored no window at the fork. The second stores it there, and the third goes on from it."""
     prompt = tokens(200)
     engine.store(prompt, engine.cold(prompt)[0])
@@ -130,7 +130,7 @@ def test_a_prompt_that_turns_off_inside_a_stored_one_lets_the_next_go_on_from_th
     assert close(engine.compute(caches, third[reused:]), engine.cold(third)[1][reused:])
 
 
-def test_blocks_that_left_the_window_are_not_made_up(engine: TinyEngine) -> None:
+def test_blocks_outside_the_window_are_not_restored(engine: TinyEngine) -> None:
     """After many generated tokens the window holds only the last of them: the block where it begins is cut."""
     prompt = tokens(20)
     caches, _ = engine.cold(prompt)
@@ -146,7 +146,7 @@ def test_blocks_that_left_the_window_are_not_made_up(engine: TinyEngine) -> None
     engine.prefixes.check_integrity()
 
 
-def test_a_long_answer_is_resumable_if_it_is_stored_on_the_way(engine: TinyEngine) -> None:
+def test_long_answer_is_resumable_if_stored_on_the_way(engine: TinyEngine) -> None:
     """In the end, only the windows at the two resume points are stored."""
     prompt = tokens(37)
     caches, _ = engine.cold(prompt[:32])
@@ -173,7 +173,7 @@ def test_a_long_answer_is_resumable_if_it_is_stored_on_the_way(engine: TinyEngin
     engine.prefixes.check_integrity()
 
 
-def test_generated_tokens_that_the_window_still_holds_are_stored(engine: TinyEngine) -> None:
+def test_generated_tokens_in_the_window_are_stored(engine: TinyEngine) -> None:
     prompt = tokens(36)
     caches, _ = engine.cold(prompt)
     engine.store(prompt, caches)
@@ -188,6 +188,6 @@ def test_generated_tokens_that_the_window_still_holds_are_stored(engine: TinyEng
     assert close(engine.compute(warm_cache, [*whole, 5][reused:]), engine.cold([*whole, 5])[1][reused:])
 
 
-def test_a_window_that_keeps_its_first_tokens_is_not_understood() -> None:
+def test_window_with_attention_sinks_is_not_reused() -> None:
     assert rotating.understood(RotatingKVCache(max_size=32))
     assert not rotating.understood(RotatingKVCache(max_size=32, keep=4))

@@ -180,7 +180,7 @@ def test_a_lease_cannot_be_released_twice() -> None:
         lease.release()
 
 
-def test_an_empty_insert_leaves_no_root_behind() -> None:
+def test_empty_insert_leaves_no_trie_root() -> None:
     trie = PrefixTrie()
     _insert(trie, "n", ())
 
@@ -188,7 +188,7 @@ def test_an_empty_insert_leaves_no_root_behind() -> None:
     assert trie.tops(lambda _: True) == []
 
 
-def test_nothing_is_stored_behind_a_path_that_was_forgotten() -> None:
+def test_insert_behind_a_dropped_path_stores_nothing() -> None:
     trie = PrefixTrie()
     _insert(trie, "n", (b"a",))
     lease = trie.match("n", [b"a"])
@@ -201,7 +201,7 @@ def test_nothing_is_stored_behind_a_path_that_was_forgotten() -> None:
     trie.check_integrity()
 
 
-def test_forgotten_blocks_leave_memory_at_once_though_nothing_is_ever_evicted() -> None:
+def test_dropped_blocks_leave_memory_without_eviction() -> None:
     gc.collect()
     before = _nodes_in_memory()
     trie = PrefixTrie()
@@ -214,7 +214,7 @@ def test_forgotten_blocks_leave_memory_at_once_though_nothing_is_ever_evicted() 
     assert _nodes_in_memory() == before
 
 
-def test_what_a_lease_holds_of_a_forgotten_path_is_freed_with_the_lease() -> None:
+def test_leased_dropped_path_is_freed_with_its_lease() -> None:
     trie = PrefixTrie()
     _insert(trie, "n", (b"a",))
     _insert(trie, "n", (b"a", b"b"))
@@ -227,7 +227,7 @@ def test_what_a_lease_holds_of_a_forgotten_path_is_freed_with_the_lease() -> Non
     trie.check_integrity()
 
 
-def test_forgetting_takes_lone_ancestors_along_and_leaves_shared_ones() -> None:
+def test_drop_removes_lone_ancestors_only() -> None:
     trie = PrefixTrie()
     for path in ((b"a", b"b", b"c", b"d"), (b"a", b"x")):
         _insert(trie, "n", path)
@@ -237,7 +237,7 @@ def test_forgetting_takes_lone_ancestors_along_and_leaves_shared_ones() -> None:
     assert _places(trie) == {("n", (b"a",)), ("n", (b"a", b"x"))}
 
 
-def test_forgetting_a_path_that_ends_on_the_way_takes_its_end_but_no_fork() -> None:
+def test_drop_of_an_inner_path_spares_forks() -> None:
     trie = PrefixTrie()
     _insert(trie, "n", (b"a", b"b"))
     _insert(trie, "n", (b"a", b"c", b"d"))

@@ -39,7 +39,7 @@ def doctor(environ: dict[str, str]) -> tuple[int, dict[str, dict[str, str]]]:
     return done.returncode, {one["check"]: one for one in answer["findings"]}
 
 
-def test_a_service_is_examined_from_its_installation_to_its_loss(mac: Mac) -> None:
+def test_doctor_examines_a_service_over_its_whole_life(mac: Mac) -> None:
     """Each state has its finding, and each fault its remedy."""
     assert findings(mac)["service"].verdict is Verdict.SKIPPED
     service = Service(Launchctl(), mac.home, look)
@@ -66,14 +66,14 @@ def test_a_service_is_examined_from_its_installation_to_its_loss(mac: Mac) -> No
     assert findings(mac)["service"].verdict is Verdict.FAILED
 
 
-def test_a_service_that_does_not_serve_fails(mac: Mac) -> None:
+def test_doctor_fails_a_service_that_does_not_serve(mac: Mac) -> None:
     """The doctor fails a service that does not serve, although launchd reports it as running."""
     Service(Launchctl(), mac.home, look).install(agent_of(mac))
     mac.socket.unlink()
     assert findings(mac)["service"].verdict is Verdict.FAILED
 
 
-def test_the_doctor_has_nothing_to_say_where_nothing_is_wrong(daemon: RunningDaemon) -> None:
+def test_doctor_of_a_healthy_machine_is_silent(daemon: RunningDaemon) -> None:
     """On a healthy machine there is no warning, and the exit status is 0."""
     with daemon.client() as client:
         wait_until(lambda: client.stats().engine.state == "ready", "the engine is ready")
@@ -86,7 +86,7 @@ def test_the_doctor_has_nothing_to_say_where_nothing_is_wrong(daemon: RunningDae
     assert found["end"]["found"] == "the daemon drained and ended with status 0"
 
 
-def test_the_doctor_leaves_nothing_in_the_daemon_that_it_looks_at(start_daemon: Callable[..., RunningDaemon]) -> None:
+def test_doctor_leaves_no_trace_in_the_daemon(start_daemon: Callable[..., RunningDaemon]) -> None:
     """The running daemon has no new model, prefix, count or sample after a check."""
     daemon = start_daemon(max_models="1")
     with daemon.client() as client:
@@ -102,7 +102,7 @@ def test_the_doctor_leaves_nothing_in_the_daemon_that_it_looks_at(start_daemon: 
     assert {replace(sample, age=0.0) for sample in after.history} <= {replace(NOTHING, age=0.0)}
 
 
-def test_without_a_daemon_the_doctor_tries_one_of_its_own_and_ends_it(folder: Path) -> None:
+def test_doctor_without_daemon_starts_and_ends_its_own(folder: Path) -> None:
     """The doctor's own daemon leaves no file behind, and a failed check makes the exit status 1."""
     environ = environment(folder)
     (folder / "run").mkdir(0o755)

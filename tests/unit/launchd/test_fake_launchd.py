@@ -31,7 +31,7 @@ GUI = f"gui/{os.getuid()}"
     ],
     ids=" ".join,
 )
-def test_calls_that_are_not_in_the_manual_are_a_usage_error(mac: Mac, arguments: list[str]) -> None:
+def test_fake_launchd_refuses_undocumented_calls(mac: Mac, arguments: list[str]) -> None:
     """`bootout` of a whole domain, which would log the user out, is refused too."""
     assert mac.launchctl(*arguments).returncode == 64
 
@@ -48,14 +48,14 @@ def test_calls_that_are_not_in_the_manual_are_a_usage_error(mac: Mac, arguments:
     ],
     ids=["unknown key", "type", "program", "path", "value", "session"],
 )
-def test_a_plist_that_launchd_would_not_understand_is_refused(mac: Mac, change: dict[str, Any], status: int) -> None:
+def test_fake_launchd_refuses_an_invalid_plist(mac: Mac, change: dict[str, Any], status: int) -> None:
     """Each fault has launchd's own exit status."""
     file = mac.folder / "a.plist"
     file.write_bytes(plistlib.dumps(agent_of(mac)(False).properties() | change))
     assert mac.launchctl("bootstrap", GUI, str(file)).returncode == status
 
 
-def test_a_plist_that_others_may_write_to_a_second_load_and_a_missing_job_are_refused(mac: Mac) -> None:
+def test_fake_launchd_refuses_with_the_codes_of_macs(mac: Mac) -> None:
     """The exit statuses are 122, 5, 113 and 3, as observed on Macs."""
     file = mac.folder / "a.plist"
     file.write_bytes(plistlib.dumps(agent_of(mac)(False).properties() | {"ProgramArguments": ["/bin/sleep", "1000"]}))

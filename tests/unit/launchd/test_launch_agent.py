@@ -24,14 +24,14 @@ def agent(environ: dict[str, str], flags: dict[str, object] | None = None, *, ba
     return of_this_environment(load_config(flags or {}, environ, HOME), environ, HOME, background=background)
 
 
-def test_the_commented_sample_is_what_install_renders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_plist_matches_the_installed_plist(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample shows users the plist before they run the command."""
     monkeypatch.setattr(sys, "executable", "/Users/ada/.local/share/uv/tools/mlx-sidecar/bin/python")
     assert plistlib.loads(SAMPLE.read_bytes()) == plistlib.loads(agent({"MLX_SIDECAR_MAX_MODELS": "2"}).render())
     assert SAMPLE.read_text().count("<!--") >= 10, "each key has its reason"
 
 
-def test_a_rendered_agent_is_read_back(tmp_path: Path) -> None:
+def test_rendered_plist_is_read_back(tmp_path: Path) -> None:
     """Values with characters that are special in XML round-trip."""
     made = Agent(("/a b/python", "-m", "daemon"), {"MLX_SIDECAR_SOCKET": "/tmp/<&>\"'é.sock"}, Path("/l/x.log"), True)
     file = tmp_path / "a.plist"
@@ -40,7 +40,7 @@ def test_a_rendered_agent_is_read_back(tmp_path: Path) -> None:
     assert read(tmp_path / "missing") is None
 
 
-def test_what_flags_and_variables_say_is_kept_and_the_rest_is_left_to_each_start() -> None:
+def test_plist_keeps_flags_and_variables_only() -> None:
     """Variables of the Hub and of OpenTelemetry are kept, tokens never."""
     environ = {"MLX_SIDECAR_MAX_QUEUE": "5", "HF_HOME": "/Volumes/models", "HF_TOKEN": "hf_secret", "LANG": "C"}
     environ |= {"OTEL_SERVICE_NAME": "mine", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=otel_secret"}
@@ -57,26 +57,26 @@ def test_what_flags_and_variables_say_is_kept_and_the_rest_is_left_to_each_start
     assert "_secret" not in made.render().decode()
 
 
-def test_a_log_file_of_the_users_own_stays() -> None:
+def test_plist_keeps_a_custom_log_file() -> None:
     """An empty log file, which turns the log file off, is kept as well."""
     assert agent({"MLX_SIDECAR_LOG_FILE": "/x.log"}).environment["MLX_SIDECAR_LOG_FILE"] == "/x.log"
     assert agent({"MLX_SIDECAR_LOG_FILE": ""}).environment["MLX_SIDECAR_LOG_FILE"] == ""
 
 
-def test_a_drain_that_launchd_would_cut_short_is_refused() -> None:
+def test_drain_longer_than_launchd_allows_is_refused() -> None:
     """The error names the setting and both durations."""
     with pytest.raises(AgentError, match=r"drain_timeout from MLX_SIDECAR_DRAIN_TIMEOUT is 51 s, .* at most 50\."):
         agent({"MLX_SIDECAR_DRAIN_TIMEOUT": "51"})
     assert agent({"MLX_SIDECAR_DRAIN_TIMEOUT": "50"})
 
 
-def test_the_interpreter_is_absolute_and_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plist_interpreter_is_absolute_and_unresolved(monkeypatch: pytest.MonkeyPatch) -> None:
     """The link in a virtual environment is what makes it that environment's interpreter."""
     monkeypatch.setattr(sys, "executable", "/Users/ada/tools/../venv/bin/python")
     assert agent({}).program == ("/Users/ada/venv/bin/python", "-P", "-m", "daemon", "serve")
 
 
-def test_a_background_agent_says_so() -> None:
+def test_background_plist_has_its_session_type() -> None:
     """A background agent has only the background session type; with both it would run twice."""
     assert agent({}, background=True).properties()["LimitLoadToSessionType"] == "Background"
     assert "LimitLoadToSessionType" not in agent({}).properties()
@@ -95,7 +95,7 @@ def test_a_background_agent_says_so() -> None:
         }
     )
 )
-def test_every_kept_setting_means_the_same_when_it_is_read_again(values: dict[str, object]) -> None:
+def test_plist_settings_round_trip(values: dict[str, object]) -> None:
     """A float, a list or an empty path goes through text and comes back."""
     first = load_config(values, {}, HOME).config
     environ = {f"MLX_SIDECAR_{key.upper()}": as_text(getattr(first, key)) for key in values}
@@ -104,7 +104,7 @@ def test_every_kept_setting_means_the_same_when_it_is_read_again(values: dict[st
 
 
 @pytest.mark.parametrize("content", [b"", b"text", plistlib.dumps({"Label": LABEL}), plistlib.dumps([1])])
-def test_a_plist_that_is_not_ours_is_named(tmp_path: Path, content: bytes) -> None:
+def test_foreign_plist_is_named(tmp_path: Path, content: bytes) -> None:
     """A foreign or damaged plist is named, whatever is wrong with it."""
     file = tmp_path / "a.plist"
     file.write_bytes(content)
@@ -112,6 +112,6 @@ def test_a_plist_that_is_not_ours_is_named(tmp_path: Path, content: bytes) -> No
         read(file)
 
 
-def test_a_pathsep_is_a_colon_where_launchd_is() -> None:
+def test_plist_path_separator_is_a_colon() -> None:
     """The stored `model_roots` are separated by `os.pathsep`."""
     assert os.pathsep == ":"

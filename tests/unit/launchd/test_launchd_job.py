@@ -44,7 +44,7 @@ RUNNING = """gui/501/com.mlx-sidecar.daemon = {
 """
 
 
-def test_a_running_job_is_read_without_its_nested_blocks() -> None:
+def test_running_launchd_job_is_parsed() -> None:
     """Nested blocks repeat the key `state`, and arguments can look like fields."""
     assert Job.parse(RUNNING) == Job(
         "running", 893, 3, "Killed: 9", 60, "/Users/ada/Library/LaunchAgents/com.mlx-sidecar.daemon.plist"
@@ -62,12 +62,12 @@ def test_a_running_job_is_read_without_its_nested_blocks() -> None:
         ("", None),
     ],
 )
-def test_the_last_end_is_told_in_launchds_words(line: str, meaning: str | None) -> None:
+def test_launchd_job_reports_its_last_exit(line: str, meaning: str | None) -> None:
     """The last exit is a code, a signal, a reason of the system, or nothing yet."""
     job = Job.parse(f"gui/501/x = {{\n\tstate = spawn scheduled\n\truns = 4\n\t{line}\n}}\n")
     assert (job.state, job.pid, job.runs, job.last_exit) == ("spawn scheduled", None, 4, meaning)
 
 
-def test_a_print_that_has_changed_its_format_is_unknown_and_not_wrong() -> None:
+def test_unknown_launchctl_output_is_reported_unknown() -> None:
     """Apple does not promise the format of `launchctl print`."""
     assert Job.parse("something new") == Job("unknown", None, 0, None, None, None)

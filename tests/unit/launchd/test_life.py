@@ -13,7 +13,7 @@ from tests.support.daemons import alive, wait_until
 from tests.unit.launchd.mac import Mac
 
 
-def test_a_service_from_its_installation_to_its_end(mac: Mac) -> None:
+def test_service_life_from_install_to_uninstall(mac: Mac) -> None:
     """Installed, restarted, stopped, started, uninstalled: each says what is so, and it is so."""
     assert "not installed" in mac.service("start", status=1)
     assert mac.state(status=3)["ready"] is False
@@ -49,7 +49,7 @@ def test_a_service_from_its_installation_to_its_end(mac: Mac) -> None:
     assert (mac.logs / "daemon.log").exists(), "logs stay"
 
 
-def test_a_crash_is_mended_a_clean_end_is_not_and_a_crash_loop_ends_with_its_cause(mac: Mac) -> None:
+def test_crashed_service_restarts_and_crash_loop_ends(mac: Mac) -> None:
     """KeepAlive means: again after a crash, as often as it takes, but not after a SIGTERM of the user."""
     mac.service("install")
     pid = cast("int", mac.job().pid)
@@ -80,7 +80,7 @@ def test_a_crash_is_mended_a_clean_end_is_not_and_a_crash_loop_ends_with_its_cau
     wait_until(lambda: mac.run("service", "status").returncode == 0, "the next try succeeds")
 
 
-def test_an_upgrade_in_place_replaces_the_old_version_and_its_settings(mac: Mac) -> None:
+def test_service_upgrade_replaces_version_and_settings(mac: Mac) -> None:
     """Another interpreter and other settings in the plist: the old one drains, the new one serves, once."""
     socket = mac.folder / "run" / "s.sock"
     mac.service("install", "--model-ttl", "10m", MLX_SIDECAR_SOCKET=str(socket), HF_TOKEN="hf_1")

@@ -11,7 +11,7 @@ import pytest
 from daemon.launchd.logs import LogTail, follow, last_lines
 
 
-def test_the_last_lines_are_whole_lines(tmp_path: Path) -> None:
+def test_log_tail_has_whole_lines(tmp_path: Path) -> None:
     """A line that is still being written is left to `follow`."""
     log = tmp_path / "log"
     log.write_bytes(b"one\ntwo\nthr\xc3\xa9e\nfou")
@@ -20,7 +20,7 @@ def test_the_last_lines_are_whole_lines(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "missing", 5) == ([], 0)
 
 
-def test_following_goes_on_where_the_last_lines_ended_and_through_a_rotation(tmp_path: Path) -> None:
+def test_log_follow_continues_through_a_rotation(tmp_path: Path) -> None:
     """No line is lost or repeated, neither an incomplete line nor lines just before a rotation."""
     log = tmp_path / "log"
     log.write_text("old\nhal")
@@ -47,7 +47,7 @@ def test_following_goes_on_where_the_last_lines_ended_and_through_a_rotation(tmp
     assert list(islice(lines, 4)) == ["half", "last of the first", "first of the second", "emptied"]
 
 
-def test_a_tail_tells_only_what_came_since(tmp_path: Path) -> None:
+def test_log_tail_shows_only_lines_since_a_mark(tmp_path: Path) -> None:
     """The tail has at most three lines, also after the file was replaced."""
     log = tmp_path / "log"
     assert LogTail(log).read() == ""
@@ -61,7 +61,7 @@ def test_a_tail_tells_only_what_came_since(tmp_path: Path) -> None:
     assert tail.read() == "new"
 
 
-def test_a_log_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+def test_unreadable_service_log_is_reported(tmp_path: Path) -> None:
     """The caller gets the OSError and names the file."""
     with pytest.raises(OSError, match=r"."):
         last_lines(tmp_path, 1)

@@ -46,7 +46,7 @@ def agent_of(mac: Mac, **environment: str) -> Make:
     return make
 
 
-def test_a_log_directory_that_cannot_be_written_is_told_before_launchd_hears_of_it(mac: Mac, service: Service) -> None:
+def test_install_refuses_an_unwritable_log_directory(mac: Mac, service: Service) -> None:
     """Without this check, launchd would report only EX_CONFIG."""
     mac.logs.parent.mkdir(parents=True)
     mac.logs.write_text("not a directory")
@@ -56,7 +56,7 @@ def test_a_log_directory_that_cannot_be_written_is_told_before_launchd_hears_of_
     assert not mac.plist.exists()
 
 
-def test_a_log_directory_that_becomes_unwritable_is_named_at_the_next_start(mac: Mac, service: Service) -> None:
+def test_start_names_an_unwritable_log_directory(mac: Mac, service: Service) -> None:
     """launchd reports only EX_CONFIG; the service starts by itself once the directory is writable again."""
     service.install(agent_of(mac))
     mac.logs.rename(mac.logs.with_name("away"))
@@ -68,7 +68,7 @@ def test_a_log_directory_that_becomes_unwritable_is_named_at_the_next_start(mac:
     wait_until(lambda: service.status().ready, "launchd has tried again")
 
 
-def test_an_unwritable_launch_agents_folder_is_one_sentence(mac: Mac, service: Service) -> None:
+def test_unwritable_launch_agents_folder_is_reported(mac: Mac, service: Service) -> None:
     """The error is one sentence, and no job is loaded."""
     mac.plist.parent.parent.mkdir(parents=True)
     mac.plist.parent.write_text("in the way")
@@ -77,7 +77,7 @@ def test_an_unwritable_launch_agents_folder_is_one_sentence(mac: Mac, service: S
     assert not mac.calls()
 
 
-def test_launchctls_own_words_reach_the_user_and_nothing_stays_installed(mac: Mac, service: Service) -> None:
+def test_launchctl_refusal_is_shown_and_undone(mac: Mac, service: Service) -> None:
     """The plist is removed again, because launchd would retry it at each login."""
     mac.settings(fail={"bootstrap": [125, "Bootstrap failed: 125: Domain does not support specified action\n"]})
     with pytest.raises(LaunchctlError, match=r"status 125: Bootstrap failed: 125: Domain .+ \(nobody is logged in"):
@@ -85,7 +85,7 @@ def test_launchctls_own_words_reach_the_user_and_nothing_stays_installed(mac: Ma
     assert not mac.plist.exists()
 
 
-def test_an_upgrade_that_launchd_refuses_leaves_the_old_version_running(mac: Mac, service: Service) -> None:
+def test_refused_upgrade_keeps_the_old_service_running(mac: Mac, service: Service) -> None:
     """The old plist is restored and loaded."""
     service.install(agent_of(mac))
     old = mac.plist.read_bytes()
@@ -97,9 +97,7 @@ def test_an_upgrade_that_launchd_refuses_leaves_the_old_version_running(mac: Mac
     wait_until(lambda: service.status().ready, "the old version serves again")
 
 
-def test_a_new_version_of_the_code_restarts_a_service_whose_plist_is_the_same(
-    mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_install_restarts_the_service_for_new_code(mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """`uv tool upgrade` changes the code below the same paths, so the plist stays equal."""
     assert service.install(agent_of(mac))
     assert not service.install(agent_of(mac))
@@ -110,7 +108,7 @@ def test_a_new_version_of_the_code_restarts_a_service_whose_plist_is_the_same(
     assert service.status().serving == Serving(mac.job().pid or 0, __version__, True)
 
 
-def test_without_a_login_at_the_screen_it_lives_in_the_users_own_domain(mac: Mac, service: Service) -> None:
+def test_service_without_gui_login_uses_user_domain(mac: Mac, service: Service) -> None:
     """The job is a background job in the user's domain; other commands find it there."""
     mac.settings(gui=False)
     assert service.install(agent_of(mac))
@@ -122,7 +120,7 @@ def test_without_a_login_at_the_screen_it_lives_in_the_users_own_domain(mac: Mac
     assert service.uninstall()
 
 
-def test_each_verb_may_be_repeated(mac: Mac, service: Service) -> None:
+def test_service_commands_can_be_repeated(mac: Mac, service: Service) -> None:
     """An operation that has nothing to do is no error, and the process stays the same."""
     assert "The service was not running" in mac.service("stop")
     assert service.install(agent_of(mac))
@@ -138,7 +136,7 @@ def test_each_verb_may_be_repeated(mac: Mac, service: Service) -> None:
     assert "The service was not installed" in mac.service("uninstall")
 
 
-def test_a_stop_lets_streams_end_and_tells_those_that_do_not(mac: Mac, service: Service) -> None:
+def test_service_stop_drains_streams(mac: Mac, service: Service) -> None:
     """launchd asks with SIGTERM and waits; what is still running when the drain is over is told why."""
     service.install(agent_of(mac, MLX_SIDECAR_DRAIN_TIMEOUT="0.5"))
     with Client(mac.socket) as client, client.generate("hold", "a b") as stream:
@@ -152,7 +150,7 @@ def test_a_stop_lets_streams_end_and_tells_those_that_do_not(mac: Mac, service: 
     assert lines[-1]["status"] == 0
 
 
-def test_logs_are_followed_from_where_the_last_lines_end(mac: Mac, service: Service) -> None:
+def test_service_logs_follow_after_the_last_lines(mac: Mac, service: Service) -> None:
     """Each line is printed once, as soon as it is written."""
     service.install(agent_of(mac))
     command = [sys.executable, "-m", "daemon", "service", "logs", "-f", "-n", "1"]
@@ -168,7 +166,7 @@ def test_logs_are_followed_from_where_the_last_lines_end(mac: Mac, service: Serv
     assert seen == lines[-len(seen) :]
 
 
-def test_logs_that_are_not_there_yet_and_sudo_are_one_sentence(mac: Mac) -> None:
+def test_missing_service_logs_and_sudo_are_reported(mac: Mac) -> None:
     """Missing logs and sudo give an error of one sentence, not a traceback."""
     assert f"there is no log at {mac.logs / 'daemon.log'} yet" in mac.service("logs", status=1)
     assert f"there is no log at {mac.logs / 'launchd.log'} yet" in mac.service("logs", "--stderr", status=1)
@@ -176,7 +174,7 @@ def test_logs_that_are_not_there_yet_and_sudo_are_one_sentence(mac: Mac) -> None
     assert not mac.calls()
 
 
-def test_a_bootout_that_is_still_in_progress_is_waited_for(mac: Mac, service: Service) -> None:
+def test_service_waits_for_a_bootout_in_progress(mac: Mac, service: Service) -> None:
     """launchd answers 36 while it ends a job; a bootstrap right after it would fail."""
     service.install(agent_of(mac))
     pid = mac.job().pid
@@ -187,13 +185,13 @@ def test_a_bootout_that_is_still_in_progress_is_waited_for(mac: Mac, service: Se
     assert service.uninstall()
 
 
-def test_a_disabled_service_is_enabled_by_its_installation(mac: Mac, service: Service) -> None:
+def test_install_enables_a_disabled_service(mac: Mac, service: Service) -> None:
     """`launchctl disable` outlives the plist, and a bootstrap would fail with a bare I/O error."""
     mac.launchctl("disable", mac.target)
     assert service.install(agent_of(mac))
 
 
-def test_another_daemon_on_the_socket_is_named_and_left_alone(mac: Mac, service: Service) -> None:
+def test_install_refuses_a_socket_of_another_daemon(mac: Mac, service: Service) -> None:
     """The daemon on the socket was started in a shell."""
     environ = {**mac.environ, **agent_of(mac)(False).environment}
     with subprocess.Popen([sys.executable, "-m", "tests.support.serve_fake"], env=environ) as other:
@@ -209,7 +207,7 @@ def test_another_daemon_on_the_socket_is_named_and_left_alone(mac: Mac, service:
         other.terminate()
 
 
-def test_homebrews_service_is_not_doubled(mac: Mac, service: Service) -> None:
+def test_install_refuses_beside_homebrews_service(mac: Mac, service: Service) -> None:
     """Two services would compete for the socket."""
     plist = mac.folder / "brew.plist"
     tree = agent_of(mac)(False).properties() | {"Label": HOMEBREW_LABEL, "ProgramArguments": ["/bin/sleep", "1000"]}
@@ -223,7 +221,7 @@ def test_homebrews_service_is_not_doubled(mac: Mac, service: Service) -> None:
     assert mac.launchctl("bootout", f"gui/{UID}/{HOMEBREW_LABEL}").returncode == 0
 
 
-def test_a_daemon_that_never_serves_is_given_up_on(mac: Mac) -> None:
+def test_install_gives_up_if_the_daemon_never_serves(mac: Mac) -> None:
     """The daemon runs but never answers. Nothing is undone, because it can still come up."""
     impatient = Service(Launchctl(), mac.home, lambda socket: None, wait=0.0)
     with pytest.raises(ServiceError, match="does not serve after 0 s; see: mlx-sidecar service logs"):
@@ -231,7 +229,7 @@ def test_a_daemon_that_never_serves_is_given_up_on(mac: Mac) -> None:
     assert mac.job().pid is not None
 
 
-def test_a_plist_of_somebody_else_is_not_taken_for_ours(mac: Mac, service: Service) -> None:
+def test_service_refuses_a_plist_of_another_program(mac: Mac, service: Service) -> None:
     """`start` does not overwrite a foreign plist either."""
     mac.plist.parent.mkdir(parents=True)
     mac.plist.write_text("something else")
@@ -240,7 +238,7 @@ def test_a_plist_of_somebody_else_is_not_taken_for_ours(mac: Mac, service: Servi
     assert mac.plist.read_text() == "something else"
 
 
-def test_without_launchctl_the_service_says_what_to_do_instead(
+def test_service_without_launchctl_names_alternatives(
     mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On Linux, the error names the systemd unit and `serve`."""
@@ -249,7 +247,7 @@ def test_without_launchctl_the_service_says_what_to_do_instead(
         service.status()
 
 
-def test_the_calls_of_launchctl_are_few_and_known(mac: Mac, service: Service) -> None:
+def test_launchctl_calls_are_few_and_known(mac: Mac, service: Service) -> None:
     """docs/mac-checklist.md has a line for each subcommand of launchctl that is used."""
     service.install(agent_of(mac))
     service.restart()

@@ -27,7 +27,7 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return sockets
 
 
-def test_the_installed_service_is_what_is_started(
+def test_start_flag_starts_the_installed_service(
     mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The service serves when the command continues, and launchd knows its process."""
@@ -43,7 +43,7 @@ def test_the_installed_service_is_what_is_started(
     assert capsys.readouterr().err == "Started the service; mlx-sidecar service stop ends it.\n"
 
 
-def test_another_socket_and_a_mac_without_the_service_get_a_process(
+def test_start_flag_without_service_starts_a_process(
     mac: Mac, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The installed service would not serve on another socket, so a process is started."""

@@ -11,7 +11,7 @@ from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import Clock
 
 
-def test_a_place_is_given_back_at_the_end() -> None:
+def test_admission_slot_is_returned_at_the_end() -> None:
     """Also if the call fails; the last one tells."""
     idle: list[int] = []
     admission = Admission(2, lambda: idle.append(admission.active))
@@ -25,7 +25,7 @@ def test_a_place_is_given_back_at_the_end() -> None:
     assert idle == [0, 0]
 
 
-def test_more_calls_than_may_wait_are_refused() -> None:
+def test_calls_beyond_the_queue_limit_are_refused() -> None:
     """With a time to try again; calls that run do not count."""
     admission = Admission(2)
     with ExitStack() as stack:
@@ -42,7 +42,7 @@ def test_more_calls_than_may_wait_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "retry"), [(5.0, 5.0), (0.01, LEAST_RETRY_SECONDS), (1000.0, MOST_RETRY_SECONDS)])
-def test_who_finds_the_queue_full_is_told_how_fast_it_drains(seconds: float, retry: float) -> None:
+def test_full_queue_error_has_a_retry_delay(seconds: float, retry: float) -> None:
     """Measured over the last calls that began to run; from half a second to a minute; loads do not count."""
     clock = Clock()
     admission = Admission(1, clock=clock)
@@ -59,7 +59,7 @@ def test_who_finds_the_queue_full_is_told_how_fast_it_drains(seconds: float, ret
     assert refused.value.retry_after == pytest.approx(retry, rel=0.05)
 
 
-def test_more_prompt_tokens_than_may_wait_are_refused() -> None:
+def test_prompt_tokens_beyond_the_limit_are_refused() -> None:
     """A prompt of any size waits alone; together they have a limit, to the token."""
     admission = Admission(8)
     with admission.place() as first, admission.place() as second, admission.place() as third:
@@ -75,7 +75,7 @@ def test_more_prompt_tokens_than_may_wait_are_refused() -> None:
             admission.tokenised(fourth, 1)
 
 
-def test_closing_drops_those_that_wait_and_refuses_newcomers() -> None:
+def test_closing_admission_drops_waiting_and_new_calls() -> None:
     """Running calls go on."""
     admission = Admission(4)
     dropped: list[str] = []
@@ -91,7 +91,7 @@ def test_closing_drops_those_that_wait_and_refuses_newcomers() -> None:
         assert refused.value.retry_after
 
 
-def test_a_place_can_be_given_back_early() -> None:
+def test_admission_slot_can_be_returned_early() -> None:
     """Once: the end of the block then changes nothing."""
     idle: list[int] = []
     admission = Admission(1, lambda: idle.append(1))
@@ -101,7 +101,7 @@ def test_a_place_can_be_given_back_early() -> None:
     assert idle == [1]
 
 
-def test_cutting_off_drops_those_that_run() -> None:
+def test_cutting_off_drops_running_calls() -> None:
     """Their time is over; their callers may come back."""
     admission = Admission(4)
     dropped: list[SidecarError] = []

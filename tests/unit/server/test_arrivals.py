@@ -39,7 +39,7 @@ async def reason_of(task: asyncio.Task[bytes]) -> Reason:
     return caught.value.reason
 
 
-async def test_no_more_requests_are_received_at_once_than_there_are_places() -> None:
+async def test_concurrent_request_uploads_are_limited() -> None:
     """The next call gets a place when a request has arrived."""
     lane = Lane(places=2, patience=LONG, hurry=LONG)
     there, begun = asyncio.Event(), []
@@ -57,14 +57,14 @@ async def test_no_more_requests_are_received_at_once_than_there_are_places() -> 
     assert await lane.receive(at_once) == b"request"
 
 
-async def test_a_request_that_does_not_arrive_in_time_is_given_up() -> None:
+async def test_slow_request_upload_times_out() -> None:
     """Its place is free then."""
     lane = Lane(places=1, patience=0.0)
     assert await reason_of(asyncio.create_task(lane.receive(never))) is Reason.SLOW_SENDER
     assert lane._free == 1
 
 
-async def test_a_request_has_less_time_while_others_wait() -> None:
+async def test_request_upload_has_less_time_under_load() -> None:
     """Whether they came before it or after."""
     lane = Lane(places=1, patience=LONG, hurry=0.0)
     slow = asyncio.create_task(lane.receive(never))
@@ -80,7 +80,7 @@ async def test_a_request_has_less_time_while_others_wait() -> None:
     assert await lane.receive(at_once) == b"request"
 
 
-async def test_a_call_waits_for_a_place_for_a_limited_time_and_not_beside_any_number_of_others() -> None:
+async def test_upload_slot_wait_is_bounded() -> None:
     """Beyond that number the one that came first is refused."""
     lane = Lane(places=1, patience=LONG, hurry=LONG, most_waiting=2)
     tasks = [asyncio.create_task(lane.receive(never)) for _ in range(4)]
@@ -95,7 +95,7 @@ async def test_a_call_waits_for_a_place_for_a_limited_time_and_not_beside_any_nu
     assert (lane._free, lane._waiting, lane._receiving) == (1, [], {})
 
 
-async def test_a_place_that_comes_as_its_call_is_cancelled_is_passed_on() -> None:
+async def test_upload_slot_of_a_cancelled_call_is_passed_on() -> None:
     """None is lost."""
     lane = Lane(places=1, patience=LONG, hurry=LONG)
     there = asyncio.Event()
@@ -116,7 +116,7 @@ async def test_a_place_that_comes_as_its_call_is_cancelled_is_passed_on() -> Non
     assert lane._free == 1
 
 
-async def test_a_time_out_of_the_reader_itself_is_not_taken_for_the_lanes() -> None:
+async def test_reader_timeout_is_not_an_upload_timeout() -> None:
     """It is a fault, and stays one."""
 
     async def broken() -> bytes:
@@ -126,7 +126,7 @@ async def test_a_time_out_of_the_reader_itself_is_not_taken_for_the_lanes() -> N
         await Lane(places=1).receive(broken)
 
 
-async def test_all_requests_together_hold_a_bounded_number_of_bytes() -> None:
+async def test_request_uploads_hold_bounded_bytes() -> None:
     """Until their calls end; the first one may have any size that its way allows."""
     refused: list[int] = []
     arrivals = Arrivals({METHOD: Way(Lane(places=1), 100, 10)}, most_held=10, on_refusal=lambda: refused.append(1))
@@ -146,7 +146,7 @@ async def test_all_requests_together_hold_a_bounded_number_of_bytes() -> None:
     assert refused == [1]
 
 
-def test_no_more_calls_of_a_method_are_open_than_its_way_allows() -> None:
+def test_open_calls_of_a_method_are_limited() -> None:
     """Calls of another method do not count."""
     refused: list[int] = []
     way = Way(Lane(places=1), 100, 1)

@@ -43,9 +43,7 @@ async def read(one: EngineCall) -> list[ipc.Event]:
 
 
 @given(st.lists(st.tuples(st.text(max_size=5), st.lists(st.integers(0, 9), max_size=3)), max_size=30), st.data())
-def test_text_and_ids_are_equal_however_the_reader_lags(
-    pieces: list[tuple[str, list[int]]], data: st.DataObject
-) -> None:
+def test_slow_reader_gets_equal_text_and_ids(pieces: list[tuple[str, list[int]]], data: st.DataObject) -> None:
     """The reader takes the events that wait at random moments."""
     pauses = data.draw(st.sets(st.integers(0, len(pieces))))
 
@@ -70,7 +68,7 @@ def test_text_and_ids_are_equal_however_the_reader_lags(
     assert got[-1] == FINISHED
 
 
-async def test_joined_deltas_hold_all_reasoning_and_all_tool_calls_in_order() -> None:
+async def test_joined_deltas_keep_reasoning_and_tool_calls() -> None:
     """Each channel is joined on its own."""
     one = call()
     for number, word in enumerate(["a", "b", "c"]):
@@ -82,7 +80,7 @@ async def test_joined_deltas_hold_all_reasoning_and_all_tool_calls_in_order() ->
     assert [(made.index, made.name) for made in joined.tool_calls] == [(0, "a"), (1, "b"), (2, "c")]
 
 
-async def test_a_reader_that_stays_away_finds_a_few_events() -> None:
+async def test_late_reader_finds_few_events() -> None:
     """Progress is replaced, deltas are joined: the buffer does not grow with their number."""
     one = call()
     one.push(STARTED)
@@ -97,7 +95,7 @@ async def test_a_reader_that_stays_away_finds_a_few_events() -> None:
     assert list(got[2].generate.delta.token_ids) == list(range(1000))
 
 
-async def test_joined_deltas_stay_small_enough_for_a_message() -> None:
+async def test_joined_deltas_fit_a_message() -> None:
     """gRPC would refuse one message with a whole long completion and its log-probabilities."""
     one = call()
     for token in range(2 * JOIN_TOKENS):
@@ -107,7 +105,7 @@ async def test_joined_deltas_stay_small_enough_for_a_message() -> None:
     assert sizes == [JOIN_TOKENS, JOIN_TOKENS, 0]
 
 
-async def test_load_progress_is_replaced_by_the_latest() -> None:
+async def test_unread_load_progress_is_replaced() -> None:
     """The event `ready` is never joined with progress."""
     one = call()
     for done in range(50):
@@ -119,7 +117,7 @@ async def test_load_progress_is_replaced_by_the_latest() -> None:
     assert last.load.ready.model == "m"
 
 
-async def test_an_error_comes_after_the_data_before_it() -> None:
+async def test_engine_error_follows_the_data_before_it() -> None:
     """The reader gets everything that there was, and then the error with all that it says."""
     one = call()
     one.push(delta("a", 1))
@@ -133,7 +131,7 @@ async def test_an_error_comes_after_the_data_before_it() -> None:
     assert one.over
 
 
-async def test_a_reason_that_the_table_does_not_know_is_internal() -> None:
+async def test_unknown_engine_reason_is_internal() -> None:
     """It cannot come from our own engine; it must not end the supervisor all the same."""
     one = call()
     one.push(ipc.Event(failure=ipc.Failure(reason="NEW_REASON", message="m")))
@@ -142,7 +140,7 @@ async def test_a_reason_that_the_table_does_not_know_is_internal() -> None:
     assert caught.value.reason is Reason.INTERNAL
 
 
-async def test_the_first_end_counts() -> None:
+async def test_first_end_of_an_engine_call_counts() -> None:
     """Nothing follows a finished call, and a second error does not replace the first."""
     finished = call()
     finished.push(FINISHED)
@@ -158,7 +156,7 @@ async def test_the_first_end_counts() -> None:
         await read(failed)
 
 
-async def test_close_says_so_once_for_each_call() -> None:
+async def test_engine_call_reports_its_close_once() -> None:
     """The router decides whether the engine is told."""
     closed: list[EngineCall] = []
     one = EngineCall(ipc.Command(), closed.append)
@@ -171,7 +169,7 @@ def wide(token: int) -> ipc.Event:
     return delta("x" * 1000, token)
 
 
-async def test_a_reader_that_lags_far_behind_makes_the_engine_hold_the_call_until_it_has_caught_up() -> None:
+async def test_slow_reader_makes_the_engine_hold_its_call() -> None:
     """Held at 192 KiB, let go at half of that; events that arrive meanwhile are kept, each once."""
     told: list[bool] = []
     one = EngineCall(ipc.Command(call_id=1), lambda _: None, lambda _, held: told.append(held))
@@ -195,7 +193,7 @@ async def test_a_reader_that_lags_far_behind_makes_the_engine_hold_the_call_unti
     one.close()
 
 
-async def test_a_reader_that_stays_away_is_given_up_and_told_so_when_it_comes_back(
+async def test_absent_reader_is_ended_with_a_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its slot and its backlog are free at once. A reader that reads, however slowly, is not given up."""
@@ -216,7 +214,7 @@ async def test_a_reader_that_stays_away_is_given_up_and_told_so_when_it_comes_ba
     assert told.value.reason is Reason.SLOW_CONSUMER
 
 
-async def test_a_full_backlog_is_no_offence_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_full_backlog_is_kept_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each event that is read starts the reader's time again; after the last event no timer runs."""
     monkeypatch.setattr(engine_call, "STALL_SECONDS", 1000)
     one = call()

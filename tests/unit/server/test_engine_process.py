@@ -25,7 +25,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.02)
 
 
-async def test_stop_gives_status_zero_and_leaves_no_process() -> None:
+async def test_stopped_engine_exits_zero() -> None:
     """Also with a call open, which fails rather than waits for ever; later calls are refused."""
     with capture_logs() as logs:
         async with supervising() as supervisor:
@@ -35,12 +35,12 @@ async def test_stop_gives_status_zero_and_leaves_no_process() -> None:
         assert (await error_of(call)).reason is Reason.SHUTTING_DOWN
         with pytest.raises(SidecarError, match="shutting down"):
             opened(supervisor, "ok")
-    assert {"event": "the engine has ended", "status": 0, "log_level": "info"} in logs
+    assert {"event": "engine_stopped", "status": 0, "log_level": "info"} in logs
     assert not alive(pid)
     assert supervisor.pid == 0
 
 
-async def test_an_engine_that_ignores_the_shutdown_is_killed() -> None:
+async def test_engine_that_ignores_shutdown_is_killed() -> None:
     """After the grace that stop was given."""
     supervisor = Watched("--stubborn")
     supervisor.start()
@@ -51,7 +51,7 @@ async def test_an_engine_that_ignores_the_shutdown_is_killed() -> None:
 
 
 @pytest.mark.parametrize("model", ["garbage", "huge"])
-async def test_an_engine_that_sends_garbage_is_killed_and_replaced(model: str) -> None:
+async def test_engine_that_sends_garbage_is_killed(model: str) -> None:
     """Its later frames cannot be trusted, and no memory is allocated for the length that it announces."""
     async with supervising() as supervisor:
         assert (await error_of(opened(supervisor, model))).reason is Reason.ENGINE_RESTARTED
@@ -65,7 +65,7 @@ async def test_an_engine_that_sends_garbage_is_killed_and_replaced(model: str) -
         ("stuck", {"STUCK_SECONDS": 900.0, "STALLED_SECONDS": 5.0}),
     ],
 )
-async def test_an_engine_that_makes_no_progress_is_stalled_and_then_killed(
+async def test_engine_without_progress_is_killed(
     model: str, limits: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Silence and a step without end are both noticed."""
@@ -85,7 +85,7 @@ async def test_an_engine_that_never_says_hello_is_killed(monkeypatch: pytest.Mon
         assert State.READY not in supervisor.states
 
 
-async def test_an_event_that_cannot_be_handled_does_not_end_the_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unhandled_engine_event_spares_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parent goes on with a new engine."""
     push = EngineCall.push
 
@@ -100,7 +100,7 @@ async def test_an_event_that_cannot_be_handled_does_not_end_the_supervision(monk
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
 
 
-async def test_the_engines_log_lines_are_forwarded() -> None:
+async def test_engine_log_lines_are_forwarded() -> None:
     """
     As they were, marked as the engine's. What is no log line is counted, because it could hold a part of the request;
     a huge line harms nothing.
@@ -108,14 +108,14 @@ async def test_the_engines_log_lines_are_forwarded() -> None:
     with capture_logs() as logs:
         async with supervising() as supervisor:
             assert text(await events(opened(supervisor, "log"))) == "one two three"
-    lines = [line for line in logs if line["event"] in ("one line", "after a long line", "engine output")]
+    lines = [line for line in logs if line["event"] in ("one line", "after a long line", "engine_output")]
     assert lines[0] == {"event": "one line", "log_level": "warning", "figure": 7, "process": "engine"}
-    assert lines[1] == {"event": "engine output", "log_level": "warning", "characters": 9}
+    assert lines[1] == {"event": "engine_output", "log_level": "warning", "characters": 9}
     assert lines[-1] == {"event": "after a long line", "log_level": "info", "process": "engine"}
     assert not any("line" in line for line in lines)
 
 
-async def test_what_an_engine_prints_before_its_first_call_is_repeated() -> None:
+async def test_engine_output_before_requests_is_logged() -> None:
     """It knows no request yet, and why it cannot start is told nowhere else."""
     code = "print('ModuleNotFoundError: No module named x'); print('y' * 3000)"
     with capture_logs() as logs:
@@ -124,7 +124,7 @@ async def test_what_an_engine_prints_before_its_first_call_is_repeated() -> None
     assert [line["line"] for line in logs] == ["ModuleNotFoundError: No module named x", "y" * 2000]
 
 
-async def test_what_an_engine_prints_that_knows_requests_is_repeated_only_where_it_tells_places_and_classes() -> None:
+async def test_engine_output_with_requests_is_redacted() -> None:
     """The words of an exception may be a request's."""
     printed = [
         "Traceback (most recent call last):",

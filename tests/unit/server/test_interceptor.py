@@ -117,7 +117,7 @@ def detail(rich: status_pb2.Status, kind: Any) -> Any:
     return None
 
 
-async def test_a_typed_error_arrives_with_reason_field_and_time_to_come_back() -> None:
+async def test_typed_error_has_reason_field_and_retry_delay() -> None:
     """After the responses that came before it."""
     error = SidecarError(
         Reason.QUEUE_FULL, "come later", metadata={"figure": "7"}, retry_after=1.5, field="sampling.top_p"
@@ -134,7 +134,7 @@ async def test_a_typed_error_arrives_with_reason_field_and_time_to_come_back() -
     assert (violation.field, violation.description) == ("sampling.top_p", "come later")
 
 
-def test_details_that_say_nothing_are_left_out() -> None:
+def test_empty_error_details_are_left_out() -> None:
     """No field, no BadRequest; no retry, no RetryInfo."""
     rich = status(SidecarError(Reason.NAN_LOGITS, "m"))
     assert [packed.TypeName() for packed in rich.details] == ["google.rpc.ErrorInfo"]
@@ -148,14 +148,14 @@ def test_every_reason_has_a_grpc_code() -> None:
         assert code_name(error) == code_pb2.Code.Name(error.code)
 
 
-def test_a_long_message_is_cut_to_what_trailers_hold() -> None:
+def test_long_error_message_fits_the_trailer_limit() -> None:
     """The client would get a transport error instead of ours."""
     rich = status(invalid("model", "é" * 10_000))
     assert len(rich.message) == MAX_MESSAGE
     assert len(rich.SerializeToString()) < 8192
 
 
-async def test_an_unexpected_exception_hides_its_text() -> None:
+async def test_unexpected_exception_hides_its_text() -> None:
     """The caller gets an id, and the log has the rest under it."""
     context = FakeContext()
     with capture_logs() as logs:
@@ -167,12 +167,12 @@ async def test_an_unexpected_exception_hides_its_text() -> None:
     assert info.metadata["type"] == "ValueError"
     assert SECRET not in str(context.aborted)
     assert info.metadata["error_id"] in rich.message
-    assert [line["event"] for line in logs] == ["unexpected error", "rpc"]
+    assert [line["event"] for line in logs] == ["unexpected_error", "rpc"]
     assert {line["error_id"] for line in logs} == {info.metadata["error_id"]}
 
 
 @pytest.mark.parametrize("field", ["chat", "response_format.regex"])
-async def test_what_a_chat_template_or_a_grammar_says_is_told_but_not_logged(field: str) -> None:
+async def test_template_error_is_returned_but_not_logged(field: str) -> None:
     """Its words may quote the conversation."""
     context = FakeContext()
     with capture_logs() as lines:
@@ -198,7 +198,7 @@ async def test_unary_calls_are_wrapped_as_well() -> None:
 
 
 @pytest.mark.parametrize(("remaining", "code"), [(None, "CANCELLED"), (3.0, "CANCELLED"), (0.0, "DEADLINE_EXCEEDED")])
-async def test_a_cancelled_call_is_counted_and_closes_its_handler(remaining: float | None, code: str) -> None:
+async def test_cancelled_call_is_counted_and_closed(remaining: float | None, code: str) -> None:
     """At once, and its line tells a deadline from a client that went away."""
     closed = []
 
@@ -215,7 +215,7 @@ async def test_a_cancelled_call_is_counted_and_closes_its_handler(remaining: flo
     assert [(line["event"], line["code"]) for line in logs] == [("rpc", code)]
 
 
-async def test_every_call_leaves_one_line_and_polls_leave_it_at_debug_level() -> None:
+async def test_every_call_logs_one_line_and_polls_at_debug() -> None:
     """With its code and its time."""
 
     async def nothing(_request: Any, _context: Any) -> AsyncIterator[str]:
@@ -232,7 +232,7 @@ async def test_every_call_leaves_one_line_and_polls_leave_it_at_debug_level() ->
     assert all(line["duration_s"] >= 0 for line in logs)
 
 
-async def test_the_end_of_a_call_is_told_with_its_code_and_headers() -> None:
+async def test_call_end_is_traced_with_code_and_headers() -> None:
     """However it ends; a Stats that succeeds is polled all day and not worth it."""
     ended: list[CallRecord] = []
 
@@ -257,7 +257,7 @@ async def test_the_end_of_a_call_is_told_with_its_code_and_headers() -> None:
     assert len(ended) == before
 
 
-async def test_health_leaves_neither_lines_nor_counts() -> None:
+async def test_health_calls_are_neither_logged_nor_counted() -> None:
     """It is polled all day; a refused call of it still gets its reason."""
 
     async def behaviour(_request: Any, _context: Any) -> str:
@@ -275,7 +275,7 @@ async def test_health_leaves_neither_lines_nor_counts() -> None:
     assert detail(context.rich(), error_details_pb2.BadRequest).field_violations[0].field == "request"
 
 
-async def test_a_call_that_is_taken_back_before_its_request_is_there_leaves_no_line() -> None:
+async def test_call_cancelled_before_request_is_not_logged() -> None:
     """They can come by the thousand; a call without a request that stays is told so."""
 
     async def never(_request: Any, _context: Any) -> AsyncIterator[str]:
@@ -294,7 +294,7 @@ async def test_a_call_that_is_taken_back_before_its_request_is_there_leaves_no_l
     assert context.rich().message == "request is missing"
 
 
-async def test_a_conversation_is_received_request_by_request() -> None:
+async def test_streamed_requests_are_received_one_by_one() -> None:
     """Reflection is such a service."""
     seen = []
 
@@ -323,7 +323,7 @@ async def test_a_conversation_is_received_request_by_request() -> None:
     assert seen == context.written == [b"one", b"two"]
 
 
-async def test_a_method_that_nobody_serves_stays_unserved() -> None:
+async def test_unknown_method_stays_unimplemented() -> None:
     """gRPC answers UNIMPLEMENTED by itself."""
 
     async def continuation(_: Any) -> None:

@@ -42,7 +42,7 @@ def refused(quarantine: Quarantine, suspect: Suspect) -> Reason | None:
     return None
 
 
-def test_a_request_is_refused_after_two_deaths(quarantine: Quarantine) -> None:
+def test_request_is_quarantined_after_two_deaths(quarantine: Quarantine) -> None:
     """Another request for the same model is not."""
     quarantine.died([A])
     assert refused(quarantine, A) is None
@@ -51,7 +51,7 @@ def test_a_request_is_refused_after_two_deaths(quarantine: Quarantine) -> None:
     assert refused(quarantine, Suspect("model", "b")) is None
 
 
-def test_a_model_is_refused_after_three_deaths(quarantine: Quarantine) -> None:
+def test_model_is_quarantined_after_three_deaths(quarantine: Quarantine) -> None:
     """For any requests; other models are not refused."""
     for digest in "abc":
         quarantine.died([Suspect("model", digest)])
@@ -59,13 +59,13 @@ def test_a_model_is_refused_after_three_deaths(quarantine: Quarantine) -> None:
     assert refused(quarantine, Suspect("other", "d")) is None
 
 
-def test_one_death_counts_once_for_each_model_and_request(quarantine: Quarantine) -> None:
+def test_engine_death_counts_once_per_request(quarantine: Quarantine) -> None:
     """Eight requests for one model that die together are one death of the model."""
     quarantine.died([Suspect("model", digest) for digest in "abcdefgh"] + [A, A])
     assert refused(quarantine, A) is None
 
 
-def test_ten_minutes_lift_it(quarantine: Quarantine, clock: Clock) -> None:
+def test_quarantine_ends_after_ten_minutes(quarantine: Quarantine, clock: Clock) -> None:
     """To the second, and only deaths of the last ten minutes add up."""
     quarantine.died([A])
     clock.now += 1
@@ -78,7 +78,7 @@ def test_ten_minutes_lift_it(quarantine: Quarantine, clock: Clock) -> None:
     assert refused(quarantine, A) is Reason.REQUEST_QUARANTINED
 
 
-def test_invalidation_lifts_it(quarantine: Quarantine) -> None:
+def test_invalidation_ends_a_quarantine(quarantine: Quarantine) -> None:
     """That of a model lifts the model's; that of everything lifts all."""
     for digest in "aab":
         quarantine.died([Suspect("model", digest), Suspect("other", digest + "o")])
@@ -91,7 +91,7 @@ def test_invalidation_lifts_it(quarantine: Quarantine) -> None:
     assert refused(quarantine, Suspect("other", "c")) is None
 
 
-def test_ids_do_not_make_another_request() -> None:
+def test_request_id_does_not_change_the_quarantine() -> None:
     """Everything else does."""
 
     def of(call_id: int, request_id: str, text: str, **fields: object) -> Suspect:

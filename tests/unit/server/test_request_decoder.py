@@ -84,7 +84,7 @@ REQUESTS = st.builds(
 
 
 @given(REQUESTS)
-def test_fields_are_counted_as_the_library_would(request_: pb.GenerateRequest) -> None:
+def test_decoder_counts_fields_like_protobuf(request_: pb.GenerateRequest) -> None:
     """To one."""
     data, fields = request_.SerializeToString(), count(request_)
     assert list(counted(data, KIND.DESCRIPTOR))[-1] == fields
@@ -92,7 +92,7 @@ def test_fields_are_counted_as_the_library_would(request_: pb.GenerateRequest) -
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_request_or_are_refused(data: bytes) -> None:
+def test_decoder_parses_or_refuses_any_bytes(data: bytes) -> None:
     """Counting never fails, and decides nothing that the library decides."""
     try:
         expected: Message | None = KIND.FromString(data)
@@ -122,12 +122,12 @@ def test_any_bytes_are_a_request_or_are_refused(data: bytes) -> None:
     ],
     ids=["messages", "tools", "stops", "model", "bias", "unknown", "groups", "ids", "ids in pieces"],
 )
-def test_a_request_of_countless_parts_is_refused_unbuilt(data: bytes) -> None:
+def test_request_of_countless_fields_is_not_parsed(data: bytes) -> None:
     """Parts of each kind count."""
     assert f"more than {MAX_FIELDS} parts" in refusal(data)
 
 
-def test_counting_stops_after_each_few_thousand_parts() -> None:
+def test_field_count_stops_after_a_few_thousand() -> None:
     """For each kind of message, the event loop can do other work between the steps."""
     deep = part(FIELDS["chat"], part(CHAT["tools"], part(1, b"a")) * 3 * STEP_FIELDS)
     wide = part(FIELDS["model"], b"") * 3 * STEP_FIELDS
@@ -137,7 +137,7 @@ def test_counting_stops_after_each_few_thousand_parts() -> None:
         assert len(counts) > 3
 
 
-def test_the_longest_chat_and_the_longest_prompt_pass() -> None:
+def test_longest_chat_and_prompt_are_decoded() -> None:
     """All requests that validation allows have room."""
     message = pb.ChatMessage(role="user", content="x" * 500)
     for request in (
@@ -147,13 +147,13 @@ def test_the_longest_chat_and_the_longest_prompt_pass() -> None:
         assert parsed(request.SerializeToString()) == request
 
 
-def test_a_request_that_is_too_large_is_refused_by_its_length() -> None:
+def test_oversized_request_is_refused_by_its_length() -> None:
     """Before it is looked into."""
     assert str(MAX_REQUEST_BYTES) in refusal(bytes(MAX_REQUEST_BYTES + 1))
 
 
 @pytest.mark.parametrize("depth", [60, 1_000, 20_000])
-def test_nesting_beyond_all_bounds_is_refused_or_ignored(depth: int) -> None:
+def test_extreme_nesting_is_refused_or_ignored(depth: int) -> None:
     """Groups within groups, messages within messages: neither stack overflows."""
     nested = b""
     for _ in range(depth):

@@ -122,21 +122,21 @@ def test_a_refused_daemon_does_not_overwrite_the_pid(path: Path) -> None:
                 InstanceLock.acquire(path, wait=0)
 
 
-def test_a_daemon_starts_again_after_the_last_one_was_killed(path: Path) -> None:
+def test_daemon_starts_after_the_last_was_killed(path: Path) -> None:
     _kill(_start(HOLD, path))
 
     with InstanceLock.acquire(path, wait=0):
         assert path.with_name("s.sock.lock").read_text() == f"{os.getpid()}\n"
 
 
-def test_a_stale_lock_file_of_any_content_and_length_is_taken_over(path: Path) -> None:
+def test_stale_lock_file_of_any_content_is_taken_over(path: Path) -> None:
     path.with_name("s.sock.lock").write_text("no pid at all, and longer than one\n")
 
     with InstanceLock.acquire(path, wait=0):
         assert path.with_name("s.sock.lock").read_text() == f"{os.getpid()}\n"
 
 
-def test_the_lock_is_free_after_release_and_release_can_be_repeated(path: Path) -> None:
+def test_lock_is_released_and_release_is_idempotent(path: Path) -> None:
     lock = InstanceLock.acquire(path, wait=0)
     lock.release()
     lock.release()
@@ -144,7 +144,7 @@ def test_the_lock_is_free_after_release_and_release_can_be_repeated(path: Path) 
     InstanceLock.acquire(path, wait=0).release()
 
 
-def test_an_orphaned_engine_keeps_the_lock_until_it_exits(path: Path) -> None:
+def test_orphaned_engine_keeps_the_lock_until_it_exits(path: Path) -> None:
     read_end, write_end = os.pipe()
     daemon = _start(HOLD_WITH_ENGINE, path, read_end, pass_fds=(read_end,))
     os.close(read_end)
@@ -157,7 +157,7 @@ def test_an_orphaned_engine_keeps_the_lock_until_it_exits(path: Path) -> None:
     InstanceLock.acquire(path, wait=30).release()
 
 
-def test_an_inheritable_copy_holds_the_lock_on_its_own(path: Path) -> None:
+def test_inherited_descriptor_holds_the_lock(path: Path) -> None:
     lock = InstanceLock.acquire(path, wait=0)
     copy = lock.inheritable_copy()
     lock.release()
@@ -174,7 +174,7 @@ def test_two_sockets_in_one_directory_have_two_locks(base: Path) -> None:
         pass
 
 
-def test_a_lock_file_that_is_a_symlink_is_refused_and_its_target_kept(path: Path, base: Path) -> None:
+def test_symlinked_lock_file_is_refused(path: Path, base: Path) -> None:
     (base / "precious").write_text("data")
     path.with_name("s.sock.lock").symlink_to(base / "precious")
 
@@ -184,14 +184,14 @@ def test_a_lock_file_that_is_a_symlink_is_refused_and_its_target_kept(path: Path
     assert (base / "precious").read_text() == "data"
 
 
-def test_a_lock_file_that_is_no_file_is_refused(path: Path) -> None:
+def test_non_regular_lock_file_is_refused(path: Path) -> None:
     os.mkfifo(path.with_name("s.sock.lock"))
 
     with pytest.raises(SocketPathError, match="not a regular file of yours"):
         InstanceLock.acquire(path, wait=0)
 
 
-def test_acquiring_leaks_no_descriptors(path: Path) -> None:
+def test_acquiring_the_lock_leaks_no_descriptors(path: Path) -> None:
     lock = InstanceLock.acquire(path, wait=0)
     before = os.dup(0)
     os.close(before)
@@ -206,7 +206,7 @@ def test_acquiring_leaks_no_descriptors(path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
-def test_a_socket_is_private_from_the_moment_it_is_bound(path: Path, mask: int) -> None:
+def test_socket_is_private_from_its_bind(path: Path, mask: int) -> None:
     published = PublishedSocket(path)
     before = os.umask(mask)
     try:
@@ -235,7 +235,7 @@ def test_publishing_replaces_a_stale_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [sockets.SOCK_STREAM, sockets.SOCK_DGRAM])
-def test_a_socket_that_another_program_listens_on_is_refused_and_kept(path: Path, kind: sockets.SocketKind) -> None:
+def test_socket_of_another_program_is_refused(path: Path, kind: sockets.SocketKind) -> None:
     """In a runtime directory there is a desktop's bus, or an agent of keys: private, ours, and in use."""
     with sockets.socket(sockets.AF_UNIX, kind) as other:
         other.bind(str(path))
@@ -263,7 +263,7 @@ def test_publishing_never_replaces_a_file(path: Path) -> None:
     assert not published.private.exists()
 
 
-def test_the_socket_of_a_later_daemon_is_not_removed(path: Path) -> None:
+def test_socket_of_a_later_daemon_is_not_removed(path: Path) -> None:
     published = PublishedSocket(path)
     with _bind(published.private):
         published.publish()
@@ -274,7 +274,7 @@ def test_the_socket_of_a_later_daemon_is_not_removed(path: Path) -> None:
             assert _can_connect(path)
 
 
-def test_nothing_is_ours_before_it_is_published_or_after_it_is_removed(path: Path) -> None:
+def test_socket_is_ours_only_while_published(path: Path) -> None:
     published = PublishedSocket(path)
     assert not published.is_ours()
     published.remove()
@@ -287,7 +287,7 @@ def test_nothing_is_ours_before_it_is_published_or_after_it_is_removed(path: Pat
         published.remove()
 
 
-def test_the_holder_of_a_lock_is_told_without_touching_the_lock(path: Path) -> None:
+def test_lock_holder_is_read_without_locking(path: Path) -> None:
     """A look never makes a daemon that is just starting fail; a dead one, or none, holds nothing."""
     assert holder(path) is None
     with InstanceLock.acquire(path, wait=0):
@@ -298,7 +298,7 @@ def test_the_holder_of_a_lock_is_told_without_touching_the_lock(path: Path) -> N
     assert holder(path) is None
 
 
-def test_private_names_of_dead_daemons_are_removed_and_others_kept(base: Path, path: Path) -> None:
+def test_private_sockets_of_dead_daemons_are_removed(base: Path, path: Path) -> None:
     dead, living = base / f".s.{_dead_pid()}", base / f".s.{os.getppid()}"
     for one in (dead, living, base / ".s.name", base / f".s.{os.getpid()}"):
         _bind(one).close()
@@ -309,7 +309,7 @@ def test_private_names_of_dead_daemons_are_removed_and_others_kept(base: Path, p
     assert sorted(one.name for one in base.iterdir()) == sorted([living.name, ".s.name", ".s.999999999"])
 
 
-def test_a_private_name_that_is_too_long_is_refused(base: Path) -> None:
+def test_too_long_private_socket_name_is_refused(base: Path) -> None:
     directory = base / ("d" * (100 - len(str(base)) - 1))
     directory.mkdir()
 
@@ -317,7 +317,7 @@ def test_a_private_name_that_is_too_long_is_refused(base: Path) -> None:
         PublishedSocket(directory / "s")
 
 
-def test_a_killed_daemon_leaves_a_stale_socket_that_the_next_one_replaces(path: Path) -> None:
+def test_stale_socket_of_a_killed_daemon_is_replaced(path: Path) -> None:
     code = """
 import socket, sys
 from pathlib import Path

@@ -44,7 +44,7 @@ def _mode(path: Path) -> int:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o177])
-def test_missing_directories_are_created_private_under_any_umask(base: Path, mask: int) -> None:
+def test_missing_directories_are_created_private(base: Path, mask: int) -> None:
     with _umask(mask):
         prepare_socket_path(base / "a" / "b" / "s.sock")
 
@@ -53,13 +53,13 @@ def test_missing_directories_are_created_private_under_any_umask(base: Path, mas
     assert list((base / "a" / "b").iterdir()) == []
 
 
-def test_a_private_directory_of_ours_is_accepted_as_it_is(base: Path) -> None:
+def test_private_directory_is_accepted_unchanged(base: Path) -> None:
     prepare_socket_path(base / "s.sock")
     prepare_socket_path(base / "s.sock")
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o711, 0o701, 0o777, 0o500])
-def test_a_directory_that_others_may_enter_is_refused_and_left_as_it_is(base: Path, mode: int) -> None:
+def test_directory_open_to_others_is_refused_unchanged(base: Path, mode: int) -> None:
     directory = base / "d"
     directory.mkdir()
     directory.chmod(mode)
@@ -90,7 +90,7 @@ def test_a_directory_that_is_a_symlink_is_refused(base: Path, target: str) -> No
     )
 
 
-def test_symlinks_further_up_are_fine(base: Path) -> None:
+def test_symlinks_further_up_the_path_are_allowed(base: Path) -> None:
     (base / "real").mkdir()
     (base / "link").symlink_to(base / "real")
 
@@ -99,7 +99,7 @@ def test_symlinks_further_up_are_fine(base: Path) -> None:
     assert _mode(base / "real" / "d") == 0o700
 
 
-def test_a_file_in_place_of_the_directory_is_refused(base: Path) -> None:
+def test_file_in_place_of_the_directory_is_refused(base: Path) -> None:
     (base / "f").write_text("x")
 
     assert "f is a file;" in _refusal(base / "f" / "s.sock")
@@ -107,7 +107,7 @@ def test_a_file_in_place_of_the_directory_is_refused(base: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["a file", "a directory", "a symlink"])
-def test_anything_but_a_socket_at_the_path_is_refused_and_kept(base: Path, kind: str) -> None:
+def test_non_socket_at_the_path_is_refused_and_kept(base: Path, kind: str) -> None:
     path = base / "s.sock"
     if kind == "a file":
         path.write_text("precious")
@@ -120,7 +120,7 @@ def test_anything_but_a_socket_at_the_path_is_refused_and_kept(base: Path, kind:
     assert os.path.lexists(path)
 
 
-def test_a_socket_at_the_path_is_left_to_the_lock_to_judge(base: Path) -> None:
+def test_existing_socket_is_left_to_the_lock(base: Path) -> None:
     path = base / "s.sock"
     with sockets.socket(sockets.AF_UNIX) as stale:
         stale.bind(str(path))
@@ -130,7 +130,7 @@ def test_a_socket_at_the_path_is_left_to_the_lock_to_judge(base: Path) -> None:
     assert stat.S_ISSOCK(path.lstat().st_mode)
 
 
-def test_a_path_may_have_103_bytes_and_not_one_more(base: Path) -> None:
+def test_socket_path_has_at_most_103_bytes(base: Path) -> None:
     longest = base / ("s" * (MAX_SOCKET_BYTES - len(os.fsencode(base)) - 1))
 
     prepare_socket_path(longest)
@@ -140,25 +140,25 @@ def test_a_path_may_have_103_bytes_and_not_one_more(base: Path) -> None:
     )
 
 
-def test_length_is_counted_in_bytes(base: Path) -> None:
+def test_socket_path_length_is_counted_in_bytes(base: Path) -> None:
     assert "at most 103 work" in _refusal(base / ("ü" * 50))
 
 
-def test_a_relative_path_or_no_name_is_refused() -> None:
+def test_relative_or_empty_socket_path_is_refused() -> None:
     assert "must be an absolute path of a file" in _refusal(Path("s.sock"))
     assert "must be an absolute path of a file" in _refusal(Path("/"))
 
 
 @pytest.mark.parametrize("name", ["a%20b", "a#b", "a?b"])
-def test_characters_that_mean_something_in_a_uri_are_refused(base: Path, name: str) -> None:
+def test_uri_characters_in_a_socket_path_are_refused(base: Path, name: str) -> None:
     assert "must not contain any of % # ?" in _refusal(base / name / "s.sock")
     assert not (base / name).exists()
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\0b", "a\udc80b"])
-def test_characters_that_cannot_be_shown_are_refused(base: Path, name: str) -> None:
+def test_unprintable_socket_path_is_refused(base: Path, name: str) -> None:
     assert "must contain printable characters only" in _refusal(base / name)
 
 
-def test_spaces_and_letters_of_all_languages_are_fine(base: Path) -> None:
+def test_socket_path_may_have_spaces_and_unicode(base: Path) -> None:
     prepare_socket_path(base / "Grüße 世界" / "s.sock")

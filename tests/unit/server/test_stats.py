@@ -24,7 +24,7 @@ class Rig:
         self.stats = Stats(self.supervisor, self.router, self.admission, History(clock, self.admission), clock)
 
 
-def test_before_the_engine_is_up_there_is_an_answer() -> None:
+def test_stats_answer_before_the_engine_is_up() -> None:
     """Of zeros, and of the parent's own figures."""
     now = 100.0
     stats = Rig(lambda: now).stats
@@ -36,7 +36,7 @@ def test_before_the_engine_is_up_there_is_an_answer() -> None:
     assert seconds(answer.engine.step_age) == 0
 
 
-def test_the_parents_figures_are_laid_over_the_engines() -> None:
+def test_parent_stats_override_the_engines() -> None:
     """The snapshot itself stays as it came."""
     rig = Rig()
     stats, supervisor, admission = rig.stats, rig.supervisor, rig.admission
@@ -54,7 +54,7 @@ def test_the_parents_figures_are_laid_over_the_engines() -> None:
     assert rig.router.snapshot.engine.queued == 99
 
 
-def test_every_state_of_the_supervisor_has_a_name_in_the_api() -> None:
+def test_every_supervisor_state_has_an_api_name() -> None:
     """Each state has its own name."""
     rig = Rig()
     names = set()
@@ -64,6 +64,6 @@ def test_every_state_of_the_supervisor_has_a_name_in_the_api() -> None:
     assert names == set(pb.EngineState.values()) - {pb.ENGINE_STATE_UNSPECIFIED}
 
 
-def test_durations_go_back_and_forth() -> None:
+def test_durations_round_trip() -> None:
     """To the nanosecond, below zero as well."""
     assert all(seconds(duration(value)) == value for value in (0.0, 0.25, 1e6, -1.5))

@@ -20,7 +20,7 @@ def snapshot(tokens: int = 0) -> pb.StatsResponse:
     )
 
 
-def test_a_sample_is_taken_only_when_the_last_one_is_old_enough() -> None:
+def test_history_sample_is_taken_at_its_interval() -> None:
     """However often figures arrive."""
     now = 0.0
     history = History(lambda: now, Admission(1))
@@ -29,7 +29,7 @@ def test_a_sample_is_taken_only_when_the_last_one_is_old_enough() -> None:
     assert [(sample.generated_tokens, seconds(sample.age)) for sample in history.samples()] == [(0, 11.0), (100, 1.0)]
 
 
-def test_a_sample_has_every_figure() -> None:
+def test_history_sample_has_every_field() -> None:
     """Requests in flight are those that wait, prefill or decode; only the parent knows how many wait."""
     admission = Admission(1)
     history = History(lambda: 0.0, admission)
@@ -59,7 +59,7 @@ def test_a_request_that_waits_for_its_model_is_in_flight() -> None:
     assert [sample.in_flight for sample in answer.history] == [1, 1]
 
 
-def test_an_hour_is_kept_and_no_more() -> None:
+def test_history_keeps_one_hour() -> None:
     """In number and in age: a daemon that was silent for long shows nothing old."""
     now = 0.0
     history = History(lambda: now, Admission(1))
@@ -73,7 +73,7 @@ def test_an_hour_is_kept_and_no_more() -> None:
     assert history.samples() == []
 
 
-def test_stats_bring_the_history_only_when_asked() -> None:
+def test_stats_include_history_only_on_request() -> None:
     """It is two orders of magnitude larger than the rest; latency always comes."""
     admission = Admission(1)
     history = History(lambda: 0.0, admission)

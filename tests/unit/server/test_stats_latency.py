@@ -27,7 +27,7 @@ def finished(tokens: int, load: float = 0.0) -> pb.Finished:
     return pb.Finished(usage=pb.Usage(completion_tokens=tokens), timings=timings)
 
 
-def test_a_request_is_counted_once_in_each_histogram_that_it_has_a_span_for() -> None:
+def test_request_is_counted_once_per_latency_histogram() -> None:
     """No load, no span of one; one token, no span between tokens."""
     latency = Latency()
     latency.finished(finished(tokens=11))
@@ -40,7 +40,7 @@ def test_a_request_is_counted_once_in_each_histogram_that_it_has_a_span_for() ->
     assert (seen.load.sum, seen.per_token.sum, seen.total.sum) == (2.0, 0.1, 3.0)
 
 
-def test_a_span_falls_into_the_bucket_that_its_bound_closes() -> None:
+def test_latency_falls_into_the_bucket_of_its_bound() -> None:
     """Bounds are inclusive, and the last bucket takes the rest."""
     histogram = Histogram()
     for span in (0.0, BOUNDS[0], BOUNDS[0] * 1.01, BOUNDS[-1], BOUNDS[-1] * 2):
@@ -52,7 +52,7 @@ def test_a_span_falls_into_the_bucket_that_its_bound_closes() -> None:
 
 
 @given(st.integers(0, 2**32))
-def test_a_quantile_is_within_one_bucket_of_the_exact_one(seed: int) -> None:
+def test_latency_quantile_is_within_one_bucket(seed: int) -> None:
     """Buckets grow by the square root of two, so no quantile is off by more than that."""
     rng = random.Random(seed)
     spans = sorted(rng.lognormvariate(-2, 1.5) for _ in range(500))
@@ -67,13 +67,13 @@ def test_a_quantile_is_within_one_bucket_of_the_exact_one(seed: int) -> None:
         assert exact / 1.5 <= found <= exact * 1.5
 
 
-def test_an_empty_histogram_has_no_quantile() -> None:
+def test_empty_latency_histogram_has_no_quantile() -> None:
     """Neither as it comes from the daemon, nor as it is made."""
     assert decode(LatencyHistogram, Histogram().message()).quantile(0.5) is None
     assert LatencyHistogram().quantile(0.99) is None
 
 
-def test_what_is_longer_than_the_last_bound_counts_as_that_bound() -> None:
+def test_latency_above_the_last_bound_counts_as_it() -> None:
     """A histogram knows no more."""
     histogram = Histogram()
     histogram.add(BOUNDS[-1] * 100)

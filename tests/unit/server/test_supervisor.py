@@ -48,7 +48,7 @@ def _journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     return lambda: [json.loads(line) for line in path.read_text().splitlines()]
 
 
-async def test_a_call_that_is_opened_before_the_engine_is_up_is_answered() -> None:
+async def test_call_before_the_engine_is_up_is_answered() -> None:
     """It is sent after the engine's hello, and the snapshot before its end is there at its end."""
     async with supervising() as supervisor:
         answer = await events(opened(supervisor, "ok"))
@@ -58,7 +58,7 @@ async def test_a_call_that_is_opened_before_the_engine_is_up_is_answered() -> No
         assert (supervisor.hello.mlx_version, supervisor.state) == ("0.0.1", State.READY)
 
 
-async def test_an_engine_that_loads_its_libraries_serves_and_calls_wait_for_it(tmp_path: Path) -> None:
+async def test_importing_engine_serves_and_its_calls_wait(tmp_path: Path) -> None:
     warm = tmp_path / "warm"
     async with supervising("--warm", str(warm)) as supervisor:
         await supervisor.until(State.WARMING)
@@ -69,7 +69,7 @@ async def test_an_engine_that_loads_its_libraries_serves_and_calls_wait_for_it(t
         assert supervisor.states == [State.WARMING, State.READY]
 
 
-async def test_an_engine_that_loads_its_libraries_for_long_serves_only_then(tmp_path: Path) -> None:
+async def test_long_importing_engine_serves_afterwards(tmp_path: Path) -> None:
     warm, clock = tmp_path / "warm", Clock()
     async with supervising("--warm", str(warm), clock=clock) as supervisor:
         await supervisor.until(State.WARMING)
@@ -81,7 +81,7 @@ async def test_an_engine_that_loads_its_libraries_for_long_serves_only_then(tmp_
         assert supervisor.states == [State.WARMING, State.STARTING, State.READY]
 
 
-async def test_a_death_while_libraries_load_is_blamed_on_no_call(tmp_path: Path) -> None:
+async def test_engine_death_while_importing_blames_no_call(tmp_path: Path) -> None:
     """
     Calls that were not sent wait for the next engine, which serves only when it takes them. Heartbeats do not keep the
     first engine alive.
@@ -98,13 +98,13 @@ async def test_a_death_while_libraries_load_is_blamed_on_no_call(tmp_path: Path)
         assert supervisor.states.count(State.WARMING) == 1
 
 
-async def test_stop_ends_a_back_off() -> None:
+async def test_stop_ends_a_restart_back_off() -> None:
     """Nothing waits for an engine that is not wanted any more."""
     async with supervising("--exit", "1") as supervisor:
         await supervisor.until(State.RESTARTING)
 
 
-async def test_a_death_fails_what_was_running_and_nothing_else() -> None:
+async def test_engine_death_fails_only_the_running_calls() -> None:
     """Running calls fail with a time to retry; a new engine answers the calls after that."""
     async with supervising() as supervisor:
         bystander = opened(supervisor, "hold")
@@ -121,7 +121,7 @@ async def test_a_death_fails_what_was_running_and_nothing_else() -> None:
         assert not alive(first)
 
 
-async def test_the_events_before_a_death_are_read_before_its_error() -> None:
+async def test_events_precede_the_error_of_an_engine_death() -> None:
     """The caller gets the events that came before."""
     async with supervising() as supervisor:
         call = opened(supervisor, "die")
@@ -132,7 +132,7 @@ async def test_the_events_before_a_death_are_read_before_its_error() -> None:
             await anext(events)
 
 
-async def test_figures_of_a_dead_engine_are_forgotten_but_for_its_limits() -> None:
+async def test_stats_of_a_dead_engine_keep_only_its_limits() -> None:
     """Its memory is gone; its budgets are those of the next one."""
     async with supervising() as supervisor:
         await events(supervisor.router.open(ipc.Command(load=pb.GetOrLoadRequest(model="ok"))))
@@ -143,7 +143,7 @@ async def test_figures_of_a_dead_engine_are_forgotten_but_for_its_limits() -> No
         assert supervisor.router.snapshot.memory.headroom_bytes == supervisor.router.snapshot.memory.limit_bytes > 0
 
 
-async def test_calls_survive_short_back_offs_and_are_told_of_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_wait_for_short_restart_back_offs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that cannot start keeps its callers waiting only as long as that may help."""
     monkeypatch.setattr(call_router, "LONGEST_WAIT_SECONDS", 0.05)
     async with supervising("--exit", "1") as supervisor:
@@ -157,7 +157,7 @@ async def test_calls_survive_short_back_offs_and_are_told_of_long_ones(monkeypat
         assert refused.value.reason is Reason.ENGINE_RESTARTED
 
 
-async def test_a_program_that_cannot_be_started_is_tried_again() -> None:
+async def test_failed_engine_start_is_retried() -> None:
     """The supervisor outlives a broken installation."""
     supervisor = Watched()
     supervisor._command = ["/nonexistent"]
@@ -166,17 +166,17 @@ async def test_a_program_that_cannot_be_started_is_tried_again() -> None:
     await supervisor.stop(1)
 
 
-async def test_back_off_doubles_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_restart_back_off_doubles_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines that die young are started less and less often."""
     monkeypatch.setattr(module, "LAST_BACKOFF", 0.04)
     with capture_logs() as logs:
         async with supervising("--exit", "1") as supervisor:
             await supervisor.until(State.RESTARTING, times=6)
-    pauses = [line["retry_in_s"] for line in logs if line["event"] == "the engine died"]
+    pauses = [line["retry_in_s"] for line in logs if line["event"] == "engine_died"]
     assert pauses[:5] == [0.01, 0.02, 0.04, 0.04, 0.04]
 
 
-async def test_back_off_starts_again_after_a_stable_life() -> None:
+async def test_restart_back_off_resets_after_a_stable_life() -> None:
     """A minute of the clock earns it."""
     now = 0.0
     with capture_logs() as logs:
@@ -187,11 +187,11 @@ async def test_back_off_starts_again_after_a_stable_life() -> None:
                 if number == 2:
                     now += module.STABLE_SECONDS
                 await error_of(opened(supervisor, "die", f"request {number}"))
-    pauses = [line["retry_in_s"] for line in logs if line["event"] == "the engine died"]
+    pauses = [line["retry_in_s"] for line in logs if line["event"] == "engine_died"]
     assert pauses == [0.01, 0.02, 0.01]
 
 
-async def test_only_a_running_call_is_cancelled_and_only_once(journal: Callable[[], list[dict[str, Any]]]) -> None:
+async def test_only_a_running_call_is_cancelled_and_once(journal: Callable[[], list[dict[str, Any]]]) -> None:
     """The engine is not told about a second close, a call that is over, or a call that was never sent."""
     async with supervising() as supervisor:
         unsent = opened(supervisor, "hold")
@@ -212,7 +212,7 @@ async def test_only_a_running_call_is_cancelled_and_only_once(journal: Callable[
         assert unsent.command.call_id not in [line["call_id"] for line in journal()]
 
 
-async def test_a_call_that_the_parent_fails_is_cancelled_in_the_engine(
+async def test_call_failed_by_parent_is_cancelled_in_engine(
     journal: Callable[[], list[dict[str, Any]]],
 ) -> None:
     """A call that is dropped while the daemon drains still runs over there."""
@@ -227,7 +227,7 @@ async def test_a_call_that_the_parent_fails_is_cancelled_in_the_engine(
         assert [line["call_id"] for line in journal() if "cancel" in line] == [call.command.call_id]
 
 
-async def test_a_request_that_was_there_at_two_deaths_is_refused_the_third_time() -> None:
+async def test_request_of_two_engine_deaths_is_refused() -> None:
     """Under whatever id; other requests for the model go on."""
     async with supervising() as supervisor:
         for number in range(2):
@@ -242,7 +242,7 @@ async def test_a_request_that_was_there_at_two_deaths_is_refused_the_third_time(
         assert text(await events(opened(supervisor, "ok"))) == "one two three"
 
 
-async def test_many_calls_are_answered_in_order_of_their_events() -> None:
+async def test_engine_calls_keep_their_event_order() -> None:
     """Ten thousand deltas arrive whole, beside other calls."""
     async with supervising() as supervisor:
         burst, other = opened(supervisor, "burst"), opened(supervisor, "ok")

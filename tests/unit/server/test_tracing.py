@@ -57,7 +57,7 @@ def ended(code: str = "OK", duration: float = 2.0, headers: dict[str, str] | Non
     return CallRecord(METHOD, code, duration, headers or {}, fields)
 
 
-def test_a_span_tells_of_one_call(collector: Collector) -> None:
+def test_trace_span_describes_one_call(collector: Collector) -> None:
     """Its RPC, status, names and figures; as long as the call was."""
     collector.tracer.record(ended(request_id="mine", model="m", prompt_tokens=7, reason="stop", duration=2.5))
     span = collector.span()
@@ -77,7 +77,7 @@ def test_a_span_tells_of_one_call(collector: Collector) -> None:
     assert span.end_time - span.start_time == 2_500_000_000
 
 
-def test_stages_are_events_one_after_the_other(collector: Collector) -> None:
+def test_trace_stages_are_consecutive_events(collector: Collector) -> None:
     """Each begins where the one before it has ended, and the first token comes when the engine says."""
     collector.tracer.record(ended(queue_s=0.5, load_s=0.0, prefill_s=1.0, decode_s=0.25, first_token_s=1.5))
     span = collector.span()
@@ -104,9 +104,7 @@ def test_stages_are_events_one_after_the_other(collector: Collector) -> None:
         ("UNAVAILABLE", 14, StatusCode.ERROR),
     ],
 )
-def test_only_what_is_the_daemons_fault_is_an_error(
-    collector: Collector, code: str, number: int, status: StatusCode
-) -> None:
+def test_only_server_faults_are_trace_errors(collector: Collector, code: str, number: int, status: StatusCode) -> None:
     """As OpenTelemetry's conventions for servers say; the span has the code in any case."""
     collector.tracer.record(ended(code, reason="NAN_LOGITS"))
     span = collector.span()
@@ -115,7 +113,7 @@ def test_only_what_is_the_daemons_fault_is_an_error(
     assert span.status.description == ("NAN_LOGITS" if status is StatusCode.ERROR else None)
 
 
-def test_a_span_belongs_to_the_trace_of_its_caller(collector: Collector) -> None:
+def test_trace_span_belongs_to_its_callers_trace(collector: Collector) -> None:
     """Which sends W3C's header; without one it is a trace of its own."""
     collector.tracer.record(ended(headers={"traceparent": f"00-{TRACE}-{PARENT}-01"}))
     collector.tracer.record(ended())
@@ -135,7 +133,7 @@ def _noting(request: Any, context: Any) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("behaviour", [_refusing_chat, raising(ValueError(SECRET)), _noting])
-async def test_no_words_of_an_error_get_into_a_span(collector: Collector, behaviour: Callable[..., Any]) -> None:
+async def test_error_text_is_not_in_a_trace_span(collector: Collector, behaviour: Callable[..., Any]) -> None:
     """They may quote the prompt: a template's refusal, an unexpected exception, a careless log field."""
     await serve(behaviour, FakeContext(), on_end=collector.tracer.record)
     span = collector.span()
@@ -147,13 +145,13 @@ async def test_no_words_of_an_error_get_into_a_span(collector: Collector, behavi
     ("name", "value"),
     [("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")],
 )
-def test_an_exporter_that_there_is_not_is_refused(name: str, value: str) -> None:
+def test_unknown_trace_exporter_is_refused(name: str, value: str) -> None:
     """Rather than sending nothing, or to another place."""
     with pytest.raises(ConfigError, match=f"{name} is '{value}', but spans can only be sent with"):
         CallTracer.from_environment({name: value})
 
 
-def test_serve_refuses_tracing_without_the_extra_in_one_sentence(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_serve_without_the_tracing_extra_is_refused(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Neither a socket nor a log file is left."""
     monkeypatch.setattr(app, "logs", SimpleNamespace(configure=lambda *_: None, take_over=lambda: None))
     monkeypatch.setattr("os.chdir", lambda _: None)

@@ -243,32 +243,32 @@ BAD: list[tuple[str, Message]] = [
 
 
 @pytest.mark.parametrize("request_", GOOD, ids=lambda request: re.sub(r"\s+", " ", str(request))[:60])
-def test_a_request_at_its_limits_passes(request_: Message) -> None:
+def test_request_at_its_limits_passes(request_: Message) -> None:
     """Every bound is one of the values that it allows."""
     assert refused(request_) is None
 
 
 @pytest.mark.parametrize(("field", "request_"), BAD, ids=[f"{number}-{field}" for number, (field, _) in enumerate(BAD)])
-def test_a_request_beyond_a_limit_is_refused_with_its_field(field: str, request_: Message) -> None:
+def test_request_beyond_a_limit_names_its_field(field: str, request_: Message) -> None:
     """By one step."""
     assert refused(request_) == field
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", [name for name in validation._SAMPLING_RANGES if name != "top_k"])
-def test_what_is_no_number_is_refused(name: str, value: float) -> None:
+def test_nan_and_infinity_are_refused(name: str, value: float) -> None:
     """Everywhere."""
     assert refused(sampling(**{name: value})) == f"sampling.{name}"
 
 
 @pytest.mark.parametrize("message", [load(), generate(), chat(), prefix()], ids=["load", "generate", "chat", "prefix"])
-def test_a_field_that_this_daemon_does_not_know_is_refused(message: Message) -> None:
+def test_unknown_request_field_is_refused(message: Message) -> None:
     """A newer client asks for something that would be ignored; no parameter ever is."""
     request = type(message).FromString(message.SerializeToString() + b"\xf8\x07\x01")  # field 127, a varint
     assert refused(request) == "request"
 
 
-def test_a_nested_field_that_this_daemon_does_not_know_is_refused() -> None:
+def test_unknown_nested_request_field_is_refused() -> None:
     """However deep it is."""
     nested = pb.Sampling.FromString(pb.Sampling(top_k=3).SerializeToString() + b"\xf8\x07\x01")
     assert refused(generate(sampling=nested)) == "request"
@@ -286,7 +286,7 @@ def fields_of(descriptor: Any, seen: set[str]) -> Iterator[Any]:
             yield from fields_of(inner, seen)
 
 
-def test_there_is_a_decision_for_every_field() -> None:
+def test_every_request_field_has_a_validation_decision() -> None:
     """A new field of a request fails here until it is checked, or said to need no check."""
     seen: set[str] = set()
     fields = [field for kind in CHECKS for field in fields_of(kind.DESCRIPTOR, seen)]

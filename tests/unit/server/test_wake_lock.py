@@ -54,7 +54,7 @@ def _program(tmp_path: Path) -> Path:
     return program
 
 
-def test_the_lock_is_held_from_the_first_call_to_a_while_after_the_last() -> None:
+def test_wake_lock_outlasts_the_last_call_for_a_while() -> None:
     """Calls in quick succession do not let go of it between them."""
     lock, timer = FakeLock(), Timer()
     wakefulness = Wakefulness(lock, timer.later)
@@ -69,7 +69,7 @@ def test_the_lock_is_held_from_the_first_call_to_a_while_after_the_last() -> Non
     assert lock.asked == ["take", "take", "release"]
 
 
-def test_closing_releases_at_once_and_cancels_what_was_due() -> None:
+def test_closing_releases_the_wake_lock_at_once() -> None:
     """When the daemon ends, the machine may sleep."""
     lock, timer = FakeLock(), Timer()
     wakefulness = Wakefulness(lock, timer.later)
@@ -80,7 +80,7 @@ def test_closing_releases_at_once_and_cancels_what_was_due() -> None:
     assert lock.asked == ["take", "release"]
 
 
-def test_caffeinate_is_started_once_is_tied_to_this_process_and_ends(program: Path) -> None:
+def test_caffeinate_is_one_process_tied_to_the_daemon(program: Path) -> None:
     """`-i`: idle sleep only, not the display's. `-w`: not longer than this process lives."""
     lock = Caffeinate(program)
     lock.release()
@@ -108,7 +108,7 @@ def test_caffeinate_inherits_no_descriptor(program: Path) -> None:
     os.close(ours)
 
 
-def test_a_caffeinate_that_somebody_ended_is_started_again(program: Path) -> None:
+def test_killed_caffeinate_is_started_again(program: Path) -> None:
     """By the next call."""
     lock = Caffeinate(program)
     lock.take()
@@ -120,17 +120,17 @@ def test_a_caffeinate_that_somebody_ended_is_started_again(program: Path) -> Non
     lock.release()
 
 
-def test_a_mac_without_caffeinate_is_told_of_once(tmp_path: Path) -> None:
+def test_missing_caffeinate_is_logged_once(tmp_path: Path) -> None:
     """Calls are answered."""
     lock = Caffeinate(tmp_path / "missing")
     with structlog.testing.capture_logs() as logs:
         lock.take()
         lock.take()
         lock.release()
-    assert [line["event"] for line in logs] == ["the machine may sleep during long answers"]
+    assert [line["event"] for line in logs] == ["wake_lock_unavailable"]
 
 
-def test_only_a_mac_is_kept_awake() -> None:
+def test_wake_lock_exists_only_on_macs() -> None:
     """A server does not doze off."""
     assert isinstance(system_wake_lock("darwin"), Caffeinate)
     assert isinstance(system_wake_lock("linux"), NoWakeLock)

@@ -41,7 +41,7 @@ def test_without_any_source_every_value_is_its_default(home: Path) -> None:
     assert resolved.config.model_roots == ()
 
 
-def test_flags_win_over_variables_and_variables_over_the_file(home: Path) -> None:
+def test_config_flags_outrank_variables_and_file(home: Path) -> None:
     file = _write_file(home, "max_models = 2\nmax_queue = 3\nmax_batch = 4\n")
     environ = {"MLX_SIDECAR_MAX_QUEUE": "30", "MLX_SIDECAR_MAX_BATCH": "40"}
 
@@ -55,7 +55,7 @@ def test_flags_win_over_variables_and_variables_over_the_file(home: Path) -> Non
 
 
 @pytest.mark.parametrize("by", ["variable", "flag"])
-def test_the_file_is_looked_for_in_the_state_dir_that_was_chosen(home: Path, by: str) -> None:
+def test_config_file_is_found_in_the_chosen_state_dir(home: Path, by: str) -> None:
     other = home / "other"
     other.mkdir()
     (other / "config.toml").write_text("max_models = 9\n")
@@ -69,7 +69,7 @@ def test_the_file_is_looked_for_in_the_state_dir_that_was_chosen(home: Path, by:
     assert resolved.config.max_models == 9
 
 
-def test_the_file_cannot_say_where_the_file_is(home: Path) -> None:
+def test_config_file_cannot_set_its_own_path(home: Path) -> None:
     file = _write_file(home, 'state_dir = "/elsewhere"\n')
 
     assert _refusal(home) == f"{file} sets state_dir, which only MLX_SIDECAR_STATE_DIR or --state-dir can set."
@@ -104,7 +104,7 @@ def _text(value: object) -> str:
 
 
 @pytest.mark.parametrize("source", ["file", "variable", "flag"])
-def test_every_key_can_be_given_in_every_source(home: Path, source: str) -> None:
+def test_every_config_key_works_in_every_source(home: Path, source: str) -> None:
     given = {key: value for key, (value, _) in ALL_GIVEN.items()}
     if source == "file":
         _write_file(home, "".join(f"{key} = {_toml(value)}\n" for key, value in given.items()))
@@ -145,7 +145,7 @@ def test_every_key_can_be_given_in_every_source(home: Path, source: str) -> None
         ('model_roots = ["a"]', "model_roots from {} is ['a'], but must be a list of absolute directories."),
     ],
 )
-def test_a_bad_value_in_the_file_is_refused_with_the_path_of_the_file(home: Path, line: str, sentence: str) -> None:
+def test_bad_config_value_is_refused_with_its_file(home: Path, line: str, sentence: str) -> None:
     file = _write_file(home, line)
 
     assert _refusal(home) == sentence.format(file)
@@ -160,7 +160,7 @@ def test_a_number_in_a_variable_must_be_digits(home: Path, value: str) -> None:
     )
 
 
-def test_a_bad_flag_is_refused_even_if_it_is_only_a_path_that_is_relative(home: Path) -> None:
+def test_relative_path_flag_is_refused(home: Path) -> None:
     sentence = _refusal(home, socket="here/s.sock")
 
     assert sentence == (
@@ -168,19 +168,19 @@ def test_a_bad_flag_is_refused_even_if_it_is_only_a_path_that_is_relative(home: 
     )
 
 
-def test_the_home_of_another_user_is_not_guessed(home: Path) -> None:
+def test_home_of_another_user_is_not_expanded(home: Path) -> None:
     assert "must be an absolute path" in _refusal(home, {"MLX_SIDECAR_LOG_FILE": "~root/log"})
 
 
-def test_a_value_that_a_flag_overrides_is_checked_all_the_same(home: Path) -> None:
+def test_overridden_config_value_is_still_checked(home: Path) -> None:
     assert "MLX_SIDECAR_MAX_BATCH" in _refusal(home, {"MLX_SIDECAR_MAX_BATCH": "many"}, max_batch="2")
 
 
-def test_a_long_bad_value_is_cut(home: Path) -> None:
+def test_long_bad_config_value_is_cut(home: Path) -> None:
     assert len(_refusal(home, {"MLX_SIDECAR_MAX_QUEUE": "9" * 5000})) < 200
 
 
-def test_unknown_names_are_refused_with_a_near_one(home: Path) -> None:
+def test_unknown_config_key_suggests_a_similar_one(home: Path) -> None:
     assert _refusal(home, {"MLX_SIDECAR_MAX_MODLES": "1"}) == (
         "MLX_SIDECAR_MAX_MODLES in the environment is no setting; did you mean MLX_SIDECAR_MAX_MODELS?"
     )
@@ -189,30 +189,30 @@ def test_unknown_names_are_refused_with_a_near_one(home: Path) -> None:
     assert _refusal(home) == f"max-models in {file} is no setting; did you mean max_models?"
 
 
-def test_a_name_that_is_near_nothing_lists_the_keys(home: Path) -> None:
+def test_unknown_config_key_lists_all_keys(home: Path) -> None:
     _write_file(home, "[weather]\nrain = true\n")
 
     assert all(key in _refusal(home) for key in KEYS)
 
 
-def test_variables_are_upper_case_only(home: Path) -> None:
+def test_config_variables_are_upper_case_only(home: Path) -> None:
     assert "is no setting" in _refusal(home, {"MLX_SIDECAR_max_models": "1"})
 
 
-def test_variables_of_tests_and_of_other_programs_are_left_alone(home: Path) -> None:
+def test_unrelated_environment_variables_are_ignored(home: Path) -> None:
     environ = {"MLX_SIDECAR_TEST_ANYTHING": "x", "MLX_OTHER": "x", "PATH": "x"}
 
     assert load_config({}, environ, home).origins == dict.fromkeys(KEYS, "default")
 
 
-def test_a_file_that_is_not_toml_is_refused_with_its_path(home: Path) -> None:
+def test_invalid_toml_is_refused_with_its_path(home: Path) -> None:
     file = _write_file(home, "max_models == 1")
     assert _refusal(home).startswith(f"{file} is not valid TOML: ")
     file.write_bytes(b"\xff\xfe")
     assert _refusal(home).startswith(f"{file} is not valid TOML: ")
 
 
-def test_a_directory_in_place_of_the_file_is_refused(home: Path) -> None:
+def test_directory_in_place_of_config_file_is_refused(home: Path) -> None:
     (home / ".mlx-sidecar" / "config.toml").mkdir()
 
     assert _refusal(home) == f"{home}/.mlx-sidecar/config.toml cannot be read: Is a directory."
@@ -231,12 +231,12 @@ def test_a_directory_in_place_of_the_file_is_refused(home: Path) -> None:
         ("0.5h", 1800),
     ],
 )
-def test_durations_are_numbers_or_text_with_units(text: str, seconds: float) -> None:
+def test_config_durations_are_numbers_or_units(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", " ", "m", "10 minutes", "-1", "-1s", "nan", "inf", "30m1h", "1e10", "1h30", "1w"])
-def test_other_durations_are_refused(home: Path, text: str) -> None:
+def test_invalid_config_durations_are_refused(home: Path, text: str) -> None:
     sentence = _refusal(home, {"MLX_SIDECAR_MODEL_TTL": text})
 
     assert sentence == (
@@ -246,13 +246,13 @@ def test_other_durations_are_refused(home: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("ON", True), ("1", True), ("no", False), ("0", False)])
-def test_a_switch_in_a_variable_is_a_word(home: Path, text: str, value: bool) -> None:
+def test_config_boolean_variable_is_a_word(home: Path, text: str, value: bool) -> None:
     resolved = load_config({}, {"MLX_SIDECAR_EVICT_ON_MEMORY_PRESSURE": text}, home)
 
     assert resolved.config.evict_on_memory_pressure is value
 
 
-def test_empty_text_turns_a_log_file_and_model_roots_off_again(home: Path) -> None:
+def test_empty_text_unsets_log_file_and_model_roots(home: Path) -> None:
     _write_file(home, 'log_file = "/log"\nmodel_roots = ["/a"]\n')
 
     config = load_config({}, {"MLX_SIDECAR_LOG_FILE": "", "MLX_SIDECAR_MODEL_ROOTS": ""}, home).config
@@ -265,21 +265,21 @@ def _busy(home: Path) -> Resolved:
     return load_config({"log_file": "~/ü/log", "model_roots": ["/a", "/b c"], "model_ttl": "1.5"}, {}, home)
 
 
-def test_a_configuration_survives_json(home: Path) -> None:
+def test_configuration_round_trips_as_json(home: Path) -> None:
     config = _busy(home).config
 
     assert Config.from_json(config.to_json()) == config
     assert "\n" not in config.to_json()
 
 
-def test_json_with_an_unknown_key_or_a_bad_value_is_refused() -> None:
+def test_config_json_with_a_bad_key_is_refused() -> None:
     with pytest.raises(ConfigError, match="colour in JSON is no setting"):
         Config.from_json('{"colour": 1}')
     with pytest.raises(ConfigError, match="max_models from JSON is 0"):
         Config.from_json('{"max_models": 0}')
 
 
-def test_a_configuration_cannot_be_changed(home: Path) -> None:
+def test_configuration_is_immutable(home: Path) -> None:
     config = _busy(home).config
 
     with pytest.raises(FrozenInstanceError):
@@ -287,7 +287,7 @@ def test_a_configuration_cannot_be_changed(home: Path) -> None:
     assert not hasattr(config, "__dict__")
 
 
-def test_every_key_is_described_in_one_line() -> None:
+def test_every_config_key_has_a_one_line_description() -> None:
     for key, field in KEYS.items():
         about = field.metadata["help"]
         assert 10 < len(about) <= 80, key
@@ -295,7 +295,7 @@ def test_every_key_is_described_in_one_line() -> None:
         assert not about.endswith(".")
 
 
-def test_a_single_value_is_read_without_a_look_at_anything_else(home: Path) -> None:
+def test_single_config_value_is_read_alone(home: Path) -> None:
     """A flag wins over a variable. Only a mistake in this setting matters; it is refused by name."""
     _write_file(home, "no TOML")
     environ = {"MLX_SIDECAR_SOCKET": "~/v", "MLX_SIDECAR_MAX_BATCH": "none", "MLX_SIDECAR_NO_KEY": "x"}

@@ -23,7 +23,7 @@ def run(setting: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", HITS], env=environ, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_unset_they_do_nothing() -> None:
+def test_unset_failpoints_do_nothing() -> None:
     """They do not even look up a name: the daemon runs with this function."""
     failpoint("no such place")
 
@@ -41,14 +41,14 @@ def test_unset_they_do_nothing() -> None:
         ("token.first=dance", 1, "it can be kill, stop, raise or sleep:SECONDS"),
     ],
 )
-def test_a_process_does_what_it_is_told(setting: str, status: int, shown: str) -> None:
+def test_failpoint_fires_as_configured(setting: str, status: int, shown: str) -> None:
     """At the named place and hit; an unknown fault is refused at the start."""
     done = run(setting)
     assert done.returncode == status
     assert shown in done.stderr
 
 
-def test_a_chance_is_drawn_for_each_hit() -> None:
+def test_failpoint_chance_is_drawn_for_each_hit() -> None:
     """The draw decides."""
     point = parse("kv.publish=raise%25")["kv.publish"]
     point.hit(lambda: 0.25)
@@ -56,7 +56,7 @@ def test_a_chance_is_drawn_for_each_hit() -> None:
         point.hit(lambda: 0.24)
 
 
-def test_every_place_exists_once_in_the_code_and_in_the_documentation() -> None:
+def test_every_failpoint_is_unique_and_documented() -> None:
     """A name without its place would be a test that cannot fail."""
     called = []
     for path in (ROOT / "daemon").rglob("*.py"):

@@ -37,7 +37,7 @@ def decode(*chunks: bytes) -> list[ipc.Command]:
 
 
 @given(st.lists(COMMANDS, max_size=4), st.lists(st.integers(1, 50), max_size=8))
-def test_frames_come_out_as_they_went_in(commands: list[ipc.Command], cuts: list[int]) -> None:
+def test_frames_round_trip(commands: list[ipc.Command], cuts: list[int]) -> None:
     """However the stream is cut."""
     stream = b"".join(map(encode_frame, commands))
     chunks = []
@@ -48,7 +48,7 @@ def test_frames_come_out_as_they_went_in(commands: list[ipc.Command], cuts: list
 
 
 @given(COMMANDS, st.data())
-def test_a_torn_frame_is_the_end_of_the_stream(command: ipc.Command, data: st.DataObject) -> None:
+def test_torn_frame_ends_the_stream(command: ipc.Command, data: st.DataObject) -> None:
     """The process at the other end died; its incomplete frame is dropped."""
     frame = encode_frame(command)
     cut = data.draw(st.integers(0, len(frame) - 1))
@@ -56,14 +56,14 @@ def test_a_torn_frame_is_the_end_of_the_stream(command: ipc.Command, data: st.Da
 
 
 @given(st.integers(MAX_FRAME_BYTES + 1, 2**32 - 1))
-def test_an_oversized_frame_is_refused_by_its_header(length: int) -> None:
+def test_oversized_frame_is_refused_by_its_header(length: int) -> None:
     """Nothing is read or allocated for it."""
     with pytest.raises(FrameError, match=str(length)):
         decode(struct.pack(">I", length))
 
 
 @given(st.binary(max_size=200))
-def test_garbage_is_refused_or_means_something(body: bytes) -> None:
+def test_garbage_frame_is_refused_or_decoded(body: bytes) -> None:
     """Any bytes give a message, the end of the stream, or a FrameError; never another exception."""
     framed = struct.pack(">I", len(body)) + body
     for stream in (framed, body):
@@ -73,7 +73,7 @@ def test_garbage_is_refused_or_means_something(body: bytes) -> None:
             continue
 
 
-def test_a_body_that_is_no_message_is_refused() -> None:
+def test_frame_body_that_is_no_message_is_refused() -> None:
     """The error names the expected message."""
     with pytest.raises(FrameError, match="Command"):
         decode(struct.pack(">I", 3) + b"\xff\xff\xff")

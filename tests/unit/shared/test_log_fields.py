@@ -38,7 +38,7 @@ def keywords() -> Iterator[tuple[str, str]]:
             yield from ((path.name, one.arg) for one in given if one.arg is not None)
 
 
-def test_every_field_that_the_daemon_logs_is_on_the_list() -> None:
+def test_every_logged_field_is_on_the_list() -> None:
     """A field that is not on the list would be dropped; a new field needs a kind."""
     found = {name: module for module, name in keywords()}
     assert len(found) > 25
@@ -51,7 +51,7 @@ def test_every_field_that_the_daemon_logs_is_on_the_list() -> None:
     )
 
 
-def test_every_value_of_our_enums_is_permitted() -> None:
+def test_every_enum_value_may_be_logged() -> None:
     """The list names them itself, so that it needs nothing of the engine."""
     assert all(FIELDS["state"](state.value) for state in State)
     assert all(FIELDS["pressure"](level.name.lower()) for level in Level)
@@ -61,7 +61,7 @@ def test_every_value_of_our_enums_is_permitted() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS))
-def test_no_field_takes_a_text_of_a_caller(name: str) -> None:
+def test_no_log_field_accepts_caller_text(name: str) -> None:
     """Names of models and of requests are texts too, without spaces; paths begin with a slash."""
     assert permitted({name: SECRET}) == {"dropped": 1}
     assert permitted({name: {"a": SECRET}}) == {"dropped": 1}
@@ -85,25 +85,25 @@ def test_no_field_takes_a_text_of_a_caller(name: str) -> None:
         ("dry_run", True),
     ],
 )
-def test_what_operators_need_is_permitted(name: str, value: object) -> None:
+def test_operator_log_fields_pass_unchanged(name: str, value: object) -> None:
     """It passes unchanged."""
     assert permitted({name: value}) == {name: value}
 
 
 @pytest.mark.parametrize("field", ["chat.secret", "a b", "", "chat..tools", "chat.tools[x]", "sampling.logit_bias[7]"])
-def test_a_path_of_a_field_that_no_request_has_is_dropped(field: str) -> None:
+def test_unknown_request_field_path_is_not_logged(field: str) -> None:
     """It could be made of a caller's words, such as the key of a map."""
     assert permitted({"field": field}) == {"dropped": 1}
 
 
-def test_unknown_fields_are_dropped_and_counted() -> None:
+def test_unknown_log_fields_are_dropped_and_counted() -> None:
     """The count of the engine's own line is added."""
     assert permitted({"pid": 7, "tools": SECRET, "salt": SECRET}) == {"pid": 7, "dropped": 2}
     assert permitted({"dropped": 2, "tools": SECRET}) == {"dropped": 3}
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_messages_are_logged_only_where_all_their_words_are_ours(reason: Reason) -> None:
+def test_error_message_is_logged_only_in_known_words(reason: Reason) -> None:
     """A refused request is logged by its field."""
     told = permitted(refusal(SidecarError(reason, SECRET, field="chat.tools")))
     quotes = reason in (Reason.INVALID_ARGUMENT, Reason.INTERNAL)
@@ -112,12 +112,12 @@ def test_messages_are_logged_only_where_all_their_words_are_ours(reason: Reason)
     assert "dropped" not in told
 
 
-def test_a_key_of_a_map_is_left_out_of_the_path_of_a_field() -> None:
+def test_map_key_is_left_out_of_a_logged_field_path() -> None:
     """It is a token, and the caller's."""
     assert refusal(invalid("sampling.logit_bias[777]", "is too much"))["field"] == "sampling.logit_bias"
 
 
-def test_a_cause_is_a_class_and_a_code() -> None:
+def test_logged_cause_is_a_class_and_a_code() -> None:
     """Of system errors the name of their number."""
     assert cause(ValueError(SECRET)) == "ValueError"
     assert cause(FileNotFoundError(2, SECRET)) == "FileNotFoundError: ENOENT"
@@ -136,7 +136,7 @@ def _fail(depth: int = 0) -> None:
         raise KeyError(SECRET) from error
 
 
-def test_a_traceback_tells_places_and_classes_of_all_exceptions_that_led_to_it() -> None:
+def test_logged_traceback_covers_chained_exceptions() -> None:
     """It has no texts of exceptions, groups or notes."""
     with pytest.raises(KeyError) as caught:
         _fail()
@@ -151,7 +151,7 @@ def test_a_traceback_tells_places_and_classes_of_all_exceptions_that_led_to_it()
     assert group.splitlines()[-2:] == ["  of ValueError", "  of PermissionError: EACCES"]
 
 
-def test_an_endless_recursion_has_a_short_traceback() -> None:
+def test_endless_recursion_has_a_short_traceback() -> None:
     """Its first and its last frames."""
     with pytest.raises(KeyError) as caught:
         _fail(200)
@@ -174,7 +174,7 @@ def logged(log: Any) -> str:
     return seen[0]
 
 
-def test_of_a_librarys_message_only_constants_and_numbers_are_logged() -> None:
+def test_library_messages_are_logged_as_constants() -> None:
     """Values, and messages that were formatted before the call, may come from a request."""
     quoted = f"cannot read {SECRET}"
     assert logged(lambda logger: logger.warning("slow")) == "slow"
@@ -200,12 +200,12 @@ def test_of_a_librarys_message_only_constants_and_numbers_are_logged() -> None:
         (f"Fatal Python error: x: {SECRET}", None),
     ],
 )
-def test_of_bare_output_only_places_and_classes_are_logged(line: str, shown: str | None) -> None:
+def test_bare_output_is_logged_as_places_and_classes(line: str, shown: str | None) -> None:
     """From when its process knows a request."""
     assert output_line(line) == shown
 
 
-def test_exceptions_that_end_threads_are_logged_like_others(
+def test_thread_exceptions_are_logged_like_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Python itself would print their words."""
@@ -230,6 +230,6 @@ def test_exceptions_that_end_threads_are_logged_like_others(
         thread.join()
         odd = Odd()
         del odd
-    assert [line["event"] for line in lines] == ["an exception ended a thread", "an exception was ignored"]
+    assert [line["event"] for line in lines] == ["thread_crashed", "exception_ignored"]
     assert [type(line["exc_info"]) for line in lines] == [ValueError, ValueError]
     assert capsys.readouterr().err == ""

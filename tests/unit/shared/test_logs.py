@@ -56,7 +56,7 @@ def _restore_logging() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def test_a_line_is_json_with_time_level_logger_and_context(stderr: _Stderr) -> None:
+def test_log_line_is_json_with_level_and_context(stderr: _Stderr) -> None:
     logs.configure("info", None)
     structlog.contextvars.bind_contextvars(request_id="r-1")
 
@@ -74,7 +74,7 @@ def test_a_line_is_json_with_time_level_logger_and_context(stderr: _Stderr) -> N
 
 
 @pytest.mark.parametrize("name", ["grpc._cython", "huggingface_hub.file_download", "mlx_lm", "asyncio"])
-def test_logs_of_libraries_have_the_same_form(stderr: _Stderr, name: str) -> None:
+def test_library_logs_have_the_same_form(stderr: _Stderr, name: str) -> None:
     logs.configure("info", None)
     structlog.contextvars.bind_contextvars(rpc="Stats")
 
@@ -86,7 +86,7 @@ def test_logs_of_libraries_have_the_same_form(stderr: _Stderr, name: str) -> Non
     assert line == {"event": "slow by 5 ms", "level": "warning", "logger": name, "rpc": "Stats"}
 
 
-def test_handlers_that_a_library_brings_do_not_print_a_line_twice(stderr: _Stderr) -> None:
+def test_library_log_handlers_duplicate_no_line(stderr: _Stderr) -> None:
     library = logging.getLogger("huggingface_hub")
     library.addHandler(logging.StreamHandler())
 
@@ -96,7 +96,7 @@ def test_handlers_that_a_library_brings_do_not_print_a_line_twice(stderr: _Stder
     assert len(stderr.lines()) == 1
 
 
-def test_lines_below_the_level_are_dropped(stderr: _Stderr) -> None:
+def test_log_lines_below_the_level_are_dropped(stderr: _Stderr) -> None:
     logs.configure("warning", None)
 
     structlog.get_logger("daemon").info("no")
@@ -106,7 +106,7 @@ def test_lines_below_the_level_are_dropped(stderr: _Stderr) -> None:
     assert [line["event"] for line in stderr.lines()] == ["yes"]
 
 
-def test_debug_shows_our_lines_but_not_the_chatter_of_http_libraries(stderr: _Stderr) -> None:
+def test_debug_level_excludes_http_library_logs(stderr: _Stderr) -> None:
     logs.configure("debug", None)
 
     structlog.get_logger("daemon").debug("ours")
@@ -115,7 +115,7 @@ def test_debug_shows_our_lines_but_not_the_chatter_of_http_libraries(stderr: _St
     assert [line["event"] for line in stderr.lines()] == ["ours"]
 
 
-def test_configuring_again_replaces_the_earlier_set_up(stderr: _Stderr) -> None:
+def test_reconfiguring_logs_replaces_the_set_up(stderr: _Stderr) -> None:
     logs.configure("error", None)
     logs.configure("info", None)
 
@@ -124,7 +124,7 @@ def test_configuring_again_replaces_the_earlier_set_up(stderr: _Stderr) -> None:
     assert len(stderr.lines()) == 1
 
 
-def test_a_terminal_gets_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_log_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = _replace_stderr(monkeypatch, terminal=True)
     logs.configure("info", None)
 
@@ -143,7 +143,7 @@ def _log_failure_with_a_secret() -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_tracebacks_show_neither_words_nor_local_variables(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+def test_log_tracebacks_hide_messages_and_locals(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     stderr = _replace_stderr(monkeypatch, terminal)
     logs.configure("info", None)
 
@@ -155,19 +155,19 @@ def test_tracebacks_show_neither_words_nor_local_variables(monkeypatch: pytest.M
     assert terminal or len(stderr.lines()) == 1
 
 
-def test_warnings_become_lines_without_their_words(stderr: _Stderr) -> None:
+def test_python_warnings_are_logged_without_text(stderr: _Stderr) -> None:
     with warnings.catch_warnings():
         logs.configure("info", None)
         warnings.simplefilter("always")
         warnings.warn("a secret", DeprecationWarning, stacklevel=1)
 
     (line,) = stderr.lines()
-    assert (line["event"], line["error"]) == ("a library warns", "DeprecationWarning")
+    assert (line["event"], line["error"]) == ("library_warning", "DeprecationWarning")
     assert re.fullmatch(r"test_logs\.py:\d+", line["source"])
     assert "secret" not in stderr.getvalue()
 
 
-def test_a_log_file_is_private_and_stderr_stays_empty(stderr: _Stderr, tmp_path: Path) -> None:
+def test_log_file_is_private_and_stderr_stays_empty(stderr: _Stderr, tmp_path: Path) -> None:
     file = tmp_path / "logs" / "daemon.log"
     logs.configure("info", file)
 
@@ -179,9 +179,7 @@ def test_a_log_file_is_private_and_stderr_stays_empty(stderr: _Stderr, tmp_path:
     assert stderr.getvalue() == ""
 
 
-def test_a_person_at_a_terminal_sees_the_lines_of_the_log_file_too(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_terminal_shows_the_lines_of_the_log_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stderr = _replace_stderr(monkeypatch, terminal=True)
     logs.configure("info", tmp_path / "log")
 
@@ -191,9 +189,7 @@ def test_a_person_at_a_terminal_sees_the_lines_of_the_log_file_too(
     assert json.loads((tmp_path / "log").read_text())["event"] == "started"
 
 
-def test_a_log_file_is_rotated_and_every_part_is_private(
-    stderr: _Stderr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rotated_log_files_are_private(stderr: _Stderr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "MAX_FILE_BYTES", 300)
     file = tmp_path / "log"
     file.touch(mode=0o644)
@@ -207,9 +203,7 @@ def test_a_log_file_is_rotated_and_every_part_is_private(
     assert {stat.S_IMODE(part.stat().st_mode) for part in parts} == {0o600}
 
 
-def test_a_log_file_that_cannot_be_opened_is_reported_once_and_stderr_gets_the_lines(
-    stderr: _Stderr, tmp_path: Path
-) -> None:
+def test_unwritable_log_file_falls_back_to_stderr(stderr: _Stderr, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     logs.configure("info", tmp_path / "f" / "log")
 
@@ -221,7 +215,7 @@ def test_a_log_file_that_cannot_be_opened_is_reported_once_and_stderr_gets_the_l
     assert [json.loads(line)["event"] for line in lines] == ["one", "two"]
 
 
-def test_a_disk_that_fills_up_is_reported_once_each_time_and_stops_nothing(stderr: _Stderr) -> None:
+def test_full_log_disk_is_reported_once(stderr: _Stderr) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")

@@ -25,12 +25,12 @@ def _of(error: BaseException) -> tuple[str, bool] | None:
 
 
 @pytest.mark.parametrize("number", EXHAUSTED, ids=os.strerror)
-def test_what_ran_out_may_be_there_again_later(number: int) -> None:
+def test_exhausted_resources_are_worth_a_retry(number: int) -> None:
     assert _of(OSError(number, os.strerror(number))) == ("MACHINE_EXHAUSTED", True)
 
 
 @pytest.mark.parametrize("number", FAULTY, ids=os.strerror)
-def test_what_has_to_be_mended_is_not_worth_a_retry(number: int) -> None:
+def test_permanent_machine_faults_are_not_retryable(number: int) -> None:
     assert _of(OSError(number, os.strerror(number))) == ("MACHINE_FAULT", False)
 
 
@@ -54,7 +54,7 @@ def test_what_has_to_be_mended_is_not_worth_a_retry(number: int) -> None:
     ],
     ids=str,
 )
-def test_the_words_of_libraries_are_known(error: BaseException, reason: str) -> None:
+def test_library_messages_map_to_machine_faults(error: BaseException, reason: str) -> None:
     found = _of(error)
     assert found is not None
     assert found[0] == reason
@@ -74,11 +74,11 @@ def test_the_words_of_libraries_are_known(error: BaseException, reason: str) -> 
     ],
     ids=repr,
 )
-def test_what_is_wrong_with_a_model_is_not_the_machines(error: BaseException) -> None:
+def test_model_faults_are_not_machine_faults(error: BaseException) -> None:
     assert _of(error) is None
 
 
-def test_what_an_error_was_raised_from_counts() -> None:
+def test_cause_of_an_error_decides_its_machine_fault() -> None:
     """Libraries hide it: by `from`, or in the middle of handling it. What is raised `from None` stands alone."""
     cause = OSError(errno.EMFILE, "Too many open files")
     by_from, meanwhile, unrelated = ValueError("one"), ValueError("two"), ValueError("three")
@@ -90,7 +90,7 @@ def test_what_an_error_was_raised_from_counts() -> None:
     assert _of(unrelated) is None
 
 
-def test_an_error_that_causes_itself_ends() -> None:
+def test_self_caused_error_ends_the_cause_search() -> None:
     one, other = ValueError("one"), ValueError("other")
     one.__cause__, other.__cause__ = other, one
     assert _of(one) is None

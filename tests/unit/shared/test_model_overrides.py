@@ -32,7 +32,7 @@ def requests(overrides: ModelOverrides) -> list[pb.GetOrLoadRequest]:
     return [command.recall for command in overrides.recalls()]
 
 
-def test_what_a_call_leaves_unset_stays_as_it_was() -> None:
+def test_unset_model_overrides_stay_as_they_were() -> None:
     overrides = ModelOverrides()
     loaded(overrides, load(pin=True, revision="v1"))
     loaded(overrides, load(ttl={"seconds": 5}, skip_warmup=True, allow_download=True))
@@ -47,7 +47,7 @@ def test_a_choice_counts_for_the_name_under_which_the_model_was_loaded() -> None
     assert requests(overrides) == [load("/models/a", pin=True)]
 
 
-def test_dropped_weights_are_pinned_no_more_under_any_name() -> None:
+def test_dropped_weights_lose_their_pin_under_any_name() -> None:
     overrides = ModelOverrides()
     for name in ("a", "copy", "other"):
         loaded(overrides, load(name, pin=True, revision="v1"))
@@ -61,7 +61,7 @@ def test_dropped_weights_are_pinned_no_more_under_any_name() -> None:
     assert [(request.pin, request.revision) for request in requests(overrides)] == [(False, "v1")] * 3
 
 
-def test_only_the_latest_are_kept() -> None:
+def test_only_the_latest_model_overrides_are_kept() -> None:
     overrides = ModelOverrides()
     for number in range(MOST_CHOICES + 10):
         loaded(overrides, load(str(number)))
@@ -69,7 +69,7 @@ def test_only_the_latest_are_kept() -> None:
     assert names == [str(number) for number in range(10, MOST_CHOICES + 10)]
 
 
-def test_what_is_recalled_holds_until_it_was_done_or_its_model_dropped() -> None:
+def test_replayed_override_holds_until_done_or_dropped() -> None:
     overrides = ModelOverrides()
     recalled(overrides, load(pin=True, ttl={"seconds": 5}))
     recalled(overrides, load("b", adapter="/x", pin=False))

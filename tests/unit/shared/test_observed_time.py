@@ -20,7 +20,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.builders import Clock
 
 
-def test_time_that_is_read_often_enough_is_all_seen() -> None:
+def test_frequently_read_time_is_fully_observed() -> None:
     clock = Clock()
     seen = SeenTime(clock, 1.0)
     for _ in range(100):
@@ -29,7 +29,7 @@ def test_time_that_is_read_often_enough_is_all_seen() -> None:
     assert seen() == pytest.approx(70)
 
 
-def test_a_jump_counts_as_the_longest_pause_between_two_readings() -> None:
+def test_clock_jump_counts_as_the_longest_pause() -> None:
     """Only once: readings in time after the jump count in full."""
     clock = Clock()
     seen = SeenTime(clock, 1.0)
@@ -40,7 +40,7 @@ def test_a_jump_counts_as_the_longest_pause_between_two_readings() -> None:
     assert seen() == pytest.approx(1.5)
 
 
-def test_a_clock_that_goes_back_takes_nothing_away() -> None:
+def test_clock_going_back_subtracts_nothing() -> None:
     clock = Clock()
     seen = SeenTime(clock, 1.0)
     clock.pass_(0.5)
@@ -49,7 +49,7 @@ def test_a_clock_that_goes_back_takes_nothing_away() -> None:
     assert seen() == pytest.approx(0.5)
 
 
-def test_a_step_is_as_old_as_its_process_ran() -> None:
+def test_observed_step_age_excludes_a_stopped_process() -> None:
     """The engine was stopped in the middle of a step: it is not one of an hour, which would be its end."""
     clock = Clock()
     ages: list[float | None] = []
@@ -69,7 +69,7 @@ def test_a_step_is_as_old_as_its_process_ran() -> None:
     assert ages[:2] == [2.0, 6.0]
 
 
-def test_time_in_which_the_loop_is_idle_is_seen_by_the_heartbeat() -> None:
+def test_heartbeat_observes_time_of_an_idle_loop() -> None:
     """Otherwise a first step after an hour would count the hour."""
     clock = Clock()
     seen = SeenTime(clock, 4.0)
@@ -81,20 +81,20 @@ def test_time_in_which_the_loop_is_idle_is_seen_by_the_heartbeat() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "each"), [(1.0, 0.25), (0.6, 0.25), (0.1, 0.25)])
-def test_looks_make_up_the_limit(seconds: float, each: float) -> None:
+def test_observation_pauses_sum_to_the_limit(seconds: float, each: float) -> None:
     pauses = list(looks(seconds, each))
     assert sum(pauses) == pytest.approx(seconds)
     assert max(pauses) <= each
     assert list(looks(0)) == []
 
 
-def test_a_poll_that_wakes_late_looks_as_often_as_ever() -> None:
+def test_late_poll_checks_as_often_as_planned() -> None:
     """It looks once before the first pause and once after the last."""
     clock = Clock()
     assert len(list(polls(1.0, 0.25, sleep=lambda _: clock.pass_(3600)))) == 5
 
 
-async def test_a_countdown_leaves_out_what_its_process_did_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_countdown_excludes_unobserved_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work that became possible during the stop is done before the countdown ends."""
     monkeypatch.setattr(observed_time, "LOOK_SECONDS", 0.05)
     over = asyncio.Event()
@@ -108,7 +108,7 @@ async def test_a_countdown_leaves_out_what_its_process_did_not_see(monkeypatch: 
     countdown.cancel()
 
 
-async def test_a_countdown_that_is_cancelled_calls_nothing() -> None:
+async def test_cancelled_countdown_calls_nothing() -> None:
     called: list[int] = []
     Countdown(0.01, lambda: called.append(1)).cancel()
     done = asyncio.Event()
@@ -117,7 +117,7 @@ async def test_a_countdown_that_is_cancelled_calls_nothing() -> None:
     assert not called
 
 
-async def test_a_reader_is_not_slow_because_the_parent_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stopped_parent_does_not_make_a_reader_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads as soon as it can, and its stream goes on."""
     monkeypatch.setattr(observed_time, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(engine_call, "STALL_SECONDS", 0.5)
@@ -134,7 +134,7 @@ async def test_a_reader_is_not_slow_because_the_parent_was_stopped(monkeypatch: 
     one.close()
 
 
-async def test_tasks_that_are_done_meanwhile_are_done_in_time() -> None:
+async def test_tasks_done_during_a_stop_meet_their_timeout() -> None:
     """A wait that is over its limit because the process did not run looks again."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
@@ -146,7 +146,7 @@ async def test_tasks_that_are_done_meanwhile_are_done_in_time() -> None:
     assert not await observed_time.wait({loop.create_future()}, 0.01)
 
 
-def test_an_alarm_rings_or_is_cancelled() -> None:
+def test_alarm_rings_or_is_cancelled() -> None:
     rang = threading.Event()
     Alarm(0.01, rang.set).start()
     assert rang.wait(20)
@@ -159,7 +159,7 @@ def test_an_alarm_rings_or_is_cancelled() -> None:
     assert not silent.is_set()
 
 
-def test_a_command_is_run_for_what_it_writes_and_killed_when_it_takes_too_long() -> None:
+def test_slow_command_is_killed_and_output_is_kept() -> None:
     """Over several looks nothing of its output is lost."""
     slow = "import sys,time; print('one', flush=True); time.sleep(0.6); print('two'); sys.exit(3)"
     done = output_of([sys.executable, "-c", slow], 60, subprocess.DEVNULL)
@@ -168,7 +168,7 @@ def test_a_command_is_run_for_what_it_writes_and_killed_when_it_takes_too_long()
         output_of([sys.executable, "-c", "import time; time.sleep(600)"], 0.01, subprocess.DEVNULL)
 
 
-def test_the_end_of_a_process_is_waited_for() -> None:
+def test_process_end_is_waited_for() -> None:
     with subprocess.Popen([sys.executable, "-c", "pass"]) as short:
         assert ended(short, 60)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as long:

@@ -14,12 +14,12 @@ from daemon.shared.wording import count, sizes_apart
 ROOT = Path(daemon.__file__).parent
 
 
-def test_a_count_of_one_is_of_one_thing() -> None:
+def test_count_of_one_is_singular() -> None:
     assert [count(number, "block") for number in (0, 1, 2, 1234)] == ["0 blocks", "1 block", "2 blocks", "1,234 blocks"]
     assert [count(number, "entry", "entries") for number in (1, 2)] == ["1 entry", "2 entries"]
 
 
-def test_sizes_that_are_compared_never_read_alike() -> None:
+def test_compared_sizes_never_read_alike() -> None:
     """A refusal that said "24.0 GiB needed, 24.0 GiB allowed" would explain nothing."""
     assert sizes_apart(3 << 30, 1 << 30) == ("3.0 GiB", "1.0 GiB")
     assert sizes_apart((1 << 30) + 1, 1 << 30) == ("1,073,741,825 B", "1,073,741,824 B")
@@ -47,7 +47,7 @@ SOURCES = [*sorted((ROOT / "cli").glob("*.py")), *sorted((ROOT / "doctor").glob(
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_no_command_writes_sizes_or_counts_in_a_way_of_its_own(path: Path) -> None:
+def test_commands_format_sizes_with_one_function(path: Path) -> None:
     """Neither decimal units nor a unit behind a figure, nor a plural behind a figure that may be one."""
     plural = r"\{\} (blocks|hits|requests|restarts|evictions|models|namespaces|prompts|checks|beginnings)\b"
     for text in texts(path):

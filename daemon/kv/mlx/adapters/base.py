@@ -79,7 +79,7 @@ class CacheAdapter(ABC):
 
     def merge(self, caches: Sequence[Any], kept: Sequence[int], padding: Sequence[int], room: int) -> Any:
         """
-        Copy the caches of several sequences into one batch whose rows end together.
+        Copy the caches of several sequences into one batch; its rows end together.
 
         Args:
             caches: One cache for each row; empty ones are allowed.
