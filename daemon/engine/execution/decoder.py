@@ -48,7 +48,7 @@ class Decoder:
             self._place(Batch.of(_first_row(sequence)))
 
     def join_together(self, sequences: list[Sequence], caches: list[Any]) -> None:
-        """Start decoding several sequences that have their prompts, without the last tokens, as rows of batch caches."""
+        """Start decoding several sequences. Their prompts, without the last tokens, are rows of batch caches."""
         self._place(Batch([_first_row(sequence) for sequence in sequences], caches))
 
     def leave(self, sequences: Collection[Sequence]) -> None:

@@ -7,9 +7,9 @@ the whole turn, so the time of prefill bounds the gap between two tokens of a st
     | decode, model A | decode, model B | prefill: chunks up to the allowance | decode, model A | ...
                                         |<----------- Allowance ------------->|
 
-*Which request is next* (`Turns`). A starvation bound comes first: a request that was passed over 16 times goes at once. Then the
-highest priority, then the namespace with the oldest last turn, then the order of arrival. The same rule picks the
-request that gets a slot and the prompt that is computed next.
+*Which request is next* (`Turns`). A starvation bound comes first: a request that was passed over 16 times goes at
+once. Then the highest priority, then the namespace with the oldest last turn, then the order of arrival. The same
+rule picks the request that gets a slot and the prompt that is computed next.
 
 *What a turn may take* (`Allowance`). Beside streams: one chunk of `AIM_SECONDS`, or two decode steps where those take
 longer. Without streams: two chunks of one long prompt, or sixteen chunks' time for several short ones.
