@@ -58,10 +58,10 @@ QUESTIONS = {
         engine/calls/generate.py:_prepare
         engine/calls/generate.py:_render
         engine/prompt/preparation.py:prepare_request
-        engine/prompt/prompts.py:prepare_prompt
-        engine/prompt/prompts.py:tokenise
+        engine/prompt/preparation.py:prepare_prompt
+        engine/prompt/preparation.py:tokenise
         engine/prompt/tokenizers.py:Tokenizer.encode
-        engine/prompt/prompts.py:render
+        engine/prompt/preparation.py:render
         engine/prompt/tokenizers.py:Tokenizer.render
         engine/prompt/chat_templates.py:Templates.render
         engine/calls/services.py:Services.load
@@ -74,7 +74,7 @@ QUESTIONS = {
         engine/execution/runner.py:Runner.step
         engine/execution/runner.py:Runner._start
         engine/scheduling/waiting_list.py:WaitingList.start_next
-        engine/scheduling/policy.py:startable
+        engine/scheduling/waiting_list.py:startable
         engine/execution/prefill_queue.py:PrefillQueue.step
         engine/scheduling/prefill_plan.py:PrefillTurn.place
         engine/execution/prefill_queue.py:PrefillQueue._begin

@@ -114,7 +114,7 @@ def test_rewritten_weights_do_not_poison_other_copies(
     loaded = {model.info.model: model.info.fingerprint for model in harness.figures.models}
     assert loaded[str(untouched)] == names[0]
     assert loaded[str(rewritten)] != names[0]
-    assert [line["file"] for line in logs if line["event"].startswith("a weight file holds")] == ["model.safetensors"]
+    assert [line["file"] for line in logs if line["event"] == "weight_file_changed"] == ["model.safetensors"]
     harness.settle()
 
 

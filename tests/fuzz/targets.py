@@ -19,7 +19,7 @@ from daemon.cache.identity import ModelSource, identify
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.cache.weight_files import read_header
 from daemon.engine.prompt.chat_templates import Templates
-from daemon.engine.prompt.prompts import prepare_prompt
+from daemon.engine.prompt.preparation import prepare_prompt
 from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
 from daemon.engine.template_worker import MAX_RENDERED
 from daemon.server.validation import check_generate, check_invalidate, check_load

@@ -21,8 +21,7 @@ from daemon.engine.calls.services import Services
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.memory.memory_budget import kv_need
-from daemon.engine.prompt.preparation import PreparedRequest, prepare_request
-from daemon.engine.prompt.prompts import render
+from daemon.engine.prompt.preparation import PreparedRequest, prepare_request, render
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.kv.keys import Namespace
 from mlx_sidecar.v1 import sidecar_pb2 as pb

@@ -16,7 +16,7 @@ from daemon.engine.calls.driver import Call, Waiting, wait_for
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.services import Services
 from daemon.engine.execution.runner import Runner
-from daemon.engine.prompt.prompts import tokenise
+from daemon.engine.prompt.preparation import tokenise
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.engine.reporting.model_registry import NameRegistry
 from daemon.kv.keys import Namespace, model_digest

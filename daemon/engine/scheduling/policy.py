@@ -25,7 +25,7 @@ Times are passed in, and nothing here knows arrays, models or messages.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
@@ -272,26 +272,3 @@ class Turns(Generic[R]):
         self._passed = {request: self._passed.get(request, 0) for request in candidates if request is not chosen}
         for request in earlier:
             self._passed[request] += 1
-
-
-def startable(
-    waiting: Iterable[R], running: Callable[[Hashable], int], max_batch: int, fits: Callable[[R], bool], turns: Turns[R]
-) -> R | None:
-    """
-    Return the waiting request that gets a slot, and note its turn; None if none can start.
-
-    A request that does not fit in memory now blocks the requests behind it: smaller ones that pass would starve it.
-
-    Args:
-        waiting: Requests with a loaded model, oldest first.
-        running: Returns how many requests of a model have a slot.
-        max_batch: Most slots of a model.
-        fits: Whether a request fits in memory now; may free memory.
-        turns: The order of turns.
-    """
-    candidates = [request for request in waiting if running(request.model_key) < max_batch]
-    first = turns.first(candidates)
-    if first is None or not fits(first):
-        return None
-    turns.took(first, candidates)
-    return first

@@ -7,10 +7,10 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
-from daemon.engine.scheduling.policy import Candidate, Turns, startable
+from daemon.engine.scheduling.policy import Candidate, Turns
 
 
 class Waiting(Candidate, Protocol):
@@ -21,6 +21,7 @@ class Waiting(Candidate, Protocol):
         """Its arrival, in seconds of the engine's clock."""
 
 
+C = TypeVar("C", bound=Candidate)
 W = TypeVar("W", bound=Waiting)
 
 
@@ -61,3 +62,26 @@ class WaitingList(Generic[W]):
         if request is not None:
             self._requests.remove(request)
         return request
+
+
+def startable(
+    waiting: Iterable[C], running: Callable[[Hashable], int], max_batch: int, fits: Callable[[C], bool], turns: Turns[C]
+) -> C | None:
+    """
+    Return the waiting request that gets a slot, and note its turn; None if none can start.
+
+    A request that does not fit in memory now blocks the requests behind it: smaller ones that pass would starve it.
+
+    Args:
+        waiting: Requests with a loaded model, oldest first.
+        running: Returns how many requests of a model have a slot.
+        max_batch: Most slots of a model.
+        fits: Whether a request fits in memory now; may free memory.
+        turns: The order of turns.
+    """
+    candidates = [request for request in waiting if running(request.model_key) < max_batch]
+    first = turns.first(candidates)
+    if first is None or not fits(first):
+        return None
+    turns.took(first, candidates)
+    return first

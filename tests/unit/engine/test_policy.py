@@ -21,8 +21,8 @@ from daemon.engine.scheduling.policy import (
     Allowance,
     ChunkSizer,
     Turns,
-    startable,
 )
+from daemon.engine.scheduling.waiting_list import startable
 from daemon.shared.errors import Reason, SidecarError
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.output.harmony import MARKS
 from daemon.engine.prompt.chat_templates import Templates
-from daemon.engine.prompt.prompts import offered_tools
+from daemon.engine.prompt.preparation import offered_tools
 from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.structured_output.required_calls import required_calls
 from daemon.shared.errors import SidecarError
