@@ -66,7 +66,7 @@ def engine(stats: EngineStats) -> Finding:
     """Check that the running daemon's engine makes progress, and report its restarts."""
     again = f"restarted {stats.restarts} times" if stats.restarts != 1 else "restarted once"
     if stats.state == "stalled":
-        advice = "the daemon kills and restarts it by itself; see its log for: the engine is stuck and is killed"
+        advice = "the daemon kills and restarts it by itself; see its log for: engine_stuck_killed"
         step = f"a step of {stats.step_age:.0f} s" if stats.step_age else "no sign of life"
         return failed("engine", f"pid {stats.pid} is stalled: {step}; {again}", advice)
     if stats.state == "starting":
