@@ -14,7 +14,16 @@ import click
 
 from daemon.cli.exit_codes import explain
 from daemon.cli.output.answer import print_answer, print_timings
-from mlx_sidecar import Client, DaemonNotRunning, Message, ShuttingDown, SidecarError, UntrustedSocket
+from mlx_sidecar import (
+    Client,
+    ConnectionLost,
+    DaemonNotRunning,
+    EngineRestarted,
+    Message,
+    ShuttingDown,
+    SidecarError,
+    UntrustedSocket,
+)
 
 HELP = """\
 /clear        forget the conversation, keep the system message
@@ -91,7 +100,11 @@ class Chat:
             self._answer(turn)
         except KeyboardInterrupt:
             click.echo("Interrupted; this turn is forgotten.", err=True)
-        except (DaemonNotRunning, ShuttingDown):
+        except (ConnectionLost, DaemonNotRunning, ShuttingDown):
+            click.echo("The daemon went away; waiting for it to come back. Ctrl-C leaves.", err=True)
+            return False
+        except EngineRestarted:  # a request that kills engines is refused with another error at its third attempt
+            click.echo("The engine was restarted; waiting for it to come back. Ctrl-C leaves.", err=True)
             return False
         except SidecarError as error:
             answer = explain(error)
@@ -101,7 +114,6 @@ class Chat:
     def _wait(self) -> None:
         """Wait until a daemon answers and is not draining."""
         self._away = True
-        click.echo("The daemon went away; waiting for it to come back. Ctrl-C leaves.", err=True)
         while True:
             time.sleep(LOOK_SECONDS)
             try:

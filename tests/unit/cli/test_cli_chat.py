@@ -13,7 +13,15 @@ from prompt_toolkit.output import DummyOutput
 from daemon.cli import exit_codes
 from daemon.cli.terminal import chat
 from daemon.cli.terminal.prompt import Terminal
-from mlx_sidecar import ContextLengthExceeded, DaemonNotRunning, Message, ShuttingDown, Stats
+from mlx_sidecar import (
+    ConnectionLost,
+    ContextLengthExceeded,
+    DaemonNotRunning,
+    EngineRestarted,
+    Message,
+    ShuttingDown,
+    Stats,
+)
 from tests.unit.cli.cli_fakes import STATS, FakeClient, client_fixture, pretend_terminal, pretend_typing, run_cli  # noqa: F401
 
 SYSTEM, ONE, TWO, HELLO = (
@@ -82,7 +90,9 @@ class Away:
         return replace(STATS, daemon=replace(STATS.daemon, draining=self.looks == 3))
 
 
-@pytest.mark.parametrize("gone", [DaemonNotRunning("gone"), ShuttingDown("drains")])
+@pytest.mark.parametrize(
+    "gone", [DaemonNotRunning("gone"), ShuttingDown("drains"), ConnectionLost("cut off"), EngineRestarted("died")]
+)
 def test_chat_waits_for_its_daemon_and_asks_again(
     client: FakeClient, monkeypatch: pytest.MonkeyPatch, gone: Exception
 ) -> None:
