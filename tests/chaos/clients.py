@@ -17,19 +17,13 @@ import grpc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.chaos.asks import Ask
-from tests.chaos.calls import ending
+from tests.chaos.calls import CHANNEL, ending
 from tests.chaos.history import CUT, OK, History, Invalidation, Stream
 from tests.chaos.world import World
 from tests.support.daemons import wait_until
 
 SALTS = ["", "a", "b"]
 CALL_SECONDS = 60.0
-CHANNEL = [
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 200),
-    ("grpc.use_local_subchannel_pool", 1),
-]
-"""A daemon that is back is found at once, and each client has a connection of its own."""
 
 
 @dataclass(slots=True)

@@ -23,8 +23,9 @@ from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.tokenizers import Tokenizers
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.chaos.asks import Ask, pool, solo_texts
+from tests.chaos.calls import CHANNEL
 from tests.chaos.checker import settle, violations
-from tests.chaos.clients import CHANNEL, Client
+from tests.chaos.clients import Client
 from tests.chaos.history import History
 from tests.chaos.world import World
 from tests.support.models import copy_of_embedded

@@ -12,13 +12,13 @@ import grpc
 
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
-from tests.chaos.calls import ending
+from tests.chaos.calls import CHANNEL, ending
 
 
 def main() -> None:
     """Read one stream."""
     socket, request = sys.argv[1:]
-    with grpc.insecure_channel(f"unix:{socket}") as channel:
+    with grpc.insecure_channel(f"unix:{socket}", options=CHANNEL) as channel:
         call = SidecarServiceStub(channel).Generate(pb.GenerateRequest.FromString(bytes.fromhex(request)), timeout=60)
         try:
             for event in call:
