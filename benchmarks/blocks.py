@@ -8,8 +8,7 @@ from daemon.kv.evictor import PrefixLimits
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.nodes import Checkpoint, Extent
 from daemon.kv.prefix_cache import PrefixCache
-from daemon.kv.source import Resume
-from daemon.kv.spec import LayerGroup, PrefixSpec
+from daemon.kv.spec import LayerGroup, PrefixSpec, Resume
 
 _BLOCK_BYTES = 1024
 _PARTS = PrefixSpec((LayerGroup(_BLOCK_BYTES),))

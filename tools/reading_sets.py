@@ -86,15 +86,15 @@ QUESTIONS = {
         """,
     "how a prefix block is stored and restored (full attention)": """
         engine/execution/prefill.py:Prefill._store
-        engine/execution/prefix_storage.py:store
-        engine/execution/sequence_kv.py:SequenceKV
+        engine/execution/prefill.py:Prefill._store_blocks
+        engine/execution/sequence_kv.py:SequenceKV.store
         kv/mlx/request_kv.py:RequestKV
         kv/prefix_cache.py:PrefixCache.store
-        kv/source.py:KVSource
+        kv/spec.py:KVSource
         kv/spec.py:PrefixSpec
         kv/keys.py:block_keys
         kv/trie.py:PrefixTrie.match
-        kv/tree.py:Tree.walk
+        kv/nodes.py:Tree.walk
         kv/nodes.py:Node.child
         kv/lease.py:PrefixLease
         kv/evictor.py:Evictor.make_room
@@ -110,7 +110,7 @@ QUESTIONS = {
         kv/mlx/adapters/kv_cache.py:KVCacheAdapter.pack
         kv/trie.py:PrefixTrie.insert
         kv/trie.py:PrefixTrie._add
-        kv/tree.py:Tree.grow
+        kv/nodes.py:Tree.grow
         kv/extent_ledger.py:ExtentLedger.take
         -- the next prompt
         engine/execution/prefill.py:Prefill.begin

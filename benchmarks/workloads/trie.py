@@ -24,7 +24,7 @@ from daemon.kv.mlx.adapters import kv_cache
 from daemon.kv.mlx.request_kv import RequestKV
 from daemon.kv.mlx.self_test import probe
 from daemon.kv.prefix_cache import PrefixCache
-from daemon.kv.source import Resume
+from daemon.kv.spec import Resume
 
 LOOKUP, INSERT, EVICT = Metric("lookup", "ms"), Metric("insert", "ms"), Metric("evict as much", "ms")
 MEMORY, COLLECT = Metric("memory of a block", "bytes"), Metric("full garbage collection", "ms")

@@ -47,8 +47,7 @@ from daemon.kv.extent_ledger import EXTENT_BLOCKS, Run, runs
 from daemon.kv.keys import BLOCK_TOKENS, block_keys, key_starts_with, partition_of
 from daemon.kv.lease import PrefixLease
 from daemon.kv.nodes import Checkpoint, Extent, Node
-from daemon.kv.source import KVSource, Resume
-from daemon.kv.spec import LayerGroup, PrefixSpec
+from daemon.kv.spec import KVSource, LayerGroup, PrefixSpec, Resume
 from daemon.kv.trie import PrefixTrie
 from daemon.shared.failpoints import failpoint
 

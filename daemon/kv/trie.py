@@ -22,8 +22,7 @@ from daemon.kv.eviction_queue import EvictionQueue
 from daemon.kv.extent_ledger import ExtentLedger
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
-from daemon.kv.nodes import Checkpoint, Extent, NamespaceCounters, Node
-from daemon.kv.tree import Tree
+from daemon.kv.nodes import Checkpoint, Extent, NamespaceCounters, Node, Tree
 
 Restorable = Callable[[Sequence[Node]], int]
 """Returns the number of blocks of a stored path after which a request can go on."""

@@ -23,7 +23,6 @@ import mlx.core as mx
 import structlog
 
 from daemon.cache.identity import ModelKey
-from daemon.engine.execution.prefix_storage import store
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM
@@ -34,7 +33,7 @@ from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.batch_cache import plain
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.resume import resume_points
-from daemon.kv.source import Resume
+from daemon.kv.spec import Resume
 from daemon.shared.failpoints import failpoint
 
 TAIL = 64
@@ -225,7 +224,7 @@ class Prefill:
 
     def store_computed(self) -> None:
         """Store the blocks that were computed since the last store."""
-        store(self.sequence, self._kv, self._prefixes, Resume.NO)
+        self._store_blocks(Resume.NO)
         self._stored = self.done
 
     def prepare_for(self, follower: Beginning) -> None:
@@ -243,12 +242,12 @@ class Prefill:
                 insort(self._points, parts_at)
                 self._forks.append(parts_at)
         elif parts_at:
-            store(self.sequence, self._kv, self._prefixes, Resume.YES, first=parts_at)
+            self._store_blocks(Resume.YES, first=parts_at)
 
     def was_computed(self, caches: list[Any]) -> None:
         """Take over that a shared pass computed the rest of the prompt, all but its last token, and store it."""
         self._kv.advanced(self._left, caches)
-        store(self.sequence, self._kv, self._prefixes, Resume.NO, caches)
+        self._store_blocks(Resume.NO, caches)
         self._clear_up()
 
     def _clear_up(self) -> None:
@@ -301,12 +300,16 @@ class Prefill:
         request = self.sequence.request
         return resume_points(request.prompt, kv.cached, [branch, *self._forks], request.message_ends)
 
+    def _store_blocks(self, resume: Resume, caches: list[Any] | None = None, *, first: int | None = None) -> None:
+        kv, name = self._kv, self.sequence.request.request_id
+        kv.store(self.sequence.tokens_in(kv), self._prefixes, resume, name, caches, first=first)
+
     def _store(self, *, at_point: bool) -> None:
         """Store the blocks computed since the last store: at resume points, a full extent at a time, and at the end."""
         if at_point:
             self._points.pop(0)
         if at_point or self._left == 0 or self.done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
-            store(self.sequence, self._kv, self._prefixes, Resume.YES if at_point else Resume.NO)
+            self._store_blocks(Resume.YES if at_point else Resume.NO)
             self._stored = self.done
 
     def _look_up(self) -> None:

@@ -20,7 +20,6 @@ from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
-from daemon.engine.execution.prefix_storage import store
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.memory.memory_budget import kv_need
 from daemon.engine.outbox import Outbox
@@ -30,7 +29,7 @@ from daemon.engine.scheduling.policy import ChunkSizer
 from daemon.engine.scheduling.waiting_list import WaitingList
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
-from daemon.kv.source import Resume
+from daemon.kv.spec import Resume
 from daemon.shared.errors import RETRY_SECONDS, Reason, SidecarError
 from daemon.shared.failpoints import failpoint
 from daemon.shared.wording import size
@@ -271,7 +270,8 @@ class Runner:
         stride = sequence.loaded.layout.parts.stride
         if stride and sequence.kv.held % stride == 0:
             caches = self._decoders[sequence.model_key].caches_of(sequence)
-            store(sequence, sequence.kv, self._prefixes, Resume.PASSING, caches)
+            kv, name = sequence.kv, sequence.request.request_id
+            kv.store(sequence.tokens_in(kv), self._prefixes, Resume.PASSING, name, caches)
 
     def _forget(self, sequence: Sequence) -> None:
         """Drop the prefixes that a sequence stored before its logits were found to be no numbers; store no more."""
@@ -290,7 +290,7 @@ class Runner:
             if not len(decoder):
                 del self._decoders[sequence.model_key]
         for kv in sequence.kvs:
-            store(sequence, kv, self._prefixes, Resume.YES)
+            kv.store(sequence.tokens_in(kv), self._prefixes, Resume.YES, sequence.request.request_id)
         sequence.release()
 
 

@@ -16,12 +16,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from daemon.cache.entry import ModelLease
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
-from daemon.kv.mlx.request_kv import Boundary
+from daemon.kv.mlx.request_kv import Boundary, RequestKV
+from daemon.kv.prefix_cache import PrefixCache
+from daemon.kv.spec import NotHeldError, Resume
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +86,41 @@ class SequenceKV:
         layout = self.loaded.layout
         if layout.states and self.writes and self.held % BLOCK_TOKENS == 0:
             self.boundary = Boundary(self.held, layout.state(caches, row))
+
+    def store(
+        self,
+        tokens: list[int],
+        prefixes: PrefixCache,
+        resume: Resume,
+        request_id: str,
+        caches: list[Any] | None = None,
+        *,
+        first: int | None = None,
+    ) -> None:
+        """
+        Store every full block that is not stored yet; a fault is only logged.
+
+        Args:
+            tokens: The tokens that the arrays hold.
+            prefixes: The prefix cache.
+            resume: Whether requests shall be able to resume where it is now, or after the `first` tokens.
+            request_id: The request that a fault is logged for.
+            caches: The arrays, if they are in a batch.
+            first: How many of the tokens to store; None for all. Nothing if their state is not held any more.
+        """
+        layout = self.loaded.layout
+        caches = caches or self.cache
+        if not (self.writes and layout.reusable and caches and self.held):
+            return
+        if first is not None and layout.states and (self.boundary is None or self.boundary.tokens != first):
+            return
+        try:
+            live = RequestKV(layout, caches, self.held, self.boundary)
+            prefixes.store(self.namespace, tokens[:first], layout.parts, live, resume=resume)
+        except NotHeldError:
+            return  # a window has passed these tokens; the blocks that were stored before it did remain
+        except Exception:
+            log.exception("prefix_store_failed", request_id=request_id)
 
     def trim(self, tokens: int) -> None:
         """Take the last tokens out again; only models with full attention alone can."""

@@ -11,8 +11,7 @@ from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
 from daemon.kv.nodes import Checkpoint, Extent
 from daemon.kv.prefix_cache import PrefixCache
-from daemon.kv.source import NotHeldError, Resume
-from daemon.kv.spec import LayerGroup, PrefixSpec
+from daemon.kv.spec import LayerGroup, NotHeldError, PrefixSpec, Resume
 
 GROUP_BLOCK_BYTES = 50
 STATE_BYTES = 120

@@ -12,7 +12,7 @@ from daemon.kv.mlx import checkpoints
 from daemon.kv.mlx.adapters import arrays
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.request_kv import Boundary, RequestKV
-from daemon.kv.source import Resume
+from daemon.kv.spec import Resume
 from tests.unit.kv.tiny_models import RECURRENT, TinyEngine, build, raw, same_bits, tokens
 
 LENGTHS = [16, 32, 48, 64, 256, 272]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.kv.source import NotHeldError, Resume
+from daemon.kv.spec import NotHeldError, Resume
 from tests.unit.kv.fake_kv import (
     ALL,
     GROUP_BLOCK_BYTES,

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
-from daemon.kv.source import NotHeldError, Resume
+from daemon.kv.spec import NotHeldError, Resume
 from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, RECURRENT, WINDOWED, FakeKV, FakePrefixes, prompt
 
 NAMESPACES = st.sampled_from(["n/one", "n/two", "m/one"])

@@ -11,7 +11,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from daemon.kv.extent_ledger import Run
 from daemon.kv.mlx.adapters import rotating
-from daemon.kv.source import NotHeldError, Resume
+from daemon.kv.spec import NotHeldError, Resume
 from tests.support.builders import page_rounding
 from tests.unit.kv.tiny_models import WINDOWED, TinyEngine, build, tokens
 

@@ -28,7 +28,7 @@ from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.request_kv import RequestKV
 from daemon.kv.mlx.self_test import probe
 from daemon.kv.prefix_cache import PrefixCache
-from daemon.kv.source import Resume
+from daemon.kv.spec import Resume
 
 VOCABULARY = 61
 

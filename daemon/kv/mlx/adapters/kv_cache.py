@@ -12,7 +12,7 @@ from daemon.kv.extent_ledger import Run
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.adapters.base import BlockAdapter
 from daemon.kv.nodes import Extent
-from daemon.kv.source import NotHeldError
+from daemon.kv.spec import NotHeldError
 
 
 class KVShape(NamedTuple):

@@ -13,7 +13,7 @@ from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.adapters import kv_cache
 from daemon.kv.mlx.adapters.base import BlockAdapter
 from daemon.kv.nodes import Extent
-from daemon.kv.source import NotHeldError
+from daemon.kv.spec import NotHeldError
 
 
 class WindowShape(NamedTuple):
