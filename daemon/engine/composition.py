@@ -98,7 +98,7 @@ def build_engine(
     )
     source = pressure if config.evict_on_memory_pressure else normal
     relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)
-    return Engine(services, prefixes, invalidator, templates, memory, buffers, relief, streams)
+    return Engine(services, invalidator, templates, memory, buffers, relief, streams)
 
 
 def _model_limits(config: Config, budget: MemoryBudget) -> ModelLimits:

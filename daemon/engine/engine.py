@@ -15,7 +15,6 @@ from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.memory.pressure import Relief
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.scheduling.batching_window import BatchingWindow, most_seconds
-from daemon.kv.prefix_cache import PrefixCache
 from daemon.v1 import ipc_pb2 as ipc
 
 SWEEP_SECONDS = 1.0
@@ -28,7 +27,6 @@ class Engine:
 
     Args:
         services: The parts that calls use.
-        prefixes: The prefix cache.
         invalidator: Drops models and prefixes.
         templates: The processes that render chat templates.
         memory: Frees memory for what running requests have grown by.
@@ -40,7 +38,6 @@ class Engine:
     def __init__(
         self,
         services: Services,
-        prefixes: PrefixCache,
         invalidator: Invalidator,
         templates: Templates,
         memory: EngineMemory,
@@ -54,7 +51,6 @@ class Engine:
         self._runner = services.runner
         self._outbox = services.outbox
         self._background = services.background
-        self._prefixes = prefixes
         self._invalidator = invalidator
         self._templates = templates
         self._memory = memory

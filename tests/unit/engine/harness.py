@@ -135,8 +135,8 @@ class Harness:
             self.step()
         self.until(lambda: not self.engine.busy and not self.engine._calls)
         self.engine._models.check_integrity()
-        self.engine._prefixes.check_integrity()
-        assert self.engine._prefixes.trie.leases == 0
+        self.engine._memory._prefixes.check_integrity()
+        assert self.engine._memory._prefixes.trie.leases == 0
         assert all(entry.leases == 0 for entry in self.engine._models.entries())
         assert not self.engine._runner.sequences()
 

@@ -71,7 +71,7 @@ class Case:
 
     def poison(self, prompt: list[int]) -> None:
         """Change one value of what is stored of a prompt: of its last block, or of its checkpoint if it has none."""
-        prefixes = self.harness.engine._prefixes
+        prefixes = self.harness.engine._memory._prefixes
         (namespace,) = prefixes.trie.namespaces
         with prefixes.trie.match(namespace, block_keys(prompt[:-1])) as lease:
             node = lease.nodes[-1]
@@ -168,7 +168,7 @@ def test_reuse_is_exact_after_an_eviction_of_the_tail(case: Case) -> None:
     """What is left is reused or not, but never wrong; stored again, it is whole again."""
     prompt = ids(300)
     case.answer(prompt)
-    prefixes = case.harness.engine._prefixes
+    prefixes = case.harness.engine._memory._prefixes
     for _ in range(4):
         prefixes.shed(prefixes.memory_usage() // 2)
         prefixes.check_integrity()
