@@ -76,7 +76,7 @@ def prepare_request(
     stops = tuple(request.stop.strings)
     if notation is None:
         return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
-    if not notation.call_start:  # the template gets the tools, but no mark tells a call from text
+    if notation.calls is None:  # the template gets the tools, but no mark tells a call from text
         tools = []
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
     thinking = notation.thinking(prompt.tokens, wanted=wanted)

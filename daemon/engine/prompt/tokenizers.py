@@ -120,8 +120,8 @@ class Tokenizer:
     @cached_property
     def notation(self) -> ChatMarkup | None:
         """The model's marks of reasoning and tool calls; None if it has none."""
-        marks = self._wrapper.has_thinking or self._wrapper.has_tool_calling or self._wrapper.response_initial_state
-        return ChatMarkup(self._wrapper) if marks else None
+        markup = ChatMarkup(self._wrapper)
+        return markup if markup.has_marks else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""

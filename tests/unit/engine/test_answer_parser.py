@@ -17,8 +17,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
 
 from daemon.engine.output.answer_parser import AnswerParser, Parts
 from daemon.engine.output.chat_markup import ChatMarkup
-from daemon.engine.output.harmony import MARKS, understood
-from daemon.engine.output.tool_calls import MOST_CHARACTERS, Tool
+from daemon.engine.output.harmony import understood
+from daemon.engine.output.notations.detection import HARMONY_MARKS as MARKS
+from daemon.engine.output.reader import MOST_KEPT as MOST_CHARACTERS
+from daemon.engine.output.tool_calls import Tool
 
 TOOLS = [
     Tool(name, "", parameters)
@@ -328,11 +330,14 @@ def test_unparsable_tool_call_makes_all_calls_text() -> None:
     tags = RECORDED["tags for everything"][0]
     answer = f"<|open|>tools<|sep|>{whole}{broken}<|close|>tools<|sep|>"
     assert take(tags, [answer]).text == answer
+
+
+def test_two_functions_in_one_tag_are_two_calls() -> None:
     one = "<function=search>\n</function>"
-    xml = RECORDED["xml parameters"][0]
     answer = f"<tool_call>\n{one}\n{one}\n</tool_call>"
-    assert take(xml, [answer]).text == answer
-    assert take(xml, [f"<tool_call>\n{one}\n</tool_call>"]).calls == [("search", {})]
+    for pieces in cuts(answer):
+        taken = take(RECORDED["xml parameters"][0], pieces)
+        assert (taken.text, taken.calls) == ("", [("search", {}), ("search", {})])
 
 
 def test_repetition_within_a_tool_call_stays_linear() -> None:
@@ -400,10 +405,20 @@ def test_reasoning_is_split_from_text_at_any_cut(name: str) -> None:
         assert (taken.text, taken.reasoning) == (text, reasoning), pieces
 
 
-def test_tool_call_within_reasoning_is_a_call() -> None:
-    """The characters after such a call are text, as in mlx-lm."""
-    taken = take(HERMES, [f"<think>I ask {HERMES_CALL} now"])
-    assert (taken.reasoning, taken.calls, taken.text) == ("I ask ", [WEATHER], " now")
+def test_a_call_mentioned_in_reasoning_is_reasoning() -> None:
+    answer = f"<think>I ask {HERMES_CALL} now</think>So"
+    for pieces in cuts(answer):
+        taken = take(HERMES, pieces)
+        assert (taken.reasoning, taken.calls, taken.text) == (f"I ask {HERMES_CALL} now", [], "So")
+
+
+def test_calls_that_end_open_reasoning_are_calls() -> None:
+    """The model forgot the mark that ends its reasoning; an answer that was cut has not ended."""
+    for pieces in cuts(f"<think>I ask {HERMES_CALL}\n{HERMES_CALL}\n"):
+        taken = take(HERMES, pieces)
+        assert (taken.reasoning, taken.calls, taken.text) == ("I ask ", [WEATHER, WEATHER], "")
+        cut = take(HERMES, pieces, ended=False)
+        assert (cut.reasoning, cut.calls) == (f"I ask {HERMES_CALL}\n{HERMES_CALL}\n", [])
 
 
 ALPHABET = st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", "<", "think>", "a ", "\n", "{}",
