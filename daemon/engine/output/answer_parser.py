@@ -119,15 +119,14 @@ class AnswerParser:
 
     def _answer(self, part: str) -> Steps[None]:
         """Read all parts of the answer, beginning with `part`."""
-        first = True
+        mark = ""
         while not self._reader.ended or self._reader.rest():
             if part == TEXT:
                 mark = yield from self._read_text()
             elif part == REASONING:
                 mark = yield from self._read_reasoning()
             else:
-                mark = yield from self._read_header(part, first=first)
-            first = False
+                mark = yield from self._read_header(part, mark)
             part = yield from self._behind(part, mark)
 
     def _behind(self, part: str, mark: str) -> Steps[str]:
@@ -229,13 +228,19 @@ class AnswerParser:
         reader.forget()
         return last
 
-    def _read_header(self, part: str, *, first: bool) -> Steps[str]:
-        """Read a header and return the mark that ends it. An answer may have no header at all."""
+    def _read_header(self, part: str, before: str) -> Steps[str]:
+        """
+        Read a header and return the mark that ends it. What is no header, but text without one, is text.
+
+        Args:
+            part: The kind of header.
+            before: The mark that led here; empty at the beginning of the answer.
+        """
         held: list[str] = []
         mark = yield from self._reader.until(self._marks(part), held.append)
         header = "".join(held)
-        cut = any(header.lstrip().startswith(begin) for begin in self._markup.headers)
-        if not mark and first and not cut:
+        begun = before not in ("", *self._markup.message_ends) or header.lstrip().startswith(self._markup.headers)
+        if not mark and not begun:
             self._add_text(header)
         return mark
 

@@ -102,9 +102,14 @@ class ChatMarkup:
         return {to for marks in self.edges.values() for to in marks.values()}
 
     @property
-    def headers(self) -> list[str]:
+    def headers(self) -> tuple[str, ...]:
         """Marks that end a text and begin a header; empty if the model writes no headers."""
-        return [mark for mark, to in self.edges[TEXT].items() if to not in (TEXT, REASONING, CALL, SHOWN)]
+        return tuple(mark for mark, to in self.edges[TEXT].items() if to not in (TEXT, REASONING, CALL, SHOWN))
+
+    @property
+    def message_ends(self) -> tuple[str, ...]:
+        """Marks that end a message of several in an answer; empty if an answer is one message."""
+        return getattr(self._wrapper, "message_ends", ())
 
     @property
     def marks(self) -> list[str]:
@@ -148,7 +153,7 @@ class ChatMarkup:
 
     def _closed(self, prompt: Sequence[int]) -> bool:
         """Return whether a prompt ends with the end of reasoning or of a message."""
-        ends = (self.think_end, *getattr(self._wrapper, "message_ends", ()))
+        ends = (self.think_end, *self.message_ends)
         return bool(self.think_end) and self._tail(prompt).endswith(ends)
 
     def _tail(self, prompt: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Reads JSON while it is written, and passes it on unchanged, with its spaces, its numbers and the order of its keys."""
+"""Reads JSON while it is written, and passes it on unchanged: its spaces, its numbers and the order of its keys."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from daemon.engine.output.harmony import understood
 from daemon.engine.output.notations.detection import HARMONY_MARKS as MARKS
 from daemon.engine.output.reader import MOST_KEPT as MOST_CHARACTERS
 from daemon.engine.output.tool_calls import Tool
+from tests.unit.engine.fake_tokenizer import FakeTokenizer
 
 TOOLS = [
     Tool(name, "", parameters)
@@ -29,38 +30,6 @@ TOOLS = [
         "search": {"type": "object", "properties": {"query": {"type": "string"}}},
     }.items()
 ]
-
-
-@dataclass
-class FakeTokenizer:
-    """
-    The parts of a Hugging Face tokenizer that mlx-lm reads a notation from. Each character is a token.
-
-    Attributes:
-        words: Tokens of its vocabulary that are marks.
-        chat_template: mlx-lm guesses the notation of tool calls from it.
-    """
-
-    words: Sequence[str] = ()
-    chat_template: str = ""
-    eos_token_id: int = 0
-    init_kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def get_vocab(self) -> dict[str, int]:
-        """Return the marks as tokens."""
-        return {word: number + 0x11_0000 for number, word in enumerate(self.words)}
-
-    def encode(self, text: str, **_: Any) -> list[int]:
-        """Return characters as ids."""
-        return [*map(ord, text)]
-
-    def decode(self, ids: Sequence[int], **_: Any) -> str:
-        """Return ids as characters."""
-        return "".join(map(chr, ids))
-
-    def apply_chat_template(self, *_: Any, **__: Any) -> str:
-        """Render nothing."""
-        return ""
 
 
 def notation(*words: str, template: str = "", parts: dict[str, Any] | None = None) -> ChatMarkup:

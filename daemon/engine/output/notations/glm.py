@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from daemon.engine.output.notations.notation import Notation, read_end, read_name
+from daemon.engine.output.notations.notation import Notation, read_name
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
     Free,
@@ -44,7 +44,7 @@ def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
         end()
         yield from reader.space()
     writer.end()
-    yield from read_end(reader, _END, before=(_START,))
+    yield from reader.literal(_END)  # without it, arguments may be missing
     calls.end()
 
 
