@@ -136,6 +136,7 @@ def _delta(event: Delta) -> pb.Delta:
         token_ids=[token.id for token in piece.tokens],
         reasoning=piece.reasoning,
         tool_calls=[_tool_call(call) for call in piece.calls],
+        tool_call_deltas=[pb.ToolCallDelta(**asdict(part)) for part in piece.call_pieces],
     )
     if event.logprobs:
         message.logprobs.extend(_logprob(token) for token in piece.tokens)

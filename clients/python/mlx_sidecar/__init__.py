@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         Started,
         Timings,
         TokenLogprob,
+        ToolCallDelta,
         TopLogprob,
         Usage,
     )
@@ -99,7 +100,7 @@ _HOMES = {
     "_options": "GenerateOptions LoadOptions",
     "_results": (
         "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress PrefillProgress "
-        "Started Timings TokenLogprob TopLogprob Usage"
+        "Started Timings TokenLogprob ToolCallDelta TopLogprob Usage"
     ),
     "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
@@ -173,6 +174,7 @@ __all__ = [
     "TokenLogprob",
     "Tool",
     "ToolCall",
+    "ToolCallDelta",
     "TopLogprob",
     "UntrustedSocket",
     "Usage",

@@ -108,6 +108,26 @@ class GeneratedToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """
+    A piece of a call that the model is writing.
+
+    Attributes:
+        index: Position among the calls of this completion, from 0.
+        id: Name of this call; empty after its first piece.
+        name: Name of the tool; empty after its first piece.
+        arguments_json: The next part of the arguments. All parts of a whole call are its `arguments_json`.
+        withdrawn: True: the call turned out to be none, and its pieces are void. Its text follows as text.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments_json: str
+    withdrawn: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """
     A piece of the completion. All texts together are the whole text, all reasonings the whole reasoning.
@@ -118,6 +138,7 @@ class Delta:
         logprobs: One entry for each of `token_ids`, if `top_logprobs` was given.
         reasoning: Reasoning before the answer; chat prompts only.
         tool_calls: Calls that are complete; chat prompts with `tools` only.
+        tool_call_deltas: Calls while they are written; each call of `tool_calls` comes here first.
     """
 
     text: str
@@ -125,6 +146,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...]
     reasoning: str = ""
     tool_calls: tuple[GeneratedToolCall, ...] = ()
+    tool_call_deltas: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +160,7 @@ class Usage:
         completion_tokens: Tokens generated, with the tokens that ended the generation.
         draft_tokens: Tokens that the draft model proposed.
         accepted_tokens: Proposed tokens that the model accepted.
+        reasoning_tokens: Tokens generated as reasoning, with its marks; chat prompts only.
     """
 
     prompt_tokens: int
@@ -145,6 +168,7 @@ class Usage:
     completion_tokens: int
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

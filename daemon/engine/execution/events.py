@@ -61,13 +61,14 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a request: of its prompt, reused, generated, guessed by the draft model, and guessed right."""
+    """Tokens of a request: of its prompt, reused, generated, guessed by the draft model, guessed right, reasoning."""
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class Sequence:
         constraint: Decides which tokens it may sample; None if all.
         draft: KV of the draft model that guesses for it; None without a draft model.
         generated: Tokens sampled so far.
+        reasoning_tokens: How many of them are reasoning, its marks included.
         logits: Those after its prompt, [1, vocab], until it decodes; None if its last token was not computed yet.
     """
 
@@ -71,6 +72,7 @@ class Sequence:
     constraint: TokenMask | None = None
     draft: DraftKV | None = None
     generated: list[int] = field(default_factory=list)
+    reasoning_tokens: int = 0
     logits: Any = None
 
     @property
@@ -133,17 +135,18 @@ class Sequence:
             The piece of the answer that may be sent, and why the sequence has ended, if it has.
         """
         piece, reason = self._accept(token, now)
-        if self.channels is None:
+        channels = self.channels
+        if channels is None:
             return piece, reason
-        parts = self.channels.add(piece.text)
-        text, reasoning, calls = parts.text, parts.reasoning, parts.calls
+        reasoned = channels.reasoning
+        parts = channels.add(piece.text)
+        self.reasoning_tokens += reasoned or channels.reasoning
         if reason is not None:
             ended = reason is FinishReason.STOP and not self.output.stop_match
-            rest = self.channels.finish(ended=ended)
-            text, reasoning, calls = text + rest.text, reasoning + rest.reasoning, calls + rest.calls
-            if ended and self.channels.calls:
+            parts += channels.finish(ended=ended)
+            if ended and channels.calls:
                 reason = FinishReason.TOOL_CALLS
-        return Piece(text, piece.tokens, reasoning, calls), reason
+        return Piece(parts.text, piece.tokens, parts.reasoning, parts.calls, parts.pieces), reason
 
     def _accept(self, token: Token, now: float) -> tuple[Piece, FinishReason | None]:
         """Take a token as text alone; `accept` takes that apart."""
@@ -166,7 +169,8 @@ class Sequence:
     def finished(self, reason: FinishReason) -> Finished:
         """Return its last event."""
         proposed, accepted = (self.draft.proposed, self.draft.accepted) if self.draft is not None else (0, 0)
-        usage = Usage(len(self.prompt), self.kv.cached, len(self.generated), proposed, accepted)
+        reasoning = self.reasoning_tokens
+        usage = Usage(len(self.prompt), self.kv.cached, len(self.generated), proposed, accepted, reasoning)
         return Finished(reason, self.output.stop_match, usage, self.times.spans())
 
     def release(self) -> None:

@@ -87,6 +87,8 @@ class AnswerParser:
         """Whether the answer has text other than white space."""
         self._read_again = 0
         """Characters that failed attempts have read."""
+        self._part = ""
+        """The part that is read now."""
         self._steps = self._answer(REASONING if opened else TEXT if bare else markup.initial)
         drive(self._steps)
 
@@ -94,6 +96,11 @@ class AnswerParser:
     def calls(self) -> int:
         """Number of tool calls so far."""
         return self._writer.count
+
+    @property
+    def reasoning(self) -> bool:
+        """Whether the model is reasoning."""
+        return self._part == REASONING
 
     def add(self, text: str) -> Parts:
         """Take the next piece of the answer and return the parts that are complete now."""
@@ -120,6 +127,7 @@ class AnswerParser:
     def _answer(self, part: str) -> Steps[None]:
         """Read all parts of the answer, beginning with `part`."""
         mark = ""
+        self._part = part
         while not self._reader.ended or self._reader.rest():
             if part == TEXT:
                 mark = yield from self._read_text()
@@ -127,7 +135,7 @@ class AnswerParser:
                 mark = yield from self._read_reasoning()
             else:
                 mark = yield from self._read_header(part, mark)
-            part = yield from self._behind(part, mark)
+            self._part = part = yield from self._behind(part, mark)
 
     def _behind(self, part: str, mark: str) -> Steps[str]:
         """Return the part behind a mark; read the calls that it begins."""

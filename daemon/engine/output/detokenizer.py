@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from daemon.engine.output.tool_calls import ToolCall
+from daemon.engine.output.tool_calls import CallPiece, ToolCall
 
 _REPLACEMENT = "\ufffd"
 _CHARACTER_TOKENS = 3
@@ -86,16 +86,18 @@ class Piece:
         text: Text of the answer.
         tokens: The tokens that are complete with it.
         reasoning: Text of the reasoning; empty unless the prompt is a conversation.
-        calls: Tool calls; none unless the prompt is a conversation.
+        calls: Whole tool calls; none unless the prompt is a conversation.
+        call_pieces: Pieces of tool calls, those of `calls` included.
     """
 
     text: str
     tokens: list[Token]
     reasoning: str = ""
     calls: Sequence[ToolCall] = ()
+    call_pieces: Sequence[CallPiece] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.tokens or self.reasoning or self.calls)
+        return bool(self.text or self.tokens or self.reasoning or self.calls or self.call_pieces)
 
 
 @dataclass(slots=True)

@@ -56,7 +56,7 @@ class Reader:
         self.ended = False
         self.by_model = False
         self._text = ""
-        """Text whose first `_taken` characters are taken."""
+        """Text of which the first `_taken` characters are taken."""
         self._taken = 0
         self._kept: list[str] = []
         """Text that was taken since `_kept_from`, except that of `_text`."""

@@ -175,7 +175,7 @@ It raises Malformed where the text is no call any more. What was written since t
 
 class NamedArguments:
     """
-    Writes the arguments of a call whose notation has a name and a text for each, typed by the tool's schema.
+    Writes the arguments of a call from a name and a text for each, typed by the tool's schema.
 
     Args:
         tool: The tool.

@@ -226,6 +226,7 @@ def _join(last: ipc.Event, event: ipc.Event) -> bool:
         last.generate.delta.logprobs.extend(event.generate.delta.logprobs)
         last.generate.delta.reasoning += event.generate.delta.reasoning
         last.generate.delta.tool_calls.extend(event.generate.delta.tool_calls)
+        last.generate.delta.tool_call_deltas.extend(event.generate.delta.tool_call_deltas)
         return True
     if inner == "prefill":
         last.generate.prefill.CopyFrom(event.generate.prefill)

@@ -71,13 +71,13 @@ def parse(marks: ChatMarkup, pieces: Sequence[str], tools: Sequence[Tool] = TOOL
         parts += parser.add(piece)
     parts += parser.finish(ended=ended)
     streamed: dict[int, list[str]] = {}
-    for piece in parts.pieces:
-        if piece.withdrawn:
-            streamed.pop(piece.index)
-        elif piece.name:
-            streamed[piece.index] = [piece.id, piece.name, piece.arguments_json]
+    for part in parts.pieces:
+        if part.withdrawn:
+            streamed.pop(part.index)
+        elif part.name:
+            streamed[part.index] = [part.id, part.name, part.arguments_json]
         else:
-            streamed[piece.index][2] += piece.arguments_json
+            streamed[part.index][2] += part.arguments_json
     assert [[call.id, call.name, call.arguments_json] for call in parts.calls] == list(streamed.values())
     return parts
 

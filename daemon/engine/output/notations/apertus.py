@@ -1,4 +1,4 @@
-"""Tool calls of Apertus: a list of objects whose only key is the tool's name, `[{"NAME": {…}}, …]`, between marks."""
+"""Tool calls of Apertus: a list of objects, each with the tool's name as its only key, `[{"NAME": {…}}, …]`, between marks."""
 
 from __future__ import annotations
 

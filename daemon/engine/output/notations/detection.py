@@ -78,7 +78,7 @@ _RULES = (
     _Rule(LLAMA_3, ('"parameters": dictionary of argument name and its value',)),
     _Rule(PYTHONIC, ("[func_name1(params_name1=params_value1",)),
 )
-"""The first rule whose texts a template has decides. Without a notation, mlx-lm has one for such templates."""
+"""The first rule decides of which the template has all texts. Without a notation, mlx-lm has one for such templates."""
 
 _WORDS = (
     (HARMONY, HARMONY_MARKS),

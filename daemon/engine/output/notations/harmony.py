@@ -1,4 +1,4 @@
-"""Tool calls of gpt-oss: a message whose header names the tool, `to=functions.NAME … <|message|>{…}`."""
+"""Tool calls of gpt-oss: a message with the tool's name in its header, `to=functions.NAME … <|message|>{…}`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Tool calls of MiniMax M3: a block of invocations whose arguments are elements within each other.
+Tool calls of MiniMax M3: a block of invocations, with arguments as elements within each other.
 
 Each tag follows the mark `]<]minimax[>[`. An element is named like its argument. A member of an object is an element of
 its name, and an item of a list is an element `item`:
@@ -64,7 +64,7 @@ def _read_invocation(reader: Reader, calls: CallWriter) -> Steps[None]:
 
 
 def _read_element(reader: Reader, name: str, kind: ArgumentType, depth: int) -> Steps[str]:
-    """Return the JSON of an element, whose first tag is taken."""
+    """Return the JSON of an element; its first tag is taken."""
     if depth > MOST_DEPTH:
         raise Malformed("elements are too deep within each other")
     if (yield from reader.maybe(_MARK)):

@@ -76,7 +76,7 @@ class JsonKeys:
 
     Attributes:
         name, arguments, id: Keys that mean the same, each.
-        other: Keys whose value says nothing about the call.
+        other: Keys that say nothing about the call.
         id_last: Whether the id comes after the arguments, so that nothing can be passed on before it.
     """
 

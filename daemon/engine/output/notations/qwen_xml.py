@@ -62,7 +62,7 @@ def in_tags(name: str, start: str, end: str, line: str) -> Notation:
 
 
 def _parameter(key: str, schema: Any, root: Mapping[str, Any], line: str) -> Part:
-    """Return the syntax of a parameter whose value has `line` on either side."""
+    """Return the syntax of a parameter, with `line` on either side of its value."""
     if re.search("[<>\n]", key):
         raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
     value = raw_value(schema, root, f"{line}{_PARAMETER_END}\n")

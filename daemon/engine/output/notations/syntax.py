@@ -121,7 +121,7 @@ def arguments(tool: Tool) -> dict[str, Any]:
 
 
 def json_call(before: str, named: str, after: str) -> Callable[[Tool], Part]:
-    """Return the syntax of a call whose name stands between two texts, and whose arguments are JSON."""
+    """Return the syntax of a call that has its name between two texts, and JSON arguments."""
 
     def call(tool: Tool) -> Part:
         return Sequence((Text(before + tool.name + named), Json(arguments(tool)), Text(after)))
