@@ -72,6 +72,7 @@ def check_generate(request: pb.GenerateRequest) -> None:
     _check_name("model", request.model)
     _check_length("adapter", request.adapter, MAX_NAME_BYTES)
     _check_prompt(request)
+    _check_reasoning_budget(request)
     if request.HasField("max_tokens") and request.max_tokens < 1:
         raise invalid("max_tokens", f"is {request.max_tokens}; it must be 1 or more")
     _check_sampling(request.sampling)
@@ -156,6 +157,19 @@ def _check_prompt(request: pb.GenerateRequest) -> None:
         raise invalid("tokens.ids", "is empty; a prompt needs at least one token")
     if kind == "chat":
         _check_chat(request.chat)
+
+
+def _check_reasoning_budget(request: pb.GenerateRequest) -> None:
+    if not request.HasField("reasoning_budget"):
+        return
+    if request.reasoning_budget < 0:
+        raise invalid("reasoning_budget", f"is {request.reasoning_budget}; it must be 0 or more")
+    if not request.HasField("chat"):
+        raise invalid("reasoning_budget", "needs a chat prompt; the reasoning of other prompts is text")
+    if request.draft_model:
+        raise invalid("reasoning_budget", "cannot go with draft_model")
+    if request.chat.HasField("enable_thinking") and not request.chat.enable_thinking:
+        raise invalid("reasoning_budget", "cannot go with chat.enable_thinking false, which leaves nothing to limit")
 
 
 def _check_chat(chat: pb.Chat) -> None:

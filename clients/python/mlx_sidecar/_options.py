@@ -79,6 +79,7 @@ class GenerateOptions(TypedDict, total=False):
         tool_choice: "auto" (default), "none": the model is not told of the tools, or "required": the answer is calls,
             with arguments that the tools' schemas allow; chat prompts only.
         required_tool: The tool that is called, with "required"; chat prompts only. Default: any of them.
+        reasoning_budget: Most tokens of the reasoning, which is ended there; chat prompts only. Default: no limit.
     """
 
     adapter: str
@@ -112,3 +113,4 @@ class GenerateOptions(TypedDict, total=False):
     enable_thinking: bool | None
     tool_choice: ToolChoice | None
     required_tool: str
+    reasoning_budget: int | None

@@ -94,6 +94,7 @@ def generate_request(
     enable_thinking: bool | None = None,
     tool_choice: str | None = None,
     required_tool: str = "",
+    reasoning_budget: int | None = None,
 ) -> pb.GenerateRequest:
     """
     Build a GenerateRequest; the keywords are `GenerateOptions`.
@@ -145,6 +146,7 @@ def generate_request(
         priority=priority,
         draft_model=draft_model,
         draft_tokens=draft_tokens,
+        reasoning_budget=reasoning_budget,
     )
 
 

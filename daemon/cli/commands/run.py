@@ -49,6 +49,9 @@ _STDIN = Path("-")
 @click.option("--top-k", type=int, help="Choose among this many of the likeliest tokens.")
 @click.option("--min-p", type=float, help="Choose among tokens at least this likely, relative to the likeliest.")
 @click.option("--seed", type=int, help="Makes the answer repeatable.")
+@click.option(
+    "--think-budget", "reasoning_budget", type=click.IntRange(0), help="End the model's reasoning after so many tokens."
+)
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
 @click.option("--format", "form", type=click.Choice(["json"]), help="Answer with a JSON object.")
 @click.option(

@@ -17,7 +17,7 @@ from daemon.engine.execution.request import Request
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.detokenizer import Output, Piece, Token
-from daemon.engine.structured_output.token_mask import TokenMask
+from daemon.engine.structured_output.constraint import Constraint
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Sequence:
     output: Output
     times: Times
     channels: AnswerParser | None = None
-    constraint: TokenMask | None = None
+    constraint: Constraint | None = None
     draft: DraftKV | None = None
     generated: list[int] = field(default_factory=list)
     reasoning_tokens: int = 0

@@ -74,6 +74,11 @@ class AnswerParser:
         tools: The tools that the model may call.
         opened: Whether the prompt ends within reasoning.
         bare: Whether the answer is text from its first token, because it has to be in a form.
+
+    Attributes:
+        text_began: Whether the answer has text other than white space.
+        last_text: Its last character of text so far.
+        blocks: Blocks of calls that began with their mark, calls or not.
     """
 
     def __init__(self, markup: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False) -> None:
@@ -83,10 +88,13 @@ class AnswerParser:
         self._writer = CallWriter(self._tools, self._reader.keep)
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._text_began = False
-        """Whether the answer has text other than white space."""
         self._read_again = 0
         """Characters that failed attempts have read."""
+        self.blocks = 0
+        self._in_block = False
+        """Whether a block of calls is read that began with its mark."""
+        self.text_began = False
+        self.last_text = ""
         self._part = ""
         """The part that is read now."""
         self._steps = self._answer(REASONING if opened else TEXT if bare else markup.initial)
@@ -96,6 +104,16 @@ class AnswerParser:
     def calls(self) -> int:
         """Number of tool calls so far."""
         return self._writer.count
+
+    @property
+    def call_text(self) -> str:
+        """What was written since the mark of a block of calls that is being written; empty if none is."""
+        return self._reader.kept() if self._in_block else ""
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the last characters may become a mark."""
+        return bool(self._reader.rest())
 
     @property
     def reasoning(self) -> bool:
@@ -144,7 +162,11 @@ class AnswerParser:
             return part
         if mark in self._starts(part) or following == CALL:
             self._reader.put_back(len(mark))
-            if not (yield from self._read_calls()):
+            self._in_block = True
+            self.blocks += 1
+            found = yield from self._read_calls()
+            self._in_block = False
+            if not found:
                 self._add_text(self._reader.take(len(mark)))
             return TEXT
         if following == SHOWN:
@@ -161,14 +183,14 @@ class AnswerParser:
     def _marks(self, part: str) -> tuple[str, ...]:
         """Return the marks that end a part."""
         edges = self._markup.edges.get(part, {})
-        begun = part == TEXT and self._text_began
+        begun = part == TEXT and self.text_began
         led = [mark for mark, to in edges.items() if not (begun and to == REASONING) and (to != CALL or self._tools)]
         return (*led, *self._markup.dropped, *self._starts(part))
 
     def _read_text(self) -> Steps[str]:
         """Read text and return the mark that ends it."""
         reader = self._reader
-        if not self._text_began:
+        if not self.text_began:
             yield from reader.space(self._add_text)
             early = self._markup.think_end  # a turn without reasoning may begin with the end of it
             mark = yield from reader.maybe(*self._marks(TEXT), *((early,) if early else ()))
@@ -176,7 +198,7 @@ class AnswerParser:
                 return mark
             if self._opens_with_calls() and (yield from self._read_calls()):
                 return ""
-            self._text_began = True
+            self.text_began = True
         return (yield from reader.until(self._marks(TEXT), self._add_text))
 
     def _opens_with_calls(self) -> bool:
@@ -254,4 +276,5 @@ class AnswerParser:
 
     def _add_text(self, text: str) -> None:
         self._text.append(text)
-        self._text_began = self._text_began or bool(text.strip())
+        self.last_text = text[-1:] or self.last_text
+        self.text_began = self.text_began or bool(text.strip())

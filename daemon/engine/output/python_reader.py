@@ -31,7 +31,7 @@ def read_python(reader: Reader, sink: Sink, depth: int = 0) -> Steps[None]:
         depth: Lists and dicts around it.
 
     Raises:
-        Malformed: If the text is no literal, or has no JSON: a dict with a key that is no string, half a surrogate pair.
+        Malformed: If the text is no literal, or has no JSON: a key of a dict is no string, a surrogate is half.
     """
     yield from reader.space()
     ahead = yield from reader.peek()

@@ -87,6 +87,10 @@ class Reader:
         self._kept.clear()
         self.kept_from = None
 
+    def kept(self) -> str:
+        """Return the text that is kept, up to what is written."""
+        return "".join(self._kept) + self._text
+
     def back_to(self, position: int) -> None:
         """Return to a position since `keep`; the text behind it can be taken again."""
         assert self.kept_from is not None

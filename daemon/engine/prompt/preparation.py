@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from daemon.cache.identity import ModelSource
@@ -13,6 +14,9 @@ from daemon.engine.output.chat_markup import ChatMarkup, Thinking
 from daemon.engine.output.detokenizer import Output
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.structured_output.call_guard import call_guard
+from daemon.engine.structured_output.constraint import Constraint
+from daemon.engine.structured_output.free_mask import FreeMask
 from daemon.engine.structured_output.grammar import ResponseFormat, of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.engine.structured_output.required_calls import required_calls
@@ -33,8 +37,10 @@ class PreparedRequest:
         output: Turns generated ids into text.
         channels: Splits the answer into text, reasoning and calls; None if all of it is text, as after raw prompts.
         form: The form of the answer; None if it is free.
+        free: Returns what keeps a free answer to its budget and its calls to their grammar; None if nothing does.
         thinking: How the answer begins with reasoning, to which the form does not apply; None if there is no reasoning.
         header: Ids that the answer begins with, before its form.
+        budget: Most tokens of the reasoning; None if there is no limit.
     """
 
     source: ModelSource
@@ -45,12 +51,15 @@ class PreparedRequest:
     form: GrammarMatcher | None
     thinking: Thinking | None
     header: tuple[int, ...] = ()
+    budget: int | None = None
+    free: Callable[[int], FreeMask] | None = None
 
-    def constraint(self, vocab: int) -> TokenMask | None:
+    def constraint(self, vocab: int) -> Constraint | None:
         """Return the mask of the tokens that may be sampled, for logits of width `vocab`. For the MLX thread only."""
-        if self.form is None:
-            return None
-        return TokenMask(self.form, vocab, self.tokenizer.eos_ids, self.thinking, self.header)
+        if self.form is not None:
+            eos = self.tokenizer.eos_ids
+            return TokenMask(self.form, vocab, eos, self.thinking, self.header, self.budget)
+        return None if self.free is None else self.free(vocab)
 
 
 def prepare_request(
@@ -74,6 +83,7 @@ def prepare_request(
     tools = offered_tools(request.chat)
     form = _form(request, tokenizer, notation, tools)
     stops = tuple(request.stop.strings)
+    budget = _budget(request, notation)
     if notation is None:
         return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
     if notation.calls is None:  # the template gets the tools, but no mark tells a call from text
@@ -83,9 +93,33 @@ def prepare_request(
     answer = request.HasField("response_format")
     header = notation.answer_header(prompt.tokens) if answer else ()
     bare = answer and thinking is None and not header
-    channels = AnswerParser(notation, tools, opened=notation.opened(prompt.tokens), bare=bare)
-    output = Output(tokenizer.decoder(notation, calls=bool(tools)), stops)
-    return PreparedRequest(source, tokenizer, prompt, output, channels, form, thinking, header)
+    opened = notation.opened(prompt.tokens)
+    channels = AnswerParser(notation, tools, opened=opened, bare=bare)
+    decode = tokenizer.decoder(notation, calls=bool(tools))
+    free = None
+    if form is None and not request.draft_model:
+        guard, _ = call_guard(tools, notation, tokenizer.vocabulary)
+        if guard is not None or (budget is not None and thinking is not None):
+            end = thinking.end if thinking is not None else ()
+            scout = AnswerParser(notation, tools, opened=opened)
+            free = partial(FreeMask, scout=scout, decode=decode, guard=guard, budget=budget if end else None, end=end)
+    return PreparedRequest(
+        source, tokenizer, prompt, Output(decode, stops), channels, form, thinking, header, budget, free
+    )
+
+
+def _budget(request: pb.GenerateRequest, notation: ChatMarkup | None) -> int | None:
+    """
+    Return the most tokens of a request's reasoning; None if it has no limit.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if it has a limit and the model is not known to reason.
+    """
+    if not request.HasField("reasoning_budget"):
+        return None
+    if notation is None or not notation.think_end:
+        raise invalid("reasoning_budget", "cannot be kept to: this model has no known marks of reasoning; leave it out")
+    return request.reasoning_budget
 
 
 def response_format(wanted: pb.ResponseFormat) -> ResponseFormat:

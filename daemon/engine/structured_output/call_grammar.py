@@ -9,7 +9,7 @@ from daemon.engine.output.notations import syntax
 from daemon.engine.output.notations.syntax import CallSyntax, Part
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.structured_output.grammar import json_part, text_part
-from daemon.engine.structured_output.matcher import Vocabulary, special_in
+from daemon.engine.structured_output.matcher import Vocabulary
 from daemon.shared.errors import invalid
 
 LEAD = r"/\n{1,2}/? "
@@ -43,22 +43,25 @@ class CallGrammar:
         lead = "" if self._notation.opening else LEAD
         apart = None if once else self._notation.apart
         rules = _Rules(self._tokens)
-        block = self._block(rules, tools, once=once)
+        block = self._block(rules, tools, self._notation.start, once=once)
         more = "" if apart is None else f" ({rules.text(apart)} {block})*"
         return rules.written(f"start: {lead}{block}{more}")
 
-    def block(self, tools: Mapping[str, Tool]) -> str:
+    def block(self, tools: Mapping[str, Tool], mark: str) -> str:
         """
-        Return the grammar of one block of calls, from its mark to its end.
+        Return the grammar of one block of calls, from a mark that begins it to its end.
 
         Raises:
             SidecarError: As `required`.
         """
+        start = self._notation.start
+        # Some blocks begin with a header before their mark, or with no mark where they are all of an answer.
+        start = start[start.index(mark) :] if mark in start else mark + start
         rules = _Rules(self._tokens)
-        return rules.written(f"start: {self._block(rules, tools, once=False)}")
+        return rules.written(f"start: {self._block(rules, tools, start, once=False)}")
 
-    def _block(self, rules: _Rules, tools: Mapping[str, Tool], *, once: bool) -> str:
-        """Return the name of the rule of a block."""
+    def _block(self, rules: _Rules, tools: Mapping[str, Tool], start: str, *, once: bool) -> str:
+        """Return the name of the rule of a block that begins with a text."""
         notation = self._notation
         calls = []
         for field, tool in tools.items():
@@ -69,7 +72,7 @@ class CallGrammar:
         call = rules.add(" | ".join(calls))
         one = notation.between is None or once
         more = "" if one or notation.between is None else f" ({rules.text(notation.between)} {call})*"
-        return rules.add(f"{rules.text(notation.start)} {call}{more} {rules.text(notation.end)}")
+        return rules.add(f"{rules.text(start)} {call}{more} {rules.text(notation.end)}")
 
 
 class _Rules:
@@ -94,7 +97,7 @@ class _Rules:
 
     def text(self, text: str) -> str:
         """Return the part of a rule that is a text; empty for no text."""
-        return text_part(text, special_in(text, self._tokens)) if text else ""
+        return text_part(text, self._tokens.special_in(text)) if text else ""
 
     def rule(self, part: Part, field: str) -> str:
         """Return the name of the rule of a part; `field` of the request has its schema."""
@@ -122,7 +125,7 @@ class _Rules:
             case syntax.Pattern(expression):
                 return self.add(f"/{expression}/")
             case syntax.Sequence(parts):
-                return self.add(" ".join(self.rule(inner, field) for inner in parts))
+                return self.add(" ".join(self.rule(inner, field) for inner in parts) or '""')
             case syntax.Choice(parts):
                 return self.add(" | ".join(self.rule(inner, field) for inner in parts))
             case syntax.Maybe(inner):
@@ -134,7 +137,7 @@ class _Rules:
 
     def _free(self, end: str) -> str:
         """Return the rule of a text up to its end mark. Special tokens are no text, so they end it by themselves."""
-        if special_in(end, self._tokens):
+        if self._tokens.special_in(end):
             return self.add(f"/(?s:.*)/ {self.text(end)}")
         return self.add("/(?s:.*)/", f"[suffix={json.dumps(end, ensure_ascii=False)}]")
 

@@ -39,7 +39,8 @@ TOOLS = [
     }.items()
 ]
 ARGUMENTS = {"city": 'Köln "x"\n</b>', "days": 3, "tags": ["a", "b"], "opts": {"unit": "C", "n": None, "ok": True}}
-FIRST, SECOND = ("get_weather", ARGUMENTS), ("ns.get:time-now", {})
+FIRST: tuple[str, Any] = ("get_weather", ARGUMENTS)
+SECOND: tuple[str, Any] = ("ns.get:time-now", {})
 WRITTEN = tomllib.loads(Path(__file__).with_name("written_calls.toml").read_text())
 """For each notation, how it is recognised, and an answer of both calls."""
 

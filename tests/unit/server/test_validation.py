@@ -28,7 +28,8 @@ CHECKS: dict[type[Message], Callable[[Any], None]] = {
 CHECKED = {
     "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl"},
     "GenerateRequest": {"model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs"}
-    | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"},
+    | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"}
+    | {"reasoning_budget"},
     "ResponseFormat": {"json_schema", "json_object", "regex", "grammar"},
     "TokenIds": {"ids"},
     "Chat": {"messages", "tools", "tool_choice", "required_tool"},

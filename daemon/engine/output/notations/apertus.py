@@ -1,4 +1,4 @@
-"""Tool calls of Apertus: a list of objects, each with the tool's name as its only key, `[{"NAME": {…}}, …]`, between marks."""
+"""Tool calls of Apertus: a list between marks, `[{"NAME": {…}}, …]`, with names as keys."""
 
 from __future__ import annotations
 
