@@ -22,6 +22,7 @@ from typing import Any
 
 from daemon.cache import model_config
 from daemon.cache.callbacks import Report, ignore
+from daemon.cache.context_length import context_length
 from daemon.cache.digests import Digests, Stamp, TakesLong
 from daemon.cache.model_config import MAX_CONFIG_BYTES, checked_config, json_object
 from daemon.cache.model_files import Roots, allowed, check, read
@@ -76,6 +77,7 @@ class ModelSource:
         adapter_weights: Its adapter's weights.
         roots: Where its files may lie, links followed; see `model_files.allowed`.
         revision: The commit of the Hub that it is; empty if it does not come from there.
+        context_override: The context length that a caller chose; None for that of the configuration.
     """
 
     key: ModelKey
@@ -90,6 +92,7 @@ class ModelSource:
     adapter_weights: WeightFile | None = field(default=None, compare=False, repr=False)
     roots: Roots = field(default=(), compare=False, repr=False)
     revision: str = field(default="", compare=False)
+    context_override: int | None = field(default=None, compare=False)
 
     @property
     def architecture(self) -> str:
@@ -104,7 +107,7 @@ class ModelSource:
     @property
     def context_length(self) -> int:
         """Longest prompt plus completion in tokens; 0 if the configuration does not say."""
-        return model_config.context_length(self.config)
+        return self.context_override or context_length(self.config)
 
     @property
     def vocab_size(self) -> int:
