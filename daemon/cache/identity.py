@@ -201,10 +201,11 @@ def _config_bytes(name: str, path: Path, roots: Roots) -> bytes:
 
 
 def _regular_weight_files(path: Path, roots: Roots) -> list[Path]:
-    """Return the safetensors files below a directory. A FIFO of such a name is refused: mlx-lm would wait for it."""
-    for file in sorted(path.rglob("*.safetensors")):
+    """Return the weight files of a directory. A FIFO of such a name is refused: mlx-lm would wait for it."""
+    files = weight_files(path)
+    for file in files:
         check(file, roots)
-    return weight_files(path)
+    return files
 
 
 def _with_adapter(source: ModelSource, path: Path) -> tuple[ModelSource, bytes]:
@@ -240,10 +241,8 @@ def _with_key(
 ) -> ModelSource:
     """Return a model with the key of its content. Reads weights that were not seen before."""
     own_documents = {name: content for name, content in documents.items() if name != _ADAPTER_CONFIG}
-    weights = [WeightFile(file, digests.digest(file, hub=hub, report=report)) for file in files]
-    # mlx-lm loads these files only. The others are part of the key, because the model's directory is one thing.
-    loaded = tuple(file for file in weights if file.path.parent == source.path and file.path.name.startswith("model"))
-    source = replace(source, key=ModelKey(_digest(source.path, own_documents, weights)), weights=loaded)
+    weights = tuple(WeightFile(file, digests.digest(file, hub=hub, report=report)) for file in files)
+    source = replace(source, key=ModelKey(_digest(source.path, own_documents, weights)), weights=weights)
     if source.adapter_path is None:
         return source
     (path,) = _adapter_weights(source)
