@@ -140,8 +140,8 @@ def _refusing(repo: str, revision: str) -> Iterator[None]:
 
 def _fetch(repo: str, revision: str, **options: Any) -> Path:
     _refuse_irregular(repo, revision)
-    patterns = {"allow_patterns": PATTERNS, "ignore_patterns": _IGNORED}
-    return Path(snapshot_download(repo, revision=revision or None, **patterns, **options))
+    wanted = revision or None
+    return Path(snapshot_download(repo, revision=wanted, allow_patterns=PATTERNS, ignore_patterns=_IGNORED, **options))
 
 
 def _refuse_irregular(repo: str, revision: str) -> None:

@@ -16,9 +16,9 @@ APPLE_DOUBLE = bytes.fromhex("00051607000200004d6163204f532058") + bytes(4080)
 WEIGHTS = (EMBEDDED_PATH / "model.safetensors").stat().st_size
 
 
-def load(model: str, **fields: bool) -> pb.GetOrLoadRequest:
+def load(model: str, *, estimate_only: bool = False) -> pb.GetOrLoadRequest:
     """Return a request for a model."""
-    return pb.GetOrLoadRequest(model=model, **fields)
+    return pb.GetOrLoadRequest(model=model, estimate_only=estimate_only)
 
 
 def test_appledouble(harness: Harness, tmp_path: Path) -> None:
