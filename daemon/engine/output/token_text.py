@@ -94,13 +94,12 @@ class TokenText:
     Args:
         token: Returns the token of an id; None if there is no such token, which has no text.
         steps: The steps of the tokenizer's decoder.
-        dropped: Ids without text. No other id notices them.
     """
 
-    def __init__(self, token: Callable[[int], str | None], steps: Steps, dropped: Collection[int] = ()) -> None:
+    def __init__(self, token: Callable[[int], str | None], steps: Steps) -> None:
         self._token = token
         self._steps = steps
-        self._dropped = frozenset(dropped)
+        self._dropped: frozenset[int] = frozenset()
         self._bytes: dict[int, bytes] = {}
         """Bytes of the ids that were seen."""
 
@@ -114,8 +113,10 @@ class TokenText:
         return TextStream(self)
 
     def without(self, dropped: Collection[int]) -> TokenText:
-        """Return the same, but with other ids that have no text."""
-        return TokenText(self._token, self._steps, dropped)
+        """Return the same, but some ids have no text, and no other id notices them. For any thread."""
+        text = TokenText(self._token, self._steps)
+        text._dropped, text._bytes = frozenset(dropped), self._bytes
+        return text
 
     def bytes_of(self, id_: int, *, first: bool) -> bytes | None:
         """

@@ -7,7 +7,7 @@ The special tokens of a checkpoint: those that end an answer, and those that are
 generation_config.json, else config.json: `eos_token_id`     counts always; mlx-lm reads these two
 the other one, and the `text_config` within config.json      counts if the token was added to the vocabulary
 tokenizer_config.json, special_tokens_map.json: `eos_token`  counts always
-the chat template                                            counts if it has one of `TURN_ENDS`, a single token
+the chat template                                            counts if it has one of `TURN_ENDS`, an added token
 ==========================================================  =====================================================
 
 The last row is for checkpoints that were tuned on conversations and kept the end of their base model: the model ends
@@ -60,7 +60,7 @@ def eos_ids(path: Path, tokenizer: Any) -> frozenset[int]:
     first, *others = _configured(path) or [[]]
     added, vocabulary = tokenizer.added_tokens_decoder, tokenizer.get_vocab()
     ids = {*first, *(id_ for group in others for id_ in group if id_ in added)}
-    tokens = {*_named(path), *_turn_ends(_template(tokenizer), vocabulary)}
+    tokens = {*_named(path), *_turn_ends(_template(tokenizer), {token.content for token in added.values()})}
     return frozenset(ids | {vocabulary[token] for token in tokens if token in vocabulary})
 
 
@@ -96,10 +96,10 @@ def unwritten_ids(tokenizer: Any, ends: Collection[int]) -> frozenset[int]:
     return frozenset(framing | {id_ for id_ in (*named, *ends) if id_ is not None})
 
 
-def _turn_ends(template: str, vocabulary: Mapping[str, int]) -> Iterator[str]:
-    """Yield the marks that end turns in a template."""
+def _turn_ends(template: str, added: Collection[str]) -> Iterator[str]:
+    """Yield the marks that end turns in a template, of those that were added to a vocabulary."""
     for mark in TURN_ENDS:
-        if mark in vocabulary and mark in template and not (mark == "<|end|>" and _MESSAGES_WITHIN in vocabulary):
+        if mark in added and mark in template and not (mark == "<|end|>" and _MESSAGES_WITHIN in added):
             yield mark
 
 

@@ -147,9 +147,11 @@ class Tokenizer:
             notation: The model's marks.
             calls: Whether the text may hold tool calls. Then no special token is left out, because a call may need any.
         """
-        kept, tokens = notation.marks, self._wrapper.added_tokens_decoder
-        marks = {id_ for id_, token in tokens.items() if any(token.content in mark for mark in kept)}
-        return self._without(frozenset() if calls else self._unwritten - marks)
+        ids = [] if calls else list(self._unwritten)
+        tokens = zip(ids, self._wrapper.convert_ids_to_tokens(ids), strict=True)
+        return self._without(
+            frozenset(id_ for id_, token in tokens if not any(token in mark for mark in notation.marks))
+        )
 
     def _without(self, dropped: frozenset[int]) -> Decode:
         """Return what decodes ids, some of which have no text."""
