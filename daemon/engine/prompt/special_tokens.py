@@ -5,7 +5,7 @@ The special tokens of a checkpoint: those that end an answer, and those that are
 
 ==========================================================  =====================================================
 generation_config.json, else config.json: `eos_token_id`     counts always; mlx-lm reads these two
-the other one, and the `text_config` within config.json      counts if the token was added to the vocabulary
+the other one, and the `text_config` within config.json      counts if the token was added, or nothing else counts
 tokenizer_config.json, special_tokens_map.json: `eos_token`  counts always
 the chat template                                            counts if it has one of `TURN_ENDS`, an added token
 ==========================================================  =====================================================
@@ -21,7 +21,7 @@ a mark that a parser of answers reads, or else part of what the model wrote.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +57,21 @@ def eos_ids(path: Path, tokenizer: Any) -> frozenset[int]:
         path: A directory with the model's small files.
         tokenizer: The tokenizer, as transformers or mlx-lm has it.
     """
-    first, *others = _configured(path) or [[]]
-    added, vocabulary = tokenizer.added_tokens_decoder, tokenizer.get_vocab()
-    ids = {*first, *(id_ for group in others for id_ in group if id_ in added)}
-    tokens = {*_named(path), *_turn_ends(_template(tokenizer), {token.content for token in added.values()})}
-    return frozenset(ids | {vocabulary[token] for token in tokens if token in vocabulary})
-
-
-def _configured(path: Path) -> list[list[int]]:
-    """Return the ids of each configuration that names some, the one that mlx-lm would take first."""
     config = _json(path / "config.json")
-    nested = [config[name] for name in _NESTED if isinstance(config.get(name), dict)]
-    places = [_json(path / "generation_config.json"), config, *nested]
-    return [ids for place in places if (ids := _ids(place.get("eos_token_id")))]
+    first, *others = _listed([_json(path / "generation_config.json"), config]) or [[]]
+    nested = _listed(config.get(name) for name in _NESTED)
+    added, vocabulary = tokenizer.added_tokens_decoder, tokenizer.get_vocab()
+    ids = {*first, *(id_ for group in (*others, *nested) for id_ in group if id_ in added)}
+    tokens = {*_named(path), *_turn_ends(_template(tokenizer), {token.content for token in added.values()})}
+    ids |= {vocabulary[token] for token in tokens if token in vocabulary}
+    return frozenset(ids or (id_ for group in nested for id_ in group))
+
+
+def _listed(configs: Iterable[object]) -> list[list[int]]:
+    """Return the ids of each configuration that names some: a single id, or a list."""
+    values = [config.get("eos_token_id") for config in configs if isinstance(config, dict)]
+    groups = [value if isinstance(value, list) else [value] for value in values]
+    return [ids for group in groups if (ids := [id_ for id_ in group if type(id_) is int and id_ >= 0])]
 
 
 def _named(path: Path) -> Iterator[str]:
@@ -109,12 +111,6 @@ def _template(tokenizer: Any) -> str:
     if isinstance(template, Mapping):
         return "\n".join(str(source) for source in template.values())
     return template if isinstance(template, str) else ""
-
-
-def _ids(value: object) -> list[int]:
-    """Return the ids that a configuration names: one, a list, or none."""
-    listed = value if isinstance(value, list) else [value]
-    return [id_ for id_ in listed if type(id_) is int and id_ >= 0]
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -321,7 +321,7 @@ def test_half_an_adapter(path: Path, tmp_path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_adapter_without_tensors_is_corrupt(path: Path, tmp_path: Path, kind: str) -> None:
+def test_empty_adapter_is_corrupt(path: Path, tmp_path: Path, kind: str) -> None:
     """Its keys match no layer, so nothing is missing; the answers would be those of the base model."""
     adapter = _write_adapter(tmp_path / "adapter", 1.0)
     config = json.loads((adapter / "adapter_config.json").read_text())

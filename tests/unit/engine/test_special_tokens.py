@@ -70,8 +70,12 @@ def test_ends_of_all_places_are_joined(tmp_path: Path) -> None:
 
 
 def test_stale_id_of_a_usual_word_ends_nothing(tmp_path: Path) -> None:
-    """A configuration that generation_config.json corrects may name an id that is a word of this vocabulary."""
+    """A configuration that other files correct may name an id that is a word of this vocabulary."""
     path = checkpoint(tmp_path, generation_config={"eos_token_id": EOS}, config={"eos_token_id": PLAIN})
+    assert eos_ids(path, tokenizer_of(EOS)) == {EOS}
+    stale = {"text_config": {"eos_token_id": PLAIN}}
+    assert eos_ids(checkpoint(tmp_path, generation_config={}, config=stale), tokenizer_of(EOS)) == {PLAIN}
+    path = checkpoint(tmp_path, tokenizer_config={"eos_token": "</s>"})
     assert eos_ids(path, tokenizer_of(EOS)) == {EOS}
 
 
@@ -124,11 +128,14 @@ def test_python_tag_is_text_without_a_notation(harness: Harness, tmp_path: Path)
 
 
 def test_eos_in_text_config(harness: Harness, tmp_path: Path) -> None:
-    """A model with images has the configuration of its language model apart."""
-    first = harness.run(generate(PROMPT)).ids[0]
-    path = copy_of_embedded(tmp_path, text_config={"eos_token_id": first}, eos_token_id=None)
-    answer = harness.run(generate(PROMPT, model=str(path)))
+    """A model with images has the configuration of its language model apart. No other file names the end."""
+    path = copy_of_embedded(tmp_path, text_config={"eos_token_id": 2}, eos_token_id=None)
+    (path / "chat_template.jinja").unlink()
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
+    answer = harness.run(generate(PROMPT, model=str(path), sampling=pb.Sampling(logit_bias={2: 100})))
     assert (answer.text, answer.finished.reason) == ("", pb.FINISH_REASON_STOP)
+    assert answer.finished.usage.completion_tokens == 1
 
 
 def test_special_tokens_map_ends_an_answer(harness: Harness, tmp_path: Path) -> None:
