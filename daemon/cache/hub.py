@@ -75,14 +75,16 @@ def is_complete(path: Path) -> bool:
     Return whether a snapshot has its configuration and all its weights.
 
     After an interrupted download, huggingface_hub returns an incomplete snapshot, unless it has a list of its files.
+    An index may list files that mlx-lm does not load: they are never downloaded.
     """
     index = path / "model.safetensors.index.json"
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() or not any(file.is_file() for file in weight_files(path)):
         return False
     if not index.is_file():
-        return any(file.is_file() for file in weight_files(path))
+        return True
     try:
-        return all((path / shard).is_file() for shard in set(json.loads(read(index))["weight_map"].values()))
+        shards = set(json.loads(read(index))["weight_map"].values())
+        return all((path / shard).is_file() for shard in shards if is_weight_file(shard))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 

@@ -91,6 +91,7 @@ def test_invalid_hub_name_is_not_found(name: str) -> None:
         (None, True),
         ('{"weight_map": {"a": "model.safetensors"}}', True),
         ('{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}', False),
+        ('{"weight_map": {"a": "model.safetensors", "b": "mtp/extra.safetensors", "c": "other.safetensors"}}', True),
         ("{", False),
         ("[]", False),
         ('{"weight_map": [1]}', False),
