@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.cache.context_length import MOST, context_length
@@ -98,6 +98,7 @@ def test_configuration_without_a_length_has_none() -> None:
 NUMBERS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3))
 
 
+@settings(deadline=None)
 @given(stated=NUMBERS, kind=st.sampled_from(["yarn", "linear", "llama3", "su", "x"]), factor=NUMBERS, original=NUMBERS)
 def test_any_numbers_give_a_length(stated: Any, kind: str, factor: Any, original: Any) -> None:
     """The configuration is not trusted."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import NewlineTokenizer
 from tokenizers import decoders, models
@@ -96,6 +96,7 @@ def repaired(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], *, skip: bo
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
 @given(data=st.data(), skip=st.booleans())
 def test_streamed_text_equals_the_whole(kind: str, data: st.DataObject, skip: bool) -> None:
     """Ids are random: special ones, lone bytes, and some that the vocabulary lacks."""
@@ -112,6 +113,7 @@ def test_streamed_text_equals_the_whole(kind: str, data: st.DataObject, skip: bo
 
 
 @pytest.mark.parametrize("kind", OTHERS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_unknown_decoders_stream_the_whole(kind: str, data: st.DataObject) -> None:
     tokenizer = OTHERS[kind]
@@ -124,6 +126,7 @@ def test_unknown_decoders_stream_the_whole(kind: str, data: st.DataObject) -> No
     assert streamed(decode, ids) == decode(ids)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_text_comes_back_from_its_bytes(text: str) -> None:
     """Each character is as many tokens as it has bytes."""
