@@ -79,7 +79,11 @@ def build_engine(
 
     invalidator = Invalidator(models, prefixes, runner)
     namespaces = NamespaceRegistry(prefixes, clock)
-    figures = StatsCollector(models, prefixes, namespaces, runner, memory, ttl_clock, stuck=background.stuck)
+    overrides = ModelOverrides()
+    figures = StatsCollector(
+        models, prefixes, namespaces, runner, memory, ttl_clock,
+        stuck=background.stuck, context_length=overrides.context_length,
+    )  # fmt: skip
     outbox.attach(figures.snapshot)
 
     templates = Templates(clock)
@@ -94,7 +98,7 @@ def build_engine(
         clock=clock,
         names=invalidator.known,
         namespaces=namespaces,
-        overrides=ModelOverrides(),
+        overrides=overrides,
     )
     source = pressure if config.evict_on_memory_pressure else normal
     relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)

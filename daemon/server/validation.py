@@ -55,7 +55,9 @@ def check_load(request: pb.GetOrLoadRequest) -> None:
     _check_length("adapter", request.adapter, MAX_NAME_BYTES)
     if request.HasField("ttl"):
         _check_duration("ttl", request.ttl)
-    for field in ("pin", "ttl"):
+    if request.HasField("context_length"):
+        _check_range("context_length", request.context_length, 2, 2**31 - 1)
+    for field in ("pin", "ttl", "context_length"):
         if request.estimate_only and request.HasField(field):
             raise invalid(field, "cannot be combined with estimate_only, which loads nothing")
 

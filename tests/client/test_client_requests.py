@@ -193,6 +193,7 @@ def test_a_load_sends_all_its_options(fake: FakeDaemon) -> None:
         "skip_warmup": True,
         "allow_download": True,
         "estimate_only": True,
+        "context_length": 4096,
     }
     stream = fake.client.get_or_load("org/name", **options)
     request, rpc = fake.take_stream("GetOrLoad")
@@ -208,6 +209,7 @@ def test_a_load_sends_all_its_options(fake: FakeDaemon) -> None:
             "skipWarmup": True,
             "allowDownload": True,
             "estimateOnly": True,
+            "contextLength": 4096,
         },
         pb.GetOrLoadRequest(),
     )
@@ -218,6 +220,7 @@ def test_load_leaves_pin_and_ttl_unset() -> None:
     request = requests.load_request("m")
     assert not request.HasField("pin")
     assert not request.HasField("ttl")
+    assert not request.HasField("context_length")
 
 
 def test_a_ttl_keeps_its_fraction() -> None:

@@ -16,7 +16,8 @@ class ModelInfo:
         architecture: mlx-lm architecture, such as "qwen3".
         size_bytes: Bytes of its weights; an estimate before a load.
         num_layers: Number of transformer layers.
-        context_length: Longest prompt plus completion, in tokens; 0 when the model does not say.
+        context_length: Longest prompt plus completion, in tokens, as chosen or as the model's configuration says; 0
+            when it does not say.
         vocab_size: Number of token ids.
         kv_bytes_per_token: Bytes of KV cache that one more token needs; an estimate before a load.
         prefix_reuse: "blocks", "checkpoints", "none", or "unspecified" while it is not known.

@@ -26,6 +26,8 @@ class LoadOptions(TypedDict, total=False):
         skip_warmup: True skips the warm-up after a load. Default False.
         allow_download: True lets the daemon fetch a Hub model that is not on disk. Default False.
         estimate_only: True asks for the model's figures without loading it. Default False.
+        context_length: Longest prompt plus completion in tokens, 2 or more, instead of what the model's configuration
+            says. Default: as it is.
     """
 
     revision: str
@@ -35,6 +37,7 @@ class LoadOptions(TypedDict, total=False):
     skip_warmup: bool
     allow_download: bool
     estimate_only: bool
+    context_length: int | None
 
 
 class GenerateOptions(TypedDict, total=False):

@@ -39,6 +39,7 @@ def load_request(
     skip_warmup: bool = False,
     allow_download: bool = False,
     estimate_only: bool = False,
+    context_length: int | None = None,
 ) -> pb.GetOrLoadRequest:
     """
     Build a GetOrLoadRequest; the keywords are `LoadOptions`.
@@ -56,6 +57,7 @@ def load_request(
         skip_warmup=skip_warmup,
         allow_download=allow_download,
         estimate_only=estimate_only,
+        context_length=context_length,
     )
 
 

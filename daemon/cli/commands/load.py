@@ -37,6 +37,12 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option("--ttl", metavar="DURATION", callback=_seconds, help="Time until the idle model is stale, such as 10m.")
 @click.option("--revision", default="", help="Branch, tag or commit of a Hub model.")
 @click.option("--adapter", default="", callback=absolute, help="Directory of a LoRA adapter.")
+@click.option(
+    "--context-length",
+    type=click.IntRange(min=2),
+    metavar="TOKENS",
+    help="Longest prompt plus answer, instead of what the model's configuration says.",
+)
 @click.option("--estimate-only", is_flag=True, help="Say what the model would take and load nothing.")
 @click.option("--no-download", is_flag=True, help="Refuse a model that is not on this machine yet.")
 @click.option("--skip-warmup", is_flag=True, help="Do not run a few tokens after the load.")

@@ -94,7 +94,8 @@ def _prepare_and_load(
 def _prepare(services: Services, request: pb.GenerateRequest, found: Found) -> Task[PreparedRequest]:
     """Return the task that reads the model's tokenizer, renders the conversation if there is one, and tokenises it."""
     assert isinstance(found, ModelSource)
-    return services.with_tokenizer(found, partial(_render, request, found))
+    source = services.limited(found, request.adapter)
+    return services.with_tokenizer(source, partial(_render, request, source))
 
 
 def _render(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer) -> Task[PreparedRequest]:

@@ -29,8 +29,8 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
     result = yield from searched(lambda: _find_and_load(services, call_id, request))
     if isinstance(result, Ticket):
         try:
-            services.overrides.done(result.name, request.adapter)
-            info = _describe(result, services.clock() - began)
+            context_length = _settle(services, request, result.name)
+            info = _describe(result, context_length, services.clock() - began)
         finally:
             result.cancel()  # before the answer: the figures that go out with it shall not count this use
     else:
@@ -51,7 +51,7 @@ def _find_and_load(
     if isinstance(found, int):
         return model_info.planned(request.model, found)
     if request.estimate_only:
-        return model_info.estimated(found)
+        return model_info.estimated(services.limited(found, request.adapter))
     return (yield from leased(_begin(services, request, found), report))
 
 
@@ -69,11 +69,19 @@ def _begin(services: Services, request: pb.GetOrLoadRequest, source: ModelSource
     )
 
 
-def _describe(ticket: Ticket[LoadedModel], passed: float) -> pb.ModelInfo:
+def _settle(services: Services, request: pb.GetOrLoadRequest, name: str) -> int | None:
+    """Keep what the call chose for a model that is ready now, and return the context length that was ever chosen."""
+    if request.HasField("context_length"):
+        services.overrides.choose_context_length(name, request.adapter, request.context_length)
+    services.overrides.done(name, request.adapter)
+    return services.overrides.context_length(name, request.adapter)
+
+
+def _describe(ticket: Ticket[LoadedModel], context_length: int | None, passed: float) -> pb.ModelInfo:
     """Describe a model that is ready, and unless it was in memory how long that took, in seconds."""
     assert ticket.lease is not None
     model = ticket.lease.model
-    info = model_info.loaded(model, ticket.name, ticket.outcome)
+    info = model_info.loaded(model, ticket.name, context_length, ticket.outcome)
     info.evicted.extend(ticket.evicted)
     if info.outcome != pb.LOAD_OUTCOME_HIT:
         info.load_time.CopyFrom(duration(passed))

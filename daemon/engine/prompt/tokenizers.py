@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlx_lm.utils import load_config, load_tokenizer
+from mlx_lm.utils import load_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
 from daemon.cache.model_files import private_copy
 from daemon.engine.output.chat_markup import ChatMarkup
+from daemon.engine.output.detokenizer import Decode
 from daemon.engine.output.harmony import HarmonyWrapper, understood, with_thinking
+from daemon.engine.output.token_text import TokenText, token_text
 from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.special_tokens import eos_ids, unwritten_ids
 from daemon.engine.structured_output.matcher import Vocabulary, vocabulary
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.failpoints import failpoint
@@ -123,11 +126,20 @@ class Tokenizer:
         markup = ChatMarkup(self._wrapper)
         return markup if markup.has_marks else None
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, without special tokens."""
-        return str(self._wrapper.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    @cached_property
+    def decode(self) -> Decode:
+        """What returns the text of ids, without the special tokens that frame turns and texts."""
+        return self._without(self._unwritten)
 
-    def decoder(self, notation: ChatMarkup, *, calls: bool) -> Callable[[Sequence[int]], str]:
+    @cached_property
+    def _text(self) -> TokenText | None:
+        return token_text(self._wrapper._tokenizer)
+
+    @cached_property
+    def _unwritten(self) -> frozenset[int]:
+        return unwritten_ids(self._wrapper, self.eos_ids)
+
+    def decoder(self, notation: ChatMarkup, *, calls: bool) -> Decode:
         """
         Return a `decode` that leaves the model's marks in.
 
@@ -135,12 +147,19 @@ class Tokenizer:
             notation: The model's marks.
             calls: Whether the text may hold tool calls. Then no special token is left out, because a call may need any.
         """
-        kept = notation.marks
-        tokens = self._wrapper.added_tokens_decoder.items()
-        dropped = {id_ for id_, token in tokens if token.special and not any(token.content in mark for mark in kept)}
+        ids = [] if calls else list(self._unwritten)
+        tokens = zip(ids, self._wrapper.convert_ids_to_tokens(ids), strict=True)
+        return self._without(
+            frozenset(id_ for id_, token in tokens if not any(token in mark for mark in notation.marks))
+        )
+
+    def _without(self, dropped: frozenset[int]) -> Decode:
+        """Return what decodes ids, some of which have no text."""
+        if self._text is not None:
+            return self._text.without(dropped)
 
         def decode(ids: Sequence[int]) -> str:
-            shown = ids if calls else [id_ for id_ in ids if id_ not in dropped]
+            shown = [id_ for id_ in ids if id_ not in dropped]
             return str(self._wrapper.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
         return decode
@@ -207,8 +226,10 @@ def _load(source: ModelSource, templates: Templates) -> Tokenizer:
     failpoint("tokenizer.read")
     try:
         with private_copy(source.path, source.roots) as path:  # libraries read a copy and never open the model's files
-            eos = load_config(path).get("eos_token_id")  # that of generation_config.json, if it has one
-            wrapper = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=eos)
+            wrapper = load_tokenizer(path, {"trust_remote_code": False})
+            if ends := eos_ids(path, wrapper):  # else the ends that mlx-lm knows for the architecture
+                own = wrapper.eos_token_id
+                wrapper.eos_token_ids = ends if own is None else {*ends, own}
             tokenizer = Tokenizer(understood(wrapper), templates)
             tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
             return tokenizer

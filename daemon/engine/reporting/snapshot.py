@@ -42,6 +42,7 @@ class StatsCollector:
         memory: The bytes in use, and their limit.
         clock: Seconds that never go back; the clock of the model cache.
         stuck: Returns the jobs that hang.
+        context_length: Returns the context length that was chosen for a model and an adapter; None if none was.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class StatsCollector:
         clock: Callable[[], float],
         *,
         stuck: Callable[[], Sequence[Job]] = tuple,
+        context_length: Callable[[str, str], int | None] = lambda model, adapter: None,
     ) -> None:
         self._models = models
         self._prefixes = prefixes
@@ -62,6 +64,7 @@ class StatsCollector:
         self._memory = memory
         self._clock = clock
         self._stuck = stuck
+        self._context_length = context_length
 
     def snapshot(self) -> pb.StatsResponse:
         """Return the figures of now."""
@@ -101,7 +104,9 @@ class StatsCollector:
     def _model(self, entry: Entry[LoadedModel]) -> pb.ModelStats:
         now = self._clock()
         expires_in = entry.expires_in(now)
-        info = model_info.loaded(entry.model, entry.name)
+        adapter = entry.model.source.adapter_path
+        chosen = self._context_length(entry.name, "" if adapter is None else str(adapter))
+        info = model_info.loaded(entry.model, entry.name, chosen)
         info.load_time.CopyFrom(duration(entry.load_time))
         info.warmup_time.CopyFrom(duration(entry.model.warmup_time))
         return pb.ModelStats(

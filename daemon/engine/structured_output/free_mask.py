@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import mlx.core as mx
 import structlog
 
 from daemon.engine.output.answer_parser import AnswerParser
-from daemon.engine.output.detokenizer import Detokenizer
+from daemon.engine.output.detokenizer import Decode, streaming
 from daemon.engine.structured_output.call_guard import CallGuard
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.engine.structured_output.token_mask import expanded
@@ -52,7 +50,7 @@ class FreeMask:
         self,
         vocab: int,
         scout: AnswerParser,
-        decode: Callable[[Sequence[int]], str],
+        decode: Decode,
         *,
         guard: CallGuard | None = None,
         budget: int | None = None,
@@ -60,7 +58,7 @@ class FreeMask:
     ) -> None:
         self._vocab = vocab
         self._scout = scout
-        self._detokenizer = Detokenizer(decode)
+        self._detokenizer = streaming(decode)
         self._guard = guard
         self._left = budget
         self._end = end

@@ -26,7 +26,7 @@ CHECKS: dict[type[Message], Callable[[Any], None]] = {
 }
 
 CHECKED = {
-    "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl"},
+    "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl", "context_length"},
     "GenerateRequest": {"model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs"}
     | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"}
     | {"reasoning_budget"},
@@ -127,6 +127,8 @@ def error_of(request: Message) -> SidecarError | None:
 GOOD = [
     load(),
     load(revision="main", adapter="/a", pin=True, ttl={"seconds": 0}),
+    load(context_length=2),
+    load(context_length=2**31 - 1),
     load(ttl={"seconds": 315_576_000_000, "nanos": 999_999_999}),
     load(model="m" * 1024),
     load(estimate_only=True, skip_warmup=True),
@@ -170,6 +172,10 @@ BAD: list[tuple[str, Message]] = [
     ("ttl", load(ttl={"seconds": 2**63 - 1})),
     ("ttl", load(ttl={"seconds": 1}, estimate_only=True)),
     ("pin", load(pin=False, estimate_only=True)),
+    ("context_length", load(context_length=4096, estimate_only=True)),
+    ("context_length", load(context_length=1)),
+    ("context_length", load(context_length=0)),
+    ("context_length", load(context_length=-4096)),
     ("prompt", pb.GenerateRequest(model="m")),
     ("text", generate(text="")),
     ("tokens.ids", pb.GenerateRequest(model="m", tokens=pb.TokenIds())),

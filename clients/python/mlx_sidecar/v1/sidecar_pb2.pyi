@@ -107,7 +107,7 @@ ENGINE_STATE_RESTARTING: EngineState
 ENGINE_STATE_STOPPED: EngineState
 
 class GetOrLoadRequest(_message.Message):
-    __slots__ = ("model", "revision", "adapter", "pin", "ttl", "skip_warmup", "allow_download", "estimate_only")
+    __slots__ = ("model", "revision", "adapter", "pin", "ttl", "skip_warmup", "allow_download", "estimate_only", "context_length")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +116,7 @@ class GetOrLoadRequest(_message.Message):
     SKIP_WARMUP_FIELD_NUMBER: _ClassVar[int]
     ALLOW_DOWNLOAD_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     model: str
     revision: str
     adapter: str
@@ -124,7 +125,8 @@ class GetOrLoadRequest(_message.Message):
     skip_warmup: bool
     allow_download: bool
     estimate_only: bool
-    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., pin: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., skip_warmup: bool = ..., allow_download: bool = ..., estimate_only: bool = ...) -> None: ...
+    context_length: int
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., pin: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., skip_warmup: bool = ..., allow_download: bool = ..., estimate_only: bool = ..., context_length: _Optional[int] = ...) -> None: ...
 
 class GetOrLoadResponse(_message.Message):
     __slots__ = ("progress", "ready")
