@@ -23,9 +23,10 @@ import mlx.core as mx
 import structlog
 
 from daemon.cache.identity import ModelKey
-from daemon.engine.execution.sequence import Sequence
+from daemon.engine.execution.prompt_scores import prompt_scores
+from daemon.engine.execution.sequence import Sequence, nan_logits
 from daemon.engine.execution.sequence_kv import SequenceKV
-from daemon.engine.memory.memory_budget import DECODE_ROOM
+from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS
 from daemon.engine.scheduling.policy import MIN_CHUNK, Allowance, ChunkSizer
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.forks import MOST_FORKS, Beginning, fork, forks
@@ -91,8 +92,9 @@ class Prefill:
         self._shareable = self._kv.loaded.layout.reusable and prefixes.enabled
         draft = sequence.draft if kv is None else None
         self._draft = Prefill(sequence, prefixes, sizer, clock, kv=draft.kv) if draft is not None else None
-        self._whole = sequence.draft is None
+        self._whole = sequence.draft is None and sequence.request.max_tokens > 0
         """Whether the last token may be computed too: a draft and its model begin to decode with it."""
+        self._scored = sequence.request.prompt_logprobs is not None
 
     @property
     def done(self) -> int:
@@ -170,6 +172,7 @@ class Prefill:
         kv = self._kv
         return (
             self._draft is None
+            and not (self._scored or self.sequence.samples)
             and not self._points
             and 0 < self._left <= SHORT
             and kv.loaded.joinable
@@ -262,14 +265,26 @@ class Prefill:
         assert kv.cache is not None
         chunk = mx.array([sequence.prompt[self.done : self.done + tokens]])
         after = kv.loaded.model(chunk, cache=kv.cache)
+        if self._scored:
+            self._score(after[0])
         if logits:
             sequence.logits = after[:, -1]
             mx.async_eval(sequence.logits)
         mx.eval([cache.state for cache in kv.cache])
         kv.advanced(tokens, kv.cache)
 
+    def _score(self, logits: mx.array) -> None:
+        """Score the tokens that follow the fed ones, given the logits after these, [tokens, vocab]."""
+        sequence, request = self.sequence, self.sequence.request
+        following = request.prompt[self.done + 1 : self.done + 1 + logits.shape[0]]
+        scores = prompt_scores(logits, following, request.prompt_logprobs or 0, sequence.text)
+        if scores is None:
+            raise nan_logits(sequence)
+        sequence.scores += scores
+
     def _size(self, allowance: Allowance) -> int:
-        return self._sizer.size(self.model_key, allowance.long, allowance.least)
+        size = self._sizer.size(self.model_key, allowance.long, allowance.least)
+        return min(size, SCORED_TOKENS) if self._scored else size
 
     def _next_step(self, allowance: Allowance) -> int:
         """
@@ -278,7 +293,7 @@ class Prefill:
         Before a resume point it ends with a whole block. A rest of fewer than `MIN_CHUNK` tokens is taken along.
         """
         size = self._size(allowance)
-        size = self._left if self._left < size + MIN_CHUNK else size
+        size = self._left if self._left < size + MIN_CHUNK and not self._scored else min(size, self._left)
         if self._points:
             size = min(size, self._points[0] - self.done)
             beyond_block = (self.done + size) % BLOCK_TOKENS

@@ -82,6 +82,7 @@ class AnswerParser:
 
     def __init__(self, notation: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False) -> None:
         self.calls = 0
+        self._begins = {"opened": opened, "bare": bare}
         self._notation = notation
         self._tools = tools
         self._text_began = False
@@ -92,6 +93,10 @@ class AnswerParser:
         self._marks = notation.machine.make_state(part)
         state = self._next_state(part)
         self._state: State = State.ANSWER_START if state is State.HEADER else state
+
+    def again(self) -> AnswerParser:
+        """Return a parser for another answer to the same prompt."""
+        return AnswerParser(self._notation, self._tools, **self._begins)
 
     def add(self, text: str) -> Parts:
         """Take the next piece of the answer and return the parts that are complete now."""

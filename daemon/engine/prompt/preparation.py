@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from daemon.cache.identity import ModelSource
@@ -18,6 +18,7 @@ from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.engine.structured_output.required_calls import required_calls
 from daemon.engine.structured_output.token_mask import TokenMask
 from daemon.shared.errors import Reason, SidecarError, invalid
+from daemon.shared.sampling_options import check_effects, default_temperature
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
@@ -46,6 +47,15 @@ class PreparedRequest:
     thinking: Thinking | None
     header: tuple[int, ...] = ()
 
+    def again(self) -> PreparedRequest:
+        """Return it for another answer to its prompt: with an output, a parser and a form that have seen nothing."""
+        return replace(
+            self,
+            output=Output(self.output.decode, self.output.stops),
+            channels=None if self.channels is None else self.channels.again(),
+            form=None if self.form is None else self.form.again(),
+        )
+
     def constraint(self, vocab: int) -> TokenMask | None:
         """Return the mask of the tokens that may be sampled, for logits of width `vocab`. For the MLX thread only."""
         if self.form is None:
@@ -69,6 +79,7 @@ def prepare_request(
         SidecarError: INVALID_ARGUMENT if the prompt or the form cannot be used with this model;
             CONTEXT_LENGTH_EXCEEDED if prompt and completion do not fit its context.
     """
+    check_effects(request, default_temperature(source.default_sampling))
     prompt = prepare_prompt(request, source, tokenizer, rendered)
     notation = tokenizer.notation if request.HasField("chat") else None
     tools = offered_tools(request.chat)
@@ -118,7 +129,7 @@ class Prompt:
 
     Attributes:
         tokens: Its ids.
-        max_tokens: Most tokens to generate after it.
+        max_tokens: Most tokens to generate after it; 0 only scores it.
     """
 
     tokens: list[int]
@@ -272,17 +283,18 @@ def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
     """
     wanted = request.max_tokens if request.HasField("max_tokens") else None
     if not context:
-        return wanted or DEFAULT_MAX_TOKENS
-    if prompt + (wanted or 1) > context:
+        return DEFAULT_MAX_TOKENS if wanted is None else wanted
+    least = 1 if wanted is None else wanted
+    if prompt + least > context:
         asked = f" plus max_tokens {wanted}" if wanted else ""
         raise SidecarError(
             Reason.CONTEXT_LENGTH_EXCEEDED,
             f"the prompt has {prompt} tokens{asked}, but the model's context holds {context}",
             metadata={
                 "prompt_tokens": str(prompt),
-                "max_tokens": str(wanted or 1),
+                "max_tokens": str(least),
                 "context_length": str(context),
             },
             field="max_tokens" if wanted else request.WhichOneof("prompt") or "prompt",
         )
-    return wanted or min(DEFAULT_MAX_TOKENS, context - prompt)
+    return min(DEFAULT_MAX_TOKENS, context - prompt) if wanted is None else wanted

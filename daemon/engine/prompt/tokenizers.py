@@ -48,6 +48,8 @@ class Tokenizer:
         self._templates = templates
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
+        self._texts: dict[int, str] = {}
+        """Texts of single tokens that were asked for."""
         self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
         self.size = len(wrapper)
 
@@ -126,6 +128,22 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""
         return str(self._wrapper.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def text_of(self, token: int) -> str:
+        """Return the text of one token alone, its leading space included; special tokens have their names."""
+        text = self._texts.get(token)
+        if text is None:
+            # Some tokenizers drop the space of a text's first token, so another token comes before it.
+            before, text = self._raw(self._before), self._raw([*self._before, token])
+            self._texts[token] = text = text.removeprefix(before)
+        return text
+
+    @cached_property
+    def _before(self) -> list[int]:
+        return self.encode("a", special=False)[-1:]
+
+    def _raw(self, ids: Sequence[int]) -> str:
+        return str(self._wrapper.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def decoder(self, notation: ChatMarkup, *, calls: bool) -> Callable[[Sequence[int]], str]:
         """

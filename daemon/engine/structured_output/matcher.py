@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from copy import copy
 from typing import Any, TypeAlias
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -87,6 +88,12 @@ class GrammarMatcher:
             for warning in self._matcher.get_grammar_warnings():
                 raise invalid(field, f"cannot be enforced: {warning[:MOST_MESSAGE]}")
         self.allowed()  # a form without a first token fails here, and not later on the MLX thread
+
+    def again(self) -> GrammarMatcher:
+        """Return a matcher for another completion of the same form; the grammar is not compiled again."""
+        other = copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
 
     def allowed(self) -> bytes:
         """

@@ -153,7 +153,7 @@ def ends_call(event: ipc.Event) -> bool:
     """Return whether an event is the last one of its call. The engine sends nothing for the call after it."""
     kind = event.WhichOneof("body")
     if kind == "generate":
-        return event.generate.HasField("finished")
+        return event.generate.HasField("finished") and not event.more
     if kind == "load":
         return event.load.HasField("ready")
     return kind in ("invalidate", "failure")

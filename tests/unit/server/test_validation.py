@@ -14,9 +14,9 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.server import validation
 from daemon.server.validation import check_generate, check_invalidate, check_load
 from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.sampling_options import RANGES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 CHECKS: dict[type[Message], Callable[[Any], None]] = {
@@ -255,7 +255,7 @@ def test_request_beyond_a_limit_names_its_field(field: str, request_: Message) -
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", [name for name in validation._SAMPLING_RANGES if name != "top_k"])
+@pytest.mark.parametrize("name", [name for name in RANGES if name != "top_k"])
 def test_nan_and_infinity_are_refused(name: str, value: float) -> None:
     """Everywhere."""
     assert refused(sampling(**{name: value})) == f"sampling.{name}"
