@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from ctypes import c_float
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,10 @@ def usable(config: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
     """
     Return the options that can be used, and the names of those with a wrong value, which are left out.
 
-    A wrong value is no number, or out of the option's range. `do_sample` false is greedy. Without `do_sample`, a model
-    samples if it gives any option that chooses among tokens. A sampling model without a temperature has 1, as in
-    transformers. Other options that are not given keep all tokens: transformers' own top_k of 50 is no recommendation.
+    A wrong value is no number, or out of the option's range; it counts as not given. `do_sample` false is greedy.
+    Without `do_sample`, a model samples if it gives any option that chooses among tokens. A sampling model without a
+    temperature has 1, as in transformers. Other options that are not given keep all tokens: transformers' own top_k of
+    50 is no recommendation.
     """
     given = {name: config[name] for name in _NAMES if config.get(name) is not None}
     options = {name: value for name, value in given.items() if _is_valid(name, value)}
@@ -85,4 +87,6 @@ def _is_valid(name: str, value: object) -> bool:
         return False
     assert isinstance(value, int | float)
     least, most = RANGES[name]
-    return least <= value <= most and (name != "top_k" or type(value) is int)
+    # Requests have float32, where a tiny value is 0.
+    in_range = least <= value <= most and least <= c_float(value).value
+    return in_range and (name != "top_k" or type(value) is int)

@@ -64,6 +64,12 @@ def sampling_params(sampling: pb.Sampling, defaults: Mapping[str, float] = {}) -
         sampling: The options.
         defaults: The model's own, by name.
     """
+    if defaults:
+        recommended = pb.Sampling()
+        for name, value in defaults.items():
+            setattr(recommended, name, value)
+        recommended.MergeFrom(sampling)
+        sampling = recommended
     names = [name for name in SamplingParams.__slots__ if name != "logit_bias" and sampling.HasField(name)]
-    given: dict[str, Any] = {**defaults, **{name: getattr(sampling, name) for name in names}}
+    given: dict[str, Any] = {name: getattr(sampling, name) for name in names}
     return SamplingParams(**given, logit_bias=tuple(sorted(sampling.logit_bias.items())))

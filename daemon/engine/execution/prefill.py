@@ -23,8 +23,8 @@ import mlx.core as mx
 import structlog
 
 from daemon.cache.identity import ModelKey
-from daemon.engine.execution.prompt_scores import prompt_scores
-from daemon.engine.execution.sequence import Sequence, nan_logits
+from daemon.engine.execution.prompt_scores import score_prompt
+from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS
 from daemon.engine.scheduling.policy import MIN_CHUNK, Allowance, ChunkSizer
@@ -266,21 +266,12 @@ class Prefill:
         chunk = mx.array([sequence.prompt[self.done : self.done + tokens]])
         after = kv.loaded.model(chunk, cache=kv.cache)
         if self._scored:
-            self._score(after[0])
+            score_prompt(sequence, self.done, after[0])
         if logits:
             sequence.logits = after[:, -1]
             mx.async_eval(sequence.logits)
         mx.eval([cache.state for cache in kv.cache])
         kv.advanced(tokens, kv.cache)
-
-    def _score(self, logits: mx.array) -> None:
-        """Score the tokens that follow the fed ones, given the logits after these, [tokens, vocab]."""
-        sequence, request = self.sequence, self.sequence.request
-        following = request.prompt[self.done + 1 : self.done + 1 + logits.shape[0]]
-        scores = prompt_scores(logits, following, request.prompt_logprobs or 0, sequence.text)
-        if scores is None:
-            raise nan_logits(sequence)
-        sequence.scores += scores
 
     def _size(self, allowance: Allowance) -> int:
         size = self._sizer.size(self.model_key, allowance.long, allowance.least)

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 
+from daemon.engine.execution.sequence import Sequence, nan_logits
 from daemon.engine.memory.memory_budget import SCORED_ROWS
 from daemon.engine.output.detokenizer import Alternative, Token
 
 
-def prompt_scores(
-    logits: mx.array, following: Sequence[int], count: int, text: Callable[[int], str]
-) -> list[Token] | None:
+def score_prompt(sequence: Sequence, done: int, logits: mx.array) -> None:
     """
-    Return the tokens that follow each other in a prompt with their log-probabilities; None if a logit is no number.
+    Add the scores of the prompt tokens that follow those of a chunk to `sequence.scores`.
 
     Few rows are scored at a time: in float32, those of a whole chunk would take several times the memory of its logits.
 
     Args:
-        logits: Those after the token before each of them, [tokens or more, vocab].
-        following: The tokens.
-        count: Alternatives to report for each.
-        text: Returns the text of a token.
+        sequence: The request.
+        done: Tokens of the prompt before the chunk.
+        logits: Those after each token of the chunk, [tokens, vocab].
+
+    Raises:
+        SidecarError: NAN_LOGITS if a logit is no number.
     """
-    tokens: list[Token] = []
+    following = sequence.prompt[done + 1 : done + 1 + logits.shape[0]]
     for start in range(0, len(following), SCORED_ROWS):
         part = following[start : start + SCORED_ROWS]
         rows = logits[start : start + len(part)].astype(mx.float32)
-        tokens += scored_tokens(rows - mx.logsumexp(rows, axis=-1, keepdims=True), part, count, text)
-    return None if any(math.isnan(cast("float", token.logprob)) for token in tokens) else tokens
+        logprobs = rows - mx.logsumexp(rows, axis=-1, keepdims=True)
+        tokens = scored_tokens(logprobs, part, sequence.request.prompt_logprobs or 0, sequence.text)
+        if any(token.logprob is None or math.isnan(token.logprob) for token in tokens):
+            raise nan_logits(sequence)
+        sequence.scores += tokens
 
 
-def scored_tokens(logprobs: mx.array, tokens: Sequence[int], count: int, text: Callable[[int], str]) -> list[Token]:
+def scored_tokens(logprobs: mx.array, tokens: list[int], count: int, text: Callable[[int], str]) -> list[Token]:
     """
     Return tokens with their log-probabilities and alternatives. Waits for the device.
 
@@ -44,7 +48,7 @@ def scored_tokens(logprobs: mx.array, tokens: Sequence[int], count: int, text: C
         count: Alternatives to report for each, the most likely first.
         text: Returns the text of a token.
     """
-    own = mx.take_along_axis(logprobs, mx.array(list(tokens))[:, None], axis=-1)[:, 0]
+    own = mx.take_along_axis(logprobs, mx.array(tokens)[:, None], axis=-1)[:, 0]
     count = min(count, logprobs.shape[-1])
     ids = _likeliest(logprobs, count)
     values = mx.take_along_axis(logprobs, ids, axis=-1)

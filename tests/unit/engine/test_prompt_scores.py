@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from mlx_lm.utils import load
 from numpy.typing import NDArray
 
-from daemon.engine.execution import prefill
+from daemon.engine.execution import prefill, prompt_scores
+from daemon.engine.execution.sequence import Sequence
 from daemon.engine.memory.memory_budget import SCORED_TOKENS, scoring_need
+from daemon.engine.output.detokenizer import Token
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import random_model
@@ -147,7 +150,7 @@ def test_held_prompt_is_lent_the_turn_of_a_follower(harness: Harness, monkeypatc
 
 def test_scores_that_are_no_numbers_fail(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the model's fault, and nothing of it is kept."""
-    monkeypatch.setattr(prefill, "prompt_scores", lambda *_: None)
+    monkeypatch.setattr(prompt_scores, "scored_tokens", lambda *_: [Token(1, math.nan)])
     assert harness.run(score()).failure.reason == "NAN_LOGITS"
     harness.settle()
     assert harness.figures.prefix_cache.blocks == 0
@@ -157,20 +160,29 @@ def test_memory_of_scores_is_reserved(harness: Harness, monkeypatch: pytest.Monk
     """Beside the KV, for a chunk and not for the whole prompt."""
     asked: list[int] = []
     make_room = harness.engine._runner._make_room
-    monkeypatch.setattr(harness.engine._runner, "_make_room", lambda need: asked.append(need) or make_room(need))
+
+    def noted(need: int) -> bool:
+        asked.append(need)
+        return make_room(need)
+
+    monkeypatch.setattr(harness.engine._runner, "_make_room", noted)
     harness.run(generate(PROMPT, max_tokens=1))
     harness.run(score(max_tokens=1))
     assert asked[1] - asked[0] == scoring_need(harness.engine._models.entries()[0].model.vocab_size)
 
 
-def test_scores_need_no_more_than_they_reserve(harness: Harness, tmp_path: Path) -> None:
-    """At the peak of a pass, with a vocabulary that is far larger than the rest of the model."""
+def test_scores_need_no_more_than_they_reserve() -> None:
+    """At the peak of a chunk, with a large vocabulary; and not half as much, so that no request waits in vain."""
     logits = mx.random.normal((SCORED_TOKENS, 50_000))
     mx.eval(logits)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    prefill.prompt_scores(logits, list(range(SCORED_TOKENS)), 20, str)
-    assert mx.get_peak_memory() - before + logits.nbytes <= scoring_need(50_000)
+    request = SimpleNamespace(prompt_logprobs=20)
+    scored = SimpleNamespace(prompt=list(range(SCORED_TOKENS + 1)), request=request, text=str, scores=[])
+    prompt_scores.score_prompt(cast("Sequence", scored), 0, logits)
+    assert len(scored.scores) == SCORED_TOKENS
+    peak = mx.get_peak_memory() - before + logits.nbytes
+    assert scoring_need(50_000) / 2 < peak <= scoring_need(50_000)
 
 
 def test_logprobs_tell_the_text_of_tokens(harness: Harness, reference: Reference) -> None:

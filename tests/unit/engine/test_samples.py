@@ -209,7 +209,12 @@ def test_memory_is_reserved_for_each_sample(harness: Harness, monkeypatch: pytes
     """From the start; and a request whose samples can never fit is refused."""
     asked: list[int] = []
     make_room = harness.engine._runner._make_room
-    monkeypatch.setattr(harness.engine._runner, "_make_room", lambda need: asked.append(need) or make_room(need))
+
+    def noted(need: int) -> bool:
+        asked.append(need)
+        return make_room(need)
+
+    monkeypatch.setattr(harness.engine._runner, "_make_room", noted)
     harness.run(generate(PROMPT, max_tokens=20))
     harness.finish(harness.begin(request(4)))
     single, several = asked
