@@ -95,6 +95,8 @@ class Prefill:
         self._whole = sequence.draft is None and sequence.request.max_tokens > 0
         """Whether the last token may be computed too: a draft and its model begin to decode with it."""
         self._scored = sequence.request.prompt_logprobs is not None
+        self._speed = (self.model_key, "scored") if self._scored else self.model_key
+        """What the sizer knows its passes by: scores take time that other prompts of the model do not."""
 
     @property
     def done(self) -> int:
@@ -220,7 +222,7 @@ class Prefill:
         at_point = self._points[:1] == [self.done + size]
         last = self._whole and size == self._left and size < TAIL and not at_point
         self._compute(size + last, logits=last)
-        self._sizer.measured(self.model_key, size, self._clock() - began)
+        self._sizer.measured(self._speed, size, self._clock() - began)
         self._store(at_point=at_point)
         self._clear_up()
         return size
@@ -274,7 +276,7 @@ class Prefill:
         kv.advanced(tokens, kv.cache)
 
     def _size(self, allowance: Allowance) -> int:
-        size = self._sizer.size(self.model_key, allowance.long, allowance.least)
+        size = self._sizer.size(self._speed, allowance.long, allowance.least)
         return min(size, SCORED_TOKENS) if self._scored else size
 
     def _next_step(self, allowance: Allowance) -> int:

@@ -48,25 +48,18 @@ def scored_tokens(logprobs: mx.array, tokens: list[int], count: int, text: Calla
         count: Alternatives to report for each, the most likely first.
         text: Returns the text of a token.
     """
-    own = mx.take_along_axis(logprobs, mx.array(tokens)[:, None], axis=-1)[:, 0]
-    count = min(count, logprobs.shape[-1])
-    ids = _likeliest(logprobs, count)
+    own: Any = mx.take_along_axis(logprobs, mx.array(tokens)[:, None], axis=-1)[:, 0].tolist()
+    tops = _alternatives(logprobs, min(count, logprobs.shape[-1]), text) if count else [()] * len(tokens)
+    return [Token(token, logprob, top, text(token)) for token, logprob, top in zip(tokens, own, tops, strict=True)]
+
+
+def _alternatives(logprobs: mx.array, count: int, text: Callable[[int], str]) -> list[tuple[Alternative, ...]]:
+    """Return the most likely tokens of each row, most likely first."""
+    ids = mx.argpartition(-logprobs, kth=count - 1, axis=-1)[:, :count]
     values = mx.take_along_axis(logprobs, ids, axis=-1)
-    mx.eval(own, ids, values)
-    rows: Any = zip(tokens, *(array.tolist() for array in (own, ids, values)), strict=True)
-    return [
-        Token(token, logprob, tuple(Alternative(i, v, text(i)) for i, v in zip(top, at, strict=True)), text(token))
-        for token, logprob, top, at in rows
-    ]
-
-
-def _likeliest(logprobs: mx.array, count: int) -> mx.array:
-    """Return the ids of the most likely tokens of each row, [rows, count], most likely first."""
-    if not count:
-        return mx.zeros((logprobs.shape[0], 0), mx.uint32)
-    if count < logprobs.shape[-1]:
-        ids = mx.argpartition(-logprobs, kth=count - 1, axis=-1)[:, :count]
-    else:
-        ids = mx.broadcast_to(mx.arange(count, dtype=mx.uint32), logprobs.shape)
-    order = mx.argsort(-mx.take_along_axis(logprobs, ids, axis=-1), axis=-1)
-    return mx.take_along_axis(ids, order, axis=-1)
+    order = mx.argsort(-values, axis=-1)
+    ids, values = (mx.take_along_axis(array, order, axis=-1) for array in (ids, values))
+    mx.eval(ids, values)
+    columns: list[Any] = [ids.tolist(), values.tolist()]
+    rows = zip(*columns, strict=True)
+    return [tuple(Alternative(i, value, text(i)) for i, value in zip(*row, strict=True)) for row in rows]

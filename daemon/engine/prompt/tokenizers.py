@@ -26,6 +26,9 @@ from daemon.shared.machine_faults import machine_fault
 _KEEP = 8
 """Tokenizers that stay in memory."""
 
+TOKEN_CHARACTERS = 256
+"""Most characters of the text of a single token beside its log-probability."""
+
 
 class Tokenizer:
     """
@@ -130,17 +133,24 @@ class Tokenizer:
         return str(self._wrapper.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def text_of(self, token: int) -> str:
-        """Return the text of one token alone, its leading space included; special tokens have their names."""
+        """
+        Return the text of one token alone, its leading space included; special tokens have their names.
+
+        Bytes that are no whole character are replacement characters. Texts are cut at TOKEN_CHARACTERS.
+        """
         text = self._texts.get(token)
         if text is None:
-            # Some tokenizers drop the space of a text's first token, so another token comes before it.
-            before, text = self._raw(self._before), self._raw([*self._before, token])
-            self._texts[token] = text = text.removeprefix(before)
+            ids, before = self._before
+            text = self._raw([*ids, token])
+            text = text.removeprefix(before) if text.startswith(before) else self._raw([token])
+            self._texts[token] = text = text[:TOKEN_CHARACTERS]
         return text
 
     @cached_property
-    def _before(self) -> list[int]:
-        return self.encode("a", special=False)[-1:]
+    def _before(self) -> tuple[list[int], str]:
+        """A token and its text. Some tokenizers drop the space of a text's first token, so it comes before another."""
+        ids = self.encode("a", special=False)[-1:]
+        return ids, self._raw(ids)
 
     def _raw(self, ids: Sequence[int]) -> str:
         return str(self._wrapper.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -229,6 +239,7 @@ def _load(source: ModelSource, templates: Templates) -> Tokenizer:
             wrapper = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=eos)
             tokenizer = Tokenizer(understood(wrapper), templates)
             tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
+            tokenizer.text_of(0)  # encodes as well, which the MLX thread must not wait for
             return tokenizer
     except SidecarError:
         raise

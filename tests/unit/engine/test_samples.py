@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,19 +10,22 @@ from typing import Any
 
 import pytest
 
+from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.calls.options import SEED_STEP
 from daemon.engine.memory.memory_budget import MemoryBudget
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.shared.errors import invalid
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.support.models import TINY, random_model
+from tests.support.models import TINY, marked_model, random_model
 from tests.unit.engine.families import EXACT
 from tests.unit.engine.harness import Answer, Harness, generate
+from tests.unit.engine.test_required_calls import HERMES
 from tests.unit.engine.test_reuse_matrix import CLOSE
 from tools.embedded import corpus
 
 PROMPT = next(corpus.held_out(seed=70, tokens_hint=150)).completion()
+EMBEDDED = Resolver([]).resolve(Wanted("embedded"))
 BYPASS = pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS)
 
 
@@ -187,6 +191,52 @@ def test_each_sample_keeps_to_its_form(harness: Harness) -> None:
     samples = assert_each_is_that_of_its_seed(harness, asked)
     assert len({sample.text for sample in samples}) > 1
     assert all(re.fullmatch(form.regex, sample.text) for sample in samples)
+
+
+def test_each_sample_makes_its_own_required_calls(harness: Harness, tmp_path: Path) -> None:
+    """With a parser and a grammar each, which begin anew."""
+    marks, known_by = HERMES
+    path = marked_model(tmp_path, marks, f"{{# {known_by} #}}")
+    schema = json.dumps({"enum": [{"n": number} for number in range(10, 40)]})
+    chat = pb.Chat(
+        messages=[pb.ChatMessage(role="user", content="Hi")],
+        tools=[pb.Tool(name="t", parameters_json=schema)],
+        tool_choice=pb.TOOL_CHOICE_REQUIRED,
+        required_tool="t",
+    )
+    sampling = pb.Sampling(temperature=2.0, seed=9)
+    events = harness.finish(
+        harness.begin(pb.GenerateRequest(model=str(path), chat=chat, max_tokens=400, sampling=sampling, samples=4))
+    )
+    calls: list[str] = []
+    for index in range(4):
+        deltas = [event.generate.delta for event in events if event.generate.HasField("delta")]
+        (call,) = [call for delta in deltas if delta.index == index for call in delta.tool_calls]
+        calls.append(call.arguments_json)
+        assert Sample(events, index).finished.reason == pb.FINISH_REASON_TOOL_CALLS
+    assert len(set(calls)) > 1
+    harness.settle()
+
+
+def test_invalidated_samples_store_nothing(harness: Harness) -> None:
+    """Before they begin and while they decode."""
+    everything = pb.InvalidateRequest(all=pb.AllTarget(prefixes=True))
+    call = harness.begin(request(3, max_tokens=40, stop=pb.Stop(ignore_eos=True)))
+    harness.until(lambda: harness.decoding(call))
+    harness.run(everything)
+    harness.finish(call)
+    harness.settle()
+    assert harness.figures.prefix_cache.blocks == 0
+
+
+def test_finished_samples_store_their_answers(harness: Harness) -> None:
+    """A prompt that goes on after any of them reuses it."""
+    asked = request(3, max_tokens=40, stop=pb.Stop(ignore_eos=True))
+    for sample in samples_of(harness, asked):
+        prompt = [*harness.engine._services.tokenizers.get(EMBEDDED).encode_prompt(PROMPT), *sample.ids]
+        longer = pb.GenerateRequest(model="embedded", tokens=pb.TokenIds(ids=prompt), max_tokens=1)
+        assert harness.run(longer).cached >= (len(prompt) - 1) // 16 * 16 - 16
+    harness.settle()
 
 
 def test_samples_need_as_many_slots(engine: Callable[..., Harness]) -> None:
