@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,19 +170,23 @@ def test_held_samples_wait_and_go_on(harness: Harness) -> None:
 
 
 def test_failed_sample_ends_the_call_once(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others have no end of their own then."""
-    take, made = GrammarMatcher.take, []
+    """The others have no end of their own then, even if they end with the same step."""
+    take, taken = GrammarMatcher.take, Counter[GrammarMatcher]()
 
     def failing(self: GrammarMatcher, token: int) -> None:
-        made.append(self)
-        if len(made) > 12 and self is made[1]:
+        taken[self] += 1
+        if taken[self] == 5 and self is list(taken)[1]:
             raise invalid("response_format", "takes too much work")
         take(self, token)
 
     monkeypatch.setattr(GrammarMatcher, "take", failing)
-    call = harness.begin(request(3, response_format=pb.ResponseFormat(regex="[a-z ]{60}"), max_tokens=60))
-    assert harness.finish(call)[-1].failure.field == "response_format"
-    harness.settle()
+    for tokens in (6, 60):
+        taken.clear()
+        call = harness.begin(request(3, response_format=pb.ResponseFormat(regex="[a-z ]{60}"), max_tokens=tokens))
+        events = harness.finish(call)
+        assert events[-1].failure.field == "response_format"
+        assert not any(event.generate.HasField("finished") for event in events)
+        harness.settle()
 
 
 def test_each_sample_keeps_to_its_form(harness: Harness) -> None:
@@ -218,9 +223,18 @@ def test_each_sample_makes_its_own_required_calls(harness: Harness, tmp_path: Pa
     harness.settle()
 
 
-def test_invalidated_samples_store_nothing(harness: Harness) -> None:
+def test_invalidated_samples_store_nothing(engine: Callable[..., Harness]) -> None:
     """Before they begin and while they decode."""
+    harness = engine(max_batch=3)
     everything = pb.InvalidateRequest(all=pb.AllTarget(prefixes=True))
+    endless = harness.begin(generate("Once", max_tokens=2000, stop=pb.Stop(ignore_eos=True), cache=BYPASS))
+    harness.until(lambda: harness.decoding(endless))
+    waiting = harness.begin(request(3, max_tokens=40, stop=pb.Stop(ignore_eos=True)))
+    harness.until(lambda: harness.engine._runner.waiting == 1)
+    harness.run(everything)
+    harness.cancel(endless)
+    harness.finish(waiting)
+    assert harness.figures.prefix_cache.blocks == 0
     call = harness.begin(request(3, max_tokens=40, stop=pb.Stop(ignore_eos=True)))
     harness.until(lambda: harness.decoding(call))
     harness.run(everything)
