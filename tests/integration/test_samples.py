@@ -19,11 +19,13 @@ PROMPT = next(corpus.held_out(seed=72, tokens_hint=200)).completion()
 
 
 def test_samples_repeat_alone_with_their_seeds(client: Client) -> None:
-    """Each end is its own, and the prompt is computed once."""
+    """Each end is its own; the prompt is computed once, and the request is counted once."""
+    counted = sum(client.stats().latency.total.counts)
     before = client.stats().engine.prompt_tokens
     samples = client.complete_samples("embedded", PROMPT, samples=4, temperature=3.0, max_tokens=20, seed=1)
     usage = samples[0].usage
     assert client.stats().engine.prompt_tokens - before == usage.prompt_tokens - usage.cached_tokens
+    assert sum(client.stats().latency.total.counts) == counted + 1
     assert len({sample.text for sample in samples}) > 1
     for index, sample in enumerate(samples):
         single = client.complete("embedded", PROMPT, temperature=3.0, max_tokens=20, seed=sample.seed)
