@@ -140,15 +140,23 @@ class Tokenizer:
         """
         text = self._texts.get(token)
         if text is None:
-            ids, before = self._before
-            text = self._raw([*ids, token])
-            text = text.removeprefix(before) if text.startswith(before) else self._raw([token])
-            self._texts[token] = text = text[:TOKEN_CHARACTERS]
+            try:
+                self._texts[token] = text = self._text_of(token)[:TOKEN_CHARACTERS]
+            except (KeyError, IndexError, TypeError, ValueError):
+                return (
+                    ""  # logits may be wider than the vocabulary; some tokenizers refuse such ids, others ignore them
+                )
         return text
+
+    def _text_of(self, token: int) -> str:
+        # Some tokenizers drop the space of a text's first token, so another token comes before it.
+        ids, before = self._before
+        text = self._raw([*ids, token])
+        return text.removeprefix(before) if text.startswith(before) else self._raw([token])
 
     @cached_property
     def _before(self) -> tuple[list[int], str]:
-        """A token and its text. Some tokenizers drop the space of a text's first token, so it comes before another."""
+        """A token, and its text."""
         ids = self.encode("a", special=False)[-1:]
         return ids, self._raw(ids)
 
@@ -239,7 +247,7 @@ def _load(source: ModelSource, templates: Templates) -> Tokenizer:
             wrapper = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=eos)
             tokenizer = Tokenizer(understood(wrapper), templates)
             tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
-            tokenizer.text_of(0)  # encodes as well, which the MLX thread must not wait for
+            tokenizer.text_of(0)  # encodes at the first call, and the MLX thread must not wait for its turn in that
             return tokenizer
     except SidecarError:
         raise

@@ -58,6 +58,13 @@ def test_token_text_stands_alone(token: int, text: str) -> None:
     assert [tokenizer.text_of(token) for _ in range(2)] == [text, text]
 
 
+def test_id_beyond_the_vocabulary_has_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits may be wider than it."""
+    tokenizer = Tokenizer(Wrapper(), cast("Templates", None))
+    monkeypatch.setattr(Wrapper, "decode", lambda _, ids, **__: "a" * len(ids) if max(ids) < 9 else {}[ids[-1]])
+    assert (tokenizer.text_of(3), tokenizer.text_of(9)) == ("a", "")
+
+
 def test_embedded_token_texts_join_to_plain_text(tokenizer: Tokenizer) -> None:
     """Where each token is whole characters."""
     text = "The dog sang in the garden."
