@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from daemon.cache import model_config
 from daemon.cache.callbacks import Report, ignore
 from daemon.cache.context_length import context_length
 from daemon.cache.digests import Digests, Stamp, TakesLong
+from daemon.cache.generation_config import default_sampling
 from daemon.cache.model_config import MAX_CONFIG_BYTES, checked_config, json_object
 from daemon.cache.model_files import Roots, allowed, check, read
 from daemon.cache.weight_files import estimate_size, read_header, refuse_other_formats, weight_files
@@ -78,6 +79,7 @@ class ModelSource:
         roots: Where its files may lie, links followed; see `model_files.allowed`.
         revision: The commit of the Hub that it is; empty if it does not come from there.
         context_override: The context length that a caller chose; None for that of the configuration.
+        default_sampling: The sampling options that it recommends, by name. No part of its identity.
     """
 
     key: ModelKey
@@ -93,6 +95,7 @@ class ModelSource:
     roots: Roots = field(default=(), compare=False, repr=False)
     revision: str = field(default="", compare=False)
     context_override: int | None = field(default=None, compare=False)
+    default_sampling: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def architecture(self) -> str:
@@ -187,6 +190,7 @@ def _described(
     source = ModelSource(
         ModelKey(""), name, path, estimate_size(files), config, quantization=quantization, roots=roots,
         revision=path.name if hub else "",  # the Hub's own cache keeps each commit in a directory of its name
+        default_sampling=default_sampling(name, path, roots),
     )  # fmt: skip
     if adapter_path is not None:
         source, documents[_ADAPTER_CONFIG] = _with_adapter(source, adapter_path)

@@ -71,16 +71,17 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         with self._admission.place() as ticket, closing(self._router.open(command)) as call:
             ticket.drop = call.fail
             call.on_stall = partial(self._admission.leave, ticket)
-            seq = count()
+            seq, tokens = count(), 0
             async for event in call.events():
                 if event.HasField("accepted"):
                     self._admission.tokenised(ticket, event.accepted.prompt_tokens)
                     bind_contextvars(prompt_tokens=event.accepted.prompt_tokens)
                     continue
                 self._admission.began(ticket)
-                _note_generate(event.generate)
-                if event.generate.HasField("finished"):
-                    self._stats.latency.finished(event.generate.finished)
+                tokens += event.generate.finished.usage.completion_tokens
+                _note_generate(event.generate, tokens)
+                if event.generate.HasField("finished") and not event.more:
+                    self._stats.latency.finished(event.generate.finished)  # once a request: that of its last sample
                 event.generate.seq = next(seq)
                 yield event.generate
 
@@ -113,15 +114,15 @@ def _note_load(event: pb.GetOrLoadResponse) -> None:
         bind_contextvars(outcome=outcome, load_s=_rounded(seconds(event.ready.load_time)))
 
 
-def _note_generate(event: pb.GenerateResponse) -> None:
-    """Add the fields of an answer to the call's log line."""
+def _note_generate(event: pb.GenerateResponse, tokens: int) -> None:
+    """Add the fields of an answer to the call's log line. `tokens` are those of all samples that have ended."""
     if event.HasField("started"):
         bind_contextvars(prompt_tokens=event.started.prompt_tokens, cached_tokens=event.started.cached_tokens)
     elif event.HasField("finished"):
         finished = event.finished
         spans = {f"{field.name}_s": _rounded(seconds(value)) for field, value in finished.timings.ListFields()}
         reason = pb.FinishReason.Name(finished.reason).removeprefix("FINISH_REASON_").lower()
-        bind_contextvars(completion_tokens=finished.usage.completion_tokens, reason=reason, **spans)
+        bind_contextvars(completion_tokens=tokens, reason=reason, **spans)
 
 
 def _rounded(value: float) -> float:

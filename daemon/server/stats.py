@@ -180,6 +180,8 @@ class Latency:
         # The first token comes from prefill, so that decode made one token less.
         if end.usage.completion_tokens > 1:
             spans["per_token"] = decode / (end.usage.completion_tokens - 1)
+        if not end.usage.completion_tokens:
+            del spans["first_token"]  # the prompt was scored, and there was none
         for name, span in spans.items():
             self._histograms[name].add(span)
 

@@ -116,7 +116,10 @@ class Config:
         default=32, metadata=_about("Tokens to run through a model after its load; 0 runs none", whole(0))
     )
     max_queue: int = field(default=64, metadata=_about("Most requests that wait; more are refused", whole(1)))
-    max_batch: int = field(default=16, metadata=_about("Most requests that one model answers at once", whole(1)))
+    max_batch: int = field(
+        default=16,
+        metadata=_about("Most requests, or samples of them, that a model answers at once", whole(1)),
+    )
     drain_timeout: float = field(
         default=30.0,
         metadata=_about("Time that streams may go on after SIGTERM, in seconds or as 1m", read_seconds),

@@ -15,6 +15,7 @@ from typing import Any
 from google.rpc import code_pb2
 
 from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.sampling_options import RANGES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 MAX_NAME = 1024
@@ -68,6 +69,10 @@ def _model(value: Any) -> bool:
 
 def _models(value: Any) -> bool:
     return isinstance(value, list) and all(map(_model, value))
+
+
+def _options(value: Any) -> bool:
+    return isinstance(value, list) and all(name in (*RANGES, "do_sample") for name in value)
 
 
 _CAUSE = _pattern(r"[A-Za-z_][\w.]*(: [A-Z][A-Z0-9_]*)?")
@@ -134,6 +139,7 @@ FIELDS: Mapping[str, Kind] = {
     "logger": _IDENTIFIER,
     "model": _model,
     "models": _models,
+    "options": _options,
     "outcome": _one_of(*_names(pb.LoadOutcome)),
     "pressure": _one_of("normal", "warning", "critical"),
     "process": _one_of("engine"),

@@ -23,6 +23,7 @@ from mlx_sidecar import (
     EngineRestarted,
     Finished,
     GenerateStream,
+    InvalidArgument,
     LoadStream,
     PrefillProgress,
     ProtocolError,
@@ -80,6 +81,18 @@ async def test_async_text_alone_can_be_read(aio_daemon: Path, script: Script) ->
     script.answer(hello())
     async with AsyncClient(aio_daemon) as client:
         assert [text async for text in client.generate("m", "Hi").text()] == ["Hello", " there"]
+
+
+async def test_async_samples_come_apart(aio_daemon: Path, script: Script) -> None:
+    """And `complete` refuses several, as the other client does."""
+    one = pb.GenerateResponse(seq=1, delta=pb.Delta(text="one", index=1))
+    script.answer([started(request_id="r1"), one, finished(2, index=1, seed=9), finished(3, index=0, seed=8)])
+    async with AsyncClient(aio_daemon) as client:
+        samples = await client.complete_samples("m", "Hi", samples=2, temperature=1)
+        assert [(sample.text, sample.seed) for sample in samples] == [("", 8), ("one", 9)]
+        assert [text async for text in client.generate("m", "Hi", samples=2).text(1)] == ["one"]
+        with pytest.raises(InvalidArgument):
+            await client.complete("m", "Hi", samples=2)
 
 
 async def test_every_sync_call_has_an_async_twin(aio_daemon: Path, script: Script) -> None:

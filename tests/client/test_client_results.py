@@ -32,6 +32,7 @@ MIRRORS: list[tuple[type[Any], type[Proto]]] = [
     (mlx_sidecar.ModelStats, pb.ModelStats),
     (mlx_sidecar.PrefillProgress, pb.PrefillProgress),
     (mlx_sidecar.PrefixCacheStats, pb.PrefixCacheStats),
+    (mlx_sidecar.PromptLogprobs, pb.PromptLogprobs),
     (mlx_sidecar.Started, pb.Started),
     (mlx_sidecar.Stats, pb.StatsResponse),
     (mlx_sidecar.StuckWork, pb.StuckWork),

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     )
     from mlx_sidecar._latency import LatencyHistogram, LatencyStats
     from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
-    from mlx_sidecar._model_info import ModelInfo
+    from mlx_sidecar._model_info import DefaultSampling, ModelInfo
     from mlx_sidecar._options import GenerateOptions, LoadOptions
     from mlx_sidecar._results import (
         Completion,
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         Invalidated,
         LoadProgress,
         PrefillProgress,
+        PromptLogprobs,
         Started,
         Timings,
         TokenLogprob,
@@ -96,11 +97,11 @@ _HOMES = {
     ),
     "_latency": "LatencyHistogram LatencyStats",
     "_messages": "Message Prompt Tool ToolCall",
-    "_model_info": "ModelInfo",
+    "_model_info": "DefaultSampling ModelInfo",
     "_options": "GenerateOptions LoadOptions",
     "_results": (
         "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress PrefillProgress "
-        "Started Timings TokenLogprob ToolCallDelta TopLogprob Usage"
+        "PromptLogprobs Started Timings TokenLogprob ToolCallDelta TopLogprob Usage"
     ),
     "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
@@ -122,6 +123,7 @@ __all__ = [
     "DaemonNotRunning",
     "DaemonStats",
     "DeadlineExceeded",
+    "DefaultSampling",
     "Delta",
     "EngineRestarted",
     "EngineStats",
@@ -159,6 +161,7 @@ __all__ = [
     "PrefillProgress",
     "PrefixCacheStats",
     "Prompt",
+    "PromptLogprobs",
     "ProtocolError",
     "QueueFull",
     "RequestExceedsMemory",

@@ -6,6 +6,26 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class DefaultSampling:
+    """
+    The sampling options that a model recommends, which `model_defaults` takes; None where it recommends nothing.
+
+    Attributes:
+        temperature: 0 (greedy) to 100.
+        top_p: Keep the most likely tokens whose probabilities sum to this.
+        top_k: Keep this many of the most likely tokens.
+        min_p: Keep tokens at least this likely relative to the most likely one.
+        repetition_penalty: Divides the logits of tokens that occurred.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """
     A model.
@@ -27,6 +47,7 @@ class ModelInfo:
         warmup_time: Seconds of `load_time` that went into the warm-up.
         revision: Its commit on the Hub; empty for directories and "embedded".
         warnings: Limits of this model, such as a failed self-test.
+        default_sampling: The sampling options that it recommends.
     """
 
     model: str
@@ -44,3 +65,4 @@ class ModelInfo:
     warmup_time: float | None
     revision: str = ""
     warnings: tuple[str, ...] = ()
+    default_sampling: DefaultSampling = DefaultSampling()

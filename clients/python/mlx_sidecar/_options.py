@@ -46,12 +46,14 @@ class GenerateOptions(TypedDict, total=False):
 
     Attributes:
         adapter: Absolute directory of a LoRA adapter. Default: none.
-        max_tokens: Most tokens to generate, 1 or more. Default 2,048, or what is left of the context.
+        max_tokens: Most tokens to generate, 1 or more; 0 with `prompt_logprobs` alone. Default 2,048, or what is left
+            of the context.
         temperature: 0 (greedy) to 100. Default 0.
         top_p: Keep the most likely tokens whose probabilities sum to this; above 0, up to 1. Default 1 (all).
         top_k: Keep this many of the most likely tokens; 0 keeps all. Default 0.
         min_p: Keep tokens at least this likely relative to the most likely one; 0 to 1. Default 0 (all).
-        seed: The same seed and request give the same tokens. Default: random.
+        seed: The same seed and request give the same tokens. Default: random. At temperature 0, seed, top_p, top_k and
+            min_p have no effect and are refused.
         repetition_penalty: Above 0, up to 10. Default 1 (off).
         presence_penalty: -10 to 10. Default 0.
         frequency_penalty: -10 to 10. Default 0.
@@ -75,6 +77,11 @@ class GenerateOptions(TypedDict, total=False):
         draft_model: A smaller model with the same tokenizer that guesses tokens: the same answer, sooner or later.
             Default: none.
         draft_tokens: Tokens that it guesses at a time, 1 to 16. Default 4.
+        model_defaults: True takes temperature, top_p, top_k, min_p and repetition_penalty from the model's own
+            generation_config.json where they are not given. Default False.
+        samples: Answers to the prompt, 1 to 16; more than one need a temperature above 0. Default 1.
+        prompt_logprobs: 0 asks for the log-probability of each token of the prompt but the first, 1 to 20 also for
+            those of the likeliest others. Default: none at all.
         tools: Functions that the model may call; chat prompts only.
         add_generation_prompt: False does not open the assistant's turn; chat prompts only. Default True.
         enable_thinking: Turns a reasoning model's thinking on or off; chat prompts only. Default: as the
@@ -111,6 +118,9 @@ class GenerateOptions(TypedDict, total=False):
     priority: int | None
     draft_model: str
     draft_tokens: int | None
+    model_defaults: bool
+    samples: int | None
+    prompt_logprobs: int | None
     tools: Sequence[Tool | Mapping[str, Any]]
     add_generation_prompt: bool | None
     enable_thinking: bool | None

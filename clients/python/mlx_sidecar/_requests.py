@@ -12,6 +12,7 @@ from google.protobuf.message import Message as Proto
 
 from mlx_sidecar._exceptions import InvalidArgument
 from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
+from mlx_sidecar._options import GenerateOptions
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 ProtoT = TypeVar("ProtoT", bound=Proto)
@@ -91,6 +92,9 @@ def generate_request(
     priority: int | None = None,
     draft_model: str = "",
     draft_tokens: int | None = None,
+    model_defaults: bool = False,
+    samples: int | None = None,
+    prompt_logprobs: int | None = None,
     tools: Sequence[Tool | Mapping[str, Any]] = (),
     add_generation_prompt: bool | None = None,
     enable_thinking: bool | None = None,
@@ -125,6 +129,7 @@ def generate_request(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         logit_bias=logit_bias,
+        model_defaults=model_defaults,
     )
     strings = [stop] if isinstance(stop, str) else stop
     return _build(
@@ -149,7 +154,20 @@ def generate_request(
         draft_model=draft_model,
         draft_tokens=draft_tokens,
         reasoning_budget=reasoning_budget,
+        samples=samples,
+        prompt_logprobs=prompt_logprobs,
     )
+
+
+def refuse_samples(options: GenerateOptions) -> None:
+    """
+    Refuse options of a call that returns one completion, if they ask for several.
+
+    Raises:
+        InvalidArgument: At `samples`.
+    """
+    if (options.get("samples") or 1) > 1:
+        raise InvalidArgument("samples: this call returns one completion; use complete_samples", field="samples")
 
 
 def invalidate_model_request(model: str, *, weights: bool, prefixes: bool, dry_run: bool) -> pb.InvalidateRequest:

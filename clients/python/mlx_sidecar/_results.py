@@ -66,10 +66,12 @@ class TopLogprob:
     Attributes:
         token_id: The token.
         logprob: Its natural log-probability.
+        text: Its text alone, as in `TokenLogprob`.
     """
 
     token_id: int
     logprob: float
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +83,27 @@ class TokenLogprob:
         token_id: The token.
         logprob: Its natural log-probability.
         top: The most likely tokens at this position, most likely first.
+        text: Its text alone, its leading space included; bytes that are no whole character are U+FFFD.
     """
 
     token_id: int
     logprob: float
     top: tuple[TopLogprob, ...]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """
+    Log-probabilities of consecutive tokens of the prompt, if `prompt_logprobs` was given.
+
+    Attributes:
+        start: Position in the prompt of the first entry.
+        logprobs: One entry for each token.
+    """
+
+    start: int
+    logprobs: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +157,7 @@ class Delta:
         reasoning: Reasoning before the answer; chat prompts only.
         tool_calls: Calls that are complete; chat prompts with `tools` only.
         tool_call_deltas: Calls while they are written; each call of `tool_calls` comes here first.
+        index: The sample that it is a piece of.
     """
 
     text: str
@@ -147,6 +166,7 @@ class Delta:
     reasoning: str = ""
     tool_calls: tuple[GeneratedToolCall, ...] = ()
     tool_call_deltas: tuple[ToolCallDelta, ...] = ()
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,25 +218,29 @@ class Timings:
 @dataclass(frozen=True, slots=True)
 class Finished:
     """
-    The last event of a generation.
+    The last event of a generation, or of one of its samples.
 
     Attributes:
         reason: "stop", "length" or "tool_calls".
         stop_match: The stop string that matched; empty if none did.
         usage: Tokens counted.
         timings: Where the time went.
+        index: The sample that ended.
+        seed: The seed that repeats it, alone; None if it is greedy.
     """
 
     reason: str
     stop_match: str
     usage: Usage
     timings: Timings
+    index: int = 0
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """
-    A whole generation.
+    A whole generation, or one of its samples.
 
     Attributes:
         text: The text of all deltas.
@@ -230,6 +254,9 @@ class Completion:
         model: The model that answered.
         reasoning: The reasoning of all deltas.
         tool_calls: The calls of all deltas, as a `Message` takes them; their arguments are JSON text.
+        index: The sample that it is, from 0.
+        seed: The seed that repeats it, alone; None if it is greedy.
+        prompt_logprobs: One entry for each token of the prompt but the first, if `prompt_logprobs` was given.
     """
 
     text: str
@@ -243,6 +270,9 @@ class Completion:
     model: str
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    index: int = 0
+    seed: int | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,5 +293,8 @@ class Invalidated:
     bytes_in_use: int
 
 
-GenerateEvent: TypeAlias = Started | PrefillProgress | Delta | Finished
-"""An event of a `GenerateStream`: one `Started`, then progress and deltas, one `Finished` at the end."""
+GenerateEvent: TypeAlias = Started | PrefillProgress | PromptLogprobs | Delta | Finished
+"""
+An event of a `GenerateStream`: one `Started`, then progress, log-probabilities of the prompt and deltas, and one
+`Finished` for each sample, the last at the end.
+"""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from daemon.cli.commands.completion import complete_model
-from daemon.cli.output.answer import print_answer, print_timings
+from daemon.cli.output.answer import print_answer, print_samples, print_timings
 from daemon.cli.output.formatting import examples, print_json, stdin_is_terminal, stdout_is_terminal
 from daemon.cli.output.progress import follow
 from daemon.cli.session import Session, absolute_if_path, calls_daemon
@@ -44,7 +44,8 @@ _STDIN = Path("-")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("--system", help="System message of the conversation.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens to generate.")
-@click.option("--temperature", type=float, help="0 always takes the likeliest token (default 0).")
+@click.option("--temperature", type=float, help="0 is greedy. Default: as the model recommends.")
+@click.option("--greedy", is_flag=True, help="Always take the likeliest token, whatever the model recommends.")
 @click.option("--top-p", type=float, help="Choose among the likeliest tokens that sum to this.")
 @click.option("--top-k", type=int, help="Choose among this many of the likeliest tokens.")
 @click.option("--min-p", type=float, help="Choose among tokens at least this likely, relative to the likeliest.")
@@ -52,6 +53,7 @@ _STDIN = Path("-")
 @click.option(
     "--think-budget", "reasoning_budget", type=click.IntRange(0), help="End the model's reasoning after so many tokens."
 )
+@click.option("--samples", type=click.IntRange(1, 16), help="Print so many answers, each after a line with its seed.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
 @click.option("--format", "form", type=click.Choice(["json"]), help="Answer with a JSON object.")
 @click.option(
@@ -76,6 +78,7 @@ def command(
     files: tuple[Path, ...],
     raw: bool,
     system: str | None,
+    greedy: bool,
     stop: tuple[str, ...],
     form: str | None,
     draft_model: str,
@@ -93,7 +96,8 @@ def command(
     """
     if raw and system is not None:
         raise click.UsageError("--system needs the chat template, so it cannot go with --raw.")
-    options = {**sampling, "stop": stop or None, "cache_mode": "bypass" if no_cache else "read_write"}
+    options = _sampling(sampling, greedy)
+    options |= {"stop": stop or None, "cache_mode": "bypass" if no_cache else "read_write"}
     if form and schema:
         raise click.UsageError("--format and --schema exclude each other.")
     if form:
@@ -103,8 +107,8 @@ def command(
     if schema:
         options["json_schema"] = schema.read()
     talk = prompt is None and not files and stdin_is_terminal() and stdout_is_terminal()
-    if talk and (raw or as_json):
-        raise click.UsageError("--raw and --json need a PROMPT, as an argument or on standard input.")
+    if talk and (raw or as_json or sampling["samples"]):
+        raise click.UsageError("--raw, --json and --samples need a PROMPT, as an argument or on standard input.")
     if no_history and not talk:
         raise click.UsageError("--no-history is for conversations, which have no PROMPT.")
     text = "" if talk else _text(prompt, files, raw)
@@ -122,6 +126,13 @@ def command(
             return Chat(client, model, system, options, verbose, load).hold(Terminal(history).ask)
         _answer(client, model, text if raw else _conversation(system, text), options, verbose, as_json)
     return None
+
+
+def _sampling(given: dict[str, Any], greedy: bool) -> dict[str, Any]:
+    """Return options with the model's own sampling where they leave it open."""
+    if greedy and given["temperature"]:
+        raise click.UsageError("--greedy and --temperature exclude each other.")
+    return {**given, "model_defaults": True, **({"temperature": 0.0} if greedy else {})}
 
 
 def _text(prompt: str | None, files: Sequence[Path], raw: bool) -> str:
@@ -158,11 +169,14 @@ def _conversation(system: str | None, text: str) -> Prompt:
 
 
 def _answer(client: Client, model: str, prompt: Prompt, options: dict[str, Any], verbose: bool, as_json: bool) -> None:
+    samples = options["samples"]
     with client.generate(model, prompt, **options) as stream:
-        if not as_json:
+        if not as_json and samples:
+            print_samples(stream)
+        elif not as_json:
             print_answer(stream)
-        result = stream.result()
+        results = stream.results()
     if as_json:
-        print_json(result)
+        print_json(results if samples else results[0])
     if verbose:
-        print_timings(result)
+        print_timings(*results)

@@ -26,11 +26,13 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
         SidecarError: INVALID_ARGUMENT at `pin` if no model stays in memory; or why the model cannot be had.
     """
     began = services.clock()
-    result = yield from searched(lambda: _find_and_load(services, call_id, request))
+    source, result = yield from searched(lambda: _find_and_load(services, call_id, request))
     if isinstance(result, Ticket):
         try:
             context_length = _settle(services, request, result.name)
             info = _describe(result, context_length, services.clock() - began)
+            if source is not None:
+                model_info.recommend(info, source)
         finally:
             result.cancel()  # before the answer: the figures that go out with it shall not count this use
     else:
@@ -40,8 +42,8 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
 
 def _find_and_load(
     services: Services, call_id: int, request: pb.GetOrLoadRequest
-) -> Waiting[Ticket[LoadedModel] | pb.ModelInfo]:
-    """Return the ticket of the model, or its description if that is all that the call asks for."""
+) -> Waiting[tuple[ModelSource | None, Ticket[LoadedModel] | pb.ModelInfo]]:
+    """Return the model and its ticket, or its description if that is all that the call asks for."""
 
     def report(progress: Progress) -> None:
         services.outbox.load(call_id, model_info.progress(progress))
@@ -49,10 +51,10 @@ def _find_and_load(
     wanted = Wanted(request.model, request.revision, request.adapter, request.allow_download, request.estimate_only)
     found = yield from services.lookup.find(wanted, partial(already, request.model), report)
     if isinstance(found, int):
-        return model_info.planned(request.model, found)
+        return None, model_info.planned(request.model, found)
     if request.estimate_only:
-        return model_info.estimated(services.limited(found, request.adapter))
-    return (yield from leased(_begin(services, request, found), report))
+        return found, model_info.estimated(services.limited(found, request.adapter))
+    return found, (yield from leased(_begin(services, request, found), report))
 
 
 def _begin(services: Services, request: pb.GetOrLoadRequest, source: ModelSource) -> Ticket[LoadedModel]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from daemon.engine.output.detokenizer import Piece
+from daemon.engine.output.detokenizer import Piece, Token
 
 
 class FinishReason(Enum):
@@ -46,6 +46,14 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Log-probabilities of consecutive tokens of the prompt; the first of `tokens` is at position `start`."""
+
+    start: int
+    tokens: list[Token]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """
     The next piece of an answer.
@@ -53,10 +61,12 @@ class Delta:
     Attributes:
         piece: Text, tokens, reasoning and tool calls.
         logprobs: Whether the tokens' log-probabilities are reported.
+        index: The sample that it is a piece of.
     """
 
     piece: Piece
     logprobs: bool
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +97,25 @@ class Timings:
 @dataclass(frozen=True, slots=True)
 class Finished:
     """
-    The answer is complete; the last event of a request.
+    An answer is complete; the last event of a request, or of one of its samples.
 
     Attributes:
         reason: Why it ended.
         stop_match: The stop string that ended it; empty if none did.
         usage: Its tokens.
         timings: Its times.
+        index: The sample that has ended.
+        seed: The seed of its tokens; None if it is greedy.
+        more: Whether other samples of the request are still to end.
     """
 
     reason: FinishReason
     stop_match: str
     usage: Usage
     timings: Timings
+    index: int = 0
+    seed: int | None = None
+    more: bool = False
 
 
-Event = Started | PrefillProgress | Delta | Finished
+Event = Started | PrefillProgress | PromptLogprobs | Delta | Finished

@@ -39,12 +39,15 @@ class Request:
         request_id: The id that callers and logs know it by.
         model_name: The name that its model was asked for by.
         prompt: Ids of the prompt, at least one.
-        max_tokens: Most tokens to generate, at least one.
+        max_tokens: Most tokens to generate; 0 only scores the prompt.
         sampling: How tokens are sampled.
         stop_ids: Ids that end the answer.
         message_ends: Ids that end a message within the prompt; prefixes are resumable behind them.
         top_logprobs: Alternatives that each token is reported with; None if no log-probabilities are wanted.
         priority: Higher starts and prefills first.
+        index: Which of the answers to the prompt it is, from 0.
+        prompt_logprobs: Alternatives that each token of the prompt is reported with; None if no log-probabilities of
+            it are wanted.
     """
 
     call_id: int
@@ -57,3 +60,5 @@ class Request:
     message_ends: frozenset[int]
     top_logprobs: int | None = None
     priority: int = 0
+    index: int = 0
+    prompt_logprobs: int | None = None

@@ -7,17 +7,27 @@ and `Sequence` is the progress of the answer. Its events are in `events.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
-from daemon.engine.execution.events import Finished, FinishReason, PrefillProgress, Started, Timings, Usage
+from daemon.engine.execution.events import (
+    Finished,
+    FinishReason,
+    PrefillProgress,
+    PromptLogprobs,
+    Started,
+    Timings,
+    Usage,
+)
 from daemon.engine.execution.request import Request
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.detokenizer import Output, Piece, Token
 from daemon.engine.structured_output.constraint import Constraint
+from daemon.shared.errors import Reason, SidecarError
 
 
 @dataclass(slots=True)
@@ -62,6 +72,11 @@ class Sequence:
         generated: Tokens sampled so far.
         reasoning_tokens: How many of them are reasoning, its marks included.
         logits: Those after its prompt, [1, vocab], until it decodes; None if its last token was not computed yet.
+        samples: Further answers to its prompt, which decode from its KV; none once they do.
+        text: Returns the text of a token alone, for log-probabilities.
+        scores: Tokens of its prompt with their log-probabilities, until they are sent.
+        scored: Tokens of its prompt up to the last that was sent with its log-probability.
+        held: Whether its prompt waits because its reader lags; the decoder knows those that decode.
     """
 
     request: Request
@@ -74,6 +89,11 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     reasoning_tokens: int = 0
     logits: Any = None
+    samples: list[Sequence] = field(default_factory=list)
+    text: Callable[[int], str] = str
+    scores: list[Token] = field(default_factory=list)
+    scored: int = 1
+    held: bool = False
 
     @property
     def call_id(self) -> int:
@@ -111,6 +131,24 @@ class Sequence:
         return self.times.arrived
 
     @property
+    def rows(self) -> int:
+        """Sequences that decode when its prompt is computed: itself and its further samples."""
+        return 1 + len(self.samples)
+
+    def split(self, *, copy: bool) -> list[Sequence]:
+        """
+        Return it and its further samples, each ready to decode after the same prompt.
+
+        Args:
+            copy: Whether each of them gets a copy of its cache; else they are to be rows of one batch.
+        """
+        samples, self.samples = self.samples, []
+        for sample in samples:
+            self.kv.share(sample.kv, copy=copy)
+            sample.logits, sample.times = self.logits, replace(self.times)
+        return [self, *samples]
+
+    @property
     def kvs(self) -> list[SequenceKV]:
         """Its KV, and its draft model's if there is one."""
         return [self.kv] if self.draft is None else [self.kv, self.draft.kv]
@@ -126,6 +164,12 @@ class Sequence:
     def progress(self, done: int) -> PrefillProgress:
         """Return the event that `done` prompt tokens are in the cache."""
         return PrefillProgress(done, len(self.prompt))
+
+    def take_scores(self) -> PromptLogprobs | None:
+        """Return the event of the tokens that were scored since the last call, if there are any."""
+        tokens, self.scores = self.scores, []
+        start, self.scored = self.scored, self.scored + len(tokens)
+        return PromptLogprobs(start, tokens) if tokens else None
 
     def accept(self, token: Token, now: float) -> tuple[Piece, FinishReason | None]:
         """
@@ -166,14 +210,23 @@ class Sequence:
         reason = FinishReason.STOP if self.output.stop_match else FinishReason.LENGTH
         return Piece(piece.text + rest.text, piece.tokens + rest.tokens), reason
 
-    def finished(self, reason: FinishReason) -> Finished:
-        """Return its last event."""
+    def finished(self, reason: FinishReason, *, more: bool = False) -> Finished:
+        """Return its last event; there are `more` if other samples of its request are still to end."""
         proposed, accepted = (self.draft.proposed, self.draft.accepted) if self.draft is not None else (0, 0)
         reasoning = self.reasoning_tokens
         usage = Usage(len(self.prompt), self.kv.cached, len(self.generated), proposed, accepted, reasoning)
-        return Finished(reason, self.output.stop_match, usage, self.times.spans())
+        request, spans = self.request, self.times.spans()
+        return Finished(reason, self.output.stop_match, usage, spans, request.index, request.sampling.seed, more)
 
     def release(self) -> None:
-        """Give its KV, prefixes and models back; called exactly once."""
+        """Give KV, prefixes and models back, those of samples that did not begin included; called exactly once."""
+        for sample in self.samples:
+            sample.release()
         for kv in reversed(self.kvs):
             kv.release()
+
+
+def nan_logits(sequence: Sequence) -> SidecarError:
+    """Return the error of a model whose logits are no numbers."""
+    name = sequence.loaded.source.name
+    return SidecarError(Reason.NAN_LOGITS, f"{name} computed logits that are no numbers; its weights may be bad")

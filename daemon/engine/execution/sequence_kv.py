@@ -13,6 +13,7 @@ wherever the arrays are.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,18 @@ class SequenceKV:
     def model_key(self) -> ModelKey:
         """Identity of that model."""
         return self.loaded.source.key
+
+    def share(self, other: SequenceKV, *, copy: bool) -> None:
+        """
+        Let another KV of the same tokens, with nothing computed, stand where this one is.
+
+        Args:
+            other: The KV of another sample.
+            copy: Whether it gets a copy of the arrays, which the first write to either makes; else a batch holds them.
+        """
+        other.held, other.cached, other.writes, other.boundary = self.held, self.cached, self.writes, self.boundary
+        if copy:
+            other.cache = deepcopy(self.cache)
 
     def take(self) -> list[Any]:
         """Return the caches to a new owner, a batch."""

@@ -83,6 +83,7 @@ class AnswerParser:
 
     def __init__(self, markup: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False) -> None:
         self._markup = markup
+        self._begins = {"opened": opened, "bare": bare}
         self._tools = tools if markup.calls is not None else ()
         self._reader = Reader()
         self._writer = CallWriter(self._tools, self._reader.keep)
@@ -119,6 +120,10 @@ class AnswerParser:
     def reasoning(self) -> bool:
         """Whether the model is reasoning."""
         return self._part == REASONING
+
+    def again(self) -> AnswerParser:
+        """Return a parser for another answer to the same prompt."""
+        return AnswerParser(self._markup, self._tools, **self._begins)
 
     def add(self, text: str) -> Parts:
         """Take the next piece of the answer and return the parts that are complete now."""

@@ -96,19 +96,30 @@ def _common_length(left: str, right: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have come: its id, its log-probability, and its text alone."""
+
+    id: int
+    logprob: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """
-    A generated token.
+    A generated token, or a token of a prompt that is scored.
 
     Attributes:
         id: Its id.
         logprob: Its log-probability; None if not asked for.
-        top: The likeliest alternatives, as pairs of id and log-probability; empty if not asked for.
+        top: The likeliest alternatives; empty if not asked for.
+        text: Its text alone; empty if no log-probability was asked for.
     """
 
     id: int
     logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+    top: tuple[Alternative, ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from daemon.cache.identity import ModelSource
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.chat_markup import ChatMarkup, Thinking
-from daemon.engine.output.detokenizer import Output
+from daemon.engine.output.detokenizer import Decode, Output
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.tokenizers import Tokenizer
-from daemon.engine.structured_output.call_guard import call_guard
+from daemon.engine.structured_output.call_guard import CallGuard, call_guard
 from daemon.engine.structured_output.constraint import Constraint
 from daemon.engine.structured_output.free_mask import FreeMask
 from daemon.engine.structured_output.grammar import ResponseFormat, of_response
@@ -22,6 +22,7 @@ from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.engine.structured_output.required_calls import required_calls
 from daemon.engine.structured_output.token_mask import TokenMask
 from daemon.shared.errors import Reason, SidecarError, invalid
+from daemon.shared.sampling_options import check_effects, default_temperature
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
@@ -54,6 +55,15 @@ class PreparedRequest:
     budget: int | None = None
     free: Callable[[int], FreeMask] | None = None
 
+    def again(self) -> PreparedRequest:
+        """Return it for another answer to its prompt: with an output, a parser and a form that have seen nothing."""
+        return replace(
+            self,
+            output=Output(self.output.decode, self.output.stops),
+            channels=None if self.channels is None else self.channels.again(),
+            form=None if self.form is None else self.form.again(),
+        )
+
     def constraint(self, vocab: int) -> Constraint | None:
         """Return the mask of the tokens that may be sampled, for logits of width `vocab`. For the MLX thread only."""
         if self.form is not None:
@@ -78,6 +88,7 @@ def prepare_request(
         SidecarError: INVALID_ARGUMENT if the prompt or the form cannot be used with this model;
             CONTEXT_LENGTH_EXCEEDED if prompt and completion do not fit its context.
     """
+    check_effects(request, default_temperature(source.default_sampling))
     prompt = prepare_prompt(request, source, tokenizer, rendered)
     notation = tokenizer.notation if request.HasField("chat") else None
     tools = offered_tools(request.chat)
@@ -101,11 +112,21 @@ def prepare_request(
         guard, _ = call_guard(tools, notation, tokenizer.vocabulary)
         if guard is not None or (budget is not None and thinking is not None):
             end = thinking.end if thinking is not None else ()
-            scout = AnswerParser(notation, tools, opened=opened)
-            free = partial(FreeMask, scout=scout, decode=decode, guard=guard, budget=budget if end else None, end=end)
+            free = partial(_free_mask, channels, decode, guard, budget if end else None, end)
     return PreparedRequest(
         source, tokenizer, prompt, Output(decode, stops), channels, form, thinking, header, budget, free
     )
+
+
+def _free_mask(
+    channels: AnswerParser,
+    decode: Decode,
+    guard: CallGuard | None,
+    budget: int | None,
+    end: tuple[int, ...],
+    vocab: int,
+) -> FreeMask:
+    return FreeMask(vocab, channels.again(), decode, guard=guard, budget=budget, end=end)
 
 
 def _budget(request: pb.GenerateRequest, notation: ChatMarkup | None) -> int | None:
@@ -152,7 +173,7 @@ class Prompt:
 
     Attributes:
         tokens: Its ids.
-        max_tokens: Most tokens to generate after it.
+        max_tokens: Most tokens to generate after it; 0 only scores it.
     """
 
     tokens: list[int]
@@ -306,17 +327,18 @@ def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
     """
     wanted = request.max_tokens if request.HasField("max_tokens") else None
     if not context:
-        return wanted or DEFAULT_MAX_TOKENS
-    if prompt + (wanted or 1) > context:
+        return DEFAULT_MAX_TOKENS if wanted is None else wanted
+    least = 1 if wanted is None else wanted
+    if prompt + least > context:
         asked = f" plus max_tokens {wanted}" if wanted else ""
         raise SidecarError(
             Reason.CONTEXT_LENGTH_EXCEEDED,
             f"the prompt has {prompt} tokens{asked}, but the model's context holds {context}",
             metadata={
                 "prompt_tokens": str(prompt),
-                "max_tokens": str(wanted or 1),
+                "max_tokens": str(least),
                 "context_length": str(context),
             },
             field="max_tokens" if wanted else request.WhichOneof("prompt") or "prompt",
         )
-    return wanted or min(DEFAULT_MAX_TOKENS, context - prompt)
+    return min(DEFAULT_MAX_TOKENS, context - prompt) if wanted is None else wanted

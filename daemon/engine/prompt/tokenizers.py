@@ -29,6 +29,9 @@ from daemon.shared.machine_faults import machine_fault
 _KEEP = 8
 """Tokenizers that stay in memory."""
 
+TOKEN_CHARACTERS = 256
+"""Most characters of the text of a single token beside its log-probability."""
+
 
 class Tokenizer:
     """
@@ -51,6 +54,8 @@ class Tokenizer:
         self._templates = templates
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
+        self._texts: dict[int, str] = {}
+        """Texts of single tokens that were asked for."""
         self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
         self.size = len(wrapper)
 
@@ -138,6 +143,37 @@ class Tokenizer:
     @cached_property
     def _unwritten(self) -> frozenset[int]:
         return unwritten_ids(self._wrapper, self.eos_ids)
+
+    def text_of(self, token: int) -> str:
+        """
+        Return the text of one token alone, its leading space included; special tokens have their names.
+
+        Bytes that are no whole character are replacement characters. Texts are cut at TOKEN_CHARACTERS.
+        """
+        text = self._texts.get(token)
+        if text is None:
+            try:
+                self._texts[token] = text = self._one_text(token)[:TOKEN_CHARACTERS]
+            except (KeyError, IndexError, TypeError, ValueError):
+                return (
+                    ""  # logits may be wider than the vocabulary; some tokenizers refuse such ids, others ignore them
+                )
+        return text
+
+    def _one_text(self, token: int) -> str:
+        # Some tokenizers drop the space of a text's first token, so another token comes before it.
+        ids, before = self._before
+        text = self._raw([*ids, token])
+        return text.removeprefix(before) if text.startswith(before) else self._raw([token])
+
+    @cached_property
+    def _before(self) -> tuple[list[int], str]:
+        """A token, and its text."""
+        ids = self.encode("a", special=False)[-1:]
+        return ids, self._raw(ids)
+
+    def _raw(self, ids: Sequence[int]) -> str:
+        return str(self._wrapper.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def decoder(self, notation: ChatMarkup, *, calls: bool) -> Decode:
         """
@@ -232,6 +268,7 @@ def _load(source: ModelSource, templates: Templates) -> Tokenizer:
                 wrapper.eos_token_ids = ends if own is None else {*ends, own}
             tokenizer = Tokenizer(understood(wrapper), templates)
             tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
+            tokenizer.text_of(0)  # encodes at the first call, and the MLX thread must not wait for its turn in that
             return tokenizer
     except SidecarError:
         raise

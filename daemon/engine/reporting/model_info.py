@@ -25,7 +25,7 @@ _OUTCOMES = {
 
 def estimated(source: ModelSource) -> pb.ModelInfo:
     """Describe a model from its files alone."""
-    return pb.ModelInfo(
+    info = pb.ModelInfo(
         model=source.name,
         fingerprint=str(source.key),
         architecture=source.architecture,
@@ -37,6 +37,16 @@ def estimated(source: ModelSource) -> pb.ModelInfo:
         outcome=pb.LOAD_OUTCOME_ESTIMATED,
         revision=source.revision,
     )
+    recommend(info, source)
+    return info
+
+
+def recommend(info: pb.ModelInfo, source: ModelSource) -> None:
+    """Describe the sampling that a model recommends, which copies of the same weights may differ in."""
+    info.ClearField("default_sampling")
+    if source.default_sampling:
+        for name, value in source.default_sampling.items():
+            setattr(info.default_sampling, name, value)
 
 
 def planned(name: str, size_bytes: int) -> pb.ModelInfo:

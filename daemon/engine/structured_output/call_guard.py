@@ -33,7 +33,7 @@ class CallGuard:
         """Return the grammar of a block behind what is written of it; None if that is no beginning of a block."""
         for mark, start in self.starts.items():
             if block.startswith(mark):
-                matcher = start.copy()
+                matcher = start.again()
                 return matcher if matcher.take_text(block) else None
         return None
 
@@ -95,7 +95,7 @@ def _kept(
 def _marks(starts: Mapping[str, GrammarMatcher], tokens: Vocabulary) -> dict[int, bytes]:
     found = {}
     for mark, start in starts.items():
-        token, after = tokens.token(mark), start.copy()
+        token, after = tokens.token(mark), start.again()
         if token is not None and after.take_text(mark):
             found[token] = after.allowed()
     return found

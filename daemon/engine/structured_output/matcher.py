@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from copy import copy
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -123,6 +124,12 @@ class GrammarMatcher:
                 raise invalid(field, f"cannot be enforced: {warning[:MOST_MESSAGE]}")
         self.allowed()  # a form without a first token fails here, and not later on the MLX thread
 
+    def again(self) -> GrammarMatcher:
+        """Return another matcher at the same position; the grammar is not compiled again."""
+        other = copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
+
     def allowed(self) -> bytes:
         """
         Return the tokens that may come next: bit `id % 8` of byte `id // 8`, in whole 32-bit words.
@@ -136,12 +143,6 @@ class GrammarMatcher:
         if not mask.strip(b"\0"):
             raise invalid(self._field, "cannot go on: the form allows no token of this model's vocabulary")
         return mask
-
-    def copy(self) -> GrammarMatcher:
-        """Return another matcher at the same position."""
-        twin = object.__new__(GrammarMatcher)
-        twin._field, twin._tokens, twin._matcher = self._field, self._tokens, self._matcher.deep_copy()
-        return twin
 
     @property
     def complete(self) -> bool:

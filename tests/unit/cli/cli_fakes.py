@@ -86,6 +86,10 @@ class FakeStream:
             pass
         return self._result
 
+    def results(self) -> Any:
+        self.result()
+        return self._result if isinstance(self._result, tuple) else (self._result,)
+
     def __enter__(self) -> FakeStream:
         return self
 
@@ -106,6 +110,7 @@ class FakeClient:
         self.state = STATS
         self.dropped = Invalidated(("org/name",), 12, 3 * GIB, 0)
         self.streams: list[FakeStream] = []
+        self.answer: FakeStream | None = None
 
     def called(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         return [(args, options) for called, args, options in self.calls if called == name]
@@ -125,7 +130,7 @@ class FakeClient:
         events = [Delta(one, (), ()) if isinstance(one, str) else one for one in self.deltas]
         begin, end = Started("r-1", model, 1426, 1408), Finished("stop", "", USAGE, TIMINGS)
         result = Completion(text, (1, 2), (), "stop", "", USAGE, TIMINGS, "r-1", model)
-        self.streams.append(FakeStream([begin, *events, end], result))
+        self.streams.append(self.answer or FakeStream([begin, *events, end], result))
         return self.streams[-1]
 
     def invalidate_model(self, model: str, **options: Any) -> Invalidated:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from daemon.cli import exit_codes
 from daemon.cli.output.formatting import printable
-from mlx_sidecar import Delta, InternalError, Message
-from tests.unit.cli.cli_fakes import FakeClient, client_fixture, pretend_terminal, run_cli  # noqa: F401
+from mlx_sidecar import Completion, Delta, Finished, InternalError, Message
+from tests.unit.cli.cli_fakes import (  # noqa: F401
+    TIMINGS,
+    USAGE,
+    FakeClient,
+    FakeStream,
+    client_fixture,
+    pretend_terminal,
+    run_cli,
+)
 
 
 def test_run_downloads_loads_and_streams_the_answer(client: FakeClient) -> None:
@@ -23,6 +32,7 @@ def test_run_downloads_loads_and_streams_the_answer(client: FakeClient) -> None:
     assert {key: value for key, value in options.items() if value is not None} == {
         "cache_mode": "read_write",
         "salt": "",
+        "model_defaults": True,
     }
     assert client.streams[0].closed
 
@@ -34,6 +44,8 @@ def test_run_sends_every_option(client: FakeClient) -> None:
     ((positional, options),) = client.called("generate")
     assert positional[1] == [Message(role="system", content="Be brief"), Message(role="user", content="Hi")]
     assert options == {
+        "model_defaults": True,
+        "samples": None,
         "max_tokens": 5,
         "temperature": 0.5,
         "top_p": 0.9,
@@ -44,6 +56,46 @@ def test_run_sends_every_option(client: FakeClient) -> None:
         "cache_mode": "bypass",
         "stop": ("a", "b"),
     }
+
+
+def test_run_greedy_overrides_the_model(client: FakeClient) -> None:
+    run_cli(client, "run", "m", "Hi", "--greedy")
+    run_cli(client, "run", "m", "Hi", "--temperature", "0")
+    refused = run_cli(client, "run", "m", "Hi", "--greedy", "--temperature", "1")
+
+    assert [options["temperature"] for _, options in client.called("generate")] == [0.0, 0.0]
+    assert refused.exit_code == exit_codes.USAGE
+    assert "--greedy and --temperature exclude each other." in refused.stderr
+
+
+def test_run_prints_samples_in_order(client: FakeClient) -> None:
+    one = Completion("One", (1,), (), "stop", "", USAGE, TIMINGS, "r-1", "m", seed=7)
+    other = replace(one, text="Two", index=1, seed=8)
+    end = Finished("stop", "", USAGE, TIMINGS)
+    events = [
+        Delta("Tw", (), (), index=1),
+        Delta("One", (), ()),
+        Delta("o\n", (), (), index=1),
+        replace(end, index=1, seed=8),
+        replace(end, index=0, seed=7),
+    ]
+    client.answer = FakeStream(events, (one, other))
+
+    result = run_cli(client, "run", "m", "Hi", "--samples", "2", "--temperature", "1", "--verbose")
+
+    assert result.stdout == "--- sample 0, seed 7 ---\nOne\n--- sample 1, seed 8 ---\nTwo\n"
+    assert "decode       20 tokens in 0.500 s" in result.stderr
+    client.answer = FakeStream(events, (one, other))
+    tree = json.loads(run_cli(client, "run", "m", "Hi", "--samples", "2", "--json").stdout)
+    assert [(sample["text"], sample["seed"]) for sample in tree] == [("One", 7), ("Two", 8)]
+
+
+def test_run_prints_samples_that_were_cut_short(client: FakeClient) -> None:
+    client.answer = FakeStream([Delta("Tw", (), (), index=1), InternalError("a bug")], ())
+
+    result = run_cli(client, "run", "m", "Hi", "--samples", "2")
+
+    assert (result.exit_code, result.stdout) == (exit_codes.REFUSED, "--- sample 1, cut short ---\nTw\n")
 
 
 def test_run_sends_the_json_response_format(client: FakeClient, tmp_path: Path) -> None:

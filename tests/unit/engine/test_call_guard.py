@@ -90,7 +90,9 @@ def calls_of(answer: Answer) -> list[tuple[str, Any]]:
     return [(call.name, json.loads(call.arguments_json)) for delta in deltas for call in delta.tool_calls]
 
 
-@pytest.mark.parametrize(("name", "special"), [*((name, True) for name in MARKS), ("Hermes", False), ("Mistral", False)])
+@pytest.mark.parametrize(
+    ("name", "special"), [*((name, True) for name in MARKS), ("Hermes", False), ("Mistral", False)]
+)
 def test_begun_calls_are_whole_and_valid(harness: Harness, model: Callable[..., str], name: str, special: bool) -> None:
     """The model has random weights, and is driven to begin one call after the other."""
     marks, known_by = MARKS[name]

@@ -125,7 +125,8 @@ def test_required_call_arguments_match_any_schema(
     harness, model = shared
     sent = json.dumps({**schema, "x-guidance": {"whitespace_pattern": " ?"}})
     tools = [pb.Tool(name="t", parameters_json=sent)]
-    answer = ask(harness, model, tools=tools, required_tool="t", sampling={"temperature": temperature, "seed": seed})
+    sampling = {"temperature": temperature, **({"seed": seed} if temperature else {})}
+    answer = ask(harness, model, tools=tools, required_tool="t", sampling=sampling)
     ((_, arguments),) = calls_of(answer)
     jsonschema.validate(arguments, schema)
 

@@ -14,9 +14,9 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.server import validation
 from daemon.server.validation import check_generate, check_invalidate, check_load
 from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.sampling_options import RANGES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 CHECKS: dict[type[Message], Callable[[Any], None]] = {
@@ -29,14 +29,14 @@ CHECKED = {
     "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl", "context_length"},
     "GenerateRequest": {"model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs"}
     | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"}
-    | {"reasoning_budget"},
+    | {"reasoning_budget", "samples", "prompt_logprobs"},
     "ResponseFormat": {"json_schema", "json_object", "regex", "grammar"},
     "TokenIds": {"ids"},
     "Chat": {"messages", "tools", "tool_choice", "required_tool"},
     "ChatMessage": {"role"},
     "Tool": {"name", "parameters_json"},
     "Sampling": {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"}
-    | {"frequency_penalty", "logit_bias"},
+    | {"frequency_penalty", "logit_bias", "seed", "model_defaults"},
     "Stop": {"strings", "token_ids", "ignore_eos"},
     "CacheOptions": {"mode", "salt"},
     "InvalidateRequest": {"model", "prefix", "all"},
@@ -53,7 +53,6 @@ FREE = {
     "ChatMessage": {"content", "reasoning_content", "tool_calls", "tool_call_id"},
     "ToolCall": {"id", "name", "arguments_json"},
     "Tool": {"description"},
-    "Sampling": {"seed"},
     "InvalidateRequest": {"dry_run"},
 }
 """Fields of which every value is allowed here: switches, seeds, texts that only templates read, JSON that the engine
@@ -134,7 +133,15 @@ GOOD = [
     load(estimate_only=True, skip_warmup=True),
     generate(max_tokens=1, top_logprobs=0, request_id="a" * 128),
     generate(max_tokens=2**31 - 1, top_logprobs=20, cache={"mode": pb.CACHE_MODE_BYPASS, "salt": "s" * 128}),
-    sampling(temperature=0, top_p=1e-45, top_k=0, min_p=0, repetition_penalty=1e-45),
+    sampling(temperature=0, top_p=1, top_k=0, min_p=0, repetition_penalty=1e-45),
+    sampling(temperature=1e-45, top_p=1e-45, top_k=1, min_p=1, seed=0),
+    sampling(model_defaults=True, top_p=0.5, top_k=1, min_p=1, seed=0),
+    generate(samples=1),
+    generate(samples=16, sampling=pb.Sampling(temperature=1)),
+    generate(samples=16, sampling=pb.Sampling(model_defaults=True)),
+    generate(prompt_logprobs=20, max_tokens=1),
+    generate(prompt_logprobs=0, max_tokens=0),
+    generate(prompt_logprobs=0, max_tokens=0, sampling=pb.Sampling(temperature=0, top_p=1, repetition_penalty=1)),
     sampling(temperature=100, top_p=1, top_k=2**31 - 1, min_p=1, repetition_penalty=10, seed=2**64 - 1),
     sampling(presence_penalty=-10, frequency_penalty=10, logit_bias={7: -100, 8: 100}),
     sampling(logit_bias=dict.fromkeys(range(1024), 0.0)),
@@ -214,6 +221,25 @@ BAD: list[tuple[str, Message]] = [
     ("sampling.temperature", sampling(temperature=100.001)),
     ("sampling.temperature", sampling(temperature=-1e-45)),
     ("sampling.top_p", sampling(top_p=0)),
+    ("sampling.top_p", sampling(top_p=0.5)),
+    ("sampling.top_k", sampling(temperature=0, top_k=1)),
+    ("sampling.min_p", sampling(temperature=0, model_defaults=True, min_p=0.1)),
+    ("sampling.seed", sampling(seed=0)),
+    ("samples", generate(samples=0, sampling=pb.Sampling(temperature=1))),
+    ("samples", generate(samples=17, sampling=pb.Sampling(temperature=1))),
+    ("samples", generate(samples=2)),
+    ("draft_model", generate(samples=2, draft_model="m", sampling=pb.Sampling(temperature=1))),
+    ("draft_model", generate(prompt_logprobs=0, draft_model="m")),
+    ("prompt_logprobs", generate(prompt_logprobs=21)),
+    ("prompt_logprobs", generate(prompt_logprobs=-1)),
+    ("max_tokens", generate(prompt_logprobs=0, max_tokens=-1)),
+    ("samples", generate(prompt_logprobs=0, max_tokens=0, samples=1)),
+    ("top_logprobs", generate(prompt_logprobs=0, max_tokens=0, top_logprobs=0)),
+    ("response_format", generate(prompt_logprobs=0, max_tokens=0, response_format=pb.ResponseFormat(regex="a"))),
+    ("sampling.temperature", generate(prompt_logprobs=0, max_tokens=0, sampling=pb.Sampling(temperature=1))),
+    ("sampling.model_defaults", generate(prompt_logprobs=0, max_tokens=0, sampling=pb.Sampling(model_defaults=True))),
+    ("stop.strings", generate(prompt_logprobs=0, max_tokens=0, stop=pb.Stop(strings=["x"]))),
+    ("chat.tool_choice", must_call(prompt_logprobs=0, max_tokens=0)),
     ("sampling.top_p", sampling(top_p=1.0000002)),
     ("sampling.top_k", sampling(top_k=-1)),
     ("sampling.min_p", sampling(min_p=1.0000002)),
@@ -262,7 +288,7 @@ def test_request_beyond_a_limit_names_its_field(field: str, request_: Message) -
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", [name for name in validation._SAMPLING_RANGES if name != "top_k"])
+@pytest.mark.parametrize("name", [name for name in RANGES if name != "top_k"])
 def test_nan_and_infinity_are_refused(name: str, value: float) -> None:
     """Everywhere."""
     assert refused(sampling(**{name: value})) == f"sampling.{name}"
