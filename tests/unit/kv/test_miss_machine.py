@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from hypothesis import settings
@@ -62,10 +63,8 @@ class MissMachine(RuleBasedStateMachine):
     def store(self, namespace: str, tokens: list[int], resume: Resume, window: int | None) -> None:
         """Store a prompt; a part of it that was the end of the conversation so far is no longer one."""
         before = floor(longest(tokens, self.paths(namespace)))
-        try:
+        with suppress(NotHeldError):
             self.prefixes.store(namespace, tokens, resume, FakeKV(tokens, window, floor(len(tokens))))
-        except NotHeldError:
-            pass
         stored = floor(longest(tokens, self.paths(namespace)))
         if stored:
             self.note(namespace, tokens if stored == floor(len(tokens)) else tokens[:stored], before)
