@@ -13,6 +13,7 @@ from mlx_sidecar import (
     GeneratedToolCall,
     LoadProgress,
     Message,
+    Miss,
     PrefillProgress,
     ProtocolError,
     Started,
@@ -36,6 +37,21 @@ def test_events_come_in_the_order_of_the_daemon(fake: FakeDaemon) -> None:
     assert events[0] == Started(request_id="r1", model="m", prompt_tokens=5, cached_tokens=4)
     assert events[1] == PrefillProgress(done=5, total=5)
     assert events[2] == Delta(text="Hello", token_ids=(7,), logprobs=())
+
+
+def test_miss_is_part_of_start_and_completion(fake: FakeDaemon) -> None:
+    """A position that is not known is None, and zero is a position."""
+    stream = fake.client.generate("m", "Hi")
+    _, rpc = fake.take_stream("Generate")
+    miss = pb.Miss(reason=pb.MISS_REASON_DIVERGED, token=37, message=0, seen={"seconds": 90})
+    rpc.send_response(started(request_id="r1", miss=miss))
+    rpc.send_response(finished(1))
+    finish(rpc)
+
+    expected = Miss("diverged", 37, 0, 0, None, 90.0, ())
+    first = next(iter(stream))
+    assert isinstance(first, Started)
+    assert first.miss == stream.result().miss == expected
 
 
 def test_stream_event_is_delivered_at_once(fake: FakeDaemon) -> None:

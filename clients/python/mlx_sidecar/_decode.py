@@ -23,8 +23,9 @@ def decode(kind: Callable[..., ResultT], message: Proto) -> ResultT:
     """
     Copy a message into a frozen dataclass whose fields have the same names.
 
-    Durations become seconds, or None when they are unset; enums become lower-case names without their prefix,
-    or "unknown" when they are newer than this client; repeated fields become tuples.
+    Durations become seconds, and None when they are unset; a field with a hint of None does the same. Enums become
+    lower-case names without their prefix, or "unknown" when they are newer than this client; repeated fields become
+    tuples.
     """
     readers = _readers(kind, message.DESCRIPTOR)
     return kind(**{name: read(message) for name, read in readers})
@@ -43,7 +44,10 @@ def _reader(hint: Any, field: FieldDescriptor) -> Reader:
         return lambda message: tuple(map(each, getattr(message, name)))
     if field.message_type is not None and field.message_type.full_name == "google.protobuf.Duration":
         return lambda message: _seconds(getattr(message, name)) if message.HasField(name) else None
-    convert = _converter(hint, field)
+    optional = type(None) in get_args(hint)
+    convert = _converter(next(kind for kind in get_args(hint) if kind is not type(None)) if optional else hint, field)
+    if optional:
+        return lambda message: convert(getattr(message, name)) if message.HasField(name) else None
     return lambda message: convert(getattr(message, name))
 
 

@@ -27,6 +27,32 @@ class LoadProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Miss:
+    """
+    Why a prompt was not reused further.
+
+    Attributes:
+        reason: "never_seen", "diverged", "evicted", "invalidated", "other_namespace", "too_short" or "resume_point".
+        token: Tokens that the prompt has in common with the stored prompt that explains the miss. For "diverged" it is
+            the index of the first token that differs.
+        resume_token: For "resume_point": tokens up to the resume point that was reused instead.
+        message: For "diverged" in a conversation: the index of the message that differs; None if that is not known.
+        character: For "diverged": where that token begins in the message's content, or in the prompt's text; None if
+            that is not known.
+        seen: Seconds since the stored prompt was last stored; None if that is not known.
+        differs: For "other_namespace": the parts that differ: "weights", "adapter", "layout", "salt".
+    """
+
+    reason: str
+    token: int
+    resume_token: int
+    message: int | None
+    character: int | None
+    seen: float | None
+    differs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """
     The first event of a generation.
@@ -36,12 +62,14 @@ class Started:
         model: The model that answers.
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of the prompt that need not be computed again.
+        miss: Why no more of it was reused; None if all was that could be.
     """
 
     request_id: str
     model: str
     prompt_tokens: int
     cached_tokens: int
+    miss: Miss | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +234,7 @@ class Completion:
         model: The model that answered.
         reasoning: The reasoning of all deltas.
         tool_calls: The calls of all deltas, as a `Message` takes them; their arguments are JSON text.
+        miss: Why no more of the prompt was reused; None if all was that could be.
     """
 
     text: str
@@ -219,6 +248,7 @@ class Completion:
     model: str
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    miss: Miss | None = None
 
 
 @dataclass(frozen=True, slots=True)

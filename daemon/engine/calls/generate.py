@@ -24,6 +24,8 @@ from daemon.engine.memory.memory_budget import kv_need
 from daemon.engine.prompt.preparation import PreparedRequest, prepare_request, render
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.kv.keys import Namespace
+from daemon.shared.durations import seconds
+from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
@@ -54,6 +56,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest) -> C
         held.callback(ticket.cancel)
         assert ticket.lease is not None
         assert record.asked is not None
+        _refuse_keep(services, request, ticket.lease.model)
         draft: Guesser | None = None
         if request.draft_model:
             draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model)
@@ -141,4 +144,15 @@ def kv_of(
     services.shares(namespace, source)
     mode = request.cache.mode
     writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
-    return SequenceKV(lease, namespace.digest(), reads=mode != pb.CACHE_MODE_BYPASS, writes=writes)
+    keep = seconds(request.cache.keep)
+    return SequenceKV(lease, namespace.digest(), reads=mode != pb.CACHE_MODE_BYPASS, writes=writes, keep=keep)
+
+
+def _refuse_keep(services: Services, request: pb.GenerateRequest, model: LoadedModel) -> None:
+    """Refuse to keep a prefix that is not even stored."""
+    if not request.cache.HasField("keep"):
+        return
+    if not services.prefixes.enabled:
+        raise invalid("cache.keep", "needs a prefix cache, and this daemon has none; leave it unset or set kv_cache_mb")
+    if not model.layout.reusable:
+        raise invalid("cache.keep", f"needs prefixes that can be reused, and {request.model} has none; leave it unset")

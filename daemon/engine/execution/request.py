@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from daemon.engine.prompt.places import Places
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -45,6 +47,7 @@ class Request:
         message_ends: Ids that end a message within the prompt; prefixes are resumable behind them.
         top_logprobs: Alternatives that each token is reported with; None if no log-probabilities are wanted.
         priority: Higher starts and prefills first.
+        places: Where the prompt's tokens lie in the request; None if that is not known.
     """
 
     call_id: int
@@ -57,3 +60,4 @@ class Request:
     message_ends: frozenset[int]
     top_logprobs: int | None = None
     priority: int = 0
+    places: Places | None = None

@@ -30,8 +30,10 @@ NAMESPACES = st.sampled_from([PLACES["base"], PLACES["base"], PLACES["salted"], 
 def prompts(draw: st.DrawFn) -> list[int]:
     """Return a prompt that shares blocks, and parts of blocks, with many others."""
     letters = draw(st.lists(st.integers(1, 2), max_size=4))
-    tokens = prompt(*([1] if draw(st.booleans()) else []), *letters, tail=draw(st.integers(0, 15)))
-    if tokens and draw(st.booleans()):
+    first = draw(st.integers(0, 1))
+    tokens = prompt(*[1] * first, *letters, tail=draw(st.integers(0, 15)))
+    mutated = draw(st.booleans())
+    if tokens and mutated:
         tokens[draw(st.integers(0, len(tokens) - 1))] = draw(st.integers(5, 6))
     return tokens
 
@@ -112,9 +114,11 @@ class MissMachine(RuleBasedStateMachine):
     @rule(namespace=NAMESPACES, tokens=prompts(), lead=st.integers(0, 2), data=st.data())
     def look_up(self, namespace: str, tokens: list[int], lead: int, data: st.DataObject) -> None:
         """Look up a prompt, which often begins as a known one; its miss is the one that the list explains."""
-        if self.known and data.draw(st.integers(0, 3)):
-            beginning = data.draw(st.sampled_from(self.known)).tokens
-            tokens = [*beginning[: data.draw(st.integers(0, len(beginning)) | st.just(len(beginning)))], *tokens]
+        known_before = data.draw(st.integers(0, 3)) > 0
+        if self.known and known_before:
+            known: int = data.draw(st.integers(0, len(self.known) - 1))
+            beginning = self.known[known].tokens
+            tokens = [*beginning[: data.draw(st.integers(0, len(beginning)))], *tokens]
         self.check(namespace, tokens, lead)
 
     @invariant()
