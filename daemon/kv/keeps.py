@@ -127,14 +127,14 @@ class Keeps:
             return True
         keep = Keep(namespace, end, expires, spec.block_bytes, _end_bytes(spec, len(path)))
         if keep.nbytes > self.most_bytes or len(path) > self._most_blocks:
-            self._note_yield("kept_prefix_over_cap", keep)
+            self._note_yield(keep, over_cap=True)
             return False
         end.resumable = True  # no later store may thin its windows out
         self._begin(keep)
         while self.nbytes > self.most_bytes or self.blocks > self._most_blocks or len(self._keeps) > MOST_KEPT:
             first = min(self, key=lambda each: each.expires)
             self._end(first)
-            self._note_yield("kept_prefix_over_cap", first)
+            self._note_yield(first, over_cap=True)
         return end in self._keeps
 
     def expire(self) -> None:
@@ -157,7 +157,7 @@ class Keeps:
         if first is None:
             return False
         self._end(first)
-        self._note_yield("kept_prefix_evicted", first)
+        self._note_yield(first, over_cap=False)
         return True
 
     def forget(self, nodes: Sequence[Node]) -> None:
@@ -213,9 +213,13 @@ class Keeps:
         self.blocks += blocks
         self.nbytes += nbytes
 
-    def _note_yield(self, event: str, keep: Keep) -> None:
+    def _note_yield(self, keep: Keep, *, over_cap: bool) -> None:
         self.yielded += 1
-        log.info(event, blocks=keep.end.depth, prefix_bytes=keep.nbytes)
+        facts = {"blocks": keep.end.depth, "prefix_bytes": keep.nbytes}
+        if over_cap:
+            log.info("kept_prefix_over_cap", **facts)
+        else:
+            log.info("kept_prefix_evicted", **facts)
 
 
 def _end_bytes(spec: PrefixSpec, blocks: int) -> int:

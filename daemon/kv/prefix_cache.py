@@ -159,6 +159,8 @@ class PrefixCache:
             spec: What a prefix of the model consists of.
             lead: Tokens that all prompts begin with; to have them in common says nothing.
         """
+        if len(tokens) - BLOCK_TOKENS <= lease.tokens > 0:
+            return None
         path = self.trie.walk(lease.namespace, block_keys(tokens[:-1]))
         children = self.trie.after(lease.namespace, path, MOST_CHILDREN)
         resumable = spec.restorable(path) * BLOCK_TOKENS

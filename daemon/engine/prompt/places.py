@@ -4,7 +4,8 @@ Where a token of a prompt lies in its request: in which message, and at which ch
 A template writes the messages of a conversation into one text, each content in its place, and says nothing about where.
 The contents are looked for in that text twice: in order from its start, each as early as possible, and in order from
 its end, each as late as possible. All ways to place them lie between these two. A content that has the same place in
-both is found; any other, such as "user" beside a mark with that word, is not known.
+both is found; any other, such as "user" beside a mark with that word, is not known. A content that the template leaves
+out is not found either, unless the template has the same words of its own there.
 """
 
 from __future__ import annotations
