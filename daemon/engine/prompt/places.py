@@ -37,7 +37,7 @@ class TokenIds(list[int]):
 
 def starts_of(offsets: Iterable[tuple[int, int]]) -> array[int]:
     """Return where tokens begin, from the first and last character of each; special tokens have no width."""
-    starts, last = array("q"), -1
+    starts, last = array("i"), -1
     for start, stop in offsets:
         last = max(last, start) if stop > start else last
         starts.append(last)

@@ -160,8 +160,9 @@ def _plain(tokenizer: Any) -> bool:
 
 def _tells_offsets(tokenizer: Any) -> bool:
     """Return whether a tokenizer tells which characters its tokens stand for, and encodes as its library does."""
-    fast = isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.is_fast
-    return fast and type(tokenizer).encode is PreTrainedTokenizerBase.encode
+    kind, base = type(tokenizer), PreTrainedTokenizerBase
+    own_way = not issubclass(kind, base) or kind.encode is not base.encode or kind.__call__ is not base.__call__
+    return not own_way and bool(tokenizer.is_fast)
 
 
 class Tokenizers:

@@ -157,6 +157,30 @@ def test_kept_prefix_yields_when_all_else_is_gone() -> None:
     assert prefixes.cache.trie.blocks == 2
 
 
+def test_kept_prefix_survives_a_flood_of_another_salt() -> None:
+    prefixes = FakePrefixes(blocks=20)
+    kept(prefixes, prompt(*range(8)), namespace="m/quiet")
+
+    for first in range(100, 200, 5):
+        prefixes.store("m/loud", prompt(*range(first, first + 5)))
+
+    assert prefixes.reuse("m/quiet", prompt(*range(8), tail=1)) == prompt(*range(8))
+
+
+def test_salt_that_exceeds_its_half_evicts_its_kept_prefix_last() -> None:
+    """Its other prefixes go first, and those of the other salt stay."""
+    prefixes = FakePrefixes(blocks=20)
+    prefixes.store("m/other", prompt(*range(10)))
+    kept(prefixes, prompt(50, 51, 52, 53), namespace="m/own")
+    for letter in range(60, 80):
+        prefixes.store("m/own", prompt(letter, letter, letter))
+
+    assert prefixes.reuse("m/other", prompt(*range(10), tail=1)) == prompt(*range(10))
+    assert prefixes.reuse("m/own", prompt(50, 51, 52, 53, tail=1)) == prompt(50, 51, 52, 53)
+    prefixes.store("m/own", prompt(*range(100, 110)))
+    assert not prefixes.cache.keeps
+
+
 def test_invalidated_prefix_is_kept_no_longer() -> None:
     prefixes = FakePrefixes()
     kept(prefixes, prompt(1, 2))
