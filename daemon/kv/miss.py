@@ -41,6 +41,10 @@ class MissReason(Enum):
     RESUME_POINT = "resume_point"
 
 
+PLACED = frozenset({MissReason.DIVERGED, MissReason.RESUME_POINT})
+"""Reasons whose position is where a prompt leaves the closest one; that of others is the end of a block."""
+
+
 @dataclass(frozen=True, slots=True)
 class Miss:
     """
@@ -109,11 +113,20 @@ def explain(lookup: Lookup, seen: SeenPrompts, now: float) -> Miss | None:
         return Miss(MissReason.TOO_SHORT, min(lookup.stored, reach))
     if resumable == reach:
         return None
-    if resumable < lookup.stored:
-        return Miss(MissReason.RESUME_POINT, lookup.stored, resumable)
     packed = pack(lookup.tokens)
     known, closest = seen.closest(lookup.namespace, packed)
-    return _lost(lookup, packed, known, closest, seen, now) or _diverged(lookup, packed, known, closest, seen, now)
+    token = max(known, _stored_tokens(lookup, packed))
+    age = now - closest.at if closest is not None and known == token else None
+    if resumable < lookup.stored:
+        return Miss(MissReason.RESUME_POINT, token, resumable, age)
+    lost = _lost(lookup, packed, known, closest, seen, now)
+    if lost is not None:
+        return lost
+    if token <= lookup.lead and not lookup.stored:
+        return Miss(MissReason.NEVER_SEEN)
+    ends = seen.ends_with(lookup.namespace, packed[: token * TOKEN_BYTES])
+    forgotten = known < token and not lookup.children  # the record has forgotten the prompt that ends here
+    return None if ends or forgotten else Miss(MissReason.DIVERGED, token, seen=age)
 
 
 def _lost(
@@ -136,20 +149,10 @@ def _lost(
     return Miss(MissReason.INVALIDATED, gone, seen=now - invalidated.at)
 
 
-def _diverged(
-    lookup: Lookup, packed: bytes, known: int, closest: Seen | None, seen: SeenPrompts, now: float
-) -> Miss | None:
-    """Return where a prompt leaves the closest one; None if the closest ends there, as the turn before it does."""
+def _stored_tokens(lookup: Lookup, packed: bytes) -> int:
+    """Return how many tokens a prompt has in common with what is stored, parts of a block included."""
     block = packed[lookup.stored * TOKEN_BYTES :][:KEY_BYTES]
-    beyond = max((common_tokens(block, child.key) for child in lookup.children), default=0)
-    token = max(known, lookup.stored + beyond)
-    if token <= lookup.lead and not lookup.stored:
-        return Miss(MissReason.NEVER_SEEN)
-    if seen.ends_with(lookup.namespace, packed[: token * TOKEN_BYTES]):
-        return None
-    if known < token and not lookup.children:
-        return None  # the record has forgotten the prompt that ends here
-    return Miss(MissReason.DIVERGED, token, seen=now - closest.at if closest is not None and known == token else None)
+    return lookup.stored + max((common_tokens(block, child.key) for child in lookup.children), default=0)
 
 
 def _floor(tokens: int) -> int:

@@ -33,11 +33,12 @@ class Miss:
 
     Attributes:
         reason: "never_seen", "diverged", "evicted", "invalidated", "other_namespace", "too_short" or "resume_point".
-        token: Tokens that the prompt has in common with the stored prompt that explains the miss. For "diverged" it is
-            the index of the first token that differs.
+        token: Tokens that the prompt has in common with the stored prompt that explains the miss. For "diverged" and
+            "resume_point" it is the index of the first token that is not; else it is a number of whole blocks.
         resume_token: For "resume_point": tokens up to the resume point that was reused instead.
-        message: For "diverged" in a conversation: the index of the message that differs; None if that is not known.
-        character: For "diverged": where that token begins in the message's content, or in the prompt's text; None if
+        message: For these two in a conversation: the index of the message that the token lies in; None if that is not
+            known.
+        character: For these two: where the token begins in the message's content, or in the prompt's text; None if
             that is not known.
         seen: Seconds since the stored prompt was last stored; None if that is not known.
         differs: For "other_namespace": the parts that differ: "weights", "adapter", "layout", "salt".

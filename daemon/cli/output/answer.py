@@ -85,7 +85,8 @@ def describe_miss(miss: Miss) -> str:
         case "too_short":
             return "too few tokens to reuse any"
         case "resume_point":
-            return f"{tokens} are stored, but the model can only go on from token {miss.resume_token:,}"
+            shared = f"{tokens} are shared with a stored prompt{_place(miss)}{seen}"
+            return f"{shared}, but the model can only go on from token {miss.resume_token:,}"
         case other:
             return other.replace("_", " ")
 

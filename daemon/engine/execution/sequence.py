@@ -18,7 +18,7 @@ from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.detokenizer import Output, Piece, Token
 from daemon.engine.structured_output.token_mask import TokenMask
-from daemon.kv.miss import MissReason
+from daemon.kv.miss import PLACED
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class Sequence:
     def started(self) -> Started:
         """Return its first event."""
         request, miss, place = self.request, self.kv.miss, None
-        if miss is not None and miss.reason is MissReason.DIVERGED and request.places is not None:
+        if miss is not None and miss.reason in PLACED and request.places is not None:
             place = request.places.at(miss.token)
         return Started(request.request_id, request.model_name, len(self.prompt), self.kv.cached, miss, place)
 

@@ -71,8 +71,8 @@ def test_run_keeps_the_prompt_when_asked(client: FakeClient) -> None:
         ),
         (Miss("too_short", 0, 0, None, None, None, ()), "too few tokens to reuse any"),
         (
-            Miss("resume_point", 96, 32, None, None, None, ()),
-            "96 tokens are stored, but the model can only go on from token 32",
+            Miss("resume_point", 96, 32, None, 7, None, ()),
+            "96 tokens are shared with a stored prompt, character 7, but the model can only go on from token 32",
         ),
         (Miss("unknown", 0, 0, None, None, None, ()), "unknown"),
     ],

@@ -144,10 +144,11 @@ class MissMachine(RuleBasedStateMachine):
             return Miss(MissReason.TOO_SHORT)
         if reused == reach:
             return None
-        if reused < stored:
-            return Miss(MissReason.RESUME_POINT, stored, reused)
         own = [each for each in self.known if each.namespace == namespace]
         live = [each for each in own if not each.invalidated]
+        token = longest(tokens, [*paths, *(each.tokens for each in live)])
+        if reused < stored:
+            return Miss(MissReason.RESUME_POINT, token, reused, self.age(tokens, live))
         here = min(floor(longest(tokens, [each.tokens for each in live])), reach)
         gone = min(max((floor(common(tokens, each.tokens)) for each in own if each.invalidated), default=0), reach)
         visible = (partition_of(namespace), UNSALTED)
@@ -169,7 +170,6 @@ class MissMachine(RuleBasedStateMachine):
         if max(here, gone) > stored:
             invalidated = [each for each in own if each.invalidated and floor(common(tokens, each.tokens)) >= gone]
             return Miss(MissReason.INVALIDATED, gone, seen=self.now - max(each.at for each in invalidated))
-        token = longest(tokens, [*paths, *(each.tokens for each in live)])
         if token <= lead and not stored:
             return Miss(MissReason.NEVER_SEEN)
         if any(each.tokens == tokens[:token] for each in live):
