@@ -62,7 +62,7 @@ def build_engine(
     budget = MemoryBudget(memory_limit(working_set()))
     buffers = BufferCache(budget.limit)
     prefix_limits = PrefixLimits(config.max_cache_blocks, config.kv_cache_bytes)
-    prefixes = PrefixCache(prefix_limits, config.min_prefix_len, copy=copied)
+    prefixes = PrefixCache(prefix_limits, config.min_prefix_len, copy=copied, clock=ttl_clock)
     outbox = Outbox(wire)
     memory = EngineMemory(budget, prefixes)
     runner = Runner(prefixes, config.max_batch, memory.make_room, outbox, clock)
@@ -89,6 +89,7 @@ def build_engine(
     templates = Templates(clock)
     services = Services(
         models=models,
+        prefixes=prefixes,
         runner=runner,
         budget=budget,
         lookup=ModelLookup(resolver, background),

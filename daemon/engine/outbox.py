@@ -17,6 +17,8 @@ from daemon.engine.execution.events import (
 )
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.output.tool_calls import ToolCall
+from daemon.engine.prompt.places import Place
+from daemon.kv.miss import Miss
 from daemon.shared.durations import duration
 from daemon.shared.errors import SidecarError
 from daemon.v1 import ipc_pb2 as ipc
@@ -127,11 +129,8 @@ def _response(event: Event) -> pb.GenerateResponse:
     match event:
         case Delta():
             return pb.GenerateResponse(delta=_delta(event))
-        case Started(request_id, model, prompt_tokens, cached_tokens):
-            started = pb.Started(
-                request_id=request_id, model=model, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens
-            )
-            return pb.GenerateResponse(started=started)
+        case Started():
+            return pb.GenerateResponse(started=_started(event))
         case PrefillProgress(done, total):
             return pb.GenerateResponse(prefill=pb.PrefillProgress(done=done, total=total))
         case PromptLogprobs(start, tokens):
@@ -139,6 +138,28 @@ def _response(event: Event) -> pb.GenerateResponse:
             return pb.GenerateResponse(prompt_logprobs=scored)
         case Finished():
             return pb.GenerateResponse(finished=_finished(event))
+
+
+def _started(event: Started) -> pb.Started:
+    return pb.Started(
+        request_id=event.request_id,
+        model=event.model,
+        prompt_tokens=event.prompt_tokens,
+        cached_tokens=event.cached_tokens,
+        miss=None if event.miss is None else _miss(event.miss, event.place),
+    )
+
+
+def _miss(miss: Miss, place: Place | None) -> pb.Miss:
+    return pb.Miss(
+        reason=f"MISS_REASON_{miss.reason.name}",
+        token=miss.token,
+        resume_token=miss.resume_token,
+        message=None if place is None else place.message,
+        character=None if place is None else place.character,
+        seen=None if miss.seen is None else duration(miss.seen),
+        differs=[f"NAMESPACE_PART_{part.upper()}" for part in miss.differs],
+    )
 
 
 def _delta(event: Delta) -> pb.Delta:

@@ -117,12 +117,32 @@ def _note_load(event: pb.GetOrLoadResponse) -> None:
 def _note_generate(event: pb.GenerateResponse, tokens: int) -> None:
     """Add the fields of an answer to the call's log line. `tokens` are those of all samples that have ended."""
     if event.HasField("started"):
-        bind_contextvars(prompt_tokens=event.started.prompt_tokens, cached_tokens=event.started.cached_tokens)
+        started = event.started
+        bind_contextvars(prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens)
+        if started.HasField("miss"):
+            bind_contextvars(**_miss(started.miss))
     elif event.HasField("finished"):
         finished = event.finished
         spans = {f"{field.name}_s": _rounded(seconds(value)) for field, value in finished.timings.ListFields()}
         reason = pb.FinishReason.Name(finished.reason).removeprefix("FINISH_REASON_").lower()
         bind_contextvars(completion_tokens=tokens, reason=reason, **spans)
+
+
+def _miss(miss: pb.Miss) -> dict[str, Any]:
+    """Return the log fields of a miss: positions and counts, nothing of a prompt."""
+    fields: dict[str, Any] = {"miss": pb.MissReason.Name(miss.reason).removeprefix("MISS_REASON_").lower()}
+    fields["miss_token"] = miss.token
+    if miss.reason == pb.MISS_REASON_RESUME_POINT:
+        fields["miss_resume_token"] = miss.resume_token
+    if miss.differs:
+        parts = (pb.NamespacePart.Name(part).removeprefix("NAMESPACE_PART_").lower() for part in miss.differs)
+        fields["miss_differs"] = ",".join(parts)
+    for name in ("message", "character"):
+        if miss.HasField(name):
+            fields[f"miss_{name}"] = getattr(miss, name)
+    if miss.HasField("seen"):
+        fields["miss_seen_s"] = round(seconds(miss.seen), 3)
+    return fields
 
 
 def _rounded(value: float) -> float:

@@ -19,6 +19,7 @@ MAX_IDS = 1_000_000
 MAX_NAME_BYTES = 1024
 MAX_REQUEST_ID = 128
 MAX_SALT_BYTES = 128
+MAX_KEEP_SECONDS = 24 * 3600
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 256
 MAX_STOP_IDS = 64
@@ -75,6 +76,7 @@ def check_generate(request: pb.GenerateRequest) -> None:
     if request.cache.mode not in pb.CacheMode.values():
         raise invalid("cache.mode", f"is {request.cache.mode}, which is no CacheMode")
     _check_length("cache.salt", request.cache.salt, MAX_SALT_BYTES)
+    _check_keep(request.cache)
     _check_form(request)
     _check_request_id(request.request_id)
     if request.HasField("priority"):
@@ -312,6 +314,17 @@ def _check_stop(stop: pb.Stop) -> None:
 def _check_count(field: str, values: Sized, most: int) -> None:
     if len(values) > most:
         raise invalid(field, f"has {len(values)} entries; at most {most} are allowed")
+
+
+def _check_keep(cache: pb.CacheOptions) -> None:
+    if not cache.HasField("keep"):
+        return
+    _check_duration("cache.keep", cache.keep)
+    if not 0 < cache.keep.ToNanoseconds() <= MAX_KEEP_SECONDS * 1_000_000_000:
+        raise invalid("cache.keep", "must be above 0, and at most 24 hours")
+    if cache.mode in (pb.CACHE_MODE_READ_ONLY, pb.CACHE_MODE_BYPASS):
+        mode = pb.CacheMode.Name(cache.mode).removeprefix("CACHE_MODE_")
+        raise invalid("cache.keep", f"cannot go with cache.mode {mode}, which stores nothing to keep")
 
 
 def _check_request_id(request_id: str) -> None:

@@ -120,6 +120,7 @@ _IDENTIFIER = _pattern(r"[\w.<>-]{1,200}")
 _NUMBERS = """
     blocks bytes_freed cached_tokens calls characters completion_tokens dropped duration_s limit_s lived_s load_s
     model_bytes pid prefix_bytes prompt_tokens retry_in_s seconds silent_s status step_age_s stuck threads
+    miss_character miss_message miss_resume_token miss_seen_s miss_token
     queue_s lookup_s restore_s prefill_s decode_s first_token_s total_s
 """
 
@@ -137,6 +138,8 @@ FIELDS: Mapping[str, Kind] = {
     "level": _one_of("debug", "info", "warning", "error", "critical"),
     "line": _words,
     "logger": _IDENTIFIER,
+    "miss": _one_of(*_names(pb.MissReason)),
+    "miss_differs": _pattern(r"(weights|adapter|layout|salt)(,(adapter|layout|salt))*"),
     "model": _model,
     "models": _models,
     "options": _options,

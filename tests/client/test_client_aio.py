@@ -25,6 +25,7 @@ from mlx_sidecar import (
     GenerateStream,
     InvalidArgument,
     LoadStream,
+    Miss,
     PrefillProgress,
     ProtocolError,
     SidecarError,
@@ -74,6 +75,15 @@ async def test_async_events_and_result_match_the_daemon(aio_daemon: Path, script
     assert (completion.text, completion.reason) == ("Hello there", "stop")
     (request,) = script.requests
     assert (list(request.tokens.ids), request.sampling.seed) == ([1, 2], 3)
+
+
+async def test_async_keep_and_miss_reach_the_other_side(aio_daemon: Path, script: Script) -> None:
+    script.answer([started(request_id="r", miss=pb.Miss(reason=pb.MISS_REASON_EVICTED, token=48)), finished(1)])
+    async with AsyncClient(aio_daemon) as client:
+        completion = await client.complete("m", [1, 2], keep=3600)
+
+    assert completion.miss == Miss("evicted", 48, 0, None, None, None, ())
+    assert script.requests[0].cache.keep.ToSeconds() == 3600
 
 
 async def test_async_text_alone_can_be_read(aio_daemon: Path, script: Script) -> None:

@@ -57,6 +57,7 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"cache_mode": "read_only"}, {"cache": {"mode": "CACHE_MODE_READ_ONLY"}}),
     ({"cache_mode": "bypass"}, {"cache": {"mode": "CACHE_MODE_BYPASS"}}),
     ({"salt": "s"}, {"cache": {"mode": "CACHE_MODE_READ_WRITE", "salt": "s"}}),
+    ({"keep": 90.5}, {"cache": {"mode": "CACHE_MODE_READ_WRITE", "keep": "90.500s"}}),
     ({"request_id": "r"}, {"requestId": "r"}),
     ({"require_loaded": True}, {"requireLoaded": True}),
     ({"json_schema": {"const": "é"}}, {"responseFormat": {"jsonSchema": '{"const": "é"}'}}),

@@ -14,6 +14,7 @@ from mlx_sidecar import (
     InvalidArgument,
     LoadProgress,
     Message,
+    Miss,
     PrefillProgress,
     ProtocolError,
     Started,
@@ -95,6 +96,21 @@ def test_complete_refuses_several_samples(fake: FakeDaemon) -> None:
     with pytest.raises(InvalidArgument, match="complete_samples") as refused:
         fake.client.complete("m", "Hi", samples=2)
     assert refused.value.field == "samples"
+
+
+def test_miss_is_part_of_start_and_completion(fake: FakeDaemon) -> None:
+    """A position that is not known is None, and zero is a position."""
+    stream = fake.client.generate("m", "Hi")
+    _, rpc = fake.take_stream("Generate")
+    miss = pb.Miss(reason=pb.MISS_REASON_DIVERGED, token=37, message=0, seen={"seconds": 90})
+    rpc.send_response(started(request_id="r1", miss=miss))
+    rpc.send_response(finished(1))
+    finish(rpc)
+
+    expected = Miss("diverged", 37, 0, 0, None, 90.0, ())
+    first = next(iter(stream))
+    assert isinstance(first, Started)
+    assert first.miss == stream.result().miss == expected
 
 
 def test_stream_event_is_delivered_at_once(fake: FakeDaemon) -> None:

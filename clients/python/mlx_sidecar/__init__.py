@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from mlx_sidecar._address import default_socket_path
     from mlx_sidecar._aio import AsyncClient
     from mlx_sidecar._aio_streams import AsyncGenerateStream, AsyncLoadStream
-    from mlx_sidecar._cache_stats import ModelCacheStats, ModelStats, NamespaceStats, PrefixCacheStats
+    from mlx_sidecar._cache_stats import (
+        KeptPrefix,
+        MissCounts,
+        ModelCacheStats,
+        ModelStats,
+        NamespaceStats,
+        PrefixCacheStats,
+    )
     from mlx_sidecar._client import Client
     from mlx_sidecar._exceptions import (
         BudgetInUse,
@@ -69,6 +76,7 @@ if TYPE_CHECKING:
         GenerateEvent,
         Invalidated,
         LoadProgress,
+        Miss,
         PrefillProgress,
         PromptLogprobs,
         Started,
@@ -85,7 +93,7 @@ _HOMES = {
     "_address": "default_socket_path",
     "_aio": "AsyncClient",
     "_aio_streams": "AsyncGenerateStream AsyncLoadStream",
-    "_cache_stats": "ModelCacheStats ModelStats NamespaceStats PrefixCacheStats",
+    "_cache_stats": "KeptPrefix MissCounts ModelCacheStats ModelStats NamespaceStats PrefixCacheStats",
     "_client": "Client",
     "_exceptions": (
         "BudgetInUse Cancelled ConnectionLost ContextLengthExceeded DaemonNotRunning DeadlineExceeded "
@@ -100,7 +108,7 @@ _HOMES = {
     "_model_info": "DefaultSampling ModelInfo",
     "_options": "GenerateOptions LoadOptions",
     "_results": (
-        "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress PrefillProgress "
+        "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress Miss PrefillProgress "
         "PromptLogprobs Started Timings TokenLogprob ToolCallDelta TopLogprob Usage"
     ),
     "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats StuckWork",
@@ -136,6 +144,7 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "Invalidated",
+    "KeptPrefix",
     "LatencyHistogram",
     "LatencyStats",
     "LoadOptions",
@@ -145,6 +154,8 @@ __all__ = [
     "MachineFault",
     "MemoryStats",
     "Message",
+    "Miss",
+    "MissCounts",
     "ModelCacheStats",
     "ModelCorrupt",
     "ModelExceedsBudget",

@@ -23,8 +23,9 @@ def decode(kind: Callable[..., ResultT], message: Proto) -> ResultT:
     """
     Copy a message into a frozen dataclass whose fields have the same names.
 
-    Durations become seconds; durations and optional values are None when they are unset; enums become lower-case
-    names without their prefix, or "unknown" when they are newer than this client; repeated fields become tuples.
+    Durations become seconds; durations, optional values and fields with a hint of None are None when they are unset;
+    enums become lower-case names without their prefix, or "unknown" when they are newer than this client; repeated
+    fields become tuples.
     """
     readers = _readers(kind, message.DESCRIPTOR)
     return kind(**{name: read(message) for name, read in readers})
@@ -45,7 +46,10 @@ def _reader(hint: Any, field: FieldDescriptor) -> Reader:
         return lambda message: _seconds(getattr(message, name)) if message.HasField(name) else None
     if field.has_presence and field.message_type is None:
         return lambda message: _plain(getattr(message, name)) if message.HasField(name) else None
-    convert = _converter(hint, field)
+    optional = type(None) in get_args(hint)
+    convert = _converter(next(kind for kind in get_args(hint) if kind is not type(None)) if optional else hint, field)
+    if optional:
+        return lambda message: convert(getattr(message, name)) if message.HasField(name) else None
     return lambda message: convert(getattr(message, name))
 
 

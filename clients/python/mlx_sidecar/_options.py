@@ -65,6 +65,8 @@ class GenerateOptions(TypedDict, total=False):
             others. Default: none at all.
         cache_mode: "read_write" (default), "read_only" or "bypass".
         salt: Cached prefixes are shared only between requests with the same salt.
+        keep: Seconds for which cached prefixes of other prompts are evicted before that of this one; above 0, up to
+            86,400. Not with `cache_mode` "read_only" or "bypass". Default: it is cached as any other.
         request_id: Name of the request in the daemon's log. Default: one is made.
         require_loaded: True refuses a model that is not in memory instead of loading it. Default False.
         json_schema: The completion is JSON that this schema allows, a mapping or text. Of this and the next three, one
@@ -109,6 +111,7 @@ class GenerateOptions(TypedDict, total=False):
     top_logprobs: int | None
     cache_mode: CacheMode
     salt: str
+    keep: float | None
     request_id: str
     require_loaded: bool
     json_schema: Mapping[str, Any] | str | None

@@ -83,6 +83,7 @@ def generate_request(
     top_logprobs: int | None = None,
     cache_mode: str = "read_write",
     salt: str = "",
+    keep: float | None = None,
     request_id: str = "",
     require_loaded: bool = False,
     json_schema: Mapping[str, Any] | str | None = None,
@@ -141,7 +142,13 @@ def generate_request(
         sampling=sampling,
         stop=_build(pb.Stop, "stop.", strings=strings, token_ids=stop_token_ids, ignore_eos=ignore_eos),
         top_logprobs=top_logprobs,
-        cache=_build(pb.CacheOptions, "cache.", mode=_choice("cache.mode", _CACHE_MODES, cache_mode), salt=salt),
+        cache=_build(
+            pb.CacheOptions,
+            "cache.",
+            mode=_choice("cache.mode", _CACHE_MODES, cache_mode),
+            salt=salt,
+            keep=None if keep is None else _duration(keep, "cache.keep"),
+        ),
         request_id=request_id,
         require_loaded=require_loaded,
         response_format=_response_format(

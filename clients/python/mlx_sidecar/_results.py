@@ -27,6 +27,33 @@ class LoadProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Miss:
+    """
+    Why a prompt was not reused further.
+
+    Attributes:
+        reason: "never_seen", "diverged", "evicted", "invalidated", "other_namespace", "too_short" or "resume_point".
+        token: Tokens that the prompt has in common with the stored prompt that explains the miss. For "diverged" and
+            "resume_point" it is the index of the first token that is not; else it is a number of whole blocks.
+        resume_token: For "resume_point": tokens up to the resume point that was reused instead.
+        message: For these two in a conversation: the index of the message that the token lies in; None if that is not
+            known.
+        character: For these two: where the token begins in the message's content, or in the prompt's text; None if
+            that is not known.
+        seen: Seconds since the stored prompt was last stored; None if that is not known.
+        differs: For "other_namespace": the parts that differ: "weights", "adapter", "layout", "salt".
+    """
+
+    reason: str
+    token: int
+    resume_token: int
+    message: int | None
+    character: int | None
+    seen: float | None
+    differs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """
     The first event of a generation.
@@ -36,12 +63,14 @@ class Started:
         model: The model that answers.
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of the prompt that need not be computed again.
+        miss: Why no more of it was reused; None if all was that could be.
     """
 
     request_id: str
     model: str
     prompt_tokens: int
     cached_tokens: int
+    miss: Miss | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +286,7 @@ class Completion:
         index: The sample that it is, from 0.
         seed: The seed that repeats it, alone; None if it is greedy.
         prompt_logprobs: One entry for each token of the prompt but the first, if `prompt_logprobs` was given.
+        miss: Why no more of the prompt was reused; None if all was that could be.
     """
 
     text: str
@@ -273,6 +303,7 @@ class Completion:
     index: int = 0
     seed: int | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    miss: Miss | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,7 @@ class GenerateTranscript:
             index=finished.index,
             seed=finished.seed,
             prompt_logprobs=tuple(self._prompt_logprobs),
+            miss=started.miss,
         )
 
 

@@ -13,7 +13,7 @@ from daemon.cli.commands.completion import complete_model
 from daemon.cli.output.answer import print_answer, print_samples, print_timings
 from daemon.cli.output.formatting import examples, print_json, stdin_is_terminal, stdout_is_terminal
 from daemon.cli.output.progress import follow
-from daemon.cli.session import Session, absolute_if_path, calls_daemon
+from daemon.cli.session import Session, absolute_if_path, calls_daemon, seconds
 
 if TYPE_CHECKING:
     from mlx_sidecar import Client, Prompt
@@ -66,6 +66,12 @@ _STDIN = Path("-")
 @click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor store cached prefixes.")
 @click.option("--salt", default="", help="Share cached prefixes only with requests of the same salt.")
+@click.option(
+    "--keep",
+    metavar="DURATION",
+    callback=seconds,
+    help="Keep the prompt's cached prefix for so long, such as 1h: others are evicted first.",
+)
 @click.option("--verbose", is_flag=True, help="Print tokens and timings to stderr after the answer.")
 @click.option("--no-history", is_flag=True, help="Do not keep what is typed in a conversation for the next one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
@@ -84,6 +90,7 @@ def command(
     draft_model: str,
     schema: TextIO | None,
     no_cache: bool,
+    keep: float | None,
     verbose: bool,
     no_history: bool,
     as_json: bool,
@@ -97,7 +104,7 @@ def command(
     if raw and system is not None:
         raise click.UsageError("--system needs the chat template, so it cannot go with --raw.")
     options = _sampling(sampling, greedy)
-    options |= {"stop": stop or None, "cache_mode": "bypass" if no_cache else "read_write"}
+    options |= {"stop": stop or None, **_cache_options(no_cache, keep)}
     if form and schema:
         raise click.UsageError("--format and --schema exclude each other.")
     if form:
@@ -133,6 +140,14 @@ def _sampling(given: dict[str, Any], greedy: bool) -> dict[str, Any]:
     if greedy and given["temperature"]:
         raise click.UsageError("--greedy and --temperature exclude each other.")
     return {**given, "model_defaults": True, **({"temperature": 0.0} if greedy else {})}
+
+
+def _cache_options(no_cache: bool, keep: float | None) -> dict[str, Any]:
+    if keep is None:
+        return {"cache_mode": "bypass" if no_cache else "read_write"}
+    if no_cache:
+        raise click.UsageError("--keep and --no-cache exclude each other.")
+    return {"cache_mode": "read_write", "keep": keep}
 
 
 def _text(prompt: str | None, files: Sequence[Path], raw: bool) -> str:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.cli.output.formatting import printable, stdout_is_terminal
+from daemon.cli.output.formatting import printable, span, stdout_is_terminal
 from daemon.shared.wording import count
 
 if TYPE_CHECKING:
-    from mlx_sidecar import Completion, GenerateStream
+    from mlx_sidecar import Completion, GenerateStream, Miss
 
 
 def print_answer(stream: GenerateStream) -> None:
@@ -99,11 +99,39 @@ def print_timings(*samples: Completion) -> None:
     spans = [sample.timings.decode for sample in samples if sample.timings.decode is not None]
     lines = [
         ("prompt", f"{count(usage.prompt_tokens, 'token')}, {usage.cached_tokens:,} of them cached"),
+        X,
         ("first token", "-" if timings.first_token is None else f"{timings.first_token:.3f} s"),
         ("prefill", _speed(computed, timings.prefill)),
         ("decode", _speed(decoded, max(spans, default=None))),
     ]
     click.echo("\n" + "\n".join(f"{label:<12} {text}" for label, text in lines), err=True)
+
+
+def describe_miss(miss: Miss) -> str:
+    """Return why a prompt was not reused further, in words."""
+    tokens = count(miss.token, "token")
+    seen = "" if miss.seen is None else f", {span(miss.seen)} ago"
+    match miss.reason:
+        case "never_seen":
+            return "no stored prompt begins like this one"
+        case "diverged":
+            return f"differs from a stored prompt from token {miss.token:,} on{_place(miss)}{seen}"
+        case "evicted" | "invalidated":
+            return f"{tokens} were stored and are {miss.reason}{seen}"
+        case "other_namespace":
+            return f"{tokens} are stored for another {' and '.join(miss.differs)}{seen}"
+        case "too_short":
+            return "too few tokens to reuse any"
+        case "resume_point":
+            shared = f"{tokens} are shared with a stored prompt{_place(miss)}{seen}"
+            return f"{shared}, but the model can only go on from token {miss.resume_token:,}"
+        case other:
+            return other.replace("_", " ")
+
+
+def _place(miss: Miss) -> str:
+    message = "" if miss.message is None else f", message {miss.message}"
+    return message + ("" if miss.character is None else f", character {miss.character:,}")
 
 
 def _speed(tokens: int, seconds: float | None) -> str:

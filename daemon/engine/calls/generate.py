@@ -25,6 +25,7 @@ from daemon.engine.memory.memory_budget import kv_need, scoring_need
 from daemon.engine.prompt.preparation import PreparedRequest, prepare_request, render
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.kv.keys import Namespace
+from daemon.shared.durations import seconds
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -59,6 +60,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest) -> C
         held.callback(ticket.cancel)
         assert ticket.lease is not None
         assert record.asked is not None
+        _refuse_keep(services, request, ticket.lease.model)
         draft: Guesser | None = None
         if request.draft_model:
             draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model)
@@ -167,4 +169,14 @@ def kv_of(
     writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
     # The KV of a prefix has no logits: a prompt that is scored is computed as a whole.
     reads = mode != pb.CACHE_MODE_BYPASS and not request.HasField("prompt_logprobs")
-    return SequenceKV(lease, namespace.digest(), reads=reads, writes=writes)
+    return SequenceKV(lease, namespace.digest(), reads=reads, writes=writes, keep=seconds(request.cache.keep))
+
+
+def _refuse_keep(services: Services, request: pb.GenerateRequest, model: LoadedModel) -> None:
+    """Refuse to keep a prefix that is not even stored."""
+    if not request.cache.HasField("keep"):
+        return
+    if not services.prefixes.enabled:
+        raise invalid("cache.keep", "needs a prefix cache, and this daemon has none; leave it unset or set kv_cache_mb")
+    if not model.layout.reusable:
+        raise invalid("cache.keep", f"needs prefixes that can be reused, and {request.model} has none; leave it unset")

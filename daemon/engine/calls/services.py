@@ -20,6 +20,7 @@ from daemon.engine.outbox import Outbox
 from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
 from daemon.engine.reporting.model_registry import NameRegistry, NamespaceRegistry
 from daemon.kv.keys import Namespace
+from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.model_overrides import ModelOverrides
 
 Models = ModelCache[ModelSource, LoadedModel]
@@ -42,6 +43,7 @@ class Services:
     """
 
     models: Models
+    prefixes: PrefixCache
     runner: Runner
     budget: MemoryBudget
     lookup: ModelLookup

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from daemon.engine.output.detokenizer import Piece, Token
+from daemon.engine.prompt.places import Place
+from daemon.kv.miss import Miss
 
 
 class FinishReason(Enum):
@@ -29,12 +31,16 @@ class Started:
         model: The name that its model was asked for by.
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of it with reused KV.
+        miss: Why no more of it was reused; None if all was that could be.
+        place: Where the token of the miss lies in the request; None if that does not matter.
     """
 
     request_id: str
     model: str
     prompt_tokens: int
     cached_tokens: int
+    miss: Miss | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from daemon.engine.execution.prompt_scores import score_prompt
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS
+from daemon.engine.prompt.places import LEAST_LEAD
 from daemon.engine.scheduling.policy import MIN_CHUNK, Allowance, ChunkSizer
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.forks import MOST_FORKS, Beginning, fork, forks
@@ -224,7 +225,7 @@ class Prefill:
         self._compute(size + last, logits=last)
         self._sizer.measured(self._speed, size, self._clock() - began)
         self._store(at_point=at_point)
-        self._clear_up()
+        self._complete()
         return size
 
     def store_computed(self) -> None:
@@ -253,10 +254,14 @@ class Prefill:
         """Take over that a shared pass computed the rest of the prompt, all but its last token, and store it."""
         self._kv.advanced(self._left, caches)
         self._store_blocks(Resume.NO, caches)
-        self._clear_up()
+        self._complete()
 
-    def _clear_up(self) -> None:
-        if self._left == 0 and self.computed >= LONG_PREFILL:
+    def _complete(self) -> None:
+        """Once all of the prompt is computed and stored: keep it if that is asked for, and free large buffers."""
+        if self._left:
+            return
+        self._kv.keep_prompt(self.sequence.prompt, self._prefixes, self.sequence.request.request_id)
+        if self.computed >= LONG_PREFILL:
             mx.clear_cache()
 
     def _compute(self, tokens: int, *, logits: bool) -> None:
@@ -325,6 +330,9 @@ class Prefill:
         kv, request = self._kv, self.sequence.request
         try:
             kv.prefix = self._prefixes.lookup(kv.namespace, request.prompt, kv.loaded.layout.parts)
+            if self._prefixes.enabled and kv is self.sequence.kv:
+                lead = request.places.lead if request.places is not None else LEAST_LEAD
+                kv.miss = self._prefixes.explain(kv.prefix, request.prompt, kv.loaded.layout.parts, lead)
         except Exception:
             log.exception("prefix_lookup_failed", request_id=request.request_id)
 

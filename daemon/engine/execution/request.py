@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from daemon.engine.prompt.places import Places
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -48,6 +50,7 @@ class Request:
         index: Which of the answers to the prompt it is, from 0.
         prompt_logprobs: Alternatives that each token of the prompt is reported with; None if no log-probabilities of
             it are wanted.
+        places: Where the prompt's tokens lie in the request; None if that is not known.
     """
 
     call_id: int
@@ -62,3 +65,4 @@ class Request:
     priority: int = 0
     index: int = 0
     prompt_logprobs: int | None = None
+    places: Places | None = None

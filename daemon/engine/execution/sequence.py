@@ -27,6 +27,7 @@ from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.detokenizer import Output, Piece, Token
 from daemon.engine.structured_output.constraint import Constraint
+from daemon.kv.miss import PLACED
 from daemon.shared.errors import Reason, SidecarError
 
 
@@ -159,7 +160,10 @@ class Sequence:
 
     def started(self) -> Started:
         """Return its first event."""
-        return Started(self.request.request_id, self.request.model_name, len(self.prompt), self.kv.cached)
+        request, miss, place = self.request, self.kv.miss, None
+        if miss is not None and miss.reason in PLACED and request.places is not None:
+            place = request.places.at(miss.token)
+        return Started(request.request_id, request.model_name, len(self.prompt), self.kv.cached, miss, place)
 
     def progress(self, done: int) -> PrefillProgress:
         """Return the event that `done` prompt tokens are in the cache."""

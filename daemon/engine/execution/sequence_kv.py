@@ -24,6 +24,7 @@ from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
+from daemon.kv.miss import Miss
 from daemon.kv.mlx.request_kv import Boundary, RequestKV
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import NotHeldError, Resume
@@ -46,6 +47,8 @@ class SequenceKV:
         cached: Prompt tokens that were reused.
         boundary: The state of recurrent layers at the last end of a block.
         prefix: The hold on the prefix that was reused.
+        keep: Seconds for which the stored prompt is evicted after all others; 0 for as any other.
+        miss: Why no more of the prompt was reused; None if all was that could be, or none was looked for.
     """
 
     model: ModelLease[LoadedModel]
@@ -57,6 +60,8 @@ class SequenceKV:
     cached: int = 0
     boundary: Boundary | None = None
     prefix: PrefixLease | None = None
+    keep: float = 0.0
+    miss: Miss | None = None
 
     @property
     def loaded(self) -> LoadedModel:
@@ -134,6 +139,18 @@ class SequenceKV:
             return  # a window has passed these tokens; the blocks that were stored before it did remain
         except Exception:
             log.exception("prefix_store_failed", request_id=request_id)
+
+    def keep_prompt(self, prompt: list[int], prefixes: PrefixCache, request_id: str) -> None:
+        """Keep what is stored of a prompt, if that is asked for; a fault is only logged."""
+        if not (self.keep and self.writes):
+            return
+        try:
+            kept = prefixes.keep(self.namespace, prompt, self.loaded.layout.parts, self.keep)
+        except Exception:
+            log.exception("prefix_keep_failed", request_id=request_id)
+            return
+        if not kept:
+            log.info("prefix_not_kept", request_id=request_id)
 
     def trim(self, tokens: int) -> None:
         """Take the last tokens out again; only models with full attention alone can."""

@@ -13,6 +13,7 @@ from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.chat_markup import ChatMarkup, Thinking
 from daemon.engine.output.detokenizer import Decode, Output
 from daemon.engine.output.tool_calls import Tool
+from daemon.engine.prompt.places import Places, places_of
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.engine.structured_output.call_guard import CallGuard, call_guard
 from daemon.engine.structured_output.constraint import Constraint
@@ -174,10 +175,12 @@ class Prompt:
     Attributes:
         tokens: Its ids.
         max_tokens: Most tokens to generate after it; 0 only scores it.
+        places: Where its tokens lie in the request; None if that is not known.
     """
 
     tokens: list[int]
     max_tokens: int
+    places: Places | None = None
 
 
 def prepare_prompt(
@@ -204,7 +207,15 @@ def prepare_prompt(
     _check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else f"{kind}", tokens, vocab)
     _check_ids(lambda index, _: f"stop.token_ids[{index}]", request.stop.token_ids, vocab)
     _check_ids(lambda _, token: f"sampling.logit_bias[{token}]", list(request.sampling.logit_bias), vocab)
-    return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length))
+    places = _places(request, tokens, rendered)
+    return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length), places)
+
+
+def _places(request: pb.GenerateRequest, tokens: list[int], rendered: str | None) -> Places | None:
+    if request.HasField("chat"):
+        contents = [message.content for message in request.chat.messages]
+        return places_of(tokens, rendered, contents) if rendered is not None else None
+    return places_of(tokens, request.text, None)
 
 
 def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer, rendered: str | None = None) -> list[int]:

@@ -20,6 +20,7 @@ from daemon.engine.output.detokenizer import Decode
 from daemon.engine.output.harmony import HarmonyWrapper, understood, with_thinking
 from daemon.engine.output.token_text import TokenText, token_text
 from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.places import TokenIds, starts_of
 from daemon.engine.prompt.special_tokens import eos_ids, unwritten_ids
 from daemon.engine.structured_output.matcher import Vocabulary, vocabulary
 from daemon.shared.errors import Reason, SidecarError, invalid
@@ -68,13 +69,19 @@ class Tokenizer:
         """Whether the model has a chat template, which `render` needs."""
         return bool(self._wrapper.has_chat_template)
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
+    def encode(self, text: str, *, special: bool) -> TokenIds:
         """Return the ids of a text, with the usual special tokens (such as BOS) if `special`."""
+        inner = self._wrapper._tokenizer
+        # Not verbose: the error for a prompt that is too long says more than the library's warning.
         with self._lock:  # fast tokenizers panic when two threads change padding or truncation
-            # Not verbose: the error for a prompt that is too long says more than the library's warning.
-            return list(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
+            if not _tells_offsets(inner):
+                return TokenIds(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
+            encoded = inner(text, add_special_tokens=special, verbose=False, return_offsets_mapping=True)
+        ids = TokenIds(encoded["input_ids"])
+        ids.starts = starts_of(encoded["offset_mapping"])
+        return ids
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str) -> TokenIds:
         """Return the ids of a plain prompt. A BOS at the beginning of the text is not doubled."""
         bos = self._wrapper.bos_token
         return self.encode(text, special=bos is None or not text.startswith(bos))
@@ -204,6 +211,13 @@ class Tokenizer:
 def _plain(tokenizer: Any) -> bool:
     """Return whether a tokenizer renders conversations with a template and nothing else."""
     return type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+
+
+def _tells_offsets(tokenizer: Any) -> bool:
+    """Return whether a tokenizer tells which characters its tokens stand for, and encodes as its library does."""
+    kind, base = type(tokenizer), PreTrainedTokenizerBase
+    own_way = not issubclass(kind, base) or kind.encode is not base.encode or kind.__call__ is not base.__call__
+    return not own_way and bool(tokenizer.is_fast)
 
 
 class Tokenizers:

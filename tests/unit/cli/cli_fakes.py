@@ -21,6 +21,7 @@ from mlx_sidecar import (
     Finished,
     Invalidated,
     MemoryStats,
+    Miss,
     ModelCacheStats,
     ModelInfo,
     ModelStats,
@@ -106,6 +107,7 @@ class FakeClient:
         self.error: Exception | None = None
         self.progress: list[Any] = []
         self.info = INFO
+        self.miss: Miss | None = None
         self.deltas: list[Any] = ["Hel", "lo"]
         self.state = STATS
         self.dropped = Invalidated(("org/name",), 12, 3 * GIB, 0)
@@ -129,7 +131,7 @@ class FakeClient:
         text = "".join(one for one in self.deltas if isinstance(one, str))
         events = [Delta(one, (), ()) if isinstance(one, str) else one for one in self.deltas]
         begin, end = Started("r-1", model, 1426, 1408), Finished("stop", "", USAGE, TIMINGS)
-        result = Completion(text, (1, 2), (), "stop", "", USAGE, TIMINGS, "r-1", model)
+        result = Completion(text, (1, 2), (), "stop", "", USAGE, TIMINGS, "r-1", model, miss=self.miss)
         self.streams.append(self.answer or FakeStream([begin, *events, end], result))
         return self.streams[-1]
 

@@ -10,7 +10,7 @@ import pytest
 
 from daemon.cli import exit_codes
 from daemon.cli.output.formatting import printable
-from mlx_sidecar import Completion, Delta, Finished, InternalError, Message
+from mlx_sidecar import Completion, Delta, Finished, InternalError, Message, Miss
 from tests.unit.cli.cli_fakes import (  # noqa: F401
     TIMINGS,
     USAGE,
@@ -96,6 +96,44 @@ def test_run_prints_samples_that_were_cut_short(client: FakeClient) -> None:
     result = run_cli(client, "run", "m", "Hi", "--samples", "2")
 
     assert (result.exit_code, result.stdout) == (exit_codes.REFUSED, "--- sample 1, cut short ---\nTw\n")
+
+
+def test_run_keeps_the_prompt_when_asked(client: FakeClient) -> None:
+    assert run_cli(client, "run", "m", "Hi", "--keep", "1h").exit_code == 0
+    assert client.called("generate")[0][1]["keep"] == 3600
+
+    for args in (["--keep", "1h", "--no-cache"], ["--keep", "soon"]):
+        assert run_cli(client, "run", "m", "Hi", *args).exit_code == exit_codes.USAGE
+    assert len(client.called("generate")) == 1
+
+
+@pytest.mark.parametrize(
+    ("miss", "text"),
+    [
+        (Miss("never_seen", 0, 0, None, None, None, ()), "no stored prompt begins like this one"),
+        (
+            Miss("diverged", 1137, 0, 2, 0, 90.0, ()),
+            "differs from a stored prompt from token 1,137 on, message 2, character 0, 2 minutes ago",
+        ),
+        (Miss("diverged", 17, 0, None, None, None, ()), "differs from a stored prompt from token 17 on"),
+        (Miss("evicted", 48, 0, None, None, 3.0, ()), "48 tokens were stored and are evicted, 3 seconds ago"),
+        (
+            Miss("other_namespace", 48, 0, None, None, None, ("weights", "salt")),
+            "48 tokens are stored for another weights and salt",
+        ),
+        (Miss("too_short", 0, 0, None, None, None, ()), "too few tokens to reuse any"),
+        (
+            Miss("resume_point", 96, 32, None, 7, None, ()),
+            "96 tokens are shared with a stored prompt, character 7, but the model can only go on from token 32",
+        ),
+        (Miss("unknown", 0, 0, None, None, None, ()), "unknown"),
+    ],
+    ids=lambda value: value.reason if isinstance(value, Miss) else "",
+)
+def test_run_verbose_tells_the_miss(client: FakeClient, miss: Miss, text: str) -> None:
+    client.miss = miss
+
+    assert f"miss         {text}" in run_cli(client, "run", "m", "Hi", "--verbose").stderr.splitlines()
 
 
 def test_run_sends_the_json_response_format(client: FakeClient, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ CHECKED = {
     "Sampling": {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"}
     | {"frequency_penalty", "logit_bias", "seed", "model_defaults"},
     "Stop": {"strings", "token_ids", "ignore_eos"},
-    "CacheOptions": {"mode", "salt"},
+    "CacheOptions": {"mode", "salt", "keep"},
     "InvalidateRequest": {"model", "prefix", "all"},
     "ModelTarget": {"model", "weights", "prefixes"},
     "PrefixTarget": {"model", "text", "tokens", "salt"},
@@ -132,6 +133,8 @@ GOOD = [
     load(model="m" * 1024),
     load(estimate_only=True, skip_warmup=True),
     generate(max_tokens=1, top_logprobs=0, request_id="a" * 128),
+    generate(cache={"keep": Duration(nanos=1)}),
+    generate(cache={"keep": Duration(seconds=86_400), "mode": pb.CACHE_MODE_READ_WRITE}),
     generate(max_tokens=2**31 - 1, top_logprobs=20, cache={"mode": pb.CACHE_MODE_BYPASS, "salt": "s" * 128}),
     sampling(temperature=0, top_p=1, top_k=0, min_p=0, repetition_penalty=1e-45),
     sampling(temperature=1e-45, top_p=1e-45, top_k=1, min_p=1, seed=0),
@@ -259,6 +262,11 @@ BAD: list[tuple[str, Message]] = [
     ("top_logprobs", generate(top_logprobs=-1)),
     ("cache.mode", generate(cache={"mode": 4})),
     ("cache.salt", generate(cache={"salt": "s" * 129})),
+    ("cache.keep", generate(cache={"keep": Duration()})),
+    ("cache.keep", generate(cache={"keep": Duration(seconds=-1)})),
+    ("cache.keep", generate(cache={"keep": Duration(seconds=86_400, nanos=1)})),
+    ("cache.keep", generate(cache={"keep": Duration(seconds=1), "mode": pb.CACHE_MODE_READ_ONLY})),
+    ("cache.keep", generate(cache={"keep": Duration(seconds=1), "mode": pb.CACHE_MODE_BYPASS})),
     ("request_id", generate(request_id="a" * 129)),
     ("request_id", generate(request_id="a b")),
     ("request_id", generate(request_id="\n")),

@@ -47,6 +47,25 @@ class CacheMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHE_MODE_READ_ONLY: _ClassVar[CacheMode]
     CACHE_MODE_BYPASS: _ClassVar[CacheMode]
 
+class MissReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MISS_REASON_UNSPECIFIED: _ClassVar[MissReason]
+    MISS_REASON_NEVER_SEEN: _ClassVar[MissReason]
+    MISS_REASON_DIVERGED: _ClassVar[MissReason]
+    MISS_REASON_EVICTED: _ClassVar[MissReason]
+    MISS_REASON_INVALIDATED: _ClassVar[MissReason]
+    MISS_REASON_OTHER_NAMESPACE: _ClassVar[MissReason]
+    MISS_REASON_TOO_SHORT: _ClassVar[MissReason]
+    MISS_REASON_RESUME_POINT: _ClassVar[MissReason]
+
+class NamespacePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NAMESPACE_PART_UNSPECIFIED: _ClassVar[NamespacePart]
+    NAMESPACE_PART_WEIGHTS: _ClassVar[NamespacePart]
+    NAMESPACE_PART_ADAPTER: _ClassVar[NamespacePart]
+    NAMESPACE_PART_LAYOUT: _ClassVar[NamespacePart]
+    NAMESPACE_PART_SALT: _ClassVar[NamespacePart]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
@@ -91,6 +110,19 @@ CACHE_MODE_UNSPECIFIED: CacheMode
 CACHE_MODE_READ_WRITE: CacheMode
 CACHE_MODE_READ_ONLY: CacheMode
 CACHE_MODE_BYPASS: CacheMode
+MISS_REASON_UNSPECIFIED: MissReason
+MISS_REASON_NEVER_SEEN: MissReason
+MISS_REASON_DIVERGED: MissReason
+MISS_REASON_EVICTED: MissReason
+MISS_REASON_INVALIDATED: MissReason
+MISS_REASON_OTHER_NAMESPACE: MissReason
+MISS_REASON_TOO_SHORT: MissReason
+MISS_REASON_RESUME_POINT: MissReason
+NAMESPACE_PART_UNSPECIFIED: NamespacePart
+NAMESPACE_PART_WEIGHTS: NamespacePart
+NAMESPACE_PART_ADAPTER: NamespacePart
+NAMESPACE_PART_LAYOUT: NamespacePart
+NAMESPACE_PART_SALT: NamespacePart
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -340,12 +372,14 @@ class Stop(_message.Message):
     def __init__(self, strings: _Optional[_Iterable[str]] = ..., token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ...) -> None: ...
 
 class CacheOptions(_message.Message):
-    __slots__ = ("mode", "salt")
+    __slots__ = ("mode", "salt", "keep")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     mode: CacheMode
     salt: str
-    def __init__(self, mode: _Optional[_Union[CacheMode, str]] = ..., salt: _Optional[str] = ...) -> None: ...
+    keep: _duration_pb2.Duration
+    def __init__(self, mode: _Optional[_Union[CacheMode, str]] = ..., salt: _Optional[str] = ..., keep: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("seq", "started", "prefill", "delta", "finished", "prompt_logprobs")
@@ -364,16 +398,36 @@ class GenerateResponse(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., prefill: _Optional[_Union[PrefillProgress, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_tokens", "cached_tokens")
+    __slots__ = ("request_id", "model", "prompt_tokens", "cached_tokens", "miss")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MISS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_tokens: int
     cached_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    miss: Miss
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., miss: _Optional[_Union[Miss, _Mapping]] = ...) -> None: ...
+
+class Miss(_message.Message):
+    __slots__ = ("reason", "token", "resume_token", "message", "character", "seen", "differs")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    CHARACTER_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    DIFFERS_FIELD_NUMBER: _ClassVar[int]
+    reason: MissReason
+    token: int
+    resume_token: int
+    message: int
+    character: int
+    seen: _duration_pb2.Duration
+    differs: _containers.RepeatedScalarFieldContainer[NamespacePart]
+    def __init__(self, reason: _Optional[_Union[MissReason, str]] = ..., token: _Optional[int] = ..., resume_token: _Optional[int] = ..., message: _Optional[int] = ..., character: _Optional[int] = ..., seen: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., differs: _Optional[_Iterable[_Union[NamespacePart, str]]] = ...) -> None: ...
 
 class PrefillProgress(_message.Message):
     __slots__ = ("done", "total")
@@ -650,7 +704,7 @@ class ModelStats(_message.Message):
     def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., in_use: _Optional[int] = ..., use_count: _Optional[int] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., expires_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pinned: bool = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PrefixCacheStats(_message.Message):
-    __slots__ = ("blocks", "max_blocks", "block_tokens", "bytes", "budget_bytes", "buffers", "lookups", "hits", "hit_rate", "tokens_looked_up", "tokens_reused", "inserts", "evictions", "leases", "checkpoints", "namespaces", "total_namespaces")
+    __slots__ = ("blocks", "max_blocks", "block_tokens", "bytes", "budget_bytes", "buffers", "lookups", "hits", "hit_rate", "tokens_looked_up", "tokens_reused", "inserts", "evictions", "leases", "checkpoints", "namespaces", "total_namespaces", "kept", "misses", "total_kept", "kept_bytes", "kept_budget_bytes", "kept_yielded")
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -668,6 +722,12 @@ class PrefixCacheStats(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     NAMESPACES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_KEPT_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_YIELDED_FIELD_NUMBER: _ClassVar[int]
     blocks: int
     max_blocks: int
     block_tokens: int
@@ -685,7 +745,43 @@ class PrefixCacheStats(_message.Message):
     checkpoints: int
     namespaces: _containers.RepeatedCompositeFieldContainer[NamespaceStats]
     total_namespaces: int
-    def __init__(self, blocks: _Optional[int] = ..., max_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., buffers: _Optional[int] = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., hit_rate: _Optional[float] = ..., tokens_looked_up: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., inserts: _Optional[int] = ..., evictions: _Optional[int] = ..., leases: _Optional[int] = ..., checkpoints: _Optional[int] = ..., namespaces: _Optional[_Iterable[_Union[NamespaceStats, _Mapping]]] = ..., total_namespaces: _Optional[int] = ...) -> None: ...
+    kept: _containers.RepeatedCompositeFieldContainer[KeptPrefix]
+    misses: MissCounts
+    total_kept: int
+    kept_bytes: int
+    kept_budget_bytes: int
+    kept_yielded: int
+    def __init__(self, blocks: _Optional[int] = ..., max_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., buffers: _Optional[int] = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., hit_rate: _Optional[float] = ..., tokens_looked_up: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., inserts: _Optional[int] = ..., evictions: _Optional[int] = ..., leases: _Optional[int] = ..., checkpoints: _Optional[int] = ..., namespaces: _Optional[_Iterable[_Union[NamespaceStats, _Mapping]]] = ..., total_namespaces: _Optional[int] = ..., kept: _Optional[_Iterable[_Union[KeptPrefix, _Mapping]]] = ..., misses: _Optional[_Union[MissCounts, _Mapping]] = ..., total_kept: _Optional[int] = ..., kept_bytes: _Optional[int] = ..., kept_budget_bytes: _Optional[int] = ..., kept_yielded: _Optional[int] = ...) -> None: ...
+
+class KeptPrefix(_message.Message):
+    __slots__ = ("namespace", "tokens", "bytes", "expires_in")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_IN_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    tokens: int
+    bytes: int
+    expires_in: _duration_pb2.Duration
+    def __init__(self, namespace: _Optional[str] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., expires_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class MissCounts(_message.Message):
+    __slots__ = ("never_seen", "diverged", "evicted", "invalidated", "other_namespace", "too_short", "resume_point")
+    NEVER_SEEN_FIELD_NUMBER: _ClassVar[int]
+    DIVERGED_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    INVALIDATED_FIELD_NUMBER: _ClassVar[int]
+    OTHER_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    TOO_SHORT_FIELD_NUMBER: _ClassVar[int]
+    RESUME_POINT_FIELD_NUMBER: _ClassVar[int]
+    never_seen: int
+    diverged: int
+    evicted: int
+    invalidated: int
+    other_namespace: int
+    too_short: int
+    resume_point: int
+    def __init__(self, never_seen: _Optional[int] = ..., diverged: _Optional[int] = ..., evicted: _Optional[int] = ..., invalidated: _Optional[int] = ..., other_namespace: _Optional[int] = ..., too_short: _Optional[int] = ..., resume_point: _Optional[int] = ...) -> None: ...
 
 class NamespaceStats(_message.Message):
     __slots__ = ("namespace", "model", "adapter", "salted", "blocks", "branches", "hits", "tokens_reused")
