@@ -99,7 +99,7 @@ def print_timings(*samples: Completion) -> None:
     spans = [sample.timings.decode for sample in samples if sample.timings.decode is not None]
     lines = [
         ("prompt", f"{count(usage.prompt_tokens, 'token')}, {usage.cached_tokens:,} of them cached"),
-        X,
+        *([] if (miss := samples[0].miss) is None else [("miss", describe_miss(miss))]),
         ("first token", "-" if timings.first_token is None else f"{timings.first_token:.3f} s"),
         ("prefill", _speed(computed, timings.prefill)),
         ("decode", _speed(decoded, max(spans, default=None))),

@@ -338,15 +338,13 @@ class Prefill:
 
     def _restore(self, room: int) -> None:
         """Copy the matched KV; a fault costs time, never the request."""
-        kv, prefix = self._kv, self._kv.prefix
+        kv, prefix, layout = self._kv, self._kv.prefix, self._kv.loaded.layout
         assert prefix is not None
         try:
-            layout = kv.loaded.layout
             runs = self._prefixes.runs(prefix, layout.parts)
             kv.cache = layout.restored_cache(kv.loaded.model, runs, prefix.checkpoint, prefix.tokens, room)
         except Exception:
-            request_id = self.sequence.request.request_id
-            log.exception("prefix_restore_failed", request_id=request_id)
+            log.exception("prefix_restore_failed", request_id=self.sequence.request.request_id)
             return
         kv.cached = prefix.tokens
         self._prefixes.restored(prefix)
