@@ -121,7 +121,8 @@ def _wrong_type(error: ValidationError) -> Problem:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = path(first["loc"])
     # Text of pydantic's own: our validators raise `Problem`. It has types and limits, and no part of the body.
-    text = first["msg"][:1].lower() + first["msg"][1:]
+    text = first["msg"].removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:]
     if first["type"] == "json_invalid":
         return Problem(400, "the body is not valid JSON", code="invalid_json")
     return Problem(400, f"{field or 'the body'}: {text}", code="invalid_type", field=field or None)

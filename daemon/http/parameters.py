@@ -3,8 +3,8 @@ Parameters of an API: what is honoured, what is accepted because leaving it out 
 
 A request type is a pydantic model. Its fields are the parameters that are honoured. Two tables of the class have other
 parameters: `harmless` ones are accepted and have no effect, for a reason; `refused` ones are refused by name, unless
-the value asks for nothing. A parameter in none of them is refused as unknown. So no parameter is silently ignored, and the
-tables of docs/http.md are made of the same data.
+the value asks for nothing. A parameter in none of them is refused as unknown. So no parameter is silently ignored, and
+the tables of docs/http.md are made of the same data.
 """
 
 from __future__ import annotations

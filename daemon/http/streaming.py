@@ -8,8 +8,8 @@ Streams: an answer piece by piece, with signs of life while nothing comes, for a
     end           the last piece, or an error in the API's shape: the status cannot change any more
 
 The client is watched all the time. When it goes away, the pieces are closed, which cancels the call to the daemon
-within a step. A client that does not read makes a write wait, so that no more pieces are read: the daemon then holds the call,
-and sends fewer and larger pieces later. `protocol.py` ends a connection that is not read for too long.
+within a step. A client that does not read makes a write wait, so that no more pieces are read: the daemon then holds
+the call, and sends fewer and larger pieces later. `protocol.py` ends a connection that is not read for too long.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """OpenAI's API: models, chat completions, completions."""
 
 from daemon.http.api import Api, Endpoint
-from daemon.http.openai import chat_types, endpoints
+from daemon.http.openai import chat_types, completion_types, endpoints
 from daemon.http.openai.errors import NAMES, shape
 
 API = Api(
@@ -27,6 +27,8 @@ API = Api(
                 "`chat_template_kwargs`": chat_types.TemplateArguments,
             },
         ),
+        Endpoint("POST", "/v1/completions", endpoints.completions, {"the body": completion_types.CompletionRequest}),
+        Endpoint("POST", "/v1/embeddings", endpoints.embeddings),
     ),
     claims=lambda _: True,
     shape=shape,
