@@ -44,6 +44,8 @@ STATUSES: Mapping[str, int] = {
 _CODES: Mapping[str, int] = {"DEADLINE_EXCEEDED": 504, "CANCELLED": 503, "UNAVAILABLE": 503}
 """The status of errors without a reason, by gRPC code; 502 for others."""
 
+WHOLE_REQUEST = "request"
+"""The field that the daemon names if a request is too large as a whole."""
 RETRY_SECONDS = 1.0
 """Time to retry while no daemon answers."""
 
@@ -144,6 +146,8 @@ def _refused(error: SidecarError, names: Mapping[str, str]) -> Problem:
     if isinstance(error, UntrustedSocket):
         status = 503
     message, field = str(error), error.field
+    if field == WHOLE_REQUEST:
+        return Problem(413, message, code="request_too_large")
     if isinstance(error, InvalidArgument) and field is not None:
         message, field = _renamed(message, field, names)
     if error.error_id:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from tests.support.daemons import RunningDaemon
+from tests.support.daemons import RunningDaemon, wait_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,55 +41,64 @@ class Door:
         return f"http://{'localhost' if self.unix else self.address}/v1"
 
 
-def open_door(daemon: RunningDaemon, *options: str) -> tuple[subprocess.Popen[str], Door]:
-    """Start a door by hand, wait until it serves, and return its process and itself."""
-    command = [sys.executable, "-m", "daemon", "http"]
-    process = subprocess.Popen([*command, *options], env=daemon.environ, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    found = re.fullmatch(r"HTTP is served at (?:http://)?(\S+)\n", line)
-    assert found is not None, line + process.stderr.read()
-    shown = subprocess.run(
-        [*command, "--print-token"], env=daemon.environ, capture_output=True, text=True, check=True
-    ).stdout
-    return process, Door(found[1], shown.strip())
+class RunningDoor:
+    """
+    A door that was started by hand, with options of `mlx-sidecar http`.
+
+    Attributes:
+        process: Its process.
+        door: What clients need.
+    """
+
+    def __init__(self, daemon: RunningDaemon, *options: str) -> None:
+        command = [sys.executable, "-m", "daemon", "http"]
+        with tempfile.TemporaryFile() as log:
+            self.process = subprocess.Popen([*command, *options], env=daemon.environ, stderr=log)
+            wait_until(lambda: self._ended() or b"served at" in _content(log), "the door serves")
+            found = re.search(rb"HTTP is served at (?:http://)?(\S+)\n", _content(log))
+            assert found is not None, _content(log).decode()
+        shown = subprocess.run([*command, "--print-token"], env=daemon.environ, capture_output=True, text=True)
+        self.door = Door(found[1].decode(), shown.stdout.strip())
+
+    def _ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def close(self) -> None:
+        """End it."""
+        self.process.terminate()
+        assert self.process.wait(30) == 0
 
 
-def close_door(process: subprocess.Popen[str]) -> None:
-    """End a door."""
-    process.terminate()
-    assert process.wait(30) == 0
-    assert process.stderr is not None
-    process.stderr.close()
+def _content(file: IO[bytes]) -> bytes:
+    return os.pread(file.fileno(), 65536, 0)
 
 
 @pytest.fixture(name="unix_door", scope="session")
 def _unix_door(daemon: RunningDaemon) -> Iterator[Door]:
     """Return a door on a Unix socket."""
-    process, door = open_door(daemon.serving())
-    yield door
-    close_door(process)
-    assert not Path(door.address).exists()
+    running = RunningDoor(daemon.serving())
+    yield running.door
+    running.close()
+    assert not Path(running.door.address).exists()
 
 
 @pytest.fixture(name="port_door", scope="session")
 def _port_door(daemon: RunningDaemon) -> Iterator[Door]:
     """Return a door on a port."""
-    process, door = open_door(daemon.serving(), "--port", "0")
-    yield door
-    close_door(process)
+    running = RunningDoor(daemon.serving(), "--port", "0")
+    yield running.door
+    running.close()
 
 
 @pytest.fixture(name="start_door")
 def _start_door() -> Iterator[Callable[..., Door]]:
     """Return a function that starts a door of the test's own."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[RunningDoor] = []
 
     def start(daemon: RunningDaemon, *options: str) -> Door:
-        process, door = open_door(daemon.serving(), *options)
-        started.append(process)
-        return door
+        started.append(RunningDoor(daemon, *options))
+        return started[-1].door
 
     yield start
-    for process in started:
-        close_door(process)
+    for running in started:
+        running.close()

@@ -51,8 +51,10 @@ def command(session: Session, /, port: int | None, unix: Path | None, print_toke
 def _serve(session: Session, port: int | None, unix: Path | None) -> None:
     from daemon.http.server import policy, serve_by_hand
     from daemon.server.http_listener import default_path, listen_at, listen_on
+    from daemon.shared import logs
 
     config, socket = session.config(), session.socket()
+    logs.configure(config.log_level, None)
     try:
         listener = listen_on(port) if port is not None else listen_at(unix or default_path(socket))
     except OSError as error:
