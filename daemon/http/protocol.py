@@ -56,6 +56,8 @@ class Connection(H11Protocol):
         """Wait for the next request."""
         self._stop_timer()
         super().on_response_complete()
+        if self._between_requests() and self.conn.trailing_data[0]:
+            self._expect_head()  # a part of it came with the request before
 
     def _between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

@@ -49,9 +49,7 @@ def read_token(state_dir: Path) -> str:
 def _make(path: Path) -> None:
     """Make the file whole or not at all. If two processes make it at once, both read that of the first."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-    with suppress(FileNotFoundError):
-        draft.unlink()
+    draft = path.with_name(f".{FILE_NAME}.{secrets.token_hex(8)}")
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, f"{secrets.token_urlsafe(32)}\n".encode())

@@ -146,7 +146,7 @@ class Daemon:
         self._router = CallRouter(clocks.awake, history.note)
         self._supervisor = Supervisor(command, clocks.awake, self._router, self._engine_changed, on_spawn)
         self._door = HttpDoor(config, clocks.awake)
-        self._stats = Stats(self._supervisor, self._router, self._admission, history, clocks.elapsed, self._door)
+        self._stats = Stats(self._supervisor, self._router, self._admission, history, clocks.elapsed, self._door.stats)
         self._server: Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from daemon import __version__
 from daemon.server.admission import Admission
 from daemon.server.supervision.call_router import CallRouter
-from daemon.server.supervision.http_door import DoorState, HttpDoor
 from daemon.server.supervision.supervisor import State, Supervisor
 from daemon.shared.durations import duration, seconds
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -38,12 +37,6 @@ _STATES = {
     State.RESTARTING: pb.ENGINE_STATE_RESTARTING,
     State.STOPPED: pb.ENGINE_STATE_STOPPED,
 }
-_DOOR_STATES = {
-    DoorState.OFF: pb.HTTP_STATE_OFF,
-    DoorState.STARTING: pb.HTTP_STATE_STARTING,
-    DoorState.SERVING: pb.HTTP_STATE_SERVING,
-    DoorState.RESTARTING: pb.HTTP_STATE_RESTARTING,
-}
 
 
 class Stats:
@@ -56,7 +49,7 @@ class Stats:
         admission: Knows how many calls wait and were refused.
         history: Has the samples of the last hour.
         clock: Seconds that never go back.
-        door: Knows the process that serves HTTP.
+        http: Returns the state of the process that serves HTTP.
 
     Attributes:
         cancelled: Calls that their client cancelled.
@@ -71,7 +64,7 @@ class Stats:
         admission: Admission,
         history: History,
         clock: Callable[[], float],
-        door: HttpDoor,
+        http: Callable[[], pb.HttpStats] = pb.HttpStats,
     ) -> None:
         self.cancelled = 0
         self.draining = False
@@ -81,7 +74,7 @@ class Stats:
         self._admission = admission
         self._history = history
         self._clock = clock
-        self._door = door
+        self._http = http
         self._began = clock()
 
     def response(self, request: pb.StatsRequest) -> pb.StatsResponse:
@@ -105,12 +98,7 @@ class Stats:
             mlx_version=hello.mlx_version,
             mlx_lm_version=hello.mlx_lm_version,
             device=hello.device,
-            http=pb.HttpStats(
-                state=_DOOR_STATES[self._door.state],
-                address=self._door.address,
-                pid=self._door.pid,
-                restarts=self._door.restarts,
-            ),
+            http=self._http(),
         )
 
     def _complete(self, engine: pb.EngineStats) -> None:

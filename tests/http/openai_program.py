@@ -126,7 +126,7 @@ def main() -> None:
             "no_model": refused(lambda: create(model="no/such", messages=ask("Hi"))),
             "too_hot": refused(lambda: create(model="embedded", messages=ask("Hi"), temperature=200)),
             "several": refused(lambda: create(model="embedded", messages=ask("Hi"), n=2)),
-            "wrong_type": refused(lambda: create(model="embedded", messages=ask("Hi"), seed="7")),  # type: ignore[call-overload]
+            "wrong_type": refused(lambda: create(model="embedded", messages=ask("Hi"), seed="7")),
             "image": refused(
                 lambda: create(
                     model="embedded",

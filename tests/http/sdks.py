@@ -37,8 +37,8 @@ def python() -> Path:
 
 def _make(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-    install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*install, "-r", PINS], capture_output=True, text=True, timeout=INSTALL_SECONDS)
+    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*install, "-r", str(PINS)], capture_output=True, text=True, timeout=INSTALL_SECONDS)
     if done.returncode and any(word in done.stderr for word in NO_REGISTRY):
         pytest.skip("the SDKs cannot be fetched: no package registry is reachable")
     assert done.returncode == 0, done.stderr

@@ -72,8 +72,8 @@ def test_pages_of_a_browser_are_refused(request: pytest.FixtureRequest, door_nam
     """A form, a fetch, an image: each has an origin or tells that another site caused it. The token does not help."""
     door: Door = request.getfixturevalue(door_name)
     chat = ("POST", "/v1/chat/completions")
-    form = {"content_type": "application/x-www-form-urlencoded", "origin": "null"}
-    assert raw.call(door, *chat, b"a=b", **form).status == 403
+    form = "application/x-www-form-urlencoded"
+    assert raw.call(door, *chat, b"a=b", content_type=form, origin="null").status == 403
     assert raw.call(door, *chat, {"model": "embedded"}, origin="https://evil.example").status == 403
     assert raw.call(door, *MODELS, sec_fetch_site="cross-site").status == 403
     preflight = raw.call(door, "OPTIONS", "/v1/models", origin="https://a.example", access_control_request_method="GET")
@@ -88,12 +88,15 @@ def test_configured_origin_may_call(
     origin = "http://localhost:3000"
     monkeypatch.setitem(daemon.environ, "MLX_SIDECAR_HTTP_ORIGINS", origin)
     door = start_door(daemon, "--port", "0")
-    asked = {
-        "origin": origin,
-        "access_control_request_method": "GET",
-        "access_control_request_headers": "authorization",
-    }
-    preflight = raw.call(door, "OPTIONS", "/v1/models", authorization=None, **asked)
+    preflight = raw.call(
+        door,
+        "OPTIONS",
+        "/v1/models",
+        authorization=None,
+        origin=origin,
+        access_control_request_method="GET",
+        access_control_request_headers="authorization",
+    )
     assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (200, origin)
     assert raw.call(door, *MODELS, origin=origin).headers["access-control-allow-origin"] == origin
     assert raw.call(door, *MODELS, origin=origin, authorization=None).status == 401

@@ -47,7 +47,7 @@ def _piece(problem: Problem) -> bytes:
     return event(_body(problem).model_dump_json())
 
 
-EVENTS = Framing(media_type="text/event-stream; charset=utf-8", alive=b": keep-alive\n\n", error=_piece)
+EVENTS = Framing(media_type="text/event-stream", alive=b": keep-alive\n\n", error=_piece)
 """OpenAI's server-sent events. Comments keep a connection alive; SDKs skip them, and raise what has `error`."""
 
 DONE = event("[DONE]")

@@ -31,6 +31,7 @@ from daemon.shared import observed_time
 from daemon.shared.config import Config
 from daemon.shared.log_fields import cause
 from daemon.shared.log_frames import output_line
+from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 FIRST_BACKOFF = 1.0
 LAST_BACKOFF = 60.0
@@ -46,12 +47,12 @@ log = structlog.get_logger()
 
 
 class DoorState(Enum):
-    """State of the door; see above."""
+    """State of the door; see above. Values are those of the API."""
 
-    OFF = "off"
-    STARTING = "starting"
-    SERVING = "serving"
-    RESTARTING = "restarting"
+    OFF = pb.HTTP_STATE_OFF
+    STARTING = pb.HTTP_STATE_STARTING
+    SERVING = pb.HTTP_STATE_SERVING
+    RESTARTING = pb.HTTP_STATE_RESTARTING
 
 
 def door_command(config: Config) -> list[str]:
@@ -89,6 +90,10 @@ class HttpDoor:
     def pid(self) -> int:
         """Process id of the door; 0 while none runs."""
         return self._process.pid if self._process else 0
+
+    def stats(self) -> pb.HttpStats:
+        """Return its state as the API shows it."""
+        return pb.HttpStats(state=self.state.value, address=self.address, pid=self.pid, restarts=self.restarts)
 
     def start(self) -> None:
         """Begin to keep a door running, if the configuration asks for one. The daemon's socket must be published."""

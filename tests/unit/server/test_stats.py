@@ -8,9 +8,7 @@ from daemon import __version__
 from daemon.server.admission import Admission
 from daemon.server.stats import History, Stats
 from daemon.server.supervision.call_router import CallRouter
-from daemon.server.supervision.http_door import HttpDoor
 from daemon.server.supervision.supervisor import State, Supervisor
-from daemon.shared.config import Config
 from daemon.shared.durations import duration, seconds
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -23,8 +21,7 @@ class Rig:
         self.admission = Admission(1)
         self.router = CallRouter(clock)
         self.supervisor = Supervisor(["engine"], clock, self.router)
-        door = HttpDoor(Config(), clock)
-        self.stats = Stats(self.supervisor, self.router, self.admission, History(clock, self.admission), clock, door)
+        self.stats = Stats(self.supervisor, self.router, self.admission, History(clock, self.admission), clock)
 
 
 def test_stats_answer_before_the_engine_is_up() -> None:
