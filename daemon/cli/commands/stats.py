@@ -94,6 +94,8 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
             yield "prefix_reuse", value.prefix_reuse
         elif field.name == "stuck":
             yield "stuck", "; ".join(f"{work.work} of {work.model}, {span(work.silent or 0)}" for work in value) or "-"
+        elif field.name == "http":
+            yield "http", f"{value.state} {value.address}".strip() + (f", pid {value.pid}" if value.pid else "")
         elif field.name != "namespaces":
             yield field.name, _format(field.name, value)
 
