@@ -7,6 +7,7 @@ lowered to what the context holds; and a request for one tool call at most ends 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,9 @@ from mlx_sidecar import (
     Usage,
 )
 
+NOTE = "x-mlx-sidecar-note"
+"""Header with what a request has that has no effect."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -38,7 +42,8 @@ class Ask:
         prompt: Text, token ids or messages.
         options: Options of the call.
         one_call: Whether the answer ends with its first tool call.
-        notes: What the request has that has no effect and its sender may miss, such as a kind of tool.
+        notes: What the request has that has no effect and its sender may miss, such as a kind of tool. Header values.
+        request_id: Name of the request in the daemon's log.
     """
 
     model: str
@@ -46,6 +51,11 @@ class Ask:
     options: GenerateOptions = field(default_factory=GenerateOptions)
     one_call: bool = False
     notes: Sequence[str] = ()
+    request_id: str = field(default_factory=lambda: f"http-{secrets.token_hex(8)}")
+
+    def headers(self) -> dict[str, str]:
+        """Return what the response tells of the request besides its answer."""
+        return {"x-request-id": self.request_id, **({NOTE: "; ".join(self.notes)} if self.notes else {})}
 
 
 async def events(client: AsyncClient, ask: Ask) -> AsyncGenerator[GenerateEvent]:
@@ -56,7 +66,7 @@ async def events(client: AsyncClient, ask: Ask) -> AsyncGenerator[GenerateEvent]
         SidecarError: If the call failed.
     """
     begun = False
-    options = ask.options
+    options = cast("GenerateOptions", {**ask.options, "request_id": ask.request_id})
     while True:
         try:
             async with aclosing(_attempt(client, ask, options)) as attempt:

@@ -109,6 +109,11 @@ def main() -> None:
         twice = [create(model="embedded", messages=ask("word " * 200), max_tokens=2).usage for _ in range(2)]
         seen = {
             "models": [one.id for one in client.models.list()],
+            "headers": dict(
+                client.chat.completions.with_raw_response.create(
+                    model="embedded", messages=ask("Hi"), max_tokens=1, tools=[{"type": "web_search"}]
+                ).headers
+            ),
             "model": client.models.retrieve("embedded").id,
             "streamed": streamed(client, model),
             "second_turn": second_turn(client, model),

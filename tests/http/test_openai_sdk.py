@@ -78,6 +78,13 @@ def test_max_tokens_is_lowered_to_the_context(seen: dict[str, Any]) -> None:
     assert seen["longer_than_context"] in ("stop", "length")
 
 
+def test_answers_tell_their_id_and_what_was_left_out(seen: dict[str, Any]) -> None:
+    """In headers, which SDKs hand on."""
+    assert seen["headers"]["x-request-id"].startswith("http-")
+    assert seen["headers"]["x-mlx-sidecar-note"] == "tools[0] is left out: only functions"
+    assert "server" not in seen["headers"]
+
+
 def test_openai_sdk_raises_the_errors_of_its_table(seen: dict[str, Any]) -> None:
     """Each with the parameter under the API's own name."""
     assert (seen["no_model"]["class"], seen["no_model"]["status"]) == ("NotFoundError", 404)

@@ -160,6 +160,16 @@ def test_door_ends_with_a_killed_daemon(mortal: RunningDaemon) -> None:
     wait_until(lambda: not alive(pid), "the door ends")
 
 
+def test_door_does_not_hold_the_daemons_lock(mortal: RunningDaemon) -> None:
+    """It may outlive the daemon by seconds, and the next daemon is not to wait for it."""
+    with mortal.client() as client:
+        pid = client.stats().daemon.http.pid
+    if not Path(f"/proc/{pid}").exists():
+        pytest.skip("there is no /proc on this system")
+    held = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
+    assert not [path for path in held if path.endswith(".lock")]
+
+
 def test_stopped_daemon_removes_the_door_and_its_socket(mortal: RunningDaemon) -> None:
     """Nothing is left behind."""
     with mortal.client() as client:

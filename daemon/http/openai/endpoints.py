@@ -21,9 +21,6 @@ from daemon.http.openai.errors import DONE, EVENTS
 from daemon.http.streaming import begin, event, until_gone
 from mlx_sidecar import AsyncClient
 
-NOTE = "x-mlx-sidecar-note"
-"""Header with what a request has that has no effect."""
-
 
 async def chat_completions(request: Request, client: AsyncClient) -> Response:
     """Answer `POST /v1/chat/completions`."""
@@ -31,9 +28,9 @@ async def chat_completions(request: Request, client: AsyncClient) -> Response:
     asked = chat.ask(body)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage is True
-        return await begin(request, _chat_chunks(client, asked, include_usage), EVENTS, _notes(asked))
+        return await begin(request, _chat_chunks(client, asked, include_usage), EVENTS, asked.headers())
     answer = await until_gone(request, whole(client, asked))
-    return _json(chat.completion(answer), _notes(asked))
+    return _json(chat.completion(answer), asked.headers())
 
 
 async def _chat_chunks(client: AsyncClient, asked: Ask, include_usage: bool) -> AsyncGenerator[bytes]:
@@ -50,8 +47,8 @@ async def completions(request: Request, client: AsyncClient) -> Response:
     body = await read_body(request, CompletionRequest)
     asked = plain.asks(body)
     if body.stream:
-        return await begin(request, _plain_chunks(client, asked[0], _plain_stream(body)), EVENTS)
-    return _json(plain.completion(body, await until_gone(request, _all(client, asked))))
+        return await begin(request, _plain_chunks(client, asked[0], _plain_stream(body)), EVENTS, asked[0].headers())
+    return _json(plain.completion(body, await until_gone(request, _all(client, asked))), asked[0].headers())
 
 
 def _plain_stream(body: CompletionRequest) -> plain.CompletionStream:
@@ -90,10 +87,6 @@ async def list_models(request: Request, client: AsyncClient) -> Response:
 async def retrieve_model(request: Request, client: AsyncClient) -> Response:
     """Answer `GET /v1/models/{id}`."""
     return _json(models.find(await client.stats(), request.path_params["name"]))
-
-
-def _notes(asked: Ask) -> dict[str, str]:
-    return {NOTE: "; ".join(asked.notes)} if asked.notes else {}
 
 
 def _json(body: BaseModel, headers: dict[str, str] | None = None) -> Response:
