@@ -45,7 +45,7 @@ def _close_others(kept: int) -> None:
     """
     Close all descriptors but the standard streams and one more.
 
-    The parent's lock is among them. A door that outlives its parent by seconds would keep the next daemon from starting.
+    The parent's lock is among them. A door that outlives its parent would keep the next daemon from starting.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     os.closerange(3, kept)
