@@ -11,31 +11,51 @@ SEEDS = 1 << 64
 """Seeds of the daemon are below this."""
 
 
+TEMPERATURE = 1.0
+"""OpenAI's temperature, for requests that have none and choose among several tokens."""
+
+
 def sampling(request: Sampled) -> GenerateOptions:
     """
     Return the options of a request that tell how tokens are chosen, and when to stop.
 
-    Values that ask for nothing are left out, as clients send them all the time.
+    Values that ask for nothing are left out, as clients send them all the time. A greedy answer needs no seed to be
+    repeatable.
 
     Raises:
         Problem: If a token id of `logit_bias` is none.
     """
-    greedy = request.temperature == 0
+    choices = _choices(request)
+    temperature = request.temperature
+    if temperature is None and choices:
+        temperature = TEMPERATURE
+    greedy = not temperature
     options = GenerateOptions(
         max_tokens=request.max_tokens,
-        temperature=request.temperature,
-        top_p=None if greedy or request.top_p == 1 else request.top_p,
-        top_k=None if greedy or request.top_k == -1 else request.top_k,
-        min_p=None if greedy else request.min_p,
-        seed=None if request.seed is None else request.seed % SEEDS,
+        temperature=temperature,
+        seed=None if greedy or request.seed is None else request.seed % SEEDS,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,
         logit_bias=_bias(request.logit_bias),
         stop=request.stop,
     )
+    if not greedy:
+        options.update(choices)
     if request.cache_salt:
         options["salt"] = request.cache_salt
+    return options
+
+
+def _choices(request: Sampled) -> GenerateOptions:
+    """Return the options that choose among several tokens, without those that keep all of them."""
+    options = GenerateOptions()
+    if request.top_p not in (None, 1):
+        options["top_p"] = request.top_p
+    if request.top_k not in (None, 0, -1):
+        options["top_k"] = request.top_k
+    if request.min_p not in (None, 0):
+        options["min_p"] = request.min_p
     return options
 
 

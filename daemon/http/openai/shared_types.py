@@ -33,11 +33,17 @@ class Sampled(Parameters):
     max_tokens: int | None = Field(
         None, ge=1, description="most tokens of the answer; lowered to what the context holds"
     )
-    temperature: float | None = Field(None, description="0 (greedy) to 100; unset is greedy")
+    temperature: float | None = Field(
+        None, description="0 (greedy) to 100; unset is greedy, or 1 if `top_p`, `top_k` or `min_p` is given"
+    )
     top_p: float | None = Field(None, description="above 0, up to 1; without effect at temperature 0")
-    top_k: int | None = Field(None, description="as many of the most likely tokens; 0 or -1 keeps all")
-    min_p: float | None = Field(None, description="0 to 1")
-    seed: int | None = Field(None, description="the same seed and request give the same answer")
+    top_k: int | None = Field(
+        None, description="as many of the most likely tokens; 0 or -1 keeps all; without effect at temperature 0"
+    )
+    min_p: float | None = Field(None, description="0 to 1; without effect at temperature 0")
+    seed: int | None = Field(
+        None, description="the same seed and request give the same answer; a greedy one needs none"
+    )
     stop: Stop = Field(None, description="text, or several, before which the answer stops")
     presence_penalty: float | None = Field(None, description="-10 to 10")
     frequency_penalty: float | None = Field(None, description="-10 to 10")

@@ -107,8 +107,15 @@ def test_sampling_parameters_are_passed_on() -> None:
 
 def test_values_that_ask_for_nothing_are_left_out() -> None:
     """Clients send them all the time, and the daemon refuses options without effect."""
-    assert options(temperature=0, top_p=0.9, top_k=5, min_p=0.1) == {"temperature": 0.0}
+    assert options(temperature=0, top_p=0.9, top_k=5, min_p=0.1, seed=7) == {"temperature": 0.0}
+    assert options(seed=7) == {}
     assert options(top_p=1, top_k=-1, n=1, logprobs=False, tools=[], response_format={"type": "text"}) == {}
+
+
+def test_choice_among_tokens_has_a_temperature() -> None:
+    """OpenAI's own, if the request has none: at temperature 0 it would be ignored."""
+    assert options(top_p=0.9, seed=7) == {"temperature": 1.0, "top_p": 0.9, "seed": 7}
+    assert options(top_k=5, temperature=0.5) == {"temperature": 0.5, "top_k": 5}
 
 
 def test_completion_tokens_win_over_tokens() -> None:
