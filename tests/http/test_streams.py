@@ -109,6 +109,19 @@ def test_failure_before_the_first_event_has_its_status(door: Door) -> None:
     assert (found.status, found.json["error"]["code"]) == (404, "model_not_found")
 
 
+def test_no_log_has_words_of_a_request(fake: RunningDaemon, door: Door) -> None:
+    """Of an answered one, a failed one, a refused one, and one that is no HTTP."""
+    canary = "xylophone-canary"
+    for asked in (body("ok", canary), body("die", canary), body("ok", temperature=canary), {canary: canary}):
+        raw.call(door, "POST", CHAT, asked, x_canary=canary)
+    raw.call(door, "GET", f"/{canary}", origin=f"http://{canary}")
+    with raw.connected(door) as connection:
+        connection.sendall(canary.encode() + b"\r\n\r\n")
+        raw.received(connection)
+    assert any(line["event"] == "http_refused" for line in fake.log())
+    assert canary not in (fake.folder / "daemon.log").read_text()
+
+
 def test_64_streams_at_once_are_all_answered(door: Door) -> None:
     """Each with its own words."""
     words = [f"this is number {number} of many" for number in range(64)]
