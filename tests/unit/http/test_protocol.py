@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from structlog.testing import capture_logs
 
 from daemon.http import protocol
 from daemon.http.protocol import Connection
@@ -88,6 +89,12 @@ async def test_response_that_is_not_read_is_cut_off(folder: Path, monkeypatch: p
     """The answer ends, and with it what computes it; what was not read is dropped."""
     monkeypatch.setattr(protocol, "LAG_SECONDS", 0.05)
     app = Endless()
+    with capture_logs() as logged:
+        await _lag(folder, app)
+    assert [line["event"] for line in logged] == ["http_client_lags"], "further writes do not wait"
+
+
+async def _lag(folder: Path, app: Endless) -> None:
     async with served(folder, app) as path:
         reader, writer = await asyncio.open_unix_connection(path, limit=1024)
         writer.write(b"GET /endless HTTP/1.1\r\nhost: a\r\n\r\n")
