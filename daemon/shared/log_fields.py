@@ -145,7 +145,7 @@ FIELDS: Mapping[str, Kind] = {
     "options": _options,
     "outcome": _one_of(*_names(pb.LoadOutcome)),
     "pressure": _one_of("normal", "warning", "critical"),
-    "process": _one_of("engine"),
+    "process": _one_of("engine", "http"),
     "program": _PATH,
     "python": _pattern(r"\d+\.\d+\.\d+\S{0,20}"),
     "reason": _one_of(*Reason, *_names(pb.FinishReason)),

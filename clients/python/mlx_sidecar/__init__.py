@@ -86,7 +86,7 @@ if TYPE_CHECKING:
         TopLogprob,
         Usage,
     )
-    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, MemoryStats, Stats, StuckWork
+    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, HttpStats, MemoryStats, Stats, StuckWork
     from mlx_sidecar._streams import GenerateStream, LoadStream
 
 _HOMES = {
@@ -111,7 +111,7 @@ _HOMES = {
         "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress Miss PrefillProgress "
         "PromptLogprobs Started Timings TokenLogprob ToolCallDelta TopLogprob Usage"
     ),
-    "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats StuckWork",
+    "_stats": "DaemonStats EngineStats HistorySample HttpStats MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
 }
 """The names that each submodule defines."""
@@ -141,6 +141,7 @@ __all__ = [
     "GenerateStream",
     "GeneratedToolCall",
     "HistorySample",
+    "HttpStats",
     "InternalError",
     "InvalidArgument",
     "Invalidated",

@@ -99,6 +99,8 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
             yield "kept", "; ".join(map(_kept, value)) or "-"
         elif field.name == "stuck":
             yield "stuck", "; ".join(f"{work.work} of {work.model}, {span(work.silent or 0)}" for work in value) or "-"
+        elif field.name == "http":
+            yield "http", f"{value.state} {value.address}".strip() + (f", pid {value.pid}" if value.pid else "")
         elif field.name != "namespaces":
             yield field.name, _format(field.name, value)
 

@@ -19,6 +19,7 @@ from mlx_sidecar import (
     Delta,
     EngineStats,
     Finished,
+    HttpStats,
     Invalidated,
     MemoryStats,
     Miss,
@@ -55,7 +56,9 @@ MODEL_STATS = ModelStats(
     info=INFO, state="ready", in_use=0, use_count=3, age=60.0, idle=30.0, expires_in=240.0, pinned=False
 )
 STATS = Stats(
-    daemon=DaemonStats("0.1.0", 77, 7200.0, False, "0.32.4", "0.32.2", "cpu"),
+    daemon=DaemonStats(
+        "0.1.0", 77, 7200.0, False, "0.32.4", "0.32.2", "cpu", HttpStats("serving", "127.0.0.1:8080", 78)
+    ),
     model_cache=ModelCacheStats(1, 4, 3, 1, 0.75, 3 * GIB, 24 * GIB, 0, None),
     models=(MODEL_STATS,),
     prefix_cache=PrefixCacheStats(1234, 262144, 16, GIB, 4 * GIB, 9, 10, 8, 0.8, 1000, 870, 50, 0, 0, 0),

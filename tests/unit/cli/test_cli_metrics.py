@@ -18,7 +18,7 @@ from tests.unit.cli.cli_fakes import FakeClient, client_fixture, run_cli  # noqa
 from tests.unit.server.stats_sample import SAMPLE
 
 NOT_FIGURES = {
-    "daemon": {"version", "pid", "mlx_version", "mlx_lm_version", "device"},
+    "daemon": {"version", "pid", "mlx_version", "mlx_lm_version", "device", "http"},
     "model_cache": {"hit_rate", "oldest_entry_age"},
     "prefix_cache": {"hit_rate", "block_tokens", "checkpoints", "namespaces", "kept", "misses"},
     "engine": {"state", "pid", "stuck"},

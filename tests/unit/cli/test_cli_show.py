@@ -91,6 +91,7 @@ def test_stats_shows_every_section_and_figure(client: FakeClient) -> None:
         "expires in 4 minutes",
         "state ready",
         "names -",
+        "http serving 127.0.0.1:8080, pid 78",
     } <= text
 
 

@@ -73,6 +73,14 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
     FINISH_REASON_TOOL_CALLS: _ClassVar[FinishReason]
 
+class HttpState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HTTP_STATE_UNSPECIFIED: _ClassVar[HttpState]
+    HTTP_STATE_OFF: _ClassVar[HttpState]
+    HTTP_STATE_STARTING: _ClassVar[HttpState]
+    HTTP_STATE_SERVING: _ClassVar[HttpState]
+    HTTP_STATE_RESTARTING: _ClassVar[HttpState]
+
 class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
@@ -127,6 +135,11 @@ FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_TOOL_CALLS: FinishReason
+HTTP_STATE_UNSPECIFIED: HttpState
+HTTP_STATE_OFF: HttpState
+HTTP_STATE_STARTING: HttpState
+HTTP_STATE_SERVING: HttpState
+HTTP_STATE_RESTARTING: HttpState
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_READY: ModelState
@@ -642,7 +655,7 @@ class StatsResponse(_message.Message):
     def __init__(self, daemon: _Optional[_Union[DaemonStats, _Mapping]] = ..., model_cache: _Optional[_Union[ModelCacheStats, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelStats, _Mapping]]] = ..., prefix_cache: _Optional[_Union[PrefixCacheStats, _Mapping]] = ..., engine: _Optional[_Union[EngineStats, _Mapping]] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., latency: _Optional[_Union[LatencyStats, _Mapping]] = ..., history: _Optional[_Iterable[_Union[HistorySample, _Mapping]]] = ...) -> None: ...
 
 class DaemonStats(_message.Message):
-    __slots__ = ("version", "pid", "uptime", "draining", "mlx_version", "mlx_lm_version", "device")
+    __slots__ = ("version", "pid", "uptime", "draining", "mlx_version", "mlx_lm_version", "device", "http")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UPTIME_FIELD_NUMBER: _ClassVar[int]
@@ -650,6 +663,7 @@ class DaemonStats(_message.Message):
     MLX_VERSION_FIELD_NUMBER: _ClassVar[int]
     MLX_LM_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    HTTP_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uptime: _duration_pb2.Duration
@@ -657,7 +671,20 @@ class DaemonStats(_message.Message):
     mlx_version: str
     mlx_lm_version: str
     device: str
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., draining: bool = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    http: HttpStats
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., draining: bool = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., device: _Optional[str] = ..., http: _Optional[_Union[HttpStats, _Mapping]] = ...) -> None: ...
+
+class HttpStats(_message.Message):
+    __slots__ = ("state", "address", "pid", "restarts")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    state: HttpState
+    address: str
+    pid: int
+    restarts: int
+    def __init__(self, state: _Optional[_Union[HttpState, str]] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ...) -> None: ...
 
 class ModelCacheStats(_message.Message):
     __slots__ = ("cached_models", "max_models", "total_hits", "total_misses", "hit_rate", "total_memory_bytes", "budget_bytes", "evictions", "oldest_entry_age")
