@@ -6,10 +6,13 @@ from daemon.cache.pace import Share
 from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.background.thread_priority import Streams
 from daemon.engine.calls.driver import CallDriver
+from daemon.engine.calls.embed import embed
 from daemon.engine.calls.generate import generate
 from daemon.engine.calls.invalidate import Invalidator, invalidate
+from daemon.engine.calls.list_models import list_models
 from daemon.engine.calls.load import load
 from daemon.engine.calls.services import Services
+from daemon.engine.calls.tokenize import tokenize
 from daemon.engine.memory.buffers import BufferCache
 from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.memory.pressure import Relief
@@ -88,6 +91,12 @@ class Engine:
             self._calls.begin(call_id, generate(self._services, call_id, command.generate))
         elif kind == "invalidate":
             self._calls.begin(call_id, invalidate(self._services, self._invalidator, call_id, command.invalidate))
+        elif kind == "embed":
+            self._calls.begin(call_id, embed(self._services, call_id, command.embed))
+        elif kind == "tokenize":
+            self._calls.begin(call_id, tokenize(self._services, call_id, command.tokenize))
+        elif kind == "list_models":
+            self._calls.begin(call_id, list_models(self._services, call_id, command.list_models))
         elif kind == "cancel":
             self._cancel(call_id)
         elif kind == "hold":

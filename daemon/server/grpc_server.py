@@ -22,7 +22,7 @@ queue and asks no engine: the servicer answers it from `stats.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -94,6 +94,7 @@ class Server:
         stats: Answers Stats.
         on_cancel: Called for each call that its client cancelled.
         on_end: Called with each call that ended.
+        aliases: The models that short names stand for.
     """
 
     def __init__(
@@ -103,12 +104,13 @@ class Server:
         stats: Stats,
         on_cancel: Callable[[], None],
         on_end: Callable[[CallRecord], None],
+        aliases: Mapping[str, str],
     ) -> None:
         self._health = HealthServicer()
         arrivals = Arrivals(_ways(), on_refusal=admission.refused)
         interceptor = CallInterceptor(arrivals, on_cancel, on_end)
         self._server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
-        servicer = SidecarService(router, admission, stats)
+        servicer = SidecarService(router, admission, stats, aliases)
         sidecar_pb2_grpc.add_SidecarServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         UntrustedSocket,
     )
     from mlx_sidecar._latency import LatencyHistogram, LatencyStats
+    from mlx_sidecar._listing import ListedModel, ModelAbilities, ModelList, UnreadPlace
     from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
     from mlx_sidecar._model_info import ModelInfo
     from mlx_sidecar._options import GenerateOptions, LoadOptions
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     )
     from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, MemoryStats, Stats, StuckWork
     from mlx_sidecar._streams import GenerateStream, LoadStream
+    from mlx_sidecar._texts import Embeddings, EmbedOptions, TokenizeOptions, Tokens
 
 _HOMES = {
     "_address": "default_socket_path",
@@ -94,6 +96,7 @@ _HOMES = {
         "UntrustedSocket"
     ),
     "_latency": "LatencyHistogram LatencyStats",
+    "_listing": "ListedModel ModelAbilities ModelList UnreadPlace",
     "_messages": "Message Prompt Tool ToolCall",
     "_model_info": "ModelInfo",
     "_options": "GenerateOptions LoadOptions",
@@ -103,6 +106,7 @@ _HOMES = {
     ),
     "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
+    "_texts": "EmbedOptions Embeddings TokenizeOptions Tokens",
 }
 """The names that each submodule defines."""
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -122,6 +126,8 @@ __all__ = [
     "DaemonStats",
     "DeadlineExceeded",
     "Delta",
+    "EmbedOptions",
+    "Embeddings",
     "EngineRestarted",
     "EngineStats",
     "Finished",
@@ -135,6 +141,7 @@ __all__ = [
     "Invalidated",
     "LatencyHistogram",
     "LatencyStats",
+    "ListedModel",
     "LoadOptions",
     "LoadProgress",
     "LoadStream",
@@ -142,11 +149,13 @@ __all__ = [
     "MachineFault",
     "MemoryStats",
     "Message",
+    "ModelAbilities",
     "ModelCacheStats",
     "ModelCorrupt",
     "ModelExceedsBudget",
     "ModelGated",
     "ModelInfo",
+    "ModelList",
     "ModelNotCached",
     "ModelNotFound",
     "ModelNotResponding",
@@ -171,9 +180,12 @@ __all__ = [
     "StuckWork",
     "Timings",
     "TokenLogprob",
+    "TokenizeOptions",
+    "Tokens",
     "Tool",
     "ToolCall",
     "TopLogprob",
+    "UnreadPlace",
     "UntrustedSocket",
     "Usage",
     "__version__",

@@ -16,6 +16,7 @@ from daemon.engine.background.background import Background
 from daemon.engine.background.task import FETCH, LOOKUP, READ, Task
 from daemon.engine.calls.driver import Pending, Waiting, no_report, wait_for
 from daemon.engine.calls.giants import Giants
+from daemon.engine.calls.model_places import Places
 from daemon.shared import liveness
 from daemon.shared.errors import Reason, SidecarError
 
@@ -32,11 +33,13 @@ class ModelLookup:
     Args:
         resolver: Does the work.
         background: The threads that it is done on.
+        places: Know the names that may have been meant.
     """
 
-    def __init__(self, resolver: Resolver, background: Background) -> None:
+    def __init__(self, resolver: Resolver, background: Background, places: Places) -> None:
         self._resolver = resolver
         self._background = background
+        self._places = places
         self._searches: dict[Wanted, _Search] = {}
         self._giants = Giants()
 
@@ -58,9 +61,17 @@ class ModelLookup:
             progress: Called on the MLX thread while the model is downloaded or read.
 
         Raises:
-            SidecarError: Why there is no result.
+            SidecarError: Why there is no result; where there is no such model, with names that may have been meant.
         """
+        try:
+            return (yield from self._find(wanted, prepare, progress))
+        except SidecarError as error:
+            failure = error
+        raise (yield from self._places.suggested(wanted.name, failure))
 
+    def _find(
+        self, wanted: Wanted, prepare: Callable[[Found], Task[T]], progress: Callable[[Progress], None]
+    ) -> Waiting[T]:
         def quick() -> T | _Long | Task[T | _Long]:
             # The task goes on with `prepare` without a way back to the MLX thread, which may be in a long step.
             try:

@@ -14,6 +14,7 @@ from daemon.cache.model_cache import ModelCache
 from daemon.engine.background.background import Background
 from daemon.engine.background.task import TOKENIZER, Task
 from daemon.engine.calls.model_lookup import ModelLookup
+from daemon.engine.calls.model_places import Places
 from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.memory_budget import MemoryBudget
 from daemon.engine.outbox import Outbox
@@ -37,6 +38,7 @@ class Services:
         names: The contents that each name stood for; Invalidate needs them.
         namespaces: The models that each namespace belongs to; Stats shows them.
         overrides: Pins and times to live that were asked of the engine before this one.
+        places: Where models lie; ListModels shows them.
         coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
             batching window waits for them.
     """
@@ -52,6 +54,7 @@ class Services:
     names: NameRegistry
     namespaces: NamespaceRegistry
     overrides: ModelOverrides
+    places: Places
     coming: set[int] = field(default_factory=set)
 
     def load(self, source: ModelSource, adapter: str = "", *, loaded_only: bool) -> Ticket[LoadedModel]:

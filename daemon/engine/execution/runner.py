@@ -142,12 +142,11 @@ class Runner:
         self._prefills.expect(sequence)
 
     def cancel(self, call_id: int) -> bool:
-        """End a sequence at once, store its computed tokens, and return whether there was a sequence."""
-        for sequence in self.sequences():
-            if sequence.call_id == call_id:
-                self._end(sequence)
-                return True
-        return False
+        """End the sequences of a call at once, store their computed tokens, and return whether there were any."""
+        ended = [sequence for sequence in self.sequences() if sequence.call_id == call_id]
+        for sequence in ended:
+            self._end(sequence)
+        return bool(ended)
 
     def hold(self, call_id: int, *, held: bool) -> None:
         """Pause a sequence that decodes, or resume it; a call in any other state is no error."""
@@ -182,16 +181,37 @@ class Runner:
         """Act on an outcome of prefill: send its event, count tokens, and let sequences decode."""
         match outcome:
             case Begun(sequence):
-                self._replies.generate(sequence.call_id, sequence.started())
+                if sequence.pooled is None:
+                    self._replies.generate(sequence.call_id, sequence.started())
             case Failed(sequence, error):
-                self._end(sequence)
-                self._replies.fail(sequence.call_id, as_sidecar_error(error))
+                self._fail(sequence, as_sidecar_error(error))
             case Computed(sequence, tokens, done):
                 self.totals.prompt_tokens += tokens
-                if done < len(sequence.prompt) - 1:
+                if done < sequence.prefill_end and sequence.pooled is None:
                     self._replies.generate(sequence.call_id, sequence.progress(done))
             case Ready(sequences, caches):
-                self._decode_from_now(sequences, caches)
+                if sequences[0].pooled is None:
+                    self._decode_from_now(sequences, caches)
+                else:
+                    self._pooled(sequences)
+
+    def _pooled(self, sequences: list[Sequence]) -> None:
+        """End texts that are embedded. The calls that wait for them send the vectors."""
+        for sequence in sequences:
+            assert sequence.pooled is not None
+            sequence.pooled.cached = sequence.kv.cached
+            sequence.pooled.finish()
+            if sequence.pooled.error is not None:
+                self._forget(sequence)
+            self._end(sequence)
+
+    def _fail(self, sequence: Sequence, error: SidecarError) -> None:
+        """End a sequence with an error; the call of a text to embed finds it at the text."""
+        self._end(sequence)
+        if sequence.pooled is None:
+            self._replies.fail(sequence.call_id, error)
+        else:
+            sequence.pooled.error = error
 
     def _decode_from_now(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
         """Let sequences decode: their prompts are computed."""
@@ -211,8 +231,7 @@ class Runner:
             metadata={"needed_bytes": str(kv_bytes(sequence))},
             retry_after=RETRY_SECONDS,
         )
-        self._end(sequence)
-        self._replies.fail(sequence.call_id, error)
+        self._fail(sequence, error)
 
     def _calls(self) -> list[int]:
         """Return the calls of all sequences. Ids alone: a sequence would keep its model in memory."""

@@ -13,6 +13,7 @@ from typing import Any
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.events import Finished, FinishReason, PrefillProgress, Started, Timings, Usage
+from daemon.engine.execution.pooling import Pooled, trunk
 from daemon.engine.execution.request import Request
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.output.answer_parser import AnswerParser
@@ -60,6 +61,8 @@ class Sequence:
         constraint: Decides which tokens it may sample; None if all.
         draft: KV of the draft model that guesses for it; None without a draft model.
         generated: Tokens sampled so far.
+        pooled: Takes the hidden states of its prompt, which is a text to embed and ends with its prefill; None if it
+            generates.
         logits: Those after its prompt, [1, vocab], until it decodes; None if its last token was not computed yet.
     """
 
@@ -70,6 +73,7 @@ class Sequence:
     channels: AnswerParser | None = None
     constraint: TokenMask | None = None
     draft: DraftKV | None = None
+    pooled: Pooled | None = None
     generated: list[int] = field(default_factory=list)
     logits: Any = None
 
@@ -112,6 +116,15 @@ class Sequence:
     def kvs(self) -> list[SequenceKV]:
         """Its KV, and its draft model's if there is one."""
         return [self.kv] if self.draft is None else [self.kv, self.draft.kv]
+
+    @property
+    def prefill_end(self) -> int:
+        """Tokens of the prompt that prefill computes: all but the last, which the decoder feeds, if there is one."""
+        return len(self.prompt) - (self.pooled is None)
+
+    def module(self, kv: SequenceKV) -> Any:
+        """Return what computes one of its KVs: the model, or the part of it that computes hidden states."""
+        return kv.loaded.model if self.pooled is None else trunk(kv.loaded.model)
 
     def tokens_in(self, kv: SequenceKV) -> list[int]:
         """Return exactly the tokens that one of its KVs holds."""

@@ -45,6 +45,7 @@ class SequenceKV:
         cached: Prompt tokens that were reused.
         boundary: The state of recurrent layers at the last end of a block.
         prefix: The hold on the prefix that was reused.
+        shared: Leading tokens that may be reused and stored; None for all.
     """
 
     model: ModelLease[LoadedModel]
@@ -56,6 +57,7 @@ class SequenceKV:
     cached: int = 0
     boundary: Boundary | None = None
     prefix: PrefixLease | None = None
+    shared: int | None = None
 
     @property
     def loaded(self) -> LoadedModel:
@@ -66,6 +68,10 @@ class SequenceKV:
     def model_key(self) -> ModelKey:
         """Identity of that model."""
         return self.loaded.source.key
+
+    def sharable(self, prompt: list[int]) -> list[int]:
+        """Return the tokens of a prompt that may be shared, and the one after them, which is never restored."""
+        return prompt if self.shared is None else prompt[: self.shared + 1]
 
     def take(self) -> list[Any]:
         """Return the caches to a new owner, a batch."""
@@ -112,6 +118,8 @@ class SequenceKV:
         caches = caches or self.cache
         if not (self.writes and layout.reusable and caches and self.held):
             return
+        if self.shared is not None:
+            first = min(self.held if first is None else first, self.shared)
         if first is not None and layout.states and (self.boundary is None or self.boundary.tokens != first):
             return
         try:

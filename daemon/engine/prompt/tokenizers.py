@@ -127,6 +127,10 @@ class Tokenizer:
         """Return the text of ids, without special tokens."""
         return str(self._wrapper.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def written(self, ids: Sequence[int]) -> str:
+        """Return the text of ids as the model reads it, with special tokens."""
+        return str(self._wrapper.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     def decoder(self, notation: ChatMarkup, *, calls: bool) -> Callable[[Sequence[int]], str]:
         """
         Return a `decode` that leaves the model's marks in.
