@@ -99,7 +99,7 @@ def test_options_of_texts_are_documented_and_built() -> None:
     """Each option has a line, and reaches the request."""
     for options in (EmbedOptions, TokenizeOptions):
         assert all(f"        {name}: " in str(options.__doc__) for name in options.__annotations__)
-    built = set(requests.embed_request.__kwdefaults__)
+    built = set(requests.embed_request.__kwdefaults__ or ())
     assert built == set(EmbedOptions.__annotations__)
-    assert set(TokenizeOptions.__annotations__) <= set(requests.generate_request.__kwdefaults__)
+    assert set(TokenizeOptions.__annotations__) <= set(requests.generate_request.__kwdefaults__ or ())
     assert Tokens.__dataclass_params__.frozen  # type: ignore[attr-defined]
