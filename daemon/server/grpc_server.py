@@ -75,9 +75,10 @@ def _ways() -> dict[str, Way]:
     """Return the limits of each method. Small requests have lanes of their own, so that prompts cannot block them."""
     prompts, questions, reflected = Lane(places=6), Lane(places=6), Lane(places=2)
     ours = f"/{SERVICE}/"
+    large, small = ("Generate", "GetOrLoad", "Invalidate", "Tokenize", "Embed"), ("Stats", "ListModels")
     return {
-        **{f"{ours}{name}": Way(prompts, MAX_REQUEST_BYTES, 1_000) for name in ("Generate", "GetOrLoad", "Invalidate")},
-        f"{ours}Stats": Way(questions, SMALL_BYTES, 1_000),
+        **{f"{ours}{name}": Way(prompts, MAX_REQUEST_BYTES, 1_000) for name in large},
+        **{f"{ours}{name}": Way(questions, SMALL_BYTES, 1_000) for name in small},
         "/grpc.health.v1.Health/Check": Way(questions, SMALL_BYTES, 1_000),
         "/grpc.health.v1.Health/Watch": Way(questions, SMALL_BYTES, 250),
         f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": Way(reflected, SMALL_BYTES, 50),
