@@ -40,6 +40,8 @@ def _flag(key: str, field: Field[Any]) -> Callable[[CommandT], CommandT]:
         return click.option(f"{name}/--no-{name[2:]}", key, default=None, help=about)
     if isinstance(field.default, tuple):
         return click.option(name, key, multiple=True, metavar="PATH", help=about + " Repeatable.")
+    if field.default_factory is dict:
+        return click.option(name, key, metavar="NAME=MODEL,...", help=about)
     # Values stay text here: `load_config` checks them like variables, with the same error texts.
     metavar = {int: "N", float: "DURATION", str: "LEVEL"}.get(type(field.default), "PATH")
     return click.option(name, key, metavar=metavar, help=about)
