@@ -19,8 +19,8 @@ A value comes from the first of these that has one: a flag (`--max-models 2`), a
 (`{ENV_PREFIX}MAX_MODELS=2`), the file `~/.mlx-sidecar/config.toml` (`max_models = 2`), the default.
 `mlx-sidecar config` prints each value and where it came from; `serve` has a flag for each key. Durations are seconds,
 or text such as `90s`, `10m`, `1h30m`. Sizes are in MiB, of 1,048,576 bytes. A wrong or unknown key stops the start with
-one sentence that names it; so does a file that is none, that has more than 64 KiB, or that is nested too deep. Values are read
-at the start; `mlx-sidecar serve` has to be started anew after a change.
+one sentence that names it; so does a file that is none, that has more than 64 KiB, or that is nested too deep.
+Values are read at the start; `mlx-sidecar serve` has to be started anew after a change.
 
 ```toml
 # ~/.mlx-sidecar/config.toml

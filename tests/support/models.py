@@ -154,6 +154,7 @@ def embedding_model(
     normalize: bool = True,
     family: str = "qwen3",
     pooling: dict[str, Any] | None = None,
+    base: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
     """
@@ -165,9 +166,10 @@ def embedding_model(
         normalize: Whether its vectors get length 1.
         family: Its architecture, of `TINY`.
         pooling: More settings of its pooling.
+        base: More keys of its config.json.
         settings: More keys of its config_sentence_transformers.json.
     """
-    write_random(path, TINY[family], 5)
+    write_random(path, {**TINY[family], **(base or {})}, 5)
     kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
     folders = ["", "1_Pooling", "2_Normalize"]
     modules = [

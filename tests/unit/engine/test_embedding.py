@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +228,42 @@ def test_256_texts_are_one_call(harness: Harness, tmp_path: Path) -> None:
     alone = Alone(path)
     for index in range(0, 256, 17):
         np.testing.assert_allclose(answer.values[index], alone.vector(wanted[index], "lasttoken"), atol=CLOSE)
+
+
+def test_checkpoint_of_a_trunk_alone_is_loaded(harness: Harness, tmp_path: Path) -> None:
+    """The original Qwen3-Embedding names its tensors without `model.`, as sentence-transformers saves a trunk."""
+    path = embedding_model(tmp_path / "model", base={"tie_word_embeddings": True})
+    whole = Vectors(harness, embed(path, ["a ship"])).values
+    bare = tmp_path / "bare"
+    shutil.copytree(path, bare)
+    tensors = mx.load(str(path / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    names = {name.removeprefix("model."): array for name, array in tensors.items()}
+    mx.save_safetensors(str(bare / "model.safetensors"), names, {"format": "pt"})
+    np.testing.assert_array_equal(Vectors(harness, embed(bare, ["a ship"])).values, whole)
+
+
+@pytest.mark.parametrize("mode", ["lasttoken", "mean_tokens"])
+def test_tokenizer_that_ends_each_text(harness: Harness, tmp_path: Path, mode: str) -> None:
+    """Its last token is pooled, and is no part of the instruction."""
+    path = embedding_model(tmp_path / "model", mode, pooling={"include_prompt": False})
+    file = path / "tokenizer.json"
+    settings = json.loads(file.read_text())
+    end = next(token for token in settings["added_tokens"] if token["content"] == "<|endoftext|>")
+    settings["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": end["content"], "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {end["content"]: {"id": end["content"], "ids": [end["id"]], "tokens": [end["content"]]}},
+    }
+    file.write_text(json.dumps(settings))
+    alone, wanted = Alone(path), texts(5, most=30)
+    assert alone.tokenizer.encode("a ship")[-1] == end["id"]
+    skip = len(alone.tokenizer.encode(INSTRUCTION)) - 1
+    answer = Vectors(harness, embed(path, wanted, prompt_name="query"))
+    expected = [alone.vector(INSTRUCTION + text, mode, skip=skip) for text in wanted]
+    np.testing.assert_allclose(answer.values, expected, atol=CLOSE)
+    assert answer.finished.usage.cached_tokens >= 4 * 16
 
 
 @pytest.mark.slow
