@@ -97,7 +97,7 @@ def embedding_config(name: str, path: Path, config: Mapping[str, Any], roots: Ro
 
 
 def _refuse_both_ways(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse a model whose attention looks ahead: mlx-lm's modules are causal, and would give other vectors."""
+    """Refuse a model that attends to later tokens: mlx-lm's modules are causal, and would give other vectors."""
     inner = config.get("text_config")
     for scope in (config, inner if isinstance(inner, dict) else {}):
         if scope.get("is_causal") is False or scope.get("use_bidirectional_attention"):

@@ -42,7 +42,7 @@ def list_models(services: Services, call_id: int, request: pb.ListModelsRequest)
 
 
 def _in_memory(name: str, entry: Entry[LoadedModel]) -> DiskModel:
-    """Describe a model in memory whose files could not be read."""
+    """Describe a model in memory with files that could not be read."""
     source = entry.model.source
     return DiskModel(
         name,

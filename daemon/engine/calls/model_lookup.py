@@ -63,15 +63,7 @@ class ModelLookup:
         Raises:
             SidecarError: Why there is no result; where there is no such model, with names that may have been meant.
         """
-        try:
-            return (yield from self._find(wanted, prepare, progress))
-        except SidecarError as error:
-            failure = error
-        raise (yield from self._places.suggested(wanted.name, failure))
 
-    def _find(
-        self, wanted: Wanted, prepare: Callable[[Found], Task[T]], progress: Callable[[Progress], None]
-    ) -> Waiting[T]:
         def quick() -> T | _Long | Task[T | _Long]:
             # The task goes on with `prepare` without a way back to the MLX thread, which may be in a long step.
             try:
@@ -81,11 +73,18 @@ class ModelLookup:
             return cast("Task[T | _Long]", prepare(source))
 
         task: Task[T | _Long] = Task(LOOKUP, wanted.name, wanted.name, quick)
-        result = yield from wait_for(self._background, task)
-        if not isinstance(result, _Long):
-            return result
-        found = yield from self._join(wanted, progress, result.nbytes).wait()
-        return (yield from wait_for(self._background, prepare(found)))
+        try:
+            result = yield from wait_for(self._background, task)
+            if not isinstance(result, _Long):
+                return result
+            found = yield from self._join(wanted, progress, result.nbytes).wait()
+            return (yield from wait_for(self._background, prepare(found)))
+        except SidecarError as error:
+            failure = error.with_traceback(None)
+        try:
+            raise (yield from self._places.suggested(wanted.name, failure))
+        finally:
+            del failure  # its traceback will have this frame; see `Pending.wait`
 
     def _join(self, wanted: Wanted, progress: Callable[[Progress], None], nbytes: int | None) -> _Waiter:
         """Wait for the search that is under way, or begin a new one."""

@@ -100,9 +100,13 @@ class Places:
             work[root] = partial(_close_folders, name, root)
         found, _unread = yield from self._gathered(work, NAMES_SECONDS)
         near = close_names(name, [other for names in found for other in names])
-        if near:
-            error.message += f"; did you mean {' or '.join(near)}?"
-        return error
+        if not near:
+            return error
+        text = f"{error.message}; did you mean {' or '.join(near)}?"
+        # Another error: all callers of a search get the same one.
+        return SidecarError(
+            error.reason, text, metadata=error.metadata, retry_after=error.retry_after, field=error.field
+        )
 
     def _gathered(self, work: Mapping[Path, Callable[[], T]], seconds: float) -> Waiting[tuple[list[T], list[Unread]]]:
         """Do work for each place at the same time, and return the results and the places without one."""

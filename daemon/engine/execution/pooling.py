@@ -30,7 +30,7 @@ class Pooled:
         skipped: Leading tokens that MEAN leaves out.
         vector: The result; None before.
         error: Why there is no result; None if nothing failed.
-        cached: Tokens whose KV was reused.
+        cached: Tokens with reused KV.
     """
 
     pooling: str

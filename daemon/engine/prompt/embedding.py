@@ -28,7 +28,7 @@ class PreparedTexts:
         normalize: Whether vectors get length 1.
         dimensions: Numbers of a vector; None for all that the model has.
         skipped: Leading tokens of each text that are not pooled.
-        shared: Leading tokens of each text that other texts may begin with, and whose states the vector does not need.
+        shared: Leading tokens of each text that other texts may begin with; the vector does not need their states.
         message_ends: Ids that end a sequence.
     """
 
