@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +266,30 @@ def test_tokenizer_that_ends_each_text(harness: Harness, tmp_path: Path, mode: s
     expected = [alone.vector(INSTRUCTION + text, mode, skip=skip) for text in wanted]
     np.testing.assert_allclose(answer.values, expected, atol=CLOSE)
     assert answer.finished.usage.cached_tokens >= 4 * 16
+
+
+def test_hidden_states_that_are_no_numbers_fail_the_call(harness: Harness, tmp_path: Path) -> None:
+    """A damaged norm makes every state NaN. The error is that of Generate, and nothing stays stored."""
+    path = embedding_model(tmp_path / "model")
+    tensors = mx.load(str(path / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    tensors["model.norm.weight"] = mx.full(tensors["model.norm.weight"].shape, float("nan"))
+    mx.save_safetensors(str(path / "model.safetensors"), tensors, {"format": "mlx"})
+    answer = Vectors(harness, embed(path, ["a ship", "a bird"], prompt_name="query"))
+    assert answer.failure.reason == "NAN_LOGITS"
+    assert harness.figures.prefix_cache.blocks == 0
+
+
+def test_text_that_can_never_fit_is_refused(engine: Callable[..., Harness], tmp_path: Path) -> None:
+    """By its KV, before any text is computed."""
+    path = embedding_model(tmp_path / "model")
+    harness = engine()
+    model_bytes = (path / "model.safetensors").stat().st_size
+    budget = replace(harness.engine._services.budget, limit=model_bytes + 100_000)
+    harness.engine._services = replace(harness.engine._services, budget=budget)
+    answer = Vectors(harness, embed(path, ["a ship", "sea " * 1000]))
+    assert answer.failure.reason == "REQUEST_EXCEEDS_MEMORY"
+    assert len(answer.values) == 0
 
 
 @pytest.mark.slow
