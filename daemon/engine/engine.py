@@ -100,9 +100,15 @@ class Engine:
         elif kind == "cancel":
             self._cancel(call_id)
         elif kind == "hold":
-            self._runner.hold(call_id, held=command.hold.held)
+            self._hold(call_id, held=command.hold.held)
         elif kind == "recall":
             self._recall(call_id, command)
+
+    def _hold(self, call_id: int, *, held: bool) -> None:
+        if call_id in self._services.held:
+            self._services.held[call_id] = held
+        else:
+            self._runner.hold(call_id, held=held)
 
     def _recall(self, call_id: int, command: ipc.Command) -> None:
         """Keep a pin and a time to live, asked of the engine before this one, for the next load of the model."""

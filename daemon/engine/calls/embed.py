@@ -30,6 +30,11 @@ from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.shared.durations import duration
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
+AHEAD = 64
+"""
+Texts that may be computed before they can be sent. A reader that lags holds its call, and so few vectors wait for it.
+"""
+
 
 def embed(services: Services, call_id: int, request: pb.EmbedRequest) -> Call:
     """
@@ -45,33 +50,42 @@ def embed(services: Services, call_id: int, request: pb.EmbedRequest) -> Call:
     except BaseException:
         ticket.cancel()
         raise
-    try:
-        # Texts of similar length share passes.
-        for sequence in sorted(sequences, key=lambda sequence: len(sequence.prompt)):
-            services.runner.add(sequence)
-        vectors = [sequence.pooled for sequence in sequences if sequence.pooled is not None]
-        width = 0
-        for index, pooled in enumerate(vectors):
-            yield from until(pooled.done)
-            if pooled.error is not None:
-                raise pooled.error
-            width = len(pooled.vector or ())
-            services.outbox.embed(
-                call_id, pb.EmbedResponse(embedding=pb.Embedding(index=index, values=pooled.vector or ()))
-            )
-            pooled.vector = []
-    finally:
-        services.runner.cancel(call_id)
+    vectors = [sequence.pooled for sequence in sequences if sequence.pooled is not None]
+    yield from _run(services, call_id, sequences, vectors)
     usage = pb.Usage(prompt_tokens=prepared.tokens, cached_tokens=sum(pooled.cached for pooled in vectors))
     finished = pb.EmbedFinished(
         model=prepared.source.name,
-        dimensions=width,
+        dimensions=vectors[-1].width,
         pooling=next(number for number, name in POOLINGS.items() if name == prepared.pooling),
         normalized=prepared.normalize,
         usage=usage,
         time=duration(services.clock() - began),
     )
     services.outbox.embed(call_id, pb.EmbedResponse(finished=finished))
+
+
+def _run(services: Services, call_id: int, sequences: list[Sequence], vectors: list[Pooled]) -> Waiting[None]:
+    """Let the runner compute texts, at most AHEAD beyond the one that is sent next, and send their vectors in order."""
+    given = 0
+    services.held[call_id] = False
+    try:
+        for index, pooled in enumerate(vectors):
+            if given - index <= AHEAD // 2:
+                # Texts of similar length share passes.
+                for sequence in sorted(sequences[given : index + AHEAD], key=lambda sequence: len(sequence.prompt)):
+                    services.runner.add(sequence)
+                given = index + AHEAD
+            yield from until(lambda done=pooled.done: done() and not services.held[call_id])  # type: ignore[misc]
+            if pooled.error is not None:
+                raise pooled.error
+            vector = pb.Embedding(index=index, values=pooled.vector)
+            pooled.sent()
+            services.outbox.embed(call_id, pb.EmbedResponse(embedding=vector))
+    finally:
+        del services.held[call_id]
+        services.runner.cancel(call_id)
+        for sequence in sequences[given:]:
+            sequence.release()
 
 
 def _prepare_and_load(

@@ -39,6 +39,7 @@ class Services:
         namespaces: The models that each namespace belongs to; Stats shows them.
         overrides: Pins and times to live that were asked of the engine before this one.
         places: Where models lie; ListModels shows them.
+        held: Embed calls that run, by id: whether the call's reader lags, so that no vectors are to be sent.
         coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
             batching window waits for them.
     """
@@ -55,6 +56,7 @@ class Services:
     namespaces: NamespaceRegistry
     overrides: ModelOverrides
     places: Places
+    held: dict[int, bool] = field(default_factory=dict)
     coming: set[int] = field(default_factory=set)
 
     def load(self, source: ModelSource, adapter: str = "", *, loaded_only: bool) -> Ticket[LoadedModel]:

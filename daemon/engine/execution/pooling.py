@@ -8,6 +8,7 @@ follows. `Pooled` gets the hidden states of each chunk and keeps what the vector
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,8 @@ class Pooled:
         normalize: Whether the vector gets length 1.
         dimensions: Numbers of the vector; None for all that the model has.
         skipped: Leading tokens that MEAN leaves out.
-        vector: The result; None before.
+        vector: The result; None before, and once it was sent.
+        width: Numbers of the result.
         error: Why there is no result; None if nothing failed.
         cached: Tokens with reused KV.
     """
@@ -37,7 +39,8 @@ class Pooled:
     normalize: bool
     dimensions: int | None = None
     skipped: int = 0
-    vector: list[float] | None = None
+    vector: array[float] | None = None
+    width: int = 0
     error: Exception | None = None
     cached: int = 0
     _state: Any = field(default=None, repr=False)
@@ -45,7 +48,11 @@ class Pooled:
 
     def done(self) -> bool:
         """Whether there is a result, or an error in its place."""
-        return self.vector is not None or self.error is not None
+        return self.width > 0 or self.error is not None
+
+    def sent(self) -> None:
+        """Let go of the result."""
+        self.vector = None
 
     def add(self, states: Any, start: int) -> None:
         """
@@ -83,7 +90,8 @@ class Pooled:
                 Reason.NAN_LOGITS, "the model computed hidden states that are no numbers; its weights may be damaged"
             )
             return
-        self.vector = vector.tolist()
+        self.vector = array("f", vector.tolist())  # a list of Python's numbers would take eight times the memory
+        self.width = len(self.vector)
 
 
 def trunk(model: Any) -> Any:

@@ -16,6 +16,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load
 
+from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import INSTRUCTION, embedding_model
 from tests.unit.engine.harness import Answer, Harness, generate
@@ -199,16 +200,22 @@ def test_what_is_not_computed_is_refused_by_name(
 
 
 def test_running_stream_goes_on_beside_a_batch(harness: Harness, tmp_path: Path) -> None:
-    """Between two tokens of a stream of another model, a few texts at most are computed, and its answer is the same."""
+    """Each turn of the engine gives a stream of another model its next token, and its answer is the same as alone."""
     path = embedding_model(tmp_path / "model")
+    harness.finish(harness.begin(pb.GetOrLoadRequest(model=str(path))))
     request = generate("The sea is", max_tokens=40, stop=pb.Stop(ignore_eos=True), top_logprobs=1)
     alone = harness.run(request)
     stream = harness.begin(request)
     harness.until(lambda: harness.decoding(stream))
-    batch = harness.begin(embed(path, texts(120, most=60)))
-    beside = harness.finish(stream)
-    assert len([event for event in harness.of(batch) if event.HasField("embed")]) < 120
-    assert Answer(beside).content == alone.content
+    batch = harness.begin(embed(path, texts(256, most=60)))
+    harness.until(lambda: len(harness.of(batch)) > 0)
+    before, turns = Answer(harness.of(stream)), 0
+    while not harness.of(stream)[-1].generate.HasField("finished"):
+        harness.step()
+        turns += 1
+    assert turns <= len(alone.ids) - len(before.ids) + 2
+    assert not harness.of(batch)[-1].embed.HasField("finished")
+    assert Answer(harness.of(stream)).content == alone.content
     harness.finish(batch)
 
 
@@ -220,6 +227,24 @@ def test_cancelled_batch_leaves_nothing(harness: Harness, tmp_path: Path) -> Non
     harness.cancel(call)
     harness.settle()
     assert len(Vectors(harness, embed(path, ["a ship"])).values) == 1
+
+
+def test_reader_that_lags_holds_its_batch(harness: Harness, tmp_path: Path) -> None:
+    """No vector is sent while the call is held, and few texts are computed beyond those that were sent."""
+    path = embedding_model(tmp_path / "model")
+    call = harness.begin(embed(path, texts(200, most=12)))
+    harness.until(lambda: any(event.HasField("embed") for event in harness.of(call)))
+    harness.engine.handle(ipc.Command(call_id=call, hold=ipc.Hold(held=True)))
+    sent = len(harness.of(call))
+    for _ in range(5):
+        harness.step()
+    harness.until(lambda: not harness.engine.busy)
+    assert len(harness.of(call)) == sent
+    computed = harness.figures.engine.prompt_tokens
+    assert computed < 200 * 12 * 3 // 4
+    harness.engine.handle(ipc.Command(call_id=call, hold=ipc.Hold(held=False)))
+    assert len(harness.finish(call)) == 202  # accepted, 200 vectors, finished
+    harness.settle()
 
 
 def test_256_texts_are_one_call(harness: Harness, tmp_path: Path) -> None:
