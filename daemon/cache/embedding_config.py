@@ -84,6 +84,11 @@ def embedding_config(name: str, path: Path, config: Mapping[str, Any], roots: Ro
     instructions = _object(name, path / _INSTRUCTIONS, roots)
     prompts = {key: text for key, text in _mapping(instructions, "prompts").items() if isinstance(text, str)}
     default = instructions.get("default_prompt_name")
+    length = _object(name, path / _LENGTH, roots)
+    if length.get("do_lower_case"):
+        raise SidecarError(
+            Reason.MODEL_UNSUPPORTED, f"{name} makes texts lower-case ({_LENGTH}), which Embed does not do"
+        )
     return EmbeddingConfig(
         pooling=pooling,
         normalize=not pooling or any(kind == "Normalize" for kind, _ in modules),
@@ -92,7 +97,7 @@ def embedding_config(name: str, path: Path, config: Mapping[str, Any], roots: Ro
         default=default if default in prompts else None,
         dimensions=_count(instructions.get("truncate_dim")) or None,
         widths=_widths(config) or _widths(instructions),
-        max_tokens=_count(_object(name, path / _LENGTH, roots).get("max_seq_length")),
+        max_tokens=_count(length.get("max_seq_length")),
     )
 
 

@@ -186,6 +186,8 @@ def test_model_that_says_nothing_needs_pooling(harness: Harness) -> None:
         ("modules.json", '[{"type": "a.Transformer"}, {"type": "a.Dense", "path": "2_Dense"}]', "a module Dense"),
         ("1_Pooling/config.json", '{"pooling_mode_max_tokens": true}', "pools by pooling_mode_max_tokens"),
         ("1_Pooling/config.json", "{}", "pools by nothing"),
+        ("sentence_bert_config.json", '{"do_lower_case": true}', "makes texts lower-case"),
+        ("config.json", '{"is_causal": false}', "attends in both directions"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(
@@ -193,7 +195,8 @@ def test_what_is_not_computed_is_refused_by_name(
 ) -> None:
     """A vector that the model's own library would not give is no answer."""
     path = embedding_model(tmp_path / "model")
-    (path / file).write_text(text)
+    before = json.loads((path / file).read_text()) if file == "config.json" else {}
+    (path / file).write_text(json.dumps({**before, **json.loads(text)}) if before else text)
     failure = Vectors(harness, embed(path, ["a ship"])).failure
     assert failure.reason == "MODEL_UNSUPPORTED"
     assert words in failure.message

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daemon.shared.config import KEYS, Config, ConfigError, Resolved, given_value, load_config
-from daemon.shared.config_values import parse_duration
+from daemon.shared.config_values import parse_duration, read_aliases
 from mlx_sidecar._address import default_socket_path
 
 
@@ -335,3 +338,16 @@ def test_wrong_alias_is_refused_by_its_key(home: Path, table: str, words: str) -
 
     assert words in _refusal(home)
     assert f"aliases from {file} is " in _refusal(home)
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([*"abcdef", "org/name", "/m", "embedded", "x", ""])))
+def test_any_table_of_aliases_is_refused_or_ends(table: dict[str, str]) -> None:
+    """Every name leads to a model, never to another alias; a table that is refused names its key."""
+    refused, read = "", {}
+    try:
+        read = read_aliases(table, text=False, home=Path("/home"))
+    except ValueError as error:
+        refused = str(error)
+    assert not refused or re.search(r"aliases\.[a-f] ", refused)
+    assert refused or set(read) == set(table)
+    assert set(read.values()) <= {"org/name", "/m", "embedded"}
