@@ -123,9 +123,12 @@ def _sanitizing(weights: Weights, model: Any) -> Callable[..., Any]:
 
 def _whole(weights: Weights, model: Any) -> Weights:
     """Return weights under their names in a model: sentence-transformers saves a trunk alone, without its name."""
-    if "embed_tokens.weight" in weights and hasattr(model, "model"):
-        return {f"model.{name}": array for name, array in weights.items()}
-    return dict(weights)
+    if "embed_tokens.weight" not in weights or not hasattr(model, "model"):
+        return dict(weights)
+    if "lm_head" in model and "lm_head.weight" not in weights:
+        model.args.tie_word_embeddings = True  # a trunk has no head of its own
+        del model.lm_head
+    return {f"model.{name}": array for name, array in weights.items()}
 
 
 def _with_adapter(model: Any, source: ModelSource, reading: Reading) -> Any:
