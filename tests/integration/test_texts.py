@@ -146,6 +146,17 @@ def test_commands_of_texts_and_models_work(served: RunningDaemon) -> None:
     assert cli(served, "tokens", "fast", "--decode", *ids.stdout.split()).stdout.strip() == "The sea"
     shown = cli(served, "embed", "vectors", "a ship", "a bird", "--dimensions", "8")
     assert [len(json.loads(line)) for line in shown.stdout.splitlines()] == [8, 8]
+    file = served.folder / "talk.json"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": "How are you?"}]}))
+    talk = [
+        cli(served, "tokens", "fast", *words).stdout
+        for words in (["--chat", "How are you?"], ["--messages", str(file)])
+    ]
+    assert talk[0] == talk[1] != counted.stdout
+    embedded = cli(served, "embed", "embedded", "--pooling", "last_token", "one text", "another", "--json")
+    assert len(json.loads(embedded.stdout)["vectors"]) == 2
+    lines = cli(served, "embed", "vectors", "--prompt-name", "query", stdin="one\ntwo\n\nthree\n")
+    assert len(lines.stdout.splitlines()) == 3
     answer = cli(served, "run", "fast", "--max-tokens", "4", "--raw", "--json", "What", "is", stdin=" piped in")
     alone = cli(served, "run", "fast", "--max-tokens", "4", "--raw", "--json", "What is piped in")
     assert json.loads(answer.stdout)["text"] == json.loads(alone.stdout)["text"]
