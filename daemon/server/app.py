@@ -187,7 +187,8 @@ class Daemon:
         # Only now: while gRPC is imported, the engine, which takes longer to start, loads its libraries.
         from daemon.server.grpc_server import Server
 
-        server = Server(self._router, self._admission, self._stats, self._cancelled, self._on_end)
+        aliases = self._config.aliases
+        server = Server(self._router, self._admission, self._stats, self._cancelled, self._on_end, aliases)
         self._server = server
         await server.start(socket, serving=self._supervisor.serves)
         failpoint("socket.bound")

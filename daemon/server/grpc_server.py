@@ -22,7 +22,7 @@ queue and asks no engine: the servicer answers it from `stats.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -75,9 +75,10 @@ def _ways() -> dict[str, Way]:
     """Return the limits of each method. Small requests have lanes of their own, so that prompts cannot block them."""
     prompts, questions, reflected = Lane(places=6), Lane(places=6), Lane(places=2)
     ours = f"/{SERVICE}/"
+    large, small = ("Generate", "GetOrLoad", "Invalidate", "Tokenize", "Embed"), ("Stats", "ListModels")
     return {
-        **{f"{ours}{name}": Way(prompts, MAX_REQUEST_BYTES, 1_000) for name in ("Generate", "GetOrLoad", "Invalidate")},
-        f"{ours}Stats": Way(questions, SMALL_BYTES, 1_000),
+        **{f"{ours}{name}": Way(prompts, MAX_REQUEST_BYTES, 1_000) for name in large},
+        **{f"{ours}{name}": Way(questions, SMALL_BYTES, 1_000) for name in small},
         "/grpc.health.v1.Health/Check": Way(questions, SMALL_BYTES, 1_000),
         "/grpc.health.v1.Health/Watch": Way(questions, SMALL_BYTES, 250),
         f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": Way(reflected, SMALL_BYTES, 50),
@@ -94,6 +95,7 @@ class Server:
         stats: Answers Stats.
         on_cancel: Called for each call that its client cancelled.
         on_end: Called with each call that ended.
+        aliases: The models that short names stand for.
     """
 
     def __init__(
@@ -103,12 +105,13 @@ class Server:
         stats: Stats,
         on_cancel: Callable[[], None],
         on_end: Callable[[CallRecord], None],
+        aliases: Mapping[str, str],
     ) -> None:
         self._health = HealthServicer()
         arrivals = Arrivals(_ways(), on_refusal=admission.refused)
         interceptor = CallInterceptor(arrivals, on_cancel, on_end)
         self._server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
-        servicer = SidecarService(router, admission, stats)
+        servicer = SidecarService(router, admission, stats, aliases)
         sidecar_pb2_grpc.add_SidecarServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)

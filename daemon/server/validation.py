@@ -31,6 +31,8 @@ MAX_FORM_BYTES = {"json_schema": 64 * 1024, "regex": 8 * 1024, "grammar": 64 * 1
 MAX_SCHEMAS_BYTES = 256 * 1024
 MAX_PRIORITY = 2
 MAX_DRAFT_TOKENS = 16
+MAX_TEXTS = 256
+MAX_INSTRUCTION_BYTES = 64 * 1024
 MAX_DURATION_SECONDS = 315_576_000_000
 """Ten thousand years: the range that google.protobuf.Duration states for itself."""
 
@@ -73,10 +75,7 @@ def check_generate(request: pb.GenerateRequest) -> None:
     _check_stop(request.stop)
     if request.HasField("top_logprobs"):
         _check_range("top_logprobs", request.top_logprobs, 0, MAX_TOP_LOGPROBS)
-    if request.cache.mode not in pb.CacheMode.values():
-        raise invalid("cache.mode", f"is {request.cache.mode}, which is no CacheMode")
-    _check_length("cache.salt", request.cache.salt, MAX_SALT_BYTES)
-    _check_keep(request.cache)
+    _check_cache(request.cache)
     _check_form(request)
     _check_request_id(request.request_id)
     if request.HasField("priority"):
@@ -108,6 +107,72 @@ def check_invalidate(request: pb.InvalidateRequest) -> None:
     target = request.model if kind == "model" else request.all
     if not (target.weights or target.prefixes):
         raise invalid(kind, "drops nothing; set weights, prefixes or both")
+
+
+def check_tokenize(request: pb.TokenizeRequest) -> None:
+    """
+    Check a TokenizeRequest as far as that is possible without its model.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT with the field that is wrong.
+    """
+    _check_count("tokens.ids", request.tokens.ids, MAX_IDS)
+    _check_whole(request)
+    _check_name("model", request.model)
+    kind = request.WhichOneof("input")
+    if kind is None:
+        raise invalid("input", "is missing; give text, tokens or chat")
+    if kind == "chat":
+        _check_chat(request.chat)
+
+
+def check_embed(request: pb.EmbedRequest) -> None:
+    """
+    Check an EmbedRequest as far as that is possible without its model.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT with the field that is wrong.
+    """
+    _check_whole(request)
+    _check_name("model", request.model)
+    _check_length("adapter", request.adapter, MAX_NAME_BYTES)
+    if not request.texts:
+        raise invalid("texts", "is empty; give 1 to 256 texts")
+    _check_count("texts", request.texts, MAX_TEXTS)
+    _check_length("prompt_name", request.prompt_name, MAX_NAME_BYTES)
+    _check_length("prompt", request.prompt, MAX_INSTRUCTION_BYTES)
+    if request.HasField("prompt") and request.HasField("prompt_name"):
+        raise invalid("prompt_name", "cannot go with prompt; give one of them")
+    if request.HasField("dimensions") and request.dimensions < 1:
+        raise invalid("dimensions", f"is {request.dimensions}; it must be 1 or more")
+    if request.pooling not in pb.Pooling.values():
+        raise invalid("pooling", f"is {request.pooling}, which is no Pooling")
+    for option, _ in request.cache.ListFields():
+        if option.name not in ("mode", "salt"):
+            raise invalid(f"cache.{option.name}", "cannot be used with Embed, which takes mode and salt")
+    _check_cache(request.cache)
+    if request.cache.HasField("keep"):
+        raise invalid("cache.keep", "is for Generate alone; leave it unset")
+    _check_request_id(request.request_id)
+    if request.HasField("priority"):
+        _check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+
+
+def check_list_models(request: pb.ListModelsRequest) -> None:
+    """
+    Check a ListModelsRequest, which has no fields.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if it has any.
+    """
+    _check_whole(request)
+
+
+def _check_cache(cache: pb.CacheOptions) -> None:
+    if cache.mode not in pb.CacheMode.values():
+        raise invalid("cache.mode", f"is {cache.mode}, which is no CacheMode")
+    _check_length("cache.salt", cache.salt, MAX_SALT_BYTES)
+    _check_keep(cache)
 
 
 def _check_whole(request: Message) -> None:

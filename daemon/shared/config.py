@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from daemon.shared.config_values import (
     Reader,
+    read_aliases,
     read_http_listen,
     read_level,
     read_optional_path,
@@ -165,6 +166,16 @@ class Config:
             read_origins,
             "Such as `http://localhost:3000`. A page needs the token as well.",
             "ORIGIN",
+        ),
+    )
+    aliases: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=_about(
+            "Short names for models, valid wherever a model is named",
+            read_aliases,
+            'In the file a table, `[aliases]`, with one line for each: `fast = "mlx-community/Qwen3-8B-4bit"`. A short '
+            "name has letters, digits and `.`, `_`, `-`, `+`, `:` (then it is quoted), and stands for a Hub id, a "
+            "directory, `embedded` or another short name. The daemon that a client calls decides what it stands for.",
         ),
     )
     tracing: bool = field(

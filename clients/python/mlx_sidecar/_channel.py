@@ -40,7 +40,7 @@ _SERVICE_CONFIG = {
             "name": [{"service": "mlx_sidecar.v1.SidecarService", "method": method}],
             "retryPolicy": _RETRY_POLICY,
         }
-        for method in ("GetOrLoad", "Generate", "Invalidate", "Stats")
+        for method in ("GetOrLoad", "Generate", "Invalidate", "Stats", "ListModels", "Tokenize", "Embed")
     ]
 }
 

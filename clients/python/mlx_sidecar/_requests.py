@@ -23,6 +23,7 @@ _CACHE_MODES = {
     "read_only": pb.CACHE_MODE_READ_ONLY,
     "bypass": pb.CACHE_MODE_BYPASS,
 }
+_POOLINGS = {"last_token": pb.POOLING_LAST_TOKEN, "mean": pb.POOLING_MEAN, "cls": pb.POOLING_CLS}
 _TOOL_CHOICES = {
     "auto": pb.TOOL_CHOICE_AUTO,
     "none": pb.TOOL_CHOICE_NONE,
@@ -175,6 +176,59 @@ def refuse_samples(options: GenerateOptions) -> None:
     """
     if (options.get("samples") or 1) > 1:
         raise InvalidArgument("samples: this call returns one completion; use complete_samples", field="samples")
+
+
+def tokenize_request(model: str, prompt: Prompt, *, count_only: bool = False, **chat: Any) -> pb.TokenizeRequest:
+    """
+    Build a TokenizeRequest; the keywords are `TokenizeOptions`.
+
+    Raises:
+        InvalidArgument: As for `generate_request`.
+        TypeError: If a value has the wrong type.
+    """
+    generate = generate_request(model, prompt, **chat)
+    kind = str(generate.WhichOneof("prompt"))
+    return pb.TokenizeRequest(model=model, count_only=count_only, **{kind: getattr(generate, kind)})
+
+
+def embed_request(
+    model: str,
+    texts: str | Sequence[str],
+    *,
+    adapter: str = "",
+    prompt_name: str | None = None,
+    prompt: str | None = None,
+    dimensions: int | None = None,
+    normalize: bool | None = None,
+    pooling: str | None = None,
+    cache_mode: str = "read_write",
+    salt: str = "",
+    request_id: str = "",
+    require_loaded: bool = False,
+    priority: int | None = None,
+) -> pb.EmbedRequest:
+    """
+    Build an EmbedRequest; the keywords are `EmbedOptions`.
+
+    Raises:
+        InvalidArgument: If a value cannot be encoded.
+        TypeError: If a value has the wrong type.
+    """
+    return _build(
+        pb.EmbedRequest,
+        model=model,
+        adapter=adapter,
+        texts=[texts] if isinstance(texts, str) else texts,
+        prompt_name=prompt_name,
+        prompt=prompt,
+        dimensions=dimensions,
+        normalize=normalize,
+        pooling=None if pooling is None else _choice("pooling", _POOLINGS, pooling),
+        cache=_build(pb.CacheOptions, "cache.", mode=_choice("cache.mode", _CACHE_MODES, cache_mode), salt=salt),
+        request_id=request_id,
+        require_loaded=require_loaded,
+        priority=priority,
+    )
 
 
 def invalidate_model_request(model: str, *, weights: bool, prefixes: bool, dry_run: bool) -> pb.InvalidateRequest:

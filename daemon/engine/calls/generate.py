@@ -160,7 +160,10 @@ def sequence_of(
 
 
 def kv_of(
-    services: Services, request: pb.GenerateRequest, lease: ModelLease[LoadedModel], source: ModelSource
+    services: Services,
+    request: pb.GenerateRequest | pb.EmbedRequest,
+    lease: ModelLease[LoadedModel],
+    source: ModelSource,
 ) -> SequenceKV:
     """Return the KV of a request under a model, with nothing computed; Stats remembers the model's namespace."""
     namespace = Namespace(source.key.weights, source.key.adapter, lease.model.layout.signature, request.cache.salt)

@@ -89,12 +89,12 @@ class Prefill:
         self._stored = 0
         self._points: list[int] = []
         self._forks: list[int] = []
-        self.beginning = Beginning(self._kv.namespace, sequence.prompt)
+        self.beginning = Beginning(self._kv.namespace, self._kv.sharable(sequence.prompt))
         self._shareable = self._kv.loaded.layout.reusable and prefixes.enabled
         draft = sequence.draft if kv is None else None
         self._draft = Prefill(sequence, prefixes, sizer, clock, kv=draft.kv) if draft is not None else None
-        self._whole = sequence.draft is None and sequence.request.max_tokens > 0
-        """Whether the last token may be computed too: a draft and its model begin to decode with it."""
+        self._whole = sequence.draft is None and sequence.pooled is None and sequence.request.max_tokens > 0
+        """Whether logits of the last token may be computed: a draft and its model begin to decode with it."""
         self._scored = sequence.request.prompt_logprobs is not None
         self._speed = (self.model_key, "scored") if self._scored else self.model_key
         """What the sizer knows its passes by: scores take time that other prompts of the model do not."""
@@ -141,7 +141,12 @@ class Prefill:
 
     @property
     def _left(self) -> int:
-        return max(0, self.length - 1 - self.done)
+        return max(0, self.sequence.prefill_end - self.done)
+
+    @property
+    def pools(self) -> bool:
+        """Whether it computes hidden states, of a text to embed."""
+        return self.sequence.pooled is not None
 
     @property
     def model_key(self) -> ModelKey:
@@ -250,8 +255,10 @@ class Prefill:
         elif parts_at:
             self._store_blocks(Resume.YES, first=parts_at)
 
-    def was_computed(self, caches: list[Any]) -> None:
-        """Take over that a shared pass computed the rest of the prompt, all but its last token, and store it."""
+    def was_computed(self, caches: list[Any], states: Any) -> None:
+        """Take over that a shared pass, which ended in `states`, computed the rest of the prompt, and store it."""
+        if self.sequence.pooled is not None:
+            self.sequence.pooled.add(states[-self._left :], self.done)
         self._kv.advanced(self._left, caches)
         self._store_blocks(Resume.NO, caches)
         self._complete()
@@ -271,10 +278,12 @@ class Prefill:
             return
         assert kv.cache is not None
         chunk = mx.array([sequence.prompt[self.done : self.done + tokens]])
-        after = kv.loaded.model(chunk, cache=kv.cache)
+        after = sequence.module(kv)(chunk, cache=kv.cache)
         if self._scored:
             score_prompt(sequence, self.done, after[0])
-        if logits:
+        if sequence.pooled is not None:
+            sequence.pooled.add(after[0], self.done)
+        elif logits:
             sequence.logits = after[:, -1]
             mx.async_eval(sequence.logits)
         mx.eval([cache.state for cache in kv.cache])
@@ -329,10 +338,11 @@ class Prefill:
         """Lease the longest cached prefix; a fault costs time, never the request."""
         kv, request = self._kv, self.sequence.request
         try:
-            kv.prefix = self._prefixes.lookup(kv.namespace, request.prompt, kv.loaded.layout.parts)
+            prompt = kv.sharable(request.prompt)
+            kv.prefix = self._prefixes.lookup(kv.namespace, prompt, kv.loaded.layout.parts)
             if self._prefixes.enabled and kv is self.sequence.kv:
                 lead = request.places.lead if request.places is not None else LEAST_LEAD
-                kv.miss = self._prefixes.explain(kv.prefix, request.prompt, kv.loaded.layout.parts, lead)
+                kv.miss = self._prefixes.explain(kv.prefix, prompt, kv.loaded.layout.parts, lead)
         except Exception:
             log.exception("prefix_lookup_failed", request_id=request.request_id)
 

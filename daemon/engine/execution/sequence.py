@@ -22,6 +22,7 @@ from daemon.engine.execution.events import (
     Timings,
     Usage,
 )
+from daemon.engine.execution.pooling import Pooled, trunk
 from daemon.engine.execution.request import Request
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.output.answer_parser import AnswerParser
@@ -72,6 +73,8 @@ class Sequence:
         draft: KV of the draft model that guesses for it; None without a draft model.
         generated: Tokens sampled so far.
         reasoning_tokens: How many of them are reasoning, its marks included.
+        pooled: Takes the hidden states of its prompt, which is a text to embed and ends with its prefill; None if it
+            generates.
         logits: Those after its prompt, [1, vocab], until it decodes; None if its last token was not computed yet.
         samples: Further answers to its prompt, which decode from its KV; none once they do.
         text: Returns the text of a token alone, for log-probabilities.
@@ -87,6 +90,7 @@ class Sequence:
     channels: AnswerParser | None = None
     constraint: Constraint | None = None
     draft: DraftKV | None = None
+    pooled: Pooled | None = None
     generated: list[int] = field(default_factory=list)
     reasoning_tokens: int = 0
     logits: Any = None
@@ -153,6 +157,15 @@ class Sequence:
     def kvs(self) -> list[SequenceKV]:
         """Its KV, and its draft model's if there is one."""
         return [self.kv] if self.draft is None else [self.kv, self.draft.kv]
+
+    @property
+    def prefill_end(self) -> int:
+        """Tokens of the prompt that prefill computes: all but the last, which the decoder feeds, if there is one."""
+        return len(self.prompt) - (self.pooled is None)
+
+    def module(self, kv: SequenceKV) -> Any:
+        """Return what computes one of its KVs: the model, or the part of it that computes hidden states."""
+        return kv.loaded.model if self.pooled is None else trunk(kv.loaded.model)
 
     def tokens_in(self, kv: SequenceKV) -> list[int]:
         """Return exactly the tokens that one of its KVs holds."""

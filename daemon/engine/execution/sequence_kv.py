@@ -49,6 +49,7 @@ class SequenceKV:
         prefix: The hold on the prefix that was reused.
         keep: Seconds for which the stored prompt is evicted after all others; 0 for as any other.
         miss: Why no more of the prompt was reused; None if all was that could be, or none was looked for.
+        shared: Leading tokens that may be reused and stored; None for all.
     """
 
     model: ModelLease[LoadedModel]
@@ -62,6 +63,7 @@ class SequenceKV:
     prefix: PrefixLease | None = None
     keep: float = 0.0
     miss: Miss | None = None
+    shared: int | None = None
 
     @property
     def loaded(self) -> LoadedModel:
@@ -84,6 +86,10 @@ class SequenceKV:
         other.held, other.cached, other.writes, other.boundary = self.held, self.cached, self.writes, self.boundary
         if copy:
             other.cache = deepcopy(self.cache)
+
+    def sharable(self, prompt: list[int]) -> list[int]:
+        """Return the tokens of a prompt that may be shared, and the one after them, which is never restored."""
+        return prompt if self.shared is None else prompt[: self.shared + 1]
 
     def take(self) -> list[Any]:
         """Return the caches to a new owner, a batch."""
@@ -130,6 +136,8 @@ class SequenceKV:
         caches = caches or self.cache
         if not (self.writes and layout.reusable and caches and self.held):
             return
+        if self.shared is not None:
+            first = min(self.held if first is None else first, self.shared)
         if first is not None and layout.states and (self.boundary is None or self.boundary.tokens != first):
             return
         try:

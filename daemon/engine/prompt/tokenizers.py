@@ -170,16 +170,17 @@ class Tokenizer:
     def _one_text(self, token: int) -> str:
         # Some tokenizers drop the space of a text's first token, so another token comes before it.
         ids, before = self._before
-        text = self._raw([*ids, token])
-        return text.removeprefix(before) if text.startswith(before) else self._raw([token])
+        text = self.written([*ids, token])
+        return text.removeprefix(before) if text.startswith(before) else self.written([token])
 
     @cached_property
     def _before(self) -> tuple[list[int], str]:
         """A token, and its text."""
         ids = self.encode("a", special=False)[-1:]
-        return ids, self._raw(ids)
+        return ids, self.written(ids)
 
-    def _raw(self, ids: Sequence[int]) -> str:
+    def written(self, ids: Sequence[int]) -> str:
+        """Return the text of ids as the model reads it, with special tokens."""
         return str(self._wrapper.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def decoder(self, notation: ChatMarkup, *, calls: bool) -> Decode:

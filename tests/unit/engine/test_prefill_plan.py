@@ -29,6 +29,11 @@ class Prefill:
         return self.length - 1
 
     @property
+    def pools(self) -> bool:
+        """Whether it computes hidden states."""
+        return False
+
+    @property
     def short(self) -> bool:
         """Whether it may share a pass."""
         return self.remaining <= 128

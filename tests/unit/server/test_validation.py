@@ -15,7 +15,14 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.server.validation import check_generate, check_invalidate, check_load
+from daemon.server.validation import (
+    check_embed,
+    check_generate,
+    check_invalidate,
+    check_list_models,
+    check_load,
+    check_tokenize,
+)
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.sampling_options import RANGES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -24,6 +31,9 @@ CHECKS: dict[type[Message], Callable[[Any], None]] = {
     pb.GetOrLoadRequest: check_load,
     pb.GenerateRequest: check_generate,
     pb.InvalidateRequest: check_invalidate,
+    pb.TokenizeRequest: check_tokenize,
+    pb.EmbedRequest: check_embed,
+    pb.ListModelsRequest: check_list_models,
 }
 
 CHECKED = {
@@ -44,6 +54,9 @@ CHECKED = {
     "ModelTarget": {"model", "weights", "prefixes"},
     "PrefixTarget": {"model", "text", "tokens", "salt"},
     "AllTarget": {"weights", "prefixes"},
+    "TokenizeRequest": {"model", "tokens", "chat"},
+    "EmbedRequest": {"model", "adapter", "texts", "prompt_name", "prompt", "dimensions", "pooling", "cache"}
+    | {"request_id", "priority"},
 }
 """Fields that validation looks at, by message."""
 
@@ -55,6 +68,8 @@ FREE = {
     "ToolCall": {"id", "name", "arguments_json"},
     "Tool": {"description"},
     "InvalidateRequest": {"dry_run"},
+    "TokenizeRequest": {"text", "count_only"},
+    "EmbedRequest": {"normalize", "require_loaded"},
 }
 """Fields of which every value is allowed here: switches, seeds, texts that only templates read, JSON that the engine
 parses."""
@@ -102,6 +117,11 @@ def must_call(**fields: Any) -> pb.GenerateRequest:
 def prefix(**fields: Any) -> pb.InvalidateRequest:
     """Return a request to drop a prefix."""
     return pb.InvalidateRequest(prefix=pb.PrefixTarget(**{"model": "embedded", "text": "hello", **fields}))
+
+
+def embed(**fields: Any) -> pb.EmbedRequest:
+    """Return a good EmbedRequest with some fields changed."""
+    return pb.EmbedRequest(**{"model": "m", "texts": ["a"], **fields})
 
 
 def refused(request: Message) -> str | None:
@@ -165,6 +185,12 @@ GOOD = [
     prefix(tokens=pb.TokenIds(ids=[1])),
     pb.InvalidateRequest(model=pb.ModelTarget(model="m", weights=True), dry_run=True),
     pb.InvalidateRequest(all=pb.AllTarget(prefixes=True)),
+    pb.TokenizeRequest(model="m", text="", count_only=True),
+    pb.TokenizeRequest(model="m", tokens=pb.TokenIds()),
+    pb.TokenizeRequest(model="m", chat=pb.Chat(messages=[pb.ChatMessage(role="user")])),
+    pb.ListModelsRequest(),
+    embed(texts=["a"] * 256, prompt="x" * 65_536, dimensions=1, priority=-2, normalize=False),
+    embed(prompt_name="query", pooling=pb.POOLING_CLS, cache={"mode": pb.CACHE_MODE_READ_ONLY, "salt": "s"}),
 ]
 
 BAD: list[tuple[str, Message]] = [
@@ -280,6 +306,19 @@ BAD: list[tuple[str, Message]] = [
     ("prefix.input", pb.InvalidateRequest(prefix=pb.PrefixTarget(model="m"))),
     ("prefix.salt", prefix(salt="s" * 129)),
     ("request", generate(text="x" * (8 * 1024 * 1024))),
+    ("model", pb.TokenizeRequest(text="a")),
+    ("input", pb.TokenizeRequest(model="m")),
+    ("chat.messages", pb.TokenizeRequest(model="m", chat=pb.Chat())),
+    ("texts", embed(texts=[])),
+    ("texts", embed(texts=["a"] * 257)),
+    ("prompt", embed(prompt="x" * 65_537)),
+    ("prompt_name", embed(prompt="", prompt_name="query")),
+    ("dimensions", embed(dimensions=0)),
+    ("pooling", embed(pooling=9)),
+    ("cache.mode", embed(cache={"mode": 4})),
+    ("cache.salt", embed(cache={"salt": "s" * 129})),
+    ("request_id", embed(request_id="a b")),
+    ("priority", embed(priority=3)),
 ]
 
 
