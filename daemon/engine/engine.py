@@ -85,7 +85,7 @@ class Engine:
         if kind == "load":
             self._calls.begin(call_id, load(self._services, call_id, command.load))
         elif kind == "generate":
-            self._calls.begin(call_id, generate(self._services, call_id, command.generate))
+            self._calls.begin(call_id, generate(self._services, call_id, command.generate, command.program))
         elif kind == "invalidate":
             self._calls.begin(call_id, invalidate(self._services, self._invalidator, call_id, command.invalidate))
         elif kind == "cancel":

@@ -76,7 +76,7 @@ if TYPE_CHECKING:
         TopLogprob,
         Usage,
     )
-    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, MemoryStats, Stats, StuckWork
+    from mlx_sidecar._stats import CallerStats, DaemonStats, EngineStats, HistorySample, MemoryStats, Stats, StuckWork
     from mlx_sidecar._streams import GenerateStream, LoadStream
 
 _HOMES = {
@@ -101,7 +101,7 @@ _HOMES = {
         "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress PrefillProgress "
         "Started Timings TokenLogprob TopLogprob Usage"
     ),
-    "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats StuckWork",
+    "_stats": "CallerStats DaemonStats EngineStats HistorySample MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
 }
 """The names that each submodule defines."""
@@ -113,6 +113,7 @@ __all__ = [
     "AsyncGenerateStream",
     "AsyncLoadStream",
     "BudgetInUse",
+    "CallerStats",
     "Cancelled",
     "Client",
     "Completion",

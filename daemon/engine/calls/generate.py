@@ -41,9 +41,15 @@ class _Record:
     asked: float | None = None
 
 
-def generate(services: Services, call_id: int, request: pb.GenerateRequest) -> Call:
+def generate(services: Services, call_id: int, request: pb.GenerateRequest, program: str = "") -> Call:
     """
     Serve a Generate call until the runner has its request: `accepted` is sent, all further events are the runner's.
+
+    Args:
+        services: The parts that it uses.
+        call_id: Its call.
+        request: The validated request.
+        program: The program that calls; programs take turns.
 
     Raises:
         SidecarError: REQUEST_EXCEEDS_MEMORY; or why a model cannot be had, or the prompt cannot be used.
@@ -63,6 +69,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest) -> C
             record.times.load = services.clock() - record.asked
         _refuse_if_never(services, prepared, [ticket.lease, *([] if draft is None else [draft.lease])])
         sequence = sequence_of(services, call_id, request, record.times, ticket.lease, prepared.source, prepared)
+        sequence.program = program
         if draft is not None:
             kv = kv_of(services, request, draft.lease, draft.source)
             sequence.draft = DraftKV(kv, request.draft_tokens or DEFAULT_TOKENS)

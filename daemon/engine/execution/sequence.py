@@ -59,6 +59,7 @@ class Sequence:
         channels: Takes its answer apart; None if all of it is text.
         constraint: Decides which tokens it may sample; None if all.
         draft: KV of the draft model that guesses for it; None without a draft model.
+        program: The program that called; empty if it is not known.
         generated: Tokens sampled so far.
         logits: Those after its prompt, [1, vocab], until it decodes; None if its last token was not computed yet.
     """
@@ -70,6 +71,7 @@ class Sequence:
     channels: AnswerParser | None = None
     constraint: TokenMask | None = None
     draft: DraftKV | None = None
+    program: str = ""
     generated: list[int] = field(default_factory=list)
     logits: Any = None
 

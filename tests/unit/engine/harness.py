@@ -79,10 +79,10 @@ class Harness:
         """Models in memory, those in use that were dropped included."""
         return len(self.engine._models.entries())
 
-    def begin(self, request: pb.GenerateRequest | pb.GetOrLoadRequest | pb.InvalidateRequest) -> int:
-        """Open a call and return its id."""
+    def begin(self, request: pb.GenerateRequest | pb.GetOrLoadRequest | pb.InvalidateRequest, program: str = "") -> int:
+        """Open a call of a program and return its id."""
         self._last_id += 1
-        command = ipc.Command(call_id=self._last_id)
+        command = ipc.Command(call_id=self._last_id, program=program)
         kinds = {pb.GenerateRequest: command.generate, pb.GetOrLoadRequest: command.load}
         body: Any = kinds.get(type(request), command.invalidate)
         body.SetInParent()
