@@ -29,6 +29,7 @@ COMMANDS = {
     "top": "Watch the daemon.",
     "metrics": "Export figures for Prometheus.",
     "config": "Show the settings and where they come from.",
+    "proto": "Print the proto file of the API.",
     "completion": "Print the completion script of a shell.",
     "service": "Run the daemon as a service of macOS.",
     "doctor": "Check what the daemon needs from this machine.",

@@ -68,6 +68,7 @@ def test_dists_are_complete_and_pass_index_checks(dists: dict[str, Path]) -> Non
     with zipfile.ZipFile(dists[f"mlx_sidecar-{__version__}-py3-none-any.whl"]) as wheel:
         names = set(wheel.namelist())
     assert {"mlx_sidecar/py.typed", "mlx_sidecar/v1/sidecar_pb2.pyi", "daemon/v1/ipc_pb2.py"} <= names
+    assert "mlx_sidecar/v1/sidecar.proto" in names
     assert {"daemon/embedded/model.safetensors", "daemon/embedded/chat_template.jinja"} <= names
     assert "daemon/constraints.txt" in names, "the doctor compares with it"
     assert {name.partition("/")[0] for name in names} == {
