@@ -69,10 +69,10 @@ clean: ## Remove what the other targets made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.installed: pyproject.toml daemon/constraints.txt tools/constraints.txt
+$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml daemon/constraints.txt tools/constraints.txt
 	tools/make_venv $(PYTHON) $(VENV)
 	touch $@
 
-$(VENV)/.developed: pyproject.toml daemon/constraints.txt tools/constraints.txt
+$(VENV)/.developed: pyproject.toml clients/python/pyproject.toml daemon/constraints.txt tools/constraints.txt
 	tools/make_venv $(PYTHON) $(VENV) dev
 	touch $(VENV)/.installed $@
