@@ -1,10 +1,11 @@
 """
 Metadata that depends on where a distribution is built: the page of an index, its URLs, and the daemon's own client.
 
-Both distributions use this hook of hatchling, in three surroundings:
+Both distributions use this hook of hatchling, in four surroundings:
 
     surroundings                             recognised by                         the daemon asks for its client
-    a checkout, as in `uv tool install .`    neither of the two below              by its path: no index is asked
+    a checkout, as in `uv tool install .`    none of those below                   by its path: no index is asked
+    a clone of pip (`pip install git+…`)     pip's name for such a folder          by the address of the clone
     a release, or an editable installation   SIDECAR_BUILD_CLIENT_BY_NAME is set   by name and version
     an unpacked source distribution          hatchling has read its PKG-INFO       as PKG-INFO says: by name
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ class CustomMetadataHook(MetadataHookInterface):
         metadata["urls"] = _urls(home, version) if home else {}
         if "dependencies" in self.config:
             by_name = os.environ.get("SIDECAR_BUILD_CLIENT_BY_NAME")
-            wanted = f"{CLIENT}=={version}" if by_name else f"{CLIENT} @ {client.resolve().as_uri()}"
+            wanted = f"{CLIENT}=={version}" if by_name else f"{CLIENT} @ {_address(root, client)}"
             metadata["dependencies"] = [*self.config["dependencies"], wanted]
 
 
@@ -68,6 +70,18 @@ def _version(path: Path) -> str:
     found = re.search(r'__version__ = "([^"]+)"', path.read_text("utf-8"))
     assert found is not None, path
     return found[1]
+
+
+def _address(root: Path, client: Path) -> str:
+    """Return where a checkout's client is. A clone of pip is gone after the installation, and pip keeps the wheel."""
+    if not (root.name.startswith("pip-req-build-") and (root / ".git").exists()):
+        return client.resolve().as_uri()
+    url, commit = _git(root, "remote", "get-url", "origin"), _git(root, "rev-parse", "HEAD")
+    return f"git+{url}@{commit}#subdirectory={client.relative_to(root).as_posix()}"
+
+
+def _git(root: Path, *command: str) -> str:
+    return subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _urls(home: str, version: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def copied(place: Path) -> Path:
+    """Copy what the metadata of the daemon needs, and return the place."""
+    for name in ("pyproject.toml", "README.md", "LICENSE", "clients/python/build_metadata.py"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, place / name)
+    shutil.copytree(CLIENT / "mlx_sidecar", place / "clients/python/mlx_sidecar")
+    return place
+
+
 def metadata(project: Path) -> Any:
     """Return what hatchling writes about a project."""
     return ProjectMetadata(str(project), PluginManager()).core
@@ -41,16 +51,29 @@ def test_checkout_asks_no_index_for_its_client() -> None:
     assert client_of(DAEMON) == f"mlx-sidecar-client @ {CLIENT.as_uri()}"
 
 
+def test_clone_of_pip_asks_for_the_client_of_its_commit(tmp_path: Path) -> None:
+    """By its address: the folder is gone after the installation, and pip keeps the wheel."""
+    clone = copied(tmp_path / "pip-req-build-x")
+    address = "https://forge.example/someone/mlx-sidecar"
+    author = ["-c", "user.name=A", "-c", "user.email=a@forge.example", "-c", "commit.gpgsign=false"]
+    for command in (
+        ["init", "--quiet"],
+        ["remote", "add", "origin", address],
+        ["add", "."],
+        [*author, "commit", "--quiet", "-m", "all"],
+    ):
+        subprocess.run(["git", *command], cwd=clone, check=True)
+    shown = subprocess.run(["git", "rev-parse", "HEAD"], cwd=clone, check=True, capture_output=True, text=True)
+    expected = f"mlx-sidecar-client @ git+{address}@{shown.stdout.strip()}#subdirectory=clients/python"
+    assert client_of(clone) == expected
+
+
 def test_release_asks_for_the_client_of_its_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By name: a path of the machine that built it would be refused by the index, and found nowhere."""
     monkeypatch.setenv("SIDECAR_BUILD_CLIENT_BY_NAME", "1")
     assert client_of(DAEMON) == f"mlx-sidecar-client=={__version__}"
     monkeypatch.delenv("SIDECAR_BUILD_CLIENT_BY_NAME")
-    unpacked = tmp_path / "unpacked"
-    for name in ("pyproject.toml", "README.md", "LICENSE", "clients/python/build_metadata.py"):
-        (unpacked / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, unpacked / name)
-    shutil.copytree(CLIENT / "mlx_sidecar", unpacked / "clients/python/mlx_sidecar")
+    unpacked = copied(tmp_path / "unpacked")
     fields = [f"Version: {__version__}", f"Requires-Dist: mlx-sidecar-client=={__version__}"]
     fields += [f"Project-URL: Repository, {HOME}", "Description-Content-Type: text/markdown"]
     (unpacked / "PKG-INFO").write_text("\n".join(["Metadata-Version: 2.4", "Name: mlx-sidecar", *fields, "", "Text"]))
