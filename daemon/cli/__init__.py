@@ -34,6 +34,7 @@ COMMANDS = {
     "metrics": "Export figures for Prometheus.",
     "http": "Serve OpenAI's API over HTTP.",
     "config": "Show the settings and where they come from.",
+    "proto": "Print the proto file of the API.",
     "completion": "Print the completion script of a shell.",
     "service": "Run the daemon as a service of macOS.",
     "doctor": "Check what the daemon needs from this machine.",

@@ -88,11 +88,11 @@ class Engine:
         if kind == "load":
             self._calls.begin(call_id, load(self._services, call_id, command.load))
         elif kind == "generate":
-            self._calls.begin(call_id, generate(self._services, call_id, command.generate))
+            self._calls.begin(call_id, generate(self._services, call_id, command.generate, command.program))
         elif kind == "invalidate":
             self._calls.begin(call_id, invalidate(self._services, self._invalidator, call_id, command.invalidate))
         elif kind == "embed":
-            self._calls.begin(call_id, embed(self._services, call_id, command.embed))
+            self._calls.begin(call_id, embed(self._services, call_id, command.embed, command.program))
         elif kind == "tokenize":
             self._calls.begin(call_id, tokenize(self._services, call_id, command.tokenize))
         elif kind == "list_models":

@@ -10,6 +10,7 @@ The way of a request through the parent, and what refuses it on its way:
       |  request_decoder.py   bytes become a message                    INVALID_ARGUMENT
       |
     servicer.py       one method for each RPC
+      |  callers.py           the process that calls, for log, Stats and turns
       |  validation.py        ranges, sizes, required fields            INVALID_ARGUMENT
       |  admission.py         a place in the queue                      QUEUE_FULL, SHUTTING_DOWN
       |
@@ -32,6 +33,7 @@ from grpc_reflection.v1alpha import reflection
 from daemon.server.admission import Admission
 from daemon.server.arrivals import Arrivals, Lane, Way
 from daemon.server.call_record import CallRecord
+from daemon.server.callers import Callers
 from daemon.server.interceptor import CallInterceptor
 from daemon.server.servicer import SidecarService
 from daemon.server.singleton import PublishedSocket, private_umask
@@ -92,6 +94,7 @@ class Server:
     Args:
         router: The way to the engine.
         admission: Gives places in the queue.
+        callers: Tells which process a call came from.
         stats: Answers Stats.
         on_cancel: Called for each call that its client cancelled.
         on_end: Called with each call that ended.
@@ -102,6 +105,7 @@ class Server:
         self,
         router: CallRouter,
         admission: Admission,
+        callers: Callers,
         stats: Stats,
         on_cancel: Callable[[], None],
         on_end: Callable[[CallRecord], None],
@@ -111,7 +115,7 @@ class Server:
         arrivals = Arrivals(_ways(), on_refusal=admission.refused)
         interceptor = CallInterceptor(arrivals, on_cancel, on_end)
         self._server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
-        servicer = SidecarService(router, admission, stats, aliases)
+        servicer = SidecarService(router, admission, callers, stats, aliases)
         sidecar_pb2_grpc.add_SidecarServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)

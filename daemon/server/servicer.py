@@ -14,6 +14,7 @@ import grpc
 from structlog.contextvars import bind_contextvars
 
 from daemon.server.admission import Admission
+from daemon.server.callers import Caller, Callers
 from daemon.server.stats import Stats
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.validation import (
@@ -41,15 +42,22 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     Args:
         router: The way to the engine.
         admission: Gives places in the queue.
+        callers: Tells which process a call came from.
         stats: Answers Stats.
         aliases: The models that short names stand for.
     """
 
     def __init__(
-        self, router: CallRouter, admission: Admission, stats: Stats, aliases: Mapping[str, str] | None = None
+        self,
+        router: CallRouter,
+        admission: Admission,
+        callers: Callers,
+        stats: Stats,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self._router = router
         self._admission = admission
+        self._callers = callers
         self._stats = stats
         self._aliases = aliases or {}
 
@@ -57,10 +65,11 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         self, request: pb.GetOrLoadRequest, context: Context
     ) -> AsyncIterator[pb.GetOrLoadResponse]:
         """Load a model; see the proto."""
+        caller = self._caller(context)
         bind_contextvars(model=_name(request.model))
         check_load(request)
         self._resolve(request)
-        with self._admission.place() as ticket:
+        with self._admission.place(caller) as ticket:
             self._admission.began(ticket)  # a load never counts as waiting: max_queue is about prompts
             with closing(self._router.open(ipc.Command(load=request))) as call:
                 ticket.drop = call.fail
@@ -72,15 +81,16 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Generate a completion; see the proto."""
+        caller = self._caller(context)
         bind_contextvars(model=_name(request.model))
         check_generate(request)
         self._resolve(request)
         await asyncio.sleep(0)  # here and below: other calls get their turn between the stages of a large request
         request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
         bind_contextvars(request_id=request.request_id)
-        command = ipc.Command(generate=request)
+        command = ipc.Command(generate=request, program=caller.program)
         await asyncio.sleep(0)
-        with self._admission.place() as ticket, closing(self._router.open(command)) as call:
+        with self._admission.place(caller) as ticket, closing(self._router.open(command)) as call:
             ticket.drop = call.fail
             call.on_stall = partial(self._admission.leave, ticket)
             seq, tokens = count(), 0
@@ -99,6 +109,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
 
     async def Invalidate(self, request: pb.InvalidateRequest, context: Context) -> pb.InvalidateResponse:  # noqa: N802
         """Drop weights or prefixes; see the proto."""
+        self._caller(context)
         check_invalidate(request)
         self._resolve(request)
         bind_contextvars(target=request.WhichOneof("target"), dry_run=request.dry_run)
@@ -111,13 +122,15 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> AsyncIterator[pb.EmbedResponse]:  # noqa: N802
         """Turn texts into vectors; see the proto."""
+        caller = self._caller(context)
         bind_contextvars(model=_name(request.model))
         check_embed(request)
         self._resolve(request)
         request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
         bind_contextvars(request_id=request.request_id, texts=len(request.texts))
         await asyncio.sleep(0)
-        with self._admission.place() as ticket, closing(self._router.open(ipc.Command(embed=request))) as call:
+        command = ipc.Command(embed=request, program=caller.program)
+        with self._admission.place(caller) as ticket, closing(self._router.open(command)) as call:
             ticket.drop = call.fail
             call.on_stall = partial(self._admission.leave, ticket)
             async for event in call.events():
@@ -132,12 +145,13 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
         """Convert between text and token ids; see the proto."""
+        caller = self._caller(context)
         bind_contextvars(model=_name(request.model))
         check_tokenize(request)
         self._resolve(request)
         await asyncio.sleep(0)
         answer = pb.TokenizeResponse()
-        with self._admission.place() as ticket:
+        with self._admission.place(caller) as ticket:
             self._admission.began(ticket)  # it never waits for a slot of the model
             with closing(self._router.open(ipc.Command(tokenize=request))) as call:
                 ticket.drop = call.fail
@@ -148,6 +162,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """List the models of this machine; see the proto."""
+        self._caller(context)
         check_list_models(request)
         answer = pb.ListModelsResponse()
         with closing(self._router.open(ipc.Command(list_models=request))) as call:
@@ -164,6 +179,13 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsResponse:  # noqa: N802
         """Return the state of the daemon; see the proto."""
         return self._stats.response(request)
+
+    def _caller(self, context: Context) -> Caller:
+        """Return the process that a call came from, for its log line as well."""
+        caller = self._callers.arrived(context.invocation_metadata() or ())
+        if caller.pid:
+            bind_contextvars(caller=caller.program, caller_pid=caller.pid)
+        return caller
 
 
 def _name(model: str) -> str:

@@ -66,15 +66,15 @@ def read_seconds(raw: Any, text: bool, home: Path) -> float:
     return _checked(float(raw) if type(raw) in (int, float) else math.nan)
 
 
-def whole(least: int) -> Reader:
-    """Return a reader of whole numbers from `least` to 2**31 - 1."""
+def whole(least: int, most: int = _MOST) -> Reader:
+    """Return a reader of whole numbers from `least` to `most`."""
 
     def read(raw: Any, text: bool, home: Path) -> int:
         if text and isinstance(raw, str) and re.fullmatch(r"[0-9]{1,10}", raw.strip()):
             raw = int(raw)
-        if type(raw) is int and least <= raw <= _MOST:
+        if type(raw) is int and least <= raw <= most:
             return raw
-        raise ValueError(f"a whole number from {least} to {_MOST}")
+        raise ValueError(f"a whole number from {least} to {most}")
 
     return read
 

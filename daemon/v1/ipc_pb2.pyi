@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Command(_message.Message):
-    __slots__ = ("call_id", "load", "generate", "invalidate", "cancel", "shutdown", "hold", "recall", "embed", "tokenize", "list_models")
+    __slots__ = ("call_id", "load", "generate", "invalidate", "cancel", "shutdown", "hold", "recall", "embed", "tokenize", "list_models", "program")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     GENERATE_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class Command(_message.Message):
     EMBED_FIELD_NUMBER: _ClassVar[int]
     TOKENIZE_FIELD_NUMBER: _ClassVar[int]
     LIST_MODELS_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     load: _sidecar_pb2.GetOrLoadRequest
     generate: _sidecar_pb2.GenerateRequest
@@ -34,7 +35,8 @@ class Command(_message.Message):
     embed: _sidecar_pb2.EmbedRequest
     tokenize: _sidecar_pb2.TokenizeRequest
     list_models: _sidecar_pb2.ListModelsRequest
-    def __init__(self, call_id: _Optional[int] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadRequest, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateRequest, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateRequest, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ..., recall: _Optional[_Union[_sidecar_pb2.GetOrLoadRequest, _Mapping]] = ..., embed: _Optional[_Union[_sidecar_pb2.EmbedRequest, _Mapping]] = ..., tokenize: _Optional[_Union[_sidecar_pb2.TokenizeRequest, _Mapping]] = ..., list_models: _Optional[_Union[_sidecar_pb2.ListModelsRequest, _Mapping]] = ...) -> None: ...
+    program: str
+    def __init__(self, call_id: _Optional[int] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadRequest, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateRequest, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateRequest, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ..., recall: _Optional[_Union[_sidecar_pb2.GetOrLoadRequest, _Mapping]] = ..., embed: _Optional[_Union[_sidecar_pb2.EmbedRequest, _Mapping]] = ..., tokenize: _Optional[_Union[_sidecar_pb2.TokenizeRequest, _Mapping]] = ..., list_models: _Optional[_Union[_sidecar_pb2.ListModelsRequest, _Mapping]] = ..., program: _Optional[str] = ...) -> None: ...
 
 class Hold(_message.Message):
     __slots__ = ("held",)

@@ -87,7 +87,16 @@ if TYPE_CHECKING:
         TopLogprob,
         Usage,
     )
-    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, HttpStats, MemoryStats, Stats, StuckWork
+    from mlx_sidecar._stats import (
+        CallerStats,
+        DaemonStats,
+        EngineStats,
+        HistorySample,
+        HttpStats,
+        MemoryStats,
+        Stats,
+        StuckWork,
+    )
     from mlx_sidecar._streams import GenerateStream, LoadStream
     from mlx_sidecar._texts import Embeddings, EmbedOptions, TokenizeOptions, Tokens
 
@@ -114,7 +123,7 @@ _HOMES = {
         "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress Miss PrefillProgress "
         "PromptLogprobs Started Timings TokenLogprob ToolCallDelta TopLogprob Usage"
     ),
-    "_stats": "DaemonStats EngineStats HistorySample HttpStats MemoryStats Stats StuckWork",
+    "_stats": "CallerStats DaemonStats EngineStats HistorySample HttpStats MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
     "_texts": "EmbedOptions Embeddings TokenizeOptions Tokens",
 }
@@ -127,6 +136,7 @@ __all__ = [
     "AsyncGenerateStream",
     "AsyncLoadStream",
     "BudgetInUse",
+    "CallerStats",
     "Cancelled",
     "Client",
     "Completion",

@@ -18,7 +18,7 @@ import grpc.aio
 from mlx_sidecar import _requests as requests
 from mlx_sidecar._address import resolve, socket_exists, target
 from mlx_sidecar._aio_streams import AsyncGenerateStream, AsyncLoadStream, AsyncStream, task_is_cancelled
-from mlx_sidecar._channel import CHANNEL_OPTIONS, CONNECT_TIMEOUT, PING, POLL_INTERVAL, answered, stub
+from mlx_sidecar._channel import CHANNEL_OPTIONS, CONNECT_TIMEOUT, PING, POLL_INTERVAL, answered, metadata, stub
 from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import Cancelled, ConnectionLost, DaemonNotRunning, SidecarError
 from mlx_sidecar._failure import failure, not_running, unanswered
@@ -219,7 +219,7 @@ class AsyncClient:
     async def _unary(self, method: str, request: Any) -> Any:
         rpc = getattr(await self._connect(), method)
         try:
-            return await rpc(request, timeout=self._timeout)
+            return await rpc(request, timeout=self._timeout, metadata=metadata())
         except grpc.RpcError as error:
             raise self._failed(error) from error
         except asyncio.CancelledError:
@@ -228,7 +228,7 @@ class AsyncClient:
             raise Cancelled("the client was closed during the call") from None
 
     async def _start(self, method: str, request: Any, timeout: float | None) -> Any:
-        return getattr(await self._connect(), method)(request, timeout=timeout)
+        return getattr(await self._connect(), method)(request, timeout=timeout, metadata=metadata())
 
     async def _connect(self) -> Any:
         async with self._lock:

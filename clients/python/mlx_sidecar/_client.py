@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import grpc
 
 from mlx_sidecar._address import resolve, socket_exists, target
-from mlx_sidecar._channel import CONNECT_TIMEOUT, PING, POLL_INTERVAL, SYNC_CHANNEL_OPTIONS, answered, stub
+from mlx_sidecar._channel import CONNECT_TIMEOUT, PING, POLL_INTERVAL, SYNC_CHANNEL_OPTIONS, answered, metadata, stub
 from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import ConnectionLost, DaemonNotRunning, SidecarError
 from mlx_sidecar._failure import failure, not_running, unanswered
@@ -235,12 +235,12 @@ class Client:
     def _unary(self, method: str, request: Any) -> Any:
         rpc = getattr(self._connect(), method)
         try:
-            return rpc(request, timeout=self._timeout)
+            return rpc(request, timeout=self._timeout, metadata=metadata())
         except grpc.RpcError as error:
             raise self._failed(error) from error
 
     def _start(self, method: str, request: Any, timeout: float | None) -> Any:
-        return getattr(self._connect(), method)(request, timeout=timeout)
+        return getattr(self._connect(), method)(request, timeout=timeout, metadata=metadata())
 
     def _connect(self) -> Any:
         with self._lock:

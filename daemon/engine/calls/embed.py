@@ -36,9 +36,15 @@ Texts that may be computed before they can be sent. A reader that lags holds its
 """
 
 
-def embed(services: Services, call_id: int, request: pb.EmbedRequest) -> Call:
+def embed(services: Services, call_id: int, request: pb.EmbedRequest, program: str = "") -> Call:
     """
     Serve an Embed call: an `embedding` for each text, then `finished`.
+
+    Args:
+        services: What serves calls.
+        call_id: The call.
+        request: Its request.
+        program: The program that calls; programs take turns.
 
     Raises:
         SidecarError: REQUEST_EXCEEDS_MEMORY; or why the model cannot be had, or a text cannot be used.
@@ -50,6 +56,8 @@ def embed(services: Services, call_id: int, request: pb.EmbedRequest) -> Call:
     except BaseException:
         ticket.cancel()
         raise
+    for sequence in sequences:
+        sequence.program = program
     vectors = [sequence.pooled for sequence in sequences if sequence.pooled is not None]
     yield from _run(services, call_id, sequences, vectors)
     usage = pb.Usage(prompt_tokens=prepared.tokens, cached_tokens=sum(pooled.cached for pooled in vectors))

@@ -159,6 +159,11 @@ class Prefill:
         return self._kv.namespace
 
     @property
+    def program(self) -> str:
+        """The program that called; programs take turns."""
+        return self.sequence.program
+
+    @property
     def priority(self) -> int:
         """Higher is computed first."""
         return self.sequence.priority

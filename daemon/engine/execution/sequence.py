@@ -71,6 +71,7 @@ class Sequence:
         channels: Takes its answer apart; None if all of it is text.
         constraint: Decides which tokens it may sample; None if all.
         draft: KV of the draft model that guesses for it; None without a draft model.
+        program: The program that called; empty if it is not known.
         generated: Tokens sampled so far.
         reasoning_tokens: How many of them are reasoning, its marks included.
         pooled: Takes the hidden states of its prompt, which is a text to embed and ends with its prefill; None if it
@@ -91,6 +92,7 @@ class Sequence:
     constraint: Constraint | None = None
     draft: DraftKV | None = None
     pooled: Pooled | None = None
+    program: str = ""
     generated: list[int] = field(default_factory=list)
     reasoning_tokens: int = 0
     logits: Any = None

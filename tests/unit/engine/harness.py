@@ -89,10 +89,10 @@ class Harness:
         """Models in memory, those in use that were dropped included."""
         return len(self.engine._models.entries())
 
-    def begin(self, request: AnyRequest) -> int:
-        """Open a call and return its id."""
+    def begin(self, request: AnyRequest, program: str = "") -> int:
+        """Open a call of a program and return its id."""
         self._last_id += 1
-        command = ipc.Command(call_id=self._last_id)
+        command = ipc.Command(call_id=self._last_id, program=program)
         kinds = {pb.GenerateRequest: command.generate, pb.GetOrLoadRequest: command.load}
         kinds |= {pb.EmbedRequest: command.embed, pb.TokenizeRequest: command.tokenize}
         kinds |= {pb.ListModelsRequest: command.list_models}

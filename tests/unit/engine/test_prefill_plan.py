@@ -21,6 +21,7 @@ class Prefill:
     length: int
     model_key: str = "m"
     namespace: str = "m"
+    program: str = ""
     priority: int = 0
 
     @property

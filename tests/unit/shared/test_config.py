@@ -82,6 +82,7 @@ ALL_GIVEN: dict[str, tuple[Any, Any]] = {
     "socket": ("~/s.sock", lambda home: home / "s.sock"),
     "model_cache_mb": (0, 0),
     "max_models": (1, 1),
+    "max_queue_share": (50, 50),
     "model_ttl": ("1h30m", 5400.0),
     "evict_on_memory_pressure": (False, False),
     "kv_cache_mb": (0, 0),

@@ -853,7 +853,7 @@ class NamespaceStats(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., salted: bool = ..., blocks: _Optional[int] = ..., branches: _Optional[int] = ..., hits: _Optional[int] = ..., tokens_reused: _Optional[int] = ...) -> None: ...
 
 class EngineStats(_message.Message):
-    __slots__ = ("state", "restarts", "step_age", "queued", "prefilling", "decoding", "prompt_tokens", "generated_tokens", "rejected", "cancelled", "pid", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99", "batch_size_p50", "batch_size_p99", "stuck")
+    __slots__ = ("state", "restarts", "step_age", "queued", "prefilling", "decoding", "prompt_tokens", "generated_tokens", "rejected", "cancelled", "pid", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99", "batch_size_p50", "batch_size_p99", "stuck", "callers")
     STATE_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     STEP_AGE_FIELD_NUMBER: _ClassVar[int]
@@ -872,6 +872,7 @@ class EngineStats(_message.Message):
     BATCH_SIZE_P50_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_P99_FIELD_NUMBER: _ClassVar[int]
     STUCK_FIELD_NUMBER: _ClassVar[int]
+    CALLERS_FIELD_NUMBER: _ClassVar[int]
     state: EngineState
     restarts: int
     step_age: _duration_pb2.Duration
@@ -890,7 +891,26 @@ class EngineStats(_message.Message):
     batch_size_p50: int
     batch_size_p99: int
     stuck: _containers.RepeatedCompositeFieldContainer[StuckWork]
-    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., restarts: _Optional[int] = ..., step_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queued: _Optional[int] = ..., prefilling: _Optional[int] = ..., decoding: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., rejected: _Optional[int] = ..., cancelled: _Optional[int] = ..., pid: _Optional[int] = ..., step_time_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_time_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_size_p50: _Optional[int] = ..., batch_size_p99: _Optional[int] = ..., stuck: _Optional[_Iterable[_Union[StuckWork, _Mapping]]] = ...) -> None: ...
+    callers: _containers.RepeatedCompositeFieldContainer[CallerStats]
+    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., restarts: _Optional[int] = ..., step_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queued: _Optional[int] = ..., prefilling: _Optional[int] = ..., decoding: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., rejected: _Optional[int] = ..., cancelled: _Optional[int] = ..., pid: _Optional[int] = ..., step_time_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_time_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_size_p50: _Optional[int] = ..., batch_size_p99: _Optional[int] = ..., stuck: _Optional[_Iterable[_Union[StuckWork, _Mapping]]] = ..., callers: _Optional[_Iterable[_Union[CallerStats, _Mapping]]] = ...) -> None: ...
+
+class CallerStats(_message.Message):
+    __slots__ = ("pid", "program", "declared", "waiting", "running", "calls", "last_call")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
+    DECLARED_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    LAST_CALL_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    program: str
+    declared: bool
+    waiting: int
+    running: int
+    calls: int
+    last_call: _duration_pb2.Duration
+    def __init__(self, pid: _Optional[int] = ..., program: _Optional[str] = ..., declared: bool = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., calls: _Optional[int] = ..., last_call: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class StuckWork(_message.Message):
     __slots__ = ("work", "model", "silent")
