@@ -118,11 +118,8 @@ def _response(event: Event) -> pb.GenerateResponse:
     match event:
         case Delta():
             return pb.GenerateResponse(delta=_delta(event))
-        case Started(request_id, model, prompt_tokens, cached_tokens):
-            started = pb.Started(
-                request_id=request_id, model=model, prompt_tokens=prompt_tokens, cached_tokens=cached_tokens
-            )
-            return pb.GenerateResponse(started=started)
+        case Started():
+            return pb.GenerateResponse(started=pb.Started(**asdict(event)))
         case PrefillProgress(done, total):
             return pb.GenerateResponse(prefill=pb.PrefillProgress(done=done, total=total))
         case Finished():

@@ -29,12 +29,14 @@ class Started:
         model: The name that its model was asked for by.
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of it with reused KV.
+        warnings: What is not as the caller had it, a sentence each.
     """
 
     request_id: str
     model: str
     prompt_tokens: int
     cached_tokens: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ class Request:
         message_ends: Ids that end a message within the prompt; prefixes are resumable behind them.
         top_logprobs: Alternatives that each token is reported with; None if no log-probabilities are wanted.
         priority: Higher starts and prefills first.
+        warnings: What is not as the caller had it, a sentence each.
     """
 
     call_id: int
@@ -57,3 +58,4 @@ class Request:
     message_ends: frozenset[int]
     top_logprobs: int | None = None
     priority: int = 0
+    warnings: tuple[str, ...] = ()

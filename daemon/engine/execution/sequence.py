@@ -119,7 +119,8 @@ class Sequence:
 
     def started(self) -> Started:
         """Return its first event."""
-        return Started(self.request.request_id, self.request.model_name, len(self.prompt), self.kv.cached)
+        asked = self.request
+        return Started(asked.request_id, asked.model_name, len(self.prompt), self.kv.cached, asked.warnings)
 
     def progress(self, done: int) -> PrefillProgress:
         """Return the event that `done` prompt tokens are in the cache."""

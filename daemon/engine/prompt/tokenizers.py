@@ -16,8 +16,11 @@ from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
 from daemon.cache.model_files import private_copy
 from daemon.engine.output.chat_markup import ChatMarkup
-from daemon.engine.output.harmony import HarmonyWrapper, understood, with_thinking
+from daemon.engine.output.harmony import understood
 from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.template_files import ChatTemplates, chat_templates
+from daemon.engine.prompt.template_probe import Probe
+from daemon.engine.prompt.template_shape import TemplateShape
 from daemon.engine.structured_output.matcher import Vocabulary, vocabulary
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.failpoints import failpoint
@@ -37,15 +40,17 @@ class Tokenizer:
     Args:
         wrapper: The tokenizer as mlx-lm wraps it.
         templates: Renders the chat template.
+        chat_templates: The templates of the model.
 
     Attributes:
         eos_ids: Ids that end a sequence.
         size: Number of ids, added tokens included.
     """
 
-    def __init__(self, wrapper: Any, templates: Templates) -> None:
+    def __init__(self, wrapper: Any, templates: Templates, chat_templates: ChatTemplates | None = None) -> None:
         self._wrapper = wrapper
         self._templates = templates
+        self._chat_templates = chat_templates or ChatTemplates({})
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
         self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
@@ -58,7 +63,7 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """Whether the model has a chat template, which `render` needs."""
-        return bool(self._wrapper.has_chat_template)
+        return bool(self._chat_templates or self._wrapper.has_chat_template)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the ids of a text, with the usual special tokens (such as BOS) if `special`."""
@@ -70,6 +75,29 @@ class Tokenizer:
         """Return the ids of a plain prompt. A BOS at the beginning of the text is not doubled."""
         bos = self._wrapper.bos_token
         return self.encode(text, special=bos is None or not text.startswith(bos))
+
+    def template_for(self, *, tools: bool) -> str | None:
+        """
+        Return the template of a conversation with or without tools; None if code and no template renders it.
+
+        Raises:
+            SidecarError: INVALID_ARGUMENT if the model has templates, and none for such a conversation.
+        """
+        if self._wrapper._chat_template is not None or not _plain(self._wrapper._tokenizer):
+            return None
+        return self._chat_templates.chosen(tools=tools)
+
+    def shape(self, *, tools: bool) -> TemplateShape:
+        """
+        Return what the template of a conversation takes. Blocks while a template is tried for the first time.
+
+        Raises:
+            SidecarError: As `render` does.
+        """
+        template = self.template_for(tools=tools)
+        if template is None:
+            return self._shape_of_code
+        return self._templates.shape(template, self._wrapper._tokenizer.special_tokens_map)
 
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """
@@ -83,16 +111,25 @@ class Tokenizer:
             SidecarError: INVALID_ARGUMENT if the template refuses the conversation, fails, or takes too much time or
                 memory.
         """
-        tokenizer = self._wrapper._tokenizer
-        if isinstance(self._wrapper, HarmonyWrapper):
-            messages = [with_thinking(message) for message in messages]
-        if self._wrapper._chat_template is not None or not _plain(tokenizer):
+        template = self.template_for(tools=bool(options.get("tools")))
+        if template is None:
             with self._lock:
                 return self._render_here(messages, options)
-        if "enable_thinking" in options:
-            options[self._wrapper._thinking_kwarg] = options.pop("enable_thinking")
-        template = tokenizer.get_chat_template(None, options.get("tools"))
-        return self._templates.render(template, messages, {**tokenizer.special_tokens_map, **options})
+        return self._templates.render(template, messages, {**self._wrapper._tokenizer.special_tokens_map, **options})
+
+    def log_losses(self, *, tools: bool) -> None:
+        """Log that the template of such a conversation leaves out parts of it, once for each template."""
+        self._templates.log_losses(self.template_for(tools=tools) or type(self._wrapper._tokenizer).__name__)
+
+    @cached_property
+    def _shape_of_code(self) -> TemplateShape:
+        """The shape of code that renders in place of a template; code that ends needs no worker."""
+
+        def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+            with self._lock:
+                return self._render_here(messages, options)
+
+        return Probe(render, "", lambda: True).shape(None)
 
     def _render_here(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
         """Render with code of mlx-lm or transformers that is no template, and so cannot run in a worker."""
@@ -208,8 +245,11 @@ def _load(source: ModelSource, templates: Templates) -> Tokenizer:
     try:
         with private_copy(source.path, source.roots) as path:  # libraries read a copy and never open the model's files
             eos = load_config(path).get("eos_token_id")  # that of generation_config.json, if it has one
-            wrapper = load_tokenizer(path, {"trust_remote_code": False}, eos_token_ids=eos)
-            tokenizer = Tokenizer(understood(wrapper), templates)
+            named = chat_templates(path)
+            # mlx-lm guesses the notation of calls from the template, so it gets the template that knows of tools.
+            extra = {"trust_remote_code": False, **({"chat_template": named.widest} if named else {})}
+            wrapper = load_tokenizer(path, extra, eos_token_ids=eos)
+            tokenizer = Tokenizer(understood(wrapper), templates, named)
             tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
             return tokenizer
     except SidecarError:

@@ -102,15 +102,15 @@ def test_chat_template_gets_the_request_options(source: ModelSource) -> None:
     tokenizer = Tokenizer(Wrapper(template), UNUSED)
     call = pb.ToolCall(id="c1", name="look", arguments_json='{"at": 1}')
     prepare_prompt(chat(USER, pb.ChatMessage(role="assistant", tool_calls=[call])), source, tokenizer)
-    messages, options = seen[0]
+    messages, options = seen[-1]  # after those that try what the code takes
     assert messages[0] == {"role": "user", "content": "What is the code?"}
     function = {"name": "look", "arguments": {"at": 1}}
     assert messages[1]["tool_calls"] == [{"id": "c1", "type": "function", "function": function}]
     assert options == {"add_generation_prompt": True, "tokenize": False, "return_dict": False}
     tool = pb.Tool(name="look", description="looks", parameters_json='{"type": "object"}')
     prepare_prompt(chat(enable_thinking=False, tools=[tool]), source, tokenizer)
-    assert seen[1][1]["enable_thinking"] is False
-    assert seen[1][1]["tools"][0]["function"]["parameters"] == {"type": "object"}
+    assert seen[-1][1]["enable_thinking"] is False
+    assert seen[-1][1]["tools"][0]["function"]["parameters"] == {"type": "object"}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", "null", '{"a": NaN}', '{"a": "\\ud800"}', '{"a":' * 100_000])

@@ -1,0 +1,81 @@
+"""The shape of a chat template: what it reads, which turns it takes, and what it leaves out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SWITCHES = ("enable_thinking", "thinking", "enable_reasoning", "do_reasoning", "reasoning")
+"""Names under which templates read whether the model may reason; the first that a template reads counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateShape:
+    """
+    What a template takes. The defaults are those of a template that takes everything as the OpenAI API has it.
+
+    Attributes:
+        variables: Names that the template reads; None if it is code and no template, so that they are not known.
+        text_arguments: Whether the arguments of a call are JSON text, and not a mapping.
+        call_content: The content of a turn that has calls and no text: "empty", "none" (null) or "missing".
+        short_ids: Whether ids of calls need nine letters or digits.
+        reasoning_key: The key of a turn's reasoning.
+        joined_reasoning: Whether a turn with calls has room for reasoning or text, but not for both.
+        split_turns: Whether a turn with text and calls has to become two turns.
+        developer: Whether the template has a meaning for the role `developer`.
+        system: Whether a conversation may begin with a system turn.
+        systems: Whether it may begin with several.
+        late_system: Whether a system turn may stand anywhere, and is written at its place.
+        user_runs: Whether user turns may follow each other.
+        leaves_out: What the template drops without a word; keys of `LEFT_OUT`.
+    """
+
+    variables: frozenset[str] | None = None
+    text_arguments: bool = False
+    call_content: str = "empty"
+    short_ids: bool = False
+    reasoning_key: str = "reasoning_content"
+    joined_reasoning: bool = False
+    split_turns: bool = False
+    developer: bool = True
+    system: bool = True
+    systems: bool = True
+    late_system: bool = True
+    user_runs: bool = True
+    leaves_out: frozenset[str] = frozenset()
+
+    @property
+    def switch(self) -> str | None:
+        """The name under which the template reads whether the model may reason; None if it reads none."""
+        known = SWITCHES[:1] if self.variables is None else self.variables
+        return next((name for name in SWITCHES if name in known), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as values of JSON."""
+        variables = None if self.variables is None else sorted(self.variables)
+        return {**asdict(self), "variables": variables, "leaves_out": sorted(self.leaves_out)}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> TemplateShape:
+        """Return the shape that `to_json` wrote."""
+        variables = None if value["variables"] is None else frozenset(value["variables"])
+        return TemplateShape(**{**value, "variables": variables, "leaves_out": frozenset(value["leaves_out"])})
+
+
+LEFT_OUT = {
+    "calls": "tool_calls",
+    "further_calls": "tool_calls",
+    "text_beside_calls": "content",
+    "calls_beside_text": "tool_calls",
+    "answers": "content",
+    "reasoning": "reasoning_content",
+    "late_reasoning": "reasoning_content",
+}
+"""
+What a template may drop, each with the field of the message that is lost.
+
+`further_calls` are all but the first call of a turn. Of a turn with text and calls, `text_beside_calls` or
+`calls_beside_text` may be lost. `answers` are those of tools. `reasoning` is never written; `late_reasoning` is that of
+turns after the last user turn.
+"""
