@@ -36,12 +36,14 @@ class Started:
         model: The model that answers.
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of the prompt that need not be computed again.
+        warnings: What is not as the request had it: a sentence each, which begins with the field.
     """
 
     request_id: str
     model: str
     prompt_tokens: int
     cached_tokens: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,7 @@ class Completion:
         model: The model that answered.
         reasoning: The reasoning of all deltas.
         tool_calls: The calls of all deltas, as a `Message` takes them; their arguments are JSON text.
+        warnings: What is not as the request had it: a sentence each, which begins with the field.
     """
 
     text: str
@@ -219,6 +222,7 @@ class Completion:
     model: str
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,4 +116,5 @@ class GenerateTranscript:
             model=self._started.model,
             reasoning="".join(self._reasoning),
             tool_calls=tuple(self._calls),
+            warnings=self._started.warnings,
         )

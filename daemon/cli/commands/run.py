@@ -59,6 +59,8 @@ _STDIN = Path("-")
     help="A smaller model that guesses tokens: same answer, other speed.",
 )
 @click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")
+@click.option("--think/--no-think", default=None, help="Turn a reasoning model's thinking on or off.")
+@click.option("--effort", metavar="WORD", help="How much a reasoning model reasons, such as low or high.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor store cached prefixes.")
 @click.option("--salt", default="", help="Share cached prefixes only with requests of the same salt.")
 @click.option("--verbose", is_flag=True, help="Print tokens and timings to stderr after the answer.")
@@ -77,6 +79,8 @@ def command(
     form: str | None,
     draft_model: str,
     schema: TextIO | None,
+    think: bool | None,
+    effort: str | None,
     no_cache: bool,
     verbose: bool,
     no_history: bool,
@@ -88,8 +92,9 @@ def command(
 
     Without either, on a terminal, hold a conversation. The model is downloaded and loaded if that is needed.
     """
-    if raw and system is not None:
-        raise click.UsageError("--system needs the chat template, so it cannot go with --raw.")
+    for flag, given in {"--system": system, "--think/--no-think": think, "--effort": effort}.items():
+        if raw and given is not None:
+            raise click.UsageError(f"{flag} needs the chat template, so it cannot go with --raw.")
     options = {**sampling, "stop": stop or None, "cache_mode": "bypass" if no_cache else "read_write"}
     if form and schema:
         raise click.UsageError("--format and --schema exclude each other.")
@@ -99,6 +104,10 @@ def command(
         options["draft_model"] = draft_model
     if schema:
         options["json_schema"] = schema.read()
+    if think is not None:
+        options["enable_thinking"] = think
+    if effort:
+        options["reasoning_effort"] = effort
     talk = prompt is None and not files and stdin_is_terminal() and stdout_is_terminal()
     if talk and (raw or as_json):
         raise click.UsageError("--raw and --json need a PROMPT, as an argument or on standard input.")

@@ -64,6 +64,7 @@ def print_timings(result: Completion) -> None:
         ("first token", "-" if timings.first_token is None else f"{timings.first_token:.3f} s"),
         ("prefill", _speed(computed, timings.prefill)),
         ("decode", _speed(decoded, timings.decode)),
+        *(("warning", text) for text in result.warnings),
     ]
     click.echo("\n" + "\n".join(f"{label:<12} {text}" for label, text in lines), err=True)
 

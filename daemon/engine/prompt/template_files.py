@@ -56,7 +56,7 @@ def chat_templates(path: Path) -> ChatTemplates:
     Return the templates of a model.
 
     `chat_template.jinja` and the files of `additional_chat_templates` come first, as in transformers. Without a
-    default among them, those of `tokenizer_config.json` are added, or those of `chat_template.json`, a processor's file.
+    default among them, those of `tokenizer_config.json` are added, or those of `chat_template.json`.
 
     Args:
         path: A private copy of the model's small files.

@@ -31,7 +31,8 @@ CHECKED = {
     | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"},
     "ResponseFormat": {"json_schema", "json_object", "regex", "grammar"},
     "TokenIds": {"ids"},
-    "Chat": {"messages", "tools", "tool_choice", "required_tool"},
+    "Chat": {"messages", "tools", "tool_choice", "required_tool"}
+    | {"template_args", "reasoning_effort", "continue_final_message"},
     "ChatMessage": {"role"},
     "Tool": {"name", "parameters_json"},
     "Sampling": {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"}
@@ -138,6 +139,8 @@ GOOD = [
     generate(stop=pb.Stop(strings=["x" * 256] * 16, token_ids=[1] * 64)),
     generate(stop=pb.Stop(strings=["é" * 128])),
     chat(tools=[pb.Tool(name="t"), pb.Tool(name="u")]),
+    chat(template_args={f"name_{number}": "1" for number in range(64)}, reasoning_effort="x" * 64),
+    chat(messages=[pb.ChatMessage(role="assistant")], continue_final_message=True, add_generation_prompt=False),
     chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_537)], tool_choice=pb.TOOL_CHOICE_AUTO),
     chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_536)], tool_choice=pb.TOOL_CHOICE_REQUIRED),
     chat_in_a_form(tools=[pb.Tool(name="t")], tool_choice=pb.TOOL_CHOICE_NONE),
@@ -153,6 +156,9 @@ GOOD = [
     pb.InvalidateRequest(model=pb.ModelTarget(model="m", weights=True), dry_run=True),
     pb.InvalidateRequest(all=pb.AllTarget(prefixes=True)),
 ]
+
+LEFT_OPEN: dict[str, Any] = {"messages": [pb.ChatMessage(role="assistant")], "continue_final_message": True}
+CALLED = [pb.ChatMessage(role="assistant", tool_calls=[pb.ToolCall(name="t")])]
 
 BAD: list[tuple[str, Message]] = [
     ("model", load(model="")),
@@ -177,6 +183,17 @@ BAD: list[tuple[str, Message]] = [
     ("chat.messages[1].role", chat(messages=[pb.ChatMessage(role="user"), pb.ChatMessage()])),
     ("chat.tools[0].name", chat(tools=[pb.Tool()])),
     ("chat.tools[2].name", chat(tools=[pb.Tool(name="t"), pb.Tool(name="u"), pb.Tool(name="t")])),
+    ("chat.template_args", chat(template_args={f"name_{number}": "1" for number in range(65)})),
+    ("chat.template_args", chat(template_args={"a": "x" * 64 * 1024})),
+    ("chat.template_args[messages]", chat(template_args={"messages": "[]"})),
+    ("chat.template_args[enable_thinking]", chat(template_args={"enable_thinking": "true"})),
+    ("chat.template_args[bos_token]", chat(template_args={"bos_token": '"x"'})),
+    ("chat.template_args[chat_template]", chat(template_args={"chat_template": '"x"'})),
+    ("chat.template_args[]", chat(template_args={"": "1"})),
+    ("chat.reasoning_effort", chat(reasoning_effort="x" * 65)),
+    ("chat.continue_final_message", chat(continue_final_message=True)),
+    ("chat.continue_final_message", chat(**LEFT_OPEN, add_generation_prompt=True)),
+    ("chat.continue_final_message", chat(continue_final_message=True, messages=CALLED)),
     ("chat.tools", chat_in_a_form(tools=[pb.Tool(name="t")])),
     ("chat.tool_choice", chat(tool_choice=9)),
     ("chat.tool_choice", chat(tool_choice=pb.TOOL_CHOICE_REQUIRED)),
