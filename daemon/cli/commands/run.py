@@ -92,10 +92,11 @@ def command(
 
     Without either, on a terminal, hold a conversation. The model is downloaded and loaded if that is needed.
     """
-    for flag, given in {"--system": system, "--think/--no-think": think, "--effort": effort}.items():
-        if raw and given is not None:
-            raise click.UsageError(f"{flag} needs the chat template, so it cannot go with --raw.")
+    if raw:
+        _refuse_chat_options({"--system": system, "--think/--no-think": think, "--effort": effort})
     options = {**sampling, "stop": stop or None, "cache_mode": "bypass" if no_cache else "read_write"}
+    chat = {"enable_thinking": think, "reasoning_effort": effort}
+    options |= {name: value for name, value in chat.items() if value is not None}
     if form and schema:
         raise click.UsageError("--format and --schema exclude each other.")
     if form:
@@ -104,10 +105,6 @@ def command(
         options["draft_model"] = draft_model
     if schema:
         options["json_schema"] = schema.read()
-    if think is not None:
-        options["enable_thinking"] = think
-    if effort:
-        options["reasoning_effort"] = effort
     talk = prompt is None and not files and stdin_is_terminal() and stdout_is_terminal()
     if talk and (raw or as_json):
         raise click.UsageError("--raw and --json need a PROMPT, as an argument or on standard input.")
@@ -128,6 +125,12 @@ def command(
             return Chat(client, model, system, options, verbose, load).hold(Terminal(history).ask)
         _answer(client, model, text if raw else _conversation(system, text), options, verbose, as_json)
     return None
+
+
+def _refuse_chat_options(given: dict[str, Any]) -> None:
+    for flag, value in given.items():
+        if value is not None:
+            raise click.UsageError(f"{flag} needs the chat template, so it cannot go with --raw.")
 
 
 def _text(prompt: str | None, files: Sequence[Path], raw: bool) -> str:

@@ -58,6 +58,8 @@ class Probe:
         self._render = render
         self._source = source
         self._more = more
+        self._over = False
+        """Whether a conversation was not tried because the time was over."""
 
     def shape(self, variables: frozenset[str] | None) -> TemplateShape:
         """Return what was found. A template that refuses even a single user turn has the default shape."""
@@ -68,7 +70,8 @@ class Probe:
 
     def _text(self, messages: Sequence[Message], *, tools: bool = False, prompt: bool = True) -> str | None:
         """Return a conversation as text; None if the template refuses it, or if the time is over."""
-        if not self._more():
+        self._over = self._over or not self._more()
+        if self._over:
             return None
         options = {"add_generation_prompt": prompt, **({"tools": [_TOOL]} if tools else {})}
         try:
@@ -84,8 +87,8 @@ class Probe:
         return at >= 0
 
     def _refuses(self, *messages: Message) -> bool:
-        """Return whether there was time to try a conversation, and the template does not write all of it in order."""
-        return self._more() and not self._takes(*messages)
+        """Return whether a template was tried, and does not write all of a conversation in order."""
+        return not self._takes(*messages) and not self._over
 
     def _roles(self, shape: TemplateShape) -> TemplateShape:
         """
@@ -121,7 +124,7 @@ class Probe:
         dropped = {*([] if most else ["calls"]), *([] if _ANSWER in shown else ["answers"])}
         best = replace(best if most else shape, leaves_out=shape.leaves_out | dropped)
         long = replace(best, short_ids=False)
-        return best if self._more() and self._text(_called(long), tools=True) is None else long
+        return best if self._text(_called(long), tools=True) is None and not self._over else long
 
     def _parts(self, shape: TemplateShape) -> TemplateShape:
         """Find whether the template drops a part of a turn with text and calls, or all calls but the first."""
@@ -160,7 +163,7 @@ class Probe:
             if alone is not None and _THOUGHT in alone:
                 return self._joined(tried) if text is None else _without(tried, "late_reasoning")
             taken |= text is not None or alone is not None
-        return _without(shape, "reasoning") if taken and self._more() else shape
+        return _without(shape, "reasoning") if taken and not self._over else shape
 
     def _joined(self, shape: TemplateShape) -> TemplateShape:
         """Find whether reasoning and text of a turn with calls have to become one text."""

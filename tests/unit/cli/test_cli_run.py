@@ -28,8 +28,9 @@ def test_run_downloads_loads_and_streams_the_answer(client: FakeClient) -> None:
 
 
 def test_run_sends_every_option(client: FakeClient) -> None:
-    args = "--max-tokens 5 --temperature 0.5 --top-p 0.9 --top-k 40 --min-p 0.1 --seed 7 --salt s --no-cache --no-think --effort low"
-    run_cli(client, "run", "m", "Hi", *args.split(), "--stop", "a", "--stop", "b", "--system", "Be brief")
+    args = "--max-tokens 5 --temperature 0.5 --top-p 0.9 --top-k 40 --min-p 0.1 --seed 7 --salt s --no-cache"
+    more = "--no-think --effort low --stop a --stop b"
+    run_cli(client, "run", "m", "Hi", *args.split(), *more.split(), "--system", "Be brief")
 
     ((positional, options),) = client.called("generate")
     assert positional[1] == [Message(role="system", content="Be brief"), Message(role="user", content="Hi")]

@@ -327,8 +327,10 @@ def filled(kind: type[Message], rng: random.Random) -> Message:
 
 def _fill(message: Any, field: Any, rng: random.Random) -> None:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        texts = field.message_type.fields_by_name["key"].type == field.TYPE_STRING
         for _ in range(rng.choice([1, 3, 1025])):
-            getattr(message, field.name)[rng.randrange(2**32)] = rng.choice([0.0, math.nan, 100.5, -100.0])
+            key, value = rng.randrange(2**32), rng.choice([0.0, math.nan, 100.5, -100.0])
+            getattr(message, field.name)[f"n{key}" if texts else key] = str(value) if texts else value
     elif field.message_type is not None:
         inner = [filled(field.message_type._concrete_class, rng) for _ in range(rng.randint(1, 2))]
         if field.is_repeated:

@@ -1,0 +1,111 @@
+"""Small chat templates, each with one habit of the templates that models have."""
+
+from __future__ import annotations
+
+TURN = "{{ '<' ~ m.role ~ '>' ~ m.content ~ '</>' }}"
+OPEN = "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+CALLS = "{% for c in m.tool_calls or [] %}{{ '[' ~ c.function.name ~ ' ' ~ ARGUMENTS ~ ']' }}{% endfor %}"
+
+
+def loop(body: str) -> str:
+    """Return a template that writes a body for each message `m`."""
+    return f"{{% for m in messages %}}{body}{{% endfor %}}{OPEN}"
+
+
+ECHO = loop(TURN + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson"))
+"""Writes any role, and calls as JSON; leaves reasoning out."""
+
+CONCATENATES = loop(TURN + CALLS.replace("ARGUMENTS", "c.function.arguments").replace(" ~ ", " + "))
+"""Adds arguments to strings, as DeepSeek V3.1 does."""
+
+PRINTS = loop(TURN + CALLS.replace("ARGUMENTS", "c.function.arguments"))
+"""Prints arguments: a mapping would be one of Python."""
+
+ITERATES = loop(
+    TURN + "{% for c in m.tool_calls or [] %}{{ '[' ~ c.function.name }}"
+    "{% for key, value in c.function.arguments.items() %}{{ ' ' ~ key ~ '=' ~ value }}{% endfor %}]{% endfor %}"
+)
+"""Goes through the arguments, as GLM does."""
+
+NULL_CONTENT = loop(
+    "{% if m.content is none %}"
+    + CALLS.replace("ARGUMENTS", "c.function.arguments")
+    + "{% else %}"
+    + TURN
+    + "{% endif %}"
+)
+"""Writes calls only of turns without content, as DeepSeek V3 does."""
+
+CALLS_OR_TEXT = loop(
+    "{% if m.tool_calls %}"
+    + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson")
+    + "{% else %}"
+    + TURN
+    + "{% endif %}"
+)
+"""Leaves out the text of a turn with calls, as Llama 3.1 does."""
+
+FIRST_CALL = loop(TURN + "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}")
+"""Writes the first call alone."""
+
+NAMES_TOOLS = loop(
+    "{% if m.role == 'tool' %}{% if not m.name %}{{ raise_exception('a tool has a name') }}{% endif %}"
+    "{{ '<tool ' ~ m.name ~ '>' ~ m.content ~ '</>' }}{% else %}" + TURN
+    + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson") + "{% endif %}"
+)  # fmt: skip
+"""Needs the name of the tool in its answer."""
+
+NINE = loop(
+    "{% for c in m.tool_calls or [] if c.id | length != 9 %}{{ raise_exception('ids have nine letters') }}{% endfor %}"
+    + TURN + "{% if m.tool_call_id %}{{ '(' ~ m.tool_call_id ~ ')' }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson ~ '(' ~ c.id ~ ')' }}{% endfor %}"
+)  # fmt: skip
+"""Needs ids of nine letters, as Mistral's do."""
+
+NO_TOOLS = loop("{% if m.role in ['system', 'user', 'assistant'] %}" + TURN + "{% endif %}")
+"""Knows no tools: calls and answers vanish."""
+
+ALTERNATES = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}" + TURN + "{% endfor %}" + OPEN
+)
+"""Takes the user and the assistant in turn and nothing else, as Gemma 2 does."""
+
+FIRST_SYSTEM = loop(
+    "{% if m.role == 'system' and not loop.first %}{{ raise_exception('the system comes first') }}{% endif %}"
+    "{% if m.role != 'developer' %}" + TURN + "{% endif %}"
+)
+"""Takes one system turn, at the beginning, and knows no developer."""
+
+GATHERS_SYSTEMS = (
+    "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}"
+    "{% for m in messages if m.role != 'system' %}" + TURN + "{% endfor %}" + OPEN
+)
+"""Writes all system turns at the beginning, as DeepSeek does."""
+
+DEVELOPER = loop(
+    "{% if m.role == 'developer' %}{{ '<developer>' ~ m.content ~ '</>' }}{% else %}" + TURN + "{% endif %}"
+)
+"""Has a meaning for the role `developer`."""
+
+THINKS = loop(
+    TURN.replace("~ m.content", "~ (m.reasoning_content or '') ~ m.content") + CALLS.replace("ARGUMENTS", "1")
+)
+"""Writes reasoning."""
+
+THINKS_LAST = loop("{% if loop.last and m.reasoning_content %}{{ m.reasoning_content }}{% endif %}" + TURN)
+"""Writes the reasoning of the last turn alone."""
+
+REASONS = loop(TURN + "{{ m.reasoning or '' }}")
+"""Reads reasoning under another name."""
+
+ONE_PLACE = loop(
+    "{% if m.tool_calls and m.thinking and m.content %}{{ raise_exception('both') }}{% endif %}{{ m.thinking or '' }}"
+    + TURN + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson")
+)  # fmt: skip
+"""Has one place for reasoning and text of a turn with calls, as gpt-oss does."""
+
+
+def switched(name: str) -> str:
+    """Return a template with a switch of thinking of a name, that is off by default."""
+    return ECHO + "{% if NAME is defined and NAME %}{{ '<think>' }}{% endif %}".replace("NAME", name)
