@@ -28,21 +28,15 @@ ITERATES = loop(
 """Goes through the arguments, as GLM does."""
 
 NULL_CONTENT = loop(
-    "{% if m.content is none %}"
-    + CALLS.replace("ARGUMENTS", "c.function.arguments")
-    + "{% else %}"
-    + TURN
-    + "{% endif %}"
-)
+    "{% if m.content is none %}" + CALLS.replace("ARGUMENTS", "c.function.arguments")
+    + "{% else %}" + TURN + "{% endif %}"
+)  # fmt: skip
 """Writes calls only of turns without content, as DeepSeek V3 does."""
 
 CALLS_OR_TEXT = loop(
-    "{% if m.tool_calls %}"
-    + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson")
-    + "{% else %}"
-    + TURN
-    + "{% endif %}"
-)
+    "{% if m.tool_calls %}" + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson")
+    + "{% else %}" + TURN + "{% endif %}"
+)  # fmt: skip
 """Leaves out the text of a turn with calls, as Llama 3.1 does."""
 
 FIRST_CALL = loop(TURN + "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}")
@@ -83,15 +77,8 @@ GATHERS_SYSTEMS = (
 )
 """Writes all system turns at the beginning, as DeepSeek does."""
 
-DEVELOPER = loop(
-    "{% if m.role == 'developer' %}{{ '<developer>' ~ m.content ~ '</>' }}{% else %}" + TURN + "{% endif %}"
-)
+DEVELOPER = loop("{% if m.role == 'developer' %}{{ '<developer>' ~ m.content }}{% else %}" + TURN + "{% endif %}")
 """Has a meaning for the role `developer`."""
-
-THINKS = loop(
-    TURN.replace("~ m.content", "~ (m.reasoning_content or '') ~ m.content") + CALLS.replace("ARGUMENTS", "1")
-)
-"""Writes reasoning."""
 
 THINKS_LAST = loop("{% if loop.last and m.reasoning_content %}{{ m.reasoning_content }}{% endif %}" + TURN)
 """Writes the reasoning of the last turn alone."""

@@ -119,7 +119,7 @@ class Probe:
                 best, most, shown = tried, _quality(text), text
             if most == _BEST:
                 break
-        if shown is None:  # the template refuses calls, and says so to the caller
+        if shown is None or (self._over and not most):  # the template refuses calls, and says so to the caller
             return shape
         dropped = {*([] if most else ["calls"]), *([] if _ANSWER in shown else ["answers"])}
         best = replace(best if most else shape, leaves_out=shape.leaves_out | dropped)
@@ -146,6 +146,8 @@ class Probe:
             return shape
         apart = [_USER, _turn("assistant", _WORDS), *_called(shape)[1:]]
         two = self._text(apart, tools=True) or ""
+        if self._over:
+            return shape
         if _WORDS in two and _VALUE in two:
             return replace(shape, split_turns=True)
         lost = {"text_beside_calls": _WORDS, "calls_beside_text": _VALUE}

@@ -92,7 +92,7 @@ def test_probe_that_runs_out_of_time_claims_nothing(tries: int, habit: str) -> N
     """What was not tried is taken as usual: nothing is said to be left out that the whole probe finds written."""
     template = getattr(habits, habit)
     whole, cut = shape_of(template), shape_of(template, tries)
-    assert cut.leaves_out <= whole.leaves_out | {"calls_beside_text", "text_beside_calls"}
+    assert cut.leaves_out <= whole.leaves_out
     assert {"system", "systems", "late_system", "user_runs"} & set(unusual(cut)) <= set(unusual(whole))
 
 
@@ -103,7 +103,7 @@ def test_probe_that_runs_out_of_time_claims_nothing(tries: int, habit: str) -> N
         ("{% if not thinking is defined %}{% set thinking = false %}{% endif %}{{ thinking }}", {"thinking"}),
         ("{% set thinking = thinking | default(true) %}{{ thinking }}", {"thinking"}),
         ("{% macro f(a) %}{{ a ~ date }}{% endmacro %}{{ f(1) }}", {"date"}),
-        ("{% for m in messages %}{% if m %}{% set x = m %}{% else %}{% set x = 1 %}{% endif %}{{ x }}{% endfor %}", {"messages"}),
+        ("{% for m in messages %}{% if m %}{% set x = m %}{% endif %}{{ x }}{% endfor %}", {"messages"}),
         ("{{ raise_exception('a') }}{{ strftime_now('%Y') }}{% set ns = namespace(a=1) %}{{ ns.a }}", set()),
     ],
 )  # fmt: skip
@@ -144,8 +144,7 @@ def test_endless_template_has_the_usual_shape() -> None:
 
 def test_slow_template_is_tried_for_a_while(templates: Templates) -> None:
     """Half a second of a processor, and the part of the shape that was found counts."""
-    slow = "{% for a in range(1500) %}{% for b in range(1000) %}{% endfor %}{% endfor %}" + habits.ALTERNATES
+    slow = "{% for a in range(6000) %}{% for b in range(1000) %}{% endfor %}{% endfor %}" + habits.ALTERNATES
     shape = templates.shape(slow, {})
     assert shape.variables
-    assert not shape.system
     assert not shape.leaves_out
