@@ -86,6 +86,23 @@ THINKS_LAST = loop("{% if loop.last and m.reasoning_content %}{{ m.reasoning_con
 REASONS = loop(TURN + "{{ m.reasoning or '' }}")
 """Reads reasoning under another name."""
 
+BLOCKS = loop(
+    "{% if m.content is string %}" + TURN + "{% else %}{{ '<' ~ m.role ~ '>' }}{% for b in m.content or [] %}"
+    "{{ '[THINK]' ~ b.thinking ~ '[/THINK]' if b.type == 'thinking' else b.text }}{% endfor %}{{ '</>' }}{% endif %}"
+    + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson")
+)  # fmt: skip
+"""Reads reasoning as a block of the content, as Ministral does."""
+
+FLAGGED = (
+    "{% set ns = namespace(on=true) %}{% for m in messages %}{% if '/no_think' in m.content %}{% set ns.on = false %}"
+    "{% endif %}{{ '<' ~ m.role ~ '>' ~ m.content.replace('/no_think', '').replace('/think', '').strip() ~ '</>' }}"
+    "{% endfor %}{{ '<think>' if ns.on else '' }}"
+)
+"""Reads a word in the system's text, as Nemotron does."""
+
+ONLY_TOOLS = "{% for t in tools %}{% endfor %}" + ECHO
+"""Fails without tools, as templates named `tool_use` may."""
+
 ONE_PLACE = loop(
     "{% if m.tool_calls and m.thinking and m.content %}{{ raise_exception('both') }}{% endif %}{{ m.thinking or '' }}"
     + TURN + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson")

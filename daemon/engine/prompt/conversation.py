@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from daemon.engine.prompt.template_shape import LEFT_OUT, TemplateShape
+from daemon.engine.prompt.template_shape import FLAGS, LEFT_OUT, TemplateShape, with_reasoning
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -36,6 +36,14 @@ def turns(messages: Sequence[pb.ChatMessage], shape: TemplateShape) -> list[Turn
         made += _turns(index, message, names.get(index, ""), shape)
     made = _with_systems(made, shape)
     return made if shape.user_runs else list(_merged(made, "user"))
+
+
+def flagged(made: Sequence[Turn], *, thinking: bool) -> list[Turn]:
+    """Return turns with the word for or against thinking at the end of the system's text, for templates of `FLAGS`."""
+    word = FLAGS if thinking else f"/no_{FLAGS[1:]}"
+    if made and made[0]["role"] in _SYSTEM:
+        return [{**made[0], "content": f"{made[0]['content']}\n{word}"}, *made[1:]]
+    return [{"role": "system", "content": word}, *made]
 
 
 def warnings(messages: Sequence[pb.ChatMessage], shape: TemplateShape) -> list[str]:
@@ -116,7 +124,7 @@ def _turns(index: int, message: pb.ChatMessage, name: str, shape: TemplateShape)
     """Return a message as a turn, without the keys that would be empty; as two if text and calls have to be apart."""
     turn: Turn = {"role": message.role, "content": message.content}
     if message.reasoning_content:
-        turn[shape.reasoning_key] = message.reasoning_content
+        turn = with_reasoning(turn, message.reasoning_content, shape.reasoning_key)
     if message.tool_call_id:
         turn["tool_call_id"] = _call_id(message.tool_call_id, shape)
     if name:
@@ -133,7 +141,7 @@ def _turns(index: int, message: pb.ChatMessage, name: str, shape: TemplateShape)
 def _calling(turn: Turn, shape: TemplateShape) -> Turn:
     """Return a turn with calls: its reasoning and text as one if there is room for one, its missing text as needed."""
     reasoning = turn.get(shape.reasoning_key)
-    if reasoning and turn["content"] and shape.joined_reasoning:
+    if shape.joined_reasoning and reasoning and turn["content"]:
         turn = {**turn, shape.reasoning_key: f"{reasoning}\n{turn['content']}", "content": ""}
     if turn["content"] or shape.call_content == "empty":
         return turn

@@ -10,8 +10,9 @@ from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.chat_markup import ChatMarkup, Thinking
 from daemon.engine.output.detokenizer import Output
 from daemon.engine.output.tool_calls import Tool
-from daemon.engine.prompt.conversation import json_object, turns, warnings
+from daemon.engine.prompt.conversation import flagged, json_object, turns, warnings
 from daemon.engine.prompt.template_options import cut, left_open, template_options
+from daemon.engine.prompt.template_shape import FLAGS
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.engine.structured_output.grammar import ResponseFormat, of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher
@@ -206,6 +207,8 @@ def render(request: pb.GenerateRequest, tokenizer: Tokenizer) -> Rendered:
     tools = [tool.declaration() for tool in offered_tools(chat)]
     shape = tokenizer.shape(tools=bool(tools))
     messages, options = turns(chat.messages, shape), template_options(request, shape, tools)
+    if shape.switch == FLAGS and chat.HasField("enable_thinking"):
+        messages = flagged(messages, thinking=chat.enable_thinking)
     if chat.continue_final_message:
         content = chat.messages[-1].content
         text = cut(tokenizer.render(left_open(messages), **options), content)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from daemon.engine.prompt.conversation import Turn, json_value
-from daemon.engine.prompt.template_shape import SWITCHES, TemplateShape
+from daemon.engine.prompt.template_shape import FLAGS, SWITCHES, TemplateShape
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -48,14 +48,15 @@ def _known(shape: TemplateShape) -> frozenset[str]:
     return shape.variables or frozenset()
 
 
-def _thinking(request: pb.GenerateRequest, shape: TemplateShape) -> dict[str, bool]:
+def _thinking(request: pb.GenerateRequest, shape: TemplateShape) -> dict[str, Any]:
     """Return the switch of thinking. An answer in a form can begin with the form, whatever the template reads."""
     wanted = request.chat.enable_thinking
     if shape.switch is not None:
-        return {shape.switch: wanted}
+        yes, no = SWITCHES.get(shape.switch, (None, None))
+        return {} if shape.switch == FLAGS else {shape.switch: yes if wanted else no}
     formed = request.HasField("response_format") or request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED
     if wanted or not formed:
-        names = ", ".join(SWITCHES)
+        names = ", ".join((*SWITCHES, FLAGS))
         raise invalid("chat.enable_thinking", f"has no effect: this model's chat template reads none of {names}")
     return {}
 
@@ -71,7 +72,14 @@ def _argument(name: str, text: str, chat: pb.Chat, shape: TemplateShape) -> Any:
 
 def left_open(turns: list[Turn]) -> list[Turn]:
     """Return turns of which the last ends with a mark; `cut` removes the mark and all that follows it."""
-    return [*turns[:-1], {**turns[-1], "content": turns[-1]["content"] + _HERE}]
+    content = turns[-1]["content"]
+    if isinstance(content, list):  # blocks, of which the last is the text if there is any
+        texts = [block for block in content if block["type"] == "text"]
+        text = (texts[0]["text"] if texts else "") + _HERE
+        content = [*content[: len(content) - len(texts)], {"type": "text", "text": text}]
+    else:
+        content += _HERE
+    return [*turns[:-1], {**turns[-1], "content": content}]
 
 
 def cut(text: str, content: str) -> str:

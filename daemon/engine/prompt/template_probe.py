@@ -9,14 +9,14 @@ refuses shows nothing; the property that it was for keeps its default.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, TypeAlias
 
 from jinja2 import nodes
 
-from daemon.engine.prompt.template_shape import TemplateShape
+from daemon.engine.prompt.template_shape import BLOCKS, FLAGS, SWITCHES, TemplateShape, with_reasoning
 
 Message: TypeAlias = dict[str, Any]
 Render: TypeAlias = Callable[[Sequence[Message], Mapping[str, Any]], str]
@@ -58,14 +58,18 @@ class Probe:
         self._render = render
         self._source = source
         self._more = more
+        self._always: dict[str, Any] = {}
+        """Variables of every conversation of the probe."""
         self._over = False
         """Whether a conversation was not tried because the time was over."""
 
     def shape(self, variables: frozenset[str] | None) -> TemplateShape:
         """Return what was found. A template that refuses even a single user turn has the default shape."""
-        shape = TemplateShape(variables)
+        shape = TemplateShape(variables, self._switch(variables))
         if self._text([_USER]) is None:
-            return shape
+            self._always = {"tools": [_TOOL]}  # a template for tools may take nothing else
+            if self._text([_USER]) is None:
+                return shape
         return self._reasoning(self._parts(self._call(self._roles(shape))))
 
     def _text(self, messages: Sequence[Message], *, tools: bool = False, prompt: bool = True) -> str | None:
@@ -73,7 +77,7 @@ class Probe:
         self._over = self._over or not self._more()
         if self._over:
             return None
-        options = {"add_generation_prompt": prompt, **({"tools": [_TOOL]} if tools else {})}
+        options = {"add_generation_prompt": prompt, **self._always, **({"tools": [_TOOL]} if tools else {})}
         try:
             return self._render(messages, options)
         except Exception:  # a template can raise anything that a program can
@@ -89,6 +93,27 @@ class Probe:
     def _refuses(self, *messages: Message) -> bool:
         """Return whether a template was tried, and does not write all of a conversation in order."""
         return not self._takes(*messages) and not self._over
+
+    def _switch(self, variables: frozenset[str] | None) -> str | None:
+        """Return how the template is told whether the model may reason. A switch that is no flag has to show."""
+        for name, values in SWITCHES.items():
+            if variables is not None and name not in variables:
+                continue
+            if isinstance(values[0], bool) or self._differs({name: value} for value in values):
+                return name
+        texts = []
+        for word in (FLAGS, f"/no_{FLAGS[1:]}"):
+            text = self._text([_turn("system", f"qzxsystem {word}"), _USER])
+            texts.append(text and text.replace(f"qzxsystem {word}", "qzxsystem "))
+        return FLAGS if None not in texts and texts[0] != texts[1] else None
+
+    def _differs(self, options: Iterable[dict[str, Any]]) -> bool:
+        """Return whether some variables have an effect."""
+        texts = set()
+        for self._always in options:
+            texts.add(self._text([_USER]))
+        self._always = {}
+        return len(texts) > 1
 
     def _roles(self, shape: TemplateShape) -> TemplateShape:
         """
@@ -141,14 +166,14 @@ class Probe:
 
     def _beside(self, shape: TemplateShape) -> TemplateShape:
         """Find whether a turn has room for text and calls, or has to become two turns."""
-        text = self._text(_called(shape, content=_WORDS), tools=True)
+        text = self._text(_called(shape, content=_WORDS)[:-2], tools=True)
         if text is None or (_WORDS in text and _VALUE in text):
             return shape
         apart = [_USER, _turn("assistant", _WORDS), *_called(shape)[1:]]
-        two = self._text(apart, tools=True) or ""
+        two = [self._text(turns, tools=True) or "" for turns in (apart[:-2], apart)]
         if self._over:
             return shape
-        if _WORDS in two and _VALUE in two:
+        if all(_WORDS in text and _VALUE in text for text in two):
             return replace(shape, split_turns=True)
         lost = {"text_beside_calls": _WORDS, "calls_beside_text": _VALUE}
         return replace(shape, leaves_out=shape.leaves_out | {what for what, word in lost.items() if word not in text})
@@ -156,13 +181,15 @@ class Probe:
     def _reasoning(self, shape: TemplateShape) -> TemplateShape:
         """Find under which key the template reads reasoning, and where it writes it."""
         taken = False
-        for key in ("reasoning_content", "reasoning"):
+        if shape.switch in SWITCHES:
+            self._always = {**self._always, str(shape.switch): SWITCHES[str(shape.switch)][0]}
+        for key in ("reasoning_content", "reasoning", BLOCKS):
             tried = replace(shape, reasoning_key=key)
             text = self._text(_called(tried, thought=_THOUGHT)[:-2], tools=True)
-            if text is not None and _THOUGHT in text:
+            if _shows_thought(text):
                 return self._joined(tried)
-            alone = self._text([_USER, {**_REPLY, key: _THOUGHT}], prompt=False)
-            if alone is not None and _THOUGHT in alone:
+            alone = self._text([_USER, with_reasoning(_REPLY, _THOUGHT, key)], prompt=False)
+            if _shows_thought(alone):
                 return self._joined(tried) if text is None else _without(tried, "late_reasoning")
             taken |= text is not None or alone is not None
         return _without(shape, "reasoning") if taken and not self._over else shape
@@ -215,6 +242,11 @@ def _quality(text: str) -> int:
     return 3 if literal_none else _BEST
 
 
+def _shows_thought(text: str | None) -> bool:
+    """Return whether reasoning was written, and not as a part of a list that was printed."""
+    return text is not None and _THOUGHT in text and f"'{_THOUGHT}'" not in text and f'"{_THOUGHT}"' not in text
+
+
 def _without(shape: TemplateShape, what: str) -> TemplateShape:
     return replace(shape, leaves_out=shape.leaves_out | {what})
 
@@ -238,7 +270,7 @@ def _called(
     if not content and shape.call_content == "missing":
         del turn["content"]
     if thought:
-        turn[shape.reasoning_key] = thought
+        turn = with_reasoning(turn, thought, shape.reasoning_key)
     answers = [
         {"role": "tool", "content": answer, "tool_call_id": id_, "name": "qzxtool"}
         for answer, id_, _ in zip((_ANSWER, _NEXT_ANSWER), ids, values, strict=False)

@@ -6,8 +6,25 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SWITCHES = ("enable_thinking", "thinking", "enable_reasoning", "do_reasoning", "reasoning")
-"""Names under which templates read whether the model may reason; the first that a template reads counts."""
+SWITCHES: Mapping[str, tuple[Any, Any]] = {
+    "enable_thinking": (True, False),
+    "thinking": (True, False),
+    "enable_reasoning": (True, False),
+    "do_reasoning": (True, False),
+    "reasoning": (True, False),
+    "thinking_mode": ("enabled", "disabled"),
+    "thinking_budget": (-1, 0),
+}
+"""
+Names under which templates read whether the model may reason, and their values for yes and no.
+
+The first that a template reads counts. Sources: the templates of Qwen 3, DeepSeek V3.1, Granite, Command A, MiniMax M3,
+Seed OSS.
+"""
+FLAGS = "/think"
+"""No variable, but a word in the system's text; its opposite is `/no_think`. Source: Nemotron Nano 2's template."""
+BLOCKS = "content"
+"""Not a key of its own: reasoning is a block of the content, as in Mistral's templates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +34,11 @@ class TemplateShape:
 
     Attributes:
         variables: Names that the template reads; None if it is code and no template, so that they are not known.
+        switch: The key of `SWITCHES` that tells it whether the model may reason, or `FLAGS`; None if nothing does.
         text_arguments: Whether the arguments of a call are JSON text, and not a mapping.
         call_content: The content of a turn that has calls and no text: "empty", "none" (null) or "missing".
         short_ids: Whether ids of calls need nine letters or digits.
-        reasoning_key: The key of a turn's reasoning.
+        reasoning_key: The key of a turn's reasoning, or `BLOCKS`.
         joined_reasoning: Whether a turn with calls has room for reasoning or text, but not for both.
         split_turns: Whether a turn with text and calls has to become two turns.
         developer: Whether the template has a meaning for the role `developer`.
@@ -32,6 +50,7 @@ class TemplateShape:
     """
 
     variables: frozenset[str] | None = None
+    switch: str | None = "enable_thinking"
     text_arguments: bool = False
     call_content: str = "empty"
     short_ids: bool = False
@@ -44,12 +63,6 @@ class TemplateShape:
     late_system: bool = True
     user_runs: bool = True
     leaves_out: frozenset[str] = frozenset()
-
-    @property
-    def switch(self) -> str | None:
-        """The name under which the template reads whether the model may reason; None if it reads none."""
-        known = SWITCHES[:1] if self.variables is None else self.variables
-        return next((name for name in SWITCHES if name in known), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as values of JSON."""
@@ -79,3 +92,12 @@ What a template may drop, each with the field of the message that is lost.
 `calls_beside_text` may be lost. `answers` are those of tools. `reasoning` is never written; `late_reasoning` is that of
 turns after the last user turn.
 """
+
+
+def with_reasoning(turn: Mapping[str, Any], reasoning: str, key: str) -> dict[str, Any]:
+    """Return a turn with its reasoning under a key, or as the first block of its content."""
+    if key != BLOCKS:
+        return {**turn, key: reasoning}
+    text = turn.get("content")
+    rest = [{"type": "text", "text": text}] if text else []
+    return {**turn, "content": [{"type": "thinking", "thinking": reasoning}, *rest]}

@@ -15,11 +15,11 @@ from transformers.utils.chat_template_utils import _compile_jinja_template, rend
 
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.template_probe import Probe, variables_read
-from daemon.engine.prompt.template_shape import LEFT_OUT, SWITCHES, TemplateShape
+from daemon.engine.prompt.template_shape import FLAGS, LEFT_OUT, SWITCHES, TemplateShape
 from tests.support import chat_templates as habits
 from tests.support.builders import Clock
 
-NOT_WORTH_IT = {"variables", "developer"}
+NOT_WORTH_IT = {"variables", "switch", "developer"}
 
 
 def shape_of(template: str, tries: int = 1000) -> TemplateShape:
@@ -69,6 +69,8 @@ QUIET = {"leaves_out": frozenset({"reasoning"})}
         ("THINKS_LAST", {"leaves_out": frozenset({"calls", "late_reasoning"})}),
         ("REASONS", {"reasoning_key": "reasoning", "leaves_out": frozenset({"calls"})}),
         ("ONE_PLACE", {"joined_reasoning": True}),
+        ("BLOCKS", {"reasoning_key": "content"}),
+        ("ONLY_TOOLS", QUIET),
     ],
 )
 def test_habit_of_a_template_is_found(habit: str, found: dict[str, Any]) -> None:
@@ -114,8 +116,14 @@ def test_variables_are_found_in_the_syntax_tree(template: str, names: set[str]) 
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_switch_of_thinking_has_any_known_name(name: str) -> None:
-    assert shape_of(habits.switched(name)).switch == name
+    """One that is no flag has to show that it knows the values."""
+    shows = habits.ECHO + "{% if NAME == VALUE %}{{ '<think>' }}{% endif %}".replace("NAME", name)
+    assert shape_of(shows.replace("VALUE", repr(SWITCHES[name][0]))).switch == name
+    flag = isinstance(SWITCHES[name][0], bool)
+    assert shape_of(shows.replace("VALUE", "'other'")).switch == (name if flag else None)
     assert shape_of(habits.ECHO).switch is None
+    assert shape_of(habits.FLAGGED).switch == FLAGS
+    assert shape_of(habits.ECHO + "</think>").switch is None
     assert TemplateShape().switch == "enable_thinking", "code that renders is not asked what it reads"
 
 
@@ -127,12 +135,12 @@ def test_shape_survives_json() -> None:
 
 
 def test_worker_finds_a_shape_once(templates: Templates) -> None:
-    """It is remembered by the template and the variables that every conversation gets."""
+    """It is remembered by the template and the variables of every conversation, without which it may fail."""
     template = habits.CONCATENATES + "{{ bos_token + '' }}"
     shape = templates.shape(template, {"bos_token": "<s>"})
     assert shape.text_arguments
     assert templates.shape(template, {"bos_token": "<s>"}) is shape
-    assert templates.shape(template, {}) == TemplateShape(shape.variables), "it cannot be rendered without its token"
+    assert templates.shape(template, {}) == TemplateShape(shape.variables, None)
 
 
 def test_endless_template_has_the_usual_shape() -> None:

@@ -118,6 +118,14 @@ def test_thinking_switch_of_another_name(model: Model, name: str) -> None:
         assert model.refusal(HI, enable_thinking=wanted) == "chat.enable_thinking"
 
 
+def test_thinking_switch_in_the_system_text(model: Model) -> None:
+    """A word that the template takes out again."""
+    model.has(habits.FLAGGED)
+    assert model.text(says("system", "Be brief."), HI, enable_thinking=True) == "<system>Be brief.</><user>Hi</><think>"
+    assert model.text(says("system", "Be brief."), HI, enable_thinking=False) == "<system>Be brief.</><user>Hi</>"
+    assert model.text(HI, enable_thinking=False) == "<system></><user>Hi</>"
+
+
 HERMES = "{# <tool_call> tool_call.name #}" + habits.ECHO
 NAMED = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": HERMES}]
 
@@ -189,6 +197,10 @@ def test_reasoning_has_the_key_that_a_template_reads(model: Model) -> None:
     turn = says("assistant", "Yes", reasoning_content="Hm", tool_calls=[CALL])
     assert "Hm\nYes<assistant></>[look" in model.has(habits.ONE_PLACE).text(HI, turn)
     assert model.has(habits.REASONS).text(HI, turn).endswith("<assistant>Yes</>Hm")
+    assert "<assistant>[THINK]Hm[/THINK]Yes</>[look" in model.has(habits.BLOCKS).text(HI, turn)
+    begun = says("assistant", "Yes", reasoning_content="Hm")
+    open_ = model.text(HI, begun, continue_final_message=True)
+    assert open_ == "<user>Hi</><assistant>[THINK]Hm[/THINK]Yes"
 
 
 SYSTEM, DEVELOPER = says("system", "Be brief."), says("developer", "Be kind.")
@@ -205,7 +217,7 @@ MARKED = "<system>\nIt rains.\n</system>"
         ("DEVELOPER", [DEVELOPER, HI], "<developer>Be kind.<user>Hi</>"),
         ("FIRST_SYSTEM", [DEVELOPER, SYSTEM, HI], "<system>Be kind.\n\nBe brief.</><user>Hi</>"),
         ("FIRST_SYSTEM", [SYSTEM, HI, LATE], f"<system>Be brief.</><user>Hi</><user>{MARKED}</>"),
-        ("GATHERS_SYSTEMS", [SYSTEM, HI, YES, LATE, BYE], f"Be brief.<user>Hi</><assistant>Yes</><user>{MARKED}</><user>Bye</>"),
+        ("GATHERS_SYSTEMS", [SYSTEM, HI, LATE, BYE], f"Be brief.<user>Hi</><user>{MARKED}</><user>Bye</>"),
         ("ALTERNATES", [SYSTEM, DEVELOPER, HI], "<user>Be brief.\n\nBe kind.\n\nHi</>"),
         ("ALTERNATES", [SYSTEM], "<user>Be brief.</>"),
         ("ALTERNATES", [HI, LATE, YES, LATE, BYE], f"<user>Hi\n\n{MARKED}</><assistant>Yes</><user>{MARKED}\n\nBye</>"),
