@@ -103,6 +103,28 @@ FLAGGED = (
 ONLY_TOOLS = "{% for t in tools %}{% endfor %}" + ECHO
 """Fails without tools, as templates named `tool_use` may."""
 
+SYSTEM_LAST = (
+    "{% for m in messages if m.role != 'system' %}"
+    "{% if loop.last and m.role == 'user' and messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+    + TURN + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson")
+    + "{% endfor %}" + OPEN
+)  # fmt: skip
+"""Writes the system's text before the last turn, if that is the user's, as Mistral Nemo does."""
+
+FORGETS_TEXT = (
+    "{% set ns = namespace(at=0) %}{% set last = messages | selectattr('role', 'equalto', 'user') | list | length %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.at = ns.at + 1 %}{% endif %}"
+    "{% if m.tool_calls and ns.at < last %}{{ '<assistant></>' }}{% else %}" + TURN + "{% endif %}"
+    + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson") + "{% endfor %}" + OPEN
+)  # fmt: skip
+"""Drops the text of a turn with calls once the user has gone on, as gpt-oss does."""
+
+PLANS = loop(
+    "{% if m.tool_calls %}{{ m.reasoning_content or '' }}" + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson")
+    + "{% else %}" + TURN + "{% endif %}"
+)  # fmt: skip
+"""Writes reasoning of turns with calls alone, and no text of theirs, as Command R7B does."""
+
 ONE_PLACE = loop(
     "{% if m.tool_calls and m.thinking and m.content %}{{ raise_exception('both') }}{% endif %}{{ m.thinking or '' }}"
     + TURN + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson")

@@ -53,7 +53,10 @@ def warnings(messages: Sequence[pb.ChatMessage], shape: TemplateShape) -> list[s
     last = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
     found: dict[str, None] = {}
     for index, message in enumerate(messages):
-        for what in sorted(_held(message, after_user=index > last) & shape.leaves_out):
+        held = _held(message, after_user=index > last)
+        if message.role in _SYSTEM and messages[-1].role != "user":
+            held.add("system_before_calls")
+        for what in sorted(held & shape.leaves_out):
             found[f"chat.messages[{index}].{LEFT_OUT[what]}"] = None
     return [f"{field}: is left out by the model's chat template" for field in found]
 
@@ -88,15 +91,17 @@ def json_value(field: str, text: str) -> Any:
 
 def _held(message: pb.ChatMessage, *, after_user: bool) -> set[str]:
     """Return which of the things that a template may leave out a message has."""
-    calls, text = len(message.tool_calls), bool(message.content)
+    calls, text, reasoning = len(message.tool_calls), bool(message.content), bool(message.reasoning_content)
     has = {
         "calls": calls > 0,
         "further_calls": calls > 1,
         "calls_beside_text": calls > 0 and text,
         "text_beside_calls": calls > 0 and text,
+        "old_text_beside_calls": calls > 0 and text and not after_user,
         "answers": message.role == "tool" and text,
-        "reasoning": bool(message.reasoning_content),
-        "late_reasoning": bool(message.reasoning_content) and after_user,
+        "reasoning": reasoning,
+        "late_reasoning": reasoning and after_user,
+        "reasoning_of_split": reasoning and calls > 0 and text,
     }
     return {what for what, held in has.items() if held}
 
@@ -172,12 +177,13 @@ def _with_systems(made: list[Turn], shape: TemplateShape) -> list[Turn]:
 
 def _opening(systems: list[Turn], rest: list[Turn], shape: TemplateShape) -> list[Turn]:
     """Return a conversation that begins with some system turns."""
-    first = [{**turn, "role": _system_role(turn, shape)} for turn in systems]
+    # One role for all: some templates write system turns at one place, and those of the developer at another.
+    first = [{**turn, "role": _system_role(systems[0], shape)} for turn in systems]
     after = [turn if turn["role"] not in _SYSTEM else _late(turn, shape) for turn in rest]
     if not shape.system and not any(turn["role"] == "developer" for turn in first):
         return _before_user([turn["content"] for turn in first if turn["content"]], after)
     if not shape.systems:
-        first = list(_merged([{**turn, "role": first[0]["role"]} for turn in first], *_SYSTEM))
+        first = list(_merged(first, *_SYSTEM))
     return [*first, *after]
 
 

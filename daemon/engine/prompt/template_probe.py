@@ -157,6 +157,10 @@ class Probe:
             return shape
         shape = self._beside(shape)
         dropped = set()
+        if shape.system:
+            text = self._text([_turn("system", _WORDS), *_called(shape)[:-2]], tools=True)
+            if text is not None and _WORDS not in text:
+                dropped.add("system_before_calls")
         text = self._text(_called(shape, values=(_VALUE, _SECOND)), tools=True)
         if text is not None and _VALUE in text and _SECOND not in text:
             dropped.add("further_calls")
@@ -168,7 +172,8 @@ class Probe:
         """Find whether a turn has room for text and calls, or has to become two turns."""
         text = self._text(_called(shape, content=_WORDS)[:-2], tools=True)
         if text is None or (_WORDS in text and _VALUE in text):
-            return shape
+            whole = self._text(_called(shape, content=_WORDS), tools=True)
+            return shape if whole is None or _WORDS in whole else _without(shape, "old_text_beside_calls")
         apart = [_USER, _turn("assistant", _WORDS), *_called(shape)[1:]]
         two = [self._text(turns, tools=True) or "" for turns in (apart[:-2], apart)]
         if self._over:
@@ -196,6 +201,10 @@ class Probe:
 
     def _joined(self, shape: TemplateShape) -> TemplateShape:
         """Find whether reasoning and text of a turn with calls have to become one text."""
+        if shape.split_turns:
+            first = with_reasoning(_turn("assistant", _WORDS), _THOUGHT, shape.reasoning_key)
+            text = self._text([_USER, first, *_called(shape)[1:-2]], tools=True)
+            return shape if text is None or _THOUGHT in text else _without(shape, "reasoning_of_split")
         apart = self._text(_called(shape, content=_WORDS, thought=_THOUGHT)[:-2], tools=True)
         if apart is not None and _THOUGHT in apart:
             return shape

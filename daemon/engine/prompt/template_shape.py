@@ -81,16 +81,20 @@ LEFT_OUT = {
     "further_calls": "tool_calls",
     "text_beside_calls": "content",
     "calls_beside_text": "tool_calls",
+    "old_text_beside_calls": "content",
+    "system_before_calls": "content",
     "answers": "content",
     "reasoning": "reasoning_content",
     "late_reasoning": "reasoning_content",
+    "reasoning_of_split": "reasoning_content",
 }
 """
 What a template may drop, each with the field of the message that is lost.
 
 `further_calls` are all but the first call of a turn. Of a turn with text and calls, `text_beside_calls` or
-`calls_beside_text` may be lost. `answers` are those of tools. `reasoning` is never written; `late_reasoning` is that of
-turns after the last user turn.
+`calls_beside_text` may be lost, or the text once a later turn of the user has come. `answers` are those of tools.
+`system_before_calls` is the system's text if the last turn is not the user's. `reasoning` is never written;
+`late_reasoning` is that of turns after the last user turn; `reasoning_of_split` that of a turn that becomes two.
 """
 
 

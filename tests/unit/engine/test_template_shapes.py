@@ -27,10 +27,15 @@ def shape_of(template: str, tries: int = 1000) -> TemplateShape:
     used = count(1)
 
     def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
-        (text,), _ = render_jinja_template([list(messages)], chat_template=template, **options)
-        return str(text)
+        return rendered(template, messages, options)
 
     return Probe(render, template, lambda: next(used) <= tries).shape(read(template))
+
+
+def rendered(template: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+    """Return a conversation as transformers renders it."""
+    (text,), _ = render_jinja_template([list(messages)], chat_template=template, **options)
+    return str(text)
 
 
 def read(template: str) -> frozenset[str]:
@@ -71,6 +76,8 @@ QUIET = {"leaves_out": frozenset({"reasoning"})}
         ("ONE_PLACE", {"joined_reasoning": True}),
         ("BLOCKS", {"reasoning_key": "content"}),
         ("ONLY_TOOLS", QUIET),
+        ("FORGETS_TEXT", {"leaves_out": frozenset({"reasoning", "old_text_beside_calls"})}),
+        ("PLANS", {"split_turns": True, "leaves_out": frozenset({"reasoning_of_split"})}),
     ],
 )
 def test_habit_of_a_template_is_found(habit: str, found: dict[str, Any]) -> None:

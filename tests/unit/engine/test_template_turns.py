@@ -248,6 +248,11 @@ def test_conversation_that_begins_with_an_answer_is_the_templates_affair(model: 
         ("FIRST_CALL", [HI, says("assistant", tool_calls=[CALL, CALL])], ["[1].tool_calls"]),
         ("ECHO", [HI, says("assistant", "Yes", reasoning_content="Hm"), BYE], ["[1].reasoning_content"]),
         ("THINKS_LAST", [HI, says("assistant", "Yes", reasoning_content="Hm"), BYE], []),
+        ("SYSTEM_LAST", [SYSTEM, HI, CALLED, ANSWERED], ["[0].content"]),
+        ("SYSTEM_LAST", [SYSTEM, HI], []),
+        ("FORGETS_TEXT", [HI, says("assistant", "Yes", tool_calls=[CALL]), ANSWERED], []),
+        ("FORGETS_TEXT", [HI, says("assistant", "Yes", tool_calls=[CALL]), ANSWERED, YES, BYE], ["[1].content"]),
+        ("PLANS", [HI, says("assistant", "A", reasoning_content="B", tool_calls=[CALL])], ["[1].reasoning_content"]),
         ("THINKS_LAST", [HI, says("assistant", "Yes", reasoning_content="Hm"), ANSWERED], ["[1].reasoning_content"]),
     ],
 )
