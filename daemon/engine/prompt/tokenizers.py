@@ -18,6 +18,7 @@ from daemon.cache.model_files import private_copy
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.harmony import understood
 from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.template_files import FOLDER as ADDITIONAL
 from daemon.engine.prompt.template_files import ChatTemplates, chat_templates
 from daemon.engine.prompt.template_probe import Probe
 from daemon.engine.prompt.template_shape import TemplateShape
@@ -229,9 +230,10 @@ def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
     They belong to the key of the cache: a chat template may change while the weights stay, and copies of a model may
     have different templates.
     """
-    for file in sorted(path.iterdir()):
+    more = path / ADDITIONAL
+    for file in sorted((*path.iterdir(), *(more.iterdir() if more.is_dir() else ()))):
         if file.is_file() and file.suffix != ".safetensors":
-            yield file.name, Stamp.of(file)
+            yield str(file.relative_to(path)), Stamp.of(file)
 
 
 def _load(source: ModelSource, templates: Templates) -> Tokenizer:

@@ -154,6 +154,13 @@ def test_named_templates(model: Model, files: dict[str, Any]) -> None:
     assert prepare_request(pb.GenerateRequest(chat=chat), source, model.tokenizer).form is not None
 
 
+def test_changed_additional_template_is_read_anew(model: Model) -> None:
+    file = "additional_chat_templates/tool_use.jinja"
+    model.write({"chat_template.jinja": "plain", file: "first"})
+    assert model.text(HI, tools=[TOOL]) == "first"
+    assert model.write({file: "the second"}).text(HI, tools=[TOOL]) == "the second"
+
+
 def test_chat_template_json(model: Model) -> None:
     """It belongs to processors, so that others come first."""
     model.write({"chat_template.json": {"chat_template": habits.ECHO}})
