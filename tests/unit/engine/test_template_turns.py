@@ -146,9 +146,6 @@ def test_named_templates(model: Model, files: dict[str, Any]) -> None:
     assert model.text(HI) == "plain"
     assert model.text(HI, tools=[TOOL]) == "<user>Hi</>"
     assert model.text(HI, tools=[TOOL], tool_choice=pb.TOOL_CHOICE_NONE) == "plain"
-    notation = model.tokenizer.notation
-    assert notation is not None
-    assert notation.call_start == "<tool_call>"
     chat = pb.Chat(messages=[HI], tools=[TOOL], tool_choice=pb.TOOL_CHOICE_REQUIRED)
     source = Resolver([]).resolve(Wanted(str(model.path)))
     assert prepare_request(pb.GenerateRequest(chat=chat), source, model.tokenizer).form is not None
