@@ -83,6 +83,15 @@ DEVELOPER = loop("{% if m.role == 'developer' %}{{ '<developer>' ~ m.content }}{
 THINKS_LAST = loop("{% if loop.last and m.reasoning_content %}{{ m.reasoning_content }}{% endif %}" + TURN)
 """Writes the reasoning of the last turn alone."""
 
+FORGETS_REASONING = (
+    "{% set ns = namespace(at=0) %}{% set last = messages | selectattr('role', 'equalto', 'user') | list | length %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.at = ns.at + 1 %}{% endif %}"
+    "{% if m.role == 'system' and not loop.first %}{{ raise_exception('the system comes first') }}{% endif %}"
+    "{{ m.reasoning_content or '' if ns.at == last else '' }}" + TURN
+    + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson") + "{% endfor %}" + OPEN
+)  # fmt: skip
+"""Writes reasoning after the last user turn, and takes one system turn, as Qwen 3.5 does."""
+
 REASONS = loop(TURN + "{{ m.reasoning or '' }}")
 """Reads reasoning under another name."""
 

@@ -50,12 +50,16 @@ def warnings(messages: Sequence[pb.ChatMessage], shape: TemplateShape) -> list[s
     """Return what a template leaves out of a conversation: the path of each field, and the fact."""
     if not shape.leaves_out:
         return []
-    last = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+    last = _last(messages, "user")
+    # A late turn of the system that becomes one of the user makes the reasoning before it old.
+    turned = -1 if shape.late_system else _last(messages, *_SYSTEM)
     found: dict[str, None] = {}
     for index, message in enumerate(messages):
         held = _held(message, after_user=index > last)
         if message.role in _SYSTEM and messages[-1].role != "user":
             held.add("system_before_calls")
+        if message.reasoning_content and last < index < turned:
+            held.add("old_reasoning")
         for what in sorted(held & shape.leaves_out):
             found[f"chat.messages[{index}].{LEFT_OUT[what]}"] = None
     return [f"{field}: is left out by the model's chat template" for field in found]
@@ -87,6 +91,10 @@ def json_value(field: str, text: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise invalid(field, "is not valid JSON") from error
     return value
+
+
+def _last(messages: Sequence[pb.ChatMessage], *roles: str) -> int:
+    return max((index for index, message in enumerate(messages) if message.role in roles), default=-1)
 
 
 def _held(message: pb.ChatMessage, *, after_user: bool) -> set[str]:

@@ -192,7 +192,8 @@ class Probe:
             tried = replace(shape, reasoning_key=key)
             text = self._text(_called(tried, thought=_THOUGHT)[:-2], tools=True)
             if _shows_thought(text):
-                return self._joined(tried)
+                old = self._text(_called(tried, thought=_THOUGHT), tools=True)
+                return self._joined(tried if old is None or _THOUGHT in old else _without(tried, "old_reasoning"))
             alone = self._text([_USER, with_reasoning(_REPLY, _THOUGHT, key)], prompt=False)
             if _shows_thought(alone):
                 return self._joined(tried) if text is None else _without(tried, "late_reasoning")

@@ -86,6 +86,7 @@ LEFT_OUT = {
     "answers": "content",
     "reasoning": "reasoning_content",
     "late_reasoning": "reasoning_content",
+    "old_reasoning": "reasoning_content",
     "reasoning_of_split": "reasoning_content",
 }
 """
@@ -94,7 +95,8 @@ What a template may drop, each with the field of the message that is lost.
 `further_calls` are all but the first call of a turn. Of a turn with text and calls, `text_beside_calls` or
 `calls_beside_text` may be lost, or the text once a later turn of the user has come. `answers` are those of tools.
 `system_before_calls` is the system's text if the last turn is not the user's. `reasoning` is never written;
-`late_reasoning` is that of turns after the last user turn; `reasoning_of_split` that of a turn that becomes two.
+`late_reasoning` is that of turns after the last user turn, `old_reasoning` that of turns before it, and
+`reasoning_of_split` that of a turn that becomes two.
 """
 
 

@@ -34,6 +34,8 @@ def conversation(draw: st.DrawFn) -> list[pb.ChatMessage]:
             made.append(pb.ChatMessage(role="assistant", content=next(words)))
         elif draw(flags):
             made += _called(draw, words)
+            if draw(flags):
+                made.append(pb.ChatMessage(role="system", content=next(words)))
     if made[-1].role == "assistant":
         made.append(pb.ChatMessage(role="user", content=next(words)))
     return made
@@ -52,7 +54,7 @@ def _called(draw: st.DrawFn, words: Iterator[str]) -> list[pb.ChatMessage]:
 
 def texts(messages: Sequence[pb.ChatMessage]) -> Iterator[tuple[str, str]]:
     """Yield the path and the text of each part of a conversation, but for reasoning before the last user turn."""
-    last = max(index for index, message in enumerate(messages) if message.role not in ("assistant", "tool"))
+    last = max(index for index, message in enumerate(messages) if message.role == "user")
     for index, message in enumerate(messages):
         if message.reasoning_content and index > last:
             yield f"chat.messages[{index}].reasoning_content", message.reasoning_content

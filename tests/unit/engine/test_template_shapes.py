@@ -76,6 +76,7 @@ QUIET = {"leaves_out": frozenset({"reasoning"})}
         ("ONE_PLACE", {"joined_reasoning": True}),
         ("BLOCKS", {"reasoning_key": "content"}),
         ("ONLY_TOOLS", QUIET),
+        ("FORGETS_REASONING", {"systems": False, "late_system": False, "leaves_out": frozenset({"old_reasoning"})}),
         ("FORGETS_TEXT", {"leaves_out": frozenset({"reasoning", "old_text_beside_calls"})}),
         ("PLANS", {"split_turns": True, "leaves_out": frozenset({"reasoning_of_split"})}),
     ],

@@ -242,6 +242,8 @@ def test_conversation_that_begins_with_an_answer_is_the_templates_affair(model: 
 
 # Losses.
 
+THOUGHT = says("assistant", reasoning_content="Hm", tool_calls=[CALL])
+
 
 @pytest.mark.parametrize(
     ("habit", "messages", "lost"),
@@ -254,6 +256,9 @@ def test_conversation_that_begins_with_an_answer_is_the_templates_affair(model: 
         ("THINKS_LAST", [HI, says("assistant", "Yes", reasoning_content="Hm"), BYE], []),
         ("SYSTEM_LAST", [SYSTEM, HI, CALLED, ANSWERED], ["[0].content"]),
         ("SYSTEM_LAST", [SYSTEM, HI], []),
+        ("FORGETS_REASONING", [HI, THOUGHT, ANSWERED], []),
+        ("FORGETS_REASONING", [HI, THOUGHT, ANSWERED, BYE], []),
+        ("FORGETS_REASONING", [HI, THOUGHT, ANSWERED, LATE], ["[1].reasoning_content"]),
         ("FORGETS_TEXT", [HI, says("assistant", "Yes", tool_calls=[CALL]), ANSWERED], []),
         ("FORGETS_TEXT", [HI, says("assistant", "Yes", tool_calls=[CALL]), ANSWERED, YES, BYE], ["[1].content"]),
         ("PLANS", [HI, says("assistant", "A", reasoning_content="B", tool_calls=[CALL])], ["[1].reasoning_content"]),
