@@ -65,6 +65,14 @@ ALTERNATES = (
 )
 """Takes the user and the assistant in turn and nothing else, as Gemma 2 does."""
 
+ALTERNATES_BESIDE_TOOLS = (
+    "{% set ns = namespace(at=0) %}{% for m in messages if m.role != 'tool' and not m.tool_calls %}"
+    "{% if (m.role == 'user') != (ns.at % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% set ns.at = ns.at + 1 %}{% endfor %}"
+    + loop(TURN + CALLS.replace("ARGUMENTS", "c.function.arguments | tojson"))
+)  # fmt: skip
+"""Takes the user and the assistant in turn, turns of tools apart, as Mistral's do."""
+
 FIRST_SYSTEM = loop(
     "{% if m.role == 'system' and not loop.first %}{{ raise_exception('the system comes first') }}{% endif %}"
     "{% if m.role != 'developer' %}" + TURN + "{% endif %}"

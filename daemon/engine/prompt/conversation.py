@@ -187,7 +187,13 @@ def _opening(systems: list[Turn], rest: list[Turn], shape: TemplateShape) -> lis
     """Return a conversation that begins with some system turns."""
     # One role for all: some templates write system turns at one place, and those of the developer at another.
     first = [{**turn, "role": _system_role(systems[0], shape)} for turn in systems]
-    after = [turn if turn["role"] not in _SYSTEM else _late(turn, shape) for turn in rest]
+    after: list[Turn] = []
+    for turn in rest:
+        placed = turn if turn["role"] not in _SYSTEM else _late(turn, shape)
+        if placed is not turn and placed["role"] == "user" and after[-1]["role"] == "tool" and not shape.user_runs:
+            after[-1] = _joined(after[-1], placed)  # a turn of the user may not follow there
+        else:
+            after.append(placed)
     if not shape.system and not any(turn["role"] == "developer" for turn in first):
         return _before_user([turn["content"] for turn in first if turn["content"]], after)
     if not shape.systems:
@@ -220,10 +226,14 @@ def _merged(made: Iterable[Turn], *roles: str) -> Iterable[Turn]:
     last: Turn | None = None
     for turn in made:
         if last is not None and last["role"] == turn["role"] in roles:
-            last = {**last, "content": _GAP.join(text for text in (last["content"], turn["content"]) if text)}
+            last = _joined(last, turn)
             continue
         if last is not None:
             yield last
         last = turn
     if last is not None:
         yield last
+
+
+def _joined(turn: Turn, other: Turn) -> Turn:
+    return {**turn, "content": _GAP.join(text for text in (turn["content"], other["content"]) if text)}

@@ -74,7 +74,7 @@ def test_no_text_of_a_conversation_is_lost_in_silence(data: st.DataObject, habit
     try:
         text = rendered(template, turns(messages, found), options)
     except TemplateError:
-        assert habit == "ALTERNATES"
+        assert habit.startswith("ALTERNATES")
         assert any(message.role == "tool" for message in messages)
         return
     told = {warning.split(":")[0] for warning in warnings(messages, found)}

@@ -225,6 +225,11 @@ MARKED = "<system>\nIt rains.\n</system>"
         ("ALTERNATES", [SYSTEM, DEVELOPER, HI], "<user>Be brief.\n\nBe kind.\n\nHi</>"),
         ("ALTERNATES", [SYSTEM], "<user>Be brief.</>"),
         ("ALTERNATES", [HI, LATE, YES, LATE, BYE], f"<user>Hi\n\n{MARKED}</><assistant>Yes</><user>{MARKED}\n\nBye</>"),
+        (
+            "ALTERNATES_BESIDE_TOOLS",
+            [HI, CALLED, ANSWERED, LATE],
+            f'<user>Hi</><assistant></>[look {{"at": "sea"}}]<tool>blue\n\n{MARKED}</>',
+        ),
         ("ALTERNATES", [HI, BYE, YES], "<user>Hi\n\nBye</><assistant>Yes</>"),
     ],
 )  # fmt: skip
