@@ -8,6 +8,7 @@ from collections.abc import Sized
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from daemon.server.template_validation import check_template
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -26,26 +27,10 @@ MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES = 10_000
 MAX_FORM_BYTES = {"json_schema": 64 * 1024, "regex": 8 * 1024, "grammar": 64 * 1024}
 MAX_SCHEMAS_BYTES = 256 * 1024
-MAX_TEMPLATE_ARGS = 64
-MAX_TEMPLATE_BYTES = 64 * 1024
-MAX_EFFORT_BYTES = 64
 MAX_PRIORITY = 2
 MAX_DRAFT_TOKENS = 16
 MAX_DURATION_SECONDS = 315_576_000_000
 """Ten thousand years: the range that google.protobuf.Duration states for itself."""
-
-_OWN_VARIABLES = {
-    "messages": "chat.messages",
-    "tools": "chat.tools",
-    "add_generation_prompt": "chat.add_generation_prompt",
-    "continue_final_message": "chat.continue_final_message",
-    "enable_thinking": "chat.enable_thinking",
-    "reasoning_effort": "chat.reasoning_effort",
-}
-"""Variables of a template that have a field of their own."""
-
-_RENDERER_WORDS = {"conversations", "chat_template", "return_assistant_tokens_mask"}
-"""Words of transformers' renderer that are no variables of a template."""
 
 _SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 100),
@@ -190,33 +175,7 @@ def _check_chat(chat: pb.Chat) -> None:
             raise invalid(f"chat.tools[{index}].name", "is the name of another tool as well")
         names.add(tool.name)
     _check_tool_choice(chat, names)
-    _check_template(chat)
-
-
-def _check_template(chat: pb.Chat) -> None:
-    """Check what a template gets. Which variables it reads, only the engine can tell."""
-    _check_count("chat.template_args", chat.template_args, MAX_TEMPLATE_ARGS)
-    size = sum(len(name.encode()) + len(value.encode()) for name, value in chat.template_args.items())
-    if size > MAX_TEMPLATE_BYTES:
-        raise invalid("chat.template_args", f"has {size} bytes; at most {MAX_TEMPLATE_BYTES} are allowed")
-    for name in chat.template_args:
-        if name in _OWN_VARIABLES:
-            raise invalid(f"chat.template_args[{name}]", f"has a field of its own; set {_OWN_VARIABLES[name]}")
-        if not name.isidentifier() or name in _RENDERER_WORDS or name.endswith("_token"):
-            raise invalid(f"chat.template_args[{name}]", "cannot be set by a request; leave it out")
-    _check_length("chat.reasoning_effort", chat.reasoning_effort, MAX_EFFORT_BYTES)
-    if chat.continue_final_message:
-        _check_continued(chat)
-
-
-def _check_continued(chat: pb.Chat) -> None:
-    last, field = chat.messages[-1], "chat.continue_final_message"
-    if chat.add_generation_prompt:
-        raise invalid(field, "cannot go with add_generation_prompt, which begins another message")
-    if last.role != "assistant":
-        raise invalid(field, "needs an assistant's message at the end of the conversation")
-    if last.tool_calls:
-        raise invalid(field, "cannot continue a message with tool calls")
+    check_template(chat)
 
 
 def _check_tool_choice(chat: pb.Chat, names: set[str]) -> None:
