@@ -48,6 +48,7 @@ gen: $(VENV)/.developed ## Generate the stubs and the pages that are made from c
 	$(BIN)/python tools/generate_stubs.py
 	$(BIN)/python -m tools.api_page
 	$(BIN)/python -m tools.configuration_page
+	$(BIN)/python -m tools.http_page
 	$(BIN)/python -m tools.code_map
 
 bench: $(VENV)/.developed ## Side by side with others; writes docs/benchmarks.md (BENCH="--peer-venv DIR" adds vllm-mlx)

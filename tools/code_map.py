@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "code-map.md"
 FOLDERS = (
     "", "server", "server/supervision", "shared", "engine", "engine/background", "engine/calls", "engine/prompt",
-    "engine/scheduling", "engine/execution", "engine/output", "engine/structured_output", "engine/memory",
-    "engine/reporting", "cache", "cache/mlx", "kv", "kv/mlx", "kv/mlx/adapters", "cli", "cli/commands", "cli/output",
-    "cli/terminal", "doctor", "launchd",
+    "engine/scheduling", "engine/execution", "engine/output", "engine/output/notations", "engine/structured_output",
+    "engine/memory", "engine/reporting", "cache", "cache/mlx", "kv", "kv/mlx", "kv/mlx/adapters", "cli", "cli/commands",
+    "cli/output", "cli/terminal", "doctor", "launchd", "http",
 )  # fmt: skip
 """Folders of the daemon with code that was written by hand: the process first, then the life of a request."""
 
@@ -31,7 +31,13 @@ Seven files show the engine's idea: `engine/engine.py`, `engine/execution/runner
 
 def page() -> str:
     """Return the page as Markdown."""
-    return _HEADING + "".join(_section(folder) for folder in FOLDERS)
+    return _HEADING + "".join(_section(folder) for folder in folders())
+
+
+def folders() -> list[str]:
+    """Return all folders in reading order: at the end those of the APIs that are served over HTTP."""
+    apis = sorted(path.parent.name for path in (ROOT / "daemon" / "http").glob("*/__init__.py"))
+    return [*FOLDERS, *(f"http/{name}" for name in apis)]
 
 
 def modules(folder: str) -> list[Path]:

@@ -38,7 +38,7 @@ _COMPUTED = {
     "state_dir": "`~/.mlx-sidecar`",
 }
 """Defaults that depend on the user or the system."""
-_KINDS = {"int": "whole number", "float": "duration", "bool": "true or false", "Path": "absolute path"}
+_KINDS = {"str": "text", "int": "whole number", "float": "duration", "bool": "true or false", "Path": "absolute path"}
 
 
 def page() -> str:
@@ -61,6 +61,8 @@ def _kind(field: Field[Any]) -> str:
     kind = str(field.type)
     if kind.startswith("Literal"):
         return "one of " + kind.removeprefix("Literal[").removesuffix("]").replace('"', "`").replace("'", "`")
+    if kind == "tuple[str, ...]":
+        return "list of texts (commas between them in the variable, the flag repeated)"
     if kind.startswith("tuple"):
         return 'list of absolute paths (":" between them in the variable, the flag repeated)'
     return _KINDS[kind.removesuffix(" | None")]
@@ -69,7 +71,7 @@ def _kind(field: Field[Any]) -> str:
 def _default(key: str, field: Field[Any]) -> str:
     if field.default is MISSING:
         return _COMPUTED[key]
-    if field.default in (None, ()):
+    if field.default in (None, (), ""):
         return "none"
     if isinstance(field.default, float):
         return f"`{field.default:g}` (seconds)"

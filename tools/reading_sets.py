@@ -104,7 +104,7 @@ QUESTIONS = {
         kv/trie.py:PrefixTrie._drop_leaf
         kv/eviction_queue.py:EvictionQueue.pop
         kv/prefix_cache.py:PrefixCache._append
-        kv/prefix_cache.py:_packed
+        kv/spec.py:packed
         kv/mlx/request_kv.py:RequestKV.pack
         kv/mlx/layout.py:Layout.pack
         kv/mlx/adapters/kv_cache.py:KVCacheAdapter.pack

@@ -102,6 +102,12 @@ class ModelLease(Generic[M]):
         """The model; usable until release."""
         return self.entry.model
 
+    def another(self) -> ModelLease[M]:
+        """Return a second lease on the same model, which is released on its own. This one is not released yet."""
+        assert not self._released, "a lease was copied after its release"
+        self.entry.leases += 1
+        return ModelLease(self.entry, self._on_release)
+
     def release(self) -> None:
         """
         End the use; the last release of a dropped model frees its memory.

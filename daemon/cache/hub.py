@@ -30,10 +30,13 @@ from tqdm import tqdm
 
 from daemon.cache.callbacks import Report
 from daemon.cache.model_files import check, read
+from daemon.cache.weight_files import is_weight_file, weight_files
 from daemon.shared.errors import Reason, SidecarError
 
 PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja"]
 """Files that mlx-lm reads of a model. Python files are left out: they are never run."""
+_IGNORED = ["*/*.safetensors"]
+"""Files that the patterns match as well: their asterisk stands for slashes too."""
 
 
 def snapshot(repo: str, revision: str, *, allow_download: bool, report: Report) -> Path:
@@ -72,14 +75,16 @@ def is_complete(path: Path) -> bool:
     Return whether a snapshot has its configuration and all its weights.
 
     After an interrupted download, huggingface_hub returns an incomplete snapshot, unless it has a list of its files.
+    An index may list files that mlx-lm does not load: they are never downloaded.
     """
     index = path / "model.safetensors.index.json"
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() or not any(file.is_file() for file in weight_files(path)):
         return False
     if not index.is_file():
-        return any(file.is_file() for file in path.glob("model*.safetensors"))
+        return True
     try:
-        return all((path / shard).is_file() for shard in set(json.loads(read(index))["weight_map"].values()))
+        shards = set(json.loads(read(index))["weight_map"].values())
+        return all((path / shard).is_file() for shard in shards if is_weight_file(shard))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
@@ -93,7 +98,7 @@ def planned_bytes(repo: str, revision: str) -> int:
     """
     with _refusing(repo, revision):
         files = _list_files(repo, revision)
-    weights = [file.file_size or 0 for file in files if file.filename.endswith(".safetensors")]
+    weights = [file.file_size or 0 for file in files if is_weight_file(file.filename)]
     if not weights:
         raise SidecarError(
             Reason.MODEL_UNSUPPORTED, f"{repo} has no model*.safetensors weights; convert it with mlx_lm.convert"
@@ -103,7 +108,9 @@ def planned_bytes(repo: str, revision: str) -> int:
 
 def _list_files(repo: str, revision: str) -> list[DryRunFileInfo]:
     try:
-        return snapshot_download(repo, revision=revision or None, allow_patterns=PATTERNS, dry_run=True)
+        return snapshot_download(
+            repo, revision=revision or None, allow_patterns=PATTERNS, ignore_patterns=_IGNORED, dry_run=True
+        )
     except DryRunError as error:  # its cause is the error that a download would have raised
         raise error.__cause__ or OfflineModeIsEnabled("offline") from error
 
@@ -135,7 +142,8 @@ def _refusing(repo: str, revision: str) -> Iterator[None]:
 
 def _fetch(repo: str, revision: str, **options: Any) -> Path:
     _refuse_irregular(repo, revision)
-    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=PATTERNS, **options))
+    wanted = revision or None
+    return Path(snapshot_download(repo, revision=wanted, allow_patterns=PATTERNS, ignore_patterns=_IGNORED, **options))
 
 
 def _refuse_irregular(repo: str, revision: str) -> None:

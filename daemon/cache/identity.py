@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,9 @@ from typing import Any
 
 from daemon.cache import model_config
 from daemon.cache.callbacks import Report, ignore
+from daemon.cache.context_length import context_length
 from daemon.cache.digests import Digests, Stamp, TakesLong
+from daemon.cache.generation_config import default_sampling
 from daemon.cache.model_config import MAX_CONFIG_BYTES, checked_config, json_object
 from daemon.cache.model_files import Roots, allowed, check, read
 from daemon.cache.weight_files import estimate_size, read_header, refuse_other_formats, weight_files
@@ -76,6 +78,8 @@ class ModelSource:
         adapter_weights: Its adapter's weights.
         roots: Where its files may lie, links followed; see `model_files.allowed`.
         revision: The commit of the Hub that it is; empty if it does not come from there.
+        context_override: The context length that a caller chose; None for that of the configuration.
+        default_sampling: The sampling options that it recommends, by name. No part of its identity.
     """
 
     key: ModelKey
@@ -90,6 +94,8 @@ class ModelSource:
     adapter_weights: WeightFile | None = field(default=None, compare=False, repr=False)
     roots: Roots = field(default=(), compare=False, repr=False)
     revision: str = field(default="", compare=False)
+    context_override: int | None = field(default=None, compare=False)
+    default_sampling: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def architecture(self) -> str:
@@ -104,7 +110,7 @@ class ModelSource:
     @property
     def context_length(self) -> int:
         """Longest prompt plus completion in tokens; 0 if the configuration does not say."""
-        return model_config.context_length(self.config)
+        return self.context_override or context_length(self.config)
 
     @property
     def vocab_size(self) -> int:
@@ -184,6 +190,7 @@ def _described(
     source = ModelSource(
         ModelKey(""), name, path, estimate_size(files), config, quantization=quantization, roots=roots,
         revision=path.name if hub else "",  # the Hub's own cache keeps each commit in a directory of its name
+        default_sampling=default_sampling(name, path, roots),
     )  # fmt: skip
     if adapter_path is not None:
         source, documents[_ADAPTER_CONFIG] = _with_adapter(source, adapter_path)
@@ -198,10 +205,11 @@ def _config_bytes(name: str, path: Path, roots: Roots) -> bytes:
 
 
 def _regular_weight_files(path: Path, roots: Roots) -> list[Path]:
-    """Return the safetensors files below a directory. A FIFO of such a name is refused: mlx-lm would wait for it."""
-    for file in sorted(path.rglob("*.safetensors")):
+    """Return the weight files of a directory. A FIFO of such a name is refused: mlx-lm would wait for it."""
+    files = weight_files(path)
+    for file in files:
         check(file, roots)
-    return weight_files(path)
+    return files
 
 
 def _with_adapter(source: ModelSource, path: Path) -> tuple[ModelSource, bytes]:
@@ -237,10 +245,8 @@ def _with_key(
 ) -> ModelSource:
     """Return a model with the key of its content. Reads weights that were not seen before."""
     own_documents = {name: content for name, content in documents.items() if name != _ADAPTER_CONFIG}
-    weights = [WeightFile(file, digests.digest(file, hub=hub, report=report)) for file in files]
-    # mlx-lm loads these files only. The others are part of the key, because the model's directory is one thing.
-    loaded = tuple(file for file in weights if file.path.parent == source.path and file.path.name.startswith("model"))
-    source = replace(source, key=ModelKey(_digest(source.path, own_documents, weights)), weights=loaded)
+    weights = tuple(WeightFile(file, digests.digest(file, hub=hub, report=report)) for file in files)
+    source = replace(source, key=ModelKey(_digest(source.path, own_documents, weights)), weights=weights)
     if source.adapter_path is None:
         return source
     (path,) = _adapter_weights(source)

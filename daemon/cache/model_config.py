@@ -22,7 +22,6 @@ Config = dict[str, Any]
 
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _CODE_KEYS = ("model_file", "trust_remote_code")
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _COUNT = re.compile(r"(^|_)(layers?|loops|experts|heads?|blocks|depth|stages|mult)$")
 """Keys that say how often something is built or done."""
@@ -79,11 +78,6 @@ def json_object(name: str, file: str, content: bytes) -> Config:
 def num_layers(config: Config) -> int:
     """Return the number of layers."""
     return _number(config, *_LAYER_KEYS)
-
-
-def context_length(config: Config) -> int:
-    """Return the most tokens of prompt and completion together."""
-    return _number(config, *_CONTEXT_KEYS)
 
 
 def vocab_size(config: Config) -> int:

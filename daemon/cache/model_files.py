@@ -33,6 +33,8 @@ COPIED_FILES = 512
 _SUFFIXES = {".json", ".jsonl", ".txt", ".jinja", ".model", ".tiktoken", ".spm", ".codes", ".bpe", ".tokenizer"}
 """Files that transformers and mlx-lm read of a model beside its weights. No Python file is among them."""
 _FOLDERS = ("additional_chat_templates",)
+_APPLE_DOUBLE = "._"
+"""How names of files begin in which macOS keeps attributes on foreign file systems. Their endings are of no meaning."""
 _PIECE = 1 << 20
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 """Without waiting for the writer of a FIFO; without following a link that took the place of the checked file."""
@@ -160,11 +162,9 @@ def private_folder(name: str) -> Iterator[Path]:
 
 
 def _small_files(path: Path) -> list[Path]:
-    files = [file for file in path.iterdir() if file.suffix in _SUFFIXES]
-    for folder in _FOLDERS:
-        if (path / folder).is_dir():
-            files += [file for file in (path / folder).iterdir() if file.suffix in _SUFFIXES]
-    return sorted(files)
+    folders = [path, *(path / folder for folder in _FOLDERS if (path / folder).is_dir())]
+    files = [file for folder in folders for file in folder.iterdir() if file.suffix in _SUFFIXES]
+    return sorted(file for file in files if not file.name.startswith(_APPLE_DOUBLE))
 
 
 def _copy(file: Path, source: FileIO, sink: BinaryIO) -> int:

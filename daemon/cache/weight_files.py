@@ -1,6 +1,11 @@
 """
 Finds the weight files of a model directory and checks their headers before a library opens them.
 
+The weight files are those that mlx-lm loads: `model*.safetensors` in the directory itself. mlx-lm reads no index file,
+so an index that is left over changes nothing. Other safetensors files are no part of the model: a copy in Mistral's own
+format (`consolidated.safetensors`), folders below (`original/`), what macOS leaves on foreign file systems
+(`._model.safetensors`). They are neither sized nor checked nor hashed.
+
 A safetensors file is 8 bytes with the length of its header, the header in JSON, and the data of the tensors. The header
 gives a type, a shape, and two offsets into the data for each tensor. MLX trusts it.
 """
@@ -11,6 +16,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from io import FileIO
 from itertools import pairwise
 from math import prod
@@ -31,9 +37,17 @@ _TYPE_BYTES = {
 }  # fmt: skip
 
 
+_LOADED = "model*.safetensors"
+
+
 def weight_files(model_dir: Path) -> list[Path]:
-    """Return all safetensors files below a directory, sorted."""
-    return sorted(path for path in model_dir.rglob("*.safetensors") if path.is_file())
+    """Return the files that mlx-lm loads of a directory, sorted. They may be no regular files."""
+    return sorted(model_dir.glob(_LOADED))
+
+
+def is_weight_file(name: str) -> bool:
+    """Return whether mlx-lm loads a file, given by its path within its model's directory."""
+    return "/" not in name and fnmatchcase(name, _LOADED)
 
 
 def estimate_size(files: Iterable[Path]) -> int:
@@ -124,14 +138,14 @@ def refuse_other_formats(name: str, path: Path, weights: list[Path]) -> None:
     Args:
         name: The model's name.
         path: Its directory.
-        weights: The safetensors files below it.
+        weights: Its weight files.
 
     Raises:
         SidecarError: MODEL_UNSUPPORTED.
     """
-    if any(file.parent == path and file.name.startswith("model") for file in weights):
+    if weights:
         return
-    suffixes = {file.suffix.lower() for file in path.iterdir()}
+    suffixes = {file.suffix.lower() for file in path.iterdir() if not file.name.startswith(".")}
     if ".gguf" in suffixes:
         why = "has GGUF weights, which mlx-sidecar does not read; take the original model and convert it"
     elif pickles := sorted(suffixes & _PICKLES):

@@ -28,6 +28,7 @@ COMMANDS = {
     "stats": "Show the state of the daemon.",
     "top": "Watch the daemon.",
     "metrics": "Export figures for Prometheus.",
+    "http": "Serve OpenAI's API over HTTP.",
     "config": "Show the settings and where they come from.",
     "completion": "Print the completion script of a shell.",
     "service": "Run the daemon as a service of macOS.",

@@ -36,6 +36,7 @@ def explain(error: BaseException) -> Answer | None:
     """Return the text and the exit code of an expected error; None for a bug, which is shown with its traceback."""
     # Imported here: only an error needs these modules, and `--help` and `ps` must start fast.
     from daemon.cli.starting import StartError
+    from daemon.http.token import TokenError
     from daemon.launchd.errors import ServiceError
     from daemon.server.singleton import AlreadyRunning
     from daemon.server.socket_path import SocketPathError
@@ -43,7 +44,7 @@ def explain(error: BaseException) -> Answer | None:
     from mlx_sidecar import DaemonNotRunning, SidecarError, UntrustedSocket
 
     match error:
-        case ConfigError() | SocketPathError() | UntrustedSocket():
+        case ConfigError() | SocketPathError() | TokenError() | UntrustedSocket():
             return Answer(str(error), USAGE)
         case DaemonNotRunning() | StartError():
             return Answer(str(error), NOT_RUNNING)

@@ -39,14 +39,16 @@ def _flag(key: str, field: Field[Any]) -> Callable[[CommandT], CommandT]:
     if isinstance(field.default, bool):
         return click.option(f"{name}/--no-{name[2:]}", key, default=None, help=about)
     if isinstance(field.default, tuple):
-        return click.option(name, key, multiple=True, metavar="PATH", help=about + " Repeatable.")
+        return click.option(
+            name, key, multiple=True, metavar=field.metadata["metavar"] or "PATH", help=about + " Repeatable."
+        )
     # Values stay text here: `load_config` checks them like variables, with the same error texts.
-    metavar = {int: "N", float: "DURATION", str: "LEVEL"}.get(type(field.default), "PATH")
+    metavar = field.metadata["metavar"] or {int: "N", float: "DURATION", str: "LEVEL"}.get(type(field.default), "PATH")
     return click.option(name, key, metavar=metavar, help=about)
 
 
 def _default_note(field: Field[Any]) -> str:
-    if field.default is MISSING or field.default in (None, ()):
+    if field.default is MISSING or field.default in (None, (), ""):
         return "."
     shown = f"{field.default:g}" if type(field.default) is float else str(field.default).lower()
     return f" (default {shown})."

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import CachedRepoInfo, CachedRevisionInfo, CacheNotFound, scan_cache_dir
 
 from daemon.cache.hub import is_complete
+from daemon.cache.weight_files import is_weight_file
 
 _DEFAULT_BRANCH = "main"
 
@@ -59,5 +60,6 @@ def _model(repo: CachedRepoInfo) -> CachedModel:
 
 
 def _weights(revision: CachedRevisionInfo) -> int:
-    names = (file for file in revision.files if file.file_name.startswith("model"))
-    return sum(file.size_on_disk for file in names if file.file_name.endswith(".safetensors"))
+    root = revision.snapshot_path
+    files = [(file.file_path.relative_to(root).as_posix(), file.size_on_disk) for file in revision.files]
+    return sum(size for name, size in files if is_weight_file(name))

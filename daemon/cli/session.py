@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from daemon.shared.config_values import parse_duration
+
 if TYPE_CHECKING:
     from daemon.shared.config import Config
     from mlx_sidecar import Client
@@ -164,3 +166,11 @@ def absolute_if_path(ctx: click.Context, param: click.Parameter, value: str | No
         return value
     is_path = value.startswith((".", "~")) or value.count("/") > 1 or value.endswith("/") or Path(value).is_dir()
     return absolute(ctx, param, value) if is_path else value
+
+
+def seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Option callback: return a duration such as "10m" in seconds."""
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} must be {error}") from None

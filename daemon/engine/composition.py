@@ -62,7 +62,7 @@ def build_engine(
     budget = MemoryBudget(memory_limit(working_set()))
     buffers = BufferCache(budget.limit)
     prefix_limits = PrefixLimits(config.max_cache_blocks, config.kv_cache_bytes)
-    prefixes = PrefixCache(prefix_limits, config.min_prefix_len, copy=copied)
+    prefixes = PrefixCache(prefix_limits, config.min_prefix_len, copy=copied, clock=ttl_clock)
     outbox = Outbox(wire)
     memory = EngineMemory(budget, prefixes)
     runner = Runner(prefixes, config.max_batch, memory.make_room, outbox, clock)
@@ -79,12 +79,17 @@ def build_engine(
 
     invalidator = Invalidator(models, prefixes, runner)
     namespaces = NamespaceRegistry(prefixes, clock)
-    figures = StatsCollector(models, prefixes, namespaces, runner, memory, ttl_clock, stuck=background.stuck)
+    overrides = ModelOverrides()
+    figures = StatsCollector(
+        models, prefixes, namespaces, runner, memory, ttl_clock,
+        stuck=background.stuck, context_length=overrides.context_length,
+    )  # fmt: skip
     outbox.attach(figures.snapshot)
 
     templates = Templates(clock)
     services = Services(
         models=models,
+        prefixes=prefixes,
         runner=runner,
         budget=budget,
         lookup=ModelLookup(resolver, background),
@@ -94,7 +99,7 @@ def build_engine(
         clock=clock,
         names=invalidator.known,
         namespaces=namespaces,
-        overrides=ModelOverrides(),
+        overrides=overrides,
     )
     source = pressure if config.evict_on_memory_pressure else normal
     relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)

@@ -6,9 +6,19 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Protocol
 
-from daemon.engine.execution.events import Delta, Event, Finished, FinishReason, PrefillProgress, Started
+from daemon.engine.execution.events import (
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    PrefillProgress,
+    PromptLogprobs,
+    Started,
+)
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.output.tool_calls import ToolCall
+from daemon.engine.prompt.places import Place
+from daemon.kv.miss import Miss
 from daemon.shared.durations import duration
 from daemon.shared.errors import SidecarError
 from daemon.v1 import ipc_pb2 as ipc
@@ -33,7 +43,7 @@ def ends_call(event: ipc.Event) -> bool:
     """Whether an event is the last of its call."""
     kind = event.WhichOneof("body")
     if kind == "generate":
-        return event.generate.HasField("finished")
+        return event.generate.HasField("finished") and not event.more
     if kind == "load":
         return event.load.HasField("ready")
     return kind in ("invalidate", "failure")
@@ -71,10 +81,11 @@ class Outbox:
         self._write(ipc.Event(call_id=call_id, load=event))
 
     def generate(self, call_id: int, event: Event) -> None:
-        """Send an event of a Generate call; `Finished` ends the call."""
+        """Send an event of a Generate call; `Finished` ends the call, unless there are more."""
         if isinstance(event, Finished):
             self._wire.send(self._snapshot())
-        self._wire.send(ipc.Event(call_id=call_id, generate=_response(event)))
+        more = isinstance(event, Finished) and event.more
+        self._wire.send(ipc.Event(call_id=call_id, generate=_response(event), more=more))
         if not isinstance(event, Delta):
             self.flush()
 
@@ -119,11 +130,37 @@ def _response(event: Event) -> pb.GenerateResponse:
         case Delta():
             return pb.GenerateResponse(delta=_delta(event))
         case Started():
-            return pb.GenerateResponse(started=pb.Started(**asdict(event)))
+            return pb.GenerateResponse(started=_started(event))
         case PrefillProgress(done, total):
             return pb.GenerateResponse(prefill=pb.PrefillProgress(done=done, total=total))
+        case PromptLogprobs(start, tokens):
+            scored = pb.PromptLogprobs(start=start, logprobs=map(_logprob, tokens))
+            return pb.GenerateResponse(prompt_logprobs=scored)
         case Finished():
             return pb.GenerateResponse(finished=_finished(event))
+
+
+def _started(event: Started) -> pb.Started:
+    return pb.Started(
+        request_id=event.request_id,
+        model=event.model,
+        prompt_tokens=event.prompt_tokens,
+        cached_tokens=event.cached_tokens,
+        warnings=event.warnings,
+        miss=None if event.miss is None else _miss(event.miss, event.place),
+    )
+
+
+def _miss(miss: Miss, place: Place | None) -> pb.Miss:
+    return pb.Miss(
+        reason=f"MISS_REASON_{miss.reason.name}",
+        token=miss.token,
+        resume_token=miss.resume_token,
+        message=None if place is None else place.message,
+        character=None if place is None else place.character,
+        seen=None if miss.seen is None else duration(miss.seen),
+        differs=[f"NAMESPACE_PART_{part.upper()}" for part in miss.differs],
+    )
 
 
 def _delta(event: Delta) -> pb.Delta:
@@ -133,6 +170,8 @@ def _delta(event: Delta) -> pb.Delta:
         token_ids=[token.id for token in piece.tokens],
         reasoning=piece.reasoning,
         tool_calls=[_tool_call(call) for call in piece.calls],
+        tool_call_deltas=[pb.ToolCallDelta(**asdict(part)) for part in piece.call_pieces],
+        index=event.index,
     )
     if event.logprobs:
         message.logprobs.extend(_logprob(token) for token in piece.tokens)
@@ -144,8 +183,8 @@ def _tool_call(call: ToolCall) -> pb.GeneratedToolCall:
 
 
 def _logprob(token: Token) -> pb.TokenLogprob:
-    top = [pb.TopLogprob(token_id=token_id, logprob=logprob) for token_id, logprob in token.top]
-    return pb.TokenLogprob(token_id=token.id, logprob=token.logprob or 0.0, top=top)
+    top = [pb.TopLogprob(token_id=other.id, logprob=other.logprob, text=other.text) for other in token.top]
+    return pb.TokenLogprob(token_id=token.id, logprob=token.logprob or 0.0, top=top, text=token.text)
 
 
 def _finished(event: Finished) -> pb.Finished:
@@ -154,4 +193,6 @@ def _finished(event: Finished) -> pb.Finished:
         stop_match=event.stop_match,
         usage=pb.Usage(**asdict(event.usage)),
         timings=pb.Timings(**{name: duration(seconds) for name, seconds in asdict(event.timings).items()}),
+        index=event.index,
+        seed=event.seed,
     )

@@ -9,10 +9,11 @@ may stay, which is a value of `PrefixLimits`:
     shed          the bytes stored now, less those that shall become free
 
 The difference is a `Shortage`. The evictor drops the least recently used item, computes the shortage again, and so on
-until it is empty or all that is left is leased. Memory of an extent becomes free with the last of its blocks, so the
-first pass counts on compaction: it stops when the bytes that compaction would free cover the shortage. Then sparse
-extents are copied into smaller ones. Compaction can fail or free less than estimated, so a second pass evicts the rest
-without it.
+until it is empty or all that is left is leased. Kept prefixes (`Keeps`) yield one by one when all else is gone.
+
+Memory of an extent becomes free with the last of its blocks, so the first pass counts on compaction: it stops when the
+bytes that compaction would free cover the shortage. Then sparse extents are copied into smaller ones. Compaction can
+fail or free less than estimated, so a second pass evicts the rest without it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import NamedTuple
 import structlog
 
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
+from daemon.kv.keeps import Keeps
 from daemon.kv.nodes import Extent
 from daemon.kv.trie import PrefixTrie
 
@@ -82,13 +84,15 @@ class Evictor:
 
     Attributes:
         limits: What the trie may hold.
+        trie: Holds it.
         evictions: Blocks that were evicted since the start.
     """
 
-    def __init__(self, limits: PrefixLimits, trie: PrefixTrie, copy: Copy) -> None:
+    def __init__(self, limits: PrefixLimits, trie: PrefixTrie, keeps: Keeps, copy: Copy) -> None:
         self.limits = limits
         self.evictions = 0
-        self._trie = trie
+        self.trie = trie
+        self._keeps = keeps
         self._copy = copy
 
     def enforce(self) -> None:
@@ -97,9 +101,9 @@ class Evictor:
 
     def shed(self, nbytes: int) -> int:
         """Evict until `nbytes` are free or all is leased, and return the bytes that became free."""
-        bytes_before = self._trie.ledger.nbytes
+        bytes_before = self.trie.ledger.nbytes
         self._evict(replace(_UNLIMITED, nbytes=bytes_before - nbytes))
-        return bytes_before - self._trie.ledger.nbytes
+        return bytes_before - self.trie.ledger.nbytes
 
     def make_room(self, partition: str, missing: int, block_bytes: int, *, new_blocks: bool = True) -> int:
         """
@@ -123,11 +127,11 @@ class Evictor:
         own = partition if self._exceeds_half(partition, wanted * block_bytes, wanted * new_blocks) else None
         self._evict(may_stay, own)
         room = self._room_in_memory(block_bytes)
-        return min(wanted, room, max(0, limits.blocks - self._trie.blocks)) if new_blocks else min(wanted, room)
+        return min(wanted, room, max(0, limits.blocks - self.trie.blocks)) if new_blocks else min(wanted, room)
 
     def _room_in_memory(self, block_bytes: int) -> int:
         """Return for how many blocks there is memory now."""
-        ledger = self._trie.ledger
+        ledger = self.trie.ledger
         if ledger.buffers >= self.limits.buffers:
             return 0
         return max(0, self.limits.nbytes - ledger.nbytes) // max(1, block_bytes)
@@ -138,37 +142,39 @@ class Evictor:
 
         It then has to make room among its own blocks: no salt can push all others below half.
         """
-        bytes_after = self._trie.ledger.partition_bytes[partition] + nbytes
-        blocks_after = self._trie.partition_blocks[partition] + blocks
-        alone = self._trie.partition_blocks.keys() <= {partition}
+        bytes_after = self.trie.ledger.partition_bytes[partition] + nbytes
+        blocks_after = self.trie.partition_blocks[partition] + blocks
+        alone = self.trie.partition_blocks.keys() <= {partition}
         return not alone and (2 * bytes_after > self.limits.nbytes or 2 * blocks_after > self.limits.blocks)
 
     def _shortage(self, may_stay: PrefixLimits, reclaimable: int = 0) -> Shortage:
         """Return what is stored beyond `may_stay`, if `reclaimable` of the stored bytes count as free."""
-        ledger = self._trie.ledger
+        ledger = self.trie.ledger
         return Shortage(
             ledger.nbytes - reclaimable - may_stay.nbytes,
-            self._trie.blocks - may_stay.blocks,
+            self.trie.blocks - may_stay.blocks,
             ledger.buffers - may_stay.buffers,
         )
 
     def _evict(self, may_stay: PrefixLimits, partition: str | None = None) -> None:
         """Evict what is stored beyond `may_stay`, of one partition or of all, and compact where that saves blocks."""
+        self._keeps.expire()
         self._drop(may_stay, partition, compacting=True)
-        if self._shortage(may_stay) and self._trie.ledger.sparse:
+        if self._shortage(may_stay) and self.trie.ledger.sparse:
             self._compact()
             self._drop(may_stay, partition, compacting=False)
 
     def _drop(self, may_stay: PrefixLimits, partition: str | None, *, compacting: bool) -> None:
         """Drop the least recently used until there is no shortage; what compaction would free counts if it follows."""
-        trie, blocks_before = self._trie, self._trie.blocks
+        trie, blocks_before = self.trie, self.trie.blocks
         while shortage := self._shortage(may_stay, trie.ledger.reclaimable if compacting else 0):
-            if not trie.drop_oldest(partition, checkpoints=shortage.of_memory):
+            dropped = trie.drop_oldest(partition, checkpoints=shortage.of_memory)
+            if not dropped and not self._keeps.yield_one(partition):
                 break
         self.evictions += blocks_before - trie.blocks
 
     def _compact(self) -> None:
         try:
-            self._trie.compact(self._copy)
+            self.trie.compact(self._copy)
         except Exception:
             log.exception("prefix_compaction_failed")

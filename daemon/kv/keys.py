@@ -10,7 +10,10 @@ from dataclasses import dataclass
 BLOCK_TOKENS = 16
 """Tokens of a block."""
 
-KEY_BYTES = BLOCK_TOKENS * array("I").itemsize
+TOKEN_BYTES = array("I").itemsize
+"""Bytes of a token id."""
+
+KEY_BYTES = BLOCK_TOKENS * TOKEN_BYTES
 """Bytes of a block's key."""
 
 
@@ -23,14 +26,19 @@ def block_keys(tokens: Sequence[int]) -> list[bytes]:
     Raises:
         OverflowError: If a token id is negative or does not fit in 32 bits.
     """
-    packed = array("I", tokens).tobytes()
+    packed = pack(tokens)
     full = len(tokens) // BLOCK_TOKENS
     return [packed[i * KEY_BYTES : (i + 1) * KEY_BYTES] for i in range(full)]
 
 
+def pack(tokens: Sequence[int]) -> bytes:
+    """Return token ids as bytes, 32 bits each: the keys of their blocks one after the other, then those of the tail."""
+    return array("I", tokens).tobytes()
+
+
 def key_starts_with(key: bytes, tokens: Sequence[int]) -> bool:
     """Tell whether a block begins with `tokens` (at most a block of them)."""
-    return key.startswith(array("I", tokens).tobytes())
+    return key.startswith(pack(tokens))
 
 
 _SCHEMA = "mlx-sidecar/kv/1"
@@ -47,8 +55,8 @@ class Namespace:
 
     Its name is written by `digest`; this module also holds the only functions that read a part of such a name:
 
-        <model: 64 hex digits><layout: 64 hex digits>/<salt: 64 hex digits>
-        └── model_digest() ──┘                        └─ partition_of() ──┘
+        <weights: 64 hex digits><adapter: 64><layout: 64>/<salt: 64>
+        └────────── model_digest() ─────────┘             └─ partition_of()
 
     Attributes:
         weights: Digest of the model's content.
@@ -70,7 +78,7 @@ class Namespace:
 
 def model_digest(weights: str, adapter: str) -> str:
     """Return the beginning of the names of all namespaces of one model."""
-    return _digest(weights=weights, adapter=adapter)
+    return _digest(weights=weights) + _digest(adapter=adapter)
 
 
 def partition_of(namespace: str) -> str:
@@ -86,3 +94,19 @@ def _digest(**fields: str) -> str:
         state.update(f"{name}:{len(data)}:".encode())
         state.update(data)
     return state.hexdigest()
+
+
+_DIGITS = hashlib.sha256().digest_size * 2
+UNSALTED = _digest(salt="")
+"""The partition of all requests without a salt."""
+
+
+def differing(one: str, other: str) -> tuple[str, ...]:
+    """Return the parts in which the names of two namespaces differ: weights, adapter, layout, salt."""
+    pairs = zip(("weights", "adapter", "layout", "salt"), _parts(one), _parts(other), strict=True)
+    return tuple(part for part, mine, theirs in pairs if mine != theirs)
+
+
+def _parts(namespace: str) -> tuple[str, str, str, str]:
+    head, _, salt = namespace.partition(_SALT_MARK)
+    return head[:_DIGITS], head[_DIGITS : 2 * _DIGITS], head[2 * _DIGITS :], salt

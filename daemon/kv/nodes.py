@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from daemon.kv.keys import partition_of
 
@@ -24,6 +25,7 @@ class Node:
         checkpoint: State of the recurrent layers after it.
         resumable: Whether its windows were stored to stay, and not only in passing (`Resume`).
         locks: Leases that hold it.
+        kept: Keeps that hold it (`daemon/kv/keeps.py`).
         tick: Time of its last use, as a counter; larger is later.
         queued: Whether it is in the eviction queue.
         detached: Whether it was forgotten; a lease may still hold its KV.
@@ -37,6 +39,7 @@ class Node:
     checkpoint: Checkpoint | None = None
     resumable: bool = False
     locks: int = 0
+    kept: int = 0
     tick: int = 0
     queued: bool = False
     detached: bool = False
@@ -44,8 +47,8 @@ class Node:
 
     @property
     def evictable(self) -> bool:
-        """Whether it is an unlocked leaf."""
-        return self.parent is not None and self._children is None and not (self.locks or self.detached)
+        """Whether it is a leaf that neither a lease nor a keep holds."""
+        return self.parent is not None and self._children is None and not (self.locks or self.kept or self.detached)
 
     @property
     def partition(self) -> str:
@@ -170,6 +173,7 @@ class Checkpoint:
         nbytes: Exact bytes of the payload.
         buffers: Device buffers of the payload.
         node: The last node of its path; None before it is stored and after it was dropped.
+        kept: Whether a keep holds it.
         tick: Time of its last use, as a counter; larger is later.
         queued: Whether it is in the eviction queue.
         partition: Partition of the budget that it counts against.
@@ -179,6 +183,7 @@ class Checkpoint:
     nbytes: int
     buffers: int
     node: Node | None = None
+    kept: bool = False
     tick: int = 0
     queued: bool = False
     partition: str = ""
@@ -190,8 +195,8 @@ class Checkpoint:
 
     @property
     def evictable(self) -> bool:
-        """Whether it is stored and no lease holds it."""
-        return self.node is not None and not (self.node.locks or self.node.detached)
+        """Whether it is stored and neither a lease nor a keep holds it."""
+        return self.node is not None and not (self.node.locks or self.kept or self.node.detached)
 
 
 class Tree:
@@ -237,6 +242,11 @@ class Tree:
                     break
                 path.append(node)
         return path
+
+    def after(self, namespace: str, path: Sequence[Node], most: int) -> tuple[Node, ...]:
+        """Return the blocks right behind a stored path of a namespace, at most `most` of them."""
+        end = path[-1] if path else self._roots.get(namespace)
+        return () if end is None else tuple(islice(end.children(), most))
 
     def grow(self, parent: Node, key: bytes) -> Node:
         """Add a block below a node that has no child with this key."""

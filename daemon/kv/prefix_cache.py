@@ -29,9 +29,15 @@ Eviction (`Evictor`)
     Bytes, blocks and device buffers never exceed the limits once a call has returned, whatever is leased. The least
     recently used goes first. If more than one salt has blocks, none of them can push the others below half.
 
+Keeping (`keep`, `Keeps`)
+    A kept prefix is evicted after all others, until its time is over. Kept prefixes take half of the limits at most.
+
+Explanation (`explain`, `SeenPrompts`)
+    A bounded record of stored prompts outlives their blocks, and tells why a prompt was not reused further.
+
 Invalidation (`clear`, `forget_prefix`)
-    Forgotten blocks are not found from the next lookup on. Their bytes are free at once, or with the last lease on
-    them. A dry run reports the same numbers and changes nothing.
+    Forgotten blocks are not found from the next lookup on, kept ones included. Their bytes are free at once, or with
+    the last lease on them. A dry run reports the same numbers and changes nothing.
 
 Payloads are opaque here: `KVSource` packs them, `Layout` (in `mlx/`) restores them. One thread owns the cache.
 """
@@ -39,15 +45,20 @@ Payloads are opaque here: `KVSource` packs them, `Layout` (in `mlx/`) restores t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from daemon.kv.dropped import Dropped, count_dropped
 from daemon.kv.evictor import Copy, Evictor, PrefixLimits
-from daemon.kv.extent_ledger import EXTENT_BLOCKS, Run, runs
-from daemon.kv.keys import BLOCK_TOKENS, block_keys, key_starts_with, partition_of
+from daemon.kv.extent_ledger import Run, runs
+from daemon.kv.keeps import KEEP_SHARE, Keeps
+from daemon.kv.keys import BLOCK_TOKENS, block_keys, key_starts_with, pack, partition_of
 from daemon.kv.lease import PrefixLease
-from daemon.kv.nodes import Checkpoint, Extent, Node
-from daemon.kv.spec import KVSource, LayerGroup, PrefixSpec, Resume
+from daemon.kv.miss import MOST_CHILDREN, Lookup, Miss, MissReason, explain
+from daemon.kv.nodes import Node
+from daemon.kv.resumable import make_resumable
+from daemon.kv.seen_prompts import SeenPrompts
+from daemon.kv.spec import KVSource, PrefixSpec, Resume, packed
 from daemon.kv.trie import PrefixTrie
 from daemon.shared.failpoints import failpoint
 
@@ -69,22 +80,6 @@ class PrefixCounters:
         return self.hits / self.lookups if self.lookups else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """
-    What an invalidation drops.
-
-    Attributes:
-        blocks: Blocks that no lookup finds any more.
-        bytes_freed: Bytes that are free at once. An extent is freed with the last of its blocks.
-        bytes_in_use: Bytes that are free once the leases on them end.
-    """
-
-    blocks: int
-    bytes_freed: int
-    bytes_in_use: int
-
-
 class PrefixCache:
     """
     One trie with limits and counters; see the top of this module for its contract.
@@ -95,16 +90,30 @@ class PrefixCache:
         limits: What it may hold.
         min_prefix_len: Shortest match worth reusing, in tokens.
         copy: Copies the blocks from one position of an extent to another into a new extent.
+        clock: Seconds that never go back.
 
     Attributes:
         trie: The index.
+        keeps: The prefixes that are evicted last.
+        misses: Prompts that were not reused further, by reason.
         min_prefix_len: Shortest match worth reusing, in tokens.
     """
 
-    def __init__(self, limits: PrefixLimits, min_prefix_len: int = BLOCK_TOKENS, *, copy: Copy) -> None:
+    def __init__(
+        self,
+        limits: PrefixLimits,
+        min_prefix_len: int = BLOCK_TOKENS,
+        *,
+        copy: Copy,
+        clock: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.trie = PrefixTrie()
+        self.keeps = Keeps(self.trie, int(limits.blocks * KEEP_SHARE), int(limits.nbytes * KEEP_SHARE), clock)
+        self.misses: Counter[MissReason] = Counter()
         self._counters = PrefixCounters()
-        self._evictor = Evictor(limits, self.trie, copy)
+        self._evictor = Evictor(limits, self.trie, self.keeps, copy)
+        self._seen = SeenPrompts(clock)
+        self._clock = clock
         self.min_prefix_len = min_prefix_len
 
     @property
@@ -139,6 +148,46 @@ class PrefixCache:
             lease = self.trie.match(namespace, ())
         self._count(lookups=1, tokens_looked_up=len(tokens))
         return lease
+
+    def explain(self, lease: PrefixLease, tokens: Sequence[int], spec: PrefixSpec, lead: int = 0) -> Miss | None:
+        """
+        Return why a prompt was not reused further than its lease, and count it; None if it was as far as it can be.
+
+        Args:
+            lease: The result of its lookup.
+            tokens: The prompt.
+            spec: What a prefix of the model consists of.
+            lead: Tokens that all prompts begin with; to have them in common says nothing.
+        """
+        if len(tokens) - BLOCK_TOKENS <= lease.tokens > 0:
+            return None
+        path = self.trie.walk(lease.namespace, block_keys(tokens[:-1]))
+        children = self.trie.after(lease.namespace, path, MOST_CHILDREN)
+        resumable = spec.restorable(path) * BLOCK_TOKENS
+        lookup = Lookup(lease.namespace, tokens, path, children, resumable, self.min_prefix_len, lead)
+        miss = explain(lookup, self._seen, self._clock())
+        if miss is not None:
+            self.misses[miss.reason] += 1
+        return miss
+
+    def keep(self, namespace: str, tokens: Sequence[int], spec: PrefixSpec, seconds: float) -> bool:
+        """
+        Keep the stored prefix of a prompt: for so long it is evicted after all that is not kept.
+
+        Args:
+            namespace: Digest of the request's namespace.
+            tokens: The prompt.
+            spec: What a prefix of the model consists of.
+            seconds: How long.
+
+        Returns:
+            Whether it is kept: not if nothing of it is stored, or for want of room among kept prefixes.
+        """
+        path = self.trie.walk(namespace, block_keys(tokens[:-1]))
+        path = path[: spec.restorable(path)]
+        if len(path) * BLOCK_TOKENS < self.min_prefix_len:
+            return False
+        return self.keeps.keep(namespace, path, spec, seconds)
 
     def restored(self, lease: PrefixLease) -> None:
         """Count a match as reused. Call it after the match was copied into the request's cache."""
@@ -179,10 +228,14 @@ class PrefixCache:
         partition = partition_of(namespace)
         try:
             with self.trie.match(namespace, keys) as lease:
-                while blocks := self._evictor.make_room(partition, len(keys) - len(lease.nodes), spec.block_bytes):
-                    self._append(lease, keys, blocks, spec, source)
+                known = len(lease.nodes)
+                try:
+                    while blocks := self._evictor.make_room(partition, len(keys) - len(lease.nodes), spec.block_bytes):
+                        self._append(lease, keys, blocks, spec, source)
+                finally:
+                    self._note(lease, tokens, known)
                 if resume is not Resume.NO and len(lease.nodes) == len(keys):
-                    self._make_resumable(lease, spec, source, passing=resume is Resume.PASSING)
+                    make_resumable(self._evictor, lease, spec, source, passing=resume is Resume.PASSING)
         finally:
             self._evictor.enforce()
             stored = self.trie.blocks + self._evictor.evictions - total_before
@@ -199,6 +252,8 @@ class PrefixCache:
 
     def clear(self, accept: Callable[[str], bool] = lambda _: True, *, dry_run: bool = False) -> Dropped:
         """Forget the namespaces that `accept` names; everything without an argument."""
+        if not dry_run:
+            self._seen.invalidated(lambda entry: accept(entry.namespace))
         return self._forget(self.trie.tops(accept), dry_run=dry_run)
 
     def forget_prefix(self, namespace: str, prefix: Sequence[int], *, dry_run: bool = False) -> Dropped:
@@ -214,6 +269,9 @@ class PrefixCache:
             tops = self.trie.branches(namespace, keys, lambda key: key == last)
         else:
             tops = self.trie.branches(namespace, keys, lambda key: key_starts_with(key, rest))
+        if not dry_run:
+            beginnings = (pack(prefix), *(_packed_path(top) for top in tops))
+            self._seen.invalidated(lambda entry: entry.namespace == namespace and entry.packed.startswith(beginnings))
         return self._forget(tops, dry_run=dry_run)
 
     def check_integrity(self) -> None:
@@ -224,6 +282,7 @@ class PrefixCache:
             AssertionError: If anything disagrees.
         """
         self.trie.check_integrity()
+        self.keeps.check()
         assert self.trie.blocks <= self.limits.blocks, "more blocks than allowed"
         assert self.memory_usage() <= self.limits.nbytes, "more bytes than allowed"
         assert self.trie.ledger.buffers <= self.limits.buffers, "more buffers than allowed"
@@ -235,67 +294,28 @@ class PrefixCache:
         start = len(lease.nodes)
         stop = start + blocks
         extents = tuple(
-            _packed(source, index, start, stop) if group.window is None else None
+            packed(source, index, start, stop) if group.window is None else None
             for index, group in enumerate(spec.groups)
         )
         failpoint("kv.publish")
         self.trie.insert(lease, keys[start:stop], extents)
 
-    def _make_resumable(self, lease: PrefixLease, spec: PrefixSpec, source: KVSource, *, passing: bool) -> None:
-        """Store the windows and the recurrent states that a request needs to go on after a leased path."""
-        for index, group in enumerate(spec.groups):
-            if group.window is not None and not self._fill_window(lease, index, group, source):
-                return
-        if spec.state_bytes and lease.checkpoint is None:
-            partition = partition_of(lease.namespace)
-            room = self._evictor.make_room(partition, 1, spec.state_bytes, new_blocks=False)
-            checkpoint = source.checkpoint(lease.tokens) if room else None
-            if checkpoint is not None:
-                self.trie.attach(lease, checkpoint)
-        if spec.windowed and not passing:
-            self._thin_windows(lease, spec)
-
-    def _fill_window(self, lease: PrefixLease, index: int, group: LayerGroup, source: KVSource) -> bool:
-        """Store the blocks that a window sees at the end of a leased path, and tell whether all of them are stored."""
-        visible = lease.nodes[len(lease.nodes) - group.visible(len(lease.nodes)) :]
-        for first, last in _stretches([node for node in visible if node.extents[index] is None]):
-            room = self._evictor.make_room(
-                partition_of(lease.namespace), last - first, group.block_bytes, new_blocks=False
-            )
-            if room < last - first:
-                return False
-            self.trie.fill(lease, index, _packed(source, index, first, last))
-        return True
-
-    def _thin_windows(self, lease: PrefixLease, spec: PrefixSpec) -> None:
-        """
-        Drop windows that were stored only in passing, before the resume point at the end of a leased path.
-
-        They go back to the previous resume point, or to a fork: behind a fork another prompt may need them.
-        """
-        *way, end = lease.nodes
-        end.resumable = True
-        passed: list[Node] = []
-        for node in reversed(way):
-            if node.resumable or node.degree > 1:
-                break
-            passed.append(node)
-        for index, group in enumerate(spec.groups):
-            if group.window is not None:
-                self.trie.thin([node for node in passed if end.depth - node.depth >= group.visible(end.depth)], index)
+    def _note(self, lease: PrefixLease, tokens: Sequence[int], known: int) -> None:
+        """Note in the record of prompts what is stored of a prompt: with its tail, if all its blocks are."""
+        blocks = len(lease.nodes)
+        if blocks:
+            whole = blocks == len(tokens) // BLOCK_TOKENS
+            tail = pack(tokens[blocks * BLOCK_TOKENS :]) if whole else b""
+            self._seen.stored(lease.namespace, b"".join(node.key for node in lease.nodes) + tail, known)
 
     def _forget(self, tops: Sequence[Node], *, dry_run: bool) -> Dropped:
         """Forget blocks and everything below them, or with `dry_run` only count what that would free."""
         nodes = self.trie.subtree(tops)
-        uses = _uses(nodes)
-        # An extent is freed with its last user: the forgotten blocks, or blocks forgotten earlier that a lease holds.
-        leased = _uses(self.trie.orphans())
-        gone = [held for held in uses if uses[held] + leased[held] == _users(held)]
-        leased.update(_uses(node for node in nodes if node.locks))
-        freed = sum(held.nbytes for held in gone if not leased[held])
+        dropped = count_dropped(nodes, self.trie.orphans())
         if not dry_run:
+            self.keeps.forget(nodes)
             self.trie.detach(tops)
-        return Dropped(len(nodes), freed, sum(held.nbytes for held in gone) - freed)
+        return dropped
 
     def _count(self, **deltas: int) -> None:
         self._counters = replace(
@@ -303,34 +323,10 @@ class PrefixCache:
         )
 
 
-def _packed(source: KVSource, group: int, start: int, stop: int) -> Extent:
-    """
-    Copy blocks out of a source.
-
-    Raises:
-        ValueError: If the source returned other blocks than it was asked for.
-    """
-    extent = source.pack(group, start, stop)
-    if (extent.start, extent.stop) != (start, stop):
-        raise ValueError(f"asked for blocks {start} to {stop}, got {extent.start} to {extent.stop}")
-    return extent
-
-
-def _stretches(nodes: Sequence[Node]) -> Iterator[tuple[int, int]]:
-    """Yield the first block, and one past the last, of each stretch of consecutive nodes, an extent long at most."""
-    first = 0
-    for position in range(1, len(nodes) + 1):
-        full = position - first == EXTENT_BLOCKS
-        if position == len(nodes) or full or nodes[position].depth != nodes[position - 1].depth + 1:
-            yield nodes[first].depth - 1, nodes[position - 1].depth
-            first = position
-
-
-def _uses(nodes: Iterable[Node]) -> Counter[Extent | Checkpoint]:
-    """Return how many of `nodes` use each extent and checkpoint."""
-    held = (each for node in nodes for each in (*node.extents, node.checkpoint))
-    return Counter(each for each in held if each is not None)
-
-
-def _users(held: Extent | Checkpoint) -> int:
-    return held.live if isinstance(held, Extent) else 1
+def _packed_path(node: Node) -> bytes:
+    """Return the token ids of a stored path, see `pack`."""
+    keys = [node.key]
+    while (parent := node.parent) is not None and parent.depth:
+        keys.append(parent.key)
+        node = parent
+    return b"".join(reversed(keys))

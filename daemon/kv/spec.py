@@ -123,3 +123,16 @@ class Resume(Enum):
     PASSING = auto()
     """A resume point until a later store of the same prompt; it saves KV that a window is about to forget."""
     YES = auto()
+
+
+def packed(source: KVSource, group: int, start: int, stop: int) -> Extent:
+    """
+    Copy blocks out of a source.
+
+    Raises:
+        ValueError: If the source returned other blocks than it was asked for.
+    """
+    extent = source.pack(group, start, stop)
+    if (extent.start, extent.stop) != (start, stop):
+        raise ValueError(f"asked for blocks {start} to {stop}, got {extent.start} to {extent.stop}")
+    return extent

@@ -8,7 +8,7 @@ A block moves through these states:
 
     insert()              stored: lookups find it
     match(), insert()     locked: a lease holds it, and it is not evicted
-    drop_oldest()         gone: it was an unlocked leaf, least recently used
+    drop_oldest()         gone: it was a leaf without a lock or a keep, least recently used
     detach()              forgotten: gone at once if unlocked, else an orphan that goes with its last lease
 """
 
@@ -131,7 +131,7 @@ class PrefixTrie(Tree):
             checkpoints: Whether a checkpoint may go. It frees memory but no block.
 
         Returns:
-            Whether anything was dropped. If not, all that is left is leased.
+            Whether anything was dropped. If not, all that is left is leased or kept.
         """
         leaf, checkpoint = self._leaves.peek(partition), self._checkpoints.peek(partition)
         older = checkpoint is not None and (leaf is None or checkpoint.tick <= leaf.tick)
@@ -143,6 +143,12 @@ class PrefixTrie(Tree):
         else:
             return False
         return True
+
+    def offer(self, node: Node) -> None:
+        """Let a block and its checkpoint be evicted again, as far as nothing else holds them."""
+        self._leaves.offer(node)
+        if node.checkpoint is not None:
+            self._checkpoints.offer(node.checkpoint)
 
     def compact(self, copy: Callable[[Extent, int, int], Extent]) -> None:
         """

@@ -24,6 +24,7 @@ from daemon.server.socket_path import prepare_socket_path
 from daemon.server.stats import History, Stats
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_process import engine_command
+from daemon.server.supervision.http_door import HttpDoor
 from daemon.server.supervision.supervisor import State, Supervisor
 from daemon.server.wake_lock import Wakefulness, WakeLock, system_wake_lock
 from daemon.shared import clocks, logs, observed_time, process_setup
@@ -144,7 +145,8 @@ class Daemon:
         history = History(clocks.elapsed, self._admission)
         self._router = CallRouter(clocks.awake, history.note)
         self._supervisor = Supervisor(command, clocks.awake, self._router, self._engine_changed, on_spawn)
-        self._stats = Stats(self._supervisor, self._router, self._admission, history, clocks.elapsed)
+        self._door = HttpDoor(config, clocks.awake)
+        self._stats = Stats(self._supervisor, self._router, self._admission, history, clocks.elapsed, self._door.stats)
         self._server: Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -162,16 +164,19 @@ class Daemon:
                 pid=os.getpid(),
                 python=sys.version.split()[0],
             )
+            self._door.start()
             self._spawn(self._guard(socket))
             await self._stop.wait()
             await self._drain()
             # First, so that calls that still come get a reason and a time to retry; gRPC's own stop says CANCELLED.
             await self._supervisor.stop(ENGINE_STOP_SECONDS)
             await server.stop(SERVER_STOP_SECONDS)
+            await self._door.stop()  # last, so that it passes on how its calls ended
         finally:
             for task in self._tasks:
                 task.cancel()
             self._wakefulness.close()
+            await self._door.stop()
             await self._supervisor.stop(ENGINE_STOP_SECONDS)
             socket.remove()
         log.info("stopped", status=self._status)

@@ -71,16 +71,17 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         with self._admission.place() as ticket, closing(self._router.open(command)) as call:
             ticket.drop = call.fail
             call.on_stall = partial(self._admission.leave, ticket)
-            seq = count()
+            seq, tokens = count(), 0
             async for event in call.events():
                 if event.HasField("accepted"):
                     self._admission.tokenised(ticket, event.accepted.prompt_tokens)
                     bind_contextvars(prompt_tokens=event.accepted.prompt_tokens)
                     continue
                 self._admission.began(ticket)
-                _note_generate(event.generate)
-                if event.generate.HasField("finished"):
-                    self._stats.latency.finished(event.generate.finished)
+                tokens += event.generate.finished.usage.completion_tokens
+                _note_generate(event.generate, tokens)
+                if event.generate.HasField("finished") and not event.more:
+                    self._stats.latency.finished(event.generate.finished)  # once a request: that of its last sample
                 event.generate.seq = next(seq)
                 yield event.generate
 
@@ -113,15 +114,35 @@ def _note_load(event: pb.GetOrLoadResponse) -> None:
         bind_contextvars(outcome=outcome, load_s=_rounded(seconds(event.ready.load_time)))
 
 
-def _note_generate(event: pb.GenerateResponse) -> None:
-    """Add the fields of an answer to the call's log line."""
+def _note_generate(event: pb.GenerateResponse, tokens: int) -> None:
+    """Add the fields of an answer to the call's log line. `tokens` are those of all samples that have ended."""
     if event.HasField("started"):
-        bind_contextvars(prompt_tokens=event.started.prompt_tokens, cached_tokens=event.started.cached_tokens)
+        started = event.started
+        bind_contextvars(prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens)
+        if started.HasField("miss"):
+            bind_contextvars(**_miss(started.miss))
     elif event.HasField("finished"):
         finished = event.finished
         spans = {f"{field.name}_s": _rounded(seconds(value)) for field, value in finished.timings.ListFields()}
         reason = pb.FinishReason.Name(finished.reason).removeprefix("FINISH_REASON_").lower()
-        bind_contextvars(completion_tokens=finished.usage.completion_tokens, reason=reason, **spans)
+        bind_contextvars(completion_tokens=tokens, reason=reason, **spans)
+
+
+def _miss(miss: pb.Miss) -> dict[str, Any]:
+    """Return the log fields of a miss: positions and counts, nothing of a prompt."""
+    fields: dict[str, Any] = {"miss": pb.MissReason.Name(miss.reason).removeprefix("MISS_REASON_").lower()}
+    fields["miss_token"] = miss.token
+    if miss.reason == pb.MISS_REASON_RESUME_POINT:
+        fields["miss_resume_token"] = miss.resume_token
+    if miss.differs:
+        parts = (pb.NamespacePart.Name(part).removeprefix("NAMESPACE_PART_").lower() for part in miss.differs)
+        fields["miss_differs"] = ",".join(parts)
+    for name in ("message", "character"):
+        if miss.HasField(name):
+            fields[f"miss_{name}"] = getattr(miss, name)
+    if miss.HasField("seen"):
+        fields["miss_seen_s"] = round(seconds(miss.seen), 3)
+    return fields
 
 
 def _rounded(value: float) -> float:

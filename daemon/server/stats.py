@@ -49,6 +49,7 @@ class Stats:
         admission: Knows how many calls wait and were refused.
         history: Has the samples of the last hour.
         clock: Seconds that never go back.
+        http: Returns the state of the process that serves HTTP.
 
     Attributes:
         cancelled: Calls that their client cancelled.
@@ -63,6 +64,7 @@ class Stats:
         admission: Admission,
         history: History,
         clock: Callable[[], float],
+        http: Callable[[], pb.HttpStats] = pb.HttpStats,
     ) -> None:
         self.cancelled = 0
         self.draining = False
@@ -72,6 +74,7 @@ class Stats:
         self._admission = admission
         self._history = history
         self._clock = clock
+        self._http = http
         self._began = clock()
 
     def response(self, request: pb.StatsRequest) -> pb.StatsResponse:
@@ -95,6 +98,7 @@ class Stats:
             mlx_version=hello.mlx_version,
             mlx_lm_version=hello.mlx_lm_version,
             device=hello.device,
+            http=self._http(),
         )
 
     def _complete(self, engine: pb.EngineStats) -> None:
@@ -180,6 +184,8 @@ class Latency:
         # The first token comes from prefill, so that decode made one token less.
         if end.usage.completion_tokens > 1:
             spans["per_token"] = decode / (end.usage.completion_tokens - 1)
+        if not end.usage.completion_tokens:
+            del spans["first_token"]  # the prompt was scored, and there was none
         for name, span in spans.items():
             self._histograms[name].add(span)
 

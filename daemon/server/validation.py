@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from daemon.server.template_validation import check_template
 from daemon.shared.errors import invalid
+from daemon.shared.sampling_options import RANGES, check_effects
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
@@ -19,11 +20,13 @@ MAX_IDS = 1_000_000
 MAX_NAME_BYTES = 1024
 MAX_REQUEST_ID = 128
 MAX_SALT_BYTES = 128
+MAX_KEEP_SECONDS = 24 * 3600
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 256
 MAX_STOP_IDS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
+MAX_SAMPLES = 16
 MAX_MESSAGES = 10_000
 MAX_FORM_BYTES = {"json_schema": 64 * 1024, "regex": 8 * 1024, "grammar": 64 * 1024}
 MAX_SCHEMAS_BYTES = 256 * 1024
@@ -31,16 +34,6 @@ MAX_PRIORITY = 2
 MAX_DRAFT_TOKENS = 16
 MAX_DURATION_SECONDS = 315_576_000_000
 """Ten thousand years: the range that google.protobuf.Duration states for itself."""
-
-_SAMPLING_RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0, 100),
-    "top_p": (math.ulp(0.0), 1),
-    "top_k": (0, 2**31 - 1),
-    "min_p": (0, 1),
-    "repetition_penalty": (math.ulp(0.0), 10),
-    "presence_penalty": (-10, 10),
-    "frequency_penalty": (-10, 10),
-}
 
 
 def check_load(request: pb.GetOrLoadRequest) -> None:
@@ -56,7 +49,9 @@ def check_load(request: pb.GetOrLoadRequest) -> None:
     _check_length("adapter", request.adapter, MAX_NAME_BYTES)
     if request.HasField("ttl"):
         _check_duration("ttl", request.ttl)
-    for field in ("pin", "ttl"):
+    if request.HasField("context_length"):
+        _check_range("context_length", request.context_length, 2, 2**31 - 1)
+    for field in ("pin", "ttl", "context_length"):
         if request.estimate_only and request.HasField(field):
             raise invalid(field, "cannot be combined with estimate_only, which loads nothing")
 
@@ -73,20 +68,22 @@ def check_generate(request: pb.GenerateRequest) -> None:
     _check_name("model", request.model)
     _check_length("adapter", request.adapter, MAX_NAME_BYTES)
     _check_prompt(request)
-    if request.HasField("max_tokens") and request.max_tokens < 1:
-        raise invalid("max_tokens", f"is {request.max_tokens}; it must be 1 or more")
+    _check_reasoning_budget(request)
     _check_sampling(request.sampling)
+    _check_samples(request)
     _check_stop(request.stop)
     if request.HasField("top_logprobs"):
         _check_range("top_logprobs", request.top_logprobs, 0, MAX_TOP_LOGPROBS)
     if request.cache.mode not in pb.CacheMode.values():
         raise invalid("cache.mode", f"is {request.cache.mode}, which is no CacheMode")
     _check_length("cache.salt", request.cache.salt, MAX_SALT_BYTES)
+    _check_keep(request.cache)
     _check_form(request)
     _check_request_id(request.request_id)
     if request.HasField("priority"):
         _check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
     _check_draft(request)
+    _check_scores(request)
 
 
 def check_invalidate(request: pb.InvalidateRequest) -> None:
@@ -157,6 +154,19 @@ def _check_prompt(request: pb.GenerateRequest) -> None:
         raise invalid("tokens.ids", "is empty; a prompt needs at least one token")
     if kind == "chat":
         _check_chat(request.chat)
+
+
+def _check_reasoning_budget(request: pb.GenerateRequest) -> None:
+    if not request.HasField("reasoning_budget"):
+        return
+    if request.reasoning_budget < 0:
+        raise invalid("reasoning_budget", f"is {request.reasoning_budget}; it must be 0 or more")
+    if not request.HasField("chat"):
+        raise invalid("reasoning_budget", "needs a chat prompt; the reasoning of other prompts is text")
+    if request.draft_model:
+        raise invalid("reasoning_budget", "cannot go with draft_model")
+    if request.chat.HasField("enable_thinking") and not request.chat.enable_thinking:
+        raise invalid("reasoning_budget", "cannot go with chat.enable_thinking false, which leaves nothing to limit")
 
 
 def _check_chat(chat: pb.Chat) -> None:
@@ -242,12 +252,56 @@ def _check_draft(request: pb.GenerateRequest) -> None:
 
 
 def _check_sampling(sampling: pb.Sampling) -> None:
-    for name, (least, most) in _SAMPLING_RANGES.items():
+    for name, (least, most) in RANGES.items():
         if sampling.HasField(name):
             _check_range(f"sampling.{name}", getattr(sampling, name), least, most)
     _check_count("sampling.logit_bias", sampling.logit_bias, MAX_LOGIT_BIAS)
     for token, bias in sampling.logit_bias.items():
         _check_range(f"sampling.logit_bias[{token}]", bias, -100, 100)
+
+
+def _check_samples(request: pb.GenerateRequest) -> None:
+    if request.HasField("samples"):
+        _check_range("samples", request.samples, 1, MAX_SAMPLES)
+        if request.samples > 1 and request.draft_model:
+            raise invalid("draft_model", "cannot guess for several samples")
+    check_effects(request, None)
+
+
+def _check_scores(request: pb.GenerateRequest) -> None:
+    """Check `prompt_logprobs`, and `max_tokens`, which can be 0 with it alone."""
+    if request.HasField("prompt_logprobs"):
+        _check_range("prompt_logprobs", request.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
+        if request.draft_model:
+            raise invalid("draft_model", "cannot be combined with prompt_logprobs")
+    if not request.HasField("max_tokens"):
+        return
+    if request.max_tokens < (0 if request.HasField("prompt_logprobs") else 1):
+        raise invalid("max_tokens", f"is {request.max_tokens}; it must be 1 or more, or 0 with prompt_logprobs")
+    if request.max_tokens == 0:
+        _check_no_answer(request)
+
+
+def _check_no_answer(request: pb.GenerateRequest) -> None:
+    """Refuse options of the answer of a request that has none."""
+    for field in _ANSWER_FIELDS:
+        if request.HasField(field):
+            raise invalid(field, "has no effect with max_tokens 0; leave it out")
+    for path, message in (("sampling", request.sampling), ("stop", request.stop)):
+        for descriptor, value in message.ListFields():
+            if value != _NEUTRAL.get(descriptor.name):
+                raise invalid(f"{path}.{descriptor.name}", "has no effect with max_tokens 0; leave it out")
+    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        raise invalid("chat.tool_choice", "cannot be REQUIRED with max_tokens 0")
+
+
+_ANSWER_FIELDS = ("top_logprobs", "response_format", "samples")
+"""Fields of a Generate request that are about its answer alone."""
+_NEUTRAL = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1} | {
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+}
+"""Sampling options that change nothing."""
 
 
 def _check_stop(stop: pb.Stop) -> None:
@@ -262,6 +316,17 @@ def _check_stop(stop: pb.Stop) -> None:
 def _check_count(field: str, values: Sized, most: int) -> None:
     if len(values) > most:
         raise invalid(field, f"has {len(values)} entries; at most {most} are allowed")
+
+
+def _check_keep(cache: pb.CacheOptions) -> None:
+    if not cache.HasField("keep"):
+        return
+    _check_duration("cache.keep", cache.keep)
+    if not 0 < cache.keep.ToNanoseconds() <= MAX_KEEP_SECONDS * 1_000_000_000:
+        raise invalid("cache.keep", "must be above 0, and at most 24 hours")
+    if cache.mode in (pb.CACHE_MODE_READ_ONLY, pb.CACHE_MODE_BYPASS):
+        mode = pb.CacheMode.Name(cache.mode).removeprefix("CACHE_MODE_")
+        raise invalid("cache.keep", f"cannot go with cache.mode {mode}, which stores nothing to keep")
 
 
 def _check_request_id(request_id: str) -> None:

@@ -15,8 +15,10 @@ from typing import Any, Literal
 
 from daemon.shared.config_values import (
     Reader,
+    read_http_listen,
     read_level,
     read_optional_path,
+    read_origins,
     read_path,
     read_paths,
     read_seconds,
@@ -50,9 +52,17 @@ def default_state_dir() -> Path:
     return Path.home() / ".mlx-sidecar"
 
 
-def _about(text: str, read: Reader, more: str = "") -> dict[str, Any]:
-    """Return the metadata of a key: a line for `--help`, its reader, and more text for docs/configuration.md."""
-    return {"help": text, "read": read, "more": more}
+def _about(text: str, read: Reader, more: str = "", metavar: str = "") -> dict[str, Any]:
+    """
+    Return the metadata of a key.
+
+    Args:
+        text: A line for `--help`.
+        read: Its reader.
+        more: More text for docs/configuration.md.
+        metavar: What `--help` calls its value; empty if its type says that.
+    """
+    return {"help": text, "read": read, "more": more, "metavar": metavar}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,10 @@ class Config:
         default=32, metadata=_about("Tokens to run through a model after its load; 0 runs none", whole(0))
     )
     max_queue: int = field(default=64, metadata=_about("Most requests that wait; more are refused", whole(1)))
-    max_batch: int = field(default=16, metadata=_about("Most requests that one model answers at once", whole(1)))
+    max_batch: int = field(
+        default=16,
+        metadata=_about("Most requests, or samples of them, that a model answers at once", whole(1)),
+    )
     drain_timeout: float = field(
         default=30.0,
         metadata=_about("Time that streams may go on after SIGTERM, in seconds or as 1m", read_seconds),
@@ -134,6 +147,25 @@ class Config:
     )
     model_roots: tuple[Path, ...] = field(
         default=(), metadata=_about("Directories that models may be loaded from; none allows all", read_paths)
+    )
+    http_listen: str = field(
+        default="",
+        metadata=_about(
+            'Where to serve HTTP: "unix", "127.0.0.1:PORT", or empty for nowhere',
+            read_http_listen,
+            "See [HTTP](http.md). `unix` is http.sock beside the daemon's socket, for this user alone; a port needs "
+            "the token that `mlx-sidecar http --print-token` prints. Other addresses are refused.",
+            "ADDRESS",
+        ),
+    )
+    http_origins: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Origins of browser pages that may call over HTTP; none allows none",
+            read_origins,
+            "Such as `http://localhost:3000`. A page needs the token as well.",
+            "ORIGIN",
+        ),
     )
     tracing: bool = field(
         default=False,

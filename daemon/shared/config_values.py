@@ -19,6 +19,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 Reader = Callable[[Any, bool, Path], object]
 
 _MOST = 2**31 - 1
+_LAST_PORT = 65535
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.-]+(:[0-9]{1,5})?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 _MOST_SECONDS = 1e9
 _SPAN = re.compile(r"(?=.)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "dhms"), re.ASCII)
 _UNIT_SECONDS = (86_400, 3_600, 60, 1)
@@ -119,3 +121,21 @@ def read_paths(raw: Any, text: bool, home: Path) -> tuple[Path, ...]:
     except ValueError:
         pass
     raise ValueError(f'absolute directories separated by "{os.pathsep}"' if text else "a list of absolute directories")
+
+
+def read_http_listen(raw: Any, text: bool, home: Path) -> str:
+    """Read where HTTP is served: nowhere, on a Unix socket, or on a port of 127.0.0.1."""
+    if isinstance(raw, str):
+        port = re.fullmatch(r"127\.0\.0\.1:([1-9][0-9]{0,4})", raw, re.ASCII)
+        if raw in ("", "unix") or (port and int(port[1]) <= _LAST_PORT):
+            return raw
+    raise ValueError(f'"unix", "127.0.0.1:PORT" with a port from 1 to {_LAST_PORT}, or empty')
+
+
+def read_origins(raw: Any, text: bool, home: Path) -> tuple[str, ...]:
+    """Read a list of a browser's origins; as text, commas separate them."""
+    if text and isinstance(raw, str):
+        raw = [part.strip() for part in raw.split(",") if part.strip()]
+    if isinstance(raw, list | tuple) and all(isinstance(one, str) and _ORIGIN.fullmatch(one) for one in raw):
+        return tuple(raw)
+    raise ValueError('origins such as "http://localhost:3000"' + (", separated by commas" if text else ", in a list"))

@@ -15,6 +15,7 @@ from typing import Any
 from google.rpc import code_pb2
 
 from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.sampling_options import RANGES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 MAX_NAME = 1024
@@ -70,6 +71,10 @@ def _models(value: Any) -> bool:
     return isinstance(value, list) and all(map(_model, value))
 
 
+def _options(value: Any) -> bool:
+    return isinstance(value, list) and all(name in (*RANGES, "do_sample") for name in value)
+
+
 _CAUSE = _pattern(r"[A-Za-z_][\w.]*(: [A-Z][A-Z0-9_]*)?")
 
 
@@ -115,6 +120,7 @@ _IDENTIFIER = _pattern(r"[\w.<>-]{1,200}")
 _NUMBERS = """
     blocks bytes_freed cached_tokens calls characters completion_tokens dropped duration_s limit_s lived_s load_s
     model_bytes pid prefix_bytes prompt_tokens retry_in_s seconds silent_s status step_age_s stuck threads
+    miss_character miss_message miss_resume_token miss_seen_s miss_token
     queue_s lookup_s restore_s prefill_s decode_s first_token_s total_s
 """
 
@@ -132,11 +138,14 @@ FIELDS: Mapping[str, Kind] = {
     "level": _one_of("debug", "info", "warning", "error", "critical"),
     "line": _words,
     "logger": _IDENTIFIER,
+    "miss": _one_of(*_names(pb.MissReason)),
+    "miss_differs": _pattern(r"(weights|adapter|layout|salt)(,(adapter|layout|salt))*"),
     "model": _model,
     "models": _models,
+    "options": _options,
     "outcome": _one_of(*_names(pb.LoadOutcome)),
     "pressure": _one_of("normal", "warning", "critical"),
-    "process": _one_of("engine"),
+    "process": _one_of("engine", "http"),
     "program": _PATH,
     "python": _pattern(r"\d+\.\d+\.\d+\S{0,20}"),
     "reason": _one_of(*Reason, *_names(pb.FinishReason)),

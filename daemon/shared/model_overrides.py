@@ -1,15 +1,16 @@
 """
-Keeps the pin, time to live (TTL) and revision that GetOrLoad calls chose for a model, so that they outlive an engine.
+Keeps the pin, time to live (TTL), revision and context length that GetOrLoad calls chose, beyond the life of an engine.
 
 Both processes hold them and apply the same commands, with the same effect:
 
     load         sets what the request sets, and the revision; leaves the rest as it was
     recall       the same: a `load` of earlier callers, sent to a new engine
-    invalidate   with `weights`: clears pin and TTL of its models; their revisions stay
+    invalidate   with `weights`: clears all of its models but their revisions
 
 The parent applies each command that an engine answered, and at an engine's start sends all of it as `recall` commands.
 The engine applies those, and the invalidations that come before the model's next load. That load is `done` with them:
-from then on the model cache holds pin and TTL, as long as the model stays in memory.
+from then on the model cache holds pin and TTL, as long as the model stays in memory. The context length stays here: a
+model that was evicted and loaded again has the same.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class ModelOverrides:
 
     def __init__(self) -> None:
         self._chosen: OrderedDict[tuple[str, str], pb.GetOrLoadRequest] = OrderedDict()
-        """By model and adapter; of a request only the names, `pin`, `ttl` and `revision` are set."""
+        """By model and adapter; of a request only the names and what is chosen are set."""
 
     def apply(self, command: ipc.Command, names: Iterable[str] = ()) -> None:
         """
@@ -58,9 +59,22 @@ class ModelOverrides:
         chosen = self._chosen.get((model, adapter))
         return seconds(chosen.ttl) if chosen is not None and chosen.HasField("ttl") else None
 
+    def context_length(self, model: str, adapter: str) -> int | None:
+        """Return the context length of a model in tokens; None for that of its configuration."""
+        chosen = self._chosen.get((model, adapter))
+        return chosen.context_length if chosen is not None and chosen.HasField("context_length") else None
+
+    def choose_context_length(self, model: str, adapter: str, tokens: int) -> None:
+        """Set the context length of a model, in tokens."""
+        self._choose(pb.GetOrLoadRequest(model=model, adapter=adapter, context_length=tokens))
+
     def done(self, model: str, adapter: str) -> None:
-        """Forget a model, because its entry in the model cache holds the choices now. Harmless twice."""
-        self._chosen.pop((model, adapter), None)
+        """Forget pin and TTL of a model, because its entry in the model cache holds them now. Harmless twice."""
+        if self.context_length(model, adapter) is None:
+            self._chosen.pop((model, adapter), None)
+        elif chosen := self._chosen.get((model, adapter)):
+            chosen.ClearField("pin")
+            chosen.ClearField("ttl")
 
     def recalls(self) -> list[ipc.Command]:
         """Return the commands that bring an empty instance to this state, the latest choice last."""
@@ -74,6 +88,8 @@ class ModelOverrides:
             chosen.pin = request.pin
         if request.HasField("ttl"):
             chosen.ttl.CopyFrom(request.ttl)
+        if request.HasField("context_length"):
+            chosen.context_length = request.context_length
         self._chosen.move_to_end((model, adapter))
         if len(self._chosen) > MOST_CHOICES:
             self._chosen.popitem(last=False)
@@ -84,3 +100,4 @@ class ModelOverrides:
             if request.all.weights or model in dropped:
                 chosen.ClearField("pin")
                 chosen.ClearField("ttl")
+                chosen.ClearField("context_length")

@@ -45,7 +45,7 @@ class Shutdown(_message.Message):
     def __init__(self) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("call_id", "hello", "heartbeat", "accepted", "load", "generate", "invalidate", "failure", "snapshot")
+    __slots__ = ("call_id", "hello", "heartbeat", "accepted", "load", "generate", "invalidate", "failure", "snapshot", "more")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class Event(_message.Message):
     INVALIDATE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     hello: Hello
     heartbeat: Heartbeat
@@ -64,7 +65,8 @@ class Event(_message.Message):
     invalidate: _sidecar_pb2.InvalidateResponse
     failure: Failure
     snapshot: _sidecar_pb2.StatsResponse
-    def __init__(self, call_id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadResponse, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateResponse, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateResponse, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., snapshot: _Optional[_Union[_sidecar_pb2.StatsResponse, _Mapping]] = ...) -> None: ...
+    more: bool
+    def __init__(self, call_id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadResponse, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateResponse, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateResponse, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., snapshot: _Optional[_Union[_sidecar_pb2.StatsResponse, _Mapping]] = ..., more: bool = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("mlx_version", "mlx_lm_version", "device", "warming")

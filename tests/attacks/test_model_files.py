@@ -29,7 +29,7 @@ OF_TOKENIZERS = [
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "additional_chat_templates/tools.jinja", "vocab.json", "merges.txt", "tokenizer.model",
 ]  # fmt: skip
-WEIGHTS = ["model.safetensors", "model-2.safetensors", "other.safetensors", "model.safetensors.index.json"]
+WEIGHTS = ["model.safetensors", "model-2.safetensors", "model.safetensors.index.json"]
 FILES = [*DESCRIPTIONS, *OF_TOKENIZERS, *WEIGHTS]
 ADAPTER_FILES = ["adapter_config.json", "adapters.safetensors"]
 

@@ -23,7 +23,9 @@ from mlx_sidecar import (
     EngineRestarted,
     Finished,
     GenerateStream,
+    InvalidArgument,
     LoadStream,
+    Miss,
     PrefillProgress,
     ProtocolError,
     SidecarError,
@@ -75,11 +77,32 @@ async def test_async_events_and_result_match_the_daemon(aio_daemon: Path, script
     assert (list(request.tokens.ids), request.sampling.seed) == ([1, 2], 3)
 
 
+async def test_async_keep_and_miss_reach_the_other_side(aio_daemon: Path, script: Script) -> None:
+    script.answer([started(request_id="r", miss=pb.Miss(reason=pb.MISS_REASON_EVICTED, token=48)), finished(1)])
+    async with AsyncClient(aio_daemon) as client:
+        completion = await client.complete("m", [1, 2], keep=3600)
+
+    assert completion.miss == Miss("evicted", 48, 0, None, None, None, ())
+    assert script.requests[0].cache.keep.ToSeconds() == 3600
+
+
 async def test_async_text_alone_can_be_read(aio_daemon: Path, script: Script) -> None:
     """Empty pieces are not yielded."""
     script.answer(hello())
     async with AsyncClient(aio_daemon) as client:
         assert [text async for text in client.generate("m", "Hi").text()] == ["Hello", " there"]
+
+
+async def test_async_samples_come_apart(aio_daemon: Path, script: Script) -> None:
+    """And `complete` refuses several, as the other client does."""
+    one = pb.GenerateResponse(seq=1, delta=pb.Delta(text="one", index=1))
+    script.answer([started(request_id="r1"), one, finished(2, index=1, seed=9), finished(3, index=0, seed=8)])
+    async with AsyncClient(aio_daemon) as client:
+        samples = await client.complete_samples("m", "Hi", samples=2, temperature=1)
+        assert [(sample.text, sample.seed) for sample in samples] == [("", 8), ("one", 9)]
+        assert [text async for text in client.generate("m", "Hi", samples=2).text(1)] == ["one"]
+        with pytest.raises(InvalidArgument):
+            await client.complete("m", "Hi", samples=2)
 
 
 async def test_every_sync_call_has_an_async_twin(aio_daemon: Path, script: Script) -> None:

@@ -57,6 +57,7 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"cache_mode": "read_only"}, {"cache": {"mode": "CACHE_MODE_READ_ONLY"}}),
     ({"cache_mode": "bypass"}, {"cache": {"mode": "CACHE_MODE_BYPASS"}}),
     ({"salt": "s"}, {"cache": {"mode": "CACHE_MODE_READ_WRITE", "salt": "s"}}),
+    ({"keep": 90.5}, {"cache": {"mode": "CACHE_MODE_READ_WRITE", "keep": "90.500s"}}),
     ({"request_id": "r"}, {"requestId": "r"}),
     ({"require_loaded": True}, {"requireLoaded": True}),
     ({"json_schema": {"const": "é"}}, {"responseFormat": {"jsonSchema": '{"const": "é"}'}}),
@@ -202,6 +203,7 @@ def test_a_load_sends_all_its_options(fake: FakeDaemon) -> None:
         "skip_warmup": True,
         "allow_download": True,
         "estimate_only": True,
+        "context_length": 4096,
     }
     stream = fake.client.get_or_load("org/name", **options)
     request, rpc = fake.take_stream("GetOrLoad")
@@ -217,6 +219,7 @@ def test_a_load_sends_all_its_options(fake: FakeDaemon) -> None:
             "skipWarmup": True,
             "allowDownload": True,
             "estimateOnly": True,
+            "contextLength": 4096,
         },
         pb.GetOrLoadRequest(),
     )
@@ -227,6 +230,7 @@ def test_load_leaves_pin_and_ttl_unset() -> None:
     request = requests.load_request("m")
     assert not request.HasField("pin")
     assert not request.HasField("ttl")
+    assert not request.HasField("context_length")
 
 
 def test_a_ttl_keeps_its_fraction() -> None:

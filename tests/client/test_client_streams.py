@@ -11,8 +11,10 @@ from mlx_sidecar import (
     Delta,
     Finished,
     GeneratedToolCall,
+    InvalidArgument,
     LoadProgress,
     Message,
+    Miss,
     PrefillProgress,
     ProtocolError,
     Started,
@@ -36,6 +38,79 @@ def test_events_come_in_the_order_of_the_daemon(fake: FakeDaemon) -> None:
     assert events[0] == Started(request_id="r1", model="m", prompt_tokens=5, cached_tokens=4)
     assert events[1] == PrefillProgress(done=5, total=5)
     assert events[2] == Delta(text="Hello", token_ids=(7,), logprobs=())
+
+
+def _samples(rpc: object) -> None:
+    """Answer with two samples, whose pieces and ends are interleaved, and with scores of the prompt."""
+    scores = [pb.TokenLogprob(token_id=number, logprob=-1, text="x") for number in range(3)]
+    messages = [
+        started(request_id="r1"),
+        pb.GenerateResponse(prompt_logprobs=pb.PromptLogprobs(start=1, logprobs=scores[:2])),
+        pb.GenerateResponse(prompt_logprobs=pb.PromptLogprobs(start=3, logprobs=scores[2:])),
+        pb.GenerateResponse(delta=pb.Delta(text="a", index=1)),
+        pb.GenerateResponse(delta=pb.Delta(text="b", index=0)),
+        finished(5, index=1, seed=2**64 - 1),
+        pb.GenerateResponse(delta=pb.Delta(text="c", index=0)),
+        finished(7, index=0, seed=0),
+    ]
+    for message in messages:
+        rpc.send_response(message)  # type: ignore[attr-defined]
+
+
+def test_samples_come_apart(fake: FakeDaemon) -> None:
+    """In the order of their indexes, each with its own end; the scores of the prompt are part of each."""
+    stream = fake.client.generate("m", "Hi", samples=2, prompt_logprobs=0)
+    request, rpc = fake.take_stream("Generate")
+    assert (request.samples, request.prompt_logprobs, request.HasField("prompt_logprobs")) == (2, 0, True)
+    _samples(rpc)
+    finish(rpc)
+    first, second = stream.results()
+    assert [(one.text, one.index, one.seed) for one in (first, second)] == [("bc", 0, 0), ("a", 1, 2**64 - 1)]
+    assert [entry.token_id for entry in first.prompt_logprobs] == [0, 1, 2]
+    assert first.prompt_logprobs[0].text == "x"
+    assert stream.result() == first
+
+
+def test_text_is_that_of_one_sample(fake: FakeDaemon) -> None:
+    """Pieces of several would make no text."""
+    stream = fake.client.generate("m", "Hi", samples=2)
+    _, rpc = fake.take_stream("Generate")
+    _samples(rpc)
+    finish(rpc)
+    assert list(stream.text(1)) == ["a"]
+
+
+def test_missing_sample_is_no_completion(fake: FakeDaemon) -> None:
+    """And neither is one that was not asked for."""
+    for samples in (1, 3):
+        stream = fake.client.generate("m", "Hi", samples=samples)
+        _, rpc = fake.take_stream("Generate")
+        _samples(rpc)
+        finish(rpc)
+        with pytest.raises(ProtocolError):
+            stream.results()
+
+
+def test_complete_refuses_several_samples(fake: FakeDaemon) -> None:
+    """It could return only one of them."""
+    with pytest.raises(InvalidArgument, match="complete_samples") as refused:
+        fake.client.complete("m", "Hi", samples=2)
+    assert refused.value.field == "samples"
+
+
+def test_miss_is_part_of_start_and_completion(fake: FakeDaemon) -> None:
+    """A position that is not known is None, and zero is a position."""
+    stream = fake.client.generate("m", "Hi")
+    _, rpc = fake.take_stream("Generate")
+    miss = pb.Miss(reason=pb.MISS_REASON_DIVERGED, token=37, message=0, seen={"seconds": 90})
+    rpc.send_response(started(request_id="r1", miss=miss))
+    rpc.send_response(finished(1))
+    finish(rpc)
+
+    expected = Miss("diverged", 37, 0, 0, None, 90.0, ())
+    first = next(iter(stream))
+    assert isinstance(first, Started)
+    assert first.miss == stream.result().miss == expected
 
 
 def test_stream_event_is_delivered_at_once(fake: FakeDaemon) -> None:

@@ -73,7 +73,7 @@ def test_stats_show_latency_namespaces_and_history(daemon: RunningDaemon, folder
             assert run(daemon, "run", "embedded", "--raw", EXAMPLE.completion(), "--salt", "figures").returncode == 0
         wait_until(lambda: any(one.hits for one in ours()), "its prefix is reused")
         stats, (namespace,) = client.stats(history=True), ours()
-    assert stats.latency.first_token.count == stats.latency.total.count >= 2
+    assert stats.latency.total.count >= stats.latency.first_token.count >= 2
     assert (stats.latency.total.quantile(0.5) or 0) > 0
     assert (namespace.model, namespace.salted) == ("embedded", True)
     assert namespace.tokens_reused % stats.prefix_cache.block_tokens == 0

@@ -226,23 +226,24 @@ def test_killed_engine_fails_its_streams_and_recovers(start_daemon: Start) -> No
     assert daemon.stop() == 0
 
 
-def test_pins_outlive_an_engine_restart(start_daemon: Start) -> None:
+def test_load_choices_outlive_an_engine_restart(start_daemon: Start) -> None:
     """The next engine pins a model when it is loaded again; one whose weights were dropped meanwhile is not pinned."""
     with start_daemon().client() as client:
         client.stats()  # it listens
 
-        def pinned_after_a_death() -> bool:
+        def after_a_death() -> tuple[bool, int]:
             engine = client.stats().engine
             os.kill(engine.pid, signal.SIGKILL)
             wait_until(lambda: client.stats().engine.restarts > engine.restarts, "the engine is replaced")
             client.complete("embedded", "The", max_tokens=1)
             (model,) = client.stats().models
-            return model.pinned
+            return model.pinned, model.info.context_length
 
-        client.load("embedded", pin=True)
-        assert pinned_after_a_death()
+        own = client.load("embedded", estimate_only=True).context_length
+        assert client.load("embedded", pin=True, context_length=64).context_length == 64
+        assert after_a_death() == (True, 64)
         client.invalidate_model("embedded")
-        assert not pinned_after_a_death()
+        assert after_a_death() == (False, own)
 
 
 def test_stats_and_health_answer_with_a_stopped_engine(start_daemon: Start) -> None:

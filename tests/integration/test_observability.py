@@ -54,11 +54,32 @@ def test_reflection_lists_the_service(daemon: RunningDaemon) -> None:
     assert SERVICE in {service.name for service in answer.list_services_response.service}
 
 
+def test_log_line_tells_where_a_conversation_diverges(start_daemon: Callable[..., RunningDaemon]) -> None:
+    """Positions and counts only; the client has the same, and Stats counts it."""
+    daemon = start_daemon()
+    system = "You answer questions about the code of a door, in one short sentence. Today is "
+    with daemon.client() as client:
+        for day in ("Monday.", "Friday."):
+            chat = [{"role": "system", "content": system + day + CANARY}, {"role": "user", "content": "Who is there?"}]
+            answer = client.complete("embedded", chat, max_tokens=2)
+        assert answer.miss is not None
+        assert (answer.miss.reason, answer.miss.message) == ("diverged", 0)
+        assert abs((answer.miss.character or 0) - len(system)) <= 4
+        misses = client.stats().prefix_cache.misses
+    assert (misses.never_seen, misses.diverged) == (1, 1)
+    assert daemon.stop() == 0
+    _, line = [line for line in daemon.log() if line["event"] == "rpc" and line["rpc"] == "Generate"]
+    told = (line["miss"], line["miss_message"], line["miss_character"], line["miss_token"])
+    assert told == ("diverged", 0, answer.miss.character, answer.miss.token)
+    assert line["miss_seen_s"] >= 0
+    assert CANARY not in (daemon.folder / "daemon.log").read_text()
+
+
 def test_each_call_logs_one_line_without_its_prompt(start_daemon: Callable[..., RunningDaemon]) -> None:
     """Request id, model, tokens, timings and status; neither prompt nor answer, also when a call fails."""
     daemon = start_daemon(log_level="debug")
     with daemon.client() as client:
-        client.complete("embedded", f"Remember the {CANARY}.", max_tokens=4, request_id="mine-1")
+        client.complete("embedded", f"Remember the {CANARY}.", max_tokens=4, request_id="mine-1", keep=60)
         with pytest.raises(mlx_sidecar.InvalidArgument):
             client.complete("embedded", f"Remember the {CANARY}.", top_p=7.0)
         with pytest.raises(mlx_sidecar.ContextLengthExceeded):
@@ -70,5 +91,6 @@ def test_each_call_logs_one_line_without_its_prompt(start_daemon: Callable[..., 
     assert (ok["request_id"], ok["model"], ok["completion_tokens"], ok["reason"]) == ("mine-1", "embedded", 4, "length")
     assert ok["prompt_tokens"] > ok["cached_tokens"] == 0
     assert ok["duration_s"] >= ok["first_token_s"] > 0
+    assert (ok["miss"], ok["miss_token"]) == ("never_seen", 0)
     assert lines[1]["reason"] == "INVALID_ARGUMENT"
     assert CANARY not in (daemon.folder / "daemon.log").read_text()

@@ -15,7 +15,7 @@ from daemon.cli import COMMANDS, exit_codes, main
 from daemon.shared.config import ENV_PREFIX, KEYS
 from daemon.shared.errors import Reason
 from mlx_sidecar.v1 import sidecar_pb2
-from tools import api_page, code_map, configuration_page
+from tools import api_page, code_map, configuration_page, http_page
 from tools.readme_figure import filled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +110,12 @@ def test_configuration_page_matches_the_fields() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page.page()
 
 
+def test_http_page_matches_the_types_of_requests() -> None:
+    """Run `make gen` after a change of a parameter."""
+    text = http_page.PAGE.read_text()
+    assert http_page.filled(text) == text
+
+
 @pytest.mark.parametrize("reason", Reason)
 def test_every_error_reason_is_documented(reason: Reason) -> None:
     """In the operations page, with what to do."""
@@ -170,7 +176,7 @@ def test_code_map_matches_module_docstrings() -> None:
     page = (ROOT / "docs" / "code-map.md").read_text()
     assert page == code_map.page()
     folders = {path.parent for path in (ROOT / "daemon").rglob("*.py") if "_pb2" not in path.name}
-    mapped = {ROOT / "daemon" / folder for folder in code_map.FOLDERS}
+    mapped = {ROOT / "daemon" / folder for folder in code_map.folders()}
     assert folders - mapped <= {ROOT / "daemon" / "v1"}
 
 

@@ -88,6 +88,32 @@ def test_server_and_engine_do_not_import_each_other() -> None:
     ]
 
 
+def test_http_is_a_client_of_the_daemon() -> None:
+    """It imports the client's public names, what is shared, and itself; its command alone imports it."""
+    for name in within("http/"):
+        known = {module for module in imported(SOURCES[name]) if module.startswith("daemon")}
+        assert all(module.startswith(("daemon.http", "daemon.shared")) for module in known), name
+        assert not [module for module in imported(SOURCES[name]) if module.startswith("mlx_sidecar._")], name
+        assert "mlx_sidecar.v1" not in SOURCES[name].read_text(), name
+    others = [name for name in SOURCES if not name.startswith("http/")]
+    importers = {name for name in others if any(one.startswith("daemon.http") for one in imported(SOURCES[name]))}
+    assert importers == {"cli/commands/http.py", "cli/exit_codes.py"}
+
+
+@pytest.mark.parametrize(
+    "module", ["daemon.server.app, daemon.server.grpc_server", "daemon.engine.engine", "daemon.cli"]
+)
+def test_only_the_door_imports_http_libraries(module: str) -> None:
+    """The parent, the engine and the command line do without."""
+    shown = subprocess.run(
+        [sys.executable, "-c", f"import sys, {module}; print([*sys.modules])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not {"starlette", "uvicorn"} & set(ast.literal_eval(shown.stdout))
+
+
 def test_caches_do_not_import_the_engine() -> None:
     """It uses them; the prefix cache does not know the model cache either."""
     assert not [

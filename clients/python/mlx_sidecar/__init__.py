@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from mlx_sidecar._address import default_socket_path
     from mlx_sidecar._aio import AsyncClient
     from mlx_sidecar._aio_streams import AsyncGenerateStream, AsyncLoadStream
-    from mlx_sidecar._cache_stats import ModelCacheStats, ModelStats, NamespaceStats, PrefixCacheStats
+    from mlx_sidecar._cache_stats import (
+        KeptPrefix,
+        MissCounts,
+        ModelCacheStats,
+        ModelStats,
+        NamespaceStats,
+        PrefixCacheStats,
+    )
     from mlx_sidecar._client import Client
     from mlx_sidecar._exceptions import (
         BudgetInUse,
@@ -59,7 +66,7 @@ if TYPE_CHECKING:
     )
     from mlx_sidecar._latency import LatencyHistogram, LatencyStats
     from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
-    from mlx_sidecar._model_info import ModelInfo
+    from mlx_sidecar._model_info import DefaultSampling, ModelInfo
     from mlx_sidecar._options import GenerateOptions, LoadOptions
     from mlx_sidecar._results import (
         Completion,
@@ -69,21 +76,24 @@ if TYPE_CHECKING:
         GenerateEvent,
         Invalidated,
         LoadProgress,
+        Miss,
         PrefillProgress,
+        PromptLogprobs,
         Started,
         Timings,
         TokenLogprob,
+        ToolCallDelta,
         TopLogprob,
         Usage,
     )
-    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, MemoryStats, Stats, StuckWork
+    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, HttpStats, MemoryStats, Stats, StuckWork
     from mlx_sidecar._streams import GenerateStream, LoadStream
 
 _HOMES = {
     "_address": "default_socket_path",
     "_aio": "AsyncClient",
     "_aio_streams": "AsyncGenerateStream AsyncLoadStream",
-    "_cache_stats": "ModelCacheStats ModelStats NamespaceStats PrefixCacheStats",
+    "_cache_stats": "KeptPrefix MissCounts ModelCacheStats ModelStats NamespaceStats PrefixCacheStats",
     "_client": "Client",
     "_exceptions": (
         "BudgetInUse Cancelled ConnectionLost ContextLengthExceeded DaemonNotRunning DeadlineExceeded "
@@ -95,13 +105,13 @@ _HOMES = {
     ),
     "_latency": "LatencyHistogram LatencyStats",
     "_messages": "Message Prompt Tool ToolCall",
-    "_model_info": "ModelInfo",
+    "_model_info": "DefaultSampling ModelInfo",
     "_options": "GenerateOptions LoadOptions",
     "_results": (
-        "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress PrefillProgress "
-        "Started Timings TokenLogprob TopLogprob Usage"
+        "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress Miss PrefillProgress "
+        "PromptLogprobs Started Timings TokenLogprob ToolCallDelta TopLogprob Usage"
     ),
-    "_stats": "DaemonStats EngineStats HistorySample MemoryStats Stats StuckWork",
+    "_stats": "DaemonStats EngineStats HistorySample HttpStats MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
 }
 """The names that each submodule defines."""
@@ -121,6 +131,7 @@ __all__ = [
     "DaemonNotRunning",
     "DaemonStats",
     "DeadlineExceeded",
+    "DefaultSampling",
     "Delta",
     "EngineRestarted",
     "EngineStats",
@@ -130,9 +141,11 @@ __all__ = [
     "GenerateStream",
     "GeneratedToolCall",
     "HistorySample",
+    "HttpStats",
     "InternalError",
     "InvalidArgument",
     "Invalidated",
+    "KeptPrefix",
     "LatencyHistogram",
     "LatencyStats",
     "LoadOptions",
@@ -142,6 +155,8 @@ __all__ = [
     "MachineFault",
     "MemoryStats",
     "Message",
+    "Miss",
+    "MissCounts",
     "ModelCacheStats",
     "ModelCorrupt",
     "ModelExceedsBudget",
@@ -158,6 +173,7 @@ __all__ = [
     "PrefillProgress",
     "PrefixCacheStats",
     "Prompt",
+    "PromptLogprobs",
     "ProtocolError",
     "QueueFull",
     "RequestExceedsMemory",
@@ -173,6 +189,7 @@ __all__ = [
     "TokenLogprob",
     "Tool",
     "ToolCall",
+    "ToolCallDelta",
     "TopLogprob",
     "UntrustedSocket",
     "Usage",

@@ -98,15 +98,28 @@ class AsyncClient:
         """
         request = requests.generate_request(model, prompt, **options)
         return AsyncGenerateStream(
-            lambda: self._start("Generate", request, timeout), GenerateTranscript(), self._failed
+            lambda: self._start("Generate", request, timeout), GenerateTranscript(request.samples), self._failed
         )
 
     async def complete(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Completion:
-        """Run a prompt through a model and return the completion; the arguments are those of `generate`."""
+        """
+        Run a prompt through a model and return the completion; the arguments are those of `generate`.
+
+        Raises:
+            InvalidArgument: If several samples are asked for, which `complete_samples` returns.
+        """
+        requests.refuse_samples(options)
         async with self.generate(model, prompt, timeout=timeout, **options) as stream:
             return await stream.result()
+
+    async def complete_samples(
+        self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> tuple[Completion, ...]:
+        """Run a prompt through a model and return the completion of each of its `samples`, as `complete` does."""
+        async with self.generate(model, prompt, timeout=timeout, **options) as stream:
+            return await stream.results()
 
     async def invalidate_model(
         self, model: str, *, weights: bool = True, prefixes: bool = True, dry_run: bool = False

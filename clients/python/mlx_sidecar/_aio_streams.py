@@ -12,7 +12,7 @@ import grpc
 from mlx_sidecar._exceptions import Cancelled, SidecarError
 from mlx_sidecar._model_info import ModelInfo
 from mlx_sidecar._results import Completion, Delta, GenerateEvent, LoadProgress
-from mlx_sidecar._transcript import Transcript
+from mlx_sidecar._transcript import GenerateTranscript, Transcript
 
 EventT = TypeVar("EventT")
 ResultT = TypeVar("ResultT")
@@ -137,18 +137,34 @@ class AsyncLoadStream(AsyncStream[LoadProgress, ModelInfo]):
 
 
 class AsyncGenerateStream(AsyncStream[GenerateEvent, Completion]):
-    """A generation; iterates `GenerateEvent`s, its result is a `Completion`."""
+    """A generation; iterates `GenerateEvent`s, its result is a `Completion`, of several samples the first."""
 
-    async def text(self) -> AsyncIterator[str]:
+    _transcript: GenerateTranscript
+
+    async def results(self) -> tuple[Completion, ...]:
+        """
+        Read the stream to its end and return the completion of each sample, in the order of their indexes.
+
+        Raises:
+            Cancelled: If the stream was closed before its end.
+            SidecarError: If the call failed; see its subclasses.
+        """
+        await self.result()
+        return self._transcript.results()
+
+    async def text(self, index: int = 0) -> AsyncIterator[str]:
         """
         Iterate over the text alone. The call is cancelled when this iterator is closed or abandoned.
+
+        Args:
+            index: The sample whose text it is; `results` has those of the others afterwards.
 
         Raises:
             SidecarError: If the call failed; see its subclasses.
         """
         try:
             async for event in self:
-                if isinstance(event, Delta) and event.text:
+                if isinstance(event, Delta) and event.text and event.index == index:
                     yield event.text
         finally:
             await self.aclose()

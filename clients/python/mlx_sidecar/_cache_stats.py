@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlx_sidecar._model_info import ModelInfo
 
@@ -90,6 +90,48 @@ class NamespaceStats:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptPrefix:
+    """
+    A prefix that is evicted after all that are not kept.
+
+    Attributes:
+        namespace: The id of its namespace.
+        tokens: Its tokens.
+        bytes: Bytes that a request needs to go on after it, with blocks that others share.
+        expires_in: Seconds until it is evicted as any other.
+    """
+
+    namespace: str
+    tokens: int
+    bytes: int
+    expires_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MissCounts:
+    """
+    Lookups that did not reuse all that could be reused, by reason; see `Miss`.
+
+    Attributes:
+        never_seen: No stored prompt begins as the prompt does.
+        diverged: The closest stored prompt differs.
+        evicted: More was stored, and was evicted.
+        invalidated: More was stored, and was invalidated.
+        other_namespace: More was stored in another namespace.
+        too_short: Too few tokens.
+        resume_point: More is stored, and the next resume point lies earlier.
+    """
+
+    never_seen: int = 0
+    diverged: int = 0
+    evicted: int = 0
+    invalidated: int = 0
+    other_namespace: int = 0
+    too_short: int = 0
+    resume_point: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PrefixCacheStats:
     """
     The prefix cache.
@@ -112,6 +154,12 @@ class PrefixCacheStats:
         checkpoints: Checkpoints of recurrent or windowed state stored.
         namespaces: The namespaces with the most blocks, at most 64.
         total_namespaces: Number of namespaces with stored blocks.
+        kept: Prefixes that are kept, those whose time is over first, at most 64.
+        misses: Lookups that did not reuse all that could be reused, by reason.
+        total_kept: Number of kept prefixes.
+        kept_bytes: Bytes of all kept prefixes.
+        kept_budget_bytes: Most bytes of kept prefixes.
+        kept_yielded: Kept prefixes that yielded before their time was over, for want of room.
     """
 
     blocks: int
@@ -131,3 +179,9 @@ class PrefixCacheStats:
     checkpoints: int
     namespaces: tuple[NamespaceStats, ...] = ()
     total_namespaces: int = 0
+    kept: tuple[KeptPrefix, ...] = ()
+    misses: MissCounts = field(default_factory=MissCounts)
+    total_kept: int = 0
+    kept_bytes: int = 0
+    kept_budget_bytes: int = 0
+    kept_yielded: int = 0

@@ -98,15 +98,32 @@ class Client:
         from mlx_sidecar._streams import GenerateStream
         from mlx_sidecar._transcript import GenerateTranscript
 
-        call = self._start("Generate", requests.generate_request(model, prompt, **options), timeout)
-        return GenerateStream(call, GenerateTranscript(), self._failed)
+        request = requests.generate_request(model, prompt, **options)
+        return GenerateStream(
+            self._start("Generate", request, timeout), GenerateTranscript(request.samples), self._failed
+        )
 
     def complete(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Completion:
-        """Run a prompt through a model and return the completion; the arguments are those of `generate`."""
+        """
+        Run a prompt through a model and return the completion; the arguments are those of `generate`.
+
+        Raises:
+            InvalidArgument: If several samples are asked for, which `complete_samples` returns.
+        """
+        from mlx_sidecar._requests import refuse_samples
+
+        refuse_samples(options)
         with self.generate(model, prompt, timeout=timeout, **options) as stream:
             return stream.result()
+
+    def complete_samples(
+        self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> tuple[Completion, ...]:
+        """Run a prompt through a model and return the completion of each of its `samples`, as `complete` does."""
+        with self.generate(model, prompt, timeout=timeout, **options) as stream:
+            return stream.results()
 
     def invalidate_model(
         self, model: str, *, weights: bool = True, prefixes: bool = True, dry_run: bool = False

@@ -23,8 +23,9 @@ def decode(kind: Callable[..., ResultT], message: Proto) -> ResultT:
     """
     Copy a message into a frozen dataclass whose fields have the same names.
 
-    Durations become seconds, or None when they are unset; enums become lower-case names without their prefix,
-    or "unknown" when they are newer than this client; repeated fields become tuples.
+    Durations become seconds; durations, optional values and fields with a hint of None are None when they are unset;
+    enums become lower-case names without their prefix, or "unknown" when they are newer than this client; repeated
+    fields become tuples.
     """
     readers = _readers(kind, message.DESCRIPTOR)
     return kind(**{name: read(message) for name, read in readers})
@@ -43,7 +44,12 @@ def _reader(hint: Any, field: FieldDescriptor) -> Reader:
         return lambda message: tuple(map(each, getattr(message, name)))
     if field.message_type is not None and field.message_type.full_name == "google.protobuf.Duration":
         return lambda message: _seconds(getattr(message, name)) if message.HasField(name) else None
-    convert = _converter(hint, field)
+    if field.has_presence and field.message_type is None:
+        return lambda message: _plain(getattr(message, name)) if message.HasField(name) else None
+    optional = type(None) in get_args(hint)
+    convert = _converter(next(kind for kind in get_args(hint) if kind is not type(None)) if optional else hint, field)
+    if optional:
+        return lambda message: convert(getattr(message, name)) if message.HasField(name) else None
     return lambda message: convert(getattr(message, name))
 
 
@@ -54,6 +60,11 @@ def _converter(kind: Any, field: FieldDescriptor) -> Reader:
         names = _names(field.enum_type)
         return lambda number: names.get(number, "unknown")
     return lambda value: value
+
+
+def _plain(value: Any) -> Any:
+    # An option of 0.95 comes back as the float32 next to it.
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _seconds(duration: Any) -> float:

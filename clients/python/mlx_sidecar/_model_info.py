@@ -6,6 +6,26 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class DefaultSampling:
+    """
+    The sampling options that a model recommends, which `model_defaults` takes; None where it recommends nothing.
+
+    Attributes:
+        temperature: 0 (greedy) to 100.
+        top_p: Keep the most likely tokens whose probabilities sum to this.
+        top_k: Keep this many of the most likely tokens.
+        min_p: Keep tokens at least this likely relative to the most likely one.
+        repetition_penalty: Divides the logits of tokens that occurred.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """
     A model.
@@ -16,7 +36,8 @@ class ModelInfo:
         architecture: mlx-lm architecture, such as "qwen3".
         size_bytes: Bytes of its weights; an estimate before a load.
         num_layers: Number of transformer layers.
-        context_length: Longest prompt plus completion, in tokens; 0 when the model does not say.
+        context_length: Longest prompt plus completion, in tokens, as chosen or as the model's configuration says; 0
+            when it does not say.
         vocab_size: Number of token ids.
         kv_bytes_per_token: Bytes of KV cache that one more token needs; an estimate before a load.
         prefix_reuse: "blocks", "checkpoints", "none", or "unspecified" while it is not known.
@@ -26,6 +47,7 @@ class ModelInfo:
         warmup_time: Seconds of `load_time` that went into the warm-up.
         revision: Its commit on the Hub; empty for directories and "embedded".
         warnings: Limits of this model, such as a failed self-test.
+        default_sampling: The sampling options that it recommends.
     """
 
     model: str
@@ -43,3 +65,4 @@ class ModelInfo:
     warmup_time: float | None
     revision: str = ""
     warnings: tuple[str, ...] = ()
+    default_sampling: DefaultSampling = DefaultSampling()

@@ -26,6 +26,8 @@ class LoadOptions(TypedDict, total=False):
         skip_warmup: True skips the warm-up after a load. Default False.
         allow_download: True lets the daemon fetch a Hub model that is not on disk. Default False.
         estimate_only: True asks for the model's figures without loading it. Default False.
+        context_length: Longest prompt plus completion in tokens, 2 or more, instead of what the model's configuration
+            says. Default: as it is.
     """
 
     revision: str
@@ -35,6 +37,7 @@ class LoadOptions(TypedDict, total=False):
     skip_warmup: bool
     allow_download: bool
     estimate_only: bool
+    context_length: int | None
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -43,12 +46,14 @@ class GenerateOptions(TypedDict, total=False):
 
     Attributes:
         adapter: Absolute directory of a LoRA adapter. Default: none.
-        max_tokens: Most tokens to generate, 1 or more. Default 2,048, or what is left of the context.
+        max_tokens: Most tokens to generate, 1 or more; 0 with `prompt_logprobs` alone. Default 2,048, or what is left
+            of the context.
         temperature: 0 (greedy) to 100. Default 0.
         top_p: Keep the most likely tokens whose probabilities sum to this; above 0, up to 1. Default 1 (all).
         top_k: Keep this many of the most likely tokens; 0 keeps all. Default 0.
         min_p: Keep tokens at least this likely relative to the most likely one; 0 to 1. Default 0 (all).
-        seed: The same seed and request give the same tokens. Default: random.
+        seed: The same seed and request give the same tokens. Default: random. At temperature 0, seed, top_p, top_k and
+            min_p have no effect and are refused.
         repetition_penalty: Above 0, up to 10. Default 1 (off).
         presence_penalty: -10 to 10. Default 0.
         frequency_penalty: -10 to 10. Default 0.
@@ -60,6 +65,8 @@ class GenerateOptions(TypedDict, total=False):
             others. Default: none at all.
         cache_mode: "read_write" (default), "read_only" or "bypass".
         salt: Cached prefixes are shared only between requests with the same salt.
+        keep: Seconds for which cached prefixes of other prompts are evicted before that of this one; above 0, up to
+            86,400. Not with `cache_mode` "read_only" or "bypass". Default: it is cached as any other.
         request_id: Name of the request in the daemon's log. Default: one is made.
         require_loaded: True refuses a model that is not in memory instead of loading it. Default False.
         json_schema: The completion is JSON that this schema allows, a mapping or text. Of this and the next three, one
@@ -72,6 +79,11 @@ class GenerateOptions(TypedDict, total=False):
         draft_model: A smaller model with the same tokenizer that guesses tokens: the same answer, sooner or later.
             Default: none.
         draft_tokens: Tokens that it guesses at a time, 1 to 16. Default 4.
+        model_defaults: True takes temperature, top_p, top_k, min_p and repetition_penalty from the model's own
+            generation_config.json where they are not given. Default False.
+        samples: Answers to the prompt, 1 to 16; more than one need a temperature above 0. Default 1.
+        prompt_logprobs: 0 asks for the log-probability of each token of the prompt but the first, 1 to 20 also for
+            those of the likeliest others. Default: none at all.
         tools: Functions that the model may call; chat prompts only.
         add_generation_prompt: False does not open the assistant's turn; chat prompts only. Default True.
         enable_thinking: Turns a reasoning model's thinking on or off, if its template reads a switch; chat prompts
@@ -85,6 +97,7 @@ class GenerateOptions(TypedDict, total=False):
             only. Default: as the template has it.
         continue_final_message: True: the answer continues the last message, which is the assistant's; chat prompts
             only. Default False.
+        reasoning_budget: Most tokens of the reasoning, which is ended there; chat prompts only. Default: no limit.
     """
 
     adapter: str
@@ -104,6 +117,7 @@ class GenerateOptions(TypedDict, total=False):
     top_logprobs: int | None
     cache_mode: CacheMode
     salt: str
+    keep: float | None
     request_id: str
     require_loaded: bool
     json_schema: Mapping[str, Any] | str | None
@@ -113,6 +127,9 @@ class GenerateOptions(TypedDict, total=False):
     priority: int | None
     draft_model: str
     draft_tokens: int | None
+    model_defaults: bool
+    samples: int | None
+    prompt_logprobs: int | None
     tools: Sequence[Tool | Mapping[str, Any]]
     add_generation_prompt: bool | None
     enable_thinking: bool | None
@@ -121,3 +138,4 @@ class GenerateOptions(TypedDict, total=False):
     template_args: Mapping[str, Any] | None
     reasoning_effort: str
     continue_final_message: bool
+    reasoning_budget: int | None

@@ -12,6 +12,7 @@ from google.protobuf.message import Message as Proto
 
 from mlx_sidecar._exceptions import InvalidArgument
 from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
+from mlx_sidecar._options import GenerateOptions
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 ProtoT = TypeVar("ProtoT", bound=Proto)
@@ -39,6 +40,7 @@ def load_request(
     skip_warmup: bool = False,
     allow_download: bool = False,
     estimate_only: bool = False,
+    context_length: int | None = None,
 ) -> pb.GetOrLoadRequest:
     """
     Build a GetOrLoadRequest; the keywords are `LoadOptions`.
@@ -56,6 +58,7 @@ def load_request(
         skip_warmup=skip_warmup,
         allow_download=allow_download,
         estimate_only=estimate_only,
+        context_length=context_length,
     )
 
 
@@ -80,6 +83,7 @@ def generate_request(
     top_logprobs: int | None = None,
     cache_mode: str = "read_write",
     salt: str = "",
+    keep: float | None = None,
     request_id: str = "",
     require_loaded: bool = False,
     json_schema: Mapping[str, Any] | str | None = None,
@@ -89,6 +93,9 @@ def generate_request(
     priority: int | None = None,
     draft_model: str = "",
     draft_tokens: int | None = None,
+    model_defaults: bool = False,
+    samples: int | None = None,
+    prompt_logprobs: int | None = None,
     tools: Sequence[Tool | Mapping[str, Any]] = (),
     add_generation_prompt: bool | None = None,
     enable_thinking: bool | None = None,
@@ -97,6 +104,7 @@ def generate_request(
     template_args: Mapping[str, Any] | None = None,
     reasoning_effort: str = "",
     continue_final_message: bool = False,
+    reasoning_budget: int | None = None,
 ) -> pb.GenerateRequest:
     """
     Build a GenerateRequest; the keywords are `GenerateOptions`.
@@ -128,6 +136,7 @@ def generate_request(
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
         logit_bias=logit_bias,
+        model_defaults=model_defaults,
     )
     strings = [stop] if isinstance(stop, str) else stop
     return _build(
@@ -139,7 +148,13 @@ def generate_request(
         sampling=sampling,
         stop=_build(pb.Stop, "stop.", strings=strings, token_ids=stop_token_ids, ignore_eos=ignore_eos),
         top_logprobs=top_logprobs,
-        cache=_build(pb.CacheOptions, "cache.", mode=_choice("cache.mode", _CACHE_MODES, cache_mode), salt=salt),
+        cache=_build(
+            pb.CacheOptions,
+            "cache.",
+            mode=_choice("cache.mode", _CACHE_MODES, cache_mode),
+            salt=salt,
+            keep=None if keep is None else _duration(keep, "cache.keep"),
+        ),
         request_id=request_id,
         require_loaded=require_loaded,
         response_format=_response_format(
@@ -151,7 +166,21 @@ def generate_request(
         priority=priority,
         draft_model=draft_model,
         draft_tokens=draft_tokens,
+        reasoning_budget=reasoning_budget,
+        samples=samples,
+        prompt_logprobs=prompt_logprobs,
     )
+
+
+def refuse_samples(options: GenerateOptions) -> None:
+    """
+    Refuse options of a call that returns one completion, if they ask for several.
+
+    Raises:
+        InvalidArgument: At `samples`.
+    """
+    if (options.get("samples") or 1) > 1:
+        raise InvalidArgument("samples: this call returns one completion; use complete_samples", field="samples")
 
 
 def invalidate_model_request(model: str, *, weights: bool, prefixes: bool, dry_run: bool) -> pb.InvalidateRequest:

@@ -27,6 +27,33 @@ class LoadProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Miss:
+    """
+    Why a prompt was not reused further.
+
+    Attributes:
+        reason: "never_seen", "diverged", "evicted", "invalidated", "other_namespace", "too_short" or "resume_point".
+        token: Tokens that the prompt has in common with the stored prompt that explains the miss. For "diverged" and
+            "resume_point" it is the index of the first token that is not; else it is a number of whole blocks.
+        resume_token: For "resume_point": tokens up to the resume point that was reused instead.
+        message: For these two in a conversation: the index of the message that the token lies in; None if that is not
+            known.
+        character: For these two: where the token begins in the message's content, or in the prompt's text; None if
+            that is not known.
+        seen: Seconds since the stored prompt was last stored; None if that is not known.
+        differs: For "other_namespace": the parts that differ: "weights", "adapter", "layout", "salt".
+    """
+
+    reason: str
+    token: int
+    resume_token: int
+    message: int | None
+    character: int | None
+    seen: float | None
+    differs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """
     The first event of a generation.
@@ -37,6 +64,7 @@ class Started:
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of the prompt that need not be computed again.
         warnings: What is not as the request had it: a sentence each, which begins with the field.
+        miss: Why no more of it was reused; None if all was that could be.
     """
 
     request_id: str
@@ -44,6 +72,7 @@ class Started:
     prompt_tokens: int
     cached_tokens: int
     warnings: tuple[str, ...] = ()
+    miss: Miss | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +97,12 @@ class TopLogprob:
     Attributes:
         token_id: The token.
         logprob: Its natural log-probability.
+        text: Its text alone, as in `TokenLogprob`.
     """
 
     token_id: int
     logprob: float
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +114,27 @@ class TokenLogprob:
         token_id: The token.
         logprob: Its natural log-probability.
         top: The most likely tokens at this position, most likely first.
+        text: Its text alone, its leading space included; bytes that are no whole character are U+FFFD.
     """
 
     token_id: int
     logprob: float
     top: tuple[TopLogprob, ...]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """
+    Log-probabilities of consecutive tokens of the prompt, if `prompt_logprobs` was given.
+
+    Attributes:
+        start: Position in the prompt of the first entry.
+        logprobs: One entry for each token.
+    """
+
+    start: int
+    logprobs: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +157,26 @@ class GeneratedToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """
+    A piece of a call that the model is writing.
+
+    Attributes:
+        index: Position among the calls of this completion, from 0.
+        id: Name of this call; empty after its first piece.
+        name: Name of the tool; empty after its first piece.
+        arguments_json: The next part of the arguments. All parts of a whole call are its `arguments_json`.
+        withdrawn: True: the call turned out to be none, and its pieces are void. Its text follows as text.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments_json: str
+    withdrawn: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """
     A piece of the completion. All texts together are the whole text, all reasonings the whole reasoning.
@@ -120,6 +187,8 @@ class Delta:
         logprobs: One entry for each of `token_ids`, if `top_logprobs` was given.
         reasoning: Reasoning before the answer; chat prompts only.
         tool_calls: Calls that are complete; chat prompts with `tools` only.
+        tool_call_deltas: Calls while they are written; each call of `tool_calls` comes here first.
+        index: The sample that it is a piece of.
     """
 
     text: str
@@ -127,6 +196,8 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...]
     reasoning: str = ""
     tool_calls: tuple[GeneratedToolCall, ...] = ()
+    tool_call_deltas: tuple[ToolCallDelta, ...] = ()
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +211,7 @@ class Usage:
         completion_tokens: Tokens generated, with the tokens that ended the generation.
         draft_tokens: Tokens that the draft model proposed.
         accepted_tokens: Proposed tokens that the model accepted.
+        reasoning_tokens: Tokens generated as reasoning, with its marks; chat prompts only.
     """
 
     prompt_tokens: int
@@ -147,6 +219,7 @@ class Usage:
     completion_tokens: int
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,25 +249,29 @@ class Timings:
 @dataclass(frozen=True, slots=True)
 class Finished:
     """
-    The last event of a generation.
+    The last event of a generation, or of one of its samples.
 
     Attributes:
         reason: "stop", "length" or "tool_calls".
         stop_match: The stop string that matched; empty if none did.
         usage: Tokens counted.
         timings: Where the time went.
+        index: The sample that ended.
+        seed: The seed that repeats it, alone; None if it is greedy.
     """
 
     reason: str
     stop_match: str
     usage: Usage
     timings: Timings
+    index: int = 0
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """
-    A whole generation.
+    A whole generation, or one of its samples.
 
     Attributes:
         text: The text of all deltas.
@@ -209,6 +286,10 @@ class Completion:
         reasoning: The reasoning of all deltas.
         tool_calls: The calls of all deltas, as a `Message` takes them; their arguments are JSON text.
         warnings: What is not as the request had it: a sentence each, which begins with the field.
+        index: The sample that it is, from 0.
+        seed: The seed that repeats it, alone; None if it is greedy.
+        prompt_logprobs: One entry for each token of the prompt but the first, if `prompt_logprobs` was given.
+        miss: Why no more of the prompt was reused; None if all was that could be.
     """
 
     text: str
@@ -223,6 +304,10 @@ class Completion:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     warnings: tuple[str, ...] = ()
+    index: int = 0
+    seed: int | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    miss: Miss | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,5 +328,8 @@ class Invalidated:
     bytes_in_use: int
 
 
-GenerateEvent: TypeAlias = Started | PrefillProgress | Delta | Finished
-"""An event of a `GenerateStream`: one `Started`, then progress and deltas, one `Finished` at the end."""
+GenerateEvent: TypeAlias = Started | PrefillProgress | PromptLogprobs | Delta | Finished
+"""
+An event of a `GenerateStream`: one `Started`, then progress, log-probabilities of the prompt and deltas, and one
+`Finished` for each sample, the last at the end.
+"""

@@ -9,6 +9,24 @@ from mlx_sidecar._latency import LatencyStats
 
 
 @dataclass(frozen=True, slots=True)
+class HttpStats:
+    """
+    The process that serves HTTP for the daemon.
+
+    Attributes:
+        state: "off", "starting", "serving" or "restarting"; "unspecified" from a daemon that has no HTTP.
+        address: What clients connect to: a path, or "127.0.0.1:PORT"; empty while it does not listen.
+        pid: Its process id; 0 while it is not running.
+        restarts: Its restarts since the daemon started.
+    """
+
+    state: str = "unspecified"
+    address: str = ""
+    pid: int = 0
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStats:
     """
     The daemon process.
@@ -21,6 +39,7 @@ class DaemonStats:
         mlx_version: Version of mlx; empty until the engine is up.
         mlx_lm_version: Version of mlx-lm; empty until the engine is up.
         device: Device of MLX, such as "gpu: Apple M4 Max" or "cpu".
+        http: The process that serves HTTP.
     """
 
     version: str
@@ -30,6 +49,7 @@ class DaemonStats:
     mlx_version: str
     mlx_lm_version: str
     device: str
+    http: HttpStats = field(default_factory=HttpStats)
 
 
 @dataclass(frozen=True, slots=True)

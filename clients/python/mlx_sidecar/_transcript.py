@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from mlx_sidecar._decode import decode
@@ -16,6 +17,7 @@ from mlx_sidecar._results import (
     GenerateEvent,
     LoadProgress,
     PrefillProgress,
+    PromptLogprobs,
     Started,
     TokenLogprob,
 )
@@ -27,6 +29,7 @@ ResultT_co = TypeVar("ResultT_co", covariant=True)
 _KINDS: dict[str | None, Callable[..., GenerateEvent]] = {
     "started": Started,
     "prefill": PrefillProgress,
+    "prompt_logprobs": PromptLogprobs,
     "delta": Delta,
     "finished": Finished,
 }
@@ -70,16 +73,18 @@ class LoadTranscript:
 
 
 class GenerateTranscript:
-    """The transcript of a Generate."""
+    """
+    The transcript of a Generate.
 
-    def __init__(self) -> None:
+    Args:
+        samples: Answers that the request asks for.
+    """
+
+    def __init__(self, samples: int = 1) -> None:
         self._started: Started | None = None
-        self._finished: Finished | None = None
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._reasoning: list[str] = []
-        self._calls: list[ToolCall] = []
+        self._prompt_logprobs: list[TokenLogprob] = []
+        self._count = samples or 1
+        self._samples: dict[int, _Sample] = {}
 
     def add(self, message: pb.GenerateResponse) -> GenerateEvent | None:
         """Return the event, and add it to the completion; None for a kind of event that this client does not know."""
@@ -90,31 +95,65 @@ class GenerateTranscript:
         match event:
             case Started():
                 self._started = event
-            case Delta(text, token_ids, logprobs, reasoning, calls):
-                self._texts.append(text)
-                self._token_ids += token_ids
-                self._logprobs += logprobs
-                self._reasoning.append(reasoning)
-                self._calls += [ToolCall(call.id, call.name, call.arguments_json) for call in calls]
+            case PromptLogprobs(_, logprobs):
+                self._prompt_logprobs += logprobs
+            case Delta():
+                self._sample(event.index).add(event)
             case Finished():
-                self._finished = event
+                self._sample(event.index).finished = event
         return event
 
+    def _sample(self, index: int) -> _Sample:
+        if index >= self._count:
+            raise ProtocolError(f"the generation has a sample {index}, which was not asked for")
+        return self._samples.setdefault(index, _Sample())
+
     def result(self) -> Completion:
-        """Return the completion, see `Transcript.result`."""
-        if self._started is None or self._finished is None:
+        """Return the completion, of several samples the first; see `Transcript.result`."""
+        return self.results()[0]
+
+    def results(self) -> tuple[Completion, ...]:
+        """Return the completion of each sample, see `Transcript.result`."""
+        return tuple(self._completion(self._sample(index)) for index in range(self._count))
+
+    def _completion(self, sample: _Sample) -> Completion:
+        started, finished = self._started, sample.finished
+        if started is None or finished is None:
             raise ProtocolError("the generation ended without `started` or without `finished`")
         return Completion(
-            text="".join(self._texts),
-            token_ids=tuple(self._token_ids),
-            logprobs=tuple(self._logprobs),
-            reason=self._finished.reason,
-            stop_match=self._finished.stop_match,
-            usage=self._finished.usage,
-            timings=self._finished.timings,
-            request_id=self._started.request_id,
-            model=self._started.model,
-            reasoning="".join(self._reasoning),
-            tool_calls=tuple(self._calls),
-            warnings=self._started.warnings,
+            text="".join(sample.texts),
+            token_ids=tuple(sample.token_ids),
+            logprobs=tuple(sample.logprobs),
+            reason=finished.reason,
+            stop_match=finished.stop_match,
+            usage=finished.usage,
+            timings=finished.timings,
+            request_id=started.request_id,
+            model=started.model,
+            reasoning="".join(sample.reasoning),
+            tool_calls=tuple(sample.calls),
+            index=finished.index,
+            seed=finished.seed,
+            prompt_logprobs=tuple(self._prompt_logprobs),
+            miss=started.miss,
+            warnings=started.warnings,
         )
+
+
+@dataclass(slots=True)
+class _Sample:
+    """What came of one sample so far."""
+
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    finished: Finished | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.texts.append(delta.text)
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs
+        self.reasoning.append(delta.reasoning)
+        self.calls += [ToolCall(call.id, call.name, call.arguments_json) for call in delta.tool_calls]

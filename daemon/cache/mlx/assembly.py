@@ -162,14 +162,17 @@ def refuse_partial_adapter(model: Any, config: dict[str, Any], names: Collection
         names: Names of the tensors that the adapter has.
 
     Raises:
-        ValueError: With the number of missing tensors, and the first of them.
+        ValueError: With the names of the missing tensors.
     """
-    if config.get("fine_tune_type") == "full":
-        return
-    parameters = (name for name, _ in tree_flatten(model.parameters()))
-    missing = [name for name in parameters if _is_of_adapter(name) and name not in names]
-    if missing:
-        raise ValueError(f"the adapter lacks {len(missing)} tensors that its configuration has, first {missing[0]}")
+    parameters = [] if config.get("fine_tune_type") == "full" else tree_flatten(model.parameters())
+    wanted = [name for name, _ in parameters if _is_of_adapter(name)]
+    if missing := [name for name in wanted if name not in names]:
+        raise ValueError(
+            f"the adapter lacks {len(missing)} of the {len(wanted)} tensors that its configuration has; train or copy "
+            f"it again. It has no {', '.join(missing)}"
+        )
+    if not names:
+        raise ValueError("the adapter has no tensors, so it would change nothing; train or copy it again")
 
 
 def _is_of_adapter(name: str) -> bool:

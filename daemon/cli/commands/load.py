@@ -9,19 +9,11 @@ import click
 from daemon.cli.commands.completion import complete_model
 from daemon.cli.output.formatting import examples, print_json
 from daemon.cli.output.progress import follow
-from daemon.cli.session import Session, absolute, absolute_if_path, calls_daemon
-from daemon.shared.config_values import parse_duration
+from daemon.cli.session import Session, absolute, absolute_if_path, calls_daemon, seconds
 from daemon.shared.wording import size
 
 if TYPE_CHECKING:
     from mlx_sidecar import ModelInfo
-
-
-def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    try:
-        return None if value is None else parse_duration(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} must be {error}") from None
 
 
 @click.command(
@@ -34,9 +26,15 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 )
 @click.argument("model", callback=absolute_if_path, shell_complete=complete_model)
 @click.option("--pin/--unpin", default=None, help="Keep the model until it is stopped, or no longer do so.")
-@click.option("--ttl", metavar="DURATION", callback=_seconds, help="Time until the idle model is stale, such as 10m.")
+@click.option("--ttl", metavar="DURATION", callback=seconds, help="Time until the idle model is stale, such as 10m.")
 @click.option("--revision", default="", help="Branch, tag or commit of a Hub model.")
 @click.option("--adapter", default="", callback=absolute, help="Directory of a LoRA adapter.")
+@click.option(
+    "--context-length",
+    type=click.IntRange(min=2),
+    metavar="TOKENS",
+    help="Longest prompt plus answer, instead of what the model's configuration says.",
+)
 @click.option("--estimate-only", is_flag=True, help="Say what the model would take and load nothing.")
 @click.option("--no-download", is_flag=True, help="Refuse a model that is not on this machine yet.")
 @click.option("--skip-warmup", is_flag=True, help="Do not run a few tokens after the load.")

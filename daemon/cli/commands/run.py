@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from daemon.cli.commands.completion import complete_model
-from daemon.cli.output.answer import print_answer, print_timings
+from daemon.cli.output.answer import print_answer, print_samples, print_timings
 from daemon.cli.output.formatting import examples, print_json, stdin_is_terminal, stdout_is_terminal
 from daemon.cli.output.progress import follow
-from daemon.cli.session import Session, absolute_if_path, calls_daemon
+from daemon.cli.session import Session, absolute_if_path, calls_daemon, seconds
 
 if TYPE_CHECKING:
     from mlx_sidecar import Client, Prompt
@@ -44,11 +44,16 @@ _STDIN = Path("-")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without the chat template.")
 @click.option("--system", help="System message of the conversation.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens to generate.")
-@click.option("--temperature", type=float, help="0 always takes the likeliest token (default 0).")
+@click.option("--temperature", type=float, help="0 is greedy. Default: as the model recommends.")
+@click.option("--greedy", is_flag=True, help="Always take the likeliest token, whatever the model recommends.")
 @click.option("--top-p", type=float, help="Choose among the likeliest tokens that sum to this.")
 @click.option("--top-k", type=int, help="Choose among this many of the likeliest tokens.")
 @click.option("--min-p", type=float, help="Choose among tokens at least this likely, relative to the likeliest.")
 @click.option("--seed", type=int, help="Makes the answer repeatable.")
+@click.option(
+    "--think-budget", "reasoning_budget", type=click.IntRange(0), help="End the model's reasoning after so many tokens."
+)
+@click.option("--samples", type=click.IntRange(1, 16), help="Print so many answers, each after a line with its seed.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
 @click.option("--format", "form", type=click.Choice(["json"]), help="Answer with a JSON object.")
 @click.option(
@@ -63,6 +68,12 @@ _STDIN = Path("-")
 @click.option("--effort", metavar="WORD", help="How much a reasoning model reasons, such as low or high.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor store cached prefixes.")
 @click.option("--salt", default="", help="Share cached prefixes only with requests of the same salt.")
+@click.option(
+    "--keep",
+    metavar="DURATION",
+    callback=seconds,
+    help="Keep the prompt's cached prefix for so long, such as 1h: others are evicted first.",
+)
 @click.option("--verbose", is_flag=True, help="Print tokens and timings to stderr after the answer.")
 @click.option("--no-history", is_flag=True, help="Do not keep what is typed in a conversation for the next one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
@@ -75,6 +86,7 @@ def command(
     files: tuple[Path, ...],
     raw: bool,
     system: str | None,
+    greedy: bool,
     stop: tuple[str, ...],
     form: str | None,
     draft_model: str,
@@ -82,6 +94,7 @@ def command(
     think: bool | None,
     effort: str | None,
     no_cache: bool,
+    keep: float | None,
     verbose: bool,
     no_history: bool,
     as_json: bool,
@@ -94,7 +107,8 @@ def command(
     """
     if raw:
         _refuse_chat_options({"--system": system, "--think/--no-think": think, "--effort": effort})
-    options = {**sampling, "stop": stop or None, "cache_mode": "bypass" if no_cache else "read_write"}
+    options = _sampling(sampling, greedy)
+    options |= {"stop": stop or None, **_cache_options(no_cache, keep)}
     chat = {"enable_thinking": think, "reasoning_effort": effort}
     options |= {name: value for name, value in chat.items() if value is not None}
     if form and schema:
@@ -106,8 +120,8 @@ def command(
     if schema:
         options["json_schema"] = schema.read()
     talk = prompt is None and not files and stdin_is_terminal() and stdout_is_terminal()
-    if talk and (raw or as_json):
-        raise click.UsageError("--raw and --json need a PROMPT, as an argument or on standard input.")
+    if talk and (raw or as_json or sampling["samples"]):
+        raise click.UsageError("--raw, --json and --samples need a PROMPT, as an argument or on standard input.")
     if no_history and not talk:
         raise click.UsageError("--no-history is for conversations, which have no PROMPT.")
     text = "" if talk else _text(prompt, files, raw)
@@ -131,6 +145,21 @@ def _refuse_chat_options(given: dict[str, Any]) -> None:
     for flag, value in given.items():
         if value is not None:
             raise click.UsageError(f"{flag} needs the chat template, so it cannot go with --raw.")
+
+
+def _sampling(given: dict[str, Any], greedy: bool) -> dict[str, Any]:
+    """Return options with the model's own sampling where they leave it open."""
+    if greedy and given["temperature"]:
+        raise click.UsageError("--greedy and --temperature exclude each other.")
+    return {**given, "model_defaults": True, **({"temperature": 0.0} if greedy else {})}
+
+
+def _cache_options(no_cache: bool, keep: float | None) -> dict[str, Any]:
+    if keep is None:
+        return {"cache_mode": "bypass" if no_cache else "read_write"}
+    if no_cache:
+        raise click.UsageError("--keep and --no-cache exclude each other.")
+    return {"cache_mode": "read_write", "keep": keep}
 
 
 def _text(prompt: str | None, files: Sequence[Path], raw: bool) -> str:
@@ -167,11 +196,14 @@ def _conversation(system: str | None, text: str) -> Prompt:
 
 
 def _answer(client: Client, model: str, prompt: Prompt, options: dict[str, Any], verbose: bool, as_json: bool) -> None:
+    samples = options["samples"]
     with client.generate(model, prompt, **options) as stream:
-        if not as_json:
+        if not as_json and samples:
+            print_samples(stream)
+        elif not as_json:
             print_answer(stream)
-        result = stream.result()
+        results = stream.results()
     if as_json:
-        print_json(result)
+        print_json(results if samples else results[0])
     if verbose:
-        print_timings(result)
+        print_timings(*results)

@@ -14,7 +14,7 @@ from daemon.cli.session import Session, calls_daemon
 from daemon.shared.wording import count, size
 
 if TYPE_CHECKING:
-    from mlx_sidecar import LatencyStats, NamespaceStats, Stats
+    from mlx_sidecar import KeptPrefix, LatencyStats, NamespaceStats, Stats
 
 _TIMES = {"uptime", "oldest_entry_age", "age", "idle", "expires_in", "step_age"}
 _SHORT_TIMES = ("step_time", "token_gap")
@@ -92,10 +92,21 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
         if field.name == "info":
             yield "size_bytes", size(value.size_bytes)
             yield "prefix_reuse", value.prefix_reuse
+        elif field.name == "misses":
+            told = asdict(value).items()
+            yield "misses", ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in told if number) or "-"
+        elif field.name == "kept":
+            yield "kept", "; ".join(map(_kept, value)) or "-"
         elif field.name == "stuck":
             yield "stuck", "; ".join(f"{work.work} of {work.model}, {span(work.silent or 0)}" for work in value) or "-"
+        elif field.name == "http":
+            yield "http", f"{value.state} {value.address}".strip() + (f", pid {value.pid}" if value.pid else "")
         elif field.name != "namespaces":
             yield field.name, _format(field.name, value)
+
+
+def _kept(prefix: KeptPrefix) -> str:
+    return f"{count(prefix.tokens, 'token')}, {size(prefix.bytes)}, for {span(prefix.expires_in or 0)}"
 
 
 def _quantiles(latency: LatencyStats) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -15,7 +15,10 @@ from mlx_sidecar import Client, LatencyHistogram, SidecarError, Stats
 _GAUGES = {
     "daemon": ("uptime", "draining"),
     "model_cache": ("cached_models", "max_models", "total_memory_bytes", "budget_bytes"),
-    "prefix_cache": ("blocks", "max_blocks", "bytes", "budget_bytes", "buffers", "leases", "total_namespaces"),
+    "prefix_cache": (
+        *("blocks", "max_blocks", "bytes", "budget_bytes", "buffers", "leases", "total_namespaces"),
+        *("total_kept", "kept_bytes", "kept_budget_bytes"),
+    ),
     "engine": (
         *("queued", "prefilling", "decoding", "step_age", "step_time_p50", "step_time_p99"),
         *("token_gap_p50", "token_gap_p99", "batch_size_p50", "batch_size_p99"),
@@ -27,7 +30,10 @@ _GAUGES = {
 }
 _COUNTERS = {
     "model_cache": ("total_hits", "total_misses", "evictions"),
-    "prefix_cache": ("lookups", "hits", "tokens_looked_up", "tokens_reused", "inserts", "evictions"),
+    "prefix_cache": (
+        *("lookups", "hits", "tokens_looked_up", "tokens_reused", "inserts", "evictions"),
+        "kept_yielded",
+    ),
     "engine": ("restarts", "prompt_tokens", "generated_tokens", "rejected", "cancelled"),
 }
 _SECONDS = {"uptime", "step_age", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99"}
@@ -53,7 +59,7 @@ class StatsCollector(Collector):
             up.add_metric([], 0)
             return [up]
         up.add_metric([], 1)
-        return [up, *_figures(stats), _state(stats), _stuck(stats), *_models(stats), *_latency(stats)]
+        return [up, *_figures(stats), _misses(stats), _state(stats), _stuck(stats), *_models(stats), *_latency(stats)]
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that creating a registry does not call the daemon."""
@@ -97,6 +103,14 @@ def _figures(stats: Stats) -> Iterator[Metric]:
                 about = f"{section}.{name} of Stats."
                 value = float(getattr(getattr(stats, section), name) or 0)
                 yield kind(shown + ("_seconds" if name in _SECONDS else ""), about, value=value)
+
+
+def _misses(stats: Stats) -> Metric:
+    about = "Lookups that did not reuse all that could be reused, by reason."
+    misses = CounterMetricFamily("mlx_sidecar_prefix_cache_misses", about, labels=["reason"])
+    for reason, number in asdict(stats.prefix_cache.misses).items():
+        misses.add_metric([reason], number)
+    return misses
 
 
 def _state(stats: Stats) -> Metric:

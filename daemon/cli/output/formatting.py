@@ -48,9 +48,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a result object, or plain data, as indented JSON."""
-    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    click.echo(json.dumps(plain, indent=2, ensure_ascii=False, default=str))
+    """Print a result object, several of them, or plain data, as indented JSON."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def printable(text: str) -> str:

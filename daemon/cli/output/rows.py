@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 
 from rich.bar import Bar
 from rich.cells import cell_len, set_cell_size
@@ -17,7 +18,7 @@ from rich.text import Text
 from daemon.cli.output.formatting import brief, percent, printable, span
 from daemon.cli.output.memory_parts import memory_parts
 from daemon.shared.wording import count, size
-from mlx_sidecar import ModelStats, Stats
+from mlx_sidecar import ModelStats, PrefixCacheStats, Stats
 
 _MODEL_COLOURS = ("blue", "magenta", "green", "red", "bright_blue", "bright_magenta", "bright_green", "bright_red")
 _COLOURS = {
@@ -108,8 +109,26 @@ def facts(stats: Stats, width: int) -> list[Text]:
         f"first token {first or '-'}",
         f"{engine.rejected:,} rejected, {engine.cancelled:,} cancelled so far",
         f"{percent(cache.hit_rate)} of {count(cache.lookups, 'prompt')} hit",
+        *_misses(cache),
+        *_kept(cache),
     ]
     return [_line(line) for line in _packed(lines, width)]
+
+
+def _misses(cache: PrefixCacheStats) -> list[str]:
+    """Return why prompts were not reused further, the most frequent reason first; nothing before the first miss."""
+    counts = sorted(asdict(cache.misses).items(), key=lambda pair: -pair[1])
+    told = [f"{number:,} {reason.replace('_', ' ')}" for reason, number in counts if number]
+    return [f"missed: {', '.join(told)}"] if told else []
+
+
+def _kept(cache: PrefixCacheStats) -> list[str]:
+    """Return how much is kept, and until when at least; nothing if nothing is."""
+    if not cache.kept:
+        return []
+    first = cache.kept[0].expires_in
+    until = "" if first is None else f" for {span(first)} or longer"
+    return [f"{count(cache.total_kept, 'prefix', 'prefixes')} kept{until}, {size(cache.kept_bytes)}"]
 
 
 def speed_row(stats: Stats, speeds: Sequence[float], width: int) -> Text:

@@ -16,14 +16,17 @@ from daemon.engine.calls.draft import DEFAULT_TOKENS, Guesser, draft_model
 from daemon.engine.calls.driver import Call, Waiting, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
-from daemon.engine.calls.options import request_of
+from daemon.engine.calls.options import requests_of
 from daemon.engine.calls.services import Services
+from daemon.engine.execution.request import Request
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
-from daemon.engine.memory.memory_budget import kv_need
+from daemon.engine.memory.memory_budget import kv_need, scoring_need
 from daemon.engine.prompt.preparation import PreparedRequest, prepare_request, render
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.kv.keys import Namespace
+from daemon.shared.durations import seconds
+from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
@@ -49,11 +52,15 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest) -> C
         SidecarError: REQUEST_EXCEEDS_MEMORY; or why a model cannot be had, or the prompt cannot be used.
     """
     record = _Record(Times(services.clock()))
+    if request.samples > services.runner.max_batch:
+        most = services.runner.max_batch
+        raise invalid("samples", f"is {request.samples}, but this daemon decodes at most {most} at once (max_batch)")
     prepared, ticket = yield from searched(lambda: _prepare_and_load(services, call_id, request, record))
     with ExitStack() as held:
         held.callback(ticket.cancel)
         assert ticket.lease is not None
         assert record.asked is not None
+        _refuse_keep(services, request, ticket.lease.model)
         draft: Guesser | None = None
         if request.draft_model:
             draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model)
@@ -61,7 +68,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest) -> C
         services.overrides.done(ticket.name, request.adapter)
         if ticket.outcome is not Outcome.HIT:
             record.times.load = services.clock() - record.asked
-        _refuse_if_never(services, prepared, [ticket.lease, *([] if draft is None else [draft.lease])])
+        _refuse_if_never(services, request, prepared, [ticket.lease, *([] if draft is None else [draft.lease])])
         sequence = sequence_of(services, call_id, request, record.times, ticket.lease, prepared.source, prepared)
         if draft is not None:
             kv = kv_of(services, request, draft.lease, draft.source)
@@ -94,7 +101,8 @@ def _prepare_and_load(
 def _prepare(services: Services, request: pb.GenerateRequest, found: Found) -> Task[PreparedRequest]:
     """Return the task that reads the model's tokenizer, renders the conversation if there is one, and tokenises it."""
     assert isinstance(found, ModelSource)
-    return services.with_tokenizer(found, partial(_render, request, found))
+    source = services.limited(found, request.adapter)
+    return services.with_tokenizer(source, partial(_render, request, source))
 
 
 def _render(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer) -> Task[PreparedRequest]:
@@ -111,10 +119,18 @@ def _render(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokeniz
     return Task(TEMPLATE, name, path, rendered)
 
 
-def _refuse_if_never(services: Services, prepared: PreparedRequest, leases: list[ModelLease[LoadedModel]]) -> None:
+def _refuse_if_never(
+    services: Services,
+    request: pb.GenerateRequest,
+    prepared: PreparedRequest,
+    leases: list[ModelLease[LoadedModel]],
+) -> None:
     """Refuse a request if its KV can never fit beside its models."""
     prompt, models = prepared.prompt, [lease.model for lease in leases]
     need = sum(kv_need(model.layout, len(prompt.tokens), prompt.max_tokens) for model in models)
+    need *= max(1, request.samples)
+    if request.HasField("prompt_logprobs"):
+        need += scoring_need(models[0].vocab_size)
     services.budget.refuse_if_never(need, sum(model.nbytes for model in models))
 
 
@@ -127,10 +143,20 @@ def sequence_of(
     source: ModelSource,
     ready: PreparedRequest,
 ) -> Sequence:
-    """Return what the runner computes of a request with a model."""
-    options = request_of(call_id, request, source.name, ready)
-    constraint = ready.constraint(lease.model.vocab_size)
-    return Sequence(options, kv_of(services, request, lease, source), ready.output, times, ready.channels, constraint)
+    """Return what the runner computes of a request with a model; of several samples the first, which has the others."""
+    options = requests_of(call_id, request, source.name, ready)
+    answers = [ready, *(ready.again() for _ in options[1:])]
+
+    def sequence(option: Request, answer: PreparedRequest, lease: ModelLease[LoadedModel]) -> Sequence:
+        constraint = answer.constraint(lease.model.vocab_size)
+        kv = kv_of(services, request, lease, source)
+        text = answer.tokenizer.text_of
+        return Sequence(option, kv, answer.output, times, answer.channels, constraint, text=text)
+
+    first = sequence(options[0], answers[0], lease)
+    for option, answer in zip(options[1:], answers[1:], strict=True):
+        first.samples.append(sequence(option, answer, lease.another()))
+    return first
 
 
 def kv_of(
@@ -141,4 +167,16 @@ def kv_of(
     services.shares(namespace, source)
     mode = request.cache.mode
     writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
-    return SequenceKV(lease, namespace.digest(), reads=mode != pb.CACHE_MODE_BYPASS, writes=writes)
+    # The KV of a prefix has no logits: a prompt that is scored is computed as a whole.
+    reads = mode != pb.CACHE_MODE_BYPASS and not request.HasField("prompt_logprobs")
+    return SequenceKV(lease, namespace.digest(), reads=reads, writes=writes, keep=seconds(request.cache.keep))
+
+
+def _refuse_keep(services: Services, request: pb.GenerateRequest, model: LoadedModel) -> None:
+    """Refuse to keep a prefix that is not even stored."""
+    if not request.cache.HasField("keep"):
+        return
+    if not services.prefixes.enabled:
+        raise invalid("cache.keep", "needs a prefix cache, and this daemon has none; leave it unset or set kv_cache_mb")
+    if not model.layout.reusable:
+        raise invalid("cache.keep", f"needs prefixes that can be reused, and {request.model} has none; leave it unset")

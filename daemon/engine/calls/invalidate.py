@@ -19,8 +19,9 @@ from daemon.engine.execution.runner import Runner
 from daemon.engine.prompt.preparation import tokenise
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.engine.reporting.model_registry import NameRegistry
+from daemon.kv.dropped import Dropped
 from daemon.kv.keys import Namespace, model_digest
-from daemon.kv.prefix_cache import Dropped, PrefixCache
+from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.failpoints import failpoint
 from daemon.shared.model_names import climbs

@@ -26,11 +26,13 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
         SidecarError: INVALID_ARGUMENT at `pin` if no model stays in memory; or why the model cannot be had.
     """
     began = services.clock()
-    result = yield from searched(lambda: _find_and_load(services, call_id, request))
+    source, result = yield from searched(lambda: _find_and_load(services, call_id, request))
     if isinstance(result, Ticket):
         try:
-            services.overrides.done(result.name, request.adapter)
-            info = _describe(result, services.clock() - began)
+            context_length = _settle(services, request, result.name)
+            info = _describe(result, context_length, services.clock() - began)
+            if source is not None:
+                model_info.recommend(info, source)
         finally:
             result.cancel()  # before the answer: the figures that go out with it shall not count this use
     else:
@@ -40,8 +42,8 @@ def load(services: Services, call_id: int, request: pb.GetOrLoadRequest) -> Call
 
 def _find_and_load(
     services: Services, call_id: int, request: pb.GetOrLoadRequest
-) -> Waiting[Ticket[LoadedModel] | pb.ModelInfo]:
-    """Return the ticket of the model, or its description if that is all that the call asks for."""
+) -> Waiting[tuple[ModelSource | None, Ticket[LoadedModel] | pb.ModelInfo]]:
+    """Return the model and its ticket, or its description if that is all that the call asks for."""
 
     def report(progress: Progress) -> None:
         services.outbox.load(call_id, model_info.progress(progress))
@@ -49,10 +51,10 @@ def _find_and_load(
     wanted = Wanted(request.model, request.revision, request.adapter, request.allow_download, request.estimate_only)
     found = yield from services.lookup.find(wanted, partial(already, request.model), report)
     if isinstance(found, int):
-        return model_info.planned(request.model, found)
+        return None, model_info.planned(request.model, found)
     if request.estimate_only:
-        return model_info.estimated(found)
-    return (yield from leased(_begin(services, request, found), report))
+        return found, model_info.estimated(services.limited(found, request.adapter))
+    return found, (yield from leased(_begin(services, request, found), report))
 
 
 def _begin(services: Services, request: pb.GetOrLoadRequest, source: ModelSource) -> Ticket[LoadedModel]:
@@ -69,11 +71,19 @@ def _begin(services: Services, request: pb.GetOrLoadRequest, source: ModelSource
     )
 
 
-def _describe(ticket: Ticket[LoadedModel], passed: float) -> pb.ModelInfo:
+def _settle(services: Services, request: pb.GetOrLoadRequest, name: str) -> int | None:
+    """Keep what the call chose for a model that is ready now, and return the context length that was ever chosen."""
+    if request.HasField("context_length"):
+        services.overrides.choose_context_length(name, request.adapter, request.context_length)
+    services.overrides.done(name, request.adapter)
+    return services.overrides.context_length(name, request.adapter)
+
+
+def _describe(ticket: Ticket[LoadedModel], context_length: int | None, passed: float) -> pb.ModelInfo:
     """Describe a model that is ready, and unless it was in memory how long that took, in seconds."""
     assert ticket.lease is not None
     model = ticket.lease.model
-    info = model_info.loaded(model, ticket.name, ticket.outcome)
+    info = model_info.loaded(model, ticket.name, context_length, ticket.outcome)
     info.evicted.extend(ticket.evicted)
     if info.outcome != pb.LOAD_OUTCOME_HIT:
         info.load_time.CopyFrom(duration(passed))

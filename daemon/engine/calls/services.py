@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from daemon.cache.identity import ModelSource
@@ -20,6 +20,7 @@ from daemon.engine.outbox import Outbox
 from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
 from daemon.engine.reporting.model_registry import NameRegistry, NamespaceRegistry
 from daemon.kv.keys import Namespace
+from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.model_overrides import ModelOverrides
 
 Models = ModelCache[ModelSource, LoadedModel]
@@ -36,12 +37,13 @@ class Services:
         clock: Seconds that never go back.
         names: The contents that each name stood for; Invalidate needs them.
         namespaces: The models that each namespace belongs to; Stats shows them.
-        overrides: Pins and times to live that were asked of the engine before this one.
+        overrides: Context lengths; pins and times to live that were asked of the engine before this one.
         coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
             batching window waits for them.
     """
 
     models: Models
+    prefixes: PrefixCache
     runner: Runner
     budget: MemoryBudget
     lookup: ModelLookup
@@ -67,6 +69,10 @@ class Services:
         return self.models.get_or_load(
             source, pin=self.overrides.pin(source.name, adapter), ttl=self.overrides.ttl(source.name, adapter)
         )
+
+    def limited(self, source: ModelSource, adapter: str) -> ModelSource:
+        """Return a model with the context length that callers chose for its name; any thread."""
+        return replace(source, context_override=self.overrides.context_length(source.name, adapter))
 
     def shares(self, namespace: Namespace, source: ModelSource) -> None:
         """Remember that a request of a model may store prefixes in a namespace."""

@@ -8,11 +8,13 @@ from typing import Any
 import mlx.core as mx
 
 from daemon.engine.execution.batch import Batch, Given, Row
+from daemon.engine.execution.prompt_scores import scored_tokens
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays
-from daemon.engine.execution.sequence import Sequence
+from daemon.engine.execution.sequence import Sequence, nan_logits
 from daemon.engine.execution.speculation import Speculation
 from daemon.engine.output.detokenizer import Token
-from daemon.shared.errors import Reason, SidecarError
+from daemon.kv.mlx.batch_cache import to_batch
+from daemon.shared.errors import SidecarError
 
 
 class Decoder:
@@ -41,8 +43,14 @@ class Decoder:
         return len(self._rows()) + sum(not speculation.held for speculation in self._speculations)
 
     def join(self, sequence: Sequence) -> None:
-        """Start decoding a sequence that has its prompt in its own cache, with or without its last token."""
-        if sequence.draft is not None:
+        """
+        Start decoding a sequence that has its prompt in its own cache, with or without its last token.
+
+        Further samples of it start as well, each as a row of its own.
+        """
+        if sequence.samples:
+            self._join_samples(sequence)
+        elif sequence.draft is not None:
             self._speculations.append(Speculation(sequence, _sampler(sequence)))
         else:
             self._place(Batch.of(_first_row(sequence)))
@@ -97,6 +105,17 @@ class Decoder:
         for sequence, sampled in current:
             yield sequence, _read(sequence, sampled)
 
+    def _join_samples(self, sequence: Sequence) -> None:
+        if sequence.loaded.joinable:
+            caches = [to_batch(cache) for cache in sequence.kv.take()]
+            rows = sequence.split(copy=False)
+            for cache in caches:
+                cache.filter([0] * len(rows))  # the first row, so many times
+            self.join_together(rows, caches)
+            return
+        for row in sequence.split(copy=True):
+            self.join(row)
+
     def _rows(self) -> list[Row]:
         return [row for batch in self._batches for row in batch.rows]
 
@@ -142,21 +161,9 @@ def _read(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:
     if sampled.refusal is not None:
         return sampled.refusal
     if not sampled.finite:
-        return SidecarError(
-            Reason.NAN_LOGITS,
-            f"{sequence.loaded.source.name} computed logits that are no numbers; its weights may be bad",
-        )
+        return nan_logits(sequence)
     token = sampled.id
     if sampled.logprobs is None:
         return Token(token)
-    logprob = float(sampled.logprobs[token].item())  # type: ignore[arg-type]
-    return Token(token, logprob, _top(sampled.logprobs, sequence.request.top_logprobs or 0))
-
-
-def _top(logprobs: mx.array, count: int) -> tuple[tuple[int, float], ...]:
-    if not count:
-        return ()
-    count = min(count, logprobs.shape[0])
-    ids = mx.argsort(-logprobs)[:count]
-    values = logprobs[ids]
-    return tuple(zip((int(i) for i in ids.tolist()), (float(v) for v in values.tolist()), strict=True))  # type: ignore[union-attr,arg-type]
+    count = sequence.request.top_logprobs or 0
+    return scored_tokens(sampled.logprobs[None], [token], count, sequence.text)[0]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from daemon.engine.output.detokenizer import Piece
+from daemon.engine.output.detokenizer import Piece, Token
+from daemon.engine.prompt.places import Place
+from daemon.kv.miss import Miss
 
 
 class FinishReason(Enum):
@@ -30,6 +32,8 @@ class Started:
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of it with reused KV.
         warnings: What is not as the caller had it, a sentence each.
+        miss: Why no more of it was reused; None if all was that could be.
+        place: Where the token of the miss lies in the request; None if that does not matter.
     """
 
     request_id: str
@@ -37,6 +41,8 @@ class Started:
     prompt_tokens: int
     cached_tokens: int
     warnings: tuple[str, ...] = ()
+    miss: Miss | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,14 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Log-probabilities of consecutive tokens of the prompt; the first of `tokens` is at position `start`."""
+
+    start: int
+    tokens: list[Token]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """
     The next piece of an answer.
@@ -55,21 +69,24 @@ class Delta:
     Attributes:
         piece: Text, tokens, reasoning and tool calls.
         logprobs: Whether the tokens' log-probabilities are reported.
+        index: The sample that it is a piece of.
     """
 
     piece: Piece
     logprobs: bool
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a request: of its prompt, reused, generated, guessed by the draft model, and guessed right."""
+    """Tokens of a request: of its prompt, reused, generated, guessed by the draft model, guessed right, reasoning."""
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +105,25 @@ class Timings:
 @dataclass(frozen=True, slots=True)
 class Finished:
     """
-    The answer is complete; the last event of a request.
+    An answer is complete; the last event of a request, or of one of its samples.
 
     Attributes:
         reason: Why it ended.
         stop_match: The stop string that ended it; empty if none did.
         usage: Its tokens.
         timings: Its times.
+        index: The sample that has ended.
+        seed: The seed of its tokens; None if it is greedy.
+        more: Whether other samples of the request are still to end.
     """
 
     reason: FinishReason
     stop_match: str
     usage: Usage
     timings: Timings
+    index: int = 0
+    seed: int | None = None
+    more: bool = False
 
 
-Event = Started | PrefillProgress | Delta | Finished
+Event = Started | PrefillProgress | PromptLogprobs | Delta | Finished

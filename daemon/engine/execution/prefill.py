@@ -23,9 +23,11 @@ import mlx.core as mx
 import structlog
 
 from daemon.cache.identity import ModelKey
+from daemon.engine.execution.prompt_scores import score_prompt
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
-from daemon.engine.memory.memory_budget import DECODE_ROOM
+from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS
+from daemon.engine.prompt.places import LEAST_LEAD
 from daemon.engine.scheduling.policy import MIN_CHUNK, Allowance, ChunkSizer
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.forks import MOST_FORKS, Beginning, fork, forks
@@ -91,8 +93,11 @@ class Prefill:
         self._shareable = self._kv.loaded.layout.reusable and prefixes.enabled
         draft = sequence.draft if kv is None else None
         self._draft = Prefill(sequence, prefixes, sizer, clock, kv=draft.kv) if draft is not None else None
-        self._whole = sequence.draft is None
+        self._whole = sequence.draft is None and sequence.request.max_tokens > 0
         """Whether the last token may be computed too: a draft and its model begin to decode with it."""
+        self._scored = sequence.request.prompt_logprobs is not None
+        self._speed = (self.model_key, "scored") if self._scored else self.model_key
+        """What the sizer knows its passes by: scores take time that other prompts of the model do not."""
 
     @property
     def done(self) -> int:
@@ -170,6 +175,7 @@ class Prefill:
         kv = self._kv
         return (
             self._draft is None
+            and not (self._scored or self.sequence.samples)
             and not self._points
             and 0 < self._left <= SHORT
             and kv.loaded.joinable
@@ -217,9 +223,9 @@ class Prefill:
         at_point = self._points[:1] == [self.done + size]
         last = self._whole and size == self._left and size < TAIL and not at_point
         self._compute(size + last, logits=last)
-        self._sizer.measured(self.model_key, size, self._clock() - began)
+        self._sizer.measured(self._speed, size, self._clock() - began)
         self._store(at_point=at_point)
-        self._clear_up()
+        self._complete()
         return size
 
     def store_computed(self) -> None:
@@ -248,10 +254,14 @@ class Prefill:
         """Take over that a shared pass computed the rest of the prompt, all but its last token, and store it."""
         self._kv.advanced(self._left, caches)
         self._store_blocks(Resume.NO, caches)
-        self._clear_up()
+        self._complete()
 
-    def _clear_up(self) -> None:
-        if self._left == 0 and self.computed >= LONG_PREFILL:
+    def _complete(self) -> None:
+        """Once all of the prompt is computed and stored: keep it if that is asked for, and free large buffers."""
+        if self._left:
+            return
+        self._kv.keep_prompt(self.sequence.prompt, self._prefixes, self.sequence.request.request_id)
+        if self.computed >= LONG_PREFILL:
             mx.clear_cache()
 
     def _compute(self, tokens: int, *, logits: bool) -> None:
@@ -262,6 +272,8 @@ class Prefill:
         assert kv.cache is not None
         chunk = mx.array([sequence.prompt[self.done : self.done + tokens]])
         after = kv.loaded.model(chunk, cache=kv.cache)
+        if self._scored:
+            score_prompt(sequence, self.done, after[0])
         if logits:
             sequence.logits = after[:, -1]
             mx.async_eval(sequence.logits)
@@ -269,7 +281,8 @@ class Prefill:
         kv.advanced(tokens, kv.cache)
 
     def _size(self, allowance: Allowance) -> int:
-        return self._sizer.size(self.model_key, allowance.long, allowance.least)
+        size = self._sizer.size(self._speed, allowance.long, allowance.least)
+        return min(size, SCORED_TOKENS) if self._scored else size
 
     def _next_step(self, allowance: Allowance) -> int:
         """
@@ -278,7 +291,7 @@ class Prefill:
         Before a resume point it ends with a whole block. A rest of fewer than `MIN_CHUNK` tokens is taken along.
         """
         size = self._size(allowance)
-        size = self._left if self._left < size + MIN_CHUNK else size
+        size = self._left if self._left < size + MIN_CHUNK and not self._scored else min(size, self._left)
         if self._points:
             size = min(size, self._points[0] - self.done)
             beyond_block = (self.done + size) % BLOCK_TOKENS
@@ -317,20 +330,21 @@ class Prefill:
         kv, request = self._kv, self.sequence.request
         try:
             kv.prefix = self._prefixes.lookup(kv.namespace, request.prompt, kv.loaded.layout.parts)
+            if self._prefixes.enabled and kv is self.sequence.kv:
+                lead = request.places.lead if request.places is not None else LEAST_LEAD
+                kv.miss = self._prefixes.explain(kv.prefix, request.prompt, kv.loaded.layout.parts, lead)
         except Exception:
             log.exception("prefix_lookup_failed", request_id=request.request_id)
 
     def _restore(self, room: int) -> None:
         """Copy the matched KV; a fault costs time, never the request."""
-        kv, prefix = self._kv, self._kv.prefix
+        kv, prefix, layout = self._kv, self._kv.prefix, self._kv.loaded.layout
         assert prefix is not None
         try:
-            layout = kv.loaded.layout
             runs = self._prefixes.runs(prefix, layout.parts)
             kv.cache = layout.restored_cache(kv.loaded.model, runs, prefix.checkpoint, prefix.tokens, room)
         except Exception:
-            request_id = self.sequence.request.request_id
-            log.exception("prefix_restore_failed", request_id=request_id)
+            log.exception("prefix_restore_failed", request_id=self.sequence.request.request_id)
             return
         kv.cached = prefix.tokens
         self._prefixes.restored(prefix)

@@ -20,6 +20,7 @@ from daemon.engine.scheduling.policy import CHUNK_SECONDS, Allowance, ChunkSizer
 from daemon.engine.scheduling.prefill_plan import PrefillTurn
 from daemon.kv.forks import needed_first
 from daemon.kv.prefix_cache import PrefixCache
+from daemon.shared.errors import SidecarError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A prompt could not begin."""
+    """A prompt could not begin, or could not be scored."""
 
     sequence: Sequence
     error: Exception
@@ -99,9 +100,14 @@ class PrefillQueue:
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self._prefills)
 
+    @property
+    def active(self) -> int:
+        """Prompts that are not held."""
+        return sum(not sequence.held for sequence in self._prefills)
+
     def of(self, model: Hashable) -> int:
-        """Return the number of prompts of a model."""
-        return sum(sequence.model_key == model for sequence in self._prefills)
+        """Return the number of slots that prompts of a model have: one for each sample."""
+        return sum(sequence.rows for sequence in self._prefills if sequence.model_key == model)
 
     def expect(self, sequence: Sequence) -> None:
         """Announce a sequence that waits for a slot: running prompts become resumable where it diverges from them."""
@@ -128,11 +134,12 @@ class PrefillQueue:
         Args:
             decode: Seconds that a turn's decode usually takes; None if no stream waits for its next token.
         """
-        self.computed = bool(self._prefills)
+        self.computed = bool(self.active)
         end = self._clock() + CHUNK_SECONDS
         turn = PrefillTurn(Allowance.beside(decode), self._turns, self._sizer.most_together)
         while not turn.over and self._clock() < end:
-            first = turn.first(self._prefills.values())
+            # A held prompt has no turn of its own. It may still get that of a prompt that begins like it.
+            first = turn.first([prefill for sequence, prefill in self._prefills.items() if not sequence.held])
             prefill = self._leader(first) if first is not None else None
             if prefill is None or prefill in turn.group:
                 if not turn.group:
@@ -191,7 +198,11 @@ class PrefillQueue:
 
     def _compute_part(self, prefill: Prefill, allowance: Allowance) -> Iterator[Outcome]:
         sequence = prefill.sequence
-        tokens = prefill.step(allowance)
+        try:
+            tokens = prefill.step(allowance)
+        except SidecarError as error:  # of this prompt alone; what other exceptions mean is not known
+            yield Failed(sequence, error)
+            return
         yield Computed(sequence, tokens, prefill.done)
         if not prefill.remaining:
             self.drop(sequence)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from daemon.engine.prompt.places import Places
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -39,13 +41,17 @@ class Request:
         request_id: The id that callers and logs know it by.
         model_name: The name that its model was asked for by.
         prompt: Ids of the prompt, at least one.
-        max_tokens: Most tokens to generate, at least one.
+        max_tokens: Most tokens to generate; 0 only scores the prompt.
         sampling: How tokens are sampled.
         stop_ids: Ids that end the answer.
         message_ends: Ids that end a message within the prompt; prefixes are resumable behind them.
         top_logprobs: Alternatives that each token is reported with; None if no log-probabilities are wanted.
         priority: Higher starts and prefills first.
         warnings: What is not as the caller had it, a sentence each.
+        index: Which of the answers to the prompt it is, from 0.
+        prompt_logprobs: Alternatives that each token of the prompt is reported with; None if no log-probabilities of
+            it are wanted.
+        places: Where the prompt's tokens lie in the request; None if that is not known.
     """
 
     call_id: int
@@ -59,3 +65,6 @@ class Request:
     top_logprobs: int | None = None
     priority: int = 0
     warnings: tuple[str, ...] = ()
+    index: int = 0
+    prompt_logprobs: int | None = None
+    places: Places | None = None

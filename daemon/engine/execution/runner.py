@@ -11,7 +11,7 @@ three parts return their outcomes, and the runner alone sends events, counts tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.memory.memory_budget import kv_need
+from daemon.engine.memory.memory_budget import kv_need, scoring_need
 from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.reporting.timings import EngineTimings
@@ -49,7 +49,7 @@ class Runner:
 
     Args:
         prefixes: The prefix cache.
-        max_batch: Slots of each model: most sequences that prefill or decode at once.
+        max_batch: Slots of each model: most sequences that prefill or decode at once, each sample counted.
         make_room: Frees memory for a sequence of so many KV bytes, and returns whether it fits now.
         replies: Takes events to the parent.
         clock: Seconds that never go back.
@@ -57,6 +57,7 @@ class Runner:
     Attributes:
         totals: Tokens since the start.
         gauges: Times between tokens, and rows of a step.
+        max_batch: Slots of each model.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Runner:
         self.totals = Totals()
         self.gauges = EngineTimings()
         self._prefixes = prefixes
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         self._make_room = make_room
         self._replies = replies
         self._clock = clock
@@ -99,7 +100,7 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Whether `step` has work: not if all running sequences are held and no waiting one can start."""
-        return bool(len(self._prefills) or self._active or (len(self._waiting) and not self._stuck))
+        return bool(self._prefills.active or self._active or (len(self._waiting) and not self._stuck))
 
     def fresh(self, seconds: float) -> int:
         """Return how many sequences wait if nothing is being computed and all came within so many seconds; else 0."""
@@ -142,15 +143,18 @@ class Runner:
         self._prefills.expect(sequence)
 
     def cancel(self, call_id: int) -> bool:
-        """End a sequence at once, store its computed tokens, and return whether there was a sequence."""
-        for sequence in self.sequences():
-            if sequence.call_id == call_id:
-                self._end(sequence)
-                return True
-        return False
+        """End the sequences of a call at once, store their computed tokens, and return whether there were any."""
+        sequences = [sequence for sequence in self.sequences() if sequence.call_id == call_id]
+        for decoder in self._decoders.values():
+            decoder.leave(sequences)
+        for sequence in sequences:
+            self._end(sequence)
+        return bool(sequences)
 
     def hold(self, call_id: int, *, held: bool) -> None:
-        """Pause a sequence that decodes, or resume it; a call in any other state is no error."""
+        """Pause the sequences of a call, or resume them; a call that has none is no error."""
+        for sequence in [sequence for sequence in self._prefills if sequence.call_id == call_id]:
+            sequence.held = held
         for decoder in self._decoders.values():
             for sequence in [sequence for sequence in decoder if sequence.call_id == call_id]:
                 (decoder.hold if held else decoder.go_on)(sequence)
@@ -172,9 +176,9 @@ class Runner:
         def fits(sequence: Sequence) -> bool:
             return self._make_room(kv_bytes(sequence))
 
-        while (sequence := self._waiting.start_next(self._running, self._max_batch, fits)) is not None:
+        while (sequence := self._waiting.start_next(self._running, self.max_batch, fits)) is not None:
             self._prefills.add(sequence)
-        self._tried = None if len(self._prefills) or self._active else self._calls()
+        self._tried = None if self._prefills.active or self._active else self._calls()
         if len(self._waiting) and not (len(self._prefills) or self._decoders):
             self._refuse(next(iter(self._waiting)))  # one a turn: the next may be smaller, and fit
 
@@ -184,10 +188,11 @@ class Runner:
             case Begun(sequence):
                 self._replies.generate(sequence.call_id, sequence.started())
             case Failed(sequence, error):
-                self._end(sequence)
-                self._replies.fail(sequence.call_id, as_sidecar_error(error))
+                self._fail(sequence, as_sidecar_error(error))
             case Computed(sequence, tokens, done):
                 self.totals.prompt_tokens += tokens
+                if (scores := sequence.take_scores()) is not None:
+                    self._replies.generate(sequence.call_id, scores)
                 if done < len(sequence.prompt) - 1:
                     self._replies.generate(sequence.call_id, sequence.progress(done))
             case Ready(sequences, caches):
@@ -195,12 +200,19 @@ class Runner:
 
     def _decode_from_now(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
         """Let sequences decode: their prompts are computed."""
+        first = sequences[0]
+        if not first.request.max_tokens:
+            first.times.first_token = first.times.last_token = self._clock()
+            self._finish(first, FinishReason.LENGTH)
+            return
         self.totals.prompt_tokens += len(sequences)  # their last tokens, which the decoder feeds
-        decoder = self._decoders.setdefault(sequences[0].model_key, Decoder())
+        decoder = self._decoders.setdefault(first.model_key, Decoder())
         if caches is None:
-            decoder.join(sequences[0])
+            decoder.join(first)
         else:
             decoder.join_together(sequences, caches)
+        for call_id in {sequence.call_id for sequence in sequences if sequence.held}:
+            self.hold(call_id, held=True)
 
     def _refuse(self, sequence: Sequence) -> None:
         """Refuse a sequence that does not fit although nothing runs: waiting would free no memory."""
@@ -211,8 +223,7 @@ class Runner:
             metadata={"needed_bytes": str(kv_bytes(sequence))},
             retry_after=RETRY_SECONDS,
         )
-        self._end(sequence)
-        self._replies.fail(sequence.call_id, error)
+        self._fail(sequence, error)
 
     def _calls(self) -> list[int]:
         """Return the calls of all sequences. Ids alone: a sequence would keep its model in memory."""
@@ -236,18 +247,30 @@ class Runner:
                     ended[sequence] = end
             self._replies.flush()
         decoder.leave(ended)  # in one call: each call copies the KV of the rows that stay
-        for sequence, end in ended.items():
-            self._finish(sequence, end)
+        errors = {sequence.call_id: sequence for sequence, end in ended.items() if isinstance(end, SidecarError)}
+        while ended:
+            sequence = next(iter(ended))
+            end = ended.pop(sequence)
+            if sequence.call_id not in errors and isinstance(end, FinishReason):
+                self._finish(sequence, end, others=ended)
+            elif isinstance(end, SidecarError) and errors[sequence.call_id] is sequence:
+                self._fail(sequence, end)
+            else:
+                self._end(sequence)  # another sample fails, and with it the call
 
-    def _finish(self, sequence: Sequence, end: FinishReason | SidecarError) -> None:
-        if not isinstance(end, SidecarError):
-            self._end(sequence)
-            self._replies.generate(sequence.call_id, sequence.finished(end))
-            return
-        if end.reason is Reason.NAN_LOGITS:
+    def _finish(self, sequence: Sequence, reason: FinishReason, others: Iterable[Sequence] = ()) -> None:
+        """End a sequence, whose call goes on if it has other samples: running ones, or those of `others`."""
+        self._end(sequence)
+        more = any(other.call_id == sequence.call_id for other in (*others, *self.sequences()))
+        self._replies.generate(sequence.call_id, sequence.finished(reason, more=more))
+
+    def _fail(self, sequence: Sequence, error: SidecarError) -> None:
+        """End a sequence, and all samples of its call, with an error."""
+        if error.reason is Reason.NAN_LOGITS:
             self._forget(sequence)
         self._end(sequence)
-        self._replies.fail(sequence.call_id, end)
+        self.cancel(sequence.call_id)
+        self._replies.fail(sequence.call_id, error)
 
     def _accept(self, sequence: Sequence, token: Token) -> FinishReason | None:
         """Take a sampled token, send its text, and return why the sequence has ended; None if it goes on."""
@@ -260,7 +283,7 @@ class Runner:
         piece, reason = sequence.accept(token, now)
         if piece:
             logprobs = sequence.request.top_logprobs is not None
-            self._replies.generate(sequence.call_id, Delta(piece, logprobs))
+            self._replies.generate(sequence.call_id, Delta(piece, logprobs, sequence.request.index))
         if reason is None:
             self._keep_windows(sequence)
         return reason
@@ -295,7 +318,9 @@ class Runner:
 
 
 def kv_bytes(sequence: Sequence) -> int:
-    """Return the KV bytes that a sequence is billed, its draft's included."""
+    """Return the KV bytes that a sequence is billed: its draft's included, and what its prompt's computation needs."""
     done = len(sequence.generated)
     held, left = len(sequence.prompt) + done, sequence.request.max_tokens - done
-    return sum(kv_need(kv.loaded.layout, held, left) for kv in sequence.kvs)
+    need = sequence.rows * sum(kv_need(kv.loaded.layout, held, left) for kv in sequence.kvs)
+    scores = sequence.request.prompt_logprobs is not None and not done
+    return need + scoring_need(sequence.loaded.vocab_size) * scores

@@ -11,7 +11,7 @@ from typing import cast
 import mlx.core as mx
 
 from daemon.engine.execution.request import SamplingParams
-from daemon.engine.structured_output.token_mask import TokenMask
+from daemon.engine.structured_output.constraint import Constraint
 from daemon.shared.errors import SidecarError
 
 LEAST_TEMPERATURE = 1e-6
@@ -41,7 +41,7 @@ class Sampler:
         vocab: int,
         *,
         logprobs: bool,
-        constraint: TokenMask | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self._params = params
         self._constraint = constraint
@@ -61,7 +61,7 @@ class Sampler:
     @property
     def constrained(self) -> bool:
         """Whether it has to read a token from the device before it can sample the next."""
-        return self._constraint is not None
+        return self._constraint is not None and self._constraint.waits
 
     def __call__(self, logits: mx.array) -> Sampled:
         """Sample from logits of shape [1, vocab]."""
@@ -71,8 +71,9 @@ class Sampler:
         refusal = None
         if self._constraint is not None:
             try:
-                mask = self._constraint.mask(None if self._last is None else int(self._last.item()))  # type: ignore[arg-type]
-                adjusted = mx.where(mask, adjusted, -math.inf)
+                mask = self._constraint.mask(self._last)
+                if mask is not None:
+                    adjusted = mx.where(mask, adjusted, -math.inf)
             except SidecarError as error:
                 refusal = error
         self._last = token = self._choose(adjusted)

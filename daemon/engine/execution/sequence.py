@@ -7,17 +7,28 @@ and `Sequence` is the progress of the answer. Its events are in `events.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
-from daemon.engine.execution.events import Finished, FinishReason, PrefillProgress, Started, Timings, Usage
+from daemon.engine.execution.events import (
+    Finished,
+    FinishReason,
+    PrefillProgress,
+    PromptLogprobs,
+    Started,
+    Timings,
+    Usage,
+)
 from daemon.engine.execution.request import Request
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.detokenizer import Output, Piece, Token
-from daemon.engine.structured_output.token_mask import TokenMask
+from daemon.engine.structured_output.constraint import Constraint
+from daemon.kv.miss import PLACED
+from daemon.shared.errors import Reason, SidecarError
 
 
 @dataclass(slots=True)
@@ -60,7 +71,13 @@ class Sequence:
         constraint: Decides which tokens it may sample; None if all.
         draft: KV of the draft model that guesses for it; None without a draft model.
         generated: Tokens sampled so far.
+        reasoning_tokens: How many of them are reasoning, its marks included.
         logits: Those after its prompt, [1, vocab], until it decodes; None if its last token was not computed yet.
+        samples: Further answers to its prompt, which decode from its KV; none once they do.
+        text: Returns the text of a token alone, for log-probabilities.
+        scores: Tokens of its prompt with their log-probabilities, until they are sent.
+        scored: Tokens of its prompt up to the last that was sent with its log-probability.
+        held: Whether its prompt waits because its reader lags; the decoder knows those that decode.
     """
 
     request: Request
@@ -68,10 +85,16 @@ class Sequence:
     output: Output
     times: Times
     channels: AnswerParser | None = None
-    constraint: TokenMask | None = None
+    constraint: Constraint | None = None
     draft: DraftKV | None = None
     generated: list[int] = field(default_factory=list)
+    reasoning_tokens: int = 0
     logits: Any = None
+    samples: list[Sequence] = field(default_factory=list)
+    text: Callable[[int], str] = str
+    scores: list[Token] = field(default_factory=list)
+    scored: int = 1
+    held: bool = False
 
     @property
     def call_id(self) -> int:
@@ -109,6 +132,24 @@ class Sequence:
         return self.times.arrived
 
     @property
+    def rows(self) -> int:
+        """Sequences that decode when its prompt is computed: itself and its further samples."""
+        return 1 + len(self.samples)
+
+    def split(self, *, copy: bool) -> list[Sequence]:
+        """
+        Return it and its further samples, each ready to decode after the same prompt.
+
+        Args:
+            copy: Whether each of them gets a copy of its cache; else they are to be rows of one batch.
+        """
+        samples, self.samples = self.samples, []
+        for sample in samples:
+            self.kv.share(sample.kv, copy=copy)
+            sample.logits, sample.times = self.logits, replace(self.times)
+        return [self, *samples]
+
+    @property
     def kvs(self) -> list[SequenceKV]:
         """Its KV, and its draft model's if there is one."""
         return [self.kv] if self.draft is None else [self.kv, self.draft.kv]
@@ -119,12 +160,22 @@ class Sequence:
 
     def started(self) -> Started:
         """Return its first event."""
-        asked = self.request
-        return Started(asked.request_id, asked.model_name, len(self.prompt), self.kv.cached, asked.warnings)
+        request, miss, place = self.request, self.kv.miss, None
+        if miss is not None and miss.reason in PLACED and request.places is not None:
+            place = request.places.at(miss.token)
+        return Started(
+            request.request_id, request.model_name, len(self.prompt), self.kv.cached, request.warnings, miss, place
+        )
 
     def progress(self, done: int) -> PrefillProgress:
         """Return the event that `done` prompt tokens are in the cache."""
         return PrefillProgress(done, len(self.prompt))
+
+    def take_scores(self) -> PromptLogprobs | None:
+        """Return the event of the tokens that were scored since the last call, if there are any."""
+        tokens, self.scores = self.scores, []
+        start, self.scored = self.scored, self.scored + len(tokens)
+        return PromptLogprobs(start, tokens) if tokens else None
 
     def accept(self, token: Token, now: float) -> tuple[Piece, FinishReason | None]:
         """
@@ -134,17 +185,18 @@ class Sequence:
             The piece of the answer that may be sent, and why the sequence has ended, if it has.
         """
         piece, reason = self._accept(token, now)
-        if self.channels is None:
+        channels = self.channels
+        if channels is None:
             return piece, reason
-        parts = self.channels.add(piece.text)
-        text, reasoning, calls = parts.text, parts.reasoning, parts.calls
+        reasoned = channels.reasoning
+        parts = channels.add(piece.text)
+        self.reasoning_tokens += reasoned or channels.reasoning
         if reason is not None:
             ended = reason is FinishReason.STOP and not self.output.stop_match
-            rest = self.channels.finish(ended=ended)
-            text, reasoning, calls = text + rest.text, reasoning + rest.reasoning, calls + rest.calls
-            if ended and self.channels.calls:
+            parts += channels.finish(ended=ended)
+            if ended and channels.calls:
                 reason = FinishReason.TOOL_CALLS
-        return Piece(text, piece.tokens, reasoning, calls), reason
+        return Piece(parts.text, piece.tokens, parts.reasoning, parts.calls, parts.pieces), reason
 
     def _accept(self, token: Token, now: float) -> tuple[Piece, FinishReason | None]:
         """Take a token as text alone; `accept` takes that apart."""
@@ -164,13 +216,23 @@ class Sequence:
         reason = FinishReason.STOP if self.output.stop_match else FinishReason.LENGTH
         return Piece(piece.text + rest.text, piece.tokens + rest.tokens), reason
 
-    def finished(self, reason: FinishReason) -> Finished:
-        """Return its last event."""
+    def finished(self, reason: FinishReason, *, more: bool = False) -> Finished:
+        """Return its last event; there are `more` if other samples of its request are still to end."""
         proposed, accepted = (self.draft.proposed, self.draft.accepted) if self.draft is not None else (0, 0)
-        usage = Usage(len(self.prompt), self.kv.cached, len(self.generated), proposed, accepted)
-        return Finished(reason, self.output.stop_match, usage, self.times.spans())
+        reasoning = self.reasoning_tokens
+        usage = Usage(len(self.prompt), self.kv.cached, len(self.generated), proposed, accepted, reasoning)
+        request, spans = self.request, self.times.spans()
+        return Finished(reason, self.output.stop_match, usage, spans, request.index, request.sampling.seed, more)
 
     def release(self) -> None:
-        """Give its KV, prefixes and models back; called exactly once."""
+        """Give KV, prefixes and models back, those of samples that did not begin included; called exactly once."""
+        for sample in self.samples:
+            sample.release()
         for kv in reversed(self.kvs):
             kv.release()
+
+
+def nan_logits(sequence: Sequence) -> SidecarError:
+    """Return the error of a model whose logits are no numbers."""
+    name = sequence.loaded.source.name
+    return SidecarError(Reason.NAN_LOGITS, f"{name} computed logits that are no numbers; its weights may be bad")

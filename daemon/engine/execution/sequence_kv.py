@@ -13,6 +13,7 @@ wherever the arrays are.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
+from daemon.kv.miss import Miss
 from daemon.kv.mlx.request_kv import Boundary, RequestKV
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import NotHeldError, Resume
@@ -45,6 +47,8 @@ class SequenceKV:
         cached: Prompt tokens that were reused.
         boundary: The state of recurrent layers at the last end of a block.
         prefix: The hold on the prefix that was reused.
+        keep: Seconds for which the stored prompt is evicted after all others; 0 for as any other.
+        miss: Why no more of the prompt was reused; None if all was that could be, or none was looked for.
     """
 
     model: ModelLease[LoadedModel]
@@ -56,6 +60,8 @@ class SequenceKV:
     cached: int = 0
     boundary: Boundary | None = None
     prefix: PrefixLease | None = None
+    keep: float = 0.0
+    miss: Miss | None = None
 
     @property
     def loaded(self) -> LoadedModel:
@@ -66,6 +72,18 @@ class SequenceKV:
     def model_key(self) -> ModelKey:
         """Identity of that model."""
         return self.loaded.source.key
+
+    def share(self, other: SequenceKV, *, copy: bool) -> None:
+        """
+        Let another KV of the same tokens, with nothing computed, stand where this one is.
+
+        Args:
+            other: The KV of another sample.
+            copy: Whether it gets a copy of the arrays, which the first write to either makes; else a batch holds them.
+        """
+        other.held, other.cached, other.writes, other.boundary = self.held, self.cached, self.writes, self.boundary
+        if copy:
+            other.cache = deepcopy(self.cache)
 
     def take(self) -> list[Any]:
         """Return the caches to a new owner, a batch."""
@@ -121,6 +139,18 @@ class SequenceKV:
             return  # a window has passed these tokens; the blocks that were stored before it did remain
         except Exception:
             log.exception("prefix_store_failed", request_id=request_id)
+
+    def keep_prompt(self, prompt: list[int], prefixes: PrefixCache, request_id: str) -> None:
+        """Keep what is stored of a prompt, if that is asked for; a fault is only logged."""
+        if not (self.keep and self.writes):
+            return
+        try:
+            kept = prefixes.keep(self.namespace, prompt, self.loaded.layout.parts, self.keep)
+        except Exception:
+            log.exception("prefix_keep_failed", request_id=request_id)
+            return
+        if not kept:
+            log.info("prefix_not_kept", request_id=request_id)
 
     def trim(self, tokens: int) -> None:
         """Take the last tokens out again; only models with full attention alone can."""

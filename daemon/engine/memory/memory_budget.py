@@ -13,6 +13,15 @@ from daemon.shared.wording import sizes_apart
 DECODE_ROOM = 256
 """Tokens of KV that a request is given beyond those it holds; it grows by as many when they are used up."""
 
+SCORED_TOKENS = 128
+"""Most tokens of a prompt that are fed at a time if the log-probabilities of all of them are wanted."""
+
+SCORED_ROWS = 16
+"""Tokens of them that are scored at a time."""
+
+_LOGIT_BYTES = 4
+"""Bytes of a logit, of a log-probability, and of a place in their order."""
+
 _SHARE_OF_WORKING_SET = 0.9
 _SHARE_OF_RAM = 0.7
 
@@ -49,6 +58,16 @@ def kv_need(costs: Costs, held: int, left: int) -> int:
         left: Tokens that may still be generated.
     """
     return 2 * costs.live_bytes(held + min(left, DECODE_ROOM), MAX_CHUNK)
+
+
+def scoring_need(vocab: int) -> int:
+    """
+    Return the bytes that the log-probabilities of a prompt take while it is computed, for logits of width `vocab`.
+
+    The logits of a chunk; and for the rows that are scored at a time: logits, log-probabilities, their exponentials,
+    their negatives, and their order.
+    """
+    return _LOGIT_BYTES * vocab * (SCORED_TOKENS + 1 + 5 * SCORED_ROWS)
 
 
 @dataclass(frozen=True, slots=True)

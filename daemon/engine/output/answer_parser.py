@@ -4,66 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
-from mlx_lm.generate import TextStateMachine
+from daemon.engine.output.chat_markup import CALL, REASONING, SHOWN, TEXT, ChatMarkup
+from daemon.engine.output.reader import Malformed, Reader, Steps, drive
+from daemon.engine.output.tool_calls import CallPiece, CallWriter, Tool, ToolCall
 
-from daemon.engine.output.chat_markup import CALL, REASONING, TEXT, ChatMarkup
-from daemon.engine.output.tool_calls import Tool, ToolCall, read
-
-# The states of the parser
+# The parts of an answer
 #
-# mlx-lm's TextStateMachine finds the marks of a model in its answer. It names the part that follows each mark:
-# "normal", "reasoning", "tool", or the name of a header. Two facts decide what such a part means here. Without tools in
-# the request, calls are text. After text has begun, the model writes about its marks of reasoning, so they are text.
+# An answer is a sequence of parts. Each part ends with a mark of the model, which tells the next part.
 #
-#                  think_start                 call_start, with tools
-#                <-------------             ------------------------->
-#      REASONING                    TEXT                                CALL
-#                ------------->             <-------------------------
-#                   think_end                        call_end
+#                  start of reasoning              start of a call, with tools
+#                <--------------------          ------------------------------->
+#      REASONING                        TEXT                                      calls
+#                -------------------->          <-------------------------------
+#                   end of reasoning                 the end of the last call
 #
-#   The same marks lead from TEXT to QUOTED_REASONING if text other than white space has come before, and to QUOTED_CALL
-#   if the request has no tools; they lead back to TEXT in the same way. A call can also begin within reasoning.
+#   Some models write a header before each part. The mark that ends a header tells the part that follows it.
 #
-#   Some models write a header before each part: every mark that begins a header leads to HEADER, and the mark that ends
-#   the header leads to its part. The first header is ANSWER_START, which turns out to be text if no mark ends it.
+#   part        ends with                          its characters are
+#   TEXT        any mark that leads elsewhere      text
+#   REASONING   the mark that ends it              reasoning, whatever is mentioned in it
+#   a header    a mark behind it                   dropped; the first one is text if no mark ends it
+#   calls       where the notation ends            calls, or text if they are none
 #
-#   state             begins                                   its characters are
-#   ANSWER_START      with an answer that may have a header    held: a header if a mark follows it, else text
-#   HEADER            after a mark                             held, then dropped
-#   TEXT              after a mark, or with the answer         text
-#   REASONING         before any text, or after a header       reasoning
-#   QUOTED_REASONING  from TEXT                                text, with its marks
-#   CALL              after its mark                           held until its end, then calls, or text with its marks
-#   QUOTED_CALL       after its mark                           text, with its marks
+# A mark of reasoning counts only before the text begins. After that the model writes about its marks.
 #
-# `_next_state` is the whole transition function; `_pass_mark` writes the marks that are text.
+# The parser of a notation reads calls (`notations/`). Where it fails, the mark that began the attempt is text, and
+# reading goes on behind it: another call may stand there. Each attempt reads its text once more, so the attempts of an
+# answer are limited (`_MOST_AGAIN`), and the time stays linear.
+#
+# A call within reasoning is reasoning. But some models forget the mark that ends their reasoning: if the model ends its
+# answer directly after such a call, it is a call.
 
-
-class State(Enum):
-    """What the characters of an answer belong to."""
-
-    ANSWER_START = auto()
-    HEADER = auto()
-    TEXT = auto()
-    REASONING = auto()
-    QUOTED_REASONING = auto()
-    CALL = auto()
-    QUOTED_CALL = auto()
-
-
-_HOLDS = (State.ANSWER_START, State.HEADER, State.CALL)
-"""States that hold their characters until the end of the state is known."""
+_MOST_AGAIN = 4 * 1024 * 1024
+"""Characters that failed attempts may read again in one answer. After that, marks of calls are text."""
 
 
 @dataclass(slots=True)
 class Parts:
-    """Parts of an answer that may be sent: text, reasoning and whole calls."""
+    """
+    Parts of an answer that may be sent.
+
+    Attributes:
+        text: Text.
+        reasoning: Reasoning.
+        calls: Whole calls.
+        pieces: Pieces of calls, those of `calls` included.
+    """
 
     text: str = ""
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
+    pieces: list[CallPiece] = field(default_factory=list)
+
+    def __iadd__(self, other: Parts) -> Parts:
+        self.text += other.text
+        self.reasoning += other.reasoning
+        self.calls += other.calls
+        self.pieces += other.pieces
+        return self
 
 
 class AnswerParser:
@@ -71,37 +70,65 @@ class AnswerParser:
     Splits one answer. The result does not depend on how the answer is cut into pieces.
 
     Args:
-        notation: The model's marks.
+        markup: The model's marks.
         tools: The tools that the model may call.
         opened: Whether the prompt ends within reasoning.
         bare: Whether the answer is text from its first token, because it has to be in a form.
 
     Attributes:
-        calls: Number of tool calls so far.
+        text_began: Whether the answer has text other than white space.
+        last_text: Its last character of text so far.
+        blocks: Blocks of calls that began with their mark, calls or not.
     """
 
-    def __init__(self, notation: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False) -> None:
-        self.calls = 0
-        self._notation = notation
-        self._tools = tools
-        self._text_began = False
-        """Whether the answer has text other than white space."""
-        self._held: list[str] = []
-        """Characters of the state so far, if it holds them."""
-        part = REASONING if opened else TEXT if bare else notation.initial
-        self._marks = notation.machine.make_state(part)
-        state = self._next_state(part)
-        self._state: State = State.ANSWER_START if state is State.HEADER else state
+    def __init__(self, markup: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False) -> None:
+        self._markup = markup
+        self._begins = {"opened": opened, "bare": bare}
+        self._tools = tools if markup.calls is not None else ()
+        self._reader = Reader()
+        self._writer = CallWriter(self._tools, self._reader.keep)
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._read_again = 0
+        """Characters that failed attempts have read."""
+        self.blocks = 0
+        self._in_block = False
+        """Whether a block of calls is read that began with its mark."""
+        self.text_began = False
+        self.last_text = ""
+        self._part = ""
+        """The part that is read now."""
+        self._steps = self._answer(REASONING if opened else TEXT if bare else markup.initial)
+        drive(self._steps)
+
+    @property
+    def calls(self) -> int:
+        """Number of tool calls so far."""
+        return self._writer.count
+
+    @property
+    def call_text(self) -> str:
+        """What was written since the mark of a block of calls that is being written; empty if none is."""
+        return self._reader.kept() if self._in_block else ""
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the last characters may become a mark."""
+        return bool(self._reader.rest())
+
+    @property
+    def reasoning(self) -> bool:
+        """Whether the model is reasoning."""
+        return self._part == REASONING
+
+    def again(self) -> AnswerParser:
+        """Return a parser for another answer to the same prompt."""
+        return AnswerParser(self._markup, self._tools, **self._begins)
 
     def add(self, text: str) -> Parts:
         """Take the next piece of the answer and return the parts that are complete now."""
-        parts = Parts()
-        self._marks, segments = TextStateMachine.split(self._marks, text)
-        for index, (part, piece) in enumerate(segments):
-            if index:  # a mark stands before each segment but the first
-                self._pass_mark(part, parts)
-            self._write(piece, parts)
-        return parts
+        self._reader.add(text)
+        return self._go_on()
 
     def finish(self, *, ended: bool) -> Parts:
         """
@@ -110,67 +137,149 @@ class AnswerParser:
         Args:
             ended: Whether the model ended the answer by itself, so that a call without its end mark may be complete.
         """
-        parts = Parts()
-        self._marks, unfinished_mark, _ = TextStateMachine.flush(self._marks)
-        self._write(unfinished_mark, parts)
-        if self._state is State.CALL:
-            self._end_call(parts, mark="", complete=ended or not self._notation.call_end)
-        elif self._state is State.ANSWER_START and not self._holds_header():
-            self._text("".join(self._held), parts)
+        self._reader.end(by_model=ended)
+        return self._go_on()
+
+    def _go_on(self) -> Parts:
+        drive(self._steps)
+        parts = Parts("".join(self._text), "".join(self._reasoning), *self._writer.taken())
+        self._text.clear()
+        self._reasoning.clear()
         return parts
 
-    def _next_state(self, part: str) -> State:
-        """Return the state that a mark leads to, given what mlx-lm calls the part behind it."""
-        if part == TEXT:
-            return State.TEXT
-        if part == CALL:
-            return State.CALL if self._tools else State.QUOTED_CALL
-        if part != REASONING:
-            return State.HEADER
-        quoted = self._text_began and self._state is State.TEXT
-        return State.QUOTED_REASONING if quoted else State.REASONING
+    def _answer(self, part: str) -> Steps[None]:
+        """Read all parts of the answer, beginning with `part`."""
+        mark = ""
+        self._part = part
+        while not self._reader.ended or self._reader.rest():
+            if part == TEXT:
+                mark = yield from self._read_text()
+            elif part == REASONING:
+                mark = yield from self._read_reasoning()
+            else:
+                mark = yield from self._read_header(part, mark)
+            self._part = part = yield from self._behind(part, mark)
 
-    def _pass_mark(self, part: str, parts: Parts) -> None:
-        """Go on to the part behind a mark. Marks that turn out to be text are written there."""
-        left, self._state = self._state, self._next_state(part)
-        if left is State.CALL:
-            self._end_call(parts, mark=self._notation.call_end, complete=True)
-        elif left is State.QUOTED_CALL:
-            self._text(self._notation.call_end, parts)
-        elif left is State.QUOTED_REASONING and part != CALL:  # else the mark was that of the call
-            self._text(self._notation.think_end, parts)
-        if self._state is State.QUOTED_REASONING:
-            self._text(self._notation.think_start, parts)
-        elif self._state is State.QUOTED_CALL:
-            self._text(self._notation.call_start, parts)
-        self._held.clear()
+    def _behind(self, part: str, mark: str) -> Steps[str]:
+        """Return the part behind a mark; read the calls that it begins."""
+        following = self._markup.edges.get(part, {}).get(mark, TEXT)
+        if mark in self._markup.dropped:
+            return part
+        if mark in self._starts(part) or following == CALL:
+            self._reader.put_back(len(mark))
+            self._in_block = True
+            self.blocks += 1
+            found = yield from self._read_calls()
+            self._in_block = False
+            if not found:
+                self._add_text(self._reader.take(len(mark)))
+            return TEXT
+        if following == SHOWN:
+            self._add_text(mark)
+            return TEXT
+        return following
 
-    def _holds_header(self) -> bool:
-        """Whether the beginning of the answer is a header that was cut short, and not an answer without one."""
-        held = "".join(self._held).lstrip()
-        return any(held.startswith(mark) for mark in self._notation.headers)
+    def _starts(self, part: str) -> tuple[str, ...]:
+        """Return the marks that begin a call in a part."""
+        notation = self._markup.calls
+        plain = part != TEXT or not self._tools or notation is None or self._read_again > _MOST_AGAIN
+        return () if plain or notation is None or CALL in self._markup.targets else notation.starts
 
-    def _write(self, piece: str, parts: Parts) -> None:
-        """Take characters of the current state."""
-        state = self._state
-        if state is State.REASONING:
-            parts.reasoning += piece
-        elif state in _HOLDS:
-            self._held.append(piece)
+    def _marks(self, part: str) -> tuple[str, ...]:
+        """Return the marks that end a part."""
+        edges = self._markup.edges.get(part, {})
+        begun = part == TEXT and self.text_began
+        led = [mark for mark, to in edges.items() if not (begun and to == REASONING) and (to != CALL or self._tools)]
+        return (*led, *self._markup.dropped, *self._starts(part))
+
+    def _read_text(self) -> Steps[str]:
+        """Read text and return the mark that ends it."""
+        reader = self._reader
+        if not self.text_began:
+            yield from reader.space(self._add_text)
+            early = self._markup.think_end  # a turn without reasoning may begin with the end of it
+            mark = yield from reader.maybe(*self._marks(TEXT), *((early,) if early else ()))
+            if mark or not (yield from reader.peek()):
+                return mark
+            if self._opens_with_calls() and (yield from self._read_calls()):
+                return ""
+            self.text_began = True
+        return (yield from reader.until(self._marks(TEXT), self._add_text))
+
+    def _opens_with_calls(self) -> bool:
+        """Whether the answer may begin with calls that have no mark."""
+        notation = self._markup.calls
+        return bool(self._tools) and notation is not None and notation.opens_answer
+
+    def _read_calls(self) -> Steps[bool]:
+        """Read a block of calls. Return False if not even one is whole; the reader is behind the last one."""
+        notation, reader = self._markup.calls, self._reader
+        assert notation is not None
+        before = reader.keep()
+        try:
+            yield from notation.read(reader, self._writer)
+        except Malformed:
+            self._writer.withdraw()
+            self._go_back(reader.kept_from or 0)
+        reader.forget()
+        return reader.position > before
+
+    def _go_back(self, position: int) -> None:
+        self._read_again += self._reader.position - position
+        self._reader.back_to(position)
+
+    def _read_reasoning(self) -> Steps[str]:
+        """Read reasoning and return the mark that ends it."""
+        reader, notation = self._reader, self._markup.calls
+        ends = tuple(self._markup.edges.get(REASONING, {})) + self._markup.dropped
+        starts = notation.starts if notation is not None and self._tools else ()
+        while True:
+            marks = ends + starts if self._read_again <= _MOST_AGAIN else ends
+            mark = yield from reader.until(marks, self._reasoning.append)
+            if mark not in starts:
+                return mark
+            reader.put_back(len(mark))
+            if (yield from self._read_last_calls()):
+                return ""
+            self._reasoning.append(reader.take(len(mark)))
+
+    def _read_last_calls(self) -> Steps[bool]:
+        """Read calls that end the answer. Return False if there are none, or if anything follows them."""
+        notation, reader = self._markup.calls, self._reader
+        assert notation is not None
+        before = reader.keep()
+        found = CallWriter(self._tools, lambda: before, self._writer.count)
+        try:
+            while not reader.exhausted:
+                yield from notation.read(reader, found)
+                yield from reader.space()
+            last = reader.by_model
+        except Malformed:
+            last = False
+        if last:
+            self._writer.take_over(found)
         else:
-            self._text(piece, parts)
+            self._go_back(before)
+        reader.forget()
+        return last
 
-    def _text(self, piece: str, parts: Parts) -> None:
-        parts.text += piece
-        self._text_began = self._text_began or bool(piece.strip())
+    def _read_header(self, part: str, before: str) -> Steps[str]:
+        """
+        Read a header and return the mark that ends it. What is no header, but text without one, is text.
 
-    def _end_call(self, parts: Parts, *, mark: str, complete: bool) -> None:
-        """Read the call that was held, or pass it on as text, between its marks, if it cannot be read."""
-        written = "".join(self._held)
-        parse = self._notation.parse
-        calls = read(written, parse, self._tools, self.calls) if complete and parse is not None else None
-        if calls is None:
-            self._text(self._notation.call_start + written + mark, parts)
-            return
-        self.calls += len(calls)
-        parts.calls += calls
+        Args:
+            part: The kind of header.
+            before: The mark that led here; empty at the beginning of the answer.
+        """
+        held: list[str] = []
+        mark = yield from self._reader.until(self._marks(part), held.append)
+        header = "".join(held)
+        begun = before not in ("", *self._markup.message_ends) or header.lstrip().startswith(self._markup.headers)
+        if not mark and not begun:
+            self._add_text(header)
+        return mark
+
+    def _add_text(self, text: str) -> None:
+        self._text.append(text)
+        self.last_text = text[-1:] or self.last_text
+        self.text_began = self.text_began or bool(text.strip())

@@ -1,18 +1,34 @@
-"""The marks of a model around its reasoning and its tool calls, as mlx-lm knows them."""
+"""The marks of a model around its reasoning and its tool calls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_lm.generate import make_text_state_machine
-
-from daemon.engine.output.call_form import CallForm, call_form
-from daemon.engine.output.tool_calls import Parser, bounded
+from daemon.engine.output.notations.detection import notation_of
 
 TEXT, REASONING, CALL = "normal", "reasoning", "tool"
-"""Names of mlx-lm's state machine for the parts of an answer. Any other name is that of a header."""
+"""mlx-lm's names for the parts of an answer. Any other name is that of a header, or SHOWN."""
+SHOWN = "shown"
+"""Where a mark leads that is text itself."""
+
+_REASONING = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<thought>", "</thought>"),
+)
+"""Marks around reasoning that are looked for in vocabularies and templates; mlx-lm knows some more."""
+
+_WRAPPERS = (
+    ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    ("<|START_TEXT|>", "<|END_TEXT|>"),
+)
+"""Marks around the text of an answer, tokens that stand for nothing else."""
 
 _TAIL = 32
 """Tokens at the end of a prompt that are searched for a mark."""
@@ -45,42 +61,61 @@ class ChatMarkup:
 
     Args:
         wrapper: The model's tokenizer, as mlx-lm wraps it.
+        template: The chat template that is used with tools; that of the tokenizer if not given.
 
     Attributes:
-        machine: mlx-lm's state machine, which finds marks in text and removes them.
         initial: The part that an answer begins with.
+        edges: For each part, the marks that end it, each with the part that follows.
+        dropped: Marks that lead nowhere and are left out.
         think_start, think_end: Marks of reasoning; empty if the model has none.
-        call_start, call_end: Marks of a tool call; empty if the model has none. Some calls end with the answer.
-        parse: Reads the text between the marks of a call; None if there is no parser.
-        call_form: How calls are written; None if their arguments are no JSON.
+        calls: The notation of tool calls; None if it is not known.
     """
 
-    def __init__(self, wrapper: Any) -> None:
+    def __init__(self, wrapper: Any, template: str | None = None) -> None:
         self._wrapper = wrapper
-        self.machine = make_text_state_machine(wrapper)
+        words = wrapper.get_vocab()
+        shown = template if template is not None else _template(wrapper)
         self.initial = str(wrapper.response_initial_state or TEXT)
-        self.think_start = str(wrapper.think_start or "")
-        self.think_end = str(wrapper.think_end or "")
-        self.call_start = str(wrapper.tool_call_start or "")
-        self.call_end = str(wrapper.tool_call_end or "")
-        self.parse: Parser | None = None
-        self.call_form: CallForm | None = None
-        parse = wrapper.tool_parser
-        if parse is not None:
-            self.parse = bounded(parse)
-            self.call_form = call_form(parse.__module__, wrapper.get_vocab())
+        self.think_start, self.think_end = _reasoning(wrapper, words, shown)
+        self.calls = notation_of(shown, words, wrapper)
+        wrappers = [mark for pair in _WRAPPERS for mark in pair if mark in words]
+        self.dropped = (*wrapper.structural_markers, *wrappers)
+        self.edges = self._edges()
+
+    def _edges(self) -> dict[str, dict[str, str]]:
+        edges: dict[str, dict[str, str]] = {TEXT: {}, REASONING: {}}
+        for part, marks in self._wrapper.response_transitions.items():
+            edges.setdefault(part, {}).update(marks)
+        if self.think_start and self.initial == TEXT:
+            edges[TEXT][self.think_start] = REASONING
+            edges[REASONING][self.think_end] = TEXT
+        return edges
 
     @property
-    def headers(self) -> list[str]:
+    def has_marks(self) -> bool:
+        """Whether the model has any, so that its answers have to be taken apart."""
+        return bool(self.think_start or self.calls or self.initial != TEXT or self.dropped)
+
+    @property
+    def targets(self) -> set[str]:
+        """All parts that a mark leads to."""
+        return {to for marks in self.edges.values() for to in marks.values()}
+
+    @property
+    def headers(self) -> tuple[str, ...]:
         """Marks that end a text and begin a header; empty if the model writes no headers."""
-        edges = self._wrapper.response_transitions.get(TEXT, [])
-        return [mark for mark, part in edges if part not in (TEXT, REASONING, CALL)]
+        return tuple(mark for mark, to in self.edges[TEXT].items() if to not in (TEXT, REASONING, CALL, SHOWN))
+
+    @property
+    def message_ends(self) -> tuple[str, ...]:
+        """Marks that end a message of several in an answer; empty if an answer is one message."""
+        return getattr(self._wrapper, "message_ends", ())
 
     @property
     def marks(self) -> list[str]:
         """All marks except those of tool calls."""
-        edges = [mark for edges in self._wrapper.response_transitions.values() for mark, _ in edges]
-        return [self.think_start, self.think_end, *self._wrapper.structural_markers, *edges]
+        edges = [mark for marks in self.edges.values() for mark in marks]
+        return [self.think_start, self.think_end, *self.dropped, *edges]
 
     def opened(self, prompt: Sequence[int]) -> bool:
         """Return whether a prompt ends within reasoning. Some templates write the start mark for the model."""
@@ -98,8 +133,8 @@ class ChatMarkup:
         if not self.think_start or self._closed(prompt) or not (opened or wanted):
             return None
         return Thinking(
-            start=tuple(self._wrapper.think_start_tokens),
-            end=tuple(self._wrapper.think_end_tokens),
+            start=self._ids(self.think_start),
+            end=self._ids(self.think_end),
             opened=opened,
             turn=getattr(self._wrapper, "turn_tokens", ()),
             barred=getattr(self._wrapper, "barred_tokens", ()),
@@ -113,12 +148,33 @@ class ChatMarkup:
         """
         return () if self._closed(prompt) else getattr(self._wrapper, "answer_header_tokens", ())
 
+    def _ids(self, mark: str) -> tuple[int, ...]:
+        return tuple(self._wrapper.encode(mark, add_special_tokens=False))
+
     def _closed(self, prompt: Sequence[int]) -> bool:
         """Return whether a prompt ends with the end of reasoning or of a message."""
-        ends = (self.think_end, *getattr(self._wrapper, "message_ends", ()))
+        ends = (self.think_end, *self.message_ends)
         return bool(self.think_end) and self._tail(prompt).endswith(ends)
 
     def _tail(self, prompt: Sequence[int]) -> str:
         """Return the text of the last tokens of a prompt, without white space at its end."""
         tail = self._wrapper.decode(prompt[-_TAIL:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(tail).rstrip()
+
+
+def _template(wrapper: Any) -> str:
+    """Return the template that a tokenizer uses with tools; empty if it has none."""
+    template = wrapper.chat_template
+    if isinstance(template, Mapping):
+        template = template.get("tool_use") or template.get("default")
+    return template if isinstance(template, str) else ""
+
+
+def _reasoning(wrapper: Any, words: Container[str], template: str) -> tuple[str, str]:
+    """Return the marks around a model's reasoning; empty if it is not known to have any."""
+    if wrapper.think_start:
+        return str(wrapper.think_start), str(wrapper.think_end)
+    for marks in _REASONING:
+        if all(mark in words for mark in marks) or marks[1] in template:
+            return marks
+    return "", ""

@@ -4,26 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
 
-from daemon.engine.output.tool_calls import ToolCall
+from daemon.engine.output.token_text import TokenText
+from daemon.engine.output.tool_calls import CallPiece, ToolCall
+
+Decode: TypeAlias = Callable[[Sequence[int]], str]
+"""Returns the text of ids."""
 
 _REPLACEMENT = "\ufffd"
 _CHARACTER_TOKENS = 3
 """A UTF-8 character has at most 4 bytes, so at most the last 3 tokens can be the beginning of a character."""
+_MOST_INVISIBLE = 64
+"""Ids without text that are kept at the beginning."""
+
+
+class Streaming(Protocol):
+    """Text of ids that come one by one. The joined pieces equal the text of all ids, decoded at once."""
+
+    def add(self, token: int) -> str:
+        """Take an id and return the text that is complete now, which may be empty."""
+
+    def flush(self) -> str:
+        """Return the text that was held back; incomplete characters are replacement characters."""
+
+
+def streaming(decode: Decode) -> Streaming:
+    """Return the stream of a decoder: its own where each token has bytes of its own, else by comparing texts."""
+    return decode.stream() if isinstance(decode, TokenText) else Detokenizer(decode)
 
 
 class Detokenizer:
     """
-    Turns ids into text piece by piece. The joined pieces equal the text of all ids, decoded at once.
+    Turns ids into text piece by piece, with a decoder of which nothing is known.
 
     The text of an id depends on the ids before it. So the ids of the last piece stay as context: a new piece is the
-    difference between the texts with and without the new ids.
+    difference between the texts with and without the new ids. A context has text, or else it is the whole beginning:
+    many decoders treat the first token in another way.
 
     Args:
         decode: Returns the text of ids.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Decode) -> None:
         self._decode = decode
         self._ids: list[int] = []
         self._shown_ids = 0
@@ -33,6 +56,8 @@ class Detokenizer:
         """Take an id and return the text that is complete now, which may be empty."""
         self._ids.append(token)
         text = self._decode(self._ids)
+        if text == self._shown:
+            return self._pass_invisible()
         if not text.endswith(_REPLACEMENT):
             return self._show(len(self._ids), text)
         # Bytes that are no text never become readable; only the last few can still become a character.
@@ -46,11 +71,20 @@ class Detokenizer:
         """Return the text that was held back; incomplete characters are replacement characters."""
         return self._show(len(self._ids), self._decode(self._ids)) if self._ids else ""
 
+    def _pass_invisible(self) -> str:
+        """Leave ids without text out of the context, unless they are all that there is: text must follow text."""
+        if self._shown or len(self._ids) > _MOST_INVISIBLE:
+            self._ids.pop()
+        return ""
+
     def _show(self, ids: int, text: str) -> str:
         """Return the new part of `text`, which the first `ids` ids decode to, and keep only its ids as context."""
         piece = text[_common_length(text, self._shown) :]
-        self._ids = self._ids[self._shown_ids :]
-        self._shown_ids = ids - self._shown_ids
+        if piece and self._decode(self._ids[self._shown_ids : ids]):
+            self._ids = self._ids[self._shown_ids :]
+            self._shown_ids = ids - self._shown_ids
+        else:  # the new ids have no text without those before them
+            self._shown_ids = ids
         self._shown = self._decode(self._ids[: self._shown_ids])
         return piece
 
@@ -62,19 +96,30 @@ def _common_length(left: str, right: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have come: its id, its log-probability, and its text alone."""
+
+    id: int
+    logprob: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """
-    A generated token.
+    A generated token, or a token of a prompt that is scored.
 
     Attributes:
         id: Its id.
         logprob: Its log-probability; None if not asked for.
-        top: The likeliest alternatives, as pairs of id and log-probability; empty if not asked for.
+        top: The likeliest alternatives; empty if not asked for.
+        text: Its text alone; empty if no log-probability was asked for.
     """
 
     id: int
     logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+    top: tuple[Alternative, ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +131,18 @@ class Piece:
         text: Text of the answer.
         tokens: The tokens that are complete with it.
         reasoning: Text of the reasoning; empty unless the prompt is a conversation.
-        calls: Tool calls; none unless the prompt is a conversation.
+        calls: Whole tool calls; none unless the prompt is a conversation.
+        call_pieces: Pieces of tool calls, those of `calls` included.
     """
 
     text: str
     tokens: list[Token]
     reasoning: str = ""
     calls: Sequence[ToolCall] = ()
+    call_pieces: Sequence[CallPiece] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.tokens or self.reasoning or self.calls)
+        return bool(self.text or self.tokens or self.reasoning or self.calls or self.call_pieces)
 
 
 @dataclass(slots=True)
@@ -111,10 +158,10 @@ class Output:
         stop_match: The stop string that ended the text; empty if none did.
     """
 
-    decode: Callable[[Sequence[int]], str]
+    decode: Decode
     stops: tuple[str, ...] = ()
     stop_match: str = ""
-    _detokenizer: Detokenizer = field(init=False)
+    _detokenizer: Streaming = field(init=False)
     _held: str = field(default="", init=False)
     """Decoded text that was not sent yet."""
     _undecoded: list[Token] = field(default_factory=list, init=False)
@@ -127,7 +174,7 @@ class Output:
     """Characters that were sent."""
 
     def __post_init__(self) -> None:
-        self._detokenizer = Detokenizer(self.decode)
+        self._detokenizer = streaming(self.decode)
 
     def add(self, token: Token) -> Piece:
         """Take a token and return the output that may be sent now. Sets `stop_match` if a stop string is complete."""

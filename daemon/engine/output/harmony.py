@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from daemon.engine.output.chat_markup import CALL, REASONING, TEXT
-
-MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|constrain|>", "<|call|>")
+from daemon.engine.output.chat_markup import CALL, REASONING, SHOWN, TEXT
+from daemon.engine.output.notations.detection import HARMONY_MARKS as MARKS
+from daemon.engine.output.notations.harmony import CALLEE
 
 _HEADER = "header"
-_CALLEE = "to=functions."
 _ENDS = [("<|end|>", _HEADER), ("<|start|>", _HEADER)]
 _RESPONSE = {
     "initial_state": _HEADER,
     "transitions": {
         # The longest mark that ends at a character counts: what follows the header of another channel is text.
-        _HEADER: [("analysis<|message|>", REASONING), ("<|message|>", TEXT), (_CALLEE, CALL)],
+        _HEADER: [("analysis<|message|>", REASONING), ("<|message|>", TEXT), (CALLEE, CALL), ("to=", SHOWN)],
         REASONING: [*_ENDS, ("<|channel|>", _HEADER)],
-        TEXT: [*_ENDS, ("<|channel|>", _HEADER)],
-        CALL: [*_ENDS, ("<|call|>", _HEADER)],
+        TEXT: [*_ENDS, ("<|channel|>", _HEADER), ("<|call|>", _HEADER)],
     },
 }
-_NAME = re.compile(r"[^\s<]+")
 
 
 class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no types
@@ -44,9 +39,6 @@ class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no t
             tokenizer,
             detokenizer_class,
             eos_token_ids=eos_token_ids | {vocabulary["<|return|>"], vocabulary["<|call|>"]},
-            tool_call_start=_CALLEE,
-            tool_call_end="",
-            tool_parser=parse_tool_call,
             response_format=_RESPONSE,
         )
 
@@ -111,17 +103,3 @@ def with_thinking(message: Mapping[str, Any]) -> dict[str, Any]:
     if content and message.get("tool_calls"):
         thinking, content = f"{thinking}\n{content}", ""
     return {**message, "content": content, "thinking": thinking}
-
-
-def parse_tool_call(text: str, _tools: Any = None) -> dict[str, Any]:
-    """
-    Return the call in the text behind `to=functions.`: a name, the rest of the header, the arguments as JSON.
-
-    Raises:
-        ValueError: If the text is no call.
-    """
-    header, mark, arguments = text.partition("<|message|>")
-    name = _NAME.match(header)
-    if not mark or name is None:
-        raise ValueError("a call has a name and a message")
-    return {"name": name.group(), "arguments": json.loads(arguments)}

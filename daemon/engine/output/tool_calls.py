@@ -1,42 +1,21 @@
-"""Reads the tool calls that a model writes between its marks, with mlx-lm's parsers under a time limit."""
+"""Tools that a request offers, and the calls of them that a parser finds in an answer."""
 
 from __future__ import annotations
 
-import json
 import secrets
 import string
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from types import FunctionType
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
 
-import regex
-import structlog
-
-from daemon.shared.log_fields import cause
-
-MOST_CHARACTERS = 256 * 1024
-"""A longer call is not read."""
-
-MOST_SECONDS = 0.25
-"""
-Time limit of one regular expression of a parser. Parsers run on the MLX thread, and the time of some grows with the
-cube of the text: 5 s for 16,000 characters of a model that repeats itself.
-"""
-
-_SKIPPED = ("<|open|>call ", "<function=")
-"""How calls begin in notations of which mlx-lm's parsers leave out what they cannot read, or all but the first."""
+from daemon.engine.output.argument_types import ArgumentType, type_of
+from daemon.engine.output.json_reader import quoted
+from daemon.engine.output.reader import Malformed, Reader, Sink, Steps
 
 _ID = string.ascii_letters + string.digits
 _ID_LENGTH = 9
 """Nine letters and digits: Mistral's templates accept no other ids."""
-
-Parser: TypeAlias = Callable[[str, Any], Any]
-"""Reads the text between the marks of a call, given the tools: one call or a list of them. It may raise anything."""
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,79 +57,170 @@ class ToolCall:
     arguments_json: str
 
 
-def read(written: str, parse: Parser, tools: Sequence[Tool], first: int = 0) -> list[ToolCall] | None:
+@dataclass(frozen=True, slots=True)
+class CallPiece:
     """
-    Return the calls in a text that a model wrote; None if the text is not, as a whole, calls of these tools.
+    A piece of a call that the model is writing.
+
+    Attributes:
+        index: Position of the call among those of the answer.
+        id, name: As in `ToolCall`; empty after the first piece of a call.
+        arguments_json: The next part of the arguments. All parts of a whole call are its `arguments_json`.
+        withdrawn: Whether the call turned out to be none. Its text follows as text.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments_json: str = ""
+    withdrawn: bool = False
+
+
+class CallWriter:
+    """
+    Takes the calls that a parser reads: `begin`, `write` any number of times, `end`.
+
+    A call that has ended stays, whatever follows. A call that has not is withdrawn if its text turns out to be none.
 
     Args:
-        written: The text between the marks.
-        parse: The parser of this notation.
         tools: The request's tools.
-        first: Index of the first call.
+        keep: Keeps the text from the end of a call on, and returns its position.
+        count: Calls that the answer had before.
+
+    Attributes:
+        tools: The request's tools.
+        count: Calls that have ended.
     """
-    if len(written) > MOST_CHARACTERS:
-        return None
-    try:
-        parsed = parse(written, [tool.declaration() for tool in tools])
-        names = {tool.name for tool in tools}
-        entries = parsed if isinstance(parsed, list) else [parsed]
-        calls = [_call(entry, names, index) for index, entry in enumerate(entries, first)]
-        return calls if len(calls) >= max(1, *(written.count(begin) for begin in _SKIPPED)) else None
-    except Exception as error:  # parsers index, unpack and recurse as if models made no mistakes
-        log.info("tool_call_unparsed", error=cause(error))
-        return None
+
+    def __init__(self, tools: Sequence[Tool], keep: Callable[[], int], count: int = 0) -> None:
+        self.tools = tools
+        self.count = count
+        self._keep = keep
+        self._calls: list[ToolCall] = []
+        self._pieces: list[CallPiece] = []
+        self._open: tuple[str, str] | None = None
+        """Id and name of the call that has begun."""
+        self._written: list[str] = []
+        """Its arguments so far."""
+
+    def begin(self, name: str, id_: str = "") -> Tool:
+        """
+        Begin a call and return its tool.
+
+        Raises:
+            Malformed: If the request has no such tool.
+        """
+        tool = next((tool for tool in self.tools if tool.name == name), None)
+        if tool is None:
+            raise Malformed("the request has no such tool")
+        self._open = (id_ or _made_id(), name)
+        self._pieces.append(CallPiece(self.count, *self._open))
+        return tool
+
+    def write(self, arguments_json: str) -> None:
+        """Add to the arguments of the call that has begun."""
+        self._written.append(arguments_json)
+        self._pieces.append(CallPiece(self.count, arguments_json=arguments_json))
+
+    def end(self) -> None:
+        """End the call that has begun. The text up to here is accounted for."""
+        assert self._open is not None
+        self._calls.append(ToolCall(self.count, *self._open, "".join(self._written)))
+        self.count += 1
+        self._open = None
+        self._written.clear()
+        self._keep()
+
+    def whole(self, name: str, arguments_json: str, id_: str = "") -> None:
+        """Take a call that was read as a whole."""
+        self.begin(name, id_)
+        self.write(arguments_json)
+        self.end()
+
+    def withdraw(self) -> None:
+        """Forget the call that has begun, if there is one."""
+        if self._open is not None:
+            self._pieces.append(CallPiece(self.count, withdrawn=True))
+        self._open = None
+        self._written.clear()
+
+    def take_over(self, other: CallWriter) -> None:
+        """Take the calls of another writer that began to count where this one is."""
+        calls, pieces = other.taken()
+        self._calls += calls
+        self._pieces += pieces
+        self.count = other.count
+
+    def taken(self) -> tuple[list[ToolCall], list[CallPiece]]:
+        """Return the whole calls and the pieces since the last time."""
+        calls, self._calls = self._calls, []
+        pieces, self._pieces = self._pieces, []
+        return calls, list(_joined(pieces))
 
 
-class BoundedPattern:
-    """A regular expression that raises TimeoutError after MOST_SECONDS."""
-
-    def __init__(self, pattern: Any) -> None:
-        self.pattern = pattern
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.pattern, name)
-        return partial(value, timeout=MOST_SECONDS) if callable(value) else value
+def _joined(pieces: Sequence[CallPiece]) -> Iterator[CallPiece]:
+    """Yield pieces of which those of one call that follow each other are one."""
+    for _, same in groupby(pieces, key=lambda piece: (piece.index, piece.withdrawn)):
+        first, *others = same
+        yield replace(first, arguments_json="".join(piece.arguments_json for piece in (first, *others)))
 
 
-def bounded(parse: Parser) -> Parser:
+ReadCalls = Callable[[Reader, CallWriter], Steps[None]]
+"""
+The parser of a notation: it reads the calls of a block from its first mark on.
+
+It raises Malformed where the text is no call any more. What was written since the last whole call is text then.
+"""
+
+
+class NamedArguments:
     """
-    Return a copy of a parser with a time limit for its regular expressions.
+    Writes the arguments of a call from a name and a text for each, typed by the tool's schema.
 
-    mlx-lm's parsers keep their regular expressions as globals of their module. The copy gets a namespace of its own,
-    with bounded expressions and copies of the module's other functions. mlx-lm's module stays as it is.
+    Args:
+        tool: The tool.
+        calls: Takes the arguments.
     """
-    if not isinstance(parse, FunctionType):
-        return parse
-    original = vars(sys.modules[parse.__module__])
-    namespace = dict(original)
-    for name, value in original.items():
-        if isinstance(value, regex.Pattern):
-            namespace[name] = BoundedPattern(value)
-        elif isinstance(value, FunctionType) and value.__globals__ is original:
-            namespace[name] = _with_globals(value, namespace)
-    return _with_globals(parse, namespace)
+
+    def __init__(self, tool: Tool, calls: CallWriter) -> None:
+        self._type = type_of([tool.parameters], tool.parameters)
+        self._calls = calls
+        self._names: set[str] = set()
+        calls.write("{")
+
+    def name(self, name: str) -> ArgumentType:
+        """
+        Begin an argument and return its type.
+
+        Raises:
+            Malformed: If the call has it already.
+        """
+        if name in self._names:
+            raise Malformed("an argument comes twice")
+        self._calls.write(f'{", " if self._names else ""}"{quoted(name)}": ')
+        self._names.add(name)
+        return self._type.member(name)
+
+    def value(self, json_text: str) -> None:
+        """Write the value of the argument, or a part of it."""
+        self._calls.write(json_text)
+
+    def text(self, kind: ArgumentType) -> tuple[Sink, Callable[[], None]]:
+        """
+        Return two functions that take the text of the argument piece by piece, and its end.
+
+        A string is passed on as it comes; another value when its text is complete.
+        """
+        if kind.only_text:
+            self.value('"')
+            return (lambda text: self.value(quoted(text))), (lambda: self.value('"'))
+        pieces: list[str] = []
+        return pieces.append, (lambda: self.value(kind.json_of("".join(pieces))))
+
+    def end(self) -> None:
+        """Write the end of the arguments; the call itself does not end here."""
+        self._calls.write("}")
 
 
-def _with_globals(function: FunctionType, namespace: dict[str, Any]) -> FunctionType:
-    copy = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-def _call(entry: Any, names: set[str], index: int) -> ToolCall:
-    """
-    Return a call that a parser read.
-
-    Raises:
-        ValueError: If it is no call of one of the tools, or if its arguments cannot be sent.
-    """
-    name, arguments = entry["name"], entry.get("arguments") or {}
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments)
-    if name not in names or not isinstance(arguments, dict):
-        raise ValueError("this is no call of one of the tools")
-    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-    text.encode()  # half a surrogate pair is no text, and could not be sent
-    given = entry.get("id")
-    made = "".join(secrets.choice(_ID) for _ in range(_ID_LENGTH))
-    return ToolCall(index, given if isinstance(given, str) and given else made, name, text)
+def _made_id() -> str:
+    return "".join(secrets.choice(_ID) for _ in range(_ID_LENGTH))

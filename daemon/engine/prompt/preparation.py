@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from daemon.cache.identity import ModelSource
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.chat_markup import ChatMarkup, Thinking
-from daemon.engine.output.detokenizer import Output
+from daemon.engine.output.detokenizer import Decode, Output
 from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.conversation import flagged, json_object, turns, warnings
+from daemon.engine.prompt.places import Places, places_of
 from daemon.engine.prompt.template_options import cut, left_open, template_options
 from daemon.engine.prompt.template_shape import FLAGS
 from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.structured_output.call_guard import CallGuard, call_guard
+from daemon.engine.structured_output.constraint import Constraint
+from daemon.engine.structured_output.free_mask import FreeMask
 from daemon.engine.structured_output.grammar import ResponseFormat, of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.engine.structured_output.required_calls import required_calls
 from daemon.engine.structured_output.token_mask import TokenMask
 from daemon.shared.errors import Reason, SidecarError, invalid
+from daemon.shared.sampling_options import check_effects, default_temperature
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 
@@ -34,8 +40,10 @@ class PreparedRequest:
         output: Turns generated ids into text.
         channels: Splits the answer into text, reasoning and calls; None if all of it is text, as after raw prompts.
         form: The form of the answer; None if it is free.
+        free: Returns what keeps a free answer to its budget and its calls to their grammar; None if nothing does.
         thinking: How the answer begins with reasoning, to which the form does not apply; None if there is no reasoning.
         header: Ids that the answer begins with, before its form.
+        budget: Most tokens of the reasoning; None if there is no limit.
     """
 
     source: ModelSource
@@ -46,12 +54,24 @@ class PreparedRequest:
     form: GrammarMatcher | None
     thinking: Thinking | None
     header: tuple[int, ...] = ()
+    budget: int | None = None
+    free: Callable[[int], FreeMask] | None = None
 
-    def constraint(self, vocab: int) -> TokenMask | None:
+    def again(self) -> PreparedRequest:
+        """Return it for another answer to its prompt: with an output, a parser and a form that have seen nothing."""
+        return replace(
+            self,
+            output=Output(self.output.decode, self.output.stops),
+            channels=None if self.channels is None else self.channels.again(),
+            form=None if self.form is None else self.form.again(),
+        )
+
+    def constraint(self, vocab: int) -> Constraint | None:
         """Return the mask of the tokens that may be sampled, for logits of width `vocab`. For the MLX thread only."""
-        if self.form is None:
-            return None
-        return TokenMask(self.form, vocab, self.tokenizer.eos_ids, self.thinking, self.header)
+        if self.form is not None:
+            eos = self.tokenizer.eos_ids
+            return TokenMask(self.form, vocab, eos, self.thinking, self.header, self.budget)
+        return None if self.free is None else self.free(vocab)
 
 
 def prepare_request(
@@ -70,14 +90,16 @@ def prepare_request(
         SidecarError: INVALID_ARGUMENT if the prompt or the form cannot be used with this model;
             CONTEXT_LENGTH_EXCEEDED if prompt and completion do not fit its context.
     """
+    check_effects(request, default_temperature(source.default_sampling))
     prompt = prepare_prompt(request, source, tokenizer, rendered)
     notation = tokenizer.notation if request.HasField("chat") else None
     tools = offered_tools(request.chat)
     form = _form(request, tokenizer, notation, tools)
     stops = tuple(request.stop.strings)
+    budget = _budget(request, notation)
     if notation is None:
         return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
-    if not notation.call_start:  # the template gets the tools, but no mark tells a call from text
+    if notation.calls is None:  # the template gets the tools, but no mark tells a call from text
         tools = []
     continued = request.chat.continue_final_message  # the prompt ends within the text of an answer
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
@@ -85,9 +107,43 @@ def prepare_request(
     answer = request.HasField("response_format")
     header = notation.answer_header(prompt.tokens) if answer and not continued else ()
     bare = continued or (answer and thinking is None and not header)
-    channels = AnswerParser(notation, tools, opened=notation.opened(prompt.tokens), bare=bare)
-    output = Output(tokenizer.decoder(notation, calls=bool(tools)), stops)
-    return PreparedRequest(source, tokenizer, prompt, output, channels, form, thinking, header)
+    opened = notation.opened(prompt.tokens)
+    channels = AnswerParser(notation, tools, opened=opened, bare=bare)
+    decode = tokenizer.decoder(notation, calls=bool(tools))
+    free = None
+    if form is None and not request.draft_model:
+        guard, _ = call_guard(tools, notation, tokenizer.vocabulary)
+        if guard is not None or (budget is not None and thinking is not None):
+            end = thinking.end if thinking is not None else ()
+            free = partial(_free_mask, channels, decode, guard, budget if end else None, end)
+    return PreparedRequest(
+        source, tokenizer, prompt, Output(decode, stops), channels, form, thinking, header, budget, free
+    )
+
+
+def _free_mask(
+    channels: AnswerParser,
+    decode: Decode,
+    guard: CallGuard | None,
+    budget: int | None,
+    end: tuple[int, ...],
+    vocab: int,
+) -> FreeMask:
+    return FreeMask(vocab, channels.again(), decode, guard=guard, budget=budget, end=end)
+
+
+def _budget(request: pb.GenerateRequest, notation: ChatMarkup | None) -> int | None:
+    """
+    Return the most tokens of a request's reasoning; None if it has no limit.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if it has a limit and the model is not known to reason.
+    """
+    if not request.HasField("reasoning_budget"):
+        return None
+    if notation is None or not notation.think_end:
+        raise invalid("reasoning_budget", "cannot be kept to: this model has no known marks of reasoning; leave it out")
+    return request.reasoning_budget
 
 
 def response_format(wanted: pb.ResponseFormat) -> ResponseFormat:
@@ -120,13 +176,15 @@ class Prompt:
 
     Attributes:
         tokens: Its ids.
-        max_tokens: Most tokens to generate after it.
+        max_tokens: Most tokens to generate after it; 0 only scores it.
+        places: Where its tokens lie in the request; None if that is not known.
         warnings: What its template left out, a sentence for each field.
     """
 
     tokens: list[int]
     max_tokens: int
     warnings: tuple[str, ...] = ()
+    places: Places | None = None
 
 
 def prepare_prompt(
@@ -155,8 +213,15 @@ def prepare_prompt(
     _check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else f"{kind}", tokens, vocab)
     _check_ids(lambda index, _: f"stop.token_ids[{index}]", request.stop.token_ids, vocab)
     _check_ids(lambda _, token: f"sampling.logit_bias[{token}]", list(request.sampling.logit_bias), vocab)
-    warned = () if rendered is None else rendered.warnings
-    return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length), warned)
+    places, warned = _places(request, tokens, rendered), () if rendered is None else rendered.warnings
+    return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length), warned, places)
+
+
+def _places(request: pb.GenerateRequest, tokens: list[int], rendered: Rendered | None) -> Places | None:
+    if request.HasField("chat"):
+        contents = [message.content for message in request.chat.messages]
+        return places_of(tokens, rendered.text, contents) if rendered is not None else None
+    return places_of(tokens, request.text, None)
 
 
 def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer, rendered: Rendered | None = None) -> list[int]:
@@ -262,17 +327,18 @@ def _max_tokens(request: pb.GenerateRequest, prompt: int, context: int) -> int:
     """
     wanted = request.max_tokens if request.HasField("max_tokens") else None
     if not context:
-        return wanted or DEFAULT_MAX_TOKENS
-    if prompt + (wanted or 1) > context:
+        return DEFAULT_MAX_TOKENS if wanted is None else wanted
+    least = 1 if wanted is None else wanted
+    if prompt + least > context:
         asked = f" plus max_tokens {wanted}" if wanted else ""
         raise SidecarError(
             Reason.CONTEXT_LENGTH_EXCEEDED,
             f"the prompt has {prompt} tokens{asked}, but the model's context holds {context}",
             metadata={
                 "prompt_tokens": str(prompt),
-                "max_tokens": str(wanted or 1),
+                "max_tokens": str(least),
                 "context_length": str(context),
             },
             field="max_tokens" if wanted else request.WhichOneof("prompt") or "prompt",
         )
-    return wanted or min(DEFAULT_MAX_TOKENS, context - prompt)
+    return min(DEFAULT_MAX_TOKENS, context - prompt) if wanted is None else wanted

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlx_lm.utils import load_config, load_tokenizer
+from mlx_lm.utils import load_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
 from daemon.cache.model_files import private_copy
 from daemon.engine.output.chat_markup import ChatMarkup
+from daemon.engine.output.detokenizer import Decode
 from daemon.engine.output.harmony import understood
+from daemon.engine.output.token_text import TokenText, token_text
 from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.places import TokenIds, starts_of
+from daemon.engine.prompt.special_tokens import eos_ids, unwritten_ids
 from daemon.engine.prompt.template_files import FOLDER as ADDITIONAL
 from daemon.engine.prompt.template_files import ChatTemplates, chat_templates
 from daemon.engine.prompt.template_probe import Probe
@@ -29,6 +33,9 @@ from daemon.shared.machine_faults import machine_fault
 
 _KEEP = 8
 """Tokenizers that stay in memory."""
+
+TOKEN_CHARACTERS = 256
+"""Most characters of the text of a single token beside its log-probability."""
 
 
 class Tokenizer:
@@ -54,6 +61,8 @@ class Tokenizer:
         self._chat_templates = chat_templates or ChatTemplates({})
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
+        self._texts: dict[int, str] = {}
+        """Texts of single tokens that were asked for."""
         self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
         self.size = len(wrapper)
 
@@ -66,13 +75,19 @@ class Tokenizer:
         """Whether the model has a chat template, which `render` needs."""
         return bool(self._chat_templates or self._wrapper.has_chat_template)
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
+    def encode(self, text: str, *, special: bool) -> TokenIds:
         """Return the ids of a text, with the usual special tokens (such as BOS) if `special`."""
+        inner = self._wrapper._tokenizer
+        # Not verbose: the error for a prompt that is too long says more than the library's warning.
         with self._lock:  # fast tokenizers panic when two threads change padding or truncation
-            # Not verbose: the error for a prompt that is too long says more than the library's warning.
-            return list(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
+            if not _tells_offsets(inner):
+                return TokenIds(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
+            encoded = inner(text, add_special_tokens=special, verbose=False, return_offsets_mapping=True)
+        ids = TokenIds(encoded["input_ids"])
+        ids.starts = starts_of(encoded["offset_mapping"])
+        return ids
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str) -> TokenIds:
         """Return the ids of a plain prompt. A BOS at the beginning of the text is not doubled."""
         bos = self._wrapper.bos_token
         return self.encode(text, special=bos is None or not text.startswith(bos))
@@ -158,14 +173,54 @@ class Tokenizer:
     @cached_property
     def notation(self) -> ChatMarkup | None:
         """The model's marks of reasoning and tool calls; None if it has none."""
-        marks = self._wrapper.has_thinking or self._wrapper.has_tool_calling or self._wrapper.response_initial_state
-        return ChatMarkup(self._wrapper) if marks else None
+        markup = ChatMarkup(self._wrapper)
+        return markup if markup.has_marks else None
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, without special tokens."""
-        return str(self._wrapper.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    @cached_property
+    def decode(self) -> Decode:
+        """What returns the text of ids, without the special tokens that frame turns and texts."""
+        return self._without(self._unwritten)
 
-    def decoder(self, notation: ChatMarkup, *, calls: bool) -> Callable[[Sequence[int]], str]:
+    @cached_property
+    def _text(self) -> TokenText | None:
+        return token_text(self._wrapper._tokenizer)
+
+    @cached_property
+    def _unwritten(self) -> frozenset[int]:
+        return unwritten_ids(self._wrapper, self.eos_ids)
+
+    def text_of(self, token: int) -> str:
+        """
+        Return the text of one token alone, its leading space included; special tokens have their names.
+
+        Bytes that are no whole character are replacement characters. Texts are cut at TOKEN_CHARACTERS.
+        """
+        text = self._texts.get(token)
+        if text is None:
+            try:
+                self._texts[token] = text = self._one_text(token)[:TOKEN_CHARACTERS]
+            except (KeyError, IndexError, TypeError, ValueError):
+                return (
+                    ""  # logits may be wider than the vocabulary; some tokenizers refuse such ids, others ignore them
+                )
+        return text
+
+    def _one_text(self, token: int) -> str:
+        # Some tokenizers drop the space of a text's first token, so another token comes before it.
+        ids, before = self._before
+        text = self._raw([*ids, token])
+        return text.removeprefix(before) if text.startswith(before) else self._raw([token])
+
+    @cached_property
+    def _before(self) -> tuple[list[int], str]:
+        """A token, and its text."""
+        ids = self.encode("a", special=False)[-1:]
+        return ids, self._raw(ids)
+
+    def _raw(self, ids: Sequence[int]) -> str:
+        return str(self._wrapper.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def decoder(self, notation: ChatMarkup, *, calls: bool) -> Decode:
         """
         Return a `decode` that leaves the model's marks in.
 
@@ -173,12 +228,19 @@ class Tokenizer:
             notation: The model's marks.
             calls: Whether the text may hold tool calls. Then no special token is left out, because a call may need any.
         """
-        kept = notation.marks
-        tokens = self._wrapper.added_tokens_decoder.items()
-        dropped = {id_ for id_, token in tokens if token.special and not any(token.content in mark for mark in kept)}
+        ids = [] if calls else list(self._unwritten)
+        tokens = zip(ids, self._wrapper.convert_ids_to_tokens(ids), strict=True)
+        return self._without(
+            frozenset(id_ for id_, token in tokens if not any(token in mark for mark in notation.marks))
+        )
+
+    def _without(self, dropped: frozenset[int]) -> Decode:
+        """Return what decodes ids, some of which have no text."""
+        if self._text is not None:
+            return self._text.without(dropped)
 
         def decode(ids: Sequence[int]) -> str:
-            shown = ids if calls else [id_ for id_ in ids if id_ not in dropped]
+            shown = [id_ for id_ in ids if id_ not in dropped]
             return str(self._wrapper.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
         return decode
@@ -187,6 +249,13 @@ class Tokenizer:
 def _plain(tokenizer: Any) -> bool:
     """Return whether a tokenizer renders conversations with a template and nothing else."""
     return type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+
+
+def _tells_offsets(tokenizer: Any) -> bool:
+    """Return whether a tokenizer tells which characters its tokens stand for, and encodes as its library does."""
+    kind, base = type(tokenizer), PreTrainedTokenizerBase
+    own_way = not issubclass(kind, base) or kind.encode is not base.encode or kind.__call__ is not base.__call__
+    return not own_way and bool(tokenizer.is_fast)
 
 
 class Tokenizers:
@@ -246,13 +315,16 @@ def _load(source: ModelSource, templates: Templates) -> Tokenizer:
     failpoint("tokenizer.read")
     try:
         with private_copy(source.path, source.roots) as path:  # libraries read a copy and never open the model's files
-            eos = load_config(path).get("eos_token_id")  # that of generation_config.json, if it has one
             named = chat_templates(path)
             # mlx-lm guesses the notation of calls from the template, so it gets the template that knows of tools.
             extra = {"trust_remote_code": False, **({"chat_template": named.widest} if named else {})}
-            wrapper = load_tokenizer(path, extra, eos_token_ids=eos)
+            wrapper = load_tokenizer(path, extra)
+            if ends := eos_ids(path, wrapper):  # else the ends that mlx-lm knows for the architecture
+                own = wrapper.eos_token_id
+                wrapper.eos_token_ids = ends if own is None else {*ends, own}
             tokenizer = Tokenizer(understood(wrapper), templates, named)
             tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
+            tokenizer.text_of(0)  # encodes at the first call, and the MLX thread must not wait for its turn in that
             return tokenizer
     except SidecarError:
         raise

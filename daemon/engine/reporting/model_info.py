@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Outcome, Progress, Stage
 from daemon.cache.mlx.loader import LoadedModel
@@ -23,7 +25,7 @@ _OUTCOMES = {
 
 def estimated(source: ModelSource) -> pb.ModelInfo:
     """Describe a model from its files alone."""
-    return pb.ModelInfo(
+    info = pb.ModelInfo(
         model=source.name,
         fingerprint=str(source.key),
         architecture=source.architecture,
@@ -35,6 +37,16 @@ def estimated(source: ModelSource) -> pb.ModelInfo:
         outcome=pb.LOAD_OUTCOME_ESTIMATED,
         revision=source.revision,
     )
+    recommend(info, source)
+    return info
+
+
+def recommend(info: pb.ModelInfo, source: ModelSource) -> None:
+    """Describe the sampling that a model recommends, which copies of the same weights may differ in."""
+    info.ClearField("default_sampling")
+    if source.default_sampling:
+        for name, value in source.default_sampling.items():
+            setattr(info.default_sampling, name, value)
 
 
 def planned(name: str, size_bytes: int) -> pb.ModelInfo:
@@ -42,9 +54,11 @@ def planned(name: str, size_bytes: int) -> pb.ModelInfo:
     return pb.ModelInfo(model=name, size_bytes=size_bytes, outcome=pb.LOAD_OUTCOME_ESTIMATED)
 
 
-def loaded(model: LoadedModel, name: str, outcome: Outcome | None = None) -> pb.ModelInfo:
-    """Describe a model in memory under the name that a request used."""
-    info = estimated(model.source)
+def loaded(
+    model: LoadedModel, name: str, context_length: int | None = None, outcome: Outcome | None = None
+) -> pb.ModelInfo:
+    """Describe a model in memory under the name that a request used, with the context length that was chosen for it."""
+    info = estimated(replace(model.source, context_override=context_length))
     info.model = name
     info.size_bytes = model.nbytes
     info.vocab_size = model.vocab_size

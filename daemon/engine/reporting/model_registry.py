@@ -147,7 +147,7 @@ class NamespaceRegistry:
     def _describe(self, digest: str, tally: NamespaceCounters, branches: int) -> pb.NamespaceStats:
         answer = pb.NamespaceStats()
         answer.CopyFrom(self._notes.get(digest, answer))
-        answer.namespace = hashlib.sha256(digest.encode()).hexdigest()[:_SHOWN_DIGITS]
+        answer.namespace = shown(digest)
         answer.blocks, answer.branches = tally.blocks, branches
         answer.hits, answer.tokens_reused = tally.hits, tally.tokens_reused
         return answer
@@ -160,6 +160,11 @@ class NamespaceRegistry:
             del self._notes[digest]
         # Room for half as many again: otherwise each further request would look through all.
         self._room = max(MOST_NOTED, len(self._notes) + MOST_NOTED // 2)
+
+
+def shown(namespace: str) -> str:
+    """Return the digits that stand for a namespace in Stats: a salt cannot be read from them."""
+    return hashlib.sha256(namespace.encode()).hexdigest()[:_SHOWN_DIGITS]
 
 
 def _text(path: Path | None) -> str:

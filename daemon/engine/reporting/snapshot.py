@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from heapq import nsmallest
 from typing import Any
 
 import mlx.core as mx
@@ -15,12 +16,16 @@ from daemon.engine.background.lanes import Job
 from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.reporting import model_info
-from daemon.engine.reporting.model_registry import NamespaceRegistry
+from daemon.engine.reporting.model_registry import NamespaceRegistry, shown
 from daemon.engine.reporting.timings import EngineTimings
+from daemon.kv.keeps import Keep, Keeps
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.durations import duration
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+MOST_KEPT = 64
+"""Kept prefixes that a snapshot lists."""
 
 MOST_MODELS = 512
 MOST_LOADS = 64
@@ -42,6 +47,7 @@ class StatsCollector:
         memory: The bytes in use, and their limit.
         clock: Seconds that never go back; the clock of the model cache.
         stuck: Returns the jobs that hang.
+        context_length: Returns the context length that was chosen for a model and an adapter; None if none was.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class StatsCollector:
         clock: Callable[[], float],
         *,
         stuck: Callable[[], Sequence[Job]] = tuple,
+        context_length: Callable[[str, str], int | None] = lambda model, adapter: None,
     ) -> None:
         self._models = models
         self._prefixes = prefixes
@@ -62,6 +69,7 @@ class StatsCollector:
         self._memory = memory
         self._clock = clock
         self._stuck = stuck
+        self._context_length = context_length
 
     def snapshot(self) -> pb.StatsResponse:
         """Return the figures of now."""
@@ -101,7 +109,9 @@ class StatsCollector:
     def _model(self, entry: Entry[LoadedModel]) -> pb.ModelStats:
         now = self._clock()
         expires_in = entry.expires_in(now)
-        info = model_info.loaded(entry.model, entry.name)
+        adapter = entry.model.source.adapter_path
+        chosen = self._context_length(entry.name, "" if adapter is None else str(adapter))
+        info = model_info.loaded(entry.model, entry.name, chosen)
         info.load_time.CopyFrom(duration(entry.load_time))
         info.warmup_time.CopyFrom(duration(entry.model.warmup_time))
         return pb.ModelStats(
@@ -119,6 +129,7 @@ class StatsCollector:
     def _prefix_cache(self) -> pb.PrefixCacheStats:
         prefixes = self._prefixes
         counters, limits = prefixes.counters, prefixes.limits
+        prefixes.keeps.expire()
         return pb.PrefixCacheStats(
             blocks=prefixes.trie.blocks,
             max_blocks=limits.blocks,
@@ -137,6 +148,12 @@ class StatsCollector:
             checkpoints=prefixes.trie.ledger.checkpoints,
             namespaces=self._namespaces.stats(),
             total_namespaces=len(prefixes.trie.namespaces),
+            kept=[_kept(keep, prefixes.keeps) for keep in nsmallest(MOST_KEPT, prefixes.keeps, key=_expires)],
+            misses=pb.MissCounts(**{reason.value: count for reason, count in prefixes.misses.items()}),
+            total_kept=len(prefixes.keeps),
+            kept_bytes=prefixes.keeps.nbytes,
+            kept_budget_bytes=prefixes.keeps.most_bytes,
+            kept_yielded=prefixes.keeps.yielded,
         )
 
     def _memory_stats(self) -> pb.MemoryStats:
@@ -162,6 +179,15 @@ def _spread(gauges: EngineTimings) -> dict[str, Any]:
                 fields[f"{name}_{suffix}"] = duration(times.quantile(share))
         fields[f"batch_size_{suffix}"] = round(gauges.rows.quantile(share))
     return fields
+
+
+def _expires(keep: Keep) -> float:
+    return keep.expires
+
+
+def _kept(keep: Keep, keeps: Keeps) -> pb.KeptPrefix:
+    expires_in = duration(keeps.expires_in(keep))
+    return pb.KeptPrefix(namespace=shown(keep.namespace), tokens=keep.tokens, bytes=keep.nbytes, expires_in=expires_in)
 
 
 def _stuck(job: Job) -> pb.StuckWork:

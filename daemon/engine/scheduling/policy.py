@@ -263,12 +263,12 @@ class Turns(Generic[R]):
         return min(candidates, key=lambda one: (-one.priority, self._served.get(one.namespace, 0)), default=None)
 
     def took(self, chosen: R, candidates: Sequence[R]) -> None:
-        """Note that a candidate had its turn."""
+        """Note that a candidate had its turn, or a request that a candidate lent it to."""
         # Re-inserted, so that the dict stays in the order of last turns and the oldest entry can be dropped.
         self._served.pop(chosen.namespace, None)
         self._served[chosen.namespace] = next(self._serial)
         _forget_first(self._served)
-        earlier = candidates[: candidates.index(chosen)]
+        earlier = candidates[: candidates.index(chosen)] if chosen in candidates else ()
         self._passed = {request: self._passed.get(request, 0) for request in candidates if request is not chosen}
         for request in earlier:
             self._passed[request] += 1

@@ -20,8 +20,11 @@ class Waiting(Candidate, Protocol):
     def arrived(self) -> float:
         """Its arrival, in seconds of the engine's clock."""
 
+    @property
+    def rows(self) -> int:
+        """Slots that it takes."""
 
-C = TypeVar("C", bound=Candidate)
+
 W = TypeVar("W", bound=Waiting)
 
 
@@ -65,12 +68,13 @@ class WaitingList(Generic[W]):
 
 
 def startable(
-    waiting: Iterable[C], running: Callable[[Hashable], int], max_batch: int, fits: Callable[[C], bool], turns: Turns[C]
-) -> C | None:
+    waiting: Iterable[W], running: Callable[[Hashable], int], max_batch: int, fits: Callable[[W], bool], turns: Turns[W]
+) -> W | None:
     """
     Return the waiting request that gets a slot, and note its turn; None if none can start.
 
-    A request that does not fit in memory now blocks the requests behind it: smaller ones that pass would starve it.
+    A request that does not fit in memory now blocks the requests behind it: smaller ones that pass would starve it. One
+    that needs more slots than are free blocks those of its model alone.
 
     Args:
         waiting: Requests with a loaded model, oldest first.
@@ -81,6 +85,9 @@ def startable(
     """
     candidates = [request for request in waiting if running(request.model_key) < max_batch]
     first = turns.first(candidates)
+    while first is not None and running(first.model_key) + first.rows > max_batch:
+        candidates = [request for request in candidates if request.model_key != first.model_key]
+        first = turns.first(candidates)
     if first is None or not fits(first):
         return None
     turns.took(first, candidates)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, TypeAlias
+import re
+from collections.abc import Collection, Mapping
+from copy import copy
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from transformers import PreTrainedTokenizerFast
@@ -20,8 +22,46 @@ for one token on two cores. About 240 optional properties in one object fit.
 _SAMPLE = 'It is (a) {"b": [1, 2]}\n\té'
 """Text with spaces, line ends and a character of two bytes, which tokenizers represent in different ways."""
 
-Vocabulary: TypeAlias = LLTokenizer
-"""A model's tokens, as grammars need them."""
+
+class Vocabulary:
+    """
+    A model's tokens, as grammars need them.
+
+    Args:
+        tokens: The tokens as the library knows them.
+        added: The tokens that the tokenizer cuts out of a text before anything else, by their text.
+
+    Attributes:
+        tokens: The same.
+    """
+
+    def __init__(self, tokens: LLTokenizer, added: Mapping[str, int]) -> None:
+        self.tokens = tokens
+        self._added = added
+        special = [text for text, id_ in added.items() if tokens.is_special_token(id_)]
+        self._special = (
+            re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
+        )
+
+    def special_in(self, text: str) -> dict[str, int]:
+        """Return the special tokens in a text, which grammars do not match as text, and their ids."""
+        # The library finds those that look like <this> or [this] alone.
+        return {word: self._added[word] for word in self._special.findall(text)} if self._special else {}
+
+    def ids_of(self, text: str) -> list[int]:
+        """Return ids that have a text; of all that have it, not always those that the tokenizer would take."""
+        ids: list[int] = []
+        at = 0
+        for match in self._special.finditer(text) if self._special else ():
+            ids += [*self.tokens.tokenize_str(text[at : match.start()]), self._added[match.group()]]
+            at = match.end()
+        return ids + self.tokens.tokenize_str(text[at:])
+
+    def token(self, text: str) -> int | None:
+        """Return the id of a text that is one token; None if it is none."""
+        added = self._added.get(text)
+        ids = self.tokens.tokenize_str(text)
+        return added if added is not None else ids[0] if len(ids) == 1 else None
 
 
 def vocabulary(tokenizer: Any, eos_ids: Collection[int], field: str) -> Vocabulary:
@@ -55,13 +95,8 @@ def vocabulary(tokenizer: Any, eos_ids: Collection[int], field: str) -> Vocabula
         tokens = LLTokenizer(tokenizer.backend_tokenizer.to_str(), eos_token=sorted(eos_ids))
         if tokens.decode_str(ids).strip() != str(tokenizer.decode(ids)).strip():
             raise refusal
-        return tokens
-
-
-def special_in(text: str, tokens: Vocabulary) -> dict[str, int]:
-    """Return the special tokens in a text, which grammars do not match as text, and their ids."""
-    ids = tokens.tokenize_str(text, parse_special=True)
-    return {tokens.decode_str([id_]): id_ for id_ in ids if tokens.is_special_token(id_)}
+        added = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items()}
+        return Vocabulary(tokens, added)
 
 
 class GrammarMatcher:
@@ -79,14 +114,21 @@ class GrammarMatcher:
 
     def __init__(self, field: str, grammar: str, tokens: Vocabulary) -> None:
         self._field = field
+        self._tokens = tokens
         with translated(field):
-            if any(map(tokens.is_special_token, tokens.tokenize_str(grammar, parse_special=True))):
+            if tokens.special_in(grammar):
                 grammar = unforced(grammar)
-            self._matcher = LLMatcher(tokens, grammar, log_level=0, limits=LIMITS)
+            self._matcher = LLMatcher(tokens.tokens, grammar, log_level=0, limits=LIMITS)
             self._check()
             for warning in self._matcher.get_grammar_warnings():
                 raise invalid(field, f"cannot be enforced: {warning[:MOST_MESSAGE]}")
         self.allowed()  # a form without a first token fails here, and not later on the MLX thread
+
+    def again(self) -> GrammarMatcher:
+        """Return another matcher at the same position; the grammar is not compiled again."""
+        other = copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
 
     def allowed(self) -> bytes:
         """
@@ -101,6 +143,21 @@ class GrammarMatcher:
         if not mask.strip(b"\0"):
             raise invalid(self._field, "cannot go on: the form allows no token of this model's vocabulary")
         return mask
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text may end here."""
+        return bool(self._matcher.is_accepting())
+
+    def take_text(self, text: str) -> bool:
+        """Advance by a text, whatever its tokens are. Return False, without a change, if it is not allowed."""
+        with translated(self._field):
+            ids = self._tokens.ids_of(text)
+            if self._matcher.validate_tokens(ids) < len(ids):
+                return False
+            self._matcher.consume_tokens(ids)
+            self._check()
+        return True
 
     def take(self, token: int) -> None:
         """

@@ -1,7 +1,8 @@
-"""Masks of the tokens that a request may sample next: free reasoning first, then an answer that keeps to its form."""
+"""The mask of an answer in a form: free reasoning first, within its budget, then tokens that the form allows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from enum import Enum, auto
 
@@ -24,12 +25,13 @@ from daemon.engine.structured_output.matcher import GrammarMatcher
 #   phase        the next token                                         leaves the phase
 #   MAY_OPEN     start[0], or the first token of the answer             after one token
 #   OPENING      the next token of `start`, and no other                with the last token of `start`
-#   REASONING    any token but end of sequence and `barred`             when the last tokens are `end`
+#   REASONING    any token but end of sequence and `barred`             when the last tokens are `end`, or at the budget
 #   HEADER       the next token of `turn` and `header`, and no other    with the last token of `header`
 #   FORM         a token that the grammar allows                        never: the grammar decides when it may end
 #
 # OPENING and HEADER write tokens that are known before. If there are none, the phase is skipped.
 # `turn` is written after reasoning only; the prompt has written it for an answer without reasoning.
+# At the budget of the reasoning, HEADER begins with `end`.
 
 
 class Phase(Enum):
@@ -62,7 +64,11 @@ class TokenMask:
         eos_ids: Ids that end the sequence.
         thinking: How the model reasons first; None if it does not, or was told not to.
         header: Ids that the answer begins with, before its form.
+        budget: Most tokens of the reasoning, without its marks; None if it may take any number.
     """
+
+    waits = True
+    """Whether the next mask depends on the token that was sampled last."""
 
     def __init__(
         self,
@@ -71,11 +77,14 @@ class TokenMask:
         eos_ids: Collection[int],
         thinking: Thinking | None = None,
         header: tuple[int, ...] = (),
+        budget: int | None = None,
     ) -> None:
         self._form = form
         self._vocab = vocab
         self._thinking = thinking or _NO_THINKING
         self._header = header
+        self._left = math.inf if budget is None else budget
+        """Tokens that the reasoning may still take."""
         self._known: tuple[int, ...] = ()
         """Tokens that OPENING or HEADER still has to write; empty in other phases."""
         self._tail: tuple[int, ...] = ()
@@ -89,12 +98,12 @@ class TokenMask:
         else:
             self._phase = Phase.REASONING if thinking.opened else Phase.MAY_OPEN
 
-    def mask(self, last: int | None) -> mx.array:
+    def mask(self, last: mx.array | None) -> mx.array:
         """
-        Return the tokens that may follow.
+        Return the tokens that may follow. Waits for the device.
 
         Args:
-            last: The token that was sampled last; None at the beginning.
+            last: The token that was sampled last, shape [1]; None at the beginning.
 
         Returns:
             A bool for each token, shape [vocab].
@@ -103,11 +112,13 @@ class TokenMask:
             SidecarError: INVALID_ARGUMENT if the form takes too much work.
         """
         if last is not None:
-            self._take(last)
+            self._take(int(last.item()))  # type: ignore[arg-type]
+        if self._phase is Phase.REASONING and self._left <= 0:
+            self._write(Phase.HEADER, (*self._thinking.end, *self._thinking.turn, *self._header))
         if self._phase is Phase.REASONING:
             return self._reasoning_mask
         known = self._header if self._phase is Phase.MAY_OPEN else self._known
-        mask = mx.arange(self._vocab) == known[0] if known else self._expanded(self._form.allowed())
+        mask = mx.arange(self._vocab) == known[0] if known else expanded(self._form.allowed(), self._vocab)
         if self._phase is Phase.MAY_OPEN:
             mask[self._thinking.start[0]] = True
         return mask
@@ -122,6 +133,7 @@ class TokenMask:
                 return
             self._write(Phase.HEADER, self._header)
         if self._phase is Phase.REASONING:
+            self._left -= 1
             self._tail = (*self._tail, token)[-len(thinking.end) :]
             if self._tail == thinking.end:
                 self._write(Phase.HEADER, (*thinking.turn, *self._header))
@@ -135,13 +147,14 @@ class TokenMask:
         self._known = known
         self._phase = phase if known else _WRITTEN[phase]
 
-    def _expanded(self, bits: bytes) -> mx.array:
-        """
-        Return the mask of the grammar as an array.
 
-        Only a bit for each token is copied to the device. Logits beyond the vocabulary are no tokens.
-        """
-        size = -(-self._vocab // _WORD) * _WORD // 8
-        words = mx.array(memoryview(bits[:size].ljust(size, b"\0")).cast("I"))  # type: ignore[arg-type]
-        spread = mx.bitwise_and(mx.right_shift(words[:, None], mx.arange(_WORD, dtype=mx.uint32)), 1)
-        return spread.astype(mx.bool_).reshape(-1)[: self._vocab]
+def expanded(bits: bytes, vocab: int) -> mx.array:
+    """
+    Return a mask of a grammar as an array, shape [vocab].
+
+    Only a bit for each token is copied to the device. Logits beyond the vocabulary are no tokens.
+    """
+    size = -(-vocab // _WORD) * _WORD // 8
+    words = mx.array(memoryview(bits[:size].ljust(size, b"\0")).cast("I"))  # type: ignore[arg-type]
+    spread = mx.bitwise_and(mx.right_shift(words[:, None], mx.arange(_WORD, dtype=mx.uint32)), 1)
+    return spread.astype(mx.bool_).reshape(-1)[:vocab]

@@ -8,9 +8,9 @@ A call outlives the wait for an engine, but not the engine that it was sent to:
                    |            +------> the engine died: ENGINE_RESTARTED, and a note for the quarantine
                    +-------------------> the next start is more than 5 s away: ENGINE_RESTARTED
 
-Calls are unsent while no engine is connected. `connect` first tells the new engine about the pins, times to live and
-revisions that callers chose, then sends the calls that wait. So a call that waits for a new engine finds its model as
-the callers before it wanted it.
+Calls are unsent while no engine is connected. `connect` first tells the new engine about the pins, times to live,
+revisions and context lengths that callers chose, then sends the calls that wait. So a call that waits for a new engine
+finds its model as the callers before it wanted it.
 
 The router knows nothing about processes. The supervisor tells it when an engine takes calls (`connect`), has closed its
 socket (`disconnect`) or is dead (`engine_died`), and when no engine will come any more (`close`).
@@ -164,7 +164,7 @@ class CallRouter:
         """Remember, for the engines to come, what a call has changed about its model."""
         if event.HasField("load"):
             ready = event.load.ready
-            if ready.outcome in (pb.LOAD_OUTCOME_HIT, pb.LOAD_OUTCOME_LOADED):
+            if ready.outcome != pb.LOAD_OUTCOME_ESTIMATED:
                 self._overrides.apply(command, [ready.model])
         elif event.HasField("invalidate"):
             self._overrides.apply(command, event.invalidate.models)
@@ -205,6 +205,7 @@ def _without_engine_state(snapshot: pb.StatsResponse) -> pb.StatsResponse:
     kept.prefix_cache.max_blocks = snapshot.prefix_cache.max_blocks
     kept.prefix_cache.block_tokens = snapshot.prefix_cache.block_tokens
     kept.prefix_cache.budget_bytes = snapshot.prefix_cache.budget_bytes
+    kept.prefix_cache.kept_budget_bytes = snapshot.prefix_cache.kept_budget_bytes
     kept.memory.limit_bytes = snapshot.memory.limit_bytes
     kept.memory.headroom_bytes = snapshot.memory.limit_bytes
     return kept

@@ -153,7 +153,7 @@ def ends_call(event: ipc.Event) -> bool:
     """Return whether an event is the last one of its call. The engine sends nothing for the call after it."""
     kind = event.WhichOneof("body")
     if kind == "generate":
-        return event.generate.HasField("finished")
+        return event.generate.HasField("finished") and not event.more
     if kind == "load":
         return event.load.HasField("ready")
     return kind in ("invalidate", "failure")
@@ -171,7 +171,10 @@ def _error(failure: ipc.Failure) -> SidecarError:
 
 
 JOIN_TOKENS = 4096
-"""Tokens at which a joined delta grows no more. With all their log-probabilities they fit into one gRPC message."""
+"""Tokens at which a joined delta grows no more."""
+
+JOIN_BYTES = 1 << 20
+"""Bytes at which it grows no more. It fits into one gRPC message, whatever the next delta adds."""
 
 
 class Backlog:
@@ -189,10 +192,24 @@ class Backlog:
         """Add an event, or join it with the last one."""
         size = event.ByteSize()
         self.nbytes += size
-        if self._events and _join(self._events[-1][0], event):
-            event, joined_size = self._events.pop()
-            size += joined_size
-        self._events.append((event, size))
+        last = self._joinable(event)
+        if last is not None and self._events[last][1] < JOIN_BYTES and _join(self._events[last][0], event):
+            self._events[last] = (self._events[last][0], self._events[last][1] + size)
+        else:
+            self._events.append((event, size))
+
+    def _joinable(self, event: ipc.Event) -> int | None:
+        """
+        Return the position of the event that another one may be joined with; None if there is none.
+
+        It is the last one. A delta may pass what the other samples of its request have sent since its own last delta.
+        """
+        sample = _sample(event)
+        for position in range(len(self._events) - 1, -1, -1):
+            other = _sample(self._events[position][0])
+            if sample is None or other is None or other == sample:
+                return position
+        return None
 
     def pop(self) -> ipc.Event:
         """Remove and return the first event."""
@@ -204,6 +221,14 @@ class Backlog:
         """Drop all events."""
         self._events.clear()
         self.nbytes = 0
+
+
+def _sample(event: ipc.Event) -> int | None:
+    """Return the sample that an event belongs to; None if it is no delta and no end of a sample."""
+    answer = event.generate
+    if answer.HasField("delta"):
+        return answer.delta.index
+    return answer.finished.index if answer.HasField("finished") else None
 
 
 def _join(last: ipc.Event, event: ipc.Event) -> bool:
@@ -226,6 +251,7 @@ def _join(last: ipc.Event, event: ipc.Event) -> bool:
         last.generate.delta.logprobs.extend(event.generate.delta.logprobs)
         last.generate.delta.reasoning += event.generate.delta.reasoning
         last.generate.delta.tool_calls.extend(event.generate.delta.tool_calls)
+        last.generate.delta.tool_call_deltas.extend(event.generate.delta.tool_call_deltas)
         return True
     if inner == "prefill":
         last.generate.prefill.CopyFrom(event.generate.prefill)

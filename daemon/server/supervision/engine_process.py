@@ -159,20 +159,20 @@ class EngineProcess:
 
     def _repeat(self, line: str) -> None:
         """Log a line of its output. This never raises: if reading ended, the engine would block on a full pipe."""
-        if not _repeated(line) and line:
+        if repeated(line, "engine") is None and line:
             shown = output_line(line) if self._knows_requests else Words(line[:SHOWN_CHARACTERS])
             log.warning("engine_output", characters=len(line), **({} if shown is None else {"line": shown}))
 
 
-def _repeated(line: str) -> bool:
-    """Log a line if it is a log line of the engine, and return whether it was."""
+def repeated(line: str, process: str) -> str | None:
+    """Log a line if it is a log line of a child process, and return its event; None if it is none."""
     try:
         record = json.loads(line)
         level = _LEVELS[record.pop("level")]
         event = str(record.pop("event"))
         record.pop("timestamp", None)
         words = {name: Words(record[name]) for name in _WORDS if isinstance(record.get(name), str)}
-        log.log(level, event, **{**record, **words, "process": "engine"})
+        log.log(level, event, **{**record, **words, "process": process})
     except Exception:
-        return False
-    return True
+        return None
+    return event

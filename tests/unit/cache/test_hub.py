@@ -91,6 +91,7 @@ def test_invalid_hub_name_is_not_found(name: str) -> None:
         (None, True),
         ('{"weight_map": {"a": "model.safetensors"}}', True),
         ('{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}', False),
+        ('{"weight_map": {"a": "model.safetensors", "b": "mtp/extra.safetensors", "c": "other.safetensors"}}', True),
         ("{", False),
         ("[]", False),
         ('{"weight_map": [1]}', False),
@@ -249,7 +250,7 @@ def test_failing_progress_report_aborts_the_download(monkeypatch: pytest.MonkeyP
 
 
 def _files(**sizes: int | None) -> list[SimpleNamespace]:
-    return [SimpleNamespace(filename=f"{name}.safetensors", file_size=size) for name, size in sizes.items()]
+    return [SimpleNamespace(filename=f"model-{name}.safetensors", file_size=size) for name, size in sizes.items()]
 
 
 def test_sizes_are_known_before_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,12 +258,14 @@ def test_sizes_are_known_before_a_download(monkeypatch: pytest.MonkeyPatch) -> N
 
     def fetch(repo: str, **options: Any) -> list[SimpleNamespace]:
         calls.append({"repo": repo, **options})
-        return [*_files(one=10, two=20, three=None), SimpleNamespace(filename="config.json", file_size=5)]
+        others = ("config.json", "consolidated.safetensors", "models/model.safetensors")
+        return [*_files(one=10, two=20, three=None), *(SimpleNamespace(filename=name, file_size=5) for name in others)]
 
     monkeypatch.setattr(hub, "snapshot_download", fetch)
 
     assert planned_bytes("org/name", "v2") == 30
-    assert calls == [{"repo": "org/name", "revision": "v2", "allow_patterns": hub.PATTERNS, "dry_run": True}]
+    patterns = {"allow_patterns": hub.PATTERNS, "ignore_patterns": ["*/*.safetensors"]}
+    assert calls == [{"repo": "org/name", "revision": "v2", **patterns, "dry_run": True}]
 
 
 def test_repo_without_weights_is_not_downloaded(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from daemon.cache.identity import ModelKey, ModelSource, identify
+from daemon.cache.model_files import private_copy
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import float_tensors, safetensors, write_adapter, write_model
@@ -76,7 +77,7 @@ def test_a_change_of_the_content_is_another_model(model: Path, change: str) -> N
     assert identify("a", model).key.weights != before.key.weights
 
 
-@pytest.mark.parametrize("change", ["copied", "replaced", "touched", "template"])
+@pytest.mark.parametrize("change", ["copied", "replaced", "touched", "template", "consolidated", "original"])
 def test_irrelevant_files_keep_the_model_key(model: Path, tmp_path: Path, change: str) -> None:
     before = identify("a", model)
     weights, path = model / "model.safetensors", model
@@ -86,10 +87,15 @@ def test_irrelevant_files_keep_the_model_key(model: Path, tmp_path: Path, change
         Path(shutil.copy(weights, model / "copy")).replace(weights)
     elif change == "touched":
         os.utime(weights, ns=(0, 1))
+    elif change == "consolidated":
+        shutil.copy(weights, model / "consolidated.safetensors")
+    elif change == "original":
+        shutil.copytree(model, model / "original")
     else:
         (model / "chat_template.jinja").write_text("{{ messages }}")
 
-    assert identify("b", path).key == before.key
+    after = identify("b", path)
+    assert (after.key, after.size_bytes, len(after.weights)) == (before.key, before.size_bytes, 1)
 
 
 def test_a_file_that_is_rewritten_is_read_again(model: Path) -> None:
@@ -155,6 +161,18 @@ def test_unreadable_weight_formats_are_never_opened(model: Path, name: str, why:
     assert error.reason is Reason.MODEL_UNSUPPORTED
     assert why in error.message
     assert "mlx_lm.convert" in error.message
+
+
+def test_files_that_are_not_loaded_are_not_opened(model: Path) -> None:
+    """To open a FIFO would wait for ever, and these would be no valid weights."""
+    (model / "original").mkdir()
+    for name in ("._model.safetensors", "consolidated.safetensors", "original/model.safetensors"):
+        os.mkfifo(model / name)
+    os.mkfifo(model / "._config.json")
+
+    assert len(identify("a", model).weights) == 1
+    with private_copy(model) as copy:
+        assert not (copy / "._config.json").exists()
 
 
 def test_pickles_beside_safetensors_are_ignored(model: Path) -> None:

@@ -304,6 +304,36 @@ def test_adapter_is_loaded_and_counted_with_its_model(path: Path, tmp_path: Path
     assert not mx.array_equal(plain.model.model(ids), adapted.model.model(ids)).item()
 
 
+@pytest.mark.parametrize("missing", ["lora_a", "lora_b"])
+def test_half_an_adapter(path: Path, tmp_path: Path, missing: str) -> None:
+    """mlx-lm leaves random numbers or zeros there, and the answer would be that of another model."""
+    adapter = _write_adapter(tmp_path / "adapter", 1.0)
+    file = str(adapter / "adapters.safetensors")
+    arrays = mx.load(file)
+    assert isinstance(arrays, dict)
+    mx.save_safetensors(file, {name: array for name, array in arrays.items() if not name.endswith(missing)})
+
+    error = _refusal(path, adapter)
+
+    assert error.reason is Reason.MODEL_CORRUPT
+    assert "lacks 1 of the 2 tensors" in error.message
+    assert error.message.endswith(f"It has no model.layers.2.self_attn.q_proj.{missing}")
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_empty_adapter_is_corrupt(path: Path, tmp_path: Path, kind: str) -> None:
+    """Its keys match no layer, so nothing is missing; the answers would be those of the base model."""
+    adapter = _write_adapter(tmp_path / "adapter", 1.0)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["lora_parameters"]["keys"] = ["none"]
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "fine_tune_type": kind}))
+    mx.save_safetensors(str(adapter / "adapters.safetensors"), {})
+
+    error = _refusal(path, adapter)
+
+    assert (error.reason, "has no tensors" in error.message) == (Reason.MODEL_CORRUPT, True)
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"num_layers": 1}', '{"num_layers": "x", "lora_parameters": {}}', "[]"])
 def test_adapter_without_config_is_corrupt(path: Path, tmp_path: Path, text: str) -> None:
     adapter = _write_adapter(tmp_path / "adapter", 1.0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
+import inspect
 import struct
 from pathlib import Path
 
 import pytest
+from mlx_lm.utils import load_model
 
-from daemon.cache.weight_files import estimate_size, read_header, weight_files
+from daemon.cache.weight_files import estimate_size, is_weight_file, read_header, weight_files
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import float_tensors, safetensors
 
@@ -110,16 +113,27 @@ def test_a_header_that_is_no_json_is_refused(tmp_path: Path, header: bytes) -> N
     assert "describes no valid tensors" in _refusal(tmp_path, safetensors(header))
 
 
-def test_model_size_sums_all_nested_weight_files(tmp_path: Path) -> None:
-    (tmp_path / "sub" / "deeper").mkdir(parents=True)
-    for name, size in (("a.safetensors", 10), ("sub/b.safetensors", 20), ("sub/deeper/c.safetensors", 30)):
-        (tmp_path / name).write_bytes(bytes(size))
-    (tmp_path / "notes.txt").write_bytes(bytes(1000))
-    (tmp_path / "folder.safetensors").mkdir()
-    (tmp_path / "lost.safetensors").symlink_to(tmp_path / "nowhere")
+OTHERS = [
+    "._model.safetensors", "consolidated.safetensors", "consolidated.00.safetensors", "original/model.safetensors",
+    "Model.safetensors", "adapters.safetensors", "weights.safetensors", "model.safetensors.part", "notes.txt",
+    "mtp/model-1.safetensors", ".cache/model.safetensors", "model.safetensors.index.json",
+]  # fmt: skip
+"""Files that mlx-lm does not load."""
 
-    assert estimate_size(weight_files(tmp_path)) == 60
-    assert [path.name for path in weight_files(tmp_path)] == ["a.safetensors", "b.safetensors", "c.safetensors"]
+
+def test_model_size_sums_the_files_that_mlx_lm_loads(tmp_path: Path) -> None:
+    """mlx-lm's own pattern is compared: it reads them with this expression."""
+    for name, size in (("model-2.safetensors", 20), ("model-1.safetensors", 10), *((name, 1000) for name in OTHERS)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+
+    files = weight_files(tmp_path)
+
+    assert estimate_size(files) == 30
+    assert [path.name for path in files] == ["model-1.safetensors", "model-2.safetensors"]
+    assert {str(path) for path in files} == set(glob.glob(str(tmp_path / "model*.safetensors")))
+    assert 'glob.glob(str(model_path / "model*.safetensors"))' in inspect.getsource(load_model)
+    assert [name for name in (*OTHERS, "model-1.safetensors") if is_weight_file(name)] == ["model-1.safetensors"]
 
 
 def test_symlinked_weight_file_counts_its_target(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from mlx_sidecar import (
     Delta,
     EngineStats,
     Finished,
+    HttpStats,
     Invalidated,
     MemoryStats,
+    Miss,
     ModelCacheStats,
     ModelInfo,
     ModelStats,
@@ -54,7 +56,9 @@ MODEL_STATS = ModelStats(
     info=INFO, state="ready", in_use=0, use_count=3, age=60.0, idle=30.0, expires_in=240.0, pinned=False
 )
 STATS = Stats(
-    daemon=DaemonStats("0.1.0", 77, 7200.0, False, "0.32.4", "0.32.2", "cpu"),
+    daemon=DaemonStats(
+        "0.1.0", 77, 7200.0, False, "0.32.4", "0.32.2", "cpu", HttpStats("serving", "127.0.0.1:8080", 78)
+    ),
     model_cache=ModelCacheStats(1, 4, 3, 1, 0.75, 3 * GIB, 24 * GIB, 0, None),
     models=(MODEL_STATS,),
     prefix_cache=PrefixCacheStats(1234, 262144, 16, GIB, 4 * GIB, 9, 10, 8, 0.8, 1000, 870, 50, 0, 0, 0),
@@ -86,6 +90,10 @@ class FakeStream:
             pass
         return self._result
 
+    def results(self) -> Any:
+        self.result()
+        return self._result if isinstance(self._result, tuple) else (self._result,)
+
     def __enter__(self) -> FakeStream:
         return self
 
@@ -102,10 +110,12 @@ class FakeClient:
         self.error: Exception | None = None
         self.progress: list[Any] = []
         self.info = INFO
+        self.miss: Miss | None = None
         self.deltas: list[Any] = ["Hel", "lo"]
         self.state = STATS
         self.dropped = Invalidated(("org/name",), 12, 3 * GIB, 0)
         self.streams: list[FakeStream] = []
+        self.answer: FakeStream | None = None
 
     def called(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         return [(args, options) for called, args, options in self.calls if called == name]
@@ -124,8 +134,8 @@ class FakeClient:
         text = "".join(one for one in self.deltas if isinstance(one, str))
         events = [Delta(one, (), ()) if isinstance(one, str) else one for one in self.deltas]
         begin, end = Started("r-1", model, 1426, 1408), Finished("stop", "", USAGE, TIMINGS)
-        result = Completion(text, (1, 2), (), "stop", "", USAGE, TIMINGS, "r-1", model)
-        self.streams.append(FakeStream([begin, *events, end], result))
+        result = Completion(text, (1, 2), (), "stop", "", USAGE, TIMINGS, "r-1", model, miss=self.miss)
+        self.streams.append(self.answer or FakeStream([begin, *events, end], result))
         return self.streams[-1]
 
     def invalidate_model(self, model: str, **options: Any) -> Invalidated:

@@ -16,6 +16,7 @@ from tests.unit.cli.cli_fakes import GIB, INFO, MIB, FakeClient, client_fixture,
 def test_load_sends_every_option(client: FakeClient, tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
     flags = "--pin --ttl 10m --revision v1 --adapter lora --no-download --skip-warmup --estimate-only"
+    flags += " --context-length 32768"
 
     assert run_cli(client, "load", "org/name", *flags.split()).exit_code == 0
 
@@ -30,6 +31,7 @@ def test_load_sends_every_option(client: FakeClient, tmp_path: Path) -> None:
                 "allow_download": False,
                 "skip_warmup": True,
                 "estimate_only": True,
+                "context_length": 32768,
             },
         )
     ]

@@ -18,9 +18,9 @@ from tests.unit.cli.cli_fakes import FakeClient, client_fixture, run_cli  # noqa
 from tests.unit.server.stats_sample import SAMPLE
 
 NOT_FIGURES = {
-    "daemon": {"version", "pid", "mlx_version", "mlx_lm_version", "device"},
+    "daemon": {"version", "pid", "mlx_version", "mlx_lm_version", "device", "http"},
     "model_cache": {"hit_rate", "oldest_entry_age"},
-    "prefix_cache": {"hit_rate", "block_tokens", "checkpoints", "namespaces"},
+    "prefix_cache": {"hit_rate", "block_tokens", "checkpoints", "namespaces", "kept", "misses"},
     "engine": {"state", "pid", "stuck"},
     "memory": set[str](),
 }
@@ -48,6 +48,7 @@ def test_exported_metrics_have_values_and_kinds(client: FakeClient) -> None:
     assert seen["mlx_sidecar_first_token_seconds_sum"] == SAMPLE.latency.first_token.sum
     assert "# TYPE mlx_sidecar_engine_generated_tokens_total counter" in text
     assert "# TYPE mlx_sidecar_first_token_seconds histogram" in text
+    assert 'mlx_sidecar_prefix_cache_misses_total{reason="diverged"} 12.0' in text
     assert 'mlx_sidecar_model_bytes{model="<script>alert(1)</script>",state="ready"}' in text
 
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from daemon.cli import exit_codes
 from daemon.cli.output.formatting import printable
-from mlx_sidecar import Delta, InternalError, Message
-from tests.unit.cli.cli_fakes import FakeClient, client_fixture, pretend_terminal, run_cli  # noqa: F401
+from mlx_sidecar import Completion, Delta, Finished, InternalError, Message, Miss
+from tests.unit.cli.cli_fakes import (  # noqa: F401
+    TIMINGS,
+    USAGE,
+    FakeClient,
+    FakeStream,
+    client_fixture,
+    pretend_terminal,
+    run_cli,
+)
 
 
 def test_run_downloads_loads_and_streams_the_answer(client: FakeClient) -> None:
@@ -23,6 +32,7 @@ def test_run_downloads_loads_and_streams_the_answer(client: FakeClient) -> None:
     assert {key: value for key, value in options.items() if value is not None} == {
         "cache_mode": "read_write",
         "salt": "",
+        "model_defaults": True,
     }
     assert client.streams[0].closed
 
@@ -35,6 +45,8 @@ def test_run_sends_every_option(client: FakeClient) -> None:
     ((positional, options),) = client.called("generate")
     assert positional[1] == [Message(role="system", content="Be brief"), Message(role="user", content="Hi")]
     assert options == {
+        "model_defaults": True,
+        "samples": None,
         "max_tokens": 5,
         "temperature": 0.5,
         "top_p": 0.9,
@@ -46,7 +58,86 @@ def test_run_sends_every_option(client: FakeClient) -> None:
         "stop": ("a", "b"),
         "enable_thinking": False,
         "reasoning_effort": "low",
+        "reasoning_budget": None,
     }
+
+
+def test_run_greedy_overrides_the_model(client: FakeClient) -> None:
+    run_cli(client, "run", "m", "Hi", "--greedy")
+    run_cli(client, "run", "m", "Hi", "--temperature", "0")
+    refused = run_cli(client, "run", "m", "Hi", "--greedy", "--temperature", "1")
+
+    assert [options["temperature"] for _, options in client.called("generate")] == [0.0, 0.0]
+    assert refused.exit_code == exit_codes.USAGE
+    assert "--greedy and --temperature exclude each other." in refused.stderr
+
+
+def test_run_prints_samples_in_order(client: FakeClient) -> None:
+    one = Completion("One", (1,), (), "stop", "", USAGE, TIMINGS, "r-1", "m", seed=7)
+    other = replace(one, text="Two", index=1, seed=8)
+    end = Finished("stop", "", USAGE, TIMINGS)
+    events = [
+        Delta("Tw", (), (), index=1),
+        Delta("One", (), ()),
+        Delta("o\n", (), (), index=1),
+        replace(end, index=1, seed=8),
+        replace(end, index=0, seed=7),
+    ]
+    client.answer = FakeStream(events, (one, other))
+
+    result = run_cli(client, "run", "m", "Hi", "--samples", "2", "--temperature", "1", "--verbose")
+
+    assert result.stdout == "--- sample 0, seed 7 ---\nOne\n--- sample 1, seed 8 ---\nTwo\n"
+    assert "decode       20 tokens in 0.500 s" in result.stderr
+    client.answer = FakeStream(events, (one, other))
+    tree = json.loads(run_cli(client, "run", "m", "Hi", "--samples", "2", "--json").stdout)
+    assert [(sample["text"], sample["seed"]) for sample in tree] == [("One", 7), ("Two", 8)]
+
+
+def test_run_prints_samples_that_were_cut_short(client: FakeClient) -> None:
+    client.answer = FakeStream([Delta("Tw", (), (), index=1), InternalError("a bug")], ())
+
+    result = run_cli(client, "run", "m", "Hi", "--samples", "2")
+
+    assert (result.exit_code, result.stdout) == (exit_codes.REFUSED, "--- sample 1, cut short ---\nTw\n")
+
+
+def test_run_keeps_the_prompt_when_asked(client: FakeClient) -> None:
+    assert run_cli(client, "run", "m", "Hi", "--keep", "1h").exit_code == 0
+    assert client.called("generate")[0][1]["keep"] == 3600
+
+    for args in (["--keep", "1h", "--no-cache"], ["--keep", "soon"]):
+        assert run_cli(client, "run", "m", "Hi", *args).exit_code == exit_codes.USAGE
+    assert len(client.called("generate")) == 1
+
+
+@pytest.mark.parametrize(
+    ("miss", "text"),
+    [
+        (Miss("never_seen", 0, 0, None, None, None, ()), "no stored prompt begins like this one"),
+        (
+            Miss("diverged", 1137, 0, 2, 0, 90.0, ()),
+            "differs from a stored prompt from token 1,137 on, message 2, character 0, 2 minutes ago",
+        ),
+        (Miss("diverged", 17, 0, None, None, None, ()), "differs from a stored prompt from token 17 on"),
+        (Miss("evicted", 48, 0, None, None, 3.0, ()), "48 tokens were stored and are evicted, 3 seconds ago"),
+        (
+            Miss("other_namespace", 48, 0, None, None, None, ("weights", "salt")),
+            "48 tokens are stored for another weights and salt",
+        ),
+        (Miss("too_short", 0, 0, None, None, None, ()), "too few tokens to reuse any"),
+        (
+            Miss("resume_point", 96, 32, None, 7, None, ()),
+            "96 tokens are shared with a stored prompt, character 7, but the model can only go on from token 32",
+        ),
+        (Miss("unknown", 0, 0, None, None, None, ()), "unknown"),
+    ],
+    ids=lambda value: value.reason if isinstance(value, Miss) else "",
+)
+def test_run_verbose_tells_the_miss(client: FakeClient, miss: Miss, text: str) -> None:
+    client.miss = miss
+
+    assert f"miss         {text}" in run_cli(client, "run", "m", "Hi", "--verbose").stderr.splitlines()
 
 
 def test_run_sends_the_json_response_format(client: FakeClient, tmp_path: Path) -> None:

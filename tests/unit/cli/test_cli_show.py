@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from mlx_sidecar import Invalidated
-from tests.unit.cli.cli_fakes import INFO, MODEL_STATS, STATS, FakeClient, client_fixture, run_cli  # noqa: F401
+from mlx_sidecar import Invalidated, KeptPrefix, MissCounts
+from tests.unit.cli.cli_fakes import INFO, MIB, MODEL_STATS, STATS, FakeClient, client_fixture, run_cli  # noqa: F401
 
 
 def test_ps_lists_models_and_the_prefix_cache(client: FakeClient) -> None:
@@ -91,7 +91,19 @@ def test_stats_shows_every_section_and_figure(client: FakeClient) -> None:
         "expires in 4 minutes",
         "state ready",
         "names -",
+        "http serving 127.0.0.1:8080, pid 78",
     } <= text
+
+
+def test_stats_show_misses_and_kept_prefixes(client: FakeClient) -> None:
+    kept = (KeptPrefix("0" * 16, 1600, 5 * MIB, 3000.0), KeptPrefix("0" * 16, 16, 2048, None))
+    cache = replace(STATS.prefix_cache, misses=MissCounts(evicted=1200, resume_point=2), kept=kept)
+    client.state = replace(STATS, prefix_cache=cache)
+
+    text = {" ".join(line.split()) for line in run_cli(client, "stats").stdout.splitlines()}
+
+    assert "misses 1,200 evicted, 2 resume point" in text
+    assert "kept 1,600 tokens, 5.0 MiB, for 50 minutes; 16 tokens, 2.0 KiB, for 0 seconds" in text
 
 
 def test_ps_and_stats_show_all_names_of_a_model(client: FakeClient) -> None:

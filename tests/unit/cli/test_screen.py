@@ -35,6 +35,8 @@ def test_top_screen_shows_every_section() -> None:
         "3 decode, 1 prefill, 1 wait",
         "87 % of prompt tokens reused",
         "first token p50",
+        "missed: 40 never seen, 12 diverged, 3 evicted",
+        "2 prefixes kept for 40 minutes or longer, 200.0 MiB",
         "pinned",
         "q quits",
     ):

@@ -6,7 +6,7 @@ import importlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,8 +17,11 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
 
 from daemon.engine.output.answer_parser import AnswerParser, Parts
 from daemon.engine.output.chat_markup import ChatMarkup
-from daemon.engine.output.harmony import MARKS, understood
-from daemon.engine.output.tool_calls import MOST_CHARACTERS, Tool
+from daemon.engine.output.harmony import understood
+from daemon.engine.output.notations.detection import HARMONY_MARKS as MARKS
+from daemon.engine.output.reader import MOST_KEPT as MOST_CHARACTERS
+from daemon.engine.output.tool_calls import Tool
+from tests.unit.engine.fake_tokenizer import FakeTokenizer
 
 TOOLS = [
     Tool(name, "", parameters)
@@ -27,38 +30,6 @@ TOOLS = [
         "search": {"type": "object", "properties": {"query": {"type": "string"}}},
     }.items()
 ]
-
-
-@dataclass
-class FakeTokenizer:
-    """
-    The parts of a Hugging Face tokenizer that mlx-lm reads a notation from. Each character is a token.
-
-    Attributes:
-        words: Tokens of its vocabulary that are marks.
-        chat_template: mlx-lm guesses the notation of tool calls from it.
-    """
-
-    words: Sequence[str] = ()
-    chat_template: str = ""
-    eos_token_id: int = 0
-    init_kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def get_vocab(self) -> dict[str, int]:
-        """Return the marks as tokens."""
-        return {word: number + 0x11_0000 for number, word in enumerate(self.words)}
-
-    def encode(self, text: str, **_: Any) -> list[int]:
-        """Return characters as ids."""
-        return [*map(ord, text)]
-
-    def decode(self, ids: Sequence[int], **_: Any) -> str:
-        """Return ids as characters."""
-        return "".join(map(chr, ids))
-
-    def apply_chat_template(self, *_: Any, **__: Any) -> str:
-        """Render nothing."""
-        return ""
 
 
 def notation(*words: str, template: str = "", parts: dict[str, Any] | None = None) -> ChatMarkup:
@@ -328,11 +299,14 @@ def test_unparsable_tool_call_makes_all_calls_text() -> None:
     tags = RECORDED["tags for everything"][0]
     answer = f"<|open|>tools<|sep|>{whole}{broken}<|close|>tools<|sep|>"
     assert take(tags, [answer]).text == answer
+
+
+def test_two_functions_in_one_tag_are_two_calls() -> None:
     one = "<function=search>\n</function>"
-    xml = RECORDED["xml parameters"][0]
     answer = f"<tool_call>\n{one}\n{one}\n</tool_call>"
-    assert take(xml, [answer]).text == answer
-    assert take(xml, [f"<tool_call>\n{one}\n</tool_call>"]).calls == [("search", {})]
+    for pieces in cuts(answer):
+        taken = take(RECORDED["xml parameters"][0], pieces)
+        assert (taken.text, taken.calls) == ("", [("search", {}), ("search", {})])
 
 
 def test_repetition_within_a_tool_call_stays_linear() -> None:
@@ -400,10 +374,20 @@ def test_reasoning_is_split_from_text_at_any_cut(name: str) -> None:
         assert (taken.text, taken.reasoning) == (text, reasoning), pieces
 
 
-def test_tool_call_within_reasoning_is_a_call() -> None:
-    """The characters after such a call are text, as in mlx-lm."""
-    taken = take(HERMES, [f"<think>I ask {HERMES_CALL} now"])
-    assert (taken.reasoning, taken.calls, taken.text) == ("I ask ", [WEATHER], " now")
+def test_a_call_mentioned_in_reasoning_is_reasoning() -> None:
+    answer = f"<think>I ask {HERMES_CALL} now</think>So"
+    for pieces in cuts(answer):
+        taken = take(HERMES, pieces)
+        assert (taken.reasoning, taken.calls, taken.text) == (f"I ask {HERMES_CALL} now", [], "So")
+
+
+def test_calls_that_end_open_reasoning_are_calls() -> None:
+    """The model forgot the mark that ends its reasoning; an answer that was cut has not ended."""
+    for pieces in cuts(f"<think>I ask {HERMES_CALL}\n{HERMES_CALL}\n"):
+        taken = take(HERMES, pieces)
+        assert (taken.reasoning, taken.calls, taken.text) == ("I ask ", [WEATHER, WEATHER], "")
+        cut = take(HERMES, pieces, ended=False)
+        assert (cut.reasoning, cut.calls) == (f"I ask {HERMES_CALL}\n{HERMES_CALL}\n", [])
 
 
 ALPHABET = st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", "<", "think>", "a ", "\n", "{}",

@@ -123,14 +123,14 @@ def test_stop_string_is_found_in_a_tool_call(harness: Harness, model: Callable[.
     assert answer.finished.reason == pb.FINISH_REASON_STOP
 
 
-def test_special_tokens_are_kept_only_for_tool_calls(harness: Harness, model: Callable[..., str]) -> None:
-    """Some notations of calls consist of special tokens."""
+def test_special_tokens_of_calls_are_text_without_tools(harness: Harness, model: Callable[..., str]) -> None:
+    """Some notations of calls consist of special tokens. Nothing that the model wrote vanishes."""
     marks = {"[TOOL_CALLS]": True, "[ARGS]": True, "<think>": True, "</think>": True}
     path = model(marks, "{# [TOOL_CALLS] #}")
     form = exactly('<think>Hm</think>So[TOOL_CALLS]search[ARGS]{"query": "a"}', marks)
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], enable_thinking=False)
     request = pb.GenerateRequest(model=path, chat=chat, max_tokens=50, response_format=form)
-    assert channels(harness.run(request)) == ('Sosearch{"query": "a"}', "Hm", [])
+    assert channels(harness.run(request)) == ('So[TOOL_CALLS]search[ARGS]{"query": "a"}', "Hm", [])
     request.chat.tools.append(SEARCH)
     assert channels(harness.run(request)) == ("So", "Hm", [("search", {"query": "a"})])
 

@@ -118,7 +118,7 @@ def test_two_models_decode_in_every_turn(harness: Harness, tmp_path: Path) -> No
 
 def test_high_priority_request_starts_first(harness: Harness) -> None:
     """Of three that wait for the one slot, the one that came last."""
-    harness.engine._runner._max_batch = 1
+    harness.engine._runner.max_batch = 1
     blocker = harness.begin(generate("The", max_tokens=1000, stop=ENDLESS))
     harness.until(lambda: harness.decoding(blocker))
     calls = [harness.begin(generate("The", max_tokens=1, priority=priority)) for priority in (-1, 0, 2)]

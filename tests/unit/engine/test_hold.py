@@ -48,7 +48,7 @@ def test_held_sequence_resumes_without_a_trace(harness: Harness, neighbours: int
 
 def test_cancelled_held_sequence_keeps_its_prefix(harness: Harness) -> None:
     """Its slot is free at once."""
-    harness.engine._runner._max_batch = 1
+    harness.engine._runner.max_batch = 1
     call = harness.begin(request(max_tokens=200))
     harness.until(lambda: len(harness.of(call)) > 40)
     hold(harness, call)

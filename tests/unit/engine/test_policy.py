@@ -35,6 +35,8 @@ class Request:
     priority: int = 0
     size: int = 1
     chunks: int = 1
+    rows: int = 1
+    arrived: float = 0.0
 
     @property
     def namespace(self) -> tuple[str, str]:
@@ -61,6 +63,14 @@ def order(waiting: list[Request]) -> list[Request]:
         if not first.chunks:
             waiting.remove(first)
     return done
+
+
+def test_request_of_many_rows_waits_for_slots() -> None:
+    """It is not passed by later ones of its model, and stops no other model."""
+    wide, narrow, other = Request("m", rows=2), Request("m"), Request("free")
+    assert starts([wide, narrow, other], {"m": 1}) is other
+    assert starts([wide, narrow], {"m": 1}) is None
+    assert starts([wide, narrow]) is wide
 
 
 def test_requests_start_in_order_of_arrival() -> None:

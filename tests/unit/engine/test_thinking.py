@@ -32,7 +32,7 @@ class Form:
 
 def allowed(constraint: TokenMask, last: int | None) -> list[int]:
     """Return the tokens that may come next."""
-    mask = constraint.mask(last)
+    mask = constraint.mask(None if last is None else mx.array([last]))
     return [token for token, may in enumerate(mask.tolist()) if may]  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ import pytest
 import regex
 from mlx_lm import tool_parsers
 
-from daemon.engine.output.tool_calls import bounded
+from daemon.engine.output.notations.foreign import bounded
 
 NOTATIONS = [module.name for module in pkgutil.iter_modules(tool_parsers.__path__)]
 

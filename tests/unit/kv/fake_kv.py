@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from daemon.kv.evictor import PrefixLimits
@@ -71,8 +71,9 @@ class FakePrefixes:
         buffers: int = 1000,
         min_prefix_len: int = 16,
         parts: PrefixSpec = PLAIN,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self.cache = PrefixCache(PrefixLimits(blocks, nbytes, buffers), min_prefix_len, copy=fake_copy)
+        self.cache = PrefixCache(PrefixLimits(blocks, nbytes, buffers), min_prefix_len, copy=fake_copy, clock=clock)
         self.parts = parts
         self.packed: list[tuple[int, int]] = []
 

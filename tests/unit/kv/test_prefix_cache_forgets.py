@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from daemon.kv.prefix_cache import Dropped
+from daemon.kv.dropped import Dropped
 from tests.unit.kv.fake_kv import BLOCK_BYTES, FakePrefixes, prompt
 
 Forget = Callable[..., Dropped]

@@ -7,7 +7,16 @@ import random
 from dataclasses import replace
 
 from daemon.server.stats import BOUNDS, Histogram
-from mlx_sidecar import HistorySample, LatencyHistogram, LatencyStats, MemoryStats, NamespaceStats, Stats
+from mlx_sidecar import (
+    HistorySample,
+    KeptPrefix,
+    LatencyHistogram,
+    LatencyStats,
+    MemoryStats,
+    MissCounts,
+    NamespaceStats,
+    Stats,
+)
 from mlx_sidecar._decode import decode
 from tests.unit.cli.cli_fakes import GIB, INFO, MIB, MODEL_STATS, STATS
 
@@ -100,6 +109,10 @@ SAMPLE: Stats = replace(
             NamespaceStats("00ff00ff00ff00ff", "<script>alert(1)</script>", "", False, 10, 1, 0, 0),
         ),
         total_namespaces=6,
+        kept=(KeptPrefix("5fe1c0a97be1d2aa", 3_200, 120 * MIB, 2_400.0),),
+        misses=MissCounts(never_seen=40, diverged=12, evicted=3),
+        total_kept=2,
+        kept_bytes=200 * MIB,
     ),
     engine=replace(STATS.engine, restarts=1, queued=1, prefilling=1, decoding=3, generated_tokens=182_401),
     memory=MemoryStats(

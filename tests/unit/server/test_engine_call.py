@@ -68,6 +68,34 @@ def test_slow_reader_gets_equal_text_and_ids(pieces: list[tuple[str, list[int]]]
     assert got[-1] == FINISHED
 
 
+async def test_samples_of_a_slow_reader_are_joined_apart() -> None:
+    """Each keeps its order; what is joined stays before the end of its sample, and the call ends with the last one."""
+    one = call()
+    for number in range(40):
+        delta = pb.Delta(text=f"{number} ", index=number % 2)
+        one.push(answer(pb.GenerateResponse(delta=delta)))
+    first = answer(pb.GenerateResponse(finished=pb.Finished(index=1)))
+    first.more = True
+    one.push(first)
+    one.push(answer(pb.GenerateResponse(delta=pb.Delta(text="end", index=0))))
+    assert not one.over
+    one.push(FINISHED)
+    events = [event.generate for event in await read(one)]
+    kinds = [(event.WhichOneof("event"), event.delta.index or event.finished.index) for event in events]
+    assert kinds == [("delta", 0), ("delta", 1), ("finished", 1), ("finished", 0)]
+    assert events[0].delta.text == "".join(f"{number} " for number in range(0, 40, 2)) + "end"
+    assert events[1].delta.text == "".join(f"{number} " for number in range(1, 40, 2))
+
+
+async def test_scores_of_prompts_are_not_joined() -> None:
+    """Each message stays as small as it came."""
+    one = call()
+    for start in (1, 2):
+        one.push(answer(pb.GenerateResponse(prompt_logprobs=pb.PromptLogprobs(start=start))))
+    one.push(FINISHED)
+    assert [event.generate.prompt_logprobs.start for event in await read(one)] == [1, 2, 0]
+
+
 async def test_joined_deltas_keep_reasoning_and_tool_calls() -> None:
     """Each channel is joined on its own."""
     one = call()

@@ -40,6 +40,14 @@ def test_request_is_counted_once_per_latency_histogram() -> None:
     assert (seen.load.sum, seen.per_token.sum, seen.total.sum) == (2.0, 0.1, 3.0)
 
 
+def test_scored_prompt_has_no_first_token() -> None:
+    """Nothing was generated, so only the times of the prompt count."""
+    latency = Latency()
+    latency.finished(finished(tokens=0))
+    seen = decode(LatencyStats, latency.message())
+    assert (seen.first_token.count, seen.prefill.count, seen.total.count) == (0, 1, 1)
+
+
 def test_latency_falls_into_the_bucket_of_its_bound() -> None:
     """Bounds are inclusive, and the last bucket takes the rest."""
     histogram = Histogram()

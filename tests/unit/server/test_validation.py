@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.server import validation
 from daemon.server.validation import check_generate, check_invalidate, check_load
 from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.sampling_options import RANGES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 CHECKS: dict[type[Message], Callable[[Any], None]] = {
@@ -26,9 +27,10 @@ CHECKS: dict[type[Message], Callable[[Any], None]] = {
 }
 
 CHECKED = {
-    "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl"},
+    "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl", "context_length"},
     "GenerateRequest": {"model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs"}
-    | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"},
+    | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"}
+    | {"reasoning_budget", "samples", "prompt_logprobs"},
     "ResponseFormat": {"json_schema", "json_object", "regex", "grammar"},
     "TokenIds": {"ids"},
     "Chat": {"messages", "tools", "tool_choice", "required_tool"}
@@ -36,9 +38,9 @@ CHECKED = {
     "ChatMessage": {"role"},
     "Tool": {"name", "parameters_json"},
     "Sampling": {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"}
-    | {"frequency_penalty", "logit_bias"},
+    | {"frequency_penalty", "logit_bias", "seed", "model_defaults"},
     "Stop": {"strings", "token_ids", "ignore_eos"},
-    "CacheOptions": {"mode", "salt"},
+    "CacheOptions": {"mode", "salt", "keep"},
     "InvalidateRequest": {"model", "prefix", "all"},
     "ModelTarget": {"model", "weights", "prefixes"},
     "PrefixTarget": {"model", "text", "tokens", "salt"},
@@ -53,7 +55,6 @@ FREE = {
     "ChatMessage": {"content", "reasoning_content", "tool_calls", "tool_call_id"},
     "ToolCall": {"id", "name", "arguments_json"},
     "Tool": {"description"},
-    "Sampling": {"seed"},
     "InvalidateRequest": {"dry_run"},
 }
 """Fields of which every value is allowed here: switches, seeds, texts that only templates read, JSON that the engine
@@ -127,12 +128,24 @@ def error_of(request: Message) -> SidecarError | None:
 GOOD = [
     load(),
     load(revision="main", adapter="/a", pin=True, ttl={"seconds": 0}),
+    load(context_length=2),
+    load(context_length=2**31 - 1),
     load(ttl={"seconds": 315_576_000_000, "nanos": 999_999_999}),
     load(model="m" * 1024),
     load(estimate_only=True, skip_warmup=True),
     generate(max_tokens=1, top_logprobs=0, request_id="a" * 128),
+    generate(cache={"keep": Duration(nanos=1)}),
+    generate(cache={"keep": Duration(seconds=86_400), "mode": pb.CACHE_MODE_READ_WRITE}),
     generate(max_tokens=2**31 - 1, top_logprobs=20, cache={"mode": pb.CACHE_MODE_BYPASS, "salt": "s" * 128}),
-    sampling(temperature=0, top_p=1e-45, top_k=0, min_p=0, repetition_penalty=1e-45),
+    sampling(temperature=0, top_p=1, top_k=0, min_p=0, repetition_penalty=1e-45),
+    sampling(temperature=1e-45, top_p=1e-45, top_k=1, min_p=1, seed=0),
+    sampling(model_defaults=True, top_p=0.5, top_k=1, min_p=1, seed=0),
+    generate(samples=1),
+    generate(samples=16, sampling=pb.Sampling(temperature=1)),
+    generate(samples=16, sampling=pb.Sampling(model_defaults=True)),
+    generate(prompt_logprobs=20, max_tokens=1),
+    generate(prompt_logprobs=0, max_tokens=0),
+    generate(prompt_logprobs=0, max_tokens=0, sampling=pb.Sampling(temperature=0, top_p=1, repetition_penalty=1)),
     sampling(temperature=100, top_p=1, top_k=2**31 - 1, min_p=1, repetition_penalty=10, seed=2**64 - 1),
     sampling(presence_penalty=-10, frequency_penalty=10, logit_bias={7: -100, 8: 100}),
     sampling(logit_bias=dict.fromkeys(range(1024), 0.0)),
@@ -175,6 +188,10 @@ BAD: list[tuple[str, Message]] = [
     ("ttl", load(ttl={"seconds": 2**63 - 1})),
     ("ttl", load(ttl={"seconds": 1}, estimate_only=True)),
     ("pin", load(pin=False, estimate_only=True)),
+    ("context_length", load(context_length=4096, estimate_only=True)),
+    ("context_length", load(context_length=1)),
+    ("context_length", load(context_length=0)),
+    ("context_length", load(context_length=-4096)),
     ("prompt", pb.GenerateRequest(model="m")),
     ("text", generate(text="")),
     ("tokens.ids", pb.GenerateRequest(model="m", tokens=pb.TokenIds())),
@@ -224,6 +241,25 @@ BAD: list[tuple[str, Message]] = [
     ("sampling.temperature", sampling(temperature=100.001)),
     ("sampling.temperature", sampling(temperature=-1e-45)),
     ("sampling.top_p", sampling(top_p=0)),
+    ("sampling.top_p", sampling(top_p=0.5)),
+    ("sampling.top_k", sampling(temperature=0, top_k=1)),
+    ("sampling.min_p", sampling(temperature=0, model_defaults=True, min_p=0.1)),
+    ("sampling.seed", sampling(seed=0)),
+    ("samples", generate(samples=0, sampling=pb.Sampling(temperature=1))),
+    ("samples", generate(samples=17, sampling=pb.Sampling(temperature=1))),
+    ("samples", generate(samples=2)),
+    ("draft_model", generate(samples=2, draft_model="m", sampling=pb.Sampling(temperature=1))),
+    ("draft_model", generate(prompt_logprobs=0, draft_model="m")),
+    ("prompt_logprobs", generate(prompt_logprobs=21)),
+    ("prompt_logprobs", generate(prompt_logprobs=-1)),
+    ("max_tokens", generate(prompt_logprobs=0, max_tokens=-1)),
+    ("samples", generate(prompt_logprobs=0, max_tokens=0, samples=1)),
+    ("top_logprobs", generate(prompt_logprobs=0, max_tokens=0, top_logprobs=0)),
+    ("response_format", generate(prompt_logprobs=0, max_tokens=0, response_format=pb.ResponseFormat(regex="a"))),
+    ("sampling.temperature", generate(prompt_logprobs=0, max_tokens=0, sampling=pb.Sampling(temperature=1))),
+    ("sampling.model_defaults", generate(prompt_logprobs=0, max_tokens=0, sampling=pb.Sampling(model_defaults=True))),
+    ("stop.strings", generate(prompt_logprobs=0, max_tokens=0, stop=pb.Stop(strings=["x"]))),
+    ("chat.tool_choice", must_call(prompt_logprobs=0, max_tokens=0)),
     ("sampling.top_p", sampling(top_p=1.0000002)),
     ("sampling.top_k", sampling(top_k=-1)),
     ("sampling.min_p", sampling(min_p=1.0000002)),
@@ -243,6 +279,11 @@ BAD: list[tuple[str, Message]] = [
     ("top_logprobs", generate(top_logprobs=-1)),
     ("cache.mode", generate(cache={"mode": 4})),
     ("cache.salt", generate(cache={"salt": "s" * 129})),
+    ("cache.keep", generate(cache={"keep": Duration()})),
+    ("cache.keep", generate(cache={"keep": Duration(seconds=-1)})),
+    ("cache.keep", generate(cache={"keep": Duration(seconds=86_400, nanos=1)})),
+    ("cache.keep", generate(cache={"keep": Duration(seconds=1), "mode": pb.CACHE_MODE_READ_ONLY})),
+    ("cache.keep", generate(cache={"keep": Duration(seconds=1), "mode": pb.CACHE_MODE_BYPASS})),
     ("request_id", generate(request_id="a" * 129)),
     ("request_id", generate(request_id="a b")),
     ("request_id", generate(request_id="\n")),
@@ -272,7 +313,7 @@ def test_request_beyond_a_limit_names_its_field(field: str, request_: Message) -
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", [name for name in validation._SAMPLING_RANGES if name != "top_k"])
+@pytest.mark.parametrize("name", [name for name in RANGES if name != "top_k"])
 def test_nan_and_infinity_are_refused(name: str, value: float) -> None:
     """Everywhere."""
     assert refused(sampling(**{name: value})) == f"sampling.{name}"

@@ -91,6 +91,8 @@ ALL_GIVEN: dict[str, tuple[Any, Any]] = {
     "log_level": ("debug", "debug"),
     "log_file": ("~/log", lambda home: home / "log"),
     "model_roots": (["/a", "~/b"], lambda home: (Path("/a"), home / "b")),
+    "http_listen": ("127.0.0.1:8080", "127.0.0.1:8080"),
+    "http_origins": (["http://localhost:3000"], ("http://localhost:3000",)),
     "tracing": (True, True),
 }
 

@@ -94,3 +94,25 @@ def test_both_processes_come_to_the_same_by_the_same_commands() -> None:
         dropped(overrides, model=pb.ModelTarget(model="0", weights=True))
     assert parent.recalls() == engine.recalls()
     assert [engine.pin(str(number), "") for number in range(3)] == [None, False, True]
+
+
+def test_context_length_stays_when_the_load_is_done() -> None:
+    """The model cache does not hold it, so it outlives an eviction; dropped weights take it back."""
+    engine = ModelOverrides()
+    recalled(engine, load(pin=True, ttl={"seconds": 5}, context_length=64))
+    engine.done("a", "")
+    assert (engine.pin("a", ""), engine.ttl("a", ""), engine.context_length("a", "")) == (None, None, 64)
+    engine.choose_context_length("a", "", 32)
+    engine.choose_context_length("b", "/x", 16)
+    engine.done("a", "")
+    chosen = [engine.context_length(*key) for key in (("a", ""), ("b", "/x"), ("b", ""))]
+    assert chosen == [32, 16, None]
+    dropped(engine, model=pb.ModelTarget(model="a", weights=True))
+    assert (engine.context_length("a", ""), engine.context_length("b", "/x")) == (None, 16)
+
+
+def test_context_length_is_told_to_a_new_engine() -> None:
+    parent = ModelOverrides()
+    loaded(parent, load(context_length=64))
+    loaded(parent, load(pin=True))
+    assert requests(parent) == [load(pin=True, context_length=64)]

@@ -47,12 +47,39 @@ class CacheMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CACHE_MODE_READ_ONLY: _ClassVar[CacheMode]
     CACHE_MODE_BYPASS: _ClassVar[CacheMode]
 
+class MissReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MISS_REASON_UNSPECIFIED: _ClassVar[MissReason]
+    MISS_REASON_NEVER_SEEN: _ClassVar[MissReason]
+    MISS_REASON_DIVERGED: _ClassVar[MissReason]
+    MISS_REASON_EVICTED: _ClassVar[MissReason]
+    MISS_REASON_INVALIDATED: _ClassVar[MissReason]
+    MISS_REASON_OTHER_NAMESPACE: _ClassVar[MissReason]
+    MISS_REASON_TOO_SHORT: _ClassVar[MissReason]
+    MISS_REASON_RESUME_POINT: _ClassVar[MissReason]
+
+class NamespacePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NAMESPACE_PART_UNSPECIFIED: _ClassVar[NamespacePart]
+    NAMESPACE_PART_WEIGHTS: _ClassVar[NamespacePart]
+    NAMESPACE_PART_ADAPTER: _ClassVar[NamespacePart]
+    NAMESPACE_PART_LAYOUT: _ClassVar[NamespacePart]
+    NAMESPACE_PART_SALT: _ClassVar[NamespacePart]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
     FINISH_REASON_TOOL_CALLS: _ClassVar[FinishReason]
+
+class HttpState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HTTP_STATE_UNSPECIFIED: _ClassVar[HttpState]
+    HTTP_STATE_OFF: _ClassVar[HttpState]
+    HTTP_STATE_STARTING: _ClassVar[HttpState]
+    HTTP_STATE_SERVING: _ClassVar[HttpState]
+    HTTP_STATE_RESTARTING: _ClassVar[HttpState]
 
 class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -91,10 +118,28 @@ CACHE_MODE_UNSPECIFIED: CacheMode
 CACHE_MODE_READ_WRITE: CacheMode
 CACHE_MODE_READ_ONLY: CacheMode
 CACHE_MODE_BYPASS: CacheMode
+MISS_REASON_UNSPECIFIED: MissReason
+MISS_REASON_NEVER_SEEN: MissReason
+MISS_REASON_DIVERGED: MissReason
+MISS_REASON_EVICTED: MissReason
+MISS_REASON_INVALIDATED: MissReason
+MISS_REASON_OTHER_NAMESPACE: MissReason
+MISS_REASON_TOO_SHORT: MissReason
+MISS_REASON_RESUME_POINT: MissReason
+NAMESPACE_PART_UNSPECIFIED: NamespacePart
+NAMESPACE_PART_WEIGHTS: NamespacePart
+NAMESPACE_PART_ADAPTER: NamespacePart
+NAMESPACE_PART_LAYOUT: NamespacePart
+NAMESPACE_PART_SALT: NamespacePart
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_TOOL_CALLS: FinishReason
+HTTP_STATE_UNSPECIFIED: HttpState
+HTTP_STATE_OFF: HttpState
+HTTP_STATE_STARTING: HttpState
+HTTP_STATE_SERVING: HttpState
+HTTP_STATE_RESTARTING: HttpState
 MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_READY: ModelState
@@ -107,7 +152,7 @@ ENGINE_STATE_RESTARTING: EngineState
 ENGINE_STATE_STOPPED: EngineState
 
 class GetOrLoadRequest(_message.Message):
-    __slots__ = ("model", "revision", "adapter", "pin", "ttl", "skip_warmup", "allow_download", "estimate_only")
+    __slots__ = ("model", "revision", "adapter", "pin", "ttl", "skip_warmup", "allow_download", "estimate_only", "context_length")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +161,7 @@ class GetOrLoadRequest(_message.Message):
     SKIP_WARMUP_FIELD_NUMBER: _ClassVar[int]
     ALLOW_DOWNLOAD_FIELD_NUMBER: _ClassVar[int]
     ESTIMATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     model: str
     revision: str
     adapter: str
@@ -124,7 +170,8 @@ class GetOrLoadRequest(_message.Message):
     skip_warmup: bool
     allow_download: bool
     estimate_only: bool
-    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., pin: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., skip_warmup: bool = ..., allow_download: bool = ..., estimate_only: bool = ...) -> None: ...
+    context_length: int
+    def __init__(self, model: _Optional[str] = ..., revision: _Optional[str] = ..., adapter: _Optional[str] = ..., pin: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., skip_warmup: bool = ..., allow_download: bool = ..., estimate_only: bool = ..., context_length: _Optional[int] = ...) -> None: ...
 
 class GetOrLoadResponse(_message.Message):
     __slots__ = ("progress", "ready")
@@ -147,7 +194,7 @@ class LoadProgress(_message.Message):
     def __init__(self, stage: _Optional[_Union[LoadStage, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., evicting: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("model", "fingerprint", "architecture", "size_bytes", "num_layers", "context_length", "vocab_size", "kv_bytes_per_token", "prefix_reuse", "outcome", "load_time", "evicted", "warmup_time", "revision", "warnings")
+    __slots__ = ("model", "fingerprint", "architecture", "size_bytes", "num_layers", "context_length", "vocab_size", "kv_bytes_per_token", "prefix_reuse", "outcome", "load_time", "evicted", "warmup_time", "revision", "warnings", "default_sampling")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +210,7 @@ class ModelInfo(_message.Message):
     WARMUP_TIME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_SAMPLING_FIELD_NUMBER: _ClassVar[int]
     model: str
     fingerprint: str
     architecture: str
@@ -178,10 +226,11 @@ class ModelInfo(_message.Message):
     warmup_time: _duration_pb2.Duration
     revision: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., architecture: _Optional[str] = ..., size_bytes: _Optional[int] = ..., num_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., prefix_reuse: _Optional[_Union[PrefixReuse, str]] = ..., outcome: _Optional[_Union[LoadOutcome, str]] = ..., load_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., evicted: _Optional[_Iterable[str]] = ..., warmup_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    default_sampling: Sampling
+    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., architecture: _Optional[str] = ..., size_bytes: _Optional[int] = ..., num_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., prefix_reuse: _Optional[_Union[PrefixReuse, str]] = ..., outcome: _Optional[_Union[LoadOutcome, str]] = ..., load_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., evicted: _Optional[_Iterable[str]] = ..., warmup_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., default_sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs", "cache", "request_id", "require_loaded", "response_format", "priority", "draft_model", "draft_tokens")
+    __slots__ = ("model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs", "cache", "request_id", "require_loaded", "response_format", "reasoning_budget", "samples", "prompt_logprobs", "priority", "draft_model", "draft_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -195,6 +244,9 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REQUIRE_LOADED_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    REASONING_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     DRAFT_MODEL_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -211,10 +263,13 @@ class GenerateRequest(_message.Message):
     request_id: str
     require_loaded: bool
     response_format: ResponseFormat
+    reasoning_budget: int
+    samples: int
+    prompt_logprobs: int
     priority: int
     draft_model: str
     draft_tokens: int
-    def __init__(self, model: _Optional[str] = ..., adapter: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., top_logprobs: _Optional[int] = ..., cache: _Optional[_Union[CacheOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., require_loaded: bool = ..., response_format: _Optional[_Union[ResponseFormat, _Mapping]] = ..., priority: _Optional[int] = ..., draft_model: _Optional[str] = ..., draft_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., adapter: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., top_logprobs: _Optional[int] = ..., cache: _Optional[_Union[CacheOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., require_loaded: bool = ..., response_format: _Optional[_Union[ResponseFormat, _Mapping]] = ..., reasoning_budget: _Optional[int] = ..., samples: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., priority: _Optional[int] = ..., draft_model: _Optional[str] = ..., draft_tokens: _Optional[int] = ...) -> None: ...
 
 class ResponseFormat(_message.Message):
     __slots__ = ("json_schema", "json_object", "regex", "grammar")
@@ -302,7 +357,7 @@ class Tool(_message.Message):
     def __init__(self, name: _Optional[str] = ..., description: _Optional[str] = ..., parameters_json: _Optional[str] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
+    __slots__ = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "model_defaults")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -319,6 +374,7 @@ class Sampling(_message.Message):
     PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
     FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
     LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_p: float
     top_k: int
@@ -328,7 +384,8 @@ class Sampling(_message.Message):
     presence_penalty: float
     frequency_penalty: float
     logit_bias: _containers.ScalarMap[int, float]
-    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ...) -> None: ...
+    model_defaults: bool
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., model_defaults: bool = ...) -> None: ...
 
 class Stop(_message.Message):
     __slots__ = ("strings", "token_ids", "ignore_eos")
@@ -341,40 +398,64 @@ class Stop(_message.Message):
     def __init__(self, strings: _Optional[_Iterable[str]] = ..., token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ...) -> None: ...
 
 class CacheOptions(_message.Message):
-    __slots__ = ("mode", "salt")
+    __slots__ = ("mode", "salt", "keep")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     mode: CacheMode
     salt: str
-    def __init__(self, mode: _Optional[_Union[CacheMode, str]] = ..., salt: _Optional[str] = ...) -> None: ...
+    keep: _duration_pb2.Duration
+    def __init__(self, mode: _Optional[_Union[CacheMode, str]] = ..., salt: _Optional[str] = ..., keep: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("seq", "started", "prefill", "delta", "finished")
+    __slots__ = ("seq", "started", "prefill", "delta", "finished", "prompt_logprobs")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     seq: int
     started: Started
     prefill: PrefillProgress
     delta: Delta
     finished: Finished
-    def __init__(self, seq: _Optional[int] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., prefill: _Optional[_Union[PrefillProgress, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    prompt_logprobs: PromptLogprobs
+    def __init__(self, seq: _Optional[int] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., prefill: _Optional[_Union[PrefillProgress, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_tokens", "cached_tokens", "warnings")
+    __slots__ = ("request_id", "model", "prompt_tokens", "cached_tokens", "warnings", "miss")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    MISS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_tokens: int
     cached_tokens: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    miss: Miss
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., miss: _Optional[_Union[Miss, _Mapping]] = ...) -> None: ...
+
+class Miss(_message.Message):
+    __slots__ = ("reason", "token", "resume_token", "message", "character", "seen", "differs")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    CHARACTER_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    DIFFERS_FIELD_NUMBER: _ClassVar[int]
+    reason: MissReason
+    token: int
+    resume_token: int
+    message: int
+    character: int
+    seen: _duration_pb2.Duration
+    differs: _containers.RepeatedScalarFieldContainer[NamespacePart]
+    def __init__(self, reason: _Optional[_Union[MissReason, str]] = ..., token: _Optional[int] = ..., resume_token: _Optional[int] = ..., message: _Optional[int] = ..., character: _Optional[int] = ..., seen: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., differs: _Optional[_Iterable[_Union[NamespacePart, str]]] = ...) -> None: ...
 
 class PrefillProgress(_message.Message):
     __slots__ = ("done", "total")
@@ -384,19 +465,45 @@ class PrefillProgress(_message.Message):
     total: int
     def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
+class PromptLogprobs(_message.Message):
+    __slots__ = ("start", "logprobs")
+    START_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
+    def __init__(self, start: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
+
 class Delta(_message.Message):
-    __slots__ = ("text", "token_ids", "logprobs", "reasoning", "tool_calls")
+    __slots__ = ("text", "token_ids", "logprobs", "reasoning", "tool_calls", "tool_call_deltas", "index")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     REASONING_FIELD_NUMBER: _ClassVar[int]
     TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_DELTAS_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
     reasoning: str
     tool_calls: _containers.RepeatedCompositeFieldContainer[GeneratedToolCall]
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., reasoning: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[GeneratedToolCall, _Mapping]]] = ...) -> None: ...
+    tool_call_deltas: _containers.RepeatedCompositeFieldContainer[ToolCallDelta]
+    index: int
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., reasoning: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[GeneratedToolCall, _Mapping]]] = ..., tool_call_deltas: _Optional[_Iterable[_Union[ToolCallDelta, _Mapping]]] = ..., index: _Optional[int] = ...) -> None: ...
+
+class ToolCallDelta(_message.Message):
+    __slots__ = ("index", "id", "name", "arguments_json", "withdrawn")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    id: str
+    name: str
+    arguments_json: str
+    withdrawn: bool
+    def __init__(self, index: _Optional[int] = ..., id: _Optional[str] = ..., name: _Optional[str] = ..., arguments_json: _Optional[str] = ..., withdrawn: bool = ...) -> None: ...
 
 class GeneratedToolCall(_message.Message):
     __slots__ = ("index", "id", "name", "arguments_json")
@@ -411,48 +518,58 @@ class GeneratedToolCall(_message.Message):
     def __init__(self, index: _Optional[int] = ..., id: _Optional[str] = ..., name: _Optional[str] = ..., arguments_json: _Optional[str] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
-    __slots__ = ("token_id", "logprob", "top")
+    __slots__ = ("token_id", "logprob", "top", "text")
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     TOP_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     token_id: int
     logprob: float
     top: _containers.RepeatedCompositeFieldContainer[TopLogprob]
-    def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TopLogprob, _Mapping]]] = ...) -> None: ...
+    text: str
+    def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TopLogprob, _Mapping]]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class TopLogprob(_message.Message):
-    __slots__ = ("token_id", "logprob")
+    __slots__ = ("token_id", "logprob", "text")
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
     token_id: int
     logprob: float
-    def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
+    text: str
+    def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("reason", "stop_match", "usage", "timings")
+    __slots__ = ("reason", "stop_match", "usage", "timings", "index", "seed")
     REASON_FIELD_NUMBER: _ClassVar[int]
     STOP_MATCH_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     reason: FinishReason
     stop_match: str
     usage: Usage
     timings: Timings
-    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop_match: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    index: int
+    seed: int
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop_match: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., index: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "draft_tokens", "accepted_tokens")
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "draft_tokens", "accepted_tokens", "reasoning_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     draft_tokens: int
     accepted_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
+    reasoning_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue", "load", "lookup", "restore", "prefill", "decode", "first_token")
@@ -553,7 +670,7 @@ class StatsResponse(_message.Message):
     def __init__(self, daemon: _Optional[_Union[DaemonStats, _Mapping]] = ..., model_cache: _Optional[_Union[ModelCacheStats, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelStats, _Mapping]]] = ..., prefix_cache: _Optional[_Union[PrefixCacheStats, _Mapping]] = ..., engine: _Optional[_Union[EngineStats, _Mapping]] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., latency: _Optional[_Union[LatencyStats, _Mapping]] = ..., history: _Optional[_Iterable[_Union[HistorySample, _Mapping]]] = ...) -> None: ...
 
 class DaemonStats(_message.Message):
-    __slots__ = ("version", "pid", "uptime", "draining", "mlx_version", "mlx_lm_version", "device")
+    __slots__ = ("version", "pid", "uptime", "draining", "mlx_version", "mlx_lm_version", "device", "http")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UPTIME_FIELD_NUMBER: _ClassVar[int]
@@ -561,6 +678,7 @@ class DaemonStats(_message.Message):
     MLX_VERSION_FIELD_NUMBER: _ClassVar[int]
     MLX_LM_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    HTTP_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uptime: _duration_pb2.Duration
@@ -568,7 +686,20 @@ class DaemonStats(_message.Message):
     mlx_version: str
     mlx_lm_version: str
     device: str
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., draining: bool = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    http: HttpStats
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., draining: bool = ..., mlx_version: _Optional[str] = ..., mlx_lm_version: _Optional[str] = ..., device: _Optional[str] = ..., http: _Optional[_Union[HttpStats, _Mapping]] = ...) -> None: ...
+
+class HttpStats(_message.Message):
+    __slots__ = ("state", "address", "pid", "restarts")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    state: HttpState
+    address: str
+    pid: int
+    restarts: int
+    def __init__(self, state: _Optional[_Union[HttpState, str]] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ...) -> None: ...
 
 class ModelCacheStats(_message.Message):
     __slots__ = ("cached_models", "max_models", "total_hits", "total_misses", "hit_rate", "total_memory_bytes", "budget_bytes", "evictions", "oldest_entry_age")
@@ -615,7 +746,7 @@ class ModelStats(_message.Message):
     def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., in_use: _Optional[int] = ..., use_count: _Optional[int] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., expires_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pinned: bool = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PrefixCacheStats(_message.Message):
-    __slots__ = ("blocks", "max_blocks", "block_tokens", "bytes", "budget_bytes", "buffers", "lookups", "hits", "hit_rate", "tokens_looked_up", "tokens_reused", "inserts", "evictions", "leases", "checkpoints", "namespaces", "total_namespaces")
+    __slots__ = ("blocks", "max_blocks", "block_tokens", "bytes", "budget_bytes", "buffers", "lookups", "hits", "hit_rate", "tokens_looked_up", "tokens_reused", "inserts", "evictions", "leases", "checkpoints", "namespaces", "total_namespaces", "kept", "misses", "total_kept", "kept_bytes", "kept_budget_bytes", "kept_yielded")
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -633,6 +764,12 @@ class PrefixCacheStats(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     NAMESPACES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_KEPT_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_YIELDED_FIELD_NUMBER: _ClassVar[int]
     blocks: int
     max_blocks: int
     block_tokens: int
@@ -650,7 +787,43 @@ class PrefixCacheStats(_message.Message):
     checkpoints: int
     namespaces: _containers.RepeatedCompositeFieldContainer[NamespaceStats]
     total_namespaces: int
-    def __init__(self, blocks: _Optional[int] = ..., max_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., buffers: _Optional[int] = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., hit_rate: _Optional[float] = ..., tokens_looked_up: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., inserts: _Optional[int] = ..., evictions: _Optional[int] = ..., leases: _Optional[int] = ..., checkpoints: _Optional[int] = ..., namespaces: _Optional[_Iterable[_Union[NamespaceStats, _Mapping]]] = ..., total_namespaces: _Optional[int] = ...) -> None: ...
+    kept: _containers.RepeatedCompositeFieldContainer[KeptPrefix]
+    misses: MissCounts
+    total_kept: int
+    kept_bytes: int
+    kept_budget_bytes: int
+    kept_yielded: int
+    def __init__(self, blocks: _Optional[int] = ..., max_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., buffers: _Optional[int] = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., hit_rate: _Optional[float] = ..., tokens_looked_up: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., inserts: _Optional[int] = ..., evictions: _Optional[int] = ..., leases: _Optional[int] = ..., checkpoints: _Optional[int] = ..., namespaces: _Optional[_Iterable[_Union[NamespaceStats, _Mapping]]] = ..., total_namespaces: _Optional[int] = ..., kept: _Optional[_Iterable[_Union[KeptPrefix, _Mapping]]] = ..., misses: _Optional[_Union[MissCounts, _Mapping]] = ..., total_kept: _Optional[int] = ..., kept_bytes: _Optional[int] = ..., kept_budget_bytes: _Optional[int] = ..., kept_yielded: _Optional[int] = ...) -> None: ...
+
+class KeptPrefix(_message.Message):
+    __slots__ = ("namespace", "tokens", "bytes", "expires_in")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_IN_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    tokens: int
+    bytes: int
+    expires_in: _duration_pb2.Duration
+    def __init__(self, namespace: _Optional[str] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., expires_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class MissCounts(_message.Message):
+    __slots__ = ("never_seen", "diverged", "evicted", "invalidated", "other_namespace", "too_short", "resume_point")
+    NEVER_SEEN_FIELD_NUMBER: _ClassVar[int]
+    DIVERGED_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    INVALIDATED_FIELD_NUMBER: _ClassVar[int]
+    OTHER_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    TOO_SHORT_FIELD_NUMBER: _ClassVar[int]
+    RESUME_POINT_FIELD_NUMBER: _ClassVar[int]
+    never_seen: int
+    diverged: int
+    evicted: int
+    invalidated: int
+    other_namespace: int
+    too_short: int
+    resume_point: int
+    def __init__(self, never_seen: _Optional[int] = ..., diverged: _Optional[int] = ..., evicted: _Optional[int] = ..., invalidated: _Optional[int] = ..., other_namespace: _Optional[int] = ..., too_short: _Optional[int] = ..., resume_point: _Optional[int] = ...) -> None: ...
 
 class NamespaceStats(_message.Message):
     __slots__ = ("namespace", "model", "adapter", "salted", "blocks", "branches", "hits", "tokens_reused")

@@ -1,0 +1,69 @@
+"""`mlx-sidecar http`: serves the APIs of OpenAI and others over HTTP in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import click
+
+from daemon.cli.output.formatting import examples
+from daemon.cli.session import Session, calls_daemon
+
+
+@click.command(
+    "http",
+    epilog=examples(
+        "mlx-sidecar http",
+        "mlx-sidecar http --port 8080",
+        'curl -H "Authorization: Bearer $(mlx-sidecar http --print-token)" http://127.0.0.1:8080/v1/models',
+    ),
+)
+@click.option("--port", type=click.IntRange(0, 65535), help="Serve on this port of 127.0.0.1; 0 takes a free one.")
+@click.option(
+    "--unix",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="Serve on this Unix socket (default: http.sock beside the daemon's).",
+)
+@click.option("--print-token", is_flag=True, help="Print the token that a port asks for, and make it if there is none.")
+@calls_daemon
+def command(session: Session, /, port: int | None, unix: Path | None, print_token: bool) -> None:
+    """
+    Serve OpenAI's API over HTTP until SIGTERM or Ctrl-C.
+
+    A port is for this machine only, and each request needs the token. A Unix socket is for this user only. The daemon
+    does the same by itself where http_listen in its configuration says so.
+    """
+    if port is not None and unix is not None:
+        raise click.UsageError("Give --port or --unix, not both.")
+    if print_token:
+        from daemon.http.token import read_token
+
+        click.echo(read_token(session.state_dir()))
+        return
+    if session.start:
+        session.client().close()
+    _serve(session, port, None if unix is None else unix.expanduser().absolute())
+
+
+def _serve(session: Session, port: int | None, unix: Path | None) -> None:
+    from daemon.http.server import policy, serve_by_hand
+    from daemon.server.http_listener import default_path, listen_at, listen_on
+    from daemon.shared import logs
+
+    config, socket = session.config(), session.socket()
+    logs.configure(config.log_level, None)
+    try:
+        listener = listen_on(port) if port is not None else listen_at(unix or default_path(socket))
+    except OSError as error:
+        raise click.UsageError(f"It cannot listen there: {os.strerror(error.errno or 0)}.") from None
+    try:
+        allowed = policy(config, listener.socket)
+        where = f"http://{listener.address}" if port is not None else listener.address
+        asyncio.run(
+            serve_by_hand(socket, listener.socket, allowed, lambda: click.echo(f"HTTP is served at {where}", err=True))
+        )
+    finally:
+        listener.close()

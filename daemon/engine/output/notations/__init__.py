@@ -1,0 +1,1 @@
+"""Notations of tool calls: one module for each, all behind `notation.Notation`."""

@@ -1,0 +1,168 @@
+"""
+Tool calls of Gemma 4 and FunctionGemma: `call:NAME{KEY:VALUE,…}` between two marks, with quotes of their own.
+
+A string stands between two marks that are its quotes, and has no escapes. Keys are bare, and may hold spaces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from daemon.engine.output.argument_types import ArgumentType, type_of
+from daemon.engine.output.json_reader import MOST_DEPTH, quoted
+from daemon.engine.output.notations.notation import Notation, read_end
+from daemon.engine.output.notations.structured import Style, Values, optional
+from daemon.engine.output.notations.syntax import (
+    CallSyntax,
+    Choice,
+    Free,
+    Json,
+    Later,
+    Maybe,
+    Part,
+    Pattern,
+    Sequence,
+    Several,
+    Text,
+    Unenforceable,
+    arguments,
+    listed,
+)
+from daemon.engine.output.reader import Malformed, Reader, Sink, Steps, read_until, read_value
+from daemon.engine.output.tool_calls import CallWriter, Tool
+
+_NAME = re.compile(r"[^{}<>\r\n]*")
+_KEY = re.compile(r"[^:{}\[\],<>\r\n]*")
+_BARE = re.compile(r"[^,{}\[\]<>\r\n]*")
+
+
+def _notation(name: str, start: str, end: str, quote: str) -> Notation:
+    """Return the notation with these marks."""
+
+    def read(reader: Reader, calls: CallWriter) -> Steps[None]:
+        yield from reader.literal(start)
+        yield from reader.space()
+        while True:
+            yield from reader.literal("call:")
+            pieces: list[str] = []
+            yield from reader.run(_NAME, pieces.append)
+            tool = calls.begin("".join(pieces).strip())
+            yield from _read_members(reader, calls.write, quote, type_of([tool.parameters], tool.parameters), 0)
+            if not (yield from reader.follows("call:")):
+                break
+            calls.end()
+            yield from reader.space()
+        yield from read_end(reader, end, before=(start,))
+        calls.end()
+
+    def call(tool: Tool) -> Part:
+        root = arguments(tool)
+        return Sequence((Text(f"call:{tool.name}"), Values(_style(quote), root).of(root)))
+
+    return Notation(name, (start,), read, CallSyntax(call, start, end, apart=""))
+
+
+def _read_value(reader: Reader, sink: Sink, quote: str, kind: ArgumentType, depth: int) -> Steps[None]:
+    yield from reader.space()
+    if depth > MOST_DEPTH:
+        raise Malformed("values are too deep within each other")
+    if (yield from reader.maybe(quote)):
+        sink('"')
+        yield from read_value(reader, lambda text: sink(quoted(text)), (quote,), (",", "}", "]", ":"))
+        sink('"')
+        return
+    ahead = yield from reader.peek()
+    if ahead == "{":
+        yield from _read_members(reader, sink, quote, kind, depth)
+    elif ahead == "[":
+        yield from _read_items(reader, sink, quote, kind, depth)
+    else:
+        pieces: list[str] = []
+        yield from reader.run(_BARE, pieces.append)
+        sink(kind.json_of("".join(pieces).strip()))
+
+
+def _read_members(reader: Reader, sink: Sink, quote: str, kind: ArgumentType, depth: int) -> Steps[None]:
+    yield from reader.literal("{")
+    sink("{")
+    names: set[str] = set()
+    while not (yield from _closed(reader, "}")):
+        name = yield from _read_key(reader, quote)
+        if name in names:
+            raise Malformed("a key comes twice")
+        sink(f'{", " if names else ""}"{quoted(name)}": ')
+        names.add(name)
+        yield from _read_value(reader, sink, quote, kind.member(name), depth + 1)
+        yield from reader.space()
+        if not (yield from reader.maybe(",")):
+            yield from reader.literal("}")
+            break
+    sink("}")
+
+
+def _read_items(reader: Reader, sink: Sink, quote: str, kind: ArgumentType, depth: int) -> Steps[None]:
+    yield from reader.literal("[")
+    sink("[")
+    first = True
+    while not (yield from _closed(reader, "]")):
+        sink("" if first else ", ")
+        first = False
+        yield from _read_value(reader, sink, quote, kind.item(), depth + 1)
+        yield from reader.space()
+        if not (yield from reader.maybe(",")):
+            yield from reader.literal("]")
+            break
+    sink("]")
+
+
+def _closed(reader: Reader, mark: str) -> Steps[bool]:
+    yield from reader.space()
+    return bool((yield from reader.maybe(mark)))
+
+
+def _read_key(reader: Reader, quote: str) -> Steps[str]:
+    if (yield from reader.maybe(quote)):
+        name = yield from read_until(reader, quote)
+        yield from reader.space()
+    else:
+        pieces: list[str] = []
+        yield from reader.run(_KEY, pieces.append)
+        name = "".join(pieces).strip()
+    if not name:
+        raise Malformed("a value has a key")
+    yield from reader.literal(":")
+    return name
+
+
+def _style(quote: str) -> Style:
+    """Return how values are written."""
+    string = Sequence((Text(quote), Free(quote)))
+
+    def text(only: str | None) -> Part:
+        return string if only is None else Text(f"{quote}{only}{quote}")
+
+    def items(item: Part) -> Part:
+        return Sequence((Text("["), Maybe(Several(item, ",")), Text("]")))
+
+    def of_members(parts: Mapping[str, Part], required: frozenset[str]) -> Part:
+        for name in parts:
+            if not _KEY.fullmatch(name):
+                raise Unenforceable(
+                    f"has the property {name!r}, a name that this model's notation of calls cannot hold"
+                )
+        pairs = {name: Sequence((Text(f"{name}:"), part)) for name, part in parts.items()}
+        return Sequence((Text("{"), listed(optional(pairs, required), ","), Text("}")))
+
+    def anything() -> Part:
+        value = Later()
+        pair = Sequence((Pattern("[A-Za-z_][A-Za-z0-9_ ]{0,63}:"), value))
+        members = Sequence((Text("{"), Maybe(Several(pair, ",")), Text("}")))
+        value.part = Choice((string, Json({"type": ["number", "boolean", "null"]}), items(value), members))
+        return members
+
+    return Style(text, items, of_members, anything)
+
+
+GEMMA_4 = _notation("Gemma 4", "<|tool_call>", "<tool_call|>", '<|"|>')
+FUNCTION_GEMMA = _notation("FunctionGemma", "<start_function_call>", "<end_function_call>", "<escape>")

@@ -1,0 +1,34 @@
+"""Tool calls of gpt-oss: a message with the tool's name in its header, `to=functions.NAME … <|message|>{…}`."""
+
+from __future__ import annotations
+
+import re
+
+from daemon.engine.output.notations.notation import Notation, read_arguments
+from daemon.engine.output.notations.syntax import CallSyntax, json_call
+from daemon.engine.output.reader import Malformed, Reader, Steps, read_until
+from daemon.engine.output.tool_calls import CallWriter
+
+CALLEE = "to=functions."
+_MESSAGE = "<|message|>"
+_NAME = re.compile(r"[^\s<]*")
+_HEADER = re.compile(r"\s*(?:<\|channel\|>\s*\w+)?\s*(?:<\|constrain\|>)?\s*\w*\s*")
+
+
+def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
+    yield from reader.literal(CALLEE)
+    name: list[str] = []
+    yield from reader.run(_NAME, name.append)
+    calls.begin("".join(name))
+    if not _HEADER.fullmatch((yield from read_until(reader, _MESSAGE))):
+        raise Malformed("this is no header of a call")
+    yield from read_arguments(reader, calls)
+    calls.end()
+
+
+HARMONY = Notation(
+    "gpt-oss",
+    (CALLEE,),
+    _read,
+    CallSyntax(json_call("", " <|constrain|>json<|message|>", ""), f"<|channel|>commentary {CALLEE}", opening=True),
+)

@@ -1,0 +1,144 @@
+"""
+Tool calls of MiniMax M2 and of DeepSeek V3.2 and V4: a block of invocations, with a tag for each argument.
+
+```
+<minimax:tool_call>
+<invoke name="NAME">
+<parameter name="KEY">VALUE</parameter>
+</invoke>
+</minimax:tool_call>
+```
+
+DeepSeek writes other marks, and says in the tag of an argument whether it is a string.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.engine.output.argument_types import ArgumentType, type_of
+from daemon.engine.output.notations.notation import Notation, read_end
+from daemon.engine.output.notations.syntax import (
+    CallSyntax,
+    Choice,
+    Free,
+    Json,
+    Part,
+    Pattern,
+    Sequence,
+    Text,
+    Unenforceable,
+    arguments,
+    members,
+    raw_value,
+    within,
+)
+from daemon.engine.output.reader import Malformed, Reader, Steps, read_until, read_value
+from daemon.engine.output.tool_calls import CallWriter, NamedArguments, Tool
+
+_NAME = re.compile(r"""\s*name\s*=\s*(?:"([^"]*)"|'([^']*)')\s*""")
+_IS_STRING = re.compile(r"""string\s*=\s*["'](true|false)["']\s*""")
+_TEXT = ArgumentType(frozenset({"string"}))
+_JSON = ArgumentType(frozenset({"number", "boolean", "null", "object", "array"}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tags:
+    """The tags of an invocation and of an argument, up to their attributes."""
+
+    invoke: str
+    invoke_end: str
+    parameter: str
+    parameter_end: str
+    states_strings: bool = False
+
+
+def _invocations(name: str, blocks: dict[str, str], tags: _Tags) -> Notation:
+    """
+    Return a notation.
+
+    Args:
+        name: Its name.
+        blocks: The marks that begin a block, each with the mark that ends it.
+        tags: Its other marks.
+    """
+
+    def read(reader: Reader, calls: CallWriter) -> Steps[None]:
+        start = yield from reader.maybe(*blocks)
+        yield from reader.space()
+        yield from reader.literal(tags.invoke)
+        while True:
+            yield from _read_invocation(reader, calls, tags)
+            calls.end()
+            yield from reader.space()
+            if not (yield from reader.maybe(tags.invoke)):
+                break
+        yield from read_end(reader, blocks[start], before=tuple(blocks))
+
+    def call(tool: Tool) -> Part:
+        root = arguments(tool)
+        unknown = _parameter(None, {}, root, tags)
+        parts = members(root, lambda key, schema: _parameter(key, schema, root, tags), unknown)
+        return Sequence((Text(f'{tags.invoke} name="{tool.name}">\n'), *parts, Text(f"{tags.invoke_end}\n")))
+
+    start = next(iter(blocks))
+    return Notation(name, tuple(blocks), read, CallSyntax(call, f"{start}\n", blocks[start], between=""))
+
+
+def _parameter(key: str | None, schema: Any, root: Mapping[str, Any], tags: _Tags) -> Part:
+    """Return the syntax of an argument; of any name for None."""
+    if key is not None and re.search('[<>"\n]', key):
+        raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
+    end = f"{tags.parameter_end}\n"
+    name = Pattern(r'[^<>"\s]{1,100}') if key is None else Text(key)
+    value = raw_value(schema, root, end)
+    if tags.states_strings:
+        kinds = type_of([schema], root).kinds
+        text = Sequence((Text('" string="true">'), value if "string" in kinds else Free(end)))
+        other = Sequence((Text('" string="false">'), Json(within(schema, root)), Text(end)))
+        value = text if kinds == {"string"} else other if "string" not in kinds else Choice((text, other))
+    else:
+        value = Sequence((Text('">'), value))
+    return Sequence((Text(f'{tags.parameter} name="'), name, value))
+
+
+def _read_invocation(reader: Reader, calls: CallWriter, tags: _Tags) -> Steps[None]:
+    match = _NAME.fullmatch((yield from read_until(reader, ">")))
+    if match is None:
+        raise Malformed("an invocation has a name")
+    writer = NamedArguments(calls.begin(match[1] or match[2] or ""), calls)
+    while True:
+        yield from reader.space()
+        if not (yield from reader.maybe(tags.parameter)):
+            break
+        attributes = yield from read_until(reader, ">")
+        match = _NAME.match(attributes)
+        if match is None:
+            raise Malformed("an argument has a name")
+        kind = writer.name(match[1] or match[2] or "")
+        stated = _IS_STRING.fullmatch(attributes, match.end())
+        if stated:
+            kind = _TEXT if stated[1] == "true" else _JSON
+        sink, end = writer.text(kind)
+        yield from read_value(reader, sink, (tags.parameter_end,), (tags.parameter, tags.invoke_end))
+        end()
+    yield from reader.literal(tags.invoke_end)
+    writer.end()
+
+
+MINIMAX_M2 = _invocations(
+    "MiniMax M2",
+    {"<minimax:tool_call>": "</minimax:tool_call>"},
+    _Tags("<invoke", "</invoke>", "<parameter", "</parameter>"),
+)
+DSML = _invocations(
+    "DeepSeek V3.2",
+    {
+        "<｜DSML｜function_calls>": "</｜DSML｜function_calls>",
+        "<｜DSML｜tool_calls>": "</｜DSML｜tool_calls>",
+    },
+    _Tags("<｜DSML｜invoke", "</｜DSML｜invoke>", "<｜DSML｜parameter", "</｜DSML｜parameter>", states_strings=True),
+)

@@ -1,0 +1,49 @@
+"""
+Tool calls of Mistral's models, old and new.
+
+Since 2025 each call has its mark: `[TOOL_CALLS]NAME[CALL_ID]ID[ARGS]{…}`, where the id is left out by most models.
+Before, one mark begins a list: `[TOOL_CALLS][{"name": …, "arguments": {…}, "id": …}, …]`. Neither has an end mark.
+"""
+
+from __future__ import annotations
+
+from daemon.engine.output.notations.notation import JsonKeys, Notation, read_arguments, read_json_calls
+from daemon.engine.output.notations.syntax import CallSyntax, json_call
+from daemon.engine.output.reader import Malformed, Reader, Steps
+from daemon.engine.output.tool_calls import CallWriter
+
+START, ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
+_ID = "[CALL_ID]"
+_LISTED = JsonKeys(id_last=True)
+
+
+def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
+    yield from reader.literal(START)
+    yield from reader.space()
+    ahead = yield from reader.peek()
+    if ahead in ("[", "{"):
+        before = calls.count
+        yield from read_json_calls(reader, calls, _LISTED)
+        if calls.count == before:
+            calls.end()
+        return
+    name: list[str] = []
+    id_: list[str] = []
+    mark = yield from reader.until((_ID, ARGUMENTS, "{", "\n"), name.append)
+    if mark == _ID:
+        mark = yield from reader.until((ARGUMENTS, "{", "\n"), id_.append)
+    if mark != ARGUMENTS:
+        raise Malformed("a call has arguments")
+    calls.begin("".join(name).strip(), "".join(id_).strip())
+    yield from read_arguments(reader, calls)
+    calls.end()
+
+
+MISTRAL = Notation("Mistral", (START,), _read, CallSyntax(json_call("", ARGUMENTS, ""), START, apart=""))
+MISTRAL_LIST = Notation(
+    "Mistral, older",
+    (START,),
+    _read,
+    CallSyntax(json_call('{"name": "', '", "arguments": ', "}"), f"{START}[", "]", between=", "),
+)
+"""The same for models without the token `[ARGS]`."""

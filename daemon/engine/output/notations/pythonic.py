@@ -1,0 +1,119 @@
+"""
+Tool calls that look like Python: `[get_weather(city="Bergen", days=2), get_time()]`.
+
+LFM2 writes them between `<|tool_call_start|>` and `<|tool_call_end|>`, Llama 3.2 and 4 without marks as their whole
+answer. Values are Python literals, or their JSON spelling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from daemon.engine.output.json_reader import quoted
+from daemon.engine.output.notations.notation import Notation, read_end, read_name
+from daemon.engine.output.notations.syntax import (
+    CallSyntax,
+    Json,
+    Maybe,
+    Part,
+    Pattern,
+    Sequence,
+    Several,
+    Text,
+    Unenforceable,
+    arguments,
+    listed,
+    members,
+    within,
+)
+from daemon.engine.output.python_reader import read_python
+from daemon.engine.output.reader import Malformed, Reader, Steps
+from daemon.engine.output.tool_calls import CallWriter, Tool
+
+_START, _END = "<|tool_call_start|>", "<|tool_call_end|>"
+_KEY = re.compile(r"[\w.$-]*")
+
+
+def _read_marked(reader: Reader, calls: CallWriter) -> Steps[None]:
+    yield from reader.literal(_START)
+    yield from reader.space()
+    yield from _read_list(reader, calls)
+    yield from read_end(reader, _END, before=(_START,))
+
+
+def _read_list(reader: Reader, calls: CallWriter) -> Steps[None]:
+    yield from reader.literal("[")
+    while True:
+        yield from reader.space()
+        yield from read_python_call(reader, calls)
+        calls.end()
+        yield from reader.space()
+        if not (yield from reader.maybe(",")):
+            break
+    yield from reader.literal("]")
+
+
+def read_python_call(reader: Reader, calls: CallWriter, method: str = "") -> Steps[None]:
+    """
+    Read a call such as `get_weather(city="Bergen")`. It has begun then, and the caller ends it.
+
+    Args:
+        reader: Its next character begins the name.
+        calls: Takes the call.
+        method: What follows the name of the tool, such as `.call`.
+
+    Raises:
+        Malformed: If it is no such call, or has an argument without a name.
+    """
+    name = yield from read_name(reader)
+    yield from reader.literal("(")
+    calls.begin(name.removesuffix(method))
+    calls.write("{")
+    names: set[str] = set()
+    while True:
+        yield from reader.space()
+        if (yield from reader.maybe(")")):
+            break
+        key = yield from _read_key(reader)
+        if key in names:
+            raise Malformed("an argument comes twice")
+        calls.write(f'{", " if names else ""}"{quoted(key)}": ')
+        names.add(key)
+        yield from read_python(reader, calls.write)
+        yield from reader.space()
+        if not (yield from reader.maybe(",")):
+            yield from reader.literal(")")
+            break
+    calls.write("}")
+
+
+def _read_key(reader: Reader) -> Steps[str]:
+    pieces: list[str] = []
+    yield from reader.run(_KEY, pieces.append)
+    if not any(pieces):
+        raise Malformed("an argument has a name")
+    yield from reader.space()
+    yield from reader.literal("=")
+    return "".join(pieces)
+
+
+def _call(tool: Tool) -> Part:
+    """Return the syntax of a call. Values are written as JSON, which the parser reads as well."""
+    root = arguments(tool)
+    unknown = Sequence((Pattern("[A-Za-z_][A-Za-z0-9_]{0,63}="), Json({})))
+    parts = members(root, lambda key, schema: _pair(key, schema, root), unknown)
+    if parts and isinstance(parts[0], Maybe) and isinstance(parts[0].part, Several):
+        parts = [Maybe(Several(unknown, ", "))]
+    return Sequence((Text(f"{tool.name}("), listed(parts, ", "), Text(")")))
+
+
+def _pair(key: str, schema: Any, root: Mapping[str, Any]) -> Part:
+    if not _KEY.fullmatch(key):
+        raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
+    return Sequence((Text(f"{key}="), Json(within(schema, root))))
+
+
+LFM2 = Notation("LFM2", (_START,), _read_marked, CallSyntax(_call, f"{_START}[", f"]{_END}", between=", "))
+PYTHONIC = Notation("pythonic Llama", (), _read_list, CallSyntax(_call, "[", "]", between=", "), opens_answer=True)

@@ -1,0 +1,100 @@
+"""
+Tool calls of Qwen 3 Coder, Qwen 3.5, Nemotron 3, Step 3.5 and Seed-OSS.
+
+```
+<tool_call>
+<function=NAME>
+<parameter=KEY>
+VALUE
+</parameter>
+</function>
+</tool_call>
+```
+
+One line end on either side of a value belongs to the marks. Seed-OSS writes none, and other outer marks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from daemon.engine.output.notations.notation import Notation, read_end
+from daemon.engine.output.notations.syntax import (
+    CallSyntax,
+    Free,
+    Part,
+    Pattern,
+    Sequence,
+    Text,
+    Unenforceable,
+    arguments,
+    members,
+    raw_value,
+)
+from daemon.engine.output.reader import Malformed, Reader, Steps, read_until, read_value
+from daemon.engine.output.tool_calls import CallWriter, NamedArguments, Tool
+
+_FUNCTION, _FUNCTION_END = "<function=", "</function>"
+_PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
+
+
+def in_tags(name: str, start: str, end: str, line: str) -> Notation:
+    """Return the notation with these outer marks, and the text on either side of a value."""
+
+    def read(reader: Reader, calls: CallWriter) -> Steps[None]:
+        yield from reader.literal(start)
+        yield from _read_function(reader, calls)
+        while (yield from reader.follows(_FUNCTION)):
+            calls.end()
+            yield from _read_function(reader, calls)
+        yield from read_end(reader, end, before=(start,))
+        calls.end()
+
+    def call(tool: Tool) -> Part:
+        root = arguments(tool)
+        parts = members(root, lambda key, schema: _parameter(key, schema, root, line), _unknown(line))
+        return Sequence((Text(f"{_FUNCTION}{tool.name}>\n"), *parts, Text(_FUNCTION_END)))
+
+    syntax = CallSyntax(call, f"{start}\n", f"\n{end}", between="\n", apart="\n")
+    return Notation(name, (start,), read, syntax)
+
+
+def _parameter(key: str, schema: Any, root: Mapping[str, Any], line: str) -> Part:
+    """Return the syntax of a parameter, with `line` on either side of its value."""
+    if re.search("[<>\n]", key):
+        raise Unenforceable(f"has the property {key!r}, a name that this model's notation of calls cannot hold")
+    value = raw_value(schema, root, f"{line}{_PARAMETER_END}\n")
+    return Sequence((Text(f"{_PARAMETER}{key}>{line}"), value))
+
+
+def _unknown(line: str) -> Part:
+    """Return the syntax of a parameter of any name and any value."""
+    key = Pattern(r"[^<>\s]{1,100}")
+    return Sequence((Text(_PARAMETER), key, Text(f">{line}"), Free(f"{line}{_PARAMETER_END}\n")))
+
+
+def _read_function(reader: Reader, calls: CallWriter) -> Steps[None]:
+    yield from reader.space()
+    yield from reader.literal(_FUNCTION)
+    tool = calls.begin((yield from read_until(reader, ">")).strip())
+    writer = NamedArguments(tool, calls)
+    while True:
+        yield from reader.space()
+        mark = yield from reader.maybe(_PARAMETER, _FUNCTION_END)
+        if mark != _PARAMETER:
+            break
+        kind = writer.name((yield from read_until(reader, ">")).strip())
+        yield from reader.maybe("\n")
+        sink, end = writer.text(kind)
+        ends = ("\n" + _PARAMETER_END, _PARAMETER_END)
+        yield from read_value(reader, sink, ends, (_PARAMETER, _FUNCTION_END))
+        end()
+    if not mark:
+        raise Malformed("a call does not end")
+    writer.end()
+
+
+QWEN_XML = in_tags("Qwen 3 Coder", "<tool_call>", "</tool_call>", "\n")
+SEED = in_tags("Seed-OSS", "<seed:tool_call>", "</seed:tool_call>", "")

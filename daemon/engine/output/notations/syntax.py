@@ -1,0 +1,203 @@
+"""The syntax of calls as data, from which grammars for constrained sampling are made. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from daemon.engine.output.argument_types import ArgumentType, type_of
+from daemon.engine.output.tool_calls import Tool
+
+
+class Unenforceable(Exception):  # noqa: N818 - a schema is no error
+    """A notation cannot keep to a schema. The text names the keyword or the part."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """Exactly this text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Json:
+    """A JSON value of a schema."""
+
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Free:
+    """Any text up to a mark, which ends it at its first occurrence, and the mark."""
+
+    end: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pattern:
+    """Text that a regular expression matches as a whole, in the syntax of Rust's regex crate."""
+
+    expression: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sequence:
+    """Parts one after the other."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """One of several parts."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Maybe:
+    """A part or nothing."""
+
+    part: Part
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Several:
+    """A part once or more, with a text between two of them."""
+
+    part: Part
+    between: str
+
+
+@dataclass(slots=True, eq=False)
+class Later:
+    """A part that is known later, for syntax that contains itself."""
+
+    part: Part = field(default_factory=lambda: Text(""))
+
+
+Part: TypeAlias = Text | Json | Free | Pattern | Sequence | Choice | Maybe | Several | Later
+
+
+@dataclass(frozen=True, slots=True)
+class CallSyntax:
+    """
+    The syntax of calls.
+
+    A block is `start`, one call or several, `end`. An answer is one block or several.
+
+    Attributes:
+        call: Returns the syntax of a call of a tool within its block; raises Unenforceable.
+        start: Text before the first call of a block; it begins with the mark of the notation.
+        end: Text after the last call of a block.
+        between: Text between two calls of a block; None if a block has one call.
+        apart: Text between two blocks; None if an answer has one block.
+        opening: Whether the start is the header of a message. If not, line ends may come before the first block.
+    """
+
+    call: Callable[[Tool], Part]
+    start: str = ""
+    end: str = ""
+    between: str | None = None
+    apart: str | None = None
+    opening: bool = False
+
+
+def arguments(tool: Tool) -> dict[str, Any]:
+    """
+    Return the schema of a tool's arguments, which allows objects alone.
+
+    Raises:
+        Unenforceable: If the tool's schema allows no object.
+    """
+    if not tool.parameters:
+        return {"type": "object", "additionalProperties": False}
+    kind = tool.parameters.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise Unenforceable("must allow an object, because the arguments of a call are a JSON object")
+    return {**tool.parameters, "type": "object"}
+
+
+def json_call(before: str, named: str, after: str) -> Callable[[Tool], Part]:
+    """Return the syntax of a call that has its name between two texts, and JSON arguments."""
+
+    def call(tool: Tool) -> Part:
+        return Sequence((Text(before + tool.name + named), Json(arguments(tool)), Text(after)))
+
+    return call
+
+
+def members(schema: Mapping[str, Any], of: Callable[[str, Any], Part], unknown: Part) -> list[Part]:
+    """
+    Return the syntax of each member of an object, in the order of its schema; those that may be missing are Maybe.
+
+    Args:
+        schema: The schema of the object, which is its own root.
+        of: Returns the syntax of a member, given its name and its schema.
+        unknown: The syntax of a member that a schema without properties allows.
+
+    Raises:
+        Unenforceable: If the schema is made of others, so that its members are not one list.
+    """
+    for word in ("$ref", "anyOf", "oneOf", "allOf", "not", "if", "patternProperties", "minProperties", "maxProperties"):
+        if word in schema:
+            raise Unenforceable(f"has `{word}` at its root, which this model's notation of calls cannot keep to")
+    properties = schema.get("properties") or {}
+    required = schema.get("required") or []
+    if any(name not in properties for name in required):
+        raise Unenforceable("requires a property that it does not describe")
+    if not properties and schema.get("additionalProperties") is not False:
+        return [Maybe(Several(unknown, ""))]
+    return [of(name, part) if name in required else Maybe(of(name, part)) for name, part in properties.items()]
+
+
+def raw_value(schema: Any, root: Mapping[str, Any], end: str) -> Part:
+    """
+    Return the syntax of a value that is written without quotes if it is a string, and its end mark.
+
+    Raises:
+        Unenforceable: If the schema restricts a string in a way that only JSON strings can be kept to.
+    """
+    kind = type_of([schema], root)
+    if kind.strings is not None and kind.only_text:
+        return Choice(tuple(Text(text + end) for text in sorted(kind.strings)))
+    if "string" in kind.kinds:
+        refuse_limits(kind)
+        return Free(end)
+    return Sequence((Json(within(schema, root)), Text(end)))
+
+
+def refuse_limits(kind: ArgumentType) -> None:
+    """
+    Check that a string is not restricted.
+
+    Raises:
+        Unenforceable: If it is.
+    """
+    for word in ("pattern", "minLength", "maxLength", "format"):
+        if any(word in part for part in kind.parts):
+            raise Unenforceable(f"has `{word}`, which this model's notation of calls cannot keep to")
+
+
+def within(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part of a schema as a schema of its own, with the definitions that it may refer to."""
+    named = {word: root[word] for word in ("$defs", "definitions") if word in root}
+    return {**named, **(schema if isinstance(schema, dict) else {})}
+
+
+def listed(parts: list[Part], between: str) -> Part:
+    """
+    Return the syntax of a list of parts, of which those that are Maybe may be missing, with a text between two.
+
+    Each rest of the list is made once for a list that has begun and once for one that has not, so the size is linear.
+    """
+    begun: Part = Text("")
+    fresh: Part = Text("")
+    for part in reversed(parts):
+        inner = part.part if isinstance(part, Maybe) else part
+        taken, first = Sequence((Text(between), inner, begun)), Sequence((inner, begun))
+        missing = isinstance(part, Maybe)
+        begun, fresh = (Choice((taken, begun)), Choice((first, fresh))) if missing else (taken, first)
+    return fresh

@@ -1,0 +1,75 @@
+"""Bodies of requests: received within limits of size, time and memory, and read as the type of the request."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from daemon.http.access import MOST_BYTES, too_large
+from daemon.http.errors import ClientGone, Problem
+from daemon.http.parameters import Parameters, check
+
+RECEIVE_SECONDS = 30.0
+"""Longest time in which a body arrives whole."""
+MOST_TOGETHER = 64 << 20
+"""Most bytes of all bodies that are being received."""
+
+ParametersT = TypeVar("ParametersT", bound=Parameters)
+
+
+class Bodies:
+    """
+    The bodies that are being received.
+
+    Attributes:
+        held: Their bytes so far.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    async def read(self, request: Request, kind: type[ParametersT]) -> ParametersT:
+        """
+        Receive a body and return it as its type, its parameters checked.
+
+        Raises:
+            Problem: If it is too large, too slow, one of too many, or has a parameter that is refused.
+            ValidationError: If it is no JSON, or has a wrong type.
+            ClientGone: If the client went away.
+        """
+        parts: list[bytes] = []
+        try:
+            async with asyncio.timeout(RECEIVE_SECONDS):
+                await self._receive(request, parts)
+            value = kind.model_validate_json(b"".join(parts))
+        except TimeoutError:
+            text = f"the body did not arrive within {RECEIVE_SECONDS:.0f} s"
+            raise Problem(408, text, code="slow_sender") from None
+        except ClientDisconnect:
+            raise ClientGone from None
+        finally:
+            self.held -= sum(map(len, parts))
+        check(value)
+        return value
+
+    async def _receive(self, request: Request, parts: list[bytes]) -> None:
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            if size > MOST_BYTES:
+                raise too_large()
+            if self.held + len(part) > MOST_TOGETHER:
+                text = "too many requests are arriving at once; try again"
+                raise Problem(503, text, code="too_many_bodies", retry_after=1.0)
+            self.held += len(part)
+            parts.append(part)
+
+
+_bodies = Bodies()
+
+
+async def read_body(request: Request, kind: type[ParametersT]) -> ParametersT:
+    """Return the body of a request, see `Bodies.read`; the memory limit is that of the process."""
+    return await _bodies.read(request, kind)

@@ -1,0 +1,163 @@
+"""
+Failures of HTTP requests: a status, a text and what to retry, before an API gives them its own shape.
+
+A failure has one form in the door, `Problem`, whatever refused the request: the door, a wrong type in the body, or the
+daemon. Each API turns it into the body that its SDKs parse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from mlx_sidecar import ConnectionLost, DaemonNotRunning, InvalidArgument, SidecarError, UntrustedSocket
+
+STATUSES: Mapping[str, int] = {
+    "MODEL_NOT_FOUND": 404,
+    "MODEL_NOT_CACHED": 404,
+    "MODEL_GATED": 403,
+    "MODEL_UNSUPPORTED": 422,
+    "MODEL_CORRUPT": 422,
+    "MODEL_EXCEEDS_BUDGET": 422,
+    "MODEL_QUARANTINED": 422,
+    "REQUEST_QUARANTINED": 422,
+    "REQUEST_EXCEEDS_MEMORY": 422,
+    "BUDGET_IN_USE": 429,
+    "INVALID_ARGUMENT": 400,
+    "CONTEXT_LENGTH_EXCEEDED": 400,
+    "QUEUE_FULL": 429,
+    "SLOW_CONSUMER": 408,
+    "SLOW_SENDER": 408,
+    "SHUTTING_DOWN": 503,
+    "ENGINE_RESTARTED": 503,
+    "MODEL_NOT_RESPONDING": 503,
+    "MACHINE_EXHAUSTED": 503,
+    "MACHINE_FAULT": 500,
+    "NAN_LOGITS": 500,
+    "INTERNAL": 500,
+}
+"""The status of each reason of the daemon. SDKs repeat requests after 408, 409, 429 and statuses from 500 on."""
+
+_CODES: Mapping[str, int] = {"DEADLINE_EXCEEDED": 504, "CANCELLED": 503, "UNAVAILABLE": 503}
+"""The status of errors without a reason, by gRPC code; 502 for others."""
+
+WHOLE_REQUEST = "request"
+"""The field that the daemon names if a request is too large as a whole."""
+RETRY_SECONDS = 1.0
+"""Time to retry while no daemon answers."""
+
+
+class Problem(Exception):  # noqa: N818 - the word of RFC 9457
+    """
+    A request that is refused or failed.
+
+    Args:
+        status: HTTP status.
+        message: What is wrong and what to do.
+        code: Stable name in lower case, such as "model_not_found".
+        field: Parameter that is wrong, such as "messages[0].content"; None if none is.
+        retry_after: Seconds after which a retry is useful; None if it is not, or unknown.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        field: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.field = field
+        self.retry_after = retry_after
+
+
+class ClientGone(Exception):  # noqa: N818 - a state, and no fault of the program
+    """The client has closed its connection; no answer reaches it."""
+
+
+def invalid(field: str, message: str) -> Problem:
+    """Return the problem of a parameter that is wrong; `message` goes on after the parameter's name."""
+    return Problem(400, f"{field} {message}", code="invalid_value", field=field)
+
+
+def problem(error: Exception, names: Mapping[str, str] | None = None) -> Problem | None:
+    """
+    Return the problem that an error is; None for a bug.
+
+    Args:
+        error: What a handler raised.
+        names: The API's parameter for each field of the gRPC API that has another name there.
+    """
+    match error:
+        case Problem():
+            return error
+        case ValidationError():
+            return _wrong_type(error)
+        case SidecarError():
+            return _refused(error, names or {})
+    return None
+
+
+def retry_headers(found: Problem) -> dict[str, str]:
+    """Return the headers that tell when to retry: in whole seconds for all, in milliseconds for SDKs that read it."""
+    if found.retry_after is None:
+        return {}
+    wait = max(0.0, found.retry_after)
+    return {"retry-after": str(math.ceil(wait)), "retry-after-ms": str(math.ceil(wait * 1000))}
+
+
+def error_response(status: int, body: bytes, found: Problem) -> Response:
+    """Return the response with a shaped body."""
+    return Response(body, status, headers=retry_headers(found), media_type="application/json")
+
+
+def _wrong_type(error: ValidationError) -> Problem:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = path(first["loc"])
+    # Text of pydantic's own: our validators raise `Problem`. It has types and limits, and no part of the body.
+    text = first["msg"].removeprefix("Value error, ")
+    text = text[:1].lower() + text[1:]
+    if first["type"] == "json_invalid":
+        return Problem(400, "the body is not valid JSON", code="invalid_json")
+    return Problem(400, f"{field or 'the body'}: {text}", code="invalid_type", field=field or None)
+
+
+def path(steps: tuple[int | str, ...]) -> str:
+    """Return the path of a parameter, such as "messages[0].content"."""
+    text = ""
+    for step in steps:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def _refused(error: SidecarError, names: Mapping[str, str]) -> Problem:
+    status = STATUSES.get(error.reason) or _CODES.get(error.code, 502)
+    retry = error.retry_after
+    if retry is None and isinstance(error, DaemonNotRunning | ConnectionLost):
+        retry = RETRY_SECONDS
+    if isinstance(error, UntrustedSocket):
+        status = 503
+    message, field = str(error), error.field
+    if field == WHOLE_REQUEST:
+        return Problem(413, message, code="request_too_large")
+    if isinstance(error, InvalidArgument) and field is not None:
+        message, field = _renamed(message, field, names)
+    if error.error_id:
+        message += f" (error id {error.error_id})"
+    code = (error.reason or type(error).__name__).lower()
+    return Problem(status, message, code=code, field=field, retry_after=retry)
+
+
+def _renamed(message: str, field: str, names: Mapping[str, str]) -> tuple[str, str]:
+    """Return text and field of an error with the API's own name for a field of the gRPC API."""
+    head, bracket, rest = field.partition("[")
+    name = names.get(head, head.removeprefix("sampling.").removeprefix("chat.")) + bracket + rest
+    return message.replace(field, name), name

@@ -1,0 +1,161 @@
+"""
+Generations: one call to the daemon as an API asks for it, as events or as a whole answer.
+
+The door adds what the APIs promise and the gRPC API leaves to its caller: `max_tokens` is an upper bound, so that it is
+lowered to what the context holds; and a request for one tool call at most ends with the first.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from mlx_sidecar import (
+    AsyncClient,
+    ContextLengthExceeded,
+    Delta,
+    Finished,
+    GeneratedToolCall,
+    GenerateEvent,
+    GenerateOptions,
+    Prompt,
+    Started,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
+
+NOTE = "x-mlx-sidecar-note"
+"""Header with what a request has that has no effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """
+    What an API asks of the daemon.
+
+    Attributes:
+        model: Name of the model.
+        prompt: Text, token ids or messages.
+        options: Options of the call.
+        one_call: Whether the answer ends with its first tool call.
+        notes: What the request has that has no effect and its sender may miss, such as a kind of tool. Header values.
+        request_id: Name of the request in the daemon's log.
+    """
+
+    model: str
+    prompt: Prompt
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+    one_call: bool = False
+    notes: Sequence[str] = ()
+    request_id: str = field(default_factory=lambda: f"http-{secrets.token_hex(8)}")
+
+    def headers(self) -> dict[str, str]:
+        """Return what the response tells of the request besides its answer."""
+        return {"x-request-id": self.request_id, **({NOTE: "; ".join(self.notes)} if self.notes else {})}
+
+
+async def events(client: AsyncClient, ask: Ask) -> AsyncGenerator[GenerateEvent]:
+    """
+    Yield the events of a generation. It is cancelled when this is closed.
+
+    Raises:
+        SidecarError: If the call failed.
+    """
+    begun = False
+    options = cast("GenerateOptions", {**ask.options, "request_id": ask.request_id})
+    while True:
+        try:
+            async with aclosing(_attempt(client, ask, options)) as attempt:
+                async for event in attempt:
+                    begun = True
+                    yield event
+        except ContextLengthExceeded as error:
+            room = _room(error)
+            if begun or room is None or room == options.get("max_tokens"):
+                raise
+            options = cast("GenerateOptions", {**options, "max_tokens": room})
+        else:
+            return
+
+
+def _room(error: ContextLengthExceeded) -> int | None:
+    """Return how many tokens fit after the prompt; None if the prompt alone is too long."""
+    try:
+        room = int(error.metadata["context_length"]) - int(error.metadata["prompt_tokens"])
+    except (KeyError, ValueError):
+        return None
+    return room if room > 0 and error.field == "max_tokens" else None
+
+
+async def _attempt(client: AsyncClient, ask: Ask, options: GenerateOptions) -> AsyncGenerator[GenerateEvent]:
+    started, tokens = Started("", "", 0, 0), 0
+    async with client.generate(ask.model, ask.prompt, **options) as stream:
+        async for event in stream:
+            if isinstance(event, Started):
+                started = event
+            elif isinstance(event, Delta):
+                tokens += len(event.token_ids)
+                if ask.one_call and event.tool_calls:
+                    yield replace(event, tool_calls=event.tool_calls[:1])
+                    yield Finished("tool_calls", "", _usage(started, tokens), _NO_TIMINGS)
+                    return
+            yield event
+
+
+def _usage(started: Started, tokens: int) -> Usage:
+    return Usage(started.prompt_tokens, started.cached_tokens, tokens)
+
+
+_NO_TIMINGS = Timings(None, None, None, None, None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """
+    A whole answer.
+
+    Attributes:
+        started: How it began.
+        finished: How it ended.
+        text: Its text.
+        reasoning: What came before it.
+        calls: The tool calls in it.
+        logprobs: One for each token, if they were asked for.
+    """
+
+    started: Started
+    finished: Finished
+    text: str
+    reasoning: str
+    calls: tuple[GeneratedToolCall, ...]
+    logprobs: tuple[TokenLogprob, ...]
+
+
+async def whole(client: AsyncClient, ask: Ask) -> Answer:
+    """
+    Return the answer of a generation. It is cancelled when the task is.
+
+    Raises:
+        SidecarError: If the call failed.
+    """
+    async with aclosing(events(client, ask)) as seen:
+        return collect([event async for event in seen])
+
+
+def collect(seen: Sequence[GenerateEvent]) -> Answer:
+    """Return the answer that the events of a generation make. The first and the last are always there."""
+    (started,) = [event for event in seen if isinstance(event, Started)]
+    (finished,) = [event for event in seen if isinstance(event, Finished)]
+    deltas = [event for event in seen if isinstance(event, Delta)]
+    return Answer(
+        started=started,
+        finished=finished,
+        text="".join(delta.text for delta in deltas),
+        reasoning="".join(delta.reasoning for delta in deltas),
+        calls=tuple(call for delta in deltas for call in delta.tool_calls),
+        logprobs=tuple(one for delta in deltas for one in delta.logprobs),
+    )

@@ -1,0 +1,38 @@
+"""OpenAI's API: models, chat completions, completions."""
+
+from daemon.http.api import Api, Endpoint
+from daemon.http.openai import chat_types, completion_types, endpoints
+from daemon.http.openai.errors import NAMES, shape
+
+API = Api(
+    name="OpenAI",
+    endpoints=(
+        Endpoint("GET", "/v1/models", endpoints.list_models),
+        Endpoint("GET", "/v1/models/{name:path}", endpoints.retrieve_model),
+        Endpoint(
+            "POST",
+            "/v1/chat/completions",
+            endpoints.chat_completions,
+            {
+                "the body": chat_types.ChatRequest,
+                "`messages[]`": chat_types.Message,
+                "`messages[].content[]`": chat_types.Part,
+                "`messages[].tool_calls[]`": chat_types.Call,
+                "`tools[]`": chat_types.Tool,
+                "`tools[].function`": chat_types.Function,
+                "`tool_choice`": chat_types.ToolChoice,
+                "`response_format`": chat_types.ResponseFormat,
+                "`response_format.json_schema`": chat_types.JsonSchema,
+                "`stream_options`": chat_types.StreamOptions,
+                "`chat_template_kwargs`": chat_types.TemplateArguments,
+            },
+        ),
+        Endpoint("POST", "/v1/completions", endpoints.completions, {"the body": completion_types.CompletionRequest}),
+        Endpoint("POST", "/v1/embeddings", endpoints.embeddings),
+    ),
+    claims=lambda _: True,
+    shape=shape,
+    names=NAMES,
+    fallback=True,
+)
+"""It gets what no other API claims."""

@@ -1,0 +1,197 @@
+"""OpenAI's chat completions: requests become calls to the daemon, and its events become answers. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from daemon.http.errors import invalid
+from daemon.http.generation import Answer, Ask
+from daemon.http.openai.chat_types import (
+    AnsweredCall,
+    AnsweredFunction,
+    AnsweredMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    ChunkChoice,
+    Message,
+    Part,
+    ResponseFormat,
+    Tool,
+    ToolChoice,
+)
+from daemon.http.openai.sampling import sampling, usage
+from mlx_sidecar import Delta, Finished, GeneratedToolCall, GenerateEvent, GenerateOptions, Started
+from mlx_sidecar import Message as Turn
+from mlx_sidecar import Tool as Offered
+from mlx_sidecar import ToolCall as Called
+
+
+def ask(request: ChatRequest) -> Ask:
+    """
+    Return the call that a request asks for.
+
+    Raises:
+        Problem: If parameters contradict each other.
+    """
+    options = sampling(request)
+    if request.max_completion_tokens is not None:
+        options["max_tokens"] = request.max_completion_tokens
+    _add_tools(options, request)
+    _add_format(options, request.response_format)
+    if request.chat_template_kwargs is not None:
+        options["enable_thinking"] = request.chat_template_kwargs.enable_thinking
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options", "is only for requests with `stream`")
+    return Ask(
+        request.model,
+        [_turn(message) for message in request.messages],
+        options,
+        one_call=request.parallel_tool_calls is False,
+        notes=_left_out(request.tools or ()),
+    )
+
+
+def _turn(message: Message) -> Turn:
+    return Turn(
+        role="system" if message.role == "developer" else message.role,
+        content=_text(message.content or ()),
+        reasoning_content=message.reasoning_content or "",
+        tool_calls=[Called(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()],
+        tool_call_id=message.tool_call_id or "",
+    )
+
+
+def _text(parts: Sequence[Part]) -> str:
+    return "".join(part.text or part.refusal for part in parts)
+
+
+def _add_tools(options: GenerateOptions, request: ChatRequest) -> None:
+    tools = []
+    for index, tool in enumerate(request.tools or ()):
+        if tool.type != "function":
+            continue
+        if tool.function is None:
+            raise invalid(f"tools[{index}].function", "is missing")
+        tools.append(Offered(tool.function.name, tool.function.description or "", tool.function.parameters or ""))
+    if tools:
+        options["tools"] = tools
+    _add_choice(options, request.tool_choice)
+
+
+def _add_choice(options: GenerateOptions, choice: ToolChoice | None) -> None:
+    match choice:
+        case ToolChoice(type="function", function=None):
+            raise invalid("tool_choice.function", "is missing; it names the tool to call")
+        case ToolChoice(type="function", function=chosen) if chosen is not None:
+            options["tool_choice"] = "required"
+            options["required_tool"] = chosen.name
+        case ToolChoice(type="none" | "auto" | "required" as mode) if mode == "required" or options.get("tools"):
+            options["tool_choice"] = mode
+
+
+def _left_out(tools: Sequence[Tool]) -> list[str]:
+    """Return a note for each tool that the model is not told of. Its kind is the caller's word: it is not repeated."""
+    return [f"tools[{index}] is left out: only functions" for index, one in enumerate(tools) if one.type != "function"]
+
+
+def _add_format(options: GenerateOptions, form: ResponseFormat | None) -> None:
+    if form is None or form.type == "text":
+        return
+    if form.type == "json_object":
+        options["json_object"] = True
+    elif form.json_schema is None or form.json_schema.schema_ is None:
+        raise invalid("response_format.json_schema.schema", "is missing")
+    else:
+        options["json_schema"] = form.json_schema.schema_
+
+
+def completion(answer: Answer, now: float | None = None) -> ChatCompletion:
+    """Return a whole answer."""
+    message = AnsweredMessage(role="assistant", content=answer.text or None, refusal=None)
+    if not answer.text and not answer.calls:
+        message.content = ""
+    if answer.reasoning:
+        message.reasoning_content = answer.reasoning
+    if answer.calls:
+        message.tool_calls = [_whole_call(call) for call in answer.calls]
+    return ChatCompletion(
+        id=answer_id(answer.started),
+        object="chat.completion",
+        created=int(time.time() if now is None else now),
+        model=answer.started.model,
+        choices=[ChatChoice(index=0, message=message, logprobs=None, finish_reason=answer.finished.reason)],
+        usage=usage(answer.finished.usage),
+    )
+
+
+def answer_id(started: Started) -> str:
+    """Return the id of an answer. It has the request's id of the daemon's log."""
+    return f"chatcmpl-{started.request_id}"
+
+
+def _whole_call(call: GeneratedToolCall) -> AnsweredCall:
+    function = AnsweredFunction(name=call.name, arguments=call.arguments_json)
+    return AnsweredCall(index=call.index, id=call.id, type="function", function=function)
+
+
+class ChatStream:
+    """
+    The chunks of a streamed answer.
+
+    Args:
+        include_usage: Whether a last chunk has the usage.
+        now: Seconds since 1970; None for the time of the first event.
+    """
+
+    def __init__(self, *, include_usage: bool, now: float | None = None) -> None:
+        self._include_usage = include_usage
+        self._now = now
+        self._id = self._model = ""
+
+    def chunks(self, event: GenerateEvent) -> Iterator[ChatChunk]:
+        """Yield what a client gets of an event."""
+        match event:
+            case Started():
+                self._id, self._model = answer_id(event), event.model
+                self._now = time.time() if self._now is None else self._now
+                yield self._chunk(AnsweredMessage(role="assistant", content=""))
+            case Delta():
+                yield from map(self._chunk, _pieces(event))
+            case Finished():
+                yield self._chunk(AnsweredMessage.model_construct(set()), event.reason)
+                if self._include_usage:
+                    yield self._last(event)
+
+    def _chunk(self, delta: AnsweredMessage, reason: str | None = None) -> ChatChunk:
+        choice = ChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=reason)
+        chunk = self._empty([choice])
+        if self._include_usage:
+            chunk.usage = None  # as OpenAI's: null in each chunk but the last
+        return chunk
+
+    def _last(self, end: Finished) -> ChatChunk:
+        chunk = self._empty([])
+        chunk.usage = usage(end.usage)
+        return chunk
+
+    def _empty(self, choices: list[ChunkChoice]) -> ChatChunk:
+        return ChatChunk(
+            id=self._id,
+            object="chat.completion.chunk",
+            created=int(self._now or 0),
+            model=self._model,
+            choices=choices,
+        )
+
+
+def _pieces(delta: Delta) -> Iterator[AnsweredMessage]:
+    """Yield the parts of a delta, each on its own: reasoning, text, calls, as they come in an answer."""
+    if delta.reasoning:
+        yield AnsweredMessage(reasoning_content=delta.reasoning)
+    if delta.text:
+        yield AnsweredMessage(content=delta.text)
+    for call in delta.tool_calls:
+        yield AnsweredMessage(tool_calls=[_whole_call(call)])

@@ -1,0 +1,248 @@
+"""OpenAI's chat completions: the types of requests and of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from daemon.http.openai.shared_types import GENERATION_HARMLESS, Sampled, Usage
+from daemon.http.parameters import Parameters, Refusal
+
+
+class Part(Parameters):
+    """A part of a turn's content."""
+
+    type: Literal["text", "refusal"] = Field(description="only `text`, and `refusal` in turns of the assistant")
+    text: str = Field("", description="the text of a text part")
+    refusal: str = Field("", description="the text of a refusal")
+
+    harmless: ClassVar[Mapping[str, str]] = {
+        "cache_control": "prefixes are cached without being asked to",
+        "annotations": "the model reads the text alone",
+    }
+
+
+def _parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+Content = Annotated[list[Part] | None, BeforeValidator(_parts)]
+"""Text, or a list of parts; text becomes one part, so that errors need not tell two forms apart."""
+
+
+class CalledFunction(Parameters):
+    """The function of a call."""
+
+    name: str = Field(description="name of the tool")
+    arguments: str = Field("", description="arguments, a JSON object as text")
+
+
+class Call(Parameters):
+    """A call that an assistant turn made."""
+
+    id: str = Field(description="name of the call")
+    type: Literal["function"] = Field("function", description="`function`")
+    function: CalledFunction = Field(description="what was called")
+
+    harmless: ClassVar[Mapping[str, str]] = {"index": "the order of the list holds"}
+
+
+class Message(Parameters):
+    """A turn of the conversation."""
+
+    role: Literal["developer", "system", "user", "assistant", "tool"] = Field(
+        description="`developer` is `system` for the model"
+    )
+    content: Content = Field(None, description="text, or a list of text parts, which are joined")
+    reasoning_content: str | None = Field(None, description="reasoning before an assistant turn's content")
+    tool_calls: list[Call] | None = Field(None, description="calls that an assistant turn made")
+    tool_call_id: str | None = Field(None, description="the call that a `tool` turn answers")
+
+    harmless: ClassVar[Mapping[str, str]] = {
+        "name": "chat templates have no place for it",
+        "refusal": "a refusal is content",
+        "annotations": "the model reads the text alone",
+        "reasoning": "the same as `reasoning_content`, which is read",
+    }
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        "audio": Refusal("models answer with text"),
+        "function_call": Refusal("use `tool_calls`"),
+    }
+
+
+class Function(Parameters):
+    """A function that the model may call."""
+
+    name: str = Field(description="name of the tool")
+    description: str | None = Field(None, description="what it does, for the model to read")
+    parameters: dict[str, Any] | None = Field(None, description="JSON schema of its arguments")
+
+    harmless: ClassVar[Mapping[str, str]] = {
+        "strict": "arguments follow the schema with `tool_choice` required; otherwise as the model writes them",
+    }
+
+
+class Tool(Parameters):
+    """A tool. A type other than `function` is left out, and named in the header `x-mlx-sidecar-note`."""
+
+    type: str = Field(description="`function`; a tool of another type is left out, which `x-mlx-sidecar-note` tells")
+    function: Function | None = Field(None, description="what can be called")
+
+
+class ChosenFunction(Parameters):
+    """The name of a function."""
+
+    name: str = Field(description="name of the tool")
+
+
+class ToolChoice(Parameters):
+    """Whether tools are called, and which."""
+
+    type: Literal["none", "auto", "required", "function"] = Field(
+        description="none, as the model likes, nothing else, or the one in `function`"
+    )
+    function: ChosenFunction | None = Field(None, description="the tool to call, with `function`")
+
+
+def _choice(value: Any) -> Any:
+    return {"type": value} if isinstance(value, str) else value
+
+
+class JsonSchema(Parameters):
+    """A schema for the answer."""
+
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="JSON schema of the answer")
+
+    harmless: ClassVar[Mapping[str, str]] = {
+        "name": "it is for the caller",
+        "description": "the model sees the effect of the schema, not its text",
+        "strict": "the schema is always kept to",
+    }
+
+
+class ResponseFormat(Parameters):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"] = Field(description="which form; the model cannot leave it")
+    json_schema: JsonSchema | None = Field(None, description="with `json_schema`")
+
+
+class StreamOptions(Parameters):
+    """What a stream has besides the answer."""
+
+    include_usage: bool | None = Field(None, description="a last chunk with the usage")
+
+    harmless: ClassVar[Mapping[str, str]] = {"include_obfuscation": "chunks are never padded"}
+
+
+class TemplateArguments(Parameters):
+    """Arguments of the chat template."""
+
+    enable_thinking: bool | None = Field(None, description="turns a reasoning model's thinking on or off")
+
+
+class ChatRequest(Sampled):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1, description="the conversation")
+    tools: list[Tool] | None = Field(None, description="functions that the model may call")
+    tool_choice: Annotated[ToolChoice | None, BeforeValidator(_choice)] = Field(
+        None, description="`none`, `auto`, `required`, or an object that names one function"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false ends the answer with its first call")
+    response_format: ResponseFormat | None = Field(None, description="text, any JSON object, or JSON of a schema")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, description="most tokens of the answer, reasoning included; lowered to what the context holds"
+    )
+    stream_options: StreamOptions | None = Field(None, description="only with `stream`")
+    chat_template_kwargs: TemplateArguments | None = Field(None, description="`enable_thinking` alone")
+
+    harmless: ClassVar[Mapping[str, str]] = {
+        **GENERATION_HARMLESS,
+        "prediction": "it is about speed alone",
+        "prompt_cache_key": "prefixes are found by their content",
+        "safety_identifier": "nothing is reported",
+    }
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        "n": Refusal("ask several times; the prompt is computed once", (1,)),
+        "logprobs": Refusal("tokens have no text yet", (False,)),
+        "top_logprobs": Refusal("tokens have no text yet", (0,)),
+        "reasoning_effort": Refusal("use `chat_template_kwargs.enable_thinking`"),
+        "store": Refusal("answers are not kept", (False,)),
+        "prompt_cache_retention": Refusal("prefixes stay until the memory is needed", ("in_memory",)),
+        "audio": Refusal("models answer with text"),
+        "modalities": Refusal("models answer with text", (["text"],)),
+        "verbosity": Refusal("ask for it in the prompt", ("medium",)),
+        "web_search_options": Refusal("give the model a tool"),
+        "functions": Refusal("use `tools`", ([],)),
+        "function_call": Refusal("use `tool_choice`"),
+        "moderation": Refusal("nothing is moderated"),
+    }
+
+
+class AnsweredFunction(BaseModel):
+    """A function that is called, or a piece of it."""
+
+    name: str = ""
+    arguments: str = ""
+
+
+class AnsweredCall(BaseModel):
+    """A tool call, or a piece of it."""
+
+    index: int = 0
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: AnsweredFunction
+
+
+class AnsweredMessage(BaseModel):
+    """The answer, or a piece of it."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[AnsweredCall] | None = None
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """An answer."""
+
+    index: int = 0
+    message: AnsweredMessage
+    logprobs: None = None
+    finish_reason: str
+
+
+class ChatCompletion(BaseModel):
+    """A whole answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChunkChoice(BaseModel):
+    """A piece of an answer."""
+
+    index: int = 0
+    delta: AnsweredMessage
+    logprobs: None = None
+    finish_reason: str | None = None
+
+
+class ChatChunk(BaseModel):
+    """A piece of a stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None

@@ -1,0 +1,95 @@
+"""OpenAI's endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from daemon.http.bodies import read_body
+from daemon.http.errors import Problem
+from daemon.http.generation import Answer, Ask, events, whole
+from daemon.http.openai import chat, models
+from daemon.http.openai import completions as plain
+from daemon.http.openai.chat_types import ChatRequest
+from daemon.http.openai.completion_types import CompletionRequest
+from daemon.http.openai.errors import DONE, EVENTS
+from daemon.http.streaming import begin, event, until_gone
+from mlx_sidecar import AsyncClient
+
+
+async def chat_completions(request: Request, client: AsyncClient) -> Response:
+    """Answer `POST /v1/chat/completions`."""
+    body = await read_body(request, ChatRequest)
+    asked = chat.ask(body)
+    if body.stream:
+        include_usage = body.stream_options is not None and body.stream_options.include_usage is True
+        return await begin(request, _chat_chunks(client, asked, include_usage), EVENTS, asked.headers())
+    answer = await until_gone(request, whole(client, asked))
+    return _json(chat.completion(answer), asked.headers())
+
+
+async def _chat_chunks(client: AsyncClient, asked: Ask, include_usage: bool) -> AsyncGenerator[bytes]:
+    stream = chat.ChatStream(include_usage=include_usage)
+    async with aclosing(events(client, asked)) as seen:
+        async for one in seen:
+            for chunk in stream.chunks(one):
+                yield event(chunk.model_dump_json(exclude_unset=True))
+    yield DONE
+
+
+async def completions(request: Request, client: AsyncClient) -> Response:
+    """Answer `POST /v1/completions`."""
+    body = await read_body(request, CompletionRequest)
+    asked = plain.asks(body)
+    if body.stream:
+        return await begin(request, _plain_chunks(client, asked[0], _plain_stream(body)), EVENTS, asked[0].headers())
+    return _json(plain.completion(body, await until_gone(request, _all(client, asked))), asked[0].headers())
+
+
+def _plain_stream(body: CompletionRequest) -> plain.CompletionStream:
+    include_usage = body.stream_options is not None and body.stream_options.include_usage is True
+    return plain.CompletionStream(echo=plain.echoed(body, 0), include_usage=include_usage)
+
+
+async def _plain_chunks(client: AsyncClient, asked: Ask, stream: plain.CompletionStream) -> AsyncGenerator[bytes]:
+    async with aclosing(events(client, asked)) as seen:
+        async for one in seen:
+            for chunk in stream.chunks(one):
+                yield event(chunk.model_dump_json(exclude_unset=True))
+    yield DONE
+
+
+async def _all(client: AsyncClient, asked: Sequence[Ask]) -> list[Answer]:
+    """Return the answers to all prompts. If one fails, the others are cancelled."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(whole(client, one)) for one in asked]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def embeddings(request: Request, client: AsyncClient) -> Response:
+    """Refuse `POST /v1/embeddings`."""
+    raise Problem(404, "this server has no embeddings", code="unsupported_endpoint")
+
+
+async def list_models(request: Request, client: AsyncClient) -> Response:
+    """Answer `GET /v1/models`."""
+    return _json(models.listing(await client.stats()))
+
+
+async def retrieve_model(request: Request, client: AsyncClient) -> Response:
+    """Answer `GET /v1/models/{id}`."""
+    return _json(models.find(await client.stats(), request.path_params["name"]))
+
+
+def _json(body: BaseModel, headers: dict[str, str] | None = None) -> Response:
+    return Response(
+        body.model_dump_json(exclude_unset=True, by_alias=True), headers=headers, media_type="application/json"
+    )

@@ -1,0 +1,67 @@
+"""The shape of errors that OpenAI's SDKs parse."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from daemon.http.errors import Problem
+from daemon.http.streaming import Framing, event
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    421: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """The body of an error."""
+
+    error: ErrorDetail
+
+
+def shape(problem: Problem) -> tuple[int, bytes]:
+    """Return status and body of an error."""
+    return problem.status, _body(problem).model_dump_json().encode()
+
+
+def _body(problem: Problem) -> ErrorBody:
+    kind = _TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
+
+    return ErrorBody(error=ErrorDetail(message=problem.message, type=kind, param=problem.field, code=problem.code))
+
+
+def _piece(problem: Problem) -> bytes:
+    return event(_body(problem).model_dump_json())
+
+
+EVENTS = Framing(media_type="text/event-stream", alive=b": keep-alive\n\n", error=_piece)
+"""OpenAI's server-sent events. Comments keep a connection alive; SDKs skip them, and raise what has `error`."""
+
+DONE = event("[DONE]")
+"""The end of a stream."""
+
+NAMES = {
+    "chat.messages": "messages",
+    "chat.tools": "tools",
+    "stop.strings": "stop",
+    "cache.salt": "cache_salt",
+    "chat.required_tool": "tool_choice.function.name",
+    "response_format.json_schema": "response_format.json_schema.schema",
+    "text": "prompt",
+    "tokens.ids": "prompt",
+    "chat": "messages",
+}
+"""The parameter for each field of the gRPC API that has another name here."""

@@ -1,0 +1,97 @@
+"""
+Parameters of an API: what is honoured, what is accepted because leaving it out changes nothing, and what is refused.
+
+A request type is a pydantic model. Its fields are the parameters that are honoured. Two tables of the class have other
+parameters: `harmless` ones are accepted and have no effect, for a reason; `refused` ones are refused by name, unless
+the value asks for nothing. A parameter in none of them is refused as unknown. So no parameter is silently ignored, and
+the tables of docs/http.md are made of the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from daemon.http.errors import Problem, path
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """
+    Why a parameter is refused.
+
+    Attributes:
+        why: What to do instead; goes on after "is not supported: ".
+        neutral: Values that ask for nothing, and are accepted. null always is.
+    """
+
+    why: str
+    neutral: tuple[Any, ...] = ()
+
+
+class Parameters(BaseModel):
+    """
+    A JSON object of a request. Types are strict: a number in quotes is no number.
+
+    Attributes:
+        harmless: The reason of each parameter that is accepted without effect.
+        refused: Each parameter that is refused.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, hide_input_in_errors=True)
+
+    harmless: ClassVar[Mapping[str, str]] = {}
+    refused: ClassVar[Mapping[str, Refusal]] = {}
+
+
+def check(value: Parameters) -> None:
+    """
+    Check the parameters of a request, and of all objects in it, that are no fields of their types.
+
+    Raises:
+        Problem: For the first that is refused or unknown.
+    """
+    for steps, where in _objects(value, ()):
+        for name, given in (where.model_extra or {}).items():
+            _check_one(type(where), name, given, (*steps, name))
+
+
+def _check_one(kind: type[Parameters], name: str, given: Any, steps: tuple[int | str, ...]) -> None:
+    if name in kind.harmless or given is None:
+        return
+    field = path(steps)
+    if (refusal := kind.refused.get(name)) is None:
+        raise Problem(400, f"{field} is no known parameter", code="unknown_parameter", field=field)
+    # The type as well: True is equal to 1.
+    if not any(given == one and type(given) is type(one) for one in refusal.neutral):
+        raise Problem(400, f"{field} is not supported: {refusal.why}", code="unsupported_parameter", field=field)
+
+
+def _objects(value: Any, steps: tuple[int | str, ...]) -> Iterator[tuple[tuple[int | str, ...], Parameters]]:
+    if isinstance(value, Parameters):
+        yield steps, value
+        for name, field in type(value).model_fields.items():
+            yield from _objects(getattr(value, name), (*steps, field.alias or name))
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            yield from _objects(each, (*steps, index))
+
+
+def rows(kind: type[Parameters]) -> Iterator[tuple[str, str, str]]:
+    """Yield name, treatment and explanation of each parameter of a type: honoured ones, then harmless, then refused."""
+    for name, field in kind.model_fields.items():
+        yield field.alias or name, "honoured", field.description or ""
+    for name, why in kind.harmless.items():
+        yield name, "harmless", why
+    for name, refusal in kind.refused.items():
+        unless = " or ".join(["null", *(f"`{_shown(one)}`" for one in refusal.neutral)])
+        yield name, "refused", f"{refusal.why}; {unless} is accepted"
+
+
+def _shown(value: Any) -> str:
+    import json
+
+    return json.dumps(value)

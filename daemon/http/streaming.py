@@ -1,0 +1,220 @@
+"""
+Streams: an answer piece by piece, with signs of life while nothing comes, for a client that may go away or lag.
+
+    hold          up to 5 s for the first piece: until then an error still has a status of its own
+      |
+    status 200    pieces as they come; after 5 s without a piece, a sign of life (a comment, a ping)
+      |
+    end           the last piece, or an error in the API's shape: the status cannot change any more
+
+The client is watched all the time. When it goes away, the pieces are closed, which cancels the call to the daemon
+within a step. A client that does not read makes a write wait, so that no more pieces are read: the daemon then holds
+the call, and sends fewer and larger pieces later. `protocol.py` ends a connection that is not read for too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from daemon.http.errors import ClientGone, Problem, problem
+from daemon.shared.log_fields import cause
+
+HOLD_SECONDS = 5.0
+"""Longest wait for the first piece before the status is sent."""
+QUIET_SECONDS = 5.0
+"""Longest time without a piece; then a sign of life is sent."""
+
+ResultT = TypeVar("ResultT")
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """
+    The form of a stream.
+
+    Attributes:
+        media_type: Of the response.
+        alive: Sign of life that clients skip; None sends none.
+        error: Returns the piece for a failure after the status was sent.
+    """
+
+    media_type: str
+    alive: bytes | None
+    error: Callable[[Problem], bytes]
+
+
+def event(data: bytes | str, name: str = "") -> bytes:
+    """Return a server-sent event; `data` has no line breaks, as JSON has none."""
+    text = data.encode() if isinstance(data, str) else data
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + text + b"\n\n"
+
+
+async def until_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """
+    Return the result of work that is cancelled when the client goes away.
+
+    The body must have been read.
+
+    Raises:
+        ClientGone: If the client went away.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return await task
+    finally:
+        await _end(gone)
+        await _end(task)
+
+
+async def begin(
+    request: Request, pieces: AsyncIterator[bytes], framing: Framing, headers: Mapping[str, str] | None = None
+) -> Response:
+    """
+    Return a response that streams pieces, once the first is there or the wait for it is over.
+
+    Args:
+        request: Its body must have been read.
+        pieces: Encoded pieces. Closed when the client goes away.
+        framing: The form of the stream.
+        headers: More headers.
+
+    Raises:
+        ClientGone: If the client went away before.
+        Exception: What `pieces` raised before its first piece.
+    """
+    stream = Stream(pieces, framing, request.receive, headers or {})
+    await stream.hold(HOLD_SECONDS)
+    return stream
+
+
+class Stream(Response):
+    """
+    A streamed response; see the module.
+
+    Args:
+        pieces: Encoded pieces.
+        framing: The form of the stream.
+        receive: Tells when the client goes away.
+        headers: More headers.
+    """
+
+    def __init__(
+        self, pieces: AsyncIterator[bytes], framing: Framing, receive: Receive, headers: Mapping[str, str]
+    ) -> None:
+        self.background = None
+        self.body = b""
+        self.status_code = 200
+        self.media_type = framing.media_type
+        self.init_headers({"cache-control": "no-store", **headers})
+        del self.headers["content-length"]
+        self._pieces = pieces
+        self._framing = framing
+        self._gone = asyncio.ensure_future(_gone(receive))
+        self._next = self._read()
+
+    async def hold(self, seconds: float) -> None:
+        """Wait for the first piece; raises as `begin` does."""
+        try:
+            await asyncio.wait({self._next, self._gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if self._next.done() and (error := self._next.exception()) and not isinstance(error, _Ended):
+                raise error
+            if self._gone.done():
+                raise ClientGone
+        except BaseException:
+            await self.close()
+            raise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, as ASGI asks for it."""
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send_pieces(send)
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Stop reading pieces, which cancels what makes them."""
+        await _end(self._next)
+        await _end(self._gone)
+        if (aclose := getattr(self._pieces, "aclose", None)) is not None:
+            await aclose()
+
+    def _read(self) -> asyncio.Task[bytes]:
+        return asyncio.create_task(_first(self._pieces))
+
+    async def _send_pieces(self, send: Send) -> None:
+        while not self._gone.done():
+            await asyncio.wait({self._next, self._gone}, timeout=QUIET_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if self._next.done():
+                if (piece := self._piece()) is None:
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    return
+                self._next = self._read()
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            elif not self._gone.done() and self._framing.alive is not None:
+                await send({"type": "http.response.body", "body": self._framing.alive, "more_body": True})
+
+    def _piece(self) -> bytes | None:
+        """Return the piece that was read, or that of the error that came instead; None at the end."""
+        error = self._next.exception()
+        if error is None:
+            return self._next.result()
+        if isinstance(error, _Ended):
+            return None
+        self._pieces = _nothing()
+        if not isinstance(error, Exception):
+            raise error
+        return self._framing.error(failed(error))
+
+
+def failed(error: Exception) -> Problem:
+    """Return the problem of an error that ended a stream; one that is a bug is logged."""
+    found = problem(error)
+    if found is None:
+        log.error("http_failed", exc_info=error, error=cause(error))
+        found = Problem(500, "the door failed; its log has more", code="internal")
+    return found
+
+
+class _Ended(Exception):  # noqa: N818 - a state, and no fault of the program
+    """There are no more pieces. A task cannot raise StopAsyncIteration."""
+
+
+async def _first(pieces: AsyncIterator[bytes]) -> bytes:
+    try:
+        return await anext(pieces)
+    except StopAsyncIteration:
+        raise _Ended from None
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
+async def _gone(receive: Receive) -> None:
+    """Wait until the client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _end(task: asyncio.Task[Any] | asyncio.Future[Any]) -> None:
+    """Cancel a task and wait for its end; its result or error is of no interest any more."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

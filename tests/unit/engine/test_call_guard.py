@@ -1,0 +1,194 @@
+"""Calls of a model's own accord keep to their grammar; the rest of the answer, and other rows, are as without tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from daemon.engine.output.notations.detection import HARMONY_MARKS
+from daemon.engine.prompt import preparation
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.models import marked_model
+from tests.unit.engine.harness import Answer, Harness
+
+PAINT = {
+    "type": "object",
+    "properties": {
+        "color": {"enum": ["red", "blue"]},
+        "coats": {"$ref": "#/$defs/few"},
+        "where": {"type": "array", "items": {"type": "boolean"}},
+    },
+    "required": ["color", "coats"],
+    "additionalProperties": False,
+    "$defs": {"few": {"type": "integer", "minimum": 1, "maximum": 9}},
+}
+TOOLS = [pb.Tool(name="paint", parameters_json=json.dumps(PAINT)), pb.Tool(name="go_home")]
+SCHEMA_OF = {"paint": PAINT, "go_home": {"const": {}}}
+FIRST = 737
+"""The id of the first mark."""
+
+MARKS: dict[str, tuple[list[str], str]] = {
+    "Hermes": (["<tool_call>", "</tool_call>"], "<tool_call>"),
+    "Qwen 3 Coder": (["<tool_call>", "</tool_call>"], "<tool_call>\n<function="),
+    "GLM": (["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"], "<arg_key>"),
+    "MiniMax M2": (["<minimax:tool_call>", "</minimax:tool_call>"], "<minimax:tool_call>"),
+    "MiniMax M3": (["]<]minimax[>[<tool_call>"], "]<]minimax[>["),
+    "DeepSeek V3.2": (["<｜DSML｜function_calls>", "｜DSML｜"], "｜DSML｜"),
+    "DeepSeek V3": (
+        ["<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>"],
+        "<｜tool▁calls▁begin｜> ```json",
+    ),
+    "DeepSeek V3.1": (["<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>"], "<｜tool▁calls▁begin｜>"),
+    "Kimi K2": (["<|tool_calls_section_begin|>", "<|tool_call_begin|>"], "<|tool_calls_section_begin|>"),
+    "Mistral": (["[TOOL_CALLS]", "[ARGS]"], "[TOOL_CALLS]"),
+    "Mistral, older": (["[TOOL_CALLS]"], "[TOOL_CALLS]"),
+    "Llama 3": (["<|python_tag|>"], "<|python_tag|>"),
+    "LFM2": (["<|tool_call_start|>", "<|tool_call_end|>"], "<|tool_call_start|>"),
+    "Gemma 4": (["<|tool_call>", "<tool_call|>", '<|"|>'], "<|tool_call> <tool_call|>"),
+    "FunctionGemma": (["<start_function_call>", "<end_function_call>", "<escape>"], "<start_function_call>"),
+    "Granite 3": (["<|tool_call|>"], "<|tool_call|>"),
+    "Phi 4": (["<|tool_call|>", "<|/tool_call|>"], "<|tool_call|> <|/tool_call|>"),
+    "Nemotron": (["<TOOLCALL>", "</TOOLCALL>"], "<TOOLCALL>"),
+    "Command A": (["<|START_ACTION|>", "<|END_ACTION|>"], "<|START_ACTION|>"),
+    "Functionary 3.1": (["<function="], "<function= </function>"),
+    "Apertus": (["<|tools_prefix|>", "<|tools_suffix|>"], "<|tools_prefix|>"),
+    "Seed-OSS": (["<seed:tool_call>", "</seed:tool_call>"], "<seed:tool_call>"),
+}
+"""For each notation, its tokens, of which the first begins a call, and a text of its template."""
+
+
+@pytest.fixture(name="model")
+def _model(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that writes a random model with these tokens, which are special or not."""
+
+    def write(marks: list[str], known_by: str, *, special: bool = True, opened: str = "") -> str:
+        return str(marked_model(tmp_path, dict.fromkeys(marks, special), f"{{# {known_by} #}}{opened}"))
+
+    return write
+
+
+def request(model: str, **fields: Any) -> pb.GenerateRequest:
+    """Return a request for a conversation."""
+    sampling = {"temperature": 2.0, "seed": 5, **fields.pop("sampling", {})}
+    chat = {"enable_thinking": False, "tools": TOOLS, **fields.pop("chat", {})}
+    return pb.GenerateRequest(
+        model=model,
+        chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], **chat),
+        sampling=pb.Sampling(**sampling),
+        **{"max_tokens": 120, **fields},
+    )
+
+
+def calls_of(answer: Answer) -> list[tuple[str, Any]]:
+    """Return the calls of an answer."""
+    deltas = [event.generate.delta for event in answer.events if event.generate.HasField("delta")]
+    return [(call.name, json.loads(call.arguments_json)) for delta in deltas for call in delta.tool_calls]
+
+
+@pytest.mark.parametrize(
+    ("name", "special"), [*((name, True) for name in MARKS), ("Hermes", False), ("Mistral", False)]
+)
+def test_begun_calls_are_whole_and_valid(harness: Harness, model: Callable[..., str], name: str, special: bool) -> None:
+    """The model has random weights, and is driven to begin one call after the other."""
+    marks, known_by = MARKS[name]
+    path = model(marks, known_by, special=special)
+    most = 300 if name == "MiniMax M3" else 120  # each of its tags begins with a long mark
+    answer = harness.run(request(path, sampling={"logit_bias": {FIRST: 80.0}}, max_tokens=most))
+    assert answer.finished.reason == pb.FINISH_REASON_LENGTH, answer.failure
+    calls = calls_of(answer)
+    assert calls, answer.text
+    for tool, arguments in calls:
+        jsonschema.validate(arguments, SCHEMA_OF[tool])
+    assert answer.text.count(marks[0]) <= 1, "only the last call may be cut short"
+
+
+def test_rows_beside_guarded_calls_are_unchanged(harness: Harness, model: Callable[..., str]) -> None:
+    path = model(*MARKS["Hermes"])
+    plain = request(path, chat={"tools": []})
+    alone = harness.run(plain).ids
+    guarded = harness.begin(request(path, sampling={"logit_bias": {FIRST: 80.0}}))
+    harness.until(lambda: harness.decoding(guarded))
+    beside = Answer(harness.finish(harness.begin(plain)))
+    assert beside.ids == alone
+    assert calls_of(Answer(harness.finish(guarded)))
+
+
+def test_tools_that_are_not_called_change_nothing(
+    harness: Harness, model: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same prompt and seed give the same tokens with a guard and without one."""
+    path = model(*MARKS["Hermes"])
+    forbidden = {"logit_bias": {FIRST: -100.0, 2: -100.0}}
+    guarded = harness.run(request(path, sampling=forbidden))
+    monkeypatch.setattr(preparation, "call_guard", lambda *_: (None, []))
+    free = harness.run(request(path, sampling=forbidden))
+    assert guarded.ids == free.ids
+    assert len(guarded.ids) > 100
+
+
+def test_marks_within_reasoning_are_not_guarded(harness: Harness, model: Callable[..., str]) -> None:
+    """Reasoning that mentions the mark goes on freely; its end is never sampled here."""
+    path = model(["<tool_call>", "<think>", "</think>"], "<tool_call>", opened="{{ '<think>\n' }}")
+    bias = {FIRST: 9.0, FIRST + 2: -100.0}
+    answer = harness.run(request(path, sampling={"logit_bias": bias}, chat={"enable_thinking": True}))
+    assert answer.text == ""
+    assert calls_of(answer) == []
+    assert answer.ids.count(FIRST) > 3
+
+
+def test_gpt_oss_calls_are_guarded(harness: Harness, model: Callable[..., str]) -> None:
+    """The mark of a call is text within a header, which a form writes here up to the tool's name."""
+    path = model(list(HARMONY_MARKS), "")
+    ids = {mark: f"<[{FIRST + number}]>" for number, mark in enumerate(HARMONY_MARKS)}
+    del ids  # a header of random tokens would never name a tool; required calls cover this notation
+    answer = harness.run(request(path, chat={"tool_choice": pb.TOOL_CHOICE_REQUIRED}))
+    for tool, arguments in calls_of(answer):
+        jsonschema.validate(arguments, SCHEMA_OF[tool])
+
+
+THINKING = ["<think>", "</think>"]
+OPENED = "{{ '<think>\n' }}"
+
+
+@pytest.mark.parametrize("budget", [0, 1, 7, 40])
+def test_reasoning_ends_at_its_budget(harness: Harness, model: Callable[..., str], budget: int) -> None:
+    """Up to there the tokens are those of a request without one, and the answer follows."""
+    path = model(THINKING, "", opened=OPENED)
+    fields = {"chat": {"tools": [], "enable_thinking": True}, "max_tokens": 60}
+    never = {"sampling": {"logit_bias": {FIRST + 1: -100.0, 2: -100.0}}}
+    free = harness.run(request(path, **fields, **never))
+    kept = harness.run(request(path, **fields, **never, reasoning_budget=budget))
+    assert kept.ids[: budget + 1] == [*free.ids[:budget], FIRST + 1]
+    assert kept.finished.usage.reasoning_tokens == budget + 1
+    assert kept.text
+    assert free.finished.usage.reasoning_tokens == 60
+
+
+def test_reasoning_that_the_model_opens_has_a_budget(harness: Harness, model: Callable[..., str]) -> None:
+    path = model(THINKING, "")
+    bias = {"logit_bias": {FIRST: 60.0, FIRST + 1: -100.0, 2: -100.0}}
+    fields = {"chat": {"tools": [], "enable_thinking": True}, "max_tokens": 30}
+    answer = harness.run(request(path, **fields, sampling=bias, reasoning_budget=5))
+    assert answer.ids[0] == FIRST
+    assert answer.ids.index(FIRST + 1) == 6
+
+
+def test_reasoning_budget_holds_before_a_form(harness: Harness, model: Callable[..., str]) -> None:
+    path = model(THINKING, "", opened=OPENED)
+    chat = {"tools": [], "enable_thinking": True}
+    form = pb.ResponseFormat(regex="[0-9]{3}")
+    never = {"logit_bias": {FIRST + 1: -100.0}}
+    answer = harness.run(request(path, chat=chat, sampling=never, response_format=form, reasoning_budget=9))
+    assert answer.ids[9] == FIRST + 1
+    assert len(answer.text) == 3
+    assert answer.text.isdecimal()
+
+
+def test_budget_needs_a_model_that_reasons(harness: Harness, model: Callable[..., str]) -> None:
+    answer = harness.run(request(model([], ""), chat={"tools": []}, reasoning_budget=5))
+    assert answer.failure.field == "reasoning_budget"

@@ -1,0 +1,98 @@
+"""`cache.keep`: the prompt's prefix stays, whatever comes after it, and what it restores is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.families import CHECKPOINTS, Family, write
+from tests.unit.engine.harness import Harness
+from tests.unit.engine.test_reuse_matrix import ids
+
+HOUR = pb.CacheOptions(keep=Duration(seconds=3600))
+BYPASS = pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS)
+
+
+def request(model: str, tokens: list[int], cache: pb.CacheOptions | None = None) -> pb.GenerateRequest:
+    """Return a request with a prompt of token ids."""
+    return pb.GenerateRequest(model=model, tokens=pb.TokenIds(ids=tokens), max_tokens=3, top_logprobs=0, cache=cache)
+
+
+def flood(harness: Harness, model: str) -> None:
+    """Run prompts that fill the prefix cache several times over."""
+    for salt in range(20, 28):
+        harness.run(request(model, ids(200, salt)))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "mamba2", "qwen3_next"])
+def test_kept_prompt_survives_a_flood_exactly(engine: Callable[..., Harness], tmp_path: Path, family: str) -> None:
+    """With full attention, windows, states, and a mixture; another prompt of the same time is gone."""
+    harness, path = engine(max_cache_blocks=40), str(write(tmp_path, Family(family)))
+    harness.run(request(path, ids(100, 1)))
+    harness.run(request(path, ids(100, 2), HOUR))
+    flood(harness, path)
+
+    again = [*ids(100, 2), 5, 6, 7]
+    warm, cold = harness.run(request(path, again)), harness.run(request(path, again, BYPASS))
+
+    assert warm.cached == 96
+    assert warm.ids == cold.ids
+    difference = [abs(a.logprob - b.logprob) for a, b in zip(warm.logprobs, cold.logprobs, strict=True)]
+    assert max(difference) <= (2e-3 if family in CHECKPOINTS else 0)
+    assert harness.run(request(path, ids(100, 1))).cached < 96
+    harness.settle()
+
+
+def test_kept_prompt_is_listed_until_its_time_is_over(harness: Harness) -> None:
+    harness.run(request("embedded", ids(100), HOUR))
+    harness.clock_offset += 600
+
+    harness.run(request("embedded", ids(40, 3)))
+
+    stats = harness.figures.prefix_cache
+    (kept,) = stats.kept
+    assert kept.namespace == stats.namespaces[0].namespace
+    assert (kept.tokens, stats.total_kept) == (96, 1)
+    assert 2900 < kept.expires_in.ToSeconds() <= 3000
+    assert kept.bytes == stats.kept_bytes == 6 * stats.bytes // stats.blocks
+    assert stats.kept_budget_bytes == stats.budget_bytes // 2
+    harness.slept += 3000  # the machine's sleep counts
+    harness.run(request("embedded", ids(40, 4)))
+    assert not harness.figures.prefix_cache.kept
+    assert harness.figures.prefix_cache.kept_yielded == 0
+
+
+def test_kept_prompt_is_kept_from_its_first_token(harness: Harness) -> None:
+    """Before the answer ends: a long answer does not leave its prompt to eviction."""
+    call = harness.begin(request("embedded", ids(100), HOUR))
+    harness.until(lambda: len(harness.engine._memory._prefixes.keeps) == 1)
+    assert not any(event.generate.HasField("finished") for event in harness.of(call))
+    harness.cancel(call)
+    assert len(harness.engine._memory._prefixes.keeps) == 1
+
+
+def test_cached_prompt_can_be_kept_later(harness: Harness) -> None:
+    """All of it is restored then, and nothing but its last token computed."""
+    harness.run(request("embedded", ids(97)))
+    answer = harness.run(request("embedded", ids(97), HOUR))
+
+    assert answer.cached == 96
+    assert [kept.tokens for kept in harness.figures.prefix_cache.kept] == [96]
+
+
+def test_invalidate_drops_kept_prompts(harness: Harness) -> None:
+    harness.run(request("embedded", ids(100), HOUR))
+    harness.run(pb.InvalidateRequest(all=pb.AllTarget(prefixes=True)))
+
+    assert harness.run(request("embedded", ids(100))).cached == 0
+    assert not harness.figures.prefix_cache.kept
+
+
+def test_keep_without_a_prefix_cache_is_refused(engine: Callable[..., Harness]) -> None:
+    failure = engine(kv_cache_mb=0).run(request("embedded", ids(50), HOUR)).failure
+
+    assert (failure.reason, failure.field) == ("INVALID_ARGUMENT", "cache.keep")

@@ -1,0 +1,157 @@
+"""Each notation of tool calls: what models write becomes calls and text, however it is cut, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from daemon.engine.output.answer_parser import AnswerParser, Parts
+from daemon.engine.output.chat_markup import ChatMarkup
+from daemon.engine.output.harmony import understood
+from daemon.engine.output.tool_calls import Tool
+from tests.unit.engine.fake_tokenizer import FakeTokenizer
+
+REPORTED = json.loads(Path(__file__).with_name("reported_tool_calls.json").read_text())
+"""Answers that other servers were reported to read wrongly, with the right result."""
+
+TOOLS = [
+    Tool(name, "", parameters)
+    for name, parameters in {
+        "get_weather": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "days": {"type": "integer"},
+                "tags": {"type": "array", "items": {"type": "string"}},
+                "opts": {
+                    "type": "object",
+                    "properties": {"unit": {"type": "string"}, "n": {"type": "null"}, "ok": {"type": "boolean"}},
+                },
+            },
+        },
+        "ns.get:time-now": {"type": "object", "properties": {}},
+    }.items()
+]
+ARGUMENTS = {"city": 'Köln "x"\n</b>', "days": 3, "tags": ["a", "b"], "opts": {"unit": "C", "n": None, "ok": True}}
+FIRST: tuple[str, Any] = ("get_weather", ARGUMENTS)
+SECOND: tuple[str, Any] = ("ns.get:time-now", {})
+WRITTEN = tomllib.loads(Path(__file__).with_name("written_calls.toml").read_text())
+"""For each notation, how it is recognised, and an answer of both calls."""
+
+NO_TEXT = ("Llama 3", "pythonic Llama", "Functionary 3.2", "Hermes, without end marks")
+"""Calls that begin the answer without a mark, so no text can come before them, or have no end mark before more text."""
+
+
+UNSTREAMED = ("Mistral, older", "Nemotron", "Hermes, without end marks, and keys in another order")
+"""Answers whose arguments come before the id or the name, or are JSON within a string."""
+
+
+def cuts(text: str) -> Iterator[list[str]]:
+    """Yield a text whole, in single characters, and in pieces of several lengths."""
+    yield [text]
+    for size in (1, 2, 3, 5, 8, 13, 21, 34, 55):
+        yield [text[at : at + size] for at in range(0, len(text), size)]
+
+
+def markup(written: Mapping[str, Any]) -> ChatMarkup:
+    """Return the marks of a model that is recognised by a text of its template and by its tokens."""
+    return ChatMarkup(understood(TokenizerWrapper(FakeTokenizer(written["words"], written["template"]))))
+
+
+def parse(marks: ChatMarkup, pieces: Sequence[str], tools: Sequence[Tool] = TOOLS, *, ended: bool = True) -> Parts:
+    """Return the parts of an answer, and check that the pieces of each call are the call."""
+    parser = AnswerParser(marks, tools, opened=False)
+    parts = Parts()
+    for piece in pieces:
+        parts += parser.add(piece)
+    parts += parser.finish(ended=ended)
+    streamed: dict[int, list[str]] = {}
+    for part in parts.pieces:
+        if part.withdrawn:
+            streamed.pop(part.index)
+        elif part.name:
+            streamed[part.index] = [part.id, part.name, part.arguments_json]
+        else:
+            streamed[part.index][2] += part.arguments_json
+    assert [[call.id, call.name, call.arguments_json] for call in parts.calls] == list(streamed.values())
+    return parts
+
+
+def calls_of(parts: Parts) -> list[tuple[str, Any]]:
+    """Return names and arguments of calls."""
+    return [(call.name, json.loads(call.arguments_json)) for call in parts.calls]
+
+
+@pytest.mark.parametrize("case", REPORTED, ids=[case["case"] for case in REPORTED])
+def test_reported_answers_are_read_right(case: dict[str, Any]) -> None:
+    tools = [Tool(tool["name"], tool["description"], tool["parameters"]) for tool in case["tools"]]
+    marks = markup({"template": case["template_must_contain"], "words": ()})
+    for pieces in cuts(case["model_writes"]):
+        parts = parse(marks, pieces, tools)
+        if isinstance(case["right_calls"], list):
+            assert [list(call) for call in calls_of(parts)] == case["right_calls"]
+            assert parts.text == case["right_text"]
+        else:  # each call is a call, or its whole text is in the answer
+            for tool in tools:
+                assert tool.name in {call.name for call in parts.calls} or tool.name in parts.text
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_each_notation_is_read_at_any_cut(name: str) -> None:
+    written = WRITTEN[name]
+    answer, left, marks = written["answer"], written["left"], markup(written)
+    for pieces in cuts(answer):
+        parts = parse(marks, pieces)
+        assert (calls_of(parts), parts.text) == ([FIRST, SECOND], left), pieces
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if not name.startswith(NO_TEXT)])
+def test_text_around_calls_is_kept(name: str) -> None:
+    written = WRITTEN[name]
+    prose = "So. " if name != "gpt-oss" else "<|channel|>final<|message|>So. <|end|><|start|>assistant"
+    parts = parse(markup(written), [prose + written["answer"], "\n\nLet me see."])
+    assert calls_of(parts) == [FIRST, SECOND]
+    assert parts.text == "So. " + written["left"] + "\n\nLet me see."
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_cut_call_is_text_or_whole(name: str) -> None:
+    """Whatever is cut off, no call has other arguments, and the names of calls that are none are in the text."""
+    answer, marks = WRITTEN[name]["answer"], markup(WRITTEN[name])
+    for at in range(0, len(answer), 2):
+        for ended in (True, False):
+            parts = parse(marks, [answer[:at]], ended=ended)
+            calls = calls_of(parts)
+            assert calls in ([], [FIRST], [FIRST, SECOND]), answer[:at]
+            for count, tool in enumerate(("get_weather", "ns.get:time-now"), 1):
+                assert len(calls) >= count or tool not in answer[:at] or tool in parts.text, answer[:at]
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name not in UNSTREAMED])
+def test_arguments_are_streamed_as_they_are_written(name: str) -> None:
+    """The city is known before the call ends."""
+    answer = WRITTEN[name]["answer"]
+    parser = AnswerParser(markup(WRITTEN[name]), TOOLS, opened=False)
+    parts = Parts()
+    for character in answer[: answer.index("days")]:
+        parts += parser.add(character)
+    assert parts.calls == []
+    assert "Köln" in "".join(piece.arguments_json for piece in parts.pieces)
+
+
+def test_model_ids_of_calls_are_kept() -> None:
+    ids = {
+        "Kimi K2": ["functions.get_weather:0", "functions.ns.get:time-now:1"],
+        "Mistral, with ids": ["abcdefghi", "123456789"],
+        "Mistral, older": ["abcdefghi", "123456789"],
+        "Command A": ["0", "1"],
+    }
+    for name, expected in ids.items():
+        parts = parse(markup(WRITTEN[name]), [WRITTEN[name]["answer"]])
+        assert [call.id for call in parts.calls] == expected

@@ -1,0 +1,225 @@
+"""OpenAI's chat completions: what a request asks of the daemon, and what its events become."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from daemon.http.errors import Problem
+from daemon.http.generation import collect
+from daemon.http.openai.chat import ChatStream, ask, completion
+from daemon.http.openai.chat_types import ChatRequest
+from daemon.http.parameters import check
+from mlx_sidecar import (
+    Delta,
+    Finished,
+    GeneratedToolCall,
+    GenerateEvent,
+    Message,
+    Started,
+    Timings,
+    Tool,
+    ToolCall,
+    Usage,
+)
+
+TIMINGS = Timings(0.1, 0.0, 0.0, 0.0, 0.1, 0.2, 0.2)
+EVENTS: list[GenerateEvent] = [
+    Started("req-7", "org/model", 12, 8),
+    Delta("", (1,), (), "Where? "),
+    Delta("I look.", (2,), ()),
+    Delta("", (3, 4), (), "", (GeneratedToolCall(0, "a1", "weather", '{"city": "Bergen"}'),)),
+    Delta("", (5,), (), "", (GeneratedToolCall(1, "a2", "weather", '{"city": "Oslo"}'),)),
+    Finished("tool_calls", "", Usage(12, 8, 6), TIMINGS),
+]
+"""A recorded generation with all that an answer can have."""
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "description": "of a city", "parameters": {"type": "object"}},
+}
+
+
+def request(**fields: Any) -> ChatRequest:
+    """Return a request that was read from JSON."""
+    given = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **fields}
+    read = ChatRequest.model_validate_json(json.dumps(given))
+    check(read)
+    return read
+
+
+def options(**fields: Any) -> dict[str, Any]:
+    """Return the options that a request asks for, without those that are unset."""
+    return {name: value for name, value in ask(request(**fields)).options.items() if value is not None}
+
+
+def chunks(*, include_usage: bool = False) -> list[dict[str, Any]]:
+    """Return the recorded generation as a client gets it."""
+    stream = ChatStream(include_usage=include_usage, now=1000.0)
+    return [json.loads(one.model_dump_json(exclude_unset=True)) for event in EVENTS for one in stream.chunks(event)]
+
+
+def test_turns_keep_roles_text_and_calls() -> None:
+    """`developer` is the system's other name; parts are joined; nulls are nothing."""
+    call = {"id": "a1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    messages = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
+        {"role": "user", "content": "Rain?", "name": "Ada"},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "Hm.", "refusal": None},
+        {"role": "tool", "tool_call_id": "a1", "content": "wet"},
+        {"role": "system", "content": "Late."},
+    ]
+    assert ask(request(messages=messages)).prompt == [
+        Message("system", "Be brief.", tool_calls=[]),
+        Message("user", "Rain?", tool_calls=[]),
+        Message("assistant", "", "Hm.", [ToolCall("a1", "weather", "{}")]),
+        Message("tool", "wet", tool_calls=[], tool_call_id="a1"),
+        Message("system", "Late.", tool_calls=[]),
+    ]
+
+
+def test_sampling_parameters_are_passed_on() -> None:
+    """Under the daemon's names."""
+    given = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.1,
+        "seed": -1,
+        "stop": "x",
+        "logit_bias": {"7": 1},
+    }
+    assert options(**given, presence_penalty=1, frequency_penalty=-1, repetition_penalty=1.1, cache_salt="s") == {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.1,
+        "seed": 2**64 - 1,
+        "stop": ["x"],
+        "logit_bias": {7: 1.0},
+        "presence_penalty": 1.0,
+        "frequency_penalty": -1.0,
+        "repetition_penalty": 1.1,
+        "salt": "s",
+    }
+
+
+def test_values_that_ask_for_nothing_are_left_out() -> None:
+    """Clients send them all the time, and the daemon refuses options without effect."""
+    assert options(temperature=0, top_p=0.9, top_k=5, min_p=0.1, seed=7) == {"temperature": 0.0}
+    assert options(seed=7) == {}
+    assert options(top_p=1, top_k=-1, n=1, logprobs=False, tools=[], response_format={"type": "text"}) == {}
+
+
+def test_choice_among_tokens_has_a_temperature() -> None:
+    """OpenAI's own, if the request has none: at temperature 0 it would be ignored."""
+    assert options(top_p=0.9, seed=7) == {"temperature": 1.0, "top_p": 0.9, "seed": 7}
+    assert options(top_k=5, temperature=0.5) == {"temperature": 0.5, "top_k": 5}
+
+
+def test_completion_tokens_win_over_tokens() -> None:
+    """The newer name of the same."""
+    assert options(max_tokens=5) == {"max_tokens": 5}
+    assert options(max_tokens=5, max_completion_tokens=7) == {"max_tokens": 7}
+
+
+def test_tools_and_their_choice_are_passed_on() -> None:
+    """A choice without tools is none, unless it requires one: the daemon refuses that."""
+    offered = [Tool("weather", "of a city", {"type": "object"})]
+    assert options(tools=[TOOL]) == {"tools": offered}
+    assert options(tools=[TOOL], tool_choice="none") == {"tools": offered, "tool_choice": "none"}
+    one = {"type": "function", "function": {"name": "weather"}}
+    assert options(tools=[TOOL], tool_choice=one)["required_tool"] == "weather"
+    assert options(tool_choice="auto") == {}
+    assert options(tool_choice="required") == {"tool_choice": "required"}
+    assert ask(request(tools=[TOOL], parallel_tool_calls=False)).one_call
+
+
+def test_tools_of_other_kinds_are_left_out_and_noted() -> None:
+    """Codex brings some of its own; without them it works."""
+    asked = ask(request(tools=[{"type": "web_search", "filters": None}, TOOL]))
+    assert len(asked.options["tools"]) == 1
+    assert asked.notes == ["tools[0] is left out: only functions"]
+
+
+def test_forms_of_an_answer_are_passed_on() -> None:
+    """A schema that is missing is an error of the request."""
+    assert options(response_format={"type": "json_object"}) == {"json_object": True}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": {"type": "object"}}}
+    assert options(response_format=form) == {"json_schema": {"type": "object"}}
+    with pytest.raises(Problem, match="schema is missing"):
+        options(response_format={"type": "json_schema"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"n": 2}, "n"),
+        ({"n": True}, "n"),
+        ({"frobnicate": 1}, "frobnicate"),
+        ({"messages": [{"role": "user", "content": "x", "audio": {}}]}, "messages[0].audio"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], field: str) -> None:
+    """A parameter is never silently ignored."""
+    with pytest.raises(Problem) as caught:
+        ask(request(**fields))
+    assert (caught.value.status, caught.value.field) == (400, field)
+    assert field in caught.value.message
+
+
+def test_whole_answer_has_all_parts() -> None:
+    """Reasoning, text, calls, reason and usage."""
+    found = json.loads(completion(collect(EVENTS), now=1000.0).model_dump_json(exclude_unset=True))
+    assert (found["id"], found["created"], found["model"]) == ("chatcmpl-req-7", 1000, "org/model")
+    (choice,) = found["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    message = choice["message"]
+    assert (message["role"], message["content"], message["reasoning_content"]) == ("assistant", "I look.", "Where? ")
+    assert [call["function"]["arguments"] for call in message["tool_calls"]] == [
+        '{"city": "Bergen"}',
+        '{"city": "Oslo"}',
+    ]
+    assert found["usage"] == {
+        "prompt_tokens": 12,
+        "completion_tokens": 6,
+        "total_tokens": 18,
+        "prompt_tokens_details": {"cached_tokens": 8},
+    }
+
+
+def test_answer_of_calls_alone_has_null_content() -> None:
+    """And an answer without anything has empty content, as OpenAI's."""
+    calls = [EVENTS[0], EVENTS[3], EVENTS[5]]
+    assert completion(collect(calls)).choices[0].message.content is None
+    nothing = [EVENTS[0], Finished("stop", "", Usage(1, 0, 1), TIMINGS)]
+    assert completion(collect(nothing)).choices[0].message.content == ""
+
+
+def test_streamed_chunks_make_the_same_answer() -> None:
+    """The role first, each part in its own field, the reason in a chunk of its own."""
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks()]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert deltas[1] == {"reasoning_content": "Where? "}
+    assert deltas[2] == {"content": "I look."}
+    (call,) = deltas[3]["tool_calls"]
+    function = {"name": "weather", "arguments": '{"city": "Bergen"}'}
+    assert call == {"index": 0, "id": "a1", "type": "function", "function": function}
+    assert deltas[4]["tool_calls"][0]["index"] == 1
+    assert deltas[5] == {}
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks()] == [None] * 5 + ["tool_calls"]
+
+
+def test_streamed_usage_comes_last_if_asked_for() -> None:
+    """In a chunk without choices; the others have null."""
+    found = chunks(include_usage=True)
+    assert found[-1]["choices"] == []
+    assert found[-1]["usage"]["total_tokens"] == 18
+    assert [chunk["usage"] for chunk in found[:-1]] == [None] * 6
+    assert all("usage" not in chunk for chunk in chunks())

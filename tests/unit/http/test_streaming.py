@@ -1,0 +1,146 @@
+"""Streams: statuses of early failures, signs of life, the end of a client, and failures under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+import pytest
+from starlette.requests import Request as StarletteRequest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from daemon.http import streaming
+from daemon.http.errors import ClientGone, Problem
+from daemon.http.streaming import Framing, begin, event, until_gone
+from mlx_sidecar import EngineRestarted
+from tests.support.asgi import Request
+
+FRAMING = Framing("text/event-stream", b": alive\n\n", lambda problem: event(problem.code, "error"))
+
+
+class Source:
+    """
+    Pieces that a test lets go.
+
+    Attributes:
+        closed: Set when the pieces were closed.
+    """
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+        self._queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+
+    def put(self, piece: bytes | Exception | None) -> None:
+        """Let the next piece go; an exception to fail, None to end."""
+        self._queue.put_nowait(piece)
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """Yield what was put."""
+        try:
+            while (piece := await self._queue.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        finally:
+            self.closed.set()
+
+
+def streams(pieces: Callable[[], AsyncGenerator[bytes]]) -> ASGIApp:
+    """Return an application that streams pieces."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = StarletteRequest(scope, receive)
+        await request.body()
+        await (await begin(request, pieces(), FRAMING, {"x-note": "n"}))(scope, receive, send)
+
+    return app
+
+
+async def test_stream_sends_each_piece_as_it_comes() -> None:
+    source, request = Source(), Request("POST", "/")
+    source.put(b"a")
+    task = asyncio.create_task(request.to(streams(source.pieces)))
+    while request.response.pieces != [b"a"]:
+        await request.arrived.wait()
+        request.arrived.clear()
+    assert request.response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert request.response.headers["x-note"] == "n"
+    assert "content-length" not in request.response.headers
+    source.put(b"b")
+    source.put(None)
+    assert (await task).pieces == [b"a", b"b"]
+    assert source.closed.is_set()
+
+
+async def test_failure_before_the_first_piece_is_raised() -> None:
+    """So that it gets a status of its own."""
+    source = Source()
+    source.put(Problem(429, "full", code="queue_full"))
+    with pytest.raises(Problem, match="full"):
+        await Request("POST", "/").to(streams(source.pieces))
+    assert source.closed.is_set()
+
+
+async def test_failure_under_way_is_the_last_piece() -> None:
+    """In the API's shape. An error that nothing expects is one as well, without its text."""
+    for error, code in ((EngineRestarted("gone"), b"engine_restarted"), (ValueError("secret"), b"internal")):
+        source, request = Source(), Request("POST", "/")
+        source.put(b"a")
+        source.put(error)
+        response = await request.to(streams(source.pieces))
+        assert response.pieces == [b"a", b"event: error\ndata: " + code + b"\n\n"]
+
+
+async def test_slow_first_piece_gets_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status is sent when the wait for the first piece is over; then a comment each time nothing came."""
+    monkeypatch.setattr(streaming, "HOLD_SECONDS", 0.001)
+    monkeypatch.setattr(streaming, "QUIET_SECONDS", 0.001)
+    source, request = Source(), Request("POST", "/")
+    task = asyncio.create_task(request.to(streams(source.pieces)))
+    while request.response.pieces.count(b": alive\n\n") < 3:
+        await request.arrived.wait()
+        request.arrived.clear()
+    source.put(EngineRestarted("gone"))
+    assert (await task).pieces[-1] == b"event: error\ndata: engine_restarted\n\n"
+    assert request.response.status == 200
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_client_that_leaves_closes_the_pieces(begun: bool) -> None:
+    """Before the first piece and after it."""
+    source, request = Source(), Request("POST", "/")
+    if begun:
+        source.put(b"a")
+    task = asyncio.create_task(request.to(streams(source.pieces)))
+    while begun and not request.response.pieces:
+        await request.arrived.wait()
+        request.arrived.clear()
+    await asyncio.sleep(0)
+    request.leave()
+    await source.closed.wait()
+    if begun:
+        await task
+    else:
+        with pytest.raises(ClientGone):
+            await task
+
+
+async def test_work_of_a_client_that_leaves_is_cancelled() -> None:
+    """A whole answer that no client reads is not computed to its end."""
+    request, cancelled = Request("POST", "/"), asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked = StarletteRequest(scope, receive)
+        await asked.body()
+        request.leave()
+        await until_gone(asked, work())
+
+    with pytest.raises(ClientGone):
+        await request.to(app)
+    assert cancelled.is_set()

@@ -1,0 +1,142 @@
+"""Wrong types in every field of every request type: each is refused by name, and none is a failure of the door."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from daemon.http.access import Policy
+from daemon.http.api import Api, Endpoint, served
+from daemon.http.app import build
+from daemon.http.parameters import Parameters, rows
+from mlx_sidecar import AsyncClient, DaemonNotRunning
+from tests.support.asgi import Request
+
+NUMBERS = [0, -1, 2**31, 2**63, 2**70, 1e300, 0.5]
+VALUES: list[Any] = [None, True, *NUMBERS, "", "x", "\0", [], {}, [None], [[]], [1], ["x"], {"x": 1}, [{}]]
+"""Values of all types; each takes the place of each value of a request."""
+
+ENDPOINTS = [(api, one) for api in served() for one in api.endpoints if one.types]
+
+
+def documents(kind: type[BaseModel]) -> Iterator[dict[str, Any]]:
+    """Yield a request with the fields that it needs, and one more for each other field."""
+    fields = {field.alias or name: (_value(name, field), field) for name, field in kind.model_fields.items()}
+    needed = {name: value for name, (value, field) in fields.items() if field.is_required()}
+    yield needed
+    for name, (value, field) in fields.items():
+        if not field.is_required():
+            yield {**needed, name: value, **({"stream": True} if name == "stream_options" else {})}
+
+
+def sample(kind: type[BaseModel]) -> dict[str, Any]:
+    """Return an object of a type that has all its fields, from their annotations."""
+    return {field.alias or name: _value(name, field) for name, field in kind.model_fields.items()}
+
+
+def _value(name: str, field: FieldInfo) -> Any:
+    return _of(name, field.annotation)
+
+
+def _of(name: str, annotation: Any) -> Any:
+    known = {"role": "user", "prompt": "x", "input": "x"}
+    if name in known:
+        return known[name]
+    parts: tuple[Any, ...] = getattr(annotation, "__args__", ())
+    if isinstance(annotation, type) and issubclass(annotation, Parameters):
+        return sample(annotation)
+    origin = getattr(annotation, "__origin__", None)
+    if origin is list:
+        return [_of("", parts[0])]
+    if origin is dict:
+        return {"1": 1}
+    if str(annotation).startswith("typing.Literal"):
+        return parts[0]
+    if parts:
+        return _of(name, parts[0])
+    return {str: "x", int: 1, float: 0.5, bool: False}.get(annotation)
+
+
+def places(value: Any, steps: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of each value in a document."""
+    yield steps
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, inner in items:
+        yield from places(inner, (*steps, step))
+
+
+def replaced(value: Any, steps: tuple[Any, ...], new: Any) -> Any:
+    """Return a copy of a document with another value at a path."""
+    if not steps:
+        return new
+    copy = list(value) if isinstance(value, list) else dict(value)
+    copy[steps[0]] = replaced(value[steps[0]], steps[1:], new)
+    return copy
+
+
+class NoDaemon(AsyncClient):
+    """A client that builds each request and sends none."""
+
+    async def _connect(self) -> Any:
+        raise DaemonNotRunning("none")
+
+
+APP = build(NoDaemon("/nowhere/s.sock"), Policy(None, loopback_only=False))
+
+
+async def status(endpoint: Endpoint, body: bytes) -> tuple[int, Any]:
+    """Return status and body of the answer to a request."""
+    response = await Request(endpoint.method, endpoint.path, body).to(APP)
+    return response.status, response.json
+
+
+@pytest.mark.parametrize(("api", "endpoint"), ENDPOINTS, ids=[one.path for _, one in ENDPOINTS])
+async def test_wrong_types_are_refused_or_accepted(api: Api, endpoint: Endpoint) -> None:
+    """400 with the field's name, or the daemon is asked (503: there is none): nothing else, in any field."""
+    kind = next(iter(endpoint.types.values()))
+    accepted = 0
+    for document in documents(kind):
+        before = await status(endpoint, json.dumps(document).encode())
+        assert before[0] in (400, 503)
+        accepted += before[0] == 503
+        for steps in places(document):
+            for value in VALUES:
+                found, answer = await status(endpoint, json.dumps(replaced(document, steps, value)).encode())
+                assert found in (400, 503), (steps, value, answer)
+                assert answer
+    assert accepted > len(kind.model_fields) / 2, "the documents are hardly ever valid, so that the test shows little"
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text() | st.integers(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(["model", "messages", "role", "content", "tools", "prompt"]) | st.text(), inner
+            )
+        ),
+    )
+)
+async def test_any_json_is_answered(document: Any) -> None:
+    """Whatever it is."""
+    for _, endpoint in ENDPOINTS:
+        found, _ = await status(endpoint, json.dumps(document).encode())
+        assert found in (400, 503)
+
+
+@pytest.mark.parametrize(
+    "kind", {kind for _, one in ENDPOINTS for kind in one.types.values()}, ids=lambda kind: kind.__name__
+)
+def test_every_parameter_is_explained(kind: type[Parameters]) -> None:
+    """Once, with a treatment: that is what docs/http.md is made of."""
+    seen = list(rows(kind))
+    assert all(about for _, _, about in seen)
+    assert len({name for name, _, _ in seen}) == len(seen)

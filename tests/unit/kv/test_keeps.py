@@ -1,0 +1,332 @@
+"""A kept prefix is evicted after everything else, for its time, within half of the cache; and it stays restorable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from structlog.testing import capture_logs
+
+from daemon.kv.keeps import MOST_KEPT, Keep
+from daemon.kv.lease import PrefixLease
+from daemon.kv.nodes import Node
+from daemon.kv.spec import PrefixSpec, Resume
+from tests.unit.kv.fake_kv import (
+    ALL,
+    BLOCK_BYTES,
+    HYBRID,
+    PLAIN,
+    RECURRENT,
+    WINDOWED,
+    FakeKV,
+    FakePrefixes,
+    prompt,
+)
+from tests.unit.kv.test_prefix_cache_machine import PROMPTS, floor_to_block
+
+LAYOUTS = [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL]
+HOUR = 3600.0
+
+
+class Clock:
+    """A clock that stands still."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def kept(prefixes: FakePrefixes, tokens: list[int], seconds: float = HOUR, namespace: str = "n") -> bool:
+    """Store a prompt with one more token, and keep its blocks."""
+    prefixes.store(namespace, tokens)
+    return prefixes.cache.keep(namespace, [*tokens, 7], prefixes.parts, seconds)
+
+
+@pytest.mark.parametrize("limit", [{"blocks": 12}, {"nbytes": 12 * BLOCK_BYTES}])
+@pytest.mark.parametrize("parts", LAYOUTS)
+def test_kept_prefix_outlives_all_others(parts: PrefixSpec, limit: Any) -> None:
+    """Though it was used longest ago; what a restore needs of windows and states stays with it."""
+    prefixes = FakePrefixes(parts=parts, **limit)
+    assert kept(prefixes, prompt(1, 2, 3, 4))
+
+    for letter in range(10, 40, 3):
+        prefixes.store("n", prompt(letter, letter + 1, letter + 2))
+
+    prefixes.cache.check_integrity()
+    assert prefixes.reuse("n", prompt(1, 2, 3, 4, 99)) == prompt(1, 2, 3, 4)
+
+
+def test_windows_of_a_kept_prefix_are_not_thinned() -> None:
+    """A resume point that was stored in passing loses its windows to a later one, unless it is kept."""
+    prefixes = FakePrefixes(parts=WINDOWED)
+    prefixes.store("n", prompt(1, 2, 3, 4), Resume.PASSING)
+    assert prefixes.cache.keep("n", prompt(1, 2, 3, 4, tail=1), WINDOWED, HOUR)
+
+    prefixes.store("n", prompt(*range(1, 11)))
+
+    assert prefixes.reuse("n", prompt(1, 2, 3, 4, tail=1)) == prompt(1, 2, 3, 4)
+
+
+def test_leased_prefix_does_not_yield_in_vain() -> None:
+    prefixes = FakePrefixes()
+    kept(prefixes, prompt(1, 2))
+
+    with prefixes.lookup("n", prompt(1, 2, tail=1)):
+        prefixes.cache.shed(10**9)
+
+    assert len(prefixes.cache.keeps) == 1
+
+
+def test_kept_prefix_is_ordinary_after_its_time() -> None:
+    clock = Clock()
+    prefixes = FakePrefixes(blocks=8, clock=clock)
+    kept(prefixes, prompt(1, 2, 3), 10.0)
+    clock.now = 10.0
+
+    prefixes.store("n", prompt(*range(20, 28)))
+
+    assert prefixes.reuse("n", prompt(1, 2, 3, tail=1)) == []
+    assert not prefixes.cache.keeps
+    assert prefixes.cache.keeps.yielded == 0
+
+
+def test_keep_can_be_renewed_but_not_shortened() -> None:
+    clock = Clock()
+    prefixes = FakePrefixes(clock=clock)
+    kept(prefixes, prompt(1, 2), 100.0)
+    kept(prefixes, prompt(1, 2), 10.0)
+    (keep,) = prefixes.cache.keeps
+    assert prefixes.cache.keeps.expires_in(keep) == 100
+
+    clock.now = 50.0
+    kept(prefixes, prompt(1, 2), 100.0)
+    assert prefixes.cache.keeps.expires_in(keep) == 100
+
+
+def test_kept_prefixes_take_half_of_the_cache_at_most() -> None:
+    """The one whose time would be over first yields, and is cached as any other."""
+    prefixes = FakePrefixes(nbytes=10 * BLOCK_BYTES)
+    kept(prefixes, prompt(1, 2), 3 * HOUR)
+    kept(prefixes, prompt(3, 4), HOUR)
+
+    with capture_logs() as logs:
+        assert kept(prefixes, prompt(5, 6), 2 * HOUR)
+
+    assert [(line["event"], line["blocks"], line["prefix_bytes"]) for line in logs] == [
+        ("kept_prefix_over_cap", 2, 2 * BLOCK_BYTES)
+    ]
+    assert prefixes.cache.keeps.yielded == 1
+    assert prefixes.cache.keeps.nbytes == 4 * BLOCK_BYTES
+    assert prefixes.reuse("n", prompt(3, 4, tail=1)) == prompt(3, 4)
+    prefixes.cache.check_integrity()
+
+
+def test_shared_blocks_of_kept_prefixes_count_once() -> None:
+    prefixes = FakePrefixes()
+    kept(prefixes, prompt(1, 2, 3))
+    kept(prefixes, prompt(1, 2, 4))
+
+    assert prefixes.cache.keeps.blocks == 4
+    assert [keep.nbytes for keep in prefixes.cache.keeps] == [3 * BLOCK_BYTES, 3 * BLOCK_BYTES]
+
+
+def test_prefix_beyond_the_share_is_not_kept() -> None:
+    """It does not push out the others on the way."""
+    prefixes = FakePrefixes(blocks=10)
+    kept(prefixes, prompt(1, 2))
+
+    assert not kept(prefixes, prompt(*range(10, 16)), 2 * HOUR)
+    assert [keep.tokens for keep in prefixes.cache.keeps] == [32]
+    assert prefixes.cache.keeps.yielded == 1
+
+
+def test_kept_prefix_yields_when_all_else_is_gone() -> None:
+    prefixes = FakePrefixes()
+    kept(prefixes, prompt(1, 2), 2 * HOUR)
+    kept(prefixes, prompt(3), HOUR)
+    prefixes.store("n", prompt(4))
+
+    prefixes.cache.shed(2 * BLOCK_BYTES)
+
+    assert [keep.tokens for keep in prefixes.cache.keeps] == [32]
+    assert prefixes.cache.trie.blocks == 2
+
+
+def test_kept_prefix_survives_a_flood_of_another_salt() -> None:
+    prefixes = FakePrefixes(blocks=20)
+    kept(prefixes, prompt(*range(8)), namespace="m/quiet")
+
+    for first in range(100, 200, 5):
+        prefixes.store("m/loud", prompt(*range(first, first + 5)))
+
+    assert prefixes.reuse("m/quiet", prompt(*range(8), tail=1)) == prompt(*range(8))
+
+
+def test_salt_that_exceeds_its_half_evicts_its_kept_prefix_last() -> None:
+    """Its other prefixes go first, and those of the other salt stay."""
+    prefixes = FakePrefixes(blocks=20)
+    prefixes.store("m/other", prompt(*range(10)))
+    kept(prefixes, prompt(50, 51, 52, 53), namespace="m/own")
+    for letter in range(60, 80):
+        prefixes.store("m/own", prompt(letter, letter, letter))
+
+    assert prefixes.reuse("m/other", prompt(*range(10), tail=1)) == prompt(*range(10))
+    assert prefixes.reuse("m/own", prompt(50, 51, 52, 53, tail=1)) == prompt(50, 51, 52, 53)
+    prefixes.store("m/own", prompt(*range(100, 110)))
+    assert not prefixes.cache.keeps
+
+
+def test_invalidated_prefix_is_kept_no_longer() -> None:
+    prefixes = FakePrefixes()
+    kept(prefixes, prompt(1, 2))
+    kept(prefixes, prompt(1, 3))
+
+    prefixes.cache.forget_prefix("n", prompt(1, 2))
+    assert [keep.tokens for keep in prefixes.cache.keeps] == [32]
+    prefixes.cache.clear()
+
+    assert not prefixes.cache.keeps
+    assert prefixes.cache.keeps.nbytes == 0
+    prefixes.cache.check_integrity()
+
+
+def test_prefix_that_is_not_stored_is_not_kept() -> None:
+    prefixes = FakePrefixes(min_prefix_len=32)
+    prefixes.store("n", prompt(1, 2, 3))
+
+    assert not prefixes.cache.keep("n", prompt(9, 9), PLAIN, HOUR)
+    assert not prefixes.cache.keep("n", prompt(1, tail=1), PLAIN, HOUR)
+
+
+def test_number_of_kept_prefixes_is_bounded() -> None:
+    prefixes = FakePrefixes()
+    for letter in range(MOST_KEPT + 5):
+        kept(prefixes, prompt(letter), HOUR + letter)
+
+    assert len(prefixes.cache.keeps) == MOST_KEPT
+    assert prefixes.cache.keeps.yielded == 5
+
+
+class KeepMachine(RuleBasedStateMachine):
+    """
+    Random stores, leases, keeps, evictions and invalidations.
+
+    A kept prefix is lost only if its time is over, the share is exceeded, it was invalidated, or all else was evicted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.prefixes = FakePrefixes()
+        self.leases: list[PrefixLease] = []
+        self.kept: dict[Keep, list[int]] = {}
+
+    @initialize(parts=st.sampled_from(LAYOUTS), blocks=st.integers(4, 14), room=st.integers(4, 14) | st.just(1000))
+    def start(self, parts: PrefixSpec, blocks: int, room: int) -> None:
+        """Choose the layout and the limits."""
+        self.prefixes = FakePrefixes(blocks, room * BLOCK_BYTES, parts=parts, clock=self.clock)
+
+    @rule(tokens=PROMPTS, resume=st.sampled_from(Resume), boundary=st.booleans())
+    def store(self, tokens: list[int], resume: Resume, boundary: bool) -> None:
+        """Store a prompt, which may evict others."""
+        self.prefixes.store("n", tokens, resume, FakeKV(tokens, boundary=floor_to_block(len(tokens)) * boundary))
+        self.lost_only_if_nothing_else_was_left()
+
+    @rule(tokens=PROMPTS, seconds=st.integers(1, 50), stored=st.booleans())
+    def keep(self, tokens: list[int], seconds: int, stored: bool) -> None:
+        """Keep the stored part of a prompt; another keep may yield."""
+        if stored:
+            self.prefixes.store("n", tokens, Resume.YES, FakeKV(tokens, boundary=floor_to_block(len(tokens))))
+            self.lost_only_if_nothing_else_was_left()
+        before = {keep.end: keep.expires for keep in self.prefixes.cache.keeps}
+        done = self.prefixes.cache.keep("n", tokens, self.prefixes.parts, seconds)
+        after = {keep.end: keep for keep in self.prefixes.cache.keeps}
+        lost = [expires for end, expires in before.items() if end not in after and expires > self.clock.now]
+        assert all(expires <= keep.expires for expires in lost for keep in after.values()), "another one was due first"
+        if done:
+            with self.prefixes.lookup("n", tokens) as lease:
+                assert lease.nodes[-1] in after
+                assert self.prefixes.cache.keeps.expires_in(after[lease.nodes[-1]]) >= seconds
+        self.take_stock()
+
+    @rule(tokens=PROMPTS)
+    def lease(self, tokens: list[int]) -> None:
+        """Hold a stored prefix."""
+        self.leases.append(self.prefixes.lookup("n", tokens))
+
+    @precondition(lambda self: self.leases)
+    @rule()
+    def release(self) -> None:
+        """End a lease."""
+        self.leases.pop().release()
+
+    @rule(blocks=st.integers(1, 5))
+    def shed(self, blocks: int) -> None:
+        """Evict under memory pressure."""
+        self.prefixes.cache.shed(blocks * BLOCK_BYTES)
+        self.lost_only_if_nothing_else_was_left()
+
+    @rule(tokens=PROMPTS)
+    def forget(self, tokens: list[int]) -> None:
+        """Invalidate a prefix, kept or not."""
+        self.prefixes.cache.forget_prefix("n", tokens)
+        assert len(self.prefixes.reuse("n", [*tokens, 7])) < max(1, len(tokens))
+        self.take_stock()
+
+    @rule(seconds=st.integers(1, 30))
+    def wait(self, seconds: int) -> None:
+        """Let time pass."""
+        self.clock.now += seconds
+
+    def lost_only_if_nothing_else_was_left(self) -> None:
+        """Compare with the keeps before an eviction."""
+        lost = [keep for keep in self.kept if keep not in set(self.prefixes.cache.keeps)]
+        if any(keep.expires > self.clock.now for keep in lost):
+            left = self.prefixes.cache.trie.subtree(self.prefixes.cache.trie.tops(lambda _: True))
+            early = [keep for keep in lost if keep.expires > self.clock.now]
+            assert all(self.excused(node, early) for node in left), "something else could have been evicted"
+        self.take_stock()
+
+    def excused(self, node: Node, early: list[Keep]) -> bool:
+        """Whether a block could not be evicted before a keep ended: it was held, or is stored since."""
+        held = bool(node.locks or node.kept) or any(below.locks or below.kept for below in node.children())
+        latest = max(keep.end.tick for keep in early)
+        return held or node.tick >= latest or any(node in self.path(keep) for keep in early)
+
+    def path(self, keep: Keep) -> list[Node]:
+        """Return what is left of the path of a keep that has ended."""
+        return self.prefixes.cache.trie.walk("n", [node.key for node in reversed(list(keep.path()))])
+
+    def take_stock(self) -> None:
+        """Remember what is kept."""
+        self.kept = {keep: self.tokens(keep) for keep in self.prefixes.cache.keeps}
+
+    def tokens(self, keep: Keep) -> list[int]:
+        """Return the tokens of a kept prefix."""
+        return [token for node in reversed(list(keep.path())) for token in memoryview(node.key).cast("I")]
+
+    @invariant()
+    def is_sound(self) -> None:
+        """Recount, and restore each kept prefix."""
+        self.prefixes.cache.check_integrity()
+        for keep, tokens in self.kept.items():
+            assert keep in set(self.prefixes.cache.keeps)
+            assert self.prefixes.reuse("n", [*tokens, 99])[: len(tokens)] == tokens
+
+    def teardown(self) -> None:
+        """Nothing leaks."""
+        for lease in self.leases:
+            lease.release()
+        self.prefixes.cache.clear()
+        self.prefixes.cache.check_integrity()
+        assert self.prefixes.cache.memory_usage() == 0
+        assert not self.prefixes.cache.keeps
+
+
+KeepMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, print_blob=True)
+TestKeepMachine = KeepMachine.TestCase

@@ -1,0 +1,158 @@
+"""The door's process is kept running: started with a bound socket, started again, and ended with the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from daemon.server.http_listener import default_path, listen_at, listen_on
+from daemon.server.singleton import AlreadyRunning
+from daemon.server.supervision import http_door
+from daemon.server.supervision.http_door import DoorState, HttpDoor
+from daemon.shared.config import Config
+from tests.support.daemons import alive, listens
+
+PROGRAM = """
+import json, os, socket, sys
+listener = socket.socket(fileno=int(sys.argv[-1]))
+print(json.dumps({"event": "http_serving", "level": "info"}), flush=True)
+what = sys.argv[1]
+if what == "die":
+    sys.exit(3)
+if what == "stay":
+    sys.stdin.read()
+    sys.exit(0)
+while True:
+    connection, _ = listener.accept()
+    connection.sendall(str(os.getpid()).encode())
+    os._exit(7)
+"""
+"""A door: dies at once, stays until its standard input ends, or dies after one connection."""
+
+
+def config(folder: Path, listen: str = "unix") -> Config:
+    """Return a configuration whose directory is private."""
+    return Config(socket=folder / "run" / "sidecar.sock", state_dir=folder, http_listen=listen)
+
+
+@asynccontextmanager
+async def running(given: Config, what: str = "stay") -> AsyncIterator[HttpDoor]:
+    """Run a door until the end of the block."""
+    door = HttpDoor(given, time.monotonic, [sys.executable, "-c", PROGRAM, what])
+    door.start()
+    yield door
+    await door.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - a process that starts sends no event
+            await asyncio.sleep(0.01)
+
+
+async def test_door_is_off_by_default(folder: Path) -> None:
+    """Nothing listens, and no process runs."""
+    async with running(config(folder, "")) as door:
+        assert (door.state, door.pid, door.address) == (DoorState.OFF, 0, "")
+
+
+async def test_door_serves_on_a_private_socket(folder: Path) -> None:
+    """Beside the daemon's own; it is removed at the end."""
+    path = default_path(config(folder).socket)
+    async with running(config(folder)) as door:
+        await until(lambda: door.state is DoorState.SERVING)
+        assert door.stats().address == str(path)
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert listens(path)
+        pid = door.pid
+    assert not alive(pid)
+    assert not path.exists()
+    assert door.stats().pid == 0
+
+
+async def test_client_waits_while_the_door_is_started_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket stays, so that a connection is taken by the next one."""
+    monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
+    async with running(config(folder), "once") as door:
+        await until(lambda: door.state is DoorState.SERVING)
+        answers = []
+        for _ in range(3):
+            reader, writer = await asyncio.open_unix_connection(door.address)
+            answers.append(await reader.read())
+            writer.close()
+        await until(lambda: door.restarts >= 2)
+    assert len(set(answers)) == 3
+
+
+async def test_pause_of_the_door_doubles(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the last; so a door that cannot start costs little."""
+    pauses: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        if seconds >= 1:
+            pauses.append(seconds)
+        await real(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(http_door, "LAST_BACKOFF", 4.0)
+    async with running(config(folder), "die") as door:
+        async with asyncio.timeout(60):
+            while len(pauses) < 4:
+                await real(0.01)
+        assert door.restarts >= 3
+    assert pauses[:4] == [1.0, 2.0, 4.0, 4.0]
+
+
+async def test_port_in_use_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon serves meanwhile; its Stats tell that HTTP does not."""
+    monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        async with running(config(folder, f"127.0.0.1:{port}")) as door:
+            await until(lambda: door.state is DoorState.RESTARTING)
+            assert door.address == ""
+            other.close()
+            await until(lambda: door.state is DoorState.SERVING)
+            assert door.address == f"127.0.0.1:{port}"
+
+
+async def test_door_that_does_not_end_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the time that it has to end its answers."""
+    monkeypatch.setattr(http_door, "STOP_SECONDS", 0.05)
+    async with running(config(folder), "once") as door:
+        await until(lambda: door.state is DoorState.SERVING)
+        pid = door.pid
+    assert not alive(pid)
+
+
+def test_listener_has_one_owner(folder: Path) -> None:
+    """A second one is refused while the first lives; a stale socket file is replaced."""
+    path = folder / "run" / "http.sock"
+    first = listen_at(path)
+    with pytest.raises(AlreadyRunning):
+        listen_at(path)
+    first.socket.close()  # as a killed process leaves it
+    first._lock.release()  # type: ignore[union-attr]
+    second = listen_at(path)
+    second.close()
+    second.close()
+    assert not path.exists()
+
+
+def test_listener_on_a_port_is_loopback_only() -> None:
+    """Port 0 takes a free one."""
+    listener = listen_on(0)
+    assert listener.socket.getsockname()[0] == "127.0.0.1"
+    assert listener.address == f"127.0.0.1:{listener.socket.getsockname()[1]}"
+    listener.close()
