@@ -28,7 +28,7 @@ QUESTIONS = {
         server/request_decoder.py:parse
         -- handler
         server/servicer.py:SidecarService.Generate
-        server/validation.py:check_generate
+        server/generate_validation.py:check_generate
         server/admission.py:Admission.place
         server/supervision/call_router.py:CallRouter.open
         server/supervision/engine_call.py:EngineCall
