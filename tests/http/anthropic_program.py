@@ -14,7 +14,9 @@ WEATHER: Any = {
     "description": "The weather of a city",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
-SYSTEM: Any = [{"type": "text", "text": "word " * 200, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+SYSTEM: Any = [  # of this run's own, so that no other run has put it into the cache
+    {"type": "text", "text": f"{sys.argv[1:]} " + "word " * 200, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+]
 
 
 def turn(content: Any, role: str = "user") -> Any:
