@@ -1,0 +1,48 @@
+"""Model folders with the tokenizer or the chat template of another model, loaded as the engine loads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from daemon.cache.resolver import Resolver, Wanted
+from daemon.engine.prompt.chat_templates import Templates
+from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
+from tests.support.models import copy_of_embedded
+
+ENDS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+"""Special tokens that templates write."""
+
+
+def with_template(folder: Path, template: str, templates: Templates) -> Tokenizer:
+    """Return the embedded model's tokenizer with another chat template."""
+    path = copy_of_embedded(folder)
+    (path / "chat_template.jinja").write_text(template)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps({**config, **ENDS}))
+    return loaded(path, templates)
+
+
+def with_tokenizer(folder: Path, files: dict[str, str | bytes], templates: Templates) -> Tokenizer:
+    """
+    Return the tokenizer that is described by files of its own.
+
+    Args:
+        folder: An empty folder for the model.
+        files: Names and contents of its files.
+        templates: Renders its template.
+    """
+    path = copy_of_embedded(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (path / name).unlink()
+    config = json.loads((path / "config.json").read_text())
+    del config["eos_token_id"]  # the tokenizer's own counts
+    (path / "config.json").write_text(json.dumps(config))
+    for name, content in files.items():
+        (path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return loaded(path, templates)
+
+
+def loaded(path: Path, templates: Templates) -> Tokenizer:
+    """Return the tokenizer of a model folder."""
+    return Tokenizers(templates).get(Resolver([]).resolve(Wanted(str(path))))
