@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from daemon.cache.resolver import Resolver, Wanted
@@ -14,10 +15,25 @@ ENDS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_toke
 """Special tokens that templates write."""
 
 
+_HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|call|>", "<|end|>", "<|return|>")
+"""The marks of gpt-oss, which its template does not write all."""
+_MARK = re.compile(r"<[|\uff5c/]?[^<>\s'\"=]+[|\uff5c]?>|\[/?[A-Z_]+\]|<\|\"\|>|\]<\]minimax\[>\[")
+"""What looks like a mark of a model in its template."""
+
+
 def with_template(folder: Path, template: str, templates: Templates) -> Tokenizer:
-    """Return the embedded model's tokenizer with another chat template."""
-    path = copy_of_embedded(folder)
+    """Return the embedded model's tokenizer with another chat template, and with its marks as tokens."""
+    path = copy_of_embedded(folder, vocab_size=100_000)
     (path / "chat_template.jinja").write_text(template)
+    file = path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    known = {*(token["content"] for token in tokenizer["added_tokens"]), *tokenizer["model"]["vocab"], *ENDS.values()}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    found = {*_MARK.findall(template), *(_HARMONY if _HARMONY[1] in template else ())}
+    marks = sorted(found - known)
+    first = len(tokenizer["model"]["vocab"])
+    tokenizer["added_tokens"] += [{"id": first + n, "content": mark, **flags} for n, mark in enumerate(marks)]
+    file.write_text(json.dumps(tokenizer))
     config = json.loads((path / "tokenizer_config.json").read_text())
     (path / "tokenizer_config.json").write_text(json.dumps({**config, **ENDS}))
     return loaded(path, templates)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+SMALL = sorted((Path(__file__).parent / "templates").glob("*.jinja"))
+"""The templates in this repository."""
+
 TEMPLATES = (
     "Apertus-8B-Instruct",
     "Apriel-1.6-15b-Thinker-fixed",
@@ -139,6 +144,21 @@ Parts of conversations that a template may drop, by its name.
 
 Reka writes calls with characters above ASCII escaped, so the city of the call is there in another spelling.
 """
+
+NO_CALLS = {
+    "HuggingFaceTB-SmolLM3-3B", "LFM2-8B-A1B", "LFM2.5-Instruct", "ibm-granite-granite-3.3-2B-Instruct",
+    "llama-cpp-rwkv-world", "microsoft-Phi-3.5-mini-instruct",
+    "Kimi-K2-Instruct", "Kimi-K2-Thinking", "fireworks-ai-llama-3-firefunction-v2", "google-gemma-2-2b-it",
+    "llama-cpp-deepseek-r1",
+    "GigaChat3-10B-A1.8B", "GigaChat3.1-10B-A1.8B", "tencent-Hy3", "upstage-Solar-Open-100B",
+}  # fmt: skip
+"""Templates that write no calls, those that refuse calls, and those whose notation is not known."""
+
+ONE_CALL = {
+    "meta-llama-Llama-3.1-8B-Instruct", "meta-llama-Llama-3.2-3B-Instruct", "meta-llama-Llama-3.3-70B-Instruct",
+    "openai-gpt-oss-120b", "muse-glimmer",
+}  # fmt: skip
+"""Templates that write one call for a turn, or two messages."""
 
 
 def refuses(name: str) -> set[str]:

