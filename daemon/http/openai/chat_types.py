@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from daemon.http.openai.logprobs import ChatScores
 from daemon.http.openai.shared_types import GENERATION_HARMLESS, Sampled, Usage
 from daemon.http.parameters import Parameters, Refusal
 
@@ -157,6 +158,8 @@ class ChatRequest(Sampled):
         None, ge=1, description="most tokens of the answer, reasoning included; lowered to what the context holds"
     )
     stream_options: StreamOptions | None = Field(None, description="only with `stream`")
+    logprobs: bool | None = Field(None, description="log-probabilities of the answer's tokens, with their texts")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="also of so many of the likeliest; with `logprobs`")
     chat_template_kwargs: TemplateArguments | None = Field(None, description="`enable_thinking` alone")
 
     harmless: ClassVar[Mapping[str, str]] = {
@@ -166,9 +169,6 @@ class ChatRequest(Sampled):
         "safety_identifier": "nothing is reported",
     }
     refused: ClassVar[Mapping[str, Refusal]] = {
-        "n": Refusal("ask several times; the prompt is computed once", (1,)),
-        "logprobs": Refusal("tokens have no text yet", (False,)),
-        "top_logprobs": Refusal("tokens have no text yet", (0,)),
         "reasoning_effort": Refusal("use `chat_template_kwargs.enable_thinking`"),
         "store": Refusal("answers are not kept", (False,)),
         "prompt_cache_retention": Refusal("prefixes stay until the memory is needed", ("in_memory",)),
@@ -213,7 +213,7 @@ class ChatChoice(BaseModel):
 
     index: int = 0
     message: AnsweredMessage
-    logprobs: None = None
+    logprobs: ChatScores | None = None
     finish_reason: str
 
 
@@ -233,7 +233,7 @@ class ChunkChoice(BaseModel):
 
     index: int = 0
     delta: AnsweredMessage
-    logprobs: None = None
+    logprobs: ChatScores | None = None
     finish_reason: str | None = None
 
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from daemon.http.bodies import read_body
 from daemon.http.errors import Problem
-from daemon.http.generation import Answer, Ask, events, whole
+from daemon.http.generation import Answer, Ask, events, samples
 from daemon.http.openai import chat, models
 from daemon.http.openai import completions as plain
 from daemon.http.openai.chat_types import ChatRequest
@@ -28,13 +28,13 @@ async def chat_completions(request: Request, client: AsyncClient) -> Response:
     asked = chat.ask(body)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage is True
-        return await begin(request, _chat_chunks(client, asked, include_usage), EVENTS, asked.headers())
-    answer = await until_gone(request, whole(client, asked))
-    return _json(chat.completion(answer), asked.headers())
+        stream = chat.ChatStream(samples=body.n or 1, include_usage=include_usage)
+        return await begin(request, _chat_chunks(client, asked, stream), EVENTS, asked.headers())
+    answers = await until_gone(request, samples(client, asked))
+    return _json(chat.completion(answers), asked.headers())
 
 
-async def _chat_chunks(client: AsyncClient, asked: Ask, include_usage: bool) -> AsyncGenerator[bytes]:
-    stream = chat.ChatStream(include_usage=include_usage)
+async def _chat_chunks(client: AsyncClient, asked: Ask, stream: chat.ChatStream) -> AsyncGenerator[bytes]:
     async with aclosing(events(client, asked)) as seen:
         async for one in seen:
             for chunk in stream.chunks(one):
@@ -47,13 +47,10 @@ async def completions(request: Request, client: AsyncClient) -> Response:
     body = await read_body(request, CompletionRequest)
     asked = plain.asks(body)
     if body.stream:
-        return await begin(request, _plain_chunks(client, asked[0], _plain_stream(body)), EVENTS, asked[0].headers())
+        return await begin(
+            request, _plain_chunks(client, asked[0], plain.CompletionStream(body)), EVENTS, asked[0].headers()
+        )
     return _json(plain.completion(body, await until_gone(request, _all(client, asked))), asked[0].headers())
-
-
-def _plain_stream(body: CompletionRequest) -> plain.CompletionStream:
-    include_usage = body.stream_options is not None and body.stream_options.include_usage is True
-    return plain.CompletionStream(echo=plain.echoed(body, 0), include_usage=include_usage)
 
 
 async def _plain_chunks(client: AsyncClient, asked: Ask, stream: plain.CompletionStream) -> AsyncGenerator[bytes]:
@@ -64,11 +61,11 @@ async def _plain_chunks(client: AsyncClient, asked: Ask, stream: plain.Completio
     yield DONE
 
 
-async def _all(client: AsyncClient, asked: Sequence[Ask]) -> list[Answer]:
-    """Return the answers to all prompts. If one fails, the others are cancelled."""
+async def _all(client: AsyncClient, asked: Sequence[Ask]) -> list[list[Answer]]:
+    """Return the samples of the answers to all prompts. If one fails, the others are cancelled."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(whole(client, one)) for one in asked]
+            tasks = [group.create_task(samples(client, one)) for one in asked]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

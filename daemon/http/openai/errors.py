@@ -60,6 +60,8 @@ NAMES = {
     "cache.salt": "cache_salt",
     "chat.required_tool": "tool_choice.function.name",
     "response_format.json_schema": "response_format.json_schema.schema",
+    "samples": "n",
+    "prompt_logprobs": "logprobs",
     "text": "prompt",
     "tokens.ids": "prompt",
     "chat": "messages",
