@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from daemon.http.bodies import read_body
-from daemon.http.errors import Problem
 from daemon.http.generation import Answer, Ask, events, samples
-from daemon.http.openai import chat, models
+from daemon.http.openai import chat, embeddings, models
 from daemon.http.openai import completions as plain
 from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.openai.completion_types import CompletionRequest
+from daemon.http.openai.embedding_types import EmbeddingRequest
 from daemon.http.openai.errors import DONE, EVENTS
 from daemon.http.streaming import begin, event, until_gone
 from mlx_sidecar import AsyncClient
@@ -71,19 +71,21 @@ async def _all(client: AsyncClient, asked: Sequence[Ask]) -> list[list[Answer]]:
     return [task.result() for task in tasks]
 
 
-async def embeddings(request: Request, client: AsyncClient) -> Response:
-    """Refuse `POST /v1/embeddings`."""
-    raise Problem(404, "this server has no embeddings", code="unsupported_endpoint")
+async def embed(request: Request, client: AsyncClient) -> Response:
+    """Answer `POST /v1/embeddings`."""
+    body = await read_body(request, EmbeddingRequest)
+    found = await until_gone(request, client.embed(body.model, body.input, **embeddings.options(body)))
+    return _json(embeddings.answer(body, found))
 
 
 async def list_models(request: Request, client: AsyncClient) -> Response:
     """Answer `GET /v1/models`."""
-    return _json(models.listing(await client.stats()))
+    return _json(models.listing(await client.list_models()))
 
 
 async def retrieve_model(request: Request, client: AsyncClient) -> Response:
     """Answer `GET /v1/models/{id}`."""
-    return _json(models.find(await client.stats(), request.path_params["name"]))
+    return _json(models.find(await client.list_models(), request.path_params["name"]))
 
 
 def _json(body: BaseModel, headers: dict[str, str] | None = None) -> Response:

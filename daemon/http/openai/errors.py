@@ -62,6 +62,7 @@ NAMES = {
     "response_format.json_schema": "response_format.json_schema.schema",
     "samples": "n",
     "prompt_logprobs": "logprobs",
+    "texts": "input",
     "text": "prompt",
     "tokens.ids": "prompt",
     "chat": "messages",
