@@ -55,9 +55,15 @@ class Ask:
     notes: Sequence[str] = ()
     request_id: str = field(default_factory=lambda: f"http-{secrets.token_hex(8)}")
 
-    def headers(self) -> dict[str, str]:
-        """Return what the response tells of the request besides its answer."""
-        return {"x-request-id": self.request_id, **({NOTE: "; ".join(self.notes)} if self.notes else {})}
+    def headers(self, warnings: Sequence[str] = ()) -> dict[str, str]:
+        """Return what the response tells of the request besides its answer; `warnings` are the daemon's, if known."""
+        notes = [*self.notes, *warnings]
+        return {"x-request-id": self.request_id, **({NOTE: _header_text("; ".join(notes))} if notes else {})}
+
+
+def _header_text(text: str) -> str:
+    """Return a text as a header may have it: printable ASCII, 2,000 characters at most."""
+    return "".join(one if " " <= one <= "~" else "?" for one in text)[:2000]
 
 
 async def events(client: AsyncClient, ask: Ask) -> AsyncGenerator[GenerateEvent]:

@@ -24,7 +24,6 @@ API = Api(
                 "`response_format`": chat_types.ResponseFormat,
                 "`response_format.json_schema`": chat_types.JsonSchema,
                 "`stream_options`": chat_types.StreamOptions,
-                "`chat_template_kwargs`": chat_types.TemplateArguments,
             },
         ),
         Endpoint("POST", "/v1/completions", endpoints.completions, {"the body": completion_types.CompletionRequest}),

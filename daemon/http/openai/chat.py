@@ -29,6 +29,9 @@ from mlx_sidecar import Message as Turn
 from mlx_sidecar import Tool as Offered
 from mlx_sidecar import ToolCall as Called
 
+DAY_SECONDS = 86_400.0
+"""Longest time for which a prefix is kept."""
+
 
 def ask(request: ChatRequest) -> Ask:
     """
@@ -42,8 +45,9 @@ def ask(request: ChatRequest) -> Ask:
         options["max_tokens"] = request.max_completion_tokens
     _add_tools(options, request)
     _add_format(options, request.response_format)
-    if request.chat_template_kwargs is not None:
-        options["enable_thinking"] = request.chat_template_kwargs.enable_thinking
+    _add_template(options, request)
+    if request.prompt_cache_retention == "24h":
+        options["keep"] = DAY_SECONDS
     _check(request)
     if request.logprobs:
         options["top_logprobs"] = request.top_logprobs or 0
@@ -102,6 +106,25 @@ def _add_choice(options: GenerateOptions, choice: ToolChoice | None) -> None:
             options["required_tool"] = chosen.name
         case ToolChoice(type="none" | "auto" | "required" as mode) if mode == "required" or options.get("tools"):
             options["tool_choice"] = mode
+
+
+def _add_template(options: GenerateOptions, request: ChatRequest) -> None:
+    arguments = dict(request.chat_template_kwargs or {})
+    thinking = arguments.pop("enable_thinking", None)
+    if thinking is not None and not isinstance(thinking, bool):
+        raise invalid("chat_template_kwargs.enable_thinking", "is no boolean")
+    if request.reasoning_effort == "none":
+        thinking = False
+    elif request.reasoning_effort:
+        options["reasoning_effort"] = request.reasoning_effort
+    if thinking is not None:
+        options["enable_thinking"] = thinking
+    if arguments:
+        options["template_args"] = arguments
+    if request.continue_final_message:
+        options["continue_final_message"] = True
+    elif request.add_generation_prompt is not None:
+        options["add_generation_prompt"] = request.add_generation_prompt
 
 
 def _left_out(tools: Sequence[Tool]) -> list[str]:

@@ -18,8 +18,8 @@ from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.openai.completion_types import CompletionRequest
 from daemon.http.openai.embedding_types import EmbeddingRequest
 from daemon.http.openai.errors import DONE, EVENTS
-from daemon.http.streaming import begin, event, until_gone
-from mlx_sidecar import AsyncClient
+from daemon.http.streaming import begin, comment, event, until_gone
+from mlx_sidecar import AsyncClient, Started
 
 
 async def chat_completions(request: Request, client: AsyncClient) -> Response:
@@ -31,12 +31,15 @@ async def chat_completions(request: Request, client: AsyncClient) -> Response:
         stream = chat.ChatStream(samples=body.n or 1, include_usage=include_usage)
         return await begin(request, _chat_chunks(client, asked, stream), EVENTS, asked.headers())
     answers = await until_gone(request, samples(client, asked))
-    return _json(chat.completion(answers), asked.headers())
+    return _json(chat.completion(answers), asked.headers(answers[0].started.warnings))
 
 
 async def _chat_chunks(client: AsyncClient, asked: Ask, stream: chat.ChatStream) -> AsyncGenerator[bytes]:
     async with aclosing(events(client, asked)) as seen:
         async for one in seen:
+            if isinstance(one, Started):
+                for warning in one.warnings:
+                    yield comment(warning)
             for chunk in stream.chunks(one):
                 yield event(chunk.model_dump_json(exclude_unset=True))
     yield DONE

@@ -121,6 +121,17 @@ def test_unset_sampling_is_the_models_own() -> None:
     assert options(top_k=5, temperature=0.5) == {"temperature": 0.5, "top_k": 5}
 
 
+def test_template_arguments_are_passed_on() -> None:
+    """Thinking under its own name; an effort of none turns it off."""
+    arguments = {"enable_thinking": True, "tone": {"dry": 1}}
+    assert options(chat_template_kwargs=arguments) == {"enable_thinking": True, "template_args": {"tone": {"dry": 1}}}
+    assert options(reasoning_effort="low") == {"reasoning_effort": "low"}
+    assert options(reasoning_effort="none") == {"enable_thinking": False}
+    assert options(continue_final_message=True, add_generation_prompt=False) == {"continue_final_message": True}
+    assert options(add_generation_prompt=False) == {"add_generation_prompt": False}
+    assert options(prompt_cache_retention="24h") == {"keep": 86_400.0}
+
+
 def test_samples_and_scores_are_asked_for() -> None:
     """Scores of the likeliest only with scores."""
     assert options(n=3, logprobs=True, top_logprobs=2) == {"samples": 3, "top_logprobs": 2}
@@ -174,6 +185,7 @@ def test_forms_of_an_answer_are_passed_on() -> None:
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"chat_template_kwargs": {"enable_thinking": 1}}, "chat_template_kwargs.enable_thinking"),
         ({"modalities": ["text", "audio"]}, "modalities"),
     ],
 )
