@@ -122,7 +122,8 @@ async def _attempt(client: AsyncClient, ask: Ask, options: GenerateOptions) -> A
             elif isinstance(event, Delta):
                 tokens += len(event.token_ids)
                 if ask.one_call and event.tool_calls:
-                    yield replace(event, tool_calls=event.tool_calls[:1])
+                    pieces = tuple(piece for piece in event.tool_call_deltas if piece.index == 0)
+                    yield replace(event, tool_calls=event.tool_calls[:1], tool_call_deltas=pieces)
                     yield Finished("tool_calls", "", _usage(started, tokens), _NO_TIMINGS)
                     return
             yield event

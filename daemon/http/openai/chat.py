@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from daemon.http.errors import invalid
@@ -24,7 +25,7 @@ from daemon.http.openai.chat_types import (
 )
 from daemon.http.openai.logprobs import chat_scores
 from daemon.http.openai.sampling import sampling, total, usage
-from mlx_sidecar import Delta, Finished, GeneratedToolCall, GenerateEvent, GenerateOptions, Started
+from mlx_sidecar import Delta, Finished, GeneratedToolCall, GenerateEvent, GenerateOptions, Started, ToolCallDelta
 from mlx_sidecar import Message as Turn
 from mlx_sidecar import Tool as Offered
 from mlx_sidecar import ToolCall as Called
@@ -195,6 +196,8 @@ class ChatStream:
         self._now = now
         self._id = self._model = ""
         self._ends: list[Finished] = []
+        self._void: Counter[int] = Counter()
+        """Calls of each sample that were begun and turned out to be none. The daemon uses their indexes again."""
 
     def chunks(self, event: GenerateEvent) -> Iterator[ChatChunk]:
         """Yield what a client gets of an event."""
@@ -213,7 +216,7 @@ class ChatStream:
                     yield self._last()
 
     def _delta(self, delta: Delta) -> Iterator[ChatChunk]:
-        pieces = list(_pieces(delta))
+        pieces = list(self._pieces(delta))
         if delta.logprobs and not pieces:
             pieces = [AnsweredMessage(content="")]  # tokens of reasoning or of a call that is not whole yet
         for number, piece in enumerate(pieces):
@@ -221,6 +224,19 @@ class ChatStream:
             if delta.logprobs and number == 0:
                 chunk.choices[0].logprobs = chat_scores(delta.logprobs)
             yield chunk
+
+    def _pieces(self, delta: Delta) -> Iterator[AnsweredMessage]:
+        """Yield the parts of a delta, each on its own: reasoning, text, pieces of calls, as they come in an answer."""
+        if delta.reasoning:
+            yield AnsweredMessage(reasoning_content=delta.reasoning)
+        if delta.text:
+            yield AnsweredMessage(content=delta.text)
+        for call in delta.tool_call_deltas:
+            if call.withdrawn:
+                # OpenAI's streams cannot take back what they sent. The call stays cut short, under its own index.
+                self._void[delta.index] += 1
+            else:
+                yield AnsweredMessage(tool_calls=[_piece_of(call, self._void[delta.index])])
 
     def _chunk(self, index: int, delta: AnsweredMessage, reason: str | None = None) -> ChatChunk:
         choice = ChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason)
@@ -244,11 +260,10 @@ class ChatStream:
         )
 
 
-def _pieces(delta: Delta) -> Iterator[AnsweredMessage]:
-    """Yield the parts of a delta, each on its own: reasoning, text, calls, as they come in an answer."""
-    if delta.reasoning:
-        yield AnsweredMessage(reasoning_content=delta.reasoning)
-    if delta.text:
-        yield AnsweredMessage(content=delta.text)
-    for call in delta.tool_calls:
-        yield AnsweredMessage(tool_calls=[_whole_call(call)])
+def _piece_of(call: ToolCallDelta, void: int) -> AnsweredCall:
+    """Return a piece of a call; id, type and name are in its first piece alone."""
+    index = call.index + void
+    if not call.id:
+        return AnsweredCall(index=index, function=AnsweredFunction(arguments=call.arguments_json))
+    function = AnsweredFunction(name=call.name, arguments=call.arguments_json)
+    return AnsweredCall(index=index, id=call.id, type="function", function=function)

@@ -97,6 +97,7 @@ def _sum(counted: Sequence[Usage]) -> Usage:
         sum(one.prompt_tokens for one in counted),
         sum(one.cached_tokens for one in counted),
         sum(one.completion_tokens for one in counted),
+        reasoning_tokens=sum(one.reasoning_tokens for one in counted),
     )
 
 

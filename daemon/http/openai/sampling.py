@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from daemon.http.errors import invalid
-from daemon.http.openai.shared_types import PromptDetails, Sampled
+from daemon.http.openai.shared_types import CompletionDetails, PromptDetails, Sampled
 from daemon.http.openai.shared_types import Usage as Counted
 from mlx_sidecar import GenerateOptions, Usage
 
@@ -67,8 +68,11 @@ def _bias(given: dict[str, float] | None) -> dict[int, float] | None:
 
 def total(answers: Sequence[Usage]) -> Usage:
     """Return the tokens of several answers to one prompt, which counts once."""
-    first = answers[0]
-    return Usage(first.prompt_tokens, first.cached_tokens, sum(one.completion_tokens for one in answers))
+    return replace(
+        answers[0],
+        completion_tokens=sum(one.completion_tokens for one in answers),
+        reasoning_tokens=sum(one.reasoning_tokens for one in answers),
+    )
 
 
 def usage(counted: Usage) -> Counted:
@@ -78,4 +82,5 @@ def usage(counted: Usage) -> Counted:
         completion_tokens=counted.completion_tokens,
         total_tokens=counted.prompt_tokens + counted.completion_tokens,
         prompt_tokens_details=PromptDetails(cached_tokens=counted.cached_tokens),
+        completion_tokens_details=CompletionDetails(reasoning_tokens=counted.reasoning_tokens),
     )

@@ -60,6 +60,12 @@ class PromptDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionDetails(BaseModel):
+    """What the tokens of an answer were."""
+
+    reasoning_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens counted."""
 
@@ -67,3 +73,4 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails

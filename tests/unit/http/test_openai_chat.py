@@ -23,18 +23,22 @@ from mlx_sidecar import (
     TokenLogprob,
     Tool,
     ToolCall,
+    ToolCallDelta,
     TopLogprob,
     Usage,
 )
 
 TIMINGS = Timings(0.1, 0.0, 0.0, 0.0, 0.1, 0.2, 0.2)
+BERGEN = GeneratedToolCall(0, "a1", "weather", '{"city": "Bergen"}')
+OSLO = GeneratedToolCall(1, "a2", "weather", '{"city": "Oslo"}')
 EVENTS: list[GenerateEvent] = [
     Started("req-7", "org/model", 12, 8),
     Delta("", (1,), (), "Where? "),
     Delta("I look.", (2,), ()),
-    Delta("", (3, 4), (), "", (GeneratedToolCall(0, "a1", "weather", '{"city": "Bergen"}'),)),
-    Delta("", (5,), (), "", (GeneratedToolCall(1, "a2", "weather", '{"city": "Oslo"}'),)),
-    Finished("tool_calls", "", Usage(12, 8, 6), TIMINGS),
+    Delta("", (3,), (), tool_call_deltas=(ToolCallDelta(0, "a1", "weather", '{"city": ', False),)),
+    Delta("", (4,), (), "", (BERGEN,), tool_call_deltas=(ToolCallDelta(0, "", "", '"Bergen"}', False),)),
+    Delta("", (5,), (), "", (OSLO,), tool_call_deltas=(ToolCallDelta(1, "a2", "weather", '{"city": "Oslo"}', False),)),
+    Finished("tool_calls", "", Usage(12, 8, 6, reasoning_tokens=1), TIMINGS),
 ]
 """A recorded generation with all that an answer can have."""
 TOOL = {
@@ -214,12 +218,13 @@ def test_whole_answer_has_all_parts() -> None:
         "completion_tokens": 6,
         "total_tokens": 18,
         "prompt_tokens_details": {"cached_tokens": 8},
+        "completion_tokens_details": {"reasoning_tokens": 1},
     }
 
 
 def test_answer_of_calls_alone_has_null_content() -> None:
     """And an answer without anything has empty content, as OpenAI's."""
-    calls = [EVENTS[0], EVENTS[3], EVENTS[5]]
+    calls = [EVENTS[0], EVENTS[4], EVENTS[6]]
     assert completion(collect_samples(calls)).choices[0].message.content is None
     nothing = [EVENTS[0], Finished("stop", "", Usage(1, 0, 1), TIMINGS)]
     assert completion(collect_samples(nothing)).choices[0].message.content == ""
@@ -231,12 +236,26 @@ def test_streamed_chunks_make_the_same_answer() -> None:
     assert deltas[0] == {"role": "assistant", "content": ""}
     assert deltas[1] == {"reasoning_content": "Where? "}
     assert deltas[2] == {"content": "I look."}
-    (call,) = deltas[3]["tool_calls"]
-    function = {"name": "weather", "arguments": '{"city": "Bergen"}'}
-    assert call == {"index": 0, "id": "a1", "type": "function", "function": function}
-    assert deltas[4]["tool_calls"][0]["index"] == 1
-    assert deltas[5] == {}
-    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks()] == [None] * 5 + ["tool_calls"]
+    function = {"name": "weather", "arguments": '{"city": '}
+    assert deltas[3] == {"tool_calls": [{"index": 0, "id": "a1", "type": "function", "function": function}]}
+    assert deltas[4] == {"tool_calls": [{"index": 0, "function": {"arguments": '"Bergen"}'}}]}
+    assert deltas[5]["tool_calls"][0]["index"] == 1
+    assert deltas[6] == {}
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks()] == [None] * 6 + ["tool_calls"]
+
+
+def test_call_that_turned_out_to_be_none_keeps_its_index() -> None:
+    """The next one gets another, so that no client joins the two."""
+    stream = ChatStream(include_usage=False, now=1000.0)
+    seen = [
+        EVENTS[0],
+        Delta("", (3,), (), tool_call_deltas=(ToolCallDelta(0, "a1", "weather", '{"city', False),)),
+        Delta("<call>", (3,), (), tool_call_deltas=(ToolCallDelta(0, "", "", "", True),)),
+        Delta("", (3,), (), "", (BERGEN,), tool_call_deltas=(ToolCallDelta(0, "a2", "weather", "{}", False),)),
+    ]
+    deltas = [chunk.choices[0].delta for event in seen for chunk in stream.chunks(event)]
+    assert [call.index for delta in deltas for call in delta.tool_calls or ()] == [0, 1]
+    assert [delta.content for delta in deltas if delta.content] == ["<call>"]
 
 
 def test_streamed_usage_comes_last_if_asked_for() -> None:
@@ -244,7 +263,7 @@ def test_streamed_usage_comes_last_if_asked_for() -> None:
     found = chunks(include_usage=True)
     assert found[-1]["choices"] == []
     assert found[-1]["usage"]["total_tokens"] == 18
-    assert [chunk["usage"] for chunk in found[:-1]] == [None] * 6
+    assert [chunk["usage"] for chunk in found[:-1]] == [None] * 7
     assert all("usage" not in chunk for chunk in chunks())
 
 
