@@ -60,9 +60,9 @@ QUESTIONS = {
         engine/prompt/preparation.py:prepare_request
         engine/prompt/preparation.py:prepare_prompt
         engine/prompt/preparation.py:tokenise
-        engine/prompt/tokenizers.py:Tokenizer.encode
+        engine/prompt/tokenizer.py:Tokenizer.encode
         engine/prompt/preparation.py:render
-        engine/prompt/tokenizers.py:Tokenizer.render
+        engine/prompt/tokenizer.py:Tokenizer.render
         engine/prompt/chat_templates.py:Templates.render
         engine/calls/services.py:Services.load
         cache/model_cache.py:ModelCache.get_or_load
