@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -17,11 +16,8 @@ from daemon.http.anthropic.messages import Asked
 from daemon.http.anthropic.request_types import CountRequest, MessagesRequest
 from daemon.http.bodies import read_body
 from daemon.http.generation import Ask
-from daemon.http.streaming import begin, event, until_gone
+from daemon.http.streaming import begin, comment, event, until_gone
 from mlx_sidecar import AsyncClient, GenerateEvent, Started
-
-MOST_NOTES = 2000
-"""Longest text of the header that tells what was left out."""
 
 
 async def create_message(request: Request, client: AsyncClient) -> Response:
@@ -44,7 +40,7 @@ async def _pieces(client: AsyncClient, asked: Asked, stream: MessageStream) -> A
             async for one in seen:
                 if isinstance(one, Started):
                     for warning in one.warnings:
-                        yield f": {' '.join(warning.split())}\n\n".encode()
+                        yield comment(warning)
                 for each in stream.events(one):
                     yield event(each.model_dump_json(), each.type)
 
@@ -75,13 +71,7 @@ async def retrieve_model(request: Request, client: AsyncClient) -> Response:
 
 def _headers(ask: Ask, warnings: Sequence[str] = ()) -> dict[str, str]:
     """Return the headers of an answer. SDKs read the request's id under a name of their own."""
-    headers = replace(ask, notes=[_printable(text) for text in (*ask.notes, *warnings)]).headers()
-    return {"request-id": ask.request_id, **{name: value[:MOST_NOTES] for name, value in headers.items()}}
-
-
-def _printable(text: str) -> str:
-    """Return a text as a header may have it."""
-    return "".join(one if " " <= one <= "~" else "?" for one in text)
+    return {"request-id": ask.request_id, **ask.headers(warnings)}
 
 
 def _json(body: BaseModel, headers: dict[str, str] | None = None) -> Response:

@@ -114,7 +114,7 @@ def _too_long(error: SidecarError) -> str | None:
         prompt, context = (int(error.metadata[name]) for name in ("prompt_tokens", "context_length"))
     except (KeyError, ValueError):
         return None
-    if not isinstance(error, ContextLengthExceeded):
+    if not isinstance(error, ContextLengthExceeded) or prompt < context:
         return None
     return f"prompt is too long: {prompt} tokens > {context} maximum"
 
