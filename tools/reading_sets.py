@@ -38,12 +38,11 @@ QUESTIONS = {
         -- socket
         engine/link.py:Link._listen
         -- callback of the link
-        engine/__main__.py:main
-        engine/loop.py:Loop.post
+        engine/loop.py:Loop.command
         -- queue of the MLX thread
         engine/loop.py:Loop.run
         engine/loop.py:Loop._take
-        -- posted by main
+        -- work of the loop
         engine/engine.py:Engine.handle
         engine/calls/driver.py:CallDriver.begin
         engine/calls/generate.py:generate
