@@ -1,4 +1,4 @@
-"""Anthropic's conversations become turns for the model: who says what, in the roles that chat templates have. Pure."""
+"""Anthropic's conversations become turns for the model, in the roles that chat templates have. Pure."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def asked(request: MessagesRequest) -> Asked:
 
 def counted(request: CountRequest) -> Asked:
     """
-    Return the call whose prompt is to be counted.
+    Return the call with the prompt that is to be counted.
 
     Raises:
         Problem: If parameters contradict each other.

@@ -11,7 +11,7 @@ from daemon.http.errors import Problem, invalid
 from mlx_sidecar import ListedModel, ModelList
 
 UNKNOWN_TIME = "1970-01-01T00:00:00Z"
-"""Anthropic's time of a model whose time of release is not known."""
+"""Anthropic's time of release of a model for which it is not known."""
 DEFAULT_PAGE = 20
 LARGEST_PAGE = 1000
 

@@ -1,8 +1,8 @@
 """
 Wishes of a request: parameters that clients send to any model, and that have no effect on some.
 
-A client's effort, or its limit of thinking, means nothing to a model whose template reads no effort, or that does not
-think. The daemon refuses what has no effect. Here the call is repeated without it, and the answer tells what was left
+A client's effort, or its limit of thinking, means nothing to a model that does not think, or has a template without
+them. The daemon refuses what has no effect. Here the call is repeated without it, and the answer tells what was left
 out. Values are checked before: what the daemon still refuses is what the model cannot do.
 """
 
