@@ -153,6 +153,17 @@ def test_omitted_thinking_is_in_its_signature() -> None:
     assert not [event for event in streamed(omitted=True) if event.get("delta", {}).get("type") == "thinking_delta"]
 
 
+def test_each_thinking_has_a_signature_of_its_own() -> None:
+    """A model may think again after it has written."""
+    seen = [EVENTS[0], Delta("", (1,), (), "One"), Delta("A", (1,), ()), Delta("", (1,), (), "Two"), END]
+    found = joined(streamed(seen))
+    assert found == whole(seen)
+    assert [block["signature"] for block in found["content"] if block["type"] == "thinking"] == [
+        signature("One", omitted=False),
+        signature("Two", omitted=False),
+    ]
+
+
 def test_answers_end_as_the_api_calls_it() -> None:
     """Four ways, and the text that stopped it."""
     reasons = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
