@@ -160,6 +160,7 @@ def _started(event: Started) -> pb.Started:
         model=event.model,
         prompt_tokens=event.prompt_tokens,
         cached_tokens=event.cached_tokens,
+        warnings=event.warnings,
         miss=None if event.miss is None else _miss(event.miss, event.place),
     )
 

@@ -34,12 +34,12 @@ from daemon.server.admission import Admission
 from daemon.server.arrivals import Arrivals, Lane, Way
 from daemon.server.call_record import CallRecord
 from daemon.server.callers import Callers
+from daemon.server.field_checks import MAX_REQUEST_BYTES
 from daemon.server.interceptor import CallInterceptor
 from daemon.server.servicer import SidecarService
 from daemon.server.singleton import PublishedSocket, private_umask
 from daemon.server.stats import Stats
 from daemon.server.supervision.call_router import CallRouter
-from daemon.server.validation import MAX_REQUEST_BYTES
 from mlx_sidecar.v1 import sidecar_pb2, sidecar_pb2_grpc
 
 SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"].full_name

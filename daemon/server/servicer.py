@@ -15,17 +15,11 @@ from structlog.contextvars import bind_contextvars
 
 from daemon.server.admission import Admission
 from daemon.server.callers import Caller, Callers
+from daemon.server.field_checks import MAX_NAME_BYTES
+from daemon.server.generate_validation import check_generate
 from daemon.server.stats import Stats
 from daemon.server.supervision.call_router import CallRouter
-from daemon.server.validation import (
-    MAX_NAME_BYTES,
-    check_embed,
-    check_generate,
-    check_invalidate,
-    check_list_models,
-    check_load,
-    check_tokenize,
-)
+from daemon.server.validation import check_embed, check_invalidate, check_list_models, check_load, check_tokenize
 from daemon.shared.durations import seconds
 from daemon.shared.model_names import Named, make_plain
 from daemon.v1 import ipc_pb2 as ipc

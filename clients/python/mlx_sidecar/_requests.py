@@ -102,6 +102,9 @@ def generate_request(
     enable_thinking: bool | None = None,
     tool_choice: str | None = None,
     required_tool: str = "",
+    template_args: Mapping[str, Any] | None = None,
+    reasoning_effort: str = "",
+    continue_final_message: bool = False,
     reasoning_budget: int | None = None,
 ) -> pb.GenerateRequest:
     """
@@ -118,6 +121,9 @@ def generate_request(
         "enable_thinking": enable_thinking,
         "tool_choice": None if tool_choice is None else _choice("chat.tool_choice", _TOOL_CHOICES, tool_choice),
         "required_tool": required_tool,
+        "template_args": {name: _value(value) for name, value in (template_args or {}).items()} or None,
+        "reasoning_effort": reasoning_effort,
+        "continue_final_message": continue_final_message or None,
     }
     sampling = _build(
         pb.Sampling,
@@ -340,6 +346,11 @@ def _tool(tool: Any) -> pb.Tool:
 
 def _data(kind: type[DataT], value: Any) -> DataT:
     return value if isinstance(value, kind) else kind(**value)
+
+
+def _value(value: Any) -> str:
+    """Return any value as JSON; a text is a value as well."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _json(value: Mapping[str, Any] | str) -> str:

@@ -64,6 +64,8 @@ _STDIN = Path("-")
     help="A smaller model that guesses tokens: same answer, other speed.",
 )
 @click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")
+@click.option("--think/--no-think", default=None, help="Turn a reasoning model's thinking on or off.")
+@click.option("--effort", metavar="WORD", help="How much a reasoning model reasons, such as low or high.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor store cached prefixes.")
 @click.option("--salt", default="", help="Share cached prefixes only with requests of the same salt.")
 @click.option(
@@ -89,6 +91,8 @@ def command(
     form: str | None,
     draft_model: str,
     schema: TextIO | None,
+    think: bool | None,
+    effort: str | None,
     no_cache: bool,
     keep: float | None,
     verbose: bool,
@@ -102,10 +106,12 @@ def command(
     What is piped in beside a PROMPT is put behind it. Without either, on a terminal, hold a conversation. The model is
     downloaded and loaded if that is needed.
     """
-    if raw and system is not None:
-        raise click.UsageError("--system needs the chat template, so it cannot go with --raw.")
+    if raw:
+        _refuse_chat_options({"--system": system, "--think/--no-think": think, "--effort": effort})
     options = _sampling(sampling, greedy)
     options |= {"stop": stop or None, **_cache_options(no_cache, keep)}
+    chat = {"enable_thinking": think, "reasoning_effort": effort}
+    options |= {name: value for name, value in chat.items() if value is not None}
     if form and schema:
         raise click.UsageError("--format and --schema exclude each other.")
     if form:
@@ -135,6 +141,12 @@ def command(
             return Chat(client, model, system, options, verbose, load).hold(Terminal(history).ask)
         _answer(client, model, text if raw else _conversation(system, text), options, verbose, as_json)
     return None
+
+
+def _refuse_chat_options(given: dict[str, Any]) -> None:
+    for flag, value in given.items():
+        if value is not None:
+            raise click.UsageError(f"{flag} needs the chat template, so it cannot go with --raw.")
 
 
 def _sampling(given: dict[str, Any], greedy: bool) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _render(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokeniz
         return Task(PROMPT, name, lane, lambda: prepare_request(request, source, tokenizer))
 
     def rendered() -> Task[PreparedRequest]:
-        text = render(request.chat, tokenizer)
+        text = render(request, tokenizer)
         return Task(PROMPT, name, (path, "text"), lambda: prepare_request(request, source, tokenizer, text))
 
     return Task(TEMPLATE, name, path, rendered)

@@ -45,7 +45,7 @@ def _convert(request: pb.TokenizeRequest, source: ModelSource, tokenizer: Tokeni
         return Task(PROMPT, source.name, text_lane, lambda: _counted(request, source, tokenizer, None))
 
     def rendered() -> Task[pb.TokenizeResponse]:
-        text = render(request.chat, tokenizer)
+        text = render(pb.GenerateRequest(chat=request.chat), tokenizer).text
         return Task(PROMPT, source.name, text_lane, lambda: _counted(request, source, tokenizer, text))
 
     return Task(TEMPLATE, source.name, source.path, rendered)

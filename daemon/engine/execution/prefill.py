@@ -20,14 +20,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import mlx.core as mx
-import structlog
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.execution.prompt_scores import score_prompt
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS
-from daemon.engine.prompt.places import LEAST_LEAD
 from daemon.engine.scheduling.policy import MIN_CHUNK, Allowance, ChunkSizer
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.forks import MOST_FORKS, Beginning, fork, forks
@@ -52,8 +50,6 @@ the other, the first of them has a shorter time to first token.
 
 LONG_PREFILL = 2048
 """A prompt with so many computed tokens gives MLX's free buffers back: decode needs none of their sizes."""
-
-log = structlog.get_logger()
 
 
 class Prefill:
@@ -206,10 +202,10 @@ class Prefill:
         room = self.length + min(self.sequence.request.max_tokens, DECODE_ROOM)
         times.started = began  # a draft's lookup and restore, before it, count as waiting
         if kv.reads and kv.loaded.layout.reusable:
-            self._look_up()
+            kv.look_up(self.sequence.request, self._prefixes, explained=kv is self.sequence.kv)
         looked_up = self._clock()
         if kv.prefix is not None and kv.prefix.tokens:
-            self._restore(room)
+            kv.restore(self._prefixes, room, self.sequence.request.request_id)
         if kv.cache is None:
             kv.cache = kv.loaded.layout.new_cache(kv.loaded.model, room)
         self._stored = kv.held = kv.cached
@@ -338,28 +334,3 @@ class Prefill:
         if at_point or self._left == 0 or self.done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
             self._store_blocks(Resume.YES if at_point else Resume.NO)
             self._stored = self.done
-
-    def _look_up(self) -> None:
-        """Lease the longest cached prefix; a fault costs time, never the request."""
-        kv, request = self._kv, self.sequence.request
-        try:
-            prompt = kv.sharable(request.prompt)
-            kv.prefix = self._prefixes.lookup(kv.namespace, prompt, kv.loaded.layout.parts)
-            if self._prefixes.enabled and kv is self.sequence.kv:
-                lead = request.places.lead if request.places is not None else LEAST_LEAD
-                kv.miss = self._prefixes.explain(kv.prefix, prompt, kv.loaded.layout.parts, lead)
-        except Exception:
-            log.exception("prefix_lookup_failed", request_id=request.request_id)
-
-    def _restore(self, room: int) -> None:
-        """Copy the matched KV; a fault costs time, never the request."""
-        kv, prefix, layout = self._kv, self._kv.prefix, self._kv.loaded.layout
-        assert prefix is not None
-        try:
-            runs = self._prefixes.runs(prefix, layout.parts)
-            kv.cache = layout.restored_cache(kv.loaded.model, runs, prefix.checkpoint, prefix.tokens, room)
-        except Exception:
-            log.exception("prefix_restore_failed", request_id=self.sequence.request.request_id)
-            return
-        kv.cached = prefix.tokens
-        self._prefixes.restored(prefix)

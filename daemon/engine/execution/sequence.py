@@ -178,7 +178,9 @@ class Sequence:
         request, miss, place = self.request, self.kv.miss, None
         if miss is not None and miss.reason in PLACED and request.places is not None:
             place = request.places.at(miss.token)
-        return Started(request.request_id, request.model_name, len(self.prompt), self.kv.cached, miss, place)
+        return Started(
+            request.request_id, request.model_name, len(self.prompt), self.kv.cached, request.warnings, miss, place
+        )
 
     def progress(self, done: int) -> PrefillProgress:
         """Return the event that `done` prompt tokens are in the cache."""
