@@ -62,6 +62,11 @@ def test_format_is_kept_to(seen: dict[str, Any]) -> None:
     assert set(json.loads(seen["json"])) == {"a"}
 
 
+def test_thinking_is_off_for_models_without_it(seen: dict[str, Any]) -> None:
+    """Some clients turn it off in each request."""
+    assert seen["quiet"] in ("stop", "length")
+
+
 def test_generate_continues_and_answers(seen: dict[str, Any]) -> None:
     """The stream has the same text as the whole answer; each token has its score."""
     assert seen["system"] in ("stop", "length")
@@ -104,6 +109,8 @@ def test_model_that_is_here_is_pulled_at_once(seen: dict[str, Any]) -> None:
         ("no_model", 404, "no/such"),
         ("no_model_streamed", 404, "no/such"),
         ("too_hot", 400, "options.temperature"),
+        ("think", 400, "think has no effect"),
+        ("think_high", 400, "think is not read"),
         ("mirostat", 400, "options.mirostat"),
         ("image", 400, "messages[0].images"),
         ("suffix", 400, "suffix"),

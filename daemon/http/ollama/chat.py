@@ -9,10 +9,10 @@ from typing import Any
 from daemon.http.generation import Answer, Ask
 from daemon.http.ollama.chat_types import AnsweredCall, AnsweredFunction, AnsweredMessage, ChatPiece, ChatRequest, Tool
 from daemon.http.ollama.conversation import turns
-from daemon.http.ollama.figures import Clock, scores
+from daemon.http.ollama.figures import Figures, scores
 from daemon.http.ollama.names import daemon_name
 from daemon.http.ollama.sampling import generation
-from mlx_sidecar import Delta, Finished, GeneratedToolCall, GenerateEvent
+from mlx_sidecar import Delta, Finished, GeneratedToolCall, GenerateEvent, Started
 from mlx_sidecar import Tool as Offered
 
 
@@ -38,30 +38,31 @@ class ChatAnswer:
     The pieces of an answer, or the whole of it.
 
     Args:
-        model: Name of the model, as the request has it.
-        clock: Times of the answer.
+        figures: What it has besides words.
     """
 
-    def __init__(self, model: str, clock: Clock) -> None:
-        self._model = model
-        self._clock = clock
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
 
     def pieces(self, event: GenerateEvent) -> Iterator[ChatPiece]:
         """Yield what a client gets of an event."""
         match event:
+            case Started():
+                self._figures.warnings = event.warnings
             case Delta():
                 yield from self._parts(event)
             case Finished():
-                yield self._piece({"content": ""}, self._clock.end(event))
+                yield self._piece({"content": ""}, self._figures.end(event))
 
     def whole(self, answer: Answer) -> ChatPiece:
         """Return a whole answer."""
+        self._figures.warnings = answer.started.warnings
         parts: dict[str, Any] = {"content": answer.text}
         if answer.reasoning:
             parts["thinking"] = answer.reasoning
         if answer.calls:
             parts["tool_calls"] = _calls(answer.calls)
-        return self._piece(parts, {**self._clock.end(answer.finished), **scores(answer.logprobs)})
+        return self._piece(parts, {**self._figures.end(answer.finished), **scores(answer.logprobs)})
 
     def empty(self) -> ChatPiece:
         """Return a piece that has nothing in it."""
@@ -87,7 +88,7 @@ class ChatAnswer:
 
     def _piece(self, message: dict[str, Any], fields: dict[str, Any]) -> ChatPiece:
         answered = AnsweredMessage.model_construct(role="assistant", **message)
-        return ChatPiece.model_construct(**self._clock.head(self._model), message=answered, **fields)
+        return ChatPiece.model_construct(**self._figures.head(), message=answered, **fields)
 
 
 def _calls(calls: Sequence[GeneratedToolCall]) -> list[AnsweredCall]:

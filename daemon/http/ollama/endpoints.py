@@ -11,32 +11,35 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from daemon.http.bodies import read_body
-from daemon.http.generation import Ask, events, whole
+from daemon.http.generation import Ask, collect
 from daemon.http.ollama import chat, embed, generate
 from daemon.http.ollama.chat import ChatAnswer
 from daemon.http.ollama.chat_types import ChatRequest
 from daemon.http.ollama.embed_types import EmbeddingsRequest, EmbedRequest
 from daemon.http.ollama.errors import framing, line
-from daemon.http.ollama.figures import Clock
+from daemon.http.ollama.figures import Figures
 from daemon.http.ollama.generate import GenerateAnswer
 from daemon.http.ollama.generate_types import GenerateRequest
 from daemon.http.ollama.residence import UNLOAD, leave, settle
 from daemon.http.ollama.shared_types import Generation
+from daemon.http.ollama.thinking import thought_events
 from daemon.http.streaming import begin, until_gone
 from mlx_sidecar import AsyncClient
 
 
 async def chat_answer(request: Request, client: AsyncClient) -> Response:
     """Answer `POST /api/chat`."""
-    body, clock = await read_body(request, ChatRequest), Clock()
-    call = Call(client, body, chat.ask(body), ChatAnswer(body.model, clock), clock)
+    body = await read_body(request, ChatRequest)
+    figures = Figures(body.model)
+    call = Call(client, body, chat.ask(body), ChatAnswer(figures), figures)
     return await call.respond(request, load=not body.messages)
 
 
 async def generate_answer(request: Request, client: AsyncClient) -> Response:
     """Answer `POST /api/generate`."""
-    body, clock = await read_body(request, GenerateRequest), Clock()
-    call = Call(client, body, generate.ask(body), GenerateAnswer(body.model, clock), clock)
+    body = await read_body(request, GenerateRequest)
+    figures = Figures(body.model)
+    call = Call(client, body, generate.ask(body), GenerateAnswer(figures), figures)
     return await call.respond(request, load=not body.prompt)
 
 
@@ -49,18 +52,18 @@ class Call:
         body: The request.
         asked: What it asks of the daemon.
         answer: Makes the pieces of its answer.
-        clock: Times of the answer.
+        figures: What the answer has besides words.
     """
 
     def __init__(
-        self, client: AsyncClient, body: Generation, asked: Ask, answer: ChatAnswer | GenerateAnswer, clock: Clock
+        self, client: AsyncClient, body: Generation, asked: Ask, answer: ChatAnswer | GenerateAnswer, figures: Figures
     ) -> None:
         self._client = client
         self._keep = body.keep_alive
         self._streams = body.stream is not False
         self._asked = asked
         self._answer = answer
-        self._clock = clock
+        self._figures = figures
 
     async def respond(self, request: Request, *, load: bool) -> Response:
         """Answer the request; `load` for one that has nothing to answer, and loads or unloads its model."""
@@ -80,16 +83,17 @@ class Call:
         yield line(await self._load())
 
     async def _whole(self) -> BaseModel:
-        self._clock.loading = await settle(self._client, self._asked.model, self._keep)
-        answer = await whole(self._client, self._asked)
+        self._figures.loading = await settle(self._client, self._asked.model, self._keep)
+        async with aclosing(thought_events(self._client, self._asked)) as seen:
+            answer = collect([event async for event in seen])
         await leave(self._client, self._asked.model, self._keep)
         return self._answer.whole(answer)
 
     async def _pieces(self) -> AsyncGenerator[bytes]:
         """Yield the lines of an answer. With the last one the model is gone, if it is unloaded."""
-        self._clock.loading = await settle(self._client, self._asked.model, self._keep)
+        self._figures.loading = await settle(self._client, self._asked.model, self._keep)
         last = b""
-        async with aclosing(events(self._client, self._asked)) as seen:
+        async with aclosing(thought_events(self._client, self._asked)) as seen:
             async for event in seen:
                 for piece in self._answer.pieces(event):
                     if piece.done:

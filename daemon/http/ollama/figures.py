@@ -13,26 +13,30 @@ from mlx_sidecar import Finished, TokenLogprob
 
 
 @dataclass(slots=True)
-class Clock:
+class Figures:
     """
-    The times of an answer.
+    The fields of an answer besides its words.
 
     Attributes:
+        model: Name of the model, as the request has it: clients compare it.
         now: Returns seconds since 1970.
         loading: Seconds that a load took before the generation was asked for.
+        warnings: What the daemon has to say about the request. This API has no place for it; clients skip the field.
         begun: When the request came.
     """
 
+    model: str
     now: Callable[[], float] = time
     loading: float = 0.0
+    warnings: tuple[str, ...] = ()
     begun: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.begun = self.now()
 
-    def head(self, model: str) -> dict[str, Any]:
-        """Return the fields that each piece begins with; `model` as the request has it, which clients compare."""
-        return {"model": model, "created_at": timestamp(self.now())}
+    def head(self) -> dict[str, Any]:
+        """Return the fields that each piece begins with."""
+        return {"model": self.model, "created_at": timestamp(self.now())}
 
     def end(self, finished: Finished) -> dict[str, Any]:
         """Return the fields of the last piece."""
@@ -47,6 +51,7 @@ class Clock:
             "prompt_eval_duration": nanoseconds(prefill),
             "eval_count": usage.completion_tokens,
             "eval_duration": nanoseconds(times.decode or 0.0),
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
         }
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from daemon.http.errors import invalid
 from daemon.http.generation import Answer, Ask
-from daemon.http.ollama.figures import Clock, scores
+from daemon.http.ollama.figures import Figures, scores
 from daemon.http.ollama.generate_types import GeneratePiece, GenerateRequest
 from daemon.http.ollama.names import daemon_name
 from daemon.http.ollama.sampling import generation
-from mlx_sidecar import Delta, Finished, GenerateEvent, Message, Prompt
+from mlx_sidecar import Delta, Finished, GenerateEvent, Message, Prompt, Started
 
 
 def ask(request: GenerateRequest) -> Ask:
@@ -21,11 +21,13 @@ def ask(request: GenerateRequest) -> Ask:
     Raises:
         Problem: If parameters contradict each other.
     """
+    options = generation(request)
     if request.raw:
-        for name in ("system", "think"):
-            if getattr(request, name):
-                raise invalid(name, "is for prompts that the chat template renders; leave it out, or `raw`")
-    return Ask(daemon_name(request.model), _prompt(request), generation(request))
+        if options.pop("enable_thinking", False) or "reasoning_effort" in options:
+            raise invalid("think", "is for prompts that the chat template renders; leave it out, or `raw`")
+        if request.system:
+            raise invalid("system", "is for prompts that the chat template renders; leave it out, or `raw`")
+    return Ask(daemon_name(request.model), _prompt(request), options)
 
 
 def _prompt(request: GenerateRequest) -> Prompt:
@@ -40,27 +42,28 @@ class GenerateAnswer:
     The pieces of an answer, or the whole of it.
 
     Args:
-        model: Name of the model, as the request has it.
-        clock: Times of the answer.
+        figures: What it has besides words.
     """
 
-    def __init__(self, model: str, clock: Clock) -> None:
-        self._model = model
-        self._clock = clock
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
 
     def pieces(self, event: GenerateEvent) -> Iterator[GeneratePiece]:
         """Yield what a client gets of an event."""
         match event:
+            case Started():
+                self._figures.warnings = event.warnings
             case Delta() if event.reasoning or event.text or event.logprobs:
                 reasoning = {"thinking": event.reasoning} if event.reasoning else {}
                 yield self._piece(event.text, {"done": False, **reasoning, **scores(event.logprobs)})
             case Finished():
-                yield self._piece("", self._clock.end(event))
+                yield self._piece("", self._figures.end(event))
 
     def whole(self, answer: Answer) -> GeneratePiece:
         """Return a whole answer."""
+        self._figures.warnings = answer.started.warnings
         reasoning = {"thinking": answer.reasoning} if answer.reasoning else {}
-        return self._piece(answer.text, {**reasoning, **self._clock.end(answer.finished), **scores(answer.logprobs)})
+        return self._piece(answer.text, {**reasoning, **self._figures.end(answer.finished), **scores(answer.logprobs)})
 
     def empty(self) -> GeneratePiece:
         """Return a piece that has nothing in it."""
@@ -71,4 +74,4 @@ class GenerateAnswer:
         return self._piece("", {"done": True, "done_reason": reason})
 
     def _piece(self, text: str, fields: dict[str, Any]) -> GeneratePiece:
-        return GeneratePiece.model_construct(**self._clock.head(self._model), response=text, **fields)
+        return GeneratePiece.model_construct(**self._figures.head(), response=text, **fields)

@@ -41,7 +41,7 @@ def _add_thinking(options: GenerateOptions, think: str | None) -> None:
     if think in ("true", "false"):
         options["enable_thinking"] = think == "true"
     elif think is not None:
-        raise invalid("think", "is true or false; this server has no efforts yet")
+        options["reasoning_effort"] = think
 
 
 def _sampling(given: Options) -> GenerateOptions:
@@ -59,6 +59,8 @@ def _sampling(given: Options) -> GenerateOptions:
     )
     if temperature != 0:
         options.update(choices)
+        if given.seed not in (None, RANDOM):
+            options["seed"] = given.seed % SEEDS
     return options
 
 
@@ -71,8 +73,6 @@ def _choices(given: Options) -> GenerateOptions:
         options["top_k"] = max(0, given.top_k)
     if given.min_p is not None:
         options["min_p"] = given.min_p
-    if given.seed not in (None, RANDOM):
-        options["seed"] = given.seed % SEEDS
     return options
 
 

@@ -84,7 +84,7 @@ class Options(Parameters):
 
     temperature: float | None = Field(
         None,
-        description="0 (greedy) to 100; unset is the model's own, or 0.8 with `top_p`, `top_k`, `min_p` or `seed`",
+        description="0 (greedy) to 100; unset is the model's own, or 0.8 with `top_p`, `top_k` or `min_p`",
     )
     top_p: float | None = Field(None, description="above 0, up to 1; without effect at temperature 0")
     top_k: int | None = Field(
@@ -161,7 +161,9 @@ class Generation(Request):
     stream: bool | None = Field(None, description="unless false, the answer comes piece by piece, a JSON object a line")
     format: Format = Field(None, description='"json" for any JSON object, or a JSON schema of the answer')
     think: Think = Field(
-        None, description="true or false turns reasoning on or off; `low`, `medium` or `high` tell how much"
+        None,
+        description="true or false turns reasoning on or off, `low`, `medium` or `high` say how much; false is also for "
+        "models that never reason",
     )
     logprobs: bool | None = Field(None, description="log-probabilities of the answer's tokens, with their texts")
     top_logprobs: int | None = Field(
@@ -197,3 +199,4 @@ class Piece(BaseModel):
     prompt_eval_duration: int
     eval_count: int
     eval_duration: int
+    warnings: list[str]

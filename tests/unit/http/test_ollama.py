@@ -14,7 +14,7 @@ from daemon.http.generation import collect
 from daemon.http.ollama import chat, generate
 from daemon.http.ollama.chat import ChatAnswer
 from daemon.http.ollama.chat_types import ChatRequest
-from daemon.http.ollama.figures import Clock
+from daemon.http.ollama.figures import Figures
 from daemon.http.ollama.generate import GenerateAnswer
 from daemon.http.ollama.generate_types import GenerateRequest
 from daemon.http.ollama.names import daemon_name
@@ -37,7 +37,7 @@ from mlx_sidecar import (
 
 SCORE = TokenLogprob(1, -0.5, (TopLogprob(7, -0.75, "é"),), "Wh")
 EVENTS: list[GenerateEvent] = [
-    Started("req-7", "org/model", 12, 8),
+    Started("req-7", "org/model", 12, 8, warnings=("a note",)),
     Delta("", (1,), (SCORE,), "Where? "),
     Delta("I look.", (2,), ()),
     Delta("", (3, 4), (), "", (GeneratedToolCall(0, "a1", "weather", '{"city": "Bergen"}'),)),
@@ -58,6 +58,7 @@ LAST = {
     "prompt_eval_duration": 253_000_000,
     "eval_count": 6,
     "eval_duration": 1_500_000_000,
+    "warnings": ["a note"],
 }
 """The figures of its end, three seconds after the request came, two of which went into a load."""
 SCORES = [
@@ -96,10 +97,10 @@ def options(**fields: Any) -> dict[str, Any]:
     return asked
 
 
-def clock() -> Clock:
-    """Return a clock that is three seconds on after the first look."""
+def figures(model: str = "m:latest") -> Figures:
+    """Return the figures of a request that came three seconds ago."""
     times: Iterator[float] = iter([1000.0])
-    return Clock(lambda: next(times, 1003.0), loading=2.0)
+    return Figures(model, lambda: next(times, 1003.0), loading=2.0)
 
 
 def pieces(answer: ChatAnswer | GenerateAnswer) -> list[dict[str, Any]]:
@@ -178,6 +179,7 @@ def test_options_without_effect_are_left_out() -> None:
     """The daemon refuses them; and a choice among tokens has Ollama's temperature, if the request has none."""
     assert options(options={"temperature": 0, "top_p": 0.9, "top_k": 5, "seed": 7}) == {"temperature": 0.0}
     assert options(options={"seed": -1}) == {}
+    assert options(options={"seed": 7}) == {"seed": 7}
     assert options(options={"top_p": 0.9}) == {"temperature": 0.8, "top_p": 0.9}
     assert options(options={"num_predict": -2}) == {"max_tokens": 2**31 - 1}
 
@@ -188,6 +190,7 @@ def test_format_thinking_and_tools_are_passed_on() -> None:
     assert options(format={"type": "array"}) == {"json_schema": {"type": "array"}}
     assert options(format="") == options() == {}
     assert options(think=True) == {"enable_thinking": True}
+    assert options(think="low") == {"reasoning_effort": "low"}
     assert options(think=False) == {"enable_thinking": False}
     assert options(logprobs=True) == {"top_logprobs": 0}
     assert options(logprobs=True, top_logprobs=3) == {"top_logprobs": 3}
@@ -221,7 +224,8 @@ def test_chat_refuses_by_name(fields: dict[str, Any], field: str) -> None:
         ({"context": [1]}, "context"),
         ({"images": ["aGk="]}, "images"),
         ({"raw": True, "system": "Be brief."}, "system"),
-        ({"raw": True, "think": False}, "think"),
+        ({"raw": True, "think": True}, "think"),
+        ({"raw": True, "think": "low"}, "think"),
     ],
 )
 def test_generate_refuses_by_name(fields: dict[str, Any], field: str) -> None:
@@ -234,7 +238,7 @@ def test_generate_refuses_by_name(fields: dict[str, Any], field: str) -> None:
 
 def test_prompt_is_a_conversation_unless_it_is_raw() -> None:
     """With the system's turn before it."""
-    assert generate.ask(generate_request(raw=True)).prompt == "Hi"
+    assert generate.ask(generate_request(raw=True, think=False)).prompt == "Hi"
     assert generate.ask(generate_request()).prompt == [Message("user", "Hi")]
     system = generate.ask(generate_request(system="Be brief.")).prompt
     assert system == [Message("system", "Be brief."), Message("user", "Hi")]
@@ -244,13 +248,13 @@ def test_chat_pieces_have_all_parts() -> None:
     """Each in its own piece, with the figures in the last."""
     call = {"id": "a1", "function": {"index": 0, "name": "weather", "arguments": {"city": "Bergen"}}}
     start = {"role": "assistant", "content": ""}
-    assert pieces(ChatAnswer("m:latest", clock())) == [
+    assert pieces(ChatAnswer(figures())) == [
         {"message": {**start, "thinking": "Where? "}, "done": False, "logprobs": SCORES},
         {"message": {"role": "assistant", "content": "I look."}, "done": False},
         {"message": {**start, "tool_calls": [call]}, "done": False},
         {"message": start, **LAST},
     ]
-    whole = json.loads(ChatAnswer("m", clock()).whole(collect(EVENTS)).model_dump_json(exclude_unset=True))
+    whole = json.loads(ChatAnswer(figures("m")).whole(collect(EVENTS)).model_dump_json(exclude_unset=True))
     message = {"role": "assistant", "content": "I look.", "thinking": "Where? ", "tool_calls": [call]}
     assert whole == {
         "model": "m",
@@ -263,12 +267,12 @@ def test_chat_pieces_have_all_parts() -> None:
 
 def test_generate_pieces_have_text_and_thinking() -> None:
     """Calls do not come: it takes no tools."""
-    assert pieces(GenerateAnswer("m:latest", clock())) == [
+    assert pieces(GenerateAnswer(figures())) == [
         {"response": "", "thinking": "Where? ", "done": False, "logprobs": SCORES},
         {"response": "I look.", "done": False},
         {"response": "", **LAST},
     ]
-    whole = GenerateAnswer("m", clock()).whole(collect(EVENTS))
+    whole = GenerateAnswer(figures("m")).whole(collect(EVENTS))
     assert (whole.response, whole.thinking, whole.eval_count) == ("I look.", "Where? ", 6)
 
 
