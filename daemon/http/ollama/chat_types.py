@@ -40,7 +40,7 @@ class Message(Parameters):
     thinking: str | None = Field(None, description="reasoning before an assistant turn's content")
     tool_calls: list[Call] | None = Field(None, description="calls that an assistant turn made")
     tool_name: str | None = Field(
-        None, description="the tool whose result a `tool` turn is; it answers the first open call of that tool"
+        None, description="the tool that a `tool` turn has the result of; it answers the first open call of that tool"
     )
     tool_call_id: str | None = Field(None, description="the call that a `tool` turn answers")
 

@@ -29,7 +29,7 @@ from daemon.http.streaming import begin
 from mlx_sidecar import AsyncClient, LoadProgress
 
 API_VERSION = "0.13.0"
-"""Version of Ollama whose API this is. Clients refuse to work with one that is too old for them."""
+"""Version of Ollama that has this API. Clients refuse to work with one that is too old for them."""
 
 DONE = Progress.model_construct(status="success")
 """The end of a pull."""
