@@ -162,7 +162,7 @@ class Generation(Request):
     format: Format = Field(None, description='"json" for any JSON object, or a JSON schema of the answer')
     think: Think = Field(
         None,
-        description="true or false turns reasoning on or off, `low`, `medium` or `high` say how much; false is also for "
+        description="true or false turns reasoning on or off, `low`, `medium` or `high` say how much; false also suits "
         "models that never reason",
     )
     logprobs: bool | None = Field(None, description="log-probabilities of the answer's tokens, with their texts")
