@@ -180,7 +180,7 @@ def test_reasoning_that_the_model_opens_has_a_budget(harness: Harness, model: Ca
 
 def test_reasoning_budget_holds_before_a_form(harness: Harness, model: Callable[..., str]) -> None:
     path = model(THINKING, "", opened=OPENED)
-    chat = {"tools": []}
+    chat: dict[str, Any] = {"tools": []}
     form = pb.ResponseFormat(regex="[0-9]{3}")
     never = {"logit_bias": {FIRST + 1: -100.0}}
     answer = harness.run(request(path, chat=chat, sampling=never, response_format=form, reasoning_budget=9))
