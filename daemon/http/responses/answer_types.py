@@ -6,21 +6,9 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 
+from daemon.http.openai.logprobs import Score
+
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete", "failed"]
-
-
-class TopLogprobs(BaseModel):
-    """The log-probability of a token that was likely."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class Logprobs(TopLogprobs):
-    """The log-probability of a token of the text."""
-
-    top_logprobs: list[TopLogprobs]
 
 
 class TextPart(BaseModel):
@@ -29,7 +17,7 @@ class TextPart(BaseModel):
     type: Literal["output_text"]
     text: str
     annotations: list[Any]
-    logprobs: list[Logprobs]
+    logprobs: list[Score]
 
 
 class ReasoningText(BaseModel):
@@ -174,7 +162,7 @@ class Event(BaseModel):
     text: str | None = None
     arguments: str | None = None
     input: str | None = None
-    logprobs: list[Logprobs] | None = None
+    logprobs: list[Score] | None = None
     code: str | None = None
     message: str | None = None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 from daemon.http.errors import invalid
 from daemon.http.generation import Ask
@@ -75,7 +76,8 @@ def _add_tools(options: GenerateOptions, request: ResponseRequest) -> None:
         case ToolChoice(type="function" | "custom", name=None):
             raise invalid("tool_choice.name", "is missing; it names the tool to call")
         case ToolChoice(type="function" | "custom", name=str(name)):
-            options["tool_choice"], options["required_tool"] = "required", name
+            options["tool_choice"] = "required"
+            options["required_tool"] = name
         case ToolChoice(type="required"):
             options["tool_choice"] = "required"
         case ToolChoice(type="none" | "auto" as mode) if tools:
@@ -94,10 +96,13 @@ def _told(tool: AnyTool) -> Tool | None:
 
 
 def _input(tool: CustomTool) -> dict[str, Any]:
-    """Return the schema of a custom tool's input. A grammar is told: a schema cannot force it on a part of an answer."""
+    """Return the schema of a custom tool's input. A grammar is told to the model: a schema cannot force it."""
     if tool.format is None or tool.format.type == "text":
         return {"type": "string"}
-    return {"type": "string", "description": f"Text of this {tool.format.syntax or ''} grammar:\n{tool.format.definition}"}
+    return {
+        "type": "string",
+        "description": f"Text of this {tool.format.syntax or ''} grammar:\n{tool.format.definition}",
+    }
 
 
 def _left_out(tools: Sequence[AnyTool]) -> list[str]:
@@ -126,3 +131,16 @@ def _add_reasoning(options: GenerateOptions, reasoning: ReasoningOptions | None)
         return
     if reasoning.effort == "none":
         options["enable_thinking"] = False
+    else:
+        options["reasoning_effort"] = reasoning.effort
+
+
+def without_effort(asked: Ask) -> Ask:
+    """Return a call without an effort, for models that have none: agents send one to all models."""
+    unwanted = ("enable_thinking", "reasoning_effort")
+    options = {name: value for name, value in asked.options.items() if name not in unwanted}
+    return replace(asked, options=cast("GenerateOptions", options))
+
+
+EFFORT_FIELDS = ("chat.enable_thinking", "chat.reasoning_effort")
+"""Fields that the daemon names if a model has no effort, or no such switch."""

@@ -113,7 +113,9 @@ class ReasoningOptions(Parameters):
         None, description="any value: the whole reasoning comes as the item's summary; unset: as its content"
     )
 
-    harmless: ClassVar[Mapping[str, str]] = {"context": "the chat template decides which reasoning of earlier turns is read"}
+    harmless: ClassVar[Mapping[str, str]] = {
+        "context": "the chat template decides which reasoning of earlier turns is read"
+    }
     refused: ClassVar[Mapping[str, Refusal]] = {"generate_summary": Refusal("use `summary`")}
 
 
