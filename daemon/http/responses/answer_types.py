@@ -129,7 +129,7 @@ class Response(BaseModel):
     incomplete_details: Incomplete | None
     instructions: str | None
     max_output_tokens: int | None
-    metadata: dict[str, str]
+    metadata: dict[str, Any]
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool

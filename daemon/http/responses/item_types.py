@@ -42,7 +42,9 @@ class MessageItem(Parameters):
     """A message."""
 
     type: Literal["message"] = Field("message", description="`message`, or left out")
-    role: Literal["developer", "system", "user", "assistant"] = Field(description="`developer` is `system` for models")
+    role: Literal["developer", "system", "user", "assistant"] = Field(
+        description="`developer` is `system` for models that have no such role"
+    )
     content: Content = Field(description="text, or a list of text parts, which are joined")
 
     harmless: ClassVar[Mapping[str, str]] = {**_OWN, "phase": "chat templates have no place for it"}

@@ -4,6 +4,7 @@ The output of an answer: the daemon's events become items, and the events of the
     reasoning, text     one item at a time is open; a piece of another kind completes it
     call                an item of its own, from its first piece to its whole call; several may be open
     custom call         an item once it is whole: its text is inside JSON before
+    white space         waits for the text after it: between calls it is no message
     withdrawn call      stays in its place as incomplete, as clients keep what was added; it is never announced as done,
                         so that no client makes the call. What the model wrote is in the text
 
@@ -57,24 +58,28 @@ class Output:
         self._give_back = give_back
         self._open: int | None = None
         self._calls: dict[int, int] = {}
+        self._white = ""
+        self._white_scores: list[Score] = []
 
     def add(self, delta: Delta) -> Iterator[Made]:
         """Take a delta and yield what it makes: reasoning, then text, then pieces of calls, as they come."""
         if delta.reasoning:
             yield from self._reasoning(delta.reasoning)
         if delta.text:
-            yield from self._text(delta.text, chat_scores(delta.logprobs).content)
+            yield from self._some_text(delta.text, chat_scores(delta.logprobs).content)
         for piece in delta.tool_call_deltas:
             yield from self._piece(piece)
         for call in delta.tool_calls:
             yield from self._whole(call)
 
     def end(self, status: Status) -> Iterator[Made]:
-        """Complete the item that is open; `status` is that of the answer."""
+        """Complete the item that is open; `status` is that of the answer. White space alone is a message as well."""
+        if self._white and not self.items:
+            yield from self._text(self._white, self._white_scores)
         yield from self._close(status)
 
     def lasting(self) -> list[OutputItem]:
-        """Return the items without calls that were withdrawn."""
+        """Return the items of the answer without calls that were withdrawn."""
         return [item for item in self.items if not (isinstance(item, FunctionCall) and item.status == "incomplete")]
 
     def _new(self, item: OutputItem) -> Iterator[Made]:
@@ -115,6 +120,15 @@ class Output:
         item = self.items[index]
         summary = isinstance(item, Reasoning) and self._summary
         return {"item_id": item.id, "output_index": index, "summary_index" if summary else "content_index": 0}
+
+    def _some_text(self, text: str, scores: list[Score]) -> Iterator[Made]:
+        """Take text; white space does not begin a message."""
+        writing = self._open is not None and isinstance(self.items[self._open], Message)
+        text, scores = self._white + text, [*self._white_scores, *scores]
+        wait = not writing and not text.strip()
+        self._white, self._white_scores = (text, scores) if wait else ("", [])
+        if not wait:
+            yield from self._text(text, scores)
 
     def _text(self, text: str, scores: list[Score]) -> Iterator[Made]:
         if self._open is None or not isinstance(self.items[self._open], Message):

@@ -175,7 +175,7 @@ class ResponseRequest(Parameters):
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="log-probabilities of the text, and of so many of the likeliest tokens"
     )
-    metadata: dict[str, str] | None = Field(None, description="given back with the answer")
+    metadata: dict[str, Any] | None = Field(None, description="given back with the answer")
     prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
         None, description="`24h`: the prompt's prefix is evicted after others for a day"
     )

@@ -50,13 +50,15 @@ class Store:
 
     def put(self, name: str, kept: Kept, item_ids: Iterable[str]) -> None:
         """
-        Keep an answer.
+        Keep an answer, unless it alone is too large.
 
         Args:
             name: Its id.
             kept: The answer.
             item_ids: The ids of the items of its output.
         """
+        if kept.size > self._most_bytes:
+            return
         self._kept[name] = kept
         self._bytes += kept.size
         self._items.update({item: (name, index) for index, item in enumerate(item_ids)})

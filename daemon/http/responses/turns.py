@@ -72,16 +72,15 @@ class Turns:
             name: Its parameter, for errors and notes.
 
         Raises:
-            Problem: If it is of a type that is not read.
+            Problem: If it is of a type that is not read, or the arguments of a call are no JSON object.
         """
         match item:
             case MessageItem(role="assistant"):
                 self._message(_text(item.content))
             case MessageItem():
-                role = "system" if item.role == "developer" else item.role
-                self._whole(Message(role, _text(item.content)))
+                self._whole(Message(item.role, _text(item.content)))
             case FunctionCallItem():
-                self._call(ToolCall(item.call_id, item.name, item.arguments))
+                self._call(ToolCall(item.call_id, item.name, _arguments(item, name)))
             case CustomCallItem():
                 self._call(ToolCall(item.call_id, item.name, json.dumps({CUSTOM_PARAMETER: item.input})))
             case FunctionOutputItem() | CustomOutputItem():
@@ -131,6 +130,16 @@ class Turns:
         if (turn := self._open) is not None:
             self.done.append(Message("assistant", turn.content, turn.reasoning, turn.calls))
         self._open = None
+
+
+def _arguments(item: FunctionCallItem, name: str) -> str:
+    try:
+        right = isinstance(json.loads(item.arguments or "{}"), dict)
+    except (ValueError, RecursionError):
+        right = False
+    if not right:
+        raise invalid(f"{name}.arguments", "is no JSON object")
+    return item.arguments
 
 
 def _text(parts: Sequence[Part]) -> str:
