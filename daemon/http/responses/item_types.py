@@ -65,10 +65,11 @@ class FunctionOutputItem(Parameters):
     """What a function brought."""
 
     type: Literal["function_call_output"] = Field(description="`function_call_output`")
-    call_id: str = Field(description="the call that it answers")
+    call_id: str | None = Field(None, description="the call that it answers; without one it is a turn of the user")
     output: Content = Field(description="text, or a list of text parts, which are joined")
+    name: str | None = Field(None, description="what the text is of, if there is no call")
 
-    harmless: ClassVar[Mapping[str, str]] = {**_OWN, "name": "the call has it"}
+    harmless: ClassVar[Mapping[str, str]] = {**_OWN, "namespace": "the name tells enough"}
 
 
 class CustomCallItem(Parameters):

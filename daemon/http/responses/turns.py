@@ -2,7 +2,7 @@
 Turns of a conversation, made of its items. Pure.
 
     reasoning, message, function_call, function_call   ->   one assistant turn
-    function_call_output                               ->   one tool turn
+    function_call_output                               ->   one tool turn, or a user's if it answers no call
     message of another role                            ->   one turn
 
 An answer of the model is several items, and one turn for its template. So the items of an assistant are joined: a
@@ -83,8 +83,11 @@ class Turns:
                 self._call(ToolCall(item.call_id, item.name, _arguments(item, name)))
             case CustomCallItem():
                 self._call(ToolCall(item.call_id, item.name, json.dumps({CUSTOM_PARAMETER: item.input})))
+            case FunctionOutputItem(call_id=None):
+                text = _text(item.output)
+                self._whole(Message("user", f"{item.name}: {text}" if item.name else text))
             case FunctionOutputItem() | CustomOutputItem():
-                self._whole(Message("tool", _text(item.output), tool_call_id=item.call_id))
+                self._whole(Message("tool", _text(item.output), tool_call_id=item.call_id or ""))
             case ReasoningItem():
                 self._reasoning(item, name)
             case _:

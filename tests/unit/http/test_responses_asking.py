@@ -85,6 +85,12 @@ def test_messages_in_a_row_are_turns_of_their_own() -> None:
     ]
 
 
+def test_output_without_a_call_is_a_users_turn() -> None:
+    """Codex tells so what changed outside of the conversation; a tool's turn would answer no call."""
+    item = {"type": "function_call_output", "id": "o1", "name": "goal", "namespace": "agent", "output": "Finish."}
+    assert prompt([item]) == [Message("user", "goal: Finish.")]
+
+
 def test_reasoning_is_read_from_where_it_is() -> None:
     """Another server's is left out and told."""
     summary = [{"type": "summary_text", "text": "Short."}]
