@@ -144,6 +144,18 @@ def test_withdrawn_call_is_never_done() -> None:
     assert [item.type for item in answer.kept().output] == ["message", "function_call"]
 
 
+def test_pieces_after_a_withdrawn_call_are_not_its_own() -> None:
+    """Its number is used again, here by a custom tool, whose text comes once it is whole."""
+    pieces = [
+        ToolCallDelta(0, "a0", "weather", '{"city', False),
+        ToolCallDelta(0, "", "", "", True),
+        ToolCallDelta(0, "a1", "patch", '{"input": "x"}', False),
+    ]
+    call = GeneratedToolCall(0, "a1", "patch", '{"input": "x"}')
+    seen = stream([EVENTS[0], Delta("", (3,), (), "", (call,), tool_call_deltas=tuple(pieces)), END], tools=[PATCH])
+    assert [item.get("arguments", item.get("input")) for item in seen[-1]["response"]["output"]] == ['{"city', "x"]
+
+
 def test_white_space_between_calls_is_no_message() -> None:
     """White space before text is part of it, and white space alone is an answer."""
     blank = Delta("\n", (1,), ())
