@@ -125,8 +125,10 @@ def test_unary_engine_death_is_503_with_a_retry(door: Door) -> None:
     assert int(found.headers["retry-after"]) >= 1
 
 
-def test_failure_before_the_first_event_has_its_status(door: Door) -> None:
-    """A stream that fails at once is no stream."""
+def test_failure_before_the_first_event_has_its_status(fake: RunningDaemon, door: Door) -> None:
+    """A stream that fails at once is no stream. One that waits for an engine that starts anew is one."""
+    with fake.client() as client:
+        client.complete("ok", "one")
     found = raw.call(door, "POST", CHAT, body("no-such-model"))
     assert (found.status, found.json["error"]["code"]) == (404, "model_not_found")
 
