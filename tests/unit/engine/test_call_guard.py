@@ -12,6 +12,7 @@ import pytest
 
 from daemon.engine.output.notations.detection import HARMONY_MARKS
 from daemon.engine.prompt import preparation
+from daemon.engine.structured_output.free_mask import FreeMask
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
 from tests.unit.engine.harness import Answer, Harness
@@ -75,7 +76,7 @@ def _model(tmp_path: Path) -> Callable[..., str]:
 def request(model: str, **fields: Any) -> pb.GenerateRequest:
     """Return a request for a conversation."""
     sampling = {"temperature": 2.0, "seed": 5, **fields.pop("sampling", {})}
-    chat = {"enable_thinking": False, "tools": TOOLS, **fields.pop("chat", {})}
+    chat = {"tools": TOOLS, **fields.pop("chat", {})}
     return pb.GenerateRequest(
         model=model,
         chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], **chat),
@@ -131,11 +132,23 @@ def test_tools_that_are_not_called_change_nothing(
     assert len(guarded.ids) > 100
 
 
+def test_late_masks_give_the_tokens_of_waiting(
+    harness: Harness, model: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that is sampled again has the random key and the penalties of the first time."""
+    penalties = {"repetition_penalty": 1.2, "frequency_penalty": 0.5}
+    wanted = request(model(*MARKS["Hermes"]), sampling={"logit_bias": {FIRST: 30.0}, **penalties})
+    late = harness.run(wanted)
+    monkeypatch.setattr(FreeMask, "waits", True)
+    assert harness.run(wanted).ids == late.ids
+    assert len(calls_of(late)) > 1
+
+
 def test_marks_within_reasoning_are_not_guarded(harness: Harness, model: Callable[..., str]) -> None:
     """Reasoning that mentions the mark goes on freely; its end is never sampled here."""
     path = model(["<tool_call>", "<think>", "</think>"], "<tool_call>", opened="{{ '<think>\n' }}")
     bias = {FIRST: 9.0, FIRST + 2: -100.0}
-    answer = harness.run(request(path, sampling={"logit_bias": bias}, chat={"enable_thinking": True}))
+    answer = harness.run(request(path, sampling={"logit_bias": bias}))
     assert answer.text == ""
     assert calls_of(answer) == []
     assert answer.ids.count(FIRST) > 3
@@ -146,7 +159,7 @@ def test_gpt_oss_calls_are_guarded(harness: Harness, model: Callable[..., str]) 
     path = model(list(HARMONY_MARKS), "")
     ids = {mark: f"<[{FIRST + number}]>" for number, mark in enumerate(HARMONY_MARKS)}
     del ids  # a header of random tokens would never name a tool; required calls cover this notation
-    answer = harness.run(request(path, chat={"tool_choice": pb.TOOL_CHOICE_REQUIRED}))
+    answer = harness.run(request(path, chat={"tool_choice": pb.TOOL_CHOICE_REQUIRED, "enable_thinking": False}))
     for tool, arguments in calls_of(answer):
         jsonschema.validate(arguments, SCHEMA_OF[tool])
 
@@ -159,7 +172,7 @@ OPENED = "{{ '<think>\n' }}"
 def test_reasoning_ends_at_its_budget(harness: Harness, model: Callable[..., str], budget: int) -> None:
     """Up to there the tokens are those of a request without one, and the answer follows."""
     path = model(THINKING, "", opened=OPENED)
-    fields = {"chat": {"tools": [], "enable_thinking": True}, "max_tokens": 60}
+    fields = {"chat": {"tools": []}, "max_tokens": 60}
     never = {"sampling": {"logit_bias": {FIRST + 1: -100.0, 2: -100.0}}}
     free = harness.run(request(path, **fields, **never))
     kept = harness.run(request(path, **fields, **never, reasoning_budget=budget))
@@ -172,7 +185,7 @@ def test_reasoning_ends_at_its_budget(harness: Harness, model: Callable[..., str
 def test_reasoning_that_the_model_opens_has_a_budget(harness: Harness, model: Callable[..., str]) -> None:
     path = model(THINKING, "")
     bias = {"logit_bias": {FIRST: 60.0, FIRST + 1: -100.0, 2: -100.0}}
-    fields = {"chat": {"tools": [], "enable_thinking": True}, "max_tokens": 30}
+    fields = {"chat": {"tools": []}, "max_tokens": 30}
     answer = harness.run(request(path, **fields, sampling=bias, reasoning_budget=5))
     assert answer.ids[0] == FIRST
     assert answer.ids.index(FIRST + 1) == 6
@@ -180,7 +193,7 @@ def test_reasoning_that_the_model_opens_has_a_budget(harness: Harness, model: Ca
 
 def test_reasoning_budget_holds_before_a_form(harness: Harness, model: Callable[..., str]) -> None:
     path = model(THINKING, "", opened=OPENED)
-    chat = {"tools": [], "enable_thinking": True}
+    chat: dict[str, Any] = {"tools": []}
     form = pb.ResponseFormat(regex="[0-9]{3}")
     never = {"logit_bias": {FIRST + 1: -100.0}}
     answer = harness.run(request(path, chat=chat, sampling=never, response_format=form, reasoning_budget=9))
