@@ -10,12 +10,12 @@ from daemon.cache.identity import ModelSource
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.chat_markup import ChatMarkup, Thinking
 from daemon.engine.output.detokenizer import Decode, Output
-from daemon.engine.output.tool_calls import Tool
+from daemon.engine.output.tool_calls import Tool, declared
 from daemon.engine.prompt.conversation import flagged, json_object, turns, warnings
 from daemon.engine.prompt.places import Places, places_of
 from daemon.engine.prompt.template_options import cut, left_open, template_options
 from daemon.engine.prompt.template_shape import FLAGS
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.structured_output.call_guard import CallGuard, call_guard
 from daemon.engine.structured_output.constraint import Constraint
 from daemon.engine.structured_output.free_mask import FreeMask
@@ -112,7 +112,9 @@ def prepare_request(
     decode = tokenizer.decoder(notation, calls=bool(tools))
     free = None
     if form is None and not request.draft_model:
-        guard, unkept = call_guard(tools, notation, tokenizer.vocabulary)
+        guard, unkept = tokenizer.remembered(
+            ("calls", declared(tools)), lambda: call_guard(tools, notation, tokenizer.vocabulary)
+        )
         prompt = replace(prompt, warnings=(*prompt.warnings, *unkept))
         if guard is not None or (budget is not None and thinking is not None):
             end = thinking.end if thinking is not None else ()
@@ -160,9 +162,16 @@ def _form(
     """Return the form that the answer has to keep to; None if it is free."""
     if request.HasField("response_format"):
         wanted = response_format(request.response_format)
-        return GrammarMatcher(wanted.field, of_response(wanted), tokenizer.vocabulary("response_format"))
+        return tokenizer.remembered(
+            wanted,
+            lambda: GrammarMatcher(wanted.field, of_response(wanted), tokenizer.vocabulary("response_format")),
+        ).again()
     if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        return required_calls(tools, notation, tokenizer.vocabulary, request.chat.required_tool)
+        only = request.chat.required_tool
+        return tokenizer.remembered(
+            ("required", only, declared(tools)),
+            lambda: required_calls(tools, notation, tokenizer.vocabulary, only),
+        ).again()
     return None
 
 
