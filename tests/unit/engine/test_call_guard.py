@@ -144,6 +144,19 @@ def test_late_masks_give_the_tokens_of_waiting(
     assert len(calls_of(late)) > 1
 
 
+def test_schema_that_is_not_kept_to_is_told(harness: Harness, model: Callable[..., str]) -> None:
+    """The call is whole all the same; another tool keeps to its schema."""
+    loose = {"type": "object", "properties": {"colors": {"type": "array", "uniqueItems": True}}}
+    tools = [pb.Tool(name="mix", parameters_json=json.dumps(loose)), TOOLS[1]]
+    path = model(*MARKS["Hermes"])
+    answer = harness.run(request(path, chat={"tools": tools}, sampling={"logit_bias": {FIRST: 80.0}}))
+    (warning,) = answer.started.warnings
+    assert warning.startswith("chat.tools[0].parameters_json is not kept to: ")
+    assert "uniqueItems" in warning
+    assert {name for name, _ in calls_of(answer)} <= {"mix", "go_home"}
+    assert calls_of(answer)
+
+
 def test_marks_within_reasoning_are_not_guarded(harness: Harness, model: Callable[..., str]) -> None:
     """Reasoning that mentions the mark goes on freely; its end is never sampled here."""
     path = model(["<tool_call>", "<think>", "</think>"], "<tool_call>", opened="{{ '<think>\n' }}")
