@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from mlx_sidecar._texts import EmbedTranscript, Tokens
 from mlx_sidecar._transcript import GenerateTranscript
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.faults.watch import Held, back_to
-from tests.support.agents_day import Ask, Day, a_day, model
+from tests.support.agents_day import CALLS, QUESTION, THOUGHTS, Ask, Day, a_day, model
 from tests.support.daemons import RunningDaemon
 from tests.support.models import embedding_model
 
@@ -120,6 +122,42 @@ def test_agents_day_from_node(served: RunningDaemon, tmp_path: Path) -> None:
         drive(a_day(*models(served), "node"), lambda ask: by_node(program, ask))
         program.communicate(timeout=60)
     assert program.returncode == 0
+
+
+def test_guides_program_calls_tools_until_it_answers(served: RunningDaemon, tmp_path: Path) -> None:
+    """The program of docs/agents.md, copied out."""
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "agents.md").read_text(), re.DOTALL)
+    (tmp_path / "agent.py").write_text(program)
+    done = run([sys.executable, "agent.py", models(served)[0], QUESTION], served, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "All are found.\n"), done.stderr
+    assert re.match(r"\d+ of 4096 tokens\n", done.stderr)
+    assert done.stderr.count('{"word": "') == CALLS
+    assert done.stderr.count("reused") >= 1
+
+
+@pytest.mark.parametrize("json_", [False, True])
+def test_run_prints_samples_of_limited_thoughts(served: RunningDaemon, tmp_path: Path, json_: bool) -> None:
+    """Options of `run` together: each sample has its own thoughts, end and usage."""
+    asked = ["run", models(served)[0], "Think about it.", "--samples", "2", "--temperature", "1", "--think-budget", "2"]
+    done = run([sys.executable, "-m", "daemon", *asked, *(["--json"] if json_ else [])], served, tmp_path)
+    assert done.returncode == 0, done.stderr
+    if json_:
+        samples = json.loads(done.stdout)
+        assert [sample["text"] for sample in samples] == ["It is done."] * 2
+        assert [sample["usage"]["reasoning_tokens"] for sample in samples] == [THOUGHTS + 2] * 2
+        assert len({sample["seed"] for sample in samples}) == 2
+    else:
+        lines = done.stdout.splitlines()
+        assert lines[1::2] == ["It is done."] * 2
+        assert all(re.fullmatch(rf"--- sample {index}, seed \d+ ---", lines[2 * index]) for index in (0, 1))
+
+
+def run(command: list[str], served: RunningDaemon, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program that finds the daemon by itself."""
+    environ = {**served.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+    )
 
 
 def by_node(program: subprocess.Popen[str], ask: Ask) -> Any:

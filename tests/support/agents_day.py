@@ -30,12 +30,15 @@ TEMPLATE = """\
 """An answer follows its question directly, so that each prompt goes on from the whole of the one before it."""
 
 CALLS = 4
-QUESTION, RESULTS = "Find four words.", [f"found word {number}" for number in range(1, CALLS + 1)]
-BEGIN = '<tool_call>{"name": "find", "arguments": {"word": "'
+PIECES = {number: [f" {number}.{piece}" for piece in range(10, 25)] for number in range(1, CALLS + 1)}
+"""The word of each call: so many tokens that a reader that lags a little still gets its beginning before its end."""
+WORDS = {number: f"No. {number}" + "".join(pieces) for number, pieces in PIECES.items()}
+QUESTION, RESULTS = "Find four words.", [f"found {word}" for word in WORDS.values()]
+BEGIN = '<tool_call>{"name": "find", "arguments": {"word": "No. '
 ANSWERS = {
     **{
-        before: [f'{BEGIN}{n}', f" and {n}", f' are {2 * n}"}}}}</tool_call>']
-        for n, before in enumerate((QUESTION, *RESULTS[:-1]), 1)
+        before: [f"{BEGIN}{number}", *pieces[:-1], pieces[-1] + '"}}</tool_call>']
+        for before, (number, pieces) in zip((QUESTION, *RESULTS[:-1]), PIECES.items(), strict=True)
     },
     RESULTS[-1]: ["All ", "are found."],
     "Think about it.": ["<think>", "Well", ", well", ", so", "</think>", "It is ", "done."],
@@ -111,7 +114,7 @@ def _four_calls(chat: str, salt: str) -> Day:
     """A kept system prompt, and a conversation in which each prompt goes on from the one before it."""
     talk = [Message("system", SYSTEM), Message("user", QUESTION)]
     counted = yield Ask("tokenize", (chat, talk), {"tools": [FIND], "count_only": True})
-    seen = 0
+    seen, early = 0, []
     for number, result in enumerate(RESULTS, 1):
         options = {"tools": [FIND], "salt": salt, **({"keep": HOUR} if number == 1 else {})}
         events = yield Ask("generate", (chat, talk), options)
@@ -124,25 +127,26 @@ def _four_calls(chat: str, salt: str) -> Day:
             yield from _kept()
         assert started.cached_tokens >= seen - BLOCK, "the prompt goes on from the one before it and its answer"
         seen = started.prompt_tokens + finished.usage.completion_tokens
-        call = _streamed_call(list(events), number)
+        call, begun = _streamed_call(list(events), number)
+        early.append(begun)
         talk += [Message("assistant", "", tool_calls=[call]), Message("tool", result, tool_call_id=call.id)]
+    assert "".join(early), "arguments come before the call is whole"
     events = yield Ask("generate", (chat, talk), {"tools": [FIND], "salt": salt})
     assert _text(events) == "All are found."
     assert events[0].cached_tokens >= seen - BLOCK
 
 
-def _streamed_call(events: list[Any], number: int) -> ToolCall:
-    """Return the one call of an answer, whose arguments came before its end."""
+def _streamed_call(events: list[Any], number: int) -> tuple[ToolCall, str]:
+    """Return the one call of an answer, and what came of its arguments before it; nothing, to a lagging reader."""
     deltas = [event for event in events if isinstance(event, Delta)]
     pieces = [piece for delta in deltas for piece in delta.tool_call_deltas]
-    early = [piece for delta in deltas[:-1] if not delta.tool_calls for piece in delta.tool_call_deltas]
+    early = [piece for delta in deltas if not delta.tool_calls for piece in delta.tool_call_deltas]
     (call,) = (call for delta in deltas for call in delta.tool_calls)
-    assert "".join(piece.arguments_json for piece in early), "a part of the arguments comes before the whole call"
     assert "".join(piece.arguments_json for piece in pieces) == call.arguments_json
     assert (pieces[0].name, pieces[0].id) == (call.name, call.id)
-    assert json.loads(call.arguments_json) == {"word": f"{number} and {number} are {2 * number}"}
+    assert json.loads(call.arguments_json) == {"word": WORDS[number]}
     assert events[-1].reason == "tool_calls"
-    return ToolCall(call.id, call.name, call.arguments_json)
+    return ToolCall(call.id, call.name, call.arguments_json), "".join(piece.arguments_json for piece in early)
 
 
 def _kept() -> Day:
