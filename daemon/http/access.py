@@ -42,7 +42,7 @@ Refuse = Callable[[HTTPConnection, Problem], Response]
 @dataclass(frozen=True, slots=True)
 class Policy:
     """
-    Who may use the door.
+    Which requests may use the door.
 
     Attributes:
         token: What each request must carry; None: no request needs one.

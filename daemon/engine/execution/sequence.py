@@ -248,6 +248,6 @@ class Sequence:
 
 
 def nan_logits(sequence: Sequence) -> SidecarError:
-    """Return the error of a model whose logits are no numbers."""
+    """Return the error of a model with logits that are no numbers."""
     name = sequence.loaded.source.name
     return SidecarError(Reason.NAN_LOGITS, f"{name} computed logits that are no numbers; its weights may be bad")
