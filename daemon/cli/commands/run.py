@@ -103,8 +103,9 @@ def command(
     """
     Run PROMPT, or standard input, through MODEL and stream the answer. PROMPT needs no quotes.
 
-    What is piped in beside a PROMPT is put behind it. Without either, on a terminal, hold a conversation. The model is
-    downloaded and loaded if that is needed.
+    What is piped in beside a PROMPT is put behind it, once it ends; a program that keeps a pipe of its own open gives
+    < /dev/null instead. Without either, on a terminal, hold a conversation. The model is downloaded and loaded if that
+    is needed.
     """
     if raw:
         _refuse_chat_options({"--system": system, "--think/--no-think": think, "--effort": effort})
