@@ -18,14 +18,14 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as Proto
 
-from mlx_sidecar import AsyncClient, Client, ModelList, Stats, _requests
+from mlx_sidecar import AsyncClient, Client, Message, ModelList, Stats, Tool, _requests
 from mlx_sidecar._decode import decode
 from mlx_sidecar._texts import EmbedTranscript, Tokens
 from mlx_sidecar._transcript import GenerateTranscript
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.faults.watch import Held, back_to
 from tests.support.agents_day import CALLS, QUESTION, THOUGHTS, Ask, Day, a_day, model
-from tests.support.daemons import RunningDaemon
+from tests.support.daemons import RunningDaemon, wait_until
 from tests.support.models import embedding_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +133,20 @@ def test_guides_program_calls_tools_until_it_answers(served: RunningDaemon, tmp_
     assert re.match(r"\d+ of 4096 tokens\n", done.stderr)
     assert done.stderr.count('{"word": "') == CALLS
     assert done.stderr.count("reused") >= 1
+
+
+def test_schema_that_is_not_kept_to_is_told_and_logged(served: RunningDaemon) -> None:
+    """The warning names the field; the log counts it, because it quotes the request."""
+    loose = Tool("mix", "", {"type": "object", "properties": {"colors": {"type": "array", "uniqueItems": True}}})
+    with Client(served.socket) as client:
+        talk = [Message("user", "Say it.")]
+        answer = client.complete(models(served)[0], talk, tools=[loose], request_id="loose")
+    assert answer.text == "That is said."
+    (warning,) = answer.warnings
+    assert warning.startswith("chat.tools[0].parameters_json is not kept to: ")
+    wait_until(lambda: any(line.get("request_id") == "loose" for line in served.log()), "the call is logged")
+    (line,) = (line for line in served.log() if line.get("request_id") == "loose")
+    assert line["warnings"] == 1
 
 
 @pytest.mark.parametrize("json_", [False, True])
