@@ -58,7 +58,7 @@ def main() -> int:
         with closing(Sidecar(Path(folder, "d"))) as sidecar:
             sidecar.wait()
             for streams in STREAMS:
-                row = _compared(sidecar.client, str(model), streams)
+                row = compared(sidecar.client, str(model), streams)
                 rows.append(row)
                 print(LINE.format_map(row))
     report = {"benchmark": "decode with ten tools, tokens/s", "rounds": ROUNDS, **machine.describe(), "rows": rows}
@@ -87,7 +87,7 @@ def write(folder: Path) -> Path:
     return path
 
 
-def _compared(client: Client, model: str, streams: int) -> dict[str, float]:
+def compared(client: Client, model: str, streams: int) -> dict[str, float]:
     """Return the tokens per second of all streams together: medians, and the median of the ratios of turns."""
     chats = [[Message("user", prompt(f"guard/{stream}", PROMPT_TOKENS))] for stream in range(streams)]
     turns: list[tuple[_Turn, _Turn]] = []
