@@ -124,7 +124,7 @@ def test_agents_day_from_node(served: RunningDaemon, tmp_path: Path) -> None:
     assert program.returncode == 0
 
 
-def test_guides_program_calls_tools_until_it_answers(served: RunningDaemon, tmp_path: Path) -> None:
+def test_program_of_the_guide_answers(served: RunningDaemon, tmp_path: Path) -> None:
     """The program of docs/agents.md, copied out."""
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "agents.md").read_text(), re.DOTALL)
     (tmp_path / "agent.py").write_text(program)
@@ -135,7 +135,7 @@ def test_guides_program_calls_tools_until_it_answers(served: RunningDaemon, tmp_
     assert done.stderr.count("reused") >= 1
 
 
-def test_schema_that_is_not_kept_to_is_told_and_logged(served: RunningDaemon) -> None:
+def test_warning_is_told_and_logged(served: RunningDaemon) -> None:
     """The warning names the field; the log counts it, because it quotes the request."""
     loose = Tool("mix", "", {"type": "object", "properties": {"colors": {"type": "array", "uniqueItems": True}}})
     with Client(served.socket) as client:

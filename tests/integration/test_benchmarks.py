@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import guard, page, plots
+from benchmarks import guard, http_door, page, plots
 from benchmarks.bench import Bench
 from benchmarks.figures import OURS, Result
 from benchmarks.http_peer import StartsMlxLm
@@ -113,9 +113,17 @@ def test_gpu_benchmark_shows_that_warm_is_cold(folder: Path) -> None:
     assert all(figures["tokens_per_second"].values())
 
 
-def test_guard_compares_streams_with_tools(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guard_is_measured(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model makes no call, and each stream has all of its tokens; `guard` checks that."""
     monkeypatch.setattr(guard, "ROUNDS", 1)
     monkeypatch.setattr(guard, "TOKENS", 4)
     row = guard.compared(client, str(guard.write(tmp_path)), 2)
     assert min(row["ratio"], row["with_tools"], row["without"]) > 0
+
+
+def test_cost_of_the_http_door_is_measured() -> None:
+    """Beside gRPC, for prompts with a cached beginning; with its memory and its start."""
+    with short_folder() as folder:
+        figures = http_door.measure(folder, quick=True)
+    assert all(any(name.endswith(what) for name in figures) for what in http_door.WANTED)
+    assert all(value > 0 for name, value in figures.items() if not name.endswith("a token more, ms"))

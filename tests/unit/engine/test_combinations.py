@@ -124,7 +124,7 @@ NO_ANSWER = {"reasoning_budget": "reasoning_budget", "samples": "samples", "resp
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "tools"])
-def test_scored_prompt_refuses_options_of_answers(harness: Harness, model: Path, name: str) -> None:
+def test_scored_prompt_refuses_answer_options(harness: Harness, model: Path, name: str) -> None:
     """`max_tokens` 0: what is left without effect is refused, and the rest works."""
     wanted = request(model, tuple({name: 0, "prompt_logprobs": 0}))
     wanted.max_tokens = 0
@@ -140,7 +140,7 @@ def test_scored_prompt_refuses_options_of_answers(harness: Harness, model: Path,
     assert OPTIONS[name].holds(answer, harness)
 
 
-def test_continued_answer_has_no_reasoning_to_limit(model: Path) -> None:
+def test_continued_answer_has_no_budget(model: Path) -> None:
     wanted = request(model, ("reasoning_budget",))
     wanted.chat.messages.add(role="assistant", content="They are")
     wanted.chat.continue_final_message = True

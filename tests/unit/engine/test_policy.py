@@ -117,7 +117,7 @@ def test_salts_of_one_program_start_in_turn() -> None:
     assert order([one, two, other])[::2] == [one, two] * 3
 
 
-def test_models_and_salts_of_the_http_door_take_turns() -> None:
+def test_models_and_salts_over_http_take_turns() -> None:
     """All that comes over HTTP is one program: half of the turns beside another, shared by its models and salts."""
     door = [Request(model, salt, program="http", chunks=2) for model in ("m", "n") for salt in ("one", "two")]
     flood = Request("m", program="other", chunks=8)

@@ -217,7 +217,7 @@ class _Late:
         return None if self.last is None else mx.arange(VOCAB) == (self.last.id + 1) % VOCAB
 
 
-def test_free_rows_with_constraints_share_the_argmax() -> None:
+def test_free_rows_share_the_argmax() -> None:
     """As rows without a constraint do; each is corrected by its own one."""
     options = sampling_params(pb.Sampling())
     rows = [Sampler(options, (), VOCAB, logprobs=False, constraint=_Late()) for _ in range(3)]
@@ -230,7 +230,7 @@ def test_free_rows_with_constraints_share_the_argmax() -> None:
     assert [row.again() for row in rows] == [None] * 3
 
 
-def test_token_that_is_sampled_again_has_its_first_key() -> None:
+def test_second_try_has_the_first_key() -> None:
     """Without a mask that forbids it, it is the same token; what it penalised is forgotten."""
     options: Any = {"temperature": 1.5, "seed": 9, "frequency_penalty": 2.0, "repetition_penalty": 1.1}
     free = draw(sampler((1,), **options), 12)
