@@ -81,6 +81,8 @@ def _check_reasoning_budget(request: pb.GenerateRequest) -> None:
         raise invalid("reasoning_budget", "cannot go with draft_model")
     if request.chat.HasField("enable_thinking") and not request.chat.enable_thinking:
         raise invalid("reasoning_budget", "cannot go with chat.enable_thinking false, which leaves nothing to limit")
+    if request.chat.continue_final_message:
+        raise invalid("reasoning_budget", "cannot go with chat.continue_final_message: the answer goes on as text")
 
 
 def check_chat(chat: pb.Chat) -> None:
@@ -209,7 +211,7 @@ def _check_no_answer(request: pb.GenerateRequest) -> None:
         raise invalid("chat.tool_choice", "cannot be REQUIRED with max_tokens 0")
 
 
-_ANSWER_FIELDS = ("top_logprobs", "response_format", "samples")
+_ANSWER_FIELDS = ("top_logprobs", "response_format", "samples", "reasoning_budget")
 """Fields of a Generate request that are about its answer alone."""
 _NEUTRAL = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1} | {
     "presence_penalty": 0,

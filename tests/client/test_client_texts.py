@@ -103,3 +103,8 @@ def test_options_of_texts_are_documented_and_built() -> None:
     assert built == set(EmbedOptions.__annotations__)
     assert set(TokenizeOptions.__annotations__) <= set(requests.generate_request.__kwdefaults__ or ())
     assert Tokens.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def test_tokenize_takes_what_conversations_take() -> None:
+    """Each field of a conversation is an option, so that no prompt of Generate can be counted wrongly."""
+    assert set(TokenizeOptions.__annotations__) == {field.name for field in pb.Chat.DESCRIPTOR.fields} - {"messages"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import http_door, page, plots
+from benchmarks import guard, http_door, page, plots
 from benchmarks.bench import Bench
 from benchmarks.figures import OURS, Result
 from benchmarks.http_peer import StartsMlxLm
@@ -22,6 +22,7 @@ from benchmarks.words import prompt
 from benchmarks.workloads import WORKLOADS
 from benchmarks.workloads.kv_bytes import KEPT
 from benchmarks.workloads.trie import MEMORY
+from mlx_sidecar import Client
 from tests.conftest import short_folder
 
 STARTS_ITS_OWN = ("startup",)
@@ -110,6 +111,14 @@ def test_gpu_benchmark_shows_that_warm_is_cold(folder: Path) -> None:
     assert figures["exactness"]["same_warm"]
     assert [*figures["tokens_per_second"]] == ["1", "4", "8", "16"]
     assert all(figures["tokens_per_second"].values())
+
+
+def test_guard_is_measured(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model makes no call, and each stream has all of its tokens; `guard` checks that."""
+    monkeypatch.setattr(guard, "ROUNDS", 1)
+    monkeypatch.setattr(guard, "TOKENS", 4)
+    row = guard.compared(client, str(guard.write(tmp_path)), 2)
+    assert min(row["ratio"], row["with_tools"], row["without"]) > 0
 
 
 def test_cost_of_the_http_door_is_measured() -> None:

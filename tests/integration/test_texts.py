@@ -93,6 +93,22 @@ def test_tokenize_equals_what_generate_counts(caller: Client) -> None:
     assert refused.value.field == "tokens.ids[1]"
 
 
+def test_tokenize_renders_with_every_option(caller: Client) -> None:
+    """The last turn stays open for Tokenize as for Generate, and an option that the template has not is refused."""
+    talk = [*TALK, Message("assistant", "It is")]
+    opened = caller.tokenize("fast", talk, continue_final_message=True)
+    answer = caller.complete("fast", talk, continue_final_message=True, max_tokens=1)
+    assert opened.text.endswith("It is")
+    assert answer.usage.prompt_tokens == opened.count
+    for field, options in {
+        "reasoning_effort": {"reasoning_effort": "low"},
+        "template_args[x]": {"template_args": {"x": 1}},
+    }.items():
+        with pytest.raises(mlx_sidecar.InvalidArgument) as refused:
+            caller.tokenize("fast", TALK, **options)  # type: ignore[arg-type]
+        assert refused.value.field == f"chat.{field}"
+
+
 def test_embed_answers_both_clients_alike(caller: Client, served: RunningDaemon) -> None:
     """A batch over the socket, by a short name; the second call reuses the instruction."""
     texts = [f"ship number {number} sails over the sea" for number in range(40)]

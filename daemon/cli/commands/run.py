@@ -10,7 +10,7 @@ import click
 
 from daemon.cli.commands.completion import complete_model
 from daemon.cli.input import joined, piped, read_stdin
-from daemon.cli.output.answer import print_answer, print_samples, print_timings
+from daemon.cli.output.answer import print_answer, print_samples, print_timings, print_warnings
 from daemon.cli.output.formatting import examples, print_json, stdin_is_terminal, stdout_is_terminal
 from daemon.cli.output.progress import follow
 from daemon.cli.session import Session, absolute_if_path, calls_daemon, seconds
@@ -103,8 +103,9 @@ def command(
     """
     Run PROMPT, or standard input, through MODEL and stream the answer. PROMPT needs no quotes.
 
-    What is piped in beside a PROMPT is put behind it. Without either, on a terminal, hold a conversation. The model is
-    downloaded and loaded if that is needed.
+    What is piped in beside a PROMPT is put behind it, once it ends; a program that keeps a pipe of its own open gives
+    < /dev/null instead. Without either, on a terminal, hold a conversation. The model is downloaded and loaded if that
+    is needed.
     """
     if raw:
         _refuse_chat_options({"--system": system, "--think/--no-think": think, "--effort": effort})
@@ -210,5 +211,6 @@ def _answer(client: Client, model: str, prompt: Prompt, options: dict[str, Any],
         results = stream.results()
     if as_json:
         print_json(results if samples else results[0])
+    print_warnings(results[0].warnings)
     if verbose:
         print_timings(*results)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from daemon.cli.exit_codes import explain
-from daemon.cli.output.answer import print_answer, print_timings
+from daemon.cli.output.answer import print_answer, print_timings, print_warnings
 from mlx_sidecar import (
     Client,
     ConnectionLost,
@@ -65,6 +65,7 @@ class Chat:
         self._verbose = verbose
         self._load = load
         self._away = False
+        self._warned: set[str] = set()
         self._begin(system)
 
     def hold(self, ask: Callable[[], str | None]) -> None:
@@ -130,6 +131,8 @@ class Chat:
             print_answer(stream)
             result = stream.result()
         self._messages += [turn, Message(role="assistant", content=result.text)]
+        print_warnings(text for text in result.warnings if text not in self._warned)
+        self._warned.update(result.warnings)
         if self._verbose:
             print_timings(result)
 

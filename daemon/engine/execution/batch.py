@@ -78,6 +78,12 @@ class Row:
         sampled = len(self.sequence.generated) + (self.unreported is not None)
         return isinstance(self.pending, Sampled) and sampled >= self.sequence.request.max_tokens
 
+    def correct(self) -> None:
+        """Sample the pending token again, if the token before it, which is known now, demands a mask."""
+        again = self.sampler.again()
+        if again is not None:
+            self.pending = again
+
     @property
     def unreported(self) -> Sampled | None:
         """The pending token, if it was sampled and not reported."""
@@ -148,6 +154,8 @@ class Batch:
 
     def advance(self) -> list[tuple[Sequence, Sampled]]:
         """Begin to compute the next token of each row, and return the tokens before it; the device may be at them."""
+        for row in self.rows:
+            row.correct()
         ended = all(row.ends for row in self.rows)
         current = [(row.sequence, sampled) for row in self.rows if (sampled := _reported(row)) is not None]
         if ended:

@@ -18,6 +18,9 @@ LEAST_TEMPERATURE = 1e-6
 """Lower temperatures give the same tokens as greedy sampling, and their inverse would overflow."""
 LARGEST_LOGIT = 1e30
 
+_State = tuple[mx.array, mx.array | None, mx.array | None]
+"""The random key of a sampler, and the tokens that it penalises."""
+
 
 class Sampler:
     """
@@ -45,7 +48,9 @@ class Sampler:
     ) -> None:
         self._params = params
         self._constraint = constraint
-        self._last: mx.array | None = None
+        self._last: Sampled | None = None
+        self._before: tuple[_State, mx.array, int] | None = None
+        """What the last token was sampled from, if it may have to be sampled again: state, logits, and their row."""
         self._want_logprobs = logprobs
         self._key = mx.random.key(secrets.randbits(64) if params.seed is None else params.seed)
         self._bias = _dense_bias(params, vocab) if params.logit_bias else None
@@ -55,7 +60,7 @@ class Sampler:
     @property
     def likeliest(self) -> bool:
         """Whether it is greedy without penalties, bias, mask or log-probabilities: it takes the argmax of a row."""
-        changes = self._bias is not None or self._counts is not None or self._constraint is not None
+        changes = self._bias is not None or self._counts is not None or self.constrained
         return self._params.temperature == 0 and not changes and not self._want_logprobs
 
     @property
@@ -65,18 +70,45 @@ class Sampler:
 
     def __call__(self, logits: mx.array) -> Sampled:
         """Sample from logits of shape [1, vocab]."""
+        mask, refusal = None, None
+        try:
+            mask = self._mask(logits, 0)
+        except SidecarError as error:
+            refusal = error
+        self._last = self._draw(logits, mask, refusal)
+        return self._last
+
+    def take(self, logits: mx.array, sampled: Sampled) -> Sampled:
+        """Take over the likeliest token of a row of logits, [rows, vocab], which was sampled with other rows."""
+        self._mask(logits, sampled.row)
+        self._last = sampled
+        return sampled
+
+    def again(self) -> Sampled | None:
+        """Sample the last token again if it should have had a mask; None if it is as it should be."""
+        if self._constraint is None or self._before is None:
+            return None
+        (state, logits, row), self._before = self._before, None
+        mask = self._constraint.late_mask()
+        if mask is None:
+            return None
+        self._key, self._counts, self._seen = state
+        self._last = self._draw(logits[row : row + 1], mask)
+        return self._last
+
+    def _mask(self, logits: mx.array, row: int) -> mx.array | None:
+        """Return the mask of the next token, and remember what a token without one is sampled from."""
+        if self._constraint is None:
+            return None
+        free = not self._constraint.waits and self._last is not None
+        self._before = ((self._key, self._counts, self._seen), logits, row) if free else None
+        return self._constraint.mask(self._last)
+
+    def _draw(self, logits: mx.array, mask: mx.array | None, refusal: SidecarError | None = None) -> Sampled:
         logits = logits.astype(mx.float32)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True) if self._want_logprobs else None
         adjusted = self._adjust(logits)
-        refusal = None
-        if self._constraint is not None:
-            try:
-                mask = self._constraint.mask(self._last)
-                if mask is not None:
-                    adjusted = mx.where(mask, adjusted, -math.inf)
-            except SidecarError as error:
-                refusal = error
-        self._last = token = self._choose(adjusted)
+        token = self._choose(adjusted if mask is None else mx.where(mask, adjusted, -math.inf))
         if self._counts is not None and self._seen is not None:
             self._counts = self._counts.at[token].add(1.0)
             self._seen = self._seen.at[token].maximum(1.0)
@@ -119,7 +151,7 @@ def sample(samplers: Sequence[Sampler], logits: mx.array) -> list[Sampled]:
         return [sampler(logits[row : row + 1]) for row, sampler in enumerate(samplers)]
     likeliest = Draw(mx.argmax(logits, axis=-1), _peaks(logits))
     return [
-        Sampled(likeliest, row) if sampler.likeliest else sampler(logits[row : row + 1])
+        sampler.take(logits, Sampled(likeliest, row)) if sampler.likeliest else sampler(logits[row : row + 1])
         for row, sampler in enumerate(samplers)
     ]
 

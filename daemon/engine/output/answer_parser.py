@@ -114,11 +114,6 @@ class AnswerParser:
         return self._reader.kept() if self._in_block else ""
 
     @property
-    def undecided(self) -> bool:
-        """Whether the last characters may become a mark."""
-        return bool(self._reader.rest())
-
-    @property
     def reasoning(self) -> bool:
         """Whether the model is reasoning."""
         return self._part == REASONING

@@ -23,11 +23,9 @@ class CallGuard:
 
     Attributes:
         starts: For each mark that begins a block of calls, the grammar of the block.
-        marks: Tokens that are a whole mark, and the tokens that may follow each: a bit for each id.
     """
 
     starts: Mapping[str, GrammarMatcher]
-    marks: Mapping[int, bytes]
 
     def entered(self, block: str) -> GrammarMatcher | None:
         """Return the grammar of a block behind what is written of it; None if that is no beginning of a block."""
@@ -65,7 +63,7 @@ def call_guard(
         }
     except SidecarError as error:
         return None, [f"calls are not kept to a grammar: {error.message}"]
-    return CallGuard(starts, _marks(starts, tokens)) if starts else None, warnings
+    return CallGuard(starts) if starts else None, warnings
 
 
 def _kept(
@@ -90,12 +88,3 @@ def _kept(
         else:
             return {}  # without it the model could not call this tool
     return kept
-
-
-def _marks(starts: Mapping[str, GrammarMatcher], tokens: Vocabulary) -> dict[int, bytes]:
-    found = {}
-    for mark, start in starts.items():
-        token, after = tokens.token(mark), start.again()
-        if token is not None and after.take_text(mark):
-            found[token] = after.allowed()
-    return found

@@ -8,6 +8,7 @@ import structlog
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.detokenizer import Decode, streaming
 from daemon.engine.structured_output.call_guard import CallGuard
+from daemon.engine.structured_output.constraint import Drawn
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.engine.structured_output.token_mask import expanded
 from daemon.shared.errors import SidecarError
@@ -15,15 +16,14 @@ from daemon.shared.log_fields import cause
 
 # When the host has to know a token
 #
-# The device samples token n + 1 while the host reads token n. A mask for token n + 1 that depends on token n makes the
-# host wait for it, which costs speed. So the mask waits only where it has to:
+# The device samples token n + 1 while the host reads token n. A mask for token n + 1 that depends on token n would make
+# the host wait for it, which costs speed. So text and reasoning are sampled without a mask. When token n + 1 is fed to
+# the model, the host knows token n. If token n began a call, or was the last of the budget, then token n + 1 is first
+# sampled again from the same logits, with a mask and the same random key. Waiting would have given the same token.
 #
-#   state                                  known      the mask of the next token
-#   text or reasoning                      n - 1      none; if token n is the mark of a call, which the device finds out
-#                                                     by itself: what the grammar allows after the mark
-#   text that ends like a mark's beginning n          none, or that of the grammar if a mark is complete
-#   a call                                 n          that of the grammar
-#   the last token of the budget           n          none, or the mark that ends the reasoning
+#   state after token n - 1        token n + 1 is sampled          and sampled again
+#   text, or reasoning             before token n is known         if token n began a call or used up the budget
+#   a call, or the end mark        when token n is known           never
 #
 # A second parser (`scout`) follows the answer as the parser of the answer does, without its stop strings.
 
@@ -62,44 +62,54 @@ class FreeMask:
         self._guard = guard
         self._left = budget
         self._end = end
-        self._unread: list[mx.array] = []
-        """Sampled tokens that the host does not know yet, at most one between two calls of `mask`."""
+        self._unread: Drawn | None = None
+        """The token that was sampled last and is not known yet; another one was sampled after it, or will be."""
         self._forced: tuple[int, ...] = ()
         """Tokens of the mark that have to be written now."""
         self._call: GrammarMatcher | None = None
         """The grammar of the call that is being written, at its position."""
         self._blocks = 0
         """Blocks of calls that have begun and are known here."""
-        self._after_mark: dict[int, mx.array] = {}
 
     @property
     def waits(self) -> bool:
         """Whether the next mask depends on the token that was sampled last."""
-        undecided = self._guard is not None and self._scout.undecided
-        return self._call is not None or undecided or self._near_budget(1)
+        return self._call is not None or bool(self._forced) or self._used_up
 
-    def mask(self, last: mx.array | None) -> mx.array | None:
+    def mask(self, last: Drawn | None) -> mx.array | None:
         """Return the tokens that may follow, see `Constraint.mask`."""
-        if last is not None:
-            self._unread.append(last)
-        while len(self._unread) > 1 or (self._unread and self.waits):
-            self._read(int(self._unread.pop(0).item()))  # type: ignore[arg-type]
-        if not self._forced and self._near_budget(0):
+        self._catch_up()
+        self._unread = last
+        if not self.waits:
+            return None
+        self._catch_up()
+        return self._next()
+
+    def late_mask(self) -> mx.array | None:
+        """Return the mask that the newest token should have had, see `Constraint.late_mask`."""
+        if self._unread is None:
+            return None
+        self._catch_up()
+        return self._next()
+
+    @property
+    def _used_up(self) -> bool:
+        """Whether the reasoning has no token left."""
+        return self._left is not None and self._left <= 0 and self._scout.reasoning
+
+    def _catch_up(self) -> None:
+        if self._unread is not None:
+            self._read(self._unread.id)
+            self._unread = None
+
+    def _next(self) -> mx.array | None:
+        """Return the mask of the token that follows all known ones."""
+        if not self._forced and self._used_up:
             self._forced, self._left = self._end, None
         if self._forced:
             token, self._forced = self._forced[0], self._forced[1:]
             return mx.arange(self._vocab) == token
-        if self._call is not None:
-            return self._allowed()
-        return self._if_mark() if self._unread else None
-
-    def _near_budget(self, unknown: int) -> bool:
-        """Whether the reasoning may reach its budget with `unknown` more tokens."""
-        if self._left is None:
-            return False
-        if self._scout.reasoning:
-            return self._left <= unknown
-        return unknown > 0 and not self._scout.text_began  # reasoning may begin with the next token
+        return self._allowed() if self._call is not None else None
 
     def _read(self, token: int) -> None:
         """Follow a token that is known now."""
@@ -142,16 +152,3 @@ class FreeMask:
         """Go on without a grammar: it takes too much work, and the parser reads the call as well as it can."""
         log.info("call_grammar_given_up", error=cause(error))
         self._call = self._guard = None
-
-    def _if_mark(self) -> mx.array | None:
-        """Return the mask for a token that follows one that is not known yet and may be the mark of a call."""
-        if self._guard is None or self._scout.reasoning or self._scout.last_text in _QUOTES:
-            return None
-        mask = None
-        for token, bits in self._guard.marks.items():
-            if token not in self._after_mark:
-                self._after_mark[token] = expanded(bits, self._vocab)
-            other = self._unread[-1] != token
-            allowed = mx.logical_or(other, self._after_mark[token])
-            mask = allowed if mask is None else mx.logical_and(mask, allowed)
-        return mask

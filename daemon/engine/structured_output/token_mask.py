@@ -9,6 +9,7 @@ from enum import Enum, auto
 import mlx.core as mx
 
 from daemon.engine.output.chat_markup import Thinking
+from daemon.engine.structured_output.constraint import Drawn
 from daemon.engine.structured_output.matcher import GrammarMatcher
 
 # The phases of a completion
@@ -98,12 +99,12 @@ class TokenMask:
         else:
             self._phase = Phase.REASONING if thinking.opened else Phase.MAY_OPEN
 
-    def mask(self, last: mx.array | None) -> mx.array:
+    def mask(self, last: Drawn | None) -> mx.array:
         """
         Return the tokens that may follow. Waits for the device.
 
         Args:
-            last: The token that was sampled last, shape [1]; None at the beginning.
+            last: The token that was sampled last; None at the beginning.
 
         Returns:
             A bool for each token, shape [vocab].
@@ -112,7 +113,7 @@ class TokenMask:
             SidecarError: INVALID_ARGUMENT if the form takes too much work.
         """
         if last is not None:
-            self._take(int(last.item()))  # type: ignore[arg-type]
+            self._take(last.id)
         if self._phase is Phase.REASONING and self._left <= 0:
             self._write(Phase.HEADER, (*self._thinking.end, *self._thinking.turn, *self._header))
         if self._phase is Phase.REASONING:
@@ -122,6 +123,9 @@ class TokenMask:
         if self._phase is Phase.MAY_OPEN:
             mask[self._thinking.start[0]] = True
         return mask
+
+    def late_mask(self) -> None:
+        """Return None: each token was sampled with its mask."""
 
     def _take(self, token: int) -> None:
         """Go on to the phase that a sampled token leads to."""

@@ -46,6 +46,18 @@ def test_chat_turn_includes_the_earlier_turns(client: FakeClient, monkeypatch: p
     assert prompts(client) == [[SYSTEM, ONE], [SYSTEM, ONE, HELLO, TWO]]
 
 
+def test_chat_shows_each_warning_once(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_typing(monkeypatch, "one", "two", "three")
+    client.warnings = ("reasoning is left out", "calls are left out")
+
+    result = run_cli(client, "run", "m")
+
+    assert [line for line in result.stderr.splitlines() if line.startswith("Warning")] == [
+        "Warning: reasoning is left out",
+        "Warning: calls are left out",
+    ]
+
+
 def test_ctrl_c_drops_only_the_current_chat_turn(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_typing(monkeypatch, "one", "two")
     client.deltas = ["Hel", KeyboardInterrupt()]

@@ -102,6 +102,18 @@ def test_run_prints_samples_that_were_cut_short(client: FakeClient) -> None:
     assert (result.exit_code, result.stdout) == (exit_codes.REFUSED, "--- sample 1, cut short ---\nTw\n")
 
 
+@pytest.mark.parametrize("args", [[], ["--json"], ["--verbose"]])
+def test_run_shows_warnings_once(client: FakeClient, args: list[str]) -> None:
+    """On standard error, so that a pipe gets the answer alone."""
+    client.warnings = ("chat.messages[0] is left out",)
+
+    result = run_cli(client, "run", "m", "Hi", *args)
+
+    assert result.stderr.count("chat.messages[0] is left out") == 1
+    assert "Warning: chat.messages[0] is left out\n" in result.stderr
+    assert "Warning" not in result.stdout
+
+
 def test_run_keeps_the_prompt_when_asked(client: FakeClient) -> None:
     assert run_cli(client, "run", "m", "Hi", "--keep", "1h").exit_code == 0
     assert client.called("generate")[0][1]["keep"] == 3600

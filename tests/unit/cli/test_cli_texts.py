@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from daemon.cli import input as cli_input
 from tests.unit.cli.cli_fakes import FakeClient, client_fixture, run_cli  # noqa: F401
 
 
@@ -19,6 +23,24 @@ def asked(client: FakeClient) -> str:
 def test_run_takes_a_prompt_without_quotes(client: FakeClient) -> None:
     assert run_cli(client, "run", "m", "what", "is", "the", "capital", "of", "France").exit_code == 0
     assert asked(client) == "what is the capital of France"
+
+
+def test_pipe_that_stays_open_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line says so; what comes later is not lost."""
+    reader, writer = os.pipe()
+    said: list[str] = []
+
+    def echo(text: str, *, err: bool) -> None:
+        said.append(f"{err}: {text}")
+        os.write(writer, b"late")
+        os.close(writer)
+
+    monkeypatch.setattr(cli_input, "HINT_SECONDS", 0)
+    monkeypatch.setattr(click, "echo", echo)
+    with os.fdopen(reader) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert cli_input.piped() == "late"
+    assert said == ["True: Waiting for the end of standard input; without any, add: < /dev/null"]
 
 
 def test_run_appends_what_is_piped_in(client: FakeClient) -> None:

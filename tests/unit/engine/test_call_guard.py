@@ -12,6 +12,7 @@ import pytest
 
 from daemon.engine.output.notations.detection import HARMONY_MARKS
 from daemon.engine.prompt import answer_constraints
+from daemon.engine.structured_output.free_mask import FreeMask
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
 from tests.unit.engine.harness import Answer, Harness
@@ -131,6 +132,28 @@ def test_tools_that_are_not_called_change_nothing(
     assert len(guarded.ids) > 100
 
 
+def test_late_masks_equal_waiting(harness: Harness, model: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that is sampled again has the random key and the penalties of the first time."""
+    penalties = {"repetition_penalty": 1.2, "frequency_penalty": 0.5}
+    wanted = request(model(*MARKS["Hermes"]), sampling={"logit_bias": {FIRST: 30.0}, **penalties})
+    late = harness.run(wanted)
+    monkeypatch.setattr(FreeMask, "waits", True)
+    assert harness.run(wanted).ids == late.ids
+    assert calls_of(late)
+
+
+def test_loose_schema_is_told(harness: Harness, model: Callable[..., str]) -> None:
+    """Calls are of the tools all the same."""
+    loose = {"type": "object", "properties": {"colors": {"type": "array", "uniqueItems": True}}}
+    tools = [pb.Tool(name="mix", parameters_json=json.dumps(loose)), TOOLS[1]]
+    path = model(*MARKS["Hermes"])
+    answer = harness.run(request(path, chat={"tools": tools}, sampling={"logit_bias": {FIRST: 80.0}}))
+    (warning,) = answer.started.warnings
+    assert warning.startswith("chat.tools[0].parameters_json is not kept to: ")
+    assert "uniqueItems" in warning
+    assert {name for name, _ in calls_of(answer)} <= {"mix", "go_home"}
+
+
 def test_marks_within_reasoning_are_not_guarded(harness: Harness, model: Callable[..., str]) -> None:
     """Reasoning that mentions the mark goes on freely; its end is never sampled here."""
     path = model(["<tool_call>", "<think>", "</think>"], "<tool_call>", opened="{{ '<think>\n' }}")
@@ -146,7 +169,7 @@ def test_gpt_oss_calls_are_guarded(harness: Harness, model: Callable[..., str]) 
     path = model(list(HARMONY_MARKS), "")
     ids = {mark: f"<[{FIRST + number}]>" for number, mark in enumerate(HARMONY_MARKS)}
     del ids  # a header of random tokens would never name a tool; required calls cover this notation
-    answer = harness.run(request(path, chat={"tool_choice": pb.TOOL_CHOICE_REQUIRED}))
+    answer = harness.run(request(path, chat={"tool_choice": pb.TOOL_CHOICE_REQUIRED, "enable_thinking": False}))
     for tool, arguments in calls_of(answer):
         jsonschema.validate(arguments, SCHEMA_OF[tool])
 

@@ -117,6 +117,15 @@ def test_salts_of_one_program_start_in_turn() -> None:
     assert order([one, two, other])[::2] == [one, two] * 3
 
 
+def test_models_and_salts_over_http_take_turns() -> None:
+    """All that comes over HTTP is one program: half of the turns beside another, shared by its models and salts."""
+    door = [Request(model, salt, program="http", chunks=2) for model in ("m", "n") for salt in ("one", "two")]
+    flood = Request("m", program="other", chunks=8)
+    turns = order([*door, flood])
+    assert turns[1::2] == [flood] * 8
+    assert turns[::2] == door * 2
+
+
 def test_higher_priority_request_starts_first() -> None:
     """Those of equal priority keep their order."""
     low, usual, high, higher = (Request("m", priority=priority) for priority in (-1, 0, 1, 2))

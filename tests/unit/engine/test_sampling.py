@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from daemon.engine.calls.options import sampling_params
 from daemon.engine.execution import sampling
 from daemon.engine.execution.sampling import Sampler, ids, sample
+from daemon.engine.structured_output.constraint import Drawn
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 VOCAB = 40
@@ -199,3 +200,49 @@ def test_batched_sampling_reports_the_nan_row() -> None:
     logits = np.stack([LOGITS, LOGITS, LOGITS])
     logits[1, 3] = math.nan
     assert [one.finite for one in sample([sampler() for _ in range(3)], mx.array(logits))] == [True, False, True]
+
+
+class _Late:
+    """A constraint that learns from each token which ones may follow it, too late for the first try."""
+
+    waits = False
+
+    def __init__(self) -> None:
+        self.last: Drawn | None = None
+
+    def mask(self, last: Drawn | None) -> None:
+        self.last = last
+
+    def late_mask(self) -> mx.array | None:
+        return None if self.last is None else mx.arange(VOCAB) == (self.last.id + 1) % VOCAB
+
+
+def test_free_rows_share_the_argmax() -> None:
+    """As rows without a constraint do; each is corrected by its own one."""
+    options = sampling_params(pb.Sampling())
+    rows = [Sampler(options, (), VOCAB, logprobs=False, constraint=_Late()) for _ in range(3)]
+    likeliest, logits = int(LOGITS.argmax()), mx.array(np.stack([LOGITS] * 3))
+    first = sample(rows, logits)
+    assert len({id(token.draw) for token in first}) == 1
+    assert [row.again() for row in rows] == [None] * 3
+    assert [token.id for token in sample(rows, logits)] == [likeliest] * 3
+    assert [token.id for row in rows if (token := row.again())] == [(likeliest + 1) % VOCAB] * 3
+    assert [row.again() for row in rows] == [None] * 3
+
+
+def test_second_try_has_the_first_key() -> None:
+    """Without a mask that forbids it, it is the same token; what it penalised is forgotten."""
+    options: Any = {"temperature": 1.5, "seed": 9, "frequency_penalty": 2.0, "repetition_penalty": 1.1}
+    free = draw(sampler((1,), **options), 12)
+    late = Sampler(sampling_params(pb.Sampling(**options)), (1,), VOCAB, logprobs=False, constraint=_AllLate())
+    for token in free:
+        assert late(mx.array(LOGITS)[None]).id == token
+        again = late.again()
+        assert again is None or again.id == token
+
+
+class _AllLate(_Late):
+    """A constraint that finds out late that all tokens may come."""
+
+    def late_mask(self) -> mx.array | None:
+        return None if self.last is None else mx.ones((VOCAB,), mx.bool_)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from daemon.engine.execution.sampling import Draw, Sampled
 from daemon.engine.output.chat_markup import Thinking
 from daemon.engine.structured_output.token_mask import TokenMask
 
@@ -32,7 +33,7 @@ class Form:
 
 def allowed(constraint: TokenMask, last: int | None) -> list[int]:
     """Return the tokens that may come next."""
-    mask = constraint.mask(None if last is None else mx.array([last]))
+    mask = constraint.mask(None if last is None else Sampled(Draw(mx.array([last]), mx.zeros(1))))
     return [token for token, may in enumerate(mask.tolist()) if may]  # type: ignore[arg-type]
 
 
