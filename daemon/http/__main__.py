@@ -1,4 +1,8 @@
-"""The door's process: `python -m daemon.http --fd N --config JSON`. Started by the daemon's parent, never by hand."""
+"""
+The door's process: `python -m daemon.http --fd N --config JSON`. Started by the daemon's parent, never by hand.
+
+`mlx-sidecar launch` adds `--tool PID --folder PATH`: the door then serves one tool, see `daemon/launch/door.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ import argparse
 import asyncio
 import os
 import resource
+import shutil
 import socket
 import sys
+from pathlib import Path
 
 import structlog
 
-from daemon.http.server import serve_for_parent
+from daemon.http.server import serve_for_parent, serve_for_tool
 from daemon.http.token import TokenError
 from daemon.shared import logs, process_setup
 from daemon.shared.config import Config
@@ -21,10 +27,12 @@ log = structlog.get_logger()
 
 
 def main() -> None:
-    """Serve on the inherited socket until the parent is gone."""
+    """Serve on the inherited socket until the parent, or the tool, is gone."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--config", type=Config.from_json, required=True)
+    parser.add_argument("--tool", type=int)
+    parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     _close_others(arguments.fd)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts
@@ -34,11 +42,31 @@ def main() -> None:
     logs.take_over()
     listener = socket.socket(fileno=arguments.fd)
     listener.set_inheritable(False)
+    if arguments.tool is not None:
+        _serve_tool(arguments.config, listener, arguments.tool, arguments.folder)
+        return
     try:
         asyncio.run(serve_for_parent(arguments.config, listener))
     except TokenError as error:
         log.error("http_token_unfit", error=Words(str(error)))
         sys.exit(1)
+
+
+def _serve_tool(config: Config, listener: socket.socket, tool: int, folder: Path) -> None:
+    try:
+        token = sys.stdin.readline().strip()  # not an argument: those can be seen by other users
+        asyncio.run(serve_for_tool(config, listener, token, tool, _say_ready))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _say_ready() -> None:
+    """Tell the launch, which then becomes the tool: no more can be said there."""
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _close_others(kept: int) -> None:

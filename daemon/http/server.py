@@ -25,6 +25,8 @@ CONNECTIONS = 512
 """Most open connections; a request on one more is answered with 503."""
 DRAIN_SECONDS = 5
 """Time that running answers have to end after the order to stop."""
+_LOOK_SECONDS = 0.5
+"""Time between two looks at whether the tool of a launch still runs."""
 
 log = structlog.get_logger()
 
@@ -123,6 +125,35 @@ async def serve_for_parent(config: Config, listener: sockets.socket) -> None:
         parent.add_done_callback(lambda _: server.end())
         await server.serve([listener])
         parent.cancel()
+
+
+async def serve_for_tool(
+    config: Config, listener: sockets.socket, token: str, tool: int, ready: Callable[[], None]
+) -> None:
+    """
+    Serve one tool, which is this process's parent, until it is gone, whatever ends it.
+
+    Args:
+        config: Where the daemon is.
+        listener: A port that listens; it is closed at the end.
+        token: What each request must carry.
+        tool: Process id of the tool.
+        ready: Called when requests are answered.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)  # a tool may still work while its signal is on the way
+    async with AsyncClient(config.socket) as client:
+        server = Server(client, policy(config, listener, token), ready)
+        watch = asyncio.create_task(_end_of_parent(tool))
+        watch.add_done_callback(lambda _: server.end())
+        await server.serve([listener])
+        watch.cancel()
+
+
+async def _end_of_parent(pid: int) -> None:
+    """Wait until a process is not the parent any more. A pipe would not do: what the tool starts would hold it too."""
+    while os.getppid() == pid:  # noqa: ASYNC110 - no event tells it on all systems
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _serving() -> None:
