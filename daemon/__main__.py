@@ -17,11 +17,18 @@ CLASH = (
     "Give mlx-sidecar an environment of its own; in a checkout of it, run: uv tool install -c daemon/constraints.txt ."
 )
 
+NO_CLIENT = (
+    "mlx-sidecar: its distribution mlx-sidecar-client is not installed; install mlx-sidecar again, in a checkout by: "
+    "uv tool install --reinstall -c daemon/constraints.txt ."
+)
+
 
 def main() -> None:
     """Run the command line, and end the process."""
     if getattr(daemon, "DISTRIBUTION", None) != "mlx-sidecar":
         sys.exit(CLASH.format(place=", ".join(daemon.__path__)))
+    if not daemon.__version__:
+        sys.exit(NO_CLIENT)
     from daemon.shared.process_setup import hold_standard_streams
 
     hold_standard_streams()  # first: a file opened before could get the descriptor of a closed standard stream

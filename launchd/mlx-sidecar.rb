@@ -17,7 +17,7 @@ class MlxSidecar < Formula
   def install
     virtualenv_create(libexec, "python3.13")
     system "python3.13", "-m", "pip", "--python=#{libexec}/bin/python", "install",
-           "--constraint", buildpath/"daemon/constraints.txt", buildpath
+           "--constraint", buildpath/"daemon/constraints.txt", buildpath/"clients/python", buildpath
     bin.install_symlink libexec/"bin/mlx-sidecar"
   end
 

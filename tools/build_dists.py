@@ -33,7 +33,7 @@ def build(root: Path, out: Path, epoch: int) -> list[Path]:
     """
     for project in PROJECTS:
         command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(root / project)]
-        environ = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
+        environ = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "SIDECAR_BUILD_CLIENT_BY_NAME": "1"}
         subprocess.run(command, env=environ, stdout=sys.stderr, check=True)
     return sorted(out.glob("mlx_sidecar*"))
 

@@ -19,14 +19,17 @@ A value comes from the first of these that has one: a flag (`--max-models 2`), a
 (`{ENV_PREFIX}MAX_MODELS=2`), the file `~/.mlx-sidecar/config.toml` (`max_models = 2`), the default.
 `mlx-sidecar config` prints each value and where it came from; `serve` has a flag for each key. Durations are seconds,
 or text such as `90s`, `10m`, `1h30m`. Sizes are in MiB, of 1,048,576 bytes. A wrong or unknown key stops the start with
-one sentence that names it; so does a file that is none, that has more than 64 KiB, or that is nested. Values are read
-at the start; `mlx-sidecar serve` has to be started anew after a change.
+one sentence that names it; so does a file that is none, that has more than 64 KiB, or that is nested too deep.
+Values are read at the start; `mlx-sidecar serve` has to be started anew after a change.
 
 ```toml
 # ~/.mlx-sidecar/config.toml
 model_cache_mb = 16384
 model_ttl = "30m"
 log_file = "~/.mlx-sidecar/daemon.log"
+
+[aliases]
+fast = "mlx-community/Qwen3-8B-4bit"
 ```
 
 Hub variables (`HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE`) are read by the daemon's process, not by the
@@ -63,6 +66,8 @@ def _kind(field: Field[Any]) -> str:
         return "one of " + kind.removeprefix("Literal[").removesuffix("]").replace('"', "`").replace("'", "`")
     if kind == "tuple[str, ...]":
         return "list of texts (commas between them in the variable, the flag repeated)"
+    if kind.startswith("Mapping"):
+        return 'table of names and models ("NAME=MODEL" with commas between them in the variable and the flag)'
     if kind.startswith("tuple"):
         return 'list of absolute paths (":" between them in the variable, the flag repeated)'
     return _KINDS[kind.removesuffix(" | None")]
@@ -70,7 +75,7 @@ def _kind(field: Field[Any]) -> str:
 
 def _default(key: str, field: Field[Any]) -> str:
     if field.default is MISSING:
-        return _COMPUTED[key]
+        return "none" if field.default_factory is dict else _COMPUTED[key]
     if field.default in (None, (), ""):
         return "none"
     if isinstance(field.default, float):

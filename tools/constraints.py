@@ -62,7 +62,7 @@ def closure(wanted: Iterable[str]) -> dict[str, str]:
 def pages(project: dict[str, Any]) -> dict[Path, str]:
     """Return the text of both files for the environment that this runs in."""
     extras = [one for group in project["project"]["optional-dependencies"].values() for one in group]
-    run = closure([*project["project"]["dependencies"], *extras])
+    run = closure([*project["tool"]["hatch"]["metadata"]["hooks"]["custom"]["dependencies"], *extras])
     run["mlx-metal"] = run["mlx"]  # the Mac's half of MLX, which Linux never installs; its version is the same
     develop = closure([one for group in project["dependency-groups"].values() for one in group])
     own = {name: version for name, version in develop.items() if name not in run and name not in INSTALL_TOOLS}

@@ -28,7 +28,7 @@ QUESTIONS = {
         server/request_decoder.py:parse
         -- handler
         server/servicer.py:SidecarService.Generate
-        server/validation.py:check_generate
+        server/generate_validation.py:check_generate
         server/admission.py:Admission.place
         server/supervision/call_router.py:CallRouter.open
         server/supervision/engine_call.py:EngineCall
@@ -114,9 +114,9 @@ QUESTIONS = {
         kv/extent_ledger.py:ExtentLedger.take
         -- the next prompt
         engine/execution/prefill.py:Prefill.begin
-        engine/execution/prefill.py:Prefill._look_up
+        engine/execution/sequence_kv.py:SequenceKV.look_up
         kv/prefix_cache.py:PrefixCache.lookup
-        engine/execution/prefill.py:Prefill._restore
+        engine/execution/sequence_kv.py:SequenceKV.restore
         kv/prefix_cache.py:PrefixCache.runs
         kv/extent_ledger.py:runs
         kv/mlx/layout.py:Layout.restored_cache

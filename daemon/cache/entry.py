@@ -108,6 +108,18 @@ class ModelLease(Generic[M]):
         self.entry.leases += 1
         return ModelLease(self.entry, self._on_release)
 
+    def split(self, parts: int) -> list[ModelLease[M]]:
+        """Return leases in place of this one, which ends when the last of them is released; at least one."""
+        left = parts
+
+        def released(_: Entry[M]) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self.release()
+
+        return [ModelLease(self.entry, released) for _ in range(parts)]
+
     def release(self) -> None:
         """
         End the use; the last release of a dropped model frees its memory.

@@ -85,6 +85,11 @@ def vocab_size(config: Config) -> int:
     return _number(config, "vocab_size")
 
 
+def hidden_size(config: Config) -> int:
+    """Return the width of the hidden states."""
+    return _number(config, "hidden_size", "n_embd", "d_model")
+
+
 def estimated_kv_bytes_per_token(config: Config) -> int:
     """Return the bytes of KV of a token if every layer is plain attention with 16-bit values."""
     heads = _number(config, "num_attention_heads", "n_head")

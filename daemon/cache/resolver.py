@@ -50,6 +50,7 @@ class Wanted:
         allow_download: Whether files may be fetched from the Hub.
         estimate: Whether figures are enough. Large weights are not read then, and the Hub's figures do if the files
             are not here and may not be fetched.
+        offline: Whether the Hub is not asked, not even for figures.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Wanted:
     adapter: str = ""
     allow_download: bool = False
     estimate: bool = False
+    offline: bool = False
 
 
 class Watcher(Protocol):
@@ -172,7 +174,8 @@ class Resolver:
         try:  # without the lock: a cached model does not wait for a download of another revision
             path = self._fetch(name, revision, allow_download=False, report=ignore)
         except SidecarError as error:
-            if error.reason is not Reason.MODEL_NOT_CACHED or not (wanted.allow_download or wanted.estimate):
+            asks = wanted.allow_download or (wanted.estimate and not wanted.offline)
+            if error.reason is not Reason.MODEL_NOT_CACHED or not asks:
                 raise
             if watcher is None:
                 raise TakesLong from error

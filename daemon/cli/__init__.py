@@ -21,9 +21,13 @@ COMMANDS = {
     "run": "Run a prompt and stream the answer.",
     "pull": "Fetch a model from the Hub without loading it.",
     "load": "Load a model and show how far it is.",
-    "ls": "List the models on this machine.",
+    "ls": "List the models on this machine; also: list.",
+    "show": "Show what is known of one model.",
+    "rm": "Delete a model from the Hub cache.",
     "ps": "List the models in memory.",
     "stop": "Drop a model's weights.",
+    "tokens": "Count the tokens of a prompt.",
+    "embed": "Turn texts into vectors.",
     "invalidate": "Drop weights and cached prefixes.",
     "stats": "Show the state of the daemon.",
     "top": "Watch the daemon.",
@@ -31,17 +35,22 @@ COMMANDS = {
     "http": "Serve OpenAI's API over HTTP.",
     "launch": "Start a coding tool with a model of the daemon.",
     "config": "Show the settings and where they come from.",
+    "proto": "Print the proto file of the API.",
     "completion": "Print the completion script of a shell.",
     "service": "Run the daemon as a service of macOS.",
     "doctor": "Check what the daemon needs from this machine.",
+    "help": "Show the help of a command.",
 }
 """Every command, with its line in `--help`."""
+SYNONYMS = {"list": "ls"}
+"""Other names of commands; `--help` does not list them."""
 
 
 @click.group(
     cls=LazyGroup,
     package=f"{__name__}.commands",
     table=COMMANDS,
+    synonyms=SYNONYMS,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

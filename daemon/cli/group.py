@@ -27,17 +27,27 @@ class LazyGroup(click.Group):
     Args:
         package: The package with a module for each command.
         table: Name and one-line help of each command. `--help` prints it and imports no command.
+        synonyms: Other names of commands.
     """
 
-    def __init__(self, *args: Any, package: str, table: Mapping[str, str], **attributes: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        package: str,
+        table: Mapping[str, str],
+        synonyms: Mapping[str, str] | None = None,
+        **attributes: Any,
+    ) -> None:
         super().__init__(*args, **attributes)
         self._package = package
         self._table = table
+        self._synonyms = synonyms or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = self._synonyms.get(cmd_name, cmd_name)
         if cmd_name not in self._table:
             return None
         command: click.Command = import_module(f"{self._package}.{cmd_name}").command

@@ -17,6 +17,7 @@ from daemon.doctor.system import System
 from daemon.engine.memory.memory_budget import memory_limit
 from daemon.launchd.agent import OPEN_FILES
 from daemon.shared.config import Config
+from daemon.shared.distributions import AGAIN, mismatch
 from daemon.shared.wording import size
 
 TESTED_FILE = Path(daemon.__file__).with_name("constraints.txt")
@@ -59,6 +60,8 @@ def versions(installed: Callable[[str], str] = version) -> Finding:
             untested.append(f"{present[-1]} (tested: {pins[name]})")
     if missing:
         return failed("versions", f"not installed: {', '.join(missing)}", "install mlx-sidecar again")
+    if problem := mismatch(installed):
+        return failed("versions", problem.partition(";")[0], AGAIN)
     python = f"Python {sys.version.split()[0]}"
     if untested:
         return warning("versions", f"{python}, {', '.join(untested)}", AS_TESTED)

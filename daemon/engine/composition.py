@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import constants
 
 from daemon.cache.digest_notes import FILE_NAME as DIGESTS
 from daemon.cache.digest_notes import DigestFile
@@ -16,6 +19,7 @@ from daemon.engine.background.thread_priority import Streams, aside
 from daemon.engine.calls.invalidate import Invalidator
 from daemon.engine.calls.model_loading import ModelLoader
 from daemon.engine.calls.model_lookup import ModelLookup
+from daemon.engine.calls.model_places import Places
 from daemon.engine.calls.services import Models, Services
 from daemon.engine.device import working_set
 from daemon.engine.engine import Engine
@@ -77,6 +81,8 @@ def build_engine(
     background = Background(post, clock, WORKERS)
     resolver = Resolver(config.model_roots, digests=digests, supported=supported, afford=limits.refuse_if_never)
 
+    places = Places(Path(constants.HF_HUB_CACHE), config.model_roots, config.aliases, background, clock)
+
     invalidator = Invalidator(models, prefixes, runner)
     namespaces = NamespaceRegistry(prefixes, clock)
     overrides = ModelOverrides()
@@ -92,7 +98,7 @@ def build_engine(
         prefixes=prefixes,
         runner=runner,
         budget=budget,
-        lookup=ModelLookup(resolver, background),
+        lookup=ModelLookup(resolver, background, places),
         tokenizers=Tokenizers(templates),
         background=background,
         outbox=outbox,
@@ -100,6 +106,7 @@ def build_engine(
         names=invalidator.known,
         namespaces=namespaces,
         overrides=overrides,
+        places=places,
     )
     source = pressure if config.evict_on_memory_pressure else normal
     relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)

@@ -6,10 +6,13 @@ from daemon.cache.pace import Share
 from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.background.thread_priority import Streams
 from daemon.engine.calls.driver import CallDriver
+from daemon.engine.calls.embed import embed
 from daemon.engine.calls.generate import generate
 from daemon.engine.calls.invalidate import Invalidator, invalidate
+from daemon.engine.calls.list_models import list_models
 from daemon.engine.calls.load import load
 from daemon.engine.calls.services import Services
+from daemon.engine.calls.tokenize import tokenize
 from daemon.engine.memory.buffers import BufferCache
 from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.memory.pressure import Relief
@@ -85,15 +88,27 @@ class Engine:
         if kind == "load":
             self._calls.begin(call_id, load(self._services, call_id, command.load))
         elif kind == "generate":
-            self._calls.begin(call_id, generate(self._services, call_id, command.generate))
+            self._calls.begin(call_id, generate(self._services, call_id, command.generate, command.program))
         elif kind == "invalidate":
             self._calls.begin(call_id, invalidate(self._services, self._invalidator, call_id, command.invalidate))
+        elif kind == "embed":
+            self._calls.begin(call_id, embed(self._services, call_id, command.embed, command.program))
+        elif kind == "tokenize":
+            self._calls.begin(call_id, tokenize(self._services, call_id, command.tokenize))
+        elif kind == "list_models":
+            self._calls.begin(call_id, list_models(self._services, call_id, command.list_models))
         elif kind == "cancel":
             self._cancel(call_id)
         elif kind == "hold":
-            self._runner.hold(call_id, held=command.hold.held)
+            self._hold(call_id, held=command.hold.held)
         elif kind == "recall":
             self._recall(call_id, command)
+
+    def _hold(self, call_id: int, *, held: bool) -> None:
+        if call_id in self._services.held:
+            self._services.held[call_id] = held
+        else:
+            self._runner.hold(call_id, held=held)
 
     def _recall(self, call_id: int, command: ipc.Command) -> None:
         """Keep a pin and a time to live, asked of the engine before this one, for the next load of the model."""

@@ -46,7 +46,9 @@ def ends_call(event: ipc.Event) -> bool:
         return event.generate.HasField("finished") and not event.more
     if kind == "load":
         return event.load.HasField("ready")
-    return kind in ("invalidate", "failure")
+    if kind == "embed":
+        return event.embed.HasField("finished")
+    return kind in ("invalidate", "tokenize", "list_models", "failure")
 
 
 class Outbox:
@@ -92,6 +94,18 @@ class Outbox:
     def invalidated(self, call_id: int, answer: pb.InvalidateResponse) -> None:
         """Answer an Invalidate call."""
         self._write(ipc.Event(call_id=call_id, invalidate=answer))
+
+    def embed(self, call_id: int, event: pb.EmbedResponse) -> None:
+        """Send an event of an Embed call."""
+        self._write(ipc.Event(call_id=call_id, embed=event))
+
+    def tokenized(self, call_id: int, answer: pb.TokenizeResponse) -> None:
+        """Answer a Tokenize call."""
+        self._write(ipc.Event(call_id=call_id, tokenize=answer))
+
+    def listed(self, call_id: int, answer: pb.ListModelsResponse) -> None:
+        """Answer a ListModels call."""
+        self._write(ipc.Event(call_id=call_id, list_models=answer))
 
     def fail(self, call_id: int, error: SidecarError) -> None:
         """End a call with an error."""
@@ -146,6 +160,7 @@ def _started(event: Started) -> pb.Started:
         model=event.model,
         prompt_tokens=event.prompt_tokens,
         cached_tokens=event.cached_tokens,
+        warnings=event.warnings,
         miss=None if event.miss is None else _miss(event.miss, event.place),
     )
 

@@ -2,7 +2,8 @@
 The process that renders chat templates: `python -m daemon.engine.template_worker`. Started by `chat_templates.py`.
 
 A template is a program that comes with the model, and its sandbox bounds neither time nor memory. Here the kernel
-bounds both. The process reads a line of JSON for each conversation, answers with a line, and ends with its input.
+bounds both. The process reads a line of JSON for each conversation, answers with a line, and ends with its input. A
+line with a `probe` asks for the shape of a template instead.
 """
 
 from __future__ import annotations
@@ -13,11 +14,17 @@ import math
 import os
 import resource
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from daemon.engine.prompt.template_probe import Probe, variables_read
+
 CPU_SECONDS = 2
 """Processor time of one conversation, rounded up to a whole second; a process that takes more is killed (SIGXCPU)."""
+PROBE_SECONDS = 0.5
+"""Processor time after which no further conversation is tried to find a template's shape."""
 MEMORY_BYTES = 512 << 20
 """Bytes that rendering may take beyond those of the process itself. Linux only: macOS enforces no such limit."""
 MAX_RENDERED = 16 << 20
@@ -70,13 +77,13 @@ def _limit_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (spent + CPU_SECONDS, hard))
 
 
-def _answer(line: bytes) -> dict[str, str]:
+def _answer(line: bytes) -> dict[str, Any]:
     """Return the text of a conversation, or the kind of error: a template can raise anything that a program can."""
     try:
         wanted = json.loads(line)
-        (text,), _ = import_renderer()(
-            conversations=[wanted["messages"]], chat_template=wanted["template"], **wanted["options"]
-        )
+        if "probe" in wanted:
+            return {"shape": _shape(wanted["probe"], wanted["options"])}
+        text = _render(wanted["template"], wanted["messages"], wanted["options"])
         if len(text) > MAX_RENDERED:
             return {"refused": f"it becomes a text of {len(text)} characters; {MAX_RENDERED} is the most"}
         text.encode()  # half a character could not be tokenised
@@ -85,6 +92,26 @@ def _answer(line: bytes) -> dict[str, str]:
             return {"refused": str(error)}
         return {"raised": type(error).__name__}
     return {"text": text}
+
+
+def _render(template: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+    (text,), _ = import_renderer()(conversations=[list(messages)], chat_template=template, **options)
+    return str(text)
+
+
+def _shape(template: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shape of a template as JSON, with what was found until the time was over."""
+    from jinja2.meta import find_undeclared_variables
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    until = time.process_time() + PROBE_SECONDS
+    tree = _compile_jinja_template(template).environment.parse(template)
+    variables = variables_read(tree, find_undeclared_variables(tree))
+
+    def render(messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str:
+        return _render(template, messages, {**options, **given})
+
+    return Probe(render, template, lambda: time.process_time() < until).shape(variables).to_json()
 
 
 if __name__ == "__main__":

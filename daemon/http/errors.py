@@ -160,4 +160,4 @@ def _renamed(message: str, field: str, names: Mapping[str, str]) -> tuple[str, s
     """Return text and field of an error with the API's own name for a field of the gRPC API."""
     head, bracket, rest = field.partition("[")
     name = names.get(head, head.removeprefix("sampling.").removeprefix("chat.")) + bracket + rest
-    return message.replace(field, name), name
+    return message.replace(field, name).replace("sampling.", ""), name

@@ -21,7 +21,9 @@ from mlx_sidecar import (
     GeneratedToolCall,
     GenerateEvent,
     GenerateOptions,
+    InvalidArgument,
     Prompt,
+    PromptLogprobs,
     Started,
     Timings,
     TokenLogprob,
@@ -53,9 +55,15 @@ class Ask:
     notes: Sequence[str] = ()
     request_id: str = field(default_factory=lambda: f"http-{secrets.token_hex(8)}")
 
-    def headers(self) -> dict[str, str]:
-        """Return what the response tells of the request besides its answer."""
-        return {"x-request-id": self.request_id, **({NOTE: "; ".join(self.notes)} if self.notes else {})}
+    def headers(self, warnings: Sequence[str] = ()) -> dict[str, str]:
+        """Return what the response tells of the request besides its answer; `warnings` are the daemon's, if known."""
+        notes = [*self.notes, *warnings]
+        return {"x-request-id": self.request_id, **({NOTE: _header_text("; ".join(notes))} if notes else {})}
+
+
+def _header_text(text: str) -> str:
+    """Return a text as a header may have it: printable ASCII, 2,000 characters at most."""
+    return "".join(one if " " <= one <= "~" else "?" for one in text)[:2000]
 
 
 async def events(client: AsyncClient, ask: Ask) -> AsyncGenerator[GenerateEvent]:
@@ -73,13 +81,27 @@ async def events(client: AsyncClient, ask: Ask) -> AsyncGenerator[GenerateEvent]
                 async for event in attempt:
                     begun = True
                     yield event
-        except ContextLengthExceeded as error:
-            room = _room(error)
-            if begun or room is None or room == options.get("max_tokens"):
+        except InvalidArgument as error:
+            fitting = None if begun else _fitting(options, error)
+            if fitting is None:
                 raise
-            options = cast("GenerateOptions", {**options, "max_tokens": room})
+            options = fitting
         else:
             return
+
+
+def _fitting(options: GenerateOptions, error: InvalidArgument) -> GenerateOptions | None:
+    """Return options without what the daemon refused, where the request means the same without; None if none are."""
+    if isinstance(error, ContextLengthExceeded):
+        room = _room(error)
+        wanted: dict[str, int | None] | None = None
+        if room is not None and room != options.get("max_tokens"):
+            wanted = {"max_tokens": room}
+    else:
+        # The model is greedy by default: its answer is the same each time, which is what a seed asks for.
+        greedy = error.field == "sampling.seed" and options.get("temperature") is None
+        wanted = {"seed": None} if greedy and options.get("seed") is not None else None
+    return None if wanted is None else cast("GenerateOptions", {**options, **wanted})
 
 
 def _room(error: ContextLengthExceeded) -> int | None:
@@ -100,7 +122,8 @@ async def _attempt(client: AsyncClient, ask: Ask, options: GenerateOptions) -> A
             elif isinstance(event, Delta):
                 tokens += len(event.token_ids)
                 if ask.one_call and event.tool_calls:
-                    yield replace(event, tool_calls=event.tool_calls[:1])
+                    pieces = tuple(piece for piece in event.tool_call_deltas if piece.index == 0)
+                    yield replace(event, tool_calls=event.tool_calls[:1], tool_call_deltas=pieces)
                     yield Finished("tool_calls", "", _usage(started, tokens), _NO_TIMINGS)
                     return
             yield event
@@ -116,7 +139,7 @@ _NO_TIMINGS = Timings(None, None, None, None, None, None, None)
 @dataclass(frozen=True, slots=True)
 class Answer:
     """
-    A whole answer.
+    A whole answer, or one of its samples.
 
     Attributes:
         started: How it began.
@@ -125,6 +148,7 @@ class Answer:
         reasoning: What came before it.
         calls: The tool calls in it.
         logprobs: One for each token, if they were asked for.
+        prompt_logprobs: One for each token of the prompt but the first, if they were asked for.
     """
 
     started: Started
@@ -133,29 +157,49 @@ class Answer:
     reasoning: str
     calls: tuple[GeneratedToolCall, ...]
     logprobs: tuple[TokenLogprob, ...]
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 async def whole(client: AsyncClient, ask: Ask) -> Answer:
     """
-    Return the answer of a generation. It is cancelled when the task is.
+    Return the answer of a generation, of several samples the first. It is cancelled when the task is.
 
     Raises:
         SidecarError: If the call failed.
     """
+    return (await samples(client, ask))[0]
+
+
+async def samples(client: AsyncClient, ask: Ask) -> list[Answer]:
+    """Return the answer of each sample of a generation, as `whole` does."""
     async with aclosing(events(client, ask)) as seen:
-        return collect([event async for event in seen])
+        return collect_samples([event async for event in seen])
 
 
 def collect(seen: Sequence[GenerateEvent]) -> Answer:
     """Return the answer that the events of a generation make. The first and the last are always there."""
+    return collect_samples(seen)[0]
+
+
+def collect_samples(seen: Sequence[GenerateEvent]) -> list[Answer]:
+    """Return the answer that the events of each sample make, in the order of their indexes."""
     (started,) = [event for event in seen if isinstance(event, Started)]
-    (finished,) = [event for event in seen if isinstance(event, Finished)]
-    deltas = [event for event in seen if isinstance(event, Delta)]
+    scores = [event for event in seen if isinstance(event, PromptLogprobs)]
+    prompt_logprobs = tuple(one for event in scores for one in event.logprobs)
+    ends = sorted((event for event in seen if isinstance(event, Finished)), key=lambda end: end.index)
+    return [_answer(started, end, seen, prompt_logprobs) for end in ends]
+
+
+def _answer(
+    started: Started, end: Finished, seen: Sequence[GenerateEvent], prompt_logprobs: tuple[TokenLogprob, ...]
+) -> Answer:
+    deltas = [event for event in seen if isinstance(event, Delta) and event.index == end.index]
     return Answer(
         started=started,
-        finished=finished,
+        finished=end,
         text="".join(delta.text for delta in deltas),
         reasoning="".join(delta.reasoning for delta in deltas),
         calls=tuple(call for delta in deltas for call in delta.tool_calls),
         logprobs=tuple(one for delta in deltas for one in delta.logprobs),
+        prompt_logprobs=prompt_logprobs,
     )

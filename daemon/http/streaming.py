@@ -59,6 +59,11 @@ def event(data: bytes | str, name: str = "") -> bytes:
     return head + b"data: " + text + b"\n\n"
 
 
+def comment(text: str) -> bytes:
+    """Return a comment among server-sent events, which clients skip and a person may read."""
+    return f": {' '.join(text.split())}\n\n".encode()
+
+
 async def until_gone(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """
     Return the result of work that is cancelled when the client goes away.

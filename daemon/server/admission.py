@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from daemon.server.callers import UNKNOWN, Caller
 from daemon.shared.errors import RETRY_SECONDS, Reason, SidecarError
 
 MAX_WAITING_TOKENS = 2_000_000
@@ -33,11 +34,13 @@ class Ticket:
         drop: Ends the call with an error, if the daemon ends before the call does.
         waiting: Whether it has not begun to run.
         tokens: Tokens of its prompt; 0 before the engine has counted them.
+        caller: The process that it came from.
     """
 
     drop: Callable[[SidecarError], None] = lambda _: None
     waiting: bool = True
     tokens: int = 0
+    caller: Caller = UNKNOWN
 
 
 class Admission:
@@ -49,6 +52,8 @@ class Admission:
         on_idle: Called when the last open call has ended.
         on_busy: Called when a call arrives while none is open.
         clock: Seconds that never go back.
+        most_of_program: Most calls of one program that wait; None for no limit of its own. Processes that are not
+            known count as one program.
     """
 
     def __init__(
@@ -57,8 +62,10 @@ class Admission:
         on_idle: Callable[[], None] = lambda: None,
         on_busy: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        most_of_program: int | None = None,
     ) -> None:
         self.rejected = 0
+        self._most_of_program = max_waiting if most_of_program is None else most_of_program
         self._clock = clock
         self._drained: deque[float] = deque(maxlen=_RECENT)
         """When waiting calls began to run, the last few, oldest first."""
@@ -78,14 +85,22 @@ class Admission:
         """Calls that have not begun to run."""
         return sum(ticket.waiting for ticket in self._tickets)
 
+    @property
+    def calls(self) -> list[tuple[Caller, bool]]:
+        """The process of each call that has not ended, and whether the call waits."""
+        return [(ticket.caller, ticket.waiting) for ticket in self._tickets]
+
     def refused(self) -> None:
         """Count a call that was refused before it could ask for a place."""
         self.rejected += 1
 
     @contextmanager
-    def place(self) -> Iterator[Ticket]:
+    def place(self, caller: Caller = UNKNOWN) -> Iterator[Ticket]:
         """
         Give a call a place until the block ends.
+
+        Args:
+            caller: The process that it came from.
 
         Raises:
             SidecarError: SHUTTING_DOWN or QUEUE_FULL, both with a time to try again.
@@ -96,7 +111,8 @@ class Admission:
         if self.waiting >= self._max_waiting:
             self.rejected += 1
             raise self._full(f"{self._max_waiting} requests wait already, the most that max_queue allows")
-        ticket = Ticket()
+        self._check_share(caller.program)
+        ticket = Ticket(caller=caller)
         if not self._tickets:
             self._on_busy()
         self._tickets.add(ticket)
@@ -104,6 +120,13 @@ class Admission:
             yield ticket
         finally:
             self.leave(ticket)
+
+    def _check_share(self, program: str) -> None:
+        waiting = sum(ticket.waiting and ticket.caller.program == program for ticket in self._tickets)
+        if waiting >= self._most_of_program:
+            self.rejected += 1
+            name = program or "programs that are not known"
+            raise self._full(f"{waiting} requests of {name} wait already, the most that max_queue_share allows")
 
     def leave(self, ticket: Ticket) -> None:
         """Give a place back before its block ends. Harmless twice."""

@@ -19,7 +19,9 @@ import structlog
 from daemon import __version__
 from daemon.server.admission import Admission
 from daemon.server.call_record import CallRecord
-from daemon.server.singleton import InstanceLock, PublishedSocket
+from daemon.server.callers import Callers
+from daemon.server.peers import Peers, this_system
+from daemon.server.singleton import InstanceLock, PublishedSocket, private_name
 from daemon.server.socket_path import prepare_socket_path
 from daemon.server.stats import History, Stats
 from daemon.server.supervision.call_router import CallRouter
@@ -141,12 +143,20 @@ class Daemon:
         self._status = 0
         command = engine or engine_command(config.to_json())
         self._wakefulness = Wakefulness(wake_lock or system_wake_lock(), _later)
-        self._admission = Admission(config.max_queue, self._became_idle, self._wakefulness.busy)
+        self._admission = Admission(
+            config.max_queue,
+            self._became_idle,
+            self._wakefulness.busy,
+            most_of_program=config.most_waiting_of_program,
+        )
+        self._callers = Callers(Peers(private_name(config.socket), this_system()).connected)
         history = History(clocks.elapsed, self._admission)
         self._router = CallRouter(clocks.awake, history.note)
         self._supervisor = Supervisor(command, clocks.awake, self._router, self._engine_changed, on_spawn)
         self._door = HttpDoor(config, clocks.awake)
-        self._stats = Stats(self._supervisor, self._router, self._admission, history, clocks.elapsed, self._door.stats)
+        self._stats = Stats(
+            self._supervisor, self._router, self._admission, self._callers, history, clocks.elapsed, self._door.stats
+        )
         self._server: Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -187,7 +197,10 @@ class Daemon:
         # Only now: while gRPC is imported, the engine, which takes longer to start, loads its libraries.
         from daemon.server.grpc_server import Server
 
-        server = Server(self._router, self._admission, self._stats, self._cancelled, self._on_end)
+        aliases = self._config.aliases
+        server = Server(
+            self._router, self._admission, self._callers, self._stats, self._cancelled, self._on_end, aliases
+        )
         self._server = server
         await server.start(socket, serving=self._supervisor.serves)
         failpoint("socket.bound")

@@ -10,6 +10,7 @@ The way of a request through the parent, and what refuses it on its way:
       |  request_decoder.py   bytes become a message                    INVALID_ARGUMENT
       |
     servicer.py       one method for each RPC
+      |  callers.py           the process that calls, for log, Stats and turns
       |  validation.py        ranges, sizes, required fields            INVALID_ARGUMENT
       |  admission.py         a place in the queue                      QUEUE_FULL, SHUTTING_DOWN
       |
@@ -22,7 +23,7 @@ queue and asks no engine: the servicer answers it from `stats.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -32,12 +33,13 @@ from grpc_reflection.v1alpha import reflection
 from daemon.server.admission import Admission
 from daemon.server.arrivals import Arrivals, Lane, Way
 from daemon.server.call_record import CallRecord
+from daemon.server.callers import Callers
+from daemon.server.field_checks import MAX_REQUEST_BYTES
 from daemon.server.interceptor import CallInterceptor
 from daemon.server.servicer import SidecarService
 from daemon.server.singleton import PublishedSocket, private_umask
 from daemon.server.stats import Stats
 from daemon.server.supervision.call_router import CallRouter
-from daemon.server.validation import MAX_REQUEST_BYTES
 from mlx_sidecar.v1 import sidecar_pb2, sidecar_pb2_grpc
 
 SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"].full_name
@@ -75,9 +77,10 @@ def _ways() -> dict[str, Way]:
     """Return the limits of each method. Small requests have lanes of their own, so that prompts cannot block them."""
     prompts, questions, reflected = Lane(places=6), Lane(places=6), Lane(places=2)
     ours = f"/{SERVICE}/"
+    large, small = ("Generate", "GetOrLoad", "Invalidate", "Tokenize", "Embed"), ("Stats", "ListModels")
     return {
-        **{f"{ours}{name}": Way(prompts, MAX_REQUEST_BYTES, 1_000) for name in ("Generate", "GetOrLoad", "Invalidate")},
-        f"{ours}Stats": Way(questions, SMALL_BYTES, 1_000),
+        **{f"{ours}{name}": Way(prompts, MAX_REQUEST_BYTES, 1_000) for name in large},
+        **{f"{ours}{name}": Way(questions, SMALL_BYTES, 1_000) for name in small},
         "/grpc.health.v1.Health/Check": Way(questions, SMALL_BYTES, 1_000),
         "/grpc.health.v1.Health/Watch": Way(questions, SMALL_BYTES, 250),
         f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": Way(reflected, SMALL_BYTES, 50),
@@ -91,24 +94,28 @@ class Server:
     Args:
         router: The way to the engine.
         admission: Gives places in the queue.
+        callers: Tells which process a call came from.
         stats: Answers Stats.
         on_cancel: Called for each call that its client cancelled.
         on_end: Called with each call that ended.
+        aliases: The models that short names stand for.
     """
 
     def __init__(
         self,
         router: CallRouter,
         admission: Admission,
+        callers: Callers,
         stats: Stats,
         on_cancel: Callable[[], None],
         on_end: Callable[[CallRecord], None],
+        aliases: Mapping[str, str],
     ) -> None:
         self._health = HealthServicer()
         arrivals = Arrivals(_ways(), on_refusal=admission.refused)
         interceptor = CallInterceptor(arrivals, on_cancel, on_end)
         self._server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
-        servicer = SidecarService(router, admission, stats)
+        servicer = SidecarService(router, admission, callers, stats, aliases)
         sidecar_pb2_grpc.add_SidecarServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)

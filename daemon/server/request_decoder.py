@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
-from daemon.server.validation import MAX_REQUEST_BYTES
+from daemon.server.field_checks import MAX_REQUEST_BYTES
 from daemon.shared.errors import invalid
 
 MAX_FIELDS = 32_768

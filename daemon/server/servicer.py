@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import count
@@ -14,11 +14,14 @@ import grpc
 from structlog.contextvars import bind_contextvars
 
 from daemon.server.admission import Admission
+from daemon.server.callers import Caller, Callers
+from daemon.server.field_checks import MAX_NAME_BYTES
+from daemon.server.generate_validation import check_generate
 from daemon.server.stats import Stats
 from daemon.server.supervision.call_router import CallRouter
-from daemon.server.validation import MAX_NAME_BYTES, check_generate, check_invalidate, check_load
+from daemon.server.validation import check_embed, check_invalidate, check_list_models, check_load, check_tokenize
 from daemon.shared.durations import seconds
-from daemon.shared.model_names import make_plain
+from daemon.shared.model_names import Named, make_plain
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1 import sidecar_pb2_grpc
@@ -28,27 +31,39 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     """
-    The four RPCs. Errors leave as `SidecarError`; the interceptor turns them into statuses.
+    The RPCs. Errors leave as `SidecarError`; the interceptor turns them into statuses.
 
     Args:
         router: The way to the engine.
         admission: Gives places in the queue.
+        callers: Tells which process a call came from.
         stats: Answers Stats.
+        aliases: The models that short names stand for.
     """
 
-    def __init__(self, router: CallRouter, admission: Admission, stats: Stats) -> None:
+    def __init__(
+        self,
+        router: CallRouter,
+        admission: Admission,
+        callers: Callers,
+        stats: Stats,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
         self._router = router
         self._admission = admission
+        self._callers = callers
         self._stats = stats
+        self._aliases = aliases or {}
 
     async def GetOrLoad(  # noqa: N802
         self, request: pb.GetOrLoadRequest, context: Context
     ) -> AsyncIterator[pb.GetOrLoadResponse]:
         """Load a model; see the proto."""
+        caller = self._caller(context)
         bind_contextvars(model=_name(request.model))
         check_load(request)
-        make_plain(request)
-        with self._admission.place() as ticket:
+        self._resolve(request)
+        with self._admission.place(caller) as ticket:
             self._admission.began(ticket)  # a load never counts as waiting: max_queue is about prompts
             with closing(self._router.open(ipc.Command(load=request))) as call:
                 ticket.drop = call.fail
@@ -60,15 +75,16 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Generate a completion; see the proto."""
+        caller = self._caller(context)
         bind_contextvars(model=_name(request.model))
         check_generate(request)
-        make_plain(request)
+        self._resolve(request)
         await asyncio.sleep(0)  # here and below: other calls get their turn between the stages of a large request
         request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
         bind_contextvars(request_id=request.request_id)
-        command = ipc.Command(generate=request)
+        command = ipc.Command(generate=request, program=caller.program)
         await asyncio.sleep(0)
-        with self._admission.place() as ticket, closing(self._router.open(command)) as call:
+        with self._admission.place(caller) as ticket, closing(self._router.open(command)) as call:
             ticket.drop = call.fail
             call.on_stall = partial(self._admission.leave, ticket)
             seq, tokens = count(), 0
@@ -87,8 +103,9 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
 
     async def Invalidate(self, request: pb.InvalidateRequest, context: Context) -> pb.InvalidateResponse:  # noqa: N802
         """Drop weights or prefixes; see the proto."""
+        self._caller(context)
         check_invalidate(request)
-        make_plain(request)
+        self._resolve(request)
         bind_contextvars(target=request.WhichOneof("target"), dry_run=request.dry_run)
         answer = pb.InvalidateResponse()
         with closing(self._router.open(ipc.Command(invalidate=request))) as call:
@@ -97,9 +114,72 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         bind_contextvars(models=list(answer.models), blocks=answer.blocks, bytes_freed=answer.bytes_freed)
         return answer
 
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> AsyncIterator[pb.EmbedResponse]:  # noqa: N802
+        """Turn texts into vectors; see the proto."""
+        caller = self._caller(context)
+        bind_contextvars(model=_name(request.model))
+        check_embed(request)
+        self._resolve(request)
+        request.request_id = request.request_id or f"req-{secrets.token_hex(8)}"
+        bind_contextvars(request_id=request.request_id, texts=len(request.texts))
+        await asyncio.sleep(0)
+        command = ipc.Command(embed=request, program=caller.program)
+        with self._admission.place(caller) as ticket, closing(self._router.open(command)) as call:
+            ticket.drop = call.fail
+            call.on_stall = partial(self._admission.leave, ticket)
+            async for event in call.events():
+                if event.HasField("accepted"):
+                    self._admission.tokenised(ticket, event.accepted.prompt_tokens)
+                    bind_contextvars(prompt_tokens=event.accepted.prompt_tokens)
+                    continue
+                self._admission.began(ticket)
+                if event.embed.HasField("finished"):
+                    bind_contextvars(cached_tokens=event.embed.finished.usage.cached_tokens)
+                yield event.embed
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
+        """Convert between text and token ids; see the proto."""
+        caller = self._caller(context)
+        bind_contextvars(model=_name(request.model))
+        check_tokenize(request)
+        self._resolve(request)
+        await asyncio.sleep(0)
+        answer = pb.TokenizeResponse()
+        with self._admission.place(caller) as ticket:
+            self._admission.began(ticket)  # it never waits for a slot of the model
+            with closing(self._router.open(ipc.Command(tokenize=request))) as call:
+                ticket.drop = call.fail
+                async for event in call.events():
+                    answer = event.tokenize
+        bind_contextvars(prompt_tokens=answer.count)
+        return answer
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
+        """List the models of this machine; see the proto."""
+        self._caller(context)
+        check_list_models(request)
+        answer = pb.ListModelsResponse()
+        with closing(self._router.open(ipc.Command(list_models=request))) as call:
+            async for event in call.events():
+                answer = event.list_models
+        return answer
+
+    def _resolve(self, request: Named) -> None:
+        """Replace the names in a request by those that the engine knows models by."""
+        make_plain(request, self._aliases)
+        if not isinstance(request, pb.InvalidateRequest):
+            bind_contextvars(model=request.model)
+
     async def Stats(self, request: pb.StatsRequest, context: Context) -> pb.StatsResponse:  # noqa: N802
         """Return the state of the daemon; see the proto."""
         return self._stats.response(request)
+
+    def _caller(self, context: Context) -> Caller:
+        """Return the process that a call came from, for its log line as well."""
+        caller = self._callers.arrived(context.invocation_metadata() or ())
+        if caller.pid:
+            bind_contextvars(caller=caller.program, caller_pid=caller.pid)
+        return caller
 
 
 def _name(model: str) -> str:

@@ -207,6 +207,11 @@ def private_umask() -> Iterator[None]:
         os.umask(before)
 
 
+def private_name(public: Path) -> Path:
+    """Return the name that this process binds its socket to. Accepted connections have that name, too."""
+    return public.with_name(f"{_PRIVATE_PREFIX}{os.getpid()}")
+
+
 class PublishedSocket:
     """
     The two names of the daemon's socket: `private`, to bind under `private_umask`, and `public`, which clients use.
@@ -220,7 +225,7 @@ class PublishedSocket:
     def __init__(self, public: Path) -> None:
         _refuse_living(public)
         self.public = public
-        self.private = public.with_name(f"{_PRIVATE_PREFIX}{os.getpid()}")
+        self.private = private_name(public)
         self._identity: tuple[int, int] | None = None
         check_name(self.private)
         _remove_leftovers(public.parent)

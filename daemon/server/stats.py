@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from daemon import __version__
 from daemon.server.admission import Admission
+from daemon.server.callers import Callers
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.supervisor import State, Supervisor
 from daemon.shared.durations import duration, seconds
@@ -47,6 +48,7 @@ class Stats:
         supervisor: Knows the engine process.
         router: Has the engine's latest snapshot.
         admission: Knows how many calls wait and were refused.
+        callers: Knows which processes call.
         history: Has the samples of the last hour.
         clock: Seconds that never go back.
         http: Returns the state of the process that serves HTTP.
@@ -62,6 +64,7 @@ class Stats:
         supervisor: Supervisor,
         router: CallRouter,
         admission: Admission,
+        callers: Callers,
         history: History,
         clock: Callable[[], float],
         http: Callable[[], pb.HttpStats] = pb.HttpStats,
@@ -72,6 +75,7 @@ class Stats:
         self._supervisor = supervisor
         self._router = router
         self._admission = admission
+        self._callers = callers
         self._history = history
         self._clock = clock
         self._http = http
@@ -110,6 +114,7 @@ class Stats:
         engine.queued = self._admission.waiting
         engine.rejected = self._admission.rejected
         engine.cancelled = self.cancelled
+        engine.callers.extend(self._callers.figures(self._admission.calls))
 
 
 class History:

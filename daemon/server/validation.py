@@ -1,38 +1,25 @@
-"""Checks of requests that need no model: ranges, sizes, required fields. Each error names its field."""
+"""Checks of requests that need no model, except those of Generate. Each error names its field."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sized
-
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
-
+from daemon.server.field_checks import (
+    MAX_NAME_BYTES,
+    MAX_SALT_BYTES,
+    check_cache,
+    check_count,
+    check_duration,
+    check_length,
+    check_name,
+    check_range,
+    check_request_id,
+    check_whole,
+)
+from daemon.server.generate_validation import MAX_IDS, MAX_PRIORITY, check_chat
 from daemon.shared.errors import invalid
-from daemon.shared.sampling_options import RANGES, check_effects
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
-MAX_REQUEST_BYTES = 8 * 1024 * 1024
-"""Room for MAX_IDS token ids of any size, and for more text than any context holds."""
-
-MAX_IDS = 1_000_000
-MAX_NAME_BYTES = 1024
-MAX_REQUEST_ID = 128
-MAX_SALT_BYTES = 128
-MAX_KEEP_SECONDS = 24 * 3600
-MAX_STOP_STRINGS = 16
-MAX_STOP_BYTES = 256
-MAX_STOP_IDS = 64
-MAX_LOGIT_BIAS = 1024
-MAX_TOP_LOGPROBS = 20
-MAX_SAMPLES = 16
-MAX_MESSAGES = 10_000
-MAX_FORM_BYTES = {"json_schema": 64 * 1024, "regex": 8 * 1024, "grammar": 64 * 1024}
-MAX_SCHEMAS_BYTES = 256 * 1024
-MAX_PRIORITY = 2
-MAX_DRAFT_TOKENS = 16
-MAX_DURATION_SECONDS = 315_576_000_000
-"""Ten thousand years: the range that google.protobuf.Duration states for itself."""
+MAX_TEXTS = 256
+MAX_INSTRUCTION_BYTES = 64 * 1024
 
 
 def check_load(request: pb.GetOrLoadRequest) -> None:
@@ -42,47 +29,17 @@ def check_load(request: pb.GetOrLoadRequest) -> None:
     Raises:
         SidecarError: INVALID_ARGUMENT with the field that is wrong.
     """
-    _check_whole(request)
-    _check_name("model", request.model)
-    _check_length("revision", request.revision, MAX_NAME_BYTES)
-    _check_length("adapter", request.adapter, MAX_NAME_BYTES)
+    check_whole(request)
+    check_name("model", request.model)
+    check_length("revision", request.revision, MAX_NAME_BYTES)
+    check_length("adapter", request.adapter, MAX_NAME_BYTES)
     if request.HasField("ttl"):
-        _check_duration("ttl", request.ttl)
+        check_duration("ttl", request.ttl)
     if request.HasField("context_length"):
-        _check_range("context_length", request.context_length, 2, 2**31 - 1)
+        check_range("context_length", request.context_length, 2, 2**31 - 1)
     for field in ("pin", "ttl", "context_length"):
         if request.estimate_only and request.HasField(field):
             raise invalid(field, "cannot be combined with estimate_only, which loads nothing")
-
-
-def check_generate(request: pb.GenerateRequest) -> None:
-    """
-    Check a GenerateRequest as far as that is possible without its model.
-
-    Raises:
-        SidecarError: INVALID_ARGUMENT with the field that is wrong.
-    """
-    _check_count("tokens.ids", request.tokens.ids, MAX_IDS)
-    _check_whole(request)
-    _check_name("model", request.model)
-    _check_length("adapter", request.adapter, MAX_NAME_BYTES)
-    _check_prompt(request)
-    _check_reasoning_budget(request)
-    _check_sampling(request.sampling)
-    _check_samples(request)
-    _check_stop(request.stop)
-    if request.HasField("top_logprobs"):
-        _check_range("top_logprobs", request.top_logprobs, 0, MAX_TOP_LOGPROBS)
-    if request.cache.mode not in pb.CacheMode.values():
-        raise invalid("cache.mode", f"is {request.cache.mode}, which is no CacheMode")
-    _check_length("cache.salt", request.cache.salt, MAX_SALT_BYTES)
-    _check_keep(request.cache)
-    _check_form(request)
-    _check_request_id(request.request_id)
-    if request.HasField("priority"):
-        _check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
-    _check_draft(request)
-    _check_scores(request)
 
 
 def check_invalidate(request: pb.InvalidateRequest) -> None:
@@ -92,241 +49,78 @@ def check_invalidate(request: pb.InvalidateRequest) -> None:
     Raises:
         SidecarError: INVALID_ARGUMENT with the field that is wrong.
     """
-    _check_count("prefix.tokens.ids", request.prefix.tokens.ids, MAX_IDS)
-    _check_whole(request)
+    check_count("prefix.tokens.ids", request.prefix.tokens.ids, MAX_IDS)
+    check_whole(request)
     kind = request.WhichOneof("target")
     if kind is None:
         raise invalid("target", "is missing; give model, prefix or all")
     if kind == "prefix":
-        _check_name("prefix.model", request.prefix.model)
-        _check_length("prefix.salt", request.prefix.salt, MAX_SALT_BYTES)
+        check_name("prefix.model", request.prefix.model)
+        check_length("prefix.salt", request.prefix.salt, MAX_SALT_BYTES)
         if not (request.prefix.text or request.prefix.tokens.ids):
             raise invalid("prefix.input", "is empty; give text or tokens")
         return
     if kind == "model":
-        _check_name("model.model", request.model.model)
+        check_name("model.model", request.model.model)
     target = request.model if kind == "model" else request.all
     if not (target.weights or target.prefixes):
         raise invalid(kind, "drops nothing; set weights, prefixes or both")
 
 
-def _check_whole(request: Message) -> None:
-    size = request.ByteSize()
-    if size > MAX_REQUEST_BYTES:
-        raise invalid("request", f"has {size} bytes; at most {MAX_REQUEST_BYTES} are allowed")
-    request.DiscardUnknownFields()  # in place, without a copy: a request with unknown fields is refused anyway
-    if request.ByteSize() != size:
-        raise invalid("request", "has fields that this daemon does not know; update the daemon, or leave them unset")
+def check_tokenize(request: pb.TokenizeRequest) -> None:
+    """
+    Check a TokenizeRequest as far as that is possible without its model.
 
-
-def _check_duration(field: str, value: Duration) -> None:
-    """Refuse a negative or invalid Duration. An invalid Duration could not be converted later."""
-    if not (0 <= value.seconds <= MAX_DURATION_SECONDS and 0 <= value.nanos < 1_000_000_000):
-        raise invalid(field, "must be zero or more, and at most 10,000 years")
-
-
-def _check_name(field: str, name: str) -> None:
-    if not name:
-        raise invalid(field, "is missing; give a Hub id (org/name), an absolute directory, or 'embedded'")
-    _check_length(field, name, MAX_NAME_BYTES)
-
-
-def _check_length(field: str, text: str, most: int) -> None:
-    size = len(text.encode())
-    if size > most:
-        raise invalid(field, f"has {size} bytes; at most {most} are allowed")
-
-
-def _check_range(field: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:  # also false for NaN
-        lower = "above 0" if least == math.ulp(0.0) else f"{least}"
-        raise invalid(field, f"is {value:g}; it must be {lower} to {most}")
-
-
-def _check_prompt(request: pb.GenerateRequest) -> None:
-    kind = request.WhichOneof("prompt")
+    Raises:
+        SidecarError: INVALID_ARGUMENT with the field that is wrong.
+    """
+    check_count("tokens.ids", request.tokens.ids, MAX_IDS)
+    check_whole(request)
+    check_name("model", request.model)
+    kind = request.WhichOneof("input")
     if kind is None:
-        raise invalid("prompt", "is missing; give text, tokens or chat")
-    if kind == "text" and not request.text:
-        raise invalid("text", "is empty; a prompt needs at least one token")
-    if kind == "tokens" and not request.tokens.ids:
-        raise invalid("tokens.ids", "is empty; a prompt needs at least one token")
+        raise invalid("input", "is missing; give text, tokens or chat")
     if kind == "chat":
-        _check_chat(request.chat)
+        check_chat(request.chat)
 
 
-def _check_reasoning_budget(request: pb.GenerateRequest) -> None:
-    if not request.HasField("reasoning_budget"):
-        return
-    if request.reasoning_budget < 0:
-        raise invalid("reasoning_budget", f"is {request.reasoning_budget}; it must be 0 or more")
-    if not request.HasField("chat"):
-        raise invalid("reasoning_budget", "needs a chat prompt; the reasoning of other prompts is text")
-    if request.draft_model:
-        raise invalid("reasoning_budget", "cannot go with draft_model")
-    if request.chat.HasField("enable_thinking") and not request.chat.enable_thinking:
-        raise invalid("reasoning_budget", "cannot go with chat.enable_thinking false, which leaves nothing to limit")
+def check_embed(request: pb.EmbedRequest) -> None:
+    """
+    Check an EmbedRequest as far as that is possible without its model.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT with the field that is wrong.
+    """
+    check_whole(request)
+    check_name("model", request.model)
+    check_length("adapter", request.adapter, MAX_NAME_BYTES)
+    if not request.texts:
+        raise invalid("texts", "is empty; give 1 to 256 texts")
+    check_count("texts", request.texts, MAX_TEXTS)
+    check_length("prompt_name", request.prompt_name, MAX_NAME_BYTES)
+    check_length("prompt", request.prompt, MAX_INSTRUCTION_BYTES)
+    if request.HasField("prompt") and request.HasField("prompt_name"):
+        raise invalid("prompt_name", "cannot go with prompt; give one of them")
+    if request.HasField("dimensions") and request.dimensions < 1:
+        raise invalid("dimensions", f"is {request.dimensions}; it must be 1 or more")
+    if request.pooling not in pb.Pooling.values():
+        raise invalid("pooling", f"is {request.pooling}, which is no Pooling")
+    for option, _ in request.cache.ListFields():
+        if option.name not in ("mode", "salt"):
+            raise invalid(f"cache.{option.name}", "cannot be used with Embed, which takes mode and salt")
+    check_cache(request.cache)
+    if request.cache.HasField("keep"):
+        raise invalid("cache.keep", "is for Generate alone; leave it unset")
+    check_request_id(request.request_id)
+    if request.HasField("priority"):
+        check_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
 
 
-def _check_chat(chat: pb.Chat) -> None:
-    if not chat.messages:
-        raise invalid("chat.messages", "is empty; a conversation needs at least one message")
-    if len(chat.messages) > MAX_MESSAGES:
-        raise invalid("chat.messages", f"has {len(chat.messages)} entries; at most {MAX_MESSAGES} are allowed")
-    for index, message in enumerate(chat.messages):
-        if not message.role:
-            raise invalid(f"chat.messages[{index}].role", "is missing")
-    names: set[str] = set()
-    for index, tool in enumerate(chat.tools):
-        if not tool.name:
-            raise invalid(f"chat.tools[{index}].name", "is missing")
-        if tool.name in names:
-            raise invalid(f"chat.tools[{index}].name", "is the name of another tool as well")
-        names.add(tool.name)
-    _check_tool_choice(chat, names)
+def check_list_models(request: pb.ListModelsRequest) -> None:
+    """
+    Check a ListModelsRequest, which has no fields.
 
-
-def _check_tool_choice(chat: pb.Chat, names: set[str]) -> None:
-    if chat.tool_choice not in pb.ToolChoice.values():
-        raise invalid("chat.tool_choice", f"is {chat.tool_choice}, which is no ToolChoice")
-    required = chat.tool_choice == pb.TOOL_CHOICE_REQUIRED
-    if required and not chat.tools:
-        raise invalid("chat.tool_choice", "cannot be REQUIRED without tools")
-    if chat.required_tool and not required:
-        raise invalid("chat.required_tool", "needs tool_choice REQUIRED")
-    if chat.required_tool and chat.required_tool not in names:
-        raise invalid("chat.required_tool", "is the name of none of the tools")
-    if required:
-        _check_schemas(chat)
-
-
-def _check_schemas(chat: pb.Chat) -> None:
-    """Refuse schemas that would take long to compile."""
-    for index, tool in enumerate(chat.tools):
-        _check_length(f"chat.tools[{index}].parameters_json", tool.parameters_json, MAX_FORM_BYTES["json_schema"])
-    size = sum(len(tool.parameters_json.encode()) for tool in chat.tools)
-    if size > MAX_SCHEMAS_BYTES:
-        raise invalid(
-            "chat.tools", f"have {size} bytes of schemas; calls of at most {MAX_SCHEMAS_BYTES} can be REQUIRED"
-        )
-
-
-def _check_response_format(request: pb.GenerateRequest) -> None:
-    form = request.response_format
-    kind = form.WhichOneof("kind")
-    if kind is None:
-        raise invalid("response_format", "is empty; give json_schema, json_object, regex or grammar")
-    if kind in MAX_FORM_BYTES:
-        text = getattr(form, kind)
-        if not text:
-            raise invalid(f"response_format.{kind}", "is empty")
-        _check_length(f"response_format.{kind}", text, MAX_FORM_BYTES[kind])
-    if request.chat.tools and request.chat.tool_choice != pb.TOOL_CHOICE_NONE:
-        raise invalid("chat.tools", "cannot go with response_format, which leaves no room for calls")
-
-
-def _check_form(request: pb.GenerateRequest) -> None:
-    """Refuse options that cannot be combined with a form of the completion, which two fields can ask for."""
-    if request.HasField("response_format"):
-        _check_response_format(request)
-        field = "response_format"
-    elif request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        field = "chat.tool_choice REQUIRED"
-    else:
-        return
-    if request.stop.ignore_eos:
-        raise invalid("stop.ignore_eos", f"cannot go with {field}, which says where the completion ends")
-    if request.draft_model:
-        raise invalid("draft_model", f"cannot be combined with {field}")
-
-
-def _check_draft(request: pb.GenerateRequest) -> None:
-    if request.draft_model:
-        _check_name("draft_model", request.draft_model)
-    if request.HasField("draft_tokens"):
-        if not request.draft_model:
-            raise invalid("draft_tokens", "needs draft_model")
-        _check_range("draft_tokens", request.draft_tokens, 1, MAX_DRAFT_TOKENS)
-
-
-def _check_sampling(sampling: pb.Sampling) -> None:
-    for name, (least, most) in RANGES.items():
-        if sampling.HasField(name):
-            _check_range(f"sampling.{name}", getattr(sampling, name), least, most)
-    _check_count("sampling.logit_bias", sampling.logit_bias, MAX_LOGIT_BIAS)
-    for token, bias in sampling.logit_bias.items():
-        _check_range(f"sampling.logit_bias[{token}]", bias, -100, 100)
-
-
-def _check_samples(request: pb.GenerateRequest) -> None:
-    if request.HasField("samples"):
-        _check_range("samples", request.samples, 1, MAX_SAMPLES)
-        if request.samples > 1 and request.draft_model:
-            raise invalid("draft_model", "cannot guess for several samples")
-    check_effects(request, None)
-
-
-def _check_scores(request: pb.GenerateRequest) -> None:
-    """Check `prompt_logprobs`, and `max_tokens`, which can be 0 with it alone."""
-    if request.HasField("prompt_logprobs"):
-        _check_range("prompt_logprobs", request.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
-        if request.draft_model:
-            raise invalid("draft_model", "cannot be combined with prompt_logprobs")
-    if not request.HasField("max_tokens"):
-        return
-    if request.max_tokens < (0 if request.HasField("prompt_logprobs") else 1):
-        raise invalid("max_tokens", f"is {request.max_tokens}; it must be 1 or more, or 0 with prompt_logprobs")
-    if request.max_tokens == 0:
-        _check_no_answer(request)
-
-
-def _check_no_answer(request: pb.GenerateRequest) -> None:
-    """Refuse options of the answer of a request that has none."""
-    for field in _ANSWER_FIELDS:
-        if request.HasField(field):
-            raise invalid(field, "has no effect with max_tokens 0; leave it out")
-    for path, message in (("sampling", request.sampling), ("stop", request.stop)):
-        for descriptor, value in message.ListFields():
-            if value != _NEUTRAL.get(descriptor.name):
-                raise invalid(f"{path}.{descriptor.name}", "has no effect with max_tokens 0; leave it out")
-    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        raise invalid("chat.tool_choice", "cannot be REQUIRED with max_tokens 0")
-
-
-_ANSWER_FIELDS = ("top_logprobs", "response_format", "samples")
-"""Fields of a Generate request that are about its answer alone."""
-_NEUTRAL = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1} | {
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-}
-"""Sampling options that change nothing."""
-
-
-def _check_stop(stop: pb.Stop) -> None:
-    _check_count("stop.strings", stop.strings, MAX_STOP_STRINGS)
-    _check_count("stop.token_ids", stop.token_ids, MAX_STOP_IDS)
-    for index, text in enumerate(stop.strings):
-        if not text:
-            raise invalid(f"stop.strings[{index}]", "is empty")
-        _check_length(f"stop.strings[{index}]", text, MAX_STOP_BYTES)
-
-
-def _check_count(field: str, values: Sized, most: int) -> None:
-    if len(values) > most:
-        raise invalid(field, f"has {len(values)} entries; at most {most} are allowed")
-
-
-def _check_keep(cache: pb.CacheOptions) -> None:
-    if not cache.HasField("keep"):
-        return
-    _check_duration("cache.keep", cache.keep)
-    if not 0 < cache.keep.ToNanoseconds() <= MAX_KEEP_SECONDS * 1_000_000_000:
-        raise invalid("cache.keep", "must be above 0, and at most 24 hours")
-    if cache.mode in (pb.CACHE_MODE_READ_ONLY, pb.CACHE_MODE_BYPASS):
-        mode = pb.CacheMode.Name(cache.mode).removeprefix("CACHE_MODE_")
-        raise invalid("cache.keep", f"cannot go with cache.mode {mode}, which stores nothing to keep")
-
-
-def _check_request_id(request_id: str) -> None:
-    if len(request_id) > MAX_REQUEST_ID or not all(" " < character <= "~" for character in request_id):
-        raise invalid("request_id", f"must be at most {MAX_REQUEST_ID} printable ASCII characters without spaces")
+    Raises:
+        SidecarError: INVALID_ARGUMENT if it has any.
+    """
+    check_whole(request)

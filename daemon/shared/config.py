@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from daemon.shared.config_values import (
     Reader,
+    read_aliases,
     read_http_listen,
     read_level,
     read_optional_path,
@@ -126,6 +127,15 @@ class Config:
         default=32, metadata=_about("Tokens to run through a model after its load; 0 runs none", whole(0))
     )
     max_queue: int = field(default=64, metadata=_about("Most requests that wait; more are refused", whole(1)))
+    max_queue_share: int = field(
+        default=100,
+        metadata=_about(
+            "Most percent of max_queue that waits for one program",
+            whole(1, 100),
+            "At least one request. Programs take turns in any case; a share keeps places free for the others. Calls of "
+            "unknown programs count as those of one.",
+        ),
+    )
     max_batch: int = field(
         default=16,
         metadata=_about("Most requests, or samples of them, that a model answers at once", whole(1)),
@@ -167,6 +177,16 @@ class Config:
             "ORIGIN",
         ),
     )
+    aliases: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=_about(
+            "Short names for models, valid wherever a model is named",
+            read_aliases,
+            'In the file a table, `[aliases]`, with one line for each: `fast = "mlx-community/Qwen3-8B-4bit"`. A short '
+            "name has letters, digits and `.`, `_`, `-`, `+`, `:` (then it is quoted), and stands for a Hub id, a "
+            "directory, `embedded` or another short name. The daemon that a client calls decides what it stands for.",
+        ),
+    )
     tracing: bool = field(
         default=False,
         metadata=_about(
@@ -182,6 +202,11 @@ class Config:
     def model_cache_bytes(self) -> int:
         """Most bytes of weights kept in memory."""
         return self.model_cache_mb << 20
+
+    @property
+    def most_waiting_of_program(self) -> int:
+        """Most requests of one program that wait."""
+        return max(1, self.max_queue * self.max_queue_share // 100)
 
     @property
     def kv_cache_bytes(self) -> int:

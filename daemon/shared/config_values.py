@@ -66,15 +66,15 @@ def read_seconds(raw: Any, text: bool, home: Path) -> float:
     return _checked(float(raw) if type(raw) in (int, float) else math.nan)
 
 
-def whole(least: int) -> Reader:
-    """Return a reader of whole numbers from `least` to 2**31 - 1."""
+def whole(least: int, most: int = _MOST) -> Reader:
+    """Return a reader of whole numbers from `least` to `most`."""
 
     def read(raw: Any, text: bool, home: Path) -> int:
         if text and isinstance(raw, str) and re.fullmatch(r"[0-9]{1,10}", raw.strip()):
             raw = int(raw)
-        if type(raw) is int and least <= raw <= _MOST:
+        if type(raw) is int and least <= raw <= most:
             return raw
-        raise ValueError(f"a whole number from {least} to {_MOST}")
+        raise ValueError(f"a whole number from {least} to {most}")
 
     return read
 
@@ -109,6 +109,50 @@ def read_path(raw: Any, text: bool, home: Path) -> Path:
 def read_optional_path(raw: Any, text: bool, home: Path) -> Path | None:
     """Read an absolute path; empty text means none."""
     return None if raw is None or raw == "" else read_path(raw, text, home)
+
+
+_ALIAS = re.compile(r"[A-Za-z0-9][\w.:+-]{0,95}", re.ASCII)
+"""A short name. It has no slash, so it is neither a Hub id nor a path."""
+_MOST_ALIASES = 256
+_MOST_MODEL_BYTES = 1024
+
+
+def read_aliases(raw: Any, text: bool, home: Path) -> dict[str, str]:
+    """
+    Read a table of short names and the models that they stand for; as text, "NAME=MODEL" with commas between them.
+
+    A name may stand for another short name. The result has the model that each of them leads to.
+    """
+    if text and isinstance(raw, str):
+        raw = [part for part in raw.split(",") if part.strip()]
+    if isinstance(raw, list | tuple):
+        pairs = [str(part).partition("=") for part in raw]
+        raw = {name.strip(): model.strip() for name, mark, model in pairs if mark}
+        if len(raw) != len(pairs):
+            raise ValueError("NAME=MODEL, each name once, with commas between them")
+    if not isinstance(raw, dict) or len(raw) > _MOST_ALIASES:
+        raise ValueError(f"a table of at most {_MOST_ALIASES} short names and their models")
+    return {name: _target(name, raw, home) for name in raw}
+
+
+def _target(name: str, table: dict[str, Any], home: Path) -> str:
+    """Return the model that a short name leads to."""
+    if not _ALIAS.fullmatch(name) or name == "embedded":
+        raise ValueError(f"a table of short names: aliases.{name} is none (letters, digits and . _ - + : alone)")
+    model: Any = name
+    passed: set[str] = set()
+    while isinstance(model, str) and model in table:
+        if model in passed:
+            raise ValueError(f"a table without loops: aliases.{name} leads back to itself")
+        passed.add(model)
+        model = table[model]
+    if isinstance(model, str) and model.startswith("~/"):
+        model = str(home / model[2:])
+    good = isinstance(model, str) and model.isprintable() and 0 < len(model.encode()) <= _MOST_MODEL_BYTES
+    if not good or not ("/" in model or model == "embedded"):
+        what = "no Hub id, absolute directory, 'embedded' or alias"
+        raise ValueError(f"a table of models: aliases.{name} leads to {model!r:.80}, which is {what}")
+    return str(model)
 
 
 def read_paths(raw: Any, text: bool, home: Path) -> tuple[Path, ...]:

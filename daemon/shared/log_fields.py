@@ -118,14 +118,15 @@ _PATH = _pattern(r"/[^\x00-\x1f\x7f]{1,4096}")
 _IDENTIFIER = _pattern(r"[\w.<>-]{1,200}")
 
 _NUMBERS = """
-    blocks bytes_freed cached_tokens calls characters completion_tokens dropped duration_s limit_s lived_s load_s
-    model_bytes pid prefix_bytes prompt_tokens retry_in_s seconds silent_s status step_age_s stuck threads
+    blocks bytes_freed cached_tokens caller_pid calls characters completion_tokens dropped duration_s limit_s lived_s
+    load_s model_bytes pid prefix_bytes prompt_tokens retry_in_s seconds silent_s status step_age_s stuck threads
     miss_character miss_message miss_resume_token miss_seen_s miss_token
-    queue_s lookup_s restore_s prefill_s decode_s first_token_s total_s
+    queue_s lookup_s restore_s prefill_s decode_s first_token_s texts total_s
 """
 
 FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(_NUMBERS.split(), _number),
+    "caller": _pattern(r"[\w.+()@-]{1,64}"),
     "code": _one_of(*code_pb2.Code.keys()),
     "directory": _PATH,
     "dry_run": _flag,
@@ -158,7 +159,7 @@ FIELDS: Mapping[str, Kind] = {
     "template": _pattern(r"[0-9a-f]{16}"),
     "timestamp": _pattern(r"[0-9T:.Z-]{10,40}"),
     "version": _pattern(r"[\w.+-]{1,100}"),
-    "work": _one_of("lookup", "read", "fetch", "tokenizer", "template", "prompt"),
+    "work": _one_of("lookup", "list", "read", "fetch", "tokenizer", "template", "prompt"),
 }
 """Each field that may be logged, with the test of its values. None is a value of each field."""
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+Named = pb.GetOrLoadRequest | pb.GenerateRequest | pb.InvalidateRequest | pb.TokenizeRequest | pb.EmbedRequest
+"""A request that names a model."""
 
 
 def plain(name: str) -> str:
@@ -22,15 +27,27 @@ def climbs(name: str) -> bool:
     return name.startswith("/") and ".." in name.split("/")
 
 
-def make_plain(request: pb.GetOrLoadRequest | pb.GenerateRequest | pb.InvalidateRequest) -> None:
-    """Replace each name in a request by its plain spelling."""
+def make_plain(request: Named, aliases: Mapping[str, str]) -> None:
+    """
+    Replace each name in a request: a short name by the model that it stands for, any other by its plain spelling.
+
+    Args:
+        request: The request; it is changed.
+        aliases: The models that short names stand for.
+    """
+
+    def named(name: str) -> str:
+        return plain(aliases.get(name, name))
+
     if isinstance(request, pb.InvalidateRequest):
         kind = request.WhichOneof("target")
         if kind == "model":
-            request.model.model = plain(request.model.model)
+            request.model.model = named(request.model.model)
         elif kind == "prefix":
-            request.prefix.model = plain(request.prefix.model)
+            request.prefix.model = named(request.prefix.model)
         return
-    request.model, request.adapter = plain(request.model), plain(request.adapter)
+    request.model = named(request.model)
+    if not isinstance(request, pb.TokenizeRequest):
+        request.adapter = plain(request.adapter)
     if isinstance(request, pb.GenerateRequest) and request.draft_model:
-        request.draft_model = plain(request.draft_model)
+        request.draft_model = named(request.draft_model)

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from mlx_sidecar.v1 import sidecar_pb2 as mlx__sidecar_dot_v1_dot_sidecar__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64\x61\x65mon/v1/ipc.proto\x12\tdaemon.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cmlx_sidecar/v1/sidecar.proto\"\xe5\x02\n\x07\x43ommand\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x30\n\x04load\x18\x02 \x01(\x0b\x32 .mlx_sidecar.v1.GetOrLoadRequestH\x00\x12\x33\n\x08generate\x18\x03 \x01(\x0b\x32\x1f.mlx_sidecar.v1.GenerateRequestH\x00\x12\x37\n\ninvalidate\x18\x04 \x01(\x0b\x32!.mlx_sidecar.v1.InvalidateRequestH\x00\x12#\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x11.daemon.v1.CancelH\x00\x12\'\n\x08shutdown\x18\x06 \x01(\x0b\x32\x13.daemon.v1.ShutdownH\x00\x12\x1f\n\x04hold\x18\x07 \x01(\x0b\x32\x0f.daemon.v1.HoldH\x00\x12\x32\n\x06recall\x18\x08 \x01(\x0b\x32 .mlx_sidecar.v1.GetOrLoadRequestH\x00\x42\x06\n\x04\x62ody\"\x14\n\x04Hold\x12\x0c\n\x04held\x18\x01 \x01(\x08\"\x08\n\x06\x43\x61ncel\"\n\n\x08Shutdown\"\xa2\x03\n\x05\x45vent\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12!\n\x05hello\x18\x02 \x01(\x0b\x32\x10.daemon.v1.HelloH\x00\x12)\n\theartbeat\x18\x03 \x01(\x0b\x32\x14.daemon.v1.HeartbeatH\x00\x12\'\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x0b\x32\x13.daemon.v1.AcceptedH\x00\x12\x31\n\x04load\x18\x05 \x01(\x0b\x32!.mlx_sidecar.v1.GetOrLoadResponseH\x00\x12\x34\n\x08generate\x18\x06 \x01(\x0b\x32 .mlx_sidecar.v1.GenerateResponseH\x00\x12\x38\n\ninvalidate\x18\x07 \x01(\x0b\x32\".mlx_sidecar.v1.InvalidateResponseH\x00\x12%\n\x07\x66\x61ilure\x18\x08 \x01(\x0b\x32\x12.daemon.v1.FailureH\x00\x12\x31\n\x08snapshot\x18\t \x01(\x0b\x32\x1d.mlx_sidecar.v1.StatsResponseH\x00\x12\x0c\n\x04more\x18\n \x01(\x08\x42\x06\n\x04\x62ody\"U\n\x05Hello\x12\x13\n\x0bmlx_version\x18\x01 \x01(\t\x12\x16\n\x0emlx_lm_version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0f\n\x07warming\x18\x04 \x01(\x08\"V\n\tHeartbeat\x12\r\n\x05steps\x18\x01 \x01(\x04\x12+\n\x08step_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05stuck\x18\x03 \x01(\r\"!\n\x08\x41\x63\x63\x65pted\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\"\xce\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x32\n\x08metadata\x18\x03 \x03(\x0b\x32 .daemon.v1.Failure.MetadataEntry\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66ield\x18\x05 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64\x61\x65mon/v1/ipc.proto\x12\tdaemon.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cmlx_sidecar/v1/sidecar.proto\"\x94\x04\n\x07\x43ommand\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x30\n\x04load\x18\x02 \x01(\x0b\x32 .mlx_sidecar.v1.GetOrLoadRequestH\x00\x12\x33\n\x08generate\x18\x03 \x01(\x0b\x32\x1f.mlx_sidecar.v1.GenerateRequestH\x00\x12\x37\n\ninvalidate\x18\x04 \x01(\x0b\x32!.mlx_sidecar.v1.InvalidateRequestH\x00\x12#\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x11.daemon.v1.CancelH\x00\x12\'\n\x08shutdown\x18\x06 \x01(\x0b\x32\x13.daemon.v1.ShutdownH\x00\x12\x1f\n\x04hold\x18\x07 \x01(\x0b\x32\x0f.daemon.v1.HoldH\x00\x12\x32\n\x06recall\x18\x08 \x01(\x0b\x32 .mlx_sidecar.v1.GetOrLoadRequestH\x00\x12-\n\x05\x65mbed\x18\t \x01(\x0b\x32\x1c.mlx_sidecar.v1.EmbedRequestH\x00\x12\x33\n\x08tokenize\x18\n \x01(\x0b\x32\x1f.mlx_sidecar.v1.TokenizeRequestH\x00\x12\x38\n\x0blist_models\x18\x0b \x01(\x0b\x32!.mlx_sidecar.v1.ListModelsRequestH\x00\x12\x0f\n\x07program\x18\x0c \x01(\tB\x06\n\x04\x62ody\"\x14\n\x04Hold\x12\x0c\n\x04held\x18\x01 \x01(\x08\"\x08\n\x06\x43\x61ncel\"\n\n\x08Shutdown\"\xc3\x04\n\x05\x45vent\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12!\n\x05hello\x18\x02 \x01(\x0b\x32\x10.daemon.v1.HelloH\x00\x12)\n\theartbeat\x18\x03 \x01(\x0b\x32\x14.daemon.v1.HeartbeatH\x00\x12\'\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x0b\x32\x13.daemon.v1.AcceptedH\x00\x12\x31\n\x04load\x18\x05 \x01(\x0b\x32!.mlx_sidecar.v1.GetOrLoadResponseH\x00\x12\x34\n\x08generate\x18\x06 \x01(\x0b\x32 .mlx_sidecar.v1.GenerateResponseH\x00\x12\x38\n\ninvalidate\x18\x07 \x01(\x0b\x32\".mlx_sidecar.v1.InvalidateResponseH\x00\x12%\n\x07\x66\x61ilure\x18\x08 \x01(\x0b\x32\x12.daemon.v1.FailureH\x00\x12\x31\n\x08snapshot\x18\t \x01(\x0b\x32\x1d.mlx_sidecar.v1.StatsResponseH\x00\x12.\n\x05\x65mbed\x18\n \x01(\x0b\x32\x1d.mlx_sidecar.v1.EmbedResponseH\x00\x12\x34\n\x08tokenize\x18\x0b \x01(\x0b\x32 .mlx_sidecar.v1.TokenizeResponseH\x00\x12\x39\n\x0blist_models\x18\x0c \x01(\x0b\x32\".mlx_sidecar.v1.ListModelsResponseH\x00\x12\x0c\n\x04more\x18\r \x01(\x08\x42\x06\n\x04\x62ody\"U\n\x05Hello\x12\x13\n\x0bmlx_version\x18\x01 \x01(\t\x12\x16\n\x0emlx_lm_version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0f\n\x07warming\x18\x04 \x01(\x08\"V\n\tHeartbeat\x12\r\n\x05steps\x18\x01 \x01(\x04\x12+\n\x08step_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05stuck\x18\x03 \x01(\r\"!\n\x08\x41\x63\x63\x65pted\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\"\xce\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x32\n\x08metadata\x18\x03 \x03(\x0b\x32 .daemon.v1.Failure.MetadataEntry\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x66ield\x18\x05 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,23 +36,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FAILURE_METADATAENTRY']._loaded_options = None
   _globals['_FAILURE_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_COMMAND']._serialized_start=97
-  _globals['_COMMAND']._serialized_end=454
-  _globals['_HOLD']._serialized_start=456
-  _globals['_HOLD']._serialized_end=476
-  _globals['_CANCEL']._serialized_start=478
-  _globals['_CANCEL']._serialized_end=486
-  _globals['_SHUTDOWN']._serialized_start=488
-  _globals['_SHUTDOWN']._serialized_end=498
-  _globals['_EVENT']._serialized_start=501
-  _globals['_EVENT']._serialized_end=919
-  _globals['_HELLO']._serialized_start=921
-  _globals['_HELLO']._serialized_end=1006
-  _globals['_HEARTBEAT']._serialized_start=1008
-  _globals['_HEARTBEAT']._serialized_end=1094
-  _globals['_ACCEPTED']._serialized_start=1096
-  _globals['_ACCEPTED']._serialized_end=1129
-  _globals['_FAILURE']._serialized_start=1132
-  _globals['_FAILURE']._serialized_end=1338
-  _globals['_FAILURE_METADATAENTRY']._serialized_start=1291
-  _globals['_FAILURE_METADATAENTRY']._serialized_end=1338
+  _globals['_COMMAND']._serialized_end=629
+  _globals['_HOLD']._serialized_start=631
+  _globals['_HOLD']._serialized_end=651
+  _globals['_CANCEL']._serialized_start=653
+  _globals['_CANCEL']._serialized_end=661
+  _globals['_SHUTDOWN']._serialized_start=663
+  _globals['_SHUTDOWN']._serialized_end=673
+  _globals['_EVENT']._serialized_start=676
+  _globals['_EVENT']._serialized_end=1255
+  _globals['_HELLO']._serialized_start=1257
+  _globals['_HELLO']._serialized_end=1342
+  _globals['_HEARTBEAT']._serialized_start=1344
+  _globals['_HEARTBEAT']._serialized_end=1430
+  _globals['_ACCEPTED']._serialized_start=1432
+  _globals['_ACCEPTED']._serialized_end=1465
+  _globals['_FAILURE']._serialized_start=1468
+  _globals['_FAILURE']._serialized_end=1674
+  _globals['_FAILURE_METADATAENTRY']._serialized_start=1627
+  _globals['_FAILURE_METADATAENTRY']._serialized_end=1674
 # @@protoc_insertion_point(module_scope)

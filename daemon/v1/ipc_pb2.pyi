@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Command(_message.Message):
-    __slots__ = ("call_id", "load", "generate", "invalidate", "cancel", "shutdown", "hold", "recall")
+    __slots__ = ("call_id", "load", "generate", "invalidate", "cancel", "shutdown", "hold", "recall", "embed", "tokenize", "list_models", "program")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     GENERATE_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,10 @@ class Command(_message.Message):
     SHUTDOWN_FIELD_NUMBER: _ClassVar[int]
     HOLD_FIELD_NUMBER: _ClassVar[int]
     RECALL_FIELD_NUMBER: _ClassVar[int]
+    EMBED_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZE_FIELD_NUMBER: _ClassVar[int]
+    LIST_MODELS_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     load: _sidecar_pb2.GetOrLoadRequest
     generate: _sidecar_pb2.GenerateRequest
@@ -28,7 +32,11 @@ class Command(_message.Message):
     shutdown: Shutdown
     hold: Hold
     recall: _sidecar_pb2.GetOrLoadRequest
-    def __init__(self, call_id: _Optional[int] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadRequest, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateRequest, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateRequest, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ..., recall: _Optional[_Union[_sidecar_pb2.GetOrLoadRequest, _Mapping]] = ...) -> None: ...
+    embed: _sidecar_pb2.EmbedRequest
+    tokenize: _sidecar_pb2.TokenizeRequest
+    list_models: _sidecar_pb2.ListModelsRequest
+    program: str
+    def __init__(self, call_id: _Optional[int] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadRequest, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateRequest, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateRequest, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., shutdown: _Optional[_Union[Shutdown, _Mapping]] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ..., recall: _Optional[_Union[_sidecar_pb2.GetOrLoadRequest, _Mapping]] = ..., embed: _Optional[_Union[_sidecar_pb2.EmbedRequest, _Mapping]] = ..., tokenize: _Optional[_Union[_sidecar_pb2.TokenizeRequest, _Mapping]] = ..., list_models: _Optional[_Union[_sidecar_pb2.ListModelsRequest, _Mapping]] = ..., program: _Optional[str] = ...) -> None: ...
 
 class Hold(_message.Message):
     __slots__ = ("held",)
@@ -45,7 +53,7 @@ class Shutdown(_message.Message):
     def __init__(self) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("call_id", "hello", "heartbeat", "accepted", "load", "generate", "invalidate", "failure", "snapshot", "more")
+    __slots__ = ("call_id", "hello", "heartbeat", "accepted", "load", "generate", "invalidate", "failure", "snapshot", "embed", "tokenize", "list_models", "more")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +63,9 @@ class Event(_message.Message):
     INVALIDATE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    EMBED_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZE_FIELD_NUMBER: _ClassVar[int]
+    LIST_MODELS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     hello: Hello
@@ -65,8 +76,11 @@ class Event(_message.Message):
     invalidate: _sidecar_pb2.InvalidateResponse
     failure: Failure
     snapshot: _sidecar_pb2.StatsResponse
+    embed: _sidecar_pb2.EmbedResponse
+    tokenize: _sidecar_pb2.TokenizeResponse
+    list_models: _sidecar_pb2.ListModelsResponse
     more: bool
-    def __init__(self, call_id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadResponse, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateResponse, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateResponse, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., snapshot: _Optional[_Union[_sidecar_pb2.StatsResponse, _Mapping]] = ..., more: bool = ...) -> None: ...
+    def __init__(self, call_id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadResponse, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateResponse, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateResponse, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., snapshot: _Optional[_Union[_sidecar_pb2.StatsResponse, _Mapping]] = ..., embed: _Optional[_Union[_sidecar_pb2.EmbedResponse, _Mapping]] = ..., tokenize: _Optional[_Union[_sidecar_pb2.TokenizeResponse, _Mapping]] = ..., list_models: _Optional[_Union[_sidecar_pb2.ListModelsResponse, _Mapping]] = ..., more: bool = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("mlx_version", "mlx_lm_version", "device", "warming")

@@ -81,7 +81,10 @@ def put(message: Proto, path: Path_, text: str) -> None:
     for field in path[:-1]:
         inner = getattr(at, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            inner[NUMBER if path[-1].type == FieldDescriptor.TYPE_UINT32 else text] = 0.5
+            if path[-1].type == FieldDescriptor.TYPE_UINT32:
+                inner[NUMBER] = 0.5
+            else:
+                inner.update({text: "1"} if path[-1].name == "key" else {"name": text})
             return
         repeated = hasattr(inner, "append")
         at = (inner[0] if len(inner) else inner.add()) if repeated else inner

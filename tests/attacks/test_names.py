@@ -21,7 +21,7 @@ from daemon.engine.scheduling.policy import ChunkSizer
 from daemon.kv.keys import Namespace
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.nodes import NamespaceCounters
-from daemon.server.validation import MAX_NAME_BYTES, MAX_REQUEST_BYTES
+from daemon.server.field_checks import MAX_NAME_BYTES, MAX_REQUEST_BYTES
 from daemon.shared.frames import MAX_FRAME_BYTES, encode_frame
 from daemon.shared.model_names import climbs, plain
 from daemon.shared.model_overrides import MOST_CHOICES, ModelOverrides

@@ -16,7 +16,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.support.daemons import RunningDaemon, environment, listens, wait_until
 from tests.support.leak_counter import counting_command, counts_of
-from tests.support.process_usage import open_files, resident_bytes, threads
+from tests.support.process_usage import open_files, own_threads, resident_bytes
 from tests.support.repetitions import scaled
 
 BOUND = 64
@@ -72,7 +72,7 @@ def cost_of(daemon: RunningDaemon, cancel: Cancel, model: str, times: int, warmu
     """
     Cancel many calls and return what each of them cost that did not come back.
 
-    Threads and descriptors must be as many as before.
+    Threads, but for those of gRPC's pool, and descriptors must be as many as before.
 
     Returns:
         `bytes` and Python's `objects` for the server; `engine`: resident bytes of its engine.
@@ -89,7 +89,7 @@ def cost_of(daemon: RunningDaemon, cancel: Cancel, model: str, times: int, warmu
             cancel(stub, request, count)
             wait_until(lambda: is_idle(stub), "nothing runs, waits or is held")
             held.append(counts_of(daemon) | ({"engine": resident_bytes(engine)} if engine else {}))
-            parts.append([(threads(pid), open_files(pid)) for pid in pids])
+            parts.append([(own_threads(pid), open_files(pid)) for pid in pids])
     assert parts[0] == parts[1]
     cost = {name: (held[1][name] - held[0][name]) / times for name in held[1]}
     print(f"each of {times} calls cancelled {cancel.__name__}: {cost}")  # noqa: T201 - the figure is the point

@@ -109,6 +109,15 @@ class ThreadedServicer(SidecarServiceServicer):
     def Stats(self, request: Any, context: Any) -> Any:  # noqa: N802
         return next(self._play(request, context))
 
+    def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return next(self._play(request, context))
+
+    def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return next(self._play(request, context))
+
+    def Embed(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        return self._play(request, context)
+
 
 class AsyncServicer(SidecarServiceServicer):
     """Plays a script in a `grpc.aio.server`."""
@@ -141,6 +150,16 @@ class AsyncServicer(SidecarServiceServicer):
 
     async def Stats(self, request: Any, context: Any) -> Any:  # noqa: N802
         return await anext(self._play(request, context))
+
+    async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return await anext(self._play(request, context))
+
+    async def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return await anext(self._play(request, context))
+
+    async def Embed(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        async for step in self._play(request, context):
+            yield step
 
 
 class FakeDaemon:

@@ -114,6 +114,9 @@ def test_messages_are_a_chat_prompt(fake: FakeDaemon) -> None:
         enable_thinking=True,
         tool_choice="required",
         required_tool="now",
+        template_args={"date": "1 May", "documents": [{"text": "é"}], "strict": True},
+        reasoning_effort="low",
+        continue_final_message=True,
     )
     calls = [
         {"id": "c1", "name": "clock", "argumentsJson": '{"zone": "é"}'},
@@ -134,6 +137,9 @@ def test_messages_are_a_chat_prompt(fake: FakeDaemon) -> None:
         "enableThinking": True,
         "toolChoice": "TOOL_CHOICE_REQUIRED",
         "requiredTool": "now",
+        "templateArgs": {"date": '"1 May"', "documents": '[{"text": "é"}]', "strict": "true"},
+        "reasoningEffort": "low",
+        "continueFinalMessage": True,
     }
     assert request == expected(chat=chat)
 
@@ -146,6 +152,9 @@ def test_messages_are_a_chat_prompt(fake: FakeDaemon) -> None:
         ([1], {"enable_thinking": False}, "chat.enable_thinking"),
         ("Hi", {"tool_choice": "none"}, "chat.tool_choice"),
         ("Hi", {"required_tool": "t"}, "chat.required_tool"),
+        ("Hi", {"template_args": {"a": 1}}, "chat.template_args"),
+        ("Hi", {"reasoning_effort": "low"}, "chat.reasoning_effort"),
+        ("Hi", {"continue_final_message": True}, "chat.continue_final_message"),
         ([{"role": "user"}], {"tool_choice": "t"}, "chat.tool_choice"),
         ("Hi", {"cache_mode": "sometimes"}, "cache.mode"),
         ("Hi", {"regex": "a", "json_object": True}, "response_format"),

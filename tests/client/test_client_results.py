@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from concurrent import futures
 from typing import Any
 
@@ -13,7 +14,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message as Proto
 
 import mlx_sidecar
-from mlx_sidecar import Stats
+from mlx_sidecar import Stats, _texts
 from mlx_sidecar._decode import decode
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.client.scripted import FakeDaemon
@@ -26,12 +27,15 @@ MIRRORS: list[tuple[type[Any], type[Proto]]] = [
     (mlx_sidecar.GeneratedToolCall, pb.GeneratedToolCall),
     (mlx_sidecar.Invalidated, pb.InvalidateResponse),
     (mlx_sidecar.KeptPrefix, pb.KeptPrefix),
+    (mlx_sidecar.ListedModel, pb.ListedModel),
     (mlx_sidecar.LoadProgress, pb.LoadProgress),
     (mlx_sidecar.MemoryStats, pb.MemoryStats),
     (mlx_sidecar.Miss, pb.Miss),
     (mlx_sidecar.MissCounts, pb.MissCounts),
+    (mlx_sidecar.ModelAbilities, pb.ModelAbilities),
     (mlx_sidecar.ModelCacheStats, pb.ModelCacheStats),
     (mlx_sidecar.ModelInfo, pb.ModelInfo),
+    (mlx_sidecar.ModelList, pb.ListModelsResponse),
     (mlx_sidecar.ModelStats, pb.ModelStats),
     (mlx_sidecar.PrefillProgress, pb.PrefillProgress),
     (mlx_sidecar.PrefixCacheStats, pb.PrefixCacheStats),
@@ -41,8 +45,12 @@ MIRRORS: list[tuple[type[Any], type[Proto]]] = [
     (mlx_sidecar.StuckWork, pb.StuckWork),
     (mlx_sidecar.Timings, pb.Timings),
     (mlx_sidecar.TokenLogprob, pb.TokenLogprob),
+    (mlx_sidecar.Tokens, pb.TokenizeResponse),
     (mlx_sidecar.TopLogprob, pb.TopLogprob),
+    (mlx_sidecar.UnreadPlace, pb.UnreadPlace),
     (mlx_sidecar.Usage, pb.Usage),
+    (_texts.EmbedFinished, pb.EmbedFinished),
+    (_texts.Embedding, pb.Embedding),
 ]
 
 
@@ -59,7 +67,8 @@ def test_a_result_has_the_types_that_it_declares(result: type[Any], message: typ
     """Also when the message is empty, as it may be from an older daemon."""
     value = decode(result, message())
     for name, hint in typing.get_type_hints(result).items():
-        expected = tuple if typing.get_origin(hint) is tuple else hint
+        origin = typing.get_origin(hint)
+        expected = origin if origin in (tuple, Mapping) else hint
         assert isinstance(getattr(value, name), expected)
 
 

@@ -11,11 +11,14 @@ import grpc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 from tests.support.daemons import RunningDaemon, wait_until
+from tests.support.process_usage import MOST_GRPC_THREADS, grpc_threads
 
 PROMPT_SECONDS = 0.1
 """Deadline of the Stats call after each fault, kept by gRPC and not by a clock of the tests."""
 ENGINE_THREADS = 19
 """Most threads of an engine: MLX's, the link, two look up, two tokenise, three render, four read."""
+POOLS = {"grpc_threads": MOST_GRPC_THREADS, "engine_threads": ENGINE_THREADS}
+"""Resources that are pools, with their largest size."""
 TRIES = 100
 """On a machine that others use as well, an answer may be late, but not each of so many in a row."""
 
@@ -30,6 +33,7 @@ class Held:
     running: int
     live_kv_bytes: int
     threads: int
+    grpc_threads: int
     descriptors: int
     engine_threads: int
     engine_descriptors: int
@@ -39,22 +43,24 @@ class Held:
         """Ask a daemon and its kernel."""
         stats = ask(daemon)
         pid, engine = stats.daemon.pid, stats.engine.pid
+        pool = grpc_threads(pid)
         return cls(
             leases=stats.prefix_cache.leases,
             models_in_use=sum(model.in_use for model in stats.models),
             queued=stats.engine.queued,
             running=stats.engine.prefilling + stats.engine.decoding,
             live_kv_bytes=stats.memory.live_kv_bytes,
-            threads=_entries(pid, "task"),
+            threads=max(0, _entries(pid, "task") - pool),
+            grpc_threads=pool,
             descriptors=_entries(pid, "fd"),
             engine_threads=_entries(engine, "task"),
             engine_descriptors=_entries(engine, "fd"),
         )
 
     def more_than(self, other: Held) -> list[str]:
-        """Return the names of the resources that grew; the engine's pools may fill up to their size."""
+        """Return the names of the resources that grew. Pools may fill up to their size: gRPC's, and the engine's."""
         grown = [name for name in self.__slots__ if getattr(self, name) > getattr(other, name)]
-        return [name for name in grown if name != "engine_threads" or self.engine_threads > ENGINE_THREADS]
+        return [name for name in grown if getattr(self, name) > POOLS.get(name, 0)]
 
 
 def _entries(pid: int, what: str) -> int:

@@ -22,7 +22,8 @@ from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.preparation import prepare_prompt
 from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
 from daemon.engine.template_worker import MAX_RENDERED
-from daemon.server.validation import check_generate, check_invalidate, check_load
+from daemon.server.generate_validation import check_generate
+from daemon.server.validation import check_invalidate, check_load
 from daemon.shared.config import Config, ConfigError, load_config
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.frames import FrameError, read_frame

@@ -70,6 +70,34 @@ def second_turn(client: openai.OpenAI, model: str) -> dict[str, Any]:
     }
 
 
+def samples(client: openai.OpenAI) -> list[Any]:
+    """Return the texts of several answers, whole and as a stream."""
+    more: Any = {"model": "embedded", "messages": ask("Hello"), "n": 3, "temperature": 5, "seed": 7, "max_tokens": 5}
+    whole = client.chat.completions.create(**more)
+    texts = [""] * 3
+    for piece in client.chat.completions.create(**more, stream=True):
+        texts[piece.choices[0].index] += piece.choices[0].delta.content or ""
+    return [[choice.message.content for choice in whole.choices], texts]
+
+
+def scores(client: openai.OpenAI) -> dict[str, Any]:
+    """Return the scores of an answer and of a prompt."""
+    chat = client.chat.completions.create(
+        model="embedded", messages=ask("Hello"), logprobs=True, top_logprobs=2, max_tokens=4, temperature=0
+    )
+    more: Any = {"model": "embedded", "echo": True, "logprobs": 1, "temperature": 0, "seed": 1234}
+    text = client.completions.create(**more, prompt="One two three four", max_tokens=1)
+    alone = client.completions.create(**more, prompt=[5, 6, 7], max_tokens=0)
+    content = chat.choices[0].logprobs.content
+    return {
+        "tokens": [score.token for score in content],
+        "text": chat.choices[0].message.content,
+        "best": [score.logprob == max(one.logprob for one in score.top_logprobs) for score in content],
+        "prompt": text.choices[0].logprobs.model_dump(),
+        "alone": alone.choices[0].logprobs.model_dump(),
+    }
+
+
 def refused(call: Any) -> dict[str, Any]:
     """Return the error of a call."""
     try:
@@ -130,7 +158,10 @@ def main() -> None:
             .finish_reason,
             "no_model": refused(lambda: create(model="no/such", messages=ask("Hi"))),
             "too_hot": refused(lambda: create(model="embedded", messages=ask("Hi"), temperature=200)),
-            "several": refused(lambda: create(model="embedded", messages=ask("Hi"), n=2)),
+            "stored": refused(lambda: create(model="embedded", messages=ask("Hi"), store=True)),
+            "samples": samples(client),
+            "scores": scores(client),
+            "seed": create(model="embedded", messages=ask("Hi"), seed=7, max_tokens=3).choices[0].finish_reason,
             "wrong_type": refused(lambda: create(model="embedded", messages=ask("Hi"), seed="7")),
             "image": refused(
                 lambda: create(

@@ -88,9 +88,34 @@ def test_answers_tell_their_id_and_what_was_left_out(seen: dict[str, Any]) -> No
 def test_openai_sdk_raises_the_errors_of_its_table(seen: dict[str, Any]) -> None:
     """Each with the parameter under the API's own name."""
     assert (seen["no_model"]["class"], seen["no_model"]["status"]) == ("NotFoundError", 404)
-    for name, param in (("too_hot", "temperature"), ("several", "n"), ("wrong_type", "seed")):
+    for name, param in (("too_hot", "temperature"), ("stored", "store"), ("wrong_type", "seed")):
         assert (seen[name]["class"], seen[name]["status"]) == ("BadRequestError", 400)
         assert seen[name]["body"]["param"] == param
         assert param in seen[name]["body"]["message"]
     assert seen["image"]["body"]["param"] == "messages[0].content[0].type"
-    assert seen["embeddings"]["status"] == 404
+    assert seen["embeddings"]["status"] == 400  # the embedded model does not say how its states are pooled
+
+
+def test_openai_sdk_gets_several_samples(seen: dict[str, Any]) -> None:
+    """The same as a stream: a seed repeats all of them."""
+    whole, streamed = seen["samples"]
+    assert whole == streamed
+    assert len(set(whole)) > 1
+
+
+def test_openai_sdk_gets_scores_with_texts(seen: dict[str, Any]) -> None:
+    """Of an answer; and of a prompt, as lm-eval asks for them."""
+    scores = seen["scores"]
+    assert "".join(scores["tokens"]).startswith(scores["text"])
+    assert all(scores["best"])
+    prompt = scores["prompt"]
+    assert "".join(prompt["tokens"][1:]).strip() != ""
+    assert prompt["token_logprobs"][0] is None
+    assert all(score <= 0 for score in prompt["token_logprobs"][1:])
+    assert len(prompt["tokens"]) == len(prompt["token_logprobs"]) == len(prompt["top_logprobs"])
+    assert len(scores["alone"]["token_logprobs"]) == 3
+
+
+def test_seed_alone_is_accepted_by_greedy_models(seen: dict[str, Any]) -> None:
+    """Their answers are repeatable as they are."""
+    assert seen["seed"] in ("stop", "length")

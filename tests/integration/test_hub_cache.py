@@ -90,3 +90,21 @@ def test_offline_uncached_model_is_refused(daemon: RunningDaemon, command: list[
     shown = _cli(daemon, command[0], "org/other", *command[1:])
     assert shown.returncode == 1
     assert "org/other is not in the local Hub cache; the Hub cannot be reached either" in shown.stderr
+
+
+def test_cached_models_are_listed_counted_and_removed(daemon: RunningDaemon, folder: Path) -> None:
+    """ListModels and Tokenize find the model in the cache and load nothing; `rm` waits until it is out of memory."""
+    with daemon.client() as client:
+        (listed,) = [model for model in client.list_models().models if model.place == "hub_cache"]
+        assert (listed.model, listed.revision, listed.complete, listed.loaded) == ("org/name", COMMIT, True, False)
+        assert client.tokenize("org/name", "The sea", count_only=True).count > 0
+        assert client.stats().models == ()
+        with pytest.raises(mlx_sidecar.ModelNotCached, match=r"did you mean org/name\?"):
+            client.tokenize("org/nam", "The sea")
+        client.load("org/name")
+        assert "org/name is in memory; first: mlx-sidecar stop org/name" in _cli(daemon, "rm", "org/name", "-y").stderr
+        client.invalidate_model("org/name")
+        assert _cli(daemon, "rm", "org/name", "-y").returncode == 0
+        assert not (folder / "hub" / "models--org--name").exists()
+        with pytest.raises(mlx_sidecar.ModelNotCached):
+            client.load("org/name")

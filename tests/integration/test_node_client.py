@@ -103,6 +103,17 @@ def test_node_client_error_has_a_reason(seen: dict[str, Any]) -> None:
     assert error["BadRequest"]["field_violations"][0]["field"] == "sampling.temperature"
 
 
+def test_node_client_counts_lists_and_embeds(seen: dict[str, Any]) -> None:
+    """The same number of tokens as Generate counted, the model in the list, and a vector for each text."""
+    (started,) = events(seen["generate"], "started")
+    assert seen["counted"]["count"] == len(seen["counted"]["ids"]) == started["prompt_tokens"]
+    (model,) = [model for model in seen["listed"]["models"] if model["model"] == MODEL]
+    assert (model["loaded"], model["can"]["chat"], model["place"]) == (True, True, "MODEL_PLACE_EMBEDDED")
+    vectors, (finished,) = events(seen["embedded"], "embedding"), events(seen["embedded"], "finished")
+    assert [vector["index"] for vector in vectors] == [0, 1]
+    assert {len(vector["values"]) for vector in vectors} == {finished["dimensions"]}
+
+
 def test_node_client_stats_list_the_model(seen: dict[str, Any]) -> None:
     """Every section of Stats is present."""
     stats = seen["stats"]

@@ -15,6 +15,8 @@ README = (ROOT / "README.md").read_text()
 FIRST_STEPS = (ROOT / "docs" / "first-steps.md").read_text()
 CLIENT_README = (ROOT / "clients" / "python" / "README.md").read_text()
 HUB_MODEL = "mlx-community/Qwen3-0.6B-4bit"
+SWITCH = ", enable_thinking=False"
+"""The template of the embedded model has no such switch."""
 
 RUNNER = """
 import ast, asyncio, inspect, sys
@@ -38,7 +40,8 @@ def run(command: list[str] | str, environ: dict[str, str], given: str = "", fold
 
 def snippets(page: str) -> list[str]:
     """Return the Python of a page, for the embedded model."""
-    return [one.replace(HUB_MODEL, "embedded") for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+    shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return [one.replace(HUB_MODEL, "embedded").replace(SWITCH, "") for one in shown]
 
 
 def test_readme_python_example_answers(daemon: RunningDaemon) -> None:

@@ -174,9 +174,15 @@ THINKS = {
 }
 
 
-@pytest.mark.parametrize(("thinks", "reasoning"), [(True, "Hm"), (False, "")])
-def test_gpt_oss_structured_answer_has_its_header(client: Client, tmp_path: Path, thinks: bool, reasoning: str) -> None:
-    """The header is forced after reasoning or without reasoning, whatever the model would write."""
+@pytest.mark.parametrize(("thinks", "reasoning"), [(None, "Hm"), (False, "")])
+def test_gpt_oss_structured_answer_has_its_header(
+    client: Client, tmp_path: Path, thinks: bool | None, reasoning: str
+) -> None:
+    """
+    The header is forced after reasoning or without reasoning, whatever the model would write.
+
+    The template reads no switch, but an answer in a form can begin with the form.
+    """
     model = str(scripted_model(tmp_path / "harmony", THINKS, TEMPLATE))
     answer = client.complete(model, [Message("user", "Well?")], regex="(Yes|No)", enable_thinking=thinks)
     assert (answer.text in ("Yes", "No"), answer.reasoning, answer.reason) == (True, reasoning, "stop")

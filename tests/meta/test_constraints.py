@@ -22,7 +22,10 @@ PINS = {name: pin for path in FILES for name, pin in constraints.pins(path.read_
 def named() -> list[Requirement]:
     """Return what pyproject.toml asks for; the fuzzer is left out, which has no wheel for every system."""
     extras = PROJECT["project"]["optional-dependencies"].values()
-    asked = [*PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"]["dev"]]
+    asked = [
+        *PROJECT["tool"]["hatch"]["metadata"]["hooks"]["custom"]["dependencies"],
+        *PROJECT["dependency-groups"]["dev"],
+    ]
     return [Requirement(one) for one in [*asked, *(one for extra in extras for one in extra)]]
 
 

@@ -72,8 +72,11 @@ const load = await stream("GetOrLoad", { model });
 const generate = await stream("Generate", { model, chat, max_tokens: 8, request_id: "from-node" });
 const cancelled = await stream("Generate", { model, text: "Say something.", stop: endless }, cancelAtOnce);
 const refused = await stream("Generate", { model, text: "Say something.", sampling: { temperature: -1 } });
+const counted = await unary("Tokenize", { model, chat });
+const listed = await unary("ListModels", {});
+const embedded = await stream("Embed", { model, texts: ["a ship", "a bird"], pooling: "POOLING_LAST_TOKEN" });
 const stats = await unary("Stats", {});
 const invalidated = await unary("Invalidate", { model: { model, prefixes: true } });
 client.close();
 
-console.log(JSON.stringify({ load, generate, cancelled, refused, stats, invalidated }));
+console.log(JSON.stringify({ load, generate, cancelled, refused, counted, listed, embedded, stats, invalidated }));

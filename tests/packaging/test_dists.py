@@ -10,6 +10,8 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from tests.support.daemons import RunningDaemon, environment
 from tools.build_dists import ROOT, build
 
 EPOCH = 1_700_000_000
+WHEEL = f"mlx_sidecar-{__version__}-py3-none-any.whl"
+CLIENT_WHEEL = f"mlx_sidecar_client-{__version__}-py3-none-any.whl"
 CONSTRAINTS = ROOT / "daemon" / "constraints.txt"
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "node_modules", "dist")
 
@@ -65,21 +69,18 @@ def test_builds_of_one_tree_are_byte_identical(dists: dict[str, Path], tmp_path:
 def test_dists_are_complete_and_pass_index_checks(dists: dict[str, Path]) -> None:
     """Types, stubs, the embedded model and the licence; and no test in a wheel."""
     checked(sys.executable, "-m", "twine", "check", "--strict", *dists.values())
-    with zipfile.ZipFile(dists[f"mlx_sidecar-{__version__}-py3-none-any.whl"]) as wheel:
+    with zipfile.ZipFile(dists[WHEEL]) as wheel:
         names = set(wheel.namelist())
-    assert {"mlx_sidecar/py.typed", "mlx_sidecar/v1/sidecar_pb2.pyi", "daemon/v1/ipc_pb2.py"} <= names
-    assert {"daemon/embedded/model.safetensors", "daemon/embedded/chat_template.jinja"} <= names
+    assert {"daemon/v1/ipc_pb2.py", "daemon/embedded/model.safetensors", "daemon/embedded/chat_template.jinja"} <= names
     assert "daemon/constraints.txt" in names, "the doctor compares with it"
+    assert {name.partition("/")[0] for name in names} == {"daemon", f"mlx_sidecar-{__version__}.dist-info"}
+    with zipfile.ZipFile(dists[CLIENT_WHEEL]) as wheel:
+        names = set(wheel.namelist())
+    assert {"mlx_sidecar/py.typed", "mlx_sidecar/v1/sidecar_pb2.pyi", "mlx_sidecar/v1/sidecar.proto"} <= names
     assert {name.partition("/")[0] for name in names} == {
-        "daemon",
         "mlx_sidecar",
-        f"mlx_sidecar-{__version__}.dist-info",
+        f"mlx_sidecar_client-{__version__}.dist-info",
     }
-    with zipfile.ZipFile(dists[f"mlx_sidecar_client-{__version__}-py3-none-any.whl"]) as wheel:
-        assert {name.partition("/")[0] for name in wheel.namelist()} == {
-            "mlx_sidecar",
-            f"mlx_sidecar_client-{__version__}.dist-info",
-        }
     with tarfile.open(dists[f"mlx_sidecar-{__version__}.tar.gz"]) as sdist:
         inside = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"protos/mlx_sidecar/v1/sidecar.proto", "launchd/README.md", "LICENSE", "tests/conftest.py"} <= inside
@@ -91,7 +92,7 @@ def test_client_wheel_installs_without_mlx(dists: dict[str, Path], daemon: Runni
     """And talks to the daemon from there."""
     python = tmp_path / "venv" / "bin" / "python"
     checked(sys.executable, "-m", "venv", tmp_path / "venv")
-    checked(python, "-m", "pip", "install", "--quiet", dists[f"mlx_sidecar_client-{__version__}-py3-none-any.whl"])
+    checked(python, "-m", "pip", "install", "--quiet", dists[CLIENT_WHEEL])
     installed = {one["name"] for one in json.loads(checked(python, "-m", "pip", "list", "--format=json"))}
     assert "mlx-sidecar-client" in installed
     assert not {name for name in installed if name.startswith(("mlx-lm", "mlx-cpu", "numpy", "transformers"))}
@@ -101,40 +102,92 @@ def test_client_wheel_installs_without_mlx(dists: dict[str, Path], daemon: Runni
     assert "completion_tokens=2" in checked(python, "-c", program, MLX_SIDECAR_SOCKET=str(daemon.socket))
 
 
-@pytest.mark.slow
-def test_pipx_daemon_names_a_clashing_package(dists: dict[str, Path], folder: Path) -> None:
-    """Installed by pipx, it passes its own doctor; with python-daemon beside it, it says so."""
-    home = folder / "pipx"
+@pytest.fixture(name="pipx")
+def _pipx(folder: Path) -> Callable[..., str]:
+    """Return a function that runs pipx; programs go to `bin` of the folder."""
     checked(sys.executable, "-m", "venv", folder / "venv")
     checked(folder / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "pipx")
-    places = {"PIPX_HOME": str(home), "PIPX_BIN_DIR": str(folder / "bin"), "PIPX_MAN_DIR": str(folder / "man")}
-    pipx, program = folder / "venv" / "bin" / "pipx", folder / "bin" / "mlx-sidecar"
-    wheel = dists[f"mlx_sidecar-{__version__}-py3-none-any.whl"]
-    checked(pipx, "install", "--python", sys.executable, f"--pip-args=-c {CONSTRAINTS}", wheel, **places)
+    places = {
+        "PIPX_HOME": str(folder / "pipx"),
+        "PIPX_BIN_DIR": str(folder / "bin"),
+        "PIPX_MAN_DIR": str(folder / "man"),
+    }
+    return partial(checked, folder / "venv" / "bin" / "pipx", **places)
+
+
+@pytest.fixture(name="uv")
+def _uv(folder: Path) -> Callable[..., str]:
+    """Return a function that runs uv; programs of its tools go to `bin` of the folder."""
+    checked(sys.executable, "-m", "venv", folder / "venv")
+    checked(folder / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "uv")
+    places = {"UV_TOOL_DIR": str(folder / "tools"), "UV_TOOL_BIN_DIR": str(folder / "bin"), "UV_PYTHON": sys.executable}
+    return partial(checked, folder / "venv" / "bin" / "uv", **places)
+
+
+@pytest.mark.slow
+def test_pipx_daemon_from_an_index_passes_its_doctor(
+    pipx: Callable[..., str], dists: dict[str, Path], folder: Path
+) -> None:
+    """The index is a folder with both wheels; with python-daemon beside it, the program names the clash."""
+    program, wheel = folder / "bin" / "mlx-sidecar", dists[WHEEL]
+    pip_args = f"--pip-args=-c {CONSTRAINTS} --find-links {wheel.parent}"
+    pipx("install", "--python", sys.executable, pip_args, f"mlx-sidecar=={__version__}")
     assert __version__ in checked(program, "--version")
     found = json.loads(checked(program, "doctor", "--json", **environment(folder)))
     verdicts = {one["check"]: one["verdict"] for one in found["findings"]}
     assert set(verdicts.values()) <= {"ok", "skipped"}, found
     assert (verdicts["versions"], verdicts["warm equals cold"], verdicts["end"]) == ("ok", "ok", "ok")
 
-    checked(pipx, "inject", "mlx-sidecar", "python-daemon", **places)
+    pipx("inject", "mlx-sidecar", "python-daemon")
     clash = run(program, "--version")
     assert clash.returncode == 1
     assert "(python-daemon has one) has overwritten the package `daemon`" in clash.stderr
-    checked(pipx, "runpip", "mlx-sidecar", "install", "--quiet", "--force-reinstall", "--no-deps", str(wheel), **places)
+    pipx("runpip", "mlx-sidecar", "install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
     assert __version__ in checked(program, "--version"), (
         "installed last, ours wins, and python-daemon is there all the same"
     )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on PATH")
-def test_uv_installs_the_daemon_with_its_extras(dists: dict[str, Path], folder: Path) -> None:
-    """As the README says; it answers, and has what `metrics` and `tracing` need."""
-    wheel = dists[f"mlx_sidecar-{__version__}-py3-none-any.whl"]
-    places = {"UV_TOOL_DIR": str(folder / "tools"), "UV_TOOL_BIN_DIR": str(folder / "bin")}
-    wanted = f"mlx-sidecar[metrics,otel] @ {wheel.as_uri()}"
-    checked("uv", "tool", "install", "--quiet", "--python", sys.executable, "-c", CONSTRAINTS, wanted, **places)
+def test_pipx_daemon_from_a_checkout_has_its_own_client(pipx: Callable[..., str], folder: Path) -> None:
+    """Of the same checkout. The client is removed alone, and the program says so; removed last, it works until then."""
+    program = folder / "bin" / "mlx-sidecar"
+    pipx("install", "--python", sys.executable, f"--pip-args=-c {CONSTRAINTS}", str(ROOT))
+    proto = Path(checked(program, "proto", "--path").strip())
+    assert proto.read_bytes() == (ROOT / "protos/mlx_sidecar/v1/sidecar.proto").read_bytes()
+    assert folder in proto.parents
+    pipx("runpip", "mlx-sidecar", "check")
+
+    pipx("runpip", "mlx-sidecar", "uninstall", "--yes", "mlx-sidecar-client")
+    alone = run(program, "--version")
+    assert (alone.returncode, alone.stderr.count("\n")) == (1, 1)
+    assert "its distribution mlx-sidecar-client is not installed" in alone.stderr
+    pipx("runpip", "mlx-sidecar", "install", "--quiet", str(ROOT / "clients/python"))
+    assert __version__ in checked(program, "--version")
+    pipx("runpip", "mlx-sidecar", "uninstall", "--yes", "mlx-sidecar")
+    python = folder / "pipx" / "venvs" / "mlx-sidecar" / "bin" / "python"
+    assert __version__ in checked(
+        python, "-c", "import mlx_sidecar; print(mlx_sidecar.__version__, mlx_sidecar.Client)"
+    )
+
+
+@pytest.mark.slow
+def test_uv_daemon_from_a_checkout_answers(uv: Callable[..., str], folder: Path) -> None:
+    """As the README says."""
+    uv("tool", "install", "--quiet", "-c", CONSTRAINTS, ROOT)
+    daemon = RunningDaemon.start(folder, [str(folder / "bin" / "mlx-sidecar"), "serve"])
+    try:
+        with daemon.client() as client:
+            assert client.load("embedded").outcome == "loaded"
+    finally:
+        assert daemon.stop() == 0
+
+
+@pytest.mark.slow
+def test_uv_daemon_from_an_index_has_its_extras(uv: Callable[..., str], dists: dict[str, Path], folder: Path) -> None:
+    """It answers, and has what `metrics` and `tracing` need."""
+    wanted = f"mlx-sidecar[metrics,otel]=={__version__}"
+    uv("tool", "install", "--quiet", "--find-links", dists[WHEEL].parent, "-c", CONSTRAINTS, wanted)
     program = folder / "bin" / "mlx-sidecar"
     assert __version__ in checked(program, "--version")
     daemon = RunningDaemon.start(folder, [str(program), "serve"], tracing="true")
@@ -144,5 +197,15 @@ def test_uv_installs_the_daemon_with_its_extras(dists: dict[str, Path], folder: 
         assert "mlx_sidecar_up 1" in checked(program, "metrics", **environment(folder))
     finally:
         assert daemon.stop() == 0
-    checked("uv", "tool", "uninstall", "mlx-sidecar", **places)
+    uv("tool", "uninstall", "mlx-sidecar")
     assert not program.exists()
+
+
+@pytest.mark.slow
+def test_make_demo_works_in_a_fresh_copy(tmp_path: Path) -> None:
+    """It makes an environment of its own, with the client of that copy."""
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
+    checked("make", "-C", copy, "demo", f"PYTHON={sys.executable}")
+    proto = checked(copy / ".venv" / "bin" / "mlx-sidecar", "proto", "--path").strip()
+    assert Path(proto) == copy / "clients/python/mlx_sidecar/v1/sidecar.proto"

@@ -141,3 +141,50 @@ def marked_model(folder: Path, marks: dict[str, bool], template: str = "") -> Pa
     with (path / "chat_template.jinja").open("a") as chat:
         chat.write(template)
     return path
+
+
+INSTRUCTION = "Instruct: Given a web search query, retrieve the relevant passages that answer the query\nQuery:"
+"""An instruction of several blocks, as Qwen3-Embedding has it."""
+
+
+def embedding_model(
+    path: Path,
+    mode: str = "lasttoken",
+    *,
+    normalize: bool = True,
+    family: str = "qwen3",
+    pooling: dict[str, Any] | None = None,
+    base: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
+    """
+    Write a random model that says how its hidden states become vectors, as sentence-transformers saves it.
+
+    Args:
+        path: The directory to make.
+        mode: The part of the name of its pooling mode that differs, such as "lasttoken" or "mean_tokens".
+        normalize: Whether its vectors get length 1.
+        family: Its architecture, of `TINY`.
+        pooling: More settings of its pooling.
+        base: More keys of its config.json.
+        settings: More keys of its config_sentence_transformers.json.
+    """
+    write_random(path, {**TINY[family], **(base or {})}, 5)
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    folders = ["", "1_Pooling", "2_Normalize"]
+    modules = [
+        {"idx": i, "name": str(i), "path": folders[i], "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (path / "modules.json").write_text(json.dumps(modules))
+    (path / "1_Pooling").mkdir()
+    flags: dict[str, Any] = {
+        "pooling_mode_cls_token": False,
+        "pooling_mode_mean_tokens": False,
+        "pooling_mode_lasttoken": False,
+    }
+    flags = {"word_embedding_dimension": 64, **flags, f"pooling_mode_{mode}": True, **(pooling or {})}
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(flags))
+    prompts = {"prompts": {"query": INSTRUCTION, "document": ""}, "default_prompt_name": None, **settings}
+    (path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    return path

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
+
+GRPC_NAMES = ("event_engine", "grpc_", "lifeguard")
+"""
+What the names of gRPC's own threads begin with: its pool, its timers, and the watch over the pool.
+
+The pool keeps 4 to 16 threads, by the number of cores. Where all of them are busy, or get no processor, it starts one
+more a second. Each ends after 20 seconds without work, which it does not have while a test polls. So their number says
+how busy the machine is, and nothing about what a call left behind.
+"""
+MOST_GRPC_THREADS = 64
+"""Most of them: the largest pool, and what a minute with a busy machine may add to it. A leak would know no bound."""
 
 
 def resident_bytes(pid: int) -> int:
@@ -32,3 +44,17 @@ def threads(pid: int) -> int:
         return len(os.listdir(f"/proc/{pid}/task"))
     output = subprocess.run(["ps", "-M", "-p", str(pid)], capture_output=True, text=True, check=True)
     return len(output.stdout.splitlines()) - 1
+
+
+def own_threads(pid: int) -> int:
+    """Return the number of threads of a process that are not gRPC's; without /proc, of all its threads."""
+    return threads(pid) - grpc_threads(pid)
+
+
+def grpc_threads(pid: int) -> int:
+    """Return the number of gRPC's threads in a process; 0 without /proc."""
+    count = 0
+    for name in Path(f"/proc/{pid}/task").glob("*/comm"):
+        with suppress(OSError):  # it has just ended
+            count += name.read_text().startswith(GRPC_NAMES)
+    return count

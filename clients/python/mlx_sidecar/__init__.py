@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         UntrustedSocket,
     )
     from mlx_sidecar._latency import LatencyHistogram, LatencyStats
+    from mlx_sidecar._listing import ListedModel, ModelAbilities, ModelList, UnreadPlace
     from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
     from mlx_sidecar._model_info import DefaultSampling, ModelInfo
     from mlx_sidecar._options import GenerateOptions, LoadOptions
@@ -86,8 +87,18 @@ if TYPE_CHECKING:
         TopLogprob,
         Usage,
     )
-    from mlx_sidecar._stats import DaemonStats, EngineStats, HistorySample, HttpStats, MemoryStats, Stats, StuckWork
+    from mlx_sidecar._stats import (
+        CallerStats,
+        DaemonStats,
+        EngineStats,
+        HistorySample,
+        HttpStats,
+        MemoryStats,
+        Stats,
+        StuckWork,
+    )
     from mlx_sidecar._streams import GenerateStream, LoadStream
+    from mlx_sidecar._texts import Embeddings, EmbedOptions, TokenizeOptions, Tokens
 
 _HOMES = {
     "_address": "default_socket_path",
@@ -104,6 +115,7 @@ _HOMES = {
         "UntrustedSocket"
     ),
     "_latency": "LatencyHistogram LatencyStats",
+    "_listing": "ListedModel ModelAbilities ModelList UnreadPlace",
     "_messages": "Message Prompt Tool ToolCall",
     "_model_info": "DefaultSampling ModelInfo",
     "_options": "GenerateOptions LoadOptions",
@@ -111,8 +123,9 @@ _HOMES = {
         "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress Miss PrefillProgress "
         "PromptLogprobs Started Timings TokenLogprob ToolCallDelta TopLogprob Usage"
     ),
-    "_stats": "DaemonStats EngineStats HistorySample HttpStats MemoryStats Stats StuckWork",
+    "_stats": "CallerStats DaemonStats EngineStats HistorySample HttpStats MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
+    "_texts": "EmbedOptions Embeddings TokenizeOptions Tokens",
 }
 """The names that each submodule defines."""
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -123,6 +136,7 @@ __all__ = [
     "AsyncGenerateStream",
     "AsyncLoadStream",
     "BudgetInUse",
+    "CallerStats",
     "Cancelled",
     "Client",
     "Completion",
@@ -133,6 +147,8 @@ __all__ = [
     "DeadlineExceeded",
     "DefaultSampling",
     "Delta",
+    "EmbedOptions",
+    "Embeddings",
     "EngineRestarted",
     "EngineStats",
     "Finished",
@@ -148,6 +164,7 @@ __all__ = [
     "KeptPrefix",
     "LatencyHistogram",
     "LatencyStats",
+    "ListedModel",
     "LoadOptions",
     "LoadProgress",
     "LoadStream",
@@ -157,11 +174,13 @@ __all__ = [
     "Message",
     "Miss",
     "MissCounts",
+    "ModelAbilities",
     "ModelCacheStats",
     "ModelCorrupt",
     "ModelExceedsBudget",
     "ModelGated",
     "ModelInfo",
+    "ModelList",
     "ModelNotCached",
     "ModelNotFound",
     "ModelNotResponding",
@@ -187,10 +206,13 @@ __all__ = [
     "StuckWork",
     "Timings",
     "TokenLogprob",
+    "TokenizeOptions",
+    "Tokens",
     "Tool",
     "ToolCall",
     "ToolCallDelta",
     "TopLogprob",
+    "UnreadPlace",
     "UntrustedSocket",
     "Usage",
     "__version__",

@@ -17,16 +17,18 @@ import grpc.aio
 
 from mlx_sidecar import _requests as requests
 from mlx_sidecar._address import resolve, socket_exists, target
-from mlx_sidecar._aio_streams import AsyncGenerateStream, AsyncLoadStream, task_is_cancelled
-from mlx_sidecar._channel import CHANNEL_OPTIONS, CONNECT_TIMEOUT, PING, POLL_INTERVAL, answered, stub
+from mlx_sidecar._aio_streams import AsyncGenerateStream, AsyncLoadStream, AsyncStream, task_is_cancelled
+from mlx_sidecar._channel import CHANNEL_OPTIONS, CONNECT_TIMEOUT, PING, POLL_INTERVAL, answered, metadata, stub
 from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import Cancelled, ConnectionLost, DaemonNotRunning, SidecarError
 from mlx_sidecar._failure import failure, not_running, unanswered
+from mlx_sidecar._listing import ModelList
 from mlx_sidecar._messages import Prompt
 from mlx_sidecar._model_info import ModelInfo
 from mlx_sidecar._options import GenerateOptions, LoadOptions
 from mlx_sidecar._results import Completion, Invalidated
 from mlx_sidecar._stats import Stats
+from mlx_sidecar._texts import Embeddings, EmbedOptions, EmbedTranscript, TokenizeOptions, Tokens
 from mlx_sidecar._transcript import GenerateTranscript, LoadTranscript
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -121,6 +123,42 @@ class AsyncClient:
         async with self.generate(model, prompt, timeout=timeout, **options) as stream:
             return await stream.results()
 
+    async def list_models(self) -> ModelList:
+        """List the models of this machine: in memory, in the Hub's cache, below `model_roots`, and aliases."""
+        return decode(ModelList, await self._unary("ListModels", pb.ListModelsRequest()))
+
+    async def tokenize(
+        self, model: str, prompt: Prompt, *, count_only: bool = False, **options: Unpack[TokenizeOptions]
+    ) -> Tokens:
+        """
+        Turn a prompt into token ids, as `generate` does, or token ids into text. It loads no weights.
+
+        Args:
+            model: Hub id ("org/name"), absolute directory, or "embedded".
+            prompt: Text, token ids, or the messages of a conversation.
+            count_only: Leave ids and text out of the result.
+            options: See `TokenizeOptions`.
+        """
+        request = requests.tokenize_request(model, prompt, count_only=count_only, **options)
+        return decode(Tokens, await self._unary("Tokenize", request))
+
+    async def embed(
+        self, model: str, texts: str | Sequence[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+    ) -> Embeddings:
+        """
+        Turn texts into vectors, with a model that is made for that. A model that is not in memory is loaded first.
+
+        Args:
+            model: Hub id ("org/name"), absolute directory, or "embedded".
+            texts: A text, or up to 256 of them.
+            timeout: Seconds for the whole call; None waits as long as it takes.
+            options: See `EmbedOptions`.
+        """
+        request = requests.embed_request(model, texts, **options)
+        stream = AsyncStream(lambda: self._start("Embed", request, timeout), EmbedTranscript(), self._failed)
+        async with stream:
+            return await stream.result()
+
     async def invalidate_model(
         self, model: str, *, weights: bool = True, prefixes: bool = True, dry_run: bool = False
     ) -> Invalidated:
@@ -181,7 +219,7 @@ class AsyncClient:
     async def _unary(self, method: str, request: Any) -> Any:
         rpc = getattr(await self._connect(), method)
         try:
-            return await rpc(request, timeout=self._timeout)
+            return await rpc(request, timeout=self._timeout, metadata=metadata())
         except grpc.RpcError as error:
             raise self._failed(error) from error
         except asyncio.CancelledError:
@@ -190,7 +228,7 @@ class AsyncClient:
             raise Cancelled("the client was closed during the call") from None
 
     async def _start(self, method: str, request: Any, timeout: float | None) -> Any:
-        return getattr(await self._connect(), method)(request, timeout=timeout)
+        return getattr(await self._connect(), method)(request, timeout=timeout, metadata=metadata())
 
     async def _connect(self) -> Any:
         async with self._lock:

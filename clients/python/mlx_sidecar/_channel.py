@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import grpc
@@ -40,7 +41,7 @@ _SERVICE_CONFIG = {
             "name": [{"service": "mlx_sidecar.v1.SidecarService", "method": method}],
             "retryPolicy": _RETRY_POLICY,
         }
-        for method in ("GetOrLoad", "Generate", "Invalidate", "Stats")
+        for method in ("GetOrLoad", "Generate", "Invalidate", "Stats", "ListModels", "Tokenize", "Embed")
     ]
 }
 
@@ -63,6 +64,11 @@ SYNC_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
 ]
 """Options of `grpc.insecure_channel`."""
+
+
+def metadata() -> tuple[tuple[str, str], ...]:
+    """Return the metadata of a call: the id of this process, which may have been forked since the last call."""
+    return (("mlx-sidecar-pid", str(os.getpid())),)
 
 
 def answered(error: Any) -> bool:

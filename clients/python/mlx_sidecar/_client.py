@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import grpc
 
 from mlx_sidecar._address import resolve, socket_exists, target
-from mlx_sidecar._channel import CONNECT_TIMEOUT, PING, POLL_INTERVAL, SYNC_CHANNEL_OPTIONS, answered, stub
+from mlx_sidecar._channel import CONNECT_TIMEOUT, PING, POLL_INTERVAL, SYNC_CHANNEL_OPTIONS, answered, metadata, stub
 from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import ConnectionLost, DaemonNotRunning, SidecarError
 from mlx_sidecar._failure import failure, not_running, unanswered
@@ -23,11 +23,13 @@ from mlx_sidecar._stats import Stats
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 if TYPE_CHECKING:  # short programs call `stats`; other methods import what they need
+    from mlx_sidecar._listing import ModelList
     from mlx_sidecar._messages import Prompt
     from mlx_sidecar._model_info import ModelInfo
     from mlx_sidecar._options import GenerateOptions, LoadOptions
     from mlx_sidecar._results import Completion, Invalidated
     from mlx_sidecar._streams import GenerateStream, LoadStream
+    from mlx_sidecar._texts import Embeddings, EmbedOptions, TokenizeOptions, Tokens
 
 
 class Client:
@@ -125,6 +127,50 @@ class Client:
         with self.generate(model, prompt, timeout=timeout, **options) as stream:
             return stream.results()
 
+    def list_models(self) -> ModelList:
+        """List the models of this machine: in memory, in the Hub's cache, below `model_roots`, and aliases."""
+        from mlx_sidecar._listing import ModelList
+
+        return decode(ModelList, self._unary("ListModels", pb.ListModelsRequest()))
+
+    def tokenize(
+        self, model: str, prompt: Prompt, *, count_only: bool = False, **options: Unpack[TokenizeOptions]
+    ) -> Tokens:
+        """
+        Turn a prompt into token ids, as `generate` does, or token ids into text. It loads no weights.
+
+        Args:
+            model: Hub id ("org/name"), absolute directory, or "embedded".
+            prompt: Text, token ids, or the messages of a conversation.
+            count_only: Leave ids and text out of the result.
+            options: See `TokenizeOptions`.
+        """
+        from mlx_sidecar import _requests as requests
+        from mlx_sidecar._texts import Tokens
+
+        request = requests.tokenize_request(model, prompt, count_only=count_only, **options)
+        return decode(Tokens, self._unary("Tokenize", request))
+
+    def embed(
+        self, model: str, texts: str | Sequence[str], *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+    ) -> Embeddings:
+        """
+        Turn texts into vectors, with a model that is made for that. A model that is not in memory is loaded first.
+
+        Args:
+            model: Hub id ("org/name"), absolute directory, or "embedded".
+            texts: A text, or up to 256 of them.
+            timeout: Seconds for the whole call; None waits as long as it takes.
+            options: See `EmbedOptions`.
+        """
+        from mlx_sidecar import _requests as requests
+        from mlx_sidecar._streams import Stream
+        from mlx_sidecar._texts import EmbedTranscript
+
+        call = self._start("Embed", requests.embed_request(model, texts, **options), timeout)
+        with Stream(call, EmbedTranscript(), self._failed) as stream:
+            return stream.result()
+
     def invalidate_model(
         self, model: str, *, weights: bool = True, prefixes: bool = True, dry_run: bool = False
     ) -> Invalidated:
@@ -189,12 +235,12 @@ class Client:
     def _unary(self, method: str, request: Any) -> Any:
         rpc = getattr(self._connect(), method)
         try:
-            return rpc(request, timeout=self._timeout)
+            return rpc(request, timeout=self._timeout, metadata=metadata())
         except grpc.RpcError as error:
             raise self._failed(error) from error
 
     def _start(self, method: str, request: Any, timeout: float | None) -> Any:
-        return getattr(self._connect(), method)(request, timeout=timeout)
+        return getattr(self._connect(), method)(request, timeout=timeout, metadata=metadata())
 
     def _connect(self) -> Any:
         with self._lock:

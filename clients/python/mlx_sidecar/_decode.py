@@ -42,6 +42,8 @@ def _reader(hint: Any, field: FieldDescriptor) -> Reader:
     if get_origin(hint) is tuple:
         each = _converter(get_args(hint)[0], field)
         return lambda message: tuple(map(each, getattr(message, name)))
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return lambda message: dict(getattr(message, name))
     if field.message_type is not None and field.message_type.full_name == "google.protobuf.Duration":
         return lambda message: _seconds(getattr(message, name)) if message.HasField(name) else None
     if field.has_presence and field.message_type is None:

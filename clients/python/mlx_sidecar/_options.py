@@ -86,11 +86,17 @@ class GenerateOptions(TypedDict, total=False):
             those of the likeliest others. Default: none at all.
         tools: Functions that the model may call; chat prompts only.
         add_generation_prompt: False does not open the assistant's turn; chat prompts only. Default True.
-        enable_thinking: Turns a reasoning model's thinking on or off; chat prompts only. Default: as the
-            template has it.
+        enable_thinking: Turns a reasoning model's thinking on or off, if its template reads a switch; chat prompts
+            only. Default: as the template has it.
         tool_choice: "auto" (default), "none": the model is not told of the tools, or "required": the answer is calls,
             with arguments that the tools' schemas allow; chat prompts only.
         required_tool: The tool that is called, with "required"; chat prompts only. Default: any of them.
+        template_args: Further variables that the model's chat template reads, as values of JSON; chat prompts only.
+            Default: none.
+        reasoning_effort: How much a reasoning model reasons, in the words of its template, such as "low"; chat prompts
+            only. Default: as the template has it.
+        continue_final_message: True: the answer continues the last message, which is the assistant's; chat prompts
+            only. Default False.
         reasoning_budget: Most tokens of the reasoning, which is ended there; chat prompts only. Default: no limit.
     """
 
@@ -129,4 +135,7 @@ class GenerateOptions(TypedDict, total=False):
     enable_thinking: bool | None
     tool_choice: ToolChoice | None
     required_tool: str
+    template_args: Mapping[str, Any] | None
+    reasoning_effort: str
+    continue_final_message: bool
     reasoning_budget: int | None

@@ -23,6 +23,7 @@ _CACHE_MODES = {
     "read_only": pb.CACHE_MODE_READ_ONLY,
     "bypass": pb.CACHE_MODE_BYPASS,
 }
+_POOLINGS = {"last_token": pb.POOLING_LAST_TOKEN, "mean": pb.POOLING_MEAN, "cls": pb.POOLING_CLS}
 _TOOL_CHOICES = {
     "auto": pb.TOOL_CHOICE_AUTO,
     "none": pb.TOOL_CHOICE_NONE,
@@ -101,6 +102,9 @@ def generate_request(
     enable_thinking: bool | None = None,
     tool_choice: str | None = None,
     required_tool: str = "",
+    template_args: Mapping[str, Any] | None = None,
+    reasoning_effort: str = "",
+    continue_final_message: bool = False,
     reasoning_budget: int | None = None,
 ) -> pb.GenerateRequest:
     """
@@ -117,6 +121,9 @@ def generate_request(
         "enable_thinking": enable_thinking,
         "tool_choice": None if tool_choice is None else _choice("chat.tool_choice", _TOOL_CHOICES, tool_choice),
         "required_tool": required_tool,
+        "template_args": {name: _value(value) for name, value in (template_args or {}).items()} or None,
+        "reasoning_effort": reasoning_effort,
+        "continue_final_message": continue_final_message or None,
     }
     sampling = _build(
         pb.Sampling,
@@ -175,6 +182,59 @@ def refuse_samples(options: GenerateOptions) -> None:
     """
     if (options.get("samples") or 1) > 1:
         raise InvalidArgument("samples: this call returns one completion; use complete_samples", field="samples")
+
+
+def tokenize_request(model: str, prompt: Prompt, *, count_only: bool = False, **chat: Any) -> pb.TokenizeRequest:
+    """
+    Build a TokenizeRequest; the keywords are `TokenizeOptions`.
+
+    Raises:
+        InvalidArgument: As for `generate_request`.
+        TypeError: If a value has the wrong type.
+    """
+    generate = generate_request(model, prompt, **chat)
+    kind = str(generate.WhichOneof("prompt"))
+    return pb.TokenizeRequest(model=model, count_only=count_only, **{kind: getattr(generate, kind)})
+
+
+def embed_request(
+    model: str,
+    texts: str | Sequence[str],
+    *,
+    adapter: str = "",
+    prompt_name: str | None = None,
+    prompt: str | None = None,
+    dimensions: int | None = None,
+    normalize: bool | None = None,
+    pooling: str | None = None,
+    cache_mode: str = "read_write",
+    salt: str = "",
+    request_id: str = "",
+    require_loaded: bool = False,
+    priority: int | None = None,
+) -> pb.EmbedRequest:
+    """
+    Build an EmbedRequest; the keywords are `EmbedOptions`.
+
+    Raises:
+        InvalidArgument: If a value cannot be encoded.
+        TypeError: If a value has the wrong type.
+    """
+    return _build(
+        pb.EmbedRequest,
+        model=model,
+        adapter=adapter,
+        texts=[texts] if isinstance(texts, str) else texts,
+        prompt_name=prompt_name,
+        prompt=prompt,
+        dimensions=dimensions,
+        normalize=normalize,
+        pooling=None if pooling is None else _choice("pooling", _POOLINGS, pooling),
+        cache=_build(pb.CacheOptions, "cache.", mode=_choice("cache.mode", _CACHE_MODES, cache_mode), salt=salt),
+        request_id=request_id,
+        require_loaded=require_loaded,
+        priority=priority,
+    )
 
 
 def invalidate_model_request(model: str, *, weights: bool, prefixes: bool, dry_run: bool) -> pb.InvalidateRequest:
@@ -286,6 +346,11 @@ def _tool(tool: Any) -> pb.Tool:
 
 def _data(kind: type[DataT], value: Any) -> DataT:
     return value if isinstance(value, kind) else kind(**value)
+
+
+def _value(value: Any) -> str:
+    """Return any value as JSON; a text is a value as well."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _json(value: Mapping[str, Any] | str) -> str:

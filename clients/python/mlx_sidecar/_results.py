@@ -63,6 +63,7 @@ class Started:
         model: The model that answers.
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of the prompt that need not be computed again.
+        warnings: What is not as the request had it: a sentence each, which begins with the field.
         miss: Why no more of it was reused; None if all was that could be.
     """
 
@@ -70,6 +71,7 @@ class Started:
     model: str
     prompt_tokens: int
     cached_tokens: int
+    warnings: tuple[str, ...] = ()
     miss: Miss | None = None
 
 
@@ -283,6 +285,7 @@ class Completion:
         model: The model that answered.
         reasoning: The reasoning of all deltas.
         tool_calls: The calls of all deltas, as a `Message` takes them; their arguments are JSON text.
+        warnings: What is not as the request had it: a sentence each, which begins with the field.
         index: The sample that it is, from 0.
         seed: The seed that repeats it, alone; None if it is greedy.
         prompt_logprobs: One entry for each token of the prompt but the first, if `prompt_logprobs` was given.
@@ -300,6 +303,7 @@ class Completion:
     model: str
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    warnings: tuple[str, ...] = ()
     index: int = 0
     seed: int | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()

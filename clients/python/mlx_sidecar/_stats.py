@@ -69,6 +69,30 @@ class StuckWork:
 
 
 @dataclass(frozen=True, slots=True)
+class CallerStats:
+    """
+    A process that calls.
+
+    Attributes:
+        pid: Its process id; 0 for all calls of unknown processes.
+        program: Name of its program; empty for an unknown process.
+        declared: Whether the latest call named this process itself, and the kernel confirms only that it is connected.
+        waiting: Its calls that wait for their model or a slot.
+        running: Its other open calls.
+        calls: Its calls since the daemon started.
+        last_call: Seconds since its latest call arrived.
+    """
+
+    pid: int
+    program: str
+    declared: bool
+    waiting: int
+    running: int
+    calls: int
+    last_call: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """
     The engine process and its queue.
@@ -92,6 +116,7 @@ class EngineStats:
         batch_size_p50: Median number of requests with a token in one turn.
         batch_size_p99: 99th percentile of the same.
         stuck: Background work that hangs, for example on a lost network disk; empty if none does.
+        callers: Processes that call: those with open calls first, then by their latest call; at most 32.
     """
 
     state: str
@@ -112,6 +137,7 @@ class EngineStats:
     batch_size_p50: int = 0
     batch_size_p99: int = 0
     stuck: tuple[StuckWork, ...] = ()
+    callers: tuple[CallerStats, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def _base_model(source: ModelSource, reading: Reading) -> Sliced[Any]:
     def construct(arguments: Any) -> Any:
         # `load_model` may complete the configuration: then the module must be constructed anew.
         model = constructed if arguments == expected_arguments else model_class(arguments)
-        model.sanitize = _sanitizing(weights, getattr(model, "sanitize", None))
+        model.sanitize = _sanitizing(weights, model)
         model.load_weights = lambda weights, strict: assignments.append(weights)
         return model
 
@@ -109,15 +109,26 @@ def _described(source: ModelSource) -> Iterator[Path]:
         yield folder
 
 
-def _sanitizing(weights: Weights, sanitize: Callable[..., Any] | None) -> Callable[..., Any]:
+def _sanitizing(weights: Weights, model: Any) -> Callable[..., Any]:
     """Return a `sanitize` for `load_model` that adapts `weights` instead of the weights that it gets."""
+    sanitize = getattr(model, "sanitize", None)
 
     def sanitized(_: Weights) -> Any:
-        given = dict(weights)
+        given = _whole(weights, model)
         weights.clear()  # arrays that `sanitize` leaves out are not kept in memory by this dictionary
         return given if sanitize is None else sanitize(given)
 
     return sanitized
+
+
+def _whole(weights: Weights, model: Any) -> Weights:
+    """Return weights under their names in a model: sentence-transformers saves a trunk alone, without its name."""
+    if "embed_tokens.weight" not in weights or not hasattr(model, "model"):
+        return dict(weights)
+    if "lm_head" in model and "lm_head.weight" not in weights:
+        model.args.tie_word_embeddings = True  # a trunk has no head of its own
+        del model.lm_head
+    return {f"model.{name}": array for name, array in weights.items()}
 
 
 def _with_adapter(model: Any, source: ModelSource, reading: Reading) -> Any:

@@ -36,11 +36,22 @@ def command(ctx: click.Context, shell: str | None) -> None:
 
 
 def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the completions of a model's name: the embedded model, models of the Hub cache, or directories."""
+    """Return the completions of a model's name: embedded, short names, models of the Hub cache, or directories."""
     if incomplete.startswith(("/", ".", "~")):
         return [CompletionItem(incomplete, type="dir")]
     from huggingface_hub import constants
 
     folders = Path(constants.HF_HUB_CACHE).glob("models--*--*")
-    names = ["embedded", *sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)]
+    cached = sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)
+    names = ["embedded", *_aliases(), *cached]
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _aliases() -> list[str]:
+    """Return the short names of this shell's configuration; none if it is wrong."""
+    from daemon.shared.config import ConfigError, load_config
+
+    try:
+        return sorted(load_config({}, os.environ, Path.home()).config.aliases)
+    except ConfigError:
+        return []

@@ -48,10 +48,12 @@ def command(session: Session, /, key: str | None, as_json: bool, **flags: object
 
 
 def _plain(value: object) -> str:
-    """Return a value for scripts: as its environment variable holds it, but a list with one item a line."""
+    """Return a value for scripts: as its environment variable holds it, but a list or a table with one item a line."""
     match value:
         case None:
             return ""
+        case dict():
+            return "\n".join(f"{name}={one}" for name, one in value.items())
         case list():
             return "\n".join(map(str, value))
         case float():

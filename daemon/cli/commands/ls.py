@@ -1,37 +1,21 @@
-"""`mlx-sidecar ls`: the models of the local Hub cache, their sizes, and whether they fit in memory."""
+"""`mlx-sidecar ls`: the models of this machine, their sizes, what they can do, and whether they fit in memory."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from daemon.cli.output.formatting import examples, print_json, span, table
 from daemon.cli.session import Session, calls_daemon
-from daemon.shared.wording import size
-from mlx_sidecar._exceptions import DaemonNotRunning
+from daemon.shared.wording import count, size
 
 if TYPE_CHECKING:
-    from daemon.cli.hub_cache import CachedModel
-
-
-@dataclass(frozen=True, slots=True)
-class _Room:
-    """
-    The room for weights.
-
-    Attributes:
-        nbytes: Most bytes of one model's weights.
-        source: Origin of the figure: "daemon" or "configuration".
-        loaded: Names of the models in memory.
-    """
-
-    nbytes: int
-    source: str
-    loaded: frozenset[str]
+    from daemon.cli.model_list import Listing
+    from mlx_sidecar import ListedModel
 
 
 @click.command(
@@ -42,68 +26,68 @@ class _Room:
 @calls_daemon
 def command(session: Session, /, as_json: bool) -> None:
     """
-    List the models of the local Hub cache, their weights' size, and whether they fit the memory budget.
+    List the models of this machine: in memory, in the Hub cache, below model_roots, and the embedded one.
 
-    Works without a daemon too. The cache is the one that this shell's HF_HOME and HF_HUB_CACHE name.
+    Works without a daemon too. The Hub cache is the one that HF_HOME and HF_HUB_CACHE of the daemon name, or of this
+    shell if no daemon runs. `mlx-sidecar list` is the same command.
     """
-    from huggingface_hub import constants
+    from daemon.cli.model_list import listed
 
-    from daemon.cli.hub_cache import cached_models
-
-    folder = Path(constants.HF_HUB_CACHE)
-    models, room = cached_models(folder), _room(session)
+    listing = listed(session)
+    models = listing.found.models
     if as_json:
-        return print_json([_tree(model, room) for model in models])
-    if not models:
-        click.echo(f"No model is in {folder}. Fetch one with: mlx-sidecar pull ORG/NAME")
-        return None
-    table(["MODEL", "WEIGHTS", "ON DISK", "FITS", "LAST READ"], [_row(model, room) for model in models])
-    click.echo(_compared(room))
+        return print_json([tree(model) for model in models])
+    table(["MODEL", "WEIGHTS", "ON DISK", "FITS", "CONTEXT", "CAN", "LAST READ"], [_row(model) for model in models])
+    for alias, target in sorted(listing.found.aliases.items()):
+        click.echo(f"{alias} stands for {target}.")
+    if not any(model.place == "hub_cache" for model in models):
+        click.echo("No model is in the Hub cache. Fetch one with: mlx-sidecar pull ORG/NAME")
+    for place in listing.found.unread:
+        click.echo(f"{place.path} could not be read: {place.reason}.", err=True)
+    click.echo(_compared(listing))
     return None
 
 
-def _room(session: Session) -> _Room:
-    """Return the daemon's figures. Without a daemon, or before its engine is up, return those of the configuration."""
-    try:
-        with session.client() as client:
-            stats = client.stats()
-    except DaemonNotRunning:
-        return _configured(session)
-    loaded = frozenset(name for model in stats.models for name in (*model.names, model.info.model))
-    limit = stats.memory.limit_bytes
-    # With a budget of zero no model stays in memory, but each call still loads its model up to the memory limit.
-    return (
-        _Room(min(stats.model_cache.budget_bytes or limit, limit), "daemon", loaded) if limit else _configured(session)
-    )
+def tree(model: ListedModel) -> dict[str, object]:
+    """Return a model for `--json`. It neither fits nor does not while its weights are incomplete."""
+    plain = asdict(model)
+    used = plain.pop("last_used_unix_seconds")
+    fits = model.fits if model.complete else None
+    return plain | {"fits": fits, "last_used": datetime.fromtimestamp(used, UTC).isoformat() if used else None}
 
 
-def _configured(session: Session) -> _Room:
-    return _Room(session.config().model_cache_bytes, "configuration", frozenset())
+def abilities(model: ListedModel) -> str:
+    """Return what a model can do, in words."""
+    return " ".join(name for name, can in asdict(model.can).items() if can) or "-"
 
 
-def _fits(model: CachedModel, room: _Room) -> bool | None:
-    """Tell whether a model fits after evictions of idle models; None if its weights are incomplete."""
-    return model.size_bytes <= room.nbytes if model.complete else None
+def fitting(model: ListedModel) -> str:
+    """Return whether a model fits into memory, in one word or two."""
+    if model.loaded:
+        return "loaded"
+    if not model.complete:
+        return "incomplete" if model.size_bytes else "no weights"
+    return "unusable" if model.problem else "yes" if model.fits else "no"
 
 
-def _tree(model: CachedModel, room: _Room) -> dict[str, object]:
-    loaded = model.model in room.loaded
-    return asdict(model) | {"fits": _fits(model, room), "loaded": loaded, "last_used": model.last_used.isoformat()}
-
-
-def _row(model: CachedModel, room: _Room) -> list[str]:
-    fits = {True: "yes", False: "no", None: "incomplete" if model.size_bytes else "no weights"}[_fits(model, room)]
-    idle = (datetime.now(UTC) - model.last_used).total_seconds()
+def _row(model: ListedModel) -> list[str]:
+    used = model.last_used_unix_seconds
     return [
         model.model,
         size(model.size_bytes),
         size(model.disk_bytes),
-        "loaded" if model.model in room.loaded else fits,
-        f"{span(max(idle, 0))} ago",
+        fitting(model),
+        str(model.context_length or "-"),
+        abilities(model),
+        f"{span(max(time.time() - used, 0))} ago" if used else "-",
     ]
 
 
-def _compared(room: _Room) -> str:
-    if room.source == "daemon":
-        return f"Weights may take {size(room.nbytes)}; what is idle makes room."
-    return f"Weights may take {size(room.nbytes)} (model_cache_mb); a running daemon also knows what the machine has."
+def _compared(listing: Listing) -> str:
+    found = listing.found
+    more = f" More than {count(len(found.models), 'model')} were found." if found.truncated else ""
+    if listing.from_daemon:
+        return f"Weights may take {size(found.fits_bytes)}; what is idle makes room.{more}"
+    return (
+        f"Weights may take {size(found.fits_bytes)} (model_cache_mb); a running daemon also knows what the machine has."
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from daemon.cli.commands.completion import complete_model
+from daemon.cli.input import joined, piped, read_stdin
 from daemon.cli.output.answer import print_answer, print_samples, print_timings
 from daemon.cli.output.formatting import examples, print_json, stdin_is_terminal, stdout_is_terminal
 from daemon.cli.output.progress import follow
@@ -25,14 +25,14 @@ _STDIN = Path("-")
     "run",
     epilog=examples(
         "mlx-sidecar run embedded",
-        "mlx-sidecar run embedded 'Say hello'",
+        "mlx-sidecar run embedded Say hello",
         "mlx-sidecar run mlx-community/Qwen3-8B-4bit --file notes.md 'Which of these are done?'",
-        "git diff | mlx-sidecar run mlx-community/Qwen3-8B-4bit --file - 'Review this diff'",
+        "git diff | mlx-sidecar run mlx-community/Qwen3-8B-4bit Review this diff",
         "mlx-sidecar run embedded --raw 'Once upon a time' --max-tokens 50 --verbose",
     ),
 )
 @click.argument("model", callback=absolute_if_path, shell_complete=complete_model)
-@click.argument("prompt", required=False)
+@click.argument("words", metavar="[PROMPT]...", nargs=-1)
 @click.option(
     "--file",
     "files",
@@ -64,6 +64,8 @@ _STDIN = Path("-")
     help="A smaller model that guesses tokens: same answer, other speed.",
 )
 @click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")
+@click.option("--think/--no-think", default=None, help="Turn a reasoning model's thinking on or off.")
+@click.option("--effort", metavar="WORD", help="How much a reasoning model reasons, such as low or high.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor store cached prefixes.")
 @click.option("--salt", default="", help="Share cached prefixes only with requests of the same salt.")
 @click.option(
@@ -80,7 +82,7 @@ def command(
     session: Session,
     /,
     model: str,
-    prompt: str | None,
+    words: tuple[str, ...],
     files: tuple[Path, ...],
     raw: bool,
     system: str | None,
@@ -89,6 +91,8 @@ def command(
     form: str | None,
     draft_model: str,
     schema: TextIO | None,
+    think: bool | None,
+    effort: str | None,
     no_cache: bool,
     keep: float | None,
     verbose: bool,
@@ -97,14 +101,17 @@ def command(
     **sampling: Any,
 ) -> None:
     """
-    Run PROMPT, or standard input, through MODEL and stream the answer.
+    Run PROMPT, or standard input, through MODEL and stream the answer. PROMPT needs no quotes.
 
-    Without either, on a terminal, hold a conversation. The model is downloaded and loaded if that is needed.
+    What is piped in beside a PROMPT is put behind it. Without either, on a terminal, hold a conversation. The model is
+    downloaded and loaded if that is needed.
     """
-    if raw and system is not None:
-        raise click.UsageError("--system needs the chat template, so it cannot go with --raw.")
+    if raw:
+        _refuse_chat_options({"--system": system, "--think/--no-think": think, "--effort": effort})
     options = _sampling(sampling, greedy)
     options |= {"stop": stop or None, **_cache_options(no_cache, keep)}
+    chat = {"enable_thinking": think, "reasoning_effort": effort}
+    options |= {name: value for name, value in chat.items() if value is not None}
     if form and schema:
         raise click.UsageError("--format and --schema exclude each other.")
     if form:
@@ -113,6 +120,7 @@ def command(
         options["draft_model"] = draft_model
     if schema:
         options["json_schema"] = schema.read()
+    prompt = joined(words) if words else None
     talk = prompt is None and not files and stdin_is_terminal() and stdout_is_terminal()
     if talk and (raw or as_json or sampling["samples"]):
         raise click.UsageError("--raw, --json and --samples need a PROMPT, as an argument or on standard input.")
@@ -135,6 +143,12 @@ def command(
     return None
 
 
+def _refuse_chat_options(given: dict[str, Any]) -> None:
+    for flag, value in given.items():
+        if value is not None:
+            raise click.UsageError(f"{flag} needs the chat template, so it cannot go with --raw.")
+
+
 def _sampling(given: dict[str, Any], greedy: bool) -> dict[str, Any]:
     """Return options with the model's own sampling where they leave it open."""
     if greedy and given["temperature"]:
@@ -152,28 +166,31 @@ def _cache_options(no_cache: bool, keep: float | None) -> dict[str, Any]:
 
 def _text(prompt: str | None, files: Sequence[Path], raw: bool) -> str:
     """
-    Return the text of the files, then the prompt.
+    Return the text of the files, then the prompt, then what is piped in beside it.
 
     In this order, several questions about the same files share a prefix, and with it the KV cache.
     """
     if prompt is None and not files:
         files = [_STDIN]
     parts = [_read(file) for file in files]
+    if prompt is not None:
+        parts += [prompt, *([] if _STDIN in files else filter(None, [piped()]))]
     parts = parts if raw else [part.rstrip("\n") for part in parts]
-    text = ("" if raw else "\n\n").join([*parts, *([] if prompt is None else [prompt])])
+    text = ("" if raw else "\n\n").join(parts)
     if not text:
         raise click.UsageError("The prompt is empty.")
     return text
 
 
 def _read(file: Path) -> str:
-    where = "standard input" if file == _STDIN else str(file)
+    if file == _STDIN:
+        return read_stdin()
     try:
-        return (sys.stdin.buffer.read() if file == _STDIN else file.read_bytes()).decode("utf-8")
+        return file.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
-        raise click.UsageError(f"The prompt on {where} is not UTF-8 text.") from None
+        raise click.UsageError(f"The prompt on {file} is not UTF-8 text.") from None
     except OSError as error:
-        raise click.FileError(where, error.strerror) from None
+        raise click.FileError(str(file), error.strerror) from None
 
 
 def _conversation(system: str | None, text: str) -> Prompt:

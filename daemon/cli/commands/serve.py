@@ -9,6 +9,7 @@ import click
 from daemon.cli.flags import config_flags, resolve
 from daemon.cli.output.formatting import examples
 from daemon.cli.session import Session, pass_session
+from daemon.shared.distributions import mismatch
 
 
 @click.command(
@@ -23,6 +24,8 @@ def command(session: Session, /, **flags: object) -> None:
 
     Values come from the defaults, config.toml, MLX_SIDECAR_* variables and these flags; the last one wins.
     """
+    if problem := mismatch():
+        raise click.ClickException(f"{problem}.")
     config = resolve(session.socket_flag, flags).config
     from daemon.server.app import run  # after the configuration, which is refused without these imports
 

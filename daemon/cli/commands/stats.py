@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon.cli.output.formatting import brief, examples, percent, print_json, span
+from daemon.cli.output.formatting import brief, called_by, examples, percent, print_json, span
 from daemon.cli.session import Session, calls_daemon
 from daemon.shared.wording import count, size
 
@@ -101,6 +101,8 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
             yield "stuck", "; ".join(f"{work.work} of {work.model}, {span(work.silent or 0)}" for work in value) or "-"
         elif field.name == "http":
             yield "http", f"{value.state} {value.address}".strip() + (f", pid {value.pid}" if value.pid else "")
+        elif field.name == "callers":
+            yield "callers", "; ".join(map(called_by, value)) or "-"
         elif field.name != "namespaces":
             yield field.name, _format(field.name, value)
 

@@ -103,6 +103,7 @@ def print_timings(*samples: Completion) -> None:
         ("first token", "-" if timings.first_token is None else f"{timings.first_token:.3f} s"),
         ("prefill", _speed(computed, timings.prefill)),
         ("decode", _speed(decoded, max(spans, default=None))),
+        *(("warning", text) for text in samples[0].warnings),
     ]
     click.echo("\n" + "\n".join(f"{label:<12} {text}" for label, text in lines), err=True)
 

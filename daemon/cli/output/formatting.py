@@ -7,11 +7,14 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from daemon.shared.wording import count
+
+if TYPE_CHECKING:
+    from mlx_sidecar import CallerStats
 
 _SPANS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 
@@ -37,6 +40,12 @@ def brief(seconds: float) -> str:
 def percent(share: float) -> str:
     """Return a fraction as a percentage: "87 %"."""
     return f"{share:.0%}".replace("%", " %")
+
+
+def called_by(caller: CallerStats) -> str:
+    """Return a process that calls, and its calls: "code (4711): 2 run, 1 wait, 17 so far"."""
+    name = f"{printable(caller.program)} ({caller.pid})" if caller.pid else "unknown"
+    return f"{name}: {caller.running} run, {caller.waiting} wait, {caller.calls:,} so far"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
 
-from daemon.cli.output.formatting import brief, percent, printable, span
+from daemon.cli.output.formatting import brief, called_by, percent, printable, span
 from daemon.cli.output.memory_parts import memory_parts
 from daemon.shared.wording import count, size
 from mlx_sidecar import ModelStats, PrefixCacheStats, Stats
@@ -33,6 +33,7 @@ _WIDE = 66
 """Width from which the table of models has its optional column."""
 _LEAST_BAR = 8
 _TROUBLE_LINES = 3
+_MOST_CALLERS = 3
 
 
 def header(stats: Stats, trouble: str, width: int) -> list[Text]:
@@ -111,6 +112,7 @@ def facts(stats: Stats, width: int) -> list[Text]:
         f"{percent(cache.hit_rate)} of {count(cache.lookups, 'prompt')} hit",
         *_misses(cache),
         *_kept(cache),
+        *map(called_by, engine.callers[:_MOST_CALLERS]),
     ]
     return [_line(line) for line in _packed(lines, width)]
 

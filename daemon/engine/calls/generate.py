@@ -44,9 +44,15 @@ class _Record:
     asked: float | None = None
 
 
-def generate(services: Services, call_id: int, request: pb.GenerateRequest) -> Call:
+def generate(services: Services, call_id: int, request: pb.GenerateRequest, program: str = "") -> Call:
     """
     Serve a Generate call until the runner has its request: `accepted` is sent, all further events are the runner's.
+
+    Args:
+        services: The parts that it uses.
+        call_id: Its call.
+        request: The validated request.
+        program: The program that calls; programs take turns.
 
     Raises:
         SidecarError: REQUEST_EXCEEDS_MEMORY; or why a model cannot be had, or the prompt cannot be used.
@@ -70,6 +76,8 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest) -> C
             record.times.load = services.clock() - record.asked
         _refuse_if_never(services, request, prepared, [ticket.lease, *([] if draft is None else [draft.lease])])
         sequence = sequence_of(services, call_id, request, record.times, ticket.lease, prepared.source, prepared)
+        for answer in (sequence, *sequence.samples):
+            answer.program = program
         if draft is not None:
             kv = kv_of(services, request, draft.lease, draft.source)
             sequence.draft = DraftKV(kv, request.draft_tokens or DEFAULT_TOKENS)
@@ -113,7 +121,7 @@ def _render(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokeniz
         return Task(PROMPT, name, lane, lambda: prepare_request(request, source, tokenizer))
 
     def rendered() -> Task[PreparedRequest]:
-        text = render(request.chat, tokenizer)
+        text = render(request, tokenizer)
         return Task(PROMPT, name, (path, "text"), lambda: prepare_request(request, source, tokenizer, text))
 
     return Task(TEMPLATE, name, path, rendered)
@@ -160,7 +168,10 @@ def sequence_of(
 
 
 def kv_of(
-    services: Services, request: pb.GenerateRequest, lease: ModelLease[LoadedModel], source: ModelSource
+    services: Services,
+    request: pb.GenerateRequest | pb.EmbedRequest,
+    lease: ModelLease[LoadedModel],
+    source: ModelSource,
 ) -> SequenceKV:
     """Return the KV of a request under a model, with nothing computed; Stats remembers the model's namespace."""
     namespace = Namespace(source.key.weights, source.key.adapter, lease.model.layout.signature, request.cache.salt)
@@ -168,7 +179,8 @@ def kv_of(
     mode = request.cache.mode
     writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
     # The KV of a prefix has no logits: a prompt that is scored is computed as a whole.
-    reads = mode != pb.CACHE_MODE_BYPASS and not request.HasField("prompt_logprobs")
+    scored = isinstance(request, pb.GenerateRequest) and request.HasField("prompt_logprobs")
+    reads = mode != pb.CACHE_MODE_BYPASS and not scored
     return SequenceKV(lease, namespace.digest(), reads=reads, writes=writes, keep=seconds(request.cache.keep))
 
 

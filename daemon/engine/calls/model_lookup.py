@@ -16,6 +16,7 @@ from daemon.engine.background.background import Background
 from daemon.engine.background.task import FETCH, LOOKUP, READ, Task
 from daemon.engine.calls.driver import Pending, Waiting, no_report, wait_for
 from daemon.engine.calls.giants import Giants
+from daemon.engine.calls.model_places import Places
 from daemon.shared import liveness
 from daemon.shared.errors import Reason, SidecarError
 
@@ -32,11 +33,13 @@ class ModelLookup:
     Args:
         resolver: Does the work.
         background: The threads that it is done on.
+        places: Know the names that may have been meant.
     """
 
-    def __init__(self, resolver: Resolver, background: Background) -> None:
+    def __init__(self, resolver: Resolver, background: Background, places: Places) -> None:
         self._resolver = resolver
         self._background = background
+        self._places = places
         self._searches: dict[Wanted, _Search] = {}
         self._giants = Giants()
 
@@ -58,7 +61,7 @@ class ModelLookup:
             progress: Called on the MLX thread while the model is downloaded or read.
 
         Raises:
-            SidecarError: Why there is no result.
+            SidecarError: Why there is no result; where there is no such model, with names that may have been meant.
         """
 
         def quick() -> T | _Long | Task[T | _Long]:
@@ -70,11 +73,18 @@ class ModelLookup:
             return cast("Task[T | _Long]", prepare(source))
 
         task: Task[T | _Long] = Task(LOOKUP, wanted.name, wanted.name, quick)
-        result = yield from wait_for(self._background, task)
-        if not isinstance(result, _Long):
-            return result
-        found = yield from self._join(wanted, progress, result.nbytes).wait()
-        return (yield from wait_for(self._background, prepare(found)))
+        try:
+            result = yield from wait_for(self._background, task)
+            if not isinstance(result, _Long):
+                return result
+            found = yield from self._join(wanted, progress, result.nbytes).wait()
+            return (yield from wait_for(self._background, prepare(found)))
+        except SidecarError as error:
+            failure = error.with_traceback(None)
+        try:
+            raise (yield from self._places.suggested(wanted.name, failure))
+        finally:
+            del failure  # its traceback will have this frame; see `Pending.wait`
 
     def _join(self, wanted: Wanted, progress: Callable[[Progress], None], nbytes: int | None) -> _Waiter:
         """Wait for the search that is under way, or begin a new one."""

@@ -52,6 +52,7 @@ def request_of(call_id: int, message: pb.GenerateRequest, model_name: str, ready
         message_ends=eos_ids,
         top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
         priority=message.priority,
+        warnings=ready.prompt.warnings,
         prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
         places=ready.prompt.places,
     )

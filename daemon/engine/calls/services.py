@@ -14,6 +14,7 @@ from daemon.cache.model_cache import ModelCache
 from daemon.engine.background.background import Background
 from daemon.engine.background.task import TOKENIZER, Task
 from daemon.engine.calls.model_lookup import ModelLookup
+from daemon.engine.calls.model_places import Places
 from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.memory_budget import MemoryBudget
 from daemon.engine.outbox import Outbox
@@ -38,6 +39,8 @@ class Services:
         names: The contents that each name stood for; Invalidate needs them.
         namespaces: The models that each namespace belongs to; Stats shows them.
         overrides: Context lengths; pins and times to live that were asked of the engine before this one.
+        places: Where models lie; ListModels shows them.
+        held: Embed calls that run, by id: whether the call's reader lags, so that no vectors are to be sent.
         coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
             batching window waits for them.
     """
@@ -54,6 +57,8 @@ class Services:
     names: NameRegistry
     namespaces: NamespaceRegistry
     overrides: ModelOverrides
+    places: Places
+    held: dict[int, bool] = field(default_factory=dict)
     coming: set[int] = field(default_factory=set)
 
     def load(self, source: ModelSource, adapter: str = "", *, loaded_only: bool) -> Ticket[LoadedModel]:

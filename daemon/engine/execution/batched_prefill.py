@@ -19,7 +19,8 @@ from daemon.shared.failpoints import failpoint
 
 class PrefillBatch:
     """
-    Prompts with a short rest. All of it is computed but each prompt's last token, which the decoder feeds.
+    Prompts with a short rest. All of it is computed but each prompt's last token, which the decoder feeds. Of texts to
+    embed, the last token is computed too.
 
     The prompts become rows of a batch before the pass rather than after it, so their KV is copied only once.
 
@@ -35,12 +36,13 @@ class PrefillBatch:
         failpoint("prefill.chunk")
         sequences = [prefill.sequence for prefill in self.prefills]
         width = max(prefill.remaining for prefill in self.prefills)
-        ends = [len(sequence.prompt) - 1 for sequence in sequences]
+        ends = [sequence.prefill_end for sequence in sequences]
         room = width + max(min(sequence.request.max_tokens, DECODE_ROOM) for sequence in sequences)
         caches = merge_caches([sequence.kv.take() for sequence in sequences], ends, width, room)
         fed = [sequence.prompt[max(0, end - width) : end] for sequence, end in zip(sequences, ends, strict=True)]
-        sequences[0].loaded.model(mx.array([[0] * (width - len(ids)) + ids for ids in fed]), cache=list(caches))
+        rows = mx.array([[0] * (width - len(ids)) + ids for ids in fed])
+        after = sequences[0].module(sequences[0].kv)(rows, cache=list(caches))
         mx.eval([cache.state for cache in caches])
         for index, prefill in enumerate(self.prefills):
-            prefill.was_computed([to_single(cache, index) for cache in caches])
+            prefill.was_computed([to_single(cache, index) for cache in caches], after[index])
         return caches

@@ -31,6 +31,7 @@ class Started:
         model: The name that its model was asked for by.
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of it with reused KV.
+        warnings: What is not as the caller had it, a sentence each.
         miss: Why no more of it was reused; None if all was that could be.
         place: Where the token of the miss lies in the request; None if that does not matter.
     """
@@ -39,6 +40,7 @@ class Started:
     model: str
     prompt_tokens: int
     cached_tokens: int
+    warnings: tuple[str, ...] = ()
     miss: Miss | None = None
     place: Place | None = None
 

@@ -20,14 +20,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import mlx.core as mx
-import structlog
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.execution.prompt_scores import score_prompt
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS
-from daemon.engine.prompt.places import LEAST_LEAD
 from daemon.engine.scheduling.policy import MIN_CHUNK, Allowance, ChunkSizer
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.forks import MOST_FORKS, Beginning, fork, forks
@@ -52,8 +50,6 @@ the other, the first of them has a shorter time to first token.
 
 LONG_PREFILL = 2048
 """A prompt with so many computed tokens gives MLX's free buffers back: decode needs none of their sizes."""
-
-log = structlog.get_logger()
 
 
 class Prefill:
@@ -89,12 +85,12 @@ class Prefill:
         self._stored = 0
         self._points: list[int] = []
         self._forks: list[int] = []
-        self.beginning = Beginning(self._kv.namespace, sequence.prompt)
+        self.beginning = Beginning(self._kv.namespace, self._kv.sharable(sequence.prompt))
         self._shareable = self._kv.loaded.layout.reusable and prefixes.enabled
         draft = sequence.draft if kv is None else None
         self._draft = Prefill(sequence, prefixes, sizer, clock, kv=draft.kv) if draft is not None else None
-        self._whole = sequence.draft is None and sequence.request.max_tokens > 0
-        """Whether the last token may be computed too: a draft and its model begin to decode with it."""
+        self._whole = sequence.draft is None and sequence.pooled is None and sequence.request.max_tokens > 0
+        """Whether logits of the last token may be computed: a draft and its model begin to decode with it."""
         self._scored = sequence.request.prompt_logprobs is not None
         self._speed = (self.model_key, "scored") if self._scored else self.model_key
         """What the sizer knows its passes by: scores take time that other prompts of the model do not."""
@@ -141,7 +137,12 @@ class Prefill:
 
     @property
     def _left(self) -> int:
-        return max(0, self.length - 1 - self.done)
+        return max(0, self.sequence.prefill_end - self.done)
+
+    @property
+    def pools(self) -> bool:
+        """Whether it computes hidden states, of a text to embed."""
+        return self.sequence.pooled is not None
 
     @property
     def model_key(self) -> ModelKey:
@@ -152,6 +153,11 @@ class Prefill:
     def namespace(self) -> str:
         """Digest under which its KV may be shared; namespaces take turns."""
         return self._kv.namespace
+
+    @property
+    def program(self) -> str:
+        """The program that called; programs take turns."""
+        return self.sequence.program
 
     @property
     def priority(self) -> int:
@@ -196,10 +202,10 @@ class Prefill:
         room = self.length + min(self.sequence.request.max_tokens, DECODE_ROOM)
         times.started = began  # a draft's lookup and restore, before it, count as waiting
         if kv.reads and kv.loaded.layout.reusable:
-            self._look_up()
+            kv.look_up(self.sequence.request, self._prefixes, explained=kv is self.sequence.kv)
         looked_up = self._clock()
         if kv.prefix is not None and kv.prefix.tokens:
-            self._restore(room)
+            kv.restore(self._prefixes, room, self.sequence.request.request_id)
         if kv.cache is None:
             kv.cache = kv.loaded.layout.new_cache(kv.loaded.model, room)
         self._stored = kv.held = kv.cached
@@ -250,8 +256,10 @@ class Prefill:
         elif parts_at:
             self._store_blocks(Resume.YES, first=parts_at)
 
-    def was_computed(self, caches: list[Any]) -> None:
-        """Take over that a shared pass computed the rest of the prompt, all but its last token, and store it."""
+    def was_computed(self, caches: list[Any], states: Any) -> None:
+        """Take over that a shared pass, which ended in `states`, computed the rest of the prompt, and store it."""
+        if self.sequence.pooled is not None:
+            self.sequence.pooled.add(states[-self._left :], self.done)
         self._kv.advanced(self._left, caches)
         self._store_blocks(Resume.NO, caches)
         self._complete()
@@ -271,10 +279,12 @@ class Prefill:
             return
         assert kv.cache is not None
         chunk = mx.array([sequence.prompt[self.done : self.done + tokens]])
-        after = kv.loaded.model(chunk, cache=kv.cache)
+        after = sequence.module(kv)(chunk, cache=kv.cache)
         if self._scored:
             score_prompt(sequence, self.done, after[0])
-        if logits:
+        if sequence.pooled is not None:
+            sequence.pooled.add(after[0], self.done)
+        elif logits:
             sequence.logits = after[:, -1]
             mx.async_eval(sequence.logits)
         mx.eval([cache.state for cache in kv.cache])
@@ -324,27 +334,3 @@ class Prefill:
         if at_point or self._left == 0 or self.done - self._stored >= EXTENT_BLOCKS * BLOCK_TOKENS:
             self._store_blocks(Resume.YES if at_point else Resume.NO)
             self._stored = self.done
-
-    def _look_up(self) -> None:
-        """Lease the longest cached prefix; a fault costs time, never the request."""
-        kv, request = self._kv, self.sequence.request
-        try:
-            kv.prefix = self._prefixes.lookup(kv.namespace, request.prompt, kv.loaded.layout.parts)
-            if self._prefixes.enabled and kv is self.sequence.kv:
-                lead = request.places.lead if request.places is not None else LEAST_LEAD
-                kv.miss = self._prefixes.explain(kv.prefix, request.prompt, kv.loaded.layout.parts, lead)
-        except Exception:
-            log.exception("prefix_lookup_failed", request_id=request.request_id)
-
-    def _restore(self, room: int) -> None:
-        """Copy the matched KV; a fault costs time, never the request."""
-        kv, prefix, layout = self._kv, self._kv.prefix, self._kv.loaded.layout
-        assert prefix is not None
-        try:
-            runs = self._prefixes.runs(prefix, layout.parts)
-            kv.cache = layout.restored_cache(kv.loaded.model, runs, prefix.checkpoint, prefix.tokens, room)
-        except Exception:
-            log.exception("prefix_restore_failed", request_id=self.sequence.request.request_id)
-            return
-        kv.cached = prefix.tokens
-        self._prefixes.restored(prefix)

@@ -47,6 +47,7 @@ class Request:
         message_ends: Ids that end a message within the prompt; prefixes are resumable behind them.
         top_logprobs: Alternatives that each token is reported with; None if no log-probabilities are wanted.
         priority: Higher starts and prefills first.
+        warnings: What is not as the caller had it, a sentence each.
         index: Which of the answers to the prompt it is, from 0.
         prompt_logprobs: Alternatives that each token of the prompt is reported with; None if no log-probabilities of
             it are wanted.
@@ -63,6 +64,7 @@ class Request:
     message_ends: frozenset[int]
     top_logprobs: int | None = None
     priority: int = 0
+    warnings: tuple[str, ...] = ()
     index: int = 0
     prompt_logprobs: int | None = None
     places: Places | None = None

@@ -186,17 +186,31 @@ class Runner:
         """Act on an outcome of prefill: send its event, count tokens, and let sequences decode."""
         match outcome:
             case Begun(sequence):
-                self._replies.generate(sequence.call_id, sequence.started())
+                if sequence.pooled is None:
+                    self._replies.generate(sequence.call_id, sequence.started())
             case Failed(sequence, error):
                 self._fail(sequence, as_sidecar_error(error))
             case Computed(sequence, tokens, done):
                 self.totals.prompt_tokens += tokens
                 if (scores := sequence.take_scores()) is not None:
                     self._replies.generate(sequence.call_id, scores)
-                if done < len(sequence.prompt) - 1:
+                if done < sequence.prefill_end and sequence.pooled is None:
                     self._replies.generate(sequence.call_id, sequence.progress(done))
             case Ready(sequences, caches):
-                self._decode_from_now(sequences, caches)
+                if sequences[0].pooled is None:
+                    self._decode_from_now(sequences, caches)
+                else:
+                    self._pooled(sequences)
+
+    def _pooled(self, sequences: list[Sequence]) -> None:
+        """End texts that are embedded. The calls that wait for them send the vectors."""
+        for sequence in sequences:
+            assert sequence.pooled is not None
+            sequence.pooled.cached = sequence.kv.cached
+            sequence.pooled.finish()
+            if sequence.pooled.error is not None:
+                self._forget(sequence)
+            self._end(sequence)
 
     def _decode_from_now(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
         """Let sequences decode: their prompts are computed."""
@@ -265,10 +279,13 @@ class Runner:
         self._replies.generate(sequence.call_id, sequence.finished(reason, more=more))
 
     def _fail(self, sequence: Sequence, error: SidecarError) -> None:
-        """End a sequence, and all samples of its call, with an error."""
+        """End a sequence, and all samples of its call, with an error; the call of a text to embed finds it there."""
         if error.reason is Reason.NAN_LOGITS:
             self._forget(sequence)
         self._end(sequence)
+        if sequence.pooled is not None:
+            sequence.pooled.error = error
+            return
         self.cancel(sequence.call_id)
         self._replies.fail(sequence.call_id, error)
 

@@ -22,6 +22,7 @@ from daemon.engine.execution.events import (
     Timings,
     Usage,
 )
+from daemon.engine.execution.pooling import Pooled, trunk
 from daemon.engine.execution.request import Request
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.output.answer_parser import AnswerParser
@@ -70,8 +71,11 @@ class Sequence:
         channels: Takes its answer apart; None if all of it is text.
         constraint: Decides which tokens it may sample; None if all.
         draft: KV of the draft model that guesses for it; None without a draft model.
+        program: The program that called; empty if it is not known.
         generated: Tokens sampled so far.
         reasoning_tokens: How many of them are reasoning, its marks included.
+        pooled: Takes the hidden states of its prompt, which is a text to embed and ends with its prefill; None if it
+            generates.
         logits: Those after its prompt, [1, vocab], until it decodes; None if its last token was not computed yet.
         samples: Further answers to its prompt, which decode from its KV; none once they do.
         text: Returns the text of a token alone, for log-probabilities.
@@ -87,6 +91,8 @@ class Sequence:
     channels: AnswerParser | None = None
     constraint: Constraint | None = None
     draft: DraftKV | None = None
+    pooled: Pooled | None = None
+    program: str = ""
     generated: list[int] = field(default_factory=list)
     reasoning_tokens: int = 0
     logits: Any = None
@@ -154,6 +160,15 @@ class Sequence:
         """Its KV, and its draft model's if there is one."""
         return [self.kv] if self.draft is None else [self.kv, self.draft.kv]
 
+    @property
+    def prefill_end(self) -> int:
+        """Tokens of the prompt that prefill computes: all but the last, which the decoder feeds, if there is one."""
+        return len(self.prompt) - (self.pooled is None)
+
+    def module(self, kv: SequenceKV) -> Any:
+        """Return what computes one of its KVs: the model, or the part of it that computes hidden states."""
+        return kv.loaded.model if self.pooled is None else trunk(kv.loaded.model)
+
     def tokens_in(self, kv: SequenceKV) -> list[int]:
         """Return exactly the tokens that one of its KVs holds."""
         return (self.prompt + self.generated)[: kv.held]
@@ -163,7 +178,9 @@ class Sequence:
         request, miss, place = self.request, self.kv.miss, None
         if miss is not None and miss.reason in PLACED and request.places is not None:
             place = request.places.at(miss.token)
-        return Started(request.request_id, request.model_name, len(self.prompt), self.kv.cached, miss, place)
+        return Started(
+            request.request_id, request.model_name, len(self.prompt), self.kv.cached, request.warnings, miss, place
+        )
 
     def progress(self, done: int) -> PrefillProgress:
         """Return the event that `done` prompt tokens are in the cache."""

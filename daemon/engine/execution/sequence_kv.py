@@ -22,6 +22,8 @@ import structlog
 from daemon.cache.entry import ModelLease
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
+from daemon.engine.execution.request import Request
+from daemon.engine.prompt.places import LEAST_LEAD
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
 from daemon.kv.miss import Miss
@@ -49,6 +51,7 @@ class SequenceKV:
         prefix: The hold on the prefix that was reused.
         keep: Seconds for which the stored prompt is evicted after all others; 0 for as any other.
         miss: Why no more of the prompt was reused; None if all was that could be, or none was looked for.
+        shared: Leading tokens that may be reused and stored; None for all.
     """
 
     model: ModelLease[LoadedModel]
@@ -62,6 +65,7 @@ class SequenceKV:
     prefix: PrefixLease | None = None
     keep: float = 0.0
     miss: Miss | None = None
+    shared: int | None = None
 
     @property
     def loaded(self) -> LoadedModel:
@@ -84,6 +88,48 @@ class SequenceKV:
         other.held, other.cached, other.writes, other.boundary = self.held, self.cached, self.writes, self.boundary
         if copy:
             other.cache = deepcopy(self.cache)
+
+    def sharable(self, prompt: list[int]) -> list[int]:
+        """Return the tokens of a prompt that may be shared, and the one after them, which is never restored."""
+        return prompt if self.shared is None else prompt[: self.shared + 1]
+
+    def look_up(self, request: Request, prefixes: PrefixCache, *, explained: bool) -> None:
+        """
+        Lease the longest cached prefix of a prompt; a fault costs time, never the request.
+
+        Args:
+            request: The request that has the prompt.
+            prefixes: The prefix cache.
+            explained: Whether to find out why no more of it can be reused.
+        """
+        parts, prompt = self.loaded.layout.parts, self.sharable(request.prompt)
+        try:
+            self.prefix = prefixes.lookup(self.namespace, prompt, parts)
+            if prefixes.enabled and explained:
+                lead = request.places.lead if request.places is not None else LEAST_LEAD
+                self.miss = prefixes.explain(self.prefix, prompt, parts, lead)
+        except Exception:
+            log.exception("prefix_lookup_failed", request_id=request.request_id)
+
+    def restore(self, prefixes: PrefixCache, room: int, request_id: str) -> None:
+        """
+        Copy the KV of the leased prefix; a fault costs time, never the request.
+
+        Args:
+            prefixes: The prefix cache.
+            room: Tokens that the caches shall have room for.
+            request_id: The request that a fault is logged for.
+        """
+        prefix, layout = self.prefix, self.loaded.layout
+        assert prefix is not None
+        try:
+            runs = prefixes.runs(prefix, layout.parts)
+            self.cache = layout.restored_cache(self.loaded.model, runs, prefix.checkpoint, prefix.tokens, room)
+        except Exception:
+            log.exception("prefix_restore_failed", request_id=request_id)
+            return
+        self.cached = prefix.tokens
+        prefixes.restored(prefix)
 
     def take(self) -> list[Any]:
         """Return the caches to a new owner, a batch."""
@@ -130,6 +176,8 @@ class SequenceKV:
         caches = caches or self.cache
         if not (self.writes and layout.reusable and caches and self.held):
             return
+        if self.shared is not None:
+            first = min(self.held if first is None else first, self.shared)
         if first is not None and layout.states and (self.boundary is None or self.boundary.tokens != first):
             return
         try:

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from daemon.engine.prompt.renderer import Renderer
+from daemon.engine.prompt.template_shape import TemplateShape
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.machine_faults import machine_fault
 
@@ -26,7 +27,7 @@ STRIKES = 2
 _MESSAGE = 200
 """Characters of a template's own message that an error quotes."""
 _REMEMBERED = 64
-"""Templates with strikes that are remembered."""
+"""Templates that are remembered, with their strikes and with their shapes."""
 _COMMAND = (sys.executable, "-P", "-m", "daemon.engine.template_worker")
 
 log = structlog.get_logger()
@@ -53,6 +54,8 @@ class Templates:
         """Idle workers, each with the time since when; the last is used next."""
         self._busy: set[Renderer] = set()
         self._strikes: OrderedDict[bytes, list[float]] = OrderedDict()
+        self._shapes: OrderedDict[bytes, TemplateShape] = OrderedDict()
+        self._logged: set[bytes] = set()
         self._closed = False
 
     @property
@@ -74,22 +77,51 @@ class Templates:
             SidecarError: INVALID_ARGUMENT if the template refuses it, fails, or takes too much time or memory;
                 MACHINE_EXHAUSTED or MACHINE_FAULT if the worker cannot be started.
         """
-        wanted = {"template": template, "messages": messages, "options": options}
-        line = json.dumps(wanted).encode() + b"\n"
-        digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).digest()
-        with self._free:
-            with self._lock:
-                self._refuse_if_banned(digest)
-            answer = self._ask(line)
+        digest = _digest(template)
+        answer = self._answer(digest, {"template": template, "messages": messages, "options": options})
         if answer is None:
             raise self._killed(digest)
         if "text" in answer:
-            return answer["text"]
-        if "errno" in answer:
-            raise _unstarted(OSError(int(answer["errno"]), "in the worker"))
+            return str(answer["text"])
         if "refused" in answer:
             raise invalid("chat", f"is refused by the model's chat template: {answer['refused'][:_MESSAGE]}")
         raise invalid("chat", f"cannot be rendered by the model's chat template ({answer['raised']})")
+
+    def shape(self, template: str, options: Mapping[str, Any]) -> TemplateShape:
+        """
+        Return the shape of a template. A worker finds it by trying; then it is remembered.
+
+        A template that takes too much time or memory on the way has the usual shape, and is refused when it renders.
+
+        Args:
+            template: Source of the template.
+            options: Variables that each conversation gets, such as the special tokens.
+
+        Raises:
+            SidecarError: As `render` does.
+        """
+        digest = _digest(template)
+        key = digest + json.dumps(options, sort_keys=True).encode()
+        with self._lock:
+            if key in self._shapes:
+                self._shapes.move_to_end(key)
+                return self._shapes[key]
+        answer = self._answer(digest, {"probe": template, "options": options})
+        shape = TemplateShape.from_json(answer["shape"]) if answer and "shape" in answer else TemplateShape()
+        with self._lock:
+            self._shapes[key] = shape
+            while len(self._shapes) > _REMEMBERED:
+                self._shapes.popitem(last=False)
+        return shape
+
+    def log_losses(self, template: str) -> None:
+        """Log that a template leaves out parts of conversations, once for each template."""
+        digest = _digest(template)
+        with self._lock:
+            if digest in self._logged:
+                return
+            self._logged.add(digest)
+        log.warning("template_leaves_out", template=digest.hex()[:16])
 
     def trim(self) -> None:
         """End the workers that were idle for IDLE_SECONDS, but not the last. To be called regularly; never blocks."""
@@ -111,8 +143,20 @@ class Templates:
         for worker, _ in idle:
             worker.close()
 
-    def _ask(self, line: bytes) -> dict[str, str] | None:
-        """Return a worker's answer; None if the worker died."""
+    def _answer(self, digest: bytes, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return a worker's answer about a template that is not banned; None if the worker died."""
+        line = json.dumps(wanted).encode() + b"\n"
+        with self._free:
+            with self._lock:
+                self._refuse_if_banned(digest)
+            answer = self._ask(line)
+        if answer is None:
+            log.warning("template_worker_killed", template=digest.hex()[:16])
+        if answer and "errno" in answer:
+            raise _unstarted(OSError(int(answer["errno"]), "in the worker"))
+        return answer
+
+    def _ask(self, line: bytes) -> dict[str, Any] | None:
         worker = self._take()
         answer = None
         try:
@@ -150,7 +194,6 @@ class Templates:
 
     def _killed(self, digest: bytes) -> SidecarError:
         """Count a strike of a template and return the error of the request."""
-        log.warning("template_worker_killed", template=digest.hex()[:16])
         with self._lock:
             strikes = self._strikes.setdefault(digest, [])
             strikes.append(self._clock())
@@ -163,6 +206,10 @@ class Templates:
         recent = [moment for moment in strikes if self._clock() - moment < BAN_SECONDS]
         if len(recent) >= STRIKES:
             raise invalid("chat", "is not rendered: the model's chat template never ended; send text instead")
+
+
+def _digest(template: str) -> bytes:
+    return hashlib.sha256(template.encode("utf-8", "surrogatepass")).digest()
 
 
 def _unstarted(error: OSError) -> SidecarError:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from daemon.cache.identity import ModelSource
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.chat_markup import ChatMarkup, Thinking
 from daemon.engine.output.detokenizer import Decode, Output
 from daemon.engine.output.tool_calls import Tool
+from daemon.engine.prompt.conversation import flagged, json_object, turns, warnings
 from daemon.engine.prompt.places import Places, places_of
+from daemon.engine.prompt.template_options import cut, left_open, template_options
+from daemon.engine.prompt.template_shape import FLAGS
 from daemon.engine.prompt.tokenizers import Tokenizer
 from daemon.engine.structured_output.call_guard import CallGuard, call_guard
 from daemon.engine.structured_output.constraint import Constraint
@@ -74,7 +75,7 @@ class PreparedRequest:
 
 
 def prepare_request(
-    request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer, rendered: str | None = None
+    request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer, rendered: Rendered | None = None
 ) -> PreparedRequest:
     """
     Check a request against its model and prepare it. Blocks, so it runs off the MLX thread.
@@ -83,7 +84,7 @@ def prepare_request(
         request: The request.
         source: Its model.
         tokenizer: The model's tokenizer.
-        rendered: The text of its conversation; None renders it here.
+        rendered: Its conversation as text; None renders it here.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if the prompt or the form cannot be used with this model;
@@ -100,17 +101,19 @@ def prepare_request(
         return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
     if notation.calls is None:  # the template gets the tools, but no mark tells a call from text
         tools = []
+    continued = request.chat.continue_final_message  # the prompt ends within the text of an answer
     wanted = request.chat.enable_thinking or not request.chat.HasField("enable_thinking")
-    thinking = notation.thinking(prompt.tokens, wanted=wanted)
+    thinking = notation.thinking(prompt.tokens, wanted=wanted and not continued)
     answer = request.HasField("response_format")
-    header = notation.answer_header(prompt.tokens) if answer else ()
-    bare = answer and thinking is None and not header
+    header = notation.answer_header(prompt.tokens) if answer and not continued else ()
+    bare = continued or (answer and thinking is None and not header)
     opened = notation.opened(prompt.tokens)
     channels = AnswerParser(notation, tools, opened=opened, bare=bare)
     decode = tokenizer.decoder(notation, calls=bool(tools))
     free = None
     if form is None and not request.draft_model:
-        guard, _ = call_guard(tools, notation, tokenizer.vocabulary)
+        guard, unkept = call_guard(tools, notation, tokenizer.vocabulary)
+        prompt = replace(prompt, warnings=(*prompt.warnings, *unkept))
         if guard is not None or (budget is not None and thinking is not None):
             end = thinking.end if thinking is not None else ()
             free = partial(_free_mask, channels, decode, guard, budget if end else None, end)
@@ -176,15 +179,17 @@ class Prompt:
         tokens: Its ids.
         max_tokens: Most tokens to generate after it; 0 only scores it.
         places: Where its tokens lie in the request; None if that is not known.
+        warnings: What its template left out, a sentence for each field.
     """
 
     tokens: list[int]
     max_tokens: int
+    warnings: tuple[str, ...] = ()
     places: Places | None = None
 
 
 def prepare_prompt(
-    request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer, rendered: str | None = None
+    request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer, rendered: Rendered | None = None
 ) -> Prompt:
     """
     Return the prompt of a request, rendered, tokenised and checked. Runs on the engine's pools of threads.
@@ -193,12 +198,14 @@ def prepare_prompt(
         request: The request.
         source: Its model.
         tokenizer: The model's tokenizer.
-        rendered: The text of its conversation; None renders it here.
+        rendered: Its conversation as text; None renders it here.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if the prompt is empty, cannot be rendered or has ids that the model has not;
             CONTEXT_LENGTH_EXCEEDED if prompt and completion do not fit the model's context.
     """
+    if rendered is None and request.HasField("chat"):
+        rendered = render(request, tokenizer)
     tokens = tokenise(request, tokenizer, rendered)
     if not tokens:
         raise invalid(request.WhichOneof("prompt") or "prompt", "is empty; a prompt needs at least one token")
@@ -207,25 +214,25 @@ def prepare_prompt(
     _check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else f"{kind}", tokens, vocab)
     _check_ids(lambda index, _: f"stop.token_ids[{index}]", request.stop.token_ids, vocab)
     _check_ids(lambda _, token: f"sampling.logit_bias[{token}]", list(request.sampling.logit_bias), vocab)
-    places = _places(request, tokens, rendered)
-    return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length), places)
+    places, warned = _places(request, tokens, rendered), () if rendered is None else rendered.warnings
+    return Prompt(tokens, _max_tokens(request, len(tokens), source.context_length), warned, places)
 
 
-def _places(request: pb.GenerateRequest, tokens: list[int], rendered: str | None) -> Places | None:
+def _places(request: pb.GenerateRequest, tokens: list[int], rendered: Rendered | None) -> Places | None:
     if request.HasField("chat"):
         contents = [message.content for message in request.chat.messages]
-        return places_of(tokens, rendered, contents) if rendered is not None else None
+        return places_of(tokens, rendered.text, contents) if rendered is not None else None
     return places_of(tokens, request.text, None)
 
 
-def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer, rendered: str | None = None) -> list[int]:
+def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer, rendered: Rendered | None = None) -> list[int]:
     """
     Return the ids of a request's prompt, which is ids, text or a conversation.
 
     Args:
         request: The request.
         tokenizer: The model's tokenizer.
-        rendered: The text of its conversation; None renders it here.
+        rendered: Its conversation as text; None renders it here.
 
     Raises:
         SidecarError: INVALID_ARGUMENT if the conversation cannot be rendered, as for `render`.
@@ -235,48 +242,48 @@ def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer, rendered: str | 
         return list(request.tokens.ids)
     if kind == "text":
         return tokenizer.encode_prompt(request.text) if request.text else []
-    return tokenizer.encode(render(request.chat, tokenizer) if rendered is None else rendered, special=False)
+    return tokenizer.encode((rendered or render(request, tokenizer)).text, special=False)
 
 
-def render(chat: pb.Chat, tokenizer: Tokenizer) -> str:
+@dataclass(frozen=True, slots=True)
+class Rendered:
     """
-    Return the text of a conversation, by its model's own template. Blocks until another process has rendered it.
+    A conversation as text.
+
+    Attributes:
+        text: The text.
+        warnings: What the template left out of it, a sentence for each field.
+    """
+
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+def render(request: pb.GenerateRequest, tokenizer: Tokenizer) -> Rendered:
+    """
+    Return the text of a request's conversation, by its model's own template. Blocks while another process renders it.
 
     Raises:
-        SidecarError: INVALID_ARGUMENT if the template is missing, refuses the conversation, or takes too much time or
-            memory.
+        SidecarError: INVALID_ARGUMENT if the template is missing, refuses the conversation, takes too much time or
+            memory, or does not read an option that is set.
     """
     if not tokenizer.has_chat_template:
         raise invalid("chat", "needs a chat template and this model has none; send text instead")
-    options: dict[str, Any] = {"add_generation_prompt": True}
-    if chat.HasField("add_generation_prompt"):
-        options["add_generation_prompt"] = chat.add_generation_prompt
-    if chat.HasField("enable_thinking"):
-        options["enable_thinking"] = chat.enable_thinking
-    if tools := offered_tools(chat):
-        options["tools"] = [tool.declaration() for tool in tools]
-    messages = [_message(index, message) for index, message in enumerate(chat.messages)]
-    return tokenizer.render(messages, **options)
-
-
-def _message(index: int, message: pb.ChatMessage) -> dict[str, Any]:
-    """Return a message as templates expect it, without the keys that would be empty."""
-    rendered: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning_content:
-        rendered["reasoning_content"] = message.reasoning_content
-    if message.tool_call_id:
-        rendered["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        rendered["tool_calls"] = [
-            _tool_call(f"chat.messages[{index}].tool_calls[{position}].arguments_json", call)
-            for position, call in enumerate(message.tool_calls)
-        ]
-    return rendered
-
-
-def _tool_call(field: str, call: pb.ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": _json_object(field, call.arguments_json)}
-    return {"id": call.id, "type": "function", "function": function}
+    chat = request.chat
+    tools = [tool.declaration() for tool in offered_tools(chat)]
+    shape = tokenizer.shape(tools=bool(tools))
+    messages, options = turns(chat.messages, shape), template_options(request, shape, tools)
+    if shape.switch == FLAGS and chat.HasField("enable_thinking"):
+        messages = flagged(messages, thinking=chat.enable_thinking)
+    if chat.continue_final_message:
+        content = chat.messages[-1].content
+        text = cut(tokenizer.render(left_open(messages), **options), content)
+    else:
+        text = tokenizer.render(messages, **options)
+    lost = tuple(warnings(chat.messages, shape))
+    if lost:
+        tokenizer.log_losses(tools=bool(tools))
+    return Rendered(text, lost)
 
 
 def offered_tools(chat: pb.Chat) -> list[Tool]:
@@ -287,27 +294,10 @@ def offered_tools(chat: pb.Chat) -> list[Tool]:
         SidecarError: INVALID_ARGUMENT if a schema is no JSON object.
     """
     tools = [
-        Tool(tool.name, tool.description, _json_object(f"chat.tools[{index}].parameters_json", tool.parameters_json))
+        Tool(tool.name, tool.description, json_object(f"chat.tools[{index}].parameters_json", tool.parameters_json))
         for index, tool in enumerate(chat.tools)
     ]
     return [] if chat.tool_choice == pb.TOOL_CHOICE_NONE else tools
-
-
-def _json_object(field: str, text: str) -> dict[str, Any]:
-    """
-    Return a JSON object; no text is an empty object.
-
-    Raises:
-        SidecarError: INVALID_ARGUMENT if the text is no JSON object, or cannot be written as UTF-8 again.
-    """
-    try:
-        value = json.loads(text or "{}")
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # templates write it, tokenizers read it
-    except (ValueError, RecursionError) as error:
-        raise invalid(field, "is not valid JSON") from error
-    if not isinstance(value, dict):
-        raise invalid(field, "must be a JSON object")
-    return value
 
 
 def _check_ids(field: Callable[[int, int], str], ids: Sequence[int], vocab: int) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from daemon.shared.observed_time import Alarm, ended
 
@@ -42,7 +43,7 @@ class Renderer:
         """Process id of the worker."""
         return self._process.pid
 
-    def ask(self, line: bytes) -> dict[str, str] | None:
+    def ask(self, line: bytes) -> dict[str, Any] | None:
         """
         Return the worker's answer to a line; None if the worker died meanwhile.
 
@@ -64,7 +65,7 @@ class Renderer:
             timer.cancel()
         if not answer.endswith(b"\n"):
             return None
-        parsed: dict[str, str] = json.loads(answer)
+        parsed: dict[str, Any] = json.loads(answer)
         return parsed
 
     def kill(self) -> None:

@@ -17,11 +17,15 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.model_files import private_copy
 from daemon.engine.output.chat_markup import ChatMarkup
 from daemon.engine.output.detokenizer import Decode
-from daemon.engine.output.harmony import HarmonyWrapper, understood, with_thinking
+from daemon.engine.output.harmony import understood
 from daemon.engine.output.token_text import TokenText, token_text
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.places import TokenIds, starts_of
 from daemon.engine.prompt.special_tokens import eos_ids, unwritten_ids
+from daemon.engine.prompt.template_files import FOLDER as ADDITIONAL
+from daemon.engine.prompt.template_files import ChatTemplates, chat_templates
+from daemon.engine.prompt.template_probe import Probe
+from daemon.engine.prompt.template_shape import TemplateShape
 from daemon.engine.structured_output.matcher import Vocabulary, vocabulary
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.failpoints import failpoint
@@ -44,15 +48,17 @@ class Tokenizer:
     Args:
         wrapper: The tokenizer as mlx-lm wraps it.
         templates: Renders the chat template.
+        chat_templates: The templates of the model.
 
     Attributes:
         eos_ids: Ids that end a sequence.
         size: Number of ids, added tokens included.
     """
 
-    def __init__(self, wrapper: Any, templates: Templates) -> None:
+    def __init__(self, wrapper: Any, templates: Templates, chat_templates: ChatTemplates | None = None) -> None:
         self._wrapper = wrapper
         self._templates = templates
+        self._chat_templates = chat_templates or ChatTemplates({})
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
         self._texts: dict[int, str] = {}
@@ -67,7 +73,7 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         """Whether the model has a chat template, which `render` needs."""
-        return bool(self._wrapper.has_chat_template)
+        return bool(self._chat_templates or self._wrapper.has_chat_template)
 
     def encode(self, text: str, *, special: bool) -> TokenIds:
         """Return the ids of a text, with the usual special tokens (such as BOS) if `special`."""
@@ -86,6 +92,29 @@ class Tokenizer:
         bos = self._wrapper.bos_token
         return self.encode(text, special=bos is None or not text.startswith(bos))
 
+    def template_for(self, *, tools: bool) -> str | None:
+        """
+        Return the template of a conversation with or without tools; None if code and no template renders it.
+
+        Raises:
+            SidecarError: INVALID_ARGUMENT if the model has templates, and none for such a conversation.
+        """
+        if self._wrapper._chat_template is not None or not _plain(self._wrapper._tokenizer):
+            return None
+        return self._chat_templates.chosen(tools=tools)
+
+    def shape(self, *, tools: bool) -> TemplateShape:
+        """
+        Return what the template of a conversation takes. Blocks while a template is tried for the first time.
+
+        Raises:
+            SidecarError: As `render` does.
+        """
+        template = self.template_for(tools=tools)
+        if template is None:
+            return self._shape_of_code
+        return self._templates.shape(template, self._wrapper._tokenizer.special_tokens_map)
+
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         """
         Return a conversation as text, by the model's own template.
@@ -98,16 +127,25 @@ class Tokenizer:
             SidecarError: INVALID_ARGUMENT if the template refuses the conversation, fails, or takes too much time or
                 memory.
         """
-        tokenizer = self._wrapper._tokenizer
-        if isinstance(self._wrapper, HarmonyWrapper):
-            messages = [with_thinking(message) for message in messages]
-        if self._wrapper._chat_template is not None or not _plain(tokenizer):
+        template = self.template_for(tools=bool(options.get("tools")))
+        if template is None:
             with self._lock:
                 return self._render_here(messages, options)
-        if "enable_thinking" in options:
-            options[self._wrapper._thinking_kwarg] = options.pop("enable_thinking")
-        template = tokenizer.get_chat_template(None, options.get("tools"))
-        return self._templates.render(template, messages, {**tokenizer.special_tokens_map, **options})
+        return self._templates.render(template, messages, {**self._wrapper._tokenizer.special_tokens_map, **options})
+
+    def log_losses(self, *, tools: bool) -> None:
+        """Log that the template of such a conversation leaves out parts of it, once for each template."""
+        self._templates.log_losses(self.template_for(tools=tools) or type(self._wrapper._tokenizer).__name__)
+
+    @cached_property
+    def _shape_of_code(self) -> TemplateShape:
+        """The shape of code that renders in place of a template; code that ends needs no worker."""
+
+        def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+            with self._lock:
+                return self._render_here(messages, options)
+
+        return Probe(render, "", lambda: True).shape(None)
 
     def _render_here(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
         """Render with code of mlx-lm or transformers that is no template, and so cannot run in a worker."""
@@ -170,16 +208,17 @@ class Tokenizer:
     def _one_text(self, token: int) -> str:
         # Some tokenizers drop the space of a text's first token, so another token comes before it.
         ids, before = self._before
-        text = self._raw([*ids, token])
-        return text.removeprefix(before) if text.startswith(before) else self._raw([token])
+        text = self.written([*ids, token])
+        return text.removeprefix(before) if text.startswith(before) else self.written([token])
 
     @cached_property
     def _before(self) -> tuple[list[int], str]:
         """A token, and its text."""
         ids = self.encode("a", special=False)[-1:]
-        return ids, self._raw(ids)
+        return ids, self.written(ids)
 
-    def _raw(self, ids: Sequence[int]) -> str:
+    def written(self, ids: Sequence[int]) -> str:
+        """Return the text of ids as the model reads it, with special tokens."""
         return str(self._wrapper.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def decoder(self, notation: ChatMarkup, *, calls: bool) -> Decode:
@@ -261,9 +300,10 @@ def _stamps(path: Path) -> Iterator[tuple[str, Stamp]]:
     They belong to the key of the cache: a chat template may change while the weights stay, and copies of a model may
     have different templates.
     """
-    for file in sorted(path.iterdir()):
+    more = path / ADDITIONAL
+    for file in sorted((*path.iterdir(), *(more.iterdir() if more.is_dir() else ()))):
         if file.is_file() and file.suffix != ".safetensors":
-            yield file.name, Stamp.of(file)
+            yield str(file.relative_to(path)), Stamp.of(file)
 
 
 def _load(source: ModelSource, templates: Templates) -> Tokenizer:
@@ -276,11 +316,14 @@ def _load(source: ModelSource, templates: Templates) -> Tokenizer:
     failpoint("tokenizer.read")
     try:
         with private_copy(source.path, source.roots) as path:  # libraries read a copy and never open the model's files
-            wrapper = load_tokenizer(path, {"trust_remote_code": False})
+            named = chat_templates(path)
+            # mlx-lm guesses the notation of calls from the template, so it gets the template that knows of tools.
+            extra = {"trust_remote_code": False, **({"chat_template": named.widest} if named else {})}
+            wrapper = load_tokenizer(path, extra)
             if ends := eos_ids(path, wrapper):  # else the ends that mlx-lm knows for the architecture
                 own = wrapper.eos_token_id
                 wrapper.eos_token_ids = ends if own is None else {*ends, own}
-            tokenizer = Tokenizer(understood(wrapper), templates)
+            tokenizer = Tokenizer(understood(wrapper), templates, named)
             tokenizer.encode("a", special=True)  # settles padding and truncation before another thread decodes
             tokenizer.text_of(0)  # encodes at the first call, and the MLX thread must not wait for its turn in that
             return tokenizer

@@ -8,8 +8,8 @@ the whole turn, so the time of prefill bounds the gap between two tokens of a st
                                         |<----------- Allowance ------------->|
 
 *Which request is next* (`Turns`). A starvation bound comes first: a request that was passed over 16 times goes at
-once. Then the highest priority, then the namespace with the oldest last turn, then the order of arrival. The same
-rule picks the request that gets a slot and the prompt that is computed next.
+once. Then the highest priority, then the program with the oldest last turn, then the namespace with the oldest last
+turn, then the order of arrival. The same rule picks the request that gets a slot and the prompt that is computed next.
 
 *What a turn may take* (`Allowance`). Beside streams: one chunk of `AIM_SECONDS`, or two decode steps where those take
 longer. Without streams: two chunks of one long prompt, or sixteen chunks' time for several short ones.
@@ -229,6 +229,10 @@ class Candidate(Protocol):
         """Model and salt: requests of one namespace can share prefixes. Namespaces take turns."""
 
     @property
+    def program(self) -> Hashable:
+        """The program that called. Programs take turns."""
+
+    @property
     def priority(self) -> int:
         """Higher goes first."""
 
@@ -245,14 +249,16 @@ class Turns(Generic[R]):
     1. A request that was passed over `MOST_PASSED` times by later arrivals goes first, the oldest of them, so that no
        request starves.
     2. The highest priority.
-    3. The namespace with the oldest last turn.
-    4. The order of arrival.
+    3. The program with the oldest last turn.
+    4. The namespace with the oldest last turn of that program.
+    5. The order of arrival.
     """
 
     def __init__(self) -> None:
         self._serial = count(1)
         self._served: dict[Hashable, int] = {}
-        """The serial number of each namespace's last turn, the oldest first."""
+        self._programs: dict[Hashable, int] = {}
+        """The serial number of the last turn of each program's namespaces, and of each program, the oldest first."""
         self._passed: dict[R, int] = {}
 
     def first(self, candidates: Sequence[R]) -> R | None:
@@ -260,14 +266,19 @@ class Turns(Generic[R]):
         overdue = [request for request in candidates if self._passed.get(request, 0) >= MOST_PASSED]
         if overdue:
             return overdue[0]
-        return min(candidates, key=lambda one: (-one.priority, self._served.get(one.namespace, 0)), default=None)
+        return min(candidates, key=self._rank, default=None)
+
+    def _rank(self, one: R) -> tuple[int, int, int]:
+        return -one.priority, self._programs.get(one.program, 0), self._served.get((one.program, one.namespace), 0)
 
     def took(self, chosen: R, candidates: Sequence[R]) -> None:
         """Note that a candidate had its turn, or a request that a candidate lent it to."""
         # Re-inserted, so that the dict stays in the order of last turns and the oldest entry can be dropped.
-        self._served.pop(chosen.namespace, None)
-        self._served[chosen.namespace] = next(self._serial)
-        _forget_first(self._served)
+        turn = next(self._serial)
+        for served, key in ((self._served, (chosen.program, chosen.namespace)), (self._programs, chosen.program)):
+            served.pop(key, None)
+            served[key] = turn
+            _forget_first(served)
         earlier = candidates[: candidates.index(chosen)] if chosen in candidates else ()
         self._passed = {request: self._passed.get(request, 0) for request in candidates if request is not chosen}
         for request in earlier:

@@ -57,6 +57,10 @@ class Pending(Candidate, Protocol):
     def short(self) -> bool:
         """Whether the rest of its prompt can share a pass."""
 
+    @property
+    def pools(self) -> bool:
+        """Whether it computes hidden states, which a pass with logits does not."""
+
     def cost(self, allowance: Allowance) -> float:
         """Return the seconds that its next pass is billed."""
 
@@ -140,6 +144,7 @@ def can_share(prefills: Sequence[Pending], most: int) -> bool:
         all(prefill.short for prefill in prefills)
         and sum(remaining) <= most
         and prefills[0].model_key == prefills[-1].model_key
+        and prefills[0].pools == prefills[-1].pools
         and fits([prefill.length for prefill in prefills])
         and padding <= PASS_TOKENS * len(prefills)
     )

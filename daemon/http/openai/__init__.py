@@ -1,7 +1,7 @@
-"""OpenAI's API: models, chat completions, completions."""
+"""OpenAI's API: models, chat completions, completions, embeddings."""
 
 from daemon.http.api import Api, Endpoint
-from daemon.http.openai import chat_types, completion_types, endpoints
+from daemon.http.openai import chat_types, completion_types, embedding_types, endpoints
 from daemon.http.openai.errors import NAMES, shape
 
 API = Api(
@@ -24,11 +24,10 @@ API = Api(
                 "`response_format`": chat_types.ResponseFormat,
                 "`response_format.json_schema`": chat_types.JsonSchema,
                 "`stream_options`": chat_types.StreamOptions,
-                "`chat_template_kwargs`": chat_types.TemplateArguments,
             },
         ),
         Endpoint("POST", "/v1/completions", endpoints.completions, {"the body": completion_types.CompletionRequest}),
-        Endpoint("POST", "/v1/embeddings", endpoints.embeddings),
+        Endpoint("POST", "/v1/embeddings", endpoints.embed, {"the body": embedding_types.EmbeddingRequest}),
     ),
     claims=lambda _: True,
     shape=shape,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from daemon.http.errors import invalid
@@ -22,11 +23,15 @@ from daemon.http.openai.chat_types import (
     Tool,
     ToolChoice,
 )
-from daemon.http.openai.sampling import sampling, usage
-from mlx_sidecar import Delta, Finished, GeneratedToolCall, GenerateEvent, GenerateOptions, Started
+from daemon.http.openai.logprobs import chat_scores
+from daemon.http.openai.sampling import sampling, total, usage
+from mlx_sidecar import Delta, Finished, GeneratedToolCall, GenerateEvent, GenerateOptions, Started, ToolCallDelta
 from mlx_sidecar import Message as Turn
 from mlx_sidecar import Tool as Offered
 from mlx_sidecar import ToolCall as Called
+
+DAY_SECONDS = 86_400.0
+"""Longest time for which a prefix is kept."""
 
 
 def ask(request: ChatRequest) -> Ask:
@@ -41,10 +46,12 @@ def ask(request: ChatRequest) -> Ask:
         options["max_tokens"] = request.max_completion_tokens
     _add_tools(options, request)
     _add_format(options, request.response_format)
-    if request.chat_template_kwargs is not None:
-        options["enable_thinking"] = request.chat_template_kwargs.enable_thinking
-    if request.stream_options is not None and not request.stream:
-        raise invalid("stream_options", "is only for requests with `stream`")
+    _add_template(options, request)
+    if request.prompt_cache_retention == "24h":
+        options["keep"] = DAY_SECONDS
+    _check(request)
+    if request.logprobs:
+        options["top_logprobs"] = request.top_logprobs or 0
     return Ask(
         request.model,
         [_turn(message) for message in request.messages],
@@ -52,6 +59,16 @@ def ask(request: ChatRequest) -> Ask:
         one_call=request.parallel_tool_calls is False,
         notes=_left_out(request.tools or ()),
     )
+
+
+def _check(request: ChatRequest) -> None:
+    """Refuse parameters that would have no effect, or cannot be had together."""
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options", "is only for requests with `stream`")
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("top_logprobs", "is only for requests with `logprobs`")
+    if request.parallel_tool_calls is False and request.n not in (None, 1):
+        raise invalid("n", "is 1 with `parallel_tool_calls` false")
 
 
 def _turn(message: Message) -> Turn:
@@ -92,6 +109,25 @@ def _add_choice(options: GenerateOptions, choice: ToolChoice | None) -> None:
             options["tool_choice"] = mode
 
 
+def _add_template(options: GenerateOptions, request: ChatRequest) -> None:
+    arguments = dict(request.chat_template_kwargs or {})
+    thinking = arguments.pop("enable_thinking", None)
+    if thinking is not None and not isinstance(thinking, bool):
+        raise invalid("chat_template_kwargs.enable_thinking", "is no boolean")
+    if request.reasoning_effort == "none":
+        thinking = False
+    elif request.reasoning_effort:
+        options["reasoning_effort"] = request.reasoning_effort
+    if thinking is not None:
+        options["enable_thinking"] = thinking
+    if arguments:
+        options["template_args"] = arguments
+    if request.continue_final_message:
+        options["continue_final_message"] = True
+    elif request.add_generation_prompt is not None:
+        options["add_generation_prompt"] = request.add_generation_prompt
+
+
 def _left_out(tools: Sequence[Tool]) -> list[str]:
     """Return a note for each tool that the model is not told of. Its kind is the caller's word: it is not repeated."""
     return [f"tools[{index}] is left out: only functions" for index, one in enumerate(tools) if one.type != "function"]
@@ -108,8 +144,20 @@ def _add_format(options: GenerateOptions, form: ResponseFormat | None) -> None:
         options["json_schema"] = form.json_schema.schema_
 
 
-def completion(answer: Answer, now: float | None = None) -> ChatCompletion:
-    """Return a whole answer."""
+def completion(answers: Sequence[Answer], now: float | None = None) -> ChatCompletion:
+    """Return a whole answer; `answers` are its samples."""
+    started = answers[0].started
+    return ChatCompletion(
+        id=answer_id(started),
+        object="chat.completion",
+        created=int(time.time() if now is None else now),
+        model=started.model,
+        choices=[_whole_choice(answer) for answer in answers],
+        usage=usage(total([answer.finished.usage for answer in answers])),
+    )
+
+
+def _whole_choice(answer: Answer) -> ChatChoice:
     message = AnsweredMessage(role="assistant", content=answer.text or None, refusal=None)
     if not answer.text and not answer.calls:
         message.content = ""
@@ -117,14 +165,9 @@ def completion(answer: Answer, now: float | None = None) -> ChatCompletion:
         message.reasoning_content = answer.reasoning
     if answer.calls:
         message.tool_calls = [_whole_call(call) for call in answer.calls]
-    return ChatCompletion(
-        id=answer_id(answer.started),
-        object="chat.completion",
-        created=int(time.time() if now is None else now),
-        model=answer.started.model,
-        choices=[ChatChoice(index=0, message=message, logprobs=None, finish_reason=answer.finished.reason)],
-        usage=usage(answer.finished.usage),
-    )
+    scores = chat_scores(answer.logprobs) if answer.logprobs else None
+    end = answer.finished
+    return ChatChoice(index=end.index, message=message, logprobs=scores, finish_reason=end.reason)
 
 
 def answer_id(started: Started) -> str:
@@ -142,14 +185,19 @@ class ChatStream:
     The chunks of a streamed answer.
 
     Args:
+        samples: Answers that were asked for.
         include_usage: Whether a last chunk has the usage.
         now: Seconds since 1970; None for the time of the first event.
     """
 
-    def __init__(self, *, include_usage: bool, now: float | None = None) -> None:
+    def __init__(self, *, samples: int = 1, include_usage: bool, now: float | None = None) -> None:
+        self._samples = samples
         self._include_usage = include_usage
         self._now = now
         self._id = self._model = ""
+        self._ends: list[Finished] = []
+        self._void: Counter[int] = Counter()
+        """Calls of each sample that were begun and turned out to be none. The daemon uses their indexes again."""
 
     def chunks(self, event: GenerateEvent) -> Iterator[ChatChunk]:
         """Yield what a client gets of an event."""
@@ -157,24 +205,49 @@ class ChatStream:
             case Started():
                 self._id, self._model = answer_id(event), event.model
                 self._now = time.time() if self._now is None else self._now
-                yield self._chunk(AnsweredMessage(role="assistant", content=""))
+                for index in range(self._samples):
+                    yield self._chunk(index, AnsweredMessage(role="assistant", content=""))
             case Delta():
-                yield from map(self._chunk, _pieces(event))
+                yield from self._delta(event)
             case Finished():
-                yield self._chunk(AnsweredMessage.model_construct(set()), event.reason)
-                if self._include_usage:
-                    yield self._last(event)
+                self._ends.append(event)
+                yield self._chunk(event.index, AnsweredMessage.model_construct(set()), event.reason)
+                if self._include_usage and len(self._ends) == self._samples:
+                    yield self._last()
 
-    def _chunk(self, delta: AnsweredMessage, reason: str | None = None) -> ChatChunk:
-        choice = ChunkChoice(index=0, delta=delta, logprobs=None, finish_reason=reason)
+    def _delta(self, delta: Delta) -> Iterator[ChatChunk]:
+        pieces = list(self._pieces(delta))
+        if delta.logprobs and not pieces:
+            pieces = [AnsweredMessage(content="")]  # tokens of reasoning or of a call that is not whole yet
+        for number, piece in enumerate(pieces):
+            chunk = self._chunk(delta.index, piece)
+            if delta.logprobs and number == 0:
+                chunk.choices[0].logprobs = chat_scores(delta.logprobs)
+            yield chunk
+
+    def _pieces(self, delta: Delta) -> Iterator[AnsweredMessage]:
+        """Yield the parts of a delta, each on its own: reasoning, text, pieces of calls, as they come in an answer."""
+        if delta.reasoning:
+            yield AnsweredMessage(reasoning_content=delta.reasoning)
+        if delta.text:
+            yield AnsweredMessage(content=delta.text)
+        for call in delta.tool_call_deltas:
+            if call.withdrawn:
+                # OpenAI's streams cannot take back what they sent. The call stays cut short, under its own index.
+                self._void[delta.index] += 1
+            else:
+                yield AnsweredMessage(tool_calls=[_piece_of(call, self._void[delta.index])])
+
+    def _chunk(self, index: int, delta: AnsweredMessage, reason: str | None = None) -> ChatChunk:
+        choice = ChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason)
         chunk = self._empty([choice])
         if self._include_usage:
             chunk.usage = None  # as OpenAI's: null in each chunk but the last
         return chunk
 
-    def _last(self, end: Finished) -> ChatChunk:
+    def _last(self) -> ChatChunk:
         chunk = self._empty([])
-        chunk.usage = usage(end.usage)
+        chunk.usage = usage(total([end.usage for end in self._ends]))
         return chunk
 
     def _empty(self, choices: list[ChunkChoice]) -> ChatChunk:
@@ -187,11 +260,10 @@ class ChatStream:
         )
 
 
-def _pieces(delta: Delta) -> Iterator[AnsweredMessage]:
-    """Yield the parts of a delta, each on its own: reasoning, text, calls, as they come in an answer."""
-    if delta.reasoning:
-        yield AnsweredMessage(reasoning_content=delta.reasoning)
-    if delta.text:
-        yield AnsweredMessage(content=delta.text)
-    for call in delta.tool_calls:
-        yield AnsweredMessage(tool_calls=[_whole_call(call)])
+def _piece_of(call: ToolCallDelta, void: int) -> AnsweredCall:
+    """Return a piece of a call; id, type and name are in its first piece alone."""
+    index = call.index + void
+    if not call.id:
+        return AnsweredCall(index=index, function=AnsweredFunction(arguments=call.arguments_json))
+    function = AnsweredFunction(name=call.name, arguments=call.arguments_json)
+    return AnsweredCall(index=index, id=call.id, type="function", function=function)

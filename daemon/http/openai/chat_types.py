@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from daemon.http.openai.logprobs import ChatScores
 from daemon.http.openai.shared_types import GENERATION_HARMLESS, Sampled, Usage
 from daemon.http.parameters import Parameters, Refusal
 
@@ -137,12 +138,6 @@ class StreamOptions(Parameters):
     harmless: ClassVar[Mapping[str, str]] = {"include_obfuscation": "chunks are never padded"}
 
 
-class TemplateArguments(Parameters):
-    """Arguments of the chat template."""
-
-    enable_thinking: bool | None = Field(None, description="turns a reasoning model's thinking on or off")
-
-
 class ChatRequest(Sampled):
     """The body of `POST /v1/chat/completions`."""
 
@@ -157,7 +152,19 @@ class ChatRequest(Sampled):
         None, ge=1, description="most tokens of the answer, reasoning included; lowered to what the context holds"
     )
     stream_options: StreamOptions | None = Field(None, description="only with `stream`")
-    chat_template_kwargs: TemplateArguments | None = Field(None, description="`enable_thinking` alone")
+    logprobs: bool | None = Field(None, description="log-probabilities of the answer's tokens, with their texts")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="also of so many of the likeliest; with `logprobs`")
+    reasoning_effort: str | None = Field(
+        None, description="as the template knows it, such as `low`; `none` turns thinking off"
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="`enable_thinking`, and what the model's chat template reads besides"
+    )
+    continue_final_message: bool | None = Field(None, description="the answer continues the assistant's last message")
+    add_generation_prompt: bool | None = Field(None, description="false does not open the assistant's turn")
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = Field(
+        None, description="`24h` evicts the prompt's prefix after those of other prompts, for so long"
+    )
 
     harmless: ClassVar[Mapping[str, str]] = {
         **GENERATION_HARMLESS,
@@ -166,12 +173,7 @@ class ChatRequest(Sampled):
         "safety_identifier": "nothing is reported",
     }
     refused: ClassVar[Mapping[str, Refusal]] = {
-        "n": Refusal("ask several times; the prompt is computed once", (1,)),
-        "logprobs": Refusal("tokens have no text yet", (False,)),
-        "top_logprobs": Refusal("tokens have no text yet", (0,)),
-        "reasoning_effort": Refusal("use `chat_template_kwargs.enable_thinking`"),
         "store": Refusal("answers are not kept", (False,)),
-        "prompt_cache_retention": Refusal("prefixes stay until the memory is needed", ("in_memory",)),
         "audio": Refusal("models answer with text"),
         "modalities": Refusal("models answer with text", (["text"],)),
         "verbosity": Refusal("ask for it in the prompt", ("medium",)),
@@ -213,7 +215,7 @@ class ChatChoice(BaseModel):
 
     index: int = 0
     message: AnsweredMessage
-    logprobs: None = None
+    logprobs: ChatScores | None = None
     finish_reason: str
 
 
@@ -233,7 +235,7 @@ class ChunkChoice(BaseModel):
 
     index: int = 0
     delta: AnsweredMessage
-    logprobs: None = None
+    logprobs: ChatScores | None = None
     finish_reason: str | None = None
 
 

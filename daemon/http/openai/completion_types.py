@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from daemon.http.openai.chat_types import StreamOptions
+from daemon.http.openai.logprobs import PlainScores
 from daemon.http.openai.shared_types import GENERATION_HARMLESS, Sampled, Usage
 from daemon.http.parameters import Parameters, Refusal
 
@@ -48,15 +49,25 @@ class CompletionRequest(Sampled):
         max_length=MOST_PROMPTS,
         description=f"text, token ids, or a list of up to {MOST_PROMPTS} of either, without `stream`",
     )
-    max_tokens: int | None = Field(16, ge=1, description="default 16, as OpenAI's; lowered to what the context holds")
-    echo: bool | None = Field(None, description="the answer begins with the prompt; only for prompts of text")
+    max_tokens: int | None = Field(
+        16,
+        ge=0,
+        description="default 16, as OpenAI's; lowered to what the context holds; 0 only with `echo` and `logprobs`",
+    )
+    echo: bool | None = Field(
+        None, description="the answer begins with the prompt; token ids need `logprobs` for their texts"
+    )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="log-probabilities of tokens, and of so many of the likeliest; with `echo` the prompt's",
+    )
     stream_options: StreamOptions | None = Field(None, description="only with `stream`")
 
     harmless: ClassVar[Mapping[str, str]] = GENERATION_HARMLESS
     refused: ClassVar[Mapping[str, Refusal]] = {
-        "n": Refusal("ask several times; the prompt is computed once", (1,)),
-        "best_of": Refusal("ask several times; the prompt is computed once", (1,)),
-        "logprobs": Refusal("tokens have no text yet"),
+        "best_of": Refusal("use `n`, and choose", (1,)),
         "suffix": Refusal("models continue a prompt", ("",)),
     }
 
@@ -66,7 +77,7 @@ class CompletionChoice(BaseModel):
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: PlainScores | None = None
     finish_reason: str | None = None
 
 

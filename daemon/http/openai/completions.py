@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from daemon.http.errors import invalid
 from daemon.http.generation import Answer, Ask
 from daemon.http.openai.completion_types import CompletionChoice, CompletionRequest, PlainPrompt, TextCompletion
-from daemon.http.openai.sampling import sampling, usage
-from mlx_sidecar import Delta, Finished, GenerateEvent, Started, Usage
+from daemon.http.openai.logprobs import PlainScores, plain_scores
+from daemon.http.openai.sampling import sampling, total, usage
+from mlx_sidecar import Delta, Finished, GenerateEvent, GenerateOptions, Started, TokenLogprob, Usage
 
 
 def asks(request: CompletionRequest) -> list[Ask]:
@@ -21,12 +22,28 @@ def asks(request: CompletionRequest) -> list[Ask]:
     """
     if request.stream and len(request.prompt) > 1:
         raise invalid("prompt", "is one prompt in a request with `stream`")
+    if request.stream and request.echo and request.logprobs is not None:
+        raise invalid("echo", "cannot be had with `logprobs` in a request with `stream`")
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "is only for requests with `stream`")
-    if request.echo and any(prompt.text is None for prompt in request.prompt):
-        raise invalid("echo", "is only for prompts of text: token ids have no text here")
-    options = sampling(request)
+    if request.echo and request.logprobs is None and any(prompt.text is None for prompt in request.prompt):
+        raise invalid("echo", "is for prompts of text, or with `logprobs`: token ids alone have no text here")
+    options = _options(request)
     return [Ask(request.model, _given(prompt), options) for prompt in request.prompt]
+
+
+def _options(request: CompletionRequest) -> GenerateOptions:
+    scores_prompt = bool(request.echo) and request.logprobs is not None
+    if request.max_tokens == 0:
+        if not scores_prompt:
+            raise invalid("max_tokens", "is 0 only with `echo` and `logprobs`")
+        return GenerateOptions(max_tokens=0, prompt_logprobs=request.logprobs, salt=request.cache_salt or "")
+    options = sampling(request)
+    if request.logprobs is not None:
+        options["top_logprobs"] = request.logprobs
+    if scores_prompt:
+        options["prompt_logprobs"] = request.logprobs
+    return options
 
 
 def _given(prompt: PlainPrompt) -> str | list[int]:
@@ -34,28 +51,39 @@ def _given(prompt: PlainPrompt) -> str | list[int]:
 
 
 def echoed(request: CompletionRequest, index: int) -> str:
-    """Return what an answer begins with."""
+    """Return what an answer begins with, as far as it is known before the answer."""
     return request.prompt[index].text or "" if request.echo else ""
 
 
-def completion(request: CompletionRequest, answers: Sequence[Answer], now: float | None = None) -> TextCompletion:
-    """Return the answers to all prompts of a request, in their order."""
-    first = answers[0].started
+def completion(
+    request: CompletionRequest, answers: Sequence[Sequence[Answer]], now: float | None = None
+) -> TextCompletion:
+    """Return the answers to all prompts of a request, in their order; of each prompt its samples."""
+    first = answers[0][0].started
+    several = [(prompt, answer) for prompt, samples in enumerate(answers) for answer in samples]
     return TextCompletion(
         id=answer_id(first),
         object="text_completion",
         created=int(time.time() if now is None else now),
         model=first.model,
-        choices=[
-            CompletionChoice(
-                index=index,
-                text=echoed(request, index) + answer.text,
-                logprobs=None,
-                finish_reason=answer.finished.reason,
-            )
-            for index, answer in enumerate(answers)
-        ],
-        usage=usage(_sum([answer.finished.usage for answer in answers])),
+        choices=[_choice(request, index, prompt, answer) for index, (prompt, answer) in enumerate(several)],
+        usage=usage(_sum([total([answer.finished.usage for answer in samples]) for samples in answers])),
+    )
+
+
+def _choice(request: CompletionRequest, index: int, prompt: int, answer: Answer) -> CompletionChoice:
+    echo = echoed(request, prompt)
+    if request.echo and not echo:
+        echo = "".join(one.text for one in answer.prompt_logprobs)
+    scores = _scores(request, echo, answer) if request.logprobs is not None else None
+    return CompletionChoice(index=index, text=echo + answer.text, logprobs=scores, finish_reason=answer.finished.reason)
+
+
+def _scores(request: CompletionRequest, echo: str, answer: Answer) -> PlainScores:
+    prompt = answer.prompt_logprobs if request.echo else ()
+    offset = len(echo) - sum(len(one.text) for one in prompt)
+    return plain_scores(
+        [*prompt, *answer.logprobs], offset=max(0, offset), echo=bool(request.echo), top=bool(request.logprobs)
     )
 
 
@@ -69,6 +97,7 @@ def _sum(counted: Sequence[Usage]) -> Usage:
         sum(one.prompt_tokens for one in counted),
         sum(one.cached_tokens for one in counted),
         sum(one.completion_tokens for one in counted),
+        reasoning_tokens=sum(one.reasoning_tokens for one in counted),
     )
 
 
@@ -77,16 +106,16 @@ class CompletionStream:
     The chunks of a streamed answer.
 
     Args:
-        echo: What the answer begins with.
-        include_usage: Whether a last chunk has the usage.
+        request: The request, with one prompt.
         now: Seconds since 1970; None for the time of the first event.
     """
 
-    def __init__(self, *, echo: str, include_usage: bool, now: float | None = None) -> None:
-        self._echo = echo
-        self._include_usage = include_usage
+    def __init__(self, request: CompletionRequest, now: float | None = None) -> None:
+        self._request = request
+        self._include_usage = request.stream_options is not None and request.stream_options.include_usage is True
         self._now = now
         self._id = self._model = ""
+        self._ends: list[Finished] = []
 
     def chunks(self, event: GenerateEvent) -> Iterator[TextCompletion]:
         """Yield what a client gets of an event."""
@@ -94,19 +123,25 @@ class CompletionStream:
             case Started():
                 self._id, self._model = answer_id(event), event.model
                 self._now = time.time() if self._now is None else self._now
-                if self._echo:
-                    yield self._chunk(self._echo)
-            case Delta(text=text) if text:
-                yield self._chunk(text)
+                if echo := echoed(self._request, 0):
+                    for index in range(self._request.n or 1):
+                        yield self._chunk(index, echo)
+            case Delta(text=text, logprobs=logprobs) if text or logprobs:
+                yield self._chunk(event.index, text, logprobs=logprobs)
             case Finished():
-                yield self._chunk("", event.reason)
-                if self._include_usage:
+                self._ends.append(event)
+                yield self._chunk(event.index, "", event.reason)
+                if self._include_usage and len(self._ends) == (self._request.n or 1):
                     chunk = self._empty([])
-                    chunk.usage = usage(event.usage)
+                    chunk.usage = usage(total([end.usage for end in self._ends]))
                     yield chunk
 
-    def _chunk(self, text: str, reason: str | None = None) -> TextCompletion:
-        return self._empty([CompletionChoice(index=0, text=text, logprobs=None, finish_reason=reason)])
+    def _chunk(
+        self, index: int, text: str, reason: str | None = None, logprobs: Sequence[TokenLogprob] = ()
+    ) -> TextCompletion:
+        top = bool(self._request.logprobs)
+        scores = plain_scores(logprobs, offset=0, echo=False, top=top) if logprobs else None
+        return self._empty([CompletionChoice(index=index, text=text, logprobs=scores, finish_reason=reason)])
 
     def _empty(self, choices: list[CompletionChoice]) -> TextCompletion:
         return TextCompletion(

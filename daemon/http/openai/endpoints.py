@@ -11,15 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from daemon.http.bodies import read_body
-from daemon.http.errors import Problem
-from daemon.http.generation import Answer, Ask, events, whole
-from daemon.http.openai import chat, models
+from daemon.http.generation import Answer, Ask, events, samples
+from daemon.http.openai import chat, embeddings, models
 from daemon.http.openai import completions as plain
 from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.openai.completion_types import CompletionRequest
+from daemon.http.openai.embedding_types import EmbeddingRequest
 from daemon.http.openai.errors import DONE, EVENTS
-from daemon.http.streaming import begin, event, until_gone
-from mlx_sidecar import AsyncClient
+from daemon.http.streaming import begin, comment, event, until_gone
+from mlx_sidecar import AsyncClient, Started
 
 
 async def chat_completions(request: Request, client: AsyncClient) -> Response:
@@ -28,15 +28,18 @@ async def chat_completions(request: Request, client: AsyncClient) -> Response:
     asked = chat.ask(body)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage is True
-        return await begin(request, _chat_chunks(client, asked, include_usage), EVENTS, asked.headers())
-    answer = await until_gone(request, whole(client, asked))
-    return _json(chat.completion(answer), asked.headers())
+        stream = chat.ChatStream(samples=body.n or 1, include_usage=include_usage)
+        return await begin(request, _chat_chunks(client, asked, stream), EVENTS, asked.headers())
+    answers = await until_gone(request, samples(client, asked))
+    return _json(chat.completion(answers), asked.headers(answers[0].started.warnings))
 
 
-async def _chat_chunks(client: AsyncClient, asked: Ask, include_usage: bool) -> AsyncGenerator[bytes]:
-    stream = chat.ChatStream(include_usage=include_usage)
+async def _chat_chunks(client: AsyncClient, asked: Ask, stream: chat.ChatStream) -> AsyncGenerator[bytes]:
     async with aclosing(events(client, asked)) as seen:
         async for one in seen:
+            if isinstance(one, Started):
+                for warning in one.warnings:
+                    yield comment(warning)
             for chunk in stream.chunks(one):
                 yield event(chunk.model_dump_json(exclude_unset=True))
     yield DONE
@@ -47,13 +50,10 @@ async def completions(request: Request, client: AsyncClient) -> Response:
     body = await read_body(request, CompletionRequest)
     asked = plain.asks(body)
     if body.stream:
-        return await begin(request, _plain_chunks(client, asked[0], _plain_stream(body)), EVENTS, asked[0].headers())
+        return await begin(
+            request, _plain_chunks(client, asked[0], plain.CompletionStream(body)), EVENTS, asked[0].headers()
+        )
     return _json(plain.completion(body, await until_gone(request, _all(client, asked))), asked[0].headers())
-
-
-def _plain_stream(body: CompletionRequest) -> plain.CompletionStream:
-    include_usage = body.stream_options is not None and body.stream_options.include_usage is True
-    return plain.CompletionStream(echo=plain.echoed(body, 0), include_usage=include_usage)
 
 
 async def _plain_chunks(client: AsyncClient, asked: Ask, stream: plain.CompletionStream) -> AsyncGenerator[bytes]:
@@ -64,29 +64,31 @@ async def _plain_chunks(client: AsyncClient, asked: Ask, stream: plain.Completio
     yield DONE
 
 
-async def _all(client: AsyncClient, asked: Sequence[Ask]) -> list[Answer]:
-    """Return the answers to all prompts. If one fails, the others are cancelled."""
+async def _all(client: AsyncClient, asked: Sequence[Ask]) -> list[list[Answer]]:
+    """Return the samples of the answers to all prompts. If one fails, the others are cancelled."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(whole(client, one)) for one in asked]
+            tasks = [group.create_task(samples(client, one)) for one in asked]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
-async def embeddings(request: Request, client: AsyncClient) -> Response:
-    """Refuse `POST /v1/embeddings`."""
-    raise Problem(404, "this server has no embeddings", code="unsupported_endpoint")
+async def embed(request: Request, client: AsyncClient) -> Response:
+    """Answer `POST /v1/embeddings`."""
+    body = await read_body(request, EmbeddingRequest)
+    found = await until_gone(request, client.embed(body.model, body.input, **embeddings.options(body)))
+    return _json(embeddings.answer(body, found))
 
 
 async def list_models(request: Request, client: AsyncClient) -> Response:
     """Answer `GET /v1/models`."""
-    return _json(models.listing(await client.stats()))
+    return _json(models.listing(await client.list_models()))
 
 
 async def retrieve_model(request: Request, client: AsyncClient) -> Response:
     """Answer `GET /v1/models/{id}`."""
-    return _json(models.find(await client.stats(), request.path_params["name"]))
+    return _json(models.find(await client.list_models(), request.path_params["name"]))
 
 
 def _json(body: BaseModel, headers: dict[str, str] | None = None) -> Response:

@@ -7,10 +7,8 @@ from typing import Literal
 from pydantic import BaseModel
 
 from daemon.http.errors import Problem
-from mlx_sidecar import Stats
+from mlx_sidecar import ModelList
 
-EMBEDDED = "embedded"
-"""Name of the model that is part of the daemon's package."""
 OWNER = "mlx-sidecar"
 """Owner of models whose name has no organisation."""
 
@@ -31,26 +29,28 @@ class Models(BaseModel):
     data: list[Model]
 
 
-def listing(stats: Stats) -> Models:
-    """Return the models in memory, and the embedded one."""
-    names = dict.fromkeys([*(one.info.model for one in stats.models), EMBEDDED])
-    return Models(object="list", data=[_model(name) for name in names])
+def listing(found: ModelList) -> Models:
+    """Return the models of this machine that can be used, and their short names."""
+    usable = [one for one in found.models if one.complete and not one.problem]
+    data = [_model(one.model, one.last_used_unix_seconds) for one in usable]
+    data += [_model(alias, one.last_used_unix_seconds) for one in usable for alias in one.aliases]
+    return Models(object="list", data=data)
 
 
-def find(stats: Stats, name: str) -> Model:
+def find(found: ModelList, name: str) -> Model:
     """
     Return a model of the list.
 
     Raises:
         Problem: If it is not on the list.
     """
-    for model in listing(stats).data:
+    for model in listing(found).data:
         if model.id == name:
             return model
-    raise Problem(404, "there is no such model in memory", code="model_not_found", field="model")
+    raise Problem(404, "there is no such model on this machine", code="model_not_found", field="model")
 
 
-def _model(name: str) -> Model:
+def _model(name: str, created: int) -> Model:
     owner = name.partition("/")[0]
     owned = owner if owner and owner != name else OWNER
-    return Model(id=name, object="model", created=0, owned_by=owned)
+    return Model(id=name, object="model", created=created, owned_by=owned)

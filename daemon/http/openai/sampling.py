@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from daemon.http.errors import invalid
-from daemon.http.openai.shared_types import PromptDetails, Sampled
+from daemon.http.openai.shared_types import CompletionDetails, PromptDetails, Sampled
 from daemon.http.openai.shared_types import Usage as Counted
 from mlx_sidecar import GenerateOptions, Usage
 
@@ -11,28 +14,21 @@ SEEDS = 1 << 64
 """Seeds of the daemon are below this."""
 
 
-TEMPERATURE = 1.0
-"""OpenAI's temperature, for requests that have none and choose among several tokens."""
-
-
 def sampling(request: Sampled) -> GenerateOptions:
     """
     Return the options of a request that tell how tokens are chosen, and when to stop.
 
-    Values that ask for nothing are left out, as clients send them all the time. A greedy answer needs no seed to be
-    repeatable.
+    What is unset is the model's own. Values that ask for nothing are left out, as clients send them all the time. A
+    greedy answer needs no seed to be repeatable.
 
     Raises:
         Problem: If a token id of `logit_bias` is none.
     """
-    choices = _choices(request)
-    temperature = request.temperature
-    if temperature is None and choices:
-        temperature = TEMPERATURE
-    greedy = not temperature
+    greedy = request.temperature == 0
     options = GenerateOptions(
         max_tokens=request.max_tokens,
-        temperature=temperature,
+        model_defaults=True,
+        temperature=request.temperature,
         seed=None if greedy or request.seed is None else request.seed % SEEDS,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
@@ -41,9 +37,11 @@ def sampling(request: Sampled) -> GenerateOptions:
         stop=request.stop,
     )
     if not greedy:
-        options.update(choices)
+        options.update(_choices(request))
     if request.cache_salt:
         options["salt"] = request.cache_salt
+    if request.n not in (None, 1):
+        options["samples"] = request.n
     return options
 
 
@@ -68,6 +66,15 @@ def _bias(given: dict[str, float] | None) -> dict[int, float] | None:
         raise invalid("logit_bias", "has a key that is no token id") from None
 
 
+def total(answers: Sequence[Usage]) -> Usage:
+    """Return the tokens of several answers to one prompt, which counts once."""
+    return replace(
+        answers[0],
+        completion_tokens=sum(one.completion_tokens for one in answers),
+        reasoning_tokens=sum(one.reasoning_tokens for one in answers),
+    )
+
+
 def usage(counted: Usage) -> Counted:
     """Return the tokens of an answer."""
     return Counted(
@@ -75,4 +82,5 @@ def usage(counted: Usage) -> Counted:
         completion_tokens=counted.completion_tokens,
         total_tokens=counted.prompt_tokens + counted.completion_tokens,
         prompt_tokens_details=PromptDetails(cached_tokens=counted.cached_tokens),
+        completion_tokens_details=CompletionDetails(reasoning_tokens=counted.reasoning_tokens),
     )

@@ -34,7 +34,8 @@ class Sampled(Parameters):
         None, ge=1, description="most tokens of the answer; lowered to what the context holds"
     )
     temperature: float | None = Field(
-        None, description="0 (greedy) to 100; unset is greedy, or 1 if `top_p`, `top_k` or `min_p` is given"
+        None,
+        description="0 (greedy) to 100; unset is the model's own, as the other options are",
     )
     top_p: float | None = Field(None, description="above 0, up to 1; without effect at temperature 0")
     top_k: int | None = Field(
@@ -49,6 +50,7 @@ class Sampled(Parameters):
     frequency_penalty: float | None = Field(None, description="-10 to 10")
     repetition_penalty: float | None = Field(None, description="above 0, up to 10")
     logit_bias: dict[str, float] | None = Field(None, description="by token id; -100 to 100")
+    n: int | None = Field(None, ge=1, le=16, description="answers, 1 to 16; the prompt is computed once")
     cache_salt: str | None = Field(None, description="prefixes are shared only between requests of one salt")
 
 
@@ -58,6 +60,12 @@ class PromptDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionDetails(BaseModel):
+    """What the tokens of an answer were."""
+
+    reasoning_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens counted."""
 
@@ -65,3 +73,4 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails

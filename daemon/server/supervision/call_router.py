@@ -190,7 +190,7 @@ class CallRouter:
 def _model(command: ipc.Command) -> str:
     """Return the name of the model that a call runs; empty if it runs none."""
     kind = command.WhichOneof("body")
-    return str(getattr(command, kind).model) if kind in ("load", "generate") else ""
+    return str(getattr(command, kind).model) if kind in ("load", "generate", "embed", "tokenize") else ""
 
 
 def _restarted(what: str, retry_after: float) -> SidecarError:

@@ -156,7 +156,9 @@ def ends_call(event: ipc.Event) -> bool:
         return event.generate.HasField("finished") and not event.more
     if kind == "load":
         return event.load.HasField("ready")
-    return kind in ("invalidate", "failure")
+    if kind == "embed":
+        return event.embed.HasField("finished")
+    return kind in ("invalidate", "tokenize", "list_models", "failure")
 
 
 def _error(failure: ipc.Failure) -> SidecarError:

@@ -35,8 +35,9 @@ class Suspect:
         anonymous = ipc.Command()
         anonymous.CopyFrom(command)
         anonymous.ClearField("call_id")
-        if anonymous.HasField("generate"):
-            anonymous.generate.ClearField("request_id")
+        for kind in ("generate", "embed"):
+            if anonymous.HasField(kind):
+                getattr(anonymous, kind).ClearField("request_id")
         return cls(model, hashlib.sha256(anonymous.SerializeToString(deterministic=True)).hexdigest())
 
 

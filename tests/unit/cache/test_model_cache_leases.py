@@ -32,6 +32,23 @@ def test_invalidated_model_lives_until_its_last_lease() -> None:
     assert models.cache.total_bytes == 0
 
 
+def test_split_lease_ends_with_its_last_part() -> None:
+    """Texts of one call hold the model together; a part that is released twice is a mistake."""
+    models = FakeModels()
+    lease = models.load("a").lease
+    assert lease is not None
+    parts = lease.split(3)
+
+    for part in parts[:2]:
+        part.release()
+    assert models.cache.entries()[0].leases == 1
+    with pytest.raises(RuntimeError):
+        parts[0].release()
+    parts[2].release()
+    assert models.cache.entries()[0].leases == 0
+    models.cache.check_integrity()
+
+
 def test_draining_model_is_listed_until_it_is_gone() -> None:
     models = FakeModels(budget=150)
     ticket = models.load("a")

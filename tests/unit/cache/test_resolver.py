@@ -116,6 +116,16 @@ def test_hub_is_not_contacted_without_a_watcher(resolver: Resolver, hub: FakeHub
     assert hub.asked == [("org/name", "", False)]
 
 
+def test_offline_estimate_never_asks_the_hub(resolver: Resolver, hub: FakeHub) -> None:
+    """Tokenize needs files that are here, and no figures of those that are not."""
+    hub.absent = True
+
+    with pytest.raises(SidecarError) as caught:
+        resolver.resolve(Wanted("org/name", estimate=True, offline=True), Watching())
+    assert caught.value.reason is Reason.MODEL_NOT_CACHED
+    assert hub.asked == [("org/name", "", False)]
+
+
 def test_model_that_cannot_fit_is_not_downloaded(hub: FakeHub) -> None:
     hub.absent, hub.size = True, 1001
     resolver = Resolver([], hub, hub.plan, afford=ModelLimits(1000).refuse_if_never)

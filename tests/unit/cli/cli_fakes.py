@@ -17,19 +17,24 @@ from mlx_sidecar import (
     Completion,
     DaemonStats,
     Delta,
+    Embeddings,
     EngineStats,
     Finished,
     HttpStats,
     Invalidated,
+    ListedModel,
     MemoryStats,
     Miss,
+    ModelAbilities,
     ModelCacheStats,
     ModelInfo,
+    ModelList,
     ModelStats,
     PrefixCacheStats,
     Started,
     Stats,
     Timings,
+    Tokens,
     Usage,
 )
 
@@ -64,6 +69,24 @@ STATS = Stats(
     prefix_cache=PrefixCacheStats(1234, 262144, 16, GIB, 4 * GIB, 9, 10, 8, 0.8, 1000, 870, 50, 0, 0, 0),
     engine=EngineStats("ready", 0, 0.0, 0, 0, 0, 100, 200, 0, 0, 78),
     memory=MemoryStats(1, 2, 3, 4, 5, 6, 7, 8),
+)
+LISTED = ListedModel(
+    model="org/name",
+    aliases=("fast",),
+    place="hub_cache",
+    loaded=False,
+    complete=True,
+    size_bytes=3 * GIB,
+    disk_bytes=4 * GIB,
+    fits=True,
+    architecture="qwen3",
+    context_length=4096,
+    quantization_bits=4,
+    revision="c" * 40,
+    can=ModelAbilities(chat=True, tools=True, reasoning=False, embeddings=False),
+    problem="",
+    path="/hub/models--org--name/snapshots/c",
+    last_used_unix_seconds=0,
 )
 NOTHING = Invalidated(models=(), blocks=0, bytes_freed=0, bytes_in_use=0)
 
@@ -116,6 +139,7 @@ class FakeClient:
         self.dropped = Invalidated(("org/name",), 12, 3 * GIB, 0)
         self.streams: list[FakeStream] = []
         self.answer: FakeStream | None = None
+        self.listed = ModelList((LISTED,), (), 24 * GIB, truncated=False, aliases={"fast": "org/name"})
 
     def called(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         return [(args, options) for called, args, options in self.calls if called == name]
@@ -149,6 +173,23 @@ class FakeClient:
     def invalidate_all(self, **options: Any) -> Invalidated:
         self._note("invalidate_all", **options)
         return self.dropped
+
+    def load(self, model: str, **options: Any) -> ModelInfo:
+        self._note("load", model, **options)
+        return self.info
+
+    def list_models(self) -> ModelList:
+        self._note("list_models")
+        return self.listed
+
+    def tokenize(self, model: str, prompt: Any, **options: Any) -> Tokens:
+        self._note("tokenize", model, prompt, **options)
+        return Tokens((5, 6, 7), 3, "a text", 4096, 737)
+
+    def embed(self, model: str, texts: Any, **options: Any) -> Embeddings:
+        self._note("embed", model, texts, **options)
+        vectors = tuple((0.5, float(number)) for number, _ in enumerate(texts))
+        return Embeddings(vectors, model, 2, "last_token", True, USAGE, 0.1)
 
     def stats(self, **options: Any) -> Stats:
         self._note("stats", **options)
@@ -184,7 +225,14 @@ def run_cli(client: FakeClient, *args: str, stdin: str | bytes = "") -> Result:
 
 def pretend_terminal(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Make "stdin", "stdout" or "stderr" a terminal in the eyes of the commands."""
-    for module in ("commands.run", "commands.invalidate", "output.answer", "output.progress", "commands.top"):
+    for module in (
+        "commands.run",
+        "commands.invalidate",
+        "commands.rm",
+        "output.answer",
+        "output.progress",
+        "commands.top",
+    ):
         for name in names:
             monkeypatch.setattr(f"daemon.cli.{module}.{name}_is_terminal", lambda: True, raising=False)
 

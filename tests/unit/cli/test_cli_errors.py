@@ -26,6 +26,9 @@ CALLS = {
     "stop": ["m"],
     "invalidate": ["m", "--yes"],
     "stats": [],
+    "show": ["m"],
+    "tokens": ["m", "Hi"],
+    "embed": ["m", "Hi"],
 }
 """Commands that call the daemon and have `--json`, with what they need."""
 
@@ -90,7 +93,7 @@ def test_wrong_usage_is_json_for_commands_with_json(client: FakeClient, words: t
     assert client.calls == []
 
 
-@pytest.mark.parametrize("words", [words for words in WITH_JSON if words[0] not in ("service", *CALLS, "ls")])
+@pytest.mark.parametrize("words", [words for words in WITH_JSON if words[0] not in ("service", *CALLS, "ls", "rm")])
 def test_wrong_configuration_is_a_json_error(client: FakeClient, broken: Path, words: tuple[str, ...]) -> None:
     """The message names the file and the probable key in one sentence."""
     assert (
@@ -111,7 +114,7 @@ def test_impossible_service_command_is_a_json_error(
 
 
 def test_json_error_tests_cover_every_calling_command() -> None:
-    assert {words[0] for words in WITH_JSON if words[0] in CALLERS} == {*CALLS, "ls"}
+    assert {words[0] for words in WITH_JSON if words[0] in CALLERS} == {*CALLS, "ls", "rm"}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -237,7 +240,7 @@ def test_invalid_socket_option_is_refused_by_name(client: FakeClient) -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted({*CALLERS} - {"top", "http"}))
+@pytest.mark.parametrize("name", sorted({*CALLERS} - {"top", "http", "rm"}))
 def test_socket_option_works_after_a_command_too(client: FakeClient, name: str) -> None:
     """If the option is given twice, the later value wins."""
     for args, wanted in (
@@ -261,5 +264,5 @@ def test_socket_option_is_refused_for_service(client: FakeClient, name: str) -> 
 
 def test_every_calling_command_has_socket_and_start() -> None:
     """The commands that call the daemon are exactly the commands with both options."""
-    assert set(CALLERS) == {*CALLS, "ls", "top", "metrics", "http"}
+    assert set(CALLERS) == {*CALLS, "ls", "rm", "top", "metrics", "http"}
     assert all({"--socket", "--start"} <= options(command) for words, command in commands() if words[0] in CALLERS)

@@ -1,4 +1,4 @@
-"""`ls`: what the Hub cache holds, and whether it fits."""
+"""`ls`, `show` and `rm`: the models of this machine, what is known of each, and how one is deleted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mlx_sidecar import DaemonNotRunning
-from tests.unit.cli.cli_fakes import GIB, INFO, MODEL_STATS, STATS, FakeClient, client_fixture, run_cli  # noqa: F401
+from mlx_sidecar import DaemonNotRunning, ModelList, ProtocolError, UnreadPlace
+from tests.unit.cli.cli_fakes import (  # noqa: F401
+    LISTED,
+    FakeClient,
+    client_fixture,
+    pretend_terminal,
+    run_cli,
+)
 
 COMMIT = "c" * 40
 
@@ -23,97 +29,187 @@ def _hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def fetched(hub: Path, model: str, nbytes: int, name: str = "model.safetensors", revision: str = COMMIT) -> None:
+def fetched(hub: Path, model: str, nbytes: int, name: str = "model.safetensors", revision: str = COMMIT) -> Path:
     """Put a model into the cache as huggingface_hub does: blobs, and a snapshot of links to them."""
     repo = hub / f"models--{model.replace('/', '--')}"
     snapshot = repo / "snapshots" / revision
     for folder in (snapshot, repo / "blobs", repo / "refs"):
         folder.mkdir(parents=True, exist_ok=True)
     (repo / "refs" / "main").write_text(revision)
-    for file, content in (("config.json", b"{}"), (name, b"\0" * nbytes)):
+    for file, content in (("config.json", b'{"model_type": "qwen3"}'), (name, b"\0" * nbytes)):
         blob = repo / "blobs" / f"{revision[:8]}-{file}"
         blob.write_bytes(content)
         (snapshot / file).symlink_to(blob)
+    return snapshot
 
 
-def budget(client: FakeClient, nbytes: int, limit: int = 64 * GIB) -> None:
-    """Let the daemon allow so many bytes of weights."""
-    client.state = replace(
-        STATS,
-        models=(replace(MODEL_STATS, info=replace(INFO, model="org/loaded")),),
-        model_cache=replace(STATS.model_cache, budget_bytes=nbytes),
-        memory=replace(STATS.memory, limit_bytes=limit),
+def listed(client: FakeClient, *models: object, **fields: object) -> None:
+    """Let the daemon list these models."""
+    rows = tuple(replace(LISTED, aliases=(), **model) for model in models)  # type: ignore[arg-type]
+    given = {"unread": (), "fits_bytes": 2048, "truncated": False, "aliases": {}, **fields}
+    client.listed = ModelList(rows, **given)  # type: ignore[arg-type]
+
+
+def away(client: FakeClient) -> None:
+    """Let no daemon run."""
+    client.error = DaemonNotRunning("gone")
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Return the cells of each model in a table."""
+    lines = [line for line in text.splitlines()[1:] if "  " in line]
+    return {line.split()[0]: re.split(r"  +", line) for line in lines}
+
+
+def test_ls_shows_size_fit_and_abilities(client: FakeClient) -> None:
+    listed(
+        client,
+        {"model": "org/small", "size_bytes": 1000},
+        {"model": "org/large", "size_bytes": 3000, "fits": False},
+        {"model": "org/loaded", "loaded": True},
+        {"model": "org/half", "complete": False, "size_bytes": 9},
+        {"model": "org/none", "complete": False, "size_bytes": 0},
+        {"model": "org/odd", "problem": "it is odd"},
+        aliases={"fast": "org/small"},
+        unread=(UnreadPlace("/mnt/gone", "it did not answer within 5 s"),),
     )
 
+    shown = run_cli(client, "list")
 
-def test_ls_shows_size_and_fit_of_each_model(client: FakeClient, hub: Path) -> None:
-    fetched(hub, "org/small", 1000)
-    fetched(hub, "org/large", 3000)
-    fetched(hub, "org/loaded", 10)
-    fetched(hub, "org/half", 10, name="model-00001-of-00002.safetensors.index.json")
-    budget(client, 2000)
-
-    lines = run_cli(client, "ls").stdout.splitlines()
-
-    cells = {line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell] for line in lines[1:-1]}
-    assert lines[0].split("  ")[0] == "MODEL"
+    cells = rows(shown.stdout)
     assert {name: row[3] for name, row in cells.items()} == {
-        "org/half": "no weights",
+        "org/small": "yes",
         "org/large": "no",
         "org/loaded": "loaded",
-        "org/small": "yes",
+        "org/half": "incomplete",
+        "org/none": "no weights",
+        "org/odd": "unusable",
     }
-    assert cells["org/small"][1] == "1000 B"
-    assert lines[-1] == "Weights may take 2.0 KiB; what is idle makes room."
+    assert cells["org/small"][1:] == ["1000 B", "4.0 GiB", "yes", "4096", "chat tools", "-"]
+    assert "fast stands for org/small." in shown.stdout
+    assert "/mnt/gone could not be read: it did not answer within 5 s." in shown.stderr
+    assert shown.stdout.splitlines()[-1] == "Weights may take 2.0 KiB; what is idle makes room."
 
 
-def test_ls_marks_an_interrupted_download_incomplete(client: FakeClient, hub: Path) -> None:
-    fetched(hub, "org/half", 10, name="model-00001-of-00002.safetensors")
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    snapshot = hub / "models--org--half" / "snapshots" / COMMIT
-    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+def test_ls_json_has_no_fit_of_an_incomplete_model(client: FakeClient) -> None:
+    listed(client, {"complete": False}, {"last_used_unix_seconds": 1})
 
-    assert "incomplete" in run_cli(client, "ls").stdout
-    assert json.loads(run_cli(client, "ls", "--json").stdout)[0]["fits"] is None
+    half, whole = json.loads(run_cli(client, "ls", "--json").stdout)
 
-
-def test_ls_shows_the_default_branch_and_total_size(client: FakeClient, hub: Path) -> None:
-    fetched(hub, "org/name", 5000, revision="a" * 40)
-    fetched(hub, "org/name", 700, revision="b" * 40)
-    budget(client, 2000)
-
-    (model,) = json.loads(run_cli(client, "ls", "--json").stdout)
-
-    assert (model["model"], model["revision"], model["size_bytes"]) == ("org/name", "b" * 40, 700)
-    assert model["disk_bytes"] >= 5700
-    assert (model["fits"], model["loaded"], model["complete"]) == (True, False, True)
+    assert (half["fits"], whole["fits"], half["last_used"]) == (None, True, None)
+    assert whole["last_used"] == "1970-01-01T00:00:01+00:00"
+    assert whole["can"] == {"chat": True, "tools": True, "reasoning": False, "embeddings": False}
 
 
-def test_ls_without_daemon_uses_the_configured_budget(
-    client: FakeClient, hub: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [DaemonNotRunning("gone"), ProtocolError("no such method", code="UNIMPLEMENTED")])
+def test_ls_without_daemon_reads_the_disk(
+    client: FakeClient, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    fetched(hub, "org/name", 3 << 20)
-    client.error = DaemonNotRunning("gone")
+    """The default branch counts, an interrupted download is incomplete, and the configured budget decides."""
+    fetched(hub, "org/name", 5000, revision="a" * 40)
+    fetched(hub, "org/name", 3 << 20, revision="b" * 40)
+    half = fetched(hub, "org/half", 10, name="model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (half / "model.safetensors.index.json").write_text(json.dumps(index))
+    client.error = error
     monkeypatch.setenv("MLX_SIDECAR_MODEL_CACHE_MB", "2")
+    monkeypatch.setenv("MLX_SIDECAR_ALIASES", "fast=org/name")
 
     result = run_cli(client, "ls")
 
     assert result.exit_code == 0
-    assert re.search(r"^org/name .*MiB  no  ", result.stdout, re.MULTILINE)
+    assert {name: row[3] for name, row in rows(result.stdout).items()} == {
+        "embedded": "yes",
+        "org/name": "no",
+        "org/half": "incomplete",
+    }
     assert "2.0 MiB (model_cache_mb)" in result.stdout
-
-
-def test_ls_treats_a_zero_budget_as_no_limit(client: FakeClient, hub: Path) -> None:
-    fetched(hub, "org/name", 3000)
-    budget(client, 0, limit=4000)
-
-    assert json.loads(run_cli(client, "ls", "--json").stdout)[0]["fits"] is True
+    models = {model["model"]: model for model in json.loads(run_cli(client, "ls", "--json").stdout)}
+    assert (models["org/name"]["revision"], models["org/name"]["size_bytes"]) == ("b" * 40, 3 << 20)
+    assert models["org/name"]["aliases"] == ["fast"]
+    assert models["org/name"]["disk_bytes"] >= (3 << 20) + 5000
+    assert models["embedded"]["can"]["chat"]
 
 
 def test_ls_of_an_empty_cache_says_how_to_fill_it(client: FakeClient, hub: Path) -> None:
-    missing = run_cli(client, "ls")
-    hub.mkdir()
+    away(client)
 
-    assert missing.stdout == run_cli(client, "ls").stdout
-    assert missing.stdout == f"No model is in {hub}. Fetch one with: mlx-sidecar pull ORG/NAME\n"
-    assert run_cli(client, "ls", "--json").stdout == "[]\n"
+    assert "No model is in the Hub cache. Fetch one with: mlx-sidecar pull ORG/NAME\n" in run_cli(client, "ls").stdout
+
+
+def test_ls_passes_other_errors_on(client: FakeClient) -> None:
+    client.error = ProtocolError("what is this", code="INTERNAL")
+
+    assert run_cli(client, "ls").exit_code == 1
+
+
+def test_show_loads_nothing_and_tells_all(client: FakeClient) -> None:
+    shown = run_cli(client, "show", "fast")
+
+    assert client.called("load") == [(("fast",), {"estimate_only": True})]
+    assert re.search(r"^architecture +qwen3$", shown.stdout, re.MULTILINE)
+    assert re.search(r"^aliases +fast$", shown.stdout, re.MULTILINE)
+    assert re.search(r"^quantised +4 bits$", shown.stdout, re.MULTILINE)
+    tree = json.loads(run_cli(client, "show", "fast", "--json").stdout)
+    assert (tree["info"]["num_layers"], tree["listed"]["model"]) == (8, "org/name")
+
+
+def removable(client: FakeClient, hub: Path) -> Path:
+    """Put a model into the cache, and let the daemon list it."""
+    snapshot = fetched(hub, "org/name", 5000)
+    fetched(hub, "org/name", 700, revision="b" * 40)
+    fetched(hub, "org/other", 1000)
+    listed(client, {"path": str(snapshot)}, aliases={"fast": "org/name"})
+    return hub / "models--org--name"
+
+
+def test_rm_deletes_all_revisions_of_one_model(client: FakeClient, hub: Path) -> None:
+    folder = removable(client, hub)
+
+    result = json.loads(run_cli(client, "rm", "fast", "--yes", "--json").stdout)
+
+    assert (result["model"], result["deleted"]) == ("org/name", True)
+    assert result["bytes_freed"] >= 5700
+    assert not folder.exists()
+    assert (hub / "models--org--other").exists()
+
+
+def test_rm_asks_and_keeps_without_a_yes(client: FakeClient, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = removable(client, hub)
+    assert run_cli(client, "rm", "org/name").exit_code == 2
+    pretend_terminal(monkeypatch, "stdin")
+
+    kept = run_cli(client, "rm", "org/name", stdin="n\n")
+
+    assert "Delete org/name (" in kept.stderr
+    assert kept.stdout == "Nothing was deleted.\n"
+    assert folder.exists()
+    assert "Deleted org/name; " in run_cli(client, "rm", "org/name", stdin="y\n").stdout
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("org/name", {"loaded": True}, "org/name is in memory; first: mlx-sidecar stop org/name"),
+        ("embedded", {"model": "embedded", "place": "embedded"}, "a part of mlx-sidecar"),
+        ("/m", {"model": "/m", "place": "root", "path": "/m"}, "/m is a directory outside of the Hub cache"),
+        ("/elsewhere", {}, "/elsewhere is a directory outside of the Hub cache"),
+        ("org/none", {}, "org/none is not in the Hub cache; mlx-sidecar ls lists what is."),
+    ],
+)
+def test_rm_refuses_what_is_not_its_own(client: FakeClient, name: str, fields: dict[str, object], words: str) -> None:
+    listed(client, fields)
+
+    result = run_cli(client, "rm", name, "--yes")
+
+    assert result.exit_code == 1
+    assert words in result.stderr
+
+
+def test_rm_works_without_a_daemon(client: FakeClient, hub: Path) -> None:
+    folder = removable(client, hub)
+    away(client)
+
+    assert run_cli(client, "rm", "org/name", "--yes").exit_code == 0
+    assert not folder.exists()

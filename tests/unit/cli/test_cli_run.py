@@ -39,7 +39,8 @@ def test_run_downloads_loads_and_streams_the_answer(client: FakeClient) -> None:
 
 def test_run_sends_every_option(client: FakeClient) -> None:
     args = "--max-tokens 5 --temperature 0.5 --top-p 0.9 --top-k 40 --min-p 0.1 --seed 7 --salt s --no-cache"
-    run_cli(client, "run", "m", "Hi", *args.split(), "--stop", "a", "--stop", "b", "--system", "Be brief")
+    more = "--no-think --effort low --stop a --stop b"
+    run_cli(client, "run", "m", "Hi", *args.split(), *more.split(), "--system", "Be brief")
 
     ((positional, options),) = client.called("generate")
     assert positional[1] == [Message(role="system", content="Be brief"), Message(role="user", content="Hi")]
@@ -55,6 +56,9 @@ def test_run_sends_every_option(client: FakeClient) -> None:
         "salt": "s",
         "cache_mode": "bypass",
         "stop": ("a", "b"),
+        "enable_thinking": False,
+        "reasoning_effort": "low",
+        "reasoning_budget": None,
     }
 
 
@@ -164,6 +168,8 @@ def test_run_reads_stdin_without_a_prompt(client: FakeClient) -> None:
         (["m"], "\n", "The prompt is empty."),
         (["m"], b"\xff", "The prompt on standard input is not UTF-8 text."),
         (["m", "x", "--raw", "--system", "y"], "", "--system needs the chat template"),
+        (["m", "x", "--raw", "--think"], "", "--think/--no-think needs the chat template"),
+        (["m", "x", "--raw", "--effort", "low"], "", "--effort needs the chat template"),
         (["m", "x", "--format", "json", "--schema", "-"], "{}", "--format and --schema exclude each other."),
         (["m", "x", "--schema", "/nowhere"], "", "No such file"),
         (["m", "x", "--max-tokens", "0"], "", "0 is not in the range x>=1"),

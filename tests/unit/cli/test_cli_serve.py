@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from daemon.cli import exit_codes
+from daemon.cli.commands import serve
 from daemon.server.singleton import AlreadyRunning
 from daemon.server.socket_path import SocketPathError
 from daemon.shared.config import KEYS, Config
+from daemon.shared.distributions import mismatch
 from tests.unit.cli.cli_fakes import FakeClient, client_fixture, run_cli  # noqa: F401
 
 
@@ -150,3 +152,14 @@ def test_config_lists_keys_for_an_unknown_key(client: FakeClient) -> None:
     result = run_cli(client, "config", "sockt")
     assert (result.exit_code, result.stdout) == (exit_codes.USAGE, "")
     assert all(key in result.stderr.replace("\n", " ") for key in ("sockt", "'socket'"))
+
+
+def test_serve_refuses_a_client_of_another_version(
+    client: FakeClient, served: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its messages are not those that the daemon checks."""
+    versions = {"mlx-sidecar": "0.2.0", "mlx-sidecar-client": "0.3.0"}
+    monkeypatch.setattr(serve, "mismatch", lambda: mismatch(versions.__getitem__))
+    result = run_cli(client, "serve")
+    assert (result.exit_code, served) == (exit_codes.REFUSED, [])
+    assert "mlx-sidecar 0.2.0 does not go with mlx-sidecar-client 0.3.0; install" in result.stderr

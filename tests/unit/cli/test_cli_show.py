@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
-from mlx_sidecar import Invalidated, KeptPrefix, MissCounts
+from mlx_sidecar import CallerStats, Invalidated, KeptPrefix, MissCounts
 from tests.unit.cli.cli_fakes import INFO, MIB, MODEL_STATS, STATS, FakeClient, client_fixture, run_cli  # noqa: F401
+from tests.unit.server.stats_sample import SAMPLE
 
 
 def test_ps_lists_models_and_the_prefix_cache(client: FakeClient) -> None:
@@ -119,3 +121,11 @@ def test_stats_json_is_the_whole_tree(client: FakeClient) -> None:
     assert list(tree) == ["daemon", "model_cache", "models", "prefix_cache", "engine", "memory", "latency"]
     assert tree["model_cache"]["oldest_entry_age"] is None
     assert tree["memory"]["limit_bytes"] == 8
+
+
+def test_stats_shows_the_programs_that_call(client: FakeClient) -> None:
+    """In one line; without any, a dash."""
+    assert re.search(r"callers +-\n", run_cli(client, "stats").stdout)
+    caller = CallerStats(4711, "my-agent", declared=True, waiting=0, running=1, calls=3, last_call=0.5)
+    client.state = replace(SAMPLE, engine=replace(SAMPLE.engine, callers=(caller,)))
+    assert "my-agent (4711): 1 run, 0 wait, 3 so far\n" in run_cli(client, "stats").stdout

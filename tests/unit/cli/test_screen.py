@@ -11,7 +11,7 @@ from rich.console import Console
 from daemon.cli import exit_codes
 from daemon.cli.output.rows import sparkline
 from daemon.cli.terminal.screen import Screen, View
-from mlx_sidecar import Stats
+from mlx_sidecar import CallerStats, Stats
 from tests.unit.cli.cli_fakes import INFO, MIB, MODEL_STATS, STATS, FakeClient, client_fixture, run_cli  # noqa: F401
 from tests.unit.server.stats_sample import SAMPLE
 
@@ -41,6 +41,19 @@ def test_top_screen_shows_every_section() -> None:
         "q quits",
     ):
         assert text in screen
+
+
+def test_top_screen_shows_the_busiest_callers() -> None:
+    """Three of them, and the calls of unknown processes as those of one."""
+    callers = tuple(
+        CallerStats(pid, program, declared=True, waiting=1, running=2, calls=1700, last_call=0.5)
+        for pid, program in [(4711, "my-agent"), (0, ""), (4712, "node"), (4713, "go")]
+    )
+    screen = drawn(View(replace(SAMPLE, engine=replace(SAMPLE.engine, callers=callers)), 0.0), width=140)
+    assert "my-agent (4711): 2 run, 1 wait, 1,700 so far" in screen
+    assert "unknown: 2 run, 1 wait, 1,700 so far" in screen
+    assert "node (4712)" in screen
+    assert "go (4713)" not in screen
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

@@ -73,7 +73,7 @@ def probe(**changed: Any) -> Recorded:
 
 def test_doctor_warns_of_untested_library_versions() -> None:
     """The warning names the tested versions."""
-    good = machine.tested()
+    good = machine.tested() | {"mlx-sidecar": "0.2.0", "mlx-sidecar-client": "0.2.0"}
     known = machine.versions(good.__getitem__)
     assert (known.verdict, known.fix) == (Verdict.OK, "")
     assert f"protobuf {good['protobuf']}" in known.found
@@ -86,6 +86,18 @@ def test_doctor_warns_of_untested_library_versions() -> None:
         raise PackageNotFoundError(name)
 
     assert machine.versions(missing).verdict is Verdict.FAILED
+
+
+def test_doctor_refuses_a_client_of_another_version() -> None:
+    """A checkout that is not installed has none; a daemon of one version and messages of another is an error."""
+    good = machine.tested()
+    equal = good | {"mlx-sidecar": "0.2.0", "mlx-sidecar-client": "0.2.0"}
+    assert machine.versions(equal.__getitem__).verdict is Verdict.OK
+    other = machine.versions((equal | {"mlx-sidecar-client": "0.3.0"}).__getitem__)
+    assert (other.verdict, other.found) == (
+        Verdict.FAILED,
+        "mlx-sidecar 0.2.0 does not go with mlx-sidecar-client 0.3.0",
+    )
 
 
 def test_doctor_accepts_the_tested_libraries() -> None:

@@ -21,6 +21,16 @@ from daemon.shared.config import Config
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
+AnyRequest = (
+    pb.GenerateRequest
+    | pb.GetOrLoadRequest
+    | pb.InvalidateRequest
+    | pb.EmbedRequest
+    | pb.TokenizeRequest
+    | pb.ListModelsRequest
+)
+"""What opens a call."""
+
 PATIENCE = 20.0
 """Seconds after which a test that waits for something has failed."""
 
@@ -79,11 +89,13 @@ class Harness:
         """Models in memory, those in use that were dropped included."""
         return len(self.engine._models.entries())
 
-    def begin(self, request: pb.GenerateRequest | pb.GetOrLoadRequest | pb.InvalidateRequest) -> int:
-        """Open a call and return its id."""
+    def begin(self, request: AnyRequest, program: str = "") -> int:
+        """Open a call of a program and return its id."""
         self._last_id += 1
-        command = ipc.Command(call_id=self._last_id)
+        command = ipc.Command(call_id=self._last_id, program=program)
         kinds = {pb.GenerateRequest: command.generate, pb.GetOrLoadRequest: command.load}
+        kinds |= {pb.EmbedRequest: command.embed, pb.TokenizeRequest: command.tokenize}
+        kinds |= {pb.ListModelsRequest: command.list_models}
         body: Any = kinds.get(type(request), command.invalidate)
         body.SetInParent()
         body.CopyFrom(request)
@@ -121,7 +133,7 @@ class Harness:
         assert sum(map(ends_call, self.of(call_id))) == 1
         return self.of(call_id)
 
-    def run(self, request: pb.GenerateRequest | pb.GetOrLoadRequest | pb.InvalidateRequest) -> Answer:
+    def run(self, request: AnyRequest) -> Answer:
         """Run a call to its end."""
         return Answer(self.finish(self.begin(request)))
 

@@ -64,7 +64,7 @@ def test_streams_get_a_token_per_chunk_of_long_prefill(
     harness.settle()
 
 
-@pytest.mark.parametrize("other", ["model", "salt"])
+@pytest.mark.parametrize("other", ["model", "salt", "program"])
 def test_short_prompt_does_not_wait_for_a_long_one(
     harness: Harness, long_context: str, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
@@ -74,10 +74,11 @@ def test_short_prompt_does_not_wait_for_a_long_one(
     long = harness.begin(pb.GenerateRequest(model=long_context, tokens=ids(8000), max_tokens=1))
     harness.until(lambda: chunks(harness, long) > 0)
     request = generate("The", max_tokens=1)
-    if other == "salt":
+    if other != "model":
         request.model = long_context
+    if other == "salt":
         request.cache.salt = "mine"
-    short = harness.begin(request)
+    short = harness.begin(request, "another" if other == "program" else "")
     harness.finish(short)
     assert chunks(harness, long) <= 6
     assert not harness.of(long)[-1].generate.HasField("finished")

@@ -32,6 +32,7 @@ class Request:
 
     model_key: str
     salt: str = ""
+    program: str = ""
     priority: int = 0
     size: int = 1
     chunks: int = 1
@@ -102,6 +103,20 @@ def test_salts_and_models_start_in_turn() -> None:
     assert turns[6:] == [flood[0]] * 3 + [request for request in flood[1:] for _ in range(5)]
 
 
+def test_programs_start_in_turn() -> None:
+    """Also under one salt; a program with many salts gets no more turns for them."""
+    flood = [Request("m", f"salt {number}", program="flood", chunks=5) for number in range(20)]
+    other = Request("m", "salt 0", program="other", chunks=5)
+    assert order([*flood, other])[:10] == [request for first in flood[:5] for request in (first, other)]
+
+
+def test_salts_of_one_program_start_in_turn() -> None:
+    """Beside another program, too."""
+    one, two = (Request("m", salt, program="a", chunks=3) for salt in ("one", "two"))
+    other = Request("m", "one", program="b", chunks=6)
+    assert order([one, two, other])[::2] == [one, two] * 3
+
+
 def test_higher_priority_request_starts_first() -> None:
     """Those of equal priority keep their order."""
     low, usual, high, higher = (Request("m", priority=priority) for priority in (-1, 0, 1, 2))
@@ -116,7 +131,7 @@ def test_low_priority_request_does_not_starve(arrivals: list[tuple[int, str]]) -
     last = waiting[-1]
     served = 0
     for priority, salt in arrivals:
-        waiting.append(Request("m", salt, priority))
+        waiting.append(Request("m", salt, priority=priority))
         first = turns.first(waiting)
         assert first is not None
         turns.took(first, waiting)
@@ -131,9 +146,10 @@ def test_scheduler_remembers_bounded_namespaces() -> None:
     """A salt for each request is no leak."""
     turns: Turns[Request] = Turns()
     for number in range(5000):
-        request = Request("m", str(number))
+        request = Request("m", str(number), program=str(number))
         turns.took(request, [request])
     assert len(turns._served) <= 1024
+    assert len(turns._programs) <= 1024
     assert not turns._passed
 
 

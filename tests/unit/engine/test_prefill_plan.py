@@ -21,12 +21,18 @@ class Prefill:
     length: int
     model_key: str = "m"
     namespace: str = "m"
+    program: str = ""
     priority: int = 0
 
     @property
     def remaining(self) -> int:
         """All but the last token."""
         return self.length - 1
+
+    @property
+    def pools(self) -> bool:
+        """Whether it computes hidden states."""
+        return False
 
     @property
     def short(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -102,15 +103,30 @@ def test_chat_template_gets_the_request_options(source: ModelSource) -> None:
     tokenizer = Tokenizer(Wrapper(template), UNUSED)
     call = pb.ToolCall(id="c1", name="look", arguments_json='{"at": 1}')
     prepare_prompt(chat(USER, pb.ChatMessage(role="assistant", tool_calls=[call])), source, tokenizer)
-    messages, options = seen[0]
+    messages, options = seen[-1]  # after those that try what the code takes
     assert messages[0] == {"role": "user", "content": "What is the code?"}
     function = {"name": "look", "arguments": {"at": 1}}
     assert messages[1]["tool_calls"] == [{"id": "c1", "type": "function", "function": function}]
     assert options == {"add_generation_prompt": True, "tokenize": False, "return_dict": False}
     tool = pb.Tool(name="look", description="looks", parameters_json='{"type": "object"}')
     prepare_prompt(chat(enable_thinking=False, tools=[tool]), source, tokenizer)
-    assert seen[1][1]["enable_thinking"] is False
-    assert seen[1][1]["tools"][0]["function"]["parameters"] == {"type": "object"}
+    assert seen[-1][1]["enable_thinking"] is False
+    assert seen[-1][1]["tools"][0]["function"]["parameters"] == {"type": "object"}
+
+
+def test_code_in_place_of_a_template_is_tried_too(source: ModelSource) -> None:
+    """That of mlx-lm for DeepSeek V3.2 reads the arguments of a call as JSON text."""
+
+    def code(messages: Any, _options: Any) -> str:
+        calls = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls", ())]
+        return " ".join([*(json.dumps(json.loads(call)) for call in calls), *(m["content"] for m in messages)])
+
+    call = pb.ToolCall(id="c1", name="look", arguments_json='{"at":1}')
+    request = chat(USER, pb.ChatMessage(role="assistant", content="x", tool_calls=[call]))
+    tokens = prepare_prompt(request, source, Tokenizer(Wrapper(code), UNUSED)).tokens
+    assert tokens == [ord(one) for one in '{"at": 1} What is the code? x']
+    refused = error_of(chat(template_args={"a": "1"}), source, Tokenizer(Wrapper(code), UNUSED))
+    assert refused.field == "chat.template_args[a]"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", "null", '{"a": NaN}', '{"a": "\\ud800"}', '{"a":' * 100_000])

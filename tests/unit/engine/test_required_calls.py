@@ -70,7 +70,9 @@ def ask(
     harness: Harness, model: str, *, sampling: dict[str, Any] | None = None, most: int = 600, **fields: Any
 ) -> Answer:
     """Ask a model for calls."""
-    given = {"tools": TOOLS, "tool_choice": pb.TOOL_CHOICE_REQUIRED, "enable_thinking": False, **fields}
+    given = {"tools": TOOLS, "tool_choice": pb.TOOL_CHOICE_REQUIRED, **fields}
+    if given["tool_choice"] == pb.TOOL_CHOICE_REQUIRED:
+        given = {"enable_thinking": False, **given}
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], **given)
     return harness.run(
         pb.GenerateRequest(model=model, chat=chat, max_tokens=600, sampling=pb.Sampling(**sampling or {}))
@@ -136,7 +138,7 @@ def test_gpt_oss_reasons_before_a_required_call(harness: Harness, model: Callabl
     path = model(*NOTATIONS["messages with headers"])
     end = 737 + MARKS.index("<|end|>")
     sampling = {"temperature": 1.0, "seed": 4, "logit_bias": {end: 4.0}}
-    answer = ask(harness, path, enable_thinking=True, sampling=sampling)
+    answer = ask(harness, path, enable_thinking=None, sampling=sampling)
     assert len(calls_of(answer)) == 1
     assert any(event.generate.delta.reasoning for event in answer.events)
 
@@ -145,7 +147,7 @@ def test_model_may_reason_before_a_required_call(harness: Harness, model: Callab
     """The reasoning has no form, and a field of its own."""
     path = model(*HERMES, "{{ '<think>\n' }}")
     answer = ask(
-        harness, path, enable_thinking=True, sampling={"temperature": 1.0, "seed": 4, "logit_bias": {738: 4.0}}
+        harness, path, enable_thinking=None, sampling={"temperature": 1.0, "seed": 4, "logit_bias": {738: 4.0}}
     )
     assert calls_of(answer)
     assert any(event.generate.delta.reasoning for event in answer.events)

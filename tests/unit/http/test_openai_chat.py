@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from daemon.http.errors import Problem
-from daemon.http.generation import collect
+from daemon.http.generation import collect_samples
 from daemon.http.openai.chat import ChatStream, ask, completion
 from daemon.http.openai.chat_types import ChatRequest
 from daemon.http.parameters import check
@@ -20,19 +20,25 @@ from mlx_sidecar import (
     Message,
     Started,
     Timings,
+    TokenLogprob,
     Tool,
     ToolCall,
+    ToolCallDelta,
+    TopLogprob,
     Usage,
 )
 
 TIMINGS = Timings(0.1, 0.0, 0.0, 0.0, 0.1, 0.2, 0.2)
+BERGEN = GeneratedToolCall(0, "a1", "weather", '{"city": "Bergen"}')
+OSLO = GeneratedToolCall(1, "a2", "weather", '{"city": "Oslo"}')
 EVENTS: list[GenerateEvent] = [
     Started("req-7", "org/model", 12, 8),
     Delta("", (1,), (), "Where? "),
     Delta("I look.", (2,), ()),
-    Delta("", (3, 4), (), "", (GeneratedToolCall(0, "a1", "weather", '{"city": "Bergen"}'),)),
-    Delta("", (5,), (), "", (GeneratedToolCall(1, "a2", "weather", '{"city": "Oslo"}'),)),
-    Finished("tool_calls", "", Usage(12, 8, 6), TIMINGS),
+    Delta("", (3,), (), tool_call_deltas=(ToolCallDelta(0, "a1", "weather", '{"city": ', False),)),
+    Delta("", (4,), (), "", (BERGEN,), tool_call_deltas=(ToolCallDelta(0, "", "", '"Bergen"}', False),)),
+    Delta("", (5,), (), "", (OSLO,), tool_call_deltas=(ToolCallDelta(1, "a2", "weather", '{"city": "Oslo"}', False),)),
+    Finished("tool_calls", "", Usage(12, 8, 6, reasoning_tokens=1), TIMINGS),
 ]
 """A recorded generation with all that an answer can have."""
 TOOL = {
@@ -50,8 +56,10 @@ def request(**fields: Any) -> ChatRequest:
 
 
 def options(**fields: Any) -> dict[str, Any]:
-    """Return the options that a request asks for, without those that are unset."""
-    return {name: value for name, value in ask(request(**fields)).options.items() if value is not None}
+    """Return the options that a request asks for, without those that are unset, and without what each has."""
+    found = {name: value for name, value in ask(request(**fields)).options.items() if value is not None}
+    assert found.pop("model_defaults")
+    return found
 
 
 def chunks(*, include_usage: bool = False) -> list[dict[str, Any]]:
@@ -108,14 +116,31 @@ def test_sampling_parameters_are_passed_on() -> None:
 def test_values_that_ask_for_nothing_are_left_out() -> None:
     """Clients send them all the time, and the daemon refuses options without effect."""
     assert options(temperature=0, top_p=0.9, top_k=5, min_p=0.1, seed=7) == {"temperature": 0.0}
-    assert options(seed=7) == {}
     assert options(top_p=1, top_k=-1, n=1, logprobs=False, tools=[], response_format={"type": "text"}) == {}
 
 
-def test_choice_among_tokens_has_a_temperature() -> None:
-    """OpenAI's own, if the request has none: at temperature 0 it would be ignored."""
-    assert options(top_p=0.9, seed=7) == {"temperature": 1.0, "top_p": 0.9, "seed": 7}
+def test_unset_sampling_is_the_models_own() -> None:
+    """Also if some of it is set; a seed is for an answer that is not greedy."""
+    assert options(top_p=0.9, seed=7) == {"top_p": 0.9, "seed": 7}
     assert options(top_k=5, temperature=0.5) == {"temperature": 0.5, "top_k": 5}
+
+
+def test_template_arguments_are_passed_on() -> None:
+    """Thinking under its own name; an effort of none turns it off."""
+    arguments = {"enable_thinking": True, "tone": {"dry": 1}}
+    assert options(chat_template_kwargs=arguments) == {"enable_thinking": True, "template_args": {"tone": {"dry": 1}}}
+    assert options(reasoning_effort="low") == {"reasoning_effort": "low"}
+    assert options(reasoning_effort="none") == {"enable_thinking": False}
+    assert options(continue_final_message=True, add_generation_prompt=False) == {"continue_final_message": True}
+    assert options(add_generation_prompt=False) == {"add_generation_prompt": False}
+    assert options(prompt_cache_retention="24h") == {"keep": 86_400.0}
+
+
+def test_samples_and_scores_are_asked_for() -> None:
+    """Scores of the likeliest only with scores."""
+    assert options(n=3, logprobs=True, top_logprobs=2) == {"samples": 3, "top_logprobs": 2}
+    assert options(logprobs=True) == {"top_logprobs": 0}
+    assert options(n=1, logprobs=False, top_logprobs=0) == {}
 
 
 def test_completion_tokens_win_over_tokens() -> None:
@@ -155,14 +180,16 @@ def test_forms_of_an_answer_are_passed_on() -> None:
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"n": 2}, "n"),
-        ({"n": True}, "n"),
+        ({"best_of": 2}, "best_of"),
+        ({"n": 2, "parallel_tool_calls": False}, "n"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"frobnicate": 1}, "frobnicate"),
         ({"messages": [{"role": "user", "content": "x", "audio": {}}]}, "messages[0].audio"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"chat_template_kwargs": {"enable_thinking": 1}}, "chat_template_kwargs.enable_thinking"),
         ({"modalities": ["text", "audio"]}, "modalities"),
     ],
 )
@@ -176,7 +203,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], fiel
 
 def test_whole_answer_has_all_parts() -> None:
     """Reasoning, text, calls, reason and usage."""
-    found = json.loads(completion(collect(EVENTS), now=1000.0).model_dump_json(exclude_unset=True))
+    found = json.loads(completion(collect_samples(EVENTS), now=1000.0).model_dump_json(exclude_unset=True))
     assert (found["id"], found["created"], found["model"]) == ("chatcmpl-req-7", 1000, "org/model")
     (choice,) = found["choices"]
     assert choice["finish_reason"] == "tool_calls"
@@ -191,15 +218,16 @@ def test_whole_answer_has_all_parts() -> None:
         "completion_tokens": 6,
         "total_tokens": 18,
         "prompt_tokens_details": {"cached_tokens": 8},
+        "completion_tokens_details": {"reasoning_tokens": 1},
     }
 
 
 def test_answer_of_calls_alone_has_null_content() -> None:
     """And an answer without anything has empty content, as OpenAI's."""
-    calls = [EVENTS[0], EVENTS[3], EVENTS[5]]
-    assert completion(collect(calls)).choices[0].message.content is None
+    calls = [EVENTS[0], EVENTS[4], EVENTS[6]]
+    assert completion(collect_samples(calls)).choices[0].message.content is None
     nothing = [EVENTS[0], Finished("stop", "", Usage(1, 0, 1), TIMINGS)]
-    assert completion(collect(nothing)).choices[0].message.content == ""
+    assert completion(collect_samples(nothing)).choices[0].message.content == ""
 
 
 def test_streamed_chunks_make_the_same_answer() -> None:
@@ -208,12 +236,26 @@ def test_streamed_chunks_make_the_same_answer() -> None:
     assert deltas[0] == {"role": "assistant", "content": ""}
     assert deltas[1] == {"reasoning_content": "Where? "}
     assert deltas[2] == {"content": "I look."}
-    (call,) = deltas[3]["tool_calls"]
-    function = {"name": "weather", "arguments": '{"city": "Bergen"}'}
-    assert call == {"index": 0, "id": "a1", "type": "function", "function": function}
-    assert deltas[4]["tool_calls"][0]["index"] == 1
-    assert deltas[5] == {}
-    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks()] == [None] * 5 + ["tool_calls"]
+    function = {"name": "weather", "arguments": '{"city": '}
+    assert deltas[3] == {"tool_calls": [{"index": 0, "id": "a1", "type": "function", "function": function}]}
+    assert deltas[4] == {"tool_calls": [{"index": 0, "function": {"arguments": '"Bergen"}'}}]}
+    assert deltas[5]["tool_calls"][0]["index"] == 1
+    assert deltas[6] == {}
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks()] == [None] * 6 + ["tool_calls"]
+
+
+def test_call_that_turned_out_to_be_none_keeps_its_index() -> None:
+    """The next one gets another, so that no client joins the two."""
+    stream = ChatStream(include_usage=False, now=1000.0)
+    seen = [
+        EVENTS[0],
+        Delta("", (3,), (), tool_call_deltas=(ToolCallDelta(0, "a1", "weather", '{"city', False),)),
+        Delta("<call>", (3,), (), tool_call_deltas=(ToolCallDelta(0, "", "", "", True),)),
+        Delta("", (3,), (), "", (BERGEN,), tool_call_deltas=(ToolCallDelta(0, "a2", "weather", "{}", False),)),
+    ]
+    deltas = [chunk.choices[0].delta for event in seen for chunk in stream.chunks(event)]
+    assert [call.index for delta in deltas for call in delta.tool_calls or ()] == [0, 1]
+    assert [delta.content for delta in deltas if delta.content] == ["<call>"]
 
 
 def test_streamed_usage_comes_last_if_asked_for() -> None:
@@ -221,5 +263,46 @@ def test_streamed_usage_comes_last_if_asked_for() -> None:
     found = chunks(include_usage=True)
     assert found[-1]["choices"] == []
     assert found[-1]["usage"]["total_tokens"] == 18
-    assert [chunk["usage"] for chunk in found[:-1]] == [None] * 6
+    assert [chunk["usage"] for chunk in found[:-1]] == [None] * 7
     assert all("usage" not in chunk for chunk in chunks())
+
+
+SCORE = TokenLogprob(7, -0.5, (TopLogprob(7, -0.5, " é"), TopLogprob(8, float("-inf"), "b")), " é")
+SAMPLES: list[GenerateEvent] = [
+    EVENTS[0],
+    Delta("b", (7,), (SCORE,), index=1),
+    Delta("a", (7,), (SCORE,)),
+    Delta("", (7,), (SCORE,), index=1),
+    Finished("stop", "", Usage(12, 8, 2), TIMINGS, index=1),
+    Finished("length", "", Usage(12, 8, 3), TIMINGS),
+]
+"""A recorded generation of two samples with scores."""
+
+
+def test_samples_are_choices_of_one_answer() -> None:
+    """In the order of their indexes; the prompt counts once."""
+    found = completion(collect_samples(SAMPLES))
+    assert [(choice.index, choice.message.content) for choice in found.choices] == [(0, "a"), (1, "b")]
+    assert [choice.finish_reason for choice in found.choices] == ["length", "stop"]
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (12, 5)
+
+
+def test_scores_have_text_bytes_and_the_likeliest() -> None:
+    """JSON has no infinity."""
+    (first, *_) = completion(collect_samples(SAMPLES)).choices
+    assert first.logprobs is not None
+    (score,) = json.loads(first.logprobs.model_dump_json())["content"]
+    assert (score["token"], score["logprob"], score["bytes"]) == (" é", -0.5, [32, 195, 169])
+    assert [one["logprob"] for one in score["top_logprobs"]] == [-0.5, -9999.0]
+
+
+def test_streamed_samples_have_their_index() -> None:
+    """A token without text yet has its score; the usage comes after the last end."""
+    stream = ChatStream(samples=2, include_usage=True, now=1000.0)
+    found = [chunk for event in SAMPLES for chunk in stream.chunks(event)]
+    choices = [chunk.choices[0] for chunk in found if chunk.choices]
+    assert [choice.index for choice in choices] == [0, 1, 1, 0, 1, 1, 0]
+    scores = [choice.logprobs for choice in choices]
+    assert [score is not None for score in scores] == [False, False, True, True, True, False, False]
+    assert found[-1].usage is not None
+    assert found[-1].usage.completion_tokens == 5

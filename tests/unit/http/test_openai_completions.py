@@ -9,11 +9,21 @@ import pytest
 from pydantic import ValidationError
 
 from daemon.http.errors import Problem
-from daemon.http.generation import collect
+from daemon.http.generation import collect_samples
 from daemon.http.openai.completion_types import CompletionRequest
 from daemon.http.openai.completions import CompletionStream, asks, completion
 from daemon.http.parameters import check
-from mlx_sidecar import Delta, Finished, GenerateEvent, Started, Timings, Usage
+from mlx_sidecar import (
+    Delta,
+    Finished,
+    GenerateEvent,
+    PromptLogprobs,
+    Started,
+    Timings,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 
 EVENTS: list[GenerateEvent] = [
     Started("req-7", "m", 3, 1),
@@ -56,7 +66,9 @@ def test_prompt_of_another_form_is_refused(prompt: Any) -> None:
 
 def test_plain_answers_come_in_order_with_their_sum() -> None:
     """The usage is that of all."""
-    found = completion(request(["one ", "One "], echo=True), [collect(EVENTS), collect(EVENTS)], now=5.0)
+    found = completion(
+        request(["one ", "One "], echo=True), [collect_samples(EVENTS), collect_samples(EVENTS)], now=5.0
+    )
     assert [(choice.index, choice.text) for choice in found.choices] == [(0, "one two three"), (1, "One two three")]
     assert found.usage is not None
     assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (6, 6)
@@ -65,7 +77,7 @@ def test_plain_answers_come_in_order_with_their_sum() -> None:
 
 def test_plain_stream_makes_the_same_text() -> None:
     """A delta without text makes no chunk."""
-    stream = CompletionStream(echo="one ", include_usage=True, now=5.0)
+    stream = CompletionStream(request("one ", echo=True, stream=True, stream_options={"include_usage": True}), now=5.0)
     found = [chunk for event in EVENTS for chunk in stream.chunks(event)]
     texts = [chunk.choices[0].text for chunk in found if chunk.choices]
     assert texts == ["one ", "two ", "three", ""]
@@ -78,7 +90,8 @@ def test_plain_stream_makes_the_same_text() -> None:
     [
         ({"prompt": ["a", "b"], "stream": True}, "prompt"),
         ({"prompt": [1], "echo": True}, "echo"),
-        ({"prompt": "a", "logprobs": 1}, "logprobs"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "logprobs": 1, "echo": True, "stream": True}, "echo"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "stream_options": {}}, "stream_options"),
     ],
@@ -88,3 +101,33 @@ def test_plain_parameters_without_effect_are_refused(fields: dict[str, Any], fie
     with pytest.raises(Problem) as caught:
         asks(request(**fields))
     assert caught.value.field == field
+
+
+def test_scores_of_an_echoed_prompt_come_first() -> None:
+    """As lm-eval reads them: an entry for each token, without a score for the prompt's first one."""
+    asked = request([1, 2, 3], echo=True, logprobs=1)
+    options = asks(asked)[0].options
+    assert (options["prompt_logprobs"], options["top_logprobs"]) == (1, 1)
+
+    def score(text: str, logprob: float) -> TokenLogprob:
+        return TokenLogprob(1, logprob, (TopLogprob(1, logprob, text),), text)
+
+    seen = [
+        EVENTS[0],
+        PromptLogprobs(1, (score("b", -1), score("c", -2))),
+        Delta("d", (4,), (score("d", -3),)),
+        EVENTS[4],
+    ]
+    (choice,) = completion(asked, [collect_samples(seen)]).choices
+    assert choice.text == "bcd"
+    assert choice.logprobs is not None
+    assert choice.logprobs.tokens == ["", "b", "c", "d"]
+    assert choice.logprobs.token_logprobs == [None, -1, -2, -3]
+    assert choice.logprobs.top_logprobs == [None, {"b": -1}, {"c": -2}, {"d": -3}]
+    assert choice.logprobs.text_offset == [0, 0, 1, 2]
+
+
+def test_prompt_can_be_scored_without_an_answer() -> None:
+    """The daemon refuses options of an answer then."""
+    options = asks(request("a b", echo=True, logprobs=0, max_tokens=0, temperature=0, seed=1))[0].options
+    assert {name: value for name, value in options.items() if value != ""} == {"max_tokens": 0, "prompt_logprobs": 0}

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from daemon.server.admission import LEAST_RETRY_SECONDS, MAX_WAITING_TOKENS, MOST_RETRY_SECONDS, Admission
+from daemon.server.callers import Caller
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import Clock
 
@@ -113,3 +114,22 @@ def test_cutting_off_drops_running_calls() -> None:
         admission.cut_off()
     assert [error.reason for error in dropped] == [Reason.SHUTTING_DOWN]
     assert dropped[0].retry_after
+
+
+def test_one_program_fills_its_share_of_the_queue() -> None:
+    """And leaves the rest to others; unknown programs count as one."""
+    admission = Admission(4, most_of_program=2)
+    mine = Caller(7, "mine")
+    with ExitStack() as stack:
+        first, _ = (stack.enter_context(admission.place(mine)) for _ in range(2))
+        with pytest.raises(SidecarError, match=r"2 requests of mine wait already, .* max_queue_share") as refused:
+            stack.enter_context(admission.place(Caller(8, "mine")))
+        assert refused.value.reason is Reason.QUEUE_FULL
+        assert refused.value.retry_after
+        stack.enter_context(admission.place(Caller(9, "other")))
+        admission.began(first)
+        stack.enter_context(admission.place(mine))
+        assert sorted(admission.calls, key=str) == sorted(
+            [(mine, False), (mine, True), (mine, True), (Caller(9, "other"), True)], key=str
+        )
+    assert (admission.calls, admission.rejected) == ([], 1)

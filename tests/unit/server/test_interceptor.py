@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 
 from daemon.server.arrivals import Arrivals, Lane, Way
 from daemon.server.call_record import CallRecord
+from daemon.server.field_checks import MAX_REQUEST_BYTES
 from daemon.server.interceptor import MAX_MESSAGE, CallInterceptor, code_name, status
-from daemon.server.validation import MAX_REQUEST_BYTES
 from daemon.shared.errors import Reason, SidecarError, invalid
 
 METHOD = "/mlx_sidecar.v1.SidecarService/Generate"

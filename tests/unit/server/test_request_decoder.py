@@ -11,8 +11,9 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon.server.field_checks import MAX_REQUEST_BYTES
+from daemon.server.generate_validation import MAX_IDS, MAX_MESSAGES
 from daemon.server.request_decoder import MAX_FIELDS, PACKED_BYTES, STEP_FIELDS, counted, parse
-from daemon.server.validation import MAX_IDS, MAX_MESSAGES, MAX_REQUEST_BYTES
 from daemon.shared.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 

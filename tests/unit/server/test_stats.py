@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from daemon import __version__
 from daemon.server.admission import Admission
+from daemon.server.callers import Callers
 from daemon.server.stats import History, Stats
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.supervisor import State, Supervisor
@@ -19,9 +20,11 @@ class Rig:
 
     def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.admission = Admission(1)
+        self.callers = Callers(lambda: {7: "code"}, clock)
         self.router = CallRouter(clock)
         self.supervisor = Supervisor(["engine"], clock, self.router)
-        self.stats = Stats(self.supervisor, self.router, self.admission, History(clock, self.admission), clock)
+        history = History(clock, self.admission)
+        self.stats = Stats(self.supervisor, self.router, self.admission, self.callers, history, clock)
 
 
 def test_stats_answer_before_the_engine_is_up() -> None:
@@ -67,3 +70,12 @@ def test_every_supervisor_state_has_an_api_name() -> None:
 def test_durations_round_trip() -> None:
     """To the nanosecond, below zero as well."""
     assert all(seconds(duration(value)) == value for value in (0.0, 0.25, 1e6, -1.5))
+
+
+def test_stats_show_the_processes_that_call() -> None:
+    """With their waiting and running calls; the parent knows them, and no engine does."""
+    rig = Rig()
+    caller = rig.callers.arrived([])
+    with rig.admission.place(caller):
+        (shown,) = rig.stats.response(pb.StatsRequest()).engine.callers
+    assert (shown.pid, shown.program, shown.waiting, shown.running, shown.calls) == (7, "code", 1, 0, 1)

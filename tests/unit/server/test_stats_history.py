@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from daemon.server.admission import Admission
+from daemon.server.callers import Callers
 from daemon.server.stats import INTERVAL_SECONDS, SAMPLES, History, Stats
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.supervisor import Supervisor
@@ -47,7 +48,7 @@ def test_a_request_that_waits_for_its_model_is_in_flight() -> None:
     admission = Admission(1)
     history = History(lambda: now, admission)
     router = CallRouter(lambda: now, history.note)
-    stats = Stats(Supervisor(["engine"], lambda: now, router), router, admission, history, lambda: now)
+    stats = Stats(Supervisor(["engine"], lambda: now, router), router, admission, Callers(dict), history, lambda: now)
     with admission.place() as ticket:
         router.note_snapshot(pb.StatsResponse())
         assert stats.response(pb.StatsRequest()).engine.queued == 1
@@ -78,7 +79,7 @@ def test_stats_include_history_only_on_request() -> None:
     admission = Admission(1)
     history = History(lambda: 0.0, admission)
     router = CallRouter(lambda: 0.0, history.note)
-    stats = Stats(Supervisor(["engine"], lambda: 0.0, router), router, admission, history, lambda: 0.0)
+    stats = Stats(Supervisor(["engine"], lambda: 0.0, router), router, admission, Callers(dict), history, lambda: 0.0)
     router.note_snapshot(ipc.Event(snapshot=snapshot()).snapshot)
     assert not stats.response(pb.StatsRequest()).history
     full = stats.response(pb.StatsRequest(include_history=True))

@@ -15,7 +15,8 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.server.validation import check_generate, check_invalidate, check_load
+from daemon.server.generate_validation import check_generate
+from daemon.server.validation import check_embed, check_invalidate, check_list_models, check_load, check_tokenize
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.sampling_options import RANGES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -24,6 +25,9 @@ CHECKS: dict[type[Message], Callable[[Any], None]] = {
     pb.GetOrLoadRequest: check_load,
     pb.GenerateRequest: check_generate,
     pb.InvalidateRequest: check_invalidate,
+    pb.TokenizeRequest: check_tokenize,
+    pb.EmbedRequest: check_embed,
+    pb.ListModelsRequest: check_list_models,
 }
 
 CHECKED = {
@@ -33,7 +37,8 @@ CHECKED = {
     | {"reasoning_budget", "samples", "prompt_logprobs"},
     "ResponseFormat": {"json_schema", "json_object", "regex", "grammar"},
     "TokenIds": {"ids"},
-    "Chat": {"messages", "tools", "tool_choice", "required_tool"},
+    "Chat": {"messages", "tools", "tool_choice", "required_tool"}
+    | {"template_args", "reasoning_effort", "continue_final_message"},
     "ChatMessage": {"role"},
     "Tool": {"name", "parameters_json"},
     "Sampling": {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"}
@@ -44,6 +49,9 @@ CHECKED = {
     "ModelTarget": {"model", "weights", "prefixes"},
     "PrefixTarget": {"model", "text", "tokens", "salt"},
     "AllTarget": {"weights", "prefixes"},
+    "TokenizeRequest": {"model", "tokens", "chat"},
+    "EmbedRequest": {"model", "adapter", "texts", "prompt_name", "prompt", "dimensions", "pooling", "cache"}
+    | {"request_id", "priority"},
 }
 """Fields that validation looks at, by message."""
 
@@ -55,6 +63,8 @@ FREE = {
     "ToolCall": {"id", "name", "arguments_json"},
     "Tool": {"description"},
     "InvalidateRequest": {"dry_run"},
+    "TokenizeRequest": {"text", "count_only"},
+    "EmbedRequest": {"normalize", "require_loaded"},
 }
 """Fields of which every value is allowed here: switches, seeds, texts that only templates read, JSON that the engine
 parses."""
@@ -104,6 +114,11 @@ def prefix(**fields: Any) -> pb.InvalidateRequest:
     return pb.InvalidateRequest(prefix=pb.PrefixTarget(**{"model": "embedded", "text": "hello", **fields}))
 
 
+def embed(**fields: Any) -> pb.EmbedRequest:
+    """Return a good EmbedRequest with some fields changed."""
+    return pb.EmbedRequest(**{"model": "m", "texts": ["a"], **fields})
+
+
 def refused(request: Message) -> str | None:
     """Return the field that a request is refused for."""
     error = error_of(request)
@@ -151,6 +166,8 @@ GOOD = [
     generate(stop=pb.Stop(strings=["x" * 256] * 16, token_ids=[1] * 64)),
     generate(stop=pb.Stop(strings=["é" * 128])),
     chat(tools=[pb.Tool(name="t"), pb.Tool(name="u")]),
+    chat(template_args={f"name_{number}": "1" for number in range(64)}, reasoning_effort="x" * 64),
+    chat(messages=[pb.ChatMessage(role="assistant")], continue_final_message=True, add_generation_prompt=False),
     chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_537)], tool_choice=pb.TOOL_CHOICE_AUTO),
     chat(tools=[pb.Tool(name="t", parameters_json="x" * 65_536)], tool_choice=pb.TOOL_CHOICE_REQUIRED),
     chat_in_a_form(tools=[pb.Tool(name="t")], tool_choice=pb.TOOL_CHOICE_NONE),
@@ -165,7 +182,16 @@ GOOD = [
     prefix(tokens=pb.TokenIds(ids=[1])),
     pb.InvalidateRequest(model=pb.ModelTarget(model="m", weights=True), dry_run=True),
     pb.InvalidateRequest(all=pb.AllTarget(prefixes=True)),
+    pb.TokenizeRequest(model="m", text="", count_only=True),
+    pb.TokenizeRequest(model="m", tokens=pb.TokenIds()),
+    pb.TokenizeRequest(model="m", chat=pb.Chat(messages=[pb.ChatMessage(role="user")])),
+    pb.ListModelsRequest(),
+    embed(texts=["a"] * 256, prompt="x" * 65_536, dimensions=1, priority=-2, normalize=False),
+    embed(prompt_name="query", pooling=pb.POOLING_CLS, cache={"mode": pb.CACHE_MODE_READ_ONLY, "salt": "s"}),
 ]
+
+LEFT_OPEN: dict[str, Any] = {"messages": [pb.ChatMessage(role="assistant")], "continue_final_message": True}
+CALLED = [pb.ChatMessage(role="assistant", tool_calls=[pb.ToolCall(name="t")])]
 
 BAD: list[tuple[str, Message]] = [
     ("model", load(model="")),
@@ -194,6 +220,17 @@ BAD: list[tuple[str, Message]] = [
     ("chat.messages[1].role", chat(messages=[pb.ChatMessage(role="user"), pb.ChatMessage()])),
     ("chat.tools[0].name", chat(tools=[pb.Tool()])),
     ("chat.tools[2].name", chat(tools=[pb.Tool(name="t"), pb.Tool(name="u"), pb.Tool(name="t")])),
+    ("chat.template_args", chat(template_args={f"name_{number}": "1" for number in range(65)})),
+    ("chat.template_args", chat(template_args={"a": "x" * 64 * 1024})),
+    ("chat.template_args[messages]", chat(template_args={"messages": "[]"})),
+    ("chat.template_args[enable_thinking]", chat(template_args={"enable_thinking": "true"})),
+    ("chat.template_args[bos_token]", chat(template_args={"bos_token": '"x"'})),
+    ("chat.template_args[chat_template]", chat(template_args={"chat_template": '"x"'})),
+    ("chat.template_args[]", chat(template_args={"": "1"})),
+    ("chat.reasoning_effort", chat(reasoning_effort="x" * 65)),
+    ("chat.continue_final_message", chat(continue_final_message=True)),
+    ("chat.continue_final_message", chat(**LEFT_OPEN, add_generation_prompt=True)),
+    ("chat.continue_final_message", chat(continue_final_message=True, messages=CALLED)),
     ("chat.tools", chat_in_a_form(tools=[pb.Tool(name="t")])),
     ("chat.tool_choice", chat(tool_choice=9)),
     ("chat.tool_choice", chat(tool_choice=pb.TOOL_CHOICE_REQUIRED)),
@@ -280,6 +317,19 @@ BAD: list[tuple[str, Message]] = [
     ("prefix.input", pb.InvalidateRequest(prefix=pb.PrefixTarget(model="m"))),
     ("prefix.salt", prefix(salt="s" * 129)),
     ("request", generate(text="x" * (8 * 1024 * 1024))),
+    ("model", pb.TokenizeRequest(text="a")),
+    ("input", pb.TokenizeRequest(model="m")),
+    ("chat.messages", pb.TokenizeRequest(model="m", chat=pb.Chat())),
+    ("texts", embed(texts=[])),
+    ("texts", embed(texts=["a"] * 257)),
+    ("prompt", embed(prompt="x" * 65_537)),
+    ("prompt_name", embed(prompt="", prompt_name="query")),
+    ("dimensions", embed(dimensions=0)),
+    ("pooling", embed(pooling=9)),
+    ("cache.mode", embed(cache={"mode": 4})),
+    ("cache.salt", embed(cache={"salt": "s" * 129})),
+    ("request_id", embed(request_id="a b")),
+    ("priority", embed(priority=3)),
 ]
 
 
@@ -351,8 +401,10 @@ def filled(kind: type[Message], rng: random.Random) -> Message:
 
 def _fill(message: Any, field: Any, rng: random.Random) -> None:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        texts = field.message_type.fields_by_name["key"].type == field.TYPE_STRING
         for _ in range(rng.choice([1, 3, 1025])):
-            getattr(message, field.name)[rng.randrange(2**32)] = rng.choice([0.0, math.nan, 100.5, -100.0])
+            key, value = rng.randrange(2**32), rng.choice([0.0, math.nan, 100.5, -100.0])
+            getattr(message, field.name)[f"n{key}" if texts else key] = str(value) if texts else value
     elif field.message_type is not None:
         inner = [filled(field.message_type._concrete_class, rng) for _ in range(rng.randint(1, 2))]
         if field.is_repeated:

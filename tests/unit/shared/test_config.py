@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daemon.shared.config import KEYS, Config, ConfigError, Resolved, given_value, load_config
-from daemon.shared.config_values import parse_duration
+from daemon.shared.config_values import parse_duration, read_aliases
 from mlx_sidecar._address import default_socket_path
 
 
@@ -79,6 +82,7 @@ ALL_GIVEN: dict[str, tuple[Any, Any]] = {
     "socket": ("~/s.sock", lambda home: home / "s.sock"),
     "model_cache_mb": (0, 0),
     "max_models": (1, 1),
+    "max_queue_share": (50, 50),
     "model_ttl": ("1h30m", 5400.0),
     "evict_on_memory_pressure": (False, False),
     "kv_cache_mb": (0, 0),
@@ -93,15 +97,20 @@ ALL_GIVEN: dict[str, tuple[Any, Any]] = {
     "model_roots": (["/a", "~/b"], lambda home: (Path("/a"), home / "b")),
     "http_listen": ("127.0.0.1:8080", "127.0.0.1:8080"),
     "http_origins": (["http://localhost:3000"], ("http://localhost:3000",)),
+    "aliases": ({"fast": "org/name", "home": "~/m"}, lambda home: {"fast": "org/name", "home": str(home / "m")}),
     "tracing": (True, True),
 }
 
 
 def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {model!r}" for name, model in value.items()) + " }"
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={model}" for name, model in value.items())
     return os.pathsep.join(value) if isinstance(value, list) else str(value)
 
 
@@ -307,3 +316,41 @@ def test_single_config_value_is_read_alone(home: Path) -> None:
     assert given_value("socket", None, {}, home) is None
     with pytest.raises(ConfigError, match="socket from MLX_SIDECAR_SOCKET is 'v', but must be an absolute path"):
         given_value("socket", None, {"MLX_SIDECAR_SOCKET": "v"}, home)
+
+
+def test_alias_may_stand_for_another_alias(home: Path) -> None:
+    """Each of them has the model that the last one stands for; names with a colon are quoted."""
+    _write_file(home, '[aliases]\nchat = "fast"\n"qwen3:8b" = "org/name"\nfast = "qwen3:8b"\n')
+
+    assert load_config({}, {}, home).config.aliases == dict.fromkeys(["chat", "qwen3:8b", "fast"], "org/name")
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('a = "b"\nb = "a"', "aliases.a leads back to itself"),
+        ('a = "a"', "aliases.a leads back to itself"),
+        ('a = "llama"', "aliases.a leads to 'llama', which is no Hub id, absolute directory, 'embedded' or alias"),
+        ('"a/b" = "org/name"', "aliases.a/b is none"),
+        ('embedded = "org/name"', "aliases.embedded is none"),
+        ("a = 3", "aliases.a leads to 3"),
+    ],
+)
+def test_wrong_alias_is_refused_by_its_key(home: Path, table: str, words: str) -> None:
+    file = _write_file(home, f"[aliases]\n{table}\n")
+
+    assert words in _refusal(home)
+    assert f"aliases from {file} is " in _refusal(home)
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([*"abcdef", "org/name", "/m", "embedded", "x", ""])))
+def test_any_table_of_aliases_is_refused_or_ends(table: dict[str, str]) -> None:
+    """Every name leads to a model, never to another alias; a table that is refused names its key."""
+    refused, read = "", {}
+    try:
+        read = read_aliases(table, text=False, home=Path("/home"))
+    except ValueError as error:
+        refused = str(error)
+    assert not refused or re.search(r"aliases\.[a-f] ", refused)
+    assert refused or set(read) == set(table)
+    assert set(read.values()) <= {"org/name", "/m", "embedded"}

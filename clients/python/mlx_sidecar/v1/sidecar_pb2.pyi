@@ -96,6 +96,20 @@ class EngineState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENGINE_STATE_STALLED: _ClassVar[EngineState]
     ENGINE_STATE_RESTARTING: _ClassVar[EngineState]
     ENGINE_STATE_STOPPED: _ClassVar[EngineState]
+
+class ModelPlace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_PLACE_UNSPECIFIED: _ClassVar[ModelPlace]
+    MODEL_PLACE_HUB_CACHE: _ClassVar[ModelPlace]
+    MODEL_PLACE_ROOT: _ClassVar[ModelPlace]
+    MODEL_PLACE_EMBEDDED: _ClassVar[ModelPlace]
+
+class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POOLING_UNSPECIFIED: _ClassVar[Pooling]
+    POOLING_LAST_TOKEN: _ClassVar[Pooling]
+    POOLING_MEAN: _ClassVar[Pooling]
+    POOLING_CLS: _ClassVar[Pooling]
 LOAD_STAGE_UNSPECIFIED: LoadStage
 LOAD_STAGE_QUEUED: LoadStage
 LOAD_STAGE_DOWNLOADING: LoadStage
@@ -150,6 +164,14 @@ ENGINE_STATE_READY: EngineState
 ENGINE_STATE_STALLED: EngineState
 ENGINE_STATE_RESTARTING: EngineState
 ENGINE_STATE_STOPPED: EngineState
+MODEL_PLACE_UNSPECIFIED: ModelPlace
+MODEL_PLACE_HUB_CACHE: ModelPlace
+MODEL_PLACE_ROOT: ModelPlace
+MODEL_PLACE_EMBEDDED: ModelPlace
+POOLING_UNSPECIFIED: Pooling
+POOLING_LAST_TOKEN: Pooling
+POOLING_MEAN: Pooling
+POOLING_CLS: Pooling
 
 class GetOrLoadRequest(_message.Message):
     __slots__ = ("model", "revision", "adapter", "pin", "ttl", "skip_warmup", "allow_download", "estimate_only", "context_length")
@@ -294,20 +316,33 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Chat(_message.Message):
-    __slots__ = ("messages", "tools", "add_generation_prompt", "enable_thinking", "tool_choice", "required_tool")
+    __slots__ = ("messages", "tools", "add_generation_prompt", "enable_thinking", "tool_choice", "required_tool", "template_args", "reasoning_effort", "continue_final_message")
+    class TemplateArgsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _ClassVar[int]
     ENABLE_THINKING_FIELD_NUMBER: _ClassVar[int]
     TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_TOOL_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_ARGS_FIELD_NUMBER: _ClassVar[int]
+    REASONING_EFFORT_FIELD_NUMBER: _ClassVar[int]
+    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     tools: _containers.RepeatedCompositeFieldContainer[Tool]
     add_generation_prompt: bool
     enable_thinking: bool
     tool_choice: ToolChoice
     required_tool: str
-    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., add_generation_prompt: bool = ..., enable_thinking: bool = ..., tool_choice: _Optional[_Union[ToolChoice, str]] = ..., required_tool: _Optional[str] = ...) -> None: ...
+    template_args: _containers.ScalarMap[str, str]
+    reasoning_effort: str
+    continue_final_message: bool
+    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., add_generation_prompt: bool = ..., enable_thinking: bool = ..., tool_choice: _Optional[_Union[ToolChoice, str]] = ..., required_tool: _Optional[str] = ..., template_args: _Optional[_Mapping[str, str]] = ..., reasoning_effort: _Optional[str] = ..., continue_final_message: bool = ...) -> None: ...
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")
@@ -411,18 +446,20 @@ class GenerateResponse(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., prefill: _Optional[_Union[PrefillProgress, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "model", "prompt_tokens", "cached_tokens", "miss")
+    __slots__ = ("request_id", "model", "prompt_tokens", "cached_tokens", "warnings", "miss")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     MISS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt_tokens: int
     cached_tokens: int
+    warnings: _containers.RepeatedScalarFieldContainer[str]
     miss: Miss
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., miss: _Optional[_Union[Miss, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., miss: _Optional[_Union[Miss, _Mapping]] = ...) -> None: ...
 
 class Miss(_message.Message):
     __slots__ = ("reason", "token", "resume_token", "message", "character", "seen", "differs")
@@ -831,7 +868,7 @@ class NamespaceStats(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., salted: bool = ..., blocks: _Optional[int] = ..., branches: _Optional[int] = ..., hits: _Optional[int] = ..., tokens_reused: _Optional[int] = ...) -> None: ...
 
 class EngineStats(_message.Message):
-    __slots__ = ("state", "restarts", "step_age", "queued", "prefilling", "decoding", "prompt_tokens", "generated_tokens", "rejected", "cancelled", "pid", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99", "batch_size_p50", "batch_size_p99", "stuck")
+    __slots__ = ("state", "restarts", "step_age", "queued", "prefilling", "decoding", "prompt_tokens", "generated_tokens", "rejected", "cancelled", "pid", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99", "batch_size_p50", "batch_size_p99", "stuck", "callers")
     STATE_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     STEP_AGE_FIELD_NUMBER: _ClassVar[int]
@@ -850,6 +887,7 @@ class EngineStats(_message.Message):
     BATCH_SIZE_P50_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_P99_FIELD_NUMBER: _ClassVar[int]
     STUCK_FIELD_NUMBER: _ClassVar[int]
+    CALLERS_FIELD_NUMBER: _ClassVar[int]
     state: EngineState
     restarts: int
     step_age: _duration_pb2.Duration
@@ -868,7 +906,26 @@ class EngineStats(_message.Message):
     batch_size_p50: int
     batch_size_p99: int
     stuck: _containers.RepeatedCompositeFieldContainer[StuckWork]
-    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., restarts: _Optional[int] = ..., step_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queued: _Optional[int] = ..., prefilling: _Optional[int] = ..., decoding: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., rejected: _Optional[int] = ..., cancelled: _Optional[int] = ..., pid: _Optional[int] = ..., step_time_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_time_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_size_p50: _Optional[int] = ..., batch_size_p99: _Optional[int] = ..., stuck: _Optional[_Iterable[_Union[StuckWork, _Mapping]]] = ...) -> None: ...
+    callers: _containers.RepeatedCompositeFieldContainer[CallerStats]
+    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., restarts: _Optional[int] = ..., step_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queued: _Optional[int] = ..., prefilling: _Optional[int] = ..., decoding: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., rejected: _Optional[int] = ..., cancelled: _Optional[int] = ..., pid: _Optional[int] = ..., step_time_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_time_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_size_p50: _Optional[int] = ..., batch_size_p99: _Optional[int] = ..., stuck: _Optional[_Iterable[_Union[StuckWork, _Mapping]]] = ..., callers: _Optional[_Iterable[_Union[CallerStats, _Mapping]]] = ...) -> None: ...
+
+class CallerStats(_message.Message):
+    __slots__ = ("pid", "program", "declared", "waiting", "running", "calls", "last_call")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
+    DECLARED_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    LAST_CALL_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    program: str
+    declared: bool
+    waiting: int
+    running: int
+    calls: int
+    last_call: _duration_pb2.Duration
+    def __init__(self, pid: _Optional[int] = ..., program: _Optional[str] = ..., declared: bool = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., calls: _Optional[int] = ..., last_call: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class StuckWork(_message.Message):
     __slots__ = ("work", "model", "silent")
@@ -951,3 +1008,172 @@ class HistorySample(_message.Message):
     trie_bytes: int
     live_kv_bytes: int
     def __init__(self, age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., tokens_looked_up: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., in_flight: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., trie_bytes: _Optional[int] = ..., live_kv_bytes: _Optional[int] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models", "unread", "fits_bytes", "truncated", "aliases")
+    class AliasesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    UNREAD_FIELD_NUMBER: _ClassVar[int]
+    FITS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ListedModel]
+    unread: _containers.RepeatedCompositeFieldContainer[UnreadPlace]
+    fits_bytes: int
+    truncated: bool
+    aliases: _containers.ScalarMap[str, str]
+    def __init__(self, models: _Optional[_Iterable[_Union[ListedModel, _Mapping]]] = ..., unread: _Optional[_Iterable[_Union[UnreadPlace, _Mapping]]] = ..., fits_bytes: _Optional[int] = ..., truncated: bool = ..., aliases: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class ListedModel(_message.Message):
+    __slots__ = ("model", "aliases", "place", "loaded", "complete", "size_bytes", "disk_bytes", "fits", "architecture", "context_length", "quantization_bits", "revision", "can", "problem", "path", "last_used_unix_seconds")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FITS_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_BITS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CAN_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    place: ModelPlace
+    loaded: bool
+    complete: bool
+    size_bytes: int
+    disk_bytes: int
+    fits: bool
+    architecture: str
+    context_length: int
+    quantization_bits: int
+    revision: str
+    can: ModelAbilities
+    problem: str
+    path: str
+    last_used_unix_seconds: int
+    def __init__(self, model: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., place: _Optional[_Union[ModelPlace, str]] = ..., loaded: bool = ..., complete: bool = ..., size_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., fits: bool = ..., architecture: _Optional[str] = ..., context_length: _Optional[int] = ..., quantization_bits: _Optional[int] = ..., revision: _Optional[str] = ..., can: _Optional[_Union[ModelAbilities, _Mapping]] = ..., problem: _Optional[str] = ..., path: _Optional[str] = ..., last_used_unix_seconds: _Optional[int] = ...) -> None: ...
+
+class ModelAbilities(_message.Message):
+    __slots__ = ("chat", "tools", "reasoning", "embeddings")
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    chat: bool
+    tools: bool
+    reasoning: bool
+    embeddings: bool
+    def __init__(self, chat: bool = ..., tools: bool = ..., reasoning: bool = ..., embeddings: bool = ...) -> None: ...
+
+class UnreadPlace(_message.Message):
+    __slots__ = ("path", "reason")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    reason: str
+    def __init__(self, path: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class TokenizeRequest(_message.Message):
+    __slots__ = ("model", "text", "tokens", "chat", "count_only")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    COUNT_ONLY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    text: str
+    tokens: TokenIds
+    chat: Chat
+    count_only: bool
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., count_only: bool = ...) -> None: ...
+
+class TokenizeResponse(_message.Message):
+    __slots__ = ("ids", "count", "text", "context_length", "vocab_size")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    count: int
+    text: str
+    context_length: int
+    vocab_size: int
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., count: _Optional[int] = ..., text: _Optional[str] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ...) -> None: ...
+
+class EmbedRequest(_message.Message):
+    __slots__ = ("model", "adapter", "texts", "prompt_name", "prompt", "dimensions", "normalize", "pooling", "cache", "request_id", "require_loaded", "priority")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_NAME_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUIRE_LOADED_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    adapter: str
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    prompt_name: str
+    prompt: str
+    dimensions: int
+    normalize: bool
+    pooling: Pooling
+    cache: CacheOptions
+    request_id: str
+    require_loaded: bool
+    priority: int
+    def __init__(self, model: _Optional[str] = ..., adapter: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., prompt_name: _Optional[str] = ..., prompt: _Optional[str] = ..., dimensions: _Optional[int] = ..., normalize: bool = ..., pooling: _Optional[_Union[Pooling, str]] = ..., cache: _Optional[_Union[CacheOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., require_loaded: bool = ..., priority: _Optional[int] = ...) -> None: ...
+
+class EmbedResponse(_message.Message):
+    __slots__ = ("embedding", "finished")
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    embedding: Embedding
+    finished: EmbedFinished
+    def __init__(self, embedding: _Optional[_Union[Embedding, _Mapping]] = ..., finished: _Optional[_Union[EmbedFinished, _Mapping]] = ...) -> None: ...
+
+class Embedding(_message.Message):
+    __slots__ = ("index", "values")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, index: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class EmbedFinished(_message.Message):
+    __slots__ = ("model", "dimensions", "pooling", "normalized", "usage", "time")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZED_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    dimensions: int
+    pooling: Pooling
+    normalized: bool
+    usage: Usage
+    time: _duration_pb2.Duration
+    def __init__(self, model: _Optional[str] = ..., dimensions: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., normalized: bool = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...

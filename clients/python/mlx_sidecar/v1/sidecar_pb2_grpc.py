@@ -55,6 +55,21 @@ class SidecarServiceStub(object):
                 request_serializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.StatsRequest.SerializeToString,
                 response_deserializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/mlx_sidecar.v1.SidecarService/ListModels',
+                request_serializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/mlx_sidecar.v1.SidecarService/Tokenize',
+                request_serializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Embed = channel.unary_stream(
+                '/mlx_sidecar.v1.SidecarService/Embed',
+                request_serializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.EmbedResponse.FromString,
+                _registered_method=True)
 
 
 class SidecarServiceServicer(object):
@@ -96,6 +111,33 @@ class SidecarServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """ListModels lists the models that this machine has: in memory, in the Hub's local cache, below `model_roots`, the
+        embedded model, and aliases. It reads configurations and never weights. A place whose disk does not answer within
+        five seconds is reported in `unread`, and the others are listed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Tokenize turns text or a conversation into the token ids that Generate would get, counts them, or turns ids into
+        text. It never loads weights.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """Embed turns texts into vectors, with a decoder model that is made for that, such as Qwen3-Embedding. It loads the
+        model first if that is needed. Hidden states are pooled as the model's own files say (`modules.json`, the
+        configuration of its pooling, `config_sentence_transformers.json`). Texts take turns with other requests, so that
+        running streams go on; cancelling the call drops those that are left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SidecarServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -118,6 +160,21 @@ def add_SidecarServiceServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.StatsRequest.FromString,
                     response_serializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.StatsResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.ListModelsRequest.FromString,
+                    response_serializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.TokenizeRequest.FromString,
+                    response_serializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_stream_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.EmbedRequest.FromString,
+                    response_serializer=mlx__sidecar_dot_v1_dot_sidecar__pb2.EmbedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -229,6 +286,87 @@ class SidecarService(object):
             '/mlx_sidecar.v1.SidecarService/Stats',
             mlx__sidecar_dot_v1_dot_sidecar__pb2.StatsRequest.SerializeToString,
             mlx__sidecar_dot_v1_dot_sidecar__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mlx_sidecar.v1.SidecarService/ListModels',
+            mlx__sidecar_dot_v1_dot_sidecar__pb2.ListModelsRequest.SerializeToString,
+            mlx__sidecar_dot_v1_dot_sidecar__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mlx_sidecar.v1.SidecarService/Tokenize',
+            mlx__sidecar_dot_v1_dot_sidecar__pb2.TokenizeRequest.SerializeToString,
+            mlx__sidecar_dot_v1_dot_sidecar__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mlx_sidecar.v1.SidecarService/Embed',
+            mlx__sidecar_dot_v1_dot_sidecar__pb2.EmbedRequest.SerializeToString,
+            mlx__sidecar_dot_v1_dot_sidecar__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

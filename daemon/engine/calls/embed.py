@@ -1,0 +1,148 @@
+"""
+An Embed call: finds and loads its model, lets the runner compute its texts, and sends their vectors in order.
+
+Each text is a sequence of the runner, like the prompt of a Generate call. So texts wait for slots and memory, share
+passes, take turns with other requests, and reuse what the prefix cache has of their beginning. The call waits for all
+of them; if it ends early, by an error or a cancellation, the texts that are left end with it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from daemon.cache.identity import ModelSource
+from daemon.cache.load import Ticket
+from daemon.cache.mlx.loader import LoadedModel
+from daemon.cache.resolver import Wanted
+from daemon.engine.background.task import PROMPT, Task
+from daemon.engine.calls.driver import Call, Waiting, leased, until
+from daemon.engine.calls.generate import kv_of
+from daemon.engine.calls.model_lookup import Found
+from daemon.engine.calls.model_search import searched
+from daemon.engine.calls.services import Services
+from daemon.engine.execution.pooling import Pooled, trunk
+from daemon.engine.execution.request import Request, SamplingParams
+from daemon.engine.execution.sequence import Sequence, Times
+from daemon.engine.memory.memory_budget import kv_need
+from daemon.engine.output.detokenizer import Output
+from daemon.engine.prompt.embedding import POOLINGS, PreparedTexts, prepare_texts
+from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.shared.durations import duration
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+AHEAD = 64
+"""
+Texts that may be computed before they can be sent. A reader that lags holds its call, and so few vectors wait for it.
+"""
+
+
+def embed(services: Services, call_id: int, request: pb.EmbedRequest, program: str = "") -> Call:
+    """
+    Serve an Embed call: an `embedding` for each text, then `finished`.
+
+    Args:
+        services: What serves calls.
+        call_id: The call.
+        request: Its request.
+        program: The program that calls; programs take turns.
+
+    Raises:
+        SidecarError: REQUEST_EXCEEDS_MEMORY; or why the model cannot be had, or a text cannot be used.
+    """
+    began = services.clock()
+    prepared, ticket = yield from searched(lambda: _prepare_and_load(services, call_id, request))
+    try:
+        sequences = _sequences(services, call_id, request, prepared, ticket)
+    except BaseException:
+        ticket.cancel()
+        raise
+    for sequence in sequences:
+        sequence.program = program
+    vectors = [sequence.pooled for sequence in sequences if sequence.pooled is not None]
+    yield from _run(services, call_id, sequences, vectors)
+    usage = pb.Usage(prompt_tokens=prepared.tokens, cached_tokens=sum(pooled.cached for pooled in vectors))
+    finished = pb.EmbedFinished(
+        model=prepared.source.name,
+        dimensions=vectors[-1].width,
+        pooling=next(number for number, name in POOLINGS.items() if name == prepared.pooling),
+        normalized=prepared.normalize,
+        usage=usage,
+        time=duration(services.clock() - began),
+    )
+    services.outbox.embed(call_id, pb.EmbedResponse(finished=finished))
+
+
+def _run(services: Services, call_id: int, sequences: list[Sequence], vectors: list[Pooled]) -> Waiting[None]:
+    """Let the runner compute texts, at most AHEAD beyond the one that is sent next, and send their vectors in order."""
+    given = 0
+    services.held[call_id] = False
+    try:
+        for index, pooled in enumerate(vectors):
+            if given - index <= AHEAD // 2:
+                # Texts of similar length share passes.
+                for sequence in sorted(sequences[given : index + AHEAD], key=lambda sequence: len(sequence.prompt)):
+                    services.runner.add(sequence)
+                given = index + AHEAD
+            yield from until(lambda done=pooled.done: done() and not services.held[call_id])  # type: ignore[misc]
+            if pooled.error is not None:
+                raise pooled.error
+            vector = pb.Embedding(index=index, values=pooled.vector)
+            pooled.sent()
+            services.outbox.embed(call_id, pb.EmbedResponse(embedding=vector))
+    finally:
+        del services.held[call_id]
+        services.runner.cancel(call_id)
+        for sequence in sequences[given:]:
+            sequence.release()
+
+
+def _prepare_and_load(
+    services: Services, call_id: int, request: pb.EmbedRequest
+) -> Waiting[tuple[PreparedTexts, Ticket[LoadedModel]]]:
+    """Find the model and tokenise the texts on other threads, then wait for the weights."""
+
+    def prepare(found: Found) -> Task[PreparedTexts]:
+        assert isinstance(found, ModelSource)
+
+        def tokenised(tokenizer: Tokenizer) -> Task[PreparedTexts]:
+            return Task(PROMPT, found.name, (found.path, "text"), partial(prepare_texts, request, found, tokenizer))
+
+        return services.with_tokenizer(found, tokenised)
+
+    prepared = yield from services.lookup.find(Wanted(request.model, adapter=request.adapter), prepare)
+    services.outbox.accepted(call_id, prepared.tokens)
+    ticket = yield from leased(services.load(prepared.source, request.adapter, loaded_only=request.require_loaded))
+    return prepared, ticket
+
+
+def _sequences(
+    services: Services, call_id: int, request: pb.EmbedRequest, prepared: PreparedTexts, ticket: Ticket[LoadedModel]
+) -> list[Sequence]:
+    """Return a sequence for each text. They hold the model from now on; the last of them gives it back."""
+    assert ticket.lease is not None
+    model, source = ticket.lease.model, prepared.source
+    services.overrides.done(ticket.name, request.adapter)
+    trunk(model.model)
+    need = kv_need(model.layout, max(map(len, prepared.texts)), 0)
+    services.budget.refuse_if_never(need, model.nbytes)
+    times = services.clock()
+    leases = ticket.lease.split(len(prepared.texts))
+    sequences = []
+    for lease, ids, shared in zip(leases, prepared.texts, prepared.shared, strict=True):
+        kv = kv_of(services, request, lease, source)
+        kv.shared = shared
+        kv.reads, kv.writes = kv.reads and bool(shared), kv.writes and bool(shared)
+        options = Request(
+            call_id=call_id,
+            request_id=request.request_id,
+            model_name=source.name,
+            prompt=ids,
+            max_tokens=0,
+            sampling=SamplingParams(),
+            stop_ids=frozenset(),
+            message_ends=prepared.message_ends,
+            priority=request.priority,
+        )
+        pooled = Pooled(prepared.pooling, prepared.normalize, prepared.dimensions, prepared.skipped)
+        sequences.append(Sequence(options, kv, Output(str, ()), Times(times), pooled=pooled))
+    return sequences

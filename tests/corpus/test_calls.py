@@ -1,0 +1,111 @@
+"""What templates write for an assistant's tool calls is read back as the same calls, as if a model had written it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.cache.resolver import Resolver, Wanted
+from daemon.engine.output.answer_parser import Parts
+from daemon.engine.output.tool_calls import ToolCall
+from daemon.engine.prompt.preparation import prepare_request, tokenise
+from daemon.engine.prompt.tokenizers import Tokenizer
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.corpus import families
+from tests.corpus.checkpoints import with_template
+from tests.corpus.conversations import ASKED, CALLED, TOOL, TWICE
+from tests.corpus.packages import LLAMA_CPP, members
+from tests.corpus.rendering import RecordedTemplates
+
+_SOURCE = Resolver([]).resolve(Wanted("embedded"))
+SOURCE = replace(_SOURCE, config={**_SOURCE.config, "vocab_size": 100_000})
+"""A model whose vocabulary has room for the marks of any template."""
+ENDS = re.compile(
+    r"<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>|</s>|<\|end\|>|<\|end_of_text\|>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[e~\[|"
+    r"<seed:eos>|<\uff5cend▁of▁sentence\uff5c>|<\uff5ctool▁outputs▁begin\uff5c>|<\|call\|>|<\|message_sep\|>|<\|end_of_msg\|>|"
+    r"<SPECIAL_12>|<\|role_end\|>|<\|observation\|>|</assistant>|<end_of_sentence>|<\|tool_response>|<\|eot\|>"
+)
+"""Where a model's turn ends: the tokens that end a sequence, or the beginning of the next turn."""
+HEADER = 48
+"""Characters in which a turn's header ends; it may hold tokens that end a sequence elsewhere."""
+
+
+@pytest.mark.parametrize("file", families.SMALL, ids=lambda file: file.stem)
+def test_small_templates_calls_are_read_back(folder: Path, templates: RecordedTemplates, file: Path) -> None:
+    """One call, and two after a text."""
+    check_calls(with_template(folder, file.read_text(), templates), templates, file.stem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in families.TEMPLATES if name not in families.NO_CALLS])
+def test_templates_calls_are_read_back(folder: Path, templates: RecordedTemplates, name: str) -> None:
+    """One call, and two after a text where a template takes two."""
+    template = (members(LLAMA_CPP, "models/templates") / f"{name}.jinja").read_text()
+    check_calls(with_template(folder, template, templates), templates, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", families.REASONS)
+def test_templates_reasoning_is_read_back(folder: Path, templates: RecordedTemplates, name: str) -> None:
+    """Before a call, with a mark of another kind in it."""
+    tokenizer = with_template(folder, (members(LLAMA_CPP, "models/templates") / f"{name}.jinja").read_text(), templates)
+    turn = pb.ChatMessage(role="assistant", reasoning_content="A </b> THOUGHT", tool_calls=CALLED.tool_calls)
+    parts = parts_of(answer_of(turn, tokenizer, templates), tokenizer)
+    assert parts.reasoning.strip() == "A </b> THOUGHT"
+    assert named(parts.calls) == arguments(CALLED)
+
+
+def check_calls(tokenizer: Tokenizer, templates: RecordedTemplates, name: str) -> None:
+    """Check that the calls of a turn are read from what the template writes for it."""
+    assert named(parts_of(answer_of(CALLED, tokenizer, templates), tokenizer).calls) == arguments(CALLED)
+    if name not in families.ONE_CALL:
+        twice = pb.ChatMessage(role="assistant", tool_calls=TWICE.tool_calls) if name in families.NO_TEXT else TWICE
+        assert named(parts_of(answer_of(twice, tokenizer, templates), tokenizer).calls) == arguments(TWICE)
+
+
+def answer_of(turn: pb.ChatMessage, tokenizer: Tokenizer, templates: RecordedTemplates) -> str:
+    """Return a template's own text of a turn, as a model would write it as its answer."""
+    asked = pb.Chat(messages=[ASKED], tools=[TOOL])
+    prompt = text_of(asked, tokenizer, templates)
+    asked.add_generation_prompt = False
+    before = text_of(asked, tokenizer, templates)
+    asked.messages.append(turn)
+    asked.messages.append(pb.ChatMessage(role="tool", content="RESULT1", tool_call_id="call00001"))
+    text = text_of(asked, tokenizer, templates)
+    begun = text.startswith(prompt)
+    answer, header = (text[len(prompt) :], 0) if begun else (text[len(commonprefix([before, text])) :], HEADER)  # noqa: RUF071 - of characters
+    end = ENDS.search(answer, header)
+    return answer[: end.start()] if end else answer
+
+
+def text_of(chat: pb.Chat, tokenizer: Tokenizer, templates: RecordedTemplates) -> str:
+    """Return the text of a conversation."""
+    tokenise(pb.GenerateRequest(chat=chat), tokenizer)
+    assert templates.answered is not None
+    return templates.answered
+
+
+def parts_of(answer: str, tokenizer: Tokenizer) -> Parts:
+    """Return the text, the reasoning and the calls of an answer."""
+    request = pb.GenerateRequest(chat=pb.Chat(messages=[ASKED], tools=[TOOL]))
+    channels = prepare_request(request, SOURCE, tokenizer).channels
+    assert channels is not None, "no notation is known for it"
+    parts, rest = channels.add(answer), channels.finish(ended=True)
+    return Parts(parts.text + rest.text, parts.reasoning + rest.reasoning, [*parts.calls, *rest.calls])
+
+
+def named(calls: Iterable[ToolCall]) -> list[tuple[str, Any]]:
+    """Return the names and arguments of calls."""
+    return [(call.name, json.loads(call.arguments_json)) for call in calls]
+
+
+def arguments(turn: pb.ChatMessage) -> list[tuple[str, Any]]:
+    """Return the names and arguments of a turn's calls."""
+    return [(call.name, json.loads(call.arguments_json)) for call in turn.tool_calls]
