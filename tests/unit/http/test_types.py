@@ -133,7 +133,7 @@ async def test_any_json_is_answered(document: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", {kind for _, one in ENDPOINTS for kind in one.types.values()}, ids=lambda kind: kind.__name__
+    "kind", dict.fromkeys(kind for _, one in ENDPOINTS for kind in one.types.values()), ids=lambda kind: kind.__name__
 )
 def test_every_parameter_is_explained(kind: type[Parameters]) -> None:
     """Once, with a treatment: that is what docs/http.md is made of."""
