@@ -16,6 +16,7 @@ import uvicorn
 
 from daemon.http.access import Policy
 from daemon.http.app import build
+from daemon.http.daemon_client import DaemonClient
 from daemon.http.protocol import HEAD_BYTES, IDLE_SECONDS, Connection
 from daemon.http.token import read_token
 from daemon.shared.config import Config
@@ -92,7 +93,9 @@ class Server(uvicorn.Server):
         self._ready()
 
 
-async def serve_by_hand(daemon: Path, listener: sockets.socket, allowed: Policy, ready: Callable[[], None]) -> None:
+async def serve_by_hand(
+    daemon: Path, listener: sockets.socket, allowed: Policy, ready: Callable[[], None], hygiene: bool = True
+) -> None:
     """
     Serve until SIGTERM or SIGINT.
 
@@ -101,8 +104,9 @@ async def serve_by_hand(daemon: Path, listener: sockets.socket, allowed: Policy,
         listener: A socket that listens; it is closed at the end.
         allowed: Who may use it.
         ready: Called when requests are answered.
+        hygiene: Whether beginnings of prompts are made steady.
     """
-    async with AsyncClient(daemon) as client:
+    async with DaemonClient(daemon, hygiene) as client:
         server = Server(client, allowed, ready)
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, server.end)
@@ -119,7 +123,7 @@ async def serve_for_parent(config: Config, listener: sockets.socket) -> None:
     allowed = policy(config, listener)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # sent to all processes, they are for the parent, which drains first
-    async with AsyncClient(config.socket) as client:
+    async with DaemonClient(config.socket, config.http_hygiene) as client:
         server = Server(client, allowed, _serving)
         parent = asyncio.create_task(_end_of_input())
         parent.add_done_callback(lambda _: server.end())
@@ -142,7 +146,7 @@ async def serve_for_tool(
     """
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)  # a tool may still work while its signal is on the way
-    async with AsyncClient(config.socket) as client:
+    async with DaemonClient(config.socket, config.http_hygiene) as client:
         server = Server(client, policy(config, listener, token), ready)
         watch = asyncio.create_task(_end_of_parent(tool))
         watch.add_done_callback(lambda _: server.end())
