@@ -198,7 +198,7 @@ class Desk:
             )  # fmt: skip
         wait_until(lambda: not list(self._folder.glob("temporary/mlx-sidecar-*")), "the door has ended")
         calls = [line for line in self._daemon.log()[seen:] if line.get("rpc") == "Generate"]
-        print(self._name, [(one.get("prompt_tokens"), one.get("cached_tokens")) for one in calls])
+        print(self._name, *calls, sep="\n")  # noqa: T201
         return Session(done.returncode, output.read_text(), self._file.read_text(), calls)
 
 

@@ -69,14 +69,20 @@ def command(session: Session, /, tool: str, arguments: tuple[str, ...], model: s
 def _model(client: Client, model: str | None, load: bool) -> tuple[ModelInfo, int]:
     """Return the model and the context that fits. The model is loaded, after a question if it has to be fetched."""
     from daemon.launch.context import context_that_fits
+    from mlx_sidecar import ModelNotCached
 
     name = model or _last_used(client)
-    info = follow(client.get_or_load(name, estimate_only=True))
-    if not info.fingerprint and load:
-        _ask_to_fetch(info)
-    if load:
-        info = follow(client.get_or_load(name, allow_download=not info.fingerprint))
-    return info, context_that_fits(info, client.stats())
+    try:
+        info = follow(client.get_or_load(name, estimate_only=not load, allow_download=False))
+    except ModelNotCached:
+        if not load:
+            raise
+        _ask_to_fetch(follow(client.get_or_load(name, estimate_only=True, allow_download=False)))
+        info = follow(client.get_or_load(name, allow_download=True))
+    context = context_that_fits(info, client.stats())
+    if not context:
+        raise click.ClickException(f"the weights in memory leave no memory for a prompt of {name}; stop a model")
+    return info, context
 
 
 def _last_used(client: Client) -> str:
