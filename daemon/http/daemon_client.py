@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Unpack
 
@@ -17,6 +17,9 @@ from mlx_sidecar import (
     Tokens,
 )
 
+MOST_AT_ONCE = 512
+"""Most requests that run at once, as many as there can be connections."""
+
 
 class DaemonClient(AsyncClient):
     """
@@ -27,20 +30,21 @@ class DaemonClient(AsyncClient):
         hygiene: Whether beginnings of prompts are made steady; see `hygiene.py`.
 
     Attributes:
-        steadied: How many calls each rule changed.
+        steadied: How many requests each rule changed.
     """
 
     def __init__(self, socket: Path, hygiene: bool = True) -> None:
         super().__init__(socket)
         self._hygiene = hygiene
         self.steadied: Counter[str] = Counter()
+        self._counted: deque[str] = deque(maxlen=MOST_AT_ONCE)
 
     def generate(
         self, model: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncGenerateStream:
         """Run a prompt, as the base does."""
         prompt, rules = self._steady(prompt)
-        self.steadied.update(rules)
+        self._count(options.get("request_id") or "", rules)
         return super().generate(model, prompt, timeout=timeout, **options)
 
     async def tokenize(
@@ -48,6 +52,12 @@ class DaemonClient(AsyncClient):
     ) -> Tokens:
         """Turn a prompt into the tokens that `generate` computes, as the base does."""
         return await super().tokenize(model, self._steady(prompt)[0], count_only=count_only, **options)
+
+    def _count(self, request: str, rules: list[str]) -> None:
+        """Count a request once, however often it is sent: `generation.py` sends some again with less."""
+        if request not in self._counted:
+            self.steadied.update(rules)
+            self._counted += [request] if request and rules else []
 
     def _steady(self, prompt: Prompt) -> tuple[Prompt, list[str]]:
         turns = [] if isinstance(prompt, str) else [one for one in prompt if isinstance(one, Message)]

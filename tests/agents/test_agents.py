@@ -28,10 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 OLD, NEW = "old words\n", "new words\n"
 LAST_WORDS = "The notes are new."
-WHOLE = 10_000
-"""Tokens of a prompt that has the agent's own words; side jobs have fewer."""
 REUSED = 0.8
-"""Share of each prompt of the second session that the first has left; an agent's own words are the rest."""
+"""Share of the second session's first prompt that the first session has left. The user's words are not its end."""
 ASKED = ("Please change the notes.", "Once more, but in other words: write the notes anew.")
 RUN_SECONDS = 300
 LONG = {"max_position_embeddings": 131072, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
@@ -197,8 +195,7 @@ class Desk:
                 stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, timeout=RUN_SECONDS,
             )  # fmt: skip
         wait_until(lambda: not list(self._folder.glob("temporary/mlx-sidecar-*")), "the door has ended")
-        calls = [line for line in self._daemon.log()[seen:] if line.get("rpc") == "Generate"]
-        print(self._name, *calls, sep="\n")  # noqa: T201
+        calls = [line for line in self._daemon.log()[seen:] if line.get("rpc") == "Generate" and line["code"] == "OK"]
         return Session(done.returncode, output.read_text(), self._file.read_text(), calls)
 
 
@@ -211,8 +208,7 @@ def test_agent_changes_a_file_and_tells_so(sessions: list[Session]) -> None:
 
 def test_second_session_reuses_the_system_prompt(sessions: list[Session]) -> None:
     """Nearly all that comes before the user's words, tools included, is computed once."""
-    first, second = ([one for one in session.calls if one["prompt_tokens"] > WHOLE] for session in sessions)
-    assert first
-    assert first[0]["cached_tokens"] < WHOLE
-    for call in second:
-        assert call["cached_tokens"] >= REUSED * call["prompt_tokens"], call
+    first, second = (max(session.calls, key=lambda one: int(one["prompt_tokens"])) for session in sessions)
+    assert first["prompt_tokens"] > 10_000
+    begin = next(one for one in sessions[1].calls if one["prompt_tokens"] > second["prompt_tokens"] / 2)
+    assert begin["cached_tokens"] >= REUSED * begin["prompt_tokens"], begin
