@@ -44,7 +44,12 @@ def policy(config: Config, listener: sockets.socket, token: str | None = None) -
     """
     if listener.family == sockets.AF_UNIX:
         return Policy(token=None, loopback_only=False, origins=config.http_origins)
-    return Policy(token=token or read_token(config.state_dir), loopback_only=True, origins=config.http_origins)
+    return Policy(
+        token=token or read_token(config.state_dir),
+        loopback_only=True,
+        origins=config.http_origins,
+        hosts=config.http_hosts,
+    )
 
 
 class Server(uvicorn.Server):

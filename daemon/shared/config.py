@@ -17,6 +17,7 @@ from daemon.shared.config_file import read_settings
 from daemon.shared.config_values import (
     Reader,
     read_aliases,
+    read_hosts,
     read_http_listen,
     read_level,
     read_optional_path,
@@ -184,10 +185,19 @@ class Config:
             "directory, `embedded` or another short name. The daemon that a client calls decides what it stands for.",
         ),
     )
+    http_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "More host names for requests on the HTTP port; none allows loopback alone",
+            read_hosts,
+            "Such as `host.docker.internal`. Where the door listens stays the same.",
+            "HOST",
+        ),
+    )
     http_hygiene: bool = field(
         default=True,
         metadata=_about(
-            "Whether lines that clients change in their system prompts are moved or dropped",
+            "Whether lines that clients change in system prompts are moved or dropped",
             read_switch,
             "They would keep prompts from being reused. [HTTP](http.md#prefix-hygiene) has each line, and why.",
         ),

@@ -30,7 +30,7 @@ def test_stats_shows_what_hygiene_did(start_daemon: Callable[..., RunningDaemon]
         wait_until(lambda: client.stats().daemon.http.state == "serving", "the door serves")
     messages = [{"role": "system", "content": f"{LINE}\nYou help."}, {"role": "user", "content": "Hello."}]
     door = Door(str(daemon.socket.with_name("http.sock")), "none")
-    asked = raw.call(door, "POST", "/v1/chat/completions", {"model": "embedded", "messages": messages})
+    asked = raw.call(door, "POST", "/v1/chat/completions", {"model": "ok", "messages": messages})
     assert asked.status == 200
 
     def shown(*options: str) -> str:
@@ -52,7 +52,7 @@ class Answering(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body if right else b"{}")
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *words: object) -> None:
         """Say nothing."""
 
 

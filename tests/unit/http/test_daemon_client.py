@@ -73,3 +73,17 @@ async def test_health_tells_the_counts(sent: list[Any], monkeypatch: pytest.Monk
     app = build(client, Policy(token=None, loopback_only=False))
     response = await Request("GET", "/health").to(app)
     assert response.json == {"status": "ok", "steadied": {"claude_attribution": 1}}
+
+
+@pytest.mark.parametrize(("host", "status"), [("host.docker.internal:80", 200), ("localhost", 200), ("a.example", 421)])
+async def test_more_host_names_can_be_allowed(monkeypatch: pytest.MonkeyPatch, host: str, status: int) -> None:
+    """Such as that by which containers know this machine; others stay refused."""
+
+    async def stats(self: AsyncClient, **options: Any) -> None:
+        pass
+
+    monkeypatch.setattr(AsyncClient, "stats", stats)
+    policy = Policy("a token", loopback_only=True, hosts=("host.docker.internal",))
+    app = build(DaemonClient(Path("/nowhere")), policy)
+    given = {"host": host, "authorization": "Bearer a token"}
+    assert (await Request("GET", "/health", headers=given).to(app)).status == status
