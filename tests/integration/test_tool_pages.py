@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from daemon.launch.tools import TOOLS
 from daemon.shared.config import load_config
 from tests.http.conftest import Door, _port_door, _unix_door  # noqa: F401
 from tests.http.sdks import python
-from tests.unit.cli.cli_fakes import FakeClient, run_cli
+from tests.unit.cli.cli_fakes import GIB, STATS, FakeClient, run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs" / "tools").glob("*.md"))}
@@ -52,7 +53,9 @@ def test_launches_of_the_pages_are_understood(line: str) -> None:
     words = shlex.split(line)[1:]
     given = words.index("--") if "--" in words else len(words)
     shows = [] if "--print" in words else ["--print"]
-    done = run_cli(FakeClient(), *words[:given], *shows, *words[given:])
+    client = FakeClient()
+    client.state = replace(STATS, memory=replace(STATS.memory, limit_bytes=64 * GIB))
+    done = run_cli(client, *words[:given], *shows, *words[given:])
     assert done.exit_code == 0, done.stderr
     shown = shlex.split(done.stdout.splitlines()[-1])
     assert shown[0] == TOOLS[words[1]].program
