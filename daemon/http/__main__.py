@@ -28,12 +28,7 @@ log = structlog.get_logger()
 
 def main() -> None:
     """Serve on the inherited socket until the parent, or the tool, is gone."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--config", type=Config.from_json, required=True)
-    parser.add_argument("--tool", type=int)
-    parser.add_argument("--folder", type=Path)
-    arguments = parser.parse_args()
+    arguments = _arguments()
     _close_others(arguments.fd)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts
     process_setup.ignore_stray_signals()
@@ -50,6 +45,15 @@ def main() -> None:
     except TokenError as error:
         log.error("http_token_unfit", error=Words(str(error)))
         sys.exit(1)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--config", type=Config.from_json, required=True)
+    parser.add_argument("--tool", type=int)
+    parser.add_argument("--folder", type=Path)
+    return parser.parse_args()
 
 
 def _serve_tool(config: Config, listener: socket.socket, tool: int, folder: Path) -> None:

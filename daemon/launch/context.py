@@ -7,7 +7,7 @@ from mlx_sidecar import ModelInfo, Stats
 COPIES = 2
 """The engine bills a request twice its KV, because arrays are copied when they grow."""
 UNKNOWN = 32_768
-"""For a model whose configuration has no length and whose state does not grow."""
+"""For a model without a length in its configuration and with a state that does not grow."""
 STEP = 1024
 """Lengths are rounded down to this, so that tools are told the same while little changes."""
 

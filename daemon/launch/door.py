@@ -70,17 +70,13 @@ class Door:
             LaunchError: If it does not serve.
         """
         log = self._config.state_dir / LOG_NAME
-        descriptor = _open_log(log)
-        try:
-            process = self._spawn(descriptor)
-        finally:
-            os.close(descriptor)
-            self._listener.socket.close()
+        with open(_open_log(log), "ab") as output, self._listener.socket:
+            process = self._spawn(output.fileno())
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(f"{self.token}\n".encode())
-        process.stdin.close()
-        with process.stdout as said:
+        with process.stdin as told, process.stdout as said:
+            told.write(f"{self.token}\n".encode())
+            told.flush()
             if said.readline() != READY:
                 raise LaunchError(f"The HTTP door of the tool did not start; {log} says why.")
 

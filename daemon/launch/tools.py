@@ -162,10 +162,8 @@ def _aider(place: Place) -> Settings:
     name = f"openai/{place.model}"
     entry = {
         "max_input_tokens": place.context,
-        "max_tokens": place.output,
-        "max_output_tokens": place.output,
-        "input_cost_per_token": 0,
-        "output_cost_per_token": 0,
+        **dict.fromkeys(("max_tokens", "max_output_tokens"), place.output),
+        **dict.fromkeys(("input_cost_per_token", "output_cost_per_token"), 0),
         "litellm_provider": "openai",
         "mode": "chat",
     }
@@ -173,8 +171,7 @@ def _aider(place: Place) -> Settings:
         {
             "OPENAI_API_BASE": f"{place.url}/v1",
             "OPENAI_API_KEY": place.token,
-            "AIDER_MODEL": name,
-            "AIDER_WEAK_MODEL": name,
+            **dict.fromkeys(("AIDER_MODEL", "AIDER_WEAK_MODEL"), name),
             "AIDER_MODEL_METADATA_FILE": place.file("models.json"),
         },
         files={"models.json": _json({name: entry})},
@@ -182,24 +179,18 @@ def _aider(place: Place) -> Settings:
 
 
 def _crush(place: Place) -> Settings:
-    model = {
-        "id": place.model,
-        "name": place.model,
-        "context_window": place.context,
-        "default_max_tokens": place.output,
-    }
+    limits = {"context_window": place.context, "default_max_tokens": place.output}
     provider = {
         "type": "openai-compat",
         "name": PROVIDER,
         "base_url": f"{place.url}/v1",
         "api_key": f"${TOKEN}",
-        "models": [model],
+        "models": [{"id": place.model, "name": place.model, **limits}],
     }
     chosen = {"model": place.model, "provider": PROVIDER}
     content = {"providers": {PROVIDER: provider}, "models": {"large": chosen, "small": chosen}}
-    return Settings(
-        {TOKEN: place.token, "CRUSH_GLOBAL_CONFIG": str(place.folder)}, files={"crush.json": _json(content)}
-    )
+    variables = {TOKEN: place.token, "CRUSH_GLOBAL_CONFIG": str(place.folder)}
+    return Settings(variables, files={"crush.json": _json(content)})
 
 
 def _goose(place: Place) -> Settings:

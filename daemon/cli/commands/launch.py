@@ -7,6 +7,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,7 +17,7 @@ from daemon.cli.commands.completion import complete_model
 from daemon.cli.output.formatting import examples, stderr_is_terminal, stdin_is_terminal
 from daemon.cli.output.progress import follow
 from daemon.cli.session import Session, absolute_if_path, calls_daemon
-from daemon.launch.tools import TOOLS, Place, Settings, Tool, environment
+from daemon.launch.tools import TOOLS, Place, Tool, environment
 from daemon.shared.wording import count, size
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ def command(session: Session, /, tool: str, arguments: tuple[str, ...], model: s
         info, context = _model(client, model, load=not shown)
     arguments = arguments or tuple(record.default)
     if shown:
-        place = Place(SHOWN.url, SHOWN.token, info.model, context, SHOWN.folder)
-        _show(record, record.settings(place), arguments)
+        _show(record, info.model, context, arguments)
         return
     click.echo(f"{record.title} works with {info.model}, {count(context, 'token')} of context.", err=True)
     _become(session, record, str(program), info.model, context, arguments)
@@ -127,8 +127,9 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
         path.write_text(content, "utf-8")
 
 
-def _show(tool: Tool, settings: Settings, arguments: Sequence[str]) -> None:
+def _show(tool: Tool, model: str, context: int, arguments: Sequence[str]) -> None:
     """Print what a launch would do, as lines of a shell with files as comments."""
+    settings = tool.settings(replace(SHOWN, model=model, context=context))
     for name, content in settings.files.items():
         click.echo(f"# {SHOWN.folder / name}")
         click.echo("".join(f"#   {line}\n" for line in content.splitlines()), nl=False)
