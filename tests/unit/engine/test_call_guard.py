@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from daemon.engine.output.notations.detection import HARMONY_MARKS
-from daemon.engine.prompt import preparation
+from daemon.engine.prompt import answer_constraints
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
 from tests.unit.engine.harness import Answer, Harness
@@ -125,7 +125,7 @@ def test_tools_that_are_not_called_change_nothing(
     path = model(*MARKS["Hermes"])
     forbidden = {"logit_bias": {FIRST: -100.0, 2: -100.0}}
     guarded = harness.run(request(path, sampling=forbidden))
-    monkeypatch.setattr(preparation, "call_guard", lambda *_: (None, []))
+    monkeypatch.setattr(answer_constraints, "call_guard", lambda *_: (None, []))
     free = harness.run(request(path, sampling=forbidden))
     assert guarded.ids == free.ids
     assert len(guarded.ids) > 100

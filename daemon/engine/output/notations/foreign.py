@@ -10,7 +10,6 @@ from types import FunctionType
 from typing import Any, TypeAlias
 
 import regex
-import structlog
 
 from daemon.engine.output.notations.notation import Notation
 from daemon.engine.output.reader import Malformed, Reader, Steps
@@ -28,8 +27,6 @@ _SKIPPED = ("<|open|>call ", "<function ", "<atem:invoke ")
 
 Parser: TypeAlias = Callable[[str, Any], Any]
 """Reads the text between the marks of a call, given the tools: one call or a list of them. It may raise anything."""
-
-log = structlog.get_logger()
 
 
 def foreign(start: str, end: str, parse: Parser) -> Notation:
@@ -66,8 +63,7 @@ def _parsed(written: str, parse: Parser, calls: CallWriter) -> list[tuple[str, s
         entries = parsed if isinstance(parsed, list) else [parsed]
         found = [_call(entry, {tool.name for tool in calls.tools}) for entry in entries]
     except Exception as error:  # parsers index, unpack and recurse as if models made no mistakes
-        log.info("tool_call_unparsed", error=cause(error))
-        raise Malformed("mlx-lm cannot read it") from error
+        raise Malformed(f"mlx-lm cannot read it: {cause(error)}") from error
     if len(found) < max(1, *(written.count(begin) for begin in _SKIPPED)):
         raise Malformed("mlx-lm leaves a call out")
     return found
