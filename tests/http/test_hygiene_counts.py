@@ -41,6 +41,26 @@ def test_stats_shows_what_hygiene_did(start_daemon: Callable[..., RunningDaemon]
     assert json.loads(shown("--json"))["daemon"]["http"]["steadied"] == {"claude_attribution": 1}
 
 
+def test_a_changed_line_does_not_hinder_reuse(unix_door: Door) -> None:
+    """The second prompt differs in its first line alone, and is reused; its answer is that of a prompt without it."""
+    rules = "The river runs from the hills down to the sea, and the ships follow it. " * 20
+
+    def asked(line: str, salt: str) -> tuple[str, int, int]:
+        messages = [{"role": "system", "content": line + rules}, {"role": "user", "content": "Go on."}]
+        body = {"model": "embedded", "messages": messages, "max_tokens": 8, "temperature": 0, "cache_salt": salt}
+        answer = raw.call(unix_door, "POST", "/v1/chat/completions", body).json
+        usage = answer["usage"]
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        return answer["choices"][0]["message"]["content"], usage["prompt_tokens"], cached
+
+    without = asked("", "hygiene, cold")
+    first = asked(LINE + "\n", "hygiene")
+    second = asked(LINE.replace("fa690", "00b1e").replace("4cb", "931") + "\n", "hygiene")
+    assert (without[2], first[2]) == (0, 0)
+    assert second[2] >= second[1] - 16
+    assert without[:2] == first[:2] == second[:2]
+
+
 class Answering(BaseHTTPRequestHandler):
     """Answers each request with the server's answer, if its token is right."""
 
