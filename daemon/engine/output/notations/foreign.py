@@ -14,7 +14,6 @@ import regex
 from daemon.engine.output.notations.notation import Notation
 from daemon.engine.output.reader import Malformed, Reader, Steps
 from daemon.engine.output.tool_calls import CallWriter
-from daemon.shared.log_fields import cause
 
 MOST_SECONDS = 0.25
 """
@@ -44,7 +43,7 @@ def foreign(start: str, end: str, parse: Parser) -> Notation:
         pieces: list[str] = []
         mark = yield from reader.until((end,) if end else (), pieces.append)
         if not mark and end and not reader.by_model:
-            raise Malformed(f"{end} is missing")
+            raise Malformed("the end of a call is missing")
         for name, arguments, id_ in _parsed("".join(pieces), parse, calls):
             calls.whole(name, arguments, id_)
 
@@ -63,7 +62,7 @@ def _parsed(written: str, parse: Parser, calls: CallWriter) -> list[tuple[str, s
         entries = parsed if isinstance(parsed, list) else [parsed]
         found = [_call(entry, {tool.name for tool in calls.tools}) for entry in entries]
     except Exception as error:  # parsers index, unpack and recurse as if models made no mistakes
-        raise Malformed(f"mlx-lm cannot read it: {cause(error)}") from error
+        raise Malformed("the parser of mlx-lm cannot read it") from error
     if len(found) < max(1, *(written.count(begin) for begin in _SKIPPED)):
         raise Malformed("mlx-lm leaves a call out")
     return found
