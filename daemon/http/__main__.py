@@ -33,7 +33,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts
     process_setup.ignore_stray_signals()
     process_setup.allow_connections()
-    logs.configure(arguments.config.log_level, None)  # the parent writes the log file
+    logs.configure(_level(arguments.config, arguments.tool), None)  # the parent writes the log file
     logs.take_over()
     listener = socket.socket(fileno=arguments.fd)
     listener.set_inheritable(False)
@@ -54,6 +54,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tool", type=int)
     parser.add_argument("--folder", type=Path)
     return parser.parse_args()
+
+
+def _level(config: Config, tool: int | None) -> str:
+    """Return what to log at least. The daemon's parent waits for an event of level info, and filters by itself."""
+    return "info" if tool is None and config.log_level in ("warning", "error") else config.log_level
 
 
 def _serve_tool(config: Config, listener: socket.socket, tool: int, folder: Path) -> None:
