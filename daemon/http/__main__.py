@@ -4,90 +4,18 @@ The door's process: `python -m daemon.http --fd N --config JSON`. Started by the
 `mlx-sidecar launch` adds `--tool PID --folder PATH`: the door then serves one tool, see `daemon/launch/door.py`.
 """
 
-from __future__ import annotations
-
-import argparse
-import asyncio
-import os
-import resource
-import shutil
-import socket
+import gc
 import sys
-from pathlib import Path
-
-import structlog
-
-from daemon.http.server import serve_for_parent, serve_for_tool
-from daemon.http.token import TokenError
-from daemon.shared import logs, process_setup
-from daemon.shared.config import Config
-from daemon.shared.log_fields import Words
-
-log = structlog.get_logger()
-
-
-def main() -> None:
-    """Serve on the inherited socket until the parent, or the tool, is gone."""
-    arguments = _arguments()
-    _close_others(arguments.fd)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts
-    process_setup.ignore_stray_signals()
-    process_setup.allow_connections()
-    logs.configure(_level(arguments.config, arguments.tool), None)  # the parent writes the log file
-    logs.take_over()
-    listener = socket.socket(fileno=arguments.fd)
-    listener.set_inheritable(False)
-    if arguments.tool is not None:
-        _serve_tool(arguments.config, listener, arguments.tool, arguments.folder)
-        return
-    try:
-        asyncio.run(serve_for_parent(arguments.config, listener))
-    except TokenError as error:
-        log.error("http_token_unfit", error=Words(str(error)))
-        sys.exit(1)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--config", type=Config.from_json, required=True)
-    parser.add_argument("--tool", type=int)
-    parser.add_argument("--folder", type=Path)
-    return parser.parse_args()
-
-
-def _level(config: Config, tool: int | None) -> str:
-    """Return what to log at least. The daemon's parent waits for an event of level info, and filters by itself."""
-    return "info" if tool is None and config.log_level in ("warning", "error") else config.log_level
-
-
-def _serve_tool(config: Config, listener: socket.socket, tool: int, folder: Path) -> None:
-    try:
-        token = sys.stdin.readline().strip()  # not an argument: those can be seen by other users
-        asyncio.run(serve_for_tool(config, listener, token, tool, _say_ready))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _say_ready() -> None:
-    """Tell the launch, which then becomes the tool: no more can be said there."""
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
-
-
-def _close_others(kept: int) -> None:
-    """
-    Close all descriptors but the standard streams and one more.
-
-    The parent's lock is among them. A door that outlives its parent would keep the next daemon from starting.
-    """
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    os.closerange(3, kept)
-    os.closerange(kept + 1, soft if soft != resource.RLIM_INFINITY else 1 << 20)
-
 
 if __name__ == "__main__":
+    # structlog would load rich for tracebacks on a console, which this process has none of: 4 MB, 50 ms.
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    # What imports make stays. A look for garbage in between takes as long as a fifth of them.
+    gc.disable()
+    from daemon.http.api import served
+    from daemon.http.process import main
+
+    served()
+    gc.freeze()
+    gc.enable()
     main()

@@ -108,6 +108,16 @@ def test_engine_death_ends_a_message_with_an_event(door: Door) -> None:
     assert last["request_id"] == found.headers["request-id"]
 
 
+def test_engine_death_ends_responses_as_failed(door: Door) -> None:
+    """Their streams have an end for it, with the answer so far."""
+    found = raw.call(door, "POST", "/v1/responses", {"model": "die", "input": "one", "stream": True})
+    assert found.status == 200
+    seen = pieces(found)
+    assert [one["sequence_number"] for one in seen] == list(range(len(seen)))
+    assert (seen[0]["type"], seen[-1]["type"]) == ("response.created", "response.failed")
+    assert seen[-1]["response"]["error"]["code"] == "engine_restarted"
+
+
 def test_unary_engine_death_is_503_with_a_retry(door: Door) -> None:
     """SDKs wait as long as the header says."""
     found = raw.call(door, "POST", CHAT, body("die", stream=False))
