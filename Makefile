@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help demo test test-slow corpus attacks chaos fuzz soak lint types fmt gen released bench train clean dist
+.PHONY: help demo test test-slow corpus agents frameworks attacks chaos fuzz soak lint types fmt gen released bench train clean dist
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
