@@ -100,7 +100,7 @@ def test_engine_death_ends_a_stream_with_an_error(door: Door) -> None:
 
 def test_engine_death_ends_a_message_with_an_event(door: Door) -> None:
     """Anthropic's SDKs raise what is called `error`, with the request's id."""
-    found = raw.call(door, "POST", MESSAGES, body("die", max_tokens=99))
+    found = raw.call(door, "POST", MESSAGES, body("die2", max_tokens=99))
     assert found.status == 200
     assert found.body.split(b"\n\n")[-2].startswith(b"event: error\ndata: ")
     last = pieces(found)[-1]
@@ -110,7 +110,7 @@ def test_engine_death_ends_a_message_with_an_event(door: Door) -> None:
 
 def test_engine_death_ends_responses_as_failed(door: Door) -> None:
     """Their streams have an end for it, with the answer so far."""
-    found = raw.call(door, "POST", "/v1/responses", {"model": "die", "input": "one", "stream": True})
+    found = raw.call(door, "POST", "/v1/responses", {"model": "die3", "input": "one", "stream": True})
     assert found.status == 200
     seen = pieces(found)
     assert [one["sequence_number"] for one in seen] == list(range(len(seen)))

@@ -8,7 +8,7 @@ It speaks the real frames, sends a heartbeat each 0.2 s, and lets the model's na
 * `burst`: sends 10,000 deltas as fast as it can.
 * `hold`: starts, sends one delta, and then nothing until it is cancelled; a load stays at its first progress.
 * `hold-waiting`: accepts the prompt and never starts.
-* `die`: exits with status 3 after `started` and one delta; a load after its first progress.
+* `die`, `die2`, `die3`: exits with status 3 after `started` and one delta; a load after its first progress.
 * `garbage`, `huge`: a frame of random bytes; the header of a frame of 4 GB.
 * `silent`: stops the heartbeats. `stuck`: goes on with them, and tells of a step that began 1,000 s ago.
 * `stuck-threads`: tells of 99 threads that hang.
@@ -46,6 +46,8 @@ JOURNAL = "MLX_SIDECAR_TEST_JOURNAL"
 HEARTBEAT_SECONDS = 0.2
 BURST = 10_000
 DEATH_STATUS = 3
+DIES = ("die", "die2", "die3")
+"""Names of the model that dies; a name of which the engine died three times is quarantined."""
 _HEADER = struct.Struct(">I")
 
 
@@ -97,7 +99,7 @@ class FakeEngine:
             return
         progress = pb.LoadProgress(stage=pb.LOAD_STAGE_LOADING, bytes_done=1, bytes_total=2)
         self._send(ipc.Event(call_id=call_id, load=pb.GetOrLoadResponse(progress=progress)))
-        if request.model == "die":
+        if request.model in DIES:
             os._exit(DEATH_STATUS)
         if request.model in ("hold", "hold-waiting"):
             return
@@ -117,11 +119,11 @@ class FakeEngine:
         self._answer(call_id, pb.GenerateResponse(started=started))
         words = [f"{number} " for number in range(BURST)] if request.model == "burst" else prompt
         limit = request.max_tokens if request.HasField("max_tokens") else len(words)
-        only_first = request.model in ("hold", "die") or prompt == ["hold"]
+        only_first = request.model == "hold" or request.model in DIES or prompt == ["hold"]
         for number, word in enumerate(words[: 1 if only_first else limit]):
             self._generated += 1
             self._answer(call_id, pb.GenerateResponse(delta=pb.Delta(text=word, token_ids=[number])))
-        if request.model == "die":
+        if request.model in DIES:
             os._exit(DEATH_STATUS)
         if not only_first:
             self._finish(call_id, len(prompt), len(words), limit)
@@ -148,9 +150,9 @@ class FakeEngine:
             self._fail(call_id, "NAN_LOGITS", "fail computed logits that are no numbers")
         elif model == "log":
             _log()
-        elif model not in ("ok", "burst", "hold", "hold-waiting", "die", "mute"):
+        elif model not in ("ok", "burst", "hold", "hold-waiting", "mute", *DIES):
             self._fail(call_id, "MODEL_NOT_FOUND", "there is no such model")
-        return model not in ("ok", "burst", "hold", "hold-waiting", "die", "log")
+        return model not in ("ok", "burst", "hold", "hold-waiting", "log", *DIES)
 
     def _fail(self, call_id: int, reason: str, message: str) -> None:
         self._publish()
