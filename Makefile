@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help demo test test-slow corpus attacks chaos fuzz soak lint types fmt gen released bench train clean dist
+.PHONY: help demo test test-slow corpus agents frameworks attacks chaos fuzz soak lint types fmt gen released bench train clean dist
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ corpus: $(VENV)/.developed ## Chat templates and tokenizers of real models, from
 
 frameworks: $(VENV)/.developed ## litellm and langchain-openai on the HTTP door; part of test-slow
 	$(BIN)/python -m pytest -m slow tests/http/test_frameworks.py
+
+agents: $(VENV)/.developed ## Real coding agents, which npm installs once, change a file with a scripted model
+	$(BIN)/python -m pytest -m slow tests/agents
 
 attacks: $(VENV)/.developed ## What an attacker or an unlucky machine does to a daemon, and the answer that each must get
 	$(BIN)/python -m pytest tests/attacks -n 2 --dist loadfile

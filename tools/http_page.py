@@ -1,4 +1,4 @@
-"""Write the tables of parameters into docs/http.md, from the types of requests: `python -m tools.http_page`."""
+"""Write the tables of docs/http.md, from types of requests and rules of hygiene: `python -m tools.http_page`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.http.api import Endpoint, served
+from daemon.http.hygiene import RULES
 from daemon.http.parameters import Parameters, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "http.md"
-BEGIN, END = "<!-- parameters -->\n", "<!-- end of parameters -->\n"
+PARAMETERS = ("<!-- parameters -->\n", "<!-- end of parameters -->\n")
+HYGIENE = ("<!-- hygiene -->\n", "<!-- end of hygiene -->\n")
 
 
 def filled(text: str) -> str:
     """Return the page with its tables as the types have them now."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return head + BEGIN + "".join(_sections()) + "\n" + END + tail
+    return _between(_between(text, PARAMETERS, "".join(_sections()) + "\n"), HYGIENE, _rules())
+
+
+def _between(text: str, marks: tuple[str, str], content: str) -> str:
+    begin, end = marks
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return head + begin + content + end + tail
+
+
+def _rules() -> str:
+    lines = [
+        f"| `{name}` | {one.client} | {_cell(one.text)} | {'moved' if one.moved else 'dropped'} | {_cell(one.why)} |\n"
+        for name, one in RULES.items()
+    ]
+    return "| rule | client | text | | why |\n|---|---|---|---|---|\n" + "".join(lines)
 
 
 def _sections() -> Iterator[str]:

@@ -33,6 +33,7 @@ COMMANDS = {
     "top": "Watch the daemon.",
     "metrics": "Export figures for Prometheus.",
     "http": "Serve OpenAI's API over HTTP.",
+    "launch": "Start a coding tool with a model of the daemon.",
     "config": "Show the settings and where they come from.",
     "proto": "Print the proto file of the API.",
     "completion": "Print the completion script of a shell.",

@@ -1,4 +1,8 @@
-"""The door's process: `python -m daemon.http --fd N --config JSON`. Started by the daemon's parent, never by hand."""
+"""
+The door's process: `python -m daemon.http --fd N --config JSON`. Started by the daemon's parent, never by hand.
+
+`mlx-sidecar launch` adds `--tool PID --folder PATH`: the door then serves one tool, see `daemon/launch/door.py`.
+"""
 
 import gc
 import sys

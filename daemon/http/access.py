@@ -2,7 +2,7 @@
 Access to the door: which requests are let in, before anything of their body is read.
 
     framing    one Host, not both Content-Length and Transfer-Encoding      400
-    host       a port is used under a loopback name only                    421
+    host       a port is used under a loopback name, or one that is allowed 421
     origin     a browser's page only if it is configured                    403
     token      on a port, as a bearer token or as x-api-key                 401
     size       by Content-Length; what is received is counted as well       413
@@ -51,11 +51,13 @@ class Policy:
         token: What each request must carry; None: no request needs one.
         loopback_only: Whether the host must be a loopback name.
         origins: Origins of browser pages that may call.
+        hosts: More names that the host may be, such as that by which containers know this machine.
     """
 
     token: str | None
     loopback_only: bool
     origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
 
 
 def guarded(app: ASGIApp, policy: Policy, refuse: Refuse) -> ASGIApp:
@@ -134,7 +136,7 @@ def _framing(headers: Headers) -> Problem | None:
 def _host(policy: Policy, headers: Headers) -> Problem | None:
     name, colon, port = headers["host"].rpartition(":") if not headers["host"].endswith("]") else ("", "", "")
     host = (name if colon and port.isdigit() else headers["host"]).lower()
-    if policy.loopback_only and host not in LOOPBACK:
+    if policy.loopback_only and host not in LOOPBACK and host not in policy.hosts:
         return Problem(421, "this server is for this machine only: use 127.0.0.1 or localhost", code="invalid_host")
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.http.access import Policy, guarded
 from daemon.http.api import Api, Endpoint, served
+from daemon.http.daemon_client import DaemonClient
 from daemon.http.errors import ClientGone, Problem, error_response, problem
 from daemon.http.streaming import failed
 from mlx_sidecar import AsyncClient
@@ -75,7 +77,8 @@ def _common(api: Api, client: AsyncClient) -> list[Route]:
 
     async def health(request: Request) -> Response:
         await client.stats()
-        return Response(b'{"status":"ok"}', media_type="application/json")
+        steadied = dict(client.steadied) if isinstance(client, DaemonClient) else {}
+        return Response(json.dumps({"status": "ok", "steadied": steadied}), media_type="application/json")
 
     return [
         Route("/", root, methods=["GET"]),

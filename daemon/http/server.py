@@ -16,6 +16,7 @@ import uvicorn
 
 from daemon.http.access import Policy
 from daemon.http.app import build
+from daemon.http.daemon_client import DaemonClient
 from daemon.http.protocol import HEAD_BYTES, IDLE_SECONDS, Connection
 from daemon.http.token import read_token
 from daemon.shared.config import Config
@@ -25,6 +26,8 @@ CONNECTIONS = 512
 """Most open connections; a request on one more is answered with 503."""
 DRAIN_SECONDS = 5
 """Time that running answers have to end after the order to stop."""
+_LOOK_SECONDS = 0.5
+"""Time between two looks at whether the tool of a launch still runs."""
 
 log = structlog.get_logger()
 
@@ -41,7 +44,12 @@ def policy(config: Config, listener: sockets.socket, token: str | None = None) -
     """
     if listener.family == sockets.AF_UNIX:
         return Policy(token=None, loopback_only=False, origins=config.http_origins)
-    return Policy(token=token or read_token(config.state_dir), loopback_only=True, origins=config.http_origins)
+    return Policy(
+        token=token or read_token(config.state_dir),
+        loopback_only=True,
+        origins=config.http_origins,
+        hosts=config.http_hosts,
+    )
 
 
 class Server(uvicorn.Server):
@@ -90,7 +98,9 @@ class Server(uvicorn.Server):
         self._ready()
 
 
-async def serve_by_hand(daemon: Path, listener: sockets.socket, allowed: Policy, ready: Callable[[], None]) -> None:
+async def serve_by_hand(
+    daemon: Path, listener: sockets.socket, allowed: Policy, ready: Callable[[], None], hygiene: bool = True
+) -> None:
     """
     Serve until SIGTERM or SIGINT.
 
@@ -99,8 +109,9 @@ async def serve_by_hand(daemon: Path, listener: sockets.socket, allowed: Policy,
         listener: A socket that listens; it is closed at the end.
         allowed: Which requests may use it.
         ready: Called when requests are answered.
+        hygiene: Whether beginnings of prompts are made steady.
     """
-    async with AsyncClient(daemon) as client:
+    async with DaemonClient(daemon, hygiene) as client:
         server = Server(client, allowed, ready)
         for signum in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(signum, server.end)
@@ -117,12 +128,41 @@ async def serve_for_parent(config: Config, listener: sockets.socket) -> None:
     allowed = policy(config, listener)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # sent to all processes, they are for the parent, which drains first
-    async with AsyncClient(config.socket) as client:
+    async with DaemonClient(config.socket, config.http_hygiene) as client:
         server = Server(client, allowed, _serving)
         parent = asyncio.create_task(_end_of_input())
         parent.add_done_callback(lambda _: server.end())
         await server.serve([listener])
         parent.cancel()
+
+
+async def serve_for_tool(
+    config: Config, listener: sockets.socket, token: str, tool: int, ready: Callable[[], None]
+) -> None:
+    """
+    Serve one tool, which is this process's parent, until it is gone, whatever ends it.
+
+    Args:
+        config: Where the daemon is.
+        listener: A port that listens; it is closed at the end.
+        token: What each request must carry.
+        tool: Process id of the tool.
+        ready: Called when requests are answered.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)  # a tool may still work while its signal is on the way
+    async with DaemonClient(config.socket, config.http_hygiene) as client:
+        server = Server(client, policy(config, listener, token), ready)
+        watch = asyncio.create_task(_end_of_parent(tool))
+        watch.add_done_callback(lambda _: server.end())
+        await server.serve([listener])
+        watch.cancel()
+
+
+async def _end_of_parent(pid: int) -> None:
+    """Wait until a process is not the parent any more. A pipe would not do: what the tool starts would hold it too."""
+    while os.getppid() == pid:  # noqa: ASYNC110 - no event tells it on all systems
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _serving() -> None:

@@ -13,9 +13,11 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from daemon.shared.config_file import read_settings
 from daemon.shared.config_values import (
     Reader,
     read_aliases,
+    read_hosts,
     read_http_listen,
     read_level,
     read_optional_path,
@@ -26,12 +28,8 @@ from daemon.shared.config_values import (
     read_switch,
     whole,
 )
-from daemon.shared.small_file import read_small
 
 FILE_NAME = "config.toml"
-MOST_BYTES = 64 * 1024
-MOST_DOTS = 1000
-"""Size of that file, and dots in it outside of comments."""
 
 ENV_PREFIX = "MLX_SIDECAR_"
 TEST_PREFIX = "MLX_SIDECAR_TEST_"
@@ -187,6 +185,23 @@ class Config:
             "directory, `embedded` or another short name. The daemon that a client calls decides what it stands for.",
         ),
     )
+    http_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "More host names for requests on the HTTP port; none allows loopback alone",
+            read_hosts,
+            "Such as `host.docker.internal`. Where the door listens stays the same.",
+            "HOST",
+        ),
+    )
+    http_hygiene: bool = field(
+        default=True,
+        metadata=_about(
+            "Whether lines that clients change in system prompts are moved or dropped",
+            read_switch,
+            "They would keep prompts from being reused. [HTTP](http.md#prefix-hygiene) has each line, and why.",
+        ),
+    )
     tracing: bool = field(
         default=False,
         metadata=_about(
@@ -300,32 +315,14 @@ def given_value(key: str, flag: str | None, environ: Mapping[str, str], home: Pa
 
 
 def _from_file(path: Path) -> Iterator[_Given]:
-    import tomllib  # here, as `difflib` below: most commands do not need it
-
     try:
-        text = read_small(path, MOST_BYTES).decode("utf-8").replace("\r\n", "\n")
-        if _dots(text) > MOST_DOTS:
-            raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.")
-        content = tomllib.loads(text)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: byte {error.start} is not UTF-8.") from None
+        content = read_settings(path)
     except ValueError as error:
-        raise ConfigError(f"{path} is not valid TOML: {str(error).partition(';')[0]}.") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.") from None
+        raise ConfigError(str(error)) from None
     if "state_dir" in content:
         raise ConfigError(f"{path} sets state_dir, which only {ENV_PREFIX}STATE_DIR or --state-dir can set.")
     for name, raw in content.items():
         yield _Given(_known(name, _FILE_NAMES, str(path)), raw, str(path), text=False)
-
-
-def _dots(text: str) -> int:
-    """Count the dots outside of comments. The time of the parser grows with the square of a key's parts."""
-    return sum(line.count(".") for line in text.splitlines() if not line.lstrip().startswith("#"))
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:

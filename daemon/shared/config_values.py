@@ -20,6 +20,7 @@ Reader = Callable[[Any, bool, Path], object]
 
 _MOST = 2**31 - 1
 _LAST_PORT = 65535
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.-]+(:[0-9]{1,5})?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 _MOST_SECONDS = 1e9
 _SPAN = re.compile(r"(?=.)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "dhms"), re.ASCII)
@@ -183,3 +184,12 @@ def read_origins(raw: Any, text: bool, home: Path) -> tuple[str, ...]:
     if isinstance(raw, list | tuple) and all(isinstance(one, str) and _ORIGIN.fullmatch(one) for one in raw):
         return tuple(raw)
     raise ValueError('origins such as "http://localhost:3000"' + (", separated by commas" if text else ", in a list"))
+
+
+def read_hosts(raw: Any, text: bool, home: Path) -> tuple[str, ...]:
+    """Read a list of host names; as text, commas separate them."""
+    if text and isinstance(raw, str):
+        raw = [part.strip() for part in raw.split(",") if part.strip()]
+    if isinstance(raw, list | tuple) and all(isinstance(one, str) and _HOST.fullmatch(one) for one in raw):
+        return tuple(one.lower() for one in raw)
+    raise ValueError('host names such as "host.docker.internal"' + (", separated by commas" if text else ", in a list"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -18,22 +19,24 @@ _SURE = 100.0
 """Lead of the scripted token over any other token, in logits, approximately."""
 
 
-def scripted_model(path: Path, answers: Mapping[str, Sequence[str]], template: str) -> Path:
+def scripted_model(path: Path, answers: Mapping[str, Sequence[str]], template: str, **config: Any) -> Path:
     """
     Write a model that answers a prompt by the last words of the prompt, and return its directory.
 
     The model sees only the last token. So each text that ends a prompt, and each piece of an answer, becomes one token,
-    and none of them may occur twice.
+    and none of them may occur twice. What else a script depends on, such as the number of tool results, the template
+    can look at: it decides with which words the prompt ends.
 
     Args:
         path: The new directory.
         answers: For each text that ends a prompt, the pieces of its answer.
         template: Its chat template.
+        config: Changes to its configuration, such as a longer context.
     """
     words = [word for prompt, answer in answers.items() for word in (prompt, *answer)]
     assert len(set(words)) == len(words), "each piece follows one other, and must be there once"
     ids = {word: number for number, word in enumerate(words, _FIRST)}
-    write_random(path, {**TINY["qwen3"], "vocab_size": _FIRST + len(words)}, 5)
+    write_random(path, {**TINY["qwen3"], "vocab_size": _FIRST + len(words), **config}, 5)
     _add_tokens(path / "tokenizer.json", ids)
     (path / "chat_template.jinja").write_text(template)
     file = path / "model.safetensors"

@@ -62,8 +62,10 @@ def _serve(session: Session, port: int | None, unix: Path | None) -> None:
     try:
         allowed = policy(config, listener.socket)
         where = f"http://{listener.address}" if port is not None else listener.address
-        asyncio.run(
-            serve_by_hand(socket, listener.socket, allowed, lambda: click.echo(f"HTTP is served at {where}", err=True))
-        )
+
+        def ready() -> None:
+            click.echo(f"HTTP is served at {where}", err=True)
+
+        asyncio.run(serve_by_hand(socket, listener.socket, allowed, ready, config.http_hygiene))
     finally:
         listener.close()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, fields
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from daemon.cli.output import door_health
 from daemon.cli.output.formatting import brief, called_by, examples, percent, print_json, span
 from daemon.cli.session import Session, calls_daemon
 from daemon.shared.wording import count, size
@@ -43,11 +45,14 @@ def command(session: Session, /, as_json: bool, history: bool, html: Path | None
         stats = client.stats(history=history or html is not None)
     if html is not None:
         _write(html, stats)
-    elif as_json:
+        return
+    steadied = door_health.steadied(stats.daemon.http, session.state_dir())
+    if as_json:
         tree = asdict(stats)
+        tree["daemon"]["http"]["steadied"] = steadied
         print_json(tree if history else {name: part for name, part in tree.items() if name != "history"})
     else:
-        _print(stats)
+        _print(stats, steadied)
 
 
 def _write(file: Path, stats: Stats) -> None:
@@ -60,8 +65,9 @@ def _write(file: Path, stats: Stats) -> None:
     click.echo(f"Wrote {file}.")
 
 
-def _print(stats: Stats) -> None:
-    _section("daemon", _lines(stats.daemon))
+def _print(stats: Stats, steadied: dict[str, int]) -> None:
+    told = [f"{rule.replace('_', ' ')} in {count(number, 'request')}" for rule, number in steadied.items()]
+    _section("daemon", chain(_lines(stats.daemon), [("prefix_hygiene", "; ".join(told) or "-")]))
     _section("model cache", _lines(stats.model_cache))
     for model in stats.models:
         _section(f"model {model.info.model}", _lines(model))

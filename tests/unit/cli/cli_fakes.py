@@ -230,6 +230,7 @@ def pretend_terminal(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     for module in (
         "commands.run",
         "commands.invalidate",
+        "commands.launch",
         "commands.rm",
         "output.answer",
         "output.progress",

@@ -240,7 +240,7 @@ def test_invalid_socket_option_is_refused_by_name(client: FakeClient) -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted({*CALLERS} - {"top", "http", "rm"}))
+@pytest.mark.parametrize("name", sorted({*CALLERS} - {"top", "http", "launch", "rm"}))
 def test_socket_option_works_after_a_command_too(client: FakeClient, name: str) -> None:
     """If the option is given twice, the later value wins."""
     for args, wanted in (
@@ -264,5 +264,5 @@ def test_socket_option_is_refused_for_service(client: FakeClient, name: str) -> 
 
 def test_every_calling_command_has_socket_and_start() -> None:
     """The commands that call the daemon are exactly the commands with both options."""
-    assert set(CALLERS) == {*CALLS, "ls", "rm", "top", "metrics", "http"}
+    assert set(CALLERS) == {*CALLS, "ls", "rm", "top", "metrics", "http", "launch"}
     assert all({"--socket", "--start"} <= options(command) for words, command in commands() if words[0] in CALLERS)

@@ -97,6 +97,8 @@ ALL_GIVEN: dict[str, tuple[Any, Any]] = {
     "model_roots": (["/a", "~/b"], lambda home: (Path("/a"), home / "b")),
     "http_listen": ("127.0.0.1:8080", "127.0.0.1:8080"),
     "http_origins": (["http://localhost:3000"], ("http://localhost:3000",)),
+    "http_hosts": (["Host.docker.internal"], ("host.docker.internal",)),
+    "http_hygiene": (False, False),
     "aliases": ({"fast": "org/name", "home": "~/m"}, lambda home: {"fast": "org/name", "home": str(home / "m")}),
     "tracing": (True, True),
 }

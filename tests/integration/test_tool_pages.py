@@ -1,0 +1,86 @@
+"""What the pages of docs/tools show agrees with the program, and runs where it can; only the model is another one."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from daemon.launch.tools import TOOLS
+from daemon.shared.config import load_config
+from tests.http.conftest import Door, _port_door, _unix_door  # noqa: F401
+from tests.http.sdks import python
+from tests.unit.cli.cli_fakes import GIB, STATS, FakeClient, run_cli
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs" / "tools").glob("*.md"))}
+PAGE_OF = {"claude": "claude-code.md", "qwen": "qwen-code.md"}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the blocks of code of a page in a language, without the indentation of lists."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", PAGES[page], re.DOTALL | re.MULTILINE)
+    return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
+
+
+LAUNCHES = [
+    line
+    for page in PAGES
+    for block in blocks(page, "sh")
+    for line in block.splitlines()
+    if line.startswith("mlx-sidecar launch")
+]
+
+
+def test_each_tool_has_its_page() -> None:
+    """With the command that installs it, and two that start it."""
+    for name, tool in TOOLS.items():
+        page = PAGES[PAGE_OF.get(name, f"{name}.md")]
+        assert f"`{tool.install}`" in page
+        assert page.count(f"mlx-sidecar launch {name}") >= 2
+        assert all(variable in page for variable in re.findall(r"`(MLX_SIDECAR_\w+)`", page))
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(LAUNCHES))
+def test_launches_of_the_pages_are_understood(line: str) -> None:
+    """Shown instead of started: the tools are not here."""
+    words = shlex.split(line)[1:]
+    given = words.index("--") if "--" in words else len(words)
+    shows = [] if "--print" in words else ["--print"]
+    client = FakeClient()
+    client.state = replace(STATS, memory=replace(STATS.memory, limit_bytes=64 * GIB))
+    done = run_cli(client, *words[:given], *shows, *words[given:])
+    assert done.exit_code == 0, done.stderr
+    shown = shlex.split(done.stdout.splitlines()[-1])
+    assert shown[0] == TOOLS[words[1]].program
+    assert shown[len(shown) - len(words[given + 1 :]) :] == words[given + 1 :]
+
+
+def test_settings_of_the_pages_can_be_read(tmp_path: Path) -> None:
+    """JSON is JSON, and our own configuration is accepted."""
+    (zed,) = blocks("editors.md", "json")
+    assert json.loads(zed)["language_models"]["openai_compatible"]["mlx-sidecar"]["available_models"]
+    (ours,) = blocks("elsewhere.md", "toml")
+    (tmp_path / ".mlx-sidecar").mkdir()
+    (tmp_path / ".mlx-sidecar" / "config.toml").write_text(ours)
+    assert load_config({}, {}, tmp_path).config.http_hosts == tuple(tomllib.loads(ours)["http_hosts"])
+
+
+def test_programs_for_openai_sdk_run(port_door: Door, unix_door: Door) -> None:
+    """Those of the page of frameworks: over a port, and over the Unix socket."""
+    over_port, over_unix, *others = blocks("frameworks.md", "python")
+    over_unix = over_unix.replace('os.path.expanduser("~/.mlx-sidecar/http.sock")', repr(unix_door.unix))
+    environ = {"OPENAI_BASE_URL": port_door.base_url, "OPENAI_API_KEY": port_door.token}
+    for program in (over_port, over_unix):
+        command = [str(python()), "-c", program]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+    for program in others:
+        compile(program, "frameworks.md", "exec")

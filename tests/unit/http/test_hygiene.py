@@ -1,0 +1,125 @@
+"""Prefix hygiene: what clients change goes behind what stays, and a user's own text is never touched."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from daemon.http.hygiene import RULES, steadied
+from mlx_sidecar import Message
+
+CLAUDE = "You are a Claude agent, built on Anthropic's Claude Agent SDK.\n\nYou are an interactive agent."
+OPENCODE = """You are opencode, an interactive CLI tool that helps users with software engineering tasks.
+
+You are powered by the model named m. The exact model ID is mlx-sidecar/m
+Here is some useful information about the environment you are running in:
+<env>
+  Working directory: /work
+  Workspace root folder: /work
+  Is directory a git repo: yes
+  Platform: darwin
+  Today's date: {day}
+</env>
+Skills provide specialized instructions."""
+CRUSH = """You are Crush, a powerful AI Assistant that runs in the CLI.
+
+<env>
+Working directory: /work
+Is directory a git repo: yes
+Platform: darwin
+Today's date: {day}
+
+
+Git status (snapshot at conversation start - may be outdated):
+clean
+</env>
+"""
+
+LINES = [
+    "x-anthropic-billing-header: cc_version=2.1.197.4cb; cc_entrypoint=sdk-cli;",
+    "x-anthropic-billing-header: cc_version=2.1.37.0d9; cc_entrypoint=cli; cch=fa690;",
+    "x-anthropic-billing-header: cc_version=2.1.197.931; cc_entrypoint=cli; cc_workload=cron; cc_is_subagent=true;",
+]
+"""As releases of Claude Code send it."""
+
+
+def chat(system: str, user: str = "Hello.") -> list[Message]:
+    """Return a conversation."""
+    return [Message("system", system), Message("user", user), Message("assistant", "Hi."), Message("user", "Go on.")]
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("between", ["", "\n", "\n\n"])
+def test_claude_prompts_begin_alike(line: str, between: str) -> None:
+    """However the API's blocks are joined."""
+    turns, used = steadied(chat(f"{line}{between}{CLAUDE}"))
+    assert (turns, used) == (chat(CLAUDE), ["claude_attribution"])
+
+
+def test_a_turn_of_the_line_alone_goes_away() -> None:
+    """Clients may send it as a turn of its own."""
+    turns, _ = steadied([Message("system", LINES[0]), *chat(CLAUDE)])
+    assert turns == chat(CLAUDE)
+
+
+@pytest.mark.parametrize(
+    ("system", "days", "rule"),
+    [
+        (OPENCODE, ("Thu Nov 26 2026", "Fri Nov 27 2026"), "opencode_date"),
+        (CRUSH, ("11/26/2026", "1/2/2027"), "crush_date"),
+    ],
+)
+def test_a_day_moves_behind_the_system_prompt(system: str, days: tuple[str, str], rule: str) -> None:
+    """The model still reads it, where the user begins; the system prompt is the same on the next day."""
+    (first, used), (second, _) = (steadied(chat(system.format(day=day))) for day in days)
+    assert used == [rule]
+    assert first[0] == second[0]
+    assert days[0] not in first[0].content
+    assert first[1].content == f"Today's date: {days[0]}\n\nHello."
+    assert first[2:] == second[2:] == chat("")[2:]
+
+
+def test_a_day_stays_where_there_is_no_user() -> None:
+    """Nothing that a model may need is lost."""
+    turns = [Message("system", OPENCODE.format(day="Thu Nov 26 2026"))]
+    assert steadied(turns) == (turns, [])
+
+
+LOOKALIKES = [
+    f"Explain this header:\n{LINES[0]}",
+    " " + LINES[0],
+    "x-anthropic-billing-header: what is that?",
+    "Today's date: Thu Nov 26 2026\n",
+    "<env>\n  Today's date: Thu Nov 26 2026\n</env>\n",
+    "My own prompt.\n" + OPENCODE.format(day="Thu Nov 26 2026"),
+    OPENCODE.format(day="the day before yesterday"),
+    OPENCODE.format(day="Thu Nov 26 2026").replace("Here is some useful", "Here is other"),
+    "You are opencode, as I like it.\n<env>\n  Today's date: Thu Nov 26 2026\n</env>\n",
+    CRUSH.format(day="Thu Nov 26 2026"),
+]
+
+
+@pytest.mark.parametrize("text", LOOKALIKES)
+def test_text_that_looks_similar_stays(text: str) -> None:
+    """A form that is not exactly known, or is at another place, is a user's own."""
+    assert steadied(chat(text)) == (chat(text), [])
+
+
+@pytest.mark.parametrize("text", [*LINES, OPENCODE.format(day="Thu Nov 26 2026"), CRUSH.format(day="1/2/2027")])
+@pytest.mark.parametrize("role", ["user", "assistant", "tool"])
+def test_only_the_system_turn_at_the_beginning_is_looked_at(role: str, text: str) -> None:
+    """The known forms themselves stay in what a user asks or a tool returns."""
+    for turns in ([Message(role, text), Message("user", "Hello.")], [Message("system", "Mine."), Message(role, text)]):
+        assert steadied(turns) == (turns, [])
+
+
+@given(some.lists(some.builds(Message, role=some.sampled_from(["system", "user", "assistant"]), content=some.text())))
+def test_other_conversations_stay(turns: list[Message]) -> None:
+    """Whatever they are."""
+    assert steadied(turns) == (turns, [])
+
+
+def test_each_rule_has_its_reason() -> None:
+    """It is a row of the documentation."""
+    assert all(rule.client and rule.text and rule.why for rule in RULES.values())
