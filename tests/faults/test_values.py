@@ -73,7 +73,7 @@ def test_boundary_value_passes_or_names_its_field(
     assert call(real, "Generate", request_.SerializeToString()).code_and_field == (code, field), row
 
 
-@pytest.mark.parametrize("name", ["n", "best_of", "chat_template", "chat_template_kwargs", "keep", "offset"])
+@pytest.mark.parametrize("name", ["n", "best_of", "chat_template", "chat_template_kwargs", "offset"])
 def test_unsupported_vendor_options_are_not_offered(name: str) -> None:
     """Rows 22, 29, 34 and 35: a number of answers, templates and free-form options of the caller, offsets."""
     messages = [value for value in vars(pb).values() if isinstance(value, type) and hasattr(value, "DESCRIPTOR")]

@@ -169,7 +169,7 @@ def test_root_answers_a_look_without_the_token(port_door: Door) -> None:
     found = raw.call(port_door, "HEAD", "/", authorization=None)
     assert (found.status, found.body) == (200, b"")
     assert "server" not in found.headers
-    assert raw.call(port_door, "GET", "/health").json == {"status": "ok"}
+    assert raw.call(port_door, "GET", "/health").json == {"status": "ok", "steadied": {}}
     assert raw.call(port_door, "GET", "/health", authorization=None).status == 401
 
 
