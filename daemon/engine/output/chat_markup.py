@@ -111,6 +111,11 @@ class ChatMarkup:
         """Marks that end a message of several in an answer; empty if an answer is one message."""
         return getattr(self._wrapper, "message_ends", ())
 
+    def is_header(self, text: str) -> bool:
+        """Whether a text is a header, or the beginning of one, and not something that was written in its place."""
+        form = getattr(self._wrapper, "header_form", None)
+        return form is None or form.fullmatch(text) is not None
+
     @property
     def marks(self) -> list[str]:
         """All marks except those of tool calls."""

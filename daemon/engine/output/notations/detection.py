@@ -16,6 +16,7 @@ from daemon.engine.output.notations.glm import GLM
 from daemon.engine.output.notations.harmony import HARMONY
 from daemon.engine.output.notations.invoke import DSML, MINIMAX_M2
 from daemon.engine.output.notations.json_marked import (
+    APRIEL,
     COMMAND_A,
     FUNCTOOLS,
     GRANITE,
@@ -66,6 +67,7 @@ _RULES = (
     _Rule(None, ("<atem:function_calls>",)),
     _Rule(MISTRAL, ("[TOOL_CALLS]",)),
     _Rule(NEMOTRON, ("<TOOLCALL>",)),
+    _Rule(APRIEL, ("<tool_calls>[",)),
     _Rule(TOOL_CALLS, ("<tool_calls>",)),
     _Rule(HERMES, ("<tool_call>",)),
     _Rule(FUNCTIONARY_32, (">>>all",)),

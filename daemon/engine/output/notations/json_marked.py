@@ -61,6 +61,9 @@ NEMOTRON = marked("Nemotron", "<TOOLCALL>", "</TOOLCALL>", _list("<TOOLCALL>", "
 TOOL_CALLS = marked(
     "tool_calls tags", "<tool_calls>", "</tool_calls>", _list("<tool_calls>", "</tool_calls>"), several=True
 )
+APRIEL = marked(
+    "Apriel", "<tool_calls>", "</tool_calls>", _list("<tool_calls>", "</tool_calls>"), JsonKeys(id_last=True)
+)
 COMMAND_A = marked(
     "Command A",
     "<|START_ACTION|>",
