@@ -132,16 +132,13 @@ class Accountant(AnswerParser):
         while begin < end:
             left = self._written[begin:end]
             ends = [at for at in self._ends if begin < at <= end]
-            mark = _HEADER.match(left) if self._markup.message_ends else None
+            mark = (_HEADER if self._markup.message_ends else _RECIPIENT).match(left)
             length = mark.end() if mark else 0
-            length = max([length, *(len(mark) for mark in self._marks_of_all() if left.startswith(mark))])
+            length = max([length, *(len(mark) for mark in self._markup.marks if left.startswith(mark))])
             if left.startswith(self._starts_of_calls()) and ends:
                 length = _CLOSING.match(self._written, max(ends), end).end() - begin  # type: ignore[union-attr]
             assert length, f"lost: {left!r}"
             begin += length
-
-    def _marks_of_all(self) -> list[str]:
-        return [*self._markup.marks, "all\n", ">>>all\n"]
 
     def _starts_of_calls(self) -> tuple[str, ...]:
         notation = self._markup.calls
@@ -151,9 +148,11 @@ class Accountant(AnswerParser):
 
 _HEADER = re.compile(r"(?:<\|(?:start|channel|constrain)\|>|\s+|\w{1,20}){0,12}(?=<\|message\|>|to=|$)")
 """The header of a message of gpt-oss."""
+_RECIPIENT = re.compile(r"(?:>>>)?\s*all\s*?\n")
+"""That of text in Functionary 3.2."""
 _CLOSING = re.compile(
     r"(?:\]<\]minimax\[>\[</tool_call>|[\s,\]]|</tool_call>|</seed:tool_call>|</minimax:tool_call>|</｜DSML｜\w+>|"
     r"<｜tool▁calls▁end｜>|<\|tool_calls_section_end\|>|<\|tool_call_end\|>|<tool_call\|>|<end_function_call>|"
-    r"<\|/tool_call\|>|</TOOLCALL>|</tool_calls>|<\|END_ACTION\|>|```|</function>|<\|tools_suffix\|>)*"
+    r"<\|/tool_call\|>|</TOOLCALL>|</tool_calls:opensource>|</tool_calls>|<\|END_ACTION\|>|```|</function>|<\|tools_suffix\|>)*"
 )
 """What may stand behind the last call of a block, and white space."""

@@ -36,12 +36,14 @@ class Values:
     Attributes:
         random: Where they come from.
         keys: Characters of the names of arguments; None if any text is one.
+        unions: Whether values may have one of several types.
         raw: Texts that no string can have, because a value without quotes ends with them.
     """
 
     random: Random
     keys: str | None = None
     raw: tuple[str, ...] = ()
+    unions: bool = True
 
     def arguments(self) -> Pair:
         """Return the schema of a tool's arguments, with references or without, and arguments."""
@@ -69,6 +71,7 @@ class Values:
 
     def _value(self, depth: int) -> Pair:
         draw = self.random.randrange(12 if depth < 3 else 9)
+        draw = 8 if draw in (3, 4) and not self.unions else draw
         if draw > 8:
             return self._list(depth) if draw == 9 else self._object(depth)
         if draw > 4:

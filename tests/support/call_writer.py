@@ -141,6 +141,20 @@ def _glm(line: str) -> Block:
     return block
 
 
+def _hy3(calls: Sequence[Call], random: Random) -> str:
+    release = ":opensource"
+    written = [
+        f"<tool_call{release}>{call.name}<tool_sep{release}>\n"
+        + "".join(
+            f"<arg_key{release}>{key}</arg_key{release}>\n<arg_value{release}>{_raw(value, random)}</arg_value{release}>\n"
+            for key, value in call.arguments.items()
+        )
+        + f"</tool_call{release}>\n"
+        for call in calls
+    ]
+    return f"<tool_calls{release}>\n{''.join(written)}</tool_calls{release}>"
+
+
 def _invoked(tag: str, block_tag: str, *, stated: bool) -> Block:
     """Return the block of MiniMax M2, or of DeepSeek, which states what is a string."""
 
@@ -324,6 +338,13 @@ HANDS: Mapping[str, Hand] = {
     "LFM2": Hand(
         "<|tool_call_start|>", lambda calls, r: f"<|tool_call_start|>{_python_list(calls, r)}<|tool_call_end|>",
         "<|tool_call_start|>", keys=_BARE,
+    ),
+    "Hy3": Hand(
+        "<tool_calls{}> :opensource", _hy3, "<tool_calls:opensource>", keys=_BARE, raw=("</arg_value:opensource>",)
+    ),
+    "GigaChat 3.1": Hand(
+        "<|function_call|> <|role_sep|>", lambda calls, r: f"<|function_call|>{_object(calls[0], r)}", "<|function_call|>",
+        several=False,
     ),
     "Gemma 4": Hand(
         "<|tool_call> <tool_call|>", _gemma("<|tool_call>", "<tool_call|>", '<|"|>'), "<|tool_call>",

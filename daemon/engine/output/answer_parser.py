@@ -31,15 +31,15 @@ from daemon.engine.output.tool_calls import CallPiece, CallWriter, Tool, ToolCal
 #
 # The parser of a notation reads calls (`notations/`). Where it fails, the mark that began the attempt is text, and
 # reading goes on behind it: another call may stand there. Each attempt reads its text once more, so the attempts of an
-# answer are limited (`_MOST_AGAIN`), and the time stays linear.
+# answer are limited (`MOST_AGAIN`), and the time stays linear.
 #
 # White space between two calls, and after the last one if nothing follows, is part of the notation.
 #
 # A call within reasoning is reasoning. But some models forget the mark that ends their reasoning: if the model ends its
 # answer directly after such a call, it is a call.
 
-_MOST_AGAIN = 4 * 1024 * 1024
-"""Characters that failed attempts may read again in one answer. After that, marks of calls are text."""
+MOST_AGAIN = 256 * 1024
+"""Characters that failed attempts may read again, besides twice the length of the answer. Then marks of calls are text."""
 
 
 @dataclass(slots=True)
@@ -98,6 +98,10 @@ class AnswerParser:
         """Whether a block of calls is read that began with its mark."""
         self.text_began = False
         self.last_text = ""
+        self._reasoned = opened
+        """Whether the answer began with reasoning."""
+        self._framed = False
+        """Whether the answer is within marks of its own."""
         self._between: str | None = None
         """White space behind a call, not text so far; None if the last part was none."""
         self._part = ""
@@ -169,6 +173,9 @@ class AnswerParser:
         following = self._markup.edges.get(part, {}).get(mark, TEXT)
         if mark in self._markup.dropped:
             return part
+        if part == TEXT and mark and mark in self._markup.frame:
+            yield from self._read_frame(mark)
+            return TEXT
         if mark in self._starts(part) or following == CALL:
             self._reader.put_back(len(mark))
             self._in_block = True
@@ -187,15 +194,20 @@ class AnswerParser:
     def _starts(self, part: str) -> tuple[str, ...]:
         """Return the marks that begin a call in a part."""
         notation = self._markup.calls
-        plain = part != TEXT or not self._tools or notation is None or self._read_again > _MOST_AGAIN
+        plain = part != TEXT or not self._tools or notation is None or self._tired()
         return () if plain or notation is None or CALL in self._markup.targets else notation.starts
+
+    def _tired(self) -> bool:
+        """Whether failed attempts have read so much again that no other is made."""
+        return self._read_again > MOST_AGAIN + 2 * self._reader.position
 
     def _marks(self, part: str) -> tuple[str, ...]:
         """Return the marks that end a part."""
         edges = self._markup.edges.get(part, {})
         begun = part == TEXT and self.text_began
         led = [mark for mark, to in edges.items() if not (begun and to == REASONING) and (to != CALL or self._tools)]
-        return (*led, *self._markup.dropped, *self._starts(part))
+        framed = self._markup.frame[1:] if part == TEXT and self._framed else ()
+        return (*led, *framed, *self._markup.dropped, *self._starts(part))
 
     def _read_text(self) -> Steps[str]:
         """Read text and return the mark that ends it."""
@@ -205,7 +217,8 @@ class AnswerParser:
         if not self.text_began:
             yield from reader.space(self._add_text)
             early = self._markup.think_end  # a turn without reasoning may begin with the end of it
-            mark = yield from reader.maybe(*self._marks(TEXT), *((early,) if early else ()))
+            first = (early, self._markup.frame[0] if self._reasoned and not self._framed else "")
+            mark = yield from reader.maybe(*self._marks(TEXT), *filter(None, first))
             if mark or not (yield from reader.peek()):
                 return mark
             if self._opens_with_calls() and (yield from self._read_calls()):
@@ -213,6 +226,19 @@ class AnswerParser:
                 return ""
             self.text_began = True
         return (yield from reader.until(self._marks(TEXT), self._add_text))
+
+    def _read_frame(self, mark: str) -> Steps[None]:
+        """Read a mark around the answer. That of its end is one if nothing but calls follows, and else text."""
+        if not self._framed:
+            self._framed = True
+            return
+        held: list[str] = []
+        yield from self._reader.space(held.append)
+        followed = yield from self._reader.peek()
+        starts = self._starts(TEXT)
+        if followed and not (starts and (yield from self._reader.follows(*starts))):
+            self._add_text(mark)
+        self._add_text("".join(held))
 
     def _read_between(self) -> Steps[str]:
         """Read white space behind a call. It is text unless another call follows, whose mark is returned, or nothing."""
@@ -253,7 +279,7 @@ class AnswerParser:
         ends = tuple(self._markup.edges.get(REASONING, {})) + self._markup.dropped
         starts = notation.starts if notation is not None and self._tools else ()
         while True:
-            marks = ends + starts if self._read_again <= _MOST_AGAIN else ends
+            marks = ends + starts if not self._tired() else ends
             mark = yield from reader.until(marks, self._add_reasoning)
             if mark not in starts:
                 return mark
@@ -299,6 +325,7 @@ class AnswerParser:
         return mark
 
     def _add_reasoning(self, text: str) -> None:
+        self._reasoned = True
         self._reasoning.append(text)
 
     def _add_text(self, text: str) -> None:
