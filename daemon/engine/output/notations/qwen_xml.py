@@ -85,7 +85,9 @@ def _read_function(reader: Reader, calls: CallWriter, line: str) -> Steps[None]:
         mark = yield from reader.maybe(_PARAMETER, _FUNCTION_END)
         if mark != _PARAMETER:
             break
-        kind = writer.name((yield from read_until(reader, ">")).strip())
+        written = yield from read_until(reader, ">")
+        known = tool.parameters.get("properties")
+        kind = writer.name(written if isinstance(known, dict) and written in known else written.strip())
         yield from reader.maybe(line)
         sink, end = writer.text(kind)
         ends = (line + _PARAMETER_END, _PARAMETER_END)
