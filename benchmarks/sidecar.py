@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +22,12 @@ SERVICE = "mlx_sidecar.v1.SidecarService"
 
 @dataclass
 class Sidecar:
-    """A daemon with the default configuration and all its files in one folder."""
+    """A daemon with the default configuration, but for `settings`, and all its files in one folder."""
 
     folder: Path
     name: str = OURS
+    settings: Mapping[str, str] = field(default_factory=dict)
+    environ: dict[str, str] = field(init=False, repr=False)
     process: subprocess.Popen[bytes] = field(init=False, repr=False)
     client: Client = field(init=False, repr=False)
 
@@ -36,8 +38,10 @@ class Sidecar:
             "MLX_SIDECAR_SOCKET": str(self.folder / "s.sock"),
             "MLX_SIDECAR_STATE_DIR": str(self.folder),
             "MLX_SIDECAR_LOG_FILE": str(self.folder / "sidecar.log"),
+            **self.settings,
         }
-        self.process = subprocess.Popen([sys.executable, "-m", "daemon", "serve"], env={**clean, **own})
+        self.environ = {**clean, **own}
+        self.process = subprocess.Popen([sys.executable, "-m", "daemon", "serve"], env=self.environ)
         self.client = Client(own["MLX_SIDECAR_SOCKET"], timeout=60)
 
     def wait(self, service: str = SERVICE) -> None:

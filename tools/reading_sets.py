@@ -38,12 +38,11 @@ QUESTIONS = {
         -- socket
         engine/link.py:Link._listen
         -- callback of the link
-        engine/__main__.py:main
-        engine/loop.py:Loop.post
+        engine/loop.py:Loop.command
         -- queue of the MLX thread
         engine/loop.py:Loop.run
         engine/loop.py:Loop._take
-        -- posted by main
+        -- work of the loop
         engine/engine.py:Engine.handle
         engine/calls/driver.py:CallDriver.begin
         engine/calls/generate.py:generate
@@ -60,9 +59,9 @@ QUESTIONS = {
         engine/prompt/preparation.py:prepare_request
         engine/prompt/preparation.py:prepare_prompt
         engine/prompt/preparation.py:tokenise
-        engine/prompt/tokenizers.py:Tokenizer.encode
+        engine/prompt/tokenizer.py:Tokenizer.encode
         engine/prompt/preparation.py:render
-        engine/prompt/tokenizers.py:Tokenizer.render
+        engine/prompt/tokenizer.py:Tokenizer.render
         engine/prompt/chat_templates.py:Templates.render
         engine/calls/services.py:Services.load
         cache/model_cache.py:ModelCache.get_or_load

@@ -66,7 +66,7 @@ def main() -> int:
     engines: list[Engine] = []  # gets its one item later: the link is up before the engine is built
     link = Link(
         socket.socket(fileno=arguments.fd),
-        on_command=lambda command: loop.post(lambda: engine.handle(command)),
+        on_command=loop.command,
         on_end=loop.stop,
         pulse=lambda: (loop.steps, loop.step_age, sum(engine.stuck for engine in engines)),
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Steps(Protocol):
     """The work that the loop drives, in steps."""
+
+    def handle(self, command: Any) -> None:
+        """Begin or end a piece of work, between two steps."""
 
     @property
     def pause(self) -> float:
@@ -38,6 +41,7 @@ class Loop:
         self._clock = clock
         self._on_idle = on_idle
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._work: Steps
         self._stopping = False
         self._step_began: float | None = None
         self.steps = 0
@@ -45,6 +49,10 @@ class Loop:
     def post(self, action: Callable[[], None]) -> None:
         """Run a function on the loop's thread, before its next step; any thread may call this."""
         self._inbox.put(action)
+
+    def command(self, command: Any) -> None:
+        """Give a command to the work that `run` drives, before its next step; any thread may call this."""
+        self.post(lambda: self._work.handle(command))
 
     def stop(self) -> None:
         """End `run` after the current step; any thread may call this."""
@@ -59,6 +67,7 @@ class Loop:
 
     def run(self, engine: Steps) -> None:
         """Run until `stop`. An exception of a step passes through: its state cannot be trusted."""
+        self._work = engine
         while not self._stopping:
             if not self._take(engine.pause) and not engine.busy:
                 self._on_idle()

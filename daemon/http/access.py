@@ -14,6 +14,7 @@ rebinding). Such a request has an origin, a foreign host or a `Sec-Fetch-Site`, 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from daemon.http.errors import Problem
 
 MOST_BYTES = 16 << 20
 """Most bytes of a body: twice as much as a request of the gRPC API may have, because JSON takes more."""
+LINGER_SECONDS = 1.0
+"""Longest time in which the rest of a refused request is read."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _BROWSER_SITES = frozenset({"cross-site", "same-site"})
 """Values of `Sec-Fetch-Site` of requests that another page caused; pages cannot change this header."""
@@ -42,7 +45,7 @@ Refuse = Callable[[HTTPConnection, Problem], Response]
 @dataclass(frozen=True, slots=True)
 class Policy:
     """
-    Who may use the door.
+    Which requests may use the door.
 
     Attributes:
         token: What each request must carry; None: no request needs one.
@@ -89,8 +92,35 @@ class Gate:
             return
         log.warning("http_refused", status=found.status, reason=found.code)
         response = self._refuse(HTTPConnection(scope), found)
-        response.headers["connection"] = "close"  # the rest of the request is not read
-        await response(scope, receive, send)
+        response.headers["connection"] = "close"
+        await response(scope, receive, _lingering(receive, send))
+
+
+def _lingering(receive: Receive, send: Send) -> Send:
+    """
+    Return a `send` that ends a response when the client has sent the rest of its request, or after a second.
+
+    A connection that is closed while its client still sends is reset, and the response may be lost with it.
+    """
+
+    async def linger(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await send({**message, "more_body": True})
+            await _discard(receive)
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await send(message)
+
+    return linger
+
+
+async def _discard(receive: Receive) -> None:
+    """Read the rest of a request and keep nothing of it."""
+    try:
+        async with asyncio.timeout(LINGER_SECONDS):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                pass
+    except TimeoutError:
+        return
 
 
 def _framing(headers: Headers) -> Problem | None:

@@ -45,7 +45,7 @@ class Api:
     Attributes:
         name: Its name in the documentation.
         endpoints: What it serves.
-        claims: Whether a request is one of this API: decides who answers, and in which shape an error comes, also
+        claims: Whether a request is one of this API: decides which API answers, and in which shape an error comes, also
             where no endpoint has the path. One API, the fallback, gets what no other claims.
         shape: Returns status and body of an error. The status is the problem's unless the API has one of its own.
         names: The API's parameter for each field of the gRPC API that has another name there.

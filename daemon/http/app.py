@@ -28,7 +28,7 @@ def build(client: AsyncClient, policy: Policy, apis: Sequence[Api] | None = None
 
     Args:
         client: Calls the daemon.
-        policy: Who may use it.
+        policy: Which requests may use it.
         apis: What is served; None for all. The last one gets what no other claims.
     """
     found = served() if apis is None else apis

@@ -131,9 +131,15 @@ def _wrong_type(error: ValidationError) -> Problem:
 
 
 def path(steps: tuple[int | str, ...]) -> str:
-    """Return the path of a parameter, such as "messages[0].content"."""
+    """
+    Return the path of a parameter, such as "messages[0].content".
+
+    A step in angle brackets tells which type of several an object was read as, and is left out.
+    """
     text = ""
     for step in steps:
+        if isinstance(step, str) and step.startswith("<"):
+            continue
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
     return text
 

@@ -54,7 +54,7 @@ def check(value: Parameters) -> None:
     Raises:
         Problem: For the first that is refused or unknown.
     """
-    for steps, where in _objects(value, ()):
+    for steps, where in objects(value):
         for name, given in (where.model_extra or {}).items():
             _check_one(type(where), name, given, (*steps, name))
 
@@ -70,14 +70,15 @@ def _check_one(kind: type[Parameters], name: str, given: Any, steps: tuple[int |
         raise Problem(400, f"{field} is not supported: {refusal.why}", code="unsupported_parameter", field=field)
 
 
-def _objects(value: Any, steps: tuple[int | str, ...]) -> Iterator[tuple[tuple[int | str, ...], Parameters]]:
+def objects(value: Any, steps: tuple[int | str, ...] = ()) -> Iterator[tuple[tuple[int | str, ...], Parameters]]:
+    """Yield all objects of a request with their paths, itself first."""
     if isinstance(value, Parameters):
         yield steps, value
         for name, field in type(value).model_fields.items():
-            yield from _objects(getattr(value, name), (*steps, field.alias or name))
+            yield from objects(getattr(value, name), (*steps, field.alias or name))
     elif isinstance(value, list | tuple):
         for index, each in enumerate(value):
-            yield from _objects(each, (*steps, index))
+            yield from objects(each, (*steps, index))
 
 
 def rows(kind: type[Parameters]) -> Iterator[tuple[str, str, str]]:

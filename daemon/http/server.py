@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 def policy(config: Config, listener: sockets.socket, token: str | None = None) -> Policy:
     """
-    Return who may use a listener.
+    Return which requests may use a listener.
 
     Other users cannot reach a Unix socket in a private directory. A port is open to each user of the machine and to
     each page of a browser, so it needs the token and a loopback name.
@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
 
     Args:
         client: Calls the daemon.
-        allowed: Who may use it.
+        allowed: Which requests may use it.
         ready: Called when requests are answered.
     """
 
@@ -97,7 +97,7 @@ async def serve_by_hand(daemon: Path, listener: sockets.socket, allowed: Policy,
     Args:
         daemon: The daemon's own socket. No daemon needs to run yet.
         listener: A socket that listens; it is closed at the end.
-        allowed: Who may use it.
+        allowed: Which requests may use it.
         ready: Called when requests are answered.
     """
     async with AsyncClient(daemon) as client:

@@ -138,7 +138,7 @@ class Keeps:
         return end in self._keeps
 
     def expire(self) -> None:
-        """End the keeps whose time is over."""
+        """End the keeps that have no time left."""
         if self._keeps:
             now = self._clock()
             for keep in [keep for keep in self if keep.expires <= now]:
@@ -146,7 +146,7 @@ class Keeps:
 
     def yield_one(self, partition: str | None) -> bool:
         """
-        End the keep whose time would be over first, because all else was evicted; and tell whether there was one.
+        End the keep with the least time left, because all else was evicted; and tell whether there was one.
 
         Args:
             partition: The partition in which room is needed; None for any.

@@ -42,7 +42,7 @@ class MissReason(Enum):
 
 
 PLACED = frozenset({MissReason.DIVERGED, MissReason.RESUME_POINT})
-"""Reasons whose position is where a prompt leaves the closest one; that of others is the end of a block."""
+"""Reasons with the position where a prompt leaves the closest one; other reasons have the end of a block."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ METADATA_KEY = "mlx-sidecar-pid"
 """Key of the metadata by which a call names its process: digits."""
 MOST_SHOWN = 32
 MOST_REMEMBERED = 256
-"""Processes in Stats, and those whose calls are counted."""
+"""Processes in Stats, which are those that have their calls counted."""
 PATIENCE = 4.0
 """A look at the connections is followed by a pause of so many times its own duration."""
 FRESH_SECONDS = 5.0

@@ -55,7 +55,7 @@ class Linux:
 
 class Darwin:
     """
-    macOS: LOCAL_PEERPID, and proc_pidpath of libproc, whose last part is the program's name.
+    macOS: LOCAL_PEERPID, and proc_pidpath of libproc, which ends with the program's name.
 
     Args:
         libproc: The library; None for the system's.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 
 from daemon.engine.prompt.preparation import tokenise
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
 

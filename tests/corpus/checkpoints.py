@@ -8,7 +8,8 @@ from pathlib import Path
 
 from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.prompt.chat_templates import Templates
-from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
+from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.engine.prompt.tokenizers import Tokenizers
 from tests.support.models import copy_of_embedded
 
 ENDS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}

@@ -9,7 +9,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.preparation import tokenise
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.corpus.conversations import CONVERSATIONS, PARTS

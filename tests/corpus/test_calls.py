@@ -16,7 +16,7 @@ from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.output.answer_parser import Parts
 from daemon.engine.output.tool_calls import ToolCall
 from daemon.engine.prompt.preparation import prepare_request, tokenise
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.corpus import families
 from tests.corpus.checkpoints import with_template

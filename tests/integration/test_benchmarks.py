@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import page, plots
+from benchmarks import http_door, page, plots
 from benchmarks.bench import Bench
 from benchmarks.figures import OURS, Result
 from benchmarks.http_peer import StartsMlxLm
@@ -110,3 +110,11 @@ def test_gpu_benchmark_shows_that_warm_is_cold(folder: Path) -> None:
     assert figures["exactness"]["same_warm"]
     assert [*figures["tokens_per_second"]] == ["1", "4", "8", "16"]
     assert all(figures["tokens_per_second"].values())
+
+
+def test_cost_of_the_http_door_is_measured() -> None:
+    """Beside gRPC, for prompts with a cached beginning; with its memory and its start."""
+    with short_folder() as folder:
+        figures = http_door.measure(folder, quick=True)
+    assert all(any(name.endswith(what) for name in figures) for what in http_door.WANTED)
+    assert all(value > 0 for name, value in figures.items() if not name.endswith("a token more, ms"))

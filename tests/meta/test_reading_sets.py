@@ -20,8 +20,8 @@ def test_each_step_is_named_by_a_step_before(question: str) -> None:
 
 def test_path_of_generate_gets_no_longer() -> None:
     """The aim is 28 files and 42 functions, and is not reached; mini-sglang takes about 15 and 20."""
-    assert len(files(GENERATE)) <= 32
-    assert len(functions(GENERATE)) <= 51
+    assert len(files(GENERATE)) <= 31
+    assert len(functions(GENERATE)) <= 50
 
 
 def test_prefix_block_takes_14_files() -> None:

@@ -146,8 +146,8 @@ class GeneratedToolCall:
         index: Position among the calls of this completion, from 0.
         id: Name of this call.
         name: Name of the tool; one of the request's.
-        arguments_json: Arguments, a JSON object as text. They need not be what the tool's schema asks for,
-            unless `tool_choice` was "required".
+        arguments_json: Arguments, a JSON object as text. They are what the tool's schema asks for with `tool_choice`
+            "required", and with "auto" as far as it is kept to.
     """
 
     index: int

@@ -13,7 +13,7 @@ from daemon.engine.calls.driver import Waiting, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.services import Services
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 

@@ -26,7 +26,7 @@ from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.memory.memory_budget import kv_need
 from daemon.engine.output.detokenizer import Output
 from daemon.engine.prompt.embedding import POOLINGS, PreparedTexts, prepare_texts
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.durations import duration
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 

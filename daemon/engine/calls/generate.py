@@ -23,7 +23,7 @@ from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.memory.memory_budget import kv_need, scoring_need
 from daemon.engine.prompt.preparation import PreparedRequest, prepare_request, render
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.kv.keys import Namespace
 from daemon.shared.durations import seconds
 from daemon.shared.errors import invalid

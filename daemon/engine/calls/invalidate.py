@@ -17,7 +17,7 @@ from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.services import Services
 from daemon.engine.execution.runner import Runner
 from daemon.engine.prompt.preparation import tokenise
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.reporting.model_registry import NameRegistry
 from daemon.kv.dropped import Dropped
 from daemon.kv.keys import Namespace, model_digest

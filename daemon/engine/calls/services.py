@@ -18,7 +18,8 @@ from daemon.engine.calls.model_places import Places
 from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.memory_budget import MemoryBudget
 from daemon.engine.outbox import Outbox
-from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
+from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.reporting.model_registry import NameRegistry, NamespaceRegistry
 from daemon.kv.keys import Namespace
 from daemon.kv.prefix_cache import PrefixCache

@@ -273,7 +273,7 @@ class Runner:
                 self._end(sequence)  # another sample fails, and with it the call
 
     def _finish(self, sequence: Sequence, reason: FinishReason, others: Iterable[Sequence] = ()) -> None:
-        """End a sequence, whose call goes on if it has other samples: running ones, or those of `others`."""
+        """End a sequence. Its call goes on if it has other samples: running ones, or those of `others`."""
         self._end(sequence)
         more = any(other.call_id == sequence.call_id for other in (*others, *self.sequences()))
         self._replies.generate(sequence.call_id, sequence.finished(reason, more=more))

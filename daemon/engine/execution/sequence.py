@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import structlog
+
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.events import (
@@ -30,6 +32,8 @@ from daemon.engine.output.detokenizer import Output, Piece, Token
 from daemon.engine.structured_output.constraint import Constraint
 from daemon.kv.miss import PLACED
 from daemon.shared.errors import Reason, SidecarError
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -209,6 +213,8 @@ class Sequence:
         if reason is not None:
             ended = reason is FinishReason.STOP and not self.output.stop_match
             parts += channels.finish(ended=ended)
+            if channels.unread:
+                log.info("tool_call_unparsed", request_id=self.request.request_id, error=channels.unread)
             if ended and channels.calls:
                 reason = FinishReason.TOOL_CALLS
         return Piece(parts.text, piece.tokens, parts.reasoning, parts.calls, parts.pieces), reason
@@ -248,6 +254,6 @@ class Sequence:
 
 
 def nan_logits(sequence: Sequence) -> SidecarError:
-    """Return the error of a model whose logits are no numbers."""
+    """Return the error of a model with logits that are no numbers."""
     name = sequence.loaded.source.name
     return SidecarError(Reason.NAN_LOGITS, f"{name} computed logits that are no numbers; its weights may be bad")

@@ -81,6 +81,7 @@ class AnswerParser:
         text_began: Whether the answer has text other than white space.
         last_text: Its last character of text so far.
         blocks: Blocks of calls that began with their mark, calls or not.
+        unread: Why the last text behind the mark of a call was no call; empty if each was one.
     """
 
     def __init__(self, markup: ChatMarkup, tools: Sequence[Tool], *, opened: bool, bare: bool = False) -> None:
@@ -94,6 +95,7 @@ class AnswerParser:
         self._read_again = 0
         """Characters that failed attempts have read."""
         self.blocks = 0
+        self.unread = ""
         self._in_block = False
         """Whether a block of calls is read that began with its mark."""
         self.text_began = False
@@ -263,7 +265,9 @@ class AnswerParser:
         before = reader.keep()
         try:
             yield from notation.read(reader, self._writer)
-        except Malformed:
+        except Malformed as error:
+            if self._in_block:
+                self.unread = str(error)
             self._writer.withdraw()
             self._go_back(reader.kept_from or 0)
         reader.forget()

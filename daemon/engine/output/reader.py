@@ -165,7 +165,7 @@ class Reader:
             Malformed: As soon as a character differs.
         """
         if not (yield from self.maybe(text)):
-            raise (Cut if self.ended and text.startswith(self.rest()) else Malformed)(f"there is no {text}")
+            raise (Cut if self.ended and text.startswith(self.rest()) else Malformed)("a mark or a sign is missing")
 
     def maybe(self, *options: str) -> Steps[str]:
         """Take the longest of these texts that comes next, and return it; return the empty text if none does."""
@@ -303,7 +303,7 @@ def read_until(reader: Reader, *marks: str) -> Steps[str]:
     """
     pieces: list[str] = []
     if not (yield from reader.until(marks, pieces.append)):
-        raise Cut(f"{' or '.join(marks)} is missing")
+        raise Cut("a mark is missing")
     return "".join(pieces)
 
 
@@ -326,4 +326,4 @@ def read_value(reader: Reader, sink: Sink, ends: tuple[str, ...], followers: tup
         if (yield from reader.follows(*followers)) or reader.exhausted:
             return
         sink(mark)
-    raise Cut(f"{ends[-1]} is missing")
+    raise Cut("the end of a value is missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import string
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,11 @@ class Tool:
         """Return it as chat templates and mlx-lm's parsers expect it."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": function}
+
+
+def declared(tools: Sequence[Tool]) -> str:
+    """Return tools as JSON text, equal for equal tools in the same order."""
+    return json.dumps([tool.declaration() for tool in tools])
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from daemon.cache.embedding_config import LAST_TOKEN, MEAN, EmbeddingConfig, embedding_config
 from daemon.cache.identity import ModelSource
 from daemon.cache.model_config import hidden_size
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.liveness import moved
 from mlx_sidecar.v1 import sidecar_pb2 as pb

@@ -82,7 +82,7 @@ class Places:
     Attributes:
         starts: See `TokenIds`.
         end: Characters of the text.
-        spans: The contents whose places are known, in order.
+        spans: The contents with known places, in order.
     """
 
     starts: Sequence[int]

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from daemon.cache.identity import ModelSource
 from daemon.engine.output.answer_parser import AnswerParser
-from daemon.engine.output.chat_markup import ChatMarkup, Thinking
-from daemon.engine.output.detokenizer import Decode, Output
+from daemon.engine.output.chat_markup import Thinking
+from daemon.engine.output.detokenizer import Output
 from daemon.engine.output.tool_calls import Tool
+from daemon.engine.prompt.answer_constraints import budget_of, form_of, free_mask
 from daemon.engine.prompt.conversation import flagged, json_object, turns, warnings
 from daemon.engine.prompt.places import Places, places_of
 from daemon.engine.prompt.template_options import cut, left_open, template_options
 from daemon.engine.prompt.template_shape import FLAGS
-from daemon.engine.prompt.tokenizers import Tokenizer
-from daemon.engine.structured_output.call_guard import CallGuard, call_guard
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.structured_output.constraint import Constraint
 from daemon.engine.structured_output.free_mask import FreeMask
-from daemon.engine.structured_output.grammar import ResponseFormat, of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher
-from daemon.engine.structured_output.required_calls import required_calls
 from daemon.engine.structured_output.token_mask import TokenMask
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.sampling_options import check_effects, default_temperature
@@ -94,9 +91,9 @@ def prepare_request(
     prompt = prepare_prompt(request, source, tokenizer, rendered)
     notation = tokenizer.notation if request.HasField("chat") else None
     tools = offered_tools(request.chat)
-    form = _form(request, tokenizer, notation, tools)
+    form = form_of(request, tokenizer, notation, tools)
     stops = tuple(request.stop.strings)
-    budget = _budget(request, notation)
+    budget = budget_of(request, notation)
     if notation is None:
         return PreparedRequest(source, tokenizer, prompt, Output(tokenizer.decode, stops), None, form, None)
     if notation.calls is None:  # the template gets the tools, but no mark tells a call from text
@@ -112,58 +109,12 @@ def prepare_request(
     decode = tokenizer.decoder(notation, calls=bool(tools))
     free = None
     if form is None and not request.draft_model:
-        guard, unkept = call_guard(tools, notation, tokenizer.vocabulary)
+        end = thinking.end if thinking is not None else ()
+        free, unkept = free_mask(tokenizer, channels, decode, tools, budget if end else None, end)
         prompt = replace(prompt, warnings=(*prompt.warnings, *unkept))
-        if guard is not None or (budget is not None and thinking is not None):
-            end = thinking.end if thinking is not None else ()
-            free = partial(_free_mask, channels, decode, guard, budget if end else None, end)
     return PreparedRequest(
         source, tokenizer, prompt, Output(decode, stops), channels, form, thinking, header, budget, free
     )
-
-
-def _free_mask(
-    channels: AnswerParser,
-    decode: Decode,
-    guard: CallGuard | None,
-    budget: int | None,
-    end: tuple[int, ...],
-    vocab: int,
-) -> FreeMask:
-    return FreeMask(vocab, channels.again(), decode, guard=guard, budget=budget, end=end)
-
-
-def _budget(request: pb.GenerateRequest, notation: ChatMarkup | None) -> int | None:
-    """
-    Return the most tokens of a request's reasoning; None if it has no limit.
-
-    Raises:
-        SidecarError: INVALID_ARGUMENT if it has a limit and the model is not known to reason.
-    """
-    if not request.HasField("reasoning_budget"):
-        return None
-    if notation is None or not notation.think_end:
-        raise invalid("reasoning_budget", "cannot be kept to: this model has no known marks of reasoning; leave it out")
-    return request.reasoning_budget
-
-
-def response_format(wanted: pb.ResponseFormat) -> ResponseFormat:
-    """Return the response format of a request, which has one of its fields."""
-    kind = wanted.WhichOneof("kind")
-    assert kind is not None, "the server refuses a response format without a kind"
-    return ResponseFormat(kind, "" if kind == "json_object" else getattr(wanted, kind))
-
-
-def _form(
-    request: pb.GenerateRequest, tokenizer: Tokenizer, notation: ChatMarkup | None, tools: Sequence[Tool]
-) -> GrammarMatcher | None:
-    """Return the form that the answer has to keep to; None if it is free."""
-    if request.HasField("response_format"):
-        wanted = response_format(request.response_format)
-        return GrammarMatcher(wanted.field, of_response(wanted), tokenizer.vocabulary("response_format"))
-    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        return required_calls(tools, notation, tokenizer.vocabulary, request.chat.required_tool)
-    return None
 
 
 DEFAULT_MAX_TOKENS = 2048

@@ -1,262 +1,29 @@
-"""Tokenizers of models: loaded once for each model, shared by its requests, used off the MLX thread."""
+"""Tokenizers of models: loaded once for each model and shared by its requests."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any
 
 from mlx_lm.utils import load_tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from daemon.cache.digests import Stamp
 from daemon.cache.identity import ModelSource
 from daemon.cache.model_files import private_copy
-from daemon.engine.output.chat_markup import ChatMarkup
-from daemon.engine.output.detokenizer import Decode
 from daemon.engine.output.harmony import understood
-from daemon.engine.output.token_text import TokenText, token_text
 from daemon.engine.prompt.chat_templates import Templates
-from daemon.engine.prompt.places import TokenIds, starts_of
-from daemon.engine.prompt.special_tokens import eos_ids, unwritten_ids
+from daemon.engine.prompt.special_tokens import eos_ids
 from daemon.engine.prompt.template_files import FOLDER as ADDITIONAL
-from daemon.engine.prompt.template_files import ChatTemplates, chat_templates
-from daemon.engine.prompt.template_probe import Probe
-from daemon.engine.prompt.template_shape import TemplateShape
-from daemon.engine.structured_output.matcher import Vocabulary, vocabulary
-from daemon.shared.errors import Reason, SidecarError, invalid
+from daemon.engine.prompt.template_files import chat_templates
+from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
 from daemon.shared.machine_faults import machine_fault
 
 _KEEP = 8
 """Tokenizers that stay in memory."""
-
-TOKEN_CHARACTERS = 256
-"""Most characters of the text of a single token beside its log-probability."""
-
-
-class Tokenizer:
-    """
-    A model's tokenizer and chat template.
-
-    Threads take turns in encoding, which changes the state of a tokenizer. Decoding takes no turn, because running
-    streams must not wait while a long prompt is encoded.
-
-    Args:
-        wrapper: The tokenizer as mlx-lm wraps it.
-        templates: Renders the chat template.
-        chat_templates: The templates of the model.
-
-    Attributes:
-        eos_ids: Ids that end a sequence.
-        size: Number of ids, added tokens included.
-    """
-
-    def __init__(self, wrapper: Any, templates: Templates, chat_templates: ChatTemplates | None = None) -> None:
-        self._wrapper = wrapper
-        self._templates = templates
-        self._chat_templates = chat_templates or ChatTemplates({})
-        self._lock = threading.Lock()
-        self._vocabulary: Vocabulary | None = None
-        self._texts: dict[int, str] = {}
-        """Texts of single tokens that were asked for."""
-        self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
-        self.size = len(wrapper)
-
-    def has_ids_of(self, other: Tokenizer) -> bool:
-        """Return whether both tokenizers have the same ids for the same tokens."""
-        return bool(self is other or self._wrapper.get_vocab() == other._wrapper.get_vocab())
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the model has a chat template, which `render` needs."""
-        return bool(self._chat_templates or self._wrapper.has_chat_template)
-
-    def encode(self, text: str, *, special: bool) -> TokenIds:
-        """Return the ids of a text, with the usual special tokens (such as BOS) if `special`."""
-        inner = self._wrapper._tokenizer
-        # Not verbose: the error for a prompt that is too long says more than the library's warning.
-        with self._lock:  # fast tokenizers panic when two threads change padding or truncation
-            if not _tells_offsets(inner):
-                return TokenIds(self._wrapper.encode(text, add_special_tokens=special, verbose=False))
-            encoded = inner(text, add_special_tokens=special, verbose=False, return_offsets_mapping=True)
-        ids = TokenIds(encoded["input_ids"])
-        ids.starts = starts_of(encoded["offset_mapping"])
-        return ids
-
-    def encode_prompt(self, text: str) -> TokenIds:
-        """Return the ids of a plain prompt. A BOS at the beginning of the text is not doubled."""
-        bos = self._wrapper.bos_token
-        return self.encode(text, special=bos is None or not text.startswith(bos))
-
-    def template_for(self, *, tools: bool) -> str | None:
-        """
-        Return the template of a conversation with or without tools; None if code and no template renders it.
-
-        Raises:
-            SidecarError: INVALID_ARGUMENT if the model has templates, and none for such a conversation.
-        """
-        if self._wrapper._chat_template is not None or not _plain(self._wrapper._tokenizer):
-            return None
-        return self._chat_templates.chosen(tools=tools)
-
-    def shape(self, *, tools: bool) -> TemplateShape:
-        """
-        Return what the template of a conversation takes. Blocks while a template is tried for the first time.
-
-        Raises:
-            SidecarError: As `render` does.
-        """
-        template = self.template_for(tools=tools)
-        if template is None:
-            return self._shape_of_code
-        return self._templates.shape(template, self._wrapper._tokenizer.special_tokens_map)
-
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        """
-        Return a conversation as text, by the model's own template.
-
-        Args:
-            messages: The conversation, as templates expect it.
-            options: Other variables of the template.
-
-        Raises:
-            SidecarError: INVALID_ARGUMENT if the template refuses the conversation, fails, or takes too much time or
-                memory.
-        """
-        template = self.template_for(tools=bool(options.get("tools")))
-        if template is None:
-            with self._lock:
-                return self._render_here(messages, options)
-        return self._templates.render(template, messages, {**self._wrapper._tokenizer.special_tokens_map, **options})
-
-    def log_losses(self, *, tools: bool) -> None:
-        """Log that the template of such a conversation leaves out parts of it, once for each template."""
-        self._templates.log_losses(self.template_for(tools=tools) or type(self._wrapper._tokenizer).__name__)
-
-    @cached_property
-    def _shape_of_code(self) -> TemplateShape:
-        """The shape of code that renders in place of a template; code that ends needs no worker."""
-
-        def render(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
-            with self._lock:
-                return self._render_here(messages, options)
-
-        return Probe(render, "", lambda: True).shape(None)
-
-    def _render_here(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
-        """Render with code of mlx-lm or transformers that is no template, and so cannot run in a worker."""
-        try:
-            if "enable_thinking" in options or self._wrapper._chat_template is not None:
-                return str(self._wrapper.apply_chat_template(messages, tokenize=False, **options))
-            # mlx-lm's wrapper would switch thinking on, even where the model has another default.
-            tokenizer = self._wrapper._tokenizer
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, return_dict=False, **options))
-        except Exception as error:  # such code may raise anything for conversations that it does not expect
-            raise invalid("chat", f"cannot be rendered for this model ({type(error).__name__})") from error
-
-    def vocabulary(self, field: str) -> Vocabulary:
-        """
-        Return the tokens as grammars need them. The first call makes them.
-
-        Raises:
-            SidecarError: INVALID_ARGUMENT for `field` of the request if grammars cannot use this tokenizer.
-        """
-        with self._lock:
-            if self._vocabulary is None:
-                self._vocabulary = vocabulary(self._wrapper._tokenizer, self.eos_ids, field)
-            return self._vocabulary
-
-    @cached_property
-    def notation(self) -> ChatMarkup | None:
-        """The model's marks of reasoning and tool calls; None if it has none."""
-        markup = ChatMarkup(self._wrapper)
-        return markup if markup.has_marks else None
-
-    @cached_property
-    def decode(self) -> Decode:
-        """What returns the text of ids, without the special tokens that frame turns and texts."""
-        return self._without(self._unwritten)
-
-    @cached_property
-    def _text(self) -> TokenText | None:
-        return token_text(self._wrapper._tokenizer)
-
-    @cached_property
-    def _unwritten(self) -> frozenset[int]:
-        return unwritten_ids(self._wrapper, self.eos_ids)
-
-    def text_of(self, token: int) -> str:
-        """
-        Return the text of one token alone, its leading space included; special tokens have their names.
-
-        Bytes that are no whole character are replacement characters. Texts are cut at TOKEN_CHARACTERS.
-        """
-        text = self._texts.get(token)
-        if text is None:
-            try:
-                self._texts[token] = text = self._one_text(token)[:TOKEN_CHARACTERS]
-            except (KeyError, IndexError, TypeError, ValueError):
-                return (
-                    ""  # logits may be wider than the vocabulary; some tokenizers refuse such ids, others ignore them
-                )
-        return text
-
-    def _one_text(self, token: int) -> str:
-        # Some tokenizers drop the space of a text's first token, so another token comes before it.
-        ids, before = self._before
-        text = self.written([*ids, token])
-        return text.removeprefix(before) if text.startswith(before) else self.written([token])
-
-    @cached_property
-    def _before(self) -> tuple[list[int], str]:
-        """A token, and its text."""
-        ids = self.encode("a", special=False)[-1:]
-        return ids, self.written(ids)
-
-    def written(self, ids: Sequence[int]) -> str:
-        """Return the text of ids as the model reads it, with special tokens."""
-        return str(self._wrapper.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    def decoder(self, notation: ChatMarkup, *, calls: bool) -> Decode:
-        """
-        Return a `decode` that leaves the model's marks in.
-
-        Args:
-            notation: The model's marks.
-            calls: Whether the text may hold tool calls. Then no special token is left out, because a call may need any.
-        """
-        ids = [] if calls else list(self._unwritten)
-        tokens = zip(ids, self._wrapper.convert_ids_to_tokens(ids), strict=True)
-        return self._without(
-            frozenset(id_ for id_, token in tokens if not any(token in mark for mark in notation.marks))
-        )
-
-    def _without(self, dropped: frozenset[int]) -> Decode:
-        """Return what decodes ids, some of which have no text."""
-        if self._text is not None:
-            return self._text.without(dropped)
-
-        def decode(ids: Sequence[int]) -> str:
-            shown = [id_ for id_ in ids if id_ not in dropped]
-            return str(self._wrapper.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-        return decode
-
-
-def _plain(tokenizer: Any) -> bool:
-    """Return whether a tokenizer renders conversations with a template and nothing else."""
-    return type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
-
-
-def _tells_offsets(tokenizer: Any) -> bool:
-    """Return whether a tokenizer tells which characters its tokens stand for, and encodes as its library does."""
-    kind, base = type(tokenizer), PreTrainedTokenizerBase
-    own_way = not issubclass(kind, base) or kind.encode is not base.encode or kind.__call__ is not base.__call__
-    return not own_way and bool(tokenizer.is_fast)
 
 
 class Tokenizers:

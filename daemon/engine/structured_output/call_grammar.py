@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from daemon.engine.output.notations import syntax
 from daemon.engine.output.notations.syntax import CallSyntax, Part
 from daemon.engine.output.tool_calls import Tool
-from daemon.engine.structured_output.grammar import json_part, text_part
+from daemon.engine.structured_output.grammar import json_part, text_part, unforced
 from daemon.engine.structured_output.matcher import Vocabulary
 from daemon.shared.errors import invalid
 
@@ -86,8 +86,8 @@ class _Rules:
         """The parts that have rules; they stay alive so that their ids stay theirs."""
 
     def written(self, start: str) -> str:
-        """Return the grammar."""
-        return "\n".join([start, *self._rules])
+        """Return the grammar. It forces no tokens: a model writes calls in the tokens that it was trained with."""
+        return unforced("\n".join([start, *self._rules]))
 
     def add(self, body: str, attributes: str = "") -> str:
         """Add a rule and return its name."""

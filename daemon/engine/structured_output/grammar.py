@@ -27,6 +27,8 @@ _JSON_OPTIONS: Any = {"whitespace_pattern": r" ?|\n[ \t]{0,20}"}
 _JSON_RULES: Any = {"lenient": False}
 """A keyword that the library does not know is an error, even if the schema's own options allow it."""
 
+_UNFORCED = '%llguidance {"no_forcing": true}\n'
+
 _UNUSED_ATTRIBUTE = re.compile(r"\[[^\]\n]*\btemperature\s*=")
 
 
@@ -120,10 +122,12 @@ def unforced(grammar: str) -> str:
     Where only one text is possible, the library forces the tokens that the tokenizer would use for it. If that text is
     also an added token, it forces that token and then does not accept it.
     """
+    if grammar.startswith(_UNFORCED):
+        return grammar
     if grammar.startswith("{"):
         (part,) = json.loads(grammar)["grammars"]
         grammar = part["lark_grammar"] or f"start: %json {json.dumps(part['json_schema'])}"
-    return '%llguidance {"no_forcing": true}\n' + grammar
+    return _UNFORCED + grammar
 
 
 def _parsed(field: str, text: str) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping
 from copy import copy
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from transformers import PreTrainedTokenizerFast
 
+from daemon.engine.output.token_text import token_text
 from daemon.engine.structured_output.grammar import MOST_MESSAGE, translated, unforced
 from daemon.shared.errors import invalid
 
@@ -68,8 +69,9 @@ def vocabulary(tokenizer: Any, eos_ids: Collection[int], field: str) -> Vocabula
     """
     Return the tokens of a Hugging Face tokenizer as grammars need them.
 
-    This takes a second of processor time and more for the largest vocabularies. The library keeps the interpreter lock
-    during that time.
+    This takes 0.3 s of processor time for 150,000 tokens, during which the library keeps the interpreter lock. Given
+    the tokenizer's own file, and with the library's "slices", it would take 1 s, and masks would be made in 0.02 ms
+    instead of 0.1 ms.
 
     Args:
         tokenizer: The tokenizer.
@@ -91,12 +93,38 @@ def vocabulary(tokenizer: Any, eos_ids: Collection[int], field: str) -> Vocabula
         raise refusal
     with translated(field, " with the tokenizer of this model"):
         ids = tokenizer.encode(_SAMPLE, add_special_tokens=False)
-        # llguidance.hf copies the tokenizer first, to switch padding and truncation off; encoding just did.
-        tokens = LLTokenizer(tokenizer.backend_tokenizer.to_str(), eos_token=sorted(eos_ids))
+        tokens = LLTokenizer(_described(tokenizer, eos_ids), eos_token=sorted(eos_ids), slices=[])
         if tokens.decode_str(ids).strip() != str(tokenizer.decode(ids)).strip():
             raise refusal
         added = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items()}
         return Vocabulary(tokens, added)
+
+
+def _described(tokenizer: Any, eos_ids: Collection[int]) -> Any:
+    """Return a tokenizer as the library takes it: by the bytes of its tokens if they are known, or else by its file."""
+    text = token_text(tokenizer)
+    if text is None:
+        # llguidance.hf copies the tokenizer first, to switch padding and truncation off; encoding just did.
+        return tokenizer.backend_tokenizer.to_str()
+    described = _Tokens(tokenizer)
+    described.eos_token_id = min(eos_ids)
+    described.tokens = [text.bytes_of(id_, first=False) or b"" for id_ in range(len(tokenizer))]
+    return TokenizerWrapper(described)
+
+
+class _Tokens:
+    """A tokenizer as llguidance's TokenizerWrapper reads it, except for its first end-of-sequence id and its tokens."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._encode = tokenizer.backend_tokenizer.encode
+        self.special_token_ids = [id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special]
+        self.eos_token_id = 0
+        self.tokens: list[bytes] = []
+
+    def __call__(self, text: str) -> list[int]:
+        return list(self._encode(text, add_special_tokens=False).ids)
 
 
 class GrammarMatcher:

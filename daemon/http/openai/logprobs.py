@@ -66,7 +66,7 @@ def plain_scores(scored: Sequence[TokenLogprob], *, offset: int, echo: bool, top
     Args:
         scored: The tokens: those of the prompt but its first, if it is echoed, then those of the answer.
         offset: Characters before the first of them.
-        echo: Whether the text begins with the prompt, whose first token has no log-probability.
+        echo: Whether the text begins with the prompt; its first token has no log-probability.
         top: Whether others were asked for.
     """
     offsets = []

@@ -10,7 +10,7 @@ from daemon.http.errors import Problem
 from mlx_sidecar import ModelList
 
 OWNER = "mlx-sidecar"
-"""Owner of models whose name has no organisation."""
+"""Owner of models with a name without an organisation."""
 
 
 class Model(BaseModel):

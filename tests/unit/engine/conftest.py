@@ -11,7 +11,8 @@ import pytest
 
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.engine.prompt.chat_templates import Templates
-from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
+from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.engine.prompt.tokenizers import Tokenizers
 from tests.unit.engine.harness import Harness, Reference
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daemon.engine.execution import batch, decoder
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.scheduling.padding import FREE_PADDING, fits
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Answer, Harness, generate

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from daemon.engine.output.notations.detection import HARMONY_MARKS
-from daemon.engine.prompt import preparation
+from daemon.engine.prompt import answer_constraints
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
 from tests.unit.engine.harness import Answer, Harness
@@ -77,7 +77,7 @@ def _model(tmp_path: Path) -> Callable[..., str]:
 def request(model: str, **fields: Any) -> pb.GenerateRequest:
     """Return a request for a conversation."""
     sampling = {"temperature": 2.0, "seed": 5, **fields.pop("sampling", {})}
-    chat = {"enable_thinking": False, "tools": TOOLS, **fields.pop("chat", {})}
+    chat = {"tools": TOOLS, **fields.pop("chat", {})}
     return pb.GenerateRequest(
         model=model,
         chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="Hello")], **chat),
@@ -99,7 +99,7 @@ def test_begun_calls_are_whole_and_valid(harness: Harness, model: Callable[..., 
     """The model has random weights, and is driven to begin one call after the other."""
     marks, known_by = MARKS[name]
     path = model(marks, known_by, special=special)
-    most = 300 if name == "MiniMax M3" else 120  # each of its tags begins with a long mark
+    most = 300 if name.startswith(("MiniMax M", "DeepSeek V3.2")) else 120  # long tags, of a character a token
     answer = harness.run(request(path, sampling={"logit_bias": {FIRST: 80.0}}, max_tokens=most))
     assert answer.finished.reason == pb.FINISH_REASON_LENGTH, answer.failure
     calls = calls_of(answer)
@@ -127,7 +127,7 @@ def test_tools_that_are_not_called_change_nothing(
     path = model(*MARKS["Hermes"])
     forbidden = {"logit_bias": {FIRST: -100.0, 2: -100.0}}
     guarded = harness.run(request(path, sampling=forbidden))
-    monkeypatch.setattr(preparation, "call_guard", lambda *_: (None, []))
+    monkeypatch.setattr(answer_constraints, "call_guard", lambda *_: (None, []))
     free = harness.run(request(path, sampling=forbidden))
     assert guarded.ids == free.ids
     assert len(guarded.ids) > 100
@@ -137,7 +137,7 @@ def test_marks_within_reasoning_are_not_guarded(harness: Harness, model: Callabl
     """Reasoning that mentions the mark goes on freely; its end is never sampled here."""
     path = model(["<tool_call>", "<think>", "</think>"], "<tool_call>", opened="{{ '<think>\n' }}")
     bias = {FIRST: 9.0, FIRST + 2: -100.0}
-    answer = harness.run(request(path, sampling={"logit_bias": bias}, chat={"enable_thinking": True}))
+    answer = harness.run(request(path, sampling={"logit_bias": bias}))
     assert answer.text == ""
     assert calls_of(answer) == []
     assert answer.ids.count(FIRST) > 3
@@ -161,7 +161,7 @@ OPENED = "{{ '<think>\n' }}"
 def test_reasoning_ends_at_its_budget(harness: Harness, model: Callable[..., str], budget: int) -> None:
     """Up to there the tokens are those of a request without one, and the answer follows."""
     path = model(THINKING, "", opened=OPENED)
-    fields = {"chat": {"tools": [], "enable_thinking": True}, "max_tokens": 60}
+    fields = {"chat": {"tools": []}, "max_tokens": 60}
     never = {"sampling": {"logit_bias": {FIRST + 1: -100.0, 2: -100.0}}}
     free = harness.run(request(path, **fields, **never))
     kept = harness.run(request(path, **fields, **never, reasoning_budget=budget))
@@ -174,7 +174,7 @@ def test_reasoning_ends_at_its_budget(harness: Harness, model: Callable[..., str
 def test_reasoning_that_the_model_opens_has_a_budget(harness: Harness, model: Callable[..., str]) -> None:
     path = model(THINKING, "")
     bias = {"logit_bias": {FIRST: 60.0, FIRST + 1: -100.0, 2: -100.0}}
-    fields = {"chat": {"tools": [], "enable_thinking": True}, "max_tokens": 30}
+    fields = {"chat": {"tools": []}, "max_tokens": 30}
     answer = harness.run(request(path, **fields, sampling=bias, reasoning_budget=5))
     assert answer.ids[0] == FIRST
     assert answer.ids.index(FIRST + 1) == 6
@@ -182,7 +182,7 @@ def test_reasoning_that_the_model_opens_has_a_budget(harness: Harness, model: Ca
 
 def test_reasoning_budget_holds_before_a_form(harness: Harness, model: Callable[..., str]) -> None:
     path = model(THINKING, "", opened=OPENED)
-    chat = {"tools": [], "enable_thinking": True}
+    chat: dict[str, Any] = {"tools": []}
     form = pb.ResponseFormat(regex="[0-9]{3}")
     never = {"logit_bias": {FIRST + 1: -100.0}}
     answer = harness.run(request(path, chat=chat, sampling=never, response_format=form, reasoning_budget=9))

@@ -14,7 +14,7 @@ from mlx_lm.utils import load_tokenizer
 
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.prompt.chat_templates import BAN_SECONDS, IDLE_SECONDS, STRIKES, Templates
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import Clock
 from tests.support.daemons import END_SECONDS, alive, wait_until

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.engine.output.detokenizer import Detokenizer, Output, Token
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Harness, generate
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.engine.prompt.preparation import response_format
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.answer_constraints import response_format
+from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.structured_output.grammar import of_response
 from daemon.engine.structured_output.matcher import GrammarMatcher
 from daemon.shared.errors import SidecarError

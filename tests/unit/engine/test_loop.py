@@ -41,6 +41,10 @@ class Steps:
         """None between two steps; how long it waits after the last is the test's."""
         return 0.0 if self.busy else self.idle_seconds
 
+    def handle(self, command: str) -> None:
+        """Note a command."""
+        self.done.append(command)
+
     def step(self) -> None:
         """Do one; the last one stops the loop."""
         self.left -= 1
@@ -48,6 +52,15 @@ class Steps:
         self.ages.append(self.loop.step_age)
         if self.left <= 0:
             self.loop.stop()
+
+
+def test_commands_come_before_the_next_step() -> None:
+    loop = Loop(time.monotonic)
+    steps = Steps(1, loop)
+    loop.command("one")
+    loop.post(lambda: loop.command("two"))
+    loop.run(steps)
+    assert steps.done == ["one", "two", "step"]
 
 
 def test_posted_actions_run_before_the_next_step() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.engine.prompt.places import LEAST_LEAD, Place, places_of
-from daemon.engine.prompt.tokenizers import Tokenizer
+from daemon.engine.prompt.tokenizer import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Harness, generate

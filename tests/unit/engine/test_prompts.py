@@ -16,7 +16,8 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.preparation import DEFAULT_MAX_TOKENS, prepare_prompt
-from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
+from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 

@@ -11,7 +11,8 @@ import pytest
 from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.preparation import Rendered, prepare_request, render
-from daemon.engine.prompt.tokenizers import Tokenizer, Tokenizers
+from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.shared.errors import Reason, SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support import chat_templates as habits

@@ -10,7 +10,7 @@ from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from daemon.engine.prompt.chat_templates import Templates
-from daemon.engine.prompt.tokenizers import TOKEN_CHARACTERS, Tokenizer
+from daemon.engine.prompt.tokenizer import TOKEN_CHARACTERS, Tokenizer
 
 WORDS = ["a", "\u2581dog", "dog", "<0xF0>", "<0x9F>", "\u2581", "</s>", "\u0301", "x" * 1000]
 """A SentencePiece vocabulary: its decoder drops the space of the first token of a text."""

@@ -27,13 +27,29 @@ ENDPOINTS = [(api, one) for api in served() for one in api.endpoints if one.type
 
 
 def documents(kind: type[BaseModel]) -> Iterator[dict[str, Any]]:
-    """Yield a request with the fields that it needs, and one more for each other field."""
+    """Yield a request with the fields that it needs, and one more for each other field and each type in its lists."""
     fields = {field.alias or name: (_value(name, field), field) for name, field in kind.model_fields.items()}
     needed = {name: value for name, (value, field) in fields.items() if field.is_required()}
     yield needed
     for name, (value, field) in fields.items():
         if not field.is_required():
             yield {**needed, name: value, **({"stream": True} if name == "stream_options" else {})}
+        for other in types(field.annotation):
+            yield {**needed, name: [sample(other)]}
+
+
+def types(annotation: Any) -> list[type[Parameters]]:
+    """Return the types of objects in a list, if there are several."""
+    if getattr(annotation, "__origin__", None) is not list:
+        return [one for part in getattr(annotation, "__args__", ()) for one in types(part)]
+    found = _inner(annotation.__args__[0])
+    return found if len(found) > 1 else []
+
+
+def _inner(annotation: Any) -> list[type[Parameters]]:
+    if isinstance(annotation, type) and issubclass(annotation, Parameters):
+        return [annotation]
+    return [one for part in getattr(annotation, "__args__", ()) for one in _inner(part)]
 
 
 def sample(kind: type[BaseModel]) -> dict[str, Any]:
@@ -133,7 +149,7 @@ async def test_any_json_is_answered(document: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", {kind for _, one in ENDPOINTS for kind in one.types.values()}, ids=lambda kind: kind.__name__
+    "kind", dict.fromkeys(kind for _, one in ENDPOINTS for kind in one.types.values()), ids=lambda kind: kind.__name__
 )
 def test_every_parameter_is_explained(kind: type[Parameters]) -> None:
     """Once, with a treatment: that is what docs/http.md is made of."""

@@ -57,6 +57,9 @@ def test_observed_step_age_excludes_a_stopped_process() -> None:
     class Steps:
         busy, pause = True, 0.0
 
+        def handle(self, command: object) -> None:
+            raise AssertionError(command)
+
         def step(self) -> None:
             clock.pass_(2.0)
             ages.append(loop.step_age)

@@ -10,12 +10,10 @@ from types import FunctionType
 from typing import Any, TypeAlias
 
 import regex
-import structlog
 
 from daemon.engine.output.notations.notation import Notation
 from daemon.engine.output.reader import Malformed, Reader, Steps
 from daemon.engine.output.tool_calls import CallWriter
-from daemon.shared.log_fields import cause
 
 MOST_SECONDS = 0.25
 """
@@ -28,8 +26,6 @@ _SKIPPED = ("<|open|>call ", "<function ", "<atem:invoke ")
 
 Parser: TypeAlias = Callable[[str, Any], Any]
 """Reads the text between the marks of a call, given the tools: one call or a list of them. It may raise anything."""
-
-log = structlog.get_logger()
 
 
 def foreign(start: str, end: str, parse: Parser) -> Notation:
@@ -47,7 +43,7 @@ def foreign(start: str, end: str, parse: Parser) -> Notation:
         pieces: list[str] = []
         mark = yield from reader.until((end,) if end else (), pieces.append)
         if not mark and end and not reader.by_model:
-            raise Malformed(f"{end} is missing")
+            raise Malformed("the end of a call is missing")
         for name, arguments, id_ in _parsed("".join(pieces), parse, calls):
             calls.whole(name, arguments, id_)
 
@@ -66,8 +62,7 @@ def _parsed(written: str, parse: Parser, calls: CallWriter) -> list[tuple[str, s
         entries = parsed if isinstance(parsed, list) else [parsed]
         found = [_call(entry, {tool.name for tool in calls.tools}) for entry in entries]
     except Exception as error:  # parsers index, unpack and recurse as if models made no mistakes
-        log.info("tool_call_unparsed", error=cause(error))
-        raise Malformed("mlx-lm cannot read it") from error
+        raise Malformed("the parser of mlx-lm cannot read it") from error
     if len(found) < max(1, *(written.count(begin) for begin in _SKIPPED)):
         raise Malformed("mlx-lm leaves a call out")
     return found

@@ -50,10 +50,10 @@ def read_end(reader: Reader, *marks: str, before: tuple[str, ...] = ()) -> Steps
         return
     if reader.exhausted:
         if not reader.by_model:
-            raise Cut(f"{marks[0]} is missing")
+            raise Cut("the end of a call is missing")
         return
     if not (before and (yield from reader.follows(*before))):
-        raise Malformed(f"{marks[0]} is missing")
+        raise Malformed("the end of a call is missing")
 
 
 def read_arguments(reader: Reader, calls: CallWriter) -> Steps[None]:

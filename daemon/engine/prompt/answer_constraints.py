@@ -1,0 +1,94 @@
+"""What the answer to a request is kept to: its form, the grammar of its calls, the budget of its reasoning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from daemon.engine.output.answer_parser import AnswerParser
+from daemon.engine.output.chat_markup import ChatMarkup
+from daemon.engine.output.detokenizer import Decode
+from daemon.engine.output.tool_calls import Tool, declared
+from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.engine.structured_output.call_guard import call_guard
+from daemon.engine.structured_output.free_mask import FreeMask
+from daemon.engine.structured_output.grammar import ResponseFormat, of_response
+from daemon.engine.structured_output.matcher import GrammarMatcher
+from daemon.engine.structured_output.required_calls import required_calls
+from daemon.shared.errors import invalid
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+def form_of(
+    request: pb.GenerateRequest, tokenizer: Tokenizer, markup: ChatMarkup | None, tools: Sequence[Tool]
+) -> GrammarMatcher | None:
+    """
+    Return the form that the whole answer has to keep to, at its beginning; None if it is free.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if the form cannot be enforced.
+    """
+    if request.HasField("response_format"):
+        wanted = response_format(request.response_format)
+        return tokenizer.remembered(
+            wanted,
+            lambda: GrammarMatcher(wanted.field, of_response(wanted), tokenizer.vocabulary("response_format")),
+        ).again()
+    if request.chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
+        only = request.chat.required_tool
+        return tokenizer.remembered(
+            ("required", only, declared(tools)),
+            lambda: required_calls(tools, markup, tokenizer.vocabulary, only),
+        ).again()
+    return None
+
+
+def response_format(wanted: pb.ResponseFormat) -> ResponseFormat:
+    """Return the response format of a request, which has one of its fields."""
+    kind = wanted.WhichOneof("kind")
+    assert kind is not None, "the server refuses a response format without a kind"
+    return ResponseFormat(kind, "" if kind == "json_object" else getattr(wanted, kind))
+
+
+def budget_of(request: pb.GenerateRequest, markup: ChatMarkup | None) -> int | None:
+    """
+    Return the most tokens of a request's reasoning; None if it has no limit.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT if it has a limit and the model is not known to reason.
+    """
+    if not request.HasField("reasoning_budget"):
+        return None
+    if markup is None or not markup.think_end:
+        raise invalid("reasoning_budget", "cannot be kept to: this model has no known marks of reasoning; leave it out")
+    return request.reasoning_budget
+
+
+def free_mask(
+    tokenizer: Tokenizer,
+    channels: AnswerParser,
+    decode: Decode,
+    tools: Sequence[Tool],
+    budget: int | None,
+    end: tuple[int, ...],
+) -> tuple[Callable[[int], FreeMask] | None, list[str]]:
+    """
+    Return what keeps an answer without a form to the grammar of its calls and to the budget of its reasoning.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        channels: A parser of such an answer.
+        decode: Returns the text of ids, with all marks.
+        tools: Tools that the model may call.
+        budget: Most tokens of the reasoning; None if there is no limit.
+        end: Ids of the mark that ends the reasoning.
+
+    Returns:
+        A function that makes the mask for logits of a width, or None if nothing is to be kept to; warnings about what
+        cannot be kept to.
+    """
+    guard, unkept = tokenizer.remembered(
+        ("calls", declared(tools)), lambda: call_guard(tools, tokenizer.notation, tokenizer.vocabulary)
+    )
+    if guard is None and budget is None:
+        return None, unkept
+    return lambda vocab: FreeMask(vocab, channels.again(), decode, guard=guard, budget=budget, end=end), unkept

@@ -1,0 +1,139 @@
+"""The shape of errors that Anthropic's SDKs parse, and the frame of their streams."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from pydantic import BaseModel
+
+from daemon.http.errors import Problem, problem
+from daemon.http.streaming import Framing, event
+from mlx_sidecar import ContextLengthExceeded, InvalidArgument, SidecarError
+
+OVERLOADED = 529
+"""Status of a server that has too much to do."""
+_BUSY = ("queue_full", "budget_in_use", "too_many_bodies")
+"""Codes of problems that mean it."""
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    OVERLOADED: "overloaded_error",
+}
+
+NAMES = {
+    "chat.messages": "messages",
+    "chat": "messages",
+    "chat.continue_final_message": "messages",
+    "chat.tools": "tools",
+    "chat.required_tool": "tool_choice.name",
+    "chat.tool_choice": "tool_choice",
+    "chat.enable_thinking": "thinking.type",
+    "chat.reasoning_effort": "output_config.effort",
+    "reasoning_budget": "thinking.budget_tokens",
+    "stop.strings": "stop_sequences",
+    "response_format": "output_config.format",
+    "response_format.json_schema": "output_config.format.schema",
+    "cache.keep": "cache_control.ttl",
+}
+"""The parameter for each field of the gRPC API that has another name here."""
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    """The body of an error."""
+
+    type: Literal["error"] = "error"
+    error: ErrorDetail
+    request_id: str | None
+
+
+class Failed(Problem):
+    """
+    A request that failed in the daemon.
+
+    Args:
+        found: The problem.
+        request_id: Name of the request in the daemon's log.
+        message: Text of the problem, if it is another one.
+    """
+
+    def __init__(self, found: Problem, request_id: str, message: str | None = None) -> None:
+        text = found.message if message is None else message
+        super().__init__(found.status, text, code=found.code, field=found.field, retry_after=found.retry_after)
+        self.request_id = request_id
+
+
+@contextmanager
+def told(request_id: str, places: Sequence[str]) -> Iterator[None]:
+    """
+    Turn errors of the daemon into problems with the request's id and its own names.
+
+    Args:
+        request_id: Name of the request.
+        places: The part of the request that each turn of the prompt comes from.
+
+    Raises:
+        Failed: Instead of SidecarError.
+    """
+    try:
+        yield
+    except SidecarError as error:
+        found = problem(_placed(error, places), NAMES)
+        assert found is not None
+        raise Failed(found, request_id, _too_long(error)) from error
+
+
+def _placed(error: SidecarError, places: Sequence[str]) -> SidecarError:
+    """Return an error with the request's turn for a turn of the prompt, which has others besides."""
+    turn = re.match(r"chat\.messages\[(\d+)\]", error.field or "")
+    if not isinstance(error, InvalidArgument) or turn is None or int(turn[1]) >= len(places):
+        return error
+    place = places[int(turn[1])]
+    return InvalidArgument(
+        str(error).replace(turn[0], place), reason=error.reason, field=place + (error.field or "")[turn.end() :]
+    )
+
+
+def _too_long(error: SidecarError) -> str | None:
+    """Return the text by which clients know that a conversation has to be shortened; None for other errors."""
+    try:
+        prompt, context = (int(error.metadata[name]) for name in ("prompt_tokens", "context_length"))
+    except (KeyError, ValueError):
+        return None
+    if not isinstance(error, ContextLengthExceeded) or prompt < context:
+        return None
+    return f"prompt is too long: {prompt} tokens > {context} maximum"
+
+
+def shape(problem: Problem) -> tuple[int, bytes]:
+    """Return status and body of an error."""
+    status = OVERLOADED if problem.code in _BUSY else problem.status
+    return status, _body(problem, status).model_dump_json().encode()
+
+
+def _body(problem: Problem, status: int) -> ErrorBody:
+    kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    request_id = problem.request_id if isinstance(problem, Failed) else None
+    return ErrorBody(error=ErrorDetail(type=kind, message=problem.message), request_id=request_id)
+
+
+def _piece(problem: Problem) -> bytes:
+    return event(shape(problem)[1], "error")
+
+
+EVENTS = Framing(media_type="text/event-stream", alive=event('{"type":"ping"}', "ping"), error=_piece)
+"""Anthropic's server-sent events. Pings keep a connection alive; SDKs skip them, and raise what is called `error`."""

@@ -1,0 +1,74 @@
+"""Ollama's embeddings: texts become vectors; a text that is too long is cut, as this API promises."""
+
+from __future__ import annotations
+
+import re
+from time import monotonic
+
+from daemon.http.ollama.embed_types import Embedded, EmbeddedPrompt, EmbeddingsRequest, EmbedRequest
+from daemon.http.ollama.figures import nanoseconds
+from daemon.http.ollama.names import daemon_name
+from daemon.http.ollama.residence import leave, settle
+from mlx_sidecar import AsyncClient, ContextLengthExceeded, Embeddings
+
+_TEXT = re.compile(r"texts\[(\d+)\]")
+
+
+async def vectors(client: AsyncClient, request: EmbedRequest) -> Embedded:
+    """
+    Return the vectors of the texts of a request.
+
+    Raises:
+        SidecarError: If the call failed.
+    """
+    begun, model = monotonic(), daemon_name(request.model)
+    loading = await settle(client, model, request.keep_alive)
+    found = await _embedded(client, model, request.input, request.truncate is not False, request.dimensions)
+    await leave(client, model, request.keep_alive)
+    return Embedded(
+        model=request.model,
+        embeddings=[list(vector) for vector in found.vectors],
+        total_duration=nanoseconds(monotonic() - begun),
+        load_duration=nanoseconds(loading),
+        prompt_eval_count=found.usage.prompt_tokens,
+    )
+
+
+async def vector(client: AsyncClient, request: EmbeddingsRequest) -> EmbeddedPrompt:
+    """Return the vector of the text of a request, as `vectors` does."""
+    model = daemon_name(request.model)
+    await settle(client, model, request.keep_alive)
+    found = await _embedded(client, model, [request.prompt], True, None)
+    await leave(client, model, request.keep_alive)
+    return EmbeddedPrompt(embedding=list(found.vectors[0]))
+
+
+async def _embedded(
+    client: AsyncClient, model: str, texts: list[str], truncate: bool, dimensions: int | None
+) -> Embeddings:
+    """Return the vectors of texts. Each time that the daemon names a text as too long, it is cut, and all are tried."""
+    while True:
+        try:
+            return await client.embed(model, texts, dimensions=dimensions)
+        except ContextLengthExceeded as error:
+            shorter = cut(texts, error) if truncate else None
+            if shorter is None:
+                raise
+            texts = shorter
+
+
+def cut(texts: list[str], error: ContextLengthExceeded) -> list[str] | None:
+    """
+    Return texts of which the one that is too long is shorter; None if the error names none, or it cannot be cut.
+
+    It is cut by its share of characters: tokens are the model's matter. It becomes shorter each time, until it fits.
+    """
+    try:
+        share = int(error.metadata["context_length"]) / int(error.metadata["prompt_tokens"])
+    except (KeyError, ValueError, ZeroDivisionError):
+        return None
+    if (named := _TEXT.fullmatch(error.field or "")) is None:
+        return None
+    index = int(named[1])
+    kept = min(int(len(texts[index]) * share), len(texts[index]) - 1)
+    return [*texts[:index], texts[index][:kept], *texts[index + 1 :]] if kept > 0 else None

@@ -1,0 +1,45 @@
+"""Ollama's embeddings: the types of requests and of answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from daemon.http.ollama.shared_types import Request
+
+
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class EmbedRequest(Request):
+    """The body of `POST /api/embed`."""
+
+    input: Annotated[list[str], BeforeValidator(_several)] = Field(description="text, or up to 256 of them")
+    truncate: bool | None = Field(
+        None, description="unless false, a text that is longer than the model takes is cut at its end"
+    )
+    dimensions: int | None = Field(None, description="numbers of a vector, if the model knows fewer; unset is its own")
+
+
+class EmbeddingsRequest(Request):
+    """The body of `POST /api/embeddings`, the older form for one text."""
+
+    prompt: str = Field(description="the text; one that is longer than the model takes is cut at its end")
+
+
+class Embedded(BaseModel):
+    """The vectors of texts. Durations are nanoseconds."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class EmbeddedPrompt(BaseModel):
+    """The vector of a text."""
+
+    embedding: list[float]

@@ -1,0 +1,146 @@
+"""OpenAI's responses: requests become calls to the daemon. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from daemon.http.errors import invalid
+from daemon.http.generation import Ask
+from daemon.http.responses.item_types import Item
+from daemon.http.responses.request_types import (
+    AnyTool,
+    CustomTool,
+    FunctionTool,
+    ReasoningOptions,
+    ResponseRequest,
+    TextFormat,
+    ToolChoice,
+)
+from daemon.http.responses.turns import CUSTOM_PARAMETER, Turns
+from mlx_sidecar import GenerateOptions, Message, Tool
+
+DAY_SECONDS = 86_400.0
+"""How long a prefix is kept with `prompt_cache_retention` 24h."""
+
+
+def ask(request: ResponseRequest, before: Sequence[Item], given: Sequence[Item]) -> Ask:
+    """
+    Return the call that a request asks for.
+
+    Args:
+        request: The request.
+        before: The items of the conversation so far, from answers that are kept.
+        given: The items of the request, references resolved.
+
+    Raises:
+        Problem: If parameters contradict each other, or there is no prompt.
+    """
+    turns = Turns()
+    for item in before:
+        turns.add(item, "previous_response_id")
+    for index, item in enumerate(given):
+        turns.add(item, f"input[{index}]")
+    system = [Message("system", request.instructions)] if request.instructions else []
+    prompt = [*system, *turns.finished()]
+    if not prompt:
+        raise invalid("input", "is empty, and so is the conversation before it")
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options", "is only for requests with `stream`")
+    notes = [*_left_out(request.tools or ()), *turns.notes]
+    return Ask(request.model, prompt, _options(request), one_call=request.parallel_tool_calls is False, notes=notes)
+
+
+def _options(request: ResponseRequest) -> GenerateOptions:
+    options = GenerateOptions(
+        model_defaults=True, max_tokens=request.max_output_tokens, temperature=request.temperature
+    )
+    if request.top_p not in (None, 1) and request.temperature != 0:
+        options["top_p"] = request.top_p
+    if request.prompt_cache_retention == "24h":
+        options["keep"] = DAY_SECONDS
+    if request.top_logprobs or "message.output_text.logprobs" in (request.include or ()):
+        options["top_logprobs"] = request.top_logprobs or 0
+    _add_tools(options, request)
+    _add_format(options, request.text.format if request.text is not None else None)
+    _add_reasoning(options, request.reasoning)
+    return options
+
+
+def _add_tools(options: GenerateOptions, request: ResponseRequest) -> None:
+    tools = [told for tool in request.tools or () if (told := _told(tool)) is not None]
+    if tools:
+        options["tools"] = tools
+    match request.tool_choice:
+        case ToolChoice(type="function" | "custom", name=None):
+            raise invalid("tool_choice.name", "is missing; it names the tool to call")
+        case ToolChoice(type="function" | "custom", name=str(name)):
+            options["tool_choice"] = "required"
+            options["required_tool"] = name
+        case ToolChoice(type="required"):
+            options["tool_choice"] = "required"
+        case ToolChoice(type="none" | "auto" as mode) if tools:
+            options["tool_choice"] = mode
+
+
+def _told(tool: AnyTool) -> Tool | None:
+    """Return what the model is told of a tool; None if it is not told of it."""
+    match tool:
+        case FunctionTool():
+            return Tool(tool.name, tool.description or "", tool.parameters or "")
+        case CustomTool():
+            schema = {"type": "object", "properties": {CUSTOM_PARAMETER: _input(tool)}, "required": [CUSTOM_PARAMETER]}
+            return Tool(tool.name, tool.description or "", schema)
+    return None
+
+
+def _input(tool: CustomTool) -> dict[str, Any]:
+    """Return the schema of a custom tool's input. A grammar is told to the model: a schema cannot force it."""
+    if tool.format is None or tool.format.type == "text":
+        return {"type": "string"}
+    return {
+        "type": "string",
+        "description": f"Text of this {tool.format.syntax or ''} grammar:\n{tool.format.definition}",
+    }
+
+
+def _left_out(tools: Sequence[AnyTool]) -> list[str]:
+    """Return a note for each tool that the model is not told of. Its kind is the caller's word: it is not repeated."""
+    return [
+        f"tools[{index}] is left out: only functions and custom tools"
+        for index, tool in enumerate(tools)
+        if not isinstance(tool, FunctionTool | CustomTool)
+    ]
+
+
+def _add_format(options: GenerateOptions, form: TextFormat | None) -> None:
+    if form is None or form.type == "text":
+        return
+    if form.type == "json_object":
+        options["json_object"] = True
+    elif form.schema_ is None:
+        raise invalid("text.format.schema", "is missing")
+    else:
+        options["json_schema"] = form.schema_
+
+
+def _add_reasoning(options: GenerateOptions, reasoning: ReasoningOptions | None) -> None:
+    """Pass the effort on; none is an effort that templates know as a switch."""
+    if reasoning is None or reasoning.effort is None:
+        return
+    if reasoning.effort == "none":
+        options["enable_thinking"] = False
+    else:
+        options["reasoning_effort"] = reasoning.effort
+
+
+def without_effort(asked: Ask) -> Ask:
+    """Return a call without an effort, for models that have none: agents send one to all models."""
+    unwanted = ("enable_thinking", "reasoning_effort")
+    options = {name: value for name, value in asked.options.items() if name not in unwanted}
+    return replace(asked, options=cast("GenerateOptions", options))
+
+
+EFFORT_FIELDS = ("chat.enable_thinking", "chat.reasoning_effort")
+"""Fields that the daemon names if a model has no effort, or no such switch."""

@@ -1,0 +1,121 @@
+"""The endpoints of OpenAI's responses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from daemon.http.bodies import read_body
+from daemon.http.errors import Problem, invalid
+from daemon.http.generation import Ask, events
+from daemon.http.responses.answer_types import Event
+from daemon.http.responses.answering import Answer
+from daemon.http.responses.asking import EFFORT_FIELDS, ask, without_effort
+from daemon.http.responses.conversation import Conversation, deleted, found, page
+from daemon.http.responses.request_types import ResponseRequest
+from daemon.http.responses.store import Store
+from daemon.http.streaming import Framing, begin, event, until_gone
+from mlx_sidecar import AsyncClient, GenerateEvent, InvalidArgument, Started
+
+MOST_ITEMS = 100
+"""Most items of a page."""
+
+_store = Store()
+
+
+async def create(request: Request, client: AsyncClient) -> Response:
+    """Answer `POST /v1/responses`."""
+    body = await read_body(request, ResponseRequest)
+    conversation = Conversation(body, _store)
+    asked = ask(body, conversation.before, conversation.given)
+    answer = Answer(body, asked)
+    if body.stream:
+        framing = Framing("text/event-stream", b": keep-alive\n\n", lambda problem: _sent(answer.failed(problem)))
+        return await begin(request, _pieces(client, asked, answer, conversation), framing, asked.headers())
+    warnings = await until_gone(request, _whole(client, asked, answer, conversation))
+    return _json(answer.kept(), asked.headers(warnings))
+
+
+async def _pieces(client: AsyncClient, asked: Ask, answer: Answer, conversation: Conversation) -> AsyncGenerator[bytes]:
+    async with aclosing(_events(client, asked, answer)) as seen:
+        async for one in seen:
+            if isinstance(one, Started):
+                for warning in one.warnings:
+                    yield f": {' '.join(warning.split())}\n\n".encode()
+            # The last event tells that the answer is complete: from then on it can be gone on from.
+            for made in answer.add(one):
+                if made.type in ("response.completed", "response.incomplete"):
+                    conversation.keep(answer.kept())
+                yield _sent([made])
+
+
+async def _whole(client: AsyncClient, asked: Ask, answer: Answer, conversation: Conversation) -> tuple[str, ...]:
+    """Make the answer, keep it, and return the daemon's warnings."""
+    warnings: tuple[str, ...] = ()
+    async with aclosing(_events(client, asked, answer)) as seen:
+        async for one in seen:
+            if isinstance(one, Started):
+                warnings = one.warnings
+            for _ in answer.add(one):
+                pass
+    conversation.keep(answer.kept())
+    return warnings
+
+
+async def _events(client: AsyncClient, asked: Ask, answer: Answer) -> AsyncGenerator[GenerateEvent]:
+    """Yield the events of a generation; a model that has no effort is asked without one, which the answer tells."""
+    try:
+        async with aclosing(events(client, asked)) as seen:
+            async for one in seen:
+                yield one
+        return
+    except InvalidArgument as error:
+        if error.field not in EFFORT_FIELDS:
+            raise
+    answer.response.reasoning.effort = None
+    async with aclosing(events(client, without_effort(asked))) as seen:
+        async for one in seen:
+            yield one
+
+
+def _sent(made: Iterable[Event]) -> bytes:
+    return b"".join(event(one.model_dump_json(exclude_unset=True, by_alias=True), one.type) for one in made)
+
+
+async def retrieve(request: Request, client: AsyncClient) -> Response:
+    """Answer `GET /v1/responses/{id}`."""
+    if request.query_params.get("stream", "false") != "false":
+        raise invalid("stream", "is only for new responses")
+    kept = found(_store, request.path_params["name"])
+    return Response(kept.response, media_type="application/json")
+
+
+async def delete(request: Request, client: AsyncClient) -> Response:
+    """Answer `DELETE /v1/responses/{id}`."""
+    return _json(deleted(_store, request.path_params["name"]))
+
+
+async def cancel(request: Request, client: AsyncClient) -> Response:
+    """Refuse `POST /v1/responses/{id}/cancel`: an answer that is being made ends with its connection."""
+    found(_store, request.path_params["name"])
+    raise Problem(400, "only a response with `background` can be cancelled; close the connection", code="not_running")
+
+
+async def input_items(request: Request, client: AsyncClient) -> Response:
+    """Answer `GET /v1/responses/{id}/input_items`."""
+    kept = found(_store, request.path_params["name"])
+    limit, order = request.query_params.get("limit", "20"), request.query_params.get("order", "desc")
+    if not limit.isdecimal() or not 1 <= int(limit) <= MOST_ITEMS:
+        raise invalid("limit", f"is a number from 1 to {MOST_ITEMS}")
+    if order not in ("asc", "desc"):
+        raise invalid("order", "is `asc` or `desc`")
+    after = request.query_params.get("after")
+    return _json(page(kept, limit=int(limit), after=after, newest_first=order == "desc"))
+
+
+def _json(body: BaseModel, headers: dict[str, str] | None = None) -> Response:
+    return Response(body.model_dump_json(exclude_unset=True), headers=headers, media_type="application/json")

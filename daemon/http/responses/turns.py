@@ -1,0 +1,176 @@
+"""
+Turns of a conversation, made of its items. Pure.
+
+    reasoning, message, function_call, function_call   ->   one assistant turn
+    function_call_output                               ->   one tool turn, or a user's if it answers no call
+    message of another role                            ->   one turn
+
+An answer of the model is several items, and one turn for its template. So the items of an assistant are joined: a
+reasoning begins a turn unless only a reasoning was there, and a message begins one if it follows a message. Turns have
+no ids but those of calls, so that a prompt is the same whatever ids a client makes up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from daemon.http.errors import Problem, invalid
+from daemon.http.responses.item_types import (
+    CustomCallItem,
+    CustomOutputItem,
+    FunctionCallItem,
+    FunctionOutputItem,
+    Item,
+    MessageItem,
+    Part,
+    ReasoningItem,
+    ReferenceItem,
+)
+from daemon.http.responses.reasoning import unpacked
+from mlx_sidecar import Message, ToolCall
+
+CUSTOM_PARAMETER = "input"
+"""The one parameter of the function that a custom tool is for the model."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """An assistant's turn that is being joined."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    after_message: bool = False
+
+    def is_reasoning(self) -> bool:
+        """Tell whether there is nothing but reasoning yet."""
+        return not (self.calls or self.content or self.after_message)
+
+
+class Turns:
+    """
+    Joins items to turns.
+
+    Attributes:
+        done: The turns so far, without one that may go on.
+        notes: What was left out.
+    """
+
+    def __init__(self) -> None:
+        self.done: list[Message] = []
+        self.notes: list[str] = []
+        self._open: _Turn | None = None
+
+    def add(self, item: Item, name: str) -> None:
+        """
+        Add an item.
+
+        Args:
+            item: The item; no reference.
+            name: Its parameter, for errors and notes.
+
+        Raises:
+            Problem: If it is of a type that is not read, or the arguments of a call are no JSON object.
+        """
+        match item:
+            case MessageItem(role="assistant"):
+                self._message(_text(item.content))
+            case MessageItem():
+                self._whole(Message(item.role, _text(item.content)))
+            case FunctionCallItem():
+                self._call(ToolCall(item.call_id, item.name, _arguments(item, name)))
+            case CustomCallItem():
+                self._call(ToolCall(item.call_id, item.name, json.dumps({CUSTOM_PARAMETER: item.input})))
+            case FunctionOutputItem(call_id=None):
+                text = _text(item.output)
+                self._whole(Message("user", f"{item.name}: {text}" if item.name else text))
+            case FunctionOutputItem() | CustomOutputItem():
+                self._whole(Message("tool", _text(item.output), tool_call_id=item.call_id or ""))
+            case ReasoningItem():
+                self._reasoning(item, name)
+            case _:
+                raise invalid(f"{name}.type", "is none of the types of items that are read; leave the item out")
+
+    def finished(self) -> list[Message]:
+        """Return all turns."""
+        self._close()
+        return self.done
+
+    def _whole(self, turn: Message) -> None:
+        self._close()
+        self.done.append(turn)
+
+    def _message(self, text: str) -> None:
+        if self._open is not None and self._open.after_message:
+            self._close()
+        turn = self._turn()
+        turn.content += text
+        turn.after_message = True
+
+    def _call(self, call: ToolCall) -> None:
+        turn = self._turn()
+        turn.calls.append(call)
+        turn.after_message = False
+
+    def _reasoning(self, item: ReasoningItem, name: str) -> None:
+        text = _reasoning_text(item)
+        if text is None:
+            self.notes.append(f"{name} is left out: its reasoning is another server's")
+            return
+        if self._open is not None and not self._open.is_reasoning():
+            self._close()
+        self._turn().reasoning += text
+
+    def _turn(self) -> _Turn:
+        """Return the assistant's turn that is open; one begins if none is."""
+        if self._open is None:
+            self._open = _Turn()
+        return self._open
+
+    def _close(self) -> None:
+        if (turn := self._open) is not None:
+            self.done.append(Message("assistant", turn.content, turn.reasoning, turn.calls))
+        self._open = None
+
+
+def _arguments(item: FunctionCallItem, name: str) -> str:
+    try:
+        right = isinstance(json.loads(item.arguments or "{}"), dict)
+    except (ValueError, RecursionError):
+        right = False
+    if not right:
+        raise invalid(f"{name}.arguments", "is no JSON object")
+    return item.arguments
+
+
+def _text(parts: Sequence[Part]) -> str:
+    return "".join(part.text or part.refusal for part in parts)
+
+
+def _reasoning_text(item: ReasoningItem) -> str | None:
+    """Return the text of a reasoning; None if it cannot be read."""
+    if content := "".join(part.text for part in item.content or ()):
+        return content
+    packed = unpacked(item.encrypted_content) if item.encrypted_content else ""
+    return packed or "".join(part.text for part in item.summary or ()) or packed
+
+
+def resolved(items: Sequence[Item], find: Callable[[str], Item | None]) -> list[Item]:
+    """
+    Return items with those that references name in their places.
+
+    Raises:
+        Problem: If one is not kept.
+    """
+    return [_resolved(item, f"input[{index}]", find) for index, item in enumerate(items)]
+
+
+def _resolved(item: Item, name: str, find: Callable[[str], Item | None]) -> Item:
+    if not isinstance(item, ReferenceItem):
+        return item
+    if (found := find(item.id)) is None:
+        message = f"{name}.id names an item that is not kept; give the item itself"
+        raise Problem(400, message, code="item_not_found", field=f"{name}.id")
+    return found

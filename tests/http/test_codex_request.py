@@ -1,0 +1,83 @@
+"""A request of the shape that Codex sends: answered, and reused when it comes again with other ids."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.http import raw
+from tests.http.conftest import Door
+from tests.integration.test_tool_calls import ANSWERS, TEMPLATE
+from tests.support.scripted_model import scripted_model
+
+BLOCK = 16
+"""Tokens of a block: the last ones of a prompt are always computed again."""
+
+
+def message(name: str, role: str, *texts: str) -> dict[str, Any]:
+    """Return a message with an id, as Codex sends it."""
+    content = [{"type": "input_text", "text": text} for text in texts]
+    return {"type": "message", "id": name, "role": role, "content": content}
+
+
+def function(name: str) -> dict[str, Any]:
+    """Return a tool."""
+    properties = {"city": {"type": "string", "description": "Where"}, "mode": {"type": "string", "enum": ["a", "b"]}}
+    schema = {"type": "object", "properties": properties, "required": ["city"], "additionalProperties": False}
+    return {"type": "function", "name": name, "description": f"The {name}", "strict": False, "parameters": schema}
+
+
+def body(model: str, session: str) -> dict[str, Any]:
+    """Return the body of a request; what differs between sessions is its ids."""
+    tools = [function(name) for name in ("weather", "shell", "plan", "view", "write", "ask", "wait")]
+    agents = {"type": "namespace", "name": "agents", "description": "Others", "tools": [function("spawn")]}
+    return {
+        "model": model,
+        "input": [
+            message(f"msg_{session}1", "developer", "You are careful. " * 40, "You may write here."),
+            message(f"msg_{session}2", "user", "The project's rules. " * 20),
+            message(f"msg_{session}3", "developer", "Use the tools."),
+            message(f"msg_{session}4", "user", "Does it rain?"),
+        ],
+        "tools": [*tools, {"type": "web_search", "external_web_access": False}, agents],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "reasoning": {"effort": "medium", "summary": "auto"},
+        "store": False,
+        "stream": True,
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": session,
+        "client_metadata": {"session": session},
+    }
+
+
+def events(answer: raw.Answer) -> list[Any]:
+    """Return the events of a stream."""
+    lines = [line for line in answer.body.split(b"\n") if line.startswith(b"data: ")]
+    return [json.loads(line.removeprefix(b"data: ")) for line in lines]
+
+
+@pytest.fixture(name="model", scope="module")
+def _model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a model that calls a tool."""
+    return str(scripted_model(tmp_path_factory.mktemp("models") / "calls", ANSWERS, TEMPLATE))
+
+
+def test_codex_is_answered_and_its_prompt_reused(unix_door: Door, model: str) -> None:
+    """The second session has other ids, and all of its prompt is there already."""
+    seen = [raw.call(unix_door, "POST", "/v1/responses", body(model, session)) for session in ("a", "b")]
+    for answer in seen:
+        assert answer.status == 200
+        assert "tools[7] is left out" in answer.headers["x-mlx-sidecar-note"]
+        assert "tools[8] is left out" in answer.headers["x-mlx-sidecar-note"]
+        types = [event["type"] for event in events(answer)]
+        assert "response.reasoning_summary_text.delta" in types
+        assert (types[0], types[-1]) == ("response.created", "response.completed")
+        output = events(answer)[-1]["response"]["output"]
+        assert [item["type"] for item in output] == ["reasoning", "message", "function_call"]
+    usage = [events(answer)[-1]["response"]["usage"] for answer in seen]
+    tokens, cached = usage[1]["input_tokens"], usage[1]["input_tokens_details"]["cached_tokens"]
+    assert usage[0]["input_tokens_details"]["cached_tokens"] < BLOCK
+    assert tokens - cached <= BLOCK

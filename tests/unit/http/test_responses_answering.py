@@ -1,0 +1,207 @@
+"""OpenAI's responses: what the events of a generation become."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from daemon.http.errors import Problem
+from daemon.http.generation import Ask
+from daemon.http.responses.answering import Answer
+from daemon.http.responses.reasoning import packed
+from daemon.http.responses.request_types import ResponseRequest
+from mlx_sidecar import (
+    Delta,
+    Finished,
+    GeneratedToolCall,
+    GenerateEvent,
+    Started,
+    Timings,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
+
+TIMINGS = Timings(0.1, 0.0, 0.0, 0.0, 0.1, 0.2, 0.2)
+BERGEN = GeneratedToolCall(0, "a1", "weather", '{"city": "Bergen"}')
+END = Finished("tool_calls", "", Usage(12, 8, 6, reasoning_tokens=1), TIMINGS)
+EVENTS: list[GenerateEvent] = [
+    Started("req-7", "org/model", 12, 8),
+    Delta("", (1,), (), "Where? "),
+    Delta("I ", (2,), ()),
+    Delta("look.", (2,), ()),
+    Delta("", (3,), (), tool_call_deltas=(ToolCallDelta(0, "a1", "weather", '{"city": ', False),)),
+    Delta("", (4,), (), "", (BERGEN,), tool_call_deltas=(ToolCallDelta(0, "", "", '"Bergen"}', False),)),
+    END,
+]
+"""A recorded generation with all that an answer can have."""
+TOOL = {"type": "function", "name": "weather", "description": "of a city", "parameters": {"type": "object"}}
+PATCH = {"type": "custom", "name": "patch", "description": "changes files", "format": {"type": "text"}}
+
+
+def request(**fields: Any) -> ResponseRequest:
+    """Return a request that was read from JSON."""
+    return ResponseRequest.model_validate_json(json.dumps({"model": "m", "input": "Hi", **fields}))
+
+
+def stream(events: Sequence[GenerateEvent] = EVENTS, **fields: Any) -> list[dict[str, Any]]:
+    """Return a generation as a client gets it."""
+    answer = Answer(request(**fields), Ask("m", "", request_id="r"), now=1000.0)
+    return [json.loads(one.model_dump_json(exclude_unset=True)) for event in events for one in answer.add(event)]
+
+
+def test_events_come_in_their_whole_order() -> None:
+    """Numbered without gaps, each with the place that it is about."""
+    seen = stream()
+    assert [one["sequence_number"] for one in seen] == list(range(len(seen)))
+    assert [(one["type"].removeprefix("response."), one.get("output_index")) for one in seen] == [
+        ("created", None),
+        ("in_progress", None),
+        ("output_item.added", 0),
+        ("content_part.added", 0),
+        ("reasoning_text.delta", 0),
+        ("reasoning_text.done", 0),
+        ("content_part.done", 0),
+        ("output_item.done", 0),
+        ("output_item.added", 1),
+        ("content_part.added", 1),
+        ("output_text.delta", 1),
+        ("output_text.delta", 1),
+        ("output_text.done", 1),
+        ("content_part.done", 1),
+        ("output_item.done", 1),
+        ("output_item.added", 2),
+        ("function_call_arguments.delta", 2),
+        ("function_call_arguments.delta", 2),
+        ("function_call_arguments.done", 2),
+        ("output_item.done", 2),
+        ("completed", None),
+    ]
+    done = [one["item"] for one in seen if one["type"] == "response.output_item.done"]
+    assert seen[-1]["response"]["output"] == done
+    assert [item["type"] for item in done] == ["reasoning", "message", "function_call"]
+    assert all(item["status"] == "completed" for item in done)
+    assert done[2]["arguments"] == '{"city": "Bergen"}'
+
+
+def test_answer_tells_what_was_asked_and_counted() -> None:
+    """With the id of the daemon's log."""
+    response = stream(metadata={"a": "b"}, tools=[TOOL, {"type": "web_search"}], instructions="Be brief.")[-1][
+        "response"
+    ]
+    assert (response["id"], response["model"], response["status"]) == ("resp_r", "org/model", "completed")
+    assert (response["metadata"], response["instructions"]) == ({"a": "b"}, "Be brief.")
+    assert [tool["name"] for tool in response["tools"]] == ["weather"]
+    assert response["usage"] == {
+        "input_tokens": 12,
+        "input_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 4},
+        "output_tokens": 6,
+        "output_tokens_details": {"reasoning_tokens": 1},
+        "total_tokens": 18,
+    }
+
+
+def test_reasoning_comes_as_summary_and_to_give_back() -> None:
+    """If that is asked for."""
+    seen = stream(reasoning={"summary": "auto"}, include=["reasoning.encrypted_content"])
+    kinds = [one["type"] for one in seen if "reasoning" in one["type"]]
+    assert kinds == [
+        f"response.reasoning_summary_{kind}" for kind in ("part.added", "text.delta", "text.done", "part.done")
+    ]
+    item = seen[-1]["response"]["output"][0]
+    assert item["summary"] == [{"type": "summary_text", "text": "Where? "}]
+    assert (item["content"], item["encrypted_content"]) == ([], packed("Where? "))
+
+
+def test_answer_that_is_cut_short_is_incomplete() -> None:
+    """And so is its last item."""
+    seen = stream([*EVENTS[:3], Finished("length", "", END.usage, TIMINGS)])
+    assert seen[-1]["type"] == "response.incomplete"
+    assert seen[-1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert [item["status"] for item in seen[-1]["response"]["output"]] == ["completed", "incomplete"]
+
+
+def test_withdrawn_call_is_never_done() -> None:
+    """It keeps its place as incomplete; what the model wrote is text. The next call has a place of its own."""
+    events = [
+        EVENTS[0],
+        Delta("", (3,), (), tool_call_deltas=(ToolCallDelta(0, "a0", "weather", '{"city', False),)),
+        Delta("<call>", (3,), (), tool_call_deltas=(ToolCallDelta(0, "", "", "", True),)),
+        Delta("", (3,), (), "", (BERGEN,), tool_call_deltas=(ToolCallDelta(0, "a1", "weather", "{}", False),)),
+        END,
+    ]
+    seen = stream(events)
+    done = [one["item"]["type"] for one in seen if one["type"] == "response.output_item.done"]
+    assert done == ["message", "function_call"]
+    items = [(item["type"], item["status"]) for item in seen[-1]["response"]["output"]]
+    assert items == [("function_call", "incomplete"), ("message", "completed"), ("function_call", "completed")]
+    answer = Answer(request(), Ask("m", "", request_id="r"))
+    for event in events:
+        list(answer.add(event))
+    assert [item.type for item in answer.kept().output] == ["message", "function_call"]
+
+
+def test_pieces_after_a_withdrawn_call_are_not_its_own() -> None:
+    """Its number is used again, here by a custom tool, whose text comes once it is whole."""
+    pieces = [
+        ToolCallDelta(0, "a0", "weather", '{"city', False),
+        ToolCallDelta(0, "", "", "", True),
+        ToolCallDelta(0, "a1", "patch", '{"input": "x"}', False),
+    ]
+    call = GeneratedToolCall(0, "a1", "patch", '{"input": "x"}')
+    seen = stream([EVENTS[0], Delta("", (3,), (), "", (call,), tool_call_deltas=tuple(pieces)), END], tools=[PATCH])
+    assert [item.get("arguments", item.get("input")) for item in seen[-1]["response"]["output"]] == ['{"city', "x"]
+
+
+def test_white_space_between_calls_is_no_message() -> None:
+    """White space before text is part of it, and white space alone is an answer."""
+    blank = Delta("\n", (1,), ())
+    calls = [EVENTS[0], blank, *EVENTS[4:6], blank, END]
+    assert [item["type"] for item in stream(calls)[-1]["response"]["output"]] == ["function_call"]
+    assert stream([EVENTS[0], blank, EVENTS[2], END])[-1]["response"]["output"][0]["content"][0]["text"] == "\nI "
+    assert stream([EVENTS[0], blank, END])[-1]["response"]["output"][0]["content"][0]["text"] == "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [('{"input": "a\\nb"}', "a\nb"), ('{"input": 1}', '{"input": 1}'), ('{"x": "a"}', '{"x": "a"}')],
+)
+def test_custom_call_comes_whole(arguments: str, text: str) -> None:
+    """As text; arguments of another form are the text."""
+    call = GeneratedToolCall(0, "a1", "patch", arguments)
+    piece = ToolCallDelta(0, "a1", "patch", arguments, False)
+    seen = stream([EVENTS[0], Delta("", (3,), (), "", (call,), tool_call_deltas=(piece,)), END], tools=[PATCH])
+    assert [one["type"].removeprefix("response.") for one in seen[2:-1]] == [
+        "output_item.added",
+        "custom_tool_call_input.delta",
+        "custom_tool_call_input.done",
+        "output_item.done",
+    ]
+    (item,) = seen[-1]["response"]["output"]
+    assert (item["type"], item["call_id"], item["input"]) == ("custom_tool_call", "a1", text)
+
+
+def test_scores_are_those_of_the_text() -> None:
+    """In each piece, and all of them at the end."""
+    score = TokenLogprob(7, -0.5, (), " é")
+    seen = stream([EVENTS[0], Delta("é", (7,), (score,)), Delta("", (7,), (score,), "Hm."), END])
+    delta = next(one for one in seen if one["type"] == "response.output_text.delta")
+    assert delta["logprobs"] == [{"token": " é", "logprob": -0.5, "bytes": [32, 195, 169], "top_logprobs": []}]
+    assert seen[-1]["response"]["output"][0]["content"][0]["logprobs"] == delta["logprobs"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_failed_stream_has_one_end(begun: bool) -> None:
+    """With its beginning, if that was not sent before."""
+    answer = Answer(request(), Ask("m", "", request_id="r"), now=1000.0)
+    sent = list(answer.add(EVENTS[0])) if begun else []
+    sent += answer.failed(Problem(503, "it ended", code="engine_restarted"))
+    assert [one.type for one in sent] == ["response.created", "response.in_progress", "response.failed"]
+    assert [one.sequence_number for one in sent] == [0, 1, 2]
+    failure = sent[-1].response
+    assert failure is not None
+    assert failure.error is not None
+    assert (failure.status, failure.error.code) == ("failed", "engine_restarted")

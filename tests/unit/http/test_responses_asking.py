@@ -1,0 +1,184 @@
+"""OpenAI's responses: what a request asks of the daemon."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from daemon.http.errors import Problem
+from daemon.http.generation import Ask
+from daemon.http.parameters import check
+from daemon.http.responses.asking import ask, without_effort
+from daemon.http.responses.reasoning import packed
+from daemon.http.responses.request_types import ResponseRequest
+from mlx_sidecar import Message, Tool, ToolCall
+
+TOOL = {"type": "function", "name": "weather", "description": "of a city", "parameters": {"type": "object"}}
+PATCH = {"type": "custom", "name": "patch", "description": "changes files", "format": {"type": "text"}}
+
+
+def request(**fields: Any) -> ResponseRequest:
+    """Return a request that was read from JSON."""
+    read = ResponseRequest.model_validate_json(json.dumps({"model": "m", "input": "Hi", **fields}))
+    check(read)
+    return read
+
+
+def asked(**fields: Any) -> Ask:
+    """Return what a request asks for."""
+    read = request(**fields)
+    return ask(read, [], read.input)
+
+
+def prompt(items: Sequence[Any], **fields: Any) -> Any:
+    """Return the turns of a request."""
+    return asked(input=items, **fields).prompt
+
+
+def options(**fields: Any) -> dict[str, Any]:
+    """Return the options that a request asks for, without those that are unset, and without what each has."""
+    found = {name: value for name, value in asked(**fields).options.items() if value is not None}
+    assert found.pop("model_defaults")
+    return found
+
+
+def test_items_of_an_answer_are_one_turn() -> None:
+    """Ids and states of items are no part of the prompt."""
+    items = [
+        {"role": "developer", "content": [{"type": "input_text", "text": one} for one in ("Be ", "brief.")]},
+        {"type": "message", "id": "m1", "role": "user", "content": "Rain?"},
+        {"type": "reasoning", "id": "r1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {"type": "message", "role": "assistant", "status": "completed", "phase": None,
+         "content": [{"type": "output_text", "text": "I look.", "annotations": [], "logprobs": []}]},
+        {"type": "function_call", "id": "f1", "call_id": "a1", "name": "weather", "arguments": "{}"},
+        {"type": "function_call", "call_id": "a2", "name": "weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "a1", "output": "wet"},
+        {"type": "function_call_output", "call_id": "a2", "output": [{"type": "input_text", "text": "dry"}]},
+        {"type": "message", "role": "system", "content": "Late."},
+    ]  # fmt: skip
+    assert prompt(items, instructions="First.") == [
+        Message("system", "First."),
+        Message("developer", "Be brief."),
+        Message("user", "Rain?"),
+        Message("assistant", "I look.", "Hm.", [ToolCall("a1", "weather", "{}"), ToolCall("a2", "weather", "{}")]),
+        Message("tool", "wet", tool_call_id="a1"),
+        Message("tool", "dry", tool_call_id="a2"),
+        Message("system", "Late."),
+    ]
+
+
+def test_messages_in_a_row_are_turns_of_their_own() -> None:
+    """And a reasoning after a call begins a turn."""
+    items = [
+        {"role": "assistant", "content": "One."},
+        {"role": "assistant", "content": "Two."},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]},
+        {"type": "function_call", "call_id": "a1", "name": "weather", "arguments": "{}"},
+    ]
+    assert prompt(items) == [
+        Message("assistant", "One.", tool_calls=[]),
+        Message("assistant", "Two.", tool_calls=[]),
+        Message("assistant", "", "Hm.", [ToolCall("a1", "weather", "{}")]),
+    ]
+
+
+def test_output_without_a_call_is_a_users_turn() -> None:
+    """Codex tells so what changed outside of the conversation; a tool's turn would answer no call."""
+    item = {"type": "function_call_output", "id": "o1", "name": "goal", "namespace": "agent", "output": "Finish."}
+    assert prompt([item]) == [Message("user", "goal: Finish.")]
+
+
+def test_reasoning_is_read_from_where_it_is() -> None:
+    """Another server's is left out and told."""
+    summary = [{"type": "summary_text", "text": "Short."}]
+    whole = {"type": "reasoning", "summary": summary, "encrypted_content": packed("Where?")}
+    assert prompt([whole])[0].reasoning_content == "Where?"
+    assert prompt([{**whole, "encrypted_content": "gAAA"}])[0].reasoning_content == "Short."
+    foreign = [{"role": "user", "content": "Hi"}, {"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}]
+    assert asked(input=foreign).notes == ["input[1] is left out: its reasoning is another server's"]
+    assert prompt(foreign) == [Message("user", "Hi")]
+
+
+def test_custom_tools_are_functions_of_one_text() -> None:
+    """Their calls and outputs in the history too; a grammar is told to the model."""
+    (tool,) = options(tools=[PATCH])["tools"]
+    assert tool.parameters["properties"] == {"input": {"type": "string"}}
+    form = {"type": "grammar", "syntax": "lark", "definition": "start: /x/"}
+    (tool,) = options(tools=[{**PATCH, "format": form}])["tools"]
+    assert "start: /x/" in tool.parameters["properties"]["input"]["description"]
+    items = [
+        {"type": "custom_tool_call", "call_id": "a1", "name": "patch", "input": 'a "b"'},
+        {"type": "custom_tool_call_output", "call_id": "a1", "output": "done"},
+    ]
+    call, output = prompt(items)
+    assert json.loads(call.tool_calls[0].arguments) == {"input": 'a "b"'}
+    assert output == Message("tool", "done", tool_call_id="a1")
+
+
+def test_tools_of_other_kinds_are_left_out_and_told() -> None:
+    """Whatever parameters they have."""
+    found = asked(tools=[TOOL, {"type": "web_search", "filters": {}}, {"type": "namespace", "tools": [TOOL]}])
+    assert found.options["tools"] == [Tool("weather", "of a city", {"type": "object"})]
+    assert [note.partition(":")[0] for note in found.notes] == ["tools[1] is left out", "tools[2] is left out"]
+    assert "tools" not in options(tools=[{"type": "web_search"}], tool_choice="auto")
+
+
+def test_choice_of_tools_is_passed_on() -> None:
+    """By kind or by name."""
+    assert options(tools=[TOOL], tool_choice="required")["tool_choice"] == "required"
+    chosen = options(tools=[TOOL], tool_choice={"type": "function", "name": "weather"})
+    assert (chosen["tool_choice"], chosen["required_tool"]) == ("required", "weather")
+    assert options(tool_choice="none") == {}
+    assert asked(parallel_tool_calls=False).one_call
+
+
+def test_options_of_the_answer_are_passed_on() -> None:
+    """Values that ask for nothing are left out."""
+    assert options(temperature=0.5, top_p=0.9, max_output_tokens=7) == {
+        "temperature": 0.5, "top_p": 0.9, "max_tokens": 7
+    }  # fmt: skip
+    assert options(temperature=0, top_p=0.9) == {"temperature": 0.0}
+    assert options(top_p=1, tools=[], text={"format": {"type": "text"}, "verbosity": "medium"}) == {}
+    assert options(text={"format": {"type": "json_object"}}) == {"json_object": True}
+    form = {"type": "json_schema", "name": "n", "strict": True, "schema": {"type": "object"}}
+    assert options(text={"format": form}) == {"json_schema": {"type": "object"}}
+    assert options(include=["message.output_text.logprobs"]) == {"top_logprobs": 0}
+    assert options(top_logprobs=3) == {"top_logprobs": 3}
+    assert options(prompt_cache_retention="24h") == {"keep": 86_400.0}
+
+
+def test_effort_is_passed_on_and_can_be_left_out() -> None:
+    """None is the switch of thinking."""
+    assert options(reasoning={"effort": "low", "summary": "auto"}) == {"reasoning_effort": "low"}
+    assert options(reasoning={"effort": "none"}) == {"enable_thinking": False}
+    assert "reasoning_effort" not in without_effort(asked(reasoning={"effort": "low"})).options
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"background": True}, "background"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"conversation": "c"}, "conversation"),
+        ({"temprature": 1}, "temprature"),
+        ({"stream_options": {}}, "stream_options"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.name"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"input": []}, "input"),
+        ({"input": [{"type": "web_search_call", "id": "w"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": "x", "colour": "red"}]}, "input[0].colour"),
+        (
+            {"input": [{"type": "function_call", "call_id": "a", "name": "n", "arguments": "[1]"}]},
+            "input[0].arguments",
+        ),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], field: str) -> None:
+    """Nothing is silently ignored."""
+    with pytest.raises(Problem) as error:
+        asked(**fields)
+    assert (error.value.status, error.value.field) == (400, field)
