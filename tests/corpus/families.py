@@ -189,7 +189,18 @@ REASONS = (
 """Templates that write the reasoning of a turn with calls, after a prompt that lets the model reason."""
 
 
-RAW = ("</parameter>", "</arg_value>", "<escape>", '<|"|>', "<|end|>", "]<", "<think>", "<tool_call>", "</tool_call>", "'")
+RAW = (
+    "</parameter>",
+    "</arg_value>",
+    "<escape>",
+    '<|"|>',
+    "<|end|>",
+    "]<",
+    "<think>",
+    "<tool_call>",
+    "</tool_call>",
+    "'",
+)
 """Texts of arguments that end a value in some notation, or a turn."""
 BARE_KEYS = {"LFM2.5-8B-A1B", "google-gemma-4-31B-it", "google-gemma-4-31B-it-interleaved", "MiniMax-M3"}
 """Templates whose notation has names of arguments without quotes."""

@@ -43,6 +43,7 @@ CANNOT: Mapping[str, Mapping[str, str]] = {
     "meta-llama-Llama-3.1-8B-Instruct": _for(_ALL[1:], _APART),
     "meta-llama-Llama-3.2-3B-Instruct": _for(_ALL[1:], _APART),
     "meta-llama-Llama-3.3-70B-Instruct": _for(_ALL[1:], _APART),
+    "tencent-Hy3": _for(_ALL[2:], "the prompt lets the model reason only with a reasoning_effort"),
     "muse-glimmer": _for(_ALL, "each part is a message, whose headers are text here"),
 }
 """By the name of a template, the kinds of turns that do not come back, each with the reason."""

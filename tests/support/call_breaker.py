@@ -1,4 +1,4 @@
-"""Breaks answers as models and networks do: characters go, come and change places, marks come twice, the end is cut off."""
+"""Breaks answers: characters go, come and change places, marks come twice, the end is cut off."""
 
 from __future__ import annotations
 

@@ -7,9 +7,11 @@ from random import Random
 from typing import Any, TypeAlias
 
 PIECES = (
-    "<tool_call>", "</tool_call>", "<think>", "[TOOL_CALLS]", "<function=", "</parameter>", "</arg_value>", "<|tool_call|>",
-    "```", "Action:", "<|end|>", "<escape>", '<|"|>', "{", "}", "[", "]", '"', "'", "\\", "\\n", ", ", ": ", "\n", " ", "\t",
-    "5", "null", "true", "None", "-0.5", "a", "Köln", "漢字", "🙂", "e\u0301", "\u2028", "\x7f", "<", ">", "/", "=", "<tool",
+    "<tool_call>", "</tool_call>", "<think>", "[TOOL_CALLS]", "<function=", "</parameter>", "</arg_value>",
+    "<|tool_call|>", "```", "Action:", "<|end|>", "<escape>", '<|"|>', "{", "}", "[", "]", '"', "'", "\\", "\\n",
+    ", ", ": ", "\n", " ", "\t",
+    "5", "null", "true", "None", "-0.5", "a", "Köln", "漢字", "🙂", "e\u0301", "\u2028", "\x7f",
+    "<", ">", "/", "=", "<tool",
 )  # fmt: skip
 """What texts are made of: words, marks, and characters with a meaning somewhere."""
 
@@ -18,10 +20,12 @@ Pair: TypeAlias = tuple[dict[str, Any], Any]
 
 
 def text(random: Random, barred: tuple[str, ...] = (), first: str = "") -> str:
-    """Return a text of words, marks and other characters, without some texts and without a beginning of them at its end."""
+    """Return a text of words, marks and other characters, without some texts or a beginning of them at its end."""
     while True:
         pieces = [random.choice(PIECES) for _ in range(random.randrange(8))]
-        pieces += [chr(random.choice([random.randrange(0xD800), random.randrange(0xE000, 0x110000)]))][: random.randrange(2)]
+        pieces += [chr(random.choice([random.randrange(0xD800), random.randrange(0xE000, 0x110000)]))][
+            : random.randrange(2)
+        ]
         random.shuffle(pieces)
         made = first + "".join(pieces)
         if not any(mark in made + mark[:-1] for mark in barred):
@@ -94,12 +98,11 @@ class Values:
         return schema, self.random.choice(values or ([None] if schema["type"] == "null" else [True, False]))
 
     def _union(self, _: int) -> Pair:
-        """Return a type beside strings; a text that looks like a value of it would be one where strings have no quotes."""
-        schema, other = self.random.choice(
-            [
-                ({"type": ["string", "null"]}, None),
-                ({"type": "string", "nullable": True}, None),
-                ({"anyOf": [{"type": "integer"}, {"type": "string"}]}, 12),
-            ]
-        )
+        """Return a type beside strings; a text that looks like its value would be one where strings have no quotes."""
+        unions: list[Pair] = [
+            ({"type": ["string", "null"]}, None),
+            ({"type": "string", "nullable": True}, None),
+            ({"anyOf": [{"type": "integer"}, {"type": "string"}]}, 12),
+        ]
+        schema, other = self.random.choice(unions)
         return schema, other if self.random.random() < 0.5 else self._text(first="s")

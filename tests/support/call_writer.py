@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from daemon.engine.output.tool_calls import Tool
 from tests.support.call_values import Values, text
 
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call that is written: its tool and its arguments."""
@@ -146,7 +147,8 @@ def _hy3(calls: Sequence[Call], random: Random) -> str:
     written = [
         f"<tool_call{release}>{call.name}<tool_sep{release}>\n"
         + "".join(
-            f"<arg_key{release}>{key}</arg_key{release}>\n<arg_value{release}>{_raw(value, random)}</arg_value{release}>\n"
+            f"<arg_key{release}>{key}</arg_key{release}>\n"
+            f"<arg_value{release}>{_raw(value, random)}</arg_value{release}>\n"
             for key, value in call.arguments.items()
         )
         + f"</tool_call{release}>\n"
@@ -227,7 +229,9 @@ def _llama(calls: Sequence[Call], random: Random) -> str:
 
 
 def _python_list(calls: Sequence[Call], _: Random) -> str:
-    written = [f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})" for call in calls]
+    written = [
+        f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})" for call in calls
+    ]
     return f"[{', '.join(written)}]"
 
 
@@ -246,7 +250,8 @@ def _gemma(start: str, end: str, quote: str) -> Block:
 
 def _command_a(calls: Sequence[Call], random: Random) -> str:
     objects = [
-        _object(call, random, "tool_name", "parameters", tool_call_id=f'"{number}"') for number, call in enumerate(calls)
+        _object(call, random, "tool_name", "parameters", tool_call_id=f'"{number}"')
+        for number, call in enumerate(calls)
     ]
     return "<|START_ACTION|>[\n    " + ",\n    ".join(objects) + "\n]<|END_ACTION|>"
 
@@ -321,7 +326,9 @@ HANDS: Mapping[str, Hand] = {
     ),
     "DeepSeek V3": Hand(
         "<｜tool▁calls▁begin｜> ```json",
-        _deepseek(lambda call, r: f"function<｜tool▁sep｜>{call.name}\n```json\n{as_json(call.arguments, r)}\n```", "\n"),
+        _deepseek(
+            lambda call, r: f"function<｜tool▁sep｜>{call.name}\n```json\n{as_json(call.arguments, r)}\n```", "\n"
+        ),
         "<｜tool▁calls▁begin｜>",
     ),
     "DeepSeek V3.1": Hand(
@@ -333,7 +340,9 @@ HANDS: Mapping[str, Hand] = {
     "Mistral": Hand("[TOOL_CALLS]", _mistral, "[TOOL_CALLS]", words=("[ARGS]",), several=False),
     "Mistral, older": Hand("[TOOL_CALLS]", _mistral_list, "[TOOL_CALLS]"),
     "Llama 3": Hand("<|python_tag|>", _llama),
-    "Llama 3, behind its mark": Hand("<|python_tag|>", lambda calls, r: f"<|python_tag|>{_llama(calls, r)}", "<|python_tag|>"),
+    "Llama 3, behind its mark": Hand(
+        "<|python_tag|>", lambda calls, r: f"<|python_tag|>{_llama(calls, r)}", "<|python_tag|>"
+    ),
     "pythonic Llama": Hand("[func_name1(params_name1=params_value1", _python_list, keys=_BARE),
     "LFM2": Hand(
         "<|tool_call_start|>", lambda calls, r: f"<|tool_call_start|>{_python_list(calls, r)}<|tool_call_end|>",
@@ -343,8 +352,8 @@ HANDS: Mapping[str, Hand] = {
         "<tool_calls{}> :opensource", _hy3, "<tool_calls:opensource>", keys=_BARE, raw=("</arg_value:opensource>",)
     ),
     "GigaChat 3.1": Hand(
-        "<|function_call|> <|role_sep|>", lambda calls, r: f"<|function_call|>{_object(calls[0], r)}", "<|function_call|>",
-        several=False,
+        "<|function_call|> <|role_sep|>", lambda calls, r: f"<|function_call|>{_object(calls[0], r)}",
+        "<|function_call|>", several=False,
     ),
     "Gemma 4": Hand(
         "<|tool_call> <tool_call|>", _gemma("<|tool_call>", "<tool_call|>", '<|"|>'), "<|tool_call>",
@@ -368,7 +377,6 @@ HANDS: Mapping[str, Hand] = {
     "Apertus": Hand("<|tools_prefix|>", _apertus, "<|tools_prefix|>"),
 }  # fmt: skip
 """All notations that the engine reads itself."""
-
 
 
 def answer(hand: Hand, random: Random) -> Answer:
@@ -398,7 +406,9 @@ def _name(random: Random) -> str:
 def _prose(hand: Hand, random: Random) -> str:
     """Return text, which does not begin with a mark of reasoning: before other text it would be one."""
     barred = _HEADERS if hand.messages else (hand.start,) if hand.start else ()
-    return random.choice(["", "", "" if hand.messages else "\n", text(random, barred, first=random.choice(["S", " S", "{"]))])
+    return random.choice(
+        ["", "", "" if hand.messages else "\n", text(random, barred, first=random.choice(["S", " S", "{"]))]
+    )
 
 
 def _blocks(calls: Sequence[Call], random: Random, *, several: bool) -> Iterator[Sequence[Call]]:
@@ -423,7 +433,9 @@ def _in_messages(
     parts = [f"<|start|>assistant<|channel|>analysis<|message|>{reasoning}<|end|>"] if reasoning and harmony else []
     for index, said in enumerate(prose):
         if said:
-            parts.append(f"<|start|>assistant<|channel|>final<|message|>{said}<|end|>" if harmony else f">>>all\n{said}")
+            parts.append(
+                f"<|start|>assistant<|channel|>final<|message|>{said}<|end|>" if harmony else f">>>all\n{said}"
+            )
         if index < len(blocks):
             parts.append(hand.block(blocks[index], random))
     written = "".join(parts).removeprefix("<|start|>assistant" if harmony else ">>>")

@@ -39,7 +39,7 @@ from daemon.engine.output.tool_calls import CallPiece, CallWriter, Tool, ToolCal
 # answer directly after such a call, it is a call.
 
 MOST_AGAIN = 256 * 1024
-"""Characters that failed attempts may read again, besides twice the length of the answer. Then marks of calls are text."""
+"""Characters that failed attempts may read again, besides twice the length of the answer. Then marks are text."""
 
 
 @dataclass(slots=True)
@@ -243,7 +243,7 @@ class AnswerParser:
         self._add_text("".join(held))
 
     def _read_between(self) -> Steps[str]:
-        """Read white space behind a call. It is text unless another call follows, whose mark is returned, or nothing."""
+        """Read white space behind a call. It is text unless nothing follows, or a call, whose mark is returned."""
         held: list[str] = []
         yield from self._reader.space(held.append)
         mark = yield from self._reader.maybe(*self._starts(TEXT))

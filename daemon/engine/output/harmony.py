@@ -26,7 +26,9 @@ _RESPONSE = {
 
 
 _WORD = r"\s*\w{0,20}\s*"
-_FORM = re.compile(rf"\s*(?:<\|start\|>)?{_WORD}(?:<\|channel\|>{_WORD})?(?:<\|constrain\|>{_WORD}|{_WORD})(?:<\|channel\|>{_WORD})?")
+_FORM = re.compile(
+    rf"\s*(?:<\|start\|>)?{_WORD}(?:<\|channel\|>{_WORD})?(?:<\|constrain\|>{_WORD}|{_WORD})(?:<\|channel\|>{_WORD})?"
+)
 """A role, a channel and a type, any of which may be missing."""
 
 

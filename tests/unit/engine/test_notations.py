@@ -48,7 +48,7 @@ NO_TEXT = ("Llama 3", "pythonic Llama", "Functionary 3.2", "Hermes, without end 
 """Calls that begin the answer without a mark, so no text can come before them, or have no end mark before more text."""
 
 
-UNSTREAMED = ("Mistral, older", "Nemotron", "Hermes, without end marks, and keys in another order")
+UNSTREAMED = ("Mistral, older", "Apriel", "Nemotron", "Hermes, without end marks, and keys in another order")
 """Answers whose arguments come before the id or the name, or are JSON within a string."""
 
 
@@ -151,6 +151,7 @@ def test_model_ids_of_calls_are_kept() -> None:
         "Mistral, with ids": ["abcdefghi", "123456789"],
         "Mistral, older": ["abcdefghi", "123456789"],
         "Command A": ["0", "1"],
+        "Apriel": ["call00001", "call00002"],
     }
     for name, expected in ids.items():
         parts = parse(markup(WRITTEN[name]), [WRITTEN[name]["answer"]])

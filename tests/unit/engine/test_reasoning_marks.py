@@ -1,4 +1,4 @@
-"""Reasoning begins and ends by the marks of its model, whatever is mentioned in between, and answers hold nothing of it."""
+"""Reasoning begins and ends by the marks of its model, whatever is mentioned in between."""
 
 from __future__ import annotations
 
@@ -28,9 +28,17 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str, str]] = {
         "<|START_ACTION|>",
         "<|START_THINKING|>{}<|END_THINKING|><|START_TEXT|>",
     ),
-    "Hy3": (("<think:opensource>", "</think:opensource>"), "<tool_calls{}> opensource", "<think:opensource>{}</think:opensource>"),
+    "Hy3": (
+        ("<think:opensource>", "</think:opensource>"),
+        "<tool_calls{}> opensource",
+        "<think:opensource>{}</think:opensource>",
+    ),
     "Granite 3.3": ((), "<|tool_call|> <think></think> <response></response>", "<think>{}</think><response>"),
-    "gpt-oss": (HARMONY_WORDS, "", "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>"),
+    "gpt-oss": (
+        HARMONY_WORDS,
+        "",
+        "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>",
+    ),
 }
 """Tokens, a text of the template, and how reasoning is written before an answer."""
 
@@ -54,7 +62,11 @@ def parse(name: str, answer: str, tools: list[Tool], size: int, *, opened: bool 
 def test_marks_in_reasoning_are_reasoning(name: str, tools: list[Tool], size: int) -> None:
     thought = THOUGHT.replace("[TOOL_CALLS]", "") if name == "Seed-OSS" else THOUGHT
     parts = parse(name, FAMILIES[name][2].format(thought) + "The answer is <b>4</b>.", tools, size)
-    assert (parts.reasoning.strip("\n"), parts.text.strip("\n"), parts.calls) == (thought, "The answer is <b>4</b>.", [])
+    assert (parts.reasoning.strip("\n"), parts.text.strip("\n"), parts.calls) == (
+        thought,
+        "The answer is <b>4</b>.",
+        [],
+    )
 
 
 @pytest.mark.parametrize("name", ["Qwen 3", "DeepSeek", "GLM", "MiniMax M3", "Hy3"])
@@ -87,7 +99,9 @@ RESPONSES = {
 @pytest.mark.parametrize("answer", RESPONSES)
 def test_granite_answer_has_marks_of_its_own(answer: str, size: int) -> None:
     """They are removed directly around an answer that follows reasoning, and are text elsewhere."""
-    expected = "<response>4" if answer.count("<response>") == 2 and "><response><response>" in answer else RESPONSES[answer]
+    expected = (
+        "<response>4" if answer.count("<response>") == 2 and "><response><response>" in answer else RESPONSES[answer]
+    )
     assert parse("Granite 3.3", answer, [], size).text == expected
 
 

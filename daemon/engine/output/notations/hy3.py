@@ -1,8 +1,8 @@
 """
 Tool calls of Hunyuan 3 (Hy3): those of GLM 4.5 in a block, and marks that end with the name of their release.
 
-`<tool_calls:R>\\n<tool_call:R>NAME<tool_sep:R>\\n<arg_key:R>KEY</arg_key:R>\\n<arg_value:R>VALUE</arg_value:R>\\n` and the
-end marks, where R is `opensource`.
+`<tool_calls:R>\\n<tool_call:R>NAME<tool_sep:R>\\n<arg_key:R>KEY</arg_key:R>\\n<arg_value:R>VALUE</arg_value:R>\\n`, and
+then the end marks. R is `opensource`.
 """
 
 from __future__ import annotations
