@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from mlx_sidecar import Client, Message, Tool
@@ -37,3 +38,26 @@ def test_second_turn_reuses_all_that_the_model_wrote(client: Client, tmp_path: P
     assert told.usage.cached_tokens >= (written - 1) // BLOCK * BLOCK
     cold = client.complete(model, history, tools=[WEATHER], salt="cold")
     assert (cold.text, cold.usage.cached_tokens) == (told.text, 0)
+
+
+NAMED = [
+    "<think>",
+    "\nCalls are written in ",
+    "<tool_call>",
+    " tags. None is needed here.\n",
+    "</think>",
+    "\n\nThe answer is 4.",
+]
+"""Its reasoning names the mark of a call."""
+
+
+def test_reasoning_that_names_a_mark_is_reasoning(client: Client, tmp_path: Path) -> None:
+    """With tools, without them, and before an answer in a form, which holds nothing of it."""
+    (template,) = [file for file in SMALL if file.stem == "Qwen-Qwen3-0.6B"]
+    model = str(scripted_model(tmp_path / "named", {f"2 + 2?{TURN}": NAMED}, template.read_text()))
+    chat = [Message("user", "2 + 2?")]
+    for tools in ([WEATHER], []):
+        answer = client.complete(model, chat, tools=tools)
+        assert (answer.reasoning, answer.text, answer.tool_calls) == ("".join(NAMED[1:4]), NAMED[5], ())
+    answer = client.complete(model, chat, json_schema={"const": {"a": 4}}, max_tokens=200)
+    assert (answer.reasoning, json.loads(answer.text)) == ("".join(NAMED[1:4]), {"a": 4})
