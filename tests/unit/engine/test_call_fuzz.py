@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import tracemalloc
 from collections.abc import Callable
 from random import Random
 
@@ -11,6 +12,7 @@ import pytest
 
 from daemon.engine.output.answer_parser import MOST_AGAIN
 from daemon.engine.output.reader import MOST_KEPT, Reader
+from daemon.engine.output.tool_calls import Tool
 from tests.support.answer_checks import markup_of, read
 from tests.support.call_breaker import broken, pieces
 from tests.support.call_writer import HANDS, Answer, Hand, answer
@@ -83,6 +85,19 @@ def test_reading_takes_linear_time(monkeypatch: pytest.MonkeyPatch, name: str, f
             taken = 0
             read(markup_of(hand), whole.tools, [written[at : at + size] for at in range(0, len(written), size)])
             assert taken <= 4 * len(written) + MOST_AGAIN + MOST_KEPT
+
+
+def test_long_tag_takes_linear_memory() -> None:
+    """The name of an element of MiniMax M3 is what the model wrote, and a part of a mark."""
+    hand = HANDS["MiniMax M3"]
+    mark, tag = "]<]minimax[>[", "x" * 10_000
+    call = f'{mark}<tool_call>{mark}<invoke name="f">{mark}<{tag}>1{mark}</{tag}>{mark}</invoke>{mark}</tool_call>'
+    tracemalloc.start()
+    found = read(markup_of(hand), [Tool("f", "", {})], [call])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert json.loads(found.calls[0].arguments_json) == {tag: 1}
+    assert peak < 100 * len(call)
 
 
 def _with_text(hand: Hand) -> tuple[Answer, str]:
