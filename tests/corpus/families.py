@@ -150,13 +150,13 @@ NO_CALLS = {
     "llama-cpp-rwkv-world", "microsoft-Phi-3.5-mini-instruct",
     "Kimi-K2-Instruct", "Kimi-K2-Thinking", "fireworks-ai-llama-3-firefunction-v2", "google-gemma-2-2b-it",
     "llama-cpp-deepseek-r1",
-    "GigaChat3-10B-A1.8B", "GigaChat3.1-10B-A1.8B", "tencent-Hy3", "upstage-Solar-Open-100B",
+    "GigaChat3-10B-A1.8B", "upstage-Solar-Open-100B",
 }  # fmt: skip
 """Templates that write no calls, those that refuse calls, and those whose notation is not known."""
 
 ONE_CALL = {
     "meta-llama-Llama-3.1-8B-Instruct", "meta-llama-Llama-3.2-3B-Instruct", "meta-llama-Llama-3.3-70B-Instruct",
-    "openai-gpt-oss-120b", "muse-glimmer",
+    "openai-gpt-oss-120b", "muse-glimmer", "GigaChat3.1-10B-A1.8B",
 }  # fmt: skip
 """Templates that write one call for a turn, or two messages."""
 
@@ -187,6 +187,25 @@ REASONS = (
     "poolside-Laguna-S-2.1",
 )
 """Templates that write the reasoning of a turn with calls, after a prompt that lets the model reason."""
+
+
+RAW = (
+    "</parameter>",
+    "</arg_value>",
+    "<escape>",
+    '<|"|>',
+    "<|end|>",
+    "]<",
+    "<think>",
+    "<tool_call>",
+    "</tool_call>",
+    "'",
+)
+"""Texts of arguments that end a value in some notation, or a turn."""
+BARE_KEYS = {"LFM2.5-8B-A1B", "google-gemma-4-31B-it", "google-gemma-4-31B-it-interleaved", "MiniMax-M3"}
+"""Templates whose notation has names of arguments without quotes."""
+SORTED = {"google-gemma-4-31B-it", "google-gemma-4-31B-it-interleaved"}
+"""Templates that sort the arguments of a call, as their models write them."""
 
 
 def refuses(name: str) -> set[str]:

@@ -30,7 +30,7 @@ SOURCE = replace(_SOURCE, config={**_SOURCE.config, "vocab_size": 100_000})
 ENDS = re.compile(
     r"<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>|</s>|<\|end\|>|<\|end_of_text\|>|<turn\|>|<\|END_OF_TURN_TOKEN\|>|\[e~\[|"
     r"<seed:eos>|<\uff5cend▁of▁sentence\uff5c>|<\uff5ctool▁outputs▁begin\uff5c>|<\|call\|>|<\|message_sep\|>|<\|end_of_msg\|>|"
-    r"<SPECIAL_12>|<\|role_end\|>|<\|observation\|>|</assistant>|<end_of_sentence>|<\|tool_response>|<\|eot\|>"
+    r"<SPECIAL_12>|<｜hy_eos:opensource｜>|<\|role_end\|>|<\|observation\|>|</assistant>|<end_of_sentence>|<\|tool_response>|<\|eot\|>"
 )
 """Where a model's turn ends: the tokens that end a sequence, or the beginning of the next turn."""
 HEADER = 48

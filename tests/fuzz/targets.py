@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from daemon.cache.identity import ModelSource, identify
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.cache.weight_files import read_header
+from daemon.engine.output.tool_calls import Tool
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.preparation import prepare_prompt
 from daemon.engine.prompt.tokenizer import Tokenizer
@@ -30,6 +31,8 @@ from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.frames import FrameError, read_frame
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.answer_checks import markup_of, read
+from tests.support.call_writer import HANDS
 
 Target = Callable[[bytes], None]
 
@@ -131,8 +134,19 @@ def templates(data: bytes) -> None:
     assert _templates().render("{{ messages[0].content }}", _MESSAGES, {}) == _MESSAGES[0]["content"]
 
 
+def calls(data: bytes) -> None:
+    """Read an answer in a notation that its first byte picks, whole and in pieces: no character is lost."""
+    hand = list(HANDS.values())[(data or b"\0")[0] % len(HANDS)]
+    written, marks = data[1:].decode(errors="ignore"), markup_of(hand)
+    tools = [Tool("f", "", {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}})]
+    for opened in (False, True):
+        results = [read(marks, tools, pieces, opened=opened).without_ids() for pieces in ([written], list(written))]
+        assert results[0] == results[1]
+
+
 TARGETS: Mapping[str, Target] = {
-    target.__name__: target for target in (frames, header, model_config, settings, requests, prompts, text, templates)
+    target.__name__: target
+    for target in (frames, header, model_config, settings, requests, prompts, text, templates, calls)
 }
 """All targets by name."""
 

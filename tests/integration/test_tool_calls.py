@@ -94,7 +94,7 @@ async def test_parallel_tool_calls_have_own_indexes(daemon: RunningDaemon, model
         answer = await client.complete(model, [Message("user", "Oslo too?")], tools=[WEATHER])
     assert [json.loads(str(call.arguments)) for call in answer.tool_calls] == [{"city": "Bergen"}, {"city": "Oslo"}]
     assert len({call.id for call in answer.tool_calls}) == 2
-    assert (answer.text, answer.reason) == ("\n", "tool_calls")
+    assert (answer.text, answer.reason) == ("", "tool_calls")
 
 
 def test_text_that_is_no_tool_call_reaches_the_caller(client: Client, model: str) -> None:

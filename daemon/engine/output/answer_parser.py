@@ -24,20 +24,22 @@ from daemon.engine.output.tool_calls import CallPiece, CallWriter, Tool, ToolCal
 #   part        ends with                          its characters are
 #   TEXT        any mark that leads elsewhere      text
 #   REASONING   the mark that ends it              reasoning, whatever is mentioned in it
-#   a header    a mark behind it                   dropped; the first one is text if no mark ends it
+#   a header    a mark behind it                   dropped, but text if they are none, or the first one without an end
 #   calls       where the notation ends            calls, or text if they are none
 #
 # A mark of reasoning counts only before the text begins. After that the model writes about its marks.
 #
 # The parser of a notation reads calls (`notations/`). Where it fails, the mark that began the attempt is text, and
 # reading goes on behind it: another call may stand there. Each attempt reads its text once more, so the attempts of an
-# answer are limited (`_MOST_AGAIN`), and the time stays linear.
+# answer are limited (`MOST_AGAIN`), and the time stays linear.
+#
+# White space between two calls, and after the last one if nothing follows, is part of the notation.
 #
 # A call within reasoning is reasoning. But some models forget the mark that ends their reasoning: if the model ends its
 # answer directly after such a call, it is a call.
 
-_MOST_AGAIN = 4 * 1024 * 1024
-"""Characters that failed attempts may read again in one answer. After that, marks of calls are text."""
+MOST_AGAIN = 256 * 1024
+"""Characters that failed attempts may read again, besides twice the length of the answer. Then marks are text."""
 
 
 @dataclass(slots=True)
@@ -98,6 +100,12 @@ class AnswerParser:
         """Whether a block of calls is read that began with its mark."""
         self.text_began = False
         self.last_text = ""
+        self._reasoned = opened
+        """Whether the answer began with reasoning."""
+        self._framed = False
+        """Whether the answer is within marks of its own."""
+        self._between: str | None = None
+        """White space behind a call, not text so far; None if the last part was none."""
         self._part = ""
         """The part that is read now."""
         self._steps = self._answer(REASONING if opened else TEXT if bare else markup.initial)
@@ -162,6 +170,9 @@ class AnswerParser:
         following = self._markup.edges.get(part, {}).get(mark, TEXT)
         if mark in self._markup.dropped:
             return part
+        if part == TEXT and mark and mark in self._markup.frame:
+            yield from self._read_frame(mark)
+            return TEXT
         if mark in self._starts(part) or following == CALL:
             self._reader.put_back(len(mark))
             self._in_block = True
@@ -169,7 +180,8 @@ class AnswerParser:
             found = yield from self._read_calls()
             self._in_block = False
             if not found:
-                self._add_text(self._reader.take(len(mark)))
+                self._add_text((self._between or "") + self._reader.take(len(mark)))
+            self._between = "" if found else None
             return TEXT
         if following == SHOWN:
             self._add_text(mark)
@@ -179,29 +191,62 @@ class AnswerParser:
     def _starts(self, part: str) -> tuple[str, ...]:
         """Return the marks that begin a call in a part."""
         notation = self._markup.calls
-        plain = part != TEXT or not self._tools or notation is None or self._read_again > _MOST_AGAIN
+        plain = part != TEXT or not self._tools or notation is None or self._tired()
         return () if plain or notation is None or CALL in self._markup.targets else notation.starts
+
+    def _tired(self) -> bool:
+        """Whether failed attempts have read so much again that no other is made."""
+        return self._read_again > MOST_AGAIN + 2 * self._reader.position
 
     def _marks(self, part: str) -> tuple[str, ...]:
         """Return the marks that end a part."""
         edges = self._markup.edges.get(part, {})
         begun = part == TEXT and self.text_began
         led = [mark for mark, to in edges.items() if not (begun and to == REASONING) and (to != CALL or self._tools)]
-        return (*led, *self._markup.dropped, *self._starts(part))
+        framed = self._markup.frame[1:] if part == TEXT and self._framed else ()
+        return (*led, *framed, *self._markup.dropped, *self._starts(part))
 
     def _read_text(self) -> Steps[str]:
         """Read text and return the mark that ends it."""
         reader = self._reader
+        if self._between is not None and (mark := (yield from self._read_between())):
+            return mark
         if not self.text_began:
             yield from reader.space(self._add_text)
             early = self._markup.think_end  # a turn without reasoning may begin with the end of it
-            mark = yield from reader.maybe(*self._marks(TEXT), *((early,) if early else ()))
+            first = (early, self._markup.frame[0] if self._reasoned and not self._framed else "")
+            mark = yield from reader.maybe(*self._marks(TEXT), *filter(None, first))
             if mark or not (yield from reader.peek()):
                 return mark
             if self._opens_with_calls() and (yield from self._read_calls()):
+                self._between = ""
                 return ""
             self.text_began = True
         return (yield from reader.until(self._marks(TEXT), self._add_text))
+
+    def _read_frame(self, mark: str) -> Steps[None]:
+        """Read a mark around the answer. That of its end is one if nothing but calls follows, and else text."""
+        if not self._framed:
+            self._framed = True
+            return
+        held: list[str] = []
+        yield from self._reader.space(held.append)
+        followed = yield from self._reader.peek()
+        starts = self._starts(TEXT)
+        if followed and not (starts and (yield from self._reader.follows(*starts))):
+            self._add_text(mark)
+        self._add_text("".join(held))
+
+    def _read_between(self) -> Steps[str]:
+        """Read white space behind a call. It is text unless nothing follows, or a call, whose mark is returned."""
+        held: list[str] = []
+        yield from self._reader.space(held.append)
+        mark = yield from self._reader.maybe(*self._starts(TEXT))
+        self._between = "".join(held)
+        if not mark and (yield from self._reader.peek()):
+            self._add_text(self._between)
+            self._between = None
+        return mark
 
     def _opens_with_calls(self) -> bool:
         """Whether the answer may begin with calls that have no mark."""
@@ -233,14 +278,14 @@ class AnswerParser:
         ends = tuple(self._markup.edges.get(REASONING, {})) + self._markup.dropped
         starts = notation.starts if notation is not None and self._tools else ()
         while True:
-            marks = ends + starts if self._read_again <= _MOST_AGAIN else ends
-            mark = yield from reader.until(marks, self._reasoning.append)
+            marks = ends + starts if not self._tired() else ends
+            mark = yield from reader.until(marks, self._add_reasoning)
             if mark not in starts:
                 return mark
             reader.put_back(len(mark))
             if (yield from self._read_last_calls()):
                 return ""
-            self._reasoning.append(reader.take(len(mark)))
+            self._add_reasoning(reader.take(len(mark)))
 
     def _read_last_calls(self) -> Steps[bool]:
         """Read calls that end the answer. Return False if there are none, or if anything follows them."""
@@ -264,7 +309,7 @@ class AnswerParser:
 
     def _read_header(self, part: str, before: str) -> Steps[str]:
         """
-        Read a header and return the mark that ends it. What is no header, but text without one, is text.
+        Read a header and return the mark that ends it. What is no header, but text, stays text.
 
         Args:
             part: The kind of header.
@@ -274,9 +319,13 @@ class AnswerParser:
         mark = yield from self._reader.until(self._marks(part), held.append)
         header = "".join(held)
         begun = before not in ("", *self._markup.message_ends) or header.lstrip().startswith(self._markup.headers)
-        if not mark and not begun:
+        if not (mark or begun) or not self._markup.is_header(header):
             self._add_text(header)
         return mark
+
+    def _add_reasoning(self, text: str) -> None:
+        self._reasoned = True
+        self._reasoning.append(text)
 
     def _add_text(self, text: str) -> None:
         self._text.append(text)

@@ -21,6 +21,7 @@ _REASONING = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),
     ("<thought>", "</thought>"),
+    ("<think:opensource>", "</think:opensource>"),
 )
 """Marks around reasoning that are looked for in vocabularies and templates; mlx-lm knows some more."""
 
@@ -29,6 +30,9 @@ _WRAPPERS = (
     ("<|START_TEXT|>", "<|END_TEXT|>"),
 )
 """Marks around the text of an answer, tokens that stand for nothing else."""
+
+_FRAME = ("<response>", "</response>")
+"""Marks that Granite 3.3 writes around its answer, behind its reasoning. Elsewhere they are text."""
 
 _TAIL = 32
 """Tokens at the end of a prompt that are searched for a mark."""
@@ -68,6 +72,7 @@ class ChatMarkup:
         edges: For each part, the marks that end it, each with the part that follows.
         dropped: Marks that lead nowhere and are left out.
         think_start, think_end: Marks of reasoning; empty if the model has none.
+        frame: Marks directly around an answer that follows reasoning; empty if the model has none.
         calls: The notation of tool calls; None if it is not known.
     """
 
@@ -77,6 +82,7 @@ class ChatMarkup:
         shown = template if template is not None else _template(wrapper)
         self.initial = str(wrapper.response_initial_state or TEXT)
         self.think_start, self.think_end = _reasoning(wrapper, words, shown)
+        self.frame = _FRAME if self.think_end and all(mark in shown for mark in _FRAME) else ("", "")
         self.calls = notation_of(shown, words, wrapper)
         wrappers = [mark for pair in _WRAPPERS for mark in pair if mark in words]
         self.dropped = (*wrapper.structural_markers, *wrappers)
@@ -111,11 +117,16 @@ class ChatMarkup:
         """Marks that end a message of several in an answer; empty if an answer is one message."""
         return getattr(self._wrapper, "message_ends", ())
 
+    def is_header(self, text: str) -> bool:
+        """Whether a text is a header, or the beginning of one, and not something that was written in its place."""
+        form = getattr(self._wrapper, "header_form", None)
+        return form is None or form.fullmatch(text) is not None
+
     @property
     def marks(self) -> list[str]:
         """All marks except those of tool calls."""
         edges = [mark for marks in self.edges.values() for mark in marks]
-        return [self.think_start, self.think_end, *self.dropped, *edges]
+        return [self.think_start, self.think_end, *self.frame, *self.dropped, *edges]
 
     def opened(self, prompt: Sequence[int]) -> bool:
         """Return whether a prompt ends within reasoning. Some templates write the start mark for the model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,13 @@ _RESPONSE = {
         TEXT: [*_ENDS, ("<|channel|>", _HEADER), ("<|call|>", _HEADER)],
     },
 }
+
+
+_WORD = r"\s*\w{0,20}\s*"
+_FORM = re.compile(
+    rf"\s*(?:<\|start\|>)?{_WORD}(?:<\|channel\|>{_WORD})?(?:<\|constrain\|>{_WORD}|{_WORD})(?:<\|channel\|>{_WORD})?"
+)
+"""A role, a channel and a type, any of which may be missing."""
 
 
 class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no types
@@ -61,6 +69,11 @@ class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no t
     def think_end_tokens(self) -> tuple[int, ...]:
         """Ids of `think_end`."""
         return tuple(self._tokenizer.encode(self.think_end, add_special_tokens=False))
+
+    @property
+    def header_form(self) -> re.Pattern[str]:
+        """What a header may be, up to the mark that ends it."""
+        return _FORM
 
     @property
     def message_ends(self) -> tuple[str, ...]:

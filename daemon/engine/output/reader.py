@@ -29,7 +29,17 @@ Sink: TypeAlias = Callable[[str], None]
 MOST_KEPT = 256 * 1024
 """Characters that one attempt to read a call may keep; a longer call is text."""
 
+MOST_SPACE = 1024
+"""Characters of white space behind which a text is looked for."""
+
 _SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
+    """Return where the match of a pattern ends that may be empty."""
+    match = pattern.match(text, start)
+    assert match is not None
+    return match.end()
 
 
 class Malformed(Exception):  # noqa: N818 - the text is malformed, the program is not
@@ -59,15 +69,17 @@ class Reader:
         """Text of which the first `_taken` characters are taken."""
         self._taken = 0
         self._kept: list[str] = []
-        """Text that was taken since `_kept_from`, except that of `_text`."""
+        """Text that was taken since `kept_from`, except that of `_text`."""
+        self._kept_at = 0
+        """Where the kept text goes on in `_text`."""
         self.kept_from: int | None = None
 
     def add(self, text: str) -> None:
         """Add text that was written."""
-        if self.kept_from is not None and self._taken:
-            self._kept.append(self._text[: self._taken])
+        if self.kept_from is not None:
+            self._kept.append(self._text[self._kept_at : self._taken])
         self._text = self._text[self._taken :] + text
-        self._taken = 0
+        self._taken = self._kept_at = 0
 
     def end(self, *, by_model: bool) -> None:
         """Tell that no more text will be written."""
@@ -76,9 +88,8 @@ class Reader:
 
     def keep(self) -> int:
         """Keep the text from here on, and return the position. Forgets what was kept before."""
-        self._text = self._text[self._taken :]
-        self._taken = 0
         self._kept.clear()
+        self._kept_at = self._taken
         self.kept_from = self.position
         return self.position
 
@@ -89,15 +100,17 @@ class Reader:
 
     def kept(self) -> str:
         """Return the text that is kept, up to what is written."""
-        return "".join(self._kept) + self._text
+        return "".join(self._kept) + self._text[self._kept_at :]
 
     def back_to(self, position: int) -> None:
         """Return to a position since `keep`; the text behind it can be taken again."""
         assert self.kept_from is not None
         assert self.kept_from <= position <= self.position
-        text = "".join(self._kept) + self._text
-        self._kept.clear()
-        self._text, self._taken = text, position - self.kept_from
+        if self._kept:
+            self._text = self.kept()
+            self._kept.clear()
+            self._kept_at = 0
+        self._taken = self._kept_at + position - self.kept_from
         self.position = position
 
     def rest(self) -> str:
@@ -105,11 +118,18 @@ class Reader:
         return self._text[self._taken :]
 
     def take(self, length: int) -> str:
-        """Take that many characters, which are written."""
-        text = self._text[self._taken : self._taken + length]
-        self._taken += length
-        self.position += length
-        if self.kept_from is not None and self.position - self.kept_from > MOST_KEPT:
+        """
+        Take that many characters, which are written.
+
+        Raises:
+            Malformed: If more characters are kept then than one call may have.
+        """
+        most = length if self.kept_from is None else self.kept_from + MOST_KEPT - self.position
+        size = min(length, most)
+        text = self._text[self._taken : self._taken + size]
+        self._taken += size
+        self.position += size
+        if size < length:
             raise Malformed("a call of so many characters is not read")
         return text
 
@@ -122,7 +142,7 @@ class Reader:
     @property
     def exhausted(self) -> bool:
         """Whether the answer has ended, and nothing but white space is left."""
-        return self.ended and not self.rest().strip()
+        return self.ended and _end(_SPACE, self._text, self._taken) == len(self._text)
 
     def has(self, length: int) -> Steps[bool]:
         """Wait until that many characters can be taken; return False if the answer ends before."""
@@ -163,9 +183,7 @@ class Reader:
     def space(self, sink: Sink | None = None) -> Steps[None]:
         """Take white space up to the next other character or the end."""
         while True:
-            match = _SPACE.match(self._text, self._taken)
-            assert match is not None
-            text = self.take(match.end() - match.start())
+            text = self.take(_end(_SPACE, self._text, self._taken) - self._taken)
             if sink is not None and text:
                 sink(text)
             if self._taken < len(self._text) or self.ended:
@@ -173,12 +191,17 @@ class Reader:
             yield
 
     def follows(self, *options: str) -> Steps[bool]:
-        """Return whether white space and then one of these texts comes next, without taking it."""
+        """
+        Return whether white space and then one of these texts comes next, without taking it.
+
+        White space of more than `MOST_SPACE` characters is followed by nothing.
+        """
         longest = max(map(len, options))
         while True:
-            match = _SPACE.match(self._text, self._taken)
-            assert match is not None
-            ahead = self._text[match.end() : match.end() + longest]
+            end = _end(_SPACE, self._text, self._taken)
+            ahead = self._text[end : end + longest]
+            if end - self._taken > MOST_SPACE:
+                return False
             if any(ahead.startswith(option) for option in options):
                 return True
             if self.ended or not any(option.startswith(ahead) for option in options):
@@ -194,10 +217,9 @@ class Reader:
             sink: Takes the characters.
         """
         while True:
-            match = pattern.match(self._text, self._taken)
-            assert match is not None
-            if match.end() > match.start():
-                sink(self.take(match.end() - match.start()))
+            end = _end(pattern, self._text, self._taken)
+            if end > self._taken:
+                sink(self.take(end - self._taken))
             if self._taken < len(self._text) or self.ended:
                 return
             yield
@@ -247,7 +269,8 @@ class _Finder:
         match = self._pattern.search(text, start) if self._pattern is not None else None
         end = len(text)
         if match is not None:
-            whole = ended or text[match.start() :] not in self._begins
+            near = len(text) - match.start() < self._longest
+            whole = ended or not near or text[match.start() :] not in self._begins
             return match.start(), match.group() if whole else ""
         if ended:
             return end, ""

@@ -135,9 +135,10 @@ def _names(messages: Sequence[pb.ChatMessage]) -> dict[int, str]:
 
 def _turns(index: int, message: pb.ChatMessage, name: str, shape: TemplateShape) -> list[Turn]:
     """Return a message as a turn, without the keys that would be empty; as two if text and calls have to be apart."""
-    turn: Turn = {"role": message.role, "content": message.content}
-    if message.reasoning_content:
-        turn = with_reasoning(turn, message.reasoning_content, shape.reasoning_key)
+    reasoning, content = _without_gaps(message, shape)
+    turn: Turn = {"role": message.role, "content": content}
+    if reasoning:
+        turn = with_reasoning(turn, reasoning, shape.reasoning_key)
     if message.tool_call_id:
         turn["tool_call_id"] = _call_id(message.tool_call_id, shape)
     if name:
@@ -146,9 +147,26 @@ def _turns(index: int, message: pb.ChatMessage, name: str, shape: TemplateShape)
         return [turn]
     field = f"chat.messages[{index}].tool_calls"
     calls = [_call(f"{field}[{place}].arguments_json", call, shape) for place, call in enumerate(message.tool_calls)]
-    if message.content and shape.split_turns:
+    if content and shape.split_turns:
         return [turn, _calling({"role": message.role, "content": "", "tool_calls": calls}, shape)]
     return [_calling({**turn, "tool_calls": calls}, shape)]
+
+
+def _without_gaps(message: pb.ChatMessage, shape: TemplateShape) -> tuple[str, str]:
+    """
+    Return reasoning and text of a message, without the white space that the template writes around them itself.
+
+    A model writes this white space too, and the caller sends it back: the turn is rendered as the model wrote it.
+    """
+    reasoning, content = message.reasoning_content, message.content
+    if reasoning:
+        content = content.removeprefix(shape.before_text)
+        inner = reasoning.removeprefix(shape.before_reasoning).removesuffix(shape.after_reasoning)
+        # Templates write marks around reasoning that is empty, or only if it is not: then the gaps have to stay.
+        reasoning = inner if inner or reasoning != shape.before_reasoning + shape.after_reasoning else reasoning
+    if message.tool_calls:
+        content = content.removesuffix(shape.after_text)
+    return reasoning, content
 
 
 def _calling(turn: Turn, shape: TemplateShape) -> Turn:

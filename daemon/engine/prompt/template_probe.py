@@ -70,7 +70,7 @@ class Probe:
             self._always = {"tools": [_TOOL]}  # a template for tools may take nothing else
             if self._text([_USER]) is None:
                 return shape
-        return self._reasoning(self._parts(self._call(self._roles(shape))))
+        return self._gaps(self._reasoning(self._parts(self._call(self._roles(shape)))))
 
     def _text(self, messages: Sequence[Message], *, tools: bool = False, prompt: bool = True) -> str | None:
         """Return a conversation as text; None if the template refuses it, or if the time is over."""
@@ -213,6 +213,28 @@ class Probe:
         if together is not None and _THOUGHT in together and _WORDS in together:
             return replace(shape, joined_reasoning=True, leaves_out=shape.leaves_out - {"text_beside_calls"})
         return shape
+
+    def _gaps(self, shape: TemplateShape) -> TemplateShape:
+        """Find the white space that the template writes around the reasoning and the text of a turn."""
+        thinks = with_reasoning(_turn("assistant", _WORDS), _THOUGHT, shape.reasoning_key)
+        for turns in ([_USER, thinks], _called(shape, thought=_THOUGHT)[:-2]):
+            text = self._text(turns, tools=len(turns) > 2, prompt=False)
+            if text is None or not _shows_thought(text):
+                continue
+            before, after = _space_around(text, _THOUGHT)
+            between = _space_around(text, _WORDS)[0] if _WORDS in text else ""
+            shape = replace(shape, before_reasoning=before, after_reasoning=after, before_text=between)
+            break
+        text = None if shape.split_turns else self._text(_called(shape, content=_WORDS)[:-2], tools=True)
+        if text is None or not 0 <= text.find(_WORDS) < text.find(_VALUE):
+            return shape
+        return replace(shape, after_text=_space_around(text, _WORDS)[1])
+
+
+def _space_around(text: str, word: str) -> tuple[str, str]:
+    """Return the white space before and behind a word."""
+    before, _, behind = text.partition(word)
+    return before[len(before.rstrip()) :], behind[: len(behind) - len(behind.lstrip())]
 
 
 def variables_read(tree: nodes.Template, undeclared: set[str] | frozenset[str]) -> frozenset[str]:

@@ -47,6 +47,9 @@ class TemplateShape:
         late_system: Whether a system turn may stand anywhere, and is written at its place.
         user_runs: Whether user turns may follow each other.
         leaves_out: What the template drops without a word; keys of `LEFT_OUT`.
+        before_reasoning, after_reasoning: White space that the template writes around reasoning.
+        before_text: White space that it writes between reasoning and text.
+        after_text: White space that it writes between text and calls.
     """
 
     variables: frozenset[str] | None = None
@@ -63,6 +66,10 @@ class TemplateShape:
     late_system: bool = True
     user_runs: bool = True
     leaves_out: frozenset[str] = frozenset()
+    before_reasoning: str = ""
+    after_reasoning: str = ""
+    before_text: str = ""
+    after_text: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as values of JSON."""

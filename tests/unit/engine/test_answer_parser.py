@@ -101,7 +101,7 @@ RECORDED: dict[str, tuple[ChatMarkup, str, str, str, list[tuple[str, Any]]]] = {
     "json in tags, two calls": (
         HERMES,
         HERMES_CALL + '\n<tool_call>\n{"name": "search", "arguments": {"query": "a {b} \\"c\\""}}\n</tool_call>',
-        "\n", "", [WEATHER, SEARCH],
+        "", "", [WEATHER, SEARCH],
     ),
     "json in tags, arguments as text": (
         HERMES, '<tool_call>{"name": "search", "arguments": "{\\"query\\": \\"é\\"}"}</tool_call>',

@@ -61,6 +61,8 @@ MARKS: dict[str, tuple[list[str], str]] = {
     "Seed-OSS": (["<seed:tool_call>", "</seed:tool_call>"], "<seed:tool_call>"),
 }
 """For each notation, its tokens, of which the first begins a call, and a text of its template."""
+SWITCH = "{%- if enable_thinking %}{%- endif %}"
+"""A template that reads the switch of thinking, and writes nothing for it."""
 
 
 @pytest.fixture(name="model")
@@ -68,7 +70,7 @@ def _model(tmp_path: Path) -> Callable[..., str]:
     """Return a function that writes a random model with these tokens, which are special or not."""
 
     def write(marks: list[str], known_by: str, *, special: bool = True, opened: str = "") -> str:
-        return str(marked_model(tmp_path, dict.fromkeys(marks, special), f"{{# {known_by} #}}{opened}"))
+        return str(marked_model(tmp_path, dict.fromkeys(marks, special), f"{{# {known_by} #}}{SWITCH}{opened}"))
 
     return write
 

@@ -14,10 +14,13 @@ from daemon.engine.output.notations.functionary import FUNCTIONARY_31, FUNCTIONA
 from daemon.engine.output.notations.gemma import FUNCTION_GEMMA, GEMMA_4
 from daemon.engine.output.notations.glm import GLM
 from daemon.engine.output.notations.harmony import HARMONY
+from daemon.engine.output.notations.hy3 import HY3
 from daemon.engine.output.notations.invoke import DSML, MINIMAX_M2
 from daemon.engine.output.notations.json_marked import (
+    APRIEL,
     COMMAND_A,
     FUNCTOOLS,
+    GIGACHAT,
     GRANITE,
     HERMES,
     NEMOTRON,
@@ -51,6 +54,7 @@ _RULES = (
     _Rule(FUNCTION_GEMMA, ("<start_function_call>",)),
     _Rule(None, ("<longcat_tool_call>",)),
     _Rule(SEED, ("<seed:tool_call>",)),
+    _Rule(HY3, ("<tool_calls{}>", "opensource")),
     _Rule(GLM, ("<arg_key>",)),
     _Rule(LFM2, ("<|tool_list_start|>",)),
     _Rule(LFM2, ("<|tool_call_start|>",)),
@@ -65,7 +69,9 @@ _RULES = (
     _Rule(None, ('<function name="', '<param name="')),
     _Rule(None, ("<atem:function_calls>",)),
     _Rule(MISTRAL, ("[TOOL_CALLS]",)),
+    _Rule(GIGACHAT, ("<|function_call|>", "<|role_sep|>")),
     _Rule(NEMOTRON, ("<TOOLCALL>",)),
+    _Rule(APRIEL, ("<tool_calls>[",)),
     _Rule(TOOL_CALLS, ("<tool_calls>",)),
     _Rule(HERMES, ("<tool_call>",)),
     _Rule(FUNCTIONARY_32, (">>>all",)),

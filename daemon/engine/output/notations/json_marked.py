@@ -57,9 +57,13 @@ HERMES = marked(
 GRANITE = marked("Granite 3", "<|tool_call|>", "", _list("<|tool_call|>", ""))
 PHI = marked("Phi 4", "<|tool_call|>", "<|/tool_call|>", _list("<|tool_call|>", "<|/tool_call|>"))
 FUNCTOOLS = marked("functools", "functools", "", _list("functools", ""))
+GIGACHAT = marked("GigaChat 3.1", "<|function_call|>", "", CallSyntax(_OBJECT, "<|function_call|>", ""))
 NEMOTRON = marked("Nemotron", "<TOOLCALL>", "</TOOLCALL>", _list("<TOOLCALL>", "</TOOLCALL>"))
 TOOL_CALLS = marked(
     "tool_calls tags", "<tool_calls>", "</tool_calls>", _list("<tool_calls>", "</tool_calls>"), several=True
+)
+APRIEL = marked(
+    "Apriel", "<tool_calls>", "</tool_calls>", _list("<tool_calls>", "</tool_calls>"), JsonKeys(id_last=True)
 )
 COMMAND_A = marked(
     "Command A",

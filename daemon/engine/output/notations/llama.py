@@ -10,7 +10,7 @@ from __future__ import annotations
 from daemon.engine.output.notations.notation import Notation, read_json_call
 from daemon.engine.output.notations.pythonic import read_python_call
 from daemon.engine.output.notations.syntax import CallSyntax, json_call
-from daemon.engine.output.reader import Reader, Steps
+from daemon.engine.output.reader import Malformed, Reader, Steps
 from daemon.engine.output.tool_calls import CallWriter
 
 _TAG = "<|python_tag|>"
@@ -26,11 +26,10 @@ def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
     while True:
         yield from read_json_call(reader, calls)
         calls.end()
-        if (yield from reader.follows(";")):
-            yield from reader.space()
-            yield from reader.literal(";")
+        yield from reader.space()
+        yield from reader.maybe(";")
         if not (yield from reader.follows("{")):
-            return
+            raise Malformed("no call follows")  # white space and a semicolon behind calls are text
         yield from reader.space()
 
 

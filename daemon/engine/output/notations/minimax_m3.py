@@ -74,7 +74,8 @@ def _read_element(reader: Reader, name: str, kind: ArgumentType, depth: int) -> 
         value = yield from _read_members(reader, name, kind, depth)
     else:
         pieces: list[str] = []
-        if not (yield from reader.until((f"{_MARK}</{name}>", f"{_MARK}<"), pieces.append)).endswith(f"/{name}>"):
+        yield from reader.until((f"{_MARK}<",), pieces.append)
+        if not (yield from reader.maybe(f"/{name}>")):
             raise Cut("an element does not end")
         value = kind.json_of("".join(pieces))
     return value

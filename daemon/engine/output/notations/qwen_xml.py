@@ -45,10 +45,10 @@ def in_tags(name: str, start: str, end: str, line: str) -> Notation:
 
     def read(reader: Reader, calls: CallWriter) -> Steps[None]:
         yield from reader.literal(start)
-        yield from _read_function(reader, calls)
+        yield from _read_function(reader, calls, line)
         while (yield from reader.follows(_FUNCTION)):
             calls.end()
-            yield from _read_function(reader, calls)
+            yield from _read_function(reader, calls, line)
         yield from read_end(reader, end, before=(start,))
         calls.end()
 
@@ -75,7 +75,7 @@ def _unknown(line: str) -> Part:
     return Sequence((Text(_PARAMETER), key, Text(f">{line}"), Free(f"{line}{_PARAMETER_END}\n")))
 
 
-def _read_function(reader: Reader, calls: CallWriter) -> Steps[None]:
+def _read_function(reader: Reader, calls: CallWriter, line: str) -> Steps[None]:
     yield from reader.space()
     yield from reader.literal(_FUNCTION)
     tool = calls.begin((yield from read_until(reader, ">")).strip())
@@ -85,10 +85,12 @@ def _read_function(reader: Reader, calls: CallWriter) -> Steps[None]:
         mark = yield from reader.maybe(_PARAMETER, _FUNCTION_END)
         if mark != _PARAMETER:
             break
-        kind = writer.name((yield from read_until(reader, ">")).strip())
-        yield from reader.maybe("\n")
+        written = yield from read_until(reader, ">")
+        known = tool.parameters.get("properties")
+        kind = writer.name(written if isinstance(known, dict) and written in known else written.strip())
+        yield from reader.maybe(line)
         sink, end = writer.text(kind)
-        ends = ("\n" + _PARAMETER_END, _PARAMETER_END)
+        ends = (line + _PARAMETER_END, _PARAMETER_END)
         yield from read_value(reader, sink, ends, (_PARAMETER, _FUNCTION_END))
         end()
     if not mark:
