@@ -25,6 +25,7 @@ from daemon.shared.config_values import (
     read_seconds,
     read_switch,
     whole,
+    whole_or_auto,
 )
 from daemon.shared.small_file import read_small
 
@@ -116,6 +117,25 @@ class Config:
         ),
     )
     kv_cache_mb: int = field(default=4_096, metadata=_about("Most MiB of cached prefixes; 0 keeps none", whole(0)))
+    kv_disk_mb: int | Literal["auto"] = field(
+        default="auto",
+        metadata=_about(
+            "Most MiB of cached prefixes on the disk, or auto; 0 keeps none",
+            whole_or_auto(0),
+            "`auto` is 8 GiB or a twentieth of what is free, whichever is less. See [The disk tier](kv-tier.md): what is "
+            "written, and what its files tell. The last tenth of a disk stays free, and at most twice this is written "
+            "in a day. With 0 what is there is removed at the start.",
+            "MiB|auto",
+        ),
+    )
+    kv_disk_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            "Directory for cached prefixes on the disk; empty is kv in state_dir",
+            read_optional_path,
+            "It must be this user's alone (mode 0700), and is created so. One daemon uses it at a time.",
+        ),
+    )
     max_cache_blocks: int = field(
         default=262_144,
         metadata=_about("Most blocks of 16 tokens in the prefix cache; 0 keeps none", whole(0)),
@@ -212,6 +232,16 @@ class Config:
     def kv_cache_bytes(self) -> int:
         """Most bytes of cached prefixes."""
         return self.kv_cache_mb << 20
+
+    @property
+    def kv_disk_bytes(self) -> int | None:
+        """Most bytes of cached prefixes on the disk; None for what suits the disk."""
+        return None if self.kv_disk_mb == "auto" else self.kv_disk_mb << 20
+
+    @property
+    def kv_disk_folder(self) -> Path:
+        """The directory of cached prefixes on the disk."""
+        return self.kv_disk_dir or self.state_dir / "kv"
 
     def to_json(self) -> str:
         """Return all values as one line of JSON, for `from_json` in another process."""
