@@ -39,6 +39,7 @@ from daemon.engine.reporting.model_registry import NamespaceRegistry
 from daemon.engine.reporting.snapshot import StatsCollector
 from daemon.kv.disk.files import Files
 from daemon.kv.disk.tier import DiskTier
+from daemon.kv.disk.work import DiskWork
 from daemon.kv.evictor import PrefixLimits
 from daemon.kv.mlx.adapters.kv_cache import copied
 from daemon.kv.mlx.disk_codec import ArrayCodec
@@ -95,7 +96,7 @@ def build_engine(
 
     places = Places(Path(constants.HF_HUB_CACHE), config.model_roots, config.aliases, background, clock)
 
-    invalidator = Invalidator(models, prefixes, runner)
+    invalidator = Invalidator(models, prefixes, runner, disk)
     namespaces = NamespaceRegistry(prefixes, clock)
     overrides = ModelOverrides()
     figures = StatsCollector(
@@ -134,8 +135,8 @@ def _model_limits(config: Config, budget: MemoryBudget) -> ModelLimits:
 def _disk_tier(
     config: Config, prefixes: PrefixCache, background: Background, clock: Callable[[], float], wall: Callable[[], float]
 ) -> DiskTier:
-    files = Files(config.kv_disk_folder)
-    tier = DiskTier(files, config.kv_disk_bytes, prefixes, ArrayCodec(), partial(_on_disk, background), clock, wall)
+    work = DiskWork(Files(config.kv_disk_folder), partial(_on_disk, background), clock, wall)
+    tier = DiskTier(work, config.kv_disk_bytes, prefixes, ArrayCodec(), clock, wall)
     if tier.enabled:
         prefixes.below = tier
     tier.begin()
@@ -151,4 +152,5 @@ def _on_disk(background: Background, work: Callable[[], T], then: Callable[[T | 
         except Exception as error:
             return error
 
-    background.run(Task(KV_DISK, "the disk tier", KV_DISK.name, caught), then, then)
+    task: Task[T | Exception] = Task(KV_DISK, "the disk tier", KV_DISK.name, caught)
+    background.run(task, then, then)

@@ -193,14 +193,15 @@ class PrefixCache:
             self.below.used(namespace, path)
         return self.keeps.keep(namespace, path, spec, seconds)
 
-    def restored(self, lease: PrefixLease) -> None:
-        """Count a match as reused. Call it after the match was copied into the request's cache."""
+    def restored(self, lease: PrefixLease, from_below: int = 0) -> None:
+        """Count a match as reused, and those of its tokens that came from below. Call it after the match was copied."""
         self._count(hits=1, tokens_reused=lease.tokens)
         if lease.nodes:
             lease.nodes[0].counters.hits += 1
             lease.nodes[0].counters.tokens_reused += lease.tokens
             if self.below is not None:
                 self.below.used(lease.namespace, lease.nodes)
+                self.below.reused(from_below)
 
     def runs(self, lease: PrefixLease, spec: PrefixSpec) -> list[list[Run]]:
         """Return, for each layer group, where the KV of a match is, in order. A window needs only what it can see."""

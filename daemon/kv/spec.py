@@ -118,6 +118,9 @@ class Below(Protocol):
     def used(self, namespace: str, path: Sequence[Node]) -> None:
         """Take a path that was used again, or that is kept."""
 
+    def reused(self, tokens: int) -> None:
+        """Count tokens of a prompt that came from below and were reused."""
+
     def forget(self, accept: Callable[[str], bool]) -> None:
         """Forget the namespaces that `accept` names."""
 

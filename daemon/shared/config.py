@@ -13,6 +13,8 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from daemon.shared.config_file import ConfigError as ConfigError
+from daemon.shared.config_file import settings_of
 from daemon.shared.config_values import (
     Reader,
     read_aliases,
@@ -27,20 +29,11 @@ from daemon.shared.config_values import (
     whole,
     whole_or_auto,
 )
-from daemon.shared.small_file import read_small
 
 FILE_NAME = "config.toml"
-MOST_BYTES = 64 * 1024
-MOST_DOTS = 1000
-"""Size of that file, and dots in it outside of comments."""
-
 ENV_PREFIX = "MLX_SIDECAR_"
 TEST_PREFIX = "MLX_SIDECAR_TEST_"
 """Prefix of variables for tests, which are not settings."""
-
-
-class ConfigError(Exception):
-    """An unknown name or a wrong value. The text is one sentence: key, origin, value, and the allowed values."""
 
 
 def _default_socket() -> Path:
@@ -122,9 +115,9 @@ class Config:
         metadata=_about(
             "Most MiB of cached prefixes on the disk, or auto; 0 keeps none",
             whole_or_auto(0),
-            "`auto` is 8 GiB or a twentieth of what is free, whichever is less. See [The disk tier](kv-tier.md): what is "
-            "written, and what its files tell. The last tenth of a disk stays free, and at most twice this is written "
-            "in a day. With 0 what is there is removed at the start.",
+            "`auto` is 8 GiB or a twentieth of what is free, whichever is less. The last tenth of a disk stays free, "
+            "and at most twice this is written in a day. With 0 what is there is removed at the start. See [The disk "
+            "tier](kv-tier.md).",
             "MiB|auto",
         ),
     )
@@ -330,32 +323,8 @@ def given_value(key: str, flag: str | None, environ: Mapping[str, str], home: Pa
 
 
 def _from_file(path: Path) -> Iterator[_Given]:
-    import tomllib  # here, as `difflib` below: most commands do not need it
-
-    try:
-        text = read_small(path, MOST_BYTES).decode("utf-8").replace("\r\n", "\n")
-        if _dots(text) > MOST_DOTS:
-            raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.")
-        content = tomllib.loads(text)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: byte {error.start} is not UTF-8.") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid TOML: {str(error).partition(';')[0]}.") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.") from None
-    if "state_dir" in content:
-        raise ConfigError(f"{path} sets state_dir, which only {ENV_PREFIX}STATE_DIR or --state-dir can set.")
-    for name, raw in content.items():
+    for name, raw in settings_of(path).items():
         yield _Given(_known(name, _FILE_NAMES, str(path)), raw, str(path), text=False)
-
-
-def _dots(text: str) -> int:
-    """Count the dots outside of comments. The time of the parser grows with the square of a key's parts."""
-    return sum(line.count(".") for line in text.splitlines() if not line.lstrip().startswith("#"))
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:

@@ -136,6 +136,7 @@ FIELDS: Mapping[str, Kind] = {
     "exception": _words,
     "field": _request_field,
     "file": _pattern(r"[\w.+-]{1,200}\.safetensors"),
+    "files": _number,
     "level": _one_of("debug", "info", "warning", "error", "critical"),
     "line": _words,
     "logger": _IDENTIFIER,

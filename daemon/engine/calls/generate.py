@@ -205,9 +205,7 @@ def kv_of(
     mode = request.cache.mode
     writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
     # The KV of a prefix has no logits.
-    return SequenceKV(
-        lease, namespace.digest(), reads=_reads(request), writes=writes, keep=seconds(request.cache.keep)
-    )
+    return SequenceKV(lease, namespace.digest(), reads=_reads(request), writes=writes, keep=seconds(request.cache.keep))
 
 
 def _refuse_keep(services: Services, request: pb.GenerateRequest, model: LoadedModel) -> None:

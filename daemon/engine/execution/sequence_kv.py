@@ -136,7 +136,7 @@ class SequenceKV:
             log.exception("prefix_restore_failed", request_id=request_id)
             return
         self.cached = prefix.tokens
-        prefixes.restored(prefix)
+        prefixes.restored(prefix, self.from_disk)
 
     def take(self) -> list[Any]:
         """Return the caches to a new owner, a batch."""

@@ -165,7 +165,7 @@ class StatsCollector:
         disk = self._disk
         if disk is None or not disk.open:
             return {}
-        counters = disk.counters
+        counters = disk.work.counters
         return {
             "disk_bytes": disk.catalog.nbytes,
             "disk_blocks": disk.catalog.blocks,

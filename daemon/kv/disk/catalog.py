@@ -152,11 +152,11 @@ class Catalog:
         path = self.path(hashes)
         if not path:
             return Plan()
-        stop, last = self.covered(hashes[: path[-1].depth]), ()
+        stop, last = self.covered(hashes[: path[-1].depth]), list[Entry]()
         if not path[0].piece.anywhere:
             ends = (index for index in range(stop, restorable, -1) if self._ready_resume(hashes[index - 1]))
             stop = next(ends, 0)
-            last = (self._resumes[hashes[stop - 1]],) if stop else ()
+            last = [self._resumes[hashes[stop - 1]]] if stop else []
         if stop <= restorable:
             return Plan()
         needed = tuple(entry for entry in path if in_memory < entry.depth and entry.piece.start < stop)

@@ -1,4 +1,4 @@
-"""The contract between the disk tier and the arrays: KV becomes bytes and KV again, in slices that fit between steps."""
+"""The contract between the disk tier and the arrays: KV as bytes and back, in slices that fit between steps."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Found:
 
     pieces: list[tuple[Piece, float]] = field(default_factory=list)
     hours: list[list[int]] = field(default_factory=list)
-    space: Space = Space(0, 0)
+    space: Space = field(default_factory=lambda: Space(0, 0))
     removed: int = 0
     read: int = 0
 
@@ -252,7 +252,7 @@ class Files:
                 raise DamagedError("a torn header")
             return decode_header(first + os.read(file, length - len(first)), size).piece
 
-    def _whole(self, name: str, most: int) -> bytes:
+    def _whole(self, name: str, most: int) -> bytearray:
         """Return the bytes of a file of this user."""
         with self._opened(name) as file:
             size = os.fstat(file).st_size

@@ -56,7 +56,7 @@ def encode_header(piece: Piece, parts: Sequence[Part]) -> bytes:
     return head + hashlib.sha256(head).digest()
 
 
-def header_length(first: bytes) -> int:
+def header_length(first: bytes | bytearray) -> int:
     """
     Return the bytes of a whole header, from its first bytes.
 
@@ -76,7 +76,7 @@ FIRST_BYTES = len(MAGIC) + _LENGTH.size
 """Bytes that `header_length` needs."""
 
 
-def decode_header(data: bytes, size: int) -> Header:
+def decode_header(data: bytes | bytearray, size: int) -> Header:
     """
     Return a header.
 
@@ -101,7 +101,7 @@ def decode_header(data: bytes, size: int) -> Header:
     return Header(piece, parts, len(data))
 
 
-def decode_parts(header: Header, data: bytes) -> list[Part]:
+def decode_parts(header: Header, data: bytes | bytearray) -> list[Part]:
     """
     Return the parts of a file, without a copy.
 
@@ -129,7 +129,7 @@ def encode_index(pieces: Iterable[Piece], hours: Sequence[Sequence[int]]) -> byt
     return INDEX_MAGIC + hashlib.sha256(body).digest() + body
 
 
-def decode_index(data: bytes) -> tuple[list[Piece], list[list[int]]]:
+def decode_index(data: bytes | bytearray) -> tuple[list[Piece], list[list[int]]]:
     """
     Return what `encode_index` wrote.
 

@@ -11,7 +11,7 @@ found: the rest is computed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -100,7 +100,7 @@ class Restore:
         if self._closed or self._find is None:
             return True
         if self._tier.clock() - self._moved > STALL_SECONDS:
-            self._tier.told("kv_disk_slow", "restore", f"no sign for {STALL_SECONDS:.0f} s")
+            self._tier.work.told("slow", "kv_disk_slow", TimeoutError())
             self.close()
         return self._closed
 
@@ -159,7 +159,7 @@ class Restore:
         assert self._find is not None
         self.namespace = self._find()
         tier, keys = self._tier, block_keys(self._tokens[:-1])
-        hashes = chain(self.namespace, keys[: tier.most_blocks]) if self.namespace else []
+        hashes = chain(self.namespace, keys) if self.namespace else []
         path = tier.prefixes.trie.walk(self.namespace, keys)
         self._plan = Plan()
         if hashes:
@@ -201,8 +201,3 @@ class Restore:
     def _end_if_done(self) -> None:
         if not (self._unread or self._read or self._reading):
             self.close()
-
-
-def staged(restores: Iterable[Restore]) -> int:
-    """Return the bytes that some restores hold."""
-    return sum(restore.staged for restore in restores)

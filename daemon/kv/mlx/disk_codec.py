@@ -126,7 +126,7 @@ def _states(stacks: Sequence[mx.array], places: Any, blocks: int) -> Iterator[Pa
 
 def _part(array: mx.array, about: dict[str, Any]) -> Part:
     about |= {"dtype": str(array.dtype).rpartition(".")[2], "shape": list(array.shape)}
-    return Part(about, memoryview(array.view(mx.uint8)).tobytes())
+    return Part(about, memoryview(cast("Any", array.view(mx.uint8))).tobytes())
 
 
 def _array(part: Part) -> mx.array:
