@@ -159,7 +159,7 @@ class Catalog:
             last = [self._resumes[hashes[stop - 1]]] if stop else []
         if stop <= restorable:
             return Plan()
-        needed = tuple(entry for entry in path if in_memory < entry.depth and entry.piece.start < stop)
+        needed = (entry for entry in path if in_memory < entry.piece.reach(hashes) and entry.piece.start < stop)
         return Plan((*needed, *last), stop)
 
     def holder(self, end: bytes) -> Entry | None:

@@ -11,7 +11,7 @@ a whole beginning of a prompt, and no token id lies in a file. Pure.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,16 @@ class Piece:
     def stop(self) -> int:
         """Index of the block after its last."""
         return self.start + len(self.hashes)
+
+    def reach(self, path: Sequence[bytes]) -> int:
+        """Return up to which block of a path its KV is that of the path; no more than its start if none is."""
+        if self.resume:
+            return self.start if self.parent in path[self.start - 1 : self.start] else 0
+        pairs = zip(self.hashes, path[self.start :], strict=False)
+        return self.start + next((index for index, (mine, its) in enumerate(pairs) if mine != its), self._most(path))
+
+    def _most(self, path: Sequence[bytes]) -> int:
+        return max(0, min(len(self.hashes), len(path) - self.start))
 
     @property
     def resume(self) -> bool:

@@ -61,6 +61,7 @@ class Restore:
         self._tokens: Sequence[int] = ()
         self._find: Callable[[], str] | None = None
         self._plan: Plan | None = None
+        self._hashes: Sequence[bytes] = ()
         self._unread: deque[Entry] = deque()
         self._read: deque[_Staged] = deque()
         self._reading = False
@@ -159,7 +160,7 @@ class Restore:
         assert self._find is not None
         self.namespace = self._find()
         tier, keys = self._tier, block_keys(self._tokens[:-1])
-        hashes = chain(self.namespace, keys) if self.namespace else []
+        self._hashes = hashes = chain(self.namespace, keys) if self.namespace else []
         path = tier.prefixes.trie.walk(self.namespace, keys)
         self._plan = Plan()
         if hashes:
@@ -191,7 +192,8 @@ class Restore:
     def _store(self, piece: Piece, source: KVSource, spec: PrefixSpec) -> None:
         """Store a piece in the prefix cache, as if it had just been computed."""
         assert self._plan is not None
-        stop = min(piece.stop, self._plan.blocks)
+        # A piece may go on as another prompt does.
+        stop = min(piece.reach(self._hashes), self._plan.blocks)
         tokens = self._tokens[: stop * BLOCK_TOKENS]
         prefixes = self._tier.prefixes
         prefixes.store(self.namespace, tokens, spec, source, resume=Resume.YES if piece.resume else Resume.NO)

@@ -149,7 +149,8 @@ class FakeDisk:
         prefixes: The cache above.
         tier: The tier.
         files: Its files.
-        now: Seconds of both clocks.
+        now: Seconds of the clock that never goes back.
+        jumped: Seconds that the other one is ahead.
     """
 
     def __init__(
@@ -158,11 +159,15 @@ class FakeDisk:
         self.prefixes = prefixes
         self.files = files or MemoryFiles()
         self.now = now
+        self.jumped = 0.0
         self._work: deque[Callable[[], None]] = deque()
-        work = DiskWork(self.files, self._run, lambda: self.now, lambda: self.now)
-        self.tier = DiskTier(work, wanted, prefixes.cache, FakeCodec(), lambda: self.now, lambda: self.now)
+        work = DiskWork(self.files, self._run, lambda: self.now, self._wall)
+        self.tier = DiskTier(work, wanted, prefixes.cache, FakeCodec(), lambda: self.now, self._wall)
         prefixes.cache.below = self.tier
         self.tier.begin()
+
+    def _wall(self) -> float:
+        return self.now + self.jumped
 
     def _run(self, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
         def done() -> None:

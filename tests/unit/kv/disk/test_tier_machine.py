@@ -11,7 +11,12 @@ from daemon.kv.disk.restores import Restore
 from daemon.kv.spec import Resume
 from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
 from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, RECURRENT, WINDOWED, FakePrefixes, prompt
-from tests.unit.kv.test_prefix_cache_machine import NAMESPACES, PROMPTS, floor_to_block
+from tests.unit.kv.test_prefix_cache_machine import floor_to_block
+
+NAMESPACES = st.sampled_from(["n/one", "n/two"])
+PROMPTS = st.tuples(st.lists(st.integers(1, 2), min_size=1, max_size=4), st.integers(0, 3)).map(
+    lambda drawn: prompt(*drawn[0], tail=drawn[1])
+)
 
 
 class DiskTierMachine(RuleBasedStateMachine):
@@ -39,7 +44,6 @@ class DiskTierMachine(RuleBasedStateMachine):
         prefixes = FakePrefixes(1000, self.room * BLOCK_BYTES, parts=self.parts)  # type: ignore[arg-type]
         self.disk = FakeDisk(prefixes, self.files, self.wanted, now)
 
-    @rule()
     def restart(self) -> None:
         """Kill the engine: what its threads had to do is lost, and memory is empty."""
         self.restores.clear()
@@ -47,13 +51,19 @@ class DiskTierMachine(RuleBasedStateMachine):
         self._begin(self.disk.now)
         self.disk.work(1)
 
-    @rule(namespace=NAMESPACES, tokens=PROMPTS)
     def store(self, namespace: str, tokens: list[int]) -> None:
         """Store a prompt."""
         self.disk.knows(namespace)
         self.disk.prefixes.store(namespace, tokens, Resume.YES)
         self.stored.append((namespace, tokens))
         self.forgotten = [each for each in self.forgotten if not self._revived(each, namespace, tokens)]
+
+    @rule(namespace=NAMESPACES, tokens=PROMPTS)
+    def write(self, namespace: str, tokens: list[int]) -> None:
+        """Store a prompt and use it again, and let it be written."""
+        self.store(namespace, tokens)
+        self.reuse(namespace, [*tokens, 9])
+        self.disk.settle()
 
     @rule(namespace=NAMESPACES, tokens=PROMPTS)
     def reuse(self, namespace: str, tokens: list[int]) -> None:
@@ -67,10 +77,14 @@ class DiskTierMachine(RuleBasedStateMachine):
         """Begin to restore a prompt from the disk."""
         self.restores.append(self.disk.restoring(namespace, tokens))
 
-    @rule(namespace=NAMESPACES, tokens=PROMPTS)
-    def restore(self, namespace: str, tokens: list[int]) -> None:
+    @rule(namespace=NAMESPACES, tokens=PROMPTS, memory=st.sampled_from(["stays", "evicted", "restarted"]))
+    def restore(self, namespace: str, tokens: list[int], memory: str) -> None:
         """Restore a prompt from the disk at once."""
-        restored = self.disk.restore(namespace, tokens)
+        if memory == "restarted":
+            self.restart()
+        elif memory == "evicted":
+            self.disk.prefixes.cache.shed(10**9)
+        restored = self.disk.restore(namespace, [*tokens, 9])
         assert restored == tokens[: len(restored)]
         self._is_allowed(namespace, restored)
 
@@ -82,29 +96,34 @@ class DiskTierMachine(RuleBasedStateMachine):
             if self.disk.tier.busy:
                 self.disk.tier.step()
 
-    @rule(fails=st.booleans())
-    def fault(self, fails: bool) -> None:
-        """Let the disk fail from now on, or no more."""
-        self.files.fault = OSError(28, "full") if fails else None
-
-    @rule(data=st.data())
-    def flip(self, data: st.DataObject) -> None:
-        """Change a byte of a file."""
-        if self.files.content:
-            name = data.draw(st.sampled_from(sorted(self.files.content)))
-            content = bytearray(self.files.content[name])
-            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-            self.files.content[name] = bytes(content)
-
-    @rule(seconds=st.sampled_from([1, 40, 400, -5000, 90_000]))
-    def time_passes(self, seconds: int) -> None:
-        """Let time pass, or both clocks jump."""
-        self.disk.now += seconds
+    @rule(namespace=NAMESPACES, tokens=PROMPTS, write=st.booleans())
+    def fault(self, namespace: str, tokens: list[int], write: bool) -> None:
+        """Let the disk fail for a while."""
+        self.files.fault = OSError(28, "full")
+        self.write(namespace, tokens) if write else self.restore(namespace, tokens, "evicted")
+        self.files.fault = None
+        self.disk.now += 60
         self.disk.tier.tick()
 
-    @rule(blocks=st.integers(0, 5))
+    @rule(namespace=NAMESPACES, tokens=PROMPTS, place=st.integers(0, 2**20), bit=st.integers(0, 7))
+    def flip(self, namespace: str, tokens: list[int], place: int, bit: int) -> None:
+        """Change a bit of a file, and restore."""
+        for name, content in sorted(self.files.content.items())[:1]:
+            changed = bytearray(content)
+            changed[-1 - place % len(changed)] ^= 1 << bit
+            self.files.content[name] = bytes(changed)
+        self.restore(namespace, tokens, "evicted")
+
+    @rule(seconds=st.sampled_from([1, 40, 400]), jump=st.sampled_from([0, -5000, 90_000]))
+    def time_passes(self, seconds: int, jump: int) -> None:
+        """Let time pass, and the clock of the day jump."""
+        self.disk.now += seconds
+        self.disk.jumped += jump
+        self.disk.tier.tick()
+
+    @rule(blocks=st.integers(1, 3))
     def shed(self, blocks: int) -> None:
-        """Evict under memory pressure."""
+        """Evict some under memory pressure."""
         self.disk.prefixes.cache.shed(blocks * BLOCK_BYTES)
 
     @rule(namespace=NAMESPACES, tokens=PROMPTS)
@@ -116,7 +135,7 @@ class DiskTierMachine(RuleBasedStateMachine):
         assert self.disk.tier.settled
         self.forgotten.append((namespace, tokens))
 
-    @rule(namespace=NAMESPACES)
+    @rule(namespace=st.just("n/two"))
     def clear(self, namespace: str) -> None:
         """Forget a namespace."""
         self._open()
@@ -167,21 +186,3 @@ def test_disk_tier_matches_its_model_at_random() -> None:
         settings=settings(max_examples=2000, stateful_step_count=80, deadline=None, print_blob=True, database=None),
     )
 
-
-@pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL])
-def test_prefix_used_twice_outlives_a_restart(parts: object) -> None:
-    """Whatever it consists of; one that was used once does not."""
-    files = MemoryFiles()
-    disk = FakeDisk(FakePrefixes(parts=parts), files)  # type: ignore[arg-type]
-    disk.settle()
-    twice, once = prompt(1, 2, 3, 4), prompt(5, 6)
-    for tokens in (twice, once):
-        disk.knows("n/one")
-        disk.prefixes.store("n/one", tokens)
-    disk.prefixes.reuse("n/one", [*twice, 7])
-    disk.settle()
-    again = FakeDisk(FakePrefixes(parts=parts), files)  # type: ignore[arg-type]
-    again.settle()
-    assert again.restore("n/one", [*twice, 7]) == twice
-    assert again.restore("n/one", [*once, 7]) == []
-    assert again.restore("n/two", [*twice, 7]) == []
