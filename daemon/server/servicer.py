@@ -199,6 +199,8 @@ def _note_generate(event: pb.GenerateResponse, tokens: int) -> None:
     if event.HasField("started"):
         started = event.started
         bind_contextvars(prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens)
+        if started.disk_tokens:
+            bind_contextvars(disk_tokens=started.disk_tokens)
         if started.HasField("miss"):
             bind_contextvars(**_miss(started.miss))
     elif event.HasField("finished"):
