@@ -132,6 +132,18 @@ class Files:
         found.space = self.space()
         return found
 
+    def look(self) -> Iterator[tuple[str, Piece | None, float]]:
+        """Yield name, piece and time of last use of each file, and change nothing; None for one that is damaged."""
+        with suppress(FileNotFoundError), os.scandir(self.folder) as items:
+            for item in items:
+                if item.name.endswith(SUFFIX):
+                    about = item.stat(follow_symlinks=False)
+                    try:
+                        piece: Piece | None = self._piece(item.name, about.st_size)
+                    except (OSError, DamagedError):
+                        piece = None
+                    yield item.name, piece, about.st_mtime
+
     def write(self, piece: Piece, parts: Sequence[Part]) -> int:
         """
         Write a piece, and return the bytes of its file.
