@@ -101,7 +101,7 @@ class Restore:
         if self._closed or self._find is None:
             return True
         if self._tier.clock() - self._moved > STALL_SECONDS:
-            self._tier.work.told("slow", "kv_disk_slow", TimeoutError())
+            self._tier.work.told("slow", TimeoutError())
             self.close()
         return self._closed
 

@@ -60,7 +60,7 @@ class DiskTier:
         open: Whether the directory can be used.
         opening: Whether that is being found out.
         catalog: What lies on the disk.
-        restores: Prompts whose KV is being read.
+        restores: Prompts with KV that is being read.
         prefixes: The cache above.
         codec: Turns arrays into bytes and back.
         clock: Seconds that never go back.
@@ -135,7 +135,7 @@ class DiskTier:
             try:
                 self.writer.step()
             except Exception as error:
-                self.work.told("encode", "kv_disk_write_failed", error)
+                self.work.told("encode", error)
                 self.writer.clear()
 
     def tick(self) -> None:
@@ -212,7 +212,7 @@ class DiskTier:
         try:
             restore.step()
         except Exception as error:
-            self.work.told("restore", "kv_disk_restore_failed", error)
+            self.work.told("restore", error)
             restore.close()
         if restore in self.restores:  # the others have the next turns
             self.restores.append(self.restores.pop(self.restores.index(restore)))

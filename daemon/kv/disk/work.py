@@ -87,12 +87,12 @@ class DiskWork:
         """Whether a write failed lately."""
         return self._clock() < self._paused_until
 
-    def told(self, kind: str, event: str, error: Exception) -> None:
+    def told(self, kind: str, error: Exception) -> None:
         """Count a fault of a kind of work, and log it if it is the first since that work succeeded."""
         self.counters.faults += 1
         if kind not in self._told:
             self._told.add(kind)
-            log.warning(event, error=_shown(error))
+            _log(kind, _shown(error))
 
     def open(self, then: Callable[[Found | Exception], None]) -> None:
         """Open the directory and scan it."""
@@ -102,7 +102,7 @@ class DiskWork:
             return self._files.scan(self._wall())
 
         def done(found: Found | Exception) -> None:
-            self._failed("open", "kv_disk_unusable", found)
+            self._failed("open", found)
             if not isinstance(found, Exception) and found.removed:
                 log.info("kv_disk_cleaned", files=found.removed)
             then(found)
@@ -119,7 +119,7 @@ class DiskWork:
                 self._files.close()
 
         def done(result: Exception | None) -> None:
-            self._failed("empty", "kv_disk_remove_failed", result)
+            self._failed("empty", result)
 
         self._run(emptied, done)
 
@@ -136,7 +136,7 @@ class DiskWork:
         def done(parts: list[Part] | Exception) -> None:
             if isinstance(parts, Exception):
                 if wanted():
-                    self.told("read", "kv_disk_read_failed", parts)
+                    self.told("read", parts)
                 then(None)
                 return
             self._told.discard("read")
@@ -150,7 +150,7 @@ class DiskWork:
         self._unremoved.discard(piece.name)
 
         def done(size: int | Exception) -> None:
-            if self._failed("write", "kv_disk_write_failed", size) or isinstance(size, Exception):
+            if self._failed("write", size) or isinstance(size, Exception):
                 self._paused_until = self._clock() + PAUSE_SECONDS
                 then(None)
                 return
@@ -165,7 +165,7 @@ class DiskWork:
 
         def done(result: Exception | None) -> None:
             self.removing -= lasting
-            if self._failed("remove", "kv_disk_remove_failed", result):
+            if self._failed("remove", result):
                 self._unremoved.update(names)
                 self._removal_error = result if lasting else self._removal_error
 
@@ -197,18 +197,35 @@ class DiskWork:
             return self._files.space()
 
         def done(space: Space | Exception) -> None:
-            if not self._failed("index", "kv_disk_write_failed", space) and not isinstance(space, Exception):
+            if not self._failed("index", space) and not isinstance(space, Exception):
                 then(space)
 
         self._run(written, done)
 
-    def _failed(self, kind: str, event: str, result: object) -> bool:
+    def _failed(self, kind: str, result: object) -> bool:
         """Tell whether work failed, and note it either way."""
         if isinstance(result, Exception):
-            self.told(kind, event, result)
+            self.told(kind, result)
             return True
         self._told.discard(kind)
         return False
+
+
+def _log(kind: str, error: str) -> None:
+    """Log a fault of a kind of work."""
+    match kind:
+        case "open":
+            log.warning("kv_disk_unusable", error=error)
+        case "read":
+            log.warning("kv_disk_read_failed", error=error)
+        case "restore":
+            log.warning("kv_disk_restore_failed", error=error)
+        case "slow":
+            log.warning("kv_disk_slow", error=error)
+        case "remove" | "empty":
+            log.warning("kv_disk_remove_failed", error=error)
+        case _:
+            log.warning("kv_disk_write_failed", error=error)
 
 
 def _shown(error: Exception) -> str:

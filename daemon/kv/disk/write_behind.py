@@ -49,7 +49,7 @@ class Job:
 
 @dataclass(slots=True)
 class Draft:
-    """A piece whose arrays are being turned into bytes."""
+    """A piece that is being turned into bytes."""
 
     piece: Piece
     encoding: Iterator[Part]
