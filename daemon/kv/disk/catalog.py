@@ -91,6 +91,10 @@ class Catalog:
         """Namespaces that have a piece."""
         return list(self._roots)
 
+    def pieces_in(self, namespace: str) -> int:
+        """Return how many pieces a namespace has."""
+        return len(self._roots.get(namespace, ()))
+
     def fill(self, found: Iterable[tuple[Piece, float]]) -> list[str]:
         """Add what a scan found, and return the names of those that lack a piece before them, or are there twice."""
         lost: list[str] = []

@@ -249,8 +249,8 @@ class Files:
             if piece is None or piece.nbytes != about.st_size:
                 piece = self._piece(item.name, about.st_size)
                 found.read += 1
-            if piece.name != item.name:
-                raise DamagedError("a piece under another name")
+                if piece.name != item.name:
+                    raise DamagedError("a piece under another name")
         except (OSError, DamagedError):
             found.removed += self._discard(item.name)
             return

@@ -100,7 +100,7 @@ class Restore:
         """Whether nothing more will come; a call waits for this."""
         if self._closed or self._find is None:
             return True
-        if self._tier.clock() - self._moved > STALL_SECONDS:
+        if self._tier.clock() - max(self._moved, self._tier.moved) > STALL_SECONDS:
             self._tier.work.told("slow", TimeoutError())
             self.close()
         return self._closed
@@ -140,7 +140,7 @@ class Restore:
         staged = self._read[0]
         if self._decoding is None:
             self._decoding = self._tier.codec.decoded(staged.parts)
-        self._moved = self._tier.clock()
+        self._tier.moved = self._tier.clock()
         try:
             next(self._decoding)
         except StopIteration as end:
@@ -180,7 +180,6 @@ class Restore:
         self._reading = False
         if self._closed:
             return
-        self._moved = self._tier.clock()
         if parts is None:
             self._unread.clear()
             self.staged -= entry.piece.nbytes

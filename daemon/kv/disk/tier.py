@@ -30,8 +30,8 @@ from daemon.kv.nodes import Node
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import PrefixSpec
 
-RETRY_SECONDS = 30.0
-"""Time until a directory that could not be used is tried again."""
+RETRY_SECONDS = 2.0
+"""Time until a directory that could not be used is tried again: the engine of a daemon that was killed lingers."""
 
 INDEX_SECONDS = 300.0
 INDEX_PIECES = 128
@@ -64,6 +64,7 @@ class DiskTier:
         prefixes: The cache above.
         codec: Turns arrays into bytes and back.
         clock: Seconds that never go back.
+        moved: When the disk last gave a sign.
         writer: Writes behind.
     """
 
@@ -84,6 +85,7 @@ class DiskTier:
         self.prefixes = prefixes
         self.codec = codec
         self.clock = clock
+        self.moved = clock()
         self.writer = WriteBehind(prefixes.trie, self.catalog, codec, self._touched, self._submit)
         self._wanted = wanted
         self._wall = wall
@@ -163,7 +165,7 @@ class DiskTier:
     def namespace_of(self, model: str, salt: str) -> str:
         """Return the namespace on the disk of a model's content and a salt, with the most pieces; empty if none."""
         names = self.catalog.salted(model, salt_partition(salt))
-        return max(names, key=lambda name: len(self.catalog.select(lambda each: each == name)), default="")
+        return max(names, key=self.catalog.pieces_in, default="")
 
     def restorable(self, namespace: str, path: Sequence[Node]) -> int:
         """Return after how many blocks of a path in memory a request can go on."""
@@ -198,6 +200,7 @@ class DiskTier:
             return self.catalog.get(entry.piece.name) is entry
 
         def arrived(parts: Sequence[Part] | None) -> None:
+            self.moved = self.clock()
             if parts is None and there():
                 self._remove(self.catalog.drop([entry]))
             then(entry, parts)

@@ -10,7 +10,7 @@ What to write and whether it may be written is decided here; `DiskTier` hands th
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +24,9 @@ from daemon.kv.trie import PrefixTrie
 
 MOST_JOBS = 32
 """Paths that wait to be written; the oldest is dropped for another: what is used again comes back."""
+
+MOST_NAMESPACES = 1024
+"""Namespaces that are known, the latest: callers choose salts, and each makes one."""
 
 MOST_UNDERWAY = 2
 """Pieces that the disk's thread has and has not written. A slow disk holds up writing and nothing else."""
@@ -89,7 +92,7 @@ class WriteBehind:
         self._submit = submit
         self._jobs: deque[Job] = deque()
         self._draft: Draft | None = None
-        self._known: dict[str, tuple[PrefixSpec, str]] = {}
+        self._known: OrderedDict[str, tuple[PrefixSpec, str]] = OrderedDict()
 
     @property
     def busy(self) -> bool:
@@ -98,7 +101,10 @@ class WriteBehind:
 
     def knows(self, namespace: str, spec: PrefixSpec, model: str) -> None:
         """Note what a namespace consists of, and the name of its model."""
-        self._known.setdefault(namespace, (spec, model))
+        self._known[namespace] = (spec, model)
+        self._known.move_to_end(namespace)
+        if len(self._known) > MOST_NAMESPACES:
+            self._known.popitem(last=False)
 
     def spec(self, namespace: str) -> PrefixSpec | None:
         """Return what a namespace consists of, if that is known."""
@@ -137,8 +143,11 @@ class WriteBehind:
             job.hashes = chain(job.namespace, job.keys)
             job.done = self._catalog.covered(job.hashes)
             self._touched(job.hashes[: job.done])
-        path = self._trie.walk(job.namespace, job.keys)
-        spec, model = self._known[job.namespace]
+        known = self._known.get(job.namespace)
+        if known is None:
+            self._jobs.popleft()
+            return
+        (spec, model), path = known, self._trie.walk(job.namespace, job.keys)
         if job.done < len(path):
             size = max(1, min(EXTENT_BLOCKS, PART_BYTES // max(1, spec.block_bytes)))
             stop = min(job.done + size, len(path))
