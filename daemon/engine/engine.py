@@ -137,6 +137,7 @@ class Engine:
         self._share.served(self._clock() - began)
         if self._disk.busy:
             self._disk.step()
+            self._calls.poll()  # a call that has its prefix now joins the runner before the loop waits
         loads = self._models.busy and (self._share.due or not self._runner.decoding)
         if loads:
             self._load_slice()

@@ -53,7 +53,7 @@ def _version() -> set[str]:
     return loaded("--version")
 
 
-NAMES_MODELS = ("run", "pull", "load", "show", "rm", "stop", "tokens", "embed", "invalidate")
+NAMES_MODELS = ("run", "pull", "load", "show", "rm", "stop", "tokens", "embed", "invalidate", "cache")
 """Commands that complete the name of a model."""
 
 
@@ -93,6 +93,7 @@ def test_ps_imports_the_client_but_not_the_daemon(daemon: RunningDaemon) -> None
     assert ours <= {
         "daemon.shared",
         "daemon.shared.config",
+        "daemon.shared.config_file",
         "daemon.shared.config_values",
         "daemon.shared.small_file",
         "daemon.shared.wording",
