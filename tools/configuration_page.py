@@ -42,6 +42,7 @@ _COMPUTED = {
 }
 """Defaults that depend on the user or the system."""
 _KINDS = {"str": "text", "int": "whole number", "float": "duration", "bool": "true or false", "Path": "absolute path"}
+_KINDS["int | Literal['auto']"] = "whole number or `auto`"
 
 
 def page() -> str:
@@ -70,7 +71,7 @@ def _kind(field: Field[Any]) -> str:
         return 'table of names and models ("NAME=MODEL" with commas between them in the variable and the flag)'
     if kind.startswith("tuple"):
         return 'list of absolute paths (":" between them in the variable, the flag repeated)'
-    return _KINDS[kind.removesuffix(" | None")]
+    return _KINDS[kind.removesuffix(" | None").replace('"', "'")]
 
 
 def _default(key: str, field: Field[Any]) -> str:

@@ -29,6 +29,7 @@ COMMANDS = {
     "tokens": "Count the tokens of a prompt.",
     "embed": "Turn texts into vectors.",
     "invalidate": "Drop weights and cached prefixes.",
+    "cache": "Look at the prefixes on the disk.",
     "stats": "Show the state of the daemon.",
     "top": "Watch the daemon.",
     "metrics": "Export figures for Prometheus.",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import constants
 
@@ -15,6 +18,7 @@ from daemon.cache.mlx.loader import supported
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Resolver
 from daemon.engine.background.background import Background
+from daemon.engine.background.task import KV_DISK, Task
 from daemon.engine.background.thread_priority import Streams, aside
 from daemon.engine.calls.invalidate import Invalidator
 from daemon.engine.calls.model_loading import ModelLoader
@@ -33,11 +37,17 @@ from daemon.engine.prompt.chat_templates import WORKERS, Templates
 from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.reporting.model_registry import NamespaceRegistry
 from daemon.engine.reporting.snapshot import StatsCollector
+from daemon.kv.disk.files import Files
+from daemon.kv.disk.tier import DiskTier
+from daemon.kv.disk.work import DiskWork
 from daemon.kv.evictor import PrefixLimits
 from daemon.kv.mlx.adapters.kv_cache import copied
+from daemon.kv.mlx.disk_codec import ArrayCodec
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.config import Config
 from daemon.shared.model_overrides import ModelOverrides
+
+T = TypeVar("T")
 
 
 def build_engine(
@@ -47,6 +57,7 @@ def build_engine(
     clock: Callable[[], float],
     pressure: Source = normal,
     ttl_clock: Callable[[], float] | None = None,
+    wall: Callable[[], float] = time.time,
 ) -> Engine:
     """
     Build the parts of an engine and return the engine that drives them.
@@ -61,6 +72,7 @@ def build_engine(
         clock: Seconds that never go back.
         pressure: Tells whether the system is short of memory; asked once a second, if the configuration allows it.
         ttl_clock: Seconds that include the machine's sleep, for how long models were idle; `clock` if None.
+        wall: Seconds since 1970, which may jump.
     """
     ttl_clock = ttl_clock or clock
     budget = MemoryBudget(memory_limit(working_set()))
@@ -79,16 +91,17 @@ def build_engine(
     models: Models = ModelCache(limits, loader.begin, ttl_clock, buffers.clear)
     memory.watch(models, runner)
     background = Background(post, clock, WORKERS)
+    disk = _disk_tier(config, prefixes, background, clock, wall)
     resolver = Resolver(config.model_roots, digests=digests, supported=supported, afford=limits.refuse_if_never)
 
     places = Places(Path(constants.HF_HUB_CACHE), config.model_roots, config.aliases, background, clock)
 
-    invalidator = Invalidator(models, prefixes, runner)
+    invalidator = Invalidator(models, prefixes, runner, disk)
     namespaces = NamespaceRegistry(prefixes, clock)
     overrides = ModelOverrides()
     figures = StatsCollector(
         models, prefixes, namespaces, runner, memory, ttl_clock,
-        stuck=background.stuck, context_length=overrides.context_length,
+        disk=disk, stuck=background.stuck, context_length=overrides.context_length,
     )  # fmt: skip
     outbox.attach(figures.snapshot)
 
@@ -107,12 +120,37 @@ def build_engine(
         namespaces=namespaces,
         overrides=overrides,
         places=places,
+        disk=disk,
     )
     source = pressure if config.evict_on_memory_pressure else normal
     relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)
-    return Engine(services, invalidator, templates, memory, buffers, relief, streams)
+    return Engine(services, invalidator, templates, memory, buffers, relief, streams, disk)
 
 
 def _model_limits(config: Config, budget: MemoryBudget) -> ModelLimits:
     nbytes = min(config.model_cache_bytes, budget.limit)
     return ModelLimits(nbytes, config.max_models, config.model_ttl, config.evict_on_memory_pressure, budget.limit)
+
+
+def _disk_tier(
+    config: Config, prefixes: PrefixCache, background: Background, clock: Callable[[], float], wall: Callable[[], float]
+) -> DiskTier:
+    work = DiskWork(Files(config.kv_disk_folder), partial(_on_disk, background), clock, wall)
+    tier = DiskTier(work, config.kv_disk_bytes, prefixes, ArrayCodec(), clock, wall)
+    if tier.enabled:
+        prefixes.below = tier
+    tier.begin()
+    return tier
+
+
+def _on_disk(background: Background, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
+    """Run work on the disk's thread; its error, or that it hangs, is a result as well."""
+
+    def caught() -> T | Exception:
+        try:
+            return work()
+        except Exception as error:
+            return error
+
+    task: Task[T | Exception] = Task(KV_DISK, "the disk tier", KV_DISK.name, caught)
+    background.run(task, then, then)

@@ -18,6 +18,7 @@ from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.memory.pressure import Relief
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.scheduling.batching_window import BatchingWindow, most_seconds
+from daemon.kv.disk.tier import DiskTier
 from daemon.v1 import ipc_pb2 as ipc
 
 SWEEP_SECONDS = 1.0
@@ -36,6 +37,7 @@ class Engine:
         buffers: MLX's cache of freed buffers.
         relief: Frees memory when the system is short of it.
         streams: Told whether requests decode.
+        disk: The tier below the prefix cache.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Engine:
         buffers: BufferCache,
         relief: Relief,
         streams: Streams,
+        disk: DiskTier,
     ) -> None:
         self._services = services
         self._clock = services.clock
@@ -60,6 +63,7 @@ class Engine:
         self._buffers = buffers
         self._relief = relief
         self._streams = streams
+        self._disk = disk
         self._calls = CallDriver(self._outbox.fail)
         self._gathering = BatchingWindow(self._clock)
         self._share = Share()
@@ -68,14 +72,14 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether there is work."""
-        return self._models.busy or self._runner.busy
+        return self._models.busy or self._runner.busy or self._disk.busy
 
     @property
     def pause(self) -> float:
         """Seconds for which `step` can wait for commands; 0 if it has something to do at once."""
         if not self.busy:
             return SWEEP_SECONDS
-        return 0.0 if self._models.busy else self._gather()
+        return 0.0 if self._models.busy or self._disk.busy else self._gather()
 
     @property
     def stuck(self) -> int:
@@ -131,6 +135,9 @@ class Engine:
             self._runner.step()
         self._streams.active = self._runner.decoding > 0
         self._share.served(self._clock() - began)
+        if self._disk.busy:
+            self._disk.step()
+            self._calls.poll()  # a call that has its prefix now joins the runner before the loop waits
         loads = self._models.busy and (self._share.due or not self._runner.decoding)
         if loads:
             self._load_slice()
@@ -164,6 +171,7 @@ class Engine:
         self._swept = self._clock()
         self._background.tick()
         self._templates.trim()
+        self._disk.tick()
         self._models.evict_stale()
         self._memory.make_room(0)  # for what running requests have grown by
         if self._relief.check() or not self.busy:

@@ -161,6 +161,7 @@ def _started(event: Started) -> pb.Started:
         prompt_tokens=event.prompt_tokens,
         cached_tokens=event.cached_tokens,
         warnings=event.warnings,
+        disk_tokens=event.disk_tokens,
         miss=None if event.miss is None else _miss(event.miss, event.place),
     )
 

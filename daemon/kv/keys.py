@@ -56,7 +56,7 @@ class Namespace:
     Its name is written by `digest`; this module also holds the only functions that read a part of such a name:
 
         <weights: 64 hex digits><adapter: 64><layout: 64>/<salt: 64>
-        └────────── model_digest() ─────────┘             └─ partition_of()
+        └── model_digest(), model_of() ─────┘             └─ partition_of()
 
     Attributes:
         weights: Digest of the model's content.
@@ -79,6 +79,16 @@ class Namespace:
 def model_digest(weights: str, adapter: str) -> str:
     """Return the beginning of the names of all namespaces of one model."""
     return _digest(weights=weights) + _digest(adapter=adapter)
+
+
+def model_of(namespace: str) -> str:
+    """Return the part of a namespace's name that `model_digest` wrote."""
+    return namespace[: 2 * _DIGITS]
+
+
+def salt_partition(salt: str) -> str:
+    """Return the partition of all namespaces with a salt."""
+    return _digest(salt=salt)
 
 
 def partition_of(namespace: str) -> str:

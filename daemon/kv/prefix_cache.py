@@ -58,7 +58,7 @@ from daemon.kv.miss import MOST_CHILDREN, Lookup, Miss, MissReason, explain
 from daemon.kv.nodes import Node
 from daemon.kv.resumable import make_resumable
 from daemon.kv.seen_prompts import SeenPrompts
-from daemon.kv.spec import KVSource, PrefixSpec, Resume, packed
+from daemon.kv.spec import Below, KVSource, PrefixSpec, Resume, packed
 from daemon.kv.trie import PrefixTrie
 from daemon.shared.failpoints import failpoint
 
@@ -96,6 +96,7 @@ class PrefixCache:
         trie: The index.
         keeps: The prefixes that are evicted last.
         misses: Prompts that were not reused further, by reason.
+        below: The tier below this cache, if there is one.
         min_prefix_len: Shortest match worth reusing, in tokens.
     """
 
@@ -110,6 +111,7 @@ class PrefixCache:
         self.trie = PrefixTrie()
         self.keeps = Keeps(self.trie, int(limits.blocks * KEEP_SHARE), int(limits.nbytes * KEEP_SHARE), clock)
         self.misses: Counter[MissReason] = Counter()
+        self.below: Below | None = None
         self._counters = PrefixCounters()
         self._evictor = Evictor(limits, self.trie, self.keeps, copy)
         self._seen = SeenPrompts(clock)
@@ -187,14 +189,19 @@ class PrefixCache:
         path = path[: spec.restorable(path)]
         if len(path) * BLOCK_TOKENS < self.min_prefix_len:
             return False
+        if self.below is not None:
+            self.below.used(namespace, path)
         return self.keeps.keep(namespace, path, spec, seconds)
 
-    def restored(self, lease: PrefixLease) -> None:
-        """Count a match as reused. Call it after the match was copied into the request's cache."""
+    def restored(self, lease: PrefixLease, from_below: int = 0) -> None:
+        """Count a match as reused, and those of its tokens that came from below. Call it after the match was copied."""
         self._count(hits=1, tokens_reused=lease.tokens)
         if lease.nodes:
             lease.nodes[0].counters.hits += 1
             lease.nodes[0].counters.tokens_reused += lease.tokens
+            if self.below is not None:
+                self.below.used(lease.namespace, lease.nodes)
+                self.below.reused(from_below)
 
     def runs(self, lease: PrefixLease, spec: PrefixSpec) -> list[list[Run]]:
         """Return, for each layer group, where the KV of a match is, in order. A window needs only what it can see."""
@@ -254,6 +261,8 @@ class PrefixCache:
         """Forget the namespaces that `accept` names; everything without an argument."""
         if not dry_run:
             self._seen.invalidated(lambda entry: accept(entry.namespace))
+            if self.below is not None:
+                self.below.forget(accept)
         return self._forget(self.trie.tops(accept), dry_run=dry_run)
 
     def forget_prefix(self, namespace: str, prefix: Sequence[int], *, dry_run: bool = False) -> Dropped:
@@ -270,6 +279,8 @@ class PrefixCache:
         else:
             tops = self.trie.branches(namespace, keys, lambda key: key_starts_with(key, rest))
         if not dry_run:
+            if self.below is not None:
+                self.below.forget_prefix(namespace, block_keys(prefix))
             beginnings = (pack(prefix), *(_packed_path(top) for top in tops))
             self._seen.invalidated(lambda entry: entry.namespace == namespace and entry.packed.startswith(beginnings))
         return self._forget(tops, dry_run=dry_run)

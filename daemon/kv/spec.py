@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -110,6 +110,22 @@ class KVSource(Protocol):
 
     def checkpoint(self, tokens: int) -> Checkpoint | None:
         """Return the state of the recurrent layers after exactly `tokens` tokens; None if it is not held."""
+
+
+class Below(Protocol):
+    """What the prefix cache tells a tier below it."""
+
+    def used(self, namespace: str, path: Sequence[Node]) -> None:
+        """Take a path that was used again, or that is kept."""
+
+    def reused(self, tokens: int) -> None:
+        """Count tokens of a prompt that came from below and were reused."""
+
+    def forget(self, accept: Callable[[str], bool]) -> None:
+        """Forget the namespaces that `accept` names."""
+
+    def forget_prefix(self, namespace: str, keys: Sequence[bytes]) -> None:
+        """Forget all prompts that begin with some blocks; without any, the whole namespace."""
 
 
 class Resume(Enum):

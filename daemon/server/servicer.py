@@ -201,6 +201,8 @@ def _note_generate(event: pb.GenerateResponse, tokens: int) -> None:
         bind_contextvars(prompt_tokens=started.prompt_tokens, cached_tokens=started.cached_tokens)
         if started.warnings:
             bind_contextvars(warnings=len(started.warnings))
+        if started.disk_tokens:
+            bind_contextvars(disk_tokens=started.disk_tokens)
         if started.HasField("miss"):
             bind_contextvars(**_miss(started.miss))
     elif event.HasField("finished"):

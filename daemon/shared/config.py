@@ -13,7 +13,8 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from daemon.shared.config_file import read_settings
+from daemon.shared.config_file import ConfigError as ConfigError
+from daemon.shared.config_file import settings_of
 from daemon.shared.config_values import (
     Reader,
     read_aliases,
@@ -27,6 +28,7 @@ from daemon.shared.config_values import (
     read_seconds,
     read_switch,
     whole,
+    whole_or_auto,
 )
 
 FILE_NAME = "config.toml"
@@ -34,10 +36,6 @@ FILE_NAME = "config.toml"
 ENV_PREFIX = "MLX_SIDECAR_"
 TEST_PREFIX = "MLX_SIDECAR_TEST_"
 """Prefix of variables for tests, which are not settings."""
-
-
-class ConfigError(Exception):
-    """An unknown name or a wrong value. The text is one sentence: key, origin, value, and the allowed values."""
 
 
 def _default_socket() -> Path:
@@ -114,6 +112,25 @@ class Config:
         ),
     )
     kv_cache_mb: int = field(default=4_096, metadata=_about("Most MiB of cached prefixes; 0 keeps none", whole(0)))
+    kv_disk_mb: int | Literal["auto"] = field(
+        default="auto",
+        metadata=_about(
+            "Most MiB of cached prefixes on the disk, or auto; 0 keeps none",
+            whole_or_auto(0),
+            "`auto` is 8 GiB or a twentieth of what is free, whichever is less. The last tenth of a disk stays free, "
+            "and at most twice this is written in a day. With 0 what is there is removed at the start. See [The disk "
+            "tier](kv-tier.md).",
+            "MiB|auto",
+        ),
+    )
+    kv_disk_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            "Directory for cached prefixes on the disk; empty is kv in state_dir",
+            read_optional_path,
+            "It must be this user's alone (mode 0700), and is created so. One daemon uses it at a time.",
+        ),
+    )
     max_cache_blocks: int = field(
         default=262_144,
         metadata=_about("Most blocks of 16 tokens in the prefix cache; 0 keeps none", whole(0)),
@@ -228,6 +245,16 @@ class Config:
         """Most bytes of cached prefixes."""
         return self.kv_cache_mb << 20
 
+    @property
+    def kv_disk_bytes(self) -> int | None:
+        """Most bytes of cached prefixes on the disk; None for what suits the disk."""
+        return None if self.kv_disk_mb == "auto" else self.kv_disk_mb << 20
+
+    @property
+    def kv_disk_folder(self) -> Path:
+        """The directory of cached prefixes on the disk."""
+        return self.kv_disk_dir or self.state_dir / "kv"
+
     def to_json(self) -> str:
         """Return all values as one line of JSON, for `from_json` in another process."""
         return json.dumps(asdict(self), default=str)
@@ -315,13 +342,7 @@ def given_value(key: str, flag: str | None, environ: Mapping[str, str], home: Pa
 
 
 def _from_file(path: Path) -> Iterator[_Given]:
-    try:
-        content = read_settings(path)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if "state_dir" in content:
-        raise ConfigError(f"{path} sets state_dir, which only {ENV_PREFIX}STATE_DIR or --state-dir can set.")
-    for name, raw in content.items():
+    for name, raw in settings_of(path).items():
         yield _Given(_known(name, _FILE_NAMES, str(path)), raw, str(path), text=False)
 
 

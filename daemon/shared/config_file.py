@@ -1,7 +1,8 @@
-"""The configuration file: TOML, read within limits of size and depth."""
+"""The configuration's file, config.toml: read within limits, as names and raw values."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +10,40 @@ from daemon.shared.small_file import read_small
 
 MOST_BYTES = 64 * 1024
 MOST_DOTS = 1000
-"""Size of the file, and dots in it outside of comments."""
+"""Size of that file, and dots in it outside of comments."""
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+class ConfigError(Exception):
+    """An unknown name or a wrong value. The text is one sentence: key, origin, value, and the allowed values."""
+
+
+def settings_of(path: Path) -> Mapping[str, Any]:
     """
-    Return what the file says; nothing if there is none.
+    Return what a file sets; nothing if there is no such file.
 
     Raises:
-        ValueError: If it cannot be used. The text is one sentence with the path.
+        ConfigError: If it cannot be read, is not TOML, or is too large or too deep.
     """
     import tomllib  # here: most commands do not need it
 
     try:
         text = read_small(path, MOST_BYTES).decode("utf-8").replace("\r\n", "\n")
         if _dots(text) > MOST_DOTS:
-            raise RecursionError
-        return tomllib.loads(text)
+            raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.")
+        content = tomllib.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: byte {error.start} is not UTF-8.") from None
+        raise ConfigError(f"{path} is not valid TOML: byte {error.start} is not UTF-8.") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not valid TOML: {str(error).partition(';')[0]}.") from None
+        raise ConfigError(f"{path} is not valid TOML: {str(error).partition(';')[0]}.") from None
     except RecursionError:
-        raise ValueError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.") from None
+        raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.") from None
+    if "state_dir" in content:
+        raise ConfigError(f"{path} sets state_dir, which only MLX_SIDECAR_STATE_DIR or --state-dir can set.")
+    return content
 
 
 def _dots(text: str) -> int:

@@ -31,6 +31,14 @@ PLACES: Mapping[str, str] = {
     "prefill.chunk": "engine: before a chunk of a prompt",
     "token.first": "engine: before the first token of an answer",
     "kv.publish": "engine: blocks are evaluated and in no trie yet",
+    "disk.write": "engine: a private file of the disk tier is open and empty",
+    "disk.part": "engine: before a part of such a file",
+    "disk.written": "engine: such a file is written and not synced",
+    "disk.synced": "engine: such a file is synced and has its private name",
+    "disk.renamed": "engine: such a file has its name",
+    "disk.index": "engine: the private file of the disk tier's index is open and empty",
+    "disk.read": "engine: a file of the disk tier is read and not checked",
+    "disk.remove": "engine: before a file of the disk tier is removed",
     "invalidate.dropped": "engine: blocks are dropped, and what runs may still store",
 }
 """Each place, and the moment that it stands for."""

@@ -160,6 +160,13 @@ class PrefixCacheStats:
         kept_bytes: Bytes of all kept prefixes.
         kept_budget_bytes: Most bytes of kept prefixes.
         kept_yielded: Kept prefixes that yielded before their time was over, for want of room.
+        disk_bytes: Bytes of KV on the disk.
+        disk_blocks: Blocks on the disk; some of them are in memory as well.
+        disk_budget_bytes: Most bytes on the disk now; 0 if there is no disk tier, or its directory cannot be used.
+        disk_hits: Requests that reused tokens from the disk.
+        disk_tokens_reused: These tokens.
+        disk_written_bytes: Bytes written to the disk since the start.
+        disk_faults: Faults of the disk since the start; each cost time.
     """
 
     blocks: int
@@ -185,3 +192,10 @@ class PrefixCacheStats:
     kept_bytes: int = 0
     kept_budget_bytes: int = 0
     kept_yielded: int = 0
+    disk_bytes: int = 0
+    disk_blocks: int = 0
+    disk_budget_bytes: int = 0
+    disk_hits: int = 0
+    disk_tokens_reused: int = 0
+    disk_written_bytes: int = 0
+    disk_faults: int = 0

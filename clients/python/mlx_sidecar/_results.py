@@ -65,6 +65,7 @@ class Started:
         cached_tokens: Tokens of the prompt that need not be computed again.
         warnings: What is not as the request had it: a sentence each, which begins with the field.
         miss: Why no more of it was reused; None if all was that could be.
+        disk_tokens: Tokens of `cached_tokens` that were read from the disk.
     """
 
     request_id: str
@@ -73,6 +74,7 @@ class Started:
     cached_tokens: int
     warnings: tuple[str, ...] = ()
     miss: Miss | None = None
+    disk_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

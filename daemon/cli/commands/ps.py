@@ -55,4 +55,7 @@ def _prefix_line(cache: PrefixCacheStats) -> str:
     line = f"Prefix cache: {size(cache.bytes)} of {size(cache.budget_bytes)} in {count(cache.blocks, 'block')}"
     if cache.tokens_looked_up:
         line += f", {percent(cache.tokens_reused / cache.tokens_looked_up)} of prompt tokens reused"
+    if cache.disk_budget_bytes:
+        line += f"\nOn disk: {size(cache.disk_bytes)} of {size(cache.disk_budget_bytes)}"
+        line += f" in {count(cache.disk_blocks, 'block')}, {count(cache.disk_tokens_reused, 'token')} reused from there"
     return line

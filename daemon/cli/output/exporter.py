@@ -18,6 +18,7 @@ _GAUGES = {
     "prefix_cache": (
         *("blocks", "max_blocks", "bytes", "budget_bytes", "buffers", "leases", "total_namespaces"),
         *("total_kept", "kept_bytes", "kept_budget_bytes"),
+        *("disk_bytes", "disk_blocks", "disk_budget_bytes"),
     ),
     "engine": (
         *("queued", "prefilling", "decoding", "step_age", "step_time_p50", "step_time_p99"),
@@ -33,6 +34,7 @@ _COUNTERS = {
     "prefix_cache": (
         *("lookups", "hits", "tokens_looked_up", "tokens_reused", "inserts", "evictions"),
         "kept_yielded",
+        *("disk_hits", "disk_tokens_reused", "disk_written_bytes", "disk_faults"),
     ),
     "engine": ("restarts", "prompt_tokens", "generated_tokens", "rejected", "cancelled"),
 }

@@ -26,6 +26,8 @@ class Pool(Enum):
     """Each thread has a worker process that renders chat templates."""
     LONG = auto()
     """Downloads, and reading weights to name them."""
+    DISK = auto()
+    """The disk tier of the prefix cache: one thread, which does its work in order."""
 
 
 _GONE = "the disk or the network share that has its files may be gone; calls for it are refused until it is back"
@@ -58,6 +60,7 @@ READ = Kind("read", Pool.LONG, "reading the weights of", 60.0)
 FETCH = Kind("fetch", Pool.LONG, "fetching", 600.0, "the Hub, or another program that fetches it, may hang")
 TOKENIZER = Kind("tokenizer", Pool.PROMPTS, "reading the tokenizer of", 60.0)
 TEMPLATE = Kind("template", Pool.TEMPLATES, "rendering the chat template of", 120.0, _ENDLESS)
+KV_DISK = Kind("kv_disk", Pool.DISK, "reading or writing", 30.0)
 PROMPT = Kind("prompt", Pool.PROMPTS, "preparing a prompt for", 120.0, _ENDLESS)
 
 

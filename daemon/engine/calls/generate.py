@@ -13,7 +13,7 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import PROMPT, TEMPLATE, Task
 from daemon.engine.calls.draft import DEFAULT_TOKENS, Guesser, draft_model
-from daemon.engine.calls.driver import Call, Waiting, leased
+from daemon.engine.calls.driver import Call, Waiting, leased, until
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of
@@ -24,7 +24,8 @@ from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.memory.memory_budget import kv_need, scoring_need
 from daemon.engine.prompt.preparation import PreparedRequest, prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
-from daemon.kv.keys import Namespace
+from daemon.kv.disk.restores import Restore
+from daemon.kv.keys import Namespace, model_digest
 from daemon.shared.durations import seconds
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -37,10 +38,12 @@ class _Record:
 
     Attributes:
         times: The times that go into the answer.
+        restore: What the prompt has on the disk.
         asked: When the weights were first asked for; None before.
     """
 
     times: Times
+    restore: Restore
     asked: float | None = None
 
 
@@ -57,12 +60,13 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
     Raises:
         SidecarError: REQUEST_EXCEEDS_MEMORY; or why a model cannot be had, or the prompt cannot be used.
     """
-    record = _Record(Times(services.clock()))
+    record = _Record(Times(services.clock()), services.disk.restore())
     if request.samples > services.runner.max_batch:
         most = services.runner.max_batch
         raise invalid("samples", f"is {request.samples}, but this daemon decodes at most {most} at once (max_batch)")
-    prepared, ticket = yield from searched(lambda: _prepare_and_load(services, call_id, request, record))
     with ExitStack() as held:
+        held.enter_context(record.restore)
+        prepared, ticket = yield from searched(lambda: _prepare_and_load(services, call_id, request, record))
         held.callback(ticket.cancel)
         assert ticket.lease is not None
         assert record.asked is not None
@@ -75,7 +79,9 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
         if ticket.outcome is not Outcome.HIT:
             record.times.load = services.clock() - record.asked
         _refuse_if_never(services, request, prepared, [ticket.lease, *([] if draft is None else [draft.lease])])
+        yield from _restored(services, request, record.restore, ticket.lease.model)
         sequence = sequence_of(services, call_id, request, record.times, ticket.lease, prepared.source, prepared)
+        sequence.kv.in_memory = record.restore.in_memory
         for answer in (sequence, *sequence.samples):
             answer.program = program
         if draft is not None:
@@ -99,11 +105,31 @@ def _prepare_and_load(
         prepared = yield from services.lookup.find(wanted, partial(_prepare, services, request), delayed)
     finally:
         services.coming.discard(call_id)
+    if _reads(request):
+        source = prepared.source
+        digest, salt = model_digest(source.key.weights, source.key.adapter), request.cache.salt
+        record.restore.begin(prepared.prompt.tokens, lambda: services.disk.namespace_of(digest, salt))
     if record.asked is None:
         services.outbox.accepted(call_id, len(prepared.prompt.tokens))
         record.asked = services.clock()
     ticket = yield from leased(services.load(prepared.source, request.adapter, loaded_only=request.require_loaded))
     return prepared, ticket
+
+
+def _restored(services: Services, request: pb.GenerateRequest, restore: Restore, model: LoadedModel) -> Call:
+    """Wait until what the prompt has on the disk is in the prefix cache, as far as that goes well."""
+    key, layout = model.source.key, model.layout
+    if layout.reusable:
+        namespace = Namespace(key.weights, key.adapter, layout.signature, request.cache.salt).digest()
+        services.disk.knows(namespace, layout.parts, model.source.name)
+        restore.go(namespace, layout.parts)
+        yield from until(restore.over)
+
+
+def _reads(request: pb.GenerateRequest | pb.EmbedRequest) -> bool:
+    """Whether stored prefixes may be reused: a prompt that is scored is computed as a whole."""
+    scored = isinstance(request, pb.GenerateRequest) and request.HasField("prompt_logprobs")
+    return request.cache.mode != pb.CACHE_MODE_BYPASS and not scored
 
 
 def _prepare(services: Services, request: pb.GenerateRequest, found: Found) -> Task[PreparedRequest]:
@@ -178,10 +204,8 @@ def kv_of(
     services.shares(namespace, source)
     mode = request.cache.mode
     writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
-    # The KV of a prefix has no logits: a prompt that is scored is computed as a whole.
-    scored = isinstance(request, pb.GenerateRequest) and request.HasField("prompt_logprobs")
-    reads = mode != pb.CACHE_MODE_BYPASS and not scored
-    return SequenceKV(lease, namespace.digest(), reads=reads, writes=writes, keep=seconds(request.cache.keep))
+    # The KV of a prefix has no logits.
+    return SequenceKV(lease, namespace.digest(), reads=_reads(request), writes=writes, keep=seconds(request.cache.keep))
 
 
 def _refuse_keep(services: Services, request: pb.GenerateRequest, model: LoadedModel) -> None:

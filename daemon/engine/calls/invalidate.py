@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,16 +12,18 @@ from daemon.cache.identity import ModelKey, ModelSource
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Wanted
+from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.background.task import LOOKUP, Task, already
-from daemon.engine.calls.driver import Call, Waiting, wait_for
+from daemon.engine.calls.driver import Call, Waiting, until, wait_for
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.services import Services
 from daemon.engine.execution.runner import Runner
 from daemon.engine.prompt.preparation import tokenise
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.reporting.model_registry import NameRegistry
+from daemon.kv.disk.tier import DiskTier
 from daemon.kv.dropped import Dropped
-from daemon.kv.keys import Namespace, model_digest
+from daemon.kv.keys import Namespace, model_digest, salt_partition
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.failpoints import failpoint
@@ -43,6 +46,7 @@ def invalidate(services: Services, invalidator: Invalidator, call_id: int, reque
         SidecarError: Why the model of a prefix cannot be found, or its text cannot be tokenised.
     """
     kind = request.WhichOneof("target")
+    yield from until(lambda: not services.disk.opening)
     if kind == "prefix":
         source, tokens = yield from _find_prefix(services, request.prefix)
         answer = invalidator.prefix(source, request.prefix.salt, tokens, dry_run=request.dry_run)
@@ -50,9 +54,12 @@ def invalidate(services: Services, invalidator: Invalidator, call_id: int, reque
         if climbs(request.model.model):
             model = yield from wait_for(services.background, _resolving(request.model.model))
             request = _renamed(request, model)
+        yield from _look_up(services, request.model.model)
         answer = invalidator.model(request.model, dry_run=request.dry_run)
     else:
         answer = invalidator.all(request.all, dry_run=request.dry_run)
+    if not request.dry_run:
+        yield from _removed(services)
     services.overrides.apply(ipc.Command(invalidate=request), answer.models)
     services.outbox.invalidated(call_id, answer)
 
@@ -62,6 +69,31 @@ def _renamed(request: pb.InvalidateRequest, model: str) -> pb.InvalidateRequest:
     renamed.CopyFrom(request)
     renamed.model.model = model
     return renamed
+
+
+def _look_up(services: Services, name: str) -> Waiting[None]:
+    """Find out what content a name stands for, if the disk may have prefixes of it that were stored by another name."""
+    known = services.names.keys(name) or services.disk.catalog.of_model(name)
+    if known or not len(services.disk.catalog):
+        return
+    with suppress(SidecarError):  # there is no such model: then nothing was stored by this name
+        wanted = Wanted(name, offline=True)
+        found = yield from services.lookup.find(wanted, lambda found: already(name, found))
+        if isinstance(found, ModelSource):
+            services.names.seen(found)
+
+
+def _removed(services: Services) -> Waiting[None]:
+    """
+    Wait until what was invalidated is removed from the disk.
+
+    Raises:
+        SidecarError: If it cannot be removed; the next start may find it again.
+    """
+    yield from until(lambda: services.disk.settled)
+    error = services.disk.work.removal_error()
+    if error is not None:
+        raise as_sidecar_error(error)
 
 
 def _find_prefix(services: Services, target: pb.PrefixTarget) -> Waiting[_Tokens]:
@@ -115,15 +147,19 @@ class Invalidator:
         models: The model cache.
         prefixes: The prefix cache.
         runner: The running requests.
+        disk: The tier below the prefix cache.
 
     Attributes:
         known: The contents that each name stood for.
     """
 
-    def __init__(self, models: ModelCache[ModelSource, LoadedModel], prefixes: PrefixCache, runner: Runner) -> None:
+    def __init__(
+        self, models: ModelCache[ModelSource, LoadedModel], prefixes: PrefixCache, runner: Runner, disk: DiskTier
+    ) -> None:
         self._models = models
         self._prefixes = prefixes
         self._runner = runner
+        self._disk = disk
         self.known = NameRegistry(self._is_kept)
 
     def _is_kept(self, key: ModelKey) -> bool:
@@ -142,7 +178,8 @@ class Invalidator:
         """
         keys = self.known.keys(target.model)
         entries = [entry for entry in self._models.entries() if entry.key in keys and not entry.draining]
-        digests = tuple(model_digest(key.weights, key.adapter) for key in keys)
+        named = self._disk.catalog.of_model(target.model)
+        digests = (*(model_digest(key.weights, key.adapter) for key in keys), *named)
         return self._drop(
             entries if target.weights else [],
             (lambda namespace: namespace.startswith(digests)) if target.prefixes else None,
@@ -164,6 +201,8 @@ class Invalidator:
             for key in keys
             for layout in self.known.layouts(key)
         }
+        for key in keys:
+            wanted |= set(self._disk.catalog.salted(model_digest(key.weights, key.adapter), salt_partition(salt)))
         dropped = [self._prefixes.forget_prefix(name, tokens, dry_run=dry_run) for name in sorted(wanted)]
         if not dry_run:
             failpoint("invalidate.dropped")

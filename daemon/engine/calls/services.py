@@ -21,6 +21,7 @@ from daemon.engine.outbox import Outbox
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.reporting.model_registry import NameRegistry, NamespaceRegistry
+from daemon.kv.disk.tier import DiskTier
 from daemon.kv.keys import Namespace
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.model_overrides import ModelOverrides
@@ -41,6 +42,7 @@ class Services:
         namespaces: The models that each namespace belongs to; Stats shows them.
         overrides: Context lengths; pins and times to live that were asked of the engine before this one.
         places: Where models lie; ListModels shows them.
+        disk: The tier below the prefix cache.
         held: Embed calls that run, by id: whether the call's reader lags, so that no vectors are to be sent.
         coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
             batching window waits for them.
@@ -59,6 +61,7 @@ class Services:
     namespaces: NamespaceRegistry
     overrides: ModelOverrides
     places: Places
+    disk: DiskTier
     held: dict[int, bool] = field(default_factory=dict)
     coming: set[int] = field(default_factory=set)
 

@@ -34,6 +34,7 @@ class Started:
         warnings: What is not as the caller had it, a sentence each.
         miss: Why no more of it was reused; None if all was that could be.
         place: Where the token of the miss lies in the request; None if that does not matter.
+        disk_tokens: Tokens of `cached_tokens` that came from the disk.
     """
 
     request_id: str
@@ -43,6 +44,7 @@ class Started:
     warnings: tuple[str, ...] = ()
     miss: Miss | None = None
     place: Place | None = None
+    disk_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,8 +183,9 @@ class Sequence:
         if miss is not None and miss.reason in PLACED and request.places is not None:
             place = request.places.at(miss.token)
         return Started(
-            request.request_id, request.model_name, len(self.prompt), self.kv.cached, request.warnings, miss, place
-        )
+            request.request_id, request.model_name, len(self.prompt), self.kv.cached, request.warnings, miss, place,
+            self.kv.from_disk,
+        )  # fmt: skip
 
     def progress(self, done: int) -> PrefillProgress:
         """Return the event that `done` prompt tokens are in the cache."""

@@ -49,6 +49,7 @@ class SequenceKV:
         cached: Prompt tokens that were reused.
         boundary: The state of recurrent layers at the last end of a block.
         prefix: The hold on the prefix that was reused.
+        in_memory: Prompt tokens that could have been reused without the disk; None if nothing came from there.
         keep: Seconds for which the stored prompt is evicted after all others; 0 for as any other.
         miss: Why no more of the prompt was reused; None if all was that could be, or none was looked for.
         shared: Leading tokens that may be reused and stored; None for all.
@@ -63,6 +64,7 @@ class SequenceKV:
     cached: int = 0
     boundary: Boundary | None = None
     prefix: PrefixLease | None = None
+    in_memory: int | None = None
     keep: float = 0.0
     miss: Miss | None = None
     shared: int | None = None
@@ -76,6 +78,11 @@ class SequenceKV:
     def model_key(self) -> ModelKey:
         """Identity of that model."""
         return self.loaded.source.key
+
+    @property
+    def from_disk(self) -> int:
+        """Reused prompt tokens that came from the disk."""
+        return 0 if self.in_memory is None else max(0, self.cached - self.in_memory)
 
     def share(self, other: SequenceKV, *, copy: bool) -> None:
         """
@@ -129,7 +136,7 @@ class SequenceKV:
             log.exception("prefix_restore_failed", request_id=request_id)
             return
         self.cached = prefix.tokens
-        prefixes.restored(prefix)
+        prefixes.restored(prefix, self.from_disk)
 
     def take(self) -> list[Any]:
         """Return the caches to a new owner, a batch."""

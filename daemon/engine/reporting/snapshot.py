@@ -18,6 +18,7 @@ from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.reporting import model_info
 from daemon.engine.reporting.model_registry import NamespaceRegistry, shown
 from daemon.engine.reporting.timings import EngineTimings
+from daemon.kv.disk.tier import DiskTier
 from daemon.kv.keeps import Keep, Keeps
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
@@ -46,6 +47,7 @@ class StatsCollector:
         runner: The running requests.
         memory: The bytes in use, and their limit.
         clock: Seconds that never go back; the clock of the model cache.
+        disk: The tier below the prefix cache.
         stuck: Returns the jobs that hang.
         context_length: Returns the context length that was chosen for a model and an adapter; None if none was.
     """
@@ -59,6 +61,7 @@ class StatsCollector:
         memory: EngineMemory,
         clock: Callable[[], float],
         *,
+        disk: DiskTier | None = None,
         stuck: Callable[[], Sequence[Job]] = tuple,
         context_length: Callable[[str, str], int | None] = lambda model, adapter: None,
     ) -> None:
@@ -68,6 +71,7 @@ class StatsCollector:
         self._runner = runner
         self._memory = memory
         self._clock = clock
+        self._disk = disk
         self._stuck = stuck
         self._context_length = context_length
 
@@ -154,7 +158,23 @@ class StatsCollector:
             kept_bytes=prefixes.keeps.nbytes,
             kept_budget_bytes=prefixes.keeps.most_bytes,
             kept_yielded=prefixes.keeps.yielded,
+            **self._disk_figures(),
         )
+
+    def _disk_figures(self) -> dict[str, int]:
+        disk = self._disk
+        if disk is None or not disk.open:
+            return {}
+        counters = disk.work.counters
+        return {
+            "disk_bytes": disk.catalog.nbytes,
+            "disk_blocks": disk.catalog.blocks,
+            "disk_budget_bytes": disk.budget,
+            "disk_hits": counters.hits,
+            "disk_tokens_reused": counters.tokens_reused,
+            "disk_written_bytes": counters.written_bytes,
+            "disk_faults": counters.faults,
+        }
 
     def _memory_stats(self) -> pb.MemoryStats:
         use, budget = self._memory.use(), self._memory.budget

@@ -53,6 +53,25 @@ def pack(layers: States) -> Checkpoint:
     return Checkpoint(_Packed(stacks, tuple(places)), sum(stack.nbytes for stack in stacks), len(stacks))
 
 
+def unpacked(checkpoint: Checkpoint) -> tuple[tuple[mx.array, ...], tuple[tuple[tuple[int, int], ...], ...]]:
+    """Return the stacks of a checkpoint, and the places of each layer's arrays in them; see `of`."""
+    stacks, places = cast("_Packed", checkpoint.payload)
+    return stacks, places
+
+
+def of(stacks: Sequence[mx.array], places: Sequence[Sequence[Sequence[int]]]) -> Checkpoint:
+    """
+    Return the checkpoint that `unpacked` took apart.
+
+    Args:
+        stacks: One array for each shape and dtype, compact.
+        places: For each array of each layer, its stack and its index in that stack.
+    """
+    mx.eval(list(stacks))
+    told = tuple(tuple((int(stack), int(index)) for stack, index in layer) for layer in places)
+    return Checkpoint(_Packed(tuple(stacks), told), sum(stack.nbytes for stack in stacks), len(stacks))
+
+
 def restore(caches: Sequence[Any], checkpoint: Checkpoint) -> None:
     """
     Give empty caches of recurrent layers the state of a checkpoint. One copy; evaluated.

@@ -53,7 +53,7 @@ def _version() -> set[str]:
     return loaded("--version")
 
 
-NAMES_MODELS = ("run", "pull", "load", "show", "rm", "stop", "tokens", "embed", "invalidate", "launch")
+NAMES_MODELS = ("run", "pull", "load", "show", "rm", "stop", "tokens", "embed", "invalidate", "launch", "cache")
 """Commands that complete the name of a model."""
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import queue
+import shutil
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +61,9 @@ class Harness:
         self.pressure = Level.NORMAL
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._last_id = 0
-        config = Config(**{"warmup_tokens": 0, **settings})
+        folder = Path(tempfile.mkdtemp(prefix="mlxs-"))
+        self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        config = Config(**{"warmup_tokens": 0, "state_dir": folder, **settings})
         self.engine = build_engine(config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed)
 
     def now(self) -> float:
@@ -155,6 +160,7 @@ class Harness:
     def close(self) -> None:
         """Stop the engine's threads."""
         self.engine.close()
+        self._remove()
 
 
 class Answer:

@@ -1,0 +1,177 @@
+"""`mlx-sidecar cache`: lists, checks and drops the prefixes that lie on the disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from daemon.cli.commands.completion import complete_model
+from daemon.cli.output.formatting import examples, print_json, printable, span, stdin_is_terminal, table
+from daemon.cli.session import Session, absolute_if_path, pass_session
+from daemon.shared.wording import count, size
+from mlx_sidecar import DaemonNotRunning
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from daemon.kv.disk.files import Files
+    from daemon.kv.disk.piece import Piece
+
+BLOCK_TOKENS = 16
+
+
+@dataclass(slots=True)
+class Kept:
+    """
+    The prefixes of one model on the disk.
+
+    Attributes:
+        model: The name that it was asked for by; empty for files that are damaged.
+        tokens: Tokens of all its blocks.
+        bytes: Bytes of its files.
+        files: How many files.
+        used: Seconds since the last use of any of them.
+    """
+
+    model: str
+    tokens: int = 0
+    bytes: int = 0
+    files: int = 0
+    used: float = float("inf")
+
+
+@click.group("cache", epilog=examples("mlx-sidecar cache ls", "mlx-sidecar cache rm org/model"))
+def command() -> None:
+    """Look at the prefixes that lie on the disk, where they outlive restarts."""
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+
+
+@command.command("ls", epilog=examples("mlx-sidecar cache ls", "mlx-sidecar cache ls --json"))
+@_json
+@pass_session
+def ls(session: Session, /, as_json: bool) -> None:
+    """List what is on the disk, by model."""
+    files = _files(session)
+    kept = sorted(_by_model(files), key=lambda each: each.used)
+    if as_json:
+        return print_json({"directory": str(files.folder), "models": [asdict(each) for each in kept]})
+    if not kept:
+        click.echo(f"No prefix is on the disk, in {files.folder}.")
+        return None
+    rows = [[each.model or "(damaged)", count(each.tokens, "token"), size(each.bytes), _ago(each)] for each in kept]
+    table(["MODEL", "PREFIXES", "SIZE", "LAST USED"], rows)
+    click.echo(f"{size(sum(each.bytes for each in kept))} in {files.folder}")
+    return None
+
+
+@command.command("verify", epilog=examples("mlx-sidecar cache verify"))
+@_json
+@pass_session
+def verify(session: Session, /, as_json: bool) -> None:
+    """Read every byte on the disk, and compare it with its checksum. Nothing is changed."""
+    files = _files(session)
+    checked = {name: piece is not None and _is_sound(files, piece) for name, piece, _ in files.look()}
+    damaged = sorted(name for name, sound in checked.items() if not sound)
+    if as_json:
+        print_json({"files": len(checked), "damaged": damaged})
+    else:
+        click.echo(f"{count(len(checked), 'file')} checked, {len(damaged) or 'none'} damaged.")
+        for name in damaged:
+            click.echo(f"  {files.folder / name}")
+        if damaged:
+            click.echo("The daemon removes damaged files by itself, and computes their prompts again.")
+    if damaged:
+        raise click.exceptions.Exit(1)
+
+
+@command.command("rm", epilog=examples("mlx-sidecar cache rm org/model", "mlx-sidecar cache rm --all --yes"))
+@click.argument("model", required=False, callback=absolute_if_path, shell_complete=complete_model)
+@click.option("--all", "everything", is_flag=True, help="Drop the prefixes of all models.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@pass_session
+def rm(session: Session, /, model: str | None, everything: bool, yes: bool) -> None:
+    """Drop the prefixes of MODEL, on the disk and in a daemon that runs."""
+    if (model is None) != everything:
+        raise click.UsageError("Name a MODEL or give --all.")
+    if not (yes or stdin_is_terminal()):
+        raise click.UsageError("Without a terminal it cannot ask; give --yes.")
+    files = _files(session)
+    nbytes = sum(each.bytes for each in _by_model(files) if everything or each.model == model)
+    if not (
+        yes or click.confirm(f"Drop the prefixes of {model or 'all models'} ({size(nbytes)} on the disk)?", err=True)
+    ):
+        click.echo("Nothing was dropped.", err=True)
+        return
+    try:
+        with session.client() as client:
+            if model is None:
+                client.invalidate_all(weights=False)
+            else:
+                client.invalidate_model(model, weights=False)
+    except DaemonNotRunning:
+        _remove(files, model)
+    click.echo(f"Dropped {size(nbytes)} on the disk.")
+
+
+def _files(session: Session) -> Files:
+    from daemon.kv.disk.files import Files
+
+    return Files(session.config().kv_disk_folder)
+
+
+def _by_model(files: Files) -> Iterator[Kept]:
+    found: dict[str, Kept] = {}
+    now = time.time()
+    for name, piece, used in files.look():
+        model = printable(piece.model) if piece is not None else ""
+        kept = found.setdefault(model, Kept(model))
+        kept.files += 1
+        kept.bytes += piece.nbytes if piece is not None else _bytes_of(files.folder / name)
+        kept.tokens += BLOCK_TOKENS * len(piece.hashes) if piece is not None else 0
+        kept.used = min(kept.used, max(0.0, now - used))
+    yield from found.values()
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
+
+
+def _ago(kept: Kept) -> str:
+    return f"{span(kept.used)} ago"
+
+
+def _is_sound(files: Files, piece: Piece) -> bool:
+    from daemon.kv.disk.format import DamagedError
+
+    try:
+        files.read(piece)
+    except FileNotFoundError:
+        return True  # evicted meanwhile
+    except (OSError, DamagedError):
+        return False
+    return True
+
+
+def _remove(files: Files, model: str | None) -> None:
+    """Remove files while no daemon runs."""
+    if not files.folder.is_dir():
+        return
+    try:
+        files.open()
+        names = [
+            name for name, piece, _ in files.look() if model is None or (piece is not None and piece.model == model)
+        ]
+        files.remove(names, lasting=True)
+    except OSError as error:
+        raise click.ClickException(f"{files.folder}: {error.strerror or error}") from None
+    finally:
+        files.close()

@@ -1,0 +1,316 @@
+"""
+The files of the disk tier: opened, scanned, written, read and removed. It blocks; one thread at a time uses it.
+
+The directory is this user's alone (0700), its files are 0600, and a lock keeps a second daemon out. A file is written
+under a private name, synced and renamed. A file that is damaged, torn, old or not this user's is removed at the scan,
+or when it is read; files with names that the tier does not write are left alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from daemon.kv.disk.format import (
+    FIRST_BYTES,
+    DamagedError,
+    decode_header,
+    decode_index,
+    decode_parts,
+    encode_header,
+    encode_index,
+    header_length,
+)
+from daemon.kv.disk.limits import RESERVE, Space
+from daemon.kv.disk.piece import SUFFIX, Part, Piece
+from daemon.shared import liveness
+from daemon.shared.failpoints import failpoint
+
+LOCK, INDEX, PRIVATE = "lock", "index", ".new"
+_MOST_INDEX = 1 << 30
+_READ_STEP = 8 << 20
+"""Bytes read at a time; after each, a disk that is only slow has given a sign of life."""
+
+
+class UnusableError(OSError):
+    """The directory cannot be used; the text says why."""
+
+
+@dataclass(slots=True)
+class Found:
+    """
+    What a scan found.
+
+    Attributes:
+        pieces: The pieces, and when each was last used, in seconds since 1970.
+        hours: Bytes written by the hour, see `WriteLimit`.
+        space: The disk.
+        removed: Files that were removed because they are damaged or old.
+        read: Headers that were read because the index did not have them.
+    """
+
+    pieces: list[tuple[Piece, float]] = field(default_factory=list)
+    hours: list[list[int]] = field(default_factory=list)
+    space: Space = field(default_factory=lambda: Space(0, 0))
+    removed: int = 0
+    read: int = 0
+
+
+class Files:
+    """
+    One directory with the files of a disk tier.
+
+    Args:
+        folder: The directory; it is created if it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock: int | None = None
+
+    def open(self) -> None:
+        """
+        Create the directory if it is missing, and lock it.
+
+        Raises:
+            UnusableError: If it is another user's, open to others, or another daemon's.
+            OSError: If it cannot be created.
+        """
+        if self._lock is not None:
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            self.folder.mkdir(0o700)
+        about = self.folder.lstat()
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid():
+            raise UnusableError("it is not a directory of this user")
+        if stat.S_IMODE(about.st_mode) & 0o077:
+            raise UnusableError("other users can enter it; run: chmod 700")
+        lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise UnusableError("another daemon uses it") from error
+        self._lock = lock
+
+    def close(self) -> None:
+        """Give the directory back."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def space(self) -> Space:
+        """Return the size of the disk, and what is free."""
+        about = os.statvfs(self.folder)
+        return Space(about.f_blocks * about.f_frsize, about.f_bavail * about.f_frsize)
+
+    def scan(self, now: float) -> Found:
+        """
+        Return the pieces without reading their KV, and remove what cannot be used.
+
+        Args:
+            now: The time, in seconds since 1970; no file counts as used later.
+        """
+        found = Found()
+        known: dict[str, Piece] = {}
+        with suppress(OSError, DamagedError):
+            pieces, found.hours = decode_index(self._whole(INDEX, _MOST_INDEX))
+            known = {piece.name: piece for piece in pieces}
+        with os.scandir(self.folder) as items:
+            for item in items:
+                liveness.moved()
+                if item.name.endswith(PRIVATE):
+                    found.removed += self._discard(item.name)
+                elif item.name.endswith(SUFFIX):
+                    self._look(item, known, found, now)
+        found.space = self.space()
+        return found
+
+    def look(self) -> Iterator[tuple[str, Piece | None, float]]:
+        """Yield name, piece and time of last use of each file, and change nothing; None for one that is damaged."""
+        with suppress(FileNotFoundError), os.scandir(self.folder) as items:
+            for item in items:
+                if item.name.endswith(SUFFIX):
+                    about = item.stat(follow_symlinks=False)
+                    try:
+                        piece: Piece | None = self._piece(item.name, about.st_size)
+                    except (OSError, DamagedError):
+                        piece = None
+                    yield item.name, piece, about.st_mtime
+
+    def write(self, piece: Piece, parts: Sequence[Part]) -> int:
+        """
+        Write a piece, and return the bytes of its file.
+
+        Raises:
+            OSError: If the disk is full or fails; nothing is left of it.
+        """
+        header = encode_header(piece, parts)
+        size = len(header) + sum(len(part.data) for part in parts)
+        space = self.space()
+        if space.free - size < space.total // RESERVE:
+            raise UnusableError("the disk has less than a tenth free")
+        with self._published(piece.name) as file:
+            failpoint("disk.write")
+            _write(file, header)
+            for part in parts:
+                failpoint("disk.part")
+                _write(file, part.data)
+                liveness.moved()
+        return size
+
+    def read(self, piece: Piece) -> list[Part]:
+        """
+        Return the parts of a piece.
+
+        Raises:
+            DamagedError: If it is not what the catalog says, or its bytes have changed.
+            OSError: If it cannot be read.
+        """
+        data = self._whole(piece.name, piece.nbytes)
+        header = decode_header(data[: header_length(data[:FIRST_BYTES])], len(data))
+        if header.piece.name != piece.name or header.piece.hashes != piece.hashes:
+            raise DamagedError("another piece")
+        failpoint("disk.read")
+        return decode_parts(header, data)
+
+    def remove(self, names: Iterable[str], *, lasting: bool = False) -> None:
+        """
+        Remove files; one that is not there is no error.
+
+        Args:
+            names: Their names.
+            lasting: Whether they must stay away even if the machine dies now.
+
+        Raises:
+            OSError: If one cannot be removed.
+        """
+        for name in names:
+            failpoint("disk.remove")
+            (self.folder / name).unlink(missing_ok=True)
+            liveness.moved()
+        if lasting:
+            self._sync_folder()
+
+    def write_index(self, pieces: Sequence[Piece], hours: Sequence[Sequence[int]]) -> int:
+        """
+        Write the index of all pieces, and return its bytes.
+
+        Raises:
+            OSError: If the disk is full or fails; the old one stays.
+        """
+        data = encode_index(pieces, hours)
+        with self._published(INDEX) as file:
+            failpoint("disk.index")
+            _write(file, data)
+        return len(data)
+
+    def used(self, times: Iterable[tuple[str, float]]) -> None:
+        """Note when files were last used."""
+        for name, seconds in times:
+            with suppress(OSError):
+                os.utime(self.folder / name, (seconds, seconds), follow_symlinks=False)
+
+    @contextmanager
+    def _published(self, name: str) -> Iterator[int]:
+        """Open a private file, and give it its name when it is written and synced."""
+        private = self.folder / (name + PRIVATE)
+        private.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(private, flags, 0o600)
+        try:
+            try:
+                yield file
+                failpoint("disk.written")
+                os.fsync(file)
+            finally:
+                os.close(file)
+            failpoint("disk.synced")
+            private.rename(self.folder / name)
+        except BaseException:
+            with suppress(OSError):
+                private.unlink(missing_ok=True)
+            raise
+        failpoint("disk.renamed")
+
+    def _look(self, item: os.DirEntry[str], known: dict[str, Piece], found: Found, now: float) -> None:
+        """Add the piece of one file to what was found, or remove the file."""
+        try:
+            about = item.stat(follow_symlinks=False)
+            piece = known.get(item.name)
+            if not _ours(about):
+                raise DamagedError("another user's file")
+            if piece is None or piece.nbytes != about.st_size:
+                piece = self._piece(item.name, about.st_size)
+                found.read += 1
+                if piece.name != item.name:
+                    raise DamagedError("a piece under another name")
+        except (OSError, DamagedError):
+            found.removed += self._discard(item.name)
+            return
+        found.pieces.append((piece, min(about.st_mtime, now)))
+
+    def _piece(self, name: str, size: int) -> Piece:
+        with self._opened(name) as file:
+            first = os.read(file, FIRST_BYTES)
+            length = header_length(first)
+            if length > size:
+                raise DamagedError("a torn header")
+            return decode_header(first + os.read(file, length - len(first)), size).piece
+
+    def _whole(self, name: str, most: int) -> bytearray:
+        """Return the bytes of a file of this user."""
+        with self._opened(name) as file:
+            size = os.fstat(file).st_size
+            if size > most:
+                raise DamagedError("a file of another size")
+            data, done = bytearray(size), 0
+            view = memoryview(data)
+            while done < size:
+                count = os.readv(file, [view[done : done + _READ_STEP]])
+                if not count:
+                    raise DamagedError("a torn file")
+                done += count
+                liveness.moved()
+        return data
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        file = os.open(self.folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not _ours(os.fstat(file)):
+                raise DamagedError("another user's file")
+            yield file
+        finally:
+            os.close(file)
+
+    def _discard(self, name: str) -> int:
+        with suppress(OSError):
+            (self.folder / name).unlink()
+            return 1
+        return 0
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _ours(about: os.stat_result) -> bool:
+    """Whether a file is a plain one of this user, which no other user can read or write and no other name reaches."""
+    private = not stat.S_IMODE(about.st_mode) & 0o077
+    return stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and private and about.st_nlink == 1
+
+
+def _write(file: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]

@@ -1,0 +1,291 @@
+"""
+The disk tier of the prefix cache: what was used again is written behind, and read ahead when a prompt needs it again.
+
+    begin() ──> opening ──> open <──────────────┐
+                   └──────> off, tried again ───┘   another daemon has the directory, or it cannot be used
+
+The MLX thread owns this object, decides everything and touches no file. The disk's own thread does what it is told in
+order: an invalidated piece is removed after it was written, and before the call that invalidates it returns. Each turn
+of the engine does at most one slice: one part that becomes bytes, or one that becomes an array.
+
+Any fault costs time and never a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from daemon.kv.disk.catalog import Catalog, Entry
+from daemon.kv.disk.codec import Codec
+from daemon.kv.disk.files import Found
+from daemon.kv.disk.limits import Space, WriteLimit, budget
+from daemon.kv.disk.piece import Part, Piece, chain
+from daemon.kv.disk.restores import Restore
+from daemon.kv.disk.work import DiskWork
+from daemon.kv.disk.write_behind import WriteBehind
+from daemon.kv.keys import salt_partition
+from daemon.kv.nodes import Node
+from daemon.kv.prefix_cache import PrefixCache
+from daemon.kv.spec import PrefixSpec
+
+RETRY_SECONDS = 2.0
+"""Time until a directory that could not be used is tried again: the engine of a daemon that was killed lingers."""
+
+INDEX_SECONDS = 300.0
+INDEX_PIECES = 128
+"""The index is written when a change is so old, or so many pieces have changed. Other pieces are read at a start."""
+
+HEAD_BYTES = 16_384
+PART_HEAD_BYTES = 512
+HASH_TEXT_BYTES = 128
+"""Most bytes of a header: of its fixed facts, and for each part and each block. The writer tells the true size."""
+
+
+class DiskTier:
+    """
+    See the top of this module.
+
+    Args:
+        work: The work of the disk's thread.
+        wanted: Most bytes, None for `auto`; 0 removes what is there and keeps nothing.
+        prefixes: The cache above.
+        codec: Turns arrays into bytes and back.
+        clock: Seconds that never go back.
+        wall: Seconds since 1970, which may jump.
+
+    Attributes:
+        work: The work of the disk's thread.
+        open: Whether the directory can be used.
+        opening: Whether that is being found out.
+        catalog: What lies on the disk.
+        restores: Prompts with KV that is being read.
+        prefixes: The cache above.
+        codec: Turns arrays into bytes and back.
+        clock: Seconds that never go back.
+        moved: When the disk last gave a sign.
+        writer: Writes behind.
+    """
+
+    def __init__(
+        self,
+        work: DiskWork,
+        wanted: int | None,
+        prefixes: PrefixCache,
+        codec: Codec,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self.work = work
+        self.open = False
+        self.opening = False
+        self.catalog = Catalog()
+        self.restores: list[Restore] = []
+        self.prefixes = prefixes
+        self.codec = codec
+        self.clock = clock
+        self.moved = clock()
+        self.writer = WriteBehind(prefixes.trie, self.catalog, codec, self._touched, self._submit)
+        self._wanted = wanted
+        self._wall = wall
+        self._space = Space(0, 0)
+        self._writes = WriteLimit()
+        self._used: set[str] = set()
+        self._changes = 0
+        self._indexed = self._tried = clock()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a tier: not if its budget, or that of the cache above, is 0."""
+        return self._wanted != 0 and self.prefixes.enabled
+
+    @property
+    def budget(self) -> int:
+        """Bytes that it may take now."""
+        return budget(self._wanted, self.catalog.nbytes, self._space) if self.open else 0
+
+    @property
+    def staged(self) -> int:
+        """Bytes that were read ahead."""
+        return sum(restore.staged for restore in self.restores)
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return self.open and (any(restore.ready for restore in self.restores) or self.writer.busy)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was invalidated is removed from the disk."""
+        return not self.work.removing
+
+    def begin(self) -> None:
+        """Open the directory, or remove what is there if the tier is turned off."""
+        if not self.enabled:
+            self.work.empty()
+            return
+        self.opening, self._tried = True, self.clock()
+        self.work.open(self._has_opened)
+
+    def step(self) -> None:
+        """Do one slice: a request that waits comes first."""
+        waiting = next((restore for restore in self.restores if restore.ready), None)
+        if waiting is not None:
+            self._restore(waiting)
+        elif self.writer.busy:
+            try:
+                self.writer.step()
+            except Exception as error:
+                self.work.told("encode", error)
+                self.writer.clear()
+
+    def tick(self) -> None:
+        """Do what is due; called about once a second."""
+        now = self.clock()
+        if not self.enabled or self.opening:
+            return
+        if not self.open:
+            if now - self._tried >= RETRY_SECONDS:
+                self.begin()
+            return
+        self.work.remove_again()
+        due = now - self._indexed >= INDEX_SECONDS and (self._changes or self._used)
+        if due or self._changes >= max(INDEX_PIECES, len(self.catalog) // 8):
+            self._write_index()
+
+    def restore(self) -> Restore:
+        """Return the restore of one request, not begun."""
+        return Restore(self)
+
+    def knows(self, namespace: str, spec: PrefixSpec, model: str) -> None:
+        """Note what a namespace consists of, and the name of its model."""
+        self.writer.knows(namespace, spec, model)
+
+    def namespace_of(self, model: str, salt: str) -> str:
+        """Return the namespace on the disk of a model's content and a salt, with the most pieces; empty if none."""
+        names = self.catalog.salted(model, salt_partition(salt))
+        return max(names, key=self.catalog.pieces_in, default="")
+
+    def restorable(self, namespace: str, path: Sequence[Node]) -> int:
+        """Return after how many blocks of a path in memory a request can go on."""
+        spec = self.writer.spec(namespace)
+        return len(path) if spec is None else spec.restorable(path)
+
+    def used(self, namespace: str, path: Sequence[Node]) -> None:
+        """Take a path that was used again, or that is kept."""
+        if self.open and not self.work.paused:
+            self.writer.used(namespace, path)
+
+    def reused(self, tokens: int) -> None:
+        """Count tokens of a request that came from the disk."""
+        self.work.counters.hits += tokens > 0
+        self.work.counters.tokens_reused += tokens
+
+    def forget(self, accept: Callable[[str], bool]) -> None:
+        """Forget the namespaces that `accept` names. See `settled`."""
+        self._stop(accept)
+        self._remove(self.catalog.drop(self.catalog.select(accept)), lasting=True)
+
+    def forget_prefix(self, namespace: str, keys: Sequence[bytes]) -> None:
+        """Forget all prompts that begin with some blocks; without any, the whole namespace. See `settled`."""
+        self._stop(lambda each: each == namespace)
+        entries = self.catalog.beginning_with(namespace, chain(namespace, keys))
+        self._remove(self.catalog.drop(entries), lasting=True)
+
+    def read(self, entry: Entry, then: Callable[[Entry, Sequence[Part] | None], None]) -> None:
+        """Read a piece; one that cannot be read is removed with all that need it."""
+
+        def there() -> bool:
+            return self.catalog.get(entry.piece.name) is entry
+
+        def arrived(parts: Sequence[Part] | None) -> None:
+            self.moved = self.clock()
+            if parts is None and there():
+                self._remove(self.catalog.drop([entry]))
+            then(entry, parts)
+
+        self.work.read(entry.piece, arrived, there)
+
+    def touched(self, entries: Iterable[Entry]) -> None:
+        """Note that pieces are used now."""
+        self._used.update(entry.piece.name for entry in self.catalog.touch(entries, self._wall()))
+
+    def _restore(self, restore: Restore) -> None:
+        try:
+            restore.step()
+        except Exception as error:
+            self.work.told("restore", error)
+            restore.close()
+        if restore in self.restores:  # the others have the next turns
+            self.restores.append(self.restores.pop(self.restores.index(restore)))
+
+    def _has_opened(self, found: Found | Exception) -> None:
+        self.opening = False
+        if not isinstance(found, Exception):
+            self.open, self._space = True, found.space
+            self._writes = WriteLimit.of(found.hours)
+            self._remove(self.catalog.fill(found.pieces))
+            self._remove(self.catalog.shrink(self.budget))
+        for restore in list(self.restores):
+            restore.read_ahead()
+
+    def _stop(self, accept: Callable[[str], bool]) -> None:
+        """Neither write nor restore what is being forgotten."""
+        self.writer.forget(accept)
+        for restore in list(self.restores):
+            if accept(restore.namespace):
+                restore.close()
+
+    def _touched(self, hashes: Sequence[bytes]) -> None:
+        self.touched(self.catalog.path(hashes)[-1:])
+
+    def _submit(self, piece: Piece, parts: list[Part]) -> bool:
+        """Take a piece to write, if the limits allow it, and tell whether they do."""
+        size = sum(len(part.data) for part in parts)
+        size += HEAD_BYTES + PART_HEAD_BYTES * len(parts) + HASH_TEXT_BYTES * len(piece.hashes)
+        most, now = self.budget, self._wall()
+        if size > most or not self._writes.allows(size, most, now) or self.work.paused:
+            return False
+        above = self.catalog.holder(piece.parent)
+        self._remove(self.catalog.shrink(most - size, () if above is None else [above]))
+        if self.catalog.nbytes + size > most:
+            return False
+        entry = self.catalog.add(replace(piece, nbytes=size), now, ready=False)
+        if entry is None:
+            return False
+        self._writes.wrote(size, now)
+        self.writer.underway += 1
+        self.work.write(piece, parts, partial(self._has_written, entry))
+        return True
+
+    def _has_written(self, entry: Entry, size: int | None) -> None:
+        self.writer.underway -= 1
+        there = self.catalog.get(entry.piece.name) is entry
+        if size is None:
+            self.writer.clear()
+            if there:
+                self._remove(self.catalog.drop([entry]))
+            return
+        self._writes.wrote(size - entry.piece.nbytes, self._wall())
+        self._changes += 1
+        self._space = replace(self._space, free=max(0, self._space.free - size))
+        if there:
+            self.catalog.written(entry, size)
+
+    def _remove(self, names: Sequence[str], *, lasting: bool = False) -> None:
+        if self.open and (names or lasting):
+            self._changes += len(names)
+            self.work.remove(names, lasting=lasting)
+
+    def _write_index(self) -> None:
+        """Write the index and the times of use; it also tells what is free on the disk."""
+        self._changes, self._indexed = 0, self.clock()
+        entries = [entry for entry in self.catalog if entry.ready]
+        times = [(entry.piece.name, entry.used) for entry in entries if entry.piece.name in self._used]
+        self._used.clear()
+        self.work.write_index([entry.piece for entry in entries], self._writes.pairs, times, self._has_space)
+
+    def _has_space(self, space: Space) -> None:
+        self._space = space
+        self._remove(self.catalog.shrink(self.budget))

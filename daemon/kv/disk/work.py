@@ -1,0 +1,233 @@
+"""
+The work of the disk's thread, as the MLX thread orders it: done in order, counted, and its faults logged once.
+
+A fault is logged once for each kind of work, until that kind succeeds again. After a write that failed, nothing is
+written for a while. Files that cannot be removed are tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+import structlog
+
+from daemon.kv.disk.files import INDEX, Files, Found, UnusableError
+from daemon.kv.disk.format import DamagedError
+from daemon.kv.disk.limits import Space
+from daemon.kv.disk.piece import Part, Piece
+from daemon.shared.log_fields import Words, cause
+
+log = structlog.get_logger()
+
+PAUSE_SECONDS = 30.0
+"""After a write that failed, nothing is written for so long."""
+
+T = TypeVar("T")
+
+
+class Run(Protocol):
+    """Runs work on the disk's thread, in order, then `then` with its result or its error on the MLX thread."""
+
+    def __call__(self, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
+        """Run it."""
+
+
+@dataclass(slots=True)
+class DiskCounters:
+    """
+    Totals since the start.
+
+    Attributes:
+        hits: Requests that reused tokens from the disk.
+        tokens_reused: These tokens.
+        written_bytes: Bytes of pieces that were written.
+        read_bytes: Bytes of pieces that were read.
+        faults: Work that failed.
+    """
+
+    hits: int = 0
+    tokens_reused: int = 0
+    written_bytes: int = 0
+    read_bytes: int = 0
+    faults: int = 0
+
+
+class DiskWork:
+    """
+    Gives work to the disk's thread.
+
+    Args:
+        files: The directory.
+        run: Runs work on that thread.
+        clock: Seconds that never go back.
+        wall: Seconds since 1970, which may jump.
+
+    Attributes:
+        counters: Totals since the start.
+        removing: Removals that an invalidation waits for.
+    """
+
+    def __init__(self, files: Files, run: Run, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self.counters = DiskCounters()
+        self.removing = 0
+        self._files = files
+        self._run = run
+        self._clock = clock
+        self._wall = wall
+        self._told: set[str] = set()
+        self._paused_until = clock()
+        self._unremoved: set[str] = set()
+        self._removal_error: Exception | None = None
+
+    @property
+    def paused(self) -> bool:
+        """Whether a write failed lately."""
+        return self._clock() < self._paused_until
+
+    def told(self, kind: str, error: Exception) -> None:
+        """Count a fault of a kind of work, and log it if it is the first since that work succeeded."""
+        self.counters.faults += 1
+        if kind not in self._told:
+            self._told.add(kind)
+            _log(kind, _shown(error))
+
+    def open(self, then: Callable[[Found | Exception], None]) -> None:
+        """Open the directory and scan it."""
+
+        def opened() -> Found:
+            self._files.open()
+            return self._files.scan(self._wall())
+
+        def done(found: Found | Exception) -> None:
+            self._failed("open", found)
+            if not isinstance(found, Exception) and found.removed:
+                log.info("kv_disk_cleaned", files=found.removed)
+            then(found)
+
+        self._run(opened, done)
+
+    def empty(self) -> None:
+        """Remove all pieces of a directory that is not used any more, if there is one."""
+
+        def emptied() -> None:
+            if self._files.folder.is_dir():
+                self._files.open()
+                self._files.remove([*(piece.name for piece, _ in self._files.scan(self._wall()).pieces), INDEX])
+                self._files.close()
+
+        def done(result: Exception | None) -> None:
+            self._failed("empty", result)
+
+        self._run(emptied, done)
+
+    def read(self, piece: Piece, then: Callable[[Sequence[Part] | None], None], wanted: Callable[[], bool]) -> None:
+        """
+        Read a piece.
+
+        Args:
+            piece: The piece.
+            then: Takes its parts; None if it cannot be read.
+            wanted: Whether it should be there; if not, it is no fault that it cannot be read.
+        """
+
+        def done(parts: list[Part] | Exception) -> None:
+            if isinstance(parts, Exception):
+                if wanted():
+                    self.told("read", parts)
+                then(None)
+                return
+            self._told.discard("read")
+            self.counters.read_bytes += piece.nbytes
+            then(parts)
+
+        self._run(partial(self._files.read, piece), done)
+
+    def write(self, piece: Piece, parts: Sequence[Part], then: Callable[[int | None], None]) -> None:
+        """Write a piece; `then` takes the bytes of its file, or None if that failed."""
+        self._unremoved.discard(piece.name)
+
+        def done(size: int | Exception) -> None:
+            if self._failed("write", size) or isinstance(size, Exception):
+                self._paused_until = self._clock() + PAUSE_SECONDS
+                then(None)
+                return
+            self.counters.written_bytes += size
+            then(size)
+
+        self._run(partial(self._files.write, piece, parts), done)
+
+    def remove(self, names: Sequence[str], *, lasting: bool = False) -> None:
+        """Remove files. With `lasting` an invalidation waits for it, and they stay away even if the machine dies."""
+        self.removing += lasting
+
+        def done(result: Exception | None) -> None:
+            self.removing -= lasting
+            if self._failed("remove", result):
+                self._unremoved.update(names)
+                self._removal_error = result if lasting else self._removal_error
+
+        self._run(partial(self._files.remove, list(names), lasting=lasting), done)
+
+    def remove_again(self) -> None:
+        """Try to remove what could not be removed."""
+        if self._unremoved:
+            names, self._unremoved = list(self._unremoved), set()
+            self.remove(names)
+
+    def removal_error(self) -> Exception | None:
+        """Return the error of the last removal that an invalidation waited for, once."""
+        error, self._removal_error = self._removal_error, None
+        return error
+
+    def write_index(
+        self,
+        pieces: Sequence[Piece],
+        hours: Sequence[Sequence[int]],
+        times: Sequence[tuple[str, float]],
+        then: Callable[[Space], None],
+    ) -> None:
+        """Write the index and the times of use; `then` takes the size of the disk."""
+
+        def written() -> Space:
+            self._files.used(times)
+            self._files.write_index(pieces, hours)
+            return self._files.space()
+
+        def done(space: Space | Exception) -> None:
+            if not self._failed("index", space) and not isinstance(space, Exception):
+                then(space)
+
+        self._run(written, done)
+
+    def _failed(self, kind: str, result: object) -> bool:
+        """Tell whether work failed, and note it either way."""
+        if isinstance(result, Exception):
+            self.told(kind, result)
+            return True
+        self._told.discard(kind)
+        return False
+
+
+def _log(kind: str, error: str) -> None:
+    """Log a fault of a kind of work."""
+    match kind:
+        case "open":
+            log.warning("kv_disk_unusable", error=error)
+        case "read":
+            log.warning("kv_disk_read_failed", error=error)
+        case "restore":
+            log.warning("kv_disk_restore_failed", error=error)
+        case "slow":
+            log.warning("kv_disk_slow", error=error)
+        case "remove" | "empty":
+            log.warning("kv_disk_remove_failed", error=error)
+        case _:
+            log.warning("kv_disk_write_failed", error=error)
+
+
+def _shown(error: Exception) -> str:
+    """Return an error for the log. The tier's own ones have texts without names and contents."""
+    return Words(error) if isinstance(error, UnusableError | DamagedError) else cause(error)

@@ -1,0 +1,170 @@
+"""Prefixes on the disk in a whole engine: exact after a restart for every kind of cache, and gone when invalidated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.families import EXACT, Family, write
+from tests.unit.engine.harness import Answer, Harness, generate
+from tests.unit.engine.test_reuse_matrix import CLOSE, ids
+
+KINDS = ["llama/bfloat16", "deepseek_v3", "gemma3_text", "gpt_oss", "qwen3_next", "mamba", "falcon_h1"]
+TEXT = "The disk keeps what was used again. " * 12
+
+
+def ask(harness: Harness, path: Path, prompt: list[int], mode: pb.CacheMode = pb.CACHE_MODE_READ_WRITE) -> Answer:
+    """Return the answer to a prompt."""
+    return harness.run(
+        pb.GenerateRequest(
+            model=str(path),
+            tokens=pb.TokenIds(ids=prompt),
+            max_tokens=4,
+            top_logprobs=0,
+            stop=pb.Stop(ignore_eos=True),
+            cache=pb.CacheOptions(mode=mode),
+        )
+    )
+
+
+def written(harness: Harness) -> None:
+    """Let all be written that is to be written."""
+    disk = harness.engine._disk
+    harness.until(lambda: disk.open and not (disk.busy or disk.writer.underway))
+    harness.settle()
+
+
+def restarted(harness: Harness, engine: Callable[..., Harness]) -> Harness:
+    """Return an engine after another one that is gone, as if it had been killed."""
+    harness.close()
+    harness.engine._disk.work._files.close()
+    return engine()
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_prefix_is_exact_after_a_restart(engine: Callable[..., Harness], tmp_path: Path, family: str) -> None:
+    """Computed are the rest of the prompt and 16 tokens at most; the answer is that of a cold run."""
+    path, prompt = write(tmp_path, Family(family)), ids(300)
+    harness = engine()
+    ask(harness, path, prompt)
+    ask(harness, path, prompt)
+    written(harness)
+    harness = restarted(harness, engine)
+    longer = [*prompt, *ids(20, 3)]
+    warm = ask(harness, path, longer, pb.CACHE_MODE_READ_ONLY)
+    cold = ask(harness, path, longer, pb.CACHE_MODE_BYPASS)
+    assert warm.started.disk_tokens == warm.cached >= len(prompt) - 16
+    assert (cold.cached, cold.started.disk_tokens) == (0, 0)
+    assert warm.ids == cold.ids
+    difference = [abs(a.logprob - b.logprob) for a, b in zip(warm.logprobs, cold.logprobs, strict=True)]
+    assert max(difference) <= (0 if family in EXACT else CLOSE)
+    again = ask(harness, path, longer, pb.CACHE_MODE_READ_ONLY)
+    assert (again.cached, again.started.disk_tokens) == (warm.cached, 0)
+    harness.settle()
+    figures = harness.figures.prefix_cache
+    assert (figures.disk_hits, figures.disk_tokens_reused) == (1, warm.cached)
+    assert 0 < figures.disk_bytes <= figures.disk_budget_bytes
+
+
+@pytest.mark.parametrize("salt", ["", "secret"])
+@pytest.mark.parametrize("target", ["model", "prefix", "all"])
+def test_invalidated_prefix_is_gone_after_a_restart(engine: Callable[..., Harness], target: str, salt: str) -> None:
+    """Also in an engine that has not seen the model yet; its files are gone when the call returns."""
+    request = generate(TEXT, cache=pb.CacheOptions(salt=salt))
+    harness = engine()
+    harness.run(request)
+    harness.run(request)
+    written(harness)
+    harness = restarted(harness, engine)
+    invalidate = {
+        "model": pb.InvalidateRequest(model=pb.ModelTarget(model="embedded", prefixes=True)),
+        "prefix": pb.InvalidateRequest(prefix=pb.PrefixTarget(model="embedded", text=TEXT[:200], salt=salt)),
+        "all": pb.InvalidateRequest(all=pb.AllTarget(prefixes=True)),
+    }[target]
+    folder = harness.engine._disk.work._files.folder
+    assert list(folder.glob("*.kv"))
+    assert not harness.run(invalidate).failure.message
+    assert not list(folder.glob("*.kv"))
+    harness = restarted(harness, engine)
+    assert harness.run(request).cached == 0
+
+
+def test_other_salt_finds_nothing_on_the_disk(engine: Callable[..., Harness]) -> None:
+    """Nor does a request without one; the salt itself lies in no file."""
+    harness = engine()
+    for _ in range(2):
+        harness.run(generate(TEXT, cache=pb.CacheOptions(salt="a secret salt")))
+    written(harness)
+    harness = restarted(harness, engine)
+    assert harness.run(generate(TEXT)).cached == 0
+    assert harness.run(generate(TEXT, cache=pb.CacheOptions(salt="other"))).cached == 0
+    folder = harness.engine._disk.work._files.folder
+    assert not [path for path in folder.iterdir() if b"a secret salt" in path.read_bytes()]
+    assert harness.run(generate(TEXT, cache=pb.CacheOptions(salt="a secret salt"))).started.disk_tokens > 0
+
+
+def test_evicted_prefix_comes_back_from_the_disk(engine: Callable[..., Harness]) -> None:
+    """Also while its engine lives."""
+    harness = engine()
+    harness.run(generate(TEXT))
+    warm = harness.run(generate(TEXT))
+    written(harness)
+    harness.engine._memory._prefixes.shed(10**12)
+    again = harness.run(generate(TEXT))
+    assert again.started.disk_tokens == again.cached == warm.cached
+    assert again.content == warm.content
+
+
+@pytest.mark.parametrize("damage", ["flipped", "torn", "gone", "unreadable"])
+def test_damaged_file_costs_time_and_no_request(engine: Callable[..., Harness], damage: str) -> None:
+    """The prompt is computed, and its answer is the same."""
+    harness = engine()
+    harness.run(generate(TEXT))
+    warm = harness.run(generate(TEXT))
+    written(harness)
+    harness.engine._memory._prefixes.shed(10**12)
+    for path in harness.engine._disk.work._files.folder.glob("*.kv"):
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        if damage == "flipped":
+            path.write_bytes(content)
+        elif damage == "torn":
+            path.write_bytes(content[:-9])
+        else:
+            path.unlink()
+            if damage == "unreadable":
+                path.mkdir()
+    again = harness.run(generate(TEXT))
+    assert again.content == warm.content
+    assert again.cached == 0
+    harness.settle()
+    assert harness.figures.prefix_cache.disk_faults >= 1
+
+
+def test_cancelled_request_leaves_its_restore(engine: Callable[..., Harness]) -> None:
+    """Nothing stays staged, and nothing is held."""
+    harness = engine()
+    harness.run(generate(TEXT))
+    harness.run(generate(TEXT))
+    written(harness)
+    harness.engine._memory._prefixes.shed(10**12)
+    call = harness.begin(generate(TEXT))
+    harness.until(lambda: bool(harness.engine._disk.restores))
+    harness.cancel(call)
+    harness.settle()
+    assert not harness.engine._disk.restores
+
+
+def test_bypassing_and_scored_requests_read_no_disk(engine: Callable[..., Harness]) -> None:
+    """As they read no memory."""
+    harness = engine()
+    harness.run(generate(TEXT))
+    harness.run(generate(TEXT))
+    written(harness)
+    harness = restarted(harness, engine)
+    assert harness.run(generate(TEXT, cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS))).cached == 0
+    assert harness.run(generate(TEXT, prompt_logprobs=0)).cached == 0
+    assert harness.engine._disk.work.counters.read_bytes == 0

@@ -1,0 +1,228 @@
+"""A disk tier over fake KV and files in memory, whose thread works when a test says so."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from daemon.kv.disk.files import Files, Found
+from daemon.kv.disk.format import DamagedError, decode_header, decode_parts, encode_header, header_length
+from daemon.kv.disk.limits import Space
+from daemon.kv.disk.piece import Part, Piece
+from daemon.kv.disk.restores import Restore
+from daemon.kv.disk.tier import DiskTier
+from daemon.kv.disk.work import DiskWork
+from daemon.kv.extent_ledger import runs
+from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.nodes import Checkpoint, Extent, Node
+from daemon.kv.spec import KVSource, NotHeldError, PrefixSpec
+from daemon.shared.slices import LONG, Sliced
+from tests.unit.kv.fake_kv import GROUP_BLOCK_BYTES, STATE_BYTES, FakePrefixes
+
+T = TypeVar("T")
+
+
+class FakeCodec:
+    """Fake KV as JSON: each part says which tokens it stands for."""
+
+    def blocks(self, nodes: Sequence[Node], spec: PrefixSpec) -> Iterator[Part]:
+        """Yield blocks of the groups with full attention."""
+        for index, group in enumerate(spec.groups):
+            if group.window is None:
+                yield _part(nodes, index)
+
+    def resume(self, path: Sequence[Node], spec: PrefixSpec) -> Iterator[Part]:
+        """Yield windows and the state."""
+        for index, group in enumerate(spec.groups):
+            if group.window is not None:
+                yield _part(path[len(path) - group.visible(len(path)) :], index)
+        if spec.state_bytes and (checkpoint := path[-1].checkpoint) is not None:
+            yield Part({"state": 1}, json.dumps(checkpoint.payload).encode())
+
+    def decoded(self, parts: Sequence[Part]) -> Sliced[KVSource]:
+        """Return the source that some parts make up."""
+        source = FakeSource()
+        for part in parts:
+            told = json.loads(bytes(part.data))
+            if "state" in part.about:
+                source.state = tuple(told)
+            else:
+                source.groups[part.about["group"]] = (part.about["start"], told)
+            yield LONG
+        return source
+
+
+class FakeSource:
+    """KV out of a piece."""
+
+    def __init__(self) -> None:
+        self.groups: dict[int, tuple[int, list[int]]] = {}
+        self.state: tuple[int, ...] | None = None
+
+    def pack(self, group: int, start: int, stop: int) -> Extent:
+        """Return blocks, if the piece has them."""
+        first, tokens = self.groups.get(group, (0, []))
+        cut = tokens[(start - first) * BLOCK_TOKENS : (stop - first) * BLOCK_TOKENS] if start >= first else []
+        if len(cut) < (stop - start) * BLOCK_TOKENS:
+            raise NotHeldError("not in this piece")
+        return Extent((group, tuple(cut)), (stop - start) * GROUP_BLOCK_BYTES, 1, start, stop - start)
+
+    def checkpoint(self, tokens: int) -> Checkpoint | None:
+        """Return the state, if it is of this position."""
+        return Checkpoint(self.state, STATE_BYTES, 1) if self.state is not None and len(self.state) == tokens else None
+
+
+class MemoryFiles(Files):
+    """Files of a tier as bytes in a dictionary, with the real format."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("/nowhere"))
+        self.content: dict[str, bytes] = {}
+        self.times: dict[str, float] = {}
+        self.hours: list[list[int]] = []
+        self.disk = Space(10**9, 10**9)
+        self.fault: OSError | None = None
+
+    def open(self) -> None:
+        """Fail if that is wanted."""
+        self._fail()
+
+    def space(self) -> Space:
+        """Return the size of the disk."""
+        return Space(self.disk.total, self.disk.free - sum(map(len, self.content.values())))
+
+    def scan(self, now: float) -> Found:
+        """Return all pieces with a sound header."""
+        found = Found(hours=self.hours, space=self.space())
+        for name, data in list(self.content.items()):
+            try:
+                header = decode_header(data[: header_length(data)], len(data))
+            except DamagedError:
+                del self.content[name]
+                continue
+            found.pieces.append((header.piece, min(now, self.times.get(name, now))))
+        return found
+
+    def write(self, piece: Piece, parts: Sequence[Part]) -> int:
+        """Store a piece."""
+        self._fail()
+        self.content[piece.name] = encode_header(piece, parts) + b"".join(bytes(part.data) for part in parts)
+        return len(self.content[piece.name])
+
+    def read(self, piece: Piece) -> list[Part]:
+        """Return the parts of a piece."""
+        self._fail()
+        data = self.content.get(piece.name)
+        if data is None:
+            raise FileNotFoundError(2, "gone")
+        return decode_parts(decode_header(data[: header_length(data)], len(data)), data)
+
+    def remove(self, names: Any, *, lasting: bool = False) -> None:
+        """Remove files."""
+        self._fail()
+        for name in names:
+            self.content.pop(name, None)
+
+    def write_index(self, pieces: Sequence[Piece], hours: Sequence[Sequence[int]]) -> int:
+        """Note what was written."""
+        self._fail()
+        self.hours = [list(pair) for pair in hours]
+        return 0
+
+    def used(self, times: Any) -> None:
+        """Note times of use."""
+        self.times.update(times)
+
+    def _fail(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+
+class FakeDisk:
+    """
+    A tier below a fake prefix cache.
+
+    Attributes:
+        prefixes: The cache above.
+        tier: The tier.
+        files: Its files.
+        now: Seconds of the clock that never goes back.
+        jumped: Seconds that the other one is ahead.
+    """
+
+    def __init__(
+        self, prefixes: FakePrefixes, files: MemoryFiles | None = None, wanted: int | None = 10**6, now: float = 1e9
+    ) -> None:
+        self.prefixes = prefixes
+        self.files = files or MemoryFiles()
+        self.now = now
+        self.jumped = 0.0
+        self._work: deque[Callable[[], None]] = deque()
+        work = DiskWork(self.files, self._run, lambda: self.now, self._wall)
+        self.tier = DiskTier(work, wanted, prefixes.cache, FakeCodec(), lambda: self.now, self._wall)
+        prefixes.cache.below = self.tier
+        self.tier.begin()
+
+    def _wall(self) -> float:
+        return self.now + self.jumped
+
+    def _run(self, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
+        def done() -> None:
+            try:
+                result: T | Exception = work()
+            except Exception as error:
+                result = error
+            then(result)
+
+        self._work.append(done)
+
+    def work(self, most: int = 10**6) -> bool:
+        """Let the disk's thread do some of its work, and tell whether there was any."""
+        had = bool(self._work)
+        while self._work and most:
+            self._work.popleft()()
+            most -= 1
+        return had
+
+    def knows(self, namespace: str) -> None:
+        """Note what a namespace consists of, as a request does."""
+        self.tier.knows(namespace, self.prefixes.parts, "org/model")
+
+    def settle(self) -> None:
+        """Let both threads do all that there is."""
+        while self.work() or self.tier.busy:
+            if self.tier.busy:
+                self.tier.step()
+
+    def restoring(self, namespace: str, tokens: Sequence[int]) -> Restore:
+        """Begin to restore what a prompt has on the disk."""
+        restore = self.tier.restore()
+        self.knows(namespace)
+        restore.begin(tokens, lambda: namespace)
+        restore.go(namespace, self.prefixes.parts)
+        return restore
+
+    def restore(self, namespace: str, tokens: Sequence[int]) -> list[int]:
+        """Restore what a prompt has on the disk, look it up, and return the tokens whose KV came back."""
+        restore = self.restoring(namespace, tokens)
+        self.settle()
+        assert restore.over()
+        return self.prefixes.reuse(namespace, tokens)
+
+    def check(self) -> None:
+        """Recount."""
+        self.tier.catalog.check()
+        self.prefixes.cache.check_integrity()
+        assert self.tier.catalog.nbytes <= max(0, self.tier.budget) or not self.tier.open
+
+
+def _part(nodes: Sequence[Node], group: int) -> Part:
+    tokens: list[int] = []
+    for payload, start, stop in runs(nodes, group):
+        label, held = cast("tuple[int, tuple[int, ...]]", payload)
+        assert label == group
+        tokens += held[start * BLOCK_TOKENS : stop * BLOCK_TOKENS]
+    return Part({"group": group, "start": nodes[0].depth - 1}, json.dumps(tokens).encode())

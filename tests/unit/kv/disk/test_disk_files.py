@@ -1,0 +1,189 @@
+"""The files of the disk tier: private, whole or gone, and never believed without a check."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from daemon.kv.disk.files import INDEX, Files, UnusableError
+from daemon.kv.disk.format import DamagedError
+from daemon.kv.disk.limits import Space
+from daemon.kv.disk.piece import Part, Piece
+from daemon.shared.failpoints import ENV, PLACES, FailpointError
+from tests.unit.kv.disk.pieces import HASHES, NAMESPACE, PARTS, PIECE, all_steps
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture(name="files")
+def _files(tmp_path: Path) -> Files:
+    files = Files(tmp_path / "kv")
+    files.open()
+    return files
+
+
+def held(files: Files) -> list[str]:
+    """Return the names of all pieces and private files."""
+    return sorted(path.name for path in files.folder.iterdir() if path.name not in ("lock", INDEX))
+
+
+def content(parts: list[Part]) -> list[bytes]:
+    """Return the bytes of some parts."""
+    return [bytes(part.data) for part in parts]
+
+
+def test_piece_is_read_as_it_was_written(files: Files) -> None:
+    """In a file of its name, for this user alone."""
+    size = files.write(PIECE, PARTS)
+    assert content(files.read(replace(PIECE, nbytes=size))) == content(PARTS)
+    path = files.folder / PIECE.name
+    assert (path.stat().st_size, path.stat().st_mode & 0o777) == (size, 0o600)
+    assert files.folder.stat().st_mode & 0o777 == 0o700
+    ((piece, _used),) = files.scan(2e9).pieces
+    assert piece == replace(PIECE, nbytes=size)
+
+
+def test_no_token_lies_in_a_file(files: Files) -> None:
+    """Hashes stand for them; nor does a salt, of which the namespace has a digest."""
+    files.write(PIECE, [])
+    assert bytes([3] * 64) not in (files.folder / PIECE.name).read_bytes()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_every_changed_bit_is_noticed(files: Files, place: int, bit: int) -> None:
+    """At the scan, or when the piece is read."""
+    size = files.write(PIECE, PARTS)
+    path = files.folder / PIECE.name
+    changed = bytearray(path.read_bytes())
+    changed[place % size] ^= 1 << bit
+    path.write_bytes(changed)
+    if files.scan(2e9).pieces:
+        with pytest.raises(DamagedError):
+            files.read(replace(PIECE, nbytes=size))
+
+
+@pytest.mark.parametrize("cut", [0, 5, 30, 200, -1])
+def test_torn_file_is_removed_at_the_scan(files: Files, cut: int) -> None:
+    """Wherever it ends."""
+    files.write(PIECE, PARTS)
+    path = files.folder / PIECE.name
+    path.write_bytes(path.read_bytes()[:cut])
+    found = files.scan(2e9)
+    assert (found.pieces, found.removed, held(files)) == ([], 1, [])
+
+
+def test_old_or_foreign_files_are_removed(files: Files, tmp_path: Path) -> None:
+    """Of our names alone: what others put there stays."""
+    files.write(PIECE, PARTS)
+    sound = (files.folder / PIECE.name).read_bytes()
+    (files.folder / "old.kv").write_bytes(b"mlx-sidecar kv 0\n" + sound[17:])
+    (files.folder / "renamed.kv").write_bytes(sound)
+    (files.folder / "half.kv.new").write_bytes(sound)
+    (files.folder / "open.kv").write_bytes(sound)
+    (files.folder / "open.kv").chmod(0o644)
+    os.link(files.folder / PIECE.name, tmp_path / "linked")
+    (files.folder / "link.kv").symlink_to(tmp_path / "linked")
+    (files.folder / "notes.txt").write_text("mine")
+    assert files.scan(2e9).pieces == []
+    assert held(files) == ["notes.txt"]
+    assert (tmp_path / "linked").exists()
+
+
+def test_directory_of_others_is_not_used(tmp_path: Path) -> None:
+    """One that others can enter, a link, a file, or one that another daemon has locked."""
+    (tmp_path / "open").mkdir(0o755)
+    (tmp_path / "open").chmod(0o755)
+    (tmp_path / "link").symlink_to(tmp_path / "kv")
+    (tmp_path / "file").write_text("")
+    Files(tmp_path / "kv").open()
+    locked = Files(tmp_path / "kv")
+    for files in (Files(tmp_path / "open"), Files(tmp_path / "link"), Files(tmp_path / "file"), locked):
+        with pytest.raises(UnusableError):
+            files.open()
+
+
+def test_index_spares_reading_the_headers(files: Files) -> None:
+    """A piece that is newer than the index is read; a damaged index only costs time."""
+    pieces = [replace(PIECE, start=0, hashes=tuple(HASHES[:4])), Piece(NAMESPACE, "m", 4, HASHES[3], tuple(HASHES[4:]))]
+    pieces = [replace(piece, nbytes=files.write(piece, PARTS)) for piece in pieces]
+    files.write_index(pieces[:1], [[5, 100]])
+    found = files.scan(2e9)
+    assert (len(found.pieces), found.read, found.hours) == (2, 1, [[5, 100]])
+    index = files.folder / INDEX
+    index.write_bytes(index.read_bytes()[:-1])
+    found = files.scan(2e9)
+    assert (len(found.pieces), found.read, found.hours) == (2, 2, [])
+
+
+def test_use_in_the_future_counts_as_now(files: Files) -> None:
+    """A clock that was ahead would keep a piece for ever."""
+    files.write(PIECE, PARTS)
+    files.used([(PIECE.name, 3e9)])
+    ((_piece, used),) = files.scan(2e9).pieces
+    assert used == 2e9
+
+
+def test_last_tenth_of_a_disk_is_refused(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of the piece."""
+    monkeypatch.setattr(Files, "space", lambda _self: Space(10_000, 1_500))
+    with pytest.raises(OSError, match="tenth"):
+        files.write(PIECE, PARTS)
+    assert held(files) == []
+
+
+PLACES_OF_WRITES = [place for place in PLACES if place.startswith("disk.") and place != "disk.read"]
+
+KILLED = """
+import sys
+from pathlib import Path
+from daemon.kv.disk.files import Files
+from tests.unit.kv.disk.pieces import all_steps
+all_steps(Files(Path(sys.argv[1])))
+"""
+
+
+def two_whole_pieces_at_most(files: Files, size: int) -> None:
+    """Check what the next start finds: the piece that was there, the new one or not, and nothing else."""
+    files.open()
+    found = files.scan(2e9)
+    assert PIECE.name in held(files)
+    assert len(found.pieces) == len(held(files)) <= 2
+    assert content(files.read(replace(PIECE, nbytes=size))) == content(PARTS)
+    for piece, _used in found.pieces:
+        assert content(files.read(piece)) == content(PARTS)
+
+
+@pytest.mark.parametrize("place", PLACES_OF_WRITES)
+def test_death_at_any_step_leaves_whole_pieces_alone(files: Files, place: str) -> None:
+    """A process is killed there."""
+    size = files.write(PIECE, PARTS)
+    files.close()
+    environ = {**os.environ, ENV: f"{place}=kill"}
+    command = [sys.executable, "-c", KILLED, str(files.folder)]
+    assert subprocess.run(command, env=environ, cwd=ROOT, timeout=60).returncode == -9
+    two_whole_pieces_at_most(files, size)
+
+
+@pytest.mark.parametrize("place", PLACES_OF_WRITES)
+def test_fault_at_any_step_leaves_whole_pieces_alone(files: Files, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no private file, even before the next start."""
+    size = files.write(PIECE, PARTS)
+
+    def fail(hit: str) -> None:
+        if hit == place:
+            raise FailpointError(hit)
+
+    monkeypatch.setattr("daemon.kv.disk.files.failpoint", fail)
+    with pytest.raises(FailpointError):
+        all_steps(files)
+    monkeypatch.undo()
+    assert all(name.endswith(".kv") for name in held(files))
+    two_whole_pieces_at_most(files, size)

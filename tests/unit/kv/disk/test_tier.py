@@ -1,0 +1,219 @@
+"""The disk tier: what is written and when, what an invalidation removes, and what a fault costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from daemon.kv.disk.limits import Space
+from daemon.kv.disk.restores import STALL_SECONDS
+from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.spec import PrefixSpec
+from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
+from tests.unit.kv.fake_kv import ALL, HYBRID, PLAIN, RECURRENT, WINDOWED, FakePrefixes, prompt
+
+NAME = "n/one"
+TOKENS = prompt(1, 2, 3, 4)
+
+
+def written(*prompts: list[int], files: MemoryFiles | None = None, parts: PrefixSpec = PLAIN) -> FakeDisk:
+    """Return a tier that has written some prompts, which memory holds no more."""
+    disk = FakeDisk(FakePrefixes(parts=parts), files)
+    disk.settle()
+    for tokens in prompts:
+        disk.knows(NAME)
+        disk.prefixes.store(NAME, tokens)
+        disk.prefixes.reuse(NAME, [*tokens, 9])
+        disk.settle()
+    disk.prefixes.cache.shed(10**9)
+    return disk
+
+
+@pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL])
+def test_prefix_used_twice_outlives_a_restart(parts: PrefixSpec) -> None:
+    """Whatever it consists of; one that was used once does not."""
+    first = written(TOKENS, parts=parts)
+    first.prefixes.store(NAME, prompt(5, 6))
+    first.settle()
+    again = FakeDisk(FakePrefixes(parts=parts), first.files)
+    again.settle()
+    assert again.restore(NAME, [*TOKENS, 9]) == TOKENS
+    assert again.restore(NAME, [*prompt(5, 6), 9]) == []
+    assert again.restore("n/two", [*TOKENS, 9]) == []
+
+
+def test_kept_prefix_is_written_at_once() -> None:
+    """It need not be used again."""
+    disk = FakeDisk(FakePrefixes())
+    disk.settle()
+    disk.knows(NAME)
+    disk.prefixes.store(NAME, TOKENS)
+    assert disk.prefixes.cache.keep(NAME, [*TOKENS, 9], PLAIN, 60)
+    disk.settle()
+    assert disk.tier.catalog.blocks == 4
+
+
+def test_shared_beginning_is_written_once() -> None:
+    """A prompt that goes on elsewhere adds its own blocks alone."""
+    disk = written(TOKENS, prompt(1, 2, 5), prompt(1, 2, 3, 4, 6))
+    assert disk.tier.catalog.blocks == 6
+    for tokens in (TOKENS, prompt(1, 2, 5), prompt(1, 2, 3, 4, 6)):
+        assert disk.restore(NAME, [*tokens, 9]) == tokens
+
+
+@pytest.mark.parametrize("parts", [PLAIN, HYBRID])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_invalidated_prefix_is_not_found_again(parts: PrefixSpec, restarted: bool) -> None:
+    """The prompt and all that go on from it; others stay."""
+    other = prompt(5, 6)
+    disk = written(TOKENS, prompt(1, 2, 3, 4, 5), other, parts=parts)
+    disk.prefixes.cache.forget_prefix(NAME, prompt(1, 2, 3, tail=2))
+    disk.work()
+    assert disk.tier.settled
+    if restarted:
+        disk = FakeDisk(FakePrefixes(parts=parts), disk.files)
+        disk.settle()
+    assert len(disk.restore(NAME, [*TOKENS, 9])) < 3 * BLOCK_TOKENS
+    assert len(disk.restore(NAME, [*prompt(1, 2, 3, 4, 5), 9])) < 3 * BLOCK_TOKENS
+    assert disk.restore(NAME, [*other, 9]) == other
+
+
+def test_invalidated_namespace_leaves_no_file() -> None:
+    """Not even of a piece that is being written, or of one that waits."""
+    disk = written(TOKENS)
+    for tokens in (prompt(5, 6), prompt(7, 8)):
+        disk.prefixes.store(NAME, tokens)
+        disk.prefixes.reuse(NAME, [*tokens, 9])
+    while disk.tier.busy and not disk.tier.writer.underway:
+        disk.tier.step()
+    assert disk.tier.writer.underway
+    disk.prefixes.cache.clear()
+    assert not disk.tier.settled
+    disk.settle()
+    assert disk.tier.settled
+    assert disk.files.content == {}
+
+
+def test_restore_of_an_invalidated_prefix_ends() -> None:
+    """What was read ahead is not copied into the cache any more."""
+    disk = written(TOKENS)
+    restore = disk.restoring(NAME, [*TOKENS, 9])
+    disk.work()
+    disk.prefixes.cache.clear()
+    assert restore.over()
+    disk.settle()
+    assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == []
+
+
+@pytest.mark.parametrize("place", [0, 40, -1])
+def test_damaged_piece_is_removed_and_computed_again(place: int) -> None:
+    """Wherever the damage is; what comes before it is used."""
+    disk = written(TOKENS, prompt(1, 2, 3, 4, 5))
+    last = max(disk.tier.catalog, key=lambda entry: entry.depth).piece.name
+    content = bytearray(disk.files.content[last])
+    content[place] ^= 4
+    disk.files.content[last] = bytes(content)
+    assert disk.restore(NAME, [*prompt(1, 2, 3, 4, 5), 9]) == TOKENS
+    assert last not in disk.files.content
+    assert disk.tier.work.counters.faults == 1
+
+
+def test_slow_disk_costs_a_request_no_more_than_a_moment() -> None:
+    """Then it computes what is missing; what comes late is dropped."""
+    disk = written(TOKENS)
+    restore = disk.restoring(NAME, [*TOKENS, 9])
+    assert not restore.over()
+    disk.now += STALL_SECONDS + 0.1
+    assert restore.over()
+    disk.settle()
+    assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == []
+    assert disk.tier.staged == 0
+
+
+def test_full_disk_is_written_to_no_more_for_a_while() -> None:
+    """Requests do not notice, and later it is tried again."""
+    disk = written()
+    disk.files.fault = OSError(28, "full")
+    disk.knows(NAME)
+    disk.prefixes.store(NAME, TOKENS)
+    for _ in range(3):
+        assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == TOKENS
+        disk.settle()
+    assert disk.tier.work.counters.faults <= 2
+    disk.files.fault = None
+    disk.now += 60
+    disk.prefixes.reuse(NAME, [*TOKENS, 9])
+    disk.settle()
+    assert disk.tier.catalog.blocks == 4
+
+
+def test_least_recently_used_piece_makes_room() -> None:
+    """Within the budget, and a beginning stays as long as something goes on from it."""
+    small = FakeDisk(FakePrefixes(), wanted=25_000)
+    small.settle()
+    small.knows(NAME)
+    for letter in range(5, 25):
+        small.now += 10
+        small.prefixes.store(NAME, prompt(letter, 2))
+        small.prefixes.reuse(NAME, [*prompt(letter, 2), 9])
+        if letter % 3 == 0:
+            small.prefixes.reuse(NAME, [*prompt(5, 2), 9])
+        small.settle()
+        small.check()
+    small.prefixes.cache.shed(10**9)
+    assert small.restore(NAME, [*prompt(24, 2), 9]) == prompt(24, 2)
+    assert small.restore(NAME, [*prompt(7, 2), 9]) == []
+
+
+def test_last_tenth_of_the_disk_stays_free() -> None:
+    """A disk that others fill makes the tier give back what it has."""
+    disk = written(TOKENS)
+    disk.files.disk = Space(10**9, 10**8 + 10)
+    disk.now += 400
+    disk.tier.touched(list(disk.tier.catalog))
+    disk.tier.tick()
+    disk.settle()
+    assert disk.tier.catalog.nbytes == 0
+    assert disk.files.content == {}
+
+
+def test_day_has_a_limit_of_writes() -> None:
+    """Twice the budget, also after a restart; an hour of the next day is free again."""
+    disk = written()
+    disk.tier._wanted = 50_000
+    disk.knows(NAME)
+
+    def write(letters: range) -> int:
+        before = disk.tier.work.counters.written_bytes
+        for letter in letters:
+            disk.prefixes.store(NAME, prompt(letter, 2))
+            disk.prefixes.reuse(NAME, [*prompt(letter, 2), 9])
+            disk.settle()
+        return disk.tier.work.counters.written_bytes - before
+
+    assert 0 < write(range(1, 200)) <= 100_000
+    assert write(range(200, 220)) == 0
+    disk.now += 400
+    disk.tier.tick()
+    disk.settle()
+    disk = FakeDisk(FakePrefixes(), disk.files, 50_000, disk.now)
+    disk.settle()
+    disk.knows(NAME)
+    assert write(range(300, 320)) == 0
+    disk.now += 25 * 3600
+    assert write(range(300, 320)) > 0
+
+
+def test_second_daemon_works_without_the_disk() -> None:
+    """It tries again, and its requests do not wait."""
+    files = MemoryFiles()
+    files.fault = OSError(11, "locked")
+    disk = FakeDisk(FakePrefixes(), files)
+    restore = disk.restoring(NAME, [*TOKENS, 9])
+    disk.settle()
+    assert restore.over()
+    assert not disk.tier.open
+    files.fault = None
+    disk.now += 60
+    disk.tier.tick()
+    disk.settle()
+    assert disk.tier.open
