@@ -16,8 +16,10 @@ from daemon.engine.calls.tokenize import tokenize
 from daemon.engine.memory.buffers import BufferCache
 from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.memory.pressure import Relief
+from daemon.engine.memory.wiring import Wiring
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.scheduling.batching_window import BatchingWindow, most_seconds
+from daemon.kv.idle import IdleRelease
 from daemon.v1 import ipc_pb2 as ipc
 
 SWEEP_SECONDS = 1.0
@@ -36,6 +38,8 @@ class Engine:
         buffers: MLX's cache of freed buffers.
         relief: Frees memory when the system is short of it.
         streams: Told whether requests decode.
+        idle: Frees prefixes that were not used for long.
+        wiring: Wires the weights of loaded models, if that is configured.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class Engine:
         buffers: BufferCache,
         relief: Relief,
         streams: Streams,
+        idle: IdleRelease,
+        wiring: Wiring,
     ) -> None:
         self._services = services
         self._clock = services.clock
@@ -60,6 +66,8 @@ class Engine:
         self._buffers = buffers
         self._relief = relief
         self._streams = streams
+        self._idle = idle
+        self._wiring = wiring
         self._calls = CallDriver(self._outbox.fail)
         self._gathering = BatchingWindow(self._clock)
         self._share = Share()
@@ -148,8 +156,13 @@ class Engine:
     def _load_slice(self) -> None:
         began = self._clock()
         self._models.step()
+        self._wire()
         self._share.loaded(self._clock() - began)
         self._calls.poll()  # a call that has its model now joins the runner in this turn
+
+    def _wire(self) -> None:
+        if not self._models.busy:
+            self._wiring.update(self._models.total_bytes)
 
     def _gather(self) -> float:
         """Return the seconds for which requests that could start wait for others that are being tokenised."""
@@ -165,6 +178,8 @@ class Engine:
         self._background.tick()
         self._templates.trim()
         self._models.evict_stale()
+        self._idle.release()
+        self._wire()
         self._memory.make_room(0)  # for what running requests have grown by
         if self._relief.check() or not self.busy:
             self._buffers.clear()

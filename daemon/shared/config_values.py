@@ -79,6 +79,21 @@ def whole(least: int, most: int = _MOST) -> Reader:
     return read
 
 
+def whole_or_auto(least: int, most: int = _MOST) -> Reader:
+    """Return a reader of whole numbers from `least` to `most`, or "auto"."""
+    number = whole(least, most)
+
+    def read(raw: Any, text: bool, home: Path) -> object:
+        if isinstance(raw, str) and raw.strip().lower() == "auto":
+            return "auto"
+        try:
+            return number(raw, text, home)
+        except ValueError as error:
+            raise ValueError(f"{error}, or auto") from None
+
+    return read
+
+
 def read_switch(raw: Any, text: bool, home: Path) -> bool:
     """Read true or false; as text also yes, no, on, off, 1, 0."""
     if text and isinstance(raw, str):
