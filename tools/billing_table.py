@@ -31,7 +31,7 @@ MARK = "<!-- The table below is written by python -m tools.billing_table. -->\n"
 WIDTH = 256
 """Tokens of a prefill pass: fixed, because the engine's own choice depends on the time that passes take."""
 
-LENGTHS = (100, 300, 1000, 2000)
+LENGTHS = (100, 300, 600, 1200)
 BATCHES = (1, 4, 8)
 ANSWER = 6
 
@@ -44,7 +44,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("qwen3", "bfloat16", WIDE),
     "qwen3, one KV head": ("qwen3", "bfloat16", {**WIDE, "num_key_value_heads": 1}),
     "qwen3, wide MLP": ("qwen3", "bfloat16", {**WIDE, "hidden_size": 256, "intermediate_size": 1024}),
-    "qwen3_moe": ("qwen3_moe", "bfloat16", WIDE),
+    "qwen3_moe": ("qwen3_moe", "float32", WIDE),
     "deepseek_v3": (
         "deepseek_v3",
         "bfloat16",
@@ -53,7 +53,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3_text": ("gemma3_text", "bfloat16", {**WIDE, "sliding_window": 256}),
     "gpt_oss": (
         "gpt_oss",
-        "bfloat16",
+        "float32",
         {**WIDE, "sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"] * 6},
     ),
     "qwen3_next": ("qwen3_next", "bfloat16", WIDE),

@@ -102,6 +102,7 @@ def device(system: System, config: Config) -> Iterator[Finding]:
     yield _device(system, probe)
     yield _memory(probe, config)
     yield _pressure(system, probe)
+    yield _wired(probe, config)
 
 
 def _device(system: System, probe: dict[str, Any]) -> Finding:
@@ -130,6 +131,16 @@ def _memory(probe: dict[str, Any], config: Config) -> Finding:
     if asked > limit:
         found += f"; model_cache_mb and kv_cache_mb together ask for {size(asked)}, and share what there is"
     return ok("memory", found)
+
+
+def _wired(probe: dict[str, Any], config: Config) -> Finding:
+    if not config.wire_weights:
+        return ok("wired weights", "off: the system may compress or swap out the weights of an idle model")
+    if not probe["metal"]:
+        return warning(
+            "wired weights", "wire_weights is set, without a Metal device", "nothing is wired; unset it"
+        )
+    return ok("wired weights", "on: set once a load, at most the recommended working set")
 
 
 def _pressure(system: System, probe: dict[str, Any]) -> Finding:

@@ -34,7 +34,7 @@ ROW_VECTORS = 12
 """Vectors of the vocabulary's width, 4 bytes each, for a row that is sampled: logits, masks, penalties, their order."""
 
 TAIL_ROWS = 65
-"""Most tokens of a last chunk whose logits are computed too."""
+"""Most tokens of a last chunk that computes logits too."""
 
 _SHORT = 160
 """Tokens of a prompt in a shared pass, with its padding."""
@@ -80,7 +80,7 @@ def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width
     Return the bill of running sequences.
 
     Args:
-        prefilling: Sequences whose prompts are computed.
+        prefilling: Sequences with a prompt to compute.
         groups: Those that decode, by the batch that they share.
         width: Tokens of a pass.
     """
@@ -102,7 +102,7 @@ def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int])
     Return the most tokens of the next pass over prompts of a model that memory allows.
 
     Args:
-        prefilling: Sequences of the model whose prompts are computed.
+        prefilling: Sequences of the model with a prompt to compute.
         wanted: As many as time allows.
         spare: Frees cached prefixes until so many bytes are free, as far as that helps, and returns how many are.
     """
@@ -123,7 +123,7 @@ def _prompt(sequence: Sequence, width: int) -> Bill:
 
 
 def _together(prompts: Rows[Sequence], width: int) -> int:
-    """Return the work of a pass over the short ends of several prompts, whose KV is copied into one batch."""
+    """Return the work of a pass over the short ends of several prompts; their KV is copied into one batch."""
     if len(prompts) < 2:
         return 0
     loaded = prompts[0].loaded

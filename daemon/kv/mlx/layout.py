@@ -235,22 +235,24 @@ def _measuring(model: Any, caches: Sequence[Any]) -> Sliced[tuple[Measured, ...]
     """
     Feed more tokens to caches that hold one, and return what each of them takes.
 
-    The two lengths are a growth step of mlx-lm's caches apart, so that one of them is between. A cache that grows by
-    each token costs what it did, and one that grows in steps costs a step for as many tokens.
+    The arrays of a state hold exactly the tokens, so their growth is that of a token. What a cache has beyond them is
+    room to grow, which comes in steps: it counts as a whole step from then on.
     """
-    sizes = []
+    sizes: list[list[tuple[int, int]]] = []
     for tokens in _MEASURED:
         for _ in range(tokens // _MEASURED_CHUNK):
             yield from forward_layerwise(model, mx.array([[1] * _MEASURED_CHUNK]), caches)
         sizes.append([_held_bytes(cache) for cache in caches])
-    apart = _MEASURED[1]
-    grown = [max(0, -(-(after - before) // apart)) for before, after in zip(*sizes, strict=True)]
-    return tuple(
-        Measured(max(0, before - _MEASURED[0] * token), token) for before, token in zip(sizes[0], grown, strict=True)
-    )
+    measured = []
+    for (before, room), (after, more) in zip(*sizes, strict=True):
+        token = max(0, -(-(after - before) // _MEASURED[1]))
+        spare = max(room - before, more - after, ROOM_STEP * token if room > before or more > after else 0)
+        measured.append(Measured(max(0, before - (1 + _MEASURED[0]) * token) + spare, token))
+    return tuple(measured)
 
 
-def _held_bytes(cache: Any) -> int:
-    """Return the bytes of a cache of any class: what it says, or its arrays if they are more."""
+def _held_bytes(cache: Any) -> tuple[int, int]:
+    """Return the bytes of the arrays of a cache of any class, and those with the room that it says it has."""
     arrays = [array for _, array in tree_flatten(cache.state) if isinstance(array, mx.array)]
-    return max(int(getattr(cache, "nbytes", 0)), sum(array.nbytes for array in arrays))
+    held = sum(array.nbytes for array in arrays)
+    return held, max(int(getattr(cache, "nbytes", 0)), held)

@@ -12,10 +12,10 @@ from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.memory.memory_budget import MemoryBudget, Use, memory_limit
 from daemon.engine.memory.prefix_budget import PrefixBudget
 from daemon.kv.evictor import PrefixLimits
-from daemon.kv.idle import MARKS, MOST_AT_ONCE, IdleRelease
+from daemon.kv.idle import MOST_AT_ONCE, IdleRelease
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import Resume
-from tests.unit.kv.fake_kv import BLOCK_BYTES, PLAIN, FakeKV
+from tests.unit.kv.fake_kv import BLOCK_BYTES, PLAIN, FakeKV, fake_copy
 
 GB = 1 << 30
 MACHINES = (8, 16, 64, 512)
@@ -43,7 +43,7 @@ class Machine:
     def __init__(self, limit: int, most: int) -> None:
         self.weights = self.live = 0
         budget = MemoryBudget(limit)
-        self.prefixes = PrefixCache(PrefixLimits(10**6, most), copy=cast("Any", None))
+        self.prefixes = PrefixCache(PrefixLimits(10**6, most), copy=fake_copy)
         self.memory = EngineMemory(budget, self.prefixes, PrefixBudget(most, budget))
         self.memory.watch(cast("Any", self), cast("Any", self))
         self._stored = 0
@@ -90,9 +90,7 @@ def test_weights_and_requests_come_before_prefixes(memory: int) -> None:
 
 
 ACTS = st.lists(
-    st.tuples(
-        st.sampled_from(["store", "load", "drop", "request", "end", "pressure", "sweep"]), st.integers(1, 20)
-    ),
+    st.tuples(st.sampled_from(["store", "load", "drop", "request", "end", "pressure", "sweep"]), st.integers(1, 20)),
     max_size=40,
 )
 
@@ -155,10 +153,10 @@ def test_prefixes_go_when_they_were_idle_for_long() -> None:
     machine.store(2)
     machine.store(3)
     used = [2000 + index for index in range(16 * 3)]
-    for now[0] in (1.0, 99.0):
+    for now[0] in (7.0, 99.0):
         assert idle.release() == 0
     lease = machine.prefixes.lookup("space", [*used, 1], PLAIN)
-    now[0] = 100.0 + 100.0 / MARKS
+    now[0] = 107.0
     assert idle.release() == 2 * BLOCK_BYTES
     now[0] = 500.0
     assert idle.release() == 0

@@ -86,6 +86,7 @@ ALL_GIVEN: dict[str, tuple[Any, Any]] = {
     "model_ttl": ("1h30m", 5400.0),
     "evict_on_memory_pressure": (False, False),
     "kv_cache_mb": (0, 0),
+    "wire_weights": (True, True),
     "max_cache_blocks": (0, 0),
     "min_prefix_len": (1, 1),
     "warmup_tokens": (0, 0),
