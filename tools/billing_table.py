@@ -35,33 +35,33 @@ LENGTHS = (100, 300, 600, 1200)
 BATCHES = (1, 4, 8)
 ANSWER = 6
 
-WIDE: dict[str, Any] = {"head_dim": 64, "num_key_value_heads": 4, "num_hidden_layers": 12}
-"""Changes to a tiny model: 12 KiB of KV a token in bfloat16, and twelve layers."""
+WIDE: dict[str, Any] = {"head_dim": 64, "num_key_value_heads": 4, "num_hidden_layers": 8}
+"""Changes to a tiny model: 16 KiB of KV a token, and eight layers."""
 
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "llama": ("llama", "bfloat16", WIDE),
-    "llama, float32": ("llama", "float32", WIDE),
-    "qwen3": ("qwen3", "bfloat16", WIDE),
-    "qwen3, one KV head": ("qwen3", "bfloat16", {**WIDE, "num_key_value_heads": 1}),
-    "qwen3, wide MLP": ("qwen3", "bfloat16", {**WIDE, "hidden_size": 256, "intermediate_size": 1024}),
+    "llama": ("llama", "float32", WIDE),
+    "llama, heads of 128": ("llama", "float32", {**WIDE, "head_dim": 128, "num_key_value_heads": 2}),
+    "qwen3": ("qwen3", "float32", WIDE),
+    "qwen3, one KV head": ("qwen3", "float32", {**WIDE, "num_key_value_heads": 1}),
+    "qwen3, wide MLP": ("qwen3", "float32", {**WIDE, "hidden_size": 256, "intermediate_size": 1024}),
     "qwen3_moe": ("qwen3_moe", "float32", WIDE),
     "deepseek_v3": (
         "deepseek_v3",
-        "bfloat16",
-        {"num_hidden_layers": 12, "kv_lora_rank": 256, "qk_rope_head_dim": 32, "first_k_dense_replace": 12},
+        "float32",
+        {"num_hidden_layers": 8, "kv_lora_rank": 256, "qk_rope_head_dim": 32, "first_k_dense_replace": 8},
     ),
-    "gemma3_text": ("gemma3_text", "bfloat16", {**WIDE, "sliding_window": 256}),
+    "gemma3_text": ("gemma3_text", "float32", {**WIDE, "sliding_window": 256}),
     "gpt_oss": (
         "gpt_oss",
         "float32",
-        {**WIDE, "sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"] * 6},
+        {**WIDE, "sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"] * 4},
     ),
-    "qwen3_next": ("qwen3_next", "bfloat16", WIDE),
-    "mamba": ("mamba", "float32", {"num_hidden_layers": 6, "intermediate_size": 512}),
-    "mamba2": ("mamba2", "float32", {"num_hidden_layers": 6}),
-    "falcon_h1": ("falcon_h1", "bfloat16", WIDE),
+    "qwen3_next": ("qwen3_next", "float32", WIDE),
+    "mamba": ("mamba", "float32", {"num_hidden_layers": 8, "intermediate_size": 512}),
+    "mamba2": ("mamba2", "float32", {"num_hidden_layers": 8}),
+    "falcon_h1": ("falcon_h1", "float32", WIDE),
     "recurrent_gemma": ("recurrent_gemma", "float32", {"attention_window_size": 256}),
-    "baichuan_m1": ("baichuan_m1", "bfloat16", {**WIDE, "sliding_window_layers": [1, 3]}),
+    "baichuan_m1": ("baichuan_m1", "float32", {**WIDE, "sliding_window_layers": [1, 3]}),
 }
 
 

@@ -137,9 +137,7 @@ def _wired(probe: dict[str, Any], config: Config) -> Finding:
     if not config.wire_weights:
         return ok("wired weights", "off: the system may compress or swap out the weights of an idle model")
     if not probe["metal"]:
-        return warning(
-            "wired weights", "wire_weights is set, without a Metal device", "nothing is wired; unset it"
-        )
+        return warning("wired weights", "wire_weights is set, without a Metal device", "nothing is wired; unset it")
     return ok("wired weights", "on: set once a load, at most the recommended working set")
 
 

@@ -25,9 +25,8 @@ from daemon.shared.slices import Sliced
 ROOM_STEP = 256
 """Tokens by which mlx-lm grows a KV cache; capacities are multiples of it."""
 
-_MEASURED = (64, 256)
-_MEASURED_CHUNK = 64
-"""Tokens that a cache without an adapter is fed before its two measurements, and how many at a time."""
+_FED = ((63, 64, 64, 64), (64, 64, 64, 64))
+"""Chunks that a cache without an adapter is fed before its two measurements; it holds one token before."""
 
 _LONG = 1 << 17
 """Tokens for which the share of a layer is computed."""
@@ -235,24 +234,23 @@ def _measuring(model: Any, caches: Sequence[Any]) -> Sliced[tuple[Measured, ...]
     """
     Feed more tokens to caches that hold one, and return what each of them takes.
 
-    The arrays of a state hold exactly the tokens, so their growth is that of a token. What a cache has beyond them is
-    room to grow, which comes in steps: it counts as a whole step from then on.
+    The two lengths are whole growth steps of mlx-lm's caches: a cache that grows in steps is full at both. One
+    that has more than a token's bytes after one token grows in steps. It counts a step more: it may be anywhere.
     """
-    sizes: list[list[tuple[int, int]]] = []
-    for tokens in _MEASURED:
-        for _ in range(tokens // _MEASURED_CHUNK):
-            yield from forward_layerwise(model, mx.array([[1] * _MEASURED_CHUNK]), caches)
+    sizes = [[_held_bytes(cache) for cache in caches]]
+    for lengths in _FED:
+        for tokens in lengths:
+            yield from forward_layerwise(model, mx.array([[1] * tokens]), caches)
         sizes.append([_held_bytes(cache) for cache in caches])
     measured = []
-    for (before, room), (after, more) in zip(*sizes, strict=True):
-        token = max(0, -(-(after - before) // _MEASURED[1]))
-        spare = max(room - before, more - after, ROOM_STEP * token if room > before or more > after else 0)
-        measured.append(Measured(max(0, before - (1 + _MEASURED[0]) * token) + spare, token))
+    for one, full, more in zip(*sizes, strict=True):
+        token = max(0, -(-(more - full) // ROOM_STEP))
+        fixed = max(0, full - ROOM_STEP * token)
+        measured.append(Measured(fixed + (ROOM_STEP * token if one - fixed > token else 0), token))
     return tuple(measured)
 
 
-def _held_bytes(cache: Any) -> tuple[int, int]:
-    """Return the bytes of the arrays of a cache of any class, and those with the room that it says it has."""
+def _held_bytes(cache: Any) -> int:
+    """Return the bytes of a cache of any class: what it says, or its arrays if they are more."""
     arrays = [array for _, array in tree_flatten(cache.state) if isinstance(array, mx.array)]
-    held = sum(array.nbytes for array in arrays)
-    return held, max(int(getattr(cache, "nbytes", 0)), held)
+    return max(int(getattr(cache, "nbytes", 0)), sum(array.nbytes for array in arrays))

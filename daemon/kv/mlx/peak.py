@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import mlx.core as mx
@@ -28,10 +29,12 @@ class Meter:
 
     Attributes:
         most: Most bytes that the computation held so far, beyond those before it.
+        seconds: Time that it took so far.
     """
 
     def __init__(self) -> None:
         self.most = 0
+        self.seconds = 0.0
         self._held = 0
 
     def eval(self, arrays: Any) -> None:
@@ -39,7 +42,9 @@ class Meter:
         mx.synchronize()
         before = mx.get_active_memory()
         reset()
+        began = time.perf_counter()
         mx.eval(arrays)
         mx.synchronize()
+        self.seconds += time.perf_counter() - began
         self.most = max(self.most, self._held + mx.get_peak_memory() - before)
         self._held += mx.get_active_memory() - before

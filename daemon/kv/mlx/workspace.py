@@ -20,7 +20,6 @@ from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from daemon.kv.mlx import peak
 from daemon.kv.mlx.adapters import ADAPTERS
@@ -34,8 +33,8 @@ PROBE = 64
 _WIDTHS = (256, 1024)
 _CONTEXTS = (3072, 4096)
 
-_MOST_WORK = 1e12
-"""Bytes of weights times tokens of a pass that is measured: half a second or less on any Mac."""
+MOST_SECONDS = 0.25
+"""Time that a wider pass may take, to be worth its measurement: a load shall not take longer for it."""
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
 """Names of a model's arguments for its positions. A table of positions must not be read beyond its end."""
@@ -85,29 +84,35 @@ NO_WORK = Workspace()
 """Of a model that was not measured."""
 
 
-def measuring(model: Any, layout: Layout) -> Sliced[Workspace]:
-    """Measure passes of a model with evaluated weights, a layer for each `next`."""
+def measuring(model: Any, layout: Layout, seconds: float = MOST_SECONDS) -> Sliced[Workspace]:
+    """
+    Measure passes of a model with evaluated weights, a layer for each `next`.
+
+    Args:
+        model: The model.
+        layout: Its layout.
+        seconds: Time that a wider pass may take.
+    """
     positions = _positions(model)
-    weight = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     probe = min(PROBE, positions)
-    alone = yield from _pass(model, layout, probe, 0)
+    alone, took = yield from _pass(model, layout, probe, 0)
     scores: list[Node] = [(0, 0.0)]
     for context in _CONTEXTS if layout.shapes else ():
         if context + PROBE <= positions:
-            behind = yield from _pass(model, layout, PROBE, context)
+            behind, _ = yield from _pass(model, layout, PROBE, context)
             scores.append((context, max(scores[-1][1], (behind - alone) / PROBE)))
     behind_itself = Workspace((), tuple(scores))
     fixed: list[Node] = [(PROBE, alone / probe)]
     for width in _WIDTHS:
-        if width > positions or width * weight > _MOST_WORK:
+        if width > positions or took * width / fixed[-1][0] > seconds:
             break
-        more = (yield from _pass(model, layout, width, 0)) - behind_itself.bytes(width) / MARGIN
-        fixed.append((width, max(0.0, more / width)))
+        more, took = yield from _pass(model, layout, width, 0)
+        fixed.append((width, max(0.0, more - behind_itself.bytes(width) / MARGIN) / width))
     return Workspace(tuple(fixed), tuple(scores))
 
 
-def _pass(model: Any, layout: Layout, width: int, context: int) -> Sliced[int]:
-    """Return the workspace of one pass, which is evaluated as requests' are: the caches in order, no logits."""
+def _pass(model: Any, layout: Layout, width: int, context: int) -> Sliced[tuple[int, float]]:
+    """Return workspace and seconds of one pass, which is evaluated as requests' are: the caches in order, no logits."""
     yield LONG
     caches = layout.new_cache(model, context + width)
     flat = list(leaves(caches))
@@ -121,7 +126,8 @@ def _pass(model: Any, layout: Layout, width: int, context: int) -> Sliced[int]:
     for cache in caches:
         yield SHORT
         meter.eval(cache.state)
-    return max(0, held + meter.most - max(layout.live_bytes(context + width, width), _nbytes(flat)))
+    kv = max(layout.live_bytes(context + width, width), _nbytes(flat))
+    return max(0, held + meter.most - kv), meter.seconds
 
 
 def _nbytes(caches: Sequence[Any]) -> int:
