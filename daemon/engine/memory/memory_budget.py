@@ -52,10 +52,6 @@ class Costs(Protocol):
     def state_bytes(self) -> int:
         """Bytes of the states of all recurrent layers."""
 
-    @property
-    def largest_layer(self) -> float:
-        """Share of the KV that is in one layer, at most."""
-
     def live_bytes(self, tokens: int, chunk: int) -> int:
         """Return the bytes of a cache with room for `tokens`, of which at most `chunk` are computed at a time."""
 
