@@ -71,6 +71,8 @@ def _kind(field: Field[Any]) -> str:
         return 'table of names and models ("NAME=MODEL" with commas between them in the variable and the flag)'
     if kind.startswith("tuple"):
         return 'list of absolute paths (":" between them in the variable, the flag repeated)'
+    if kind.startswith("int | Literal"):
+        return "whole number, or `auto`"
     return _KINDS[kind.removesuffix(" | None").replace('"', "'")]
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import daemon
 from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.doctor.system import System
-from daemon.engine.memory.memory_budget import memory_limit
+from daemon.engine.memory.memory_budget import MemoryBudget, machine_memory, memory_limit
+from daemon.engine.memory.prefix_budget import PrefixBudget
 from daemon.launchd.agent import OPEN_FILES
 from daemon.shared.config import Config
 from daemon.shared.distributions import AGAIN, mismatch
@@ -101,6 +102,7 @@ def device(system: System, config: Config) -> Iterator[Finding]:
     yield _device(system, probe)
     yield _memory(probe, config)
     yield _pressure(system, probe)
+    yield _wired(probe, config)
 
 
 def _device(system: System, probe: dict[str, Any]) -> Finding:
@@ -122,10 +124,21 @@ def _memory(probe: dict[str, Any], config: Config) -> Finding:
         found += (
             f": 0.9 of the recommended working set, {size(probe['working_set_bytes'])} of {size(probe['memory_bytes'])}"
         )
-    asked = config.model_cache_bytes + config.kv_cache_bytes
+    total = int(probe["memory_bytes"] or machine_memory())
+    prefixes = PrefixBudget.of(config.kv_cache_bytes, total, MemoryBudget(limit)).most
+    found += f"; at most {size(prefixes)} of it for prefixes (kv_cache_mb = {config.kv_cache_mb})"
+    asked = config.model_cache_bytes + prefixes
     if asked > limit:
         found += f"; model_cache_mb and kv_cache_mb together ask for {size(asked)}, and share what there is"
     return ok("memory", found)
+
+
+def _wired(probe: dict[str, Any], config: Config) -> Finding:
+    if not config.wire_weights:
+        return ok("wired weights", "off: the system may compress or swap out the weights of an idle model")
+    if not probe["metal"]:
+        return warning("wired weights", "wire_weights is set, without a Metal device", "nothing is wired; unset it")
+    return ok("wired weights", "on: set once a load, at most the recommended working set")
 
 
 def _pressure(system: System, probe: dict[str, Any]) -> Finding:

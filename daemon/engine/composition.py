@@ -25,13 +25,15 @@ from daemon.engine.calls.model_loading import ModelLoader
 from daemon.engine.calls.model_lookup import ModelLookup
 from daemon.engine.calls.model_places import Places
 from daemon.engine.calls.services import Models, Services
-from daemon.engine.device import working_set
+from daemon.engine.device import memory_size, working_set
 from daemon.engine.engine import Engine
 from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.buffers import BufferCache
 from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.memory.memory_budget import MemoryBudget, memory_limit
+from daemon.engine.memory.prefix_budget import LEAST_IDLE_SECONDS, PrefixBudget
 from daemon.engine.memory.pressure import Relief, Source, normal
+from daemon.engine.memory.wiring import wiring
 from daemon.engine.outbox import Outbox, Wire
 from daemon.engine.prompt.chat_templates import WORKERS, Templates
 from daemon.engine.prompt.tokenizers import Tokenizers
@@ -41,6 +43,7 @@ from daemon.kv.disk.files import Files
 from daemon.kv.disk.tier import DiskTier
 from daemon.kv.disk.work import DiskWork
 from daemon.kv.evictor import PrefixLimits
+from daemon.kv.idle import IdleRelease
 from daemon.kv.mlx.adapters.kv_cache import copied
 from daemon.kv.mlx.disk_codec import ArrayCodec
 from daemon.kv.prefix_cache import PrefixCache
@@ -77,11 +80,12 @@ def build_engine(
     ttl_clock = ttl_clock or clock
     budget = MemoryBudget(memory_limit(working_set()))
     buffers = BufferCache(budget.limit)
-    prefix_limits = PrefixLimits(config.max_cache_blocks, config.kv_cache_bytes)
+    prefix_budget = PrefixBudget.of(config.kv_cache_bytes, memory_size(), budget)
+    prefix_limits = PrefixLimits(config.max_cache_blocks, prefix_budget.most)
     prefixes = PrefixCache(prefix_limits, config.min_prefix_len, copy=copied, clock=ttl_clock)
     outbox = Outbox(wire)
-    memory = EngineMemory(budget, prefixes)
-    runner = Runner(prefixes, config.max_batch, memory.make_room, outbox, clock)
+    memory = EngineMemory(budget, prefixes, prefix_budget)
+    runner = Runner(prefixes, config.max_batch, memory.make_room, memory.spare, outbox, clock)
 
     # Models: found on other threads, loaded by the MLX thread in slices.
     streams = Streams()
@@ -124,7 +128,9 @@ def build_engine(
     )
     source = pressure if config.evict_on_memory_pressure else normal
     relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)
-    return Engine(services, invalidator, templates, memory, buffers, relief, streams, disk)
+    idle = IdleRelease(prefixes.trie, ttl_clock, max(config.model_ttl, LEAST_IDLE_SECONDS))
+    wired = wiring(config.wire_weights)
+    return Engine(services, invalidator, templates, memory, buffers, relief, streams, idle, wired, disk)
 
 
 def _model_limits(config: Config, budget: MemoryBudget) -> ModelLimits:

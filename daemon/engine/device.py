@@ -7,6 +7,7 @@ import os
 
 import mlx.core as mx
 
+from daemon.engine.memory.memory_budget import machine_memory
 from daemon.engine.memory.pressure import PSI, sysctl_level
 
 
@@ -15,6 +16,13 @@ def working_set() -> int | None:
     if not mx.metal.is_available():
         return None
     return int(mx.device_info()["max_recommended_working_set_size"])
+
+
+def memory_size() -> int:
+    """Return the bytes of the machine's memory."""
+    if mx.metal.is_available():
+        return int(mx.device_info()["memory_size"])
+    return machine_memory()
 
 
 def device_name() -> str:

@@ -16,9 +16,11 @@ from daemon.engine.calls.tokenize import tokenize
 from daemon.engine.memory.buffers import BufferCache
 from daemon.engine.memory.engine_memory import EngineMemory
 from daemon.engine.memory.pressure import Relief
+from daemon.engine.memory.wiring import Wiring
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.scheduling.batching_window import BatchingWindow, most_seconds
 from daemon.kv.disk.tier import DiskTier
+from daemon.kv.idle import IdleRelease
 from daemon.v1 import ipc_pb2 as ipc
 
 SWEEP_SECONDS = 1.0
@@ -37,6 +39,8 @@ class Engine:
         buffers: MLX's cache of freed buffers.
         relief: Frees memory when the system is short of it.
         streams: Told whether requests decode.
+        idle: Frees prefixes that were not used for long.
+        wiring: Wires the weights of loaded models, if that is configured.
         disk: The tier below the prefix cache.
     """
 
@@ -49,6 +53,8 @@ class Engine:
         buffers: BufferCache,
         relief: Relief,
         streams: Streams,
+        idle: IdleRelease,
+        wiring: Wiring,
         disk: DiskTier,
     ) -> None:
         self._services = services
@@ -64,6 +70,8 @@ class Engine:
         self._relief = relief
         self._streams = streams
         self._disk = disk
+        self._idle = idle
+        self._wiring = wiring
         self._calls = CallDriver(self._outbox.fail)
         self._gathering = BatchingWindow(self._clock)
         self._share = Share()
@@ -155,8 +163,13 @@ class Engine:
     def _load_slice(self) -> None:
         began = self._clock()
         self._models.step()
+        self._wire()
         self._share.loaded(self._clock() - began)
         self._calls.poll()  # a call that has its model now joins the runner in this turn
+
+    def _wire(self) -> None:
+        if not self._models.busy:
+            self._wiring.update(self._models.total_bytes)
 
     def _gather(self) -> float:
         """Return the seconds for which requests that could start wait for others that are being tokenised."""
@@ -173,6 +186,8 @@ class Engine:
         self._templates.trim()
         self._disk.tick()
         self._models.evict_stale()
+        self._idle.release()
+        self._wire()
         self._memory.make_room(0)  # for what running requests have grown by
         if self._relief.check() or not self.busy:
             self._buffers.clear()

@@ -114,6 +114,7 @@ class PrefixCache:
         self.below: Below | None = None
         self._counters = PrefixCounters()
         self._evictor = Evictor(limits, self.trie, self.keeps, copy)
+        self._enabled = min(limits.blocks, limits.nbytes, limits.buffers) > 0
         self._seen = SeenPrompts(clock)
         self._clock = clock
         self.min_prefix_len = min_prefix_len
@@ -130,8 +131,8 @@ class PrefixCache:
 
     @property
     def enabled(self) -> bool:
-        """False if a budget of zero turned the cache off."""
-        return min(self.limits.blocks, self.limits.nbytes, self.limits.buffers) > 0
+        """False if a budget of zero turned the cache off from the start."""
+        return self._enabled
 
     def lookup(self, namespace: str, tokens: Sequence[int], spec: PrefixSpec) -> PrefixLease:
         """
@@ -252,6 +253,16 @@ class PrefixCache:
     def memory_usage(self) -> int:
         """Return the exact bytes of all stored KV."""
         return self.trie.ledger.nbytes
+
+    def evictable_bytes(self) -> int:
+        """Return the bytes that could be evicted now: those that no running request holds, kept prefixes included."""
+        return max(0, self.memory_usage() - self.trie.leased_bytes)
+
+    def limit(self, nbytes: int) -> None:
+        """Change the limit of bytes, and evict what is beyond it; the limit stays above what running requests hold."""
+        self._evictor.limits = replace(self.limits, nbytes=nbytes)
+        self._evictor.enforce()
+        self._evictor.limits = replace(self.limits, nbytes=max(nbytes, self.memory_usage()))
 
     def shed(self, nbytes: int) -> int:
         """Evict until `nbytes` are free or all is leased, and return the bytes that became free."""

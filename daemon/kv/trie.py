@@ -122,6 +122,23 @@ class PrefixTrie(Tree):
             node.checkpoint = checkpoint
             self.ledger.keep(checkpoint, node)
 
+    def mark(self) -> int:
+        """Return a tick that is later than those of all uses so far, and earlier than those of all to come."""
+        return next(self._ticks)
+
+    def oldest(self) -> int | None:
+        """Return the tick of what `drop_oldest` would drop with checkpoints; None if it would drop nothing."""
+        items = (self._leaves.peek(), self._checkpoints.peek())
+        return min((item.tick for item in items if item is not None), default=None)
+
+    @property
+    def leased_bytes(self) -> int:
+        """Bytes that leases hold: extents as a whole if they hold one block of them, and their checkpoints."""
+        nodes = set[Node]().union(*(lease.nodes for lease in self._leases))
+        extents = {extent for node in nodes for extent in node.extents if extent is not None}
+        checkpoints = {lease.checkpoint for lease in self._leases if lease.checkpoint is not None}
+        return sum(extent.nbytes for extent in extents) + sum(one.nbytes for one in checkpoints)
+
     def drop_oldest(self, partition: str | None = None, *, checkpoints: bool) -> bool:
         """
         Drop what was used longest ago: an unlocked leaf, or a checkpoint, which goes before leaves of the same age.

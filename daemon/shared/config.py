@@ -111,7 +111,16 @@ class Config:
             "requests that need memory.",
         ),
     )
-    kv_cache_mb: int = field(default=4_096, metadata=_about("Most MiB of cached prefixes; 0 keeps none", whole(0)))
+    kv_cache_mb: int | Literal["auto"] = field(
+        default="auto",
+        metadata=_about(
+            "Most MiB of cached prefixes, or auto; 0 keeps none",
+            whole_or_auto(0),
+            "`auto` is a quarter of the machine's memory. It is never more than the ceiling leaves beside weights "
+            "and running requests. Blocks that were not used for `model_ttl` go, but not within a minute.",
+            "MiB|auto",
+        ),
+    )
     kv_disk_mb: int | Literal["auto"] = field(
         default="auto",
         metadata=_about(
@@ -129,6 +138,15 @@ class Config:
             "Directory for cached prefixes on the disk; empty is kv in state_dir",
             read_optional_path,
             "It must be this user's alone (mode 0700), and is created so. One daemon uses it at a time.",
+        ),
+    )
+    wire_weights: bool = field(
+        default=False,
+        metadata=_about(
+            "Whether weights stay in physical memory",
+            read_switch,
+            "On a Mac, the system can then neither compress nor swap them out. They are wired when a model is loaded, "
+            "and never for a request. See [Wired weights](operations.md#wired-weights) before you set it.",
         ),
     )
     max_cache_blocks: int = field(
@@ -241,9 +259,9 @@ class Config:
         return max(1, self.max_queue * self.max_queue_share // 100)
 
     @property
-    def kv_cache_bytes(self) -> int:
-        """Most bytes of cached prefixes."""
-        return self.kv_cache_mb << 20
+    def kv_cache_bytes(self) -> int | None:
+        """Most bytes of cached prefixes; None for what suits the machine."""
+        return None if self.kv_cache_mb == "auto" else self.kv_cache_mb << 20
 
     @property
     def kv_disk_bytes(self) -> int | None:

@@ -141,7 +141,7 @@ class PrefixCacheStats:
         max_blocks: Most blocks stored at once.
         block_tokens: Tokens of a block.
         bytes: Bytes of KV stored.
-        budget_bytes: Most bytes of KV stored at once.
+        budget_bytes: Most bytes of KV stored at once, now.
         buffers: Device buffers that hold it.
         lookups: Prompts looked up.
         hits: Lookups with a reused prefix.
@@ -160,6 +160,8 @@ class PrefixCacheStats:
         kept_bytes: Bytes of all kept prefixes.
         kept_budget_bytes: Most bytes of kept prefixes.
         kept_yielded: Kept prefixes that yielded before their time was over, for want of room.
+        evictable_bytes: Bytes that could be evicted now: what no running request holds.
+        most_bytes: Most that `budget_bytes` can be: what `kv_cache_mb` allows, or a quarter of the machine's memory.
         disk_bytes: Bytes of KV on the disk.
         disk_blocks: Blocks on the disk; some of them are in memory as well.
         disk_budget_bytes: Most bytes on the disk now; 0 if there is no disk tier, or its directory cannot be used.
@@ -192,6 +194,8 @@ class PrefixCacheStats:
     kept_bytes: int = 0
     kept_budget_bytes: int = 0
     kept_yielded: int = 0
+    evictable_bytes: int = 0
+    most_bytes: int = 0
     disk_bytes: int = 0
     disk_blocks: int = 0
     disk_budget_bytes: int = 0

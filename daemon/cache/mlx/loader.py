@@ -33,7 +33,7 @@ from mlx_lm.utils import MODEL_REMAPPING
 
 from daemon.cache.callbacks import Rest, ignore
 from daemon.cache.digests import SETTLED_NS, Stamp
-from daemon.cache.identity import ModelSource
+from daemon.cache.identity import ModelKey, ModelSource
 from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
 from daemon.cache.mlx.load_errors import load_errors
@@ -44,6 +44,7 @@ from daemon.cache.pace import SLICE_SECONDS, Pace, paced
 from daemon.kv.mlx.layerwise import Pass, forward_layerwise
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.self_test import probing, proving
+from daemon.kv.mlx.workspace import NO_WORK, Workspace, measuring
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
 from daemon.shared.slices import Sliced
@@ -54,6 +55,9 @@ log = structlog.get_logger()
 
 SLICE_BYTES = 1 << 30
 """Most bytes of weights evaluated between two engine steps, whatever the disk can do; see `Pace`."""
+
+_MEASURED: dict[ModelKey, Workspace] = {}
+"""What passes of models take, which were loaded before: it follows from the weights and this machine."""
 
 Learn = Callable[[Path, Stamp, str], None]
 """Gets a file, its stamp before it was read, and the SHA-256 of the bytes that were read; see `Digests.learn`."""
@@ -89,6 +93,7 @@ class LoadedModel:
         nbytes: Bytes of its weights.
         vocab_size: Width of its logits.
         joinable: Whether its sequences can share a forward pass.
+        work: The memory that a forward pass takes.
         warmup_time: Seconds that the warm-up took; 0 if there was none.
     """
 
@@ -98,6 +103,7 @@ class LoadedModel:
     nbytes: int
     vocab_size: int
     joinable: bool = False
+    work: Workspace = NO_WORK
     warmup_time: float = 0.0
 
 
@@ -234,7 +240,11 @@ def _tested(source: ModelSource, model: Any, needed: int, progress: Progress, sl
         layout = yield from slicer.run(probing(model), progress)
         logits = yield from slicer.run(_a_token(model, layout), progress)
         joinable = yield from slicer.run(proving(model), progress)
-    return LoadedModel(source, model, layout, needed, int(logits.shape[-1]), joinable)
+        work = _MEASURED.get(source.key)
+        if work is None:
+            work = yield from slicer.run(measuring(model, layout), progress)
+            _MEASURED[source.key] = work
+    return LoadedModel(source, model, layout, needed, int(logits.shape[-1]), joinable, work)
 
 
 def _a_token(model: Any, layout: Layout) -> Pass:

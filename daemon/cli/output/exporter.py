@@ -17,7 +17,7 @@ _GAUGES = {
     "model_cache": ("cached_models", "max_models", "total_memory_bytes", "budget_bytes"),
     "prefix_cache": (
         *("blocks", "max_blocks", "bytes", "budget_bytes", "buffers", "leases", "total_namespaces"),
-        *("total_kept", "kept_bytes", "kept_budget_bytes"),
+        *("total_kept", "kept_bytes", "kept_budget_bytes", "evictable_bytes", "most_bytes"),
         *("disk_bytes", "disk_blocks", "disk_budget_bytes"),
     ),
     "engine": (

@@ -20,10 +20,10 @@ from daemon.engine.calls.generate import kv_of
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.services import Services
+from daemon.engine.execution.bill import prompt_bill
 from daemon.engine.execution.pooling import Pooled, trunk
 from daemon.engine.execution.request import Request, SamplingParams
 from daemon.engine.execution.sequence import Sequence, Times
-from daemon.engine.memory.memory_budget import kv_need
 from daemon.engine.output.detokenizer import Output
 from daemon.engine.prompt.embedding import POOLINGS, PreparedTexts, prepare_texts
 from daemon.engine.prompt.tokenizer import Tokenizer
@@ -123,8 +123,8 @@ def _sequences(
     model, source = ticket.lease.model, prepared.source
     services.overrides.done(ticket.name, request.adapter)
     trunk(model.model)
-    need = kv_need(model.layout, max(map(len, prepared.texts)), 0)
-    services.budget.refuse_if_never(need, model.nbytes)
+    longest = max(map(len, prepared.texts))
+    services.budget.refuse_if_never(lambda tokens: prompt_bill([model], tokens, 0, 1).total, longest, model.nbytes)
     times = services.clock()
     leases = ticket.lease.split(len(prepared.texts))
     sequences = []

@@ -18,10 +18,11 @@ from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of
 from daemon.engine.calls.services import Services
+from daemon.engine.execution.bill import prompt_bill
 from daemon.engine.execution.request import Request
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
-from daemon.engine.memory.memory_budget import kv_need, scoring_need
+from daemon.engine.memory.memory_budget import scoring_need
 from daemon.engine.prompt.preparation import PreparedRequest, prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.kv.disk.restores import Restore
@@ -161,11 +162,12 @@ def _refuse_if_never(
 ) -> None:
     """Refuse a request if its KV can never fit beside its models."""
     prompt, models = prepared.prompt, [lease.model for lease in leases]
-    need = sum(kv_need(model.layout, len(prompt.tokens), prompt.max_tokens) for model in models)
-    need *= max(1, request.samples)
-    if request.HasField("prompt_logprobs"):
-        need += scoring_need(models[0].vocab_size)
-    services.budget.refuse_if_never(need, sum(model.nbytes for model in models))
+    scores = scoring_need(models[0].vocab_size) if request.HasField("prompt_logprobs") else 0
+
+    def need(tokens: int) -> int:
+        return prompt_bill(models, tokens, prompt.max_tokens, max(1, request.samples)).total + scores
+
+    services.budget.refuse_if_never(need, len(prompt.tokens), sum(model.nbytes for model in models))
 
 
 def sequence_of(

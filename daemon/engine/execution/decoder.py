@@ -42,6 +42,12 @@ class Decoder:
         """Sequences that the next step gives a token."""
         return len(self._rows()) + sum(not speculation.held for speculation in self._speculations)
 
+    @property
+    def groups(self) -> list[list[Sequence]]:
+        """Its sequences by the batch that they share; those that are held or have a draft model are alone."""
+        alone = [*(row.sequence for row in self._held), *(one.sequence for one in self._speculations)]
+        return [[row.sequence for row in batch.rows] for batch in self._batches] + [[sequence] for sequence in alone]
+
     def join(self, sequence: Sequence) -> None:
         """
         Start decoding a sequence that has its prompt in its own cache, with or without its last token.

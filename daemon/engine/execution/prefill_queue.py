@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from daemon.cache.identity import ModelKey
 from daemon.engine.execution.batched_prefill import PrefillBatch
+from daemon.engine.execution.bill import widest
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.scheduling.policy import CHUNK_SECONDS, Allowance, ChunkSizer, Turns
+from daemon.engine.scheduling.policy import CHUNK_SECONDS, MAX_CHUNK, Allowance, ChunkSizer, Turns
 from daemon.engine.scheduling.prefill_plan import PrefillTurn
 from daemon.kv.forks import needed_first
 from daemon.kv.prefix_cache import PrefixCache
@@ -124,6 +126,21 @@ class PrefillQueue:
         """Forget a sequence; an unknown one is no error."""
         self._prefills.pop(sequence, None)
         self._expected.pop(sequence, None)
+
+    def bound(self, spare: Callable[[int], int]) -> None:
+        """
+        Limit the passes of the next turn to what memory allows.
+
+        Args:
+            spare: Frees cached prefixes until so many bytes are free, as far as that helps, and returns how many are.
+        """
+        by_model: dict[ModelKey, list[Sequence]] = {}
+        for sequence in self._prefills:
+            by_model.setdefault(sequence.model_key, []).append(sequence)
+        for model, sequences in by_model.items():
+            self._sizer.limit(model, MAX_CHUNK)
+            wanted = self._sizer.most(model)
+            self._sizer.limit(model, widest(sequences, wanted, spare))
 
     def step(self, decode: float | None) -> Iterator[Outcome]:
         """

@@ -17,11 +17,11 @@ from typing import Any
 
 from daemon.cache.identity import ModelKey
 from daemon.engine.background.background import as_sidecar_error
+from daemon.engine.execution.bill import Bill, bill
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.memory.memory_budget import kv_need, scoring_need
 from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.reporting.timings import EngineTimings
@@ -50,7 +50,8 @@ class Runner:
     Args:
         prefixes: The prefix cache.
         max_batch: Slots of each model: most sequences that prefill or decode at once, each sample counted.
-        make_room: Frees memory for a sequence of so many KV bytes, and returns whether it fits now.
+        make_room: Frees memory for a sequence of so many bytes, and returns whether it fits now.
+        spare: Frees cached prefixes until so many bytes are free, as far as that helps, and returns how many are.
         replies: Takes events to the parent.
         clock: Seconds that never go back.
 
@@ -65,6 +66,7 @@ class Runner:
         prefixes: PrefixCache,
         max_batch: int,
         make_room: Callable[[int], bool],
+        spare: Callable[[int], int],
         replies: Outbox,
         clock: Callable[[], float],
     ) -> None:
@@ -73,6 +75,7 @@ class Runner:
         self._prefixes = prefixes
         self.max_batch = max_batch
         self._make_room = make_room
+        self._spare = spare
         self._replies = replies
         self._clock = clock
         self._times = ChunkSizer()
@@ -134,8 +137,8 @@ class Runner:
         return [*self._waiting, *self._holders()]
 
     def live_kv_bytes(self) -> int:
-        """Return the KV bytes that running sequences are billed."""
-        return sum(map(kv_bytes, self._holders()))
+        """Return the bytes that running sequences are billed."""
+        return self._bill().total
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence with a loaded model."""
@@ -169,12 +172,13 @@ class Runner:
             self._decode(decoder)
             if active:
                 self._times.stepped(model, self._clock() - began, after_prefill=self._prefills.computed)
+        self._prefills.bound(self._spare)
         for outcome in self._prefills.step(self.usual_decode):
             self._prefilled(outcome)
 
     def _start(self) -> None:
         def fits(sequence: Sequence) -> bool:
-            return self._make_room(kv_bytes(sequence))
+            return self._make_room(self._bill(sequence).total - self._bill().total)
 
         while (sequence := self._waiting.start_next(self._running, self.max_batch, fits)) is not None:
             self._prefills.add(sequence)
@@ -230,11 +234,12 @@ class Runner:
 
     def _refuse(self, sequence: Sequence) -> None:
         """Refuse a sequence that does not fit although nothing runs: waiting would free no memory."""
+        needed = bill([sequence], ()).total
         error = SidecarError(
             Reason.BUDGET_IN_USE,
-            f"the request needs {size(kv_bytes(sequence))} of KV cache, and models that are in use or pinned leave "
+            f"the request needs {size(needed)} of KV cache and workspace, and models that are in use or pinned leave "
             "less; try again shortly, or unload a model",
-            metadata={"needed_bytes": str(kv_bytes(sequence))},
+            metadata={"needed_bytes": str(needed)},
             retry_after=RETRY_SECONDS,
         )
         self._fail(sequence, error)
@@ -242,6 +247,10 @@ class Runner:
     def _calls(self) -> list[int]:
         """Return the calls of all sequences. Ids alone: a sequence would keep its model in memory."""
         return [sequence.call_id for sequence in self.sequences()]
+
+    def _bill(self, *more: Sequence) -> Bill:
+        groups = [rows for decoder in self._decoders.values() for rows in decoder.groups]
+        return bill([*self._prefills, *more], groups)
 
     def _holders(self) -> list[Sequence]:
         return [*self._prefills, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
@@ -332,12 +341,3 @@ class Runner:
         for kv in sequence.kvs:
             kv.store(sequence.tokens_in(kv), self._prefixes, Resume.YES, sequence.request.request_id)
         sequence.release()
-
-
-def kv_bytes(sequence: Sequence) -> int:
-    """Return the KV bytes that a sequence is billed: its draft's included, and what its prompt's computation needs."""
-    done = len(sequence.generated)
-    held, left = len(sequence.prompt) + done, sequence.request.max_tokens - done
-    need = sequence.rows * sum(kv_need(kv.loaded.layout, held, left) for kv in sequence.kvs)
-    scores = sequence.request.prompt_logprobs is not None and not done
-    return need + scoring_need(sequence.loaded.vocab_size) * scores

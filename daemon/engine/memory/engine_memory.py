@@ -7,6 +7,7 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.engine.execution.runner import Runner
 from daemon.engine.memory.memory_budget import MemoryBudget, Use
+from daemon.engine.memory.prefix_budget import PrefixBudget
 from daemon.kv.prefix_cache import PrefixCache
 
 
@@ -20,10 +21,12 @@ class EngineMemory:
     Args:
         budget: The limit.
         prefixes: The prefix cache.
+        prefix_budget: How much of it the prefix cache may take; None for its own limit.
     """
 
-    def __init__(self, budget: MemoryBudget, prefixes: PrefixCache) -> None:
+    def __init__(self, budget: MemoryBudget, prefixes: PrefixCache, prefix_budget: PrefixBudget | None = None) -> None:
         self.budget = budget
+        self.prefix_budget = prefix_budget
         self._prefixes = prefixes
         self._models: ModelCache[ModelSource, LoadedModel]
         self._runner: Runner
@@ -37,12 +40,23 @@ class EngineMemory:
         """Return the bytes in use."""
         return Use(self._models.total_bytes, self._prefixes.memory_usage(), self._runner.live_kv_bytes())
 
+    def limit_prefixes(self) -> None:
+        """Let the prefix cache take what is left beside weights and running requests now, and evict the rest."""
+        if self.prefix_budget is not None:
+            self._prefixes.limit(self.prefix_budget.bytes(self.use()))
+
+    def spare(self, wanted: int) -> int:
+        """Free cached prefixes until `wanted` bytes are free, as far as that helps, and return how many are."""
+        self.shed_prefixes(wanted)
+        return max(0, self.budget.headroom(self.use()))
+
     def shed_prefixes(self, need: int) -> None:
         """Free cached prefixes until `need` bytes fit, as far as that helps."""
         self._prefixes.shed(self.budget.shortfall(need, self.use()))
 
     def make_room(self, need: int) -> bool:
         """Free cached prefixes, then idle models, until `need` bytes fit; tell whether they do."""
+        self.limit_prefixes()
         shortfall = self.budget.shortfall(need, self.use())
         if shortfall:
             shortfall -= self._prefixes.shed(shortfall)

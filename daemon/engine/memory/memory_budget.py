@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from daemon.engine.scheduling.policy import MAX_CHUNK
+from daemon.engine.scheduling.policy import MIN_IDLE_CHUNK
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.wording import sizes_apart
 
@@ -35,29 +37,39 @@ def memory_limit(working_set: int | None) -> int:
     """
     if working_set:
         return int(_SHARE_OF_WORKING_SET * working_set)
-    return int(_SHARE_OF_RAM * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return int(_SHARE_OF_RAM * machine_memory())
+
+
+def machine_memory() -> int:
+    """Return the bytes of the machine's memory, as the operating system counts it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Costs(Protocol):
     """The memory costs of a model's KV cache."""
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states of all recurrent layers."""
+
     def live_bytes(self, tokens: int, chunk: int) -> int:
         """Return the bytes of a cache with room for `tokens`, of which at most `chunk` are computed at a time."""
 
 
-def kv_need(costs: Costs, held: int, left: int) -> int:
+def kv_need(costs: Costs, held: int, left: int, chunk: int = MIN_IDLE_CHUNK) -> int:
     """
-    Return the KV bytes that a request needs to run: its own cache, and as much again while it grows or is copied.
+    Return the KV bytes of a request: its cache, and the states at its last end of a block, which it keeps as well.
 
-    Admission, the accounts of running requests and Stats all use this formula. Room to decode is reserved in steps of
-    DECODE_ROOM: reserving all of `max_tokens` would refuse most requests for no reason.
+    Room to decode is reserved in steps of DECODE_ROOM: reserving all of `max_tokens` would refuse most requests for no
+    reason. What passes and copies take for a moment is no part of it; see `execution/bill.py`.
 
     Args:
         costs: The costs of its model.
         held: Tokens of the prompt and tokens generated so far.
         left: Tokens that may still be generated.
+        chunk: Most tokens computed at a time.
     """
-    return 2 * costs.live_bytes(held + min(left, DECODE_ROOM), MAX_CHUNK)
+    return costs.live_bytes(held + min(left, DECODE_ROOM), chunk) + costs.state_bytes
 
 
 def scoring_need(vocab: int) -> int:
@@ -99,26 +111,34 @@ class MemoryBudget:
         """Return the bytes that are free; negative above the limit."""
         return self.limit - use.total
 
-    def refuse_if_never(self, need: int, weights: int) -> None:
+    def refuse_if_never(self, need: Callable[[int], int], tokens: int, weights: int) -> None:
         """
         Refuse a request that does not fit even when it runs alone, with no other model and no cached prefix.
 
         Args:
-            need: KV bytes of the request.
+            need: Returns the bytes of the request with a prompt of so many tokens.
+            tokens: Tokens of its prompt.
             weights: Bytes of its model.
 
         Raises:
-            SidecarError: REQUEST_EXCEEDS_MEMORY with the bytes needed and available.
+            SidecarError: REQUEST_EXCEEDS_MEMORY with the bytes needed and available, and the longest prompt that fits.
         """
-        available = self.limit - weights
-        if need > available:
-            needs, free = sizes_apart(need, max(0, available))
-            raise SidecarError(
-                Reason.REQUEST_EXCEEDS_MEMORY,
-                f"the request needs {needs} of KV cache but at most {free} can be free beside its model; "
-                "shorten the prompt or use a smaller model",
-                metadata={"needed_bytes": str(need), "available_bytes": str(max(0, available))},
-            )
+        needed, available = need(tokens), max(0, self.limit - weights)
+        if needed <= available:
+            return
+        longest = bisect_right(range(tokens), available, key=need) - 1
+        needs, free = sizes_apart(needed, available)
+        raise SidecarError(
+            Reason.REQUEST_EXCEEDS_MEMORY,
+            f"the request needs {needs} of KV cache and workspace but at most {free} can be free beside its model; "
+            + (f"a prompt of at most {longest} tokens would fit" if longest > 0 else "no prompt would fit")
+            + f", and this one has {tokens}: shorten it, ask for fewer samples or use a smaller model",
+            metadata={
+                "needed_bytes": str(needed),
+                "available_bytes": str(available),
+                "longest_prompt_tokens": str(max(0, longest)),
+            },
+        )
 
     def shortfall(self, need: int, use: Use) -> int:
         """Return the bytes that must be freed before a request fits; 0 if it fits now."""

@@ -21,6 +21,7 @@ from daemon.engine.reporting.timings import EngineTimings
 from daemon.kv.disk.tier import DiskTier
 from daemon.kv.keeps import Keep, Keeps
 from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.mlx.peak import process_peak
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.durations import duration
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -158,8 +159,14 @@ class StatsCollector:
             kept_bytes=prefixes.keeps.nbytes,
             kept_budget_bytes=prefixes.keeps.most_bytes,
             kept_yielded=prefixes.keeps.yielded,
+            evictable_bytes=prefixes.evictable_bytes(),
+            most_bytes=self._most_prefix_bytes(),
             **self._disk_figures(),
         )
+
+    def _most_prefix_bytes(self) -> int:
+        budget = self._memory.prefix_budget
+        return self._prefixes.limits.nbytes if budget is None else budget.most
 
     def _disk_figures(self) -> dict[str, int]:
         disk = self._disk
@@ -181,7 +188,7 @@ class StatsCollector:
         return pb.MemoryStats(
             active_bytes=mx.get_active_memory(),
             cache_bytes=mx.get_cache_memory(),
-            peak_bytes=mx.get_peak_memory(),
+            peak_bytes=process_peak(),
             weights_bytes=use.weights,
             trie_bytes=use.trie,
             live_kv_bytes=use.live_kv,

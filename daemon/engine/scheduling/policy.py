@@ -172,6 +172,12 @@ class ChunkSizer:
 
     def __init__(self) -> None:
         self._times: dict[Hashable, StepTimes] = {}
+        self._limits: dict[Hashable, int] = {}
+
+    def limit(self, model: Hashable, tokens: int) -> None:
+        """Let no pass of a model have more tokens, until the next call: memory allows no more."""
+        self._limits[model] = tokens
+        _forget_first(self._limits)
 
     def size(self, model: Hashable, seconds: float = AIM_SECONDS, least: int = MIN_CHUNK) -> int:
         """
@@ -181,12 +187,17 @@ class ChunkSizer:
         """
         chunk = self._of(model).chunk
         if chunk is None:
-            return _FIRST_CHUNK
-        return min(MAX_CHUNK, max(least, int(chunk * (seconds / AIM_SECONDS))))
+            return min(_FIRST_CHUNK, self._limit(model))
+        return min(self._limit(model), max(least, int(chunk * (seconds / AIM_SECONDS))))
+
+    def most(self, model: Hashable) -> int:
+        """Return the most tokens that the next pass of a model may have, over one prompt or several."""
+        together = self.most_together(model, IDLE_ROOM * AIM_SECONDS)
+        return max(self.size(model, IDLE_CHUNKS * AIM_SECONDS, MIN_IDLE_CHUNK), min(together, MAX_CHUNK))
 
     def most_together(self, model: Hashable, seconds: float) -> int:
         """Return the most tokens of short prompts that may share a pass of so many seconds."""
-        return self._of(model).tokens_within(seconds)
+        return min(self._limit(model), self._of(model).tokens_within(seconds))
 
     def usual_step(self, model: Hashable) -> float:
         """Return the seconds that a decode step of a model usually takes; 0 before the first."""
@@ -199,6 +210,9 @@ class ChunkSizer:
     def measured(self, model: Hashable, tokens: int, seconds: float) -> None:
         """Learn from a prefill pass of a model."""
         self._kept(model).measured(tokens, seconds)
+
+    def _limit(self, model: Hashable) -> int:
+        return self._limits.get(model, MAX_CHUNK)
 
     def _of(self, model: Hashable) -> StepTimes:
         return self._times.get(model) or StepTimes()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from daemon.kv.extent_ledger import Run
@@ -24,6 +25,36 @@ from daemon.shared.slices import Sliced
 ROOM_STEP = 256
 """Tokens by which mlx-lm grows a KV cache; capacities are multiples of it."""
 
+_FED = ((63, 64, 64, 64), (64, 64, 64, 64))
+"""Chunks that a cache without an adapter is fed before its two measurements; it holds one token before."""
+
+_LONG = 1 << 17
+"""Tokens for which the share of a layer is computed."""
+
+
+class Growth(Protocol):
+    """The bytes of one cache, or of several that are measured together."""
+
+    def live_bytes(self, capacity: int, chunk: int) -> int:
+        """Return the bytes with room for so many tokens, of which at most `chunk` are computed at a time."""
+
+
+class Measured(NamedTuple):
+    """
+    A cache without an adapter, measured at two lengths.
+
+    Attributes:
+        fixed: Bytes that do not depend on the length.
+        per_token: Bytes of each token.
+    """
+
+    fixed: int
+    per_token: int
+
+    def live_bytes(self, capacity: int, chunk: int) -> int:
+        """Bytes of the capacity: it counts as if it never forgot a token, where it did not before the second length."""
+        return self.fixed + capacity * self.per_token
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -38,6 +69,7 @@ class Layout:
         shapes: Shape of every cache; empty if nothing can be reused.
         groups: Numbers of the caches of equal shape with KV in blocks; each group shares extents.
         states: Numbers of the caches of recurrent layers, with a state in checkpoints.
+        billed: Shape of every cache, as far as memory goes; also where nothing can be reused.
         warning: Why nothing is reused although all classes are known; empty if that is not so.
     """
 
@@ -46,6 +78,7 @@ class Layout:
     shapes: tuple[LayerShape, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     states: tuple[int, ...] = ()
+    billed: tuple[Growth, ...] = ()
     warning: str = ""
 
     @property
@@ -63,21 +96,27 @@ class Layout:
         """Bytes of the states of all recurrent layers, independent of the number of tokens."""
         return sum(shape.state_bytes for shape in self.shapes)
 
+    @cached_property
+    def largest_layer(self) -> float:
+        """Share of a sequence's cache that is in one layer, at most: of a prompt that no window holds."""
+        sizes = [shape.live_bytes(_LONG, 1) for shape in self.billed]
+        return max(sizes, default=1) / max(1, sum(sizes))
+
     def live_bytes(self, tokens: int, chunk: int) -> int:
         """
         Return the bytes of a sequence's cache with room for `tokens` tokens.
 
         Full attention grows in steps of 256 tokens. A window holds the tokens that it sees and the chunk that is
-        computed. A recurrent state does not grow. A class without an adapter counts as if it never forgot.
+        computed. A recurrent state does not grow. What a class without an adapter takes was measured at two lengths.
 
         Args:
             tokens: Tokens of the prompt and those reserved for the answer.
             chunk: Most tokens computed at a time.
         """
         room = capacity_for(tokens)
-        if not self.shapes:
+        if not self.billed:
             return room * self.bytes_per_token
-        return sum(shape.live_bytes(room, chunk) for shape in self.shapes)
+        return sum(shape.live_bytes(room, chunk) for shape in self.billed)
 
     def new_cache(self, model: Any, tokens: int) -> list[Any]:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
@@ -169,7 +208,8 @@ def describing(model: Any) -> Sliced[Layout]:
     shapes = tuple(shape for shape in described if shape is not None)
     if len(shapes) < len(flat) or not shapes:
         names = "+".join(type(cache).__name__ for cache in flat)
-        return Layout(names, _opaque_bytes_per_token(caches))
+        measured = yield from _measuring(model, caches)
+        return Layout(names, sum(one.per_token for one in measured), billed=measured)
     groups: dict[LayerShape, list[int]] = {}
     for index, cache in enumerate(flat):
         if type(cache) in BLOCK_ADAPTERS:
@@ -180,6 +220,7 @@ def describing(model: Any) -> Sliced[Layout]:
         shapes=shapes,
         groups=tuple(map(tuple, groups.values())),
         states=tuple(index for index, cache in enumerate(flat) if type(cache) in STATE_ADAPTERS),
+        billed=shapes,
     )
 
 
@@ -189,6 +230,27 @@ def _describe(cache: Any) -> LayerShape | None:
     return adapter.describe(cache) if adapter is not None else None
 
 
-def _opaque_bytes_per_token(caches: Sequence[Any]) -> int:
-    """Return an upper bound of the bytes of one token: the cache after a token, growth in steps included."""
-    return -(-sum(int(getattr(cache, "nbytes", 0)) for cache in caches) // ROOM_STEP)
+def _measuring(model: Any, caches: Sequence[Any]) -> Sliced[tuple[Measured, ...]]:
+    """
+    Feed more tokens to caches that hold one, and return what each of them takes.
+
+    The two lengths are whole growth steps of mlx-lm's caches: a cache that grows in steps is full at both. One
+    that has more than a token's bytes after one token grows in steps. It counts a step more: it may be anywhere.
+    """
+    sizes = [[_held_bytes(cache) for cache in caches]]
+    for lengths in _FED:
+        for tokens in lengths:
+            yield from forward_layerwise(model, mx.array([[1] * tokens]), caches)
+        sizes.append([_held_bytes(cache) for cache in caches])
+    measured = []
+    for one, full, more in zip(*sizes, strict=True):
+        token = max(0, -(-(more - full) // ROOM_STEP))
+        fixed = max(0, full - ROOM_STEP * token)
+        measured.append(Measured(fixed + (ROOM_STEP * token if one - fixed > token else 0), token))
+    return tuple(measured)
+
+
+def _held_bytes(cache: Any) -> int:
+    """Return the bytes of a cache of any class: what it says, or its arrays if they are more."""
+    arrays = [array for _, array in tree_flatten(cache.state) if isinstance(array, mx.array)]
+    return max(int(getattr(cache, "nbytes", 0)), sum(array.nbytes for array in arrays))

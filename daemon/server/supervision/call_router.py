@@ -206,6 +206,7 @@ def _without_engine_state(snapshot: pb.StatsResponse) -> pb.StatsResponse:
     kept.prefix_cache.block_tokens = snapshot.prefix_cache.block_tokens
     kept.prefix_cache.budget_bytes = snapshot.prefix_cache.budget_bytes
     kept.prefix_cache.kept_budget_bytes = snapshot.prefix_cache.kept_budget_bytes
+    kept.prefix_cache.most_bytes = snapshot.prefix_cache.most_bytes
     kept.memory.limit_bytes = snapshot.memory.limit_bytes
     kept.memory.headroom_bytes = snapshot.memory.limit_bytes
     return kept

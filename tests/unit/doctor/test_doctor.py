@@ -122,12 +122,21 @@ def test_doctor_checks_mac_cpu_and_macos_version(answers: dict[str, str], verdic
 
 def test_doctor_checks_metal_working_set() -> None:
     """All three findings about the device have their figures."""
-    device, memory, pressure = machine.device(mac(), Config())
+    device, memory, pressure, wired = machine.device(mac(), Config())
     assert (device.verdict, device.found) == (Verdict.OK, "gpu: Apple M4 Max, computes")
     assert memory.found.startswith(
         "43.2 GiB for weights, prefixes and requests: 0.9 of the recommended working set, 48.0"
     )
-    assert pressure.verdict is Verdict.OK
+    assert "at most 16.0 GiB of it for prefixes (kv_cache_mb = auto)" in memory.found
+    assert (pressure.verdict, wired.verdict) == (Verdict.OK, Verdict.OK)
+    assert wired.found.startswith("off")
+
+
+def test_doctor_says_where_weights_cannot_be_wired() -> None:
+    """On a Mac they can."""
+    config = replace(Config(), wire_weights=True)
+    assert list(machine.device(mac(), config))[3].found.startswith("on")
+    assert list(machine.device(probe(metal=False), config))[3].verdict is Verdict.WARNING
 
 
 @pytest.mark.parametrize(
@@ -147,8 +156,8 @@ def test_doctor_reports_a_mac_without_a_gpu(system: Recorded) -> None:
 
 def test_doctor_explains_a_cache_above_the_memory() -> None:
     """Budgets above the memory are no error: the caches get the memory that there is."""
-    _, memory, _ = machine.device(mac(), Config(model_cache_mb=60 * 1024))
-    assert "together ask for 64.0 GiB, and share what there is" in memory.found
+    _, memory, *_ = machine.device(mac(), Config(model_cache_mb=60 * 1024))
+    assert "together ask for 76.0 GiB, and share what there is" in memory.found
 
 
 def test_doctor_needs_the_pressure_level_on_macs() -> None:

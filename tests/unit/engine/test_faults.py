@@ -56,7 +56,7 @@ def test_prefix_cache_fault_costs_only_time(
         (Prefill, "begin"),
         (Runner, "add"),
         (calls_module, "prepare_request"),
-        (calls_module, "kv_need"),
+        (calls_module, "prompt_bill"),
         (calls_module, "Namespace"),
         (ModelCache, "get_or_load"),
     ],

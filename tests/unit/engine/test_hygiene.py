@@ -64,5 +64,5 @@ def test_no_mlx_memory_is_wired(harness: Harness, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(mx, "set_wired_limit", refuse)
     assert harness.run(generate("The", max_tokens=20)).finished.usage.completion_tokens > 0
-    mentions = [path for path in DAEMON.rglob("*.py") if "wired_limit" in path.read_text()]
-    assert not mentions
+    mentions = [path.name for path in DAEMON.rglob("*.py") if "wired_limit" in path.read_text()]
+    assert mentions == ["wiring.py"]  # once a load, if that is configured

@@ -266,15 +266,17 @@ def test_prefill_allowance_grows_when_no_token_is_due() -> None:
 
 
 def test_kv_need_counts_prompt_and_decode_room() -> None:
-    """The cache, and the copy while it grows."""
+    """The cache, and the states at the last end of a block."""
 
     class Costs:
+        state_bytes = 7
+
         def live_bytes(self, tokens: int, chunk: int) -> int:
-            assert chunk == MAX_CHUNK
+            assert chunk == MIN_IDLE_CHUNK
             return 8 * tokens
 
-    assert kv_need(Costs(), 100, 10) == 2 * 8 * 110
-    assert kv_need(Costs(), 100, 10**6) == 2 * 8 * (100 + DECODE_ROOM)
+    assert kv_need(Costs(), 100, 10) == 8 * 110 + 7
+    assert kv_need(Costs(), 100, 10**6) == 8 * (100 + DECODE_ROOM) + 7
 
 
 def test_memory_budget_sums_up() -> None:
@@ -285,11 +287,32 @@ def test_memory_budget_sums_up() -> None:
     assert ledger.shortfall(200, use) == 0
     assert ledger.shortfall(201, use) == 1
     assert ledger.shortfall(1, Use(900, 200, 0)) == 101
-    ledger.refuse_if_never(500, 500)
-    with pytest.raises(SidecarError) as refused:
-        ledger.refuse_if_never(501, 500)
+
+
+def test_refusal_says_how_long_a_prompt_would_fit() -> None:
+    """Exactly: one token more would not."""
+    ledger = MemoryBudget(1000)
+    ledger.refuse_if_never(lambda tokens: 100 + 4 * tokens, 100, 500)
+    with pytest.raises(SidecarError, match="at most 100 tokens would fit, and this one has 101") as refused:
+        ledger.refuse_if_never(lambda tokens: 100 + 4 * tokens, 101, 500)
     assert refused.value.reason is Reason.REQUEST_EXCEEDS_MEMORY
-    assert refused.value.metadata == {"needed_bytes": "501", "available_bytes": "500"}
+    figures = {"needed_bytes": "504", "available_bytes": "500", "longest_prompt_tokens": "100"}
+    assert refused.value.metadata == figures
+    with pytest.raises(SidecarError, match="no prompt would fit"):
+        ledger.refuse_if_never(lambda tokens: 600 + tokens, 5, 500)
+
+
+def test_memory_bounds_a_models_passes() -> None:
+    """Of one prompt and of several, measured or not; other models keep theirs."""
+    sizer = ChunkSizer()
+    sizer.limit("a", 100)
+    assert (sizer.size("a"), sizer.most_together("a", 9.0)) == (100, 100)
+    sizer.measured("a", 256, 0.01)
+    sizer.measured("b", 256, 0.01)
+    assert (sizer.size("a"), sizer.most("a")) == (100, 100)
+    assert sizer.size("b") > 100
+    sizer.limit("a", MAX_CHUNK)
+    assert sizer.size("a") == sizer.size("b")
 
 
 def test_memory_limit_is_a_share_of_metal_or_ram() -> None:

@@ -282,8 +282,9 @@ def test_memory_is_reserved_for_each_sample(harness: Harness, monkeypatch: pytes
     harness.run(generate(PROMPT, max_tokens=20))
     harness.finish(harness.begin(request(4)))
     single, several = asked
-    assert several == 4 * single
-    limit = harness.figures.memory.weights_bytes + 3 * single
+    layout = harness.engine._models.entries()[0].model.layout
+    assert single + 3 * layout.live_bytes(1, 1) <= several <= 4 * single  # they share what a pass takes
+    limit = harness.figures.memory.weights_bytes + several - 1
     monkeypatch.setattr(MemoryBudget, "limit", limit)
     assert harness.run(request(4)).failure.reason == "REQUEST_EXCEEDS_MEMORY"
     harness.settle()

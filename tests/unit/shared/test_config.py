@@ -88,6 +88,7 @@ ALL_GIVEN: dict[str, tuple[Any, Any]] = {
     "kv_cache_mb": (0, 0),
     "kv_disk_mb": (0, 0),
     "kv_disk_dir": ("~/kv", lambda home: home / "kv"),
+    "wire_weights": (True, True),
     "max_cache_blocks": (0, 0),
     "min_prefix_len": (1, 1),
     "warmup_tokens": (0, 0),

@@ -54,6 +54,10 @@ class ArraysAdapter(StateAdapter):
         """Return the shape of a cache; None if an array is missing or a row is padded."""
         return StateShape.of(cache) if understood(cache) else None
 
+    def pretend(self, cache: ArraysCache, shape: StateShape, tokens: int) -> None:
+        """Give an empty cache a state of zeros."""
+        cache.cache = [mx.zeros(size, dtype) for size, dtype in shape.arrays]
+
     def to_batch(self, cache: ArraysCache) -> ArraysCache:
         """Return the same cache: its arrays are rows already."""
         return cache

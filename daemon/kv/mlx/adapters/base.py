@@ -65,6 +65,10 @@ class CacheAdapter(ABC):
     def reserve(self, cache: Any, shape: Any, capacity: int) -> None:  # noqa: B027 # a default, not a gap
         """Give an empty cache room for `capacity` tokens. Does nothing where the class has no room to reserve."""
 
+    @abstractmethod
+    def pretend(self, cache: Any, shape: Any, tokens: int) -> None:
+        """Let a cache stand as if it held so many tokens, all of them zeros: `reserve` gave it room, if it has any."""
+
     def can_batch(self, cache: Any) -> bool:
         """Whether mlx-lm can batch this cache."""
         return True

@@ -69,6 +69,10 @@ class KVCacheAdapter(BlockAdapter):
         cache.keys = mx.zeros((1, shape.heads, capacity, shape.key_width), shape.key_dtype)
         cache.values = mx.zeros((1, shape.heads, capacity, shape.value_width), shape.value_dtype)
 
+    def pretend(self, cache: KVCache, shape: KVShape, tokens: int) -> None:
+        """Let a cache with room stand as if it held so many tokens."""
+        cache.offset = tokens
+
     def pack(self, caches: Sequence[KVCache], start: int, stop: int) -> Extent:
         """
         Copy blocks `start` to `stop` of layers of equal shape into one extent, see `packed`.

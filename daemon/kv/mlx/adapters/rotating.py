@@ -55,6 +55,13 @@ class RotatingAdapter(BlockAdapter):
         """Return the shape of a cache that holds one token; None for one that keeps its first tokens."""
         return WindowShape.of(cache) if cache.offset == 1 and understood(cache) else None
 
+    def pretend(self, cache: RotatingKVCache, shape: WindowShape, tokens: int) -> None:
+        """Let an empty cache stand as if it had seen so many tokens: it holds those in sight."""
+        visible, kv = min(tokens, cache.max_size), shape.kv
+        cache.keys = mx.zeros((1, kv.heads, visible, kv.key_width), kv.key_dtype)
+        cache.values = mx.zeros((1, kv.heads, visible, kv.value_width), kv.value_dtype)
+        cache.offset, cache._idx = tokens, visible
+
     def pack(self, caches: Sequence[RotatingKVCache], start: int, stop: int) -> Extent:
         """
         Copy blocks `start` to `stop` of layers of equal shape into one extent, in temporal order.

@@ -1,0 +1,155 @@
+"""
+The workspace of a forward pass: the memory that it takes beside weights and KV, measured at load and extrapolated.
+
+A pass takes temporary arrays: hidden states, the inner layers of an MLP, and attention scores where the device has no
+fused kernel for the shape. How much that is depends on the model, the backend, and the kernels that it chooses. So it
+is measured rather than computed. For `width` tokens behind `context` others,
+
+    bytes = width * (fixed(width) + scores(context + width))
+
+`fixed` has a node for each measured width; between nodes it is interpolated, and beyond the last one it goes on as it
+rose there, since windows and scans grow with the square of the width. `scores` has nodes for contexts. They are
+measured with one small width over caches of zeros, which costs no forward pass over a long prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import mlx.core as mx
+
+from daemon.kv.mlx import peak
+from daemon.kv.mlx.adapters import ADAPTERS
+from daemon.kv.mlx.adapters.cache_list import leaves
+from daemon.kv.mlx.layout import Layout
+from daemon.shared.slices import LONG, SHORT, Sliced
+
+PROBE = 64
+"""Tokens of the smallest pass that is measured. Devices have other kernels for passes of a few tokens."""
+
+_WIDTHS = (256, 1024)
+_CONTEXTS = (3072, 4096)
+
+MOST_SECONDS = 0.25
+"""Time that a wider pass may take, to be worth its measurement: a load shall not take longer for it."""
+
+_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "max_sequence_length")
+"""Names of a model's arguments for its positions. A table of positions must not be read beyond its end."""
+
+MARGIN = 1.1
+"""A pass is billed so many times what was measured: buffers are rounded up, and their order differs a little."""
+
+Node = tuple[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """
+    Bytes that a forward pass takes beside weights and KV.
+
+    Attributes:
+        fixed: Bytes of a token by the tokens of the pass, in order.
+        scores: Further bytes of a token by the tokens that it attends to, in order.
+    """
+
+    fixed: tuple[Node, ...] = ()
+    scores: tuple[Node, ...] = ()
+
+    def bytes(self, width: int, context: int = 0) -> int:
+        """
+        Return the bytes of a pass.
+
+        Args:
+            width: Tokens that are computed, of all rows.
+            context: Most tokens that a row holds before the pass.
+        """
+        return int(MARGIN * width * (_line(self.fixed, width) + _line(self.scores, context + width - PROBE)))
+
+    def width(self, nbytes: int, context: int, most: int) -> int:
+        """Return the most tokens, at most `most`, of a pass that takes `nbytes` behind `context` tokens."""
+        fits, least = 0, most + 1
+        while least - fits > 1:
+            middle = (fits + least) // 2
+            if self.bytes(middle, context) <= nbytes:
+                fits = middle
+            else:
+                least = middle
+        return fits
+
+
+NO_WORK = Workspace()
+"""Of a model that was not measured."""
+
+
+def measuring(model: Any, layout: Layout, seconds: float = MOST_SECONDS) -> Sliced[Workspace]:
+    """
+    Measure passes of a model with evaluated weights, a layer for each `next`.
+
+    Args:
+        model: The model.
+        layout: Its layout.
+        seconds: Time that a wider pass may take.
+    """
+    positions = _positions(model)
+    probe = min(PROBE, positions)
+    alone, took = yield from _pass(model, layout, probe, 0)
+    scores: list[Node] = [(0, 0.0)]
+    for context in _CONTEXTS if layout.shapes else ():
+        if context + PROBE <= positions:
+            behind, _ = yield from _pass(model, layout, PROBE, context)
+            scores.append((context, max(scores[-1][1], (behind - alone) / PROBE)))
+    behind_itself = Workspace((), tuple(scores))
+    fixed: list[Node] = [(PROBE, alone / probe)]
+    for width in _WIDTHS:
+        if width > positions or took * width / fixed[-1][0] > seconds:
+            break
+        more, took = yield from _pass(model, layout, width, 0)
+        fixed.append((width, max(0.0, more - behind_itself.bytes(width) / MARGIN) / width))
+    return Workspace(tuple(fixed), tuple(scores))
+
+
+def _pass(model: Any, layout: Layout, width: int, context: int) -> Sliced[tuple[int, float]]:
+    """Return workspace and seconds of one pass, which is evaluated as requests' are: the caches in order, no logits."""
+    yield LONG
+    caches = layout.new_cache(model, context + width)
+    flat = list(leaves(caches))
+    if context:
+        for cache, shape in zip(flat, layout.shapes, strict=True):
+            ADAPTERS[type(cache)].pretend(cache, shape, context)
+    mx.eval([cache.state for cache in flat if not cache.empty()])
+    held = _nbytes(flat)
+    model(mx.array([[index % 7 + 1 for index in range(width)]]), cache=caches)
+    meter = peak.Meter()
+    for cache in caches:
+        yield SHORT
+        meter.eval(cache.state)
+    kv = max(layout.live_bytes(context + width, width), _nbytes(flat))
+    return max(0, held + meter.most - kv), meter.seconds
+
+
+def _nbytes(caches: Sequence[Any]) -> int:
+    return sum(int(getattr(cache, "nbytes", 0)) for cache in caches)
+
+
+def _line(nodes: Sequence[Node], at: float) -> float:
+    """Return the value at a place: on the lines between nodes, and beyond the last as it rose before it."""
+    if not nodes:
+        return 0.0
+    if len(nodes) == 1 or at <= nodes[0][0]:
+        return nodes[0][1]
+    pairs = list(pairwise(nodes))
+    (left, low), (right, high) = next((pair for pair in pairs if at <= pair[1][0]), pairs[-1])
+    slope = (high - low) / (right - left)
+    return high + (at - right) * (slope if at <= right else max(0.0, slope))
+
+
+def _positions(model: Any) -> int:
+    """Return the positions that a model may have, as far as its arguments say it."""
+    arguments: Any = getattr(model, "args", None)
+    known = [getattr(arguments, name, None) for name in _LENGTHS]
+    text = getattr(arguments, "text_config", None)
+    known += [text.get(name) for name in _LENGTHS] if isinstance(text, dict) else []
+    return min([count for count in known if isinstance(count, int) and count > 0], default=_CONTEXTS[-1] + PROBE)

@@ -1,0 +1,75 @@
+"""Bills of requests: what each holds, and once what all take for a moment; passes are as wide as memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from daemon.engine.execution.bill import LEAST_WIDTH, prompt_bill
+from daemon.engine.scheduling.policy import MAX_CHUNK
+from daemon.kv.mlx import peak
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.models import TINY, write_random
+from tests.unit.engine.harness import Harness
+
+LENGTH = 700
+
+
+def model_of(folder: Path) -> str:
+    """Write a model with wide KV and several layers."""
+    return str(write_random(folder / "m", {**TINY["llama"], "head_dim": 64, "num_hidden_layers": 6}, 7))
+
+
+def asked(path: str, number: int = 0, length: int = LENGTH) -> pb.GenerateRequest:
+    """Return a request with a prompt of its own."""
+    ids = [5 + (7 * index + 31 * number) % 700 for index in range(length)]
+    return pb.GenerateRequest(model=path, tokens=pb.TokenIds(ids=ids), max_tokens=4)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_peak_of_requests_is_within_their_bills(engine: Callable[..., Harness], tmp_path: Path, batch: int) -> None:
+    """From the first chunk to the last token, joins and leaves included."""
+    harness, path = engine(kv_cache_mb=0), model_of(tmp_path)
+    harness.run(pb.GetOrLoadRequest(model=path))
+    harness.settle()
+    mx.clear_cache()
+    peak.reset()
+    before = mx.get_active_memory()
+    model = harness.engine._models.entries()[0].model
+    calls = [harness.begin(asked(path, number)) for number in range(batch)]
+    for call in calls:
+        harness.finish(call)
+    mx.synchronize()
+    bills = [prompt_bill([model], LENGTH, 4, 1, MAX_CHUNK) for _ in calls]
+    assert mx.get_peak_memory() - before <= sum(one.kv for one in bills) + bills[0].work
+
+
+def test_passes_get_narrower_where_memory_is_short(engine: Callable[..., Harness], tmp_path: Path) -> None:
+    """A prompt that fits is computed, in smaller pieces; one token more than fits is refused with the length."""
+    harness, path = engine(kv_cache_mb=0), model_of(tmp_path)
+    harness.run(pb.GetOrLoadRequest(model=path))
+    model = harness.engine._models.entries()[0].model
+    wide = harness.run(asked(path))
+    least, full = (prompt_bill([model], LENGTH, 4, 1, width).total for width in (LEAST_WIDTH, 256))
+    assert least < full
+    limit = model.nbytes + least
+    budget = replace(harness.engine._services.budget, limit=limit)
+    harness.engine._services = replace(harness.engine._services, budget=budget)
+    harness.engine._memory.budget = budget
+    limits: list[int] = []
+    sizer = harness.engine._runner._times
+    original = sizer.limit
+    sizer.limit = lambda model, tokens: (limits.append(tokens), original(model, tokens))[1]  # type: ignore[func-returns-value, method-assign]
+    narrow = harness.run(asked(path))
+    assert narrow.ids == wide.ids
+    assert LEAST_WIDTH in limits
+    refused = harness.run(asked(path, length=2 * LENGTH)).failure
+    longest = int(refused.metadata["longest_prompt_tokens"])
+    assert refused.reason == "REQUEST_EXCEEDS_MEMORY"
+    assert LENGTH <= longest < 2 * LENGTH
+    assert harness.run(asked(path, length=longest)).failure.reason == ""
+    harness.settle()

@@ -1,0 +1,156 @@
+"""The memory of a forward pass is measured at load, and what was measured foretells other passes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from daemon.kv.mlx import peak
+from daemon.kv.mlx.layout import Layout
+from daemon.kv.mlx.self_test import probe
+from daemon.kv.mlx.workspace import PROBE, Workspace, measuring
+from daemon.shared.slices import drain
+from tests.unit.kv.tiny_models import RECURRENT, REUSABLE, WINDOWED, build
+
+MODELS = {**REUSABLE, **WINDOWED, **RECURRENT}
+PASSES = ((256, 0), (512, 700))
+"""Tokens of a pass and before it; neither context was measured."""
+
+
+def taken(model: Any, layout: Layout, width: int, context: int) -> int:
+    """Return the bytes of KV and workspace at the peak of a pass, computed as a request's is."""
+    mx.synchronize()
+    before = mx.get_active_memory()
+    caches = layout.new_cache(model, context + width)
+    for tokens in (context, width):
+        if tokens:
+            mx.synchronize()
+            peak.reset()
+            model(mx.array([[index % 7 for index in range(tokens)]]), cache=caches)
+            mx.eval([cache.state for cache in caches])
+    mx.synchronize()
+    return mx.get_peak_memory() - before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama with grouped queries",
+        "gemma3_text with windows of 32",
+        "qwen3_next with both",
+        "mamba with recurrent state",
+    ],
+)
+def test_bill_of_a_pass_is_close_to_its_peak(name: str) -> None:
+    """For passes and contexts that were not measured; never below."""
+    model = build(MODELS[name])
+    layout = probe(model)
+    work = drain(measuring(model, layout, math.inf))
+    for width, context in PASSES:
+        billed = layout.live_bytes(context + width, max(width, context)) + work.bytes(width, context)
+        billed += layout.state_bytes * bool(context)  # the states before the pass, as requests are billed them
+        peaked = taken(model, layout, width, context)
+        assert peaked <= billed <= 1.4 * peaked, (width, context)  # tiny models: buffers are rounded up to pages
+
+
+def test_positions_end_where_the_model_says_so() -> None:
+    """A table of positions is never read beyond its end."""
+    model = build(REUSABLE["llama with grouped queries"])
+    seen: list[int] = []
+
+    class Short:
+        """A model of few positions that notes how far it was asked to go."""
+
+        args = type("Args", (), {"max_position_embeddings": 100})()
+        layers = model.layers
+
+        def parameters(self) -> Any:
+            return model.parameters()
+
+        def __call__(self, tokens: mx.array, cache: list[Any]) -> Any:
+            seen.append(cache[0].offset + tokens.shape[1])
+            return model(tokens, cache=cache)
+
+    layout = probe(model)
+    assert drain(measuring(Short(), layout)).fixed
+    assert max(seen) <= 100
+
+
+def test_workspace_is_a_line_between_nodes() -> None:
+    """Beyond the last node it goes on as it rose, and never falls."""
+    work = Workspace(((64, 100.0), (256, 292.0)), ((0, 0.0), (1000, 500.0)))
+    per_token = [round(work.bytes(width, PROBE - width) / width / 1.1) for width in (64, 160, 256, 448)]
+    assert per_token == [100, 196, 292, 484]
+    assert work.bytes(64, 2000) == int(1.1 * 64 * (100 + 1000))
+    falling = Workspace(((64, 100.0), (256, 50.0)), ())
+    assert falling.bytes(1000) == int(1.1 * 1000 * 50)
+    assert Workspace().bytes(100, 100) == 0
+
+
+def test_widest_pass_within_some_bytes() -> None:
+    work = Workspace(((64, 10.0),), ((0, 0.0), (100, 10.0)))
+    width = work.width(5000, 200, most=1000)
+    assert work.bytes(width, 200) <= 5000 < work.bytes(width + 1, 200)
+    assert work.width(10**9, 0, most=77) == 77
+
+
+class _Concatenating:
+    """A cache of a class without an adapter, that grows by each token."""
+
+    def __init__(self) -> None:
+        self.keys: Any = None
+
+    @property
+    def state(self) -> Any:
+        return [] if self.keys is None else [self.keys]
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.keys is None else int(self.keys.nbytes)
+
+    def empty(self) -> bool:
+        return self.keys is None
+
+
+class _Model:
+    """A model with such a cache, of 40 bytes a token."""
+
+    layers = (None,)
+
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
+
+    def make_cache(self) -> list[Any]:
+        return [self.cache()]
+
+    def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+        more = mx.zeros((1, 1, tokens.shape[1], 10))
+        old = cache[0].keys
+        cache[0].keys = more if old is None else mx.concatenate([old, more], axis=2)
+        return mx.zeros((*tokens.shape, 8))
+
+
+def test_unknown_cache_is_billed_what_it_takes() -> None:
+    """Not a 256th of it, as if it grew in steps."""
+    layout = probe(_Model(_Concatenating))
+    assert not layout.reusable
+    assert layout.live_bytes(4096, 64) == 4096 * 40
+
+
+def test_unknown_cache_that_grows_in_steps_is_bounded() -> None:
+    """It may be between two steps when it is measured."""
+
+    class Stepping(KVCache):  # type: ignore[misc]
+        """Not exactly a class that has an adapter."""
+
+    model = build(REUSABLE["llama with grouped queries"])
+    known = probe(model)
+    model.make_cache = lambda: [Stepping() for _ in make_prompt_cache(build(REUSABLE["llama with grouped queries"]))]
+    layout = probe(model)
+    assert not layout.reusable
+    for tokens in (10, 300, 5000):
+        assert known.live_bytes(tokens, 64) <= layout.live_bytes(tokens, 64) <= known.live_bytes(tokens + 512, 64)
