@@ -29,7 +29,8 @@ from benchmarks.page import RESULTS
 from benchmarks.sidecar import Sidecar
 from benchmarks.systems import Answer, Request, closed_on_failure, wait_until
 from daemon.server.supervision.http_door import door_command
-from daemon.shared.config import Config, load_config
+from daemon.shared.config import Config
+from daemon.shared.config_sources import load_config
 
 PREFIXES = (2048, 12_000)
 """Tokens that are in the prefix cache."""

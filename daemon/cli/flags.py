@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from daemon.shared.config import KEYS, Resolved, load_config
+from daemon.shared.config import KEYS
+from daemon.shared.config_sources import Resolved, load_config
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 

@@ -85,7 +85,7 @@ class Session:
         Raises:
             ConfigError: If the value is wrong.
         """
-        from daemon.shared.config import given_value
+        from daemon.shared.config_sources import given_value
 
         given = given_value("socket", self.socket_flag, os.environ, Path.home())
         return self.config().socket if given is None else given
@@ -97,7 +97,8 @@ class Session:
         Raises:
             ConfigError: If its variable has a wrong value.
         """
-        from daemon.shared.config import default_state_dir, given_value
+        from daemon.shared.config import default_state_dir
+        from daemon.shared.config_sources import given_value
 
         return given_value("state_dir", None, os.environ, Path.home()) or default_state_dir()
 
@@ -108,7 +109,7 @@ class Session:
         Raises:
             ConfigError: If it is wrong.
         """
-        from daemon.shared.config import load_config
+        from daemon.shared.config_sources import load_config
 
         return load_config({"socket": self.socket_flag}, os.environ, Path.home()).config
 

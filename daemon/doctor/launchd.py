@@ -15,7 +15,8 @@ from daemon.launchd.job import Job
 from daemon.launchd.launchctl import PROGRAM
 from daemon.launchd.readiness import Status
 from daemon.launchd.service import Service
-from daemon.shared.config import ConfigError, load_config
+from daemon.shared.config import ConfigError
+from daemon.shared.config_sources import load_config
 
 INSTALL = "run: mlx-sidecar service install"
 

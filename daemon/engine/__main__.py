@@ -37,7 +37,7 @@ from daemon.engine.device import device_name
 from daemon.engine.link import Link
 from daemon.engine.loop import Loop
 from daemon.shared import clocks, logs
-from daemon.shared.config import Config
+from daemon.shared.config_sources import from_json
 from daemon.shared.failpoints import failpoint
 from daemon.shared.observed_time import SeenTime
 from daemon.shared.process_setup import limits_kept
@@ -57,7 +57,7 @@ def main() -> int:
     """Serve the parent until it is gone, and return the exit status."""
     arguments = _arguments()
     os.set_inheritable(arguments.fd, False)  # a child that inherits it would hide our end from the parent
-    config = Config.from_json(arguments.config)
+    config = from_json(arguments.config)
     _harden()
     logs.configure(config.log_level, None)
     logs.take_over()

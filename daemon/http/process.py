@@ -17,6 +17,7 @@ from daemon.http.server import serve_for_parent, serve_for_tool
 from daemon.http.token import TokenError
 from daemon.shared import logs, process_setup
 from daemon.shared.config import Config
+from daemon.shared.config_sources import from_json
 from daemon.shared.log_fields import Words
 
 log = structlog.get_logger()
@@ -46,7 +47,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--config", type=Config.from_json, required=True)
+    parser.add_argument("--config", type=from_json, required=True)
     parser.add_argument("--tool", type=int)
     parser.add_argument("--folder", type=Path)
     return parser.parse_args()

@@ -318,3 +318,12 @@ def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:
     while chosen and (up := chosen[0].parent) is not None and up.depth > 0 and up.degree == len(chosen):
         chosen = [up]
     return chosen
+
+
+def packed_path(node: Node) -> bytes:
+    """Return the token ids of a stored path, see `seen_prompts.pack`."""
+    keys = [node.key]
+    while (parent := node.parent) is not None and parent.depth:
+        keys.append(parent.key)
+        node = parent
+    return b"".join(reversed(keys))

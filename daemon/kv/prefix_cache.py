@@ -55,7 +55,7 @@ from daemon.kv.keeps import KEEP_SHARE, Keeps
 from daemon.kv.keys import BLOCK_TOKENS, block_keys, key_starts_with, pack, partition_of
 from daemon.kv.lease import PrefixLease
 from daemon.kv.miss import MOST_CHILDREN, Lookup, Miss, MissReason, explain
-from daemon.kv.nodes import Node
+from daemon.kv.nodes import Node, packed_path
 from daemon.kv.resumable import make_resumable
 from daemon.kv.seen_prompts import SeenPrompts
 from daemon.kv.spec import Below, KVSource, PrefixSpec, Resume, packed
@@ -292,7 +292,7 @@ class PrefixCache:
         if not dry_run:
             if self.below is not None:
                 self.below.forget_prefix(namespace, block_keys(prefix))
-            beginnings = (pack(prefix), *(_packed_path(top) for top in tops))
+            beginnings = (pack(prefix), *(packed_path(top) for top in tops))
             self._seen.invalidated(lambda entry: entry.namespace == namespace and entry.packed.startswith(beginnings))
         return self._forget(tops, dry_run=dry_run)
 
@@ -343,12 +343,3 @@ class PrefixCache:
         self._counters = replace(
             self._counters, **{name: getattr(self._counters, name) + delta for name, delta in deltas.items()}
         )
-
-
-def _packed_path(node: Node) -> bytes:
-    """Return the token ids of a stored path, see `pack`."""
-    keys = [node.key]
-    while (parent := node.parent) is not None and parent.depth:
-        keys.append(parent.key)
-        node = parent
-    return b"".join(reversed(keys))

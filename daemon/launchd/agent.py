@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from daemon.launchd.errors import AgentError
-from daemon.shared.config import ENV_PREFIX, Resolved
+from daemon.shared.config import ENV_PREFIX
+from daemon.shared.config_sources import Resolved
 
 LABEL = "com.mlx-sidecar.daemon"
 EXIT_SECONDS = 60

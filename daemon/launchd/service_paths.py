@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from daemon.shared.config import ENV_PREFIX, ConfigError, load_config
+from daemon.shared.config import ENV_PREFIX, ConfigError
+from daemon.shared.config_sources import load_config
 
 _SOCKET, _LOG = ENV_PREFIX + "SOCKET", ENV_PREFIX + "LOG_FILE"
 

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from daemon.server.app import run
-from daemon.shared.config import load_config
+from daemon.shared.config_sources import load_config
 from tests.support.serve_fake import ENGINE
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import pytest
 
 from daemon.cache.digest_notes import DigestFile
 from daemon.shared import process_setup
-from daemon.shared.config import ConfigError, load_config
+from daemon.shared.config import ConfigError
 from daemon.shared.config_file import MOST_BYTES, MOST_DOTS
+from daemon.shared.config_sources import load_config
 from daemon.shared.process_setup import LEAST_OPEN_FILES, hold_standard_streams, limits_kept
 from daemon.shared.small_file import NotSmall, read_small
 from tests.support.daemons import END_SECONDS, RunningDaemon, environment, wait_until

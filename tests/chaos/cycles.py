@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from daemon.server.app import run
-from daemon.shared.config import load_config
+from daemon.shared.config_sources import load_config
 from mlx_sidecar import Client
 from tests.support.daemons import listens, wait_until
 from tests.support.process_usage import open_files, threads

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from daemon.server.app import run
 from daemon.server.supervision import supervisor
-from daemon.shared.config import load_config
+from daemon.shared.config_sources import load_config
 
 supervisor.FIRST_BACKOFF = 0.05
 supervisor.LAST_BACKOFF = 0.4

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from daemon.server.app import run
 from daemon.server.singleton import AlreadyRunning
-from daemon.shared.config import load_config
+from daemon.shared.config_sources import load_config
 
 ENGINE = Path(__file__).parents[1] / "support" / "fake_engine.py"
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from daemon.server import app, grpc_server
-from daemon.shared.config import load_config
+from daemon.shared.config_sources import load_config
 from tests.support.serve_fake import ENGINE
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.server.app import run
-from daemon.shared.config import load_config
+from daemon.shared.config_sources import load_config
 
 NOTED_SECONDS = 0.002
 

@@ -26,7 +26,8 @@ from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.template_worker import MAX_RENDERED
 from daemon.server.generate_validation import check_generate
 from daemon.server.validation import check_invalidate, check_load
-from daemon.shared.config import Config, ConfigError, load_config
+from daemon.shared.config import ConfigError
+from daemon.shared.config_sources import from_json, load_config
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.frames import FrameError, read_frame
 from daemon.v1 import ipc_pb2 as ipc
@@ -96,7 +97,7 @@ def settings(data: bytes) -> None:
         with suppress(ConfigError):
             load_config({}, {"MLX_SIDECAR_MODEL_TTL": text, "MLX_SIDECAR_MAX_BATCH": text}, state)
         if isinstance(json.loads(text), dict):
-            Config.from_json(text)
+            from_json(text)
 
 
 def requests(data: bytes) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from daemon.launch.tools import TOOLS
-from daemon.shared.config import load_config
+from daemon.shared.config_sources import load_config
 from tests.http.conftest import Door, _port_door, _unix_door  # noqa: F401
 from tests.http.sdks import python
 from tests.unit.cli.cli_fakes import GIB, STATS, FakeClient, run_cli

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from daemon.server.app import run
 from daemon.server.wake_lock import Caffeinate
-from daemon.shared.config import load_config
+from daemon.shared.config_sources import load_config
 
 CAFFEINATE = "MLX_SIDECAR_TEST_CAFFEINATE"
 """Environment variable with the path of a program that replaces caffeinate of macOS."""

@@ -49,7 +49,8 @@ def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 def _aliases() -> list[str]:
     """Return the short names of this shell's configuration; none if it is wrong."""
-    from daemon.shared.config import ConfigError, load_config
+    from daemon.shared.config import ConfigError
+    from daemon.shared.config_sources import load_config
 
     try:
         return sorted(load_config({}, os.environ, Path.home()).config.aliases)

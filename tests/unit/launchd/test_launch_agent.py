@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from daemon.launchd.agent import LABEL, Agent, as_text, of_this_environment, plist_path, read
 from daemon.launchd.errors import AgentError
-from daemon.shared.config import load_config
+from daemon.shared.config_sources import load_config
 
 HOME = Path("/Users/ada")
 ROOT = Path(__file__).resolve().parents[3]

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.shared.config import KEYS, Config, ConfigError, Resolved, given_value, load_config
+from daemon.shared.config import KEYS, Config, ConfigError
+from daemon.shared.config_sources import Resolved, from_json, given_value, load_config
 from daemon.shared.config_values import parse_duration, read_aliases
 from mlx_sidecar._address import default_socket_path
 
@@ -284,15 +285,15 @@ def _busy(home: Path) -> Resolved:
 def test_configuration_round_trips_as_json(home: Path) -> None:
     config = _busy(home).config
 
-    assert Config.from_json(config.to_json()) == config
+    assert from_json(config.to_json()) == config
     assert "\n" not in config.to_json()
 
 
 def test_config_json_with_a_bad_key_is_refused() -> None:
     with pytest.raises(ConfigError, match="colour in JSON is no setting"):
-        Config.from_json('{"colour": 1}')
+        from_json('{"colour": 1}')
     with pytest.raises(ConfigError, match="max_models from JSON is 0"):
-        Config.from_json('{"max_models": 0}')
+        from_json('{"max_models": 0}')
 
 
 def test_configuration_is_immutable(home: Path) -> None:
