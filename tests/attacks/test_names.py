@@ -208,6 +208,7 @@ def test_largest_snapshot_fits_a_frame_and_a_message() -> None:
     entry = Entry(source.key, [f"{long}{n}" for n in range(MOST_NAMES)], loaded, 2**62, 1e9, 0.0, 0.0, 0.0)
     figures = StatsCollector.__new__(StatsCollector)
     figures._clock = lambda: 1e6
+    figures._context_length = lambda model, adapter: None
     model = figures._model(entry)
     namespaces = [pb.NamespaceStats(namespace="n" * 16, model=long, adapter=long) for _ in range(64)]
     stats = pb.StatsResponse(models=[model] * (MOST_MODELS + MOST_LOADS))

@@ -27,6 +27,7 @@ RUN = {
     "rm": (["rm", "embedded", "--yes"], 1, "embedded"),
     "tokens": (["tokens", "embedded", "one", "two"], 0, "tokens"),
     "embed": (["embed", "embedded", "one", "--pooling", "mean"], 0, "["),
+    "cache": (["cache", "ls"], 0, ""),
     "ps": (["ps"], 0, "embedded"),
     "stop": (["stop", "embedded"], 0, ""),
     "invalidate": (["invalidate", "embedded", "--dry-run"], 0, ""),
@@ -42,6 +43,7 @@ RUN = {
 ELSEWHERE = {
     "serve": "tests/integration/test_lifecycle.py",
     "top": "tests/integration/test_terminal.py",
+    "launch": "tests/integration/test_launch.py",
     "doctor": "tests/unit/doctor",
     "service": "tests/unit/launchd",
 }
