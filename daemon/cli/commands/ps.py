@@ -53,7 +53,7 @@ def _until(model: ModelStats) -> str:
 
 def _prefix_line(cache: PrefixCacheStats) -> str:
     line = f"Prefix cache: {size(cache.bytes)} of {size(cache.budget_bytes)} in {count(cache.blocks, 'block')}"
-    if cache.bytes:
+    if cache.evictable_bytes:
         line += f", {size(cache.evictable_bytes)} can go"
     if cache.tokens_looked_up:
         line += f", {percent(cache.tokens_reused / cache.tokens_looked_up)} of prompt tokens reused"

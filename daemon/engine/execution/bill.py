@@ -27,8 +27,8 @@ from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
 LEAST_WIDTH = MIN_IDLE_CHUNK
 """Tokens of the passes that a request is admitted for."""
 
-COPIES = 2.0
-"""A layer that grows, is padded or is joined exists so many times beside the others: the old one and a padded one."""
+COPIES = 2.5
+"""Extra times that a layer exists while it grows, is padded or is joined: the old one, a padded one, parts of both."""
 
 ROW_VECTORS = 12
 """Vectors of the vocabulary's width, 4 bytes each, for a row that is sampled: logits, masks, penalties, their order."""
