@@ -139,6 +139,12 @@ class TokenText:
         return known
 
     @property
+    def alike(self) -> bool:
+        """Whether each token stands for the same bytes wherever it is, and any bytes can be written."""
+        steps = self._steps
+        return steps.byte_level or (steps.byte_fallback and not steps.blank and not steps.stripped[1])
+
+    @property
     def stripped(self) -> tuple[str, int]:
         """A character, and how many of it a text loses at its beginning."""
         return self._steps.stripped

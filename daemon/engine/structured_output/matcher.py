@@ -103,7 +103,7 @@ def vocabulary(tokenizer: Any, eos_ids: Collection[int], field: str) -> Vocabula
 def _described(tokenizer: Any, eos_ids: Collection[int]) -> Any:
     """Return a tokenizer as the library takes it: by the bytes of its tokens if they are known, or else by its file."""
     text = token_text(tokenizer)
-    if text is None:
+    if text is None or not text.alike:
         # llguidance.hf copies the tokenizer first, to switch padding and truncation off; encoding just did.
         return tokenizer.backend_tokenizer.to_str()
     described = _Tokens(tokenizer)

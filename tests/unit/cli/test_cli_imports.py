@@ -94,6 +94,7 @@ def test_ps_imports_the_client_but_not_the_daemon(daemon: RunningDaemon) -> None
         "daemon.shared",
         "daemon.shared.config",
         "daemon.shared.config_file",
+        "daemon.shared.config_sources",
         "daemon.shared.config_values",
         "daemon.shared.small_file",
         "daemon.shared.wording",

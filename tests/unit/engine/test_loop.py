@@ -60,7 +60,7 @@ def test_commands_come_before_the_next_step() -> None:
     loop.command("one")
     loop.post(lambda: loop.command("two"))
     loop.run(steps)
-    assert steps.done == ["one", "two", "step"]
+    assert steps.done == ["one", "two", "step", "step"]  # the step that stops the loop is followed by one
 
 
 def test_posted_actions_run_before_the_next_step() -> None:
