@@ -181,7 +181,7 @@ class AnswerParser:
             self._in_block = False
             if not found:
                 self._add_text((self._between or "") + self._reader.take(len(mark)))
-            self._between = "" if found else None
+                self._between = None
             return TEXT
         if following == SHOWN:
             self._add_text(mark)
@@ -219,7 +219,6 @@ class AnswerParser:
             if mark or not (yield from reader.peek()):
                 return mark
             if self._opens_with_calls() and (yield from self._read_calls()):
-                self._between = ""
                 return ""
             self.text_began = True
         return (yield from reader.until(self._marks(TEXT), self._add_text))
@@ -257,7 +256,7 @@ class AnswerParser:
         """Read a block of calls. Return False if not even one is whole; the reader is behind the last one."""
         notation, reader = self._markup.calls, self._reader
         assert notation is not None
-        before = reader.keep()
+        before, calls = reader.keep(), self._writer.count
         try:
             yield from notation.read(reader, self._writer)
         except Malformed as error:
@@ -266,6 +265,8 @@ class AnswerParser:
             self._writer.withdraw()
             self._go_back(reader.kept_from or 0)
         reader.forget()
+        if reader.position > before:  # a block may be a header alone, behind which all is text
+            self._between = "" if self._writer.count > calls else None
         return reader.position > before
 
     def _go_back(self, position: int) -> None:
