@@ -26,6 +26,9 @@ COMMANDS = r"chmod|chown|chgrp|rm|rmdir|mv|kill|pkill|killall|sudo|dd|truncate|u
 """Programs that can take something away."""
 
 HARMLESS = {
+    "chmod 700": "said of the directory of cached prefixes alone, which is ours",
+    "rm org/model": "what mlx-sidecar cache rm removes",
+    "rm --all --yes": "the same",
     "chmod 700 {shlex.quote(str(socket.parent))}": "said of `own_directory()` alone",
     "launchctl enable {target}": "the target is our own job",
     "launchctl limit maxfiles": "it prints limits",
