@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,6 @@ import pytest
 
 from daemon.launch.tools import TOOLS
 from daemon.shared.config_sources import load_config
-from tests.http.conftest import Door, _port_door, _unix_door  # noqa: F401
-from tests.http.sdks import python
 from tests.unit.cli.cli_fakes import GIB, STATS, FakeClient, run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,17 +67,3 @@ def test_settings_of_the_pages_can_be_read(tmp_path: Path) -> None:
     (tmp_path / ".mlx-sidecar").mkdir()
     (tmp_path / ".mlx-sidecar" / "config.toml").write_text(ours)
     assert load_config({}, {}, tmp_path).config.http_hosts == tuple(tomllib.loads(ours)["http_hosts"])
-
-
-def test_programs_for_openai_sdk_run(port_door: Door, unix_door: Door) -> None:
-    """Those of the page of frameworks: over a port, and over the Unix socket."""
-    over_port, over_unix, *others = blocks("frameworks.md", "python")
-    over_unix = over_unix.replace('os.path.expanduser("~/.mlx-sidecar/http.sock")', repr(unix_door.unix))
-    environ = {"OPENAI_BASE_URL": port_door.base_url, "OPENAI_API_KEY": port_door.token}
-    for program in (over_port, over_unix):
-        command = [str(python()), "-c", program]
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip()
-    for program in others:
-        compile(program, "frameworks.md", "exec")

@@ -1,0 +1,23 @@
+"""The programs of the page of frameworks run with the real SDK."""
+
+from __future__ import annotations
+
+import subprocess
+
+from tests.http.conftest import Door
+from tests.http.sdks import python
+from tests.integration.test_tool_pages import blocks
+
+
+def test_programs_for_openai_sdk_run(port_door: Door, unix_door: Door) -> None:
+    """Those of the page of frameworks: over a port, and over the Unix socket."""
+    over_port, over_unix, *others = blocks("frameworks.md", "python")
+    over_unix = over_unix.replace('os.path.expanduser("~/.mlx-sidecar/http.sock")', repr(unix_door.unix))
+    environ = {"OPENAI_BASE_URL": port_door.base_url, "OPENAI_API_KEY": port_door.token}
+    for program in (over_port, over_unix):
+        command = [str(python()), "-c", program]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+    for program in others:
+        compile(program, "frameworks.md", "exec")
