@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -102,17 +101,3 @@ def understood(wrapper: Any) -> Any:
     if not all(mark in vocabulary for mark in MARKS):
         return wrapper
     return HarmonyWrapper(wrapper._tokenizer, type(wrapper._detokenizer), set(wrapper.eos_token_ids))
-
-
-def with_thinking(message: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Return a message of a conversation as the template of gpt-oss reads it.
-
-    The template calls the reasoning `thinking`. It has one text before a call, so reasoning and content are joined.
-    """
-    thinking, content = message.get("reasoning_content"), message["content"]
-    if not thinking:
-        return dict(message)
-    if content and message.get("tool_calls"):
-        thinking, content = f"{thinking}\n{content}", ""
-    return {**message, "content": content, "thinking": thinking}
