@@ -35,6 +35,6 @@ def begin(call: int) -> None:
 
 
 loop = Loop(time.monotonic)
-engine = build_engine(Config(), Wire(), loop.post, time.monotonic)
+engine = build_engine(Config(kv_disk_mb=0), Wire(), loop.post, time.monotonic)
 begin(0)
 loop.run(engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,14 +13,17 @@ MOST_LINES = 40
 """An example longer than a screen is a program of its own."""
 
 
-def test_engine_example_reuses_common_beginning() -> None:
-    """The first prompt computes everything, the second one all but its last block; no daemon takes part."""
+def test_engine_example_reuses_common_beginning(folder: Path) -> None:
+    """The first prompt computes everything, the second one all but its last block; nothing is left in the home."""
+    environ = {**os.environ, "HOME": str(folder)}
     shown = subprocess.run(
-        [sys.executable, str(EXAMPLES / "engine.py")], capture_output=True, text=True, timeout=120, check=True
-    ).stdout
+        [sys.executable, str(EXAMPLES / "engine.py")],
+        capture_output=True, text=True, timeout=120, check=True, env=environ,
+    ).stdout  # fmt: skip
     (cold, reused_cold), (warm, reused_warm) = re.findall(r"(\d+) prompt tokens, (\d+) reused", shown)
     assert (cold, reused_cold) == (warm, "0")
     assert int(warm) - 16 <= int(reused_warm) < int(warm)
+    assert not list(folder.iterdir())
 
 
 def test_examples_fit_a_screen() -> None:

@@ -136,7 +136,7 @@ def engine_process() -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     """Start the real engine and yield it with our end of its socket."""
     ours, theirs = socket.socketpair()
     ours.settimeout(30)
-    command = [sys.executable, "-P", "-m", "daemon.engine", "--config", Config().to_json(), "--fd"]
+    command = [sys.executable, "-P", "-m", "daemon.engine", "--config", Config(kv_disk_mb=0).to_json(), "--fd"]
     with ours, theirs:
         process = subprocess.Popen(
             [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL
