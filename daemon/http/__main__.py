@@ -12,10 +12,8 @@ if __name__ == "__main__":
     sys.modules["rich"] = None  # type: ignore[assignment]
     # What imports make stays. A look for garbage in between takes as long as a fifth of them.
     gc.disable()
-    from daemon.http.api import served
     from daemon.http.process import main
 
-    served()
     gc.freeze()
     gc.enable()
     main()
