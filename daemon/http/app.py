@@ -91,7 +91,10 @@ class _Door:
             case ClientGone():
                 return Response(status_code=CLIENT_GONE)
             case HTTPException(status_code=status, detail=detail):
-                return self.shaped(Problem(status, detail, code="not_found" if status == 404 else "invalid_request"))
+                found = Problem(status, detail, code="not_found" if status == 404 else "invalid_request")
+                response = self.shaped(found)
+                response.headers.update(error.headers or {})  # `Allow`, where a path has other methods
+                return response
         return self.shaped(problem(error, self.routes.names) or failed(error))
 
     def shaped(self, found: Problem) -> Response:
