@@ -33,7 +33,7 @@ from tests.http.sdks import python as sdk_python
 from tests.support.scripted_model import scripted_model
 
 PROGRAM = Path(__file__).with_name("tool_loop_program.py")
-CALLS, PROMPT_WORDS, RESULT_WORDS, ROUNDS = 10, 1500, 60, 5
+CALLS, PROMPT_WORDS, RESULT_WORDS, ROUNDS = 10, 1000, 60, 3
 ARGUMENT_WORDS = 24
 """Words of a call's arguments; each is a token."""
 GO_ON, END = "<|go on|>", "<|come to an end|>"
