@@ -26,7 +26,7 @@ from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.reporting.timings import EngineTimings
 from daemon.engine.scheduling.policy import ChunkSizer
-from daemon.engine.scheduling.waiting_list import WaitingList
+from daemon.engine.scheduling.prefill_plan import WaitingList
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import Resume
