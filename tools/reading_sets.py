@@ -24,7 +24,6 @@ QUESTIONS = {
     "how Generate reaches the model": """
         server/interceptor.py:CallInterceptor._streaming
         server/interceptor.py:_request
-        server/interceptor.py:_parsed
         server/request_decoder.py:parse
         -- handler
         server/servicer.py:SidecarService.Generate
@@ -36,12 +35,10 @@ QUESTIONS = {
         server/supervision/engine_process.py:EngineProcess.send
         shared/frames.py:encode_frame
         -- socket
-        engine/link.py:Link._listen
-        -- callback of the link
+        engine/loop.py:Link._listen
         engine/loop.py:Loop.command
         -- queue of the MLX thread
         engine/loop.py:Loop.run
-        engine/loop.py:Loop._take
         -- work of the loop
         engine/engine.py:Engine.handle
         engine/calls/driver.py:CallDriver.begin
@@ -72,14 +69,12 @@ QUESTIONS = {
         engine/engine.py:Engine.step
         engine/execution/runner.py:Runner.step
         engine/execution/runner.py:Runner._start
-        engine/scheduling/waiting_list.py:WaitingList.start_next
-        engine/scheduling/waiting_list.py:startable
+        engine/scheduling/prefill_plan.py:WaitingList.start_next
         engine/execution/prefill_queue.py:PrefillQueue.step
         engine/scheduling/prefill_plan.py:PrefillTurn.place
         engine/execution/prefill_queue.py:PrefillQueue._begin
         engine/execution/prefill.py:Prefill.begin
         engine/execution/prefill_queue.py:PrefillQueue._compute
-        engine/execution/prefill_queue.py:PrefillQueue._compute_part
         engine/execution/prefill.py:Prefill.step
         engine/execution/prefill.py:Prefill._compute
         """,
