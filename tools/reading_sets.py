@@ -47,12 +47,10 @@ QUESTIONS = {
         engine/calls/model_lookup.py:ModelLookup.find
         cache/resolver.py:Resolver.resolve
         cache/identity.py:identify
-        cache/identity.py:_with_key
         cache/digests.py:Digests.digest
         engine/calls/driver.py:wait_for
         engine/background/background.py:Background.run
         engine/calls/generate.py:_prepare
-        engine/calls/generate.py:_render
         engine/prompt/preparation.py:prepare_request
         engine/prompt/preparation.py:prepare_prompt
         engine/prompt/preparation.py:tokenise
