@@ -48,7 +48,6 @@ QUESTIONS = {
         cache/resolver.py:Resolver.resolve
         cache/identity.py:identify
         cache/digests.py:Digests.digest
-        engine/calls/driver.py:wait_for
         engine/background/background.py:Background.run
         engine/calls/generate.py:_prepare
         engine/prompt/preparation.py:prepare_request
@@ -58,7 +57,7 @@ QUESTIONS = {
         engine/prompt/preparation.py:render
         engine/prompt/tokenizer.py:Tokenizer.render
         engine/prompt/chat_templates.py:Templates.render
-        engine/calls/services.py:Services.load
+        engine/calls/driver.py:Services.load
         cache/model_cache.py:ModelCache.get_or_load
         cache/load.py:Ticket
         engine/execution/sequence.py:Sequence

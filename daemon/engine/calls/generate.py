@@ -11,13 +11,12 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.load import Outcome, Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
-from daemon.engine.background.task import PROMPT, TEMPLATE, Task
+from daemon.engine.background.task import PROMPT, TEMPLATE, Task, Waiting, until
 from daemon.engine.calls.draft import DEFAULT_TOKENS, Guesser, draft_model
-from daemon.engine.calls.driver import Call, Waiting, leased, until
+from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of
-from daemon.engine.calls.services import Services
 from daemon.engine.execution.bill import prompt_bill
 from daemon.engine.execution.request import Request
 from daemon.engine.execution.sequence import Sequence, Times

@@ -13,10 +13,9 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.background import as_sidecar_error
-from daemon.engine.background.task import LOOKUP, Task, already
-from daemon.engine.calls.driver import Call, Waiting, until, wait_for
+from daemon.engine.background.task import LOOKUP, Task, Waiting, already, until
+from daemon.engine.calls.driver import Call, Services
 from daemon.engine.calls.model_lookup import Found
-from daemon.engine.calls.services import Services
 from daemon.engine.execution.runner import Runner
 from daemon.engine.prompt.preparation import tokenise
 from daemon.engine.prompt.tokenizer import Tokenizer
@@ -52,7 +51,7 @@ def invalidate(services: Services, invalidator: Invalidator, call_id: int, reque
         answer = invalidator.prefix(source, request.prefix.salt, tokens, dry_run=request.dry_run)
     elif kind == "model":
         if climbs(request.model.model):
-            model = yield from wait_for(services.background, _resolving(request.model.model))
+            model = yield from services.background.run(_resolving(request.model.model)).wait()
             request = _renamed(request, model)
         yield from _look_up(services, request.model.model)
         answer = invalidator.model(request.model, dry_run=request.dry_run)
