@@ -52,7 +52,6 @@ QUESTIONS = {
         engine/calls/generate.py:_prepare
         engine/prompt/preparation.py:prepare_request
         engine/prompt/preparation.py:prepare_prompt
-        engine/prompt/preparation.py:tokenise
         engine/prompt/tokenizer.py:Tokenizer.encode
         engine/prompt/preparation.py:render
         engine/prompt/tokenizer.py:Tokenizer.render
@@ -60,13 +59,13 @@ QUESTIONS = {
         engine/calls/driver.py:Services.load
         cache/model_cache.py:ModelCache.get_or_load
         cache/load.py:Ticket
+        engine/calls/generate.py:sequence_of
         engine/execution/sequence.py:Sequence
         engine/execution/runner.py:Runner.add
         -- turn
         engine/engine.py:Engine.step
         engine/execution/runner.py:Runner.step
-        engine/execution/runner.py:Runner._start
-        engine/scheduling/prefill_plan.py:WaitingList.start_next
+        engine/scheduling/prefill_plan.py:WaitingList.starting
         engine/execution/prefill_queue.py:PrefillQueue.step
         engine/scheduling/prefill_plan.py:PrefillTurn.place
         engine/execution/prefill_queue.py:PrefillQueue._begin

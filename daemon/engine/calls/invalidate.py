@@ -17,7 +17,6 @@ from daemon.engine.background.task import LOOKUP, Task, Waiting, already, until
 from daemon.engine.calls.driver import Call, Services
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.execution.runner import Runner
-from daemon.engine.prompt.preparation import tokenise
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.reporting.model_registry import NameRegistry
 from daemon.kv.disk.tier import DiskTier
@@ -114,7 +113,7 @@ def _tokenising(services: Services, target: pb.PrefixTarget, found: Found) -> Ta
         return already(target.model, (found, list(target.tokens.ids)))
 
     def tokenised(tokenizer: Tokenizer) -> _Tokens:
-        tokens = tokenise(pb.GenerateRequest(text=target.text), tokenizer)
+        tokens = tokenizer.encode_prompt(target.text)
         if not tokens:
             raise invalid("prefix.text", "has no tokens")
         # The last token of a text may become another one when the text goes on.

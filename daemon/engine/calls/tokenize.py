@@ -57,7 +57,7 @@ def _counted(
     if rendered is not None:
         ids: list[int] = tokenizer.encode(rendered, special=False)
     else:
-        ids = tokenizer.encode_prompt(request.text) if request.text else []
+        ids = tokenizer.encode_prompt(request.text)
     return _answer(request, source, tokenizer, ids, rendered or "")
 
 

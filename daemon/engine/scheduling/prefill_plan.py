@@ -93,9 +93,9 @@ class WaitingList(Generic[W]):
         """Return the number of requests if all of them arrived since a moment; 0 if an older one waits."""
         return 0 if any(request.arrived < moment for request in self._requests) else len(self._requests)
 
-    def start_next(self, running: Callable[[Hashable], int], max_batch: int, fits: Callable[[W], bool]) -> W | None:
+    def starting(self, running: Callable[[Hashable], int], max_batch: int, fits: Callable[[W], bool]) -> Iterator[W]:
         """
-        Remove and return the request that gets a slot now, and note its turn; None if none can start.
+        Remove and yield the requests that get a slot now, one after the other; the caller gives each its slot.
 
         A request that does not fit in memory now blocks the requests behind it: smaller ones that pass would starve it.
         One that needs more slots than are free blocks those of its model alone.
@@ -106,15 +106,16 @@ class WaitingList(Generic[W]):
             fits: Whether a request fits in memory now; may free memory.
         """
         candidates = [request for request in self._requests if running(request.model_key) < max_batch]
-        first = self._turns.first(candidates)
-        while first is not None and running(first.model_key) + first.rows > max_batch:
-            candidates = [request for request in candidates if request.model_key != first.model_key]
-            first = self._turns.first(candidates)
-        if first is None or not fits(first):
-            return None
-        self._turns.took(first, candidates)
-        self._requests.remove(first)
-        return first
+        while (first := self._turns.first(candidates)) is not None:
+            if running(first.model_key) + first.rows > max_batch:
+                candidates = [request for request in candidates if request.model_key != first.model_key]
+            elif fits(first):
+                self._turns.took(first, candidates)
+                self._requests.remove(first)
+                yield first
+                candidates = [request for request in self._requests if running(request.model_key) < max_batch]
+            else:
+                return
 
 
 class Pending(Candidate, Protocol):

@@ -50,7 +50,9 @@ def starts(waiting: list[Request], running: dict[str, int] | None = None, fits: 
     requests: WaitingList[Request] = WaitingList()
     for request in waiting:
         requests.add(request)
-    return requests.start_next(lambda key: (running or {}).get(str(key), 0), 2, lambda request: request.size <= fits)
+    return next(
+        requests.starting(lambda key: (running or {}).get(str(key), 0), 2, lambda request: request.size <= fits), None
+    )
 
 
 def order(waiting: list[Request]) -> list[Request]:
