@@ -47,6 +47,11 @@ class PrefixSpec:
         """Bytes of one block of the layers with full attention."""
         return sum(group.block_bytes for group in self.groups if group.window is None)
 
+    def resume_bytes(self, blocks: int) -> int:
+        """Return the bytes of the windows and the states that a request needs to go on after so many blocks."""
+        windows = (group.block_bytes * group.visible(blocks) for group in self.groups if group.window is not None)
+        return self.state_bytes + sum(windows)
+
     @property
     def windowed(self) -> bool:
         """Whether some layer forgets old tokens."""

@@ -42,13 +42,15 @@ class Report:
     ends: Counter[str]
     faults: Counter[str]
     reused: int
+    from_disk: int
     invalidations: int
     samples: int
 
     def __str__(self) -> str:
         """Return the figures as text."""
         lines = [f"  {count:7} {what}" for what, count in self.ends.most_common()]
-        counted = [f"{self.reused} streams reused a prefix", f"{self.invalidations} invalidations"]
+        counted = [f"{self.reused} streams reused a prefix, {self.from_disk} from the disk"]
+        counted += [f"{self.invalidations} invalidations"]
         counted += [f"{self.samples} samples of budgets", f"faults: {dict(self.faults)}"]
         return "\n".join([f"{sum(self.ends.values())} streams:", *lines, *counted])
 
@@ -145,6 +147,7 @@ def _report(history: History, found: list[str]) -> Report:
         Counter(end for stream in history.streams for end in stream.ends),
         Counter(fault for fault in history.faults if not fault.startswith("start ")),
         sum(stream.cached > 0 for stream in history.streams),
+        sum(stream.from_disk > 0 for stream in history.streams),
         len(history.invalidations),
         history.sampled,
     )

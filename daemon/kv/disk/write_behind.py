@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from daemon.kv.disk.catalog import Catalog
 from daemon.kv.disk.codec import PART_BYTES, Codec
@@ -52,10 +53,21 @@ class Job:
 
 @dataclass(slots=True)
 class Draft:
-    """A piece that is being turned into bytes."""
+    """
+    A piece that is being turned into bytes.
+
+    Attributes:
+        piece: The piece.
+        nbytes: Bytes that it will have, about.
+        encoding: Yields its parts.
+        whole: Tells whether memory still has all of it.
+        parts: Those that there are.
+    """
 
     piece: Piece
+    nbytes: int
     encoding: Iterator[Part]
+    whole: Callable[[], bool]
     parts: list[Part] = field(default_factory=list)
 
 
@@ -69,6 +81,7 @@ class WriteBehind:
         codec: Turns arrays into bytes.
         touched: Told which blocks of the disk were used again, as the chain up to the last of them.
         submit: Takes a piece and its parts, and tells whether it will be written.
+        has_room: Tells whether so many bytes of memory are free, or can be made free.
 
     Attributes:
         underway: Pieces that the disk's thread has.
@@ -82,14 +95,17 @@ class WriteBehind:
         codec: Codec,
         touched: Callable[[Sequence[bytes]], None],
         submit: Callable[[Piece, list[Part]], bool],
+        has_room: Callable[[int], bool],
     ) -> None:
         self.underway = 0
+        self._underway_bytes = 0
         self.dropped = 0
         self._trie = trie
         self._catalog = catalog
         self._codec = codec
         self._touched = touched
         self._submit = submit
+        self._has_room = has_room
         self._jobs: deque[Job] = deque()
         self._draft: Draft | None = None
         self._known: OrderedDict[str, tuple[PrefixSpec, str]] = OrderedDict()
@@ -98,6 +114,21 @@ class WriteBehind:
     def busy(self) -> bool:
         """Whether `step` has something to do."""
         return bool(self._jobs or self._draft) and self.underway < MOST_UNDERWAY
+
+    @property
+    def staged(self) -> int:
+        """Bytes of the pieces that the disk's thread has, and of what is being turned into bytes."""
+        return self._underway_bytes + (0 if self._draft is None else self._draft.nbytes)
+
+    def sent(self, nbytes: int) -> None:
+        """Note that the disk's thread got a piece."""
+        self.underway += 1
+        self._underway_bytes += nbytes
+
+    def over(self, nbytes: int) -> None:
+        """Note that the disk's thread is done with a piece."""
+        self.underway -= 1
+        self._underway_bytes -= nbytes
 
     def knows(self, namespace: str, spec: PrefixSpec, model: str) -> None:
         """Note what a namespace consists of, and the name of its model."""
@@ -155,7 +186,9 @@ class WriteBehind:
             piece = Piece(
                 job.namespace, model, job.done, parent, tuple(job.hashes[job.done : stop]), spec.resumes_anywhere
             )
-            self._draft = Draft(piece, self._codec.blocks(path[job.done : stop], spec))
+            stretch = path[job.done : stop]
+            encoding = self._codec.blocks(stretch, spec)
+            self._draft_of(Draft(piece, len(stretch) * spec.block_bytes, encoding, partial(_stored, stretch)))
             job.done = stop
             return
         self._jobs.popleft()
@@ -163,14 +196,35 @@ class WriteBehind:
         missing = not spec.resumes_anywhere and len(path) == end and not self._catalog.resumable(job.hashes[-1])
         if missing and self._catalog.covered(job.hashes) == end and spec.restorable(path) == end:
             piece = Piece(job.namespace, model, end, job.hashes[-1], (), anywhere=False)
-            self._draft = Draft(piece, self._codec.resume(path, spec))
+            encoding = self._codec.resume(path, spec)
+            self._draft_of(
+                Draft(piece, spec.resume_bytes(end), encoding, lambda: _stored(path) and spec.restorable(path) == end)
+            )
+
+    def _draft_of(self, draft: Draft) -> None:
+        """Begin a piece, if there is memory for its bytes; else drop what waits of its namespace."""
+        if self._has_room(draft.nbytes):
+            self._draft = draft
+        else:
+            self._drop(draft.piece.namespace)
+
+    def _drop(self, namespace: str) -> None:
+        self.dropped += 1
+        self._jobs = deque(job for job in self._jobs if job.namespace != namespace)
 
     def _encode(self, draft: Draft) -> None:
+        if not draft.whole():  # it was evicted meanwhile
+            self._draft = None
+            return
         part = next(draft.encoding, None)
         if part is not None:
             draft.parts.append(part)
             return
         self._draft = None
         if not self._submit(draft.piece, draft.parts):
-            self.dropped += 1
-            self._jobs = deque(job for job in self._jobs if job.namespace != draft.piece.namespace)
+            self._drop(draft.piece.namespace)
+
+
+def _stored(nodes: Sequence[Node]) -> bool:
+    """Whether none of some blocks was evicted or forgotten."""
+    return all(node.parent is not None for node in nodes)

@@ -151,6 +151,7 @@ class FakeDisk:
         files: Its files.
         now: Seconds of the clock that never goes back.
         jumped: Seconds that the other one is ahead.
+        has_room: Whether there is memory for bytes on their way.
     """
 
     def __init__(
@@ -160,9 +161,12 @@ class FakeDisk:
         self.files = files or MemoryFiles()
         self.now = now
         self.jumped = 0.0
+        self.has_room = True
         self._work: deque[Callable[[], None]] = deque()
         work = DiskWork(self.files, self._run, lambda: self.now, self._wall)
-        self.tier = DiskTier(work, wanted, prefixes.cache, FakeCodec(), lambda: self.now, self._wall)
+        self.tier = DiskTier(
+            work, wanted, prefixes.cache, FakeCodec(), lambda: self.now, self._wall, lambda _: self.has_room
+        )
         prefixes.cache.below = self.tier
         self.tier.begin()
 

@@ -6,6 +6,7 @@ import pytest
 
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.restores import STALL_SECONDS
+from daemon.kv.disk.tier import MOST_FORGOTTEN
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.spec import PrefixSpec
 from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
@@ -217,3 +218,87 @@ def test_second_daemon_works_without_the_disk() -> None:
     disk.tier.tick()
     disk.settle()
     assert disk.tier.open
+
+
+@pytest.mark.parametrize("parts", [PLAIN, HYBRID])
+def test_waiting_requests_read_a_piece_once(parts: PrefixSpec) -> None:
+    """It is also stored once, and nothing stays staged."""
+    disk = written(TOKENS, parts=parts)
+    stored = disk.prefixes.cache.counters.inserts
+    restores = [disk.restoring(NAME, [*TOKENS, last]) for last in (8, 9)]
+    assert disk.tier.staged == disk.tier.catalog.nbytes
+    disk.settle()
+    assert all(restore.over() for restore in restores)
+    assert disk.tier.work.counters.read_bytes == disk.tier.catalog.nbytes
+    assert disk.prefixes.cache.counters.inserts - stored == 4
+    assert disk.tier.staged == 0
+    assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == TOKENS
+
+
+def test_closed_restore_leaves_its_pieces_to_others() -> None:
+    """A request that is cancelled while the disk reads does not end the read of another one."""
+    disk = written(TOKENS)
+    gone, stays = disk.restoring(NAME, [*TOKENS, 8]), disk.restoring(NAME, [*TOKENS, 9])
+    gone.close()
+    disk.settle()
+    assert stays.over()
+    assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == TOKENS
+
+
+def test_piece_that_others_cannot_read_ends_all_restores() -> None:
+    """Each computes its prompt, and nothing stays staged."""
+    disk = written(TOKENS)
+    restores = [disk.restoring(NAME, [*TOKENS, last]) for last in (8, 9)]
+    disk.files.fault = OSError(5, "read")
+    disk.settle()
+    assert all(restore.over() for restore in restores)
+    assert disk.tier.staged == 0
+    assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == []
+
+
+def test_nothing_is_staged_without_room_in_memory() -> None:
+    """Neither what would be read nor what would be written; requests go on."""
+    disk = written(TOKENS)
+    disk.has_room = False
+    assert disk.restore(NAME, [*TOKENS, 9]) == []
+    disk.prefixes.store(NAME, prompt(5, 6))
+    assert disk.prefixes.reuse(NAME, [*prompt(5, 6), 9]) == prompt(5, 6)
+    disk.settle()
+    assert disk.tier.catalog.blocks == 4
+    assert disk.tier.work.counters.read_bytes == disk.tier.staged == 0
+    disk.has_room = True
+    assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
+
+
+def test_evicted_prefix_is_not_written_and_no_fault() -> None:
+    """It may go between two of its slices."""
+    disk = FakeDisk(FakePrefixes(parts=ALL))
+    disk.settle()
+    disk.knows(NAME)
+    disk.prefixes.store(NAME, TOKENS)
+    disk.prefixes.reuse(NAME, [*TOKENS, 9])
+    disk.tier.step()
+    assert disk.tier.staged
+    disk.prefixes.cache.shed(10**9)
+    disk.settle()
+    assert disk.tier.work.counters.faults == disk.tier.staged == disk.tier.catalog.blocks == 0
+
+
+@pytest.mark.parametrize("forgotten", ["a prefix", "a namespace", "very many"])
+def test_invalidation_waits_for_a_directory_that_is_away(forgotten: str) -> None:
+    """A disk that is mounted later has nothing of what was invalidated before."""
+    disk = written(TOKENS, prompt(5, 6))
+    disk.files.fault = OSError(2, "not mounted")
+    again = FakeDisk(FakePrefixes(), disk.files)
+    again.settle()
+    for _ in range(MOST_FORGOTTEN + 1 if forgotten == "very many" else 1):
+        if forgotten == "a namespace":
+            again.prefixes.cache.clear()
+        else:
+            again.prefixes.cache.forget_prefix(NAME, TOKENS)
+    disk.files.fault = None
+    again.now += 60
+    again.tier.tick()
+    again.settle()
+    assert len(again.restore(NAME, [*TOKENS, 9])) < len(TOKENS)
+    assert bool(again.restore(NAME, [*prompt(5, 6), 9])) == (forgotten == "a prefix")

@@ -88,6 +88,18 @@ class DiskTierMachine(RuleBasedStateMachine):
         assert restored == tokens[: len(restored)]
         self._is_allowed(namespace, restored)
 
+    @rule()
+    def settle(self) -> None:
+        """Let both threads do all that there is; then nothing is on its way, or waits for room that is there."""
+        self.disk.settle()
+        assert self.disk.tier.staged == 0
+        assert all(restore.over() for restore in self.restores)
+
+    @rule(room=st.booleans())
+    def memory(self, room: bool) -> None:
+        """Let memory be short, or not any more."""
+        self.disk.has_room = room
+
     @rule(slices=st.integers(1, 5), work=st.integers(0, 3))
     def turn(self, slices: int, work: int) -> None:
         """Let the engine take some turns, and the disk do some work."""
@@ -174,7 +186,7 @@ class DiskTierMachine(RuleBasedStateMachine):
 
 
 DiskTierMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=50, deadline=None, print_blob=True, derandomize=False
+    max_examples=200, stateful_step_count=50, deadline=None, print_blob=True, derandomize=False
 )
 TestDiskTierMachine = DiskTierMachine.TestCase
 
