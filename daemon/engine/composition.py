@@ -129,7 +129,7 @@ def build_engine(
     )
     source = pressure if config.evict_on_memory_pressure else normal
     relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)
-    idle = IdleRelease(prefixes.trie, ttl_clock, max(config.model_ttl, LEAST_IDLE_SECONDS))
+    idle = IdleRelease(prefixes.trie, ttl_clock, max(config.model_ttl, LEAST_IDLE_SECONDS), prefixes.below)
     wired = wiring(config.wire_weights)
     return Engine(services, invalidator, templates, memory, buffers, relief, streams, idle, wired, disk)
 

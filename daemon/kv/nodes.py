@@ -320,10 +320,15 @@ def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:
     return chosen
 
 
+def path_to(node: Node) -> tuple[str, list[Node]]:
+    """Return the namespace of a stored block, and the path from the first block to it."""
+    path = [node]
+    while (parent := path[-1].parent) is not None:
+        path.append(parent)
+    root = path.pop()
+    return root.key.decode(), path[::-1]
+
+
 def packed_path(node: Node) -> bytes:
     """Return the token ids of a stored path, see `seen_prompts.pack`."""
-    keys = [node.key]
-    while (parent := node.parent) is not None and parent.depth:
-        keys.append(parent.key)
-        node = parent
-    return b"".join(reversed(keys))
+    return b"".join(each.key for each in path_to(node)[1])

@@ -123,6 +123,9 @@ class Below(Protocol):
     def used(self, namespace: str, path: Sequence[Node]) -> None:
         """Take a path that was used again, or that is kept."""
 
+    def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
+        """Take a path that goes soon, as it was not used for so long; False if it should be offered again later."""
+
     def reused(self, tokens: int) -> None:
         """Count tokens of a prompt that came from below and were reused."""
 

@@ -131,6 +131,10 @@ class PrefixTrie(Tree):
         items = (self._leaves.peek(), self._checkpoints.peek())
         return min((item.tick for item in items if item is not None), default=None)
 
+    def leaves(self, since: int, before: int) -> list[Node]:
+        """Return the blocks at the end of a path that may be evicted and were last used between two ticks."""
+        return [node for node in self._leaves if node.evictable and since <= node.tick < before]
+
     @property
     def leased_bytes(self) -> int:
         """Bytes that leases hold: extents as a whole if they hold one block of them, and their checkpoints."""

@@ -187,6 +187,10 @@ class DiskTier:
         if self.open and not self.work.paused:
             self.writer.used(namespace, path)
 
+    def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
+        """Take a path that goes soon, as it was not used for so long; False if it should be offered again later."""
+        return not self.open or self.work.paused or self.writer.idle(namespace, path, seconds)
+
     def reused(self, tokens: int) -> None:
         """Count tokens of a request that came from the disk."""
         self.work.counters.hits += tokens > 0
@@ -262,18 +266,24 @@ class DiskTier:
     def _touched(self, hashes: Sequence[bytes]) -> None:
         self.touched(self.catalog.path(hashes)[-1:])
 
-    def _submit(self, piece: Piece, parts: list[Part]) -> bool:
-        """Take a piece to write, if the limits allow it, and tell whether they do."""
+    def _submit(self, piece: Piece, parts: list[Part], idle: float | None) -> bool:
+        """
+        Take a piece to write, if the limits allow it, and tell whether they do.
+
+        A piece that was used once and is idle pushes nothing out, and leaves half of a day's writes to others.
+        """
         size = sum(len(part.data) for part in parts)
         size += HEAD_BYTES + PART_HEAD_BYTES * len(parts) + HASH_TEXT_BYTES * len(piece.hashes)
         most, now = self.budget, self._wall()
-        if size > most or not self._writes.allows(size, most, now) or self.work.paused:
+        daily = most if idle is None else most // 2
+        if size > most or not self._writes.allows(size, daily, now) or self.work.paused:
             return False
         above = self.catalog.holder(piece.parent)
-        self._remove(self.catalog.shrink(most - size, () if above is None else [above]))
+        if idle is None:
+            self._remove(self.catalog.shrink(most - size, () if above is None else [above]))
         if self.catalog.nbytes + size > most:
             return False
-        entry = self.catalog.add(replace(piece, nbytes=size), now, ready=False)
+        entry = self.catalog.add(replace(piece, nbytes=size), now - (idle or 0.0), ready=False)
         if entry is None:
             return False
         self._writes.wrote(size, now)

@@ -43,12 +43,14 @@ class Job:
         keys: The keys of its blocks.
         hashes: Their chain.
         done: Blocks that are on the disk or are not to be written.
+        idle: Seconds since its last use, if it is written as it was idle; None if it was used again or is kept.
     """
 
     namespace: str
     keys: Sequence[bytes]
     hashes: Sequence[bytes] = ()
     done: int = 0
+    idle: float | None = None
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class Draft:
         nbytes: Bytes that it will have, about.
         encoding: Yields its parts.
         whole: Tells whether memory still has all of it.
+        idle: See `Job`.
         parts: Those that there are.
     """
 
@@ -68,6 +71,7 @@ class Draft:
     nbytes: int
     encoding: Iterator[Part]
     whole: Callable[[], bool]
+    idle: float | None
     parts: list[Part] = field(default_factory=list)
 
 
@@ -80,7 +84,7 @@ class WriteBehind:
         catalog: What is on the disk.
         codec: Turns arrays into bytes.
         touched: Told which blocks of the disk were used again, as the chain up to the last of them.
-        submit: Takes a piece and its parts, and tells whether it will be written.
+        submit: Takes a piece, its parts and for how long it was idle, and tells whether it will be written.
         has_room: Tells whether so many bytes of memory are free, or can be made free.
 
     Attributes:
@@ -94,7 +98,7 @@ class WriteBehind:
         catalog: Catalog,
         codec: Codec,
         touched: Callable[[Sequence[bytes]], None],
-        submit: Callable[[Piece, list[Part]], bool],
+        submit: Callable[[Piece, list[Part], float | None], bool],
         has_room: Callable[[int], bool],
     ) -> None:
         self.underway = 0
@@ -151,6 +155,15 @@ class WriteBehind:
             self.dropped += 1
         self._jobs.append(Job(namespace, [node.key for node in path]))
 
+    def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
+        """Take a path that goes soon, as it was idle for so long; False if too many wait. It drops no other path."""
+        if len(self._jobs) == MOST_JOBS:
+            return False
+        known = self._known.get(namespace)
+        if known is not None and (blocks := known[0].restorable(path)):
+            self._jobs.append(Job(namespace, [node.key for node in path[:blocks]], idle=seconds))
+        return True
+
     def step(self) -> None:
         """Do one slice."""
         if self._draft is not None:
@@ -173,7 +186,8 @@ class WriteBehind:
         if not job.hashes:
             job.hashes = chain(job.namespace, job.keys)
             job.done = self._catalog.covered(job.hashes)
-            self._touched(job.hashes[: job.done])
+            if job.idle is None:
+                self._touched(job.hashes[: job.done])
         known = self._known.get(job.namespace)
         if known is None:
             self._jobs.popleft()
@@ -188,7 +202,7 @@ class WriteBehind:
             )
             stretch = path[job.done : stop]
             encoding = self._codec.blocks(stretch, spec)
-            self._draft_of(Draft(piece, len(stretch) * spec.block_bytes, encoding, partial(_stored, stretch)))
+            self._draft_of(Draft(piece, len(stretch) * spec.block_bytes, encoding, partial(_stored, stretch), job.idle))
             job.done = stop
             return
         self._jobs.popleft()
@@ -198,19 +212,26 @@ class WriteBehind:
             piece = Piece(job.namespace, model, end, job.hashes[-1], (), anywhere=False)
             encoding = self._codec.resume(path, spec)
             self._draft_of(
-                Draft(piece, spec.resume_bytes(end), encoding, lambda: _stored(path) and spec.restorable(path) == end)
-            )
+                Draft(
+                    piece, spec.resume_bytes(end), encoding,
+                    lambda: _stored(path) and spec.restorable(path) == end, job.idle,
+                )
+            )  # fmt: skip
 
     def _draft_of(self, draft: Draft) -> None:
-        """Begin a piece, if there is memory for its bytes; else drop what waits of its namespace."""
+        """Begin a piece, if there is memory for its bytes."""
         if self._has_room(draft.nbytes):
             self._draft = draft
         else:
-            self._drop(draft.piece.namespace)
+            self._refused(draft)
 
-    def _drop(self, namespace: str) -> None:
+    def _refused(self, draft: Draft) -> None:
+        """Drop what waits and would be refused as well: all idle paths, or those of the namespace."""
         self.dropped += 1
-        self._jobs = deque(job for job in self._jobs if job.namespace != namespace)
+        if draft.idle is not None:
+            self._jobs = deque(job for job in self._jobs if job.idle is None)
+        else:
+            self._jobs = deque(job for job in self._jobs if job.namespace != draft.piece.namespace)
 
     def _encode(self, draft: Draft) -> None:
         if not draft.whole():  # it was evicted meanwhile
@@ -221,8 +242,8 @@ class WriteBehind:
             draft.parts.append(part)
             return
         self._draft = None
-        if not self._submit(draft.piece, draft.parts):
-            self._drop(draft.piece.namespace)
+        if not self._submit(draft.piece, draft.parts, draft.idle):
+            self._refused(draft)
 
 
 def _stored(nodes: Sequence[Node]) -> bool:

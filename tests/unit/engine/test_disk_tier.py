@@ -124,6 +124,20 @@ def test_evicted_prefix_comes_back_from_the_disk(engine: Callable[..., Harness])
     assert again.content == warm.content
 
 
+def test_idle_prefix_leaves_memory_for_the_disk(engine: Callable[..., Harness]) -> None:
+    """After `model_ttl` without a use, also if it was used once; the next request has it from there."""
+    harness = engine(model_ttl=80)
+    cold = harness.run(generate(TEXT))
+    for _ in range(20):
+        harness.clock_offset += 5
+        harness.settle()
+        written(harness)
+    assert harness.figures.prefix_cache.bytes == 0
+    again = harness.run(generate(TEXT))
+    assert again.started.disk_tokens == again.cached >= len(TEXT.split()) // 16 * 16
+    assert again.content == cold.content
+
+
 @pytest.mark.parametrize("damage", ["flipped", "torn", "gone", "unreadable"])
 def test_damaged_file_costs_time_and_no_request(engine: Callable[..., Harness], damage: str) -> None:
     """The prompt is computed, and its answer is the same."""

@@ -7,6 +7,7 @@ import pytest
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.restores import STALL_SECONDS
 from daemon.kv.disk.tier import MOST_FORGOTTEN
+from daemon.kv.idle import IdleRelease
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.spec import PrefixSpec
 from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
@@ -302,3 +303,64 @@ def test_invalidation_waits_for_a_directory_that_is_away(forgotten: str) -> None
     again.settle()
     assert len(again.restore(NAME, [*TOKENS, 9])) < len(TOKENS)
     assert bool(again.restore(NAME, [*prompt(5, 6), 9])) == (forgotten == "a prefix")
+
+
+def idle_for_long(disk: FakeDisk, idle: IdleRelease, seconds: int) -> None:
+    """Let time pass as the engine does, with a look each second."""
+    for _ in range(seconds):
+        disk.now += 1
+        idle.release()
+        disk.settle()
+
+
+@pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL])
+def test_idle_prefix_goes_to_the_disk(parts: PrefixSpec) -> None:
+    """Although it was used once; it comes back from there, and memory is empty meanwhile."""
+    disk = FakeDisk(FakePrefixes(parts=parts))
+    idle = IdleRelease(disk.prefixes.cache.trie, lambda: disk.now, 100.0, disk.tier)
+    disk.settle()
+    disk.knows(NAME)
+    disk.prefixes.store(NAME, TOKENS)
+    idle_for_long(disk, idle, 80)
+    assert disk.tier.catalog.nbytes == 0
+    idle_for_long(disk, idle, 40)
+    assert disk.prefixes.cache.memory_usage() == 0
+    assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
+
+
+def test_idle_prefixes_push_nothing_out() -> None:
+    """They take what is free of the budget, in one go however many they are, and half of the writes of a day."""
+    disk = FakeDisk(FakePrefixes(), wanted=100_000)
+    idle = IdleRelease(disk.prefixes.cache.trie, lambda: disk.now, 100.0, disk.tier)
+    disk.settle()
+    disk.knows(NAME)
+    disk.prefixes.store(NAME, TOKENS)
+    disk.prefixes.reuse(NAME, [*TOKENS, 9])
+    disk.settle()
+    for letter in range(10, 110):
+        disk.prefixes.store(NAME, prompt(letter, 2))
+    idle_for_long(disk, idle, 120)
+    assert 50_000 < disk.tier.catalog.nbytes <= 100_000
+    assert disk.tier.work.counters.written_bytes <= 100_000
+    assert disk.prefixes.cache.memory_usage() == 0
+    assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
+
+
+def test_idle_prefix_goes_first_from_the_disk() -> None:
+    """It was last used before those that were used again since."""
+    disk = FakeDisk(FakePrefixes(), wanted=20_000)
+    idle = IdleRelease(disk.prefixes.cache.trie, lambda: disk.now, 100.0, disk.tier)
+    disk.settle()
+    disk.knows(NAME)
+    disk.prefixes.store(NAME, TOKENS)
+    idle_for_long(disk, idle, 60)
+    disk.prefixes.store(NAME, prompt(5, 6))
+    disk.prefixes.reuse(NAME, [*prompt(5, 6), 9])
+    idle_for_long(disk, idle, 40)
+    assert disk.tier.catalog.blocks == 6, disk.tier.catalog.nbytes
+    disk.prefixes.store(NAME, prompt(7, 8))
+    disk.prefixes.reuse(NAME, [*prompt(7, 8), 9])
+    disk.settle()
+    disk.prefixes.cache.shed(10**9)
+    assert disk.restore(NAME, [*TOKENS, 9]) == []
+    assert disk.restore(NAME, [*prompt(5, 6), 9]) == prompt(5, 6)

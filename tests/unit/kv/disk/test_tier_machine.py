@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from daemon.kv.disk.restores import Restore
+from daemon.kv.idle import IdleRelease
 from daemon.kv.spec import Resume
 from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
 from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, RECURRENT, WINDOWED, FakePrefixes, prompt
@@ -43,6 +44,7 @@ class DiskTierMachine(RuleBasedStateMachine):
     def _begin(self, now: float) -> None:
         prefixes = FakePrefixes(1000, self.room * BLOCK_BYTES, parts=self.parts)  # type: ignore[arg-type]
         self.disk = FakeDisk(prefixes, self.files, self.wanted, now)
+        self.idle = IdleRelease(prefixes.cache.trie, lambda: self.disk.now, 400.0, self.disk.tier)
 
     def restart(self) -> None:
         """Kill the engine: what its threads had to do is lost, and memory is empty."""
@@ -132,6 +134,7 @@ class DiskTierMachine(RuleBasedStateMachine):
         self.disk.now += seconds
         self.disk.jumped += jump
         self.disk.tier.tick()
+        self.idle.release()
 
     @rule(blocks=st.integers(1, 3))
     def shed(self, blocks: int) -> None:
