@@ -177,6 +177,8 @@ class Checkpoint:
         tick: Time of its last use, as a counter; larger is later.
         queued: Whether it is in the eviction queue.
         partition: Partition of the budget that it counts against.
+        below: Whether the tier below has got it.
+        offered: Whether the tier below was offered it.
     """
 
     payload: object
@@ -187,6 +189,8 @@ class Checkpoint:
     tick: int = 0
     queued: bool = False
     partition: str = ""
+    below: bool = False
+    offered: bool = False
 
     @property
     def depth(self) -> int:

@@ -246,6 +246,8 @@ class PrefixCache:
                     make_resumable(self._evictor, lease, spec, source, passing=resume is Resume.PASSING)
         finally:
             self._evictor.enforce()
+            if self.below is not None:
+                self._evictor.thinning.offer(self.limits.nbytes, self.below)
             stored = self.trie.blocks + self._evictor.evictions - total_before
             self._count(inserts=stored)
         return stored

@@ -254,8 +254,11 @@ class Restore:
         tokens = self._tokens[: stop * BLOCK_TOKENS]
         prefixes = self._tier.prefixes
         prefixes.store(self.namespace, tokens, spec, source, resume=Resume.YES if piece.resume else Resume.NO)
-        if len(prefixes.trie.walk(self.namespace, self._keys[:stop])) < stop:
+        path = prefixes.trie.walk(self.namespace, self._keys[:stop])
+        if len(path) < stop:
             self.close()  # no room
+        elif piece.resume and path[-1].checkpoint is not None:
+            path[-1].checkpoint.below = True
 
     def _end_if_done(self) -> None:
         if not (self._unread or self._read):

@@ -64,6 +64,7 @@ class Draft:
         encoding: Yields its parts.
         whole: Tells whether memory still has all of it.
         idle: See `Job`.
+        end: The block whose checkpoint it has; None if it has none.
         parts: Those that there are.
     """
 
@@ -72,6 +73,7 @@ class Draft:
     encoding: Iterator[Part]
     whole: Callable[[], bool]
     idle: float | None
+    end: Node | None = None
     parts: list[Part] = field(default_factory=list)
 
 
@@ -206,15 +208,22 @@ class WriteBehind:
             job.done = stop
             return
         self._jobs.popleft()
+        self._begin_resume(job, path, spec, model)
+
+    def _begin_resume(self, job: Job, path: Sequence[Node], spec: PrefixSpec, model: str) -> None:
+        """Begin the resume piece at the end of a path, if the model needs one there and the disk lacks it."""
         end = len(job.keys)
-        missing = not spec.resumes_anywhere and len(path) == end and not self._catalog.resumable(job.hashes[-1])
-        if missing and self._catalog.covered(job.hashes) == end and spec.restorable(path) == end:
+        if spec.resumes_anywhere or len(path) < end or spec.restorable(path) < end:
+            return
+        if self._catalog.resumable(job.hashes[-1]):
+            _note_below(path[-1])
+        elif self._catalog.covered(job.hashes) == end:
             piece = Piece(job.namespace, model, end, job.hashes[-1], (), anywhere=False)
             encoding = self._codec.resume(path, spec)
             self._draft_of(
                 Draft(
                     piece, spec.resume_bytes(end), encoding,
-                    lambda: _stored(path) and spec.restorable(path) == end, job.idle,
+                    lambda: _stored(path) and spec.restorable(path) == end, job.idle, path[-1],
                 )
             )  # fmt: skip
 
@@ -244,6 +253,14 @@ class WriteBehind:
         self._draft = None
         if not self._submit(draft.piece, draft.parts, draft.idle):
             self._refused(draft)
+        elif draft.end is not None:
+            _note_below(draft.end)
+
+
+def _note_below(end: Node) -> None:
+    """Note that a checkpoint is on the disk, so that memory may lose it first."""
+    if end.checkpoint is not None:
+        end.checkpoint.below = True
 
 
 def _stored(nodes: Sequence[Node]) -> bool:
