@@ -191,7 +191,7 @@ class PrefixCache:
         if len(path) * BLOCK_TOKENS < self.min_prefix_len:
             return False
         if self.below is not None:
-            self.below.used(namespace, path)
+            self.below.used(namespace, path, kept=True)
         return self.keeps.keep(namespace, path, spec, seconds)
 
     def restored(self, lease: PrefixLease, from_below: int = 0) -> None:

@@ -120,7 +120,7 @@ class KVSource(Protocol):
 class Below(Protocol):
     """What the prefix cache tells a tier below it."""
 
-    def used(self, namespace: str, path: Sequence[Node]) -> None:
+    def used(self, namespace: str, path: Sequence[Node], *, kept: bool = False) -> None:
         """Take a path that was used again, or that is kept."""
 
     def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:

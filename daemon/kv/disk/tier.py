@@ -41,10 +41,14 @@ INDEX_PIECES = 128
 MOST_FORGOTTEN = 1024
 """Invalidations that are noted while the directory cannot be used; after more, all that it has goes."""
 
-HEAD_BYTES = 16_384
+HEAD_BYTES = 1024
+NAME_BYTES = 6
 PART_HEAD_BYTES = 512
 HASH_TEXT_BYTES = 128
-"""Most bytes of a header: of its fixed facts, and for each part and each block. The writer tells the true size."""
+"""
+Most bytes of a header: of its fixed facts, and for each character of the model's name, each part and each block. The
+writer tells the true size.
+"""
 
 
 class DiskTier:
@@ -182,10 +186,10 @@ class DiskTier:
         spec = self.writer.spec(namespace)
         return len(path) if spec is None else spec.restorable(path)
 
-    def used(self, namespace: str, path: Sequence[Node]) -> None:
+    def used(self, namespace: str, path: Sequence[Node], *, kept: bool = False) -> None:
         """Take a path that was used again, or that is kept."""
         if self.open and not self.work.paused:
-            self.writer.used(namespace, path)
+            self.writer.used(namespace, path, kept=kept)
 
     def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
         """Take a path that goes soon, as it was not used for so long; False if it should be offered again later."""
@@ -273,7 +277,12 @@ class DiskTier:
         A piece that was used once and is idle pushes nothing out, and leaves half of a day's writes to others.
         """
         size = sum(len(part.data) for part in parts)
-        size += HEAD_BYTES + PART_HEAD_BYTES * len(parts) + HASH_TEXT_BYTES * len(piece.hashes)
+        size += (
+            HEAD_BYTES
+            + NAME_BYTES * len(piece.model)
+            + PART_HEAD_BYTES * len(parts)
+            + HASH_TEXT_BYTES * len(piece.hashes)
+        )
         most, now = self.budget, self._wall()
         daily = most if idle is None else most // 2
         if size > most or not self._writes.allows(size, daily, now) or self.work.paused:

@@ -1,7 +1,7 @@
 """
 Write-behind: prefixes that were used again become pieces on the disk, a slice for each turn of the engine.
 
-    used() ──> a job: a path ──> blocks that the disk lacks ──> its resume piece ──> done
+    used() ──> a job: a path ──> blocks that the disk lacks ──> its resume piece, if the last is far ──> done
                   │  └─ some of it was evicted from memory: what is left of it is written
                   └─ dropped: the disk is full, busy or failing, the day's limit is reached, or it was invalidated
 
@@ -19,7 +19,9 @@ from daemon.kv.disk.catalog import Catalog
 from daemon.kv.disk.codec import PART_BYTES, Codec
 from daemon.kv.disk.piece import Part, Piece, chain, root_hash
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
+from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.nodes import Node
+from daemon.kv.resume import INTERVAL
 from daemon.kv.spec import PrefixSpec
 from daemon.kv.trie import PrefixTrie
 
@@ -44,6 +46,7 @@ class Job:
         hashes: Their chain.
         done: Blocks that are on the disk or are not to be written.
         idle: Seconds since its last use, if it is written as it was idle; None if it was used again or is kept.
+        exact: Whether it is written with a resume piece at its end, however near the one before is.
     """
 
     namespace: str
@@ -51,6 +54,7 @@ class Job:
     hashes: Sequence[bytes] = ()
     done: int = 0
     idle: float | None = None
+    exact: bool = False
 
 
 @dataclass(slots=True)
@@ -148,14 +152,14 @@ class WriteBehind:
         known = self._known.get(namespace)
         return None if known is None else known[0]
 
-    def used(self, namespace: str, path: Sequence[Node]) -> None:
+    def used(self, namespace: str, path: Sequence[Node], *, kept: bool = False) -> None:
         """Take a path that was used again, or that is kept."""
         if not path or namespace not in self._known:
             return
         if len(self._jobs) == MOST_JOBS:
             self._jobs.popleft()
             self.dropped += 1
-        self._jobs.append(Job(namespace, [node.key for node in path]))
+        self._jobs.append(Job(namespace, [node.key for node in path], exact=kept))
 
     def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
         """Take a path that goes soon, as it was idle for so long; False if too many wait. It drops no other path."""
@@ -163,7 +167,7 @@ class WriteBehind:
             return False
         known = self._known.get(namespace)
         if known is not None and (blocks := known[0].restorable(path)):
-            self._jobs.append(Job(namespace, [node.key for node in path[:blocks]], idle=seconds))
+            self._jobs.append(Job(namespace, [node.key for node in path[:blocks]], idle=seconds, exact=True))
         return True
 
     def step(self) -> None:
@@ -215,8 +219,11 @@ class WriteBehind:
         end = len(job.keys)
         if spec.resumes_anywhere or len(path) < end or spec.restorable(path) < end:
             return
-        if self._catalog.resumable(job.hashes[-1]):
+        last = self._catalog.last_resume(job.hashes)
+        if last == end:
             _note_below(path[-1])
+        elif last and not job.exact and (end - last) < _distance(spec, end):
+            return
         elif self._catalog.covered(job.hashes) == end:
             piece = Piece(job.namespace, model, end, job.hashes[-1], (), anywhere=False)
             encoding = self._codec.resume(path, spec)
@@ -255,6 +262,16 @@ class WriteBehind:
             self._refused(draft)
         elif draft.end is not None:
             _note_below(draft.end)
+
+
+def _distance(spec: PrefixSpec, end: int) -> int:
+    """
+    Return how many blocks after a resume piece the next one is worth its bytes.
+
+    Each turn of a conversation goes on from the end of the one before. A piece for each would take most of the disk,
+    and of the writes of a day. So resume pieces take no more bytes than the KV between them, and INTERVAL is enough.
+    """
+    return min(INTERVAL // BLOCK_TOKENS, spec.resume_bytes(end) // max(1, spec.block_bytes))
 
 
 def _note_below(end: Node) -> None:

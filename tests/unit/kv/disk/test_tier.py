@@ -43,6 +43,30 @@ def test_prefix_used_twice_outlives_a_restart(parts: PrefixSpec) -> None:
     assert again.restore("n/two", [*TOKENS, 9]) == []
 
 
+def test_resume_piece_is_written_where_the_last_is_far() -> None:
+    """Else each turn of a conversation would write its states; a kept one is exact all the same."""
+    letters = [*range(1, 9)]
+    disk = FakeDisk(FakePrefixes(parts=HYBRID))
+    disk.settle()
+    disk.knows(NAME)
+
+    def used(blocks: int) -> int:
+        disk.prefixes.store(NAME, prompt(*letters[:blocks]))
+        disk.prefixes.reuse(NAME, [*prompt(*letters[:blocks]), 9])
+        disk.settle()
+        return sum(entry.piece.resume for entry in disk.tier.catalog)
+
+    assert [used(blocks) for blocks in (4, 5, 6, 7)] == [1, 1, 2, 2]
+    assert disk.tier.catalog.blocks == 7
+    disk.prefixes.cache.keep(NAME, [*prompt(*letters[:7]), 9], HYBRID, 60)
+    disk.settle()
+    assert used(7) == 3
+    again = FakeDisk(FakePrefixes(parts=HYBRID), disk.files)
+    again.settle()
+    assert again.restore(NAME, [*prompt(*letters[:5]), 9]) == prompt(*letters[:4])
+    assert again.restore(NAME, [*prompt(*letters[:7]), 9]) == prompt(*letters[:7])
+
+
 def test_kept_prefix_is_written_at_once() -> None:
     """It need not be used again."""
     disk = FakeDisk(FakePrefixes())
@@ -150,11 +174,11 @@ def test_full_disk_is_written_to_no_more_for_a_while() -> None:
 
 def test_least_recently_used_piece_makes_room() -> None:
     """Within the budget, and a beginning stays as long as something goes on from it."""
-    small = FakeDisk(FakePrefixes(), wanted=25_000)
+    small = FakeDisk(FakePrefixes(), wanted=10_000)
     small.settle()
     small.knows(NAME)
-    for letter in range(5, 25):
-        small.now += 10
+    for letter in range(5, 22):
+        small.now += 4000
         small.prefixes.store(NAME, prompt(letter, 2))
         small.prefixes.reuse(NAME, [*prompt(letter, 2), 9])
         if letter % 3 == 0:
@@ -162,7 +186,7 @@ def test_least_recently_used_piece_makes_room() -> None:
         small.settle()
         small.check()
     small.prefixes.cache.shed(10**9)
-    assert small.restore(NAME, [*prompt(24, 2), 9]) == prompt(24, 2)
+    assert small.restore(NAME, [*prompt(21, 2), 9]) == prompt(21, 2)
     assert small.restore(NAME, [*prompt(7, 2), 9]) == []
 
 
@@ -340,7 +364,7 @@ def test_idle_prefixes_push_nothing_out() -> None:
     for letter in range(10, 110):
         disk.prefixes.store(NAME, prompt(letter, 2))
     idle_for_long(disk, idle, 120)
-    assert 50_000 < disk.tier.catalog.nbytes <= 100_000
+    assert 40_000 < disk.tier.catalog.nbytes <= 100_000
     assert disk.tier.work.counters.written_bytes <= 100_000
     assert disk.prefixes.cache.memory_usage() == 0
     assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
@@ -348,7 +372,7 @@ def test_idle_prefixes_push_nothing_out() -> None:
 
 def test_idle_prefix_goes_first_from_the_disk() -> None:
     """It was last used before those that were used again since."""
-    disk = FakeDisk(FakePrefixes(), wanted=20_000)
+    disk = FakeDisk(FakePrefixes(), wanted=12_000)
     idle = IdleRelease(disk.prefixes.cache.trie, lambda: disk.now, 100.0, disk.tier)
     disk.settle()
     disk.knows(NAME)
@@ -357,10 +381,14 @@ def test_idle_prefix_goes_first_from_the_disk() -> None:
     disk.prefixes.store(NAME, prompt(5, 6))
     disk.prefixes.reuse(NAME, [*prompt(5, 6), 9])
     idle_for_long(disk, idle, 40)
-    assert disk.tier.catalog.blocks == 6, disk.tier.catalog.nbytes
-    disk.prefixes.store(NAME, prompt(7, 8))
-    disk.prefixes.reuse(NAME, [*prompt(7, 8), 9])
-    disk.settle()
+    assert disk.tier.catalog.blocks == 6
+    disk.now += 4000
+    for letter in range(10, 30):
+        disk.prefixes.store(NAME, prompt(letter, 8))
+        disk.prefixes.reuse(NAME, [*prompt(letter, 8), 9])
+        disk.settle()
+        if disk.tier.catalog.blocks < 6 + 2 * (letter - 9):
+            break
     disk.prefixes.cache.shed(10**9)
     assert disk.restore(NAME, [*TOKENS, 9]) == []
     assert disk.restore(NAME, [*prompt(5, 6), 9]) == prompt(5, 6)
