@@ -41,7 +41,7 @@ def draw(results: dict[str, Result], folder: Path = FOLDER) -> None:
             _save(axes, folder / "kv-bytes.svg")
 
 
-def traffic(rows: list[dict[str, Any]], path: Path = ROOT / "docs" / "kv-tier.svg") -> None:
+def traffic(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw where the tokens of prompts come from, a bar for each pair of budgets; see `benchmarks.tier_traffic`."""
     with mpl.rc_context({"svg.hashsalt": "mlx-sidecar", "svg.fonttype": "none", "font.size": 9}):
         axes = _axes("budget of memory and of the disk, GB", "share of prompt tokens")

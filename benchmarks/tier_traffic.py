@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.page import RESULTS
-from benchmarks.plots import traffic
+from benchmarks import plots
+from benchmarks.page import RESULTS, ROOT
 from daemon.kv.disk.files import Files, Found
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.piece import Part, Piece
@@ -320,6 +320,7 @@ def main() -> int:
     parser.add_argument("--disk", type=float, nargs="*", default=[0, 8, 32], help="budgets in GB")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "tier_traffic.json", help="where the figures go")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "kv-tier.svg", help="where the picture goes")
     arguments = parser.parse_args()
     rows = []
     for memory in arguments.memory:
@@ -332,7 +333,7 @@ def main() -> int:
             print(f"{row.written_gb:.1f} GB written, {row.read_gb:.1f} read", flush=True)
     figures = {"benchmark": "tier traffic", "agents": arguments.agents, "minutes": arguments.minutes}
     arguments.out.write_text(json.dumps({**figures, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
-    traffic([asdict(row) for row in rows])
+    plots.traffic([asdict(row) for row in rows], arguments.picture)
     return 0
 
 
