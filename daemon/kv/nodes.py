@@ -238,14 +238,18 @@ class Tree:
     def walk(self, namespace: str, keys: Sequence[bytes]) -> list[Node]:
         """Return the longest stored path along `keys`, which may be empty."""
         path: list[Node] = []
-        node = self._roots.get(namespace)
+        self.follow(namespace, path, keys)
+        return path
+
+    def follow(self, namespace: str, path: list[Node], keys: Sequence[bytes]) -> None:
+        """Lengthen a stored path along `keys`, the keys of the blocks that follow it, as far as they are stored."""
+        node = path[-1] if path else self._roots.get(namespace)
         if node is not None:
             for key in keys:
                 node = node.child(key)
                 if node is None:
                     break
                 path.append(node)
-        return path
 
     def after(self, namespace: str, path: Sequence[Node], most: int) -> tuple[Node, ...]:
         """Return the blocks right behind a stored path of a namespace, at most `most` of them."""

@@ -19,6 +19,7 @@ from daemon.kv.disk.catalog import Entry, Plan
 from daemon.kv.disk.piece import Piece, chain
 from daemon.kv.disk.reads import Parts
 from daemon.kv.keys import BLOCK_TOKENS, block_keys
+from daemon.kv.nodes import Node
 from daemon.kv.spec import KVSource, PrefixSpec, Resume
 from daemon.shared.slices import Sliced
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 STALL_SECONDS = 2.0
 """A request waits so long for a sign of the disk; then it computes what is missing."""
 
-AHEAD_BYTES = 32 << 20
+AHEAD_BYTES = 48 << 20
 """Bytes read ahead for one request."""
 
 STAGED_BYTES = 128 << 20
@@ -74,6 +75,8 @@ class Restore:
         self._plan: Plan | None = None
         self._hashes: Sequence[bytes] = ()
         self._keys: Sequence[bytes] = ()
+        self._path: list[Node] = []
+        """The blocks of the prompt that were in memory at the last look."""
         self._unread: deque[Entry] = deque()
         self._read: deque[_Staged] = deque()
         self._spec: PrefixSpec | None = None
@@ -218,10 +221,17 @@ class Restore:
     def _in_memory(self, entry: Entry) -> bool:
         """Whether the prefix cache has what a piece holds of the prompt."""
         stop = self._stop(entry.piece)
-        path = self._tier.prefixes.trie.walk(self.namespace, self._keys[:stop])
+        path = self._look(stop)
         if not entry.piece.resume:
             return len(path) >= stop
-        return self._spec is not None and self._spec.restorable(path) >= stop
+        return self._spec is not None and self._spec.restorable(path[:stop]) >= stop
+
+    def _look(self, stop: int) -> list[Node]:
+        """Return the blocks of the prompt that are in memory, as far as `stop` or farther."""
+        if self._path and self._path[-1].parent is None:  # evicted: blocks before it may be gone as well
+            self._path.clear()
+        self._tier.prefixes.trie.follow(self.namespace, self._path, self._keys[len(self._path) : stop])
+        return self._path
 
     def _arrived(self, entry: Entry, parts: Parts) -> None:
         """Take a piece that was read; without it, all behind it is of no use."""
@@ -254,11 +264,11 @@ class Restore:
         tokens = self._tokens[: stop * BLOCK_TOKENS]
         prefixes = self._tier.prefixes
         prefixes.store(self.namespace, tokens, spec, source, resume=Resume.YES if piece.resume else Resume.NO)
-        path = prefixes.trie.walk(self.namespace, self._keys[:stop])
+        path = self._look(stop)
         if len(path) < stop:
             self.close()  # no room
-        elif piece.resume and path[-1].checkpoint is not None:
-            path[-1].checkpoint.below = True
+        elif piece.resume and (checkpoint := path[stop - 1].checkpoint) is not None:
+            checkpoint.below = True
 
     def _end_if_done(self) -> None:
         if not (self._unread or self._read):

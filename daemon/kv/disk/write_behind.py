@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from daemon.kv.disk.catalog import Catalog
-from daemon.kv.disk.codec import PART_BYTES, Codec
+from daemon.kv.disk.codec import PIECE_BYTES, Codec
 from daemon.kv.disk.piece import Part, Piece, chain, root_hash
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.keys import BLOCK_TOKENS
@@ -200,7 +200,7 @@ class WriteBehind:
             return
         (spec, model), path = known, self._trie.walk(job.namespace, job.keys)
         if job.done < len(path):
-            size = max(1, min(EXTENT_BLOCKS, PART_BYTES // max(1, spec.block_bytes)))
+            size = max(1, min(EXTENT_BLOCKS, PIECE_BYTES // max(1, spec.block_bytes)))
             stop = min(job.done + size, len(path))
             parent = job.hashes[job.done - 1] if job.done else root_hash(job.namespace)
             piece = Piece(
