@@ -314,9 +314,9 @@ def simulate(row: Row, agents: int, minutes: float, seed: int) -> Row:
 def main() -> int:
     """Simulate, print, write JSON, and draw."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tier_traffic", description=__doc__)
-    parser.add_argument("--agents", type=int, default=20, help="agents that work at the same time")
+    parser.add_argument("--agents", type=int, default=10, help="agents that work at the same time")
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--memory", type=float, nargs="*", default=[4, 16, 64], help="budgets in GB")
+    parser.add_argument("--memory", type=float, nargs="*", default=[4, 16], help="budgets in GB")
     parser.add_argument("--disk", type=float, nargs="*", default=[0, 8, 32], help="budgets in GB")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "tier_traffic.json", help="where the figures go")
