@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.kv.disk import write_behind
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import embedding_model
 from tests.unit.engine.families import EXACT, Family, write
@@ -246,3 +247,33 @@ def test_second_daemon_goes_without_the_directory(engine: Callable[..., Harness]
     second.clock_offset += 2
     second.until(lambda: second.engine._disk.open and second.engine._disk.settled)
     assert not list(folder.glob("*.kv"))
+
+
+def test_running_stream_gets_a_step_between_slices(
+    engine: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a prefix that comes back from the disk, and of one that is written: each turn does one slice of them."""
+    monkeypatch.setattr(write_behind, "PIECE_BYTES", 1)  # a piece for each block
+    harness = engine()
+    for _ in range(2):
+        harness.run(generate(TEXT))
+    written(harness)
+    harness.engine._memory._prefixes.shed(10**12)
+    stream = harness.begin(generate("Once upon a time", max_tokens=1500, stop=pb.Stop(ignore_eos=True)))
+    harness.until(lambda: harness.decoding(stream))
+    order = ""
+
+    def noted(letter: str, step: Callable[[], None]) -> Callable[[], None]:
+        def stepped() -> None:
+            nonlocal order
+            order += letter if harness.decoding(stream) else ""
+            step()
+
+        return stepped
+
+    monkeypatch.setattr(harness.engine._disk, "step", noted("d", harness.engine._disk.step))
+    monkeypatch.setattr(harness.engine._runner, "step", noted("r", harness.engine._runner.step))
+    answer = harness.run(generate(TEXT))
+    assert answer.started.disk_tokens == answer.cached > 0
+    assert order.count("d") > 1
+    assert "dd" not in order
