@@ -1,4 +1,4 @@
-"""A random day of a disk tier in a whole engine: whatever happens to memory and files, answers are those of cold runs."""
+"""A random day of a disk tier in a whole engine: answers equal those of cold runs."""
 
 from __future__ import annotations
 
