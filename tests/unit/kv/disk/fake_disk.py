@@ -20,9 +20,11 @@ from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.nodes import Checkpoint, Extent, Node
 from daemon.kv.spec import KVSource, NotHeldError, PrefixSpec
 from daemon.shared.slices import LONG, Sliced
-from tests.unit.kv.fake_kv import GROUP_BLOCK_BYTES, STATE_BYTES, FakePrefixes
+from tests.unit.kv.fake_kv import GROUP_BLOCK_BYTES, PLAIN, STATE_BYTES, FakePrefixes, prompt
 
 T = TypeVar("T")
+NAME = "n/one"
+TOKENS = prompt(1, 2, 3, 4)
 
 
 class FakeCodec:
@@ -221,6 +223,19 @@ class FakeDisk:
         self.tier.catalog.check()
         self.prefixes.cache.check_integrity()
         assert self.tier.catalog.nbytes <= max(0, self.tier.budget) or not self.tier.open
+
+
+def written(*prompts: list[int], files: MemoryFiles | None = None, parts: PrefixSpec = PLAIN) -> FakeDisk:
+    """Return a tier that has written some prompts, which memory holds no more."""
+    disk = FakeDisk(FakePrefixes(parts=parts), files)
+    disk.settle()
+    for tokens in prompts:
+        disk.knows(NAME)
+        disk.prefixes.store(NAME, tokens)
+        disk.prefixes.reuse(NAME, [*tokens, 9])
+        disk.settle()
+    disk.prefixes.cache.shed(10**9)
+    return disk
 
 
 def _part(nodes: Sequence[Node], group: int) -> Part:

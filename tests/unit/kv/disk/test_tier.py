@@ -7,27 +7,10 @@ import pytest
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.restores import STALL_SECONDS
 from daemon.kv.disk.tier import MOST_FORGOTTEN
-from daemon.kv.idle import IdleRelease
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.spec import PrefixSpec
-from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
+from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk, MemoryFiles, written
 from tests.unit.kv.fake_kv import ALL, HYBRID, PLAIN, RECURRENT, WINDOWED, FakePrefixes, prompt
-
-NAME = "n/one"
-TOKENS = prompt(1, 2, 3, 4)
-
-
-def written(*prompts: list[int], files: MemoryFiles | None = None, parts: PrefixSpec = PLAIN) -> FakeDisk:
-    """Return a tier that has written some prompts, which memory holds no more."""
-    disk = FakeDisk(FakePrefixes(parts=parts), files)
-    disk.settle()
-    for tokens in prompts:
-        disk.knows(NAME)
-        disk.prefixes.store(NAME, tokens)
-        disk.prefixes.reuse(NAME, [*tokens, 9])
-        disk.settle()
-    disk.prefixes.cache.shed(10**9)
-    return disk
 
 
 @pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL])
@@ -245,56 +228,6 @@ def test_second_daemon_works_without_the_disk() -> None:
     assert disk.tier.open
 
 
-@pytest.mark.parametrize("parts", [PLAIN, HYBRID])
-def test_waiting_requests_read_a_piece_once(parts: PrefixSpec) -> None:
-    """It is also stored once, and nothing stays staged."""
-    disk = written(TOKENS, parts=parts)
-    stored = disk.prefixes.cache.counters.inserts
-    restores = [disk.restoring(NAME, [*TOKENS, last]) for last in (8, 9)]
-    assert disk.tier.staged == disk.tier.catalog.nbytes
-    disk.settle()
-    assert all(restore.over() for restore in restores)
-    assert disk.tier.work.counters.read_bytes == disk.tier.catalog.nbytes
-    assert disk.prefixes.cache.counters.inserts - stored == 4
-    assert disk.tier.staged == 0
-    assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == TOKENS
-
-
-def test_closed_restore_leaves_its_pieces_to_others() -> None:
-    """A request that is cancelled while the disk reads does not end the read of another one."""
-    disk = written(TOKENS)
-    gone, stays = disk.restoring(NAME, [*TOKENS, 8]), disk.restoring(NAME, [*TOKENS, 9])
-    gone.close()
-    disk.settle()
-    assert stays.over()
-    assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == TOKENS
-
-
-def test_piece_that_others_cannot_read_ends_all_restores() -> None:
-    """Each computes its prompt, and nothing stays staged."""
-    disk = written(TOKENS)
-    restores = [disk.restoring(NAME, [*TOKENS, last]) for last in (8, 9)]
-    disk.files.fault = OSError(5, "read")
-    disk.settle()
-    assert all(restore.over() for restore in restores)
-    assert disk.tier.staged == 0
-    assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == []
-
-
-def test_nothing_is_staged_without_room_in_memory() -> None:
-    """Neither what would be read nor what would be written; requests go on."""
-    disk = written(TOKENS)
-    disk.has_room = False
-    assert disk.restore(NAME, [*TOKENS, 9]) == []
-    disk.prefixes.store(NAME, prompt(5, 6))
-    assert disk.prefixes.reuse(NAME, [*prompt(5, 6), 9]) == prompt(5, 6)
-    disk.settle()
-    assert disk.tier.catalog.blocks == 4
-    assert disk.tier.work.counters.read_bytes == disk.tier.staged == 0
-    disk.has_room = True
-    assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
-
-
 def test_evicted_prefix_is_not_written_and_no_fault() -> None:
     """It may go between two of its slices."""
     disk = FakeDisk(FakePrefixes(parts=ALL))
@@ -327,68 +260,3 @@ def test_invalidation_waits_for_a_directory_that_is_away(forgotten: str) -> None
     again.settle()
     assert len(again.restore(NAME, [*TOKENS, 9])) < len(TOKENS)
     assert bool(again.restore(NAME, [*prompt(5, 6), 9])) == (forgotten == "a prefix")
-
-
-def idle_for_long(disk: FakeDisk, idle: IdleRelease, seconds: int) -> None:
-    """Let time pass as the engine does, with a look each second."""
-    for _ in range(seconds):
-        disk.now += 1
-        idle.release()
-        disk.settle()
-
-
-@pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL])
-def test_idle_prefix_goes_to_the_disk(parts: PrefixSpec) -> None:
-    """Although it was used once; it comes back from there, and memory is empty meanwhile."""
-    disk = FakeDisk(FakePrefixes(parts=parts))
-    idle = IdleRelease(disk.prefixes.cache.trie, lambda: disk.now, 100.0, disk.tier)
-    disk.settle()
-    disk.knows(NAME)
-    disk.prefixes.store(NAME, TOKENS)
-    idle_for_long(disk, idle, 80)
-    assert disk.tier.catalog.nbytes == 0
-    idle_for_long(disk, idle, 40)
-    assert disk.prefixes.cache.memory_usage() == 0
-    assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
-
-
-def test_idle_prefixes_push_nothing_out() -> None:
-    """They take what is free of the budget, in one go however many they are, and half of the writes of a day."""
-    disk = FakeDisk(FakePrefixes(), wanted=100_000)
-    idle = IdleRelease(disk.prefixes.cache.trie, lambda: disk.now, 100.0, disk.tier)
-    disk.settle()
-    disk.knows(NAME)
-    disk.prefixes.store(NAME, TOKENS)
-    disk.prefixes.reuse(NAME, [*TOKENS, 9])
-    disk.settle()
-    for letter in range(10, 110):
-        disk.prefixes.store(NAME, prompt(letter, 2))
-    idle_for_long(disk, idle, 120)
-    assert 40_000 < disk.tier.catalog.nbytes <= 100_000
-    assert disk.tier.work.counters.written_bytes <= 100_000
-    assert disk.prefixes.cache.memory_usage() == 0
-    assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
-
-
-def test_idle_prefix_goes_first_from_the_disk() -> None:
-    """It was last used before those that were used again since."""
-    disk = FakeDisk(FakePrefixes(), wanted=12_000)
-    idle = IdleRelease(disk.prefixes.cache.trie, lambda: disk.now, 100.0, disk.tier)
-    disk.settle()
-    disk.knows(NAME)
-    disk.prefixes.store(NAME, TOKENS)
-    idle_for_long(disk, idle, 60)
-    disk.prefixes.store(NAME, prompt(5, 6))
-    disk.prefixes.reuse(NAME, [*prompt(5, 6), 9])
-    idle_for_long(disk, idle, 40)
-    assert disk.tier.catalog.blocks == 6
-    disk.now += 4000
-    for letter in range(10, 30):
-        disk.prefixes.store(NAME, prompt(letter, 8))
-        disk.prefixes.reuse(NAME, [*prompt(letter, 8), 9])
-        disk.settle()
-        if disk.tier.catalog.blocks < 6 + 2 * (letter - 9):
-            break
-    disk.prefixes.cache.shed(10**9)
-    assert disk.restore(NAME, [*TOKENS, 9]) == []
-    assert disk.restore(NAME, [*prompt(5, 6), 9]) == prompt(5, 6)
