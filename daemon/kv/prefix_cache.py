@@ -191,7 +191,7 @@ class PrefixCache:
         if len(path) * BLOCK_TOKENS < self.min_prefix_len:
             return False
         if self.below is not None:
-            self.below.used(namespace, path)
+            self.below.used(namespace, path, kept=True)
         return self.keeps.keep(namespace, path, spec, seconds)
 
     def restored(self, lease: PrefixLease, from_below: int = 0) -> None:
@@ -246,6 +246,8 @@ class PrefixCache:
                     make_resumable(self._evictor, lease, spec, source, passing=resume is Resume.PASSING)
         finally:
             self._evictor.enforce()
+            if self.below is not None:
+                self._evictor.thinning.offer(self.limits.nbytes, self.below)
             stored = self.trie.blocks + self._evictor.evictions - total_before
             self._count(inserts=stored)
         return stored

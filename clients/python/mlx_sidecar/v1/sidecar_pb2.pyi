@@ -1004,7 +1004,7 @@ class LatencyHistogram(_message.Message):
     def __init__(self, bounds: _Optional[_Iterable[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]]] = ..., counts: _Optional[_Iterable[int]] = ..., sum: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class HistorySample(_message.Message):
-    __slots__ = ("age", "lookups", "hits", "tokens_looked_up", "tokens_reused", "prompt_tokens", "generated_tokens", "in_flight", "weights_bytes", "trie_bytes", "live_kv_bytes")
+    __slots__ = ("age", "lookups", "hits", "tokens_looked_up", "tokens_reused", "prompt_tokens", "generated_tokens", "in_flight", "weights_bytes", "trie_bytes", "live_kv_bytes", "disk_tokens_reused")
     AGE_FIELD_NUMBER: _ClassVar[int]
     LOOKUPS_FIELD_NUMBER: _ClassVar[int]
     HITS_FIELD_NUMBER: _ClassVar[int]
@@ -1016,6 +1016,7 @@ class HistorySample(_message.Message):
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRIE_BYTES_FIELD_NUMBER: _ClassVar[int]
     LIVE_KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_TOKENS_REUSED_FIELD_NUMBER: _ClassVar[int]
     age: _duration_pb2.Duration
     lookups: int
     hits: int
@@ -1027,7 +1028,8 @@ class HistorySample(_message.Message):
     weights_bytes: int
     trie_bytes: int
     live_kv_bytes: int
-    def __init__(self, age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., tokens_looked_up: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., in_flight: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., trie_bytes: _Optional[int] = ..., live_kv_bytes: _Optional[int] = ...) -> None: ...
+    disk_tokens_reused: int
+    def __init__(self, age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., tokens_looked_up: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., in_flight: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., trie_bytes: _Optional[int] = ..., live_kv_bytes: _Optional[int] = ..., disk_tokens_reused: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
