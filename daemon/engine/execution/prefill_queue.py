@@ -18,9 +18,11 @@ from daemon.engine.execution.batched_prefill import PrefillBatch
 from daemon.engine.execution.bill import widest
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.sequence import Sequence
+from daemon.engine.execution.sequence_kv import FindsCommon
 from daemon.engine.scheduling.policy import CHUNK_SECONDS, MAX_CHUNK, Allowance, ChunkSizer, Turns
 from daemon.engine.scheduling.prefill_plan import PrefillTurn
 from daemon.kv.forks import needed_first
+from daemon.kv.mlx.shared_prefix import SharedPrefix
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.errors import SidecarError
 
@@ -81,13 +83,17 @@ class PrefillQueue:
         prefixes: The prefix cache.
         sizer: Step times of the models; it learns from each pass.
         clock: Seconds that never go back.
+        common: Returns the prefix that a prompt can read together with running sequences.
 
     Attributes:
         computed: Whether the last turn had a prompt to compute.
     """
 
-    def __init__(self, prefixes: PrefixCache, sizer: ChunkSizer, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, prefixes: PrefixCache, sizer: ChunkSizer, clock: Callable[[], float], common: FindsCommon
+    ) -> None:
         self.computed = False
+        self._common = common
         self._prefixes = prefixes
         self._sizer = sizer
         self._clock = clock
@@ -199,7 +205,7 @@ class PrefillQueue:
         others = chain(self._prefills.values(), self._expected.values())
         waiting = [other.beginning for other in others if other.reads and other is not prefill and not other.begun]
         try:
-            prefill.begin(waiting)
+            prefill.begin(self._common, waiting)
         except Exception as error:
             yield Failed(prefill.sequence, error)
             return False
@@ -208,10 +214,14 @@ class PrefillQueue:
 
     def _compute(self, group: list[Prefill], allowance: Allowance) -> Iterator[Outcome]:
         """Compute the next part of a single prompt, or the rest of several in one pass; nothing without any."""
-        if len(group) == 1:
-            yield from self._compute_part(group[0], allowance)
-        elif group:
-            yield from self._compute_together(group)
+        by_root: dict[SharedPrefix | None, list[Prefill]] = {}
+        for prefill in group:  # here, and not as it joined: a later one may share its prefix since
+            by_root.setdefault(prefill.sequence.kv.root, []).append(prefill)
+        for prefills in by_root.values():
+            if len(prefills) == 1:
+                yield from self._compute_part(prefills[0], allowance)
+            else:
+                yield from self._compute_together(prefills)
 
     def _compute_part(self, prefill: Prefill, allowance: Allowance) -> Iterator[Outcome]:
         sequence = prefill.sequence

@@ -143,8 +143,8 @@ def _as_one(
     mask: mx.array | str | None,
     sinks: mx.array | None,
 ) -> mx.array:
-    """Attend to prefix and tails as to one array. Rows with the same prefix become one row: no copy for each of them."""
-    rows, heads, tokens, width = queries.shape
+    """Attend to prefix and tails as to one array. Rows with the same prefix become one row, so it is built once."""
+    rows, _, tokens, _ = queries.shape
     by_prefix: dict[Any, list[int]] = {}
     for row, prefix in enumerate(cache.prefixes):
         by_prefix.setdefault(prefix, []).append(row)

@@ -50,7 +50,7 @@ class _Shared:
     @property
     def nbytes(self) -> int:
         """Bytes of the tails."""
-        return int(self.tail.keys.nbytes + self.tail.values.nbytes)
+        return 0 if self.tail.keys is None else int(self.tail.keys.nbytes + self.tail.values.nbytes)
 
     def is_trimmable(self) -> bool:
         """Tokens can be taken out of the tails."""
@@ -117,7 +117,8 @@ class SharedBatchKV(_Shared):
     @property
     def offset(self) -> mx.array:
         """Tokens of each sequence."""
-        return self._stops + self.tail.offset
+        offsets: mx.array = self._stops + self.tail.offset
+        return offsets
 
     @property
     def readers(self) -> list[Readers]:
