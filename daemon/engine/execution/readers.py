@@ -34,11 +34,15 @@ class Readers:
     Args:
         running: Returns all sequences that prefill or decode.
         decoders: Those that decode, by model.
+
+    Attributes:
+        copied: Tokens since the start that were copied to become part of a shared prefix.
     """
 
     def __init__(self, running: Callable[[], Iterable[Sequence]], decoders: Mapping[ModelKey, Decoder]) -> None:
         self._running = running
         self._decoders = decoders
+        self.copied = 0
 
     def prefixes(self) -> dict[SharedPrefix, int]:
         """Return all prefixes that are read now, each with the number of its readers."""
@@ -48,6 +52,11 @@ class Readers:
                 for prefix in kv.common.path if kv.common is not None else ():
                     readers[prefix] = readers.get(prefix, 0) + 1
         return readers
+
+    @property
+    def count(self) -> int:
+        """Sequences that read a prefix together with others, or did."""
+        return sum(any(kv.common is not None for kv in sequence.kvs) for sequence in self._running())
 
     def common(self, kv: SequenceKV, prompt: list[int]) -> SharedPrefix | None:
         """
@@ -92,6 +101,7 @@ class Readers:
         room = len(request.prompt) - tokens + min(request.max_tokens, DECODE_ROOM)
 
         def split(caches: list[Any], *, copy: bool) -> list[Any]:
+            self.copied += copy * (tokens - holder.base)
             caches, holder.common = sharing.share(caches, tokens, capacity_for(room), copy=copy)
             return caches
 

@@ -120,6 +120,10 @@ class Layout:
             return room * self.bytes_per_token
         return sum(shape.live_bytes(room, chunk) for shape in self.billed)
 
+    def full_bytes(self, tokens: int) -> int:
+        """Return the bytes of so many tokens in the layers with full attention."""
+        return tokens * sum(shape.bytes_per_token for shape in self.shapes if shape.window is None)
+
     def new_cache(self, model: Any, tokens: int) -> list[Any]:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
         caches: list[Any] = make_prompt_cache(model)

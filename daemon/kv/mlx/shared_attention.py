@@ -1,14 +1,16 @@
 """
 Attention of sequences that read a shared prefix, installed at the function of mlx-lm through which models attend.
 
-A pass of few tokens, which is a decode step, attends in parts. The prefix is read once for all rows: their queries are
-rows of one matrix product. Each part gives a weighted mean `o` of its values and the logarithm `l` of the sum of its
-weights. Two parts merge to
+A pass of few tokens, which is a decode step, attends in parts. A prefix is read once for all rows: their queries are
+rows of one matrix product. The scores of prefixes and tails stand side by side, and one softmax makes weights of them.
+Then the values are added up, part by part, in the order of the tokens:
 
-    w = 1 / (1 + exp(lse_a - lse_b)),    o = o_a + w * (o_b - o_a),    l = log(exp(lse_a) + exp(lse_b))
+    weights = softmax([ q . prefix keys | q . tail keys ])
+    out     = (0 + weights . prefix values) + weights . tail values
 
-No exponential is computed twice: softmax gives the weights `p`, and the largest of them is `exp(0) / sum`. So with the
-largest score `m`, the logarithm of the sum is `m - log(max(p))`.
+A product that adds to what is there goes on with the same sum. So a row gets the bits that it gets from one array of
+its own, where a product adds up in order, as MLX's CPU backend does with float32. Parts with a softmax each, merged by
+the logarithms of their sums, would round otherwise, and take more operations.
 
 A pass of more tokens, which is prefill, is bound by its scores and not by reading KV. It attends to prefix and tails as
 to one array, which is built for one layer at a time. So a prompt computes the same bits with a prefix of its own and
@@ -18,6 +20,7 @@ with a shared one.
 from __future__ import annotations
 
 import sys
+from itertools import accumulate
 from typing import Any
 
 import mlx.core as mx
@@ -69,6 +72,7 @@ def attend(
         return plain
     if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
         raise TypeError("scores of a shared prefix cannot be added to")
+    cache.attended = True
     if queries.shape[2] > FEW:
         return _as_one(queries, keys, values, cache, scale, mask, sinks)
     return _in_parts(queries, keys, values, cache, scale, mask, sinks)
@@ -83,55 +87,61 @@ def _in_parts(
     mask: mx.array | str | None,
     sinks: mx.array | None,
 ) -> mx.array:
+    """Attend to prefixes and tails one after the other. Arrays of both are [groups, rows, heads * tokens, ...]."""
     rows, heads, tokens, width = queries.shape
     groups = keys.shape[1]
-    folded = (queries * scale).reshape(rows, groups, heads // groups * tokens, width)
-    out, total = _tails(folded, keys, values, _mask(mask, tokens, keys.shape[2]))
-    for prefix, readers in cache.readers:
-        part, weight = _prefix(
-            folded if len(readers) == rows else folded[mx.array(readers)], *prefix.layers[cache.layer]
-        )
-        if len(readers) == rows:
-            out, total = _merged(out, total, part, weight)
-        else:
-            where = mx.array(readers)
-            out[where], total[where] = _merged(out[where], total[where], part, weight)
-    if sinks is not None:
-        sink = mx.repeat(sinks.astype(mx.float32), tokens).reshape(1, groups, -1, 1)
-        out = out * mx.sigmoid(total - sink)
-    return out.astype(queries.dtype).reshape(rows, heads, tokens, -1)
+    asked = (queries * scale).reshape(rows, groups, heads // groups * tokens, width)
+    parts = [(*prefix.layers[cache.layer], readers) for prefix, readers in cache.readers]
+    folded = asked.swapaxes(0, 1)
+    scores = [] if sinks is None else [_sinks(sinks, folded, tokens)]
+    scores += [_scores(folded, part, readers) for part, _, readers in parts]
+    scores.append(_tail_scores(asked, keys, _mask(mask, tokens, keys.shape[2])).swapaxes(0, 1))
+    weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)
+    shares = mx.split(weights, list(accumulate(part.shape[-1] for part in scores[:-1])), axis=-1)
+    out = mx.zeros((groups, rows, asked.shape[2], values.shape[-1]), values.dtype)
+    for (_, part, readers), share in zip(parts, shares[len(scores) - 1 - len(parts) :], strict=False):
+        out = _added(out, share, part, readers)
+    summed = mx.addmm(out.swapaxes(0, 1), shares[-1].swapaxes(0, 1), values)
+    return summed.reshape(rows, heads, tokens, -1)
 
 
-def _tails(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> tuple[mx.array, mx.array]:
-    """Attend to the tails: queries [rows, groups, heads of a group * tokens, width]."""
+def _scores(queries: mx.array, keys: mx.array, readers: list[int]) -> mx.array:
+    """Return the scores of a prefix: the queries of all rows are rows of one product. Others see nothing of it."""
+    groups, rows, each, width = queries.shape
+    if len(readers) == rows:
+        return (queries.reshape(groups, rows * each, width) @ keys[0].swapaxes(-1, -2)).reshape(groups, rows, each, -1)
+    where = mx.array(readers)
+    scores = mx.full((groups, rows, each, keys.shape[2]), mx.finfo(queries.dtype).min, queries.dtype)
+    scores[:, where] = _scores(queries[:, where], keys, list(range(len(readers))))
+    return scores
+
+
+def _tail_scores(queries: mx.array, keys: mx.array, mask: mx.array | None) -> mx.array:
+    """Return the scores of tails, for queries [rows, groups, heads of a group * tokens, width]."""
     scores = queries @ keys.swapaxes(-1, -2)
-    if mask is not None:
-        rows, groups, _, length = scores.shape
-        split = scores.reshape(rows, groups, -1, mask.shape[-2], length)
-        lowest = mx.array(mx.finfo(scores.dtype).min, scores.dtype)
-        scores = mx.where(mask[:, :, None], split, lowest).reshape(scores.shape)
-    return _weighted(scores, values)
+    if mask is None:
+        return scores
+    rows, groups, _, length = scores.shape
+    split = scores.reshape(rows, groups, -1, mask.shape[-2], length)
+    lowest = mx.array(mx.finfo(scores.dtype).min, scores.dtype)
+    return mx.where(mask[:, :, None], split, lowest).reshape(scores.shape)
 
 
-def _prefix(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-    """Attend to a prefix: the queries of all rows are rows of one product."""
-    rows, groups, each, width = queries.shape
-    together = queries.swapaxes(0, 1).reshape(1, groups, rows * each, width)
-    out, total = _weighted(together @ keys.swapaxes(-1, -2), values)
-    return tuple(part.reshape(groups, rows, each, -1).swapaxes(0, 1) for part in (out, total))  # type: ignore[return-value]
+def _sinks(sinks: mx.array, queries: mx.array, tokens: int) -> mx.array:
+    """Return the score of each head's sink, for each query."""
+    groups, rows, each, _ = queries.shape
+    return mx.broadcast_to(mx.repeat(sinks, tokens).reshape(groups, 1, each, 1), (groups, rows, each, 1))
 
 
-def _weighted(scores: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-    """Return the mean of values, weighted by scores, and the logarithm of the sum of the weights; float32."""
-    scores = scores.astype(mx.float32)
-    largest = scores.max(axis=-1, keepdims=True)
-    weights = mx.softmax(scores, axis=-1)
-    total = largest - mx.log(weights.max(axis=-1, keepdims=True))
-    return (weights.astype(values.dtype) @ values).astype(mx.float32), total
-
-
-def _merged(out: mx.array, total: mx.array, more: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
-    return out + mx.sigmoid(weight - total) * (more - out), mx.logaddexp(total, weight)
+def _added(out: mx.array, weights: mx.array, values: mx.array, readers: list[int]) -> mx.array:
+    """Return `out` and the weighted values of a prefix, for the rows that read it."""
+    groups, rows, each, width = out.shape
+    if len(readers) == rows:
+        flat = weights.reshape(groups, rows * each, -1)
+        return mx.addmm(out.reshape(groups, rows * each, width), flat, values[0]).reshape(out.shape)
+    where = mx.array(readers)
+    out[:, where] = _added(out[:, where], weights[:, where], values, list(range(len(readers))))
+    return out
 
 
 def _as_one(

@@ -20,11 +20,19 @@ Readers = tuple[SharedPrefix, list[int]]
 
 
 class _Shared:
-    """What caches of one sequence and of several have in common: the methods of mlx-lm's caches that concern tails."""
+    """
+    What caches of one sequence and of several have in common: the methods of mlx-lm's caches that concern tails.
+
+    Attributes:
+        layer: Number of the layer's cache.
+        tail: KV of the tokens behind the prefix.
+        attended: Whether its prefix was read.
+    """
 
     def __init__(self, layer: int, tail: Any) -> None:
         self.layer = layer
         self.tail = tail
+        self.attended = False
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Add tokens to the tails, and return the whole tails."""

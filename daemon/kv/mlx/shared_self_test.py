@@ -15,6 +15,7 @@ from daemon.kv.mlx.batch_cache import to_batch
 from daemon.kv.mlx.layerwise import forward_layerwise
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.self_test import distance, same_row
+from daemon.kv.mlx.shared_kv import SharedKV
 from daemon.kv.mlx.sharing import share
 from daemon.shared.log_fields import Words
 from daemon.shared.machine_faults import machine_fault
@@ -31,8 +32,8 @@ def proving_shared(model: Any, layout: Layout) -> Sliced[bool]:
     """
     Tell whether sequences of a model can read one copy of a prefix; a layer for each `next`.
 
-    The model attends through `shared_attention.attend` from now on. If its attention takes another way, it does not see
-    the prefix, and computes something else than without sharing: it gets no shared prefixes then.
+    The model attends through `shared_attention.attend` from now on. If its attention takes another way, or computes
+    something else than without sharing, it gets no shared prefixes.
     """
     if not layout.reusable or not any(isinstance(cache, KVCache) for cache in leaves(make_prompt_cache(model))):
         return False
@@ -65,6 +66,8 @@ def _is_exact(model: Any) -> Sliced[bool]:
     for end in _ENDS:
         alone = deepcopy(caches)
         got.append([(yield from forward_layerwise(model, mx.array([end]), alone))[0, -1]])
+        if not all(cache.attended for cache in leaves(alone) if isinstance(cache, SharedKV)):
+            return False
         batch = [to_batch(cache) for cache in alone]
         for cache, more in zip(rows, batch, strict=False):
             cache.extend(more)
@@ -85,10 +88,16 @@ def _ended(model: Any, caches: list[Any], end: list[int]) -> Sliced[list[mx.arra
 
 
 def _noise(model: Any, caches: list[Any]) -> Sliced[float]:
-    """Return the rounding of this device: how far two rows are from one where nothing can confuse them."""
+    """
+    Return the rounding of logits: how far two rows are from one where nothing can confuse them.
+
+    A sum in two parts rounds the parts as well: it is the rounding of the type at least.
+    """
     one = yield from forward_layerwise(model, mx.array([[7]]), deepcopy(caches))
     rows = [to_batch(cache) for cache in deepcopy(caches)]
-    for cache in rows:
-        cache.filter([0, 0])
+    for cache, more in zip(rows, map(to_batch, deepcopy(caches)), strict=True):
+        cache.extend(more)
     two = yield from forward_layerwise(model, mx.array([[7], [7]]), rows)
-    return distance(two[1, -1], one[0, -1])
+    expected = one[0, -1]
+    spread = distance(mx.max(expected), mx.min(expected))
+    return max(distance(two[1, -1], expected), float(mx.finfo(expected.dtype).eps) * spread)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from daemon.kv.mlx import sharing
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import random_model
 from tests.unit.engine.harness import Answer, Harness
@@ -27,6 +28,9 @@ MOST_AT_ONCE = 5
 EXACT = ("embedded", "qwen3", "mamba")
 """Families whose log-probabilities are equal too; a window's differ in their last bits with the split of a prefill."""
 
+CLOSE = 1e-4
+"""Bound of log-probabilities where they are not equal. What is measured is a tenth of it."""
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -40,6 +44,8 @@ class Alone:
         """Whether an answer is the same."""
         usage = (answer.finished.reason, answer.finished.usage.completion_tokens)
         same = usage == (self.answer.finished.reason, self.answer.finished.usage.completion_tokens)
+        pairs = zip(answer.logprobs, self.answer.logprobs, strict=False)
+        same &= all(abs(one.logprob - other.logprob) <= CLOSE for one, other in pairs)
         if self.exact:
             return same and answer.content == self.answer.content
         return same and (answer.text, answer.ids) == (self.answer.text, self.answer.ids)
@@ -110,3 +116,19 @@ def test_answer_beside_others_equals_the_answer_alone(
         run_schedule(harness, kinds, first + number)
     harness.settle()
     assert harness.figures.prefix_cache.tokens_reused > 100 * schedules / 10
+
+
+@pytest.mark.parametrize("schedules", [100, pytest.param(3000, marks=pytest.mark.slow)])
+def test_answer_of_a_reader_equals_the_answer_alone(
+    engine: Callable[..., Harness], kinds: list[Alone], monkeypatch: pytest.MonkeyPatch, schedules: int
+) -> None:
+    """The same, with shared prefixes from one block on: they are made, cut and left all the time."""
+    monkeypatch.setattr(sharing, "LEAST_SHARED", 16)
+    close = [replace(one, exact=False) for one in kinds]
+    first = random.randrange(2**32)
+    harness = engine(max_batch=4)
+    for number in range(schedules):
+        run_schedule(harness, close, first + number)
+    harness.settle()
+    assert harness.figures.prefix_cache.tokens_shared > 16 * schedules
+    assert not harness.figures.prefix_cache.shared_prefixes

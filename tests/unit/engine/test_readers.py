@@ -1,0 +1,227 @@
+"""Readers of one prefix: running requests share one copy of its KV, and each is answered as it is alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from daemon.kv.mlx import sharing
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.families import FAMILIES, Family, write
+from tests.unit.engine.harness import Answer, Harness
+
+LEAST = 32
+NOT_SHARED = ("deepseek_v3", "mamba", "mamba2", "recurrent_gemma")
+"""Latents, whose positions are scored outside of the function that shares; and models without full attention."""
+
+
+def ids(count: int, salt: int = 0) -> list[int]:
+    """Return tokens that do not repeat themselves."""
+    return [(i * i + 7 * i + i // 5 + salt * (i + 1)) % 700 + 3 for i in range(count)]
+
+
+COMMON = ids(96)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share short prefixes as well: the lengths do not matter to what is tested."""
+    monkeypatch.setattr(sharing, "LEAST_SHARED", LEAST)
+
+
+class Case:
+    """A model in an engine of its own."""
+
+    def __init__(self, harness: Harness, path: Path) -> None:
+        self.harness = harness
+        self.path = str(path)
+
+    def begin(self, prompt: list[int], count: int = 40, mode: pb.CacheMode = pb.CACHE_MODE_READ_WRITE) -> int:
+        """Begin an answer, and step until it has begun to decode."""
+        call = self.harness.begin(
+            pb.GenerateRequest(
+                model=self.path,
+                tokens=pb.TokenIds(ids=prompt),
+                max_tokens=count,
+                top_logprobs=0,
+                stop=pb.Stop(ignore_eos=True),
+                cache=pb.CacheOptions(mode=mode),
+            )
+        )
+        self.harness.until(lambda: self.harness.decoding(call))
+        return call
+
+    def assert_as_alone(self, call: int, prompt: list[int], count: int = 40, bound: float = 1e-4) -> Answer:
+        """Finish an answer and compare it with the one that its prompt gets alone."""
+        answer = Answer(self.harness.finish(call))
+        alone = Answer(self.harness.finish(self.begin(prompt, count, pb.CACHE_MODE_BYPASS)))
+        assert not answer.failure.message
+        assert answer.ids == alone.ids
+        pairs = zip(answer.logprobs, alone.logprobs, strict=True)
+        assert max(abs(one.logprob - other.logprob) for one, other in pairs) <= bound
+        return answer
+
+    @property
+    def stats(self) -> pb.PrefixCacheStats:
+        """The figures of now."""
+        return self.harness.engine._runner._replies._figures().prefix_cache
+
+    @property
+    def spans(self) -> dict[tuple[int, int], int]:
+        """The tokens of each shared prefix, and its readers."""
+        prefixes = self.harness.engine._runner.readers.prefixes()
+        return {(prefix.start, prefix.stop): readers for prefix, readers in prefixes.items()}
+
+
+@pytest.fixture(name="case")
+def _case(engine: Callable[..., Harness], tmp_path: Path) -> Case:
+    return Case(engine(), write(tmp_path, Family("qwen3")))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_readers_of_a_prefix_answer_as_alone(engine: Callable[..., Harness], tmp_path: Path, family: str) -> None:
+    """Three requests behind one beginning, of any kind of cache, with ends that attend in parts and as a whole."""
+    case = Case(engine(), write(tmp_path, Family(family)))
+    prompts = [[*COMMON, *ids(length, length)] for length in (3, 9, 30)]
+    case.harness.finish(case.begin([*COMMON, 5], 1))
+    calls = [case.begin(prompt) for prompt in prompts]
+    shared = family.partition("/")[0] not in NOT_SHARED
+    assert list(case.spans.values()) == [3] * shared
+    bound = 0.05 if family.endswith("bfloat16") else 1e-4
+    for call, prompt in zip(calls, prompts, strict=True):
+        case.assert_as_alone(call, prompt, bound=bound)
+    case.harness.settle()
+    assert not case.spans
+
+
+def test_later_readers_copy_nothing(case: Case) -> None:
+    """The first restored its prefix; its own arrays are what the others read."""
+    case.harness.finish(case.begin([*COMMON, 5], 1))
+    first = case.begin([*COMMON, 6, 7])
+    before = case.stats.tokens_shared
+    others = [case.begin([*COMMON, 8, number]) for number in range(3)]
+    assert case.spans == {(0, 96): 4}
+    assert case.stats.tokens_shared - before == 3 * 96
+    assert case.stats.shared_copied_tokens == 0
+    assert (case.stats.shared_prefixes, case.stats.shared_readers) == (1, 4)
+    assert case.stats.shared_bytes == 96 * case.harness.engine._models.entries()[0].model.layout.bytes_per_token
+    case.harness.cancel(first)
+    case.harness.cancel(others[1])
+    assert case.spans == {(0, 96): 2}
+    case.assert_as_alone(others[0], [*COMMON, 8, 0])
+    case.assert_as_alone(others[2], [*COMMON, 8, 2])
+    assert case.stats.shared_copied_tokens == 0
+    case.harness.settle()
+
+
+def test_readers_of_a_longer_prefix_share_its_beginning(case: Case) -> None:
+    """A prefix is cut where a reader leaves it; one that goes on beyond it reads both parts."""
+    long = [*COMMON, *ids(64, 3)]
+    case.harness.finish(case.begin([*long, 5], 1))
+    prompts = [[*long, 6], [*long, 7], [*COMMON, 9, 9, 9], [*long, 8], [*COMMON[:48], 4, 4]]
+    calls = [case.begin(prompt) for prompt in prompts[:2]]
+    assert case.spans == {(0, 160): 2}
+    calls.append(case.begin(prompts[2]))
+    assert case.spans == {(0, 96): 3, (96, 160): 2}
+    calls.append(case.begin(prompts[3]))
+    assert case.spans == {(0, 96): 4, (96, 160): 3}
+    calls.append(case.begin(prompts[4]))
+    assert case.spans == {(0, 48): 5, (48, 96): 4, (96, 160): 3}
+    assert len(case.harness.engine._runner._decoders[next(iter(case.harness.engine._runner._decoders))].groups) == 1
+    for call, prompt in zip(calls, prompts, strict=True):
+        case.assert_as_alone(call, prompt)
+    assert case.stats.shared_copied_tokens == 0
+    case.harness.settle()
+
+
+def test_reader_of_a_tail_shares_what_is_behind(case: Case) -> None:
+    """What two of several readers have in common behind the prefix becomes a prefix of its own."""
+    more = [*COMMON, *ids(48, 4)]
+    prompts = [[*COMMON, 6], [*more, 7], [*more, 8]]
+    case.harness.finish(case.begin([*COMMON, 5], 1))
+    calls = [case.begin(prompt) for prompt in prompts]
+    assert case.spans == {(0, 96): 3, (96, 144): 2}
+    for call, prompt in zip(calls, prompts, strict=True):
+        case.assert_as_alone(call, prompt)
+    case.harness.settle()
+
+
+def test_row_of_a_batch_is_copied_out_once(case: Case) -> None:
+    """Its arrays belong to its neighbours as well. Further readers copy nothing."""
+    prompt = [*COMMON, 5]
+    neighbour = case.begin(ids(97, 9))
+    first = case.begin(prompt)
+    assert not case.spans
+    others = [case.begin([*COMMON, 6, number]) for number in range(2)]
+    assert case.stats.shared_copied_tokens == 96
+    case.assert_as_alone(neighbour, ids(97, 9))
+    case.assert_as_alone(first, prompt)
+    for number, call in enumerate(others):
+        case.assert_as_alone(call, [*COMMON, 6, number])
+    case.harness.settle()
+
+
+def test_requests_that_come_together_share_their_beginning(case: Case) -> None:
+    """The first computes it, and is not done with its own end when the others come to read it."""
+    prompts = [[*COMMON, *ids(20 + number, number)] for number in range(4)]
+    ask = [
+        pb.GenerateRequest(
+            model=case.path, tokens=pb.TokenIds(ids=prompt), max_tokens=8, top_logprobs=0, stop=pb.Stop(ignore_eos=True)
+        )
+        for prompt in prompts
+    ]
+    calls = [case.harness.begin(one) for one in ask]
+    for call, prompt in zip(calls, prompts, strict=True):
+        case.assert_as_alone(call, prompt, 8)
+    assert case.stats.tokens_shared >= 3 * 96
+    assert case.harness.engine._runner.totals.prompt_tokens < sum(map(len, prompts)) * 2 - 3 * 96 + 1
+    case.harness.settle()
+
+
+def test_wrong_value_in_a_shared_prefix_is_seen(case: Case) -> None:
+    """Readers do read it: what they compute depends on each of its values."""
+    case.harness.finish(case.begin([*COMMON, 5], 1))
+    calls = [case.begin([*COMMON, 6, number]) for number in range(2)]
+    (prefix,) = case.harness.engine._runner.readers.prefixes()
+    keys, values = prefix.layers[0]
+    changed = mx.array(values)
+    changed[0, 0, 50, 0] = 1000.0
+    prefix.layers[0] = (keys, changed)
+    answer = Answer(case.harness.finish(calls[0]))
+    alone = Answer(case.harness.finish(case.begin([*COMMON, 6, 0], 40, pb.CACHE_MODE_BYPASS)))
+    assert [one.logprob for one in answer.logprobs[5:]] != pytest.approx([one.logprob for one in alone.logprobs[5:]])
+
+
+def test_readers_take_the_memory_of_one(case: Case) -> None:
+    """Their bill has the prefix once, and their own ends."""
+    runner = case.harness.engine._runner
+    long = ids(3000)
+    case.harness.finish(case.begin([*long, 5], 1))
+    calls = [case.begin([*long, 6], 8)]
+    one = runner._bill().kv
+    calls += [case.begin([*long, 7, number], 200) for number in range(7)]
+    case.harness.until(lambda: not runner.prefilling)
+    layout = case.harness.engine._models.entries()[0].model.layout
+    assert runner._bill().kv <= one + 7 * layout.full_bytes(512)
+    for call in calls:
+        case.harness.finish(call)
+    case.harness.settle()
+
+
+def test_other_salts_share_nothing(case: Case) -> None:
+    """A prefix of one salt is not read under another."""
+    for salt in ("a", "b"):
+        case.harness.begin(
+            pb.GenerateRequest(
+                model=case.path,
+                tokens=pb.TokenIds(ids=[*COMMON, 5]),
+                max_tokens=40,
+                stop=pb.Stop(ignore_eos=True),
+                cache=pb.CacheOptions(salt=salt),
+            )
+        )
+    case.harness.until(lambda: case.harness.engine._runner.decoding == 2)
+    assert not case.spans
