@@ -28,7 +28,7 @@ from mlx_lm.models import base
 
 from daemon.kv.mlx.shared_kv import SharedBatchKV, SharedKV
 
-FEW = 16
+FEW = 8
 """Most tokens of a row that attend in parts."""
 
 _SEAM = "scaled_dot_product_attention"

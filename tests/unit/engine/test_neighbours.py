@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,9 +28,6 @@ MOST_AT_ONCE = 5
 EXACT = ("embedded", "qwen3", "mamba")
 """Families whose log-probabilities are equal too; a window's differ in their last bits with the split of a prefill."""
 
-CLOSE = 1e-4
-"""Bound of log-probabilities where they are not equal. What is measured is a tenth of it."""
-
 
 @dataclass(frozen=True)
 class Alone:
@@ -44,8 +41,6 @@ class Alone:
         """Whether an answer is the same."""
         usage = (answer.finished.reason, answer.finished.usage.completion_tokens)
         same = usage == (self.answer.finished.reason, self.answer.finished.usage.completion_tokens)
-        pairs = zip(answer.logprobs, self.answer.logprobs, strict=False)
-        same &= all(abs(one.logprob - other.logprob) <= CLOSE for one, other in pairs)
         if self.exact:
             return same and answer.content == self.answer.content
         return same and (answer.text, answer.ids) == (self.answer.text, self.answer.ids)
@@ -124,11 +119,10 @@ def test_answer_of_a_reader_equals_the_answer_alone(
 ) -> None:
     """The same, with shared prefixes from one block on: they are made, cut and left all the time."""
     monkeypatch.setattr(sharing, "LEAST_SHARED", 16)
-    close = [replace(one, exact=False) for one in kinds]
     first = random.randrange(2**32)
     harness = engine(max_batch=4)
     for number in range(schedules):
-        run_schedule(harness, close, first + number)
+        run_schedule(harness, kinds, first + number)
     harness.settle()
     assert harness.figures.prefix_cache.tokens_shared > 16 * schedules
     assert not harness.figures.prefix_cache.shared_prefixes
