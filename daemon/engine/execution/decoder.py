@@ -127,6 +127,7 @@ class Decoder:
 
     def _join_samples(self, sequence: Sequence) -> None:
         if sequence.loaded.joinable:
+            sequence.kv.share_prompt()
             caches = [to_batch(cache) for cache in sequence.kv.take()]
             rows = sequence.split(copy=False)
             for cache in caches:

@@ -24,10 +24,12 @@ from daemon.cache.entry import ModelLease
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.request import Request
+from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.prompt.places import LEAST_LEAD
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
 from daemon.kv.miss import Miss
+from daemon.kv.mlx import sharing
 from daemon.kv.mlx.request_kv import Boundary, RequestKV
 from daemon.kv.mlx.shared_prefix import SharedPrefix
 from daemon.kv.prefix_cache import PrefixCache
@@ -118,6 +120,12 @@ class SequenceKV:
         other.common = self.common
         if copy:
             other.cache = deepcopy(self.cache)
+
+    def share_prompt(self) -> None:
+        """Let the further samples of a long prompt read one copy of it."""
+        tokens = self.held // BLOCK_TOKENS * BLOCK_TOKENS
+        if self.loaded.shares and tokens - self.base >= sharing.LEAST_SHARED:
+            self.cache, self.common = sharing.share(self.take(), tokens, DECODE_ROOM, copy=False)
 
     def sharable(self, prompt: list[int]) -> list[int]:
         """Return the tokens of a prompt that may be shared, and the one after them, which is never restored."""

@@ -10,8 +10,9 @@ import mlx.core as mx
 import pytest
 
 from daemon.kv.mlx import sharing
+from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.unit.engine.families import EXACT, FAMILIES, Family, write
+from tests.unit.engine.families import EXACT, Family, write
 from tests.unit.engine.harness import Answer, Harness
 
 LEAST = 32
@@ -21,7 +22,13 @@ CLOSE = 1e-4
 ROUNDED = 0.05
 """Of log-probabilities in bfloat16: a sum in two parts is rounded once more."""
 
-NOT_SHARED = ("deepseek_v3", "mamba", "mamba2", "recurrent_gemma")
+KINDS = (
+    *("llama", "qwen3/bfloat16", "deepseek_v3", "gemma3_text", "gpt_oss"),
+    *("qwen3_next", "mamba2", "falcon_h1", "baichuan_m1", "recurrent_gemma"),
+)
+"""One family of each kind of layers."""
+
+NOT_SHARED = ("deepseek_v3", "mamba2", "recurrent_gemma")
 """Latents, whose positions are scored outside of the function that shares; and models without full attention."""
 
 
@@ -90,7 +97,7 @@ def _case(engine: Callable[..., Harness], tmp_path: Path) -> Case:
     return Case(engine(), write(tmp_path, Family("qwen3")))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_readers_of_a_prefix_answer_as_alone(engine: Callable[..., Harness], tmp_path: Path, family: str) -> None:
     """Three requests behind one beginning, of any kind of cache, with ends that attend in parts and as a whole."""
     case = Case(engine(), write(tmp_path, Family(family)))
@@ -190,6 +197,36 @@ def test_requests_that_come_together_share_their_beginning(case: Case) -> None:
     case.harness.settle()
 
 
+def test_samples_of_a_prompt_share_it(case: Case) -> None:
+    """Each of them is what it is as a row that has the prompt for itself."""
+    ask = pb.GenerateRequest(
+        model=case.path,
+        tokens=pb.TokenIds(ids=[*COMMON, 5, 6]),
+        max_tokens=12,
+        samples=3,
+        sampling=pb.Sampling(temperature=1.0, seed=4),
+        stop=pb.Stop(ignore_eos=True),
+        cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
+    )
+    call = case.harness.begin(ask)
+    case.harness.until(lambda: case.harness.decoding(call))
+    assert case.spans == {(0, 96): 3}
+    together = case.harness.finish(call)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharing, "LEAST_SHARED", 10_000)
+        apart = case.harness.finish(case.harness.begin(ask))
+    assert sampled(together) == sampled(apart)
+    case.harness.settle()
+
+
+def sampled(events: list[ipc.Event]) -> dict[int, list[int]]:
+    """Return the tokens of each sample."""
+    tokens: dict[int, list[int]] = {}
+    for event in events:
+        tokens.setdefault(event.generate.delta.index, []).extend(event.generate.delta.token_ids)
+    return tokens
+
+
 def test_wrong_value_in_a_shared_prefix_is_seen(case: Case) -> None:
     """Readers do read it: what they compute depends on each of its values."""
     case.harness.finish(case.begin([*COMMON, 5], 1))
@@ -207,7 +244,7 @@ def test_wrong_value_in_a_shared_prefix_is_seen(case: Case) -> None:
 def test_readers_take_the_memory_of_one(case: Case) -> None:
     """Their bill has the prefix once, and their own ends."""
     runner = case.harness.engine._runner
-    long = ids(3000)
+    long = ids(1500)
     case.harness.finish(case.begin([*long, 5], 1))
     calls = [case.begin([*long, 6], 8)]
     one = runner._bill().kv
