@@ -100,7 +100,7 @@ def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width
         longest = max(sum(length) - row.kv.base for length, row in zip(lengths, rows, strict=True))
         kv += sum(kv_need(kv.loaded.layout, row.kv.base + longest, 0) - _shared(kv) for row in rows for kv in row.kvs)
         works.append(_step([kv.loaded for kv in rows[0].kvs], lengths, [row.kv.base for row in rows]))
-    kv += sum(prefix.nbytes for prefix in prefixes)
+    kv += sum(memory.nbytes for memory in {prefix.memory for prefix in prefixes})
     return Bill(kv, max(*works, _together(short, width)))
 
 
@@ -140,7 +140,7 @@ def _read(sequence: Sequence) -> set[SharedPrefix]:
 
 def _shared(kv: SequenceKV) -> int:
     """Return the bytes of a sequence's KV that are in no array of its own."""
-    return kv.loaded.layout.full_bytes(kv.base)
+    return kv.loaded.layout.full_bytes(max(kv.base, kv.expected))
 
 
 def _together(prompts: Rows[Sequence], width: int) -> int:

@@ -58,6 +58,20 @@ class Readers:
         """Sequences that read a prefix together with others, or did."""
         return sum(any(kv.common is not None for kv in sequence.kvs) for sequence in self._running())
 
+    def expect(self, sequence: Sequence) -> None:
+        """
+        Note what a waiting sequence will not have to copy, for its bill.
+
+        Only what a running request has leased counts: it is in the prefix cache when the sequence is looked up.
+        """
+        for kv in sequence.kvs:
+            leased = [0]
+            for tokens, _, other in self._holding(kv, kv.sharable(sequence.prompt)[:-1]) if kv.reads else ():
+                held = 0 if other.prefix is None else other.prefix.tokens
+                if tokens >= held or kv.loaded.layout.parts.resumes_anywhere:
+                    leased.append(min(tokens, held))
+            kv.expected = max(leased) if kv.loaded.shares and max(leased) >= sharing.LEAST_SHARED else 0
+
     def common(self, kv: SequenceKV, prompt: list[int]) -> SharedPrefix | None:
         """
         Return the prefix that a prompt can read, instead of copying it; None if no sequence has enough of it.

@@ -180,6 +180,7 @@ class Runner:
 
     def _start(self) -> None:
         def fits(sequence: Sequence) -> bool:
+            self.readers.expect(sequence)
             return self._make_room(self._bill(sequence).total - self._bill().total)
 
         while (sequence := self._waiting.start_next(self._running, self.max_batch, fits)) is not None:

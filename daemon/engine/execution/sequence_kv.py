@@ -61,6 +61,7 @@ class SequenceKV:
         miss: Why no more of the prompt was reused; None if all was that could be, or none was looked for.
         shared: Leading tokens that may be reused and stored; None for all.
         common: The last prefix that it reads together with other sequences; None if all of it is its own.
+        expected: Tokens that it will read so, as far as is known before it is looked up.
     """
 
     model: ModelLease[LoadedModel]
@@ -77,6 +78,7 @@ class SequenceKV:
     miss: Miss | None = None
     shared: int | None = None
     common: SharedPrefix | None = None
+    expected: int = 0
 
     @property
     def loaded(self) -> LoadedModel:
@@ -141,6 +143,7 @@ class SequenceKV:
             explained: Whether to find out why no more of it can be reused.
         """
         parts, prompt = self.loaded.layout.parts, self.sharable(request.prompt)
+        self.expected = 0
         try:
             self.prefix = prefixes.lookup(self.namespace, prompt, parts)
             if prefixes.enabled and explained:

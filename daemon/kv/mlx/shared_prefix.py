@@ -16,12 +16,25 @@ middle. The last reader that drops a prefix frees it: caches refer to it, and no
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
 Arrays = tuple[mx.array, mx.array]
 """Keys and values, [1, heads, tokens, width] each."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Memory:
+    """
+    Buffers that prefixes are views of; those that were one prefix once have them in common.
+
+    Attributes:
+        nbytes: Their bytes, with the room behind the prefix.
+    """
+
+    nbytes: int
 
 
 class SharedPrefix:
@@ -32,15 +45,19 @@ class SharedPrefix:
         start: The first token.
         stop: The token after the last.
         layers: Keys and values of each layer, by the number of its cache in the layout.
+        memory: The buffers that they are in.
         parent: The prefix of the tokens before; None if there are none.
     """
 
-    __slots__ = ("layers", "parent", "start", "stop")
+    __slots__ = ("layers", "memory", "parent", "start", "stop")
 
-    def __init__(self, start: int, stop: int, layers: Mapping[int, Arrays], parent: SharedPrefix | None = None) -> None:
+    def __init__(
+        self, start: int, stop: int, layers: Mapping[int, Arrays], memory: Memory, parent: SharedPrefix | None = None
+    ) -> None:
         self.start = start
         self.stop = stop
         self.layers = dict(layers)
+        self.memory = memory
         self.parent = parent
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedPrefix:
@@ -69,6 +86,6 @@ class SharedPrefix:
         front = {layer: (keys[:, :, :tokens], values[:, :, :tokens]) for layer, (keys, values) in self.layers.items()}
         back = {layer: (keys[:, :, tokens:], values[:, :, tokens:]) for layer, (keys, values) in self.layers.items()}
         mx.eval(*front.values(), *back.values())
-        self.parent = SharedPrefix(self.start, at, front, self.parent)
+        self.parent = SharedPrefix(self.start, at, front, self.memory, self.parent)
         self.start, self.layers = at, back
         return self.parent

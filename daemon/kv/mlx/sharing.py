@@ -13,7 +13,7 @@ from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.adapters.cache_list import leaves, map_leaves
 from daemon.kv.mlx.adapters.kv_cache import empty_room, joined
 from daemon.kv.mlx.shared_kv import SharedKV
-from daemon.kv.mlx.shared_prefix import Arrays, SharedPrefix
+from daemon.kv.mlx.shared_prefix import Arrays, Memory, SharedPrefix
 
 LEAST_SHARED = 512
 """Fewest tokens that are worth sharing: with fewer, attention in parts takes longer than it saves."""
@@ -36,14 +36,16 @@ def share(caches: Sequence[Any], tokens: int, room: int, *, copy: bool) -> tuple
     before = prefix_of(flat)
     start = 0 if before is None else before.stop
     fronts: dict[int, Arrays] = {}
+    held = 0
     tails: dict[int, KVCache] = {}
     for index, cache in enumerate(flat):
         whole = cache.tail if isinstance(cache, SharedKV) else cache
         if isinstance(whole, KVCache):
             front = [array[:, :, : tokens - start] for array in (whole.keys, whole.values)]
             fronts[index] = (mx.contiguous(front[0]), mx.contiguous(front[1])) if copy else (front[0], front[1])
+            held += sum(array.nbytes for array in (front if copy else (whole.keys, whole.values)))
             tails[index] = _tail(whole, tokens - start, room)
-    prefix = SharedPrefix(start, tokens, fronts, before)
+    prefix = SharedPrefix(start, tokens, fronts, Memory(held), before)
     mx.eval(*fronts.values(), [(tail.keys, tail.values) for tail in tails.values()])
     return reading(caches, prefix, tails), prefix
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+from daemon.engine.execution.runner import Runner
 from daemon.kv.mlx import sharing
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -46,6 +49,18 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "LEAST_SHARED", LEAST)
 
 
+STEPS = 3
+"""Turns, a token each, between an answer's begin and the next."""
+
+
+@contextmanager
+def frozen() -> Iterator[None]:
+    """Let no answer go on: how long a request takes to come is not known."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, "_decode", lambda runner, decoder: None)
+        yield
+
+
 class Case:
     """A model in an engine of its own."""
 
@@ -54,19 +69,28 @@ class Case:
         self.path = str(path)
 
     def begin(self, prompt: list[int], count: int = 40, mode: pb.CacheMode = pb.CACHE_MODE_READ_WRITE) -> int:
-        """Begin an answer, and step until it has begun to decode."""
-        call = self.harness.begin(
-            pb.GenerateRequest(
-                model=self.path,
-                tokens=pb.TokenIds(ids=prompt),
-                max_tokens=count,
-                top_logprobs=0,
-                stop=pb.Stop(ignore_eos=True),
-                cache=pb.CacheOptions(mode=mode),
-            )
-        )
-        self.harness.until(lambda: self.harness.decoding(call))
+        """Begin an answer, while the others wait, and let all of them go on for a few tokens."""
+        runner = self.harness.engine._runner
+        before = runner.decoding
+        with frozen():
+            call = self.harness.begin(self.request(prompt, count, mode))
+            self.harness.until(lambda: runner.decoding > before)
+        for _ in range(STEPS):
+            self.harness.step()
         return call
+
+    def request(
+        self, prompt: list[int], count: int, mode: pb.CacheMode = pb.CACHE_MODE_READ_WRITE
+    ) -> pb.GenerateRequest:
+        """Return a request for so many tokens."""
+        return pb.GenerateRequest(
+            model=self.path,
+            tokens=pb.TokenIds(ids=prompt),
+            max_tokens=count,
+            top_logprobs=0,
+            stop=pb.Stop(ignore_eos=True),
+            cache=pb.CacheOptions(mode=mode),
+        )
 
     def assert_as_alone(self, call: int, prompt: list[int], count: int = 40, bound: float = 0.0) -> None:
         """Finish an answer and compare it with the one that its prompt gets alone: bits, or values within a bound."""
@@ -183,13 +207,7 @@ def test_row_of_a_batch_is_copied_out_once(case: Case) -> None:
 def test_requests_that_come_together_share_their_beginning(case: Case) -> None:
     """The first computes it, and is not done with its own end when the others come to read it."""
     prompts = [[*COMMON, *ids(20 + number, number)] for number in range(4)]
-    ask = [
-        pb.GenerateRequest(
-            model=case.path, tokens=pb.TokenIds(ids=prompt), max_tokens=8, top_logprobs=0, stop=pb.Stop(ignore_eos=True)
-        )
-        for prompt in prompts
-    ]
-    calls = [case.harness.begin(one) for one in ask]
+    calls = [case.harness.begin(case.request(prompt, 8)) for prompt in prompts]
     for call, prompt in zip(calls, prompts, strict=True):
         case.assert_as_alone(call, prompt, 8)
     assert case.stats.tokens_shared >= 3 * 96
@@ -208,8 +226,9 @@ def test_samples_of_a_prompt_share_it(case: Case) -> None:
         stop=pb.Stop(ignore_eos=True),
         cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
     )
-    call = case.harness.begin(ask)
-    case.harness.until(lambda: case.harness.decoding(call))
+    with frozen():
+        call = case.harness.begin(ask)
+        case.harness.until(lambda: case.harness.engine._runner.decoding == 3)
     assert case.spans == {(0, 96): 3}
     together = case.harness.finish(call)
     with pytest.MonkeyPatch.context() as patch:
@@ -246,10 +265,9 @@ def test_readers_take_the_memory_of_one(case: Case) -> None:
     runner = case.harness.engine._runner
     long = ids(1500)
     case.harness.finish(case.begin([*long, 5], 1))
-    calls = [case.begin([*long, 6], 8)]
+    calls = [case.begin([*long, 6], 60)]
     one = runner._bill().kv
     calls += [case.begin([*long, 7, number], 200) for number in range(7)]
-    case.harness.until(lambda: not runner.prefilling)
     layout = case.harness.engine._models.entries()[0].model.layout
     assert runner._bill().kv <= one + 7 * layout.full_bytes(512)
     for call in calls:
@@ -257,17 +275,41 @@ def test_readers_take_the_memory_of_one(case: Case) -> None:
     case.harness.settle()
 
 
+def test_readers_fit_where_copies_would_not(engine: Callable[..., Harness], tmp_path: Path) -> None:
+    """A waiting request is billed its end alone, if a running one has leased what it will read."""
+    case = Case(engine(), write(tmp_path, Family("qwen3")))
+    long = ids(1500)
+    case.harness.finish(case.begin([*long, 5], 1))
+    first = case.begin([*long, 6])
+    runner, memory = case.harness.engine._runner, case.harness.engine._memory
+    full = memory.budget
+    memory.budget = replace(full, limit=memory.use().total)
+    with frozen():
+        second = case.harness.begin(case.request([*long, 7], 4))
+        case.harness.until(lambda: bool(runner.waiting))
+    (waiting,) = runner._waiting
+    needs = []
+    for expected in (0, 1488):
+        waiting.kv.expected = expected
+        needs.append(runner._bill(waiting).total - runner._bill().total)
+    layout = case.harness.engine._models.entries()[0].model.layout
+    assert needs[1] <= needs[0] - layout.full_bytes(1488) * (1 - layout.largest_layer)
+    memory.budget = replace(full, limit=memory.use().total + needs[1])
+    with frozen():
+        case.harness.until(lambda: runner.decoding == 2)
+    assert case.spans == {(0, 1488): 2}
+    memory.budget = full
+    for call in (first, second):
+        assert not Answer(case.harness.finish(call)).failure.message
+    case.harness.settle()
+
+
 def test_other_salts_share_nothing(case: Case) -> None:
     """A prefix of one salt is not read under another."""
-    for salt in ("a", "b"):
-        case.harness.begin(
-            pb.GenerateRequest(
-                model=case.path,
-                tokens=pb.TokenIds(ids=[*COMMON, 5]),
-                max_tokens=40,
-                stop=pb.Stop(ignore_eos=True),
-                cache=pb.CacheOptions(salt=salt),
-            )
-        )
-    case.harness.until(lambda: case.harness.engine._runner.decoding == 2)
+    with frozen():
+        for salt in ("a", "b"):
+            ask = case.request([*COMMON, 5], 4)
+            ask.cache.salt = salt
+            case.harness.begin(ask)
+        case.harness.until(lambda: case.harness.engine._runner.decoding == 2)
     assert not case.spans
