@@ -8,7 +8,7 @@ outcomes, in the order in which they come about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -214,26 +214,20 @@ class PrefillQueue:
 
     def _compute(self, group: list[Prefill], allowance: Allowance) -> Iterator[Outcome]:
         """Compute the next part of a single prompt, or the rest of several in one pass; nothing without any."""
-        by_root: dict[SharedPrefix | None, list[Prefill]] = {}
-        for prefill in group:  # here, and not as it joined: a later one may share its prefix since
-            by_root.setdefault(prefill.sequence.kv.root, []).append(prefill)
-        for prefills in by_root.values():
-            if len(prefills) == 1:
-                yield from self._compute_part(prefills[0], allowance)
-            else:
-                yield from self._compute_together(prefills)
-
-    def _compute_part(self, prefill: Prefill, allowance: Allowance) -> Iterator[Outcome]:
-        sequence = prefill.sequence
-        try:
-            tokens = prefill.step(allowance)
-        except SidecarError as error:  # of this prompt alone; what other exceptions mean is not known
-            yield Failed(sequence, error)
-            return
-        yield Computed(sequence, tokens, prefill.done)
-        if not prefill.remaining:
-            self.drop(sequence)
-            yield Ready([sequence])
+        if len(group) > 1:
+            for part in _by_root(group):
+                yield from self._compute_together(part) if len(part) > 1 else self._compute(part, allowance)
+        elif group:
+            prefill, sequence = group[0], group[0].sequence
+            try:
+                tokens = prefill.step(allowance)
+            except SidecarError as error:  # of this prompt alone; what other exceptions mean is not known
+                yield Failed(sequence, error)
+                return
+            yield Computed(sequence, tokens, prefill.done)
+            if not prefill.remaining:
+                self.drop(sequence)
+                yield Ready([sequence])
 
     def _compute_together(self, group: list[Prefill]) -> Iterator[Outcome]:
         began, remaining = self._clock(), [prefill.remaining for prefill in group]
@@ -243,3 +237,11 @@ class PrefillQueue:
             yield Computed(prefill.sequence, tokens, prefill.done)
             self.drop(prefill.sequence)
         yield Ready([prefill.sequence for prefill in group], caches)
+
+
+def _by_root(group: list[Prefill]) -> Iterable[list[Prefill]]:
+    """Part a group by the prefix that its prompts share; a later one may have shared its own since it joined."""
+    parts: dict[SharedPrefix | None, list[Prefill]] = {}
+    for prefill in group:
+        parts.setdefault(prefill.sequence.kv.root, []).append(prefill)
+    return parts.values()
