@@ -83,6 +83,7 @@ def test_rows_behind_prefixes_have_the_bits_of_one_array(tokens: int) -> None:
     batch = to_batch(readers[0])
     for reader in readers[1:]:
         batch.extend(to_batch(reader))
+    assert batch.offset.tolist() == [cache.offset for cache in alone]
     queries, new = mx.random.normal((4, HEADS, tokens, WIDTH)), arrays(tokens, 4)
     got = attended(batch, queries, *new, None)
     for row, cache in enumerate(alone):
@@ -108,12 +109,12 @@ def test_splitting_a_prefix_copies_nothing() -> None:
     front = reader.prefix.split(1024)
     assert mx.get_active_memory() - before < reader.prefix.nbytes / 8
     assert (front.start, front.stop, reader.prefix.start, reader.prefix.stop) == (0, 1024, 1024, 4080)
+    middle = reader.prefix.split(2048)
+    assert (middle.parent, middle.start, middle.stop, reader.prefix.start) == (front, 1024, 2048, 2048)
     assert reader.prefix.root is front
-    assert all(
-        same_bits(one, other)
-        for one, other in zip(whole(reader).state, expected.state, strict=True)
-        if one is not other and isinstance(one, mx.array)
-    )
+    assert [part.layers[0][0].shape[2] for part in reader.prefix.path] == [1024, 1024, 2032]
+    pairs = zip(whole(reader).state[:2], expected.state[:2], strict=True)
+    assert all(same_bits(one, other) for one, other in pairs)
 
 
 def test_blocks_are_packed_across_prefix_and_tail() -> None:
