@@ -96,8 +96,11 @@ class Decoder:
         """Let a sequence that is a row of a batch go on with other caches, which `change` makes of its own."""
         alone = any(len(batch) == 1 and batch.rows[0].sequence is sequence for batch in self._batches)
         (row,) = self._take_out([sequence])
-        sequence.kv.cache = change(sequence.kv.take(), copy=not alone)
-        self._place(Batch.of(row))
+        assert sequence.kv.cache is not None
+        try:
+            sequence.kv.cache = change(sequence.kv.cache, copy=not alone)
+        finally:  # a fault is the new reader's alone
+            self._place(Batch.of(row))
 
     def caches_of(self, sequence: Sequence) -> list[Any]:
         """Return the KV of a sequence that is a row of a batch, as it is now."""

@@ -60,6 +60,7 @@ class Runner:
         totals: Tokens since the start.
         gauges: Times between tokens, and rows of a step.
         max_batch: Slots of each model.
+        readers: The running sequences, as readers of prefixes that they have in common.
     """
 
     def __init__(

@@ -215,6 +215,26 @@ def test_requests_that_come_together_share_their_beginning(case: Case) -> None:
     case.harness.settle()
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_fault_in_sharing_costs_only_time(case: Case, monkeypatch: pytest.MonkeyPatch, batch: bool) -> None:
+    """The request that holds the prefix goes on, and the other one computes its own."""
+    case.harness.finish(case.begin([*COMMON, 5], 1))
+    neighbours = [case.begin(ids(97, 9))] * batch
+    first = case.begin([*COMMON, 6])
+
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(sharing, "share", failing)
+    second = case.begin([*COMMON, 7])
+    assert not case.spans
+    case.assert_as_alone(first, [*COMMON, 6])
+    case.assert_as_alone(second, [*COMMON, 7])
+    for call in neighbours:
+        case.assert_as_alone(call, ids(97, 9))
+    case.harness.settle()
+
+
 def test_samples_of_a_prompt_share_it(case: Case) -> None:
     """Each of them is what it is as a row that has the prompt for itself."""
     ask = pb.GenerateRequest(
