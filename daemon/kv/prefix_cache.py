@@ -71,6 +71,7 @@ class PrefixCounters:
     hits: int = 0
     tokens_looked_up: int = 0
     tokens_reused: int = 0
+    tokens_shared: int = 0
     inserts: int = 0
     evictions: int = 0
 
@@ -194,9 +195,9 @@ class PrefixCache:
             self.below.used(namespace, path, kept=True)
         return self.keeps.keep(namespace, path, spec, seconds)
 
-    def restored(self, lease: PrefixLease, from_below: int = 0) -> None:
-        """Count a match as reused, and those of its tokens that came from below. Call it after the match was copied."""
-        self._count(hits=1, tokens_reused=lease.tokens)
+    def restored(self, lease: PrefixLease, from_below: int = 0, shared: int = 0) -> None:
+        """Count a match as reused, and those of its tokens that came from below, and those that were not copied."""
+        self._count(hits=1, tokens_reused=lease.tokens, tokens_shared=shared)
         if lease.nodes:
             lease.nodes[0].counters.hits += 1
             lease.nodes[0].counters.tokens_reused += lease.tokens
