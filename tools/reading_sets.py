@@ -85,6 +85,7 @@ QUESTIONS = {
         kv/keys.py:block_keys
         kv/trie.py:PrefixTrie.match
         kv/nodes.py:Tree.walk
+        kv/nodes.py:Tree.follow
         kv/nodes.py:Node.child
         kv/lease.py:PrefixLease
         kv/evictor.py:Evictor.make_room
