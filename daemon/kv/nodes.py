@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from daemon.kv.keys import partition_of
+from daemon.kv.keys import BLOCK_TOKENS, KEY_BYTES, TOKEN_BYTES, partition_of
 
 
 @dataclass(slots=True, eq=False)
 class Node:
     """
-    One block after its prefix. A root stands for the empty prefix of a namespace and holds no KV.
+    One block after its prefix, or a tail: the 1 to 15 tokens behind the last block of a prompt or an answer.
 
-    Most nodes have one child. It is kept without a dictionary, because an index of a million blocks must stay small.
+    A tail is a leaf. A root stands for the empty prefix of a namespace and holds no KV. Most nodes have one child. They
+    have no dictionary, because an index of a million blocks must stay small.
 
     Attributes:
-        key: The block's token ids, see `block_keys`; the namespace for a root.
+        key: The token ids, see `block_keys`; fewer than a block's for a tail; the namespace for a root.
         parent: The node of the prefix before it; None for a root and for a node that has left the trie.
         depth: Blocks from the root.
         counters: Counters of its namespace, the same object in all its nodes.
@@ -29,6 +30,7 @@ class Node:
         tick: Time of its last use, as a counter; larger is later.
         queued: Whether it is in the eviction queue.
         detached: Whether it was forgotten; a lease may still hold its KV.
+        tails: How many of its children are tails.
     """
 
     key: bytes
@@ -43,6 +45,7 @@ class Node:
     tick: int = 0
     queued: bool = False
     detached: bool = False
+    tails: int = 0
     _children: Node | dict[bytes, Node] | None = None
 
     @property
@@ -54,6 +57,21 @@ class Node:
     def partition(self) -> str:
         """Partition of the budget that its namespace counts against."""
         return self.counters.partition
+
+    @property
+    def is_tail(self) -> bool:
+        """Whether it has fewer tokens than a block."""
+        return self.parent is not None and len(self.key) < KEY_BYTES
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the block or the tail."""
+        return len(self.key) // TOKEN_BYTES
+
+    @property
+    def end(self) -> int:
+        """Tokens of its path."""
+        return (self.depth - 1) * BLOCK_TOKENS + self.tokens
 
     def child(self, key: bytes) -> Node | None:
         """Return the child with a key, if there is one."""
@@ -75,6 +93,7 @@ class Node:
 
     def adopt(self, child: Node) -> None:
         """Add a child; no other child has its key."""
+        self.tails += child.is_tail
         if self._children is None:
             self._children = child
         elif isinstance(self._children, Node):
@@ -84,6 +103,7 @@ class Node:
 
     def disown(self, child: Node) -> None:
         """Remove a child."""
+        self.tails -= len(child.key) < KEY_BYTES
         if isinstance(self._children, dict) and len(self._children) > 1:
             del self._children[child.key]
         else:
@@ -91,6 +111,7 @@ class Node:
 
     def disown_all(self) -> None:
         """Remove all children."""
+        self.tails = 0
         self._children = None
 
 
@@ -227,20 +248,18 @@ class Tree:
 
     def root(self, namespace: str) -> Node:
         """Return the root of a namespace; it joins the tree with its first block."""
-        return self._roots.get(namespace) or Node(
-            namespace.encode(), None, 0, NamespaceCounters(partition_of(namespace))
-        )
+        new = NamespaceCounters(partition_of(namespace))
+        return self._roots.get(namespace) or Node(namespace.encode(), None, 0, new)
 
     def walk(self, namespace: str, keys: Sequence[bytes]) -> list[Node]:
         """Return the longest stored path along `keys`, which may be empty."""
         path: list[Node] = []
         node = self._roots.get(namespace)
-        if node is not None:
-            for key in keys:
-                node = node.child(key)
-                if node is None:
-                    break
-                path.append(node)
+        for key in keys:
+            node = node.child(key) if node is not None else None
+            if node is None:
+                break
+            path.append(node)
         return path
 
     def after(self, namespace: str, path: Sequence[Node], most: int) -> tuple[Node, ...]:
@@ -269,20 +288,21 @@ class Tree:
         roots = [root for namespace, root in self._roots.items() if accept(namespace)]
         return [child for root in roots for child in root.children()]
 
-    def branches(self, namespace: str, keys: Sequence[bytes], accept: Callable[[bytes], bool]) -> list[Node]:
+    def branches(self, namespace: str, keys: Sequence[bytes], part: bytes) -> list[Node]:
         """
-        Return the topmost blocks that lead only to prompts which begin with `keys` and then an accepted block.
+        Return the topmost nodes that lead only to prompts which begin with `keys` and `part` of a block.
 
-        A stored path that ends somewhere along `keys` counts too: the rest of its prompt is not stored, and may have
-        been these blocks.
+        A stored path that ends on the way counts too: the rest of its prompt is not stored, and may have been theirs.
         """
         path = self.walk(namespace, keys)
-        tops: list[Node] = []
-        if len(path) == len(keys):
-            last = path[-1] if path else self._roots.get(namespace)
-            tops = [child for child in last.children() if accept(child.key)] if last is not None else []
-        if not tops and path and not path[-1].degree:
-            tops = path[-1:]
+        end = path[-1] if path else self._roots.get(namespace)
+        if end is None:
+            return []
+        tops = [each for each in end.children() if each.key.startswith(part)] if len(path) == len(keys) else []
+        if not tops and path:
+            rest = b"".join((*keys[len(path) :], part))
+            ends = [each for each in end.children() if each.is_tail and rest.startswith(each.key)]
+            tops = path[-1:] if end.degree == len(ends) else ends
         return _with_lone_ancestors(tops)
 
     def subtree(self, tops: Sequence[Node]) -> list[Node]:
@@ -304,10 +324,12 @@ class Tree:
             assert node.parent is not None, "a stored block has no parent"
             assert node.parent.child(node.key) is node, "parent and child disagree"
             assert node.depth == node.parent.depth + 1, "depth is wrong"
+            assert node.tails == sum(child.is_tail for child in node.children()), "tails are miscounted"
+            assert not (node.is_tail and node.degree), "a block follows a tail"
         for root in self._roots.values():
             assert root.parent is None, "a root has a parent"
             assert root.degree, "an empty root was kept"
-            below = self.subtree(list(root.children()))
+            below = self.subtree([*root.children()])
             assert all(node.counters is root.counters for node in below), "a block is counted elsewhere"
             assert root.counters.blocks == len(below), "blocks of a namespace are miscounted"
 

@@ -1,8 +1,8 @@
 """
 The index of the prefix cache, an uncompressed trie of 16-token blocks.
 
-Pure policy over opaque payloads: no mlx, no clock, one thread. An edge is a block's token ids, so a path is a prefix
-and a match compares tokens, never hashes. Nodes are neither split nor merged.
+Pure policy over opaque payloads: no mlx, no clock, one thread. An edge is the token ids of a block or a tail, so a path
+is a prefix and a match compares tokens, never hashes. Nodes are neither split nor merged.
 
 A block moves through these states:
 
@@ -23,9 +23,10 @@ from daemon.kv.extent_ledger import ExtentLedger
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
 from daemon.kv.nodes import Checkpoint, Extent, NamespaceCounters, Node, Tree
+from daemon.kv.place import Place
 
-Restorable = Callable[[Sequence[Node]], int]
-"""Returns the number of blocks of a stored path after which a request can go on."""
+Choose = Callable[[list[Node]], Place]
+"""Returns the place, on a stored path of blocks or right behind it, at which a request can go on."""
 
 
 class PrefixTrie(Tree):
@@ -56,24 +57,24 @@ class PrefixTrie(Tree):
         """Leases that are not released."""
         return len(self._leases)
 
-    def match(self, namespace: str, keys: Sequence[bytes], restorable: Restorable = len) -> PrefixLease:
+    def match(self, namespace: str, keys: Sequence[bytes], choose: Choose = Place) -> PrefixLease:
         """
-        Lease the longest stored prefix of `keys` that is restorable, which may be empty.
+        Lease the place that is chosen on the longest stored path along `keys`, or right behind it; by default its end.
 
         The whole stored path along `keys` is marked as used now, and so is the checkpoint at the end of the match.
         """
         path = self.walk(namespace, keys)
         tick = next(self._ticks)
-        nodes = path[: restorable(path)]
+        nodes, unused = choose(path)
         for node in nodes:
             node.tick = tick
             node.locks += 1
-        for node in path[len(nodes) :]:
+        for node in path[max(0, len(nodes) - 1) :]:  # a tail may stand at the place of its first block
             node.tick = tick
         checkpoint = nodes[-1].checkpoint if nodes else None
         if checkpoint is not None:
             checkpoint.tick = tick
-        lease = PrefixLease(namespace, nodes, len(path) * BLOCK_TOKENS, self._release)
+        lease = PrefixLease(namespace, list(nodes), len(path) * BLOCK_TOKENS, self._release, unused)
         self._leases.add(lease)
         return lease
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from daemon.kv.disk.catalog import Entry, Plan
 from daemon.kv.disk.piece import Part, Piece, chain
-from daemon.kv.keys import BLOCK_TOKENS, block_keys
+from daemon.kv.keys import BLOCK_TOKENS, block_keys, pack
 from daemon.kv.spec import KVSource, PrefixSpec, Resume
 from daemon.shared.slices import Sliced
 
@@ -159,15 +159,14 @@ class Restore:
             return False
         assert self._find is not None
         self.namespace = self._find()
-        tier, keys = self._tier, block_keys(self._tokens[:-1])
+        tier, keys, packed = self._tier, block_keys(self._tokens[:-1]), pack(self._tokens[:-1])
         self._hashes = hashes = chain(self.namespace, keys) if self.namespace else []
         path = tier.prefixes.trie.walk(self.namespace, keys)
         self._plan = Plan()
         if hashes:
-            restorable = tier.restorable(self.namespace, path)
-            self._plan = tier.catalog.plan(hashes, len(path), restorable)
-            self.in_memory = restorable * BLOCK_TOKENS
-        if not self._plan.entries or self._plan.blocks * BLOCK_TOKENS < tier.prefixes.min_prefix_len:
+            self.in_memory = tier.restorable(self.namespace, path, packed)
+            self._plan = tier.catalog.plan(hashes, packed, len(path), self.in_memory)
+        if not self._plan.entries or self._plan.tokens < tier.prefixes.min_prefix_len:
             self.in_memory = None
             self.close()
             return False
@@ -193,7 +192,7 @@ class Restore:
         assert self._plan is not None
         # A piece may go on as another prompt does.
         stop = min(piece.reach(self._hashes), self._plan.blocks)
-        tokens = self._tokens[: stop * BLOCK_TOKENS]
+        tokens = self._tokens[: self._plan.tokens if piece.tail else stop * BLOCK_TOKENS]
         prefixes = self._tier.prefixes
         prefixes.store(self.namespace, tokens, spec, source, resume=Resume.YES if piece.resume else Resume.NO)
         if len(prefixes.trie.walk(self.namespace, block_keys(tokens))) < stop:

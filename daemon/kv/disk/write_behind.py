@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 
 from daemon.kv.disk.catalog import Catalog
 from daemon.kv.disk.codec import PART_BYTES, Codec
-from daemon.kv.disk.piece import Part, Piece, chain, root_hash
+from daemon.kv.disk.piece import Part, Piece, chain, hash_after, root_hash
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
+from daemon.kv.keys import KEY_BYTES, TOKEN_BYTES
 from daemon.kv.nodes import Node
+from daemon.kv.place import furthest
 from daemon.kv.spec import PrefixSpec
 from daemon.kv.trie import PrefixTrie
 
@@ -40,12 +42,14 @@ class Job:
     Attributes:
         namespace: Digest of its namespace.
         keys: The keys of its blocks.
-        hashes: Their chain.
+        tail: The key of the tail behind them; empty if there is none.
+        hashes: The chain of the blocks.
         done: Blocks that are on the disk or are not to be written.
     """
 
     namespace: str
     keys: Sequence[bytes]
+    tail: bytes = b""
     hashes: Sequence[bytes] = ()
     done: int = 0
 
@@ -118,7 +122,9 @@ class WriteBehind:
         if len(self._jobs) == MOST_JOBS:
             self._jobs.popleft()
             self.dropped += 1
-        self._jobs.append(Job(namespace, [node.key for node in path]))
+        blocks = path[:-1] if path[-1].is_tail else path
+        tail = path[-1].key if path[-1].is_tail and not self._known[namespace][0].resumes_anywhere else b""
+        self._jobs.append(Job(namespace, [node.key for node in blocks], tail))
 
     def step(self) -> None:
         """Do one slice."""
@@ -160,10 +166,13 @@ class WriteBehind:
             return
         self._jobs.popleft()
         end = len(job.keys)
-        missing = not spec.resumes_anywhere and len(path) == end and not self._catalog.resumable(job.hashes[-1])
-        if missing and self._catalog.covered(job.hashes) == end and spec.restorable(path) == end:
-            piece = Piece(job.namespace, model, end, job.hashes[-1], (), anywhere=False)
-            self._draft = Draft(piece, self._codec.resume(path, spec))
+        tail = hash_after(job.hashes[-1], job.tail) if job.tail else b""
+        missing = not spec.resumes_anywhere and len(path) == end and not self._catalog.resumable(tail or job.hashes[-1])
+        place = furthest(path, b"".join((*job.keys, job.tail)), spec)
+        whole = place.tokens * TOKEN_BYTES == end * KEY_BYTES + len(job.tail)
+        if missing and self._catalog.covered(job.hashes) == end and whole:
+            piece = Piece(job.namespace, model, end, job.hashes[-1], (), anywhere=False, tail=tail)
+            self._draft = Draft(piece, self._codec.resume(place.nodes, spec))
 
     def _encode(self, draft: Draft) -> None:
         part = next(draft.encoding, None)

@@ -20,9 +20,14 @@ from daemon.kv.spec import NotHeldError, Resume
 from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, RECURRENT, WINDOWED, FakeKV, FakePrefixes, prompt
 
 NAMESPACES = st.sampled_from(["n/one", "n/two", "m/one"])
-PROMPTS = st.tuples(st.lists(st.integers(1, 2), max_size=6), st.integers(0, 15)).map(
-    lambda drawn: prompt(*drawn[0], tail=drawn[1])
+PROMPTS = st.builds(
+    lambda blocks, begun, alike, tail: [*prompt(*blocks), *prompt(begun)[:alike], *[7] * min(tail, 15 - alike)],
+    st.lists(st.integers(1, 2), max_size=6),
+    st.integers(1, 2),
+    st.integers(0, 15),
+    st.integers(0, 15),
 )
+"""Blocks of two letters, then a part of a block that may begin like one of them."""
 
 
 class PrefixCacheMachine(RuleBasedStateMachine):
@@ -49,7 +54,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         self.least = least
 
     def longest(self, namespace: str, tokens: list[int], known: list[tuple[str, list[int]]]) -> int:
-        """Return the longest beginning of a prompt, in tokens of full blocks, that was stored in its namespace."""
+        """Return the longest beginning of a prompt, in tokens, that was stored in its namespace."""
         return max((_common(tokens[:-1], each) for name, each in known if name == namespace), default=0)
 
     @property
@@ -70,11 +75,11 @@ class PrefixCacheMachine(RuleBasedStateMachine):
             assert window is not None
             return
         finally:
-            self.stored.append((namespace, tokens[:boundary]))
+            self.stored.append((namespace, tokens if resume is Resume.YES else tokens[:boundary]))
         assert len(source.packed) == len(set(source.packed))
         assert count == self.prefixes.cache.trie.blocks + self.prefixes.cache.counters.evictions - before
         if resume is Resume.YES and boundary >= self.least and self.nothing_was_lost:
-            self.resumable.append((namespace, tokens[:boundary]))
+            self.resumable.append((namespace, tokens))
 
     @rule(namespace=NAMESPACES, tokens=PROMPTS)
     def lookup(self, namespace: str, tokens: list[int]) -> None:
@@ -85,8 +90,9 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         assert len(restored) <= self.longest(namespace, tokens, self.stored)
         assert len(restored) < max(1, len(tokens))
         for name, known in self.resumable:
-            if name == namespace and tokens[:-1][: len(known)] == known:
-                assert len(restored) >= len(known)
+            common = _common(tokens[:-1], known)
+            if name == namespace and common >= (self.least if self.prefixes.parts.resumes_anywhere else len(known)):
+                assert len(restored) >= common
         self.leases.append((lease, restored))
 
     @precondition(lambda self: self.leases)
@@ -147,9 +153,8 @@ class PrefixCacheMachine(RuleBasedStateMachine):
 
 
 def _common(one: list[int], two: list[int]) -> int:
-    """Return the tokens of the full blocks that two prompts begin with."""
-    same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
-    return floor_to_block(same)
+    """Return the number of tokens that two prompts begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
 def floor_to_block(tokens: int) -> int:
