@@ -6,7 +6,7 @@ Four lengths of a prompt decide, all in tokens from its start:
     reused  <=  stored (its path in the trie)  <=  known (the closest prompt of the record)      reach
                                                                                  (the last token is always computed)
 
-    reused = reach                            nothing is missing
+    reused >= reach                           nothing is missing
     reused or stored < min_prefix_len         TOO_SHORT
     reused < stored                           RESUME_POINT: windows and states are not stored at every position
     known covers a block beyond stored        EVICTED, or INVALIDATED
@@ -92,7 +92,7 @@ class Lookup:
 
     @property
     def reach(self) -> int:
-        """Most tokens of the prompt that can be reused: whole blocks, without the last token."""
+        """Most tokens of the prompt in whole blocks that can be reused: without the last token."""
         return _floor(len(self.tokens) - 1)
 
 

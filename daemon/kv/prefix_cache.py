@@ -164,7 +164,10 @@ class PrefixCache:
             spec: What a prefix of the model consists of.
             lead: Tokens that all prompts begin with; to have them in common says nothing.
         """
-        if len(tokens) - BLOCK_TOKENS <= lease.tokens > 0:
+        enough = (
+            len(tokens) - 1 - (len(tokens) - 1) % BLOCK_TOKENS if spec.resumes_anywhere else len(tokens) - BLOCK_TOKENS
+        )
+        if enough <= lease.tokens > 0:
             return None
         path = self.trie.walk(lease.namespace, block_keys(tokens[:-1]))
         children = self.trie.after(lease.namespace, path, MOST_CHILDREN)
