@@ -61,7 +61,7 @@ class Node:
     @property
     def is_tail(self) -> bool:
         """Whether it has fewer tokens than a block."""
-        return self.parent is not None and len(self.key) < KEY_BYTES
+        return self.depth > 0 and len(self.key) < KEY_BYTES
 
     @property
     def tokens(self) -> int:
@@ -103,7 +103,7 @@ class Node:
 
     def disown(self, child: Node) -> None:
         """Remove a child."""
-        self.tails -= len(child.key) < KEY_BYTES
+        self.tails -= child.is_tail
         if isinstance(self._children, dict) and len(self._children) > 1:
             del self._children[child.key]
         else:

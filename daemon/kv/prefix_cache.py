@@ -72,6 +72,7 @@ class PrefixCounters:
     hits: int = 0
     tokens_looked_up: int = 0
     tokens_reused: int = 0
+    tail_tokens_reused: int = 0
     inserts: int = 0
     evictions: int = 0
 
@@ -201,7 +202,7 @@ class PrefixCache:
 
     def restored(self, lease: PrefixLease, from_below: int = 0) -> None:
         """Count a match as reused, and those of its tokens that came from below. Call it after the match was copied."""
-        self._count(hits=1, tokens_reused=lease.tokens)
+        self._count(hits=1, tokens_reused=lease.tokens, tail_tokens_reused=lease.tokens % BLOCK_TOKENS)
         if lease.nodes:
             lease.nodes[0].counters.hits += 1
             lease.nodes[0].counters.tokens_reused += lease.tokens

@@ -135,10 +135,12 @@ def _thin_windows(trie: PrefixTrie, way: Sequence[Node], spec: PrefixSpec, end: 
         end: Blocks before the resume point, which needs some of the windows on the way; None if it needs none.
     """
     passed: list[Node] = []
+    own = 0 if end is None else 1  # of the blocks behind a node, this many are on the way
     for node in reversed(way):
-        if node.resumable or node.degree - node.tails > 1:
+        if node.resumable or node.degree - node.tails > own:
             break
         passed.append(node)
+        own = 1
     for index, group in enumerate(spec.groups):
         if group.window is not None:
             last = len(way) if end is None else end - group.visible(end)

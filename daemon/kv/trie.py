@@ -22,7 +22,7 @@ from daemon.kv.eviction_queue import EvictionQueue
 from daemon.kv.extent_ledger import ExtentLedger
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
-from daemon.kv.nodes import Checkpoint, Extent, NamespaceCounters, Node, Tree
+from daemon.kv.nodes import Checkpoint, Extent, Node, Tree
 from daemon.kv.place import Place
 
 Choose = Callable[[list[Node]], Place]
@@ -37,14 +37,15 @@ class PrefixTrie(Tree):
 
     Attributes:
         ledger: Bytes and buffers of the stored KV.
-        blocks: Blocks that a lookup can find.
+        blocks: Blocks and tails that a lookup can find.
+        tails: How many of them are tails.
         partition_blocks: Blocks of each partition that has any.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.ledger = ExtentLedger()
-        self.blocks = 0
+        self.blocks = self.tails = 0
         self.partition_blocks: Counter[str] = Counter()
         self._leases: set[PrefixLease] = set()
         self._orphans: set[Node] = set()
@@ -195,7 +196,7 @@ class PrefixTrie(Tree):
         for node in nodes:
             node.detached, node.parent = True, None
             node.disown_all()
-            self._count(-1, node.counters)
+            self._count(-1, node)
             if node.locks:
                 self._orphans.add(node)
             else:
@@ -221,6 +222,7 @@ class PrefixTrie(Tree):
             assert node.queued or not node.evictable, "an evictable leaf is not queued"
             checkpoint = node.checkpoint
             assert checkpoint is None or checkpoint.queued or not checkpoint.evictable, "a checkpoint is not queued"
+        assert self.tails == sum(node.is_tail for node in nodes), "tails drifted"
         assert len(nodes) == self.blocks, f"{self.blocks} blocks counted, {len(nodes)} stored"
         assert self.blocks == self.partition_blocks.total(), "shares drifted"
         for partition, blocks in Counter(node.partition for node in nodes).items():
@@ -240,7 +242,7 @@ class PrefixTrie(Tree):
         for extent in extents:
             if extent is not None:
                 self.ledger.take(extent, child)
-        self._count(1, child.counters)
+        self._count(1, child)
         return child
 
     def _replace(self, nodes: Sequence[Node], group: int, extent: Extent | None) -> None:
@@ -264,10 +266,12 @@ class PrefixTrie(Tree):
         self.unlink(leaf)
         self._free(leaf)
         self._leaves.offer(parent)
-        self._count(-1, leaf.counters)
+        self._count(-1, leaf)
 
-    def _count(self, blocks: int, counters: NamespaceCounters) -> None:
+    def _count(self, blocks: int, node: Node) -> None:
+        counters = node.counters
         self.blocks += blocks
+        self.tails += blocks * node.is_tail
         counters.blocks += blocks
         self.partition_blocks[counters.partition] += blocks
         if not self.partition_blocks[counters.partition]:

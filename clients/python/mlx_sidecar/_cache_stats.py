@@ -137,7 +137,7 @@ class PrefixCacheStats:
     The prefix cache.
 
     Attributes:
-        blocks: Blocks stored.
+        blocks: Blocks stored, tails included.
         max_blocks: Most blocks stored at once.
         block_tokens: Tokens of a block.
         bytes: Bytes of KV stored.
@@ -169,6 +169,8 @@ class PrefixCacheStats:
         disk_tokens_reused: These tokens.
         disk_written_bytes: Bytes written to the disk since the start.
         disk_faults: Faults of the disk since the start; each cost time.
+        tails: Ends of prompts and answers with fewer tokens than a block; they count as blocks.
+        tail_tokens_reused: Tokens with reused KV beyond the last whole block of a prompt.
     """
 
     blocks: int
@@ -203,3 +205,5 @@ class PrefixCacheStats:
     disk_tokens_reused: int = 0
     disk_written_bytes: int = 0
     disk_faults: int = 0
+    tails: int = 0
+    tail_tokens_reused: int = 0

@@ -161,6 +161,8 @@ class StatsCollector:
             kept_yielded=prefixes.keeps.yielded,
             evictable_bytes=prefixes.evictable_bytes(),
             most_bytes=self._most_prefix_bytes(),
+            tails=prefixes.trie.tails,
+            tail_tokens_reused=counters.tail_tokens_reused,
             **self._disk_figures(),
         )
 

@@ -43,13 +43,13 @@ class PrefixCacheMachine(RuleBasedStateMachine):
 
     @initialize(
         parts=st.sampled_from([PLAIN, WINDOWED, HYBRID, RECURRENT, ALL]),
-        blocks=st.integers(0, 12) | st.just(1000),
-        room=st.integers(1, 12) | st.just(1000),
-        buffers=st.integers(1, 12) | st.just(1000),
+        limits=st.just((1000, 1000, 1000))
+        | st.tuples(st.integers(0, 12) | st.just(1000), *[st.integers(1, 12) | st.just(1000)] * 2),
         least=st.sampled_from([16, 20, 32]),
     )
-    def start(self, parts: object, blocks: int, room: int, buffers: int, least: int) -> None:
+    def start(self, parts: object, limits: tuple[int, int, int], least: int) -> None:
         """Choose the layout and the limits."""
+        blocks, room, buffers = limits
         self.prefixes = FakePrefixes(blocks, room * BLOCK_BYTES, buffers, least, parts)  # type: ignore[arg-type]
         self.least = least
 
