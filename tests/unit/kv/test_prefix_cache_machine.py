@@ -46,12 +46,15 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         limits=st.just((1000, 1000, 1000))
         | st.tuples(st.integers(0, 12) | st.just(1000), *[st.integers(1, 12) | st.just(1000)] * 2),
         least=st.sampled_from([16, 20, 32]),
+        first=st.lists(PROMPTS, max_size=5),
     )
-    def start(self, parts: object, limits: tuple[int, int, int], least: int) -> None:
-        """Choose the layout and the limits."""
+    def start(self, parts: object, limits: tuple[int, int, int], least: int, first: list[list[int]]) -> None:
+        """Choose the layout, the limits and the first prompts: hypothesis leaves rules out at random."""
         blocks, room, buffers = limits
         self.prefixes = FakePrefixes(blocks, room * BLOCK_BYTES, buffers, least, parts)  # type: ignore[arg-type]
         self.least = least
+        for tokens in first:
+            self.store("n/one", tokens, Resume.YES, None)
 
     def longest(self, namespace: str, tokens: list[int], known: list[tuple[str, list[int]]]) -> int:
         """Return the longest beginning of a prompt, in tokens, that was stored in its namespace."""
@@ -95,6 +98,20 @@ class PrefixCacheMachine(RuleBasedStateMachine):
                 assert len(restored) >= common
         self.leases.append((lease, restored))
 
+    @precondition(lambda self: self.resumable)
+    @rule(data=st.data(), resume=st.sampled_from(Resume))
+    def store_beginning(self, data: st.DataObject, resume: Resume) -> None:
+        """Store a beginning of a prompt that is stored with its end: each stays resumable."""
+        namespace, known = self.resumable[data.draw(st.integers(0, len(self.resumable) - 1))]
+        self.store(namespace, known[: data.draw(st.integers(1, len(known)))], resume, None)
+
+    @precondition(lambda self: self.resumable)
+    @rule(data=st.data(), more=st.integers(1, 20))
+    def go_on(self, data: st.DataObject, more: int) -> None:
+        """Look up the next turn of a prompt that is stored with its end."""
+        namespace, known = self.resumable[data.draw(st.integers(0, len(self.resumable) - 1))]
+        self.lookup(namespace, [*known, *[8] * more])
+
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -103,6 +120,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         assert self.prefixes.restore(lease) == restored
         lease.release()
 
+    @precondition(lambda self: not self.nothing_was_lost)
     @rule(blocks=st.integers(0, 5))
     def shed(self, blocks: int) -> None:
         """Evict under memory pressure."""
@@ -126,7 +144,9 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         assert cache.memory_usage() == before - expected.bytes_freed
         if floor_to_block(len(tokens)):
             assert len(self.prefixes.reuse(namespace, [*tokens, 7])) < max(1, len(tokens))
-        self.resumable = [(name, known) for name, known in self.resumable if name != namespace]
+        self.resumable = [
+            (name, known) for name, known in self.resumable if name != namespace or (tokens and not _common(known, tokens))
+        ]
 
     @rule(namespace=NAMESPACES)
     def clear(self, namespace: str) -> None:
