@@ -145,7 +145,9 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         if floor_to_block(len(tokens)):
             assert len(self.prefixes.reuse(namespace, [*tokens, 7])) < max(1, len(tokens))
         self.resumable = [
-            (name, known) for name, known in self.resumable if name != namespace or (tokens and not _common(known, tokens))
+            (name, known)
+            for name, known in self.resumable
+            if name != namespace or (tokens and not _common(known, tokens))
         ]
 
     @rule(namespace=NAMESPACES)
