@@ -1,5 +1,5 @@
 """
-What makes the engine's first imports short: transformers reads its model files once, and garbage is collected later.
+A hook around the engine's first imports: transformers reads its files once, and garbage is collected later.
 
 At import, transformers reads some 1,700 of its source files to learn which names they export. It does so twice, because
 its cache of folders holds 128 and there are more than 500. The cache is replaced by one without a limit, as soon as the

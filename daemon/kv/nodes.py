@@ -295,9 +295,7 @@ class Tree:
         A stored path that ends on the way counts too: the rest of its prompt is not stored, and may have been theirs.
         """
         path = self.walk(namespace, keys)
-        end = path[-1] if path else self._roots.get(namespace)
-        if end is None:
-            return []
+        end = path[-1] if path else self.root(namespace)
         tops = [each for each in end.children() if each.key.startswith(part)] if len(path) == len(keys) else []
         if not tops and path:
             rest = b"".join((*keys[len(path) :], part))

@@ -165,10 +165,8 @@ class PrefixCache:
             spec: What a prefix of the model consists of.
             lead: Tokens that all prompts begin with; to have them in common says nothing.
         """
-        enough = (
-            len(tokens) - 1 - (len(tokens) - 1) % BLOCK_TOKENS if spec.resumes_anywhere else len(tokens) - BLOCK_TOKENS
-        )
-        if enough <= lease.tokens > 0:
+        last = len(tokens) - 1
+        if last - (last % BLOCK_TOKENS if spec.resumes_anywhere else BLOCK_TOKENS - 1) <= lease.tokens > 0:
             return None
         path = self.trie.walk(lease.namespace, block_keys(tokens[:-1]))
         children = self.trie.after(lease.namespace, path, MOST_CHILDREN)

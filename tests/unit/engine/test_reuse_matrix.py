@@ -143,6 +143,19 @@ def test_chat_turn_resumes_from_the_last_answer(case: Case) -> None:
         case.assert_warm_is_cold(turn, told)
 
 
+def test_rows_that_decode_together_keep_their_ends(case: Case) -> None:
+    """Each row of a batch has its own window and its own state."""
+    prompts = [ids(45), ids(61, 1)]
+    calls = [case.begin(prompt, count=40) for prompt in prompts]
+    for call, prompt in zip(calls, prompts, strict=True):
+        answer = Answer(case.harness.finish(call))
+        turn = [*prompt, *answer.ids, *ids(19, 2)]
+        warm, cold = case.answer(turn, READ_ONLY), case.answer(turn, BYPASS)
+        fed = len(prompt) + 39  # and the last token, if the other row took another step
+        assert (warm.cached in (fed, fed + 1), cold.cached) == (True, 0)
+        case.assert_same(warm, cold)
+
+
 def test_reuse_is_exact_after_small_prefill_chunks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 16 tokens, the fewest there are, and more; they end before, at and after the ends of blocks and windows."""
     for salt, chunk in enumerate((16, 23, 48)):
