@@ -18,13 +18,13 @@ from daemon.cache.mlx.loader import supported
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Resolver
 from daemon.engine.background.background import Background
-from daemon.engine.background.task import KV_DISK, Task
+from daemon.engine.background.task import KV_DISK, Pending, Task
 from daemon.engine.background.thread_priority import Streams, aside
+from daemon.engine.calls.driver import Models, Services
 from daemon.engine.calls.invalidate import Invalidator
 from daemon.engine.calls.model_loading import ModelLoader
 from daemon.engine.calls.model_lookup import ModelLookup
 from daemon.engine.calls.model_places import Places
-from daemon.engine.calls.services import Models, Services
 from daemon.engine.device import memory_size, working_set
 from daemon.engine.engine import Engine
 from daemon.engine.execution.runner import Runner
@@ -159,4 +159,4 @@ def _on_disk(background: Background, work: Callable[[], T], then: Callable[[T | 
             return error
 
     task: Task[T | Exception] = Task(KV_DISK, "the disk tier", KV_DISK.name, caught)
-    background.run(task, then, then)
+    background.run(task, Pending(then))

@@ -14,12 +14,11 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.load import Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
-from daemon.engine.background.task import PROMPT, Task
-from daemon.engine.calls.driver import Call, Waiting, leased, until
+from daemon.engine.background.task import PROMPT, Task, Waiting, until
+from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.generate import kv_of
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
-from daemon.engine.calls.services import Services
 from daemon.engine.execution.bill import prompt_bill
 from daemon.engine.execution.pooling import Pooled, trunk
 from daemon.engine.execution.request import Request, SamplingParams

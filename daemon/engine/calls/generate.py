@@ -11,19 +11,18 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.load import Outcome, Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
-from daemon.engine.background.task import PROMPT, TEMPLATE, Task
+from daemon.engine.background.task import PROMPT, TEMPLATE, Task, Waiting, until
 from daemon.engine.calls.draft import DEFAULT_TOKENS, Guesser, draft_model
-from daemon.engine.calls.driver import Call, Waiting, leased, until
+from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of
-from daemon.engine.calls.services import Services
 from daemon.engine.execution.bill import prompt_bill
 from daemon.engine.execution.request import Request
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.memory.memory_budget import scoring_need
-from daemon.engine.prompt.preparation import PreparedRequest, prepare_request, render
+from daemon.engine.prompt.preparation import PreparedRequest, Rendered, prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.kv.disk.restores import Restore
 from daemon.kv.keys import Namespace, model_digest
@@ -137,21 +136,18 @@ def _prepare(services: Services, request: pb.GenerateRequest, found: Found) -> T
     """Return the task that reads the model's tokenizer, renders the conversation if there is one, and tokenises it."""
     assert isinstance(found, ModelSource)
     source = services.limited(found, request.adapter)
-    return services.with_tokenizer(source, partial(_render, request, source))
+    # Encoding takes turns; ids need none, and do not wait for a long text.
+    lane = source.path, "tokens" if request.HasField("tokens") else "text"
 
+    def encoded(tokenizer: Tokenizer, rendered: Rendered | None = None) -> Task[PreparedRequest]:
+        return Task(PROMPT, source.name, lane, lambda: prepare_request(request, source, tokenizer, rendered))
 
-def _render(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer) -> Task[PreparedRequest]:
-    name, path = source.name, source.path
-    if not request.HasField("chat"):
-        # Encoding takes turns; ids need none, and do not wait for a long text.
-        lane = path, request.WhichOneof("prompt")
-        return Task(PROMPT, name, lane, lambda: prepare_request(request, source, tokenizer))
+    def begun(tokenizer: Tokenizer) -> Task[PreparedRequest]:
+        if not request.HasField("chat"):
+            return encoded(tokenizer)
+        return Task(TEMPLATE, source.name, source.path, lambda: encoded(tokenizer, render(request, tokenizer)))
 
-    def rendered() -> Task[PreparedRequest]:
-        text = render(request, tokenizer)
-        return Task(PROMPT, name, (path, "text"), lambda: prepare_request(request, source, tokenizer, text))
-
-    return Task(TEMPLATE, name, path, rendered)
+    return services.with_tokenizer(source, begun)
 
 
 def _refuse_if_never(

@@ -13,12 +13,10 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.background import as_sidecar_error
-from daemon.engine.background.task import LOOKUP, Task, already
-from daemon.engine.calls.driver import Call, Waiting, until, wait_for
+from daemon.engine.background.task import LOOKUP, Task, Waiting, already, until
+from daemon.engine.calls.driver import Call, Services
 from daemon.engine.calls.model_lookup import Found
-from daemon.engine.calls.services import Services
 from daemon.engine.execution.runner import Runner
-from daemon.engine.prompt.preparation import tokenise
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.reporting.model_registry import NameRegistry
 from daemon.kv.disk.tier import DiskTier
@@ -52,7 +50,7 @@ def invalidate(services: Services, invalidator: Invalidator, call_id: int, reque
         answer = invalidator.prefix(source, request.prefix.salt, tokens, dry_run=request.dry_run)
     elif kind == "model":
         if climbs(request.model.model):
-            model = yield from wait_for(services.background, _resolving(request.model.model))
+            model = yield from services.background.run(_resolving(request.model.model)).wait()
             request = _renamed(request, model)
         yield from _look_up(services, request.model.model)
         answer = invalidator.model(request.model, dry_run=request.dry_run)
@@ -115,7 +113,7 @@ def _tokenising(services: Services, target: pb.PrefixTarget, found: Found) -> Ta
         return already(target.model, (found, list(target.tokens.ids)))
 
     def tokenised(tokenizer: Tokenizer) -> _Tokens:
-        tokens = tokenise(pb.GenerateRequest(text=target.text), tokenizer)
+        tokens = tokenizer.encode_prompt(target.text)
         if not tokens:
             raise invalid("prefix.text", "has no tokens")
         # The last token of a text may become another one when the text goes on.

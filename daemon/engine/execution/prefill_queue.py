@@ -208,22 +208,19 @@ class PrefillQueue:
 
     def _compute(self, group: list[Prefill], allowance: Allowance) -> Iterator[Outcome]:
         """Compute the next part of a single prompt, or the rest of several in one pass; nothing without any."""
-        if len(group) == 1:
-            yield from self._compute_part(group[0], allowance)
-        elif group:
+        if len(group) > 1:
             yield from self._compute_together(group)
-
-    def _compute_part(self, prefill: Prefill, allowance: Allowance) -> Iterator[Outcome]:
-        sequence = prefill.sequence
-        try:
-            tokens = prefill.step(allowance)
-        except SidecarError as error:  # of this prompt alone; what other exceptions mean is not known
-            yield Failed(sequence, error)
-            return
-        yield Computed(sequence, tokens, prefill.done)
-        if not prefill.remaining:
-            self.drop(sequence)
-            yield Ready([sequence])
+        elif group:
+            prefill, sequence = group[0], group[0].sequence
+            try:
+                tokens = prefill.step(allowance)
+            except SidecarError as error:  # of this prompt alone; what other exceptions mean is not known
+                yield Failed(sequence, error)
+                return
+            yield Computed(sequence, tokens, prefill.done)
+            if not prefill.remaining:
+                self.drop(sequence)
+                yield Ready([sequence])
 
     def _compute_together(self, group: list[Prefill]) -> Iterator[Outcome]:
         began, remaining = self._clock(), [prefill.remaining for prefill in group]

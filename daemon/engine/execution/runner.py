@@ -26,7 +26,7 @@ from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.reporting.timings import EngineTimings
 from daemon.engine.scheduling.policy import ChunkSizer
-from daemon.engine.scheduling.waiting_list import WaitingList
+from daemon.engine.scheduling.prefill_plan import WaitingList
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import Resume
@@ -164,7 +164,9 @@ class Runner:
 
     def step(self) -> None:
         """Do one turn: start sequences, decode each model once, and compute a chunk of prefill."""
-        self._start()
+        for sequence in self._waiting.starting(self._running, self.max_batch, self._fits):
+            self._prefills.add(sequence)
+        self._note_stuck()
         if rows := self._active:
             self.gauges.rows.observe(rows)
         for model, decoder in list(self._decoders.items()):
@@ -176,12 +178,12 @@ class Runner:
         for outcome in self._prefills.step(self.usual_decode):
             self._prefilled(outcome)
 
-    def _start(self) -> None:
-        def fits(sequence: Sequence) -> bool:
-            return self._make_room(self._bill(sequence).total - self._bill().total)
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether a sequence that waits fits in memory now. Frees memory for it."""
+        return self._make_room(self._bill(sequence).total - self._bill().total)
 
-        while (sequence := self._waiting.start_next(self._running, self.max_batch, fits)) is not None:
-            self._prefills.add(sequence)
+    def _note_stuck(self) -> None:
+        """Note whether another start would be in vain; if nothing runs at all, refuse the oldest waiting sequence."""
         self._tried = None if self._prefills.active or self._active else self._calls()
         if len(self._waiting) and not (len(self._prefills) or self._decoders):
             self._refuse(next(iter(self._waiting)))  # one a turn: the next may be smaller, and fit

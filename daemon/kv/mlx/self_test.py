@@ -30,8 +30,6 @@ _NOISE_MARGIN = 4.0
 _MOST_NOISE = 0.05
 """A share of the range of a row's logits. A row that is off by more is refused, however large the noise."""
 
-_WARNING = "prefix_reuse_disabled"
-
 
 def probe(model: Any) -> Layout:
     """Do all of `probing` at once."""
@@ -48,8 +46,8 @@ def probing(model: Any) -> Sliced[Layout]:
     layout = yield from describing(model)
     if not layout.reusable or (yield from _reuse_is_exact(model, layout)):
         return layout
-    log.warning(_WARNING)
-    return replace(layout, shapes=(), groups=(), states=(), warning=_WARNING)
+    log.warning("prefix_reuse_disabled")
+    return replace(layout, shapes=(), groups=(), states=(), warning="prefix_reuse_disabled")
 
 
 def _reuse_is_exact(model: Any, layout: Layout) -> Sliced[bool]:
