@@ -55,11 +55,12 @@ from daemon.kv.keeps import KEEP_SHARE, Keeps
 from daemon.kv.keys import BLOCK_TOKENS, block_keys, pack, partition_of
 from daemon.kv.lease import PrefixLease
 from daemon.kv.miss import Lookup, Miss, MissReason, explain
-from daemon.kv.nodes import Node, packed_path
+from daemon.kv.nodes import Node
 from daemon.kv.place import MOST_CHILDREN, furthest
 from daemon.kv.resumable import drop_covered, group_runs, make_resumable
 from daemon.kv.seen_prompts import SeenPrompts
 from daemon.kv.spec import Below, KVSource, PrefixSpec, Resume, packed
+from daemon.kv.tree import packed_path
 from daemon.kv.trie import PrefixTrie
 from daemon.shared.failpoints import failpoint
 
@@ -73,6 +74,7 @@ class PrefixCounters:
     tokens_looked_up: int = 0
     tokens_reused: int = 0
     tail_tokens_reused: int = 0
+    tokens_shared: int = 0
     inserts: int = 0
     evictions: int = 0
 
@@ -85,8 +87,6 @@ class PrefixCounters:
 class PrefixCache:
     """
     One trie with limits and counters; see the top of this module for its contract.
-
-    It is not thread-safe: the engine's MLX thread owns it.
 
     Args:
         limits: What it may hold.
@@ -195,12 +195,13 @@ class PrefixCache:
         if place.tokens < self.min_prefix_len:
             return False
         if self.below is not None:
-            self.below.used(namespace, place.nodes)
+            self.below.used(namespace, place.nodes, kept=True)
         return self.keeps.keep(namespace, place.nodes, spec, seconds)
 
-    def restored(self, lease: PrefixLease, from_below: int = 0) -> None:
-        """Count a match as reused, and those of its tokens that came from below. Call it after the match was copied."""
-        self._count(hits=1, tokens_reused=lease.tokens, tail_tokens_reused=lease.tokens % BLOCK_TOKENS)
+    def restored(self, lease: PrefixLease, from_below: int = 0, shared: int = 0) -> None:
+        """Count a match as reused, and those of its tokens that came from below, and those that were not copied."""
+        tail = lease.tokens % BLOCK_TOKENS
+        self._count(hits=1, tokens_reused=lease.tokens, tail_tokens_reused=tail, tokens_shared=shared)
         if lease.nodes:
             lease.nodes[0].counters.hits += 1
             lease.nodes[0].counters.tokens_reused += lease.tokens
@@ -253,6 +254,8 @@ class PrefixCache:
                     covered = drop_covered(self.trie, *lease.nodes[known - 1 : known + 1])
         finally:
             self._evictor.enforce()
+            if self.below is not None:
+                self._evictor.thinning.offer(self.limits.nbytes, self.below)
             stored = self.trie.blocks + covered + self._evictor.evictions - total_before
             self._count(inserts=stored)
         return stored
@@ -290,8 +293,7 @@ class PrefixCache:
         Blocks of `prefix` that other prompts share stay.
         """
         keys, part = block_keys(prefix), pack(prefix[len(prefix) // BLOCK_TOKENS * BLOCK_TOKENS :])
-        if not part and keys:
-            part = keys.pop()
+        part = keys.pop() if keys and not part else part
         tops = self.trie.branches(namespace, keys, part)
         if not dry_run:
             if self.below is not None:
@@ -344,6 +346,5 @@ class PrefixCache:
         return dropped
 
     def _count(self, **deltas: int) -> None:
-        self._counters = replace(
-            self._counters, **{name: getattr(self._counters, name) + delta for name, delta in deltas.items()}
-        )
+        totals = {name: getattr(self._counters, name) + delta for name, delta in deltas.items()}
+        self._counters = replace(self._counters, **totals)

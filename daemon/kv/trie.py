@@ -22,8 +22,9 @@ from daemon.kv.eviction_queue import EvictionQueue
 from daemon.kv.extent_ledger import ExtentLedger
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
-from daemon.kv.nodes import Checkpoint, Extent, Node, Tree
+from daemon.kv.nodes import Checkpoint, Extent, Node
 from daemon.kv.place import Place
+from daemon.kv.tree import Tree
 
 Choose = Callable[[list[Node]], Place]
 """Returns the place, on a stored path of blocks or right behind it, at which a request can go on."""
@@ -133,6 +134,15 @@ class PrefixTrie(Tree):
         items = (self._leaves.peek(), self._checkpoints.peek())
         return min((item.tick for item in items if item is not None), default=None)
 
+    def leaves(self, since: int, before: int) -> list[Node]:
+        """Return the blocks at the end of a path that may be evicted and were last used between two ticks."""
+        return [node for node in self._leaves if node.evictable and since <= node.tick < before]
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The checkpoints that may be evicted."""
+        return [checkpoint for checkpoint in self._checkpoints if checkpoint.evictable]
+
     @property
     def leased_bytes(self) -> int:
         """Bytes that leases hold: extents as a whole if they hold one block of them, and their checkpoints."""
@@ -162,6 +172,10 @@ class PrefixTrie(Tree):
         else:
             return False
         return True
+
+    def drop_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Drop a checkpoint that may be evicted; the queue forgets it when it comes to its front."""
+        self._lose_checkpoint(checkpoint)
 
     def offer(self, node: Node) -> None:
         """Let a block and its checkpoint be evicted again, as far as nothing else holds them."""

@@ -21,6 +21,7 @@ from daemon.engine.execution.bill import Bill, bill
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
+from daemon.engine.execution.readers import Readers
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
@@ -59,6 +60,7 @@ class Runner:
         totals: Tokens since the start.
         gauges: Times between tokens, and rows of a step.
         max_batch: Slots of each model.
+        readers: The running sequences, as readers of prefixes that they have in common.
     """
 
     def __init__(
@@ -82,8 +84,9 @@ class Runner:
         self._waiting: WaitingList[Sequence] = WaitingList()
         self._tried: list[int] | None = None
         """The calls that there were when a start was last tried in vain; None if something was being computed."""
-        self._prefills = PrefillQueue(prefixes, self._times, clock)
         self._decoders: dict[ModelKey, Decoder] = {}
+        self.readers = Readers(self._holders, self._decoders)
+        self._prefills = PrefillQueue(prefixes, self._times, clock, self.readers.common)
 
     @property
     def waiting(self) -> int:
@@ -180,6 +183,7 @@ class Runner:
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether a sequence that waits fits in memory now. Frees memory for it."""
+        self.readers.expect(sequence)
         return self._make_room(self._bill(sequence).total - self._bill().total)
 
     def _note_stuck(self) -> None:

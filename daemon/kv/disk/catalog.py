@@ -142,6 +142,10 @@ class Catalog:
         """Whether there is a resume piece at the position after a block or a tail."""
         return end in self._resumes
 
+    def last_resume(self, hashes: Sequence[bytes]) -> int:
+        """Return the blocks of a path before its last resume piece that is there or being written; 0 without one."""
+        return next((index for index in range(len(hashes), 0, -1) if self._resumes_after(hashes[index - 1])), 0)
+
     def path(self, hashes: Sequence[bytes]) -> list[Entry]:
         """Return the readable pieces with the blocks of a path, from its beginning, as far as they go."""
         path: list[Entry] = []
@@ -282,13 +286,20 @@ class Catalog:
         """Return the blocks and the tail before the last position that has a resume piece, and this piece."""
         for blocks in range(len(hashes), 0, -1):
             rest = packed[blocks * KEY_BYTES :][: KEY_BYTES - TOKEN_BYTES]
-            entry, parent = self._blocks[hashes[blocks - 1]], hashes[blocks - 1]
-            tails = any(below.piece.tail and below.piece.parent == parent for below in entry.below)
-            for size in range(len(rest) if tails else 0, -1, -TOKEN_BYTES):
+            parent = hashes[blocks - 1]
+            for size in range(len(rest) if self._has_tail(parent) else 0, -1, -TOKEN_BYTES):
                 found = self._resumes.get(hash_after(parent, rest[:size]) if size else parent)
                 if found is not None and found.ready:
                     return blocks, size // TOKEN_BYTES, [found]
         return 0, 0, []
+
+    def _has_tail(self, parent: bytes) -> bool:
+        """Whether there is a tail behind a block."""
+        entry = self._blocks.get(parent)
+        return entry is not None and any(each.piece.tail and each.piece.parent == parent for each in entry.below)
+
+    def _resumes_after(self, block: bytes) -> bool:
+        return block in self._resumes or self._has_tail(block)
 
     def _unlink(self, entry: Entry) -> None:
         piece = entry.piece
