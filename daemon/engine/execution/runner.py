@@ -345,5 +345,6 @@ class Runner:
             if not len(decoder):
                 del self._decoders[sequence.model_key]
         for kv in sequence.kvs:
-            kv.store(sequence.tokens_in(kv), self._prefixes, Resume.YES, sequence.request.request_id)
+            tokens, first = sequence.tokens_in(kv), sequence.resumable_in(kv)
+            kv.store(tokens, self._prefixes, Resume.YES, sequence.request.request_id, first=first)
         sequence.release()

@@ -194,14 +194,27 @@ class Layout:
         Raises:
             NotHeldError: If the cache does not hold them, or no longer.
         """
-        flat = list(leaves(caches))
-        layers = [flat[index] for index in self.groups[group]]
+        layers = self._layers(caches, group)
         return BLOCK_ADAPTERS[type(layers[0])].pack(layers, start, stop)
+
+    def tail(self, caches: Sequence[Any], group: int, first: int, last: int) -> Extent:
+        """
+        Copy tokens `first` to `last` of a layer group, which end inside a block, into an extent of that block.
+
+        Raises:
+            NotHeldError: If the cache does not hold them, or no longer.
+        """
+        layers = self._layers(caches, group)
+        return BLOCK_ADAPTERS[type(layers[0])].tail(layers, first, last)
 
     def state(self, caches: Sequence[Any], row: int | None = None) -> checkpoints.States:
         """Return the present states of the recurrent layers, of one row of a batch if `row` is given. No copy."""
         flat = list(leaves(caches))
         return checkpoints.states([flat[index] for index in self.states], row)
+
+    def _layers(self, caches: Sequence[Any], group: int) -> list[Any]:
+        flat = list(leaves(caches))
+        return [flat[index] for index in self.groups[group]]
 
     def _restore_tails(self, flat: list[Any], indices: Sequence[int], runs: Sequence[Run], capacity: int) -> None:
         """Fill caches of full attention with what is behind a shared prefix, if anything is, and leave room."""

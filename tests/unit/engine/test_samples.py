@@ -96,7 +96,7 @@ def test_each_sample_is_the_answer_of_its_seed(harness: Harness, text: str) -> N
     assert len({tuple(sample.ids) for sample in samples}) == 4
     warm = assert_each_is_that_of_its_seed(harness, request(4, text))
     assert [sample.content for sample in warm] == [sample.content for sample in samples]
-    assert warm[0].finished.usage.cached_tokens == (usage.prompt_tokens - 1) // 16 * 16
+    assert warm[0].finished.usage.cached_tokens == (usage.prompt_tokens - 1 if usage.prompt_tokens > 16 else 0)
 
 
 @pytest.mark.parametrize("family", list(TINY))

@@ -114,13 +114,22 @@ class BlockAdapter(CacheAdapter):
         """
 
     @abstractmethod
+    def tail(self, caches: Sequence[Any], first: int, last: int) -> Extent:
+        """
+        Copy tokens `first` to `last`, which end inside a block, into one evaluated extent of that block.
+
+        Raises:
+            NotHeldError: If a layer does not hold these tokens, or no longer.
+        """
+
+    @abstractmethod
     def restore(self, caches: Sequence[Any], runs: Sequence[Run], tokens: int, capacity: int) -> None:
         """
         Fill empty caches of layers of equal shape with stored KV. Evaluated when it returns.
 
         Args:
             caches: One for each layer, in the order in which they were packed.
-            runs: Where the blocks are, in order; the last of them ends with the prefix.
+            runs: Where the tokens are, in order; the last run ends with the prefix.
             tokens: Length of the prefix.
             capacity: Tokens that the caches shall have room for.
 

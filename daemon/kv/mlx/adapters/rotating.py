@@ -69,9 +69,17 @@ class RotatingAdapter(BlockAdapter):
         Raises:
             NotHeldError: If a block has left the window.
         """
-        first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
-        parts = [_between(cache, first, last) for cache in caches]
-        return kv_cache.packed([keys for keys, _ in parts], [values for _, values in parts], start, stop)
+        return kv_cache.packed(*_parts(caches, start * BLOCK_TOKENS, stop * BLOCK_TOKENS), start, stop)
+
+    def tail(self, caches: Sequence[RotatingKVCache], first: int, last: int) -> Extent:
+        """
+        Copy tokens `first` to `last` of layers of equal shape into one extent, in temporal order.
+
+        Raises:
+            NotHeldError: If a token has left the window.
+        """
+        block = last // BLOCK_TOKENS
+        return kv_cache.packed(*_parts(caches, first, last), block, block + 1)
 
     def restore(self, caches: Sequence[RotatingKVCache], runs: Sequence[Run], tokens: int, capacity: int) -> None:
         """
@@ -83,7 +91,7 @@ class RotatingAdapter(BlockAdapter):
         Raises:
             ValueError: If a cache is not empty, or there are no runs, or they do not reach back far enough.
         """
-        held = sum(run.stop - run.start for run in runs) * BLOCK_TOKENS
+        held = sum(run.stop - run.start for run in runs)
         if not held or any(not cache.empty() for cache in caches):
             raise ValueError("restore needs a prefix, and empty caches")
         for layer, cache in enumerate(caches):
@@ -107,6 +115,11 @@ class RotatingAdapter(BlockAdapter):
 def understood(cache: Any) -> bool:
     """Whether a `RotatingKVCache` is a plain window: the adapter cannot handle tokens kept for ever (`keep`)."""
     return bool(cache.keep == 0)
+
+
+def _parts(caches: Sequence[RotatingKVCache], first: int, last: int) -> tuple[list[mx.array], list[mx.array]]:
+    parts = [_between(cache, first, last) for cache in caches]
+    return [keys for keys, _ in parts], [values for _, values in parts]
 
 
 def _between(cache: RotatingKVCache, first: int, last: int) -> tuple[mx.array, mx.array]:
