@@ -105,6 +105,10 @@ class KVCacheAdapter(BlockAdapter):
             cache.offset = held
         mx.eval([(cache.keys, cache.values) for cache in caches])
 
+    def shrink(self, cache: KVCache) -> None:
+        """Copy keys and values if they are views of a larger array."""
+        cache.keys, cache.values = mx.contiguous(cache.keys), mx.contiguous(cache.values)
+
     def to_batch(self, cache: KVCache) -> BatchKVCache:
         """Return a batch of one row that shares the arrays of a cache."""
         batch = BatchKVCache([0])
