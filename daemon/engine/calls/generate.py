@@ -170,7 +170,7 @@ def _refuse_if_never(
     fed = 1 if len(models) == 1 else 1 + (request.draft_tokens or DEFAULT_TOKENS)
 
     def need(tokens: int) -> int:
-        row = Row(tokens, min(prompt.max_tokens, DECODE_ROOM), vectors, fed)
+        row = Row(tokens, min(prompt.max_tokens, DECODE_ROOM), vectors, fed, prompt.max_tokens > DECODE_ROOM)
         return prompt_bill(models, row, max(1, request.samples)).total + scores
 
     services.budget.refuse_if_never(need, len(prompt.tokens), sum(model.nbytes for model in models))

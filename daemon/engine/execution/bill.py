@@ -30,8 +30,8 @@ from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
 LEAST_WIDTH = MIN_IDLE_CHUNK
 """Tokens of the passes that a request is admitted for."""
 
-MOVED = 1.0
-"""Times that a layer exists beside itself while rows leave, or while a window begins to rotate."""
+MOVED = 1.15
+"""Times that a layer exists beside itself while rows leave, or while a window begins to rotate; MLX prepares others."""
 
 GROWN = 1.25
 """The same while it grows: the new one, and what MLX prepares of the next layers meanwhile."""
@@ -41,6 +41,9 @@ JOINED = 2.0
 
 TAIL_ROWS = 65
 """Most tokens of a last chunk that computes logits too."""
+
+LEAST_FED = 8
+"""Tokens that a step is billed at least: buffers of one token are rounded up, and masks and positions have one each."""
 
 _SHORT = 160
 """Tokens of a prompt in a shared pass, with its padding."""
@@ -73,12 +76,14 @@ class Row(NamedTuple):
         room: Tokens that it has room for beyond.
         vectors: Vectors of the vocabulary's width that a step of it takes.
         fed: Tokens that a step feeds: one, and the guesses of a draft model.
+        grows: Whether it may need more room than it was given when it began.
     """
 
     held: int
     room: int
     vectors: int = LEAST_VECTORS
     fed: int = 1
+    grows: bool = False
 
 
 def prompt_bill(models: Rows[LoadedModel], row: Row, rows: int = 1, width: int = LEAST_WIDTH) -> Bill:
@@ -144,15 +149,21 @@ def _prompt(sequence: Sequence, width: int) -> Bill:
 
 
 def _decoding(models: Rows[LoadedModel], rows: Rows[Row]) -> Bill:
-    """Return the bill of rows that decode together, each as long as the longest."""
-    longest = max(row.held + row.room for row in rows)
-    grows = any(row.room >= DECODE_ROOM or row.held + row.room != longest for row in rows)
+    """
+    Return the bill of rows that decode together.
+
+    All of them end at the place of the longest. So each has room for that, and for the most that any has left.
+    """
+    held = max(row.held for row in rows)
+    longest = held + max(row.room for row in rows)
+    grows = any(row.grows or row.held != held for row in rows)
     kv = len(rows) * sum(kv_need(model.layout, longest, 0, 1) for model in models)
     alone = len(rows) == 1 and not grows
     copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
     # At the end of a block, each row's copy of its states exists beside the copy before it.
     states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
-    passes = sum(model.work.bytes(sum(row.fed for row in rows), longest) for model in models)
+    fed = max(LEAST_FED, sum(row.fed for row in rows))
+    passes = sum(model.work.bytes(fed, longest) for model in models)
     sampled = sum(row.vectors * row.fed for row in rows) * 4 * models[0].vocab_size
     return Bill(kv, int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled)
 
@@ -193,4 +204,5 @@ def _row(sequence: Sequence) -> Row:
         min(request.max_tokens - done, DECODE_ROOM),
         row_vectors(request.sampling, masked=masked, scored=scored),
         1 + (sequence.draft.count if sequence.draft is not None else 0),
+        request.max_tokens > DECODE_ROOM,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -45,13 +46,13 @@ def test_bills_of_a_family_are_within_the_bounds(family: str) -> None:
 
 
 VOCAB = 1 << 15
-PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.1}
+FILTERED = SamplingParams(temperature=1, seed=1, top_p=0.9, min_p=0.1, top_k=5)
 OPTIONS = {
     "greedy": SamplingParams(),
     "temperature": SamplingParams(temperature=1, seed=1),
     "nucleus": SamplingParams(temperature=1, seed=1, top_p=0.9),
-    "all filters": SamplingParams(temperature=1, seed=1, top_p=0.9, min_p=0.1, top_k=5),
-    "penalties": SamplingParams(temperature=1, seed=1, top_p=0.9, min_p=0.1, top_k=5, **PENALTIES),
+    "all filters": FILTERED,
+    "penalties": replace(FILTERED, repetition_penalty=1.1, presence_penalty=0.1),
     "bias": SamplingParams(logit_bias=((1, 2.0),)),
 }
 

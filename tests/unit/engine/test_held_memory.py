@@ -92,7 +92,7 @@ def test_last_row_of_a_batch_holds_its_own_kv_alone(wide: tuple[Harness, str, An
     assert harness.engine._runner.decoding == 1
     one = kv_need(model.layout, LENGTH, 240)
     assert active() - before <= 1.1 * one
-    assert harness.cancel(calls[3]) is None
+    harness.cancel(calls[3])
     harness.settle()
 
 

@@ -131,6 +131,8 @@ class KVCacheAdapter(BlockAdapter):
         batch = BatchKVCache(list(padding))
         longest = max(kept)
         if longest:
+            # To a whole step of mlx-lm's: a batch that is joined may grow, and would end between two steps.
+            room = -(-(longest + room) // BatchKVCache.step) * BatchKVCache.step - longest
             batch.keys = _right_justified([cache.keys for cache in caches], kept, longest, room)
             batch.values = _right_justified([cache.values for cache in caches], kept, longest, room)
             batch.offset = batch.offset + longest
