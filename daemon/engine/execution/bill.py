@@ -1,8 +1,9 @@
 """
 The bill of running requests: bytes that they take at their peak, beside weights and the prefix cache.
 
-KV lives as long as its request, so each request pays its own. What a pass, a join or a growing layer takes is free
-again before the next one begins. So the largest of them is billed once, for all requests together:
+KV lives as long as its request, so each request pays its own. A prefix that several requests read is billed once.
+What a pass, a join or a growing layer takes is free again before the next one begins. So the largest of them is
+billed once, for all requests together:
 
     bill = sum of KV  +  the largest of: a prefill pass, a pass over short prompts, a decode step with its join
 
@@ -18,14 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
+from itertools import chain
 from typing import NamedTuple
 
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.sampling import LEAST_VECTORS, row_vectors
 from daemon.engine.execution.sequence import Sequence
+from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, kv_need, scoring_need
 from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
+from daemon.kv.mlx.shared_prefix import SharedPrefix
 
 LEAST_WIDTH = MIN_IDLE_CHUNK
 """Tokens of the passes that a request is admitted for."""
@@ -77,6 +81,7 @@ class Row(NamedTuple):
         vectors: Vectors of the vocabulary's width that a step of it takes.
         fed: Tokens that a step feeds: one, and the guesses of a draft model.
         grows: Whether it may need more room than it was given when it began.
+        base: How many of the tokens that it holds are in arrays that it shares with other rows.
     """
 
     held: int
@@ -84,6 +89,7 @@ class Row(NamedTuple):
     vectors: int = LEAST_VECTORS
     fed: int = 1
     grows: bool = False
+    base: int = 0
 
 
 def prompt_bill(models: Rows[LoadedModel], row: Row, rows: int = 1, width: int = LEAST_WIDTH) -> Bill:
@@ -118,7 +124,9 @@ def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width
     bills = [_prompt(sequence, width) for sequence in prompts]
     bills += [_decoding(_models(rows[0]), list(map(_row, rows))) for rows in batches]
     works = [_joining(alike, batches, width) for alike in _by_model(prompts)]
-    return Bill(sum(part.kv for part in bills), max([0, *works, *(part.work for part in bills)]))
+    read = {prefix.memory for sequence in (*prompts, *chain(*batches)) for prefix in _read(sequence)}
+    kv = sum(part.kv for part in bills) + sum(memory.nbytes for memory in read)
+    return Bill(kv, max([0, *works, *(part.work for part in bills)]))
 
 
 def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int]) -> int:
@@ -142,10 +150,24 @@ def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int])
 def _prompt(sequence: Sequence, width: int) -> Bill:
     scored = sequence.request.prompt_logprobs is not None
     width = min(width, SCORED_TOKENS) if scored else width
-    own = prompt_bill(_models(sequence), _row(sequence), sequence.rows, width)
+    models, row, rows = _models(sequence), _row(sequence), sequence.rows
+    own = prompt_bill(models, row, rows, width)
     # A prompt that has not begun shall hold no wide chunk yet when another one is computed.
-    kv = own.kv if sequence.kv.cache is not None else prompt_bill(_models(sequence), _row(sequence), sequence.rows).kv
-    return Bill(kv, own.total - kv + scoring_need(sequence.loaded.vocab_size) * scored)
+    kv = own.kv if sequence.kv.cache is not None else prompt_bill(models, row, rows).kv
+    work = own.total - kv + scoring_need(sequence.loaded.vocab_size) * scored
+    # A pass behind a shared prefix builds a layer of prefix and tail as one array.
+    work += max(kv.loaded.layout.layer_bytes(_apart(kv)) if _apart(kv) else 0 for kv in sequence.kvs)
+    return Bill(kv - rows * sum(kv.loaded.layout.full_bytes(_apart(kv)) for kv in sequence.kvs), work)
+
+
+def _read(sequence: Sequence) -> set[SharedPrefix]:
+    """Return the prefixes that a sequence reads together with others: they are billed once."""
+    return {prefix for kv in sequence.kvs if kv.common is not None for prefix in kv.common.path}
+
+
+def _apart(kv: SequenceKV) -> int:
+    """Return the leading tokens of a sequence whose full attention is in no array of its own."""
+    return max(kv.base, kv.expected)
 
 
 def _decoding(models: Rows[LoadedModel], rows: Rows[Row]) -> Bill:
@@ -154,16 +176,17 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[Row]) -> Bill:
 
     All of them end at the place of the longest. So each has room for that, and for the most that any has left.
     """
-    held = max(row.held for row in rows)
+    held = max(row.held - row.base for row in rows)
     longest = held + max(row.room for row in rows)
-    grows = any(row.grows or row.held != held for row in rows)
-    kv = len(rows) * sum(kv_need(model.layout, longest, 0, 1) for model in models)
+    grows = any(row.grows or row.held - row.base != held for row in rows)
+    whole = sum(kv_need(model.layout, row.base + longest, 0, 1) for model in models for row in rows)
+    kv = whole - sum(model.layout.full_bytes(row.base) for model in models for row in rows)
     alone = len(rows) == 1 and not grows
     copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
     # At the end of a block, each row's copy of its states exists beside the copy before it.
     states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
     fed = max(LEAST_FED, sum(row.fed for row in rows))
-    passes = sum(model.work.bytes(fed, longest) for model in models)
+    passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
     sampled = sum(row.vectors * row.fed for row in rows) * 4 * models[0].vocab_size
     return Bill(kv, int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled)
 
@@ -175,11 +198,12 @@ def _joining(prompts: Rows[Sequence], batches: Iterable[Rows[Sequence]], width: 
     if len(prompts) + len(running) < 2:
         return 0
     rows = [_row(row) for row in (*prompts, *running)]
-    copies = sum(loaded.layout.layer_bytes(row.held + row.room) for row in rows)
-    own = sum(loaded.layout.layer_bytes(row.held + row.room) for row in rows[: len(prompts)])
+    layers = [loaded.layout.layer_bytes(row.held - row.base + row.room) for row in rows]
     tokens = min(width, sum(min(len(prompt.prompt), _SHORT) for prompt in prompts))
-    shared = loaded.work.bytes(tokens, max(len(prompt.prompt) for prompt in prompts)) + int(MOVED * own)
-    return max(shared, int(JOINED * copies))
+    shared = loaded.work.bytes(tokens, max(len(prompt.prompt) for prompt in prompts)) + int(
+        MOVED * sum(layers[: len(prompts)])
+    )
+    return max(shared, int(JOINED * sum(layers)))
 
 
 def _by_model(prompts: Iterable[Sequence]) -> Iterable[list[Sequence]]:
@@ -205,4 +229,5 @@ def _row(sequence: Sequence) -> Row:
         row_vectors(request.sampling, masked=masked, scored=scored),
         1 + (sequence.draft.count if sequence.draft is not None else 0),
         request.max_tokens > DECODE_ROOM,
+        sequence.kv.base,
     )

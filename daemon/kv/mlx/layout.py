@@ -19,6 +19,8 @@ from daemon.kv.mlx.adapters import ADAPTERS, BLOCK_ADAPTERS, STATE_ADAPTERS
 from daemon.kv.mlx.adapters.base import LayerShape
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.layerwise import forward_layerwise
+from daemon.kv.mlx.shared_prefix import SharedPrefix
+from daemon.kv.mlx.sharing import behind, reading
 from daemon.kv.nodes import Checkpoint, Extent
 from daemon.kv.spec import LayerGroup, PrefixSpec
 from daemon.shared.slices import Sliced
@@ -129,6 +131,10 @@ class Layout:
             return room * self.bytes_per_token
         return sum(count * shape.live_bytes(room, chunk) for shape, count in self._kinds.items())
 
+    def full_bytes(self, tokens: int) -> int:
+        """Return the bytes of so many tokens in the layers with full attention."""
+        return tokens * sum(shape.bytes_per_token for shape in self.shapes if shape.window is None)
+
     def new_cache(self, model: Any, tokens: int) -> list[Any]:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
         caches: list[Any] = make_prompt_cache(model)
@@ -139,7 +145,13 @@ class Layout:
         return caches
 
     def restored_cache(
-        self, model: Any, groups: Sequence[Sequence[Run]], checkpoint: Checkpoint | None, prefix: int, tokens: int
+        self,
+        model: Any,
+        groups: Sequence[Sequence[Run]],
+        checkpoint: Checkpoint | None,
+        prefix: int,
+        tokens: int,
+        shared: SharedPrefix | None = None,
     ) -> list[Any]:
         """
         Return a cache that holds `prefix` tokens, with room for `tokens` in all.
@@ -150,6 +162,7 @@ class Layout:
             checkpoint: The states of the recurrent layers; needed if the model has any.
             prefix: Tokens of the match.
             tokens: Tokens that the cache shall have room for.
+            shared: The beginning of the prefix that is in memory once, and is not copied; None if there is none.
 
         Raises:
             RuntimeError: If the layers do not all hold the prefix.
@@ -158,12 +171,17 @@ class Layout:
         caches: list[Any] = make_prompt_cache(model)
         flat = list(leaves(caches))
         for indices, runs in zip(self.groups, groups, strict=True):
+            if shared is not None and indices[0] in shared.layers:
+                self._restore_tails(flat, indices, behind(runs, shared.stop), capacity_for(tokens - shared.stop))
+                continue
             group = [flat[index] for index in indices]
             BLOCK_ADAPTERS[type(group[0])].restore(group, runs, prefix, capacity_for(tokens))
         if self.states:
             if checkpoint is None:
                 raise ValueError("recurrent layers cannot be restored without a checkpoint")
             checkpoints.restore([flat[index] for index in self.states], checkpoint)
+        if shared is not None:
+            caches = reading(caches, shared, {index: flat[index] for index in shared.layers})
         self.check_length(caches, prefix)
         return caches
 
@@ -189,10 +207,11 @@ class Layout:
     def shrink(self, caches: Sequence[Any]) -> None:
         """Let caches, of a sequence or a batch, keep only what decode needs. Evaluated, one layer after the other."""
         for cache in caches:
-            for leaf in leaves([cache]):
+            full = [leaf for leaf in leaves([cache]) if not leaf.empty()]
+            for leaf in full:
                 if adapter := ADAPTERS.get(type(leaf)):
                     adapter.shrink(leaf)
-            mx.eval(cache.state)
+            mx.eval([leaf.state for leaf in full])
 
     def pack(self, caches: Sequence[Any], group: int, start: int, stop: int) -> Extent:
         """
@@ -209,6 +228,15 @@ class Layout:
         """Return the present states of the recurrent layers, of one row of a batch if `row` is given."""
         flat = list(leaves(caches))
         return checkpoints.states([flat[index] for index in self.states], row)
+
+    def _restore_tails(self, flat: list[Any], indices: Sequence[int], runs: Sequence[Run], capacity: int) -> None:
+        """Fill caches of full attention with what is behind a shared prefix, if anything is, and leave room."""
+        tails = [flat[index] for index in indices]
+        if runs:
+            BLOCK_ADAPTERS[type(tails[0])].restore(tails, runs, 0, capacity)
+            return
+        for tail in tails:
+            ADAPTERS[type(tail)].reserve(tail, self.shapes[indices[0]], capacity)
 
     def _group(self, indices: Sequence[int]) -> LayerGroup:
         shape = self.shapes[indices[0]]
