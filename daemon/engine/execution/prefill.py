@@ -288,6 +288,7 @@ class Prefill:
         elif logits:
             sequence.logits = after[:, -1]
             mx.async_eval(sequence.logits)
+        kv.loaded.layout.compact(kv.cache)
         mx.eval([cache.state for cache in kv.cache])
         kv.advanced(tokens, kv.cache)
 

@@ -69,6 +69,13 @@ class CacheAdapter(ABC):
     def pretend(self, cache: Any, shape: Any, tokens: int) -> None:
         """Let a cache stand as if it held so many tokens, all of them zeros: `reserve` gave it room, if it has any."""
 
+    def compact(self, cache: Any) -> None:  # noqa: B027 # a default, not a gap
+        """Let no array of a cache be a view that keeps a larger one in memory. Does nothing where none is."""
+
+    def shrink(self, cache: Any) -> None:
+        """Let a cache keep only what decode needs: no views of a batch's arrays, and no tokens that left a window."""
+        self.compact(cache)
+
     def can_batch(self, cache: Any) -> bool:
         """Whether mlx-lm can batch this cache."""
         return True

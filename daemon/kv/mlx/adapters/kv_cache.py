@@ -110,6 +110,10 @@ class KVCacheAdapter(BlockAdapter):
             cache.offset = held
         mx.eval([(cache.keys, cache.values) for cache in caches])
 
+    def shrink(self, cache: KVCache) -> None:
+        """Copy keys and values if they are views of a larger array."""
+        cache.keys, cache.values = mx.contiguous(cache.keys), mx.contiguous(cache.values)
+
     def to_batch(self, cache: KVCache) -> BatchKVCache:
         """Return a batch of one row that shares the arrays of a cache."""
         batch = BatchKVCache([0])
@@ -132,6 +136,8 @@ class KVCacheAdapter(BlockAdapter):
         batch = BatchKVCache(list(padding))
         longest = max(kept)
         if longest:
+            # To a whole step of mlx-lm's: a batch that is joined may grow, and would end between two steps.
+            room = -(-(longest + room) // BatchKVCache.step) * BatchKVCache.step - longest
             batch.keys = _right_justified([cache.keys for cache in caches], kept, longest, room)
             batch.values = _right_justified([cache.values for cache in caches], kept, longest, room)
             batch.offset = batch.offset + longest

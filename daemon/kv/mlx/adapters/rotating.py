@@ -103,6 +103,13 @@ class RotatingAdapter(BlockAdapter):
             cache.offset, cache._idx = tokens, visible
         mx.eval([(cache.keys, cache.values) for cache in caches])
 
+    def shrink(self, cache: RotatingKVCache) -> None:
+        """Drop the beginning of the last chunk, which no later token sees; mlx-lm does so at the next token."""
+        if cache.keys.shape[2] > cache.max_size:
+            cache.keys = mx.contiguous(cache.keys[..., -cache.max_size :, :])
+            cache.values = mx.contiguous(cache.values[..., -cache.max_size :, :])
+            cache._idx = cache.max_size
+
     def can_batch(self, cache: RotatingKVCache) -> bool:
         """Whether mlx-lm can batch this cache: not if it keeps its first tokens."""
         return understood(cache)
@@ -123,12 +130,29 @@ def _parts(caches: Sequence[RotatingKVCache], first: int, last: int) -> tuple[li
 
 
 def _between(cache: RotatingKVCache, first: int, last: int) -> tuple[mx.array, mx.array]:
-    """Return keys and values of tokens `first` to `last`, [heads, tokens, width] each, in temporal order."""
-    keys, values = cache._temporal_order(cache.keys), cache._temporal_order(cache.values)
-    oldest = cache.offset - keys.shape[2]
+    """
+    Return keys and values of tokens `first` to `last`, [heads, tokens, width] each, in temporal order.
+
+    Views, or copies of these tokens alone: the whole window in order would exist twice, in all layers at a time.
+    """
+    size = cache.keys.shape[2]
+    rotated = cache._idx < min(size, cache.offset)
+    oldest = cache.offset - (size if rotated else cache._idx)
     if first < oldest or cache.offset < last:
         raise NotHeldError(f"a window holds tokens {oldest} to {cache.offset}, not {first} to {last}")
-    return keys[0, :, first - oldest : last - oldest], values[0, :, first - oldest : last - oldest]
+    start = first - oldest + (cache._idx if rotated else 0)
+    stop = start + last - first
+    return _around(cache.keys, start, stop), _around(cache.values, start, stop)
+
+
+def _around(array: mx.array, start: int, stop: int) -> mx.array:
+    """Return places `start` to `stop` of a ring, [1, heads, size, width], without its first axis."""
+    size = array.shape[2]
+    if stop <= size:
+        return array[0, :, start:stop]
+    if start >= size:
+        return array[0, :, start - size : stop - size]
+    return mx.concatenate([array[0, :, start:], array[0, :, : stop - size]], axis=1)
 
 
 def _last(parts: list[mx.array], tokens: int) -> mx.array:

@@ -54,6 +54,11 @@ class SharedAdapter(BlockAdapter):
         """Raise ValueError: a prefix is there already. `Layout.restored_cache` restores the tails."""
         raise ValueError("the cache of a shared prefix is not empty")
 
+    def shrink(self, cache: SharedKV) -> None:
+        """Copy the tail if it is a view of a batch's."""
+        if cache.tail.keys is not None:
+            _TAILS.shrink(cache.tail)
+
     def to_batch(self, cache: SharedKV) -> SharedBatchKV:
         """Return a batch of one row, which shares the tail's arrays."""
         return SharedBatchKV([cache.prefix], cache.layer, _TAILS.to_batch(cache.tail))
