@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 
 from daemon.kv.nodes import Node
+from daemon.kv.place import path_to
 from daemon.kv.spec import Below
-from daemon.kv.tree import path_to
 from daemon.kv.trie import PrefixTrie
 
 MARKS = 16

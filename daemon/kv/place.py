@@ -83,3 +83,17 @@ def _inside(path: Sequence[Node], packed: bytes) -> Place:
         if common > most:
             best, most = child, common
     return Place(path) if best is None else Place([*path, best], best.tokens - most)
+
+
+def path_to(node: Node) -> tuple[str, list[Node]]:
+    """Return the namespace of a stored block, and the path from the first block to it."""
+    path = [node]
+    while (parent := path[-1].parent) is not None:
+        path.append(parent)
+    root = path.pop()
+    return root.key.decode(), path[::-1]
+
+
+def packed_path(node: Node) -> bytes:
+    """Return the token ids of a stored path, see `seen_prompts.pack`."""
+    return b"".join(each.key for each in path_to(node)[1])

@@ -56,11 +56,10 @@ from daemon.kv.keys import BLOCK_TOKENS, block_keys, pack, partition_of
 from daemon.kv.lease import PrefixLease
 from daemon.kv.miss import Lookup, Miss, MissReason, explain
 from daemon.kv.nodes import Node
-from daemon.kv.place import MOST_CHILDREN, furthest
+from daemon.kv.place import MOST_CHILDREN, furthest, packed_path
 from daemon.kv.resumable import drop_covered, group_runs, make_resumable
 from daemon.kv.seen_prompts import SeenPrompts
 from daemon.kv.spec import Below, KVSource, PrefixSpec, Resume, packed
-from daemon.kv.tree import packed_path
 from daemon.kv.trie import PrefixTrie
 from daemon.shared.failpoints import failpoint
 

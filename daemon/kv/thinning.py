@@ -15,8 +15,8 @@ from heapq import nsmallest
 from operator import attrgetter
 
 from daemon.kv.nodes import Checkpoint
+from daemon.kv.place import path_to
 from daemon.kv.spec import Below
-from daemon.kv.tree import path_to
 from daemon.kv.trie import PrefixTrie
 
 SHARE = 0.5

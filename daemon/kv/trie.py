@@ -22,9 +22,8 @@ from daemon.kv.eviction_queue import EvictionQueue
 from daemon.kv.extent_ledger import ExtentLedger
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
-from daemon.kv.nodes import Checkpoint, Extent, Node
+from daemon.kv.nodes import Checkpoint, Extent, Node, Tree
 from daemon.kv.place import Place
-from daemon.kv.tree import Tree
 
 Choose = Callable[[list[Node]], Place]
 """Returns the place, on a stored path of blocks or right behind it, at which a request can go on."""
