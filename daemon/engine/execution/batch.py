@@ -31,6 +31,7 @@ import mlx.core as mx
 
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays, ids, sample
 from daemon.engine.execution.sequence import Sequence
+from daemon.engine.execution.speculation import Guesser
 from daemon.engine.scheduling.padding import fits
 from daemon.kv.mlx.batch_cache import to_batch, to_single
 
@@ -49,6 +50,11 @@ class Given:
 
     token: mx.array
 
+    @property
+    def id(self) -> int:
+        """Its id."""
+        return int(self.token.item())  # type: ignore[arg-type]
+
 
 @dataclass(slots=True, eq=False)
 class Row:
@@ -60,12 +66,24 @@ class Row:
         sampler: The request's sampler.
         pending: The token that is fed next; the device may still compute it.
         reported: Whether `pending` was returned to the decoder.
+        guesser: Guesses its tokens while it decodes alone; None if nothing does.
     """
 
     sequence: Sequence
     sampler: Sampler
     pending: Sampled | Given
     reported: bool = False
+    guesser: Guesser | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether it shares no pass with other rows."""
+        return self.guesser is not None and self.guesser.apart
+
+    @property
+    def unfed(self) -> list[int]:
+        """Tokens before the pending one that the model is to be fed again; none if the row shares passes."""
+        return [] if self.guesser is None else self.guesser.unfed
 
     @property
     def length(self) -> int:
@@ -116,11 +134,14 @@ class Batch:
 
     def has_room_for(self, other: Batch) -> bool:
         """Whether another batch of the model may join: its caches can be batched, and the padding stays small."""
-        lengths = [row.length for row in (*self.rows, *other.rows)]
-        return other.rows[0].sequence.loaded.joinable and fits(lengths)
+        rows = (*self.rows, *other.rows)
+        lengths = [row.length for row in rows]
+        return not any(row.apart for row in rows) and other.rows[0].sequence.loaded.joinable and fits(lengths)
 
     def join(self, other: Batch) -> None:
         """Take the rows of another batch over. Copies the KV of all rows: they are padded to the same length."""
+        self._feed_again()
+        other._feed_again()
         caches = self._joinable_caches()
         for cache, added in zip(caches, other._joinable_caches(), strict=True):
             cache.extend(added)
@@ -152,6 +173,27 @@ class Batch:
         firsts = [row for row in self.rows if not row.sequence.generated]
         return [(row.sequence, sampled) for row in firsts if (sampled := _reported(row)) is not None]
 
+    def ahead(self) -> list[tuple[Sequence, Sampled]] | None:
+        """
+        Guess the next tokens of a single row, check them in one pass, and return all that is known now.
+
+        Waits for the device. None if nothing is guessed: call `advance` then.
+        """
+        row = self.rows[0]
+        if len(self.rows) > 1 or row.guesser is None:
+            return None
+        row.correct()
+        known = row.unreported is None
+        left = row.sequence.request.max_tokens - len(row.sequence.generated) - (not known)
+        guesses = row.guesser.guess(lambda: row.pending.id, left, known=known)
+        if not guesses:
+            return None
+        first = _reported(row)
+        sampled, row.sampler = row.guesser.check(row.pending.id, guesses, row.sampler, self._caches)
+        row.pending, row.reported = sampled[-1], True
+        self._steps += 1
+        return [(row.sequence, token) for token in ([] if first is None else [first]) + sampled]
+
     def advance(self) -> list[tuple[Sequence, Sampled]]:
         """Begin to compute the next token of each row, and return the tokens before it; the device may be at them."""
         for row in self.rows:
@@ -160,13 +202,15 @@ class Batch:
         current = [(row.sequence, sampled) for row in self.rows if (sampled := _reported(row)) is not None]
         if ended:
             return current  # a pass would compute tokens that no row may have
-        logits = forward(self.rows[0].sequence, self._fed(), self._caches)
+        again = self.rows[0].unfed
+        logits = forward(self.rows[0].sequence, self._fed(), self._caches, again)
         if any(row.sampler.constrained for row in self.rows):
             mx.async_eval(logits)  # the device computes while the host makes the token masks
         following = sample([row.sampler for row in self.rows], logits)
         for index, (row, sampled) in enumerate(zip(self.rows, following, strict=True)):
-            row.sequence.kv.advanced(1, self._caches, index)
+            row.sequence.kv.advanced(1 + len(again), self._caches, index)
             row.pending, row.reported = sampled, False
+        again.clear()
         mx.async_eval(arrays(following))
         self._steps += 1
         if self._steps % EVALUATE_STEPS == 0:
@@ -180,6 +224,14 @@ class Batch:
         if len(sampled) == len(pending):
             return ids(sampled)
         return mx.concatenate([given.token for given in pending])
+
+    def _feed_again(self) -> None:
+        """Feed a single row what it lacks but for its pending token: rows that share a pass lack nothing else."""
+        row = self.rows[0]
+        if row.unfed:
+            row.sequence.loaded.model(mx.array([row.unfed]), cache=list(self._caches))
+            row.sequence.kv.advanced(len(row.unfed), self._caches)
+            row.unfed.clear()
 
     def _joinable_caches(self) -> list[Any]:
         return self._caches if len(self.rows) > 1 else [to_batch(cache) for cache in self._caches]
@@ -197,7 +249,7 @@ def _reported(row: Row) -> Sampled | None:
     return sampled
 
 
-def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any]) -> mx.array:
+def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any], again: list[int] | None = None) -> mx.array:
     """
     Run one token of each row through a model.
 
@@ -205,9 +257,11 @@ def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any]) -> mx.a
         sequence: A sequence of the model.
         tokens: The tokens, shape [rows].
         caches: One cache for each layer, with a row for each token.
+        again: Tokens of a single row that come before its token.
 
     Returns:
-        The logits after them, shape [rows, vocab].
+        The logits after the tokens, shape [rows, vocab].
     """
-    logits: mx.array = sequence.loaded.model(tokens[:, None], cache=list(caches))
+    fed = mx.concatenate([mx.array(again), tokens])[None] if again else tokens[:, None]
+    logits: mx.array = sequence.loaded.model(fed, cache=list(caches))
     return logits[:, -1]

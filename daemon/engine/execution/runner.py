@@ -25,6 +25,7 @@ from daemon.engine.execution.sequence import Sequence
 from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.reporting.timings import EngineTimings
+from daemon.engine.scheduling.governor import Governors
 from daemon.engine.scheduling.policy import ChunkSizer
 from daemon.engine.scheduling.waiting_list import WaitingList
 from daemon.kv.keys import BLOCK_TOKENS
@@ -58,6 +59,7 @@ class Runner:
     Attributes:
         totals: Tokens since the start.
         gauges: Times between tokens, and rows of a step.
+        governors: What guessing brings for each model.
         max_batch: Slots of each model.
     """
 
@@ -73,6 +75,7 @@ class Runner:
         self.totals = Totals()
         self.gauges = EngineTimings()
         self._prefixes = prefixes
+        self.governors = Governors()
         self.max_batch = max_batch
         self._make_room = make_room
         self._spare = spare
@@ -224,7 +227,8 @@ class Runner:
             self._finish(first, FinishReason.LENGTH)
             return
         self.totals.prompt_tokens += len(sequences)  # their last tokens, which the decoder feeds
-        decoder = self._decoders.setdefault(first.model_key, Decoder())
+        key = first.model_key
+        decoder = self._decoders.setdefault(key, Decoder(self.governors.of(key), self._clock))
         if caches is None:
             decoder.join(first)
         else:
@@ -264,7 +268,7 @@ class Runner:
         for tokens in (decoder.firsts(), decoder.step()):
             for sequence, token in tokens:
                 if sequence in ended:
-                    continue  # tokens that a draft model guessed beyond the end
+                    continue  # tokens that were guessed beyond the end
                 end = token if isinstance(token, SidecarError) else self._accept(sequence, token)
                 if end is not None:
                     ended[sequence] = end

@@ -95,6 +95,19 @@ class RotatingAdapter(BlockAdapter):
             cache.offset, cache._idx = tokens, visible
         mx.eval([(cache.keys, cache.values) for cache in caches])
 
+    def mark(self, cache: RotatingKVCache) -> tuple[Any, ...]:
+        """Return the arrays and counts of a cache. A pass of several tokens makes new arrays and leaves these alone."""
+        return cache.keys, cache.values, cache.offset, cache._idx
+
+    def back(self, cache: RotatingKVCache, mark: tuple[Any, ...], fed: int, kept: int) -> None:
+        """Forget the last tokens of a pass. It kept those that a window of its first token sees, in temporal order."""
+        if kept:
+            held = cache.keys.shape[2] - (fed - kept)
+            cache.keys, cache.values = cache.keys[..., :held, :], cache.values[..., :held, :]
+            cache.offset, cache._idx = cache.offset - (fed - kept), held
+        else:
+            cache.keys, cache.values, cache.offset, cache._idx = mark
+
     def can_batch(self, cache: RotatingKVCache) -> bool:
         """Whether mlx-lm can batch this cache: not if it keeps its first tokens."""
         return understood(cache)
