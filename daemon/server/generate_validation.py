@@ -213,6 +213,8 @@ def _check_no_answer(request: pb.GenerateRequest) -> None:
     for field in _ANSWER_FIELDS:
         if request.HasField(field):
             raise invalid(field, "has no effect with max_tokens 0; leave it out")
+    if request.speculation == pb.SPECULATION_NGRAM:
+        raise invalid("speculation", "has no effect with max_tokens 0; leave it out")
     for path, message in (("sampling", request.sampling), ("stop", request.stop)):
         for descriptor, value in message.ListFields():
             if value != _NEUTRAL.get(descriptor.name):

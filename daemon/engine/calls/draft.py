@@ -61,8 +61,9 @@ def _find_and_load(services: Services, request: pb.GenerateRequest, tokenizer: T
         assert isinstance(found, ModelSource)
 
         def compared(other: Tokenizer) -> ModelSource:
-            if not other.has_ids_of(tokenizer):
-                raise invalid("draft_model", f"has another tokenizer than {request.model}; it needs the same")
+            if difference := other.difference(tokenizer):
+                said = f"has another tokenizer than {request.model}; it needs the same ({difference})"
+                raise invalid("draft_model", said)
             return found
 
         return services.with_tokenizer(found, compared)

@@ -141,12 +141,18 @@ class Governor:
             return count if budget > 0 or self._lost < 2 * self.step else 0
         return 1 if budget > self._cost * self.step else 0
 
-    def gain(self, source: Source) -> float:
+    def kinds(self) -> dict[int, list[Source]]:
+        """Return the sources that have guessed, by their kind."""
+        kinds: dict[int, list[Source]] = {}
+        for source in self.records:
+            kinds.setdefault(source.kind, []).append(source)
+        return kinds
+
+    def gain(self, *sources: Source) -> float:
         """Return the tokens a second of passes with guesses, divided by those without; 0 if not known."""
-        record = self.records.get(source)
-        if record is None or not record.seconds or not self.step:
-            return 0.0
-        return record.tokens * self.step / record.seconds
+        records = [self.records[source] for source in sources if source in self.records]
+        seconds = sum(record.seconds for record in records)
+        return sum(record.tokens for record in records) * self.step / seconds if seconds else 0.0
 
     def parked(self, source: Source) -> bool:
         """Whether a source has lost so far, and is only tried now and then."""

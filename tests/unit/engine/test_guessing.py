@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,8 @@ def test_next_turn_reuses_a_guessed_answer(harness: Harness, tmp_path: Path, fam
     harness.settle()
 
 
-def test_automatic_guesses_are_made_where_they_are_exact(engine: Callable[..., Harness], tmp_path: Path) -> None:
+def test_automatic_guesses_are_made_where_they_are_exact(harness: Harness, tmp_path: Path) -> None:
     """Latent attention multiplies in another order when it has one token; its answers keep their bits."""
-    harness = engine()
     greedy = pb.Sampling(logit_bias={11: 100.0})
     levels = {"llama": Ahead.EXACT, "deepseek_v3": Ahead.ROUNDED, "qwen3_next": Ahead.EXACT}
     for family, level in levels.items():
@@ -109,6 +108,16 @@ def test_window_that_is_full_gets_no_automatic_guesses(harness: Harness, tmp_pat
     answer = harness.run(asked(path, AUTO, tokens=prompt, max_tokens=120))
     assert answer.content == plain.content
     assert guesses(answer) == (0, 0)
+
+
+def more_than(harness: Harness, call: int, events: int) -> bool:
+    """Whether a call has had more than so many events."""
+    return len(harness.of(call)) > events
+
+
+def ended(harness: Harness, call: int) -> bool:
+    """Whether a call has had its last event."""
+    return bool(harness.of(call)) and harness.of(call)[-1].generate.HasField("finished")
 
 
 FORM = pb.ResponseFormat(regex=r'(\{"name": "(a|b)", "size": [0-9]\},\n){6}')
@@ -151,7 +160,7 @@ def test_sequence_that_guessed_joins_a_batch_and_leaves_it(harness: Harness, tmp
     call = harness.begin(asked(path, NGRAM, sampling=sampling, max_tokens=90))
     neighbours = []
     for tokens in (8, 18, 28):
-        harness.until(lambda tokens=tokens: len(harness.of(call)) > tokens)
+        harness.until(partial(more_than, harness, call, tokens))
         neighbours.append(
             harness.begin(asked(path, NGRAM, sampling=sampling, max_tokens=9, tokens=pb.TokenIds(ids=range(60, 75))))
         )
@@ -166,10 +175,9 @@ def test_sequence_is_held_between_guesses(harness: Harness, tmp_path: Path) -> N
     path = str(write(tmp_path, Family("qwen3_next")))
     plain = harness.run(asked(path, OFF, sampling=SAMPLINGS["seeded"]))
     call = harness.begin(asked(path, NGRAM, sampling=SAMPLINGS["seeded"]))
-    ended = lambda: harness.of(call) and harness.of(call)[-1].generate.HasField("finished")  # noqa: E731
-    while not ended():
+    while not ended(harness, call):
         harness.step()
-        if harness.decoding(call) and not ended():
+        if harness.decoding(call) and not ended(harness, call):
             harness.engine._runner.hold(call, held=True)
             harness.step()
             harness.engine._runner.hold(call, held=False)
