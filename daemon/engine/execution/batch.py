@@ -203,7 +203,7 @@ class Batch:
         if ended:
             return current  # a pass would compute tokens that no row may have
         again = self.rows[0].unfed
-        logits = forward(self.rows[0].sequence, self._fed(), self._caches, again)
+        logits = self._forward_again(again) if again else forward(self.rows[0].sequence, self._fed(), self._caches)
         if any(row.sampler.constrained for row in self.rows):
             mx.async_eval(logits)  # the device computes while the host makes the token masks
         following = sample([row.sampler for row in self.rows], logits)
@@ -224,6 +224,12 @@ class Batch:
         if len(sampled) == len(pending):
             return ids(sampled)
         return mx.concatenate([given.token for given in pending])
+
+    def _forward_again(self, again: list[int]) -> mx.array:
+        """Run the pending token of a single row through the model, and before it what the caches lack."""
+        fed = mx.concatenate([mx.array(again), self._fed()])[None]
+        logits: mx.array = self.rows[0].sequence.loaded.model(fed, cache=list(self._caches))
+        return logits[:, -1]
 
     def _feed_again(self) -> None:
         """Feed a single row what it lacks but for its pending token: rows that share a pass lack nothing else."""
@@ -249,7 +255,7 @@ def _reported(row: Row) -> Sampled | None:
     return sampled
 
 
-def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any], again: list[int] | None = None) -> mx.array:
+def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any]) -> mx.array:
     """
     Run one token of each row through a model.
 
@@ -257,11 +263,9 @@ def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any], again: 
         sequence: A sequence of the model.
         tokens: The tokens, shape [rows].
         caches: One cache for each layer, with a row for each token.
-        again: Tokens of a single row that come before its token.
 
     Returns:
-        The logits after the tokens, shape [rows, vocab].
+        The logits after them, shape [rows, vocab].
     """
-    fed = mx.concatenate([mx.array(again), tokens])[None] if again else tokens[:, None]
-    logits: mx.array = sequence.loaded.model(fed, cache=list(caches))
+    logits: mx.array = sequence.loaded.model(tokens[:, None], cache=list(caches))
     return logits[:, -1]
