@@ -251,7 +251,7 @@ class DraftGuesses:
             guesses.append(tokens)
             if not index:
                 kv.advanced(len(unseen), kv.cache)
-                self._undo = Undo(kv.cache)
+                self._undo = Undo(kv.cache, whole=True)
         self._fed = count - 1
         return Source(Speculation.DRAFT), mx.concatenate(guesses).tolist()  # type: ignore[return-value]
 

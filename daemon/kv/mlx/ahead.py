@@ -53,17 +53,22 @@ class Undo:
 
     Args:
         caches: The sequence's own caches, one for each layer, of classes that have an adapter.
+        whole: Whether several passes are to be undone, and then as a whole unless all layers are plain. Layers with a
+            state make it so. Their arrays before the pass are then kept in memory, windows included.
     """
 
-    def __init__(self, caches: Sequence[Any]) -> None:
-        self._marks = [(cache, ADAPTERS[type(cache)].mark(cache)) for cache in leaves(caches)]
+    def __init__(self, caches: Sequence[Any], *, whole: bool = False) -> None:
+        flat = list(leaves(caches))
+        self._whole = any(type(cache) in STATE_ADAPTERS for cache in flat)
+        marked = whole or self._whole
+        self._marks = [(cache, ADAPTERS[type(cache)].mark(cache) if marked else None) for cache in flat]
 
     def keep(self, fed: int, kept: int) -> int:
         """
         Keep the first tokens of the pass.
 
         Args:
-            fed: Tokens of the pass, two or more.
+            fed: Tokens of the pass, two or more; or of all passes that are to be undone.
             kept: How many of them are to stay.
 
         Returns:
@@ -71,7 +76,7 @@ class Undo:
         """
         if fed == kept:
             return kept
-        if any(type(cache) in STATE_ADAPTERS for cache, _ in self._marks):
+        if self._whole:
             kept = 0
         for cache, mark in self._marks:
             ADAPTERS[type(cache)].back(cache, mark, fed, kept)

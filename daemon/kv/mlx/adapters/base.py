@@ -83,7 +83,7 @@ class CacheAdapter(ABC):
 
     @abstractmethod
     def mark(self, cache: Any) -> Any:
-        """Return what `back` needs to undo the next pass, which has two tokens or more. No copy."""
+        """Return what `back` needs to undo all of what is written from now on. No copy."""
 
     @abstractmethod
     def back(self, cache: Any, mark: Any, fed: int, kept: int) -> None:
@@ -92,8 +92,8 @@ class CacheAdapter(ABC):
 
         Args:
             cache: The cache of one sequence.
-            mark: What `mark` returned before the pass.
-            fed: Tokens of the pass, two or more.
+            mark: What `mark` returned before the pass; not needed if some tokens stay.
+            fed: Tokens of the pass: two or more if some of them stay.
             kept: How many of them stay, fewer; 0 if any cache of the sequence is a state, which sums up all tokens.
         """
 

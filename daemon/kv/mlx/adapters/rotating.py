@@ -96,8 +96,8 @@ class RotatingAdapter(BlockAdapter):
         mx.eval([(cache.keys, cache.values) for cache in caches])
 
     def mark(self, cache: RotatingKVCache) -> tuple[Any, ...]:
-        """Return the arrays and counts of a cache. A pass of several tokens makes new arrays and leaves these alone."""
-        return cache.keys, cache.values, cache.offset, cache._idx
+        """Return the arrays and counts of a cache; a pass of one token writes into the arrays that the cache has."""
+        return cache.keys[...], cache.values[...], cache.offset, cache._idx
 
     def back(self, cache: RotatingKVCache, mark: tuple[Any, ...], fed: int, kept: int) -> None:
         """Forget the last tokens of a pass. It kept those that a window of its first token sees, in temporal order."""
