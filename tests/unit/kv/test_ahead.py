@@ -43,10 +43,18 @@ def fed(model: Any, tokens: list[int], caches: list[Any]) -> mx.array:
     return logits
 
 
+def prefilled(model: Any, before: int) -> list[Any]:
+    """Return caches that hold so many tokens, the last four of them decoded one by one."""
+    caches: list[Any] = make_prompt_cache(model)
+    fed(model, TOKENS[: before - 4], caches)
+    for token in TOKENS[before - 4 : before]:
+        fed(model, [token], caches)
+    return caches
+
+
 def after_one_by_one(model: Any, before: int, more: int) -> list[mx.array]:
     """Return the logits after each of some tokens, fed one by one behind a prompt."""
-    caches = make_prompt_cache(model)
-    fed(model, TOKENS[:before], caches)
+    caches = prefilled(model, before)
     return [fed(model, [token], caches)[-1] for token in TOKENS[before : before + more]]
 
 
@@ -60,8 +68,7 @@ def close(logits: mx.array, others: mx.array) -> bool:
 def test_wrong_guesses_are_forgotten(model: Any, before: int, wrong: int, right: int) -> None:
     """Before a window (20 and 32 tokens) is full, as it is filled, and behind."""
     expected = after_one_by_one(model, before, right + 4)
-    caches = make_prompt_cache(model)
-    fed(model, TOKENS[:before], caches)
+    caches = prefilled(model, before)
     undo = Undo(caches)
     guessed = TOKENS[before : before + 1 + right] + [701, 702, 703][:wrong]
     logits = fed(model, guessed, caches)
@@ -79,8 +86,7 @@ def test_wrong_guesses_are_forgotten(model: Any, before: int, wrong: int, right:
 def test_single_tokens_are_undone_as_a_whole(model: Any, before: int) -> None:
     """A draft model is fed its guesses one by one, and windows write them over what they hold."""
     expected = after_one_by_one(model, before, 2)
-    caches = make_prompt_cache(model)
-    fed(model, TOKENS[:before], caches)
+    caches = prefilled(model, before)
     undo = Undo(caches, whole=True)
     for token in (701, 702, 703):
         fed(model, [token], caches)
