@@ -56,7 +56,7 @@ def guesses(bench: Bench) -> Result:
     result = Result("Tokens guessed ahead, one request")
     tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
     tokens = bench.size(400, 24)
-    harness = Harness(kv_disk_mb=0)
+    harness = Harness(guesses=True, kv_disk_mb=0)
     try:
         models = {shape: bench.model(shape) for shape in bench.size(("small", "hybrid", "window"), ("small",))}
         for shape, model in {**models, "embedded": EMBEDDED_PATH}.items():

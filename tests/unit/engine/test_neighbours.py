@@ -110,7 +110,7 @@ def test_answer_beside_others_equals_the_answer_alone(
 ) -> None:
     """Models, seeds, penalties, guesses, prefix hits, priorities, cancels and orders of arrival mixed at random."""
     first = random.randrange(2**32)
-    harness = engine(max_batch=4)
+    harness = engine(max_batch=4, guesses=True)
     for number in range(schedules):
         run_schedule(harness, kinds, first + number)
     harness.settle()
