@@ -115,6 +115,7 @@ def _written(
         tokens=pb.TokenIds(ids=[token % 500 for token in prompt[: 2 * tokens]]),
         max_tokens=tokens,
         stop=pb.Stop(ignore_eos=True),
+        sampling=pb.Sampling(temperature=1.0, seed=1),  # a greedy token without a mask would be the argmax
         speculation=SPECULATIONS[side],
         cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 #
 # A source whose gain is below 1 is parked. It is tried again where that costs little: what guessing lost against passes
 # without a guess is summed up, in seconds, and must stay below a share of all seconds spent. A try that may lose half
-# a pass so comes after 25 passes. The sum is never below zero, so that no gain of the past pays for a loss.
+# a pass so comes after 25 passes. A gain of the past pays for a loss of few passes alone.
 
 MOST_GUESSES = 8
 """Most tokens guessed at a time from n-grams."""
@@ -32,7 +32,10 @@ _WINDOW = 4096
 """Passes after which what was spent and lost counts half."""
 _PLAIN = 4
 """Passes without a guess that are measured before the first guess."""
-_LARGEST_COST = 4.0
+_LARGEST_COST = 1.0
+"""Most that a guess adds to a pass: single passes over the same tokens cost no more. A pause of the machine may."""
+_PAID = 4
+"""Passes whose loss a gain of the past pays for."""
 _MOST_MODELS = 64
 
 
@@ -112,14 +115,14 @@ class Governor:
         record = self.records[source]
         if self._passes < _PLAIN or not self.step:
             return
-        seconds = min(seconds, (1 + _LARGEST_COST * guessed) * 2 * self.step)
+        under_way = tokens - accepted - 1
+        seconds = min(seconds, (1 + under_way + _LARGEST_COST * guessed) * self.step)
         record.passes += 1
         record.seconds += seconds
         record.tokens += tokens
-        under_way = tokens - accepted - 1
         cost = (seconds - under_way * self.step) / self.step - 1
         self._cost += _WEIGHT * 2 * (min(max(cost / guessed, 0.0), _LARGEST_COST) - self._cost)
-        self._lost = max(0.0, self._lost + seconds - tokens * self.step)
+        self._lost = max(-_PAID * self.step, self._lost + seconds - tokens * self.step)
         self._spend(seconds)
 
     def counted(self, source: Source, guessed: int, accepted: int) -> None:
