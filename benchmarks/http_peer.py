@@ -113,7 +113,7 @@ class StartsMlxLm:
 
     def __call__(self, folder: Path, models: Sequence[Path]) -> System:
         """Start a server with the first model. A request for another model replaces it."""
-        port = _free_port()
+        port = free_port()
         command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(models[0]), "--port", str(port)]
         return _started(self.name, [*command, *self.flags], port, folder)
 
@@ -127,7 +127,7 @@ class StartsVllmMlx:
 
     def __call__(self, folder: Path, models: Sequence[Path]) -> System:
         """Start a server with the first model; it serves no other."""
-        port = _free_port()
+        port = free_port()
         command = [str(self.venv / "bin" / "vllm-mlx"), "serve", str(models[0]), "--port", str(port)]
         return _started(self.name, [*command, "--host", "127.0.0.1", "--continuous-batching"], port, folder)
 
@@ -149,7 +149,8 @@ def _ok(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
     return response
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback address that was free just now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

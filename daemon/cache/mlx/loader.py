@@ -45,6 +45,7 @@ from daemon.kv.mlx.ahead import Ahead, trying
 from daemon.kv.mlx.layerwise import Pass, forward_layerwise
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.self_test import probing, proving
+from daemon.kv.mlx.shared_self_test import proving_shared
 from daemon.kv.mlx.workspace import NO_WORK, Workspace, measuring
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
@@ -96,6 +97,7 @@ class LoadedModel:
         joinable: Whether its sequences can share a forward pass.
         ahead: How exact a pass over guessed tokens is.
         work: The memory that a forward pass takes.
+        shares: Whether its sequences can read one copy of a prefix that they have in common.
         warmup_time: Seconds that the warm-up took; 0 if there was none.
     """
 
@@ -107,6 +109,7 @@ class LoadedModel:
     joinable: bool = False
     ahead: Ahead = Ahead.WRONG
     work: Workspace = NO_WORK
+    shares: bool = False
     warmup_time: float = 0.0
 
 
@@ -244,11 +247,13 @@ def _tested(source: ModelSource, model: Any, needed: int, progress: Progress, sl
         logits = yield from slicer.run(_a_token(model, layout), progress)
         joinable = yield from slicer.run(proving(model), progress)
         ahead = yield from slicer.run(trying(model, layout), progress)
+        shares = yield from slicer.run(proving_shared(model, layout), progress)
         work = _MEASURED.get(source.key)
         if work is None:
             work = yield from slicer.run(measuring(model, layout), progress)
             _MEASURED[source.key] = work
-    return LoadedModel(source, model, layout, needed, int(logits.shape[-1]), joinable, ahead, work)
+    size, joined = int(logits.shape[-1]), joinable and shares
+    return LoadedModel(source, model, layout, needed, size, joinable, ahead, work, joined)
 
 
 def _a_token(model: Any, layout: Layout) -> Pass:

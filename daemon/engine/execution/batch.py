@@ -87,8 +87,8 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens of the sequence so far."""
-        return len(self.sequence.prompt) + len(self.sequence.generated)
+        """Tokens of the sequence so far, without those of a shared prefix."""
+        return len(self.sequence.prompt) + len(self.sequence.generated) - self.sequence.kv.base
 
     @property
     def ends(self) -> bool:
@@ -135,8 +135,8 @@ class Batch:
     def has_room_for(self, other: Batch) -> bool:
         """Whether another batch of the model may join: its caches can be batched, and the padding stays small."""
         rows = (*self.rows, *other.rows)
-        lengths = [row.length for row in rows]
-        return not any(row.apart for row in rows) and other.rows[0].sequence.loaded.joinable and fits(lengths)
+        one_root = len({row.sequence.kv.root for row in rows}) == 1 and not any(row.apart for row in rows)
+        return one_root and other.rows[0].sequence.loaded.joinable and fits([row.length for row in rows])
 
     def join(self, other: Batch) -> None:
         """Take the rows of another batch over. Copies the KV of all rows: they are padded to the same length."""

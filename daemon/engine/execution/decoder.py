@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -16,6 +16,13 @@ from daemon.engine.output.detokenizer import Token
 from daemon.engine.scheduling.governor import Governor
 from daemon.kv.mlx.batch_cache import to_batch
 from daemon.shared.errors import SidecarError
+
+
+class Changes(Protocol):
+    """Makes other caches of those of a sequence."""
+
+    def __call__(self, caches: list[Any], *, copy: bool) -> list[Any]:
+        """Return them; `copy` if other sequences have the arrays as well."""
 
 
 class Decoder:
@@ -67,8 +74,18 @@ class Decoder:
         else:
             self._place(Batch.of(self._first_row(sequence)))
 
-    def join_together(self, sequences: list[Sequence], caches: list[Any]) -> None:
-        """Start decoding several sequences. Their prompts, without the last tokens, are rows of batch caches."""
+    def join_together(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
+        """
+        Start decoding several sequences.
+
+        Args:
+            sequences: The sequences.
+            caches: Batch caches, of which their prompts, without the last tokens, are rows; None if each has its own.
+        """
+        if caches is None:
+            for sequence in sequences:
+                self.join(sequence)
+            return
         self._place(Batch([self._first_row(sequence) for sequence in sequences], caches))
 
     def leave(self, sequences: Collection[Sequence]) -> None:
@@ -84,6 +101,16 @@ class Decoder:
         """Resume a sequence that was held; any other is no error."""
         for row in [row for row in self._held if row.sequence is sequence]:
             self._held.remove(row)
+            self._place(Batch.of(row))
+
+    def replace(self, sequence: Sequence, change: Changes) -> None:
+        """Let a sequence that is a row of a batch go on with other caches, which `change` makes of its own."""
+        alone = any(len(batch) == 1 and batch.rows[0].sequence is sequence for batch in self._batches)
+        (row,) = self._take_out([sequence])
+        assert sequence.kv.cache is not None
+        try:
+            sequence.kv.cache = change(sequence.kv.cache, copy=not alone)
+        finally:  # a fault is the new reader's alone
             self._place(Batch.of(row))
 
     def caches_of(self, sequence: Sequence) -> list[Any]:
@@ -117,6 +144,7 @@ class Decoder:
 
     def _join_samples(self, sequence: Sequence) -> None:
         if sequence.loaded.joinable:
+            sequence.kv.share_prompt()
             caches = [to_batch(cache) for cache in sequence.kv.take()]
             rows = sequence.split(copy=False)
             for cache in caches:

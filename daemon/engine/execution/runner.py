@@ -21,13 +21,14 @@ from daemon.engine.execution.bill import Bill, bill
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
+from daemon.engine.execution.readers import Readers
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.reporting.timings import EngineTimings
 from daemon.engine.scheduling.governor import Governors
 from daemon.engine.scheduling.policy import ChunkSizer
-from daemon.engine.scheduling.waiting_list import WaitingList
+from daemon.engine.scheduling.prefill_plan import WaitingList
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import Resume
@@ -61,6 +62,7 @@ class Runner:
         gauges: Times between tokens, and rows of a step.
         governors: What guessing brings for each model.
         max_batch: Slots of each model.
+        readers: The running sequences, as readers of prefixes that they have in common.
     """
 
     def __init__(
@@ -85,8 +87,9 @@ class Runner:
         self._waiting: WaitingList[Sequence] = WaitingList()
         self._tried: list[int] | None = None
         """The calls that there were when a start was last tried in vain; None if something was being computed."""
-        self._prefills = PrefillQueue(prefixes, self._times, clock)
         self._decoders: dict[ModelKey, Decoder] = {}
+        self.readers = Readers(self._holders, self._decoders)
+        self._prefills = PrefillQueue(prefixes, self._times, clock, self.readers.common)
 
     @property
     def waiting(self) -> int:
@@ -167,7 +170,9 @@ class Runner:
 
     def step(self) -> None:
         """Do one turn: start sequences, decode each model once, and compute a chunk of prefill."""
-        self._start()
+        for sequence in self._waiting.starting(self._running, self.max_batch, self._fits):
+            self._prefills.add(sequence)
+        self._note_stuck()
         if rows := self._active:
             self.gauges.rows.observe(rows)
         for model, decoder in list(self._decoders.items()):
@@ -179,12 +184,13 @@ class Runner:
         for outcome in self._prefills.step(self.usual_decode):
             self._prefilled(outcome)
 
-    def _start(self) -> None:
-        def fits(sequence: Sequence) -> bool:
-            return self._make_room(self._bill(sequence).total - self._bill().total)
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether a sequence that waits fits in memory now. Frees memory for it."""
+        self.readers.expect(sequence)
+        return self._make_room(self._bill(sequence).total - self._bill().total)
 
-        while (sequence := self._waiting.start_next(self._running, self.max_batch, fits)) is not None:
-            self._prefills.add(sequence)
+    def _note_stuck(self) -> None:
+        """Note whether another start would be in vain; if nothing runs at all, refuse the oldest waiting sequence."""
         self._tried = None if self._prefills.active or self._active else self._calls()
         if len(self._waiting) and not (len(self._prefills) or self._decoders):
             self._refuse(next(iter(self._waiting)))  # one a turn: the next may be smaller, and fit
@@ -227,12 +233,8 @@ class Runner:
             self._finish(first, FinishReason.LENGTH)
             return
         self.totals.prompt_tokens += len(sequences)  # their last tokens, which the decoder feeds
-        key = first.model_key
-        decoder = self._decoders.setdefault(key, Decoder(self.governors.of(key), self._clock))
-        if caches is None:
-            decoder.join(first)
-        else:
-            decoder.join_together(sequences, caches)
+        decoder = self._decoders.setdefault(first.model_key, Decoder(self.governors.of(first.model_key), self._clock))
+        decoder.join_together(sequences, caches)
         for call_id in {sequence.call_id for sequence in sequences if sequence.held}:
             self.hold(call_id, held=True)
 

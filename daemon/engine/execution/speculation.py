@@ -99,7 +99,7 @@ class Guesser:
             left: Tokens that the sequence may still have behind the pending one.
             known: Whether the pending token is the last of the sequence's tokens.
         """
-        most = min(left - 1, self._room())
+        most = min(left - 1, self._room()) if self.apart or self._sequence.kv.root is None else 0
         self._usual, self._last = self._last is None, None
         if most < 1:
             return []
