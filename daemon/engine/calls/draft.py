@@ -92,4 +92,4 @@ def check_ahead(model: LoadedModel, field: str, name: str) -> None:
         SidecarError: INVALID_ARGUMENT at the field.
     """
     if model.ahead is Ahead.WRONG:
-        raise invalid(field, f"needs models whose cache can take tokens back, and {name} has another; leave it out")
+        raise invalid(field, f"needs models that can take tokens back, and the cache of {name} cannot; leave it out")

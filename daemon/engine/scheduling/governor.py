@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 #
 # t, s and p are measured, p for each source. `count` takes the k with the largest gain.
 #
-# A source whose gain is below 1 is parked. It is tried again where that costs little: what guessing lost against passes
+# A source with a gain below 1 is parked. It is tried again where that costs little: what guessing lost against passes
 # without a guess is summed up, in seconds, and must stay below a share of all seconds spent. A try that may lose half
 # a pass so comes after 25 passes. A gain of the past pays for a loss of few passes alone.
 
@@ -35,7 +35,7 @@ _PLAIN = 4
 _LARGEST_COST = 1.0
 """Most that a guess adds to a pass: single passes over the same tokens cost no more. A pause of the machine may."""
 _PAID = 4
-"""Passes whose loss a gain of the past pays for."""
+"""A gain of the past pays for the loss of so many passes."""
 _MOST_MODELS = 64
 
 

@@ -57,7 +57,7 @@ class SharedAdapter(BlockAdapter):
         return SharedKV(batch.prefixes[row], batch.layer, _TAILS.to_single(batch.tail, row))
 
     def mark(self, cache: SharedKV) -> None:
-        """Return nothing: tokens of a pass are in the tail, whose length tells which there are."""
+        """Return nothing: tokens of a pass are in the tail, and its length tells which there are."""
 
     def back(self, cache: SharedKV, mark: None, fed: int, kept: int) -> None:
         """Forget the last tokens of a pass."""
