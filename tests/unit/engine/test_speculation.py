@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from daemon.kv.mlx import sharing
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import copy_of_embedded, random_model
@@ -185,3 +186,26 @@ def harness_ids(harness: Harness, text: str) -> list[int]:
     tokenizers = harness.engine._services.tokenizers
     source = next(iter(harness.engine._models.entries())).model.source
     return tokenizers.get(source).encode_prompt(text)
+
+
+def test_draft_guesses_for_readers_of_one_prefix(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong guesses leave the tails, and the prefix stays as it is."""
+    monkeypatch.setattr(sharing, "LEAST_SHARED", 16)
+    path = str(write(tmp_path, Family("llama")))
+    prompts = [[*range(20, 90), 7, 8], [*range(20, 90), 9]]
+
+    def asked(prompt: list[int], **fields: Any) -> pb.GenerateRequest:
+        common: dict[str, Any] = {"tokens": pb.TokenIds(ids=prompt), "max_tokens": 40, "sampling": HALF}
+        return pb.GenerateRequest(model=path, stop=pb.Stop(ignore_eos=True), top_logprobs=0, **common, **fields)
+
+    bypass = pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS)
+    plain = [harness.run(asked(prompt, cache=bypass)) for prompt in prompts]
+    first = harness.begin(asked(prompts[0], draft_model=path))
+    harness.until(lambda: harness.decoding(first))
+    second = harness.run(asked(prompts[1], draft_model=path))
+    assert second.content == plain[1].content
+    assert Answer(harness.finish(first)).content == plain[0].content
+    harness.settle()
+    assert harness.figures.prefix_cache.tokens_shared
