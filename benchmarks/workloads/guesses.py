@@ -14,14 +14,14 @@ import mlx.core as mx
 from tokenizers import Tokenizer
 
 from benchmarks.bench import Bench, Figures
-from benchmarks.figures import MORE, SPEED, Metric, Result
+from benchmarks.figures import MORE, OURS, SPEED, Metric, Result
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.prompt.preparation import PreparedRequest
 from daemon.engine.structured_output.constraint import Drawn
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Harness
 
-AUTO, OFF, NGRAM = "guesses where they gain", "no guesses", "guesses always"
+AUTO, OFF, NGRAM = OURS, "without guesses", "always with guesses"
 SPECULATIONS = {AUTO: pb.SPECULATION_AUTO, OFF: pb.SPECULATION_OFF, NGRAM: pb.SPECULATION_NGRAM}
 TOKENS_A_PASS = Metric("tokens a pass", "tokens", MORE)
 CHANGED = 0.03
@@ -59,7 +59,7 @@ def guesses(bench: Bench) -> Result:
     harness = Harness(guesses=True, kv_disk_mb=0)
     try:
         models = {shape: bench.model(shape) for shape in bench.size(("small", "hybrid", "window"), ("small",))}
-        for shape, model in {**models, "embedded": EMBEDDED_PATH}.items():
+        for shape, model in {**models, **bench.size({"embedded": EMBEDDED_PATH}, {})}.items():
             harness.run(pb.GetOrLoadRequest(model=str(model)))
             for name, text in TEXTS.items():
                 case = f"{shape}, {name}"
