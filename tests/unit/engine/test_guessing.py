@@ -50,13 +50,13 @@ def guesses(answer: Answer) -> tuple[int, int]:
     return counts.get(NGRAM, (0, 0))
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-@pytest.mark.parametrize("family", [*EXACT, *ROUNDED])
-def test_guessed_answer_equals_the_plain_answer(
-    harness: Harness, tmp_path: Path, family: str, sampling: pb.Sampling
-) -> None:
+@pytest.mark.parametrize(
+    ("family", "named"),
+    [*((family, "seeded") for family in [*EXACT, *ROUNDED]), ("llama", "penalised"), ("qwen3_next", "penalised")],
+)
+def test_guessed_answer_equals_the_plain_answer(harness: Harness, tmp_path: Path, family: str, named: str) -> None:
     """Bit for bit where a pass over several tokens is: windows of 32 tokens are full before the answer ends."""
-    path = str(write(tmp_path, Family(family)))
+    path, sampling = str(write(tmp_path, Family(family))), SAMPLINGS[named]
     windowed = family == "gemma3_text"
     plain = harness.run(asked(path, OFF, sampling=sampling))
     answer = harness.run(asked(path, NGRAM, sampling=sampling))
@@ -137,7 +137,7 @@ def test_form_holds_for_guessed_tokens(harness: Harness, sampling: pb.Sampling) 
     assert answer.finished.reason == plain.finished.reason
 
 
-@pytest.mark.parametrize("stop", ["gain", "in the", "nd"])
+@pytest.mark.parametrize("stop", ["gain", "in the"])
 def test_stop_string_within_guesses_ends_the_answer(harness: Harness, stop: str) -> None:
     """What was accepted behind it is no part of the answer, and of nothing that is stored."""
     text = "Once again and again in the end, and again in the end, once"
@@ -190,8 +190,9 @@ def test_sequence_is_held_between_guesses(harness: Harness, tmp_path: Path) -> N
     harness.settle()
 
 
-@pytest.mark.parametrize("sampling", [{}, {"repetition_penalty": 1.2, "frequency_penalty": 0.1}])
-@pytest.mark.parametrize("name", ["Hermes", "Qwen 3 Coder"])
+@pytest.mark.parametrize(
+    ("name", "sampling"), [("Hermes", {"repetition_penalty": 1.2, "frequency_penalty": 0.1}), ("Qwen 3 Coder", {})]
+)
 def test_calls_keep_to_their_grammar_when_guessed(
     harness: Harness, tmp_path: Path, name: str, sampling: dict[str, float]
 ) -> None:
