@@ -126,8 +126,7 @@ class Runner:
     @property
     def usual_step_awaited(self) -> float:
         """Seconds that a decode step usually takes of the slowest model that sequences wait for; 0 if not known."""
-        models = self._waiting.models if not self._active else ()
-        return max(map(self._times.usual_step, models), default=0.0)
+        return max(map(self._times.usual_step, () if self._active else self._waiting.models), default=0.0)
 
     @property
     def _stuck(self) -> bool:
@@ -158,6 +157,8 @@ class Runner:
             decoder.leave(sequences)
         for sequence in sequences:
             self._end(sequence)
+        for decoder in self._decoders.values():
+            decoder.settle()
         return bool(sequences)
 
     def hold(self, call_id: int, *, held: bool) -> None:
@@ -255,8 +256,7 @@ class Runner:
         return [sequence.call_id for sequence in self.sequences()]
 
     def _bill(self, *more: Sequence) -> Bill:
-        groups = [rows for decoder in self._decoders.values() for rows in decoder.groups]
-        return bill([*self._prefills, *more], groups)
+        return bill([*self._prefills, *more], [rows for decoder in self._decoders.values() for rows in decoder.groups])
 
     def _holders(self) -> list[Sequence]:
         return [*self._prefills, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
@@ -286,6 +286,7 @@ class Runner:
                 self._fail(sequence, end)
             else:
                 self._end(sequence)  # another sample fails, and with it the call
+        decoder.settle()
 
     def _finish(self, sequence: Sequence, reason: FinishReason, others: Iterable[Sequence] = ()) -> None:
         """End a sequence. Its call goes on if it has other samples: running ones, or those of `others`."""
@@ -324,9 +325,8 @@ class Runner:
         """Store a long answer's blocks while the windows of its layers still hold them."""
         stride = sequence.loaded.layout.parts.stride
         if stride and sequence.kv.held % stride == 0:
-            caches = self._decoders[sequence.model_key].caches_of(sequence)
-            kv, name = sequence.kv, sequence.request.request_id
-            kv.store(sequence.tokens_in(kv), self._prefixes, Resume.PASSING, name, caches)
+            caches, kv = self._decoders[sequence.model_key].caches_of(sequence), sequence.kv
+            kv.store(sequence.tokens_in(kv), self._prefixes, Resume.PASSING, sequence.request.request_id, caches)
 
     def _forget(self, sequence: Sequence) -> None:
         """Drop the prefixes that a sequence stored before its logits were found to be no numbers; store no more."""
@@ -345,5 +345,6 @@ class Runner:
             if not len(decoder):
                 del self._decoders[sequence.model_key]
         for kv in sequence.kvs:
-            kv.store(sequence.tokens_in(kv), self._prefixes, Resume.YES, sequence.request.request_id)
+            tokens, first = sequence.tokens_in(kv), sequence.resumable_in(kv)
+            kv.store(tokens, self._prefixes, Resume.YES, sequence.request.request_id, first=first)
         sequence.release()
