@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import structlog
 
+from daemon.engine.background.answers import Answers, Posted
 from daemon.engine.background.lanes import Job, Lanes
 from daemon.engine.background.task import TEMPLATE, Pool, Task
 from daemon.engine.background.threads import Threads
@@ -44,15 +45,21 @@ class Background:
         post: Runs a function on the MLX thread; any thread may call it.
         clock: Seconds that never go back.
         renderers: Chat templates that can be rendered at the same time.
+        answers: Takes the results; None to post them at once.
 
     Attributes:
         post: Runs a function on the MLX thread; any thread may call it.
     """
 
     def __init__(
-        self, post: Callable[[Callable[[], None]], None], clock: Callable[[], float], renderers: int = 1
+        self,
+        post: Callable[[Callable[[], None]], None],
+        clock: Callable[[], float],
+        renderers: int = 1,
+        answers: Answers | None = None,
     ) -> None:
         self.post = post
+        self._answers = answers or Posted(post)
         self._clock = clock
         self._ticked = clock()
         lanes = {pool: Lanes(places, MOST_THREADS, LATE_SECONDS) for pool, places in _PLACES.items()}
@@ -69,7 +76,7 @@ class Background:
         over: Callable[[], bool] = _never,
     ) -> None:
         """
-        Run a task and those that follow it, then `then` with the result on the MLX thread. Any thread may call this.
+        Run a task and those that follow it, then `then` with the result on the MLX thread, which calls this.
 
         If a task or `then` raises, `failed` gets the error, so that it ends this call alone.
 
@@ -87,11 +94,13 @@ class Background:
             except Exception as error:
                 failed(as_sidecar_error(error))
 
+        ticket = self._answers.ticket(failed, over)
+
         def done(result: T) -> None:
-            self.post(lambda: finish(result))
+            self._answers.done(ticket, lambda: finish(result), result)
 
         def fail(error: Exception) -> None:
-            self.post(lambda: failed(as_sidecar_error(error)))
+            self._answers.failed(ticket, failed, as_sidecar_error(error))
 
         self._add(Job(task, done, fail, over))  # type: ignore[arg-type]  # the result is that of its last task
 

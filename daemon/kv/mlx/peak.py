@@ -7,6 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from daemon.shared.readings import told
+
 _most = 0
 """The peak before the last reset. MLX counts for the process, so this does as well."""
 
@@ -45,6 +47,6 @@ class Meter:
         began = time.perf_counter()
         mx.eval(arrays)
         mx.synchronize()
-        self.seconds += time.perf_counter() - began
-        self.most = max(self.most, self._held + mx.get_peak_memory() - before)
-        self._held += mx.get_active_memory() - before
+        self.seconds += told(time.perf_counter() - began)
+        self.most = max(self.most, self._held + int(told(mx.get_peak_memory() - before)))
+        self._held += int(told(mx.get_active_memory() - before))
