@@ -18,6 +18,7 @@ from daemon.cli.session import Session
 
 COMMANDS = {
     "serve": "Run the daemon.",
+    "join": "Compute models together with another machine.",
     "run": "Run a prompt and stream the answer.",
     "pull": "Fetch a model from the Hub without loading it.",
     "load": "Load a model and show how far it is.",
