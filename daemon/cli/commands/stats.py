@@ -76,6 +76,10 @@ def _print(stats: Stats, steadied: dict[str, int]) -> None:
         _section(_title(namespace), _lines(namespace))
     _section("engine", _lines(stats.engine))
     _section("memory", _lines(stats.memory))
+    if stats.group.ranks:
+        _section("group", _lines(stats.group))
+        for model in stats.group.models:
+            _section(f"model {model.info.model} of the group", _lines(model))
     _section("latency", _quantiles(stats.latency))
 
 
@@ -109,7 +113,9 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
             yield "http", f"{value.state} {value.address}".strip() + (f", pid {value.pid}" if value.pid else "")
         elif field.name == "callers":
             yield "callers", "; ".join(map(called_by, value)) or "-"
-        elif field.name != "namespaces":
+        elif field.name == "ranks":
+            yield "ranks", "; ".join(f"{rank.rank} {rank.address} {rank.problem}".strip() for rank in value)
+        elif field.name not in ("namespaces", "models"):
             yield field.name, _format(field.name, value)
 
 

@@ -54,7 +54,9 @@ class Group:
         group.models.extend(snapshot.models)
         group.pid = self.supervisor.pid
         group.restarts = self.supervisor.restarts
-        group.memory.CopyFrom(snapshot.memory)
+        memory = snapshot.memory
+        group.limit_bytes = memory.limit_bytes
+        group.used_bytes = memory.weights_bytes + memory.trie_bytes + memory.live_kv_bytes
         group.decoding = snapshot.engine.decoding
         group.generated_tokens = snapshot.engine.generated_tokens
 

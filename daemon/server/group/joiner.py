@@ -12,6 +12,7 @@ from contextlib import suppress
 import structlog
 
 from daemon.server.group.handshake import SECONDS, GroupError, answer, read_key
+from daemon.server.group.probe import serve
 from daemon.server.group.rank_process import spawn_rank
 from daemon.server.supervision.engine_process import EngineProcess, engine_command
 from daemon.shared import logs, process_setup
@@ -109,6 +110,10 @@ class Joiner:
         except (OSError, TimeoutError) as error:
             connection.close()
             log.warning("group_caller_refused", address=host, error=cause(error))
+            return
+        if not session.greeting.ranks:
+            with suppress(OSError, TimeoutError):
+                await serve(connection)
             return
         async with self._turn:
             if self._engine is not None:

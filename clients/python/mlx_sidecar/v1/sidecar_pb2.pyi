@@ -696,14 +696,15 @@ class StatsResponse(_message.Message):
     def __init__(self, daemon: _Optional[_Union[DaemonStats, _Mapping]] = ..., model_cache: _Optional[_Union[ModelCacheStats, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelStats, _Mapping]]] = ..., prefix_cache: _Optional[_Union[PrefixCacheStats, _Mapping]] = ..., engine: _Optional[_Union[EngineStats, _Mapping]] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., latency: _Optional[_Union[LatencyStats, _Mapping]] = ..., history: _Optional[_Iterable[_Union[HistorySample, _Mapping]]] = ..., group: _Optional[_Union[GroupStats, _Mapping]] = ...) -> None: ...
 
 class GroupStats(_message.Message):
-    __slots__ = ("state", "problem", "ranks", "models", "pid", "restarts", "memory", "decoding", "generated_tokens")
+    __slots__ = ("state", "problem", "ranks", "models", "pid", "restarts", "limit_bytes", "used_bytes", "decoding", "generated_tokens")
     STATE_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
-    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DECODING_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     state: EngineState
@@ -712,10 +713,11 @@ class GroupStats(_message.Message):
     models: _containers.RepeatedCompositeFieldContainer[ModelStats]
     pid: int
     restarts: int
-    memory: MemoryStats
+    limit_bytes: int
+    used_bytes: int
     decoding: int
     generated_tokens: int
-    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelStats, _Mapping]]] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., decoding: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelStats, _Mapping]]] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., decoding: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
 
 class RankStats(_message.Message):
     __slots__ = ("rank", "address", "problem", "versions")
