@@ -102,7 +102,8 @@ def build_engine(
     disk = _disk_tier(config, prefixes, background, clock, wall)
     resolver = _resolver(config, digests, limits, ranks)
 
-    places = Places(Path(constants.HF_HUB_CACHE), config.model_roots, config.aliases, background, clock)
+    roots = () if ranks else config.model_roots  # each place is work of its own, and ranks must begin the same
+    places = Places(Path(constants.HF_HUB_CACHE), roots, config.aliases, background, clock)
 
     invalidator = Invalidator(models, prefixes, runner, disk)
     namespaces = NamespaceRegistry(prefixes, clock)

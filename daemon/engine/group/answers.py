@@ -63,6 +63,12 @@ class RankAnswers(Answers):
             self._work[ticket] = _Work(fail, over)
         return ticket
 
+    @property
+    def open(self) -> list[int]:
+        """The work that no rank has acted on."""
+        with self._lock:
+            return list(self._work)
+
     def done(self, ticket: int, act: Act, result: object) -> None:
         """Note a result."""
         with self._lock:
@@ -117,7 +123,7 @@ class FirstAnswers(RankAnswers):
             if outcome.HasField("failure"):
                 verdict = ipc.GroupOutcome(ticket=ticket, failure=outcome.failure)
                 if rank:
-                    verdict.failure.message = f"rank {rank} ({self._others[rank - 1].name}): {outcome.failure.message}"
+                    verdict.failure.message = f"{self._others[rank - 1].name}: {outcome.failure.message}"
                 return verdict
         for rank, outcome in sorted(reports.items()):
             if outcome.fingerprint != reports[0].fingerprint:
@@ -128,7 +134,7 @@ class FirstAnswers(RankAnswers):
 def _differs(name: str, rank: int) -> SidecarError:
     return SidecarError(
         Reason.MODEL_CORRUPT,
-        f"rank {rank} ({name}) has other files of this model than rank 0; fetch the same revision on each machine",
+        f"{name} has other files of this model than rank 0; fetch the same revision on each machine",
         metadata={"rank": str(rank)},
     )
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from google.protobuf.message import DecodeError
 
@@ -21,6 +22,7 @@ SILENT_SECONDS = 5.0
 """After so many seconds without a frame, the other side is taken to be gone. It sends one each second."""
 _MOST_BETWEEN = 2.0
 """Seconds that count between two looks at the clock: a process that was stopped itself blames no other."""
+_SAY_SECONDS = 0.5
 _READ_BYTES = 1 << 16
 _USER_TIMEOUT_MS = int(1000 * SILENT_SECONDS)
 _MAC_DROP_SECONDS = 0x80
@@ -84,12 +86,29 @@ class Connection:
                 raise FrameError("a frame holds no GroupFrame") from error
             if frame.HasField("end"):
                 self._gone(f"ended: {frame.end}")
+                raise FrameError("the other side has ended")
             if not frame.HasField("beat"):
                 return frame
+
+    def say(self, why: str) -> None:
+        """Tell the other side, if it can still be told, why this one ends."""
+        self._over.set()
+        body = ipc.GroupFrame(end=why).SerializeToString()
+        with suppress(OSError):
+            self._socket.settimeout(_SAY_SECONDS)
+            if self._lock.acquire(timeout=_SAY_SECONDS):
+                self._socket.sendall(self._out.frame(body))
 
     def finish(self) -> None:
         """Ignore from now on that the other side ends."""
         self._over.set()
+
+    def close(self) -> None:
+        """Close the connection; the other side notices."""
+        self._over.set()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
 
     def broke(self, error: FrameError) -> None:
         """Take the other side for gone, because it sent what is no frame."""

@@ -103,6 +103,8 @@ class Rank:
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # another thread ends the process
         log.error("group_ended", rank=self._rank)
+        for other in self._others:
+            other.say(why)
         self._link.send(ipc.Event(group_end=why))
         self._link.flush()
         self._link.drain(1.0)
