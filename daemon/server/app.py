@@ -64,6 +64,8 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
         AlreadyRunning: If another daemon serves the socket.
         ConfigError: If tracing is on and spans cannot be sent, or if a limit of this process is too low.
     """
+    if config.group_models and not config.group_ranks:
+        raise ConfigError("group_models is set, but group_ranks is not; set it to the addresses of the machines.")
     _settle()
     logs.configure(config.log_level, None)
     prepare_socket_path(config.socket)

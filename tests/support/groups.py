@@ -59,13 +59,8 @@ class RunningGroup:
         addresses = [address_of(other) for other in others]
         home = folder / "0"
         home.mkdir()
-        front = RunningDaemon.start(
-            home,
-            group_ranks=",".join(["127.0.0.1", *addresses]),
-            group_key_file=str(key),
-            kv_disk_mb="0",
-            **settings,
-        )
+        settings = {"group_key_file": str(key), "kv_disk_mb": "0", **settings}
+        front = RunningDaemon.start(home, None, group_ranks=",".join(["127.0.0.1", *addresses]), **settings)
         return cls(front, others)
 
     def ready(self, client: Client) -> None:

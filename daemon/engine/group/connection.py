@@ -18,8 +18,10 @@ from daemon.shared.seals import Opener, Seal
 from daemon.v1 import ipc_pb2 as ipc
 
 BEAT_SECONDS = 1.0
-SILENT_SECONDS = 5.0
+SILENT_SECONDS = 7.0
 """After so many seconds without a frame, the other side is taken to be gone. It sends one each second."""
+START_SECONDS = 100.0
+"""The same while a rank starts: libraries are imported, and MLX's ring connects, while no other thread runs."""
 _MOST_BETWEEN = 2.0
 """Seconds that count between two looks at the clock: a process that was stopped itself blames no other."""
 _SAY_SECONDS = 0.5
@@ -56,6 +58,11 @@ class Connection:
         self._waits_since: float | None = None
         """Since when the receiver waits for bytes; None while it does something else."""
         self._over = threading.Event()
+        self._patience = START_SECONDS
+
+    def settled(self) -> None:
+        """Expect a sign of life each second from now on: both sides have started."""
+        self._patience = SILENT_SECONDS
 
     def start(self) -> None:
         """Begin to show that this side is alive, and to watch the other one."""
@@ -131,8 +138,8 @@ class Connection:
         while not self._over.wait(BEAT_SECONDS):
             self.send(beat)
             waits_since, now = self._waits_since, self._seen()
-            if waits_since is not None and now - waits_since > SILENT_SECONDS:
-                self._gone(f"has sent nothing for {SILENT_SECONDS:.0f} s")
+            if waits_since is not None and now - waits_since > self._patience:
+                self._gone(f"has sent nothing for {self._patience:.0f} s")
 
     def _gone(self, why: str) -> None:
         if not self._over.is_set():

@@ -143,6 +143,8 @@ class Rank:
     def _meet(self) -> None:
         """Wait for all ranks: a rank that is still being built would be taken to be silent."""
         mx.eval(mx.distributed.all_sum(mx.array(1.0), group=self._group))
+        for other in self._others:
+            other.settled()
 
     def _built(
         self, tape: Tape, wire: DigestingWire, answers: RankAnswers, post: Callable[[Callable[[], None]], None]
