@@ -30,7 +30,7 @@ class HttpPeer:
 
     def wait(self) -> None:
         """Wait until its health check succeeds."""
-        wait_until(self._healthy, self.process)
+        wait_until(self.healthy, self.process)
 
     def ask(self, request: Request) -> Answer:
         """
@@ -85,7 +85,8 @@ class HttpPeer:
         """End the process."""
         end(self.process)
 
-    def _healthy(self) -> bool:
+    def healthy(self) -> bool:
+        """Whether its health check succeeds."""
         try:
             self.get("/health")
         except (OSError, RuntimeError):
@@ -113,7 +114,7 @@ class StartsMlxLm:
 
     def __call__(self, folder: Path, models: Sequence[Path]) -> System:
         """Start a server with the first model. A request for another model replaces it."""
-        port = _free_port()
+        port = free_port()
         command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(models[0]), "--port", str(port)]
         return _started(self.name, [*command, *self.flags], port, folder)
 
@@ -127,7 +128,7 @@ class StartsVllmMlx:
 
     def __call__(self, folder: Path, models: Sequence[Path]) -> System:
         """Start a server with the first model; it serves no other."""
-        port = _free_port()
+        port = free_port()
         command = [str(self.venv / "bin" / "vllm-mlx"), "serve", str(models[0]), "--port", str(port)]
         return _started(self.name, [*command, "--host", "127.0.0.1", "--continuous-batching"], port, folder)
 
@@ -149,7 +150,7 @@ def _ok(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
     return response
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -286,8 +286,8 @@ class Config:
         metadata=_about(
             "Models that all machines of the group compute together",
             read_shardings,
-            'In the file a table, `[group.models]`: `"mlx-community/Large-4bit" = "tensor"`. `none` is the same as no '
-            "line: the first machine runs the model alone.",
+            'In the file a table, `[group.models]`: `"mlx-community/Large-4bit" = "tensor"`. With `auto` only if the '
+            "model exceeds this machine's budget. `none` is the same as no line: this machine runs the model alone.",
         ),
     )
 

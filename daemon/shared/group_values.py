@@ -10,8 +10,8 @@ _LAST_PORT = 65535
 _MOST_RANKS = 16
 _MOST_MODELS = 256
 
-SHARDINGS = ("tensor", "none")
-"""How a model may be cut: into parts of each layer, or not at all."""
+SHARDINGS = ("tensor", "auto", "none")
+"""How a model may be cut: into parts of each layer, so only if it is too large for one machine, or not at all."""
 
 
 def address_of(text: str) -> tuple[str, int]:
@@ -64,7 +64,7 @@ def read_shardings(raw: Any, text: bool, home: Path) -> dict[str, str]:
         pairs = [part.rpartition("=") for part in raw.split(",") if part.strip()]
         raw = {name.strip(): how.strip() for name, mark, how in pairs if mark}
         if len(raw) != len(pairs):
-            raise ValueError("MODEL=tensor or MODEL=none, each model once, with commas between them")
+            raise ValueError("MODEL=tensor, MODEL=auto or MODEL=none, each model once, with commas between them")
     if isinstance(raw, dict) and len(raw) <= _MOST_MODELS and all(how in SHARDINGS for how in raw.values()):
         return {str(name): str(how) for name, how in raw.items()}
     raise ValueError(f"a table of at most {_MOST_MODELS} models, each with one of {', '.join(SHARDINGS)}")

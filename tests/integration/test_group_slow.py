@@ -143,7 +143,7 @@ def test_stopped_rank_ends_calls_with_a_reason(folder: Path, start_group: Callab
     with group.front.client() as client:
         group.ready(client)
         before = ids(client, model)
-        stream = client.generate(model, PROMPT, max_tokens=4000, ignore_eos=True)
+        stream = client.generate(model, PROMPT, max_tokens=3000, ignore_eos=True)
         next(iter(stream))
         stopped = group.engine_of(1)
         os.kill(stopped, signal.SIGSTOP)

@@ -1,14 +1,35 @@
-"""The ways of calls: models of the group to the engine of all ranks, all others to the engine of this machine."""
+"""
+The ways of calls: models of the group to the engine of all ranks, all others to the engine of this machine.
+
+Whether a model fits this machine, only the engine can tell. So a call for a model of the kind `auto` begins at this
+machine's engine. If that says MODEL_EXCEEDS_BUDGET, the call goes on at the group, and later calls begin there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Protocol
 
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_call import EngineCall
-from daemon.shared.errors import invalid
+from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.model_names import plain
 from daemon.v1 import ipc_pb2 as ipc
+
+
+class OpenCall(Protocol):
+    """A call that was opened, as its handler sees it; see `EngineCall`."""
+
+    on_stall: Callable[[], None]
+
+    def events(self) -> AsyncIterator[ipc.Event]:
+        """Iterate over the events until the last one."""
+
+    def fail(self, error: SidecarError) -> None:
+        """End the call with an error, unless it is over."""
+
+    def close(self) -> None:
+        """Stop reading."""
 
 
 class Routes:
@@ -32,30 +53,94 @@ class Routes:
         self._local = local
         self._group = group
         names = aliases or {}
-        self._models = {plain(names.get(name, name)) for name, how in (models or {}).items() if how != "none"}
+        self._models = {plain(names.get(name, name)): how for name, how in (models or {}).items()}
 
-    def open(self, command: ipc.Command) -> EngineCall:
+    def open(self, command: ipc.Command) -> OpenCall:
         """
         Open a call; see `CallRouter.open`.
 
         Raises:
             SidecarError: INVALID_ARGUMENT at `adapter` if the group would have to cut one; as `CallRouter.open` does.
         """
-        kind = command.WhichOneof("body")
-        assert kind is not None
-        body = getattr(command, kind)
-        target = body if kind != "invalidate" else getattr(body, body.WhichOneof("target"))
-        if self._group is None or getattr(target, "model", "") not in self._models:
-            return self._local.open(command)
-        if getattr(body, "adapter", ""):
+        model = _model(command)
+        how = self._models.get(model, "none") if self._group is not None else "none"
+        if how == "auto":
+            copy = ipc.Command()
+            copy.CopyFrom(command)
+            return _FirstHere(self._local.open(command), lambda: self._at_group(copy, model))
+        return self._local.open(command) if how == "none" else self._at_group(command, model)
+
+    def everywhere(self, command: ipc.Command) -> list[OpenCall]:
+        """Open an Invalidate call at each engine that may have something to drop."""
+        how = self._models.get(_model(command), "none")
+        calls: list[OpenCall] = []
+        if how != "tensor" or self._group is None:
+            copy = ipc.Command()
+            copy.CopyFrom(command)
+            calls.append(self._local.open(copy))
+        if self._group is not None and (how != "none" or command.invalidate.HasField("all")):
+            calls.append(self._group.open(command))
+        return calls
+
+    def _at_group(self, command: ipc.Command, model: str) -> EngineCall:
+        assert self._group is not None
+        self._models[model] = "tensor"
+        if getattr(_body(command), "adapter", ""):
             raise invalid("adapter", "cannot be used with a model of the group; merge it into the model")
         return self._group.open(command)
 
-    def of(self, command: ipc.Command) -> list[EngineCall]:
-        """Open an Invalidate call wherever it has something to drop."""
-        calls = [self.open(command)]
-        if self._group is not None and command.invalidate.HasField("all"):
-            copy = ipc.Command()
-            copy.CopyFrom(command)
-            calls.append(self._group.open(copy))
-        return calls
+
+class _FirstHere:
+    """
+    A call at this machine's engine that goes on at the group if the model is too large here.
+
+    Args:
+        call: The call here.
+        elsewhere: Opens it at the group.
+    """
+
+    def __init__(self, call: EngineCall, elsewhere: Callable[[], EngineCall]) -> None:
+        self._call = call
+        self._elsewhere = elsewhere
+        self.on_stall: Callable[[], None] = _nothing
+
+    async def events(self) -> AsyncIterator[ipc.Event]:
+        """Iterate over the events until the last one, wherever they come from."""
+        self._call.on_stall = self.on_stall
+        try:
+            async for event in self._call.events():
+                yield event
+            return
+        except SidecarError as error:
+            if error.reason is not Reason.MODEL_EXCEEDS_BUDGET:
+                raise
+        self._call.close()
+        self._call = self._elsewhere()
+        self._call.on_stall = self.on_stall
+        async for event in self._call.events():
+            yield event
+
+    def fail(self, error: SidecarError) -> None:
+        """End the call with an error, unless it is over."""
+        self._call.fail(error)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._call.close()
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _body(command: ipc.Command) -> Any:
+    kind = command.WhichOneof("body")
+    assert kind is not None
+    return getattr(command, kind)
+
+
+def _model(command: ipc.Command) -> str:
+    """Return the model that a command names; empty if it names none."""
+    body = _body(command)
+    target = getattr(body, body.WhichOneof("target")) if command.HasField("invalidate") else body
+    return str(getattr(target, "model", ""))
