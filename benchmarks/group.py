@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from mlx_sidecar import Client
 from tests.support.groups import RunningGroup
 from tests.support.models import wide_model
 
-TOKENS = 100
+TOKENS = 64
 STREAMS = (1, 8)
 
 
@@ -52,6 +53,7 @@ class GroupSystem:
 def main() -> int:
     """Measure, and print the medians and their ratios as JSON."""
     arguments = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it ends the servers
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as name:
         folder = Path(name)
         model = wide_model(folder, "wide", 7, layers=4)

@@ -18,13 +18,23 @@ def _own(value: float) -> float:
     return value
 
 
+def _nothing() -> None:
+    """Do nothing: alone, an engine tells its readings to no rank."""
+
+
 _told: Callable[[float], float] = _own
+_waits: Callable[[], None] = _nothing
 
 
-def replace(reader: Callable[[float], float]) -> None:
-    """Let `told` ask `reader` from now on."""
-    global _told
-    _told = reader
+def replace(reader: Callable[[float], float], waits: Callable[[], None]) -> None:
+    """Let `told` ask `reader` from now on, and `about_to_wait` call `waits`."""
+    global _told, _waits
+    _told, _waits = reader, waits
+
+
+def about_to_wait() -> None:
+    """Let other ranks go on: this one waits for what they have to begin as well. Needed for speed alone."""
+    _waits()
 
 
 def told(value: float) -> float:

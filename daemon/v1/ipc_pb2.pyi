@@ -134,8 +134,8 @@ class Failure(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., field: _Optional[str] = ...) -> None: ...
 
 class GroupFrame(_message.Message):
-    __slots__ = ("reading", "command", "turn", "pause", "outcome", "setup", "member", "digest", "ready", "beat", "end")
-    READING_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("readings", "command", "turn", "pause", "outcome", "setup", "member", "digest", "ready", "beat", "end")
+    READINGS_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]
     PAUSE_FIELD_NUMBER: _ClassVar[int]
@@ -146,7 +146,7 @@ class GroupFrame(_message.Message):
     READY_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
-    reading: float
+    readings: GroupReadings
     command: Command
     turn: int
     pause: bool
@@ -157,7 +157,13 @@ class GroupFrame(_message.Message):
     ready: GroupOutcome
     beat: bool
     end: str
-    def __init__(self, reading: _Optional[float] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., turn: _Optional[int] = ..., pause: bool = ..., outcome: _Optional[_Union[GroupOutcome, _Mapping]] = ..., setup: _Optional[_Union[GroupSetup, _Mapping]] = ..., member: _Optional[_Union[GroupMember, _Mapping]] = ..., digest: _Optional[_Union[GroupDigest, _Mapping]] = ..., ready: _Optional[_Union[GroupOutcome, _Mapping]] = ..., beat: bool = ..., end: _Optional[str] = ...) -> None: ...
+    def __init__(self, readings: _Optional[_Union[GroupReadings, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., turn: _Optional[int] = ..., pause: bool = ..., outcome: _Optional[_Union[GroupOutcome, _Mapping]] = ..., setup: _Optional[_Union[GroupSetup, _Mapping]] = ..., member: _Optional[_Union[GroupMember, _Mapping]] = ..., digest: _Optional[_Union[GroupDigest, _Mapping]] = ..., ready: _Optional[_Union[GroupOutcome, _Mapping]] = ..., beat: bool = ..., end: _Optional[str] = ...) -> None: ...
+
+class GroupReadings(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class GroupOutcome(_message.Message):
     __slots__ = ("ticket", "fingerprint", "failure")

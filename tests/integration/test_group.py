@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -121,6 +122,32 @@ def test_cancelled_stream_ends_on_all_ranks(client: Client, model: str) -> None:
     stream.close()
     wait_until(lambda: client.stats().group.decoding == 0, "no request runs")
     assert ids(client, model) == ids(client, "embedded")
+
+
+def test_form_of_an_answer_holds_on_all_ranks(client: Client, model: str) -> None:
+    """Each rank keeps to the grammar by itself, with the same masks."""
+    answers = [
+        client.complete(name, PROMPT, max_tokens=24, temperature=1.0, seed=3, regex="[a-c]{5}").text
+        for name in (model, "embedded")
+    ]
+    assert answers[0] == answers[1]
+    assert re.fullmatch("[a-c]{5}", answers[0])
+
+
+def test_samples_are_those_of_one_machine(client: Client, model: str) -> None:
+    """Several samples share the prompt, on each rank."""
+    samples, others = (
+        client.complete_samples(name, PROMPT, samples=2, temperature=1.0, seed=5, max_tokens=8)
+        for name in (model, "embedded")
+    )
+    assert [sample.token_ids for sample in samples] == [sample.token_ids for sample in others]
+
+
+def test_texts_are_embedded_by_all_ranks(client: Client, model: str) -> None:
+    """The vectors are those of the whole model, but for rounding."""
+    vectors, others = (client.embed(name, [PROMPT, "short"], pooling="mean").vectors for name in (model, "embedded"))
+    for vector, other in zip(vectors, others, strict=True):
+        assert vector == pytest.approx(other, abs=1e-4)
 
 
 def test_invalidate_drops_on_all_ranks(client: Client, model: str) -> None:

@@ -15,6 +15,7 @@ from daemon.engine.execution.speculation import Speculation
 from daemon.engine.output.detokenizer import Token
 from daemon.kv.mlx.batch_cache import to_batch
 from daemon.shared.errors import SidecarError
+from daemon.shared.readings import about_to_wait
 
 
 class Decoder:
@@ -108,6 +109,7 @@ class Decoder:
         current = [pair for batch in self._batches for pair in batch.advance()]
         guessing = [speculation for speculation in self._speculations if not speculation.held]
         current += [(speculation.sequence, sampled) for speculation in guessing for sampled in speculation.step()]
+        about_to_wait()
         for sequence, sampled in current:
             yield sequence, _read(sequence, sampled)
 

@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from google.protobuf.message import DecodeError
@@ -70,10 +70,13 @@ class Connection:
 
     def send(self, frame: ipc.GroupFrame) -> None:
         """Send a frame."""
-        body = frame.SerializeToString()
+        self.send_all([frame.SerializeToString()])
+
+    def send_all(self, bodies: Sequence[bytes]) -> None:
+        """Send several frames at once."""
         try:
             with self._lock:
-                self._socket.sendall(self._out.frame(body))
+                self._socket.sendall(b"".join(map(self._out.frame, bodies)))
         except OSError:
             self._gone("closed the connection")
 

@@ -113,6 +113,7 @@ class Rank:
     def _lead(self, loop: Loop, ready: Callable[[], None]) -> None:
         agreement = Agreement(self._others)
         tape = Recorder(self._others)
+        tape.start()
         ranks: list[FirstRank] = []  # gets its one item later: results come before the engine is built
         answers = FirstAnswers(self._others, lambda outcome: loop.post(lambda: ranks[0].act(outcome)))
         for number, other in enumerate(self._others, start=1):
@@ -149,7 +150,7 @@ class Rank:
     def _built(
         self, tape: Tape, wire: DigestingWire, answers: RankAnswers, post: Callable[[Callable[[], None]], None]
     ) -> Engine:
-        readings.replace(tape.told)
+        readings.replace(tape.told, tape.flush)
         setup = self._setup
         ranks = Ranks(
             count=len(setup.ring),

@@ -132,8 +132,22 @@ def test_rank_that_reads_more_than_the_first_ends(pair: Pair) -> None:
     two = Two(pair, times=2)
     two.rank.step()
     two.tape.write(ipc.GroupFrame(turn=2))
+    two.tape.flush()
     two.thread.join()
     assert "read where the first did not" in str(two.failed[0])
+
+
+def test_what_was_told_is_sent_after_a_moment(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank may wait for a pass within a turn, and the others begin it only when they have read on."""
+    monkeypatch.setattr("daemon.engine.group.tape._LOOKS", 1)  # a turn outlasts the looks after its beginning
+    tape = Recorder([pair[0]])
+    tape.start()
+    tape.write(ipc.GroupFrame(turn=1))
+    tape.begin()
+    assert pair[1].receive().turn == 1
+    for value in (5.0, 6.0):
+        tape.told(value)
+        assert list(pair[1].receive().readings.values) == [value]
 
 
 def test_other_threads_read_their_own_clock(pair: Pair) -> None:
@@ -155,7 +169,8 @@ def test_statistics_are_read_aside(pair: Pair) -> None:
     tape.begin()
     assert tape.aside(lambda: tape.told(5.0))() == 5.0
     assert tape.told(6.0) == 6.0
-    assert pair[1].receive().reading == 6.0
+    tape.end()
+    assert list(pair[1].receive().readings.values) == [6.0]
 
 
 def work(answers: RankAnswers, acted: list[object]) -> int:
