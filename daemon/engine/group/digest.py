@@ -35,14 +35,12 @@ class DigestingWire(Wire):
 
     Attributes:
         digest: The checksum so far.
-        before_flush: Called before events leave.
     """
 
     def __init__(self, wire: Wire, give_up: Callable[[str], None]) -> None:
         self._wire = wire
         self._give_up = give_up
         self.digest = 0
-        self.before_flush = _nothing
 
     @property
     def behind(self) -> bool:
@@ -58,12 +56,7 @@ class DigestingWire(Wire):
 
     def flush(self) -> None:
         """Let events leave."""
-        self.before_flush()
         self._wire.flush()
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 def _decided(event: ipc.Event) -> bytes:

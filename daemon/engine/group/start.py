@@ -23,7 +23,7 @@ from daemon.engine.group.digest import DigestingWire, NoWire
 from daemon.engine.group.ranks import Ranks
 from daemon.engine.group.sharding import TensorSharding
 from daemon.engine.group.tape import Diverged, Player, Recorder, Tape
-from daemon.engine.group.turns import Agreement, FirstRank, follow, listen
+from daemon.engine.group.turns import Agreement, FirstRank, HeldWire, follow, listen
 from daemon.engine.link import Link
 from daemon.engine.loop import Loop
 from daemon.engine.memory.memory_budget import group_share, memory_limit
@@ -110,17 +110,20 @@ class Rank:
         self._link.drain(1.0)
         os._exit(GONE_STATUS)
 
+    def _diverged(self, why: str) -> None:
+        log.error("group_diverged")
+        self.give_up(why)
+
     def _lead(self, loop: Loop, ready: Callable[[], None]) -> None:
-        agreement = Agreement(self._others)
+        agreement = Agreement(self._others, self._diverged)
         tape = Recorder(self._others)
         tape.start()
         ranks: list[FirstRank] = []  # gets its one item later: results come before the engine is built
         answers = FirstAnswers(self._others, lambda outcome: loop.post(lambda: ranks[0].act(outcome)))
         for number, other in enumerate(self._others, start=1):
             threading.Thread(target=listen, args=(number, other, answers, agreement), daemon=True).start()
-        wire = DigestingWire(self._link, self.give_up)
+        wire = DigestingWire(HeldWire(self._link, agreement), self.give_up)
         engine = self._built(tape, wire, answers, loop.post)
-        wire.before_flush = agreement.confirm
         ranks.append(FirstRank(engine, tape, answers, agreement, wire))
         self._meet()
         ready()

@@ -13,6 +13,7 @@ ends the group before a token leaves that was computed from it.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from daemon.engine.group.answers import FirstAnswers, RankAnswers
@@ -20,51 +21,107 @@ from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire
 from daemon.engine.group.tape import Diverged, Player, Recorder
 from daemon.engine.loop import Steps
+from daemon.engine.outbox import Wire
 from daemon.shared.frames import FrameError
 from daemon.v1 import ipc_pb2 as ipc
 
 
 class Agreement:
     """
-    Compares what the ranks decided, on the first rank.
+    Compares what the ranks decided, on the first rank. Any thread.
 
     Args:
         others: Connections to the other ranks.
+        differs: Called with the reason when a rank decided otherwise; must end the process.
+
+    Attributes:
+        turn: The current turn, or the last one.
+        confirmed: The last turn that all ranks have agreed to.
+        on_confirmed: Called when that has changed.
     """
 
-    def __init__(self, others: Sequence[Connection]) -> None:
+    def __init__(self, others: Sequence[Connection], differs: Callable[[str], None]) -> None:
         self._others = others
+        self._differs = differs
         self._changed = threading.Condition()
-        self._digests: list[dict[int, int]] = [{} for _ in others]
-        self._own: dict[int, int] = {}
-        self.turn = 0
+        self._digests: list[dict[int, int]] = [{} for _ in range(1 + len(others))]
+        """What each rank decided, by turn."""
+        self.turn = self.confirmed = 0
+        self.on_confirmed = _nothing
 
     def arrived(self, rank: int, digest: ipc.GroupDigest) -> None:
-        """Take the digest of another rank; any thread."""
+        """Take what a rank decided in a turn."""
         with self._changed:
-            self._digests[rank - 1][digest.turn] = digest.digest
-            self._changed.notify()
+            self._digests[rank][digest.turn] = digest.digest
+            before = self.confirmed
+            while all(self.confirmed + 1 in digests for digests in self._digests):
+                self._compare(self.confirmed + 1)
+            moved = self.confirmed > before
+        if moved:
+            self.on_confirmed()
 
-    def ended(self, digest: int) -> None:
-        """Note what this rank decided in the current turn."""
-        self._own[self.turn] = digest
+    def wait(self, back: int) -> None:
+        """Wait until all ranks have agreed to the turn that was so many turns before the current one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.confirmed >= self.turn - back)
 
-    def confirm(self, back: int = 1) -> None:
-        """
-        Wait until all ranks have agreed to the turn that was so many turns before the current one.
+    def _compare(self, turn: int) -> None:
+        own, *theirs = (digests.pop(turn) for digests in self._digests)
+        for other, digest in zip(self._others, theirs, strict=True):
+            if digest != own:
+                self._differs(f"{other.name} decided otherwise than rank 0 in turn {turn}")
+        self.confirmed = turn
+        self._changed.notify()
 
-        Raises:
-            Diverged: If one did not.
-        """
-        for turn in [turn for turn in self._own if turn <= self.turn - back]:
-            own = self._own.pop(turn)
-            for other, digests in zip(self._others, self._digests, strict=True):
-                with self._changed:
-                    while turn not in digests:
-                        self._changed.wait()
-                    theirs = digests.pop(turn)
-                if theirs != own:
-                    raise Diverged(f"{other.name} decided otherwise than rank 0 in turn {turn}")
+
+class HeldWire(Wire):
+    """
+    A wire that keeps events back until all ranks have agreed to the turn before that of the event.
+
+    The MLX thread does not wait for that: the thread that hears of the last agreement sends them.
+
+    Args:
+        wire: Takes the events.
+        agreement: Compares the ranks.
+    """
+
+    def __init__(self, wire: Wire, agreement: Agreement) -> None:
+        self._wire = wire
+        self._agreement = agreement
+        self._lock = threading.Lock()
+        self._unflushed: list[ipc.Event] = []
+        self._held: deque[tuple[int, list[ipc.Event]]] = deque()
+        """The turn that must be confirmed, and the events that wait for it; in order."""
+        agreement.on_confirmed = self.release
+
+    @property
+    def behind(self) -> bool:
+        """Whether events wait because the parent does not read them."""
+        return self._wire.behind
+
+    def send(self, event: ipc.Event) -> None:
+        """Queue an event."""
+        with self._lock:
+            self._unflushed.append(event)
+
+    def flush(self) -> None:
+        """Let the queued events leave as soon as they may."""
+        with self._lock:
+            self._held.append((self._agreement.turn - 1, self._unflushed))
+            self._unflushed = []
+        self.release()
+
+    def release(self) -> None:
+        """Write the events that may leave now; any thread."""
+        with self._lock:  # held while writing: events that another thread takes later must follow
+            while self._held and self._held[0][0] <= self._agreement.confirmed:
+                for event in self._held.popleft()[1]:
+                    self._wire.send(event)
+            self._wire.flush()
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class FirstRank:
@@ -116,9 +173,10 @@ class FirstRank:
     def step(self) -> None:
         """Do one turn, on all ranks."""
         self._agreement.turn += 1
-        self._agreement.confirm(2)  # or this rank could run ahead without end; the turn before may still be under way
+        self._agreement.wait(2)  # or this rank could run ahead without end; the turn before may still be under way
         self._told(ipc.GroupFrame(turn=self._agreement.turn), self._engine.step)
-        self._agreement.ended(self._wire.digest)
+        turn = self._agreement.turn
+        self._agreement.arrived(0, ipc.GroupDigest(turn=turn, digest=self._wire.digest))
 
     def _told(self, frame: ipc.GroupFrame, work: Callable[[], None]) -> None:
         self._tape.write(frame)
