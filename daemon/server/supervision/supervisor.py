@@ -148,7 +148,7 @@ class Supervisor:
         on_change: Called when `state` has changed.
         on_spawn: Called with the process id of each new engine.
         spawn: Starts an engine; None to run `command`. Its `OSError` is told to callers if it is a `ConnectionError`.
-        last_backoff: Most seconds between a death and the next start.
+        last_backoff: Most seconds between a death and the next start; None for LAST_BACKOFF.
 
     Attributes:
         restarts: Engines that were started after the first.
@@ -163,7 +163,7 @@ class Supervisor:
         on_change: Callable[[State], None] = lambda _: None,
         on_spawn: Callable[[int], None] = lambda _: None,
         spawn: Callable[[], Awaitable[EngineProcess]] | None = None,
-        last_backoff: float = LAST_BACKOFF,
+        last_backoff: float | None = None,
     ) -> None:
         self.state = State.STARTING
         self.restarts = 0
@@ -230,7 +230,7 @@ class Supervisor:
     async def _back_off(self, status: int | None, *, lived: float) -> None:
         if lived >= STABLE_SECONDS:
             self._backoff = FIRST_BACKOFF
-        pause, self._backoff = self._backoff, min(self._last_backoff, 2 * self._backoff)
+        pause, self._backoff = self._backoff, min(self._last_backoff or LAST_BACKOFF, 2 * self._backoff)
         self._set(State.RESTARTING)
         # An engine that was killed for its stuck threads died of calls that have ended; those that run are bystanders.
         calls = self._router.engine_died(pause, blame_calls=self._vitals.threads_stuck < MOST_STUCK)
