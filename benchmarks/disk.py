@@ -3,12 +3,16 @@ Benchmark of the disk tier over the socket: `python -m benchmarks.disk [--length
 
 For each shape and length, a prefix is used twice, the daemon is killed, and a new one answers the prefix with another
 end. The ratio is its time to a first token to that of the same request without reuse, in the same daemon.
+
+The restore is what this request takes beyond the same request out of memory. It is compared with `dd` of the same
+bytes in one file. The page cache holds neither of them: their pages are dropped before.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -39,6 +43,9 @@ class Row:
         cold: Seconds to the first token of the same request without reuse.
         ratio: Of the two.
         disk_bytes: Bytes on the disk.
+        restore: Seconds that the disk takes beyond memory.
+        dd: Seconds in which `dd` reads as many bytes.
+        pace: Rate of the restore, as a part of that of `dd`.
     """
 
     shape: str
@@ -48,25 +55,32 @@ class Row:
     cold: float
     ratio: float
     disk_bytes: int
+    restore: float
+    dd: float
+    pace: float
 
 
 def main() -> int:
     """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.disk", description=__doc__)
-    parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 8192])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 8192, 16384])
     parser.add_argument("--shapes", nargs="*", default=["small", "window", "hybrid"])
+    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="a directory on the disk to measure")
     parser.add_argument("--out", type=Path, default=RESULTS / "disk.json", help="where the figures go")
     arguments = parser.parse_args()
     rows = []
     for shape in arguments.shapes:
         for tokens in arguments.lengths:
-            with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder:
+            with tempfile.TemporaryDirectory(prefix="mlxs-", dir=arguments.folder) as folder:
                 rows.append(measure(Path(folder), shape, tokens))
             row = rows[-1]
+            print(f"{shape:8} {tokens:6} computed {row.computed:4}", end=" ")
+            print(f"from disk {row.from_disk:.3f} s, cold {row.cold:.3f} s, ratio {row.ratio:.3f}")
             print(
-                f"{shape:8} {tokens:6} computed {row.computed:4} from disk {row.from_disk:.3f} s, cold {row.cold:.3f} s"
+                f"{'':15} {row.disk_bytes / 1e6:.1f} MB restored in {row.restore:.3f} s, dd {row.dd:.3f} s, "
+                f"pace {row.pace:.2f}",
+                flush=True,
             )
-            print(f"{'':15} ratio {row.ratio:.3f}, {row.disk_bytes / 1e6:.1f} MB", flush=True)
     figures = {"benchmark": "disk tier", **machine.describe(), "rows": [asdict(row) for row in rows]}
     arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
@@ -76,26 +90,32 @@ def measure(folder: Path, shape: str, tokens: int) -> Row:
     """Use a prefix twice, kill the daemon, and measure the first request of the next one."""
     model = str(shapes.write(folder / "model", shape))
     prefix = random.Random(tokens).choices(range(10, 900), k=tokens)
-    daemon = RunningDaemon.start(folder)
+    daemon = RunningDaemon.start(folder, kv_disk_mb="4096")
     with daemon.client() as client:
         first_token(client, model, prefix)
         first_token(client, model, prefix)
         written(client)
     daemon.signal(signal.SIGKILL)
     daemon.wait()
-    subprocess.run(["sync"], check=False)
-    again = RunningDaemon.start(folder)
+    again = RunningDaemon.start(folder, kv_disk_mb="4096")
+    pieces = sorted((folder / "kv").glob("*.kv"))
+    dd = read_by_dd(pieces, folder / "together")
     try:
         with again.client() as client:
             client.load(model)
             first_token(client, model, prefix[:100][::-1])
             longer = [*prefix, *range(20, 20 + SUFFIX)]
+            for piece in pieces:
+                drop_pages(piece)
             from_disk, cached = first_token(client, model, longer, mode="read_only")
+            from_memory = min(first_token(client, model, longer, mode="read_only")[0] for _ in range(3))
             cold, _ = first_token(client, model, longer, mode="bypass")
             nbytes = client.stats().prefix_cache.disk_bytes
     finally:
         again.stop()
-    return Row(shape, tokens, len(longer) - cached, from_disk, cold, from_disk / cold, nbytes)
+    restore = max(1e-6, from_disk - from_memory)
+    computed = len(longer) - cached
+    return Row(shape, tokens, computed, from_disk, cold, from_disk / cold, nbytes, restore, dd, dd / restore)
 
 
 def first_token(client: Client, model: str, prompt: list[int], mode: str = "read_write") -> tuple[float, int]:
@@ -111,6 +131,29 @@ def written(client: Client) -> None:
     while (now := client.stats().prefix_cache.disk_written_bytes) != before or not now:
         before = now
         time.sleep(1.5)
+
+
+def read_by_dd(pieces: list[Path], together: Path) -> float:
+    """Return the seconds in which `dd` reads the bytes of some files out of one file, without a page cache."""
+    with together.open("wb") as file:
+        for piece in pieces:
+            file.write(piece.read_bytes())
+    drop_pages(together)
+    began = time.perf_counter()
+    subprocess.run(["dd", f"if={together}", "of=/dev/null", "bs=4194304"], check=True, stderr=subprocess.DEVNULL)
+    seconds = time.perf_counter() - began
+    together.unlink()
+    return seconds
+
+
+def drop_pages(path: Path) -> None:
+    """Drop a file's pages from the page cache."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
 
 
 if __name__ == "__main__":

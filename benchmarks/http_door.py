@@ -1,8 +1,9 @@
 """
 What the HTTP door costs beside gRPC: `python -m benchmarks.http_door`.
 
-One daemon answers the same prompts by gRPC and through its door, in turns, both over Unix sockets. The beginning of
-each prompt is in the prefix cache, and 32 tokens at its end are new. A door of its own shows the time of a start.
+One daemon answers the same conversations by gRPC and through its door, in turns, both over Unix sockets. Their system
+prompt is in the prefix cache, as it is for an agent's second session; the user's 32 words are new. A door of its own
+shows the time of a start.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,17 +29,18 @@ from typing import Any
 from benchmarks import machine, shapes, words
 from benchmarks.page import RESULTS
 from benchmarks.sidecar import Sidecar
-from benchmarks.systems import Answer, Request, closed_on_failure, wait_until
+from benchmarks.systems import Answer, closed_on_failure, wait_until
 from daemon.server.supervision.http_door import door_command
 from daemon.shared.config import Config
 from daemon.shared.config_sources import load_config
+from mlx_sidecar import Client, Delta, Message
 
 PREFIXES = (2048, 12_000)
 """Tokens that are in the prefix cache."""
 NEW, ANSWERED = 32, 64
 """Tokens that are new at the end of a prompt, and tokens of an answer."""
 ROUNDS, STARTS = 9, 7
-WANTED = {"first token, ratio": 1.3, "a token more, ms": 1.0, "memory of its own, MB": 60.0, "start, ms": 300.0}
+WANTED = {"first token, ratio": 1.3, "a token more, ms": 1.0, "resident memory, MB": 60.0, "start, ms": 300.0}
 """The most that each figure may be."""
 
 
@@ -60,12 +63,12 @@ class Door:
 
     connection: UnixConnection
 
-    def ask(self, request: Request) -> Answer:
-        """Stream a completion; see `System.ask`."""
+    def ask(self, model: Path, beginning: str, words: str) -> Answer:
+        """Stream the answer to a system prompt and a turn of the user."""
         body = {
-            "model": str(request.model),
-            "prompt": request.prompt,
-            "max_tokens": request.tokens,
+            "model": str(model),
+            "messages": [{"role": "system", "content": beginning}, {"role": "user", "content": words}],
+            "max_tokens": ANSWERED,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -73,14 +76,30 @@ class Door:
         arrivals, texts = [], []
         usage: dict[str, Any] = {}
         sent = time.perf_counter()
-        self.connection.request("POST", "/v1/completions", json.dumps(body))
+        self.connection.request("POST", "/v1/chat/completions", json.dumps(body))
         for event in _events(self.connection.getresponse()):
-            if text := "".join(choice["text"] for choice in event["choices"]):
+            if text := "".join(choice["delta"].get("content") or "" for choice in event["choices"]):
                 arrivals.append(time.perf_counter())
                 texts.append(text)
             usage = event.get("usage") or usage
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         return Answer(sent, tuple(arrivals), "".join(texts), usage["prompt_tokens"], cached, usage["completion_tokens"])
+
+
+def _ask_daemon(client: Client, model: Path, beginning: str, words: str) -> Answer:
+    """Do the same by gRPC."""
+    arrivals, texts = [], []
+    messages = [Message("system", beginning), Message("user", words)]
+    sent = time.perf_counter()
+    with client.generate(str(model), messages, max_tokens=ANSWERED, temperature=0) as stream:
+        for event in stream:
+            if isinstance(event, Delta) and event.text:
+                arrivals.append(time.perf_counter())
+                texts.append(event.text)
+        usage = stream.result().usage
+    return Answer(
+        sent, tuple(arrivals), "".join(texts), usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+    )
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[Any]:
@@ -116,6 +135,7 @@ def main() -> int:
 def measure(folder: Path, *, quick: bool) -> dict[str, float]:
     """Return all figures, by name."""
     model = shapes.write(folder, "small", tiny=quick)
+    (model / "chat_template.jinja").write_text("{% for turn in messages %}{{ turn.content }}{% endfor %}")
     with _served(folder / "daemon") as (sidecar, door):
         sidecar.client.load(str(model))
         figures: dict[str, float] = {}
@@ -141,11 +161,13 @@ def _served(folder: Path) -> Iterator[tuple[Sidecar, Door]]:
 
 def _compare(sidecar: Sidecar, door: Door, model: Path, tokens: int, *, rounds: int) -> dict[str, float]:
     beginning = words.prompt("door", tokens)
-    sidecar.ask(Request(model, beginning, 1))
+    by_grpc = partial(_ask_daemon, sidecar.client)
+    by_grpc(model, beginning, words.prompt("first", NEW))
+    door.connection.close()  # it may have been idle for longer than the door waits; the next request opens another
     answers: tuple[list[Answer], list[Answer]] = ([], [])
     for number in range(rounds + 1):
-        for name, ask, seen in (("gRPC", sidecar.ask, answers[0]), ("door", door.ask, answers[1])):
-            answer = ask(Request(model, beginning + words.prompt(f"{number} {name}", NEW), ANSWERED))
+        for name, ask, seen in (("gRPC", by_grpc, answers[0]), ("door", door.ask, answers[1])):
+            answer = ask(model, beginning, words.prompt(f"{number} {name}", NEW))
             assert answer.cached_tokens, "the beginning was not in the prefix cache"
             seen.append(answer)
     ours, doors = (seen[1:] for seen in answers)  # the first round warms both up

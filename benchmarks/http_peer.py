@@ -151,6 +151,7 @@ def _ok(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
 
 
 def free_port() -> int:
+    """Return a port of the loopback address that was free just now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -40,6 +41,21 @@ def draw(results: dict[str, Result], folder: Path = FOLDER) -> None:
             _save(axes, folder / "kv-bytes.svg")
 
 
+def traffic(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw where the tokens of prompts come from, a bar for each pair of budgets; see `benchmarks.tier_traffic`."""
+    with mpl.rc_context({"svg.hashsalt": "mlx-sidecar", "svg.fonttype": "none", "font.size": 9}):
+        axes = _axes("budget of memory and of the disk, GB", "share of prompt tokens")
+        labels = [f"{row['memory_gb']:g} + {row['disk_gb']:g}" for row in rows]
+        bottom = [0.0] * len(rows)
+        for key, name, colour in (("from_memory", "memory", "#0d9488"), ("from_disk", "disk", "#c2410c")):
+            heights = [row[key] / row["looked_up"] for row in rows]
+            axes.bar(labels, heights, bottom=bottom, color=colour, label=name)
+            bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
+        axes.bar(labels, [1 - below for below in bottom], bottom=bottom, color="#e5e5e5", label="computed")
+        axes.set_ylim(0, 1.15)
+        _save(axes, path, ncols=3, loc="upper center")
+
+
 def _lines(axes: Axes, result: Result, metric: Metric, prefix: str, label: str, style: str) -> None:
     """Draw a line for each system through the cases named by `prefix` and a number."""
     for system in dict.fromkeys(row.system for row in result.rows):
@@ -68,8 +84,8 @@ def _axes(x: str, y: str, *, logarithmic: bool = False) -> Axes:
     return axes
 
 
-def _save(axes: Axes, path: Path) -> None:
-    axes.legend(frameon=False)
+def _save(axes: Axes, path: Path, **legend: Any) -> None:
+    axes.legend(frameon=False, **legend)
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.savefig(path, metadata={"Date": None})

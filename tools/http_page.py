@@ -37,7 +37,7 @@ def _rules() -> str:
 
 def _sections() -> Iterator[str]:
     for api in served():
-        for endpoint in api.endpoints:
+        for endpoint in api.load().endpoints:
             if endpoint.types:
                 yield f"\n### {api.name}: `{endpoint.method} {endpoint.path}`\n"
                 yield from _tables(endpoint)

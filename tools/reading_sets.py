@@ -24,7 +24,6 @@ QUESTIONS = {
     "how Generate reaches the model": """
         server/interceptor.py:CallInterceptor._streaming
         server/interceptor.py:_request
-        server/interceptor.py:_parsed
         server/request_decoder.py:parse
         -- handler
         server/servicer.py:SidecarService.Generate
@@ -36,12 +35,10 @@ QUESTIONS = {
         server/supervision/engine_process.py:EngineProcess.send
         shared/frames.py:encode_frame
         -- socket
-        engine/link.py:Link._listen
-        -- callback of the link
+        engine/loop.py:Link._listen
         engine/loop.py:Loop.command
         -- queue of the MLX thread
         engine/loop.py:Loop.run
-        engine/loop.py:Loop._take
         -- work of the loop
         engine/engine.py:Engine.handle
         engine/calls/driver.py:CallDriver.begin
@@ -50,36 +47,30 @@ QUESTIONS = {
         engine/calls/model_lookup.py:ModelLookup.find
         cache/resolver.py:Resolver.resolve
         cache/identity.py:identify
-        cache/identity.py:_with_key
         cache/digests.py:Digests.digest
-        engine/calls/driver.py:wait_for
         engine/background/background.py:Background.run
         engine/calls/generate.py:_prepare
-        engine/calls/generate.py:_render
         engine/prompt/preparation.py:prepare_request
         engine/prompt/preparation.py:prepare_prompt
-        engine/prompt/preparation.py:tokenise
         engine/prompt/tokenizer.py:Tokenizer.encode
         engine/prompt/preparation.py:render
         engine/prompt/tokenizer.py:Tokenizer.render
         engine/prompt/chat_templates.py:Templates.render
-        engine/calls/services.py:Services.load
+        engine/calls/driver.py:Services.load
         cache/model_cache.py:ModelCache.get_or_load
         cache/load.py:Ticket
+        engine/calls/generate.py:sequence_of
         engine/execution/sequence.py:Sequence
         engine/execution/runner.py:Runner.add
         -- turn
         engine/engine.py:Engine.step
         engine/execution/runner.py:Runner.step
-        engine/execution/runner.py:Runner._start
-        engine/scheduling/waiting_list.py:WaitingList.start_next
-        engine/scheduling/waiting_list.py:startable
+        engine/scheduling/prefill_plan.py:WaitingList.starting
         engine/execution/prefill_queue.py:PrefillQueue.step
         engine/scheduling/prefill_plan.py:PrefillTurn.place
         engine/execution/prefill_queue.py:PrefillQueue._begin
         engine/execution/prefill.py:Prefill.begin
         engine/execution/prefill_queue.py:PrefillQueue._compute
-        engine/execution/prefill_queue.py:PrefillQueue._compute_part
         engine/execution/prefill.py:Prefill.step
         engine/execution/prefill.py:Prefill._compute
         """,
@@ -94,6 +85,7 @@ QUESTIONS = {
         kv/keys.py:block_keys
         kv/trie.py:PrefixTrie.match
         kv/nodes.py:Tree.walk
+        kv/nodes.py:Tree.follow
         kv/nodes.py:Node.child
         kv/lease.py:PrefixLease
         kv/evictor.py:Evictor.make_room

@@ -13,6 +13,7 @@ from benchmarks.workloads.index import index
 from benchmarks.workloads.kv_bytes import kv_bytes
 from benchmarks.workloads.overhead import overhead
 from benchmarks.workloads.prefix import prefix
+from benchmarks.workloads.readers import readers
 from benchmarks.workloads.second_turn import second_turn
 from benchmarks.workloads.seeded import seeded
 from benchmarks.workloads.startup import startup
@@ -24,6 +25,7 @@ WORKLOADS: dict[str, Callable[[Bench], Result]] = {
     "prefix": prefix,
     "agents": agents,
     "decode": decode,
+    "readers": readers,
     "switching": switching,
     "kv-bytes": kv_bytes,
     "overhead": overhead,

@@ -158,14 +158,18 @@ def identify(
     try:
         source, documents, files = _described(name, path, adapter_path, hub, roots)
         afford(name, source.size_bytes)
-        for file in [*files, *_adapter_weights(source)]:
+        adapter_files = [] if source.adapter_path is None else [source.adapter_path / _ADAPTER_WEIGHTS]
+        for file in [*files, *adapter_files]:
             _check_header(file, Stamp.of(file))
+        report = None if estimate else report
         try:
-            return _with_key(source, documents, files, digests, hub, None if estimate else report)
+            weights = [WeightFile(file, digests.digest(file, hub=hub, report=report)) for file in files]
+            adapter_weights = [WeightFile(file, digests.digest(file, report=report)) for file in adapter_files]
         except TakesLong as takes_long:
             if not estimate:
                 raise TakesLong(source.size_bytes) from takes_long
             return source
+        return _with_key(source, documents, weights, adapter_weights)
     except OSError as error:
         cannot = f"a file of {name} cannot be read"
         raise machine_fault(error, cannot) or SidecarError(
@@ -230,10 +234,6 @@ def _is_present(file: Path) -> bool:
     return file.exists() or file.is_symlink()
 
 
-def _adapter_weights(source: ModelSource) -> list[Path]:
-    return [] if source.adapter_path is None else [source.adapter_path / _ADAPTER_WEIGHTS]
-
-
 @lru_cache(maxsize=4096)
 def _check_header(file: Path, _stamp: Stamp) -> None:
     """Check the header of a weight file, once for each state of the file."""
@@ -241,18 +241,15 @@ def _check_header(file: Path, _stamp: Stamp) -> None:
 
 
 def _with_key(
-    source: ModelSource, documents: _Documents, files: list[Path], digests: Digests, hub: bool, report: Report | None
+    source: ModelSource, documents: _Documents, weights: list[WeightFile], adapter_weights: list[WeightFile]
 ) -> ModelSource:
-    """Return a model with the key of its content. Reads weights that were not seen before."""
+    """Return a model with its files of weights and the key of its content; an adapter has a single such file."""
     own_documents = {name: content for name, content in documents.items() if name != _ADAPTER_CONFIG}
-    weights = tuple(WeightFile(file, digests.digest(file, hub=hub, report=report)) for file in files)
-    source = replace(source, key=ModelKey(_digest(source.path, own_documents, weights)), weights=weights)
+    source = replace(source, key=ModelKey(_digest(source.path, own_documents, weights)), weights=tuple(weights))
     if source.adapter_path is None:
         return source
-    (path,) = _adapter_weights(source)
-    adapter = WeightFile(path, digests.digest(path, hub=False, report=report))
-    adapter_key = _digest(source.adapter_path, {_ADAPTER_CONFIG: documents[_ADAPTER_CONFIG]}, [adapter])
-    return replace(source, key=replace(source.key, adapter=adapter_key), adapter_weights=adapter)
+    adapter_key = _digest(source.adapter_path, {_ADAPTER_CONFIG: documents[_ADAPTER_CONFIG]}, adapter_weights)
+    return replace(source, key=replace(source.key, adapter=adapter_key), adapter_weights=adapter_weights[0])
 
 
 def _digest(root: Path, documents: dict[str, bytes], weights: Iterable[WeightFile]) -> str:

@@ -34,8 +34,7 @@ import mlx.core as mx
 import structlog
 
 from daemon.engine.device import device_name
-from daemon.engine.link import Link
-from daemon.engine.loop import Loop
+from daemon.engine.loop import Link, Loop
 from daemon.shared import clocks, logs
 from daemon.shared.config_sources import from_json
 from daemon.shared.failpoints import failpoint
@@ -64,12 +63,7 @@ def main() -> int:
     seen = SeenTime(clocks.awake, MOST_BETWEEN_BEATS)
     loop = Loop(seen, _settle)
     engines: list[Engine] = []  # gets its one item later: the link is up before the engine is built
-    link = Link(
-        socket.socket(fileno=arguments.fd),
-        on_command=loop.command,
-        on_end=loop.stop,
-        pulse=lambda: (loop.steps, loop.step_age, sum(engine.stuck for engine in engines)),
-    )
+    link = Link(socket.socket(fileno=arguments.fd), loop, lambda: sum(engine.stuck for engine in engines))
     hello = partial(ipc.Hello, mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name())
     failpoint("engine.hello")
     link.start(ipc.Event(hello=hello(warming=True)))

@@ -18,13 +18,13 @@ from daemon.cache.mlx.loader import supported
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Resolver
 from daemon.engine.background.background import Background
-from daemon.engine.background.task import KV_DISK, Task
+from daemon.engine.background.task import KV_DISK, Pending, Task
 from daemon.engine.background.thread_priority import Streams, aside
+from daemon.engine.calls.driver import Models, Services
 from daemon.engine.calls.invalidate import Invalidator
 from daemon.engine.calls.model_loading import ModelLoader
 from daemon.engine.calls.model_lookup import ModelLookup
 from daemon.engine.calls.model_places import Places
-from daemon.engine.calls.services import Models, Services
 from daemon.engine.device import memory_size, working_set
 from daemon.engine.engine import Engine
 from daemon.engine.execution.runner import Runner
@@ -67,8 +67,9 @@ def build_engine(
     """
     Build the parts of an engine and return the engine that drives them.
 
-    Two pairs need each other. The runner sends events, and figures of the runner go out with them. The runner and the
-    model cache ask for room in the memory that they use. So `attach` and `watch` name the second of each pair later.
+    Two pairs need each other. The runner sends events, and figures of the runner go out with them. The runner, the
+    model cache and the disk tier ask for room in the memory that they use. So `attach` and `watch` name the second of
+    each pair later.
 
     Args:
         config: The daemon's configuration.
@@ -97,9 +98,9 @@ def build_engine(
     loader = ModelLoader(memory, runner, digests, streams, clock, config.warmup_tokens, shard)
     limits = _model_limits(config, budget)
     models: Models = ModelCache(limits, loader.begin, ttl_clock, buffers.clear)
-    memory.watch(models, runner)
     background = Background(post, clock, WORKERS, ranks.answers if ranks else None)
-    disk = _disk_tier(config, prefixes, background, clock, wall)
+    disk = _disk_tier(config, prefixes, memory, background, clock, wall)
+    memory.watch(models, runner, lambda: disk.staged)
     resolver = _resolver(config, digests, limits, ranks)
 
     roots = () if ranks else config.model_roots  # each place is work of its own, and ranks must begin the same
@@ -133,7 +134,7 @@ def build_engine(
     )
     source = pressure if config.evict_on_memory_pressure else normal
     relief = Relief(source, prefixes.memory_usage, prefixes.shed, models.shed, clock)
-    idle = IdleRelease(prefixes.trie, ttl_clock, max(config.model_ttl, LEAST_IDLE_SECONDS))
+    idle = IdleRelease(prefixes.trie, ttl_clock, max(config.model_ttl, LEAST_IDLE_SECONDS), prefixes.below)
     wired = wiring(config.wire_weights)
     return Engine(services, invalidator, templates, memory, buffers, relief, streams, idle, wired, disk)
 
@@ -162,10 +163,15 @@ def _model_limits(config: Config, budget: MemoryBudget) -> ModelLimits:
 
 
 def _disk_tier(
-    config: Config, prefixes: PrefixCache, background: Background, clock: Callable[[], float], wall: Callable[[], float]
+    config: Config,
+    prefixes: PrefixCache,
+    memory: EngineMemory,
+    background: Background,
+    clock: Callable[[], float],
+    wall: Callable[[], float],
 ) -> DiskTier:
     work = DiskWork(Files(config.kv_disk_folder), partial(_on_disk, background), clock, wall)
-    tier = DiskTier(work, config.kv_disk_bytes, prefixes, ArrayCodec(), clock, wall)
+    tier = DiskTier(work, config.kv_disk_bytes, prefixes, ArrayCodec(), clock, wall, memory.has_room)
     if tier.enabled:
         prefixes.below = tier
     tier.begin()
@@ -182,4 +188,4 @@ def _on_disk(background: Background, work: Callable[[], T], then: Callable[[T | 
             return error
 
     task: Task[T | Exception] = Task(KV_DISK, "the disk tier", KV_DISK.name, caught)
-    background.run(task, then, then)
+    background.run(task, Pending(then))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from daemon.cache.pace import Share
 from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.background.thread_priority import Streams
-from daemon.engine.calls.driver import CallDriver
+from daemon.engine.calls.driver import CallDriver, Services
 from daemon.engine.calls.embed import embed
 from daemon.engine.calls.generate import generate
 from daemon.engine.calls.invalidate import Invalidator, invalidate
 from daemon.engine.calls.list_models import list_models
 from daemon.engine.calls.load import load
-from daemon.engine.calls.services import Services
 from daemon.engine.calls.tokenize import tokenize
 from daemon.engine.memory.buffers import BufferCache
 from daemon.engine.memory.engine_memory import EngineMemory

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import structlog
 from starlette.datastructures import Headers
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,6 +63,8 @@ def guarded(app: ASGIApp, policy: Policy, refuse: Refuse) -> ASGIApp:
     """Return an application that gets only requests that the policy lets in."""
     app = Gate(app, refuse, lambda headers, scope: (_token(policy, headers, scope), _size(headers)))
     if policy.origins:
+        from starlette.middleware.cors import CORSMiddleware
+
         # Between the gates: a browser asks without a token whether it may call, and this answers.
         app = CORSMiddleware(app, allow_origins=policy.origins, allow_methods=["*"], allow_headers=["*"])
     return Gate(app, refuse, lambda headers, _: (_framing(headers), _host(policy, headers), _origin(policy, headers)))

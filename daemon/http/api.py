@@ -1,4 +1,4 @@
-"""An API that the door serves: which requests are its own, what answers them, and the shape of its errors."""
+"""An API that the door serves: which requests are its own, and, once one has come, what answers them."""
 
 from __future__ import annotations
 
@@ -38,25 +38,37 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Routes:
+    """
+    What an API serves.
+
+    Attributes:
+        endpoints: Its paths.
+        shape: Returns status and body of an error. The status is the problem's unless the API has one of its own.
+        names: The API's parameter for each field of the gRPC API that has another name there.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    shape: Callable[[Problem], tuple[int, bytes]]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Api:
     """
-    An API.
+    An API. Its types and translations are imported at its first request: most doors serve one API, or two.
 
     Attributes:
         name: Its name in the documentation.
-        endpoints: What it serves.
         claims: Whether a request is one of this API: decides which API answers, and in which shape an error comes, also
             where no endpoint has the path. One API, the fallback, gets what no other claims.
-        shape: Returns status and body of an error. The status is the problem's unless the API has one of its own.
-        names: The API's parameter for each field of the gRPC API that has another name there.
+        load: Imports and returns what it serves.
         fallback: Whether it is asked last.
     """
 
     name: str
-    endpoints: tuple[Endpoint, ...]
     claims: Callable[[HTTPConnection], bool]
-    shape: Callable[[Problem], tuple[int, bytes]]
-    names: Mapping[str, str] = field(default_factory=dict)
+    load: Callable[[], Routes]
     fallback: bool = False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from functools import cached_property
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.http.access import Policy, guarded
-from daemon.http.api import Api, Endpoint, served
+from daemon.http.api import Api, Endpoint, Routes, served
 from daemon.http.daemon_client import DaemonClient
 from daemon.http.errors import ClientGone, Problem, error_response, problem
 from daemon.http.streaming import failed
@@ -33,78 +33,94 @@ def build(client: AsyncClient, policy: Policy, apis: Sequence[Api] | None = None
         policy: Which requests may use it.
         apis: What is served; None for all. The last one gets what no other claims.
     """
-    found = served() if apis is None else apis
-    doors = [(api, _application(api, client)) for api in found]
+    doors = [_Door(api, client) for api in (served() if apis is None else apis)]
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-        await _choose(doors, HTTPConnection(scope))[1](scope, receive, send)
+        connection = HTTPConnection(scope)
+        found = await _common(connection, client, doors)
+        await (found or _choose(doors, connection).application)(scope, receive, send)
 
     def refuse(connection: HTTPConnection, found: Problem) -> Response:
-        return _shaped(_choose(doors, connection)[0], found)
+        return _choose(doors, connection).shaped(found)
 
     return guarded(dispatch, policy, refuse)
 
 
-def _choose(doors: Sequence[tuple[Api, ASGIApp]], connection: HTTPConnection) -> tuple[Api, ASGIApp]:
-    return next((pair for pair in doors if pair[0].claims(connection)), doors[-1])
+class _Door:
+    """
+    An API with its application, which is built at its first request.
+
+    Args:
+        api: The API.
+        client: Calls the daemon.
+    """
+
+    def __init__(self, api: Api, client: AsyncClient) -> None:
+        self.api = api
+        self._client = client
+
+    @cached_property
+    def routes(self) -> Routes:
+        """What the API serves."""
+        return self.api.load()
+
+    @cached_property
+    def application(self) -> ASGIApp:
+        """The application that answers its requests."""
+
+        async def shaped(request: Request, error: Exception) -> Response:
+            return self.answer_error(error)
+
+        routes = [Route(one.path, self._handler(one), methods=[one.method]) for one in self.routes.endpoints]
+        application = Starlette(routes=routes, exception_handlers={HTTPException: shaped})
+        application.router.redirect_slashes = False
+        return application
+
+    def _handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        async def handler(request: Request) -> Response:
+            try:
+                return await endpoint.handler(request, self._client)
+            except Exception as error:
+                return self.answer_error(error)
+
+        return handler
+
+    def answer_error(self, error: Exception) -> Response:
+        """Return the response to a request that failed."""
+        match error:
+            case ClientGone():
+                return Response(status_code=CLIENT_GONE)
+            case HTTPException(status_code=status, detail=detail):
+                found = Problem(status, detail, code="not_found" if status == 404 else "invalid_request")
+                response = self.shaped(found)
+                response.headers.update(error.headers or {})  # `Allow`, where a path has other methods
+                return response
+        return self.shaped(problem(error, self.routes.names) or failed(error))
+
+    def shaped(self, found: Problem) -> Response:
+        """Return the response of a problem."""
+        status, body = self.routes.shape(found)
+        return error_response(status, body, found)
 
 
-def _application(api: Api, client: AsyncClient) -> ASGIApp:
-    async def shaped(request: Request, error: Exception) -> Response:
-        return _answer_error(api, error)
-
-    application = Starlette(
-        routes=[_route(api, one, client) for one in api.endpoints] + _common(api, client),
-        exception_handlers={HTTPException: shaped},
-    )
-    application.router.redirect_slashes = False
-    return application
+def _choose(doors: Sequence[_Door], connection: HTTPConnection) -> _Door:
+    return next((door for door in doors if door.api.claims(connection)), doors[-1])
 
 
-def _route(api: Api, endpoint: Endpoint, client: AsyncClient) -> Route:
-    return Route(endpoint.path, _endpoint(api, partial(_call, endpoint, client)), methods=[endpoint.method])
+async def _common(connection: HTTPConnection, client: AsyncClient, doors: Sequence[_Door]) -> Response | None:
+    """Return the response to a request that is of no API: clients and the parent look whether the door is there."""
+    match connection.scope["method"], connection.scope["path"]:
+        case "HEAD", "/":
+            return Response()
+        case "GET" | "HEAD", "/health":
+            try:
+                return await _health(client)
+            except Exception as error:
+                return _choose(doors, connection).answer_error(error)
+    return None
 
 
-async def _call(endpoint: Endpoint, client: AsyncClient, request: Request) -> Response:
-    return await endpoint.handler(request, client)
-
-
-def _common(api: Api, client: AsyncClient) -> list[Route]:
-    """Return the routes that each application has: some clients look for them before anything else."""
-
-    async def root(request: Request) -> Response:
-        return Response()
-
-    async def health(request: Request) -> Response:
-        await client.stats()
-        steadied = dict(client.steadied) if isinstance(client, DaemonClient) else {}
-        return Response(json.dumps({"status": "ok", "steadied": steadied}), media_type="application/json")
-
-    return [
-        Route("/", root, methods=["GET"]),
-        Route("/health", _endpoint(api, health), methods=["GET"]),
-    ]
-
-
-def _endpoint(api: Api, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except Exception as error:
-            return _answer_error(api, error)
-
-    return endpoint
-
-
-def _answer_error(api: Api, error: Exception) -> Response:
-    match error:
-        case ClientGone():
-            return Response(status_code=CLIENT_GONE)
-        case HTTPException(status_code=status, detail=detail):
-            return _shaped(api, Problem(status, detail, code="not_found" if status == 404 else "invalid_request"))
-    return _shaped(api, problem(error, api.names) or failed(error))
-
-
-def _shaped(api: Api, found: Problem) -> Response:
-    status, body = api.shape(found)
-    return error_response(status, body, found)
+async def _health(client: AsyncClient) -> Response:
+    await client.stats()
+    steadied = dict(client.steadied) if isinstance(client, DaemonClient) else {}
+    return Response(json.dumps({"status": "ok", "steadied": steadied}), media_type="application/json")

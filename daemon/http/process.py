@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import resource
 import shutil
 import socket
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -25,7 +26,7 @@ log = structlog.get_logger()
 
 def main() -> None:
     """Serve on the inherited socket until the parent, or the tool, is gone."""
-    arguments = _arguments()
+    arguments = _arguments(sys.argv[1:])
     _close_others(arguments.fd)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts
     process_setup.ignore_stray_signals()
@@ -44,13 +45,21 @@ def main() -> None:
         sys.exit(1)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--config", type=from_json, required=True)
-    parser.add_argument("--tool", type=int)
-    parser.add_argument("--folder", type=Path)
-    return parser.parse_args()
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    fd: int
+    config: Config
+    tool: int | None
+    folder: Path
+
+
+def _arguments(words: Sequence[str]) -> _Arguments:
+    """Read pairs of a name and a value. They come from this program: argparse would add its memory for nothing."""
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    tool = given.get("--tool")
+    return _Arguments(
+        int(given["--fd"]), from_json(given["--config"]), int(tool) if tool else None, Path(given.get("--folder", ""))
+    )
 
 
 def _level(config: Config, tool: int | None) -> str:

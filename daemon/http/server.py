@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
-import uvicorn
+import uvicorn.server
 
 from daemon.http.access import Policy
 from daemon.http.app import build
@@ -52,7 +52,7 @@ def policy(config: Config, listener: sockets.socket, token: str | None = None) -
     )
 
 
-class Server(uvicorn.Server):
+class Server(uvicorn.server.Server):
     """
     A server that tells when it answers, and leaves signals to its caller.
 

@@ -128,13 +128,17 @@ class Stream(Response):
         self._pieces = pieces
         self._framing = framing
         self._gone = asyncio.ensure_future(_gone(receive))
-        self._next = self._read()
+        self._first = asyncio.create_task(_first(pieces))
+        self._pump: asyncio.Task[None] | None = None
+        self._last = 0.0
+        """When the last piece was there, in seconds of the event loop."""
+        self._turn = asyncio.Lock()
 
     async def hold(self, seconds: float) -> None:
         """Wait for the first piece; raises as `begin` does."""
         try:
-            await asyncio.wait({self._next, self._gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if self._next.done() and (error := self._next.exception()) and not isinstance(error, _Ended):
+            await asyncio.wait({self._first, self._gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if self._first.done() and (error := self._first.exception()) and not isinstance(error, _Ended):
                 raise error
             if self._gone.done():
                 raise ClientGone
@@ -152,37 +156,45 @@ class Stream(Response):
 
     async def close(self) -> None:
         """Stop reading pieces, which cancels what makes them."""
-        await _end(self._next)
+        if self._pump is not None:
+            await _end(self._pump)
+        await _end(self._first)
         await _end(self._gone)
         if (aclose := getattr(self._pieces, "aclose", None)) is not None:
             await aclose()
 
-    def _read(self) -> asyncio.Task[bytes]:
-        return asyncio.create_task(_first(self._pieces))
-
     async def _send_pieces(self, send: Send) -> None:
-        while not self._gone.done():
-            await asyncio.wait({self._next, self._gone}, timeout=QUIET_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if self._next.done():
-                if (piece := self._piece()) is None:
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
-                    return
-                self._next = self._read()
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            elif not self._gone.done() and self._framing.alive is not None:
-                await send({"type": "http.response.body", "body": self._framing.alive, "more_body": True})
+        """Let pieces be sent, and send a sign of life each time that none came for a while."""
+        loop = asyncio.get_running_loop()
+        self._last = loop.time()
+        self._pump = asyncio.create_task(self._send_all(send))
+        while not self._gone.done() and not self._pump.done():
+            quiet = self._last + QUIET_SECONDS - loop.time()
+            if quiet > 0:
+                await asyncio.wait({self._pump, self._gone}, timeout=quiet, return_when=asyncio.FIRST_COMPLETED)
+                continue
+            self._last = loop.time()
+            if self._framing.alive is not None and not self._turn.locked():  # a client that lags needs no sign
+                await self._send(send, self._framing.alive)
+        if self._pump.done():
+            self._pump.result()
 
-    def _piece(self) -> bytes | None:
-        """Return the piece that was read, or that of the error that came instead; None at the end."""
-        error = self._next.exception()
-        if error is None:
-            return self._next.result()
-        if isinstance(error, _Ended):
-            return None
-        self._pieces = _nothing()
-        if not isinstance(error, Exception):
-            raise error
-        return self._framing.error(failed(error))
+    async def _send_all(self, send: Send) -> None:
+        """Send each piece as it comes, without a task of its own: that would cost more than the piece."""
+        try:
+            await self._send(send, await self._first)
+            async for piece in self._pieces:
+                await self._send(send, piece)
+        except _Ended:
+            pass
+        except Exception as error:
+            await self._send(send, self._framing.error(failed(error)))
+        await self._send(send, b"", more=False)
+
+    async def _send(self, send: Send, piece: bytes, more: bool = True) -> None:
+        self._last = asyncio.get_running_loop().time()
+        async with self._turn:
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
 def failed(error: Exception) -> Problem:
@@ -203,11 +215,6 @@ async def _first(pieces: AsyncIterator[bytes]) -> bytes:
         return await anext(pieces)
     except StopAsyncIteration:
         raise _Ended from None
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    return
-    yield b""
 
 
 async def _gone(receive: Receive) -> None:

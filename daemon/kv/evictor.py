@@ -9,7 +9,8 @@ may stay, which is a value of `PrefixLimits`:
     shed          the bytes stored now, less those that shall become free
 
 The difference is a `Shortage`. The evictor drops the least recently used item, computes the shortage again, and so on
-until it is empty or all that is left is leased. Kept prefixes (`Keeps`) yield one by one when all else is gone.
+until it is empty or all that is left is leased. Checkpoints beyond their share go before that (`Thinning`). Kept
+prefixes (`Keeps`) yield one by one when all else is gone.
 
 Memory of an extent becomes free with the last of its blocks, so the first pass counts on compaction: it stops when the
 bytes that compaction would free cover the shortage. Then sparse extents are copied into smaller ones. Compaction can
@@ -28,6 +29,7 @@ import structlog
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.keeps import Keeps
 from daemon.kv.nodes import Extent
+from daemon.kv.thinning import Thinning
 from daemon.kv.trie import PrefixTrie
 
 log = structlog.get_logger()
@@ -86,12 +88,14 @@ class Evictor:
         limits: What the trie may hold.
         trie: Holds it.
         evictions: Blocks that were evicted since the start.
+        thinning: Chooses among checkpoints.
     """
 
     def __init__(self, limits: PrefixLimits, trie: PrefixTrie, keeps: Keeps, copy: Copy) -> None:
         self.limits = limits
         self.evictions = 0
         self.trie = trie
+        self.thinning = Thinning(trie)
         self._keeps = keeps
         self._copy = copy
 
@@ -168,6 +172,8 @@ class Evictor:
         """Drop the least recently used until there is no shortage; what compaction would free counts if it follows."""
         trie, blocks_before = self.trie, self.trie.blocks
         while shortage := self._shortage(may_stay, trie.ledger.reclaimable if compacting else 0):
+            if shortage.of_memory and self.thinning.drop_one(self.limits.nbytes, partition):
+                continue
             dropped = trie.drop_oldest(partition, checkpoints=shortage.of_memory)
             if not dropped and not self._keeps.yield_one(partition):
                 break

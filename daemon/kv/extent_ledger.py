@@ -34,6 +34,7 @@ class ExtentLedger:
         nbytes: Bytes of all extents with a block in use, and of all checkpoints.
         buffers: Device buffers of the same extents and checkpoints.
         checkpoints: Checkpoints that are stored.
+        checkpoint_bytes: Their bytes.
         reclaimable: Estimate of the bytes that compaction would free.
         sparse: Extents that are worth compacting.
         partition_bytes: Bytes of each partition that has any.
@@ -42,6 +43,7 @@ class ExtentLedger:
     nbytes: int = 0
     buffers: int = 0
     checkpoints: int = 0
+    checkpoint_bytes: int = 0
     reclaimable: int = 0
     sparse: set[Extent] = field(default_factory=set)
     partition_bytes: Counter[str] = field(default_factory=Counter)
@@ -66,12 +68,14 @@ class ExtentLedger:
         """Count a checkpoint, and attach it to its node."""
         checkpoint.node, checkpoint.partition = node, node.partition
         self.checkpoints += 1
+        self.checkpoint_bytes += checkpoint.nbytes
         self._add(checkpoint, 1)
 
     def lose(self, checkpoint: Checkpoint) -> None:
         """Stop counting a checkpoint that its node gave up, and free its payload."""
         checkpoint.node = None
         self.checkpoints -= 1
+        self.checkpoint_bytes -= checkpoint.nbytes
         self._add(checkpoint, -1)
         checkpoint.payload = None
 
@@ -103,6 +107,7 @@ class ExtentLedger:
         assert self.nbytes == sum(each.nbytes for each in held), "bytes drifted"
         assert self.buffers == sum(each.buffers for each in held), "buffers drifted"
         assert self.checkpoints == len(checkpoints), "checkpoints drifted"
+        assert self.checkpoint_bytes == sum(each.nbytes for each in checkpoints), "bytes of checkpoints drifted"
         assert self.partition_bytes == partition_bytes, "shares drifted"
         assert self.sparse == {extent for extent in uses if extent.sparse}, "sparse extents drifted"
         assert self.reclaimable == sum(extent.reclaimable for extent in uses), "reclaimable bytes drifted"

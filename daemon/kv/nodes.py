@@ -177,6 +177,8 @@ class Checkpoint:
         tick: Time of its last use, as a counter; larger is later.
         queued: Whether it is in the eviction queue.
         partition: Partition of the budget that it counts against.
+        below: Whether the tier below has got it.
+        offered: Whether the tier below was offered it.
     """
 
     payload: object
@@ -187,6 +189,8 @@ class Checkpoint:
     tick: int = 0
     queued: bool = False
     partition: str = ""
+    below: bool = False
+    offered: bool = False
 
     @property
     def depth(self) -> int:
@@ -234,14 +238,18 @@ class Tree:
     def walk(self, namespace: str, keys: Sequence[bytes]) -> list[Node]:
         """Return the longest stored path along `keys`, which may be empty."""
         path: list[Node] = []
-        node = self._roots.get(namespace)
+        self.follow(namespace, path, keys)
+        return path
+
+    def follow(self, namespace: str, path: list[Node], keys: Sequence[bytes]) -> None:
+        """Lengthen a stored path along `keys`, the keys of the blocks that follow it, as far as they are stored."""
+        node = path[-1] if path else self._roots.get(namespace)
         if node is not None:
             for key in keys:
                 node = node.child(key)
                 if node is None:
                     break
                 path.append(node)
-        return path
 
     def after(self, namespace: str, path: Sequence[Node], most: int) -> tuple[Node, ...]:
         """Return the blocks right behind a stored path of a namespace, at most `most` of them."""
@@ -320,10 +328,15 @@ def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:
     return chosen
 
 
+def path_to(node: Node) -> tuple[str, list[Node]]:
+    """Return the namespace of a stored block, and the path from the first block to it."""
+    path = [node]
+    while (parent := path[-1].parent) is not None:
+        path.append(parent)
+    root = path.pop()
+    return root.key.decode(), path[::-1]
+
+
 def packed_path(node: Node) -> bytes:
     """Return the token ids of a stored path, see `seen_prompts.pack`."""
-    keys = [node.key]
-    while (parent := node.parent) is not None and parent.depth:
-        keys.append(parent.key)
-        node = parent
-    return b"".join(reversed(keys))
+    return b"".join(each.key for each in path_to(node)[1])

@@ -71,6 +71,7 @@ class PrefixCounters:
     hits: int = 0
     tokens_looked_up: int = 0
     tokens_reused: int = 0
+    tokens_shared: int = 0
     inserts: int = 0
     evictions: int = 0
 
@@ -191,12 +192,12 @@ class PrefixCache:
         if len(path) * BLOCK_TOKENS < self.min_prefix_len:
             return False
         if self.below is not None:
-            self.below.used(namespace, path)
+            self.below.used(namespace, path, kept=True)
         return self.keeps.keep(namespace, path, spec, seconds)
 
-    def restored(self, lease: PrefixLease, from_below: int = 0) -> None:
-        """Count a match as reused, and those of its tokens that came from below. Call it after the match was copied."""
-        self._count(hits=1, tokens_reused=lease.tokens)
+    def restored(self, lease: PrefixLease, from_below: int = 0, shared: int = 0) -> None:
+        """Count a match as reused, and those of its tokens that came from below, and those that were not copied."""
+        self._count(hits=1, tokens_reused=lease.tokens, tokens_shared=shared)
         if lease.nodes:
             lease.nodes[0].counters.hits += 1
             lease.nodes[0].counters.tokens_reused += lease.tokens
@@ -246,6 +247,8 @@ class PrefixCache:
                     make_resumable(self._evictor, lease, spec, source, passing=resume is Resume.PASSING)
         finally:
             self._evictor.enforce()
+            if self.below is not None:
+                self._evictor.thinning.offer(self.limits.nbytes, self.below)
             stored = self.trie.blocks + self._evictor.evictions - total_before
             self._count(inserts=stored)
         return stored

@@ -47,6 +47,11 @@ class PrefixSpec:
         """Bytes of one block of the layers with full attention."""
         return sum(group.block_bytes for group in self.groups if group.window is None)
 
+    def resume_bytes(self, blocks: int) -> int:
+        """Return the bytes of the windows and the states that a request needs to go on after so many blocks."""
+        windows = (group.block_bytes * group.visible(blocks) for group in self.groups if group.window is not None)
+        return self.state_bytes + sum(windows)
+
     @property
     def windowed(self) -> bool:
         """Whether some layer forgets old tokens."""
@@ -115,8 +120,11 @@ class KVSource(Protocol):
 class Below(Protocol):
     """What the prefix cache tells a tier below it."""
 
-    def used(self, namespace: str, path: Sequence[Node]) -> None:
+    def used(self, namespace: str, path: Sequence[Node], *, kept: bool = False) -> None:
         """Take a path that was used again, or that is kept."""
+
+    def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
+        """Take a path that goes soon, as it was not used for so long; False if it should be offered again later."""
 
     def reused(self, tokens: int) -> None:
         """Count tokens of a prompt that came from below and were reused."""

@@ -131,6 +131,15 @@ class PrefixTrie(Tree):
         items = (self._leaves.peek(), self._checkpoints.peek())
         return min((item.tick for item in items if item is not None), default=None)
 
+    def leaves(self, since: int, before: int) -> list[Node]:
+        """Return the blocks at the end of a path that may be evicted and were last used between two ticks."""
+        return [node for node in self._leaves if node.evictable and since <= node.tick < before]
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The checkpoints that may be evicted."""
+        return [checkpoint for checkpoint in self._checkpoints if checkpoint.evictable]
+
     @property
     def leased_bytes(self) -> int:
         """Bytes that leases hold: extents as a whole if they hold one block of them, and their checkpoints."""
@@ -160,6 +169,10 @@ class PrefixTrie(Tree):
         else:
             return False
         return True
+
+    def drop_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Drop a checkpoint that may be evicted; the queue forgets it when it comes to its front."""
+        self._lose_checkpoint(checkpoint)
 
     def offer(self, node: Node) -> None:
         """Let a block and its checkpoint be evicted again, as far as nothing else holds them."""

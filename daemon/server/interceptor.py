@@ -16,8 +16,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf import any_pb2
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
@@ -39,7 +38,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 _SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"]
 _OURS = f"/{_SERVICE.full_name}/"
-_REQUESTS = {f"{_OURS}{method.name}": GetMessageClass(method.input_type) for method in _SERVICE.methods}
+_DESCRIPTORS = {f"{_OURS}{method.name}": method.input_type for method in _SERVICE.methods}
+"""Descriptors of the requests of our service: their fields are counted."""
 _QUIET = _OURS + "Stats"
 """Logged at debug level, because monitors poll it all day."""
 
@@ -125,13 +125,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return handle
 
     def _conversing(self, method: str, handler: Any) -> Callable[..., Any]:
+        decode = handler.request_deserializer
+
         async def handle(_requests: Any, context: Context) -> None:
             async with self._open(method, context) as (call, arrival):
 
                 async def requests() -> AsyncIterator[Any]:
                     while (data := await arrival.receive(context.read)) is not grpc.aio.EOF:
                         call.arrived = True
-                        yield await _parsed(data, call, arrival, handler)
+                        yield await parse(data, decode, _DESCRIPTORS.get(method), arrival.most_bytes)
 
                 await _write(handler.stream_stream(requests(), context), context)
 
@@ -213,22 +215,7 @@ async def _request(call: _Call, arrival: Arrival, handler: Any) -> Any:
         await asyncio.sleep(END_SECONDS)  # a cancellation is seen a moment after the end of the stream
         raise invalid("request", "is missing")
     call.arrived = True
-    return await _parsed(data, call, arrival, handler)
-
-
-async def _parsed(data: bytes, call: _Call, arrival: Arrival, handler: Any) -> Any:
-    """Decode a request. Between the stages of a large request other calls get their turns of the event loop."""
-    kind = _REQUESTS.get(call.method)
-    if kind is not None:
-        request = await parse(data, kind, arrival.most_bytes)
-        await asyncio.sleep(0)
-        return request
-    if len(data) > arrival.most_bytes:
-        raise invalid("request", f"has {len(data)} bytes; at most {arrival.most_bytes} are allowed")
-    try:
-        return handler.request_deserializer(data)
-    except DecodeError:
-        raise invalid("request", "cannot be decoded") from None
+    return await parse(data, handler.request_deserializer, _DESCRIPTORS.get(call.method), arrival.most_bytes)
 
 
 async def _write(responses: Any, context: Context) -> None:

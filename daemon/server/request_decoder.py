@@ -8,12 +8,12 @@ calls share. Counting takes a hundredth of that, and is done in steps between wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from daemon.server.field_checks import MAX_REQUEST_BYTES
 from daemon.shared.errors import invalid
@@ -37,16 +37,22 @@ Descriptor = Any
 _NUMBERS = object()
 """Stands for a packed list of numbers. Its elements need no look."""
 
-T = TypeVar("T", bound=Message)
+T = TypeVar("T")
 
 
-async def parse(data: bytes, kind: type[T], most_bytes: int = MAX_REQUEST_BYTES) -> T:
+async def parse(
+    data: bytes,
+    decode: Callable[[bytes], T],
+    descriptor: Descriptor | None = None,
+    most_bytes: int = MAX_REQUEST_BYTES,
+) -> T:
     """
-    Decode a request. While a large request is counted, other calls get their turns of the event loop.
+    Decode a request. Between the stages of a large request other calls get their turns of the event loop.
 
     Args:
         data: The request, as it arrived.
-        kind: Class of the message.
+        decode: Makes a message of bytes; raises DecodeError for bytes that are none.
+        descriptor: Descriptor of the message; None if its fields need no count.
         most_bytes: Most bytes that the request may have.
 
     Raises:
@@ -54,14 +60,16 @@ async def parse(data: bytes, kind: type[T], most_bytes: int = MAX_REQUEST_BYTES)
     """
     if len(data) > most_bytes:
         raise invalid("request", f"has {len(data)} bytes; at most {most_bytes} are allowed")
-    for fields in counted(data, kind.DESCRIPTOR):
+    for fields in counted(data, descriptor) if descriptor is not None else ():
         if fields > MAX_FIELDS:
             raise invalid("request", f"has more than {MAX_FIELDS} parts, all within its messages and lists included")
         await asyncio.sleep(0)
     try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise invalid("request", f"is no {kind.DESCRIPTOR.full_name}; it cannot be decoded") from error
+        request = decode(data)
+    except DecodeError:
+        raise invalid("request", "is no message of the kind that this RPC takes; it cannot be decoded") from None
+    await asyncio.sleep(0)
+    return request
 
 
 def counted(data: bytes, descriptor: Descriptor) -> Iterator[int]:

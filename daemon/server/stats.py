@@ -161,6 +161,7 @@ def _sample(snapshot: pb.StatsResponse, queued: int) -> pb.HistorySample:
         weights_bytes=memory.weights_bytes,
         trie_bytes=memory.trie_bytes,
         live_kv_bytes=memory.live_kv_bytes,
+        disk_tokens_reused=cache.disk_tokens_reused,
     )
 
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from itertools import cycle
 
-from daemon.engine.prompt.preparation import tokenise
+from daemon.engine.prompt.preparation import render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from mlx_sidecar.v1.sidecar_pb2_grpc import SidecarServiceStub
@@ -75,7 +75,7 @@ def pool(rng: random.Random, models: list[str], tokenizer: Tokenizer) -> list[As
     words = tokenizer.decode([rng.choice(WORD_IDS) for _ in range(30)])
     for chat in ((words,), (words, "so it is", "and then?")):
         ask = Ask(models[0], (), 40, chat=chat)
-        prompt = tuple(tokenise(ask.request(), tokenizer))
+        prompt = tuple(tokenizer.encode(render(ask.request(), tokenizer).text, special=False))
         asks += [replace(ask, model=model, prompt=prompt) for model in models]
     return asks
 

@@ -125,6 +125,7 @@ def _over_budget(sample: Sample) -> Iterator[str]:
     limits = [
         ("prefix bytes", stats.prefix_cache.bytes, int(settings["kv_cache_mb"]) * MIB),
         ("prefix blocks", stats.prefix_cache.blocks, int(settings["max_cache_blocks"])),
+        ("disk bytes", stats.prefix_cache.disk_bytes, int(settings["kv_disk_mb"]) * MIB),
         ("models", stats.model_cache.cached_models, int(settings["max_models"])),
         ("weights", weights, int(settings["model_cache_mb"]) * MIB),
         ("waiting requests", stats.engine.queued, int(settings["max_queue"])),

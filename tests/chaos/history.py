@@ -27,6 +27,7 @@ class Stream:
         started: When its `started` came; None if it did not.
         ends: Its ends: OK, CUT, or "CODE REASON". Exactly one is right.
         cached: Tokens that it says it reused.
+        from_disk: Those of them that came from the disk.
         settled: Whether it was checked, and its events forgotten.
     """
 
@@ -36,6 +37,7 @@ class Stream:
     started: float | None = None
     ends: list[str] = field(default_factory=list)
     cached: int = 0
+    from_disk: int = 0
     settled: bool = False
 
     def add(self, event: pb.GenerateResponse) -> None:
@@ -43,6 +45,7 @@ class Stream:
         if event.HasField("started") and self.started is None:
             self.started = time.monotonic()
             self.cached = event.started.cached_tokens
+            self.from_disk = event.started.disk_tokens
         self.events.append(event)
 
     def end(self, how: str) -> None:

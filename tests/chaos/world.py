@@ -27,6 +27,7 @@ QUIET: Mapping[str, str] = {
     "model_cache_mb": "64",
     "max_models": "4",
     "kv_cache_mb": "64",
+    "kv_disk_mb": "64",
     "max_cache_blocks": "100000",
     "max_batch": "8",
     "max_queue": "64",
@@ -35,6 +36,7 @@ CHOICES: Mapping[str, list[str]] = {
     "model_cache_mb": ["2", "4", "64"],
     "max_models": ["1", "2", "4"],
     "kv_cache_mb": ["0", "1", "64"],
+    "kv_disk_mb": ["0", "1", "64", "64"],
     "max_cache_blocks": ["20", "100", "100000"],
     "max_batch": ["1", "3", "8"],
     "max_queue": ["3", "64"],
@@ -42,6 +44,11 @@ CHOICES: Mapping[str, list[str]] = {
 ENGINE_POINTS = ["engine.hello=kill%10", "load.slice=kill%5", "prefill.chunk=kill%1", "token.first=kill%2"]
 ENGINE_POINTS += ["kv.publish=kill%1", "kv.publish=raise%5", "kv.publish=sleep:0.02%20", "invalidate.dropped=kill%20"]
 ENGINE_POINTS += ["load.slice=sleep:0.05", "token.first=sleep:0.05%20"]
+DISK_POINTS = [
+    f"disk.{place}=kill%10" for place in ("write", "part", "written", "synced", "renamed", "index", "read", "remove")
+]
+DISK_POINTS += [f"disk.{place}=raise%30" for place in ("write", "synced", "read", "remove")]
+DISK_POINTS += ["disk.written=sleep:0.5%30", "disk.read=sleep:0.5%30", "disk.read=sleep:3%10", "disk.remove=sleep:0.2"]
 PARENT_POINTS = ["lock.taken=kill", "socket.bound=kill", "socket.published=kill", "drain.begun=kill"]
 
 
@@ -79,6 +86,7 @@ class World:
         """End the daemon in some way, and start another, with other budgets and other failpoints."""
         settings = {key: self.rng.choice(values) for key, values in CHOICES.items()}
         points = [self.rng.choice(ENGINE_POINTS)] * self.rng.randint(0, 1)
+        points += [self.rng.choice(DISK_POINTS)] * self.rng.randint(0, 1)
         if self.rng.random() < 0.2:
             points.append(self.rng.choice(PARENT_POINTS))
         self.history.faults.append(f"start {settings} {points}")

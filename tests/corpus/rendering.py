@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from daemon.engine.prompt.chat_templates import Templates
-from daemon.engine.prompt.preparation import tokenise
+from daemon.engine.prompt.preparation import render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -67,7 +67,7 @@ def lost(texts: Mapping[str, str | None]) -> set[str]:
 def _refused(chat: pb.Chat, tokenizer: Tokenizer) -> bool:
     """Render a conversation and return whether it is refused."""
     try:
-        tokenise(pb.GenerateRequest(chat=chat), tokenizer)
+        render(pb.GenerateRequest(chat=chat), tokenizer)
     except SidecarError:
         return True
     return False

@@ -15,7 +15,7 @@ import pytest
 from daemon.cache.resolver import Resolver, Wanted
 from daemon.engine.output.answer_parser import Parts
 from daemon.engine.output.tool_calls import ToolCall
-from daemon.engine.prompt.preparation import prepare_request, tokenise
+from daemon.engine.prompt.preparation import prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.corpus import families
@@ -87,7 +87,7 @@ def answer_of(turn: pb.ChatMessage, tokenizer: Tokenizer, templates: RecordedTem
 
 def text_of(chat: pb.Chat, tokenizer: Tokenizer, templates: RecordedTemplates) -> str:
     """Return the text of a conversation."""
-    tokenise(pb.GenerateRequest(chat=chat), tokenizer)
+    render(pb.GenerateRequest(chat=chat), tokenizer)
     assert templates.answered is not None
     return templates.answered
 

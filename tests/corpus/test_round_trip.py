@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from daemon.engine.output.answer_parser import Parts
-from daemon.engine.prompt.preparation import prepare_request, tokenise
+from daemon.engine.prompt.preparation import prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -146,7 +146,7 @@ def following(asked: pb.Chat, turn: pb.ChatMessage) -> pb.Chat:
 
 def text_of(chat: pb.Chat, tokenizer: Tokenizer, templates: RecordedTemplates) -> str:
     """Return the text of a conversation."""
-    tokenise(pb.GenerateRequest(chat=chat), tokenizer)
+    render(pb.GenerateRequest(chat=chat), tokenizer)
     assert templates.answered is not None
     return templates.answered
 

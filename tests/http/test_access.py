@@ -177,6 +177,7 @@ def test_wrong_method_is_told(port_door: Door) -> None:
     """In the API's own shape."""
     found = raw.call(port_door, "GET", "/v1/chat/completions")
     assert (found.status, found.json["error"]["type"]) == (405, "invalid_request_error")
+    assert found.headers["allow"] == "POST"
 
 
 def test_large_bodies_are_refused(port_door: Door) -> None:

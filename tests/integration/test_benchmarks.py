@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import guard, http_door, page, plots
+from benchmarks import guard, http_door, page, plots, tool_loop
 from benchmarks.bench import Bench
 from benchmarks.figures import OURS, Result
 from benchmarks.http_peer import StartsMlxLm
@@ -127,3 +127,12 @@ def test_cost_of_the_http_door_is_measured() -> None:
         figures = http_door.measure(folder, quick=True)
     assert all(any(name.endswith(what) for name in figures) for what in http_door.WANTED)
     assert all(value > 0 for name, value in figures.items() if not name.endswith("a token more, ms"))
+
+
+@pytest.mark.slow
+def test_tool_loop_is_measured_beside_a_peer() -> None:
+    """Both servers give the same answers, turn by turn; `tool_loop` checks that."""
+    with short_folder() as folder:
+        figures = tool_loop.measure(folder, quick=True)
+    assert figures["mlx-sidecar: prompt tokens"] == figures["mlx_lm.server: prompt tokens"]
+    assert all(value > 0 for value in figures.values())

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import page
 from daemon.cli import COMMANDS, exit_codes, main
+from daemon.engine.background import task
 from daemon.shared.config import ENV_PREFIX, KEYS
 from daemon.shared.errors import Reason
 from mlx_sidecar.v1 import sidecar_pb2
@@ -21,7 +22,17 @@ from tools.readme_figure import filled
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 FOLDERS = ("docs", "clients", "launchd", "systemd", "daemon", "benchmarks", "tools")
-DESIGN = ("architecture.md", "concepts.md", "engine-loop.md", "how-to-add.md", "request-lifecycle.md")
+DESIGN = (
+    "architecture.md",
+    "concepts.md",
+    "engine-loop.md",
+    "how-to-add.md",
+    "kv-tier.md",
+    "memory-ledger.md",
+    "model-cache.md",
+    "prefix-cache.md",
+    "request-lifecycle.md",
+)
 """Pages that name files of the code."""
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
@@ -169,6 +180,22 @@ def test_files_that_a_page_names_exist(name: str) -> None:
 
 def _exists(path: str) -> bool:
     return any((ROOT / base / path).exists() for base in (".", "daemon", "daemon/server", "daemon/engine"))
+
+
+def test_reading_list_of_a_block_names_what_is_there() -> None:
+    """Each function or class that a step names is defined in a file that the list has named by then."""
+    steps = (ROOT / "docs" / "prefix-cache.md").read_text().partition("## How a block is stored and restored")[2]
+    code = ""
+    for name in re.findall(r"`([\w/.]+)`", steps.partition("\nWindows add")[0]):
+        code += (ROOT / name).read_text() if name.endswith(".py") else ""
+        assert name.endswith(".py") or re.search(rf"(def|class) {name.rpartition('.')[2]}\b", code), name
+
+
+def test_hanging_work_has_all_its_kinds_in_the_table() -> None:
+    """A search for `work` of a line finds it."""
+    kinds = {kind.name for kind in vars(task).values() if isinstance(kind, task.Kind)}
+    row = next(line for line in OPERATIONS.splitlines() if line.startswith("| `background_work_abandoned`"))
+    assert kinds <= set(re.findall(r"\w+", row))
 
 
 def test_code_map_matches_module_docstrings() -> None:

@@ -169,6 +169,11 @@ class PrefixCacheStats:
         disk_tokens_reused: These tokens.
         disk_written_bytes: Bytes written to the disk since the start.
         disk_faults: Faults of the disk since the start; each cost time.
+        shared_prefixes: Prefixes that running requests read together, each from one copy of its KV.
+        shared_readers: Running requests that read one of them.
+        shared_bytes: Bytes of KV of these prefixes, beside `bytes`.
+        tokens_shared: Tokens of `tokens_reused` that were read where another request had them, and not copied.
+        shared_copied_tokens: Tokens that were copied to become part of such a prefix.
     """
 
     blocks: int
@@ -203,3 +208,8 @@ class PrefixCacheStats:
     disk_tokens_reused: int = 0
     disk_written_bytes: int = 0
     disk_faults: int = 0
+    shared_prefixes: int = 0
+    shared_readers: int = 0
+    shared_bytes: int = 0
+    tokens_shared: int = 0
+    shared_copied_tokens: int = 0

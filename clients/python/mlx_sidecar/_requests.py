@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message as Proto
 
 from mlx_sidecar._exceptions import InvalidArgument
-from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
+from mlx_sidecar._messages import Prompt, Tool
 from mlx_sidecar._options import GenerateOptions
+from mlx_sidecar._prompts import as_json, build, prompt_fields, text_or_tokens, tool_message, value_as_json
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-
-ProtoT = TypeVar("ProtoT", bound=Proto)
-DataT = TypeVar("DataT")
 
 _CACHE_MODES = {
     "read_write": pb.CACHE_MODE_READ_WRITE,
@@ -49,7 +45,7 @@ def load_request(
     Raises:
         InvalidArgument: If a value cannot be encoded.
     """
-    return _build(
+    return build(
         pb.GetOrLoadRequest,
         model=model,
         revision=revision,
@@ -116,16 +112,16 @@ def generate_request(
         TypeError: If a value has the wrong type.
     """
     chat = {
-        "tools": [_tool(tool) for tool in tools],
+        "tools": [tool_message(tool) for tool in tools],
         "add_generation_prompt": add_generation_prompt,
         "enable_thinking": enable_thinking,
         "tool_choice": None if tool_choice is None else _choice("chat.tool_choice", _TOOL_CHOICES, tool_choice),
         "required_tool": required_tool,
-        "template_args": {name: _value(value) for name, value in (template_args or {}).items()} or None,
+        "template_args": {name: value_as_json(value) for name, value in (template_args or {}).items()} or None,
         "reasoning_effort": reasoning_effort,
         "continue_final_message": continue_final_message or None,
     }
-    sampling = _build(
+    sampling = build(
         pb.Sampling,
         "sampling.",
         temperature=temperature,
@@ -140,16 +136,16 @@ def generate_request(
         model_defaults=model_defaults,
     )
     strings = [stop] if isinstance(stop, str) else stop
-    return _build(
+    return build(
         pb.GenerateRequest,
         model=model,
         adapter=adapter,
-        **_prompt(prompt, chat),
+        **prompt_fields(prompt, chat),
         max_tokens=max_tokens,
         sampling=sampling,
-        stop=_build(pb.Stop, "stop.", strings=strings, token_ids=stop_token_ids, ignore_eos=ignore_eos),
+        stop=build(pb.Stop, "stop.", strings=strings, token_ids=stop_token_ids, ignore_eos=ignore_eos),
         top_logprobs=top_logprobs,
-        cache=_build(
+        cache=build(
             pb.CacheOptions,
             "cache.",
             mode=_choice("cache.mode", _CACHE_MODES, cache_mode),
@@ -159,7 +155,7 @@ def generate_request(
         request_id=request_id,
         require_loaded=require_loaded,
         response_format=_response_format(
-            json_schema=None if json_schema is None else _json(json_schema),
+            json_schema=None if json_schema is None else as_json(json_schema),
             json_object=pb.JsonObject() if json_object else None,
             regex=regex,
             grammar=grammar,
@@ -220,7 +216,7 @@ def embed_request(
         InvalidArgument: If a value cannot be encoded.
         TypeError: If a value has the wrong type.
     """
-    return _build(
+    return build(
         pb.EmbedRequest,
         model=model,
         adapter=adapter,
@@ -230,7 +226,7 @@ def embed_request(
         dimensions=dimensions,
         normalize=normalize,
         pooling=None if pooling is None else _choice("pooling", _POOLINGS, pooling),
-        cache=_build(pb.CacheOptions, "cache.", mode=_choice("cache.mode", _CACHE_MODES, cache_mode), salt=salt),
+        cache=build(pb.CacheOptions, "cache.", mode=_choice("cache.mode", _CACHE_MODES, cache_mode), salt=salt),
         request_id=request_id,
         require_loaded=require_loaded,
         priority=priority,
@@ -244,7 +240,7 @@ def invalidate_model_request(model: str, *, weights: bool, prefixes: bool, dry_r
     Raises:
         InvalidArgument: If the name cannot be encoded.
     """
-    target = _build(pb.ModelTarget, "model.", model=model, weights=weights, prefixes=prefixes)
+    target = build(pb.ModelTarget, "model.", model=model, weights=weights, prefixes=prefixes)
     return pb.InvalidateRequest(model=target, dry_run=dry_run)
 
 
@@ -258,24 +254,13 @@ def invalidate_prefix_request(
         InvalidArgument: If a value cannot be encoded.
         TypeError: If the prefix is neither.
     """
-    target = _build(pb.PrefixTarget, "prefix.", model=model, **_text_or_tokens(prefix, "prefix."), salt=salt)
+    target = build(pb.PrefixTarget, "prefix.", model=model, **text_or_tokens(prefix, "prefix."), salt=salt)
     return pb.InvalidateRequest(prefix=target, dry_run=dry_run)
 
 
 def invalidate_all_request(*, weights: bool, prefixes: bool, dry_run: bool) -> pb.InvalidateRequest:
     """Build an InvalidateRequest for everything."""
     return pb.InvalidateRequest(all=pb.AllTarget(weights=weights, prefixes=prefixes), dry_run=dry_run)
-
-
-def _build(kind: type[ProtoT], path: str = "", /, **fields: Any) -> ProtoT:
-    # One field at a time, because protobuf does not name the field that it refuses.
-    message = kind()
-    for name, value in fields.items():
-        try:
-            message.MergeFrom(kind(**{name: value}))
-        except ValueError as error:
-            raise InvalidArgument(f"{path}{name}: {error}", field=path + name) from None
-    return message
 
 
 def _duration(seconds: float, field: str) -> Duration:
@@ -292,66 +277,10 @@ def _response_format(**kinds: Any) -> pb.ResponseFormat | None:
     if len(given) > 1:
         names = ", ".join(given)
         raise InvalidArgument(f"response_format: only one of {names} can be given", field="response_format")
-    return _build(pb.ResponseFormat, "response_format.", **given) if given else None
+    return build(pb.ResponseFormat, "response_format.", **given) if given else None
 
 
 def _choice(field: str, choices: Mapping[str, int], name: str) -> int:
     if name not in choices:
         raise InvalidArgument(f"{field}: {name!r} is none of {', '.join(choices)}", field=field)
     return choices[name]
-
-
-def _prompt(prompt: Prompt, chat: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(prompt, str | bytes) and len(prompt) and isinstance(prompt[0], Message | Mapping):
-        return {"chat": _build(pb.Chat, "chat.", messages=[_message(turn) for turn in prompt], **chat)}
-    for name, value in chat.items():
-        if value not in (None, [], ""):
-            raise InvalidArgument(f"chat.{name}: only for prompts that are messages", field=f"chat.{name}")
-    return _text_or_tokens(prompt, "")
-
-
-def _text_or_tokens(prompt: Any, path: str) -> dict[str, Any]:
-    if isinstance(prompt, str):
-        return {"text": prompt}
-    # Bytes are a sequence of ints too, and would silently become token ids.
-    if isinstance(prompt, bytes | bytearray | memoryview):
-        raise TypeError("a prompt is text, token ids or messages, not bytes")
-    return {"tokens": _build(pb.TokenIds, f"{path}tokens.", ids=prompt)}
-
-
-def _message(turn: Any) -> pb.ChatMessage:
-    turn = _data(Message, turn)
-    return _build(
-        pb.ChatMessage,
-        "chat.messages.",
-        role=turn.role,
-        content=turn.content,
-        reasoning_content=turn.reasoning_content,
-        tool_calls=[_tool_call(call) for call in turn.tool_calls],
-        tool_call_id=turn.tool_call_id,
-    )
-
-
-def _tool_call(call: Any) -> pb.ToolCall:
-    call = _data(ToolCall, call)
-    arguments = _json(call.arguments)
-    return _build(pb.ToolCall, "chat.messages.tool_calls.", id=call.id, name=call.name, arguments_json=arguments)
-
-
-def _tool(tool: Any) -> pb.Tool:
-    tool = _data(Tool, tool)
-    schema = _json(tool.parameters)
-    return _build(pb.Tool, "chat.tools.", name=tool.name, description=tool.description, parameters_json=schema)
-
-
-def _data(kind: type[DataT], value: Any) -> DataT:
-    return value if isinstance(value, kind) else kind(**value)
-
-
-def _value(value: Any) -> str:
-    """Return any value as JSON; a text is a value as well."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _json(value: Mapping[str, Any] | str) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -292,6 +292,7 @@ class Completion:
         seed: The seed that repeats it, alone; None if it is greedy.
         prompt_logprobs: One entry for each token of the prompt but the first, if `prompt_logprobs` was given.
         miss: Why no more of the prompt was reused; None if all was that could be.
+        disk_tokens: Tokens of `usage.cached_tokens` that were read from the disk.
     """
 
     text: str
@@ -310,6 +311,7 @@ class Completion:
     seed: int | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     miss: Miss | None = None
+    disk_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,6 +184,7 @@ class HistorySample:
         weights_bytes: Bytes of weights.
         trie_bytes: Bytes of the prefix cache.
         live_kv_bytes: Bytes of KV of running requests.
+        disk_tokens_reused: Tokens so far that were reused from the disk; `tokens_reused` has them as well.
     """
 
     age: float | None
@@ -197,6 +198,7 @@ class HistorySample:
     weights_bytes: int
     trie_bytes: int
     live_kv_bytes: int
+    disk_tokens_reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ class GenerateTranscript:
             seed=finished.seed,
             prompt_logprobs=tuple(self._prompt_logprobs),
             miss=started.miss,
+            disk_tokens=started.disk_tokens,
             warnings=started.warnings,
         )
 

@@ -44,6 +44,7 @@ from daemon.cache.pace import SLICE_SECONDS, Pace, paced
 from daemon.kv.mlx.layerwise import Pass, forward_layerwise
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.self_test import probing, proving
+from daemon.kv.mlx.shared_self_test import proving_shared
 from daemon.kv.mlx.workspace import NO_WORK, Workspace, measuring
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
@@ -97,6 +98,7 @@ class LoadedModel:
         vocab_size: Width of its logits.
         joinable: Whether its sequences can share a forward pass.
         work: The memory that a forward pass takes.
+        shares: Whether its sequences can read one copy of a prefix that they have in common.
         warmup_time: Seconds that the warm-up took; 0 if there was none.
     """
 
@@ -107,6 +109,7 @@ class LoadedModel:
     vocab_size: int
     joinable: bool = False
     work: Workspace = NO_WORK
+    shares: bool = False
     warmup_time: float = 0.0
 
 
@@ -251,11 +254,12 @@ def _tested(source: ModelSource, model: Any, needed: int, progress: Progress, sl
         layout = yield from slicer.run(probing(model), progress)
         logits = yield from slicer.run(_a_token(model, layout), progress)
         joinable = yield from slicer.run(proving(model), progress)
+        shares = yield from slicer.run(proving_shared(model, layout), progress)
         work = _MEASURED.get(source.key)
         if work is None:
             work = yield from slicer.run(measuring(model, layout), progress)
             _MEASURED[source.key] = work
-    return LoadedModel(source, model, layout, needed, int(logits.shape[-1]), joinable, work)
+    return LoadedModel(source, model, layout, needed, int(logits.shape[-1]), joinable, work, joinable and shares)
 
 
 def _a_token(model: Any, layout: Layout) -> Pass:

@@ -116,7 +116,9 @@ def rm(session: Session, /, model: str | None, everything: bool, yes: bool) -> N
                 client.invalidate_model(model, weights=False)
     except DaemonNotRunning:
         _remove(files, model)
-    click.echo(f"Dropped {size(nbytes)} on the disk.")
+    click.echo(
+        f"Dropped {size(nbytes)} on the disk." if nbytes else f"The disk had no prefix of {model or 'any model'}."
+    )
 
 
 def _files(session: Session) -> Files:

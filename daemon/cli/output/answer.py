@@ -97,8 +97,9 @@ def print_timings(*samples: Completion) -> None:
     # Prefill produces the first token, so decode produced one fewer.
     decoded = sum(max(sample.usage.completion_tokens - 1, 0) for sample in samples)
     spans = [sample.timings.decode for sample in samples if sample.timings.decode is not None]
+    from_disk = f" ({samples[0].disk_tokens:,} from the disk)" if samples[0].disk_tokens else ""
     lines = [
-        ("prompt", f"{count(usage.prompt_tokens, 'token')}, {usage.cached_tokens:,} of them cached"),
+        ("prompt", f"{count(usage.prompt_tokens, 'token')}, {usage.cached_tokens:,} of them cached{from_disk}"),
         *([] if (miss := samples[0].miss) is None else [("miss", describe_miss(miss))]),
         ("first token", "-" if timings.first_token is None else f"{timings.first_token:.3f} s"),
         ("prefill", _speed(computed, timings.prefill)),

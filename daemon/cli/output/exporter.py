@@ -19,6 +19,7 @@ _GAUGES = {
         *("blocks", "max_blocks", "bytes", "budget_bytes", "buffers", "leases", "total_namespaces"),
         *("total_kept", "kept_bytes", "kept_budget_bytes", "evictable_bytes", "most_bytes"),
         *("disk_bytes", "disk_blocks", "disk_budget_bytes"),
+        *("shared_prefixes", "shared_readers", "shared_bytes"),
     ),
     "engine": (
         *("queued", "prefilling", "decoding", "step_age", "step_time_p50", "step_time_p99"),
@@ -35,6 +36,7 @@ _COUNTERS = {
         *("lookups", "hits", "tokens_looked_up", "tokens_reused", "inserts", "evictions"),
         "kept_yielded",
         *("disk_hits", "disk_tokens_reused", "disk_written_bytes", "disk_faults"),
+        *("tokens_shared", "shared_copied_tokens"),
     ),
     "engine": ("restarts", "prompt_tokens", "generated_tokens", "rejected", "cancelled"),
 }

@@ -62,7 +62,12 @@ def _tiles(stats: Stats) -> list[tuple[str, str, str]]:
     used = memory.weights_bytes + memory.trie_bytes + memory.live_kv_bytes
     median = stats.latency.first_token.quantile(0.5)
     return [
-        ("Prompt tokens reused", percent(reused), f"{cache.tokens_reused:,} of {cache.tokens_looked_up:,}"),
+        (
+            "Prompt tokens reused",
+            percent(reused),
+            f"{cache.tokens_reused:,} of {cache.tokens_looked_up:,}"
+            + (f", {cache.disk_tokens_reused:,} from the disk" if cache.disk_budget_bytes else ""),
+        ),
         (
             "First token, median",
             "-" if median is None else brief(median),
@@ -84,12 +89,16 @@ def _tiles(stats: Stats) -> list[tuple[str, str, str]]:
 
 def _charts(stats: Stats) -> list[Any]:
     history = stats.history
+    from_disk = [("prompt tokens, from the disk", shares(history, "disk_tokens_reused", "tokens_looked_up"))]
+    if not stats.prefix_cache.disk_budget_bytes:
+        from_disk.clear()
     return [
         chart(
             "Reused, of what was looked up",
             [
                 ("prompt tokens", shares(history, "tokens_reused", "tokens_looked_up")),
                 ("prompts", shares(history, "hits", "lookups")),
+                *from_disk,
             ],
             percent,
             top=1.0,

@@ -112,6 +112,7 @@ def facts(stats: Stats, width: int) -> list[Text]:
         f"{percent(cache.hit_rate)} of {count(cache.lookups, 'prompt')} hit",
         *_ranks(stats.group),
         *_misses(cache),
+        *_disk(cache),
         *_kept(cache),
         *map(called_by, engine.callers[:_MOST_CALLERS]),
     ]
@@ -131,6 +132,16 @@ def _misses(cache: PrefixCacheStats) -> list[str]:
     counts = sorted(asdict(cache.misses).items(), key=lambda pair: -pair[1])
     told = [f"{number:,} {reason.replace('_', ' ')}" for reason, number in counts if number]
     return [f"missed: {', '.join(told)}"] if told else []
+
+
+def _disk(cache: PrefixCacheStats) -> list[str]:
+    """Return how much is on the disk, and how much of the prompts came from there; nothing without a disk tier."""
+    if not cache.disk_budget_bytes:
+        return []
+    line = f"{size(cache.disk_bytes)} of {size(cache.disk_budget_bytes)} on the disk"
+    if cache.tokens_looked_up:
+        line += f", {percent(cache.disk_tokens_reused / cache.tokens_looked_up)} of prompt tokens from there"
+    return [line + (f", {count(cache.disk_faults, 'fault')}" if cache.disk_faults else "")]
 
 
 def _kept(cache: PrefixCacheStats) -> list[str]:

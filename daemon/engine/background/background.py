@@ -10,7 +10,7 @@ import structlog
 
 from daemon.engine.background.answers import Answers, Posted
 from daemon.engine.background.lanes import Job, Lanes
-from daemon.engine.background.task import TEMPLATE, Pool, Task
+from daemon.engine.background.task import TEMPLATE, Pending, Pool, Task
 from daemon.engine.background.threads import Threads
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.log_fields import refusal
@@ -29,10 +29,6 @@ _PLACES = {Pool.FILES: 2, Pool.PROMPTS: 2, Pool.LONG: 4, Pool.DISK: 1}
 log = structlog.get_logger()
 
 T = TypeVar("T")
-
-
-def _never() -> bool:
-    return False
 
 
 class Background:
@@ -68,41 +64,35 @@ class Background:
         keep = {**_PLACES, Pool.TEMPLATES: renderers}
         self._threads = {pool: Threads(pool.name.lower(), lanes[pool], keep[pool], self._go_on) for pool in Pool}
 
-    def run(
-        self,
-        task: Task[T],
-        then: Callable[[T], None],
-        failed: Callable[[SidecarError], None],
-        over: Callable[[], bool] = _never,
-    ) -> None:
+    def run(self, task: Task[T], pending: Pending[T] | None = None) -> Pending[T]:
         """
-        Run a task and those that follow it, then `then` with the result on the MLX thread, which calls this.
-
-        If a task or `then` raises, `failed` gets the error, so that it ends this call alone.
+        Run a task and those that follow it. The MLX thread calls this.
 
         Args:
-            task: The first task.
-            then: Takes the result.
-            failed: Takes the error; MODEL_NOT_RESPONDING if a task hangs.
-            over: Whether the call has ended; then a task that has not begun is left out, and neither of the two is
-                called.
+            task: The first task. If its call has abandoned the result before it begins, it is left out.
+            pending: Gets the result, on the MLX thread; None makes one.
+
+        Returns:
+            The result to wait for. Its error is MODEL_NOT_RESPONDING if a task hangs.
         """
+        result = Pending[T]() if pending is None else pending
 
-        def finish(result: T) -> None:
+        def finish(value: T) -> None:
             try:
-                then(result)
-            except Exception as error:
-                failed(as_sidecar_error(error))
+                result.succeed(value)
+            except Exception as error:  # of what follows the result; it ends this call alone
+                result.fail(as_sidecar_error(error))
 
-        ticket = self._answers.ticket(failed, over)
+        ticket = self._answers.ticket(result.fail, lambda: result.abandoned)
 
-        def done(result: T) -> None:
-            self._answers.done(ticket, lambda: finish(result), result)
+        def done(value: T) -> None:
+            self._answers.done(ticket, lambda: finish(value), value)
 
         def fail(error: Exception) -> None:
-            self._answers.failed(ticket, failed, as_sidecar_error(error))
+            self._answers.failed(ticket, result.fail, as_sidecar_error(error))
 
-        self._add(Job(task, done, fail, over))  # type: ignore[arg-type]  # the result is that of its last task
+        self._add(Job(task, done, fail, lambda: result.abandoned))  # type: ignore[arg-type]  # that of its last task
+        return result
 
     def tick(self) -> None:
         """Write off work that hangs; to be called about once a second."""

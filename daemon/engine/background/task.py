@@ -1,12 +1,13 @@
-"""Units of work off the MLX thread, each of one kind: its pool of threads, its lane and its time limit. Pure."""
+"""Tasks: units of work off the MLX thread, with their pool, lane and time limit, and results to wait for. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
+from daemon.cache.callbacks import ignore
 from daemon.shared.errors import Reason, SidecarError
 
 RETRY_SECONDS = 30.0
@@ -98,3 +99,65 @@ AnyTask = Task[Any]
 def already(model: str, result: T) -> Task[T]:
     """Return a task that does nothing and has this result."""
     return Task(LOOKUP, model, model, lambda: result)
+
+
+Condition = Callable[[], bool]
+"""Asked on the MLX thread once a turn, so it must be cheap. It reads state that other threads may set."""
+
+Waiting = Generator[Condition, None, T]
+"""Part of a call: yields conditions and returns a result."""
+
+
+def until(condition: Condition) -> Waiting[None]:
+    """Wait until a condition holds; if it holds now, go on at once."""
+    while not condition():
+        yield condition
+
+
+class Pending(Generic[T]):
+    """
+    The result of a task, for the call that waits for it. Belongs to the MLX thread.
+
+    Args:
+        then: Called once the task has ended, with its result or its error.
+
+    Attributes:
+        done: Whether the work has ended, with a result or an error.
+        abandoned: Whether the call no longer waits. Other threads read it: work that has not begun is left out.
+    """
+
+    def __init__(self, then: Callable[[T | SidecarError], None] = ignore) -> None:
+        self._then = then
+        self.done = False
+        self.abandoned = False
+        self._result: T | None = None
+        self._error: SidecarError | None = None
+
+    def succeed(self, result: T) -> None:
+        """End with a result."""
+        self.done, self._result = True, result
+        self._then(result)
+
+    def fail(self, error: SidecarError) -> None:
+        """End with an error."""
+        self.done, self._error = True, error
+        self._then(error)
+
+    def wait(self) -> Waiting[T]:
+        """
+        Wait for the end of the work and return its result.
+
+        Raises:
+            SidecarError: The error of the work.
+        """
+        try:
+            yield from until(lambda: self.done)
+        finally:
+            self.abandoned = True
+        error, self._error = self._error, None
+        if error is None:
+            return cast("T", self._result)
+        try:
+            raise error.with_traceback(None)  # all callers of a search get the same error
+        finally:
+            del error  # its traceback has this frame: the cycle would keep the request until the next collection

@@ -8,11 +8,10 @@ from daemon.cache.entry import ModelLease
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
-from daemon.engine.background.task import Task
-from daemon.engine.calls.driver import Waiting, leased
+from daemon.engine.background.task import Task, Waiting
+from daemon.engine.calls.driver import Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
-from daemon.engine.calls.services import Services
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb

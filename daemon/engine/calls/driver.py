@@ -1,5 +1,5 @@
 """
-Drives calls: each is a generator on the MLX thread, which yields the condition that it waits for.
+Drives calls, and has the parts that calls use. A call is a generator, which yields the condition that it waits for.
 
     begin ───> runs ───> returns: the call has sent its last event, or its request runs
                 │  ↑ └─> raises: the driver sends the error, which is the last event
@@ -14,119 +14,39 @@ runner that has taken over its request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Generic, TypeVar, cast
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+from daemon.cache.callbacks import ignore
+from daemon.cache.identity import ModelSource
+from daemon.cache.limits import not_loaded
 from daemon.cache.load import Progress, Ticket
+from daemon.cache.mlx.loader import LoadedModel
+from daemon.cache.model_cache import ModelCache
 from daemon.engine.background.background import Background, as_sidecar_error
-from daemon.engine.background.task import Task
+from daemon.engine.background.task import TOKENIZER, Condition, Task, Waiting, until
+from daemon.engine.calls.model_lookup import ModelLookup
+from daemon.engine.calls.model_places import Places
+from daemon.engine.execution.runner import Runner
+from daemon.engine.memory.memory_budget import MemoryBudget
+from daemon.engine.outbox import Outbox
+from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.engine.prompt.tokenizers import Tokenizers
+from daemon.engine.reporting.model_registry import NameRegistry, NamespaceRegistry
+from daemon.kv.disk.tier import DiskTier
+from daemon.kv.keys import Namespace
+from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.errors import SidecarError
+from daemon.shared.model_overrides import ModelOverrides
 
 T = TypeVar("T")
 M = TypeVar("M")
 
-Condition = Callable[[], bool]
-"""Asked on the MLX thread once a turn, so it must be cheap. It reads state that other threads may set."""
-
-Waiting = Generator[Condition, None, T]
-"""Part of a call: yields conditions and returns a result."""
+Models = ModelCache[ModelSource, LoadedModel]
 
 Call = Waiting[None]
-
-
-def until(condition: Condition) -> Waiting[None]:
-    """Wait until a condition holds; if it holds now, go on at once."""
-    while not condition():
-        yield condition
-
-
-def no_report(progress: Progress) -> None:
-    """Report no progress: Generate and Invalidate have no event for it."""
-
-
-def leased(ticket: Ticket[M], report: Callable[[Progress], None] = no_report) -> Waiting[Ticket[M]]:
-    """
-    Wait for a model's weights, and return the ticket with its lease. The caller cancels it to give the lease back.
-
-    Args:
-        ticket: The wait for the model; it is cancelled if the call is closed meanwhile.
-        report: Gets the progress of the load, whenever that changed since the last turn.
-
-    Raises:
-        Exception: The error of the load, after which the ticket holds nothing.
-    """
-    reported: Progress | None = None
-
-    def moved() -> bool:
-        return ticket.done or ticket.progress != reported
-
-    with ExitStack() as held:
-        held.callback(ticket.cancel)
-        yield from until(moved)
-        while not ticket.done:
-            reported = ticket.progress
-            report(reported)
-            yield from until(moved)
-        if ticket.error is not None:
-            raise ticket.error.with_traceback(None)  # all callers of the load get the same error
-        held.pop_all()
-    return ticket
-
-
-def wait_for(background: Background, task: Task[T]) -> Waiting[T]:
-    """
-    Run a task on other threads and return its result. A task that has not begun when the call is closed is left out.
-
-    Raises:
-        SidecarError: The error of the task; MODEL_NOT_RESPONDING if it hangs.
-    """
-    pending: Pending[T] = Pending()
-    background.run(task, pending.succeed, pending.fail, lambda: pending.abandoned)
-    return pending.wait()
-
-
-class Pending(Generic[T]):
-    """
-    The result of work on other threads, for the call that waits for it.
-
-    Attributes:
-        done: Whether the work has ended, with a result or an error.
-        abandoned: Whether the call no longer waits. Other threads read it: work that has not begun is left out.
-    """
-
-    def __init__(self) -> None:
-        self.done = False
-        self.abandoned = False
-        self._result: T | None = None
-        self._error: SidecarError | None = None
-
-    def succeed(self, result: T) -> None:
-        """End with a result."""
-        self.done, self._result = True, result
-
-    def fail(self, error: SidecarError) -> None:
-        """End with an error."""
-        self.done, self._error = True, error
-
-    def wait(self) -> Waiting[T]:
-        """
-        Wait for the end of the work and return its result.
-
-        Raises:
-            SidecarError: The error of the work.
-        """
-        try:
-            yield from until(lambda: self.done)
-        finally:
-            self.abandoned = True
-        error, self._error = self._error, None
-        if error is None:
-            return cast("T", self._result)
-        try:
-            raise error.with_traceback(None)  # all callers of a search get the same error
-        finally:
-            del error  # its traceback has this frame: the cycle would keep the request until the next collection
 
 
 class CallDriver:
@@ -170,3 +90,110 @@ class CallDriver:
         except Exception as error:
             self._waiting.pop(call_id, None)
             self._fail(call_id, as_sidecar_error(error))
+
+
+def leased(ticket: Ticket[M], report: Callable[[Progress], None] = ignore) -> Waiting[Ticket[M]]:
+    """
+    Wait for a model's weights, and return the ticket with its lease. The caller cancels it to give the lease back.
+
+    Args:
+        ticket: The wait for the model; it is cancelled if the call is closed meanwhile.
+        report: Gets the progress of the load, whenever that changed since the last turn.
+
+    Raises:
+        Exception: The error of the load, after which the ticket holds nothing.
+    """
+    reported: Progress | None = None
+
+    def moved() -> bool:
+        return ticket.done or ticket.progress != reported
+
+    with ExitStack() as held:
+        held.callback(ticket.cancel)
+        yield from until(moved)
+        while not ticket.done:
+            reported = ticket.progress
+            report(reported)
+            yield from until(moved)
+        if ticket.error is not None:
+            raise ticket.error.with_traceback(None)  # all callers of the load get the same error
+        held.pop_all()
+    return ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """
+    The parts that calls use. All belong to the MLX thread, except the tokenizers, which the threads of a pool read.
+
+    Attributes:
+        clock: Seconds that never go back.
+        names: The contents that each name stood for; Invalidate needs them.
+        namespaces: The models that each namespace belongs to; Stats shows them.
+        overrides: Context lengths; pins and times to live that were asked of the engine before this one.
+        places: Where models lie; ListModels shows them.
+        disk: The tier below the prefix cache.
+        held: Embed calls that run, by id: whether the call's reader lags, so that no vectors are to be sent.
+        coming: Ids of the Generate calls that have their prompt tokenised. Their requests can start soon, so the
+            batching window waits for them.
+    """
+
+    models: Models
+    prefixes: PrefixCache
+    runner: Runner
+    budget: MemoryBudget
+    lookup: ModelLookup
+    tokenizers: Tokenizers
+    background: Background
+    outbox: Outbox
+    clock: Callable[[], float]
+    names: NameRegistry
+    namespaces: NamespaceRegistry
+    overrides: ModelOverrides
+    places: Places
+    disk: DiskTier
+    held: dict[int, bool] = field(default_factory=dict)
+    coming: set[int] = field(default_factory=set)
+
+    def load(
+        self,
+        source: ModelSource,
+        adapter: str = "",
+        *,
+        loaded_only: bool = False,
+        pin: bool | None = None,
+        ttl: float | None = None,
+        skip_warmup: bool = False,
+    ) -> Ticket[LoadedModel]:
+        """
+        Ask for a model's weights. A pin and a time to live that are None are those that earlier callers asked for.
+
+        Raises:
+            SidecarError: MODEL_NOT_CACHED if `loaded_only` and the model is not in memory.
+        """
+        self.names.seen(source)
+        if loaded_only and not self.models.contains(source.key):
+            raise not_loaded(source.name, kept=self.models.limits.budget_bytes > 0)
+        return self.models.get_or_load(
+            source,
+            pin=self.overrides.pin(source.name, adapter) if pin is None else pin,
+            ttl=self.overrides.ttl(source.name, adapter) if ttl is None else ttl,
+            options=skip_warmup,
+        )
+
+    def limited(self, source: ModelSource, adapter: str) -> ModelSource:
+        """Return a model with the context length that callers chose for its name; any thread."""
+        return replace(source, context_override=self.overrides.context_length(source.name, adapter))
+
+    def shares(self, namespace: Namespace, source: ModelSource) -> None:
+        """Remember that a request of a model may store prefixes in a namespace."""
+        self.names.shares(namespace)
+        self.namespaces.note(namespace, source)
+
+    def with_tokenizer(self, source: ModelSource, then: Callable[[Tokenizer], T | Task[T]]) -> Task[T]:
+        """
+        Return the task that reads a model's tokenizer and goes on with `then`.
+
+        Its lane is the directory: of two copies of a model, the disk of one may hang and that of the other may not.
+        """
+        return Task(TOKENIZER, source.name, source.path, lambda: then(self.tokenizers.get(source)))

@@ -8,18 +8,18 @@ of them; if it ends early, by an error or a cancellation, the texts that are lef
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
-from daemon.engine.background.task import PROMPT, Task
-from daemon.engine.calls.driver import Call, Waiting, leased, until
-from daemon.engine.calls.generate import kv_of
+from daemon.engine.background.task import PROMPT, Task, Waiting, until
+from daemon.engine.calls.driver import Call, Services, leased
+from daemon.engine.calls.generate import kv_of, read_ahead, restored
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
-from daemon.engine.calls.services import Services
 from daemon.engine.execution.bill import prompt_bill
 from daemon.engine.execution.pooling import Pooled, trunk
 from daemon.engine.execution.request import Request, SamplingParams
@@ -59,7 +59,7 @@ def embed(services: Services, call_id: int, request: pb.EmbedRequest, program: s
     for sequence in sequences:
         sequence.program = program
     vectors = [sequence.pooled for sequence in sequences if sequence.pooled is not None]
-    yield from _run(services, call_id, sequences, vectors)
+    yield from _run(services, call_id, request, sequences, vectors)
     usage = pb.Usage(prompt_tokens=prepared.tokens, cached_tokens=sum(pooled.cached for pooled in vectors))
     finished = pb.EmbedFinished(
         model=prepared.source.name,
@@ -72,11 +72,14 @@ def embed(services: Services, call_id: int, request: pb.EmbedRequest, program: s
     services.outbox.embed(call_id, pb.EmbedResponse(finished=finished))
 
 
-def _run(services: Services, call_id: int, sequences: list[Sequence], vectors: list[Pooled]) -> Waiting[None]:
+def _run(
+    services: Services, call_id: int, request: pb.EmbedRequest, sequences: list[Sequence], vectors: list[Pooled]
+) -> Waiting[None]:
     """Let the runner compute texts, at most AHEAD beyond the one that is sent next, and send their vectors in order."""
     given = 0
     services.held[call_id] = False
     try:
+        yield from _restored(services, request, sequences)
         for index, pooled in enumerate(vectors):
             if given - index <= AHEAD // 2:
                 # Texts of similar length share passes.
@@ -94,6 +97,22 @@ def _run(services: Services, call_id: int, sequences: list[Sequence], vectors: l
         services.runner.cancel(call_id)
         for sequence in sequences[given:]:
             sequence.release()
+
+
+def _restored(services: Services, request: pb.EmbedRequest, sequences: list[Sequence]) -> Waiting[None]:
+    """Wait until the prefix cache has what the disk has of the beginnings of the texts; most share theirs."""
+    first: dict[tuple[int, ...], Sequence] = {}
+    for sequence in sequences:
+        if sequence.kv.reads and len(first) < AHEAD:
+            first.setdefault(tuple(sequence.kv.sharable(sequence.prompt)[:-1]), sequence)
+    model = sequences[0].kv.loaded
+    with ExitStack() as held:
+        restores = [held.enter_context(services.disk.restore()) for _ in first]
+        for restore, sequence in zip(restores, first.values(), strict=True):
+            read_ahead(services, request, restore, model.source, sequence.kv.sharable(sequence.prompt))
+        yield from restored(services, request.cache.salt, restores, model)
+    for restore, sequence in zip(restores, first.values(), strict=True):
+        sequence.kv.in_memory = restore.in_memory
 
 
 def _prepare_and_load(

@@ -11,19 +11,18 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.load import Outcome, Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
-from daemon.engine.background.task import PROMPT, TEMPLATE, Task
+from daemon.engine.background.task import PROMPT, TEMPLATE, Task, Waiting, until
 from daemon.engine.calls.draft import DEFAULT_TOKENS, Guesser, draft_model
-from daemon.engine.calls.driver import Call, Waiting, leased, until
+from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of
-from daemon.engine.calls.services import Services
 from daemon.engine.execution.bill import prompt_bill
 from daemon.engine.execution.request import Request
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.memory.memory_budget import scoring_need
-from daemon.engine.prompt.preparation import PreparedRequest, prepare_request, render
+from daemon.engine.prompt.preparation import PreparedRequest, Rendered, prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.kv.disk.restores import Restore
 from daemon.kv.keys import Namespace, model_digest
@@ -80,7 +79,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
         if ticket.outcome is not Outcome.HIT:
             record.times.load = services.clock() - record.asked
         _refuse_if_never(services, request, prepared, [ticket.lease, *([] if draft is None else [draft.lease])])
-        yield from _restored(services, request, record.restore, ticket.lease.model)
+        yield from restored(services, request.cache.salt, [record.restore], ticket.lease.model)
         sequence = sequence_of(services, call_id, request, record.times, ticket.lease, prepared.source, prepared)
         sequence.kv.in_memory = record.restore.in_memory
         for answer in (sequence, *sequence.samples):
@@ -106,10 +105,8 @@ def _prepare_and_load(
         prepared = yield from services.lookup.find(wanted, partial(_prepare, services, request), delayed)
     finally:
         services.coming.discard(call_id)
-    if _reads(request):
-        source = prepared.source
-        digest, salt = model_digest(source.key.weights, source.key.adapter), request.cache.salt
-        record.restore.begin(prepared.prompt.tokens, lambda: services.disk.namespace_of(digest, salt))
+    if reads(request):
+        read_ahead(services, request, record.restore, prepared.source, prepared.prompt.tokens)
     if record.asked is None:
         services.outbox.accepted(call_id, len(prepared.prompt.tokens))
         record.asked = services.clock()
@@ -117,17 +114,30 @@ def _prepare_and_load(
     return prepared, ticket
 
 
-def _restored(services: Services, request: pb.GenerateRequest, restore: Restore, model: LoadedModel) -> Call:
-    """Wait until what the prompt has on the disk is in the prefix cache, as far as that goes well."""
+def read_ahead(
+    services: Services,
+    request: pb.GenerateRequest | pb.EmbedRequest,
+    restore: Restore,
+    source: ModelSource,
+    tokens: list[int],
+) -> None:
+    """Begin to read what a prompt has on the disk."""
+    digest, salt = model_digest(source.key.weights, source.key.adapter), request.cache.salt
+    restore.begin(tokens, lambda: services.disk.namespace_of(digest, salt))
+
+
+def restored(services: Services, salt: str, restores: list[Restore], model: LoadedModel) -> Call:
+    """Wait until what prompts have on the disk is in the prefix cache, as far as that goes well."""
     key, layout = model.source.key, model.layout
     if layout.reusable:
-        namespace = Namespace(key.weights, key.adapter, layout.signature, request.cache.salt).digest()
+        namespace = Namespace(key.weights, key.adapter, layout.signature, salt).digest()
         services.disk.knows(namespace, layout.parts, model.source.name)
-        restore.go(namespace, layout.parts)
-        yield from until(restore.over)
+        for restore in restores:
+            restore.go(namespace, layout.parts)
+        yield from until(lambda: all(restore.over() for restore in restores))
 
 
-def _reads(request: pb.GenerateRequest | pb.EmbedRequest) -> bool:
+def reads(request: pb.GenerateRequest | pb.EmbedRequest) -> bool:
     """Whether stored prefixes may be reused: a prompt that is scored is computed as a whole."""
     scored = isinstance(request, pb.GenerateRequest) and request.HasField("prompt_logprobs")
     return request.cache.mode != pb.CACHE_MODE_BYPASS and not scored
@@ -137,21 +147,18 @@ def _prepare(services: Services, request: pb.GenerateRequest, found: Found) -> T
     """Return the task that reads the model's tokenizer, renders the conversation if there is one, and tokenises it."""
     assert isinstance(found, ModelSource)
     source = services.limited(found, request.adapter)
-    return services.with_tokenizer(source, partial(_render, request, source))
+    # Encoding takes turns; ids need none, and do not wait for a long text.
+    lane = source.path, "tokens" if request.HasField("tokens") else "text"
 
+    def encoded(tokenizer: Tokenizer, rendered: Rendered | None = None) -> Task[PreparedRequest]:
+        return Task(PROMPT, source.name, lane, lambda: prepare_request(request, source, tokenizer, rendered))
 
-def _render(request: pb.GenerateRequest, source: ModelSource, tokenizer: Tokenizer) -> Task[PreparedRequest]:
-    name, path = source.name, source.path
-    if not request.HasField("chat"):
-        # Encoding takes turns; ids need none, and do not wait for a long text.
-        lane = path, request.WhichOneof("prompt")
-        return Task(PROMPT, name, lane, lambda: prepare_request(request, source, tokenizer))
+    def begun(tokenizer: Tokenizer) -> Task[PreparedRequest]:
+        if not request.HasField("chat"):
+            return encoded(tokenizer)
+        return Task(TEMPLATE, source.name, source.path, lambda: encoded(tokenizer, render(request, tokenizer)))
 
-    def rendered() -> Task[PreparedRequest]:
-        text = render(request, tokenizer)
-        return Task(PROMPT, name, (path, "text"), lambda: prepare_request(request, source, tokenizer, text))
-
-    return Task(TEMPLATE, name, path, rendered)
+    return services.with_tokenizer(source, begun)
 
 
 def _refuse_if_never(
@@ -207,7 +214,7 @@ def kv_of(
     mode = request.cache.mode
     writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
     # The KV of a prefix has no logits.
-    return SequenceKV(lease, namespace.digest(), reads=_reads(request), writes=writes, keep=seconds(request.cache.keep))
+    return SequenceKV(lease, namespace.digest(), reads=reads(request), writes=writes, keep=seconds(request.cache.keep))
 
 
 def _refuse_keep(services: Services, request: pb.GenerateRequest, model: LoadedModel) -> None:

@@ -13,17 +13,15 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.background import as_sidecar_error
-from daemon.engine.background.task import LOOKUP, Task, already
-from daemon.engine.calls.driver import Call, Waiting, until, wait_for
+from daemon.engine.background.task import LOOKUP, Task, Waiting, already, until
+from daemon.engine.calls.driver import Call, Services
 from daemon.engine.calls.model_lookup import Found
-from daemon.engine.calls.services import Services
 from daemon.engine.execution.runner import Runner
-from daemon.engine.prompt.preparation import tokenise
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.reporting.model_registry import NameRegistry
 from daemon.kv.disk.tier import DiskTier
 from daemon.kv.dropped import Dropped
-from daemon.kv.keys import Namespace, model_digest, salt_partition
+from daemon.kv.keys import Namespace, model_digest, partition_of, salt_partition
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.errors import Reason, SidecarError, invalid
 from daemon.shared.failpoints import failpoint
@@ -52,7 +50,7 @@ def invalidate(services: Services, invalidator: Invalidator, call_id: int, reque
         answer = invalidator.prefix(source, request.prefix.salt, tokens, dry_run=request.dry_run)
     elif kind == "model":
         if climbs(request.model.model):
-            model = yield from wait_for(services.background, _resolving(request.model.model))
+            model = yield from services.background.run(_resolving(request.model.model)).wait()
             request = _renamed(request, model)
         yield from _look_up(services, request.model.model)
         answer = invalidator.model(request.model, dry_run=request.dry_run)
@@ -74,7 +72,7 @@ def _renamed(request: pb.InvalidateRequest, model: str) -> pb.InvalidateRequest:
 def _look_up(services: Services, name: str) -> Waiting[None]:
     """Find out what content a name stands for, if the disk may have prefixes of it that were stored by another name."""
     known = services.names.keys(name) or services.disk.catalog.of_model(name)
-    if known or not len(services.disk.catalog):
+    if known or (services.disk.open and not len(services.disk.catalog)) or not services.disk.enabled:
         return
     with suppress(SidecarError):  # there is no such model: then nothing was stored by this name
         wanted = Wanted(name, offline=True)
@@ -115,7 +113,7 @@ def _tokenising(services: Services, target: pb.PrefixTarget, found: Found) -> Ta
         return already(target.model, (found, list(target.tokens.ids)))
 
     def tokenised(tokenizer: Tokenizer) -> _Tokens:
-        tokens = tokenise(pb.GenerateRequest(text=target.text), tokenizer)
+        tokens = tokenizer.encode_prompt(target.text)
         if not tokens:
             raise invalid("prefix.text", "has no tokens")
         # The last token of a text may become another one when the text goes on.
@@ -201,12 +199,15 @@ class Invalidator:
             for key in keys
             for layout in self.known.layouts(key)
         }
-        for key in keys:
-            wanted |= set(self._disk.catalog.salted(model_digest(key.weights, key.adapter), salt_partition(salt)))
+        digests, partition = tuple(model_digest(key.weights, key.adapter) for key in keys), salt_partition(salt)
+        for digest in digests:
+            wanted |= set(self._disk.catalog.salted(digest, partition))
         dropped = [self._prefixes.forget_prefix(name, tokens, dry_run=dry_run) for name in sorted(wanted)]
         if not dry_run:
             failpoint("invalidate.dropped")
             self._stop_storing(lambda namespace: namespace in wanted)
+            if not self._disk.open:  # what lies there is not known: of this model and salt, all of it goes
+                self._disk.forget(lambda name: name.startswith(digests) and partition_of(name) == partition)
         return _answer([], dropped)
 
     def _drop(

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from daemon.cache.entry import Entry
 from daemon.cache.listing import ELSEWHERE, HUB_CACHE, IS_EMBEDDED, MOST_MODELS, ROOT, DiskModel
 from daemon.cache.mlx.loader import LoadedModel, supported
-from daemon.engine.calls.driver import Call
-from daemon.engine.calls.services import Services
+from daemon.engine.calls.driver import Call, Services
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 _PLACES = {

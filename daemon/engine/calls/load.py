@@ -8,10 +8,9 @@ from daemon.cache.identity import ModelSource
 from daemon.cache.load import Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
-from daemon.engine.background.task import already
-from daemon.engine.calls.driver import Call, Waiting, leased
+from daemon.engine.background.task import Waiting, already
+from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_search import searched
-from daemon.engine.calls.services import Services
 from daemon.engine.reporting import model_info
 from daemon.shared.durations import duration, seconds
 from daemon.shared.errors import invalid
@@ -58,16 +57,15 @@ def _find_and_load(
 
 
 def _begin(services: Services, request: pb.GetOrLoadRequest, source: ModelSource) -> Ticket[LoadedModel]:
-    """Ask the model cache for the weights."""
-    models, overrides = services.models, services.overrides
-    if request.pin and not models.limits.budget_bytes:
+    """Ask for the weights."""
+    if request.pin and not services.models.limits.budget_bytes:
         raise invalid("pin", "can keep nothing: model_cache_mb is 0")
-    services.names.seen(source)
-    return models.get_or_load(
+    return services.load(
         source,
-        pin=request.pin if request.HasField("pin") else overrides.pin(source.name, request.adapter),
-        ttl=seconds(request.ttl) if request.HasField("ttl") else overrides.ttl(source.name, request.adapter),
-        options=request.skip_warmup,
+        request.adapter,
+        pin=request.pin if request.HasField("pin") else None,
+        ttl=seconds(request.ttl) if request.HasField("ttl") else None,
+        skip_warmup=request.skip_warmup,
     )
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
 
+from daemon.cache.callbacks import ignore
 from daemon.cache.digests import TakesLong
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Progress, Stage
 from daemon.cache.resolver import EMBEDDED, Resolver, Wanted
 from daemon.engine.background.background import Background
-from daemon.engine.background.task import FETCH, LOOKUP, READ, Task
-from daemon.engine.calls.driver import Pending, Waiting, no_report, wait_for
+from daemon.engine.background.task import FETCH, LOOKUP, READ, Pending, Task, Waiting
 from daemon.engine.calls.giants import Giants
 from daemon.engine.calls.model_places import Places
 from daemon.shared import liveness
@@ -49,7 +49,7 @@ class ModelLookup:
         self._resolver.prefer(model, revision)
 
     def find(
-        self, wanted: Wanted, prepare: Callable[[Found], Task[T]], progress: Callable[[Progress], None] = no_report
+        self, wanted: Wanted, prepare: Callable[[Found], Task[T]], progress: Callable[[Progress], None] = ignore
     ) -> Waiting[T]:
         """
         Find a model, and return the result of the task that `prepare` makes of it.
@@ -75,11 +75,11 @@ class ModelLookup:
 
         task: Task[T | _Long] = Task(LOOKUP, wanted.name, wanted.name, quick)
         try:
-            result = yield from wait_for(self._background, task)
+            result = yield from self._background.run(task).wait()
             if not isinstance(result, _Long):
                 return result
             found = yield from self._join(wanted, progress, result.nbytes).wait()
-            return (yield from wait_for(self._background, prepare(found)))
+            return (yield from self._background.run(prepare(found)).wait())
         except SidecarError as error:
             failure = error.with_traceback(None)
         try:
@@ -101,19 +101,16 @@ class ModelLookup:
         kind = READ if local else FETCH
         task: Task[Found] = Task(kind, wanted.name, wanted.name, partial(self._search, wanted, search))
 
-        def end(tell: Callable[[_Waiter], None]) -> None:
+        def end(outcome: Found | SidecarError) -> None:
             free()
             if self._searches.get(wanted) is search:
                 del self._searches[wanted]
             for waiter in search.end():
-                tell(waiter)
+                waiter.end(outcome)
 
         def start() -> None:
-            self._background.run(
-                task,
-                lambda found: end(lambda waiter: waiter.succeed(found)),
-                lambda error: end(lambda waiter: waiter.fail(error)),
-            )
+            ended: Pending[Found] = Pending(end)
+            self._background.run(task, ended)
 
         free = self._giants.begin(nbytes, start)
 
@@ -145,6 +142,13 @@ class _Waiter(Pending[Found]):
     def __init__(self, progress: Callable[[Progress], None]) -> None:
         super().__init__()
         self._progress = progress
+
+    def end(self, outcome: Found | SidecarError) -> None:
+        """End with the outcome of the search."""
+        if isinstance(outcome, SidecarError):
+            self.fail(outcome)
+        else:
+            self.succeed(outcome)
 
     def report(self, progress: Progress) -> None:
         """Tell the call that the search moved on; nothing once it has ended."""

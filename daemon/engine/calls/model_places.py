@@ -26,8 +26,7 @@ from daemon.cache.listing import (
 )
 from daemon.cache.resolver import EMBEDDED, EMBEDDED_PATH
 from daemon.engine.background.background import Background
-from daemon.engine.background.task import LIST, Task
-from daemon.engine.calls.driver import Pending, Waiting, until
+from daemon.engine.background.task import LIST, Pending, Task, Waiting, until
 from daemon.shared.errors import Reason, SidecarError
 
 ANSWER_SECONDS = 5.0
@@ -114,10 +113,7 @@ class Places:
         results: list[T] = []
         pending: dict[Path, Pending[T]] = {}
         for path, read in work.items():
-            place: Pending[T] = Pending()
-            pending[path] = place
-            task = Task(LIST, str(path), ("list", path), read)
-            self._background.run(task, place.succeed, place.fail, partial(getattr, place, "abandoned"))
+            pending[path] = self._background.run(Task(LIST, str(path), ("list", path), read))
         try:
             yield from until(lambda: all(place.done for place in pending.values()) or self._clock() >= end)
         finally:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from daemon.cache.mlx.loader import MisnamedError
-from daemon.engine.calls.driver import Waiting
+from daemon.engine.background.task import Waiting
 
 _MOST = 3
 """Searches of one call for one model."""

@@ -7,9 +7,8 @@ from functools import partial
 from daemon.cache.identity import ModelSource
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import PROMPT, TEMPLATE, Task
-from daemon.engine.calls.driver import Call
+from daemon.engine.calls.driver import Call, Services
 from daemon.engine.calls.model_lookup import Found
-from daemon.engine.calls.services import Services
 from daemon.engine.prompt.preparation import render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.shared.errors import invalid
@@ -58,7 +57,7 @@ def _counted(
     if rendered is not None:
         ids: list[int] = tokenizer.encode(rendered, special=False)
     else:
-        ids = tokenizer.encode_prompt(request.text) if request.text else []
+        ids = tokenizer.encode_prompt(request.text)
     return _answer(request, source, tokenizer, ids, rendered or "")
 
 

@@ -69,8 +69,8 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens of the sequence so far."""
-        return len(self.sequence.prompt) + len(self.sequence.generated)
+        """Tokens of the sequence so far, without those of a shared prefix."""
+        return len(self.sequence.prompt) + len(self.sequence.generated) - self.sequence.kv.base
 
     @property
     def ends(self) -> bool:
@@ -116,8 +116,9 @@ class Batch:
 
     def has_room_for(self, other: Batch) -> bool:
         """Whether another batch of the model may join: its caches can be batched, and the padding stays small."""
-        lengths = [row.length for row in (*self.rows, *other.rows)]
-        return other.rows[0].sequence.loaded.joinable and fits(lengths)
+        rows = (*self.rows, *other.rows)
+        one_root = len({row.sequence.kv.root for row in rows}) == 1
+        return one_root and other.rows[0].sequence.loaded.joinable and fits([row.length for row in rows])
 
     def join(self, other: Batch) -> None:
         """Take the rows of another batch over. Copies the KV of all rows: they are padded to the same length."""

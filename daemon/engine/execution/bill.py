@@ -1,8 +1,9 @@
 """
 The bill of running requests: bytes that they take at their peak, beside weights and the prefix cache.
 
-KV lives as long as its request, so each request pays its own. What a pass, a join or a growing layer takes is free
-again before the next one begins. So the largest of them is billed once, for all requests together:
+KV lives as long as its request, so each request pays its own. A prefix that several requests read is billed once.
+What a pass, a join or a growing layer takes is free again before the next one begins. So the largest of them is
+billed once, for all requests together:
 
     bill = sum of KV  +  the largest of: a prefill pass, a pass over short prompts, a decode step with its join
 
@@ -21,8 +22,10 @@ from typing import NamedTuple
 
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.sequence import Sequence
+from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, kv_need, scoring_need
 from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
+from daemon.kv.mlx.shared_prefix import SharedPrefix
 
 LEAST_WIDTH = MIN_IDLE_CHUNK
 """Tokens of the passes that a request is admitted for."""
@@ -85,15 +88,19 @@ def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width
         width: Tokens of a pass.
     """
     kv, works, short = 0, [0], []
+    prefixes: set[SharedPrefix] = set()
     for sequence in prefilling:
+        prefixes |= _read(sequence)
         own = _prompt(sequence, width)
         kv, works = kv + own.kv, [*works, own.work]
         short.append(sequence)
     for rows in groups:
+        prefixes |= {prefix for row in rows for prefix in _read(row)}
         lengths = [_length(row) for row in rows]
-        longest = max(sum(length) for length in lengths)
-        kv += sum(kv_need(kv.loaded.layout, longest, 0) for row in rows for kv in row.kvs)
-        works.append(_step([kv.loaded for kv in rows[0].kvs], lengths))
+        longest = max(sum(length) - row.kv.base for length, row in zip(lengths, rows, strict=True))
+        kv += sum(kv_need(kv.loaded.layout, row.kv.base + longest, 0) - _shared(kv) for row in rows for kv in row.kvs)
+        works.append(_step([kv.loaded for kv in rows[0].kvs], lengths, [row.kv.base for row in rows]))
+    kv += sum(memory.nbytes for memory in {prefix.memory for prefix in prefixes})
     return Bill(kv, max(*works, _together(short, width)))
 
 
@@ -119,7 +126,21 @@ def _prompt(sequence: Sequence, width: int) -> Bill:
     models, scored = [kv.loaded for kv in sequence.kvs], sequence.request.prompt_logprobs is not None
     width = min(width, SCORED_TOKENS) if scored else width
     own = prompt_bill(models, len(sequence.prompt), sequence.request.max_tokens, sequence.rows, width)
-    return Bill(own.kv, own.work + scoring_need(sequence.loaded.vocab_size) * scored)
+    shared = sum(map(_shared, sequence.kvs))
+    # A pass behind a shared prefix builds a layer of prefix and tail as one array.
+    whole = max((kv.loaded.layout.largest_layer * _shared(kv) for kv in sequence.kvs), default=0)
+    work = own.work + int(whole) + scoring_need(sequence.loaded.vocab_size) * scored
+    return Bill(own.kv - sequence.rows * shared, work)
+
+
+def _read(sequence: Sequence) -> set[SharedPrefix]:
+    """Return the prefixes that a sequence reads together with others: they are billed once."""
+    return {prefix for kv in sequence.kvs if kv.common is not None for prefix in kv.common.path}
+
+
+def _shared(kv: SequenceKV) -> int:
+    """Return the bytes of a sequence's KV that are in no array of its own."""
+    return kv.loaded.layout.full_bytes(max(kv.base, kv.expected))
 
 
 def _together(prompts: Rows[Sequence], width: int) -> int:
@@ -132,14 +153,16 @@ def _together(prompts: Rows[Sequence], width: int) -> int:
     return loaded.work.bytes(tokens, max(length for length, _ in lengths)) + _step([loaded], lengths)
 
 
-def _step(models: Rows[LoadedModel], rows: Rows[tuple[int, int]]) -> int:
+def _step(models: Rows[LoadedModel], rows: Rows[tuple[int, int]], bases: Rows[int] = ()) -> int:
     """Return the work of a decode step: a layer of all rows is copied as it grows, and each row is sampled."""
     longest = max(held for held, _ in rows)
+    own = [sum(kv_need(model.layout, *row) for row in rows) for model in models]
+    own = [need - sum(map(model.layout.full_bytes, bases)) for need, model in zip(own, models, strict=True)]
     return sum(
-        int(COPIES * model.layout.largest_layer * sum(kv_need(model.layout, *row) for row in rows))
+        int(COPIES * model.layout.largest_layer * need)
         + model.work.bytes(len(rows), longest)
         + len(rows) * ROW_VECTORS * 4 * model.vocab_size
-        for model in models
+        for model, need in zip(models, own, strict=True)
     )
 
 

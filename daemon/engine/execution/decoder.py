@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -16,6 +16,13 @@ from daemon.engine.output.detokenizer import Token
 from daemon.kv.mlx.batch_cache import to_batch
 from daemon.shared.errors import SidecarError
 from daemon.shared.readings import about_to_wait
+
+
+class Changes(Protocol):
+    """Makes other caches of those of a sequence."""
+
+    def __call__(self, caches: list[Any], *, copy: bool) -> list[Any]:
+        """Return them; `copy` if other sequences have the arrays as well."""
 
 
 class Decoder:
@@ -86,6 +93,16 @@ class Decoder:
         for speculation in self._speculations:
             speculation.held &= speculation.sequence is not sequence
 
+    def replace(self, sequence: Sequence, change: Changes) -> None:
+        """Let a sequence that is a row of a batch go on with other caches, which `change` makes of its own."""
+        alone = any(len(batch) == 1 and batch.rows[0].sequence is sequence for batch in self._batches)
+        (row,) = self._take_out([sequence])
+        assert sequence.kv.cache is not None
+        try:
+            sequence.kv.cache = change(sequence.kv.cache, copy=not alone)
+        finally:  # a fault is the new reader's alone
+            self._place(Batch.of(row))
+
     def caches_of(self, sequence: Sequence) -> list[Any]:
         """Return the KV of a sequence that is a row of a batch, as it is now."""
         return next(batch.caches_of(row) for batch in self._batches for row in batch.rows if row.sequence is sequence)
@@ -115,6 +132,7 @@ class Decoder:
 
     def _join_samples(self, sequence: Sequence) -> None:
         if sequence.loaded.joinable:
+            sequence.kv.share_prompt()
             caches = [to_batch(cache) for cache in sequence.kv.take()]
             rows = sequence.split(copy=False)
             for cache in caches:

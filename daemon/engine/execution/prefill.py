@@ -24,7 +24,7 @@ import mlx.core as mx
 from daemon.cache.identity import ModelKey
 from daemon.engine.execution.prompt_scores import score_prompt
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.execution.sequence_kv import SequenceKV
+from daemon.engine.execution.sequence_kv import FindsCommon, SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS
 from daemon.engine.scheduling.policy import MIN_CHUNK, Allowance, ChunkSizer
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
@@ -190,15 +190,16 @@ class Prefill:
             and plain(kv.cache)
         )
 
-    def begin(self, waiting: Iterable[Beginning] = ()) -> None:
+    def begin(self, common: FindsCommon, waiting: Iterable[Beginning] = ()) -> None:
         """
         Look the prompt up and restore the longest cached prefix.
 
         Args:
+            common: Returns the prefix that it can read together with running sequences.
             waiting: Prompts that were not looked up yet; this one becomes resumable where they diverge from it.
         """
         if self._draft is not None:
-            self._draft.begin()
+            self._draft.begin(common)
         kv, times, began = self._kv, self.sequence.times, self._clock()
         room = self.length + min(self.sequence.request.max_tokens, DECODE_ROOM)
         times.started = began  # a draft's lookup and restore, before it, count as waiting
@@ -206,7 +207,7 @@ class Prefill:
             kv.look_up(self.sequence.request, self._prefixes, explained=kv is self.sequence.kv)
         looked_up = self._clock()
         if kv.prefix is not None and kv.prefix.tokens:
-            kv.restore(self._prefixes, room, self.sequence.request.request_id)
+            kv.restore(self.sequence.request, self._prefixes, room, common)
         if kv.cache is None:
             kv.cache = kv.loaded.layout.new_cache(kv.loaded.model, room)
         self._stored = kv.held = kv.cached

@@ -8,7 +8,7 @@ outcomes, in the order in which they come about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -18,9 +18,11 @@ from daemon.engine.execution.batched_prefill import PrefillBatch
 from daemon.engine.execution.bill import widest
 from daemon.engine.execution.prefill import Prefill
 from daemon.engine.execution.sequence import Sequence
+from daemon.engine.execution.sequence_kv import FindsCommon
 from daemon.engine.scheduling.policy import CHUNK_SECONDS, MAX_CHUNK, Allowance, ChunkSizer, Turns
 from daemon.engine.scheduling.prefill_plan import PrefillTurn
 from daemon.kv.forks import needed_first
+from daemon.kv.mlx.shared_prefix import SharedPrefix
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.errors import SidecarError
 
@@ -81,13 +83,17 @@ class PrefillQueue:
         prefixes: The prefix cache.
         sizer: Step times of the models; it learns from each pass.
         clock: Seconds that never go back.
+        common: Returns the prefix that a prompt can read together with running sequences.
 
     Attributes:
         computed: Whether the last turn had a prompt to compute.
     """
 
-    def __init__(self, prefixes: PrefixCache, sizer: ChunkSizer, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, prefixes: PrefixCache, sizer: ChunkSizer, clock: Callable[[], float], common: FindsCommon
+    ) -> None:
         self.computed = False
+        self._common = common
         self._prefixes = prefixes
         self._sizer = sizer
         self._clock = clock
@@ -199,7 +205,7 @@ class PrefillQueue:
         others = chain(self._prefills.values(), self._expected.values())
         waiting = [other.beginning for other in others if other.reads and other is not prefill and not other.begun]
         try:
-            prefill.begin(waiting)
+            prefill.begin(self._common, waiting)
         except Exception as error:
             yield Failed(prefill.sequence, error)
             return False
@@ -208,22 +214,20 @@ class PrefillQueue:
 
     def _compute(self, group: list[Prefill], allowance: Allowance) -> Iterator[Outcome]:
         """Compute the next part of a single prompt, or the rest of several in one pass; nothing without any."""
-        if len(group) == 1:
-            yield from self._compute_part(group[0], allowance)
+        if len(group) > 1:
+            for part in _by_root(group):
+                yield from self._compute_together(part) if len(part) > 1 else self._compute(part, allowance)
         elif group:
-            yield from self._compute_together(group)
-
-    def _compute_part(self, prefill: Prefill, allowance: Allowance) -> Iterator[Outcome]:
-        sequence = prefill.sequence
-        try:
-            tokens = prefill.step(allowance)
-        except SidecarError as error:  # of this prompt alone; what other exceptions mean is not known
-            yield Failed(sequence, error)
-            return
-        yield Computed(sequence, tokens, prefill.done)
-        if not prefill.remaining:
-            self.drop(sequence)
-            yield Ready([sequence])
+            prefill, sequence = group[0], group[0].sequence
+            try:
+                tokens = prefill.step(allowance)
+            except SidecarError as error:  # of this prompt alone; what other exceptions mean is not known
+                yield Failed(sequence, error)
+                return
+            yield Computed(sequence, tokens, prefill.done)
+            if not prefill.remaining:
+                self.drop(sequence)
+                yield Ready([sequence])
 
     def _compute_together(self, group: list[Prefill]) -> Iterator[Outcome]:
         began, remaining = self._clock(), [prefill.remaining for prefill in group]
@@ -233,3 +237,11 @@ class PrefillQueue:
             yield Computed(prefill.sequence, tokens, prefill.done)
             self.drop(prefill.sequence)
         yield Ready([prefill.sequence for prefill in group], caches)
+
+
+def _by_root(group: list[Prefill]) -> Iterable[list[Prefill]]:
+    """Part a group by the prefix that its prompts share; a later one may have shared its own since it joined."""
+    parts: dict[SharedPrefix | None, list[Prefill]] = {}
+    for prefill in group:
+        parts.setdefault(prefill.sequence.kv.root, []).append(prefill)
+    return parts.values()

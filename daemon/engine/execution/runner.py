@@ -21,12 +21,13 @@ from daemon.engine.execution.bill import Bill, bill
 from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
+from daemon.engine.execution.readers import Readers
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.reporting.timings import EngineTimings
 from daemon.engine.scheduling.policy import ChunkSizer
-from daemon.engine.scheduling.waiting_list import WaitingList
+from daemon.engine.scheduling.prefill_plan import WaitingList
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import Resume
@@ -59,6 +60,7 @@ class Runner:
         totals: Tokens since the start.
         gauges: Times between tokens, and rows of a step.
         max_batch: Slots of each model.
+        readers: The running sequences, as readers of prefixes that they have in common.
     """
 
     def __init__(
@@ -82,8 +84,9 @@ class Runner:
         self._waiting: WaitingList[Sequence] = WaitingList()
         self._tried: list[int] | None = None
         """The calls that there were when a start was last tried in vain; None if something was being computed."""
-        self._prefills = PrefillQueue(prefixes, self._times, clock)
         self._decoders: dict[ModelKey, Decoder] = {}
+        self.readers = Readers(self._holders, self._decoders)
+        self._prefills = PrefillQueue(prefixes, self._times, clock, self.readers.common)
 
     @property
     def waiting(self) -> int:
@@ -164,7 +167,9 @@ class Runner:
 
     def step(self) -> None:
         """Do one turn: start sequences, decode each model once, and compute a chunk of prefill."""
-        self._start()
+        for sequence in self._waiting.starting(self._running, self.max_batch, self._fits):
+            self._prefills.add(sequence)
+        self._note_stuck()
         if rows := self._active:
             self.gauges.rows.observe(rows)
         for model, decoder in list(self._decoders.items()):
@@ -176,12 +181,13 @@ class Runner:
         for outcome in self._prefills.step(self.usual_decode):
             self._prefilled(outcome)
 
-    def _start(self) -> None:
-        def fits(sequence: Sequence) -> bool:
-            return self._make_room(self._bill(sequence).total - self._bill().total)
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether a sequence that waits fits in memory now. Frees memory for it."""
+        self.readers.expect(sequence)
+        return self._make_room(self._bill(sequence).total - self._bill().total)
 
-        while (sequence := self._waiting.start_next(self._running, self.max_batch, fits)) is not None:
-            self._prefills.add(sequence)
+    def _note_stuck(self) -> None:
+        """Note whether another start would be in vain; if nothing runs at all, refuse the oldest waiting sequence."""
         self._tried = None if self._prefills.active or self._active else self._calls()
         if len(self._waiting) and not (len(self._prefills) or self._decoders):
             self._refuse(next(iter(self._waiting)))  # one a turn: the next may be smaller, and fit

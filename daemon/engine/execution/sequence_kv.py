@@ -13,6 +13,7 @@ wherever the arrays are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +24,21 @@ from daemon.cache.entry import ModelLease
 from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.request import Request
+from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.prompt.places import LEAST_LEAD
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
 from daemon.kv.miss import Miss
+from daemon.kv.mlx import sharing
 from daemon.kv.mlx.request_kv import Boundary, RequestKV
+from daemon.kv.mlx.shared_prefix import SharedPrefix
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import NotHeldError, Resume
 
 log = structlog.get_logger()
+
+FindsCommon = Callable[["SequenceKV", list[int]], SharedPrefix | None]
+"""Returns the prefix that a KV, whose match is leased, can read together with running sequences."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +60,8 @@ class SequenceKV:
         keep: Seconds for which the stored prompt is evicted after all others; 0 for as any other.
         miss: Why no more of the prompt was reused; None if all was that could be, or none was looked for.
         shared: Leading tokens that may be reused and stored; None for all.
+        common: The last prefix that it reads together with other sequences; None if all of it is its own.
+        expected: Tokens that it will read so, as far as is known before it is looked up.
     """
 
     model: ModelLease[LoadedModel]
@@ -68,6 +77,8 @@ class SequenceKV:
     keep: float = 0.0
     miss: Miss | None = None
     shared: int | None = None
+    common: SharedPrefix | None = None
+    expected: int = 0
 
     @property
     def loaded(self) -> LoadedModel:
@@ -84,6 +95,21 @@ class SequenceKV:
         """Reused prompt tokens that came from the disk."""
         return 0 if self.in_memory is None else max(0, self.cached - self.in_memory)
 
+    @property
+    def base(self) -> int:
+        """Tokens of the prefixes that it reads together with others: they are in no array of its own."""
+        return 0 if self.common is None else self.common.stop
+
+    @property
+    def root(self) -> SharedPrefix | None:
+        """The prefix of its first tokens that others read as well; None if all of it is its own."""
+        return None if self.common is None else self.common.root
+
+    @property
+    def sharing_limit(self) -> int:
+        """Leading tokens of it that other sequences may read: what it wrote for others, or had from them."""
+        return (self.held if self.shared is None else self.shared) if self.writes else self.cached
+
     def share(self, other: SequenceKV, *, copy: bool) -> None:
         """
         Let another KV of the same tokens, with nothing computed, stand where this one is.
@@ -93,8 +119,15 @@ class SequenceKV:
             copy: Whether it gets a copy of the arrays, which the first write to either makes; else a batch holds them.
         """
         other.held, other.cached, other.writes, other.boundary = self.held, self.cached, self.writes, self.boundary
+        other.common = self.common
         if copy:
             other.cache = deepcopy(self.cache)
+
+    def share_prompt(self) -> None:
+        """Let the further samples of a long prompt read one copy of it."""
+        tokens = self.held // BLOCK_TOKENS * BLOCK_TOKENS
+        if self.loaded.shares and tokens - self.base >= sharing.LEAST_SHARED:
+            self.cache, self.common = sharing.share(self.take(), tokens, DECODE_ROOM, copy=False)
 
     def sharable(self, prompt: list[int]) -> list[int]:
         """Return the tokens of a prompt that may be shared, and the one after them, which is never restored."""
@@ -110,6 +143,7 @@ class SequenceKV:
             explained: Whether to find out why no more of it can be reused.
         """
         parts, prompt = self.loaded.layout.parts, self.sharable(request.prompt)
+        self.expected = 0
         try:
             self.prefix = prefixes.lookup(self.namespace, prompt, parts)
             if prefixes.enabled and explained:
@@ -118,25 +152,29 @@ class SequenceKV:
         except Exception:
             log.exception("prefix_lookup_failed", request_id=request.request_id)
 
-    def restore(self, prefixes: PrefixCache, room: int, request_id: str) -> None:
+    def restore(self, request: Request, prefixes: PrefixCache, room: int, common: FindsCommon) -> None:
         """
-        Copy the KV of the leased prefix; a fault costs time, never the request.
+        Copy the KV of the leased prefix, but for what it has in common with running sequences.
+
+        A fault costs time, never the request.
 
         Args:
+            request: The request that has the prompt.
             prefixes: The prefix cache.
             room: Tokens that the caches shall have room for.
-            request_id: The request that a fault is logged for.
+            common: Returns the prefix that is in memory already.
         """
         prefix, layout = self.prefix, self.loaded.layout
         assert prefix is not None
         try:
             runs = prefixes.runs(prefix, layout.parts)
-            self.cache = layout.restored_cache(self.loaded.model, runs, prefix.checkpoint, prefix.tokens, room)
+            shared = common(self, self.sharable(request.prompt))
+            self.cache = layout.restored_cache(self.loaded.model, runs, prefix.checkpoint, prefix.tokens, room, shared)
         except Exception:
-            log.exception("prefix_restore_failed", request_id=request_id)
+            log.exception("prefix_restore_failed", request_id=request.request_id)
             return
-        self.cached = prefix.tokens
-        prefixes.restored(prefix, self.from_disk)
+        self.cached, self.common = prefix.tokens, shared
+        prefixes.restored(prefix, self.from_disk, self.base)
 
     def take(self) -> list[Any]:
         """Return the caches to a new owner, a batch."""
@@ -216,7 +254,7 @@ class SequenceKV:
 
     def release(self) -> None:
         """Give KV, prefix and model back; called exactly once."""
-        self.cache = self.boundary = None
+        self.cache = self.boundary = self.common = None
         if self.prefix is not None:
             self.prefix.release()
         self.model.release()

@@ -24,8 +24,7 @@ from daemon.engine.group.ranks import Ranks
 from daemon.engine.group.sharding import TensorSharding
 from daemon.engine.group.tape import Diverged, Player, Recorder, Tape
 from daemon.engine.group.turns import Agreement, FirstRank, HeldWire, follow, listen
-from daemon.engine.link import Link
-from daemon.engine.loop import Loop
+from daemon.engine.loop import Link, Loop
 from daemon.engine.memory.memory_budget import group_share, memory_limit
 from daemon.engine.memory.pressure import Level, Source
 from daemon.shared import readings
@@ -38,6 +37,8 @@ _SETTINGS = (
     "warmup_tokens", "max_batch",
 )  # fmt: skip
 """Keys of the configuration that decisions depend on; each rank uses the values of the first."""
+_KNOWN_SECONDS = 1.0
+"""Time in which a connection notices that its other side is gone."""
 GONE_STATUS = 3
 """Exit status of a rank whose group has ended."""
 
@@ -97,6 +98,10 @@ class Rank:
         except (Diverged, FrameError) as error:
             log.exception("group_diverged")
             self.give_up(str(error))
+        except Exception:
+            log.exception("engine_loop_failed")
+            threading.Event().wait(_KNOWN_SECONDS)  # MLX may have lost a rank, and its connection tells which
+            self.give_up(f"rank {self._rank} failed; its log has the error")
 
     def give_up(self, why: str) -> None:
         """End this process, because the group cannot go on; any thread."""

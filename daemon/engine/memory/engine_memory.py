@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.model_cache import ModelCache
@@ -30,15 +32,24 @@ class EngineMemory:
         self._prefixes = prefixes
         self._models: ModelCache[ModelSource, LoadedModel]
         self._runner: Runner
+        self._staged: Callable[[], int] = int
 
-    def watch(self, models: ModelCache[ModelSource, LoadedModel], runner: Runner) -> None:
-        """Name the model cache and the runner; called once, before either does anything."""
+    def watch(
+        self, models: ModelCache[ModelSource, LoadedModel], runner: Runner, staged: Callable[[], int] = int
+    ) -> None:
+        """
+        Name the model cache, the runner, and a function that counts what is on its way to or from the disk.
+
+        It is called once, before any of them does anything.
+        """
         self._models = models
         self._runner = runner
+        self._staged = staged
 
     def use(self) -> Use:
         """Return the bytes in use."""
-        return Use(self._models.total_bytes, self._prefixes.memory_usage(), self._runner.live_kv_bytes())
+        weights, live = self._models.total_bytes, self._runner.live_kv_bytes()
+        return Use(weights, self._prefixes.memory_usage(), live, self._staged())
 
     def limit_prefixes(self) -> None:
         """Let the prefix cache take what is left beside weights and running requests now, and evict the rest."""
@@ -49,6 +60,11 @@ class EngineMemory:
         """Free cached prefixes until `wanted` bytes are free, as far as that helps, and return how many are."""
         self.shed_prefixes(wanted)
         return max(0, self.budget.headroom(self.use()))
+
+    def has_room(self, need: int) -> bool:
+        """Free cached prefixes until `need` bytes are free, and tell whether they are; free none if that is too few."""
+        free = self.budget.headroom(self.use())
+        return free >= need or (free + self._prefixes.evictable_bytes() >= need and self.spare(need) >= need)
 
     def shed_prefixes(self, need: int) -> None:
         """Free cached prefixes until `need` bytes fit, as far as that helps."""

@@ -100,16 +100,17 @@ def scoring_need(vocab: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Bytes in use: of weights, of the prefix cache, and promised to running requests."""
+    """Bytes in use: of weights, of the prefix cache, promised to running requests, and on their way to or from disk."""
 
     weights: int
     trie: int
     live_kv: int
+    staged: int = 0
 
     @property
     def total(self) -> int:
         """The sum."""
-        return self.weights + self.trie + self.live_kv
+        return self.weights + self.trie + self.live_kv + self.staged
 
 
 @dataclass(frozen=True, slots=True)

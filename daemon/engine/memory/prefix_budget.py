@@ -40,4 +40,4 @@ class PrefixBudget:
 
     def bytes(self, use: Use) -> int:
         """Return the bytes that prefixes may take beside weights and running requests; 0 or more."""
-        return max(0, min(self.most, self.budget.limit - use.weights - use.live_kv))
+        return max(0, min(self.most, self.budget.limit - use.weights - use.live_kv - use.staged))

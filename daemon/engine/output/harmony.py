@@ -60,16 +60,6 @@ class HarmonyWrapper(TokenizerWrapper):  # type: ignore[misc]  # mlx-lm has no t
         return "<|end|>"
 
     @property
-    def think_start_tokens(self) -> tuple[int, ...]:
-        """Ids of `think_start`."""
-        return tuple(self._tokenizer.encode(self.think_start, add_special_tokens=False))
-
-    @property
-    def think_end_tokens(self) -> tuple[int, ...]:
-        """Ids of `think_end`."""
-        return tuple(self._tokenizer.encode(self.think_end, add_special_tokens=False))
-
-    @property
     def header_form(self) -> re.Pattern[str]:
         """What a header may be, up to the mark that ends it."""
         return _FORM

@@ -155,13 +155,15 @@ def prepare_prompt(
         SidecarError: INVALID_ARGUMENT if the prompt is empty, cannot be rendered or has ids that the model has not;
             CONTEXT_LENGTH_EXCEEDED if prompt and completion do not fit the model's context.
     """
-    if rendered is None and request.HasField("chat"):
-        rendered = render(request, tokenizer)
-    tokens = tokenise(request, tokenizer, rendered)
-    if not tokens:
-        raise invalid(request.WhichOneof("prompt") or "prompt", "is empty; a prompt needs at least one token")
-    vocab = source.vocab_size or tokenizer.size
     kind = request.WhichOneof("prompt")
+    if kind == "chat":
+        rendered = rendered or render(request, tokenizer)
+        tokens: list[int] = tokenizer.encode(rendered.text, special=False)
+    else:
+        tokens = tokenizer.encode_prompt(request.text) if kind == "text" else list(request.tokens.ids)
+    if not tokens:
+        raise invalid(kind or "prompt", "is empty; a prompt needs at least one token")
+    vocab = source.vocab_size or tokenizer.size
     _check_ids(lambda index, _: f"tokens.ids[{index}]" if kind == "tokens" else f"{kind}", tokens, vocab)
     _check_ids(lambda index, _: f"stop.token_ids[{index}]", request.stop.token_ids, vocab)
     _check_ids(lambda _, token: f"sampling.logit_bias[{token}]", list(request.sampling.logit_bias), vocab)
@@ -174,26 +176,6 @@ def _places(request: pb.GenerateRequest, tokens: list[int], rendered: Rendered |
         contents = [message.content for message in request.chat.messages]
         return places_of(tokens, rendered.text, contents) if rendered is not None else None
     return places_of(tokens, request.text, None)
-
-
-def tokenise(request: pb.GenerateRequest, tokenizer: Tokenizer, rendered: Rendered | None = None) -> list[int]:
-    """
-    Return the ids of a request's prompt, which is ids, text or a conversation.
-
-    Args:
-        request: The request.
-        tokenizer: The model's tokenizer.
-        rendered: Its conversation as text; None renders it here.
-
-    Raises:
-        SidecarError: INVALID_ARGUMENT if the conversation cannot be rendered, as for `render`.
-    """
-    kind = request.WhichOneof("prompt")
-    if kind == "tokens":
-        return list(request.tokens.ids)
-    if kind == "text":
-        return tokenizer.encode_prompt(request.text) if request.text else []
-    return tokenizer.encode((rendered or render(request, tokenizer)).text, special=False)
 
 
 @dataclass(frozen=True, slots=True)

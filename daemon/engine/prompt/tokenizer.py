@@ -83,7 +83,9 @@ class Tokenizer:
         return ids
 
     def encode_prompt(self, text: str) -> TokenIds:
-        """Return the ids of a plain prompt. A BOS at the beginning of the text is not doubled."""
+        """Return the ids of a plain prompt; none for an empty text. A BOS at its beginning is not doubled."""
+        if not text:
+            return TokenIds()
         bos = self._wrapper.bos_token
         return self.encode(text, special=bos is None or not text.startswith(bos))
 

@@ -161,12 +161,24 @@ class StatsCollector:
             kept_yielded=prefixes.keeps.yielded,
             evictable_bytes=prefixes.evictable_bytes(),
             most_bytes=self._most_prefix_bytes(),
+            tokens_shared=counters.tokens_shared,
+            **self._shared_figures(),
             **self._disk_figures(),
         )
 
     def _most_prefix_bytes(self) -> int:
         budget = self._memory.prefix_budget
         return self._prefixes.limits.nbytes if budget is None else budget.most
+
+    def _shared_figures(self) -> dict[str, int]:
+        readers = self._runner.readers
+        prefixes = readers.prefixes()
+        return {
+            "shared_prefixes": len(prefixes),
+            "shared_readers": readers.count,
+            "shared_bytes": sum(prefix.nbytes for prefix in prefixes),
+            "shared_copied_tokens": readers.copied,
+        }
 
     def _disk_figures(self) -> dict[str, int]:
         disk = self._disk

@@ -1,11 +1,12 @@
 """
-Plans a prefill turn: picks the prompt that is computed next, and groups prompts that share a forward pass. Pure.
+Plans prefills: which waiting request gets a slot, which prompt is computed next, and which share a pass. Pure.
 
-Terms. A *prefill* is a prompt with a slot. It *begins* when the prefix cache is searched for it, which is as late as
-possible: the prefill before it may compute the very tokens that both have in common. Its *leader* is a running prefill
-that will compute more of its beginning (`daemon/kv/forks.py`). A *group* is the prefills that will share the next pass.
+Terms. A request with a loaded model *waits* for a slot (`WaitingList`). A *prefill* is a prompt with a slot. It
+*begins* when the prefix cache is searched for it, which is as late as possible: the prefill before it may compute the
+very tokens that both have in common. Its *leader* is a running prefill that will compute more of its beginning
+(`daemon/kv/forks.py`). A *group* is the prefills that will share the next pass.
 
-A turn goes through these states. `PrefillTurn` decides, and `execution/prefill_queue.py` has the effects.
+A prefill turn goes through these states. `PrefillTurn` decides, and `execution/prefill_queue.py` has the effects.
 
             first()               place()
     PICK ------------> CANDIDATE ---------> PICK ... until the time is spent ... END: the group is computed
@@ -29,7 +30,7 @@ Why costs. Each prefill is billed the seconds of its pass before the pass, by th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from daemon.engine.scheduling.padding import fits
@@ -40,6 +41,81 @@ PASS_TOKENS = 32
 Tokens of padding a row that a shared pass may have. Reading a model's weights takes about as long as computing so many
 tokens, so less padding than that is cheaper than a pass of its own.
 """
+
+
+class Waiting(Candidate, Protocol):
+    """A request that waits for a slot."""
+
+    @property
+    def arrived(self) -> float:
+        """Its arrival, in seconds of the engine's clock."""
+
+    @property
+    def rows(self) -> int:
+        """Slots that it takes."""
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+class WaitingList(Generic[W]):
+    """
+    Requests with a loaded model that wait for a slot, in order of arrival.
+
+    It also has the figures of the batching window: how many have just arrived, and which models they wait for.
+    """
+
+    def __init__(self) -> None:
+        self._requests: list[W] = []
+        self._turns: Turns[W] = Turns()
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[W]:
+        return iter(self._requests)
+
+    @property
+    def models(self) -> set[Hashable]:
+        """The models that requests wait for."""
+        return {request.model_key for request in self._requests}
+
+    def add(self, request: W) -> None:
+        """Append a request."""
+        self._requests.append(request)
+
+    def remove(self, request: W) -> None:
+        """Remove a request; an unknown one is no error."""
+        if request in self._requests:
+            self._requests.remove(request)
+
+    def arrived_since(self, moment: float) -> int:
+        """Return the number of requests if all of them arrived since a moment; 0 if an older one waits."""
+        return 0 if any(request.arrived < moment for request in self._requests) else len(self._requests)
+
+    def starting(self, running: Callable[[Hashable], int], max_batch: int, fits: Callable[[W], bool]) -> Iterator[W]:
+        """
+        Remove and yield the requests that get a slot now, one after the other; the caller gives each its slot.
+
+        A request that does not fit in memory now blocks the requests behind it: smaller ones that pass would starve it.
+        One that needs more slots than are free blocks those of its model alone.
+
+        Args:
+            running: Returns how many requests of a model have a slot.
+            max_batch: Most slots of a model.
+            fits: Whether a request fits in memory now; may free memory.
+        """
+        candidates = [request for request in self._requests if running(request.model_key) < max_batch]
+        while (first := self._turns.first(candidates)) is not None:
+            if running(first.model_key) + first.rows > max_batch:
+                candidates = [request for request in candidates if request.model_key != first.model_key]
+            elif fits(first):
+                self._turns.took(first, candidates)
+                self._requests.remove(first)
+                yield first
+                candidates = [request for request in self._requests if running(request.model_key) < max_batch]
+            else:
+                return
 
 
 class Pending(Candidate, Protocol):

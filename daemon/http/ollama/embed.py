@@ -9,7 +9,7 @@ from daemon.http.ollama.embed_types import Embedded, EmbeddedPrompt, EmbeddingsR
 from daemon.http.ollama.figures import nanoseconds
 from daemon.http.ollama.names import daemon_name
 from daemon.http.ollama.residence import leave, settle
-from mlx_sidecar import AsyncClient, ContextLengthExceeded, Embeddings
+from mlx_sidecar import AsyncClient, ContextLengthExceeded, Embeddings, EmbedOptions
 
 _TEXT = re.compile(r"texts\[(\d+)\]")
 
@@ -23,7 +23,8 @@ async def vectors(client: AsyncClient, request: EmbedRequest) -> Embedded:
     """
     begun, model = monotonic(), daemon_name(request.model)
     loading = await settle(client, model, request.keep_alive)
-    found = await _embedded(client, model, request.input, request.truncate is not False, request.dimensions)
+    options = EmbedOptions(dimensions=request.dimensions, pooling=request.pooling)
+    found = await _embedded(client, model, request.input, request.truncate is not False, options)
     await leave(client, model, request.keep_alive)
     return Embedded(
         model=request.model,
@@ -38,18 +39,18 @@ async def vector(client: AsyncClient, request: EmbeddingsRequest) -> EmbeddedPro
     """Return the vector of the text of a request, as `vectors` does."""
     model = daemon_name(request.model)
     await settle(client, model, request.keep_alive)
-    found = await _embedded(client, model, [request.prompt], True, None)
+    found = await _embedded(client, model, [request.prompt], True, EmbedOptions(pooling=request.pooling))
     await leave(client, model, request.keep_alive)
     return EmbeddedPrompt(embedding=list(found.vectors[0]))
 
 
 async def _embedded(
-    client: AsyncClient, model: str, texts: list[str], truncate: bool, dimensions: int | None
+    client: AsyncClient, model: str, texts: list[str], truncate: bool, options: EmbedOptions
 ) -> Embeddings:
     """Return the vectors of texts. Each time that the daemon names a text as too long, it is cut, and all are tried."""
     while True:
         try:
-            return await client.embed(model, texts, dimensions=dimensions)
+            return await client.embed(model, texts, **options)
         except ContextLengthExceeded as error:
             shorter = cut(texts, error) if truncate else None
             if shorter is None:

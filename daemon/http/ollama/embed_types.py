@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
@@ -13,7 +13,15 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class EmbedRequest(Request):
+class Pooled(Request):
+    """What both forms of a request for vectors have."""
+
+    pooling: Literal["last_token", "mean", "cls"] | None = Field(
+        None, description="how hidden states become a vector, for a model whose files do not say it"
+    )
+
+
+class EmbedRequest(Pooled):
     """The body of `POST /api/embed`."""
 
     input: Annotated[list[str], BeforeValidator(_several)] = Field(description="text, or up to 256 of them")
@@ -23,7 +31,7 @@ class EmbedRequest(Request):
     dimensions: int | None = Field(None, description="numbers of a vector, if the model knows fewer; unset is its own")
 
 
-class EmbeddingsRequest(Request):
+class EmbeddingsRequest(Pooled):
     """The body of `POST /api/embeddings`, the older form for one text."""
 
     prompt: str = Field(description="the text; one that is longer than the model takes is cut at its end")

@@ -1,37 +1,13 @@
 """OpenAI's API: models, chat completions, completions, embeddings."""
 
-from daemon.http.api import Api, Endpoint
-from daemon.http.openai import chat_types, completion_types, embedding_types, endpoints
-from daemon.http.openai.errors import NAMES, shape
+from daemon.http.api import Api, Routes
 
-API = Api(
-    name="OpenAI",
-    endpoints=(
-        Endpoint("GET", "/v1/models", endpoints.list_models),
-        Endpoint("GET", "/v1/models/{name:path}", endpoints.retrieve_model),
-        Endpoint(
-            "POST",
-            "/v1/chat/completions",
-            endpoints.chat_completions,
-            {
-                "the body": chat_types.ChatRequest,
-                "`messages[]`": chat_types.Message,
-                "`messages[].content[]`": chat_types.Part,
-                "`messages[].tool_calls[]`": chat_types.Call,
-                "`tools[]`": chat_types.Tool,
-                "`tools[].function`": chat_types.Function,
-                "`tool_choice`": chat_types.ToolChoice,
-                "`response_format`": chat_types.ResponseFormat,
-                "`response_format.json_schema`": chat_types.JsonSchema,
-                "`stream_options`": chat_types.StreamOptions,
-            },
-        ),
-        Endpoint("POST", "/v1/completions", endpoints.completions, {"the body": completion_types.CompletionRequest}),
-        Endpoint("POST", "/v1/embeddings", endpoints.embed, {"the body": embedding_types.EmbeddingRequest}),
-    ),
-    claims=lambda _: True,
-    shape=shape,
-    names=NAMES,
-    fallback=True,
-)
+
+def _load() -> Routes:
+    from daemon.http.openai.routes import ROUTES
+
+    return ROUTES
+
+
+API = Api("OpenAI", claims=lambda _: True, load=_load, fallback=True)
 """It gets what no other API claims."""

@@ -28,6 +28,9 @@ class EmbeddingRequest(Parameters):
         None, description="`float` (default), or `base64` of 32-bit numbers, lowest byte first"
     )
     dimensions: int | None = Field(None, ge=1, description="numbers of a vector: the first of the model's")
+    pooling: Literal["last_token", "mean", "cls"] | None = Field(
+        None, description="how hidden states become a vector, for a model whose files do not say it"
+    )
     cache_salt: str | None = Field(None, description="prefixes are shared only between requests of one salt")
 
     harmless: ClassVar[Mapping[str, str]] = {"user": "requests of one user are not kept apart"}

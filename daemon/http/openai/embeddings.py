@@ -12,7 +12,10 @@ from mlx_sidecar import Embeddings, EmbedOptions
 
 def options(request: EmbeddingRequest) -> EmbedOptions:
     """Return the options that a request asks for."""
-    return EmbedOptions(dimensions=request.dimensions, salt=request.cache_salt or "")
+    found = EmbedOptions(dimensions=request.dimensions, salt=request.cache_salt or "")
+    if request.pooling is not None:
+        found["pooling"] = request.pooling
+    return found
 
 
 def answer(request: EmbeddingRequest, found: Embeddings) -> EmbeddingList:

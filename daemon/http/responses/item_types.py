@@ -20,8 +20,8 @@ class Part(Parameters):
     """A part of a message or of a tool's output."""
 
     type: Literal["input_text", "output_text", "text", "refusal"] = Field(description="text; models read nothing else")
-    text: str = Field("", description="the text of a text part")
-    refusal: str = Field("", description="the text of a refusal")
+    text: str | None = Field(None, description="the text of a text part")
+    refusal: str | None = Field(None, description="the text of a refusal")
 
     harmless: ClassVar[Mapping[str, str]] = {
         "annotations": "the model reads the text alone",
@@ -31,7 +31,7 @@ class Part(Parameters):
 
 
 def _parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
 
 
 Content = Annotated[list[Part], BeforeValidator(_parts)]

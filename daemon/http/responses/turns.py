@@ -146,7 +146,7 @@ def _arguments(item: FunctionCallItem, name: str) -> str:
 
 
 def _text(parts: Sequence[Part]) -> str:
-    return "".join(part.text or part.refusal for part in parts)
+    return "".join(part.text or part.refusal or "" for part in parts)
 
 
 def _reasoning_text(item: ReasoningItem) -> str | None:

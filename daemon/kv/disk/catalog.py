@@ -129,9 +129,9 @@ class Catalog:
                 return index
         return len(hashes)
 
-    def resumable(self, end: bytes) -> bool:
-        """Whether there is a resume piece at the position after a block."""
-        return end in self._resumes
+    def last_resume(self, hashes: Sequence[bytes]) -> int:
+        """Return the blocks of a path before its last resume piece that is there or being written; 0 without one."""
+        return next((index for index in range(len(hashes), 0, -1) if hashes[index - 1] in self._resumes), 0)
 
     def path(self, hashes: Sequence[bytes]) -> list[Entry]:
         """Return the readable pieces with the blocks of a path, from its beginning, as far as they go."""

@@ -13,6 +13,9 @@ from daemon.shared.slices import Sliced
 PART_BYTES = 4 << 20
 """Bytes of a part: copying them takes about a millisecond, so that running streams do not notice."""
 
+PIECE_BYTES = 16 << 20
+"""Bytes of a piece with blocks: a file for each few blocks would cost more to find and to store than to read."""
+
 
 class Codec(Protocol):
     """Turns evaluated arrays into bytes and back, on the thread that owns them. Each `next` is one slice."""

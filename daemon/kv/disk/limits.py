@@ -18,6 +18,9 @@ RESERVE = 10
 WRITES = 2
 """How many times the budget may be written in a day: a disk wears out."""
 
+HOURLY = 2
+"""An hour has this part of what is left of the day's writes: a busy hour leaves something to the others."""
+
 
 @dataclass(frozen=True, slots=True)
 class Space:
@@ -82,7 +85,9 @@ class WriteLimit:
 
     def allows(self, nbytes: int, most: int, now: float) -> bool:
         """Tell whether so many bytes may be written beside a budget of `most`."""
-        return self.written(now) + nbytes <= WRITES * most
+        left = WRITES * most - self.written(now)
+        lately = self.hours.get(int(now // HOUR), 0)
+        return nbytes <= left and lately + nbytes <= (lately + left) // HOURLY
 
     def wrote(self, nbytes: int, now: float) -> None:
         """Count bytes."""

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from daemon.kv.disk.catalog import Entry, Plan
-from daemon.kv.disk.piece import Part, Piece, chain
+from daemon.kv.disk.piece import Piece, chain
+from daemon.kv.disk.reads import Parts
 from daemon.kv.keys import BLOCK_TOKENS, block_keys
+from daemon.kv.nodes import Node
 from daemon.kv.spec import KVSource, PrefixSpec, Resume
 from daemon.shared.slices import Sliced
 
@@ -29,19 +31,28 @@ if TYPE_CHECKING:
 STALL_SECONDS = 2.0
 """A request waits so long for a sign of the disk; then it computes what is missing."""
 
-AHEAD_BYTES = 32 << 20
+AHEAD_BYTES = 48 << 20
 """Bytes read ahead for one request."""
 
 STAGED_BYTES = 128 << 20
 """Bytes read ahead for all requests."""
 
+READS = 2
+"""Pieces of a request that are with the disk's thread, so that it has the next one when it is done with one."""
+
 
 @dataclass(slots=True)
 class _Staged:
-    """A piece that was read."""
+    """
+    A piece that was read, or is being read.
+
+    Attributes:
+        entry: The piece.
+        parts: Its parts, when they are there.
+    """
 
     entry: Entry
-    parts: Sequence[Part]
+    parts: Parts
 
 
 class Restore:
@@ -51,6 +62,7 @@ class Restore:
     Attributes:
         in_memory: Tokens that could be reused without the disk; None if nothing was restored.
         staged: Bytes that were read and are not copied, or are being read.
+        namespace: Digest of the namespace on the disk; empty if there is none.
     """
 
     def __init__(self, tier: DiskTier) -> None:
@@ -62,9 +74,11 @@ class Restore:
         self._find: Callable[[], str] | None = None
         self._plan: Plan | None = None
         self._hashes: Sequence[bytes] = ()
+        self._keys: Sequence[bytes] = ()
+        self._path: list[Node] = []
+        """The blocks of the prompt that were in memory at the last look."""
         self._unread: deque[Entry] = deque()
         self._read: deque[_Staged] = deque()
-        self._reading = False
         self._spec: PrefixSpec | None = None
         self._decoding: Sliced[KVSource] | None = None
         self._moved = 0.0
@@ -95,6 +109,8 @@ class Restore:
         if self._plan is not None and namespace != self.namespace:
             self.close()
         self._spec = spec
+        if self._plan is not None:
+            self.read_ahead()  # others may have had the room so far
 
     def over(self) -> bool:
         """Whether nothing more will come; a call waits for this."""
@@ -109,47 +125,53 @@ class Restore:
         """Read and copy no more; harmless twice."""
         if not self._closed:
             self._closed = True
-            self._unread.clear()
-            self._read.clear()
+            self._drop_read()
             self._decoding = None
-            self.staged = 0
             if self in self._tier.restores:
                 self._tier.restores.remove(self)
 
     def read_ahead(self) -> None:
-        """Read the next piece, if the tier is open and there is room for it."""
+        """Read the next pieces, if the tier is open and there is room for them."""
         if self._plan is None and not self._begin():
             return
-        if self._reading or self._closed or not self._unread:
-            return
-        waits = self._spec is not None and not self._read
-        size = self._unread[0].piece.nbytes
-        if waits or (self.staged + size <= AHEAD_BYTES and self._tier.staged + size <= STAGED_BYTES):
-            self._reading = True
-            self.staged += size
-            self._tier.read(self._unread.popleft(), self._arrived)
+        while self._unread and not self._closed and self._may_read(self._unread[0]):
+            entry = self._unread.popleft()
+            if self._in_memory(entry):
+                continue
+            self.staged += entry.piece.nbytes
+            self._read.append(_Staged(entry, self._tier.reads.take(entry, self._arrived)))
+        if self._plan is not None:
+            self._end_if_done()
 
     @property
     def ready(self) -> bool:
         """Whether `step` has something to do."""
-        return self._spec is not None and bool(self._read)
+        return self._spec is not None and bool(self._read) and self._read[0].parts is not None
 
     def step(self) -> None:
         """Copy one slice into the prefix cache."""
-        assert self._spec is not None
         staged = self._read[0]
+        assert self._spec is not None
+        assert staged.parts is not None
         if self._decoding is None:
+            if self._in_memory(staged.entry):  # another request has waited for the same
+                self._done_with(staged)
+                return
             self._decoding = self._tier.codec.decoded(staged.parts)
         self._tier.moved = self._tier.clock()
         try:
             next(self._decoding)
         except StopIteration as end:
-            self._read.popleft()
             self._decoding = None
-            self.staged -= staged.entry.piece.nbytes
             self._store(staged.entry.piece, end.value, self._spec)
+            self._done_with(staged)
+
+    def _done_with(self, staged: _Staged) -> None:
+        """Give the first piece back, and read another."""
+        if not self._closed:
+            self._read.popleft()
+            self._give_back(staged)
             self.read_ahead()
-            self._end_if_done()
 
     def _begin(self) -> bool:
         """Decide what to read, as soon as the disk is open; False before."""
@@ -159,7 +181,8 @@ class Restore:
             return False
         assert self._find is not None
         self.namespace = self._find()
-        tier, keys = self._tier, block_keys(self._tokens[:-1])
+        self._keys = keys = block_keys(self._tokens[:-1])
+        tier = self._tier
         self._hashes = hashes = chain(self.namespace, keys) if self.namespace else []
         path = tier.prefixes.trie.walk(self.namespace, keys)
         self._plan = Plan()
@@ -175,30 +198,78 @@ class Restore:
         self._unread.extend(self._plan.entries)
         return True
 
-    def _arrived(self, entry: Entry, parts: Sequence[Part] | None) -> None:
+    def _may_read(self, entry: Entry) -> bool:
+        """Whether a piece may be read now. A request whose model is there may have one of any size."""
+        size, tier = entry.piece.nbytes, self._tier
+        if sum(staged.parts is None for staged in self._read) >= READS:
+            return False
+        within = self.staged + size <= AHEAD_BYTES and tier.staged + size <= STAGED_BYTES
+        needed = self._spec is not None and not self._read
+        if not (within or needed):
+            return False
+        if tier.has_room(size):
+            return True
+        if needed:
+            self.close()  # so there is no room for more prefixes
+        return False
+
+    def _stop(self, piece: Piece) -> int:
+        """Return the blocks of the prompt up to the end of a piece; it may go on as another prompt does."""
+        assert self._plan is not None
+        return min(piece.reach(self._hashes), self._plan.blocks)
+
+    def _in_memory(self, entry: Entry) -> bool:
+        """Whether the prefix cache has what a piece holds of the prompt."""
+        stop = self._stop(entry.piece)
+        path = self._look(stop)
+        if not entry.piece.resume:
+            return len(path) >= stop
+        return self._spec is not None and self._spec.restorable(path[:stop]) >= stop
+
+    def _look(self, stop: int) -> list[Node]:
+        """Return the blocks of the prompt that are in memory, as far as `stop` or farther."""
+        if self._path and self._path[-1].parent is None:  # evicted: blocks before it may be gone as well
+            self._path.clear()
+        self._tier.prefixes.trie.follow(self.namespace, self._path, self._keys[len(self._path) : stop])
+        return self._path
+
+    def _arrived(self, entry: Entry, parts: Parts) -> None:
         """Take a piece that was read; without it, all behind it is of no use."""
-        self._reading = False
-        if self._closed:
+        staged = next((staged for staged in self._read if staged.entry is entry), None)
+        if staged is None:
             return
+        staged.parts = parts
         if parts is None:
-            self._unread.clear()
             self.staged -= entry.piece.nbytes
-            self._end_if_done()
-            return
-        self._read.append(_Staged(entry, parts))
+            behind = list(self._read)[self._read.index(staged) :]
+            for each in behind:
+                self._read.remove(each)
+            for each in behind[1:]:
+                self._give_back(each)
+            self._unread.clear()
         self.read_ahead()
+
+    def _give_back(self, staged: _Staged) -> None:
+        self.staged -= staged.entry.piece.nbytes
+        self._tier.reads.give_back(staged.entry)
+
+    def _drop_read(self) -> None:
+        self._unread.clear()
+        while self._read:
+            self._give_back(self._read.popleft())
 
     def _store(self, piece: Piece, source: KVSource, spec: PrefixSpec) -> None:
         """Store a piece in the prefix cache, as if it had just been computed."""
-        assert self._plan is not None
-        # A piece may go on as another prompt does.
-        stop = min(piece.reach(self._hashes), self._plan.blocks)
+        stop = self._stop(piece)
         tokens = self._tokens[: stop * BLOCK_TOKENS]
         prefixes = self._tier.prefixes
         prefixes.store(self.namespace, tokens, spec, source, resume=Resume.YES if piece.resume else Resume.NO)
-        if len(prefixes.trie.walk(self.namespace, block_keys(tokens))) < stop:
+        path = self._look(stop)
+        if len(path) < stop:
             self.close()  # no room
+        elif piece.resume and (checkpoint := path[stop - 1].checkpoint) is not None:
+            checkpoint.below = True
 
     def _end_if_done(self) -> None:
-        if not (self._unread or self._read or self._reading):
+        if not (self._unread or self._read):
             self.close()

@@ -22,6 +22,7 @@ from daemon.kv.disk.codec import Codec
 from daemon.kv.disk.files import Found
 from daemon.kv.disk.limits import Space, WriteLimit, budget
 from daemon.kv.disk.piece import Part, Piece, chain
+from daemon.kv.disk.reads import Parts, Reads
 from daemon.kv.disk.restores import Restore
 from daemon.kv.disk.work import DiskWork
 from daemon.kv.disk.write_behind import WriteBehind
@@ -37,10 +38,17 @@ INDEX_SECONDS = 300.0
 INDEX_PIECES = 128
 """The index is written when a change is so old, or so many pieces have changed. Other pieces are read at a start."""
 
-HEAD_BYTES = 16_384
+MOST_FORGOTTEN = 1024
+"""Invalidations that are noted while the directory cannot be used; after more, all that it has goes."""
+
+HEAD_BYTES = 1024
+NAME_BYTES = 6
 PART_HEAD_BYTES = 512
 HASH_TEXT_BYTES = 128
-"""Most bytes of a header: of its fixed facts, and for each part and each block. The writer tells the true size."""
+"""
+Most bytes of a header: of its fixed facts, and for each character of the model's name, each part and each block. The
+writer tells the true size.
+"""
 
 
 class DiskTier:
@@ -54,6 +62,7 @@ class DiskTier:
         codec: Turns arrays into bytes and back.
         clock: Seconds that never go back.
         wall: Seconds since 1970, which may jump.
+        has_room: Tells whether so many bytes of memory are free, or can be made free.
 
     Attributes:
         work: The work of the disk's thread.
@@ -61,6 +70,7 @@ class DiskTier:
         opening: Whether that is being found out.
         catalog: What lies on the disk.
         restores: Prompts with KV that is being read.
+        reads: The pieces that they read.
         prefixes: The cache above.
         codec: Turns arrays into bytes and back.
         clock: Seconds that never go back.
@@ -76,23 +86,27 @@ class DiskTier:
         codec: Codec,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        has_room: Callable[[int], bool] = lambda nbytes: True,
     ) -> None:
         self.work = work
         self.open = False
         self.opening = False
         self.catalog = Catalog()
         self.restores: list[Restore] = []
+        self.reads = Reads(self._read)
+        self.has_room = has_room
         self.prefixes = prefixes
         self.codec = codec
         self.clock = clock
         self.moved = clock()
-        self.writer = WriteBehind(prefixes.trie, self.catalog, codec, self._touched, self._submit)
+        self.writer = WriteBehind(prefixes.trie, self.catalog, codec, self._touched, self._submit, has_room)
         self._wanted = wanted
         self._wall = wall
         self._space = Space(0, 0)
         self._writes = WriteLimit()
         self._used: set[str] = set()
         self._changes = 0
+        self._forgotten: list[Callable[[], Iterable[Entry]]] = []
         self._indexed = self._tried = clock()
 
     @property
@@ -107,8 +121,8 @@ class DiskTier:
 
     @property
     def staged(self) -> int:
-        """Bytes that were read ahead."""
-        return sum(restore.staged for restore in self.restores)
+        """Bytes in memory on their way from the disk or to it."""
+        return self.reads.nbytes + self.writer.staged
 
     @property
     def busy(self) -> bool:
@@ -172,10 +186,14 @@ class DiskTier:
         spec = self.writer.spec(namespace)
         return len(path) if spec is None else spec.restorable(path)
 
-    def used(self, namespace: str, path: Sequence[Node]) -> None:
+    def used(self, namespace: str, path: Sequence[Node], *, kept: bool = False) -> None:
         """Take a path that was used again, or that is kept."""
         if self.open and not self.work.paused:
-            self.writer.used(namespace, path)
+            self.writer.used(namespace, path, kept=kept)
+
+    def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
+        """Take a path that goes soon, as it was not used for so long; False if it should be offered again later."""
+        return not self.open or self.work.paused or self.writer.idle(namespace, path, seconds)
 
     def reused(self, tokens: int) -> None:
         """Count tokens of a request that came from the disk."""
@@ -185,31 +203,31 @@ class DiskTier:
     def forget(self, accept: Callable[[str], bool]) -> None:
         """Forget the namespaces that `accept` names. See `settled`."""
         self._stop(accept)
-        self._remove(self.catalog.drop(self.catalog.select(accept)), lasting=True)
+        self._forget(lambda: self.catalog.select(accept))
 
     def forget_prefix(self, namespace: str, keys: Sequence[bytes]) -> None:
         """Forget all prompts that begin with some blocks; without any, the whole namespace. See `settled`."""
         self._stop(lambda each: each == namespace)
-        entries = self.catalog.beginning_with(namespace, chain(namespace, keys))
-        self._remove(self.catalog.drop(entries), lasting=True)
+        hashes = chain(namespace, keys)
+        self._forget(lambda: self.catalog.beginning_with(namespace, hashes))
 
-    def read(self, entry: Entry, then: Callable[[Entry, Sequence[Part] | None], None]) -> None:
+    def touched(self, entries: Iterable[Entry]) -> None:
+        """Note that pieces are used now."""
+        self._used.update(entry.piece.name for entry in self.catalog.touch(entries, self._wall()))
+
+    def _read(self, entry: Entry, then: Callable[[Parts], None]) -> None:
         """Read a piece; one that cannot be read is removed with all that need it."""
 
         def there() -> bool:
             return self.catalog.get(entry.piece.name) is entry
 
-        def arrived(parts: Sequence[Part] | None) -> None:
+        def arrived(parts: Parts) -> None:
             self.moved = self.clock()
             if parts is None and there():
                 self._remove(self.catalog.drop([entry]))
-            then(entry, parts)
+            then(parts)
 
         self.work.read(entry.piece, arrived, there)
-
-    def touched(self, entries: Iterable[Entry]) -> None:
-        """Note that pieces are used now."""
-        self._used.update(entry.piece.name for entry in self.catalog.touch(entries, self._wall()))
 
     def _restore(self, restore: Restore) -> None:
         try:
@@ -226,9 +244,21 @@ class DiskTier:
             self.open, self._space = True, found.space
             self._writes = WriteLimit.of(found.hours)
             self._remove(self.catalog.fill(found.pieces))
+            for chosen in self._forgotten:
+                self._remove(self.catalog.drop(chosen()), lasting=True)
+            self._forgotten.clear()
             self._remove(self.catalog.shrink(self.budget))
         for restore in list(self.restores):
             restore.read_ahead()
+
+    def _forget(self, chosen: Callable[[], Iterable[Entry]]) -> None:
+        """Remove pieces; those of a directory that cannot be used now are removed as soon as it can be used."""
+        if self.open:
+            self._remove(self.catalog.drop(chosen()), lasting=True)
+        elif self.enabled and len(self._forgotten) < MOST_FORGOTTEN:
+            self._forgotten.append(chosen)
+        elif self.enabled:
+            self._forgotten[:] = [lambda: self.catalog]
 
     def _stop(self, accept: Callable[[str], bool]) -> None:
         """Neither write nor restore what is being forgotten."""
@@ -240,27 +270,38 @@ class DiskTier:
     def _touched(self, hashes: Sequence[bytes]) -> None:
         self.touched(self.catalog.path(hashes)[-1:])
 
-    def _submit(self, piece: Piece, parts: list[Part]) -> bool:
-        """Take a piece to write, if the limits allow it, and tell whether they do."""
+    def _submit(self, piece: Piece, parts: list[Part], idle: float | None) -> bool:
+        """
+        Take a piece to write, if the limits allow it, and tell whether they do.
+
+        A piece that was used once and is idle pushes nothing out, and leaves half of a day's writes to others.
+        """
         size = sum(len(part.data) for part in parts)
-        size += HEAD_BYTES + PART_HEAD_BYTES * len(parts) + HASH_TEXT_BYTES * len(piece.hashes)
+        size += (
+            HEAD_BYTES
+            + NAME_BYTES * len(piece.model)
+            + PART_HEAD_BYTES * len(parts)
+            + HASH_TEXT_BYTES * len(piece.hashes)
+        )
         most, now = self.budget, self._wall()
-        if size > most or not self._writes.allows(size, most, now) or self.work.paused:
+        daily = most if idle is None else most // 2
+        if size > most or not self._writes.allows(size, daily, now) or self.work.paused:
             return False
         above = self.catalog.holder(piece.parent)
-        self._remove(self.catalog.shrink(most - size, () if above is None else [above]))
+        if idle is None:
+            self._remove(self.catalog.shrink(most - size, () if above is None else [above]))
         if self.catalog.nbytes + size > most:
             return False
-        entry = self.catalog.add(replace(piece, nbytes=size), now, ready=False)
+        entry = self.catalog.add(replace(piece, nbytes=size), now - (idle or 0.0), ready=False)
         if entry is None:
             return False
         self._writes.wrote(size, now)
-        self.writer.underway += 1
-        self.work.write(piece, parts, partial(self._has_written, entry))
+        self.writer.sent(size)
+        self.work.write(piece, parts, partial(self._has_written, entry, size))
         return True
 
-    def _has_written(self, entry: Entry, size: int | None) -> None:
-        self.writer.underway -= 1
+    def _has_written(self, entry: Entry, estimate: int, size: int | None) -> None:
+        self.writer.over(estimate)
         there = self.catalog.get(entry.piece.name) is entry
         if size is None:
             self.writer.clear()

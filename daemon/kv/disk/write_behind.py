@@ -1,7 +1,7 @@
 """
 Write-behind: prefixes that were used again become pieces on the disk, a slice for each turn of the engine.
 
-    used() ──> a job: a path ──> blocks that the disk lacks ──> its resume piece ──> done
+    used() ──> a job: a path ──> blocks that the disk lacks ──> its resume piece, if the last is far ──> done
                   │  └─ some of it was evicted from memory: what is left of it is written
                   └─ dropped: the disk is full, busy or failing, the day's limit is reached, or it was invalidated
 
@@ -13,12 +13,15 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from daemon.kv.disk.catalog import Catalog
-from daemon.kv.disk.codec import PART_BYTES, Codec
+from daemon.kv.disk.codec import PIECE_BYTES, Codec
 from daemon.kv.disk.piece import Part, Piece, chain, root_hash
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
+from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.nodes import Node
+from daemon.kv.resume import INTERVAL
 from daemon.kv.spec import PrefixSpec
 from daemon.kv.trie import PrefixTrie
 
@@ -42,20 +45,39 @@ class Job:
         keys: The keys of its blocks.
         hashes: Their chain.
         done: Blocks that are on the disk or are not to be written.
+        idle: Seconds since its last use, if it is written as it was idle; None if it was used again or is kept.
+        exact: Whether it is written with a resume piece at its end, however near the one before is.
     """
 
     namespace: str
     keys: Sequence[bytes]
     hashes: Sequence[bytes] = ()
     done: int = 0
+    idle: float | None = None
+    exact: bool = False
 
 
 @dataclass(slots=True)
 class Draft:
-    """A piece that is being turned into bytes."""
+    """
+    A piece that is being turned into bytes.
+
+    Attributes:
+        piece: The piece.
+        nbytes: Bytes that it will have, about.
+        encoding: Yields its parts.
+        whole: Tells whether memory still has all of it.
+        idle: See `Job`.
+        end: The block whose checkpoint it has; None if it has none.
+        parts: Those that there are.
+    """
 
     piece: Piece
+    nbytes: int
     encoding: Iterator[Part]
+    whole: Callable[[], bool]
+    idle: float | None
+    end: Node | None = None
     parts: list[Part] = field(default_factory=list)
 
 
@@ -68,7 +90,8 @@ class WriteBehind:
         catalog: What is on the disk.
         codec: Turns arrays into bytes.
         touched: Told which blocks of the disk were used again, as the chain up to the last of them.
-        submit: Takes a piece and its parts, and tells whether it will be written.
+        submit: Takes a piece, its parts and for how long it was idle, and tells whether it will be written.
+        has_room: Tells whether so many bytes of memory are free, or can be made free.
 
     Attributes:
         underway: Pieces that the disk's thread has.
@@ -81,15 +104,18 @@ class WriteBehind:
         catalog: Catalog,
         codec: Codec,
         touched: Callable[[Sequence[bytes]], None],
-        submit: Callable[[Piece, list[Part]], bool],
+        submit: Callable[[Piece, list[Part], float | None], bool],
+        has_room: Callable[[int], bool],
     ) -> None:
         self.underway = 0
+        self._underway_bytes = 0
         self.dropped = 0
         self._trie = trie
         self._catalog = catalog
         self._codec = codec
         self._touched = touched
         self._submit = submit
+        self._has_room = has_room
         self._jobs: deque[Job] = deque()
         self._draft: Draft | None = None
         self._known: OrderedDict[str, tuple[PrefixSpec, str]] = OrderedDict()
@@ -98,6 +124,21 @@ class WriteBehind:
     def busy(self) -> bool:
         """Whether `step` has something to do."""
         return bool(self._jobs or self._draft) and self.underway < MOST_UNDERWAY
+
+    @property
+    def staged(self) -> int:
+        """Bytes of the pieces that the disk's thread has, and of what is being turned into bytes."""
+        return self._underway_bytes + (0 if self._draft is None else self._draft.nbytes)
+
+    def sent(self, nbytes: int) -> None:
+        """Note that the disk's thread got a piece."""
+        self.underway += 1
+        self._underway_bytes += nbytes
+
+    def over(self, nbytes: int) -> None:
+        """Note that the disk's thread is done with a piece."""
+        self.underway -= 1
+        self._underway_bytes -= nbytes
 
     def knows(self, namespace: str, spec: PrefixSpec, model: str) -> None:
         """Note what a namespace consists of, and the name of its model."""
@@ -111,14 +152,23 @@ class WriteBehind:
         known = self._known.get(namespace)
         return None if known is None else known[0]
 
-    def used(self, namespace: str, path: Sequence[Node]) -> None:
+    def used(self, namespace: str, path: Sequence[Node], *, kept: bool = False) -> None:
         """Take a path that was used again, or that is kept."""
         if not path or namespace not in self._known:
             return
         if len(self._jobs) == MOST_JOBS:
             self._jobs.popleft()
             self.dropped += 1
-        self._jobs.append(Job(namespace, [node.key for node in path]))
+        self._jobs.append(Job(namespace, [node.key for node in path], exact=kept))
+
+    def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
+        """Take a path that goes soon, as it was idle for so long; False if too many wait. It drops no other path."""
+        if len(self._jobs) == MOST_JOBS:
+            return False
+        known = self._known.get(namespace)
+        if known is not None and (blocks := known[0].restorable(path)):
+            self._jobs.append(Job(namespace, [node.key for node in path[:blocks]], idle=seconds, exact=True))
+        return True
 
     def step(self) -> None:
         """Do one slice."""
@@ -142,35 +192,94 @@ class WriteBehind:
         if not job.hashes:
             job.hashes = chain(job.namespace, job.keys)
             job.done = self._catalog.covered(job.hashes)
-            self._touched(job.hashes[: job.done])
+            if job.idle is None:
+                self._touched(job.hashes[: job.done])
         known = self._known.get(job.namespace)
         if known is None:
             self._jobs.popleft()
             return
         (spec, model), path = known, self._trie.walk(job.namespace, job.keys)
         if job.done < len(path):
-            size = max(1, min(EXTENT_BLOCKS, PART_BYTES // max(1, spec.block_bytes)))
+            size = max(1, min(EXTENT_BLOCKS, PIECE_BYTES // max(1, spec.block_bytes)))
             stop = min(job.done + size, len(path))
             parent = job.hashes[job.done - 1] if job.done else root_hash(job.namespace)
             piece = Piece(
                 job.namespace, model, job.done, parent, tuple(job.hashes[job.done : stop]), spec.resumes_anywhere
             )
-            self._draft = Draft(piece, self._codec.blocks(path[job.done : stop], spec))
+            stretch = path[job.done : stop]
+            encoding = self._codec.blocks(stretch, spec)
+            self._draft_of(Draft(piece, len(stretch) * spec.block_bytes, encoding, partial(_stored, stretch), job.idle))
             job.done = stop
             return
         self._jobs.popleft()
+        self._begin_resume(job, path, spec, model)
+
+    def _begin_resume(self, job: Job, path: Sequence[Node], spec: PrefixSpec, model: str) -> None:
+        """Begin the resume piece at the end of a path, if the model needs one there and the disk lacks it."""
         end = len(job.keys)
-        missing = not spec.resumes_anywhere and len(path) == end and not self._catalog.resumable(job.hashes[-1])
-        if missing and self._catalog.covered(job.hashes) == end and spec.restorable(path) == end:
+        if spec.resumes_anywhere or len(path) < end or spec.restorable(path) < end:
+            return
+        last = self._catalog.last_resume(job.hashes)
+        if last == end:
+            _note_below(path[-1])
+        elif last and not job.exact and (end - last) < _distance(spec, end):
+            return
+        elif self._catalog.covered(job.hashes) == end:
             piece = Piece(job.namespace, model, end, job.hashes[-1], (), anywhere=False)
-            self._draft = Draft(piece, self._codec.resume(path, spec))
+            encoding = self._codec.resume(path, spec)
+            self._draft_of(
+                Draft(
+                    piece, spec.resume_bytes(end), encoding,
+                    lambda: _stored(path) and spec.restorable(path) == end, job.idle, path[-1],
+                )
+            )  # fmt: skip
+
+    def _draft_of(self, draft: Draft) -> None:
+        """Begin a piece, if there is memory for its bytes."""
+        if self._has_room(draft.nbytes):
+            self._draft = draft
+        else:
+            self._refused(draft)
+
+    def _refused(self, draft: Draft) -> None:
+        """Drop what waits and would be refused as well: all idle paths, or those of the namespace."""
+        self.dropped += 1
+        if draft.idle is not None:
+            self._jobs = deque(job for job in self._jobs if job.idle is None)
+        else:
+            self._jobs = deque(job for job in self._jobs if job.namespace != draft.piece.namespace)
 
     def _encode(self, draft: Draft) -> None:
+        if not draft.whole():  # it was evicted meanwhile
+            self._draft = None
+            return
         part = next(draft.encoding, None)
         if part is not None:
             draft.parts.append(part)
             return
         self._draft = None
-        if not self._submit(draft.piece, draft.parts):
-            self.dropped += 1
-            self._jobs = deque(job for job in self._jobs if job.namespace != draft.piece.namespace)
+        if not self._submit(draft.piece, draft.parts, draft.idle):
+            self._refused(draft)
+        elif draft.end is not None:
+            _note_below(draft.end)
+
+
+def _distance(spec: PrefixSpec, end: int) -> int:
+    """
+    Return how many blocks after a resume piece the next one is worth its bytes.
+
+    Each turn of a conversation goes on from the end of the one before. A piece for each would take most of the disk,
+    and of the writes of a day. So resume pieces take no more bytes than the KV between them, and INTERVAL is enough.
+    """
+    return min(INTERVAL // BLOCK_TOKENS, spec.resume_bytes(end) // max(1, spec.block_bytes))
+
+
+def _note_below(end: Node) -> None:
+    """Note that a checkpoint is on the disk, so that memory may lose it first."""
+    if end.checkpoint is not None:
+        end.checkpoint.below = True
+
+
+def _stored(nodes: Sequence[Node]) -> bool:
+    """Whether none of some blocks was evicted or forgotten."""
+    return all(node.parent is not None for node in nodes)

@@ -7,6 +7,7 @@ from typing import Any
 
 from daemon.kv.mlx.adapters import ADAPTERS, BATCH_ADAPTERS
 from daemon.kv.mlx.adapters.cache_list import leaves, map_leaves
+from daemon.kv.mlx.sharing import prefix_of
 
 
 def joinable(cache: Any) -> bool:
@@ -42,7 +43,9 @@ def merge_caches(rows: Sequence[Sequence[Any]], tokens: Sequence[int], width: in
         width: How many tokens are fed to each row; no row lacks more.
         room: Tokens to leave room for.
     """
-    kept = [max(0, count - width) for count in tokens]
+    prefixes = [prefix_of(row) for row in rows]
+    own = [count - (0 if prefix is None else prefix.stop) for count, prefix in zip(tokens, prefixes, strict=True)]
+    kept = [max(0, count - width) for count in own]
     longest = max(kept)
-    padding = [longest + width - count for count in tokens]
+    padding = [longest + width - count for count in own]
     return [ADAPTERS[type(layer[0])].merge(layer, kept, padding, room) for layer in zip(*rows, strict=True)]

@@ -14,7 +14,7 @@ from daemon.kv.extent_ledger import runs
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx import checkpoints
 from daemon.kv.nodes import Checkpoint, Extent, Node
-from daemon.kv.spec import KVSource, NotHeldError, PrefixSpec
+from daemon.kv.spec import KVSource, LayerGroup, NotHeldError, PrefixSpec
 from daemon.shared.slices import LONG, Sliced
 
 _TOKENS = 2
@@ -28,16 +28,13 @@ class ArrayCodec:
         """Yield the KV of consecutive blocks, of all layers with full attention."""
         for index, group in enumerate(spec.groups):
             if group.window is None:
-                yield from _kv(nodes, index)
+                yield from _stretches(nodes, index, group)
 
     def resume(self, path: Sequence[Node], spec: PrefixSpec) -> Iterator[Part]:
         """Yield the windows and the recurrent states that a request needs to go on after a path."""
         for index, group in enumerate(spec.groups):
             if group.window is not None:
-                visible = path[len(path) - group.visible(len(path)) :]
-                step = max(1, PART_BYTES // max(1, group.block_bytes))
-                for first in range(0, len(visible), step):
-                    yield from _kv(visible[first : first + step], index)
+                yield from _stretches(path[len(path) - group.visible(len(path)) :], index, group)
         checkpoint = path[-1].checkpoint
         if spec.state_bytes and checkpoint is not None:
             yield from _states(*checkpoints.unpacked(checkpoint), len(path))
@@ -100,6 +97,13 @@ class _Source:
 def _joined(arrays: list[mx.array]) -> mx.array:
     # A single slice would keep the whole array alive.
     return mx.contiguous(mx.concatenate(arrays, axis=_TOKENS) if len(arrays) > 1 else arrays[0])
+
+
+def _stretches(nodes: Sequence[Node], index: int, group: LayerGroup) -> Iterator[Part]:
+    """Yield the KV of consecutive blocks of one layer group, some blocks at a time."""
+    step = max(1, PART_BYTES // max(1, group.block_bytes))
+    for first in range(0, len(nodes), step):
+        yield from _kv(nodes[first : first + step], index)
 
 
 def _kv(nodes: Sequence[Node], group: int) -> Iterator[Part]:

@@ -18,6 +18,8 @@ from daemon.kv.mlx.adapters import ADAPTERS, BLOCK_ADAPTERS, STATE_ADAPTERS
 from daemon.kv.mlx.adapters.base import LayerShape
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.layerwise import forward_layerwise
+from daemon.kv.mlx.shared_prefix import SharedPrefix
+from daemon.kv.mlx.sharing import behind, reading
 from daemon.kv.nodes import Checkpoint, Extent
 from daemon.kv.spec import LayerGroup, PrefixSpec
 from daemon.shared.slices import Sliced
@@ -118,6 +120,10 @@ class Layout:
             return room * self.bytes_per_token
         return sum(shape.live_bytes(room, chunk) for shape in self.billed)
 
+    def full_bytes(self, tokens: int) -> int:
+        """Return the bytes of so many tokens in the layers with full attention."""
+        return tokens * sum(shape.bytes_per_token for shape in self.shapes if shape.window is None)
+
     def new_cache(self, model: Any, tokens: int) -> list[Any]:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
         caches: list[Any] = make_prompt_cache(model)
@@ -128,7 +134,13 @@ class Layout:
         return caches
 
     def restored_cache(
-        self, model: Any, groups: Sequence[Sequence[Run]], checkpoint: Checkpoint | None, prefix: int, tokens: int
+        self,
+        model: Any,
+        groups: Sequence[Sequence[Run]],
+        checkpoint: Checkpoint | None,
+        prefix: int,
+        tokens: int,
+        shared: SharedPrefix | None = None,
     ) -> list[Any]:
         """
         Return a cache that holds `prefix` tokens, with room for `tokens` in all.
@@ -139,6 +151,7 @@ class Layout:
             checkpoint: The states of the recurrent layers; needed if the model has any.
             prefix: Tokens of the match.
             tokens: Tokens that the cache shall have room for.
+            shared: The beginning of the prefix that is in memory once, and is not copied; None if there is none.
 
         Raises:
             RuntimeError: If the layers do not all hold the prefix.
@@ -147,12 +160,17 @@ class Layout:
         caches: list[Any] = make_prompt_cache(model)
         flat = list(leaves(caches))
         for indices, runs in zip(self.groups, groups, strict=True):
+            if shared is not None and indices[0] in shared.layers:
+                self._restore_tails(flat, indices, behind(runs, shared.stop), capacity_for(tokens - shared.stop))
+                continue
             group = [flat[index] for index in indices]
             BLOCK_ADAPTERS[type(group[0])].restore(group, runs, prefix, capacity_for(tokens))
         if self.states:
             if checkpoint is None:
                 raise ValueError("recurrent layers cannot be restored without a checkpoint")
             checkpoints.restore([flat[index] for index in self.states], checkpoint)
+        if shared is not None:
+            caches = reading(caches, shared, {index: flat[index] for index in shared.layers})
         self.check_length(caches, prefix)
         return caches
 
@@ -184,6 +202,15 @@ class Layout:
         """Return the present states of the recurrent layers, of one row of a batch if `row` is given. No copy."""
         flat = list(leaves(caches))
         return checkpoints.states([flat[index] for index in self.states], row)
+
+    def _restore_tails(self, flat: list[Any], indices: Sequence[int], runs: Sequence[Run], capacity: int) -> None:
+        """Fill caches of full attention with what is behind a shared prefix, if anything is, and leave room."""
+        tails = [flat[index] for index in indices]
+        if runs:
+            BLOCK_ADAPTERS[type(tails[0])].restore(tails, runs, 0, capacity)
+            return
+        for tail in tails:
+            ADAPTERS[type(tail)].reserve(tail, self.shapes[indices[0]], capacity)
 
     def _group(self, indices: Sequence[int]) -> LayerGroup:
         shape = self.shapes[indices[0]]

@@ -30,8 +30,6 @@ _NOISE_MARGIN = 4.0
 _MOST_NOISE = 0.05
 """A share of the range of a row's logits. A row that is off by more is refused, however large the noise."""
 
-_WARNING = "prefix_reuse_disabled"
-
 
 def probe(model: Any) -> Layout:
     """Do all of `probing` at once."""
@@ -48,8 +46,8 @@ def probing(model: Any) -> Sliced[Layout]:
     layout = yield from describing(model)
     if not layout.reusable or (yield from _reuse_is_exact(model, layout)):
         return layout
-    log.warning(_WARNING)
-    return replace(layout, shapes=(), groups=(), states=(), warning=_WARNING)
+    log.warning("prefix_reuse_disabled")
+    return replace(layout, shapes=(), groups=(), states=(), warning="prefix_reuse_disabled")
 
 
 def _reuse_is_exact(model: Any, layout: Layout) -> Sliced[bool]:
@@ -121,12 +119,12 @@ def _rows_are_exact(model: Any) -> Sliced[bool]:
     after = yield from forward_layerwise(model, mx.array([[8]]), last)
     got = [together[0, -1], together[1, -1], after[0, -1]]
     pairs = list(zip(got, [expected[1], expected[4], expected[5]], strict=True))
-    if all(_same_row(logits, alone, 0.0) for logits, alone in pairs):
+    if all(same_row(logits, alone, 0.0) for logits, alone in pairs):
         return True
     # The rounding of this device, measured where rows cannot be confused: twice the same row.
     twice = yield from _one_after_the_other(model, [prompts[1], prompts[1]])
-    noise = max(_distance(logits, alone) for logits, alone in zip(twice, expected[3:], strict=True))
-    return all(_same_row(logits, alone, noise) for logits, alone in pairs)
+    noise = max(distance(logits, alone) for logits, alone in zip(twice, expected[3:], strict=True))
+    return all(same_row(logits, alone, noise) for logits, alone in pairs)
 
 
 def _one_after_the_other(model: Any, prompts: list[list[int]]) -> Sliced[list[mx.array]]:
@@ -164,7 +162,7 @@ def _prefilled_together(model: Any, prompts: list[list[int]]) -> Sliced[list[Any
     return rows
 
 
-def _same_row(got: mx.array, expected: mx.array, noise: float) -> bool:
+def same_row(got: mx.array, expected: mx.array, noise: float) -> bool:
     """
     Tell whether the logits of a row, [vocab], are the expected ones, as exactly as the device's kernels compute.
 
@@ -188,7 +186,7 @@ def _close(got: mx.array, expected: mx.array, margin: float = 0.0) -> bool:
     return bool(mx.allclose(got, expected, rtol=1e-3, atol=1e-3 + margin, equal_nan=True).item())
 
 
-def _distance(logits: mx.array, others: mx.array) -> float:
+def distance(logits: mx.array, others: mx.array) -> float:
     return _number(mx.max(mx.abs(logits.astype(mx.float32) - others.astype(mx.float32))))
 
 

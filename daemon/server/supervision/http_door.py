@@ -7,6 +7,8 @@ Keeps the process that serves HTTP running, where the configuration asks for it:
        |            v
        +------ RESTARTING       it has ended, or cannot listen; the back-off doubles up to a minute
 
+A door that answers nothing for half a minute is killed, see `door_probe.py`; then the same happens.
+
 This process holds the listening socket and hands a copy on. So clients that connect while the door is started anew wait
 in the socket's queue, and get their answer. The door holds one end of a pipe as its standard input: it ends with this
 process, whatever ends that.
@@ -26,6 +28,7 @@ import structlog
 from daemon.server.http_listener import Listener, listen
 from daemon.server.singleton import AlreadyRunning
 from daemon.server.socket_path import SocketPathError
+from daemon.server.supervision import door_probe
 from daemon.server.supervision.engine_process import LINE_BYTES, repeated
 from daemon.shared import observed_time
 from daemon.shared.config import Config
@@ -137,6 +140,7 @@ class HttpDoor:
         except (OSError, SocketPathError, AlreadyRunning) as error:
             log.error("http_start_failed", error=cause(error))
             return None
+        watch = asyncio.create_task(self._kill_if_silent(), name="http-door-probe")
         try:
             await self._follow(self._process)
             return await self._process.wait()
@@ -145,7 +149,13 @@ class HttpDoor:
             await self._process.wait()
             raise
         finally:
+            watch.cancel()
             self._process = None
+
+    async def _kill_if_silent(self) -> None:
+        await door_probe.until_silent(self.address)
+        log.error("http_hung", limit_s=door_probe.SILENT_SECONDS)
+        self._kill()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         if self._listener is None:

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from structlog.testing import capture_logs
 
 from daemon.cache.identity import identify
 from daemon.cache.limits import ModelLimits
-from daemon.cache.load import Loaded, Progress, Stage
+from daemon.cache.load import Stage
 from daemon.cache.mlx import loader
 from daemon.cache.mlx.loader import LoadedModel, MisnamedError, load
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
 from daemon.cache.model_cache import ModelCache
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import Clock, float_tensors, page_rounding, tiny_llama
+from tests.unit.cache.loads import refusal, run, start
 
 
 @pytest.fixture(name="path")
@@ -47,36 +48,13 @@ def _memory(path: Path) -> Iterator[Callable[[], int]]:
     mx.set_cache_limit(limit)
 
 
-def _start(
-    path: Path, warmup_tokens: int = 0, adapter: Path | None = None
-) -> Generator[Progress, None, Loaded[LoadedModel]]:
-    ticks = itertools.count()
-    return load(identify("tiny", path, adapter), warmup_tokens, lambda: float(next(ticks)))
-
-
-def _run(steps: Generator[Progress, None, Loaded[LoadedModel]]) -> tuple[list[Progress], Loaded[LoadedModel]]:
-    """Run a load to its end."""
-    progress = []
-    while True:
-        try:
-            progress.append(next(steps))
-        except StopIteration as end:
-            return progress, end.value
-
-
-def _refusal(path: Path, adapter: Path | None = None) -> SidecarError:
-    with pytest.raises(SidecarError) as caught:
-        _run(_start(path, adapter=adapter))
-    return caught.value
-
-
 def _change(path: Path, **config: Any) -> None:
     file = path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
 
 
 def test_a_model_is_loaded_measured_and_described(path: Path) -> None:
-    _, loaded = _run(_start(path))
+    _, loaded = run(start(path))
     model = loaded.model
 
     weights = sum(array.nbytes for _, array in tree_flatten(model.model.parameters()))
@@ -89,7 +67,7 @@ def test_a_model_is_loaded_measured_and_described(path: Path) -> None:
 def test_weights_come_in_slices_with_progress(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "SLICE_BYTES", 10_000)
 
-    progress, loaded = _run(_start(path))
+    progress, loaded = run(start(path))
 
     done = [step.bytes_done for step in progress]
     sizes = [after - before for before, after in itertools.pairwise([0, *done])]
@@ -103,7 +81,7 @@ def test_weights_come_in_slices_with_progress(path: Path, monkeypatch: pytest.Mo
 def test_oversized_array_is_one_load_slice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "SLICE_BYTES", 1)
 
-    progress, loaded = _run(_start(path))
+    progress, loaded = run(start(path))
 
     sizes = [after.bytes_done - before.bytes_done for before, after in itertools.pairwise(progress)]
     assert sum(size > 0 for size in sizes) == len(tree_flatten(loaded.model.model.parameters()))
@@ -119,7 +97,7 @@ def test_first_pass_is_sliced_by_layer_beside_streams(path: Path) -> None:
     clock = itertools.count()
     source = identify(str(path), path)
 
-    progress, loaded = _run(loader.load(source, 2, lambda: float(next(clock)), lambda: 0.5))
+    progress, loaded = run(loader.load(source, 2, lambda: float(next(clock)), lambda: 0.5))
 
     passes = [step for step in progress if step.stage is Stage.LOADING and step.bytes_done == loaded.nbytes]
     assert len(passes) == 1 + (6 + 10) * (layers + 2)  # the graph is a piece, and the work before it ends a slice
@@ -131,7 +109,7 @@ def test_module_assembly_is_sliced_beside_streams(path: Path) -> None:
     """For hundreds of layers each of the three slices takes as long as some tokens of a stream."""
     clock = itertools.count()
 
-    progress, _ = _run(loader.load(identify("tiny", path), 0, lambda: float(next(clock)), lambda: 0.5))
+    progress, _ = run(loader.load(identify("tiny", path), 0, lambda: float(next(clock)), lambda: 0.5))
 
     assert [step.bytes_done for step in progress][:4] == [0, 0, 0, progress[3].bytes_done]
     assert progress[3].bytes_done > 0
@@ -141,7 +119,7 @@ def test_load_slice_holds_only_its_own_memory(
     path: Path, memory: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "SLICE_BYTES", 10_000)
-    steps = _start(path)
+    steps = start(path)
 
     for _ in range(3):
         progress = next(steps)
@@ -154,7 +132,7 @@ def test_closing_a_load_frees_what_was_read(
     path: Path, memory: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "SLICE_BYTES", 10_000)
-    steps = _start(path)
+    steps = start(path)
     for _ in range(4):
         next(steps)
     assert memory() > 0
@@ -222,7 +200,7 @@ def test_failed_load_returns_its_memory(path: Path, memory: Callable[[], int]) -
 def test_config_that_contradicts_weights_is_corrupt(path: Path, config: dict[str, Any]) -> None:
     _change(path, **config)
 
-    error = _refusal(path)
+    error = refusal(path)
 
     assert error.reason is Reason.MODEL_CORRUPT
     assert error.message.startswith("tiny cannot be loaded: ")
@@ -233,7 +211,7 @@ def test_config_that_contradicts_weights_is_corrupt(path: Path, config: dict[str
 def test_unknown_architecture_is_unsupported(path: Path, model_type: str) -> None:
     _change(path, model_type=model_type)
 
-    error = _refusal(path)
+    error = refusal(path)
 
     assert error.reason is Reason.MODEL_UNSUPPORTED
     assert "not supported by this mlx-lm" in error.message
@@ -243,13 +221,13 @@ def test_unknown_architecture_is_unsupported(path: Path, model_type: str) -> Non
 def test_mlx_lm_module_that_is_no_model_is_refused(path: Path, model_type: str) -> None:
     _change(path, model_type=model_type)
 
-    assert _refusal(path).reason is Reason.MODEL_CORRUPT
+    assert refusal(path).reason is Reason.MODEL_CORRUPT
 
 
 def test_weights_of_another_model_are_corrupt(path: Path) -> None:
     (path / "model.safetensors").write_bytes(float_tensors(weight=(4, 4)))
 
-    assert _refusal(path).reason is Reason.MODEL_CORRUPT
+    assert refusal(path).reason is Reason.MODEL_CORRUPT
 
 
 def test_weights_changed_during_a_load_are_refused(path: Path) -> None:
@@ -264,7 +242,7 @@ def test_weights_changed_during_a_load_are_refused(path: Path) -> None:
     weights.write_bytes(content)
 
     with pytest.raises(MisnamedError, match="ask again") as caught:
-        _run(steps)
+        run(steps)
 
     assert (caught.value.reason, caught.value.retry_after) == (Reason.MODEL_CORRUPT, 2.0)
     assert learnt == [(weights, hashlib.sha256(content).hexdigest())]
@@ -272,78 +250,19 @@ def test_weights_changed_during_a_load_are_refused(path: Path) -> None:
 
 def test_files_truncated_during_a_load_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "SLICE_BYTES", 10_000)
-    steps = _start(path)
+    steps = start(path)
     next(steps)
     with (path / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
 
     with pytest.raises(SidecarError) as caught:
-        _run(steps)
+        run(steps)
 
     assert caught.value.reason is Reason.MODEL_CORRUPT
 
 
-def _write_adapter(path: Path, scale: float) -> Path:
-    path.mkdir()
-    lora = {"rank": 2, "scale": scale, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
-    (path / "adapter_config.json").write_text(json.dumps({"num_layers": 1, "lora_parameters": lora}))
-    arrays = {
-        "model.layers.2.self_attn.q_proj.lora_a": mx.ones((32, 2)),
-        "model.layers.2.self_attn.q_proj.lora_b": mx.ones((2, 32)),
-    }
-    mx.save_safetensors(str(path / "adapters.safetensors"), arrays)
-    return path
-
-
-def test_adapter_is_loaded_and_counted_with_its_model(path: Path, tmp_path: Path) -> None:
-    _, plain = _run(_start(path))
-    _, adapted = _run(_start(path, adapter=_write_adapter(tmp_path / "adapter", 20.0)))
-
-    assert adapted.nbytes == plain.nbytes + 2 * 32 * 2 * 4
-    ids = mx.array([[1, 2, 3]])
-    assert not mx.array_equal(plain.model.model(ids), adapted.model.model(ids)).item()
-
-
-@pytest.mark.parametrize("missing", ["lora_a", "lora_b"])
-def test_half_an_adapter(path: Path, tmp_path: Path, missing: str) -> None:
-    """mlx-lm leaves random numbers or zeros there, and the answer would be that of another model."""
-    adapter = _write_adapter(tmp_path / "adapter", 1.0)
-    file = str(adapter / "adapters.safetensors")
-    arrays = mx.load(file)
-    assert isinstance(arrays, dict)
-    mx.save_safetensors(file, {name: array for name, array in arrays.items() if not name.endswith(missing)})
-
-    error = _refusal(path, adapter)
-
-    assert error.reason is Reason.MODEL_CORRUPT
-    assert "lacks 1 of the 2 tensors" in error.message
-    assert error.message.endswith(f"It has no model.layers.2.self_attn.q_proj.{missing}")
-
-
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_empty_adapter_is_corrupt(path: Path, tmp_path: Path, kind: str) -> None:
-    """Its keys match no layer, so nothing is missing; the answers would be those of the base model."""
-    adapter = _write_adapter(tmp_path / "adapter", 1.0)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    config["lora_parameters"]["keys"] = ["none"]
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "fine_tune_type": kind}))
-    mx.save_safetensors(str(adapter / "adapters.safetensors"), {})
-
-    error = _refusal(path, adapter)
-
-    assert (error.reason, "has no tensors" in error.message) == (Reason.MODEL_CORRUPT, True)
-
-
-@pytest.mark.parametrize("text", ["", "{}", '{"num_layers": 1}', '{"num_layers": "x", "lora_parameters": {}}', "[]"])
-def test_adapter_without_config_is_corrupt(path: Path, tmp_path: Path, text: str) -> None:
-    adapter = _write_adapter(tmp_path / "adapter", 1.0)
-    (adapter / "adapter_config.json").write_text(text)
-
-    assert _refusal(path, adapter).reason is Reason.MODEL_CORRUPT
-
-
 def test_warm_up_is_timed_and_leaves_only_weights(path: Path, memory: Callable[[], int]) -> None:
-    progress, loaded = _run(_start(path, warmup_tokens=5))
+    progress, loaded = run(start(path, warmup_tokens=5))
 
     assert [step.stage for step in progress].count(Stage.WARMING_UP) >= 1
     assert loaded.model.warmup_time > 0
@@ -356,7 +275,7 @@ def test_warm_up_failure_is_logged_and_not_fatal(path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("daemon.cache.mlx.warm_up._generate", fail)
     with capture_logs() as logs:
-        _, loaded = _run(_start(path, warmup_tokens=5))
+        _, loaded = run(start(path, warmup_tokens=5))
 
     assert loaded.model.warmup_time > 0
     assert [(entry["event"], entry["log_level"]) for entry in logs] == [("warm_up_failed", "warning")]
@@ -364,7 +283,7 @@ def test_warm_up_failure_is_logged_and_not_fatal(path: Path, monkeypatch: pytest
 
 
 def test_seed_warm_up_runs_and_is_timed(path: Path) -> None:
-    _, loaded = _run(_start(path))
+    _, loaded = run(start(path))
     clock = Clock()
     warmup = WarmUp(loaded.model.model, loaded.model.layout, 4)
 

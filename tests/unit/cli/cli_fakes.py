@@ -134,6 +134,7 @@ class FakeClient:
         self.progress: list[Any] = []
         self.info = INFO
         self.miss: Miss | None = None
+        self.disk_tokens = 0
         self.warnings: tuple[str, ...] = ()
         self.deltas: list[Any] = ["Hel", "lo"]
         self.state = STATS
@@ -159,7 +160,7 @@ class FakeClient:
         text = "".join(one for one in self.deltas if isinstance(one, str))
         events = [Delta(one, (), ()) if isinstance(one, str) else one for one in self.deltas]
         begin, end = Started("r-1", model, 1426, 1408), Finished("stop", "", USAGE, TIMINGS)
-        said = {"miss": self.miss, "warnings": self.warnings}
+        said = {"miss": self.miss, "warnings": self.warnings, "disk_tokens": self.disk_tokens}
         result = Completion(text, (1, 2), (), "stop", "", USAGE, TIMINGS, "r-1", model, **said)  # type: ignore[arg-type]
         self.streams.append(self.answer or FakeStream([begin, *events, end], result))
         return self.streams[-1]

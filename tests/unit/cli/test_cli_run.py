@@ -152,6 +152,15 @@ def test_run_verbose_tells_the_miss(client: FakeClient, miss: Miss, text: str) -
     assert f"miss         {text}" in run_cli(client, "run", "m", "Hi", "--verbose").stderr.splitlines()
 
 
+@pytest.mark.parametrize(("tokens", "told"), [(0, ""), (1024, " (1,024 from the disk)")])
+def test_run_verbose_tells_memory_and_disk_apart(client: FakeClient, tokens: int, told: str) -> None:
+    client.disk_tokens = tokens
+
+    lines = run_cli(client, "run", "m", "Hi", "--verbose").stderr.splitlines()
+
+    assert f"prompt       1,426 tokens, 1,408 of them cached{told}" in lines
+
+
 def test_run_sends_the_json_response_format(client: FakeClient, tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"const": "é"}', encoding="utf-8")

@@ -91,6 +91,9 @@ def test_stats_page_shows_models_namespaces_and_spans() -> None:
     assert "and 2 smaller ones" in text
     cache = SAMPLE.prefix_cache
     assert percent(cache.tokens_reused / cache.tokens_looked_up) in text
+    assert "1,049,104 of 1,204,332, 210,400 from the disk" in text
+    assert "On the disk: 3.0 GiB of 8.0 GiB in 20,400 blocks; 31 requests reused 210,400 tokens from there" in text
+    assert "prompt tokens, from the disk" in text
     for title in ("To the first token", "To the last token", "Between tokens", "Waiting for a load"):
         assert title in text
 

@@ -36,6 +36,7 @@ def test_top_screen_shows_every_section() -> None:
         "87 % of prompt tokens reused",
         "first token p50",
         "missed: 40 never seen, 12 diverged, 3 evicted",
+        "3.0 GiB of 8.0 GiB on the disk, 17 % of prompt tokens from there",
         "2 prefixes kept for 40 minutes or longer, 200.0 MiB",
         "pinned",
         "q quits",

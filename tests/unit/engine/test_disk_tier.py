@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
+from daemon.kv.disk import write_behind
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.models import embedding_model
 from tests.unit.engine.families import EXACT, Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
+from tests.unit.engine.test_embedding import CLOSE as CLOSE_VECTORS
+from tests.unit.engine.test_embedding import Vectors, embed
 from tests.unit.engine.test_reuse_matrix import CLOSE, ids
 
 KINDS = ["llama/bfloat16", "deepseek_v3", "gemma3_text", "gpt_oss", "qwen3_next", "mamba", "falcon_h1"]
+BYPASS = pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS)
 TEXT = "The disk keeps what was used again. " * 12
 
 
@@ -118,6 +125,20 @@ def test_evicted_prefix_comes_back_from_the_disk(engine: Callable[..., Harness])
     assert again.content == warm.content
 
 
+def test_idle_prefix_leaves_memory_for_the_disk(engine: Callable[..., Harness]) -> None:
+    """After `model_ttl` without a use, also if it was used once; the next request has it from there."""
+    harness = engine(model_ttl=80)
+    cold = harness.run(generate(TEXT))
+    for _ in range(20):
+        harness.clock_offset += 5
+        harness.settle()
+        written(harness)
+    assert harness.figures.prefix_cache.bytes == 0
+    again = harness.run(generate(TEXT))
+    assert again.started.disk_tokens == again.cached >= len(TEXT.split()) // 16 * 16
+    assert again.content == cold.content
+
+
 @pytest.mark.parametrize("damage", ["flipped", "torn", "gone", "unreadable"])
 def test_damaged_file_costs_time_and_no_request(engine: Callable[..., Harness], damage: str) -> None:
     """The prompt is computed, and its answer is the same."""
@@ -168,3 +189,91 @@ def test_bypassing_and_scored_requests_read_no_disk(engine: Callable[..., Harnes
     assert harness.run(generate(TEXT, cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS))).cached == 0
     assert harness.run(generate(TEXT, prompt_logprobs=0)).cached == 0
     assert harness.engine._disk.work.counters.read_bytes == 0
+
+
+def test_embedding_reads_its_instruction_from_the_disk(engine: Callable[..., Harness], tmp_path: Path) -> None:
+    """Once for all texts of a call; the vectors are those of a call that reads nothing."""
+    model = embedding_model(tmp_path / "model", default_prompt_name="query")
+    harness = engine()
+    for text in ("one ship", "two birds"):
+        Vectors(harness, embed(model, [text]))
+    written(harness)
+    harness = restarted(harness, engine)
+    texts = ["three waves", "four ships", "five birds"]
+    warm = Vectors(harness, embed(model, texts))
+    counters = harness.engine._disk.work.counters
+    assert (counters.hits, counters.read_bytes) == (1, harness.engine._disk.catalog.nbytes)
+    assert warm.finished.usage.cached_tokens >= 3 * 16
+    cold = Vectors(harness, embed(model, texts, cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS)))
+    np.testing.assert_allclose(warm.values, cold.values, atol=CLOSE_VECTORS)
+
+
+def test_requests_that_wait_together_read_the_disk_once(engine: Callable[..., Harness]) -> None:
+    """Both reuse what came from there."""
+    harness = engine()
+    for _ in range(2):
+        harness.run(generate(TEXT))
+    written(harness)
+    harness = restarted(harness, engine)
+    calls = [harness.begin(generate(TEXT)) for _ in range(2)]
+    answers = [Answer(harness.finish(call)) for call in calls]
+    assert all(answer.started.disk_tokens == answer.cached > 0 for answer in answers)
+    assert answers[0].content == answers[1].content
+    harness.settle()
+    disk = harness.engine._disk
+    assert disk.work.counters.read_bytes == disk.catalog.nbytes
+    assert disk.staged == 0
+
+
+def test_second_daemon_goes_without_the_directory(engine: Callable[..., Harness]) -> None:
+    """It serves, says once what is wrong, and invalidates; when the first one has gone, it takes over."""
+    first = engine()
+    for _ in range(2):
+        first.run(generate(TEXT))
+    written(first)
+    folder = first.engine._disk.work._files.folder
+    with capture_logs() as lines:
+        second = engine(kv_disk_dir=folder)
+        answer = second.run(generate(TEXT))
+        assert (answer.cached, answer.content) == (0, first.run(generate(TEXT, cache=BYPASS)).content)
+        assert not second.run(pb.InvalidateRequest(all=pb.AllTarget(prefixes=True))).failure.message
+        for _ in range(5):
+            second.clock_offset += 2
+            second.settle()
+    assert [str(line["error"]) for line in lines if line["event"] == "kv_disk_unusable"] == ["another daemon uses it"]
+    assert list(folder.glob("*.kv"))
+    first.close()
+    first.engine._disk.work._files.close()
+    second.clock_offset += 2
+    second.until(lambda: second.engine._disk.open and second.engine._disk.settled)
+    assert not list(folder.glob("*.kv"))
+
+
+def test_running_stream_gets_a_step_between_slices(
+    engine: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a prefix that comes back from the disk, and of one that is written: each turn does one slice of them."""
+    monkeypatch.setattr(write_behind, "PIECE_BYTES", 1)  # a piece for each block
+    harness = engine()
+    for _ in range(2):
+        harness.run(generate(TEXT))
+    written(harness)
+    harness.engine._memory._prefixes.shed(10**12)
+    stream = harness.begin(generate("Once upon a time", max_tokens=1500, stop=pb.Stop(ignore_eos=True)))
+    harness.until(lambda: harness.decoding(stream))
+    order = ""
+
+    def noted(letter: str, step: Callable[[], None]) -> Callable[[], None]:
+        def stepped() -> None:
+            nonlocal order
+            order += letter if harness.decoding(stream) else ""
+            step()
+
+        return stepped
+
+    monkeypatch.setattr(harness.engine._disk, "step", noted("d", harness.engine._disk.step))
+    monkeypatch.setattr(harness.engine._runner, "step", noted("r", harness.engine._runner.step))
+    answer = harness.run(generate(TEXT))
+    assert answer.started.disk_tokens == answer.cached > 0
+    assert order.count("d") > 1
+    assert "dd" not in order

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from daemon.cache.load import Progress, Stage, Ticket
-from daemon.engine.calls.driver import Call, CallDriver, Pending, Waiting, leased, until
+from daemon.engine.background.task import Pending, Waiting, until
+from daemon.engine.calls.driver import Call, CallDriver, leased
 from daemon.shared.errors import Reason, SidecarError
 
 

@@ -30,6 +30,10 @@ class FakeCache:
         """Return the bytes in use."""
         return self.total_bytes
 
+    def evictable_bytes(self) -> int:
+        """Return the bytes that can be freed."""
+        return self._spare
+
     def live_kv_bytes(self) -> int:
         """Return the bytes in use."""
         return self.total_bytes
@@ -50,7 +54,8 @@ class Parts:
         self.models = FakeCache(400, spare=250)
         self.prefixes = FakeCache(300, spare=200)
         self.memory = EngineMemory(MemoryBudget(LIMIT), cast("Any", self.prefixes))
-        self.memory.watch(cast("Any", self.models), cast("Any", FakeCache(200, spare=0)))
+        self.staged = 0
+        self.memory.watch(cast("Any", self.models), cast("Any", FakeCache(200, spare=0)), lambda: self.staged)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +75,20 @@ def test_a_model_gets_room_from_prefixes_alone() -> None:
     parts = Parts()
     parts.memory.shed_prefixes(450)
     assert (parts.prefixes.asked, parts.models.asked) == ([350], [])
+
+
+def test_bytes_on_their_way_to_the_disk_count() -> None:
+    """A request that needs the same room waits for them, or frees prefixes."""
+    parts = Parts()
+    parts.staged = 60
+    assert parts.memory.use() == Use(400, 300, 200, 60)
+    assert parts.memory.make_room(50)
+    assert parts.prefixes.asked == [10]
+
+
+@pytest.mark.parametrize(("need", "asked", "fits"), [(100, [], True), (300, [200], True), (301, [], False)])
+def test_disk_gets_room_from_prefixes_if_there_is_enough(need: int, asked: list[int], fits: bool) -> None:
+    """No prefix goes for a piece that does not fit all the same."""
+    parts = Parts()
+    assert parts.memory.has_room(need) is fits
+    assert parts.prefixes.asked == asked

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from daemon.engine.link import FrameWriter
+from daemon.engine.frame_writer import FrameWriter
 
 LENGTH = struct.Struct(">I")
 LARGE = 3 << 20

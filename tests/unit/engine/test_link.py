@@ -6,11 +6,13 @@ import asyncio
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from daemon.engine.link import FrameWriter, Link
+from daemon.engine.frame_writer import FrameWriter
+from daemon.engine.loop import Link, Loop
 from daemon.engine.outbox import Outbox
 from daemon.shared.frames import read_frame
 from daemon.v1 import ipc_pb2 as ipc
@@ -40,10 +42,10 @@ def _hurry() -> Iterator[None]:
 def _link() -> Iterator[Link]:
     """Return a link that was not started: its thread would end this process when the parent is gone."""
     ours, theirs = socket.socketpair()
-    link = Link(ours, lambda _: None, lambda: None, lambda: (0, None, 0))
+    link = Link(ours, Loop(time.monotonic), lambda: 0)
     yield link
     link._writer.close()
-    link._loop.close()
+    link._events.close()
     ours.close()
     theirs.close()
 

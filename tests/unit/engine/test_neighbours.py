@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.kv.mlx import sharing
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import random_model
 from tests.unit.engine.harness import Answer, Harness
@@ -110,3 +111,18 @@ def test_answer_beside_others_equals_the_answer_alone(
         run_schedule(harness, kinds, first + number)
     harness.settle()
     assert harness.figures.prefix_cache.tokens_reused > 100 * schedules / 10
+
+
+@pytest.mark.parametrize("schedules", [100, pytest.param(3000, marks=pytest.mark.slow)])
+def test_answer_of_a_reader_equals_the_answer_alone(
+    engine: Callable[..., Harness], kinds: list[Alone], monkeypatch: pytest.MonkeyPatch, schedules: int
+) -> None:
+    """The same, with shared prefixes from one block on: they are made, cut and left all the time."""
+    monkeypatch.setattr(sharing, "LEAST_SHARED", 16)
+    first = random.randrange(2**32)
+    harness = engine(max_batch=4)
+    for number in range(schedules):
+        run_schedule(harness, kinds, first + number)
+    harness.settle()
+    assert harness.figures.prefix_cache.tokens_shared
+    assert not harness.figures.prefix_cache.shared_prefixes

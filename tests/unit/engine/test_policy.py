@@ -22,7 +22,7 @@ from daemon.engine.scheduling.policy import (
     ChunkSizer,
     Turns,
 )
-from daemon.engine.scheduling.waiting_list import startable
+from daemon.engine.scheduling.prefill_plan import WaitingList
 from daemon.shared.errors import Reason, SidecarError
 
 
@@ -47,8 +47,11 @@ class Request:
 
 def starts(waiting: list[Request], running: dict[str, int] | None = None, fits: int = 10) -> Request | None:
     """Return who starts when two requests of a model may run at once."""
-    return startable(
-        waiting, lambda key: (running or {}).get(str(key), 0), 2, lambda request: request.size <= fits, Turns()
+    requests: WaitingList[Request] = WaitingList()
+    for request in waiting:
+        requests.add(request)
+    return next(
+        requests.starting(lambda key: (running or {}).get(str(key), 0), 2, lambda request: request.size <= fits), None
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from daemon.engine.background.background import LATE_SECONDS, Background
-from daemon.engine.background.task import LOOKUP, PROMPT, TEMPLATE, TOKENIZER, Kind, Task
+from daemon.engine.background.task import LOOKUP, PROMPT, TEMPLATE, TOKENIZER, Kind, Pending, Task
 from daemon.shared import liveness
 from daemon.shared.errors import Reason, SidecarError
 from tests.support.builders import Clock
@@ -28,9 +28,9 @@ class Bench:
         self.background = Background(self.posted.put, self.clock)
         self.heard: list[Any] = []
 
-    def run(self, task: Task[Any], **options: Any) -> None:
+    def run(self, task: Task[Any]) -> None:
         """Run a task; its result, or its error, is heard."""
-        self.background.run(task, self.heard.append, self.heard.append, **options)
+        self.background.run(task, Pending(self.heard.append))
 
     def hear(self) -> Any:
         """Wait for the next that is heard."""

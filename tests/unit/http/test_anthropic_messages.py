@@ -293,7 +293,7 @@ EVERY_KIND = {
 
 async def test_wrong_types_in_blocks_of_every_kind_are_refused() -> None:
     """Or accepted: the daemon is asked then, and there is none (503). The fuzz of all types has texts alone."""
-    endpoint = next(one for one in API.endpoints if one.path == "/v1/messages")
+    endpoint = next(one for one in API.load().endpoints if one.path == "/v1/messages")
     assert (await status(endpoint, json.dumps(EVERY_KIND).encode()))[0] == 503
     for steps in places(EVERY_KIND):
         for value in VALUES:

@@ -169,6 +169,14 @@ async def test_model_without_a_switch_is_asked_again() -> None:
     assert (response.status, response.json) == (400, {"error": "has no effect"})
 
 
+async def test_pooling_is_passed_on() -> None:
+    """Many conversions leave out the files that say it."""
+    client = Scripted()
+    await post(client, "/api/embed", {"model": "m", "input": "a", "pooling": "last_token"})
+    await post(client, "/api/embeddings", {"model": "m", "prompt": "a", "pooling": "mean"})
+    assert [call[2]["pooling"] for call in client.calls] == ["last_token", "mean"]
+
+
 async def test_texts_that_are_too_long_are_cut() -> None:
     """Each on its own, unless the request says otherwise; then the daemon's error is the answer."""
     client = Scripted()

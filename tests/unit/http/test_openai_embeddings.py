@@ -46,6 +46,7 @@ def test_vectors_come_as_numbers_or_base64() -> None:
 def test_embedding_options_are_passed_on() -> None:
     """And one text is a list of one."""
     assert options(request(dimensions=3, cache_salt="s")) == {"dimensions": 3, "salt": "s"}
+    assert options(request(pooling="last_token"))["pooling"] == "last_token"
     assert request().input == ["a"]
 
 

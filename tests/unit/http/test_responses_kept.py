@@ -71,6 +71,15 @@ def test_references_are_the_items_of_answers() -> None:
     assert turns[1] == Message("assistant", "Yes.", "Hm.", [])
 
 
+def test_words_that_were_given_are_listed_as_parts() -> None:
+    """As OpenAI lists them, whether they were given as text or as parts."""
+    store = Store()
+    for name, content in (("1", "One?"), ("2", [{"type": "input_text", "text": "One?"}])):
+        answered(store, name, input=[{"role": "user", "content": content}])
+        (item,) = page(found(store, f"resp_{name}"), limit=9, after=None, newest_first=False).data
+        assert item["content"] == [{"type": "input_text", "text": "One?"}]
+
+
 def test_kept_answer_comes_back_as_it_was() -> None:
     """Until it is deleted."""
     store = Store()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import pytest
 from starlette.requests import Request as StarletteRequest
@@ -70,6 +71,23 @@ async def test_stream_sends_each_piece_as_it_comes() -> None:
     source.put(None)
     assert (await task).pieces == [b"a", b"b"]
     assert source.closed.is_set()
+
+
+async def test_piece_makes_no_task_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn of the event loop takes as long as the rest of a piece. What is there at once is sent at once."""
+    source, begun = Source(), []
+    make = asyncio.create_task
+
+    def counted(work: Any, **options: Any) -> asyncio.Task[Any]:
+        begun.append(work)
+        return make(work, **options)
+
+    monkeypatch.setattr(asyncio, "create_task", counted)
+    for number in range(100):
+        source.put(b"%d" % number)
+    source.put(None)
+    assert len((await Request("POST", "/").to(streams(source.pieces))).pieces) == 100
+    assert len(begun) < 10
 
 
 async def test_failure_before_the_first_piece_is_raised() -> None:

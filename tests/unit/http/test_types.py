@@ -23,7 +23,7 @@ NUMBERS = [0, -1, 2**31, 2**63, 2**70, 1e300, 0.5]
 VALUES: list[Any] = [None, True, *NUMBERS, "", "x", "\0", [], {}, [None], [[]], [1], ["x"], {"x": 1}, [{}]]
 """Values of all types; each takes the place of each value of a request."""
 
-ENDPOINTS = [(api, one) for api in served() for one in api.endpoints if one.types]
+ENDPOINTS = [(api, one) for api in served() for one in api.load().endpoints if one.types]
 
 
 def documents(kind: type[BaseModel]) -> Iterator[dict[str, Any]]:

@@ -9,10 +9,11 @@ import pytest
 from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 
 from daemon.kv.mlx.adapters import ADAPTERS, BATCH_ADAPTERS, BLOCK_ADAPTERS
+from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter
 from daemon.kv.mlx.batch_cache import joinable
 from daemon.kv.mlx.self_test import probe
-from tests.unit.kv.tiny_models import REUSABLE, TinyEngine, build, same_bits, tokens
+from tests.unit.kv.tiny_models import RECURRENT, REUSABLE, WINDOWED, TinyEngine, build, same_bits, tokens
 
 
 class _NewCache(KVCache):  # type: ignore[misc]
@@ -89,3 +90,10 @@ def test_every_adapter_is_found_by_the_classes_that_it_names() -> None:
     """An adapter that is missing in a table, or stands under another class, would lose reuse without a message."""
     assert all(ADAPTERS[adapter.cache_class] is adapter for adapter in ADAPTERS.values())
     assert all(BATCH_ADAPTERS[adapter.batch_class] is adapter for adapter in ADAPTERS.values())
+
+
+def test_each_cache_class_has_a_tiny_model() -> None:
+    """An adapter without one is in no test of layouts, batches and reuse."""
+    models = (build(make) for make in {**REUSABLE, **WINDOWED, **RECURRENT}.values())
+    tried = {type(cache) for model in models for cache in leaves(make_prompt_cache(model))}
+    assert set(ADAPTERS) <= tried

@@ -35,7 +35,16 @@ def _histogram(median: float, spread: float, count: int) -> LatencyHistogram:
 def _history() -> tuple[HistorySample, ...]:
     samples = []
     counters = dict.fromkeys(
-        ("lookups", "hits", "tokens_looked_up", "tokens_reused", "prompt_tokens", "generated_tokens"), 0
+        (
+            "lookups",
+            "hits",
+            "tokens_looked_up",
+            "tokens_reused",
+            "prompt_tokens",
+            "generated_tokens",
+            "disk_tokens_reused",
+        ),
+        0,
     )
     for step in range(360):
         if step == _DIED:
@@ -49,6 +58,7 @@ def _history() -> tuple[HistorySample, ...]:
             counters["hits"] += round(prompts * warm)
             counters["tokens_looked_up"] += tokens
             counters["tokens_reused"] += reused
+            counters["disk_tokens_reused"] += reused // 5
             counters["prompt_tokens"] += tokens - reused
             counters["generated_tokens"] += int(400 + 250 * math.sin(step / 25) + _RNG.randrange(150))
         samples.append(
@@ -113,6 +123,12 @@ SAMPLE: Stats = replace(
         misses=MissCounts(never_seen=40, diverged=12, evicted=3),
         total_kept=2,
         kept_bytes=200 * MIB,
+        disk_bytes=3 * GIB,
+        disk_blocks=20_400,
+        disk_budget_bytes=8 * GIB,
+        disk_hits=31,
+        disk_tokens_reused=210_400,
+        disk_written_bytes=4 * GIB,
     ),
     engine=replace(STATS.engine, restarts=1, queued=1, prefilling=1, decoding=3, generated_tokens=182_401),
     memory=MemoryStats(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import sys
 import time
@@ -14,7 +16,7 @@ import pytest
 
 from daemon.server.http_listener import default_path, listen_at, listen_on
 from daemon.server.singleton import AlreadyRunning
-from daemon.server.supervision import http_door
+from daemon.server.supervision import door_probe, http_door
 from daemon.server.supervision.http_door import DoorState, HttpDoor
 from daemon.shared.config import Config
 from tests.support.daemons import alive, listens
@@ -102,7 +104,11 @@ async def test_pause_of_the_door_doubles(folder: Path, monkeypatch: pytest.Monke
             pauses.append(seconds)
         await real(0)
 
+    async def never(address: str) -> None:
+        await asyncio.Event().wait()
+
     monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(door_probe, "until_silent", never)
     monkeypatch.setattr(http_door, "LAST_BACKOFF", 4.0)
     async with running(config(folder), "die") as door:
         async with asyncio.timeout(60):
@@ -134,6 +140,53 @@ async def test_door_that_does_not_end_is_killed(folder: Path, monkeypatch: pytes
         await until(lambda: door.state is DoorState.SERVING)
         pid = door.pid
     assert not alive(pid)
+
+
+@pytest.mark.parametrize("listen", ["unix", "127.0.0.1:0"])
+async def test_door_that_hangs_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch, listen: str) -> None:
+    """The real one, stopped while its process and its socket are there; one that answers is left alone."""
+    looks = count_looks(monkeypatch)
+    monkeypatch.setattr(http_door, "FIRST_BACKOFF", 0.01)
+    door = HttpDoor(config(folder, listen), time.monotonic, http_door.door_command(config(folder)))
+    door.start()
+    await until(lambda: len(looks) >= 3)
+    pid = door.pid
+    assert door.restarts == 0
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(door_probe, "SILENT_SECONDS", 0.5)
+    await until(lambda: door.restarts > 0)
+    monkeypatch.setattr(door_probe, "SILENT_SECONDS", 60.0)
+    seen = len(looks)
+    await until(lambda: len(looks) > seen)
+    assert door.pid != pid
+    assert not alive(pid)
+    await door.stop()
+
+
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Let the door be asked often, and return the list of its answers to come."""
+    answers: list[bool] = []
+    look = door_probe._answers
+
+    async def counted(address: str) -> bool:
+        answers.append(await look(address))
+        return answers[-1]
+
+    monkeypatch.setattr(door_probe, "_answers", counted)
+    monkeypatch.setattr(door_probe, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(door_probe, "SILENT_SECONDS", 60.0)
+    return answers
+
+
+async def test_refused_connection_is_no_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again until the time without an answer is over."""
+    looks = count_looks(monkeypatch)
+    monkeypatch.setattr(door_probe, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(door_probe, "SILENT_SECONDS", 0.3)
+    async with asyncio.timeout(60):
+        await door_probe.until_silent(str(folder / "nothing.sock"))
+    assert looks
+    assert not any(looks)
 
 
 def test_listener_has_one_owner(folder: Path) -> None:

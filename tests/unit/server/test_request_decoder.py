@@ -36,7 +36,7 @@ def varint(value: int) -> bytes:
 
 def parsed(data: bytes) -> pb.GenerateRequest:
     """Return the request of these bytes, all steps at once."""
-    return asyncio.run(parse(data, KIND))
+    return asyncio.run(parse(data, KIND.FromString, KIND.DESCRIPTOR))
 
 
 def refusal(data: bytes) -> str:

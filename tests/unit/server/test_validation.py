@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import math
-import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from daemon.server.generate_validation import check_generate
-from daemon.server.validation import check_embed, check_invalidate, check_list_models, check_load, check_tokenize
-from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.sampling_options import RANGES
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-
-CHECKS: dict[type[Message], Callable[[Any], None]] = {
-    pb.GetOrLoadRequest: check_load,
-    pb.GenerateRequest: check_generate,
-    pb.InvalidateRequest: check_invalidate,
-    pb.TokenizeRequest: check_tokenize,
-    pb.EmbedRequest: check_embed,
-    pb.ListModelsRequest: check_list_models,
-}
+from tests.unit.server.requests import (
+    CHECKS,
+    chat,
+    chat_in_a_form,
+    embed,
+    form,
+    generate,
+    load,
+    must_call,
+    prefix,
+    refused,
+    sampling,
+)
 
 CHECKED = {
     "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl", "context_length"},
@@ -68,75 +65,6 @@ FREE = {
 }
 """Fields of which every value is allowed here: switches, seeds, texts that only templates read, JSON that the engine
 parses."""
-
-
-def load(**fields: Any) -> pb.GetOrLoadRequest:
-    """Return a good GetOrLoadRequest with some fields changed."""
-    return pb.GetOrLoadRequest(**{"model": "embedded", **fields})
-
-
-def generate(**fields: Any) -> pb.GenerateRequest:
-    """Return a good GenerateRequest with some fields changed."""
-    return pb.GenerateRequest(**{"model": "embedded", "text": "hello", **fields})
-
-
-def sampling(**fields: Any) -> pb.GenerateRequest:
-    """Return a request with sampling options."""
-    return generate(sampling=pb.Sampling(**fields))
-
-
-def chat(**fields: Any) -> pb.GenerateRequest:
-    """Return a request with a conversation."""
-    return pb.GenerateRequest(model="embedded", chat=pb.Chat(**{"messages": [pb.ChatMessage(role="user")], **fields}))
-
-
-def form(**fields: Any) -> pb.GenerateRequest:
-    """Return a request with a response format."""
-    return generate(response_format=pb.ResponseFormat(**fields))
-
-
-def chat_in_a_form(**fields: Any) -> pb.GenerateRequest:
-    """Return a request with a conversation and a response format."""
-    request = chat(**fields)
-    request.response_format.regex = "a"
-    return request
-
-
-def must_call(**fields: Any) -> pb.GenerateRequest:
-    """Return a request that must be answered with tool calls, with some fields changed."""
-    request = chat(tools=[pb.Tool(name="t")], tool_choice=pb.TOOL_CHOICE_REQUIRED)
-    request.MergeFrom(pb.GenerateRequest(**fields))
-    return request
-
-
-def prefix(**fields: Any) -> pb.InvalidateRequest:
-    """Return a request to drop a prefix."""
-    return pb.InvalidateRequest(prefix=pb.PrefixTarget(**{"model": "embedded", "text": "hello", **fields}))
-
-
-def embed(**fields: Any) -> pb.EmbedRequest:
-    """Return a good EmbedRequest with some fields changed."""
-    return pb.EmbedRequest(**{"model": "m", "texts": ["a"], **fields})
-
-
-def refused(request: Message) -> str | None:
-    """Return the field that a request is refused for."""
-    error = error_of(request)
-    if error is None:
-        return None
-    assert error.reason is Reason.INVALID_ARGUMENT
-    assert error.field
-    assert error.message.startswith(error.field)
-    return error.field
-
-
-def error_of(request: Message) -> SidecarError | None:
-    """Return the error of a request, if it has one."""
-    try:
-        CHECKS[type(request)](request)
-    except SidecarError as error:
-        return error
-    return None
 
 
 GOOD = [
@@ -388,52 +316,3 @@ def test_every_request_field_has_a_validation_decision() -> None:
     known = {(field.containing_type.name, field.name) for field in fields}
     decided = {(message, name) for table in (CHECKED, FREE) for message, names in table.items() for name in names}
     assert decided == known
-
-
-def filled(kind: type[Message], rng: random.Random) -> Message:
-    """Return a message with random fields, extreme values among them."""
-    message = kind()
-    for field in kind.DESCRIPTOR.fields:
-        if rng.random() < 0.6:
-            _fill(message, field, rng)
-    return message
-
-
-def _fill(message: Any, field: Any, rng: random.Random) -> None:
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        texts = field.message_type.fields_by_name["key"].type == field.TYPE_STRING
-        for _ in range(rng.choice([1, 3, 1025])):
-            key, value = rng.randrange(2**32), rng.choice([0.0, math.nan, 100.5, -100.0])
-            getattr(message, field.name)[f"n{key}" if texts else key] = str(value) if texts else value
-    elif field.message_type is not None:
-        inner = [filled(field.message_type._concrete_class, rng) for _ in range(rng.randint(1, 2))]
-        if field.is_repeated:
-            getattr(message, field.name).extend(inner)
-        else:
-            getattr(message, field.name).CopyFrom(inner[0])
-    elif field.is_repeated:
-        getattr(message, field.name).extend(_value(field, rng) for _ in range(rng.choice([1, 2, 70])))
-    else:
-        setattr(message, field.name, _value(field, rng))
-
-
-def _value(field: Any, rng: random.Random) -> Any:
-    ints = {"UINT64": 2**64 - 1, "UINT32": 2**32 - 1}
-    kind = {getattr(FieldDescriptor, f"TYPE_{n}"): n for n in ("BOOL", "STRING", "FLOAT", "UINT32", "UINT64", "INT64")}
-    name = kind.get(field.type, "INT32")
-    if name == "BOOL":
-        return rng.random() < 0.5
-    if name == "STRING":
-        return rng.choice(["", "x", "é\0\n", "🙂" * 300, "embedded", "/a/b"])
-    if name == "FLOAT":
-        return rng.choice([0.0, 0.5, 1.0, -1.0, 1e30, math.nan, math.inf, -math.inf])
-    if name in ints:
-        return rng.choice([0, 1, ints[name]])
-    return rng.choice([0, 1, 20, -1, 2**31 - 1, -(2**31)])
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted(CHECKS, key=lambda kind: kind.DESCRIPTOR.name)), st.integers(0, 2**32))
-def test_any_message_passes_or_is_an_invalid_argument(kind: type[Message], seed: int) -> None:
-    """Never anything else."""
-    refused(filled(kind, random.Random(seed)))

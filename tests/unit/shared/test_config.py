@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from daemon.shared.config import KEYS, Config, ConfigError
 from daemon.shared.config_sources import Resolved, from_json, given_value, load_config
-from daemon.shared.config_values import parse_duration, read_aliases
+from daemon.shared.config_values import parse_duration
 from mlx_sidecar._address import default_socket_path
+from tests.unit.shared.config_files import refusal, write_file
 
 
 @pytest.fixture(name="home")
 def _home(tmp_path: Path) -> Path:
     (tmp_path / ".mlx-sidecar").mkdir()
     return tmp_path
-
-
-def _write_file(home: Path, text: str) -> Path:
-    file = home / ".mlx-sidecar" / "config.toml"
-    file.write_text(text)
-    return file
-
-
-def _refusal(home: Path, environ: dict[str, str] | None = None, **flags: object) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(flags, environ or {}, home)
-    return str(caught.value)
 
 
 def test_without_any_source_every_value_is_its_default(home: Path) -> None:
@@ -46,7 +32,7 @@ def test_without_any_source_every_value_is_its_default(home: Path) -> None:
 
 
 def test_config_flags_outrank_variables_and_file(home: Path) -> None:
-    file = _write_file(home, "max_models = 2\nmax_queue = 3\nmax_batch = 4\n")
+    file = write_file(home, "max_models = 2\nmax_queue = 3\nmax_batch = 4\n")
     environ = {"MLX_SIDECAR_MAX_QUEUE": "30", "MLX_SIDECAR_MAX_BATCH": "40"}
 
     resolved = load_config({"max_batch": "400", "max_models": None}, environ, home)
@@ -74,9 +60,9 @@ def test_config_file_is_found_in_the_chosen_state_dir(home: Path, by: str) -> No
 
 
 def test_config_file_cannot_set_its_own_path(home: Path) -> None:
-    file = _write_file(home, 'state_dir = "/elsewhere"\n')
+    file = write_file(home, 'state_dir = "/elsewhere"\n')
 
-    assert _refusal(home) == f"{file} sets state_dir, which only MLX_SIDECAR_STATE_DIR or --state-dir can set."
+    assert refusal(home) == f"{file} sets state_dir, which only MLX_SIDECAR_STATE_DIR or --state-dir can set."
 
 
 ALL_GIVEN: dict[str, tuple[Any, Any]] = {
@@ -131,7 +117,7 @@ def _text(value: object) -> str:
 def test_every_config_key_works_in_every_source(home: Path, source: str) -> None:
     given = {key: value for key, (value, _) in ALL_GIVEN.items()}
     if source == "file":
-        _write_file(home, "".join(f"{key} = {_toml(value)}\n" for key, value in given.items()))
+        write_file(home, "".join(f"{key} = {_toml(value)}\n" for key, value in given.items()))
         resolved = load_config({}, {}, home)
     elif source == "variable":
         environ = {f"MLX_SIDECAR_{key.upper()}": _text(value) for key, value in given.items()}
@@ -170,14 +156,14 @@ def test_every_config_key_works_in_every_source(home: Path, source: str) -> None
     ],
 )
 def test_bad_config_value_is_refused_with_its_file(home: Path, line: str, sentence: str) -> None:
-    file = _write_file(home, line)
+    file = write_file(home, line)
 
-    assert _refusal(home) == sentence.format(file)
+    assert refusal(home) == sentence.format(file)
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "1.5", "1e3", "99999999999", "٣"])
 def test_a_number_in_a_variable_must_be_digits(home: Path, value: str) -> None:
-    sentence = _refusal(home, {"MLX_SIDECAR_MAX_QUEUE": value})
+    sentence = refusal(home, {"MLX_SIDECAR_MAX_QUEUE": value})
 
     assert sentence == (
         f"max_queue from MLX_SIDECAR_MAX_QUEUE is {value!r}, but must be a whole number from 1 to 2147483647."
@@ -185,7 +171,7 @@ def test_a_number_in_a_variable_must_be_digits(home: Path, value: str) -> None:
 
 
 def test_relative_path_flag_is_refused(home: Path) -> None:
-    sentence = _refusal(home, socket="here/s.sock")
+    sentence = refusal(home, socket="here/s.sock")
 
     assert sentence == (
         "socket from --socket is 'here/s.sock', but must be an absolute path, or one that starts with \"~/\"."
@@ -193,34 +179,34 @@ def test_relative_path_flag_is_refused(home: Path) -> None:
 
 
 def test_home_of_another_user_is_not_expanded(home: Path) -> None:
-    assert "must be an absolute path" in _refusal(home, {"MLX_SIDECAR_LOG_FILE": "~root/log"})
+    assert "must be an absolute path" in refusal(home, {"MLX_SIDECAR_LOG_FILE": "~root/log"})
 
 
 def test_overridden_config_value_is_still_checked(home: Path) -> None:
-    assert "MLX_SIDECAR_MAX_BATCH" in _refusal(home, {"MLX_SIDECAR_MAX_BATCH": "many"}, max_batch="2")
+    assert "MLX_SIDECAR_MAX_BATCH" in refusal(home, {"MLX_SIDECAR_MAX_BATCH": "many"}, max_batch="2")
 
 
 def test_long_bad_config_value_is_cut(home: Path) -> None:
-    assert len(_refusal(home, {"MLX_SIDECAR_MAX_QUEUE": "9" * 5000})) < 200
+    assert len(refusal(home, {"MLX_SIDECAR_MAX_QUEUE": "9" * 5000})) < 200
 
 
 def test_unknown_config_key_suggests_a_similar_one(home: Path) -> None:
-    assert _refusal(home, {"MLX_SIDECAR_MAX_MODLES": "1"}) == (
+    assert refusal(home, {"MLX_SIDECAR_MAX_MODLES": "1"}) == (
         "MLX_SIDECAR_MAX_MODLES in the environment is no setting; did you mean MLX_SIDECAR_MAX_MODELS?"
     )
-    assert "--max-models?" in _refusal(home, max_modles=1)
-    file = _write_file(home, "max-models = 1")
-    assert _refusal(home) == f"max-models in {file} is no setting; did you mean max_models?"
+    assert "--max-models?" in refusal(home, max_modles=1)
+    file = write_file(home, "max-models = 1")
+    assert refusal(home) == f"max-models in {file} is no setting; did you mean max_models?"
 
 
 def test_unknown_config_key_lists_all_keys(home: Path) -> None:
-    _write_file(home, "[weather]\nrain = true\n")
+    write_file(home, "[weather]\nrain = true\n")
 
-    assert all(key in _refusal(home) for key in KEYS)
+    assert all(key in refusal(home) for key in KEYS)
 
 
 def test_config_variables_are_upper_case_only(home: Path) -> None:
-    assert "is no setting" in _refusal(home, {"MLX_SIDECAR_max_models": "1"})
+    assert "is no setting" in refusal(home, {"MLX_SIDECAR_max_models": "1"})
 
 
 def test_unrelated_environment_variables_are_ignored(home: Path) -> None:
@@ -230,16 +216,16 @@ def test_unrelated_environment_variables_are_ignored(home: Path) -> None:
 
 
 def test_invalid_toml_is_refused_with_its_path(home: Path) -> None:
-    file = _write_file(home, "max_models == 1")
-    assert _refusal(home).startswith(f"{file} is not valid TOML: ")
+    file = write_file(home, "max_models == 1")
+    assert refusal(home).startswith(f"{file} is not valid TOML: ")
     file.write_bytes(b"\xff\xfe")
-    assert _refusal(home).startswith(f"{file} is not valid TOML: ")
+    assert refusal(home).startswith(f"{file} is not valid TOML: ")
 
 
 def test_directory_in_place_of_config_file_is_refused(home: Path) -> None:
     (home / ".mlx-sidecar" / "config.toml").mkdir()
 
-    assert _refusal(home) == f"{home}/.mlx-sidecar/config.toml cannot be read: Is a directory."
+    assert refusal(home) == f"{home}/.mlx-sidecar/config.toml cannot be read: Is a directory."
 
 
 @pytest.mark.parametrize(
@@ -261,7 +247,7 @@ def test_config_durations_are_numbers_or_units(text: str, seconds: float) -> Non
 
 @pytest.mark.parametrize("text", ["", " ", "m", "10 minutes", "-1", "-1s", "nan", "inf", "30m1h", "1e10", "1h30", "1w"])
 def test_invalid_config_durations_are_refused(home: Path, text: str) -> None:
-    sentence = _refusal(home, {"MLX_SIDECAR_MODEL_TTL": text})
+    sentence = refusal(home, {"MLX_SIDECAR_MODEL_TTL": text})
 
     assert sentence == (
         f"model_ttl from MLX_SIDECAR_MODEL_TTL is {text!r}, "
@@ -277,7 +263,7 @@ def test_config_boolean_variable_is_a_word(home: Path, text: str, value: bool) -
 
 
 def test_empty_text_unsets_log_file_and_model_roots(home: Path) -> None:
-    _write_file(home, 'log_file = "/log"\nmodel_roots = ["/a"]\n')
+    write_file(home, 'log_file = "/log"\nmodel_roots = ["/a"]\n')
 
     config = load_config({}, {"MLX_SIDECAR_LOG_FILE": "", "MLX_SIDECAR_MODEL_ROOTS": ""}, home).config
 
@@ -321,7 +307,7 @@ def test_every_config_key_has_a_one_line_description() -> None:
 
 def test_single_config_value_is_read_alone(home: Path) -> None:
     """A flag wins over a variable. Only a mistake in this setting matters; it is refused by name."""
-    _write_file(home, "no TOML")
+    write_file(home, "no TOML")
     environ = {"MLX_SIDECAR_SOCKET": "~/v", "MLX_SIDECAR_MAX_BATCH": "none", "MLX_SIDECAR_NO_KEY": "x"}
 
     assert given_value("socket", "/flag", environ, home) == Path("/flag")
@@ -329,44 +315,6 @@ def test_single_config_value_is_read_alone(home: Path) -> None:
     assert given_value("socket", None, {}, home) is None
     with pytest.raises(ConfigError, match="socket from MLX_SIDECAR_SOCKET is 'v', but must be an absolute path"):
         given_value("socket", None, {"MLX_SIDECAR_SOCKET": "v"}, home)
-
-
-def test_alias_may_stand_for_another_alias(home: Path) -> None:
-    """Each of them has the model that the last one stands for; names with a colon are quoted."""
-    _write_file(home, '[aliases]\nchat = "fast"\n"qwen3:8b" = "org/name"\nfast = "qwen3:8b"\n')
-
-    assert load_config({}, {}, home).config.aliases == dict.fromkeys(["chat", "qwen3:8b", "fast"], "org/name")
-
-
-@pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        ('a = "b"\nb = "a"', "aliases.a leads back to itself"),
-        ('a = "a"', "aliases.a leads back to itself"),
-        ('a = "llama"', "aliases.a leads to 'llama', which is no Hub id, absolute directory, 'embedded' or alias"),
-        ('"a/b" = "org/name"', "aliases.a/b is none"),
-        ('embedded = "org/name"', "aliases.embedded is none"),
-        ("a = 3", "aliases.a leads to 3"),
-    ],
-)
-def test_wrong_alias_is_refused_by_its_key(home: Path, table: str, words: str) -> None:
-    file = _write_file(home, f"[aliases]\n{table}\n")
-
-    assert words in _refusal(home)
-    assert f"aliases from {file} is " in _refusal(home)
-
-
-@given(st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([*"abcdef", "org/name", "/m", "embedded", "x", ""])))
-def test_any_table_of_aliases_is_refused_or_ends(table: dict[str, str]) -> None:
-    """Every name leads to a model, never to another alias; a table that is refused names its key."""
-    refused, read = "", {}
-    try:
-        read = read_aliases(table, text=False, home=Path("/home"))
-    except ValueError as error:
-        refused = str(error)
-    assert not refused or re.search(r"aliases\.[a-f] ", refused)
-    assert refused or set(read) == set(table)
-    assert set(read.values()) <= {"org/name", "/m", "embedded"}
 
 
 def test_table_of_a_group_has_keys_of_its_own(tmp_path: Path) -> None:

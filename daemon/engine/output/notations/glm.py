@@ -8,7 +8,7 @@ after the name and each tag. A value is what stands between its tags, spaces and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from daemon.engine.output.notations.notation import Notation, read_name
 from daemon.engine.output.notations.syntax import (
@@ -25,27 +25,43 @@ from daemon.engine.output.notations.syntax import (
 from daemon.engine.output.reader import Reader, Steps, read_until, read_value
 from daemon.engine.output.tool_calls import CallWriter, NamedArguments, Tool
 
+
+class Tags(NamedTuple):
+    """The tags around a key and its value, and the mark that ends the call."""
+
+    key: str
+    key_end: str
+    value: str
+    value_end: str
+    call_end: str
+
+
 _START, _END = "<tool_call>", "</tool_call>"
 _KEY, _KEY_END = "<arg_key>", "</arg_key>"
 _VALUE, _VALUE_END = "<arg_value>", "</arg_value>"
+_TAGS = Tags(_KEY, _KEY_END, _VALUE, _VALUE_END, _END)
 
 
 def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
     yield from reader.literal(_START)
     tool = calls.begin((yield from read_name(reader)))
-    writer = NamedArguments(tool, calls)
+    yield from read_pairs(reader, NamedArguments(tool, calls), _TAGS)
+    calls.end()
+
+
+def read_pairs(reader: Reader, writer: NamedArguments, tags: Tags) -> Steps[None]:
+    """Read keys and values in tags, with white space around them, and the end of the call."""
     yield from reader.space()
-    while (yield from reader.maybe(_KEY)):
-        kind = writer.name((yield from read_until(reader, _KEY_END)))
+    while (yield from reader.maybe(tags.key)):
+        kind = writer.name((yield from read_until(reader, tags.key_end)))
         yield from reader.space()
-        yield from reader.literal(_VALUE)
+        yield from reader.literal(tags.value)
         sink, end = writer.text(kind)
-        yield from read_value(reader, sink, (_VALUE_END,), (_KEY, _END))
+        yield from read_value(reader, sink, (tags.value_end,), (tags.key, tags.call_end))
         end()
         yield from reader.space()
     writer.end()
-    yield from reader.literal(_END)  # without it, arguments may be missing
-    calls.end()
+    yield from reader.literal(tags.call_end)  # without it, arguments may be missing
 
 
 def _call(tool: Tool) -> Part:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from daemon.engine.output.notations.glm import Tags, read_pairs
 from daemon.engine.output.notations.notation import Notation, read_end
 from daemon.engine.output.notations.syntax import (
     CallSyntax,
@@ -22,7 +23,7 @@ from daemon.engine.output.notations.syntax import (
     members,
     raw_value,
 )
-from daemon.engine.output.reader import Reader, Steps, read_until, read_value
+from daemon.engine.output.reader import Reader, Steps, read_until
 from daemon.engine.output.tool_calls import CallWriter, NamedArguments, Tool
 
 _BLOCK, _BLOCK_END = "<tool_calls:opensource>", "</tool_calls:opensource>"
@@ -30,6 +31,7 @@ _CALL, _CALL_END = "<tool_call:opensource>", "</tool_call:opensource>"
 _SEPARATOR = "<tool_sep:opensource>"
 _KEY, _KEY_END = "<arg_key:opensource>", "</arg_key:opensource>"
 _VALUE, _VALUE_END = "<arg_value:opensource>", "</arg_value:opensource>"
+_TAGS = Tags(_KEY, _KEY_END, _VALUE, _VALUE_END, _CALL_END)
 
 
 def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
@@ -37,28 +39,13 @@ def _read(reader: Reader, calls: CallWriter) -> Steps[None]:
     yield from reader.space()
     yield from reader.literal(_CALL)
     while True:
-        yield from _read_call(reader, calls)
+        tool = calls.begin((yield from read_until(reader, _SEPARATOR)).strip())
+        yield from read_pairs(reader, NamedArguments(tool, calls), _TAGS)
         calls.end()
         yield from reader.space()
         if not (yield from reader.maybe(_CALL)):
             break
     yield from read_end(reader, _BLOCK_END, before=(_BLOCK,))
-
-
-def _read_call(reader: Reader, calls: CallWriter) -> Steps[None]:
-    tool = calls.begin((yield from read_until(reader, _SEPARATOR)).strip())
-    writer = NamedArguments(tool, calls)
-    yield from reader.space()
-    while (yield from reader.maybe(_KEY)):
-        kind = writer.name((yield from read_until(reader, _KEY_END)))
-        yield from reader.space()
-        yield from reader.literal(_VALUE)
-        sink, end = writer.text(kind)
-        yield from read_value(reader, sink, (_VALUE_END,), (_KEY, _CALL_END))
-        end()
-        yield from reader.space()
-    writer.end()
-    yield from reader.literal(_CALL_END)  # without it, arguments may be missing
 
 
 def _call(tool: Tool) -> Part:

@@ -8,6 +8,7 @@ from daemon.kv.mlx.adapters.arrays import ArraysAdapter
 from daemon.kv.mlx.adapters.base import BlockAdapter, CacheAdapter, StateAdapter
 from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter
 from daemon.kv.mlx.adapters.rotating import RotatingAdapter
+from daemon.kv.mlx.adapters.shared import SharedAdapter
 
 A = TypeVar("A", bound=CacheAdapter)
 
@@ -16,7 +17,7 @@ def _by_cache_class(*adapters: A) -> dict[type, A]:
     return {adapter.cache_class: adapter for adapter in adapters}
 
 
-BLOCK_ADAPTERS: dict[type, BlockAdapter] = _by_cache_class(KVCacheAdapter(), RotatingAdapter())
+BLOCK_ADAPTERS: dict[type, BlockAdapter] = _by_cache_class(KVCacheAdapter(), RotatingAdapter(), SharedAdapter())
 """Adapters of classes with KV for each token, stored in blocks; by the class of one sequence's cache."""
 
 STATE_ADAPTERS: dict[type, StateAdapter] = _by_cache_class(ArraysAdapter())

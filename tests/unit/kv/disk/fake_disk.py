@@ -20,9 +20,11 @@ from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.nodes import Checkpoint, Extent, Node
 from daemon.kv.spec import KVSource, NotHeldError, PrefixSpec
 from daemon.shared.slices import LONG, Sliced
-from tests.unit.kv.fake_kv import GROUP_BLOCK_BYTES, STATE_BYTES, FakePrefixes
+from tests.unit.kv.fake_kv import GROUP_BLOCK_BYTES, PLAIN, STATE_BYTES, FakePrefixes, prompt
 
 T = TypeVar("T")
+NAME = "n/one"
+TOKENS = prompt(1, 2, 3, 4)
 
 
 class FakeCodec:
@@ -151,6 +153,7 @@ class FakeDisk:
         files: Its files.
         now: Seconds of the clock that never goes back.
         jumped: Seconds that the other one is ahead.
+        has_room: Whether there is memory for bytes on their way.
     """
 
     def __init__(
@@ -160,9 +163,12 @@ class FakeDisk:
         self.files = files or MemoryFiles()
         self.now = now
         self.jumped = 0.0
+        self.has_room = True
         self._work: deque[Callable[[], None]] = deque()
         work = DiskWork(self.files, self._run, lambda: self.now, self._wall)
-        self.tier = DiskTier(work, wanted, prefixes.cache, FakeCodec(), lambda: self.now, self._wall)
+        self.tier = DiskTier(
+            work, wanted, prefixes.cache, FakeCodec(), lambda: self.now, self._wall, lambda _: self.has_room
+        )
         prefixes.cache.below = self.tier
         self.tier.begin()
 
@@ -217,6 +223,19 @@ class FakeDisk:
         self.tier.catalog.check()
         self.prefixes.cache.check_integrity()
         assert self.tier.catalog.nbytes <= max(0, self.tier.budget) or not self.tier.open
+
+
+def written(*prompts: list[int], files: MemoryFiles | None = None, parts: PrefixSpec = PLAIN) -> FakeDisk:
+    """Return a tier that has written some prompts, which memory holds no more."""
+    disk = FakeDisk(FakePrefixes(parts=parts), files)
+    disk.settle()
+    for tokens in prompts:
+        disk.knows(NAME)
+        disk.prefixes.store(NAME, tokens)
+        disk.prefixes.reuse(NAME, [*tokens, 9])
+        disk.settle()
+    disk.prefixes.cache.shed(10**9)
+    return disk
 
 
 def _part(nodes: Sequence[Node], group: int) -> Part:

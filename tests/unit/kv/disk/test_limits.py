@@ -32,10 +32,20 @@ def test_writes_of_a_day_count_by_the_hour() -> None:
     limit.wrote(60, 100 * HOUR)
     limit.wrote(100, 110 * HOUR)
     assert limit.written(123 * HOUR) == 160
-    assert not limit.allows(41, 100, 123 * HOUR)
-    assert limit.allows(40, 100, 123 * HOUR)
     assert limit.written(124 * HOUR) == 100
     assert WriteLimit.of(limit.pairs).written(124 * HOUR) == 100
+
+
+def test_hour_has_half_of_what_is_left_of_the_day() -> None:
+    """So writing goes on, ever less, however much there is to write."""
+    limit = WriteLimit()
+    for hour, most in [(100, 100), (101, 50), (102, 25), (124, 62), (125, 56)]:
+        assert limit.allows(most, 100, hour * HOUR)
+        assert not limit.allows(most + 1, 100, hour * HOUR)
+        limit.wrote(most // 2, hour * HOUR)
+        assert limit.allows(most - most // 2, 100, hour * HOUR)
+        limit.wrote(most - most // 2, hour * HOUR)
+        assert not limit.allows(2, 100, hour * HOUR)
 
 
 def test_clock_that_goes_back_frees_nothing_and_blocks_nothing_for_long() -> None:

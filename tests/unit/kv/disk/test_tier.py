@@ -6,26 +6,11 @@ import pytest
 
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.restores import STALL_SECONDS
+from daemon.kv.disk.tier import MOST_FORGOTTEN
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.spec import PrefixSpec
-from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
+from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk, MemoryFiles, written
 from tests.unit.kv.fake_kv import ALL, HYBRID, PLAIN, RECURRENT, WINDOWED, FakePrefixes, prompt
-
-NAME = "n/one"
-TOKENS = prompt(1, 2, 3, 4)
-
-
-def written(*prompts: list[int], files: MemoryFiles | None = None, parts: PrefixSpec = PLAIN) -> FakeDisk:
-    """Return a tier that has written some prompts, which memory holds no more."""
-    disk = FakeDisk(FakePrefixes(parts=parts), files)
-    disk.settle()
-    for tokens in prompts:
-        disk.knows(NAME)
-        disk.prefixes.store(NAME, tokens)
-        disk.prefixes.reuse(NAME, [*tokens, 9])
-        disk.settle()
-    disk.prefixes.cache.shed(10**9)
-    return disk
 
 
 @pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL])
@@ -39,6 +24,30 @@ def test_prefix_used_twice_outlives_a_restart(parts: PrefixSpec) -> None:
     assert again.restore(NAME, [*TOKENS, 9]) == TOKENS
     assert again.restore(NAME, [*prompt(5, 6), 9]) == []
     assert again.restore("n/two", [*TOKENS, 9]) == []
+
+
+def test_resume_piece_is_written_where_the_last_is_far() -> None:
+    """Else each turn of a conversation would write its states; a kept one is exact all the same."""
+    letters = [*range(1, 9)]
+    disk = FakeDisk(FakePrefixes(parts=HYBRID))
+    disk.settle()
+    disk.knows(NAME)
+
+    def used(blocks: int) -> int:
+        disk.prefixes.store(NAME, prompt(*letters[:blocks]))
+        disk.prefixes.reuse(NAME, [*prompt(*letters[:blocks]), 9])
+        disk.settle()
+        return sum(entry.piece.resume for entry in disk.tier.catalog)
+
+    assert [used(blocks) for blocks in (4, 5, 6, 7)] == [1, 1, 2, 2]
+    assert disk.tier.catalog.blocks == 7
+    disk.prefixes.cache.keep(NAME, [*prompt(*letters[:7]), 9], HYBRID, 60)
+    disk.settle()
+    assert used(7) == 3
+    again = FakeDisk(FakePrefixes(parts=HYBRID), disk.files)
+    again.settle()
+    assert again.restore(NAME, [*prompt(*letters[:5]), 9]) == prompt(*letters[:4])
+    assert again.restore(NAME, [*prompt(*letters[:7]), 9]) == prompt(*letters[:7])
 
 
 def test_kept_prefix_is_written_at_once() -> None:
@@ -148,11 +157,11 @@ def test_full_disk_is_written_to_no_more_for_a_while() -> None:
 
 def test_least_recently_used_piece_makes_room() -> None:
     """Within the budget, and a beginning stays as long as something goes on from it."""
-    small = FakeDisk(FakePrefixes(), wanted=25_000)
+    small = FakeDisk(FakePrefixes(), wanted=10_000)
     small.settle()
     small.knows(NAME)
-    for letter in range(5, 25):
-        small.now += 10
+    for letter in range(5, 22):
+        small.now += 4000
         small.prefixes.store(NAME, prompt(letter, 2))
         small.prefixes.reuse(NAME, [*prompt(letter, 2), 9])
         if letter % 3 == 0:
@@ -160,7 +169,7 @@ def test_least_recently_used_piece_makes_room() -> None:
         small.settle()
         small.check()
     small.prefixes.cache.shed(10**9)
-    assert small.restore(NAME, [*prompt(24, 2), 9]) == prompt(24, 2)
+    assert small.restore(NAME, [*prompt(21, 2), 9]) == prompt(21, 2)
     assert small.restore(NAME, [*prompt(7, 2), 9]) == []
 
 
@@ -217,3 +226,37 @@ def test_second_daemon_works_without_the_disk() -> None:
     disk.tier.tick()
     disk.settle()
     assert disk.tier.open
+
+
+def test_evicted_prefix_is_not_written_and_no_fault() -> None:
+    """It may go between two of its slices."""
+    disk = FakeDisk(FakePrefixes(parts=ALL))
+    disk.settle()
+    disk.knows(NAME)
+    disk.prefixes.store(NAME, TOKENS)
+    disk.prefixes.reuse(NAME, [*TOKENS, 9])
+    disk.tier.step()
+    assert disk.tier.staged
+    disk.prefixes.cache.shed(10**9)
+    disk.settle()
+    assert disk.tier.work.counters.faults == disk.tier.staged == disk.tier.catalog.blocks == 0
+
+
+@pytest.mark.parametrize("forgotten", ["a prefix", "a namespace", "very many"])
+def test_invalidation_waits_for_a_directory_that_is_away(forgotten: str) -> None:
+    """A disk that is mounted later has nothing of what was invalidated before."""
+    disk = written(TOKENS, prompt(5, 6))
+    disk.files.fault = OSError(2, "not mounted")
+    again = FakeDisk(FakePrefixes(), disk.files)
+    again.settle()
+    for _ in range(MOST_FORGOTTEN + 1 if forgotten == "very many" else 1):
+        if forgotten == "a namespace":
+            again.prefixes.cache.clear()
+        else:
+            again.prefixes.cache.forget_prefix(NAME, TOKENS)
+    disk.files.fault = None
+    again.now += 60
+    again.tier.tick()
+    again.settle()
+    assert len(again.restore(NAME, [*TOKENS, 9])) < len(TOKENS)
+    assert bool(again.restore(NAME, [*prompt(5, 6), 9])) == (forgotten == "a prefix")

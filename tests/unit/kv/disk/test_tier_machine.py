@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from daemon.kv.disk.restores import Restore
+from daemon.kv.idle import IdleRelease
 from daemon.kv.spec import Resume
 from tests.unit.kv.disk.fake_disk import FakeDisk, MemoryFiles
 from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, RECURRENT, WINDOWED, FakePrefixes, prompt
@@ -43,6 +44,7 @@ class DiskTierMachine(RuleBasedStateMachine):
     def _begin(self, now: float) -> None:
         prefixes = FakePrefixes(1000, self.room * BLOCK_BYTES, parts=self.parts)  # type: ignore[arg-type]
         self.disk = FakeDisk(prefixes, self.files, self.wanted, now)
+        self.idle = IdleRelease(prefixes.cache.trie, lambda: self.disk.now, 400.0, self.disk.tier)
 
     def restart(self) -> None:
         """Kill the engine: what its threads had to do is lost, and memory is empty."""
@@ -88,6 +90,18 @@ class DiskTierMachine(RuleBasedStateMachine):
         assert restored == tokens[: len(restored)]
         self._is_allowed(namespace, restored)
 
+    @rule()
+    def settle(self) -> None:
+        """Let both threads do all that there is; then nothing is on its way, or waits for room that is there."""
+        self.disk.settle()
+        assert self.disk.tier.staged == 0
+        assert all(restore.over() for restore in self.restores)
+
+    @rule(room=st.booleans())
+    def memory(self, room: bool) -> None:
+        """Let memory be short, or not any more."""
+        self.disk.has_room = room
+
     @rule(slices=st.integers(1, 5), work=st.integers(0, 3))
     def turn(self, slices: int, work: int) -> None:
         """Let the engine take some turns, and the disk do some work."""
@@ -120,6 +134,7 @@ class DiskTierMachine(RuleBasedStateMachine):
         self.disk.now += seconds
         self.disk.jumped += jump
         self.disk.tier.tick()
+        self.idle.release()
 
     @rule(blocks=st.integers(1, 3))
     def shed(self, blocks: int) -> None:
@@ -174,7 +189,7 @@ class DiskTierMachine(RuleBasedStateMachine):
 
 
 DiskTierMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=50, deadline=None, print_blob=True, derandomize=False
+    max_examples=200, stateful_step_count=50, deadline=None, print_blob=True, derandomize=False
 )
 TestDiskTierMachine = DiskTierMachine.TestCase
 

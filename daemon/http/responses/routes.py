@@ -1,0 +1,52 @@
+"""The paths of OpenAI's responses, each with its handler and the types of its body."""
+
+from daemon.http.api import Endpoint, Routes
+from daemon.http.openai.errors import shape
+from daemon.http.responses import endpoints, item_types, request_types
+
+ROUTES = Routes(
+    endpoints=(
+        Endpoint(
+            "POST",
+            "/v1/responses",
+            endpoints.create,
+            {
+                "the body": request_types.ResponseRequest,
+                "`input[]`: a message": item_types.MessageItem,
+                "`input[]`: a function call": item_types.FunctionCallItem,
+                "`input[]`: what a function brought": item_types.FunctionOutputItem,
+                "`input[]`: a call of a custom tool": item_types.CustomCallItem,
+                "`input[]`: what a custom tool brought": item_types.CustomOutputItem,
+                "`input[]`: a reasoning": item_types.ReasoningItem,
+                "`input[]`: a reference": item_types.ReferenceItem,
+                "`input[]`: others": item_types.OtherItem,
+                "`input[].content[]`, `input[].output[]`": item_types.Part,
+                "`input[]`: parts of a reasoning": item_types.ReasoningPart,
+                "`tools[]`: a function": request_types.FunctionTool,
+                "`tools[]`: a custom tool": request_types.CustomTool,
+                "`tools[].format`": request_types.CustomFormat,
+                "`tools[]`: others": request_types.OtherTool,
+                "`tool_choice`": request_types.ToolChoice,
+                "`text`": request_types.TextOptions,
+                "`text.format`": request_types.TextFormat,
+                "`reasoning`": request_types.ReasoningOptions,
+                "`stream_options`": request_types.StreamOptions,
+            },
+        ),
+        Endpoint("GET", "/v1/responses/{name}", endpoints.retrieve),
+        Endpoint("DELETE", "/v1/responses/{name}", endpoints.delete),
+        Endpoint("POST", "/v1/responses/{name}/cancel", endpoints.cancel),
+        Endpoint("GET", "/v1/responses/{name}/input_items", endpoints.input_items),
+    ),
+    shape=shape,
+    names={
+        "chat": "input",
+        "chat.messages": "input",
+        "chat.tools": "tools",
+        "chat.required_tool": "tool_choice.name",
+        "chat.reasoning_effort": "reasoning.effort",
+        "response_format.json_schema": "text.format.schema",
+        "max_tokens": "max_output_tokens",
+        "cache.keep": "prompt_cache_retention",
+    },
+)

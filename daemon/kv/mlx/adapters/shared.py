@@ -1,0 +1,78 @@
+"""The adapter of caches that read a shared prefix, `SharedKV` and `SharedBatchKV`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from daemon.kv.extent_ledger import Run
+from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.mlx.adapters.base import BlockAdapter
+from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter, packed
+from daemon.kv.mlx.shared_kv import SharedBatchKV, SharedKV
+from daemon.kv.mlx.shared_prefix import Arrays
+from daemon.kv.nodes import Extent
+from daemon.kv.spec import NotHeldError
+
+_TAILS = KVCacheAdapter()
+
+
+class SharedAdapter(BlockAdapter):
+    """Moves tails; the prefixes stay where they are. No model makes such caches, so there is none to describe."""
+
+    cache_class = SharedKV
+    batch_class = SharedBatchKV
+    can_merge = True
+
+    def describe(self, cache: SharedKV) -> None:
+        """Return None: the shape is that of the cache that it stands for."""
+
+    def pretend(self, cache: SharedKV, shape: object, tokens: int) -> None:
+        """Do nothing: no cache of a model is one of these."""
+
+    def pack(self, caches: Sequence[SharedKV], start: int, stop: int) -> Extent:
+        """
+        Copy blocks `start` to `stop` of layers of equal shape into one extent.
+
+        Raises:
+            NotHeldError: If a layer does not hold these tokens.
+        """
+        first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
+        if any(cache.offset < last for cache in caches):
+            raise NotHeldError(f"a layer holds fewer than {last} tokens")
+        pairs = [_between(cache, first, last) for cache in caches]
+        return packed([keys for keys, _ in pairs], [values for _, values in pairs], start, stop)
+
+    def restore(self, caches: Sequence[SharedKV], runs: Sequence[Run], tokens: int, capacity: int) -> None:
+        """Raise ValueError: a prefix is there already. `Layout.restored_cache` restores the tails."""
+        raise ValueError("the cache of a shared prefix is not empty")
+
+    def to_batch(self, cache: SharedKV) -> SharedBatchKV:
+        """Return a batch of one row, which shares the tail's arrays."""
+        return SharedBatchKV([cache.prefix], cache.layer, _TAILS.to_batch(cache.tail))
+
+    def to_single(self, batch: SharedBatchKV, row: int) -> SharedKV:
+        """Return one row; its tail is a view."""
+        return SharedKV(batch.prefixes[row], batch.layer, _TAILS.to_single(batch.tail, row))
+
+    def merge(
+        self, caches: Sequence[SharedKV], kept: Sequence[int], padding: Sequence[int], room: int
+    ) -> SharedBatchKV:
+        """Copy the first `kept` tokens of each tail into the rows of one batch, which end together."""
+        tail = _TAILS.merge([cache.tail for cache in caches], kept, padding, room)
+        return SharedBatchKV([cache.prefix for cache in caches], caches[0].layer, tail)
+
+
+def _between(cache: SharedKV, first: int, last: int) -> Arrays:
+    """Return keys and values of tokens `first` to `last`, [heads, tokens, width] each."""
+    parts = [(prefix.start, *prefix.layers[cache.layer]) for prefix in cache.prefix.path]
+    tail = cache.tail
+    if tail.keys is not None:
+        parts.append((cache.prefix.stop, tail.keys[:, :, : tail.offset], tail.values[:, :, : tail.offset]))
+    keys, values = [], []
+    for start, more_keys, more_values in parts:
+        within = slice(max(0, first - start), max(0, last - start))
+        keys.append(more_keys[0, :, within])
+        values.append(more_values[0, :, within])
+    return mx.concatenate(keys, axis=1), mx.concatenate(values, axis=1)
