@@ -276,7 +276,7 @@ class Config:
         metadata=_about(
             "Most MiB that the models of a group take on this machine, or auto",
             whole_or_auto(1),
-            "`auto` is three quarters of the memory ceiling on the first machine, whose other models get the rest, and "
+            "`auto` is three quarters of the memory ceiling on the first machine, where other models get the rest, and "
             "all of it on the others. The smallest machine decides for all.",
             "MiB|auto",
         ),

@@ -61,7 +61,7 @@ _MEASURED: dict[ModelKey, Workspace] = {}
 """What passes of models take, which were loaded before: it follows from the weights and this machine."""
 
 Shard = Callable[[ModelSource, Any], None]
-"""Cuts a module whose arrays are lazy, so that a part of the model is left in it."""
+"""Cuts a module with lazy arrays, so that a part of the model is left in it."""
 
 Learn = Callable[[Path, Stamp, str], None]
 """Gets a file, its stamp before it was read, and the SHA-256 of the bytes that were read; see `Digests.learn`."""

@@ -23,7 +23,7 @@ class Ranks:
         memory_bytes: Bytes of memory of the smallest machine.
         answers: Takes results of work on other threads.
         own_clock: Seconds of this rank's own clock, for what decides nothing that ranks must agree on.
-        aside: Returns a function whose readings are this rank's own.
+        aside: Returns a function with readings of this rank alone.
         shard: Cuts a module that was assembled, so that this rank's part is left.
     """
 

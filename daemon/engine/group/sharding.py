@@ -25,7 +25,7 @@ class TensorSharding:
 
     def __call__(self, source: ModelSource, model: Any) -> None:
         """
-        Replace the layers of a module, whose arrays are lazy, by those of this rank.
+        Replace the layers of a module with lazy arrays by those of this rank.
 
         Raises:
             SidecarError: MODEL_UNSUPPORTED if mlx-lm cannot cut the model, or not into so many parts.

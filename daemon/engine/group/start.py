@@ -40,7 +40,7 @@ _SETTINGS = (
 _KNOWN_SECONDS = 1.0
 """Time in which a connection notices that its other side is gone."""
 GONE_STATUS = 3
-"""Exit status of a rank whose group has ended."""
+"""Exit status of a rank when its group has ended."""
 
 log = structlog.get_logger()
 

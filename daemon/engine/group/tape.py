@@ -66,7 +66,7 @@ class Tape:
         return lambda: self.told(read())
 
     def aside(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Return a function whose readings are this rank's own, and decide nothing."""
+        """Return a function with readings of this rank alone, which decide nothing."""
 
         def done() -> T:
             runs, self._runs = self._runs, False
