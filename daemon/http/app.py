@@ -117,6 +117,8 @@ async def _common(connection: HTTPConnection, client: AsyncClient, doors: Sequen
                 return await _health(client)
             except Exception as error:
                 return _choose(doors, connection).answer_error(error)
+        case _, "/health":
+            return _choose(doors, connection).answer_error(HTTPException(405, headers={"Allow": "GET, HEAD"}))
     return None
 
 

@@ -178,6 +178,8 @@ def test_wrong_method_is_told(port_door: Door) -> None:
     found = raw.call(port_door, "GET", "/v1/chat/completions")
     assert (found.status, found.json["error"]["type"]) == (405, "invalid_request_error")
     assert found.headers["allow"] == "POST"
+    found = raw.call(port_door, "POST", "/health")
+    assert (found.status, found.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_large_bodies_are_refused(port_door: Door) -> None:
