@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,14 @@ def address_of(text: str) -> tuple[str, int]:
     host, mark, port = text.partition(":")
     if not mark or not port.isascii() or not port.isdigit() or int(port) > _LAST_PORT:
         raise ValueError(text)
-    return str(ipaddress.IPv4Address(host)), int(port)
+    return _ip(host), int(port)
+
+
+def _ip(text: str) -> str:
+    """Return an IPv4 address; a ValueError if it is none."""
+    import ipaddress  # here: most commands read no such address
+
+    return str(ipaddress.IPv4Address(text))
 
 
 def read_ranks(raw: Any, text: bool, home: Path) -> tuple[str, ...]:
@@ -37,7 +43,7 @@ def read_ranks(raw: Any, text: bool, home: Path) -> tuple[str, ...]:
                 if index:
                     address_of(one)
                 else:
-                    ipaddress.IPv4Address(one)
+                    _ip(one)
             if len(set(raw)) == len(raw):
                 return tuple(raw)
     except (ValueError, AttributeError, TypeError):
