@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,6 +180,24 @@ def test_model_that_a_rank_lacks_is_refused(client: Client, lacking: str) -> Non
     with pytest.raises(ModelNotFound, match=r"rank 1 .*model_roots"):
         client.complete(lacking, PROMPT, max_tokens=1)
     assert client.stats().group.state == "ready"
+
+
+def test_commands_show_the_machines(client: Client, group: RunningGroup) -> None:
+    """`group status` has a line for each, `group test` measures each link without a word to the engines."""
+    shown = command(group, "status")
+    assert [rank["rank"] for rank in shown["ranks"]] == [0, 1]
+    assert not any(rank["problem"] for rank in shown["ranks"])
+    (link,) = command(group, "test")
+    assert link["address"] == shown["ranks"][1]["address"]
+    assert link["round_trip"] > 0
+    assert link["bytes_per_second"] > 0
+    assert client.stats().group.restarts == shown["restarts"]
+
+
+def command(group: RunningGroup, name: str) -> Any:
+    """Return what a command of `mlx-sidecar group` prints."""
+    line = [sys.executable, "-m", "daemon", "group", name, "--json"]
+    return json.loads(subprocess.run(line, env=group.front.environ, capture_output=True, text=True, check=True).stdout)
 
 
 def test_killed_rank_ends_calls_with_a_reason(client: Client, group: RunningGroup, model: str) -> None:
