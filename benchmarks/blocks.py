@@ -51,6 +51,10 @@ class _NoKV:
         """Return blocks of one group."""
         return Extent((), (stop - start) * _BLOCK_BYTES, 1, start, stop - start)
 
+    def tail(self, group: int, first: int, last: int) -> Extent:
+        """Return the tail of one group."""
+        return Extent((), (last - first) * _BLOCK_BYTES // BLOCK_TOKENS, 1, last // BLOCK_TOKENS, 1)
+
     def checkpoint(self, tokens: int) -> Checkpoint | None:
         """Return None: full attention has no state beside its KV."""
         return None

@@ -94,6 +94,10 @@ class Source:
         """Return blocks."""
         return Extent(group, (stop - start) * BLOCK_BYTES, 1, start, stop - start)
 
+    def tail(self, group: int, first: int, last: int) -> Extent:
+        """Return a tail."""
+        return Extent(group, (last - first) * BLOCK_BYTES // BLOCK_TOKENS, 1, last // BLOCK_TOKENS, 1)
+
     def checkpoint(self, tokens: int) -> Checkpoint | None:
         """Return the state."""
         return Checkpoint(tokens, STATE_BYTES, 1)

@@ -9,6 +9,8 @@ those of MLX's own counter, step by step. `--family NAME` measures one family an
 from __future__ import annotations
 
 import argparse
+import gc
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,8 +19,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from daemon.engine.execution.bill import LEAST_WIDTH, bill, prompt_bill
-from daemon.engine.scheduling.policy import ChunkSizer
+from daemon.engine.execution.bill import bill
+from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx import peak
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import TINY, write_random
@@ -31,16 +33,20 @@ MARK = "<!-- The table below is written by python -m tools.billing_table. -->\n"
 WIDTH = 256
 """Tokens of a prefill pass: fixed, because the engine's own choice depends on the time that passes take."""
 
-LENGTHS = (100, 200, 300, 500)
+LENGTHS = (100, 500, 1500, 3000)
 BATCHES = (1, 4, 8)
-ANSWER = 6
+
+SHARED = 1000
+"""Tokens from which on the prompts of a batch have their beginning in common."""
+ANSWER = 32
 
 WIDE: dict[str, Any] = {"head_dim": 64, "num_key_value_heads": 4, "num_hidden_layers": 8}
 """Changes to a tiny model: 16 KiB of KV a token, and eight layers."""
 
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "float32", WIDE),
-    "llama, heads of 128": ("llama", "float32", {**WIDE, "head_dim": 128, "num_key_value_heads": 2}),
+    "qwen2": ("llama", "float32", {**WIDE, "model_type": "qwen2", "hidden_size": 256}),
+    "gemma2": ("llama", "float32", {**WIDE, "model_type": "gemma2", "query_pre_attn_scalar": 64}),
     "qwen3": ("qwen3", "float32", WIDE),
     "qwen3, one KV head": ("qwen3", "float32", {**WIDE, "num_key_value_heads": 1}),
     "qwen3, wide MLP": ("qwen3", "float32", {**WIDE, "hidden_size": 256, "intermediate_size": 1024}),
@@ -56,13 +62,50 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "float32",
         {**WIDE, "sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"] * 4},
     ),
+    "cohere2": (
+        "llama",
+        "float32",
+        {
+            **WIDE,
+            "model_type": "cohere2",
+            "hidden_size": 256,
+            "sliding_window": 256,
+            "sliding_window_pattern": 4,
+            "layer_norm_eps": 1e-5,
+        },
+    ),
+    "lfm2": (
+        "llama",
+        "float32",
+        {
+            **WIDE,
+            "model_type": "lfm2",
+            "hidden_size": 256,
+            "norm_eps": 1e-5,
+            "conv_bias": False,
+            "conv_L_cache": 3,
+            "block_dim": 256,
+            "block_ff_dim": 512,
+            "block_multiple_of": 32,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_auto_adjust_ff_dim": False,
+            "full_attn_idxs": [1, 3, 5, 7],
+        },
+    ),
     "qwen3_next": ("qwen3_next", "float32", WIDE),
-    "mamba": ("mamba", "float32", {"num_hidden_layers": 8, "intermediate_size": 512}),
-    "mamba2": ("mamba2", "float32", {"num_hidden_layers": 8}),
+    "mamba": ("mamba", "float32", {"num_hidden_layers": 8, "intermediate_size": 512, "state_size": 64}),
+    "mamba2": (
+        "mamba2",
+        "float32",
+        {"num_hidden_layers": 8, "hidden_size": 256, "num_heads": 8, "head_dim": 64, "state_size": 128},
+    ),
     "falcon_h1": ("falcon_h1", "float32", WIDE),
     "recurrent_gemma": ("recurrent_gemma", "float32", {"attention_window_size": 256}),
     "baichuan_m1": ("baichuan_m1", "float32", {**WIDE, "sliding_window_layers": [1, 3]}),
 }
+
+DRAFTED = ("llama", "qwen3", "qwen3_moe", "deepseek_v3")
+"""Families whose cases include a draft model, which needs full attention alone."""
 
 
 @dataclass
@@ -73,15 +116,22 @@ class Phase:
     Attributes:
         peak: Bytes beyond those of the idle engine.
         bill: Bytes billed.
+        least: The least multiple of its peak that a step of the phase was billed.
     """
 
     peak: int = 0
     bill: int = 0
+    least: float = math.inf
 
     @property
     def ratio(self) -> float:
         """How many times the peak is billed."""
         return self.bill / max(1, self.peak)
+
+    def add(self, bill: int, peak: int) -> None:
+        """Count a step."""
+        self.bill, self.peak = max(self.bill, bill), max(self.peak, peak)
+        self.least = min(self.least, bill / max(1, peak))
 
 
 @dataclass
@@ -104,74 +154,127 @@ class Bench:
     """An engine with one model, whose passes have a fixed width and whose prefix cache is off."""
 
     def __init__(self, folder: Path, family: str) -> None:
-        kind, dtype, changes = FAMILIES[family]
-        settings = {**TINY[kind], "max_position_embeddings": 65_536, **changes}
-        self.path = str(write_random(folder / "model", settings, 7, dtype))
-        self.harness = Harness(state_dir=folder / "state", kv_cache_mb=0)
+        self.path = _written(folder / "model", family, 7)
+        self.harness = Harness(state_dir=folder / "state", kv_cache_mb=2048, kv_disk_mb=0)
         self.harness.run(pb.GetOrLoadRequest(model=self.path))
         self.runner = self.harness.engine._runner
+        sizer = self.runner._times
+        sizer.size = lambda *_, **__: WIDTH  # type: ignore[method-assign]
+        sizer.most_together = lambda *_: WIDTH  # type: ignore[method-assign]
+        self._original, self._promised = self.runner._start, 0
+        self.runner._start = self._start  # type: ignore[method-assign]
 
     def run(self, length: int, batch: int, answer: int = ANSWER) -> Case:
-        """Run requests to their end, and return what they took in each phase."""
-        harness, case = self.harness, Case(length, batch)
+        """
+        Run requests to their end, and return what they took in each phase.
+
+        Long prompts of a batch share their beginning with the prompt that ran alone before them. So they restore it:
+        their KV is as large as if it were computed, and the table is made in minutes.
+        """
+        shared = 0 if length < SHARED else length - BLOCK_TOKENS
+        prompts = [
+            [5 + (7 * index + length) % 701 for index in range(shared)]
+            + [6 + (11 * index + 31 * number + length + batch) % 700 for index in range(shared, length)]
+            for number in range(batch)
+        ]
+        return Case(length, batch, self.requests([asked(prompt, answer) for prompt in prompts]))
+
+    def variants(self, folder: Path, family: str) -> Iterator[Case]:
+        """Yield samples of one prompt, masked answers with many options, and answers with a draft model."""
+        length = SHARED // 2
+        prompts = [[7 + (13 * index + 41 * number) % 600 for index in range(length)] for number in range(4)]
+        yield self._variant("samples", [asked(prompts[0], samples=4, sampling=pb.Sampling(temperature=1))])
+        sampling = pb.Sampling(temperature=1, top_p=0.9, min_p=0.01, frequency_penalty=0.5, seed=1)
+        form = pb.ResponseFormat(regex="[a-z ]{200}")
+        yield self._variant("forms", [asked(prompt, response_format=form, sampling=sampling) for prompt in prompts])
+        if family in DRAFTED:
+            draft = _written(folder / "draft", family, 8)
+            yield self._variant("drafts", [asked(prompts[1], draft_model=draft, draft_tokens=4)])
+
+    def _variant(self, name: str, requests: list[pb.GenerateRequest]) -> Case:
+        first = pb.GenerateRequest()  # loads the draft model, so that its weights do not count
+        first.CopyFrom(requests[0])
+        first.tokens.ids[:] = [3] * BLOCK_TOKENS
+        self.requests([first])
+        whole = Phase()
+        for phase in self.requests(requests).values():
+            whole.add(phase.bill, phase.peak)
+            whole.least = min(whole.least, phase.least)
+        return Case(SHARED // 2, len(requests), {name: whole})
+
+    def requests(self, asked: list[pb.GenerateRequest]) -> dict[str, Phase]:
+        """Run requests to their end, and return each phase."""
+        harness = self.harness
         harness.settle()
+        gc.collect()
         mx.clear_cache()
-        before, billed = mx.get_active_memory(), 0
-        prompts = ([5 + (7 * index + 31 * number) % 700 for index in range(length)] for number in range(batch))
-        calls = [self._begin(prompt, answer) for prompt in prompts]
+        before = mx.get_active_memory() - self._stored
+        for request in asked:
+            request.model = self.path
+        calls = [harness.begin(request) for request in asked]
+        phases: dict[str, Phase] = {}
         while not all(map(self._ended, calls)):
             peak.reset()
+            self._promised = 0
             harness.step()
             harness.flush()
-            prefills = self.runner._prefills.computed
-            phase = case.phases.setdefault("prefill" if prefills else "decode", Phase())
-            last, billed = billed, self._billed(WIDTH if prefills else LEAST_WIDTH)
-            # A prompt that was computed within the step was billed before it decoded.
-            alone = self._alone(length, answer) if prefills else 0
-            phase.peak = max(phase.peak, mx.get_peak_memory() - before)
-            phase.bill = max(phase.bill, last, billed, alone)
-        return case
+            if self._promised:
+                phase = phases.setdefault("prefill" if self.runner._prefills.computed else "decode", Phase())
+                phase.add(self._promised, mx.get_peak_memory() - before - self._stored)
+        return phases
 
-    def _begin(self, prompt: list[int], answer: int) -> int:
-        request = pb.GenerateRequest(model=self.path, tokens=pb.TokenIds(ids=prompt), max_tokens=answer)
-        return self.harness.begin(request)
+    @property
+    def _stored(self) -> int:
+        """Bytes of cached prefixes, which are billed apart."""
+        return self.harness.engine._memory._prefixes.memory_usage()
+
+    def _start(self) -> None:
+        """Let requests start, and note what is billed before anything is computed."""
+        self._original()
+        groups = [rows for decoder in self.runner._decoders.values() for rows in decoder.groups]
+        self._promised = bill(list(self.runner._prefills), groups, WIDTH).total
 
     def _ended(self, call: int) -> bool:
         events = self.harness.of(call)
         assert not any(event.HasField("failure") for event in events), events[-1].failure
         return any(event.generate.HasField("finished") for event in events)
 
-    def _alone(self, length: int, answer: int) -> int:
-        model = next(iter(self.harness.engine._models.entries())).model
-        return prompt_bill([model], length, answer, 1, WIDTH).total
 
-    def _billed(self, width: int) -> int:
-        groups = [rows for decoder in self.runner._decoders.values() for rows in decoder.groups]
-        # What is promised to prompts that have not begun is not taken yet.
-        begun = [sequence for sequence in self.runner._prefills if sequence.kv.cache is not None]
-        return bill(begun, groups, width).total
+def asked(prompt: list[int], answer: int = ANSWER, **fields: Any) -> pb.GenerateRequest:
+    """Return a request for an answer of so many tokens."""
+    stop = pb.Stop(ignore_eos=True)
+    return pb.GenerateRequest(tokens=pb.TokenIds(ids=prompt), max_tokens=answer, stop=stop, **fields)
+
+
+def _written(path: Path, family: str, seed: int) -> str:
+    kind, dtype, changes = FAMILIES[family]
+    return str(write_random(path, {**TINY[kind], "max_position_embeddings": 65_536, **changes}, seed, dtype))
 
 
 def measured(family: str) -> Iterator[Case]:
     """Yield the cases of a family."""
-    ChunkSizer.size = lambda *_, **__: WIDTH  # type: ignore[method-assign]
-    ChunkSizer.most_together = lambda *_: 2048  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), family)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bench = Bench(folder, family)
         for length in LENGTHS:
             for batch in BATCHES:
                 yield bench.run(length, batch)
         case = bench.run(250, 1, answer=280)
         yield Case(250, 1, {"growth": case.phases["decode"]})
+        yield from bench.variants(folder, family)
         bench.harness.close()
 
 
+COLUMNS = ("prefill", "decode", "growth", "samples", "forms", "drafts")
+
+
 def row(family: str, cases: list[Case]) -> str:
-    """Return a family's row of the table."""
+    """Return a family's row of the table: the least multiple of any step, and the largest of any phase."""
     cells = []
-    for name in ("prefill", "decode", "growth"):
-        ratios = [case.phases[name].ratio for case in cases if name in case.phases]
-        cells.append(f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "")
+    for name in COLUMNS:
+        phases = [case.phases[name] for case in cases if name in case.phases]
+        least, most = min((one.least for one in phases), default=0), max((one.ratio for one in phases), default=0)
+        cells.append(f"{least:.2f} to {most:.2f}" if phases else "")
     return f"| {family} | " + " | ".join(cells) + " |"
 
 
@@ -188,10 +291,11 @@ def main() -> None:
         if chosen:
             for case in cases:
                 for name, one in case.phases.items():
-                    print(f"{case.length:>6} x {case.batch} {name:8} {one.ratio:.2f} {one.bill:>12,} {one.peak:>12,}")
+                    ratios = f"{one.least:.2f} {one.ratio:.2f}"
+                    print(f"{case.length:>6} x {case.batch} {name:8} {ratios} {one.bill:>12,} {one.peak:>12,}")
     if not chosen:
         text = PAGE.read_text("utf-8").partition(MARK)[0]
-        head = "| family | prefill | decode and join | growth |\n|---|---|---|---|\n"
+        head = f"| family | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}\n"
         PAGE.write_text(text + MARK + "\n" + head + "\n".join(rows) + "\n", "utf-8")
 
 

@@ -84,8 +84,8 @@ QUESTIONS = {
         kv/spec.py:PrefixSpec
         kv/keys.py:block_keys
         kv/trie.py:PrefixTrie.match
-        kv/nodes.py:Tree.walk
-        kv/nodes.py:Tree.follow
+        kv/tree.py:Tree.walk
+        kv/tree.py:Tree.follow
         kv/nodes.py:Node.child
         kv/lease.py:PrefixLease
         kv/evictor.py:Evictor.make_room
@@ -101,7 +101,7 @@ QUESTIONS = {
         kv/mlx/adapters/kv_cache.py:KVCacheAdapter.pack
         kv/trie.py:PrefixTrie.insert
         kv/trie.py:PrefixTrie._add
-        kv/nodes.py:Tree.grow
+        kv/tree.py:Tree.grow
         kv/extent_ledger.py:ExtentLedger.take
         -- the next prompt
         engine/execution/prefill.py:Prefill.begin

@@ -16,6 +16,7 @@ from benchmarks.workloads.prefix import prefix
 from benchmarks.workloads.readers import readers
 from benchmarks.workloads.second_turn import second_turn
 from benchmarks.workloads.seeded import seeded
+from benchmarks.workloads.session import session
 from benchmarks.workloads.startup import startup
 from benchmarks.workloads.switching import switching
 from benchmarks.workloads.trie import trie
@@ -30,6 +31,7 @@ WORKLOADS: dict[str, Callable[[Bench], Result]] = {
     "kv-bytes": kv_bytes,
     "overhead": overhead,
     "second-turn": second_turn,
+    "session": session,
     "seeded": seeded,
     "index": index,
     "fairness": fairness,

@@ -34,6 +34,7 @@ import mlx.core as mx
 import structlog
 
 from daemon.engine.device import device_name
+from daemon.engine.import_speed import short_imports
 from daemon.engine.loop import Link, Loop
 from daemon.shared import clocks, logs
 from daemon.shared.config_sources import from_json
@@ -67,7 +68,7 @@ def main() -> int:
     hello = partial(ipc.Hello, mlx_version=version("mlx"), mlx_lm_version=version("mlx-lm"), device=device_name())
     failpoint("engine.hello")
     link.start(ipc.Event(hello=hello(warming=True)))
-    with limits_kept():  # only now: importing mlx-lm takes a second, and longer from a cold disk
+    with limits_kept(), short_imports():  # only now: importing mlx-lm takes a second, and longer from a cold disk
         from daemon.engine.composition import build_engine
     from daemon.engine.memory.pressure import system_pressure
 

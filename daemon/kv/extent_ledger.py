@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.nodes import Checkpoint, Extent
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ EXTENT_BLOCKS = 64
 
 
 class Run(NamedTuple):
-    """Consecutive blocks `start` to `stop` (exclusive, positions in the extent) of one extent."""
+    """Consecutive tokens `start` to `stop` (exclusive, positions in the extent) of one extent."""
 
     payload: object
     start: int
@@ -135,7 +136,7 @@ class ExtentLedger:
 
 def runs(nodes: Sequence[Node], group: int) -> list[Run]:
     """
-    Return where the KV of consecutive blocks lies for one layer group: as few runs as possible, in order.
+    Return where the KV of consecutive nodes lies for one layer group: as few runs as possible, in order.
 
     Raises:
         ValueError: If a block has no KV of that group.
@@ -146,10 +147,10 @@ def runs(nodes: Sequence[Node], group: int) -> list[Run]:
         extent = node.extents[group]
         if extent is None:
             raise ValueError(f"block {node.depth} has no KV of layer group {group}")
-        position = node.depth - 1 - extent.start
+        start = (node.depth - 1 - extent.start) * BLOCK_TOKENS
         if extent is last:
-            joined[-1] = joined[-1]._replace(stop=position + 1)
+            joined[-1] = joined[-1]._replace(stop=start + node.tokens)
         else:
-            joined.append(Run(extent.payload, position, position + 1))
+            joined.append(Run(extent.payload, start, start + node.tokens))
         last = extent
     return joined

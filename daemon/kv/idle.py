@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from daemon.kv.nodes import Node, path_to
+from daemon.kv.nodes import Node
 from daemon.kv.spec import Below
+from daemon.kv.tree import path_to
 from daemon.kv.trie import PrefixTrie
 
 MARKS = 16

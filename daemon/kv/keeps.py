@@ -44,7 +44,7 @@ class Keep:
 
     Attributes:
         namespace: Digest of its namespace.
-        end: Its last block.
+        end: Its last block, or its tail.
         expires: When its time is over, in seconds of the clock.
         block_bytes: Bytes of one of its blocks, of the layers with full attention.
         end_bytes: Bytes that a request needs at its end besides: windows and the checkpoint.
@@ -59,12 +59,16 @@ class Keep:
     @property
     def tokens(self) -> int:
         """Tokens of the prefix."""
-        return self.end.depth * BLOCK_TOKENS
+        return self.end.end
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that a request needs to go on at its end, blocks that others share included."""
-        return self.end.depth * self.block_bytes + self.end_bytes
+        return self.end.end * self.block_bytes // BLOCK_TOKENS + self.end_bytes
+
+    def bytes_of(self, node: Node) -> int:
+        """Return the bytes of a block or the tail of it, of the layers with full attention."""
+        return node.tokens * self.block_bytes // BLOCK_TOKENS
 
     def path(self) -> Iterator[Node]:
         """Yield its blocks, the last first."""
@@ -125,7 +129,7 @@ class Keeps:
         if (known := self._keeps.get(end)) is not None:
             known.expires = max(known.expires, expires)
             return True
-        keep = Keep(namespace, end, expires, spec.block_bytes, _end_bytes(spec, len(path)))
+        keep = Keep(namespace, end, expires, spec.block_bytes, _end_bytes(spec, end))
         if keep.nbytes > self.most_bytes or len(path) > self._most_blocks:
             self._note_yield(keep, over_cap=True)
             return False
@@ -182,7 +186,7 @@ class Keeps:
         stored = self._trie.subtree(self._trie.tops(lambda _: True))
         assert all(node.kept == held[node] for node in stored), "marks of kept blocks drifted"
         assert held.keys() <= set(stored), "a block is kept that is not stored"
-        sizes = {node: keep.block_bytes for keep in self for node in keep.path()}
+        sizes = {node: keep.bytes_of(node) for keep in self for node in keep.path()}
         assert self.blocks == len(sizes), "kept blocks drifted"
         assert self.nbytes == sum(sizes.values()) + sum(keep.end_bytes for keep in self), "kept bytes drifted"
         assert self.nbytes <= self.most_bytes, "more bytes are kept than allowed"
@@ -193,7 +197,7 @@ class Keeps:
         for node in keep.path():
             node.kept += 1
             if node.kept == 1:
-                self._count(1, keep.block_bytes)
+                self._count(1, keep.bytes_of(node))
         self._count(0, keep.end_bytes)
         if keep.end.checkpoint is not None:
             keep.end.checkpoint.kept = True
@@ -203,7 +207,7 @@ class Keeps:
         for node in keep.path():
             node.kept -= 1
             if not node.kept:
-                self._count(-1, -keep.block_bytes)
+                self._count(-1, -keep.bytes_of(node))
         self._count(0, -keep.end_bytes)
         if keep.end.checkpoint is not None:
             keep.end.checkpoint.kept = False
@@ -222,7 +226,9 @@ class Keeps:
             log.info("kept_prefix_evicted", **facts)
 
 
-def _end_bytes(spec: PrefixSpec, blocks: int) -> int:
-    """Return the bytes of windows and state that a request needs to go on after so many blocks."""
-    windows = (group.visible(blocks) * group.block_bytes for group in spec.groups if group.window is not None)
-    return spec.state_bytes + sum(windows)
+def _end_bytes(spec: PrefixSpec, end: Node) -> int:
+    """Return the bytes of windows and state that a request needs to go on after a block or a tail."""
+    windows = [group for group in spec.groups if group.window is not None]
+    if end.is_tail:
+        return spec.state_bytes + sum(group.seen(end.end) * group.block_bytes // BLOCK_TOKENS for group in windows)
+    return spec.state_bytes + sum(group.visible(end.depth) * group.block_bytes for group in windows)

@@ -36,11 +36,6 @@ def pack(tokens: Sequence[int]) -> bytes:
     return array("I", tokens).tobytes()
 
 
-def key_starts_with(key: bytes, tokens: Sequence[int]) -> bool:
-    """Tell whether a block begins with `tokens` (at most a block of them)."""
-    return key.startswith(pack(tokens))
-
-
 _SCHEMA = "mlx-sidecar/kv/1"
 """Goes into every digest. Another format of stored KV gets another number, and shares nothing with this one."""
 

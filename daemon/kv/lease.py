@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.nodes import Checkpoint
 
 if TYPE_CHECKING:
@@ -19,24 +18,31 @@ class PrefixLease:
     Attributes:
         namespace: Namespace of the match.
         nodes: The matched path, shallowest first, without the root.
-        branch: Number of prompt tokens stored in the trie; only the first `tokens` of them can be resumed.
+        branch: Number of prompt tokens stored in the trie, in whole blocks; a request may be able to go on before.
+        unused: Tokens at the end of the last node that the prompt does not have.
     """
 
-    __slots__ = ("_give_back", "_released", "branch", "namespace", "nodes")
+    __slots__ = ("_give_back", "_released", "branch", "namespace", "nodes", "unused")
 
     def __init__(
-        self, namespace: str, nodes: list[Node], branch: int, give_back: Callable[[PrefixLease], None]
+        self,
+        namespace: str,
+        nodes: list[Node],
+        branch: int,
+        give_back: Callable[[PrefixLease], None],
+        unused: int = 0,
     ) -> None:
         self.namespace = namespace
         self.nodes = nodes
         self.branch = branch
+        self.unused = unused
         self._give_back = give_back
         self._released = False
 
     @property
     def tokens(self) -> int:
         """Tokens of the match."""
-        return len(self.nodes) * BLOCK_TOKENS
+        return self.nodes[-1].end - self.unused if self.nodes else 0
 
     @property
     def checkpoint(self) -> Checkpoint | None:

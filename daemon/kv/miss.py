@@ -6,7 +6,7 @@ Four lengths of a prompt decide, all in tokens from its start:
     reused  <=  stored (its path in the trie)  <=  known (the closest prompt of the record)      reach
                                                                                  (the last token is always computed)
 
-    reused = reach                            nothing is missing
+    reused >= reach                           nothing is missing
     reused or stored < min_prefix_len         TOO_SHORT
     reused < stored                           RESUME_POINT: windows and states are not stored at every position
     known covers a block beyond stored        EVICTED, or INVALIDATED
@@ -24,9 +24,6 @@ from enum import Enum
 from daemon.kv.keys import BLOCK_TOKENS, KEY_BYTES, TOKEN_BYTES, differing, pack
 from daemon.kv.nodes import Node
 from daemon.kv.seen_prompts import Seen, SeenPrompts, common_tokens
-
-MOST_CHILDREN = 256
-"""Blocks after the end of a path that a prompt is compared with; only of prompts that the record has forgotten."""
 
 
 class MissReason(Enum):
@@ -74,8 +71,8 @@ class Lookup:
         namespace: Digest of the request's namespace.
         tokens: The prompt.
         path: The stored path along it; the root is not in it.
-        children: The blocks that are stored behind this path.
-        resumable: Tokens of it after which a request can go on.
+        children: The blocks and tails that are stored behind this path.
+        resumable: Tokens of the prompt after which a request can go on.
         least: Fewest tokens that are reused.
         lead: Tokens that all prompts begin with, such as the marks before the first message: these say nothing.
     """
@@ -95,7 +92,7 @@ class Lookup:
 
     @property
     def reach(self) -> int:
-        """Most tokens of the prompt that can be reused: whole blocks, without the last token."""
+        """Most tokens of the prompt in whole blocks that can be reused: without the last token."""
         return _floor(len(self.tokens) - 1)
 
 
@@ -111,7 +108,7 @@ def explain(lookup: Lookup, seen: SeenPrompts, now: float) -> Miss | None:
     reach, resumable = lookup.reach, lookup.resumable
     if reach < lookup.least or 0 < lookup.stored < lookup.least or 0 < resumable < lookup.least:
         return Miss(MissReason.TOO_SHORT, min(lookup.stored, reach))
-    if resumable == reach:
+    if resumable >= reach:
         return None
     packed = pack(lookup.tokens)
     known, closest = seen.closest(lookup.namespace, packed)
@@ -125,7 +122,7 @@ def explain(lookup: Lookup, seen: SeenPrompts, now: float) -> Miss | None:
     if token <= lookup.lead and not lookup.stored:
         return Miss(MissReason.NEVER_SEEN)
     ends = seen.ends_with(lookup.namespace, packed[: token * TOKEN_BYTES])
-    forgotten = known < token and not lookup.children  # the record has forgotten the prompt that ends here
+    forgotten = known < token and not _goes_on(lookup, packed)  # the record has forgotten the prompt that ends here
     return None if ends or forgotten else Miss(MissReason.DIVERGED, token, seen=age)
 
 
@@ -153,6 +150,12 @@ def _stored_tokens(lookup: Lookup, packed: bytes) -> int:
     """Return how many tokens a prompt has in common with what is stored, parts of a block included."""
     block = packed[lookup.stored * TOKEN_BYTES :][:KEY_BYTES]
     return lookup.stored + max((common_tokens(block, child.key) for child in lookup.children), default=0)
+
+
+def _goes_on(lookup: Lookup, packed: bytes) -> bool:
+    """Whether something that is stored behind the path does not only end there, as a tail of the prompt does."""
+    block = packed[lookup.stored * TOKEN_BYTES :][:KEY_BYTES]
+    return not all(child.is_tail and block.startswith(child.key) for child in lookup.children)
 
 
 def _floor(tokens: int) -> int:

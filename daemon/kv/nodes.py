@@ -1,23 +1,23 @@
-"""The nodes of the prefix trie, what they hold (counters, extents, checkpoints), and the tree that they make up."""
+"""The nodes of the prefix trie, and what they hold: counters, extents, checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
-from daemon.kv.keys import partition_of
+from daemon.kv.keys import BLOCK_TOKENS, KEY_BYTES, TOKEN_BYTES
 
 
 @dataclass(slots=True, eq=False)
 class Node:
     """
-    One block after its prefix. A root stands for the empty prefix of a namespace and holds no KV.
+    One block after its prefix, or a tail: the 1 to 15 tokens behind the last block of a prompt or an answer.
 
-    Most nodes have one child. It is kept without a dictionary, because an index of a million blocks must stay small.
+    A tail is a leaf. A root stands for the empty prefix of a namespace and holds no KV. Most nodes have one child. They
+    have no dictionary, because an index of a million blocks must stay small.
 
     Attributes:
-        key: The block's token ids, see `block_keys`; the namespace for a root.
+        key: The token ids, see `block_keys`; fewer than a block's for a tail; the namespace for a root.
         parent: The node of the prefix before it; None for a root and for a node that has left the trie.
         depth: Blocks from the root.
         counters: Counters of its namespace, the same object in all its nodes.
@@ -29,6 +29,7 @@ class Node:
         tick: Time of its last use, as a counter; larger is later.
         queued: Whether it is in the eviction queue.
         detached: Whether it was forgotten; a lease may still hold its KV.
+        tails: How many of its children are tails.
     """
 
     key: bytes
@@ -43,6 +44,7 @@ class Node:
     tick: int = 0
     queued: bool = False
     detached: bool = False
+    tails: int = 0
     _children: Node | dict[bytes, Node] | None = None
 
     @property
@@ -54,6 +56,21 @@ class Node:
     def partition(self) -> str:
         """Partition of the budget that its namespace counts against."""
         return self.counters.partition
+
+    @property
+    def is_tail(self) -> bool:
+        """Whether it has fewer tokens than a block."""
+        return self.depth > 0 and len(self.key) < KEY_BYTES
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the block or the tail."""
+        return len(self.key) // TOKEN_BYTES
+
+    @property
+    def end(self) -> int:
+        """Tokens of its path."""
+        return (self.depth - 1) * BLOCK_TOKENS + self.tokens
 
     def child(self, key: bytes) -> Node | None:
         """Return the child with a key, if there is one."""
@@ -75,6 +92,7 @@ class Node:
 
     def adopt(self, child: Node) -> None:
         """Add a child; no other child has its key."""
+        self.tails += child.is_tail
         if self._children is None:
             self._children = child
         elif isinstance(self._children, Node):
@@ -84,6 +102,7 @@ class Node:
 
     def disown(self, child: Node) -> None:
         """Remove a child."""
+        self.tails -= child.is_tail
         if isinstance(self._children, dict) and len(self._children) > 1:
             del self._children[child.key]
         else:
@@ -91,6 +110,7 @@ class Node:
 
     def disown_all(self) -> None:
         """Remove all children."""
+        self.tails = 0
         self._children = None
 
 
@@ -201,142 +221,3 @@ class Checkpoint:
     def evictable(self) -> bool:
         """Whether it is stored and neither a lease nor a keep holds it."""
         return self.node is not None and not (self.node.locks or self.kept or self.node.detached)
-
-
-class Tree:
-    """
-    One root for each namespace that has a block. An edge is a block's token ids, so a path is a prefix.
-
-    It is the base class of `PrefixTrie` and not a part of it, because callers ask a trie for its paths (`tops`,
-    `branches`, `tallies`) as often as for its KV: as a part, each of them would be written twice. `grow` and `unlink`
-    move pointers only; `PrefixTrie` calls them and keeps the counts.
-    """
-
-    def __init__(self) -> None:
-        self._roots: dict[str, Node] = {}
-
-    @property
-    def namespaces(self) -> list[str]:
-        """Namespaces that have a block."""
-        return list(self._roots)
-
-    def tallies(self) -> dict[str, tuple[NamespaceCounters, int]]:
-        """Return, for each namespace that has a block, its counters and its number of different first blocks."""
-        return {namespace: (root.counters, root.degree) for namespace, root in self._roots.items()}
-
-    def tally(self, namespace: str) -> tuple[NamespaceCounters, int] | None:
-        """Return counters and number of first blocks of one namespace; None if it has no block."""
-        root = self._roots.get(namespace)
-        return None if root is None else (root.counters, root.degree)
-
-    def root(self, namespace: str) -> Node:
-        """Return the root of a namespace; it joins the tree with its first block."""
-        return self._roots.get(namespace) or Node(
-            namespace.encode(), None, 0, NamespaceCounters(partition_of(namespace))
-        )
-
-    def walk(self, namespace: str, keys: Sequence[bytes]) -> list[Node]:
-        """Return the longest stored path along `keys`, which may be empty."""
-        path: list[Node] = []
-        self.follow(namespace, path, keys)
-        return path
-
-    def follow(self, namespace: str, path: list[Node], keys: Sequence[bytes]) -> None:
-        """Lengthen a stored path along `keys`, the keys of the blocks that follow it, as far as they are stored."""
-        node = path[-1] if path else self._roots.get(namespace)
-        if node is not None:
-            for key in keys:
-                node = node.child(key)
-                if node is None:
-                    break
-                path.append(node)
-
-    def after(self, namespace: str, path: Sequence[Node], most: int) -> tuple[Node, ...]:
-        """Return the blocks right behind a stored path of a namespace, at most `most` of them."""
-        end = path[-1] if path else self._roots.get(namespace)
-        return () if end is None else tuple(islice(end.children(), most))
-
-    def grow(self, parent: Node, key: bytes) -> Node:
-        """Add a block below a node that has no child with this key."""
-        if parent.depth == 0:
-            self._roots[parent.key.decode()] = parent
-        child = Node(key, parent, parent.depth + 1, parent.counters)
-        parent.adopt(child)
-        return child
-
-    def unlink(self, node: Node) -> None:
-        """Take a node, and with it all below it, out of the tree."""
-        parent, node.parent = node.parent, None
-        assert parent is not None, "a block left the trie twice"
-        parent.disown(node)
-        if parent.depth == 0 and not parent.degree:
-            del self._roots[parent.key.decode()]
-
-    def tops(self, accept: Callable[[str], bool]) -> list[Node]:
-        """Return the topmost blocks of the namespaces that are accepted."""
-        roots = [root for namespace, root in self._roots.items() if accept(namespace)]
-        return [child for root in roots for child in root.children()]
-
-    def branches(self, namespace: str, keys: Sequence[bytes], accept: Callable[[bytes], bool]) -> list[Node]:
-        """
-        Return the topmost blocks that lead only to prompts which begin with `keys` and then an accepted block.
-
-        A stored path that ends somewhere along `keys` counts too: the rest of its prompt is not stored, and may have
-        been these blocks.
-        """
-        path = self.walk(namespace, keys)
-        tops: list[Node] = []
-        if len(path) == len(keys):
-            last = path[-1] if path else self._roots.get(namespace)
-            tops = [child for child in last.children() if accept(child.key)] if last is not None else []
-        if not tops and path and not path[-1].degree:
-            tops = path[-1:]
-        return _with_lone_ancestors(tops)
-
-    def subtree(self, tops: Sequence[Node]) -> list[Node]:
-        """Return nodes and everything below them."""
-        nodes = list(tops)
-        # The list grows while it is walked: breadth first, without recursion, however long the prompts are.
-        for node in nodes:
-            nodes.extend(node.children())
-        return nodes
-
-    def check_shape(self, nodes: Sequence[Node]) -> None:
-        """
-        Check that `nodes`, all nodes of the tree, and its roots agree.
-
-        Raises:
-            AssertionError: If parents and children disagree, or an empty root was kept.
-        """
-        for node in nodes:
-            assert node.parent is not None, "a stored block has no parent"
-            assert node.parent.child(node.key) is node, "parent and child disagree"
-            assert node.depth == node.parent.depth + 1, "depth is wrong"
-        for root in self._roots.values():
-            assert root.parent is None, "a root has a parent"
-            assert root.degree, "an empty root was kept"
-            below = self.subtree(list(root.children()))
-            assert all(node.counters is root.counters for node in below), "a block is counted elsewhere"
-            assert root.counters.blocks == len(below), "blocks of a namespace are miscounted"
-
-
-def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:
-    """Move siblings up together to their highest ancestor that leads to nothing else."""
-    chosen = list(tops)
-    while chosen and (up := chosen[0].parent) is not None and up.depth > 0 and up.degree == len(chosen):
-        chosen = [up]
-    return chosen
-
-
-def path_to(node: Node) -> tuple[str, list[Node]]:
-    """Return the namespace of a stored block, and the path from the first block to it."""
-    path = [node]
-    while (parent := path[-1].parent) is not None:
-        path.append(parent)
-    root = path.pop()
-    return root.key.decode(), path[::-1]
-
-
-def packed_path(node: Node) -> bytes:
-    """Return the token ids of a stored path, see `seen_prompts.pack`."""
-    return b"".join(each.key for each in path_to(node)[1])

@@ -1,13 +1,13 @@
 """
 The interface of the prefix cache: it finds the longest stored prefix of a prompt, stores new KV, and keeps its limits.
 
-A prompt is cut into blocks of 16 tokens. The blocks of all prompts of a namespace form a trie, and each block points to
-the KV of its tokens. What the cache promises:
+A prompt is cut into blocks of 16 tokens, and its end may be a tail of 1 to 15. The blocks and tails of all prompts of a
+namespace form a trie, and each points to the KV of its tokens. What the cache promises:
 
 Match (`lookup`)
-    The match is the longest stored prefix, in whole blocks, after which the model can go on. Tokens are compared, never
-    hashes. At least one token of the prompt stays to be computed, since only a computed token has logits. A match
-    below `min_prefix_len` counts as none.
+    The match is the longest stored prefix after which the model can go on (`daemon/kv/place.py`). Tokens are compared,
+    never hashes. At least one token of the prompt stays to be computed, since only a computed token has logits. A
+    match below `min_prefix_len` counts as none.
 
 Lease (`PrefixLease`)
     Until it is released, nothing that it holds is evicted, and its KV stays readable even if the prefix is forgotten
@@ -21,8 +21,8 @@ Store (`store`)
     Blocks are stored front to back, so no stored prefix has a hole. Only missing blocks are copied. If the budget is
     used up, the first blocks are kept. An error of the source leaves the cache as it was before the failed copy.
 
-Resume points (`Resume`, `PrefixSpec.restorable`)
-    With full attention a request can go on after any block. A window needs the last blocks before the position, and a
+Resume points (`Resume`, `daemon/kv/resumable.py`)
+    With full attention a request can go on after any token. A window needs the last tokens before the position, and a
     recurrent layer needs a checkpoint of exactly that position: both are stored at chosen positions only.
 
 Eviction (`Evictor`)
@@ -50,15 +50,17 @@ from dataclasses import dataclass, replace
 
 from daemon.kv.dropped import Dropped, count_dropped
 from daemon.kv.evictor import Copy, Evictor, PrefixLimits
-from daemon.kv.extent_ledger import Run, runs
+from daemon.kv.extent_ledger import Run
 from daemon.kv.keeps import KEEP_SHARE, Keeps
-from daemon.kv.keys import BLOCK_TOKENS, block_keys, key_starts_with, pack, partition_of
+from daemon.kv.keys import BLOCK_TOKENS, block_keys, pack, partition_of
 from daemon.kv.lease import PrefixLease
-from daemon.kv.miss import MOST_CHILDREN, Lookup, Miss, MissReason, explain
-from daemon.kv.nodes import Node, packed_path
-from daemon.kv.resumable import make_resumable
+from daemon.kv.miss import Lookup, Miss, MissReason, explain
+from daemon.kv.nodes import Node
+from daemon.kv.place import MOST_CHILDREN, furthest
+from daemon.kv.resumable import drop_covered, group_runs, make_resumable
 from daemon.kv.seen_prompts import SeenPrompts
 from daemon.kv.spec import Below, KVSource, PrefixSpec, Resume, packed
+from daemon.kv.tree import packed_path
 from daemon.kv.trie import PrefixTrie
 from daemon.shared.failpoints import failpoint
 
@@ -71,6 +73,7 @@ class PrefixCounters:
     hits: int = 0
     tokens_looked_up: int = 0
     tokens_reused: int = 0
+    tail_tokens_reused: int = 0
     tokens_shared: int = 0
     inserts: int = 0
     evictions: int = 0
@@ -84,8 +87,6 @@ class PrefixCounters:
 class PrefixCache:
     """
     One trie with limits and counters; see the top of this module for its contract.
-
-    It is not thread-safe: the engine's MLX thread owns it.
 
     Args:
         limits: What it may hold.
@@ -146,7 +147,8 @@ class PrefixCache:
             tokens: The prompt.
             spec: What a prefix of the model consists of.
         """
-        lease = self.trie.match(namespace, block_keys(tokens[:-1]), spec.restorable)
+        packed = pack(tokens[:-1])
+        lease = self.trie.match(namespace, block_keys(tokens[:-1]), lambda path: furthest(path, packed, spec))
         if 0 < lease.tokens < self.min_prefix_len:
             lease.release()
             lease = self.trie.match(namespace, ())
@@ -163,11 +165,12 @@ class PrefixCache:
             spec: What a prefix of the model consists of.
             lead: Tokens that all prompts begin with; to have them in common says nothing.
         """
-        if len(tokens) - BLOCK_TOKENS <= lease.tokens > 0:
+        last = len(tokens) - 1
+        if last - (last % BLOCK_TOKENS if spec.resumes_anywhere else BLOCK_TOKENS - 1) <= lease.tokens > 0:
             return None
         path = self.trie.walk(lease.namespace, block_keys(tokens[:-1]))
         children = self.trie.after(lease.namespace, path, MOST_CHILDREN)
-        resumable = spec.restorable(path) * BLOCK_TOKENS
+        resumable = furthest(path, pack(tokens[:-1]), spec).tokens
         lookup = Lookup(lease.namespace, tokens, path, children, resumable, self.min_prefix_len, lead)
         miss = explain(lookup, self._seen, self._clock())
         if miss is not None:
@@ -188,16 +191,17 @@ class PrefixCache:
             Whether it is kept: not if nothing of it is stored, or for want of room among kept prefixes.
         """
         path = self.trie.walk(namespace, block_keys(tokens[:-1]))
-        path = path[: spec.restorable(path)]
-        if len(path) * BLOCK_TOKENS < self.min_prefix_len:
+        place = furthest(path, pack(tokens[:-1]), spec, inside=False)
+        if place.tokens < self.min_prefix_len:
             return False
         if self.below is not None:
-            self.below.used(namespace, path, kept=True)
-        return self.keeps.keep(namespace, path, spec, seconds)
+            self.below.used(namespace, place.nodes, kept=True)
+        return self.keeps.keep(namespace, place.nodes, spec, seconds)
 
     def restored(self, lease: PrefixLease, from_below: int = 0, shared: int = 0) -> None:
         """Count a match as reused, and those of its tokens that came from below, and those that were not copied."""
-        self._count(hits=1, tokens_reused=lease.tokens, tokens_shared=shared)
+        tail = lease.tokens % BLOCK_TOKENS
+        self._count(hits=1, tokens_reused=lease.tokens, tail_tokens_reused=tail, tokens_shared=shared)
         if lease.nodes:
             lease.nodes[0].counters.hits += 1
             lease.nodes[0].counters.tokens_reused += lease.tokens
@@ -207,24 +211,25 @@ class PrefixCache:
 
     def runs(self, lease: PrefixLease, spec: PrefixSpec) -> list[list[Run]]:
         """Return, for each layer group, where the KV of a match is, in order. A window needs only what it can see."""
-        blocks = len(lease.nodes)
-        return [runs(lease.nodes[blocks - group.visible(blocks) :], index) for index, group in enumerate(spec.groups)]
+        return [group_runs(lease, index, group) for index, group in enumerate(spec.groups)]
 
     def store(
         self, namespace: str, tokens: Sequence[int], spec: PrefixSpec, source: KVSource, *, resume: Resume
     ) -> int:
         """
-        Store every full block of `tokens` that is not stored yet; nothing if they make less than `min_prefix_len`.
+        Store every full block of `tokens` that is not stored yet, and their tail where requests shall go on.
+
+        Nothing is stored if the blocks make less than `min_prefix_len`.
 
         Args:
             namespace: Digest of the request's namespace.
             tokens: Exactly the tokens that the source holds KV of.
             spec: What a prefix consists of.
             source: Copies the KV that is missing. Its errors pass through, and the copy that failed is not stored.
-            resume: Whether later requests shall be able to go on after these tokens, if they end with a block.
+            resume: Whether later requests shall be able to go on after these tokens.
 
         Returns:
-            How many blocks were stored: the first ones, as far as the limits and the leases of others allow.
+            How many blocks and tails were stored: the first, as far as the limits and the leases of others allow.
 
         Raises:
             ValueError: If the source returned other blocks than it was asked for.
@@ -234,7 +239,7 @@ class PrefixCache:
             return 0
         # Blocks that were ever in the trie: the store itself may evict some, its own among them.
         total_before = self.trie.blocks + self._evictor.evictions
-        partition = partition_of(namespace)
+        partition, covered = partition_of(namespace), 0
         try:
             with self.trie.match(namespace, keys) as lease:
                 known = len(lease.nodes)
@@ -244,12 +249,14 @@ class PrefixCache:
                 finally:
                     self._note(lease, tokens, known)
                 if resume is not Resume.NO and len(lease.nodes) == len(keys):
-                    make_resumable(self._evictor, lease, spec, source, passing=resume is Resume.PASSING)
+                    make_resumable(self._evictor, lease, tokens, spec, source, passing=resume is Resume.PASSING)
+                if spec.resumes_anywhere and 0 < known < len(lease.nodes):
+                    covered = drop_covered(self.trie, *lease.nodes[known - 1 : known + 1])
         finally:
             self._evictor.enforce()
             if self.below is not None:
                 self._evictor.thinning.offer(self.limits.nbytes, self.below)
-            stored = self.trie.blocks + self._evictor.evictions - total_before
+            stored = self.trie.blocks + covered + self._evictor.evictions - total_before
             self._count(inserts=stored)
         return stored
 
@@ -285,13 +292,9 @@ class PrefixCache:
 
         Blocks of `prefix` that other prompts share stay.
         """
-        keys = block_keys(prefix)
-        rest = list(prefix[len(keys) * BLOCK_TOKENS :])
-        if keys and not rest:
-            last = keys.pop()
-            tops = self.trie.branches(namespace, keys, lambda key: key == last)
-        else:
-            tops = self.trie.branches(namespace, keys, lambda key: key_starts_with(key, rest))
+        keys, part = block_keys(prefix), pack(prefix[len(prefix) // BLOCK_TOKENS * BLOCK_TOKENS :])
+        part = keys.pop() if keys and not part else part
+        tops = self.trie.branches(namespace, keys, part)
         if not dry_run:
             if self.below is not None:
                 self.below.forget_prefix(namespace, block_keys(prefix))
@@ -343,6 +346,5 @@ class PrefixCache:
         return dropped
 
     def _count(self, **deltas: int) -> None:
-        self._counters = replace(
-            self._counters, **{name: getattr(self._counters, name) + delta for name, delta in deltas.items()}
-        )
+        totals = {name: getattr(self._counters, name) + delta for name, delta in deltas.items()}
+        self._counters = replace(self._counters, **totals)

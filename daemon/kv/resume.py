@@ -16,9 +16,10 @@ def resume_points(prompt: Sequence[int], cached: int, forks: Collection[int], en
 
     Each point costs a window or a checkpoint, so there are few:
 
-    * the end of the prompt: the next turn of the conversation starts there;
     * the end of its first message, which other conversations share;
     * the end of its last message, because templates rewrite what they put behind it;
+    * if that is further than a block from the end of the prompt: the end, less the last token, and the end of its last
+      block, because text that goes on may be cut into other tokens at its end;
     * the forks: where it diverges from stored prompts, or waiting prompts diverge from it;
     * in a long prompt, O(log n) multiples of `INTERVAL`, at distances from its end that double.
 
@@ -29,15 +30,15 @@ def resume_points(prompt: Sequence[int], cached: int, forks: Collection[int], en
         ends: Token ids that end a message.
 
     Returns:
-        Positions in tokens, multiples of the block size, ascending, above `cached`, below the length of the prompt.
+        Positions in tokens, ascending, above `cached`, below the length of the prompt, not within its first block.
     """
     after_messages = [index + 1 for index, token in enumerate(prompt) if token in ends]
     last = len(prompt) - 1
-    points = {last, *forks, *after_messages[:1], *after_messages[-1:]}
+    points = {*forks, *after_messages[:1], *after_messages[-1:]}
+    if not any(last - BLOCK_TOKENS < point <= last for point in after_messages[-1:]):
+        points |= {last, last - last % BLOCK_TOKENS}
     back = INTERVAL
     while back < last:
         points.add((last - back) // INTERVAL * INTERVAL)
         back *= 2
-    # Only the end of a block can be stored.
-    floored = {point - point % BLOCK_TOKENS for point in points}
-    return sorted(point for point in floored if cached < point <= last)
+    return sorted(point for point in points if max(cached, BLOCK_TOKENS - 1) < point <= last)

@@ -28,6 +28,10 @@ class LayerGroup:
         """Return how many blocks before a position the layers need there."""
         return blocks if self.window is None else min(blocks, -(-self.window // BLOCK_TOKENS))
 
+    def seen(self, tokens: int) -> int:
+        """Return how many tokens before a position the layers need there."""
+        return tokens if self.window is None else min(tokens, self.window)
+
 
 @dataclass(frozen=True, slots=True)
 class PrefixSpec:
@@ -69,8 +73,18 @@ class PrefixSpec:
 
     @property
     def resumes_anywhere(self) -> bool:
-        """Whether a request can go on after every stored block."""
+        """Whether a request can go on after every stored token."""
         return not (self.windowed or self.state_bytes)
+
+    def resumes_at(self, tail: Node) -> bool:
+        """Whether a request can go on after a tail, which has windows and states of its own."""
+        return None not in tail.extents and not (self.state_bytes and tail.checkpoint is None)
+
+    def tail_bytes(self, tokens: int, end: int) -> int:
+        """Return the bytes of a tail of so many tokens that ends after `end` tokens: its KV, windows and state."""
+        seen = (tokens if group.window is None else group.seen(end) for group in self.groups)
+        kv = sum(group.block_bytes * each for group, each in zip(self.groups, seen, strict=True))
+        return kv // BLOCK_TOKENS + self.state_bytes
 
     def restorable(self, path: Sequence[Node]) -> int:
         """Return the largest number of blocks of a stored path, from its root, after which a request can go on."""
@@ -113,6 +127,14 @@ class KVSource(Protocol):
             NotHeldError: If it does not hold them, or no longer.
         """
 
+    def tail(self, group: int, first: int, last: int) -> Extent:
+        """
+        Copy tokens `first` to `last` of one layer group, which end inside a block, into an extent of that block.
+
+        Raises:
+            NotHeldError: If it does not hold them, or no longer.
+        """
+
     def checkpoint(self, tokens: int) -> Checkpoint | None:
         """Return the state of the recurrent layers after exactly `tokens` tokens; None if it is not held."""
 
@@ -140,13 +162,15 @@ class Resume(Enum):
     """
     Whether a store makes the end of its tokens a resume point, after which requests can go on.
 
-    With full attention in every layer, the end of every block is a resume point anyway.
+    With full attention in every layer, every token is one anyway.
     """
 
     NO = auto()
+    """Only whole blocks are stored."""
     PASSING = auto()
     """A resume point until a later store of the same prompt; it saves KV that a window is about to forget."""
     YES = auto()
+    """The rest that fills no block is stored as a tail."""
 
 
 def packed(source: KVSource, group: int, start: int, stop: int) -> Extent:

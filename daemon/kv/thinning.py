@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from heapq import nsmallest
 from operator import attrgetter
 
-from daemon.kv.nodes import Checkpoint, path_to
+from daemon.kv.nodes import Checkpoint
 from daemon.kv.spec import Below
+from daemon.kv.tree import path_to
 from daemon.kv.trie import PrefixTrie
 
 SHARE = 0.5

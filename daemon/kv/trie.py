@@ -1,8 +1,8 @@
 """
 The index of the prefix cache, an uncompressed trie of 16-token blocks.
 
-Pure policy over opaque payloads: no mlx, no clock, one thread. An edge is a block's token ids, so a path is a prefix
-and a match compares tokens, never hashes. Nodes are neither split nor merged.
+Pure policy over opaque payloads: no mlx, no clock, one thread. An edge is the token ids of a block or a tail, so a path
+is a prefix and a match compares tokens, never hashes. Nodes are neither split nor merged.
 
 A block moves through these states:
 
@@ -22,10 +22,12 @@ from daemon.kv.eviction_queue import EvictionQueue
 from daemon.kv.extent_ledger import ExtentLedger
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.lease import PrefixLease
-from daemon.kv.nodes import Checkpoint, Extent, NamespaceCounters, Node, Tree
+from daemon.kv.nodes import Checkpoint, Extent, Node
+from daemon.kv.place import Place
+from daemon.kv.tree import Tree
 
-Restorable = Callable[[Sequence[Node]], int]
-"""Returns the number of blocks of a stored path after which a request can go on."""
+Choose = Callable[[list[Node]], Place]
+"""Returns the place, on a stored path of blocks or right behind it, at which a request can go on."""
 
 
 class PrefixTrie(Tree):
@@ -36,14 +38,15 @@ class PrefixTrie(Tree):
 
     Attributes:
         ledger: Bytes and buffers of the stored KV.
-        blocks: Blocks that a lookup can find.
+        blocks: Blocks and tails that a lookup can find.
+        tails: How many of them are tails.
         partition_blocks: Blocks of each partition that has any.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.ledger = ExtentLedger()
-        self.blocks = 0
+        self.blocks = self.tails = 0
         self.partition_blocks: Counter[str] = Counter()
         self._leases: set[PrefixLease] = set()
         self._orphans: set[Node] = set()
@@ -56,24 +59,24 @@ class PrefixTrie(Tree):
         """Leases that are not released."""
         return len(self._leases)
 
-    def match(self, namespace: str, keys: Sequence[bytes], restorable: Restorable = len) -> PrefixLease:
+    def match(self, namespace: str, keys: Sequence[bytes], choose: Choose = Place) -> PrefixLease:
         """
-        Lease the longest stored prefix of `keys` that is restorable, which may be empty.
+        Lease the place that is chosen on the longest stored path along `keys`, or right behind it; by default its end.
 
         The whole stored path along `keys` is marked as used now, and so is the checkpoint at the end of the match.
         """
         path = self.walk(namespace, keys)
         tick = next(self._ticks)
-        nodes = path[: restorable(path)]
+        nodes, unused = choose(path)
         for node in nodes:
             node.tick = tick
             node.locks += 1
-        for node in path[len(nodes) :]:
+        for node in path[max(0, len(nodes) - 1) :]:  # a tail may stand at the place of its first block
             node.tick = tick
         checkpoint = nodes[-1].checkpoint if nodes else None
         if checkpoint is not None:
             checkpoint.tick = tick
-        lease = PrefixLease(namespace, nodes, len(path) * BLOCK_TOKENS, self._release)
+        lease = PrefixLease(namespace, list(nodes), len(path) * BLOCK_TOKENS, self._release, unused)
         self._leases.add(lease)
         return lease
 
@@ -207,7 +210,7 @@ class PrefixTrie(Tree):
         for node in nodes:
             node.detached, node.parent = True, None
             node.disown_all()
-            self._count(-1, node.counters)
+            self._count(-1, node)
             if node.locks:
                 self._orphans.add(node)
             else:
@@ -233,6 +236,7 @@ class PrefixTrie(Tree):
             assert node.queued or not node.evictable, "an evictable leaf is not queued"
             checkpoint = node.checkpoint
             assert checkpoint is None or checkpoint.queued or not checkpoint.evictable, "a checkpoint is not queued"
+        assert self.tails == sum(node.is_tail for node in nodes), "tails drifted"
         assert len(nodes) == self.blocks, f"{self.blocks} blocks counted, {len(nodes)} stored"
         assert self.blocks == self.partition_blocks.total(), "shares drifted"
         for partition, blocks in Counter(node.partition for node in nodes).items():
@@ -252,7 +256,7 @@ class PrefixTrie(Tree):
         for extent in extents:
             if extent is not None:
                 self.ledger.take(extent, child)
-        self._count(1, child.counters)
+        self._count(1, child)
         return child
 
     def _replace(self, nodes: Sequence[Node], group: int, extent: Extent | None) -> None:
@@ -276,10 +280,12 @@ class PrefixTrie(Tree):
         self.unlink(leaf)
         self._free(leaf)
         self._leaves.offer(parent)
-        self._count(-1, leaf.counters)
+        self._count(-1, leaf)
 
-    def _count(self, blocks: int, counters: NamespaceCounters) -> None:
+    def _count(self, blocks: int, node: Node) -> None:
+        counters = node.counters
         self.blocks += blocks
+        self.tails += blocks * node.is_tail
         counters.blocks += blocks
         self.partition_blocks[counters.partition] += blocks
         if not self.partition_blocks[counters.partition]:

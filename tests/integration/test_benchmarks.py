@@ -21,6 +21,7 @@ from benchmarks.systems import Request, StartsSystem, System
 from benchmarks.words import prompt
 from benchmarks.workloads import WORKLOADS
 from benchmarks.workloads.kv_bytes import KEPT
+from benchmarks.workloads.second_turn import AGAIN
 from benchmarks.workloads.trie import MEMORY
 from mlx_sidecar import Client
 from tests.conftest import short_folder
@@ -29,8 +30,8 @@ STARTS_ITS_OWN = ("startup",)
 """Workloads about servers that start; they take longest, and the whole run below has them."""
 
 
-TOO_SMALL = (KEPT, MEMORY)
-"""What tiny models do not show: a peer that rounds to 10 MB, and the growth of this process by a few pages."""
+MAY_BE_NONE = (KEPT, MEMORY, AGAIN)
+"""Figures without a bound below: a peer rounds to 10 MB, this process may not grow, and nothing is computed twice."""
 
 
 @dataclass
@@ -70,7 +71,7 @@ def test_benchmark_workload_measures_every_system(bench: OneStart, results: dict
     systems = {row.system for row in result.rows}
     assert OURS in systems
     assert len(systems) > 1
-    assert all(value > 0 for row in result.rows for value in row.values if row.metric not in TOO_SMALL)
+    assert all(value > 0 for row in result.rows for value in row.values if row.metric not in MAY_BE_NONE)
     assert Result.parse(json.loads(json.dumps(result.raw))) == result
 
 
@@ -107,7 +108,7 @@ def test_gpu_benchmark_shows_that_warm_is_cold(folder: Path) -> None:
     options = ["--shape", "trivial", "--dtype", "float32", "--prompt-tokens", "100", "--out", str(out)]
     subprocess.run([sys.executable, "-m", "benchmarks.gpu", *options], check=True, capture_output=True)
     figures = json.loads(out.read_text())["float32"]
-    assert figures["exactness"]["cached"] == 96
+    assert figures["exactness"]["cached"] == 99
     assert figures["exactness"]["same_warm"]
     assert [*figures["tokens_per_second"]] == ["1", "4", "8", "16"]
     assert all(figures["tokens_per_second"].values())

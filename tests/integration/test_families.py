@@ -28,7 +28,7 @@ def test_model_families_match_mlx_lm_cold_and_warm(client: Client, folder: Path,
     info = client.load(str(path))
     expected = reference(path, PROMPT, 24)
     assert info.prefix_reuse == ("blocks" if family == "qwen3" else "checkpoints")
-    for cached in (0, 288):
+    for cached in (0, len(PROMPT) - 1):
         answer = client.complete(str(path), PROMPT, max_tokens=24, ignore_eos=True)
         assert answer.token_ids == expected
         assert answer.usage.cached_tokens == cached
@@ -36,15 +36,15 @@ def test_model_families_match_mlx_lm_cold_and_warm(client: Client, folder: Path,
 
 @pytest.mark.parametrize("family", ["gemma3_text", "mamba"])
 def test_second_turn_prefills_only_new_tokens(client: Client, folder: Path, family: str) -> None:
-    """Far beyond a window of 32, and with an answer longer than it: at most a block is computed again."""
+    """Far beyond a window of 32, and with an answer longer than it."""
     path = str(random_model(folder, family))
     turn = PROMPT
     for _ in range(3):
         answer = client.complete(path, turn, max_tokens=75, ignore_eos=True)
-        told = len(turn) + 75
+        told = len(turn) + 74  # the last token was not fed to the model
         turn = [*turn, *answer.token_ids, *PROMPT[:40]]
         warm = client.complete(path, turn, max_tokens=20, ignore_eos=True, cache_mode="read_only")
-        assert warm.usage.cached_tokens >= told - 16
+        assert warm.usage.cached_tokens == told
         cold = client.complete(path, turn, max_tokens=20, ignore_eos=True, cache_mode="bypass")
         assert warm.token_ids == cold.token_ids
 

@@ -95,12 +95,12 @@ def test_weights_and_prefixes_are_dropped_separately(client: Client, folder: Pat
     """What is dropped is exactly what was asked for, and a dry run only counts it."""
     path = str(copy_of_embedded(folder))
     client.complete(path, PROMPT, max_tokens=1)
-    blocks = client.complete(path, PROMPT, max_tokens=1).usage.cached_tokens // 16
+    cached = client.complete(path, PROMPT, max_tokens=1).usage.cached_tokens
     dry = client.invalidate_model(path, dry_run=True)
     assert dry.models == (path,)
-    assert dry.blocks >= blocks
+    assert dry.blocks >= cached // 16 > 0
     assert client.invalidate_model(path, weights=True, prefixes=False).blocks == 0
-    assert client.complete(path, PROMPT, max_tokens=1).usage.cached_tokens == 16 * blocks
+    assert client.complete(path, PROMPT, max_tokens=1).usage.cached_tokens == cached
     dropped = client.invalidate_model(path, weights=False, prefixes=True)
     assert (dropped.models, dropped.blocks) == ((), dry.blocks)
     assert client.complete(path, PROMPT, max_tokens=1).usage.cached_tokens == 0

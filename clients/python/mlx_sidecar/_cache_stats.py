@@ -137,7 +137,7 @@ class PrefixCacheStats:
     The prefix cache.
 
     Attributes:
-        blocks: Blocks stored.
+        blocks: Blocks stored, tails included.
         max_blocks: Most blocks stored at once.
         block_tokens: Tokens of a block.
         bytes: Bytes of KV stored.
@@ -174,6 +174,8 @@ class PrefixCacheStats:
         shared_bytes: Bytes of KV of these prefixes, beside `bytes`.
         tokens_shared: Tokens of `tokens_reused` that were read where another request had them, and not copied.
         shared_copied_tokens: Tokens that were copied to become part of such a prefix.
+        tails: Ends of prompts and answers with fewer tokens than a block; they count as blocks.
+        tail_tokens_reused: Tokens with reused KV beyond the last whole block of a prompt.
     """
 
     blocks: int
@@ -213,3 +215,5 @@ class PrefixCacheStats:
     shared_bytes: int = 0
     tokens_shared: int = 0
     shared_copied_tokens: int = 0
+    tails: int = 0
+    tail_tokens_reused: int = 0

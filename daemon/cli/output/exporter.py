@@ -18,7 +18,7 @@ _GAUGES = {
     "prefix_cache": (
         *("blocks", "max_blocks", "bytes", "budget_bytes", "buffers", "leases", "total_namespaces"),
         *("total_kept", "kept_bytes", "kept_budget_bytes", "evictable_bytes", "most_bytes"),
-        *("disk_bytes", "disk_blocks", "disk_budget_bytes"),
+        *("disk_bytes", "disk_blocks", "disk_budget_bytes", "tails"),
         *("shared_prefixes", "shared_readers", "shared_bytes"),
     ),
     "engine": (
@@ -34,7 +34,7 @@ _COUNTERS = {
     "model_cache": ("total_hits", "total_misses", "evictions"),
     "prefix_cache": (
         *("lookups", "hits", "tokens_looked_up", "tokens_reused", "inserts", "evictions"),
-        "kept_yielded",
+        *("kept_yielded", "tail_tokens_reused"),
         *("disk_hits", "disk_tokens_reused", "disk_written_bytes", "disk_faults"),
         *("tokens_shared", "shared_copied_tokens"),
     ),

@@ -16,12 +16,13 @@ from daemon.engine.calls.draft import DEFAULT_TOKENS, Guesser, draft_model
 from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
-from daemon.engine.calls.options import requests_of
-from daemon.engine.execution.bill import prompt_bill
+from daemon.engine.calls.options import requests_of, sampling_of
+from daemon.engine.execution.bill import Row, prompt_bill
 from daemon.engine.execution.request import Request
+from daemon.engine.execution.sampling import row_vectors
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
-from daemon.engine.memory.memory_budget import scoring_need
+from daemon.engine.memory.memory_budget import DECODE_ROOM, scoring_need
 from daemon.engine.prompt.preparation import PreparedRequest, Rendered, prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.kv.disk.restores import Restore
@@ -171,8 +172,13 @@ def _refuse_if_never(
     prompt, models = prepared.prompt, [lease.model for lease in leases]
     scores = scoring_need(models[0].vocab_size) if request.HasField("prompt_logprobs") else 0
 
+    masked = prepared.form is not None or prepared.free is not None
+    vectors = row_vectors(sampling_of(request, prepared.source), masked=masked, scored=request.HasField("top_logprobs"))
+    fed = 1 if len(models) == 1 else 1 + (request.draft_tokens or DEFAULT_TOKENS)
+
     def need(tokens: int) -> int:
-        return prompt_bill(models, tokens, prompt.max_tokens, max(1, request.samples)).total + scores
+        row = Row(tokens, min(prompt.max_tokens, DECODE_ROOM), vectors, fed, prompt.max_tokens > DECODE_ROOM)
+        return prompt_bill(models, row, max(1, request.samples)).total + scores
 
     services.budget.refuse_if_never(need, len(prompt.tokens), sum(model.nbytes for model in models))
 

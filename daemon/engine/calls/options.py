@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from daemon.cache.identity import ModelSource
 from daemon.engine.execution.request import Request, SamplingParams
 from daemon.engine.prompt.preparation import PreparedRequest
 from daemon.shared import readings
@@ -37,8 +38,7 @@ def request_of(call_id: int, message: pb.GenerateRequest, model_name: str, ready
         ready: Its prompt and tokenizer.
     """
     stop, eos_ids = message.stop, ready.tokenizer.eos_ids
-    defaults = ready.source.default_sampling if message.sampling.model_defaults else {}
-    sampling = sampling_params(message.sampling, defaults)
+    sampling = sampling_of(message, ready.source)
     if sampling.temperature > 0 and sampling.seed is None:
         sampling = replace(sampling, seed=readings.random_bits())
     return Request(
@@ -56,6 +56,11 @@ def request_of(call_id: int, message: pb.GenerateRequest, model_name: str, ready
         prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
         places=ready.prompt.places,
     )
+
+
+def sampling_of(message: pb.GenerateRequest, source: ModelSource) -> SamplingParams:
+    """Return the sampling options of a request to a model."""
+    return sampling_params(message.sampling, source.default_sampling if message.sampling.model_defaults else {})
 
 
 def sampling_params(sampling: pb.Sampling, defaults: Mapping[str, float] = {}) -> SamplingParams:

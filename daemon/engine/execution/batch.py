@@ -105,11 +105,14 @@ class Batch:
         self.rows = rows
         self._caches = caches
         self._steps = 0
+        self._thinned = False
 
     @classmethod
     def of(cls, row: Row) -> Batch:
-        """Return a batch of one row; its KV is in its sequence's cache."""
-        return cls([row], row.sequence.kv.take())
+        """Return a batch of one row; its KV is in its sequence's cache, and takes no more than decode needs."""
+        caches = row.sequence.kv.take()
+        row.sequence.loaded.layout.shrink(caches)
+        return cls([row], caches)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,9 +125,12 @@ class Batch:
 
     def join(self, other: Batch) -> None:
         """Take the rows of another batch over. Copies the KV of all rows: they are padded to the same length."""
-        caches = self._joinable_caches()
-        for cache, added in zip(caches, other._joinable_caches(), strict=True):
-            cache.extend(added)
+        caches, added = self._joinable_caches(), other._joinable_caches()
+        # Layer by layer, and nothing else refers to the old arrays: so a copy of one layer exists beside them, not all.
+        self._caches, other._caches = [], []
+        for cache in caches:
+            cache.extend(added.pop(0))
+            mx.eval(cache.state)
         self._caches = caches
         self.rows += other.rows
 
@@ -132,7 +138,7 @@ class Batch:
         """
         Remove rows and give their KV back to their sequences; the caller drops an empty batch.
 
-        Rows that end with the same step leave in one call: each call copies the KV of all rows that stay.
+        Rows that end with the same step leave in one call: each call copies the KV of all rows that stay, in `settle`.
         """
         for row in leaving:
             row.sequence.kv.cache = self._row_cache(self.rows.index(row))
@@ -143,6 +149,13 @@ class Batch:
         elif keep:
             self._caches = self._row_cache(keep[0])
         self.rows = [self.rows[index] for index in keep]
+        self._thinned = True
+
+    def settle(self) -> None:
+        """Copy the KV of rows that stay, layer by layer. The rows that left hold none any more, so it becomes free."""
+        if self._thinned:
+            self._thinned = False
+            self.rows[0].sequence.loaded.layout.shrink(self._caches)
 
     def caches_of(self, row: Row) -> list[Any]:
         """Return one row's KV as single caches: views of the batch, until they are copied or written to."""

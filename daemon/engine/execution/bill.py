@@ -11,16 +11,20 @@ A request is admitted with the smallest pass that is worth computing. Wider ones
 (`widest`), and are made narrower if that is less. So a long prompt starts where its KV fits, and computes in small
 pieces, rather than being refused for the workspace of pieces that it does not need.
 
-The factors were found by comparing bills with peaks, see docs/memory-ledger.md.
+Copies follow from the code: a layer of all rows is copied at a time, and the layers before it are free again
+(`Batch.join`, `Batch.settle`, and mlx-lm's caches when they grow). docs/memory-ledger.md compares bills with peaks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
+from itertools import chain
 from typing import NamedTuple
 
+from daemon.cache.identity import ModelKey
 from daemon.cache.mlx.loader import LoadedModel
+from daemon.engine.execution.sampling import LEAST_VECTORS, row_vectors
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, kv_need, scoring_need
@@ -30,14 +34,20 @@ from daemon.kv.mlx.shared_prefix import SharedPrefix
 LEAST_WIDTH = MIN_IDLE_CHUNK
 """Tokens of the passes that a request is admitted for."""
 
-COPIES = 2.5
-"""Extra times that a layer exists while it grows, is padded or is joined: the old one, a padded one, parts of both."""
+MOVED = 1.15
+"""Times that a layer exists beside itself while rows leave, or while a window begins to rotate; MLX prepares others."""
 
-ROW_VECTORS = 12
-"""Vectors of the vocabulary's width, 4 bytes each, for a row that is sampled: logits, masks, penalties, their order."""
+GROWN = 1.25
+"""The same while it grows: the new one, and what MLX prepares of the next layers meanwhile."""
+
+JOINED = 2.0
+"""The same while rows join: padded, and in one array."""
 
 TAIL_ROWS = 65
 """Most tokens of a last chunk that computes logits too."""
+
+LEAST_FED = 8
+"""Tokens that a step is billed at least: buffers of one token are rounded up, and masks and positions have one each."""
 
 _SHORT = 160
 """Tokens of a prompt in a shared pass, with its padding."""
@@ -61,21 +71,44 @@ class Bill(NamedTuple):
         return self.kv + self.work
 
 
-def prompt_bill(models: Rows[LoadedModel], tokens: int, left: int, rows: int, width: int = LEAST_WIDTH) -> Bill:
+class Row(NamedTuple):
     """
-    Return the bill of a prompt before its first token is sampled.
+    What a row is billed for.
+
+    Attributes:
+        held: Tokens that it holds.
+        room: Tokens that it has room for beyond.
+        vectors: Vectors of the vocabulary's width that a step of it takes.
+        fed: Tokens that a step feeds: one, and the guesses of a draft model.
+        grows: Whether it may need more room than it was given when it began.
+        base: How many of the tokens that it holds are in arrays that it shares with other rows.
+    """
+
+    held: int
+    room: int
+    vectors: int = LEAST_VECTORS
+    fed: int = 1
+    grows: bool = False
+    base: int = 0
+
+
+def prompt_bill(models: Rows[LoadedModel], row: Row, rows: int = 1, width: int = LEAST_WIDTH) -> Bill:
+    """
+    Return the bill of a prompt until its first tokens are sampled.
 
     Args:
         models: Its model, and its draft model if it has one.
-        tokens: Tokens of the prompt.
-        left: Tokens that may be generated.
+        row: The prompt.
         rows: Samples.
         width: Tokens of a pass.
     """
-    wide = min(width + MIN_CHUNK, tokens)
-    kv = rows * sum(kv_need(model.layout, tokens, left, width) for model in models)
-    work = max(model.work.bytes(wide, tokens - wide) + min(TAIL_ROWS, wide) * 4 * model.vocab_size for model in models)
-    return Bill(kv, max(work, _step(models, [(tokens, left)] * rows)))
+    wide = min(width + MIN_CHUNK, row.held)
+    computed = sum(kv_need(model.layout, row.held, row.room, wide) for model in models)
+    decoding = _decoding(models, [row] * rows)
+    tail = min(TAIL_ROWS, wide) * 4
+    works = [model.work.bytes(wide, row.held - wide) + tail * model.vocab_size for model in models]
+    kv = max(computed, decoding.kv)
+    return Bill(kv, max(computed + max(works), decoding.total) - kv)
 
 
 def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width: int = LEAST_WIDTH) -> Bill:
@@ -87,21 +120,13 @@ def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width
         groups: Those that decode, by the batch that they share.
         width: Tokens of a pass.
     """
-    kv, works, short = 0, [0], []
-    prefixes: set[SharedPrefix] = set()
-    for sequence in prefilling:
-        prefixes |= _read(sequence)
-        own = _prompt(sequence, width)
-        kv, works = kv + own.kv, [*works, own.work]
-        short.append(sequence)
-    for rows in groups:
-        prefixes |= {prefix for row in rows for prefix in _read(row)}
-        lengths = [_length(row) for row in rows]
-        longest = max(sum(length) - row.kv.base for length, row in zip(lengths, rows, strict=True))
-        kv += sum(kv_need(kv.loaded.layout, row.kv.base + longest, 0) - _shared(kv) for row in rows for kv in row.kvs)
-        works.append(_step([kv.loaded for kv in rows[0].kvs], lengths, [row.kv.base for row in rows]))
-    kv += sum(memory.nbytes for memory in {prefix.memory for prefix in prefixes})
-    return Bill(kv, max(*works, _together(short, width)))
+    prompts, batches = list(prefilling), list(groups)
+    bills = [_prompt(sequence, width) for sequence in prompts]
+    bills += [_decoding(_models(rows[0]), list(map(_row, rows))) for rows in batches]
+    works = [_joining(alike, batches, width) for alike in _by_model(prompts)]
+    read = {prefix.memory for sequence in (*prompts, *chain(*batches)) for prefix in _read(sequence)}
+    kv = sum(part.kv for part in bills) + sum(memory.nbytes for memory in read)
+    return Bill(kv, max([0, *works, *(part.work for part in bills)]))
 
 
 def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int]) -> int:
@@ -123,14 +148,16 @@ def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int])
 
 
 def _prompt(sequence: Sequence, width: int) -> Bill:
-    models, scored = [kv.loaded for kv in sequence.kvs], sequence.request.prompt_logprobs is not None
+    scored = sequence.request.prompt_logprobs is not None
     width = min(width, SCORED_TOKENS) if scored else width
-    own = prompt_bill(models, len(sequence.prompt), sequence.request.max_tokens, sequence.rows, width)
-    shared = sum(map(_shared, sequence.kvs))
+    models, row, rows = _models(sequence), _row(sequence), sequence.rows
+    own = prompt_bill(models, row, rows, width)
+    # A prompt that has not begun shall hold no wide chunk yet when another one is computed.
+    kv = own.kv if sequence.kv.cache is not None else prompt_bill(models, row, rows).kv
+    work = own.total - kv + scoring_need(sequence.loaded.vocab_size) * scored
     # A pass behind a shared prefix builds a layer of prefix and tail as one array.
-    whole = max((kv.loaded.layout.largest_layer * _shared(kv) for kv in sequence.kvs), default=0)
-    work = own.work + int(whole) + scoring_need(sequence.loaded.vocab_size) * scored
-    return Bill(own.kv - sequence.rows * shared, work)
+    work += max(kv.loaded.layout.layer_bytes(_apart(kv)) if _apart(kv) else 0 for kv in sequence.kvs)
+    return Bill(kv - rows * sum(kv.loaded.layout.full_bytes(_apart(kv)) for kv in sequence.kvs), work)
 
 
 def _read(sequence: Sequence) -> set[SharedPrefix]:
@@ -138,35 +165,69 @@ def _read(sequence: Sequence) -> set[SharedPrefix]:
     return {prefix for kv in sequence.kvs if kv.common is not None for prefix in kv.common.path}
 
 
-def _shared(kv: SequenceKV) -> int:
-    """Return the bytes of a sequence's KV that are in no array of its own."""
-    return kv.loaded.layout.full_bytes(max(kv.base, kv.expected))
+def _apart(kv: SequenceKV) -> int:
+    """Return the leading tokens of a sequence whose full attention is in no array of its own."""
+    return max(kv.base, kv.expected)
 
 
-def _together(prompts: Rows[Sequence], width: int) -> int:
-    """Return the work of a pass over the short ends of several prompts; their KV is copied into one batch."""
-    if len(prompts) < 2:
+def _decoding(models: Rows[LoadedModel], rows: Rows[Row]) -> Bill:
+    """
+    Return the bill of rows that decode together.
+
+    All of them end at the place of the longest. So each has room for that, and for the most that any has left.
+    """
+    held = max(row.held - row.base for row in rows)
+    longest = held + max(row.room for row in rows)
+    grows = any(row.grows or row.held - row.base != held for row in rows)
+    whole = sum(kv_need(model.layout, row.base + longest, 0, 1) for model in models for row in rows)
+    kv = whole - sum(model.layout.full_bytes(row.base) for model in models for row in rows)
+    alone = len(rows) == 1 and not grows
+    copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
+    # At the end of a block, each row's copy of its states exists beside the copy before it.
+    states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
+    fed = max(LEAST_FED, sum(row.fed for row in rows))
+    passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
+    sampled = sum(row.vectors * row.fed for row in rows) * 4 * models[0].vocab_size
+    return Bill(kv, int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled)
+
+
+def _joining(prompts: Rows[Sequence], batches: Iterable[Rows[Sequence]], width: int) -> int:
+    """Return the work of prompts of one model that share passes, and then join rows that decode."""
+    loaded, key = prompts[0].loaded, prompts[0].model_key
+    running = [row for batch in batches if batch[0].model_key == key for row in batch]
+    if len(prompts) + len(running) < 2:
         return 0
-    loaded = prompts[0].loaded
-    lengths = [(len(prompt.prompt), min(prompt.request.max_tokens, DECODE_ROOM)) for prompt in prompts]
-    tokens = min(width, sum(min(length, _SHORT) for length, _ in lengths))
-    return loaded.work.bytes(tokens, max(length for length, _ in lengths)) + _step([loaded], lengths)
-
-
-def _step(models: Rows[LoadedModel], rows: Rows[tuple[int, int]], bases: Rows[int] = ()) -> int:
-    """Return the work of a decode step: a layer of all rows is copied as it grows, and each row is sampled."""
-    longest = max(held for held, _ in rows)
-    own = [sum(kv_need(model.layout, *row) for row in rows) for model in models]
-    own = [need - sum(map(model.layout.full_bytes, bases)) for need, model in zip(own, models, strict=True)]
-    return sum(
-        int(COPIES * model.layout.largest_layer * need)
-        + model.work.bytes(len(rows), longest)
-        + len(rows) * ROW_VECTORS * 4 * model.vocab_size
-        for model, need in zip(models, own, strict=True)
+    rows = [_row(row) for row in (*prompts, *running)]
+    layers = [loaded.layout.layer_bytes(row.held - row.base + row.room) for row in rows]
+    tokens = min(width, sum(min(len(prompt.prompt), _SHORT) for prompt in prompts))
+    shared = loaded.work.bytes(tokens, max(len(prompt.prompt) for prompt in prompts)) + int(
+        MOVED * sum(layers[: len(prompts)])
     )
+    return max(shared, int(JOINED * sum(layers)))
 
 
-def _length(row: Sequence) -> tuple[int, int]:
-    """Return the tokens that a row holds, and those that it has room for beyond."""
-    done = len(row.generated)
-    return len(row.prompt) + done, min(row.request.max_tokens - done, DECODE_ROOM)
+def _by_model(prompts: Iterable[Sequence]) -> Iterable[list[Sequence]]:
+    """Return the prompts that may join others, by model."""
+    alike: dict[ModelKey, list[Sequence]] = {}
+    for prompt in prompts:
+        if prompt.draft is None:
+            alike.setdefault(prompt.model_key, []).append(prompt)
+    return alike.values()
+
+
+def _models(sequence: Sequence) -> list[LoadedModel]:
+    return [kv.loaded for kv in sequence.kvs]
+
+
+def _row(sequence: Sequence) -> Row:
+    """Return what a sequence is billed for, in prefill and in decode."""
+    request, done = sequence.request, len(sequence.generated)
+    masked, scored = sequence.constraint is not None, request.top_logprobs is not None
+    return Row(
+        len(sequence.prompt) + done,
+        min(request.max_tokens - done, DECODE_ROOM),
+        row_vectors(request.sampling, masked=masked, scored=scored),
+        1 + (sequence.draft.count if sequence.draft is not None else 0),
+        request.max_tokens > DECODE_ROOM,
+        sequence.kv.base,
+    )

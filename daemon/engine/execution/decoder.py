@@ -79,9 +79,19 @@ class Decoder:
         self._held = [row for row in self._held if row.sequence not in sequences]
         self._speculations = [kept for kept in self._speculations if kept.sequence not in sequences]
 
+    def settle(self) -> None:
+        """Free what rows took that have left and were released; see `Batch.settle`."""
+        for batch in self._batches:
+            batch.settle()
+
     def hold(self, sequence: Sequence) -> None:
         """Pause a sequence: it keeps its KV and its pending token until `go_on`. Harmless twice."""
-        self._held += self._take_out([sequence])
+        rows = self._take_out([sequence])
+        for row in rows:
+            assert row.sequence.kv.cache is not None
+            row.sequence.loaded.layout.shrink(row.sequence.kv.cache)
+        self.settle()
+        self._held += rows
         for speculation in self._speculations:
             speculation.held |= speculation.sequence is sequence
 
@@ -137,6 +147,7 @@ class Decoder:
             rows = sequence.split(copy=False)
             for cache in caches:
                 cache.filter([0] * len(rows))  # the first row, so many times
+                mx.eval(cache.state)
             self.join_together(rows, caches)
             return
         for row in sequence.split(copy=True):

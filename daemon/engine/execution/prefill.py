@@ -289,6 +289,7 @@ class Prefill:
         elif logits:
             sequence.logits = after[:, -1]
             mx.async_eval(sequence.logits)
+        kv.loaded.layout.compact(kv.cache)
         about_to_wait()
         mx.eval([cache.state for cache in kv.cache])
         kv.advanced(tokens, kv.cache)
@@ -301,14 +302,14 @@ class Prefill:
         """
         Return the number of tokens of the next chunk: up to the next resume point at most.
 
-        Before a resume point it ends with a whole block. A rest of fewer than `MIN_CHUNK` tokens is taken along.
+        It ends at the resume point, or before it with a whole block. A rest below `MIN_CHUNK` tokens is taken along.
         """
         size = self._size(allowance)
         size = self._left if self._left < size + MIN_CHUNK and not self._scored else min(size, self._left)
         if self._points:
-            size = min(size, self._points[0] - self.done)
-            beyond_block = (self.done + size) % BLOCK_TOKENS
-            size -= beyond_block if beyond_block < size else 0
+            to_point = self._points[0] - self.done
+            beyond_block = (self.done + size) % BLOCK_TOKENS if size < to_point else 0
+            size = min(size, to_point) - (beyond_block if beyond_block < size else 0)
         return size
 
     @property

@@ -155,6 +155,8 @@ class Runner:
             decoder.leave(sequences)
         for sequence in sequences:
             self._end(sequence)
+        for decoder in self._decoders.values():
+            decoder.settle()
         return bool(sequences)
 
     def hold(self, call_id: int, *, held: bool) -> None:
@@ -286,6 +288,7 @@ class Runner:
                 self._fail(sequence, end)
             else:
                 self._end(sequence)  # another sample fails, and with it the call
+        decoder.settle()
 
     def _finish(self, sequence: Sequence, reason: FinishReason, others: Iterable[Sequence] = ()) -> None:
         """End a sequence. Its call goes on if it has other samples: running ones, or those of `others`."""
@@ -345,5 +348,6 @@ class Runner:
             if not len(decoder):
                 del self._decoders[sequence.model_key]
         for kv in sequence.kvs:
-            kv.store(sequence.tokens_in(kv), self._prefixes, Resume.YES, sequence.request.request_id)
+            tokens, first = sequence.tokens_in(kv), sequence.resumable_in(kv)
+            kv.store(tokens, self._prefixes, Resume.YES, sequence.request.request_id, first=first)
         sequence.release()

@@ -18,6 +18,9 @@ LEAST_TEMPERATURE = 1e-6
 """Lower temperatures give the same tokens as greedy sampling, and their inverse would overflow."""
 LARGEST_LOGIT = 1e30
 
+LEAST_VECTORS = 2
+"""Vectors of the vocabulary's width, 4 bytes a number, that a greedy row takes: logits, in two types."""
+
 _State = tuple[mx.array, mx.array | None, mx.array | None]
 """The random key of a sampler, and the tokens that it penalises."""
 
@@ -154,6 +157,22 @@ def sample(samplers: Sequence[Sampler], logits: mx.array) -> list[Sampled]:
         sampler.take(logits, Sampled(likeliest, row)) if sampler.likeliest else sampler(logits[row : row + 1])
         for row, sampler in enumerate(samplers)
     ]
+
+
+def row_vectors(params: SamplingParams, *, masked: bool, scored: bool) -> int:
+    """
+    Return how many vectors of the vocabulary's width, 4 bytes a number, a row takes at most when it is sampled.
+
+    Args:
+        params: Sampling options.
+        masked: Whether a mask decides which tokens may come.
+        scored: Whether log-probabilities are wanted.
+    """
+    vectors = LEAST_VECTORS + 2 * masked + 2 * scored + 6 * params.penalises
+    vectors += 2 * bool(params.logit_bias)
+    if params.temperature > 0:
+        vectors += 4 + 5 * (params.top_p < 1) + 2 * (params.min_p > 0) + 3 * (params.top_k > 0)
+    return vectors
 
 
 def _peaks(logits: mx.array) -> mx.array:

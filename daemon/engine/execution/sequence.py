@@ -30,6 +30,7 @@ from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.detokenizer import Output, Piece, Token
 from daemon.engine.structured_output.constraint import Constraint
+from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.miss import PLACED
 from daemon.shared.errors import Reason, SidecarError
 
@@ -176,6 +177,18 @@ class Sequence:
     def tokens_in(self, kv: SequenceKV) -> list[int]:
         """Return exactly the tokens that one of its KVs holds."""
         return (self.prompt + self.generated)[: kv.held]
+
+    def resumable_in(self, kv: SequenceKV) -> int | None:
+        """
+        Return after how many tokens of one of its KVs another prompt is likely to go on; None for all.
+
+        A prompt with a template has the token behind the answer that ended it. Text without one does not: then it is
+        the last whole block before that token.
+        """
+        last = self.tokens_in(kv)[-1:]
+        if not self.generated or kv.loaded.layout.parts.resumes_anywhere or self.request.stop_ids.isdisjoint(last):
+            return None
+        return None if last[0] in self.prompt else (kv.held - 1) // BLOCK_TOKENS * BLOCK_TOKENS
 
     def started(self) -> Started:
         """Return its first event."""

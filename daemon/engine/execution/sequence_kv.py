@@ -207,7 +207,7 @@ class SequenceKV:
         first: int | None = None,
     ) -> None:
         """
-        Store every full block that is not stored yet; a fault is only logged.
+        Store every full block that is not stored yet, and the tail at a resume point; a fault is only logged.
 
         Args:
             tokens: The tokens that the arrays hold.
@@ -223,7 +223,8 @@ class SequenceKV:
             return
         if self.shared is not None:
             first = min(self.held if first is None else first, self.shared)
-        if first is not None and layout.states and (self.boundary is None or self.boundary.tokens != first):
+        held = (self.held, self.boundary.tokens if self.boundary is not None else self.held)
+        if first is not None and layout.states and first not in held:
             return
         try:
             live = RequestKV(layout, caches, self.held, self.boundary)

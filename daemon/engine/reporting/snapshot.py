@@ -163,6 +163,8 @@ class StatsCollector:
             most_bytes=self._most_prefix_bytes(),
             tokens_shared=counters.tokens_shared,
             **self._shared_figures(),
+            tails=prefixes.trie.tails,
+            tail_tokens_reused=counters.tail_tokens_reused,
             **self._disk_figures(),
         )
 

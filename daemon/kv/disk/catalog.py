@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 
-from daemon.kv.disk.piece import Piece, root_hash
-from daemon.kv.keys import partition_of
+from daemon.kv.disk.piece import Piece, hash_after, root_hash
+from daemon.kv.keys import BLOCK_TOKENS, KEY_BYTES, TOKEN_BYTES, partition_of
 
 
 @dataclass(slots=True, eq=False)
@@ -53,10 +53,17 @@ class Plan:
     Attributes:
         entries: The pieces; a resume piece comes last.
         blocks: Blocks of the prompt that are in memory afterwards.
+        tail: Tokens behind them that are in memory too.
     """
 
     entries: tuple[Entry, ...] = ()
     blocks: int = 0
+    tail: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt that are in memory afterwards."""
+        return self.blocks * BLOCK_TOKENS + self.tail
 
 
 class Catalog:
@@ -74,6 +81,7 @@ class Catalog:
         self._entries: dict[str, Entry] = {}
         self._blocks: dict[bytes, Entry] = {}
         self._resumes: dict[bytes, Entry] = {}
+        """Resume pieces, by the hash of the last block or the tail before their position."""
         self._roots: dict[str, set[Entry]] = {}
 
     def __len__(self) -> int:
@@ -107,14 +115,15 @@ class Catalog:
         """Add a piece; None if a block of it is there, or the block before it is not."""
         above = self._blocks.get(piece.parent)
         outermost = above is None and piece.start == 0 and piece.parent == root_hash(piece.namespace)
-        known = piece.parent in self._resumes if piece.resume else any(each in self._blocks for each in piece.hashes)
+        end = piece.tail or piece.parent
+        known = end in self._resumes if piece.resume else any(each in self._blocks for each in piece.hashes)
         if known or not (outermost or above is not None) or (piece.resume and above is None):
             return None
         entry = Entry(piece, now, ready, above)
         self._entries[piece.name] = entry
         self._blocks.update(dict.fromkeys(piece.hashes, entry))
         if piece.resume:
-            self._resumes[piece.parent] = entry
+            self._resumes[end] = entry
         if above is not None:
             above.below.add(entry)
         self._roots.setdefault(piece.namespace, set()).add(entry)
@@ -129,9 +138,13 @@ class Catalog:
                 return index
         return len(hashes)
 
+    def resumable(self, end: bytes) -> bool:
+        """Whether there is a resume piece at the position after a block or a tail."""
+        return end in self._resumes
+
     def last_resume(self, hashes: Sequence[bytes]) -> int:
         """Return the blocks of a path before its last resume piece that is there or being written; 0 without one."""
-        return next((index for index in range(len(hashes), 0, -1) if hashes[index - 1] in self._resumes), 0)
+        return next((index for index in range(len(hashes), 0, -1) if self._resumes_after(hashes[index - 1])), 0)
 
     def path(self, hashes: Sequence[bytes]) -> list[Entry]:
         """Return the readable pieces with the blocks of a path, from its beginning, as far as they go."""
@@ -144,27 +157,26 @@ class Catalog:
                 path.append(entry)
         return path
 
-    def plan(self, hashes: Sequence[bytes], in_memory: int, restorable: int) -> Plan:
+    def plan(self, hashes: Sequence[bytes], packed: bytes, in_memory: int, restorable: int) -> Plan:
         """
         Return what to read so that more of a prompt can be reused.
 
         Args:
             hashes: The chain of the blocks of the prompt that may be reused.
+            packed: Its token ids, see `keys.pack`.
             in_memory: Blocks of it that are in memory.
-            restorable: Blocks of it that a request could reuse already.
+            restorable: Tokens of it that a request could reuse already.
         """
         path = self.path(hashes)
         if not path:
             return Plan()
-        stop, last = self.covered(hashes[: path[-1].depth]), list[Entry]()
+        stop, tail, last = self.covered(hashes[: path[-1].depth]), 0, list[Entry]()
         if not path[0].piece.anywhere:
-            ends = (index for index in range(stop, restorable, -1) if self._ready_resume(hashes[index - 1]))
-            stop = next(ends, 0)
-            last = [self._resumes[hashes[stop - 1]]] if stop else []
-        if stop <= restorable:
+            stop, tail, last = self._end(hashes[:stop], packed)
+        if stop * BLOCK_TOKENS + tail <= restorable:
             return Plan()
         needed = (entry for entry in path if in_memory < entry.piece.reach(hashes) and entry.piece.start < stop)
-        return Plan((*needed, *last), stop)
+        return Plan((*needed, *last), stop, tail)
 
     def holder(self, end: bytes) -> Entry | None:
         """Return the piece that has a block."""
@@ -240,7 +252,8 @@ class Catalog:
         if entry is None:
             return []
         if covered < len(hashes) and (entry.depth > covered or _continued(entry)):
-            return []  # other prompts go on here; none of these does
+            # Other prompts go on here; of these, only tails may.
+            return [each for each in entry.below if each.piece.tail and each.piece.parent == hashes[covered - 1]]
         while entry.above is not None and entry.above.depth == entry.piece.start and _continued(entry.above) == 1:
             entry = entry.above
         return [entry]
@@ -269,16 +282,31 @@ class Catalog:
             assert above is None or entry.piece.parent in above.piece.hashes, "a piece hangs below another"
             assert all(below.above is entry for below in entry.below), "a piece counts another's"
 
-    def _ready_resume(self, end: bytes) -> bool:
-        entry = self._resumes.get(end)
-        return entry is not None and entry.ready
+    def _end(self, hashes: Sequence[bytes], packed: bytes) -> tuple[int, int, list[Entry]]:
+        """Return the blocks and the tail before the last position that has a resume piece, and this piece."""
+        for blocks in range(len(hashes), 0, -1):
+            rest = packed[blocks * KEY_BYTES :][: KEY_BYTES - TOKEN_BYTES]
+            parent = hashes[blocks - 1]
+            for size in range(len(rest) if self._has_tail(parent) else 0, -1, -TOKEN_BYTES):
+                found = self._resumes.get(hash_after(parent, rest[:size]) if size else parent)
+                if found is not None and found.ready:
+                    return blocks, size // TOKEN_BYTES, [found]
+        return 0, 0, []
+
+    def _has_tail(self, parent: bytes) -> bool:
+        """Whether there is a tail behind a block."""
+        entry = self._blocks.get(parent)
+        return entry is not None and any(each.piece.tail and each.piece.parent == parent for each in entry.below)
+
+    def _resumes_after(self, block: bytes) -> bool:
+        return block in self._resumes or self._has_tail(block)
 
     def _unlink(self, entry: Entry) -> None:
         piece = entry.piece
         for each in piece.hashes:
             del self._blocks[each]
         if piece.resume:
-            del self._resumes[piece.parent]
+            del self._resumes[piece.tail or piece.parent]
         if entry.above is not None:
             entry.above.below.discard(entry)
         entries = self._roots[piece.namespace]

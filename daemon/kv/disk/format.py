@@ -21,6 +21,8 @@ from daemon.kv.disk.piece import HASH_BYTES, Part, Piece
 from daemon.shared import liveness
 
 MAGIC = b"mlx-sidecar kv 1\n"
+TAIL_MAGIC = b"mlx-sidecar kv 2\n"
+"""Begins a file with a tail: a version that knows none takes the file for damaged, and not for another resume piece."""
 INDEX_MAGIC = b"mlx-sidecar kv index 1\n"
 _LENGTH = struct.Struct("<I")
 _DIGEST = hashlib.sha256().digest_size
@@ -52,7 +54,7 @@ def encode_header(piece: Piece, parts: Sequence[Part]) -> bytes:
     """Return the bytes before the parts."""
     told = [[part.about, len(part.data), _checksum(part.data)] for part in parts]
     body = json.dumps({**_facts(piece), "parts": told}, separators=(",", ":")).encode()
-    head = MAGIC + _LENGTH.pack(len(body)) + body
+    head = (TAIL_MAGIC if piece.tail else MAGIC) + _LENGTH.pack(len(body)) + body
     return head + hashlib.sha256(head).digest()
 
 
@@ -64,7 +66,7 @@ def header_length(first: bytes | bytearray) -> int:
         DamagedError: If it is of another format.
     """
     start = len(MAGIC)
-    if first[:start] != MAGIC or len(first) < start + _LENGTH.size:
+    if first[:start] not in (MAGIC, TAIL_MAGIC) or len(first) < start + _LENGTH.size:
         raise DamagedError("another format")
     length = int(_LENGTH.unpack_from(first, start)[0])
     if length > MOST_HEADER:
@@ -96,7 +98,7 @@ def decode_header(data: bytes | bytearray, size: int) -> Header:
         piece = replace(_piece(facts), nbytes=size)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError("a header of other fields") from error
-    if len(data) + sum(nbytes for _, nbytes, _ in parts) != size:
+    if bool(piece.tail) != data.startswith(TAIL_MAGIC) or len(data) + sum(nbytes for _, nbytes, _ in parts) != size:
         raise DamagedError("a torn file")
     return Header(piece, parts, len(data))
 
@@ -156,6 +158,7 @@ def _facts(piece: Piece) -> dict[str, Any]:
         "hashes": b"".join(piece.hashes).hex(),
         "anywhere": piece.anywhere,
         "nbytes": piece.nbytes,
+        **({"tail": piece.tail.hex()} if piece.tail else {}),
     }
 
 
@@ -166,7 +169,7 @@ def _piece(facts: dict[str, Any]) -> Piece:
     cut = tuple(hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES))
     return Piece(
         str(facts["namespace"]), str(facts["model"]), int(facts["start"]), bytes.fromhex(facts["parent"]), cut,
-        bool(facts["anywhere"]), int(facts["nbytes"]),
+        bool(facts["anywhere"]), int(facts["nbytes"]), bytes.fromhex(facts.get("tail", "")),
     )  # fmt: skip
 
 

@@ -3,9 +3,10 @@ The unit of the disk tier: a piece is one file with a stretch of blocks, or with
 
     blocks  [start, stop) of one path, of all layers with full attention
     resume  the windows and the recurrent states that a request needs to go on after `stop` blocks
+    tail    the KV of up to 15 tokens behind `stop` blocks, and the windows and states to go on after them
 
 A block is named by a chain of SHA-256 hashes over its namespace and all token ids up to its end. So a name stands for
-a whole beginning of a prompt, and no token id lies in a file. Pure.
+a whole beginning of a prompt, and no token id lies in a file. A tail is named likewise. Pure.
 """
 
 from __future__ import annotations
@@ -33,9 +34,14 @@ def chain(namespace: str, keys: Iterable[bytes]) -> list[bytes]:
     """Return the hash of each block of a path, given the keys of its blocks."""
     last, hashes = root_hash(namespace), []
     for key in keys:
-        last = hashlib.sha256(last + key).digest()
+        last = hash_after(last, key)
         hashes.append(last)
     return hashes
+
+
+def hash_after(parent: bytes, key: bytes) -> bytes:
+    """Return the hash of a block or a tail after one."""
+    return hashlib.sha256(parent + key).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ class Piece:
         start: Index of its first block in its path; for a resume piece the blocks before the position.
         parent: Hash of the block before its first one; for a resume piece, of the last block before the position.
         hashes: Hash of each of its blocks; none for a resume piece.
+        tail: Hash of the tail, of a resume piece that has one.
         anywhere: Whether the model can go on after any block, so that it has no resume pieces.
         nbytes: Bytes of the file.
     """
@@ -74,6 +81,7 @@ class Piece:
     hashes: tuple[bytes, ...] = ()
     anywhere: bool = True
     nbytes: int = 0
+    tail: bytes = b""
 
     @property
     def stop(self) -> int:
@@ -92,7 +100,7 @@ class Piece:
 
     @property
     def resume(self) -> bool:
-        """Whether it holds windows and states, and no blocks."""
+        """Whether it holds what is needed to go on at a position, and no blocks."""
         return not self.hashes
 
     @property
@@ -105,4 +113,5 @@ class Piece:
         """Name of its file: the same content has the same name."""
         kind = b"resume" if self.resume else b"blocks"
         told = b"/".join((kind, self.namespace.encode(), str(self.start).encode(), self.parent, *self.hashes[-1:]))
+        told += self.tail
         return hashlib.sha256(told).hexdigest()[:40] + SUFFIX

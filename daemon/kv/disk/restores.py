@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from daemon.kv.disk.catalog import Entry, Plan
 from daemon.kv.disk.piece import Piece, chain
 from daemon.kv.disk.reads import Parts
-from daemon.kv.keys import BLOCK_TOKENS, block_keys
+from daemon.kv.keys import BLOCK_TOKENS, block_keys, pack
 from daemon.kv.nodes import Node
 from daemon.kv.spec import KVSource, PrefixSpec, Resume
 from daemon.shared.slices import Sliced
@@ -182,15 +182,14 @@ class Restore:
         assert self._find is not None
         self.namespace = self._find()
         self._keys = keys = block_keys(self._tokens[:-1])
-        tier = self._tier
+        tier, packed = self._tier, pack(self._tokens[:-1])
         self._hashes = hashes = chain(self.namespace, keys) if self.namespace else []
         path = tier.prefixes.trie.walk(self.namespace, keys)
         self._plan = Plan()
         if hashes:
-            restorable = tier.restorable(self.namespace, path)
-            self._plan = tier.catalog.plan(hashes, len(path), restorable)
-            self.in_memory = restorable * BLOCK_TOKENS
-        if not self._plan.entries or self._plan.blocks * BLOCK_TOKENS < tier.prefixes.min_prefix_len:
+            self.in_memory = tier.restorable(self.namespace, path, packed)
+            self._plan = tier.catalog.plan(hashes, packed, len(path), self.in_memory)
+        if not self._plan.entries or self._plan.tokens < tier.prefixes.min_prefix_len:
             self.in_memory = None
             self.close()
             return False
@@ -224,7 +223,16 @@ class Restore:
         path = self._look(stop)
         if not entry.piece.resume:
             return len(path) >= stop
+        if entry.piece.tail:
+            tail = self._tail(path, stop)
+            return self._spec is not None and tail is not None and self._spec.resumes_at(tail)
         return self._spec is not None and self._spec.restorable(path[:stop]) >= stop
+
+    def _tail(self, path: Sequence[Node], stop: int) -> Node | None:
+        """Return the tail that the plan ends with, if it is in memory."""
+        assert self._plan is not None
+        key = pack(self._tokens[stop * BLOCK_TOKENS : self._plan.tokens])
+        return path[stop - 1].child(key) if 0 < stop <= len(path) else None
 
     def _look(self, stop: int) -> list[Node]:
         """Return the blocks of the prompt that are in memory, as far as `stop` or farther."""
@@ -260,15 +268,18 @@ class Restore:
 
     def _store(self, piece: Piece, source: KVSource, spec: PrefixSpec) -> None:
         """Store a piece in the prefix cache, as if it had just been computed."""
+        assert self._plan is not None
         stop = self._stop(piece)
-        tokens = self._tokens[: stop * BLOCK_TOKENS]
+        tokens = self._tokens[: self._plan.tokens if piece.tail else stop * BLOCK_TOKENS]
         prefixes = self._tier.prefixes
         prefixes.store(self.namespace, tokens, spec, source, resume=Resume.YES if piece.resume else Resume.NO)
         path = self._look(stop)
         if len(path) < stop:
             self.close()  # no room
-        elif piece.resume and (checkpoint := path[stop - 1].checkpoint) is not None:
-            checkpoint.below = True
+        elif piece.resume:
+            end = self._tail(path, stop) if piece.tail else path[stop - 1]
+            if end is not None and end.checkpoint is not None:
+                end.checkpoint.below = True
 
     def _end_if_done(self) -> None:
         if not (self._unread or self._read):

@@ -28,6 +28,7 @@ from daemon.kv.disk.work import DiskWork
 from daemon.kv.disk.write_behind import WriteBehind
 from daemon.kv.keys import salt_partition
 from daemon.kv.nodes import Node
+from daemon.kv.place import Place, furthest
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import PrefixSpec
 
@@ -181,10 +182,10 @@ class DiskTier:
         names = self.catalog.salted(model, salt_partition(salt))
         return max(names, key=self.catalog.pieces_in, default="")
 
-    def restorable(self, namespace: str, path: Sequence[Node]) -> int:
-        """Return after how many blocks of a path in memory a request can go on."""
+    def restorable(self, namespace: str, path: Sequence[Node], packed: bytes) -> int:
+        """Return after how many tokens of a prompt with this path in memory a request can go on."""
         spec = self.writer.spec(namespace)
-        return len(path) if spec is None else spec.restorable(path)
+        return (Place(path) if spec is None else furthest(path, packed, spec)).tokens
 
     def used(self, namespace: str, path: Sequence[Node], *, kept: bool = False) -> None:
         """Take a path that was used again, or that is kept."""

@@ -17,7 +17,7 @@ from functools import partial
 
 from daemon.kv.disk.catalog import Catalog
 from daemon.kv.disk.codec import PIECE_BYTES, Codec
-from daemon.kv.disk.piece import Part, Piece, chain, root_hash
+from daemon.kv.disk.piece import Part, Piece, chain, hash_after, root_hash
 from daemon.kv.extent_ledger import EXTENT_BLOCKS
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.nodes import Node
@@ -43,7 +43,8 @@ class Job:
     Attributes:
         namespace: Digest of its namespace.
         keys: The keys of its blocks.
-        hashes: Their chain.
+        tail: The key of the tail behind them; empty if there is none.
+        hashes: The chain of the blocks.
         done: Blocks that are on the disk or are not to be written.
         idle: Seconds since its last use, if it is written as it was idle; None if it was used again or is kept.
         exact: Whether it is written with a resume piece at its end, however near the one before is.
@@ -51,6 +52,7 @@ class Job:
 
     namespace: str
     keys: Sequence[bytes]
+    tail: bytes = b""
     hashes: Sequence[bytes] = ()
     done: int = 0
     idle: float | None = None
@@ -159,15 +161,23 @@ class WriteBehind:
         if len(self._jobs) == MOST_JOBS:
             self._jobs.popleft()
             self.dropped += 1
-        self._jobs.append(Job(namespace, [node.key for node in path], exact=kept))
+        blocks = path[:-1] if path[-1].is_tail else path
+        tail = path[-1].key if path[-1].is_tail and not self._known[namespace][0].resumes_anywhere else b""
+        self._jobs.append(Job(namespace, [node.key for node in blocks], tail, exact=kept))
 
     def idle(self, namespace: str, path: Sequence[Node], seconds: float) -> bool:
         """Take a path that goes soon, as it was idle for so long; False if too many wait. It drops no other path."""
         if len(self._jobs) == MOST_JOBS:
             return False
         known = self._known.get(namespace)
-        if known is not None and (blocks := known[0].restorable(path)):
-            self._jobs.append(Job(namespace, [node.key for node in path[:blocks]], idle=seconds, exact=True))
+        if known is None or not path:
+            return True
+        spec, end = known[0], path[-1]
+        tail = end.key if end.is_tail and spec.resumes_at(end) and not spec.resumes_anywhere else b""
+        blocks = path[:-1] if end.is_tail else path
+        blocks = blocks if tail else blocks[: spec.restorable(blocks)]
+        if blocks:
+            self._jobs.append(Job(namespace, [node.key for node in blocks], tail, idle=seconds, exact=True))
         return True
 
     def step(self) -> None:
@@ -217,22 +227,22 @@ class WriteBehind:
     def _begin_resume(self, job: Job, path: Sequence[Node], spec: PrefixSpec, model: str) -> None:
         """Begin the resume piece at the end of a path, if the model needs one there and the disk lacks it."""
         end = len(job.keys)
-        if spec.resumes_anywhere or len(path) < end or spec.restorable(path) < end:
+        if job.tail:
+            path = [*path, *filter(None, [path[-1].child(job.tail)])] if len(path) == end else ()
+        restorable = partial(_restorable, spec, path)
+        if spec.resumes_anywhere or len(path) < end + bool(job.tail) or not restorable():
             return
+        tail = hash_after(job.hashes[-1], job.tail) if job.tail else b""
         last = self._catalog.last_resume(job.hashes)
-        if last == end:
+        if self._catalog.resumable(tail or job.hashes[-1]):
             _note_below(path[-1])
         elif last and not job.exact and (end - last) < _distance(spec, end):
             return
         elif self._catalog.covered(job.hashes) == end:
-            piece = Piece(job.namespace, model, end, job.hashes[-1], (), anywhere=False)
+            piece = Piece(job.namespace, model, end, job.hashes[-1], (), anywhere=False, tail=tail)
+            nbytes = spec.tail_bytes(path[-1].tokens, path[-1].end) if tail else spec.resume_bytes(end)
             encoding = self._codec.resume(path, spec)
-            self._draft_of(
-                Draft(
-                    piece, spec.resume_bytes(end), encoding,
-                    lambda: _stored(path) and spec.restorable(path) == end, job.idle, path[-1],
-                )
-            )  # fmt: skip
+            self._draft_of(Draft(piece, nbytes, encoding, restorable, job.idle, path[-1]))
 
     def _draft_of(self, draft: Draft) -> None:
         """Begin a piece, if there is memory for its bytes."""
@@ -278,6 +288,12 @@ def _note_below(end: Node) -> None:
     """Note that a checkpoint is on the disk, so that memory may lose it first."""
     if end.checkpoint is not None:
         end.checkpoint.below = True
+
+
+def _restorable(spec: PrefixSpec, path: Sequence[Node]) -> bool:
+    """Whether a request can still go on at the end of a path, which may be a tail."""
+    end = path[-1]
+    return _stored(path) and (spec.resumes_at(end) if end.is_tail else spec.restorable(path) == len(path))
 
 
 def _stored(nodes: Sequence[Node]) -> bool:

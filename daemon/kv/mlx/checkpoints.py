@@ -28,8 +28,18 @@ class _Packed(NamedTuple):
 
 
 def states(caches: Sequence[Any], row: int | None = None) -> States:
-    """Return the present state of each recurrent layer, of one row of a batch if `row` is given. No copy."""
-    return [STATE_ADAPTERS[type(cache)].state(cache, row) for cache in caches]
+    """
+    Return the present state of each recurrent layer.
+
+    Of one row of a batch if `row` is given: copied, because a view would keep the states of all rows in memory. The
+    device begins to compute the copies. A single sequence's arrays are returned as they are.
+    """
+    present = [STATE_ADAPTERS[type(cache)].state(cache, row) for cache in caches]
+    if row is None:
+        return present
+    copies = [[mx.contiguous(array) for array in layer] for layer in present]
+    mx.async_eval(copies)
+    return copies
 
 
 def pack(layers: States) -> Checkpoint:

@@ -31,13 +31,15 @@ class ArrayCodec:
                 yield from _stretches(nodes, index, group)
 
     def resume(self, path: Sequence[Node], spec: PrefixSpec) -> Iterator[Part]:
-        """Yield the windows and the recurrent states that a request needs to go on after a path."""
+        """Yield the windows and the recurrent states that a request needs to go on after a path; a tail as a whole."""
         for index, group in enumerate(spec.groups):
-            if group.window is not None:
+            if path[-1].is_tail:
+                yield from _tail(path[-1], index, group.seen(path[-1].end))
+            elif group.window is not None:
                 yield from _stretches(path[len(path) - group.visible(len(path)) :], index, group)
         checkpoint = path[-1].checkpoint
         if spec.state_bytes and checkpoint is not None:
-            yield from _states(*checkpoints.unpacked(checkpoint), len(path))
+            yield from _states(*checkpoints.unpacked(checkpoint), path[-1].end)
 
     def decoded(self, parts: Sequence[Part]) -> Sliced[KVSource]:
         """
@@ -59,17 +61,22 @@ class _Source:
     def __init__(self) -> None:
         self._extents: dict[int, dict[tuple[int, int], dict[int, mx.array]]] = {}
         self._rows: dict[int, list[mx.array]] = {}
+        self._tails: dict[int, dict[int, list[mx.array]]] = {}
         self._places: Any = None
-        self._blocks = 0
+        self._tokens = 0
 
     def take(self, about: dict[str, Any], array: mx.array) -> None:
         """Take one part."""
-        if "group" in about:
+        if "tail" in about:
+            self._tails.setdefault(about["tail"], {}).setdefault(about["array"], []).append(array)
+        elif "group" in about:
             arrays = self._extents.setdefault(about["group"], {})
             arrays.setdefault((about["start"], about["stop"]), {})[about["array"]] = array
         else:
             self._rows.setdefault(about["stack"], []).append(array)
-            self._places, self._blocks = about["places"], about["blocks"]
+            self._places = about["places"]
+            # Files of versions without tails have blocks.
+            self._tokens = about["tokens"] if "tokens" in about else about["blocks"] * BLOCK_TOKENS
 
     def pack(self, group: int, start: int, stop: int) -> Extent:
         """Return blocks of one layer group; see `KVSource.pack`."""
@@ -86,9 +93,17 @@ class _Source:
         mx.eval(joined)
         return Extent(tuple(joined), sum(array.nbytes for array in joined), len(joined), start, stop - start)
 
+    def tail(self, group: int, first: int, last: int) -> Extent:
+        """Return the tail of one layer group; see `KVSource.tail`."""
+        joined = [_joined(parts) for _, parts in sorted(self._tails.get(group, {}).items())]
+        if not joined or joined[0].shape[_TOKENS] != last - first:
+            raise NotHeldError(f"the file has no tail from {first} to {last} of layer group {group}")
+        mx.eval(joined)
+        return Extent(tuple(joined), sum(array.nbytes for array in joined), len(joined), last // BLOCK_TOKENS, 1)
+
     def checkpoint(self, tokens: int) -> Checkpoint | None:
         """Return the states after exactly `tokens` tokens; None if they are of another position."""
-        if tokens != self._blocks * BLOCK_TOKENS or not self._rows:
+        if tokens != self._tokens or not self._rows:
             return None
         stacks = [mx.contiguous(mx.concatenate(self._rows[index])) for index in sorted(self._rows)]
         return checkpoints.of(stacks, self._places)
@@ -112,20 +127,27 @@ def _kv(nodes: Sequence[Node], group: int) -> Iterator[Part]:
     start, stop = nodes[0].depth - 1, nodes[-1].depth
     payloads = [cast("tuple[mx.array, ...]", run.payload) for run in where]
     for index in range(len(payloads[0])):
-        cuts = [
-            arrays[index][:, :, run.start * BLOCK_TOKENS : run.stop * BLOCK_TOKENS]
-            for arrays, run in zip(payloads, where, strict=True)
-        ]
+        cuts = [arrays[index][:, :, run.start : run.stop] for arrays, run in zip(payloads, where, strict=True)]
         yield _part(_joined(cuts), {"group": group, "start": start, "stop": stop, "array": index})
 
 
-def _states(stacks: Sequence[mx.array], places: Any, blocks: int) -> Iterator[Part]:
+def _tail(tail: Node, group: int, tokens: int) -> Iterator[Part]:
+    """Yield the KV of one layer group of a tail, some tokens of an array at a time."""
+    extent = tail.extents[group]
+    assert extent is not None, "a tail lacks the KV of a layer group"
+    for index, array in enumerate(cast("tuple[mx.array, ...]", extent.payload)):
+        step = max(1, PART_BYTES * tokens // max(1, array.nbytes))
+        for first in range(0, array.shape[_TOKENS], step):
+            yield _part(mx.contiguous(array[:, :, first : first + step]), {"tail": group, "array": index})
+
+
+def _states(stacks: Sequence[mx.array], places: Any, tokens: int) -> Iterator[Part]:
     """Yield the states of a checkpoint, some rows of a stack at a time."""
     for index, stack in enumerate(stacks):
         step = max(1, PART_BYTES // max(1, stack[:1].nbytes))
         for row in range(0, stack.shape[0], step):
             rows = mx.contiguous(stack[row : row + step])
-            yield _part(rows, {"stack": index, "row": row, "places": places, "blocks": blocks})
+            yield _part(rows, {"stack": index, "row": row, "places": places, "tokens": tokens})
 
 
 def _part(array: mx.array, about: dict[str, Any]) -> Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,9 +30,6 @@ ROOM_STEP = 256
 
 _FED = ((63, 64, 64, 64), (64, 64, 64, 64))
 """Chunks that a cache without an adapter is fed before its two measurements; it holds one token before."""
-
-_LONG = 1 << 17
-"""Tokens for which the share of a layer is computed."""
 
 
 class Growth(Protocol):
@@ -99,10 +97,23 @@ class Layout:
         return sum(shape.state_bytes for shape in self.shapes)
 
     @cached_property
-    def largest_layer(self) -> float:
-        """Share of a sequence's cache that is in one layer, at most: of a prompt that no window holds."""
-        sizes = [shape.live_bytes(_LONG, 1) for shape in self.billed]
-        return max(sizes, default=1) / max(1, sum(sizes))
+    def _kinds(self) -> Counter[Growth]:
+        """How many caches there are of each shape that is billed. Most models have one or two shapes."""
+        return Counter(self.billed)
+
+    def layer_bytes(self, tokens: int, *, reserved: bool = False) -> int:
+        """
+        Return the bytes of the largest layer with room for `tokens` tokens.
+
+        Args:
+            tokens: The tokens.
+            reserved: Whether all of the room was reserved, so that layers with full attention are never copied and do
+                not count.
+        """
+        room, shapes = capacity_for(tokens), set(self._kinds)
+        if reserved and self.reusable:
+            shapes = {shape for shape in self.shapes if shape.window is not None or shape.state_bytes}
+        return max((shape.live_bytes(room, 1) for shape in shapes), default=0)
 
     def live_bytes(self, tokens: int, chunk: int) -> int:
         """
@@ -118,7 +129,7 @@ class Layout:
         room = capacity_for(tokens)
         if not self.billed:
             return room * self.bytes_per_token
-        return sum(shape.live_bytes(room, chunk) for shape in self.billed)
+        return sum(count * shape.live_bytes(room, chunk) for shape, count in self._kinds.items())
 
     def full_bytes(self, tokens: int) -> int:
         """Return the bytes of so many tokens in the layers with full attention."""
@@ -187,6 +198,21 @@ class Layout:
         if lengths - {tokens}:
             raise RuntimeError(f"layers hold {sorted(lengths)} tokens instead of {tokens}")
 
+    def compact(self, caches: Sequence[Any]) -> None:
+        """Prepare caches that a pass wrote to for their evaluation: what they keep of it shall keep nothing else."""
+        for cache in leaves(caches):
+            if adapter := ADAPTERS.get(type(cache)):
+                adapter.compact(cache)
+
+    def shrink(self, caches: Sequence[Any]) -> None:
+        """Let caches, of a sequence or a batch, keep only what decode needs. Evaluated, one layer after the other."""
+        for cache in caches:
+            full = [leaf for leaf in leaves([cache]) if not leaf.empty()]
+            for leaf in full:
+                if adapter := ADAPTERS.get(type(leaf)):
+                    adapter.shrink(leaf)
+            mx.eval([leaf.state for leaf in full])
+
     def pack(self, caches: Sequence[Any], group: int, start: int, stop: int) -> Extent:
         """
         Copy blocks `start` to `stop` of a layer group out of a live cache into an evaluated extent.
@@ -194,14 +220,27 @@ class Layout:
         Raises:
             NotHeldError: If the cache does not hold them, or no longer.
         """
-        flat = list(leaves(caches))
-        layers = [flat[index] for index in self.groups[group]]
+        layers = self._layers(caches, group)
         return BLOCK_ADAPTERS[type(layers[0])].pack(layers, start, stop)
 
+    def tail(self, caches: Sequence[Any], group: int, first: int, last: int) -> Extent:
+        """
+        Copy tokens `first` to `last` of a layer group, which end inside a block, into an extent of that block.
+
+        Raises:
+            NotHeldError: If the cache does not hold them, or no longer.
+        """
+        layers = self._layers(caches, group)
+        return BLOCK_ADAPTERS[type(layers[0])].tail(layers, first, last)
+
     def state(self, caches: Sequence[Any], row: int | None = None) -> checkpoints.States:
-        """Return the present states of the recurrent layers, of one row of a batch if `row` is given. No copy."""
+        """Return the present states of the recurrent layers, of one row of a batch if `row` is given."""
         flat = list(leaves(caches))
         return checkpoints.states([flat[index] for index in self.states], row)
+
+    def _layers(self, caches: Sequence[Any], group: int) -> list[Any]:
+        flat = list(leaves(caches))
+        return [flat[index] for index in self.groups[group]]
 
     def _restore_tails(self, flat: list[Any], indices: Sequence[int], runs: Sequence[Run], capacity: int) -> None:
         """Fill caches of full attention with what is behind a shared prefix, if anything is, and leave room."""

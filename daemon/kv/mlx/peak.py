@@ -1,9 +1,9 @@
-"""The peak of MLX's memory: of single evaluations, and of the process although they reset MLX's own counter."""
+"""The peak of MLX's memory: of single computations, and of the process although they reset MLX's own counter."""
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mlx.core as mx
 
@@ -25,28 +25,24 @@ def reset() -> None:
     mx.reset_peak_memory()
 
 
-class Meter:
+class Measured:
     """
-    The peak of a computation in slices. What other work does between them does not count.
+    What a computation took.
 
     Attributes:
-        most: Most bytes that the computation held so far, beyond those before it.
-        seconds: Time that it took so far.
+        bytes: Most bytes that it held, beyond those before it.
     """
 
-    def __init__(self) -> None:
-        self.most = 0
-        self.seconds = 0.0
-        self._held = 0
+    bytes = 0
 
-    def eval(self, arrays: Any) -> None:
-        """Evaluate the next slice of the computation."""
-        mx.synchronize()
-        before = mx.get_active_memory()
-        reset()
-        began = time.perf_counter()
-        mx.eval(arrays)
-        mx.synchronize()
-        self.seconds += told(time.perf_counter() - began)
-        self.most = max(self.most, self._held + int(told(mx.get_peak_memory() - before)))
-        self._held += int(told(mx.get_active_memory() - before))
+
+@contextmanager
+def measuring() -> Iterator[Measured]:
+    """Measure the peak of a computation, which is evaluated when it ends."""
+    measured = Measured()
+    mx.synchronize()
+    before = mx.get_active_memory()
+    reset()
+    yield measured
+    mx.synchronize()
+    measured.bytes = int(told(mx.get_peak_memory() - before))

@@ -52,6 +52,10 @@ class RequestKV:
         """Copy blocks of one layer group; see `KVSource.pack`."""
         return self._layout.pack(self._caches, group, start, stop)
 
+    def tail(self, group: int, first: int, last: int) -> Extent:
+        """Copy tokens of one layer group; see `KVSource.tail`."""
+        return self._layout.tail(self._caches, group, first, last)
+
     def checkpoint(self, tokens: int) -> Checkpoint | None:
         """Return the states after exactly `tokens` tokens; None if they are not held."""
         if tokens == self._tokens:

@@ -79,7 +79,7 @@ def _copy(model: Any, layout: Layout, caches: list[Any], prefix: int) -> list[An
     runs = []
     for index, group in enumerate(layout.parts.groups):
         extent = live.pack(index, _BLOCKS - group.visible(_BLOCKS), _BLOCKS)
-        runs.append([Run(extent.payload, 0, extent.blocks)])
+        runs.append([Run(extent.payload, 0, extent.blocks * BLOCK_TOKENS)])
     checkpoint = live.checkpoint(prefix) if layout.states else None
     return layout.restored_cache(model, runs, checkpoint, prefix, prefix + 1)
 

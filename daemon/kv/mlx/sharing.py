@@ -9,7 +9,6 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from daemon.kv.extent_ledger import Run
-from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.adapters.cache_list import leaves, map_leaves
 from daemon.kv.mlx.adapters.kv_cache import empty_room, joined
 from daemon.kv.mlx.shared_kv import SharedKV
@@ -67,8 +66,8 @@ def prefix_of(caches: Sequence[Any]) -> SharedPrefix | None:
 
 
 def behind(runs: Sequence[Run], tokens: int) -> list[Run]:
-    """Return what is left of runs without their first tokens, whole blocks."""
-    left, rest = tokens // BLOCK_TOKENS, []
+    """Return what is left of runs without their first tokens."""
+    left, rest = tokens, []
     for run in runs:
         skipped = min(left, run.stop - run.start)
         left -= skipped

@@ -14,6 +14,7 @@ measured with one small width over caches of zeros, which costs no forward pass 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,7 +26,8 @@ from daemon.kv.mlx import peak
 from daemon.kv.mlx.adapters import ADAPTERS
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.layout import Layout
-from daemon.shared.slices import LONG, SHORT, Sliced
+from daemon.shared.readings import told
+from daemon.shared.slices import LONG, Sliced
 
 PROBE = 64
 """Tokens of the smallest pass that is measured. Devices have other kernels for passes of a few tokens."""
@@ -89,7 +91,7 @@ NO_WORK = Workspace()
 
 def measuring(model: Any, layout: Layout, seconds: float = MOST_SECONDS) -> Sliced[Workspace]:
     """
-    Measure passes of a model with evaluated weights, a layer for each `next`.
+    Measure passes of a model with evaluated weights, one for each `next`.
 
     Args:
         model: The model.
@@ -100,7 +102,7 @@ def measuring(model: Any, layout: Layout, seconds: float = MOST_SECONDS) -> Slic
     probe = min(PROBE, positions)
     alone, took = yield from _pass(model, layout, probe, 0)
     scores: list[Node] = [(0, 0.0)]
-    for context in _CONTEXTS if layout.shapes else ():
+    for context in _CONTEXTS if layout.shapes and layout.bytes_per_token else ():
         if context + PROBE <= positions:
             behind, _ = yield from _pass(model, layout, PROBE, context)
             scores.append((context, max(scores[-1][1], (behind - alone) / PROBE)))
@@ -115,26 +117,29 @@ def measuring(model: Any, layout: Layout, seconds: float = MOST_SECONDS) -> Slic
 
 
 def _pass(model: Any, layout: Layout, width: int, context: int) -> Sliced[tuple[int, float]]:
-    """Return workspace and seconds of one pass, which is evaluated as requests' are: the caches in order, no logits."""
+    """
+    Return workspace and seconds of one pass, which is evaluated as those of requests are: as a whole, without logits.
+
+    Layer by layer it would take less: MLX computes the states of several recurrent layers at a time.
+    """
     yield LONG
-    caches = layout.new_cache(model, context + width)
-    flat = list(leaves(caches))
-    if context:
-        for cache, shape in zip(flat, layout.shapes, strict=True):
-            ADAPTERS[type(cache)].pretend(cache, shape, context)
-    mx.eval([cache.state for cache in flat if not cache.empty()])
-    held = _nbytes(flat)
-    model(mx.array([[index % 7 + 1 for index in range(width)]]), cache=caches)
-    meter = peak.Meter()
-    for cache in caches:
-        yield SHORT
-        meter.eval(cache.state)
-    kv = max(layout.live_bytes(context + width, width), _nbytes(flat))
-    return max(0, held + meter.most - kv), meter.seconds
-
-
-def _nbytes(caches: Sequence[Any]) -> int:
-    return sum(int(getattr(cache, "nbytes", 0)) for cache in caches)
+    room = context + width + 1  # a pass that fills a cache replaces its arrays, rather than writing into them
+    with peak.measuring() as pass_:
+        caches = layout.new_cache(model, room)
+        flat = list(leaves(caches))
+        if context:
+            for cache, shape in zip(flat, layout.shapes, strict=True):
+                ADAPTERS[type(cache)].pretend(cache, shape, context)
+        mx.eval([cache.state for cache in flat if not cache.empty()])
+        began = time.perf_counter()
+        model(mx.array([[index % 7 + 1 for index in range(width)]]), cache=caches)
+        layout.compact(caches)
+        mx.eval([cache.state for cache in caches])
+        mx.synchronize()
+        seconds = told(time.perf_counter() - began)
+    sizes = [getattr(cache, "nbytes", None) for cache in flat]
+    kv = layout.live_bytes(room, width) if None in sizes else sum(size for size in sizes if size is not None)
+    return max(0, pass_.bytes - kv), seconds
 
 
 def _line(nodes: Sequence[Node], at: float) -> float:

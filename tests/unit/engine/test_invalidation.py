@@ -63,7 +63,7 @@ def test_prefixes_of_a_deleted_model_can_be_dropped(harness: Harness, tmp_path: 
     text = pb.PrefixTarget(model=str(path), text="The")
     assert harness.run(pb.InvalidateRequest(prefix=text)).failure.reason == "MODEL_NOT_FOUND"
     dropped = harness.run(pb.InvalidateRequest(prefix=pb.PrefixTarget(model=str(path), tokens=ids)))
-    assert dropped.invalidated.blocks == 2
+    assert dropped.invalidated.blocks == 3
     request.model = str(kept)
     assert harness.run(request).cached == 0
     never = pb.PrefixTarget(model="/never/seen", tokens=ids)

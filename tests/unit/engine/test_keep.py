@@ -39,7 +39,7 @@ def test_kept_prompt_survives_a_flood_exactly(engine: Callable[..., Harness], tm
     again = [*ids(100, 2), 5, 6, 7]
     warm, cold = harness.run(request(path, again)), harness.run(request(path, again, BYPASS))
 
-    assert warm.cached == 96
+    assert warm.cached == (99 if family in CHECKPOINTS else 96)
     assert warm.ids == cold.ids
     difference = [abs(a.logprob - b.logprob) for a, b in zip(warm.logprobs, cold.logprobs, strict=True)]
     assert max(difference) <= (2e-3 if family in CHECKPOINTS else 0)
@@ -58,7 +58,8 @@ def test_kept_prompt_is_listed_until_its_time_is_over(harness: Harness) -> None:
     assert kept.namespace == stats.namespaces[0].namespace
     assert (kept.tokens, stats.total_kept) == (96, 1)
     assert 2900 < kept.expires_in.ToSeconds() <= 3000
-    assert kept.bytes == stats.kept_bytes == 6 * stats.bytes // stats.blocks
+    tokens = 100 + 2 + 40 + 2  # of both prompts and answers
+    assert kept.bytes == stats.kept_bytes == 96 * stats.bytes // tokens
     assert stats.kept_budget_bytes == stats.budget_bytes // 2
     harness.slept += 3000  # the machine's sleep counts
     harness.run(request("embedded", ids(40, 4)))

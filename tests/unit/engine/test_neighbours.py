@@ -125,4 +125,4 @@ def test_answer_of_a_reader_equals_the_answer_alone(
         run_schedule(harness, kinds, first + number)
     harness.settle()
     assert harness.figures.prefix_cache.tokens_shared
-    assert not harness.figures.prefix_cache.shared_prefixes
+    assert not harness.engine._runner.readers.prefixes()

@@ -207,7 +207,9 @@ def test_row_of_a_batch_is_copied_out_once(case: Case) -> None:
 def test_requests_that_come_together_share_their_beginning(case: Case) -> None:
     """The first computes it, and is not done with its own end when the others come to read it."""
     prompts = [[*COMMON, *ids(20 + number, number)] for number in range(4)]
-    calls = [case.harness.begin(case.request(prompt, 8)) for prompt in prompts]
+    with frozen():
+        calls = [case.harness.begin(case.request(prompt, 8)) for prompt in prompts]
+        case.harness.until(lambda: case.harness.engine._runner.decoding == len(calls))
     for call, prompt in zip(calls, prompts, strict=True):
         case.assert_as_alone(call, prompt, 8)
     assert case.stats.tokens_shared >= 3 * 96

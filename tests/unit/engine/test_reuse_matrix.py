@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 from daemon.engine.scheduling import policy
-from daemon.kv.keys import BLOCK_TOKENS, block_keys
+from daemon.kv.keys import BLOCK_TOKENS
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.families import CHECKPOINTS, EXACT, FAMILIES, Family, write
 from tests.unit.engine.harness import Answer, Harness
@@ -73,12 +73,14 @@ class Case:
         """Change one value of what is stored of a prompt: of its last block, or of its checkpoint if it has none."""
         prefixes = self.harness.engine._memory._prefixes
         (namespace,) = prefixes.trie.namespaces
-        with prefixes.trie.match(namespace, block_keys(prompt[:-1])) as lease:
+        parts = self.harness.engine._models.entries()[0].model.layout.parts
+        with prefixes.lookup(namespace, prompt, parts) as lease:
             node = lease.nodes[-1]
             extent = node.extents[0] if node.extents else None
             if extent is not None:
                 *others, values = cast("tuple[mx.array, ...]", extent.payload)
-                values[-1, 0, (node.depth - extent.start) * BLOCK_TOKENS - 1, 0] = 1000.0
+                end = values.shape[2] if node.is_tail else (node.depth - extent.start) * BLOCK_TOKENS
+                values[-1, 0, end - lease.unused - 1, 0] = 1000.0
                 extent.payload = (*others, values)
             else:
                 assert node.checkpoint is not None
@@ -103,11 +105,11 @@ def floor(tokens: int) -> int:
 
 
 def test_reuse_is_exact_for_any_prompt_length(case: Case) -> None:
-    """Its own prefix, up to its last full block, is reused."""
+    """All of it but the last token is reused; another end, from the last full block on, costs no more than that."""
     for salt, length in enumerate(EDGES):
         prompt = ids(length, salt)
         case.answer(prompt)
-        case.assert_warm_is_cold(prompt, floor(length - 1))
+        case.assert_warm_is_cold(prompt, length - 1 if length > BLOCK_TOKENS else 0)
         case.assert_warm_is_cold([*prompt[: floor(length - 1)], 9, 8, 7], floor(length - 1))
 
 
@@ -118,9 +120,9 @@ def test_reuse_is_exact_wherever_prompts_diverge(case: Case) -> None:
     for parts_at in (16, 33, 64, 79, 130):
         second, third = ([*base[:parts_at], *ids(40, salt)] for salt in (parts_at, parts_at + 1))
         answer = case.answer(second)
-        assert answer.cached == floor(parts_at) or not case.anywhere
+        assert answer.cached == parts_at or not case.anywhere
         case.assert_same(answer, case.answer(second, BYPASS))
-        case.assert_warm_is_cold(third, floor(parts_at))
+        case.assert_warm_is_cold(third, parts_at if case.anywhere else floor(parts_at))
 
 
 def test_short_prompt_reuses_a_long_one_exactly(case: Case) -> None:
@@ -128,17 +130,30 @@ def test_short_prompt_reuses_a_long_one_exactly(case: Case) -> None:
     case.answer(ids(200))
     for length in (120, 97):
         case.answer(ids(length))
-        case.assert_warm_is_cold(ids(length), floor(length - 1))
+        case.assert_warm_is_cold(ids(length), length - 1)
 
 
 def test_chat_turn_resumes_from_the_last_answer(case: Case) -> None:
-    """What was generated is reused, however long it was; at most a block is computed again."""
+    """What was generated is reused, however long it was; only what is new is computed."""
     turn = ids(45)
     for salt in range(3):
         answer = case.answer(turn, count=57)
         told = len(turn) + 57 - 1  # the last token was not fed to the model
         turn = [*turn, *answer.ids, *ids(19, salt)]
-        case.assert_warm_is_cold(turn, floor(told))
+        case.assert_warm_is_cold(turn, told)
+
+
+def test_rows_that_decode_together_keep_their_ends(case: Case) -> None:
+    """Each row of a batch has its own window and its own state."""
+    prompts = [ids(45), ids(61, 1)]
+    calls = [case.begin(prompt, count=40) for prompt in prompts]
+    for call, prompt in zip(calls, prompts, strict=True):
+        answer = Answer(case.harness.finish(call))
+        turn = [*prompt, *answer.ids, *ids(19, 2)]
+        warm, cold = case.answer(turn, READ_ONLY), case.answer(turn, BYPASS)
+        fed = len(prompt) + 39  # and the last token, if the other row took another step
+        assert (warm.cached in (fed, fed + 1), cold.cached) == (True, 0)
+        case.assert_same(warm, cold)
 
 
 def test_reuse_is_exact_after_small_prefill_chunks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +163,7 @@ def test_reuse_is_exact_after_small_prefill_chunks(case: Case, monkeypatch: pyte
         prompt = ids(130, salt)
         first = case.answer(prompt)
         case.assert_same(first, case.answer(prompt, BYPASS))
-        case.assert_warm_is_cold(prompt, 128)
+        case.assert_warm_is_cold(prompt, 129)
 
 
 def test_reuse_of_a_cancelled_prefill_is_exact(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +190,7 @@ def test_reuse_is_exact_after_an_eviction_of_the_tail(case: Case) -> None:
         warm, cold = case.answer(prompt, READ_ONLY), case.answer(prompt, BYPASS)
         case.assert_same(warm, cold)
     case.answer(prompt)
-    case.assert_warm_is_cold(prompt, 288)
+    case.assert_warm_is_cold(prompt, 299)
 
 
 def test_reuse_comparison_detects_one_wrong_value(case: Case) -> None:

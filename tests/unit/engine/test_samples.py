@@ -96,7 +96,7 @@ def test_each_sample_is_the_answer_of_its_seed(harness: Harness, text: str) -> N
     assert len({tuple(sample.ids) for sample in samples}) == 4
     warm = assert_each_is_that_of_its_seed(harness, request(4, text))
     assert [sample.content for sample in warm] == [sample.content for sample in samples]
-    assert warm[0].finished.usage.cached_tokens == (usage.prompt_tokens - 1) // 16 * 16
+    assert warm[0].finished.usage.cached_tokens == (usage.prompt_tokens - 1 if usage.prompt_tokens > 16 else 0)
 
 
 @pytest.mark.parametrize("family", list(TINY))
@@ -283,7 +283,7 @@ def test_memory_is_reserved_for_each_sample(harness: Harness, monkeypatch: pytes
     harness.finish(harness.begin(request(4)))
     single, several = asked
     layout = harness.engine._models.entries()[0].model.layout
-    assert single + 3 * layout.live_bytes(1, 1) <= several <= 4 * single  # they share what a pass takes
+    assert 4 * layout.live_bytes(1, 1) <= several <= 4 * single  # they share what a pass takes
     limit = harness.figures.memory.weights_bytes + several - 1
     monkeypatch.setattr(MemoryBudget, "limit", limit)
     assert harness.run(request(4)).failure.reason == "REQUEST_EXCEEDS_MEMORY"

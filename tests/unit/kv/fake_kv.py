@@ -50,6 +50,14 @@ class FakeKV:
         blocks = stop - start
         return Extent((group, tuple(self._tokens[first:last])), blocks * GROUP_BLOCK_BYTES, 1, start, blocks)
 
+    def tail(self, group: int, first: int, last: int) -> Extent:
+        """Copy tokens that end inside a block, labelled with their group."""
+        oldest = len(self._tokens) - self._window if group and self._window is not None else 0
+        if last > len(self._tokens) or first < oldest:
+            raise NotHeldError(f"tokens {first} to {last} are not held")
+        nbytes = (last - first) * GROUP_BLOCK_BYTES // BLOCK_TOKENS
+        return Extent((group, tuple(self._tokens[first:last])), nbytes, 1, last // BLOCK_TOKENS, 1)
+
     def checkpoint(self, tokens: int) -> Checkpoint | None:
         """Return a state that says which tokens it sums up."""
         held = tokens in (len(self._tokens), self._boundary)
@@ -98,12 +106,13 @@ class FakePrefixes:
 
     def restore(self, lease: PrefixLease) -> list[int]:
         """Check that every part of a match is stored and belongs to its tokens, and return these tokens."""
-        path = [token for node in lease.nodes for token in memoryview(node.key).cast("I")]
+        path = [token for node in lease.nodes for token in memoryview(node.key).cast("I")][: lease.tokens]
         if not path:
             return []
         for index, (group, runs) in enumerate(zip(self.parts.groups, self.cache.runs(lease, self.parts), strict=True)):
-            seen = group.visible(len(lease.nodes)) * BLOCK_TOKENS
-            assert _tokens(runs, index) == path[-seen:], "a layer group restores other tokens"
+            restored = _tokens(runs, index)
+            assert len(restored) >= group.seen(len(path)), "a layer group lacks tokens"
+            assert restored == path[-len(restored) :], "a layer group restores other tokens"
         if self.parts.state_bytes:
             assert lease.checkpoint is not None
             assert lease.checkpoint.payload == tuple(path), "a checkpoint sums up other tokens"
@@ -129,5 +138,5 @@ def _tokens(runs: Sequence[Run], group: int) -> list[int]:
     for payload, start, stop in runs:
         label, copied = cast("tuple[int, tuple[int, ...]]", payload)
         assert label == group, "a run belongs to another layer group"
-        tokens.extend(copied[start * BLOCK_TOKENS : stop * BLOCK_TOKENS])
+        tokens.extend(copied[start:stop])
     return tokens

@@ -15,7 +15,7 @@ from daemon.kv.mlx.request_kv import Boundary, RequestKV
 from daemon.kv.spec import Resume
 from tests.unit.kv.tiny_models import RECURRENT, TinyEngine, build, raw, same_bits, tokens
 
-LENGTHS = [16, 32, 48, 64, 256, 272]
+LENGTHS = [16, 17, 31, 32, 47, 64, 256, 271]
 
 
 @pytest.fixture(name="models", scope="module")
@@ -58,14 +58,15 @@ def test_recurrent_state_is_found_only_at_its_position(engine: TinyEngine) -> No
             assert (lease.tokens, lease.branch) == (reused, branch)
 
 
-def test_store_off_a_block_end_makes_no_checkpoint(engine: TinyEngine) -> None:
+def test_state_off_a_block_end_is_that_of_its_tail(engine: TinyEngine) -> None:
     """A state sums up all tokens so far, and no token can be removed from it."""
     caches, _ = engine.cold(tokens(70))
     engine.store(tokens(70), caches)
 
-    assert engine.prefixes.trie.ledger.checkpoints == 0
-    with engine.lookup(tokens(80)) as lease:
-        assert (lease.tokens, lease.branch) == (0, 64)
+    assert engine.prefixes.trie.ledger.checkpoints == 1
+    for other, reused in ((tokens(80), 70), ([*tokens(70), 5], 70), ([*tokens(69), 5], 0), (tokens(70), 0)):
+        with engine.lookup(other) as lease:
+            assert (lease.tokens, lease.branch) == (reused, 64)
 
 
 def test_kept_state_at_the_last_block_end_is_stored(engine: TinyEngine) -> None:
@@ -75,7 +76,7 @@ def test_kept_state_at_the_last_block_end_is_stored(engine: TinyEngine) -> None:
     expected = state_of(caches)
     engine.compute(caches, prompt[64:])
     live = RequestKV(engine.layout, caches, 75, boundary)
-    engine.prefixes.store("n", prompt, engine.layout.parts, live, resume=Resume.YES)
+    engine.prefixes.store("n", prompt[:64], engine.layout.parts, live, resume=Resume.YES)
 
     warm_cache, reused = engine.restored(prompt)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daemon.kv.extent_ledger import ExtentLedger, Run, runs
+from daemon.kv.keys import KEY_BYTES
 from daemon.kv.nodes import Checkpoint, Extent, NamespaceCounters, Node
 
 
@@ -13,7 +14,7 @@ def _extent(blocks: int = 4, name: str = "payload", start: int = 0) -> Extent:
 
 
 def _node(extent: Extent, block: int) -> Node:
-    return Node(b"", None, block + 1, NamespaceCounters(), (extent,))
+    return Node(bytes(KEY_BYTES), None, block + 1, NamespaceCounters(), (extent,))
 
 
 def test_extent_counts_from_first_to_last_live_block() -> None:
@@ -96,7 +97,7 @@ def test_ledger_check_finds_an_early_free() -> None:
 def test_consecutive_extent_blocks_are_one_run() -> None:
     extent = _extent(start=5)
 
-    assert runs([_node(extent, block) for block in (5, 6, 7)], 0) == [Run("payload", 0, 3)]
+    assert runs([_node(extent, block) for block in (5, 6, 7)], 0) == [Run("payload", 0, 48)]
 
 
 def test_another_extent_starts_a_new_run() -> None:
@@ -104,7 +105,7 @@ def test_another_extent_starts_a_new_run() -> None:
 
     nodes = [_node(one, 0), _node(one, 1), _node(two, 2), _node(two, 3), _node(two, 4)]
 
-    assert runs(nodes, 0) == [Run("one", 0, 2), Run("two", 0, 3)]
+    assert runs(nodes, 0) == [Run("one", 0, 32), Run("two", 0, 48)]
 
 
 def test_block_without_its_window_cannot_be_restored() -> None:

@@ -249,9 +249,10 @@ class KeepMachine(RuleBasedStateMachine):
         lost = [expires for end, expires in before.items() if end not in after and expires > self.clock.now]
         assert all(expires <= keep.expires for expires in lost for keep in after.values()), "another one was due first"
         if done:
-            with self.prefixes.lookup("n", tokens) as lease:
-                assert lease.nodes[-1] in after
-                assert self.prefixes.cache.keeps.expires_in(after[lease.nodes[-1]]) >= seconds
+            known = [keep for keep in after.values() if tokens[: keep.tokens] == self.tokens(keep)]
+            longest = max(known, key=lambda keep: keep.tokens)
+            assert self.prefixes.cache.keeps.expires_in(longest) >= seconds
+            assert longest.tokens >= floor_to_block(len(self.prefixes.reuse("n", tokens)))
         self.take_stock()
 
     @rule(tokens=PROMPTS)

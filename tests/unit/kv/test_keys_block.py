@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.kv.keys import BLOCK_TOKENS, block_keys, key_starts_with
+from daemon.kv.keys import BLOCK_TOKENS, block_keys
 
 TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=70)
 
@@ -36,10 +36,3 @@ def test_partial_block_has_no_key(length: int) -> None:
 def test_token_id_too_large_for_a_key_is_refused(token: int) -> None:
     with pytest.raises(OverflowError):
         block_keys([token] * 16)
-
-
-@given(st.lists(st.integers(0, 3), min_size=16, max_size=16), st.lists(st.integers(0, 3), max_size=16))
-def test_block_key_starts_with_its_first_tokens(block: list[int], start: list[int]) -> None:
-    (key,) = block_keys(block)
-
-    assert key_starts_with(key, start) is (block[: len(start)] == start)

@@ -12,6 +12,7 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from daemon.kv.extent_ledger import Run
+from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter
 from daemon.kv.mlx.layout import ROOM_STEP, capacity_for
 from tests.support.builders import page_rounding
@@ -55,21 +56,23 @@ def test_warm_logits_equal_cold_logits_bit_for_bit(engine: TinyEngine, length: i
     warm_cache, reused = engine.restored(prompt)
     warm = engine.compute(warm_cache, prompt[reused:])
 
-    assert reused == length - length % 16
+    assert reused == (length if length >= BLOCK_TOKENS else 0)
     assert same_bits(warm, cold[reused:])
     for token in (3, 1, 4):
         assert same_bits(engine.compute(warm_cache, [token]), engine.compute(cold_cache, [token]))
 
 
-def test_match_inside_an_extent_restores_part_of_it(engine: TinyEngine) -> None:
+@pytest.mark.parametrize("common", [32, 33, 40, 47, 97, 99])
+def test_match_inside_an_extent_restores_part_of_it(engine: TinyEngine, common: int) -> None:
+    """Up to the token where two prompts diverge, in a block or in the tail."""
     prompt = tokens(100)
     engine.store(prompt, engine.cold(prompt)[0])
-    other = [*prompt[:40], *reversed(prompt[40:])]
+    other = [*prompt[:common], prompt[common] + 1, *prompt[:50]]
 
     caches, reused = engine.restored(other)
 
-    assert reused == 32
-    assert same_bits(engine.compute(caches, other[32:]), engine.cold(other)[1][32:])
+    assert reused == common
+    assert same_bits(engine.compute(caches, other[common:]), engine.cold(other)[1][common:])
 
 
 def test_prefix_stored_in_pieces_restores_as_one(engine: TinyEngine) -> None:
@@ -79,10 +82,11 @@ def test_prefix_stored_in_pieces_restores_as_one(engine: TinyEngine) -> None:
         engine.compute(caches, prompt[start : start + 26])
         engine.store(prompt[: start + 26], caches)
 
-    restored, reused = engine.restored(prompt)
+    again = [*prompt, 5, 6]
+    restored, reused = engine.restored(again)
 
-    assert reused == 128
-    assert same_bits(engine.compute(restored, prompt[128:]), engine.cold(prompt)[1][128:])
+    assert reused == 130
+    assert same_bits(engine.compute(restored, again[130:]), engine.cold(again)[1][130:])
 
 
 def test_restored_kv_equals_the_live_cache_exactly(engine: TinyEngine) -> None:
@@ -119,8 +123,8 @@ def test_stored_kv_is_unchanged_by_later_decoding(engine: TinyEngine) -> None:
 
 
 def test_two_restores_are_independent(engine: TinyEngine) -> None:
-    prompt = tokens(40)
-    engine.store(prompt, engine.cold(prompt)[0])
+    prompt = tokens(42)
+    engine.store(prompt[:40], engine.cold(prompt[:40])[0])
     one, reused = engine.restored(prompt)
     two, _ = engine.restored(prompt)
 
@@ -162,7 +166,7 @@ def test_memory_usage_matches_the_allocator(engine: TinyEngine) -> None:
     engine.store(prompt, live)
     del live, logits
 
-    assert engine.prefixes.memory_usage() == 12 * engine.layout.parts.block_bytes
+    assert engine.prefixes.memory_usage() == 200 * engine.layout.bytes_per_token
     excess = mx.get_active_memory() - before - engine.prefixes.memory_usage()
     assert 0 <= excess <= page_rounding(engine.prefixes.trie.ledger.buffers)
 
@@ -222,7 +226,7 @@ def test_restored_view_does_not_keep_its_extent_alive(llama: TinyEngine) -> None
     live, _ = llama.cold(prompt)
     extent = llama.layout.pack(live, 0, 0, 16)
     caches = [KVCache() for _ in live]
-    KVCacheAdapter().restore(caches, [Run(extent.payload, 0, 16)], tokens=256, capacity=256)
+    KVCacheAdapter().restore(caches, [Run(extent.payload, 0, 256)], tokens=256, capacity=256)
     before = mx.get_active_memory()
 
     extent.payload = None
@@ -245,7 +249,7 @@ def test_packing_absent_tokens_is_refused(engine: TinyEngine) -> None:
 def test_restoring_into_an_unfit_cache_is_refused(llama: TinyEngine) -> None:
     live, _ = llama.cold(tokens(32))
     extent = llama.layout.pack(live, 0, 0, 2)
-    run = Run(extent.payload, 0, 2)
+    run = Run(extent.payload, 0, 32)
     empty: list[Any] = [KVCache() for _ in live]
 
     for caches, runs, capacity in ((live, [run], 256), (empty, [run], 31), (empty, [], 256)):

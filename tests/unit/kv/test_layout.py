@@ -174,7 +174,7 @@ def test_layers_of_unequal_length_are_refused() -> None:
         first, second = engine.prefixes.runs(lease, engine.layout.parts)
 
         with pytest.raises(RuntimeError, match=r"layers hold \[16, 32\] tokens instead of 32"):
-            engine.layout.restored_cache(engine.model, [first, [second[0]._replace(stop=1)]], None, 32, 64)
+            engine.layout.restored_cache(engine.model, [first, [second[0]._replace(stop=16)]], None, 32, 64)
 
 
 def test_restoring_an_empty_match_is_refused() -> None:

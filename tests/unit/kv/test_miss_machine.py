@@ -142,7 +142,7 @@ class MissMachine(RuleBasedStateMachine):
         stored = floor(longest(tokens[:-1], paths))
         if not reach:
             return Miss(MissReason.TOO_SHORT)
-        if reused == reach:
+        if reused >= (reach if self.prefixes.parts.resumes_anywhere else max(1, len(tokens) - BLOCK_TOKENS)):
             return None
         own = [each for each in self.known if each.namespace == namespace]
         live = [each for each in own if not each.invalidated]

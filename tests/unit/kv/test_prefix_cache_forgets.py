@@ -72,7 +72,7 @@ def test_drop_inside_a_block_takes_matching_blocks() -> None:
 
     assert _prefix(prefixes, prompt(1, 2)[:21]).blocks == 1
 
-    assert prefixes.reuse("n", prompt(1, 2, tail=1)) == prompt(1)
+    assert prefixes.reuse("n", prompt(1, 2, tail=1)) == prompt(1, 2)[:20]
     assert prefixes.reuse("n", [*other, 1]) == other
 
 
@@ -108,7 +108,7 @@ def test_partly_stored_prompt_is_dropped_too() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n", prompt(1, 2, tail=9))
 
-    assert _prefix(prefixes, prompt(1, 2, tail=5)).blocks == 2
+    assert _prefix(prefixes, prompt(1, 2, tail=5)).blocks == 3
 
 
 def test_dropped_bytes_exclude_shared_extents() -> None:

@@ -20,9 +20,14 @@ from daemon.kv.spec import NotHeldError, Resume
 from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, RECURRENT, WINDOWED, FakeKV, FakePrefixes, prompt
 
 NAMESPACES = st.sampled_from(["n/one", "n/two", "m/one"])
-PROMPTS = st.tuples(st.lists(st.integers(1, 2), max_size=6), st.integers(0, 15)).map(
-    lambda drawn: prompt(*drawn[0], tail=drawn[1])
+PROMPTS = st.builds(
+    lambda blocks, begun, alike, tail: [*prompt(*blocks), *prompt(begun)[:alike], *[7] * min(tail, 15 - alike)],
+    st.lists(st.integers(1, 2), max_size=6),
+    st.integers(1, 2),
+    st.integers(0, 15),
+    st.integers(0, 15),
 )
+"""Blocks of two letters, then a part of a block that may begin like one of them."""
 
 
 class PrefixCacheMachine(RuleBasedStateMachine):
@@ -38,18 +43,21 @@ class PrefixCacheMachine(RuleBasedStateMachine):
 
     @initialize(
         parts=st.sampled_from([PLAIN, WINDOWED, HYBRID, RECURRENT, ALL]),
-        blocks=st.integers(0, 12) | st.just(1000),
-        room=st.integers(1, 12) | st.just(1000),
-        buffers=st.integers(1, 12) | st.just(1000),
+        limits=st.just((1000, 1000, 1000))
+        | st.tuples(st.integers(0, 12) | st.just(1000), *[st.integers(1, 12) | st.just(1000)] * 2),
         least=st.sampled_from([16, 20, 32]),
+        first=st.lists(PROMPTS, max_size=5),
     )
-    def start(self, parts: object, blocks: int, room: int, buffers: int, least: int) -> None:
-        """Choose the layout and the limits."""
+    def start(self, parts: object, limits: tuple[int, int, int], least: int, first: list[list[int]]) -> None:
+        """Choose the layout, the limits and the first prompts: hypothesis leaves rules out at random."""
+        blocks, room, buffers = limits
         self.prefixes = FakePrefixes(blocks, room * BLOCK_BYTES, buffers, least, parts)  # type: ignore[arg-type]
         self.least = least
+        for tokens in first:
+            self.store("n/one", tokens, Resume.YES, None)
 
     def longest(self, namespace: str, tokens: list[int], known: list[tuple[str, list[int]]]) -> int:
-        """Return the longest beginning of a prompt, in tokens of full blocks, that was stored in its namespace."""
+        """Return the longest beginning of a prompt, in tokens, that was stored in its namespace."""
         return max((_common(tokens[:-1], each) for name, each in known if name == namespace), default=0)
 
     @property
@@ -70,11 +78,11 @@ class PrefixCacheMachine(RuleBasedStateMachine):
             assert window is not None
             return
         finally:
-            self.stored.append((namespace, tokens[:boundary]))
+            self.stored.append((namespace, tokens if resume is Resume.YES else tokens[:boundary]))
         assert len(source.packed) == len(set(source.packed))
         assert count == self.prefixes.cache.trie.blocks + self.prefixes.cache.counters.evictions - before
         if resume is Resume.YES and boundary >= self.least and self.nothing_was_lost:
-            self.resumable.append((namespace, tokens[:boundary]))
+            self.resumable.append((namespace, tokens))
 
     @rule(namespace=NAMESPACES, tokens=PROMPTS)
     def lookup(self, namespace: str, tokens: list[int]) -> None:
@@ -85,9 +93,24 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         assert len(restored) <= self.longest(namespace, tokens, self.stored)
         assert len(restored) < max(1, len(tokens))
         for name, known in self.resumable:
-            if name == namespace and tokens[:-1][: len(known)] == known:
-                assert len(restored) >= len(known)
+            common = _common(tokens[:-1], known)
+            if name == namespace and common >= (self.least if self.prefixes.parts.resumes_anywhere else len(known)):
+                assert len(restored) >= common
         self.leases.append((lease, restored))
+
+    @precondition(lambda self: self.resumable)
+    @rule(data=st.data(), resume=st.sampled_from(Resume))
+    def store_beginning(self, data: st.DataObject, resume: Resume) -> None:
+        """Store a beginning of a prompt that is stored with its end: each stays resumable."""
+        namespace, known = self.resumable[data.draw(st.integers(0, len(self.resumable) - 1))]
+        self.store(namespace, known[: data.draw(st.integers(1, len(known)))], resume, None)
+
+    @precondition(lambda self: self.resumable)
+    @rule(data=st.data(), more=st.integers(1, 20))
+    def go_on(self, data: st.DataObject, more: int) -> None:
+        """Look up the next turn of a prompt that is stored with its end."""
+        namespace, known = self.resumable[data.draw(st.integers(0, len(self.resumable) - 1))]
+        self.lookup(namespace, [*known, *[8] * more])
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
@@ -97,6 +120,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         assert self.prefixes.restore(lease) == restored
         lease.release()
 
+    @precondition(lambda self: not self.nothing_was_lost)
     @rule(blocks=st.integers(0, 5))
     def shed(self, blocks: int) -> None:
         """Evict under memory pressure."""
@@ -120,7 +144,11 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         assert cache.memory_usage() == before - expected.bytes_freed
         if floor_to_block(len(tokens)):
             assert len(self.prefixes.reuse(namespace, [*tokens, 7])) < max(1, len(tokens))
-        self.resumable = [(name, known) for name, known in self.resumable if name != namespace]
+        self.resumable = [
+            (name, known)
+            for name, known in self.resumable
+            if name != namespace or (tokens and not _common(known, tokens))
+        ]
 
     @rule(namespace=NAMESPACES)
     def clear(self, namespace: str) -> None:
@@ -147,9 +175,8 @@ class PrefixCacheMachine(RuleBasedStateMachine):
 
 
 def _common(one: list[int], two: list[int]) -> int:
-    """Return the tokens of the full blocks that two prompts begin with."""
-    same = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
-    return floor_to_block(same)
+    """Return the number of tokens that two prompts begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
 def floor_to_block(tokens: int) -> int:

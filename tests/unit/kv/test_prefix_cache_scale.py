@@ -89,4 +89,4 @@ def test_early_divergence_costs_only_the_prompts_keys(diverges_at: int) -> None:
 
     extra = _lines_run(lambda: prefixes.lookup("n", diverging)) - _lines_run(lambda: prefixes.lookup("n", unknown))
 
-    assert extra < 10 * diverges_at
+    assert extra < 10 * diverges_at + 40  # and the comparison with what is stored behind the last common block

@@ -152,11 +152,11 @@ def shared_copy(reader: SharedKV) -> SharedKV:
 
 
 def test_runs_behind_a_prefix_are_what_is_left() -> None:
-    """In whole blocks, across extents."""
-    runs = [Run("a", 2, 6), Run("b", 0, 3)]
+    """In tokens, across extents."""
+    runs = [Run("a", 32, 96), Run("b", 0, 48)]
     assert behind(runs, 0) == runs
-    assert behind(runs, 32) == [Run("a", 4, 6), Run("b", 0, 3)]
-    assert behind(runs, 80) == [Run("b", 1, 3)]
+    assert behind(runs, 32) == [Run("a", 64, 96), Run("b", 0, 48)]
+    assert behind(runs, 80) == [Run("b", 16, 48)]
     assert behind(runs, 112) == []
 
 

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from daemon.kv.extent_ledger import runs
+from daemon.kv.keys import BLOCK_TOKENS, KEY_BYTES
 from daemon.kv.lease import PrefixLease
 from daemon.kv.nodes import Extent, Node
 from daemon.kv.trie import PrefixTrie
 
+A, B, C, D, X, Y = (letter * KEY_BYTES for letter in (b"a", b"b", b"c", b"d", b"x", b"y"))
 Path = tuple[bytes, ...]
 Place = tuple[str, Path]
 NAMESPACES = st.sampled_from(["n", "m"])
-PATHS = st.lists(st.sampled_from([b"a", b"b"]), max_size=4).map(tuple)
+PATHS = st.lists(st.sampled_from([A, B]), max_size=4).map(tuple)
 
 
 def _insert(trie: PrefixTrie, namespace: str, path: Path) -> int:
@@ -31,7 +33,10 @@ def _insert(trie: PrefixTrie, namespace: str, path: Path) -> int:
 
 def _found(lease: PrefixLease) -> Path:
     """Return the path of a lease, read from its payload."""
-    return tuple(key for run in runs(lease.nodes, 0) for key in cast("Path", run.payload)[run.start : run.stop])
+    found = (
+        (cast("Path", run.payload), run.start // BLOCK_TOKENS, run.stop // BLOCK_TOKENS) for run in runs(lease.nodes, 0)
+    )
+    return tuple(key for payload, start, stop in found for key in payload[start:stop])
 
 
 def _places(trie: PrefixTrie) -> set[Place]:
@@ -127,11 +132,11 @@ class TrieMachine(RuleBasedStateMachine):
             evicted += 1
         assert evicted == expected
 
-    @rule(namespace=NAMESPACES, path=PATHS, letter=st.sampled_from([b"a", b"b"]))
+    @rule(namespace=NAMESPACES, path=PATHS, letter=st.sampled_from([A, B]))
     def forget(self, namespace: str, path: Path, letter: bytes) -> None:
         """Forget all prefixes that begin with a path; no lookup finds them, but leases on them stay usable."""
         before = _places(self.trie)
-        self.trie.detach(self.trie.branches(namespace, path, letter.__eq__))
+        self.trie.detach(self.trie.branches(namespace, path, letter))
         begins = (*path, letter)
         gone = before - _places(self.trie)
         assert {place for place in before if place[0] == namespace and place[1][: len(begins)] == begins} <= gone
@@ -173,7 +178,7 @@ TestTrieMachine = TrieMachine.TestCase
 
 
 def test_a_lease_cannot_be_released_twice() -> None:
-    lease = PrefixTrie().match("n", [b"a"])
+    lease = PrefixTrie().match("n", [A])
     lease.release()
 
     with pytest.raises(RuntimeError, match="twice"):
@@ -190,12 +195,12 @@ def test_empty_insert_leaves_no_trie_root() -> None:
 
 def test_insert_behind_a_dropped_path_stores_nothing() -> None:
     trie = PrefixTrie()
-    _insert(trie, "n", (b"a",))
-    lease = trie.match("n", [b"a"])
+    _insert(trie, "n", (A,))
+    lease = trie.match("n", [A])
     trie.detach(trie.tops(lambda _: True))
 
     with pytest.raises(KeyError, match="forgotten"):
-        trie.insert(lease, [b"b"], (Extent((b"b",), 10, 1, 1, 1),))
+        trie.insert(lease, [B], (Extent((B,), 10, 1, 1, 1),))
 
     lease.release()
     trie.check_integrity()
@@ -205,8 +210,8 @@ def test_dropped_blocks_leave_memory_without_eviction() -> None:
     gc.collect()
     before = _nodes_in_memory()
     trie = PrefixTrie()
-    _insert(trie, "n", (b"a", b"b"))
-    _insert(trie, "n", (b"a", b"c"))
+    _insert(trie, "n", (A, B))
+    _insert(trie, "n", (A, C))
     assert _nodes_in_memory() == before + 4  # the root too
 
     trie.detach(trie.tops(lambda _: True))
@@ -216,9 +221,9 @@ def test_dropped_blocks_leave_memory_without_eviction() -> None:
 
 def test_leased_dropped_path_is_freed_with_its_lease() -> None:
     trie = PrefixTrie()
-    _insert(trie, "n", (b"a",))
-    _insert(trie, "n", (b"a", b"b"))
-    with trie.match("n", [b"a"]):
+    _insert(trie, "n", (A,))
+    _insert(trie, "n", (A, B))
+    with trie.match("n", [A]):
         trie.detach(trie.tops(lambda _: True))
         assert (trie.blocks, trie.ledger.nbytes) == (0, 10)
         trie.check_integrity()
@@ -229,24 +234,24 @@ def test_leased_dropped_path_is_freed_with_its_lease() -> None:
 
 def test_drop_removes_lone_ancestors_only() -> None:
     trie = PrefixTrie()
-    for path in ((b"a", b"b", b"c", b"d"), (b"a", b"x")):
+    for path in ((A, B, C, D), (A, X)):
         _insert(trie, "n", path)
 
-    trie.detach(trie.branches("n", [b"a", b"b", b"c"], b"d".__eq__))
+    trie.detach(trie.branches("n", [A, B, C], D))
 
-    assert _places(trie) == {("n", (b"a",)), ("n", (b"a", b"x"))}
+    assert _places(trie) == {("n", (A,)), ("n", (A, X))}
 
 
 def test_drop_of_an_inner_path_spares_forks() -> None:
     trie = PrefixTrie()
-    _insert(trie, "n", (b"a", b"b"))
-    _insert(trie, "n", (b"a", b"c", b"d"))
+    _insert(trie, "n", (A, B))
+    _insert(trie, "n", (A, C, D))
 
-    trie.detach(trie.branches("n", [b"a", b"x"], b"y".__eq__))
+    trie.detach(trie.branches("n", [A, X], Y))
     assert trie.blocks == 4
 
-    trie.detach(trie.branches("n", [b"a", b"b", b"x"], b"y".__eq__))
-    assert _places(trie) == {("n", (b"a",)), ("n", (b"a", b"c")), ("n", (b"a", b"c", b"d"))}
+    trie.detach(trie.branches("n", [A, B, X], Y))
+    assert _places(trie) == {("n", (A,)), ("n", (A, C)), ("n", (A, C, D))}
 
 
 def _agree(one: Path, two: Path) -> bool:

@@ -31,6 +31,7 @@ def taken(model: Any, layout: Layout, width: int, context: int) -> int:
             mx.synchronize()
             peak.reset()
             model(mx.array([[index % 7 for index in range(tokens)]]), cache=caches)
+            layout.compact(caches)
             mx.eval([cache.state for cache in caches])
     mx.synchronize()
     return mx.get_peak_memory() - before

@@ -808,7 +808,7 @@ class ModelStats(_message.Message):
     def __init__(self, info: _Optional[_Union[ModelInfo, _Mapping]] = ..., state: _Optional[_Union[ModelState, str]] = ..., in_use: _Optional[int] = ..., use_count: _Optional[int] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., expires_in: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pinned: bool = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PrefixCacheStats(_message.Message):
-    __slots__ = ("blocks", "max_blocks", "block_tokens", "bytes", "budget_bytes", "buffers", "lookups", "hits", "hit_rate", "tokens_looked_up", "tokens_reused", "inserts", "evictions", "leases", "checkpoints", "namespaces", "total_namespaces", "kept", "misses", "total_kept", "kept_bytes", "kept_budget_bytes", "kept_yielded", "evictable_bytes", "most_bytes", "disk_bytes", "disk_blocks", "disk_budget_bytes", "disk_hits", "disk_tokens_reused", "disk_written_bytes", "disk_faults", "shared_prefixes", "shared_readers", "shared_bytes", "tokens_shared", "shared_copied_tokens")
+    __slots__ = ("blocks", "max_blocks", "block_tokens", "bytes", "budget_bytes", "buffers", "lookups", "hits", "hit_rate", "tokens_looked_up", "tokens_reused", "inserts", "evictions", "leases", "checkpoints", "namespaces", "total_namespaces", "kept", "misses", "total_kept", "kept_bytes", "kept_budget_bytes", "kept_yielded", "evictable_bytes", "most_bytes", "disk_bytes", "disk_blocks", "disk_budget_bytes", "disk_hits", "disk_tokens_reused", "disk_written_bytes", "disk_faults", "shared_prefixes", "shared_readers", "shared_bytes", "tokens_shared", "shared_copied_tokens", "tails", "tail_tokens_reused")
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -846,6 +846,8 @@ class PrefixCacheStats(_message.Message):
     SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
     TOKENS_SHARED_FIELD_NUMBER: _ClassVar[int]
     SHARED_COPIED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TAILS_FIELD_NUMBER: _ClassVar[int]
+    TAIL_TOKENS_REUSED_FIELD_NUMBER: _ClassVar[int]
     blocks: int
     max_blocks: int
     block_tokens: int
@@ -883,7 +885,9 @@ class PrefixCacheStats(_message.Message):
     shared_bytes: int
     tokens_shared: int
     shared_copied_tokens: int
-    def __init__(self, blocks: _Optional[int] = ..., max_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., buffers: _Optional[int] = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., hit_rate: _Optional[float] = ..., tokens_looked_up: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., inserts: _Optional[int] = ..., evictions: _Optional[int] = ..., leases: _Optional[int] = ..., checkpoints: _Optional[int] = ..., namespaces: _Optional[_Iterable[_Union[NamespaceStats, _Mapping]]] = ..., total_namespaces: _Optional[int] = ..., kept: _Optional[_Iterable[_Union[KeptPrefix, _Mapping]]] = ..., misses: _Optional[_Union[MissCounts, _Mapping]] = ..., total_kept: _Optional[int] = ..., kept_bytes: _Optional[int] = ..., kept_budget_bytes: _Optional[int] = ..., kept_yielded: _Optional[int] = ..., evictable_bytes: _Optional[int] = ..., most_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_blocks: _Optional[int] = ..., disk_budget_bytes: _Optional[int] = ..., disk_hits: _Optional[int] = ..., disk_tokens_reused: _Optional[int] = ..., disk_written_bytes: _Optional[int] = ..., disk_faults: _Optional[int] = ..., shared_prefixes: _Optional[int] = ..., shared_readers: _Optional[int] = ..., shared_bytes: _Optional[int] = ..., tokens_shared: _Optional[int] = ..., shared_copied_tokens: _Optional[int] = ...) -> None: ...
+    tails: int
+    tail_tokens_reused: int
+    def __init__(self, blocks: _Optional[int] = ..., max_blocks: _Optional[int] = ..., block_tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., buffers: _Optional[int] = ..., lookups: _Optional[int] = ..., hits: _Optional[int] = ..., hit_rate: _Optional[float] = ..., tokens_looked_up: _Optional[int] = ..., tokens_reused: _Optional[int] = ..., inserts: _Optional[int] = ..., evictions: _Optional[int] = ..., leases: _Optional[int] = ..., checkpoints: _Optional[int] = ..., namespaces: _Optional[_Iterable[_Union[NamespaceStats, _Mapping]]] = ..., total_namespaces: _Optional[int] = ..., kept: _Optional[_Iterable[_Union[KeptPrefix, _Mapping]]] = ..., misses: _Optional[_Union[MissCounts, _Mapping]] = ..., total_kept: _Optional[int] = ..., kept_bytes: _Optional[int] = ..., kept_budget_bytes: _Optional[int] = ..., kept_yielded: _Optional[int] = ..., evictable_bytes: _Optional[int] = ..., most_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_blocks: _Optional[int] = ..., disk_budget_bytes: _Optional[int] = ..., disk_hits: _Optional[int] = ..., disk_tokens_reused: _Optional[int] = ..., disk_written_bytes: _Optional[int] = ..., disk_faults: _Optional[int] = ..., shared_prefixes: _Optional[int] = ..., shared_readers: _Optional[int] = ..., shared_bytes: _Optional[int] = ..., tokens_shared: _Optional[int] = ..., shared_copied_tokens: _Optional[int] = ..., tails: _Optional[int] = ..., tail_tokens_reused: _Optional[int] = ...) -> None: ...
 
 class KeptPrefix(_message.Message):
     __slots__ = ("namespace", "tokens", "bytes", "expires_in")

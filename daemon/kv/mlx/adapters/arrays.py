@@ -58,6 +58,15 @@ class ArraysAdapter(StateAdapter):
         """Give an empty cache a state of zeros."""
         cache.cache = [mx.zeros(size, dtype) for size, dtype in shape.arrays]
 
+    def compact(self, cache: ArraysCache) -> None:
+        """
+        Copy arrays that are views. Not evaluated.
+
+        Many models of mlx-lm 0.32 keep the last inputs of a convolution as a slice of the whole chunk's, which stays in
+        memory as long as the slice does. `mx.contiguous` copies a view of a buffer that is more than 16 KiB larger.
+        """
+        cache.cache = [None if array is None else mx.contiguous(array) for array in cache.cache]
+
     def to_batch(self, cache: ArraysCache) -> ArraysCache:
         """Return the same cache: its arrays are rows already."""
         return cache

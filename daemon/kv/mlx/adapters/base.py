@@ -69,6 +69,13 @@ class CacheAdapter(ABC):
     def pretend(self, cache: Any, shape: Any, tokens: int) -> None:
         """Let a cache stand as if it held so many tokens, all of them zeros: `reserve` gave it room, if it has any."""
 
+    def compact(self, cache: Any) -> None:  # noqa: B027 # a default, not a gap
+        """Let no array of a cache be a view that keeps a larger one in memory. Does nothing where none is."""
+
+    def shrink(self, cache: Any) -> None:
+        """Let a cache keep only what decode needs: no views of a batch's arrays, and no tokens that left a window."""
+        self.compact(cache)
+
     def can_batch(self, cache: Any) -> bool:
         """Whether mlx-lm can batch this cache."""
         return True
@@ -114,13 +121,22 @@ class BlockAdapter(CacheAdapter):
         """
 
     @abstractmethod
+    def tail(self, caches: Sequence[Any], first: int, last: int) -> Extent:
+        """
+        Copy tokens `first` to `last`, which end inside a block, into one evaluated extent of that block.
+
+        Raises:
+            NotHeldError: If a layer does not hold these tokens, or no longer.
+        """
+
+    @abstractmethod
     def restore(self, caches: Sequence[Any], runs: Sequence[Run], tokens: int, capacity: int) -> None:
         """
         Fill empty caches of layers of equal shape with stored KV. Evaluated when it returns.
 
         Args:
             caches: One for each layer, in the order in which they were packed.
-            runs: Where the blocks are, in order; the last of them ends with the prefix.
+            runs: Where the tokens are, in order; the last run ends with the prefix.
             tokens: Length of the prefix.
             capacity: Tokens that the caches shall have room for.
 

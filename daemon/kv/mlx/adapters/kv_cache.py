@@ -80,12 +80,17 @@ class KVCacheAdapter(BlockAdapter):
         Raises:
             NotHeldError: If a layer does not hold these tokens.
         """
-        first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
-        if any(cache.offset < last for cache in caches):
-            raise NotHeldError(f"a layer holds fewer than {last} tokens")
-        keys = [cache.keys[0, :, first:last] for cache in caches]
-        values = [cache.values[0, :, first:last] for cache in caches]
-        return packed(keys, values, start, stop)
+        return packed(*_between(caches, start * BLOCK_TOKENS, stop * BLOCK_TOKENS), start, stop)
+
+    def tail(self, caches: Sequence[KVCache], first: int, last: int) -> Extent:
+        """
+        Copy tokens `first` to `last` of layers of equal shape into one extent, see `packed`.
+
+        Raises:
+            NotHeldError: If a layer does not hold these tokens.
+        """
+        block = last // BLOCK_TOKENS
+        return packed(*_between(caches, first, last), block, block + 1)
 
     def restore(self, caches: Sequence[KVCache], runs: Sequence[Run], tokens: int, capacity: int) -> None:
         """
@@ -96,7 +101,7 @@ class KVCacheAdapter(BlockAdapter):
         Raises:
             ValueError: If a cache is not empty, or there are no runs, or they do not fit.
         """
-        held = sum(run.stop - run.start for run in runs) * BLOCK_TOKENS
+        held = sum(run.stop - run.start for run in runs)
         if not 0 < held <= capacity or any(not cache.empty() for cache in caches):
             raise ValueError("restore needs a prefix, and empty caches with room for it")
         rooms = [empty_room(layer_parts(runs, 0, which)[0], capacity - held) for which in (0, 1)]
@@ -104,6 +109,10 @@ class KVCacheAdapter(BlockAdapter):
             cache.keys, cache.values = (joined(layer_parts(runs, layer, which), rooms[which]) for which in (0, 1))
             cache.offset = held
         mx.eval([(cache.keys, cache.values) for cache in caches])
+
+    def shrink(self, cache: KVCache) -> None:
+        """Copy keys and values if they are views of a larger array."""
+        cache.keys, cache.values = mx.contiguous(cache.keys), mx.contiguous(cache.values)
 
     def to_batch(self, cache: KVCache) -> BatchKVCache:
         """Return a batch of one row that shares the arrays of a cache."""
@@ -127,6 +136,8 @@ class KVCacheAdapter(BlockAdapter):
         batch = BatchKVCache(list(padding))
         longest = max(kept)
         if longest:
+            # To a whole step of mlx-lm's: a batch that is joined may grow, and would end between two steps.
+            room = -(-(longest + room) // BatchKVCache.step) * BatchKVCache.step - longest
             batch.keys = _right_justified([cache.keys for cache in caches], kept, longest, room)
             batch.values = _right_justified([cache.values for cache in caches], kept, longest, room)
             batch.offset = batch.offset + longest
@@ -137,6 +148,8 @@ class KVCacheAdapter(BlockAdapter):
 def packed(keys: list[mx.array], values: list[mx.array], start: int, stop: int) -> Extent:
     """
     Copy each layer's keys and values, [heads, tokens, width], into one extent of blocks `start` to `stop`.
+
+    Of a block, the extent may have a part, or more than it: a tail, with the tokens before it that a window sees.
 
     The payload is one array [2 * layers, heads, tokens, width] with keys and values in turn. Where keys and values
     differ in width or dtype, it is one array [layers, heads, tokens, width] for each. It is evaluated: a lazy slice
@@ -174,6 +187,13 @@ def joined(parts: Sequence[mx.array], behind: mx.array) -> mx.array:
     return mx.concatenate([*parts, behind], axis=2)
 
 
+def _between(caches: Sequence[KVCache], first: int, last: int) -> tuple[list[mx.array], list[mx.array]]:
+    """Return keys and values of tokens `first` to `last` of each layer, [heads, tokens, width] each. No copy."""
+    if any(cache.offset < last for cache in caches):
+        raise NotHeldError(f"a layer holds fewer than {last} tokens")
+    return [cache.keys[0, :, first:last] for cache in caches], [cache.values[0, :, first:last] for cache in caches]
+
+
 def _extent(arrays: list[mx.array], start: int, stop: int) -> Extent:
     mx.eval(arrays)
     return Extent(tuple(arrays), sum(a.nbytes for a in arrays), len(arrays), start, stop - start)
@@ -197,4 +217,4 @@ def _layer(run: Run, layer: int, which: int) -> mx.array:
     arrays = cast("tuple[mx.array, ...]", run.payload)
     source, index = (arrays[0], 2 * layer + which) if len(arrays) == 1 else (arrays[which], layer)
     # A slice of one is a view; an index would copy the layer out of the whole extent first.
-    return source[index : index + 1, :, run.start * BLOCK_TOKENS : run.stop * BLOCK_TOKENS]
+    return source[index : index + 1, :, run.start : run.stop]

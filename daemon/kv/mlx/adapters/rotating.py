@@ -69,9 +69,17 @@ class RotatingAdapter(BlockAdapter):
         Raises:
             NotHeldError: If a block has left the window.
         """
-        first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
-        parts = [_between(cache, first, last) for cache in caches]
-        return kv_cache.packed([keys for keys, _ in parts], [values for _, values in parts], start, stop)
+        return kv_cache.packed(*_parts(caches, start * BLOCK_TOKENS, stop * BLOCK_TOKENS), start, stop)
+
+    def tail(self, caches: Sequence[RotatingKVCache], first: int, last: int) -> Extent:
+        """
+        Copy tokens `first` to `last` of layers of equal shape into one extent, in temporal order.
+
+        Raises:
+            NotHeldError: If a token has left the window.
+        """
+        block = last // BLOCK_TOKENS
+        return kv_cache.packed(*_parts(caches, first, last), block, block + 1)
 
     def restore(self, caches: Sequence[RotatingKVCache], runs: Sequence[Run], tokens: int, capacity: int) -> None:
         """
@@ -83,7 +91,7 @@ class RotatingAdapter(BlockAdapter):
         Raises:
             ValueError: If a cache is not empty, or there are no runs, or they do not reach back far enough.
         """
-        held = sum(run.stop - run.start for run in runs) * BLOCK_TOKENS
+        held = sum(run.stop - run.start for run in runs)
         if not held or any(not cache.empty() for cache in caches):
             raise ValueError("restore needs a prefix, and empty caches")
         for layer, cache in enumerate(caches):
@@ -94,6 +102,13 @@ class RotatingAdapter(BlockAdapter):
             cache.values = _last(kv_cache.layer_parts(runs, layer, 1), visible)
             cache.offset, cache._idx = tokens, visible
         mx.eval([(cache.keys, cache.values) for cache in caches])
+
+    def shrink(self, cache: RotatingKVCache) -> None:
+        """Drop the beginning of the last chunk, which no later token sees; mlx-lm does so at the next token."""
+        if cache.keys.shape[2] > cache.max_size:
+            cache.keys = mx.contiguous(cache.keys[..., -cache.max_size :, :])
+            cache.values = mx.contiguous(cache.values[..., -cache.max_size :, :])
+            cache._idx = cache.max_size
 
     def can_batch(self, cache: RotatingKVCache) -> bool:
         """Whether mlx-lm can batch this cache: not if it keeps its first tokens."""
@@ -109,13 +124,35 @@ def understood(cache: Any) -> bool:
     return bool(cache.keep == 0)
 
 
+def _parts(caches: Sequence[RotatingKVCache], first: int, last: int) -> tuple[list[mx.array], list[mx.array]]:
+    parts = [_between(cache, first, last) for cache in caches]
+    return [keys for keys, _ in parts], [values for _, values in parts]
+
+
 def _between(cache: RotatingKVCache, first: int, last: int) -> tuple[mx.array, mx.array]:
-    """Return keys and values of tokens `first` to `last`, [heads, tokens, width] each, in temporal order."""
-    keys, values = cache._temporal_order(cache.keys), cache._temporal_order(cache.values)
-    oldest = cache.offset - keys.shape[2]
+    """
+    Return keys and values of tokens `first` to `last`, [heads, tokens, width] each, in temporal order.
+
+    Views, or copies of these tokens alone: the whole window in order would exist twice, in all layers at a time.
+    """
+    size = cache.keys.shape[2]
+    rotated = cache._idx < min(size, cache.offset)
+    oldest = cache.offset - (size if rotated else cache._idx)
     if first < oldest or cache.offset < last:
         raise NotHeldError(f"a window holds tokens {oldest} to {cache.offset}, not {first} to {last}")
-    return keys[0, :, first - oldest : last - oldest], values[0, :, first - oldest : last - oldest]
+    start = first - oldest + (cache._idx if rotated else 0)
+    stop = start + last - first
+    return _around(cache.keys, start, stop), _around(cache.values, start, stop)
+
+
+def _around(array: mx.array, start: int, stop: int) -> mx.array:
+    """Return places `start` to `stop` of a ring, [1, heads, size, width], without its first axis."""
+    size = array.shape[2]
+    if stop <= size:
+        return array[0, :, start:stop]
+    if start >= size:
+        return array[0, :, start - size : stop - size]
+    return mx.concatenate([array[0, :, start:], array[0, :, : stop - size]], axis=1)
 
 
 def _last(parts: list[mx.array], tokens: int) -> mx.array:

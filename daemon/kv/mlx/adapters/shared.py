@@ -38,15 +38,26 @@ class SharedAdapter(BlockAdapter):
         Raises:
             NotHeldError: If a layer does not hold these tokens.
         """
-        first, last = start * BLOCK_TOKENS, stop * BLOCK_TOKENS
-        if any(cache.offset < last for cache in caches):
-            raise NotHeldError(f"a layer holds fewer than {last} tokens")
-        pairs = [_between(cache, first, last) for cache in caches]
-        return packed([keys for keys, _ in pairs], [values for _, values in pairs], start, stop)
+        return _packed(caches, start * BLOCK_TOKENS, stop * BLOCK_TOKENS, start, stop)
+
+    def tail(self, caches: Sequence[SharedKV], first: int, last: int) -> Extent:
+        """
+        Copy tokens `first` to `last`, which end inside a block, into one extent of that block.
+
+        Raises:
+            NotHeldError: If a layer does not hold these tokens.
+        """
+        block = last // BLOCK_TOKENS
+        return _packed(caches, first, last, block, block + 1)
 
     def restore(self, caches: Sequence[SharedKV], runs: Sequence[Run], tokens: int, capacity: int) -> None:
         """Raise ValueError: a prefix is there already. `Layout.restored_cache` restores the tails."""
         raise ValueError("the cache of a shared prefix is not empty")
+
+    def shrink(self, cache: SharedKV) -> None:
+        """Copy the tail if it is a view of a batch's."""
+        if cache.tail.keys is not None:
+            _TAILS.shrink(cache.tail)
 
     def to_batch(self, cache: SharedKV) -> SharedBatchKV:
         """Return a batch of one row, which shares the tail's arrays."""
@@ -62,6 +73,14 @@ class SharedAdapter(BlockAdapter):
         """Copy the first `kept` tokens of each tail into the rows of one batch, which end together."""
         tail = _TAILS.merge([cache.tail for cache in caches], kept, padding, room)
         return SharedBatchKV([cache.prefix for cache in caches], caches[0].layer, tail)
+
+
+def _packed(caches: Sequence[SharedKV], first: int, last: int, start: int, stop: int) -> Extent:
+    """Copy tokens `first` to `last` of layers of equal shape into one extent of blocks `start` to `stop`."""
+    if any(cache.offset < last for cache in caches):
+        raise NotHeldError(f"a layer holds fewer than {last} tokens")
+    pairs = [_between(cache, first, last) for cache in caches]
+    return packed([keys for keys, _ in pairs], [values for _, values in pairs], start, stop)
 
 
 def _between(cache: SharedKV, first: int, last: int) -> Arrays:

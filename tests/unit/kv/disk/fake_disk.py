@@ -37,9 +37,14 @@ class FakeCodec:
                 yield _part(nodes, index)
 
     def resume(self, path: Sequence[Node], spec: PrefixSpec) -> Iterator[Part]:
-        """Yield windows and the state."""
+        """Yield windows and the state, or a tail."""
         for index, group in enumerate(spec.groups):
-            if group.window is not None:
+            extent = path[-1].extents[index] if path[-1].is_tail else None
+            if extent is not None:
+                label, held = cast("tuple[int, tuple[int, ...]]", extent.payload)
+                assert label == index
+                yield Part({"tail": index}, json.dumps(held).encode())
+            elif group.window is not None:
                 yield _part(path[len(path) - group.visible(len(path)) :], index)
         if spec.state_bytes and (checkpoint := path[-1].checkpoint) is not None:
             yield Part({"state": 1}, json.dumps(checkpoint.payload).encode())
@@ -51,6 +56,8 @@ class FakeCodec:
             told = json.loads(bytes(part.data))
             if "state" in part.about:
                 source.state = tuple(told)
+            elif "tail" in part.about:
+                source.tails[part.about["tail"]] = told
             else:
                 source.groups[part.about["group"]] = (part.about["start"], told)
             yield LONG
@@ -62,6 +69,7 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.groups: dict[int, tuple[int, list[int]]] = {}
+        self.tails: dict[int, list[int]] = {}
         self.state: tuple[int, ...] | None = None
 
     def pack(self, group: int, start: int, stop: int) -> Extent:
@@ -71,6 +79,14 @@ class FakeSource:
         if len(cut) < (stop - start) * BLOCK_TOKENS:
             raise NotHeldError("not in this piece")
         return Extent((group, tuple(cut)), (stop - start) * GROUP_BLOCK_BYTES, 1, start, stop - start)
+
+    def tail(self, group: int, first: int, last: int) -> Extent:
+        """Return the tail of a layer group, if the piece has it."""
+        held = self.tails.get(group, [])
+        if len(held) != last - first:
+            raise NotHeldError("not in this piece")
+        nbytes = len(held) * GROUP_BLOCK_BYTES // BLOCK_TOKENS
+        return Extent((group, tuple(held)), nbytes, 1, last // BLOCK_TOKENS, 1)
 
     def checkpoint(self, tokens: int) -> Checkpoint | None:
         """Return the state, if it is of this position."""
@@ -243,5 +259,5 @@ def _part(nodes: Sequence[Node], group: int) -> Part:
     for payload, start, stop in runs(nodes, group):
         label, held = cast("tuple[int, tuple[int, ...]]", payload)
         assert label == group
-        tokens += held[start * BLOCK_TOKENS : stop * BLOCK_TOKENS]
+        tokens += held[start:stop]
     return Part({"group": group, "start": nodes[0].depth - 1}, json.dumps(tokens).encode())

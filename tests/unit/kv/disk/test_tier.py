@@ -26,6 +26,33 @@ def test_prefix_used_twice_outlives_a_restart(parts: PrefixSpec) -> None:
     assert again.restore("n/two", [*TOKENS, 9]) == []
 
 
+@pytest.mark.parametrize("tail", [1, 15])
+@pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID, RECURRENT, ALL])
+def test_tail_outlives_a_restart_where_it_is_needed(parts: PrefixSpec, tail: int) -> None:
+    """With full attention alone, the blocks are enough: at most 15 tokens are computed again."""
+    tokens = [*TOKENS, *prompt(5)[:tail]]
+    first = written(tokens, parts=parts)
+    again = FakeDisk(FakePrefixes(parts=parts), first.files)
+    again.settle()
+    assert again.restore(NAME, prompt(1, 2, 3, 4, 6)) == (TOKENS if parts is PLAIN else [])
+    assert again.restore(NAME, [*tokens, 9]) == (TOKENS if parts is PLAIN else tokens)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_invalidated_tail_is_not_found_again(restarted: bool) -> None:
+    """Another prompt goes on from the same block, and stays."""
+    tokens, other = [*TOKENS, *prompt(5)[:5]], prompt(1, 2, 3, 4, 6, 7)
+    disk = written(tokens, other, parts=HYBRID)
+    disk.prefixes.cache.forget_prefix(NAME, prompt(1, 2, 3, 4, 5))
+    disk.work()
+    assert disk.tier.settled
+    if restarted:
+        disk = FakeDisk(FakePrefixes(parts=HYBRID), disk.files)
+        disk.settle()
+    assert disk.restore(NAME, [*tokens, 9]) == []
+    assert disk.restore(NAME, [*other, 9]) == other
+
+
 def test_resume_piece_is_written_where_the_last_is_far() -> None:
     """Else each turn of a conversation would write its states; a kept one is exact all the same."""
     letters = [*range(1, 9)]

@@ -1,0 +1,84 @@
+"""Bills of requests against measured peaks, step by step, for the families of docs/memory-ledger.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from daemon.engine.execution.request import SamplingParams
+from daemon.engine.execution.sampling import Sampler, arrays, row_vectors, sample
+from daemon.kv.mlx import peak
+from tools.billing_table import FAMILIES, Bench, Case, measured
+
+LEAST, MOST = 0.97, 1.4
+"""Bounds of a few short cases. MLX allocates ahead of its computations, so peaks differ by a hundredth or two."""
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    """Yield the bench of a family."""
+    bench = Bench(tmp_path, request.param)
+    yield bench
+    bench.harness.close()
+
+
+@pytest.mark.parametrize("bench", ["llama", "gpt_oss", "mamba2"], indirect=True)
+def test_bill_covers_each_step_and_not_much_more(bench: Bench) -> None:
+    """Prefill, joins, decode and leaves of several prompts: never below the peak."""
+    case = bench.run(400, 4)
+    assert set(case.phases) == {"prefill", "decode"}
+    assert min(phase.least for phase in case.phases.values()) >= LEAST
+    assert case.phases["decode"].ratio <= MOST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bills_of_a_family_are_within_the_bounds(family: str) -> None:
+    """All lengths and batches of the page."""
+    cases: list[Case] = list(measured(family))
+    assert min(phase.least for case in cases for phase in case.phases.values()) >= LEAST
+    long = [phase for case in cases if case.length >= 1000 for phase in case.phases.values()]
+    assert max(phase.ratio for phase in long) <= MOST
+
+
+VOCAB = 1 << 15
+FILTERED = SamplingParams(temperature=1, seed=1, top_p=0.9, min_p=0.1, top_k=5)
+OPTIONS = {
+    "greedy": SamplingParams(),
+    "temperature": SamplingParams(temperature=1, seed=1),
+    "nucleus": SamplingParams(temperature=1, seed=1, top_p=0.9),
+    "all filters": FILTERED,
+    "penalties": replace(FILTERED, repetition_penalty=1.1, presence_penalty=0.1),
+    "bias": SamplingParams(logit_bias=((1, 2.0),)),
+}
+
+
+class _Mask:
+    """A mask that allows everything, new for each token."""
+
+    waits = True
+
+    def mask(self, last: object) -> mx.array:
+        return mx.ones((VOCAB,), mx.bool_)
+
+    def late_mask(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_sampling_takes_no_more_vectors_than_billed(name: str, masked: bool, rows: int) -> None:
+    params = OPTIONS[name]
+    with peak.measuring() as taken:
+        mask = _Mask() if masked else None
+        samplers = [Sampler(params, [1, 2], VOCAB, logprobs=masked, constraint=mask) for _ in range(rows)]
+        for _ in range(2):
+            logits = mx.zeros((rows, VOCAB), mx.bfloat16)
+            mx.eval(arrays(sample(samplers, logits)))
+    billed = rows * row_vectors(params, masked=masked, scored=masked)
+    assert taken.bytes <= billed * 4 * VOCAB

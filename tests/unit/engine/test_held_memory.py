@@ -1,0 +1,109 @@
+"""What requests keep in memory is what they are billed: no view keeps a larger array alive, no row that left stays."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import ArraysCache
+
+from daemon.engine.memory.memory_budget import kv_need
+from daemon.kv.mlx import checkpoints
+from daemon.kv.mlx.adapters.cache_list import leaves
+from daemon.kv.mlx.self_test import probe
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.support.models import TINY, write_random
+from tests.unit.engine.harness import Harness
+from tests.unit.kv.tiny_models import RECURRENT, build
+
+SLACK = 16 << 10
+"""Bytes that `mx.contiguous` leaves in a buffer behind an array, rather than copying it."""
+
+LENGTH = 500
+
+
+def active() -> int:
+    """Return the bytes in use, once what is in flight is computed."""
+    gc.collect()
+    mx.synchronize()
+    return int(mx.get_active_memory())
+
+
+@pytest.mark.parametrize("name", [name for name in RECURRENT if name.startswith(("mamba", "recurrent_gemma"))])
+def test_state_keeps_no_chunk_in_memory(name: str) -> None:
+    """mlx-lm 0.32 keeps the last inputs of a convolution as a view of the whole chunk's."""
+    model = build(RECURRENT[name])
+    layout = probe(model)
+    before = active()
+    caches = layout.new_cache(model, 1024)
+    model(mx.array([[index % 7 for index in range(1024)]]), cache=caches)
+    layout.compact(caches)
+    mx.eval([cache.state for cache in caches])
+    flat = list(leaves(caches))
+    arrays = sum(len(cache.cache) if type(cache) is ArraysCache else 0 for cache in flat)
+    assert active() - before <= sum(cache.nbytes for cache in flat) + arrays * SLACK
+
+
+def test_boundary_of_a_row_keeps_no_other_rows() -> None:
+    """A row's state at the end of a block is a copy: a view would keep the states of all rows in memory."""
+    batch = ArraysCache(1)
+    batch.cache = [mx.random.normal((8, 1 << 16))]
+    mx.eval(batch.cache)
+    before = active()
+    boundary = checkpoints.states([batch], row=3)
+    expected = batch.cache[0][3:4].tolist()
+    batch.cache = [None]
+    assert active() - before <= -7 * (4 << 16)
+    assert boundary[0][0].tolist() == expected
+
+
+def rows_of(harness: Harness, path: str, answers: list[int]) -> list[int]:
+    """Begin a request for each answer of so many tokens, and return the calls once all of them decode."""
+    calls = []
+    for number, answer in enumerate(answers):
+        ids = [5 + (7 * index + 31 * number) % 700 for index in range(LENGTH)]
+        request = pb.GenerateRequest(model=path, tokens=pb.TokenIds(ids=ids), max_tokens=answer)
+        request.stop.ignore_eos = True
+        calls.append(harness.begin(request))
+    harness.until(lambda: (harness.flush(), all(map(harness.decoding, calls)))[1])  # type: ignore[func-returns-value]
+    return calls
+
+
+@pytest.fixture
+def wide(engine: Callable[..., Harness], tmp_path: Path) -> tuple[Harness, str, Any]:
+    """Return an engine without a prefix cache, a model with wide KV, and the model as it is loaded."""
+    path = str(write_random(tmp_path / "m", {**TINY["llama"], "head_dim": 64, "num_hidden_layers": 4}, 7))
+    harness = engine(kv_cache_mb=0)
+    harness.run(pb.GetOrLoadRequest(model=path))
+    harness.settle()
+    return harness, path, harness.engine._models.entries()[0].model
+
+
+def test_last_row_of_a_batch_holds_its_own_kv_alone(wide: tuple[Harness, str, Any]) -> None:
+    harness, path, model = wide
+    before = active()
+    calls = rows_of(harness, path, [40, 40, 40, 240])
+    for call in calls[:3]:
+        harness.finish(call)
+    assert harness.engine._runner.decoding == 1
+    one = kv_need(model.layout, LENGTH, 240)
+    assert active() - before <= 1.1 * one
+    harness.cancel(calls[3])
+    harness.settle()
+
+
+def test_held_row_does_not_keep_its_batch(wide: tuple[Harness, str, Any]) -> None:
+    """A reader that lags pauses its row; the KV of the others is in memory once."""
+    harness, path, model = wide
+    before = active()
+    calls = rows_of(harness, path, [200, 200, 200, 200])
+    harness.engine._runner.hold(calls[0], held=True)
+    harness.step()
+    assert active() - before <= 4.2 * kv_need(model.layout, LENGTH, 200)
+    for call in calls:
+        harness.cancel(call)
+    harness.settle()
