@@ -30,7 +30,7 @@ class HttpPeer:
 
     def wait(self) -> None:
         """Wait until its health check succeeds."""
-        wait_until(self._healthy, self.process)
+        wait_until(self.healthy, self.process)
 
     def ask(self, request: Request) -> Answer:
         """
@@ -85,7 +85,8 @@ class HttpPeer:
         """End the process."""
         end(self.process)
 
-    def _healthy(self) -> bool:
+    def healthy(self) -> bool:
+        """Whether its health check succeeds."""
         try:
             self.get("/health")
         except (OSError, RuntimeError):

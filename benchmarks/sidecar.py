@@ -66,23 +66,7 @@ class Sidecar:
 
     def ask(self, request: Request) -> Answer:
         """Stream a completion; see `System.ask`."""
-        arrivals, texts = [], []
-        sent = time.perf_counter()
-        with self.client.generate(
-            str(request.model),
-            request.prompt,
-            max_tokens=request.tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-        ) as stream:
-            for event in stream:
-                if isinstance(event, Delta) and event.text:
-                    arrivals.append(time.perf_counter())
-                    texts.append(event.text)
-            usage = stream.result().usage
-        return Answer(
-            sent, tuple(arrivals), "".join(texts), usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
-        )
+        return asked(self.client, request)
 
     def pids(self) -> list[int]:
         """Return the ids of the parent and of the engine."""
@@ -107,3 +91,24 @@ class StartsSidecar:
             for model in models:
                 sidecar.client.load(str(model))
         return sidecar
+
+
+def asked(client: Client, request: Request) -> Answer:
+    """Stream a completion through a client; see `System.ask`."""
+    arrivals, texts = [], []
+    sent = time.perf_counter()
+    with client.generate(
+        str(request.model),
+        request.prompt,
+        max_tokens=request.tokens,
+        temperature=request.temperature,
+        seed=request.seed,
+    ) as stream:
+        for event in stream:
+            if isinstance(event, Delta) and event.text:
+                arrivals.append(time.perf_counter())
+                texts.append(event.text)
+        usage = stream.result().usage
+    return Answer(
+        sent, tuple(arrivals), "".join(texts), usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+    )

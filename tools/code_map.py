@@ -12,10 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "code-map.md"
 FOLDERS = (
-    "", "server", "server/supervision", "shared", "engine", "engine/background", "engine/calls", "engine/prompt",
+    "", "server", "server/supervision", "server/group", "shared", "engine", "engine/background", "engine/calls",
+    "engine/prompt",
     "engine/scheduling", "engine/execution", "engine/output", "engine/output/notations", "engine/structured_output",
-    "engine/memory", "engine/reporting", "cache", "cache/mlx", "kv", "kv/disk", "kv/mlx", "kv/mlx/adapters", "cli",
-    "cli/commands", "cli/output", "cli/terminal", "launch", "doctor", "launchd", "http",
+    "engine/memory", "engine/reporting", "engine/group", "cache", "cache/mlx", "kv", "kv/disk", "kv/mlx",
+    "kv/mlx/adapters", "cli", "cli/commands", "cli/output", "cli/terminal", "launch", "doctor", "launchd", "http",
 )  # fmt: skip
 """Folders of the daemon with code that was written by hand: the process first, then the life of a request."""
 

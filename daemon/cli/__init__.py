@@ -18,6 +18,8 @@ from daemon.cli.session import Session
 
 COMMANDS = {
     "serve": "Run the daemon.",
+    "join": "Compute models together with another machine.",
+    "group": "Look at the machines that compute together.",
     "run": "Run a prompt and stream the answer.",
     "pull": "Fetch a model from the Hub without loading it.",
     "load": "Load a model and show how far it is.",

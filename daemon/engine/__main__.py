@@ -72,6 +72,12 @@ def main() -> int:
         from daemon.engine.composition import build_engine
     from daemon.engine.memory.pressure import system_pressure
 
+    if arguments.group is not None:
+        from daemon.engine.group.start import Rank, start_of
+
+        rank = Rank(start_of(arguments.group), config, link, seen, clocks.elapsed, system_pressure())
+        rank.run(loop, lambda: link.send(ipc.Event(hello=hello())))
+        return 0
     engine = build_engine(config, link, loop.post, seen, system_pressure(), clocks.elapsed)
     engines.append(engine)
     link.send(ipc.Event(hello=hello()))
@@ -110,6 +116,7 @@ def _harden() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mlx-sidecar engine", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="this process's end of the socket pair")
+    parser.add_argument("--group", type=int, help="pipe with the place in a group, for a rank of one")
     parser.add_argument("--config", required=True, help="configuration as JSON")
     return parser.parse_args()
 

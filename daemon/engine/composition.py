@@ -28,9 +28,10 @@ from daemon.engine.calls.model_places import Places
 from daemon.engine.device import memory_size, working_set
 from daemon.engine.engine import Engine
 from daemon.engine.execution.runner import Runner
+from daemon.engine.group.ranks import Ranks, ShardedResolver
 from daemon.engine.memory.buffers import BufferCache
 from daemon.engine.memory.engine_memory import EngineMemory
-from daemon.engine.memory.memory_budget import MemoryBudget, memory_limit
+from daemon.engine.memory.memory_budget import MemoryBudget, group_share, memory_limit
 from daemon.engine.memory.prefix_budget import LEAST_IDLE_SECONDS, PrefixBudget
 from daemon.engine.memory.pressure import Relief, Source, normal
 from daemon.engine.memory.wiring import wiring
@@ -61,6 +62,7 @@ def build_engine(
     pressure: Source = normal,
     ttl_clock: Callable[[], float] | None = None,
     wall: Callable[[], float] = time.time,
+    ranks: Ranks | None = None,
 ) -> Engine:
     """
     Build the parts of an engine and return the engine that drives them.
@@ -77,11 +79,12 @@ def build_engine(
         pressure: Tells whether the system is short of memory; asked once a second, if the configuration allows it.
         ttl_clock: Seconds that include the machine's sleep, for how long models were idle; `clock` if None.
         wall: Seconds since 1970, which may jump.
+        ranks: The ranks of a group that compute with this engine; None if it is alone.
     """
     ttl_clock = ttl_clock or clock
-    budget = MemoryBudget(memory_limit(working_set()))
+    budget = MemoryBudget(_limit(config) if ranks is None else ranks.limit_bytes)
     buffers = BufferCache(budget.limit)
-    prefix_budget = PrefixBudget.of(config.kv_cache_bytes, memory_size(), budget)
+    prefix_budget = PrefixBudget.of(config.kv_cache_bytes, ranks.memory_bytes if ranks else memory_size(), budget)
     prefix_limits = PrefixLimits(config.max_cache_blocks, prefix_budget.most)
     prefixes = PrefixCache(prefix_limits, config.min_prefix_len, copy=copied, clock=ttl_clock)
     outbox = Outbox(wire)
@@ -91,15 +94,17 @@ def build_engine(
     # Models: found on other threads, loaded by the MLX thread in slices.
     streams = Streams()
     digests = Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(streams.are_active))
-    loader = ModelLoader(memory, runner, digests, streams, clock, config.warmup_tokens)
+    shard = None if ranks is None else ranks.shard
+    loader = ModelLoader(memory, runner, digests, streams, clock, config.warmup_tokens, shard)
     limits = _model_limits(config, budget)
     models: Models = ModelCache(limits, loader.begin, ttl_clock, buffers.clear)
-    background = Background(post, clock, WORKERS)
+    background = Background(post, clock, WORKERS, ranks.answers if ranks else None)
     disk = _disk_tier(config, prefixes, memory, background, clock, wall)
     memory.watch(models, runner, lambda: disk.staged)
-    resolver = Resolver(config.model_roots, digests=digests, supported=supported, afford=limits.refuse_if_never)
+    resolver = _resolver(config, digests, limits, ranks)
 
-    places = Places(Path(constants.HF_HUB_CACHE), config.model_roots, config.aliases, background, clock)
+    roots = () if ranks else config.model_roots  # each place is work of its own, and ranks must begin the same
+    places = Places(Path(constants.HF_HUB_CACHE), roots, config.aliases, background, clock)
 
     invalidator = Invalidator(models, prefixes, runner, disk)
     namespaces = NamespaceRegistry(prefixes, clock)
@@ -108,9 +113,9 @@ def build_engine(
         models, prefixes, namespaces, runner, memory, ttl_clock,
         disk=disk, stuck=background.stuck, context_length=overrides.context_length,
     )  # fmt: skip
-    outbox.attach(figures.snapshot)
+    outbox.attach(ranks.aside(figures.snapshot) if ranks else figures.snapshot)
 
-    templates = Templates(clock)
+    templates = Templates(ranks.own_clock if ranks else clock)
     services = Services(
         models=models,
         prefixes=prefixes,
@@ -132,6 +137,24 @@ def build_engine(
     idle = IdleRelease(prefixes.trie, ttl_clock, max(config.model_ttl, LEAST_IDLE_SECONDS), prefixes.below)
     wired = wiring(config.wire_weights)
     return Engine(services, invalidator, templates, memory, buffers, relief, streams, idle, wired, disk)
+
+
+def _limit(config: Config) -> int:
+    """Return the bytes that this machine's own models may use: all but those of its group, if it has one."""
+    limit = memory_limit(working_set())
+    return limit - group_share(limit, config, leads=True) if config.group_ranks else limit
+
+
+def _resolver(config: Config, digests: Digests, limits: ModelLimits, ranks: Ranks | None) -> Resolver:
+    if ranks is None:
+        return Resolver(config.model_roots, digests=digests, supported=supported, afford=limits.refuse_if_never)
+
+    def afford(name: str, nbytes: int) -> None:
+        limits.refuse_if_never(name, nbytes // ranks.count)
+
+    resolver = ShardedResolver(config.model_roots, digests=digests, supported=supported, afford=afford)
+    resolver.ranks = ranks.count
+    return resolver
 
 
 def _model_limits(config: Config, budget: MemoryBudget) -> ModelLimits:

@@ -21,6 +21,7 @@ from daemon.engine.prompt.places import Place
 from daemon.kv.miss import Miss
 from daemon.shared.durations import duration
 from daemon.shared.errors import SidecarError
+from daemon.shared.failures import failure_of
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -109,12 +110,7 @@ class Outbox:
 
     def fail(self, call_id: int, error: SidecarError) -> None:
         """End a call with an error."""
-        # Names of files may be no text, and a message that cannot be encoded must not take the engine along.
-        message = error.message.encode("utf-8", "replace").decode()
-        failure = ipc.Failure(reason=error.reason, message=message, metadata=error.metadata, field=error.field)
-        if error.retry_after is not None:
-            failure.retry_after.CopyFrom(duration(error.retry_after))
-        self._write(ipc.Event(call_id=call_id, failure=failure))
+        self._write(ipc.Event(call_id=call_id, failure=failure_of(error)))
 
     def publish(self) -> None:
         """Send fresh figures, unless older figures wait to be read: a night of unread figures would fill the memory."""

@@ -20,6 +20,8 @@ from daemon import __version__
 from daemon.server.admission import Admission
 from daemon.server.call_record import CallRecord
 from daemon.server.callers import Callers
+from daemon.server.group.group import Group
+from daemon.server.group.routes import Routes
 from daemon.server.peers import Peers, this_system
 from daemon.server.singleton import InstanceLock, PublishedSocket, private_name
 from daemon.server.socket_path import prepare_socket_path
@@ -62,6 +64,8 @@ def run(config: Config, engine: Sequence[str] | None = None, wake_lock: WakeLock
         AlreadyRunning: If another daemon serves the socket.
         ConfigError: If tracing is on and spans cannot be sent, or if a limit of this process is too low.
     """
+    if config.group_models and not config.group_ranks:
+        raise ConfigError("group_models is set, but group_ranks is not; set it to the addresses of the machines.")
     _settle()
     logs.configure(config.log_level, None)
     prepare_socket_path(config.socket)
@@ -153,10 +157,12 @@ class Daemon:
         history = History(clocks.elapsed, self._admission)
         self._router = CallRouter(clocks.awake, history.note)
         self._supervisor = Supervisor(command, clocks.awake, self._router, self._engine_changed, on_spawn)
+        self._group = Group(config) if config.group_ranks else None
         self._door = HttpDoor(config, clocks.awake)
         self._stats = Stats(
-            self._supervisor, self._router, self._admission, self._callers, history, clocks.elapsed, self._door.stats
-        )
+            self._supervisor, self._router, self._admission, self._callers, history, clocks.elapsed, self._door.stats,
+            self._group.fill if self._group else lambda _: None,
+        )  # fmt: skip
         self._server: Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -164,6 +170,8 @@ class Daemon:
         """Serve until told to stop, and return the exit status."""
         self._handle_signals()
         self._supervisor.start()
+        if self._group is not None:
+            self._group.supervisor.start()
         socket = PublishedSocket(self._config.socket)
         try:
             server = await self._start_server(socket)
@@ -179,7 +187,7 @@ class Daemon:
             await self._stop.wait()
             await self._drain()
             # First, so that calls that still come get a reason and a time to retry; gRPC's own stop says CANCELLED.
-            await self._supervisor.stop(ENGINE_STOP_SECONDS)
+            await self._stop_engines()
             await server.stop(SERVER_STOP_SECONDS)
             await self._door.stop()  # last, so that it passes on how its calls ended
         finally:
@@ -187,10 +195,15 @@ class Daemon:
                 task.cancel()
             self._wakefulness.close()
             await self._door.stop()
-            await self._supervisor.stop(ENGINE_STOP_SECONDS)
+            await self._stop_engines()
             socket.remove()
         log.info("stopped", status=self._status)
         return self._status
+
+    async def _stop_engines(self) -> None:
+        """End the engines; harmless twice."""
+        supervisors = [self._supervisor, *([self._group.supervisor] if self._group else [])]
+        await asyncio.gather(*(supervisor.stop(ENGINE_STOP_SECONDS) for supervisor in supervisors))
 
     async def _start_server(self, socket: PublishedSocket) -> Server:
         await self._supervisor.spawned()
@@ -198,9 +211,9 @@ class Daemon:
         from daemon.server.grpc_server import Server
 
         aliases = self._config.aliases
-        server = Server(
-            self._router, self._admission, self._callers, self._stats, self._cancelled, self._on_end, aliases
-        )
+        group = self._group.router if self._group is not None else None
+        routes = Routes(self._router, group, self._config.group_models, aliases)
+        server = Server(routes, self._admission, self._callers, self._stats, self._cancelled, self._on_end, aliases)
         self._server = server
         await server.start(socket, serving=self._supervisor.serves)
         failpoint("socket.bound")

@@ -35,11 +35,11 @@ from daemon.server.arrivals import Arrivals, Lane, Way
 from daemon.server.call_record import CallRecord
 from daemon.server.callers import Callers
 from daemon.server.field_checks import MAX_REQUEST_BYTES
+from daemon.server.group.routes import Routes
 from daemon.server.interceptor import CallInterceptor
 from daemon.server.servicer import SidecarService
 from daemon.server.singleton import PublishedSocket, private_umask
 from daemon.server.stats import Stats
-from daemon.server.supervision.call_router import CallRouter
 from mlx_sidecar.v1 import sidecar_pb2, sidecar_pb2_grpc
 
 SERVICE = sidecar_pb2.DESCRIPTOR.services_by_name["SidecarService"].full_name
@@ -92,7 +92,7 @@ class Server:
     The server of one daemon.
 
     Args:
-        router: The way to the engine.
+        router: The ways to the engines.
         admission: Gives places in the queue.
         callers: Tells which process a call came from.
         stats: Answers Stats.
@@ -103,7 +103,7 @@ class Server:
 
     def __init__(
         self,
-        router: CallRouter,
+        router: Routes,
         admission: Admission,
         callers: Callers,
         stats: Stats,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import count
 from typing import Any
@@ -17,8 +17,8 @@ from daemon.server.admission import Admission
 from daemon.server.callers import Caller, Callers
 from daemon.server.field_checks import MAX_NAME_BYTES
 from daemon.server.generate_validation import check_generate
+from daemon.server.group.routes import Routes
 from daemon.server.stats import Stats
-from daemon.server.supervision.call_router import CallRouter
 from daemon.server.validation import check_embed, check_invalidate, check_list_models, check_load, check_tokenize
 from daemon.shared.durations import seconds
 from daemon.shared.model_names import Named, make_plain
@@ -34,7 +34,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
     The RPCs. Errors leave as `SidecarError`; the interceptor turns them into statuses.
 
     Args:
-        router: The way to the engine.
+        router: The ways to the engines.
         admission: Gives places in the queue.
         callers: Tells which process a call came from.
         stats: Answers Stats.
@@ -43,7 +43,7 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
 
     def __init__(
         self,
-        router: CallRouter,
+        router: Routes,
         admission: Admission,
         callers: Callers,
         stats: Stats,
@@ -108,9 +108,13 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         self._resolve(request)
         bind_contextvars(target=request.WhichOneof("target"), dry_run=request.dry_run)
         answer = pb.InvalidateResponse()
-        with closing(self._router.open(ipc.Command(invalidate=request))) as call:
-            async for event in call.events():
-                answer = event.invalidate
+        with ExitStack() as held:
+            calls = [
+                held.enter_context(closing(call)) for call in self._router.everywhere(ipc.Command(invalidate=request))
+            ]
+            for call in calls:
+                async for event in call.events():
+                    _add(answer, event.invalidate)
         bind_contextvars(models=list(answer.models), blocks=answer.blocks, bytes_freed=answer.bytes_freed)
         return answer
 
@@ -180,6 +184,14 @@ class SidecarService(sidecar_pb2_grpc.SidecarServiceServicer):
         if caller.pid:
             bind_contextvars(caller=caller.program, caller_pid=caller.pid)
         return caller
+
+
+def _add(answer: pb.InvalidateResponse, more: pb.InvalidateResponse) -> None:
+    """Add what another engine dropped."""
+    answer.models.extend(more.models)
+    answer.blocks += more.blocks
+    answer.bytes_freed += more.bytes_freed
+    answer.bytes_in_use += more.bytes_in_use
 
 
 def _name(model: str) -> str:

@@ -30,7 +30,7 @@ SAMPLES = 360
 BOUNDS = tuple(0.001 * 2 ** (step / 2) for step in range(38))
 """Upper bounds of the latency buckets in seconds: two for each doubling, from 1 ms to six minutes."""
 
-_STATES = {
+STATES = {
     State.STARTING: pb.ENGINE_STATE_STARTING,
     State.WARMING: pb.ENGINE_STATE_STARTING,
     State.READY: pb.ENGINE_STATE_READY,
@@ -68,6 +68,7 @@ class Stats:
         history: History,
         clock: Callable[[], float],
         http: Callable[[], pb.HttpStats] = pb.HttpStats,
+        group: Callable[[pb.StatsResponse], None] = lambda _: None,
     ) -> None:
         self.cancelled = 0
         self.draining = False
@@ -79,6 +80,7 @@ class Stats:
         self._history = history
         self._clock = clock
         self._http = http
+        self._group = group
         self._began = clock()
 
     def response(self, request: pb.StatsRequest) -> pb.StatsResponse:
@@ -87,6 +89,7 @@ class Stats:
         answer.CopyFrom(self._router.snapshot)
         answer.daemon.CopyFrom(self._daemon())
         self._complete(answer.engine)
+        self._group(answer)
         answer.latency.CopyFrom(self.latency.message())
         if request.include_history:
             answer.history.extend(self._history.samples())
@@ -107,7 +110,7 @@ class Stats:
 
     def _complete(self, engine: pb.EngineStats) -> None:
         """Fill in the fields that only the parent knows."""
-        engine.state = _STATES[self._supervisor.state]
+        engine.state = STATES[self._supervisor.state]
         engine.pid = self._supervisor.pid
         engine.restarts = self._supervisor.restarts
         engine.step_age.CopyFrom(duration(self._supervisor.step_age))

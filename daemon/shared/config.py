@@ -24,6 +24,7 @@ from daemon.shared.config_values import (
     whole,
     whole_or_auto,
 )
+from daemon.shared.group_values import read_group_listen, read_ranks, read_shardings
 
 FILE_NAME = "config.toml"
 
@@ -239,6 +240,54 @@ class Config:
             "Needs the extra `otel`. Where to and how is said by the standard variables, such as "
             "OTEL_EXPORTER_OTLP_ENDPOINT (default http://localhost:4317). Spans hold names, figures and times, never a "
             "prompt.",
+        ),
+    )
+    group_ranks: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "Addresses of the machines that compute large models together; none is no group",
+            read_ranks,
+            "In the file `ranks` of a table `[group]`, and so are the other keys of a group. The first is the IPv4 "
+            "address of this machine, each other one the `IP:PORT` where another machine runs `mlx-sidecar join`. See "
+            "[Several machines](group.md).",
+            "ADDRESS",
+        ),
+    )
+    group_key_file: Path | None = field(
+        default=None,
+        metadata=_about(
+            "File with the key that all machines of a group share",
+            read_optional_path,
+            "`mlx-sidecar group key` makes one. Only its owner may read it (mode 0600).",
+        ),
+    )
+    group_listen: str = field(
+        default="",
+        metadata=_about(
+            'Where this machine joins a group: "IP:PORT", or empty for nowhere',
+            read_group_listen,
+            "For `mlx-sidecar join` alone; `serve` never listens on a network. The address is one of this machine, and "
+            "MLX's ring uses it too.",
+            "IP:PORT",
+        ),
+    )
+    group_memory_mb: int | Literal["auto"] = field(
+        default="auto",
+        metadata=_about(
+            "Most MiB that the models of a group take on this machine, or auto",
+            whole_or_auto(1),
+            "`auto` is three quarters of the memory ceiling on the first machine, where other models get the rest, and "
+            "all of it on the others. The smallest machine decides for all.",
+            "MiB|auto",
+        ),
+    )
+    group_models: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=_about(
+            "Models that all machines of the group compute together",
+            read_shardings,
+            'In the file a table, `[group.models]`: `"mlx-community/Large-4bit" = "tensor"`. With `auto` only if the '
+            "model exceeds this machine's budget. `none` is the same as no line: this machine runs the model alone.",
         ),
     )
 

@@ -43,7 +43,16 @@ def settings_of(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.") from None
     if "state_dir" in content:
         raise ConfigError(f"{path} sets state_dir, which only MLX_SIDECAR_STATE_DIR or --state-dir can set.")
-    return content
+    return _flat(content)
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with those of the table `[group]` under their own names, such as `group_ranks`."""
+    group = content.get("group")
+    if not isinstance(group, dict):
+        return content
+    others = {name: value for name, value in content.items() if name != "group"}
+    return others | {f"group_{name}": value for name, value in group.items()}
 
 
 def _dots(text: str) -> int:

@@ -121,11 +121,12 @@ _NUMBERS = """
     blocks bytes_freed cached_tokens caller_pid calls characters completion_tokens disk_tokens dropped duration_s files
     limit_s lived_s load_s model_bytes pid prefix_bytes prompt_tokens retry_in_s seconds silent_s status
     step_age_s stuck threads miss_character miss_message miss_resume_token miss_seen_s miss_token warnings
-    queue_s lookup_s restore_s prefill_s decode_s first_token_s texts total_s
+    rank ranks queue_s lookup_s restore_s prefill_s decode_s first_token_s texts total_s
 """
 
 FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(_NUMBERS.split(), _number),
+    "address": _pattern(r"[0-9.]{7,15}(:\d{1,5})?"),
     "caller": _pattern(r"[\w.+()@-]{1,64}"),
     "code": _one_of(*code_pb2.Code.keys()),
     "directory": _PATH,

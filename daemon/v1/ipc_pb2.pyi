@@ -5,7 +5,7 @@ from mlx_sidecar.v1 import sidecar_pb2 as _sidecar_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -53,7 +53,7 @@ class Shutdown(_message.Message):
     def __init__(self) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("call_id", "hello", "heartbeat", "accepted", "load", "generate", "invalidate", "failure", "snapshot", "embed", "tokenize", "list_models", "more")
+    __slots__ = ("call_id", "hello", "heartbeat", "accepted", "load", "generate", "invalidate", "failure", "snapshot", "embed", "tokenize", "list_models", "group_end", "more")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Event(_message.Message):
     EMBED_FIELD_NUMBER: _ClassVar[int]
     TOKENIZE_FIELD_NUMBER: _ClassVar[int]
     LIST_MODELS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_END_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     hello: Hello
@@ -79,8 +80,9 @@ class Event(_message.Message):
     embed: _sidecar_pb2.EmbedResponse
     tokenize: _sidecar_pb2.TokenizeResponse
     list_models: _sidecar_pb2.ListModelsResponse
+    group_end: str
     more: bool
-    def __init__(self, call_id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadResponse, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateResponse, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateResponse, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., snapshot: _Optional[_Union[_sidecar_pb2.StatsResponse, _Mapping]] = ..., embed: _Optional[_Union[_sidecar_pb2.EmbedResponse, _Mapping]] = ..., tokenize: _Optional[_Union[_sidecar_pb2.TokenizeResponse, _Mapping]] = ..., list_models: _Optional[_Union[_sidecar_pb2.ListModelsResponse, _Mapping]] = ..., more: bool = ...) -> None: ...
+    def __init__(self, call_id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., load: _Optional[_Union[_sidecar_pb2.GetOrLoadResponse, _Mapping]] = ..., generate: _Optional[_Union[_sidecar_pb2.GenerateResponse, _Mapping]] = ..., invalidate: _Optional[_Union[_sidecar_pb2.InvalidateResponse, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., snapshot: _Optional[_Union[_sidecar_pb2.StatsResponse, _Mapping]] = ..., embed: _Optional[_Union[_sidecar_pb2.EmbedResponse, _Mapping]] = ..., tokenize: _Optional[_Union[_sidecar_pb2.TokenizeResponse, _Mapping]] = ..., list_models: _Optional[_Union[_sidecar_pb2.ListModelsResponse, _Mapping]] = ..., group_end: _Optional[str] = ..., more: bool = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("mlx_version", "mlx_lm_version", "device", "warming")
@@ -130,3 +132,113 @@ class Failure(_message.Message):
     retry_after: _duration_pb2.Duration
     field: str
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., field: _Optional[str] = ...) -> None: ...
+
+class GroupFrame(_message.Message):
+    __slots__ = ("readings", "command", "turn", "pause", "outcome", "setup", "member", "digest", "ready", "beat", "end")
+    READINGS_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    SETUP_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    BEAT_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    readings: GroupReadings
+    command: Command
+    turn: int
+    pause: bool
+    outcome: GroupOutcome
+    setup: GroupSetup
+    member: GroupMember
+    digest: GroupDigest
+    ready: GroupOutcome
+    beat: bool
+    end: str
+    def __init__(self, readings: _Optional[_Union[GroupReadings, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., turn: _Optional[int] = ..., pause: bool = ..., outcome: _Optional[_Union[GroupOutcome, _Mapping]] = ..., setup: _Optional[_Union[GroupSetup, _Mapping]] = ..., member: _Optional[_Union[GroupMember, _Mapping]] = ..., digest: _Optional[_Union[GroupDigest, _Mapping]] = ..., ready: _Optional[_Union[GroupOutcome, _Mapping]] = ..., beat: bool = ..., end: _Optional[str] = ...) -> None: ...
+
+class GroupReadings(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class GroupOutcome(_message.Message):
+    __slots__ = ("ticket", "fingerprint", "failure")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ticket: int
+    fingerprint: bytes
+    failure: Failure
+    def __init__(self, ticket: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class GroupMember(_message.Message):
+    __slots__ = ("limit_bytes", "memory_bytes", "ring")
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RING_FIELD_NUMBER: _ClassVar[int]
+    limit_bytes: int
+    memory_bytes: int
+    ring: str
+    def __init__(self, limit_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ring: _Optional[str] = ...) -> None: ...
+
+class GroupSetup(_message.Message):
+    __slots__ = ("ring", "limit_bytes", "memory_bytes", "settings")
+    RING_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    ring: _containers.RepeatedScalarFieldContainer[str]
+    limit_bytes: int
+    memory_bytes: int
+    settings: str
+    def __init__(self, ring: _Optional[_Iterable[str]] = ..., limit_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., settings: _Optional[str] = ...) -> None: ...
+
+class GroupDigest(_message.Message):
+    __slots__ = ("turn", "digest")
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    turn: int
+    digest: int
+    def __init__(self, turn: _Optional[int] = ..., digest: _Optional[int] = ...) -> None: ...
+
+class GroupGreeting(_message.Message):
+    __slots__ = ("nonce", "proof", "versions", "ranks", "rank", "refusal")
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    nonce: bytes
+    proof: bytes
+    versions: _containers.RepeatedScalarFieldContainer[str]
+    ranks: int
+    rank: int
+    refusal: str
+    def __init__(self, nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., versions: _Optional[_Iterable[str]] = ..., ranks: _Optional[int] = ..., rank: _Optional[int] = ..., refusal: _Optional[str] = ...) -> None: ...
+
+class GroupStart(_message.Message):
+    __slots__ = ("rank", "address", "connections")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    address: str
+    connections: _containers.RepeatedCompositeFieldContainer[GroupConnection]
+    def __init__(self, rank: _Optional[int] = ..., address: _Optional[str] = ..., connections: _Optional[_Iterable[_Union[GroupConnection, _Mapping]]] = ...) -> None: ...
+
+class GroupConnection(_message.Message):
+    __slots__ = ("fd", "up", "down", "name")
+    FD_FIELD_NUMBER: _ClassVar[int]
+    UP_FIELD_NUMBER: _ClassVar[int]
+    DOWN_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    fd: int
+    up: bytes
+    down: bytes
+    name: str
+    def __init__(self, fd: _Optional[int] = ..., up: _Optional[bytes] = ..., down: _Optional[bytes] = ..., name: _Optional[str] = ...) -> None: ...

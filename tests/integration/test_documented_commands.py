@@ -34,6 +34,7 @@ RUN = {
     "stats": (["stats"], 0, "prefix"),
     "metrics": (["metrics"], 0, "mlx_sidecar_up 1.0"),
     "http": (["http", "--print-token"], 0, ""),
+    "group": (["group", "status"], 1, "has no group"),
     "config": (["config", "socket"], 0, "sidecar.sock"),
     "proto": (["proto"], 0, "service SidecarService"),
     "completion": (["completion", "bash"], 0, "complete"),
@@ -42,6 +43,7 @@ RUN = {
 """Each command's arguments, its exit status, and a word of what it prints."""
 ELSEWHERE = {
     "serve": "tests/integration/test_lifecycle.py",
+    "join": "tests/integration/test_group.py",
     "top": "tests/integration/test_terminal.py",
     "launch": "tests/integration/test_launch.py",
     "doctor": "tests/unit/doctor",

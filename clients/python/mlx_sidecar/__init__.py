@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         SlowSender,
         UntrustedSocket,
     )
+    from mlx_sidecar._group import GroupStats, RankStats
     from mlx_sidecar._latency import LatencyHistogram, LatencyStats
     from mlx_sidecar._listing import ListedModel, ModelAbilities, ModelList, UnreadPlace
     from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
@@ -116,6 +117,7 @@ _HOMES = {
         "ShuttingDown SidecarError SlowConsumer SlowSender "
         "UntrustedSocket"
     ),
+    "_group": "GroupStats RankStats",
     "_latency": "LatencyHistogram LatencyStats",
     "_listing": "ListedModel ModelAbilities ModelList UnreadPlace",
     "_messages": "Message Prompt Tool ToolCall",
@@ -158,6 +160,7 @@ __all__ = [
     "GenerateOptions",
     "GenerateStream",
     "GeneratedToolCall",
+    "GroupStats",
     "GuessCount",
     "GuessStats",
     "HistorySample",
@@ -199,6 +202,7 @@ __all__ = [
     "PromptLogprobs",
     "ProtocolError",
     "QueueFull",
+    "RankStats",
     "RequestExceedsMemory",
     "RequestQuarantined",
     "ShuttingDown",

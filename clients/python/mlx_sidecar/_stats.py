@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mlx_sidecar._cache_stats import ModelCacheStats, ModelStats, PrefixCacheStats
+from mlx_sidecar._group import GroupStats
 from mlx_sidecar._latency import LatencyStats
 
 
@@ -238,6 +239,8 @@ class Stats:
         memory: Memory.
         latency: Durations of completed requests since the daemon started.
         history: Samples of the last hour, oldest first; empty unless requested.
+        group: The machines that compute large models together, if there are any. All other parts are about the models
+            that the daemon's machine runs alone.
     """
 
     daemon: DaemonStats
@@ -248,3 +251,4 @@ class Stats:
     memory: MemoryStats
     latency: LatencyStats = field(default_factory=LatencyStats)
     history: tuple[HistorySample, ...] = ()
+    group: GroupStats = field(default_factory=GroupStats)

@@ -61,6 +61,9 @@ SLICE_BYTES = 1 << 30
 _MEASURED: dict[ModelKey, Workspace] = {}
 """What passes of models take, which were loaded before: it follows from the weights and this machine."""
 
+Shard = Callable[[ModelSource, Any], None]
+"""Cuts a module with lazy arrays, so that a part of the model is left in it."""
+
 Learn = Callable[[Path, Stamp, str], None]
 """Gets a file, its stamp before it was read, and the SHA-256 of the bytes that were read; see `Digests.learn`."""
 
@@ -153,6 +156,7 @@ def load(
     learn: Learn = ignore,
     rest: Rest = ignore,
     room: Callable[[], object] = lambda: None,
+    shard: Shard | None = None,
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """
     Load a model, a slice for each `next`; the generator returns the model. Closing it abandons the load.
@@ -168,6 +172,8 @@ def load(
         learn: Gets each file with another content than expected; see `Digests.learn`.
         rest: Called by the threads that hash; see `Hashing`.
         room: Called when the bytes that the model needs were reported and granted, before any of them is taken.
+        shard: Cuts the module, so that a part is left; None for the whole. Parts are read from the files, and their
+            digests are those that the model was found by.
 
     Raises:
         MisnamedError: If the weights are not those that the key names.
@@ -175,7 +181,7 @@ def load(
     """
     slicer = _Slicer(clock, seconds)
     with closing(Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)) as reading:
-        model, needed, computed = yield from _weighed(source, reading, slicer)
+        model, needed, computed = yield from _weighed(source, reading, slicer, shard)
         room()
         yield from _evaluate(source, model, computed, reading, slicer)
         progress = _loading(max(needed, reading.done), source.size_bytes)
@@ -190,7 +196,9 @@ def load(
         return Loaded(loaded, needed)
 
 
-def _weighed(source: ModelSource, reading: Reading, slicer: _Slicer) -> _Slices[tuple[Any, int, list[mx.array]]]:
+def _weighed(
+    source: ModelSource, reading: Reading, slicer: _Slicer, shard: Shard | None
+) -> _Slices[tuple[Any, int, list[mx.array]]]:
     """
     Assemble the module, and report the bytes that it needs.
 
@@ -200,6 +208,9 @@ def _weighed(source: ModelSource, reading: Reading, slicer: _Slicer) -> _Slices[
     progress = _loading(0, source.size_bytes)
     with load_errors(source):
         model = yield from slicer.run(assembling(source, reading), progress)
+        if shard is not None:
+            shard(source, model)
+            reading.forget()
     everything = arrays(model)
     needed = nbytes(everything)
     yield replace(progress, needs=needed)

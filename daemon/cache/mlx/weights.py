@@ -34,6 +34,7 @@ from daemon.cache.pace import LEAST_BYTES, Pace
 from daemon.cache.weight_files import header_of
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
+from daemon.shared.readings import told
 from daemon.shared.slices import LONG, Sliced
 
 _TYPES = {
@@ -150,9 +151,13 @@ class Reading:
 
     def digests(self, seconds: Callable[[], float]) -> Sliced[list[FileDigest]]:
         """Return the digests of all files. Waits for the threads that hash, for `seconds()` at a time."""
-        while not self._hashing.wait(seconds()):
+        while not told(self._hashing.wait(seconds())):
             yield LONG
         return [FileDigest(file.expected, file.stamp, stream.digest) for file, stream in self._hashed]
+
+    def forget(self) -> None:
+        """Leave the arrays to the module that has them: what is computed from them reads them, unhashed."""
+        self._unread.clear()
 
     def close(self) -> None:
         """Stop hashing, and drop the references to arrays and files."""

@@ -76,6 +76,10 @@ def _print(stats: Stats, steadied: dict[str, int]) -> None:
         _section(_title(namespace), _lines(namespace))
     _section("engine", _lines(stats.engine))
     _section("memory", _lines(stats.memory))
+    if stats.group.ranks:
+        _section("group", _lines(stats.group))
+        for model in stats.group.models:
+            _section(f"model {model.info.model} of the group", _lines(model))
     _section("latency", _quantiles(stats.latency))
 
 
@@ -111,7 +115,9 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
             yield "callers", "; ".join(map(called_by, value)) or "-"
         elif field.name == "guesses":
             yield "guesses", "; ".join(map(guessed, value)) or "-"
-        elif field.name != "namespaces":
+        elif field.name == "ranks":
+            yield "ranks", "; ".join(f"{rank.rank} {rank.address} {rank.problem}".strip() for rank in value)
+        elif field.name not in ("namespaces", "models"):
             yield field.name, _format(field.name, value)
 
 

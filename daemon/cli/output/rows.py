@@ -18,7 +18,7 @@ from rich.text import Text
 from daemon.cli.output.formatting import brief, called_by, guessed, percent, printable, span
 from daemon.cli.output.memory_parts import memory_parts
 from daemon.shared.wording import count, size
-from mlx_sidecar import ModelStats, PrefixCacheStats, Stats
+from mlx_sidecar import GroupStats, ModelStats, PrefixCacheStats, Stats
 
 _MODEL_COLOURS = ("blue", "magenta", "green", "red", "bright_blue", "bright_magenta", "bright_green", "bright_red")
 _COLOURS = {
@@ -111,6 +111,7 @@ def facts(stats: Stats, width: int) -> list[Text]:
         f"first token {first or '-'}",
         f"{engine.rejected:,} rejected, {engine.cancelled:,} cancelled so far",
         f"{percent(cache.hit_rate)} of {count(cache.lookups, 'prompt')} hit",
+        *_ranks(stats.group),
         *_misses(cache),
         *_disk(cache),
         *_kept(cache),
@@ -118,6 +119,14 @@ def facts(stats: Stats, width: int) -> list[Text]:
         *map(called_by, engine.callers[:_MOST_CALLERS]),
     ]
     return [_line(line) for line in _packed(lines, width)]
+
+
+def _ranks(group: GroupStats) -> list[str]:
+    """Return the state of a group and of each rank that was not reached; nothing without a group."""
+    if not group.ranks:
+        return []
+    missing = [f"rank {rank.rank} ({rank.address}) {printable(rank.problem)}" for rank in group.ranks if rank.problem]
+    return [f"group of {len(group.ranks)} {group.state}, {group.decoding} decode", *missing]
 
 
 def _misses(cache: PrefixCacheStats) -> list[str]:

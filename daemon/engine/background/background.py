@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import structlog
 
+from daemon.engine.background.answers import Answers, Posted
 from daemon.engine.background.lanes import Job, Lanes
 from daemon.engine.background.task import TEMPLATE, Pending, Pool, Task
 from daemon.engine.background.threads import Threads
@@ -40,15 +41,21 @@ class Background:
         post: Runs a function on the MLX thread; any thread may call it.
         clock: Seconds that never go back.
         renderers: Chat templates that can be rendered at the same time.
+        answers: Takes the results; None to post them at once.
 
     Attributes:
         post: Runs a function on the MLX thread; any thread may call it.
     """
 
     def __init__(
-        self, post: Callable[[Callable[[], None]], None], clock: Callable[[], float], renderers: int = 1
+        self,
+        post: Callable[[Callable[[], None]], None],
+        clock: Callable[[], float],
+        renderers: int = 1,
+        answers: Answers | None = None,
     ) -> None:
         self.post = post
+        self._answers = answers or Posted(post)
         self._clock = clock
         self._ticked = clock()
         lanes = {pool: Lanes(places, MOST_THREADS, LATE_SECONDS) for pool, places in _PLACES.items()}
@@ -59,7 +66,7 @@ class Background:
 
     def run(self, task: Task[T], pending: Pending[T] | None = None) -> Pending[T]:
         """
-        Run a task and those that follow it. Any thread may call this.
+        Run a task and those that follow it. The MLX thread calls this.
 
         Args:
             task: The first task. If its call has abandoned the result before it begins, it is left out.
@@ -76,11 +83,13 @@ class Background:
             except Exception as error:  # of what follows the result; it ends this call alone
                 result.fail(as_sidecar_error(error))
 
+        ticket = self._answers.ticket(result.fail, lambda: result.abandoned)
+
         def done(value: T) -> None:
-            self.post(lambda: finish(value))
+            self._answers.done(ticket, lambda: finish(value), value)
 
         def fail(error: Exception) -> None:
-            self.post(lambda: result.fail(as_sidecar_error(error)))
+            self._answers.failed(ticket, result.fail, as_sidecar_error(error))
 
         self._add(Job(task, done, fail, lambda: result.abandoned))  # type: ignore[arg-type]  # that of its last task
         return result

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from daemon.cache.digests import Digests
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Load
-from daemon.cache.mlx.loader import LoadedModel, load
+from daemon.cache.mlx.loader import LoadedModel, Shard, load
 from daemon.cache.pace import SLICE_SECONDS
 from daemon.engine.background.thread_priority import Streams, resting
 from daemon.engine.execution.runner import Runner
@@ -25,6 +25,7 @@ class ModelLoader:
         streams: Tells whether the threads that hash weights shall rest.
         clock: Seconds that never go back.
         warmup_tokens: Tokens of the first pass of a model; 0 for none.
+        shard: Cuts a module for the ranks of a group; None if the whole model is loaded.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class ModelLoader:
         streams: Streams,
         clock: Callable[[], float],
         warmup_tokens: int,
+        shard: Shard | None = None,
     ) -> None:
         self._memory = memory
         self._runner = runner
@@ -42,6 +44,7 @@ class ModelLoader:
         self._streams = streams
         self._clock = clock
         self._warmup_tokens = warmup_tokens
+        self._shard = shard
 
     def begin(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
         """Free prefixes for a model and return its load, which is driven slice by slice."""
@@ -55,6 +58,7 @@ class ModelLoader:
             resting(self._streams.are_active),
             # By then the real size is known and counts as used, so there is no further need.
             lambda: self._memory.shed_prefixes(0),
+            self._shard,
         )
 
     def slice_seconds(self) -> float:

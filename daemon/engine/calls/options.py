@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from daemon.cache.identity import ModelSource
 from daemon.engine.execution.request import Request, SamplingParams, Speculation
 from daemon.engine.prompt.preparation import PreparedRequest
+from daemon.shared import readings
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
 SEED_STEP = 0x9E3779B97F4A7C15
@@ -40,7 +40,7 @@ def request_of(call_id: int, message: pb.GenerateRequest, model_name: str, ready
     stop, eos_ids = message.stop, ready.tokenizer.eos_ids
     sampling = sampling_of(message, ready.source)
     if sampling.temperature > 0 and sampling.seed is None:
-        sampling = replace(sampling, seed=secrets.randbits(64))
+        sampling = replace(sampling, seed=readings.random_bits())
     return Request(
         call_id=call_id,
         request_id=message.request_id,

@@ -15,6 +15,7 @@ from daemon.engine.execution.prefill import Prefill
 from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.kv.mlx.batch_cache import merge_caches, to_single
 from daemon.shared.failpoints import failpoint
+from daemon.shared.readings import about_to_wait
 
 
 class PrefillBatch:
@@ -42,6 +43,7 @@ class PrefillBatch:
         fed = [sequence.prompt[max(0, end - width) : end] for sequence, end in zip(sequences, ends, strict=True)]
         rows = mx.array([[0] * (width - len(ids)) + ids for ids in fed])
         after = sequences[0].module(sequences[0].kv)(rows, cache=list(caches))
+        about_to_wait()
         mx.eval([cache.state for cache in caches])
         for index, prefill in enumerate(self.prefills):
             prefill.was_computed([to_single(cache, index) for cache in caches], after[index])

@@ -16,6 +16,7 @@ from daemon.engine.output.detokenizer import Token
 from daemon.engine.scheduling.governor import Governor
 from daemon.kv.mlx.batch_cache import to_batch
 from daemon.shared.errors import SidecarError
+from daemon.shared.readings import about_to_wait
 
 
 class Changes(Protocol):
@@ -145,7 +146,9 @@ class Decoder:
         """
         began, alone, tokens = self._clock(), self.active == 1, 0
         guessers = [batch.rows[0].guesser for batch in self._batches if alone or batch.rows[0].apart]
-        for sequence, sampled in [pair for batch in self._batches for pair in _advance(batch, alone=alone)]:
+        current = [pair for batch in self._batches for pair in _advance(batch, alone=alone)]
+        about_to_wait()
+        for sequence, sampled in current:
             tokens += 1
             yield sequence, _read(sequence, sampled)
         for guesser in guessers:

@@ -35,6 +35,7 @@ from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.resume import resume_points
 from daemon.kv.spec import Resume
 from daemon.shared.failpoints import failpoint
+from daemon.shared.readings import about_to_wait
 
 TAIL = 64
 """
@@ -289,6 +290,7 @@ class Prefill:
             sequence.logits = after[:, -1]
             mx.async_eval(sequence.logits)
         kv.loaded.layout.compact(kv.cache)
+        about_to_wait()
         mx.eval([cache.state for cache in kv.cache])
         kv.advanced(tokens, kv.cache)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from daemon.engine.scheduling.policy import MIN_IDLE_CHUNK
+from daemon.shared.config import Config
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.wording import sizes_apart
 
@@ -26,6 +27,7 @@ _LOGIT_BYTES = 4
 
 _SHARE_OF_WORKING_SET = 0.9
 _SHARE_OF_RAM = 0.7
+_SHARE_OF_GROUP = 0.75
 
 
 def memory_limit(working_set: int | None) -> int:
@@ -38,6 +40,20 @@ def memory_limit(working_set: int | None) -> int:
     if working_set:
         return int(_SHARE_OF_WORKING_SET * working_set)
     return int(_SHARE_OF_RAM * machine_memory())
+
+
+def group_share(limit: int, config: Config, *, leads: bool) -> int:
+    """
+    Return the bytes of a machine's limit that the engine of its group may use.
+
+    Args:
+        limit: The machine's limit.
+        config: Its configuration.
+        leads: Whether it is the first rank, where another engine runs the models of this machine alone.
+    """
+    if config.group_memory_mb == "auto":
+        return int(limit * (_SHARE_OF_GROUP if leads else 1))
+    return min(limit, config.group_memory_mb << 20)
 
 
 def machine_memory() -> int:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
+from daemon.shared.readings import told
+
 _most = 0
 """The peak before the last reset. MLX counts for the process, so this does as well."""
 
@@ -43,4 +45,4 @@ def measuring() -> Iterator[Measured]:
     reset()
     yield measured
     mx.synchronize()
-    measured.bytes = mx.get_peak_memory() - before
+    measured.bytes = int(told(mx.get_peak_memory() - before))

@@ -26,6 +26,7 @@ from daemon.kv.mlx import peak
 from daemon.kv.mlx.adapters import ADAPTERS
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.layout import Layout
+from daemon.shared.readings import told
 from daemon.shared.slices import LONG, Sliced
 
 PROBE = 64
@@ -135,7 +136,7 @@ def _pass(model: Any, layout: Layout, width: int, context: int) -> Sliced[tuple[
         layout.compact(caches)
         mx.eval([cache.state for cache in caches])
         mx.synchronize()
-        seconds = time.perf_counter() - began
+        seconds = told(time.perf_counter() - began)
     sizes = [getattr(cache, "nbytes", None) for cache in flat]
     kv = layout.live_bytes(room, width) if None in sizes else sum(size for size in sizes if size is not None)
     return max(0, pass_.bytes - kv), seconds

@@ -24,7 +24,7 @@ from itertools import count
 from daemon.server.admission import shutting_down
 from daemon.server.supervision.engine_call import EngineCall
 from daemon.server.supervision.quarantine import Quarantine, Suspect
-from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.errors import RETRY_SECONDS, Reason, SidecarError
 from daemon.shared.model_overrides import ModelOverrides
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -46,6 +46,7 @@ class CallRouter:
     Attributes:
         snapshot: The latest figures; after an engine died, those that outlive it.
         quarantine: Requests and models that were running when engines died.
+        problem: Why there is no engine and none will come at once; empty if that is not known.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class CallRouter:
         on_snapshot: Callable[[pb.StatsResponse], None] = lambda _: None,
     ) -> None:
         self.snapshot = pb.StatsResponse()
+        self.problem = ""
         self.quarantine = Quarantine(clock)
         self._overrides = ModelOverrides()
         self._clock = clock
@@ -82,7 +84,10 @@ class CallRouter:
         if self._closed:
             raise shutting_down()
         self._check_quarantine(command)
-        if (wait := self._next_start - self._clock()) > LONGEST_WAIT_SECONDS:
+        wait = self._next_start - self._clock()
+        if self.problem:
+            raise _restarted(self.problem, max(wait, RETRY_SECONDS))
+        if wait > LONGEST_WAIT_SECONDS:
             raise _restarted("the engine keeps dying", wait)
         command.call_id = next(self._ids)
         call = EngineCall(command, self._close, self._hold)
@@ -97,11 +102,16 @@ class CallRouter:
     def connect(self, send: Send) -> None:
         """Send what waits to a new engine, and from now on each call at once."""
         self._send = send
+        self.problem = ""
         for command in self._overrides.recalls():
             send(command)
         for call in self._unsent.values():
             send(call.command)
         self._unsent.clear()
+
+    def unavailable(self, problem: str) -> None:
+        """Tell callers, until the next engine takes calls, that there is none and why; nothing if that is empty."""
+        self.problem = problem
 
     def disconnect(self) -> None:
         """Let calls wait for the next engine. Calls that were sent may still be failed by `engine_died`."""
@@ -134,10 +144,10 @@ class CallRouter:
         self._next_start = self._clock() + next_start_in
         self.snapshot = _without_engine_state(self.snapshot)
         running = [call for call_id, call in self._calls.items() if call_id not in self._unsent and not call.over]
-        if blame_calls:
+        if blame_calls and not self.problem:
             self.quarantine.died(Suspect.of(call.command, model) for call in running if (model := _model(call.command)))
-        error = _restarted("the engine died and is restarted", next_start_in)
-        if next_start_in > LONGEST_WAIT_SECONDS:
+        error = _restarted(self.problem or "the engine died and is restarted", next_start_in)
+        if self.problem or next_start_in > LONGEST_WAIT_SECONDS:
             self._fail_all(error)
         for call in running:
             call.fail(error)

@@ -24,8 +24,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from daemon.shared.durations import seconds
 from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.failures import error_of
 from daemon.shared.observed_time import Countdown
 from daemon.v1 import ipc_pb2 as ipc
 
@@ -73,7 +73,7 @@ class EngineCall:
             return
         self.over = ends_call(event)
         if event.HasField("failure"):
-            self._end_with(_error(event.failure))
+            self._end_with(error_of(event.failure))
             return
         if self._error is None:
             self._backlog.push(event)
@@ -159,17 +159,6 @@ def ends_call(event: ipc.Event) -> bool:
     if kind == "embed":
         return event.embed.HasField("finished")
     return kind in ("invalidate", "tokenize", "list_models", "failure")
-
-
-def _error(failure: ipc.Failure) -> SidecarError:
-    known = failure.reason in Reason.__members__
-    return SidecarError(
-        Reason(failure.reason) if known else Reason.INTERNAL,
-        failure.message,
-        metadata=dict(failure.metadata),
-        retry_after=seconds(failure.retry_after) if failure.HasField("retry_after") else None,
-        field=failure.field,
-    )
 
 
 JOIN_TOKENS = 4096

@@ -28,7 +28,7 @@ Calls are the router's business: the supervisor tells it when an engine takes ca
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from enum import Enum
 
@@ -147,6 +147,8 @@ class Supervisor:
         router: Carries calls; it is told about each engine's readiness and death, and gets its events.
         on_change: Called when `state` has changed.
         on_spawn: Called with the process id of each new engine.
+        spawn: Starts an engine; None to run `command`. Its `OSError` is told to callers if it is a `ConnectionError`.
+        last_backoff: Most seconds between a death and the next start; None for LAST_BACKOFF.
 
     Attributes:
         restarts: Engines that were started after the first.
@@ -160,15 +162,19 @@ class Supervisor:
         router: CallRouter,
         on_change: Callable[[State], None] = lambda _: None,
         on_spawn: Callable[[int], None] = lambda _: None,
+        spawn: Callable[[], Awaitable[EngineProcess]] | None = None,
+        last_backoff: float | None = None,
     ) -> None:
         self.state = State.STARTING
         self.restarts = 0
         self.hello = ipc.Hello()
-        self._command = command
         self._clock = clock
         self._router = router
         self._on_change = on_change
         self._on_spawn = on_spawn
+        self._command = command
+        self._spawn = spawn or self._spawn_command
+        self._last_backoff = last_backoff
         self._seen = SeenTime(clock, MOST_BETWEEN_CHECKS)
         self._vitals = _Vitals(self._seen, clock)
         self._engine: EngineProcess | None = None
@@ -224,7 +230,7 @@ class Supervisor:
     async def _back_off(self, status: int | None, *, lived: float) -> None:
         if lived >= STABLE_SECONDS:
             self._backoff = FIRST_BACKOFF
-        pause, self._backoff = self._backoff, min(LAST_BACKOFF, 2 * self._backoff)
+        pause, self._backoff = self._backoff, min(self._last_backoff or LAST_BACKOFF, 2 * self._backoff)
         self._set(State.RESTARTING)
         # An engine that was killed for its stuck threads died of calls that have ended; those that run are bystanders.
         calls = self._router.engine_died(pause, blame_calls=self._vitals.threads_stuck < MOST_STUCK)
@@ -237,8 +243,9 @@ class Supervisor:
         self._vitals = _Vitals(self._seen, self._clock)
         self._set(State.STARTING)
         try:
-            engine = self._engine = await EngineProcess.spawn(self._command)
+            engine = self._engine = await self._spawn()
         except OSError as error:
+            self._router.unavailable(str(error) if isinstance(error, ConnectionError) else "")
             log.error("engine_start_failed", error=cause(error))
             return None
         finally:
@@ -286,6 +293,9 @@ class Supervisor:
         self._set(State.STALLED if vitals.stalled else State.READY)
         return vitals.hopeless
 
+    async def _spawn_command(self) -> EngineProcess:
+        return await EngineProcess.spawn(self._command)
+
     def _on_event(self, event: ipc.Event) -> None:
         self._vitals.last_sign = self._seen()
         kind = event.WhichOneof("body")
@@ -295,6 +305,8 @@ class Supervisor:
             self._on_hello(event.hello)
         elif kind == "snapshot":
             self._router.note_snapshot(event.snapshot)
+        elif kind == "group_end":
+            self._router.unavailable(event.group_end)
         else:
             self._router.deliver(event)
 

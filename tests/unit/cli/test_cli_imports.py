@@ -96,6 +96,7 @@ def test_ps_imports_the_client_but_not_the_daemon(daemon: RunningDaemon) -> None
         "daemon.shared.config_file",
         "daemon.shared.config_sources",
         "daemon.shared.config_values",
+        "daemon.shared.group_values",
         "daemon.shared.small_file",
         "daemon.shared.wording",
     }

@@ -703,7 +703,7 @@ class StatsRequest(_message.Message):
     def __init__(self, include_history: bool = ...) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("daemon", "model_cache", "models", "prefix_cache", "engine", "memory", "latency", "history")
+    __slots__ = ("daemon", "model_cache", "models", "prefix_cache", "engine", "memory", "latency", "history", "group")
     DAEMON_FIELD_NUMBER: _ClassVar[int]
     MODEL_CACHE_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
@@ -712,6 +712,7 @@ class StatsResponse(_message.Message):
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     LATENCY_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     daemon: DaemonStats
     model_cache: ModelCacheStats
     models: _containers.RepeatedCompositeFieldContainer[ModelStats]
@@ -720,7 +721,44 @@ class StatsResponse(_message.Message):
     memory: MemoryStats
     latency: LatencyStats
     history: _containers.RepeatedCompositeFieldContainer[HistorySample]
-    def __init__(self, daemon: _Optional[_Union[DaemonStats, _Mapping]] = ..., model_cache: _Optional[_Union[ModelCacheStats, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelStats, _Mapping]]] = ..., prefix_cache: _Optional[_Union[PrefixCacheStats, _Mapping]] = ..., engine: _Optional[_Union[EngineStats, _Mapping]] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., latency: _Optional[_Union[LatencyStats, _Mapping]] = ..., history: _Optional[_Iterable[_Union[HistorySample, _Mapping]]] = ...) -> None: ...
+    group: GroupStats
+    def __init__(self, daemon: _Optional[_Union[DaemonStats, _Mapping]] = ..., model_cache: _Optional[_Union[ModelCacheStats, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelStats, _Mapping]]] = ..., prefix_cache: _Optional[_Union[PrefixCacheStats, _Mapping]] = ..., engine: _Optional[_Union[EngineStats, _Mapping]] = ..., memory: _Optional[_Union[MemoryStats, _Mapping]] = ..., latency: _Optional[_Union[LatencyStats, _Mapping]] = ..., history: _Optional[_Iterable[_Union[HistorySample, _Mapping]]] = ..., group: _Optional[_Union[GroupStats, _Mapping]] = ...) -> None: ...
+
+class GroupStats(_message.Message):
+    __slots__ = ("state", "problem", "ranks", "models", "pid", "restarts", "limit_bytes", "used_bytes", "decoding", "generated_tokens")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DECODING_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    state: EngineState
+    problem: str
+    ranks: _containers.RepeatedCompositeFieldContainer[RankStats]
+    models: _containers.RepeatedCompositeFieldContainer[ModelStats]
+    pid: int
+    restarts: int
+    limit_bytes: int
+    used_bytes: int
+    decoding: int
+    generated_tokens: int
+    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[ModelStats, _Mapping]]] = ..., pid: _Optional[int] = ..., restarts: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., decoding: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+
+class RankStats(_message.Message):
+    __slots__ = ("rank", "address", "problem", "versions")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    address: str
+    problem: str
+    versions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, rank: _Optional[int] = ..., address: _Optional[str] = ..., problem: _Optional[str] = ..., versions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DaemonStats(_message.Message):
     __slots__ = ("version", "pid", "uptime", "draining", "mlx_version", "mlx_lm_version", "device", "http")

@@ -1,0 +1,131 @@
+"""
+Benchmark of a group: `python -m benchmarks.group [--rounds N] [--ranks N]`.
+
+It asks a group of mlx-sidecar and `mlx_lm.server` in its distributed mode for the same answers, in turns, each with a
+process for each rank on loopback. The figures are tokens per second of one stream and of eight, and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks.http_peer import HttpPeer, free_port
+from benchmarks.sidecar import asked
+from benchmarks.systems import Answer, Request, System, ask_all, end, throughput, wait_until
+from mlx_sidecar import Client
+from tests.support.groups import RunningGroup
+from tests.support.models import wide_model
+
+TOKENS = 64
+STREAMS = (1, 8)
+
+
+@dataclass
+class GroupSystem:
+    """A group as a system under test; what starts it ends it."""
+
+    client: Client
+    name: str = "mlx-sidecar"
+
+    def ask(self, request: Request) -> Answer:
+        """Stream a completion; see `System.ask`."""
+        return asked(self.client, request)
+
+    def pids(self) -> list[int]:
+        """Return the id of the first rank's engine."""
+        return [self.client.stats().group.pid]
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def main() -> int:
+    """Measure, and print the medians and their ratios as JSON."""
+    arguments = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it ends the servers
+    with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as name:
+        folder = Path(name)
+        model = wide_model(folder, "wide", 7, layers=4)
+        with ExitStack() as held:
+            systems = [
+                held.enter_context(_ours(folder, model, arguments.ranks)),
+                held.enter_context(_mlx_lm(folder, model, arguments.ranks)),
+            ]
+            figures = {streams: _measured(systems, model, streams, arguments.rounds) for streams in STREAMS}
+    print(json.dumps({f"{streams} streams": figure for streams, figure in figures.items()}, indent=1))
+    return 0
+
+
+def _measured(systems: list[System], model: Path, streams: int, rounds: int) -> dict[str, float]:
+    """Return the median tokens per second of each system, and the ratio of the first to the second."""
+    speeds: dict[str, list[float]] = {system.name: [] for system in systems}
+    for turn in range(rounds + 1):
+        for system in systems:
+            requests = [Request(model, f"{turn} {number} is the number of", TOKENS) for number in range(streams)]
+            speed = throughput(ask_all(system, requests))
+            if turn:  # the first round loads, and compiles kernels
+                speeds[system.name].append(speed)
+    medians = {name: median(values) for name, values in speeds.items()}
+    first, second = medians.values()
+    return {**{name: round(value, 1) for name, value in medians.items()}, "ratio": round(first / second, 2)}
+
+
+@contextmanager
+def _ours(folder: Path, model: Path, ranks: int) -> Iterator[System]:
+    home = folder / "ours"
+    home.mkdir()
+    group = RunningGroup.start(home, ranks, group_models=f"{model}=tensor")
+    try:
+        with group.front.client() as client:
+            group.ready(client)
+            yield GroupSystem(client)
+    finally:
+        group.stop()
+
+
+@contextmanager
+def _mlx_lm(folder: Path, model: Path, ranks: int) -> Iterator[System]:
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{free_port()}"] for _ in range(ranks)]))
+    port = free_port()
+    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--port", str(port)]
+    log = folder / "peer.log"
+    with log.open("wb") as file:
+        running = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank), "HF_HUB_OFFLINE": "1"},
+                stdout=file,
+                stderr=file,
+            )
+            for rank in range(ranks)
+        ]
+    try:
+        peer = HttpPeer("mlx_lm.server", running[0], port, log)
+        wait_until(peer.healthy, running[0])
+        yield peer
+    finally:
+        for process in running:
+            end(process)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count, in which the systems take turns")
+    parser.add_argument("--ranks", type=int, default=2, help="ranks of each system")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""
+Results of work off the MLX thread, such as lookups and tokenising, as all ranks of a group act on them: together.
+
+Each rank does the work itself, with its own files. When it is done everywhere, the first rank says so, and all ranks
+act on it at the same place of the tape. If it failed at one rank it has failed. If results differ that must not, such
+as the content of a model, it has failed as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from daemon.cache.identity import ModelSource
+from daemon.engine.background.answers import Act, Answers, Fail
+from daemon.engine.group.connection import Connection
+from daemon.engine.prompt.embedding import PreparedTexts
+from daemon.engine.prompt.preparation import PreparedRequest
+from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.failures import error_of, failure_of
+from daemon.v1 import ipc_pb2 as ipc
+
+
+@dataclass(slots=True)
+class _Work:
+    """
+    Work that has not been acted on.
+
+    Attributes:
+        fail: Takes its error.
+        over: Whether no call waits for it any more.
+        act: Acts on its result; None before it has one.
+    """
+
+    fail: Fail
+    over: Callable[[], bool]
+    act: Act | None = None
+
+
+class RankAnswers(Answers):
+    """
+    The part that all ranks share: work is numbered in the order in which it begins, which is the same everywhere.
+
+    Args:
+        report: Takes how work ended at this rank; any thread.
+    """
+
+    def __init__(self, report: Callable[[ipc.GroupOutcome], None]) -> None:
+        self._report = report
+        self._tickets = count(1)
+        self._work: dict[int, _Work] = {}
+        self._lock = threading.Lock()
+
+    def ticket(self, fail: Fail, over: Callable[[], bool]) -> int:
+        """Number work that begins now, and forget that of calls that have ended."""
+        ticket = next(self._tickets)
+        with self._lock:
+            for number in [number for number, work in self._work.items() if work.over()]:
+                del self._work[number]
+            self._work[ticket] = _Work(fail, over)
+        return ticket
+
+    @property
+    def open(self) -> list[int]:
+        """The work that no rank has acted on."""
+        with self._lock:
+            return list(self._work)
+
+    def done(self, ticket: int, act: Act, result: object) -> None:
+        """Note a result."""
+        with self._lock:
+            if ticket in self._work:
+                self._work[ticket].act = act
+        self._report(ipc.GroupOutcome(ticket=ticket, fingerprint=fingerprint(result)))
+
+    def failed(self, ticket: int, fail: Fail, error: SidecarError) -> None:
+        """Note an error."""
+        self._report(ipc.GroupOutcome(ticket=ticket, failure=failure_of(error)))
+
+    def act(self, outcome: ipc.GroupOutcome) -> None:
+        """Act on the end of work, on the MLX thread. Its result is here: this rank has reported it."""
+        with self._lock:
+            work = self._work.pop(outcome.ticket, None)
+        if work is None:
+            return  # its call has ended
+        if outcome.HasField("failure"):
+            work.fail(error_of(outcome.failure))
+        elif work.act is not None:
+            work.act()
+
+
+class FirstAnswers(RankAnswers):
+    """
+    The answers of the first rank, which decides when work is done everywhere.
+
+    Args:
+        others: Connections to the other ranks.
+        settled: Called with the end of work once all ranks have reported it; any thread.
+    """
+
+    def __init__(self, others: Sequence[Connection], settled: Callable[[ipc.GroupOutcome], None]) -> None:
+        super().__init__(lambda outcome: self.reported(0, outcome))
+        self._others = others
+        self._settled = settled
+        self._reports: dict[int, dict[int, ipc.GroupOutcome]] = {}
+
+    def reported(self, rank: int, outcome: ipc.GroupOutcome) -> None:
+        """Take how work has ended at a rank; any thread."""
+        with self._lock:
+            reports = self._reports.setdefault(outcome.ticket, {})
+            reports[rank] = outcome
+            if len(reports) <= len(self._others):
+                return
+            del self._reports[outcome.ticket]
+        self._settled(self._verdict(reports))
+
+    def _verdict(self, reports: dict[int, ipc.GroupOutcome]) -> ipc.GroupOutcome:
+        ticket = reports[0].ticket
+        for rank, outcome in sorted(reports.items()):
+            if outcome.HasField("failure"):
+                verdict = ipc.GroupOutcome(ticket=ticket, failure=outcome.failure)
+                if rank:
+                    verdict.failure.message = f"{self._others[rank - 1].name}: {outcome.failure.message}"
+                return verdict
+        for rank, outcome in sorted(reports.items()):
+            if outcome.fingerprint != reports[0].fingerprint:
+                return ipc.GroupOutcome(ticket=ticket, failure=failure_of(_differs(self._others[rank - 1].name, rank)))
+        return ipc.GroupOutcome(ticket=ticket)
+
+
+def _differs(name: str, rank: int) -> SidecarError:
+    return SidecarError(
+        Reason.MODEL_CORRUPT,
+        f"{name} has other files of this model than rank 0; fetch the same revision on each machine",
+        metadata={"rank": str(rank)},
+    )
+
+
+def fingerprint(result: object) -> bytes:
+    """Return a digest of what ranks must agree on: the content of a model, and the ids of a prompt."""
+    if isinstance(result, PreparedRequest):
+        parts = repr((result.source.key, result.prompt.tokens, result.prompt.max_tokens))
+    elif isinstance(result, PreparedTexts):
+        parts = repr((result.source.key, result.texts))
+    elif isinstance(result, ModelSource):
+        parts = repr(result.key)
+    else:
+        return b""
+    return hashlib.sha256(parts.encode()).digest()

@@ -1,0 +1,227 @@
+"""Makes an engine process a rank of a group: reads its place, joins MLX's ring, and builds its engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import mlx.core as mx
+import structlog
+
+from daemon.engine.composition import build_engine
+from daemon.engine.device import memory_size, working_set
+from daemon.engine.engine import Engine
+from daemon.engine.group.answers import FirstAnswers, RankAnswers
+from daemon.engine.group.connection import Connection
+from daemon.engine.group.digest import DigestingWire, NoWire
+from daemon.engine.group.ranks import Ranks
+from daemon.engine.group.sharding import TensorSharding
+from daemon.engine.group.tape import Diverged, Player, Recorder, Tape
+from daemon.engine.group.turns import Agreement, FirstRank, HeldWire, follow, listen
+from daemon.engine.loop import Link, Loop
+from daemon.engine.memory.memory_budget import group_share, memory_limit
+from daemon.engine.memory.pressure import Level, Source
+from daemon.shared import readings
+from daemon.shared.config import Config
+from daemon.shared.frames import FrameError
+from daemon.v1 import ipc_pb2 as ipc
+
+_SETTINGS = (
+    "max_models", "model_ttl", "evict_on_memory_pressure", "kv_cache_mb", "max_cache_blocks", "min_prefix_len",
+    "warmup_tokens", "max_batch",
+)  # fmt: skip
+"""Keys of the configuration that decisions depend on; each rank uses the values of the first."""
+_KNOWN_SECONDS = 1.0
+"""Time in which a connection notices that its other side is gone."""
+GONE_STATUS = 3
+"""Exit status of a rank when its group has ended."""
+
+log = structlog.get_logger()
+
+
+def start_of(fd: int) -> ipc.GroupStart:
+    """Read the place in the group from the pipe that the parent wrote it to."""
+    with os.fdopen(fd, "rb") as pipe:
+        return ipc.GroupStart.FromString(pipe.read())
+
+
+class Rank:
+    """
+    This process's rank, from its start to its end. All methods run on the MLX thread.
+
+    Args:
+        start: Its place.
+        config: This machine's configuration.
+        link: The way to the parent.
+        clock: Seconds that never go back.
+        ttl_clock: The same, with the machine's sleep.
+        pressure: The memory pressure of this machine.
+    """
+
+    def __init__(
+        self,
+        start: ipc.GroupStart,
+        config: Config,
+        link: Link,
+        clock: Callable[[], float],
+        ttl_clock: Callable[[], float],
+        pressure: Source,
+    ) -> None:
+        self._rank = start.rank
+        self._address = start.address
+        self._link = link
+        self._clock = clock
+        self._ttl_clock = ttl_clock
+        self._pressure = pressure
+        self._ending = threading.Lock()
+        self._others = [Connection(given, leads=not start.rank, ended=self.give_up) for given in start.connections]
+        for other in self._others:
+            other.start()
+        limit = group_share(memory_limit(working_set()), config, leads=not start.rank)
+        self._config = config
+        self._setup = self._agreed(limit)
+        self._group = self._joined()
+
+    def run(self, loop: Loop, ready: Callable[[], None]) -> None:
+        """Serve until the parent ends this rank, or the group ends; `ready` is called once it takes calls."""
+        try:
+            if self._rank:
+                self._follow(ready)
+            else:
+                self._lead(loop, ready)
+        except (Diverged, FrameError) as error:
+            log.exception("group_diverged")
+            self.give_up(str(error))
+        except Exception:
+            log.exception("engine_loop_failed")
+            threading.Event().wait(_KNOWN_SECONDS)  # MLX may have lost a rank, and its connection tells which
+            self.give_up(f"rank {self._rank} failed; its log has the error")
+
+    def give_up(self, why: str) -> None:
+        """End this process, because the group cannot go on; any thread."""
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()  # another thread ends the process
+        log.error("group_ended", rank=self._rank)
+        for other in self._others:
+            other.say(why)
+        self._link.send(ipc.Event(group_end=why))
+        self._link.flush()
+        self._link.drain(1.0)
+        os._exit(GONE_STATUS)
+
+    def _diverged(self, why: str) -> None:
+        log.error("group_diverged")
+        self.give_up(why)
+
+    def _lead(self, loop: Loop, ready: Callable[[], None]) -> None:
+        agreement = Agreement(self._others, self._diverged)
+        tape = Recorder(self._others)
+        tape.start()
+        ranks: list[FirstRank] = []  # gets its one item later: results come before the engine is built
+        answers = FirstAnswers(self._others, lambda outcome: loop.post(lambda: ranks[0].act(outcome)))
+        for number, other in enumerate(self._others, start=1):
+            threading.Thread(target=listen, args=(number, other, answers, agreement), daemon=True).start()
+        wire = DigestingWire(HeldWire(self._link, agreement), self.give_up)
+        engine = self._built(tape, wire, answers, loop.post)
+        ranks.append(FirstRank(engine, tape, answers, agreement, wire))
+        self._meet()
+        ready()
+        self._link.flush()
+        loop.run(ranks[0])
+        for other in self._others:
+            other.finish()
+        engine.close()
+
+    def _follow(self, ready: Callable[[], None]) -> None:
+        (first,) = self._others
+        tape = Player(first)
+        answers = RankAnswers(lambda outcome: first.send(ipc.GroupFrame(ready=outcome)))
+        wire = DigestingWire(NoWire(), self.give_up)
+        engine = self._built(tape, wire, answers, _dropped)
+        self._meet()
+        ready()
+        self._link.flush()
+        follow(engine, tape, first, answers, wire)
+
+    def _meet(self) -> None:
+        """Wait for all ranks: a rank that is still being built would be taken to be silent."""
+        mx.eval(mx.distributed.all_sum(mx.array(1.0), group=self._group))
+        for other in self._others:
+            other.settled()
+
+    def _built(
+        self, tape: Tape, wire: DigestingWire, answers: RankAnswers, post: Callable[[Callable[[], None]], None]
+    ) -> Engine:
+        readings.replace(tape.told, tape.flush)
+        setup = self._setup
+        ranks = Ranks(
+            count=len(setup.ring),
+            limit_bytes=setup.limit_bytes,
+            memory_bytes=setup.memory_bytes,
+            answers=answers,
+            own_clock=self._clock,
+            aside=tape.aside,
+            shard=TensorSharding(self._group),
+        )
+        folder = self._config.state_dir / "group"
+        settings = json.loads(setup.settings)
+        weights = setup.limit_bytes >> 20
+        config = replace(self._config, **settings, model_cache_mb=weights, kv_disk_mb=0, kv_disk_dir=folder)
+        tape.begin()
+        try:
+            return build_engine(
+                config,
+                wire,
+                post,
+                tape.reader(self._clock),
+                lambda: Level(int(tape.told(self._pressure()))),
+                tape.reader(self._ttl_clock),
+                ranks=ranks,
+            )
+        finally:
+            tape.end()
+
+    def _agreed(self, limit: int) -> ipc.GroupSetup:
+        """Exchange what the ranks are, and return what they have in common."""
+        member = ipc.GroupMember(limit_bytes=limit, memory_bytes=memory_size(), ring=_free_address(self._address))
+        if self._rank:
+            (first,) = self._others
+            first.send(ipc.GroupFrame(member=member))
+            return first.receive().setup
+        members = [member, *(other.receive().member for other in self._others)]
+        values = asdict(self._config)
+        setup = ipc.GroupSetup(
+            ring=[one.ring for one in members],
+            limit_bytes=min(one.limit_bytes for one in members),
+            memory_bytes=min(one.memory_bytes for one in members),
+            settings=json.dumps({key: values[key] for key in _SETTINGS}),
+        )
+        for other in self._others:
+            other.send(ipc.GroupFrame(setup=setup))
+        return setup
+
+    def _joined(self) -> mx.distributed.Group:
+        """Join MLX's ring. It reads the addresses from a file that it is told of by the environment."""
+        with tempfile.TemporaryDirectory() as folder:
+            hosts = Path(folder) / "hosts.json"
+            hosts.write_text(json.dumps([[address] for address in self._setup.ring]))
+            os.environ |= {"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(self._rank)}
+            return mx.distributed.init(strict=True, backend="ring")
+
+
+def _free_address(address: str) -> str:
+    """Return an address with a port that is free now. If it is taken meanwhile, the group starts anew with another."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, 0))
+        return f"{address}:{probe.getsockname()[1]}"
+
+
+def _dropped(action: Callable[[], None]) -> None:
+    """Drop a report of progress: this rank answers no calls."""

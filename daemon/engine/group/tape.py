@@ -1,0 +1,183 @@
+"""
+The tape of a group: everything that an engine's decisions depend on, in the order in which the first rank took it.
+
+    rank 0:  command  turn  reading  reading  turn  reading  outcome  turn ...
+                |       |      |        |       |      |        |       |
+    rank 1:     v       v      v        v       v      v        v       v     the same calls of the same code
+
+An engine is a machine that decides by what it is told: commands, results of work on other threads, and readings of
+clocks, of memory and of chance. The first rank records each of these when it takes it. Another rank runs the same code,
+and where the code reads a clock it gets the next reading of the tape. So all ranks begin the same forward passes in the
+same order, and MLX's collective operations in them meet. No rank waits for an answer: the tape runs one way.
+
+Only the MLX thread records, and only between `begin` and `end`. Work on other threads reads its own clock, and what it
+finds out comes back as an outcome (`answers.py`). Figures for statistics are read `aside`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from daemon.engine.group.connection import Connection
+from daemon.v1 import ipc_pb2 as ipc
+
+T = TypeVar("T")
+
+_LATE_SECONDS = 0.001
+"""What was told is sent after so long, whatever the engine does."""
+_LOOKS = 50
+"""Looks for what was left, after the end of a turn."""
+
+
+class Diverged(Exception):  # noqa: N818 - it is what happened
+    """Ranks did not decide alike: their software, their models or their machines differ."""
+
+
+class Tape:
+    """The tape as a rank's engine sees it. It belongs to the thread that made it."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._runs = False
+
+    def begin(self) -> None:
+        """Record, or play back, from now on."""
+        self._runs = True
+
+    def end(self) -> None:
+        """Stop to record, or to play back."""
+        self._runs = False
+
+    def told(self, value: float) -> float:
+        """Return the reading that all ranks use: this one, if this is the first rank."""
+        if not self._runs or threading.get_ident() != self._thread:
+            return value
+        return self._next(value)
+
+    def flush(self) -> None:
+        """Send what was told, if this is the first rank."""
+
+    def reader(self, read: Callable[[], float]) -> Callable[[], float]:
+        """Return a source of readings, such as a clock, that all ranks share."""
+        return lambda: self.told(read())
+
+    def aside(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Return a function with readings of this rank alone, which decide nothing."""
+
+        def done() -> T:
+            runs, self._runs = self._runs, False
+            try:
+                return work()
+            finally:
+                self._runs = runs
+
+        return done
+
+    def _next(self, value: float) -> float:
+        raise NotImplementedError
+
+
+class Recorder(Tape):
+    """
+    The tape of the first rank.
+
+    Frames are sent together: at the end of a turn, where the engine says that it is about to wait for the device, and
+    after a moment in any case. For it may wait at other places too, and then for a pass that the others begin only when
+    they have read on.
+
+    Args:
+        others: Connections to the other ranks.
+    """
+
+    def __init__(self, others: Sequence[Connection]) -> None:
+        super().__init__()
+        self._others = others
+        self._lock = threading.Lock()
+        self._frames: list[bytes] = []
+        self._readings: list[float] = []
+        self._moving = threading.Event()
+        """Set while turns are done: only then something may be left unsent."""
+
+    def start(self) -> None:
+        """Begin to send what was left for a moment."""
+        threading.Thread(target=self._send_late, name="group-tape", daemon=True).start()
+
+    def write(self, frame: ipc.GroupFrame) -> None:
+        """Tell all other ranks, at the next `flush`."""
+        with self._lock:
+            self._fold()
+            self._frames.append(frame.SerializeToString())
+        if not self._moving.is_set():
+            self._moving.set()
+
+    def flush(self) -> None:
+        """Send what was told; any thread."""
+        with self._lock:  # held while sending: what is told meanwhile must follow
+            self._fold()
+            if self._frames:
+                for other in self._others:
+                    other.send_all(self._frames)
+                self._frames = []
+
+    def end(self) -> None:
+        """Stop to record, and send what was told."""
+        super().end()
+        self.flush()
+
+    def _next(self, value: float) -> float:
+        with self._lock:
+            self._readings.append(value)
+        return value
+
+    def _fold(self) -> None:
+        if self._readings:
+            frame = ipc.GroupFrame(readings=ipc.GroupReadings(values=self._readings))
+            self._frames.append(frame.SerializeToString())
+            self._readings = []
+
+    def _send_late(self) -> None:
+        while True:
+            self._moving.wait()
+            self._moving.clear()
+            quiet = 0
+            while quiet < _LOOKS:
+                time.sleep(_LATE_SECONDS)
+                self.flush()
+                quiet = 0 if self._runs else quiet + 1  # a turn that waits for the device may last
+
+
+class Player(Tape):
+    """
+    The tape of another rank.
+
+    Args:
+        first: The connection to the first rank.
+    """
+
+    def __init__(self, first: Connection) -> None:
+        super().__init__()
+        self._first = first
+        self._readings: deque[float] = deque()
+
+    def next(self) -> ipc.GroupFrame:
+        """
+        Return what comes next on the tape, between two turns.
+
+        Raises:
+            Diverged: If the first rank has read what this rank has not.
+        """
+        if self._readings:
+            raise Diverged(f"the first rank read {len(self._readings)} times more than this one")
+        return self._first.receive()
+
+    def _next(self, value: float) -> float:
+        if not self._readings:
+            frame = self._first.receive()
+            if not frame.HasField("readings"):
+                raise Diverged(f"this rank read where the first did not; there the tape has {frame.WhichOneof('body')}")
+            self._readings += frame.readings.values
+        return self._readings.popleft()

@@ -1,0 +1,64 @@
+"""The group as the daemon owns it: an engine process of its own beside that of this machine's models, and its calls."""
+
+from __future__ import annotations
+
+import structlog
+
+from daemon.server.group.rendezvous import Rendezvous
+from daemon.server.stats import STATES
+from daemon.server.supervision.call_router import CallRouter
+from daemon.server.supervision.engine_process import engine_command
+from daemon.server.supervision.supervisor import State, Supervisor
+from daemon.shared import clocks
+from daemon.shared.config import Config
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+LAST_BACKOFF = 5.0
+"""Most seconds between two tries to bring the ranks together: another machine may come back at any time."""
+
+log = structlog.get_logger()
+
+
+class Group:
+    """
+    A process of its own, so that the end of a rank leaves the models of this machine alone.
+
+    Args:
+        config: The configuration.
+
+    Attributes:
+        router: The way of calls to the group.
+        supervisor: Keeps the first rank's engine running.
+    """
+
+    def __init__(self, config: Config) -> None:
+        command = engine_command(config.to_json())
+        self._rendezvous = Rendezvous(config, command)
+        self.router = CallRouter(clocks.awake)
+        self.supervisor = Supervisor(
+            command,
+            clocks.awake,
+            self.router,
+            self._changed,
+            spawn=self._rendezvous.spawn,
+            last_backoff=LAST_BACKOFF,
+        )
+
+    def fill(self, answer: pb.StatsResponse) -> None:
+        """Add the state of the group to that of the daemon."""
+        group, snapshot = answer.group, self.router.snapshot
+        group.state = STATES[self.supervisor.state]
+        group.problem = self.router.problem
+        for rank, state in enumerate(self._rendezvous.ranks):
+            group.ranks.add(rank=rank, address=state.address, problem=state.problem, versions=state.versions)
+        group.models.extend(snapshot.models)
+        group.pid = self.supervisor.pid
+        group.restarts = self.supervisor.restarts
+        memory = snapshot.memory
+        group.limit_bytes = memory.limit_bytes
+        group.used_bytes = memory.weights_bytes + memory.trie_bytes + memory.live_kv_bytes
+        group.decoding = snapshot.engine.decoding
+        group.generated_tokens = snapshot.engine.generated_tokens
+
+    def _changed(self, state: State) -> None:
+        log.info("group_state_changed", state=state.value, pid=self.supervisor.pid)

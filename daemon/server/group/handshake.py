@@ -1,0 +1,181 @@
+"""
+The handshake between two parents of a group, before any other byte passes: both prove that they have the shared key.
+
+    first rank                                     another rank
+        | greeting: nonce, versions, rank, ranks ----> |
+        | <---- greeting: nonce, versions              |
+        | proof over both ---------------------------> | wrong: the connection is closed without a word
+        | <---- proof over all three, or a refusal     |
+
+A proof is an HMAC-SHA256 with the key, over every byte before it. The side that was called proves nothing before the
+caller has. Each direction of the session then has a key of its own (`shared/seals.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import secrets
+import socket
+import stat
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from daemon import __version__
+from daemon.shared.seals import session_keys
+from daemon.shared.small_file import read_small
+from daemon.v1 import ipc_pb2 as ipc
+
+SECONDS = 3.0
+"""Time for a handshake, and before it for the connection."""
+KEY_BYTES = 32
+
+_MOST_BYTES = 4096
+"""Most bytes of a frame of the handshake: the other side is not known yet."""
+_LENGTH_BYTES = 4
+_MOST_KEY_FILE = 1024
+
+
+class GroupError(ConnectionError):
+    """A rank cannot be reached, or cannot be part of this group; its text says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """
+    An authenticated connection.
+
+    Attributes:
+        connection: The socket.
+        up: Key of the seals of frames to the first rank.
+        down: Key of the seals of frames from the first rank.
+        greeting: What the other side said about itself.
+    """
+
+    connection: socket.socket
+    up: bytes
+    down: bytes
+    greeting: ipc.GroupGreeting
+
+
+def read_key(path: Path | None) -> bytes:
+    """
+    Return the shared key of a file: 64 hexadecimal digits.
+
+    Raises:
+        GroupError: If there is none, it has another form, or others may read the file.
+    """
+    if path is None:
+        raise GroupError("group_key_file is not set; make a key with: mlx-sidecar group key FILE")
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        text = read_small(path, _MOST_KEY_FILE).decode("ascii").strip()
+        key = bytes.fromhex(text)
+    except OSError as error:
+        raise GroupError(f"group_key_file {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise GroupError(f"group_key_file {path} has no key of {2 * KEY_BYTES} hexadecimal digits")
+    if mode & 0o077:
+        raise GroupError(f"group_key_file {path} may be read by others; run: chmod 600 {path}")
+    return key
+
+
+def versions() -> list[str]:
+    """Return the versions that all ranks must share."""
+    return [f"mlx-sidecar {__version__}", f"mlx {version('mlx')}", f"mlx-lm {version('mlx-lm')}"]
+
+
+async def call(connection: socket.socket, key: bytes, rank: int, ranks: int) -> Session:
+    """
+    Prove the key to a rank that was called, and have it proven.
+
+    Raises:
+        GroupError: If the other side has another key or other versions, or refuses.
+        OSError: If the connection fails.
+    """
+    wire = _Wire(connection)
+    nonce = secrets.token_bytes(KEY_BYTES)
+    await wire.send(ipc.GroupGreeting(nonce=nonce, versions=versions(), rank=rank, ranks=ranks))
+    greeting = await wire.receive()
+    await wire.send(ipc.GroupGreeting(proof=wire.proof(key)))
+    expected = wire.proof(key)
+    answer = await wire.receive(closed="closed the connection: its key is another one")
+    if not hmac.compare_digest(expected, answer.proof):
+        raise GroupError("has another key; copy group_key_file from the first machine")
+    if answer.refusal:
+        raise GroupError(answer.refusal)
+    return Session(connection, *session_keys(key, wire.transcript), greeting)
+
+
+async def answer(connection: socket.socket, key: bytes) -> Session:
+    """
+    Have the key proven by a caller, and prove it.
+
+    Raises:
+        GroupError: If the caller has another key, or has other versions: that is told to it.
+        OSError: If the connection fails.
+    """
+    wire = _Wire(connection)
+    greeting = await wire.receive()
+    await wire.send(ipc.GroupGreeting(nonce=secrets.token_bytes(KEY_BYTES), versions=versions()))
+    expected = wire.proof(key)
+    if not hmac.compare_digest(expected, (await wire.receive()).proof):
+        raise GroupError("a caller has another key")
+    refusal = _differs(versions(), list(greeting.versions))
+    await wire.send(ipc.GroupGreeting(proof=wire.proof(key), refusal=refusal))
+    if refusal:
+        raise GroupError(refusal)
+    return Session(connection, *session_keys(key, wire.transcript), greeting)
+
+
+def _differs(own: list[str], other: list[str]) -> str:
+    if own == other:
+        return ""
+    return f"has {', '.join(own)}, but the first machine has {', '.join(other)}; install the same versions on both"
+
+
+class _Wire:
+    """The frames of a handshake, and all bytes so far."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self.transcript = b""
+
+    def proof(self, key: bytes) -> bytes:
+        """Return the proof for all frames so far."""
+        return hmac.digest(key, b"proof" + self.transcript, "sha256")
+
+    async def send(self, greeting: ipc.GroupGreeting) -> None:
+        body = greeting.SerializeToString()
+        frame = len(body).to_bytes(_LENGTH_BYTES, "big") + body
+        self.transcript += frame
+        await self._loop.sock_sendall(self._connection, frame)
+
+    async def receive(self, closed: str = "closed the connection") -> ipc.GroupGreeting:
+        head = await self._exactly(_LENGTH_BYTES, closed)
+        length = int.from_bytes(head, "big")
+        if length > _MOST_BYTES:
+            raise GroupError("does not speak as a rank of a group; is that its port?")
+        body = await self._exactly(length, closed)
+        self.transcript += head + body
+        try:
+            return ipc.GroupGreeting.FromString(body)
+        except DecodeError:
+            raise GroupError("does not speak as a rank of a group; is that its port?") from None
+
+    async def _exactly(self, count: int, closed: str) -> bytes:
+        data = b""
+        while len(data) < count:  # no byte beyond: the engine process reads on from there
+            piece = await self._loop.sock_recv(self._connection, count - len(data))
+            if not piece:
+                raise GroupError(closed)
+            data += piece
+        return data

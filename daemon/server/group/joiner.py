@@ -1,0 +1,145 @@
+"""The process of `mlx-sidecar join`: it listens for the first machine of a group, and runs an engine as its rank."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+from contextlib import suppress
+
+import structlog
+
+from daemon.server.group.handshake import SECONDS, GroupError, answer, read_key
+from daemon.server.group.probe import serve
+from daemon.server.group.rank_process import spawn_rank
+from daemon.server.supervision.engine_process import EngineProcess, engine_command
+from daemon.shared import logs, process_setup
+from daemon.shared.config import Config, ConfigError
+from daemon.shared.group_values import address_of
+from daemon.shared.log_fields import cause
+from daemon.v1 import ipc_pb2 as ipc
+
+STOP_SECONDS = 3.0
+"""Time of the engine to exit; then it is killed."""
+MOST_CALLERS = 8
+"""Connections that have not proven the key yet; more are closed at once."""
+
+log = structlog.get_logger()
+
+
+def run(config: Config) -> int:
+    """
+    Join groups until SIGTERM or SIGINT, and return the exit status.
+
+    Raises:
+        ConfigError: If the address or the key is missing, or cannot be used.
+    """
+    if not config.group_listen:
+        raise ConfigError('group_listen is not set; set it to "IP:PORT" with an address of this machine')
+    try:
+        key = read_key(config.group_key_file)
+    except GroupError as error:
+        raise ConfigError(f"{error}.") from None
+    process_setup.hold_standard_streams()
+    process_setup.ignore_stray_signals()
+    process_setup.check_limits()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logs.configure(config.log_level, config.log_file)
+    os.chdir("/")
+    process_setup.settle_temporary_directory()
+    return asyncio.run(Joiner(config, key).serve())
+
+
+class Joiner:
+    """
+    Listens, and keeps the engine of the latest session.
+
+    Args:
+        config: The configuration.
+        key: The shared key.
+    """
+
+    def __init__(self, config: Config, key: bytes) -> None:
+        self._config = config
+        self._key = key
+        self._callers: set[asyncio.Task[None]] = set()
+        self._engine: EngineProcess | None = None
+        self._turn = asyncio.Lock()
+
+    async def serve(self) -> int:
+        """Serve until told to stop, and return the exit status."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, stop.set)
+        host, port = address_of(self._config.group_listen)
+        try:
+            listener = socket.create_server((host, port))
+        except OSError as error:
+            raise ConfigError(f"group_listen {self._config.group_listen}: {error.strerror}.") from None
+        with listener:
+            listener.setblocking(False)
+            log.info("group_listening", address="{}:{}".format(*listener.getsockname()))
+            accepting = asyncio.create_task(self._accept(listener))
+            await stop.wait()
+            accepting.cancel()
+        for caller in self._callers:
+            caller.cancel()
+        if self._engine is not None:
+            await self._engine.stop(STOP_SECONDS)
+        log.info("stopped", status=0)
+        return 0
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            connection, (host, _) = await asyncio.get_running_loop().sock_accept(listener)
+            if len(self._callers) >= MOST_CALLERS:
+                connection.close()
+                continue
+            task = asyncio.create_task(self._answer(connection, host))
+            self._callers.add(task)
+            task.add_done_callback(self._callers.discard)
+
+    async def _answer(self, connection: socket.socket, host: str) -> None:
+        """Have a caller prove the key, and become a rank of its group instead of that of the one before."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                session = await answer(connection, self._key)
+        except (OSError, TimeoutError) as error:
+            connection.close()
+            log.warning("group_caller_refused", address=host, error=cause(error))
+            return
+        if not session.greeting.ranks:
+            with suppress(OSError, TimeoutError):
+                await serve(connection)
+            return
+        async with self._turn:
+            if self._engine is not None:
+                self._engine.kill()  # its group has ended, or the first rank would not call again
+            rank = session.greeting.rank
+            address, _ = address_of(self._config.group_listen)
+            command = engine_command(self._config.to_json())
+            try:
+                self._engine = await spawn_rank(command, rank, address, [session], ["the first rank"])
+            except OSError as error:
+                log.error("engine_start_failed", error=cause(error))
+                return
+            log.info("group_joined", address=host, rank=rank, ranks=session.greeting.ranks)
+        task = asyncio.create_task(self._watch(self._engine))
+        self._callers.add(task)
+        task.add_done_callback(self._callers.discard)
+
+    async def _watch(self, engine: EngineProcess) -> None:
+        with suppress(asyncio.CancelledError):
+            await engine.listen(_note)
+        status = await engine.reap()
+        log.info("group_left", status=status)
+        if self._engine is engine:
+            self._engine = None
+
+
+def _note(event: ipc.Event) -> None:
+    if event.HasField("group_end"):
+        log.warning("group_ended")

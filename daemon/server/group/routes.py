@@ -1,0 +1,146 @@
+"""
+The ways of calls: models of the group to the engine of all ranks, all others to the engine of this machine.
+
+Whether a model fits this machine, only the engine can tell. So a call for a model of the kind `auto` begins at this
+machine's engine. If that says MODEL_EXCEEDS_BUDGET, the call goes on at the group, and later calls begin there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Protocol
+
+from daemon.server.supervision.call_router import CallRouter
+from daemon.server.supervision.engine_call import EngineCall
+from daemon.shared.errors import Reason, SidecarError, invalid
+from daemon.shared.model_names import plain
+from daemon.v1 import ipc_pb2 as ipc
+
+
+class OpenCall(Protocol):
+    """A call that was opened, as its handler sees it; see `EngineCall`."""
+
+    on_stall: Callable[[], None]
+
+    def events(self) -> AsyncIterator[ipc.Event]:
+        """Iterate over the events until the last one."""
+
+    def fail(self, error: SidecarError) -> None:
+        """End the call with an error, unless it is over."""
+
+    def close(self) -> None:
+        """Stop reading."""
+
+
+class Routes:
+    """
+    Opens each call at the engine that runs its model.
+
+    Args:
+        local: The way to the engine of this machine.
+        group: The way to the engine of the group; None without one.
+        models: How the models of the group are cut, by name.
+        aliases: The models that short names stand for.
+    """
+
+    def __init__(
+        self,
+        local: CallRouter,
+        group: CallRouter | None = None,
+        models: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        self._local = local
+        self._group = group
+        names = aliases or {}
+        self._models = {plain(names.get(name, name)): how for name, how in (models or {}).items()}
+
+    def open(self, command: ipc.Command) -> OpenCall:
+        """
+        Open a call; see `CallRouter.open`.
+
+        Raises:
+            SidecarError: INVALID_ARGUMENT at `adapter` if the group would have to cut one; as `CallRouter.open` does.
+        """
+        model = _model(command)
+        how = self._models.get(model, "none") if self._group is not None else "none"
+        if how == "auto":
+            copy = ipc.Command()
+            copy.CopyFrom(command)
+            return _FirstHere(self._local.open(command), lambda: self._at_group(copy, model))
+        return self._local.open(command) if how == "none" else self._at_group(command, model)
+
+    def everywhere(self, command: ipc.Command) -> list[OpenCall]:
+        """Open an Invalidate call at each engine that may have something to drop."""
+        how = self._models.get(_model(command), "none")
+        calls: list[OpenCall] = []
+        if how != "tensor" or self._group is None:
+            copy = ipc.Command()
+            copy.CopyFrom(command)
+            calls.append(self._local.open(copy))
+        if self._group is not None and (how != "none" or command.invalidate.HasField("all")):
+            calls.append(self._group.open(command))
+        return calls
+
+    def _at_group(self, command: ipc.Command, model: str) -> EngineCall:
+        assert self._group is not None
+        self._models[model] = "tensor"
+        if getattr(_body(command), "adapter", ""):
+            raise invalid("adapter", "cannot be used with a model of the group; merge it into the model")
+        return self._group.open(command)
+
+
+class _FirstHere:
+    """
+    A call at this machine's engine that goes on at the group if the model is too large here.
+
+    Args:
+        call: The call here.
+        elsewhere: Opens it at the group.
+    """
+
+    def __init__(self, call: EngineCall, elsewhere: Callable[[], EngineCall]) -> None:
+        self._call = call
+        self._elsewhere = elsewhere
+        self.on_stall: Callable[[], None] = _nothing
+
+    async def events(self) -> AsyncIterator[ipc.Event]:
+        """Iterate over the events until the last one, wherever they come from."""
+        self._call.on_stall = self.on_stall
+        try:
+            async for event in self._call.events():
+                yield event
+            return
+        except SidecarError as error:
+            if error.reason is not Reason.MODEL_EXCEEDS_BUDGET:
+                raise
+        self._call.close()
+        self._call = self._elsewhere()
+        self._call.on_stall = self.on_stall
+        async for event in self._call.events():
+            yield event
+
+    def fail(self, error: SidecarError) -> None:
+        """End the call with an error, unless it is over."""
+        self._call.fail(error)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._call.close()
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _body(command: ipc.Command) -> Any:
+    kind = command.WhichOneof("body")
+    assert kind is not None
+    return getattr(command, kind)
+
+
+def _model(command: ipc.Command) -> str:
+    """Return the model that a command names; empty if it names none."""
+    body = _body(command)
+    target = getattr(body, body.WhichOneof("target")) if command.HasField("invalidate") else body
+    return str(getattr(target, "model", ""))

@@ -1,0 +1,112 @@
+"""Calls find the engine that runs their model: this machine's, or that of the group."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from daemon.server.group.routes import OpenCall, Routes
+from daemon.server.supervision.call_router import CallRouter
+from daemon.shared.errors import Reason, SidecarError
+from daemon.v1 import ipc_pb2 as ipc
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.server.supervised import generate
+
+
+class Two:
+    """Two engines and the routes to them."""
+
+    def __init__(self, **models: str) -> None:
+        self.local, self.group = CallRouter(lambda: 0.0), CallRouter(lambda: 0.0)
+        self.here: list[ipc.Command] = []
+        self.there: list[ipc.Command] = []
+        self.local.connect(self.here.append)
+        self.group.connect(self.there.append)
+        self.routes = Routes(self.local, self.group, models, {"short": "large"})
+
+
+async def read(call: OpenCall) -> list[ipc.Event]:
+    """Return all events of a call."""
+    return [event async for event in call.events()]
+
+
+async def test_models_of_the_group_go_to_the_group() -> None:
+    """All others, and those that are said not to be cut, stay here."""
+    two = Two(large="tensor", small="none")
+    for model in ("large", "small", "other"):
+        two.routes.open(generate(model))
+    assert [command.generate.model for command in two.there] == ["large"]
+    assert [command.generate.model for command in two.here] == ["small", "other"]
+
+
+async def test_short_name_is_that_of_its_model() -> None:
+    """Requests come with the model, whatever they were sent with."""
+    two = Two(short="tensor")
+    two.routes.open(generate("large"))
+    assert len(two.there) == 1
+
+
+async def test_everything_is_dropped_everywhere() -> None:
+    """An Invalidate of one model goes where that model is."""
+    two = Two(large="tensor")
+    two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(all=pb.AllTarget(weights=True))))
+    assert (len(two.here), len(two.there)) == (1, 1)
+    target = pb.ModelTarget(model="large", weights=True)
+    two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(model=target)))
+    assert (len(two.here), len(two.there)) == (1, 2)
+
+
+async def test_model_that_is_too_large_goes_on_at_the_group() -> None:
+    """The caller sees one call; later calls begin at the group."""
+    two = Two(large="auto")
+    call = two.routes.open(generate("large"))
+    events = asyncio.create_task(read(call))
+    failure = ipc.Failure(reason=Reason.MODEL_EXCEEDS_BUDGET)
+    two.local.deliver(ipc.Event(call_id=two.here[0].call_id, failure=failure))
+    while not two.there:  # noqa: ASYNC110 - the next turn of the loop opens it
+        await asyncio.sleep(0)
+    finished = pb.GenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_STOP))
+    two.group.deliver(ipc.Event(call_id=two.there[0].call_id, generate=finished))
+    assert [event.generate for event in await events] == [finished]
+    two.routes.open(generate("large"))
+    assert (len(two.here), len(two.there)) == (1, 2)
+
+
+async def test_other_errors_of_this_machine_are_final() -> None:
+    """A model that is not there is not looked for on other machines."""
+    two = Two(large="auto")
+    call = two.routes.open(generate("large"))
+    two.local.deliver(
+        ipc.Event(call_id=two.here[0].call_id, failure=ipc.Failure(reason=Reason.MODEL_NOT_FOUND, message="gone"))
+    )
+    with pytest.raises(SidecarError, match="gone"):
+        await read(call)
+    assert two.there == []
+
+
+async def test_adapter_for_the_group_is_refused() -> None:
+    """By its field."""
+    two = Two(large="tensor")
+    command = generate("large")
+    command.generate.adapter = "/adapter"
+    with pytest.raises(SidecarError) as caught:
+        two.routes.open(command)
+    assert caught.value.field == "adapter"
+
+
+async def test_lost_group_refuses_calls_with_its_reason() -> None:
+    """At once, and until it is back. Models of this machine go on."""
+    two = Two(large="tensor")
+    waiting = two.routes.open(generate("large"))
+    two.group.unavailable("rank 1 does not answer")
+    two.group.engine_died(1.0, blame_calls=True)
+    with pytest.raises(SidecarError, match="rank 1 does not answer"):
+        await read(waiting)
+    with pytest.raises(SidecarError, match="rank 1 does not answer") as caught:
+        two.routes.open(generate("large"))
+    assert caught.value.reason is Reason.ENGINE_RESTARTED
+    assert caught.value.retry_after
+    two.routes.open(generate("other"))
+    two.group.connect(two.there.append)
+    two.routes.open(generate("large"))
