@@ -161,8 +161,8 @@ class Bench:
         sizer = self.runner._times
         sizer.size = lambda *_, **__: WIDTH  # type: ignore[method-assign]
         sizer.most_together = lambda *_: WIDTH  # type: ignore[method-assign]
-        self._original, self._promised = self.runner._start, 0
-        self.runner._start = self._start  # type: ignore[method-assign]
+        self._original, self._promised = self.runner._note_stuck, 0
+        self.runner._note_stuck = self._started  # type: ignore[method-assign]
 
     def run(self, length: int, batch: int, answer: int = ANSWER) -> Case:
         """
@@ -228,8 +228,8 @@ class Bench:
         """Bytes of cached prefixes, which are billed apart."""
         return self.harness.engine._memory._prefixes.memory_usage()
 
-    def _start(self) -> None:
-        """Let requests start, and note what is billed before anything is computed."""
+    def _started(self) -> None:
+        """Note what is billed once requests have started, before anything is computed."""
         self._original()
         groups = [rows for decoder in self.runner._decoders.values() for rows in decoder.groups]
         self._promised = bill(list(self.runner._prefills), groups, WIDTH).total

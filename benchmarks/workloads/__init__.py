@@ -9,6 +9,7 @@ from benchmarks.figures import Result
 from benchmarks.workloads.agents import agents
 from benchmarks.workloads.decode import decode
 from benchmarks.workloads.fairness import fairness
+from benchmarks.workloads.guesses import guesses
 from benchmarks.workloads.index import index
 from benchmarks.workloads.kv_bytes import kv_bytes
 from benchmarks.workloads.overhead import overhead
@@ -35,6 +36,7 @@ WORKLOADS: dict[str, Callable[[Bench], Result]] = {
     "seeded": seeded,
     "index": index,
     "fairness": fairness,
+    "guesses": guesses,
     "two-models": two_models,
     "startup": startup,
     "trie": trie,

@@ -77,8 +77,6 @@ def _check_reasoning_budget(request: pb.GenerateRequest) -> None:
         raise invalid("reasoning_budget", f"is {request.reasoning_budget}; it must be 0 or more")
     if not request.HasField("chat"):
         raise invalid("reasoning_budget", "needs a chat prompt; the reasoning of other prompts is text")
-    if request.draft_model:
-        raise invalid("reasoning_budget", "cannot go with draft_model")
     if request.chat.HasField("enable_thinking") and not request.chat.enable_thinking:
         raise invalid("reasoning_budget", "cannot go with chat.enable_thinking false, which leaves nothing to limit")
     if request.chat.continue_final_message:
@@ -154,8 +152,6 @@ def _check_form(request: pb.GenerateRequest) -> None:
         return
     if request.stop.ignore_eos:
         raise invalid("stop.ignore_eos", f"cannot go with {field}, which says where the completion ends")
-    if request.draft_model:
-        raise invalid("draft_model", f"cannot be combined with {field}")
 
 
 def _check_draft(request: pb.GenerateRequest) -> None:
@@ -165,6 +161,20 @@ def _check_draft(request: pb.GenerateRequest) -> None:
         if not request.draft_model:
             raise invalid("draft_tokens", "needs draft_model")
         check_range("draft_tokens", request.draft_tokens, 1, MAX_DRAFT_TOKENS)
+    _check_speculation(request)
+
+
+def _check_speculation(request: pb.GenerateRequest) -> None:
+    kind = request.speculation
+    if kind not in pb.Speculation.values():
+        raise invalid("speculation", f"is {kind}, which is no Speculation")
+    if kind == pb.SPECULATION_DRAFT and not request.draft_model:
+        raise invalid("speculation", "cannot be DRAFT without draft_model, which names the model that guesses")
+    if kind in (pb.SPECULATION_OFF, pb.SPECULATION_NGRAM) and request.draft_model:
+        name = pb.Speculation.Name(kind).removeprefix("SPECULATION_")
+        raise invalid("speculation", f"cannot be {name} with draft_model, which asks for its guesses; leave one out")
+    if kind == pb.SPECULATION_MTP:
+        raise invalid("speculation", "cannot be MTP: no model is loaded with heads that predict further tokens")
 
 
 def _check_sampling(sampling: pb.Sampling) -> None:
@@ -203,6 +213,8 @@ def _check_no_answer(request: pb.GenerateRequest) -> None:
     for field in _ANSWER_FIELDS:
         if request.HasField(field):
             raise invalid(field, "has no effect with max_tokens 0; leave it out")
+    if request.speculation == pb.SPECULATION_NGRAM:
+        raise invalid("speculation", "has no effect with max_tokens 0; leave it out")
     for path, message in (("sampling", request.sampling), ("stop", request.stop)):
         for descriptor, value in message.ListFields():
             if value != _NEUTRAL.get(descriptor.name):

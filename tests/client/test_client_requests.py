@@ -66,6 +66,7 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"regex": ""}, {"responseFormat": {"regex": ""}}),
     ({"grammar": "start: A"}, {"responseFormat": {"grammar": "start: A"}}),
     ({"priority": -1}, {"priority": -1}),
+    ({"speculation": "ngram"}, {"speculation": "SPECULATION_NGRAM"}),
     ({"draft_model": "small", "draft_tokens": 3}, {"draft_model": "small", "draft_tokens": 3}),
 ]
 

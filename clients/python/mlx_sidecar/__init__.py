@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         Finished,
         GeneratedToolCall,
         GenerateEvent,
+        GuessCount,
         Invalidated,
         LoadProgress,
         Miss,
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
         CallerStats,
         DaemonStats,
         EngineStats,
+        GuessStats,
         HistorySample,
         HttpStats,
         MemoryStats,
@@ -120,10 +122,10 @@ _HOMES = {
     "_model_info": "DefaultSampling ModelInfo",
     "_options": "GenerateOptions LoadOptions",
     "_results": (
-        "Completion Delta Finished GenerateEvent GeneratedToolCall Invalidated LoadProgress Miss PrefillProgress "
-        "PromptLogprobs Started Timings TokenLogprob ToolCallDelta TopLogprob Usage"
+        "Completion Delta Finished GenerateEvent GeneratedToolCall GuessCount Invalidated LoadProgress Miss "
+        "PrefillProgress PromptLogprobs Started Timings TokenLogprob ToolCallDelta TopLogprob Usage"
     ),
-    "_stats": "CallerStats DaemonStats EngineStats HistorySample HttpStats MemoryStats Stats StuckWork",
+    "_stats": "CallerStats DaemonStats EngineStats GuessStats HistorySample HttpStats MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",
     "_texts": "EmbedOptions Embeddings TokenizeOptions Tokens",
 }
@@ -156,6 +158,8 @@ __all__ = [
     "GenerateOptions",
     "GenerateStream",
     "GeneratedToolCall",
+    "GuessCount",
+    "GuessStats",
     "HistorySample",
     "HttpStats",
     "InternalError",

@@ -10,6 +10,8 @@ from mlx_sidecar._messages import Tool
 ToolChoice: TypeAlias = Literal["auto", "none", "required"]
 """The model calls tools as it likes, not at all, or does nothing else."""
 
+Speculation: TypeAlias = Literal["auto", "off", "ngram", "draft", "mtp"]
+"""What may guess tokens ahead."""
 CacheMode: TypeAlias = Literal["read_write", "read_only", "bypass"]
 """Use cached prefixes and store new ones, use them only, or neither."""
 
@@ -79,6 +81,8 @@ class GenerateOptions(TypedDict, total=False):
         draft_model: A smaller model with the same tokenizer that guesses tokens: the same answer, sooner or later.
             Default: none.
         draft_tokens: Tokens that it guesses at a time, 1 to 16. Default 4.
+        speculation: What may guess tokens ahead, which changes the speed and not the answer: "auto" (default), "off",
+            "ngram": what followed the same tokens before, "draft", which needs `draft_model`, or "mtp".
         model_defaults: True takes temperature, top_p, top_k, min_p and repetition_penalty from the model's own
             generation_config.json where they are not given. Default False.
         samples: Answers to the prompt, 1 to 16; more than one need a temperature above 0. Default 1.
@@ -127,6 +131,7 @@ class GenerateOptions(TypedDict, total=False):
     priority: int | None
     draft_model: str
     draft_tokens: int | None
+    speculation: Speculation | None
     model_defaults: bool
     samples: int | None
     prompt_logprobs: int | None

@@ -20,6 +20,13 @@ _CACHE_MODES = {
     "bypass": pb.CACHE_MODE_BYPASS,
 }
 _POOLINGS = {"last_token": pb.POOLING_LAST_TOKEN, "mean": pb.POOLING_MEAN, "cls": pb.POOLING_CLS}
+_SPECULATIONS = {
+    "auto": pb.SPECULATION_AUTO,
+    "off": pb.SPECULATION_OFF,
+    "ngram": pb.SPECULATION_NGRAM,
+    "draft": pb.SPECULATION_DRAFT,
+    "mtp": pb.SPECULATION_MTP,
+}
 _TOOL_CHOICES = {
     "auto": pb.TOOL_CHOICE_AUTO,
     "none": pb.TOOL_CHOICE_NONE,
@@ -90,6 +97,7 @@ def generate_request(
     priority: int | None = None,
     draft_model: str = "",
     draft_tokens: int | None = None,
+    speculation: str | None = None,
     model_defaults: bool = False,
     samples: int | None = None,
     prompt_logprobs: int | None = None,
@@ -163,6 +171,7 @@ def generate_request(
         priority=priority,
         draft_model=draft_model,
         draft_tokens=draft_tokens,
+        speculation=None if speculation is None else _choice("speculation", _SPECULATIONS, speculation),
         reasoning_budget=reasoning_budget,
         samples=samples,
         prompt_logprobs=prompt_logprobs,

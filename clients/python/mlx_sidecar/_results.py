@@ -203,6 +203,22 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class GuessCount:
+    """
+    Guesses of one source for one answer.
+
+    Attributes:
+        source: "ngram" or "draft".
+        guessed: Tokens guessed.
+        accepted: Guessed tokens that the model accepted.
+    """
+
+    source: str
+    guessed: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """
     Tokens counted.
@@ -214,6 +230,7 @@ class Usage:
         draft_tokens: Tokens that the draft model proposed.
         accepted_tokens: Proposed tokens that the model accepted.
         reasoning_tokens: Tokens generated as reasoning, with its marks; chat prompts only.
+        guesses: Tokens guessed ahead, by source; only sources that guessed.
     """
 
     prompt_tokens: int
@@ -222,6 +239,7 @@ class Usage:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     reasoning_tokens: int = 0
+    guesses: tuple[GuessCount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,28 @@ class CallerStats:
 
 
 @dataclass(frozen=True, slots=True)
+class GuessStats:
+    """
+    What one source of guesses brought for one model in memory.
+
+    Attributes:
+        model: The model, under its first requested name.
+        source: "ngram" or "draft".
+        guessed: Tokens guessed since the engine started.
+        accepted: Guessed tokens that the model accepted.
+        gain: Tokens a second of passes with guesses, divided by those without; 0 if it was not measured.
+        parked: Whether it lost, and is only tried now and then.
+    """
+
+    model: str
+    source: str
+    guessed: int
+    accepted: int
+    gain: float
+    parked: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """
     The engine process and its queue.
@@ -117,6 +139,7 @@ class EngineStats:
         batch_size_p99: 99th percentile of the same.
         stuck: Background work that hangs, for example on a lost network disk; empty if none does.
         callers: Processes that call: those with open calls first, then by their latest call; at most 32.
+        guesses: What guessing ahead brought, for each model in memory and source.
     """
 
     state: str
@@ -138,6 +161,7 @@ class EngineStats:
     batch_size_p99: int = 0
     stuck: tuple[StuckWork, ...] = ()
     callers: tuple[CallerStats, ...] = ()
+    guesses: tuple[GuessStats, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,11 @@ _STDIN = Path("-")
     shell_complete=complete_model,
     help="A smaller model that guesses tokens: same answer, other speed.",
 )
+@click.option(
+    "--speculation",
+    type=click.Choice(["auto", "off", "ngram", "draft"]),
+    help="What may guess tokens ahead: same answer, other speed.",
+)
 @click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")
 @click.option("--think/--no-think", default=None, help="Turn a reasoning model's thinking on or off.")
 @click.option("--effort", metavar="WORD", help="How much a reasoning model reasons, such as low or high.")
@@ -90,6 +95,7 @@ def command(
     stop: tuple[str, ...],
     form: str | None,
     draft_model: str,
+    speculation: str | None,
     schema: TextIO | None,
     think: bool | None,
     effort: str | None,
@@ -117,8 +123,8 @@ def command(
         raise click.UsageError("--format and --schema exclude each other.")
     if form:
         options["json_object"] = True
-    if draft_model:
-        options["draft_model"] = draft_model
+    guessing = {"draft_model": draft_model, "speculation": speculation}
+    options |= {name: value for name, value in guessing.items() if value}
     if schema:
         options["json_schema"] = schema.read()
     prompt = joined(words) if words else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daemon.cli.output import door_health
-from daemon.cli.output.formatting import brief, called_by, examples, percent, print_json, span
+from daemon.cli.output.formatting import brief, called_by, examples, guessed, percent, print_json, span
 from daemon.cli.session import Session, calls_daemon
 from daemon.shared.wording import count, size
 
@@ -109,6 +109,8 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
             yield "http", f"{value.state} {value.address}".strip() + (f", pid {value.pid}" if value.pid else "")
         elif field.name == "callers":
             yield "callers", "; ".join(map(called_by, value)) or "-"
+        elif field.name == "guesses":
+            yield "guesses", "; ".join(map(guessed, value)) or "-"
         elif field.name != "namespaces":
             yield field.name, _format(field.name, value)
 

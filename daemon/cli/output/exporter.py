@@ -63,7 +63,8 @@ class StatsCollector(Collector):
             up.add_metric([], 0)
             return [up]
         up.add_metric([], 1)
-        return [up, *_figures(stats), _misses(stats), _state(stats), _stuck(stats), *_models(stats), *_latency(stats)]
+        one_each = (_misses(stats), _state(stats), _stuck(stats))
+        return [up, *_figures(stats), *one_each, *_guesses(stats), *_models(stats), *_latency(stats)]
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that creating a registry does not call the daemon."""
@@ -115,6 +116,14 @@ def _misses(stats: Stats) -> Metric:
     for reason, number in asdict(stats.prefix_cache.misses).items():
         misses.add_metric([reason], number)
     return misses
+
+
+def _guesses(stats: Stats) -> Iterator[Metric]:
+    for name, about in (("guessed", "Tokens guessed ahead."), ("accepted", "Tokens guessed ahead that were right.")):
+        metric = CounterMetricFamily(f"mlx_sidecar_engine_{name}_tokens", about, labels=["model", "source"])
+        for one in stats.engine.guesses:
+            metric.add_metric([one.model, one.source], getattr(one, name))
+        yield metric
 
 
 def _state(stats: Stats) -> Metric:

@@ -14,7 +14,7 @@ import click
 from daemon.shared.wording import count
 
 if TYPE_CHECKING:
-    from mlx_sidecar import CallerStats
+    from mlx_sidecar import CallerStats, GuessStats
 
 _SPANS = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 
@@ -46,6 +46,13 @@ def called_by(caller: CallerStats) -> str:
     """Return a process that calls, and its calls: "code (4711): 2 run, 1 wait, 17 so far"."""
     name = f"{printable(caller.program)} ({caller.pid})" if caller.pid else "unknown"
     return f"{name}: {caller.running} run, {caller.waiting} wait, {caller.calls:,} so far"
+
+
+def guessed(guesses: GuessStats) -> str:
+    """Return what a source of guesses brought: "ngram of org/name: 71 % of 1,204 right, 1.8x", or "parked"."""
+    right = percent(guesses.accepted / guesses.guessed if guesses.guessed else 0.0)
+    gain = "parked" if guesses.parked else f"{guesses.gain:.1f}x" if guesses.gain else "not measured"
+    return f"{guesses.source} of {printable(guesses.model)}: {right} of {guesses.guessed:,} right, {gain}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
 
-from daemon.cli.output.formatting import brief, called_by, percent, printable, span
+from daemon.cli.output.formatting import brief, called_by, guessed, percent, printable, span
 from daemon.cli.output.memory_parts import memory_parts
 from daemon.shared.wording import count, size
 from mlx_sidecar import ModelStats, PrefixCacheStats, Stats
@@ -34,6 +34,7 @@ _WIDE = 66
 _LEAST_BAR = 8
 _TROUBLE_LINES = 3
 _MOST_CALLERS = 3
+_MOST_GUESSES = 2
 
 
 def header(stats: Stats, trouble: str, width: int) -> list[Text]:
@@ -113,6 +114,7 @@ def facts(stats: Stats, width: int) -> list[Text]:
         *_misses(cache),
         *_disk(cache),
         *_kept(cache),
+        *map(guessed, engine.guesses[:_MOST_GUESSES]),
         *map(called_by, engine.callers[:_MOST_CALLERS]),
     ]
     return [_line(line) for line in _packed(lines, width)]

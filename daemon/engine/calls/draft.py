@@ -13,6 +13,7 @@ from daemon.engine.calls.driver import Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.prompt.tokenizer import Tokenizer
+from daemon.kv.mlx.ahead import Ahead
 from daemon.shared.errors import invalid
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -50,7 +51,7 @@ def draft_model(
         SidecarError: INVALID_ARGUMENT at `draft_model` if the two models cannot work together; or why the draft model
             cannot be had.
     """
-    _check_cache(model, request.model)
+    check_ahead(model, "draft_model", request.model)
     return (yield from searched(lambda: _find_and_load(services, request, tokenizer)))
 
 
@@ -59,8 +60,9 @@ def _find_and_load(services: Services, request: pb.GenerateRequest, tokenizer: T
         assert isinstance(found, ModelSource)
 
         def compared(other: Tokenizer) -> ModelSource:
-            if not other.has_ids_of(tokenizer):
-                raise invalid("draft_model", f"has another tokenizer than {request.model}; it needs the same")
+            if difference := other.difference(tokenizer):
+                said = f"has another tokenizer than {request.model}; it needs the same ({difference})"
+                raise invalid("draft_model", said)
             return found
 
         return services.with_tokenizer(found, compared)
@@ -69,7 +71,7 @@ def _find_and_load(services: Services, request: pb.GenerateRequest, tokenizer: T
     ticket = yield from leased(services.load(source, loaded_only=request.require_loaded))
     assert ticket.lease is not None
     try:
-        _check_cache(ticket.lease.model, request.draft_model)
+        check_ahead(ticket.lease.model, "draft_model", request.draft_model)
     except BaseException:
         ticket.cancel()
         raise
@@ -77,7 +79,17 @@ def _find_and_load(services: Services, request: pb.GenerateRequest, tokenizer: T
     return Guesser(source, ticket.lease)
 
 
-def _check_cache(model: LoadedModel, name: str) -> None:
-    """Refuse a model that cannot take tokens back: a rejected guess has to leave its KV."""
-    if not (model.layout.reusable and model.layout.parts.resumes_anywhere):
-        raise invalid("draft_model", f"needs models with full attention alone, and {name} is not one")
+def check_ahead(model: LoadedModel, field: str, name: str) -> None:
+    """
+    Refuse a model that cannot take tokens back, as a wrong guess has to leave its KV.
+
+    Args:
+        model: The model, in memory.
+        field: The field of the request that asks for guesses.
+        name: What the request calls the model.
+
+    Raises:
+        SidecarError: INVALID_ARGUMENT at the field.
+    """
+    if model.ahead is Ahead.WRONG:
+        raise invalid(field, f"needs models that can take tokens back, and the cache of {name} cannot; leave it out")

@@ -12,7 +12,7 @@ from daemon.cache.load import Outcome, Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import PROMPT, TEMPLATE, Task, Waiting, until
-from daemon.engine.calls.draft import DEFAULT_TOKENS, Guesser, draft_model
+from daemon.engine.calls.draft import DEFAULT_TOKENS, Guesser, check_ahead, draft_model
 from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
@@ -72,6 +72,8 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
         assert ticket.lease is not None
         assert record.asked is not None
         _refuse_keep(services, request, ticket.lease.model)
+        if request.speculation == pb.SPECULATION_NGRAM:
+            check_ahead(ticket.lease.model, "speculation", request.model)
         draft: Guesser | None = None
         if request.draft_model:
             draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from daemon.cache.identity import ModelSource
-from daemon.engine.execution.request import Request, SamplingParams
+from daemon.engine.execution.request import Request, SamplingParams, Speculation
 from daemon.engine.prompt.preparation import PreparedRequest
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -54,6 +54,7 @@ def request_of(call_id: int, message: pb.GenerateRequest, model_name: str, ready
         priority=message.priority,
         warnings=ready.prompt.warnings,
         prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+        speculation=Speculation(message.speculation or pb.SPECULATION_AUTO),
         places=ready.prompt.places,
     )
 

@@ -31,6 +31,7 @@ import mlx.core as mx
 
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays, ids, sample
 from daemon.engine.execution.sequence import Sequence
+from daemon.engine.execution.speculation import Guesser
 from daemon.engine.scheduling.padding import fits
 from daemon.kv.mlx.batch_cache import to_batch, to_single
 
@@ -49,6 +50,11 @@ class Given:
 
     token: mx.array
 
+    @property
+    def id(self) -> int:
+        """Its id."""
+        return int(self.token.item())  # type: ignore[arg-type]
+
 
 @dataclass(slots=True, eq=False)
 class Row:
@@ -60,12 +66,24 @@ class Row:
         sampler: The request's sampler.
         pending: The token that is fed next; the device may still compute it.
         reported: Whether `pending` was returned to the decoder.
+        guesser: Guesses its tokens while it decodes alone; None if nothing does.
     """
 
     sequence: Sequence
     sampler: Sampler
     pending: Sampled | Given
     reported: bool = False
+    guesser: Guesser | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether it shares no pass with other rows."""
+        return self.guesser is not None and self.guesser.apart
+
+    @property
+    def unfed(self) -> list[int]:
+        """Tokens before the pending one that the model is to be fed again; none if the row shares passes."""
+        return [] if self.guesser is None else self.guesser.unfed
 
     @property
     def length(self) -> int:
@@ -120,11 +138,13 @@ class Batch:
     def has_room_for(self, other: Batch) -> bool:
         """Whether another batch of the model may join: its caches can be batched, and the padding stays small."""
         rows = (*self.rows, *other.rows)
-        one_root = len({row.sequence.kv.root for row in rows}) == 1
+        one_root = len({row.sequence.kv.root for row in rows}) == 1 and not any(row.apart for row in rows)
         return one_root and other.rows[0].sequence.loaded.joinable and fits([row.length for row in rows])
 
     def join(self, other: Batch) -> None:
         """Take the rows of another batch over. Copies the KV of all rows: they are padded to the same length."""
+        self._feed_again()
+        other._feed_again()
         caches, added = self._joinable_caches(), other._joinable_caches()
         # Layer by layer, and nothing else refers to the old arrays: so a copy of one layer exists beside them, not all.
         self._caches, other._caches = [], []
@@ -166,6 +186,27 @@ class Batch:
         firsts = [row for row in self.rows if not row.sequence.generated]
         return [(row.sequence, sampled) for row in firsts if (sampled := _reported(row)) is not None]
 
+    def ahead(self) -> list[tuple[Sequence, Sampled]] | None:
+        """
+        Guess the next tokens of a single row, check them in one pass, and return all that is known now.
+
+        Waits for the device. None if nothing is guessed: call `advance` then.
+        """
+        row = self.rows[0]
+        if len(self.rows) > 1 or row.guesser is None:
+            return None
+        row.correct()
+        known = row.unreported is None
+        left = row.sequence.request.max_tokens - len(row.sequence.generated) - (not known)
+        guesses = row.guesser.guess(lambda: row.pending.id, left, known=known)
+        if not guesses:
+            return None
+        first = _reported(row)
+        sampled, row.sampler = row.guesser.check(row.pending.id, guesses, row.sampler, self._caches)
+        row.pending, row.reported = sampled[-1], True
+        self._steps += 1
+        return [(row.sequence, token) for token in ([] if first is None else [first]) + sampled]
+
     def advance(self) -> list[tuple[Sequence, Sampled]]:
         """Begin to compute the next token of each row, and return the tokens before it; the device may be at them."""
         for row in self.rows:
@@ -174,13 +215,15 @@ class Batch:
         current = [(row.sequence, sampled) for row in self.rows if (sampled := _reported(row)) is not None]
         if ended:
             return current  # a pass would compute tokens that no row may have
-        logits = forward(self.rows[0].sequence, self._fed(), self._caches)
+        again = self.rows[0].unfed
+        logits = self._forward_again(again) if again else forward(self.rows[0].sequence, self._fed(), self._caches)
         if any(row.sampler.constrained for row in self.rows):
             mx.async_eval(logits)  # the device computes while the host makes the token masks
         following = sample([row.sampler for row in self.rows], logits)
         for index, (row, sampled) in enumerate(zip(self.rows, following, strict=True)):
-            row.sequence.kv.advanced(1, self._caches, index)
+            row.sequence.kv.advanced(1 + len(again), self._caches, index)
             row.pending, row.reported = sampled, False
+        again.clear()
         mx.async_eval(arrays(following))
         self._steps += 1
         if self._steps % EVALUATE_STEPS == 0:
@@ -194,6 +237,20 @@ class Batch:
         if len(sampled) == len(pending):
             return ids(sampled)
         return mx.concatenate([given.token for given in pending])
+
+    def _forward_again(self, again: list[int]) -> mx.array:
+        """Run the pending token of a single row through the model, and before it what the caches lack."""
+        fed = mx.concatenate([mx.array(again), self._fed()])[None]
+        logits: mx.array = self.rows[0].sequence.loaded.model(fed, cache=list(self._caches))
+        return logits[:, -1]
+
+    def _feed_again(self) -> None:
+        """Feed a single row what it lacks but for its pending token: rows that share a pass lack nothing else."""
+        row = self.rows[0]
+        if row.unfed:
+            row.sequence.loaded.model(mx.array([row.unfed]), cache=list(self._caches))
+            row.sequence.kv.advanced(len(row.unfed), self._caches)
+            row.unfed.clear()
 
     def _joinable_caches(self) -> list[Any]:
         return self._caches if len(self.rows) > 1 else [to_batch(cache) for cache in self._caches]

@@ -122,7 +122,7 @@ def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width
     """
     prompts, batches = list(prefilling), list(groups)
     bills = [_prompt(sequence, width) for sequence in prompts]
-    bills += [_decoding(_models(rows[0]), list(map(_row, rows))) for rows in batches]
+    bills += [_decoding(_models(rows[0]), [_row(row, alone=len(rows) == 1) for row in rows]) for rows in batches]
     works = [_joining(alike, batches, width) for alike in _by_model(prompts)]
     read = {prefix.memory for sequence in (*prompts, *chain(*batches)) for prefix in _read(sequence)}
     kv = sum(part.kv for part in bills) + sum(memory.nbytes for memory in read)
@@ -219,13 +219,13 @@ def _models(sequence: Sequence) -> list[LoadedModel]:
     return [kv.loaded for kv in sequence.kvs]
 
 
-def _row(sequence: Sequence) -> Row:
-    """Return what a sequence is billed for, in prefill and in decode."""
+def _row(sequence: Sequence, *, alone: bool = True) -> Row:
+    """Return what a sequence is billed for. A batch keeps the room that its rows had when they joined."""
     request, done = sequence.request, len(sequence.generated)
     masked, scored = sequence.constraint is not None, request.top_logprobs is not None
     return Row(
         len(sequence.prompt) + done,
-        min(request.max_tokens - done, DECODE_ROOM),
+        min(request.max_tokens - done * alone, DECODE_ROOM),
         row_vectors(request.sampling, masked=masked, scored=scored),
         1 + (sequence.draft.count if sequence.draft is not None else 0),
         request.max_tokens > DECODE_ROOM,

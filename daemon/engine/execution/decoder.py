@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -11,8 +11,9 @@ from daemon.engine.execution.batch import Batch, Given, Row
 from daemon.engine.execution.prompt_scores import scored_tokens
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays
 from daemon.engine.execution.sequence import Sequence, nan_logits
-from daemon.engine.execution.speculation import Speculation
+from daemon.engine.execution.speculation import guesser_of
 from daemon.engine.output.detokenizer import Token
+from daemon.engine.scheduling.governor import Governor
 from daemon.kv.mlx.batch_cache import to_batch
 from daemon.shared.errors import SidecarError
 
@@ -28,32 +29,39 @@ class Decoder:
     """
     The running sequences of one model.
 
-    Sequences of similar length share a batch. A held sequence is in none, and a sequence with a draft model decodes in
-    passes of its own (`Speculation`). Each call returns tokens; the caller decides which sequences have ended.
+    Sequences of similar length share a batch. A held sequence is in none, and a sequence with a draft model has a batch
+    of its own. Each call returns tokens; the caller decides which sequences have ended.
+
+    Tokens are guessed for a sequence that decodes alone, and for those with a draft model: see `speculation.py`.
+
+    Args:
+        governor: Decides how many tokens are guessed.
+        clock: Seconds that never go back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, governor: Governor, clock: Callable[[], float]) -> None:
         self._batches: list[Batch] = []
         self._held: list[Row] = []
-        self._speculations: list[Speculation] = []
+        self._governor = governor
+        self._clock = clock
 
     def __len__(self) -> int:
-        return len(self._rows()) + len(self._held) + len(self._speculations)
+        return len(self._rows()) + len(self._held)
 
     def __iter__(self) -> Iterator[Sequence]:
-        batched = [row.sequence for row in (*self._rows(), *self._held)]
-        return iter([*batched, *(speculation.sequence for speculation in self._speculations)])
+        return iter([row.sequence for row in (*self._rows(), *self._held)])
 
     @property
     def active(self) -> int:
         """Sequences that the next step gives a token."""
-        return len(self._rows()) + sum(not speculation.held for speculation in self._speculations)
+        return len(self._rows())
 
     @property
     def groups(self) -> list[list[Sequence]]:
-        """Its sequences by the batch that they share; those that are held or have a draft model are alone."""
-        alone = [*(row.sequence for row in self._held), *(one.sequence for one in self._speculations)]
-        return [[row.sequence for row in batch.rows] for batch in self._batches] + [[sequence] for sequence in alone]
+        """Its sequences by the batch that they share; those that are held are alone."""
+        return [[row.sequence for row in batch.rows] for batch in self._batches] + [
+            [row.sequence] for row in self._held
+        ]
 
     def join(self, sequence: Sequence) -> None:
         """
@@ -63,20 +71,27 @@ class Decoder:
         """
         if sequence.samples:
             self._join_samples(sequence)
-        elif sequence.draft is not None:
-            self._speculations.append(Speculation(sequence, _sampler(sequence)))
         else:
-            self._place(Batch.of(_first_row(sequence)))
+            self._place(Batch.of(self._first_row(sequence)))
 
-    def join_together(self, sequences: list[Sequence], caches: list[Any]) -> None:
-        """Start decoding several sequences. Their prompts, without the last tokens, are rows of batch caches."""
-        self._place(Batch([_first_row(sequence) for sequence in sequences], caches))
+    def join_together(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
+        """
+        Start decoding several sequences.
+
+        Args:
+            sequences: The sequences.
+            caches: Batch caches, of which their prompts, without the last tokens, are rows; None if each has its own.
+        """
+        if caches is None:
+            for sequence in sequences:
+                self.join(sequence)
+            return
+        self._place(Batch([self._first_row(sequence) for sequence in sequences], caches))
 
     def leave(self, sequences: Collection[Sequence]) -> None:
         """Stop decoding sequences, which get their KV back; an unknown one is no error."""
         self._take_out(sequences)
         self._held = [row for row in self._held if row.sequence not in sequences]
-        self._speculations = [kept for kept in self._speculations if kept.sequence not in sequences]
 
     def settle(self) -> None:
         """Free what rows took that have left and were released; see `Batch.settle`."""
@@ -91,16 +106,12 @@ class Decoder:
             row.sequence.loaded.layout.shrink(row.sequence.kv.cache)
         self.settle()
         self._held += rows
-        for speculation in self._speculations:
-            speculation.held |= speculation.sequence is sequence
 
     def go_on(self, sequence: Sequence) -> None:
         """Resume a sequence that was held; any other is no error."""
         for row in [row for row in self._held if row.sequence is sequence]:
             self._held.remove(row)
             self._place(Batch.of(row))
-        for speculation in self._speculations:
-            speculation.held &= speculation.sequence is not sequence
 
     def replace(self, sequence: Sequence, change: Changes) -> None:
         """Let a sequence that is a row of a batch go on with other caches, which `change` makes of its own."""
@@ -128,15 +139,18 @@ class Decoder:
 
     def step(self) -> Iterator[tuple[Sequence, Token | SidecarError]]:
         """
-        Iterate over the next token of each sequence, or the error that ends it; with a draft model, several in a row.
+        Iterate over the next token of each sequence, or the error that ends it; several in a row if they were guessed.
 
         The device computes the following tokens meanwhile.
         """
-        current = [pair for batch in self._batches for pair in batch.advance()]
-        guessing = [speculation for speculation in self._speculations if not speculation.held]
-        current += [(speculation.sequence, sampled) for speculation in guessing for sampled in speculation.step()]
-        for sequence, sampled in current:
+        began, alone, tokens = self._clock(), self.active == 1, 0
+        guessers = [batch.rows[0].guesser for batch in self._batches if alone or batch.rows[0].apart]
+        for sequence, sampled in [pair for batch in self._batches for pair in _advance(batch, alone=alone)]:
+            tokens += 1
             yield sequence, _read(sequence, sampled)
+        for guesser in guessers:
+            if guesser is not None:
+                guesser.measured(self._clock() - began if alone else None, tokens)
 
     def _join_samples(self, sequence: Sequence) -> None:
         if sequence.loaded.joinable:
@@ -150,6 +164,15 @@ class Decoder:
             return
         for row in sequence.split(copy=True):
             self.join(row)
+
+    def _first_row(self, sequence: Sequence) -> Row:
+        """Return a row that samples its first token now if prefill left its logits, or else after its first step."""
+        sampler, guesser = _sampler(sequence), guesser_of(sequence, self._governor)
+        if sequence.logits is None:
+            return Row(sequence, sampler, Given(mx.array(sequence.prompt[-1:])), guesser=guesser)
+        first, sequence.logits = sampler(sequence.logits), None
+        mx.async_eval(arrays([first]))
+        return Row(sequence, sampler, first, guesser=guesser)
 
     def _rows(self) -> list[Row]:
         return [row for batch in self._batches for row in batch.rows]
@@ -182,14 +205,9 @@ def _sampler(sequence: Sequence) -> Sampler:
     )
 
 
-def _first_row(sequence: Sequence) -> Row:
-    """Return a row that samples its first token now if prefill left its logits, or else after its first step."""
-    sampler = _sampler(sequence)
-    if sequence.logits is None:
-        return Row(sequence, sampler, Given(mx.array(sequence.prompt[-1:])))
-    first, sequence.logits = sampler(sequence.logits), None
-    mx.async_eval(arrays([first]))
-    return Row(sequence, sampler, first)
+def _advance(batch: Batch, *, alone: bool) -> list[tuple[Sequence, Sampled]]:
+    ahead = batch.ahead() if alone or batch.rows[0].apart else None
+    return batch.advance() if ahead is None else ahead
 
 
 def _read(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:

@@ -80,6 +80,15 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Guesses:
+    """Tokens that a source guessed, and how many of them were right; `source` as `Speculation` in `request.py`."""
+
+    source: int
+    guessed: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of a request: of its prompt, reused, generated, guessed by the draft model, guessed right, reasoning."""
 
@@ -89,6 +98,7 @@ class Usage:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     reasoning_tokens: int = 0
+    guesses: tuple[Guesses, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from daemon.engine.prompt.places import Places
 
@@ -31,6 +32,16 @@ class SamplingParams:
         return self.repetition_penalty != 1.0 or bool(self.presence_penalty) or bool(self.frequency_penalty)
 
 
+class Speculation(IntEnum):
+    """What may guess the next tokens of an answer; the numbers are those of the proto's `Speculation`."""
+
+    AUTO = 1
+    OFF = 2
+    NGRAM = 3
+    DRAFT = 4
+    MTP = 5
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """
@@ -51,6 +62,7 @@ class Request:
         index: Which of the answers to the prompt it is, from 0.
         prompt_logprobs: Alternatives that each token of the prompt is reported with; None if no log-probabilities of
             it are wanted.
+        speculation: What may guess its next tokens.
         places: Where the prompt's tokens lie in the request; None if that is not known.
     """
 
@@ -67,4 +79,5 @@ class Request:
     warnings: tuple[str, ...] = ()
     index: int = 0
     prompt_logprobs: int | None = None
+    speculation: Speculation = Speculation.AUTO
     places: Places | None = None

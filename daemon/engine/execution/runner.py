@@ -26,6 +26,7 @@ from daemon.engine.execution.sequence import Sequence
 from daemon.engine.outbox import Outbox
 from daemon.engine.output.detokenizer import Token
 from daemon.engine.reporting.timings import EngineTimings
+from daemon.engine.scheduling.governor import Governors
 from daemon.engine.scheduling.policy import ChunkSizer
 from daemon.engine.scheduling.prefill_plan import WaitingList
 from daemon.kv.keys import BLOCK_TOKENS
@@ -59,6 +60,7 @@ class Runner:
     Attributes:
         totals: Tokens since the start.
         gauges: Times between tokens, and rows of a step.
+        governors: What guessing brings for each model.
         max_batch: Slots of each model.
         readers: The running sequences, as readers of prefixes that they have in common.
     """
@@ -75,6 +77,7 @@ class Runner:
         self.totals = Totals()
         self.gauges = EngineTimings()
         self._prefixes = prefixes
+        self.governors = Governors()
         self.max_batch = max_batch
         self._make_room = make_room
         self._spare = spare
@@ -123,8 +126,7 @@ class Runner:
     @property
     def usual_step_awaited(self) -> float:
         """Seconds that a decode step usually takes of the slowest model that sequences wait for; 0 if not known."""
-        models = self._waiting.models if not self._active else ()
-        return max(map(self._times.usual_step, models), default=0.0)
+        return max(map(self._times.usual_step, () if self._active else self._waiting.models), default=0.0)
 
     @property
     def _stuck(self) -> bool:
@@ -232,11 +234,8 @@ class Runner:
             self._finish(first, FinishReason.LENGTH)
             return
         self.totals.prompt_tokens += len(sequences)  # their last tokens, which the decoder feeds
-        decoder = self._decoders.setdefault(first.model_key, Decoder())
-        if caches is None:
-            decoder.join(first)
-        else:
-            decoder.join_together(sequences, caches)
+        decoder = self._decoders.setdefault(first.model_key, Decoder(self.governors.of(first.model_key), self._clock))
+        decoder.join_together(sequences, caches)
         for call_id in {sequence.call_id for sequence in sequences if sequence.held}:
             self.hold(call_id, held=True)
 
@@ -257,8 +256,7 @@ class Runner:
         return [sequence.call_id for sequence in self.sequences()]
 
     def _bill(self, *more: Sequence) -> Bill:
-        groups = [rows for decoder in self._decoders.values() for rows in decoder.groups]
-        return bill([*self._prefills, *more], groups)
+        return bill([*self._prefills, *more], [rows for decoder in self._decoders.values() for rows in decoder.groups])
 
     def _holders(self) -> list[Sequence]:
         return [*self._prefills, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
@@ -272,7 +270,7 @@ class Runner:
         for tokens in (decoder.firsts(), decoder.step()):
             for sequence, token in tokens:
                 if sequence in ended:
-                    continue  # tokens that a draft model guessed beyond the end
+                    continue  # tokens that were guessed beyond the end
                 end = token if isinstance(token, SidecarError) else self._accept(sequence, token)
                 if end is not None:
                     ended[sequence] = end
@@ -327,9 +325,8 @@ class Runner:
         """Store a long answer's blocks while the windows of its layers still hold them."""
         stride = sequence.loaded.layout.parts.stride
         if stride and sequence.kv.held % stride == 0:
-            caches = self._decoders[sequence.model_key].caches_of(sequence)
-            kv, name = sequence.kv, sequence.request.request_id
-            kv.store(sequence.tokens_in(kv), self._prefixes, Resume.PASSING, name, caches)
+            caches, kv = self._decoders[sequence.model_key].caches_of(sequence), sequence.kv
+            kv.store(sequence.tokens_in(kv), self._prefixes, Resume.PASSING, sequence.request.request_id, caches)
 
     def _forget(self, sequence: Sequence) -> None:
         """Drop the prefixes that a sequence stored before its logits were found to be no numbers; store no more."""

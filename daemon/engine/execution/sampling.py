@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import cast
 
@@ -65,6 +66,11 @@ class Sampler:
         """Whether it is greedy without penalties, bias, mask or log-probabilities: it takes the argmax of a row."""
         changes = self._bias is not None or self._counts is not None or self.constrained
         return self._params.temperature == 0 and not changes and not self._want_logprobs
+
+    @property
+    def copies(self) -> bool:
+        """Whether a copy of it can go on for itself: no mask follows its tokens."""
+        return self._constraint is None
 
     @property
     def constrained(self) -> bool:
@@ -157,6 +163,48 @@ def sample(samplers: Sequence[Sampler], logits: mx.array) -> list[Sampled]:
         sampler.take(logits, Sampled(likeliest, row)) if sampler.likeliest else sampler(logits[row : row + 1])
         for row, sampler in enumerate(samplers)
     ]
+
+
+def sample_ahead(
+    sampler: Sampler, logits: mx.array, guesses: Sequence[int], last: Collection[int]
+) -> tuple[list[Sampled], Sampler]:
+    """
+    Sample after a known token and after guesses behind it, up to the first that was not guessed.
+
+    A guess that is sampled from the logits before it is right: what follows is sampled as it would be without guesses.
+
+    Args:
+        sampler: The request's sampler.
+        logits: Those after the known token and after each guess, shape [guesses + 1, vocab].
+        guesses: The guesses.
+        last: Tokens that end the answer.
+
+    Returns:
+        The tokens, evaluated, one more than guesses were right; and the sampler of the token after them.
+    """
+    if sampler.copies and not sampler.likeliest:
+        sampled, samplers = [], []
+        for row in range(len(guesses) + 1):
+            sampled.append(sampler(logits[row : row + 1]))
+            samplers.append(copy(sampler))
+        mx.eval(arrays(sampled))
+        right = next(row for row, token in enumerate(sampled) if _ends_guessing(token, guesses, row, last))
+        return sampled[: right + 1], samplers[right]
+    # A mask follows the tokens, so that no token may be sampled before the one before it is known to be right.
+    sampled, likeliest = [], Draw(mx.argmax(logits, axis=-1), _peaks(logits))
+    for row in range(len(guesses) + 1):
+        shared = Sampled(likeliest, row) if sampler.likeliest else None
+        token = sampler(logits[row : row + 1]) if shared is None else sampler.take(logits, shared)
+        sampled.append(sampler.again() or token)
+        if _ends_guessing(sampled[-1], guesses, row, last):
+            break
+    return sampled, sampler
+
+
+def _ends_guessing(token: Sampled, guesses: Sequence[int], row: int, last: Collection[int]) -> bool:
+    if row == len(guesses) or token.refusal is not None or not token.finite:
+        return True
+    return token.id != guesses[row] or token.id in last
 
 
 def row_vectors(params: SamplingParams, *, masked: bool, scored: bool) -> int:

@@ -18,6 +18,7 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.events import (
     Finished,
     FinishReason,
+    Guesses,
     PrefillProgress,
     PromptLogprobs,
     Started,
@@ -25,7 +26,7 @@ from daemon.engine.execution.events import (
     Usage,
 )
 from daemon.engine.execution.pooling import Pooled, trunk
-from daemon.engine.execution.request import Request
+from daemon.engine.execution.request import Request, Speculation
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
 from daemon.engine.output.answer_parser import AnswerParser
 from daemon.engine.output.detokenizer import Output, Piece, Token
@@ -76,6 +77,7 @@ class Sequence:
         channels: Takes its answer apart; None if all of it is text.
         constraint: Decides which tokens it may sample; None if all.
         draft: KV of the draft model that guesses for it; None without a draft model.
+        guesses: Tokens that each kind of source guessed for it, and how many of them were right.
         program: The program that called; empty if it is not known.
         generated: Tokens sampled so far.
         reasoning_tokens: How many of them are reasoning, its marks included.
@@ -96,6 +98,7 @@ class Sequence:
     channels: AnswerParser | None = None
     constraint: Constraint | None = None
     draft: DraftKV | None = None
+    guesses: dict[int, tuple[int, int]] = field(default_factory=dict)
     pooled: Pooled | None = None
     program: str = ""
     generated: list[int] = field(default_factory=list)
@@ -253,9 +256,11 @@ class Sequence:
 
     def finished(self, reason: FinishReason, *, more: bool = False) -> Finished:
         """Return its last event; there are `more` if other samples of its request are still to end."""
-        proposed, accepted = (self.draft.proposed, self.draft.accepted) if self.draft is not None else (0, 0)
-        reasoning = self.reasoning_tokens
-        usage = Usage(len(self.prompt), self.kv.cached, len(self.generated), proposed, accepted, reasoning)
+        proposed, accepted = self.guesses.get(Speculation.DRAFT, (0, 0))
+        usage = Usage(
+            len(self.prompt), self.kv.cached, len(self.generated), proposed, accepted, self.reasoning_tokens,
+            tuple(Guesses(kind, *counts) for kind, counts in sorted(self.guesses.items())),
+        )  # fmt: skip
         request, spans = self.request, self.times.spans()
         return Finished(reason, self.output.stop_match, usage, spans, request.index, request.sampling.seed, more)
 

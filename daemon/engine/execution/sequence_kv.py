@@ -246,13 +246,6 @@ class SequenceKV:
         if not kept:
             log.info("prefix_not_kept", request_id=request_id)
 
-    def trim(self, tokens: int) -> None:
-        """Take the last tokens out again; only models with full attention alone can."""
-        assert self.cache is not None
-        for cache in self.cache:
-            cache.trim(tokens)
-        self.held -= tokens
-
     def release(self) -> None:
         """Give KV, prefix and model back; called exactly once."""
         self.cache = self.boundary = self.common = None
@@ -269,11 +262,7 @@ class DraftKV:
     Attributes:
         kv: The sequence's tokens under the smaller model.
         count: Tokens that it guesses at a time.
-        proposed: Tokens that it guessed so far.
-        accepted: Guesses that were right.
     """
 
     kv: SequenceKV
     count: int
-    proposed: int = 0
-    accepted: int = 0

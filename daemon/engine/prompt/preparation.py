@@ -108,7 +108,7 @@ def prepare_request(
     channels = AnswerParser(notation, tools, opened=opened, bare=bare)
     decode = tokenizer.decoder(notation, calls=bool(tools))
     free = None
-    if form is None and not request.draft_model:
+    if form is None:
         end = thinking.end if thinking is not None else ()
         free, unkept = free_mask(tokenizer, channels, decode, tools, budget if end else None, end)
         prompt = replace(prompt, warnings=(*prompt.warnings, *unkept))

@@ -61,9 +61,18 @@ class Tokenizer:
         self.eos_ids = frozenset(int(i) for i in wrapper.eos_token_ids)
         self.size = len(wrapper)
 
-    def has_ids_of(self, other: Tokenizer) -> bool:
-        """Return whether both tokenizers have the same ids for the same tokens."""
-        return bool(self is other or self._wrapper.get_vocab() == other._wrapper.get_vocab())
+    def difference(self, other: Tokenizer) -> str:
+        """Return how the ids of another tokenizer differ from its own, in words; empty if they are the same."""
+        if self is other:
+            return ""
+        mine, others = self._wrapper.get_vocab(), other._wrapper.get_vocab()
+        if mine == others:
+            return ""
+        moved = sum(token in mine and mine[token] != id_ for token, id_ in others.items())
+        return (
+            f"{len(mine)} tokens beside {len(others)}: {len(mine.keys() - others.keys())} only here, "
+            f"{len(others.keys() - mine.keys())} only there, and {moved} with another id"
+        )
 
     @property
     def has_chat_template(self) -> bool:

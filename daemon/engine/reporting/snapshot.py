@@ -91,10 +91,28 @@ class StatsCollector:
                 prompt_tokens=self._runner.totals.prompt_tokens,
                 generated_tokens=self._runner.totals.generated_tokens,
                 stuck=map(_stuck, self._stuck()),
+                guesses=self._guesses(),
                 **_spread(self._runner.gauges),
             ),
             memory=self._memory_stats(),
         )
+
+    def _guesses(self) -> list[pb.GuessStats]:
+        """Return what guessing ahead brought for models in memory; guesses of one kind count together."""
+        names = {entry.model.source.key: entry.name for entry in self._models.entries()}
+        return [
+            pb.GuessStats(
+                model=names[key],
+                source=pb.Speculation.Name(kind),
+                guessed=sum(governor.records[source].guessed for source in sources),
+                accepted=sum(governor.records[source].accepted for source in sources),
+                gain=governor.gain(*sources),
+                parked=all(map(governor.parked, sources)),
+            )
+            for key, governor in self._runner.governors
+            if key in names
+            for kind, sources in governor.kinds().items()
+        ]
 
     def _model_cache(self) -> pb.ModelCacheStats:
         counters, limits = self._models.counters, self._models.limits

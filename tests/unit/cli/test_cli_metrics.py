@@ -21,7 +21,7 @@ NOT_FIGURES = {
     "daemon": {"version", "pid", "mlx_version", "mlx_lm_version", "device", "http"},
     "model_cache": {"hit_rate", "oldest_entry_age"},
     "prefix_cache": {"hit_rate", "block_tokens", "checkpoints", "namespaces", "kept", "misses"},
-    "engine": {"state", "pid", "stuck", "callers"},
+    "engine": {"state", "pid", "stuck", "callers", "guesses"},
     "memory": set[str](),
 }
 """What Prometheus works out by itself, has as a label, or has no use for."""

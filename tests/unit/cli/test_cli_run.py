@@ -234,7 +234,7 @@ def test_run_json_prints_one_object(client: FakeClient) -> None:
     tree = json.loads(result.stdout)
     assert tree["text"] == "Hello"
     usage = {"prompt_tokens": 1426, "cached_tokens": 1408, "completion_tokens": 11}
-    assert tree["usage"] == usage | {"draft_tokens": 0, "accepted_tokens": 0, "reasoning_tokens": 0}
+    assert tree["usage"] == usage | {"draft_tokens": 0, "accepted_tokens": 0, "reasoning_tokens": 0, "guesses": []}
     assert tree["timings"]["prefill"] == 0.09
     assert (tree["reason"], tree["model"], tree["request_id"]) == ("stop", "m", "r-1")
 

@@ -13,6 +13,7 @@ from daemon.cache.resolver import EMBEDDED_PATH, Resolver, Wanted
 from daemon.engine.prompt.chat_templates import Templates
 from daemon.engine.prompt.tokenizer import Tokenizer
 from daemon.engine.prompt.tokenizers import Tokenizers
+from daemon.kv.disk import restores
 from tests.unit.engine.harness import Harness, Reference
 
 
@@ -28,6 +29,12 @@ def _engine(tmp_path: Path) -> Iterator[Callable[..., Harness]]:
     yield make
     for harness in made:
         harness.close()
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let requests wait for the disk however busy this machine is; tests/unit/kv/disk has the limit."""
+    monkeypatch.setattr(restores, "STALL_SECONDS", 600.0)
 
 
 @pytest.fixture(name="harness")

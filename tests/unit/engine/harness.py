@@ -20,6 +20,7 @@ from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.composition import build_engine
 from daemon.engine.memory.pressure import Level
 from daemon.engine.outbox import ends_call
+from daemon.engine.scheduling.governor import Governor, Source
 from daemon.shared.config import Config
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -38,9 +39,21 @@ PATIENCE = 20.0
 """Seconds after which a test that waits for something has failed."""
 
 
+class Unmoved(Governor):
+    """Guesses nothing that a request does not ask for: measured times would decide how many tokens a step gives."""
+
+    def count(self, source: Source, most: int) -> int:
+        """Return 0."""
+        return 0
+
+
 class Harness:
     """
     Drives an engine as its loop does.
+
+    Args:
+        guesses: Whether tokens are guessed ahead for requests that leave it open, where that gains time.
+        settings: Configuration keys.
 
     Attributes:
         engine: The engine.
@@ -50,7 +63,7 @@ class Harness:
         pressure: How short of memory the system is said to be.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, guesses: bool = False, **settings: Any) -> None:
         self.events: list[ipc.Event] = []
         self.figures = pb.StatsResponse()
         self._sent: list[ipc.Event] = []
@@ -65,6 +78,9 @@ class Harness:
         self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         config = Config(**{"warmup_tokens": 0, "state_dir": folder, **settings})
         self.engine = build_engine(config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed)
+        if not guesses:
+            unmoved = Unmoved()
+            self.engine._runner.governors.of = lambda model: unmoved  # type: ignore[method-assign]
 
     def now(self) -> float:
         """Return the engine's time."""

@@ -217,7 +217,9 @@ def test_requests_that_wait_together_read_the_disk_once(engine: Callable[..., Ha
     harness = restarted(harness, engine)
     calls = [harness.begin(generate(TEXT)) for _ in range(2)]
     answers = [Answer(harness.finish(call)) for call in calls]
-    assert all(answer.started.disk_tokens == answer.cached > 0 for answer in answers)
+    # The other one may come so late that it finds in memory what the first one has read.
+    assert any(answer.started.disk_tokens == answer.cached > 0 for answer in answers)
+    assert answers[0].cached == answers[1].cached
     assert answers[0].content == answers[1].content
     harness.settle()
     disk = harness.engine._disk
@@ -259,7 +261,7 @@ def test_running_stream_gets_a_step_between_slices(
         harness.run(generate(TEXT))
     written(harness)
     harness.engine._memory._prefixes.shed(10**12)
-    stream = harness.begin(generate("Once upon a time", max_tokens=1500, stop=pb.Stop(ignore_eos=True)))
+    stream = harness.begin(generate("Once upon a time", max_tokens=1800, stop=pb.Stop(ignore_eos=True)))
     harness.until(lambda: harness.decoding(stream))
     order = ""
 

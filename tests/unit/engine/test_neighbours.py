@@ -22,6 +22,8 @@ SAMPLINGS = (
     pb.Sampling(temperature=0.7, seed=9, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.4),
     pb.Sampling(repetition_penalty=1.5, logit_bias={9: 3.0, 11: -100.0}),
 )
+REPEATS = pb.Sampling(temperature=1.5, seed=4, logit_bias={11: 100.0, 12: 100.0})
+"""Only two tokens come, so that n-grams guess many of them, half of them wrongly."""
 MODES = (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE, pb.CACHE_MODE_READ_ONLY, pb.CACHE_MODE_BYPASS)
 KINDS = 48
 MOST_AT_ONCE = 5
@@ -50,11 +52,13 @@ def some_request(source: random.Random, models: dict[str, str], family: str) -> 
     """Return a request whose prompt begins like that of others and ends in its own way."""
     beginning = [5 + (i * i + 3 * i) % 700 for i in range(source.choice([0, 16, 40, 64]))]
     prompt = beginning + [source.randrange(5, 700) for _ in range(source.randint(1, 30))]
+    guessing = source.random() < 0.4
     return pb.GenerateRequest(
         model=models[family],
-        tokens=pb.TokenIds(ids=prompt),
-        max_tokens=source.randint(1, 6),
-        sampling=source.choice(SAMPLINGS),
+        tokens=pb.TokenIds(ids=prompt + [11, 12] * (2 * guessing)),
+        max_tokens=source.randint(1, 16 if guessing else 6),
+        sampling=REPEATS if guessing else source.choice(SAMPLINGS),
+        speculation=pb.SPECULATION_NGRAM if guessing else source.choice([pb.SPECULATION_AUTO, pb.SPECULATION_OFF]),
         stop=pb.Stop(ignore_eos=source.random() < 0.8),
         top_logprobs=source.choice([0, 2]),
         priority=source.choice([-1, 0, 0, 2]),
@@ -75,6 +79,7 @@ def _kinds(engine: Callable[..., Harness], tmp_path: Path) -> list[Alone]:
         cold = pb.GenerateRequest()
         cold.CopyFrom(request)
         cold.cache.mode = pb.CACHE_MODE_BYPASS
+        cold.speculation = pb.SPECULATION_OFF
         kinds.append(Alone(request, solo.run(cold), family in EXACT))
     return kinds
 
@@ -104,13 +109,14 @@ def run_schedule(harness: Harness, kinds: list[Alone], seed: int) -> None:
 def test_answer_beside_others_equals_the_answer_alone(
     engine: Callable[..., Harness], kinds: list[Alone], schedules: int
 ) -> None:
-    """Models, seeds, penalties, prefix hits, priorities, cancels and orders of arrival mixed at random."""
+    """Models, seeds, penalties, guesses, prefix hits, priorities, cancels and orders of arrival mixed at random."""
     first = random.randrange(2**32)
-    harness = engine(max_batch=4)
+    harness = engine(max_batch=4, guesses=True)
     for number in range(schedules):
         run_schedule(harness, kinds, first + number)
     harness.settle()
     assert harness.figures.prefix_cache.tokens_reused > 100 * schedules / 10
+    assert sum(one.accepted for one in harness.figures.engine.guesses) > schedules / 10
 
 
 @pytest.mark.parametrize("schedules", [100, pytest.param(3000, marks=pytest.mark.slow)])

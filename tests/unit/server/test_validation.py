@@ -31,7 +31,7 @@ CHECKED = {
     "GetOrLoadRequest": {"model", "revision", "adapter", "pin", "ttl", "context_length"},
     "GenerateRequest": {"model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs"}
     | {"cache", "request_id", "response_format", "priority", "draft_model", "draft_tokens"}
-    | {"reasoning_budget", "samples", "prompt_logprobs"},
+    | {"reasoning_budget", "samples", "prompt_logprobs", "speculation"},
     "ResponseFormat": {"json_schema", "json_object", "regex", "grammar"},
     "TokenIds": {"ids"},
     "Chat": {"messages", "tools", "tool_choice", "required_tool"}
@@ -176,7 +176,6 @@ BAD: list[tuple[str, Message]] = [
         ),
     ),
     ("stop.ignore_eos", must_call(stop=pb.Stop(ignore_eos=True))),
-    ("draft_model", must_call(draft_model="m")),
     ("stop.ignore_eos", generate(response_format=pb.ResponseFormat(regex="a"), stop=pb.Stop(ignore_eos=True))),
     ("response_format", form()),
     ("response_format.json_schema", form(json_schema="")),
@@ -198,6 +197,12 @@ BAD: list[tuple[str, Message]] = [
     ("samples", generate(samples=2)),
     ("draft_model", generate(samples=2, draft_model="m", sampling=pb.Sampling(temperature=1))),
     ("draft_model", generate(prompt_logprobs=0, draft_model="m")),
+    ("speculation", generate(speculation=6)),
+    ("speculation", generate(speculation=pb.SPECULATION_DRAFT)),
+    ("speculation", generate(speculation=pb.SPECULATION_MTP)),
+    ("speculation", generate(speculation=pb.SPECULATION_OFF, draft_model="m")),
+    ("speculation", generate(speculation=pb.SPECULATION_NGRAM, draft_model="m")),
+    ("speculation", generate(speculation=pb.SPECULATION_NGRAM, prompt_logprobs=0, max_tokens=0)),
     ("prompt_logprobs", generate(prompt_logprobs=21)),
     ("prompt_logprobs", generate(prompt_logprobs=-1)),
     ("max_tokens", generate(prompt_logprobs=0, max_tokens=-1)),

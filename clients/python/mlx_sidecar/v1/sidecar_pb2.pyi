@@ -33,6 +33,15 @@ class LoadOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOAD_OUTCOME_UNCACHED: _ClassVar[LoadOutcome]
     LOAD_OUTCOME_ESTIMATED: _ClassVar[LoadOutcome]
 
+class Speculation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SPECULATION_UNSPECIFIED: _ClassVar[Speculation]
+    SPECULATION_AUTO: _ClassVar[Speculation]
+    SPECULATION_OFF: _ClassVar[Speculation]
+    SPECULATION_NGRAM: _ClassVar[Speculation]
+    SPECULATION_DRAFT: _ClassVar[Speculation]
+    SPECULATION_MTP: _ClassVar[Speculation]
+
 class ToolChoice(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     TOOL_CHOICE_UNSPECIFIED: _ClassVar[ToolChoice]
@@ -124,6 +133,12 @@ LOAD_OUTCOME_HIT: LoadOutcome
 LOAD_OUTCOME_LOADED: LoadOutcome
 LOAD_OUTCOME_UNCACHED: LoadOutcome
 LOAD_OUTCOME_ESTIMATED: LoadOutcome
+SPECULATION_UNSPECIFIED: Speculation
+SPECULATION_AUTO: Speculation
+SPECULATION_OFF: Speculation
+SPECULATION_NGRAM: Speculation
+SPECULATION_DRAFT: Speculation
+SPECULATION_MTP: Speculation
 TOOL_CHOICE_UNSPECIFIED: ToolChoice
 TOOL_CHOICE_AUTO: ToolChoice
 TOOL_CHOICE_NONE: ToolChoice
@@ -252,7 +267,7 @@ class ModelInfo(_message.Message):
     def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., architecture: _Optional[str] = ..., size_bytes: _Optional[int] = ..., num_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., vocab_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., prefix_reuse: _Optional[_Union[PrefixReuse, str]] = ..., outcome: _Optional[_Union[LoadOutcome, str]] = ..., load_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., evicted: _Optional[_Iterable[str]] = ..., warmup_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., revision: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., default_sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs", "cache", "request_id", "require_loaded", "response_format", "reasoning_budget", "samples", "prompt_logprobs", "priority", "draft_model", "draft_tokens")
+    __slots__ = ("model", "adapter", "text", "tokens", "chat", "max_tokens", "sampling", "stop", "top_logprobs", "cache", "request_id", "require_loaded", "response_format", "reasoning_budget", "samples", "prompt_logprobs", "speculation", "priority", "draft_model", "draft_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +284,7 @@ class GenerateRequest(_message.Message):
     REASONING_BUDGET_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     DRAFT_MODEL_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -288,10 +304,11 @@ class GenerateRequest(_message.Message):
     reasoning_budget: int
     samples: int
     prompt_logprobs: int
+    speculation: Speculation
     priority: int
     draft_model: str
     draft_tokens: int
-    def __init__(self, model: _Optional[str] = ..., adapter: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., top_logprobs: _Optional[int] = ..., cache: _Optional[_Union[CacheOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., require_loaded: bool = ..., response_format: _Optional[_Union[ResponseFormat, _Mapping]] = ..., reasoning_budget: _Optional[int] = ..., samples: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., priority: _Optional[int] = ..., draft_model: _Optional[str] = ..., draft_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., adapter: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., top_logprobs: _Optional[int] = ..., cache: _Optional[_Union[CacheOptions, _Mapping]] = ..., request_id: _Optional[str] = ..., require_loaded: bool = ..., response_format: _Optional[_Union[ResponseFormat, _Mapping]] = ..., reasoning_budget: _Optional[int] = ..., samples: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., speculation: _Optional[_Union[Speculation, str]] = ..., priority: _Optional[int] = ..., draft_model: _Optional[str] = ..., draft_tokens: _Optional[int] = ...) -> None: ...
 
 class ResponseFormat(_message.Message):
     __slots__ = ("json_schema", "json_object", "regex", "grammar")
@@ -580,20 +597,32 @@ class Finished(_message.Message):
     def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop_match: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., index: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "draft_tokens", "accepted_tokens", "reasoning_tokens")
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "draft_tokens", "accepted_tokens", "reasoning_tokens", "guesses")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GUESSES_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     draft_tokens: int
     accepted_tokens: int
     reasoning_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ...) -> None: ...
+    guesses: _containers.RepeatedCompositeFieldContainer[GuessCount]
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., draft_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., guesses: _Optional[_Iterable[_Union[GuessCount, _Mapping]]] = ...) -> None: ...
+
+class GuessCount(_message.Message):
+    __slots__ = ("source", "guessed", "accepted")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    GUESSED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    source: Speculation
+    guessed: int
+    accepted: int
+    def __init__(self, source: _Optional[_Union[Speculation, str]] = ..., guessed: _Optional[int] = ..., accepted: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue", "load", "lookup", "restore", "prefill", "decode", "first_token")
@@ -902,7 +931,7 @@ class NamespaceStats(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ..., salted: bool = ..., blocks: _Optional[int] = ..., branches: _Optional[int] = ..., hits: _Optional[int] = ..., tokens_reused: _Optional[int] = ...) -> None: ...
 
 class EngineStats(_message.Message):
-    __slots__ = ("state", "restarts", "step_age", "queued", "prefilling", "decoding", "prompt_tokens", "generated_tokens", "rejected", "cancelled", "pid", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99", "batch_size_p50", "batch_size_p99", "stuck", "callers")
+    __slots__ = ("state", "restarts", "step_age", "queued", "prefilling", "decoding", "prompt_tokens", "generated_tokens", "rejected", "cancelled", "pid", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99", "batch_size_p50", "batch_size_p99", "stuck", "callers", "guesses")
     STATE_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     STEP_AGE_FIELD_NUMBER: _ClassVar[int]
@@ -922,6 +951,7 @@ class EngineStats(_message.Message):
     BATCH_SIZE_P99_FIELD_NUMBER: _ClassVar[int]
     STUCK_FIELD_NUMBER: _ClassVar[int]
     CALLERS_FIELD_NUMBER: _ClassVar[int]
+    GUESSES_FIELD_NUMBER: _ClassVar[int]
     state: EngineState
     restarts: int
     step_age: _duration_pb2.Duration
@@ -941,7 +971,24 @@ class EngineStats(_message.Message):
     batch_size_p99: int
     stuck: _containers.RepeatedCompositeFieldContainer[StuckWork]
     callers: _containers.RepeatedCompositeFieldContainer[CallerStats]
-    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., restarts: _Optional[int] = ..., step_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queued: _Optional[int] = ..., prefilling: _Optional[int] = ..., decoding: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., rejected: _Optional[int] = ..., cancelled: _Optional[int] = ..., pid: _Optional[int] = ..., step_time_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_time_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_size_p50: _Optional[int] = ..., batch_size_p99: _Optional[int] = ..., stuck: _Optional[_Iterable[_Union[StuckWork, _Mapping]]] = ..., callers: _Optional[_Iterable[_Union[CallerStats, _Mapping]]] = ...) -> None: ...
+    guesses: _containers.RepeatedCompositeFieldContainer[GuessStats]
+    def __init__(self, state: _Optional[_Union[EngineState, str]] = ..., restarts: _Optional[int] = ..., step_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queued: _Optional[int] = ..., prefilling: _Optional[int] = ..., decoding: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., rejected: _Optional[int] = ..., cancelled: _Optional[int] = ..., pid: _Optional[int] = ..., step_time_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_time_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token_gap_p99: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_size_p50: _Optional[int] = ..., batch_size_p99: _Optional[int] = ..., stuck: _Optional[_Iterable[_Union[StuckWork, _Mapping]]] = ..., callers: _Optional[_Iterable[_Union[CallerStats, _Mapping]]] = ..., guesses: _Optional[_Iterable[_Union[GuessStats, _Mapping]]] = ...) -> None: ...
+
+class GuessStats(_message.Message):
+    __slots__ = ("model", "source", "guessed", "accepted", "gain", "parked")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    GUESSED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    GAIN_FIELD_NUMBER: _ClassVar[int]
+    PARKED_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    source: Speculation
+    guessed: int
+    accepted: int
+    gain: float
+    parked: bool
+    def __init__(self, model: _Optional[str] = ..., source: _Optional[_Union[Speculation, str]] = ..., guessed: _Optional[int] = ..., accepted: _Optional[int] = ..., gain: _Optional[float] = ..., parked: bool = ...) -> None: ...
 
 class CallerStats(_message.Message):
     __slots__ = ("pid", "program", "declared", "waiting", "running", "calls", "last_call")

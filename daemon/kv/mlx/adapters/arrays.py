@@ -71,6 +71,14 @@ class ArraysAdapter(StateAdapter):
         """Return the same cache: its arrays are rows already."""
         return cache
 
+    def mark(self, cache: ArraysCache) -> list[mx.array]:
+        """Return the arrays of a cache. A pass replaces them."""
+        return list(cache.cache)
+
+    def back(self, cache: ArraysCache, mark: list[mx.array], fed: int, kept: int) -> None:
+        """Put the state before the pass in its place again."""
+        cache.cache = list(mark)
+
     def state(self, cache: ArraysCache, row: int | None = None) -> list[mx.array]:
         """Return the arrays of a cache, [1, ...] each. No copy."""
         return list(cache.cache) if row is None else [array[row : row + 1] for array in cache.cache]

@@ -88,6 +88,22 @@ class CacheAdapter(ABC):
         """Return one row of a batch as the cache of one sequence; its arrays may be views of the batch."""
         return batch.extract(row)
 
+    @abstractmethod
+    def mark(self, cache: Any) -> Any:
+        """Return what `back` needs to undo all of what is written from now on. No copy."""
+
+    @abstractmethod
+    def back(self, cache: Any, mark: Any, fed: int, kept: int) -> None:
+        """
+        Take the last tokens of a pass out again.
+
+        Args:
+            cache: The cache of one sequence.
+            mark: What `mark` returned before the pass; not needed if some tokens stay.
+            fed: Tokens of the pass: two or more if some of them stay.
+            kept: How many of them stay, fewer; 0 if any cache of the sequence is a state, which sums up all tokens.
+        """
+
     def merge(self, caches: Sequence[Any], kept: Sequence[int], padding: Sequence[int], room: int) -> Any:
         """
         Copy the caches of several sequences into one batch; its rows end together.

@@ -131,6 +131,13 @@ class KVCacheAdapter(BlockAdapter):
         cache.offset = batch._idx - padding
         return cache
 
+    def mark(self, cache: KVCache) -> None:
+        """Return nothing: the length tells which tokens there are. A pass would copy an array that is kept here."""
+
+    def back(self, cache: KVCache, mark: None, fed: int, kept: int) -> None:
+        """Forget the last tokens of a pass."""
+        cache.trim(fed - kept)
+
     def merge(self, caches: Sequence[KVCache], kept: Sequence[int], padding: Sequence[int], room: int) -> BatchKVCache:
         """Copy the first `kept` tokens of each cache into the rows of one batch, which end together."""
         batch = BatchKVCache(list(padding))

@@ -103,6 +103,19 @@ class RotatingAdapter(BlockAdapter):
             cache.offset, cache._idx = tokens, visible
         mx.eval([(cache.keys, cache.values) for cache in caches])
 
+    def mark(self, cache: RotatingKVCache) -> tuple[Any, ...]:
+        """Return the arrays and counts of a cache; a pass of one token writes into the arrays that the cache has."""
+        return cache.keys[...], cache.values[...], cache.offset, cache._idx
+
+    def back(self, cache: RotatingKVCache, mark: tuple[Any, ...], fed: int, kept: int) -> None:
+        """Forget the last tokens of a pass. It kept those that a window of its first token sees, in temporal order."""
+        if kept:
+            held = cache.keys.shape[2] - (fed - kept)
+            cache.keys, cache.values = cache.keys[..., :held, :], cache.values[..., :held, :]
+            cache.offset, cache._idx = cache.offset - (fed - kept), held
+        else:
+            cache.keys, cache.values, cache.offset, cache._idx = mark
+
     def shrink(self, cache: RotatingKVCache) -> None:
         """Drop the beginning of the last chunk, which no later token sees; mlx-lm does so at the next token."""
         if cache.keys.shape[2] > cache.max_size:

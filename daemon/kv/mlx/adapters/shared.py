@@ -67,6 +67,13 @@ class SharedAdapter(BlockAdapter):
         """Return one row; its tail is a view."""
         return SharedKV(batch.prefixes[row], batch.layer, _TAILS.to_single(batch.tail, row))
 
+    def mark(self, cache: SharedKV) -> None:
+        """Return nothing: tokens of a pass are in the tail, and its length tells which there are."""
+
+    def back(self, cache: SharedKV, mark: None, fed: int, kept: int) -> None:
+        """Forget the last tokens of a pass."""
+        cache.trim(fed - kept)
+
     def merge(
         self, caches: Sequence[SharedKV], kept: Sequence[int], padding: Sequence[int], room: int
     ) -> SharedBatchKV:

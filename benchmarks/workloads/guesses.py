@@ -1,0 +1,135 @@
+"""Workload "guesses": tokens guessed ahead from n-grams, on texts that repeat themselves much, in part, and little."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import mlx.core as mx
+from tokenizers import Tokenizer
+
+from benchmarks.bench import Bench, Figures
+from benchmarks.figures import MORE, OURS, SPEED, Metric, Result
+from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.engine.prompt.preparation import PreparedRequest
+from daemon.engine.structured_output.constraint import Drawn
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.harness import Harness
+
+AUTO, OFF, NGRAM = OURS, "without guesses", "always with guesses"
+SPECULATIONS = {AUTO: pb.SPECULATION_AUTO, OFF: pb.SPECULATION_OFF, NGRAM: pb.SPECULATION_NGRAM}
+TOKENS_A_PASS = Metric("tokens a pass", "tokens", MORE)
+CHANGED = 0.03
+"""Share of the words of a file that an edit changes."""
+
+
+class Written:
+    """
+    Lets a model write a given text: random weights write none that repeats itself as texts do.
+
+    Args:
+        ids: The tokens of the text.
+        vocab: Width of the logits.
+    """
+
+    waits = False
+
+    def __init__(self, ids: list[int], vocab: int) -> None:
+        self._ids = iter(ids)
+        self._all = mx.arange(vocab)
+
+    def mask(self, last: Drawn | None) -> mx.array:
+        """Return the mask that only the next token of the text passes. Called once for each token."""
+        return self._all == next(self._ids, 0)
+
+    def late_mask(self) -> None:
+        """Return None: each token had its mask."""
+
+
+def guesses(bench: Bench) -> Result:
+    """W14: a model writes a file with a few changes, which is its prompt, JSON of a list, and prose."""
+    result = Result("Tokens guessed ahead, one request")
+    tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
+    tokens = bench.size(400, 24)
+    harness = Harness(guesses=True, kv_disk_mb=0)
+    try:
+        models = {shape: bench.model(shape) for shape in bench.size(("small", "hybrid", "window"), ("small",))}
+        for shape, model in {**models, **bench.size({"embedded": EMBEDDED_PATH}, {})}.items():
+            harness.run(pb.GetOrLoadRequest(model=str(model)))
+            for name, text in TEXTS.items():
+                case = f"{shape}, {name}"
+                sides: dict[str, Callable[[str], Figures]] = {
+                    side: partial(_written, harness, model, tokenizer, text, tokens, side) for side in SPECULATIONS
+                }
+                result.rows += bench.take_turns(case, sides)
+                result.aim(f"{case}: {AUTO} / {OFF}", result.ratios(case, SPEED, AUTO, OFF), 0.97, MORE)
+    finally:
+        harness.close()
+    return result
+
+
+def _edit(seed: str) -> tuple[str, str]:
+    """Return a file as the prompt, and the file with a few words changed."""
+    source, folder = random.Random(seed), Path(__file__).parent
+    text = source.choice(sorted(folder.glob("*.py"))).read_text()
+    words = text.split(" ")
+    changed = [f"x{source.randrange(100)}" if source.random() < CHANGED else word for word in words]
+    return text, " ".join(changed)
+
+
+def _list(seed: str) -> tuple[str, str]:
+    """Return a question, and JSON of a list of objects that share their keys."""
+    source = random.Random(seed)
+    names = [chr(97 + source.randrange(26)) * source.randint(2, 5) for _ in range(60)]
+    items = [{"name": name, "size": source.randrange(9999), "used": source.random() < 0.5} for name in names]
+    return "Return the files as JSON.", json.dumps(items, indent=1)
+
+
+def _prose(seed: str) -> tuple[str, str]:
+    """Return a question, and prose."""
+    source, folder = random.Random(seed), Path(__file__).parents[2] / "docs" / "adr"
+    return "Tell what was decided.", source.choice(sorted(folder.glob("0*.md"))).read_text()
+
+
+TEXTS = {"a file with a few changes": _edit, "JSON of a list": _list, "prose": _prose}
+
+
+def _written(
+    harness: Harness,
+    model: Path,
+    tokenizer: Tokenizer,
+    text: Callable[[str], tuple[str, str]],
+    tokens: int,
+    side: str,
+    seed: str,
+) -> Figures:
+    prompt, answer = (tokenizer.encode(part).ids for part in text(seed))
+    # A file is changed from its beginning on; a longer one is cut.
+    asked = pb.GenerateRequest(
+        model=str(model),
+        tokens=pb.TokenIds(ids=[token % 500 for token in prompt[: 2 * tokens]]),
+        max_tokens=tokens,
+        stop=pb.Stop(ignore_eos=True),
+        sampling=pb.Sampling(temperature=1.0, seed=1),  # a greedy token without a mask would be the argmax
+        speculation=SPECULATIONS[side],
+        cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
+    )
+    with _writing([token % 500 for token in answer]):
+        finished = harness.run(asked).finished
+    count, accepted = finished.usage.completion_tokens, sum(one.accepted for one in finished.usage.guesses)
+    decode = finished.timings.decode
+    return {
+        SPEED: (count - 1) / (decode.seconds + decode.nanos / 1e9),
+        TOKENS_A_PASS: count / (count - accepted),
+    }
+
+
+@contextmanager
+def _writing(ids: list[int]) -> Iterator[None]:
+    with patch.object(PreparedRequest, "constraint", lambda _, vocab: Written(ids, vocab)):
+        yield

@@ -1,0 +1,117 @@
+"""The governor guesses where that gains, parks what loses, and pays little to find out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from daemon.engine.scheduling.governor import LOSS_SHARE, MOST_GUESSES, Governor, Governors, Source
+
+GOOD, BAD = Source(3, "long"), Source(3, "short")
+STEP = 0.01
+
+
+def run(governor: Governor, tokens: int, chances: dict[Source, float], cost: float, seed: int) -> float:
+    """
+    Decode so many tokens with sources that come by in turn.
+
+    Args:
+        governor: The governor.
+        tokens: How many.
+        chances: The chance that a guess of each source is right.
+        cost: What a guess adds to a pass, as a share of it.
+        seed: Of what comes.
+
+    Returns:
+        The seconds that it took, divided by those without guesses.
+    """
+    source, seconds, done = random.Random(seed), 0.0, 0
+    while done < tokens:
+        label = source.choice(list(chances))
+        count = governor.count(label, MOST_GUESSES)
+        took = STEP * (1 + cost * count) * source.uniform(0.9, 1.1)
+        if count:
+            right = next((i for i in range(count) if source.random() > chances[label]), count)
+            governor.guessed(label, took, count, right, right + 1)
+            done += right + 1
+        else:
+            governor.plain(took)
+            done += 1
+        seconds += took
+    return seconds / (done * STEP)
+
+
+SEEDS = pytest.mark.parametrize("seed", range(3))
+
+
+@SEEDS
+@pytest.mark.parametrize("cost", [0.01, 0.3])
+def test_good_guesses_make_decoding_faster(cost: float, seed: int) -> None:
+    governor = Governor()
+    assert run(governor, 3000, {GOOD: 0.95}, cost, seed) < 0.6
+    assert governor.gain(GOOD) > 1.5
+    assert not governor.parked(GOOD)
+
+
+@SEEDS
+@pytest.mark.parametrize("cost", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("chance", [0.0, 0.1])
+def test_bad_guesses_cost_at_most_their_share(cost: float, chance: float, seed: int) -> None:
+    """And a little more: the first tries are made before anything is known."""
+    governor = Governor()
+    assert run(governor, 5000, {BAD: chance}, cost, seed) < 1 + LOSS_SHARE + 0.01
+    assert governor.parked(BAD)
+
+
+@SEEDS
+def test_source_that_loses_does_not_park_one_that_gains(seed: int) -> None:
+    governor = Governor()
+    assert run(governor, 5000, {BAD: 0.05, GOOD: 0.95}, 0.1, seed) < 0.7
+    assert governor.parked(BAD)
+    assert not governor.parked(GOOD)
+
+
+@SEEDS
+def test_parked_source_is_used_again_when_it_gains(seed: int) -> None:
+    governor = Governor()
+    run(governor, 2000, {BAD: 0.0}, 0.3, seed)
+    assert governor.parked(BAD)
+    run(governor, 20_000, {BAD: 0.95}, 0.3, seed)
+    assert not governor.parked(BAD)
+
+
+def test_nothing_is_guessed_before_a_plain_step_is_known() -> None:
+    governor = Governor()
+    assert governor.count(GOOD, MOST_GUESSES) == 0
+    governor.guessed(GOOD, STEP, 4, 4, 5)  # asked for by the request, whatever it gains
+    assert governor.gain(GOOD) == 0
+    assert (governor.records[GOOD].guessed, governor.records[GOOD].accepted) == (4, 4)
+
+
+def test_clock_that_stands_still_is_no_division_by_zero() -> None:
+    governor = Governor()
+    for _ in range(10):
+        governor.plain(0.0)
+    governor.guessed(GOOD, 0.0, 4, 2, 3)
+    assert governor.gain(GOOD) == 0
+    assert governor.count(GOOD, MOST_GUESSES) >= 0
+
+
+def test_no_more_is_guessed_than_allowed() -> None:
+    governor = Governor()
+    run(governor, 1000, {GOOD: 1.0}, 0.01, 1)
+    assert governor.count(GOOD, 3) == 3
+    assert governor.count(GOOD, 0) == 0
+
+
+def test_governor_of_a_model_is_kept_among_the_latest() -> None:
+    governors = Governors()
+    first = governors.of("first")
+    assert governors.of("first") is first
+    for model in range(70):
+        governors.of(model)
+        governors.of("second")
+    assert governors.of("second") is governors.of("second")
+    assert governors.of("first") is not first
+    assert len(list(governors)) <= 64
