@@ -257,8 +257,7 @@ class Runner:
         return [sequence.call_id for sequence in self.sequences()]
 
     def _bill(self, *more: Sequence) -> Bill:
-        groups = [rows for decoder in self._decoders.values() for rows in decoder.groups]
-        return bill([*self._prefills, *more], groups)
+        return bill([*self._prefills, *more], (rows for decoder in self._decoders.values() for rows in decoder.groups))
 
     def _holders(self) -> list[Sequence]:
         return [*self._prefills, *(sequence for decoder in self._decoders.values() for sequence in decoder)]
@@ -342,8 +341,7 @@ class Runner:
         """Take a sequence out of every stage, store its computed tokens, and release its memory."""
         self._waiting.remove(sequence)
         self._prefills.drop(sequence)
-        decoder = self._decoders.get(sequence.model_key)
-        if decoder is not None:
+        if (decoder := self._decoders.get(sequence.model_key)) is not None:
             decoder.leave([sequence])
             if not len(decoder):
                 del self._decoders[sequence.model_key]
