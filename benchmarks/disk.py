@@ -77,7 +77,7 @@ def main() -> int:
             print(f"{shape:8} {tokens:6} computed {row.computed:4}", end=" ")
             print(f"from disk {row.from_disk:.3f} s, cold {row.cold:.3f} s, ratio {row.ratio:.3f}")
             print(
-                f"{'':15} {row.disk_bytes / 1e6:.1f} MB restored in {row.restore:.3f} s, dd {row.dd:.3f} s, "
+                f"{'':15} {row.disk_bytes / 1e6:.1f} MB restored in {row.restore:.3f} s, by `dd` {row.dd:.3f} s, "
                 f"pace {row.pace:.2f}",
                 flush=True,
             )

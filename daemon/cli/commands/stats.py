@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, fields
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from daemon.cli.session import Session, calls_daemon
 from daemon.shared.wording import count, size
 
 if TYPE_CHECKING:
-    from mlx_sidecar import KeptPrefix, LatencyStats, NamespaceStats, Stats
+    from mlx_sidecar import HttpStats, KeptPrefix, LatencyStats, NamespaceStats, Stats
 
 _TIMES = {"uptime", "oldest_entry_age", "age", "idle", "expires_in", "step_age"}
 _SHORT_TIMES = ("step_time", "token_gap")
@@ -102,27 +102,39 @@ def _lines(section: Any) -> Iterator[tuple[str, str]]:
         if field.name == "info":
             yield "size_bytes", size(value.size_bytes)
             yield "prefix_reuse", value.prefix_reuse
-        elif field.name == "misses":
-            told = asdict(value).items()
-            yield "misses", ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in told if number) or "-"
-        elif field.name == "kept":
-            yield "kept", "; ".join(map(_kept, value)) or "-"
-        elif field.name == "stuck":
-            yield "stuck", "; ".join(f"{work.work} of {work.model}, {span(work.silent or 0)}" for work in value) or "-"
-        elif field.name == "http":
-            yield "http", f"{value.state} {value.address}".strip() + (f", pid {value.pid}" if value.pid else "")
-        elif field.name == "callers":
-            yield "callers", "; ".join(map(called_by, value)) or "-"
-        elif field.name == "guesses":
-            yield "guesses", "; ".join(map(guessed, value)) or "-"
-        elif field.name == "ranks":
-            yield "ranks", "; ".join(f"{rank.rank} {rank.address} {rank.problem}".strip() for rank in value)
+        elif field.name in _IN_WORDS:
+            yield field.name, _IN_WORDS[field.name](value) or "-"
         elif field.name not in ("namespaces", "models"):
             yield field.name, _format(field.name, value)
 
 
 def _kept(prefix: KeptPrefix) -> str:
     return f"{count(prefix.tokens, 'token')}, {size(prefix.bytes)}, for {span(prefix.expires_in or 0)}"
+
+
+def _misses(misses: Any) -> str:
+    told = asdict(misses).items()
+    return ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in told if number)
+
+
+def _http(door: HttpStats) -> str:
+    return f"{door.state} {door.address}".strip() + (f", pid {door.pid}" if door.pid else "")
+
+
+def _each(worded: Callable[[Any], str]) -> Callable[[Iterable[Any]], str]:
+    return lambda values: "; ".join(map(worded, values))
+
+
+_IN_WORDS: dict[str, Callable[[Any], str]] = {
+    "misses": _misses,
+    "kept": _each(_kept),
+    "stuck": _each(lambda work: f"{work.work} of {work.model}, {span(work.silent or 0)}"),
+    "http": _http,
+    "callers": _each(called_by),
+    "guesses": _each(guessed),
+    "ranks": _each(lambda rank: f"{rank.rank} {rank.address} {rank.problem}".strip()),
+}
+"""Figures that have several parts, and how each is told on one line."""
 
 
 def _quantiles(latency: LatencyStats) -> Iterator[tuple[str, str]]:

@@ -29,6 +29,7 @@ _GAUGES = {
         *("active_bytes", "cache_bytes", "peak_bytes", "weights_bytes", "trie_bytes", "live_kv_bytes"),
         *("headroom_bytes", "limit_bytes"),
     ),
+    "group": ("limit_bytes", "used_bytes", "decoding"),
 }
 _COUNTERS = {
     "model_cache": ("total_hits", "total_misses", "evictions"),
@@ -39,6 +40,7 @@ _COUNTERS = {
         *("tokens_shared", "shared_copied_tokens"),
     ),
     "engine": ("restarts", "prompt_tokens", "generated_tokens", "rejected", "cancelled"),
+    "group": ("restarts", "generated_tokens"),
 }
 _SECONDS = {"uptime", "step_age", "step_time_p50", "step_time_p99", "token_gap_p50", "token_gap_p99"}
 

@@ -339,8 +339,7 @@ class Runner:
         """Take a sequence out of every stage, store its computed tokens, and release its memory."""
         self._waiting.remove(sequence)
         self._prefills.drop(sequence)
-        decoder = self._decoders.get(sequence.model_key)
-        if decoder is not None:
+        if (decoder := self._decoders.get(sequence.model_key)) is not None:
             decoder.leave([sequence])
             if not len(decoder):
                 del self._decoders[sequence.model_key]

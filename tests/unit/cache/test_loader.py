@@ -89,7 +89,7 @@ def test_oversized_array_is_one_load_slice(path: Path, monkeypatch: pytest.Monke
 
 def test_first_pass_is_sliced_by_layer_beside_streams(path: Path) -> None:
     """
-    The self-tests take sixteen passes: six of the cache's layout and of the vocabulary, ten of rows that share a pass.
+    The self-tests take 40 passes: six of layout and vocabulary, ten of a batch, ten of a shared prefix, 14 of guesses.
 
     The six are a pass for the layout, two blocks, the token after them twice, and a token for the vocabulary.
     """
@@ -100,7 +100,8 @@ def test_first_pass_is_sliced_by_layer_beside_streams(path: Path) -> None:
     progress, loaded = run(loader.load(source, 2, lambda: float(next(clock)), lambda: 0.5))
 
     passes = [step for step in progress if step.stage is Stage.LOADING and step.bytes_done == loaded.nbytes]
-    assert len(passes) == 1 + (6 + 10) * (layers + 2)  # the graph is a piece, and the work before it ends a slice
+    # Of each pass the graph is a piece, and the work before it ends a slice.
+    assert len(passes) == 1 + (6 + 10 + 10 + 14) * (layers + 2)
     warmup = [step for step in progress if step.stage is Stage.WARMING_UP]
     assert len(warmup) == 1 + 2 * (layers + 3)
 

@@ -23,6 +23,7 @@ NOT_FIGURES = {
     "prefix_cache": {"hit_rate", "block_tokens", "checkpoints", "namespaces", "kept", "misses"},
     "engine": {"state", "pid", "stuck", "callers", "guesses"},
     "memory": set[str](),
+    "group": {"state", "problem", "ranks", "models", "pid"},
 }
 """What Prometheus works out by itself, has as a label, or has no use for."""
 

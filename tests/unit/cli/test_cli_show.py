@@ -118,7 +118,7 @@ def test_ps_and_stats_show_all_names_of_a_model(client: FakeClient) -> None:
 def test_stats_json_is_the_whole_tree(client: FakeClient) -> None:
     tree = json.loads(run_cli(client, "stats", "--json").stdout)
 
-    assert list(tree) == ["daemon", "model_cache", "models", "prefix_cache", "engine", "memory", "latency"]
+    assert list(tree) == ["daemon", "model_cache", "models", "prefix_cache", "engine", "memory", "latency", "group"]
     assert tree["model_cache"]["oldest_entry_age"] is None
     assert tree["memory"]["limit_bytes"] == 8
 
