@@ -26,6 +26,7 @@ COMMANDS = r"chmod|chown|chgrp|rm|rmdir|mv|kill|pkill|killall|sudo|dd|truncate|u
 """Programs that can take something away."""
 
 HARMLESS = {
+    "chmod 600 {path}": "said of a file that holds the key of a group and nothing else",
     "chmod 700": "said of the directory of cached prefixes alone, which is ours",
     "rm org/model": "what mlx-sidecar cache rm removes",
     "rm --all --yes": "the same",
