@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import socket
 from pathlib import Path
 
@@ -105,7 +104,7 @@ def test_key_file_that_others_read_is_refused(tmp_path: Path) -> None:
         read_key(file)
 
 
-@pytest.mark.parametrize("content", ["", "abc", secrets.token_hex(31), "x" * 64])
+@pytest.mark.parametrize("content", ["", "abc", "0f" * 31, "x" * 64])
 def test_key_file_without_a_key_is_refused(tmp_path: Path, content: str) -> None:
     """A short key would be guessed."""
     file = tmp_path / "key"
