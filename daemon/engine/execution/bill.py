@@ -29,6 +29,7 @@ from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, kv_need, scoring_need
 from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
+from daemon.kv.mlx.layout import capacity_for
 from daemon.kv.mlx.shared_prefix import SharedPrefix
 
 LEAST_WIDTH = MIN_IDLE_CHUNK
@@ -180,7 +181,9 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[Row]) -> Bill:
     longest = held + max(row.room for row in rows)
     grows = any(row.grows or row.held - row.base != held for row in rows)
     whole = sum(kv_need(model.layout, row.base + longest, 0, 1) for model in models for row in rows)
-    kv = whole - sum(model.layout.full_bytes(row.base) for model in models for row in rows)
+    # A tail behind a shared prefix grows in steps of its own.
+    ends = [capacity_for(row.base + longest) - capacity_for(longest) for row in rows]
+    kv = whole - sum(model.layout.full_bytes(end) for model in models for end in ends)
     alone = len(rows) == 1 and not grows
     copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
     # At the end of a block, each row's copy of its states exists beside the copy before it.
