@@ -29,6 +29,7 @@ from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, kv_need, scoring_need
 from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
+from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.layout import capacity_for
 from daemon.kv.mlx.shared_prefix import SharedPrefix
 
@@ -191,7 +192,10 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[Row]) -> Bill:
     fed = max(LEAST_FED, sum(row.fed for row in rows))
     passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
     sampled = sum(row.vectors * row.fed for row in rows) * 4 * models[0].vocab_size
-    return Bill(kv, int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled)
+    # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens.
+    stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, max(row.held for row in rows)) for model in models)
+    step = int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled
+    return Bill(kv, max(step, int(MOVED * stored)))
 
 
 def _joining(prompts: Rows[Sequence], batches: Iterable[Rows[Sequence]], width: int) -> int:
