@@ -226,3 +226,17 @@ def test_comparison_inside_blocks_is_bounded() -> None:
         stored = prompt(1, 100 + letter)
         assert prefixes.reuse("n", [*stored, 9]) == stored
         assert prefixes.reuse("n", [*stored[:20], 9]) in (stored[:20], stored[:16])
+
+
+@pytest.mark.parametrize("parts", [HYBRID, ALL], ids=str)
+@pytest.mark.parametrize("nbytes", range(330, 500, 10))
+def test_tail_is_not_evicted_by_its_own_checkpoint(parts: PrefixSpec, nbytes: int) -> None:
+    """It lost the checkpoint for want of memory, and is the oldest of what may be evicted when it is stored again."""
+    prefixes = FakePrefixes(parts=parts, nbytes=nbytes)
+    prompts = [[*prompt(1), *prompt(2)[:5]], [*prompt(3), *prompt(4)[:5]]]
+    for stored in prompts * 3:
+        prefixes.store("n", stored)
+        prefixes.cache.check_integrity()
+        assert prefixes.reuse("n", [*stored, 9]) in ([], stored[:16], stored)
+        nodes = prefixes.cache.trie.subtree(prefixes.cache.trie.tops(lambda _: True))
+        assert {len(node.extents) for node in nodes} == {len(parts.groups)}
