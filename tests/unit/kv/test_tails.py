@@ -195,6 +195,25 @@ def test_invalidated_end_of_a_prompt_takes_its_tail(parts: PrefixSpec, tail: int
     assert prefixes.reuse("n", [*other, 9]) == other
 
 
+@LAYOUTS
+@pytest.mark.parametrize("shared", [False, True])
+def test_invalidated_prompt_takes_the_tails_on_its_way(parts: PrefixSpec, shared: bool) -> None:
+    """They are resume points of its beginning. What others share stays."""
+    prefixes = FakePrefixes(parts=parts)
+    whole, other = prompt(1, 2, 3, 4), prompt(1, 2, 5)
+    for end in (19, 37, 41, 64):
+        prefixes.store("n", whole[:end])
+    if shared:
+        prefixes.store("n", other)
+
+    prefixes.cache.forget_prefix("n", whole)
+
+    assert prefixes.cache.trie.blocks - prefixes.cache.trie.tails == 3 * shared
+    assert prefixes.reuse("n", [*whole, 9]) in ([], whole[:19], whole[:32])
+    assert not shared or prefixes.reuse("n", [*other, 9]) == other
+    prefixes.cache.check_integrity()
+
+
 def test_salts_share_no_tail() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n/one", prompt(1, tail=5))
