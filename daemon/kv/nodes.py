@@ -226,11 +226,8 @@ class Checkpoint:
 
 class Tree:
     """
-    One root for each namespace that has a block. An edge is a block's token ids, so a path is a prefix.
-
-    It is the base class of `PrefixTrie` and not a part of it, because callers ask a trie for its paths (`tops`,
-    `branches`, `tallies`) as often as for its KV: as a part, each of them would be written twice. `grow` and `unlink`
-    move pointers only; `PrefixTrie` calls them and keeps the counts.
+    One root for each namespace that has a block. An edge is a block's token ids, so a path is a prefix. `PrefixTrie`
+    derives from it, as its callers ask for paths as often as for KV, and keeps the counts: here, pointers move only.
     """
 
     def __init__(self) -> None:
@@ -342,8 +339,12 @@ class Tree:
 
 
 def _with_lone_ancestors(tops: Sequence[Node]) -> list[Node]:
-    """Move siblings up together to their highest ancestor that leads to nothing else."""
+    """Move siblings up to their highest ancestor that leads to nothing else; tails on the way go with them."""
     chosen = list(tops)
-    while chosen and (up := chosen[0].parent) is not None and up.depth > 0 and up.degree == len(chosen):
+    while chosen and (up := chosen[0].parent) is not None and up.depth > 0:
+        tails = (each for each in up.children() if each.is_tail and chosen[0].key.startswith(each.key))
+        chosen = list(dict.fromkeys((*chosen, *tails)))
+        if up.degree > len(chosen):
+            break
         chosen = [up]
     return chosen

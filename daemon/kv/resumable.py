@@ -71,6 +71,8 @@ def _store_tail(evictor: Evictor, lease: PrefixLease, key: bytes, spec: PrefixSp
         return
     tail, tokens = parent.child(key), len(key) // TOKEN_BYTES
     end = parent.end + tokens
+    if tail is not None:  # leased before room is made, which would evict a tail that lost its checkpoint
+        evictor.trie.insert(lease, [key], tail.extents)
     nbytes = spec.tail_bytes(tokens, end) if tail is None else spec.state_bytes
     complete = tail is not None and spec.resumes_at(tail)
     if not complete and not evictor.make_room(partition_of(lease.namespace), 1, nbytes, new_blocks=tail is None):
@@ -79,8 +81,9 @@ def _store_tail(evictor: Evictor, lease: PrefixLease, key: bytes, spec: PrefixSp
     if spec.state_bytes and not complete and checkpoint is None:
         return
     starts = (parent.end if group.window is None else end - group.seen(end) for group in spec.groups)
-    extents = () if tail is not None else tuple(source.tail(index, first, end) for index, first in enumerate(starts))
-    evictor.trie.insert(lease, [key], extents)
+    if tail is None:
+        extents = tuple(source.tail(index, first, end) for index, first in enumerate(starts))
+        evictor.trie.insert(lease, [key], extents)
     if checkpoint is not None:
         evictor.trie.attach(lease, checkpoint)
     if spec.windowed:

@@ -105,7 +105,8 @@ def prompt_bill(models: Rows[LoadedModel], row: Row, rows: int = 1, width: int =
         width: Tokens of a pass.
     """
     wide = min(width + MIN_CHUNK, row.held)
-    computed = sum(kv_need(model.layout, row.held, row.room, wide) for model in models)
+    end = _elsewhere(row, row.held + row.room)
+    computed = sum(kv_need(model.layout, row.held, row.room, wide) - model.layout.full_bytes(end) for model in models)
     decoding = _decoding(models, [row] * rows)
     tail = min(TAIL_ROWS, wide) * 4
     works = [model.work.bytes(wide, row.held - wide) + tail * model.vocab_size for model in models]
@@ -152,14 +153,16 @@ def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int])
 def _prompt(sequence: Sequence, width: int) -> Bill:
     scored = sequence.request.prompt_logprobs is not None
     width = min(width, SCORED_TOKENS) if scored else width
-    models, row, rows = _models(sequence), _row(sequence), sequence.rows
+    models, rows = _models(sequence), sequence.rows
+    # Of a draft and its model, each may read another prefix: what is apart for both is no memory of the prompt's.
+    row = _row(sequence)._replace(base=min(map(_apart, sequence.kvs)))
     own = prompt_bill(models, row, rows, width)
     # A prompt that has not begun shall hold no wide chunk yet when another one is computed.
     kv = own.kv if sequence.kv.cache is not None else prompt_bill(models, row, rows).kv
     work = own.total - kv + scoring_need(sequence.loaded.vocab_size) * scored
     # A pass behind a shared prefix builds a layer of prefix and tail as one array.
     work += max(kv.loaded.layout.layer_bytes(_apart(kv)) if _apart(kv) else 0 for kv in sequence.kvs)
-    return Bill(kv - rows * sum(kv.loaded.layout.full_bytes(_apart(kv)) for kv in sequence.kvs), work)
+    return Bill(kv, work)
 
 
 def _read(sequence: Sequence) -> set[SharedPrefix]:
@@ -172,6 +175,11 @@ def _apart(kv: SequenceKV) -> int:
     return max(kv.base, kv.expected)
 
 
+def _elsewhere(row: Row, tokens: int) -> int:
+    """Return how many tokens of the room for a sequence are in a shared prefix: the tail grows in steps of its own."""
+    return capacity_for(tokens) - capacity_for(tokens - row.base)
+
+
 def _decoding(models: Rows[LoadedModel], rows: Rows[Row]) -> Bill:
     """
     Return the bill of rows that decode together.
@@ -182,8 +190,7 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[Row]) -> Bill:
     longest = held + max(row.room for row in rows)
     grows = any(row.grows or row.held - row.base != held for row in rows)
     whole = sum(kv_need(model.layout, row.base + longest, 0, 1) for model in models for row in rows)
-    # A tail behind a shared prefix grows in steps of its own.
-    ends = [capacity_for(row.base + longest) - capacity_for(longest) for row in rows]
+    ends = [_elsewhere(row, row.base + longest) for row in rows]
     kv = whole - sum(model.layout.full_bytes(end) for model in models for end in ends)
     alone = len(rows) == 1 and not grows
     copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)

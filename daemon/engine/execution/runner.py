@@ -329,11 +329,11 @@ class Runner:
             kv.store(sequence.tokens_in(kv), self._prefixes, Resume.PASSING, sequence.request.request_id, caches)
 
     def _forget(self, sequence: Sequence) -> None:
-        """Drop the prefixes that a sequence stored before its logits were found to be no numbers; store no more."""
+        """Drop what a sequence stored, tails too, before its logits were found to be no numbers; store no more."""
         kv = sequence.kv
         if kv.writes:
             kv.writes = False
-            self._prefixes.forget_prefix(kv.namespace, sequence.prompt[: kv.cached + BLOCK_TOKENS])
+            self._prefixes.forget_prefix(kv.namespace, sequence.prompt[: max(kv.cached + 1, BLOCK_TOKENS)])
 
     def _end(self, sequence: Sequence) -> None:
         """Take a sequence out of every stage, store its computed tokens, and release its memory."""

@@ -31,6 +31,7 @@ from daemon.engine.scheduling.governor import MOST_GUESSES, Governor, Source
 from daemon.engine.scheduling.ngrams import NgramIndex
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.ahead import Ahead, Undo
+from daemon.shared.readings import about_to_wait
 
 _LONG_MATCH = 8
 """Tokens of a match from which it counts as a source of its own: its guesses are better."""
@@ -122,6 +123,7 @@ class Guesser:
         fed = [*self.unfed, pending, *guesses]
         undo = Undo(caches)
         logits = sequence.loaded.model(mx.array([fed]), cache=list(caches))[0, before:]
+        about_to_wait()
         sampled, sampler = sample_ahead(sampler, logits, guesses, sequence.request.stop_ids)
         right = len(sampled) - 1
         known = before + 1 + right
@@ -199,7 +201,8 @@ class NgramGuesses:
         if known or not count:
             return label, self._index.following(after, count) if count else []
         first, *guesses = self._index.following(after, count + 1)
-        return label, guesses if pending() == first else []
+        stops = first in self._sequence.request.stop_ids  # what is fed behind it could not be resumed after it
+        return label, guesses if pending() == first and not stops else []
 
     def checked(self, right: int) -> None:
         """Nothing has to be taken back: the index follows the tokens of the sequence."""

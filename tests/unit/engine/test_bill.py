@@ -9,12 +9,16 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from daemon.engine.execution.bill import LEAST_WIDTH, Row, prompt_bill
+from daemon.engine.execution.bill import LEAST_WIDTH, Row, bill, prompt_bill
+from daemon.engine.execution.prefill_queue import Outcome
+from daemon.engine.execution.runner import Runner
 from daemon.engine.scheduling.policy import MAX_CHUNK
 from daemon.kv.mlx import peak
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import TINY, write_random
+from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Harness
+from tests.unit.engine.test_readers import Case, frozen, ids
 
 LENGTH = 700
 
@@ -73,3 +77,30 @@ def test_passes_get_narrower_where_memory_is_short(engine: Callable[..., Harness
     assert LENGTH <= longest < 2 * LENGTH
     assert harness.run(asked(path, length=longest)).failure.reason == ""
     harness.settle()
+
+
+def test_samples_behind_a_prefix_are_billed(
+    engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While their prompt is computed: it and their ends take memory of their own, and the prefix counts once."""
+    case = Case(engine(), write(tmp_path, Family("qwen3")))
+    runner, kvs = case.harness.engine._runner, list[int]()
+    long = ids(1500)
+    case.harness.finish(case.begin([*long, 5], 1))
+    case.begin([*long, 6], 60)
+    ask = case.request([*long, *ids(700, 5)], 60)
+    ask.samples, ask.sampling.temperature = 4, 1.0
+    prefilled = Runner._prefilled
+
+    def billed(self: Runner, outcome: Outcome) -> None:
+        shared = sum(prefix.memory.nbytes for prefix in self.readers.prefixes())
+        kvs.extend(bill([prompt], ()).kv - shared for prompt in self._prefills)
+        prefilled(self, outcome)
+
+    monkeypatch.setattr(Runner, "_prefilled", billed)
+    with frozen():
+        case.harness.begin(ask)
+        case.harness.until(lambda: runner.decoding == 5)
+    layout = case.harness.engine._models.entries()[0].model.layout
+    assert kvs
+    assert min(kvs) >= 4 * layout.full_bytes(700 + 12)

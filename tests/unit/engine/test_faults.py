@@ -20,6 +20,7 @@ from daemon.kv.prefix_cache import PrefixCache
 from daemon.shared.errors import Reason, SidecarError
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
 from tools.embedded import corpus
 
@@ -137,6 +138,24 @@ def test_nan_logits_end_the_request_and_store_nothing(
     harness.settle()
     assert harness.figures.prefix_cache.blocks == blocks
     assert harness.run(generate(PROMPT)).cached > 0
+
+
+def test_nan_logits_forget_the_ends_of_messages(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The prompt went on behind a stored block, and has stored a tail and a whole block there."""
+    path = str(write(tmp_path, Family("qwen3_next")))
+    ids = [(7 * index) % 400 + 5 for index in range(70)]
+    ids[10] = ids[43] = 2  # ends a message
+
+    def ask(tokens: list[int]) -> Answer:
+        return harness.run(generate("", model=path, tokens=pb.TokenIds(ids=tokens), max_tokens=2, stop=LONG))
+
+    ask([*ids[:32], 3])
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "forward", lambda *_: mx.full((1, 1024), mx.nan))
+        assert ask(ids).failure.reason == "NAN_LOGITS"
+    assert ask(ids).cached == 32
 
 
 @pytest.mark.parametrize("fields", [{"top_logprobs": 1}, {}], ids=["with log-probabilities", "sampled in one go"])

@@ -195,6 +195,25 @@ def test_invalidated_end_of_a_prompt_takes_its_tail(parts: PrefixSpec, tail: int
     assert prefixes.reuse("n", [*other, 9]) == other
 
 
+@LAYOUTS
+@pytest.mark.parametrize("shared", [False, True])
+def test_invalidated_prompt_takes_the_tails_on_its_way(parts: PrefixSpec, shared: bool) -> None:
+    """They are resume points of its beginning. What others share stays."""
+    prefixes = FakePrefixes(parts=parts)
+    whole, other = prompt(1, 2, 3, 4), prompt(1, 2, 5)
+    for end in (19, 37, 41, 64):
+        prefixes.store("n", whole[:end])
+    if shared:
+        prefixes.store("n", other)
+
+    prefixes.cache.forget_prefix("n", whole)
+
+    assert prefixes.cache.trie.blocks - prefixes.cache.trie.tails == 3 * shared
+    assert prefixes.reuse("n", [*whole, 9]) in ([], whole[:19], whole[:32])
+    assert not shared or prefixes.reuse("n", [*other, 9]) == other
+    prefixes.cache.check_integrity()
+
+
 def test_salts_share_no_tail() -> None:
     prefixes = FakePrefixes()
     prefixes.store("n/one", prompt(1, tail=5))
@@ -226,3 +245,17 @@ def test_comparison_inside_blocks_is_bounded() -> None:
         stored = prompt(1, 100 + letter)
         assert prefixes.reuse("n", [*stored, 9]) == stored
         assert prefixes.reuse("n", [*stored[:20], 9]) in (stored[:20], stored[:16])
+
+
+@pytest.mark.parametrize("parts", [HYBRID, ALL], ids=str)
+@pytest.mark.parametrize("nbytes", range(330, 500, 10))
+def test_tail_is_not_evicted_by_its_own_checkpoint(parts: PrefixSpec, nbytes: int) -> None:
+    """It lost the checkpoint for want of memory, and is the oldest of what may be evicted when it is stored again."""
+    prefixes = FakePrefixes(parts=parts, nbytes=nbytes)
+    prompts = [[*prompt(1), *prompt(2)[:5]], [*prompt(3), *prompt(4)[:5]]]
+    for stored in prompts * 3:
+        prefixes.store("n", stored)
+        prefixes.cache.check_integrity()
+        assert prefixes.reuse("n", [*stored, 9]) in ([], stored[:16], stored)
+        nodes = prefixes.cache.trie.subtree(prefixes.cache.trie.tops(lambda _: True))
+        assert {len(node.extents) for node in nodes} == {len(parts.groups)}
