@@ -20,7 +20,6 @@ from daemon import __version__
 from daemon.server.admission import Admission
 from daemon.server.call_record import CallRecord
 from daemon.server.callers import Callers
-from daemon.server.group.group import Group
 from daemon.server.group.routes import Routes
 from daemon.server.peers import Peers, this_system
 from daemon.server.singleton import InstanceLock, PublishedSocket, private_name
@@ -36,6 +35,7 @@ from daemon.shared.config import Config, ConfigError
 from daemon.shared.failpoints import failpoint
 
 if TYPE_CHECKING:
+    from daemon.server.group.group import Group
     from daemon.server.grpc_server import Server
 
 ORPHAN_SECONDS = 3.0
@@ -119,6 +119,15 @@ def _later(delay: float, action: Callable[[], None]) -> asyncio.TimerHandle:
     return asyncio.get_running_loop().call_later(delay, action)
 
 
+def _group(config: Config) -> Group | None:
+    """Return the group of machines, if the configuration has one; its modules are imported for that alone."""
+    if not config.group_ranks:
+        return None
+    from daemon.server.group.group import Group
+
+    return Group(config)
+
+
 class Daemon:
     """
     One daemon on one socket. The caller holds the lock of the socket.
@@ -157,7 +166,7 @@ class Daemon:
         history = History(clocks.elapsed, self._admission)
         self._router = CallRouter(clocks.awake, history.note)
         self._supervisor = Supervisor(command, clocks.awake, self._router, self._engine_changed, on_spawn)
-        self._group = Group(config) if config.group_ranks else None
+        self._group = _group(config)
         self._door = HttpDoor(config, clocks.awake)
         self._stats = Stats(
             self._supervisor, self._router, self._admission, self._callers, history, clocks.elapsed, self._door.stats,

@@ -54,8 +54,11 @@ def _lacking(folder: Path) -> str:
 def _group(folder: Path, model: str, odd: str, lacking: str) -> Iterator[RunningGroup]:
     models = ",".join(f"{name}=tensor" for name in (model, odd, lacking))
     group = RunningGroup.start(folder, roots=str(folder / "models"), group_models=models)
-    yield group
-    group.stop()
+    try:
+        yield group
+        group.stop()
+    finally:
+        group.kill()
 
 
 @pytest.fixture(name="client")

@@ -117,9 +117,9 @@ def listens(path: Path) -> bool:
     return True
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Poll a condition until it holds; fail after END_SECONDS with `what` in the text."""
-    deadline = time.monotonic() + END_SECONDS
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = END_SECONDS) -> None:
+    """Poll a condition until it holds; fail after so many seconds with `what` in the text."""
+    deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"

@@ -33,6 +33,10 @@ def child_engines(parent: int) -> list[int]:
     return pids
 
 
+START_SECONDS = 300
+"""Patience until all ranks take calls: as many engines start at once, and some tries may fail on a busy machine."""
+
+
 @dataclass(slots=True)
 class RunningGroup:
     """
@@ -65,7 +69,7 @@ class RunningGroup:
 
     def ready(self, client: Client) -> None:
         """Wait until all ranks take calls."""
-        wait_until(lambda: client.stats().group.state == "ready", "the group is ready")
+        wait_until(lambda: client.stats().group.state == "ready", "the group is ready", START_SECONDS)
 
     def engine_of(self, rank: int) -> int:
         """Wait until a rank other than the first has an engine, and return its process id."""

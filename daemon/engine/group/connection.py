@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import sys
 import threading
@@ -29,6 +30,7 @@ _READ_BYTES = 1 << 16
 _USER_TIMEOUT_MS = int(1000 * SILENT_SECONDS)
 _MAC_DROP_SECONDS = 0x80
 """TCP_RXT_CONNDROPTIME of macOS, in seconds."""
+_BEAT = ipc.GroupFrame(beat=True).SerializeToString()
 
 Ended = Callable[[str], None]
 """Takes the reason for which the other side is gone; called on any thread."""
@@ -137,12 +139,29 @@ class Connection:
         self._arrived += self._in.add(data)
 
     def _watch(self) -> None:
-        beat = ipc.GroupFrame(beat=True)
         while not self._over.wait(BEAT_SECONDS):
-            self.send(beat)
+            self._beat()
             waits_since, now = self._waits_since, self._seen()
             if waits_since is not None and now - waits_since > self._patience:
                 self._gone(f"has sent nothing for {self._patience:.0f} s")
+
+    def _beat(self) -> None:
+        """Show that this side is alive. A frame that waits until the other side reads must not hold up the watch."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            look = select.poll()
+            look.register(self._socket, select.POLLOUT)
+            if not look.poll(0):
+                return
+            self._socket.sendall(self._out.frame(_BEAT))
+        except (OSError, ValueError):
+            pass
+        else:
+            return
+        finally:
+            self._lock.release()
+        self._gone("closed the connection")
 
     def _gone(self, why: str) -> None:
         if not self._over.is_set():

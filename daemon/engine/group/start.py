@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import structlog
@@ -43,6 +44,17 @@ GONE_STATUS = 3
 """Exit status of a rank when its group has ended."""
 
 log = structlog.get_logger()
+
+
+def told_settings(config: Config) -> str:
+    """Return the settings that the first rank tells the others, as JSON."""
+    values = asdict(config)
+    return json.dumps({key: values[key] for key in _SETTINGS})
+
+
+def settings_of(told: str) -> dict[str, Any]:
+    """Return the settings that a rank uses of those that it was told: no folder of this machine can be among them."""
+    return {key: value for key, value in json.loads(told).items() if key in _SETTINGS}
 
 
 def start_of(fd: int) -> ipc.GroupStart:
@@ -170,7 +182,7 @@ class Rank:
             shard=TensorSharding(self._group),
         )
         folder = self._config.state_dir / "group"
-        settings = json.loads(setup.settings)
+        settings = settings_of(setup.settings)
         weights = setup.limit_bytes >> 20
         config = replace(self._config, **settings, model_cache_mb=weights, kv_disk_mb=0, kv_disk_dir=folder)
         tape.begin()
@@ -195,12 +207,11 @@ class Rank:
             first.send(ipc.GroupFrame(member=member))
             return first.receive().setup
         members = [member, *(other.receive().member for other in self._others)]
-        values = asdict(self._config)
         setup = ipc.GroupSetup(
             ring=[one.ring for one in members],
             limit_bytes=min(one.limit_bytes for one in members),
             memory_bytes=min(one.memory_bytes for one in members),
-            settings=json.dumps({key: values[key] for key in _SETTINGS}),
+            settings=told_settings(self._config),
         )
         for other in self._others:
             other.send(ipc.GroupFrame(setup=setup))

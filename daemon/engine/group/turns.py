@@ -179,9 +179,9 @@ class FirstRank:
         self._agreement.arrived(0, ipc.GroupDigest(turn=turn, digest=self._wire.digest))
 
     def _told(self, frame: ipc.GroupFrame, work: Callable[[], None]) -> None:
-        self._tape.write(frame)
         self._tape.begin()
         try:
+            self._tape.write(frame)  # by then it runs, so that what is told next does not wait for the end
             work()
         finally:
             self._tape.end()

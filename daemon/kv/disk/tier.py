@@ -132,8 +132,8 @@ class DiskTier:
 
     @property
     def settled(self) -> bool:
-        """Whether all that was invalidated is removed from the disk."""
-        return not self.work.removing
+        """Whether all that was invalidated is removed from the disk, if it can be used."""
+        return not (self.work.removing or (self.opening and self._forgotten))
 
     def begin(self) -> None:
         """Open the directory, or remove what is there if the tier is turned off."""

@@ -25,6 +25,8 @@ STOP_SECONDS = 3.0
 """Time of the engine to exit; then it is killed."""
 MOST_CALLERS = 8
 """Connections that have not proven the key yet; more are closed at once."""
+AGAIN_SECONDS = 1.0
+"""Time after a connection that could not be taken: descriptors may have run out, or its caller was gone."""
 
 log = structlog.get_logger()
 
@@ -94,7 +96,12 @@ class Joiner:
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
-            connection, (host, _) = await asyncio.get_running_loop().sock_accept(listener)
+            try:
+                connection, (host, _) = await asyncio.get_running_loop().sock_accept(listener)
+            except OSError as error:
+                log.warning("group_caller_refused", address="", error=cause(error))
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
             if len(self._callers) >= MOST_CALLERS:
                 connection.close()
                 continue

@@ -71,14 +71,18 @@ class Routes:
         return self._local.open(command) if how == "none" else self._at_group(command, model)
 
     def everywhere(self, command: ipc.Command) -> list[OpenCall]:
-        """Open an Invalidate call at each engine that may have something to drop."""
+        """Open an Invalidate call at each engine that may have something to drop; one that is away has nothing."""
         how = self._models.get(_model(command), "none")
         calls: list[OpenCall] = []
         if how != "tensor" or self._group is None:
             copy = ipc.Command()
             copy.CopyFrom(command)
             calls.append(self._local.open(copy))
-        if self._group is not None and (how != "none" or command.invalidate.HasField("all")):
+        if (
+            self._group is not None
+            and (how != "none" or command.invalidate.HasField("all"))
+            and not (calls and self._group.problem)
+        ):
             calls.append(self._group.open(command))
         return calls
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,10 @@ class Day:
         files = sorted(self._harness.engine._disk.work._files.folder.glob("*.kv"))
         if not files:
             return
-        chosen = self.rng.choice(files)
+        with suppress(FileNotFoundError):  # the disk's thread may remove it at this moment
+            self._damage(self.rng.choice(files))
+
+    def _damage(self, chosen: Path) -> None:
         content = bytearray(chosen.read_bytes())
         how = self.rng.randrange(3)
         if how == 0:

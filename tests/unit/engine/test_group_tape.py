@@ -170,12 +170,27 @@ def test_what_was_told_is_sent_after_a_moment(pair: Pair, monkeypatch: pytest.Mo
     monkeypatch.setattr("daemon.engine.group.tape._LOOKS", 1)  # a turn outlasts the looks after its beginning
     tape = Recorder([pair[0]])
     tape.start()
-    tape.write(ipc.GroupFrame(turn=1))
     tape.begin()
+    tape.write(ipc.GroupFrame(turn=1))
     assert pair[1].receive().turn == 1
     for value in (5.0, 6.0):
         tape.told(value)
         assert list(pair[1].receive().readings.values) == [value]
+    tape.end()  # so that its thread rests
+
+
+def test_tape_runs_before_a_turn_is_told(pair: Pair) -> None:
+    """Else what sends late could take the turn for over, and rest while this rank waits for the others."""
+    two, runs = Two(pair), list[bool]()
+    write = two.tape.write
+
+    def noted(frame: ipc.GroupFrame) -> None:
+        runs.append(two.tape._runs)
+        write(frame)
+
+    two.tape.write = noted  # type: ignore[method-assign]
+    two.rank.step()
+    assert runs == [True]
 
 
 def test_other_threads_read_their_own_clock(pair: Pair) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
@@ -55,6 +57,14 @@ async def test_everything_is_dropped_everywhere() -> None:
     target = pb.ModelTarget(model="large", weights=True)
     two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(model=target)))
     assert (len(two.here), len(two.there)) == (1, 2)
+
+
+async def test_everything_is_dropped_without_the_group() -> None:
+    """An engine that is not there holds nothing; what this machine holds goes, and its call is no loss."""
+    two = Two(large="tensor")
+    two.group.unavailable("rank 1 does not answer")
+    calls = two.routes.everywhere(ipc.Command(invalidate=pb.InvalidateRequest(all=pb.AllTarget(weights=True))))
+    assert (len(calls), len(two.here), len(two.there)) == (1, 1, 0)
 
 
 async def test_model_that_is_too_large_goes_on_at_the_group() -> None:
@@ -110,3 +120,10 @@ async def test_lost_group_refuses_calls_with_its_reason() -> None:
     two.routes.open(generate("other"))
     two.group.connect(two.there.append)
     two.routes.open(generate("large"))
+
+
+def test_daemon_without_a_group_imports_little_of_it() -> None:
+    """The handshake and its libraries would take memory and time of each start."""
+    program = "import sys; first = {*sys.modules}; import daemon.server.app; print(*{*sys.modules} - first)"
+    shown = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert not {"daemon.server.group.handshake", "importlib.metadata", "email"} & set(shown.stdout.split())

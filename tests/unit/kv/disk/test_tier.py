@@ -287,3 +287,15 @@ def test_invalidation_waits_for_a_directory_that_is_away(forgotten: str) -> None
     again.settle()
     assert len(again.restore(NAME, [*TOKENS, 9])) < len(TOKENS)
     assert bool(again.restore(NAME, [*prompt(5, 6), 9])) == (forgotten == "a prefix")
+
+
+def test_invalidation_waits_for_a_directory_that_is_opened() -> None:
+    """It returns when the files are gone, also right after a start."""
+    disk = written(TOKENS)
+    again = FakeDisk(FakePrefixes(), disk.files)
+    again.prefixes.cache.forget_prefix(NAME, TOKENS)
+    assert disk.files.content
+    assert not again.tier.settled
+    again.settle()
+    assert again.tier.settled
+    assert not disk.files.content

@@ -1,0 +1,43 @@
+"""The process of `mlx-sidecar join` goes on listening, whatever comes to its port."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from daemon.server.group import joiner
+from daemon.server.group.handshake import call
+from daemon.server.group.joiner import Joiner
+from daemon.shared.config import Config
+
+KEY = bytes(range(32))
+
+
+async def test_caller_that_cannot_be_taken_stops_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descriptors may run out for a while, and a caller may be gone before it is taken. The next one is answered."""
+    loop = asyncio.get_running_loop()
+    take, faults = loop.sock_accept, [OSError(24, "Too many open files"), ConnectionAbortedError(103, "gone")]
+
+    async def failing(listener: socket.socket) -> tuple[socket.socket, tuple[str, int]]:
+        if faults:
+            raise faults.pop()
+        return await take(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", failing)
+    monkeypatch.setattr(joiner, "AGAIN_SECONDS", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as connection:
+        listener.setblocking(False)
+        connection.setblocking(False)
+        accepting = asyncio.create_task(Joiner(Config(state_dir=tmp_path), KEY)._accept(listener))
+        await loop.sock_connect(connection, listener.getsockname())
+        called = asyncio.create_task(call(connection, KEY, 0, 0))
+        await asyncio.wait({accepting, called}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        assert not accepting.done()
+        assert accepting.cancel()
+        with suppress(asyncio.CancelledError):
+            await accepting
+    assert (await called).greeting.versions
