@@ -55,10 +55,11 @@ def readers(bench: Bench) -> Result:
 
 
 def _decoded(answers: list[Answer]) -> float:
-    """Return the tokens per second of all streams while all of them decode."""
+    """Return the tokens per second of all streams while all of them decode, or while any does if they never all do."""
     began = max(answer.arrivals[0] for answer in answers)
     ended = min(answer.arrivals[-1] for answer in answers)
     if ended <= began:
-        return 0.0
+        began = min(answer.arrivals[0] for answer in answers)
+        ended = max(answer.arrivals[-1] for answer in answers)
     pieces = sum(began < arrival <= ended for answer in answers for arrival in answer.arrivals)
     return pieces / (ended - began)

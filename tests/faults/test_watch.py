@@ -47,10 +47,14 @@ def test_only_pools_may_grow_and_within_bounds(name: str, count: int, grown: boo
 
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="names of threads are read from /proc")
 def test_one_leaked_thread_per_call_is_seen(start_daemon: Callable[..., RunningDaemon]) -> None:
-    """In a daemon with that fault; Stats, which the watch itself calls, has it."""
+    """
+    In a daemon with that fault; Stats, which the watch itself calls, has it.
+
+    The descriptor of the first call's connection may be closed after the second call is counted.
+    """
     daemon = start_daemon([sys.executable, "-c", LEAKING])
     before = Held.by(daemon)
-    assert Held.by(daemon).more_than(before) == ["threads"]
+    assert set(Held.by(daemon).more_than(before)) - {"descriptors"} == {"threads"}
     assert before.grpc_threads >= 4
 
 

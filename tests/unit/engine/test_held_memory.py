@@ -21,7 +21,11 @@ from tests.unit.engine.harness import Harness
 from tests.unit.kv.tiny_models import RECURRENT, build
 
 SLACK = 16 << 10
-"""Bytes that `mx.contiguous` leaves in a buffer behind an array, rather than copying it."""
+"""
+Bytes that a buffer may have behind its array.
+
+`mx.contiguous` leaves them rather than copying, and MLX takes a buffer that is free and up to two pages larger.
+"""
 
 LENGTH = 500
 
@@ -57,7 +61,7 @@ def test_boundary_of_a_row_keeps_no_other_rows() -> None:
     boundary = checkpoints.states([batch], row=3)
     expected = batch.cache[0][3:4].tolist()
     batch.cache = [None]
-    assert active() - before <= -7 * (4 << 16)
+    assert active() - before <= -7 * (4 << 16) + SLACK
     assert boundary[0][0].tolist() == expected
 
 
