@@ -51,9 +51,11 @@ def test_slow_reader_gets_all_of_its_samples(client: Client) -> None:
     """It begins to read when several times what a backlog holds is on its way."""
     options = {"samples": 4, "temperature": 3.0, "seed": 4, "max_tokens": 150, "ignore_eos": True, "top_logprobs": 20}
     expected = client.complete_samples("embedded", PROMPT, **options)  # type: ignore[arg-type]
+    wait_until(lambda: idle(client), "the samples that are expected have ended")
+    before = client.stats().engine.generated_tokens
     with client.generate("embedded", PROMPT, **options) as stream:  # type: ignore[arg-type]
         next(stream)
-        wait_until(lambda: client.stats().engine.decoding == 4, "all samples decode")
+        wait_until(lambda: client.stats().engine.generated_tokens >= before + 40, "the samples are decoded unread")
         got = stream.results()
     assert [sample.text for sample in got] == [sample.text for sample in expected]
     assert [sample.logprobs for sample in got] == [sample.logprobs for sample in expected]
