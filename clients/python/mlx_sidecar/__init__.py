@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from mlx_sidecar._group import GroupStats, RankStats
     from mlx_sidecar._latency import LatencyHistogram, LatencyStats
     from mlx_sidecar._listing import ListedModel, ModelAbilities, ModelList, UnreadPlace
+    from mlx_sidecar._logprobs import PromptLogprobs, TokenLogprob, TopLogprob
     from mlx_sidecar._messages import Message, Prompt, Tool, ToolCall
     from mlx_sidecar._model_info import DefaultSampling, ModelInfo
     from mlx_sidecar._options import GenerateOptions, LoadOptions
@@ -81,12 +82,9 @@ if TYPE_CHECKING:
         LoadProgress,
         Miss,
         PrefillProgress,
-        PromptLogprobs,
         Started,
         Timings,
-        TokenLogprob,
         ToolCallDelta,
-        TopLogprob,
         Usage,
     )
     from mlx_sidecar._stats import (
@@ -120,12 +118,13 @@ _HOMES = {
     "_group": "GroupStats RankStats",
     "_latency": "LatencyHistogram LatencyStats",
     "_listing": "ListedModel ModelAbilities ModelList UnreadPlace",
+    "_logprobs": "PromptLogprobs TokenLogprob TopLogprob",
     "_messages": "Message Prompt Tool ToolCall",
     "_model_info": "DefaultSampling ModelInfo",
     "_options": "GenerateOptions LoadOptions",
     "_results": (
         "Completion Delta Finished GenerateEvent GeneratedToolCall GuessCount Invalidated LoadProgress Miss "
-        "PrefillProgress PromptLogprobs Started Timings TokenLogprob ToolCallDelta TopLogprob Usage"
+        "PrefillProgress Started Timings ToolCallDelta Usage"
     ),
     "_stats": "CallerStats DaemonStats EngineStats GuessStats HistorySample HttpStats MemoryStats Stats StuckWork",
     "_streams": "GenerateStream LoadStream",

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from mlx_sidecar._decode import decode
 from mlx_sidecar._exceptions import ProtocolError
+from mlx_sidecar._logprobs import PromptLogprobs, TokenLogprob
 from mlx_sidecar._messages import ToolCall
 from mlx_sidecar._model_info import ModelInfo
 from mlx_sidecar._results import (
@@ -17,9 +18,7 @@ from mlx_sidecar._results import (
     GenerateEvent,
     LoadProgress,
     PrefillProgress,
-    PromptLogprobs,
     Started,
-    TokenLogprob,
 )
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
