@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -37,7 +38,7 @@ class Diverged(Exception):  # noqa: N818 - it is what happened
     """Ranks did not decide alike: their software, their models or their machines differ."""
 
 
-class Tape:
+class Tape(ABC):
     """The tape as a rank's engine sees it. It belongs to the thread that made it."""
 
     def __init__(self) -> None:
@@ -58,6 +59,7 @@ class Tape:
             return value
         return self._next(value)
 
+    @abstractmethod
     def flush(self) -> None:
         """Send what was told, if this is the first rank."""
 
@@ -77,8 +79,9 @@ class Tape:
 
         return done
 
+    @abstractmethod
     def _next(self, value: float) -> float:
-        raise NotImplementedError
+        """Return the next reading of the tape."""
 
 
 class Recorder(Tape):
@@ -162,6 +165,9 @@ class Player(Tape):
         super().__init__()
         self._first = first
         self._readings: deque[float] = deque()
+
+    def flush(self) -> None:
+        """Do nothing: this rank tells nothing."""
 
     def next(self) -> ipc.GroupFrame:
         """
