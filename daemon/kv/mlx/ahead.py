@@ -83,11 +83,6 @@ class Undo:
         return kept
 
 
-def can_undo(caches: Sequence[Any]) -> bool:
-    """Whether a pass over these caches can be taken back, by their exact classes."""
-    return all(type(cache) in ADAPTERS for cache in leaves(caches))
-
-
 def trying(model: Any, layout: Layout) -> Sliced[Ahead]:
     """Feed a few tokens ahead, take them back, and tell how exact that is; a layer for each `next`."""
     if not layout.reusable:
