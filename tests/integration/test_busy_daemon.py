@@ -39,7 +39,7 @@ def test_request_queue_is_bounded(start_daemon: Start) -> None:
         assert client.stats().engine.rejected == 1
         for stream in waiting:
             stream.close()
-        wait_until(lambda: client.stats().engine.queued == 0, "nobody waits")
+        wait_until(lambda: client.stats().engine.queued == 0, "no request waits")
         assert client.complete("ok", "room again").text
 
 

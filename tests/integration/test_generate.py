@@ -245,7 +245,7 @@ def test_deadline_in_the_queue_computes_nothing(
             assert any(isinstance(event, Delta) for event in events)
             with pytest.raises(mlx_sidecar.DeadlineExceeded):
                 client.complete("embedded", PROMPT, max_tokens=1, timeout=0.5)
-            wait_until(lambda: client.stats().engine.queued == 0, "nobody waits")
+            wait_until(lambda: client.stats().engine.queued == 0, "no request waits")
             assert any(isinstance(event, Delta) for event in events)
             wait_until(lambda: client.stats().engine.prompt_tokens > 0, "fresh figures are there")
             assert client.stats().engine.prompt_tokens == 1  # the prompt of the one that runs
