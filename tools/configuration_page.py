@@ -67,7 +67,8 @@ def _kind(field: Field[Any]) -> str:
     if kind == "tuple[str, ...]":
         return "list of texts (commas between them in the variable, the flag repeated)"
     if kind.startswith("Mapping"):
-        return 'table of names and models ("NAME=MODEL" with commas between them in the variable and the flag)'
+        pair = field.metadata["metavar"]
+        return f'table ("{pair}" with commas between them in the variable and the flag)'
     if kind.startswith("tuple"):
         return 'list of absolute paths (":" between them in the variable, the flag repeated)'
     if kind.startswith("int | Literal"):
