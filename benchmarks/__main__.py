@@ -35,11 +35,8 @@ def main() -> int:
         return 0
     # As an exception, SIGTERM runs the blocks that end the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    library = None if arguments.no_openblas else machine.openblas()
-    if library:
-        # A library is preloaded only at the start of a process; the servers inherit the variable.
-        command = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
-        os.execve(sys.executable, command, {**os.environ, "LD_PRELOAD": library})
+    if not arguments.no_openblas:
+        machine.preload_openblas("benchmarks", *sys.argv[1:])
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as folder:
         bench = Bench(Path(folder), _starters(arguments), 1 if arguments.quick else arguments.rounds, arguments.quick)
         results = measure(bench, arguments.run or list(WORKLOADS))

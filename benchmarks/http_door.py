@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -28,12 +27,12 @@ from typing import Any
 
 from benchmarks import machine, shapes, words
 from benchmarks.page import RESULTS
-from benchmarks.sidecar import Sidecar
+from benchmarks.sidecar import Sidecar, streamed
 from benchmarks.systems import Answer, closed_on_failure, wait_until
 from daemon.server.supervision.http_door import door_command
 from daemon.shared.config import Config
 from daemon.shared.config_sources import load_config
-from mlx_sidecar import Client, Delta, Message
+from mlx_sidecar import Client, Message
 
 PREFIXES = (2048, 12_000)
 """Tokens that are in the prefix cache."""
@@ -88,18 +87,8 @@ class Door:
 
 def _ask_daemon(client: Client, model: Path, beginning: str, words: str) -> Answer:
     """Do the same by gRPC."""
-    arrivals, texts = [], []
     messages = [Message("system", beginning), Message("user", words)]
-    sent = time.perf_counter()
-    with client.generate(str(model), messages, max_tokens=ANSWERED, temperature=0) as stream:
-        for event in stream:
-            if isinstance(event, Delta) and event.text:
-                arrivals.append(time.perf_counter())
-                texts.append(event.text)
-        usage = stream.result().usage
-    return Answer(
-        sent, tuple(arrivals), "".join(texts), usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
-    )
+    return streamed(client, model, messages, max_tokens=ANSWERED, temperature=0)
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[Any]:
@@ -117,9 +106,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tiny model, few rounds: does it work?")
     quick = parser.parse_args().quick
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, it ends the servers
-    if not quick and (library := machine.openblas()):
-        command = [sys.executable, "-m", "benchmarks.http_door"]
-        os.execve(sys.executable, command, {**os.environ, "LD_PRELOAD": library})
+    if not quick:
+        machine.preload_openblas("benchmarks.http_door")
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as name:
         figures = measure(Path(name), quick=quick)
     for what, value in figures.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +30,17 @@ def describe() -> dict[str, object]:
     }
 
 
-def openblas() -> str | None:
-    """Return the library that every process of a run should preload; None if it is absent or preloaded already."""
+def preload_openblas(module: str, *arguments: str) -> None:
+    """
+    Start this process anew as `python -m module arguments`, with OpenBLAS; nothing if it is absent or preloaded.
+
+    A library is preloaded only at the start of a process; the servers inherit the variable.
+    """
     if platform.system() != "Linux" or _preloaded():
-        return None
-    return next((path for path in OPENBLAS if Path(path).exists()), None)
+        return
+    if library := next((path for path in OPENBLAS if Path(path).exists()), None):
+        command = [sys.executable, "-m", module, *arguments]
+        os.execve(sys.executable, command, {**os.environ, "LD_PRELOAD": library})
 
 
 def versions_in(venv: Path) -> dict[str, str]:

@@ -9,13 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.figures import OURS
 from benchmarks.systems import Answer, Request, closed_on_failure, end, wait_until
-from mlx_sidecar import Client, Delta
+from mlx_sidecar import Client, Delta, GenerateOptions, Prompt
 
 SERVICE = "mlx_sidecar.v1.SidecarService"
 
@@ -95,15 +96,15 @@ class StartsSidecar:
 
 def asked(client: Client, request: Request) -> Answer:
     """Stream a completion through a client; see `System.ask`."""
+    options = GenerateOptions(max_tokens=request.tokens, temperature=request.temperature, seed=request.seed)
+    return streamed(client, request.model, request.prompt, **options)
+
+
+def streamed(client: Client, model: Path, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Answer:
+    """Stream the answer to any prompt, such as a conversation."""
     arrivals, texts = [], []
     sent = time.perf_counter()
-    with client.generate(
-        str(request.model),
-        request.prompt,
-        max_tokens=request.tokens,
-        temperature=request.temperature,
-        seed=request.seed,
-    ) as stream:
+    with client.generate(str(model), prompt, **options) as stream:
         for event in stream:
             if isinstance(event, Delta) and event.text:
                 arrivals.append(time.perf_counter())

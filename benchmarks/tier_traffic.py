@@ -196,7 +196,7 @@ class Agent:
         return self.tokens
 
     def pause(self) -> float:
-        """Return the seconds until its next turn: a tool, a person who reads, a person who leaves."""
+        """Return the seconds until its next turn: those of a tool, of reading, or of an absence."""
         kind = self.rng.random()
         return self.rng.uniform(3, 20) if kind < 0.8 else self.rng.uniform(30, 120) if kind < 0.95 else 900.0
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -63,9 +62,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round: does it work?")
     quick = parser.parse_args().quick
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, it ends the servers
-    if not quick and (library := machine.openblas()):
-        command = [sys.executable, "-m", "benchmarks.tool_loop"]
-        os.execve(sys.executable, command, {**os.environ, "LD_PRELOAD": library})
+    if not quick:
+        machine.preload_openblas("benchmarks.tool_loop")
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as name:
         figures = measure(Path(name), quick=quick)
     for what, value in figures.items():

@@ -42,7 +42,6 @@ _COMPUTED = {
 }
 """Defaults that depend on the user or the system."""
 _KINDS = {"str": "text", "int": "whole number", "float": "duration", "bool": "true or false", "Path": "absolute path"}
-_KINDS["int | Literal['auto']"] = "whole number or `auto`"
 
 
 def page() -> str:
@@ -68,12 +67,13 @@ def _kind(field: Field[Any]) -> str:
     if kind == "tuple[str, ...]":
         return "list of texts (commas between them in the variable, the flag repeated)"
     if kind.startswith("Mapping"):
-        return 'table of names and models ("NAME=MODEL" with commas between them in the variable and the flag)'
+        pair = field.metadata["metavar"]
+        return f'table ("{pair}" with commas between them in the variable and the flag)'
     if kind.startswith("tuple"):
         return 'list of absolute paths (":" between them in the variable, the flag repeated)'
     if kind.startswith("int | Literal"):
         return "whole number, or `auto`"
-    return _KINDS[kind.removesuffix(" | None").replace('"', "'")]
+    return _KINDS[kind.removesuffix(" | None")]
 
 
 def _default(key: str, field: Field[Any]) -> str:

@@ -52,7 +52,7 @@ class Written:
 
 
 def guesses(bench: Bench) -> Result:
-    """W14: a model writes a file with a few changes, which is its prompt, JSON of a list, and prose."""
+    """W15: a model writes a file with a few changes, which is its prompt, JSON of a list, and prose."""
     result = Result("Tokens guessed ahead, one request")
     tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
     tokens = bench.size(400, 24)

@@ -44,7 +44,7 @@ def _flag(key: str, field: Field[Any]) -> Callable[[CommandT], CommandT]:
             name, key, multiple=True, metavar=field.metadata["metavar"] or "PATH", help=about + " Repeatable."
         )
     if field.default_factory is dict:
-        return click.option(name, key, metavar="NAME=MODEL,...", help=about)
+        return click.option(name, key, metavar=field.metadata["metavar"] + ",...", help=about)
     # Values stay text here: `load_config` checks them like variables, with the same error texts.
     metavar = field.metadata["metavar"] or {int: "N", float: "DURATION", str: "LEVEL"}.get(type(field.default), "PATH")
     return click.option(name, key, metavar=metavar, help=about)

@@ -213,6 +213,7 @@ class Config:
             'In the file a table, `[aliases]`, with one line for each: `fast = "mlx-community/Qwen3-8B-4bit"`. A short '
             "name has letters, digits and `.`, `_`, `-`, `+`, `:` (then it is quoted), and stands for a Hub id, a "
             "directory, `embedded` or another short name. The daemon that a client calls decides what it stands for.",
+            "NAME=MODEL",
         ),
     )
     http_hosts: tuple[str, ...] = field(
@@ -288,6 +289,7 @@ class Config:
             read_shardings,
             'In the file a table, `[group.models]`: `"mlx-community/Large-4bit" = "tensor"`. With `auto` only if the '
             "model exceeds this machine's budget. `none` is the same as no line: this machine runs the model alone.",
+            "MODEL=SHARDING",
         ),
     )
 

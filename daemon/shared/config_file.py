@@ -29,7 +29,7 @@ def settings_of(path: Path) -> Mapping[str, Any]:
     try:
         text = read_small(path, MOST_BYTES).decode("utf-8").replace("\r\n", "\n")
         if _dots(text) > MOST_DOTS:
-            raise ConfigError(f"{path} is nested too deep; each setting is one line, such as: max_models = 4.")
+            raise RecursionError
         content = tomllib.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         return {}

@@ -160,7 +160,7 @@ FIELDS: Mapping[str, Kind] = {
     "template": _pattern(r"[0-9a-f]{16}"),
     "timestamp": _pattern(r"[0-9T:.Z-]{10,40}"),
     "version": _pattern(r"[\w.+-]{1,100}"),
-    "work": _one_of("lookup", "list", "read", "fetch", "tokenizer", "template", "prompt"),
+    "work": _one_of("lookup", "list", "read", "fetch", "tokenizer", "template", "prompt", "kv_disk"),
 }
 """Each field that may be logged, with the test of its values. None is a value of each field."""
 

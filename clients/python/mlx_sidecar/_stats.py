@@ -59,7 +59,7 @@ class StuckWork:
     Background work for a model that hangs. Calls that need the same work are refused until it progresses.
 
     Attributes:
-        work: "lookup", "read", "fetch", "tokenizer", "template" or "prompt".
+        work: "lookup", "list", "read", "fetch", "tokenizer", "template", "prompt" or "kv_disk".
         model: The model, under its requested name.
         silent: Seconds since its last progress.
     """

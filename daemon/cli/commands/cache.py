@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from daemon.kv.disk.files import Files
     from daemon.kv.disk.piece import Piece
 
-BLOCK_TOKENS = 16
-
 
 @dataclass(slots=True)
 class Kept:
@@ -128,6 +126,8 @@ def _files(session: Session) -> Files:
 
 
 def _by_model(files: Files) -> Iterator[Kept]:
+    from daemon.kv.keys import BLOCK_TOKENS
+
     found: dict[str, Kept] = {}
     now = time.time()
     for name, piece, used in files.look():

@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from daemon.cache.callbacks import ignore
 from daemon.engine.group.answers import FirstAnswers, RankAnswers
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire
@@ -47,7 +48,7 @@ class Agreement:
         self._digests: list[dict[int, int]] = [{} for _ in range(1 + len(others))]
         """What each rank decided, by turn."""
         self.turn = self.confirmed = 0
-        self.on_confirmed = _nothing
+        self.on_confirmed: Callable[[], None] = ignore
 
     def arrived(self, rank: int, digest: ipc.GroupDigest) -> None:
         """Take what a rank decided in a turn."""
@@ -118,10 +119,6 @@ class HeldWire(Wire):
                 for event in self._held.popleft()[1]:
                     self._wire.send(event)
             self._wire.flush()
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 class FirstRank:

@@ -19,6 +19,8 @@ import os
 import secrets
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +28,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from daemon import __version__
+from daemon.shared.group_values import address_of
 from daemon.shared.seals import session_keys
 from daemon.shared.small_file import read_small
 from daemon.v1 import ipc_pb2 as ipc
@@ -89,6 +92,38 @@ def read_key(path: Path | None) -> bytes:
 def versions() -> list[str]:
     """Return the versions that all ranks must share."""
     return [f"mlx-sidecar {__version__}", f"mlx {version('mlx')}", f"mlx-lm {version('mlx-lm')}"]
+
+
+async def reach(address: str, key: bytes, rank: int, ranks: int) -> Session:
+    """
+    Connect to a rank, prove the key to it, and have it proven.
+
+    Raises:
+        GroupError: If it cannot be reached in time, or as `call` does.
+    """
+    connection = socket.socket()
+    connection.setblocking(False)
+    with ExitStack() as held:
+        held.callback(connection.close)
+        with unreached():
+            async with asyncio.timeout(SECONDS):
+                await asyncio.get_running_loop().sock_connect(connection, address_of(address))
+                session = await call(connection, key, rank, ranks)
+        held.pop_all()
+    return session
+
+
+@contextmanager
+def unreached() -> Iterator[None]:
+    """Turn faults of a connection into a GroupError."""
+    try:
+        yield
+    except TimeoutError:
+        raise GroupError("does not answer") from None
+    except GroupError:
+        raise
+    except OSError as error:
+        raise GroupError(f"cannot be reached: {error.strerror}") from None
 
 
 async def call(connection: socket.socket, key: bytes, rank: int, ranks: int) -> Session:

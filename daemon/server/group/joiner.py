@@ -24,7 +24,7 @@ from daemon.v1 import ipc_pb2 as ipc
 STOP_SECONDS = 3.0
 """Time of the engine to exit; then it is killed."""
 MOST_CALLERS = 8
-"""Connections that have not proven the key yet; more are closed at once."""
+"""Connections at the same time, that of the group included; more are closed at once."""
 AGAIN_SECONDS = 1.0
 """Time after a connection that could not be taken: descriptors may have run out, or its caller was gone."""
 
@@ -99,7 +99,7 @@ class Joiner:
             try:
                 connection, (host, _) = await asyncio.get_running_loop().sock_accept(listener)
             except OSError as error:
-                log.warning("group_caller_refused", address="", error=cause(error))
+                log.warning("group_caller_refused", error=cause(error))
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue
             if len(self._callers) >= MOST_CALLERS:
@@ -134,9 +134,8 @@ class Joiner:
                 log.error("engine_start_failed", error=cause(error))
                 return
             log.info("group_joined", address=host, rank=rank, ranks=session.greeting.ranks)
-        task = asyncio.create_task(self._watch(self._engine))
-        self._callers.add(task)
-        task.add_done_callback(self._callers.discard)
+            engine = self._engine
+        await self._watch(engine)
 
     async def _watch(self, engine: EngineProcess) -> None:
         with suppress(asyncio.CancelledError):

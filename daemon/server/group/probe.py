@@ -8,8 +8,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from daemon.server.group.handshake import SECONDS, GroupError, call
-from daemon.shared.group_values import address_of
+from daemon.server.group.handshake import GroupError, reach, unreached
 
 PROBE_SECONDS = 30.0
 """Most time for one measurement."""
@@ -43,23 +42,13 @@ async def measure(address: str, key: bytes) -> Link:
     Raises:
         GroupError: If it cannot be reached, or has another key or other versions.
     """
-    with socket.socket() as connection:
-        connection.setblocking(False)
-        try:
-            async with asyncio.timeout(SECONDS):
-                await asyncio.get_running_loop().sock_connect(connection, address_of(address))
-                session = await call(connection, key, rank=0, ranks=0)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(PROBE_SECONDS):
-                pings = [await _timed(connection, b"\0") for _ in range(_PINGS)]
-                piece = bytes(_PIECE)
-                seconds = sum([await _timed(connection, piece) for _ in range(_PIECES)])
-        except TimeoutError:
-            raise GroupError("does not answer") from None
-        except GroupError:
-            raise
-        except OSError as error:
-            raise GroupError(f"cannot be reached: {error.strerror}") from None
+    session = await reach(address, key, rank=0, ranks=0)
+    with session.connection as connection, unreached():
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        async with asyncio.timeout(PROBE_SECONDS):
+            pings = [await _timed(connection, b"\0") for _ in range(_PINGS)]
+            piece = bytes(_PIECE)
+            seconds = sum([await _timed(connection, piece) for _ in range(_PIECES)])
     return Link(list(session.greeting.versions), statistics.median(pings), _PIECE * _PIECES / seconds)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from daemon.server.group.handshake import SECONDS, GroupError, Session, call, read_key
+from daemon.server.group.handshake import GroupError, Session, reach, read_key
 from daemon.server.group.rank_process import spawn_rank
 from daemon.server.supervision.engine_process import EngineProcess
 from daemon.shared.config import Config
-from daemon.shared.group_values import address_of
 
 
 @dataclass(slots=True)
@@ -70,20 +68,10 @@ class Rendezvous:
 
     async def _called(self, state: RankState, rank: int, key: bytes) -> Session | None:
         """Return a session with a rank; None if there is none, and the rank's state has the reason."""
-        connection = socket.socket()
-        connection.setblocking(False)
         try:
-            async with asyncio.timeout(SECONDS):
-                await asyncio.get_running_loop().sock_connect(connection, address_of(state.address))
-                session = await call(connection, key, rank, len(self.ranks))
-        except TimeoutError:
-            state.problem = "does not answer"
+            session = await reach(state.address, key, rank, len(self.ranks))
         except GroupError as error:
             state.problem = str(error)
-        except OSError as error:
-            state.problem = f"cannot be reached: {error.strerror}"
-        else:
-            state.problem, state.versions = "", list(session.greeting.versions)
-            return session
-        connection.close()
-        return None
+            return None
+        state.problem, state.versions = "", list(session.greeting.versions)
+        return session

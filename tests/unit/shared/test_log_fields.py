@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from daemon.engine.background import task
 from daemon.engine.memory.pressure import Level
 from daemon.server.supervision.supervisor import State
 from daemon.shared.errors import Reason, SidecarError, invalid
@@ -56,6 +57,7 @@ def test_every_enum_value_may_be_logged() -> None:
     assert all(FIELDS["state"](state.value) for state in State)
     assert all(FIELDS["pressure"](level.name.lower()) for level in Level)
     assert all(FIELDS["reason"](str(reason)) for reason in Reason)
+    assert all(FIELDS["work"](kind.name) for kind in vars(task).values() if isinstance(kind, task.Kind))
     assert all(FIELDS["reason"](name) for name in ("stop", "length", "tool_calls"))
     assert all(FIELDS["outcome"](name) for name in ("hit", "loaded", "uncached", "estimated"))
 
