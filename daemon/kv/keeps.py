@@ -228,7 +228,7 @@ class Keeps:
 
 def _end_bytes(spec: PrefixSpec, end: Node) -> int:
     """Return the bytes of windows and state that a request needs to go on after a block or a tail."""
+    if not end.is_tail:
+        return spec.resume_bytes(end.depth)
     windows = [group for group in spec.groups if group.window is not None]
-    if end.is_tail:
-        return spec.state_bytes + sum(group.seen(end.end) * group.block_bytes // BLOCK_TOKENS for group in windows)
-    return spec.state_bytes + sum(group.visible(end.depth) * group.block_bytes for group in windows)
+    return spec.state_bytes + sum(group.seen(end.end) * group.block_bytes // BLOCK_TOKENS for group in windows)

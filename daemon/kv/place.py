@@ -95,5 +95,5 @@ def path_to(node: Node) -> tuple[str, list[Node]]:
 
 
 def packed_path(node: Node) -> bytes:
-    """Return the token ids of a stored path, see `seen_prompts.pack`."""
+    """Return the token ids of a stored path, see `keys.pack`."""
     return b"".join(each.key for each in path_to(node)[1])

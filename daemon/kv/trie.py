@@ -165,7 +165,7 @@ class PrefixTrie(Tree):
         older = checkpoint is not None and (leaf is None or checkpoint.tick <= leaf.tick)
         if checkpoint is not None and older and checkpoints:
             self._checkpoints.pop(partition)
-            self._lose_checkpoint(checkpoint)
+            self.drop_checkpoint(checkpoint)
         elif leaf is not None:
             self._drop_leaf(partition)
         else:
@@ -173,8 +173,10 @@ class PrefixTrie(Tree):
         return True
 
     def drop_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Drop a checkpoint that may be evicted; the queue forgets it when it comes to its front."""
-        self._lose_checkpoint(checkpoint)
+        """Drop a checkpoint that is stored; the queue forgets it when it comes to its front."""
+        assert checkpoint.node is not None, "a checkpoint was dropped twice"
+        checkpoint.node.checkpoint = None
+        self.ledger.lose(checkpoint)
 
     def offer(self, node: Node) -> None:
         """Let a block and its checkpoint be evicted again, as far as nothing else holds them."""
@@ -296,12 +298,7 @@ class PrefixTrie(Tree):
             if extent is not None:
                 self.ledger.drop(extent, node)
         if node.checkpoint is not None:
-            self._lose_checkpoint(node.checkpoint)
-
-    def _lose_checkpoint(self, checkpoint: Checkpoint) -> None:
-        assert checkpoint.node is not None, "a checkpoint was dropped twice"
-        checkpoint.node.checkpoint = None
-        self.ledger.lose(checkpoint)
+            self.drop_checkpoint(node.checkpoint)
 
     def _release(self, lease: PrefixLease) -> None:
         self._leases.remove(lease)

@@ -22,7 +22,7 @@ DEFAULT_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Guesser:
+class DraftModel:
     """
     A draft model in memory.
 
@@ -37,7 +37,7 @@ class Guesser:
 
 def draft_model(
     services: Services, request: pb.GenerateRequest, tokenizer: Tokenizer, model: LoadedModel
-) -> Waiting[Guesser]:
+) -> Waiting[DraftModel]:
     """
     Find and load the draft model of a request. Both models must be able to take tokens back.
 
@@ -55,7 +55,7 @@ def draft_model(
     return (yield from searched(lambda: _find_and_load(services, request, tokenizer)))
 
 
-def _find_and_load(services: Services, request: pb.GenerateRequest, tokenizer: Tokenizer) -> Waiting[Guesser]:
+def _find_and_load(services: Services, request: pb.GenerateRequest, tokenizer: Tokenizer) -> Waiting[DraftModel]:
     def compare(found: Found) -> Task[ModelSource]:
         assert isinstance(found, ModelSource)
 
@@ -76,7 +76,7 @@ def _find_and_load(services: Services, request: pb.GenerateRequest, tokenizer: T
         ticket.cancel()
         raise
     services.overrides.done(ticket.name, "")
-    return Guesser(source, ticket.lease)
+    return DraftModel(source, ticket.lease)
 
 
 def check_ahead(model: LoadedModel, field: str, name: str) -> None:

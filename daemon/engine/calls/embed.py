@@ -20,7 +20,7 @@ from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.generate import kv_of, read_ahead, restored
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
-from daemon.engine.execution.bill import Row, prompt_bill
+from daemon.engine.execution.bill import BilledRow, prompt_bill
 from daemon.engine.execution.pooling import Pooled, trunk
 from daemon.engine.execution.request import Request, SamplingParams
 from daemon.engine.execution.sequence import Sequence, Times
@@ -143,7 +143,9 @@ def _sequences(
     services.overrides.done(ticket.name, request.adapter)
     trunk(model.model)
     longest = max(map(len, prepared.texts))
-    services.budget.refuse_if_never(lambda tokens: prompt_bill([model], Row(tokens, 0)).total, longest, model.nbytes)
+    services.budget.refuse_if_never(
+        lambda tokens: prompt_bill([model], BilledRow(tokens, 0)).total, longest, model.nbytes
+    )
     times = services.clock()
     leases = ticket.lease.split(len(prepared.texts))
     sequences = []

@@ -12,12 +12,12 @@ from daemon.cache.load import Outcome, Progress, Ticket
 from daemon.cache.mlx.loader import LoadedModel
 from daemon.cache.resolver import Wanted
 from daemon.engine.background.task import PROMPT, TEMPLATE, Task, Waiting, until
-from daemon.engine.calls.draft import DEFAULT_TOKENS, Guesser, check_ahead, draft_model
+from daemon.engine.calls.draft import DEFAULT_TOKENS, DraftModel, check_ahead, draft_model
 from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of, sampling_of
-from daemon.engine.execution.bill import Row, prompt_bill
+from daemon.engine.execution.bill import BilledRow, prompt_bill
 from daemon.engine.execution.request import Request
 from daemon.engine.execution.sampling import row_vectors
 from daemon.engine.execution.sequence import Sequence, Times
@@ -74,7 +74,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
         _refuse_keep(services, request, ticket.lease.model)
         if request.speculation == pb.SPECULATION_NGRAM:
             check_ahead(ticket.lease.model, "speculation", request.model)
-        draft: Guesser | None = None
+        draft: DraftModel | None = None
         if request.draft_model:
             draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model)
             held.callback(draft.lease.release)
@@ -141,7 +141,7 @@ def restored(services: Services, salt: str, restores: list[Restore], model: Load
 
 
 def reads(request: pb.GenerateRequest | pb.EmbedRequest) -> bool:
-    """Whether stored prefixes may be reused: a prompt that is scored is computed as a whole."""
+    """Whether stored prefixes may be reused: a prompt that is scored is computed as a whole, as KV has no logits."""
     scored = isinstance(request, pb.GenerateRequest) and request.HasField("prompt_logprobs")
     return request.cache.mode != pb.CACHE_MODE_BYPASS and not scored
 
@@ -179,7 +179,7 @@ def _refuse_if_never(
     fed = 1 if len(models) == 1 else 1 + (request.draft_tokens or DEFAULT_TOKENS)
 
     def need(tokens: int) -> int:
-        row = Row(tokens, min(prompt.max_tokens, DECODE_ROOM), vectors, fed, prompt.max_tokens > DECODE_ROOM)
+        row = BilledRow(tokens, min(prompt.max_tokens, DECODE_ROOM), vectors, fed, prompt.max_tokens > DECODE_ROOM)
         return prompt_bill(models, row, max(1, request.samples)).total + scores
 
     services.budget.refuse_if_never(need, len(prompt.tokens), sum(model.nbytes for model in models))
@@ -221,7 +221,6 @@ def kv_of(
     services.shares(namespace, source)
     mode = request.cache.mode
     writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
-    # The KV of a prefix has no logits.
     return SequenceKV(lease, namespace.digest(), reads=reads(request), writes=writes, keep=seconds(request.cache.keep))
 
 

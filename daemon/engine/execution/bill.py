@@ -73,7 +73,7 @@ class Bill(NamedTuple):
         return self.kv + self.work
 
 
-class Row(NamedTuple):
+class BilledRow(NamedTuple):
     """
     What a row is billed for.
 
@@ -94,7 +94,7 @@ class Row(NamedTuple):
     base: int = 0
 
 
-def prompt_bill(models: Rows[LoadedModel], row: Row, rows: int = 1, width: int = LEAST_WIDTH) -> Bill:
+def prompt_bill(models: Rows[LoadedModel], row: BilledRow, rows: int = 1, width: int = LEAST_WIDTH) -> Bill:
     """
     Return the bill of a prompt until its first tokens are sampled.
 
@@ -175,12 +175,12 @@ def _apart(kv: SequenceKV) -> int:
     return max(kv.base, kv.expected)
 
 
-def _elsewhere(row: Row, tokens: int) -> int:
+def _elsewhere(row: BilledRow, tokens: int) -> int:
     """Return how many tokens of the room for a sequence are in a shared prefix: the tail grows in steps of its own."""
     return capacity_for(tokens) - capacity_for(tokens - row.base)
 
 
-def _decoding(models: Rows[LoadedModel], rows: Rows[Row]) -> Bill:
+def _decoding(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     """
     Return the bill of rows that decode together.
 
@@ -233,11 +233,11 @@ def _models(sequence: Sequence) -> list[LoadedModel]:
     return [kv.loaded for kv in sequence.kvs]
 
 
-def _row(sequence: Sequence, *, alone: bool = True) -> Row:
+def _row(sequence: Sequence, *, alone: bool = True) -> BilledRow:
     """Return what a sequence is billed for. A batch keeps the room that its rows had when they joined."""
     request, done = sequence.request, len(sequence.generated)
     masked, scored = sequence.constraint is not None, request.top_logprobs is not None
-    return Row(
+    return BilledRow(
         len(sequence.prompt) + done,
         min(request.max_tokens - done * alone, DECODE_ROOM),
         row_vectors(request.sampling, masked=masked, scored=scored),

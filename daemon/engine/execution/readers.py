@@ -66,11 +66,12 @@ class Readers:
         """
         for kv in sequence.kvs:
             leased = [0]
-            for tokens, _, other in self._holding(kv, kv.sharable(sequence.prompt)[:-1]) if kv.reads else ():
+            shares = kv.reads and kv.loaded.shares
+            for tokens, _, other in self._holding(kv, kv.sharable(sequence.prompt)[:-1]) if shares else ():
                 held = 0 if other.prefix is None else other.prefix.tokens
                 if tokens >= held or kv.loaded.layout.parts.resumes_anywhere:
                     leased.append(min(tokens, held))
-            kv.expected = max(leased) if kv.loaded.shares and max(leased) >= sharing.LEAST_SHARED else 0
+            kv.expected = max(leased) if max(leased) >= sharing.LEAST_SHARED else 0
 
     def common(self, kv: SequenceKV, prompt: list[int]) -> SharedPrefix | None:
         """

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from daemon.engine.scheduling.policy import MIN_IDLE_CHUNK
 from daemon.shared.config import Config
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.wording import sizes_apart
@@ -72,7 +71,7 @@ class Costs(Protocol):
         """Return the bytes of a cache with room for `tokens`, of which at most `chunk` are computed at a time."""
 
 
-def kv_need(costs: Costs, held: int, left: int, chunk: int = MIN_IDLE_CHUNK) -> int:
+def kv_need(costs: Costs, held: int, left: int, chunk: int) -> int:
     """
     Return the KV bytes of a request: its cache, and the states at its last end of a block, which it keeps as well.
 

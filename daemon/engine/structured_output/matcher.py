@@ -58,12 +58,6 @@ class Vocabulary:
             at = match.end()
         return ids + self.tokens.tokenize_str(text[at:])
 
-    def token(self, text: str) -> int | None:
-        """Return the id of a text that is one token; None if it is none."""
-        added = self._added.get(text)
-        ids = self.tokens.tokenize_str(text)
-        return added if added is not None else ids[0] if len(ids) == 1 else None
-
 
 def vocabulary(tokenizer: Any, eos_ids: Collection[int], field: str) -> Vocabulary:
     """

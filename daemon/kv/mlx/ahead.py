@@ -20,6 +20,7 @@ from daemon.kv.mlx.adapters import ADAPTERS, STATE_ADAPTERS
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.layerwise import forward_layerwise
 from daemon.kv.mlx.layout import Layout
+from daemon.kv.mlx.self_test import distance
 from daemon.shared.log_fields import Words
 from daemon.shared.machine_faults import machine_fault
 from daemon.shared.slices import Sliced
@@ -100,17 +101,17 @@ def trying(model: Any, layout: Layout) -> Sliced[Ahead]:
 def _compared(model: Any) -> Sliced[Ahead]:
     alone = yield from _one_by_one(model, 1)
     ahead = yield from _taken_back(model)
-    distance = max(_distance(logits, alone[index]) for index, logits in ahead)
-    if distance == 0:
+    rounding = max(_distance(logits, alone[index]) for index, logits in ahead)
+    if rounding == 0:
         return Ahead.EXACT
-    spread = min(_number(mx.max(logits) - mx.min(logits)) for logits in alone)
-    if distance > _MOST_ROUNDING * spread:
+    spread = min(distance(mx.max(logits), mx.min(logits)) for logits in alone)
+    if rounding > _MOST_ROUNDING * spread:
         log.warning("guessing_disabled")
         return Ahead.WRONG
     # The rounding of this device: the same tokens twice, as rows of one batch.
     twice = yield from _one_by_one(model, 2)
     noise = max(_distance(row, single) for row, single in zip(twice, alone, strict=True))
-    return Ahead.SHARED if distance <= _NOISE_MARGIN * noise else Ahead.ROUNDED
+    return Ahead.SHARED if rounding <= _NOISE_MARGIN * noise else Ahead.ROUNDED
 
 
 def _one_by_one(model: Any, rows: int) -> Sliced[list[mx.array]]:
@@ -153,9 +154,5 @@ def _distance(logits: mx.array, others: mx.array) -> float:
     """Return the largest difference; infinite if it is no number."""
     if bool(mx.array_equal(logits, others, equal_nan=True).item()):
         return 0.0
-    distance = _number(mx.max(mx.abs(logits - others)))
-    return distance if math.isfinite(distance) else math.inf
-
-
-def _number(scalar: mx.array) -> float:
-    return float(scalar.item())  # type: ignore[arg-type]
+    largest = distance(logits, others)
+    return largest if math.isfinite(largest) else math.inf

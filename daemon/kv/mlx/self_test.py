@@ -187,6 +187,7 @@ def _close(got: mx.array, expected: mx.array, margin: float = 0.0) -> bool:
 
 
 def distance(logits: mx.array, others: mx.array) -> float:
+    """Return the largest difference of two arrays; not finite if any of their numbers is not."""
     return _number(mx.max(mx.abs(logits.astype(mx.float32) - others.astype(mx.float32))))
 
 

@@ -73,17 +73,6 @@ class Workspace:
         """
         return int(MARGIN * width * (_line(self.fixed, width) + _line(self.scores, context + width - PROBE)))
 
-    def width(self, nbytes: int, context: int, most: int) -> int:
-        """Return the most tokens, at most `most`, of a pass that takes `nbytes` behind `context` tokens."""
-        fits, least = 0, most + 1
-        while least - fits > 1:
-            middle = (fits + least) // 2
-            if self.bytes(middle, context) <= nbytes:
-                fits = middle
-            else:
-                least = middle
-        return fits
-
 
 NO_WORK = Workspace()
 """Of a model that was not measured."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from daemon.engine.execution.bill import LEAST_WIDTH, Row, bill, prompt_bill
+from daemon.engine.execution.bill import LEAST_WIDTH, BilledRow, bill, prompt_bill
 from daemon.engine.execution.prefill_queue import Outcome
 from daemon.engine.execution.runner import Runner
 from daemon.engine.scheduling.policy import MAX_CHUNK
@@ -48,7 +48,7 @@ def test_peak_of_requests_is_within_their_bills(engine: Callable[..., Harness], 
     for call in calls:
         harness.finish(call)
     mx.synchronize()
-    bills = [prompt_bill([model], Row(LENGTH, 4), width=MAX_CHUNK) for _ in calls]
+    bills = [prompt_bill([model], BilledRow(LENGTH, 4), width=MAX_CHUNK) for _ in calls]
     assert mx.get_peak_memory() - before <= sum(one.kv for one in bills) + bills[0].work
 
 
@@ -58,7 +58,7 @@ def test_passes_get_narrower_where_memory_is_short(engine: Callable[..., Harness
     harness.run(pb.GetOrLoadRequest(model=path))
     model = harness.engine._models.entries()[0].model
     wide = harness.run(asked(path))
-    least, full = (prompt_bill([model], Row(LENGTH, 4), width=width).total for width in (LEAST_WIDTH, 256))
+    least, full = (prompt_bill([model], BilledRow(LENGTH, 4), width=width).total for width in (LEAST_WIDTH, 256))
     assert least < full
     limit = model.nbytes + least
     budget = replace(harness.engine._services.budget, limit=limit)

@@ -12,6 +12,7 @@ import pytest
 from mlx_lm.models.cache import ArraysCache
 
 from daemon.engine.memory.memory_budget import kv_need
+from daemon.engine.scheduling.policy import MIN_IDLE_CHUNK
 from daemon.kv.mlx import checkpoints
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.self_test import probe
@@ -94,7 +95,7 @@ def test_last_row_of_a_batch_holds_its_own_kv_alone(wide: tuple[Harness, str, An
     for call in calls[:3]:
         harness.finish(call)
     assert harness.engine._runner.decoding == 1
-    one = kv_need(model.layout, LENGTH, 240)
+    one = kv_need(model.layout, LENGTH, 240, MIN_IDLE_CHUNK)
     assert active() - before <= 1.1 * one
     harness.cancel(calls[3])
     harness.settle()
@@ -107,7 +108,7 @@ def test_held_row_does_not_keep_its_batch(wide: tuple[Harness, str, Any]) -> Non
     calls = rows_of(harness, path, [200, 200, 200, 200])
     harness.engine._runner.hold(calls[0], held=True)
     harness.step()
-    assert active() - before <= 4.2 * kv_need(model.layout, LENGTH, 200)
+    assert active() - before <= 4.2 * kv_need(model.layout, LENGTH, 200, MIN_IDLE_CHUNK)
     for call in calls:
         harness.cancel(call)
     harness.settle()

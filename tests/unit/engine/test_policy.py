@@ -278,8 +278,8 @@ def test_kv_need_counts_prompt_and_decode_room() -> None:
             assert chunk == MIN_IDLE_CHUNK
             return 8 * tokens
 
-    assert kv_need(Costs(), 100, 10) == 8 * 110 + 7
-    assert kv_need(Costs(), 100, 10**6) == 8 * (100 + DECODE_ROOM) + 7
+    assert kv_need(Costs(), 100, 10, MIN_IDLE_CHUNK) == 8 * 110 + 7
+    assert kv_need(Costs(), 100, 10**6, MIN_IDLE_CHUNK) == 8 * (100 + DECODE_ROOM) + 7
 
 
 def test_memory_budget_sums_up() -> None:

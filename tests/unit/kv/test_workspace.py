@@ -92,13 +92,6 @@ def test_workspace_is_a_line_between_nodes() -> None:
     assert Workspace().bytes(100, 100) == 0
 
 
-def test_widest_pass_within_some_bytes() -> None:
-    work = Workspace(((64, 10.0),), ((0, 0.0), (100, 10.0)))
-    width = work.width(5000, 200, most=1000)
-    assert work.bytes(width, 200) <= 5000 < work.bytes(width + 1, 200)
-    assert work.width(10**9, 0, most=77) == 77
-
-
 class _Concatenating:
     """A cache of a class without an adapter, that grows by each token."""
 
