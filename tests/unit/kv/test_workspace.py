@@ -50,7 +50,9 @@ def test_bill_of_a_pass_is_close_to_its_peak(name: str) -> None:
     """For passes and contexts that were not measured; never below."""
     model = build(MODELS[name])
     layout = probe(model)
-    work = drain(measuring(model, layout, math.inf))
+    # MLX makes room for some operations ahead of those that it computes. How many it is depends on which of two threads
+    # is faster, so that a busy machine measures less of operations that are as short as these; the most counts.
+    work = max((drain(measuring(model, layout, math.inf)) for _ in range(5)), key=lambda work: work.bytes(*PASSES[0]))
     for width, context in PASSES:
         billed = layout.live_bytes(context + width, max(width, context)) + work.bytes(width, context)
         billed += layout.state_bytes * bool(context)  # the states before the pass, as requests are billed them
