@@ -20,6 +20,12 @@ MODELS = {**REUSABLE, **WINDOWED, **RECURRENT}
 PASSES = ((256, 0), (512, 700))
 """Tokens of a pass and before it; neither context was measured."""
 
+TRIES = 12
+"""
+Runs of which the largest peak counts. MLX makes room for operations ahead of those that it computes. How many it is
+depends on which of two threads is faster, so that a busy machine may see a fifth less in operations as short as these.
+"""
+
 
 def taken(model: Any, layout: Layout, width: int, context: int) -> int:
     """Return the bytes of KV and workspace at the peak of a pass, computed as a request's is."""
@@ -50,13 +56,12 @@ def test_bill_of_a_pass_is_close_to_its_peak(name: str) -> None:
     """For passes and contexts that were not measured; never below."""
     model = build(MODELS[name])
     layout = probe(model)
-    # MLX makes room for some operations ahead of those that it computes. How many it is depends on which of two threads
-    # is faster, so that a busy machine measures less of operations that are as short as these; the most counts.
-    work = max((drain(measuring(model, layout, math.inf)) for _ in range(5)), key=lambda work: work.bytes(*PASSES[0]))
+    measured = [drain(measuring(model, layout, math.inf)) for _ in range(TRIES)]
     for width, context in PASSES:
-        billed = layout.live_bytes(context + width, max(width, context)) + work.bytes(width, context)
+        billed = layout.live_bytes(context + width, max(width, context))
+        billed += max(work.bytes(width, context) for work in measured)
         billed += layout.state_bytes * bool(context)  # the states before the pass, as requests are billed them
-        peaked = taken(model, layout, width, context)
+        peaked = max(taken(model, layout, width, context) for _ in range(TRIES))
         assert peaked <= billed <= 1.4 * peaked, (width, context)  # tiny models: buffers are rounded up to pages
 
 
