@@ -54,23 +54,29 @@ class Written:
 def guesses(bench: Bench) -> Result:
     """W15: a model writes a file with a few changes, which is its prompt, JSON of a list, and prose."""
     result = Result("Tokens guessed ahead, one request")
-    tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
     tokens = bench.size(400, 24)
     harness = Harness(guesses=True, kv_disk_mb=0)
     try:
         models = {shape: bench.model(shape) for shape in bench.size(("small", "hybrid", "window"), ("small",))}
         for shape, model in {**models, **bench.size({"embedded": EMBEDDED_PATH}, {})}.items():
             harness.run(pb.GetOrLoadRequest(model=str(model)))
-            for name, text in TEXTS.items():
-                case = f"{shape}, {name}"
-                sides: dict[str, Callable[[str], Figures]] = {
-                    side: partial(_written, harness, model, tokenizer, text, tokens, side) for side in SPECULATIONS
-                }
-                result.rows += bench.take_turns(case, sides)
-                result.aim(f"{case}: {AUTO} / {OFF}", result.ratios(case, SPEED, AUTO, OFF), 0.97, MORE)
+            for name in TEXTS:
+                compare(bench, result, harness, (shape, model, name), tokens)
     finally:
         harness.close()
     return result
+
+
+def compare(bench: Bench, result: Result, harness: Harness, what: tuple[str, Path, str], tokens: int) -> None:
+    """Measure one of TEXTS with a loaded model, given as the model's name, its folder and the text's name."""
+    shape, model, name = what
+    tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
+    case = f"{shape}, {name}"
+    sides: dict[str, Callable[[str], Figures]] = {
+        side: partial(_written, harness, model, tokenizer, TEXTS[name], tokens, side) for side in SPECULATIONS
+    }
+    result.rows += bench.take_turns(case, sides)
+    result.aim(f"{case}: {AUTO} / {OFF}", result.ratios(case, SPEED, AUTO, OFF), 0.97, MORE)
 
 
 def _edit(seed: str) -> tuple[str, str]:
