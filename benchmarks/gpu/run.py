@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu import pieces
 
@@ -48,6 +50,7 @@ STEPS = {
 }
 """Steps in their order, with the seconds of each. What a step leaves is the next ones'."""
 _CUDA_FOLDERS = ("nvidia/*/lib", "nvidia/*/lib64")
+_LOG_CHARACTERS = 4000
 _DRIVER_FOLDER = Path("/usr/local/nvidia/lib64")
 """Where containers have the driver's libraries, if the loader does not find them by itself."""
 
@@ -65,7 +68,7 @@ class Run:
         python: The interpreter of the steps.
         root: The checkout that they run in.
         out: Folder of the figures.
-        work: Folder of models and compiled kernels.
+        work: Folder of models, compiled kernels, and the figures and logs of steps.
         environ: Environment variables of the steps.
         ends: Time at which the run is over, by `time.monotonic`.
         rehearse: Whether models and lengths are tiny.
@@ -96,27 +99,36 @@ class Run:
                 self._left[name] = reason
             self.write([*budgets])
             print(f"{name}: {self._took[name]} s {reason}", flush=True)
-            if name == "machine" and reason:
-                raise RunError(f"mlx does not work in this environment: {reason}")
+            if name == "machine":
+                self._check(reason)
 
     def write(self, names: Sequence[str]) -> None:
         """Write the figures of all steps so far."""
-        found = {name: _loaded(self.out / "steps" / f"{name}.json") for name in names}
+        found = {name: _loaded(self.work / "steps" / f"{name}.json") for name in names}
         steps = {name: one for name, one in found.items() if one}
         missing = {name: self._left.get(name, "not yet begun") for name in names if name not in steps}
         cut = {name: reason for name, reason in self._left.items() if name in steps}
         self.report |= {"rehearsal": self.rehearse, "seconds": self._took, "steps": steps}
-        self.report |= {"left_out": missing, "cut_off": cut}
+        logs = {name: _tail(self.work / "steps" / f"{name}.log") for name in self._left}
+        self.report |= {"left_out": missing, "cut_off": cut, "logs": logs}
         _replace(self.out / "gpu.json", json.dumps(self.report, indent=1) + "\n")
-        tables = [self.out / "steps" / f"{name}.md" for name in names]
+        tables = [self.work / "steps" / f"{name}.md" for name in names]
         lines = [_described(self.report), "", *_notes(missing, cut, steps), ""]
         _replace(self.out / "gpu.md", "\n".join([*lines, *(table.read_text() for table in tables if table.exists())]))
 
+    def _check(self, reason: str) -> None:
+        """Raise RunError if MLX does not work, or has no GPU for models of a real size."""
+        if reason:
+            raise RunError(f"mlx does not work in this environment: {reason}")
+        device = (_loaded(self.work / "steps" / "machine.json") or {}).get("device", "")
+        if device == "cpu" and not self.rehearse:
+            raise RunError("mlx computes on the CPU, which takes hours; look for the GPU, or take --rehearse")
+
     def _step(self, name: str, limit: float) -> str:
         """Run a step, and return why it did not come to its end; empty if it did."""
-        command = [str(self.python), "-m", "benchmarks.gpu.steps", name, "--out", str(self.out / "steps")]
+        command = [str(self.python), "-m", "benchmarks.gpu.steps", name, "--out", str(self.work / "steps")]
         command += ["--models", str(self.work / "models"), *(["--rehearse"] if self.rehearse else [])]
-        log = self.out / "steps" / f"{name}.log"
+        log = self.work / "steps" / f"{name}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command, cwd=self.root, env=self.environ, stdout=file, stderr=file, start_new_session=True
@@ -138,11 +150,12 @@ def main() -> int:
     """Run the command line."""
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, it ends the step that runs
-    ends = time.monotonic() + arguments.seconds
+    began = time.monotonic()
     out = arguments.out.resolve()
-    work = (arguments.work or out / "work").resolve()
-    (out / "steps").mkdir(parents=True, exist_ok=True)
-    work.mkdir(parents=True, exist_ok=True)
+    work = (arguments.work or out.with_name(f"{out.name}-work")).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(work / "steps", ignore_errors=True)  # figures of a run before are none of this one
+    (work / "steps").mkdir(parents=True)
     try:
         if arguments.checkout:
             python, root, about = Path(sys.executable), Path(__file__).resolve().parents[2], {"commit": "a checkout"}
@@ -150,7 +163,8 @@ def main() -> int:
             about = pieces.unpack(arguments.pieces or Path(sys.argv[0]).resolve().parent, work / "package")
             python, root = environment(work / "package" / "wheels", work / "venv"), work / "package" / "project"
         environ = variables(root, work, _site_folders())
-        run = Run(python, root, out, work, environ, ends, arguments.rehearse, {"package": about})
+        print(f"unpacked and installed: {time.monotonic() - began:.1f} s", flush=True)
+        run = Run(python, root, out, work, environ, began + arguments.seconds, arguments.rehearse, {"package": about})
         run.steps(_budgets(arguments.step, arguments.seconds))
     except (RunError, pieces.PieceError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -222,7 +236,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _loaded(path: Path) -> object:
+def _loaded(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -233,8 +247,13 @@ def _replace(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
+def _tail(log: Path) -> str:
+    """Return the end of a log, which tells why a step failed; empty if it did not begin."""
+    return log.read_text(errors="replace")[-_LOG_CHARACTERS:] if log.exists() else ""
+
+
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = _tail(log).strip().splitlines()
     return lines[-1][:300] if lines else "it said nothing"
 
 
@@ -265,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
     parser.add_argument("--pieces", type=Path, help="folder of the pieces; by default that of run.pyz")
-    parser.add_argument("--work", type=Path, help="folder of environment and models; by default OUT/work")
+    parser.add_argument("--work", type=Path, help="folder of environment and models; by default OUT-work")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time of the whole run")
     parser.add_argument("--step", action="append", default=None, choices=STEPS, help="only these; may be repeated")
     parser.add_argument("--checkout", action="store_true", help="no pieces: this Python and this checkout")

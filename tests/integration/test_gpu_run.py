@@ -191,12 +191,20 @@ def test_step_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
     begun(tmp_path, 'echo "out of memory"; exit 3', 600).steps({"readers": 300, "guesses": 200})
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["left_out"] == dict.fromkeys(("readers", "guesses"), "failed with status 3: out of memory")
+    assert report["logs"]["readers"] == "out of memory\n"
 
 
 def test_run_ends_where_mlx_does_not_work(tmp_path: Path) -> None:
     """The error has what the loader said."""
     with pytest.raises(run.RunError, match="mlx does not work in this environment: failed with status 1: no libcuda"):
         begun(tmp_path, "echo no libcuda; exit 1", 600).steps({"machine": 300, "gap": 200})
+
+
+def test_models_of_a_real_size_are_not_run_on_a_cpu(tmp_path: Path) -> None:
+    """They would take hours; a rehearsal may."""
+    script = """echo '{"device": "cpu", "machine": "", "python": "", "versions": {}}' >"$5/machine.json\""""
+    with pytest.raises(run.RunError, match="mlx computes on the CPU, which takes hours"):
+        begun(tmp_path, script, 600).steps({"machine": 300})
 
 
 @pytest.mark.slow
