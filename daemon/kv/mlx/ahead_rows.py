@@ -56,9 +56,7 @@ class RowsUndo:
         Returns:
             How many stay. In a model with states, a row that cannot keep all of its tokens keeps none.
         """
-        kept = [
-            count if count == fed or not self._whole else 0 for count, fed in zip(right, self._fed, strict=True)
-        ]
+        kept = [count if count == fed or not self._whole else 0 for count, fed in zip(right, self._fed, strict=True)]
         if self._whole or min(kept) < max(self._fed):
             for cache, mark in self._marks:
                 BATCH_ADAPTERS[type(cache)].back_rows(cache, mark, self._fed, kept)

@@ -34,6 +34,12 @@ class RowsKV(BatchKVCache):  # type: ignore[misc] # mlx-lm has no types
         ends: The position at which each row ends; None while all end at the same one, as in mlx-lm's class.
     """
 
+    keys: mx.array
+    values: mx.array
+    offset: mx.array
+    left_padding: Any
+    _idx: int
+
     def __init__(self, left_padding: Sequence[int]) -> None:
         super().__init__(list(left_padding))
         self.ends: list[int] | None = None
@@ -63,9 +69,11 @@ class RowsKV(BatchKVCache):  # type: ignore[misc] # mlx-lm has no types
             mask: mx.array = super().make_mask(N, return_array=return_array, **kwargs)
             return mask
         own, all_of_them = self._places(N)[:, None, :, None], mx.arange(self._idx + N)
-        seen = (all_of_them <= own) & (all_of_them >= self.left_padding[:, None, None, None])
+        seen: mx.array = (all_of_them <= own) & (all_of_them >= self.left_padding[:, None, None, None])
         window = kwargs.get("window_size")
-        return seen if window is None else seen & (own < all_of_them + window)
+        if window is not None:
+            seen = seen & (own < all_of_them + window)
+        return seen
 
     def trim(self, n: int) -> int:
         """Take the last tokens of all rows out again."""
@@ -108,6 +116,7 @@ class RowsKV(BatchKVCache):  # type: ignore[misc] # mlx-lm has no types
 
     def _places(self, count: int) -> mx.array:
         """Return the positions of the next tokens of each row, [rows, tokens]."""
+        assert self.ends is not None
         return mx.array(self.ends)[:, None] + mx.arange(count)
 
     def _make_room(self, count: int) -> None:

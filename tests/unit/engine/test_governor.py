@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from daemon.engine.scheduling.governor import LOSS_SHARE, MOST_GUESSES, Governor, Governors, Source
+from daemon.engine.scheduling.governor import LOSS_SHARE, MOST_GUESSES, Check, Governor, Governors, Source
 
 GOOD, BAD = Source(3, "long"), Source(3, "short")
 STEP = 0.01
@@ -33,7 +33,7 @@ def run(governor: Governor, tokens: int, chances: dict[Source, float], cost: flo
         took = STEP * (1 + cost * count) * source.uniform(0.9, 1.1)
         if count:
             right = next((i for i in range(count) if source.random() > chances[label]), count)
-            governor.guessed(label, took, count, right, right + 1)
+            governor.guessed(took, [Check(label, count, right)], right + 1)
             done += right + 1
         else:
             governor.plain(took)
@@ -84,7 +84,7 @@ def test_parked_source_is_used_again_when_it_gains(seed: int) -> None:
 def test_nothing_is_guessed_before_a_plain_step_is_known() -> None:
     governor = Governor()
     assert governor.count(GOOD, MOST_GUESSES) == 0
-    governor.guessed(GOOD, STEP, 4, 4, 5)  # asked for by the request, whatever it gains
+    governor.guessed(STEP, [Check(GOOD, 4, 4)], 5)  # asked for by the request, whatever it gains
     assert governor.gain(GOOD) == 0
     assert (governor.records[GOOD].guessed, governor.records[GOOD].accepted) == (4, 4)
 
@@ -93,7 +93,7 @@ def test_clock_that_stands_still_is_no_division_by_zero() -> None:
     governor = Governor()
     for _ in range(10):
         governor.plain(0.0)
-    governor.guessed(GOOD, 0.0, 4, 2, 3)
+    governor.guessed(0.0, [Check(GOOD, 4, 2)], 3)
     assert governor.gain(GOOD) == 0
     assert governor.count(GOOD, MOST_GUESSES) >= 0
 

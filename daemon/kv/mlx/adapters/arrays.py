@@ -86,9 +86,7 @@ class ArraysAdapter(StateAdapter):
         if min(lengths) < max(lengths):
             batch.prepare(lengths=list(lengths))
 
-    def back_rows(
-        self, batch: ArraysCache, mark: list[mx.array], fed: Sequence[int], kept: Sequence[int]
-    ) -> None:
+    def back_rows(self, batch: ArraysCache, mark: list[mx.array], fed: Sequence[int], kept: Sequence[int]) -> None:
         """Put the state before the pass into each row of which nothing stays."""
         batch.lengths = None
         stays = mx.array([bool(count) for count in kept])
