@@ -36,6 +36,8 @@ _PLAIN = 4
 """Passes without a guess that are measured before the first guess."""
 _LARGEST_COST = 1.0
 """Most that a guess adds to a pass: single passes over the same tokens cost no more. A pause of the machine may."""
+_WORTH = 1.03
+"""Gain from which it is believed: times are measured with noise, and the best of several looks better than it is."""
 _PAID = 4
 """A gain of the past pays for the loss of so many passes."""
 _MOST_MODELS = 64
@@ -215,7 +217,7 @@ class Governor:
             return 0
         record = self.records.get(source) or Record()
         count, gain = _best(size, [(record, most)], 1)
-        if gain > 1 and (record.guessed > _TRIED or size.budget > 0):
+        if gain > _WORTH and (record.guessed > _TRIED or size.budget > 0):
             return count if size.budget > 0 or size.lost < 2 * size.step else 0
         return 1 if size.budget > size.cost * size.step else 0
 
@@ -229,7 +231,7 @@ class Governor:
         size = self._size
         rows = [(self.records.get(source) or Record(), count) for source, count in guesses]
         width, gain = _best(size, rows, self._rows)
-        if gain > 1:
+        if gain > _WORTH:
             return width
         return 1 if size.budget > size.cost * size.step else 0
 
@@ -252,7 +254,7 @@ class Governor:
         if record is None or record.guessed <= _TRIED:
             return False
         known = [size for size in self._sizes.values() if size.known]
-        return bool(known) and all(_best(size, [(record, MOST_GUESSES)], 1)[1] <= 1 for size in known)
+        return bool(known) and all(_best(size, [(record, MOST_GUESSES)], 1)[1] <= _WORTH for size in known)
 
 
 def _best(size: Size, guesses: Sequence[tuple[Record, int]], rows: int) -> tuple[int, float]:
