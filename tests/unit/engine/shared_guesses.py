@@ -1,0 +1,30 @@
+"""Counts what passes find out that check guesses of several rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from daemon.engine.execution import batch
+from daemon.engine.execution.sampling import Sampled
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Return counts of guesses that were right and wrong, of tokens fed again, and of rows without guesses."""
+    counts: Counter[str] = Counter()
+    plain = batch.check
+
+    def check(rows: Sequence[batch.Row], guesses: list[list[int]], caches: list[Any]) -> list[list[Sampled]]:
+        counts["fed again"] += sum(len(row.unfed) for row in rows)
+        found = plain(rows, guesses, caches)
+        for guessed, sampled in zip(guesses, found, strict=True):
+            counts["right"] += len(sampled) - 1
+            counts["wrong"] += len(sampled) <= len(guessed)
+            counts["none"] += not guessed
+        return found
+
+    monkeypatch.setattr(batch, "check", check)
+    return counts
