@@ -108,7 +108,11 @@ def _compared(model: Any) -> Sliced[Ahead]:
     alone = yield from _one_by_one(model, 1)
     ahead = yield from _taken_back(model)
     # The rounding of this device: the same tokens twice, as rows of one batch.
-    return (yield from judged([(logits, alone[index]) for index, logits in ahead], _one_by_one(model, 2), alone))
+    pairs = [(logits, alone[index]) for index, logits in ahead]
+    level = yield from judged(pairs, _one_by_one(model, 2), alone)
+    if level is Ahead.WRONG:
+        log.warning("guessing_disabled")
+    return level
 
 
 def judged(pairs: Sequence[Pair], others: Sliced[list[mx.array]], same: Sequence[mx.array]) -> Sliced[Ahead]:
@@ -125,7 +129,6 @@ def judged(pairs: Sequence[Pair], others: Sliced[list[mx.array]], same: Sequence
         return Ahead.EXACT
     spread = min(distance(mx.max(logits), mx.min(logits)) for _, logits in pairs)
     if rounding > _MOST_ROUNDING * spread:
-        log.warning("guessing_disabled")
         return Ahead.WRONG
     noise = _largest(list(zip((yield from others), same, strict=True)))
     return Ahead.SHARED if rounding <= _NOISE_MARGIN * noise else Ahead.ROUNDED

@@ -12,6 +12,7 @@ from copy import deepcopy
 from typing import Any
 
 import mlx.core as mx
+import structlog
 from mlx_lm.models.cache import make_prompt_cache
 
 from daemon.kv.mlx.adapters import ADAPTERS, BATCH_ADAPTERS, STATE_ADAPTERS
@@ -20,6 +21,8 @@ from daemon.kv.mlx.ahead import Ahead, judged, tried
 from daemon.kv.mlx.batch_cache import to_batch
 from daemon.kv.mlx.layerwise import forward_layerwise
 from daemon.shared.slices import Sliced
+
+log = structlog.get_logger()
 
 _PROMPTS = [[1, 2, 3, 4], [2, 3]]
 _TOKENS = [[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]]
@@ -98,7 +101,10 @@ def _against_single_tokens(model: Any) -> Sliced[Ahead]:
     guessed = yield from _guessed(model, _batch(prompts))
     pairs = [(logits, single[index][row]) for row, index, logits in guessed]
     # The rounding of this device: a row alone.
-    return (yield from judged(pairs, _alone(model, prompts[0]), [logits[0] for logits in single]))
+    level = yield from judged(pairs, _alone(model, prompts[0]), [logits[0] for logits in single])
+    if level is Ahead.WRONG:
+        log.info("guessing_in_batches_disabled")
+    return level
 
 
 def _guessed(model: Any, caches: list[Any]) -> Sliced[list[tuple[int, int, mx.array]]]:

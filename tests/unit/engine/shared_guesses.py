@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from daemon.engine.execution import batch
+from daemon.engine.execution import batch, together
 from daemon.engine.execution.sampling import Sampled
 
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Return counts of guesses that were right and wrong, of tokens fed again, and of rows without guesses."""
     counts: Counter[str] = Counter()
-    plain = batch.check
+    plain = together.check
 
     def check(rows: Sequence[batch.Row], guesses: list[list[int]], caches: list[Any]) -> list[list[Sampled]]:
         counts["fed again"] += sum(len(row.unfed) for row in rows)
