@@ -31,8 +31,8 @@ import mlx.core as mx
 
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays, ids, sample
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.execution.speculation import Guesser
-from daemon.engine.execution.together import MOST_FED, check, feed_again, guess
+from daemon.engine.execution.speculation import MOST_FED, Guesser
+from daemon.engine.execution.together import check, feed_again, guess
 from daemon.engine.scheduling.governor import Governor
 from daemon.engine.scheduling.padding import fits
 from daemon.kv.mlx.batch_cache import to_batch, to_single

@@ -37,6 +37,8 @@ from daemon.shared.readings import about_to_wait
 
 _AUTOMATIC = (Ahead.EXACT, Ahead.SHARED)
 """How exact a pass has to be for guesses that no request asks for."""
+MOST_FED = 64
+"""Most tokens of a pass that rows share, padding included: with more, it is no longer bound by reading weights."""
 _LONG_MATCH = 8
 """Tokens of a match from which it counts as a source of its own: its guesses are better."""
 _ON_REQUEST = 4
@@ -286,10 +288,15 @@ class DraftGuesses:
 
 def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:
     """Return what guesses for a sequence, by what its request asks for and what its model can; None if nothing."""
-    speculation, ahead = sequence.request.speculation, sequence.loaded.ahead
     if sequence.draft is not None:
         return Guesser(sequence, DraftGuesses(sequence))
-    exact = ahead in _AUTOMATIC
-    if speculation is Speculation.NGRAM or (speculation is Speculation.AUTO and exact):
-        return Guesser(sequence, NgramGuesses(sequence, governor))
-    return None
+    return Guesser(sequence, NgramGuesses(sequence, governor)) if most_guesses(sequence) else None
+
+
+def most_guesses(sequence: Sequence) -> int:
+    """Return how many tokens a pass may check for a sequence."""
+    if sequence.draft is not None:
+        return sequence.draft.count
+    speculation = sequence.request.speculation
+    automatic = speculation is Speculation.AUTO and sequence.loaded.ahead in _AUTOMATIC
+    return MOST_GUESSES if automatic or speculation is Speculation.NGRAM else 0

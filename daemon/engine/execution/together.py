@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from daemon.engine.execution.sampling import Sampled, draw_likeliest, sample_ahead
+from daemon.engine.execution.speculation import MOST_FED
 from daemon.engine.scheduling.governor import Governor
 from daemon.kv.mlx.ahead_rows import RowsUndo, padded
 from daemon.shared.readings import about_to_wait
 
 if TYPE_CHECKING:
     from daemon.engine.execution.batch import Row
-
-MOST_FED = 64
-"""Most tokens of a pass, padding included: with more, a pass is bound by products and no longer by reading weights."""
 
 
 def guess(rows: Rows[Row], governor: Governor) -> list[list[int]] | None:

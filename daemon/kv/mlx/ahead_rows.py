@@ -37,7 +37,7 @@ class RowsUndo:
     Undoes parts of the next pass of a batch, in each row its own.
 
     Args:
-        caches: Batch caches, one for each layer, of classes whose rows go back one by one.
+        caches: Batch caches, one for each layer, of classes that let rows go back one by one.
         fed: Tokens of each row in the pass, without padding.
     """
 
@@ -79,7 +79,7 @@ def rows_go_back(caches: Sequence[Any]) -> bool:
 
 def trying_rows(model: Any, alone: Ahead, *, joinable: bool) -> Sliced[Ahead]:
     """
-    Tell how exact passes are whose rows have different numbers of guesses; a layer for each `next`.
+    Tell how exact passes are in which rows have different numbers of guesses; a layer for each `next`.
 
     Args:
         model: The model.

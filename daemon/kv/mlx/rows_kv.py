@@ -1,5 +1,5 @@
 """
-KV of a batch whose rows may end at different positions, so that each row can forget the last tokens of a pass.
+KV of a batch in which rows may end at different positions: each row can forget the last tokens of a pass.
 
 mlx-lm's `BatchKVCache` pads rows on the left: all of them end at one position, and a pass writes there. After a pass
 with guesses each row keeps another number of tokens. Its end then goes back alone, and nothing is copied:
