@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from benchmarks.bench import Bench, Figures
 from benchmarks.figures import MORE, OURS, SPEED, Metric, Result
 from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.engine.outbox import ends_call
 from daemon.engine.prompt.preparation import PreparedRequest
 from daemon.engine.structured_output.constraint import Drawn
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -132,6 +133,7 @@ class Text:
 def _written(harness: Harness, model: Path, text: Text, side: str, seed: str) -> Figures:
     """Let a model write texts. A file is changed from its beginning on; a longer one is cut."""
     texts = text.of(seed)
+    harness.events.clear()
     asked = [
         pb.GenerateRequest(
             model=str(model),
@@ -145,7 +147,9 @@ def _written(harness: Harness, model: Path, text: Text, side: str, seed: str) ->
         for prompt, _ in texts
     ]
     with _writing([answer for _, answer in texts]):
-        ends = [Answer(harness.finish(call)).finished for call in [harness.begin(request) for request in asked]]
+        calls = [harness.begin(request) for request in asked]
+        _finish(harness, len(calls))
+    ends = [Answer(harness.of(call)).finished for call in calls]
     counts = [end.usage.completion_tokens for end in ends]
     accepted = sum(one.accepted for end in ends for one in end.usage.guesses)
     seconds = [end.timings.decode.seconds + end.timings.decode.nanos / 1e9 for end in ends]
@@ -153,6 +157,15 @@ def _written(harness: Harness, model: Path, text: Text, side: str, seed: str) ->
         SPEED: sum((count - 1) / took for count, took in zip(counts, seconds, strict=True)),
         TOKENS_A_PASS: sum(counts) / (sum(counts) - accepted),
     }
+
+
+def _finish(harness: Harness, calls: int) -> None:
+    """Step until so many calls have ended, which began just now; each event is looked at once."""
+    looked_at = len(harness.events)
+    while calls:
+        harness.step()
+        calls -= sum(map(ends_call, harness.events[looked_at:]))
+        looked_at = len(harness.events)
 
 
 @contextmanager

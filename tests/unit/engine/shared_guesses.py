@@ -13,7 +13,7 @@ from daemon.engine.execution.sampling import Sampled
 
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Return counts of guesses that were right and wrong, of tokens fed again, and of rows without guesses."""
+    """Return counts of guesses, right and wrong ones, of tokens fed again, and of rows with and without guesses."""
     counts: Counter[str] = Counter()
     plain = together.check
 
@@ -24,6 +24,8 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             counts["right"] += len(sampled) - 1
             counts["wrong"] += len(sampled) <= len(guessed)
             counts["none"] += not guessed
+            counts["rows"] += bool(guessed)
+            counts["guessed"] += len(guessed)
         return found
 
     monkeypatch.setattr(batch, "check", check)

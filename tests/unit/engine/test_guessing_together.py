@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from daemon.engine.scheduling.governor import Governor, Source
 from daemon.kv.mlx import sharing
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import marked_model
@@ -17,6 +19,7 @@ from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
 from tests.unit.engine.shared_guesses import counting
 from tests.unit.engine.test_guessing import (
+    AUTO,
     CLOSE,
     FORM,
     NGRAM,
@@ -45,16 +48,18 @@ def together(harness: Harness, requests: list[pb.GenerateRequest]) -> list[Answe
     return [Answer(harness.finish(call)) for call in calls]
 
 
-def plain_and_guessed(harness: Harness, **fields: Any) -> tuple[list[Answer], list[Answer]]:
+def plain_and_guessed(
+    harness: Harness, guessing: pb.Speculation = NGRAM, **fields: Any
+) -> tuple[list[Answer], list[Answer]]:
     """Return the answers to requests alone and without guesses, and together with guesses, each after other tokens."""
     requests = {
         speculation: [
             asked(speculation=speculation, tokens=pb.TokenIds(ids=prompt), **{"sampling": SAMPLINGS[name], **fields})
             for prompt, name in zip(PROMPTS, ["seeded", "penalised", "seeded"], strict=True)
         ]
-        for speculation in (OFF, NGRAM)
+        for speculation in (OFF, guessing)
     }
-    return [harness.run(request) for request in requests[OFF]], together(harness, requests[NGRAM])
+    return [harness.run(request) for request in requests[OFF]], together(harness, requests[guessing])
 
 
 @pytest.mark.parametrize("family", [*EXACT, *ROUNDED])
@@ -70,6 +75,47 @@ def test_rows_that_guess_answer_as_alone(harness: Harness, counts: Counter[str],
     assert min(counts["right"], counts["wrong"]) > 10
     assert bool(counts["fed again"]) == (family.partition("/")[0] in ("qwen3_next", "mamba2", "falcon_h1"))
     harness.settle()
+
+
+class Willing(Governor):
+    """Lets all sources guess at once: measured times would decide otherwise, and differ."""
+
+    def count(self, source: Source, most: int) -> int:
+        """Return up to three."""
+        return min(most, 3)
+
+    def width(self, guesses: Sequence[tuple[Source, int]]) -> int:
+        """Return two: those of three are cut."""
+        return 2
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_next", *ROUNDED])
+def test_automatic_guesses_are_made_where_rows_are_exact(
+    harness: Harness, counts: Counter[str], tmp_path: Path, family: str
+) -> None:
+    """Those that the governor cuts are neither checked nor counted."""
+    harness.engine._runner.governors.of = lambda model: Willing()  # type: ignore[method-assign]
+    path = str(write(tmp_path, Family(family)))
+    plain, guessed = plain_and_guessed(harness, model=path, guessing=AUTO)
+    assert [answer.ids for answer in guessed] == [answer.ids for answer in plain]
+    if family in EXACT:
+        assert [answer.content for answer in guessed] == [answer.content for answer in plain]
+        assert min(counts["right"], counts["wrong"]) > 10
+        assert counts["rows"] < counts["guessed"] <= 2 * counts["rows"]
+    else:
+        assert not counts
+    harness.settle()
+
+
+def test_width_of_none_leaves_rows_plain(harness: Harness, counts: Counter[str], tmp_path: Path) -> None:
+    """A source that has guessed then learns that nothing was checked."""
+    governor = Willing()
+    governor.width = lambda guesses: 0  # type: ignore[method-assign]
+    harness.engine._runner.governors.of = lambda model: governor  # type: ignore[method-assign]
+    plain, answers = plain_and_guessed(harness, model=str(write(tmp_path, Family("llama"))), guessing=AUTO)
+    assert [answer.content for answer in answers] == [answer.content for answer in plain]
+    assert not counts
+    assert not governor.records
 
 
 @pytest.mark.parametrize("family", ALONE)
