@@ -43,11 +43,12 @@ class RowsUndo:
 
     def __init__(self, caches: Sequence[Any], fed: Sequence[int]) -> None:
         flat = list(leaves(caches))
-        self._fed = fed
+        self._fed, self._width = fed, _width(fed)
         self._whole = any(type(cache) in STATE_ADAPTERS for cache in flat)
         self._marks = [(cache, BATCH_ADAPTERS[type(cache)].mark(cache)) for cache in flat]
-        for cache in flat:
-            BATCH_ADAPTERS[type(cache)].begin_rows(cache, fed)
+        if min(fed) < self._width:
+            for cache in flat:
+                BATCH_ADAPTERS[type(cache)].begin_rows(cache, fed)
 
     def keep(self, right: Sequence[int]) -> list[int]:
         """
@@ -60,16 +61,21 @@ class RowsUndo:
             How many stay. In a model with states, a row that cannot keep all of its tokens keeps none.
         """
         kept = [count if count == fed or not self._whole else 0 for count, fed in zip(right, self._fed, strict=True)]
-        if self._whole or min(kept) < max(self._fed):
+        if self._whole or min(kept) < self._width:
             for cache, mark in self._marks:
-                BATCH_ADAPTERS[type(cache)].back_rows(cache, mark, self._fed, kept)
+                BATCH_ADAPTERS[type(cache)].back_rows(cache, mark, self._width, kept)
         return kept
 
 
 def padded(rows: Sequence[Sequence[int]]) -> mx.array:
     """Return the tokens of rows as one array, [rows, tokens], padded behind."""
-    width = max(map(len, rows))
+    width = _width(list(map(len, rows)))
     return mx.array([[*row, *[0] * (width - len(row))] for row in rows])
+
+
+def _width(fed: Sequence[int]) -> int:
+    """Return the tokens of a pass: two at least, for a single one is written over what a window holds."""
+    return max(2, *fed)
 
 
 def rows_go_back(caches: Sequence[Any]) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
+from copy import deepcopy
+from typing import Any
+
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
-from daemon.kv.mlx.adapters import ADAPTERS
 from daemon.kv.mlx.ahead import Ahead
-from daemon.kv.mlx.ahead_rows import padded, trying_rows
+from daemon.kv.mlx.ahead_rows import RowsUndo, padded, trying_rows
+from daemon.kv.mlx.batch_cache import to_batch, to_single
 from daemon.kv.mlx.rows_kv import RowsKV
 from daemon.shared.slices import drain
-from tests.unit.kv.test_ahead import model_of
+from tests.unit.kv.test_ahead import close, fed, model_of
 
 
 def level_of(family: str, *, joinable: bool = True) -> Ahead:
@@ -24,6 +28,8 @@ def level_of(family: str, *, joinable: bool = True) -> Ahead:
     [
         ("llama", Ahead.EXACT),
         ("qwen3_next", Ahead.EXACT),
+        ("gemma3_text", Ahead.EXACT),
+        ("baichuan_m1", Ahead.EXACT),
         ("deepseek_v3", Ahead.ROUNDED),
         ("mamba2", Ahead.ROUNDED),
         ("falcon_h1", Ahead.ROUNDED),
@@ -31,12 +37,6 @@ def level_of(family: str, *, joinable: bool = True) -> Ahead:
 )
 def test_exactness_of_rows_is_found_out_at_load(family: str, level: Ahead) -> None:
     assert level_of(family) is level
-
-
-@pytest.mark.parametrize("family", ["gemma3_text", "baichuan_m1"])
-def test_windows_turn_with_all_rows(family: str) -> None:
-    """Their adapter says so, and nothing is tried."""
-    assert level_of(family) is Ahead.WRONG
 
 
 def test_layer_that_knows_no_padding_is_found_out() -> None:
@@ -56,11 +56,58 @@ def test_trace_of_a_neighbours_guess_is_found_out(monkeypatch: pytest.MonkeyPatc
     assert level_of("qwen3_next") is Ahead.WRONG
 
 
-def test_adapter_without_such_rows_refuses() -> None:
-    cache = make_prompt_cache(model_of("gemma3_text"))[0]
-    with pytest.raises(NotImplementedError, match="rows of BatchRotatingKVCache do not go back one by one"):
-        ADAPTERS[type(cache)].back_rows(cache, None, [2, 2], [1, 2])
-
-
 def test_rows_are_padded_behind() -> None:
     assert mx.array_equal(padded([[1, 2, 3], [4], []]), mx.array([[1, 2, 3], [4, 0, 0], [0, 0, 0]]))
+
+
+class Row:
+    """
+    A sequence, alone and as a row of a batch.
+
+    Args:
+        model: The model.
+        before: Tokens that both hold.
+    """
+
+    def __init__(self, model: Any, before: int, start: int) -> None:
+        self._model = model
+        self.tokens = [(start + 7 * i + i * i) % 700 for i in range(200)]
+        self.known, self.unfed = before, 0
+        self.alone = make_prompt_cache(model)
+        fed(model, self.tokens[:before], self.alone)
+        self.batch = [to_batch(cache) for cache in deepcopy(self.alone)]
+
+    def expect(self, count: int) -> list[mx.array]:
+        """Return the logits after the next tokens, fed one by one."""
+        return [fed(self._model, [token], self.alone)[-1] for token in self.tokens[self.known : self.known + count]]
+
+
+@pytest.mark.parametrize("befores", [(3, 9), (18, 30, 31), (19, 40, 33), (70, 80)])
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt_oss", "recurrent_gemma", "baichuan_m1", "llama", "falcon_h1"])
+def test_rows_forget_their_own_wrong_guesses(family: str, befores: tuple[int, ...]) -> None:
+    """Before windows (20 and 32 tokens) are full, as they are filled, and behind; one row leaves in the end."""
+    model, source = model_of(family), random.Random(len(befores) + befores[0])
+    rows = [Row(model, before, 11 * index) for index, before in enumerate(befores)]
+    caches = rows[0].batch
+    for row in rows[1:]:
+        for cache, other in zip(caches, row.batch, strict=True):
+            cache.extend(other)
+    for _ in range(8):
+        right = [source.choice([0, 0, 1, 3]) for _ in rows]
+        wrong = [source.choice([0, 0, 1, 2]) for _ in rows]
+        passed = [
+            [*row.tokens[row.known - row.unfed : row.known + 1 + good], *[701] * bad]
+            for row, good, bad in zip(rows, right, wrong, strict=True)
+        ]
+        undo = RowsUndo(caches, list(map(len, passed)))
+        logits = model(padded(passed), cache=caches)
+        kept = undo.keep([row.unfed + 1 + good for row, good in zip(rows, right, strict=True)])
+        for index, row in enumerate(rows):
+            for place, expected in enumerate(row.expect(1 + right[index])):
+                assert close(logits[index, row.unfed + place], expected)
+            row.known += 1 + right[index]
+            row.unfed += 1 + right[index] - kept[index]
+    last = rows[-1]
+    single = [to_single(cache, len(rows) - 1) for cache in caches]
+    tokens = last.tokens[last.known - last.unfed : last.known + 1]
+    assert close(fed(model, tokens, single)[-1], last.expect(1)[-1])

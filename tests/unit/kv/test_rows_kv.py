@@ -44,7 +44,7 @@ class Rows:
                 seen = [int(i) for i, one in enumerate(_row(mask, row)[place]) if one]
                 assert [keys[row, 0, i, 0].item() for i in seen] == [*held, *tokens[row][: place + 1]]
                 assert [-values[row, 0, i, 1].item() for i in seen] == [*held, *tokens[row][: place + 1]]
-        ADAPTER.back_rows(self.cache, None, [width] * len(kept), kept)
+        ADAPTER.back_rows(self.cache, None, width, kept)
         for held, fed, count in zip(self.expected, tokens, kept, strict=True):
             held += fed[:count]
 

@@ -82,11 +82,10 @@ class ArraysAdapter(StateAdapter):
         cache.cache = list(mark)
 
     def begin_rows(self, batch: ArraysCache, lengths: Sequence[int]) -> None:
-        """Tell the layer which tokens are padding; without any, it is a pass like others."""
-        if min(lengths) < max(lengths):
-            batch.prepare(lengths=list(lengths))
+        """Tell the layer which tokens are padding."""
+        batch.prepare(lengths=list(lengths))
 
-    def back_rows(self, batch: ArraysCache, mark: list[mx.array], fed: Sequence[int], kept: Sequence[int]) -> None:
+    def back_rows(self, batch: ArraysCache, mark: list[mx.array], width: int, kept: Sequence[int]) -> None:
         """Put the state before the pass into each row of which nothing stays."""
         batch.lengths = None
         stays = mx.array([bool(count) for count in kept])

@@ -107,17 +107,17 @@ class CacheAdapter(ABC):
         """
 
     def begin_rows(self, batch: Any, lengths: Sequence[int]) -> None:  # noqa: B027 # a default, not a gap
-        """Prepare for a pass of `lengths` tokens a row, the shorter ones padded behind. Does nothing by default."""
+        """Prepare for a pass of `lengths` tokens a row, with padding behind some. Does nothing by default."""
 
-    def back_rows(self, batch: Any, mark: Any, fed: Sequence[int], kept: Sequence[int]) -> None:
+    def back_rows(self, batch: Any, mark: Any, width: int, kept: Sequence[int]) -> None:
         """
         Take the last tokens of each row out again, and the padding behind them.
 
         Args:
             batch: The cache of several sequences, after the pass.
             mark: What `mark` returned for it before the pass.
-            fed: Tokens of each row; the pass was as wide as the longest.
-            kept: How many of them stay; all or none in each row if any cache of the model is a state.
+            width: Tokens of the pass, two or more, padding included.
+            kept: How many of each row stay; all of its own or none in each row if any cache of the model is a state.
 
         Raises:
             NotImplementedError: If `rows_go_back` is false.

@@ -140,9 +140,9 @@ class KVCacheAdapter(BlockAdapter):
         """Forget the last tokens of a pass."""
         cache.trim(fed - kept)
 
-    def back_rows(self, batch: RowsKV, mark: None, fed: Sequence[int], kept: Sequence[int]) -> None:
+    def back_rows(self, batch: RowsKV, mark: None, width: int, kept: Sequence[int]) -> None:
         """Let each row end behind what stays of it."""
-        batch.forget([max(fed) - count for count in kept])
+        batch.forget([width - count for count in kept])
 
     def merge(self, caches: Sequence[KVCache], kept: Sequence[int], padding: Sequence[int], room: int) -> RowsKV:
         """Copy the first `kept` tokens of each cache into the rows of one batch, which end together."""

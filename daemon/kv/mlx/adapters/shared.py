@@ -75,9 +75,9 @@ class SharedAdapter(BlockAdapter):
         """Forget the last tokens of a pass."""
         cache.trim(fed - kept)
 
-    def back_rows(self, batch: SharedBatchKV, mark: None, fed: Sequence[int], kept: Sequence[int]) -> None:
+    def back_rows(self, batch: SharedBatchKV, mark: None, width: int, kept: Sequence[int]) -> None:
         """Let each tail end behind what stays of it."""
-        _TAILS.back_rows(batch.tail, mark, fed, kept)
+        _TAILS.back_rows(batch.tail, mark, width, kept)
 
     def merge(
         self, caches: Sequence[SharedKV], kept: Sequence[int], padding: Sequence[int], room: int
