@@ -98,14 +98,14 @@ class Row:
         sampled = len(self.sequence.generated) + (self.unreported is not None)
         return isinstance(self.pending, Sampled) and sampled >= self.sequence.request.max_tokens
 
-    def guess(self, most: int, *, together: bool) -> list[int]:
-        """Guess the tokens after the pending one, at most so many; `together` if other rows are in the pass as well."""
+    def guess(self, most: int, longest: int = 0) -> list[int]:
+        """Guess the tokens after the pending one, at most so many; see `Guesser.guess`."""
         self.correct()
         if self.guesser is None:
             return []
         known = self.unreported is None
         left = self.sequence.request.max_tokens - len(self.sequence.generated) - (not known)
-        return self.guesser.guess(lambda: self.pending.id, min(left, most + 1), known=known, together=together)
+        return self.guesser.guess(lambda: self.pending.id, min(left, most + 1), known=known, longest=longest)
 
     def correct(self) -> None:
         """Sample the pending token again, if the token before it, which is known now, demands a mask."""
@@ -223,7 +223,7 @@ class Batch:
         row = self.rows[0]
         assert row.guesser is not None
         governor.share(1)
-        guesses = row.guess(MOST_FED, together=False)
+        guesses = row.guess(MOST_FED)
         if not guesses:
             return None
         first = _reported(row)

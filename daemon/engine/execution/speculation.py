@@ -93,7 +93,7 @@ class Guesser:
         self._source = source
         self.last: Check | None = None
 
-    def guess(self, pending: Callable[[], int], left: int, *, known: bool, together: bool = False) -> list[int]:
+    def guess(self, pending: Callable[[], int], left: int, *, known: bool, longest: int = 0) -> list[int]:
         """
         Guess the tokens after the pending one.
 
@@ -101,11 +101,11 @@ class Guesser:
             pending: Returns the pending token; may wait for the device.
             left: Tokens that the sequence may still have behind the pending one.
             known: Whether the pending token is the last of the sequence's tokens.
-            together: Whether the pass that checks them has other rows as well.
+            longest: Tokens that the longest row holds of those that share the pass; 0 if it has no others.
         """
         self.last = None
-        most = min(left - 1, self._room())
-        if most < 1 or (together and not self._goes_back_beside_others):
+        most = min(left - 1, self._room(longest))
+        if most < 1 or (longest and not self._goes_back_beside_others):
             return []
         label, guesses = self._source.guess(pending, most, known=known)
         self.last = Check(label, len(guesses), 0) if guesses else None
@@ -168,7 +168,7 @@ class Guesser:
         level, request = self._sequence.loaded.ahead_together, self._sequence.request
         return level in _AUTOMATIC or (level is not Ahead.WRONG and request.speculation is not Speculation.AUTO)
 
-    def _room(self) -> int:
+    def _room(self, longest: int) -> int:
         """Return how many guesses a pass may have so that what is stored of the sequence stays whole and exact."""
         kv, layout = self._sequence.kv, self._sequence.loaded.layout
         fed = len(self.unfed) + 1
@@ -180,7 +180,7 @@ class Guesser:
         exact = self._sequence.loaded.ahead is Ahead.EXACT
         windows = [group.window for group in layout.parts.groups if group.window is not None]
         if exact and windows and self._sequence.request.speculation is Speculation.AUTO:
-            room = min(room, min(windows) - kv.held - fed)
+            room = min(room, min(windows) - max(longest, kv.held) - fed)  # windows of all rows turn together
         return min(room, few)
 
 

@@ -35,7 +35,8 @@ def guess(rows: Rows[Row], governor: Governor) -> list[list[int]] | None:
         The guesses of each row, which may be none; None if no row has guesses, and none has to be fed anything again.
     """
     governor.share(len(rows))
-    guesses = [row.guess(MOST_FED // len(rows) - 1, together=True) for row in rows]
+    longest = max(row.sequence.kv.held for row in rows)
+    guesses = [row.guess(MOST_FED // len(rows) - 1, longest) for row in rows]
     found = [row.guesser.last for row in rows if row.guesser is not None and row.guesser.last is not None]
     if found:
         width = governor.width([(check.source, check.guessed) for check in found])

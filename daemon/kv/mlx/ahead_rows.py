@@ -46,9 +46,8 @@ class RowsUndo:
         self._fed, self._width = fed, _width(fed)
         self._whole = any(type(cache) in STATE_ADAPTERS for cache in flat)
         self._marks = [(cache, BATCH_ADAPTERS[type(cache)].mark(cache)) for cache in flat]
-        if min(fed) < self._width:
-            for cache in flat:
-                BATCH_ADAPTERS[type(cache)].begin_rows(cache, fed)
+        for cache in flat:
+            BATCH_ADAPTERS[type(cache)].begin_rows(cache, fed, self._width)
 
     def keep(self, right: Sequence[int]) -> list[int]:
         """

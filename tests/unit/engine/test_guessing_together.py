@@ -32,8 +32,9 @@ from tests.unit.engine.test_guessing import (
 
 EXACT = ["llama", "qwen3/bfloat16", "qwen3_moe", "qwen3_next", "qwen3_next/bfloat16"]
 ROUNDED = ["deepseek_v3", "mamba2", "falcon_h1"]
-ALONE = ["gemma3_text", "gpt_oss", "mamba", "recurrent_gemma", "baichuan_m1"]
-"""Windows, whose rows turn together, and recurrent layers that know no padding: they guess alone only."""
+WINDOWS = ["gemma3_text", "gpt_oss", "recurrent_gemma", "baichuan_m1"]
+"""Exact until they are full, which they soon are."""
+STATES = ("qwen3_next", "mamba2", "falcon_h1", "recurrent_gemma", "baichuan_m1")
 PROMPTS = [range(20, 30), range(40, 47), [*range(60, 75), 11, 12, 11]]
 
 
@@ -62,7 +63,7 @@ def plain_and_guessed(
     return [harness.run(request) for request in requests[OFF]], together(harness, requests[guessing])
 
 
-@pytest.mark.parametrize("family", [*EXACT, *ROUNDED])
+@pytest.mark.parametrize("family", [*EXACT, *ROUNDED, *WINDOWS])
 def test_rows_that_guess_answer_as_alone(harness: Harness, counts: Counter[str], tmp_path: Path, family: str) -> None:
     """Bit for bit where passes over several tokens are."""
     plain, guessed = plain_and_guessed(harness, model=str(write(tmp_path, Family(family))))
@@ -73,7 +74,7 @@ def test_rows_that_guess_answer_as_alone(harness: Harness, counts: Counter[str],
     if family in EXACT:
         assert [answer.content for answer in guessed] == [answer.content for answer in plain]
     assert min(counts["right"], counts["wrong"]) > 10
-    assert bool(counts["fed again"]) == (family.partition("/")[0] in ("qwen3_next", "mamba2", "falcon_h1"))
+    assert bool(counts["fed again"]) == (family.partition("/")[0] in STATES)
     harness.settle()
 
 
@@ -118,11 +119,9 @@ def test_width_of_none_leaves_rows_plain(harness: Harness, counts: Counter[str],
     assert not governor.records
 
 
-@pytest.mark.parametrize("family", ALONE)
-def test_rows_that_cannot_go_back_alone_are_plain(
-    harness: Harness, counts: Counter[str], tmp_path: Path, family: str
-) -> None:
-    plain, guessed = plain_and_guessed(harness, model=str(write(tmp_path, Family(family))), max_tokens=30)
+def test_rows_that_know_no_padding_are_plain(harness: Harness, counts: Counter[str], tmp_path: Path) -> None:
+    """Such a model guesses for a request alone."""
+    plain, guessed = plain_and_guessed(harness, model=str(write(tmp_path, Family("mamba"))), max_tokens=30)
     assert [answer.ids for answer in guessed] == [answer.ids for answer in plain]
     assert not counts
     harness.settle()
@@ -157,7 +156,7 @@ def test_rows_with_and_without_guesses_share_passes(
     harness.settle()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3_next"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_next", "gemma3_text"])
 def test_next_turn_reuses_answers_that_were_guessed_together(
     harness: Harness, counts: Counter[str], tmp_path: Path, family: str
 ) -> None:
@@ -169,7 +168,8 @@ def test_next_turn_reuses_answers_that_were_guessed_together(
         warm = harness.run(asked(path, OFF, tokens=turn, cache=pb.CacheOptions(), max_tokens=8))
         cold = harness.run(asked(path, OFF, tokens=turn, max_tokens=8))
         assert warm.cached >= 48
-        assert warm.content == cold.content
+        assert warm.ids == cold.ids
+        assert warm.content == cold.content or family not in EXACT
     harness.settle()
 
 

@@ -81,9 +81,10 @@ class ArraysAdapter(StateAdapter):
         """Put the state before the pass in its place again."""
         cache.cache = list(mark)
 
-    def begin_rows(self, batch: ArraysCache, lengths: Sequence[int]) -> None:
-        """Tell the layer which tokens are padding."""
-        batch.prepare(lengths=list(lengths))
+    def begin_rows(self, batch: ArraysCache, lengths: Sequence[int], width: int) -> None:
+        """Tell the layer which tokens are padding; without any, it is a pass like others."""
+        if min(lengths) < width:
+            batch.prepare(lengths=list(lengths))
 
     def back_rows(self, batch: ArraysCache, mark: list[mx.array], width: int, kept: Sequence[int]) -> None:
         """Put the state before the pass into each row of which nothing stays."""

@@ -106,8 +106,8 @@ class CacheAdapter(ABC):
             kept: How many of them stay, fewer; 0 if any cache of the sequence is a state, which sums up all tokens.
         """
 
-    def begin_rows(self, batch: Any, lengths: Sequence[int]) -> None:  # noqa: B027 # a default, not a gap
-        """Prepare for a pass of `lengths` tokens a row, with padding behind some. Does nothing by default."""
+    def begin_rows(self, batch: Any, lengths: Sequence[int], width: int) -> None:  # noqa: B027 # a default, not a gap
+        """Prepare for a pass of `lengths` tokens a row, padded to `width` behind them. Does nothing by default."""
 
     def back_rows(self, batch: Any, mark: Any, width: int, kept: Sequence[int]) -> None:
         """

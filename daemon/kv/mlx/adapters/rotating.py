@@ -117,6 +117,10 @@ class RotatingAdapter(BlockAdapter):
         else:
             cache.keys, cache.values, cache.offset, cache._idx = mark
 
+    def begin_rows(self, batch: BatchRotatingKVCache, lengths: Sequence[int], width: int) -> None:
+        """Put the tokens into temporal order: the mask of a pass over several counts padding from the oldest place."""
+        batch._temporal_order()
+
     def back_rows(self, batch: BatchRotatingKVCache, mark: Any, width: int, kept: Sequence[int]) -> None:
         """
         Move each row to the right by what is forgotten of it: windows are short, and all rows of them turn together.
@@ -130,7 +134,7 @@ class RotatingAdapter(BlockAdapter):
         batch.values = dynamic_roll(batch.values[..., :held, :], shift[:, None], axis=2)
         batch.left_padding = mx.maximum(batch.left_padding, 0) + shift
         batch.offset = batch.offset - mx.array(surplus)
-        batch._idx, batch._offset = held, batch._offset - min(surplus)
+        batch._idx = batch._offset = held
 
     def shrink(self, cache: RotatingKVCache) -> None:
         """Drop the beginning of the last chunk, which no later token sees; mlx-lm does so at the next token."""
