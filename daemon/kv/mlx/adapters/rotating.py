@@ -125,16 +125,18 @@ class RotatingAdapter(BlockAdapter):
         """
         Move each row to the right by what is forgotten of it: windows are short, and all rows of them turn together.
 
-        A pass over several tokens leaves them in temporal order. What a row moves away from counts as padding.
+        A pass over several tokens leaves them in temporal order, with more of them than a window has. What a row moves
+        away from counts as padding.
         """
         surplus = [width - count for count in kept]
         shift = mx.array(surplus) - min(surplus)
         held = batch.keys.shape[2] - min(surplus)
-        batch.keys = dynamic_roll(batch.keys[..., :held, :], shift[:, None], axis=2)
-        batch.values = dynamic_roll(batch.values[..., :held, :], shift[:, None], axis=2)
-        batch.left_padding = mx.maximum(batch.left_padding, 0) + shift
+        unseen = max(0, held - batch.max_size)
+        batch.keys = dynamic_roll(batch.keys[..., :held, :], shift[:, None], axis=2)[..., unseen:, :]
+        batch.values = dynamic_roll(batch.values[..., :held, :], shift[:, None], axis=2)[..., unseen:, :]
+        batch.left_padding = mx.maximum(batch.left_padding, 0) + shift - unseen
         batch.offset = batch.offset - mx.array(surplus)
-        batch._idx = batch._offset = held
+        batch._idx = batch._offset = held - unseen
 
     def shrink(self, cache: RotatingKVCache) -> None:
         """Drop the beginning of the last chunk, which no later token sees; mlx-lm does so at the next token."""
