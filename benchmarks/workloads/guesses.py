@@ -67,7 +67,7 @@ def guesses(bench: Bench) -> Result:
             harness.run(pb.GetOrLoadRequest(model=str(model)))
             for (name, text), streams in product(TEXTS.items(), STREAMS):
                 case = f"{shape}, {name}" + f", {streams} at once" * (streams > 1)
-                written = Text(text, tokenizer, tokens, streams)
+                written = Text(text, tokenizer, tokens // streams, streams)
                 sides: dict[str, Callable[[str], Figures]] = {
                     side: partial(_written, harness, model, written, side) for side in SPECULATIONS
                 }
@@ -112,7 +112,7 @@ class Text:
     Attributes:
         make: Returns a prompt and an answer of a seed.
         tokenizer: Makes tokens of both.
-        tokens: Length of the answer.
+        tokens: Length of an answer.
         streams: Answers that are written at once, each after a prompt of its own.
     """
 
