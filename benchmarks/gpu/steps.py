@@ -138,7 +138,7 @@ def gap(bench: Bench) -> Iterator[Result]:
 def guesses(bench: Bench) -> Iterator[Result]:
     """Measure tokens guessed ahead beside none, in this process: a peer has no such thing for given texts."""
     model = bench.model(LARGE)
-    result = Result("Tokens guessed ahead, one request")
+    result = Result("Tokens guessed ahead, one request and four at once")
     running = Harness(guesses=True, kv_disk_mb=0)
     try:
         running.run(pb.GetOrLoadRequest(model=str(model)))
