@@ -132,6 +132,12 @@ def test_doctor_checks_metal_working_set() -> None:
     assert wired.found.startswith("off")
 
 
+def test_doctor_counts_the_memory_of_a_card() -> None:
+    """Not the machine's, which is apart from it."""
+    _, memory, *_ = machine.device(probe(metal=False, memory_bytes=80 * GIB, working_set_bytes=80 * GIB), Config())
+    assert memory.found.startswith("72.0 GiB for weights, prefixes and requests: 0.9 of the card's memory, 80.0")
+
+
 def test_doctor_says_where_weights_cannot_be_wired() -> None:
     """On a Mac they can."""
     config = replace(Config(), wire_weights=True)
