@@ -157,7 +157,7 @@ class Files:
         size = len(header) + sum(len(part.data) for part in parts)
         space = self.space()
         if space.free - size < space.total // RESERVE:
-            raise UnusableError("the disk has less than a tenth free")
+            raise UnusableError("less than a tenth of the disk is free, and the tier leaves that to others")
         with self._published(piece.name) as file:
             failpoint("disk.write")
             _write(file, header)

@@ -251,5 +251,8 @@ def _log(kind: str, error: str) -> None:
 
 
 def _shown(error: Exception) -> str:
-    """Return an error for the log. The tier's own ones have texts without names and contents."""
-    return Words(error) if isinstance(error, UnusableError | DamagedError) else cause(error)
+    """Return an error for the log. The tier's own ones and the system's have texts without names and contents."""
+    if isinstance(error, UnusableError | DamagedError):
+        return Words(error)
+    said = isinstance(error, OSError) and error.strerror
+    return Words(f"{cause(error)}, {said}") if said else cause(error)
