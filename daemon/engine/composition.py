@@ -41,6 +41,7 @@ from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.reporting.model_registry import NamespaceRegistry
 from daemon.engine.reporting.snapshot import StatsCollector
 from daemon.kv.disk.files import Files
+from daemon.kv.disk.note import Note
 from daemon.kv.disk.tier import DiskTier
 from daemon.kv.disk.work import DiskWork
 from daemon.kv.evictor import PrefixLimits
@@ -170,7 +171,8 @@ def _disk_tier(
     clock: Callable[[], float],
     wall: Callable[[], float],
 ) -> DiskTier:
-    work = DiskWork(Files(config.kv_disk_folder), partial(_on_disk, background), clock, wall)
+    folder = config.kv_disk_folder
+    work = DiskWork(Files(folder), Note(config.state_dir, folder), partial(_on_disk, background), clock, wall)
     tier = DiskTier(work, config.kv_disk_bytes, prefixes, ArrayCodec(), clock, wall, memory.has_room)
     if tier.enabled:
         prefixes.below = tier

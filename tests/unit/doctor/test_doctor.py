@@ -239,6 +239,24 @@ def test_doctor_reports_an_unwritable_log_file(tmp_path: Path) -> None:
     assert places.log_file(tmp_path).verdict is Verdict.FAILED
 
 
+def test_doctor_tells_of_prefixes_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much may lie there, and what keeps the daemon from using the directory."""
+    folder = tmp_path / "state" / "kv"
+    assert places.prefixes(folder, 0).verdict is Verdict.SKIPPED
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=1000, f_bavail=900, f_frsize=1 << 20))
+    assert "0 B of 45.0 MiB; 900.0 MiB of the disk are free" in places.prefixes(folder, None).found
+    assert not folder.parent.exists()
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "a.kv").write_bytes(b"x" * 1024)
+    assert "1.0 KiB of 2.0 MiB" in places.prefixes(folder, 2 << 20).found
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=1000, f_bavail=90, f_frsize=1 << 20))
+    assert places.prefixes(folder, None).verdict is Verdict.WARNING
+    folder.chmod(0o755)
+    assert places.prefixes(folder, None).fix.endswith(f"chmod 700 {folder}")
+    (tmp_path / "file").touch()
+    assert places.prefixes(tmp_path / "file", None).verdict is Verdict.WARNING
+
+
 def answer(*logprobs: float, cached: int = 96, first: int = 1) -> Completion:
     tokens = tuple(range(first, first + len(logprobs)))
     pairs = tuple(TokenLogprob(token, logprob, ()) for token, logprob in zip(tokens, logprobs, strict=True))
