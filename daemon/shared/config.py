@@ -287,8 +287,10 @@ class Config:
         metadata=_about(
             "Models that all machines of the group compute together",
             read_shardings,
-            'In the file a table, `[group.models]`: `"mlx-community/Large-4bit" = "tensor"`. With `auto` only if the '
-            "model exceeds this machine's budget. `none` is the same as no line: this machine runs the model alone.",
+            'In the file a table, `[group.models]`: `"mlx-community/Large-4bit" = "tensor"`. `tensor` gives each '
+            "machine a part of each layer, `pipeline` some of the layers. `auto` is `tensor`, or else `pipeline`, if "
+            "the model exceeds this machine's budget, and `none` otherwise. `none` is the same as no line: this "
+            "machine runs the model alone.",
             "MODEL=SHARDING",
         ),
     )

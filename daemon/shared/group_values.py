@@ -9,8 +9,9 @@ _LAST_PORT = 65535
 _MOST_RANKS = 16
 _MOST_MODELS = 256
 
-SHARDINGS = ("tensor", "auto", "none")
-"""How a model may be cut: into parts of each layer, so only if it is too large for one machine, or not at all."""
+TENSOR, PIPELINE = "tensor", "pipeline"
+SHARDINGS = (TENSOR, PIPELINE, "auto", "none")
+"""How a model may be cut: each layer, between layers, as it can be but only if it is too large, or not at all."""
 
 
 def address_of(text: str) -> tuple[str, int]:

@@ -46,7 +46,7 @@ def ids(client: Client, model: str, prompt: str | list[int] = PROMPT, **options:
     return client.complete(model, prompt, **{"max_tokens": 24, **options}).token_ids  # type: ignore[arg-type]
 
 
-def reference(model: str, prompt: list[int], tokens: int, ranks: int) -> list[int]:
+def reference(model: str, how: str, prompt: list[int], tokens: int, ranks: int) -> list[int]:
     """Return what mlx-lm's own sharding computes with so many processes."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(ranks)]
     hosts = Path(model) / "hosts.json"
@@ -56,7 +56,7 @@ def reference(model: str, prompt: list[int], tokens: int, ranks: int) -> list[in
     program = Path(__file__).with_name("sharded_reference.py")
     running = [
         subprocess.Popen(
-            [sys.executable, str(program), model, json.dumps(prompt), str(tokens)],
+            [sys.executable, str(program), model, how, json.dumps(prompt), str(tokens)],
             env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank), "HF_HUB_OFFLINE": "1"},
             stdout=subprocess.PIPE,
             text=True,
@@ -70,20 +70,24 @@ def reference(model: str, prompt: list[int], tokens: int, ranks: int) -> list[in
     return list(answers[0])
 
 
+@pytest.mark.parametrize("how", ["tensor", "pipeline"])
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_answers_are_those_of_mlx_lms_sharding(
-    folder: Path, ranks: int, start_group: Callable[..., RunningGroup]
+    folder: Path, ranks: int, how: str, start_group: Callable[..., RunningGroup]
 ) -> None:
     """Token for token, cold and warm, with parts of the prompt computed in other chunks."""
     settings = {
-        "model_type": "llama", "hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 192,
+        "model_type": "qwen2", "hidden_size": 96, "num_hidden_layers": 6, "intermediate_size": 192,
         "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 737,
         "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": False,
     }  # fmt: skip
-    model = str(write_random(folder / "wide", settings, 7))
+    path = write_random(folder / "wide", settings, 7)
+    files = {f"model.layers.{layer}.": "model.safetensors" for layer in range(6)} | {"model.norm": "model.safetensors"}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    model = str(path)
     prompt = [3 + number * 7 % 700 for number in range(300)]
-    expected = reference(model, prompt, 40, ranks)
-    group = start_group(ranks, group_models=f"{model}=tensor")
+    expected = reference(model, how, prompt, 40, ranks)
+    group = start_group(ranks, group_models=f"{model}={how}")
     with group.front.client() as client:
         group.ready(client)
         cold = client.complete(model, prompt, max_tokens=40, ignore_eos=True)

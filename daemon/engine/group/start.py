@@ -22,7 +22,7 @@ from daemon.engine.group.answers import FirstAnswers, RankAnswers
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire, NoWire
 from daemon.engine.group.ranks import Ranks
-from daemon.engine.group.sharding import TensorSharding
+from daemon.engine.group.sharding import Sharding
 from daemon.engine.group.tape import Diverged, Player, Recorder, Tape
 from daemon.engine.group.turns import Agreement, FirstRank, HeldWire, follow, listen
 from daemon.engine.loop import Link, Loop
@@ -31,11 +31,12 @@ from daemon.engine.memory.pressure import Level, Source
 from daemon.shared import readings
 from daemon.shared.config import Config
 from daemon.shared.frames import FrameError
+from daemon.shared.model_names import plain
 from daemon.v1 import ipc_pb2 as ipc
 
 _SETTINGS = (
     "max_models", "model_ttl", "evict_on_memory_pressure", "kv_cache_mb", "max_cache_blocks", "min_prefix_len",
-    "warmup_tokens", "max_batch",
+    "warmup_tokens", "max_batch", "group_models",
 )  # fmt: skip
 """Keys of the configuration that decisions depend on; each rank uses the values of the first."""
 _KNOWN_SECONDS = 1.0
@@ -49,6 +50,7 @@ log = structlog.get_logger()
 def told_settings(config: Config) -> str:
     """Return the settings that the first rank tells the others, as JSON."""
     values = asdict(config)
+    values["group_models"] = {plain(config.aliases.get(name, name)): how for name, how in config.group_models.items()}
     return json.dumps({key: values[key] for key in _SETTINGS})
 
 
@@ -172,6 +174,7 @@ class Rank:
     ) -> Engine:
         readings.replace(tape.told, tape.flush)
         setup = self._setup
+        settings = settings_of(setup.settings)
         ranks = Ranks(
             count=len(setup.ring),
             limit_bytes=setup.limit_bytes,
@@ -179,10 +182,9 @@ class Rank:
             answers=answers,
             own_clock=self._clock,
             aside=tape.aside,
-            shard=TensorSharding(self._group),
+            shard=Sharding(self._group, settings["group_models"]),
         )
         folder = self._config.state_dir / "group"
-        settings = settings_of(setup.settings)
         weights = setup.limit_bytes >> 20
         config = replace(self._config, **settings, model_cache_mb=weights, kv_disk_mb=0, kv_disk_dir=folder)
         tape.begin()
