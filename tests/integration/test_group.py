@@ -224,6 +224,19 @@ def test_layers_that_cannot_be_divided_are_refused(client: Client, uneven: str) 
     assert client.stats().group.state == "ready"
 
 
+@pytest.mark.parametrize("kind", ["model", "layered"])
+def test_guesses_are_those_of_all_ranks(client: Client, kind: str, request: pytest.FixtureRequest) -> None:
+    """Whether guessing pays is measured by the first rank's clock: by its own, a rank would feed other tokens."""
+    name = request.getfixturevalue(kind)
+    restarts = client.stats().group.restarts
+    options = {"max_tokens": 120, "ignore_eos": True, "logit_bias": {11: 100.0}}
+    plain = client.complete(name, PROMPT, speculation="off", **options)  # type: ignore[arg-type]
+    answers = [client.complete(name, PROMPT, **options) for _ in range(2)]  # type: ignore[arg-type]
+    assert [answer.token_ids for answer in answers] == [plain.token_ids] * 2
+    assert any(answer.usage.guesses for answer in answers)
+    assert client.stats().group.restarts == restarts
+
+
 def test_adapter_of_a_group_model_is_refused(client: Client, model: str) -> None:
     """By the field's name, before any rank does anything."""
     with pytest.raises(InvalidArgument, match="adapter cannot be used with a model of the group"):

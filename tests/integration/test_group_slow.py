@@ -26,6 +26,13 @@ pytestmark = pytest.mark.slow
 
 PROMPT = "The lighthouse keeper wrote down the weather of each day, and on the third of May he wrote: " * 3
 
+WIDE = {
+    "model_type": "qwen2", "hidden_size": 96, "num_hidden_layers": 6, "intermediate_size": 192,
+    "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 737,
+    "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+"""A model that two and three ranks can cut in each way."""
+
 
 @pytest.fixture(name="start_group")
 def _start_group(folder: Path) -> Iterator[Callable[..., RunningGroup]]:
@@ -76,12 +83,7 @@ def test_answers_are_those_of_mlx_lms_sharding(
     folder: Path, ranks: int, how: str, start_group: Callable[..., RunningGroup]
 ) -> None:
     """Token for token, cold and warm, with parts of the prompt computed in other chunks."""
-    settings = {
-        "model_type": "qwen2", "hidden_size": 96, "num_hidden_layers": 6, "intermediate_size": 192,
-        "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 16, "rms_norm_eps": 1e-5, "vocab_size": 737,
-        "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": False,
-    }  # fmt: skip
-    path = write_random(folder / "wide", settings, 7)
+    path = write_random(folder / "wide", WIDE, 7)
     files = {f"model.layers.{layer}.": "model.safetensors" for layer in range(6)} | {"model.norm": "model.safetensors"}
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     model = str(path)
@@ -97,12 +99,13 @@ def test_answers_are_those_of_mlx_lms_sharding(
     group.stop()
 
 
-def test_random_neighbours_change_no_answer(folder: Path, start_group: Callable[..., RunningGroup]) -> None:
+@pytest.mark.parametrize("how", ["tensor", "pipeline"])
+def test_random_neighbours_change_no_answer(folder: Path, how: str, start_group: Callable[..., RunningGroup]) -> None:
     """Requests come, share beginnings, are cancelled and invalidated in random order; no rank ever parts."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    model = str(copy_of_embedded(folder, "large"))
-    group = start_group(group_models=f"{model}=tensor")
+    model = str(write_random(folder / "wide", WIDE, 7))
+    group = start_group(group_models=f"{model}={how}")
     with group.front.client() as client:
         group.ready(client)
         prompts = [PROMPT[: chance.randrange(20, len(PROMPT))] + str(number % 3) for number in range(12)]
@@ -185,9 +188,11 @@ def test_dying_ranks_leave_no_call_without_an_end(folder: Path, start_group: Cal
     group = start_group(group_models=f"{model}=tensor")
     with group.front.client() as client:
         group.ready(client)
-        expected = ids(client, model, max_tokens=200, ignore_eos=True)
-        for _ in range(scaled(20)):
-            stream = client.generate(model, PROMPT, max_tokens=200, ignore_eos=True)
+        for number in range(scaled(20)):
+            # Another request each time: one that runs at two deaths is refused.
+            prompt = f"{number}. {PROMPT}"
+            expected = ids(client, "embedded", prompt, max_tokens=200, ignore_eos=True)
+            stream = client.generate(model, prompt, max_tokens=200, ignore_eos=True)
             for _, _event in zip(range(chance.randrange(1, 60)), stream, strict=False):
                 pass
             victim = chance.choice([client.stats().group.pid, group.engine_of(1)])
@@ -196,5 +201,5 @@ def test_dying_ranks_leave_no_call_without_an_end(folder: Path, start_group: Cal
             with suppress(EngineRestarted):  # any other error fails the test
                 assert stream.result().token_ids == expected, f"SEED={seed}"
             group.ready(client)
-            assert ids(client, model, max_tokens=200, ignore_eos=True) == expected, f"SEED={seed}"
+            assert ids(client, model, prompt, max_tokens=200, ignore_eos=True) == expected, f"SEED={seed}"
     group.stop()
