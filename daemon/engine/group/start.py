@@ -1,16 +1,14 @@
-"""Makes an engine process a rank of a group: reads its place, joins MLX's ring, and builds its engine."""
+"""Makes an engine process a rank of a group: reads its place, joins the other ranks, and builds its engine."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import mlx.core as mx
 import structlog
@@ -18,6 +16,7 @@ import structlog
 from daemon.engine.composition import build_engine
 from daemon.engine.device import memory_size, working_set
 from daemon.engine.engine import Engine
+from daemon.engine.group import backends
 from daemon.engine.group.answers import FirstAnswers, RankAnswers
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire, NoWire
@@ -100,7 +99,7 @@ class Rank:
         limit = group_share(memory_limit(working_set()), config, leads=not start.rank)
         self._config = config
         self._setup = self._agreed(limit)
-        self._group = self._joined()
+        self._group = backends.join(self._setup, self._rank)
 
     def run(self, loop: Loop, ready: Callable[[], None]) -> None:
         """Serve until the parent ends this rank, or the group ends; `ready` is called once it takes calls."""
@@ -117,7 +116,7 @@ class Rank:
             threading.Event().wait(_KNOWN_SECONDS)  # MLX may have lost a rank, and its connection tells which
             self.give_up(f"rank {self._rank} failed; its log has the error")
 
-    def give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> NoReturn:
         """End this process, because the group cannot go on; any thread."""
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # another thread ends the process
@@ -203,7 +202,12 @@ class Rank:
 
     def _agreed(self, limit: int) -> ipc.GroupSetup:
         """Exchange what the ranks are, and return what they have in common."""
-        member = ipc.GroupMember(limit_bytes=limit, memory_bytes=memory_size(), ring=_free_address(self._address))
+        member = ipc.GroupMember(
+            limit_bytes=limit,
+            memory_bytes=memory_size(),
+            ring=_free_address(self._address),
+            jaccl=backends.has_jaccl(),
+        )
         if self._rank:
             (first,) = self._others
             first.send(ipc.GroupFrame(member=member))
@@ -214,18 +218,18 @@ class Rank:
             limit_bytes=min(one.limit_bytes for one in members),
             memory_bytes=min(one.memory_bytes for one in members),
             settings=told_settings(self._config),
+            devices=self._devices(members),
         )
         for other in self._others:
             other.send(ipc.GroupFrame(setup=setup))
         return setup
 
-    def _joined(self) -> mx.distributed.Group:
-        """Join MLX's ring. It reads the addresses from a file that it is told of by the environment."""
-        with tempfile.TemporaryDirectory() as folder:
-            hosts = Path(folder) / "hosts.json"
-            hosts.write_text(json.dumps([[address] for address in self._setup.ring]))
-            os.environ |= {"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(self._rank)}
-            return mx.distributed.init(strict=True, backend="ring")
+    def _devices(self, members: Sequence[ipc.GroupMember]) -> str:
+        """Return the devices by which the ranks are joined; empty for MLX's ring."""
+        try:
+            return backends.chosen(self._config.group_backend, self._config.group_devices, members)
+        except backends.BackendError as error:
+            self.give_up(str(error))
 
 
 def _free_address(address: str) -> str:
