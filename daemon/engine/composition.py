@@ -15,6 +15,7 @@ from daemon.cache.digest_notes import DigestFile
 from daemon.cache.digests import Digests
 from daemon.cache.limits import ModelLimits
 from daemon.cache.mlx.loader import supported
+from daemon.cache.mlx.shard import WHOLE
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Resolver
 from daemon.engine.background.background import Background
@@ -95,7 +96,7 @@ def build_engine(
     # Models: found on other threads, loaded by the MLX thread in slices.
     streams = Streams()
     digests = Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(streams.are_active))
-    shard = None if ranks is None else ranks.shard
+    shard = WHOLE if ranks is None else ranks.shard
     loader = ModelLoader(memory, runner, digests, streams, clock, config.warmup_tokens, shard)
     limits = _model_limits(config, budget)
     models: Models = ModelCache(limits, loader.begin, ttl_clock, buffers.clear)

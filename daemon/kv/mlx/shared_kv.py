@@ -57,6 +57,15 @@ class _Shared:
         return self.tail.state
 
     @property
+    def keys(self) -> Any:
+        """The keys of the tails. A model that is cut between layers lets them depend on what it sent."""
+        return self.tail.keys
+
+    @keys.setter
+    def keys(self, keys: mx.array) -> None:
+        self.tail.keys = keys
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tails."""
         return 0 if self.tail.keys is None else int(self.tail.keys.nbytes + self.tail.values.nbytes)
