@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from daemon.engine.outbox import ends_call
 from daemon.kv.mlx import sharing
@@ -25,7 +32,7 @@ BRANCHES = (48, 80, 112, 160)
 """Where prompts leave it."""
 
 MOST = 6
-COUNT = 24
+COUNT = 32
 """Tokens of an answer."""
 
 
@@ -66,6 +73,14 @@ class ReadersMachine(RuleBasedStateMachine):
             stop=pb.Stop(ignore_eos=True),
             cache=pb.CacheOptions(mode=mode),
         )
+
+    @initialize(salts=st.lists(st.integers(3, 700), min_size=3, max_size=3))
+    def nest(self, salts: list[int]) -> None:
+        """Begin with two readers of a long prefix, and one that leaves it earlier."""
+        for branch, salt in zip((160, 160, 80), salts, strict=True):
+            self.join(branch, 3, salt)
+        while self.harness.engine._runner.decoding < len(salts):
+            self.step()
 
     @precondition(lambda self: len(self.running) < MOST)
     @rule(branch=st.sampled_from(BRANCHES), end=st.integers(1, 20), salt=st.integers(3, 700))
@@ -131,7 +146,7 @@ class ReadersMachine(RuleBasedStateMachine):
         assert not self.harness.engine._runner.readers.prefixes()
 
 
-@pytest.mark.parametrize("examples", [12, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [10, pytest.param(300, marks=pytest.mark.slow)])
 def test_readers_at_random_are_exact_and_copy_nothing(
     engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int
 ) -> None:
@@ -145,7 +160,7 @@ def test_readers_at_random_are_exact_and_copy_nothing(
         lambda: ReadersMachine(harness, path),
         settings=settings(
             max_examples=examples,
-            stateful_step_count=25,
+            stateful_step_count=20,
             deadline=None,
             print_blob=True,
             database=None,
