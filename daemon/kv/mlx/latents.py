@@ -1,5 +1,5 @@
 """
-What latent attention (DeepSeek V3 and its kin) needs of a cache whose sequences read a shared prefix.
+What latent attention (DeepSeek V3 and its kin) needs of a cache of sequences that read a shared prefix.
 
 Such a layer keeps latents where others keep keys, and the keys of its rotary positions where others keep values. The
 model scores the positions itself, and hands these scores over in place of a mask:

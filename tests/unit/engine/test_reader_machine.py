@@ -157,7 +157,7 @@ def test_readers_at_random_are_exact_and_copy_nothing(
     machine = ReadersMachine(harness, path)
     harness.finish(harness.begin(machine.request([*TRUNK, 5], pb.CACHE_MODE_READ_WRITE)))
     run_state_machine_as_test(
-        lambda: ReadersMachine(harness, path),
+        lambda: ReadersMachine(harness, path),  # type: ignore[arg-type]  # a factory will do
         settings=settings(
             max_examples=examples,
             stateful_step_count=20,

@@ -164,6 +164,6 @@ def test_plain_attention_that_looks_like_latents_is_exact() -> None:
         results = []
         for cache in (reader, whole):
             mask = cache.make_mask(tokens, return_array=False, window_size=None)
-            held = cache.update_and_fetch(keys, values)
-            results.append(shared_attention.attend(queries, *held, cache, SCALE, mask))
+            held_keys, held_values = cache.update_and_fetch(keys, values)
+            results.append(shared_attention.attend(queries, held_keys, held_values, cache, SCALE, mask))
         assert same_bits(*results)
