@@ -108,12 +108,13 @@ class Guesser:
         if most < 1 or (longest and not self._goes_back_beside_others):
             return []
         label, guesses = self._source.guess(pending, most, known=known)
-        self.last = Check(label, len(guesses), 0) if guesses else None
+        asked = self.apart or self._sequence.request.speculation is not Speculation.AUTO
+        self.last = Check(label, len(guesses), 0, asked) if guesses else None
         return guesses
 
     def cut(self, guesses: list[int], width: int) -> list[int]:
         """Keep no more guesses of the last than a pass shall be wide; all that the request asks for."""
-        if self.last is None or self._sequence.request.speculation is not Speculation.AUTO:
+        if self.last is None or self.last.asked:
             return guesses
         if width:
             self.last = replace(self.last, guessed=min(width, len(guesses)))
