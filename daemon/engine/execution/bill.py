@@ -27,6 +27,7 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.sampling import LEAST_VECTORS, row_vectors
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
+from daemon.engine.execution.speculation import most_fed
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, kv_need, scoring_need
 from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
 from daemon.kv.keys import BLOCK_TOKENS
@@ -81,7 +82,7 @@ class BilledRow(NamedTuple):
         held: Tokens that it holds.
         room: Tokens that it has room for beyond.
         vectors: Vectors of the vocabulary's width that a step of it takes.
-        fed: Tokens that a step feeds: one, and the guesses of a draft model.
+        fed: Tokens that a step feeds while the row decodes alone: one, and guesses.
         grows: Whether it may need more room than it was given when it began.
         base: How many of the tokens that it holds are in arrays that it shares with other rows.
     """
@@ -189,20 +190,35 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     held = max(row.held - row.base for row in rows)
     longest = held + max(row.room for row in rows)
     grows = any(row.grows or row.held - row.base != held for row in rows)
-    whole = sum(kv_need(model.layout, row.base + longest, 0, 1) for model in models for row in rows)
+    fed = rows[0].fed if len(rows) == 1 else 1
+    whole = sum(kv_need(model.layout, row.base + longest, 0, fed) for model in models for row in rows)
     ends = [_elsewhere(row, row.base + longest) for row in rows]
     kv = whole - sum(model.layout.full_bytes(end) for model in models for end in ends)
     alone = len(rows) == 1 and not grows
     copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
     # At the end of a block, each row's copy of its states exists beside the copy before it.
     states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
-    fed = max(LEAST_FED, sum(row.fed for row in rows))
-    passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
-    sampled = sum(row.vectors * row.fed for row in rows) * 4 * models[0].vocab_size
+    width, context = max(LEAST_FED, fed * len(rows)), max(row.held + row.room for row in rows)
+    passes = sum(model.work.bytes(width, context) for model in models)
+    # Attention to a prefix that is read together takes a copy of one layer of it, for all rows.
+    passes += max(model.layout.layer_bytes(row.base) if row.base else 0 for model in models for row in rows)
+    sampled = sum(row.vectors for row in rows) * fed * 4 * models[0].vocab_size
     # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens.
     stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, max(row.held for row in rows)) for model in models)
-    step = int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled
+    step = int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled + _undone(models, fed, longest)
     return Bill(kv, max(step, int(MOVED * stored)))
+
+
+def _undone(models: Rows[LoadedModel], fed: int, tokens: int) -> int:
+    """
+    Return the bytes of what a pass with guesses keeps, to undo it: states and windows as they were before.
+
+    A draft model keeps them for several passes. A model without states takes single tokens out again.
+    """
+    if fed == 1:
+        return 0
+    kept = [model.layout for number, model in enumerate(models) if number or model.layout.states]
+    return sum(layout.undo_bytes(tokens) for layout in kept)
 
 
 def _joining(prompts: Rows[Sequence], batches: Iterable[Rows[Sequence]], width: int) -> int:
@@ -241,7 +257,7 @@ def _row(sequence: Sequence, *, alone: bool = True) -> BilledRow:
         len(sequence.prompt) + done,
         min(request.max_tokens - done * alone, DECODE_ROOM),
         row_vectors(request.sampling, masked=masked, scored=scored),
-        1 + (sequence.draft.count if sequence.draft is not None else 0),
+        most_fed(request.speculation, sequence.loaded.ahead, sequence.draft.count if sequence.draft is not None else 0),
         request.max_tokens > DECODE_ROOM,
         sequence.kv.base,
     )

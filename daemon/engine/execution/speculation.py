@@ -273,10 +273,26 @@ class DraftGuesses:
 
 def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:
     """Return what guesses for a sequence, by what its request asks for and what its model can; None if nothing."""
-    speculation, ahead = sequence.request.speculation, sequence.loaded.ahead
     if sequence.draft is not None:
         return Guesser(sequence, DraftGuesses(sequence), governor)
-    exact = ahead in (Ahead.EXACT, Ahead.SHARED)
-    if speculation is Speculation.NGRAM or (speculation is Speculation.AUTO and exact):
+    if _repeats(sequence.request.speculation, sequence.loaded.ahead):
         return Guesser(sequence, NgramGuesses(sequence, governor), governor)
     return None
+
+
+def most_fed(speculation: Speculation, ahead: Ahead, drafted: int) -> int:
+    """
+    Return the most tokens of a pass of a row that decodes alone, without those that it is fed again.
+
+    Args:
+        speculation: What the request asks for.
+        ahead: What its model can.
+        drafted: Tokens that a draft model guesses at a time; 0 without one.
+    """
+    return 1 + (drafted or MOST_GUESSES * _repeats(speculation, ahead))
+
+
+def _repeats(speculation: Speculation, ahead: Ahead) -> bool:
+    """Return whether earlier tokens are guesses for a sequence without a draft model."""
+    exact = ahead in (Ahead.EXACT, Ahead.SHARED)
+    return speculation is Speculation.NGRAM or (speculation is Speculation.AUTO and exact)
