@@ -22,7 +22,7 @@ from daemon.engine.execution.request import Request, Speculation
 from daemon.engine.execution.sampling import row_vectors
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
-from daemon.engine.execution.speculation import most_fed
+from daemon.engine.execution.speculation import guessable
 from daemon.engine.memory.memory_budget import DECODE_ROOM, scoring_need
 from daemon.engine.prompt.preparation import PreparedRequest, Rendered, prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
@@ -178,7 +178,7 @@ def _refuse_if_never(
     masked = prepared.form is not None or prepared.free is not None
     vectors = row_vectors(sampling_of(request, prepared.source), masked=masked, scored=request.HasField("top_logprobs"))
     drafted = 0 if len(models) == 1 else request.draft_tokens or DEFAULT_TOKENS
-    fed = most_fed(Speculation(request.speculation or pb.SPECULATION_AUTO), models[0].ahead, drafted)
+    fed = 1 + guessable(Speculation(request.speculation or pb.SPECULATION_AUTO), models[0].ahead, drafted)
 
     def need(tokens: int) -> int:
         row = BilledRow(tokens, min(prompt.max_tokens, DECODE_ROOM), vectors, fed, prompt.max_tokens > DECODE_ROOM)

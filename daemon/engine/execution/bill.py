@@ -27,7 +27,7 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.sampling import LEAST_VECTORS, row_vectors
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
-from daemon.engine.execution.speculation import most_fed
+from daemon.engine.execution.speculation import MOST_FED, most_guesses
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, kv_need, scoring_need
 from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
 from daemon.kv.keys import BLOCK_TOKENS
@@ -82,7 +82,7 @@ class BilledRow(NamedTuple):
         held: Tokens that it holds.
         room: Tokens that it has room for beyond.
         vectors: Vectors of the vocabulary's width that a step of it takes.
-        fed: Tokens that a step feeds while the row decodes alone: one, and guesses.
+        fed: Tokens that a step feeds: one, and guesses.
         grows: Whether it may need more room than it was given when it began.
         base: How many of the tokens that it holds are in arrays that it shares with other rows.
     """
@@ -187,25 +187,28 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
 
     All of them end at the place of the longest. So each has room for that, and for the most that any has left.
     """
+    each = max(1, MOST_FED // len(rows)) if len(rows) > 1 else rows[0].fed
+    most = max(min(row.fed, each) for row in rows)
     held = max(row.held - row.base for row in rows)
-    longest = held + max(row.room for row in rows)
+    # A row without guesses is padded to the row of its pass with the most.
+    longest = held + max(row.room for row in rows) + (most - 1) * (len(rows) > 1)
     grows = any(row.grows or row.held - row.base != held for row in rows)
-    fed = rows[0].fed if len(rows) == 1 else 1
-    whole = sum(kv_need(model.layout, row.base + longest, 0, fed) for model in models for row in rows)
+    whole = sum(kv_need(model.layout, row.base + longest, 0, most) for model in models for row in rows)
     ends = [_elsewhere(row, row.base + longest) for row in rows]
     kv = whole - sum(model.layout.full_bytes(end) for model in models for end in ends)
     alone = len(rows) == 1 and not grows
     copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
     # At the end of a block, each row's copy of its states exists beside the copy before it.
     states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
-    width, context = max(LEAST_FED, fed * len(rows)), max(row.held + row.room for row in rows)
-    passes = sum(model.work.bytes(width, context) for model in models)
+    fed = max(LEAST_FED, most * len(rows))
+    passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
     # Attention to a prefix that is read together takes a copy of one layer of it, for all rows.
     passes += max(model.layout.layer_bytes(row.base) if row.base else 0 for model in models for row in rows)
-    sampled = sum(row.vectors for row in rows) * fed * 4 * models[0].vocab_size
+    sampled = sum(row.vectors * min(row.fed, each) for row in rows) * 4 * models[0].vocab_size
     # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens.
     stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, max(row.held for row in rows)) for model in models)
-    step = int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled + _undone(models, fed, longest)
+    step = int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled
+    step += _undone(models, most, longest) * len(rows)
     return Bill(kv, max(step, int(MOVED * stored)))
 
 
@@ -257,7 +260,7 @@ def _row(sequence: Sequence, *, alone: bool = True) -> BilledRow:
         len(sequence.prompt) + done,
         min(request.max_tokens - done * alone, DECODE_ROOM),
         row_vectors(request.sampling, masked=masked, scored=scored),
-        most_fed(request.speculation, sequence.loaded.ahead, sequence.draft.count if sequence.draft is not None else 0),
+        1 + most_guesses(sequence),
         request.max_tokens > DECODE_ROOM,
         sequence.kv.base,
     )

@@ -20,19 +20,25 @@ there at the end of a block is stored.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import mlx.core as mx
 
 from daemon.engine.execution.request import Speculation
-from daemon.engine.execution.sampling import Sampled, Sampler, sample_ahead
+from daemon.engine.execution.sampling import Sampled, Sampler, draw_likeliest, sample_ahead
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.scheduling.governor import MOST_GUESSES, Governor, Source
+from daemon.engine.scheduling.governor import MOST_GUESSES, Check, Governor, Source
 from daemon.engine.scheduling.ngrams import NgramIndex
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.ahead import Ahead, Undo
+from daemon.kv.mlx.shared_attention import FEW
 from daemon.shared.readings import about_to_wait
 
+_AUTOMATIC = (Ahead.EXACT, Ahead.SHARED)
+"""How exact a pass has to be for guesses that no request asks for."""
+MOST_FED = 64
+"""Most tokens of a pass that rows share, padding included: with more, it is no longer bound by reading weights."""
 _LONG_MATCH = 8
 """Tokens of a match from which it counts as a source of its own: its guesses are better."""
 _ON_REQUEST = 4
@@ -60,7 +66,7 @@ class Guesses(Protocol):
         """
 
     def checked(self, right: int) -> None:
-        """Learn how many of the last guesses were right."""
+        """Learn how many of the last guesses were right. Called once for guesses, before the next are asked for."""
 
 
 class Guesser:
@@ -73,25 +79,21 @@ class Guesser:
     Args:
         sequence: The request.
         source: Guesses its tokens.
-        governor: Decides how many, and is told what they bring.
 
     Attributes:
-        apart: Whether the sequence shares no pass with others, so that it can always guess.
+        apart: Whether the sequence shares no pass with others.
         unfed: Tokens before the pending one that the caches lack.
+        last: What was guessed last; None if nothing was, or `taken` returned it.
     """
 
-    def __init__(self, sequence: Sequence, source: Guesses, governor: Governor) -> None:
+    def __init__(self, sequence: Sequence, source: Guesses) -> None:
         self.apart = sequence.draft is not None
         self.unfed: list[int] = []
         self._sequence = sequence
         self._source = source
-        self._governor = governor
-        self._last: tuple[Source, int, int] | None = None
-        """What the last step guessed: its source, how many tokens, and how many were right; None if it did not."""
-        self._usual = False
-        """Whether the step before the last did not guess either, so that the time of the last is that of a token."""
+        self.last: Check | None = None
 
-    def guess(self, pending: Callable[[], int], left: int, *, known: bool) -> list[int]:
+    def guess(self, pending: Callable[[], int], left: int, *, known: bool, longest: int = 0) -> list[int]:
         """
         Guess the tokens after the pending one.
 
@@ -99,15 +101,26 @@ class Guesser:
             pending: Returns the pending token; may wait for the device.
             left: Tokens that the sequence may still have behind the pending one.
             known: Whether the pending token is the last of the sequence's tokens.
+            longest: Tokens that the longest row holds of those that share the pass; 0 if it has no others.
         """
-        most = min(left - 1, self._room()) if self.apart or self._sequence.kv.root is None else 0
-        self._usual, self._last = self._last is None, None
-        if most < 1:
+        self.last = None
+        most = min(left - 1, self._room(longest))
+        if most < 1 or (longest and not self._goes_back_beside_others):
             return []
         label, guesses = self._source.guess(pending, most, known=known)
-        if guesses:
-            self._last = label, len(guesses), 0
+        self.last = Check(label, len(guesses), 0) if guesses else None
         return guesses
+
+    def cut(self, guesses: list[int], width: int) -> list[int]:
+        """Keep no more guesses of the last than a pass shall be wide; all that the request asks for."""
+        if self.last is None or self._sequence.request.speculation is not Speculation.AUTO:
+            return guesses
+        if width:
+            self.last = replace(self.last, guessed=min(width, len(guesses)))
+        else:
+            self._source.checked(0)
+            self.last = None
+        return guesses[:width]
 
     def check(
         self, pending: int, guesses: list[int], sampler: Sampler, caches: list[Any]
@@ -124,49 +137,51 @@ class Guesser:
         undo = Undo(caches)
         logits = sequence.loaded.model(mx.array([fed]), cache=list(caches))[0, before:]
         about_to_wait()
-        sampled, sampler = sample_ahead(sampler, logits, guesses, sequence.request.stop_ids)
+        drawn = draw_likeliest(logits)
+        sampled, sampler = sample_ahead(sampler, logits, guesses, sequence.request.stop_ids, drawn)
         right = len(sampled) - 1
         known = before + 1 + right
         kept = undo.keep(len(fed), known)
         self.unfed = fed[kept:known]
         sequence.kv.advanced(kept, caches)
-        self._source.checked(right)
-        assert self._last is not None
-        label, count, _ = self._last
-        self._last = label, count, right
-        guessed, accepted = sequence.guesses.get(label.kind, (0, 0))
-        sequence.guesses[label.kind] = guessed + count, accepted + right
+        self.found(right)
         return sampled, sampler
 
-    def measured(self, seconds: float | None, tokens: int) -> None:
-        """
-        Take the time of a step in which nothing else decoded.
+    def taken(self) -> Check | None:
+        """Return what the last step guessed and found out, once; None if it did not guess."""
+        last, self.last = self.last, None
+        return last
 
-        Args:
-            seconds: How long it took; None if others decoded as well.
-            tokens: Tokens that it brought.
-        """
-        if self._last is not None:
-            label, guessed, right = self._last
-            if seconds is None:
-                self._governor.counted(label, guessed, right)
-            else:
-                self._governor.guessed(label, seconds, guessed, right, tokens)
-        elif seconds is not None and tokens == 1 and self._usual:
-            self._governor.plain(seconds)
+    def found(self, right: int) -> None:
+        """Take how many of the last guesses were right, if there were any."""
+        if self.last is None:
+            return
+        self._source.checked(right)
+        self.last = replace(self.last, accepted=right)
+        kind, guesses = self.last.source.kind, self._sequence.guesses
+        guessed, accepted = guesses.get(kind, (0, 0))
+        guesses[kind] = guessed + self.last.guessed, accepted + right
 
-    def _room(self) -> int:
+    @property
+    def _goes_back_beside_others(self) -> bool:
+        """Whether the sequence can take back its own part of a pass that it shares, exactly enough for its request."""
+        level, request = self._sequence.loaded.ahead_together, self._sequence.request
+        return level in _AUTOMATIC or (level is not Ahead.WRONG and request.speculation is not Speculation.AUTO)
+
+    def _room(self, longest: int) -> int:
         """Return how many guesses a pass may have so that what is stored of the sequence stays whole and exact."""
         kv, layout = self._sequence.kv, self._sequence.loaded.layout
         fed = len(self.unfed) + 1
+        # A reader of a shared prefix attends in parts as long as a pass has few tokens, with the bits of single ones.
+        few = BLOCK_TOKENS if kv.common is None else FEW - fed
         if layout.parts.resumes_anywhere:
-            return BLOCK_TOKENS
+            return few
         room = BLOCK_TOKENS - kv.held % BLOCK_TOKENS - fed
         exact = self._sequence.loaded.ahead is Ahead.EXACT
         windows = [group.window for group in layout.parts.groups if group.window is not None]
         if exact and windows and self._sequence.request.speculation is Speculation.AUTO:
-            room = min(room, min(windows) - kv.held - fed)
-        return room
+            room = min(room, min(windows) - max(longest, kv.held) - fed)  # windows of all rows turn together
+        return min(room, few)
 
 
 class NgramGuesses:
@@ -274,25 +289,24 @@ class DraftGuesses:
 def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:
     """Return what guesses for a sequence, by what its request asks for and what its model can; None if nothing."""
     if sequence.draft is not None:
-        return Guesser(sequence, DraftGuesses(sequence), governor)
-    if _repeats(sequence.request.speculation, sequence.loaded.ahead):
-        return Guesser(sequence, NgramGuesses(sequence, governor), governor)
-    return None
+        return Guesser(sequence, DraftGuesses(sequence))
+    return Guesser(sequence, NgramGuesses(sequence, governor)) if most_guesses(sequence) else None
 
 
-def most_fed(speculation: Speculation, ahead: Ahead, drafted: int) -> int:
+def most_guesses(sequence: Sequence) -> int:
+    """Return how many tokens a pass may check for a sequence."""
+    drafted = 0 if sequence.draft is None else sequence.draft.count
+    return guessable(sequence.request.speculation, sequence.loaded.ahead, drafted)
+
+
+def guessable(speculation: Speculation, ahead: Ahead, drafted: int) -> int:
     """
-    Return the most tokens of a pass of a row that decodes alone, without those that it is fed again.
+    Return how many tokens a pass may check.
 
     Args:
         speculation: What the request asks for.
         ahead: What its model can.
         drafted: Tokens that a draft model guesses at a time; 0 without one.
     """
-    return 1 + (drafted or MOST_GUESSES * _repeats(speculation, ahead))
-
-
-def _repeats(speculation: Speculation, ahead: Ahead) -> bool:
-    """Return whether earlier tokens are guesses for a sequence without a draft model."""
-    exact = ahead in (Ahead.EXACT, Ahead.SHARED)
-    return speculation is Speculation.NGRAM or (speculation is Speculation.AUTO and exact)
+    automatic = speculation is Speculation.AUTO and ahead in _AUTOMATIC
+    return drafted or (MOST_GUESSES if automatic or speculation is Speculation.NGRAM else 0)
