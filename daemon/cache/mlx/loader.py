@@ -19,7 +19,7 @@ The load is a generator on the MLX thread. To close it, or an error, drops all a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
@@ -38,6 +38,7 @@ from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
 from daemon.cache.mlx.load_errors import load_errors
 from daemon.cache.mlx.module_size import arrays, nbytes
+from daemon.cache.mlx.shard import WHOLE, Shard
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
 from daemon.cache.mlx.weights import FileDigest, Reading
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
@@ -61,9 +62,6 @@ SLICE_BYTES = 1 << 30
 
 _MEASURED: dict[ModelKey, Workspace] = {}
 """What passes of models take, which were loaded before: it follows from the weights and this machine."""
-
-Shard = Callable[[ModelSource, Any], None]
-"""Cuts a module with lazy arrays, so that a part of the model is left in it."""
 
 Learn = Callable[[Path, Stamp, str], None]
 """Gets a file, its stamp before it was read, and the SHA-256 of the bytes that were read; see `Digests.learn`."""
@@ -159,7 +157,7 @@ def load(
     learn: Learn = ignore,
     rest: Rest = ignore,
     room: Callable[[], object] = lambda: None,
-    shard: Shard | None = None,
+    shard: Shard = WHOLE,
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """
     Load a model, a slice for each `next`; the generator returns the model. Closing it abandons the load.
@@ -175,8 +173,8 @@ def load(
         learn: Gets each file with another content than expected; see `Digests.learn`.
         rest: Called by the threads that hash; see `Hashing`.
         room: Called when the bytes that the model needs were reported and granted, before any of them is taken.
-        shard: Cuts the module, so that a part is left; None for the whole. Parts are read from the files, and their
-            digests are those that the model was found by.
+        shard: Cuts the module, so that this rank's part is left. Parts are read from the files, and their digests are
+            those that the model was found by.
 
     Raises:
         MisnamedError: If the weights are not those that the key names.
@@ -186,9 +184,9 @@ def load(
     with closing(Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)) as reading:
         model, needed, computed = yield from _weighed(source, reading, slicer, shard)
         room()
-        yield from _evaluate(source, model, computed, reading, slicer)
+        yield from _evaluate(source, model, computed, reading, slicer, shard)
         progress = _loading(max(needed, reading.done), source.size_bytes)
-        loaded = yield from _tested(source, model, needed, progress, slicer)
+        loaded = yield from _tested(source, model, needed, progress, slicer, shard)
         if warmup_tokens:
             progress = Progress(Stage.WARMING_UP)
             yield progress
@@ -200,7 +198,7 @@ def load(
 
 
 def _weighed(
-    source: ModelSource, reading: Reading, slicer: _Slicer, shard: Shard | None
+    source: ModelSource, reading: Reading, slicer: _Slicer, shard: Shard
 ) -> _Slices[tuple[Any, int, list[mx.array]]]:
     """
     Assemble the module, and report the bytes that it needs.
@@ -211,17 +209,17 @@ def _weighed(
     progress = _loading(0, source.size_bytes)
     with load_errors(source):
         model = yield from slicer.run(assembling(source, reading), progress)
-        if shard is not None:
-            shard(source, model)
+        if shard is not WHOLE:
+            shard.cut(source, model)
             reading.forget()
     everything = arrays(model)
-    needed = nbytes(everything)
+    needed = shard.most(nbytes(everything))
     yield replace(progress, needs=needed)
     return model, needed, reading.others(everything)
 
 
 def _evaluate(
-    source: ModelSource, model: Any, computed: list[mx.array], reading: Reading, slicer: _Slicer
+    source: ModelSource, model: Any, computed: list[mx.array], reading: Reading, slicer: _Slicer, shard: Shard
 ) -> _Slices[None]:
     """Read the weights, and compute the other arrays, in slices. Empties `computed`."""
     with load_errors(source):
@@ -231,33 +229,34 @@ def _evaluate(
             yield _loading(reading.done, source.size_bytes)
         yield _loading(reading.done, source.size_bytes)
         pace = Pace(SLICE_BYTES, slicer.seconds)
-        for piece in _pieces(computed, pace):
+        computed.reverse()
+        while shard.most(len(computed)):  # each rank has as many slices as the one with the most
+            piece = _piece(computed, pace.nbytes)
+            size = shard.most(nbytes(piece))
             failpoint("load.slice")
             began = slicer.clock()
             mx.eval(piece)
-            pace.measured(nbytes(piece), slicer.clock() - began)
+            pace.measured(size, slicer.clock() - began)
             yield _loading(reading.done, source.size_bytes)
-        computed.clear()
 
 
-def _pieces(computed: list[mx.array], pace: Pace) -> Iterator[list[mx.array]]:
-    """Group arrays so that each group is at most a slice, or a single larger array."""
+def _piece(computed: list[mx.array], most: int) -> list[mx.array]:
+    """Take arrays off the end that have at most so many bytes, or a single larger array."""
     piece: list[mx.array] = []
     size = 0
-    for array in computed:
-        if piece and size + array.nbytes > pace.nbytes:
-            yield piece
-            piece, size = [], 0
-        piece.append(array)
-        size += array.nbytes
-    if piece:
-        yield piece
+    while computed and (not piece or size + computed[-1].nbytes <= most):
+        piece.append(computed.pop())
+        size += piece[-1].nbytes
+    return piece
 
 
-def _tested(source: ModelSource, model: Any, needed: int, progress: Progress, slicer: _Slicer) -> _Slices[LoadedModel]:
+def _tested(
+    source: ModelSource, model: Any, needed: int, progress: Progress, slicer: _Slicer, shard: Shard
+) -> _Slices[LoadedModel]:
     """Run the self-tests of a module with evaluated arrays, and return the model."""
     with load_errors(source):
         layout = yield from slicer.run(probing(model), progress)
+        shard.alike(source, layout.signature)
         logits = yield from slicer.run(_a_token(model, layout), progress)
         joinable = yield from slicer.run(proving(model), progress)
         ahead = yield from slicer.run(trying(model, layout), progress)
