@@ -296,8 +296,18 @@ def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:
 
 def most_guesses(sequence: Sequence) -> int:
     """Return how many tokens a pass may check for a sequence."""
-    if sequence.draft is not None:
-        return sequence.draft.count
-    speculation = sequence.request.speculation
-    automatic = speculation is Speculation.AUTO and sequence.loaded.ahead in _AUTOMATIC
-    return MOST_GUESSES if automatic or speculation is Speculation.NGRAM else 0
+    drafted = 0 if sequence.draft is None else sequence.draft.count
+    return guessable(sequence.request.speculation, sequence.loaded.ahead, drafted)
+
+
+def guessable(speculation: Speculation, ahead: Ahead, drafted: int) -> int:
+    """
+    Return how many tokens a pass may check.
+
+    Args:
+        speculation: What the request asks for.
+        ahead: What its model can.
+        drafted: Tokens that a draft model guesses at a time; 0 without one.
+    """
+    automatic = speculation is Speculation.AUTO and ahead in _AUTOMATIC
+    return drafted or (MOST_GUESSES if automatic or speculation is Speculation.NGRAM else 0)
