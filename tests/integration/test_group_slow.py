@@ -188,7 +188,7 @@ def test_dying_ranks_leave_no_call_without_an_end(folder: Path, start_group: Cal
     group = start_group(group_models=f"{model}=tensor")
     with group.front.client() as client:
         group.ready(client)
-        for number in range(scaled(60)):  # ten minutes
+        for number in range(scaled(40)):  # about ten minutes
             # Another request each time: one that runs at two deaths is refused.
             prompt = f"{number}. {PROMPT}"
             expected = ids(client, "embedded", prompt, max_tokens=200, ignore_eos=True)
