@@ -79,8 +79,13 @@ class ReadersMachine(RuleBasedStateMachine):
         """Begin with two readers of a long prefix, and one that leaves it earlier."""
         for branch, salt in zip((160, 160, 80), salts, strict=True):
             self.join(branch, 3, salt)
-        while self.harness.engine._runner.decoding < len(salts):
+        while self.harness.engine._runner.decoding < len(salts) and not any(map(self.ended, self.running)):
             self.step()
+
+    def ended(self, call: int) -> bool:
+        """Whether a call has its last event."""
+        events = self.harness.of(call)
+        return bool(events) and ends_call(events[-1])
 
     @precondition(lambda self: len(self.running) < MOST)
     @rule(branch=st.sampled_from(BRANCHES), end=st.integers(1, 20), salt=st.integers(3, 700))
@@ -118,7 +123,7 @@ class ReadersMachine(RuleBasedStateMachine):
         """One is answered as it is alone, whoever read beside it: bit for bit."""
         call = list(self.running)[which % len(self.running)]
         prompt = self.running.pop(call)
-        while not (self.harness.of(call) and ends_call(self.harness.of(call)[-1])):
+        while not self.ended(call):
             self.step()
         answer = Answer(self.harness.finish(call))
         assert not answer.failure.message
