@@ -38,6 +38,7 @@ from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
 from daemon.cache.mlx.load_errors import load_errors
 from daemon.cache.mlx.module_size import arrays, nbytes
+from daemon.cache.mlx.mtp import NO_HEAD, Head, MtpHead, TakenHead, Unbuilt, trying_head
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
 from daemon.cache.mlx.weights import FileDigest, Reading
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
@@ -49,6 +50,7 @@ from daemon.kv.mlx.shared_self_test import proving_shared
 from daemon.kv.mlx.workspace import NO_WORK, Workspace, measuring
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
+from daemon.shared.log_fields import Words
 from daemon.shared.slices import Sliced
 
 R = TypeVar("R")
@@ -102,6 +104,7 @@ class LoadedModel:
         work: The memory that a forward pass takes.
         shares: Whether its sequences can read one copy of a prefix that they have in common.
         warmup_time: Seconds that the warm-up took; 0 if there was none.
+        mtp: Its MTP head; why it has none otherwise.
     """
 
     source: ModelSource
@@ -114,6 +117,7 @@ class LoadedModel:
     work: Workspace = NO_WORK
     shares: bool = False
     warmup_time: float = 0.0
+    mtp: MtpHead | str = NO_HEAD
 
 
 _Slices = Generator[Progress, None, R]
@@ -181,11 +185,12 @@ def load(
     """
     slicer = _Slicer(clock, seconds)
     with closing(Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)) as reading:
-        model, needed, computed = yield from _weighed(source, reading, slicer, shard)
+        model, head, needed, computed = yield from _weighed(source, reading, slicer, shard)
         room()
         yield from _evaluate(source, model, computed, reading, slicer)
         progress = _loading(max(needed, reading.done), source.size_bytes)
         loaded = yield from _tested(source, model, needed, progress, slicer)
+        loaded = replace(loaded, mtp=(yield from slicer.run(_tried(source, head, model), progress)))
         if warmup_tokens:
             progress = Progress(Stage.WARMING_UP)
             yield progress
@@ -198,23 +203,52 @@ def load(
 
 def _weighed(
     source: ModelSource, reading: Reading, slicer: _Slicer, shard: Shard | None
-) -> _Slices[tuple[Any, int, list[mx.array]]]:
+) -> _Slices[tuple[Any, Head | str, int, list[mx.array]]]:
     """
     Assemble the module, and report the bytes that it needs.
 
     Returns:
-        The module, these bytes, and those of its arrays that are not read from files.
+        The module, its MTP head or why it has none, these bytes, and those of the arrays that are not read from files.
     """
-    progress = _loading(0, source.size_bytes)
+    progress, taken = _loading(0, source.size_bytes), TakenHead()
     with load_errors(source):
-        model = yield from slicer.run(assembling(source, reading), progress)
+        model = yield from slicer.run(assembling(source, reading, taken), progress)
+        head = _head(source, taken, whole=shard is None)
         if shard is not None:
             shard(source, model)
             reading.forget()
-    everything = arrays(model)
+    everything = arrays(model) + ([] if isinstance(head, str) else arrays(head))
     needed = nbytes(everything)
     yield replace(progress, needs=needed)
-    return model, needed, reading.others(everything)
+    return model, head, needed, reading.others(everything)
+
+
+def _head(source: ModelSource, taken: TakenHead, *, whole: bool) -> Head | str:
+    """Build the MTP head of a checkpoint, or return why it is not used."""
+    if source.adapter_weights is not None:
+        return "the MTP head of its checkpoint was not trained with the adapter"
+    if not whole:
+        return "a model of several machines uses no MTP head"
+    try:
+        return taken.build(source.config)
+    except Unbuilt as error:
+        return _unused(source, error)
+
+
+def _tried(source: ModelSource, head: Head | str, model: Any) -> Sliced[MtpHead | str]:
+    """Try an MTP head, or return why there is none."""
+    if isinstance(head, str):
+        return head
+    try:
+        return (yield from trying_head(head, model))
+    except Unbuilt as error:
+        return _unused(source, error)
+
+
+def _unused(source: ModelSource, error: Unbuilt) -> str:
+    if str(error) != NO_HEAD:
+        log.warning("mtp_head_unused", model=source.name, error=Words(str(error)))
+    return str(error)
 
 
 def _evaluate(

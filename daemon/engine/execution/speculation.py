@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from daemon.engine.execution.head_kv import HeadKV
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.sampling import Sampled, Sampler, sample_ahead
 from daemon.engine.execution.sequence import Sequence
@@ -34,7 +35,10 @@ from daemon.kv.mlx.ahead import Ahead, Undo
 from daemon.shared.readings import about_to_wait
 
 _LONG_MATCH = 8
-"""Tokens of a match from which it counts as a source of its own: its guesses are better."""
+"""Tokens of a match from which it counts as a source of its own, `LONG`: its guesses are better."""
+LONG = "long"
+_MOST_OF_HEAD = 4
+"""Tokens that a head guesses at most: it was trained for one, and goes on from its own states."""
 _ON_REQUEST = 4
 """Tokens guessed where the request asks for guesses and nothing is known of their gain."""
 _INDEXED = 1 << 16
@@ -122,13 +126,15 @@ class Guesser:
         sequence, before = self._sequence, len(self.unfed)
         fed = [*self.unfed, pending, *guesses]
         undo = Undo(caches)
-        logits = sequence.loaded.model(mx.array([fed]), cache=list(caches))[0, before:]
+        logits = sequence.module(sequence.kv)(mx.array([fed]), cache=list(caches))[0, before:]
         about_to_wait()
         sampled, sampler = sample_ahead(sampler, logits, guesses, sequence.request.stop_ids)
         right = len(sampled) - 1
         known = before + 1 + right
         kept = undo.keep(len(fed), known)
         self.unfed = fed[kept:known]
+        if sequence.head is not None:
+            sequence.head.keep(sequence.kv.held + known)
         sequence.kv.advanced(kept, caches)
         self._source.checked(right)
         assert self._last is not None
@@ -196,7 +202,7 @@ class NgramGuesses:
         if not self._follow():
             return label, []
         length, after = self._index.match()
-        label = Source(Speculation.NGRAM, "long" if length >= _LONG_MATCH else "short")
+        label = Source(Speculation.NGRAM, LONG if length >= _LONG_MATCH else "short")
         count = self._count(label, min(most, MOST_GUESSES)) if length else 0
         if known or not count:
             return label, self._index.following(after, count) if count else []
@@ -271,12 +277,63 @@ class DraftGuesses:
         self._undo = None
 
 
+class HeadGuesses:
+    """
+    Guesses of the model's own MTP head; where it has none to make, or n-grams have a long match, those of n-grams.
+
+    Args:
+        sequence: The request, with a view of the head.
+        governor: Decides how many tokens to guess, unless the request asks for the head's.
+    """
+
+    def __init__(self, sequence: Sequence, governor: Governor) -> None:
+        self._sequence = sequence
+        self._governor = governor
+        self._always = sequence.request.speculation is Speculation.MTP
+        self._ngrams = None if self._always else NgramGuesses(sequence, governor)
+
+    def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
+        """Guess from a long match; else let the head guess, as far as it has seen all tokens but the pending one."""
+        label, guesses = Source(Speculation.NGRAM), list[int]()
+        if self._ngrams is not None:
+            label, guesses = self._ngrams.guess(pending, most, known=known)
+        if guesses and label.quality == LONG:
+            return label, guesses
+        own = Source(Speculation.MTP)
+        found = self._of_head(own, pending, most, known=known)
+        return (own, found) if found else (label, guesses)
+
+    def checked(self, right: int) -> None:
+        """Nothing has to be taken back: the head has done so, and gets the states of accepted tokens."""
+
+    def _of_head(self, label: Source, pending: Callable[[], int], most: int, *, known: bool) -> list[int]:
+        sequence, head = self._sequence, self._sequence.head
+        most = min(most, _MOST_OF_HEAD)
+        count = self._governor.count(label, most) or (min(most, _ON_REQUEST) if self._always else 0)
+        if head is None or not count or not head.ready(len(sequence.prompt) + len(sequence.generated) - known):
+            return []
+        token = pending()
+        return [] if token in sequence.request.stop_ids else head.guess(token, count, sequence.loaded.vocab_size)
+
+
+def head_of(sequence: Sequence) -> HeadKV | None:
+    """Return the view of its model's MTP head on a sequence that has begun nothing; None if that shall not guess."""
+    speculation, loaded = sequence.request.speculation, sequence.loaded
+    exact = loaded.ahead in (Ahead.EXACT, Ahead.SHARED)
+    wanted = speculation is Speculation.MTP or (speculation is Speculation.AUTO and exact)
+    if not wanted or isinstance(loaded.mtp, str) or sequence.samples or sequence.draft is not None:
+        return None
+    return HeadKV(loaded.mtp, sequence.prompt, sequence.generated)
+
+
 def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:
     """Return what guesses for a sequence, by what its request asks for and what its model can; None if nothing."""
     speculation, ahead = sequence.request.speculation, sequence.loaded.ahead
     if sequence.draft is not None:
         return Guesser(sequence, DraftGuesses(sequence), governor)
     exact = ahead in (Ahead.EXACT, Ahead.SHARED)
+    if sequence.head is not None:
+        return Guesser(sequence, HeadGuesses(sequence, governor), governor)
     if speculation is Speculation.NGRAM or (speculation is Speculation.AUTO and exact):
         return Guesser(sequence, NgramGuesses(sequence, governor), governor)
     return None
