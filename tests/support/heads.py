@@ -82,7 +82,8 @@ def model_with_head(folder: Path, family: str, *, right: bool = False) -> Path:
     """
     path = write_random(folder / f"{family}{'-right' * right}", CONFIGS[family], 7)
     file = path / "model.safetensors"
-    weights = dict(mx.load(str(file)))
+    weights = mx.load(str(file))
+    assert isinstance(weights, dict)
     weights |= {name: mx.array(array) for name, array in head_arrays(family).items()}
     if right:
         _count(weights)
@@ -105,7 +106,7 @@ def _count(weights: dict[str, mx.array]) -> None:
     embeddings, output = (
         next(name for name in weights if name.endswith(end)) for end in ("embed_tokens.weight", "lm_head.weight")
     )
-    weights[output] = mx.roll(weights[embeddings], 1, axis=0)
+    weights[output] = mx.concatenate([weights[embeddings][-1:], weights[embeddings][:-1]])
 
 
 def _attention(*, bias: bool) -> dict[str, tuple[int, ...]]:

@@ -41,6 +41,8 @@ NO_HEAD = "its checkpoint has no MTP head that is known"
 
 _TRIED = [1, 2, 3]
 """Tokens of the trial at load."""
+_MOST_SAID = 300
+"""Characters of an error that are told."""
 
 
 class Unbuilt(Exception):  # noqa: N818  it is an answer, and no failure of the load
@@ -107,7 +109,7 @@ FAMILIES = {
 """Families whose heads are built, by mlx-lm's name."""
 
 
-class Head(nn.Module):
+class Head(nn.Module):  # type: ignore[misc]
     """
     The arrays of a head.
 
@@ -168,7 +170,7 @@ class TakenHead:
         try:
             return _built(config, self)
         except Exception as error:  # mlx-lm's `sanitize` may raise anything for names that it does not know
-            raise Unbuilt(f"the MTP head of its checkpoint cannot be built: {type(error).__name__}: {error}") from error
+            raise Unbuilt(f"the MTP head of its checkpoint cannot be built: {_short(error)}") from error
         finally:
             self.weights = {}
 
@@ -225,6 +227,11 @@ def _quantise(head: Head, weights: Weights, settings: dict[str, Any]) -> None:
         if settings.get("mode", "affine") != "affine":
             raise ValueError(f"it is quantised in the mode {settings['mode']}")
         nn.quantize(head, class_predicate=chosen)
+
+
+def _short(error: Exception) -> str:
+    """Return an error in a line: mlx-lm's may have the names of all arrays."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_MOST_SAID]
 
 
 def _model_type(config: dict[str, Any]) -> str:
@@ -285,7 +292,7 @@ def trying_head(head: Head, model: Any) -> Sliced[MtpHead]:
         finite = mx.isfinite(output(tried(states, tokens, caches))).all().item()
         size = sum(array.nbytes // array.shape[-2] for array in (caches[0].keys, caches[0].values))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise Unbuilt(f"its MTP head fails: {type(error).__name__}: {error}") from error
+        raise Unbuilt(f"its MTP head fails: {_short(error)}") from error
     if not (same and finite):
         raise Unbuilt(f"its MTP head {'computes logits that are no numbers' if same else 'cannot share its output'}")
     return replace(tried, token_bytes=size)
