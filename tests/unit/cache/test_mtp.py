@@ -22,7 +22,7 @@ SIZE = 16
 
 def rms(x: Array, weight: Array, eps: float = EPS) -> Array:
     """Return RMSNorm."""
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight)
 
 
 def rotated(x: Array, dims: int, *, pairs: bool = False) -> Array:
@@ -86,7 +86,7 @@ class Layer:
         return out.reshape(len(x), -1, SIZE).swapaxes(0, 1)
 
     def _heads(self, x: Array) -> Array:
-        gate = np.zeros(0)
+        gate: Array = np.zeros(0)
         if self.family.startswith("qwen"):
             both = self._linear("self_attn.q_proj", x).reshape(len(x), -1, 2 * SIZE)
             q, gate = both[..., :SIZE].swapaxes(0, 1), both[..., SIZE:].reshape(len(x), -1)
@@ -214,7 +214,8 @@ def test_quantised_head_is_read(bits: int) -> None:
     taken = TakenHead()
     taken.take({**CONFIGS["mimo"], **settings}, quantised)
     given = [mx.random.normal((1, 5, 64)) for _ in range(2)]
-    head, expected = taken.build({**CONFIGS["mimo"], **settings}), built("mimo", plain)
+    head: Any = taken.build({**CONFIGS["mimo"], **settings})
+    expected = built("mimo", plain)
     assert mx.allclose(head(*given, None), expected(*given, None), atol=1e-3).item()
 
 

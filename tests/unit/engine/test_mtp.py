@@ -12,14 +12,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import load_model
 
 from daemon.cache.mlx.module_size import arrays, nbytes
-from daemon.cache.mlx.mtp import MtpHead
 from daemon.engine.execution import head_kv
 from daemon.engine.execution.head_kv import HeadKV
 from daemon.kv.mlx.ahead import Undo
-from daemon.shared.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.heads import CONFIGS, model_with_head
 from tests.support.models import random_model
@@ -28,6 +25,8 @@ from tests.unit.engine.harness import Answer, Harness
 MTP, OFF, AUTO, NGRAM = pb.SPECULATION_MTP, pb.SPECULATION_OFF, pb.SPECULATION_AUTO, pb.SPECULATION_NGRAM
 SEEDED = pb.Sampling(temperature=1.0, seed=11)
 """So warm that a third of the guesses of a head that knows the likeliest token are wrong."""
+CLOSE = 1e-3
+"""Passes of other widths have other last bits: of two guesses that are as likely, either may come."""
 PENALISED = pb.Sampling(temperature=1.0, seed=4, presence_penalty=0.1, repetition_penalty=1.1)
 
 
@@ -68,7 +67,7 @@ def test_answer_with_a_head_equals_the_plain_answer(harness: Harness, tmp_path: 
     harness.settle()
 
 
-@pytest.mark.parametrize("family", ["glm4_moe", "qwen3_5_moe"])
+@pytest.mark.parametrize("family", ["qwen3_5_moe"])
 def test_wrong_guesses_of_a_head_change_nothing(harness: Harness, tmp_path: Path, family: str) -> None:
     path = str(model_with_head(tmp_path, family))
     answer = harness.run(asked(path, MTP))
@@ -78,18 +77,20 @@ def test_wrong_guesses_of_a_head_change_nothing(harness: Harness, tmp_path: Path
 
 
 @pytest.mark.parametrize("family", ["mimo", "qwen3_next"])
-def test_right_guesses_give_several_tokens_a_pass(harness: Harness, tmp_path: Path, family: str) -> None:
+def test_right_guesses_give_several_tokens_a_pass(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
     path = str(model_with_head(tmp_path, family, right=True))
     harness.run(asked(path, OFF, max_tokens=1))
-    model, passes = loaded(harness, path), []
-    trunk = type(model.mtp.trunk)
-    whole, trunk.__call__ = trunk.__call__, lambda self, *given, **named: passes.append(1) or whole(  # type: ignore[method-assign]
-        self, *given, **named
-    )
-    try:
-        answer = harness.run(asked(path, MTP))
-    finally:
-        trunk.__call__ = whole  # type: ignore[method-assign]
+    trunk, passes = type(loaded(harness, path).mtp.trunk), list[int]()
+    whole = trunk.__call__
+
+    def counted(self: Any, tokens: mx.array, *given: Any, **named: Any) -> Any:
+        passes.append(tokens.shape[1])
+        return whole(self, tokens, *given, **named)
+
+    monkeypatch.setattr(trunk, "__call__", counted)
+    answer = harness.run(asked(path, MTP))
     assert answer.ids == list(range(30, 70))
     assert guesses(answer)[0] == guesses(answer)[1] >= 28
     assert len(passes) <= 13
@@ -194,7 +195,6 @@ def test_guesses_do_not_depend_on_what_was_taken_back(
     """
     monkeypatch.setattr(head_kv, "_MOST_UNREAD", 3)
     seed = random.randrange(2**32)
-    print(f"seed {seed}")
     source = random.Random(seed)
     path = model_with_head(tmp_path, family)
     harness = Harness()
@@ -210,7 +210,7 @@ def test_guesses_do_not_depend_on_what_was_taken_back(
         asks = source.random() < 0.6 and head.ready(len(prompt) + len(generated) - 1)
         found = head.guess(generated[-1], source.randint(1, 4), 737) if asks else None
         if found is not None:
-            assert found[0] == at_once(model, prompt, generated)
+            assert short_of_best(model, prompt, generated, found[0]) < CLOSE, f"seed {seed}"
         wrong = [source.randrange(700) for _ in range(source.randint(0, 3))]
         fed = [*unfed, generated[-1], *wrong]
         undo = Undo(caches)
@@ -222,13 +222,15 @@ def test_guesses_do_not_depend_on_what_was_taken_back(
         held, unfed = held + kept, fed[kept:known]
         generated += [*wrong[:right], source.randrange(700)]
     assert head.ready(len(prompt) + len(generated) - 1)
-    assert head.guess(generated[-1], 2, 737)[0] == at_once(model, prompt, generated)
+    last = head.guess(generated[-1], 2, 737)[0]
+    assert short_of_best(model, prompt, generated, last) < CLOSE, f"seed {seed}"
     harness.close()
 
 
-def at_once(model: Any, prompt: list[int], generated: list[int]) -> int:
-    """Return what the head guesses after one pass over all tokens."""
+def short_of_best(model: Any, prompt: list[int], generated: list[int], guess: int) -> float:
+    """Return how far the logit of a guess is below the largest, after one pass over all tokens."""
     tokens = [*prompt, *generated]
     states = model.mtp.trunk(mx.array([tokens[:-1]]), make_prompt_cache(model.model))
     after = model.mtp(states, mx.array([tokens[1:]]), model.mtp.new_cache())
-    return int(mx.argmax(model.mtp.output(after)[0, -1]).item())  # type: ignore[arg-type]
+    logits = model.mtp.output(after)[0, -1]
+    return float((logits.max() - logits[guess]).item())
