@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -10,9 +12,12 @@ import numpy as np
 import pytest
 from mlx_lm.utils import _get_classes
 
+from daemon.cache.mlx.module_size import arrays as arrays_of
+from daemon.cache.mlx.module_size import nbytes
 from daemon.cache.mlx.mtp import NO_HEAD, MtpHead, TakenHead, Unbuilt, trying_head
-from tests.support.heads import CONFIGS, head_arrays
+from tests.support.heads import CONFIGS, head_arrays, model_with_head
 from tests.support.models import TINY
+from tests.unit.cache.loads import run, start
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -219,6 +224,20 @@ def test_quantised_head_is_read(bits: int) -> None:
     assert mx.allclose(head(*given, None), expected(*given, None), atol=1e-3).item()
 
 
+def test_head_in_deepseeks_eight_bit_floats_is_read() -> None:
+    """Each block of 128 by 128 numbers has a factor; mlx-lm's `sanitize` dequantises it."""
+    arrays = {name: mx.array(array) for name, array in head_arrays("deepseek_v3").items()}
+    stored, plain = dict(arrays), dict(arrays)
+    for name, array in arrays.items():
+        if array.ndim == 2 and "gate.weight" not in name:
+            stored[name] = mx.to_fp8(array * 2)
+            stored[f"{name}_scale_inv"] = mx.full((1, (array.shape[1] + 127) // 128), 0.5)
+            plain[name] = mx.from_fp8(stored[name], dtype=mx.bfloat16) * 0.5
+    given = [mx.random.normal((1, 5, 64)) for _ in range(2)]
+    head, expected = built("deepseek_v3", stored), built("deepseek_v3", plain)
+    assert mx.allclose(head(*given, None), expected(*given, None), atol=1e-2).item()
+
+
 def test_checkpoint_without_a_head_says_so() -> None:
     """Of a family that has none, and of one that may have."""
     for config in (TINY["llama"], CONFIGS["mimo"]):
@@ -244,6 +263,22 @@ def test_head_that_cannot_be_built_says_why(change: dict[str, Any], said: str) -
     arrays = {name: array for name, array in {**head_arrays("mimo"), **change}.items() if array is not None}
     with pytest.raises(Unbuilt, match=f"cannot be built: .*({said})"):
         built("mimo", arrays)
+
+
+def test_head_is_not_used_with_an_adapter(tmp_path: Path) -> None:
+    """It was not trained with it; its weights are not kept then."""
+    path = model_with_head(tmp_path, "mimo")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    lora = {"rank": 2, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps({"num_layers": 1, "lora_parameters": lora}))
+    layer = "model.layers.1.self_attn.q_proj."
+    parts = {f"{layer}lora_a": mx.ones((64, 2)), f"{layer}lora_b": mx.ones((2, 64))}
+    mx.save_safetensors(str(adapter / "adapters.safetensors"), parts)
+    (_, plain), (_, adapted) = run(start(path)), run(start(path, adapter=adapter))
+    assert isinstance(plain.model.mtp, MtpHead)
+    assert adapted.model.mtp == "the MTP head of its checkpoint was not trained with the adapter"
+    assert plain.nbytes - adapted.nbytes == nbytes(arrays_of(plain.model.mtp.head)) - 4 * 256
 
 
 def test_head_without_numbers_is_not_used() -> None:
