@@ -81,6 +81,12 @@ def model_with_head(folder: Path, family: str, *, right: bool = False) -> Path:
         right: Whether each token is followed by the next id, and the head always knows; else all is random.
     """
     path = write_random(folder / f"{family}{'-right' * right}", CONFIGS[family], 7)
+    add_head(path, family, right=right)
+    return path
+
+
+def add_head(path: Path, family: str, *, right: bool = False) -> None:
+    """Add a head to the weights of a model, and change them if each token is to be followed by the next id."""
     file = path / "model.safetensors"
     weights = mx.load(str(file))
     assert isinstance(weights, dict)
@@ -90,7 +96,6 @@ def model_with_head(folder: Path, family: str, *, right: bool = False) -> Path:
     written = path / "written.safetensors"
     mx.save_safetensors(str(written), weights, {"format": "mlx"})
     shutil.move(written, file)
-    return path
 
 
 def _count(weights: dict[str, mx.array]) -> None:

@@ -106,7 +106,7 @@ FAMILIES = {
     "deepseek_v3": _NEXTN, "glm4_moe": _NEXTN, "mimo": _MIMO,
     "qwen3_next": _QWEN, "qwen3_5": _QWEN, "qwen3_5_moe": _QWEN,
 }  # fmt: skip
-"""Families whose heads are built, by mlx-lm's name."""
+"""How each family keeps its head, by mlx-lm's name."""
 
 
 class Head(nn.Module):  # type: ignore[misc]

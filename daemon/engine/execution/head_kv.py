@@ -9,8 +9,8 @@ What a model's MTP head knows of a sequence: the hidden states that it has not r
 What it reads is right for good: a state counts only once its token is accepted (`keep`). Entries of its KV behind a
 guess are taken out at once, as the model's own states take their place.
 
-A pass that is not watched, shared with other rows or over a prompt whose beginning was reused, leaves a gap. The head
-then begins anew behind it: the positions of its attention are relative, and its guesses may only be worse.
+A pass that rows share leaves a gap, and so does the beginning of a prompt if it was reused. The head then begins anew
+behind it: the positions of its attention are relative, and its guesses may only be worse.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class HeadKV:
         head: The head.
         prompt: Ids of the prompt.
         generated: Tokens of the answer; the sequence appends to it.
-        end: Tokens of the sequence up to the last whose state is known.
+        end: Tokens of the sequence up to the last one with a known state.
     """
 
     head: MtpHead

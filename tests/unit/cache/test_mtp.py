@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from mlx_lm.utils import _get_classes
 
+from daemon.cache.identity import identify
+from daemon.cache.mlx.loader import load
 from daemon.cache.mlx.module_size import arrays as arrays_of
 from daemon.cache.mlx.module_size import nbytes
 from daemon.cache.mlx.mtp import NO_HEAD, MtpHead, TakenHead, Unbuilt, trying_head
@@ -279,6 +281,12 @@ def test_head_is_not_used_with_an_adapter(tmp_path: Path) -> None:
     assert isinstance(plain.model.mtp, MtpHead)
     assert adapted.model.mtp == "the MTP head of its checkpoint was not trained with the adapter"
     assert plain.nbytes - adapted.nbytes == nbytes(arrays_of(plain.model.mtp.head)) - 4 * 256
+
+
+def test_head_is_not_used_by_a_model_of_several_machines(tmp_path: Path) -> None:
+    path = model_with_head(tmp_path, "mimo")
+    steps = load(identify("part", path, None), 0, lambda: 0.0, shard=lambda source, model: None)
+    assert run(steps)[1].model.mtp == "a model of several machines uses no MTP head"
 
 
 def test_head_without_numbers_is_not_used() -> None:
