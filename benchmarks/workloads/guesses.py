@@ -6,7 +6,9 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -16,14 +18,16 @@ from tokenizers import Tokenizer
 from benchmarks.bench import Bench, Figures
 from benchmarks.figures import MORE, OURS, SPEED, Metric, Result
 from daemon.cache.resolver import EMBEDDED_PATH
+from daemon.engine.outbox import ends_call
 from daemon.engine.prompt.preparation import PreparedRequest
 from daemon.engine.structured_output.constraint import Drawn
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.unit.engine.harness import Harness
+from tests.unit.engine.harness import Answer, Harness
 
 AUTO, OFF, NGRAM = OURS, "without guesses", "always with guesses"
 SPECULATIONS = {AUTO: pb.SPECULATION_AUTO, OFF: pb.SPECULATION_OFF, NGRAM: pb.SPECULATION_NGRAM}
 TOKENS_A_PASS = Metric("tokens a pass", "tokens", MORE)
+STREAMS = (1, 4)
 CHANGED = 0.03
 """Share of the words of a file that an edit changes."""
 
@@ -52,8 +56,8 @@ class Written:
 
 
 def guesses(bench: Bench) -> Result:
-    """W15: a model writes a file with a few changes, which is its prompt, JSON of a list, and prose."""
-    result = Result("Tokens guessed ahead, one request")
+    """W15: a model writes files with a few changes, which are its prompts, JSON of a list, and prose."""
+    result = Result("Tokens guessed ahead, one request and four at once")
     tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
     tokens = bench.size(400, 24)
     harness = Harness(guesses=True, kv_disk_mb=0)
@@ -61,10 +65,11 @@ def guesses(bench: Bench) -> Result:
         models = {shape: bench.model(shape) for shape in bench.size(("small", "hybrid", "window"), ("small",))}
         for shape, model in {**models, **bench.size({"embedded": EMBEDDED_PATH}, {})}.items():
             harness.run(pb.GetOrLoadRequest(model=str(model)))
-            for name, text in TEXTS.items():
-                case = f"{shape}, {name}"
+            for (name, text), streams in product(TEXTS.items(), STREAMS):
+                case = f"{shape}, {name}" + f", {streams} at once" * (streams > 1)
+                written = Text(text, tokenizer, tokens // streams, streams)
                 sides: dict[str, Callable[[str], Figures]] = {
-                    side: partial(_written, harness, model, tokenizer, text, tokens, side) for side in SPECULATIONS
+                    side: partial(_written, harness, model, written, side) for side in SPECULATIONS
                 }
                 result.rows += bench.take_turns(case, sides)
                 result.aim(f"{case}: {AUTO} / {OFF}", result.ratios(case, SPEED, AUTO, OFF), 0.97, MORE)
@@ -99,37 +104,73 @@ def _prose(seed: str) -> tuple[str, str]:
 TEXTS = {"a file with a few changes": _edit, "JSON of a list": _list, "prose": _prose}
 
 
-def _written(
-    harness: Harness,
-    model: Path,
-    tokenizer: Tokenizer,
-    text: Callable[[str], tuple[str, str]],
-    tokens: int,
-    side: str,
-    seed: str,
-) -> Figures:
-    prompt, answer = (tokenizer.encode(part).ids for part in text(seed))
-    # A file is changed from its beginning on; a longer one is cut.
-    asked = pb.GenerateRequest(
-        model=str(model),
-        tokens=pb.TokenIds(ids=[token % 500 for token in prompt[: 2 * tokens]]),
-        max_tokens=tokens,
-        stop=pb.Stop(ignore_eos=True),
-        sampling=pb.Sampling(temperature=1.0, seed=1),  # a greedy token without a mask would be the argmax
-        speculation=SPECULATIONS[side],
-        cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
-    )
-    with _writing([token % 500 for token in answer]):
-        finished = harness.run(asked).finished
-    count, accepted = finished.usage.completion_tokens, sum(one.accepted for one in finished.usage.guesses)
-    decode = finished.timings.decode
+@dataclass(frozen=True, slots=True)
+class Text:
+    """
+    A kind of text that is written.
+
+    Attributes:
+        make: Returns a prompt and an answer of a seed.
+        tokenizer: Makes tokens of both.
+        tokens: Length of an answer.
+        streams: Answers that are written at once, each after a prompt of its own.
+    """
+
+    make: Callable[[str], tuple[str, str]]
+    tokenizer: Tokenizer
+    tokens: int
+    streams: int
+
+    def of(self, seed: str) -> list[tuple[list[int], list[int]]]:
+        """Return the tokens of each prompt and answer."""
+        texts = [self.make(f"{seed}/{stream}") for stream in range(self.streams)]
+        return [(self._ids(prompt)[: 2 * self.tokens], self._ids(answer)) for prompt, answer in texts]
+
+    def _ids(self, text: str) -> list[int]:
+        return [token % 500 for token in self.tokenizer.encode(text).ids]
+
+
+def _written(harness: Harness, model: Path, text: Text, side: str, seed: str) -> Figures:
+    """Let a model write texts. A file is changed from its beginning on; a longer one is cut."""
+    texts = text.of(seed)
+    harness.events.clear()
+    asked = [
+        pb.GenerateRequest(
+            model=str(model),
+            tokens=pb.TokenIds(ids=prompt),
+            max_tokens=text.tokens,
+            stop=pb.Stop(ignore_eos=True),
+            sampling=pb.Sampling(temperature=1.0, seed=1),  # a greedy token without a mask would be the argmax
+            speculation=SPECULATIONS[side],
+            cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
+        )
+        for prompt, _ in texts
+    ]
+    with _writing([answer for _, answer in texts]):
+        calls = [harness.begin(request) for request in asked]
+        _finish(harness, len(calls))
+    ends = [Answer(harness.of(call)).finished for call in calls]
+    counts = [end.usage.completion_tokens for end in ends]
+    accepted = sum(one.accepted for end in ends for one in end.usage.guesses)
+    seconds = [end.timings.decode.seconds + end.timings.decode.nanos / 1e9 for end in ends]
     return {
-        SPEED: (count - 1) / (decode.seconds + decode.nanos / 1e9),
-        TOKENS_A_PASS: count / (count - accepted),
+        SPEED: sum((count - 1) / took for count, took in zip(counts, seconds, strict=True)),
+        TOKENS_A_PASS: sum(counts) / (sum(counts) - accepted),
     }
 
 
+def _finish(harness: Harness, calls: int) -> None:
+    """Step until so many calls have ended, which began just now; each event is looked at once."""
+    looked_at = len(harness.events)
+    while calls:
+        harness.step()
+        calls -= sum(map(ends_call, harness.events[looked_at:]))
+        looked_at = len(harness.events)
+
+
 @contextmanager
-def _writing(ids: list[int]) -> Iterator[None]:
-    with patch.object(PreparedRequest, "constraint", lambda _, vocab: Written(ids, vocab)):
+def _writing(answers: list[list[int]]) -> Iterator[None]:
+    """Let the requests that begin now write these answers, one each."""
+    left = iter(answers)
+    with patch.object(PreparedRequest, "constraint", lambda _, vocab: Written(next(left), vocab)):
         yield

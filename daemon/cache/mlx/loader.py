@@ -43,6 +43,7 @@ from daemon.cache.mlx.warm_up import WarmUp, warm_up
 from daemon.cache.mlx.weights import FileDigest, Reading
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
 from daemon.kv.mlx.ahead import Ahead, trying
+from daemon.kv.mlx.ahead_rows import trying_rows
 from daemon.kv.mlx.layerwise import Pass, forward_layerwise
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.self_test import probing, proving
@@ -101,6 +102,7 @@ class LoadedModel:
         vocab_size: Width of its logits.
         joinable: Whether its sequences can share a forward pass.
         ahead: How exact a pass over guessed tokens is.
+        ahead_together: The same, if several sequences share the pass.
         work: The memory that a forward pass takes.
         shares: Whether its sequences can read one copy of a prefix that they have in common.
         warmup_time: Seconds that the warm-up took; 0 if there was none.
@@ -114,6 +116,7 @@ class LoadedModel:
     vocab_size: int
     joinable: bool = False
     ahead: Ahead = Ahead.WRONG
+    ahead_together: Ahead = Ahead.WRONG
     work: Workspace = NO_WORK
     shares: bool = False
     warmup_time: float = 0.0
@@ -292,13 +295,14 @@ def _tested(source: ModelSource, model: Any, needed: int, progress: Progress, sl
         logits = yield from slicer.run(_a_token(model, layout), progress)
         joinable = yield from slicer.run(proving(model), progress)
         ahead = yield from slicer.run(trying(model, layout), progress)
+        together = yield from slicer.run(trying_rows(model, ahead, joinable=joinable), progress)
         shares = yield from slicer.run(proving_shared(model, layout), progress)
         work = _MEASURED.get(source.key)
         if work is None:
             work = yield from slicer.run(measuring(model, layout), progress)
             _MEASURED[source.key] = work
     size, joined = int(logits.shape[-1]), joinable and shares
-    return LoadedModel(source, model, layout, needed, size, joinable, ahead, work, joined)
+    return LoadedModel(source, model, layout, needed, size, joinable, ahead, together, work, joined)
 
 
 def _a_token(model: Any, layout: Layout) -> Pass:

@@ -31,7 +31,9 @@ import mlx.core as mx
 
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays, ids, sample
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.execution.speculation import Guesser
+from daemon.engine.execution.speculation import MOST_FED, Guesser
+from daemon.engine.execution.together import check, feed_again, guess
+from daemon.engine.scheduling.governor import Governor
 from daemon.engine.scheduling.padding import fits
 from daemon.kv.mlx.batch_cache import to_batch, to_single
 
@@ -66,7 +68,7 @@ class Row:
         sampler: The request's sampler.
         pending: The token that is fed next; the device may still compute it.
         reported: Whether `pending` was returned to the decoder.
-        guesser: Guesses its tokens while it decodes alone; None if nothing does.
+        guesser: Guesses its tokens; None if nothing does.
     """
 
     sequence: Sequence
@@ -82,7 +84,7 @@ class Row:
 
     @property
     def unfed(self) -> list[int]:
-        """Tokens before the pending one that the model is to be fed again; none if the row shares passes."""
+        """Tokens before the pending one that the model is to be fed again."""
         return [] if self.guesser is None else self.guesser.unfed
 
     @property
@@ -95,6 +97,15 @@ class Row:
         """Whether the pending token is the last that the sequence may have."""
         sampled = len(self.sequence.generated) + (self.unreported is not None)
         return isinstance(self.pending, Sampled) and sampled >= self.sequence.request.max_tokens
+
+    def guess(self, most: int, longest: int = 0) -> list[int]:
+        """Guess the tokens after the pending one, at most so many; see `Guesser.guess`."""
+        self.correct()
+        if self.guesser is None:
+            return []
+        known = self.unreported is None
+        left = self.sequence.request.max_tokens - len(self.sequence.generated) - (not known)
+        return self.guesser.guess(lambda: self.pending.id, min(left, most + 1), known=known, longest=longest)
 
     def correct(self) -> None:
         """Sample the pending token again, if the token before it, which is known now, demands a mask."""
@@ -186,25 +197,39 @@ class Batch:
         firsts = [row for row in self.rows if not row.sequence.generated]
         return [(row.sequence, sampled) for row in firsts if (sampled := _reported(row)) is not None]
 
-    def ahead(self) -> list[tuple[Sequence, Sampled]] | None:
+    def ahead(self, governor: Governor) -> list[tuple[Sequence, Sampled]] | None:
         """
-        Guess the next tokens of a single row, check them in one pass, and return all that is known now.
+        Guess the next tokens of rows, check them in one pass, and return all that is known now.
 
         Waits for the device. None if nothing is guessed: call `advance` then.
         """
-        row = self.rows[0]
-        if len(self.rows) > 1 or row.guesser is None:
+        if all(row.ends for row in self.rows) or not any(row.guesser for row in self.rows):
             return None
-        row.correct()
-        known = row.unreported is None
-        left = row.sequence.request.max_tokens - len(row.sequence.generated) - (not known)
-        guesses = row.guesser.guess(lambda: row.pending.id, left, known=known)
+        if len(self.rows) == 1:
+            return self._ahead_alone(governor)
+        guesses = guess(self.rows, governor)
+        if guesses is None:
+            return None
+        firsts = [_reported(row) for row in self.rows]
+        sampled = check(self.rows, guesses, self._caches)
+        self._stepped()
+        return [
+            (row.sequence, token)
+            for row, first, following in zip(self.rows, firsts, sampled, strict=True)
+            for token in ([] if first is None else [first]) + following
+        ]
+
+    def _ahead_alone(self, governor: Governor) -> list[tuple[Sequence, Sampled]] | None:
+        row = self.rows[0]
+        assert row.guesser is not None
+        governor.share(1)
+        guesses = row.guess(MOST_FED)
         if not guesses:
             return None
         first = _reported(row)
         sampled, row.sampler = row.guesser.check(row.pending.id, guesses, row.sampler, self._caches)
         row.pending, row.reported = sampled[-1], True
-        self._steps += 1
+        self._stepped()
         return [(row.sequence, token) for token in ([] if first is None else [first]) + sampled]
 
     def advance(self) -> list[tuple[Sequence, Sampled]]:
@@ -215,7 +240,7 @@ class Batch:
         current = [(row.sequence, sampled) for row in self.rows if (sampled := _reported(row)) is not None]
         if ended:
             return current  # a pass would compute tokens that no row may have
-        again = self.rows[0].unfed
+        again = self.rows[0].unfed if len(self.rows) == 1 else []
         logits = self._forward_again(again) if again else forward(self.rows[0].sequence, self._fed(), self._caches)
         if any(row.sampler.constrained for row in self.rows):
             mx.async_eval(logits)  # the device computes while the host makes the token masks
@@ -225,10 +250,13 @@ class Batch:
             row.pending, row.reported = sampled, False
         again.clear()
         mx.async_eval(arrays(following))
+        self._stepped()
+        return current
+
+    def _stepped(self) -> None:
         self._steps += 1
         if self._steps % EVALUATE_STEPS == 0:
             mx.eval([cache.state for cache in self._caches])
-        return current
 
     def _fed(self) -> mx.array:
         """Return the pending token of each row, shape [rows]."""
@@ -246,9 +274,11 @@ class Batch:
         return logits[:, -1]
 
     def _feed_again(self) -> None:
-        """Feed a single row what it lacks but for its pending token: rows that share a pass lack nothing else."""
+        """Feed the rows what they lack but for their pending tokens: rows that join lack nothing else."""
         row = self.rows[0]
-        if row.unfed:
+        if len(self.rows) > 1:
+            feed_again(self.rows, self._caches)
+        elif row.unfed:
             row.sequence.loaded.model(mx.array([row.unfed]), cache=list(self._caches))
             row.sequence.kv.advanced(len(row.unfed), self._caches)
             row.unfed.clear()

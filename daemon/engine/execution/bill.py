@@ -27,6 +27,7 @@ from daemon.cache.mlx.loader import LoadedModel
 from daemon.engine.execution.sampling import LEAST_VECTORS, row_vectors
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.sequence_kv import SequenceKV
+from daemon.engine.execution.speculation import MOST_FED, most_guesses
 from daemon.engine.memory.memory_budget import DECODE_ROOM, SCORED_TOKENS, kv_need, scoring_need
 from daemon.engine.scheduling.policy import MIN_CHUNK, MIN_IDLE_CHUNK
 from daemon.kv.keys import BLOCK_TOKENS
@@ -81,7 +82,7 @@ class BilledRow(NamedTuple):
         held: Tokens that it holds.
         room: Tokens that it has room for beyond.
         vectors: Vectors of the vocabulary's width that a step of it takes.
-        fed: Tokens that a step feeds: one, and the guesses of a draft model.
+        fed: Tokens that a step feeds: one, and guesses.
         grows: Whether it may need more room than it was given when it began.
         base: How many of the tokens that it holds are in arrays that it shares with other rows.
     """
@@ -207,9 +208,10 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
     # At the end of a block, each row's copy of its states exists beside the copy before it.
     states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
-    fed = max(LEAST_FED, sum(row.fed for row in rows))
+    each = max(1, MOST_FED // len(rows)) if len(rows) > 1 else max(row.fed for row in rows)
+    fed = max(LEAST_FED, sum(min(row.fed, each) for row in rows))
     passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
-    sampled = sum(row.vectors * row.fed for row in rows) * 4 * models[0].vocab_size
+    sampled = sum(row.vectors * min(row.fed, each) for row in rows) * 4 * models[0].vocab_size
     # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens.
     stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, max(row.held for row in rows)) for model in models)
     step = int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled
@@ -252,7 +254,7 @@ def _row(sequence: Sequence, *, alone: bool = True) -> BilledRow:
         len(sequence.prompt) + done,
         min(request.max_tokens - done * alone, DECODE_ROOM),
         row_vectors(request.sampling, masked=masked, scored=scored),
-        1 + (sequence.draft.count if sequence.draft is not None else 0),
+        1 + most_guesses(sequence),
         request.max_tokens > DECODE_ROOM,
         sequence.kv.base,
     )

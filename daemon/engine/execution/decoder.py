@@ -33,7 +33,7 @@ class Decoder:
     Sequences of similar length share a batch. A held sequence is in none, and a sequence with a draft model has a batch
     of its own. Each call returns tokens; the caller decides which sequences have ended.
 
-    Tokens are guessed for a sequence that decodes alone, and for those with a draft model: see `speculation.py`.
+    Tokens are guessed for each of them, where that gains: see `speculation.py` and `together.py`.
 
     Args:
         governor: Decides how many tokens are guessed.
@@ -45,6 +45,8 @@ class Decoder:
         self._held: list[Row] = []
         self._governor = governor
         self._clock = clock
+        self._usual = False
+        """Whether the last step guessed nothing, so that the next one has no pass to begin with."""
 
     def __len__(self) -> int:
         return len(self._rows()) + len(self._held)
@@ -144,16 +146,29 @@ class Decoder:
 
         The device computes the following tokens meanwhile.
         """
-        began, alone, tokens = self._clock(), self.active == 1, 0
-        guessers = [batch.rows[0].guesser for batch in self._batches if alone or batch.rows[0].apart]
-        current = [pair for batch in self._batches for pair in _advance(batch, alone=alone)]
+        began, rows = self._clock(), self._rows()
+        current = [pair for batch in self._batches for pair in self._advance(batch)]
         about_to_wait()
         for sequence, sampled in current:
-            tokens += 1
             yield sequence, _read(sequence, sampled)
-        for guesser in guessers:
-            if guesser is not None:
-                guesser.measured(self._clock() - began if alone else None, tokens)
+        if rows:
+            self._measured(rows, self._clock() - began, len(current))
+
+    def _advance(self, batch: Batch) -> list[tuple[Sequence, Sampled]]:
+        ahead = batch.ahead(self._governor)
+        return batch.advance() if ahead is None else ahead
+
+    def _measured(self, rows: list[Row], seconds: float, tokens: int) -> None:
+        """Tell the governor how long a step took; only that of rows that shared one pass tells what a pass takes."""
+        checks = [check for row in rows if row.guesser is not None and (check := row.guesser.taken()) is not None]
+        usual, self._usual = self._usual, not checks
+        self._governor.share(len(rows))
+        if len(self._batches) > 1:
+            self._governor.counted(checks)
+        elif checks:
+            self._governor.guessed(seconds, checks, tokens)
+        elif usual and tokens == len(rows):
+            self._governor.plain(seconds)
 
     def _join_samples(self, sequence: Sequence) -> None:
         if sequence.loaded.joinable:
@@ -206,11 +221,6 @@ def _sampler(sequence: Sequence) -> Sampler:
         logprobs=sequence.request.top_logprobs is not None,
         constraint=sequence.constraint,
     )
-
-
-def _advance(batch: Batch, *, alone: bool) -> list[tuple[Sequence, Sampled]]:
-    ahead = batch.ahead() if alone or batch.rows[0].apart else None
-    return batch.advance() if ahead is None else ahead
 
 
 def _read(sequence: Sequence, sampled: Sampled) -> Token | SidecarError:

@@ -158,15 +158,20 @@ def sample(samplers: Sequence[Sampler], logits: mx.array) -> list[Sampled]:
     together = sum(sampler.likeliest for sampler in samplers) > 1
     if not together:
         return [sampler(logits[row : row + 1]) for row, sampler in enumerate(samplers)]
-    likeliest = Draw(mx.argmax(logits, axis=-1), _peaks(logits))
+    likeliest = draw_likeliest(logits)
     return [
         sampler.take(logits, Sampled(likeliest, row)) if sampler.likeliest else sampler(logits[row : row + 1])
         for row, sampler in enumerate(samplers)
     ]
 
 
+def draw_likeliest(logits: mx.array) -> Draw:
+    """Return the likeliest token of each row of logits, [rows, vocab]."""
+    return Draw(mx.argmax(logits, axis=-1), _peaks(logits))
+
+
 def sample_ahead(
-    sampler: Sampler, logits: mx.array, guesses: Sequence[int], last: Collection[int]
+    sampler: Sampler, logits: mx.array, guesses: Sequence[int], last: Collection[int], likeliest: Draw, first: int = 0
 ) -> tuple[list[Sampled], Sampler]:
     """
     Sample after a known token and after guesses behind it, up to the first that was not guessed.
@@ -175,28 +180,31 @@ def sample_ahead(
 
     Args:
         sampler: The request's sampler.
-        logits: Those after the known token and after each guess, shape [guesses + 1, vocab].
+        logits: Those after the known token and after each guess, and others, shape [tokens, vocab].
         guesses: The guesses.
         last: Tokens that end the answer.
+        likeliest: The likeliest tokens of all logits.
+        first: Where the logits after the known token are.
 
     Returns:
         The tokens, evaluated, one more than guesses were right; and the sampler of the token after them.
     """
     if sampler.copies and not sampler.likeliest:
         sampled, samplers = [], []
-        for row in range(len(guesses) + 1):
+        for row in range(first, first + len(guesses) + 1):
             sampled.append(sampler(logits[row : row + 1]))
             samplers.append(copy(sampler))
         mx.eval(arrays(sampled))
-        right = next(row for row, token in enumerate(sampled) if _ends_guessing(token, guesses, row, last))
+        right = next(place for place, token in enumerate(sampled) if _ends_guessing(token, guesses, place, last))
         return sampled[: right + 1], samplers[right]
     # A mask follows the tokens, so that no token may be sampled before the one before it is known to be right.
-    sampled, likeliest = [], Draw(mx.argmax(logits, axis=-1), _peaks(logits))
-    for row in range(len(guesses) + 1):
+    sampled = []
+    for place in range(len(guesses) + 1):
+        row = first + place
         shared = Sampled(likeliest, row) if sampler.likeliest else None
         token = sampler(logits[row : row + 1]) if shared is None else sampler.take(logits, shared)
         sampled.append(sampler.again() or token)
-        if _ends_guessing(sampled[-1], guesses, row, last):
+        if _ends_guessing(sampled[-1], guesses, place, last):
             break
     return sampled, sampler
 

@@ -20,25 +20,29 @@ there at the end of a block is stored.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import mlx.core as mx
 
+from daemon.engine.execution.head_guesses import MOST_OF_HEAD, HeadGuesses
 from daemon.engine.execution.head_kv import HeadKV
 from daemon.engine.execution.request import Speculation
-from daemon.engine.execution.sampling import Sampled, Sampler, sample_ahead
+from daemon.engine.execution.sampling import Sampled, Sampler, draw_likeliest, sample_ahead
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.scheduling.governor import MOST_GUESSES, Governor, Source
-from daemon.engine.scheduling.ngrams import NgramIndex
+from daemon.engine.scheduling.governor import MOST_GUESSES, Check, Governor, Source
+from daemon.engine.scheduling.ngrams import LONG, NgramIndex
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.ahead import Ahead, Undo
+from daemon.kv.mlx.shared_attention import FEW
 from daemon.shared.readings import about_to_wait
 
+_AUTOMATIC = (Ahead.EXACT, Ahead.SHARED)
+"""How exact a pass has to be for guesses that no request asks for."""
+MOST_FED = 64
+"""Most tokens of a pass that rows share, padding included: with more, it is no longer bound by reading weights."""
 _LONG_MATCH = 8
 """Tokens of a match from which it counts as a source of its own, `LONG`: its guesses are better."""
-LONG = "long"
-_MOST_OF_HEAD = 4
-"""Tokens that a head guesses at most: it was trained for one, and goes on from its own states."""
 _ON_REQUEST = 4
 """Tokens guessed where the request asks for guesses and nothing is known of their gain."""
 _INDEXED = 1 << 16
@@ -64,7 +68,7 @@ class Guesses(Protocol):
         """
 
     def checked(self, right: int) -> None:
-        """Learn how many of the last guesses were right."""
+        """Learn how many of the last guesses were right. Called once for guesses, before the next are asked for."""
 
 
 class Guesser:
@@ -77,25 +81,21 @@ class Guesser:
     Args:
         sequence: The request.
         source: Guesses its tokens.
-        governor: Decides how many, and is told what they bring.
 
     Attributes:
-        apart: Whether the sequence shares no pass with others, so that it can always guess.
+        apart: Whether the sequence shares no pass with others.
         unfed: Tokens before the pending one that the caches lack.
+        last: What was guessed last; None if nothing was, or `taken` returned it.
     """
 
-    def __init__(self, sequence: Sequence, source: Guesses, governor: Governor) -> None:
+    def __init__(self, sequence: Sequence, source: Guesses) -> None:
         self.apart = sequence.draft is not None
         self.unfed: list[int] = []
         self._sequence = sequence
         self._source = source
-        self._governor = governor
-        self._last: tuple[Source, int, int] | None = None
-        """What the last step guessed: its source, how many tokens, and how many were right; None if it did not."""
-        self._usual = False
-        """Whether the step before the last did not guess either, so that the time of the last is that of a token."""
+        self.last: Check | None = None
 
-    def guess(self, pending: Callable[[], int], left: int, *, known: bool) -> list[int]:
+    def guess(self, pending: Callable[[], int], left: int, *, known: bool, longest: int = 0) -> list[int]:
         """
         Guess the tokens after the pending one.
 
@@ -103,15 +103,26 @@ class Guesser:
             pending: Returns the pending token; may wait for the device.
             left: Tokens that the sequence may still have behind the pending one.
             known: Whether the pending token is the last of the sequence's tokens.
+            longest: Tokens that the longest row holds of those that share the pass; 0 if it has no others.
         """
-        most = min(left - 1, self._room()) if self.apart or self._sequence.kv.root is None else 0
-        self._usual, self._last = self._last is None, None
-        if most < 1:
+        self.last = None
+        most = min(left - 1, self._room(longest))
+        if most < 1 or (longest and not self._goes_back_beside_others):
             return []
         label, guesses = self._source.guess(pending, most, known=known)
-        if guesses:
-            self._last = label, len(guesses), 0
+        self.last = Check(label, len(guesses), 0) if guesses else None
         return guesses
+
+    def cut(self, guesses: list[int], width: int) -> list[int]:
+        """Keep no more guesses of the last than a pass shall be wide; all that the request asks for."""
+        if self.last is None or self._sequence.request.speculation is not Speculation.AUTO:
+            return guesses
+        if width:
+            self.last = replace(self.last, guessed=min(width, len(guesses)))
+        else:
+            self._source.checked(0)
+            self.last = None
+        return guesses[:width]
 
     def check(
         self, pending: int, guesses: list[int], sampler: Sampler, caches: list[Any]
@@ -128,7 +139,8 @@ class Guesser:
         undo = Undo(caches)
         logits = sequence.module(sequence.kv)(mx.array([fed]), cache=list(caches))[0, before:]
         about_to_wait()
-        sampled, sampler = sample_ahead(sampler, logits, guesses, sequence.request.stop_ids)
+        drawn = draw_likeliest(logits)
+        sampled, sampler = sample_ahead(sampler, logits, guesses, sequence.request.stop_ids, drawn)
         right = len(sampled) - 1
         known = before + 1 + right
         kept = undo.keep(len(fed), known)
@@ -136,43 +148,44 @@ class Guesser:
         if sequence.head is not None:
             sequence.head.keep(sequence.kv.held + known)
         sequence.kv.advanced(kept, caches)
-        self._source.checked(right)
-        assert self._last is not None
-        label, count, _ = self._last
-        self._last = label, count, right
-        guessed, accepted = sequence.guesses.get(label.kind, (0, 0))
-        sequence.guesses[label.kind] = guessed + count, accepted + right
+        self.found(right)
         return sampled, sampler
 
-    def measured(self, seconds: float | None, tokens: int) -> None:
-        """
-        Take the time of a step in which nothing else decoded.
+    def taken(self) -> Check | None:
+        """Return what the last step guessed and found out, once; None if it did not guess."""
+        last, self.last = self.last, None
+        return last
 
-        Args:
-            seconds: How long it took; None if others decoded as well.
-            tokens: Tokens that it brought.
-        """
-        if self._last is not None:
-            label, guessed, right = self._last
-            if seconds is None:
-                self._governor.counted(label, guessed, right)
-            else:
-                self._governor.guessed(label, seconds, guessed, right, tokens)
-        elif seconds is not None and tokens == 1 and self._usual:
-            self._governor.plain(seconds)
+    def found(self, right: int) -> None:
+        """Take how many of the last guesses were right, if there were any."""
+        if self.last is None:
+            return
+        self._source.checked(right)
+        self.last = replace(self.last, accepted=right)
+        kind, guesses = self.last.source.kind, self._sequence.guesses
+        guessed, accepted = guesses.get(kind, (0, 0))
+        guesses[kind] = guessed + self.last.guessed, accepted + right
 
-    def _room(self) -> int:
+    @property
+    def _goes_back_beside_others(self) -> bool:
+        """Whether the sequence can take back its own part of a pass that it shares, exactly enough for its request."""
+        level, request = self._sequence.loaded.ahead_together, self._sequence.request
+        return level in _AUTOMATIC or (level is not Ahead.WRONG and request.speculation is not Speculation.AUTO)
+
+    def _room(self, longest: int) -> int:
         """Return how many guesses a pass may have so that what is stored of the sequence stays whole and exact."""
         kv, layout = self._sequence.kv, self._sequence.loaded.layout
         fed = len(self.unfed) + 1
+        # A reader of a shared prefix attends in parts as long as a pass has few tokens, with the bits of single ones.
+        few = BLOCK_TOKENS if kv.common is None else FEW - fed
         if layout.parts.resumes_anywhere:
-            return BLOCK_TOKENS
+            return few
         room = BLOCK_TOKENS - kv.held % BLOCK_TOKENS - fed
         exact = self._sequence.loaded.ahead is Ahead.EXACT
         windows = [group.window for group in layout.parts.groups if group.window is not None]
         if exact and windows and self._sequence.request.speculation is Speculation.AUTO:
-            room = min(room, min(windows) - kv.held - fed)
-        return room
+            room = min(room, min(windows) - max(longest, kv.held) - fed)  # windows of all rows turn together
+        return min(room, few)
 
 
 class NgramGuesses:
@@ -277,50 +290,11 @@ class DraftGuesses:
         self._undo = None
 
 
-class HeadGuesses:
-    """
-    Guesses of the model's own MTP head; where it has none to make, or n-grams have a long match, those of n-grams.
-
-    Args:
-        sequence: The request, with a view of the head.
-        governor: Decides how many tokens to guess, unless the request asks for the head's.
-    """
-
-    def __init__(self, sequence: Sequence, governor: Governor) -> None:
-        self._sequence = sequence
-        self._governor = governor
-        self._always = sequence.request.speculation is Speculation.MTP
-        self._ngrams = None if self._always else NgramGuesses(sequence, governor)
-
-    def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
-        """Guess from a long match; else let the head guess, as far as it has seen all tokens but the pending one."""
-        label, guesses = Source(Speculation.NGRAM), list[int]()
-        if self._ngrams is not None:
-            label, guesses = self._ngrams.guess(pending, most, known=known)
-        if guesses and label.quality == LONG:
-            return label, guesses
-        own = Source(Speculation.MTP)
-        found = self._of_head(own, pending, most, known=known)
-        return (own, found) if found else (label, guesses)
-
-    def checked(self, right: int) -> None:
-        """Nothing has to be taken back: the head has done so, and gets the states of accepted tokens."""
-
-    def _of_head(self, label: Source, pending: Callable[[], int], most: int, *, known: bool) -> list[int]:
-        sequence, head = self._sequence, self._sequence.head
-        most = min(most, _MOST_OF_HEAD)
-        count = self._governor.count(label, most) or (min(most, _ON_REQUEST) if self._always else 0)
-        if head is None or not count or not head.ready(len(sequence.prompt) + len(sequence.generated) - known):
-            return []
-        token = pending()
-        return [] if token in sequence.request.stop_ids else head.guess(token, count, sequence.loaded.vocab_size)
-
-
 def head_of(sequence: Sequence) -> HeadKV | None:
     """Return the view of its model's MTP head on a sequence that has begun nothing; None if that shall not guess."""
     speculation, loaded = sequence.request.speculation, sequence.loaded
-    exact = loaded.ahead in (Ahead.EXACT, Ahead.SHARED)
-    wanted = speculation is Speculation.MTP or (speculation is Speculation.AUTO and exact)
+    automatic = speculation is Speculation.AUTO and loaded.ahead in _AUTOMATIC
+    wanted = speculation is Speculation.MTP or automatic
     if not wanted or isinstance(loaded.mtp, str) or sequence.samples or sequence.draft is not None:
         return None
     return HeadKV(loaded.mtp, sequence.prompt, sequence.generated)
@@ -328,12 +302,20 @@ def head_of(sequence: Sequence) -> HeadKV | None:
 
 def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:
     """Return what guesses for a sequence, by what its request asks for and what its model can; None if nothing."""
-    speculation, ahead = sequence.request.speculation, sequence.loaded.ahead
     if sequence.draft is not None:
-        return Guesser(sequence, DraftGuesses(sequence), governor)
-    exact = ahead in (Ahead.EXACT, Ahead.SHARED)
+        return Guesser(sequence, DraftGuesses(sequence))
+    ngrams = NgramGuesses(sequence, governor) if sequence.request.speculation is not Speculation.MTP else None
     if sequence.head is not None:
-        return Guesser(sequence, HeadGuesses(sequence, governor), governor)
-    if speculation is Speculation.NGRAM or (speculation is Speculation.AUTO and exact):
-        return Guesser(sequence, NgramGuesses(sequence, governor), governor)
-    return None
+        return Guesser(sequence, HeadGuesses(sequence, governor, ngrams))
+    return Guesser(sequence, ngrams) if ngrams is not None and most_guesses(sequence) else None
+
+
+def most_guesses(sequence: Sequence) -> int:
+    """Return how many tokens a pass may check for a sequence."""
+    if sequence.draft is not None:
+        return sequence.draft.count
+    speculation = sequence.request.speculation
+    if speculation is Speculation.MTP:
+        return MOST_OF_HEAD
+    automatic = speculation is Speculation.AUTO and sequence.loaded.ahead in _AUTOMATIC
+    return MOST_GUESSES if automatic or speculation is Speculation.NGRAM else 0

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 # What a guess costs and what it brings
 #
-# A pass that checks k guesses takes t * (1 + s * k) seconds, if a pass without one takes t. It brings the guesses that
-# were right up to the first wrong one, and one token more. With a chance p for each guess these are
+# A pass over b rows that checks k guesses of each takes t * (1 + s * k) seconds, if a pass without guesses takes t. It
+# brings of each row the guesses that were right up to the first wrong one, and one token more. With a chance p for each
 #
-#   1 + p + p^2 + ... + p^k tokens        so that the gain is  (1 + p + ... + p^k) / (1 + s * k)
+#   one row brings    1 + p + p^2 + ... + p^k tokens
+#   the gain is       (tokens of all rows) / (b * (1 + s * k))
 #
-# t, s and p are measured, p for each source. `count` takes the k with the largest gain.
+# t and s are measured for each number of rows, as powers of two, and p for each source. `count` takes the k with the
+# largest gain if all rows guess alike, and `width` the one for what the rows of a pass really have.
 #
 # A source with a gain below 1 is parked. It is tried again where that costs little: what guessing lost against passes
 # without a guess is summed up, in seconds, and must stay below a share of all seconds spent. A try that may lose half
@@ -34,6 +36,8 @@ _PLAIN = 4
 """Passes without a guess that are measured before the first guess."""
 _LARGEST_COST = 1.0
 """Most that a guess adds to a pass: single passes over the same tokens cost no more. A pause of the machine may."""
+_WORTH = 1.03
+"""Gain from which it is believed: times are measured with noise, and the best of several looks better than it is."""
 _PAID = 4
 """A gain of the past pays for the loss of so many passes."""
 _MOST_MODELS = 64
@@ -53,6 +57,22 @@ class Source:
     quality: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """
+    What a pass found out about the guesses of one row.
+
+    Attributes:
+        source: What guessed.
+        guessed: Tokens that it guessed.
+        accepted: How many of them were right.
+    """
+
+    source: Source
+    guessed: int
+    accepted: int
+
+
 @dataclass(slots=True)
 class Record:
     """
@@ -62,87 +82,158 @@ class Record:
         guessed: Tokens guessed.
         accepted: Guesses that were right.
         chance: Chance that a guess is right if those before it were.
-        passes: Passes with guesses.
-        seconds: Seconds of these passes.
-        tokens: Tokens of these passes.
+        seconds: Its seconds of passes with guesses: for each row its share of a usual pass, and of what guesses added.
+        plain: Seconds that the tokens of these passes would have taken without guesses.
     """
 
     guessed: int = 0
     accepted: int = 0
     chance: float = _FIRST_CHANCE
-    passes: int = 0
     seconds: float = 0.0
-    tokens: int = 0
+    plain: float = 0.0
+
+    def count(self, check: Check) -> None:
+        """Count guesses, and which of them were right."""
+        self.guessed += check.guessed
+        self.accepted += check.accepted
+        for right in [1.0] * check.accepted + [0.0] * (check.accepted < check.guessed):
+            self.chance += max(_WEIGHT / 2, 1 / (self.guessed + 2)) * (right - self.chance)
+
+    def brings(self, guesses: int) -> float:
+        """Return how many of so many guesses are right, on average."""
+        return sum(self.chance**power for power in range(1, guesses + 1))
 
 
 @dataclass(slots=True)
-class Governor:
+class Size:
     """
-    What was measured of one model that decodes one request.
+    What passes over some number of rows take.
 
     Attributes:
-        records: What each source has brought.
         step: Seconds of a pass without a guess; 0 if not known.
+        cost: What a guess adds to a pass, as a share of it.
+        lost: Seconds that guesses have cost beyond what they brought.
     """
 
-    records: dict[Source, Record] = field(default_factory=dict)
     step: float = 0.0
+    cost: float = _FIRST_COST
+    lost: float = 0.0
     _passes: int = 0
-    _cost: float = _FIRST_COST
     _spent: float = 0.0
-    _lost: float = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether enough passes without a guess were measured."""
+        return self._passes >= _PLAIN
+
+    @property
+    def budget(self) -> float:
+        """Seconds that guesses may lose now."""
+        return LOSS_SHARE * self._spent - self.lost
 
     def plain(self, seconds: float) -> None:
-        """Measure a pass without a guess, which brought one token."""
+        """Measure a pass without a guess."""
         self._passes += 1
         weight = max(_WEIGHT, 1 / self._passes)
         # A pause of the machine is no pass: it counts as at most twice the usual.
         self.step += weight * (min(seconds, 2 * self.step or seconds) - self.step)
         self._spend(seconds)
 
-    def guessed(self, source: Source, seconds: float, guessed: int, accepted: int, tokens: int) -> None:
+    def guessed(self, seconds: float, width: int, plain: float) -> None:
         """
         Measure a pass with guesses.
 
         Args:
-            source: What guessed.
-            seconds: How long the step took.
-            guessed: Guesses that were checked.
-            accepted: How many of them were right.
-            tokens: Tokens that the step brought: one more, or two if a pass was under way before it.
+            seconds: What it took.
+            width: Most guesses of a row.
+            plain: Seconds that its tokens would have taken without guesses.
         """
-        self.counted(source, guessed, accepted)
-        record = self.records[source]
-        if self._passes < _PLAIN or not self.step:
-            return
-        under_way = tokens - accepted - 1
-        seconds = min(seconds, (1 + under_way + _LARGEST_COST * guessed) * self.step)
-        record.passes += 1
-        record.seconds += seconds
-        record.tokens += tokens
-        cost = (seconds - under_way * self.step) / self.step - 1
-        self._cost += _WEIGHT * 2 * (min(max(cost / guessed, 0.0), _LARGEST_COST) - self._cost)
-        self._lost = max(-_PAID * self.step, self._lost + seconds - tokens * self.step)
+        cost = min(max((seconds / self.step - 1) / width, 0.0), _LARGEST_COST)
+        self.cost += _WEIGHT * 2 * (cost - self.cost)
+        self.lost = max(-_PAID * self.step, self.lost + seconds - plain)
         self._spend(seconds)
 
-    def counted(self, source: Source, guessed: int, accepted: int) -> None:
+    def _spend(self, seconds: float) -> None:
+        self._spent += seconds
+        if self._spent > _WINDOW * self.step > 0:
+            self._spent, self.lost = self._spent / 2, self.lost / 2
+
+
+class Governor:
+    """
+    What was measured of one model.
+
+    Attributes:
+        records: What each source has brought.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[Source, Record] = {}
+        self._sizes: dict[int, Size] = {}
+        self.share(1)
+
+    def share(self, rows: int) -> None:
+        """Speak of passes that so many rows share, from now on."""
+        self._rows = rows
+        self._size = self._sizes.setdefault((rows - 1).bit_length(), Size())
+
+    def plain(self, seconds: float) -> None:
+        """Measure a pass without a guess, which brought a token of each row."""
+        self._size.plain(seconds)
+
+    def guessed(self, seconds: float, checks: Sequence[Check], tokens: int) -> None:
+        """
+        Measure a pass with guesses.
+
+        Args:
+            seconds: How long the step took.
+            checks: The guesses of its rows.
+            tokens: Tokens that the step brought: of each row one more than were right, and those that a pass under way
+                before it computed.
+        """
+        self.counted(checks)
+        size, rows, width = self._size, self._rows, max(check.guessed for check in checks)
+        if not size.known or not size.step:
+            return
+        ahead = rows + sum(check.accepted for check in checks)
+        under_way = size.step * (tokens > ahead)
+        seconds = min(seconds - under_way, (1 + _LARGEST_COST * width) * size.step)
+        usual = size.step / rows
+        for check in checks:
+            record = self.records[check.source]
+            record.seconds += usual + (seconds - size.step) / len(checks)
+            record.plain += usual * (1 + check.accepted)
+        size.guessed(seconds, width, usual * ahead)
+
+    def counted(self, checks: Iterable[Check]) -> None:
         """Count guesses, and which of them were right, without their time."""
-        record = self.records.setdefault(source, Record())
-        record.guessed += guessed
-        record.accepted += accepted
-        for right in [1.0] * accepted + [0.0] * (accepted < guessed):
-            record.chance += max(_WEIGHT / 2, 1 / (record.guessed + 2)) * (right - record.chance)
+        for check in checks:
+            self.records.setdefault(check.source, Record()).count(check)
 
     def count(self, source: Source, most: int) -> int:
         """Return how many tokens a source may guess now, at most `most`; 0 to guess nothing."""
-        if self._passes < _PLAIN or most < 1:
+        size = self._size
+        if not size.known or most < 1:
             return 0
         record = self.records.get(source) or Record()
-        count = max(range(1, most + 1), key=lambda guesses: self._expected(record, guesses))
-        budget = LOSS_SHARE * self._spent - self._lost
-        if self._expected(record, count) > 1 and (record.guessed > _TRIED or budget > 0):
-            return count if budget > 0 or self._lost < 2 * self.step else 0
-        return 1 if budget > self._cost * self.step else 0
+        count, gain = _best(size, [(record, most)], 1)
+        if gain > _WORTH and (record.guessed > _TRIED or size.budget > 0):
+            return count if size.budget > 0 or size.lost < 2 * size.step else 0
+        return 1 if size.budget > size.cost * size.step else 0
+
+    def width(self, guesses: Sequence[tuple[Source, int]]) -> int:
+        """
+        Return how many guesses each row of the next pass may have at most.
+
+        Args:
+            guesses: Of each row that guesses, the source and how many there are.
+        """
+        size = self._size
+        rows = [(self.records.get(source) or Record(), count) for source, count in guesses]
+        width, gain = _best(size, rows, self._rows)
+        if gain > _WORTH:
+            return width
+        return 1 if size.budget > size.cost * size.step else 0
 
     def kinds(self) -> dict[int, list[Source]]:
         """Return the sources that have guessed, by their kind."""
@@ -152,26 +243,28 @@ class Governor:
         return kinds
 
     def gain(self, *sources: Source) -> float:
-        """Return the tokens a second of passes with guesses, divided by those without; 0 if not known."""
+        """Return the tokens a second of rows with guesses, divided by those without; 0 if not known."""
         records = [self.records[source] for source in sources if source in self.records]
         seconds = sum(record.seconds for record in records)
-        return sum(record.tokens for record in records) * self.step / seconds if seconds else 0.0
+        return sum(record.plain for record in records) / seconds if seconds > 0 else 0.0
 
     def parked(self, source: Source) -> bool:
-        """Whether a source has lost so far, and is only tried now and then."""
+        """Whether a source has lost so far with any number of rows, and is only tried now and then."""
         record = self.records.get(source)
         if record is None or record.guessed <= _TRIED:
             return False
-        return max(self._expected(record, guesses) for guesses in range(1, MOST_GUESSES + 1)) <= 1
+        known = [size for size in self._sizes.values() if size.known]
+        return bool(known) and all(_best(size, [(record, MOST_GUESSES)], 1)[1] <= _WORTH for size in known)
 
-    def _expected(self, record: Record, guesses: int) -> float:
-        tokens = sum(record.chance**power for power in range(guesses + 1))
-        return tokens / (1 + self._cost * guesses)
 
-    def _spend(self, seconds: float) -> None:
-        self._spent += seconds
-        if self._spent > _WINDOW * self.step > 0:
-            self._spent, self._lost = self._spent / 2, self._lost / 2
+def _best(size: Size, guesses: Sequence[tuple[Record, int]], rows: int) -> tuple[int, float]:
+    """Return the number of guesses a row with the largest gain, and the gain."""
+    gains = []
+    for width in range(1, max(count for _, count in guesses) + 1):
+        tokens = rows + sum(record.brings(min(width, count)) for record, count in guesses)
+        gains.append((tokens / (rows * (1 + size.cost * width)), -width))
+    gain, width = max(gains)
+    return -width, gain
 
 
 class Governors:

@@ -27,6 +27,9 @@ from daemon.shared.slices import Sliced
 
 log = structlog.get_logger()
 
+Pair = tuple[mx.array, mx.array]
+"""Logits of the same token, computed in two ways."""
+
 _PROMPT = [1, 2, 3, 4]
 _AHEAD = [5, 6, 7, 8, 9, 10]
 _NOISE_MARGIN = 4.0
@@ -86,10 +89,13 @@ class Undo:
 
 def trying(model: Any, layout: Layout) -> Sliced[Ahead]:
     """Feed a few tokens ahead, take them back, and tell how exact that is; a layer for each `next`."""
-    if not layout.reusable:
-        return Ahead.WRONG
+    return (yield from tried(_compared(model))) if layout.reusable else Ahead.WRONG
+
+
+def tried(trial: Sliced[Ahead]) -> Sliced[Ahead]:
+    """Do a trial; one that fails means no guesses."""
     try:
-        return (yield from _compared(model))
+        return (yield from trial)
     except Exception as error:  # the model's own code may raise anything where it does not expect such a pass
         if machine_fault(error, "") is not None:
             raise
@@ -101,16 +107,30 @@ def trying(model: Any, layout: Layout) -> Sliced[Ahead]:
 def _compared(model: Any) -> Sliced[Ahead]:
     alone = yield from _one_by_one(model, 1)
     ahead = yield from _taken_back(model)
-    rounding = max(_distance(logits, alone[index]) for index, logits in ahead)
+    # The rounding of this device: the same tokens twice, as rows of one batch.
+    pairs = [(logits, alone[index]) for index, logits in ahead]
+    level = yield from judged(pairs, _one_by_one(model, 2), alone)
+    if level is Ahead.WRONG:
+        log.warning("guessing_disabled")
+    return level
+
+
+def judged(pairs: Sequence[Pair], others: Sliced[list[mx.array]], same: Sequence[mx.array]) -> Sliced[Ahead]:
+    """
+    Tell how exact logits are.
+
+    Args:
+        pairs: Logits after guesses, and those of the same tokens one by one.
+        others: Computes other logits of tokens one by one, which differ by the device's rounding alone.
+        same: Those from which they differ.
+    """
+    rounding = _largest(pairs)
     if rounding == 0:
         return Ahead.EXACT
-    spread = min(distance(mx.max(logits), mx.min(logits)) for logits in alone)
+    spread = min(distance(mx.max(logits), mx.min(logits)) for _, logits in pairs)
     if rounding > _MOST_ROUNDING * spread:
-        log.warning("guessing_disabled")
         return Ahead.WRONG
-    # The rounding of this device: the same tokens twice, as rows of one batch.
-    twice = yield from _one_by_one(model, 2)
-    noise = max(_distance(row, single) for row, single in zip(twice, alone, strict=True))
+    noise = _largest(list(zip((yield from others), same, strict=True)))
     return Ahead.SHARED if rounding <= _NOISE_MARGIN * noise else Ahead.ROUNDED
 
 
@@ -120,7 +140,7 @@ def _one_by_one(model: Any, rows: int) -> Sliced[list[mx.array]]:
     yield from forward_layerwise(model, mx.array([_PROMPT] * rows), caches)
     for token in _AHEAD:
         after = yield from forward_layerwise(model, mx.array([[token]] * rows), caches)
-        logits.append(after[-1, -1].astype(mx.float32))
+        logits.append(after[-1, -1])
     return logits
 
 
@@ -147,7 +167,12 @@ def _pass(model: Any, caches: list[Any], tokens: list[int]) -> Sliced[list[mx.ar
     logits = yield from forward_layerwise(model, mx.array([tokens]), caches)
     if not undo.keep(len(tokens), 1):
         yield from forward_layerwise(model, mx.array([tokens[:1]]), caches)
-    return [row.astype(mx.float32) for row in logits[0]]
+    return list(logits[0])
+
+
+def _largest(pairs: Sequence[Pair]) -> float:
+    """Return the largest difference."""
+    return max(_distance(one.astype(mx.float32), other.astype(mx.float32)) for one, other in pairs)
 
 
 def _distance(logits: mx.array, others: mx.array) -> float:

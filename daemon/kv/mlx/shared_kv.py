@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import BatchKVCache, KVCache
+from mlx_lm.models.cache import KVCache
 
+from daemon.kv.mlx.rows_kv import RowsKV
 from daemon.kv.mlx.shared_prefix import SharedPrefix
 
 Readers = tuple[SharedPrefix, list[int]]
@@ -117,7 +118,7 @@ class SharedBatchKV(_Shared):
         tail: KV of the tokens behind the prefixes.
     """
 
-    def __init__(self, prefixes: Sequence[SharedPrefix], layer: int, tail: BatchKVCache) -> None:
+    def __init__(self, prefixes: Sequence[SharedPrefix], layer: int, tail: RowsKV) -> None:
         super().__init__(layer, tail)
         self.prefixes = list(prefixes)
         self._stops = mx.array([prefix.stop for prefix in prefixes])

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from daemon.engine.scheduling.governor import LOSS_SHARE, MOST_GUESSES, Governor, Governors, Source
+from daemon.engine.scheduling.governor import LOSS_SHARE, MOST_GUESSES, Check, Governor, Governors, Source
 
 GOOD, BAD = Source(3, "long"), Source(3, "short")
 STEP = 0.01
@@ -33,7 +33,7 @@ def run(governor: Governor, tokens: int, chances: dict[Source, float], cost: flo
         took = STEP * (1 + cost * count) * source.uniform(0.9, 1.1)
         if count:
             right = next((i for i in range(count) if source.random() > chances[label]), count)
-            governor.guessed(label, took, count, right, right + 1)
+            governor.guessed(took, [Check(label, count, right)], right + 1)
             done += right + 1
         else:
             governor.plain(took)
@@ -81,10 +81,89 @@ def test_parked_source_is_used_again_when_it_gains(seed: int) -> None:
     assert not governor.parked(BAD)
 
 
+def run_together(governor: Governor, passes: int, chances: list[float], cost: float, seed: int) -> float:
+    """
+    Decode rows that share each pass; half of the time a row has nothing to guess.
+
+    Args:
+        governor: The governor.
+        passes: How many.
+        chances: The chance that a guess is right, of each row; each has a source of its own.
+        cost: What a guess of each row adds to a pass, as a share of it.
+        seed: Of what comes.
+
+    Returns:
+        The seconds that it took, divided by those without guesses.
+    """
+    source, seconds, done = random.Random(seed), 0.0, 0
+    governor.share(len(chances))
+    for _ in range(passes):
+        offers = [(Source(3, str(row)), row) for row in range(len(chances)) if source.random() < 0.5]
+        counts = {row: count for label, row in offers if (count := governor.count(label, MOST_GUESSES))}
+        width = governor.width([(Source(3, str(row)), count) for row, count in counts.items()]) if counts else 0
+        took = STEP * (1 + cost * min(width, max(counts.values(), default=0))) * source.uniform(0.9, 1.1)
+        checks = []
+        for row, count in counts.items() if width else ():
+            guessed = min(width, count)
+            right = next((i for i in range(guessed) if source.random() > chances[row]), guessed)
+            checks.append(Check(Source(3, str(row)), guessed, right))
+        tokens = len(chances) + sum(check.accepted for check in checks)
+        if checks:
+            governor.guessed(took, checks, tokens)
+        else:
+            governor.plain(took)
+        seconds += took
+        done += tokens
+    return seconds / (done * STEP / len(chances))
+
+
+@SEEDS
+@pytest.mark.parametrize("rows", [2, 4, 8])
+def test_rows_that_guess_well_gain_together(rows: int, seed: int) -> None:
+    governor = Governor()
+    assert run_together(governor, 3000, [0.95] * rows, 0.05, seed) < 0.7
+    assert governor.gain(Source(3, "0")) > 1.2
+
+
+@SEEDS
+@pytest.mark.parametrize("cost", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize("good", [0.0, 0.5, 0.95])
+def test_one_row_costs_its_neighbours_their_share_at_most(cost: float, good: float, seed: int) -> None:
+    """A pass is as wide as its widest row: what one row gains may be less than what all of them wait."""
+    governor = Governor()
+    assert run_together(governor, 5000, [good] + [0.0] * 7, cost, seed) < 1 + LOSS_SHARE + 0.01
+
+
+def test_what_a_guess_costs_is_known_for_each_number_of_rows() -> None:
+    """Eight rows of a small model may be bound by products where one is by its weights."""
+    governor = Governor()
+    run(governor, 2000, {GOOD: 0.8}, 0.05, 1)
+    assert governor.count(GOOD, MOST_GUESSES) > 2
+    governor.share(8)
+    assert governor.count(GOOD, MOST_GUESSES) == 0
+    for _ in range(200):
+        governor.plain(STEP)
+    for _ in range(60):
+        governor.guessed(3 * STEP, [Check(GOOD, 1, 1)], 9)
+    assert governor.count(GOOD, MOST_GUESSES) == 0
+    governor.share(1)
+    assert governor.count(GOOD, MOST_GUESSES) > 2
+    assert not governor.parked(GOOD)
+
+
+def test_pass_is_as_wide_as_gains_most_for_its_rows() -> None:
+    governor = Governor()
+    run_together(governor, 2000, [1.0, 1.0], 0.2, 1)
+    both = [(Source(3, "0"), 8), (Source(3, "1"), 8)]
+    assert governor.width(both) == 8
+    governor.share(2)
+    assert governor.width([(Source(3, "0"), 2)]) <= 2
+
+
 def test_nothing_is_guessed_before_a_plain_step_is_known() -> None:
     governor = Governor()
     assert governor.count(GOOD, MOST_GUESSES) == 0
-    governor.guessed(GOOD, STEP, 4, 4, 5)  # asked for by the request, whatever it gains
+    governor.guessed(STEP, [Check(GOOD, 4, 4)], 5)  # asked for by the request, whatever it gains
     assert governor.gain(GOOD) == 0
     assert (governor.records[GOOD].guessed, governor.records[GOOD].accepted) == (4, 4)
 
@@ -93,7 +172,7 @@ def test_clock_that_stands_still_is_no_division_by_zero() -> None:
     governor = Governor()
     for _ in range(10):
         governor.plain(0.0)
-    governor.guessed(GOOD, 0.0, 4, 2, 3)
+    governor.guessed(0.0, [Check(GOOD, 4, 2)], 3)
     assert governor.gain(GOOD) == 0
     assert governor.count(GOOD, MOST_GUESSES) >= 0
 

@@ -186,7 +186,7 @@ def test_weights_and_kv_of_a_head_are_counted_and_freed(harness: Harness, tmp_pa
     for speculation in (OFF, MTP):
         call = harness.begin(asked(path, speculation))
         harness.until(lambda: harness.decoding(call))  # noqa: B023
-        billed[speculation] = harness.engine._runner.live_kv_bytes()
+        billed[speculation] = harness.engine._runner._bill().kv
         harness.finish(call)
     assert billed[MTP] - billed[OFF] == model.mtp.kv_bytes(10 + 40) > 0
     harness.settle()

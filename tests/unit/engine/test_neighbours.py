@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +13,9 @@ from daemon.kv.mlx import sharing
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import random_model
 from tests.unit.engine.harness import Answer, Harness
+from tests.unit.engine.shared_guesses import counting
 
-FAMILIES = ("embedded", "qwen3", "gemma3_text", "mamba")
+FAMILIES = ("embedded", "qwen3", "gemma3_text", "mamba", "qwen3_next")
 SAMPLINGS = (
     pb.Sampling(),
     pb.Sampling(temperature=0.9, seed=7),
@@ -25,9 +26,9 @@ SAMPLINGS = (
 REPEATS = pb.Sampling(temperature=1.5, seed=4, logit_bias={11: 100.0, 12: 100.0})
 """Only two tokens come, so that n-grams guess many of them, half of them wrongly."""
 MODES = (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE, pb.CACHE_MODE_READ_ONLY, pb.CACHE_MODE_BYPASS)
-KINDS = 48
+KINDS = 50
 MOST_AT_ONCE = 5
-EXACT = ("embedded", "qwen3", "mamba")
+EXACT = ("embedded", "qwen3", "mamba", "qwen3_next")
 """Families whose log-probabilities are equal too; a window's differ in their last bits with the split of a prefill."""
 
 
@@ -66,12 +67,12 @@ def some_request(source: random.Random, models: dict[str, str], family: str) -> 
     )
 
 
-@pytest.fixture(name="kinds")
-def _kinds(engine: Callable[..., Harness], tmp_path: Path) -> list[Alone]:
+@pytest.fixture(name="kinds", scope="module")
+def _kinds(tmp_path_factory: pytest.TempPathFactory) -> list[Alone]:
     """Return requests of all kinds, each with what it gets alone."""
-    source = random.Random(1)
-    models = {family: str(random_model(tmp_path, family)) for family in FAMILIES[1:]} | {"embedded": "embedded"}
-    solo = engine()
+    source, folder = random.Random(1), tmp_path_factory.mktemp("models")
+    models = {family: str(random_model(folder, family)) for family in FAMILIES[1:]} | {"embedded": "embedded"}
+    solo = Harness(state_dir=folder / "state")
     kinds = []
     for number in range(KINDS):
         family = FAMILIES[number % len(FAMILIES)]
@@ -81,12 +82,26 @@ def _kinds(engine: Callable[..., Harness], tmp_path: Path) -> list[Alone]:
         cold.cache.mode = pb.CACHE_MODE_BYPASS
         cold.speculation = pb.SPECULATION_OFF
         kinds.append(Alone(request, solo.run(cold), family in EXACT))
+    solo.close()
     return kinds
 
 
+@pytest.fixture(name="shared_guesses")
+def _shared_guesses(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Return what passes found out that several rows share: guesses that were right and wrong, and tokens fed again."""
+    return counting(monkeypatch)
+
+
 def run_schedule(harness: Harness, kinds: list[Alone], seed: int) -> None:
-    """Run some requests in a random order of arrival; some are cancelled, and now and then prefixes are dropped."""
+    """
+    Run some requests in a random order of arrival; some are cancelled, and now and then prefixes are dropped.
+
+    Half of the time they are of one model, so that they share passes.
+    """
     source = random.Random(seed)
+    if source.random() < 0.5:
+        model = source.choice(kinds).request.model
+        kinds = [one for one in kinds if one.request.model == model]
     running: list[tuple[int, Alone]] = []
     cancelled: list[int] = []
     for one in source.choices(kinds, k=source.randint(2, MOST_AT_ONCE)):
@@ -107,7 +122,7 @@ def run_schedule(harness: Harness, kinds: list[Alone], seed: int) -> None:
 
 @pytest.mark.parametrize("schedules", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_answer_beside_others_equals_the_answer_alone(
-    engine: Callable[..., Harness], kinds: list[Alone], schedules: int
+    engine: Callable[..., Harness], kinds: list[Alone], shared_guesses: Counter[str], schedules: int
 ) -> None:
     """Models, seeds, penalties, guesses, prefix hits, priorities, cancels and orders of arrival mixed at random."""
     first = random.randrange(2**32)
@@ -117,18 +132,26 @@ def test_answer_beside_others_equals_the_answer_alone(
     harness.settle()
     assert harness.figures.prefix_cache.tokens_reused > 100 * schedules / 10
     assert sum(one.accepted for one in harness.figures.engine.guesses) > schedules / 10
+    assert shared_guesses["right"] > schedules / 10
+    assert shared_guesses["wrong"] > schedules / 10
+    assert shared_guesses["fed again"] > schedules / 100
 
 
 @pytest.mark.parametrize("schedules", [100, pytest.param(3000, marks=pytest.mark.slow)])
 def test_answer_of_a_reader_equals_the_answer_alone(
-    engine: Callable[..., Harness], kinds: list[Alone], monkeypatch: pytest.MonkeyPatch, schedules: int
+    engine: Callable[..., Harness],
+    kinds: list[Alone],
+    shared_guesses: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+    schedules: int,
 ) -> None:
     """The same, with shared prefixes from one block on: they are made, cut and left all the time."""
     monkeypatch.setattr(sharing, "LEAST_SHARED", 16)
     first = random.randrange(2**32)
-    harness = engine(max_batch=4)
+    harness = engine(max_batch=4, guesses=True)
     for number in range(schedules):
         run_schedule(harness, kinds, first + number)
     harness.settle()
     assert harness.figures.prefix_cache.tokens_shared
     assert not harness.engine._runner.readers.prefixes()
+    assert shared_guesses["right"] > schedules / 10

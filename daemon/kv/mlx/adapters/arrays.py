@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -49,6 +50,7 @@ class ArraysAdapter(StateAdapter):
 
     cache_class = ArraysCache
     batch_class = ArraysCache
+    rows_go_back = True
 
     def describe(self, cache: ArraysCache) -> StateShape | None:
         """Return the shape of a cache; None if an array is missing or a row is padded."""
@@ -79,6 +81,18 @@ class ArraysAdapter(StateAdapter):
         """Put the state before the pass in its place again."""
         cache.cache = list(mark)
 
+    def begin_rows(self, batch: ArraysCache, lengths: Sequence[int], width: int) -> None:
+        """Tell the layer which tokens are padding; without any, it is a pass like others."""
+        if min(lengths) < width:
+            batch.prepare(lengths=list(lengths))
+
+    def back_rows(self, batch: ArraysCache, mark: list[mx.array], width: int, kept: Sequence[int]) -> None:
+        """Put the state before the pass into each row of which nothing stays."""
+        batch.lengths = None
+        stays = mx.array([bool(count) for count in kept])
+        if not all(kept):
+            batch.cache = [_chosen(stays, new, old) for new, old in zip(batch.cache, mark, strict=True)]
+
     def state(self, cache: ArraysCache, row: int | None = None) -> list[mx.array]:
         """Return the arrays of a cache, [1, ...] each. No copy."""
         return list(cache.cache) if row is None else [array[row : row + 1] for array in cache.cache]
@@ -90,6 +104,11 @@ class ArraysAdapter(StateAdapter):
     def load(self, cache: ArraysCache, arrays: list[mx.array]) -> None:
         """Give an empty cache its arrays."""
         cache.cache = arrays
+
+
+def _chosen(rows: mx.array, array: mx.array, other: mx.array) -> mx.array:
+    """Return the rows of one array where `rows` is true, and of another where it is not."""
+    return mx.where(rows.reshape(-1, *[1] * (array.ndim - 1)), array, other)
 
 
 def understood(cache: Any) -> bool:

@@ -52,11 +52,13 @@ class CacheAdapter(ABC):
         cache_class: The class of one sequence's cache.
         batch_class: The class that mlx-lm uses for several sequences; the same class if it holds rows itself.
         can_merge: Whether several caches can become one batch before a prefill pass, see `merge`.
+        rows_go_back: Whether each row of a batch can forget its own part of a pass, see `begin_rows` and `back_rows`.
     """
 
     cache_class: type
     batch_class: type
     can_merge = False
+    rows_go_back = False
 
     @abstractmethod
     def describe(self, cache: Any) -> LayerShape | None:
@@ -103,6 +105,24 @@ class CacheAdapter(ABC):
             fed: Tokens of the pass: two or more if some of them stay.
             kept: How many of them stay, fewer; 0 if any cache of the sequence is a state, which sums up all tokens.
         """
+
+    def begin_rows(self, batch: Any, lengths: Sequence[int], width: int) -> None:  # noqa: B027 # a default, not a gap
+        """Prepare for a pass of `lengths` tokens a row, padded to `width` behind them. Does nothing by default."""
+
+    def back_rows(self, batch: Any, mark: Any, width: int, kept: Sequence[int]) -> None:
+        """
+        Take the last tokens of each row out again, and the padding behind them.
+
+        Args:
+            batch: The cache of several sequences, after the pass.
+            mark: What `mark` returned for it before the pass.
+            width: Tokens of the pass, two or more, padding included.
+            kept: How many of each row stay; all of its own or none in each row if any cache of the model is a state.
+
+        Raises:
+            NotImplementedError: If `rows_go_back` is false.
+        """
+        raise NotImplementedError(f"rows of {self.batch_class.__name__} do not go back one by one")
 
     def merge(self, caches: Sequence[Any], kept: Sequence[int], padding: Sequence[int], room: int) -> Any:
         """

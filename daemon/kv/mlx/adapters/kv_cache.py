@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import mlx.core as mx
-from mlx_lm.models.cache import BatchKVCache, KVCache
+from mlx_lm.models.cache import KVCache
 
 from daemon.kv.extent_ledger import Run
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.adapters.base import BlockAdapter
+from daemon.kv.mlx.rows_kv import RowsKV
 from daemon.kv.nodes import Extent
 from daemon.kv.spec import NotHeldError
 
@@ -57,8 +58,9 @@ class KVCacheAdapter(BlockAdapter):
     """Copies KV of full attention out of live caches and back into empty ones."""
 
     cache_class = KVCache
-    batch_class = BatchKVCache
+    batch_class = RowsKV
     can_merge = True
+    rows_go_back = True
 
     def describe(self, cache: KVCache) -> KVShape | None:
         """Return the shape of a cache that holds one token; None if it holds another number of them."""
@@ -114,21 +116,21 @@ class KVCacheAdapter(BlockAdapter):
         """Copy keys and values if they are views of a larger array."""
         cache.keys, cache.values = mx.contiguous(cache.keys), mx.contiguous(cache.values)
 
-    def to_batch(self, cache: KVCache) -> BatchKVCache:
+    def to_batch(self, cache: KVCache) -> RowsKV:
         """Return a batch of one row that shares the arrays of a cache."""
-        batch = BatchKVCache([0])
+        batch = RowsKV([0])
         batch.keys, batch.values = cache.keys, cache.values
         batch.offset = mx.array([cache.offset])
         batch._idx = cache.offset
         return batch
 
-    def to_single(self, batch: BatchKVCache, row: int) -> KVCache:
+    def to_single(self, batch: RowsKV, row: int) -> KVCache:
         """Return one row as a cache of views, without the padding before its first token."""
         padding = int(batch.left_padding.tolist()[row])
         cache = KVCache()
         cache.keys = batch.keys[row : row + 1, :, padding:]
         cache.values = batch.values[row : row + 1, :, padding:]
-        cache.offset = batch._idx - padding
+        cache.offset = batch.end(row) - padding
         return cache
 
     def mark(self, cache: KVCache) -> None:
@@ -138,13 +140,17 @@ class KVCacheAdapter(BlockAdapter):
         """Forget the last tokens of a pass."""
         cache.trim(fed - kept)
 
-    def merge(self, caches: Sequence[KVCache], kept: Sequence[int], padding: Sequence[int], room: int) -> BatchKVCache:
+    def back_rows(self, batch: RowsKV, mark: None, width: int, kept: Sequence[int]) -> None:
+        """Let each row end behind what stays of it."""
+        batch.forget([width - count for count in kept])
+
+    def merge(self, caches: Sequence[KVCache], kept: Sequence[int], padding: Sequence[int], room: int) -> RowsKV:
         """Copy the first `kept` tokens of each cache into the rows of one batch, which end together."""
-        batch = BatchKVCache(list(padding))
+        batch = RowsKV(padding)
         longest = max(kept)
         if longest:
             # To a whole step of mlx-lm's: a batch that is joined may grow, and would end between two steps.
-            room = -(-(longest + room) // BatchKVCache.step) * BatchKVCache.step - longest
+            room = -(-(longest + room) // RowsKV.step) * RowsKV.step - longest
             batch.keys = _right_justified([cache.keys for cache in caches], kept, longest, room)
             batch.values = _right_justified([cache.values for cache in caches], kept, longest, room)
             batch.offset = batch.offset + longest

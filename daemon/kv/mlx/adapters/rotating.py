@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx_lm.models.cache import BatchRotatingKVCache, RotatingKVCache
+from mlx_lm.models.cache import BatchRotatingKVCache, RotatingKVCache, dynamic_roll
 
 from daemon.kv.extent_ledger import Run
 from daemon.kv.keys import BLOCK_TOKENS
@@ -50,6 +50,7 @@ class RotatingAdapter(BlockAdapter):
 
     cache_class = RotatingKVCache
     batch_class = BatchRotatingKVCache
+    rows_go_back = True
 
     def describe(self, cache: RotatingKVCache) -> WindowShape | None:
         """Return the shape of a cache that holds one token; None for one that keeps its first tokens."""
@@ -115,6 +116,27 @@ class RotatingAdapter(BlockAdapter):
             cache.offset, cache._idx = cache.offset - (fed - kept), held
         else:
             cache.keys, cache.values, cache.offset, cache._idx = mark
+
+    def begin_rows(self, batch: BatchRotatingKVCache, lengths: Sequence[int], width: int) -> None:
+        """Put the tokens into temporal order: the mask of a pass over several counts padding from the oldest place."""
+        batch._temporal_order()
+
+    def back_rows(self, batch: BatchRotatingKVCache, mark: Any, width: int, kept: Sequence[int]) -> None:
+        """
+        Move each row to the right by what is forgotten of it: windows are short, and all rows of them turn together.
+
+        A pass over several tokens leaves them in temporal order, with more of them than a window has. What a row moves
+        away from counts as padding.
+        """
+        surplus = [width - count for count in kept]
+        shift = mx.array(surplus) - min(surplus)
+        held = batch.keys.shape[2] - min(surplus)
+        unseen = max(0, held - batch.max_size)
+        batch.keys = dynamic_roll(batch.keys[..., :held, :], shift[:, None], axis=2)[..., unseen:, :]
+        batch.values = dynamic_roll(batch.values[..., :held, :], shift[:, None], axis=2)[..., unseen:, :]
+        batch.left_padding = mx.maximum(batch.left_padding, 0) + shift - unseen
+        batch.offset = batch.offset - mx.array(surplus)
+        batch._idx = batch._offset = held - unseen
 
     def shrink(self, cache: RotatingKVCache) -> None:
         """Drop the beginning of the last chunk, which no later token sees; mlx-lm does so at the next token."""

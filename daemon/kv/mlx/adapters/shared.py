@@ -24,6 +24,7 @@ class SharedAdapter(BlockAdapter):
     cache_class = SharedKV
     batch_class = SharedBatchKV
     can_merge = True
+    rows_go_back = True
 
     def describe(self, cache: SharedKV) -> None:
         """Return None: the shape is that of the cache that it stands for."""
@@ -73,6 +74,10 @@ class SharedAdapter(BlockAdapter):
     def back(self, cache: SharedKV, mark: None, fed: int, kept: int) -> None:
         """Forget the last tokens of a pass."""
         cache.trim(fed - kept)
+
+    def back_rows(self, batch: SharedBatchKV, mark: None, width: int, kept: Sequence[int]) -> None:
+        """Let each tail end behind what stays of it."""
+        _TAILS.back_rows(batch.tail, mark, width, kept)
 
     def merge(
         self, caches: Sequence[SharedKV], kept: Sequence[int], padding: Sequence[int], room: int

@@ -1,0 +1,85 @@
+"""
+Guesses of several sequences, checked in one pass of the batch that they share.
+
+Each row is fed its pending token and its own guesses, and is padded behind them to the row with the most. It keeps what
+was right, whatever its neighbours guessed:
+
+    row    known    fed              samples      kept
+    0      a b      b c d e          c x          b c          d and e are taken out of this row again
+    1      f g      g - - -          h            g            no guesses, padding
+    2      k l      l m - -          m n          l m
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from daemon.engine.execution.sampling import Sampled, draw_likeliest, sample_ahead
+from daemon.engine.execution.speculation import MOST_FED
+from daemon.engine.scheduling.governor import Governor
+from daemon.kv.mlx.ahead_rows import RowsUndo, padded
+from daemon.shared.readings import about_to_wait
+
+if TYPE_CHECKING:
+    from daemon.engine.execution.batch import Row
+
+
+def guess(rows: Rows[Row], governor: Governor) -> list[list[int]] | None:
+    """
+    Guess the next tokens of each row.
+
+    Returns:
+        The guesses of each row, which may be none; None if no row has guesses, and none has to be fed anything again.
+    """
+    governor.share(len(rows))
+    longest = max(row.sequence.kv.held for row in rows)
+    guesses = [row.guess(MOST_FED // len(rows) - 1, longest) for row in rows]
+    found = [row.guesser.last for row in rows if row.guesser is not None and row.guesser.last is not None]
+    if found:
+        width = governor.width([(check.source, check.guessed) for check in found])
+        guesses = [row.guesser.cut(own, width) if row.guesser else own for row, own in zip(rows, guesses, strict=True)]
+    return guesses if any(guesses) or any(row.unfed for row in rows) else None
+
+
+def check(rows: Rows[Row], guesses: Rows[list[int]], caches: list[Any]) -> list[list[Sampled]]:
+    """
+    Feed all rows their pending tokens and their guesses in one pass, and keep what is right.
+
+    Returns:
+        The tokens of each row after its pending one, evaluated: the guesses that were right, and one more, which is
+        pending now.
+    """
+    before = [len(row.unfed) for row in rows]
+    fed = [[*row.unfed, row.pending.id, *own] for row, own in zip(rows, guesses, strict=True)]
+    undo, tokens = RowsUndo(caches, list(map(len, fed))), padded(fed)
+    logits: mx.array = rows[0].sequence.loaded.model(tokens, cache=list(caches))
+    logits = logits.reshape(-1, logits.shape[-1])
+    about_to_wait()
+    drawn, sampled = draw_likeliest(logits), []
+    for index, (row, own) in enumerate(zip(rows, guesses, strict=True)):
+        first = index * tokens.shape[1] + before[index]
+        following, row.sampler = sample_ahead(row.sampler, logits, own, row.sequence.request.stop_ids, drawn, first)
+        sampled.append(following)
+    known = [count + len(following) for count, following in zip(before, sampled, strict=True)]
+    for index, (row, kept) in enumerate(zip(rows, undo.keep(known), strict=True)):
+        row.sequence.kv.advanced(kept, caches, index)
+        row.pending, row.reported = sampled[index][-1], True
+        if row.guesser is not None:
+            row.guesser.unfed = fed[index][kept : known[index]]
+            row.guesser.found(len(sampled[index]) - 1)
+    return sampled
+
+
+def feed_again(rows: Rows[Row], caches: list[Any]) -> None:
+    """Feed all rows what their caches lack before the pending tokens."""
+    fed = [list(row.unfed) for row in rows]
+    if not any(fed):
+        return
+    undo = RowsUndo(caches, list(map(len, fed)))
+    rows[0].sequence.loaded.model(padded(fed), cache=list(caches))
+    for index, (row, kept) in enumerate(zip(rows, undo.keep(list(map(len, fed))), strict=True)):
+        row.sequence.kv.advanced(kept, caches, index)
+        row.unfed.clear()

@@ -1,0 +1,32 @@
+"""Counts what passes find out that check guesses of several rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from daemon.engine.execution import batch, together
+from daemon.engine.execution.sampling import Sampled
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Return counts of guesses, right and wrong ones, of tokens fed again, and of rows with and without guesses."""
+    counts: Counter[str] = Counter()
+    plain = together.check
+
+    def check(rows: Sequence[batch.Row], guesses: list[list[int]], caches: list[Any]) -> list[list[Sampled]]:
+        counts["fed again"] += sum(len(row.unfed) for row in rows)
+        found = plain(rows, guesses, caches)
+        for guessed, sampled in zip(guesses, found, strict=True):
+            counts["right"] += len(sampled) - 1
+            counts["wrong"] += len(sampled) <= len(guessed)
+            counts["none"] += not guessed
+            counts["rows"] += bool(guessed)
+            counts["guessed"] += len(guessed)
+        return found
+
+    monkeypatch.setattr(batch, "check", check)
+    return counts
