@@ -127,13 +127,12 @@ def test_next_turn_reuses_an_answer_of_a_head(harness: Harness, tmp_path: Path, 
 def test_form_holds_for_tokens_that_a_head_guesses(harness: Harness, tmp_path: Path) -> None:
     path = str(model_with_head(tmp_path, "qwen3_next", right=True))
     form = pb.ResponseFormat(regex=r'(\{"name": "(a|b)", "size": [0-9]\},\n){3}')
-    for sampling in (pb.Sampling(), SEEDED):
-        fields = {"response_format": form, "max_tokens": 90, "sampling": sampling, "stop": pb.Stop()}
-        plain = harness.run(asked(path, OFF, **fields))
-        answer = harness.run(asked(path, MTP, **fields))
-        assert answer.content == plain.content
-        assert answer.finished.reason == plain.finished.reason
-        assert guesses(answer)[0] > 25
+    fields = {"response_format": form, "max_tokens": 60, "sampling": SEEDED, "stop": pb.Stop()}
+    plain = harness.run(asked(path, OFF, **fields))
+    answer = harness.run(asked(path, MTP, **fields))
+    assert answer.content == plain.content
+    assert answer.finished.reason == plain.finished.reason
+    assert guesses(answer)[0] > 25
 
 
 def test_calls_keep_to_their_grammar_when_a_head_guesses(harness: Harness, tmp_path: Path) -> None:
