@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/*/v1/*.proto)
 
-.PHONY: help demo test test-slow corpus agents frameworks attacks chaos fuzz soak lint types fmt gen released bench train clean dist
+.PHONY: help demo test test-slow corpus agents frameworks attacks group chaos fuzz soak lint types fmt gen released bench train clean dist
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ agents: $(VENV)/.developed ## Real coding agents, which npm installs once, chang
 
 attacks: $(VENV)/.developed ## What an attacker or an unlucky machine does to a daemon, and the answer that each must get
 	$(BIN)/python -m pytest tests/attacks -n 2 --dist loadfile
+
+group: $(VENV)/.developed ## Groups on loopback: random neighbours, ranks that die or stop, mlx-lm's own sharding
+	$(BIN)/python -m pytest -m slow tests/integration/test_group_slow.py
 
 chaos: $(VENV)/.developed ## Random clients against a daemon that is killed all the time: MINUTES=5, SEED=
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))

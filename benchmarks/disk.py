@@ -1,11 +1,12 @@
 """
 Benchmark of the disk tier over the socket: `python -m benchmarks.disk [--lengths N ...] [--shapes NAME ...]`.
 
-For each shape and length, a prefix is used twice, the daemon is killed, and a new one answers the prefix with another
-end. The ratio is its time to a first token to that of the same request without reuse, in the same daemon.
+For each shape and length, two prefixes are used twice, the daemon is killed, and a new one answers the first of them
+with another end. The ratio is its time to a first token to that of the same request without reuse, in the same daemon.
 
-The restore is what this request takes beyond the same request out of memory. It is compared with `dd` of the same
-bytes in one file. The page cache holds neither of them: their pages are dropped before.
+The restore is what a request with the second prefix takes beyond the same request out of memory: by then the daemon has
+seen such a request. It is compared with `dd` of the same bytes in one file. The page cache holds neither of them: their
+pages are dropped before.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ SUFFIX = 16
 @dataclass(frozen=True, slots=True)
 class Row:
     """
-    One prefix.
+    Two prefixes of one length.
 
     Attributes:
         shape: The model.
-        tokens: Tokens of the prefix.
+        tokens: Tokens of each.
         computed: Tokens that the first request after the restart computed.
         from_disk: Seconds to its first token.
         cold: Seconds to the first token of the same request without reuse.
         ratio: Of the two.
-        disk_bytes: Bytes on the disk.
+        disk_bytes: Bytes of one prefix on the disk.
         restore: Seconds that the disk takes beyond memory.
         dd: Seconds in which `dd` reads as many bytes.
         pace: Rate of the restore, as a part of that of `dd`.
@@ -87,34 +88,36 @@ def main() -> int:
 
 
 def measure(folder: Path, shape: str, tokens: int) -> Row:
-    """Use a prefix twice, kill the daemon, and measure the first request of the next one."""
+    """Use prefixes twice, kill the daemon, and measure the first requests of the next one."""
     model = str(shapes.write(folder / "model", shape))
-    prefix = random.Random(tokens).choices(range(10, 900), k=tokens)
+    chance = random.Random(tokens)
+    prefixes = [chance.choices(range(10, 900), k=tokens) for _ in range(2)]
     daemon = RunningDaemon.start(folder, kv_disk_mb="4096")
     with daemon.client() as client:
-        first_token(client, model, prefix)
-        first_token(client, model, prefix)
+        for prefix in (*prefixes, *prefixes):
+            first_token(client, model, prefix)
         written(client)
     daemon.signal(signal.SIGKILL)
     daemon.wait()
     again = RunningDaemon.start(folder, kv_disk_mb="4096")
     pieces = sorted((folder / "kv").glob("*.kv"))
-    dd = read_by_dd(pieces, folder / "together")
+    nbytes = sum(piece.stat().st_size for piece in pieces) // len(prefixes)
+    dd = read_by_dd(nbytes, folder / "together")
+    first, second = ([*prefix, *range(20, 20 + SUFFIX)] for prefix in prefixes)
     try:
         with again.client() as client:
             client.load(model)
-            first_token(client, model, prefix[:100][::-1])
-            longer = [*prefix, *range(20, 20 + SUFFIX)]
+            first_token(client, model, first[:100][::-1])
             for piece in pieces:
                 drop_pages(piece)
-            from_disk, cached = first_token(client, model, longer, mode="read_only")
-            from_memory = min(first_token(client, model, longer, mode="read_only")[0] for _ in range(3))
-            cold, _ = first_token(client, model, longer, mode="bypass")
-            nbytes = client.stats().prefix_cache.disk_bytes
+            from_disk, cached = first_token(client, model, first, mode="read_only")
+            restored, _ = first_token(client, model, second, mode="read_only")
+            from_memory = min(first_token(client, model, second, mode="read_only")[0] for _ in range(3))
+            cold, _ = first_token(client, model, first, mode="bypass")
     finally:
         again.stop()
-    restore = max(1e-6, from_disk - from_memory)
-    computed = len(longer) - cached
+    restore = max(1e-6, restored - from_memory)
+    computed = len(first) - cached
     return Row(shape, tokens, computed, from_disk, cold, from_disk / cold, nbytes, restore, dd, dd / restore)
 
 
@@ -133,11 +136,9 @@ def written(client: Client) -> None:
         time.sleep(1.5)
 
 
-def read_by_dd(pieces: list[Path], together: Path) -> float:
-    """Return the seconds in which `dd` reads the bytes of some files out of one file, without a page cache."""
-    with together.open("wb") as file:
-        for piece in pieces:
-            file.write(piece.read_bytes())
+def read_by_dd(nbytes: int, together: Path) -> float:
+    """Return the seconds in which `dd` reads so many bytes out of one file, without a page cache."""
+    together.write_bytes(random.Random(0).randbytes(nbytes))
     drop_pages(together)
     began = time.perf_counter()
     subprocess.run(["dd", f"if={together}", "of=/dev/null", "bs=4194304"], check=True, stderr=subprocess.DEVNULL)

@@ -17,6 +17,8 @@ from benchmarks.workloads.kv_bytes import UNIQUE
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 REPORT = RESULTS / "bench.json"
+GPU_REPORT = RESULTS / "gpu.json"
+"""What a run on a GPU wrote; see `benchmarks/gpu/run.py`."""
 PAGE = ROOT / "docs" / "benchmarks.md"
 _BLOCK = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 _NO_PEER = (OURS, FLOOR, IN_PROCESS, UNIQUE)
@@ -54,6 +56,7 @@ def filled(text: str) -> str:
         "summary": _markdown(summary(results)),
         "targets": _targets(results),
         "ahead": ahead(results),
+        "gpu": gpu(GPU_REPORT),
     }
 
     def block(name: str) -> str:
@@ -69,7 +72,12 @@ def text(result: Result) -> str:
     table = _table(result)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
-    return "\n".join([result.title, *lines, *(f"target {_target(target)}" for target in result.targets)])
+    return "\n".join([result.title, *lines, *(f"target {verdict(target)}" for target in result.targets)])
+
+
+def markdown(result: Result) -> str:
+    """Return a result as a table of the page."""
+    return _markdown(_table(result))
 
 
 def number(value: float) -> str:
@@ -141,15 +149,32 @@ def _run(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _targets(results: dict[str, Result]) -> str:
-    lines = [f"* {name}, {_target(target)}" for name, result in results.items() for target in result.targets]
+def gpu(path: Path) -> str:
+    """Return the tables of a run on a GPU, and what it left out."""
+    if not path.exists():
+        return "*not measured yet*"
+    report = json.loads(path.read_text())
+    machine = report["steps"]["machine"]
+    lines = [f"On {machine['device']}, commit {report['package']['commit']}; mlx {machine['versions']['mlx']}."]
+    lines += [f"\n* {name}: {reason}" for name, reason in (report["left_out"] | report["cut_off"]).items()]
+    for step in report["steps"].values():
+        if "result" in step:
+            result = Result.parse(step["result"])
+            lines += [f"\n**{result.title}**", "", markdown(result)]
+            lines += ["", *(f"* {verdict(one)}" for one in result.targets)] if result.targets else []
     return "\n".join(lines)
 
 
-def _target(target: Target) -> str:
+def _targets(results: dict[str, Result]) -> str:
+    lines = [f"* {name}, {verdict(target)}" for name, result in results.items() for target in result.targets]
+    return "\n".join(lines)
+
+
+def verdict(target: Target) -> str:
+    """Return a bound with the figure, and whether it was reached."""
     wanted = "at most" if target.better == LESS else "at least"
-    verdict = "reached" if target.reached else "**not reached**"
-    return f"{target.text}: {number(target.value)}, wanted {wanted} {number(target.bound)}: {verdict}"
+    said = "reached" if target.reached else "**not reached**"
+    return f"{target.text}: {number(target.value)}, wanted {wanted} {number(target.bound)}: {said}"
 
 
 def ahead(results: dict[str, Result]) -> str:

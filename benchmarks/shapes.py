@@ -25,6 +25,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         **_QWEN3, "hidden_size": 1024, "num_hidden_layers": 28, "intermediate_size": 3072, "num_attention_heads": 16,
         "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
     },
+    # The shape of Qwen/Qwen3-1.7B, and its dtype: what a GPU is measured with.
+    "1.7b": {
+        **_QWEN3, "hidden_size": 2048, "num_hidden_layers": 28, "intermediate_size": 6144, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "dtype": "bfloat16",
+    },
     # Qwen3-Next, narrower, and dense instead of experts: three layers with recurrent state, then one of attention.
     "hybrid": {
         **_COMMON, **_SMALL, "model_type": "qwen3_next", "rope_theta": 1e7, "partial_rotary_factor": 0.25,
@@ -52,11 +57,16 @@ _TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write(folder: Path, shape: str, *, tiny: bool = False, seed: int = 1) -> Path:
-    """Write a model of a shape in float32, and return its directory. `tiny` reduces it to the smallest of its kind."""
+def write(folder: Path, shape: str, *, tiny: bool = False, seed: int = 1, dtype: str = "") -> Path:
+    """
+    Write a model of a shape, and return its directory. `tiny` reduces it to the smallest of its kind.
+
+    The weights are float32, unless the shape or `dtype` says something else.
+    """
     path = folder / shape
     path.mkdir(parents=True)
     config = {**SHAPES[shape], **(_TINY if tiny else {}), "eos_token_id": 0}
+    config["dtype"] = dtype or config.get("dtype", "float32")
     (path / "config.json").write_text(json.dumps(config))
     words.train(path / "tokenizer.json", config["vocab_size"])
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": words.EOS, "pad_token": words.EOS}
@@ -72,4 +82,4 @@ def _weights(config: dict[str, Any], seed: int) -> dict[str, mx.array]:
     # No answer may end early. With a zero embedding the end token's logit is 0, and the largest random logit is above.
     embedding = weights["model.embed_tokens.weight"]
     embedding[0] = 0
-    return weights
+    return {name: array.astype(getattr(mx, config["dtype"])) for name, array in weights.items()}

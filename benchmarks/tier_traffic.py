@@ -23,6 +23,7 @@ from benchmarks import plots
 from benchmarks.page import RESULTS, ROOT
 from daemon.kv.disk.files import Files, Found
 from daemon.kv.disk.limits import Space
+from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
 from daemon.kv.disk.tier import DiskTier
 from daemon.kv.disk.work import DiskWork
@@ -224,7 +225,9 @@ class Machine:
     def _start(self) -> None:
         limits = PrefixLimits(10**6, int(self.row.memory_gb * GB))
         self._prefixes = PrefixCache(limits, copy=_copied, clock=self._time)
-        self._disk = DiskWork(self._names, self._run, self._time, self._time)
+        self._disk = DiskWork(
+            self._names, Note(self._names.folder, self._names.folder), self._run, self._time, self._time
+        )
         wanted = int(self.row.disk_gb * GB)
         self._tier = DiskTier(self._disk, wanted, self._prefixes, Codec(), self._time, self._time)
         if wanted:

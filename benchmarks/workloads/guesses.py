@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -58,24 +57,31 @@ class Written:
 def guesses(bench: Bench) -> Result:
     """W15: a model writes files with a few changes, which are its prompts, JSON of a list, and prose."""
     result = Result("Tokens guessed ahead, one request and four at once")
-    tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
     tokens = bench.size(400, 24)
     harness = Harness(guesses=True, kv_disk_mb=0)
     try:
         models = {shape: bench.model(shape) for shape in bench.size(("small", "hybrid", "window"), ("small",))}
         for shape, model in {**models, **bench.size({"embedded": EMBEDDED_PATH}, {})}.items():
             harness.run(pb.GetOrLoadRequest(model=str(model)))
-            for (name, text), streams in product(TEXTS.items(), STREAMS):
-                case = f"{shape}, {name}" + f", {streams} at once" * (streams > 1)
-                written = Text(text, tokenizer, tokens // streams, streams)
-                sides: dict[str, Callable[[str], Figures]] = {
-                    side: partial(_written, harness, model, written, side) for side in SPECULATIONS
-                }
-                result.rows += bench.take_turns(case, sides)
-                result.aim(f"{case}: {AUTO} / {OFF}", result.ratios(case, SPEED, AUTO, OFF), 0.97, MORE)
+            for name in TEXTS:
+                compare(bench, result, harness, (shape, model, name), tokens)
     finally:
         harness.close()
     return result
+
+
+def compare(bench: Bench, result: Result, harness: Harness, what: tuple[str, Path, str], tokens: int) -> None:
+    """Measure one of TEXTS with a loaded model, given as the model's name, its folder and the text's name."""
+    shape, model, name = what
+    tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
+    for streams in STREAMS:
+        case = f"{shape}, {name}" + f", {streams} at once" * (streams > 1)
+        written = Text(TEXTS[name], tokenizer, tokens // streams, streams)
+        sides: dict[str, Callable[[str], Figures]] = {
+            side: partial(_written, harness, model, written, side) for side in SPECULATIONS
+        }
+        result.rows += bench.take_turns(case, sides)
+        result.aim(f"{case}: {AUTO} / {OFF}", result.ratios(case, SPEED, AUTO, OFF), 0.97, MORE)
 
 
 def _edit(seed: str) -> tuple[str, str]:

@@ -26,14 +26,15 @@ def prefix(bench: Bench) -> Result:
     for shape, prefixes in lengths.items():
         for tokens in prefixes:
             rounds = min(bench.rounds, 2) if shape == "0.6b" or tokens > LONG else bench.rounds
-            result.rows += _pairs(bench, shape, tokens, rounds)
+            result.rows += pairs(bench, shape, tokens, rounds)
     for case in dict.fromkeys(row.case for row in result.rows):
         result.aim(f"{case}: ours / {MLX_LM}", result.ratios(case, FIRST_TOKEN, OURS, MLX_LM), 0.8)
         result.aim(f"{case}: ours / floor", result.ratios(case, FIRST_TOKEN, OURS, FLOOR), 1.25)
     return result
 
 
-def _pairs(bench: Bench, shape: str, tokens: int, rounds: int) -> list[Row]:
+def pairs(bench: Bench, shape: str, tokens: int, rounds: int) -> list[Row]:
+    """Measure a cold and a warm prompt of one length, with servers of its own."""
     model = bench.model(shape)
     floor = Floor(model)
     known = floor.prefilled(prompt(shape, tokens))

@@ -23,5 +23,6 @@ def checkup(config: Config, system: System, service: Service, home: Path) -> Ite
     yield from machine.device(system, config)
     yield places.socket(config.socket)
     yield places.log_file(config.log_file)
+    yield places.prefixes(config.kv_disk_folder, config.kv_disk_bytes)
     yield from launchd.service(service, home)
     yield from trial(config.socket, system)

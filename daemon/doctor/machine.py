@@ -14,7 +14,7 @@ from typing import Any
 import daemon
 from daemon.doctor.finding import Finding, failed, ok, skipped, warning
 from daemon.doctor.system import System
-from daemon.engine.memory.memory_budget import MemoryBudget, machine_memory, memory_limit
+from daemon.engine.memory.memory_budget import MemoryBudget, memory_limit
 from daemon.engine.memory.prefix_budget import PrefixBudget
 from daemon.launchd.agent import OPEN_FILES
 from daemon.shared.config import Config
@@ -121,10 +121,9 @@ def _memory(probe: dict[str, Any], config: Config) -> Finding:
     limit = memory_limit(probe["working_set_bytes"])
     found = f"{size(limit)} for weights, prefixes and requests"
     if probe["working_set_bytes"]:
-        found += (
-            f": 0.9 of the recommended working set, {size(probe['working_set_bytes'])} of {size(probe['memory_bytes'])}"
-        )
-    total = int(probe["memory_bytes"] or machine_memory())
+        allowed = "the recommended working set" if probe["metal"] else "the card's memory"
+        found += f": 0.9 of {allowed}, {size(probe['working_set_bytes'])} of {size(probe['memory_bytes'])}"
+    total = int(probe["memory_bytes"])
     prefixes = PrefixBudget.of(config.kv_cache_bytes, total, MemoryBudget(limit)).most
     found += f"; at most {size(prefixes)} of it for prefixes (kv_cache_mb = {config.kv_cache_mb})"
     asked = config.model_cache_bytes + prefixes

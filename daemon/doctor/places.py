@@ -1,4 +1,4 @@
-"""Checks of the daemon's files: the socket with its directory, and the log file."""
+"""Checks of the daemon's files: the socket with its directory, the log file, and cached prefixes on the disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import stat
 from pathlib import Path
 
-from daemon.doctor.finding import Finding, failed, ok, skipped
+from daemon.doctor.finding import Finding, failed, ok, skipped, warning
+from daemon.kv.disk.limits import RESERVE, Space, budget
+from daemon.kv.disk.piece import SUFFIX
 from daemon.server.socket_path import MAX_SOCKET_BYTES, SocketPathError, check_name, check_vacant, prepare_directory
 from daemon.shared.logs import MAX_FILE_BYTES
 from daemon.shared.wording import size
@@ -51,6 +53,35 @@ def log_file(path: Path | None) -> Finding:
         found = f"{path}, on a disk with {size(free)} left; one log file takes {size(MAX_FILE_BYTES)}"
         return failed("log file", found, "make room: log lines that do not fit are lost")
     return ok("log file", str(path))
+
+
+def prefixes(folder: Path, wanted: int | None) -> Finding:
+    """
+    Check that the daemon can keep prefixes on the disk. Writes nothing.
+
+    Args:
+        folder: The directory.
+        wanted: Most bytes; None for `auto`, 0 if the tier is off.
+    """
+    check = "prefixes on disk"
+    if wanted == 0:
+        return skipped(check, "kv_disk_mb is 0: cached prefixes do not outlive the engine")
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    about = place.lstat()
+    if not stat.S_ISDIR(about.st_mode) or not os.access(place, os.W_OK | os.X_OK):
+        return warning(check, f"{place} is no directory that can be written to", "mend it, or set kv_disk_dir")
+    if place == folder and (about.st_uid != os.geteuid() or _mode(folder) & 0o077):
+        return warning(check, f"{folder} is another user's, or open to others", f"chown and chmod 700 {folder}")
+    used = sum(piece.lstat().st_size for piece in folder.glob("*" + SUFFIX))
+    disk = os.statvfs(place)
+    space = Space(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize)
+    most = budget(wanted, used, space)
+    found = f"{folder}, {size(used)} of {size(most)}; {size(space.free)} of the disk are free"
+    if most <= used and space.free < space.total // RESERVE:
+        return warning(check, f"{found}, less than a tenth: nothing is written", "make room on the disk")
+    return ok(check, found)
 
 
 def _mode(path: Path) -> int:

@@ -30,8 +30,12 @@ if __name__ == "__main__":
 # Before any library reads it: requests are tokenised one at a time, and the tokenizer's threads would compete with MLX.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from daemon.shared.kept_out import kept_out
+
+with kept_out("rich"):  # for tracebacks on a console, which show local variables
+    import structlog
+
 import mlx.core as mx
-import structlog
 
 from daemon.engine.device import device_name
 from daemon.engine.import_speed import short_imports

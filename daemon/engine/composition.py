@@ -15,6 +15,7 @@ from daemon.cache.digest_notes import DigestFile
 from daemon.cache.digests import Digests
 from daemon.cache.limits import ModelLimits
 from daemon.cache.mlx.loader import supported
+from daemon.cache.mlx.shard import WHOLE
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Resolver
 from daemon.engine.background.background import Background
@@ -41,6 +42,7 @@ from daemon.engine.prompt.tokenizers import Tokenizers
 from daemon.engine.reporting.model_registry import NamespaceRegistry
 from daemon.engine.reporting.snapshot import StatsCollector
 from daemon.kv.disk.files import Files
+from daemon.kv.disk.note import Note
 from daemon.kv.disk.tier import DiskTier
 from daemon.kv.disk.work import DiskWork
 from daemon.kv.evictor import PrefixLimits
@@ -94,7 +96,7 @@ def build_engine(
     # Models: found on other threads, loaded by the MLX thread in slices.
     streams = Streams()
     digests = Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(streams.are_active))
-    shard = None if ranks is None else ranks.shard
+    shard = WHOLE if ranks is None else ranks.shard
     loader = ModelLoader(memory, runner, digests, streams, clock, config.warmup_tokens, shard)
     limits = _model_limits(config, budget)
     models: Models = ModelCache(limits, loader.begin, ttl_clock, buffers.clear)
@@ -170,7 +172,8 @@ def _disk_tier(
     clock: Callable[[], float],
     wall: Callable[[], float],
 ) -> DiskTier:
-    work = DiskWork(Files(config.kv_disk_folder), partial(_on_disk, background), clock, wall)
+    folder = config.kv_disk_folder
+    work = DiskWork(Files(folder), Note(config.state_dir, folder), partial(_on_disk, background), clock, wall)
     tier = DiskTier(work, config.kv_disk_bytes, prefixes, ArrayCodec(), clock, wall, memory.has_room)
     if tier.enabled:
         prefixes.below = tier

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from daemon.engine.import_speed import short_imports
 from daemon.engine.prompt.template_probe import Probe, variables_read
 
 CPU_SECONDS = 2
@@ -47,7 +48,8 @@ def main() -> None:
 def _prepare() -> dict[str, str]:
     """Import the renderer and limit the memory; return the machine's refusal, if any. The next line tries again."""
     try:
-        import_renderer()
+        with short_imports():
+            import_renderer()
         _limit_memory()
     except OSError as error:
         return {"errno": str(error.errno)}

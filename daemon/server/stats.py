@@ -217,4 +217,10 @@ class Histogram:
 
     def message(self) -> pb.LatencyHistogram:
         """Return it as the API shows it."""
-        return pb.LatencyHistogram(bounds=map(duration, BOUNDS), counts=self._counts, sum=duration(self._sum))
+        message = pb.LatencyHistogram(counts=self._counts, sum=duration(self._sum))
+        message.MergeFrom(_BOUNDS)
+        return message
+
+
+_BOUNDS = pb.LatencyHistogram(bounds=map(duration, BOUNDS))
+"""Made once: a Stats call has six histograms, and their bounds would be a third of its time."""

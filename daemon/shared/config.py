@@ -24,7 +24,7 @@ from daemon.shared.config_values import (
     whole,
     whole_or_auto,
 )
-from daemon.shared.group_values import read_group_listen, read_ranks, read_shardings
+from daemon.shared.group_values import DEVICES_TEXT, read_backend, read_group_listen, read_ranks, read_shardings
 
 FILE_NAME = "config.toml"
 
@@ -272,6 +272,20 @@ class Config:
             "IP:PORT",
         ),
     )
+    group_backend: Literal["auto", "ring", "jaccl"] = field(
+        default="auto",
+        metadata=_about(
+            "What moves tensors between the machines of a group: ring, jaccl, or auto",
+            read_backend,
+            "`ring` is TCP, `jaccl` RDMA over Thunderbolt. `auto` is `jaccl` if `group_devices` is set and MLX has it "
+            "on each machine. The first machine's counts.",
+            "auto|ring|jaccl",
+        ),
+    )
+    group_devices: Path | None = field(
+        default=None,
+        metadata=_about("File with the RDMA devices between the machines, for jaccl", read_optional_path, DEVICES_TEXT),
+    )
     group_memory_mb: int | Literal["auto"] = field(
         default="auto",
         metadata=_about(
@@ -287,8 +301,10 @@ class Config:
         metadata=_about(
             "Models that all machines of the group compute together",
             read_shardings,
-            'In the file a table, `[group.models]`: `"mlx-community/Large-4bit" = "tensor"`. With `auto` only if the '
-            "model exceeds this machine's budget. `none` is the same as no line: this machine runs the model alone.",
+            'In the file a table, `[group.models]`: `"mlx-community/Large-4bit" = "tensor"`. `tensor` gives each '
+            "machine a part of each layer, `pipeline` some of the layers. `auto` is `tensor`, or else `pipeline`, if "
+            "the model exceeds this machine's budget, and `none` otherwise. `none` is the same as no line: this "
+            "machine runs the model alone.",
             "MODEL=SHARDING",
         ),
     )

@@ -9,8 +9,24 @@ _LAST_PORT = 65535
 _MOST_RANKS = 16
 _MOST_MODELS = 256
 
-SHARDINGS = ("tensor", "auto", "none")
-"""How a model may be cut: into parts of each layer, so only if it is too large for one machine, or not at all."""
+TENSOR, PIPELINE = "tensor", "pipeline"
+SHARDINGS = (TENSOR, PIPELINE, "auto", "none")
+"""How a model may be cut: each layer, between layers, as it can be but only if it is too large, or not at all."""
+
+
+BACKENDS = ("auto", "ring", "jaccl")
+DEVICES_TEXT = (
+    "JSON with a row for each rank: the name of its device to each rank in order, and null for itself, such as "
+    '`[[null, "rdma_en5"], ["rdma_en4", null]]`. Only the first machine reads it.'
+)
+"""What the file `group_devices` has."""
+
+
+def read_backend(raw: Any, text: bool, home: Path) -> str:
+    """Read what moves the tensors of a group."""
+    if raw in BACKENDS:
+        return str(raw)
+    raise ValueError(f"one of {', '.join(BACKENDS)}")
 
 
 def address_of(text: str) -> tuple[str, int]:

@@ -38,8 +38,10 @@ _FAULTY: Mapping[int, str] = {
 }
 _TEXTS: Mapping[int, str] = {number: os.strerror(number) for number in (*_EXHAUSTED, *_FAULTY)}
 
-_NO_MEMORY = re.compile(r"^\[(metal::)?malloc|std::bad_alloc|Unable to allocate|Insufficient Memory")
-"""How the errors of MLX and Metal begin when memory runs out; the tests have whole texts."""
+_NO_MEMORY = re.compile(
+    r"^\[(metal::)?malloc|std::bad_alloc|Unable to allocate|Insufficient Memory|^cuda.* failed: out of memory"
+)
+"""What the errors of MLX, Metal and CUDA have when memory runs out; the tests have whole texts."""
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 _NO_COMPILER = re.compile(r"^\[Compile::eval_cpu\] Failed to (compile|load)")
 _NO_TEMPORARY = re.compile(r"temp_directory_path|No usable temporary directory")

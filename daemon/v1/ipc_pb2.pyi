@@ -176,26 +176,30 @@ class GroupOutcome(_message.Message):
     def __init__(self, ticket: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class GroupMember(_message.Message):
-    __slots__ = ("limit_bytes", "memory_bytes", "ring")
+    __slots__ = ("limit_bytes", "memory_bytes", "ring", "jaccl")
     LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     RING_FIELD_NUMBER: _ClassVar[int]
+    JACCL_FIELD_NUMBER: _ClassVar[int]
     limit_bytes: int
     memory_bytes: int
     ring: str
-    def __init__(self, limit_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ring: _Optional[str] = ...) -> None: ...
+    jaccl: bool
+    def __init__(self, limit_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., ring: _Optional[str] = ..., jaccl: bool = ...) -> None: ...
 
 class GroupSetup(_message.Message):
-    __slots__ = ("ring", "limit_bytes", "memory_bytes", "settings")
+    __slots__ = ("ring", "limit_bytes", "memory_bytes", "settings", "devices")
     RING_FIELD_NUMBER: _ClassVar[int]
     LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
     ring: _containers.RepeatedScalarFieldContainer[str]
     limit_bytes: int
     memory_bytes: int
     settings: str
-    def __init__(self, ring: _Optional[_Iterable[str]] = ..., limit_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., settings: _Optional[str] = ...) -> None: ...
+    devices: str
+    def __init__(self, ring: _Optional[_Iterable[str]] = ..., limit_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., settings: _Optional[str] = ..., devices: _Optional[str] = ...) -> None: ...
 
 class GroupDigest(_message.Message):
     __slots__ = ("turn", "digest")

@@ -11,14 +11,16 @@ from mlx_lm.generate import generate_step
 from mlx_lm.utils import sharded_load
 
 
-def main(model: str, prompt: list[int], tokens: int) -> None:
+def main(model: str, how: str, prompt: list[int], tokens: int) -> None:
     """Generate greedily; each rank computes the same."""
     group = mx.distributed.init(strict=True, backend="ring")
-    module, _ = sharded_load(model, tensor_group=group)
+    module, _ = sharded_load(model, **{f"{how}_group": group})
     steps = generate_step(mx.array(prompt), module, max_tokens=tokens)
-    print(json.dumps([int(token) for token, _ in steps]), flush=True)  # noqa: T201 - the test reads it
+    ids = [int(token) for token, _ in steps]
+    mx.eval(mx.distributed.all_sum(mx.array(1.0), group=group))  # no rank ends while another one needs it
+    print(json.dumps(ids), flush=True)  # noqa: T201 - the test reads it
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]))
     os._exit(0)

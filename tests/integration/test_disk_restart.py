@@ -36,7 +36,12 @@ def killed(daemon: RunningDaemon) -> None:
 
 def cache(daemon: RunningDaemon, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of `mlx-sidecar cache`."""
-    command = [sys.executable, "-m", "daemon", "cache", *arguments]
+    return cli(daemon, "cache", *arguments)
+
+
+def cli(daemon: RunningDaemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `mlx-sidecar`."""
+    command = [sys.executable, "-m", "daemon", *arguments]
     return subprocess.run(command, env=daemon.environ, capture_output=True, text=True, timeout=60)
 
 
@@ -114,6 +119,24 @@ def test_damage_is_shown_and_mended(start_daemon: Start) -> None:
     assert cache(daemon, "rm", "--all", "--yes").returncode == 0
     assert files(daemon) == []
     assert "No prefix" in cache(daemon, "ls").stdout
+
+
+def test_directory_that_cannot_be_used_is_told(start_daemon: Start) -> None:
+    """By `ps`, and by `cache rm`, which removes nothing then; the next start that can use it does."""
+    daemon = with_a_prefix(start_daemon)
+    killed(daemon)
+    (daemon.folder / "kv").chmod(0o755)
+    daemon = start_daemon()
+    with daemon.client() as client:
+        ask(client)
+        wait_until(lambda: client.stats().prefix_cache.disk_faults > 0, "the directory was tried")
+        assert "the directory cannot be used" in cli(daemon, "ps").stdout
+        assert "still in" in cache(daemon, "rm", "embedded", "--yes").stdout
+    killed(daemon)
+    assert files(daemon)
+    (daemon.folder / "kv").chmod(0o700)
+    with start_daemon().client() as client:
+        assert ask(client).usage.cached_tokens == 0
 
 
 def test_tier_that_is_turned_off_leaves_nothing(start_daemon: Start) -> None:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,15 @@ import pytest
 from mlx_sidecar import Client, EngineRestarted, InvalidArgument, ModelNotFound, ModelUnsupported
 from tests.support.daemons import wait_until
 from tests.support.groups import RunningGroup
-from tests.support.models import copy_of_embedded, random_model
+from tests.support.models import copy_of_embedded, random_model, write_random
 
 PROMPT = "The lighthouse keeper wrote down the weather of each day, and on the third of May he wrote: " * 3
+
+LAYERED = {
+    "model_type": "qwen2", "hidden_size": 48, "num_hidden_layers": 4, "intermediate_size": 96,
+    "num_attention_heads": 3, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "vocab_size": 737,
+    "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
 
 
 @pytest.fixture(name="folder", scope="module")
@@ -44,6 +51,18 @@ def _odd(folder: Path) -> str:
     return str(random_model(folder / "models", "mamba"))
 
 
+@pytest.fixture(name="layered", scope="module")
+def _layered(folder: Path) -> str:
+    """Return a model of the group whose heads cannot be divided by two, so that each rank has some of its layers."""
+    return str(write_random(folder / "models" / "layered", LAYERED, 7))
+
+
+@pytest.fixture(name="uneven", scope="module")
+def _uneven(folder: Path) -> str:
+    """Return a model of the group with a layer too many for two ranks."""
+    return str(write_random(folder / "models" / "uneven", {**LAYERED, "num_hidden_layers": 3}, 7))
+
+
 @pytest.fixture(name="lacking", scope="module")
 def _lacking(folder: Path) -> str:
     """Return a model of the group that the other rank may not read."""
@@ -51,8 +70,10 @@ def _lacking(folder: Path) -> str:
 
 
 @pytest.fixture(name="group", scope="module")
-def _group(folder: Path, model: str, odd: str, lacking: str) -> Iterator[RunningGroup]:
-    models = ",".join(f"{name}=tensor" for name in (model, odd, lacking))
+def _group(folder: Path, model: str, odd: str, layered: str, uneven: str, lacking: str) -> Iterator[RunningGroup]:
+    models = ",".join(
+        [f"{name}=tensor" for name in (model, odd, lacking)] + [f"{name}=pipeline" for name in (layered, uneven)]
+    )
     group = RunningGroup.start(folder, roots=str(folder / "models"), group_models=models)
     try:
         yield group
@@ -163,6 +184,57 @@ def test_invalidate_drops_on_all_ranks(client: Client, model: str) -> None:
     assert model in client.invalidate_all().models
     assert client.stats().group.models == ()
     assert ids(client, model) == before
+
+
+def test_pipeline_computes_what_one_machine_computes(client: Client, layered: str, folder: Path) -> None:
+    """Cold and warm, alone and in batches, with samples: the tokens are those of the whole model."""
+    whole = str(shutil.copytree(layered, folder / "models" / "whole"))
+    options = {"max_tokens": 24, "ignore_eos": True, "temperature": 1.0, "seed": 7}
+    cold, warm, alone = (client.complete(name, PROMPT, **options) for name in (layered, layered, whole))  # type: ignore[arg-type]
+    assert cold.token_ids == warm.token_ids == alone.token_ids
+    assert (cold.usage.cached_tokens > 0, warm.usage.cached_tokens > 0) == (False, True)
+    samples, others = (
+        client.complete_samples(name, PROMPT + "more", samples=3, temperature=1.0, seed=5, max_tokens=8)
+        for name in (layered, whole)
+    )
+    assert [sample.token_ids for sample in samples] == [sample.token_ids for sample in others]
+    assert client.load(layered).size_bytes < client.load(whole).size_bytes
+
+
+def test_pipelines_share_steps_and_drop_together(client: Client, layered: str) -> None:
+    """Several streams of a pipeline answer as each alone, and again when all of it was dropped."""
+    prompts = [f"{PROMPT}{number}" for number in range(3)]
+    alone = [ids(client, layered, prompt, salt="alone") for prompt in prompts]
+    assert together(client, layered, prompts) == alone
+    client.invalidate_model(layered, weights=True)
+    assert together(client, layered, prompts) == alone
+    assert client.stats().group.restarts == 0
+
+
+def together(client: Client, model: str, prompts: list[str]) -> list[tuple[int, ...]]:
+    """Return the tokens of answers that were asked for at the same time."""
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        return list(threads.map(lambda prompt: ids(client, model, prompt, salt="together"), prompts))
+
+
+def test_layers_that_cannot_be_divided_are_refused(client: Client, uneven: str) -> None:
+    """By the number of layers and ranks; the group goes on."""
+    with pytest.raises(ModelUnsupported, match="its 3 layers cannot be divided by 2 ranks"):
+        client.load(uneven)
+    assert client.stats().group.state == "ready"
+
+
+@pytest.mark.parametrize("kind", ["model", "layered"])
+def test_guesses_are_those_of_all_ranks(client: Client, kind: str, request: pytest.FixtureRequest) -> None:
+    """Whether guessing pays is measured by the first rank's clock: by its own, a rank would feed other tokens."""
+    name = request.getfixturevalue(kind)
+    restarts = client.stats().group.restarts
+    options = {"max_tokens": 120, "ignore_eos": True, "logit_bias": {11: 100.0}}
+    plain = client.complete(name, PROMPT, speculation="off", **options)  # type: ignore[arg-type]
+    answers = [client.complete(name, PROMPT, **options) for _ in range(2)]  # type: ignore[arg-type]
+    assert [answer.token_ids for answer in answers] == [plain.token_ids] * 2
+    assert any(answer.usage.guesses for answer in answers)
+    assert client.stats().group.restarts == restarts
 
 
 def test_adapter_of_a_group_model_is_refused(client: Client, model: str) -> None:

@@ -19,7 +19,7 @@ The load is a generator on the MLX thread. To close it, or an error, drops all a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
@@ -38,7 +38,8 @@ from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
 from daemon.cache.mlx.load_errors import load_errors
 from daemon.cache.mlx.module_size import arrays, nbytes
-from daemon.cache.mlx.mtp import NO_HEAD, Head, MtpHead, TakenHead, Unbuilt, trying_head
+from daemon.cache.mlx.mtp import NO_HEAD, Head, MtpHead, TakenHead, head_or_reason, tried_head
+from daemon.cache.mlx.shard import WHOLE, Shard
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
 from daemon.cache.mlx.weights import FileDigest, Reading
 from daemon.cache.pace import SLICE_SECONDS, Pace, paced
@@ -51,7 +52,6 @@ from daemon.kv.mlx.shared_self_test import proving_shared
 from daemon.kv.mlx.workspace import NO_WORK, Workspace, measuring
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
-from daemon.shared.log_fields import Words
 from daemon.shared.slices import Sliced
 
 R = TypeVar("R")
@@ -63,9 +63,6 @@ SLICE_BYTES = 1 << 30
 
 _MEASURED: dict[ModelKey, Workspace] = {}
 """What passes of models take, which were loaded before: it follows from the weights and this machine."""
-
-Shard = Callable[[ModelSource, Any], None]
-"""Cuts a module with lazy arrays, so that a part of the model is left in it."""
 
 Learn = Callable[[Path, Stamp, str], None]
 """Gets a file, its stamp before it was read, and the SHA-256 of the bytes that were read; see `Digests.learn`."""
@@ -163,7 +160,7 @@ def load(
     learn: Learn = ignore,
     rest: Rest = ignore,
     room: Callable[[], object] = lambda: None,
-    shard: Shard | None = None,
+    shard: Shard = WHOLE,
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """
     Load a model, a slice for each `next`; the generator returns the model. Closing it abandons the load.
@@ -179,8 +176,8 @@ def load(
         learn: Gets each file with another content than expected; see `Digests.learn`.
         rest: Called by the threads that hash; see `Hashing`.
         room: Called when the bytes that the model needs were reported and granted, before any of them is taken.
-        shard: Cuts the module, so that a part is left; None for the whole. Parts are read from the files, and their
-            digests are those that the model was found by.
+        shard: Cuts the module, so that this rank's part is left. Parts are read from the files, and their digests are
+            those that the model was found by.
 
     Raises:
         MisnamedError: If the weights are not those that the key names.
@@ -190,10 +187,10 @@ def load(
     with closing(Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)) as reading:
         model, head, needed, computed = yield from _weighed(source, reading, slicer, shard)
         room()
-        yield from _evaluate(source, model, computed, reading, slicer)
+        yield from _evaluate(source, model, computed, reading, slicer, shard)
         progress = _loading(max(needed, reading.done), source.size_bytes)
-        loaded = yield from _tested(source, model, needed, progress, slicer)
-        loaded = replace(loaded, mtp=(yield from slicer.run(_tried(source, head, model), progress)))
+        loaded = yield from _tested(source, model, needed, progress, slicer, shard)
+        loaded = replace(loaded, mtp=(yield from slicer.run(tried_head(source, head, model), progress)))
         if warmup_tokens:
             progress = Progress(Stage.WARMING_UP)
             yield progress
@@ -205,7 +202,7 @@ def load(
 
 
 def _weighed(
-    source: ModelSource, reading: Reading, slicer: _Slicer, shard: Shard | None
+    source: ModelSource, reading: Reading, slicer: _Slicer, shard: Shard
 ) -> _Slices[tuple[Any, Head | str, int, list[mx.array]]]:
     """
     Assemble the module, and report the bytes that it needs.
@@ -216,46 +213,18 @@ def _weighed(
     progress, taken = _loading(0, source.size_bytes), TakenHead()
     with load_errors(source):
         model = yield from slicer.run(assembling(source, reading, taken), progress)
-        head = _head(source, taken, whole=shard is None)
-        if shard is not None:
-            shard(source, model)
+        head = head_or_reason(source, taken, whole=shard is WHOLE)
+        if shard is not WHOLE:
+            shard.cut(source, model)
             reading.forget()
     everything = arrays(model) + ([] if isinstance(head, str) else arrays(head))
-    needed = nbytes(everything)
+    needed = shard.most(nbytes(everything))
     yield replace(progress, needs=needed)
     return model, head, needed, reading.others(everything)
 
 
-def _head(source: ModelSource, taken: TakenHead, *, whole: bool) -> Head | str:
-    """Build the MTP head of a checkpoint, or return why it is not used."""
-    if source.adapter_weights is not None:
-        return "the MTP head of its checkpoint was not trained with the adapter"
-    if not whole:
-        return "a model of several machines uses no MTP head"
-    try:
-        return taken.build(source.config)
-    except Unbuilt as error:
-        return _unused(source, error)
-
-
-def _tried(source: ModelSource, head: Head | str, model: Any) -> Sliced[MtpHead | str]:
-    """Try an MTP head, or return why there is none."""
-    if isinstance(head, str):
-        return head
-    try:
-        return (yield from trying_head(head, model))
-    except Unbuilt as error:
-        return _unused(source, error)
-
-
-def _unused(source: ModelSource, error: Unbuilt) -> str:
-    if str(error) != NO_HEAD:
-        log.warning("mtp_head_unused", model=source.name, error=Words(str(error)))
-    return str(error)
-
-
 def _evaluate(
-    source: ModelSource, model: Any, computed: list[mx.array], reading: Reading, slicer: _Slicer
+    source: ModelSource, model: Any, computed: list[mx.array], reading: Reading, slicer: _Slicer, shard: Shard
 ) -> _Slices[None]:
     """Read the weights, and compute the other arrays, in slices. Empties `computed`."""
     with load_errors(source):
@@ -265,33 +234,34 @@ def _evaluate(
             yield _loading(reading.done, source.size_bytes)
         yield _loading(reading.done, source.size_bytes)
         pace = Pace(SLICE_BYTES, slicer.seconds)
-        for piece in _pieces(computed, pace):
+        computed.reverse()
+        while shard.most(len(computed)):  # each rank has as many slices as the one with the most
+            piece = _piece(computed, pace.nbytes)
+            size = shard.most(nbytes(piece))
             failpoint("load.slice")
             began = slicer.clock()
             mx.eval(piece)
-            pace.measured(nbytes(piece), slicer.clock() - began)
+            pace.measured(size, slicer.clock() - began)
             yield _loading(reading.done, source.size_bytes)
-        computed.clear()
 
 
-def _pieces(computed: list[mx.array], pace: Pace) -> Iterator[list[mx.array]]:
-    """Group arrays so that each group is at most a slice, or a single larger array."""
+def _piece(computed: list[mx.array], most: int) -> list[mx.array]:
+    """Take arrays off the end that have at most so many bytes, or a single larger array."""
     piece: list[mx.array] = []
     size = 0
-    for array in computed:
-        if piece and size + array.nbytes > pace.nbytes:
-            yield piece
-            piece, size = [], 0
-        piece.append(array)
-        size += array.nbytes
-    if piece:
-        yield piece
+    while computed and (not piece or size + computed[-1].nbytes <= most):
+        piece.append(computed.pop())
+        size += piece[-1].nbytes
+    return piece
 
 
-def _tested(source: ModelSource, model: Any, needed: int, progress: Progress, slicer: _Slicer) -> _Slices[LoadedModel]:
+def _tested(
+    source: ModelSource, model: Any, needed: int, progress: Progress, slicer: _Slicer, shard: Shard
+) -> _Slices[LoadedModel]:
     """Run the self-tests of a module with evaluated arrays, and return the model."""
     with load_errors(source):
         layout = yield from slicer.run(probing(model), progress)
+        shard.alike(source, layout.signature)
         logits = yield from slicer.run(_a_token(model, layout), progress)
         joinable = yield from slicer.run(proving(model), progress)
         ahead = yield from slicer.run(trying(model, layout), progress)

@@ -25,14 +25,19 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import structlog
 from mlx_lm.models.base import create_attention_mask
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import MODEL_REMAPPING, _get_classes
 
+from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.module_size import bounded_modules
 from daemon.kv.mlx.layerwise import forward_layerwise
 from daemon.kv.mlx.layout import capacity_for
+from daemon.shared.log_fields import Words
 from daemon.shared.slices import Sliced
+
+log = structlog.get_logger()
 
 Weights = dict[str, mx.array]
 """Arrays by name."""
@@ -296,3 +301,31 @@ def trying_head(head: Head, model: Any) -> Sliced[MtpHead]:
     if not (same and finite):
         raise Unbuilt(f"its MTP head {'computes logits that are no numbers' if same else 'cannot share its output'}")
     return replace(tried, token_bytes=size)
+
+
+def head_or_reason(source: ModelSource, taken: TakenHead, *, whole: bool) -> Head | str:
+    """Build the MTP head of a checkpoint, or return why it is not used."""
+    if source.adapter_weights is not None:
+        return "the MTP head of its checkpoint was not trained with the adapter"
+    if not whole:
+        return "a model of several machines uses no MTP head"
+    try:
+        return taken.build(source.config)
+    except Unbuilt as error:
+        return _unused(source, error)
+
+
+def tried_head(source: ModelSource, head: Head | str, model: Any) -> Sliced[MtpHead | str]:
+    """Try an MTP head, or return why there is none."""
+    if isinstance(head, str):
+        return head
+    try:
+        return (yield from trying_head(head, model))
+    except Unbuilt as error:
+        return _unused(source, error)
+
+
+def _unused(source: ModelSource, error: Unbuilt) -> str:
+    if str(error) != NO_HEAD:
+        log.warning("mtp_head_unused", model=source.name, error=Words(str(error)))
+    return str(error)

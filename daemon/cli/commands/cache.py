@@ -100,12 +100,11 @@ def rm(session: Session, /, model: str | None, everything: bool, yes: bool) -> N
     if not (yes or stdin_is_terminal()):
         raise click.UsageError("Without a terminal it cannot ask; give --yes.")
     files = _files(session)
-    nbytes = sum(each.bytes for each in _by_model(files) if everything or each.model == model)
+    nbytes = _kept(files, model)
     if not (
         yes or click.confirm(f"Drop the prefixes of {model or 'all models'} ({size(nbytes)} on the disk)?", err=True)
     ):
-        click.echo("Nothing was dropped.", err=True)
-        return
+        return click.echo("Nothing was dropped.", err=True)
     try:
         with session.client() as client:
             if model is None:
@@ -114,7 +113,13 @@ def rm(session: Session, /, model: str | None, everything: bool, yes: bool) -> N
                 client.invalidate_model(model, weights=False)
     except DaemonNotRunning:
         _remove(files, model)
-    click.echo(
+    if nbytes and (left := _kept(files, model)):
+        return click.echo(
+            f"{size(left)} are still in {files.folder}: the daemon cannot use it now, or has just written there. "
+            "What was dropped is removed as soon as the daemon can use it, and is not read before. "
+            "`mlx-sidecar doctor` says what is wrong with the directory."
+        )
+    return click.echo(
         f"Dropped {size(nbytes)} on the disk." if nbytes else f"The disk had no prefix of {model or 'any model'}."
     )
 
@@ -138,6 +143,11 @@ def _by_model(files: Files) -> Iterator[Kept]:
         kept.tokens += BLOCK_TOKENS * len(piece.hashes) if piece is not None else 0
         kept.used = min(kept.used, max(0.0, now - used))
     yield from found.values()
+
+
+def _kept(files: Files, model: str | None) -> int:
+    """Return the bytes on the disk of a model, or of all."""
+    return sum(each.bytes for each in _by_model(files) if model is None or each.model == model)
 
 
 def _bytes_of(path: Path) -> int:

@@ -60,4 +60,6 @@ def _prefix_line(cache: PrefixCacheStats) -> str:
     if cache.disk_budget_bytes:
         line += f"\nOn disk: {size(cache.disk_bytes)} of {size(cache.disk_budget_bytes)}"
         line += f" in {count(cache.disk_blocks, 'block')}, {count(cache.disk_tokens_reused, 'token')} reused from there"
+    elif cache.disk_faults:
+        line += "\nOn disk: the directory cannot be used; the log says why (kv_disk_unusable)"
     return line

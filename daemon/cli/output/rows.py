@@ -139,7 +139,7 @@ def _misses(cache: PrefixCacheStats) -> list[str]:
 def _disk(cache: PrefixCacheStats) -> list[str]:
     """Return how much is on the disk, and how much of the prompts came from there; nothing without a disk tier."""
     if not cache.disk_budget_bytes:
-        return []
+        return ["nothing on the disk: its directory cannot be used"] if cache.disk_faults else []
     line = f"{size(cache.disk_bytes)} of {size(cache.disk_budget_bytes)} on the disk"
     if cache.tokens_looked_up:
         line += f", {percent(cache.disk_tokens_reused / cache.tokens_looked_up)} of prompt tokens from there"

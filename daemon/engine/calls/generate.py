@@ -41,11 +41,13 @@ class _Record:
     Attributes:
         times: The times that go into the answer.
         restore: What the prompt has on the disk.
+        drafts: What it has there under the draft model.
         asked: When the weights were first asked for; None before.
     """
 
     times: Times
     restore: Restore
+    drafts: Restore
     asked: float | None = None
 
 
@@ -62,12 +64,13 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
     Raises:
         SidecarError: REQUEST_EXCEEDS_MEMORY; or why a model cannot be had, or the prompt cannot be used.
     """
-    record = _Record(Times(services.clock()), services.disk.restore())
+    record = _Record(Times(services.clock()), services.disk.restore(), services.disk.restore())
     if request.samples > services.runner.max_batch:
         most = services.runner.max_batch
         raise invalid("samples", f"is {request.samples}, but this daemon decodes at most {most} at once (max_batch)")
     with ExitStack() as held:
         held.enter_context(record.restore)
+        held.enter_context(record.drafts)
         prepared, ticket = yield from searched(lambda: _prepare_and_load(services, call_id, request, record))
         held.callback(ticket.cancel)
         assert ticket.lease is not None
@@ -79,19 +82,23 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
             _refuse_without_head(request, ticket.lease.model)
         draft: DraftModel | None = None
         if request.draft_model:
-            draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model)
+            found = partial(read_ahead, services, request, record.drafts, tokens=prepared.prompt.tokens)
+            draft = yield from draft_model(services, request, prepared.tokenizer, ticket.lease.model, found)
             held.callback(draft.lease.release)
         services.overrides.done(ticket.name, request.adapter)
         if ticket.outcome is not Outcome.HIT:
             record.times.load = services.clock() - record.asked
         _refuse_if_never(services, request, prepared, [ticket.lease, *([] if draft is None else [draft.lease])])
         yield from restored(services, request.cache.salt, [record.restore], ticket.lease.model)
+        if draft is not None:
+            yield from restored(services, request.cache.salt, [record.drafts], draft.lease.model)
         sequence = sequence_of(services, call_id, request, record.times, ticket.lease, prepared.source, prepared)
         sequence.kv.in_memory = record.restore.in_memory
         for answer in (sequence, *sequence.samples):
             answer.program = program
         if draft is not None:
             kv = kv_of(services, request, draft.lease, draft.source)
+            kv.in_memory = record.drafts.in_memory
             sequence.draft = DraftKV(kv, request.draft_tokens or DEFAULT_TOKENS)
         sequence.head = head_of(sequence)
         services.runner.add(sequence)
@@ -112,8 +119,7 @@ def _prepare_and_load(
         prepared = yield from services.lookup.find(wanted, partial(_prepare, services, request), delayed)
     finally:
         services.coming.discard(call_id)
-    if reads(request):
-        read_ahead(services, request, record.restore, prepared.source, prepared.prompt.tokens)
+    read_ahead(services, request, record.restore, prepared.source, prepared.prompt.tokens)
     if record.asked is None:
         services.outbox.accepted(call_id, len(prepared.prompt.tokens))
         record.asked = services.clock()
@@ -128,9 +134,10 @@ def read_ahead(
     source: ModelSource,
     tokens: list[int],
 ) -> None:
-    """Begin to read what a prompt has on the disk."""
+    """Begin to read what a prompt has on the disk, if it may be reused."""
     digest, salt = model_digest(source.key.weights, source.key.adapter), request.cache.salt
-    restore.begin(tokens, lambda: services.disk.namespace_of(digest, salt))
+    if reads(request):
+        restore.begin(tokens, lambda: services.disk.namespace_of(digest, salt))
 
 
 def restored(services: Services, salt: str, restores: list[Restore], model: LoadedModel) -> Call:

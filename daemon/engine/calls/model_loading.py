@@ -7,7 +7,8 @@ from collections.abc import Callable
 from daemon.cache.digests import Digests
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Load
-from daemon.cache.mlx.loader import LoadedModel, Shard, load
+from daemon.cache.mlx.loader import LoadedModel, load
+from daemon.cache.mlx.shard import WHOLE, Shard
 from daemon.cache.pace import SLICE_SECONDS
 from daemon.engine.background.thread_priority import Streams, resting
 from daemon.engine.execution.runner import Runner
@@ -25,7 +26,7 @@ class ModelLoader:
         streams: Tells whether the threads that hash weights shall rest.
         clock: Seconds that never go back.
         warmup_tokens: Tokens of the first pass of a model; 0 for none.
-        shard: Cuts a module for the ranks of a group; None if the whole model is loaded.
+        shard: Which part of a model is loaded.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class ModelLoader:
         streams: Streams,
         clock: Callable[[], float],
         warmup_tokens: int,
-        shard: Shard | None = None,
+        shard: Shard = WHOLE,
     ) -> None:
         self._memory = memory
         self._runner = runner

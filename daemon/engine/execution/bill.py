@@ -143,12 +143,14 @@ def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int])
         wanted: As many as time allows.
         spare: Frees cached prefixes until so many bytes are free, as far as that helps, and returns how many are.
     """
-    least = bill(prefilling, ()).total
     if wanted <= LEAST_WIDTH:
         return LEAST_WIDTH
-    free = spare(bill(prefilling, (), wanted).total - least)
-    while wanted > LEAST_WIDTH and bill(prefilling, (), wanted).total - least > free:
+    least = bill(prefilling, ()).total
+    more = bill(prefilling, (), wanted).total - least
+    free = spare(more)
+    while wanted > LEAST_WIDTH and more > free:
         wanted = max(LEAST_WIDTH, wanted * 3 // 4)
+        more = bill(prefilling, (), wanted).total - least
     return wanted
 
 

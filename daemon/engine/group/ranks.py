@@ -8,6 +8,7 @@ from typing import Any
 
 from daemon.cache.digests import TakesLong
 from daemon.cache.identity import ModelSource
+from daemon.cache.mlx.shard import Shard
 from daemon.cache.resolver import Resolver, Wanted, Watcher
 from daemon.engine.background.answers import Answers
 
@@ -24,7 +25,7 @@ class Ranks:
         answers: Takes results of work on other threads.
         own_clock: Seconds of this rank's own clock, for what decides nothing that ranks must agree on.
         aside: Returns a function with readings of this rank alone.
-        shard: Cuts a module that was assembled, so that this rank's part is left.
+        shard: Which part of a model this rank loads.
     """
 
     count: int
@@ -33,7 +34,7 @@ class Ranks:
     answers: Answers
     own_clock: Callable[[], float]
     aside: Callable[[Callable[[], Any]], Callable[[], Any]]
-    shard: Callable[[ModelSource, Any], None]
+    shard: Shard
 
 
 class ShardedResolver(Resolver):

@@ -1,16 +1,14 @@
-"""Makes an engine process a rank of a group: reads its place, joins MLX's ring, and builds its engine."""
+"""Makes an engine process a rank of a group: reads its place, joins the other ranks, and builds its engine."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import mlx.core as mx
 import structlog
@@ -18,11 +16,12 @@ import structlog
 from daemon.engine.composition import build_engine
 from daemon.engine.device import memory_size, working_set
 from daemon.engine.engine import Engine
+from daemon.engine.group import backends
 from daemon.engine.group.answers import FirstAnswers, RankAnswers
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire, NoWire
 from daemon.engine.group.ranks import Ranks
-from daemon.engine.group.sharding import TensorSharding
+from daemon.engine.group.sharding import Sharding
 from daemon.engine.group.tape import Diverged, Player, Recorder, Tape
 from daemon.engine.group.turns import Agreement, FirstRank, HeldWire, follow, listen
 from daemon.engine.loop import Link, Loop
@@ -31,11 +30,12 @@ from daemon.engine.memory.pressure import Level, Source
 from daemon.shared import readings
 from daemon.shared.config import Config
 from daemon.shared.frames import FrameError
+from daemon.shared.model_names import plain
 from daemon.v1 import ipc_pb2 as ipc
 
 _SETTINGS = (
     "max_models", "model_ttl", "evict_on_memory_pressure", "kv_cache_mb", "max_cache_blocks", "min_prefix_len",
-    "warmup_tokens", "max_batch",
+    "warmup_tokens", "max_batch", "group_models",
 )  # fmt: skip
 """Keys of the configuration that decisions depend on; each rank uses the values of the first."""
 _KNOWN_SECONDS = 1.0
@@ -49,6 +49,7 @@ log = structlog.get_logger()
 def told_settings(config: Config) -> str:
     """Return the settings that the first rank tells the others, as JSON."""
     values = asdict(config)
+    values["group_models"] = {plain(config.aliases.get(name, name)): how for name, how in config.group_models.items()}
     return json.dumps({key: values[key] for key in _SETTINGS})
 
 
@@ -98,7 +99,7 @@ class Rank:
         limit = group_share(memory_limit(working_set()), config, leads=not start.rank)
         self._config = config
         self._setup = self._agreed(limit)
-        self._group = self._joined()
+        self._group = backends.join(self._setup, self._rank)
 
     def run(self, loop: Loop, ready: Callable[[], None]) -> None:
         """Serve until the parent ends this rank, or the group ends; `ready` is called once it takes calls."""
@@ -115,7 +116,7 @@ class Rank:
             threading.Event().wait(_KNOWN_SECONDS)  # MLX may have lost a rank, and its connection tells which
             self.give_up(f"rank {self._rank} failed; its log has the error")
 
-    def give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> NoReturn:
         """End this process, because the group cannot go on; any thread."""
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # another thread ends the process
@@ -172,6 +173,7 @@ class Rank:
     ) -> Engine:
         readings.replace(tape.told, tape.flush)
         setup = self._setup
+        settings = settings_of(setup.settings)
         ranks = Ranks(
             count=len(setup.ring),
             limit_bytes=setup.limit_bytes,
@@ -179,10 +181,9 @@ class Rank:
             answers=answers,
             own_clock=self._clock,
             aside=tape.aside,
-            shard=TensorSharding(self._group),
+            shard=Sharding(self._group, settings["group_models"]),
         )
         folder = self._config.state_dir / "group"
-        settings = settings_of(setup.settings)
         weights = setup.limit_bytes >> 20
         config = replace(self._config, **settings, model_cache_mb=weights, kv_disk_mb=0, kv_disk_dir=folder)
         tape.begin()
@@ -201,7 +202,12 @@ class Rank:
 
     def _agreed(self, limit: int) -> ipc.GroupSetup:
         """Exchange what the ranks are, and return what they have in common."""
-        member = ipc.GroupMember(limit_bytes=limit, memory_bytes=memory_size(), ring=_free_address(self._address))
+        member = ipc.GroupMember(
+            limit_bytes=limit,
+            memory_bytes=memory_size(),
+            ring=_free_address(self._address),
+            jaccl=backends.has_jaccl(),
+        )
         if self._rank:
             (first,) = self._others
             first.send(ipc.GroupFrame(member=member))
@@ -212,18 +218,18 @@ class Rank:
             limit_bytes=min(one.limit_bytes for one in members),
             memory_bytes=min(one.memory_bytes for one in members),
             settings=told_settings(self._config),
+            devices=self._devices(members),
         )
         for other in self._others:
             other.send(ipc.GroupFrame(setup=setup))
         return setup
 
-    def _joined(self) -> mx.distributed.Group:
-        """Join MLX's ring. It reads the addresses from a file that it is told of by the environment."""
-        with tempfile.TemporaryDirectory() as folder:
-            hosts = Path(folder) / "hosts.json"
-            hosts.write_text(json.dumps([[address] for address in self._setup.ring]))
-            os.environ |= {"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(self._rank)}
-            return mx.distributed.init(strict=True, backend="ring")
+    def _devices(self, members: Sequence[ipc.GroupMember]) -> str:
+        """Return the devices by which the ranks are joined; empty for MLX's ring."""
+        try:
+            return backends.chosen(self._config.group_backend, self._config.group_devices, members)
+        except backends.BackendError as error:
+            self.give_up(str(error))
 
 
 def _free_address(address: str) -> str:

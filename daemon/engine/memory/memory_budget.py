@@ -34,7 +34,7 @@ def memory_limit(working_set: int | None) -> int:
     Return the bytes that weights, prefix cache and running requests may use together: a share of the device's memory.
 
     Args:
-        working_set: Bytes that Metal recommends at most; None without Metal, where the RAM counts instead.
+        working_set: Bytes that a GPU allows; None without one, where the RAM counts instead.
     """
     if working_set:
         return int(_SHARE_OF_WORKING_SET * working_set)

@@ -49,9 +49,9 @@ class Wiring:
 
 def wiring(wanted: bool) -> Wiring:
     """Return what wires weights, if that is wanted and the device is one that can."""
-    most = working_set()
     if not wanted:
         return Wiring()
+    most = working_set() if mx.metal.is_available() else None
     if most is None:
         log.warning("weights_cannot_be_wired")
         return Wiring()

@@ -202,7 +202,7 @@ class StatsCollector:
 
     def _disk_figures(self) -> dict[str, int]:
         disk = self._disk
-        if disk is None or not disk.open:
+        if disk is None or not disk.enabled:
             return {}
         counters = disk.work.counters
         return {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from daemon.kv.disk.format import (
     header_length,
 )
 from daemon.kv.disk.limits import RESERVE, Space
+from daemon.kv.disk.note import sync
 from daemon.kv.disk.piece import SUFFIX, Part, Piece
 from daemon.shared import liveness
 from daemon.shared.failpoints import failpoint
@@ -155,7 +157,7 @@ class Files:
         size = len(header) + sum(len(part.data) for part in parts)
         space = self.space()
         if space.free - size < space.total // RESERVE:
-            raise UnusableError("the disk has less than a tenth free")
+            raise UnusableError("less than a tenth of the disk is free, and the tier leaves that to others")
         with self._published(piece.name) as file:
             failpoint("disk.write")
             _write(file, header)
@@ -196,7 +198,7 @@ class Files:
             (self.folder / name).unlink(missing_ok=True)
             liveness.moved()
         if lasting:
-            self._sync_folder()
+            sync(self.folder)
 
     def write_index(self, pieces: Sequence[Piece], hours: Sequence[Sequence[int]]) -> int:
         """
@@ -270,6 +272,7 @@ class Files:
             size = os.fstat(file).st_size
             if size > most:
                 raise DamagedError("a file of another size")
+            _read_ahead(file)
             data, done = bytearray(size), 0
             view = memoryview(data)
             while done < size:
@@ -296,18 +299,18 @@ class Files:
             return 1
         return 0
 
-    def _sync_folder(self) -> None:
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
 
 def _ours(about: os.stat_result) -> bool:
     """Whether a file is a plain one of this user, which no other user can read or write and no other name reaches."""
     private = not stat.S_IMODE(about.st_mode) & 0o077
     return stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and private and about.st_nlink == 1
+
+
+def _read_ahead(file: int) -> None:
+    """Let the system read a whole file while its beginning is copied: nearly twice as fast from a cold page cache."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def _write(file: int, data: bytes | memoryview) -> None:

@@ -239,15 +239,13 @@ class DiskTier:
         if restore in self.restores:  # the others have the next turns
             self.restores.append(self.restores.pop(self.restores.index(restore)))
 
-    def _has_opened(self, found: Found | Exception) -> None:
+    def _has_opened(self, found: Found | Exception, noted: bool) -> None:
         self.opening = False
         if not isinstance(found, Exception):
             self.open, self._space = True, found.space
             self._writes = WriteLimit.of(found.hours)
             self._remove(self.catalog.fill(found.pieces))
-            for chosen in self._forgotten:
-                self._remove(self.catalog.drop(chosen()), lasting=True)
-            self._forgotten.clear()
+            self._forget_noted(noted)
             self._remove(self.catalog.shrink(self.budget))
         for restore in list(self.restores):
             restore.read_ahead()
@@ -256,10 +254,21 @@ class DiskTier:
         """Remove pieces; those of a directory that cannot be used now are removed as soon as it can be used."""
         if self.open:
             self._remove(self.catalog.drop(chosen()), lasting=True)
-        elif self.enabled and len(self._forgotten) < MOST_FORGOTTEN:
-            self._forgotten.append(chosen)
         elif self.enabled:
-            self._forgotten[:] = [lambda: self.catalog]
+            self.work.note()
+            self._forgotten.append(chosen)
+            if len(self._forgotten) > MOST_FORGOTTEN:
+                self._forgotten[:] = [lambda: self.catalog]
+
+    def _forget_noted(self, by_another: bool) -> None:
+        """Remove what was invalidated while the directory could not be used; if another process noted it, all."""
+        if by_another:
+            self._forgotten.append(lambda: self.catalog)
+        if self._forgotten:
+            names = [name for chosen in self._forgotten for name in self.catalog.drop(chosen())]
+            self._forgotten.clear()
+            self._changes += len(names)
+            self.work.remove_noted(names)
 
     def _stop(self, accept: Callable[[str], bool]) -> None:
         """Neither write nor restore what is being forgotten."""

@@ -17,6 +17,7 @@ import structlog
 from daemon.kv.disk.files import INDEX, Files, Found, UnusableError
 from daemon.kv.disk.format import DamagedError
 from daemon.kv.disk.limits import Space
+from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
 from daemon.shared.log_fields import Words, cause
 
@@ -61,6 +62,7 @@ class DiskWork:
 
     Args:
         files: The directory.
+        note: Where invalidations are noted while it cannot be used.
         run: Runs work on that thread.
         clock: Seconds that never go back.
         wall: Seconds since 1970, which may jump.
@@ -70,10 +72,13 @@ class DiskWork:
         removing: Removals that an invalidation waits for.
     """
 
-    def __init__(self, files: Files, run: Run, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+    def __init__(
+        self, files: Files, note: Note, run: Run, clock: Callable[[], float], wall: Callable[[], float]
+    ) -> None:
         self.counters = DiskCounters()
         self.removing = 0
         self._files = files
+        self._note = note
         self._run = run
         self._clock = clock
         self._wall = wall
@@ -94,18 +99,19 @@ class DiskWork:
             self._told.add(kind)
             _log(kind, _shown(error))
 
-    def open(self, then: Callable[[Found | Exception], None]) -> None:
-        """Open the directory and scan it."""
+    def open(self, then: Callable[[Found | Exception, bool], None]) -> None:
+        """Open the directory and scan it; `then` also takes whether another process left a note."""
 
-        def opened() -> Found:
+        def opened() -> tuple[Found, bool]:
             self._files.open()
-            return self._files.scan(self._wall())
+            return self._files.scan(self._wall()), self._note.left
 
-        def done(found: Found | Exception) -> None:
-            self._failed("open", found)
+        def done(result: tuple[Found, bool] | Exception) -> None:
+            self._failed("open", result)
+            found, noted = (result, False) if isinstance(result, Exception) else result
             if not isinstance(found, Exception) and found.removed:
                 log.info("kv_disk_cleaned", files=found.removed)
-            then(found)
+            then(found, noted)
 
         self._run(opened, done)
 
@@ -116,6 +122,7 @@ class DiskWork:
             if self._files.folder.is_dir():
                 self._files.open()
                 self._files.remove([*(piece.name for piece, _ in self._files.scan(self._wall()).pieces), INDEX])
+                self._note.clear()
                 self._files.close()
 
         def done(result: Exception | None) -> None:
@@ -162,14 +169,23 @@ class DiskWork:
     def remove(self, names: Sequence[str], *, lasting: bool = False) -> None:
         """Remove files. With `lasting` an invalidation waits for it, and they stay away even if the machine dies."""
         self.removing += lasting
-
-        def done(result: Exception | None) -> None:
-            self.removing -= lasting
-            if self._failed("remove", result):
-                self._unremoved.update(names)
-                self._removal_error = result if lasting else self._removal_error
-
+        done = partial(self._removed, names=names, lasting=lasting)
         self._run(partial(self._files.remove, list(names), lasting=lasting), done)
+
+    def note(self) -> None:
+        """Note an invalidation of a directory that cannot be used, so that it outlives this process."""
+        self.removing += 1
+        self._run(self._note.write, self._removed)
+
+    def remove_noted(self, names: Sequence[str]) -> None:
+        """Remove what was invalidated while the directory could not be used; invalidations wait for it."""
+        self.removing += 1
+
+        def remove() -> None:
+            self._files.remove(names, lasting=True)
+            self._note.clear()
+
+        self._run(remove, partial(self._removed, names=names))
 
     def remove_again(self) -> None:
         """Try to remove what could not be removed."""
@@ -202,6 +218,12 @@ class DiskWork:
 
         self._run(written, done)
 
+    def _removed(self, result: Exception | None, names: Sequence[str] = (), *, lasting: bool = True) -> None:
+        self.removing -= lasting
+        if self._failed("remove", result):
+            self._unremoved.update(names)
+            self._removal_error = result if lasting else self._removal_error
+
     def _failed(self, kind: str, result: object) -> bool:
         """Tell whether work failed, and note it either way."""
         if isinstance(result, Exception):
@@ -229,5 +251,8 @@ def _log(kind: str, error: str) -> None:
 
 
 def _shown(error: Exception) -> str:
-    """Return an error for the log. The tier's own ones have texts without names and contents."""
-    return Words(error) if isinstance(error, UnusableError | DamagedError) else cause(error)
+    """Return an error for the log. The tier's own ones and the system's have texts without names and contents."""
+    if isinstance(error, UnusableError | DamagedError):
+        return Words(error)
+    said = isinstance(error, OSError) and error.strerror
+    return Words(f"{cause(error)}, {said}") if said else cause(error)

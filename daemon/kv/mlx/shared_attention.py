@@ -15,11 +15,14 @@ the logarithms of their sums, would round otherwise, and take more operations.
 A pass of more tokens, which is prefill, is bound by its scores and not by reading KV. It attends to prefix and tails as
 to one array, which is built for one layer at a time. So a prompt computes the same bits with a prefix of its own and
 with a shared one.
+
+Latent attention adds the scores of the positions, for the prefix as for the tails; see `latents.py`.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import reduce
 from itertools import accumulate
 from typing import Any
 
@@ -27,6 +30,7 @@ import mlx.core as mx
 from mlx_lm.models import base
 
 from daemon.kv.mlx.shared_kv import SharedBatchKV, SharedKV
+from daemon.kv.mlx.shared_prefix import Arrays
 
 FEW = 8
 """Most tokens of a row that attend in parts."""
@@ -61,21 +65,27 @@ def attend(
         values: The same for values.
         cache: The layer's cache.
         scale: Factor of the scores.
-        mask: Which keys of the tails a query sees.
+        mask: Which keys of the tails a query sees; from latent attention, the scores of their positions.
         sinks: A score of each head that takes weight from all tokens.
 
     Raises:
         TypeError: If the mask adds to scores: what it would add for the prefix is not known.
     """
-    if not isinstance(cache, SharedKV | SharedBatchKV):
+    shared = isinstance(cache, SharedKV | SharedBatchKV)
+    if not shared or (cache.latent and queries.shape[2] > 1):
+        if shared:
+            cache.attended = True  # its keys and values are those of prefix and tails
         plain: mx.array = _plain(queries, keys, values, cache, scale, mask, sinks)
         return plain
+    positions = None
     if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
-        raise TypeError("scores of a shared prefix cannot be added to")
+        positions = None if cache.positions is None else cache.positions.asked
+        if positions is None:
+            raise TypeError("scores of a shared prefix cannot be added to")
     cache.attended = True
     if queries.shape[2] > FEW:
         return _as_one(queries, keys, values, cache, scale, mask, sinks)
-    return _in_parts(queries, keys, values, cache, scale, mask, sinks)
+    return _in_parts(queries, keys, values, cache, scale, mask, sinks, positions)
 
 
 def _in_parts(
@@ -86,6 +96,7 @@ def _in_parts(
     scale: float,
     mask: mx.array | str | None,
     sinks: mx.array | None,
+    positions: mx.array | None,
 ) -> mx.array:
     """Attend to prefixes and tails one after the other. Arrays of both are [groups, rows, heads * tokens, ...]."""
     rows, heads, tokens, width = queries.shape
@@ -94,8 +105,15 @@ def _in_parts(
     parts = [(*prefix.layers[cache.layer], readers) for prefix, readers in cache.readers]
     folded = asked.swapaxes(0, 1)
     scores = [] if sinks is None else [_sinks(sinks, folded, tokens)]
-    scores += [_scores(folded, part, readers) for part, _, readers in parts]
-    scores.append(_tail_scores(asked, keys, _mask(mask, tokens, keys.shape[2])).swapaxes(0, 1))
+    if positions is not None and isinstance(mask, mx.array):  # it is the scores of the positions of the tails
+        turned = positions.reshape(rows, groups, -1, positions.shape[-1]).swapaxes(0, 1)
+        scores += [_scores([(folded, part), (turned, where)], readers) for part, where, readers in parts]
+        own = _tail_scores(asked, keys, None) + mask.reshape(rows, groups, -1, keys.shape[2])
+        parts = [(part, part, readers) for part, _, readers in parts]  # latents are keys and values
+    else:
+        scores += [_scores([(folded, part)], readers) for part, _, readers in parts]
+        own = _tail_scores(asked, keys, _mask(mask, tokens, keys.shape[2]))
+    scores.append(own.swapaxes(0, 1))
     weights = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1, precise=True)
     shares = mx.split(weights, list(accumulate(part.shape[-1] for part in scores[:-1])), axis=-1)
     out = mx.zeros((groups, rows, asked.shape[2], values.shape[-1]), values.dtype)
@@ -105,14 +123,25 @@ def _in_parts(
     return summed.reshape(rows, heads, tokens, -1)
 
 
-def _scores(queries: mx.array, keys: mx.array, readers: list[int]) -> mx.array:
-    """Return the scores of a prefix: the queries of all rows are rows of one product. Others see nothing of it."""
-    groups, rows, each, width = queries.shape
+def _scores(asked: list[Arrays], readers: list[int]) -> mx.array:
+    """
+    Return the scores of a prefix: the queries of all rows are rows of one product. Others see nothing of it.
+
+    Args:
+        asked: Queries and the keys that they ask; the scores of several pairs are added up.
+        readers: The rows that read it.
+    """
+    groups, rows, each, _ = asked[0][0].shape
     if len(readers) == rows:
-        return (queries.reshape(groups, rows * each, width) @ keys[0].swapaxes(-1, -2)).reshape(groups, rows, each, -1)
+        products = [
+            (queries.reshape(groups, rows * each, -1) @ keys[0].swapaxes(-1, -2)).reshape(groups, rows, each, -1)
+            for queries, keys in asked
+        ]
+        return reduce(mx.add, products)
     where = mx.array(readers)
+    queries, keys = asked[0]
     scores = mx.full((groups, rows, each, keys.shape[2]), mx.finfo(queries.dtype).min, queries.dtype)
-    scores[:, where] = _scores(queries[:, where], keys, list(range(len(readers))))
+    scores[:, where] = _scores([(some[:, where], of) for some, of in asked], list(range(len(readers))))
     return scores
 
 

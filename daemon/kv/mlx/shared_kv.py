@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
+from daemon.kv.mlx import latents
 from daemon.kv.mlx.rows_kv import RowsKV
 from daemon.kv.mlx.shared_prefix import SharedPrefix
 
@@ -25,36 +26,58 @@ class _Shared:
     What caches of one sequence and of several have in common: the methods of mlx-lm's caches that concern tails.
 
     Attributes:
+        prefixes: The last prefix of each row.
         layer: Number of the layer's cache.
-        tail: KV of the tokens behind the prefix.
+        tail: KV of the tokens behind the prefixes.
+        latent: Whether the layer keeps latents.
+        positions: The position keys of the tails that a latent layer fetched last.
         attended: Whether its prefix was read.
     """
 
-    def __init__(self, layer: int, tail: Any) -> None:
+    def __init__(self, prefixes: Sequence[SharedPrefix], layer: int, tail: Any) -> None:
+        self.prefixes = list(prefixes)
         self.layer = layer
         self.tail = tail
+        self.latent = latents.are_latents(self.prefixes[0].layers[layer])
+        self.positions: latents.PositionKeys | None = None
         self.attended = False
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Add tokens to the tails, and return the whole tails."""
+        """Add tokens to the tails, and return the whole tails; several tokens of latents also get the prefixes."""
         fetched: tuple[mx.array, mx.array] = self.tail.update_and_fetch(keys, values)
-        return fetched
+        if not self.latent:
+            return fetched
+        if keys.shape[2] > 1:
+            return latents.whole(self.prefixes, self.layer, fetched)
+        self.positions = latents.PositionKeys(fetched[1])
+        return fetched[0], self.positions
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:  # noqa: N803
         """
-        Return the mask of the tails; all tokens see the whole prefix.
+        Return the mask of what is fetched; all tokens see the whole prefix.
 
         Raises:
             ValueError: If a window is asked for: it may end within the prefix.
         """
         if window_size is not None:
             raise ValueError("a window cannot be cut out of a shared prefix")
-        return self.tail.make_mask(N, return_array=return_array, window_size=None)
+        whole = self.latent and N > 1
+        mask = self.tail.make_mask(N, return_array=return_array or whole, window_size=None)
+        return latents.whole_mask(self.prefixes, mask) if whole else mask
 
     @property
     def state(self) -> Any:
         """The arrays of the tails, to evaluate."""
         return self.tail.state
+
+    @property
+    def keys(self) -> Any:
+        """The keys of the tails. A model that is cut between layers lets them depend on what it sent."""
+        return self.tail.keys
+
+    @keys.setter
+    def keys(self, keys: mx.array) -> None:
+        self.tail.keys = keys
 
     @property
     def nbytes(self) -> int:
@@ -85,8 +108,12 @@ class SharedKV(_Shared):
     """
 
     def __init__(self, prefix: SharedPrefix, layer: int, tail: KVCache) -> None:
-        super().__init__(layer, tail)
-        self.prefix = prefix
+        super().__init__([prefix], layer, tail)
+
+    @property
+    def prefix(self) -> SharedPrefix:
+        """The last prefix that it reads."""
+        return self.prefixes[0]
 
     @property
     def offset(self) -> int:
@@ -102,11 +129,6 @@ class SharedKV(_Shared):
         """Each prefix with its rows."""
         return [(prefix, [0]) for prefix in self.prefix.path]
 
-    @property
-    def prefixes(self) -> list[SharedPrefix]:
-        """The last prefix of each row."""
-        return [self.prefix]
-
 
 class SharedBatchKV(_Shared):
     """
@@ -119,8 +141,7 @@ class SharedBatchKV(_Shared):
     """
 
     def __init__(self, prefixes: Sequence[SharedPrefix], layer: int, tail: RowsKV) -> None:
-        super().__init__(layer, tail)
-        self.prefixes = list(prefixes)
+        super().__init__(prefixes, layer, tail)
         self._stops = mx.array([prefix.stop for prefix in prefixes])
 
     @property

@@ -7,8 +7,8 @@ The handshake between two parents of a group, before any other byte passes: both
         | proof over both ---------------------------> | wrong: the connection is closed without a word
         | <---- proof over all three, or a refusal     |
 
-A proof is an HMAC-SHA256 with the key, over every byte before it. The side that was called proves nothing before the
-caller has. Each direction of the session then has a key of its own (`shared/seals.py`).
+A proof is an HMAC-SHA256 with the key, over every byte before it and the refusal beside it. The side that was called
+proves nothing before the caller has. Each direction of the session then has a key of its own (`shared/seals.py`).
 """
 
 from __future__ import annotations
@@ -138,10 +138,10 @@ async def call(connection: socket.socket, key: bytes, rank: int, ranks: int) -> 
     nonce = secrets.token_bytes(KEY_BYTES)
     await wire.send(ipc.GroupGreeting(nonce=nonce, versions=versions(), rank=rank, ranks=ranks))
     greeting = await wire.receive()
-    await wire.send(ipc.GroupGreeting(proof=wire.proof(key)))
-    expected = wire.proof(key)
+    await wire.send(ipc.GroupGreeting(proof=_proof(key, wire.transcript)))
+    before = wire.transcript
     answer = await wire.receive(closed="closed the connection: its key is another one")
-    if not hmac.compare_digest(expected, answer.proof):
+    if not hmac.compare_digest(_proof(key, before, answer.refusal), answer.proof):
         raise GroupError("has another key; copy group_key_file from the first machine")
     if answer.refusal:
         raise GroupError(answer.refusal)
@@ -159,14 +159,19 @@ async def answer(connection: socket.socket, key: bytes) -> Session:
     wire = _Wire(connection)
     greeting = await wire.receive()
     await wire.send(ipc.GroupGreeting(nonce=secrets.token_bytes(KEY_BYTES), versions=versions()))
-    expected = wire.proof(key)
+    expected = _proof(key, wire.transcript)
     if not hmac.compare_digest(expected, (await wire.receive()).proof):
         raise GroupError("a caller has another key")
     refusal = _differs(versions(), list(greeting.versions))
-    await wire.send(ipc.GroupGreeting(proof=wire.proof(key), refusal=refusal))
+    await wire.send(ipc.GroupGreeting(proof=_proof(key, wire.transcript, refusal), refusal=refusal))
     if refusal:
         raise GroupError(refusal)
     return Session(connection, *session_keys(key, wire.transcript), greeting)
+
+
+def _proof(key: bytes, transcript: bytes, refusal: str = "") -> bytes:
+    """Return the proof for all frames so far, and for the refusal that comes with it: it is shown to the operator."""
+    return hmac.digest(key, b"proof" + transcript + refusal.encode(), "sha256")
 
 
 def _differs(own: list[str], other: list[str]) -> str:
@@ -183,10 +188,6 @@ class _Wire:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self.transcript = b""
-
-    def proof(self, key: bytes) -> bytes:
-        """Return the proof for all frames so far."""
-        return hmac.digest(key, b"proof" + self.transcript, "sha256")
 
     async def send(self, greeting: ipc.GroupGreeting) -> None:
         body = greeting.SerializeToString()

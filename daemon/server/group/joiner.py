@@ -7,11 +7,12 @@ import os
 import resource
 import signal
 import socket
+from collections import Counter
 from contextlib import suppress
 
 import structlog
 
-from daemon.server.group.handshake import SECONDS, GroupError, answer, read_key
+from daemon.server.group.handshake import SECONDS, GroupError, Session, answer, read_key
 from daemon.server.group.probe import serve
 from daemon.server.group.rank_process import spawn_rank
 from daemon.server.supervision.engine_process import EngineProcess, engine_command
@@ -23,8 +24,8 @@ from daemon.v1 import ipc_pb2 as ipc
 
 STOP_SECONDS = 3.0
 """Time of the engine to exit; then it is killed."""
-MOST_CALLERS = 8
-"""Connections at the same time, that of the group included; more are closed at once."""
+MOST_STRANGERS = 8
+"""Connections at the same time that have not proven the key. One more, and the oldest of the busiest address ends."""
 AGAIN_SECONDS = 1.0
 """Time after a connection that could not be taken: descriptors may have run out, or its caller was gone."""
 
@@ -67,6 +68,8 @@ class Joiner:
         self._config = config
         self._key = key
         self._callers: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[Session], str] = {}
+        """Handshakes, in the order in which they began, and the address of each."""
         self._engine: EngineProcess | None = None
         self._turn = asyncio.Lock()
 
@@ -102,22 +105,33 @@ class Joiner:
                 log.warning("group_caller_refused", error=cause(error))
                 await asyncio.sleep(AGAIN_SECONDS)
                 continue
-            if len(self._callers) >= MOST_CALLERS:
-                connection.close()
-                continue
             task = asyncio.create_task(self._answer(connection, host))
             self._callers.add(task)
             task.add_done_callback(self._callers.discard)
+            await asyncio.sleep(0)  # or callers that come without end would let no other task run
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """End a handshake if there are too many: a caller with the key needs no time, and strangers must not bar it."""
+        if len(self._strangers) > MOST_STRANGERS:
+            ((busiest, _),) = Counter(self._strangers.values()).most_common(1)
+            oldest = next(stranger for stranger, host in self._strangers.items() if host == busiest)
+            oldest.cancel()
+            del self._strangers[oldest]
 
     async def _answer(self, connection: socket.socket, host: str) -> None:
         """Have a caller prove the key, and become a rank of its group instead of that of the one before."""
+        proving = asyncio.create_task(self._proven(connection))
+        self._strangers[proving] = host
         try:
-            async with asyncio.timeout(SECONDS):
-                session = await answer(connection, self._key)
-        except (OSError, TimeoutError) as error:
+            session = await proving
+        except (OSError, TimeoutError, asyncio.CancelledError) as error:
+            proving.cancel()
             connection.close()
             log.warning("group_caller_refused", address=host, error=cause(error))
             return
+        finally:
+            self._strangers.pop(proving, None)
         if not session.greeting.ranks:
             with suppress(OSError, TimeoutError):
                 await serve(connection)
@@ -136,6 +150,10 @@ class Joiner:
             log.info("group_joined", address=host, rank=rank, ranks=session.greeting.ranks)
             engine = self._engine
         await self._watch(engine)
+
+    async def _proven(self, connection: socket.socket) -> Session:
+        async with asyncio.timeout(SECONDS):
+            return await answer(connection, self._key)
 
     async def _watch(self, engine: EngineProcess) -> None:
         with suppress(asyncio.CancelledError):

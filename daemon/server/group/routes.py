@@ -13,8 +13,13 @@ from typing import Any, Protocol
 from daemon.server.supervision.call_router import CallRouter
 from daemon.server.supervision.engine_call import EngineCall
 from daemon.shared.errors import Reason, SidecarError, invalid
+from daemon.shared.group_values import PIPELINE, TENSOR
 from daemon.shared.model_names import plain
 from daemon.v1 import ipc_pb2 as ipc
+
+_EVERYWHERE = "everywhere"
+"""The way of a model that runs on all ranks, however it is cut."""
+_ROUTES = {TENSOR: _EVERYWHERE, PIPELINE: _EVERYWHERE}
 
 
 class OpenCall(Protocol):
@@ -53,7 +58,7 @@ class Routes:
         self._local = local
         self._group = group
         names = aliases or {}
-        self._models = {plain(names.get(name, name)): how for name, how in (models or {}).items()}
+        self._models = {plain(names.get(name, name)): _ROUTES.get(how, how) for name, how in (models or {}).items()}
 
     def open(self, command: ipc.Command) -> OpenCall:
         """
@@ -74,7 +79,7 @@ class Routes:
         """Open an Invalidate call at each engine that may have something to drop; one that is away has nothing."""
         how = self._models.get(_model(command), "none")
         calls: list[OpenCall] = []
-        if how != "tensor" or self._group is None:
+        if how != _EVERYWHERE or self._group is None:
             copy = ipc.Command()
             copy.CopyFrom(command)
             calls.append(self._local.open(copy))
@@ -88,7 +93,7 @@ class Routes:
 
     def _at_group(self, command: ipc.Command, model: str) -> EngineCall:
         assert self._group is not None
-        self._models[model] = "tensor"
+        self._models[model] = _EVERYWHERE
         if getattr(_body(command), "adapter", ""):
             raise invalid("adapter", "cannot be used with a model of the group; merge it into the model")
         return self._group.open(command)

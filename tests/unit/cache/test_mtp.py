@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mlx_lm.utils import _get_classes
 
-from daemon.cache.identity import identify
+from daemon.cache.identity import ModelSource, identify
 from daemon.cache.mlx.loader import load
 from daemon.cache.mlx.module_size import arrays as arrays_of
 from daemon.cache.mlx.module_size import nbytes
@@ -283,9 +283,23 @@ def test_head_is_not_used_with_an_adapter(tmp_path: Path) -> None:
     assert plain.nbytes - adapted.nbytes == nbytes(arrays_of(plain.model.mtp.head)) - 4 * 256
 
 
+class Alone:
+    """The load of one of several parts, which is the whole."""
+
+    def cut(self, source: ModelSource, model: Any) -> None:
+        """Leave all of it."""
+
+    def most(self, value: int) -> int:
+        """Return the value."""
+        return value
+
+    def alike(self, source: ModelSource, layout: str) -> None:
+        """Accept it."""
+
+
 def test_head_is_not_used_by_a_model_of_several_machines(tmp_path: Path) -> None:
     path = model_with_head(tmp_path, "mimo")
-    steps = load(identify("part", path, None), 0, lambda: 0.0, shard=lambda source, model: None)
+    steps = load(identify("part", path, None), 0, lambda: 0.0, shard=Alone())
     assert run(steps)[1].model.mtp == "a model of several machines uses no MTP head"
 
 

@@ -132,6 +132,12 @@ def test_doctor_checks_metal_working_set() -> None:
     assert wired.found.startswith("off")
 
 
+def test_doctor_counts_the_memory_of_a_card() -> None:
+    """Not the machine's, which is apart from it."""
+    _, memory, *_ = machine.device(probe(metal=False, memory_bytes=80 * GIB, working_set_bytes=80 * GIB), Config())
+    assert memory.found.startswith("72.0 GiB for weights, prefixes and requests: 0.9 of the card's memory, 80.0")
+
+
 def test_doctor_says_where_weights_cannot_be_wired() -> None:
     """On a Mac they can."""
     config = replace(Config(), wire_weights=True)
@@ -231,6 +237,24 @@ def test_doctor_reports_an_unwritable_log_file(tmp_path: Path) -> None:
     assert places.log_file(tmp_path / "file").verdict is Verdict.OK
     assert places.log_file(tmp_path / "file" / "log").verdict is Verdict.FAILED
     assert places.log_file(tmp_path).verdict is Verdict.FAILED
+
+
+def test_doctor_tells_of_prefixes_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much may lie there, and what keeps the daemon from using the directory."""
+    folder = tmp_path / "state" / "kv"
+    assert places.prefixes(folder, 0).verdict is Verdict.SKIPPED
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=1000, f_bavail=900, f_frsize=1 << 20))
+    assert "0 B of 45.0 MiB; 900.0 MiB of the disk are free" in places.prefixes(folder, None).found
+    assert not folder.parent.exists()
+    folder.mkdir(parents=True, mode=0o700)
+    (folder / "a.kv").write_bytes(b"x" * 1024)
+    assert "1.0 KiB of 2.0 MiB" in places.prefixes(folder, 2 << 20).found
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=1000, f_bavail=90, f_frsize=1 << 20))
+    assert places.prefixes(folder, None).verdict is Verdict.WARNING
+    folder.chmod(0o755)
+    assert places.prefixes(folder, None).fix.endswith(f"chmod 700 {folder}")
+    (tmp_path / "file").touch()
+    assert places.prefixes(tmp_path / "file", None).verdict is Verdict.WARNING
 
 
 def answer(*logprobs: float, cached: int = 96, first: int = 1) -> Completion:

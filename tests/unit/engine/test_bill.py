@@ -9,7 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from daemon.engine.execution.bill import LEAST_WIDTH, BilledRow, bill, prompt_bill
+from daemon.engine.execution import bill as bills
+from daemon.engine.execution.bill import LEAST_WIDTH, Bill, BilledRow, bill, prompt_bill, widest
 from daemon.engine.execution.prefill_queue import Outcome
 from daemon.engine.execution.runner import Runner
 from daemon.engine.scheduling.policy import MAX_CHUNK
@@ -104,3 +105,17 @@ def test_samples_behind_a_prefix_are_billed(
     layout = case.harness.engine._models.entries()[0].model.layout
     assert kvs
     assert min(kvs) >= 4 * layout.full_bytes(700 + 12)
+
+
+@pytest.mark.parametrize(("free", "made"), [(10_000, 2), (1_000, 5)])
+def test_turn_makes_few_bills(monkeypatch: pytest.MonkeyPatch, free: int, made: int) -> None:
+    """Each turn of prefill asks for the widest pass: one bill for it and one for the least, if memory suffices."""
+    widths: list[int] = []
+
+    def counted(_prompts: object, _groups: object, width: int = LEAST_WIDTH) -> Bill:
+        widths.append(width)
+        return Bill(0, width)
+
+    monkeypatch.setattr(bills, "bill", counted)
+    assert widest([], MAX_CHUNK, lambda _: free) - LEAST_WIDTH <= free
+    assert len(widths) == made

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from daemon.kv.disk import write_behind
 from mlx_sidecar.v1 import sidecar_pb2 as pb
-from tests.support.models import embedding_model
+from tests.support.models import embedding_model, random_model
 from tests.unit.engine.families import CHECKPOINTS, EXACT, Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
 from tests.unit.engine.test_embedding import CLOSE as CLOSE_VECTORS
@@ -206,6 +206,31 @@ def test_embedding_reads_its_instruction_from_the_disk(engine: Callable[..., Har
     assert warm.finished.usage.cached_tokens >= 3 * 16
     cold = Vectors(harness, embed(model, texts, cache=pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS)))
     np.testing.assert_allclose(warm.values, cold.values, atol=CLOSE_VECTORS)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_draft_reads_its_prefix_from_the_disk(engine: Callable[..., Harness], tmp_path: Path, damaged: bool) -> None:
+    """Beside that of the model itself; what cannot be read is computed."""
+    draft = str(random_model(tmp_path, "qwen3"))
+    request = generate(TEXT, draft_model=draft, draft_tokens=2)
+    harness = engine()
+    cold = harness.run(request)
+    harness.run(request)
+    written(harness)
+    names = {entry.piece.model for entry in harness.engine._disk.catalog}
+    assert names == {"embedded", draft}
+    for entry in harness.engine._disk.catalog if damaged else ():
+        if entry.piece.model == draft:
+            path = harness.engine._disk.work._files.folder / entry.piece.name
+            *before, last = path.read_bytes()
+            path.write_bytes(bytes([*before, last ^ 1]))
+    harness = restarted(harness, engine)
+    answer = harness.run(request)
+    assert answer.content == cold.content
+    assert answer.started.disk_tokens == answer.cached > 0
+    harness.settle()
+    assert harness.figures.prefix_cache.disk_tokens_reused == answer.cached * (1 if damaged else 2)
+    assert harness.figures.prefix_cache.disk_faults == damaged
 
 
 def test_requests_that_wait_together_read_the_disk_once(engine: Callable[..., Harness]) -> None:

@@ -31,8 +31,8 @@ KINDS = (
 )
 """One family of each kind of layers."""
 
-NOT_SHARED = ("deepseek_v3", "mamba2", "recurrent_gemma")
-"""Latents, whose positions are scored outside of the function that shares; and models without full attention."""
+NOT_SHARED = ("mamba2", "recurrent_gemma")
+"""Models without full attention."""
 
 
 def ids(count: int, salt: int = 0) -> list[int]:
@@ -268,15 +268,17 @@ def sampled(events: list[ipc.Event]) -> dict[int, list[int]]:
     return tokens
 
 
-def test_wrong_value_in_a_shared_prefix_is_seen(case: Case) -> None:
+@pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
+def test_wrong_value_in_a_shared_prefix_is_seen(engine: Callable[..., Harness], tmp_path: Path, family: str) -> None:
     """Readers do read it: what they compute depends on each of its values."""
+    case = Case(engine(), write(tmp_path, Family(family)))
     case.harness.finish(case.begin([*COMMON, 5], 1))
     calls = [case.begin([*COMMON, 6, number]) for number in range(2)]
     (prefix,) = case.harness.engine._runner.readers.prefixes()
-    keys, values = prefix.layers[0]
-    changed = mx.array(values)
+    keys, values = map(mx.array, prefix.layers[0])
+    changed = keys if family == "deepseek_v3" else values  # latents are their own values
     changed[0, 0, 50, 0] = 1000.0
-    prefix.layers[0] = (keys, changed)
+    prefix.layers[0] = (keys, values)
     answer = Answer(case.harness.finish(calls[0]))
     alone = Answer(case.harness.finish(case.begin([*COMMON, 6, 0], 40, pb.CACHE_MODE_BYPASS)))
     assert [one.logprob for one in answer.logprobs[5:]] != pytest.approx([one.logprob for one in alone.logprobs[5:]])

@@ -10,6 +10,7 @@ import pytest
 
 from daemon.server.group import handshake
 from daemon.server.group.handshake import GroupError, Session, answer, call, read_key
+from daemon.v1 import ipc_pb2 as ipc
 from tests.support.groups import write_key
 
 KEY = bytes(range(32))
@@ -89,6 +90,27 @@ async def test_recorded_handshake_does_not_pass_again() -> None:
         three.sendall(b"".join(sent))
         with pytest.raises(GroupError, match="another key"):
             await answer(four, KEY)
+
+
+async def test_refusal_of_an_attacker_is_not_shown() -> None:
+    """What the operator reads is proven: a machine between the two can add no words to the last frame."""
+    one, two = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    original = loop.sock_sendall
+
+    async def changing(connection: socket.socket, data: bytes) -> None:
+        greeting = ipc.GroupGreeting.FromString(data[4:])
+        if connection is two and greeting.proof:
+            greeting.refusal = "wants its key at http://example.com"
+            body = greeting.SerializeToString()
+            data = len(body).to_bytes(4, "big") + body
+        await original(connection, data)
+
+    loop.sock_sendall = changing  # type: ignore[method-assign, assignment]
+    with one, two:
+        caller, _ = await asyncio.gather(call(one, KEY, 1, 2), answer(two, KEY), return_exceptions=True)
+    loop.sock_sendall = original  # type: ignore[method-assign]
+    assert "has another key" in str(caller)
 
 
 def test_key_file_is_read(tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from daemon.server.group import joiner
 from daemon.server.group.handshake import call
-from daemon.server.group.joiner import Joiner
+from daemon.server.group.joiner import MOST_STRANGERS, Joiner
 from daemon.shared.config import Config
 
 KEY = bytes(range(32))
@@ -41,3 +41,24 @@ async def test_caller_that_cannot_be_taken_stops_none(tmp_path: Path, monkeypatc
         with suppress(asyncio.CancelledError):
             await accepting
     assert (await called).greeting.versions
+
+
+async def test_strangers_do_not_bar_the_first_rank(tmp_path: Path) -> None:
+    """Connections that prove nothing give way to the next one, which has the key."""
+    loop = asyncio.get_running_loop()
+    with ExitStack() as held:
+        listener = held.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.setblocking(False)
+        joining = Joiner(Config(state_dir=tmp_path), KEY)
+        accepting = asyncio.create_task(joining._accept(listener))
+        for _ in range(MOST_STRANGERS + 3):
+            stranger = held.enter_context(socket.create_connection(listener.getsockname()))
+            stranger.setblocking(False)
+        connection = held.enter_context(socket.socket())
+        connection.setblocking(False)
+        await loop.sock_connect(connection, listener.getsockname())
+        assert (await call(connection, KEY, 0, 0)).greeting.versions
+        assert len(joining._strangers) <= MOST_STRANGERS
+        accepting.cancel()
+        with suppress(asyncio.CancelledError):
+            await accepting

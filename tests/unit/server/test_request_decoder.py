@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from daemon.server.field_checks import MAX_REQUEST_BYTES
 from daemon.server.generate_validation import MAX_IDS, MAX_MESSAGES
-from daemon.server.request_decoder import MAX_FIELDS, PACKED_BYTES, STEP_FIELDS, counted, parse
+from daemon.server.request_decoder import MAX_FIELDS, PACKED_BYTES, STEP_BYTES, STEP_FIELDS, counted, parse
 from daemon.shared.errors import SidecarError
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
@@ -136,6 +136,23 @@ def test_field_count_stops_after_a_few_thousand() -> None:
         counts = list(counted(data, KIND.DESCRIPTOR))
         assert max(after - before for before, after in zip([0, *counts], counts, strict=False)) <= STEP_FIELDS
         assert len(counts) > 3
+
+
+@pytest.mark.parametrize(("nbytes", "pauses"), [(0, 0), (STEP_BYTES, 0), (STEP_BYTES + 1, 2)])
+def test_small_request_is_decoded_without_a_pause(nbytes: int, pauses: int) -> None:
+    """A pause is a turn of the event loop. A small request needs none, however many fields it has."""
+    data = (
+        (part(FIELDS["model"], b"") * nbytes)[:nbytes] if nbytes <= STEP_BYTES else part(FIELDS["text"], b"a" * nbytes)
+    )
+    decoding = parse(data, KIND.FromString, KIND.DESCRIPTOR)
+    seen = 0
+    while True:
+        try:
+            decoding.send(None)
+        except StopIteration:
+            break
+        seen += 1
+    assert seen == pauses
 
 
 def test_longest_chat_and_prompt_are_decoded() -> None:

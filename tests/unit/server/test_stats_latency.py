@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon.server import stats
 from daemon.server.stats import BOUNDS, Histogram, Latency
 from daemon.shared.durations import duration
 from mlx_sidecar import LatencyHistogram, LatencyStats
@@ -46,6 +48,20 @@ def test_scored_prompt_has_no_first_token() -> None:
     latency.finished(finished(tokens=0))
     seen = decode(LatencyStats, latency.message())
     assert (seen.first_token.count, seen.prefill.count, seen.total.count) == (0, 1, 1)
+
+
+def test_bounds_are_made_once_for_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Stats call has six histograms of 38 bounds each."""
+    made: list[float] = []
+
+    def counted(seconds: float) -> Duration:
+        made.append(seconds)
+        return duration(seconds)
+
+    monkeypatch.setattr(stats, "duration", counted)
+    message = Latency().message()
+    assert [len(histogram.bounds) for _, histogram in message.ListFields()] == [len(BOUNDS)] * 6
+    assert made == [0.0] * 6  # the sums
 
 
 def test_latency_falls_into_the_bucket_of_its_bound() -> None:

@@ -69,6 +69,8 @@ ALL_GIVEN: dict[str, tuple[Any, Any]] = {
     "group_ranks": (["10.0.0.1", "10.0.0.2:7411"], ("10.0.0.1", "10.0.0.2:7411")),
     "group_key_file": ("/group.key", Path("/group.key")),
     "group_listen": ("10.0.0.1:7411", "10.0.0.1:7411"),
+    "group_backend": ("ring", "ring"),
+    "group_devices": ("/devices.json", Path("/devices.json")),
     "group_memory_mb": (4096, 4096),
     "group_models": ({"large": "tensor"}, {"large": "tensor"}),
     "socket": ("~/s.sock", lambda home: home / "s.sock"),

@@ -45,6 +45,7 @@ def test_permanent_machine_faults_are_not_retryable(number: int) -> None:
             RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommand"),
             "MACHINE_EXHAUSTED",
         ),
+        (RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory"), "MACHINE_EXHAUSTED"),
         (Exception("No space left on device (os error 28)"), "MACHINE_EXHAUSTED"),
         (Exception("Input/output error (os error 5)"), "MACHINE_FAULT"),
         (RuntimeError("filesystem error: temp_directory_path: No such file or directory"), "MACHINE_FAULT"),

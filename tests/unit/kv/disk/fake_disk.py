@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from daemon.kv.disk.files import Files, Found
 from daemon.kv.disk.format import DamagedError, decode_header, decode_parts, encode_header, header_length
 from daemon.kv.disk.limits import Space
+from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
 from daemon.kv.disk.restores import Restore
 from daemon.kv.disk.tier import DiskTier
@@ -103,6 +104,7 @@ class MemoryFiles(Files):
         self.hours: list[list[int]] = []
         self.disk = Space(10**9, 10**9)
         self.fault: OSError | None = None
+        self.noted = False
 
     def open(self) -> None:
         """Fail if that is wanted."""
@@ -159,6 +161,28 @@ class MemoryFiles(Files):
             raise self.fault
 
 
+class MemoryNote(Note):
+    """A note beside the files of a test."""
+
+    def __init__(self, files: MemoryFiles) -> None:
+        super().__init__(files.folder, files.folder)
+        self._files = files
+
+    @property
+    def left(self) -> bool:
+        """Whether another tier left one."""
+        return not self._own and self._files.noted
+
+    def write(self) -> None:
+        """Write it, if there is none yet."""
+        self._own = self._own or not self._files.noted
+        self._files.noted = True
+
+    def clear(self) -> None:
+        """Remove it."""
+        self._own = self._files.noted = False
+
+
 class FakeDisk:
     """
     A tier below a fake prefix cache.
@@ -181,7 +205,7 @@ class FakeDisk:
         self.jumped = 0.0
         self.has_room = True
         self._work: deque[Callable[[], None]] = deque()
-        work = DiskWork(self.files, self._run, lambda: self.now, self._wall)
+        work = DiskWork(self.files, MemoryNote(self.files), self._run, lambda: self.now, self._wall)
         self.tier = DiskTier(
             work, wanted, prefixes.cache, FakeCodec(), lambda: self.now, self._wall, lambda _: self.has_room
         )

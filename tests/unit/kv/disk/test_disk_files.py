@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from daemon.kv.disk.files import INDEX, Files, UnusableError
 from daemon.kv.disk.format import DamagedError
 from daemon.kv.disk.limits import Space
+from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
 from daemon.shared.failpoints import ENV, PLACES, FailpointError
 from tests.unit.kv.disk.pieces import HASHES, NAMESPACE, PARTS, PIECE, all_steps
@@ -108,6 +109,20 @@ def test_directory_of_others_is_not_used(tmp_path: Path) -> None:
     for files in (Files(tmp_path / "open"), Files(tmp_path / "link"), Files(tmp_path / "file"), locked):
         with pytest.raises(UnusableError):
             files.open()
+
+
+def test_note_tells_other_processes_of_its_directory_alone(tmp_path: Path) -> None:
+    """Until what it stands for is done; the process that wrote it knows better."""
+    place, folder = tmp_path / "state", tmp_path / "kv"
+    note = Note(place, folder)
+    note.write()
+    assert not note.left
+    assert not Note(place, tmp_path / "other").left
+    other = Note(place, folder)
+    other.write()
+    assert other.left
+    other.clear()
+    assert not Note(place, folder).left
 
 
 def test_index_spares_reading_the_headers(files: Files) -> None:

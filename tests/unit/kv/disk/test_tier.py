@@ -269,9 +269,10 @@ def test_evicted_prefix_is_not_written_and_no_fault() -> None:
     assert disk.tier.work.counters.faults == disk.tier.staged == disk.tier.catalog.blocks == 0
 
 
+@pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("forgotten", ["a prefix", "a namespace", "very many"])
-def test_invalidation_waits_for_a_directory_that_is_away(forgotten: str) -> None:
-    """A disk that is mounted later has nothing of what was invalidated before."""
+def test_invalidation_waits_for_a_directory_that_is_away(forgotten: str, killed: bool) -> None:
+    """A disk that is mounted later has nothing of what was invalidated before; if that is forgotten, nothing at all."""
     disk = written(TOKENS, prompt(5, 6))
     disk.files.fault = OSError(2, "not mounted")
     again = FakeDisk(FakePrefixes(), disk.files)
@@ -281,12 +282,19 @@ def test_invalidation_waits_for_a_directory_that_is_away(forgotten: str) -> None
             again.prefixes.cache.clear()
         else:
             again.prefixes.cache.forget_prefix(NAME, TOKENS)
+    assert not again.tier.settled
+    again.settle()
+    assert again.tier.settled
+    if killed:
+        again = FakeDisk(FakePrefixes(), disk.files)
+        again.settle()
     disk.files.fault = None
     again.now += 60
     again.tier.tick()
     again.settle()
     assert len(again.restore(NAME, [*TOKENS, 9])) < len(TOKENS)
-    assert bool(again.restore(NAME, [*prompt(5, 6), 9])) == (forgotten == "a prefix")
+    assert bool(again.restore(NAME, [*prompt(5, 6), 9])) == (forgotten == "a prefix" and not killed)
+    assert not disk.files.noted
 
 
 def test_invalidation_waits_for_a_directory_that_is_opened() -> None:

@@ -1,0 +1,48 @@
+"""What makes the load of a model that of one rank of several, which all load a part of it at the same time."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from daemon.cache.identity import ModelSource
+
+
+class Shard(Protocol):
+    """The part of a rank, and what the ranks have to agree on while they load."""
+
+    def cut(self, source: ModelSource, model: Any) -> None:
+        """
+        Cut a module with lazy arrays, so that this rank's part is left in it.
+
+        Raises:
+            SidecarError: MODEL_UNSUPPORTED if it cannot be cut so.
+        """
+
+    def most(self, value: int) -> int:
+        """Return the largest value of all ranks, which ask at the same place."""
+
+    def alike(self, source: ModelSource, layout: str) -> None:
+        """
+        Compare how the ranks keep the KV of their parts.
+
+        Raises:
+            SidecarError: MODEL_UNSUPPORTED if it differs.
+        """
+
+
+class _Whole:
+    """The load of a whole model, by this process alone."""
+
+    def cut(self, source: ModelSource, model: Any) -> None:
+        """Leave all of the module."""
+
+    def most(self, value: int) -> int:
+        """Return the value: there is no other."""
+        return value
+
+    def alike(self, source: ModelSource, layout: str) -> None:
+        """Accept any: there is no other."""
+
+
+WHOLE: Shard = _Whole()
+"""The load of a whole model."""

@@ -1,0 +1,79 @@
+"""How a model is cut for the ranks of a group: each layer where that can be, else between layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from daemon.cache.identity import ModelKey, ModelSource
+from daemon.engine.group.sharding import Sharding
+from daemon.shared.errors import Reason, SidecarError
+
+
+class Model:
+    """
+    A model that notes how it is cut.
+
+    Args:
+        ways: The ways in which it can be.
+        layers: Its number of layers.
+    """
+
+    def __init__(self, *ways: str, layers: int = 4) -> None:
+        self.model = SimpleNamespace(layers=[None] * layers)
+        self.layers: list[None] = []
+        self.cut = ""
+        if "tensor" in ways:
+            self.shard = lambda group: self.__dict__.update(cut="tensor")
+        if "pipeline" in ways:
+            self.model.pipeline = lambda group: self.__dict__.update(cut="pipeline")
+
+
+def cut(how: str, model: Model, heads: int = 4, others: tuple[int, ...] = ()) -> str:
+    """Cut a model for two ranks, and return how; `others` are values of the other rank."""
+    sharding: Any = Sharding(SimpleNamespace(size=lambda: 2), {"m": how})  # type: ignore[arg-type]
+    sharding.most = lambda value: max(value, *others, value)
+    source = ModelSource(ModelKey(""), "m", Path("/m"), 1, {"num_attention_heads": heads})
+    sharding.cut(source, model)
+    return model.cut
+
+
+@pytest.mark.parametrize(
+    ("how", "ways", "heads", "expected"),
+    [
+        ("tensor", ["tensor", "pipeline"], 4, "tensor"),
+        ("pipeline", ["tensor", "pipeline"], 4, "pipeline"),
+        ("auto", ["tensor", "pipeline"], 4, "tensor"),
+        ("auto", ["tensor", "pipeline"], 3, "pipeline"),
+        ("auto", ["pipeline"], 4, "pipeline"),
+    ],
+)
+def test_model_is_cut_as_asked(how: str, ways: list[str], heads: int, expected: str) -> None:
+    """Left to itself, a layer is cut where the model and its heads allow that."""
+    assert cut(how, Model(*ways), heads) == expected
+
+
+@pytest.mark.parametrize(
+    ("how", "ways", "heads", "layers", "why"),
+    [
+        ("tensor", ["pipeline"], 4, 4, "mlx-lm cannot cut the layers of this family"),
+        ("tensor", ["tensor", "pipeline"], 3, 4, "its num_attention_heads, 3, cannot be divided by 2 ranks"),
+        ("pipeline", ["tensor"], 4, 4, "mlx-lm has no pipeline for this family"),
+        ("pipeline", ["pipeline"], 4, 5, "its 5 layers cannot be divided by 2 ranks"),
+        ("auto", ["tensor"], 3, 4, "its num_attention_heads, 3, .* and mlx-lm has no pipeline"),
+    ],
+)
+def test_model_that_cannot_be_cut_is_refused(how: str, ways: list[str], heads: int, layers: int, why: str) -> None:
+    """With the reason."""
+    with pytest.raises(SidecarError, match=why) as caught:
+        cut(how, Model(*ways, layers=layers), heads)
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+
+
+def test_ranks_with_other_kinds_of_layers_are_refused() -> None:
+    """A window in one half alone: the ranks would evict at other times."""
+    with pytest.raises(SidecarError, match="layers of different kinds"):
+        cut("pipeline", Model("pipeline"), others=(2**32,))
