@@ -3,7 +3,7 @@ Compare what requests are billed with the memory that they take, and write docs/
 
 `python -m tools.billing_table` runs models of many families with random weights, on the CPU. Their KV is wide and their
 layers are few: so KV and workspaces have the proportions of real models, and no fixed cost hides an error. Peaks are
-those of MLX's own counter, step by step. `--family NAME` measures one family and prints its rows.
+those of MLX's own counter, step by step. `--family NAME` measures one family, prints its cases and writes its row.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import mlx.core as mx
 from daemon.engine.execution.bill import bill
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx import peak
+from daemon.kv.mlx.ahead import Ahead
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import TINY, write_random
 from tests.unit.engine.harness import Harness
@@ -180,16 +181,20 @@ class Bench:
         return Case(length, batch, self.requests([asked(prompt, answer) for prompt in prompts]))
 
     def variants(self, folder: Path, family: str) -> Iterator[Case]:
-        """Yield samples of one prompt, masked answers with many options, and answers with a draft model."""
+        """Yield samples of one prompt, guesses, masked answers with many options, and answers with a draft model."""
         length = SHARED // 2
         prompts = [[7 + (13 * index + 41 * number) % 600 for index in range(length)] for number in range(4)]
         yield self._variant("samples", [asked(prompts[0], samples=4, sampling=pb.Sampling(temperature=1))])
         sampling = pb.Sampling(temperature=1, top_p=0.9, min_p=0.01, frequency_penalty=0.5, seed=1)
         form = pb.ResponseFormat(regex="[a-z ]{200}")
+        if self.guesses:
+            repeated = (prompts[2][:64] * length)[:length]
+            yield self._variant("guesses", [asked(repeated, 64, speculation=pb.SPECULATION_NGRAM)])
         yield self._variant("forms", [asked(prompt, response_format=form, sampling=sampling) for prompt in prompts])
         if family in DRAFTED:
             draft = _written(folder / "draft", family, 8)
-            yield self._variant("drafts", [asked(prompts[1], draft_model=draft, draft_tokens=4)])
+            drafted = {"draft_model": draft, "draft_tokens": 4, "speculation": pb.SPECULATION_AUTO}
+            yield self._variant("drafts", [asked(prompts[1], **drafted)])
 
     def _variant(self, name: str, requests: list[pb.GenerateRequest]) -> Case:
         first = pb.GenerateRequest()  # loads the draft model, so that its weights do not count
@@ -224,6 +229,11 @@ class Bench:
         return phases
 
     @property
+    def guesses(self) -> bool:
+        """Whether a pass of the model over guesses can be taken back."""
+        return self.harness.engine._models.entries()[0].model.ahead is not Ahead.WRONG
+
+    @property
     def _stored(self) -> int:
         """Bytes of cached prefixes, which are billed apart."""
         return self.harness.engine._memory._prefixes.memory_usage()
@@ -242,6 +252,7 @@ class Bench:
 
 def asked(prompt: list[int], answer: int = ANSWER, **fields: Any) -> pb.GenerateRequest:
     """Return a request for an answer of so many tokens."""
+    fields = {"speculation": pb.SPECULATION_OFF, **fields}
     stop = pb.Stop(ignore_eos=True)
     return pb.GenerateRequest(tokens=pb.TokenIds(ids=prompt), max_tokens=answer, stop=stop, **fields)
 
@@ -265,7 +276,7 @@ def measured(family: str) -> Iterator[Case]:
         bench.harness.close()
 
 
-COLUMNS = ("prefill", "decode", "growth", "samples", "forms", "drafts")
+COLUMNS = ("prefill", "decode", "growth", "samples", "guesses", "forms", "drafts")
 
 
 def row(family: str, cases: list[Case]) -> str:
@@ -278,25 +289,28 @@ def row(family: str, cases: list[Case]) -> str:
     return f"| {family} | " + " | ".join(cells) + " |"
 
 
+def write(measured: dict[str, str]) -> None:
+    """Put rows into the page's table, by family; rows of other families of the command stay."""
+    text, _, table = PAGE.read_text("utf-8").partition(MARK)
+    lines = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")} | measured
+    head = f"| family | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}\n"
+    rows = [lines[family] for family in FAMILIES if family in lines]
+    PAGE.write_text(text + MARK + "\n" + head + "\n".join(rows) + "\n", "utf-8")
+
+
 def main() -> None:
-    """Measure, and write the page's table or print rows."""
+    """Measure, print, and write the page's table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--family", choices=FAMILIES)
     chosen = parser.parse_args().family
-    rows = []
     for family in [chosen] if chosen else FAMILIES:
         cases = list(measured(family))
-        rows.append(row(family, cases))
-        print(rows[-1], flush=True)
-        if chosen:
-            for case in cases:
-                for name, one in case.phases.items():
-                    ratios = f"{one.least:.2f} {one.ratio:.2f}"
-                    print(f"{case.length:>6} x {case.batch} {name:8} {ratios} {one.bill:>12,} {one.peak:>12,}")
-    if not chosen:
-        text = PAGE.read_text("utf-8").partition(MARK)[0]
-        head = f"| family | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}\n"
-        PAGE.write_text(text + MARK + "\n" + head + "\n".join(rows) + "\n", "utf-8")
+        print(row(family, cases), flush=True)
+        write({family: row(family, cases)})
+        for case in cases if chosen else ():
+            for name, one in case.phases.items():
+                ratios = f"{one.least:.2f} {one.ratio:.2f}"
+                print(f"{case.length:>6} x {case.batch} {name:8} {ratios} {one.bill:>12,} {one.peak:>12,}")
 
 
 if __name__ == "__main__":

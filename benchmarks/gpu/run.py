@@ -269,12 +269,11 @@ def _described(report: dict[str, object]) -> str:
     return f"{rehearsal}{place}; commit {commit}"
 
 
-def _notes(missing: dict[str, str], cut: dict[str, str], steps: dict[str, Any]) -> list[str]:
+def _notes(missing: dict[str, str], cut: dict[str, str], steps: dict[str, dict[str, Any]]) -> list[str]:
     lines = [f"* left out: {name}: {reason}" for name, reason in missing.items()]
     lines += [f"* cut off: {name}: {reason}" for name, reason in cut.items()]
     for name, one in steps.items():
-        said = one.get("left_out", ()) if isinstance(one, dict) else ()
-        lines += [f"* {name}: {text}" for text in said]
+        lines += [f"* {name}: {text}" for text in one.get("left_out", ())]
     return lines
 
 

@@ -135,8 +135,10 @@ def test_directory_that_cannot_be_used_is_told(start_daemon: Start) -> None:
     killed(daemon)
     assert files(daemon)
     (daemon.folder / "kv").chmod(0o700)
-    with start_daemon().client() as client:
+    daemon = start_daemon()
+    with daemon.client() as client:
         assert ask(client).usage.cached_tokens == 0
+        wait_until(lambda: not files(daemon), "what was invalidated is removed")
 
 
 def test_tier_that_is_turned_off_leaves_nothing(start_daemon: Start) -> None:

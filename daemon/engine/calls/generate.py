@@ -18,11 +18,11 @@ from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of, sampling_of
 from daemon.engine.execution.bill import BilledRow, head_bytes, prompt_bill
-from daemon.engine.execution.request import Request
+from daemon.engine.execution.request import Request, Speculation
 from daemon.engine.execution.sampling import row_vectors
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
-from daemon.engine.execution.speculation import head_of
+from daemon.engine.execution.speculation import guessable, head_of
 from daemon.engine.memory.memory_budget import DECODE_ROOM, scoring_need
 from daemon.engine.prompt.preparation import PreparedRequest, Rendered, prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
@@ -187,7 +187,8 @@ def _refuse_if_never(
 
     masked = prepared.form is not None or prepared.free is not None
     vectors = row_vectors(sampling_of(request, prepared.source), masked=masked, scored=request.HasField("top_logprobs"))
-    fed = 1 if len(models) == 1 else 1 + (request.draft_tokens or DEFAULT_TOKENS)
+    drafted = 0 if len(models) == 1 else request.draft_tokens or DEFAULT_TOKENS
+    fed = 1 + guessable(Speculation(request.speculation or pb.SPECULATION_AUTO), models[0].ahead, drafted)
 
     def need(tokens: int) -> int:
         row = BilledRow(tokens, min(prompt.max_tokens, DECODE_ROOM), vectors, fed, prompt.max_tokens > DECODE_ROOM)

@@ -33,6 +33,7 @@ from daemon.engine.execution.sampling import Sampled, Sampler, arrays, ids, samp
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.execution.speculation import MOST_FED, Guesser
 from daemon.engine.execution.together import check, feed_again, guess
+from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.scheduling.governor import Governor
 from daemon.engine.scheduling.padding import fits
 from daemon.kv.mlx.batch_cache import to_batch, to_single
@@ -186,7 +187,9 @@ class Batch:
         """Copy the KV of rows that stay, layer by layer. The rows that left hold none any more, so it becomes free."""
         if self._thinned:
             self._thinned = False
-            self.rows[0].sequence.loaded.layout.shrink(self._caches)
+            left = [row.sequence.request.max_tokens - len(row.sequence.generated) for row in self.rows]
+            room = 1 + min(max(left), DECODE_ROOM)
+            self.rows[0].sequence.loaded.layout.shrink(self._caches, room)
 
     def caches_of(self, row: Row) -> list[Any]:
         """Return one row's KV as single caches: views of the batch, until they are copied or written to."""

@@ -200,24 +200,41 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
 
     All of them end at the place of the longest. So each has room for that, and for the most that any has left.
     """
+    each = max(1, MOST_FED // len(rows)) if len(rows) > 1 else rows[0].fed
+    most = max(min(row.fed, each) for row in rows)
     held = max(row.held - row.base for row in rows)
-    longest = held + max(row.room for row in rows)
+    # A row without guesses is padded to the row of its pass with the most.
+    longest = held + max(row.room for row in rows) + (most - 1) * (len(rows) > 1)
     grows = any(row.grows or row.held - row.base != held for row in rows)
-    whole = sum(kv_need(model.layout, row.base + longest, 0, 1) for model in models for row in rows)
+    whole = sum(kv_need(model.layout, row.base + longest, 0, most) for model in models for row in rows)
     ends = [_elsewhere(row, row.base + longest) for row in rows]
     kv = whole - sum(model.layout.full_bytes(end) for model in models for end in ends)
     alone = len(rows) == 1 and not grows
     copies = len(rows) * max(model.layout.layer_bytes(longest, reserved=alone) for model in models)
     # At the end of a block, each row's copy of its states exists beside the copy before it.
     states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
-    each = max(1, MOST_FED // len(rows)) if len(rows) > 1 else max(row.fed for row in rows)
-    fed = max(LEAST_FED, sum(min(row.fed, each) for row in rows))
+    fed = max(LEAST_FED, most * len(rows))
     passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
+    # Attention to a prefix that is read together takes a copy of one layer of it, for all rows.
+    passes += max(model.layout.layer_bytes(row.base) if row.base else 0 for model in models for row in rows)
     sampled = sum(row.vectors * min(row.fed, each) for row in rows) * 4 * models[0].vocab_size
     # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens.
     stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, max(row.held for row in rows)) for model in models)
     step = int(GROWN * states + (GROWN if grows else MOVED) * copies) + passes + sampled
+    step += _undone(models, most, longest) * len(rows)
     return Bill(kv, max(step, int(MOVED * stored)))
+
+
+def _undone(models: Rows[LoadedModel], fed: int, tokens: int) -> int:
+    """
+    Return the bytes of what a pass with guesses keeps, to undo it: states and windows as they were before.
+
+    A draft model keeps them for several passes. A model without states takes single tokens out again.
+    """
+    if fed == 1:
+        return 0
+    kept = [model.layout for number, model in enumerate(models) if number or model.layout.states]
+    return sum(layout.undo_bytes(tokens) for layout in kept)
 
 
 def _joining(prompts: Rows[Sequence], batches: Iterable[Rows[Sequence]], width: int) -> int:

@@ -110,12 +110,13 @@ class Guesser:
         if most < 1 or (longest and not self._goes_back_beside_others):
             return []
         label, guesses = self._source.guess(pending, most, known=known)
-        self.last = Check(label, len(guesses), 0) if guesses else None
+        asked = self.apart or self._sequence.request.speculation is not Speculation.AUTO
+        self.last = Check(label, len(guesses), 0, asked) if guesses else None
         return guesses
 
     def cut(self, guesses: list[int], width: int) -> list[int]:
         """Keep no more guesses of the last than a pass shall be wide; all that the request asks for."""
-        if self.last is None or self._sequence.request.speculation is not Speculation.AUTO:
+        if self.last is None or self.last.asked:
             return guesses
         if width:
             self.last = replace(self.last, guessed=min(width, len(guesses)))
@@ -312,10 +313,20 @@ def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:
 
 def most_guesses(sequence: Sequence) -> int:
     """Return how many tokens a pass may check for a sequence."""
-    if sequence.draft is not None:
-        return sequence.draft.count
-    speculation = sequence.request.speculation
+    drafted = 0 if sequence.draft is None else sequence.draft.count
+    return guessable(sequence.request.speculation, sequence.loaded.ahead, drafted)
+
+
+def guessable(speculation: Speculation, ahead: Ahead, drafted: int) -> int:
+    """
+    Return how many tokens a pass may check.
+
+    Args:
+        speculation: What the request asks for.
+        ahead: What its model can.
+        drafted: Tokens that a draft model guesses at a time; 0 without one.
+    """
     if speculation is Speculation.MTP:
         return MOST_OF_HEAD
-    automatic = speculation is Speculation.AUTO and sequence.loaded.ahead in _AUTOMATIC
-    return MOST_GUESSES if automatic or speculation is Speculation.NGRAM else 0
+    automatic = speculation is Speculation.AUTO and ahead in _AUTOMATIC
+    return drafted or (MOST_GUESSES if automatic or speculation is Speculation.NGRAM else 0)

@@ -66,11 +66,13 @@ class Check:
         source: What guessed.
         guessed: Tokens that it guessed.
         accepted: How many of them were right.
+        asked: Whether the request asks for guesses whatever they cost.
     """
 
     source: Source
     guessed: int
     accepted: int
+    asked: bool = False
 
 
 @dataclass(slots=True)
@@ -119,6 +121,7 @@ class Size:
     cost: float = _FIRST_COST
     lost: float = 0.0
     _passes: int = 0
+    _guesses: int = 0
     _spent: float = 0.0
 
     @property
@@ -139,7 +142,7 @@ class Size:
         self.step += weight * (min(seconds, 2 * self.step or seconds) - self.step)
         self._spend(seconds)
 
-    def guessed(self, seconds: float, width: int, plain: float) -> None:
+    def guessed(self, seconds: float, width: int, plain: float, *, asked: bool) -> None:
         """
         Measure a pass with guesses.
 
@@ -147,9 +150,13 @@ class Size:
             seconds: What it took.
             width: Most guesses of a row.
             plain: Seconds that its tokens would have taken without guesses.
+            asked: Whether they were asked for: what they lose is not lost by trying.
         """
+        self._guesses += 1
         cost = min(max((seconds / self.step - 1) / width, 0.0), _LARGEST_COST)
-        self.cost += _WEIGHT * 2 * (cost - self.cost)
+        self.cost += max(_WEIGHT * 2, 1 / (self._guesses + 1)) * (cost - self.cost)
+        if asked:
+            return
         self.lost = max(-_PAID * self.step, self.lost + seconds - plain)
         self._spend(seconds)
 
@@ -175,7 +182,12 @@ class Governor:
     def share(self, rows: int) -> None:
         """Speak of passes that so many rows share, from now on."""
         self._rows = rows
-        self._size = self._sizes.setdefault((rows - 1).bit_length(), Size())
+        number = (rows - 1).bit_length()
+        if number not in self._sizes:
+            # More rows have more products for each guess, and no less.
+            fewer = [size.cost for other, size in self._sizes.items() if other < number]
+            self._sizes[number] = Size(cost=max(fewer, default=_FIRST_COST))
+        self._size = self._sizes[number]
 
     def plain(self, seconds: float) -> None:
         """Measure a pass without a guess, which brought a token of each row."""
@@ -203,7 +215,7 @@ class Governor:
             record = self.records[check.source]
             record.seconds += usual + (seconds - size.step) / len(checks)
             record.plain += usual * (1 + check.accepted)
-        size.guessed(seconds, width, usual * ahead)
+        size.guessed(seconds, width, usual * ahead, asked=any(check.asked for check in checks))
 
     def counted(self, checks: Iterable[Check]) -> None:
         """Count guesses, and which of them were right, without their time."""

@@ -15,7 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from daemon.kv.extent_ledger import Run
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx import checkpoints
-from daemon.kv.mlx.adapters import ADAPTERS, BLOCK_ADAPTERS, STATE_ADAPTERS
+from daemon.kv.mlx.adapters import ADAPTERS, BATCH_ADAPTERS, BLOCK_ADAPTERS, STATE_ADAPTERS
 from daemon.kv.mlx.adapters.base import LayerShape
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.layerwise import forward_layerwise
@@ -131,6 +131,12 @@ class Layout:
             return room * self.bytes_per_token
         return sum(count * shape.live_bytes(room, chunk) for shape, count in self._kinds.items())
 
+    def undo_bytes(self, tokens: int) -> int:
+        """Return the bytes of the states and windows of a sequence with room for `tokens` tokens."""
+        room = capacity_for(tokens)
+        windows = [shape for shape in self.shapes if shape.window is not None]
+        return self.state_bytes + sum(shape.live_bytes(room, 1) for shape in windows)
+
     def full_bytes(self, tokens: int) -> int:
         """Return the bytes of so many tokens in the layers with full attention."""
         return tokens * sum(shape.bytes_per_token for shape in self.shapes if shape.window is None)
@@ -204,13 +210,21 @@ class Layout:
             if adapter := ADAPTERS.get(type(cache)):
                 adapter.compact(cache)
 
-    def shrink(self, caches: Sequence[Any]) -> None:
-        """Let caches, of a sequence or a batch, keep only what decode needs. Evaluated, one layer after the other."""
+    def shrink(self, caches: Sequence[Any], room: int | None = None) -> None:
+        """
+        Let caches, of a sequence or a batch, keep only what decode needs. Evaluated, one layer after the other.
+
+        Args:
+            caches: One for each layer.
+            room: Tokens that may follow, where rows have left: what they had room for is given back.
+        """
         for cache in caches:
             full = [leaf for leaf in leaves([cache]) if not leaf.empty()]
             for leaf in full:
                 if adapter := ADAPTERS.get(type(leaf)):
                     adapter.shrink(leaf)
+                if room is not None and (adapter := adapter or BATCH_ADAPTERS.get(type(leaf))):
+                    adapter.fit(leaf, room)
             mx.eval([leaf.state for leaf in full])
 
     def pack(self, caches: Sequence[Any], group: int, start: int, stop: int) -> Extent:

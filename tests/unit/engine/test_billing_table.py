@@ -12,7 +12,8 @@ import pytest
 from daemon.engine.execution.request import SamplingParams
 from daemon.engine.execution.sampling import Sampler, arrays, row_vectors, sample
 from daemon.kv.mlx import peak
-from tools.billing_table import FAMILIES, Bench, Case, measured
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+from tools.billing_table import FAMILIES, Bench, Case, asked, measured
 
 LEAST, MOST = 0.97, 1.4
 """Bounds of a few short cases. MLX allocates ahead of its computations, so peaks differ by a hundredth or two."""
@@ -33,6 +34,23 @@ def test_bill_covers_each_step_and_not_much_more(bench: Bench) -> None:
     assert set(case.phases) == {"prefill", "decode"}
     assert min(phase.least for phase in case.phases.values()) >= LEAST
     assert case.phases["decode"].ratio <= MOST
+
+
+@pytest.mark.parametrize("bench", ["llama"], indirect=True)
+def test_bill_covers_rows_that_read_a_prefix_together(bench: Bench) -> None:
+    """Each layer's prefix is copied for its attention while they decode."""
+    bench.run(3000, 1)
+    assert min(phase.least for phase in bench.run(3000, 4).phases.values()) >= LEAST
+
+
+@pytest.mark.parametrize("bench", ["llama", "mamba2"], indirect=True)
+def test_bill_covers_passes_that_check_guesses(bench: Bench) -> None:
+    """Logits of several tokens, and the states of before."""
+    ask = asked([7, 8, 9, 10] * 60, 64, speculation=pb.SPECULATION_NGRAM)
+    phases = bench.requests([ask])
+    assert min(phase.least for phase in phases.values()) >= LEAST
+    finished = [event for event in bench.harness.events if event.generate.HasField("finished")]
+    assert sum(count.guessed for count in finished[-1].generate.finished.usage.guesses)
 
 
 @pytest.mark.slow

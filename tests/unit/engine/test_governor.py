@@ -151,6 +151,27 @@ def test_what_a_guess_costs_is_known_for_each_number_of_rows() -> None:
     assert not governor.parked(GOOD)
 
 
+def test_guesses_that_are_asked_for_are_not_paid_by_others() -> None:
+    """What they cost is known, and what they lose is no reason to try less."""
+    governor = Governor()
+    for _ in range(200):
+        governor.plain(STEP)
+    for _ in range(200):
+        governor.guessed(STEP * 5, [Check(BAD, 4, 0, asked=True)], 1)
+    assert governor.parked(BAD)
+    assert governor.count(BAD, MOST_GUESSES) == 1  # a try
+
+
+def test_first_cost_of_more_rows_is_that_of_fewer() -> None:
+    """So that a wide first pass is not made where it cannot gain."""
+    governor = Governor()
+    run(governor, 2000, {GOOD: 0.3}, 1.0, 1)
+    governor.share(4)
+    for _ in range(10):
+        governor.plain(STEP)
+    assert governor.count(GOOD, MOST_GUESSES) == 0
+
+
 def test_pass_is_as_wide_as_gains_most_for_its_rows() -> None:
     governor = Governor()
     run_together(governor, 2000, [1.0, 1.0], 0.2, 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,11 @@ def test_boundary_of_a_row_keeps_no_other_rows() -> None:
     assert boundary[0][0].tolist() == expected
 
 
-def rows_of(harness: Harness, path: str, answers: list[int]) -> list[int]:
+def rows_of(harness: Harness, path: str, answers: list[int], lengths: Sequence[int] = ()) -> list[int]:
     """Begin a request for each answer of so many tokens, and return the calls once all of them decode."""
     calls = []
-    for number, answer in enumerate(answers):
-        ids = [5 + (7 * index + 31 * number) % 700 for index in range(LENGTH)]
+    for number, (answer, length) in enumerate(zip_longest(answers, lengths, fillvalue=LENGTH)):
+        ids = [5 + (7 * index + 31 * number) % 700 for index in range(length)]
         request = pb.GenerateRequest(model=path, tokens=pb.TokenIds(ids=ids), max_tokens=answer)
         request.stop.ignore_eos = True
         calls.append(harness.begin(request))
@@ -98,6 +99,21 @@ def test_last_row_of_a_batch_holds_its_own_kv_alone(wide: tuple[Harness, str, An
     one = kv_need(model.layout, LENGTH, 240, MIN_IDLE_CHUNK)
     assert active() - before <= 1.1 * one
     harness.cancel(calls[3])
+    harness.settle()
+
+
+@pytest.mark.parametrize("rest", [1, 2])
+def test_rows_give_room_of_a_longer_one_back(wide: tuple[Harness, str, Any], rest: int) -> None:
+    """Its row padded them. What remains ends at a whole step again, or it would grow from between two steps."""
+    harness, path, model = wide
+    before = active()
+    calls = rows_of(harness, path, [60, *[100] * rest], [1000, *[650] * rest])
+    assert len(harness.engine._runner._decoders[model.source.key].groups) == 1
+    harness.finish(calls[0])
+    while any(map(harness.decoding, calls[1:])):
+        assert active() - before <= 1.1 * rest * kv_need(model.layout, 650, 100, MIN_IDLE_CHUNK)
+        harness.step()
+        harness.flush()
     harness.settle()
 
 

@@ -78,6 +78,9 @@ class CacheAdapter(ABC):
         """Let a cache keep only what decode needs: no views of a batch's arrays, and no tokens that left a window."""
         self.compact(cache)
 
+    def fit(self, cache: Any, room: int) -> None:  # noqa: B027 # a default, not a gap
+        """Let a cache, of a sequence or a batch, have room for so many more tokens. Does nothing as `reserve` does."""
+
     def can_batch(self, cache: Any) -> bool:
         """Whether mlx-lm can batch this cache."""
         return True

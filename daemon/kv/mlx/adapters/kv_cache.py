@@ -116,6 +116,20 @@ class KVCacheAdapter(BlockAdapter):
         """Copy keys and values if they are views of a larger array."""
         cache.keys, cache.values = mx.contiguous(cache.keys), mx.contiguous(cache.values)
 
+    def fit(self, cache: KVCache | RowsKV, room: int) -> None:
+        """
+        Let a cache end at a whole step of mlx-lm's, with room for so many more tokens.
+
+        A row that remains of a longer one's batch begins within the padding: it has more room than it needs, and ends
+        between two steps. It would grow by 256 tokens from there, beyond what it is billed. Evaluated.
+        """
+        held = cache._idx if isinstance(cache, RowsKV) else cache.offset
+        capacity = -(-(held + room) // RowsKV.step) * RowsKV.step
+        cache.keys = _sized(cache.keys, capacity)
+        mx.eval(cache.keys)  # first, so that one of both exists twice at a time
+        cache.values = _sized(cache.values, capacity)
+        mx.eval(cache.values)
+
     def to_batch(self, cache: KVCache) -> RowsKV:
         """Return a batch of one row that shares the arrays of a cache."""
         batch = RowsKV([0])
@@ -220,6 +234,16 @@ def _right_justified(arrays: Sequence[mx.array | None], kept: Sequence[int], lon
         if array is not None and count:
             rows[index : index + 1, :, longest - count : longest] = array[..., :count, :]
     return rows
+
+
+def _sized(array: mx.array, tokens: int) -> mx.array:
+    """Return an array of shape [rows, heads, tokens, width] with so many tokens, and of no larger one."""
+    missing = tokens - array.shape[2]
+    if not missing:
+        return array
+    if missing > 0:
+        return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)])
+    return mx.contiguous(array[:, :, :tokens])
 
 
 def _alike(keys: mx.array, values: mx.array) -> bool:

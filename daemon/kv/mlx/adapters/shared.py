@@ -60,6 +60,10 @@ class SharedAdapter(BlockAdapter):
         if cache.tail.keys is not None:
             _TAILS.shrink(cache.tail)
 
+    def fit(self, cache: SharedKV | SharedBatchKV, room: int) -> None:
+        """Let the tails have room for so many more tokens."""
+        _TAILS.fit(cache.tail, room)
+
     def to_batch(self, cache: SharedKV) -> SharedBatchKV:
         """Return a batch of one row, which shares the tail's arrays."""
         return SharedBatchKV([cache.prefix], cache.layer, _TAILS.to_batch(cache.tail))
