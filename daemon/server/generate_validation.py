@@ -170,11 +170,11 @@ def _check_speculation(request: pb.GenerateRequest) -> None:
         raise invalid("speculation", f"is {kind}, which is no Speculation")
     if kind == pb.SPECULATION_DRAFT and not request.draft_model:
         raise invalid("speculation", "cannot be DRAFT without draft_model, which names the model that guesses")
-    if kind in (pb.SPECULATION_OFF, pb.SPECULATION_NGRAM) and request.draft_model:
+    if kind in (pb.SPECULATION_OFF, pb.SPECULATION_NGRAM, pb.SPECULATION_MTP) and request.draft_model:
         name = pb.Speculation.Name(kind).removeprefix("SPECULATION_")
         raise invalid("speculation", f"cannot be {name} with draft_model, which asks for its guesses; leave one out")
-    if kind == pb.SPECULATION_MTP:
-        raise invalid("speculation", "cannot be MTP: no model is loaded with heads that predict further tokens")
+    if kind == pb.SPECULATION_MTP and request.samples > 1:
+        raise invalid("speculation", "cannot be MTP for several samples")
 
 
 def _check_sampling(sampling: pb.Sampling) -> None:

@@ -122,7 +122,9 @@ def write_random(path: Path, settings: dict[str, Any], seed: int, dtype: str = "
     return path
 
 
-def marked_model(folder: Path, marks: dict[str, bool], template: str = "") -> Path:
+def marked_model(
+    folder: Path, marks: dict[str, bool], template: str = "", config: dict[str, Any] | None = None
+) -> Path:
     """
     Write a random model that knows marks of reasoning and tool calls.
 
@@ -130,8 +132,9 @@ def marked_model(folder: Path, marks: dict[str, bool], template: str = "") -> Pa
         folder: Where to put it.
         marks: Tokens to add from id 737 on, and whether each is special.
         template: What its chat template adds at the end of a prompt.
+        config: Its configuration; None for that of a tiny Qwen 3.
     """
-    path = write_random(folder / "marked", {**TINY["qwen3"], "vocab_size": 752}, 11)
+    path = write_random(folder / "marked", {**(config or TINY["qwen3"]), "vocab_size": 752}, 11)
     file = path / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}

@@ -82,7 +82,8 @@ class GenerateOptions(TypedDict, total=False):
             Default: none.
         draft_tokens: Tokens that it guesses at a time, 1 to 16. Default 4.
         speculation: What may guess tokens ahead, which changes the speed and not the answer: "auto" (default), "off",
-            "ngram": what followed the same tokens before, "draft", which needs `draft_model`, or "mtp".
+            "ngram": what followed the same tokens before, "draft", which needs `draft_model`, or "mtp": the model's own
+            MTP head, where its checkpoint has one.
         model_defaults: True takes temperature, top_p, top_k, min_p and repetition_penalty from the model's own
             generation_config.json where they are not given. Default False.
         samples: Answers to the prompt, 1 to 16; more than one need a temperature above 0. Default 1.

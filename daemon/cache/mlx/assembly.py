@@ -33,6 +33,7 @@ from mlx_lm.utils import _get_classes, load_adapters, load_config, load_model
 
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.module_size import bounded_modules
+from daemon.cache.mlx.mtp import TakenHead
 from daemon.cache.mlx.weights import Reading
 from daemon.cache.model_files import private_folder
 from daemon.shared.slices import SHORT, Sliced
@@ -47,7 +48,7 @@ Weights = dict[str, mx.array]
 """Arrays by name."""
 
 
-def assembling(source: ModelSource, reading: Reading) -> Sliced[Any]:
+def assembling(source: ModelSource, reading: Reading, head: TakenHead) -> Sliced[Any]:
     """
     Assemble a model's module with its adapter, a piece for each `next`, and return it.
 
@@ -55,17 +56,22 @@ def assembling(source: ModelSource, reading: Reading) -> Sliced[Any]:
     directory with the descriptions that the model's key was made of, and the arrays of `reading`. Its exceptions pass
     through.
 
+    Args:
+        source: The model on disk.
+        reading: Its arrays.
+        head: Takes those of an MTP head.
+
     Raises:
         TooManyModulesError: If the configuration asks for more modules than any model has.
     """
-    model = yield from _base_model(source, reading)
+    model = yield from _base_model(source, reading, head)
     if source.adapter_weights is not None:
         yield SHORT
         model = _with_adapter(model, source, reading)
     return model
 
 
-def _base_model(source: ModelSource, reading: Reading) -> Sliced[Any]:
+def _base_model(source: ModelSource, reading: Reading, head: TakenHead) -> Sliced[Any]:
     """Construct the module, have `load_model` make the rest of it, and assign the weights: a piece each."""
     with _described(source) as folder:
         config = load_config(folder)
@@ -75,6 +81,7 @@ def _base_model(source: ModelSource, reading: Reading) -> Sliced[Any]:
         constructed = model_class(expected_arguments)
     yield SHORT
     weights = reading.model()
+    head.take(source.config, weights)
     assignments: list[Any] = []
 
     def construct(arguments: Any) -> Any:

@@ -38,6 +38,7 @@ from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
 from daemon.cache.mlx.load_errors import load_errors
 from daemon.cache.mlx.module_size import arrays, nbytes
+from daemon.cache.mlx.mtp import NO_HEAD, Head, MtpHead, TakenHead, head_or_reason, tried_head
 from daemon.cache.mlx.shard import WHOLE, Shard
 from daemon.cache.mlx.warm_up import WarmUp, warm_up
 from daemon.cache.mlx.weights import FileDigest, Reading
@@ -102,6 +103,7 @@ class LoadedModel:
         work: The memory that a forward pass takes.
         shares: Whether its sequences can read one copy of a prefix that they have in common.
         warmup_time: Seconds that the warm-up took; 0 if there was none.
+        mtp: Its MTP head; why it has none otherwise.
     """
 
     source: ModelSource
@@ -115,6 +117,7 @@ class LoadedModel:
     work: Workspace = NO_WORK
     shares: bool = False
     warmup_time: float = 0.0
+    mtp: MtpHead | str = NO_HEAD
 
 
 _Slices = Generator[Progress, None, R]
@@ -182,11 +185,12 @@ def load(
     """
     slicer = _Slicer(clock, seconds)
     with closing(Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)) as reading:
-        model, needed, computed = yield from _weighed(source, reading, slicer, shard)
+        model, head, needed, computed = yield from _weighed(source, reading, slicer, shard)
         room()
         yield from _evaluate(source, model, computed, reading, slicer, shard)
         progress = _loading(max(needed, reading.done), source.size_bytes)
         loaded = yield from _tested(source, model, needed, progress, slicer, shard)
+        loaded = replace(loaded, mtp=(yield from slicer.run(tried_head(source, head, model), progress)))
         if warmup_tokens:
             progress = Progress(Stage.WARMING_UP)
             yield progress
@@ -199,23 +203,24 @@ def load(
 
 def _weighed(
     source: ModelSource, reading: Reading, slicer: _Slicer, shard: Shard
-) -> _Slices[tuple[Any, int, list[mx.array]]]:
+) -> _Slices[tuple[Any, Head | str, int, list[mx.array]]]:
     """
     Assemble the module, and report the bytes that it needs.
 
     Returns:
-        The module, these bytes, and those of its arrays that are not read from files.
+        The module, its MTP head or why it has none, these bytes, and those of the arrays that are not read from files.
     """
-    progress = _loading(0, source.size_bytes)
+    progress, taken = _loading(0, source.size_bytes), TakenHead()
     with load_errors(source):
-        model = yield from slicer.run(assembling(source, reading), progress)
+        model = yield from slicer.run(assembling(source, reading, taken), progress)
+        head = head_or_reason(source, taken, whole=shard is WHOLE)
         if shard is not WHOLE:
             shard.cut(source, model)
             reading.forget()
-    everything = arrays(model)
+    everything = arrays(model) + ([] if isinstance(head, str) else arrays(head))
     needed = shard.most(nbytes(everything))
     yield replace(progress, needs=needed)
-    return model, needed, reading.others(everything)
+    return model, head, needed, reading.others(everything)
 
 
 def _evaluate(

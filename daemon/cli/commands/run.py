@@ -65,7 +65,7 @@ _STDIN = Path("-")
 )
 @click.option(
     "--speculation",
-    type=click.Choice(["auto", "off", "ngram", "draft"]),
+    type=click.Choice(["auto", "off", "ngram", "draft", "mtp"]),
     help="What may guess tokens ahead: same answer, other speed.",
 )
 @click.option("--schema", type=click.File(encoding="utf-8"), help="Answer with JSON that this JSON schema allows.")

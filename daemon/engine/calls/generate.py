@@ -17,12 +17,12 @@ from daemon.engine.calls.driver import Call, Services, leased
 from daemon.engine.calls.model_lookup import Found
 from daemon.engine.calls.model_search import searched
 from daemon.engine.calls.options import requests_of, sampling_of
-from daemon.engine.execution.bill import BilledRow, prompt_bill
+from daemon.engine.execution.bill import BilledRow, head_bytes, prompt_bill
 from daemon.engine.execution.request import Request, Speculation
 from daemon.engine.execution.sampling import row_vectors
 from daemon.engine.execution.sequence import Sequence, Times
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
-from daemon.engine.execution.speculation import guessable
+from daemon.engine.execution.speculation import guessable, head_of
 from daemon.engine.memory.memory_budget import DECODE_ROOM, scoring_need
 from daemon.engine.prompt.preparation import PreparedRequest, Rendered, prepare_request, render
 from daemon.engine.prompt.tokenizer import Tokenizer
@@ -76,8 +76,10 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
         assert ticket.lease is not None
         assert record.asked is not None
         _refuse_keep(services, request, ticket.lease.model)
-        if request.speculation == pb.SPECULATION_NGRAM:
+        if request.speculation in (pb.SPECULATION_NGRAM, pb.SPECULATION_MTP):
             check_ahead(ticket.lease.model, "speculation", request.model)
+        if request.speculation == pb.SPECULATION_MTP:
+            _refuse_without_head(request, ticket.lease.model)
         draft: DraftModel | None = None
         if request.draft_model:
             found = partial(read_ahead, services, request, record.drafts, tokens=prepared.prompt.tokens)
@@ -98,6 +100,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
             kv = kv_of(services, request, draft.lease, draft.source)
             kv.in_memory = record.drafts.in_memory
             sequence.draft = DraftKV(kv, request.draft_tokens or DEFAULT_TOKENS)
+        sequence.head = head_of(sequence)
         services.runner.add(sequence)
         held.pop_all()  # the sequence gives the leases back
 
@@ -189,7 +192,8 @@ def _refuse_if_never(
 
     def need(tokens: int) -> int:
         row = BilledRow(tokens, min(prompt.max_tokens, DECODE_ROOM), vectors, fed, prompt.max_tokens > DECODE_ROOM)
-        return prompt_bill(models, row, max(1, request.samples)).total + scores
+        asked = row.held + row.room if request.speculation == pb.SPECULATION_MTP else 0
+        return prompt_bill(models, row, max(1, request.samples)).total + scores + head_bytes(models[0], asked)
 
     services.budget.refuse_if_never(need, len(prompt.tokens), sum(model.nbytes for model in models))
 
@@ -231,6 +235,12 @@ def kv_of(
     mode = request.cache.mode
     writes = mode in (pb.CACHE_MODE_UNSPECIFIED, pb.CACHE_MODE_READ_WRITE)
     return SequenceKV(lease, namespace.digest(), reads=reads(request), writes=writes, keep=seconds(request.cache.keep))
+
+
+def _refuse_without_head(request: pb.GenerateRequest, model: LoadedModel) -> None:
+    """Refuse guesses of an MTP head where there is none."""
+    if isinstance(model.mtp, str):
+        raise invalid("speculation", f"cannot be MTP with {request.model}: {model.mtp}; leave it out")
 
 
 def _refuse_keep(services: Services, request: pb.GenerateRequest, model: LoadedModel) -> None:

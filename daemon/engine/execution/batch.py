@@ -272,7 +272,8 @@ class Batch:
     def _forward_again(self, again: list[int]) -> mx.array:
         """Run the pending token of a single row through the model, and before it what the caches lack."""
         fed = mx.concatenate([mx.array(again), self._fed()])[None]
-        logits: mx.array = self.rows[0].sequence.loaded.model(fed, cache=list(self._caches))
+        sequence = self.rows[0].sequence
+        logits: mx.array = sequence.module(sequence.kv)(fed, cache=list(self._caches))
         return logits[:, -1]
 
     def _feed_again(self) -> None:
@@ -313,5 +314,5 @@ def forward(sequence: Sequence, tokens: mx.array, caches: Iterable[Any]) -> mx.a
     Returns:
         The logits after them, shape [rows, vocab].
     """
-    logits: mx.array = sequence.loaded.model(tokens[:, None], cache=list(caches))
+    logits: mx.array = sequence.module(sequence.kv)(tokens[:, None], cache=list(caches))
     return logits[:, -1]

@@ -130,6 +130,7 @@ def bill(prefilling: Iterable[Sequence], groups: Iterable[Rows[Sequence]], width
     works = [_joining(alike, batches, width) for alike in _by_model(prompts)]
     read = {prefix.memory for sequence in (*prompts, *chain(*batches)) for prefix in _read(sequence)}
     kv = sum(part.kv for part in bills) + sum(memory.nbytes for memory in read)
+    kv += sum(_of_head(sequence) for sequence in (*prompts, *chain(*batches)))
     return Bill(kv, max([0, *works, *(part.work for part in bills)]))
 
 
@@ -166,6 +167,16 @@ def _prompt(sequence: Sequence, width: int) -> Bill:
     # A pass behind a shared prefix builds a layer of prefix and tail as one array.
     work += max(kv.loaded.layout.layer_bytes(_apart(kv)) if _apart(kv) else 0 for kv in sequence.kvs)
     return Bill(kv, work)
+
+
+def head_bytes(model: LoadedModel, tokens: int) -> int:
+    """Return the bytes of the KV of a model's MTP head for so many tokens."""
+    return 0 if isinstance(model.mtp, str) or not tokens else model.mtp.kv_bytes(tokens)
+
+
+def _of_head(sequence: Sequence) -> int:
+    row = _row(sequence)
+    return 0 if sequence.head is None else head_bytes(sequence.loaded, row.held + row.room)
 
 
 def _read(sequence: Sequence) -> set[SharedPrefix]:

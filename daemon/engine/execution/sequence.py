@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -25,6 +26,7 @@ from daemon.engine.execution.events import (
     Timings,
     Usage,
 )
+from daemon.engine.execution.head_kv import HeadKV
 from daemon.engine.execution.pooling import Pooled, trunk
 from daemon.engine.execution.request import Request, Speculation
 from daemon.engine.execution.sequence_kv import DraftKV, SequenceKV
@@ -77,6 +79,7 @@ class Sequence:
         channels: Takes its answer apart; None if all of it is text.
         constraint: Decides which tokens it may sample; None if all.
         draft: KV of the draft model that guesses for it; None without a draft model.
+        head: What the model's MTP head knows of it; None if that does not guess.
         guesses: Tokens that each kind of source guessed for it, and how many of them were right.
         program: The program that called; empty if it is not known.
         generated: Tokens sampled so far.
@@ -98,6 +101,7 @@ class Sequence:
     channels: AnswerParser | None = None
     constraint: Constraint | None = None
     draft: DraftKV | None = None
+    head: HeadKV | None = None
     guesses: dict[int, tuple[int, int]] = field(default_factory=dict)
     pooled: Pooled | None = None
     program: str = ""
@@ -175,6 +179,8 @@ class Sequence:
 
     def module(self, kv: SequenceKV) -> Any:
         """Return what computes one of its KVs: the model, or the part of it that computes hidden states."""
+        if self.head is not None and kv is self.kv:
+            return partial(self.head.compute, kv.held)
         return kv.loaded.model if self.pooled is None else trunk(kv.loaded.model)
 
     def tokens_in(self, kv: SequenceKV) -> list[int]:
@@ -268,6 +274,7 @@ class Sequence:
         """Give KV, prefixes and models back, those of samples that did not begin included; called exactly once."""
         for sample in self.samples:
             sample.release()
+        self.head = None
         for kv in reversed(self.kvs):
             kv.release()
 

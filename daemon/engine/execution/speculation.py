@@ -25,11 +25,13 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from daemon.engine.execution.head_guesses import MOST_OF_HEAD, HeadGuesses
+from daemon.engine.execution.head_kv import HeadKV
 from daemon.engine.execution.request import Speculation
 from daemon.engine.execution.sampling import Sampled, Sampler, draw_likeliest, sample_ahead
 from daemon.engine.execution.sequence import Sequence
 from daemon.engine.scheduling.governor import MOST_GUESSES, Check, Governor, Source
-from daemon.engine.scheduling.ngrams import NgramIndex
+from daemon.engine.scheduling.ngrams import LONG, NgramIndex
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.ahead import Ahead, Undo
 from daemon.kv.mlx.shared_attention import FEW
@@ -40,7 +42,7 @@ _AUTOMATIC = (Ahead.EXACT, Ahead.SHARED)
 MOST_FED = 64
 """Most tokens of a pass that rows share, padding included: with more, it is no longer bound by reading weights."""
 _LONG_MATCH = 8
-"""Tokens of a match from which it counts as a source of its own: its guesses are better."""
+"""Tokens of a match from which it counts as a source of its own, `LONG`: its guesses are better."""
 _ON_REQUEST = 4
 """Tokens guessed where the request asks for guesses and nothing is known of their gain."""
 _INDEXED = 1 << 16
@@ -136,7 +138,7 @@ class Guesser:
         sequence, before = self._sequence, len(self.unfed)
         fed = [*self.unfed, pending, *guesses]
         undo = Undo(caches)
-        logits = sequence.loaded.model(mx.array([fed]), cache=list(caches))[0, before:]
+        logits = sequence.module(sequence.kv)(mx.array([fed]), cache=list(caches))[0, before:]
         about_to_wait()
         drawn = draw_likeliest(logits)
         sampled, sampler = sample_ahead(sampler, logits, guesses, sequence.request.stop_ids, drawn)
@@ -144,6 +146,8 @@ class Guesser:
         known = before + 1 + right
         kept = undo.keep(len(fed), known)
         self.unfed = fed[kept:known]
+        if sequence.head is not None:
+            sequence.head.keep(sequence.kv.held + known)
         sequence.kv.advanced(kept, caches)
         self.found(right)
         return sampled, sampler
@@ -212,7 +216,7 @@ class NgramGuesses:
         if not self._follow():
             return label, []
         length, after = self._index.match()
-        label = Source(Speculation.NGRAM, "long" if length >= _LONG_MATCH else "short")
+        label = Source(Speculation.NGRAM, LONG if length >= _LONG_MATCH else "short")
         count = self._count(label, min(most, MOST_GUESSES)) if length else 0
         if known or not count:
             return label, self._index.following(after, count) if count else []
@@ -287,11 +291,24 @@ class DraftGuesses:
         self._undo = None
 
 
+def head_of(sequence: Sequence) -> HeadKV | None:
+    """Return the view of its model's MTP head on a sequence that has begun nothing; None if that shall not guess."""
+    speculation, loaded = sequence.request.speculation, sequence.loaded
+    automatic = speculation is Speculation.AUTO and loaded.ahead in _AUTOMATIC
+    wanted = speculation is Speculation.MTP or automatic
+    if not wanted or isinstance(loaded.mtp, str) or sequence.samples or sequence.draft is not None:
+        return None
+    return HeadKV(loaded.mtp, sequence.prompt, sequence.generated)
+
+
 def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:
     """Return what guesses for a sequence, by what its request asks for and what its model can; None if nothing."""
     if sequence.draft is not None:
         return Guesser(sequence, DraftGuesses(sequence))
-    return Guesser(sequence, NgramGuesses(sequence, governor)) if most_guesses(sequence) else None
+    ngrams = NgramGuesses(sequence, governor) if sequence.request.speculation is not Speculation.MTP else None
+    if sequence.head is not None:
+        return Guesser(sequence, HeadGuesses(sequence, governor, ngrams))
+    return Guesser(sequence, ngrams) if ngrams is not None and most_guesses(sequence) else None
 
 
 def most_guesses(sequence: Sequence) -> int:
@@ -309,5 +326,7 @@ def guessable(speculation: Speculation, ahead: Ahead, drafted: int) -> int:
         ahead: What its model can.
         drafted: Tokens that a draft model guesses at a time; 0 without one.
     """
+    if speculation is Speculation.MTP:
+        return MOST_OF_HEAD
     automatic = speculation is Speculation.AUTO and ahead in _AUTOMATIC
     return drafted or (MOST_GUESSES if automatic or speculation is Speculation.NGRAM else 0)

@@ -20,6 +20,9 @@ DEPTH = 8
 MOST = 32
 """Tokens to which the length of a match is counted."""
 
+LONG = "long"
+"""The quality of guesses from a long match."""
+
 _BITS = 21
 """Bits of a token id in the key of an n-gram: no vocabulary has two million tokens."""
 

@@ -18,6 +18,7 @@ from mlx_lm.utils import load_model
 
 from daemon.cache.identity import identify
 from daemon.cache.mlx.assembly import assembling
+from daemon.cache.mlx.mtp import TakenHead
 from daemon.cache.mlx.weights import Reading
 from daemon.cache.pace import Pace
 from daemon.shared.slices import Sliced
@@ -59,7 +60,7 @@ def _assembled(path: Path) -> Any:
 def _work(path: Path) -> Sliced[Any]:
     source = identify("model", path)
     with closing(Reading(source, Pace(1 << 30), time.monotonic)) as reading:
-        return (yield from assembling(source, reading))
+        return (yield from assembling(source, reading, TakenHead()))
 
 
 def _stored(path: Path) -> dict[str, mx.array]:

@@ -1,0 +1,56 @@
+"""Guesses of a model's own MTP head, with those of n-grams beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from daemon.engine.execution.request import Speculation
+from daemon.engine.execution.sequence import Sequence
+from daemon.engine.scheduling.governor import Governor, Source
+from daemon.engine.scheduling.ngrams import LONG
+
+if TYPE_CHECKING:
+    from daemon.engine.execution.speculation import Guesses
+
+MOST_OF_HEAD = 4
+"""Tokens that a head guesses at most: it was trained for one, and goes on from its own states."""
+
+
+class HeadGuesses:
+    """
+    Guesses of the model's own MTP head; where it has none to make, or n-grams have a long match, those of n-grams.
+
+    Args:
+        sequence: The request, with a view of the head.
+        governor: Decides how many tokens to guess, unless the request asks for the head's.
+        ngrams: Guesses from n-grams; None if the request asks for the head's.
+    """
+
+    def __init__(self, sequence: Sequence, governor: Governor, ngrams: Guesses | None) -> None:
+        self._sequence = sequence
+        self._governor = governor
+        self._ngrams = ngrams
+
+    def guess(self, pending: Callable[[], int], most: int, *, known: bool) -> tuple[Source, list[int]]:
+        """Guess from a long match; else let the head guess, as far as it has seen all tokens but the pending one."""
+        label, guesses = Source(Speculation.NGRAM), list[int]()
+        if self._ngrams is not None:
+            label, guesses = self._ngrams.guess(pending, most, known=known)
+        if guesses and label.quality == LONG:
+            return label, guesses
+        own = Source(Speculation.MTP)
+        found = self._of_head(own, pending, most, known=known)
+        return (own, found) if found else (label, guesses)
+
+    def checked(self, right: int) -> None:
+        """Nothing has to be taken back: the head has done so, and gets the states of accepted tokens."""
+
+    def _of_head(self, label: Source, pending: Callable[[], int], most: int, *, known: bool) -> list[int]:
+        sequence, head = self._sequence, self._sequence.head
+        most = min(most, MOST_OF_HEAD)
+        count = self._governor.count(label, most) or (most if self._ngrams is None else 0)
+        if head is None or not count or not head.ready(len(sequence.prompt) + len(sequence.generated) - known):
+            return []
+        token = pending()
+        return [] if token in sequence.request.stop_ids else head.guess(token, count, sequence.loaded.vocab_size)
