@@ -193,7 +193,7 @@ class Bench:
         yield self._variant("forms", [asked(prompt, response_format=form, sampling=sampling) for prompt in prompts])
         if family in DRAFTED:
             draft = _written(folder / "draft", family, 8)
-            drafted = {"draft_model": draft, "draft_tokens": 4, "speculation": pb.SPECULATION_AUTO}
+            drafted: dict[str, Any] = {"draft_model": draft, "draft_tokens": 4, "speculation": pb.SPECULATION_AUTO}
             yield self._variant("drafts", [asked(prompts[1], **drafted)])
 
     def _variant(self, name: str, requests: list[pb.GenerateRequest]) -> Case:
