@@ -46,7 +46,8 @@ def test_bill_covers_rows_that_read_a_prefix_together(bench: Bench) -> None:
 @pytest.mark.parametrize("bench", ["llama", "mamba2"], indirect=True)
 def test_bill_covers_passes_that_check_guesses(bench: Bench) -> None:
     """Logits of several tokens, and the states of before."""
-    ask = asked([7, 8, 9, 10] * 60, 64, speculation=pb.SPECULATION_NGRAM)
+    repeats = pb.Sampling(logit_bias={7: 100})
+    ask = asked([7] * 240, 64, speculation=pb.SPECULATION_NGRAM, sampling=repeats)
     phases = bench.requests([ask])
     assert min(phase.least for phase in phases.values()) >= LEAST
     finished = [event for event in bench.harness.events if event.generate.HasField("finished")]
