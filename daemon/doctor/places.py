@@ -72,8 +72,10 @@ def prefixes(folder: Path, wanted: int | None) -> Finding:
     about = place.lstat()
     if not stat.S_ISDIR(about.st_mode) or not os.access(place, os.W_OK | os.X_OK):
         return warning(check, f"{place} is no directory that can be written to", "mend it, or set kv_disk_dir")
-    if place == folder and (about.st_uid != os.geteuid() or _mode(folder) & 0o077):
-        return warning(check, f"{folder} is another user's, or open to others", f"chown and chmod 700 {folder}")
+    if place == folder and about.st_uid != os.geteuid():
+        return warning(check, f"{folder} is another user's", "set kv_disk_dir to a directory of your own")
+    if place == folder and _mode(folder) & 0o077:
+        return warning(check, f"{folder} is open to other users", f"chmod 700 {folder}")
     used = sum(piece.lstat().st_size for piece in folder.glob("*" + SUFFIX))
     disk = os.statvfs(place)
     space = Space(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize)
