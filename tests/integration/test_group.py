@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from mlx_sidecar import Client, EngineRestarted, InvalidArgument, ModelNotFound, ModelUnsupported
+from mlx_sidecar import Client, EngineRestarted, InvalidArgument, ModelCorrupt, ModelNotFound, ModelUnsupported
 from tests.support.daemons import wait_until
 from tests.support.groups import RunningGroup
 from tests.support.models import copy_of_embedded, random_model, write_random
@@ -255,6 +255,26 @@ def test_model_that_a_rank_lacks_is_refused(client: Client, lacking: str) -> Non
     with pytest.raises(ModelNotFound, match=r"rank 1 .*model_roots"):
         client.complete(lacking, PROMPT, max_tokens=1)
     assert client.stats().group.state == "ready"
+
+
+def test_load_that_one_rank_fails_fails_on_all(model: str) -> None:
+    """Whichever rank it is, the error is its own and none waits for another: the group loads the model next."""
+    folder = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
+    group = RunningGroup.start(
+        folder, failpoints="load.slice=raise@1", test_failpoints="load.slice=raise@2", group_models=f"{model}=tensor"
+    )
+    try:
+        with group.front.client() as client:
+            group.ready(client)
+            for words in ("^rank 1: .*large cannot be loaded", "^/.*large cannot be loaded"):
+                with pytest.raises(ModelCorrupt, match=words):
+                    client.load(model)
+            client.load(model)
+            assert client.stats().group.restarts == 0
+        group.stop()
+    finally:
+        group.kill()
+        shutil.rmtree(folder)
 
 
 def test_commands_show_the_machines(client: Client, group: RunningGroup) -> None:

@@ -22,9 +22,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 import structlog
@@ -207,8 +207,8 @@ def _weighed(
         The module, these bytes, and those of its arrays that are not read from files.
     """
     progress = _loading(0, source.size_bytes)
+    model = yield from _in_step(slicer.run(assembling(source, reading), progress), source, shard)
     with load_errors(source):
-        model = yield from slicer.run(assembling(source, reading), progress)
         if shard is not WHOLE:
             shard.cut(source, model)
             reading.forget()
@@ -216,6 +216,23 @@ def _weighed(
     needed = shard.most(nbytes(everything))
     yield replace(progress, needs=needed)
     return model, needed, reading.others(everything)
+
+
+def _in_step(work: _Slices[R], source: ModelSource, shard: Shard) -> _Slices[R]:
+    """Do slices in which the ranks do not meet, so that one that fails alone leaves no other behind."""
+
+    def piece() -> tuple[Progress | None, R | None]:
+        try:
+            return next(work), None
+        except StopIteration as end:
+            return None, end.value
+
+    with closing(work):
+        while True:
+            progress, result = shard.together(source, piece)
+            if progress is None:
+                return cast("R", result)
+            yield progress
 
 
 def _evaluate(
@@ -233,11 +250,16 @@ def _evaluate(
         while shard.most(len(computed)):  # each rank has as many slices as the one with the most
             piece = _piece(computed, pace.nbytes)
             size = shard.most(nbytes(piece))
-            failpoint("load.slice")
             began = slicer.clock()
-            mx.eval(piece)
+            shard.together(source, partial(_read, piece))
             pace.measured(size, slicer.clock() - began)
             yield _loading(reading.done, source.size_bytes)
+
+
+def _read(piece: list[mx.array]) -> None:
+    """Evaluate arrays that no other rank takes part in."""
+    failpoint("load.slice")
+    mx.eval(piece)
 
 
 def _piece(computed: list[mx.array], most: int) -> list[mx.array]:
