@@ -74,7 +74,7 @@ def prefixes(folder: Path, wanted: int | None) -> Finding:
         return warning(check, f"{place} is no directory that can be written to", "mend it, or set kv_disk_dir")
     if place == folder and (about.st_uid != os.geteuid() or _mode(folder) & 0o077):
         return warning(check, f"{folder} is another user's, or open to others", f"chown and chmod 700 {folder}")
-    used = sum(piece.lstat().st_size for piece in folder.glob("*" + SUFFIX))
+    used = sum(map(_size, folder.glob("*" + SUFFIX)))
     disk = os.statvfs(place)
     space = Space(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize)
     most = budget(wanted, used, space)
@@ -82,6 +82,13 @@ def prefixes(folder: Path, wanted: int | None) -> Finding:
     if most <= used and space.free < space.total // RESERVE:
         return warning(check, f"{found}, less than a tenth: nothing is written", "make room on the disk")
     return ok(check, found)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:  # the daemon has removed it meanwhile
+        return 0
 
 
 def _mode(path: Path) -> int:
