@@ -11,6 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.load_errors import load_errors
+from daemon.engine.group.digest import RANK
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failures import error_of, failure_of
 from daemon.shared.group_values import PIPELINE, TENSOR
@@ -89,6 +90,7 @@ class Sharding:
         if error is not None:
             failure = failure_of(error)
             failure.message = f"rank {rank}: {error.message}" if rank else error.message
+            failure.metadata[RANK] = str(rank)
             body = failure.SerializeToString()
         body = body.ljust(self.most(len(body)), b"\0")
         shown: Any = mx.distributed.all_max(mx.array(list(body), mx.int32), group=self._group)
