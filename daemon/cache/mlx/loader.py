@@ -24,7 +24,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import structlog
@@ -51,7 +51,7 @@ from daemon.kv.mlx.shared_self_test import proving_shared
 from daemon.kv.mlx.workspace import NO_WORK, Workspace, measuring
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
-from daemon.shared.slices import Sliced
+from daemon.shared.slices import SHORT, Sliced
 
 R = TypeVar("R")
 
@@ -207,7 +207,7 @@ def _weighed(
         The module, these bytes, and those of its arrays that are not read from files.
     """
     progress = _loading(0, source.size_bytes)
-    model = yield from _in_step(slicer.run(assembling(source, reading), progress), source, shard)
+    model = yield from slicer.run(_in_step(assembling(source, reading), source, shard), progress)
     with load_errors(source):
         if shard is not WHOLE:
             shard.cut(source, model)
@@ -218,21 +218,23 @@ def _weighed(
     return model, needed, reading.others(everything)
 
 
-def _in_step(work: _Slices[R], source: ModelSource, shard: Shard) -> _Slices[R]:
-    """Do slices in which the ranks do not meet, so that one that fails alone leaves no other behind."""
+def _in_step(work: Sliced[R], source: ModelSource, shard: Shard) -> Sliced[R]:
+    """Do pieces of work in which the ranks do not meet, so that a rank that fails alone leaves no other waiting."""
+    ended: list[R] = []
 
-    def piece() -> tuple[Progress | None, R | None]:
+    def piece() -> bool:
         try:
-            return next(work), None
+            return next(work)
         except StopIteration as end:
-            return None, end.value
+            ended.append(end.value)
+            return SHORT
 
     with closing(work):
-        while True:
-            progress, result = shard.together(source, piece)
-            if progress is None:
-                return cast("R", result)
-            yield progress
+        while not ended:
+            kind = shard.together(source, piece)
+            if not ended:
+                yield kind
+    return ended[0]
 
 
 def _evaluate(
