@@ -76,7 +76,7 @@ def prefixes(folder: Path, wanted: int | None) -> Finding:
         return warning(check, f"{folder} is another user's", "set kv_disk_dir to a directory of your own")
     if place == folder and _mode(folder) & 0o077:
         return warning(check, f"{folder} is open to other users", f"chmod 700 {folder}")
-    used = sum(piece.lstat().st_size for piece in folder.glob("*" + SUFFIX))
+    used = sum(map(_size, folder.glob("*" + SUFFIX)))
     disk = os.statvfs(place)
     space = Space(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize)
     most = budget(wanted, used, space)
@@ -84,6 +84,13 @@ def prefixes(folder: Path, wanted: int | None) -> Finding:
     if most <= used and space.free < space.total // RESERVE:
         return warning(check, f"{found}, less than a tenth: nothing is written", "make room on the disk")
     return ok(check, found)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:  # the daemon has removed it meanwhile
+        return 0
 
 
 def _mode(path: Path) -> int:

@@ -63,10 +63,10 @@ class _Once(MetaPathFinder, Loader):
             setattr(module, FUNCTION, functools.cache(scan))
 
 
-def _opened(path: str, **how: Any) -> Any:
-    """Open a file; one that exports nothing for the engine is empty."""
-    name = path.rpartition("/")[2]
-    return io.StringIO() if name.startswith(_UNUSED) and not name.endswith(_TABLES) else open(path, **how)
+def _opened(path: Any, *how: Any, **named: Any) -> Any:
+    """Open a file as `open` does; one that exports nothing for the engine is empty."""
+    name = str(path).rpartition("/")[2]
+    return io.StringIO() if name.startswith(_UNUSED) and not name.endswith(_TABLES) else open(path, *how, **named)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Keeps parts of libraries that the door never uses out of its process: they would
 Libraries import them for what a daemon without a port, a terminal and TLS has no use for. `keep_out` has to run first.
 
     rich           structlog's tracebacks on a console
-    _hashlib       OpenSSL's digests; hashlib has the same ones of Python's own
+    _hashlib       OpenSSL's digests; hashlib has the same ones of Python's own, but for a few builds
     uvicorn.main   uvicorn's command line, with click and the supervision of several processes
     ssl            TLS: asyncio does without; uvicorn takes two numbers of it, as defaults of options
 """
@@ -15,6 +15,8 @@ import sys
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+
+from daemon.shared.kept_out import unused_digests
 
 
 class StandIn(ModuleType):
@@ -42,7 +44,7 @@ class StandIn(ModuleType):
 def keep_out() -> None:
     """Keep the modules of the table out of this process."""
     absent: dict[str, Any] = sys.modules
-    absent["rich"] = absent["_hashlib"] = absent["ssl"] = None
+    absent |= dict.fromkeys(("rich", "ssl", *unused_digests()))
     import asyncio  # noqa: F401 - sees that there is no TLS
 
     sys.modules["ssl"] = StandIn("ssl", PROTOCOL_TLS_SERVER=16, CERT_NONE=0)

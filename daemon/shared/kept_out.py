@@ -5,7 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
+
+
+def unused_digests() -> tuple[str, ...]:
+    """Return OpenSSL's digests, as a module to keep out, where this Python has its own. Fedora's has not."""
+    return ("_hashlib",) if all(map(find_spec, ("_md5", "_sha1", "_sha3"))) else ()
 
 
 @contextmanager

@@ -67,6 +67,7 @@ def test_prefix_outlives_a_killed_daemon(start_daemon: Start) -> None:
     assert "none damaged" in cache(daemon, "verify").stdout
     daemon = start_daemon()
     with daemon.client() as client:
+        wait_until(lambda: client.stats().prefix_cache.disk_blocks > 0, "the directory is open")
         warm = ask(client)
         cold = client.complete("embedded", TEXT, max_tokens=8, cache_mode="bypass")
         assert warm.text == cold.text

@@ -8,12 +8,16 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from benchmarks.gpu import pack, pieces, run
 
-PIECE = 1 << 20
+PIECE = 1 << 14
+HERE = str(Path(__file__).relative_to(pack.ROOT))
+PACKED = (HERE, "benchmarks/gpu/pack.py", "benchmarks/gpu/run.py", "pyproject.toml")
+"""Files that stand for the whole checkout, which may have come here without git."""
 LIBRARY = "mlx_cuda_13-1.0-py3-none-manylinux_2_35_x86_64.whl"
 WANTED = ("mlx-cuda-13==1.0", "traveller==2.0")
 
@@ -42,10 +46,11 @@ def _index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(name="packed", scope="module")
 def _packed(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of pieces of two wheels and this checkout."""
+    """Return a folder of pieces of two wheels and some files of this checkout."""
     pytest.importorskip("pip")
     folder = tmp_path_factory.mktemp("packed")
-    pack.pack(folder, WANTED, PIECE, index)
+    with mock.patch.object(pack, "tracked", return_value=PACKED):
+        pack.pack(folder, WANTED, PIECE, index)
     return folder
 
 
@@ -67,8 +72,19 @@ def test_package_is_joined_in_another_folder(moved: Path, tmp_path: Path) -> Non
     told = pieces.unpack(moved, tmp_path / "there")
     assert told["wheels"].keys() == {LIBRARY, "traveller-2.0-py3-none-any.whl"}
     assert {path.name for path in (tmp_path / "there" / "wheels").iterdir()} == told["wheels"].keys()
-    here = Path(__file__).relative_to(pack.ROOT)
-    assert (tmp_path / "there" / "project" / here).read_bytes() == Path(__file__).read_bytes()
+    assert (tmp_path / "there" / "project" / HERE).read_bytes() == Path(__file__).read_bytes()
+
+
+def test_files_that_git_tracks_are_packed(tmp_path: Path) -> None:
+    """As they are now; without git the error says what to do."""
+    for name in ("added", "removed", "other"):
+        (tmp_path / name).touch()
+    for command in (["init", "--quiet"], ["add", "added", "removed"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    (tmp_path / "removed").unlink()
+    assert pack.tracked(tmp_path) == ["added"]
+    with pytest.raises(pack.PackError, match="pack from a checkout"):
+        pack.tracked(tmp_path / "none")
 
 
 def test_package_is_unpacked_once(moved: Path, tmp_path: Path) -> None:

@@ -51,15 +51,26 @@ class RunningGroup:
     others: list[RunningDaemon]
 
     @classmethod
-    def start(cls, folder: Path, ranks: int = 2, roots: str = "", **settings: str) -> RunningGroup:
-        """Start a group below a short folder; `roots` are model roots of the others, `settings` keys of the daemon."""
+    def start(
+        cls, folder: Path, ranks: int = 2, roots: str = "", failpoints: str = "", **settings: str
+    ) -> RunningGroup:
+        """
+        Start a group.
+
+        Args:
+            folder: A folder of its own, with a short path.
+            ranks: How many.
+            roots: Model roots of the others.
+            failpoints: Those of the others.
+            settings: Keys of the daemon.
+        """
         key = write_key(folder / "key")
         others = []
         for rank in range(1, ranks):
             home = folder / str(rank)
             home.mkdir()
             # Port 0: the system chooses one that is free, and the log tells which.
-            others.append(join(home, "127.0.0.1:0", key, model_roots=roots))
+            others.append(join(home, "127.0.0.1:0", key, model_roots=roots, test_failpoints=failpoints))
         addresses = [address_of(other) for other in others]
         home = folder / "0"
         home.mkdir()

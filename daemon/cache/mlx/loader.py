@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +52,7 @@ from daemon.kv.mlx.shared_self_test import proving_shared
 from daemon.kv.mlx.workspace import NO_WORK, Workspace, measuring
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failpoints import failpoint
-from daemon.shared.slices import Sliced
+from daemon.shared.slices import SHORT, Sliced
 
 R = TypeVar("R")
 
@@ -211,8 +211,8 @@ def _weighed(
         The module, its MTP head or why it has none, these bytes, and those of the arrays that are not read from files.
     """
     progress, taken = _loading(0, source.size_bytes), TakenHead()
+    model = yield from slicer.run(_in_step(assembling(source, reading, taken), source, shard), progress)
     with load_errors(source):
-        model = yield from slicer.run(assembling(source, reading, taken), progress)
         head = head_or_reason(source, taken, whole=shard is WHOLE)
         if shard is not WHOLE:
             shard.cut(source, model)
@@ -221,6 +221,25 @@ def _weighed(
     needed = shard.most(nbytes(everything))
     yield replace(progress, needs=needed)
     return model, head, needed, reading.others(everything)
+
+
+def _in_step(work: Sliced[R], source: ModelSource, shard: Shard) -> Sliced[R]:
+    """Do pieces of work in which the ranks do not meet, so that a rank that fails alone leaves no other waiting."""
+    ended: list[R] = []
+
+    def piece() -> bool:
+        try:
+            return next(work)
+        except StopIteration as end:
+            ended.append(end.value)
+            return SHORT
+
+    with closing(work):
+        while not ended:
+            kind = shard.together(source, piece)
+            if not ended:
+                yield kind
+    return ended[0]
 
 
 def _evaluate(
@@ -238,11 +257,16 @@ def _evaluate(
         while shard.most(len(computed)):  # each rank has as many slices as the one with the most
             piece = _piece(computed, pace.nbytes)
             size = shard.most(nbytes(piece))
-            failpoint("load.slice")
             began = slicer.clock()
-            mx.eval(piece)
+            shard.together(source, partial(_read, piece))
             pace.measured(size, slicer.clock() - began)
             yield _loading(reading.done, source.size_bytes)
+
+
+def _read(piece: list[mx.array]) -> None:
+    """Evaluate arrays that no other rank takes part in."""
+    failpoint("load.slice")
+    mx.eval(piece)
 
 
 def _piece(computed: list[mx.array], most: int) -> list[mx.array]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from daemon.cache.identity import ModelSource
+from daemon.cache.mlx.load_errors import load_errors
+
+T = TypeVar("T")
 
 
 class Shard(Protocol):
@@ -20,6 +24,14 @@ class Shard(Protocol):
 
     def most(self, value: int) -> int:
         """Return the largest value of all ranks, which ask at the same place."""
+
+    def together(self, source: ModelSource, work: Callable[[], T]) -> T:
+        """
+        Do what each rank does by itself, and return this rank's result. What fails on one rank fails on all.
+
+        Raises:
+            SidecarError: That of the first rank that failed; see `load_errors`.
+        """
 
     def alike(self, source: ModelSource, layout: str) -> None:
         """
@@ -39,6 +51,11 @@ class _Whole:
     def most(self, value: int) -> int:
         """Return the value: there is no other."""
         return value
+
+    def together(self, source: ModelSource, work: Callable[[], T]) -> T:
+        """Do the work."""
+        with load_errors(source):
+            return work()
 
     def alike(self, source: ModelSource, layout: str) -> None:
         """Accept any: there is no other."""

@@ -10,7 +10,7 @@ from daemon.cli.flags import config_flags, resolve
 from daemon.cli.output.formatting import examples
 from daemon.cli.session import Session, pass_session
 from daemon.shared.distributions import mismatch
-from daemon.shared.kept_out import kept_out
+from daemon.shared.kept_out import kept_out, unused_digests
 
 
 @click.command(
@@ -29,7 +29,7 @@ def command(session: Session, /, **flags: object) -> None:
         raise click.ClickException(f"{problem}.")
     config = resolve(session.socket_flag, flags).config
     # TLS, digests of OpenSSL and tracebacks on a console: a daemon has no use for them.
-    with kept_out("ssl", "_hashlib", "rich"):
+    with kept_out("ssl", "rich", *unused_digests()):
         from daemon.server.group.joiner import run  # after the configuration, which is refused without these imports
 
     sys.exit(run(config))

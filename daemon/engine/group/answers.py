@@ -17,6 +17,7 @@ from itertools import count
 from daemon.cache.identity import ModelSource
 from daemon.engine.background.answers import Act, Answers, Fail
 from daemon.engine.group.connection import Connection
+from daemon.engine.group.digest import RANK
 from daemon.engine.prompt.embedding import PreparedTexts
 from daemon.engine.prompt.preparation import PreparedRequest
 from daemon.shared.errors import Reason, SidecarError
@@ -122,6 +123,7 @@ class FirstAnswers(RankAnswers):
         for rank, outcome in sorted(reports.items()):
             if outcome.HasField("failure"):
                 verdict = ipc.GroupOutcome(ticket=ticket, failure=outcome.failure)
+                verdict.failure.metadata[RANK] = str(rank)
                 if rank:
                     verdict.failure.message = f"{self._others[rank - 1].name}: {outcome.failure.message}"
                 return verdict
@@ -135,7 +137,7 @@ def _differs(name: str, rank: int) -> SidecarError:
     return SidecarError(
         Reason.MODEL_CORRUPT,
         f"{name} has other files of this model than rank 0; fetch the same revision on each machine",
-        metadata={"rank": str(rank)},
+        metadata={RANK: str(rank)},
     )
 
 

@@ -9,6 +9,10 @@ from daemon.engine.outbox import Wire
 from daemon.shared.errors import Reason
 from daemon.v1 import ipc_pb2 as ipc
 
+RANK = "rank"
+"""Key of an error's metadata: which rank it occurred on, if all ranks have heard of it and act on it."""
+_OF_ONE_MACHINE = (Reason.MACHINE_EXHAUSTED, Reason.MACHINE_FAULT)
+
 
 class NoWire(Wire):
     """The wire of a rank that answers no calls."""
@@ -48,9 +52,12 @@ class DigestingWire(Wire):
         return self._wire.behind
 
     def send(self, event: ipc.Event) -> None:
-        """Add an event up, and pass it on. An error that is not expected ends the rank: the others have none of it."""
-        if event.failure.reason == Reason.INTERNAL:
+        """Add an event up, and pass it on. An error that the others do not have ends this rank: they wait for it."""
+        failure = event.failure
+        if failure.reason == Reason.INTERNAL:
             self._give_up("an unexpected error occurred in this rank; its log has it")
+        if failure.reason in _OF_ONE_MACHINE and RANK not in failure.metadata:
+            self._give_up(f"this rank's machine failed: {failure.message}")
         self.digest = crc32(_decided(event), self.digest)
         self._wire.send(event)
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 from zlib import crc32
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from daemon.cache.identity import ModelSource
+from daemon.cache.mlx.load_errors import load_errors
+from daemon.engine.group.digest import RANK
 from daemon.shared.errors import Reason, SidecarError
+from daemon.shared.failures import error_of, failure_of
 from daemon.shared.group_values import PIPELINE, TENSOR
 from daemon.shared.readings import about_to_wait
+from daemon.v1 import ipc_pb2 as ipc
+
+T = TypeVar("T")
 
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 
@@ -59,6 +65,36 @@ class Sharding:
         about_to_wait()
         largest: Any = mx.distributed.all_max(mx.array(value, mx.int64), group=self._group)
         return int(largest.item())
+
+    def together(self, source: ModelSource, work: Callable[[], T]) -> T:
+        """
+        Do what each rank does by itself, and return this rank's result. The ranks meet afterwards.
+
+        Raises:
+            SidecarError: On all ranks, that of the first rank that failed.
+        """
+        failed: SidecarError | None = None
+        try:
+            with load_errors(source):
+                result = work()
+        except SidecarError as error:
+            failed = error
+        if first := self.most(0 if failed is None else self._group.size() - self._group.rank()):
+            rank = self._group.size() - first
+            raise self._shown(failed if rank == self._group.rank() else None, rank)
+        return result
+
+    def _shown(self, error: SidecarError | None, rank: int) -> SidecarError:
+        """Return the error of a rank, which shows it to the others."""
+        body = b""
+        if error is not None:
+            failure = failure_of(error)
+            failure.message = f"rank {rank}: {error.message}" if rank else error.message
+            failure.metadata[RANK] = str(rank)
+            body = failure.SerializeToString()
+        body = body.ljust(self.most(len(body)), b"\0")
+        shown: Any = mx.distributed.all_max(mx.array(list(body), mx.int32), group=self._group)
+        return error_of(ipc.Failure.FromString(bytes(shown.tolist())))
 
     def alike(self, source: ModelSource, layout: str) -> None:
         """

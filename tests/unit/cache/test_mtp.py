@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from copy import deepcopy
 from pathlib import Path
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from mlx_lm.utils import _get_classes
 
-from daemon.cache.identity import ModelSource, identify
+from daemon.cache.identity import identify
 from daemon.cache.mlx.loader import load
 from daemon.cache.mlx.module_size import arrays as arrays_of
 from daemon.cache.mlx.module_size import nbytes
 from daemon.cache.mlx.mtp import NO_HEAD, MtpHead, TakenHead, Unbuilt, trying_head
+from daemon.cache.mlx.shard import WHOLE
 from tests.support.heads import CONFIGS, head_arrays, model_with_head
 from tests.support.models import TINY
 from tests.unit.cache.loads import run, start
@@ -283,23 +285,10 @@ def test_head_is_not_used_with_an_adapter(tmp_path: Path) -> None:
     assert plain.nbytes - adapted.nbytes == nbytes(arrays_of(plain.model.mtp.head)) - 4 * 256
 
 
-class Alone:
-    """The load of one of several parts, which is the whole."""
-
-    def cut(self, source: ModelSource, model: Any) -> None:
-        """Leave all of it."""
-
-    def most(self, value: int) -> int:
-        """Return the value."""
-        return value
-
-    def alike(self, source: ModelSource, layout: str) -> None:
-        """Accept it."""
-
-
 def test_head_is_not_used_by_a_model_of_several_machines(tmp_path: Path) -> None:
     path = model_with_head(tmp_path, "mimo")
-    steps = load(identify("part", path, None), 0, lambda: 0.0, shard=Alone())
+    part = copy.copy(WHOLE)  # one of several parts, which is the whole
+    steps = load(identify("part", path, None), 0, lambda: 0.0, shard=part)
     assert run(steps)[1].model.mtp == "a model of several machines uses no MTP head"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from daemon.cache.identity import ModelKey, ModelSource
@@ -77,3 +79,20 @@ def test_ranks_with_other_kinds_of_layers_are_refused() -> None:
     """A window in one half alone: the ranks would evict at other times."""
     with pytest.raises(SidecarError, match="layers of different kinds"):
         cut("pipeline", Model("pipeline"), others=(2**32,))
+
+
+def full() -> None:
+    """Fail as a full disk does."""
+    raise OSError(errno.ENOSPC, "full")
+
+
+def test_error_of_a_rank_is_raised_as_all_ranks_see_it() -> None:
+    """With its reason and its rank; a result is this rank's own."""
+    source = ModelSource(ModelKey(""), "m", Path("/m"), 1, {})
+    sharding = Sharding(mx.distributed.init(), {})  # a group of one
+    assert sharding.together(source, lambda: "a part") == "a part"
+    with pytest.raises(SidecarError, match="m cannot be loaded: No space left on device") as caught:
+        sharding.together(source, full)
+    assert caught.value.reason is Reason.MACHINE_EXHAUSTED
+    assert caught.value.metadata["rank"] == "0"
+    assert caught.value.retry_after

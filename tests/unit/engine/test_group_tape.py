@@ -277,3 +277,21 @@ def test_reason_of_the_other_side_is_passed_on(pair: Pair) -> None:
     with pytest.raises(FrameError):
         pair[0].receive()
     assert pair[2] == ["a rank ended: its memory is full"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "rank", "ends"),
+    [
+        (Reason.INTERNAL, "", True),
+        (Reason.MACHINE_EXHAUSTED, "", True),
+        (Reason.MACHINE_FAULT, "", True),
+        (Reason.MACHINE_FAULT, "1", False),
+        (Reason.MODEL_CORRUPT, "", False),
+    ],
+)
+def test_error_that_one_rank_alone_has_ends_it(reason: Reason, rank: str, ends: bool) -> None:
+    """The others wait for its part of a pass, and would for minutes. What all ranks have heard of is harmless."""
+    ended: list[str] = []
+    failure = ipc.Failure(reason=reason, message="no memory", metadata={"rank": rank} if rank else {})
+    DigestingWire(NoWire(), ended.append).send(ipc.Event(call_id=1, failure=failure))
+    assert bool(ended) == ends

@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from daemon.shared.kept_out import kept_out
+from daemon.shared import kept_out as module
+from daemon.shared.kept_out import kept_out, unused_digests
+from tests.support.daemons import environment
 
 REFUSED = """
 import json, sys
@@ -40,33 +43,34 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
-def modules(program: str, *args: str) -> set[str]:
-    """Return the modules that a process of the daemon has imported at its start."""
+def modules(folder: Path, program: str, *args: str) -> set[str]:
+    """Return the modules that a process of the daemon has imported at its start; its files are in a folder."""
     command = [sys.executable, "-P", "-c", program, *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    environ = environment(folder)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=300)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize(
     "args", [["serve", "--group-models", "org/name=auto"], ["join", "--group-listen", ""]], ids=["serve", "join"]
 )
-def test_parent_starts_without_what_it_never_uses(args: list[str]) -> None:
+def test_parent_starts_without_what_it_never_uses(tmp_path: Path, args: list[str]) -> None:
     """TLS and OpenSSL, console tracebacks, and all that is the engine's. The number grows if a library's does."""
-    started = modules(REFUSED, *args)
+    started = modules(tmp_path, REFUSED, *args)
     assert not started & {"ssl", "_ssl", "_hashlib", "rich", "pygments", "attr", "multiprocessing", "mlx", "numpy"}
     assert len(started) < 460, len(started)
 
 
-def test_engine_starts_without_what_it_never_uses() -> None:
+def test_engine_starts_without_what_it_never_uses(tmp_path: Path) -> None:
     """No images, no console tracebacks, and no parts of the parent."""
-    started = modules(ENGINE)
+    started = modules(tmp_path, ENGINE)
     assert not started & {"PIL", "rich", "pygments", "attr", "torch", "grpc", "click", "daemon.server"}
     assert len(started) < 1040, len(started)
 
 
-def test_template_worker_starts_with_few_modules() -> None:
+def test_template_worker_starts_with_few_modules(tmp_path: Path) -> None:
     """There can be three of them, and the first request of a chat waits for one."""
-    started = modules(WORKER)
+    started = modules(tmp_path, WORKER)
     assert not started & {"PIL", "rich", "mlx", "tokenizers", "mlx_lm", "grpc"}
     assert len(started) < 640, len(started)
 
@@ -81,3 +85,11 @@ def test_modules_are_absent_within_the_block_alone(monkeypatch: pytest.MonkeyPat
 
     assert import_module("colorsys").ONE_THIRD == 1 / 3
     assert import_module("json") is json
+
+
+def test_openssls_digests_stay_where_python_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without both could compute no digest, and would end at its start."""
+    monkeypatch.setattr(module, "find_spec", lambda name: name)
+    assert unused_digests() == ("_hashlib",)
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "_md5" else name)
+    assert unused_digests() == ()
