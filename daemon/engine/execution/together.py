@@ -36,7 +36,7 @@ def guess(rows: Rows[Row], governor: Governor) -> list[list[int]] | None:
     """
     governor.share(len(rows))
     longest = max(row.sequence.kv.held for row in rows)
-    guesses = [row.guess(MOST_FED // len(rows) - 1, longest) for row in rows]
+    guesses = [row.guess(MOST_FED // len(rows) - 1 - len(row.unfed), longest) for row in rows]
     found = [row.guesser.last for row in rows if row.guesser is not None and row.guesser.last is not None]
     if found:
         width = governor.width([(check.source, check.guessed) for check in found])

@@ -105,13 +105,16 @@ class RowsKV(BatchKVCache):  # type: ignore[misc] # mlx-lm has no types
         super().extend(other)
 
     def _align(self) -> None:
-        """Move the rows to the right, so that all end with the longest."""
+        """Move the rows to the right, so that all end with the longest. Evaluated: one array exists twice at a time."""
         if self.ends is None:
             return
-        shift = mx.array([self._idx - end for end in self.ends])
-        self.keys = dynamic_roll(self.keys[..., : self._idx, :], shift[:, None], axis=2)
-        self.values = dynamic_roll(self.values[..., : self._idx, :], shift[:, None], axis=2)
-        self.left_padding = self.left_padding + shift
+        shift = mx.array([self._idx - end for end in self.ends])[:, None]
+        # With the room behind them, which another copy would add again; what wraps around is padding.
+        self.keys = dynamic_roll(self.keys, shift, axis=2)
+        mx.eval(self.keys)
+        self.values = dynamic_roll(self.values, shift, axis=2)
+        mx.eval(self.values)
+        self.left_padding = self.left_padding + shift[:, 0]
         self.ends = None
 
     def _places(self, count: int) -> mx.array:

@@ -13,12 +13,18 @@ from daemon.engine.execution.sampling import Sampled
 
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Return counts of guesses, right and wrong ones, of tokens fed again, and of rows with and without guesses."""
+    """
+    Return counts of guesses, right and wrong ones, of tokens fed again, and of rows with and without guesses.
+
+    Also the tokens of the largest pass, padding included.
+    """
     counts: Counter[str] = Counter()
     plain = together.check
 
     def check(rows: Sequence[batch.Row], guesses: list[list[int]], caches: list[Any]) -> list[list[Sampled]]:
+        fed = [len(row.unfed) + 1 + len(own) for row, own in zip(rows, guesses, strict=True)]
         counts["fed again"] += sum(len(row.unfed) for row in rows)
+        counts["largest"] = max(counts["largest"], len(rows) * max(fed))
         found = plain(rows, guesses, caches)
         for guessed, sampled in zip(guesses, found, strict=True):
             counts["right"] += len(sampled) - 1

@@ -54,6 +54,16 @@ def test_bill_covers_passes_that_check_guesses(bench: Bench) -> None:
     assert sum(count.guessed for count in finished[-1].generate.finished.usage.guesses)
 
 
+@pytest.mark.parametrize("bench", ["gpt_oss"], indirect=True)
+def test_bill_covers_rows_that_guess_and_join(bench: Bench) -> None:
+    """Rows that end at different positions are moved to one before others join: one array after the other."""
+    two = pb.Sampling(temperature=1.5, seed=4, logit_bias={11: 100.0, 12: 100.0})
+    prompts = [[5 + (7 * index + 31 * number) % 700 for index in range(300)] for number in range(8)]
+    asks = [asked(prompt, 40, sampling=two, speculation=pb.SPECULATION_NGRAM) for prompt in prompts]
+    phases = bench.requests(asks)
+    assert min(phase.least for phase in phases.values()) >= LEAST
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bills_of_a_family_are_within_the_bounds(family: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from daemon.engine.execution.speculation import MOST_FED
 from daemon.engine.scheduling.governor import Governor, Source
 from daemon.kv.mlx import sharing
 from mlx_sidecar.v1 import sidecar_pb2 as pb
@@ -153,6 +154,19 @@ def test_rows_with_and_without_guesses_share_passes(
     assert [answer.content for answer in answers] == [answer.content for answer in plain]
     assert guesses(answers[1]) == (0, 0)
     assert min(counts["right"], counts["wrong"], counts["none"]) > 3
+    harness.settle()
+
+
+def test_tokens_fed_again_leave_a_pass_narrow(harness: Harness, counts: Counter[str], tmp_path: Path) -> None:
+    """Beyond that width a pass is no longer bound by reading weights, and takes more than it is billed."""
+    path = str(write(tmp_path, Family("qwen3_next")))
+    requests = [
+        asked(path, NGRAM, tokens=pb.TokenIds(ids=range(20 + row, 30 + row)), sampling=SAMPLINGS["seeded"])
+        for row in range(8)
+    ]
+    together(harness, requests)
+    assert min(counts["right"], counts["fed again"]) > 10
+    assert counts["largest"] <= MOST_FED
     harness.settle()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx_lm.models.cache import ArraysCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, BatchRotatingKVCache, make_prompt_cache
 
 from daemon.kv.mlx.ahead import Ahead
 from daemon.kv.mlx.ahead_rows import RowsUndo, padded, trying_rows
@@ -54,6 +54,14 @@ def test_trace_of_a_neighbours_guess_is_found_out(monkeypatch: pytest.MonkeyPatc
     """As after a change in mlx-lm."""
     monkeypatch.setattr(*broken, lambda *given, **named: None)
     assert level_of("qwen3_next") is Ahead.WRONG
+
+
+@pytest.mark.parametrize(("family", "kept"), [("gemma3_text", False), ("recurrent_gemma", True)])
+def test_windows_of_before_are_kept_beside_states_alone(family: str, kept: bool) -> None:
+    """What no row goes back to would be in memory twice."""
+    row = Row(model_of(family), 9, 1)
+    marks = RowsUndo(row.batch, [2])._marks
+    assert any(mark is not None for cache, mark in marks if isinstance(cache, BatchRotatingKVCache)) == kept
 
 
 def test_rows_are_padded_behind() -> None:
