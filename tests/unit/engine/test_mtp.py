@@ -70,10 +70,12 @@ def test_answer_with_a_head_equals_the_plain_answer(harness: Harness, tmp_path: 
 
 @pytest.mark.parametrize("family", ["qwen3_5_moe"])
 def test_wrong_guesses_of_a_head_change_nothing(harness: Harness, tmp_path: Path, family: str) -> None:
+    """Tokens fed again leave room for fewer guesses: 4, 3, 2, 1, 0, 4. Measured times may leave only one."""
     path = str(model_with_head(tmp_path, family))
     answer = harness.run(asked(path, MTP))
     assert answer.content == harness.run(asked(path, OFF)).content
-    assert guesses(answer)[0] > 100
+    guessed, accepted = guesses(answer)
+    assert guessed - accepted >= 20
     harness.settle()
 
 
