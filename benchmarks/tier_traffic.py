@@ -14,34 +14,27 @@ import heapq
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from benchmarks import plots
 from benchmarks.page import RESULTS, ROOT
-from daemon.kv.disk.files import Files, Found
-from daemon.kv.disk.limits import Space
+from benchmarks.sized_kv import SPEC, Codec, Names, Source, copied
 from daemon.kv.disk.note import Note
-from daemon.kv.disk.piece import Part, Piece
 from daemon.kv.disk.tier import DiskTier
 from daemon.kv.disk.work import DiskWork
 from daemon.kv.evictor import PrefixLimits
 from daemon.kv.idle import IdleRelease
 from daemon.kv.keys import BLOCK_TOKENS
-from daemon.kv.nodes import Checkpoint, Extent, Node
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.resume import resume_points
-from daemon.kv.spec import KVSource, LayerGroup, PrefixSpec, Resume
-from daemon.shared.slices import LONG, Sliced
+from daemon.kv.spec import Resume
 
 GB = 10**9
-BLOCK_BYTES, STATE_BYTES = 65_000 * BLOCK_TOKENS, 150_000_000
-SPEC = PrefixSpec((LayerGroup(BLOCK_BYTES),), STATE_BYTES)
 NAMESPACE, MODEL = "model/salt", "org/hybrid"
 IDLE_SECONDS = 300.0
-DISK = Space(1000 * GB, 900 * GB)
 
 T = TypeVar("T")
 
@@ -70,99 +63,6 @@ class Row:
     turns: int = 0
     written_gb: float = 0.0
     read_gb: float = 0.0
-
-
-class Sized(bytes):
-    """Bytes that only have a length."""
-
-    nbytes: int
-
-    @classmethod
-    def of(cls, nbytes: int) -> Sized:
-        """Return so many bytes."""
-        sized = cls()
-        sized.nbytes = nbytes
-        return sized
-
-    def __len__(self) -> int:
-        return self.nbytes
-
-
-class Source:
-    """KV of any tokens."""
-
-    def pack(self, group: int, start: int, stop: int) -> Extent:
-        """Return blocks."""
-        return Extent(group, (stop - start) * BLOCK_BYTES, 1, start, stop - start)
-
-    def tail(self, group: int, first: int, last: int) -> Extent:
-        """Return a tail."""
-        return Extent(group, (last - first) * BLOCK_BYTES // BLOCK_TOKENS, 1, last // BLOCK_TOKENS, 1)
-
-    def checkpoint(self, tokens: int) -> Checkpoint | None:
-        """Return the state."""
-        return Checkpoint(tokens, STATE_BYTES, 1)
-
-
-class Codec:
-    """Turns KV without bytes into parts that have a length."""
-
-    def blocks(self, nodes: Sequence[Node], spec: PrefixSpec) -> Iterator[Part]:
-        """Yield blocks."""
-        yield Part({}, Sized.of(len(nodes) * spec.block_bytes))
-
-    def resume(self, path: Sequence[Node], spec: PrefixSpec) -> Iterator[Part]:
-        """Yield the state."""
-        yield Part({}, Sized.of(spec.state_bytes))
-
-    def decoded(self, parts: Sequence[Part]) -> Sliced[KVSource]:
-        """Return a source."""
-        yield LONG
-        return Source()
-
-
-class Names(Files):
-    """The names of the files of a tier."""
-
-    def __init__(self) -> None:
-        super().__init__(Path("/nowhere"))
-        self.pieces: dict[str, tuple[Piece, float]] = {}
-        self.hours: list[list[int]] = []
-
-    def open(self) -> None:
-        """Do nothing."""
-
-    def space(self) -> Space:
-        """Return the size of the disk."""
-        return DISK
-
-    def scan(self, now: float) -> Found:
-        """Return the pieces."""
-        return Found(list(self.pieces.values()), self.hours, DISK)
-
-    def write(self, piece: Piece, parts: Sequence[Part]) -> int:
-        """Note a piece."""
-        size = sum(len(part.data) for part in parts)
-        self.pieces[piece.name] = (replace(piece, nbytes=size), 0.0)
-        return size
-
-    def read(self, piece: Piece) -> list[Part]:
-        """Return a part that has a length."""
-        return [Part({}, Sized.of(piece.nbytes))]
-
-    def remove(self, names: Any, *, lasting: bool = False) -> None:
-        """Forget pieces."""
-        for name in names:
-            self.pieces.pop(name, None)
-
-    def used(self, times: Any) -> None:
-        """Note times of use."""
-        self.pieces.update({name: (self.pieces[name][0], time) for name, time in times if name in self.pieces})
-
-    def write_index(self, pieces: Sequence[Piece], hours: Sequence[Sequence[int]]) -> int:
-        """Note what was written by the hour."""
-        self.hours = [list(pair) for pair in hours]
-        return 0
 
 
 @dataclass(slots=True)
@@ -224,10 +124,9 @@ class Machine:
 
     def _start(self) -> None:
         limits = PrefixLimits(10**6, int(self.row.memory_gb * GB))
-        self._prefixes = PrefixCache(limits, copy=_copied, clock=self._time)
-        self._disk = DiskWork(
-            self._names, Note(self._names.folder, self._names.folder), self._run, self._time, self._time
-        )
+        self._prefixes = PrefixCache(limits, copy=copied, clock=self._time)
+        note = Note(self._names.folder, self._names.folder)
+        self._disk = DiskWork(self._names, note, self._run, self._time, self._time)
         wanted = int(self.row.disk_gb * GB)
         self._tier = DiskTier(self._disk, wanted, self._prefixes, Codec(), self._time, self._time)
         if wanted:
@@ -342,11 +241,6 @@ def main() -> int:
     arguments.out.write_text(json.dumps({**figures, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
     plots.traffic([asdict(row) for row in rows], arguments.picture)
     return 0
-
-
-def _copied(extent: Extent, first: int, last: int) -> Extent:
-    """Copy blocks of an extent into a new extent."""
-    return Extent(extent.payload, (last - first) * BLOCK_BYTES, 1, extent.start + first, last - first)
 
 
 if __name__ == "__main__":
