@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,20 @@ class Answer:
 def generate(text: str, **fields: Any) -> pb.GenerateRequest:
     """Return a request to the embedded model."""
     return pb.GenerateRequest(**{"model": "embedded", "text": text, "max_tokens": 12, **fields})
+
+
+def greedy(
+    model: str, ids: Sequence[int], count: int, mode: pb.CacheMode = pb.CACHE_MODE_READ_WRITE
+) -> pb.GenerateRequest:
+    """Return a request for so many tokens, the likeliest ones, with their log-probabilities."""
+    return pb.GenerateRequest(
+        model=model,
+        tokens=pb.TokenIds(ids=ids),
+        max_tokens=count,
+        top_logprobs=0,
+        stop=pb.Stop(ignore_eos=True),
+        cache=pb.CacheOptions(mode=mode),
+    )
 
 
 class Reference:

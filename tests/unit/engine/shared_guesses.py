@@ -1,4 +1,4 @@
-"""Counts what passes find out that check guesses of several rows."""
+"""Requests whose tokens may be guessed, and counts of what passes find out that check guesses of several rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ import pytest
 
 from daemon.engine.execution import batch, together
 from daemon.engine.execution.sampling import Sampled
+from mlx_sidecar.v1 import sidecar_pb2 as pb
+
+
+def asked(model: str, speculation: pb.Speculation, **fields: Any) -> pb.GenerateRequest:
+    """Return a request of a prompt of ten tokens for sixty, with their log-probabilities."""
+    options: dict[str, Any] = {
+        "tokens": pb.TokenIds(ids=range(20, 30)),
+        "max_tokens": 60,
+        "top_logprobs": 1,
+        "stop": pb.Stop(ignore_eos=True),
+        "cache": pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
+    }
+    return pb.GenerateRequest(model=model, speculation=speculation, **{**options, **fields})
 
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:

@@ -18,7 +18,7 @@ from daemon.kv.mlx import peak
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import TINY, write_random
 from tests.unit.engine.families import Family, write
-from tests.unit.engine.harness import Harness
+from tests.unit.engine.harness import Harness, greedy
 from tests.unit.engine.test_readers import Case, frozen, ids
 
 LENGTH = 700
@@ -89,7 +89,7 @@ def test_samples_behind_a_prefix_are_billed(
     long = ids(1500)
     case.harness.finish(case.begin([*long, 5], 1))
     case.begin([*long, 6], 60)
-    ask = case.request([*long, *ids(700, 5)], 60)
+    ask = greedy(case.path, [*long, *ids(700, 5)], 60)
     ask.samples, ask.sampling.temperature = 4, 1.0
     prefilled = Runner._prefilled
 

@@ -19,6 +19,7 @@ from tests.support.models import marked_model
 from tests.unit.engine import test_call_guard as call_guard
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
+from tests.unit.engine.shared_guesses import asked
 from tests.unit.engine.test_speculation import harness_ids
 
 FEW = {11: 100.0, 12: 100.0}
@@ -33,18 +34,6 @@ ROUNDED = ["deepseek_v3", "gpt_oss", "mamba2", "falcon_h1", "recurrent_gemma"]
 
 NGRAM, OFF, AUTO = pb.SPECULATION_NGRAM, pb.SPECULATION_OFF, pb.SPECULATION_AUTO
 CLOSE = 2e-3
-
-
-def asked(model: str, speculation: pb.Speculation, **fields: Any) -> pb.GenerateRequest:
-    """Return a request of a prompt of ten tokens for sixty, with their log-probabilities."""
-    options: dict[str, Any] = {
-        "tokens": pb.TokenIds(ids=range(20, 30)),
-        "max_tokens": 60,
-        "top_logprobs": 1,
-        "stop": pb.Stop(ignore_eos=True),
-        "cache": pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
-    }
-    return pb.GenerateRequest(model=model, speculation=speculation, **{**options, **fields})
 
 
 def guesses(answer: Answer) -> tuple[int, int]:

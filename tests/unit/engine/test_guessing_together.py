@@ -18,7 +18,7 @@ from tests.support.models import marked_model
 from tests.unit.engine import test_call_guard as call_guard
 from tests.unit.engine.families import Family, write
 from tests.unit.engine.harness import Answer, Harness, generate
-from tests.unit.engine.shared_guesses import counting
+from tests.unit.engine.shared_guesses import asked, counting
 from tests.unit.engine.test_guessing import (
     AUTO,
     CLOSE,
@@ -26,7 +26,6 @@ from tests.unit.engine.test_guessing import (
     NGRAM,
     OFF,
     SAMPLINGS,
-    asked,
     guesses,
     more_than,
 )

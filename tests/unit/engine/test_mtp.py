@@ -6,6 +6,7 @@ import gc
 import random
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from daemon.kv.mlx.ahead import Undo
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.heads import CONFIGS, add_head, model_with_head
 from tests.support.models import marked_model, random_model
+from tests.unit.engine import shared_guesses
 from tests.unit.engine import test_call_guard as call_guard
 from tests.unit.engine.harness import Answer, Harness
 
@@ -29,18 +31,7 @@ SEEDED = pb.Sampling(temperature=1.0, seed=11)
 CLOSE = 1e-3
 """Passes of other widths have other last bits: of two guesses that are as likely, either may come."""
 PENALISED = pb.Sampling(temperature=1.0, seed=4, presence_penalty=0.1, repetition_penalty=1.1)
-
-
-def asked(model: str, speculation: pb.Speculation, **fields: Any) -> pb.GenerateRequest:
-    """Return a request of a prompt of ten tokens for forty, with their log-probabilities."""
-    options: dict[str, Any] = {
-        "tokens": pb.TokenIds(ids=range(20, 30)),
-        "max_tokens": 40,
-        "top_logprobs": 1,
-        "stop": pb.Stop(ignore_eos=True),
-        "cache": pb.CacheOptions(mode=pb.CACHE_MODE_BYPASS),
-    }
-    return pb.GenerateRequest(model=model, speculation=speculation, **{**options, **fields})
+asked = partial(shared_guesses.asked, max_tokens=40)
 
 
 def guesses(answer: Answer, source: pb.Speculation = MTP) -> tuple[int, int]:

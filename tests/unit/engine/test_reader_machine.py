@@ -22,7 +22,7 @@ from daemon.kv.mlx import sharing
 from daemon.kv.mlx.shared_prefix import Memory
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.families import Family, write
-from tests.unit.engine.harness import Answer, Harness
+from tests.unit.engine.harness import Answer, Harness, greedy
 
 LEAST = 32
 TRUNK = [(i * i + 7 * i + i // 5) % 700 + 3 for i in range(160)]
@@ -63,17 +63,6 @@ class ReadersMachine(RuleBasedStateMachine):
         """Bytes of KV of a token."""
         return self.harness.engine._models.entries()[0].model.layout.bytes_per_token
 
-    def request(self, prompt: list[int], mode: pb.CacheMode) -> pb.GenerateRequest:
-        """Return a request for a greedy answer."""
-        return pb.GenerateRequest(
-            model=self.path,
-            tokens=pb.TokenIds(ids=prompt),
-            max_tokens=COUNT,
-            top_logprobs=0,
-            stop=pb.Stop(ignore_eos=True),
-            cache=pb.CacheOptions(mode=mode),
-        )
-
     @initialize(salts=st.lists(st.integers(3, 700), min_size=3, max_size=3))
     def nest(self, salts: list[int]) -> None:
         """Begin with two readers of a long prefix, and one that leaves it earlier."""
@@ -92,7 +81,7 @@ class ReadersMachine(RuleBasedStateMachine):
     def join(self, branch: int, end: int, salt: int) -> None:
         """Begin an answer; nothing is stored, so that what is reused is the trunk."""
         prompt = [*TRUNK[:branch], *((salt + 11 * i) % 700 + 3 for i in range(end))]
-        self.running[self.harness.begin(self.request(prompt, pb.CACHE_MODE_READ_ONLY))] = prompt
+        self.running[self.harness.begin(greedy(self.path, prompt, COUNT, pb.CACHE_MODE_READ_ONLY))] = prompt
 
     @rule(steps=st.integers(1, 6))
     def grow(self, steps: int) -> None:
@@ -120,7 +109,7 @@ class ReadersMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(which=st.integers(0, MOST - 1))
     def finish(self, which: int) -> None:
-        """One is answered as it is alone, whoever read beside it: bit for bit."""
+        """One is answered as it is alone, whatever was read beside it: bit for bit."""
         call = list(self.running)[which % len(self.running)]
         prompt = self.running.pop(call)
         while not self.ended(call):
@@ -131,7 +120,7 @@ class ReadersMachine(RuleBasedStateMachine):
 
     def alone(self, prompt: list[int]) -> Answer:
         """Return the answer that a prompt gets without any reuse."""
-        return Answer(self.harness.finish(self.harness.begin(self.request(prompt, pb.CACHE_MODE_BYPASS))))
+        return Answer(self.harness.finish(self.harness.begin(greedy(self.path, prompt, COUNT, pb.CACHE_MODE_BYPASS))))
 
     @invariant()
     def prefixes_are_held_once(self) -> None:
@@ -159,8 +148,7 @@ def test_readers_at_random_are_exact_and_copy_nothing(
     monkeypatch.setattr(sharing, "LEAST_SHARED", LEAST)
     path = str(write(tmp_path, Family("qwen3")))
     harness = engine()
-    machine = ReadersMachine(harness, path)
-    harness.finish(harness.begin(machine.request([*TRUNK, 5], pb.CACHE_MODE_READ_WRITE)))
+    harness.finish(harness.begin(greedy(path, [*TRUNK, 5], COUNT)))
     run_state_machine_as_test(
         lambda: ReadersMachine(harness, path),  # type: ignore[arg-type]  # a factory will do
         settings=settings(

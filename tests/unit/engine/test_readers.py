@@ -16,7 +16,7 @@ from daemon.kv.mlx import sharing
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.families import EXACT, Family, write
-from tests.unit.engine.harness import Answer, Harness
+from tests.unit.engine.harness import Answer, Harness, greedy
 
 LEAST = 32
 CLOSE = 1e-4
@@ -73,24 +73,11 @@ class Case:
         runner = self.harness.engine._runner
         before = runner.decoding
         with frozen():
-            call = self.harness.begin(self.request(prompt, count, mode))
+            call = self.harness.begin(greedy(self.path, prompt, count, mode))
             self.harness.until(lambda: runner.decoding > before)
         for _ in range(STEPS):
             self.harness.step()
         return call
-
-    def request(
-        self, prompt: list[int], count: int, mode: pb.CacheMode = pb.CACHE_MODE_READ_WRITE
-    ) -> pb.GenerateRequest:
-        """Return a request for so many tokens."""
-        return pb.GenerateRequest(
-            model=self.path,
-            tokens=pb.TokenIds(ids=prompt),
-            max_tokens=count,
-            top_logprobs=0,
-            stop=pb.Stop(ignore_eos=True),
-            cache=pb.CacheOptions(mode=mode),
-        )
 
     def assert_as_alone(self, call: int, prompt: list[int], count: int = 40, bound: float = 0.0) -> None:
         """Finish an answer and compare it with the one that its prompt gets alone: bits, or values within a bound."""
@@ -208,7 +195,7 @@ def test_requests_that_come_together_share_their_beginning(case: Case) -> None:
     """The first computes it, and is not done with its own end when the others come to read it."""
     prompts = [[*COMMON, *ids(20 + number, number)] for number in range(4)]
     with frozen():
-        calls = [case.harness.begin(case.request(prompt, 8)) for prompt in prompts]
+        calls = [case.harness.begin(greedy(case.path, prompt, 8)) for prompt in prompts]
         case.harness.until(lambda: case.harness.engine._runner.decoding == len(calls))
     for call, prompt in zip(calls, prompts, strict=True):
         case.assert_as_alone(call, prompt, 8)
@@ -309,7 +296,7 @@ def test_readers_fit_where_copies_would_not(engine: Callable[..., Harness], tmp_
     full = memory.budget
     memory.budget = replace(full, limit=memory.use().total)
     with frozen():
-        second = case.harness.begin(case.request([*long, 7], 4))
+        second = case.harness.begin(greedy(case.path, [*long, 7], 4))
         case.harness.until(lambda: bool(runner.waiting))
     (waiting,) = runner._waiting
     needs = []
@@ -333,7 +320,7 @@ def test_other_salts_share_nothing(case: Case) -> None:
     """A prefix of one salt is not read under another."""
     with frozen():
         for salt in ("a", "b"):
-            ask = case.request([*COMMON, 5], 4)
+            ask = greedy(case.path, [*COMMON, 5], 4)
             ask.cache.salt = salt
             case.harness.begin(ask)
         case.harness.until(lambda: case.harness.engine._runner.decoding == 2)
