@@ -101,8 +101,8 @@ def pack(folder: Path, wanted: Sequence[str], most_bytes: int, index: Path | Non
     """
     (folder / "wheels").mkdir(parents=True, exist_ok=True)
     wheels = [fetched(requirement, folder / "wheels", index) for requirement in wanted]
-    package = folder / "package.tar"
-    with tarfile.open(package, "w") as tar:
+    package = folder / "package.tar.gz"
+    with tarfile.open(package, "w:gz") as tar:
         for wheel in wheels:
             tar.add(wheel, f"wheels/{wheel.name}", filter=_plain)
         for name in tracked(ROOT):

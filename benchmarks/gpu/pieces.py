@@ -107,7 +107,7 @@ def unpack(folder: Path, target: Path) -> dict[str, Any]:
     if wrong := [*faults(folder, manifest)]:
         raise PieceError(f"{'; '.join(wrong)}; copy what is named again into {folder}")
     target.mkdir(parents=True, exist_ok=True)
-    joined = target / "package.tar"
+    joined = target / "package.tar.gz"
     with joined.open("wb") as file:
         for piece in manifest["pieces"]:
             with (folder / piece["name"]).open("rb") as part:
