@@ -95,8 +95,14 @@ class StartsSidecar:
 
 
 def asked(client: Client, request: Request) -> Answer:
-    """Stream a completion through a client; see `System.ask`."""
+    """
+    Stream a completion through a client; see `System.ask`.
+
+    No token is guessed ahead: models with random weights repeat themselves, so that guesses would be right too often.
+    The workload "guesses" has texts of its own.
+    """
     options = GenerateOptions(max_tokens=request.tokens, temperature=request.temperature, seed=request.seed)
+    options["speculation"] = "off"
     return streamed(client, request.model, request.prompt, **options)
 
 

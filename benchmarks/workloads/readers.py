@@ -61,5 +61,11 @@ def _decoded(answers: list[Answer]) -> float:
     if ended <= began:
         began = min(answer.arrivals[0] for answer in answers)
         ended = max(answer.arrivals[-1] for answer in answers)
-    pieces = sum(began < arrival <= ended for answer in answers for arrival in answer.arrivals)
-    return pieces / (ended - began)
+    tokens = sum(_tokens_within(answer, began, ended) for answer in answers)
+    return tokens / (ended - began)
+
+
+def _tokens_within(answer: Answer, began: float, ended: float) -> float:
+    """Return how many tokens came in a time. Pieces of text are counted as so many tokens as an average one has."""
+    pieces = sum(began < arrival <= ended for arrival in answer.arrivals)
+    return pieces * answer.tokens / len(answer.arrivals)
