@@ -92,6 +92,15 @@ class DiskWork:
         """Whether a write failed lately."""
         return self._clock() < self._paused_until
 
+    @property
+    def spare(self) -> int:
+        """Bytes of memory that are kept for later reads."""
+        return self._files.buffers.nbytes
+
+    def rest(self) -> None:
+        """Keep no memory for later reads: none came for a while."""
+        self._files.buffers.clear()
+
     def told(self, kind: str, error: Exception) -> None:
         """Count a fault of a kind of work, and log it if it is the first since that work succeeded."""
         self.counters.faults += 1
