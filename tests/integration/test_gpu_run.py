@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.gpu import pack, pieces, run
 
-PIECE = 1 << 13
+PIECE = 1 << 12
 HERE = str(Path(__file__).relative_to(pack.ROOT))
 PACKED = (HERE, "benchmarks/gpu/pack.py", "benchmarks/gpu/run.py", "pyproject.toml")
 """Files that stand for the whole checkout, which may have come here without git."""
