@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import pytest
@@ -83,7 +84,7 @@ def test_parts_of_an_array_are_joined() -> None:
         return Part(about, bytes(memoryview(cut.view(mx.uint8))))  # type: ignore[arg-type]
 
     source = drain(codec.decoded([part(0, 1), part(1, 3), part(3, 4)]))
-    (joined,) = source.pack(0, 1, 4).payload  # type: ignore[misc]
+    (joined,) = cast("tuple[mx.array]", source.pack(0, 1, 4).payload)
     assert mx.array_equal(joined, array[:, :, 16:])
     with pytest.raises(NotHeldError):
         source.pack(0, 1, 5)
