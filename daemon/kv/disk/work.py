@@ -189,18 +189,13 @@ class DiskWork:
     def remove_noted(self, names: Sequence[str]) -> None:
         """Remove what was invalidated while the directory could not be used; invalidations wait for it."""
         self.removing += 1
-
-        def remove() -> None:
-            self._files.remove(names, lasting=True)
-            self._note.clear()
-
-        self._run(remove, partial(self._removed, names=names))
+        self._run(partial(self._remove_with_note, names), partial(self._removed, names=names))
 
     def remove_again(self) -> None:
-        """Try to remove what could not be removed."""
-        if self._unremoved:
+        """Try to remove what could not be removed; after that nothing is left of what was noted."""
+        if self._unremoved and not self.removing:
             names, self._unremoved = list(self._unremoved), set()
-            self.remove(names)
+            self._run(partial(self._remove_with_note, names), partial(self._removed, names=names, lasting=False))
 
     def removal_error(self) -> Exception | None:
         """Return the error of the last removal that an invalidation waited for, once."""
@@ -226,6 +221,10 @@ class DiskWork:
                 then(space)
 
         self._run(written, done)
+
+    def _remove_with_note(self, names: Sequence[str]) -> None:
+        self._files.remove(names, lasting=True)
+        self._note.clear()
 
     def _removed(self, result: Exception | None, names: Sequence[str] = (), *, lasting: bool = True) -> None:
         self.removing -= lasting
