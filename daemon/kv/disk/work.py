@@ -125,12 +125,16 @@ class DiskWork:
         self._run(opened, done)
 
     def empty(self) -> None:
-        """Remove all pieces of a directory that is not used any more, if there is one."""
+        """Remove all pieces of a directory that is not used any more, if there is one; or note that they are to go."""
 
         def emptied() -> None:
             if self._files.folder.is_dir():
-                self._files.open()
-                self._files.remove([*(piece.name for piece, _ in self._files.scan(self._wall()).pieces), INDEX])
+                try:
+                    self._files.open()
+                    self._files.remove([*(piece.name for piece, _ in self._files.scan(self._wall()).pieces), INDEX])
+                except OSError:
+                    self._note.write()
+                    raise
                 self._note.clear()
                 self._files.close()
 
