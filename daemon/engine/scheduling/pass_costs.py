@@ -27,10 +27,12 @@ _WINDOW = 4096
 """Passes after which what was spent and lost counts half."""
 _PLAIN = 4
 """Passes without a guess that are measured before the first guess."""
-_LONGEST = 64
+_LONGEST = 32
 """Passes with guesses after which passes without are measured again: they take longer behind more tokens."""
+_FASTER = 0.9
+"""Share of a step below which a pass with guesses shows that passes are shorter than they were: it has more to do."""
 _AGAIN = 2
-"""How many of them."""
+"""How many passes without guesses are measured again."""
 _MEASURED = 2
 """Measured passes that make the cost of a width known."""
 _STALE = 4096
@@ -122,7 +124,8 @@ class PassCosts:
     def plain(self, seconds: float) -> None:
         """Measure a pass without a guess, which began while the one before it was computed."""
         self._plain += 1
-        weight = max(_WEIGHT, 1 / self._plain, 1 / 3 if self._due else 0.0)
+        faster = seconds < self.step  # as another request has fewer tokens: too long a step would hide a loss
+        weight = max(_WEIGHT, 1 / self._plain, 1 / 2 if self._due else 0.0, 1 / 4 if faster else 0.0)
         # A pause of the machine is no pass: it counts as at most twice the usual.
         self.step += weight * (min(seconds, 2 * self.step or seconds) - self.step)
         self._due = max(0, self._due - 1)
@@ -158,7 +161,7 @@ class PassCosts:
     def guessed_at(self, seconds: float, plain: float) -> None:
         """Book a pass with guesses that no request asked for, and what its tokens would have taken without them."""
         self._in_a_row += 1
-        if self._in_a_row >= _LONGEST:
+        if self._in_a_row >= _LONGEST or seconds < _FASTER * self.step:
             self._in_a_row, self._due = 0, _AGAIN
         self.lose(seconds - plain)
         self._spend(seconds)

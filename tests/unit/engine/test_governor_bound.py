@@ -1,4 +1,4 @@
-"""Guesses that are not asked for cost a share of the time at most, whatever the machine, the model and the texts are."""
+"""Guesses that are not asked for cost a share of the time at most, on any machine, with any text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Machine:
         window: Most guesses of a pass, at random up to this.
         bubble: Share of a step that is lost when a pass cannot begin early.
         compiling: Seconds that the first pass of a shape takes beside; they are counted apart.
-        drift: What a plain step takes more after each, until it begins anew.
+        drift: What a step takes more than the one before it, until a request with fewer tokens begins.
     """
 
     source: random.Random
@@ -61,7 +61,7 @@ class Machine:
 
     def step(self, chances: dict[Source, float], offered: float) -> None:
         """Take one step, in which rows have something to guess with a chance of `offered`."""
-        self._step = self._step * (1 + self.drift) if self._step < 2 * STEP else STEP
+        self._step = self._step * (1 + self.drift) if self._step < 1.4 * STEP else STEP
         governor, most = self.governor, self.source.randint(1, self.window)
         governor.share(self.rows)
         labels = {row: label for row in range(self.rows) if self.source.random() < offered
@@ -111,10 +111,9 @@ def machine(source: random.Random, line: str) -> Machine:
 
 @pytest.mark.parametrize("line", LINES)
 def test_guesses_cost_a_share_at_most_on_any_machine(line: str) -> None:
-    """Texts change all the time from what is guessed well to what is not, and back."""
-    seed = random.randrange(2**32)
+    """Texts change all the time from what is guessed well to what is not, and back. Time is simulated."""
     for case in range(12):
-        source = random.Random(f"{seed}/{case}")
+        source = random.Random(f"{line}/{case}")
         runs = machine(source, line)
         sources = [Source(3, "long"), Source(3, "short"), Source(5)]
         for _ in range(source.randint(3, 12)):
@@ -122,5 +121,6 @@ def test_guesses_cost_a_share_at_most_on_any_machine(line: str) -> None:
             offered = source.choice([0.1, 0.5, 1.0])
             for _ in range(source.randint(50, 600)):
                 runs.step(chances, offered)
+        assert runs.bursts <= 20, f"case {case}: {runs.bursts} shapes were compiled"
         lost = runs.seconds - runs.plain - FIRST * STEP
-        assert lost <= SHARE * runs.plain, f"seed {seed}, case {case}: {lost / runs.plain:.3f} {runs}"
+        assert lost <= SHARE * runs.plain, f"case {case}: {lost / runs.plain:.3f} {runs}"
