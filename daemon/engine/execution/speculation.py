@@ -297,14 +297,19 @@ class DraftGuesses:
         self._undo = None
 
 
-def head_of(sequence: Sequence) -> HeadKV | None:
-    """Return the view of its model's MTP head on a sequence that has begun nothing; None if that shall not guess."""
+def head_of(sequence: Sequence, governor: Governor) -> HeadKV | None:
+    """
+    Return the view of its model's MTP head on a sequence that has begun nothing; None if that shall not guess.
+
+    Unless the request asks for it, the head reads what it guesses nothing from only while the governor finds a gain.
+    """
     speculation, loaded = sequence.request.speculation, sequence.loaded
     automatic = speculation is Speculation.AUTO and loaded.ahead in _AUTOMATIC
     wanted = speculation is Speculation.MTP or automatic
     if not wanted or isinstance(loaded.mtp, str) or sequence.samples or sequence.draft is not None:
         return None
-    return HeadKV(loaded.mtp, sequence.prompt, sequence.generated)
+    always, source = speculation is Speculation.MTP, Source(Speculation.MTP)
+    return HeadKV(loaded.mtp, sequence.prompt, sequence.generated, lambda: always or governor.gains(source))
 
 
 def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:

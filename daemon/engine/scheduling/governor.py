@@ -15,9 +15,9 @@ from daemon.engine.scheduling.pass_costs import PassCosts
 #   one row brings    1 + p + p^2 + ... + p^k tokens
 #   the gain is       (tokens of all rows) / (b * (1 + c(k)))
 #
-# t and c are measured for each number of rows, as powers of two (`pass_costs.py`), and p for each source. k is a power of
-# two as well: a device compiles for few shapes then. `count` takes the k with the largest gain if all rows guess alike,
-# and `width` the one for what the rows of a pass really have.
+# t and c are measured for each number of rows, as powers of two (`pass_costs.py`), and p for each source. k is a power
+# of two as well: a device compiles for few shapes then. `count` takes the k with the largest gain if all rows guess
+# alike, and `width` the one for what the rows of a pass really have.
 #
 # A source with a gain below 1 is parked. It is tried again where that costs little: what guessing lost against passes
 # without a guess is summed up, in seconds, and must stay below a share of all seconds spent. A try that may lose half

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import sqrt
 
-# What a guess adds to a pass is no straight line. A device may use other kernels for several tokens than for one, and it
-# may compile them when it meets a pass of a shape for the first time. So the cost of each width is measured apart, in
-# powers of two, and the first pass of a shape is not measured. A width that was not measured is tried only where it
+# What a guess adds to a pass is no straight line. A device may use other kernels for several tokens than for one, and
+# it may compile them when it meets a pass of a shape for the first time. So the cost of each width is measured apart,
+# in powers of two, and the first pass of a shape is not measured. A width that was not measured is tried only where it
 # promises a gain, after the width below it, and where a pass that brings nothing would not break the bound:
 #
 #   lost  <=  LOSS_SHARE * spent + _CREDIT * step        both in seconds
