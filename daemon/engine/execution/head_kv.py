@@ -38,8 +38,8 @@ class HeadKV:
         head: The head.
         prompt: Ids of the prompt.
         generated: Tokens of the answer; the sequence appends to it.
-        reads: Whether it may read states before a guess needs them; if not, it costs nothing but its guesses, and begins
-            anew with the last states when it guesses.
+        reads: Whether it may read states before a guess needs them; if not, it costs nothing but its guesses, and
+            begins anew with the last states when it guesses.
         end: Tokens of the sequence up to the last one with a known state.
     """
 
