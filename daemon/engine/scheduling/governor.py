@@ -178,7 +178,7 @@ class Governor:
             size.guessed_at(seconds, size.step / rows * ahead)
 
     def unmeasured(self, rows: int, checks: Sequence[Check]) -> None:
-        """Take a step whose time is not known: guesses count as what they are feared to take."""
+        """Take a step of unknown time: guesses count as what they are feared to take."""
         self.share(rows)
         self._late = None
         size, guessed = self._size, [check for check in checks if check.guessed]
