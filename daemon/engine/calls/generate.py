@@ -100,7 +100,7 @@ def generate(services: Services, call_id: int, request: pb.GenerateRequest, prog
             kv = kv_of(services, request, draft.lease, draft.source)
             kv.in_memory = record.drafts.in_memory
             sequence.draft = DraftKV(kv, request.draft_tokens or DEFAULT_TOKENS)
-        sequence.head = head_of(sequence)
+        sequence.head = head_of(sequence, services.runner.governors.of(sequence.model_key))
         services.runner.add(sequence)
         held.pop_all()  # the sequence gives the leases back
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -13,7 +13,7 @@ from daemon.engine.execution.sampling import Sampled, Sampler, arrays
 from daemon.engine.execution.sequence import Sequence, nan_logits
 from daemon.engine.execution.speculation import guesser_of
 from daemon.engine.output.detokenizer import Token
-from daemon.engine.scheduling.governor import Governor
+from daemon.engine.scheduling.governor import Check, Governor
 from daemon.kv.mlx.batch_cache import to_batch
 from daemon.shared.errors import SidecarError
 from daemon.shared.readings import about_to_wait
@@ -45,8 +45,6 @@ class Decoder:
         self._held: list[Row] = []
         self._governor = governor
         self._clock = clock
-        self._usual = False
-        """Whether the last step guessed nothing, so that the next one has no pass to begin with."""
 
     def __len__(self) -> int:
         return len(self._rows()) + len(self._held)
@@ -160,15 +158,11 @@ class Decoder:
 
     def _measured(self, rows: list[Row], seconds: float, tokens: int) -> None:
         """Tell the governor how long a step took; only that of rows that shared one pass tells what a pass takes."""
-        checks = [check for row in rows if row.guesser is not None and (check := row.guesser.taken()) is not None]
-        usual, self._usual = self._usual, not checks
-        self._governor.share(len(rows))
-        if len(self._batches) > 1:
-            self._governor.counted(checks)
-        elif checks:
-            self._governor.guessed(seconds, checks, tokens)
-        elif usual and tokens == len(rows):
-            self._governor.plain(seconds)
+        if len(self._batches) == 1:
+            self._governor.stepped(seconds, len(rows), _checks(rows), tokens)
+            return
+        for batch in self._batches:
+            self._governor.unmeasured(len(batch), _checks(batch.rows))
 
     def _join_samples(self, sequence: Sequence) -> None:
         if sequence.loaded.joinable:
@@ -211,6 +205,11 @@ class Decoder:
                 taken += leaving
         self._batches = [batch for batch in self._batches if len(batch)]
         return taken
+
+
+def _checks(rows: Iterable[Row]) -> list[Check]:
+    """Return what rows guessed with the last step; no token, if it was only waited for the one before it."""
+    return [check for row in rows if row.guesser is not None and (check := row.guesser.taken()) is not None]
 
 
 def _sampler(sequence: Sequence) -> Sampler:

@@ -15,6 +15,7 @@ behind it: the positions of its attention are relative, and its guesses may only
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,8 @@ from daemon.cache.mlx.mtp import MtpHead
 
 _MOST_UNREAD = 64
 """States that may wait until a guess needs them."""
+_KEPT = 32
+"""States that wait of a head that shall not read without guessing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,12 +38,15 @@ class HeadKV:
         head: The head.
         prompt: Ids of the prompt.
         generated: Tokens of the answer; the sequence appends to it.
+        reads: Whether it may read states before a guess needs them; if not, it costs nothing but its guesses, and
+            begins anew with the last states when it guesses.
         end: Tokens of the sequence up to the last one with a known state.
     """
 
     head: MtpHead
     prompt: list[int]
     generated: list[int]
+    reads: Callable[[], bool] = lambda: True
     end: int = 0
     _unread: Any = None
     """States that the head has not read, [1, tokens, width]; None if there are none."""
@@ -65,7 +71,10 @@ class HeadKV:
         if tokens.shape[0] == 1:
             self._note(start, states)
         if self._waiting > _MOST_UNREAD:
-            self._read()
+            if self.reads():
+                self._read()
+            else:
+                self._drop()
         return self.head.output(states)
 
     def keep(self, tokens: int) -> None:
@@ -117,6 +126,11 @@ class HeadKV:
         """Return the tokens after each unread state, as far as they are known."""
         first, size = self.end - self._waiting + 1, len(self.prompt)
         return [*self.prompt[first : self.end + 1], *self.generated[max(0, first - size) : max(0, self.end + 1 - size)]]
+
+    def _drop(self) -> None:
+        """Forget all states but the last ones, and what was read before them."""
+        self._cache, self._unread = self.head.new_cache(), mx.contiguous(self._unread[:, -_KEPT:])
+        mx.async_eval(self._unread)
 
     def _read(self) -> None:
         """Let the head read all states but the last, as far as the tokens after them are known."""

@@ -85,7 +85,8 @@ class Guesser:
     Attributes:
         apart: Whether the sequence shares no pass with others.
         unfed: Tokens before the pending one that the caches lack.
-        last: What was guessed last; None if nothing was, or `taken` returned it.
+        last: What was guessed last; None if nothing was, or `taken` returned it. No tokens were, if the pending one was
+            waited for in vain.
     """
 
     def __init__(self, sequence: Sequence, source: Guesses) -> None:
@@ -109,20 +110,25 @@ class Guesser:
         most = min(left - 1, self._room(longest))
         if most < 1 or (longest and not self._goes_back_beside_others):
             return []
-        label, guesses = self._source.guess(pending, most, known=known)
+        waited = False
+
+        def awaited() -> int:
+            nonlocal waited
+            waited = not known
+            return pending()
+
+        label, guesses = self._source.guess(awaited, most, known=known)
         asked = self.apart or self._sequence.request.speculation is not Speculation.AUTO
-        self.last = Check(label, len(guesses), 0, asked) if guesses else None
+        self.last = Check(label, len(guesses), 0, asked, len(self.unfed)) if guesses or waited else None
         return guesses
 
     def cut(self, guesses: list[int], width: int) -> list[int]:
         """Keep no more guesses of the last than a pass shall be wide; all that the request asks for."""
-        if self.last is None or self.last.asked:
+        if self.last is None or self.last.asked or not guesses:
             return guesses
-        if width:
-            self.last = replace(self.last, guessed=min(width, len(guesses)))
-        else:
+        if not width:
             self._source.checked(0)
-            self.last = None
+        self.last = replace(self.last, guessed=min(width, len(guesses)))
         return guesses[:width]
 
     def check(
@@ -153,13 +159,13 @@ class Guesser:
         return sampled, sampler
 
     def taken(self) -> Check | None:
-        """Return what the last step guessed and found out, once; None if it did not guess."""
+        """Return what the last step guessed and found out, once; None if it did not try to."""
         last, self.last = self.last, None
         return last
 
     def found(self, right: int) -> None:
         """Take how many of the last guesses were right, if there were any."""
-        if self.last is None:
+        if self.last is None or not self.last.guessed:
             return
         self._source.checked(right)
         self.last = replace(self.last, accepted=right)
@@ -291,14 +297,19 @@ class DraftGuesses:
         self._undo = None
 
 
-def head_of(sequence: Sequence) -> HeadKV | None:
-    """Return the view of its model's MTP head on a sequence that has begun nothing; None if that shall not guess."""
+def head_of(sequence: Sequence, governor: Governor) -> HeadKV | None:
+    """
+    Return the view of its model's MTP head on a sequence that has begun nothing; None if that shall not guess.
+
+    Unless the request asks for it, the head reads what it guesses nothing from only while the governor finds a gain.
+    """
     speculation, loaded = sequence.request.speculation, sequence.loaded
     automatic = speculation is Speculation.AUTO and loaded.ahead in _AUTOMATIC
     wanted = speculation is Speculation.MTP or automatic
     if not wanted or isinstance(loaded.mtp, str) or sequence.samples or sequence.draft is not None:
         return None
-    return HeadKV(loaded.mtp, sequence.prompt, sequence.generated)
+    always, source = speculation is Speculation.MTP, Source(Speculation.MTP)
+    return HeadKV(loaded.mtp, sequence.prompt, sequence.generated, lambda: always or governor.gains(source))
 
 
 def guesser_of(sequence: Sequence, governor: Governor) -> Guesser | None:

@@ -37,9 +37,9 @@ def guess(rows: Rows[Row], governor: Governor) -> list[list[int]] | None:
     governor.share(len(rows))
     longest = max(row.sequence.kv.held for row in rows)
     guesses = [row.guess(MOST_FED // len(rows) - 1 - len(row.unfed), longest) for row in rows]
-    found = [row.guesser.last for row in rows if row.guesser is not None and row.guesser.last is not None]
+    found = [row.guesser.last for row, own in zip(rows, guesses, strict=True) if own and row.guesser is not None]
     if found:
-        width = governor.width([(check.source, check.guessed) for check in found])
+        width = governor.width([(check.source, check.guessed) for check in found if check is not None])
         guesses = [row.guesser.cut(own, width) if row.guesser else own for row, own in zip(rows, guesses, strict=True)]
     return guesses if any(guesses) or any(row.unfed for row in rows) else None
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+
+from daemon.engine.scheduling.pass_costs import PassCosts
 
 # What a guess costs and what it brings
 #
-# A pass over b rows that checks k guesses of each takes t * (1 + s * k) seconds, if a pass without guesses takes t. It
+# A pass over b rows that checks k guesses of each takes t * (1 + c(k)) seconds, if a pass without guesses takes t. It
 # brings of each row the guesses that were right up to the first wrong one, and one token more. With a chance p for each
 #
 #   one row brings    1 + p + p^2 + ... + p^k tokens
-#   the gain is       (tokens of all rows) / (b * (1 + s * k))
+#   the gain is       (tokens of all rows) / (b * (1 + c(k)))
 #
-# t and s are measured for each number of rows, as powers of two, and p for each source. `count` takes the k with the
-# largest gain if all rows guess alike, and `width` the one for what the rows of a pass really have.
+# t and c are measured for each number of rows, as powers of two (`pass_costs.py`), and p for each source. k is a power
+# of two as well: a device compiles for few shapes then. `count` takes the k with the largest gain if all rows guess
+# alike, and `width` the one for what the rows of a pass really have.
 #
 # A source with a gain below 1 is parked. It is tried again where that costs little: what guessing lost against passes
 # without a guess is summed up, in seconds, and must stay below a share of all seconds spent. A try that may lose half
@@ -22,25 +25,15 @@ from dataclasses import dataclass
 
 MOST_GUESSES = 8
 """Most tokens guessed at a time from n-grams."""
-LOSS_SHARE = 0.02
-"""Share of the time that guessing in vain may take."""
 _TRIED = 4
 """Guesses of a source before its gain is believed."""
-_FIRST_COST = 0.1
 _FIRST_CHANCE = 0.6
-_WEIGHT = 1 / 16
-"""Weight of a new measurement in an average."""
-_WINDOW = 4096
-"""Passes after which what was spent and lost counts half."""
-_PLAIN = 4
-"""Passes without a guess that are measured before the first guess."""
-_LARGEST_COST = 1.0
-"""Most that a guess adds to a pass: single passes over the same tokens cost no more. A pause of the machine may."""
+_WEIGHT = 1 / 32
+"""Least weight of a new measurement in the chance of a source."""
 _WORTH = 1.03
 """Gain from which it is believed: times are measured with noise, and the best of several looks better than it is."""
-_PAID = 4
-"""A gain of the past pays for the loss of so many passes."""
 _MOST_MODELS = 64
+_WIDTHS = [1 << power for power in range(MOST_GUESSES.bit_length())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +60,14 @@ class Check:
         guessed: Tokens that it guessed.
         accepted: How many of them were right.
         asked: Whether the request asks for guesses whatever they cost.
+        again: Tokens before the pending one that its model was fed once more.
     """
 
     source: Source
     guessed: int
     accepted: int
     asked: bool = False
+    again: int = 0
 
 
 @dataclass(slots=True)
@@ -99,71 +94,11 @@ class Record:
         self.guessed += check.guessed
         self.accepted += check.accepted
         for right in [1.0] * check.accepted + [0.0] * (check.accepted < check.guessed):
-            self.chance += max(_WEIGHT / 2, 1 / (self.guessed + 2)) * (right - self.chance)
+            self.chance += max(_WEIGHT, 1 / (self.guessed + 2)) * (right - self.chance)
 
     def brings(self, guesses: int) -> float:
         """Return how many of so many guesses are right, on average."""
         return sum(self.chance**power for power in range(1, guesses + 1))
-
-
-@dataclass(slots=True)
-class Size:
-    """
-    What passes over some number of rows take.
-
-    Attributes:
-        step: Seconds of a pass without a guess; 0 if not known.
-        cost: What a guess adds to a pass, as a share of it.
-        lost: Seconds that guesses have cost beyond what they brought.
-    """
-
-    step: float = 0.0
-    cost: float = _FIRST_COST
-    lost: float = 0.0
-    _passes: int = 0
-    _guesses: int = 0
-    _spent: float = 0.0
-
-    @property
-    def known(self) -> bool:
-        """Whether enough passes without a guess were measured."""
-        return self._passes >= _PLAIN
-
-    @property
-    def budget(self) -> float:
-        """Seconds that guesses may lose now."""
-        return LOSS_SHARE * self._spent - self.lost
-
-    def plain(self, seconds: float) -> None:
-        """Measure a pass without a guess."""
-        self._passes += 1
-        weight = max(_WEIGHT, 1 / self._passes)
-        # A pause of the machine is no pass: it counts as at most twice the usual.
-        self.step += weight * (min(seconds, 2 * self.step or seconds) - self.step)
-        self._spend(seconds)
-
-    def guessed(self, seconds: float, width: int, plain: float, *, asked: bool) -> None:
-        """
-        Measure a pass with guesses.
-
-        Args:
-            seconds: What it took.
-            width: Most guesses of a row.
-            plain: Seconds that its tokens would have taken without guesses.
-            asked: Whether they were asked for: what they lose is not lost by trying.
-        """
-        self._guesses += 1
-        cost = min(max((seconds / self.step - 1) / width, 0.0), _LARGEST_COST)
-        self.cost += max(_WEIGHT * 2, 1 / (self._guesses + 1)) * (cost - self.cost)
-        if asked:
-            return
-        self.lost = max(-_PAID * self.step, self.lost + seconds - plain)
-        self._spend(seconds)
-
-    def _spend(self, seconds: float) -> None:
-        self._spent += seconds
-        if self._spent > _WINDOW * self.step > 0:
-            self._spent, self.lost = self._spent / 2, self.lost / 2
 
 
 class Governor:
@@ -176,7 +111,10 @@ class Governor:
 
     def __init__(self) -> None:
         self.records: dict[Source, Record] = {}
-        self._sizes: dict[int, Size] = {}
+        self._sizes: dict[int, PassCosts] = {}
+        self._last: Sequence[Check] = ()
+        self._late: float | None = None
+        """Seconds since a step waited for all of its tokens, so that no pass began behind it; None if one did."""
         self.share(1)
 
     def share(self, rows: int) -> None:
@@ -184,10 +122,31 @@ class Governor:
         self._rows = rows
         number = (rows - 1).bit_length()
         if number not in self._sizes:
-            # More rows have more products for each guess, and no less.
-            fewer = [size.cost for other, size in self._sizes.items() if other < number]
-            self._sizes[number] = Size(cost=max(fewer, default=_FIRST_COST))
+            fewer = max((other for other in self._sizes if other < number), default=None)
+            self._sizes[number] = PassCosts(None if fewer is None else self._sizes[fewer])
         self._size = self._sizes[number]
+
+    def stepped(self, seconds: float, rows: int, checks: Sequence[Check], tokens: int) -> None:
+        """
+        Measure a step of rows that share a pass.
+
+        Args:
+            seconds: How long it took.
+            rows: How many rows.
+            checks: What was guessed; no tokens of a row that only waited for its pending token.
+            tokens: Tokens that the step brought.
+        """
+        self.share(rows)
+        guessed, late = [check for check in checks if check.guessed], self._late
+        self._late = 0.0 if checks else None
+        if guessed:
+            self.guessed(seconds, guessed, tokens)
+        elif tokens != rows:
+            self._late = None if late is None else late + seconds
+        elif late is not None:
+            self.resumed(late + seconds)
+        elif not checks:
+            self.plain(seconds)
 
     def plain(self, seconds: float) -> None:
         """Measure a pass without a guess, which brought a token of each row."""
@@ -205,33 +164,43 @@ class Governor:
         """
         self.counted(checks)
         size, rows, width = self._size, self._rows, max(check.guessed for check in checks)
-        if not size.known or not size.step:
+        first = size.first(rows, width + 1 + max(check.again for check in checks))
+        if not size.measured:
             return
         ahead = rows + sum(check.accepted for check in checks)
-        under_way = size.step * (tokens > ahead)
-        seconds = min(seconds - under_way, (1 + _LARGEST_COST * width) * size.step)
-        usual = size.step / rows
-        for check in checks:
-            record = self.records[check.source]
-            record.seconds += usual + (seconds - size.step) / len(checks)
-            record.plain += usual * (1 + check.accepted)
-        size.guessed(seconds, width, usual * ahead, asked=any(check.asked for check in checks))
+        seconds -= size.step * (tokens > ahead)  # of the pass that was under way
+        if first:  # it may have compiled what others of its shape only use
+            seconds = min(seconds, (1 + size.risk(width)) * size.step)
+        else:
+            seconds = size.guessed(seconds, width)
+            self._share_out(checks, seconds)
+        if not any(check.asked for check in checks):
+            size.guessed_at(seconds, size.step / rows * ahead)
 
-    def counted(self, checks: Iterable[Check]) -> None:
+    def unmeasured(self, rows: int, checks: Sequence[Check]) -> None:
+        """Take a step of unknown time: guesses count as what they are feared to take."""
+        self.share(rows)
+        self._late = None
+        size, guessed = self._size, [check for check in checks if check.guessed]
+        self.counted(guessed)
+        if guessed and size.measured and not any(check.asked for check in guessed):
+            seconds = size.step * (1 + size.risk(max(check.guessed for check in guessed)))
+            size.guessed_at(seconds, size.step * (1 + sum(check.accepted for check in guessed) / rows))
+
+    def resumed(self, seconds: float) -> None:
+        """Measure the first pass without a guess behind a pass with guesses, or behind a wait for a token to guess."""
+        if self._size.measured and not any(check.asked for check in self._last):
+            self._size.resumed(seconds, max((check.guessed for check in self._last), default=1) or 1)
+
+    def counted(self, checks: Sequence[Check]) -> None:
         """Count guesses, and which of them were right, without their time."""
+        self._last = checks
         for check in checks:
             self.records.setdefault(check.source, Record()).count(check)
 
     def count(self, source: Source, most: int) -> int:
         """Return how many tokens a source may guess now, at most `most`; 0 to guess nothing."""
-        size = self._size
-        if not size.known or most < 1:
-            return 0
-        record = self.records.get(source) or Record()
-        count, gain = _best(size, [(record, most)], 1)
-        if gain > _WORTH and (record.guessed > _TRIED or size.budget > 0):
-            return count if size.budget > 0 or size.lost < 2 * size.step else 0
-        return 1 if size.budget > size.cost * size.step else 0
+        return self._chosen([(self.records.get(source) or Record(), most)], 1)
 
     def width(self, guesses: Sequence[tuple[Source, int]]) -> int:
         """
@@ -240,12 +209,34 @@ class Governor:
         Args:
             guesses: Of each row that guesses, the source and how many there are.
         """
-        size = self._size
-        rows = [(self.records.get(source) or Record(), count) for source, count in guesses]
-        width, gain = _best(size, rows, self._rows)
-        if gain > _WORTH:
+        return self._chosen([(self.records.get(source) or Record(), count) for source, count in guesses], self._rows)
+
+    def gains(self, source: Source) -> bool:
+        """Whether a source was tried, and gains."""
+        record = self.records.get(source)
+        return record is not None and record.guessed > _TRIED and not self.parked(source)
+
+    def _chosen(self, guesses: Sequence[tuple[Record, int]], rows: int) -> int:
+        size, most = self._size, max(count for _, count in guesses)
+        if not size.known or most < 1:
+            return 0
+        widths = [1 << power for power in range(most.bit_length())]
+        width, gain = _best(size, guesses, rows, widths)
+        if gain > _WORTH and not size.knows(width):
+            unknown = next(one for one in widths if not size.knows(one))
+            if size.allowance > size.risk(unknown) * size.step:
+                return unknown
+            width, gain = _best(size, guesses, rows, [one for one in widths if size.knows(one)])
+        if gain > _WORTH and size.allowance > 0:
             return width
-        return 1 if size.budget > size.cost * size.step else 0
+        return 1 if size.budget > size.risk(1) * size.step else 0
+
+    def _share_out(self, checks: Sequence[Check], seconds: float) -> None:
+        usual = self._size.step / self._rows
+        for check in checks:
+            record = self.records[check.source]
+            record.seconds += usual + (seconds - self._size.step) / len(checks)
+            record.plain += usual * (1 + check.accepted)
 
     def kinds(self) -> dict[int, list[Source]]:
         """Return the sources that have guessed, by their kind."""
@@ -265,16 +256,18 @@ class Governor:
         record = self.records.get(source)
         if record is None or record.guessed <= _TRIED:
             return False
-        known = [size for size in self._sizes.values() if size.known]
-        return bool(known) and all(_best(size, [(record, MOST_GUESSES)], 1)[1] <= _WORTH for size in known)
+        known = [size for size in self._sizes.values() if size.measured]
+        return bool(known) and all(_best(size, [(record, MOST_GUESSES)], 1, _WIDTHS)[1] <= _WORTH for size in known)
 
 
-def _best(size: Size, guesses: Sequence[tuple[Record, int]], rows: int) -> tuple[int, float]:
-    """Return the number of guesses a row with the largest gain, and the gain."""
-    gains = []
-    for width in range(1, max(count for _, count in guesses) + 1):
+def _best(
+    size: PassCosts, guesses: Sequence[tuple[Record, int]], rows: int, widths: Sequence[int]
+) -> tuple[int, float]:
+    """Return the number of guesses a row, of some, with the largest gain, and the gain; (0, 1) of none."""
+    gains = [(1.0, 0)]
+    for width in widths:
         tokens = rows + sum(record.brings(min(width, count)) for record, count in guesses)
-        gains.append((tokens / (rows * (1 + size.cost * width)), -width))
+        gains.append((tokens / (rows * (1 + size.cost(width))), -width))
     gain, width = max(gains)
     return -width, gain
 

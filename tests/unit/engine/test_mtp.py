@@ -15,6 +15,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from daemon.cache.mlx.module_size import arrays, nbytes
+from daemon.cache.mlx.mtp import MtpHead
 from daemon.engine.execution import head_kv
 from daemon.engine.execution.head_kv import HeadKV
 from daemon.kv.mlx.ahead import Undo
@@ -159,6 +160,35 @@ def test_head_goes_on_after_neighbours_and_holds(harness: Harness, tmp_path: Pat
     assert answer.content == plain.content
     assert guesses(answer)[1] > 10
     harness.settle()
+
+
+@pytest.mark.parametrize("gains", [False, True])
+def test_head_reads_a_prompt_only_where_it_gains(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gains: bool
+) -> None:
+    """A parked head costs nothing, and begins anew with the last states when it is tried again."""
+    governor = harness.engine._runner.governors.of(None)
+    monkeypatch.setattr(governor, "gains", lambda source: gains)
+    path = str(model_with_head(tmp_path, "mimo", right=True))
+    harness.run(asked(path, OFF, max_tokens=1))
+    read, whole = list[int](), MtpHead.__call__
+
+    def counted(self: MtpHead, states: mx.array, *given: Any) -> mx.array:
+        read.append(states.shape[1])
+        return whole(self, states, *given)
+
+    monkeypatch.setattr(MtpHead, "__call__", counted)
+    prompt = pb.TokenIds(ids=[place % 600 + 20 for place in range(300)])
+    plain = harness.run(asked(path, OFF, tokens=prompt))
+    assert harness.run(asked(path, AUTO, tokens=prompt)).content == plain.content
+    assert (sum(read) >= 300 - head_kv._MOST_UNREAD) == gains
+    assert bool(read) == gains
+    read.clear()
+    monkeypatch.setattr(governor, "count", lambda source, most: min(most, 1) if source.kind == MTP else 0)
+    answer = harness.run(asked(path, AUTO, tokens=prompt))
+    assert answer.content == plain.content
+    assert guesses(answer)[0] > 5
+    assert (max(read) > head_kv._MOST_UNREAD) == gains
 
 
 def test_request_is_refused_where_there_is_no_head(harness: Harness, tmp_path: Path) -> None:

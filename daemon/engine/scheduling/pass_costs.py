@@ -1,0 +1,187 @@
+"""What passes of a model take with and without guesses, and how much guessing may still lose. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import sqrt
+
+# What a guess adds to a pass is no straight line. A device may use other kernels for several tokens than for one, and
+# it may compile them when it meets a pass of a shape for the first time. So the cost of each width is measured apart,
+# in powers of two, and the first pass of a shape is not measured. A width that was not measured is tried only where it
+# promises a gain, after the width below it, and where a pass that brings nothing would not break the bound:
+#
+#   lost  <=  LOSS_SHARE * spent + _CREDIT * step        both in seconds
+#
+# Lost is what passes with guesses took, less what their tokens would have taken without guesses. A pass begins before
+# the one before it is read; guesses break this. The next pass without guesses counts as part of the loss as well.
+
+LOSS_SHARE = 0.02
+"""Share of the time that guessing in vain may take."""
+_FIRST_COST = 0.1
+"""What a guess is hoped to add to a pass, as a share of it, before anything is known."""
+_LARGEST_COST = 1.0
+"""What a guess is feared to add: single passes over the same tokens cost no more."""
+_WEIGHT = 1 / 16
+"""Weight of a new measurement in an average."""
+_WINDOW = 4096
+"""Passes after which what was spent and lost counts half."""
+_PLAIN = 4
+"""Passes without a guess that are measured before the first guess."""
+_LONGEST = 32
+"""Passes with guesses after which passes without are measured again: they take longer behind more tokens."""
+_FASTER = 0.9
+"""Share of a step below which a pass with guesses shows that passes are shorter than they were: it has more to do."""
+_AGAIN = 2
+"""How many passes without guesses are measured again."""
+_MEASURED = 2
+"""Measured passes that make the cost of a width known."""
+_STALE = 4096
+"""Passes after which a width that was not used is not known any more."""
+_PAID = 4
+"""A gain of the past pays for the loss of so many passes."""
+_CREDIT = 2
+"""Passes that first tries may lose, before their share allows it."""
+
+
+@dataclass(slots=True)
+class _Cost:
+    """What a guess adds to a pass as a share of it, of some widths: an average, and when it was measured last."""
+
+    each: float = 0.0
+    passes: int = 0
+    latest: int = 0
+
+
+@dataclass(slots=True)
+class PassCosts:
+    """
+    What passes over some number of rows take.
+
+    Attributes:
+        fewer: Costs of passes over fewer rows, if they are known; more rows cost no less.
+        step: Seconds of a pass without a guess; 0 if not known.
+        lost: Seconds that guesses have cost beyond what they brought.
+    """
+
+    fewer: PassCosts | None = None
+    step: float = 0.0
+    lost: float = 0.0
+    _costs: dict[int, _Cost] = field(default_factory=dict)
+    _shapes: set[tuple[int, int]] = field(default_factory=set)
+    """Rows and tokens of a row of passes that were made."""
+    _plain: int = 0
+    _passes: int = 0
+    _in_a_row: int = 0
+    _due: int = 0
+    _spent: float = 0.0
+
+    @property
+    def measured(self) -> bool:
+        """Whether enough passes without a guess were measured to know what guesses cost."""
+        return self._plain >= _PLAIN and self.step > 0
+
+    @property
+    def known(self) -> bool:
+        """Whether guesses may be made now: passes without a guess were measured, not too long ago."""
+        return self.measured and not self._due
+
+    @property
+    def budget(self) -> float:
+        """Seconds that guesses may lose now."""
+        return LOSS_SHARE * self._spent - self.lost
+
+    @property
+    def allowance(self) -> float:
+        """Seconds that guesses may lose now if they promise a gain."""
+        return self.budget + _CREDIT * self.step
+
+    def knows(self, width: int) -> bool:
+        """Whether passes with so many guesses were measured."""
+        cost = self._costs.get(_bucket(width))
+        return cost is not None and cost.passes >= _MEASURED and self._passes - cost.latest < _STALE
+
+    def cost(self, width: int) -> float:
+        """Return what so many guesses are expected to add to a pass, as a share of it; the best case if not known."""
+        if self.knows(width):
+            return self._costs[_bucket(width)].each * width
+        if self.fewer is not None and self.fewer.knows(width):
+            return self.fewer.cost(width)
+        measured = [bucket for bucket in self._costs if self.knows(1 << bucket)]
+        if not measured:
+            return _FIRST_COST * width if self.fewer is None else self.fewer.cost(width)
+        nearest = min(measured, key=lambda bucket: abs(bucket - _bucket(width)))
+        at = 1 << nearest
+        return self._costs[nearest].each * at * min(width / at, sqrt(width / at))
+
+    def risk(self, width: int) -> float:
+        """Return what so many guesses are feared to add to a pass, as a share of it."""
+        if self.knows(width):
+            return self.cost(width)
+        narrower = [bucket for bucket in self._costs if bucket < _bucket(width) and self.knows(1 << bucket)]
+        each = self._costs[max(narrower)].each if narrower else _LARGEST_COST
+        return max(each * width, self.cost(width))
+
+    def plain(self, seconds: float) -> None:
+        """Measure a pass without a guess, which began while the one before it was computed."""
+        self._plain += 1
+        faster = seconds < self.step  # as another request has fewer tokens: too long a step would hide a loss
+        weight = max(_WEIGHT, 1 / self._plain, 1 / 2 if self._due else 0.0, 1 / 4 if faster else 0.0)
+        # A pause of the machine is no pass: it counts as at most twice the usual.
+        self.step += weight * (min(seconds, 2 * self.step or seconds) - self.step)
+        self._due = max(0, self._due - 1)
+        self._in_a_row = 0
+        self._spend(seconds)
+
+    def first(self, rows: int, fed: int) -> bool:
+        """Whether a pass is the first one of so many rows and tokens of each; the next one is not."""
+        met = (rows, fed) in self._shapes
+        self._shapes.add((rows, fed))
+        return not met
+
+    def guessed(self, seconds: float, width: int) -> float:
+        """
+        Measure what a pass with guesses took.
+
+        Args:
+            seconds: What it took.
+            width: Most guesses of a row.
+
+        Returns:
+            The seconds without a pause of the machine: at most twice what was feared.
+        """
+        cost = self._costs.setdefault(_bucket(width), _Cost())
+        known = self.cost(width) if cost.passes else self.risk(width)
+        seconds = min(seconds, 2 * (1 + known) * self.step)
+        each = max(seconds / self.step - 1, 0.0) / width
+        cost.passes += 1
+        cost.each += max(_WEIGHT * 2, 1 / cost.passes) * (each - cost.each)
+        cost.latest = self._passes
+        return seconds
+
+    def guessed_at(self, seconds: float, plain: float) -> None:
+        """Book a pass with guesses that no request asked for, and what its tokens would have taken without them."""
+        self._in_a_row += 1
+        if self._in_a_row >= _LONGEST or seconds < _FASTER * self.step:
+            self._in_a_row, self._due = 0, _AGAIN
+        self.lose(seconds - plain)
+        self._spend(seconds)
+
+    def lose(self, seconds: float) -> None:
+        """Book a loss, or a gain below zero."""
+        self.lost = max(-_PAID * self.step, self.lost + seconds)
+
+    def resumed(self, seconds: float, width: int) -> None:
+        """Book a pass without a guess that could not begin before the tokens of one with guesses were known."""
+        seconds = min(seconds, (2 + self.risk(width)) * self.step)
+        self.lose(seconds - self.step)
+        self._spend(seconds)
+
+    def _spend(self, seconds: float) -> None:
+        self._passes += 1
+        self._spent += seconds
+        if self._spent > _WINDOW * self.step > 0:
+            self._spent, self.lost = self._spent / 2, self.lost / 2
+
+
+def _bucket(width: int) -> int:
+    return (width - 1).bit_length()
