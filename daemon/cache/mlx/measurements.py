@@ -140,7 +140,7 @@ def place_of(device: str) -> str:
 
 
 def _name(key: ModelKey, layout: Layout) -> str:
-    """Return the name of a model whose KV is kept in a way: without reuse, less of it is measured."""
+    """Return the name of a model with a layout: without reuse, less of it is measured."""
     return _digest(json.dumps([key.weights, key.adapter, layout.signature, layout.reusable]))
 
 
