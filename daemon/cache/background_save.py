@@ -21,16 +21,18 @@ class BackgroundSave:
 
     Args:
         save: Writes the state as it is when it is called. It runs on another thread, and may hang.
+        wait: Seconds that a request waits for its save at most; `WAIT_SECONDS` if None.
     """
 
-    def __init__(self, save: Callable[[], None]) -> None:
+    def __init__(self, save: Callable[[], None], wait: float | None = None) -> None:
         self._save = save
+        self._wait = wait
         self._lock = threading.Lock()
         self._is_saving = False
         self._has_changed = False
 
     def request(self) -> None:
-        """Have the state saved. Waits for the save for a second at most, and not at all if another one goes on."""
+        """Have the state saved. Waits for the save for so long at most, and not at all if another one goes on."""
         with self._lock:
             self._has_changed = True
             if self._is_saving:
@@ -42,7 +44,7 @@ class BackgroundSave:
         except RuntimeError:  # no thread is to be had; the next request tries again
             self._is_saving = False
             return
-        thread.join(WAIT_SECONDS)
+        thread.join(WAIT_SECONDS if self._wait is None else self._wait)
 
     def _run(self) -> None:
         while self._must_save():

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
-from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import structlog
 
 from daemon.cache.digests import MOST_FILES, Stamp
 from daemon.shared.log_fields import cause
-from daemon.shared.small_file import read_small
+from daemon.shared.small_file import read_small, replace_small
 
 FILE_NAME = "digests.json"
 _VERSION = 1
@@ -55,18 +52,10 @@ class DigestFile:
         """Replace the content by the last MOST_FILES of some stamps and digests. A failure is logged."""
         newest = list(known.items())[-MOST_FILES:]
         files = {name: [*astuple(stamp), digest] for name, (stamp, digest) in newest}
-        temporary = ""
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=FILE_NAME, dir=self._path.parent)  # mode 0600
-            with os.fdopen(handle, "w") as file:
-                json.dump({"version": _VERSION, "files": files}, file)
-            Path(temporary).replace(self._path)
+            replace_small(self._path, json.dumps({"version": _VERSION, "files": files}).encode())
         except OSError as error:
             log.warning("digest_notes_write_failed", error=cause(error))
-            if temporary:
-                with suppress(OSError):
-                    Path(temporary).unlink()
 
 
 def _entry(values: Any) -> tuple[Stamp, str]:

@@ -15,6 +15,8 @@ from daemon.cache.digest_notes import DigestFile
 from daemon.cache.digests import Digests
 from daemon.cache.limits import ModelLimits
 from daemon.cache.mlx.loader import supported
+from daemon.cache.mlx.measurements import FILE_NAME as MEASUREMENTS
+from daemon.cache.mlx.measurements import MeasurementFile, Measurements, place_of
 from daemon.cache.mlx.shard import WHOLE
 from daemon.cache.model_cache import ModelCache
 from daemon.cache.resolver import Resolver
@@ -26,7 +28,7 @@ from daemon.engine.calls.invalidate import Invalidator
 from daemon.engine.calls.model_loading import ModelLoader
 from daemon.engine.calls.model_lookup import ModelLookup
 from daemon.engine.calls.model_places import Places
-from daemon.engine.device import memory_size, working_set
+from daemon.engine.device import device_name, memory_size, working_set
 from daemon.engine.engine import Engine
 from daemon.engine.execution.runner import Runner
 from daemon.engine.group.ranks import Ranks, ShardedResolver
@@ -65,6 +67,7 @@ def build_engine(
     ttl_clock: Callable[[], float] | None = None,
     wall: Callable[[], float] = time.time,
     ranks: Ranks | None = None,
+    measured: Measurements | None = None,
 ) -> Engine:
     """
     Build the parts of an engine and return the engine that drives them.
@@ -82,6 +85,7 @@ def build_engine(
         ttl_clock: Seconds that include the machine's sleep, for how long models were idle; `clock` if None.
         wall: Seconds since 1970, which may jump.
         ranks: The ranks of a group that compute with this engine; None if it is alone.
+        measured: What passes of models take; None to keep it in the state directory.
     """
     ttl_clock = ttl_clock or clock
     budget = MemoryBudget(_limit(config) if ranks is None else ranks.limit_bytes)
@@ -97,7 +101,9 @@ def build_engine(
     streams = Streams()
     digests = Digests(DigestFile(config.state_dir / DIGESTS), aside=lambda: aside(streams.are_active))
     shard = WHOLE if ranks is None else ranks.shard
-    loader = ModelLoader(memory, runner, digests, streams, clock, config.warmup_tokens, shard)
+    loader = ModelLoader(
+        memory, runner, digests, streams, clock, config.warmup_tokens, measured or _measured(config, ranks), shard
+    )
     limits = _model_limits(config, budget)
     models: Models = ModelCache(limits, loader.begin, ttl_clock, buffers.clear)
     background = Background(post, clock, WORKERS, ranks.answers if ranks else None)
@@ -145,6 +151,13 @@ def _limit(config: Config) -> int:
     """Return the bytes that this machine's own models may use: all but those of its group, if it has one."""
     limit = memory_limit(working_set())
     return limit - group_share(limit, config, leads=True) if config.group_ranks else limit
+
+
+def _measured(config: Config, ranks: Ranks | None) -> Measurements:
+    """Return what was measured of models. Ranks measure at the same time, so none of them may know more than others."""
+    if ranks is not None:
+        return Measurements()
+    return Measurements(MeasurementFile(config.state_dir / MEASUREMENTS, place_of(device_name())))
 
 
 def _resolver(config: Config, digests: Digests, limits: ModelLimits, ranks: Ranks | None) -> Resolver:

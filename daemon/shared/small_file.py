@@ -1,10 +1,12 @@
-"""Reads small files of the daemon's own as a whole, and refuses anything else under their names."""
+"""Small files of the daemon's own: read and replaced as a whole. What else has their name is not read."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -39,3 +41,26 @@ def read_small(path: Path, most: int) -> bytes:
         return bytes(content)
     finally:
         os.close(fd)
+
+
+def replace_small(path: Path, content: bytes) -> None:
+    """
+    Replace a file as a whole: a reader finds the old content or the new one. Only its owner may read it.
+
+    Args:
+        path: The file; its directory is made if it is missing.
+        content: What it holds from now on.
+
+    Raises:
+        OSError: If that is not possible; the old content stays.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(temporary).unlink()
+        raise

@@ -10,6 +10,7 @@ From a checked model on disk to a model that requests can use:
 4. **Compute**: arrays that mlx-lm derives from weights, or adds, are evaluated in slices too.
 5. **Self-test**: a first forward pass finds the layout of the KV cache. It is proven that a restored cache and a
    batch compute the same tokens, or the model gets neither reuse nor batches. Hashing goes on meanwhile.
+   What a pass takes is measured, unless it is known (`measurements.py`).
 6. **Warm up** (`warm_up.py`), if that is configured.
 7. **Compare** the digests with those that the model's key was made of. If a file differs, the load fails, and the
    file is known by its new digest from then on: KV must never be stored under the key of other weights.
@@ -33,10 +34,11 @@ from mlx_lm.utils import MODEL_REMAPPING
 
 from daemon.cache.callbacks import Rest, ignore
 from daemon.cache.digests import SETTLED_NS, Stamp
-from daemon.cache.identity import ModelKey, ModelSource
+from daemon.cache.identity import ModelSource
 from daemon.cache.load import Loaded, Progress, Stage
 from daemon.cache.mlx.assembly import assembling, refuse_partial_adapter
 from daemon.cache.mlx.load_errors import load_errors
+from daemon.cache.mlx.measurements import Measurements
 from daemon.cache.mlx.module_size import arrays, nbytes
 from daemon.cache.mlx.mtp import NO_HEAD, Head, MtpHead, TakenHead, head_or_reason, tried_head
 from daemon.cache.mlx.shard import WHOLE, Shard
@@ -61,8 +63,8 @@ log = structlog.get_logger()
 SLICE_BYTES = 1 << 30
 """Most bytes of weights evaluated between two engine steps, whatever the disk can do; see `Pace`."""
 
-_MEASURED: dict[ModelKey, Workspace] = {}
-"""What passes of models take, which were loaded before: it follows from the weights and this machine."""
+_MEASURED = Measurements()
+"""Those of callers that bring none."""
 
 Learn = Callable[[Path, Stamp, str], None]
 """Gets a file, its stamp before it was read, and the SHA-256 of the bytes that were read; see `Digests.learn`."""
@@ -161,6 +163,7 @@ def load(
     rest: Rest = ignore,
     room: Callable[[], object] = lambda: None,
     shard: Shard = WHOLE,
+    measured: Measurements = _MEASURED,
 ) -> Generator[Progress, None, Loaded[LoadedModel]]:
     """
     Load a model, a slice for each `next`; the generator returns the model. Closing it abandons the load.
@@ -178,6 +181,7 @@ def load(
         room: Called when the bytes that the model needs were reported and granted, before any of them is taken.
         shard: Cuts the module, so that this rank's part is left. Parts are read from the files, and their digests are
             those that the model was found by.
+        measured: What passes of models take that were loaded before.
 
     Raises:
         MisnamedError: If the weights are not those that the key names.
@@ -189,7 +193,7 @@ def load(
         room()
         yield from _evaluate(source, model, computed, reading, slicer, shard)
         progress = _loading(max(needed, reading.done), source.size_bytes)
-        loaded = yield from _tested(source, model, needed, progress, slicer, shard)
+        loaded = yield from _tested(source, model, needed, progress, slicer, shard, measured)
         loaded = replace(loaded, mtp=(yield from slicer.run(tried_head(source, head, model), progress)))
         if warmup_tokens:
             progress = Progress(Stage.WARMING_UP)
@@ -280,9 +284,15 @@ def _piece(computed: list[mx.array], most: int) -> list[mx.array]:
 
 
 def _tested(
-    source: ModelSource, model: Any, needed: int, progress: Progress, slicer: _Slicer, shard: Shard
+    source: ModelSource,
+    model: Any,
+    needed: int,
+    progress: Progress,
+    slicer: _Slicer,
+    shard: Shard,
+    measured: Measurements,
 ) -> _Slices[LoadedModel]:
-    """Run the self-tests of a module with evaluated arrays, and return the model."""
+    """Run the self-tests of a module with evaluated arrays, measure its passes, and return the model."""
     with load_errors(source):
         layout = yield from slicer.run(probing(model), progress)
         shard.alike(source, layout.signature)
@@ -291,10 +301,10 @@ def _tested(
         ahead = yield from slicer.run(trying(model, layout), progress)
         together = yield from slicer.run(trying_rows(model, ahead, joinable=joinable), progress)
         shares = yield from slicer.run(proving_shared(model, layout), progress)
-        work = _MEASURED.get(source.key)
+        work = measured.find(source.key, layout)
         if work is None:
             work = yield from slicer.run(measuring(model, layout), progress)
-            _MEASURED[source.key] = work
+            measured.keep(source.key, layout, work)
     size, joined = int(logits.shape[-1]), joinable and shares
     return LoadedModel(source, model, layout, needed, size, joinable, ahead, together, work, joined)
 

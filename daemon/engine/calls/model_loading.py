@@ -8,6 +8,7 @@ from daemon.cache.digests import Digests
 from daemon.cache.identity import ModelSource
 from daemon.cache.load import Load
 from daemon.cache.mlx.loader import LoadedModel, load
+from daemon.cache.mlx.measurements import Measurements
 from daemon.cache.mlx.shard import WHOLE, Shard
 from daemon.cache.pace import SLICE_SECONDS
 from daemon.engine.background.thread_priority import Streams, resting
@@ -26,6 +27,7 @@ class ModelLoader:
         streams: Tells whether the threads that hash weights shall rest.
         clock: Seconds that never go back.
         warmup_tokens: Tokens of the first pass of a model; 0 for none.
+        measured: What passes of models take that were loaded before.
         shard: Which part of a model is loaded.
     """
 
@@ -37,6 +39,7 @@ class ModelLoader:
         streams: Streams,
         clock: Callable[[], float],
         warmup_tokens: int,
+        measured: Measurements,
         shard: Shard = WHOLE,
     ) -> None:
         self._memory = memory
@@ -45,6 +48,7 @@ class ModelLoader:
         self._streams = streams
         self._clock = clock
         self._warmup_tokens = warmup_tokens
+        self._measured = measured
         self._shard = shard
 
     def begin(self, source: ModelSource, skip_warmup: object) -> Load[LoadedModel]:
@@ -60,6 +64,7 @@ class ModelLoader:
             # By then the real size is known and counts as used, so there is no further need.
             lambda: self._memory.shed_prefixes(0),
             self._shard,
+            self._measured,
         )
 
     def slice_seconds(self) -> float:

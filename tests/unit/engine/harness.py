@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load
 
+from daemon.cache.mlx.measurements import Measurements
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.composition import build_engine
 from daemon.engine.memory.pressure import Level
@@ -34,6 +35,9 @@ AnyRequest = (
     | pb.ListModelsRequest
 )
 """What opens a call."""
+
+MEASURED = Measurements()
+"""What passes take, measured once for all engines of this process."""
 
 PATIENCE = 20.0
 """Seconds after which a test that waits for something has failed."""
@@ -77,7 +81,9 @@ class Harness:
         folder = Path(tempfile.mkdtemp(prefix="mlxs-"))
         self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         config = Config(**{"warmup_tokens": 0, "state_dir": folder, **settings})
-        self.engine = build_engine(config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed)
+        self.engine = build_engine(
+            config, self, self._inbox.put, self.now, lambda: self.pressure, self.elapsed, measured=MEASURED
+        )
         if not guesses:
             unmoved = Unmoved()
             self.engine._runner.governors.of = lambda model: unmoved  # type: ignore[method-assign]

@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -136,8 +138,9 @@ def engine_process() -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     """Start the real engine and yield it with our end of its socket."""
     ours, theirs = socket.socketpair()
     ours.settimeout(30)
-    command = [sys.executable, "-P", "-m", "daemon.engine", "--config", Config(kv_disk_mb=0).to_json(), "--fd"]
-    with ours, theirs:
+    with ours, theirs, tempfile.TemporaryDirectory() as state:
+        config = Config(kv_disk_mb=0, state_dir=Path(state)).to_json()
+        command = [sys.executable, "-P", "-m", "daemon.engine", "--config", config, "--fd"]
         process = subprocess.Popen(
             [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL
         )

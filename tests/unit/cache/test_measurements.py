@@ -1,0 +1,212 @@
+"""What passes of models take is measured once for each model and place, and a note that cannot be trusted is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from daemon.cache.identity import ModelKey, identify
+from daemon.cache.mlx import loader, measurements
+from daemon.cache.mlx.measurements import FILE_NAME, MeasurementFile, Measurements, place_of
+from daemon.kv.mlx import workspace
+from daemon.kv.mlx.layout import Layout
+from daemon.kv.mlx.workspace import Workspace
+from daemon.shared.small_file import replace_small
+from tests.support.builders import tiny_llama
+from tests.unit.cache.loads import run
+
+WORK = Workspace(((64, 100.5), (256, 292.0)), ((0, 0.0), (3072, 1.25)))
+HERE = "here"
+
+
+@pytest.fixture(name="path")
+def _path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / FILE_NAME
+
+
+@pytest.fixture(name="passes")
+def _passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return a list that gets the tokens and the context of each pass that is measured."""
+    measured: list[tuple[int, int]] = []
+    real = workspace._pass
+
+    def counted(model: Any, layout: Layout, width: int, context: int) -> Any:
+        measured.append((width, context))
+        return real(model, layout, width, context)
+
+    monkeypatch.setattr(workspace, "_pass", counted)
+    return measured
+
+
+def _load(model: Path, path: Path, place: str = HERE) -> Workspace:
+    """Load a model as an engine that has just started, and wait until what it measured is on the disk."""
+    measured = Measurements(MeasurementFile(path, place))
+    _, loaded = run(loader.load(identify("tiny", model), 0, lambda: 0.0, measured=measured))
+    _saved()
+    return loaded.model.work
+
+
+def _saved() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "save":
+            thread.join(60)
+
+
+def test_second_engine_measures_no_pass(tmp_path: Path, path: Path, passes: list[tuple[int, int]]) -> None:
+    model = tiny_llama(tmp_path / "model")
+    work = _load(model, path)
+    assert passes
+    assert work.fixed
+    passes.clear()
+
+    assert _load(model, path) == work
+    assert passes == []
+
+
+def test_damaged_note_is_measured_again(tmp_path: Path, path: Path, passes: list[tuple[int, int]]) -> None:
+    model = tiny_llama(tmp_path / "model")
+    _load(model, path)
+    passes.clear()
+    content = json.loads(path.read_text())
+    (entry,) = content["models"].values()
+    entry["fixed"][0][1] = 1.0
+    path.write_text(json.dumps(content))
+
+    _load(model, path)
+
+    assert passes
+    assert MeasurementFile(path, HERE).read()
+
+
+def test_other_model_and_other_place_are_measured(tmp_path: Path, path: Path, passes: list[tuple[int, int]]) -> None:
+    model = tiny_llama(tmp_path / "model")
+    _load(model, path)
+    passes.clear()
+    _load(model, path, "another device")
+    assert passes
+    passes.clear()
+
+    config = model / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rope_theta": 5000}))
+    _load(model, path, "another device")
+    assert passes
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "another format": lambda notes: {**notes, "format": 2},
+    "another place": lambda notes: {**notes, "place": "there"},
+    "a list": lambda notes: [notes],
+    "no models": lambda notes: {**notes, "models": None},
+    "another digest": lambda notes: {**notes, "digest": "0"},
+    "a model more": lambda notes: {**notes, "models": {**notes["models"], "x": {"fixed": [[64, 1.0]], "scores": []}}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_note_that_is_not_ours_counts_for_nothing(path: Path, damage: str) -> None:
+    file = MeasurementFile(path, HERE)
+    file.write({"name": WORK})
+    assert file.read() == {"name": WORK}
+    path.write_text(json.dumps(DAMAGE[damage](json.loads(path.read_text()))))
+
+    assert file.read() == {}
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        Workspace((), ((0, 0.0),)),
+        Workspace(((64, -1.0),), ((0, 0.0),)),
+        Workspace(((64, float("nan")),), ((0, 0.0),)),
+        Workspace(((256, 1.0), (64, 1.0)), ((0, 0.0),)),
+    ],
+)
+def test_figures_that_make_no_sense_are_refused(path: Path, work: Workspace) -> None:
+    file = MeasurementFile(path, HERE)
+    file.write({"name": work})
+    assert file.read() == {}
+
+
+def test_unusable_measurements_are_logged(path: Path) -> None:
+    replace_small(path, b"{")
+    in_the_way = MeasurementFile(path / FILE_NAME, HERE)
+
+    with capture_logs() as logs:
+        assert MeasurementFile(path, HERE).read() == {}
+        in_the_way.write({"name": WORK})
+
+    assert [line["event"] for line in logs] == ["measurements_read_failed", "measurements_write_failed"]
+
+
+def test_measurements_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE_NAME)
+    assert MeasurementFile(tmp_path / FILE_NAME, HERE).read() == {}
+
+
+def test_models_that_were_used_last_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measurements, "MOST_MODELS", 2)
+    measured = Measurements(MeasurementFile(path, HERE))
+    layout = Layout("KVCache", 1)
+    first, second, third = (ModelKey(name) for name in "abc")
+    for key in (first, second):
+        measured.keep(key, layout, WORK)
+    assert measured.find(first, layout) == WORK
+    measured.keep(third, layout, WORK)
+    _saved()
+
+    later = Measurements(MeasurementFile(path, HERE))
+    assert [later.find(key, layout) for key in (first, second, third)] == [WORK, None, WORK]
+    assert later.find(first, Layout("RotatingKVCache", 1)) is None
+
+
+def test_place_depends_on_device_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = place_of("gpu: M4")
+    assert place_of("gpu: M4") == here
+    assert place_of("gpu: M2") != here
+    monkeypatch.setenv("MLX_SIDECAR_MAX_MODELS", "7")
+    assert place_of("gpu: M4") == here
+    monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")
+    assert place_of("gpu: M4") != here
+
+
+@pytest.mark.parametrize("name", ["mlx", "mlx-lm"])
+def test_place_depends_on_the_libraries(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = place_of("cpu")
+    monkeypatch.setattr(measurements, "version", lambda package: "0" if package == name else version(package))
+    assert place_of("cpu") != here
+
+
+class HangingNotes:
+    """Notes in a state directory that hangs until the test lets it go."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def read(self) -> dict[str, Workspace]:
+        """Return nothing: it is the first run."""
+        return {}
+
+    def write(self, known: dict[str, Workspace]) -> None:
+        """Hang."""
+        assert self.go_on.wait(60)
+
+
+def test_disk_that_hangs_holds_up_no_load() -> None:
+    """This test would hang with it: the write ends only after what follows the request."""
+    notes = HangingNotes()
+    measured = Measurements(notes)
+    layout = Layout("KVCache", 1)
+
+    measured.keep(ModelKey("a"), layout, WORK)
+
+    assert measured.find(ModelKey("a"), layout) == WORK
+    notes.go_on.set()
+    _saved()
