@@ -1,4 +1,4 @@
-"""The LaunchAgent's plist: the daemon's command line, environment and limits, written from a shell's settings."""
+"""A LaunchAgent's plist: the command line, environment and limits of a service, written from a shell's settings."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from daemon.launchd.errors import AgentError
 from daemon.shared.config import ENV_PREFIX
 from daemon.shared.config_sources import Resolved
 
-LABEL = "com.mlx-sidecar.daemon"
 EXIT_SECONDS = 60
 """Seconds from SIGTERM to SIGKILL: the most that launchd grants a user's agent. Without this key it grants 5."""
 RESERVE_SECONDS = 10
 """The part of EXIT_SECONDS for the work after the drain: the engine's end, the last answers, the socket."""
 THROTTLE_SECONDS = 10
 OPEN_FILES = 8192
-LOG_NAME = "daemon.log"
-STDERR_NAME = "launchd.log"
 
 KEPT_VARIABLES = (
     "HF_HOME",
@@ -45,6 +42,41 @@ KEPT_VARIABLES = (
 
 
 @dataclass(frozen=True, slots=True)
+class Kind:
+    """
+    What a service runs. A Mac may have one of each kind.
+
+    Attributes:
+        label: Its name in launchd.
+        command: The command of `mlx-sidecar`.
+        option: What `mlx-sidecar service` is told to mean this kind; empty for the daemon.
+        log_name: Its log file, if the configuration names none.
+        stderr_name: The file for output from before it has a log.
+        process: What its process is called.
+        works: The verb for a process that does its work.
+    """
+
+    label: str
+    command: str
+    option: str
+    log_name: str
+    stderr_name: str
+    process: str
+    works: str
+
+    def advice(self, command: str) -> str:
+        """Return the command line of a command of `mlx-sidecar service` for this kind."""
+        return f"mlx-sidecar service {command}{self.option}"
+
+
+DAEMON = Kind("com.mlx-sidecar.daemon", "serve", "", "daemon.log", "launchd.log", "the daemon", "serve")
+JOIN = Kind("com.mlx-sidecar.join", "join", " --join", "join.log", "join-launchd.log", "mlx-sidecar join", "listen")
+"""The process that makes this Mac a rank of a group."""
+KINDS = {kind.label: kind for kind in (DAEMON, JOIN)}
+LABEL = DAEMON.label
+
+
+@dataclass(frozen=True, slots=True)
 class Agent:
     """
     One LaunchAgent.
@@ -54,17 +86,19 @@ class Agent:
         environment: Variables of the daemon, in addition to launchd's own few.
         stderr: File for output from before the daemon has a log: tracebacks, refusals to start.
         background: Whether it runs without a graphical login, on a Mac that is reached by ssh.
+        kind: What it runs.
     """
 
     program: tuple[str, ...]
     environment: Mapping[str, str]
     stderr: Path
     background: bool = False
+    kind: Kind = DAEMON
 
     def properties(self) -> dict[str, Any]:
         """Return the property list, in reading order."""
         tree: dict[str, Any] = {
-            "Label": LABEL,
+            "Label": self.kind.label,
             "ProgramArguments": list(self.program),
             "EnvironmentVariables": dict(sorted(self.environment.items())),
             "RunAtLoad": True,
@@ -87,18 +121,18 @@ class Agent:
         return plistlib.dumps(self.properties(), sort_keys=False)
 
 
-def plist_path(home: Path) -> Path:
+def plist_path(home: Path, kind: Kind = DAEMON) -> Path:
     """Return the path where launchd looks for the plist at login."""
-    return home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
+    return home / "Library" / "LaunchAgents" / f"{kind.label}.plist"
 
 
 def log_directory(home: Path) -> Path:
-    """Return the directory of the service's logs, if the configuration names none."""
+    """Return the directory of the services' logs, if the configuration names none."""
     return home / "Library" / "Logs" / "mlx-sidecar"
 
 
 def of_this_environment(
-    resolved: Resolved, environ: Mapping[str, str], home: Path, *, background: bool = False
+    resolved: Resolved, environ: Mapping[str, str], home: Path, *, background: bool = False, kind: Kind = DAEMON
 ) -> Agent:
     """
     Return the agent that runs this installation with the settings of this shell.
@@ -110,7 +144,7 @@ def of_this_environment(
         AgentError: If `drain_timeout` is longer than the time that launchd grants.
     """
     longest = EXIT_SECONDS - RESERVE_SECONDS
-    if resolved.config.drain_timeout > longest:
+    if kind is DAEMON and resolved.config.drain_timeout > longest:
         raise AgentError(
             f"drain_timeout from {resolved.origins['drain_timeout']} is {resolved.config.drain_timeout:g} s, but "
             f"launchd kills a service {EXIT_SECONDS} s after asking it to stop; set drain_timeout to at most {longest}."
@@ -122,11 +156,11 @@ def of_this_environment(
     }
     logs = log_directory(home)
     if resolved.origins["log_file"] == "default":
-        kept[ENV_PREFIX + "LOG_FILE"] = str(logs / LOG_NAME)
+        kept[ENV_PREFIX + "LOG_FILE"] = str(logs / kind.log_name)
     kept |= {name: environ[name] for name in KEPT_VARIABLES if environ.get(name)}
     # -P: a folder named "daemon" in the working directory must not win over the installed package.
-    program = (os.path.abspath(sys.executable), "-P", "-m", "daemon", "serve")
-    return Agent(program, kept, logs / STDERR_NAME, background)
+    program = (os.path.abspath(sys.executable), "-P", "-m", "daemon", kind.command)
+    return Agent(program, kept, logs / kind.stderr_name, background, kind)
 
 
 def as_text(value: object) -> str:
@@ -154,6 +188,7 @@ def read(plist: Path) -> Agent | None:
             dict(tree.get("EnvironmentVariables", {})),
             Path(tree["StandardErrorPath"]),
             tree.get("LimitLoadToSessionType") == "Background",
+            KINDS[tree["Label"]],
         )
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -1,8 +1,9 @@
 """
-Readiness of the service: its state as launchd and the daemon report it, and the wait until it serves.
+Readiness of a service: its state as launchd and its process report it, and the wait until it serves.
 
 The service is ready if the process that answers on the socket is the process of launchd's job, and its engine takes
-work. Another daemon on the same socket does not count.
+work. Another daemon on the same socket does not count. A process of `mlx-sidecar join` has no socket: it is found by a
+file (`shared/presence.py`), and is ready once it listens.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from daemon.launchd.agent import LABEL, Agent
+from daemon.launchd.agent import DAEMON, Agent, Kind
 from daemon.launchd.errors import ServiceError
 from daemon.launchd.job import Job
 from daemon.launchd.launchctl import LAUNCHCTL_TIMEOUT_SECONDS, Launchctl
@@ -26,12 +27,12 @@ EX_CONFIG = "78"
 
 class Serving(NamedTuple):
     """
-    The daemon that answers on a socket.
+    The daemon that answers on a socket, or the process that listens as a rank of a group.
 
     Attributes:
         pid: Its process.
         version: Its version.
-        ready: Whether its engine takes work, as in Stats.
+        ready: Whether its engine takes work, as in Stats; of a rank always true.
     """
 
     pid: int
@@ -53,7 +54,8 @@ class Status:
         plist: The installed file; None if there is none.
         domain: launchd's domain that it is loaded in; None if it is not loaded.
         job: launchd's record of it; None if it is not loaded.
-        socket: Where it serves, or would.
+        socket: Where it serves, or would; None of a rank.
+        address: Where it listens as a rank, or would; empty of the daemon.
         serving: The daemon that answers there, the service's or another; None if none does.
         homebrew: Whether Homebrew has a service of its own loaded.
         log: The daemon's log; None if it goes to stderr.
@@ -63,7 +65,8 @@ class Status:
     plist: Path | None
     domain: str | None
     job: Job | None
-    socket: Path
+    socket: Path | None
+    address: str
     serving: Serving | None
     homebrew: bool
     log: Path | None
@@ -81,12 +84,16 @@ class ServiceWaiter:
 
     Args:
         launchctl: Access to launchd.
-        look: Returns the daemon that answers on a socket; None if none does.
-        timeout: Most seconds to wait until the daemon serves.
+        look: Returns the process that is found by a path; None if there is none.
+        timeout: Most seconds to wait until it serves.
+        kind: What the job runs.
     """
 
-    def __init__(self, launchctl: Launchctl, look: Callable[[Path], Serving | None], timeout: float) -> None:
+    def __init__(
+        self, launchctl: Launchctl, look: Callable[[Path], Serving | None], timeout: float, kind: Kind = DAEMON
+    ) -> None:
         self._launchctl = launchctl
+        self._kind = kind
         self._look = look
         self._timeout = timeout
 
@@ -100,15 +107,15 @@ class ServiceWaiter:
         for _ in polls(LAUNCHCTL_TIMEOUT_SECONDS, POLL_SECONDS):
             if condition(job := self._job()):
                 return job
-        raise ServiceError(f"{failure} within {LAUNCHCTL_TIMEOUT_SECONDS} s; see: mlx-sidecar service status")
+        raise ServiceError(f"{failure} within {LAUNCHCTL_TIMEOUT_SECONDS} s; see: {self._kind.advice('status')}")
 
-    def until_serving(self, agent: Agent, socket: Path, tail: LogTail, runs: int) -> None:
+    def until_serving(self, agent: Agent, place: Path, tail: LogTail, runs: int) -> None:
         """
         Wait until the job serves.
 
         Args:
             agent: The agent that was started.
-            socket: Where it should serve.
+            place: The path by which it is found.
             tail: Reads the output from before it has a log.
             runs: How often launchd had started it before.
 
@@ -119,25 +126,27 @@ class ServiceWaiter:
         for _ in polls(self._timeout, POLL_SECONDS):
             job = self._job()
             if job is None:
-                raise ServiceError("launchd has dropped the service; see: mlx-sidecar service logs")
+                raise ServiceError(f"launchd has dropped the service; see: {self._kind.advice('logs')}")
             first_pid = first_pid or job.pid
             # `last_exit` alone proves nothing: it can be that of a run before this start.
             ended = job.pid is None and job.runs > runs and job.last_exit is not None
             if ended or (first_pid is not None and job.pid != first_pid):
                 raise ServiceError(_early_exit_text(agent, job, tail))
-            if is_ready(job, self._look(socket)):
+            if is_ready(job, self._look(place)):
                 return
-        raise ServiceError(f"it does not serve after {self._timeout:g} s; see: mlx-sidecar service logs")
+        raise ServiceError(
+            f"it does not {self._kind.works} after {self._timeout:g} s; see: {self._kind.advice('logs')}"
+        )
 
     def _job(self) -> Job | None:
-        loaded = self._launchctl.find(LABEL)
+        loaded = self._launchctl.find(self._kind.label)
         return loaded[1] if loaded else None
 
 
 def _early_exit_text(agent: Agent, job: Job, tail: LogTail) -> str:
-    text = f"the daemon ended as soon as it was started (last exit: {job.last_exit})"
+    text = f"{agent.kind.process} ended as soon as it was started (last exit: {job.last_exit})"
     if output := tail.read():
         text += f'; it said: "{output}"'
     elif (job.last_exit or "").partition(":")[0] == EX_CONFIG:
         text += f"; launchd could not start {agent.program[0]}, or write {agent.stderr}"
-    return f"{text}. launchd tries again after a while; to end that, run: mlx-sidecar service stop"
+    return f"{text}. launchd tries again after a while; to end that, run: {agent.kind.advice('stop')}"

@@ -1,5 +1,5 @@
 """
-The LaunchAgent service of one user: install, start, stop, restart, uninstall and status.
+A LaunchAgent service of one user, the daemon or `join`: install, start, stop, restart, uninstall and status.
 
 Each operation may be repeated: an operation that has nothing to do is no error.
 
@@ -19,14 +19,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daemon import __version__
-from daemon.launchd.agent import LABEL, LOG_NAME, STDERR_NAME, Agent, log_directory, plist_path, read
+from daemon.launchd.agent import DAEMON, Agent, Kind, log_directory, plist_path, read
 from daemon.launchd.errors import LaunchctlError, ServiceError
 from daemon.launchd.job import Job
 from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.logs import LogTail
 from daemon.launchd.plist_file import PlistFile
 from daemon.launchd.readiness import ServiceWaiter, Serving, Status
-from daemon.launchd.service_paths import service_paths
+from daemon.launchd.service_paths import ServicePaths, service_paths
+from daemon.shared import presence
 
 HOMEBREW_LABEL = "homebrew.mxcl.mlx-sidecar"
 
@@ -38,8 +39,9 @@ class Service:
     Args:
         launchctl: Access to launchd.
         home: The user's home directory.
-        look: Returns the daemon that answers on a socket; None if none does.
-        wait: Most seconds to wait until a daemon serves.
+        look: Returns the daemon that answers on a socket, or the rank that has a file; None if there is none.
+        wait: Most seconds to wait until it serves.
+        kind: What it runs.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class Service:
         home: Path,
         look: Callable[[Path], Serving | None],
         wait: float = 60.0,
+        kind: Kind = DAEMON,
     ) -> None:
+        self._kind = kind
         self._launchctl = launchctl
         self._home = home
         self._look = look
-        self._waiter = ServiceWaiter(launchctl, look, wait)
-        self._file = PlistFile(plist_path(home))
+        self._waiter = ServiceWaiter(launchctl, look, wait, kind)
+        self._file = PlistFile(plist_path(home, kind))
 
     def status(self) -> Status:
         """
@@ -64,19 +68,21 @@ class Service:
             LaunchctlError: If launchctl does not exist.
         """
         agent = read(self._file.path)
-        loaded = self._launchctl.find(LABEL)
+        loaded = self._launchctl.find(self._kind.label)
         logs = log_directory(self._home)
-        environment, default_log = (agent.environment, None) if agent else ({}, logs / LOG_NAME)
-        socket, log = service_paths(environment, self._home, default_log)
+        environment, default_log = (agent.environment, None) if agent else ({}, logs / self._kind.log_name)
+        paths = service_paths(environment, self._home, default_log)
+        is_daemon = self._kind is DAEMON
         return Status(
             plist=self._file.path if agent else None,
             domain=loaded[0] if loaded else None,
             job=loaded[1] if loaded else None,
-            socket=socket,
-            serving=self._look(socket),
-            homebrew=self._launchctl.find(HOMEBREW_LABEL) is not None,
-            log=log,
-            stderr=agent.stderr if agent else logs / STDERR_NAME,
+            socket=paths.socket if is_daemon else None,
+            address="" if is_daemon else paths.address,
+            serving=self._look(self._place(paths)),
+            homebrew=is_daemon and self._launchctl.find(HOMEBREW_LABEL) is not None,
+            log=paths.log,
+            stderr=agent.stderr if agent else logs / self._kind.stderr_name,
         )
 
     def install(self, make: Callable[[bool], Agent]) -> bool:
@@ -97,10 +103,10 @@ class Service:
         """
         domain = self._launchctl.domain()
         agent = make(domain == self._launchctl.user)
-        if self._launchctl.find(HOMEBREW_LABEL):
+        if self._kind is DAEMON and self._launchctl.find(HOMEBREW_LABEL):
             raise ServiceError("Homebrew runs it already; first run: brew services stop mlx-sidecar")
         _check_writable(agent.stderr)
-        loaded = self._launchctl.find(LABEL)
+        loaded = self._launchctl.find(self._kind.label)
         self._refuse_other_daemon(agent, loaded[1] if loaded else None)
         if loaded and loaded[0] == domain and self._file.holds(agent.render()) and self._is_current(agent, loaded[1]):
             return False
@@ -116,7 +122,7 @@ class Service:
                     self._file.write(old)
                     self._load(loaded[0])
                 raise
-        self._waiter.until_serving(agent, self._socket(agent), tail, runs=0)
+        self._waiter.until_serving(agent, self._place_of(agent), tail, runs=0)
         return True
 
     def uninstall(self) -> bool:
@@ -146,18 +152,18 @@ class Service:
             LaunchctlError: If launchd refuses.
         """
         agent = self._installed()
-        loaded = self._launchctl.find(LABEL)
+        loaded = self._launchctl.find(self._kind.label)
         tail = LogTail(agent.stderr)
         if loaded is None:
             self._refuse_other_daemon(agent, None)
             self._load(self._launchctl.user if agent.background else self._launchctl.gui)
-            self._waiter.until_serving(agent, self._socket(agent), tail, runs=0)
+            self._waiter.until_serving(agent, self._place_of(agent), tail, runs=0)
             return True
         domain, job = loaded
         if job.pid is None:
             self._refuse_other_daemon(agent, job)
-            self._launchctl.kickstart(f"{domain}/{LABEL}")
-        self._waiter.until_serving(agent, self._socket(agent), tail, job.runs)
+            self._launchctl.kickstart(f"{domain}/{self._kind.label}")
+        self._waiter.until_serving(agent, self._place_of(agent), tail, job.runs)
         return job.pid is None
 
     def stop(self) -> bool:
@@ -171,7 +177,7 @@ class Service:
             ServiceError: If the service does not end.
             LaunchctlError: If launchd refuses.
         """
-        loaded = self._launchctl.find(LABEL)
+        loaded = self._launchctl.find(self._kind.label)
         if loaded:
             self._unload(loaded[0])
         return loaded is not None
@@ -184,43 +190,49 @@ class Service:
             AgentError, ServiceError, LaunchctlError: As `start` does.
         """
         agent = self._installed()
-        loaded = self._launchctl.find(LABEL)
+        loaded = self._launchctl.find(self._kind.label)
         if loaded is None or loaded[1].pid is None:
             self.start()
             return
         domain, old = loaded
-        self._launchctl.terminate(f"{domain}/{LABEL}")
+        self._launchctl.terminate(f"{domain}/{self._kind.label}")
         job = self._waiter.until(lambda job: job is None or job.pid != old.pid, "it did not end")
         if job is None:
-            raise ServiceError("launchd has dropped the service; run: mlx-sidecar service install")
+            raise ServiceError(f"launchd has dropped the service; run: {self._kind.advice('install')}")
         tail = LogTail(agent.stderr)
-        self._launchctl.kickstart(f"{domain}/{LABEL}")
-        self._waiter.until_serving(agent, self._socket(agent), tail, job.runs)
+        self._launchctl.kickstart(f"{domain}/{self._kind.label}")
+        self._waiter.until_serving(agent, self._place_of(agent), tail, job.runs)
 
     def _installed(self) -> Agent:
         agent = read(self._file.path)
         if agent is None:
-            raise ServiceError("the service is not installed; run: mlx-sidecar service install")
+            raise ServiceError(f"the service is not installed; run: {self._kind.advice('install')}")
         return agent
 
-    def _socket(self, agent: Agent) -> Path:
-        return service_paths(agent.environment, self._home).socket
+    def _place_of(self, agent: Agent) -> Path:
+        return self._place(service_paths(agent.environment, self._home))
+
+    def _place(self, paths: ServicePaths) -> Path:
+        """Return the path by which the process is found."""
+        return paths.socket if self._kind is DAEMON else paths.state_dir / presence.NAME
 
     def _is_current(self, agent: Agent, job: Job) -> bool:
-        return self._look(self._socket(agent)) == (job.pid, __version__, True)
+        return self._look(self._place_of(agent)) == (job.pid, __version__, True)
 
     def _refuse_other_daemon(self, agent: Agent, job: Job | None) -> None:
-        socket = self._socket(agent)
-        serving = self._look(socket)
+        place = self._place_of(agent)
+        serving = self._look(place)
         if serving and (job is None or serving.pid != job.pid):
-            raise ServiceError(f"another daemon (pid {serving.pid}) serves {socket}; end it first")
+            if self._kind is DAEMON:
+                raise ServiceError(f"another daemon (pid {serving.pid}) serves {place}; end it first")
+            raise ServiceError(f"another mlx-sidecar join (pid {serving.pid}) listens; end it first")
 
     def _load(self, domain: str) -> None:
-        self._launchctl.enable(f"{domain}/{LABEL}")
+        self._launchctl.enable(f"{domain}/{self._kind.label}")
         self._launchctl.bootstrap(domain, str(self._file.path))
 
     def _unload(self, domain: str) -> None:
-        self._launchctl.bootout(f"{domain}/{LABEL}")
+        self._launchctl.bootout(f"{domain}/{self._kind.label}")
         self._waiter.until(lambda job: job is None, "it did not end")
 
 

@@ -1,4 +1,4 @@
-"""`mlx-sidecar service`: installs, controls and shows the daemon as a service of macOS under launchd."""
+"""`mlx-sidecar service`: installs, controls and shows the daemon, or `join`, as a service of macOS under launchd."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.logs import follow, last_lines
 from daemon.launchd.readiness import Serving, Status
 from daemon.launchd.service import Service
+from daemon.shared import presence
 
 LOOK_SECONDS = 1.0
 
@@ -29,6 +30,8 @@ LOOK_SECONDS = 1.0
 def command(ctx: click.Context) -> None:
     """
     Run the daemon as a service of macOS: at each login, and again when it crashes.
+
+    With --join, the service is `mlx-sidecar join` instead, which makes this Mac a rank of a group. A Mac can have both.
 
     On Linux, a systemd user unit does that: see docs/linux.md of the project.
     """
@@ -43,15 +46,20 @@ _wait = click.option(
     show_default=True,
     help="Seconds to wait until it serves.",
 )
+_join = click.option(
+    "--join", "kind", flag_value="join", callback=lambda _ctx, _name, value: agent.JOIN if value else agent.DAEMON,
+    help="Mean the service that runs `mlx-sidecar join`.",
+)  # fmt: skip
 _json = click.option("--json", "as_json", is_flag=True, help="Print the state of the service as JSON.")
 
 
 @command.command("install", epilog=examples("mlx-sidecar service install --max-models 2 --model-ttl 30m"))
 @config_flags
+@_join
 @_wait
 @_json
 @pass_session
-def install(session: Session, /, wait: float, as_json: bool, **flags: object) -> None:
+def install(session: Session, /, kind: agent.Kind, wait: float, as_json: bool, **flags: object) -> None:
     """
     Install the service, or update it, and wait until it serves.
 
@@ -60,11 +68,15 @@ def install(session: Session, /, wait: float, as_json: bool, **flags: object) ->
     if user := os.environ.get("SUDO_USER"):
         raise ServiceError(f"the service belongs to a user, not to root; as {user}, run it without sudo")
     resolved = resolve(session.socket_flag, flags)
+    if kind is agent.JOIN:
+        from daemon.server.group.handshake import joining_key
+
+        joining_key(resolved.config)
 
     def make(background: bool) -> agent.Agent:
-        return agent.of_this_environment(resolved, os.environ, Path.home(), background=background)
+        return agent.of_this_environment(resolved, os.environ, Path.home(), background=background, kind=kind)
 
-    service = _service(wait)
+    service = _service(wait, kind)
     changed = service.install(make)
     _tell(service, "Installed" if changed else "Installed already", as_json)
     if os.environ.get("HF_TOKEN"):
@@ -72,50 +84,55 @@ def install(session: Session, /, wait: float, as_json: bool, **flags: object) ->
 
 
 @command.command("uninstall")
+@_join
 @_wait
-def uninstall(wait: float) -> None:
+def uninstall(kind: agent.Kind, wait: float) -> None:
     """Drain the service, end it and remove it. Logs, configuration and downloaded models stay."""
-    done = _service(wait).uninstall()
+    done = _service(wait, kind).uninstall()
     click.echo("Uninstalled." if done else "The service was not installed.")
 
 
 @command.command("start")
+@_join
 @_wait
 @_json
-def start(wait: float, as_json: bool) -> None:
+def start(kind: agent.Kind, wait: float, as_json: bool) -> None:
     """Start the installed service and wait until it serves."""
-    service = _service(wait)
+    service = _service(wait, kind)
     changed = service.start()
     _tell(service, "Started" if changed else "Running already", as_json)
 
 
 @command.command("stop")
+@_join
 @_wait
-def stop(wait: float) -> None:
+def stop(kind: agent.Kind, wait: float) -> None:
     """Drain the service and end it, until the next login or `start`."""
-    done = _service(wait).stop()
+    done = _service(wait, kind).stop()
     click.echo("Stopped." if done else "The service was not running.")
 
 
 @command.command("restart")
+@_join
 @_wait
 @_json
-def restart(wait: float, as_json: bool) -> None:
+def restart(kind: agent.Kind, wait: float, as_json: bool) -> None:
     """Drain the service, start it again and wait until it serves."""
-    service = _service(wait)
+    service = _service(wait, kind)
     service.restart()
     _tell(service, "Restarted", as_json)
 
 
 @command.command("status")
+@_join
 @_json
-def status(as_json: bool) -> None:
+def status(kind: agent.Kind, as_json: bool) -> None:
     """Show what launchd knows of the service and whether it serves. Exit status 3 if it does not."""
-    state = _service(0).status()
+    state = _service(0, kind).status()
     if as_json:
         print_json(_plain(state))
     else:
-        click.echo(_shown(state))
+        click.echo(_shown(state, kind))
     if not state.ready:
         raise SystemExit(NOT_RUNNING)
 
@@ -123,10 +140,11 @@ def status(as_json: bool) -> None:
 @command.command("logs", epilog=examples("mlx-sidecar service logs -f", "mlx-sidecar service logs --stderr"))
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="Lines to begin with.")
+@_join
 @click.option("--stderr", is_flag=True, help="Show what was printed before there was a log: tracebacks, refusals.")
-def logs(following: bool, lines: int, stderr: bool) -> None:
+def logs(following: bool, lines: int, kind: agent.Kind, stderr: bool) -> None:
     """Print the service's log."""
-    state = _service(0).status()
+    state = _service(0, kind).status()
     path = state.stderr if stderr or state.log is None else state.log
     if not following and not path.exists():
         raise ServiceError(f"there is no log at {path} yet")
@@ -138,8 +156,8 @@ def logs(following: bool, lines: int, stderr: bool) -> None:
         raise ServiceError(f"{path} cannot be read ({error.strerror})") from None
 
 
-def _service(wait: float) -> Service:
-    return Service(Launchctl(), Path.home(), look, wait)
+def _service(wait: float, kind: agent.Kind) -> Service:
+    return Service(Launchctl(), Path.home(), look if kind is agent.DAEMON else look_for_rank, wait, kind)
 
 
 def look(socket: Path) -> Serving | None:
@@ -156,12 +174,19 @@ def look(socket: Path) -> Serving | None:
     return Serving(stats.daemon.pid, stats.daemon.version, stats.engine.state == "ready")
 
 
+def look_for_rank(file: Path) -> Serving | None:
+    """Return the `mlx-sidecar join` that listens and holds a file; None if none does."""
+    found = presence.find(file)
+    return Serving(found.pid, found.version, True) if found else None
+
+
 def _tell(service: Service, done: str, as_json: bool) -> None:
     state = service.status()
     if as_json:
         print_json(_plain(state))
     elif state.serving:
-        click.echo(f"{done}: version {state.serving.version} serves on {state.socket} (pid {state.serving.pid}).")
+        what = f"serves on {state.socket}" if state.socket else f"listens on {state.address}"
+        click.echo(f"{done}: version {state.serving.version} {what} (pid {state.serving.pid}).")
 
 
 def _plain(state: Status) -> dict[str, Any]:
@@ -169,23 +194,29 @@ def _plain(state: Status) -> dict[str, Any]:
     return asdict(state) | {"serving": serving, "ready": state.ready}
 
 
-def _shown(state: Status) -> str:
+def _shown(state: Status, kind: agent.Kind) -> str:
     job, serving = state.job, state.serving
     rows = [
-        ("installed", str(state.plist or "no; run: mlx-sidecar service install")),
-        ("loaded", f"{state.domain}/{agent.LABEL}, {job.state}" if job else "no; run: mlx-sidecar service start"),
+        ("installed", str(state.plist or f"no; run: {kind.advice('install')}")),
+        ("loaded", f"{state.domain}/{kind.label}, {job.state}" if job else f"no; run: {kind.advice('start')}"),
         ("process", str(job.pid or "none") if job else "none"),
         ("last exit", (job.last_exit or "none since it was loaded") if job else "unknown"),
         ("exit timeout", f"{job.exit_timeout} s" if job and job.exit_timeout is not None else "unknown"),
-        ("socket", str(state.socket)),
-        ("serving", f"version {serving.version}, pid {serving.pid}" if serving else "no"),
+        ("socket", str(state.socket)) if state.socket else ("address", state.address or "none: set group_listen"),
+        (
+            "serving" if state.socket else "listening",
+            f"version {serving.version}, pid {serving.pid}" if serving else "no",
+        ),
         ("log", str(state.log or "none: it logs to stderr")),
         ("stderr", str(state.stderr)),
     ]
     if serving and not serving.ready:
         rows.append(("note", "its engine is not ready; see: mlx-sidecar stats"))
     if serving and (not job or serving.pid != job.pid):
-        rows.append(("note", f"another daemon (pid {serving.pid}) has the socket, not the service"))
+        other = "another daemon" if state.socket else "another mlx-sidecar join"
+        rows.append(
+            ("note", f"{other} (pid {serving.pid}) has the {'socket' if state.socket else 'address'}, not the service")
+        )
     if state.homebrew:
         rows.append(("note", "Homebrew has a service of its own: brew services info mlx-sidecar"))
     return "\n".join(f"{label:<13} {text}" for label, text in rows)

@@ -28,6 +28,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from daemon import __version__
+from daemon.shared.config import Config, ConfigError
 from daemon.shared.group_values import address_of
 from daemon.shared.seals import session_keys
 from daemon.shared.small_file import read_small
@@ -87,6 +88,21 @@ def read_key(path: Path | None) -> bytes:
     if mode & 0o077:
         raise GroupError(f"group_key_file {path} may be read by others; run: chmod 600 {path}")
     return key
+
+
+def joining_key(config: Config) -> bytes:
+    """
+    Return the shared key of a machine that joins.
+
+    Raises:
+        ConfigError: If the address that it listens on or the key is missing, or the key cannot be used.
+    """
+    if not config.group_listen:
+        raise ConfigError('group_listen is not set; set it to "IP:PORT" with an address of this machine')
+    try:
+        return read_key(config.group_key_file)
+    except GroupError as error:
+        raise ConfigError(f"{error}.") from None
 
 
 def versions() -> list[str]:

@@ -8,15 +8,18 @@ import resource
 import signal
 import socket
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import structlog
 
-from daemon.server.group.handshake import SECONDS, GroupError, Session, answer, read_key
+from daemon import __version__
+from daemon.server.group.handshake import SECONDS, Session, answer, joining_key
 from daemon.server.group.probe import serve
 from daemon.server.group.rank_process import spawn_rank
 from daemon.server.supervision.engine_process import EngineProcess, engine_command
-from daemon.shared import logs, process_setup
+from daemon.shared import logs, presence, process_setup
 from daemon.shared.config import Config, ConfigError
 from daemon.shared.group_values import address_of
 from daemon.shared.log_fields import cause
@@ -37,14 +40,9 @@ def run(config: Config) -> int:
     Join groups until SIGTERM or SIGINT, and return the exit status.
 
     Raises:
-        ConfigError: If the address or the key is missing, or cannot be used.
+        ConfigError: If the address or the key is missing, or cannot be used, or another process joins by this state.
     """
-    if not config.group_listen:
-        raise ConfigError('group_listen is not set; set it to "IP:PORT" with an address of this machine')
-    try:
-        key = read_key(config.group_key_file)
-    except GroupError as error:
-        raise ConfigError(f"{error}.") from None
+    key = joining_key(config)
     process_setup.hold_standard_streams()
     process_setup.ignore_stray_signals()
     process_setup.check_limits()
@@ -84,9 +82,11 @@ class Joiner:
             listener = socket.create_server((host, port))
         except OSError as error:
             raise ConfigError(f"group_listen {self._config.group_listen}: {error.strerror}.") from None
-        with listener:
+        with listener, _presence(self._config.state_dir / presence.NAME) as own:
             listener.setblocking(False)
-            log.info("group_listening", address="{}:{}".format(*listener.getsockname()))
+            address = "{}:{}".format(*listener.getsockname())
+            own.listens(presence.Present(os.getpid(), __version__, address))
+            log.info("group_listening", address=address)
             accepting = asyncio.create_task(self._accept(listener))
             await stop.wait()
             accepting.cancel()
@@ -162,6 +162,17 @@ class Joiner:
         log.info("group_left", status=status)
         if self._engine is engine:
             self._engine = None
+
+
+@contextmanager
+def _presence(file: Path) -> Iterator[presence.Presence]:
+    try:
+        with presence.held(file) as own:
+            yield own
+    except presence.AlreadyPresent:
+        raise ConfigError(
+            f"Another mlx-sidecar join holds {file}; end it, or give this one another state_dir."
+        ) from None
 
 
 def _note(event: ipc.Event) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.launchd.agent import KEPT_VARIABLES, LABEL
+from daemon.launchd.agent import KEPT_VARIABLES, KINDS
 from daemon.launchd.job import Job
 from tests.support.daemons import alive, wait_until
 from tests.unit.launchd import fake_launchd
@@ -47,7 +47,8 @@ def _mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mac]:
     found = mac.launchctl("print", mac.target)
     pid = Job.parse(found.stdout).pid
     for domain in ("gui", "user"):
-        mac.launchctl("bootout", f"{domain}/{os.getuid()}/{LABEL}")
+        for label in KINDS:
+            mac.launchctl("bootout", f"{domain}/{os.getuid()}/{label}")
     wait_until(lambda: pid is None or not alive(pid), "the job has ended")
     keeper = (mac.launchd / "keeper.log").read_text() if (mac.launchd / "keeper.log").exists() else ""
     shutil.rmtree(folder)
