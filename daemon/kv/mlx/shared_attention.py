@@ -2,8 +2,8 @@
 Attention of sequences that read a shared prefix, installed at the function of mlx-lm through which models attend.
 
 A pass of few tokens, which is a decode step, attends in parts. A prefix is read once for all rows, where it lies: their
-queries are rows of one matrix product. The scores of prefixes and tails stand side by side, and one softmax makes weights of them.
-Then the values are added up, part by part, in the order of the tokens:
+queries are rows of one matrix product. The scores of prefixes and tails stand side by side, and one softmax makes
+weights of them. Then the values are added up, part by part, in the order of the tokens:
 
     weights = softmax([ q . prefix keys | q . tail keys ])
     out     = (0 + weights . prefix values) + weights . tail values
