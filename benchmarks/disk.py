@@ -3,6 +3,7 @@ Benchmark of the disk tier over the socket: `python -m benchmarks.disk [--length
 
 For each shape and length, two prefixes are used twice, the daemon is killed, and a new one answers the first of them
 with another end. The ratio is its time to a first token to that of the same request without reuse, in the same daemon.
+Some daemons are started one after the other, and figures are medians of them.
 
 The restore is what a request with the second prefix takes beyond the same request out of memory: by then the daemon has
 seen such a request. It is compared with `dd` of the same bytes in one file. The page cache holds neither of them: their
@@ -16,10 +17,12 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,11 +64,34 @@ class Row:
     pace: float
 
 
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """
+    The first requests of one daemon, in seconds to a first token.
+
+    Attributes:
+        computed: Tokens that the first one computed.
+        first: The first one, with the first prefix.
+        cold: The same without reuse; 0 if it was not measured.
+        restored: The second one, with the second prefix.
+        memory: The same out of memory.
+        dd: Seconds in which `dd` reads as many bytes as a prefix has.
+    """
+
+    computed: int
+    first: float
+    cold: float
+    restored: float
+    memory: float
+    dd: float
+
+
 def main() -> int:
     """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.disk", description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="*", default=[2048, 8192, 16384])
     parser.add_argument("--shapes", nargs="*", default=["small", "window", "hybrid"])
+    parser.add_argument("--restarts", type=int, default=5, help="daemons that are started; figures are medians")
     parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="a directory on the disk to measure")
     parser.add_argument("--out", type=Path, default=RESULTS / "disk.json", help="where the figures go")
     arguments = parser.parse_args()
@@ -73,7 +99,7 @@ def main() -> int:
     for shape in arguments.shapes:
         for tokens in arguments.lengths:
             with tempfile.TemporaryDirectory(prefix="mlxs-", dir=arguments.folder) as folder:
-                rows.append(measure(Path(folder), shape, tokens))
+                rows.append(measure(Path(folder), shape, tokens, arguments.restarts))
             row = rows[-1]
             print(f"{shape:8} {tokens:6} computed {row.computed:4}", end=" ")
             print(f"from disk {row.from_disk:.3f} s, cold {row.cold:.3f} s, ratio {row.ratio:.3f}")
@@ -87,8 +113,20 @@ def main() -> int:
     return 0
 
 
-def measure(folder: Path, shape: str, tokens: int) -> Row:
-    """Use prefixes twice, kill the daemon, and measure the first requests of the next one."""
+def measure(folder: Path, shape: str, tokens: int, restarts: int) -> Row:
+    """Use prefixes twice, then kill the daemon and measure the first requests of the next one, some times."""
+    model, prompts = prepare(folder, shape, tokens)
+    rounds = [restart(folder, model, prompts, cold=not count) for count in range(restarts)]
+    computed, cold = rounds[0].computed, rounds[0].cold
+    first, restored, memory, dd = (
+        statistics.median(getattr(each, name) for each in rounds) for name in ("first", "restored", "memory", "dd")
+    )
+    restore = max(1e-6, restored - memory)
+    return Row(shape, tokens, computed, first, cold, first / cold, kept_bytes(folder), restore, dd, dd / restore)
+
+
+def prepare(folder: Path, shape: str, tokens: int) -> tuple[str, list[list[int]]]:
+    """Write a model, use two prefixes twice and kill the daemon; return the model, and prompts that begin so."""
     model = str(shapes.write(folder / "model", shape))
     chance = random.Random(tokens)
     prefixes = [chance.choices(range(10, 900), k=tokens) for _ in range(2)]
@@ -99,26 +137,37 @@ def measure(folder: Path, shape: str, tokens: int) -> Row:
         written(client)
     daemon.signal(signal.SIGKILL)
     daemon.wait()
-    again = RunningDaemon.start(folder, kv_disk_mb="4096")
-    pieces = sorted((folder / "kv").glob("*.kv"))
-    nbytes = sum(piece.stat().st_size for piece in pieces) // len(prefixes)
-    dd = read_by_dd(nbytes, folder / "together")
-    first, second = ([*prefix, *range(20, 20 + SUFFIX)] for prefix in prefixes)
+    return model, [[*prefix, *range(20, 20 + SUFFIX)] for prefix in prefixes]
+
+
+def restart(folder: Path, model: str, prompts: Sequence[list[int]], *, cold: bool) -> Restart:
+    """Start a daemon, and measure its first requests."""
+    dd = read_by_dd(kept_bytes(folder), folder / "together")
+    first, second = prompts
+    daemon = RunningDaemon.start(folder, kv_disk_mb="4096")
     try:
-        with again.client() as client:
+        with daemon.client() as client:
             client.load(model)
-            first_token(client, model, first[:100][::-1])
-            for piece in pieces:
+            first_token(client, model, first[:100][::-1], mode="bypass")
+            for piece in pieces(folder):
                 drop_pages(piece)
             from_disk, cached = first_token(client, model, first, mode="read_only")
             restored, _ = first_token(client, model, second, mode="read_only")
-            from_memory = min(first_token(client, model, second, mode="read_only")[0] for _ in range(3))
-            cold, _ = first_token(client, model, first, mode="bypass")
+            memory = statistics.median(first_token(client, model, second, mode="read_only")[0] for _ in range(3))
+            recomputed = first_token(client, model, first, mode="bypass")[0] if cold else 0.0
     finally:
-        again.stop()
-    restore = max(1e-6, restored - from_memory)
-    computed = len(first) - cached
-    return Row(shape, tokens, computed, from_disk, cold, from_disk / cold, nbytes, restore, dd, dd / restore)
+        daemon.stop()
+    return Restart(len(first) - cached, from_disk, recomputed, restored, memory, dd)
+
+
+def pieces(folder: Path) -> list[Path]:
+    """Return the files of the prefixes."""
+    return sorted((folder / "kv").glob("*.kv"))
+
+
+def kept_bytes(folder: Path) -> int:
+    """Return the bytes of one of the two prefixes on the disk."""
+    return sum(piece.stat().st_size for piece in pieces(folder)) // 2
 
 
 def first_token(client: Client, model: str, prompt: list[int], mode: str = "read_write") -> tuple[float, int]:

@@ -158,8 +158,8 @@ def gpu(path: Path) -> str:
     lines = [f"On {machine['device']}, commit {report['package']['commit']}; mlx {machine['versions']['mlx']}."]
     lines += [f"\n* {name}: {reason}" for name, reason in (report["left_out"] | report["cut_off"]).items()]
     for step in report["steps"].values():
-        if "result" in step:
-            result = Result.parse(step["result"])
+        for raw in step.get("results", ()):
+            result = Result.parse(raw)
             lines += [f"\n**{result.title}**", "", markdown(result)]
             lines += ["", *(f"* {verdict(one)}" for one in result.targets)] if result.targets else []
     return "\n".join(lines)

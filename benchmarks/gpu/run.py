@@ -39,13 +39,11 @@ GRACE = 10.0
 """Seconds that an ended step has for ending its servers."""
 STEPS = {
     "machine": 30.0,
-    "exact-small": 35.0,
-    "exact-hybrid": 40.0,
+    "exact-small": 45.0,
     "exact-window": 35.0,
-    "exact-1.7b": 75.0,
-    "first-token": 100.0,
-    "readers": 70.0,
-    "gap": 40.0,
+    "exact-1.7b": 60.0,
+    "serving": 215.0,
+    "exact-hybrid": 55.0,
     "guesses": 40.0,
 }
 """Steps in their order, with the seconds of each. What a step leaves is the next ones'."""

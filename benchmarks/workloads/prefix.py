@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,11 +37,17 @@ def pairs(bench: Bench, shape: str, tokens: int, rounds: int) -> list[Row]:
     """Measure a cold and a warm prompt of one length, with servers of its own."""
     model = bench.model(shape)
     floor = Floor(model)
-    known = floor.prefilled(prompt(shape, tokens))
     with bench.running(model) as systems:
-        sides: dict[str, Callable[[str], Figures]] = {s.name: partial(_pair, s, model, tokens) for s in systems}
-        sides[FLOOR] = lambda seed: {FIRST_TOKEN: floor.warm_first_token(known, prompt(seed, SUFFIX))}
-        return bench.take_turns(f"{shape}, {tokens} tokens", sides, rounds)
+        return pairs_of(bench, systems, (model, floor), tokens, rounds)
+
+
+def pairs_of(bench: Bench, systems: Sequence[System], model: tuple[Path, Floor], tokens: int, rounds: int) -> list[Row]:
+    """Measure a cold and a warm prompt of one length, of a model that the systems have loaded."""
+    path, floor = model
+    known = floor.prefilled(prompt(path.name, tokens))
+    sides: dict[str, Callable[[str], Figures]] = {s.name: partial(_pair, s, path, tokens) for s in systems}
+    sides[FLOOR] = lambda seed: {FIRST_TOKEN: floor.warm_first_token(known, prompt(seed, SUFFIX))}
+    return bench.take_turns(f"{path.name}, {tokens} tokens", sides, rounds)
 
 
 def _pair(system: System, model: Path, tokens: int, seed: str) -> Figures:

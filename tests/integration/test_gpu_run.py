@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.gpu import pack, pieces, run
 
-PIECE = 1 << 14
+PIECE = 1 << 12
 HERE = str(Path(__file__).relative_to(pack.ROOT))
 PACKED = (HERE, "benchmarks/gpu/pack.py", "benchmarks/gpu/run.py", "pyproject.toml")
 """Files that stand for the whole checkout, which may have come here without git."""
@@ -181,39 +181,39 @@ def begun(tmp_path: Path, code: str, seconds: float) -> run.Run:
     script.write_text(f"#!/bin/sh\n{code}\n")
     script.chmod(0o700)
     (tmp_path / "steps").mkdir()
-    (tmp_path / "steps" / "gap.json").write_text('{"result": {"title": "half of it"}, "left_out": ["a peer"]}')
+    (tmp_path / "steps" / "serving.json").write_text('{"results": [{"title": "half of it"}], "left_out": ["a peer"]}')
     environ = {"PATH": "/usr/bin:/bin"}
     return run.Run(script, tmp_path, tmp_path, tmp_path, environ, time.monotonic() + seconds, report={"package": {}})
 
 
 def test_step_without_time_is_named(tmp_path: Path) -> None:
     """In the figures and in the table."""
-    begun(tmp_path, "exit 0", 0).steps({"readers": 10})
-    assert json.loads((tmp_path / "gpu.json").read_text())["left_out"] == {"readers": "no time was left"}
-    assert "* left out: readers: no time was left" in (tmp_path / "gpu.md").read_text()
+    begun(tmp_path, "exit 0", 0).steps({"guesses": 10})
+    assert json.loads((tmp_path / "gpu.json").read_text())["left_out"] == {"guesses": "no time was left"}
+    assert "* left out: guesses: no time was left" in (tmp_path / "gpu.md").read_text()
 
 
 def test_step_that_takes_too_long_keeps_its_figures(tmp_path: Path) -> None:
     """It is ended, and named as cut off."""
-    begun(tmp_path, "exec sleep 600", 600).steps({"gap": 0.2})
+    begun(tmp_path, "exec sleep 600", 600).steps({"serving": 0.2})
     report = json.loads((tmp_path / "gpu.json").read_text())
-    assert report["cut_off"] == {"gap": "ended after its 0 s"}
-    assert report["steps"]["gap"]["result"]["title"] == "half of it"
-    assert "* gap: a peer" in (tmp_path / "gpu.md").read_text()
+    assert report["cut_off"] == {"serving": "ended after its 0 s"}
+    assert report["steps"]["serving"]["results"][0]["title"] == "half of it"
+    assert "* serving: a peer" in (tmp_path / "gpu.md").read_text()
 
 
 def test_step_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
     """The others still run."""
-    begun(tmp_path, 'echo "out of memory"; exit 3', 600).steps({"readers": 300, "guesses": 200})
+    begun(tmp_path, 'echo "out of memory"; exit 3', 600).steps({"exact-small": 300, "guesses": 200})
     report = json.loads((tmp_path / "gpu.json").read_text())
-    assert report["left_out"] == dict.fromkeys(("readers", "guesses"), "failed with status 3: out of memory")
-    assert report["logs"]["readers"] == "out of memory\n"
+    assert report["left_out"] == dict.fromkeys(("exact-small", "guesses"), "failed with status 3: out of memory")
+    assert report["logs"]["exact-small"] == "out of memory\n"
 
 
 def test_run_ends_where_mlx_does_not_work(tmp_path: Path) -> None:
     """The error has what the loader said."""
     with pytest.raises(run.RunError, match="mlx does not work in this environment: failed with status 1: no libcuda"):
-        begun(tmp_path, "echo no libcuda; exit 1", 600).steps({"machine": 300, "gap": 200})
+        begun(tmp_path, "echo no libcuda; exit 1", 600).steps({"machine": 300, "serving": 200})
 
 
 def test_models_of_a_real_size_are_not_run_on_a_cpu(tmp_path: Path) -> None:
@@ -231,7 +231,8 @@ def test_whole_run_is_rehearsed_in_a_checkout(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["steps"].keys() == run.STEPS.keys()
     assert not report["left_out"]
-    rows = [row for name, step in report["steps"].items() if name != "machine" for row in step["result"]["rows"]]
+    results = [result for step in report["steps"].values() for result in step.get("results", ())]
+    rows = [row for result in results for row in result["rows"]]
     assert {"mlx-sidecar", "mlx_lm.server"} <= {row["system"] for row in rows}
     exact = [row["values"] for row in rows if "tokens of a cold one" in row["metric"][0]]
     assert len(exact) == 12

@@ -12,11 +12,12 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from daemon.kv.disk.buffers import ReadBuffers
 from daemon.kv.disk.format import (
     FIRST_BYTES,
     DamagedError,
@@ -41,6 +42,10 @@ _READ_STEP = 8 << 20
 
 class UnusableError(OSError):
     """The directory cannot be used; the text says why."""
+
+
+def _new(nbytes: int) -> memoryview:
+    return memoryview(bytearray(nbytes))
 
 
 @dataclass(slots=True)
@@ -69,10 +74,14 @@ class Files:
 
     Args:
         folder: The directory; it is created if it is missing.
+
+    Attributes:
+        buffers: What pieces are read into.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.buffers = ReadBuffers()
         self._lock: int | None = None
 
     def open(self) -> None:
@@ -122,7 +131,7 @@ class Files:
         found = Found()
         known: dict[str, Piece] = {}
         with suppress(OSError, DamagedError):
-            pieces, found.hours = decode_index(self._whole(INDEX, _MOST_INDEX))
+            pieces, found.hours = decode_index(bytes(self._whole(INDEX, _MOST_INDEX)))
             known = {piece.name: piece for piece in pieces}
         with os.scandir(self.folder) as items:
             for item in items:
@@ -175,8 +184,8 @@ class Files:
             DamagedError: If it is not what the catalog says, or its bytes have changed.
             OSError: If it cannot be read.
         """
-        data = self._whole(piece.name, piece.nbytes)
-        header = decode_header(data[: header_length(data[:FIRST_BYTES])], len(data))
+        data = self._whole(piece.name, piece.nbytes, self.buffers.take)
+        header = decode_header(bytes(data[: header_length(bytes(data[:FIRST_BYTES]))]), len(data))
         if header.piece.name != piece.name or header.piece.hashes != piece.hashes:
             raise DamagedError("another piece")
         failpoint("disk.read")
@@ -266,17 +275,16 @@ class Files:
                 raise DamagedError("a torn header")
             return decode_header(first + os.read(file, length - len(first)), size).piece
 
-    def _whole(self, name: str, most: int) -> bytearray:
-        """Return the bytes of a file of this user."""
+    def _whole(self, name: str, most: int, room: Callable[[int], memoryview] = _new) -> memoryview:
+        """Return the bytes of a file of this user, in a buffer that `room` returns."""
         with self._opened(name) as file:
             size = os.fstat(file).st_size
             if size > most:
                 raise DamagedError("a file of another size")
             _read_ahead(file)
-            data, done = bytearray(size), 0
-            view = memoryview(data)
+            data, done = room(size), 0
             while done < size:
-                count = os.readv(file, [view[done : done + _READ_STEP]])
+                count = os.readv(file, [data[done : done + _READ_STEP]])
                 if not count:
                     raise DamagedError("a torn file")
                 done += count

@@ -103,7 +103,7 @@ def decode_header(data: bytes | bytearray, size: int) -> Header:
     return Header(piece, parts, len(data))
 
 
-def decode_parts(header: Header, data: bytes | bytearray) -> list[Part]:
+def decode_parts(header: Header, data: bytes | bytearray | memoryview) -> list[Part]:
     """
     Return the parts of a file, without a copy.
 

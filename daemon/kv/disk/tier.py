@@ -39,6 +39,9 @@ INDEX_SECONDS = 300.0
 INDEX_PIECES = 128
 """The index is written when a change is so old, or so many pieces have changed. Other pieces are read at a start."""
 
+REST_SECONDS = 5.0
+"""Memory that pieces are read into is kept for so long after a read: new memory costs as much as the disk."""
+
 MOST_FORGOTTEN = 1024
 """Invalidations that are noted while the directory cannot be used; after more, all that it has goes."""
 
@@ -122,8 +125,8 @@ class DiskTier:
 
     @property
     def staged(self) -> int:
-        """Bytes in memory on their way from the disk or to it."""
-        return self.reads.nbytes + self.writer.staged
+        """Bytes in memory on their way from the disk or to it, and what is kept for later reads."""
+        return self.reads.nbytes + self.writer.staged + self.work.spare
 
     @property
     def busy(self) -> bool:
@@ -165,6 +168,8 @@ class DiskTier:
                 self.begin()
             return
         self.work.remove_again()
+        if not self.restores and now - self.moved >= REST_SECONDS:
+            self.work.rest()
         due = now - self._indexed >= INDEX_SECONDS and (self._changes or self._used)
         if due or self._changes >= max(INDEX_PIECES, len(self.catalog) // 8):
             self._write_index()

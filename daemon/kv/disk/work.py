@@ -92,6 +92,15 @@ class DiskWork:
         """Whether a write failed lately."""
         return self._clock() < self._paused_until
 
+    @property
+    def spare(self) -> int:
+        """Bytes of memory that are kept for later reads."""
+        return self._files.buffers.nbytes
+
+    def rest(self) -> None:
+        """Keep no memory for later reads: none came for a while."""
+        self._files.buffers.clear()
+
     def told(self, kind: str, error: Exception) -> None:
         """Count a fault of a kind of work, and log it if it is the first since that work succeeded."""
         self.counters.faults += 1
@@ -116,12 +125,16 @@ class DiskWork:
         self._run(opened, done)
 
     def empty(self) -> None:
-        """Remove all pieces of a directory that is not used any more, if there is one."""
+        """Remove all pieces of a directory that is not used any more, if there is one; or note that they are to go."""
 
         def emptied() -> None:
             if self._files.folder.is_dir():
-                self._files.open()
-                self._files.remove([*(piece.name for piece, _ in self._files.scan(self._wall()).pieces), INDEX])
+                try:
+                    self._files.open()
+                    self._files.remove([*(piece.name for piece, _ in self._files.scan(self._wall()).pieces), INDEX])
+                except OSError:
+                    self._note.write()
+                    raise
                 self._note.clear()
                 self._files.close()
 
@@ -180,18 +193,13 @@ class DiskWork:
     def remove_noted(self, names: Sequence[str]) -> None:
         """Remove what was invalidated while the directory could not be used; invalidations wait for it."""
         self.removing += 1
-
-        def remove() -> None:
-            self._files.remove(names, lasting=True)
-            self._note.clear()
-
-        self._run(remove, partial(self._removed, names=names))
+        self._run(partial(self._remove_with_note, names), partial(self._removed, names=names))
 
     def remove_again(self) -> None:
-        """Try to remove what could not be removed."""
-        if self._unremoved:
+        """Try to remove what could not be removed; after that nothing is left of what was noted."""
+        if self._unremoved and not self.removing:
             names, self._unremoved = list(self._unremoved), set()
-            self.remove(names)
+            self._run(partial(self._remove_with_note, names), partial(self._removed, names=names, lasting=False))
 
     def removal_error(self) -> Exception | None:
         """Return the error of the last removal that an invalidation waited for, once."""
@@ -217,6 +225,10 @@ class DiskWork:
                 then(space)
 
         self._run(written, done)
+
+    def _remove_with_note(self, names: Sequence[str]) -> None:
+        self._files.remove(names, lasting=True)
+        self._note.clear()
 
     def _removed(self, result: Exception | None, names: Sequence[str] = (), *, lasting: bool = True) -> None:
         self.removing -= lasting

@@ -80,7 +80,7 @@ def _width(fed: Sequence[int]) -> int:
 
 def rows_go_back(caches: Sequence[Any]) -> bool:
     """Whether the rows of a batch of such caches can go back one by one: those of one sequence, one for each layer."""
-    return all(type(cache) in ADAPTERS and ADAPTERS[type(cache)].rows_go_back for cache in leaves(caches))
+    return all(type(cache) in ADAPTERS for cache in leaves(caches))
 
 
 def trying_rows(model: Any, alone: Ahead, *, joinable: bool) -> Sliced[Ahead]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from daemon.kv.mlx.adapters import ADAPTERS, BATCH_ADAPTERS
+from daemon.kv.mlx.adapters import ADAPTERS, BATCH_ADAPTERS, MERGING_ADAPTERS
 from daemon.kv.mlx.adapters.cache_list import leaves, map_leaves
 from daemon.kv.mlx.sharing import prefix_of
 
@@ -27,7 +27,7 @@ def to_single(batch: Any, row: int) -> Any:
 
 def plain(caches: Sequence[Any]) -> bool:
     """Whether caches keep each token for itself, so that `merge_caches` takes them."""
-    return all(type(cache) in ADAPTERS and ADAPTERS[type(cache)].can_merge for cache in caches)
+    return all(type(cache) in MERGING_ADAPTERS for cache in caches)
 
 
 def merge_caches(rows: Sequence[Sequence[Any]], tokens: Sequence[int], width: int, room: int) -> list[Any]:
@@ -48,4 +48,4 @@ def merge_caches(rows: Sequence[Sequence[Any]], tokens: Sequence[int], width: in
     kept = [max(0, count - width) for count in own]
     longest = max(kept)
     padding = [longest + width - count for count in own]
-    return [ADAPTERS[type(layer[0])].merge(layer, kept, padding, room) for layer in zip(*rows, strict=True)]
+    return [MERGING_ADAPTERS[type(layer[0])].merge(layer, kept, padding, room) for layer in zip(*rows, strict=True)]

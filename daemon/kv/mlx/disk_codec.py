@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import mlx.core as mx
@@ -49,9 +50,8 @@ class ArrayCodec:
             ValueError: If the parts are not what `blocks` or `resume` yielded.
         """
         source = _Source()
-        for part in parts:
-            source.take(part.about, _array(part))
-            yield LONG
+        for members in _together(parts).values():
+            source.take(members, (yield from _gathered(members)))
         return source
 
 
@@ -59,54 +59,51 @@ class _Source:
     """KV out of a file, as `KVSource`."""
 
     def __init__(self) -> None:
-        self._extents: dict[int, dict[tuple[int, int], dict[int, mx.array]]] = {}
-        self._rows: dict[int, list[mx.array]] = {}
-        self._tails: dict[int, dict[int, list[mx.array]]] = {}
+        self._blocks: dict[int, tuple[int, int, dict[int, mx.array]]] = {}
+        self._stacks: dict[int, mx.array] = {}
+        self._tails: dict[int, dict[int, mx.array]] = {}
         self._places: Any = None
         self._tokens = 0
 
-    def take(self, about: dict[str, Any], array: mx.array) -> None:
-        """Take one part."""
+    def take(self, parts: Sequence[Part], array: mx.array) -> None:
+        """Take one array, and the parts that it was made of."""
+        about = parts[0].about
         if "tail" in about:
-            self._tails.setdefault(about["tail"], {}).setdefault(about["array"], []).append(array)
+            self._tails.setdefault(about["tail"], {})[about["array"]] = array
         elif "group" in about:
-            arrays = self._extents.setdefault(about["group"], {})
-            arrays.setdefault((about["start"], about["stop"]), {})[about["array"]] = array
+            held = self._blocks.setdefault(about["group"], (about["start"], parts[-1].about["stop"], {}))
+            held[2][about["array"]] = array
         else:
-            self._rows.setdefault(about["stack"], []).append(array)
+            self._stacks[about["stack"]] = array
             self._places = about["places"]
             # Files of versions without tails have blocks.
             self._tokens = about["tokens"] if "tokens" in about else about["blocks"] * BLOCK_TOKENS
 
     def pack(self, group: int, start: int, stop: int) -> Extent:
         """Return blocks of one layer group; see `KVSource.pack`."""
-        stretches: list[dict[int, mx.array]] = []
-        held = start
-        for (first, last), arrays in sorted(self._extents.get(group, {}).items()):
-            if first <= held < min(last, stop):
-                cut = slice((held - first) * BLOCK_TOKENS, (min(last, stop) - first) * BLOCK_TOKENS)
-                stretches.append({index: array[:, :, cut] for index, array in arrays.items()})
-                held = min(last, stop)
-        if held < stop:
-            raise NotHeldError(f"the file has no blocks {held} to {stop} of layer group {group}")
-        joined = [_joined([each[index] for each in stretches]) for index in sorted(stretches[0])]
-        mx.eval(joined)
-        return Extent(tuple(joined), sum(array.nbytes for array in joined), len(joined), start, stop - start)
+        first, last, arrays = self._blocks.get(group, (0, 0, {}))
+        if not first <= start < stop <= last:
+            raise NotHeldError(f"the file has no blocks {start} to {stop} of layer group {group}")
+        cut = slice((start - first) * BLOCK_TOKENS, (stop - first) * BLOCK_TOKENS)
+        return _extent([mx.contiguous(array[:, :, cut]) for _, array in sorted(arrays.items())], start, stop)
 
     def tail(self, group: int, first: int, last: int) -> Extent:
         """Return the tail of one layer group; see `KVSource.tail`."""
-        joined = [_joined(parts) for _, parts in sorted(self._tails.get(group, {}).items())]
-        if not joined or joined[0].shape[_TOKENS] != last - first:
+        arrays = [array for _, array in sorted(self._tails.get(group, {}).items())]
+        if not arrays or arrays[0].shape[_TOKENS] != last - first:
             raise NotHeldError(f"the file has no tail from {first} to {last} of layer group {group}")
-        mx.eval(joined)
-        return Extent(tuple(joined), sum(array.nbytes for array in joined), len(joined), last // BLOCK_TOKENS, 1)
+        return _extent(arrays, last // BLOCK_TOKENS, last // BLOCK_TOKENS + 1)
 
     def checkpoint(self, tokens: int) -> Checkpoint | None:
         """Return the states after exactly `tokens` tokens; None if they are of another position."""
-        if tokens != self._tokens or not self._rows:
+        if tokens != self._tokens or not self._stacks:
             return None
-        stacks = [mx.contiguous(mx.concatenate(self._rows[index])) for index in sorted(self._rows)]
-        return checkpoints.of(stacks, self._places)
+        return checkpoints.of([stack for _, stack in sorted(self._stacks.items())], self._places)
+
+
+def _extent(arrays: list[mx.array], start: int, stop: int) -> Extent:
+    mx.eval(arrays)
+    return Extent(tuple(arrays), sum(array.nbytes for array in arrays), len(arrays), start, stop - start)
 
 
 def _joined(arrays: list[mx.array]) -> mx.array:
@@ -155,12 +152,63 @@ def _part(array: mx.array, about: dict[str, Any]) -> Part:
     return Part(about, memoryview(cast("Any", array.view(mx.uint8))).tobytes())
 
 
-def _array(part: Part) -> mx.array:
-    """Return the array of a part, evaluated."""
+def _together(parts: Sequence[Part]) -> dict[tuple[Any, ...], list[Part]]:
+    """Return the parts of each array, in their order."""
+    arrays: dict[tuple[Any, ...], list[Part]] = {}
+    for part in parts:
+        key = tuple(part.about.get(name) for name in ("tail", "group", "stack", "array"))
+        arrays.setdefault(key, []).append(part)
+    return arrays
+
+
+def _gathered(parts: Sequence[Part]) -> Sliced[mx.array]:
+    """
+    Return the array that was cut into parts, evaluated: one copy of the bytes, a part for each `next`.
+
+    Raises:
+        ValueError: If the parts do not fit together.
+    """
+    cuts, axis = [_bytes(part) for part in parts], _axis(parts)
+    shape = [*cuts[0].shape]
+    shape[axis] = sum(cut.shape[axis] for cut in cuts)
+    whole = mx.zeros(shape, mx.uint8)
+    mx.eval(whole)
+    yield LONG
+    room, at = np.array(whole, copy=False), 0
+    for cut in cuts:
+        inside = room[(slice(None),) * axis + (slice(at, at + cut.shape[axis]),)]
+        if inside.shape != cut.shape:
+            raise ValueError("a file has parts of different shapes")
+        inside[...] = cut
+        at += cut.shape[axis]
+        yield LONG
+    array = whole.view(_dtype(parts[0]))
+    mx.eval(array)
+    return array
+
+
+def _axis(parts: Sequence[Part]) -> int:
+    """
+    Return the axis along which an array was cut.
+
+    Raises:
+        ValueError: If there is a hole between blocks.
+    """
+    if "stack" in parts[0].about:
+        return 0
+    if "group" in parts[0].about and any(a.about["stop"] != b.about["start"] for a, b in pairwise(parts)):
+        raise ValueError("a file lacks blocks between others")
+    return _TOKENS
+
+
+def _bytes(part: Part) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the bytes of a part in the shape of its array, without a copy."""
+    *outer, last = part.about["shape"]
+    return np.frombuffer(part.data, np.uint8).reshape(*outer, last * _dtype(part).size)
+
+
+def _dtype(part: Part) -> mx.Dtype:
     dtype = getattr(mx, part.about["dtype"], None)
     if not isinstance(dtype, mx.Dtype):
         raise ValueError(f"a file has arrays of an unknown type, {part.about['dtype']}")
-    *outer, last = part.about["shape"]
-    array = mx.array(np.frombuffer(part.data, np.uint8).reshape(*outer, last * dtype.size)).view(dtype)
-    mx.eval(array)
-    return array
+    return dtype

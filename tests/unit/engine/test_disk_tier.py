@@ -249,7 +249,7 @@ def test_requests_that_wait_together_read_the_disk_once(engine: Callable[..., Ha
     harness.settle()
     disk = harness.engine._disk
     assert disk.work.counters.read_bytes == disk.catalog.nbytes
-    assert disk.staged == 0
+    assert disk.staged == disk.work.spare
 
 
 def test_second_daemon_goes_without_the_directory(engine: Callable[..., Harness]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from daemon.kv.mlx.adapters.arrays import ArraysAdapter
-from daemon.kv.mlx.adapters.base import BlockAdapter, CacheAdapter, StateAdapter
+from daemon.kv.mlx.adapters.base import BlockAdapter, CacheAdapter, MergingAdapter, StateAdapter
 from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter
 from daemon.kv.mlx.adapters.rotating import RotatingAdapter
 from daemon.kv.mlx.adapters.shared import SharedAdapter
@@ -17,7 +17,10 @@ def _by_cache_class(*adapters: A) -> dict[type, A]:
     return {adapter.cache_class: adapter for adapter in adapters}
 
 
-BLOCK_ADAPTERS: dict[type, BlockAdapter] = _by_cache_class(KVCacheAdapter(), RotatingAdapter(), SharedAdapter())
+MERGING_ADAPTERS: dict[type, MergingAdapter] = _by_cache_class(KVCacheAdapter(), SharedAdapter())
+"""Adapters of classes that can become one batch before a prefill pass; by the class of one sequence's cache."""
+
+BLOCK_ADAPTERS: dict[type, BlockAdapter] = {**MERGING_ADAPTERS, **_by_cache_class(RotatingAdapter())}
 """Adapters of classes with KV for each token, stored in blocks; by the class of one sequence's cache."""
 
 STATE_ADAPTERS: dict[type, StateAdapter] = _by_cache_class(ArraysAdapter())

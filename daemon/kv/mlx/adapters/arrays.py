@@ -50,7 +50,6 @@ class ArraysAdapter(StateAdapter):
 
     cache_class = ArraysCache
     batch_class = ArraysCache
-    rows_go_back = True
 
     def describe(self, cache: ArraysCache) -> StateShape | None:
         """Return the shape of a cache; None if an array is missing or a row is padded."""

@@ -51,14 +51,10 @@ class CacheAdapter(ABC):
     Attributes:
         cache_class: The class of one sequence's cache.
         batch_class: The class that mlx-lm uses for several sequences; the same class if it holds rows itself.
-        can_merge: Whether several caches can become one batch before a prefill pass, see `merge`.
-        rows_go_back: Whether each row of a batch can forget its own part of a pass, see `begin_rows` and `back_rows`.
     """
 
     cache_class: type
     batch_class: type
-    can_merge = False
-    rows_go_back = False
 
     @abstractmethod
     def describe(self, cache: Any) -> LayerShape | None:
@@ -112,6 +108,7 @@ class CacheAdapter(ABC):
     def begin_rows(self, batch: Any, lengths: Sequence[int], width: int) -> None:  # noqa: B027 # a default, not a gap
         """Prepare for a pass of `lengths` tokens a row, padded to `width` behind them. Does nothing by default."""
 
+    @abstractmethod
     def back_rows(self, batch: Any, mark: Any, width: int, kept: Sequence[int]) -> None:
         """
         Take the last tokens of each row out again, and the padding behind them.
@@ -121,26 +118,7 @@ class CacheAdapter(ABC):
             mark: What `mark` returned for it before the pass.
             width: Tokens of the pass, two or more, padding included.
             kept: How many of each row stay; all of its own or none in each row if any cache of the model is a state.
-
-        Raises:
-            NotImplementedError: If `rows_go_back` is false.
         """
-        raise NotImplementedError(f"rows of {self.batch_class.__name__} do not go back one by one")
-
-    def merge(self, caches: Sequence[Any], kept: Sequence[int], padding: Sequence[int], room: int) -> Any:
-        """
-        Copy the caches of several sequences into one batch; its rows end together.
-
-        Args:
-            caches: One cache for each row; empty ones are allowed.
-            kept: Tokens to copy of each.
-            padding: Positions at the start of each row that hold no token, those of the coming pass included.
-            room: Tokens to leave room for.
-
-        Raises:
-            NotImplementedError: If `can_merge` is false.
-        """
-        raise NotImplementedError(f"{self.cache_class.__name__} cannot be merged")
 
 
 class BlockAdapter(CacheAdapter):
@@ -181,6 +159,22 @@ class BlockAdapter(CacheAdapter):
 
         Raises:
             ValueError: If a cache is not empty, or `runs` are empty or do not fit.
+        """
+
+
+class MergingAdapter(BlockAdapter):
+    """An adapter of layers that keep each token for itself: their caches can become one batch before a prefill pass."""
+
+    @abstractmethod
+    def merge(self, caches: Sequence[Any], kept: Sequence[int], padding: Sequence[int], room: int) -> Any:
+        """
+        Copy the caches of several sequences into one batch; its rows end together.
+
+        Args:
+            caches: One cache for each row; empty ones are allowed.
+            kept: Tokens to copy of each.
+            padding: Positions at the start of each row that hold no token, those of the coming pass included.
+            room: Tokens to leave room for.
         """
 
 

@@ -10,7 +10,7 @@ from mlx_lm.models.cache import KVCache
 
 from daemon.kv.extent_ledger import Run
 from daemon.kv.keys import BLOCK_TOKENS
-from daemon.kv.mlx.adapters.base import BlockAdapter
+from daemon.kv.mlx.adapters.base import MergingAdapter
 from daemon.kv.mlx.rows_kv import RowsKV
 from daemon.kv.nodes import Extent
 from daemon.kv.spec import NotHeldError
@@ -54,13 +54,11 @@ class KVShape(NamedTuple):
         return f"KVCache[{self.heads}x{self.key_width}+{self.value_width},{self.key_dtype},{self.value_dtype}]"
 
 
-class KVCacheAdapter(BlockAdapter):
+class KVCacheAdapter(MergingAdapter):
     """Copies KV of full attention out of live caches and back into empty ones."""
 
     cache_class = KVCache
     batch_class = RowsKV
-    can_merge = True
-    rows_go_back = True
 
     def describe(self, cache: KVCache) -> KVShape | None:
         """Return the shape of a cache that holds one token; None if it holds another number of them."""

@@ -50,7 +50,6 @@ class RotatingAdapter(BlockAdapter):
 
     cache_class = RotatingKVCache
     batch_class = BatchRotatingKVCache
-    rows_go_back = True
 
     def describe(self, cache: RotatingKVCache) -> WindowShape | None:
         """Return the shape of a cache that holds one token; None for one that keeps its first tokens."""

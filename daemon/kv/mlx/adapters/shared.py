@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from daemon.kv.extent_ledger import Run
 from daemon.kv.keys import BLOCK_TOKENS
-from daemon.kv.mlx.adapters.base import BlockAdapter
+from daemon.kv.mlx.adapters.base import MergingAdapter
 from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter, packed
 from daemon.kv.mlx.shared_kv import SharedBatchKV, SharedKV
 from daemon.kv.mlx.shared_prefix import Arrays
@@ -18,13 +18,11 @@ from daemon.kv.spec import NotHeldError
 _TAILS = KVCacheAdapter()
 
 
-class SharedAdapter(BlockAdapter):
+class SharedAdapter(MergingAdapter):
     """Moves tails; the prefixes stay where they are. No model makes such caches, so there is none to describe."""
 
     cache_class = SharedKV
     batch_class = SharedBatchKV
-    can_merge = True
-    rows_go_back = True
 
     def describe(self, cache: SharedKV) -> None:
         """Return None: the shape is that of the cache that it stands for."""

@@ -104,6 +104,7 @@ class MemoryFiles(Files):
         self.hours: list[list[int]] = []
         self.disk = Space(10**9, 10**9)
         self.fault: OSError | None = None
+        self.remove_fault: OSError | None = None
         self.noted = False
 
     def open(self) -> None:
@@ -143,6 +144,8 @@ class MemoryFiles(Files):
     def remove(self, names: Any, *, lasting: bool = False) -> None:
         """Remove files."""
         self._fail()
+        if self.remove_fault is not None:
+            raise self.remove_fault
         for name in names:
             self.content.pop(name, None)
 

@@ -307,3 +307,26 @@ def test_invalidation_waits_for_a_directory_that_is_opened() -> None:
     again.settle()
     assert again.tier.settled
     assert not disk.files.content
+
+
+def test_note_goes_when_its_files_can_be_removed_at_last() -> None:
+    """Until then it stays; a later process would else find all of the directory invalidated."""
+    disk = written(TOKENS, prompt(5, 6))
+    disk.files.fault = OSError(2, "not mounted")
+    again = FakeDisk(FakePrefixes(), disk.files)
+    again.settle()
+    again.prefixes.cache.forget_prefix(NAME, TOKENS)
+    again.settle()
+    disk.files.fault, disk.files.remove_fault = None, OSError(13, "kept")
+    again.now += 60
+    again.tier.tick()
+    again.settle()
+    assert again.tier.open
+    assert disk.files.noted
+    disk.files.remove_fault = None
+    again.tier.tick()
+    again.settle()
+    assert not disk.files.noted
+    later = FakeDisk(FakePrefixes(), disk.files)
+    later.settle()
+    assert later.restore(NAME, [*prompt(5, 6), 9]) == prompt(5, 6)
