@@ -102,7 +102,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "falcon_h1": ("falcon_h1", "float32", WIDE),
     "recurrent_gemma": ("recurrent_gemma", "float32", {"attention_window_size": 256}),
-    "baichuan_m1": ("baichuan_m1", "float32", {**WIDE, "sliding_window_layers": [1, 3]}),
+    "baichuan_m1": ("baichuan_m1", "float32", {**WIDE, "hidden_size": 256, "sliding_window_layers": [1, 3]}),
 }
 
 DRAFTED = ("llama", "qwen3", "qwen3_moe", "deepseek_v3")

@@ -249,7 +249,7 @@ class Batch:
             mx.async_eval(logits)  # the device computes while the host makes the token masks
         following = sample([row.sampler for row in self.rows], logits)
         for index, (row, sampled) in enumerate(zip(self.rows, following, strict=True)):
-            row.sequence.kv.advanced(1 + len(again), self._caches, index)
+            row.sequence.kv.advanced(1 + len(again), self._caches, index if len(self.rows) > 1 else None)
             row.pending, row.reported = sampled, False
         again.clear()
         mx.async_eval(arrays(following))

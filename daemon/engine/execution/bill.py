@@ -215,8 +215,6 @@ def _decoding(models: Rows[LoadedModel], rows: Rows[BilledRow]) -> Bill:
     states = (len(rows) > 1) * len(rows) * sum(model.layout.state_bytes for model in models)
     fed = max(LEAST_FED, most * len(rows))
     passes = sum(model.work.bytes(fed, max(row.held + row.room for row in rows)) for model in models)
-    # Attention to a prefix that is read together takes a copy of one layer of it, for all rows.
-    passes += max(model.layout.layer_bytes(row.base) if row.base else 0 for model in models for row in rows)
     sampled = sum(row.vectors * min(row.fed, each) for row in rows) * 4 * models[0].vocab_size
     # The end of an answer is copied into the prefix cache, after the pass: windows, states and the last tokens.
     stored = sum(model.layout.parts.tail_bytes(BLOCK_TOKENS, max(row.held for row in rows)) for model in models)

@@ -1,9 +1,9 @@
 """
 Attention of sequences that read a shared prefix, installed at the function of mlx-lm through which models attend.
 
-A pass of few tokens, which is a decode step, attends in parts. A prefix is read once for all rows: their queries are
-rows of one matrix product. The scores of prefixes and tails stand side by side, and one softmax makes weights of them.
-Then the values are added up, part by part, in the order of the tokens:
+A pass of few tokens, which is a decode step, attends in parts. A prefix is read once for all rows, where it lies: their
+queries are rows of one matrix product. The scores of prefixes and tails stand side by side, and one softmax makes
+weights of them. Then the values are added up, part by part, in the order of the tokens:
 
     weights = softmax([ q . prefix keys | q . tail keys ])
     out     = (0 + weights . prefix values) + weights . tail values
@@ -127,6 +127,8 @@ def _scores(asked: list[Arrays], readers: list[int]) -> mx.array:
     """
     Return the scores of a prefix: the queries of all rows are rows of one product. Others see nothing of it.
 
+    Its keys are squeezed, which is a view; an index would copy them.
+
     Args:
         asked: Queries and the keys that they ask; the scores of several pairs are added up.
         readers: The rows that read it.
@@ -134,7 +136,9 @@ def _scores(asked: list[Arrays], readers: list[int]) -> mx.array:
     groups, rows, each, _ = asked[0][0].shape
     if len(readers) == rows:
         products = [
-            (queries.reshape(groups, rows * each, -1) @ keys[0].swapaxes(-1, -2)).reshape(groups, rows, each, -1)
+            (queries.reshape(groups, rows * each, -1) @ keys.squeeze(0).swapaxes(-1, -2)).reshape(
+                groups, rows, each, -1
+            )
             for queries, keys in asked
         ]
         return reduce(mx.add, products)
@@ -167,7 +171,7 @@ def _added(out: mx.array, weights: mx.array, values: mx.array, readers: list[int
     groups, rows, each, width = out.shape
     if len(readers) == rows:
         flat = weights.reshape(groups, rows * each, -1)
-        return mx.addmm(out.reshape(groups, rows * each, width), flat, values[0]).reshape(out.shape)
+        return mx.addmm(out.reshape(groups, rows * each, width), flat, values.squeeze(0)).reshape(out.shape)
     where = mx.array(readers)
     out[:, where] = _added(out[:, where], weights[:, where], values, list(range(len(readers))))
     return out

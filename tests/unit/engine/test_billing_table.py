@@ -46,6 +46,12 @@ def test_bill_covers_rows_that_read_a_prefix_together(bench: Bench) -> None:
     assert min(phase.least for phase in bench.run(3000, 4).phases.values()) >= LEAST
 
 
+@pytest.mark.parametrize("bench", ["gpt_oss", "mamba2"], indirect=True)
+def test_bill_covers_an_answer_that_outgrows_its_room(bench: Bench) -> None:
+    """A window that has turned is stored, and a state is kept at each end of a block: without a copy beside it."""
+    assert bench.run(250, 1, answer=280).phases["decode"].least >= LEAST
+
+
 @pytest.mark.parametrize("bench", ["llama", "mamba2"], indirect=True)
 def test_bill_covers_passes_that_check_guesses(bench: Bench) -> None:
     """Logits of several tokens, and the states of before."""

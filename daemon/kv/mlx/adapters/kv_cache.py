@@ -180,19 +180,19 @@ def packed(keys: list[mx.array], values: list[mx.array], start: int, stop: int) 
     differ in width or dtype, it is one array [layers, heads, tokens, width] for each. It is evaluated: a lazy slice
     would keep the whole live buffer alive and make its next write a copy.
     """
-    if _alike(keys[0], values[0]):
+    if alike(keys[0], values[0]):
         arrays = [mx.stack([array for pair in zip(keys, values, strict=True) for array in pair])]
     else:
         # A stack of one is a view of it: make it a copy, so that it does not keep the live buffer alive.
         arrays = [mx.contiguous(mx.stack(keys)), mx.contiguous(mx.stack(values))]
-    return _extent(arrays, start, stop)
+    return extent_of(arrays, start, stop)
 
 
 def copied(extent: Extent, first: int, last: int) -> Extent:
     """Copy the blocks from one position of an extent to another into an extent of their own."""
     tokens = slice(first * BLOCK_TOKENS, last * BLOCK_TOKENS)
     arrays = [mx.contiguous(array[:, :, tokens]) for array in cast("tuple[mx.array, ...]", extent.payload)]
-    return _extent(arrays, extent.start + first, extent.start + last)
+    return extent_of(arrays, extent.start + first, extent.start + last)
 
 
 def layer_parts(runs: Sequence[Run], layer: int, which: int) -> list[mx.array]:
@@ -219,7 +219,8 @@ def _between(caches: Sequence[KVCache], first: int, last: int) -> tuple[list[mx.
     return [cache.keys[0, :, first:last] for cache in caches], [cache.values[0, :, first:last] for cache in caches]
 
 
-def _extent(arrays: list[mx.array], start: int, stop: int) -> Extent:
+def extent_of(arrays: list[mx.array], start: int, stop: int) -> Extent:
+    """Return blocks `start` to `stop` in arrays like those of `packed`, which are evaluated."""
     mx.eval(arrays)
     return Extent(tuple(arrays), sum(a.nbytes for a in arrays), len(arrays), start, stop - start)
 
@@ -239,12 +240,14 @@ def _sized(array: mx.array, tokens: int) -> mx.array:
     missing = tokens - array.shape[2]
     if not missing:
         return array
+    mx.eval(array)  # it may be a choice of rows that is not computed yet: what it was chosen from becomes free
     if missing > 0:
         return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)])
     return mx.contiguous(array[:, :, :tokens])
 
 
-def _alike(keys: mx.array, values: mx.array) -> bool:
+def alike(keys: mx.array, values: mx.array) -> bool:
+    """Tell whether keys and values can be in one array."""
     return bool(keys.shape == values.shape and keys.dtype == values.dtype)
 
 

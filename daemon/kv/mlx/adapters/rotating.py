@@ -69,7 +69,7 @@ class RotatingAdapter(BlockAdapter):
         Raises:
             NotHeldError: If a block has left the window.
         """
-        return kv_cache.packed(*_parts(caches, start * BLOCK_TOKENS, stop * BLOCK_TOKENS), start, stop)
+        return _packed(caches, start * BLOCK_TOKENS, stop * BLOCK_TOKENS, start, stop)
 
     def tail(self, caches: Sequence[RotatingKVCache], first: int, last: int) -> Extent:
         """
@@ -79,7 +79,7 @@ class RotatingAdapter(BlockAdapter):
             NotHeldError: If a token has left the window.
         """
         block = last // BLOCK_TOKENS
-        return kv_cache.packed(*_parts(caches, first, last), block, block + 1)
+        return _packed(caches, first, last, block, block + 1)
 
     def restore(self, caches: Sequence[RotatingKVCache], runs: Sequence[Run], tokens: int, capacity: int) -> None:
         """
@@ -158,17 +158,26 @@ def understood(cache: Any) -> bool:
     return bool(cache.keep == 0)
 
 
-def _parts(caches: Sequence[RotatingKVCache], first: int, last: int) -> tuple[list[mx.array], list[mx.array]]:
-    parts = [_between(cache, first, last) for cache in caches]
-    return [keys for keys, _ in parts], [values for _, values in parts]
-
-
-def _between(cache: RotatingKVCache, first: int, last: int) -> tuple[mx.array, mx.array]:
+def _packed(caches: Sequence[RotatingKVCache], first: int, last: int, start: int, stop: int) -> Extent:
     """
-    Return keys and values of tokens `first` to `last`, [heads, tokens, width] each, in temporal order.
+    Copy tokens `first` to `last` of each layer, in temporal order, into an extent of blocks `start` to `stop`.
 
-    Views, or copies of these tokens alone: the whole window in order would exist twice, in all layers at a time.
+    Tokens on both sides of a ring's end are two parts. They are written into the extent's array: joined before that,
+    the windows of all layers would exist twice.
     """
+    places = [_places(cache, first, last) for cache in caches]
+    keys = [_parts(cache.keys, at) for cache, at in zip(caches, places, strict=True)]
+    values = [_parts(cache.values, at) for cache, at in zip(caches, places, strict=True)]
+    if all(len(at) == 1 for at in places):
+        return kv_cache.packed([parts[0] for parts in keys], [parts[0] for parts in values], start, stop)
+    if kv_cache.alike(caches[0].keys, caches[0].values):
+        pairs = [parts for pair in zip(keys, values, strict=True) for parts in pair]
+        return kv_cache.extent_of([_stacked(pairs, last - first)], start, stop)
+    return kv_cache.extent_of([_stacked(keys, last - first), _stacked(values, last - first)], start, stop)
+
+
+def _places(cache: RotatingKVCache, first: int, last: int) -> list[slice]:
+    """Return where a ring has tokens `first` to `last`, in temporal order: in one place, or around its end in two."""
     size = cache.keys.shape[2]
     rotated = cache._idx < min(size, cache.offset)
     oldest = cache.offset - (size if rotated else cache._idx)
@@ -176,17 +185,26 @@ def _between(cache: RotatingKVCache, first: int, last: int) -> tuple[mx.array, m
         raise NotHeldError(f"a window holds tokens {oldest} to {cache.offset}, not {first} to {last}")
     start = first - oldest + (cache._idx if rotated else 0)
     stop = start + last - first
-    return _around(cache.keys, start, stop), _around(cache.values, start, stop)
-
-
-def _around(array: mx.array, start: int, stop: int) -> mx.array:
-    """Return places `start` to `stop` of a ring, [1, heads, size, width], without its first axis."""
-    size = array.shape[2]
-    if stop <= size:
-        return array[0, :, start:stop]
     if start >= size:
-        return array[0, :, start - size : stop - size]
-    return mx.concatenate([array[0, :, start:], array[0, :, : stop - size]], axis=1)
+        return [slice(start - size, stop - size)]
+    return [slice(start, stop)] if stop <= size else [slice(start, size), slice(0, stop - size)]
+
+
+def _parts(array: mx.array, places: list[slice]) -> list[mx.array]:
+    """Return views of the places of a ring, [1, heads, size, width], without its first axis."""
+    return [array[0, :, place] for place in places]
+
+
+def _stacked(layers: Sequence[Sequence[mx.array]], tokens: int) -> mx.array:
+    """Copy the parts of each layer into one array, [layers, heads, tokens, width]."""
+    heads, _, width = layers[0][0].shape
+    stacked = mx.zeros((len(layers), heads, tokens, width), layers[0][0].dtype)
+    for index, parts in enumerate(layers):
+        end = 0
+        for part in parts:
+            begin, end = end, end + part.shape[1]
+            stacked[index, :, begin:end] = part
+    return stacked
 
 
 def _last(parts: list[mx.array], tokens: int) -> mx.array:
