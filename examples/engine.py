@@ -9,8 +9,7 @@ from daemon.shared.config import Config
 from daemon.v1 import ipc_pb2 as ipc
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 
-FACTS = "colour red. animal cat. city paris. " * 12
-PROMPTS = [FACTS + "colour", FACTS + "animal"]
+PROMPTS = ["colour red. animal cat. city paris. " * 12 + asked for asked in ("colour", "animal")]
 
 
 class Wire:

@@ -225,6 +225,24 @@ class GroupGreeting(_message.Message):
     refusal: str
     def __init__(self, nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., versions: _Optional[_Iterable[str]] = ..., ranks: _Optional[int] = ..., rank: _Optional[int] = ..., refusal: _Optional[str] = ...) -> None: ...
 
+class GroupModels(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[GroupModel]
+    def __init__(self, models: _Optional[_Iterable[_Union[GroupModel, _Mapping]]] = ...) -> None: ...
+
+class GroupModel(_message.Message):
+    __slots__ = ("model", "fingerprint", "size_bytes", "problem")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    fingerprint: str
+    size_bytes: int
+    problem: str
+    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., size_bytes: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
+
 class GroupStart(_message.Message):
     __slots__ = ("rank", "address", "connections")
     RANK_FIELD_NUMBER: _ClassVar[int]

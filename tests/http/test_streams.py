@@ -142,7 +142,7 @@ def test_no_log_has_words_of_a_request(fake: RunningDaemon, door: Door) -> None:
     with raw.connected(door) as connection:
         connection.sendall(canary.encode() + b"\r\n\r\n")
         raw.received(connection)
-    assert any(line["event"] == "http_refused" for line in fake.log())
+    wait_until(lambda: any(line["event"] == "http_refused" for line in fake.log()), "the refusal was logged")
     assert canary not in (fake.folder / "daemon.log").read_text()
 
 

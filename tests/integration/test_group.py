@@ -292,7 +292,9 @@ def test_load_that_one_rank_fails_fails_on_all(model: str) -> None:
         shutil.rmtree(folder)
 
 
-def test_commands_show_the_machines(client: Client, group: RunningGroup) -> None:
+def test_commands_show_the_machines(
+    client: Client, group: RunningGroup, model: str, odd: str, layered: str, uneven: str, lacking: str
+) -> None:
     """`group status` has a line for each, `group test` measures each link without a word to the engines."""
     shown = command(group, "status")
     assert [rank["rank"] for rank in shown["ranks"]] == [0, 1]
@@ -301,13 +303,17 @@ def test_commands_show_the_machines(client: Client, group: RunningGroup) -> None
     assert link["address"] == shown["ranks"][1]["address"]
     assert link["round_trip"] > 0
     assert link["bytes_per_second"] > 0
+    assert {one["model"]: one["state"] for one in link["models"]} == {
+        **dict.fromkeys((model, odd, layered, uneven), "same"),
+        lacking: "missing",
+    }
     assert client.stats().group.restarts == shown["restarts"]
 
 
 def command(group: RunningGroup, name: str) -> Any:
     """Return what a command of `mlx-sidecar group` prints."""
     line = [sys.executable, "-m", "daemon", "group", name, "--json"]
-    return json.loads(subprocess.run(line, env=group.front.environ, capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run(line, env=group.front.environ, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def test_killed_rank_ends_calls_with_a_reason(client: Client, group: RunningGroup, model: str) -> None:

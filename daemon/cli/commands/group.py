@@ -7,12 +7,18 @@ import os
 import secrets
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from daemon.cli.output.formatting import examples, print_json, printable, table
 from daemon.cli.session import Session, pass_session
 from daemon.shared.wording import size
+
+if TYPE_CHECKING:
+    from daemon.server.group.models import Compared
+    from daemon.server.group.probe import Link
+    from daemon.shared.config import Config
 
 
 @click.group("group", epilog=examples("mlx-sidecar group status", "mlx-sidecar group test"))
@@ -60,29 +66,70 @@ def status(session: Session, /, as_json: bool) -> None:
 @_json
 @pass_session
 def test(session: Session, /, as_json: bool) -> None:
-    """Measure the link from this machine to each other one: versions, latency and bandwidth."""
+    """
+    Measure the link from this machine to each other one, and compare the models of group_models on their disks.
+
+    Nothing is loaded. Exits with 1 if a rank lacks a model or has another content of it.
+    """
     from daemon.server.group.handshake import GroupError, read_key
     from daemon.server.group.probe import measure
 
     config = session.config()
     if not config.group_ranks:
         raise click.ClickException("group_ranks is not set; this machine is no first rank.")
-    rows: list[list[str]] = []
-    links: list[dict[str, object]] = []
+    names = [config.aliases.get(name, name) for name, how in config.group_models.items() if how != "none"]
+    links: list[tuple[str, Link]] = []
     address = "This machine:"
     try:
         shared = read_key(config.group_key_file)
         for address in config.group_ranks[1:]:
-            link = asyncio.run(measure(address, shared))
-            links.append({"address": address, **asdict(link)})
-            speed = f"{size(int(link.bytes_per_second))}/s"
-            rows.append([address, f"{1e3 * link.round_trip:.2f} ms", speed, ", ".join(link.versions)])
+            links.append((address, asyncio.run(measure(address, shared, names))))
     except GroupError as error:
         raise click.ClickException(f"{address} {error}.") from None
+    _show_links(links, _compared(config, names, links), as_json)
+
+
+def _compared(config: Config, names: list[str], links: list[tuple[str, Link]]) -> list[list[Compared]]:
+    """Return the models of each link, beside those of this machine."""
+    from daemon.cache.on_disk import look
+    from daemon.server.group.models import compare
+
+    try:
+        own = asyncio.run(look(config, names))
+    except OSError as error:
+        raise click.ClickException(f"This machine: {error.strerror}.") from None
+    return [[compare(*pair, address) for pair in zip(own, link.models, strict=True)] for address, link in links]
+
+
+def _show_links(links: list[tuple[str, Link]], models: list[list[Compared]], as_json: bool) -> None:
+    """Print what was found, and exit with 1 if a model cannot run."""
+    pairs = list(zip(links, models, strict=True))
     if as_json:
-        return print_json(links)
-    table(["ADDRESS", "ROUND TRIP", "BANDWIDTH", "VERSIONS"], rows)
-    return None
+        print_json([{"address": at, **asdict(link), "models": [asdict(one) for one in of]} for (at, link), of in pairs])
+    else:
+        speeds = [
+            (at, f"{1e3 * link.round_trip:.2f} ms", f"{size(int(link.bytes_per_second))}/s") for at, link in links
+        ]
+        versions = [", ".join(link.versions) for _, link in links]
+        rows = [[*speed, version] for speed, version in zip(speeds, versions, strict=True)]
+        table(["ADDRESS", "ROUND TRIP", "BANDWIDTH", "VERSIONS"], rows)
+        if any(models):
+            click.echo()
+            table(
+                ["MODEL", "ADDRESS", "HERE", "THERE", "STATE"], [_row(at, one) for (at, _), of in pairs for one in of]
+            )
+        for advice in dict.fromkeys(one.advice for of in models for one in of if one.advice):
+            click.echo(f"{printable(advice)}.")
+    if any(one.state in ("missing", "different") for of in models for one in of):
+        raise click.exceptions.Exit(1)
+
+
+def _row(address: str, one: Compared) -> list[str]:
+    shown = [
+        f"{size(side.size_bytes)} {side.fingerprint}".strip() if not side.problem else "-"
+        for side in (one.here, one.there)
+    ]
+    return [one.model, address, *map(printable, shown), one.state]
 
 
 def _told(problem: str, versions: tuple[str, ...]) -> str:

@@ -134,7 +134,7 @@ class Joiner:
             self._strangers.pop(proving, None)
         if not session.greeting.ranks:
             with suppress(OSError, TimeoutError):
-                await serve(connection)
+                await serve(session, self._config)
             return
         async with self._turn:
             if self._engine is not None:

@@ -1,4 +1,4 @@
-"""Measures the link to a rank: how long a message takes there and back, and how many bytes pass in a second."""
+"""Measures the link to a rank, in seconds there and back and in bytes a second, and asks which models are there."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import asyncio
 import socket
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from daemon.server.group.handshake import GroupError, reach, unreached
+from daemon.cache.on_disk import OnDisk
+from daemon.server.group import models as group_models
+from daemon.server.group.handshake import GroupError, Session, reach, unreached
+from daemon.shared.config import Config
 
 PROBE_SECONDS = 30.0
 """Most time for one measurement."""
 
 _LENGTH_BYTES = 8
+_END = bytes(_LENGTH_BYTES)
+"""The length of no message: the measurement has ended."""
 _PINGS = 100
 _PIECE = 1 << 20
 _PIECES = 64
@@ -28,16 +34,18 @@ class Link:
         versions: Versions of its software.
         round_trip: Seconds of half of the round trips of a small message, at most.
         bytes_per_second: Bytes that reached it in a second.
+        models: What it has of the models that were asked for, in their order.
     """
 
     versions: list[str]
     round_trip: float
     bytes_per_second: float
+    models: list[OnDisk]
 
 
-async def measure(address: str, key: bytes) -> Link:
+async def measure(address: str, key: bytes, models: Sequence[str]) -> Link:
     """
-    Measure the link to a rank. Its engine is not touched, and tensors may pass meanwhile.
+    Measure the link to a rank, then ask it for models. Its engine is not touched, and tensors may pass meanwhile.
 
     Raises:
         GroupError: If it cannot be reached, or has another key or other versions.
@@ -49,19 +57,27 @@ async def measure(address: str, key: bytes) -> Link:
             pings = [await _timed(connection, b"\0") for _ in range(_PINGS)]
             piece = bytes(_PIECE)
             seconds = sum([await _timed(connection, piece) for _ in range(_PIECES)])
-    return Link(list(session.greeting.versions), statistics.median(pings), _PIECE * _PIECES / seconds)
+            await asyncio.get_running_loop().sock_sendall(connection, _END)
+        found = await group_models.ask(session, models)
+    return Link(list(session.greeting.versions), statistics.median(pings), _PIECE * _PIECES / seconds, found)
 
 
-async def serve(connection: socket.socket) -> None:
-    """Answer each message of a measurement with a byte, until the caller closes the connection."""
-    loop = asyncio.get_running_loop()
+async def serve(session: Session, config: Config) -> None:
+    """
+    Answer each message of a measurement with a byte, then the question for models.
+
+    Raises:
+        OSError: If the connection fails, or the caller is too slow.
+    """
+    loop, connection = asyncio.get_running_loop(), session.connection
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with connection:
         async with asyncio.timeout(PROBE_SECONDS):
-            while head := await _exactly(connection, _LENGTH_BYTES):
-                if not await _exactly(connection, min(int.from_bytes(head, "big"), _PIECE)):
+            while (head := await _exactly(connection, _LENGTH_BYTES)) != _END:
+                if not head or not await _exactly(connection, min(int.from_bytes(head, "big"), _PIECE)):
                     return
                 await loop.sock_sendall(connection, b"\1")
+        await group_models.answer(session, config)
 
 
 async def _timed(connection: socket.socket, message: bytes) -> float:
