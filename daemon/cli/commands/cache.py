@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -57,15 +57,16 @@ def ls(session: Session, /, as_json: bool) -> None:
     """List what is on the disk, by model."""
     files = _files(session)
     kept = sorted(_by_model(files), key=lambda each: each.used)
+    notes = [*_small(session, files, sum(each.bytes for each in kept)), *_no_pieces(files).values()]
     if as_json:
-        return print_json({"directory": str(files.folder), "models": [asdict(each) for each in kept]})
+        return print_json({"directory": str(files.folder), "models": [asdict(each) for each in kept], "notes": notes})
     if not kept:
         click.echo(f"No prefix is on the disk, in {files.folder}.")
-        return None
+        return _echo(notes)
     rows = [[each.model or "(damaged)", count(each.tokens, "token"), size(each.bytes), _ago(each)] for each in kept]
     table(["MODEL", "PREFIXES", "SIZE", "LAST USED"], rows)
     click.echo(f"{size(sum(each.bytes for each in kept))} in {files.folder}")
-    return None
+    return _echo(notes)
 
 
 @command.command("verify", epilog=examples("mlx-sidecar cache verify"))
@@ -74,17 +75,21 @@ def ls(session: Session, /, as_json: bool) -> None:
 def verify(session: Session, /, as_json: bool) -> None:
     """Read every byte on the disk, and compare it with its checksum. Nothing is changed."""
     files = _files(session)
-    checked = {name: piece is not None and _is_sound(files, piece) for name, piece, _ in files.look()}
+    others = _no_pieces(files)
+    checked = {
+        name: piece is not None and _is_sound(files, piece) for name, piece, _ in files.look() if name not in others
+    }
     damaged = sorted(name for name, sound in checked.items() if not sound)
     if as_json:
-        print_json({"files": len(checked), "damaged": damaged})
+        print_json({"files": len(checked), "damaged": damaged, "notes": [*others.values()]})
     else:
         click.echo(f"{count(len(checked), 'file')} checked, {len(damaged) or 'none'} damaged.")
         for name in damaged:
             click.echo(f"  {files.folder / name}")
         if damaged:
             click.echo("The daemon removes damaged files by itself, and computes their prompts again.")
-    if damaged:
+        _echo(others.values())
+    if damaged or others:
         raise click.exceptions.Exit(1)
 
 
@@ -113,6 +118,7 @@ def rm(session: Session, /, model: str | None, everything: bool, yes: bool) -> N
                 client.invalidate_model(model, weights=False)
     except DaemonNotRunning:
         _remove(files, model)
+    _echo(_no_pieces(files).values())
     if nbytes and (left := _kept(files, model)):
         return click.echo(
             f"{size(left)} are still in {files.folder}: the daemon cannot use it now, or has just written there. "
@@ -135,7 +141,10 @@ def _by_model(files: Files) -> Iterator[Kept]:
 
     found: dict[str, Kept] = {}
     now = time.time()
+    others = _no_pieces(files)
     for name, piece, used in files.look():
+        if name in others:
+            continue
         model = printable(piece.model) if piece is not None else ""
         kept = found.setdefault(model, Kept(model))
         kept.files += 1
@@ -143,6 +152,33 @@ def _by_model(files: Files) -> Iterator[Kept]:
         kept.tokens += BLOCK_TOKENS * len(piece.hashes) if piece is not None else 0
         kept.used = min(kept.used, max(0.0, now - used))
     yield from found.values()
+
+
+def _no_pieces(files: Files) -> dict[str, str]:
+    """Return a sentence for each name of a piece that something else has."""
+    from daemon.kv.disk.troubles import no_piece
+
+    told = {name: no_piece(files.folder / name) for name, piece, _ in files.look() if piece is None}
+    return {name: f"{printable(str(files.folder / name))} {what}." for name, what in sorted(told.items()) if what}
+
+
+def _small(session: Session, files: Files, used: int) -> Iterator[str]:
+    """Yield a sentence if the budget is too small to write anything."""
+    from daemon.kv.disk.limits import budget
+    from daemon.kv.disk.troubles import MEND_SMALL, small, too_small
+
+    wanted = session.config().kv_disk_bytes
+    if wanted is None and files.folder.is_dir() and too_small(wanted, most := budget(wanted, used, files.space())):
+        yield f"{small(most)}: {MEND_SMALL}."
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _echo(notes: Iterable[str]) -> None:
+    for note in notes:
+        click.echo(note)
 
 
 def _kept(files: Files, model: str | None) -> int:
@@ -180,7 +216,10 @@ def _remove(files: Files, model: str | None) -> None:
     try:
         files.open()
         names = [
-            name for name, piece, _ in files.look() if model is None or (piece is not None and piece.model == model)
+            name
+            for name, piece, _ in files.look()
+            if (model is None and not _is_directory(files.folder / name))
+            or (piece is not None and piece.model == model)
         ]
         files.remove(names, lasting=True)
     except OSError as error:

@@ -252,6 +252,7 @@ class DiskTier:
             self._remove(self.catalog.fill(found.pieces))
             self._forget_noted(noted)
             self._remove(self.catalog.shrink(self.budget))
+            self.work.warn_if_small(self._wanted, self.budget)
         for restore in list(self.restores):
             restore.read_ahead()
 

@@ -19,6 +19,7 @@ from daemon.kv.disk.format import DamagedError
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.note import Note
 from daemon.kv.disk.piece import Part, Piece
+from daemon.kv.disk.troubles import too_small
 from daemon.shared.log_fields import Words, cause
 
 log = structlog.get_logger()
@@ -107,6 +108,11 @@ class DiskWork:
         if kind not in self._told:
             self._told.add(kind)
             _log(kind, _shown(error))
+
+    def warn_if_small(self, wanted: int | None, most: int) -> None:
+        """Log that `auto` came to a budget that is too small to write anything; see `too_small`."""
+        if too_small(wanted, most):
+            log.warning("kv_disk_too_small", budget_bytes=most)
 
     def open(self, then: Callable[[Found | Exception, bool], None]) -> None:
         """Open the directory and scan it; `then` also takes whether another process left a note."""

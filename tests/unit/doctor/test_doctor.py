@@ -251,6 +251,11 @@ def test_doctor_tells_of_prefixes_on_the_disk(tmp_path: Path, monkeypatch: pytes
     assert "1.0 KiB of 2.0 MiB" in places.prefixes(folder, 2 << 20).found
     monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=1000, f_bavail=90, f_frsize=1 << 20))
     assert places.prefixes(folder, None).verdict is Verdict.WARNING
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=300, f_bavail=280, f_frsize=1 << 20))
+    small = places.prefixes(folder, None)
+    assert (small.verdict, "comes to 14.0 MiB" in small.found) == (Verdict.WARNING, True)
+    assert "kv_disk_dir" in small.fix
+    assert places.prefixes(folder, 2 << 20).verdict is Verdict.OK
     folder.chmod(0o755)
     assert places.prefixes(folder, None).fix.endswith(f"chmod 700 {folder}")
     (tmp_path / "file").touch()

@@ -1,0 +1,84 @@
+"""`cache` tells what lies in its directory and is no piece, and of a disk that is too small. No daemon runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner, Result
+
+from daemon.cli import main
+from daemon.cli.session import Session
+from daemon.kv.disk.files import Files
+from mlx_sidecar import Client, DaemonNotRunning
+from tests.unit.cli.cli_fakes import FakeClient, client_fixture  # noqa: F401
+from tests.unit.kv.disk.pieces import PARTS, PIECE
+
+
+def run(*arguments: str) -> Result:
+    """Run the command while no daemon runs."""
+
+    def connect(socket: Path) -> Client:
+        raise DaemonNotRunning(str(socket))
+
+    return CliRunner().invoke(main, ["cache", *arguments], obj=Session(connect, lambda session, socket, ask: None))
+
+
+@pytest.fixture(name="folder")
+def _folder(client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a directory with one piece, and what has the name of one."""
+    files = Files(tmp_path / ".mlx-sidecar" / "kv")
+    files.open()
+    files.write(PIECE, PARTS)
+    files.close()
+    (files.folder / "directory.kv").mkdir()
+    (files.folder / "link.kv").symlink_to(tmp_path)
+    (files.folder / "secret.kv").write_bytes(b"")
+    os.mkfifo(files.folder / "pipe.kv", 0o600)
+    may = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: "secret" not in str(path) and may(path, mode))
+    return files.folder
+
+
+TOLD = ("directory.kv is a directory", "link.kv is a link", "secret.kv cannot be read", "pipe.kv is no plain file")
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(("ls",), 0), (("verify",), 1)])
+def test_what_is_no_piece_is_told(folder: Path, arguments: tuple[str, ...], status: int) -> None:
+    """With what to do; none of it counts as damaged."""
+    result = run(*arguments)
+    assert result.exit_code == status, result.output
+    assert all(text in result.output for text in TOLD)
+    assert "(damaged)" not in result.output
+    assert "1 file checked" in result.output or arguments == ("ls",)
+    shown = json.loads(run(*arguments, "--json").output)
+    assert len(shown["notes"]) >= len(TOLD)
+    assert not shown.get("damaged")
+
+
+def test_all_but_a_directory_is_removed(folder: Path) -> None:
+    """The rest is told and does not keep the pieces from going; what a link names stays."""
+    result = run("rm", "--all", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "directory.kv is a directory" in result.output
+    assert "still in" not in result.output
+    assert [path.name for path in folder.glob("*.kv")] == ["directory.kv"]
+
+
+def test_one_model_is_removed_and_the_rest_told(folder: Path) -> None:
+    """Only the pieces of this model go."""
+    result = run("rm", "org/model", "--yes")
+    assert all(text in result.output for text in TOLD)
+    assert not (folder / PIECE.name).exists()
+    assert (folder / "link.kv").is_symlink()
+
+
+def test_disk_that_is_too_small_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to do; not for a number that was set."""
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_blocks=300, f_bavail=280, f_frsize=1 << 20))
+    assert "kv_disk_mb = auto comes to 14.0 MiB" in run("ls").output
+    monkeypatch.setenv("MLX_SIDECAR_KV_DISK_MB", "8")
+    assert "auto" not in run("ls").output
