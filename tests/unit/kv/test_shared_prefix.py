@@ -15,6 +15,7 @@ from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter
 from daemon.kv.mlx.adapters.shared import SharedAdapter
 from daemon.kv.mlx.batch_cache import merge_caches, to_batch, to_single
+from daemon.kv.mlx.peak import measuring
 from daemon.kv.mlx.self_test import probe
 from daemon.kv.mlx.shared_kv import SharedBatchKV, SharedKV
 from daemon.kv.mlx.shared_self_test import proving_shared
@@ -89,6 +90,21 @@ def test_rows_behind_prefixes_have_the_bits_of_one_array(tokens: int) -> None:
     for row, cache in enumerate(alone):
         part = slice(row, row + 1)
         assert same_bits(got[part], attended(cache, queries[part], new[0][part], new[1][part], None))
+
+
+def test_attention_copies_nothing_of_a_prefix() -> None:
+    """A decode step takes less memory than the keys of the prefix."""
+    held, one = (1, GROUPS, 4096, 64), (1, GROUPS, 1, 64)
+    cache = KVCache()
+    cache.update_and_fetch(mx.random.normal(held), mx.random.normal(held))
+    reader = shared(cache, 4000)
+    batch = to_batch(reader)
+    batch.extend(to_batch(shared_copy(reader)))
+    queries, new = mx.random.normal((2, HEADS, 1, 64)), mx.broadcast_to(mx.random.normal(one), (2, *one[1:]))
+    mx.eval(batch.state, queries, new)
+    with measuring() as taken:
+        mx.eval(attended(batch, queries, new, new, None))
+    assert taken.bytes < reader.prefix.layers[0][0].nbytes / 2
 
 
 def whole(reader: SharedKV) -> KVCache:
