@@ -283,9 +283,9 @@ class Prefill:
         chunk = mx.array([sequence.prompt[self.done : self.done + tokens]])
         after = sequence.module(kv)(chunk, cache=kv.cache)
         if self._scored:
-            score_prompt(sequence, self.done, after[0])
+            score_prompt(sequence, self.done, after.squeeze(0))  # a view; an index would copy all logits
         if sequence.pooled is not None:
-            sequence.pooled.add(after[0], self.done)
+            sequence.pooled.add(after.squeeze(0), self.done)
         elif logits:
             sequence.logits = after[:, -1]
             mx.async_eval(sequence.logits)
