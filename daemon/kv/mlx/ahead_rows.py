@@ -15,7 +15,7 @@ import mlx.core as mx
 import structlog
 from mlx_lm.models.cache import make_prompt_cache
 
-from daemon.kv.mlx.adapters import ADAPTERS, BATCH_ADAPTERS, STATE_ADAPTERS
+from daemon.kv.mlx.adapters import BATCH_ADAPTERS, STATE_ADAPTERS
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.ahead import Ahead, judged, tried
 from daemon.kv.mlx.batch_cache import to_batch
@@ -78,11 +78,6 @@ def _width(fed: Sequence[int]) -> int:
     return max(2, *fed)
 
 
-def rows_go_back(caches: Sequence[Any]) -> bool:
-    """Whether the rows of a batch of such caches can go back one by one: those of one sequence, one for each layer."""
-    return all(type(cache) in ADAPTERS for cache in leaves(caches))
-
-
 def trying_rows(model: Any, alone: Ahead, *, joinable: bool) -> Sliced[Ahead]:
     """
     Tell how exact passes are in which rows have different numbers of guesses; a layer for each `next`.
@@ -92,7 +87,7 @@ def trying_rows(model: Any, alone: Ahead, *, joinable: bool) -> Sliced[Ahead]:
         alone: How exact they are for a sequence alone.
         joinable: Whether sequences can share a pass at all.
     """
-    if alone is Ahead.WRONG or not joinable or not rows_go_back(make_prompt_cache(model)):
+    if alone is Ahead.WRONG or not joinable:
         return Ahead.WRONG
     return (yield from tried(_against_single_tokens(model)))
 
