@@ -156,10 +156,11 @@ def _by_model(files: Files) -> Iterator[Kept]:
 
 def _no_pieces(files: Files) -> dict[str, str]:
     """Return a sentence for each name of a piece that something else has."""
+    from daemon.kv.disk.piece import SUFFIX
     from daemon.kv.disk.troubles import no_piece
 
-    told = {name: no_piece(files.folder / name) for name, piece, _ in files.look() if piece is None}
-    return {name: f"{printable(str(files.folder / name))} {what}." for name, what in sorted(told.items()) if what}
+    told = {path: no_piece(path) for path in sorted(files.folder.glob(f"*{SUFFIX}"))}  # no header is read for it
+    return {path.name: f"{printable(str(path))} {what}." for path, what in told.items() if what}
 
 
 def _small(session: Session, files: Files, used: int) -> Iterator[str]:
