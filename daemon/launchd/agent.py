@@ -73,7 +73,6 @@ DAEMON = Kind("com.mlx-sidecar.daemon", "serve", "", "daemon.log", "launchd.log"
 JOIN = Kind("com.mlx-sidecar.join", "join", " --join", "join.log", "join-launchd.log", "mlx-sidecar join", "listen")
 """The process that makes this Mac a rank of a group."""
 KINDS = {kind.label: kind for kind in (DAEMON, JOIN)}
-LABEL = DAEMON.label
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daemon.launchd.agent import LABEL
+from daemon.launchd.agent import DAEMON
 from daemon.launchd.job import Job
 
 
@@ -37,7 +37,7 @@ class Mac:
 
     @property
     def plist(self) -> Path:
-        return self.home / "Library" / "LaunchAgents" / f"{LABEL}.plist"
+        return self.home / "Library" / "LaunchAgents" / f"{DAEMON.label}.plist"
 
     @property
     def logs(self) -> Path:
@@ -49,7 +49,7 @@ class Mac:
 
     @property
     def target(self) -> str:
-        return f"gui/{os.getuid()}/{LABEL}"
+        return f"gui/{os.getuid()}/{DAEMON.label}"
 
     def settings(self, **settings: Any) -> None:
         """Change how launchd behaves from now on."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from daemon.launchd.agent import LABEL
+from daemon.launchd.agent import DAEMON
 from tests.unit.launchd.mac import Mac
 from tests.unit.launchd.test_service import agent_of
 
@@ -22,12 +22,12 @@ GUI = f"gui/{os.getuid()}"
         ["load", "-w", "/x.plist"],
         ["bootstrap", GUI],
         ["bootstrap", "gui/4711", "/x.plist"],
-        ["bootstrap", f"{GUI}/{LABEL}", "/x.plist"],
+        ["bootstrap", f"{GUI}/{DAEMON.label}", "/x.plist"],
         ["bootout", GUI],
-        ["kickstart", "-f", f"{GUI}/{LABEL}"],
-        ["kill", "TERM", f"{GUI}/{LABEL}"],
-        ["enable", LABEL],
-        ["print", LABEL],
+        ["kickstart", "-f", f"{GUI}/{DAEMON.label}"],
+        ["kill", "TERM", f"{GUI}/{DAEMON.label}"],
+        ["enable", DAEMON.label],
+        ["print", DAEMON.label],
     ],
     ids=" ".join,
 )
@@ -59,8 +59,8 @@ def test_fake_launchd_refuses_with_the_codes_of_macs(mac: Mac) -> None:
     """The exit statuses are 122, 5, 113 and 3, as observed on Macs."""
     file = mac.folder / "a.plist"
     file.write_bytes(plistlib.dumps(agent_of(mac)(False).properties() | {"ProgramArguments": ["/bin/sleep", "1000"]}))
-    assert mac.launchctl("print", f"{GUI}/{LABEL}").returncode == 113
-    assert mac.launchctl("bootout", f"{GUI}/{LABEL}").returncode == 3
+    assert mac.launchctl("print", f"{GUI}/{DAEMON.label}").returncode == 113
+    assert mac.launchctl("bootout", f"{GUI}/{DAEMON.label}").returncode == 3
     file.chmod(0o664)
     assert mac.launchctl("bootstrap", GUI, str(file)).returncode == 122
     file.chmod(0o644)

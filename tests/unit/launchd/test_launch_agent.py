@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.launchd.agent import LABEL, Agent, as_text, of_this_environment, plist_path, read
+from daemon.launchd.agent import DAEMON, Agent, as_text, of_this_environment, plist_path, read
 from daemon.launchd.errors import AgentError
 from daemon.shared.config_sources import load_config
 
 HOME = Path("/Users/ada")
 ROOT = Path(__file__).resolve().parents[3]
-SAMPLE = ROOT / "launchd" / f"{LABEL}.plist"
+SAMPLE = ROOT / "launchd" / f"{DAEMON.label}.plist"
 
 
 def agent(environ: dict[str, str], flags: dict[str, object] | None = None, *, background: bool = False) -> Agent:
@@ -103,7 +103,7 @@ def test_plist_settings_round_trip(values: dict[str, object]) -> None:
     assert {key: getattr(first, key) for key in values} == {key: getattr(second, key) for key in values}
 
 
-@pytest.mark.parametrize("content", [b"", b"text", plistlib.dumps({"Label": LABEL}), plistlib.dumps([1])])
+@pytest.mark.parametrize("content", [b"", b"text", plistlib.dumps({"Label": DAEMON.label}), plistlib.dumps([1])])
 def test_foreign_plist_is_named(tmp_path: Path, content: bytes) -> None:
     """A foreign or damaged plist is named, whatever is wrong with it."""
     file = tmp_path / "a.plist"

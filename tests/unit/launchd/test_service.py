@@ -16,7 +16,7 @@ import pytest
 from daemon import __version__
 from daemon.cli.commands.service import look
 from daemon.cli.exit_codes import INTERRUPTED
-from daemon.launchd.agent import LABEL, Agent
+from daemon.launchd.agent import DAEMON, Agent
 from daemon.launchd.errors import AgentError, LaunchctlError, ServiceError
 from daemon.launchd.launchctl import Launchctl
 from daemon.launchd.readiness import Serving
@@ -254,9 +254,9 @@ def test_launchctl_calls_are_few_and_known(mac: Mac, service: Service) -> None:
     service.uninstall()
     domain = f"gui/{UID}"
     assert mac.calls() == [
-        ["enable", f"{domain}/{LABEL}"],
+        ["enable", f"{domain}/{DAEMON.label}"],
         ["bootstrap", domain, str(mac.plist)],
-        ["kill", "SIGTERM", f"{domain}/{LABEL}"],
-        ["kickstart", "-k", f"{domain}/{LABEL}"],
-        ["bootout", f"{domain}/{LABEL}"],
+        ["kill", "SIGTERM", f"{domain}/{DAEMON.label}"],
+        ["kickstart", "-k", f"{domain}/{DAEMON.label}"],
+        ["bootout", f"{domain}/{DAEMON.label}"],
     ]
