@@ -138,10 +138,11 @@ class RotatingAdapter(BlockAdapter):
         batch._idx = batch._offset = held - unseen
 
     def shrink(self, cache: RotatingKVCache) -> None:
-        """Drop the beginning of the last chunk, which no later token sees; mlx-lm does so at the next token."""
-        if cache.keys.shape[2] > cache.max_size:
-            cache.keys = mx.contiguous(cache.keys[..., -cache.max_size :, :])
-            cache.values = mx.contiguous(cache.values[..., -cache.max_size :, :])
+        """Drop the beginning of the last chunk, which no later token sees, as mlx-lm does next; copy views."""
+        unseen = max(0, cache.keys.shape[2] - cache.max_size)
+        cache.keys = mx.contiguous(cache.keys[..., unseen:, :])
+        cache.values = mx.contiguous(cache.values[..., unseen:, :])
+        if unseen:
             cache._idx = cache.max_size
 
     def can_batch(self, cache: RotatingKVCache) -> bool:
@@ -151,6 +152,21 @@ class RotatingAdapter(BlockAdapter):
     def to_batch(self, cache: RotatingKVCache) -> BatchRotatingKVCache:
         """Return a batch of one row, copied."""
         return BatchRotatingKVCache.merge([cache])
+
+    def to_single(self, batch: BatchRotatingKVCache, row: int) -> RotatingKVCache:
+        """
+        Return one row as a cache: of views where the window has not turned, and else copied into temporal order.
+
+        mlx-lm copies in any case: the windows of all layers would be there twice when the end of an answer is stored.
+        """
+        if batch.rotated:
+            cache: RotatingKVCache = batch.extract(row)
+            return cache
+        cache, padding = RotatingKVCache(batch.max_size), max(0, batch.left_padding.tolist()[row])
+        cache.keys = batch.keys[row : row + 1, :, padding : batch._idx]
+        cache.values = batch.values[row : row + 1, :, padding : batch._idx]
+        cache.offset, cache._idx = batch.offset.tolist()[row], batch._idx - padding
+        return cache
 
 
 def understood(cache: Any) -> bool:
