@@ -125,8 +125,15 @@ class RotatingAdapter(BlockAdapter):
         Move each row to the right by what is forgotten of it: windows are short, and all rows of them turn together.
 
         A pass over several tokens leaves them in temporal order, with more of them than a window has. What a row moves
-        away from counts as padding.
+        away from counts as padding. The pass has dropped one token that its first token does not see. A row of which
+        nothing stays gets it back: a window that is stored has it.
         """
+        dropped = -1 if mark is None else mark[3] - batch.max_size
+        if dropped >= 0 and not all(kept):
+            oldest = slice(dropped, dropped + 1)
+            batch.keys = mx.concatenate([mark[0][..., oldest, :], batch.keys], axis=2)
+            batch.values = mx.concatenate([mark[1][..., oldest, :], batch.values], axis=2)
+            batch.left_padding = batch.left_padding + 1
         surplus = [width - count for count in kept]
         shift = mx.array(surplus) - min(surplus)
         held = batch.keys.shape[2] - min(surplus)
