@@ -272,10 +272,10 @@ def test_row_that_ends_with_wrong_guesses_is_resumed(
         end(runner, sequence)
 
     monkeypatch.setattr(Runner, "_end", noted)
-    sampling = {"temperature": 1.5, "logit_bias": {11: 100.0, 12: 100.0, 13: 97.0}}
+    sampling: dict[str, Any] = {"temperature": 1.5, "logit_bias": {11: 100.0, 12: 100.0, 13: 97.0}}
     taken_back = 0
     for seed in range(60):
-        stored = {"model": path, "stop": pb.Stop(token_ids=[13]), "cache": pb.CacheOptions()}
+        stored: dict[str, Any] = {"model": path, "stop": pb.Stop(token_ids=[13]), "cache": pb.CacheOptions()}
         prompts = [[20 + (seed * 7 + row * 13 + i * i) % 500 for i in range(33)] for row in range(2)]
         calls = [
             harness.begin(
@@ -293,7 +293,11 @@ def test_row_that_ends_with_wrong_guesses_is_resumed(
             held, total = ends[call]
             if held < total - 1:
                 taken_back += 1
-                again = {"model": path, "tokens": pb.TokenIds(ids=[*prompt, *ids, 600, 601]), "max_tokens": 4}
+                again: dict[str, Any] = {
+                    "model": path,
+                    "tokens": pb.TokenIds(ids=[*prompt, *ids, 600, 601]),
+                    "max_tokens": 4,
+                }
                 warm = harness.run(asked(speculation=OFF, **again, cache=pb.CacheOptions(mode=pb.CACHE_MODE_READ_ONLY)))
                 cold = harness.run(asked(speculation=OFF, **again))
                 assert warm.cached == held

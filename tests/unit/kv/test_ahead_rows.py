@@ -132,9 +132,8 @@ def test_rows_forget_their_own_wrong_guesses(family: str, befores: tuple[int, ..
 @pytest.mark.parametrize("family", ["recurrent_gemma", "baichuan_m1"])
 def test_row_of_which_nothing_stays_has_its_window(family: str, others: int) -> None:
     """All of it, as before the pass: a prefix is stored with what a window holds after its last token."""
-    model, rows = model_of(family), []
-    for index, before in enumerate((50, 61)):
-        rows.append(Row(model, before, 11 * index))
+    model = model_of(family)
+    rows = [Row(model, length, 11 * index) for index, length in enumerate((50, 61))]
     caches = rows[0].batch
     for cache, other in zip(caches, rows[1].batch, strict=True):
         cache.extend(other)
