@@ -23,10 +23,11 @@ from daemon.engine.structured_output.constraint import Drawn
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Answer, Harness
 
-AUTO, OFF, NGRAM = OURS, "without guesses", "always with guesses"
-SPECULATIONS = {AUTO: pb.SPECULATION_AUTO, OFF: pb.SPECULATION_OFF, NGRAM: pb.SPECULATION_NGRAM}
+AUTO, OFF = OURS, "without guesses"
+SPECULATIONS = {AUTO: pb.SPECULATION_AUTO, OFF: pb.SPECULATION_OFF}
 TOKENS_A_PASS = Metric("tokens a pass", "tokens", MORE)
-STREAMS = (1, 4)
+STREAMS = {1: 1.0, 4: 0.5}
+"""Answers that are written at once, and their length as a share of that of one."""
 CHANGED = 0.03
 """Share of the words of a file that an edit changes."""
 
@@ -57,7 +58,7 @@ class Written:
 def guesses(bench: Bench) -> Result:
     """W15: a model writes files with a few changes, which are its prompts, JSON of a list, and prose."""
     result = Result("Tokens guessed ahead, one request and four at once")
-    tokens = bench.size(400, 24)
+    tokens = bench.size(320, 24)
     harness = Harness(guesses=True, kv_disk_mb=0)
     try:
         models = {shape: bench.model(shape) for shape in bench.size(("small", "hybrid", "window"), ("small",))}
@@ -71,12 +72,21 @@ def guesses(bench: Bench) -> Result:
 
 
 def compare(bench: Bench, result: Result, harness: Harness, what: tuple[str, Path, str], tokens: int) -> None:
-    """Measure one of TEXTS with a loaded model, given as the model's name, its folder and the text's name."""
+    """
+    Measure one of TEXTS with a loaded model.
+
+    Args:
+        bench: The run.
+        result: Gets rows and targets.
+        harness: The engine that has the model.
+        what: The model's name, its folder and the text's name.
+        tokens: Length of an answer that is written alone.
+    """
     shape, model, name = what
     tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
-    for streams in STREAMS:
+    for streams, share in STREAMS.items():
         case = f"{shape}, {name}" + f", {streams} at once" * (streams > 1)
-        written = Text(TEXTS[name], tokenizer, tokens // streams, streams)
+        written = Text(TEXTS[name], tokenizer, int(tokens * share), streams)
         sides: dict[str, Callable[[str], Figures]] = {
             side: partial(_written, harness, model, written, side) for side in SPECULATIONS
         }
