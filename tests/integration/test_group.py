@@ -23,7 +23,6 @@ from mlx_sidecar import (
     Completion,
     EngineRestarted,
     InvalidArgument,
-    ModelCorrupt,
     ModelNotFound,
     ModelUnsupported,
 )
@@ -269,27 +268,6 @@ def test_model_that_a_rank_lacks_is_refused(client: Client, lacking: str) -> Non
     with pytest.raises(ModelNotFound, match=r"rank 1 .*model_roots"):
         client.complete(lacking, PROMPT, max_tokens=1)
     assert client.stats().group.state == "ready"
-
-
-def test_load_that_one_rank_fails_fails_on_all(model: str) -> None:
-    """Whichever rank it is, the error is its own and none waits for another: the group loads the model next."""
-    folder = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
-    group = RunningGroup.start(
-        folder, failpoints="load.slice=raise@1", test_failpoints="load.slice=raise@2", group_models=f"{model}=tensor"
-    )
-    try:
-        with group.front.client() as client:
-            group.ready(client)
-            restarts = client.stats().group.restarts
-            for words in ("^rank 1: .*large cannot be loaded", "^/.*large cannot be loaded"):
-                with pytest.raises(ModelCorrupt, match=words):
-                    client.load(model)
-            client.load(model)
-            assert client.stats().group.restarts == restarts
-        group.stop()
-    finally:
-        group.kill()
-        shutil.rmtree(folder)
 
 
 def test_commands_show_the_machines(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from daemon.cache.identity import ModelSource
@@ -33,6 +34,9 @@ class Shard(Protocol):
             SidecarError: That of the first rank that failed; see `load_errors`.
         """
 
+    def noted(self) -> AbstractContextManager[None]:
+        """Tell the other ranks what fails in a block in which they meet: if it fails here alone, they wait in vain."""
+
     def alike(self, source: ModelSource, layout: str) -> None:
         """
         Compare how the ranks keep the KV of their parts.
@@ -56,6 +60,10 @@ class _Whole:
         """Do the work."""
         with load_errors(source):
             return work()
+
+    def noted(self) -> AbstractContextManager[None]:
+        """Tell nothing: there is no other."""
+        return nullcontext()
 
     def alike(self, source: ModelSource, layout: str) -> None:
         """Accept any: there is no other."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -33,11 +34,13 @@ class Sharding:
     Args:
         group: MLX's group of the ranks.
         models: How models are cut, by name; one that is not named is cut as `auto`.
+        trouble: Called with what failed at this rank, if the others may not have failed.
     """
 
-    def __init__(self, group: mx.distributed.Group, models: Mapping[str, str]) -> None:
+    def __init__(self, group: mx.distributed.Group, models: Mapping[str, str], trouble: Callable[[str], None]) -> None:
         self._group = group
         self._models = models
+        self._trouble = trouble
 
     def cut(self, source: ModelSource, model: Any) -> None:
         """
@@ -83,6 +86,18 @@ class Sharding:
             rank = self._group.size() - first
             raise self._shown(failed if rank == self._group.rank() else None, rank)
         return result
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Tell what fails in a block in which the ranks meet."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, SidecarError):
+                self._trouble(type(error).__name__)
+            elif RANK not in error.metadata:
+                self._trouble(error.message)
+            raise
 
     def _shown(self, error: SidecarError | None, rank: int) -> SidecarError:
         """Return the error of a rank, which shows it to the others."""

@@ -36,7 +36,7 @@ class Model:
 
 def cut(how: str, model: Model, heads: int = 4, others: tuple[int, ...] = ()) -> str:
     """Cut a model for two ranks, and return how; `others` are values of the other rank."""
-    sharding: Any = Sharding(SimpleNamespace(size=lambda: 2), {"m": how})  # type: ignore[arg-type]
+    sharding: Any = Sharding(SimpleNamespace(size=lambda: 2), {"m": how}, [].append)  # type: ignore[arg-type]
     sharding.most = lambda value: max(value, *others, value)
     source = ModelSource(ModelKey(""), "m", Path("/m"), 1, {"num_attention_heads": heads})
     sharding.cut(source, model)
@@ -89,10 +89,25 @@ def full() -> None:
 def test_error_of_a_rank_is_raised_as_all_ranks_see_it() -> None:
     """With its reason and its rank; a result is this rank's own."""
     source = ModelSource(ModelKey(""), "m", Path("/m"), 1, {})
-    sharding = Sharding(mx.distributed.init(), {})  # a group of one
+    troubles: list[str] = []
+    sharding = Sharding(mx.distributed.init(), {}, troubles.append)  # a group of one
     assert sharding.together(source, lambda: "a part") == "a part"
     with pytest.raises(SidecarError, match="m cannot be loaded: No space left on device") as caught:
         sharding.together(source, full)
     assert caught.value.reason is Reason.MACHINE_EXHAUSTED
     assert caught.value.metadata["rank"] == "0"
     assert caught.value.retry_after
+    with pytest.raises(SidecarError), sharding.noted():
+        sharding.together(source, full)  # all ranks have heard of it
+    assert not troubles
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(OSError(5), "OSError"), (SidecarError(Reason.MODEL_CORRUPT, "m is bad"), "m is bad")]
+)
+def test_error_that_others_may_not_have_is_told(error: Exception, told: str) -> None:
+    """They may wait for this rank."""
+    troubles: list[str] = []
+    with pytest.raises(type(error)), Sharding(mx.distributed.init(), {}, troubles.append).noted():
+        raise error
+    assert troubles == [told]
