@@ -2,7 +2,8 @@
 Benchmark of a group: `python -m benchmarks.group [--rounds N] [--ranks N]`.
 
 It asks a group of mlx-sidecar and `mlx_lm.server` in its distributed mode for the same answers, in turns, each with a
-process for each rank on loopback. The figures are tokens per second of one stream and of eight, and their ratio.
+process for each rank on loopback. The figures are tokens per second of one stream and of eight, and their ratio. Before
+that, it measures how long two ranks take to agree to a turn without a model, in milliseconds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks.group_turns import agreement_seconds
 from benchmarks.http_peer import HttpPeer, free_port
 from benchmarks.sidecar import asked
 from benchmarks.systems import Answer, Request, System, ask_all, end, throughput, wait_until
@@ -29,6 +31,7 @@ from tests.support.models import wide_model
 
 TOKENS = 64
 STREAMS = (1, 8)
+TURNS = 2000
 
 
 @dataclass
@@ -53,6 +56,7 @@ class GroupSystem:
 def main() -> int:
     """Measure, and print the medians and their ratios as JSON."""
     arguments = _parser().parse_args()
+    agreement = round(1e3 * agreement_seconds(TURNS), 3)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it ends the servers
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as name:
         folder = Path(name)
@@ -63,7 +67,8 @@ def main() -> int:
                 held.enter_context(_mlx_lm(folder, model, arguments.ranks)),
             ]
             figures = {streams: _measured(systems, model, streams, arguments.rounds) for streams in STREAMS}
-    print(json.dumps({f"{streams} streams": figure for streams, figure in figures.items()}, indent=1))
+    speeds = {f"{streams} streams": figure for streams, figure in figures.items()}
+    print(json.dumps({"turn agreement, ms": agreement, **speeds}, indent=1))
     return 0
 
 

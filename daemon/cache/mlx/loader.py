@@ -296,7 +296,7 @@ def _tested(
     with load_errors(source):
         layout = yield from slicer.run(probing(model), progress)
         failpoint("load.probed")
-        shard.alike(source, layout.signature)
+        layout = shard.alike(source, layout)
         logits = yield from slicer.run(_a_token(model, layout), progress)
         joinable = yield from slicer.run(proving(model), progress)
         ahead = yield from slicer.run(trying(model, layout), progress)
@@ -306,7 +306,7 @@ def _tested(
         if work is None:
             work = yield from slicer.run(measuring(model, layout), progress)
             measured.keep(source.key, layout, work)
-    size, joined = int(logits.shape[-1]), joinable and shares
+    size, joined = int(logits.shape[-1]), joinable and shares and layout.bills_own
     return LoadedModel(source, model, layout, needed, size, joinable, ahead, together, work, joined)
 
 

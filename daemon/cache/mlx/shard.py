@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.load_errors import load_errors
+from daemon.kv.mlx.layout import Layout
 
 T = TypeVar("T")
 
@@ -37,12 +38,12 @@ class Shard(Protocol):
     def noted(self) -> AbstractContextManager[None]:
         """Tell the other ranks what fails in a block in which they meet: if it fails here alone, they wait in vain."""
 
-    def alike(self, source: ModelSource, layout: str) -> None:
+    def alike(self, source: ModelSource, layout: Layout) -> Layout:
         """
-        Compare how the ranks keep the KV of their parts.
+        Compare how the ranks keep the KV of their parts, and return how each of them bills it.
 
         Raises:
-            SidecarError: MODEL_UNSUPPORTED if it differs.
+            SidecarError: MODEL_UNSUPPORTED if it differs by more than the number of layers.
         """
 
 
@@ -65,8 +66,9 @@ class _Whole:
         """Tell nothing: there is no other."""
         return nullcontext()
 
-    def alike(self, source: ModelSource, layout: str) -> None:
+    def alike(self, source: ModelSource, layout: Layout) -> Layout:
         """Accept any: there is no other."""
+        return layout
 
 
 WHOLE: Shard = _Whole()

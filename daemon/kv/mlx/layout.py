@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -69,7 +69,8 @@ class Layout:
         shapes: Shape of every cache; empty if nothing can be reused.
         groups: Numbers of the caches of equal shape with KV in blocks; each group shares extents.
         states: Numbers of the caches of recurrent layers, with a state in checkpoints.
-        billed: Shape of every cache, as far as memory goes; also where nothing can be reused.
+        billed: Shape of every cache, as far as memory goes; also where nothing can be reused. In a group whose ranks
+            have different numbers of layers, these are the caches of the rank with the most.
         warning: Why nothing is reused although all classes are known; empty if that is not so.
     """
 
@@ -85,6 +86,23 @@ class Layout:
     def reusable(self) -> bool:
         """Whether prefixes can be reused."""
         return bool(self.shapes)
+
+    @property
+    def kind(self) -> str:
+        """The shape of all caches, if each is KV of full attention and all are alike; empty otherwise."""
+        alike = len(self.groups) == 1 and len(set(self.shapes)) == 1 and self.shapes[0].window is None
+        return str(self.shapes[0]) if alike else ""
+
+    @property
+    def bills_own(self) -> bool:
+        """Whether the bytes that are billed are those of this rank's caches."""
+        return not self.shapes or len(self.billed) == len(self.shapes)
+
+    def billed_as(self, caches: int) -> Layout:
+        """Return this layout, of one `kind`, with the bytes of so many caches."""
+        shape = self.shapes[0]
+        signature, nbytes = f"{caches} {shape}", caches * shape.bytes_per_token
+        return replace(self, signature=signature, bytes_per_token=nbytes, billed=(shape,) * caches)
 
     @cached_property
     def parts(self) -> PrefixSpec:
@@ -139,7 +157,7 @@ class Layout:
 
     def full_bytes(self, tokens: int) -> int:
         """Return the bytes of so many tokens in the layers with full attention."""
-        return tokens * sum(shape.bytes_per_token for shape in self.shapes if shape.window is None)
+        return self._as_billed(tokens * sum(shape.bytes_per_token for shape in self.shapes if shape.window is None))
 
     def new_cache(self, model: Any, tokens: int) -> list[Any]:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
@@ -235,7 +253,7 @@ class Layout:
             NotHeldError: If the cache does not hold them, or no longer.
         """
         layers = self._layers(caches, group)
-        return BLOCK_ADAPTERS[type(layers[0])].pack(layers, start, stop)
+        return self._billed_extent(BLOCK_ADAPTERS[type(layers[0])].pack(layers, start, stop))
 
     def tail(self, caches: Sequence[Any], group: int, first: int, last: int) -> Extent:
         """
@@ -245,7 +263,7 @@ class Layout:
             NotHeldError: If the cache does not hold them, or no longer.
         """
         layers = self._layers(caches, group)
-        return BLOCK_ADAPTERS[type(layers[0])].tail(layers, first, last)
+        return self._billed_extent(BLOCK_ADAPTERS[type(layers[0])].tail(layers, first, last))
 
     def state(self, caches: Sequence[Any], row: int | None = None) -> checkpoints.States:
         """Return the present states of the recurrent layers, of one row of a batch if `row` is given."""
@@ -267,7 +285,15 @@ class Layout:
 
     def _group(self, indices: Sequence[int]) -> LayerGroup:
         shape = self.shapes[indices[0]]
-        return LayerGroup(len(indices) * shape.bytes_per_token * BLOCK_TOKENS, shape.window)
+        return LayerGroup(self._as_billed(len(indices) * shape.bytes_per_token * BLOCK_TOKENS), shape.window)
+
+    def _billed_extent(self, extent: Extent) -> Extent:
+        extent.nbytes = self._as_billed(extent.nbytes)
+        return extent
+
+    def _as_billed(self, nbytes: int) -> int:
+        """Return what bytes of this rank's caches are billed as; exact, as all caches are alike if there are others."""
+        return nbytes if self.bills_own else nbytes * len(self.billed) // len(self.shapes)
 
 
 def capacity_for(tokens: int) -> int:
