@@ -53,6 +53,36 @@ class GroupSystem:
         """Do nothing."""
 
 
+class MlxLmSystem(HttpPeer):
+    """
+    `mlx_lm.server` in its distributed mode. It is stopped while another system is measured.
+
+    Its ranks wait for requests in an operation of MLX's ring, which keeps a core busy. The other system would get the
+    rest of it.
+
+    Args:
+        running: Its processes, the first rank first.
+        port: The port of the first.
+        log: Its output.
+    """
+
+    def __init__(self, running: list[subprocess.Popen[bytes]], port: int, log: Path) -> None:
+        super().__init__("mlx_lm.server", running[0], port, log)
+        self._running = running
+
+    def go_on(self) -> None:
+        """Let its processes run."""
+        self._send(signal.SIGCONT)
+
+    def pause(self) -> None:
+        """Stop its processes."""
+        self._send(signal.SIGSTOP)
+
+    def _send(self, number: int) -> None:
+        for process in self._running:
+            process.send_signal(number)
+
+
 def main() -> int:
     """Measure, and print the medians and their ratios as JSON."""
     arguments = _parser().parse_args()
@@ -78,12 +108,24 @@ def _measured(systems: list[System], model: Path, streams: int, rounds: int) -> 
     for turn in range(rounds + 1):
         for system in systems:
             requests = [Request(model, f"{turn} {number} is the number of", TOKENS) for number in range(streams)]
-            speed = throughput(ask_all(system, requests))
+            with _alone(system):
+                speed = throughput(ask_all(system, requests))
             if turn:  # the first round loads, and compiles kernels
                 speeds[system.name].append(speed)
     medians = {name: median(values) for name, values in speeds.items()}
     first, second = medians.values()
     return {**{name: round(value, 1) for name, value in medians.items()}, "ratio": round(first / second, 2)}
+
+
+@contextmanager
+def _alone(system: System) -> Iterator[None]:
+    """Let a system run while it is measured."""
+    if not isinstance(system, MlxLmSystem):
+        yield
+        return
+    system.go_on()
+    yield
+    system.pause()
 
 
 @contextmanager
@@ -116,11 +158,13 @@ def _mlx_lm(folder: Path, model: Path, ranks: int) -> Iterator[System]:
             )
             for rank in range(ranks)
         ]
+    peer = MlxLmSystem(running, port, log)
     try:
-        peer = HttpPeer("mlx_lm.server", running[0], port, log)
         wait_until(peer.healthy, running[0])
+        peer.pause()
         yield peer
     finally:
+        peer.go_on()
         for process in running:
             end(process)
 
