@@ -35,8 +35,11 @@ from daemon.shared.failpoints import failpoint
 
 LOCK, INDEX, PRIVATE = "lock", "index", ".new"
 _MOST_INDEX = 1 << 30
-_READ_STEP = 256 << 10
-"""Bytes read at a time: the system reads ahead of small steps, while larger ones wait for all of their bytes."""
+_FIRST_BYTES = 128 << 10
+"""Bytes of the first read of a file: the system reads ahead of a second one, and not of a first one that wants all."""
+
+_READ_STEP = 8 << 20
+"""Bytes read at a time after that; after each, a disk that is only slow has given a sign of life."""
 
 
 class UnusableError(OSError):
@@ -282,7 +285,7 @@ class Files:
                 raise DamagedError("a file of another size")
             data, done = room(size), 0
             while done < size:
-                count = os.readv(file, [data[done : done + _READ_STEP]])
+                count = os.readv(file, [data[done : done + (_READ_STEP if done else _FIRST_BYTES)]])
                 if not count:
                     raise DamagedError("a torn file")
                 done += count
