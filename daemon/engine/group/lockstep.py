@@ -25,6 +25,7 @@ _BEFORE_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 _MOST_BETWEEN = 1.0
 """Seconds that count between two looks: a process that was stopped itself blames no other."""
+_UNKNOWN = "ranks wait for each other; one failed alone or is too slow, and its log may have more"
 
 
 class Lockstep:
@@ -73,7 +74,6 @@ class Lockstep:
 
     def _known(self, since: float) -> str:
         """Return what is known of ranks that have parted."""
-        recent = [f"{name} failed alone: {what}" for name, (when, what) in self._troubles.items() if when >= since]
-        return (
-            "; ".join(recent) or "ranks wait for each other; one failed alone or is too slow, and its log may have more"
-        )
+        troubles = self._troubles.copy()  # other threads add to it
+        recent = [f"{name} failed alone: {what}" for name, (when, what) in troubles.items() if when >= since]
+        return "; ".join(recent) or _UNKNOWN
