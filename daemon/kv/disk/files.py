@@ -35,7 +35,7 @@ from daemon.shared.failpoints import failpoint
 
 LOCK, INDEX, PRIVATE = "lock", "index", ".new"
 _MOST_INDEX = 1 << 30
-_FIRST_BYTES = 128 << 10
+_FIRST_STEP = 128 << 10
 """Bytes of the first read of a file: the system reads ahead of a second one, and not of a first one that wants all."""
 
 _READ_STEP = 8 << 20
@@ -298,7 +298,7 @@ class Files:
                 raise DamagedError("a file of another size")
             data, done = room(size), 0
             while done < size:
-                count = os.readv(file, [data[done : done + (_READ_STEP if done else _FIRST_BYTES)]])
+                count = os.readv(file, [data[done : done + (_READ_STEP if done else _FIRST_STEP)]])
                 if not count:
                     raise DamagedError("a torn file")
                 done += count
