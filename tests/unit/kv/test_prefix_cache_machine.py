@@ -14,8 +14,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.keys import BLOCK_TOKENS, block_keys, pack
 from daemon.kv.lease import PrefixLease
+from daemon.kv.nodes import Node
+from daemon.kv.place import tails_along
 from daemon.kv.spec import NotHeldError, Resume
 from tests.unit.kv.fake_kv import ALL, BLOCK_BYTES, HYBRID, PLAIN, RECURRENT, WINDOWED, FakeKV, FakePrefixes, prompt
 
@@ -60,6 +62,12 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         """Return the longest beginning of a prompt, in tokens, that was stored in its namespace."""
         return max((_common(tokens[:-1], each) for name, each in known if name == namespace), default=0)
 
+    def covered(self, namespace: str, tokens: list[int]) -> list[Node]:
+        """Return the tails that the first block or tail of a prompt begins with that is not stored."""
+        path = self.prefixes.cache.trie.walk(namespace, block_keys(tokens))
+        behind = tokens[len(path) * BLOCK_TOKENS :][:BLOCK_TOKENS]
+        return list(tails_along(path[-1], pack(behind))) if path and behind else []
+
     @property
     def nothing_was_lost(self) -> bool:
         """Whether no limit was ever reached."""
@@ -72,6 +80,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         boundary = floor_to_block(len(tokens))
         source = FakeKV(tokens, window, boundary)
         before = self.prefixes.cache.trie.blocks + self.prefixes.cache.counters.evictions
+        covered = self.covered(namespace, tokens)
         try:
             count = self.prefixes.store(namespace, tokens, resume, source)
         except NotHeldError:
@@ -80,7 +89,8 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         finally:
             self.stored.append((namespace, tokens if resume is Resume.YES else tokens[:boundary]))
         assert len(source.packed) == len(set(source.packed))
-        assert count == self.prefixes.cache.trie.blocks + self.prefixes.cache.counters.evictions - before
+        dropped = sum(tail.detached for tail in covered)  # those that were evicted are not
+        assert count == self.prefixes.cache.trie.blocks + self.prefixes.cache.counters.evictions + dropped - before
         if resume is Resume.YES and boundary >= self.least and self.nothing_was_lost:
             self.resumable.append((namespace, tokens))
 
