@@ -77,7 +77,7 @@ def verify(session: Session, /, as_json: bool) -> None:
     files = _files(session)
     others = _no_pieces(files)
     checked = {
-        name: piece is not None and _is_sound(files, piece) for name, piece, _ in files.look() if name not in others
+        name: piece is not None and _is_sound(files, piece) for name, piece, _ in _look(files) if name not in others
     }
     damaged = sorted(name for name, sound in checked.items() if not sound)
     if as_json:
@@ -156,13 +156,22 @@ def _files(session: Session) -> Files:
     return Files(session.config().kv_disk_folder)
 
 
+def _look(files: Files) -> Iterator[tuple[str, Piece | None, float]]:
+    try:
+        yield from files.look()
+    except OSError as error:
+        raise click.ClickException(
+            f"{files.folder} cannot be read ({error.strerror}); `mlx-sidecar doctor` says what is wrong with it."
+        ) from None
+
+
 def _by_model(files: Files) -> Iterator[Kept]:
     from daemon.kv.keys import BLOCK_TOKENS
 
     found: dict[str, Kept] = {}
     now = time.time()
     others = _no_pieces(files)
-    for name, piece, used in files.look():
+    for name, piece, used in _look(files):
         if name in others:
             continue
         model = printable(piece.model) if piece is not None else ""
@@ -238,7 +247,7 @@ def _remove(files: Files, model: str | None) -> None:
         files.open()
         names = [
             name
-            for name, piece, _ in files.look()
+            for name, piece, _ in _look(files)
             if (model is None and not _is_directory(files.folder / name))
             or (piece is not None and piece.model == model)
         ]

@@ -76,6 +76,18 @@ def test_one_model_is_removed_and_the_rest_told(folder: Path) -> None:
     assert (folder / "link.kv").is_symlink()
 
 
+@pytest.mark.parametrize("arguments", [("ls",), ("verify",), ("rm", "--all", "--yes")])
+def test_directory_that_cannot_be_read_is_told(client: FakeClient, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """In a sentence, with its path and what to do next; --json has it too."""
+    (tmp_path / ".mlx-sidecar").mkdir()
+    (tmp_path / ".mlx-sidecar" / "kv").touch()
+    result = run(*arguments, "--json")
+    assert result.exit_code == 1
+    assert (
+        f"{tmp_path}/.mlx-sidecar/kv cannot be read (Not a directory)" in json.loads(result.stdout)["error"]["message"]
+    )
+
+
 def test_removal_is_told_as_json(folder: Path) -> None:
     """One document, with what is no piece."""
     told = json.loads(run("rm", "org/model", "--yes", "--json").stdout)
