@@ -41,6 +41,9 @@ from daemon.kv.mlx.batch_cache import to_batch, to_single
 EVALUATE_STEPS = 256
 """Steps between evaluations of the caches. No token depends on some of their fields, so these stay lazy and grow."""
 
+LEAST_COMPLETED = 16
+"""Tokens of the shortest answer that is worth a pass for its last token alone; a next turn may go on behind that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -239,10 +242,11 @@ class Batch:
         """Begin to compute the next token of each row, and return the tokens before it; the device may be at them."""
         for row in self.rows:
             row.correct()
-        ended = all(row.ends for row in self.rows)
+        alone = len(self.rows) == 1
+        ended = all(row.ends and (alone or row.sequence.request.max_tokens < LEAST_COMPLETED) for row in self.rows)
         current = [(row.sequence, sampled) for row in self.rows if (sampled := _reported(row)) is not None]
         if ended:
-            return current  # a pass would compute tokens that no row may have
+            return current  # a pass would compute tokens that no row may have; `decoder.complete` feeds the last one
         again = self.rows[0].unfed if len(self.rows) == 1 else []
         logits = self._forward_again(again) if again else forward(self.rows[0].sequence, self._fed(), self._caches)
         if any(row.sampler.constrained for row in self.rows):

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from daemon.engine.execution.batch import Batch, Given, Row
+from daemon.engine.execution.batch import LEAST_COMPLETED, Batch, Given, Row
 from daemon.engine.execution.prompt_scores import scored_tokens
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays
 from daemon.engine.execution.sequence import Sequence, nan_logits
@@ -205,6 +205,22 @@ class Decoder:
                 taken += leaving
         self._batches = [batch for batch in self._batches if len(batch)]
         return taken
+
+
+def complete(sequence: Sequence) -> None:
+    """
+    Feed the model what it lacks of an answer that has ended, so that a next turn goes on right behind it.
+
+    It lacks the last token that a limit allowed, and tokens that were guessed right. Of a short answer they are left out,
+    and its next turn computes them.
+    """
+    kv, layout = sequence.kv, sequence.loaded.layout
+    lacking = (sequence.prompt + sequence.generated)[kv.held :]
+    if not (lacking and kv.cache and kv.writes and layout.reusable) or len(sequence.generated) < LEAST_COMPLETED:
+        return
+    sequence.loaded.model(mx.array([lacking]), cache=kv.cache)
+    layout.compact(kv.cache)
+    kv.advanced(len(lacking), kv.cache)
 
 
 def _checks(rows: Iterable[Row]) -> list[Check]:
