@@ -59,6 +59,9 @@ class LastLogits:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._model, name, value)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._model
+
 
 class _LastState:
     """A trunk that returns the last of its hidden states; all else of it is as it was."""

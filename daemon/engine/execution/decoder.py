@@ -211,8 +211,8 @@ def complete(sequence: Sequence) -> None:
     """
     Feed the model what it lacks of an answer that has ended, so that a next turn goes on right behind it.
 
-    It lacks the last token that a limit allowed, and tokens that were guessed right. Of a short answer they are left out,
-    and its next turn computes them.
+    It lacks the last token that a limit allowed, and tokens that were guessed right. Those of a short answer are left
+    to its next turn.
     """
     kv, layout = sequence.kv, sequence.loaded.layout
     lacking = (sequence.prompt + sequence.generated)[kv.held :]

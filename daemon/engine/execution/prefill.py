@@ -7,8 +7,8 @@ Prefills one prompt: restores its cached prefix, computes the rest chunk by chun
 
 Layers with windows or recurrent states cannot be resumed just anywhere, so what they hold at *resume points* is stored:
 at the ends of messages and of the prompt, where a cached prompt branched off, and where waiting prompts diverge from
-this one (`daemon/kv/forks.py`, ADR 11). A chunk ends where the allowance of the turn ends. With recurrent states it also
-ends at a resume point before that.
+this one (`daemon/kv/forks.py`, ADR 11). A chunk ends where the allowance of the turn ends. With recurrent states it
+also ends at a resume point before that.
 
 The last chunk takes the last token along, which saves a pass. Prompts that share a pass leave it to the decoder: they
 join a batch as rows with a token to feed. So do those with a draft model, whose prefill comes first: both have to hold

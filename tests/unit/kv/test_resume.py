@@ -17,7 +17,7 @@ def points(prompt: list[int], cached: int = 0, forks: tuple[int, ...] = (), ends
 
 
 def test_end_of_a_prompt_is_a_resume_point() -> None:
-    """And the end of a block before its last token: the same prompt comes again, or goes on with another token there."""
+    """And the end of a block before its last token: the same prompt comes again, or goes on in another way."""
     assert points([5] * 100) == [96, 100]
     assert points([5] * 97) == [96, 97]
     assert points([5] * 96) == [80, 96]
