@@ -23,8 +23,8 @@ def second_turn(bench: Bench) -> Result:
     """
     W8: full attention, a hybrid of recurrent and attention layers, and a model with sliding windows.
 
-    In the first cases a conversation has a second turn: it has to compute its new tokens, and no token again. In the last
-    case three prompts diverge after the same prefix.
+    In the first cases a conversation has a second turn: it has to compute its new tokens, and no token again. In the
+    last case three prompts diverge after the same prefix.
     """
     tokens = bench.size(1024, 64)
     result = Result(f"Second turn, {tokens} tokens in the first, on models that are not plain attention")

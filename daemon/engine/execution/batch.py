@@ -246,7 +246,7 @@ class Batch:
         ended = all(row.ends and (alone or row.sequence.request.max_tokens < LEAST_COMPLETED) for row in self.rows)
         current = [(row.sequence, sampled) for row in self.rows if (sampled := _reported(row)) is not None]
         if ended:
-            return current  # a pass would compute tokens that no row may have; `decoder.complete` feeds the last one
+            return current  # a pass would compute tokens that no row may have; `complete` feeds the last one
         again = self.rows[0].unfed if len(self.rows) == 1 else []
         logits = self._forward_again(again) if again else forward(self.rows[0].sequence, self._fed(), self._caches)
         if any(row.sampler.constrained for row in self.rows):
@@ -259,6 +259,21 @@ class Batch:
         mx.async_eval(arrays(following))
         self._stepped()
         return current
+
+    def complete(self) -> None:
+        """
+        Feed the model what it lacks of the answer of the only row, so that a next turn goes on right behind it.
+
+        It lacks the last token that a limit allowed, and tokens that were guessed right. Those of a short answer are
+        left to its next turn.
+        """
+        sequence = self.rows[0].sequence
+        kv, layout = sequence.kv, sequence.loaded.layout
+        lacking = (sequence.prompt + sequence.generated)[kv.held :]
+        if lacking and kv.writes and layout.reusable and len(sequence.generated) >= LEAST_COMPLETED:
+            sequence.loaded.model(mx.array([lacking]), cache=list(self._caches))
+            layout.compact(self._caches)
+            kv.advanced(len(lacking), self._caches)
 
     def _stepped(self) -> None:
         self._steps += 1

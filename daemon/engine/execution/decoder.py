@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from daemon.engine.execution.batch import LEAST_COMPLETED, Batch, Given, Row
+from daemon.engine.execution.batch import Batch, Given, Row
 from daemon.engine.execution.prompt_scores import scored_tokens
 from daemon.engine.execution.sampling import Sampled, Sampler, arrays
 from daemon.engine.execution.sequence import Sequence, nan_logits
@@ -88,6 +88,12 @@ class Decoder:
                 self.join(sequence)
             return
         self._place(Batch([self._first_row(sequence) for sequence in sequences], caches))
+
+    def complete(self, sequences: Collection[Sequence]) -> None:
+        """Compute what the KV of ended answers lacks at their ends; see `Batch.complete`."""
+        for batch in self._batches:
+            if len(batch) == 1 and batch.rows[0].sequence in sequences:
+                batch.complete()
 
     def leave(self, sequences: Collection[Sequence]) -> None:
         """Stop decoding sequences, which get their KV back; an unknown one is no error."""
@@ -205,22 +211,6 @@ class Decoder:
                 taken += leaving
         self._batches = [batch for batch in self._batches if len(batch)]
         return taken
-
-
-def complete(sequence: Sequence) -> None:
-    """
-    Feed the model what it lacks of an answer that has ended, so that a next turn goes on right behind it.
-
-    It lacks the last token that a limit allowed, and tokens that were guessed right. Those of a short answer are left
-    to its next turn.
-    """
-    kv, layout = sequence.kv, sequence.loaded.layout
-    lacking = (sequence.prompt + sequence.generated)[kv.held :]
-    if not (lacking and kv.cache and kv.writes and layout.reusable) or len(sequence.generated) < LEAST_COMPLETED:
-        return
-    sequence.loaded.model(mx.array([lacking]), cache=kv.cache)
-    layout.compact(kv.cache)
-    kv.advanced(len(lacking), kv.cache)
 
 
 def _checks(rows: Iterable[Row]) -> list[Check]:

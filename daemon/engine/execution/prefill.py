@@ -11,7 +11,7 @@ this one (`daemon/kv/forks.py`, ADR 11). A chunk ends where the allowance of the
 also ends at a resume point before that.
 
 The last chunk takes the last token along, which saves a pass. Prompts that share a pass leave it to the decoder: they
-join a batch as rows with a token to feed. So do those with a draft model, whose prefill comes first: both have to hold
+join a batch as rows with a token to feed. So do those with a draft model. Its prefill comes first: both have to hold
 the same tokens.
 """
 

@@ -18,7 +18,7 @@ from typing import Any
 from daemon.cache.identity import ModelKey
 from daemon.engine.background.background import as_sidecar_error
 from daemon.engine.execution.bill import Bill, bill
-from daemon.engine.execution.decoder import Decoder, complete
+from daemon.engine.execution.decoder import Decoder
 from daemon.engine.execution.events import Delta, FinishReason
 from daemon.engine.execution.prefill_queue import Begun, Computed, Failed, Outcome, PrefillQueue, Ready
 from daemon.engine.execution.readers import Readers
@@ -275,6 +275,7 @@ class Runner:
                 if end is not None:
                     ended[sequence] = end
             self._replies.flush()
+        decoder.complete([sequence for sequence, end in ended.items() if isinstance(end, FinishReason)])
         decoder.leave(ended)  # in one call: each call copies the KV of the rows that stay
         errors = {sequence.call_id: sequence for sequence, end in ended.items() if isinstance(end, SidecarError)}
         while ended:
@@ -290,7 +291,6 @@ class Runner:
 
     def _finish(self, sequence: Sequence, reason: FinishReason, others: Iterable[Sequence] = ()) -> None:
         """End a sequence. Its call goes on if it has other samples: running ones, or those of `others`."""
-        complete(sequence)
         self._end(sequence)
         more = any(other.call_id == sequence.call_id for other in (*others, *self.sequences()))
         self._replies.generate(sequence.call_id, sequence.finished(reason, more=more))
