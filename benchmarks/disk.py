@@ -2,7 +2,7 @@
 Benchmark of the disk tier over the socket: `python -m benchmarks.disk [--lengths N ...] [--shapes NAME ...]`.
 
 For each shape and length, two prefixes are used twice, the daemon is killed, and a new one answers the first of them
-with another end. The ratio is its time to a first token to that of the same request without reuse, in the same daemon.
+with another end. The ratio is its time to a first token to that of such a prefix without reuse, before the kill.
 Some daemons are started one after the other, and figures are medians of them.
 
 The restore is what a request with the second prefix takes beyond the same request out of memory: by then the daemon has
@@ -44,7 +44,7 @@ class Row:
         tokens: Tokens of each.
         computed: Tokens that the first request after the restart computed.
         from_disk: Seconds to its first token.
-        cold: Seconds to the first token of the same request without reuse.
+        cold: Seconds to the first token of a prefix without reuse.
         ratio: Of the two.
         disk_bytes: Bytes of one prefix on the disk.
         restore: Seconds that the disk takes beyond memory.
@@ -72,7 +72,6 @@ class Restart:
     Attributes:
         computed: Tokens that the first one computed.
         first: The first one, with the first prefix.
-        cold: The same without reuse; 0 if it was not measured.
         restored: The second one, with the second prefix.
         memory: The same out of memory.
         dd: Seconds in which `dd` reads as many bytes as a prefix has.
@@ -80,7 +79,6 @@ class Restart:
 
     computed: int
     first: float
-    cold: float
     restored: float
     memory: float
     dd: float
@@ -115,9 +113,9 @@ def main() -> int:
 
 def measure(folder: Path, shape: str, tokens: int, restarts: int) -> Row:
     """Use prefixes twice, then kill the daemon and measure the first requests of the next one, some times."""
-    model, prompts = prepare(folder, shape, tokens)
-    rounds = [restart(folder, model, prompts, cold=not count) for count in range(restarts)]
-    computed, cold = rounds[0].computed, rounds[0].cold
+    model, prompts, cold = prepare(folder, shape, tokens)
+    rounds = [restart(folder, model, prompts) for _ in range(restarts)]
+    computed = rounds[0].computed
     first, restored, memory, dd = (
         statistics.median(getattr(each, name) for each in rounds) for name in ("first", "restored", "memory", "dd")
     )
@@ -125,22 +123,29 @@ def measure(folder: Path, shape: str, tokens: int, restarts: int) -> Row:
     return Row(shape, tokens, computed, first, cold, first / cold, kept_bytes(folder), restore, dd, dd / restore)
 
 
-def prepare(folder: Path, shape: str, tokens: int) -> tuple[str, list[list[int]]]:
-    """Write a model, use two prefixes twice and kill the daemon; return the model, and prompts that begin so."""
+def prepare(folder: Path, shape: str, tokens: int) -> tuple[str, list[list[int]], float]:
+    """
+    Write a model, use two prefixes twice and kill the daemon.
+
+    Returns:
+        The model, prompts that begin with the prefixes, and the seconds that the second prefix took without reuse.
+    """
     model = str(shapes.write(folder / "model", shape))
     chance = random.Random(tokens)
     prefixes = [chance.choices(range(10, 900), k=tokens) for _ in range(2)]
     daemon = RunningDaemon.start(folder, kv_disk_mb="4096")
     with daemon.client() as client:
-        for prefix in (*prefixes, *prefixes):
+        client.load(model)
+        cold = [first_token(client, model, prefix)[0] for prefix in prefixes][-1]
+        for prefix in prefixes:
             first_token(client, model, prefix)
         written(client)
     daemon.signal(signal.SIGKILL)
     daemon.wait()
-    return model, [[*prefix, *range(20, 20 + SUFFIX)] for prefix in prefixes]
+    return model, [[*prefix, *range(20, 20 + SUFFIX)] for prefix in prefixes], cold
 
 
-def restart(folder: Path, model: str, prompts: Sequence[list[int]], *, cold: bool) -> Restart:
+def restart(folder: Path, model: str, prompts: Sequence[list[int]]) -> Restart:
     """Start a daemon, and measure its first requests."""
     dd = read_by_dd(kept_bytes(folder), folder / "together")
     first, second = prompts
@@ -154,10 +159,9 @@ def restart(folder: Path, model: str, prompts: Sequence[list[int]], *, cold: boo
             from_disk, cached = first_token(client, model, first, mode="read_only")
             restored, _ = first_token(client, model, second, mode="read_only")
             memory = statistics.median(first_token(client, model, second, mode="read_only")[0] for _ in range(3))
-            recomputed = first_token(client, model, first, mode="bypass")[0] if cold else 0.0
     finally:
         daemon.stop()
-    return Restart(len(first) - cached, from_disk, recomputed, restored, memory, dd)
+    return Restart(len(first) - cached, from_disk, restored, memory, dd)
 
 
 def pieces(folder: Path) -> list[Path]:

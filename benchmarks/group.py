@@ -2,7 +2,8 @@
 Benchmark of a group: `python -m benchmarks.group [--rounds N] [--ranks N]`.
 
 It asks a group of mlx-sidecar and `mlx_lm.server` in its distributed mode for the same answers, in turns, each with a
-process for each rank on loopback. The figures are tokens per second of one stream and of eight, and their ratio.
+process for each rank on loopback. The figures are tokens per second of one stream and of eight, and their ratio. Before
+that, it measures how long two ranks take to agree to a turn without a model, in milliseconds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from benchmarks.group_turns import agreement_seconds
 from benchmarks.http_peer import HttpPeer, free_port
 from benchmarks.sidecar import asked
 from benchmarks.systems import Answer, Request, System, ask_all, end, throughput, wait_until
@@ -29,6 +31,7 @@ from tests.support.models import wide_model
 
 TOKENS = 64
 STREAMS = (1, 8)
+TURNS = 2000
 
 
 @dataclass
@@ -50,9 +53,40 @@ class GroupSystem:
         """Do nothing."""
 
 
+class MlxLmSystem(HttpPeer):
+    """
+    `mlx_lm.server` in its distributed mode. It is stopped while another system is measured.
+
+    Its ranks wait for requests in an operation of MLX's ring, which keeps a core busy. The other system would get the
+    rest of it.
+
+    Args:
+        running: Its processes, the first rank first.
+        port: The port of the first.
+        log: Its output.
+    """
+
+    def __init__(self, running: list[subprocess.Popen[bytes]], port: int, log: Path) -> None:
+        super().__init__("mlx_lm.server", running[0], port, log)
+        self._running = running
+
+    def go_on(self) -> None:
+        """Let its processes run."""
+        self._send(signal.SIGCONT)
+
+    def pause(self) -> None:
+        """Stop its processes."""
+        self._send(signal.SIGSTOP)
+
+    def _send(self, number: int) -> None:
+        for process in self._running:
+            process.send_signal(number)
+
+
 def main() -> int:
     """Measure, and print the medians and their ratios as JSON."""
     arguments = _parser().parse_args()
+    agreement = round(1e3 * agreement_seconds(TURNS), 3)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception it ends the servers
     with tempfile.TemporaryDirectory(prefix="mlxs-", dir="/tmp") as name:
         folder = Path(name)
@@ -63,7 +97,8 @@ def main() -> int:
                 held.enter_context(_mlx_lm(folder, model, arguments.ranks)),
             ]
             figures = {streams: _measured(systems, model, streams, arguments.rounds) for streams in STREAMS}
-    print(json.dumps({f"{streams} streams": figure for streams, figure in figures.items()}, indent=1))
+    speeds = {f"{streams} streams": figure for streams, figure in figures.items()}
+    print(json.dumps({"turn agreement, ms": agreement, **speeds}, indent=1))
     return 0
 
 
@@ -73,12 +108,24 @@ def _measured(systems: list[System], model: Path, streams: int, rounds: int) -> 
     for turn in range(rounds + 1):
         for system in systems:
             requests = [Request(model, f"{turn} {number} is the number of", TOKENS) for number in range(streams)]
-            speed = throughput(ask_all(system, requests))
+            with _alone(system):
+                speed = throughput(ask_all(system, requests))
             if turn:  # the first round loads, and compiles kernels
                 speeds[system.name].append(speed)
     medians = {name: median(values) for name, values in speeds.items()}
     first, second = medians.values()
     return {**{name: round(value, 1) for name, value in medians.items()}, "ratio": round(first / second, 2)}
+
+
+@contextmanager
+def _alone(system: System) -> Iterator[None]:
+    """Let a system run while it is measured."""
+    if not isinstance(system, MlxLmSystem):
+        yield
+        return
+    system.go_on()
+    yield
+    system.pause()
 
 
 @contextmanager
@@ -111,11 +158,13 @@ def _mlx_lm(folder: Path, model: Path, ranks: int) -> Iterator[System]:
             )
             for rank in range(ranks)
         ]
+    peer = MlxLmSystem(running, port, log)
     try:
-        peer = HttpPeer("mlx_lm.server", running[0], port, log)
         wait_until(peer.healthy, running[0])
+        peer.pause()
         yield peer
     finally:
+        peer.go_on()
         for process in running:
             end(process)
 

@@ -38,6 +38,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 0, "decoder_sparse_step": 1, "shared_expert_intermediate_size": 0,
         "mlp_only_layers": [], "moe_intermediate_size": 0,
     },
+    # The same with an MTP head, whose guesses are wrong as its weights are random.
+    "hybrid-mtp": {"mtp_num_hidden_layers": 1},
     # Gemma 3, narrower: five layers that see 512 tokens, then one that sees all.
     "window": {
         **_COMMON, **_SMALL, "model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window": 512,
@@ -51,6 +53,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 512,
     },
 }  # fmt: skip
+SHAPES["hybrid-mtp"] |= SHAPES["hybrid"]
 _TINY: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32,
     "vocab_size": 512,
@@ -82,4 +85,19 @@ def _weights(config: dict[str, Any], seed: int) -> dict[str, mx.array]:
     # No answer may end early. With a zero embedding the end token's logit is 0, and the largest random logit is above.
     embedding = weights["model.embed_tokens.weight"]
     embedding[0] = 0
+    if config.get("mtp_num_hidden_layers"):
+        weights |= _head(config)
     return {name: array.astype(getattr(mx, config["dtype"])) for name, array in weights.items()}
+
+
+def _head(config: dict[str, Any]) -> dict[str, mx.array]:
+    """Return the arrays of an MTP head, a layer of full attention, by their names in checkpoints of Qwen3-Next."""
+    alone = {**config, "num_hidden_layers": 1, "full_attention_interval": 1}
+    model_class, arguments = _get_classes(alone)
+    layer, width = model_class(arguments.from_dict(alone)).layers[0], config["hidden_size"]
+    norms = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
+    return {
+        "mtp.fc.weight": mx.random.normal((width, 2 * width)) / width,
+        **{f"mtp.{norm}.weight": mx.ones(width) for norm in norms},
+        **{f"mtp.layers.0.{name}": array for name, array in tree_flatten(layer.parameters())},
+    }

@@ -126,7 +126,7 @@ class Machine:
         limits = PrefixLimits(10**6, int(self.row.memory_gb * GB))
         self._prefixes = PrefixCache(limits, copy=copied, clock=self._time)
         note = Note(self._names.folder, self._names.folder)
-        self._disk = DiskWork(self._names, note, self._run, self._time, self._time)
+        self._disk = DiskWork(self._names, note, self._run, self._run, self._time, self._time)
         wanted = int(self.row.disk_gb * GB)
         self._tier = DiskTier(self._disk, wanted, self._prefixes, Codec(), self._time, self._time)
         if wanted:

@@ -149,7 +149,7 @@ def guesses(bench: Bench) -> Iterator[Result]:
     """Measure tokens guessed ahead beside none, in this process: a peer has no such thing for given texts."""
     model = bench.model(LARGE)
     result = Result("Tokens guessed ahead, one request and four at once")
-    bench.rounds = 1  # six cases of three sides: more has no time
+    bench.rounds = 1  # six cases of two sides: more has no time
     running = Harness(guesses=True, kv_disk_mb=0)
     try:
         running.run(pb.GetOrLoadRequest(model=str(model)))

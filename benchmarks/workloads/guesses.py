@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +19,23 @@ from benchmarks.figures import MORE, OURS, SPEED, Metric, Result
 from daemon.cache.resolver import EMBEDDED_PATH
 from daemon.engine.outbox import ends_call
 from daemon.engine.prompt.preparation import PreparedRequest
+from daemon.engine.scheduling.governor import Check, Governor
 from daemon.engine.structured_output.constraint import Drawn
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.unit.engine.harness import Answer, Harness
 
-AUTO, OFF, NGRAM = OURS, "without guesses", "always with guesses"
-SPECULATIONS = {AUTO: pb.SPECULATION_AUTO, OFF: pb.SPECULATION_OFF, NGRAM: pb.SPECULATION_NGRAM}
+AUTO, OFF = OURS, "without guesses"
+SPECULATIONS = {AUTO: pb.SPECULATION_AUTO, OFF: pb.SPECULATION_OFF}
 TOKENS_A_PASS = Metric("tokens a pass", "tokens", MORE)
-STREAMS = (1, 4)
+BESIDE = Metric("throughput beside that of its own passes without guesses", "x", MORE)
+"""Of one turn: another program that slows a turn down does not change it."""
+LEAST_PLAIN = 32
+"""Passes without guesses that tell what they take."""
+PARKED = "hybrid-mtp"
+"""A head of random weights guesses nothing right: this shows only what it costs that it is there, and tried."""
+SHAPES = ("small", "hybrid", "window", PARKED)
+STREAMS = {1: 1.0, 4: 0.5}
+"""Answers that are written at once, and their length as a share of that of one."""
 CHANGED = 0.03
 """Share of the words of a file that an edit changes."""
 
@@ -57,13 +66,13 @@ class Written:
 def guesses(bench: Bench) -> Result:
     """W15: a model writes files with a few changes, which are its prompts, JSON of a list, and prose."""
     result = Result("Tokens guessed ahead, one request and four at once")
-    tokens = bench.size(400, 24)
+    tokens = bench.size(320, 24)
     harness = Harness(guesses=True, kv_disk_mb=0)
     try:
-        models = {shape: bench.model(shape) for shape in bench.size(("small", "hybrid", "window"), ("small",))}
+        models = {shape: bench.model(shape) for shape in bench.size(SHAPES, SHAPES[:1])}
         for shape, model in {**models, **bench.size({"embedded": EMBEDDED_PATH}, {})}.items():
             harness.run(pb.GetOrLoadRequest(model=str(model)))
-            for name in TEXTS:
+            for name in TEXTS if shape != PARKED else ["prose"]:
                 compare(bench, result, harness, (shape, model, name), tokens)
     finally:
         harness.close()
@@ -71,17 +80,28 @@ def guesses(bench: Bench) -> Result:
 
 
 def compare(bench: Bench, result: Result, harness: Harness, what: tuple[str, Path, str], tokens: int) -> None:
-    """Measure one of TEXTS with a loaded model, given as the model's name, its folder and the text's name."""
+    """
+    Measure one of TEXTS with a loaded model.
+
+    Args:
+        bench: The run.
+        result: Gets rows and targets.
+        harness: The engine that has the model.
+        what: The model's name, its folder and the text's name.
+        tokens: Length of an answer that is written alone.
+    """
     shape, model, name = what
     tokenizer = Tokenizer.from_file(str(EMBEDDED_PATH / "tokenizer.json"))
-    for streams in STREAMS:
+    for streams, share in STREAMS.items():
         case = f"{shape}, {name}" + f", {streams} at once" * (streams > 1)
-        written = Text(TEXTS[name], tokenizer, tokens // streams, streams)
+        written = Text(TEXTS[name], tokenizer, int(tokens * share), streams)
         sides: dict[str, Callable[[str], Figures]] = {
             side: partial(_written, harness, model, written, side) for side in SPECULATIONS
         }
         result.rows += bench.take_turns(case, sides)
         result.aim(f"{case}: {AUTO} / {OFF}", result.ratios(case, SPEED, AUTO, OFF), 0.97, MORE)
+        if beside := result.find(case, BESIDE, AUTO):
+            result.aim(f"{case}: {BESIDE.name}", beside.values, 0.97, MORE)
 
 
 def _edit(seed: str) -> tuple[str, str]:
@@ -152,14 +172,18 @@ def _written(harness: Harness, model: Path, text: Text, side: str, seed: str) ->
         )
         for prompt, _ in texts
     ]
-    with _writing([answer for _, answer in texts]):
+    with _writing([answer for _, answer in texts]), _measured() as steps:
         calls = [harness.begin(request) for request in asked]
         _finish(harness, len(calls))
     ends = [Answer(harness.of(call)).finished for call in calls]
     counts = [end.usage.completion_tokens for end in ends]
     accepted = sum(one.accepted for end in ends for one in end.usage.guesses)
     seconds = [end.timings.decode.seconds + end.timings.decode.nanos / 1e9 for end in ends]
+    plain = [step.seconds for step in steps if step.plain]
+    usual = sum(plain) / max(len(plain), 1) * sum(step.tokens for step in steps)
+    beside = {BESIDE: usual / sum(step.seconds for step in steps)} if len(plain) >= LEAST_PLAIN and side == AUTO else {}
     return {
+        **beside,
         SPEED: sum((count - 1) / took for count, took in zip(counts, seconds, strict=True)),
         TOKENS_A_PASS: sum(counts) / (sum(counts) - accepted),
     }
@@ -172,6 +196,38 @@ def _finish(harness: Harness, calls: int) -> None:
         harness.step()
         calls -= sum(map(ends_call, harness.events[looked_at:]))
         looked_at = len(harness.events)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """
+    A step of the decoder.
+
+    Attributes:
+        seconds: How long it took.
+        tokens: Tokens that it brought of each row.
+        plain: Whether it guessed nothing, and neither did the one before it.
+    """
+
+    seconds: float
+    tokens: float
+    plain: bool
+
+
+@contextmanager
+def _measured() -> Iterator[list[Step]]:
+    """Collect the steps that governors are told of."""
+    steps: list[Step] = []
+    told, guessed = Governor.stepped, False
+
+    def stepped(governor: Governor, seconds: float, rows: int, checks: Sequence[Check], tokens: int) -> None:
+        nonlocal guessed
+        steps.append(Step(seconds, tokens / rows, not checks and not guessed))
+        guessed = bool(checks)
+        told(governor, seconds, rows, checks, tokens)
+
+    with patch.object(Governor, "stepped", stepped):
+        yield steps
 
 
 @contextmanager

@@ -27,6 +27,11 @@ _ADVICE = {
 }
 """What to do, where the text of the error does not say it."""
 
+PROGRAM = "daemon.cache.on_disk"
+"""The module that looks, in a process of its own."""
+_MOST_CHARACTERS = 300
+"""Of the last line that a look printed before it failed."""
+
 
 @dataclass(frozen=True, slots=True)
 class OnDisk:
@@ -57,17 +62,19 @@ async def look(config: Config, models: Sequence[str]) -> list[OnDisk]:
         sys.executable,
         "-P",
         "-m",
-        "daemon.cache.on_disk",
+        PROGRAM,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
-        told, _ = await process.communicate(json.dumps([config.to_json(), *models]).encode())
+        told, errors = await process.communicate(json.dumps([config.to_json(), *models]).encode())
     finally:
         if process.returncode is None:
             process.kill()
     if process.returncode:
-        raise OSError(0, f"the look for models ended with status {process.returncode}")
+        last = errors.decode(errors="replace").strip().rpartition("\n")[2][-_MOST_CHARACTERS:]
+        raise OSError(0, f"the look for models ended with status {process.returncode}: {last}".removesuffix(": "))
     return [OnDisk(**one) for one in json.loads(told)]
 
 

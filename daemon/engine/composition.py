@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import TypeVar
 
@@ -186,7 +187,9 @@ def _disk_tier(
     wall: Callable[[], float],
 ) -> DiskTier:
     folder = config.kv_disk_folder
-    work = DiskWork(Files(folder), Note(config.state_dir, folder), partial(_on_disk, background), clock, wall)
+    in_order = partial(_on_disk, background, repeat("writes"))
+    reads = partial(_on_disk, background, cycle(("reads", "more reads")))
+    work = DiskWork(Files(folder), Note(config.state_dir, folder), in_order, reads, clock, wall)
     tier = DiskTier(work, config.kv_disk_bytes, prefixes, ArrayCodec(), clock, wall, memory.has_room)
     if tier.enabled:
         prefixes.below = tier
@@ -194,8 +197,10 @@ def _disk_tier(
     return tier
 
 
-def _on_disk(background: Background, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
-    """Run work on the disk's thread; its error, or that it hangs, is a result as well."""
+def _on_disk(
+    background: Background, lanes: Iterator[str], work: Callable[[], T], then: Callable[[T | Exception], None]
+) -> None:
+    """Run work in the next one of some lanes of the disk; its error, or that it hangs, is a result as well."""
 
     def caught() -> T | Exception:
         try:
@@ -203,5 +208,5 @@ def _on_disk(background: Background, work: Callable[[], T], then: Callable[[T | 
         except Exception as error:
             return error
 
-    task: Task[T | Exception] = Task(KV_DISK, "the disk tier", KV_DISK.name, caught)
+    task: Task[T | Exception] = Task(KV_DISK, "the disk tier", next(lanes), caught)
     background.run(task, Pending(then))

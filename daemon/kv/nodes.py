@@ -140,7 +140,7 @@ class Extent:
 
     Attributes:
         payload: Evaluated, compact arrays; None after the last user has gone.
-        nbytes: Exact bytes of the payload.
+        nbytes: Exact bytes of the payload; in a group, those of the rank with the most layers.
         buffers: Device buffers of the payload.
         start: Index of its first block in the path that it was copied from.
         blocks: Blocks it was made with.

@@ -28,6 +28,7 @@ PLACES: Mapping[str, str] = {
     "engine.hello": "engine: before its first frame",
     "tokenizer.read": "engine: before a tokenizer's files are read, on a thread beside the MLX thread",
     "load.slice": "engine: before a slice of weights",
+    "load.probed": "engine: the KV layout of a model that was read is known, and not compared with that of other ranks",
     "prefill.chunk": "engine: before a chunk of a prompt",
     "token.first": "engine: before the first token of an answer",
     "kv.publish": "engine: blocks are evaluated and in no trie yet",

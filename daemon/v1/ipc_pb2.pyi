@@ -134,7 +134,7 @@ class Failure(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., field: _Optional[str] = ...) -> None: ...
 
 class GroupFrame(_message.Message):
-    __slots__ = ("readings", "command", "turn", "pause", "outcome", "setup", "member", "digest", "ready", "beat", "end")
+    __slots__ = ("readings", "command", "turn", "pause", "outcome", "setup", "member", "digest", "ready", "beat", "end", "trouble")
     READINGS_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     TURN_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +146,7 @@ class GroupFrame(_message.Message):
     READY_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
     readings: GroupReadings
     command: Command
     turn: int
@@ -155,9 +156,10 @@ class GroupFrame(_message.Message):
     member: GroupMember
     digest: GroupDigest
     ready: GroupOutcome
-    beat: bool
+    beat: int
     end: str
-    def __init__(self, readings: _Optional[_Union[GroupReadings, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., turn: _Optional[int] = ..., pause: bool = ..., outcome: _Optional[_Union[GroupOutcome, _Mapping]] = ..., setup: _Optional[_Union[GroupSetup, _Mapping]] = ..., member: _Optional[_Union[GroupMember, _Mapping]] = ..., digest: _Optional[_Union[GroupDigest, _Mapping]] = ..., ready: _Optional[_Union[GroupOutcome, _Mapping]] = ..., beat: bool = ..., end: _Optional[str] = ...) -> None: ...
+    trouble: str
+    def __init__(self, readings: _Optional[_Union[GroupReadings, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., turn: _Optional[int] = ..., pause: bool = ..., outcome: _Optional[_Union[GroupOutcome, _Mapping]] = ..., setup: _Optional[_Union[GroupSetup, _Mapping]] = ..., member: _Optional[_Union[GroupMember, _Mapping]] = ..., digest: _Optional[_Union[GroupDigest, _Mapping]] = ..., ready: _Optional[_Union[GroupOutcome, _Mapping]] = ..., beat: _Optional[int] = ..., end: _Optional[str] = ..., trouble: _Optional[str] = ...) -> None: ...
 
 class GroupReadings(_message.Message):
     __slots__ = ("values",)
@@ -226,10 +228,12 @@ class GroupGreeting(_message.Message):
     def __init__(self, nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., versions: _Optional[_Iterable[str]] = ..., ranks: _Optional[int] = ..., rank: _Optional[int] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class GroupModels(_message.Message):
-    __slots__ = ("models",)
+    __slots__ = ("models", "problem")
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[GroupModel]
-    def __init__(self, models: _Optional[_Iterable[_Union[GroupModel, _Mapping]]] = ...) -> None: ...
+    problem: str
+    def __init__(self, models: _Optional[_Iterable[_Union[GroupModel, _Mapping]]] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class GroupModel(_message.Message):
     __slots__ = ("model", "fingerprint", "size_bytes", "problem")

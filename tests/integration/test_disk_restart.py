@@ -58,6 +58,19 @@ def with_a_prefix(start_daemon: Start, **settings: str) -> RunningDaemon:
     return daemon
 
 
+def test_reads_do_not_wait_for_a_slow_write(start_daemon: Start) -> None:
+    killed(with_a_prefix(start_daemon))
+    daemon = start_daemon(test_failpoints="disk.written=sleep:60")
+    with daemon.client() as client:
+        for _ in range(2):
+            client.complete("embedded", "Another prefix is being written. " * 20, max_tokens=8)
+        private = daemon.folder / "kv"
+        wait_until(lambda: any(private.glob("*.kv.new")), "a write is in progress")
+        assert ask(client).usage.cached_tokens > 0
+        assert client.stats().prefix_cache.disk_hits == 1
+    killed(daemon)
+
+
 def test_prefix_outlives_a_killed_daemon(start_daemon: Start) -> None:
     """The first answer after it computes 16 tokens and its suffix at most; `cache` shows where it is."""
     daemon = with_a_prefix(start_daemon)

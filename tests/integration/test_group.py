@@ -23,7 +23,6 @@ from mlx_sidecar import (
     Completion,
     EngineRestarted,
     InvalidArgument,
-    ModelCorrupt,
     ModelNotFound,
     ModelUnsupported,
 )
@@ -67,7 +66,7 @@ def _layered(folder: Path) -> str:
 
 @pytest.fixture(name="uneven", scope="module")
 def _uneven(folder: Path) -> str:
-    """Return a model of the group with a layer too many for two ranks."""
+    """Return a model of the group of which the first rank has two layers, and the other one."""
     return str(write_random(folder / "models" / "uneven", {**LAYERED, "num_hidden_layers": 3}, 7))
 
 
@@ -194,9 +193,13 @@ def test_invalidate_drops_on_all_ranks(client: Client, model: str) -> None:
     assert ids(client, model) == before
 
 
-def test_pipeline_computes_what_one_machine_computes(client: Client, layered: str, folder: Path) -> None:
+@pytest.mark.parametrize("kind", ["layered", "uneven"])
+def test_pipeline_computes_what_one_machine_computes(
+    client: Client, kind: str, folder: Path, request: pytest.FixtureRequest
+) -> None:
     """Cold and warm, alone and in batches, with samples: the tokens are those of the whole model."""
-    whole = str(shutil.copytree(layered, folder / "models" / "whole"))
+    layered = request.getfixturevalue(kind)
+    whole = str(shutil.copytree(layered, folder / "models" / f"whole-{kind}"))
     options = {"max_tokens": 24, "ignore_eos": True, "temperature": 1.0, "seed": 7}
     cold, warm, alone = (client.complete(name, PROMPT, **options) for name in (layered, layered, whole))  # type: ignore[arg-type]
     assert cold.token_ids == warm.token_ids == alone.token_ids
@@ -209,8 +212,10 @@ def test_pipeline_computes_what_one_machine_computes(client: Client, layered: st
     assert client.load(layered).size_bytes < client.load(whole).size_bytes
 
 
-def test_pipelines_share_steps_and_drop_together(client: Client, layered: str) -> None:
+@pytest.mark.parametrize("kind", ["layered", "uneven"])
+def test_pipelines_share_steps_and_drop_together(client: Client, kind: str, request: pytest.FixtureRequest) -> None:
     """Several streams of a pipeline answer as each alone, and again when all of it was dropped."""
+    layered = request.getfixturevalue(kind)
     restarts = client.stats().group.restarts
     prompts = [f"{PROMPT}{number}" for number in range(3)]
     alone = [ids(client, layered, prompt, salt="alone") for prompt in prompts]
@@ -224,13 +229,6 @@ def together(client: Client, model: str, prompts: list[str]) -> list[tuple[int, 
     """Return the tokens of answers that were asked for at the same time."""
     with ThreadPoolExecutor(len(prompts)) as threads:
         return list(threads.map(lambda prompt: ids(client, model, prompt, salt="together"), prompts))
-
-
-def test_layers_that_cannot_be_divided_are_refused(client: Client, uneven: str) -> None:
-    """By the number of layers and ranks; the group goes on."""
-    with pytest.raises(ModelUnsupported, match="its 3 layers cannot be divided by 2 ranks"):
-        client.load(uneven)
-    assert client.stats().group.state == "ready"
 
 
 @pytest.mark.parametrize("kind", ["model", "layered"])
@@ -269,27 +267,6 @@ def test_model_that_a_rank_lacks_is_refused(client: Client, lacking: str) -> Non
     with pytest.raises(ModelNotFound, match=r"rank 1 .*model_roots"):
         client.complete(lacking, PROMPT, max_tokens=1)
     assert client.stats().group.state == "ready"
-
-
-def test_load_that_one_rank_fails_fails_on_all(model: str) -> None:
-    """Whichever rank it is, the error is its own and none waits for another: the group loads the model next."""
-    folder = Path(tempfile.mkdtemp(prefix="mlxs-", dir="/tmp"))
-    group = RunningGroup.start(
-        folder, failpoints="load.slice=raise@1", test_failpoints="load.slice=raise@2", group_models=f"{model}=tensor"
-    )
-    try:
-        with group.front.client() as client:
-            group.ready(client)
-            restarts = client.stats().group.restarts
-            for words in ("^rank 1: .*large cannot be loaded", "^/.*large cannot be loaded"):
-                with pytest.raises(ModelCorrupt, match=words):
-                    client.load(model)
-            client.load(model)
-            assert client.stats().group.restarts == restarts
-        group.stop()
-    finally:
-        group.kill()
-        shutil.rmtree(folder)
 
 
 def test_commands_show_the_machines(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_sidecar import Client, EngineRestarted
+from mlx_sidecar import Client, EngineRestarted, ModelCorrupt
 from tests.support.daemons import wait_until
 from tests.support.groups import RunningGroup, write_key
 from tests.support.models import copy_of_embedded, write_random
@@ -99,13 +100,16 @@ def test_answers_are_those_of_mlx_lms_sharding(
     group.stop()
 
 
-@pytest.mark.parametrize("how", ["tensor", "pipeline"])
-def test_random_neighbours_change_no_answer(folder: Path, how: str, start_group: Callable[..., RunningGroup]) -> None:
+@pytest.mark.parametrize(("how", "layers"), [("tensor", 6), ("pipeline", 6), ("pipeline", 5)])
+def test_random_neighbours_change_no_answer(
+    folder: Path, how: str, layers: int, start_group: Callable[..., RunningGroup]
+) -> None:
     """Requests come, share beginnings, are cancelled and invalidated in random order; no rank ever parts."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    model = str(write_random(folder / "wide", WIDE, 7))
-    group = start_group(group_models=f"{model}={how}")
+    model = str(write_random(folder / "wide", {**WIDE, "num_hidden_layers": layers}, 7))
+    budget = {"kv_cache_mb": "1"} if layers % 2 else {}  # so that ranks with different numbers of layers evict
+    group = start_group(group_models=f"{model}={how}", **budget)
     with group.front.client() as client:
         group.ready(client)
         prompts = [PROMPT[: chance.randrange(20, len(PROMPT))] + str(number % 3) for number in range(12)]
@@ -159,6 +163,26 @@ def test_stopped_rank_ends_calls_with_a_reason(folder: Path, start_group: Callab
         group.ready(client)
         assert ids(client, model) == before
         assert not Path(f"/proc/{stopped}").exists()
+    group.stop()
+
+
+@pytest.mark.parametrize("place", ["load.probed", "prefill.chunk"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rank_that_fails_alone_ends_the_group(
+    folder: Path, rank: int, place: str, start_group: Callable[..., RunningGroup]
+) -> None:
+    """In a load and in a pass; the call that failed has a reason, and the group starts anew."""
+    model = str(copy_of_embedded(folder, "large"))
+    own, other = ("", f"{place}=raise@1")[:: 1 if rank else -1]
+    group = start_group(failpoints=other, test_failpoints=own, group_models=f"{model}=tensor")
+    with group.front.client() as client:
+        group.ready(client)
+        with pytest.raises((EngineRestarted, ModelCorrupt), match=f"rank {rank}|{re.escape(place)}"):
+            ids(client, model)
+        wait_until(lambda: client.stats().group.restarts > 0, "the group has ended")
+        if rank:  # the engine of the first machine's own models has the same failpoint
+            assert ids(client, "embedded")
+        group.ready(client)
     group.stop()
 
 

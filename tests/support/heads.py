@@ -26,6 +26,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_bias": True, "partial_rotary_factor": 0.5,
     },
     "deepseek_v3": {**TINY["deepseek_v3"], "num_experts_per_tok": 1, "n_shared_experts": 1},
+    "glm4_moe_lite": {
+        **TINY["deepseek_v3"], "model_type": "glm4_moe_lite", "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "n_shared_experts": 1, "routed_scaling_factor": 1.8, "norm_topk_prob": True, "n_group": 1, "topk_group": 1,
+        "first_k_dense_replace": 1, "rope_theta": 10000.0, "rope_scaling": None,
+    },
     "qwen3_next": {**_QWEN, "model_type": "qwen3_next"},
     "qwen3_5": {**_QWEN, "model_type": "qwen3_5", "rope_parameters": {
         "type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
@@ -52,7 +57,7 @@ def head_shapes(family: str) -> dict[str, tuple[int, ...]]:
     else:
         at, own, inner = "model.layers.2.", ("eh_proj", "enorm", "hnorm", "shared_head.norm"), ""
         layer = {**_attention(bias=True), **_qk_norms()} if family == "glm4_moe" else _latent()
-        layer |= _experts(4 if family == "glm4_moe" else 2)
+        layer |= _experts(2 if family == "deepseek_v3" else 4)
     layer |= {"input_layernorm.weight": (_WIDTH,), "post_attention_layernorm.weight": (_WIDTH,)}
     mix, *norms = own
     modules = {f"{mix}.weight": (_WIDTH, 2 * _WIDTH), **{f"{norm}.weight": (_WIDTH,) for norm in norms}}

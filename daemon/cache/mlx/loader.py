@@ -191,7 +191,7 @@ def load(
         SidecarError: MODEL_UNSUPPORTED or MODEL_CORRUPT; MACHINE_EXHAUSTED or MACHINE_FAULT if it is not the model.
     """
     slicer = _Slicer(clock, seconds)
-    with closing(Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)) as reading:
+    with closing(Reading(source, Pace(SLICE_BYTES, seconds), clock, rest)) as reading, shard.noted():
         model, head, needed, computed = yield from _weighed(source, reading, slicer, shard)
         room()
         yield from _evaluate(source, model, computed, reading, slicer, shard)
@@ -298,7 +298,8 @@ def _tested(
     """Run the self-tests of a module with evaluated arrays, measure its passes, and return the model."""
     with load_errors(source):
         layout = yield from slicer.run(probing(model), progress)
-        shard.alike(source, layout.signature)
+        failpoint("load.probed")
+        layout = shard.alike(source, layout)
         logits = yield from slicer.run(_a_token(model, layout), progress)
         joinable = yield from slicer.run(proving(model), progress)
         ahead = yield from slicer.run(trying(model, layout), progress)
@@ -309,7 +310,7 @@ def _tested(
         if work is None:
             work = yield from slicer.run(measuring(model, layout), progress)
             measured.keep(source.key, layout, work)
-    size, joined = int(logits.shape[-1]), joinable and shares
+    size, joined = int(logits.shape[-1]), joinable and shares and layout.bills_own
     return LoadedModel(source, model, layout, needed, size, joinable, ahead, together, work, joined, last=last)
 
 

@@ -108,7 +108,7 @@ _MIMO = _Family(
 )  # fmt: skip
 
 FAMILIES = {
-    "deepseek_v3": _NEXTN, "glm4_moe": _NEXTN, "mimo": _MIMO,
+    "deepseek_v3": _NEXTN, "glm4_moe": _NEXTN, "glm4_moe_lite": _NEXTN, "mimo": _MIMO,
     "qwen3_next": _QWEN, "qwen3_5": _QWEN, "qwen3_5_moe": _QWEN,
 }  # fmt: skip
 """How each family keeps its head, by mlx-lm's name."""

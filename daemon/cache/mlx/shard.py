@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.load_errors import load_errors
+from daemon.kv.mlx.layout import Layout
 
 T = TypeVar("T")
 
@@ -33,12 +35,15 @@ class Shard(Protocol):
             SidecarError: That of the first rank that failed; see `load_errors`.
         """
 
-    def alike(self, source: ModelSource, layout: str) -> None:
+    def noted(self) -> AbstractContextManager[None]:
+        """Tell the other ranks what fails in a block in which they meet: if it fails here alone, they wait in vain."""
+
+    def alike(self, source: ModelSource, layout: Layout) -> Layout:
         """
-        Compare how the ranks keep the KV of their parts.
+        Compare how the ranks keep the KV of their parts, and return how each of them bills it.
 
         Raises:
-            SidecarError: MODEL_UNSUPPORTED if it differs.
+            SidecarError: MODEL_UNSUPPORTED if it differs by more than the number of layers.
         """
 
 
@@ -57,8 +62,13 @@ class _Whole:
         with load_errors(source):
             return work()
 
-    def alike(self, source: ModelSource, layout: str) -> None:
+    def noted(self) -> AbstractContextManager[None]:
+        """Tell nothing: there is no other."""
+        return nullcontext()
+
+    def alike(self, source: ModelSource, layout: Layout) -> Layout:
         """Accept any: there is no other."""
+        return layout
 
 
 WHOLE: Shard = _Whole()

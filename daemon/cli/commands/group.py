@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from daemon.server.group.models import Compared
     from daemon.server.group.probe import Link
     from daemon.shared.config import Config
+    from mlx_sidecar import GroupStats
 
 
 @click.group("group", epilog=examples("mlx-sidecar group status", "mlx-sidecar group test"))
@@ -45,11 +46,22 @@ def key(file: Path) -> None:
 @_json
 @pass_session
 def status(session: Session, /, as_json: bool) -> None:
-    """Show the machines of the daemon's group, and its models in memory."""
+    """
+    Show the machines of the daemon's group, and its models in memory.
+
+    Exits with 1 if a machine could not be reached.
+    """
     with session.client() as client:
         group = client.stats().group
     if as_json:
-        return print_json(asdict(group))
+        print_json(asdict(group))
+    else:
+        _show_group(group)
+    if any(rank.problem for rank in group.ranks):
+        raise click.exceptions.Exit(1)
+
+
+def _show_group(group: GroupStats) -> None:
     if not group.ranks:
         raise click.ClickException("This daemon has no group; set group_ranks in its configuration.")
     rows = [[str(rank.rank), rank.address, _told(rank.problem, rank.versions)] for rank in group.ranks]
@@ -59,7 +71,6 @@ def status(session: Session, /, as_json: bool) -> None:
         click.echo(f"{printable(group.problem)}.")
     for model in group.models:
         click.echo(f"{model.info.model}: {size(model.info.size_bytes)} on each machine")
-    return None
 
 
 @command.command("test", epilog=examples("mlx-sidecar group test"))
@@ -69,7 +80,7 @@ def test(session: Session, /, as_json: bool) -> None:
     """
     Measure the link from this machine to each other one, and compare the models of group_models on their disks.
 
-    Nothing is loaded. Exits with 1 if a rank lacks a model or has another content of it.
+    Nothing is loaded. Exits with 1 if a rank cannot be reached, lacks a model or has another content of it.
     """
     from daemon.server.group.handshake import GroupError, read_key
     from daemon.server.group.probe import measure
@@ -78,14 +89,11 @@ def test(session: Session, /, as_json: bool) -> None:
     if not config.group_ranks:
         raise click.ClickException("group_ranks is not set; this machine is no first rank.")
     names = [config.aliases.get(name, name) for name, how in config.group_models.items() if how != "none"]
-    links: list[tuple[str, Link]] = []
-    address = "This machine:"
     try:
         shared = read_key(config.group_key_file)
-        for address in config.group_ranks[1:]:
-            links.append((address, asyncio.run(measure(address, shared, names))))
     except GroupError as error:
-        raise click.ClickException(f"{address} {error}.") from None
+        raise click.ClickException(f"This machine: {error}.") from None
+    links = [(address, asyncio.run(measure(address, shared, names))) for address in config.group_ranks[1:]]
     _show_links(links, _compared(config, names, links), as_json)
 
 
@@ -98,30 +106,39 @@ def _compared(config: Config, names: list[str], links: list[tuple[str, Link]]) -
         own = asyncio.run(look(config, names))
     except OSError as error:
         raise click.ClickException(f"This machine: {error.strerror}.") from None
-    return [[compare(*pair, address) for pair in zip(own, link.models, strict=True)] for address, link in links]
+    return [
+        [] if link.models is None else [compare(*pair, address) for pair in zip(own, link.models, strict=True)]
+        for address, link in links
+    ]
 
 
 def _show_links(links: list[tuple[str, Link]], models: list[list[Compared]], as_json: bool) -> None:
-    """Print what was found, and exit with 1 if a model cannot run."""
+    """Print what was found, and exit with 1 if a rank is missing or a model cannot run."""
     pairs = list(zip(links, models, strict=True))
     if as_json:
         print_json([{"address": at, **asdict(link), "models": [asdict(one) for one in of]} for (at, link), of in pairs])
     else:
-        speeds = [
-            (at, f"{1e3 * link.round_trip:.2f} ms", f"{size(int(link.bytes_per_second))}/s") for at, link in links
-        ]
-        versions = [", ".join(link.versions) for _, link in links]
-        rows = [[*speed, version] for speed, version in zip(speeds, versions, strict=True)]
-        table(["ADDRESS", "ROUND TRIP", "BANDWIDTH", "VERSIONS"], rows)
+        table(["ADDRESS", "ROUND TRIP", "BANDWIDTH", "VERSIONS"], [_speeds(at, link) for at, link in links])
         if any(models):
             click.echo()
             table(
                 ["MODEL", "ADDRESS", "HERE", "THERE", "STATE"], [_row(at, one) for (at, _), of in pairs for one in of]
             )
+        for at, link in links:
+            if link.problem:
+                click.echo(f"{at} {printable(link.problem)}.")
         for advice in dict.fromkeys(one.advice for of in models for one in of if one.advice):
             click.echo(f"{printable(advice)}.")
-    if any(one.state in ("missing", "different") for of in models for one in of):
+    if any(link.problem for _, link in links) or any(
+        one.state in ("missing", "different") for of in models for one in of
+    ):
         raise click.exceptions.Exit(1)
+
+
+def _speeds(address: str, link: Link) -> list[str]:
+    trip = "-" if link.round_trip is None else f"{1e3 * link.round_trip:.2f} ms"
+    speed = "-" if link.bytes_per_second is None else f"{size(int(link.bytes_per_second))}/s"
+    return [address, trip, speed, ", ".join(link.versions) or "-"]
 
 
 def _row(address: str, one: Compared) -> list[str]:

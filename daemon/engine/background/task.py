@@ -28,7 +28,7 @@ class Pool(Enum):
     LONG = auto()
     """Downloads, and reading weights to name them."""
     DISK = auto()
-    """The disk tier of the prefix cache: one thread, which does its work in order."""
+    """The disk tier of the prefix cache: a lane for work that is done in order, and two for reads."""
 
 
 _GONE = "the disk or the network share that has its files may be gone; calls for it are refused until it is back"

@@ -37,6 +37,7 @@ from daemon.engine.memory.memory_budget import DECODE_ROOM
 from daemon.engine.scheduling.governor import Governor
 from daemon.engine.scheduling.padding import fits
 from daemon.kv.mlx.batch_cache import to_batch, to_single
+from daemon.shared.readings import about_to_wait
 
 EVALUATE_STEPS = 256
 """Steps between evaluations of the caches. No token depends on some of their fields, so these stay lazy and grow."""
@@ -248,6 +249,7 @@ class Batch:
         if ended:
             return current  # a pass would compute tokens that no row may have; `complete` feeds the last one
         again = self.rows[0].unfed if len(self.rows) == 1 else []
+        about_to_wait()  # other ranks build the same graph meanwhile
         logits = self._forward_again(again) if again else forward(self.rows[0].sequence, self._fed(), self._caches)
         if any(row.sampler.constrained for row in self.rows):
             mx.async_eval(logits)  # the device computes while the host makes the token masks
@@ -256,6 +258,7 @@ class Batch:
             row.sequence.kv.advanced(1 + len(again), self._caches, index if len(self.rows) > 1 else None)
             row.pending, row.reported = sampled, False
         again.clear()
+        about_to_wait()  # MLX waits while it has a few operations to do, so for the other ranks as well
         mx.async_eval(arrays(following))
         self._stepped()
         return current

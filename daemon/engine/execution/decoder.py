@@ -157,6 +157,7 @@ class Decoder:
             yield sequence, _read(sequence, sampled)
         if rows:
             self._measured(rows, self._clock() - began, len(current))
+            about_to_wait()  # the next thing is to send what was read, and other ranks go on meanwhile
 
     def _advance(self, batch: Batch) -> list[tuple[Sequence, Sampled]]:
         ahead = batch.ahead(self._governor)

@@ -282,6 +282,7 @@ class Prefill:
             sequence.pooled.add(after.squeeze(0), self.done)
         elif logits:
             sequence.logits = after[:, -1]
+            about_to_wait()
             mx.async_eval(sequence.logits)
         kv.loaded.layout.compact(kv.cache)
         about_to_wait()

@@ -30,7 +30,6 @@ _READ_BYTES = 1 << 16
 _USER_TIMEOUT_MS = int(1000 * SILENT_SECONDS)
 _MAC_DROP_SECONDS = 0x80
 """TCP_RXT_CONNDROPTIME of macOS, in seconds."""
-_BEAT = ipc.GroupFrame(beat=True).SerializeToString()
 
 Ended = Callable[[str], None]
 """Takes the reason for which the other side is gone; called on any thread."""
@@ -44,10 +43,17 @@ class Connection:
         given: The descriptor and the keys.
         leads: Whether this is the side of the first rank.
         ended: Called when the other side is gone; must end the process.
+
+    Attributes:
+        name: The other side, for texts.
+        place: How far the other side had got on the tape at its last beat.
+        own_place: Returns how far this side has got; any thread.
     """
 
     def __init__(self, given: ipc.GroupConnection, *, leads: bool, ended: Ended) -> None:
         self.name = given.name
+        self.place = 0
+        self.own_place: Callable[[], int] = int
         self._socket = socket.socket(fileno=given.fd)
         self._socket.setblocking(True)
         _prepare(self._socket)
@@ -101,6 +107,7 @@ class Connection:
                 raise FrameError("the other side has ended")
             if not frame.HasField("beat"):
                 return frame
+            self.place = frame.beat
 
     def say(self, why: str) -> None:
         """Tell the other side, if it can still be told, why this one ends."""
@@ -154,7 +161,7 @@ class Connection:
             look.register(self._socket, select.POLLOUT)
             if not look.poll(0):
                 return
-            self._socket.sendall(self._out.frame(_BEAT))
+            self._socket.sendall(self._out.frame(ipc.GroupFrame(beat=self.own_place()).SerializeToString()))
         except (OSError, ValueError):
             pass
         else:

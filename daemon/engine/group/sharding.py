@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -12,6 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from daemon.cache.identity import ModelSource
 from daemon.cache.mlx.load_errors import load_errors
 from daemon.engine.group.digest import RANK
+from daemon.kv.mlx.layout import Layout
 from daemon.shared.errors import Reason, SidecarError
 from daemon.shared.failures import error_of, failure_of
 from daemon.shared.group_values import PIPELINE, TENSOR
@@ -27,17 +29,19 @@ class Sharding:
     """
     Leaves each rank its part of a model: of each layer (tensor), or some of the layers (pipeline).
 
-    In a pipeline all ranks must have layers of the same number and kinds. Then each has as many bytes of KV for a
-    token, and evicts and restores as the others do.
+    In a pipeline all ranks must have layers of the same kinds. If all layers are of one kind, their numbers may differ:
+    each rank then bills the KV of the one with the most. So all evict and restore alike.
 
     Args:
         group: MLX's group of the ranks.
         models: How models are cut, by name; one that is not named is cut as `auto`.
+        trouble: Called with what failed at this rank, if the others may not have failed.
     """
 
-    def __init__(self, group: mx.distributed.Group, models: Mapping[str, str]) -> None:
+    def __init__(self, group: mx.distributed.Group, models: Mapping[str, str], trouble: Callable[[str], None]) -> None:
         self._group = group
         self._models = models
+        self._trouble = trouble
 
     def cut(self, source: ModelSource, model: Any) -> None:
         """
@@ -58,7 +62,9 @@ class Sharding:
         if no_pipeline := self._no_pipeline(model):
             raise _unsupported(source, no_pipeline if how == PIPELINE else f"{no_tensor}, and {no_pipeline}")
         model.model.pipeline(self._group)
-        self.alike(source, "+".join(type(cache).__name__ for cache in make_prompt_cache(model)))
+        kinds = [type(cache).__name__ for cache in make_prompt_cache(model)]
+        if not self._same("+".join(kinds)):
+            self._one_kind(source, kinds[0] if len(set(kinds)) == 1 else "")
 
     def most(self, value: int) -> int:
         """Return the largest value of all ranks. All ask at the same place."""
@@ -84,6 +90,18 @@ class Sharding:
             raise self._shown(failed if rank == self._group.rank() else None, rank)
         return result
 
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Tell what fails in a block in which the ranks meet."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, SidecarError):
+                self._trouble(type(error).__name__)
+            elif RANK not in error.metadata:
+                self._trouble(error.message)
+            raise
+
     def _shown(self, error: SidecarError | None, rank: int) -> SidecarError:
         """Return the error of a rank, which shows it to the others."""
         body = b""
@@ -96,15 +114,26 @@ class Sharding:
         shown: Any = mx.distributed.all_max(mx.array(list(body), mx.int32), group=self._group)
         return error_of(ipc.Failure.FromString(bytes(shown.tolist())))
 
-    def alike(self, source: ModelSource, layout: str) -> None:
+    def alike(self, source: ModelSource, layout: Layout) -> Layout:
         """
-        Compare how the ranks keep the KV of their layers.
+        Compare how the ranks keep the KV of their layers, and return how all bill it: as the rank with the most layers.
 
         Raises:
-            SidecarError: MODEL_UNSUPPORTED on all ranks, if it differs.
+            SidecarError: MODEL_UNSUPPORTED on all ranks, if their layers are of different kinds.
         """
-        own = crc32(layout.encode())
-        if self.most(own) + self.most(-own):
+        if self._same(layout.signature):
+            return layout
+        self._one_kind(source, layout.kind)
+        return layout.billed_as(self.most(len(layout.shapes)))
+
+    def _same(self, text: str) -> bool:
+        """Return whether a text is the same on all ranks, which ask at the same place."""
+        own = crc32(text.encode())
+        return not self.most(own) + self.most(-own)
+
+    def _one_kind(self, source: ModelSource, kind: str) -> None:
+        """Refuse ranks with different numbers of layers, unless all layers are of one kind; empty if they are not."""
+        if not self._same(kind) or not kind:
             raise _unsupported(source, "the ranks would have layers of different kinds")
 
     def _no_tensor(self, source: ModelSource, model: Any) -> str:
@@ -126,7 +155,7 @@ class Sharding:
         if not hasattr(body, "pipeline"):
             return "mlx-lm has no pipeline for this family"
         layers = len(body.layers)
-        return f"its {layers} layers cannot be divided by {ranks} ranks" if layers % ranks else ""
+        return f"{ranks} ranks are more than its {layers} layers" if layers < ranks else ""
 
 
 def _unsupported(source: ModelSource, why: str) -> SidecarError:

@@ -20,6 +20,7 @@ from daemon.engine.group import backends
 from daemon.engine.group.answers import FirstAnswers, RankAnswers
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire, NoWire
+from daemon.engine.group.lockstep import Lockstep
 from daemon.engine.group.ranks import Ranks
 from daemon.engine.group.sharding import Sharding
 from daemon.engine.group.tape import Diverged, Player, Recorder, Tape
@@ -138,12 +139,14 @@ class Rank:
         tape.start()
         ranks: list[FirstRank] = []  # gets its one item later: results come before the engine is built
         answers = FirstAnswers(self._others, lambda outcome: loop.post(lambda: ranks[0].act(outcome)))
+        lockstep = Lockstep(lambda: tape.place, self._others, self._clock, self.give_up)
         for number, other in enumerate(self._others, start=1):
-            threading.Thread(target=listen, args=(number, other, answers, agreement), daemon=True).start()
+            threading.Thread(target=listen, args=(number, other, answers, agreement, lockstep), daemon=True).start()
         wire = DigestingWire(HeldWire(self._link, agreement), self.give_up)
-        engine = self._built(tape, wire, answers, loop.post)
+        engine = self._built(tape, wire, answers, loop.post, lambda what: lockstep.trouble("rank 0", what))
         ranks.append(FirstRank(engine, tape, answers, agreement, wire))
         self._meet()
+        threading.Thread(target=lockstep.watch, name="group-lockstep", daemon=True).start()
         ready()
         self._link.flush()
         loop.run(ranks[0])
@@ -156,7 +159,8 @@ class Rank:
         tape = Player(first)
         answers = RankAnswers(lambda outcome: first.send(ipc.GroupFrame(ready=outcome)))
         wire = DigestingWire(NoWire(), self.give_up)
-        engine = self._built(tape, wire, answers, _dropped)
+        first.own_place = lambda: tape.place
+        engine = self._built(tape, wire, answers, _dropped, lambda what: first.send(ipc.GroupFrame(trouble=what)))
         self._meet()
         ready()
         self._link.flush()
@@ -169,7 +173,12 @@ class Rank:
             other.settled()
 
     def _built(
-        self, tape: Tape, wire: DigestingWire, answers: RankAnswers, post: Callable[[Callable[[], None]], None]
+        self,
+        tape: Tape,
+        wire: DigestingWire,
+        answers: RankAnswers,
+        post: Callable[[Callable[[], None]], None],
+        trouble: Callable[[str], None],
     ) -> Engine:
         readings.replace(tape.told, tape.flush)
         setup = self._setup
@@ -181,7 +190,7 @@ class Rank:
             answers=answers,
             own_clock=self._clock,
             aside=tape.aside,
-            shard=Sharding(self._group, settings["group_models"]),
+            shard=Sharding(self._group, settings["group_models"], trouble),
         )
         folder = self._config.state_dir / "group"
         weights = setup.limit_bytes >> 20

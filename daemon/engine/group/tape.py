@@ -39,24 +39,34 @@ class Diverged(Exception):  # noqa: N818 - it is what happened
 
 
 class Tape(ABC):
-    """The tape as a rank's engine sees it. It belongs to the thread that made it."""
+    """
+    The tape as a rank's engine sees it. It belongs to the thread that made it.
+
+    Attributes:
+        place: How far this rank has got: the begins and ends of what it was told, and the readings that it asked for.
+            The same number is the same place on each rank. Any thread may read it.
+    """
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
         self._runs = False
+        self.place = 0
 
     def begin(self) -> None:
         """Record, or play back, from now on."""
+        self.place += 1
         self._runs = True
 
     def end(self) -> None:
         """Stop to record, or to play back."""
+        self.place += 1
         self._runs = False
 
     def told(self, value: float) -> float:
         """Return the reading that all ranks use: this one, if this is the first rank."""
         if not self._runs or threading.get_ident() != self._thread:
             return value
+        self.place += 1  # before another rank waits for it
         return self._next(value)
 
     @abstractmethod

@@ -20,6 +20,7 @@ from daemon.cache.callbacks import ignore
 from daemon.engine.group.answers import FirstAnswers, RankAnswers
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire
+from daemon.engine.group.lockstep import Lockstep
 from daemon.engine.group.tape import Diverged, Player, Recorder
 from daemon.engine.loop import Steps
 from daemon.engine.outbox import Wire
@@ -184,7 +185,7 @@ class FirstRank:
             self._tape.end()
 
 
-def listen(rank: int, other: Connection, answers: FirstAnswers, agreement: Agreement) -> None:
+def listen(rank: int, other: Connection, answers: FirstAnswers, agreement: Agreement, lockstep: Lockstep) -> None:
     """Take what another rank sends, until it ends; runs on a thread of the first rank."""
     try:
         while True:
@@ -193,6 +194,8 @@ def listen(rank: int, other: Connection, answers: FirstAnswers, agreement: Agree
                 agreement.arrived(rank, frame.digest)
             elif frame.HasField("ready"):
                 answers.reported(rank, frame.ready)
+            elif frame.HasField("trouble"):
+                lockstep.trouble(other.name, frame.trouble)
     except FrameError as error:
         other.broke(error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from daemon.engine.scheduling.pass_costs import PassCosts
+from daemon.engine.scheduling.pass_costs import SAVED, PassCosts
 
 # What a guess costs and what it brings
 #
@@ -175,7 +175,7 @@ class Governor:
             seconds = size.guessed(seconds, width)
             self._share_out(checks, seconds)
         if not any(check.asked for check in checks):
-            size.guessed_at(seconds, size.step / rows * ahead)
+            size.guessed_at(seconds, ahead / rows)
 
     def unmeasured(self, rows: int, checks: Sequence[Check]) -> None:
         """Take a step of unknown time: guesses count as what they are feared to take."""
@@ -185,7 +185,7 @@ class Governor:
         self.counted(guessed)
         if guessed and size.measured and not any(check.asked for check in guessed):
             seconds = size.step * (1 + size.risk(max(check.guessed for check in guessed)))
-            size.guessed_at(seconds, size.step * (1 + sum(check.accepted for check in guessed) / rows))
+            size.guessed_at(seconds, 1 + sum(check.accepted for check in guessed) / rows)
 
     def resumed(self, seconds: float) -> None:
         """Measure the first pass without a guess behind a pass with guesses, or behind a wait for a token to guess."""
@@ -229,7 +229,7 @@ class Governor:
             width, gain = _best(size, guesses, rows, [one for one in widths if size.knows(one)])
         if gain > _WORTH and size.allowance > 0:
             return width
-        return 1 if size.budget > size.risk(1) * size.step else 0
+        return 1 if size.budget > min(size.risk(1), 0.99 * SAVED) * size.step else 0
 
     def _share_out(self, checks: Sequence[Check], seconds: float) -> None:
         usual = self._size.step / self._rows

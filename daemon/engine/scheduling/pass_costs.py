@@ -8,12 +8,18 @@ from math import sqrt
 # What a guess adds to a pass is no straight line. A device may use other kernels for several tokens than for one, and
 # it may compile them when it meets a pass of a shape for the first time. So the cost of each width is measured apart,
 # in powers of two, and the first pass of a shape is not measured. A width that was not measured is tried only where it
-# promises a gain, after the width below it, and where a pass that brings nothing would not break the bound:
+# promises a gain, after the width below it, and where a pass that brings nothing would not break the bound. In seconds,
+# of any part of the time, however short:
 #
-#   lost  <=  LOSS_SHARE * spent + _CREDIT * step        both in seconds
+#   lost  <=  LOSS_SHARE * spent + (SAVED + _CREDIT) * step
 #
-# Lost is what passes with guesses took, less what their tokens would have taken without guesses. A pass begins before
-# the one before it is read; guesses break this. The next pass without guesses counts as part of the loss as well.
+# Lost is what passes with guesses took, less what their tokens would have taken without guesses. `budget` is what may
+# be lost now: it grows by a share of the time and by gains, up to SAVED steps. A pass begins before the one before it
+# is read; guesses break this. The next pass without guesses counts as part of the loss as well.
+#
+# Tokens are worth what a step takes, and steps change with what is decoded. So passes without guesses are measured
+# between those with guesses: after _SOON of them, or _LONGEST if they gain much, and once passes with guesses became
+# shorter. If steps did as well, what was gained since the last step is counted anew.
 
 LOSS_SHARE = 0.02
 """Share of the time that guessing in vain may take."""
@@ -23,24 +29,26 @@ _LARGEST_COST = 1.0
 """What a guess is feared to add: single passes over the same tokens cost no more."""
 _WEIGHT = 1 / 16
 """Weight of a new measurement in an average."""
-_WINDOW = 4096
-"""Passes after which what was spent and lost counts half."""
 _PLAIN = 4
 """Passes without a guess that are measured before the first guess."""
 _LONGEST = 32
 """Passes with guesses after which passes without are measured again: they take longer behind more tokens."""
-_FASTER = 0.9
-"""Share of a step below which a pass with guesses shows that passes are shorter than they were: it has more to do."""
+_SOON = 16
+"""The same where guesses gain little: a step that became shorter may turn that into a loss."""
+_MUCH = 1.5
+"""Gain from which it is not little."""
+_FASTER = 0.85
+"""Share of what a pass with guesses is expected to take, below which passes are shorter than they were."""
 _AGAIN = 2
 """How many passes without guesses are measured again."""
 _MEASURED = 2
 """Measured passes that make the cost of a width known."""
 _STALE = 4096
 """Passes after which a width that was not used is not known any more."""
-_PAID = 4
-"""A gain of the past pays for the loss of so many passes."""
-_CREDIT = 2
-"""Passes that first tries may lose, before their share allows it."""
+SAVED = 3
+"""Passes that may be lost at most at once, whatever was spent or gained before: an answer may be short."""
+_CREDIT = 1
+"""Passes that a try that promises a gain may lose, before their share allows it."""
 
 
 @dataclass(slots=True)
@@ -60,20 +68,25 @@ class PassCosts:
     Attributes:
         fewer: Costs of passes over fewer rows, if they are known; more rows cost no less.
         step: Seconds of a pass without a guess; 0 if not known.
-        lost: Seconds that guesses have cost beyond what they brought.
+        budget: Seconds that guesses may lose now.
     """
 
     fewer: PassCosts | None = None
     step: float = 0.0
-    lost: float = 0.0
+    budget: float = 0.0
     _costs: dict[int, _Cost] = field(default_factory=dict)
     _shapes: set[tuple[int, int]] = field(default_factory=set)
     """Rows and tokens of a row of passes that were made."""
     _plain: int = 0
     _passes: int = 0
     _in_a_row: int = 0
+    _taken: float = 0.0
+    """Seconds of passes with guesses since a pass without was measured."""
+    _tokens: float = 0.0
+    """Tokens of a row that they brought: they are worth less if passes without became shorter meanwhile."""
     _due: int = 0
-    _spent: float = 0.0
+    _faster: int = 0
+    """How many of the last passes with guesses took less than such passes did."""
 
     @property
     def measured(self) -> bool:
@@ -84,11 +97,6 @@ class PassCosts:
     def known(self) -> bool:
         """Whether guesses may be made now: passes without a guess were measured, not too long ago."""
         return self.measured and not self._due
-
-    @property
-    def budget(self) -> float:
-        """Seconds that guesses may lose now."""
-        return LOSS_SHARE * self._spent - self.lost
 
     @property
     def allowance(self) -> float:
@@ -124,10 +132,13 @@ class PassCosts:
     def plain(self, seconds: float) -> None:
         """Measure a pass without a guess, which began while the one before it was computed."""
         self._plain += 1
-        faster = seconds < self.step  # as another request has fewer tokens: too long a step would hide a loss
-        weight = max(_WEIGHT, 1 / self._plain, 1 / 2 if self._due else 0.0, 1 / 4 if faster else 0.0)
+        fell = seconds < _FASTER * self.step  # another request has fewer tokens: too long a step would hide a loss
+        weight = max(_WEIGHT, 1 / self._plain, 1 / 2 if self._due else 0.0, 1 / 4 if fell else 0.0)
         # A pause of the machine is no pass: it counts as at most twice the usual.
         self.step += weight * (min(seconds, 2 * self.step or seconds) - self.step)
+        if fell:
+            self.lose(max(0.0, self._taken - self._tokens * self.step))
+        self._taken = self._tokens = 0.0
         self._due = max(0, self._due - 1)
         self._in_a_row = 0
         self._spend(seconds)
@@ -152,23 +163,28 @@ class PassCosts:
         cost = self._costs.setdefault(_bucket(width), _Cost())
         known = self.cost(width) if cost.passes else self.risk(width)
         seconds = min(seconds, 2 * (1 + known) * self.step)
+        faster = cost.passes >= _MEASURED and seconds < _FASTER * (1 + known) * self.step
+        self._faster = self._faster + 1 if faster else 0
         each = max(seconds / self.step - 1, 0.0) / width
         cost.passes += 1
         cost.each += max(_WEIGHT * 2, 1 / cost.passes) * (each - cost.each)
         cost.latest = self._passes
         return seconds
 
-    def guessed_at(self, seconds: float, plain: float) -> None:
-        """Book a pass with guesses that no request asked for, and what its tokens would have taken without them."""
+    def guessed_at(self, seconds: float, tokens: float) -> None:
+        """Book a pass with guesses that no request asked for, and how many tokens it brought of each row."""
+        plain = self.step * tokens
         self._in_a_row += 1
-        if self._in_a_row >= _LONGEST or seconds < _FASTER * self.step:
-            self._in_a_row, self._due = 0, _AGAIN
+        if self._in_a_row >= (_LONGEST if plain > _MUCH * seconds else _SOON) or self._faster >= _AGAIN:
+            self._in_a_row, self._due, self._faster = 0, _AGAIN, 0
+        self._taken += seconds
+        self._tokens += tokens
         self.lose(seconds - plain)
         self._spend(seconds)
 
     def lose(self, seconds: float) -> None:
         """Book a loss, or a gain below zero."""
-        self.lost = max(-_PAID * self.step, self.lost + seconds)
+        self.budget = min(SAVED * self.step, self.budget - seconds)
 
     def resumed(self, seconds: float, width: int) -> None:
         """Book a pass without a guess that could not begin before the tokens of one with guesses were known."""
@@ -178,9 +194,7 @@ class PassCosts:
 
     def _spend(self, seconds: float) -> None:
         self._passes += 1
-        self._spent += seconds
-        if self._spent > _WINDOW * self.step > 0:
-            self._spent, self.lost = self._spent / 2, self.lost / 2
+        self.lose(-LOSS_SHARE * seconds)
 
 
 def _bucket(width: int) -> int:

@@ -1,5 +1,5 @@
 """
-The files of the disk tier: opened, scanned, written, read and removed. It blocks; one thread at a time uses it.
+The files of the disk tier: opened, scanned, written, read and removed. It blocks; only reads run beside other work.
 
 The directory is this user's alone (0700), its files are 0600, and a lock keeps a second daemon out. A file is written
 under a private name, synced and renamed. A file that is damaged, torn, old or not this user's is removed at the scan,
@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -36,8 +35,11 @@ from daemon.shared.failpoints import failpoint
 
 LOCK, INDEX, PRIVATE = "lock", "index", ".new"
 _MOST_INDEX = 1 << 30
+_FIRST_BYTES = 128 << 10
+"""Bytes of the first read of a file: the system reads ahead of a second one, and not of a first one that wants all."""
+
 _READ_STEP = 8 << 20
-"""Bytes read at a time; after each, a disk that is only slow has given a sign of life."""
+"""Bytes read at a time after that; after each, a disk that is only slow has given a sign of life."""
 
 
 class UnusableError(OSError):
@@ -281,10 +283,9 @@ class Files:
             size = os.fstat(file).st_size
             if size > most:
                 raise DamagedError("a file of another size")
-            _read_ahead(file)
             data, done = room(size), 0
             while done < size:
-                count = os.readv(file, [data[done : done + _READ_STEP]])
+                count = os.readv(file, [data[done : done + (_READ_STEP if done else _FIRST_BYTES)]])
                 if not count:
                     raise DamagedError("a torn file")
                 done += count
@@ -312,13 +313,6 @@ def _ours(about: os.stat_result) -> bool:
     """Whether a file is a plain one of this user, which no other user can read or write and no other name reaches."""
     private = not stat.S_IMODE(about.st_mode) & 0o077
     return stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and private and about.st_nlink == 1
-
-
-def _read_ahead(file: int) -> None:
-    """Let the system read a whole file while its beginning is copied: nearly twice as fast from a cold page cache."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def _write(file: int, data: bytes | memoryview) -> None:

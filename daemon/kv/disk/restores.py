@@ -37,8 +37,8 @@ AHEAD_BYTES = 48 << 20
 STAGED_BYTES = 128 << 20
 """Bytes read ahead for all requests."""
 
-READS = 2
-"""Pieces of a request that are with the disk's thread, so that it has the next one when it is done with one."""
+READS = 3
+"""Pieces of a request that are with the disk's threads, so that each has the next one when it is done with one."""
 
 
 @dataclass(slots=True)

@@ -4,9 +4,9 @@ The disk tier of the prefix cache: what was used again is written behind, and re
     begin() ──> opening ──> open <──────────────┐
                    └──────> off, tried again ───┘   another daemon has the directory, or it cannot be used
 
-The MLX thread owns this object, decides everything and touches no file. The disk's own thread does what it is told in
-order: an invalidated piece is removed after it was written, and before the call that invalidates it returns. Each turn
-of the engine does at most one slice: one part that becomes bytes, or one that becomes an array.
+The MLX thread owns this object, decides everything and touches no file. The disk's own threads do what they are told:
+an invalidated piece is removed after it was written, and before the call that invalidates it returns. Each turn of the
+engine does at most one slice: one part that becomes bytes, or one that becomes an array.
 
 Any fault costs time and never a request.
 """
@@ -60,7 +60,7 @@ class DiskTier:
     See the top of this module.
 
     Args:
-        work: The work of the disk's thread.
+        work: The work of the disk's threads.
         wanted: Most bytes, None for `auto`; 0 removes what is there and keeps nothing.
         prefixes: The cache above.
         codec: Turns arrays into bytes and back.
@@ -69,7 +69,7 @@ class DiskTier:
         has_room: Tells whether so many bytes of memory are free, or can be made free.
 
     Attributes:
-        work: The work of the disk's thread.
+        work: The work of the disk's threads.
         open: Whether the directory can be used.
         opening: Whether that is being found out.
         catalog: What lies on the disk.

@@ -1,6 +1,7 @@
 """
-The work of the disk's thread, as the MLX thread orders it: done in order, counted, and its faults logged once.
+The work of the disk's threads, as the MLX thread orders it: counted, and its faults logged once.
 
+Files are written and removed in order. Reads run beside that: a request need not wait for what is being written.
 A fault is logged once for each kind of work, until that kind succeeds again. After a write that failed, nothing is
 written for a while. Files that cannot be removed are tried again.
 """
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 class Run(Protocol):
-    """Runs work on the disk's thread, in order, then `then` with its result or its error on the MLX thread."""
+    """Runs work on a thread of the disk, then `then` with its result or its error on the MLX thread."""
 
     def __call__(self, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
         """Run it."""
@@ -59,12 +60,13 @@ class DiskCounters:
 
 class DiskWork:
     """
-    Gives work to the disk's thread.
+    Gives work to the disk's threads.
 
     Args:
         files: The directory.
         note: Where invalidations are noted while it cannot be used.
-        run: Runs work on that thread.
+        run: Runs work in order.
+        run_read: Runs reads, in any order.
         clock: Seconds that never go back.
         wall: Seconds since 1970, which may jump.
 
@@ -74,13 +76,20 @@ class DiskWork:
     """
 
     def __init__(
-        self, files: Files, note: Note, run: Run, clock: Callable[[], float], wall: Callable[[], float]
+        self,
+        files: Files,
+        note: Note,
+        run: Run,
+        run_read: Run,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
     ) -> None:
         self.counters = DiskCounters()
         self.removing = 0
         self._files = files
         self._note = note
         self._run = run
+        self._run_read = run_read
         self._clock = clock
         self._wall = wall
         self._told: set[str] = set()
@@ -169,7 +178,7 @@ class DiskWork:
             self.counters.read_bytes += piece.nbytes
             then(parts)
 
-        self._run(partial(self._files.read, piece), done)
+        self._run_read(partial(self._files.read, piece), done)
 
     def write(self, piece: Piece, parts: Sequence[Part], then: Callable[[int | None], None]) -> None:
         """Write a piece; `then` takes the bytes of its file, or None if that failed."""

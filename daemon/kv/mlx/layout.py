@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from daemon.kv.extent_ledger import Run
@@ -18,42 +17,13 @@ from daemon.kv.mlx import checkpoints
 from daemon.kv.mlx.adapters import ADAPTERS, BATCH_ADAPTERS, BLOCK_ADAPTERS, STATE_ADAPTERS
 from daemon.kv.mlx.adapters.base import LayerShape
 from daemon.kv.mlx.adapters.cache_list import leaves
+from daemon.kv.mlx.growth import ROOM_STEP, Growth, measuring
 from daemon.kv.mlx.layerwise import forward_layerwise
 from daemon.kv.mlx.shared_prefix import SharedPrefix
 from daemon.kv.mlx.sharing import behind, reading
 from daemon.kv.nodes import Checkpoint, Extent
 from daemon.kv.spec import LayerGroup, PrefixSpec
 from daemon.shared.slices import Sliced
-
-ROOM_STEP = 256
-"""Tokens by which mlx-lm grows a KV cache; capacities are multiples of it."""
-
-_FED = ((63, 64, 64, 64), (64, 64, 64, 64))
-"""Chunks that a cache without an adapter is fed before its two measurements; it holds one token before."""
-
-
-class Growth(Protocol):
-    """The bytes of one cache, or of several that are measured together."""
-
-    def live_bytes(self, capacity: int, chunk: int) -> int:
-        """Return the bytes with room for so many tokens, of which at most `chunk` are computed at a time."""
-
-
-class Measured(NamedTuple):
-    """
-    A cache without an adapter, measured at two lengths.
-
-    Attributes:
-        fixed: Bytes that do not depend on the length.
-        per_token: Bytes of each token.
-    """
-
-    fixed: int
-    per_token: int
-
-    def live_bytes(self, capacity: int, chunk: int) -> int:
-        """Bytes of the capacity: it counts as if it never forgot a token, where it did not before the second length."""
-        return self.fixed + capacity * self.per_token
 
 
 @dataclass(frozen=True)
@@ -69,7 +39,8 @@ class Layout:
         shapes: Shape of every cache; empty if nothing can be reused.
         groups: Numbers of the caches of equal shape with KV in blocks; each group shares extents.
         states: Numbers of the caches of recurrent layers, with a state in checkpoints.
-        billed: Shape of every cache, as far as memory goes; also where nothing can be reused.
+        billed: Shape of every cache, as far as memory goes; also where nothing can be reused. In a group these are the
+            caches of the rank with the most layers.
         warning: Why nothing is reused although all classes are known; empty if that is not so.
     """
 
@@ -85,6 +56,23 @@ class Layout:
     def reusable(self) -> bool:
         """Whether prefixes can be reused."""
         return bool(self.shapes)
+
+    @property
+    def kind(self) -> str:
+        """The shape of all caches, if each is KV of full attention and all are alike; empty otherwise."""
+        alike = len(self.groups) == 1 and len(set(self.shapes)) == 1 and self.shapes[0].window is None
+        return str(self.shapes[0]) if alike else ""
+
+    @property
+    def bills_own(self) -> bool:
+        """Whether the bytes that are billed are those of this rank's caches."""
+        return not self.shapes or len(self.billed) == len(self.shapes)
+
+    def billed_as(self, caches: int) -> Layout:
+        """Return this layout, of one `kind`, with the bytes of so many caches."""
+        shape = self.shapes[0]
+        signature, nbytes = f"{caches} {shape}", caches * shape.bytes_per_token
+        return replace(self, signature=signature, bytes_per_token=nbytes, billed=(shape,) * caches)
 
     @cached_property
     def parts(self) -> PrefixSpec:
@@ -139,7 +127,7 @@ class Layout:
 
     def full_bytes(self, tokens: int) -> int:
         """Return the bytes of so many tokens in the layers with full attention."""
-        return tokens * sum(shape.bytes_per_token for shape in self.shapes if shape.window is None)
+        return self._as_billed(tokens * sum(shape.bytes_per_token for shape in self.shapes if shape.window is None))
 
     def new_cache(self, model: Any, tokens: int) -> list[Any]:
         """Return an empty cache with room for `tokens` tokens where the class allows it."""
@@ -235,7 +223,7 @@ class Layout:
             NotHeldError: If the cache does not hold them, or no longer.
         """
         layers = self._layers(caches, group)
-        return BLOCK_ADAPTERS[type(layers[0])].pack(layers, start, stop)
+        return self._billed_extent(BLOCK_ADAPTERS[type(layers[0])].pack(layers, start, stop))
 
     def tail(self, caches: Sequence[Any], group: int, first: int, last: int) -> Extent:
         """
@@ -245,7 +233,7 @@ class Layout:
             NotHeldError: If the cache does not hold them, or no longer.
         """
         layers = self._layers(caches, group)
-        return BLOCK_ADAPTERS[type(layers[0])].tail(layers, first, last)
+        return self._billed_extent(BLOCK_ADAPTERS[type(layers[0])].tail(layers, first, last))
 
     def state(self, caches: Sequence[Any], row: int | None = None) -> checkpoints.States:
         """Return the present states of the recurrent layers, of one row of a batch if `row` is given."""
@@ -267,7 +255,15 @@ class Layout:
 
     def _group(self, indices: Sequence[int]) -> LayerGroup:
         shape = self.shapes[indices[0]]
-        return LayerGroup(len(indices) * shape.bytes_per_token * BLOCK_TOKENS, shape.window)
+        return LayerGroup(self._as_billed(len(indices) * shape.bytes_per_token * BLOCK_TOKENS), shape.window)
+
+    def _billed_extent(self, extent: Extent) -> Extent:
+        extent.nbytes = self._as_billed(extent.nbytes)
+        return extent
+
+    def _as_billed(self, nbytes: int) -> int:
+        """Return what bytes of this rank's caches are billed as; exact, as all caches are alike if there are others."""
+        return nbytes if self.bills_own else nbytes * len(self.billed) // len(self.shapes)
 
 
 def capacity_for(tokens: int) -> int:
@@ -288,7 +284,7 @@ def describing(model: Any) -> Sliced[Layout]:
     shapes = tuple(shape for shape in described if shape is not None)
     if len(shapes) < len(flat) or not shapes:
         names = "+".join(type(cache).__name__ for cache in flat)
-        measured = yield from _measuring(model, caches)
+        measured = yield from measuring(model, caches)
         return Layout(names, sum(one.per_token for one in measured), billed=measured)
     groups: dict[LayerShape, list[int]] = {}
     for index, cache in enumerate(flat):
@@ -308,29 +304,3 @@ def _describe(cache: Any) -> LayerShape | None:
     """Return the shape of a cache that one token was fed to; None if no adapter knows exactly this class."""
     adapter = ADAPTERS.get(type(cache))
     return adapter.describe(cache) if adapter is not None else None
-
-
-def _measuring(model: Any, caches: Sequence[Any]) -> Sliced[tuple[Measured, ...]]:
-    """
-    Feed more tokens to caches that hold one, and return what each of them takes.
-
-    The two lengths are whole growth steps of mlx-lm's caches: a cache that grows in steps is full at both. One
-    that has more than a token's bytes after one token grows in steps. It counts a step more: it may be anywhere.
-    """
-    sizes = [[_held_bytes(cache) for cache in caches]]
-    for lengths in _FED:
-        for tokens in lengths:
-            yield from forward_layerwise(model, mx.array([[1] * tokens]), caches)
-        sizes.append([_held_bytes(cache) for cache in caches])
-    measured = []
-    for one, full, more in zip(*sizes, strict=True):
-        token = max(0, -(-(more - full) // ROOM_STEP))
-        fixed = max(0, full - ROOM_STEP * token)
-        measured.append(Measured(fixed + (ROOM_STEP * token if one - fixed > token else 0), token))
-    return tuple(measured)
-
-
-def _held_bytes(cache: Any) -> int:
-    """Return the bytes of a cache of any class: what it says, or its arrays if they are more."""
-    arrays = [array for _, array in tree_flatten(cache.state) if isinstance(array, mx.array)]
-    return max(int(getattr(cache, "nbytes", 0)), sum(array.nbytes for array in arrays))

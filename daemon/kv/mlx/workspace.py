@@ -128,7 +128,7 @@ def _pass(model: Any, layout: Layout, width: int, context: int) -> Sliced[tuple[
         seconds = told(time.perf_counter() - began)
     sizes = [getattr(cache, "nbytes", None) for cache in flat]
     kv = layout.live_bytes(room, width) if None in sizes else sum(size for size in sizes if size is not None)
-    return max(0, pass_.bytes - kv), seconds
+    return max(0, pass_.bytes - int(told(kv))), seconds
 
 
 def _line(nodes: Sequence[Node], at: float) -> float:

@@ -21,6 +21,8 @@ from daemon.v1 import ipc_pb2 as ipc
 
 SECONDS = 60.0
 """Most time for a question and its answer. Each file of less than 64 MiB may have to be hashed."""
+LOOK_SECONDS = 50.0
+"""Most time of the look alone, so that the side that asks hears of a longer one."""
 
 _PIECE = 1 << 16
 
@@ -50,13 +52,15 @@ async def ask(session: Session, models: Sequence[str]) -> list[OnDisk]:
     Return what the other side has of some models.
 
     Raises:
-        GroupError: If it closes the connection, or its answer is none.
+        GroupError: If it closes the connection, could not look, or its answer is none.
         OSError: If the connection fails, or no answer comes in time.
     """
     question = ipc.GroupModels(models=[ipc.GroupModel(model=model) for model in models])
     async with asyncio.timeout(SECONDS):
         await _send(session, session.down, question)
         answer = await _receive(session, session.up)
+    if answer.problem:
+        raise GroupError(f"could not look for models: {answer.problem}")
     found = [OnDisk(one.model, one.fingerprint, one.size_bytes, one.problem) for one in answer.models]
     if len(found) != len(models):
         raise GroupError("told of other models than it was asked for")
@@ -73,12 +77,23 @@ async def answer(session: Session, config: Config) -> None:
     """
     async with asyncio.timeout(SECONDS):
         question = await _receive(session, session.down)
-        found = await look(config, [one.model for one in question.models])
-        models = [
-            ipc.GroupModel(model=one.model, fingerprint=one.fingerprint, size_bytes=one.size_bytes, problem=one.problem)
-            for one in found
-        ]
-        await _send(session, session.up, ipc.GroupModels(models=models))
+        await _send(session, session.up, await _found(config, [one.model for one in question.models]))
+
+
+async def _found(config: Config, names: Sequence[str]) -> ipc.GroupModels:
+    """Look for models, and return the answer."""
+    try:
+        async with asyncio.timeout(LOOK_SECONDS):
+            found = await look(config, names)
+    except TimeoutError:
+        return ipc.GroupModels(problem=f"its disks did not answer in {LOOK_SECONDS:.0f} s")
+    except OSError as error:
+        return ipc.GroupModels(problem=error.strerror)
+    models = [
+        ipc.GroupModel(model=one.model, fingerprint=one.fingerprint, size_bytes=one.size_bytes, problem=one.problem)
+        for one in found
+    ]
+    return ipc.GroupModels(models=models)
 
 
 def compare(here: OnDisk, there: OnDisk, address: str) -> Compared:

@@ -7,7 +7,7 @@ import socket
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from daemon.cache.on_disk import OnDisk
 from daemon.server.group import models as group_models
@@ -28,29 +28,36 @@ _PIECES = 64
 @dataclass(frozen=True, slots=True)
 class Link:
     """
-    A link to a rank.
+    A link to a rank. What could not be measured is None.
 
     Attributes:
         versions: Versions of its software.
         round_trip: Seconds of half of the round trips of a small message, at most.
         bytes_per_second: Bytes that reached it in a second.
-        models: What it has of the models that were asked for, in their order.
+        models: What it has of the models that were asked for, in their order; None if it could not look.
+        problem: Why something is not known; empty if all is.
     """
 
-    versions: list[str]
-    round_trip: float
-    bytes_per_second: float
-    models: list[OnDisk]
+    versions: list[str] = field(default_factory=list)
+    round_trip: float | None = None
+    bytes_per_second: float | None = None
+    models: list[OnDisk] | None = None
+    problem: str = ""
 
 
 async def measure(address: str, key: bytes, models: Sequence[str]) -> Link:
     """
     Measure the link to a rank, then ask it for models. Its engine is not touched, and tensors may pass meanwhile.
 
-    Raises:
-        GroupError: If it cannot be reached, or has another key or other versions.
+    A rank that cannot be reached, or has another key or other versions, is a problem of the link.
     """
-    session = await reach(address, key, rank=0, ranks=0)
+    try:
+        return await _measured(await reach(address, key, rank=0, ranks=0), models)
+    except GroupError as error:
+        return Link(problem=str(error))
+
+
+async def _measured(session: Session, models: Sequence[str]) -> Link:
     with session.connection as connection, unreached():
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         async with asyncio.timeout(PROBE_SECONDS):
@@ -58,8 +65,11 @@ async def measure(address: str, key: bytes, models: Sequence[str]) -> Link:
             piece = bytes(_PIECE)
             seconds = sum([await _timed(connection, piece) for _ in range(_PIECES)])
             await asyncio.get_running_loop().sock_sendall(connection, _END)
-        found = await group_models.ask(session, models)
-    return Link(list(session.greeting.versions), statistics.median(pings), _PIECE * _PIECES / seconds, found)
+        figures = list(session.greeting.versions), statistics.median(pings), _PIECE * _PIECES / seconds
+        try:
+            return Link(*figures, await group_models.ask(session, models))
+        except GroupError as error:
+            return Link(*figures, problem=str(error))
 
 
 async def serve(session: Session, config: Config) -> None:

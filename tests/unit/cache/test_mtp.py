@@ -75,10 +75,10 @@ class Layer:
 
     def __call__(self, x: Array) -> Array:
         """Return its output, [tokens, width]."""
-        attend = self._latent if self.family == "deepseek_v3" else self._heads
+        attend = self._latent if self.family in ("deepseek_v3", "glm4_moe_lite") else self._heads
         x = x + attend(rms(x, self.arrays["input_layernorm.weight"]))
         inner = rms(x, self.arrays["post_attention_layernorm.weight"])
-        if self.family in ("glm4_moe", "deepseek_v3"):
+        if self.family in ("glm4_moe", "glm4_moe_lite", "deepseek_v3"):
             return x + self._experts(inner)
         return x + (self._qwen_experts(inner) if self.family == "qwen3_5_moe" else self._mlp("mlp", inner))
 
@@ -110,10 +110,11 @@ class Layer:
 
     def _latent(self, x: Array) -> Array:
         """Multi-head latent attention, without its short cuts: keys and values are unfolded."""
-        low = rms(self._linear("self_attn.q_a_proj", x), self.arrays["self_attn.q_a_layernorm.weight"], 1e-6)
+        eps = 1e-6 if self.family == "deepseek_v3" else EPS
+        low = rms(self._linear("self_attn.q_a_proj", x), self.arrays["self_attn.q_a_layernorm.weight"], eps)
         q = self._linear("self_attn.q_b_proj", low).reshape(len(x), 2, 16).swapaxes(0, 1)
         both = self._linear("self_attn.kv_a_proj_with_mqa", x)
-        latent = rms(both[:, :16], self.arrays["self_attn.kv_a_layernorm.weight"], 1e-6)
+        latent = rms(both[:, :16], self.arrays["self_attn.kv_a_layernorm.weight"], eps)
         place = rotated(both[None, :, 16:], 8, pairs=True)
         unfolded = self._linear("self_attn.kv_b_proj", latent).reshape(len(x), 2, 20).swapaxes(0, 1)
         q = np.concatenate([q[..., :8], rotated(q[..., 8:], 8, pairs=True)], axis=-1)
@@ -123,7 +124,7 @@ class Layer:
     def _experts(self, x: Array) -> Array:
         """Experts that a sigmoid chooses with a correction; two of them with a factor, or one."""
         scores = sigmoid(self._linear("mlp.gate", x))
-        count, factor = (2, 1.5) if self.family == "glm4_moe" else (1, 1.0)
+        count, factor = {"glm4_moe": (2, 1.5), "glm4_moe_lite": (2, 1.8)}.get(self.family, (1, 1.0))
         out = self._mlp("mlp.shared_experts", x)
         for row, chosen in enumerate(np.argsort(-scores - self.arrays["mlp.gate.e_score_correction_bias"])[:, :count]):
             total = scores[row, chosen].sum() if count > 1 else 1.0
@@ -150,7 +151,7 @@ def states_of(family: str, arrays: dict[str, Array], states: Array, embedded: Ar
         "mimo": ("model.mtp_layers.0.", "", "input_proj", "token_layernorm", "hidden_layernorm", "final_layernorm", 0),
         "glm4_moe": ("model.layers.2.", "", "eh_proj", "enorm", "hnorm", "shared_head.norm", 1),
     }.get(
-        {"deepseek_v3": "glm4_moe"}.get(family, family),
+        {"deepseek_v3": "glm4_moe", "glm4_moe_lite": "glm4_moe"}.get(family, family),
         ("mtp.", "layers.0.", "fc", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm", 1),
     )
     own = {name.removeprefix(str(at)): array.astype(np.float64) for name, array in arrays.items()}

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from daemon.engine.scheduling.governor import MOST_GUESSES, Check, Governor, Governors, Source
-from daemon.engine.scheduling.pass_costs import LOSS_SHARE
+from daemon.engine.scheduling.pass_costs import LOSS_SHARE, SAVED
 
 GOOD, BAD = Source(3, "long"), Source(3, "short")
 STEP = 0.01
@@ -161,6 +161,59 @@ def test_guesses_that_are_asked_for_are_not_paid_by_others() -> None:
         governor.guessed(STEP * 5, [Check(BAD, 4, 0, asked=True)], 1)
     assert governor.parked(BAD)
     assert governor.count(BAD, MOST_GUESSES) == 1  # a try
+
+
+def test_guesses_of_unknown_time_count_as_what_is_feared() -> None:
+    """Passes of several batches have no time of their own: a parked source is tried as rarely as with one."""
+    governor = Governor()
+    for _ in range(200):
+        governor.plain(STEP)
+    tries = 0
+    for _ in range(1000):
+        count = governor.count(BAD, MOST_GUESSES)
+        governor.unmeasured(1, [Check(BAD, count, 0)] if count else [])
+        if not count:
+            governor.plain(STEP)
+        tries += count > 0
+    assert 5 < tries <= 1 + SAVED + 1000 * LOSS_SHARE * 1.1
+    assert governor.records[BAD].guessed >= tries
+    assert governor.gain(BAD) == 0, "a gain needs a time"
+
+
+def test_guesses_of_unknown_time_that_are_asked_for_cost_nothing() -> None:
+    governor = Governor()
+    for _ in range(200):
+        governor.plain(STEP)
+    for _ in range(50):
+        governor.unmeasured(1, [Check(BAD, 4, 0, asked=True)])
+    assert governor.count(BAD, MOST_GUESSES) == 1  # a try, which the budget of before pays
+
+
+def test_gain_of_the_past_pays_for_few_passes() -> None:
+    """A text that is guessed well may be followed by one that is not: its answer shall not take longer."""
+    governor = Governor()
+    run(governor, 5000, {GOOD: 0.95}, 0.3, 1)
+    lost, passes = 0.0, 300
+    for _ in range(passes):
+        count = governor.count(GOOD, MOST_GUESSES)
+        took = STEP * (1 + 0.3 * count)
+        lost += took - STEP
+        governor.stepped(took, 1, [Check(GOOD, count, 0)] if count else [], 1)
+    assert lost < (LOSS_SHARE * 1.1 * passes + SAVED + 4) * STEP
+
+
+def test_shorter_steps_are_found_behind_guesses() -> None:
+    """Guesses seem to gain as long as a step is believed to take what it took before."""
+    governor = Governor()
+    for _ in range(100):
+        governor.plain(STEP)
+    for _ in range(12):
+        governor.guessed(1.7 * STEP, [Check(GOOD, 1, 1)], 2)
+    passes = 0
+    while governor.count(GOOD, 1) and passes < 10:
+        governor.guessed(1.7 * STEP / 2, [Check(GOOD, 1, 1)], 2)
+        passes += 1
+    assert passes <= 4
 
 
 def test_first_cost_of_more_rows_is_that_of_fewer() -> None:

@@ -61,3 +61,24 @@ def test_rank_that_is_cut_off_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     wait_until(lambda: bool(ended), "the rank is given up")
     first.close()
     assert ended == ["a rank closed the connection"]
+
+
+def test_beat_tells_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The receiver of the other side notes it."""
+    monkeypatch.setattr(connection, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(connection, "_prepare", lambda _: None)
+    given = [ipc.GroupConnection(fd=end.detach(), up=bytes(32), down=bytes(32)) for end in socket.socketpair()]
+    first, other = (Connection(one, leads=leads, ended=list) for one, leads in zip(given, (True, False), strict=True))  # type: ignore[arg-type]
+    other.own_place = lambda: 7
+    other.start()
+
+    def receive() -> None:
+        with suppress(FrameError):
+            first.receive()
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    wait_until(lambda: first.place == 7, "a beat came")
+    other.close()
+    thread.join()
+    first.close()

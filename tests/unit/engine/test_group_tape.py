@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from daemon.engine.group.answers import FirstAnswers, RankAnswers
 from daemon.engine.group.connection import Connection
 from daemon.engine.group.digest import DigestingWire, NoWire
+from daemon.engine.group.lockstep import Lockstep
 from daemon.engine.group.tape import Diverged, Player, Recorder
 from daemon.engine.group.turns import Agreement, FirstRank, HeldWire, follow, listen
 from daemon.shared.errors import Reason, SidecarError
@@ -99,13 +101,14 @@ class Two:
         self.other_answers = RankAnswers(lambda outcome: other.send(ipc.GroupFrame(ready=outcome)))
         self.failed: list[Exception] = []
         self.ready = threading.Event()
-        threading.Thread(target=listen, args=(1, first, self.answers, agreement), daemon=True).start()
+        self.lockstep = Lockstep(lambda: self.tape.place, [first], time.monotonic, self.ended.append)
+        threading.Thread(target=listen, args=(1, first, self.answers, agreement, self.lockstep), daemon=True).start()
         self.thread = threading.Thread(target=self._follow, args=(other, times), daemon=True)
         self.thread.start()
         self.ready.wait()
 
     def _follow(self, other: Connection, times: int) -> None:
-        tape = Player(other)
+        tape = self.other_tape = Player(other)
         wire = DigestingWire(NoWire(), self.ended.append)
         self.other = Deciding(tape.reader(lambda: -1.0), wire, times)
         self.ready.set()
@@ -126,6 +129,27 @@ def test_ranks_decide_by_the_clock_of_the_first(pair: Pair) -> None:
     pair[0].close()
     two.thread.join()
     assert two.engine.decided == two.other.decided == [41, 0.0, 1.0, 2.0, 42]
+
+
+def test_ranks_tell_the_same_places(pair: Pair) -> None:
+    """By them, ranks that have parted are told from those that compute."""
+    two = Two(pair)
+    places = set()
+    for _ in range(3):
+        two.rank.step()
+        wait_until(lambda: two.other_tape.place == two.tape.place, "the other rank has come as far")
+        places.add(two.tape.place)
+    assert len(places) == 3
+
+
+def test_rank_that_asks_for_more_is_at_another_place(pair: Pair) -> None:
+    """It waits for a reading, and the first rank for a pass that the other one has left."""
+    two = Two(pair)
+    two.tape.begin()
+    two.tape.write(ipc.GroupFrame(turn=1))
+    two.tape.flush()
+    wait_until(lambda: two.other_tape.place > two.tape.place, "the other rank asks")
+    two.tape.end()
 
 
 def test_rank_that_decides_otherwise_ends_the_group(pair: Pair) -> None:

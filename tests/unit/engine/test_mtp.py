@@ -32,6 +32,8 @@ SEEDED = pb.Sampling(temperature=1.0, seed=11)
 CLOSE = 1e-3
 """Passes of other widths have other last bits: of two guesses that are as likely, either may come."""
 PENALISED = pb.Sampling(temperature=1.0, seed=4, presence_penalty=0.1, repetition_penalty=1.1)
+LATENT = ("deepseek_v3", "glm4_moe_lite")
+"""Latent attention over several tokens has other last bits than over one."""
 asked = partial(shared_guesses.asked, max_tokens=40)
 
 
@@ -54,7 +56,7 @@ def test_answer_with_a_head_equals_the_plain_answer(harness: Harness, tmp_path: 
         plain = harness.run(asked(path, OFF, sampling=sampling))
         answer = harness.run(asked(path, MTP, sampling=sampling))
         guessed, accepted = guesses(answer)
-        assert answer.content == plain.content if family != "deepseek_v3" else answer.ids == plain.ids
+        assert answer.content == plain.content if family not in LATENT else answer.ids == plain.ids
         assert guesses(plain) == (0, 0)
         assert 5 < accepted < guessed
     harness.settle()

@@ -14,7 +14,8 @@ from mlx_lm.models.cache import KVCache
 from daemon.kv.extent_ledger import Run
 from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter
-from daemon.kv.mlx.layout import ROOM_STEP, capacity_for
+from daemon.kv.mlx.growth import ROOM_STEP
+from daemon.kv.mlx.layout import capacity_for
 from tests.support.builders import page_rounding
 from tests.unit.kv.tiny_models import REUSABLE, TinyEngine, build, raw, same_bits, tokens
 

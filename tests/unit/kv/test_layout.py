@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from daemon.kv.mlx.adapters import rotating
 from daemon.kv.mlx.adapters.cache_list import leaves
+from daemon.kv.mlx.adapters.kv_cache import copied
 from daemon.kv.mlx.layout import Layout
 from daemon.kv.mlx.request_kv import RequestKV
 from daemon.kv.mlx.self_test import probe
@@ -74,6 +75,22 @@ def test_live_bytes_bound_those_of_a_real_cache(name: str, length: int) -> None:
     if name not in WINDOWED:
         assert held == layout.live_bytes(length, chunk)
     assert layout.live_bytes(10_000, chunk) <= layout.bytes_per_token * 10_240 + layout.state_bytes
+
+
+def test_bytes_of_blocks_are_billed_as_those_of_more_layers() -> None:
+    """Also when a part of an extent is copied; the arrays are those of the layers that there are."""
+    model = build(REUSABLE["llama with grouped queries"])
+    own = probe(model)
+    caches = own.new_cache(model, 64)
+    mx.eval(model(mx.array([tokens(64)]), cache=caches))
+    billed = own.billed_as(3)
+    block = billed.parts.block_bytes
+    assert block == own.parts.block_bytes * 3 // 2
+    extent = billed.pack(caches, 0, 0, 4)
+    assert extent.nbytes == 4 * block
+    assert copied(extent, 1, 3).nbytes == 2 * block
+    assert billed.tail(caches, 0, 16, 24).nbytes == block // 2
+    assert own.pack(caches, 0, 0, 4).nbytes == 4 * own.parts.block_bytes
 
 
 def test_window_and_state_cost_is_constant_in_length() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.cache import on_disk as on_disk_module
 from daemon.cache.on_disk import OnDisk, on_disk
 from daemon.server.group.handshake import GroupError, Session
 from daemon.server.group.models import answer, ask, compare
@@ -92,3 +93,19 @@ async def test_answer_with_a_wrong_seal_is_refused() -> None:
         theirs.sendall(bytes(4) + b"x" * 16)
         with pytest.raises(GroupError, match="seal"):
             await ask(Session(ours, b"u" * 32, b"d" * 32, ipc.GroupGreeting()), [])
+
+
+async def test_failed_look_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the last words of its process, which are not on this machine."""
+    monkeypatch.setattr(on_disk_module, "PROGRAM", "daemon.cache.none")
+    up, down = b"u" * 32, b"d" * 32
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        serving = answer(Session(theirs, up, down, ipc.GroupGreeting()), Config(state_dir=tmp_path))
+        asking = ask(Session(ours, up, down, ipc.GroupGreeting()), ["embedded"])
+        _, told = await asyncio.gather(serving, asking, return_exceptions=True)
+    assert isinstance(told, GroupError)
+    assert "could not look for models: the look for models ended with status 1: " in str(told)
+    assert "No module named daemon.cache.none" in str(told)

@@ -189,10 +189,12 @@ def packed(keys: list[mx.array], values: list[mx.array], start: int, stop: int) 
 
 
 def copied(extent: Extent, first: int, last: int) -> Extent:
-    """Copy the blocks from one position of an extent to another into an extent of their own."""
+    """Copy the blocks from one position of an extent to another into an extent that is billed in the same way."""
     tokens = slice(first * BLOCK_TOKENS, last * BLOCK_TOKENS)
-    arrays = [mx.contiguous(array[:, :, tokens]) for array in cast("tuple[mx.array, ...]", extent.payload)]
-    return extent_of(arrays, extent.start + first, extent.start + last)
+    whole = cast("tuple[mx.array, ...]", extent.payload)
+    part = extent_of([mx.contiguous(array[:, :, tokens]) for array in whole], extent.start + first, extent.start + last)
+    part.nbytes = part.nbytes * extent.nbytes // sum(array.nbytes for array in whole)
+    return part
 
 
 def layer_parts(runs: Sequence[Run], layer: int, which: int) -> list[mx.array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -208,7 +209,9 @@ class FakeDisk:
         self.jumped = 0.0
         self.has_room = True
         self._work: deque[Callable[[], None]] = deque()
-        work = DiskWork(self.files, MemoryNote(self.files), self._run, lambda: self.now, self._wall)
+        self._reads: deque[Callable[[], None]] = deque()
+        run, run_read = partial(self._run, self._work.append), partial(self._run, self._reads.appendleft)
+        work = DiskWork(self.files, MemoryNote(self.files), run, run_read, lambda: self.now, self._wall)
         self.tier = DiskTier(
             work, wanted, prefixes.cache, FakeCodec(), lambda: self.now, self._wall, lambda _: self.has_room
         )
@@ -218,7 +221,9 @@ class FakeDisk:
     def _wall(self) -> float:
         return self.now + self.jumped
 
-    def _run(self, work: Callable[[], T], then: Callable[[T | Exception], None]) -> None:
+    def _run(
+        self, add: Callable[[Callable[[], None]], None], work: Callable[[], T], then: Callable[[T | Exception], None]
+    ) -> None:
         def done() -> None:
             try:
                 result: T | Exception = work()
@@ -226,13 +231,13 @@ class FakeDisk:
                 result = error
             then(result)
 
-        self._work.append(done)
+        add(done)
 
     def work(self, most: int = 10**6) -> bool:
-        """Let the disk's thread do some of its work, and tell whether there was any."""
-        had = bool(self._work)
-        while self._work and most:
-            self._work.popleft()()
+        """Let the disk's threads do some of their work, the last read first, and tell whether there was any."""
+        had = bool(self._work or self._reads)
+        while most and (waiting := self._reads or self._work):
+            waiting.popleft()()
             most -= 1
         return had
 

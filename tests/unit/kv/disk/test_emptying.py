@@ -27,7 +27,7 @@ def test_directory_that_cannot_be_emptied_is_noted(tmp_path: Path) -> None:
     other, note = Files(tmp_path / "kv"), Note(tmp_path, tmp_path / "kv")
     other.open()
     other.write(PIECE, PARTS)
-    work = DiskWork(Files(tmp_path / "kv"), note, _run, lambda: 0.0, lambda: 1e9)
+    work = DiskWork(Files(tmp_path / "kv"), note, _run, _run, lambda: 0.0, lambda: 1e9)
     work.empty()
     assert work.counters.faults == 1
     assert Note(tmp_path, tmp_path / "kv").left
