@@ -106,6 +106,12 @@ class SidecarError(Exception):
         """Its google.rpc.Code."""
         return CODES[self.reason]
 
+    def again(self) -> SidecarError:
+        """Return an equal error for another call: an exception that is raised holds the frames of those it ends."""
+        return SidecarError(
+            self.reason, self.message, metadata=self.metadata, retry_after=self.retry_after, field=self.field
+        )
+
     def __repr__(self) -> str:
         return f"SidecarError({self.reason}, {self.message!r})"
 

@@ -276,10 +276,10 @@ def test_no_request_text_is_logged_traced_or_kept(
     assert b"Generate" in spans
     assert not has_canary(spans)
     lines = daemon.log()
-    bare = [line for line in lines if line["event"] == "engine_output"]
-    assert bare[0]["line"] == "Fatal Python error: Segmentation fault", "what it writes when it crashes"
-    assert all("line" in line for line in bare)
-    if level != "error":
+    if level != "error":  # both events are told below it
+        bare = [line for line in lines if line["event"] == "engine_output"]
+        assert bare[0]["line"] == "Fatal Python error: Segmentation fault", "what it writes when it crashes"
+        assert all("line" in line for line in bare)
         refused = [line for line in lines if line.get("code") == "INVALID_ARGUMENT"]
         assert len(refused) > 100
         silent = [line for line in refused if not line.get("field") and line["reason"] != "CONTEXT_LENGTH_EXCEEDED"]

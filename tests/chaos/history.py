@@ -29,6 +29,7 @@ class Stream:
         cached: Tokens that it says it reused.
         from_disk: Those of them that came from the disk.
         settled: Whether it was checked, and its events forgotten.
+        ended: When its end came.
     """
 
     ask: Ask
@@ -39,6 +40,7 @@ class Stream:
     cached: int = 0
     from_disk: int = 0
     settled: bool = False
+    ended: float = 0.0
 
     def add(self, event: pb.GenerateResponse) -> None:
         """Note an event."""
@@ -51,6 +53,7 @@ class Stream:
     def end(self, how: str) -> None:
         """Note its end."""
         self.ends.append(how)
+        self.ended = time.monotonic()
 
     @property
     def text(self) -> str:
@@ -103,6 +106,8 @@ class History:
         self.settled = 0
         """Streams before this one are settled."""
         self.faults: list[str] = []
+        self.kills: list[float] = []
+        """When a parent was killed, or told to stop if a failpoint killed it then."""
         self.notes: list[str] = []
         """Violations that were seen as they happened."""
         self._lock = threading.Lock()

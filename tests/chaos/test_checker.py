@@ -77,6 +77,16 @@ def test_checker_finds_a_torn_or_wrong_stream(events: list[pb.GenerateResponse],
     assert what in found(stream)
 
 
+@pytest.mark.parametrize(("kill", "text", "right"), [(1.2, "two", True), (0.9, "two", False), (1.2, "", False)])
+def test_killed_parent_may_leave_a_whole_stream_without_status(kill: float, text: str, right: bool) -> None:
+    """If it was killed while the stream ran, and nothing else is missing."""
+    history = History()
+    history.kills.append(kill)
+    events = [started(), delta("one ", 1), delta(text, 2), finished(3)]
+    history.streams.append(Stream(ASK, 1.0, events, 1.1, ["UNAVAILABLE"], ended=1.3))
+    assert (violations(history, SOLO) == []) == right
+
+
 def test_checker_finds_reuse_of_an_invalidated_prefix() -> None:
     """The call that stored the prefix began before the Invalidate, which names a model, a prefix or everything."""
     everything = Invalidation(called=3.0, returned=3.1)

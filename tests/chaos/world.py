@@ -99,13 +99,17 @@ class World:
 
     def kill(self) -> None:
         """Kill it, if it runs."""
+        self.history.kills.append(time.monotonic())
         self.daemon.process.kill()
         self.daemon.wait()
 
     def _end_well(self) -> int:
         """Tell it to stop; it does, with status 0 unless a failpoint killed it first. Return the status."""
+        told = time.monotonic()
         self.daemon.signal(signal.SIGTERM)
         status = self.daemon.wait()
+        if status == -signal.SIGKILL:
+            self.history.kills.append(told)
         if status not in (0, -signal.SIGKILL, -signal.SIGTERM):  # SIGTERM: it had not come to handle signals
             self.history.notes.append(f"the daemon ended with status {status} after SIGTERM")
         return status

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 from tests.http.conftest import Door
 from tests.http.sdks import python
 from tests.integration.test_tool_pages import blocks
+from tests.support.daemons import RunningDaemon
 
 
-def test_programs_for_openai_sdk_run(port_door: Door, unix_door: Door) -> None:
-    """Those of the page of frameworks: over a port, and over the Unix socket."""
+def test_programs_for_openai_sdk_run(daemon: RunningDaemon, port_door: Door, unix_door: Door) -> None:
+    """Those of the page of frameworks: over a port, and over the Unix socket, which lies where the page says."""
     over_port, over_unix, *others = blocks("frameworks.md", "python")
-    over_unix = over_unix.replace('os.path.expanduser("~/.mlx-sidecar/http.sock")', repr(unix_door.unix))
-    environ = {"OPENAI_BASE_URL": port_door.base_url, "OPENAI_API_KEY": port_door.token}
+    assert unix_door.unix == str(daemon.socket.with_name("http.sock"))
+    environ = {
+        "OPENAI_BASE_URL": port_door.base_url,
+        "OPENAI_API_KEY": port_door.token,
+        "MLX_SIDECAR_SOCKET": str(daemon.socket),
+        "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
+    }
     for program in (over_port, over_unix):
         command = [str(python()), "-c", program]
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)

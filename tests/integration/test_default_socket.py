@@ -134,6 +134,8 @@ def test_no_page_hard_codes_the_socket_path() -> None:
                 assert ".mlx-sidecar" in code, f"{page.name}: {fence}"
         for line in re.findall(r"`[^`\n]*-unix [^`\n]*`", page.read_text()):
             assert '"$(mlx-sidecar config socket)"' in line
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert "~/.mlx-sidecar/http.sock" not in page.read_text(), f"{page.name}: it lies beside the daemon's socket"
 
 
 def test_go_guide_compiles_and_finds_the_daemon(found: dict[str, str], tmp_path: Path) -> None:

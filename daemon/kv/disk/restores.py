@@ -267,8 +267,11 @@ class Restore:
             self._give_back(self._read.popleft())
 
     def _store(self, piece: Piece, source: KVSource, spec: PrefixSpec) -> None:
-        """Store a piece in the prefix cache, as if it had just been computed."""
+        """Store a piece in the prefix cache, as if it had just been computed; not without the blocks before it."""
         assert self._plan is not None
+        if len(self._look(piece.start)) < piece.start:
+            self.close()  # they were evicted meanwhile
+            return
         stop = self._stop(piece)
         tokens = self._tokens[: self._plan.tokens if piece.tail else stop * BLOCK_TOKENS]
         prefixes = self._tier.prefixes

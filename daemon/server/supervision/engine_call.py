@@ -85,7 +85,7 @@ class EngineCall:
     def fail(self, error: SidecarError) -> None:
         """End the call with an error, unless it is over. The engine may still compute for it until it is closed."""
         if not self.over:
-            self._end_with(error)
+            self._end_with(error.again())  # others may get the same one: its frames are cleared when a call has ended
 
     def _end_with(self, error: SidecarError) -> None:
         """Give the reader an error after the events that wait. The first error counts."""

@@ -45,7 +45,8 @@ def written(harness: Harness) -> None:
 
 
 def restarted(harness: Harness, engine: Callable[..., Harness]) -> Harness:
-    """Return an engine after another one that is gone, as if it had been killed."""
+    """Return an engine after another one that is gone, as if it had been killed, once it had opened its directory."""
+    harness.until(lambda: not harness.engine._disk.opening)  # a thread that still opens it would lock it for good
     harness.close()
     harness.engine._disk.work._files.close()
     return engine()

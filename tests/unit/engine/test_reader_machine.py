@@ -112,15 +112,19 @@ class ReadersMachine(RuleBasedStateMachine):
         """One is answered as it is alone, whatever was read beside it: bit for bit."""
         call = list(self.running)[which % len(self.running)]
         prompt = self.running.pop(call)
-        while not self.ended(call):
-            self.step()
-        answer = Answer(self.harness.finish(call))
+        answer = self.answer(call)
         assert not answer.failure.message
         assert answer.content == self.alone(prompt).content
 
     def alone(self, prompt: list[int]) -> Answer:
         """Return the answer that a prompt gets without any reuse."""
-        return Answer(self.harness.finish(self.harness.begin(greedy(self.path, prompt, COUNT, pb.CACHE_MODE_BYPASS))))
+        return self.answer(self.harness.begin(greedy(self.path, prompt, COUNT, pb.CACHE_MODE_BYPASS)))
+
+    def answer(self, call: int) -> Answer:
+        """Return the answer of a call; the others go on meanwhile, and may come to a prefix or leave it."""
+        while not self.ended(call):
+            self.step()
+        return Answer(self.harness.finish(call))
 
     @invariant()
     def prefixes_are_held_once(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from daemon.kv.disk.limits import Space
 from daemon.kv.disk.restores import STALL_SECONDS
 from daemon.kv.disk.tier import MOST_FORGOTTEN
-from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.keys import BLOCK_TOKENS, block_keys
 from daemon.kv.spec import PrefixSpec
 from tests.unit.kv.disk.fake_disk import NAME, TOKENS, FakeDisk, MemoryFiles, written
 from tests.unit.kv.fake_kv import ALL, HYBRID, PLAIN, RECURRENT, WINDOWED, FakePrefixes, prompt
@@ -138,6 +138,23 @@ def test_restore_of_an_invalidated_prefix_ends() -> None:
     assert restore.over()
     disk.settle()
     assert disk.prefixes.reuse(NAME, [*TOKENS, 9]) == []
+
+
+@pytest.mark.parametrize("parts", [PLAIN, WINDOWED, HYBRID])
+def test_restore_ends_where_its_beginning_is_evicted(parts: PrefixSpec) -> None:
+    """Between two pieces. The rest cannot be stored without it, which is no fault of the disk."""
+    disk = written(TOKENS, prompt(1, 2, 3, 4, 5), parts=parts)
+    restore = disk.restoring(NAME, [*prompt(1, 2, 3, 4, 5), 9])
+    while disk.work() or not disk.prefixes.cache.trie.walk(NAME, block_keys(TOKENS)):
+        disk.tier.step()
+    assert not restore.over()
+    disk.prefixes.cache.shed(10**9)
+    disk.settle()
+    assert restore.over()
+    assert disk.tier.work.counters.faults == 0
+    assert disk.prefixes.reuse(NAME, [*prompt(1, 2, 3, 4, 5), 9]) == []
+    assert disk.restore(NAME, [*TOKENS, 9]) == TOKENS
+    disk.check()
 
 
 @pytest.mark.parametrize("place", [0, 40, -1])
