@@ -164,6 +164,10 @@ class Bench:
         sizer.most_together = lambda *_: WIDTH  # type: ignore[method-assign]
         self._original, self._promised = self.runner._note_stuck, 0
         self.runner._note_stuck = self._started  # type: ignore[method-assign]
+        self._prefixes = self.harness.engine._memory._prefixes
+        self._store = self._prefixes.store
+        self._prefixes.store = self._storing  # type: ignore[method-assign]
+        self._before = self._peak = 0
 
     def run(self, length: int, batch: int, answer: int = ANSWER) -> Case:
         """
@@ -213,19 +217,20 @@ class Bench:
         harness.settle()
         gc.collect()
         mx.clear_cache()
-        before = mx.get_active_memory() - self._stored
+        self._before = mx.get_active_memory() - self._stored
         for request in asked:
             request.model = self.path
         calls = [harness.begin(request) for request in asked]
         phases: dict[str, Phase] = {}
         while not all(map(self._ended, calls)):
+            self._peak = self._promised = 0
             peak.reset()
-            self._promised = 0
             harness.step()
             harness.flush()
+            self._taken(self._stored)
             if self._promised:
                 phase = phases.setdefault("prefill" if self.runner._prefills.computed else "decode", Phase())
-                phase.add(self._promised, mx.get_peak_memory() - before - self._stored)
+                phase.add(self._promised, self._peak)
         return phases
 
     @property
@@ -243,6 +248,20 @@ class Bench:
         self._original()
         groups = [rows for decoder in self.runner._decoders.values() for rows in decoder.groups]
         self._promised = bill(list(self.runner._prefills), groups, WIDTH).total
+
+    def _storing(self, *args: Any, **fields: Any) -> int:
+        """Store a prefix: what was taken before it had the bytes of the prefix cache beside it as they were then."""
+        before = self._stored
+        self._taken(before)
+        stored = self._store(*args, **fields)
+        self._taken(max(before, self._stored))
+        return stored
+
+    def _taken(self, stored: int) -> None:
+        """Note the peak since the last call, while cached prefixes took so many bytes."""
+        mx.synchronize()
+        self._peak = max(self._peak, mx.get_peak_memory() - self._before - stored)
+        peak.reset()
 
     def _ended(self, call: int) -> bool:
         events = self.harness.of(call)

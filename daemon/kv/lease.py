@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.nodes import Checkpoint
 
 if TYPE_CHECKING:
@@ -48,6 +50,18 @@ class PrefixLease:
     def checkpoint(self) -> Checkpoint | None:
         """State of the recurrent layers after the match."""
         return self.nodes[-1].checkpoint if self.nodes else None
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether another lookup would not find all of the match any more."""
+        return bool(self.nodes) and self.nodes[-1].detached
+
+    def in_common(self, other: PrefixLease) -> int:
+        """Return the tokens of both matches that are the same blocks, in whole blocks."""
+        most = min(len(self.nodes), len(other.nodes))
+        # A path is a line from the root: where two have a block in common, they have all before it.
+        same = bisect_left(range(most), True, key=lambda index: self.nodes[index] is not other.nodes[index])
+        return min(same * BLOCK_TOKENS, self.tokens, other.tokens) // BLOCK_TOKENS * BLOCK_TOKENS
 
     def release(self) -> None:
         """

@@ -135,7 +135,7 @@ class PrefixCache:
         """False if a budget of zero turned the cache off from the start."""
         return self._enabled
 
-    def lookup(self, namespace: str, tokens: Sequence[int], spec: PrefixSpec) -> PrefixLease:
+    def lookup(self, namespace: str, tokens: Sequence[int], spec: PrefixSpec, *, counted: bool = True) -> PrefixLease:
         """
         Lease the longest cached prefix of a prompt after which a request can go on.
 
@@ -145,13 +145,14 @@ class PrefixCache:
             namespace: Digest of the request's namespace.
             tokens: The prompt.
             spec: What a prefix of the model consists of.
+            counted: Whether it is counted: not if the prompt will be looked up once more.
         """
         packed = pack(tokens[:-1])
         lease = self.trie.match(namespace, block_keys(tokens[:-1]), lambda path: furthest(path, packed, spec))
         if 0 < lease.tokens < self.min_prefix_len:
             lease.release()
             lease = self.trie.match(namespace, ())
-        self._count(lookups=1, tokens_looked_up=len(tokens))
+        self._count(lookups=int(counted), tokens_looked_up=len(tokens) * counted)
         return lease
 
     def explain(self, lease: PrefixLease, tokens: Sequence[int], spec: PrefixSpec, lead: int = 0) -> Miss | None:

@@ -229,6 +229,7 @@ class Invalidator:
         for kv in (kv for sequence in self._runner.sequences() for kv in sequence.kvs):
             if accept(kv.namespace):
                 kv.writes = False
+        self._runner.readers.renew()
 
 
 def _answer(entries: list[Entry[LoadedModel]], dropped: list[Dropped]) -> pb.InvalidateResponse:

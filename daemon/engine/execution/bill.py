@@ -157,9 +157,7 @@ def widest(prefilling: Rows[Sequence], wanted: int, spare: Callable[[int], int])
 def _prompt(sequence: Sequence, width: int) -> Bill:
     scored = sequence.request.prompt_logprobs is not None
     width = min(width, SCORED_TOKENS) if scored else width
-    models, rows = _models(sequence), sequence.rows
-    # Of a draft and its model, each may read another prefix: what is apart for both is no memory of the prompt's.
-    row = _row(sequence)._replace(base=min(map(_apart, sequence.kvs)))
+    models, rows, row = _models(sequence), sequence.rows, _row(sequence)
     own = prompt_bill(models, row, rows, width)
     # A prompt that has not begun shall hold no wide chunk yet when another one is computed.
     kv = own.kv if sequence.kv.cache is not None else prompt_bill(models, row, rows).kv
@@ -273,5 +271,6 @@ def _row(sequence: Sequence, *, alone: bool = True) -> BilledRow:
         row_vectors(request.sampling, masked=masked, scored=scored),
         1 + most_guesses(sequence),
         request.max_tokens > DECODE_ROOM,
-        sequence.kv.base,
+        # Of a draft and its model, each may read another prefix: what is apart for both is no memory of the row's.
+        min(map(_apart, sequence.kvs)),
     )

@@ -17,8 +17,8 @@ from daemon.cache.identity import ModelKey
 from daemon.engine.execution.batched_prefill import PrefillBatch
 from daemon.engine.execution.bill import widest
 from daemon.engine.execution.prefill import Prefill
+from daemon.engine.execution.readers import Readers
 from daemon.engine.execution.sequence import Sequence
-from daemon.engine.execution.sequence_kv import FindsCommon
 from daemon.engine.scheduling.policy import CHUNK_SECONDS, MAX_CHUNK, Allowance, ChunkSizer, Turns
 from daemon.engine.scheduling.prefill_plan import PrefillTurn
 from daemon.kv.forks import needed_first
@@ -83,17 +83,15 @@ class PrefillQueue:
         prefixes: The prefix cache.
         sizer: Step times of the models; it learns from each pass.
         clock: Seconds that never go back.
-        common: Returns the prefix that a prompt can read together with running sequences.
+        readers: The running sequences, as readers of prefixes that they have in common.
 
     Attributes:
         computed: Whether the last turn had a prompt to compute.
     """
 
-    def __init__(
-        self, prefixes: PrefixCache, sizer: ChunkSizer, clock: Callable[[], float], common: FindsCommon
-    ) -> None:
+    def __init__(self, prefixes: PrefixCache, sizer: ChunkSizer, clock: Callable[[], float], readers: Readers) -> None:
         self.computed = False
-        self._common = common
+        self._readers = readers
         self._prefixes = prefixes
         self._sizer = sizer
         self._clock = clock
@@ -205,7 +203,8 @@ class PrefillQueue:
         others = chain(self._prefills.values(), self._expected.values())
         waiting = [other.beginning for other in others if other.reads and other is not prefill and not other.begun]
         try:
-            prefill.begin(self._common, waiting)
+            prefill.begin(self._readers.common, waiting)
+            self._readers.renew()
         except Exception as error:
             yield Failed(prefill.sequence, error)
             return False

@@ -25,6 +25,7 @@ from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx import sharing
 from daemon.kv.mlx.layout import capacity_for
 from daemon.kv.mlx.shared_prefix import SharedPrefix
+from daemon.kv.prefix_cache import PrefixCache
 
 
 class Readers:
@@ -34,14 +35,18 @@ class Readers:
     Args:
         running: Returns all sequences that prefill or decode.
         decoders: Those that decode, by model.
+        prefixes: The prefix cache.
 
     Attributes:
         copied: Tokens since the start that were copied to become part of a shared prefix.
     """
 
-    def __init__(self, running: Callable[[], Iterable[Sequence]], decoders: Mapping[ModelKey, Decoder]) -> None:
+    def __init__(
+        self, running: Callable[[], Iterable[Sequence]], decoders: Mapping[ModelKey, Decoder], prefixes: PrefixCache
+    ) -> None:
         self._running = running
         self._decoders = decoders
+        self._prefixes = prefixes
         self.copied = 0
 
     def prefixes(self) -> dict[SharedPrefix, int]:
@@ -60,18 +65,24 @@ class Readers:
 
     def expect(self, sequence: Sequence) -> None:
         """
-        Note what a waiting sequence will not have to copy, for its bill.
+        Note what a sequence that is to begin will not have to copy, for its bill.
 
-        Only what a running request has leased counts: it is in the prefix cache when the sequence is looked up.
+        Only what is leased counts, by it and by another: nothing evicts that before the sequence is looked up. Of two
+        that are to begin, the later is billed what it has alone. Whichever begins first, they take as much.
         """
         for kv in sequence.kvs:
-            leased = [0]
-            shares = kv.reads and kv.loaded.shares
-            for tokens, _, other in self._holding(kv, kv.sharable(sequence.prompt)[:-1]) if shares else ():
-                held = 0 if other.prefix is None else other.prefix.tokens
-                if tokens >= held or kv.loaded.layout.parts.resumes_anywhere:
-                    leased.append(min(tokens, held))
-            kv.expected = max(leased) if max(leased) >= sharing.LEAST_SHARED else 0
+            kv.expected = max(self._expected(sequence, kv), default=0) if kv.reads and kv.loaded.shares else 0
+
+    def forgo(self, sequence: Sequence) -> None:
+        """Give back what a sequence has leased that does not begin now."""
+        for kv in sequence.kvs:
+            kv.let_go()
+
+    def renew(self) -> None:
+        """Note anew what sequences that are to begin will not have to copy: another one has begun, or has ended."""
+        for sequence in self._running():
+            if any(kv.prefix is not None and not kv.begun for kv in sequence.kvs):
+                self.expect(sequence)
 
     def common(self, kv: SequenceKV, prompt: list[int]) -> SharedPrefix | None:
         """
@@ -89,6 +100,30 @@ class Readers:
             return None
         tokens, sequence, holder = best
         return self._shared(sequence, holder, tokens)
+
+    def _expected(self, sequence: Sequence, kv: SequenceKV) -> Iterator[int]:
+        """Yield the tokens that a KV which is to begin can read together with each that is before it."""
+        beginning = sequence.prompt[: sharing.LEAST_SHARED]
+        for other, before in self._before(sequence, kv):
+            if other.prompt[: sharing.LEAST_SHARED] == beginning and before.reads:
+                kv.hold(sequence.request, self._prefixes)
+                if not before.begun:
+                    before.hold(other.request, self._prefixes)
+                if kv.prefix is not None and before.prefix is not None:
+                    tokens = kv.prefix.in_common(before.prefix)
+                    tokens = min(tokens, before.sharing_limit) if before.begun else tokens
+                    if tokens >= sharing.LEAST_SHARED:
+                        yield tokens
+
+    def _before(self, sequence: Sequence, kv: SequenceKV) -> Iterator[tuple[Sequence, SequenceKV]]:
+        """Yield each other KV of the namespace that has begun, or is to begin and came before a sequence."""
+        later = False
+        for other in self._running():
+            later = later or other is sequence
+            for before in other.kvs:
+                alike = before.namespace == kv.namespace and before.loaded is kv.loaded
+                if alike and before is not kv and (before.begun or not later):
+                    yield other, before
 
     def _holding(self, kv: SequenceKV, reusable: list[int]) -> Iterator[tuple[int, Sequence, SequenceKV]]:
         """Yield each other KV of the namespace with the number of tokens that both have in common, whole blocks."""

@@ -29,7 +29,6 @@ from daemon.engine.reporting.timings import EngineTimings
 from daemon.engine.scheduling.governor import Governors
 from daemon.engine.scheduling.policy import ChunkSizer
 from daemon.engine.scheduling.prefill_plan import WaitingList
-from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.prefix_cache import PrefixCache
 from daemon.kv.spec import Resume
 from daemon.shared.errors import RETRY_SECONDS, Reason, SidecarError
@@ -88,8 +87,8 @@ class Runner:
         self._tried: list[int] | None = None
         """The calls that there were when a start was last tried in vain; None if something was being computed."""
         self._decoders: dict[ModelKey, Decoder] = {}
-        self.readers = Readers(self._holders, self._decoders)
-        self._prefills = PrefillQueue(prefixes, self._times, clock, self.readers.common)
+        self.readers = Readers(self._holders, self._decoders, prefixes)
+        self._prefills = PrefillQueue(prefixes, self._times, clock, self.readers)
 
     @property
     def waiting(self) -> int:
@@ -188,7 +187,10 @@ class Runner:
     def _fits(self, sequence: Sequence) -> bool:
         """Whether a sequence that waits fits in memory now. Frees memory for it."""
         self.readers.expect(sequence)
-        return self._make_room(self._bill(sequence).total - self._bill().total)
+        fits = self._make_room(self._bill(sequence).total - self._bill().total)
+        if not fits:
+            self.readers.forgo(sequence)
+        return fits
 
     def _note_stuck(self) -> None:
         """Note whether another start would be in vain; if nothing runs at all, refuse the oldest waiting sequence."""
@@ -223,7 +225,7 @@ class Runner:
             sequence.pooled.cached = sequence.kv.cached
             sequence.pooled.finish()
             if sequence.pooled.error is not None:
-                self._forget(sequence)
+                sequence.kv.forget(sequence.prompt, self._prefixes)
             self._end(sequence)
 
     def _decode_from_now(self, sequences: list[Sequence], caches: list[Any] | None) -> None:
@@ -298,7 +300,7 @@ class Runner:
     def _fail(self, sequence: Sequence, error: SidecarError) -> None:
         """End a sequence, and all samples of its call, with an error; the call of a text to embed finds it there."""
         if error.reason is Reason.NAN_LOGITS:
-            self._forget(sequence)
+            sequence.kv.forget(sequence.prompt, self._prefixes)
         self._end(sequence)
         if sequence.pooled is not None:
             sequence.pooled.error = error
@@ -329,13 +331,6 @@ class Runner:
             caches, kv = self._decoders[sequence.model_key].caches_of(sequence), sequence.kv
             kv.store(sequence.tokens_in(kv), self._prefixes, Resume.PASSING, sequence.request.request_id, caches)
 
-    def _forget(self, sequence: Sequence) -> None:
-        """Drop what a sequence stored, tails too, before its logits were found to be no numbers; store no more."""
-        kv = sequence.kv
-        if kv.writes:
-            kv.writes = False
-            self._prefixes.forget_prefix(kv.namespace, sequence.prompt[: max(kv.cached + 1, BLOCK_TOKENS)])
-
     def _end(self, sequence: Sequence) -> None:
         """Take a sequence out of every stage, store its computed tokens, and release its memory."""
         self._waiting.remove(sequence)
@@ -348,3 +343,4 @@ class Runner:
             tokens, first = sequence.tokens_in(kv), sequence.resumable_in(kv)
             kv.store(tokens, self._prefixes, Resume.YES, sequence.request.request_id, first=first)
         sequence.release()
+        self.readers.renew()

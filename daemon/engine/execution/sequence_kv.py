@@ -55,7 +55,7 @@ class SequenceKV:
         held: Tokens that the arrays hold.
         cached: Prompt tokens that were reused.
         boundary: The state of recurrent layers at the last end of a block.
-        prefix: The hold on the prefix that was reused.
+        prefix: The hold on the prefix that was reused, or is to be.
         in_memory: Prompt tokens that could have been reused without the disk; None if nothing came from there.
         keep: Seconds for which the stored prompt is evicted after all others; 0 for as any other.
         miss: Why no more of the prompt was reused; None if all was that could be, or none was looked for.
@@ -89,6 +89,11 @@ class SequenceKV:
     def model_key(self) -> ModelKey:
         """Identity of that model."""
         return self.loaded.source.key
+
+    @property
+    def begun(self) -> bool:
+        """Whether its prompt was looked up."""
+        return self.cache is not None or self.held > 0
 
     @property
     def from_disk(self) -> int:
@@ -143,7 +148,7 @@ class SequenceKV:
             explained: Whether to find out why no more of it can be reused.
         """
         parts, prompt = self.loaded.layout.parts, self.sharable(request.prompt)
-        self.expected = 0
+        held, self.prefix, self.expected = self.prefix, None, 0
         try:
             self.prefix = prefixes.lookup(self.namespace, prompt, parts)
             if prefixes.enabled and explained:
@@ -151,6 +156,25 @@ class SequenceKV:
                 self.miss = prefixes.explain(self.prefix, prompt, parts, lead)
         except Exception:
             log.exception("prefix_lookup_failed", request_id=request.request_id)
+        if held is not None:
+            held.release()
+
+    def hold(self, request: Request, prefixes: PrefixCache) -> None:
+        """Lease what is stored of a prompt ahead of its lookup, which then finds as much; a fault is only logged."""
+        if self.prefix is not None and self.prefix.forgotten:
+            self.let_go()
+        if self.prefix is None:
+            prompt, parts = self.sharable(request.prompt), self.loaded.layout.parts
+            try:
+                self.prefix = prefixes.lookup(self.namespace, prompt, parts, counted=False)
+            except Exception:
+                log.exception("prefix_lookup_failed", request_id=request.request_id)
+
+    def let_go(self) -> None:
+        """Give up what was leased ahead of the lookup."""
+        held, self.prefix, self.expected = self.prefix, None, 0
+        if held is not None:
+            held.release()
 
     def restore(self, request: Request, prefixes: PrefixCache, room: int, common: FindsCommon) -> None:
         """
@@ -233,6 +257,12 @@ class SequenceKV:
             return  # a window has passed these tokens; the blocks that were stored before it did remain
         except Exception:
             log.exception("prefix_store_failed", request_id=request_id)
+
+    def forget(self, prompt: list[int], prefixes: PrefixCache) -> None:
+        """Drop what was stored, tails too, before logits were found to be no numbers; store no more."""
+        if self.writes:
+            self.writes = False
+            prefixes.forget_prefix(self.namespace, prompt[: max(self.cached + 1, BLOCK_TOKENS)])
 
     def keep_prompt(self, prompt: list[int], prefixes: PrefixCache, request_id: str) -> None:
         """Keep what is stored of a prompt, if that is asked for; a fault is only logged."""

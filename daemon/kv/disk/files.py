@@ -146,16 +146,29 @@ class Files:
         return found
 
     def look(self) -> Iterator[tuple[str, Piece | None, float]]:
-        """Yield name, piece and time of last use of each file, and change nothing; None for one that is damaged."""
-        with suppress(FileNotFoundError), os.scandir(self.folder) as items:
+        """
+        Yield name, piece and time of last use of each file, and change nothing; None for one that is damaged.
+
+        A daemon may run, and remove a file meanwhile: that is as if it had been removed before.
+        """
+        try:
+            items = os.scandir(self.folder)
+        except FileNotFoundError:
+            return
+        with items:
             for item in items:
-                if item.name.endswith(SUFFIX):
-                    about = item.stat(follow_symlinks=False)
-                    try:
-                        piece: Piece | None = self._piece(item.name, about.st_size)
-                    except (OSError, DamagedError):
-                        piece = None
-                    yield item.name, piece, about.st_mtime
+                with suppress(FileNotFoundError):
+                    if item.name.endswith(SUFFIX):
+                        yield self._looked(item)
+
+    def _looked(self, item: os.DirEntry[str]) -> tuple[str, Piece | None, float]:
+        about = item.stat(follow_symlinks=False)
+        try:
+            return item.name, self._piece(item.name, about.st_size), about.st_mtime
+        except FileNotFoundError:
+            raise
+        except (OSError, DamagedError):
+            return item.name, None, about.st_mtime
 
     def write(self, piece: Piece, parts: Sequence[Part]) -> int:
         """

@@ -45,10 +45,10 @@ class RowsUndo:
         flat = list(leaves(caches))
         self._fed, self._width = fed, _width(fed)
         self._whole = any(type(cache) in STATE_ADAPTERS for cache in flat)
-        # Without states, what a mark holds is not needed: it would only keep the windows of before in memory.
-        self._marks = [(cache, BATCH_ADAPTERS[type(cache)].mark(cache) if self._whole else None) for cache in flat]
         for cache in flat:
             BATCH_ADAPTERS[type(cache)].begin_rows(cache, fed, self._width)
+        # Without states, what a mark holds is not needed: it would only keep the windows of before in memory.
+        self._marks = [(cache, BATCH_ADAPTERS[type(cache)].mark(cache) if self._whole else None) for cache in flat]
 
     def keep(self, right: Sequence[int]) -> list[int]:
         """

@@ -11,14 +11,14 @@ import pytest
 
 from daemon.engine.execution import bill as bills
 from daemon.engine.execution.bill import LEAST_WIDTH, Bill, BilledRow, bill, prompt_bill, widest
-from daemon.engine.execution.prefill_queue import Outcome
+from daemon.engine.execution.prefill_queue import Outcome, PrefillQueue
 from daemon.engine.execution.runner import Runner
 from daemon.engine.scheduling.policy import MAX_CHUNK
 from daemon.kv.mlx import peak
 from mlx_sidecar.v1 import sidecar_pb2 as pb
 from tests.support.models import TINY, write_random
 from tests.unit.engine.families import Family, write
-from tests.unit.engine.harness import Harness, greedy
+from tests.unit.engine.harness import Answer, Harness, greedy
 from tests.unit.engine.test_readers import Case, frozen, ids
 
 LENGTH = 700
@@ -105,6 +105,34 @@ def test_samples_behind_a_prefix_are_billed(
     layout = case.harness.engine._models.entries()[0].model.layout
     assert kvs
     assert min(kvs) >= 4 * layout.full_bytes(700 + 12)
+
+
+def test_prompts_that_start_together_are_billed_once(
+    engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them in full, whichever that is: also when it ends before the others were looked up."""
+    case, long = Case(engine(), write(tmp_path, Family("qwen3"))), ids(1500)
+    case.harness.finish(case.begin([*long, 5], 1))
+    runner = case.harness.engine._runner
+    lookups = case.stats.lookups
+    monkeypatch.setattr(PrefillQueue, "step", lambda queue, decode: iter(()))
+    calls = [case.harness.begin(greedy(case.path, [*long, number], 4)) for number in (6, 7, 8)]
+    case.harness.until(lambda: runner.prefilling == 3)
+    expected = [sequence.kv.expected for sequence in runner._prefills]
+    billed = runner._bill().kv
+    case.harness.cancel(calls[0])
+    after = [sequence.kv.expected for sequence in runner._prefills]
+    layout = case.harness.engine._models.entries()[0].model.layout
+    assert (expected, after) == ([0, 1488, 1488], [0, 1488])
+    assert layout.full_bytes(1536) <= billed <= layout.full_bytes(1536 + 2 * 512)
+    assert case.stats.lookups == lookups
+    monkeypatch.undo()
+    with frozen():
+        case.harness.until(lambda: runner.decoding == 2)
+    assert case.spans == {(0, 1488): 2}
+    for call in calls[1:]:
+        assert not Answer(case.harness.finish(call)).failure.message
+    case.harness.settle()
 
 
 @pytest.mark.parametrize(("free", "made"), [(10_000, 2), (1_000, 5)])

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from daemon.engine.execution.runner import Runner
+from daemon.engine.execution.sequence import Sequence as Running
 from daemon.engine.execution.speculation import MOST_FED
 from daemon.engine.scheduling.governor import Governor, Source
 from daemon.kv.mlx import sharing
@@ -255,4 +257,55 @@ def test_readers_of_a_shared_prefix_guess(
     assert guesses(long)[1] > accepted
     assert [long.ids, short.ids] == [answer.ids for answer in plain]
     assert family not in EXACT or [long.content, short.content] == [answer.content for answer in plain]
+    harness.settle()
+
+
+@pytest.mark.parametrize("family", ["recurrent_gemma", "baichuan_m1"])
+def test_row_that_ends_with_wrong_guesses_is_resumed(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Its last pass was taken back. What it held before that is found by the next turn, which answers as a cold one."""
+    path, ends, end = str(write(tmp_path, Family(family))), dict[int, tuple[int, int]](), Runner._end
+
+    def noted(runner: Runner, sequence: Running) -> None:
+        ends[sequence.call_id] = (sequence.kv.held, len(sequence.prompt) + len(sequence.generated))
+        end(runner, sequence)
+
+    monkeypatch.setattr(Runner, "_end", noted)
+    sampling: dict[str, Any] = {"temperature": 1.5, "logit_bias": {11: 100.0, 12: 100.0, 13: 97.0}}
+    taken_back = 0
+    for seed in range(60):
+        stored: dict[str, Any] = {"model": path, "stop": pb.Stop(token_ids=[13]), "cache": pb.CacheOptions()}
+        prompts = [[20 + (seed * 7 + row * 13 + i * i) % 500 for i in range(33)] for row in range(2)]
+        calls = [
+            harness.begin(
+                asked(
+                    speculation=NGRAM,
+                    tokens=pb.TokenIds(ids=prompt),
+                    sampling=pb.Sampling(seed=seed, **sampling),
+                    **stored,
+                )
+            )
+            for prompt in prompts
+        ]
+        for prompt, call in zip(prompts, calls, strict=True):
+            ids = Answer(harness.finish(call)).ids
+            held, total = ends[call]
+            if held < total - 1:
+                taken_back += 1
+                again: dict[str, Any] = {
+                    "model": path,
+                    "tokens": pb.TokenIds(ids=[*prompt, *ids, 600, 601]),
+                    "max_tokens": 4,
+                }
+                warm = harness.run(asked(speculation=OFF, **again, cache=pb.CacheOptions(mode=pb.CACHE_MODE_READ_ONLY)))
+                cold = harness.run(asked(speculation=OFF, **again))
+                assert warm.cached == held
+                assert warm.ids == cold.ids
+                assert (
+                    max(abs(a.logprob - b.logprob) for a, b in zip(warm.logprobs, cold.logprobs, strict=True)) < CLOSE
+                )
+        if taken_back >= 3:
+            break
+    assert taken_back >= 3
     harness.settle()

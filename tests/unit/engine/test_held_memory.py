@@ -14,6 +14,7 @@ from mlx_lm.models.cache import ArraysCache
 
 from daemon.engine.memory.memory_budget import kv_need
 from daemon.engine.scheduling.policy import MIN_IDLE_CHUNK
+from daemon.kv.keys import BLOCK_TOKENS
 from daemon.kv.mlx import checkpoints
 from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.self_test import probe
@@ -128,4 +129,22 @@ def test_held_row_does_not_keep_its_batch(wide: tuple[Harness, str, Any]) -> Non
     assert active() - before <= 4.2 * kv_need(model.layout, LENGTH, 200, MIN_IDLE_CHUNK)
     for call in calls:
         harness.cancel(call)
+    harness.settle()
+
+
+def test_state_of_a_row_alone_is_no_copy(engine: Callable[..., Harness], tmp_path: Path) -> None:
+    """At the end of a block it keeps the arrays that the pass wrote; only rows of a batch keep copies."""
+    path = str(write_random(tmp_path / "m", TINY["mamba2"], 7))
+    harness = engine()
+    (call,) = rows_of(harness, path, [40], [50])
+    (decoder,) = harness.engine._runner._decoders.values()
+    (sequence,) = decoder
+    harness.until(lambda: sequence.kv.held % BLOCK_TOKENS == 0)
+    assert sequence.kv.boundary is not None
+    assert sequence.kv.boundary.tokens == sequence.kv.held
+    kept = [array for layer in sequence.kv.boundary.states for array in layer]
+    own = [array for cache in leaves(decoder.caches_of(sequence)) for array in cache.cache]
+    assert kept
+    assert all(one is other for one, other in zip(kept, own, strict=True))
+    harness.cancel(call)
     harness.settle()

@@ -8,8 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx_lm.models.cache import ArraysCache, BatchRotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, BatchRotatingKVCache, RotatingKVCache, make_prompt_cache
 
+from daemon.kv.mlx.adapters.cache_list import leaves
 from daemon.kv.mlx.ahead import Ahead
 from daemon.kv.mlx.ahead_rows import RowsUndo, padded, trying_rows
 from daemon.kv.mlx.batch_cache import to_batch, to_single
@@ -125,3 +126,26 @@ def test_rows_forget_their_own_wrong_guesses(family: str, befores: tuple[int, ..
     single = [to_single(cache, len(rows) - 1) for cache in caches]
     tokens = last.tokens[last.known - last.unfed : last.known + 1]
     assert close(fed(model, tokens, single)[-1], last.expect(1)[-1])
+
+
+@pytest.mark.parametrize("others", [0, 4])
+@pytest.mark.parametrize("family", ["recurrent_gemma", "baichuan_m1"])
+def test_row_of_which_nothing_stays_has_its_window(family: str, others: int) -> None:
+    """All of it, as before the pass: a prefix is stored with what a window holds after its last token."""
+    model = model_of(family)
+    rows = [Row(model, length, 11 * index) for index, length in enumerate((50, 61))]
+    caches = rows[0].batch
+    for cache, other in zip(caches, rows[1].batch, strict=True):
+        cache.extend(other)
+    held = [to_single(cache, 0) for cache in caches]
+    undo = RowsUndo(caches, [3, max(2, others)])
+    model(padded([[701] * 3, rows[1].tokens[61 : 61 + others]]), cache=caches)
+    undo.keep([1, others])
+    windows = [cache for cache in leaves(caches) if isinstance(cache, BatchRotatingKVCache)]
+    before = [cache for cache in leaves(held) if isinstance(cache, RotatingKVCache)]
+    assert windows
+    for window, one in zip(windows, before, strict=True):
+        row = to_single(window, 0)
+        assert (row.offset, row.keys.shape[2]) == (50, row.max_size)
+        assert mx.array_equal(row.keys, one.keys[..., -row.max_size :, :])
+        assert mx.array_equal(row.values, one.values[..., -row.max_size :, :])

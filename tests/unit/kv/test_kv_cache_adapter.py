@@ -9,13 +9,16 @@ from typing import Any, cast
 
 import mlx.core as mx
 import pytest
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import BatchRotatingKVCache, KVCache
 
 from daemon.kv.extent_ledger import Run
 from daemon.kv.keys import BLOCK_TOKENS
+from daemon.kv.mlx import peak
 from daemon.kv.mlx.adapters.kv_cache import KVCacheAdapter
+from daemon.kv.mlx.adapters.rotating import RotatingAdapter
 from daemon.kv.mlx.growth import ROOM_STEP
 from daemon.kv.mlx.layout import capacity_for
+from daemon.kv.mlx.rows_kv import RowsKV
 from tests.support.builders import page_rounding
 from tests.unit.kv.tiny_models import REUSABLE, TinyEngine, build, raw, same_bits, tokens
 
@@ -265,3 +268,39 @@ def test_cache_with_zero_capacity_works(engine: TinyEngine) -> None:
     assert same_bits(engine.compute(caches, tokens(20)), engine.cold(tokens(20))[1])
     assert capacity_for(0) == 0
     assert capacity_for(1) == ROOM_STEP == capacity_for(256)
+
+
+def test_rows_that_stay_exist_twice_at_most(exact_memory: None) -> None:
+    """Chosen from the rows of before, and given more room: what they were chosen from is free by then."""
+    batch = RowsKV([0] * 8)
+    batch.update_and_fetch(*(mx.ones((8, 1, ROOM_STEP, 256)) for _ in range(2)))
+    mx.eval(batch.keys, batch.values)
+    one = batch.keys.nbytes
+    with peak.measuring() as taken:
+        batch.filter(list(range(7)))
+        KVCacheAdapter().fit(batch, 1)
+    assert batch.keys.shape[2] == 2 * ROOM_STEP
+    # Of keys or values: what was chosen, and it with its room, which is twice as long. Those of before are free.
+    assert taken.bytes <= 7 / 8 * (1 + 2) * one + page_rounding(8)
+
+
+def test_row_that_is_taken_out_is_no_copy(exact_memory: None) -> None:
+    """Of a window that has not turned; and the row that stays keeps nothing of the others, once it is shrunk."""
+    adapter, rows = RotatingAdapter(), BatchRotatingKVCache(512, [3, 0])
+    rows.update_and_fetch(*(mx.random.normal((2, 2, 200, 64)) for _ in range(2)))
+    mx.eval(rows.keys, rows.values)
+    before = mx.get_active_memory()
+    with peak.measuring() as taken:
+        row = adapter.to_single(rows, 0)
+        mx.eval(row.keys, row.values)
+    copied = rows.extract(0)
+    assert taken.bytes <= page_rounding(2)
+    assert mx.array_equal(row.keys, copied.keys)
+    assert mx.array_equal(row.values, copied.values)
+    assert (row.offset, row._idx) == (copied.offset, copied._idx)
+    own = copied.keys.nbytes + copied.values.nbytes
+    del rows, copied
+    adapter.shrink(row)
+    mx.eval(row.keys, row.values)
+    gc.collect()
+    assert mx.get_active_memory() - before <= own - 2 * own + page_rounding(4)

@@ -115,7 +115,7 @@ class CacheAdapter(ABC):
 
         Args:
             batch: The cache of several sequences, after the pass.
-            mark: What `mark` returned for it before the pass.
+            mark: What `mark` returned for it after `begin_rows`; None if each row keeps a token or more.
             width: Tokens of the pass, two or more, padding included.
             kept: How many of each row stay; all of its own or none in each row if any cache of the model is a state.
         """

@@ -125,8 +125,15 @@ class RotatingAdapter(BlockAdapter):
         Move each row to the right by what is forgotten of it: windows are short, and all rows of them turn together.
 
         A pass over several tokens leaves them in temporal order, with more of them than a window has. What a row moves
-        away from counts as padding.
+        away from counts as padding. The pass has dropped one token that its first token does not see. A row of which
+        nothing stays gets it back: a window that is stored has it.
         """
+        dropped = -1 if mark is None else mark[3] - batch.max_size
+        if dropped >= 0 and not all(kept):
+            oldest = slice(dropped, dropped + 1)
+            batch.keys = mx.concatenate([mark[0][..., oldest, :], batch.keys], axis=2)
+            batch.values = mx.concatenate([mark[1][..., oldest, :], batch.values], axis=2)
+            batch.left_padding = batch.left_padding + 1
         surplus = [width - count for count in kept]
         shift = mx.array(surplus) - min(surplus)
         held = batch.keys.shape[2] - min(surplus)
@@ -138,10 +145,11 @@ class RotatingAdapter(BlockAdapter):
         batch._idx = batch._offset = held - unseen
 
     def shrink(self, cache: RotatingKVCache) -> None:
-        """Drop the beginning of the last chunk, which no later token sees; mlx-lm does so at the next token."""
-        if cache.keys.shape[2] > cache.max_size:
-            cache.keys = mx.contiguous(cache.keys[..., -cache.max_size :, :])
-            cache.values = mx.contiguous(cache.values[..., -cache.max_size :, :])
+        """Drop the beginning of the last chunk, which no later token sees, as mlx-lm does next; copy views."""
+        unseen = max(0, cache.keys.shape[2] - cache.max_size)
+        cache.keys = mx.contiguous(cache.keys[..., unseen:, :])
+        cache.values = mx.contiguous(cache.values[..., unseen:, :])
+        if unseen:
             cache._idx = cache.max_size
 
     def can_batch(self, cache: RotatingKVCache) -> bool:
@@ -151,6 +159,21 @@ class RotatingAdapter(BlockAdapter):
     def to_batch(self, cache: RotatingKVCache) -> BatchRotatingKVCache:
         """Return a batch of one row, copied."""
         return BatchRotatingKVCache.merge([cache])
+
+    def to_single(self, batch: BatchRotatingKVCache, row: int) -> RotatingKVCache:
+        """
+        Return one row as a cache: of views where the window has not turned, and else copied into temporal order.
+
+        mlx-lm copies in any case: the windows of all layers would be there twice when the end of an answer is stored.
+        """
+        if batch.rotated:
+            cache: RotatingKVCache = batch.extract(row)
+            return cache
+        cache, padding = RotatingKVCache(batch.max_size), max(0, batch.left_padding.tolist()[row])
+        cache.keys = batch.keys[row : row + 1, :, padding : batch._idx]
+        cache.values = batch.values[row : row + 1, :, padding : batch._idx]
+        cache.offset, cache._idx = batch.offset.tolist()[row], batch._idx - padding
+        return cache
 
 
 def understood(cache: Any) -> bool:

@@ -81,6 +81,35 @@ def test_torn_file_is_removed_at_the_scan(files: Files, cut: int) -> None:
     assert (found.pieces, found.removed, held(files)) == ([], 1, [])
 
 
+def test_look_goes_on_when_files_vanish(files: Files) -> None:
+    """A daemon that runs removes some meanwhile: what is left is told of."""
+    names = {f"{number}.kv" for number in range(12)}
+    for name in names:
+        (files.folder / name).write_bytes(b"no piece")
+    looked = files.look()
+    first, piece, _ = next(looked)
+    gone = set(sorted(names - {first})[::2])
+    for name in gone:
+        (files.folder / name).unlink()
+    assert piece is None
+    assert [first, *sorted(name for name, _, _ in looked)] == [first, *sorted(names - gone - {first})]
+
+
+def test_file_that_vanishes_is_not_damaged(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its size and its bytes."""
+    size = files.write(PIECE, PARTS)
+    (files.folder / "other.kv").write_bytes(b"no piece")
+    read = files._piece
+
+    def vanishing(name: str, nbytes: int) -> Piece:
+        if name == "other.kv":
+            (files.folder / name).unlink()
+        return read(name, nbytes)
+
+    monkeypatch.setattr(files, "_piece", vanishing)
+    assert [piece for _, piece, _ in files.look()] == [replace(PIECE, nbytes=size)]
+
+
 def test_old_or_foreign_files_are_removed(files: Files, tmp_path: Path) -> None:
     """Of our names alone: what others put there stays."""
     files.write(PIECE, PARTS)
