@@ -113,7 +113,7 @@ class Readers:
                     tokens = kv.prefix.in_common(before.prefix)
                     tokens = min(tokens, before.sharing_limit) if before.begun else tokens
                     if tokens >= sharing.LEAST_SHARED:
-                        yield tokens
+                        yield _readable(_stops(before), tokens)
 
     def _before(self, sequence: Sequence, kv: SequenceKV) -> Iterator[tuple[Sequence, SequenceKV]]:
         """Yield each other KV of the namespace that has begun, or is to begin and came before a sequence."""
@@ -136,10 +136,11 @@ class Readers:
     def _shared(self, sequence: Sequence, holder: SequenceKV, tokens: int) -> SharedPrefix | None:
         """Return the prefix that a holder reads up to a token, which is made or cut first if that is worth it."""
         path = holder.common.path if holder.common is not None else []
-        read = max((prefix.stop for prefix in path if prefix.stop <= tokens), default=0)
-        if tokens - read < sharing.LEAST_SHARED:
-            return next((prefix for prefix in path if prefix.stop == read), None)
-        beyond = next((prefix for prefix in path if prefix.start <= read < prefix.stop), None)
+        stop = _readable(_stops(holder), tokens)
+        found = next((prefix for prefix in path if prefix.stop == stop), None)
+        if found is not None:
+            return found
+        beyond = next((prefix for prefix in path if prefix.start < tokens < prefix.stop), None)
         if beyond is not None:
             return beyond.split(tokens)
         self._split(sequence, holder, tokens)
@@ -159,6 +160,17 @@ class Readers:
             holder.cache = split(holder.cache, copy=False)
         else:
             self._decoders[sequence.model_key].replace(sequence, split)
+
+
+def _stops(kv: SequenceKV) -> list[int]:
+    """Return the ends, in tokens, of the prefixes that a KV reads; where it has not begun, of what it is to read."""
+    return [kv.expected] if kv.common is None else [prefix.stop for prefix in kv.common.path]
+
+
+def _readable(stops: Iterable[int], tokens: int) -> int:
+    """Return how many of the tokens in common with a KV can be read: behind an end of a prefix, few are copied."""
+    read = max((stop for stop in stops if stop <= tokens), default=0)
+    return tokens if tokens - read >= sharing.LEAST_SHARED else read
 
 
 def _in_common(tokens: list[int], others: list[int]) -> int:

@@ -135,6 +135,28 @@ def test_prompts_that_start_together_are_billed_once(
     case.harness.settle()
 
 
+def test_short_stretch_behind_a_shared_prefix_is_billed(
+    engine: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader of 992 tokens is no longer one for 400 tokens more, so a third prompt has a copy of those."""
+    case, long = Case(engine(), write(tmp_path, Family("qwen3"))), ids(1500)
+    case.harness.finish(case.begin([*long, 5], 1))
+    runner = case.harness.engine._runner
+    calls = [case.harness.begin(greedy(case.path, [*long[:end], 6, *long[:20]], 400)) for end in (1500, 1000)]
+    case.harness.until(lambda: runner.decoding == 2)
+    with monkeypatch.context() as held:
+        held.setattr(PrefillQueue, "step", lambda queue, decode: iter(()))
+        calls.append(case.harness.begin(greedy(case.path, [*long[:1400], 7, *long[:20]], 400)))
+        case.harness.until(lambda: runner.prefilling == 1)
+        expected = [sequence.kv.expected for sequence in runner._prefills]
+    case.harness.until(lambda: runner.decoding == 3)
+    assert case.spans == {(0, 992): 3}
+    assert expected == [992]
+    for call in calls:
+        case.harness.cancel(call)
+    case.harness.settle()
+
+
 @pytest.mark.parametrize(("free", "made"), [(10_000, 2), (1_000, 5)])
 def test_turn_makes_few_bills(monkeypatch: pytest.MonkeyPatch, free: int, made: int) -> None:
     """Each turn of prefill asks for the widest pass: one bill for it and one for the least, if memory suffices."""
