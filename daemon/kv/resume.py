@@ -42,7 +42,7 @@ def resume_points(
     after_messages = [index + 1 for index, token in enumerate(prompt) if token in ends]
     points = {*forks, *after_messages[:1], *after_messages[-1:]}
     if not any(point >= len(prompt) - BLOCK_TOKENS for point in after_messages[-1:]):
-        near = any(last > point >= max(1, last - NEAR) for point in (cached, *points))
+        near = any(last > point >= max(BLOCK_TOKENS, last - NEAR) for point in (cached, *points))
         points |= {last} if near else {last, (len(prompt) - 1) // BLOCK_TOKENS * BLOCK_TOKENS}
     back = INTERVAL
     while back < last:

@@ -57,6 +57,10 @@ def test_point_near_the_end_saves_another(cached: int, found: list[int]) -> None
     assert points([5] * 400, 32, (cached,)) == sorted({cached, *found})
 
 
+def test_message_that_ends_in_the_first_block_saves_no_point() -> None:
+    assert points([*[5] * 10, END, *[5] * 22], ends=(END,)) == [32, 33]
+
+
 def test_restored_part_gets_no_new_resume_point() -> None:
     messages = [*[5] * 40, END, *[5] * 40, END, *[5] * 40]
 
