@@ -298,15 +298,15 @@ class Prefill:
         Return the number of tokens of the next chunk: up to the next resume point at most.
 
         It ends at the resume point, or before it with a whole block: a recurrent state cannot go back to it. Windows
-        that a pass leaves hold what any position in it sees. A rest below `MIN_CHUNK` tokens is taken along.
+        that a pass leaves hold what any position in it sees, in whole blocks if it began with one. A rest below
+        `MIN_CHUNK` tokens is taken along.
         """
+        most = min(self._left, (self._stop or self.length) - self.done)
         size = self._size(allowance)
-        size = self._left if self._left < size + MIN_CHUNK and not self._scored else min(size, self._left)
-        if self._stop is not None:
-            to_point = self._stop - self.done
-            beyond_block = (self.done + size) % BLOCK_TOKENS if size < min(to_point, self._left) else 0
-            size = min(size, to_point) - (beyond_block if beyond_block < size else 0)
-        return size
+        if size >= most or (self._left < size + MIN_CHUNK and not self._scored):
+            return most
+        beyond_block = (self.done + size) % BLOCK_TOKENS if self._points else 0
+        return size - beyond_block if beyond_block < size else size
 
     @property
     def _stop(self) -> int | None:
