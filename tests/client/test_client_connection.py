@@ -77,7 +77,7 @@ def test_no_socket_means_that_no_daemon_runs(socket: Path, timeout: float) -> No
 def test_default_socket_is_not_part_of_the_advice(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is where `serve` listens without it."""
     monkeypatch.setenv("MLX_SIDECAR_SOCKET", str(socket))
-    with Client(timeout=0.0) as client, pytest.raises(DaemonNotRunning, match="start it with: mlx-sidecar serve$"):
+    with Client(timeout=0.0) as client, pytest.raises(DaemonNotRunning, match=r"start it with: mlx-sidecar serve$"):
         client.stats()
 
 
