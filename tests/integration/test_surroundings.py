@@ -38,7 +38,7 @@ def _launch(folder: Path) -> Iterator[Callable[..., RunningDaemon]]:
 
 
 @pytest.mark.parametrize(
-    ("process", "library"), [("daemon.engine", "mlx/core.py"), ("daemon.http", "starlette/types.py")]
+    ("process", "library"), [("daemon.engine", "mlx/core.py"), ("daemon.http", "starlette/datastructures.py")]
 )
 def test_children_ignore_group_signals_before_imports(tmp_path: Path, process: str, library: str) -> None:
     """They get Ctrl-C, a hangup and a unit's SIGTERM as well, and leave the end to the parent."""

@@ -163,7 +163,7 @@ async def test_door_that_hangs_is_replaced(folder: Path, monkeypatch: pytest.Mon
     await door.stop()
 
 
-async def test_signals_to_all_processes_are_left_to_the_parent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_door_leaves_signals_to_the_parent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C, a unit's stop, and a terminal that closes: the parent drains, and answers over HTTP end well."""
     looks = count_looks(monkeypatch)
     door = HttpDoor(config(folder), time.monotonic, http_door.door_command(config(folder)))
