@@ -18,7 +18,6 @@ from daemon.kv.mlx.batch_cache import to_batch
 from daemon.shared.errors import SidecarError
 from daemon.shared.readings import about_to_wait
 
-
 Read = tuple[Sequence, Token | SidecarError, float]
 """The next token of a sequence, or the error that ends it, and when it was read."""
 

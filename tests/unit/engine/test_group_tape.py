@@ -6,7 +6,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count
 
 import pytest
 
@@ -209,7 +210,12 @@ def test_turn_that_another_follows_is_told_with_it(pair: Pair) -> None:
     """Each message wakes the other rank. It needs the rest of a turn for the next one alone."""
     two, messages = Two(pair), list[int]()
     send_all = pair[0].send_all
-    pair[0].send_all = lambda bodies: (messages.append(len(bodies)), send_all(bodies))[1]  # type: ignore[method-assign]
+
+    def counted(bodies: Sequence[bytes]) -> None:
+        messages.append(len(bodies))
+        send_all(bodies)
+
+    pair[0].send_all = counted  # type: ignore[method-assign]
     two.engine.pause = two.other.pause = 0.0
     two.rank.step()
     two.rank.step()
@@ -250,10 +256,14 @@ def test_pause_is_asked_once_a_turn(pair: Pair) -> None:
 
 def test_figures_are_made_for_a_reader_alone() -> None:
     """Other ranks have none, and a snapshot takes milliseconds in which all of them wait."""
-    made: list[pb.StatsResponse] = []
-    outbox = Outbox(DigestingWire(NoWire(), str), lambda: made.append(pb.StatsResponse()) or made[-1])
-    outbox.publish()
-    assert made == []
+    made = count()
+
+    def figures() -> pb.StatsResponse:
+        next(made)
+        return pb.StatsResponse()
+
+    Outbox(DigestingWire(NoWire(), print), figures).publish()
+    assert next(made) == 0
 
 
 def test_tape_runs_before_a_turn_is_told(pair: Pair) -> None:
