@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from typing import cast
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -12,14 +13,14 @@ from starlette.responses import Response
 from daemon.http.bodies import read_body
 from daemon.http.errors import Problem, invalid
 from daemon.http.generation import Ask, events
-from daemon.http.responses.answer_types import Event
+from daemon.http.responses.answer_types import Count, Event
 from daemon.http.responses.answering import Answer
-from daemon.http.responses.asking import EFFORT_FIELDS, ask, without_effort
+from daemon.http.responses.asking import EFFORT_FIELDS, ask, counted, without_effort
 from daemon.http.responses.conversation import Conversation, deleted, found, page
-from daemon.http.responses.request_types import ResponseRequest
+from daemon.http.responses.request_types import CountRequest, ResponseRequest
 from daemon.http.responses.store import Store
 from daemon.http.streaming import Framing, begin, event, until_gone
-from mlx_sidecar import AsyncClient, GenerateEvent, InvalidArgument, Started
+from mlx_sidecar import AsyncClient, GenerateEvent, InvalidArgument, Started, TokenizeOptions
 
 MOST_ITEMS = 100
 """Most items of a page."""
@@ -97,6 +98,30 @@ async def _events(client: AsyncClient, asked: Ask, answer: Answer) -> AsyncGener
 
 def _sent(made: Iterable[Event]) -> bytes:
     return b"".join(event(one.model_dump_json(exclude_unset=True, by_alias=True), one.type) for one in made)
+
+
+async def count_tokens(request: Request, client: AsyncClient) -> Response:
+    """Answer `POST /v1/responses/input_tokens`."""
+    body = await read_body(request, CountRequest)
+    conversation = Conversation(body, _store)
+    asked = counted(body, conversation.before, conversation.given)
+    tokens = await until_gone(request, _count(client, asked))
+    return _json(Count(object="response.input_tokens", input_tokens=tokens), asked.headers())
+
+
+async def _count(client: AsyncClient, asked: Ask) -> int:
+    """Return the tokens of a prompt; of a model that has no effort, without one, as an answer is made."""
+    try:
+        return await _tokens(client, asked)
+    except InvalidArgument as error:
+        if error.field not in EFFORT_FIELDS:
+            raise
+    return await _tokens(client, without_effort(asked))
+
+
+async def _tokens(client: AsyncClient, asked: Ask) -> int:
+    options = cast("TokenizeOptions", asked.options)
+    return (await client.tokenize(asked.model, asked.prompt, count_only=True, **options)).count
 
 
 async def retrieve(request: Request, client: AsyncClient) -> Response:
