@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from daemon.http.errors import invalid
-from daemon.http.generation import Ask
+from daemon.http.generation import Ask, tool_places
 from daemon.http.responses.item_types import Item
 from daemon.http.responses.request_types import (
     AnyTool,
@@ -67,10 +67,14 @@ def _asked(
         turns.add(item, f"input[{index}]")
     system = [Message("system", request.instructions)] if request.instructions else []
     prompt = [*system, *turns.finished()]
+    told = [index for index, tool in enumerate(request.tools or ()) if isinstance(tool, FunctionTool | CustomTool)]
+    places = tool_places(told) | turns.places(len(system))
+    if system:
+        places |= dict.fromkeys(("chat.messages[0]", "chat.messages[0].content"), "instructions")
     if not prompt:
         raise invalid("input", "is empty, and so is the conversation before it")
     notes = [*_left_out(request.tools or ()), *turns.notes]
-    return Ask(request.model, prompt, options, one_call=one_call, notes=notes)
+    return Ask(request.model, prompt, options, one_call=one_call, notes=notes, places=places)
 
 
 def _options(request: ResponseRequest) -> GenerateOptions:

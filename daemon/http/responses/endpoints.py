@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from typing import cast
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -12,7 +11,7 @@ from starlette.responses import Response
 
 from daemon.http.bodies import read_body
 from daemon.http.errors import Problem, invalid
-from daemon.http.generation import Ask, events
+from daemon.http.generation import Ask, count, events
 from daemon.http.responses.answer_types import Count, Event
 from daemon.http.responses.answering import Answer
 from daemon.http.responses.asking import EFFORT_FIELDS, ask, counted, without_effort
@@ -20,7 +19,7 @@ from daemon.http.responses.conversation import Conversation, deleted, found, pag
 from daemon.http.responses.request_types import CountRequest, ResponseRequest
 from daemon.http.responses.store import Store
 from daemon.http.streaming import Framing, begin, event, until_gone
-from mlx_sidecar import AsyncClient, GenerateEvent, InvalidArgument, Started, TokenizeOptions
+from mlx_sidecar import AsyncClient, GenerateEvent, InvalidArgument, Started
 
 MOST_ITEMS = 100
 """Most items of a page."""
@@ -30,6 +29,7 @@ NAMES = {
     "chat.messages": "input",
     "chat.tools": "tools",
     "chat.tools[].parameters_json": "tools[].parameters",
+    "input[].arguments_json": "input[].arguments",
     "chat.required_tool": "tool_choice.name",
     "chat.reasoning_effort": "reasoning.effort",
     "response_format.json_schema": "text.format.schema",
@@ -112,16 +112,11 @@ async def count_tokens(request: Request, client: AsyncClient) -> Response:
 async def _count(client: AsyncClient, asked: Ask) -> int:
     """Return the tokens of a prompt; of a model that has no effort, without one, as an answer is made."""
     try:
-        return await _tokens(client, asked)
+        return await count(client, asked)
     except InvalidArgument as error:
         if error.field not in EFFORT_FIELDS:
             raise
-    return await _tokens(client, without_effort(asked))
-
-
-async def _tokens(client: AsyncClient, asked: Ask) -> int:
-    options = cast("TokenizeOptions", asked.options)
-    return (await client.tokenize(asked.model, asked.prompt, count_only=True, **options)).count
+    return await count(client, without_effort(asked))
 
 
 async def retrieve(request: Request, client: AsyncClient) -> Response:
