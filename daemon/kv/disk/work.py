@@ -119,7 +119,7 @@ class DiskWork:
             _log(kind, _shown(error))
 
     def warn_if_small(self, wanted: int | None, most: int) -> None:
-        """Log that `auto` came to a budget that is too small to write anything; see `too_small`."""
+        """Log that the disk leaves a budget that is too small to write anything; see `too_small`."""
         if too_small(wanted, most):
             log.warning("kv_disk_too_small", budget_bytes=most)
 
