@@ -22,6 +22,9 @@ from typing import Any
 import mlx.core as mx
 
 from daemon.cache.mlx.mtp import MtpHead
+from daemon.kv.mlx.adapters import ADAPTERS
+from daemon.kv.mlx.adapters.cache_list import leaves
+from daemon.kv.mlx.ahead import Undo
 
 _MOST_UNREAD = 64
 """States that may wait until a guess needs them."""
@@ -93,16 +96,16 @@ class HeadKV:
             vocab: Ids that are tokens.
         """
         following = [*self._following(), pending][: self._waiting]
-        states = self.head(self._unread, mx.array([following]), self._cache)[:, -1:]
-        self._unread, guesses = None, []
+        states = self._pass(self._unread, following)[:, -1:]
+        self._unread, guesses = None, list[mx.array]()
+        undo = Undo(self._cache, whole=True)
         for index in range(count):
             token = mx.argmax(self.head.output(states)[:, -1, :vocab], axis=-1)
             guesses.append(token)
             if index + 1 < count:
                 states = self.head(states, token[None], self._cache)
         found: list[int] = mx.concatenate(guesses).tolist()  # type: ignore[assignment]
-        for cache in self._cache:
-            cache.trim(count - 1)
+        undo.keep(count - 1, 0)
         return found
 
     def ready(self, pending: int) -> bool:
@@ -137,6 +140,13 @@ class HeadKV:
         following = self._following()[: self._waiting - 1]
         if not following:
             return
-        self.head(self._unread[:, : len(following)], mx.array([following]), self._cache)
+        self._pass(self._unread[:, : len(following)], following)
         self._unread = mx.contiguous(self._unread[:, len(following) :])
-        mx.async_eval([self._unread, *(cache.state for cache in self._cache)])
+        mx.async_eval([self._unread, *(cache.state for cache in leaves(self._cache))])
+
+    def _pass(self, states: mx.array, following: list[int]) -> mx.array:
+        """Let the head read states for good, with the tokens after them; return its own."""
+        read = self.head(states, mx.array([following]), self._cache)
+        for cache in leaves(self._cache):
+            ADAPTERS[type(cache)].shrink(cache)
+        return read

@@ -32,7 +32,7 @@ SEEDED = pb.Sampling(temperature=1.0, seed=11)
 CLOSE = 1e-3
 """Passes of other widths have other last bits: of two guesses that are as likely, either may come."""
 PENALISED = pb.Sampling(temperature=1.0, seed=4, presence_penalty=0.1, repetition_penalty=1.1)
-LATENT = ("deepseek_v3", "glm4_moe_lite")
+LATENT = ("deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")
 """Latent attention over several tokens has other last bits than over one."""
 asked = partial(shared_guesses.asked, max_tokens=40)
 
@@ -222,7 +222,7 @@ def test_weights_and_kv_of_a_head_are_counted_and_freed(harness: Harness, tmp_pa
     assert gone() is None
 
 
-@pytest.mark.parametrize("family", ["mimo", "deepseek_v3", "qwen3_next"])
+@pytest.mark.parametrize("family", ["mimo", "deepseek_v3", "mimo_v2_flash", "nemotron_h", "qwen3_next"])
 def test_guesses_do_not_depend_on_what_was_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
