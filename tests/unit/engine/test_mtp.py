@@ -146,7 +146,7 @@ def test_calls_keep_to_their_grammar_when_a_head_guesses(harness: Harness, tmp_p
 
 @pytest.mark.parametrize("family", ["mimo", "qwen3_next"])
 def test_head_goes_on_after_neighbours_and_holds(harness: Harness, tmp_path: Path, family: str) -> None:
-    """Passes that it shares leave a gap, behind which the head begins anew."""
+    """It gets the states of the passes that it shares as well."""
     path = str(model_with_head(tmp_path, family, right=True))
     plain = harness.run(asked(path, OFF, sampling=SEEDED, max_tokens=90))
     fields: dict[str, Any] = {"sampling": SEEDED, "max_tokens": 9, "tokens": pb.TokenIds(ids=range(60, 75))}
@@ -161,6 +161,35 @@ def test_head_goes_on_after_neighbours_and_holds(harness: Harness, tmp_path: Pat
     answer = Answer(harness.finish(call))
     assert answer.content == plain.content
     assert guesses(answer)[1] > 10
+    harness.settle()
+
+
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("family", ["mimo", "mimo_v2_flash", "nemotron_h", "qwen3_next"])
+def test_heads_guess_for_rows_that_share_passes(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, right: bool
+) -> None:
+    """Each guesses what it guesses after a single pass over its row, and no answer is another one."""
+    path = str(model_with_head(tmp_path, family, right=right))
+    fields = [{"tokens": pb.TokenIds(ids=range(20 + 90 * row, 30 + 91 * row)), "seed": row} for row in range(3)]
+    requests = [{"tokens": one["tokens"], "sampling": pb.Sampling(temperature=1.0, seed=one["seed"])} for one in fields]
+    plain = [harness.run(asked(path, OFF, **one)) for one in requests]
+    model, guessing, shared = loaded(harness, path), HeadKV.guess, list[int]()
+
+    def checked(self: HeadKV, pending: int, count: int, vocab: int) -> list[int]:
+        known = [*self.prompt, *self.generated][: self.end]
+        found = guessing(self, pending, count, vocab)
+        shared.append(harness.engine._runner._active)
+        assert short_of_best(model, [], [*known, pending], found[0]) < CLOSE
+        return found
+
+    monkeypatch.setattr(HeadKV, "guess", checked)
+    calls = [harness.begin(asked(path, MTP, **one)) for one in requests]
+    answers = [Answer(harness.finish(call)) for call in calls]
+    assert [answer.ids for answer in answers] == [answer.ids for answer in plain]
+    assert shared.count(3) >= 10
+    if right:
+        assert all(guesses(answer)[1] > 10 for answer in answers)
     harness.settle()
 
 
