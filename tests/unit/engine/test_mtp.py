@@ -171,8 +171,13 @@ def test_heads_guess_for_rows_that_share_passes(
 ) -> None:
     """Each guesses what it guesses after a single pass over its row, and no answer is another one."""
     path = str(model_with_head(tmp_path, family, right=right))
-    fields = [{"tokens": pb.TokenIds(ids=range(20 + 90 * row, 30 + 91 * row)), "seed": row} for row in range(3)]
-    requests = [{"tokens": one["tokens"], "sampling": pb.Sampling(temperature=1.0, seed=one["seed"])} for one in fields]
+    requests: list[dict[str, Any]] = [
+        {
+            "tokens": pb.TokenIds(ids=range(20 + 90 * row, 30 + 91 * row)),
+            "sampling": pb.Sampling(temperature=1.0, seed=row),
+        }
+        for row in range(3)
+    ]
     plain = [harness.run(asked(path, OFF, **one)) for one in requests]
     model, guessing, shared = loaded(harness, path), HeadKV.guess, list[int]()
 
