@@ -60,7 +60,7 @@ class HeadKV:
     def __post_init__(self) -> None:
         self._cache = self.head.new_cache()
 
-    def compute(self, start: int, tokens: mx.array, cache: list[Any]) -> mx.array:
+    def compute(self, start: int, tokens: mx.array, cache: list[Any], *, last: bool = False) -> mx.array:
         """
         Run tokens of the sequence through the model, and note their states.
 
@@ -68,11 +68,12 @@ class HeadKV:
             start: Tokens of the sequence before them.
             tokens: The tokens, shape [1, tokens].
             cache: The model's caches.
+            last: Whether to return the logits after the last token alone.
 
         Returns:
             The model's logits, with the same bits as without a head.
         """
-        return compute(None, tokens, cache, [View(self, start)])
+        return compute(None, tokens, cache, [View(self, start)], last=last)
 
     def note(self, start: int, states: mx.array) -> None:
         """Note the states of tokens, [1, tokens, width], with `start` tokens of the sequence before them."""
@@ -178,7 +179,7 @@ class View(NamedTuple):
     part: slice = slice(None)
 
 
-def compute(model: Any, tokens: mx.array, caches: list[Any], views: Sequence[View]) -> mx.array:
+def compute(model: Any, tokens: mx.array, caches: list[Any], views: Sequence[View], *, last: bool = False) -> mx.array:
     """
     Run tokens of sequences through their model, and note the states of those with a head.
 
@@ -187,6 +188,7 @@ def compute(model: Any, tokens: mx.array, caches: list[Any], views: Sequence[Vie
         tokens: The tokens, shape [rows, tokens].
         caches: The model's caches.
         views: One of each row.
+        last: Whether to return the logits after the last token of each row alone, if one has a head.
 
     Returns:
         What the model returns, with the same bits; with a head, its logits.
@@ -198,4 +200,4 @@ def compute(model: Any, tokens: mx.array, caches: list[Any], views: Sequence[Vie
     for row, view in enumerate(views):
         if view.head is not None:
             view.head.note(view.start, states[row : row + 1, view.part])
-    return head.output(states)
+    return head.output(states[:, -1:] if last else states)
